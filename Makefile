@@ -1,0 +1,61 @@
+# Everything a contributor types. Each command first brings its environment up to date, which takes milliseconds when it already is.
+# tools/environment.py says how; `make PYTHON=/path/to/python3.12 test` picks another Python.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+# An interpreter for the set-up itself, looked for only when a recipe needs it. An environment that is there keeps its own, unless PYTHON is given.
+SETUP = python=$$(tools/find_python.sh $(PYTHON)) && "$$python" tools/environment.py $(if $(PYTHON),--python "$(PYTHON)")
+BIN := .venv/bin
+RANKS := .cache/tiktoken
+SERVERS := .cache/redis
+NEEDS_RANKS := TIKTOKEN_CACHE_DIR="$(CURDIR)/$(RANKS)"
+
+# The demo runs against the embedded simulator. Both limits bind: requests while the rows are short, tokens while they are long.
+DEMO_LIMITS := requests=840/min burst 40,tokens=330k/min burst 12k
+DEMO := demo-out/results.jsonl
+
+.PHONY: help demo test check bench docs pins clean environment
+
+help: ## what there is
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+
+demo: ## run a real file of requests at full quota against the embedded simulator, and check the results
+	@$(SETUP) .venv --requirements requirements/demo.txt --editable --ranks $(RANKS)
+	@rm -rf demo-out && mkdir demo-out
+	$(NEEDS_RANKS) $(BIN)/penstock run examples/requests.jsonl -o $(DEMO) --simulate --limits "$(DEMO_LIMITS)"
+	$(BIN)/python examples/check_results.py examples/requests.jsonl $(DEMO)
+
+test: environment ## the tests; TESTS="tests/test_x.py -k word" for some of them
+	@$(SETUP) .venv-openai2 --requirements requirements/openai2.txt --editable
+	$(NEEDS_RANKS) PENSTOCK_OPENAI2_PYTHON="$(CURDIR)/.venv-openai2/bin/python" PENSTOCK_TEST_SERVERS="$(CURDIR)/$(SERVERS)" \
+		$(BIN)/python -m pytest -q $(TESTS)
+
+check: environment ## ruff, mypy --strict, and the layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy src $(wildcard tests/typing)
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+bench: ## the benchmarks of benchmarks/, each beside what a user would write instead
+	@$(SETUP) .venv --requirements requirements/bench.txt --editable --ranks $(RANKS)
+	@set -e; for file in benchmarks/*.py; do case "$$file" in benchmarks/_*) ;; *) \
+		echo "== $$file"; $(NEEDS_RANKS) $(BIN)/python "$$file" ;; esac; done
+
+docs: environment ## run every example of the docs
+	$(NEEDS_RANKS) $(BIN)/python -m pytest -q tests/test_*docs*.py
+
+PIN = $(BIN)/uv pip compile --quiet --python $(BIN)/python --universal --python-version 3.11 --no-annotate --no-header $(UPGRADE) pyproject.toml
+
+pins: environment ## work the pins out anew from pyproject.toml and requirements/*.in; UPGRADE=--upgrade takes newer ones
+	$(PIN) --all-extras requirements/dev.in -o requirements/dev.txt
+	$(PIN) --extra openai requirements/openai2.in -o requirements/openai2.txt
+	$(PIN) --extra openai --extra cli --extra simulator -c requirements/dev.txt requirements/demo.in -o requirements/demo.txt
+	$(PIN) --all-extras -c requirements/dev.txt requirements/bench.in -o requirements/bench.txt
+
+clean: ## remove everything that these commands made
+	rm -rf .venv .venv-openai2 .cache demo-out dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests benchmarks examples tools -name __pycache__ -prune -exec rm -rf {} +
+
+environment:
+	@$(SETUP) .venv --requirements requirements/dev.txt --editable --ranks $(RANKS) --redis $(SERVERS)
