@@ -1,0 +1,155 @@
+"""How long to wait before the next attempt.
+
+Pure formulas: the random draw `u` (0 ≤ u < 1) is passed in, and so is the draw before, which decorrelated jitter builds on.
+Whether there is a next attempt at all is not decided here.
+
+With v = min(cap, first · factorⁿ), n = 0 before the first retry:
+
+    none          v
+    full          U(0, v)
+    equal         v/2 + U(0, v/2)
+    decorrelated  U(first, min(cap, 3 · previous))      previous = first before the first retry
+
+The cap always comes first and the draw after it. The other way round everybody who has reached the cap waits exactly the
+cap, and those whom an outage brought into step stay in step. Formulas: M. Brooker, "Exponential Backoff And Jitter"
+(AWS Architecture Blog, 2015), whose decorrelated variant draws first; the order is ours.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+__all__ = ["Backoff", "Constant", "Exponential", "Jitter", "constant", "exponential", "spread"]
+
+Jitter = Literal["full", "equal", "decorrelated", "none"]
+
+HINT_SPREAD = 0.1
+"""Those whom the server told the same moment arrive over this share of the wait after it."""
+
+
+class Backoff(Protocol):
+    """What `Retry(backoff=…)` takes: a value that says how long to wait."""
+
+    @property
+    def jitter(self) -> str:
+        """How waits are drawn. After "none" the wait for a server's hint is exact too; else it is spread above it."""
+        ...
+
+    def delay(self, retry: int, previous: float | None, u: float) -> float:
+        """Return the wait before a retry, in seconds.
+
+        Args:
+            retry: Which retry of this call it is, from 0.
+            previous: What this returned for the retry before; None before the first.
+            u: A random draw, 0 ≤ u < 1.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Exponential:
+    """Waits that grow by a factor, up to a cap. Made by `exponential`."""
+
+    first: float
+    cap: float
+    factor: float
+    jitter: Jitter
+
+    def __post_init__(self) -> None:
+        _check_seconds("first", self.first)
+        _check_seconds("cap", self.cap)
+        if not (1 <= self.factor < math.inf):
+            raise ValueError(f"exponential(factor={self.factor!r}): waits must not shrink; give a factor of 1 or more")
+        _check_jitter("exponential", self.jitter)
+
+    def delay(self, retry: int, previous: float | None, u: float) -> float:
+        if self.jitter == "decorrelated":
+            low = min(self.first, self.cap)
+            high = max(low, min(self.cap, 3 * (low if previous is None else previous)))
+            return low + u * (high - low)
+        try:
+            ceiling = min(self.cap, self.first * float(self.factor) ** retry)
+        except OverflowError:
+            ceiling = self.cap if self.first else 0.0
+        return _draw(ceiling, self.jitter, u)
+
+    def __repr__(self) -> str:
+        factor = "" if self.factor == 2 else f", factor={self.factor:g}"
+        return f"exponential(first={self.first:g}, cap={self.cap:g}{factor}, jitter={self.jitter!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """The same wait each time. Made by `constant`."""
+
+    seconds: float
+    jitter: Jitter
+
+    def __post_init__(self) -> None:
+        _check_seconds("seconds", self.seconds)
+        _check_jitter("constant", self.jitter)
+        if self.jitter == "decorrelated":
+            raise ValueError(
+                "constant(jitter='decorrelated'): decorrelated waits grow from one to the next; "
+                "use exponential(), or jitter='full' or 'equal'"
+            )
+
+    def delay(self, retry: int, previous: float | None, u: float) -> float:
+        return _draw(self.seconds, self.jitter, u)
+
+    def __repr__(self) -> str:
+        jitter = "" if self.jitter == "none" else f", jitter={self.jitter!r}"
+        return f"constant({self.seconds:g}{jitter})"
+
+
+def exponential(first: float = 1, cap: float = 60, factor: float = 2, jitter: Jitter = "full") -> Exponential:
+    """Waits that grow: `first`, `first` × `factor`, … up to `cap` seconds, each drawn as `jitter` says.
+
+    Args:
+        first: The wait before the first retry, before jitter; seconds.
+        cap: No wait is longer; seconds. It is applied before the draw, so that waits at the cap still spread.
+        factor: What each wait is multiplied by, 1 or more.
+        jitter: "full" draws from [0, v), "equal" from [v/2, v), "decorrelated" from [first, 3 × the wait before),
+            "none" takes v itself. "full" spreads load best; "equal" never retries at once.
+
+    Raises:
+        ValueError: A number is negative or not finite, or there is no such jitter.
+    """
+    return Exponential(first, cap, factor, jitter)
+
+
+def constant(seconds: float, jitter: Jitter = "none") -> Constant:
+    """The same wait each time, in seconds: exactly that, or drawn from [0, v) ("full") or [v/2, v) ("equal").
+
+    Raises:
+        ValueError: `seconds` is negative or not finite, or the jitter is unknown or "decorrelated".
+    """
+    return Constant(seconds, jitter)
+
+
+def spread(hint: float, left: float, u: float) -> float:
+    """Return a wait that is never shorter than the server's `hint`, at most a tenth longer, and below `left`; seconds.
+
+    Drawn from what fits rather than cut to it: those whose time runs out together must not arrive together.
+    """
+    return hint + u * min(HINT_SPREAD * hint, max(0.0, left - hint))
+
+
+def _draw(ceiling: float, jitter: Jitter, u: float) -> float:
+    if jitter == "full":
+        return u * ceiling
+    if jitter == "equal":
+        return (1 + u) * ceiling / 2
+    return ceiling
+
+
+def _check_seconds(name: str, seconds: float) -> None:
+    if not (0 <= seconds < math.inf):
+        raise ValueError(f"{name}={seconds!r}: a wait is a number of seconds, 0 or more and finite")
+
+
+def _check_jitter(where: str, jitter: object) -> None:
+    if jitter not in get_args(Jitter):
+        raise ValueError(f"{where}(jitter={jitter!r}): there are {', '.join(map(repr, get_args(Jitter)))}")

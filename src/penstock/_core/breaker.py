@@ -1,0 +1,132 @@
+"""When a circuit breaker lets calls through.
+
+    closed ──(failures ≥ n within the window, and ≥ ratio of the calls in it)──▶ open
+    open ──(open_for seconds)──▶ half-open: a few probes
+    half-open ──(all probes succeed)──▶ closed          half-open ──(one fails)──▶ open
+
+Pure arithmetic: time is passed in (seconds that never step back), and one thread at a time is in here. Who is admitted gets a
+ticket and reports with it how it went. A ticket of an earlier state is void: the failure of a call that began before the
+outage ended must not open what a probe has just closed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+__all__ = ["Breaker"]
+
+_SLOTS = 10  # outcomes leave the window in steps of a tenth of it
+
+
+class Breaker:
+    """The state of one circuit breaker; see the module's docstring."""
+
+    __slots__ = (
+        "_failures",
+        "_failures_seen",
+        "_open_for",
+        "_passed",
+        "_probes",
+        "_probing",
+        "_ratio",
+        "_since",
+        "_slots",
+        "_term",
+        "_until",
+        "_window",
+        "state",
+    )
+
+    def __init__(self, failures: int, ratio: float, window: float, open_for: float, probes: int) -> None:
+        if not failures >= 1:
+            raise ValueError(f"circuit_breaker(failures={failures!r}): how many failures open it, 1 or more")
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"circuit_breaker(ratio={ratio!r}): the share of calls that must have failed, from 0 to 1")
+        if not probes >= 1:
+            raise ValueError(f"circuit_breaker(probes={probes!r}): how many calls must succeed to close it, 1 or more")
+        for name, value in (("window", window), ("open_for", open_for)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"circuit_breaker({name}={value!r}): seconds, above 0 and finite")
+        self._failures = failures
+        self._ratio = ratio
+        self._window = window
+        self._open_for = open_for
+        self._probes = probes
+        self._slots: deque[list[float]] = deque()  # [when it began, calls, failures], oldest first
+        self._probing = 0  # probes under way
+        self._passed = 0  # probes that succeeded
+        self._term = 0  # counts the states there were; tickets carry it
+        self._since = self._until = -math.inf  # an open breaker is open from then, until then
+        self._failures_seen = (0, 0)  # failures and calls that opened it, for the message
+        self.state = "closed"
+
+    def admit(self, now: float) -> int | None:
+        """Let a call through and return its ticket; None if it may not go."""
+        if self.state == "open" and not self._since <= now < self._until:  # before: a test's clock began anew
+            self._enter("half-open")
+        if self.state == "open":
+            return None
+        if self.state == "half-open":
+            if self._probing + self._passed >= self._probes:
+                return None
+            self._probing += 1
+        return self._term
+
+    def retry_after(self, now: float) -> float:
+        """Return the seconds until a call may go; infinite while that depends on probes under way."""
+        return max(0.0, self._until - now) if self.state == "open" else math.inf
+
+    def succeeded(self, ticket: int, now: float) -> None:
+        """Hear that an admitted call succeeded."""
+        if ticket != self._term:
+            return
+        if self.state == "half-open":
+            self._probing -= 1
+            self._passed += 1
+            if self._passed >= self._probes:
+                self._enter("closed")
+        else:
+            self._count(now, failed=False)
+
+    def failed(self, ticket: int, now: float, hint: float = 0.0) -> None:
+        """Hear that an admitted call failed. `hint`: for how long, at least, the server does not want to be called."""
+        if ticket != self._term:
+            return
+        if self.state == "half-open":
+            self._open(now, hint)
+            return
+        calls, failures = self._count(now, failed=True)
+        if failures >= self._failures and failures >= self._ratio * calls:
+            self._failures_seen = (failures, calls)
+            self._open(now, hint)
+
+    def abandoned(self, ticket: int) -> None:
+        """Hear that an admitted call was cancelled: it says nothing, and leaves its place to another probe."""
+        if ticket == self._term and self.state == "half-open":
+            self._probing -= 1
+
+    @property
+    def opened_by(self) -> tuple[int, int]:
+        """Failures, and calls, in the window that opened it last."""
+        return self._failures_seen
+
+    def _open(self, now: float, hint: float) -> None:
+        self._enter("open")
+        self._since, self._until = now, now + max(self._open_for, hint)
+
+    def _enter(self, state: str) -> None:
+        self.state = state
+        self._term += 1
+        self._probing = self._passed = 0
+        self._slots.clear()
+
+    def _count(self, now: float, *, failed: bool) -> tuple[int, int]:
+        slots = self._slots
+        while slots and not now - self._window < slots[0][0] <= now:
+            slots.popleft()
+        if not slots or now >= slots[-1][0] + self._window / _SLOTS:
+            slots.append([now, 0, 0])
+        slots[-1][1] += 1
+        slots[-1][2] += failed
+        return int(sum(slot[1] for slot in slots)), int(sum(slot[2] for slot in slots))

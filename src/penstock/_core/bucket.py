@@ -1,0 +1,140 @@
+"""Token-bucket arithmetic.
+
+Nothing here waits, reads a clock or remembers more than it must. A bucket is one number, the moment at which it will next
+be full (GCRA's "theoretical arrival time"), kept in units rather than seconds: by `now`, `refill = now · rate` units have
+flowed since the clock began, so
+
+    tat' = max(tat, refill) + cost              grant iff  tat' − burst ≤ refill
+    level = burst − (tat − refill)              retry after  (tat' − burst − refill) / rate
+
+In this form whole costs add up without rounding, however many there are (below 2⁵³ units), and the only rounding left is
+that of one multiplication. Fractions of a unit are added with compensation (Kahan 1965), so that a thousand 0.001s are 1.
+What rounding is left is forgiven in the comparison and never in the state, so it cannot add up: 10 ns' worth of the rate and
+10⁻¹² of the burst, at most 0.5 µs' worth.
+
+What is given back is added to the refill (`offset`), as if the clock had run ahead: then `tat` is the sum of all charges, and
+what a charge left behind can be compared with what is there now, whatever was given back in between.
+
+An idle bucket equals a new one: whoever keeps many can forget it the moment it is full, with no loss of truth.
+"""
+
+from __future__ import annotations
+
+from penstock._core.meter import Meter
+from penstock.limits import Rate
+
+__all__ = ["Bucket", "Mark"]
+
+Mark = tuple[float, float]
+"""Of a charge: the bucket's `tat` right after it, and its moment."""
+
+_FULL_SINCE_EVER = -1e300
+
+
+class Bucket(Meter):
+    """The meter of a `Rate`: token bucket, and leaky bucket where the burst is 1."""
+
+    __slots__ = ("burst", "ceiling", "offset", "overdraft", "rate", "rounding", "tat")
+
+    def __init__(self, limit: Rate) -> None:
+        self._promise(limit)
+        self.tat = _FULL_SINCE_EVER  # in units; anything below the refill means full
+        self.offset = 0.0  # units given back, and what makes changes of the rate continuous
+        self.rounding = 0.0  # what the last additions of fractions rounded away
+
+    def _promise(self, limit: Rate) -> None:
+        self.rate = rate = limit.amount / limit.per
+        self.burst = burst = float(limit.burst)
+        self.ceiling = burst + min(0.5e-6 * rate, 1e-8 * rate + 1e-12 * burst)
+        self.overdraft = limit.overdraft
+
+    def change(self, limit: Rate, now: float) -> bool:
+        refill = now * self.rate + self.offset
+        self._promise(limit)
+        self.offset = refill - now * self.rate
+        return True
+
+    def ready_at(self, cost: float, now: float) -> float:
+        refill = now * self.rate + self.offset
+        need = min(cost, self.burst) if self.overdraft else cost
+        tat = self.tat
+        tat = (refill if tat < refill else tat) + need
+        if tat - self.ceiling <= refill:
+            return now
+        return now + (tat - self.burst - refill) / self.rate
+
+    def ready_after(self, other: float, cost: float, now: float) -> float:
+        tat = self.tat
+        self.tat = max(tat, now * self.rate + self.offset) + other
+        try:
+            return self.ready_at(cost, now)
+        finally:
+            self.tat = tat
+
+    def charge(self, cost: float, now: float) -> Mark:
+        tat, refill = self.tat, now * self.rate + self.offset
+        if tat <= refill:
+            tat, self.rounding = refill, 0.0
+        if cost % 1:
+            exact = cost - self.rounding
+            self.tat = tat + exact
+            self.rounding = (self.tat - tat) - exact
+        else:
+            self.tat = tat + cost
+        return self.tat, now
+
+    def charge_if_ready(self, cost: float, now: float) -> Mark | None:
+        refill = now * self.rate + self.offset
+        tat = self.tat
+        tat = (refill if tat < refill else tat) + cost
+        if cost % 1 or tat - self.ceiling > refill:
+            return self.charge(cost, now) if self.ready_at(cost, now) <= now else None
+        self.tat = tat
+        return tat, now
+
+    def give_back(self, amount: float, mark: Mark, now: float) -> None:
+        """Undo `amount` of a charge, but never more than the bucket would still miss if nobody had come since.
+
+        Giving back `amount` and clamping to the burst alone lets up to 3 × the burst through: units that would have
+        overflowed in the meantime are refilled twice. Without the call the bucket would be fuller by `amount` less what
+        would have overflowed since. It cannot have been fuller than full, so the debt that the charge left, less all that
+        was refilled since, is a bound that is always safe: `tat_after − refill`. It equals the rule `max(tat − back,
+        min(tat, now + charged since))` with a cumulative counter, and is exact when nobody came between.
+        """
+        self.offset += self._safe_back(amount, mark, now)
+
+    def _safe_back(self, amount: float, mark: Mark, now: float) -> float:
+        refill = now * self.rate + self.offset
+        return max(0.0, min(amount, mark[0] - refill, self.tat - refill))
+
+    def top_up(self, amount: float, more: float, mark: Mark, now: float) -> tuple[float, float, Mark]:
+        # As if what can still be given back were charged again now, with the rest: one mark then stands for both.
+        back = self._safe_back(amount, mark, now)
+        self.offset += back
+        return amount - back, back + more, self.charge(back + more, now)
+
+    def level(self, now: float) -> float:
+        return self.burst - self.used(now)
+
+    def used(self, now: float) -> float:
+        return max(0.0, self.tat - (now * self.rate + self.offset))
+
+    def idle(self, now: float) -> bool:
+        return self.tat <= now * self.rate + self.offset
+
+    def pack(self) -> float:
+        return self.tat - self.offset
+
+    def unpack(self, packed: float) -> None:
+        self.tat = packed
+        self.offset = self.rounding = 0.0
+
+    def level_after(self, remaining: float, mark: Mark, now: float) -> float:
+        """The level now, if `remaining` units were left right after the charge that returned `mark`.
+
+        What was charged since then is subtracted, what was refilled is added: a server's word is as old as the call
+        that it answers, and taking it for the present forgets everything sent since.
+        """
+        tat_after, then = mark
+        charged_since = max(0.0, self.tat - tat_after)
+        return min(self.burst, remaining + (now - then) * self.rate) - charged_since

@@ -1,0 +1,102 @@
+"""What counts the use of one limit: the protocol behind all kinds of limit.
+
+A limit (`penstock.limits`) says what was promised; its meter knows how much of it is used. A meter decides nothing by
+itself: a limiter asks all meters of a call when they would be ready, and charges all or none.
+
+Times are seconds as floats, passed in; amounts are units. A meter is not safe for threads by itself: its owner holds a
+lock.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+__all__ = ["Meter"]
+
+
+class Meter:
+    """Counts the use of one limit. Subclass it, with `limit.meter()` returning one, to add a kind of limit.
+
+    Three methods are needed: `ready_at`, `charge` and `level`. The others have defaults that are right, if not always
+    the fastest or the most generous.
+    """
+
+    __slots__ = ()
+
+    held: ClassVar[bool] = False
+    """Whether what was charged comes back when the permit ends (places), or is spent (rates)."""
+
+    calendar: ClassVar[bool] = False
+    """Whether `follow(offset)` must be called with the wall clock's offset before anything else."""
+
+    def ready_at(self, cost: float, now: float) -> float:
+        """The earliest moment, `now` or later, at which `cost` could be charged if nobody else came.
+
+        Never refuses for size: a cost above the capacity is the caller's to find. `inf`: only when somebody gives back.
+        """
+        raise NotImplementedError
+
+    def charge(self, cost: float, now: float) -> Any:
+        """Count `cost` as used from `now` on, whether or not it fits; return the mark that `give_back` needs."""
+        raise NotImplementedError
+
+    def charge_if_ready(self, cost: float, now: float) -> Any:
+        """`charge`, if `cost` is ready now; else None. A `charge` that needs no mark has `()` for one here."""
+        if self.ready_at(cost, now) > now:
+            return None
+        mark = self.charge(cost, now)
+        return () if mark is None else mark
+
+    def level(self, now: float) -> float:
+        """Units that could be charged now; below 0 while there is a debt."""
+        raise NotImplementedError
+
+    def give_back(self, amount: float, mark: Any, now: float) -> None:
+        """Undo `amount` of the charge that returned `mark`, as far as that cannot break the limit.
+
+        By default nothing comes back, which is always safe.
+        """
+
+    def top_up(self, amount: float, more: float, mark: Any, now: float) -> tuple[float, float, Any]:
+        """Charge `more` for a call that was charged `amount` with `mark` and cost more than was thought.
+
+        Returns:
+            How much of the call stays with `mark`, how much goes with the new mark, and the new mark.
+        """
+        return amount, more, self.charge(more, now)
+
+    def ready_after(self, other: float, cost: float, now: float) -> float:
+        """`ready_at(cost, now)` as it would be if `other` were charged first."""
+        twin = copy.deepcopy(self)
+        twin.charge(other, now)
+        return twin.ready_at(cost, now)
+
+    def idle(self, now: float) -> bool:
+        """Whether this meter could be replaced by a new one with no difference to anybody."""
+        return False
+
+    def used(self, now: float) -> float:
+        """Units in use now: what a new limit in this one's place would have to count as used."""
+        raise NotImplementedError
+
+    def change(self, limit: Any, now: float) -> bool:
+        """Count for another limit of the same kind from now on, with what is used; False if that cannot be done.
+
+        Then a new meter takes over, charged with `used(now)`, and what was charged before cannot be given back.
+        """
+        return False
+
+    def pack(self) -> Any:
+        """All that is to be kept of this meter while nobody uses it, as small as can be; None: the meter itself."""
+        return None
+
+    def unpack(self, packed: Any) -> None:
+        """Go on from what `pack` returned."""
+        raise NotImplementedError
+
+    def lower_to(self, level: float, now: float) -> None:
+        """Hear from the server that at most `level` units are left now. Only ever lowers the level."""
+        missing = self.level(now) - level
+        if missing > 0:
+            self.charge(missing, now)

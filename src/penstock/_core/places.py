@@ -1,0 +1,106 @@
+"""Places: so many at the same time, held by a permit until it ends."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+from penstock._core.meter import Meter
+from penstock.limits import InFlight
+
+__all__ = ["Hold", "Places"]
+
+
+class Hold:
+    """What one permit holds, and the moment from which it no longer counts (`inf` without a time to live)."""
+
+    __slots__ = ("amount", "until")
+
+    def __init__(self, amount: float, until: float) -> None:
+        self.amount = amount
+        self.until = until
+
+
+class Places(Meter):
+    """The meter of `in_flight(n)`."""
+
+    __slots__ = ("_holds", "amount", "taken", "ttl")
+
+    held = True
+
+    def __init__(self, limit: InFlight) -> None:
+        self.amount = limit.amount
+        self.ttl = limit.ttl
+        self.taken = 0.0
+        self._holds: deque[Hold] = deque()  # in order of `until`; only with a time to live
+
+    def change(self, limit: InFlight, now: float) -> bool:
+        self._expire(now)
+        self.amount = limit.amount
+        self.ttl = limit.ttl
+        return True
+
+    def _expire(self, now: float) -> None:
+        holds = self._holds
+        while holds and (holds[0].until <= now or not holds[0].amount):
+            hold = holds.popleft()
+            self.taken -= hold.amount
+            hold.amount = 0.0
+
+    def ready_at(self, cost: float, now: float) -> float:
+        self._expire(now)
+        over = self.taken + cost - self.amount
+        if over <= 0:
+            return now
+        for hold in self._holds:
+            over -= hold.amount
+            if over <= 0:
+                return hold.until
+        return math.inf
+
+    def ready_after(self, other: float, cost: float, now: float) -> float:
+        self.taken += other
+        try:
+            return self.ready_at(cost, now)
+        finally:
+            self.taken -= other
+
+    def charge(self, cost: float, now: float) -> Hold:
+        self._expire(now)
+        hold = Hold(cost, math.inf if self.ttl is None else now + self.ttl)
+        self.taken += cost
+        if self.ttl is not None:
+            holds = self._holds
+            holds.append(hold)
+            if len(holds) > 1 and hold.until < holds[-2].until:  # the time to live was shortened in the meantime
+                self._holds = deque(sorted(holds, key=lambda hold: hold.until))
+        return hold
+
+    def give_back(self, amount: float, mark: Hold, now: float) -> None:
+        """Free `amount` of what is held; nothing if its time to live has passed."""
+        self._expire(now)
+        back = min(amount, mark.amount)
+        mark.amount -= back
+        self.taken -= back
+
+    def level(self, now: float) -> float:
+        self._expire(now)
+        return self.amount - self.taken
+
+    def used(self, now: float) -> float:
+        self._expire(now)
+        return self.taken
+
+    def idle(self, now: float) -> bool:
+        self._expire(now)
+        return self.taken == 0
+
+    def pack(self) -> float:
+        return 0.0  # nobody has a permit any more, so nothing is held
+
+    def unpack(self, packed: float) -> None:
+        self.taken = packed
+        self._holds.clear()
+
+    def lower_to(self, level: float, now: float) -> None:
+        """What others hold is theirs to give back: places are not lowered by hearsay."""

@@ -1,0 +1,223 @@
+"""Whose turn it is: all or nothing over several limits, and who may pass whom.
+
+Nothing here waits or reads a clock. A call is charged on all its limits at one instant, or on none. The first in line goes
+as soon as it can; a later one may pass only where that cannot make an earlier one later (EASY backfill, Lifka 1995): after
+charging the later one, the earlier one would still be ready at the moment projected for it. So a large call is never
+starved by small ones, and a small one that does not need what the large one waits for does not queue behind it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
+from typing import Any
+
+from penstock._core.bucket import Bucket
+from penstock._core.line import Key, Line, Waiting
+from penstock._core.meter import Meter
+from penstock._core.places import Places
+from penstock._core.windows import CalendarWindow, SlidingWindow
+from penstock.limits import Calendar, InFlight, Rate, Sliding
+
+__all__ = [
+    "Charges",
+    "Marks",
+    "Slot",
+    "admit",
+    "charge",
+    "charge_if_ready",
+    "could_go",
+    "give_back",
+    "meter_for",
+    "ready_at",
+]
+
+_PROTECTED = 16
+"""How many of those who must wait are protected from being delayed; the order of the rest is theirs by turn."""
+
+_SAME_MOMENT = 1e-8
+"""Seconds within which two projections are the same moment."""
+
+_METERS: dict[type, Callable[[Any], Meter]] = {
+    Rate: Bucket,
+    Sliding: SlidingWindow,
+    Calendar: CalendarWindow,
+    InFlight: Places,
+}
+
+
+def meter_for(limit: Any) -> Meter:
+    """A new meter, with nothing used, for a limit of any kind."""
+    make = _METERS.get(type(limit))
+    return make(limit) if make is not None else limit.meter()
+
+
+class Slot:
+    """One limit of a limiter: whose unit it is, what was promised, and how much of it is used."""
+
+    __slots__ = ("label", "limit", "meter", "paused_until", "queued", "throughput", "unit")
+
+    def __init__(self, unit: str, limit: Any, label: str) -> None:
+        self.unit = unit
+        self.label = label
+        self.paused_until = -math.inf
+        self.queued = 0.0
+        self.limit = limit
+        self.meter = meter_for(limit)
+        self._weigh()
+
+    @classmethod
+    def like(cls, other: Slot) -> Slot:
+        """A slot for the same limit, with nothing used."""
+        slot = object.__new__(cls)
+        slot.unit = other.unit
+        slot.label = other.label
+        slot.limit = other.limit
+        slot.throughput = other.throughput
+        slot.paused_until = -math.inf
+        slot.queued = 0.0
+        slot.meter = meter_for(other.limit)
+        return slot
+
+    def promise(self, limit: Any, now: float) -> None:
+        """Count for `limit` from now on. What was used stays used."""
+        if type(limit) is not type(self.limit) or not self.meter.change(limit, now):
+            used = self.meter.used(now)
+            self.meter = meter_for(limit)
+            if used > 0:
+                self.meter.charge(used, now)
+        self.limit = limit
+        self._weigh()
+
+    def _weigh(self) -> None:
+        limit = self.limit
+        # Places have no throughput: a whole set of them counts as one second of it.
+        self.throughput: float = limit.amount / getattr(limit, "per", 1.0) if hasattr(limit, "amount") else 1.0
+
+    def ready_at(self, amount: float, now: float) -> float:
+        """When `amount` could be charged here: after any pause, and when the meter allows."""
+        ready = self.meter.ready_at(amount, now) if amount else now
+        return ready if ready > self.paused_until else self.paused_until
+
+
+Charges = Sequence[tuple[Slot, float]]
+Marks = list[tuple[Meter, Any]]
+"""What a charge left behind: the meter that was charged, and its mark."""
+
+
+def ready_at(charges: Charges, now: float) -> tuple[float, Slot | None]:
+    """The earliest moment at which all of `charges` could be made, and the slot that is ready last."""
+    latest, last = now, None
+    for slot, amount in charges:
+        ready = slot.meter.ready_at(amount, now)
+        if slot.paused_until > ready:
+            ready = slot.paused_until
+        if ready > latest:
+            latest, last = ready, slot
+    return latest, last
+
+
+def _ready_at(charges: Charges, now: float) -> float:
+    """`ready_at`, for those who need not know the slot."""
+    latest = now
+    for slot, amount in charges:
+        ready = slot.meter.ready_at(amount, now)
+        if ready > latest:
+            latest = ready
+        if slot.paused_until > latest:
+            latest = slot.paused_until
+    return latest
+
+
+def charge_if_ready(charges: Charges, now: float) -> Marks | None:
+    """`charge`, if all of it is ready now; else nothing is charged, and None."""
+    marks: Marks = []
+    for slot, amount in charges:
+        meter = slot.meter
+        mark = meter.charge_if_ready(amount, now) if slot.paused_until <= now else None
+        if mark is None:
+            give_back(charges[: len(marks)], marks, now)
+            return None
+        marks.append((meter, mark))
+    return marks
+
+
+def charge(charges: Charges, now: float) -> Marks:
+    """Charge all of it; return what giving back needs, in the same order."""
+    return [(slot.meter, slot.meter.charge(amount, now)) for slot, amount in charges]
+
+
+def give_back(charges: Charges, marks: Marks, now: float) -> None:
+    """Undo what `charge` did."""
+    for (slot, amount), (meter, mark) in zip(charges, marks, strict=True):
+        if slot.meter is meter:  # else another kind of limit has taken over, which cannot read this mark
+            meter.give_back(amount, mark, now)
+
+
+def _horizon(charges: Charges, now: float) -> float:
+    """When all of `charges` are ready at the latest, as far as that is known: places may be given back at any moment."""
+    return max((ready for slot, amount in charges if (ready := slot.ready_at(amount, now)) < math.inf), default=now)
+
+
+def _delays(charges: Charges, waiting: Waiting, horizon: float, now: float) -> bool:
+    """Whether charging `charges` now would make `waiting`, ready at `horizon`, ready later."""
+    mine = dict(charges)
+    for slot, amount in waiting.charges:
+        other = mine.get(slot)  # type: ignore[call-overload]
+        if not other:
+            continue
+        after = slot.meter.ready_after(other, amount, now)  # type: ignore[attr-defined]
+        if after > horizon + _SAME_MOMENT:
+            return True
+    return False
+
+
+def admit(line: Line, now: float, grant: Callable[[Waiting, Marks, float], None]) -> float:
+    """Give everybody their turn whose turn has come: charge them, take them out of the line, and call `grant`.
+
+    Returns:
+        The next moment at which somebody's turn may come if nothing else happens; `inf` if only a release helps.
+    """
+    heads: list[tuple[Key, Waiting]] = line.heads(now)  # in order, which a heap may be
+    next_turn = math.inf
+    blocked: list[tuple[Waiting, float]] = []
+    while heads:
+        _, waiting = heappop(heads)
+        while True:  # one after another of this shape, as long as nobody of another shape comes between
+            charges: Charges = waiting.charges  # type: ignore[assignment]
+            if (
+                blocked
+                and _ready_at(charges, now) <= now
+                and any(_delays(charges, earlier, at, now) for earlier, at in blocked)
+            ):
+                break  # it could go, but somebody before it would be later
+            marks = charge_if_ready(charges, now)
+            if marks is None:
+                next_turn = min(next_turn, _ready_at(charges, now))
+                break
+            behind = line.take(waiting)
+            grant(waiting, marks, now)
+            if behind is None:
+                break
+            if heads and behind[0] > heads[0][0]:
+                heappush(heads, behind)
+                break
+            waiting = behind[1]
+        if waiting.lane is not None and heads and len(blocked) < _PROTECTED:
+            blocked.append((waiting, _horizon(waiting.charges, now)))  # type: ignore[arg-type]
+    return next_turn
+
+
+def could_go(line: Line, waiting: Waiting, now: float) -> bool:
+    """Whether `waiting`, who is in `line`, would have a turn now, with nobody else going first."""
+    charges: Charges = waiting.charges  # type: ignore[assignment]
+    if ready_at(charges, now)[0] > now:
+        return False
+    for _, earlier in line.heads(now):
+        if earlier is waiting:
+            return True
+        others: Charges = earlier.charges  # type: ignore[assignment]
+        if _delays(charges, earlier, _horizon(others, now), now):
+            return False
+    return False

@@ -1,0 +1,251 @@
+"""Windows: so much in any span of a length, and so much per period of the calendar.
+
+Neither refills bit by bit as a bucket does. A sliding window is a log of what was charged when; a calendar window is one
+number and the moment at which it starts anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import TYPE_CHECKING
+
+from penstock._core.meter import Meter
+from penstock.limits import Calendar, Period, Sliding
+
+if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
+
+__all__ = ["CalendarWindow", "SlidingWindow", "period_around"]
+
+_CLOCK_GRAIN = 1e-8
+"""Seconds by which a window may end early, so that `now + (end − now)` never falls short of `end` by rounding."""
+
+
+class Entry:
+    """What was charged at one moment. `into` is where it went when the log was compressed."""
+
+    __slots__ = ("amount", "at", "into")
+
+    def __init__(self, at: float, amount: float) -> None:
+        self.at = at
+        self.amount = amount
+        self.into: Entry | None = None
+
+
+class SlidingWindow(Meter):
+    """The meter of `sliding(n, per)`: an exact log, one entry a moment.
+
+    The log is bounded: once it holds twice as many entries as there are units (at least 2,000), those of one slice of time, a
+    thousandth of the window or less, are merged into the latest of them. That keeps the limit, and frees what the earlier ones
+    took a slice later at most.
+    """
+
+    __slots__ = ("_slices", "_total", "amount", "log", "per")
+
+    def __init__(self, limit: Sliding) -> None:
+        self.log: deque[Entry] = deque()
+        self._total = 0.0
+        self.change(limit, 0.0)
+
+    def change(self, limit: Sliding, now: float) -> bool:
+        self.amount = limit.amount
+        self.per = limit.per
+        self._slices = max(1_000, math.ceil(limit.amount))
+        return True
+
+    def _expire(self, now: float) -> None:
+        log, horizon = self.log, now - self.per + _CLOCK_GRAIN
+        if log and log[0].at <= horizon:
+            while log and log[0].at <= horizon:
+                self._total -= log.popleft().amount
+            if len(log) < 64:  # cheap enough to leave no rounding behind
+                self._total = math.fsum(entry.amount for entry in log)
+
+    def ready_at(self, cost: float, now: float) -> float:
+        self._expire(now)
+        over = self._total + cost - self.amount * (1 + 1e-12)
+        if over <= 0:
+            return now
+        for entry in self.log:
+            over -= entry.amount
+            if over <= 0:
+                return entry.at + self.per
+        # More than fits at once (a whole line is asked for): one window's worth after another.
+        empty = self.log[-1].at + self.per if self.log else now
+        return empty + self.per * math.ceil(over / self.amount)
+
+    def ready_after(self, other: float, cost: float, now: float) -> float:
+        self.log.append(Entry(now, other))
+        self._total += other
+        try:
+            return self.ready_at(cost, now)
+        finally:
+            self.log.pop()
+            self._total -= other
+
+    def charge(self, cost: float, now: float) -> Entry:
+        self._expire(now)
+        log = self.log
+        entry = Entry(now, cost)
+        self._total += cost
+        log.append(entry)
+        if len(log) > 2 * self._slices:
+            self._compress()
+        return entry
+
+    def _compress(self) -> None:
+        """Merge what was charged within one slice.
+
+        Not simply neighbours: what is old would be merged again and again, and end up as one entry that never leaves.
+        """
+        merged: deque[Entry] = deque()
+        slice_of_last = None
+        for entry in self.log:
+            slice_of = entry.at // (self.per / self._slices)
+            if slice_of == slice_of_last:
+                earlier = merged.pop()
+                entry.amount += earlier.amount
+                earlier.into = entry
+            merged.append(entry)
+            slice_of_last = slice_of
+        self.log = merged
+
+    def give_back(self, amount: float, mark: Entry, now: float) -> None:
+        """Take `amount` out of the log, if it is still in it: exactly as if it had never been charged."""
+        self._expire(now)
+        while mark.into is not None:
+            mark = mark.into
+        if mark.at > now - self.per + _CLOCK_GRAIN:
+            back = min(amount, mark.amount)
+            mark.amount -= back
+            self._total -= back
+
+    def level(self, now: float) -> float:
+        self._expire(now)
+        return self.amount - self._total
+
+    def used(self, now: float) -> float:
+        self._expire(now)
+        return self._total
+
+    def idle(self, now: float) -> bool:
+        self._expire(now)
+        return not self.log
+
+
+class CalendarWindow(Meter):
+    """The meter of `calendar(n, period, tz)`: a number, and the end of the period it is for.
+
+    `follow(offset)` must be called with the wall clock's lead over the monotonic clock before the other methods. A wall
+    clock that steps back never reopens a period that has ended: the later one goes on until its own end.
+    """
+
+    __slots__ = ("__weakref__", "_end", "_spent", "amount", "offset", "period", "zone")
+
+    calendar = True
+
+    def __init__(self, limit: Calendar) -> None:
+        self.amount = limit.amount
+        self.period: Period = limit.period
+        self.zone = _zone(limit.tz)
+        self.offset = 0.0
+        self._end = -math.inf  # wall-clock seconds
+        self._spent = 0.0
+
+    def change(self, limit: Calendar, now: float) -> bool:
+        self._turn_page(now)
+        self.amount = limit.amount
+        self.period = limit.period
+        self.zone = _zone(limit.tz)
+        self._end = period_around(now + self.offset, self.period, self.zone)[1]
+        return True
+
+    def follow(self, offset: float) -> None:
+        """Take note that the wall clock shows `now + offset`."""
+        self.offset = offset
+
+    def _turn_page(self, now: float) -> None:
+        wall = now + self.offset
+        if wall + _CLOCK_GRAIN * 100 >= self._end:  # a float of seconds since 1970 is exact to 0.24 µs
+            self._end = period_around(max(wall, self._end), self.period, self.zone)[1]
+            self._spent = 0.0
+
+    def ready_at(self, cost: float, now: float) -> float:
+        self._turn_page(now)
+        over = self._spent + cost - self.amount * (1 + 1e-12)
+        if over <= 0:
+            return now
+        end = self._end
+        while over > self.amount:  # more than fits at once (a whole line is asked for)
+            end = period_around(end, self.period, self.zone)[1]
+            over -= self.amount
+        return end - self.offset
+
+    def ready_after(self, other: float, cost: float, now: float) -> float:
+        self._turn_page(now)
+        self._spent += other
+        try:
+            return self.ready_at(cost, now)
+        finally:
+            self._spent -= other
+
+    def charge(self, cost: float, now: float) -> float:
+        self._turn_page(now)
+        self._spent += cost
+        return self._end
+
+    def give_back(self, amount: float, mark: float, now: float) -> None:
+        """Take `amount` back, if the period in which it was charged has not ended."""
+        self._turn_page(now)
+        if mark == self._end:
+            self._spent = max(0.0, self._spent - amount)
+
+    def level(self, now: float) -> float:
+        self._turn_page(now)
+        return self.amount - self._spent
+
+    def used(self, now: float) -> float:
+        self._turn_page(now)
+        return self._spent
+
+    def idle(self, now: float) -> bool:
+        self._turn_page(now)
+        return self._spent == 0
+
+    def pack(self) -> tuple[float, float]:
+        return self._end, self._spent
+
+    def unpack(self, packed: tuple[float, float]) -> None:
+        self._end, self._spent = packed
+
+
+def _zone(name: str) -> ZoneInfo:
+    from zoneinfo import ZoneInfo  # 20 ms that only limits which follow the calendar need
+
+    return ZoneInfo(name)
+
+
+def period_around(wall: float, period: Period, zone: ZoneInfo) -> tuple[float, float]:
+    """Begin and end, in seconds since 1970, of the calendar period that holds the moment `wall`.
+
+    Minutes and hours are counted within the zone's present offset; days, weeks (from Monday) and months begin at local
+    midnight, so a day may have 23 or 25 hours.
+    """
+    from datetime import datetime, timedelta  # as in `_zone`
+
+    local = datetime.fromtimestamp(wall, zone)
+    if period in ("minute", "hour"):
+        length = 60.0 if period == "minute" else 3600.0
+        into = local.second + local.microsecond / 1e6 + (0 if period == "minute" else 60 * local.minute)
+        begin = round(wall - into)
+        return begin, begin + length
+    first = local.date()
+    if period == "week":
+        first -= timedelta(days=first.weekday())
+    elif period == "month":
+        first = first.replace(day=1)
+    after = first + timedelta(days={"day": 1, "week": 7, "month": 32}[period])
+    if period == "month":
+        after = after.replace(day=1)
+    return tuple(datetime(d.year, d.month, d.day, tzinfo=zone).timestamp() for d in (first, after))  # type: ignore[return-value]

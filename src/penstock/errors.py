@@ -1,0 +1,141 @@
+"""Everything penstock raises, as one tree.
+
+    PenstockError
+    ├── CostError (ValueError)             the call itself is wrong; no wait will mend it
+    │   ├── MissingUnit                    a unit that must be given was not
+    │   ├── UnknownUnit                    a unit that no limit counts
+    │   └── Unsatisfiable                  more than a limit can ever hold
+    ├── RateLimited                        not now; `retry_after` says when
+    │   └── QueueFull                      too many are waiting already
+    ├── WouldBlock (RuntimeError)          a thread's wait was asked for inside a running event loop
+    ├── ConfigurationConflict (ValueError) one name, two different sets of limits
+    ├── StoreError                         the shared store could not answer
+    ├── AttemptTimeout (TimeoutError)      an attempt, or a call, took longer than it may
+    └── CircuitOpen                        the circuit breaker lets nothing through; `retry_after` says until when
+
+A wrong rate, burst or period is a plain `ValueError`: it is found when the limit is written down, before there is a
+limiter. Errors of other libraries pass through unwrapped.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AttemptTimeout",
+    "CircuitOpen",
+    "ConfigurationConflict",
+    "CostError",
+    "MissingUnit",
+    "PenstockError",
+    "QueueFull",
+    "RateLimited",
+    "StoreError",
+    "UnknownUnit",
+    "Unsatisfiable",
+    "WouldBlock",
+]
+
+
+class PenstockError(Exception):
+    """The root of all errors that penstock raises."""
+
+
+class CostError(PenstockError, ValueError):
+    """The cost of a call is wrong in itself: waiting would not help."""
+
+
+class MissingUnit(CostError):  # noqa: N818 - the word of the public face
+    """A unit without a default was not given.
+
+    Attributes:
+        unit: The unit that is missing.
+    """
+
+    def __init__(self, message: str, *, unit: str) -> None:
+        super().__init__(message)
+        self.unit = unit
+
+
+class UnknownUnit(CostError):  # noqa: N818
+    """A cost names a unit that no limit counts.
+
+    Attributes:
+        unit: The unit that is not known.
+        known: The units there are.
+    """
+
+    def __init__(self, message: str, *, unit: str, known: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.unit = unit
+        self.known = known
+
+
+class Unsatisfiable(CostError):  # noqa: N818
+    """A cost is above what a limit can ever hold at once, so no wait would do.
+
+    Attributes:
+        unit: The unit whose limit is too small.
+        cost: What was asked for.
+        capacity: The most that the limit can hold at once.
+    """
+
+    def __init__(self, message: str, *, unit: str, cost: float, capacity: float) -> None:
+        super().__init__(message)
+        self.unit = unit
+        self.cost = cost
+        self.capacity = capacity
+
+
+class RateLimited(PenstockError):  # noqa: N818
+    """Not now: the turn would come too late.
+
+    Attributes:
+        retry_after: Seconds until the same call would be granted if nobody else came. `inf` if that depends on
+            when others give back what they hold.
+        blocked_by: The limit that has to be waited for longest, as it is shown in messages: `"tokens"`, or
+            `"tokens (2M/day)"` where several limits count the same unit; `"pause"` during a pause.
+    """
+
+    def __init__(self, message: str = "", *, retry_after: float, blocked_by: str) -> None:
+        super().__init__(message or f"wait {retry_after:.3g} s for {blocked_by}")
+        self.retry_after = retry_after
+        self.blocked_by = blocked_by
+
+
+class QueueFull(RateLimited):
+    """As many calls wait as `max_waiting` allows, so this one was not let into the line."""
+
+
+class WouldBlock(PenstockError, RuntimeError):  # noqa: N818
+    """A blocking wait was asked for in a thread that runs an event loop: it would stop the loop."""
+
+
+class ConfigurationConflict(PenstockError, ValueError):  # noqa: N818
+    """Two limiters of one name in one store have different limits."""
+
+
+class StoreError(PenstockError):
+    """A shared store could not answer, or refused to be used as it is."""
+
+
+class AttemptTimeout(PenstockError, TimeoutError):  # noqa: N818
+    """A call took longer than `timeout(...)` or `attempt_timeout=` allows.
+
+    Attributes:
+        seconds: The bound that was passed.
+    """
+
+    def __init__(self, message: str, *, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class CircuitOpen(PenstockError):  # noqa: N818
+    """The circuit breaker is open: the call was not made.
+
+    Attributes:
+        retry_after: Seconds until the breaker lets a probe through.
+    """
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after

@@ -1,0 +1,222 @@
+"""Records of what happened. Nothing in here acts on them.
+
+Each is a frozen value that is handed to the hook of whoever asked (`Limiter(on_event=…)`, `Retry(on_event=…)`) at the moment it happens. A hook
+runs in the task or thread that made the call and should be quick. What it raises is logged and goes no further: watching a
+call must not break it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+__all__ = [
+    "AttemptStarted",
+    "Cancelled",
+    "GaveUp",
+    "Granted",
+    "LimiterEvent",
+    "Observed",
+    "Paused",
+    "Reason",
+    "Reconfigured",
+    "Refused",
+    "RetryEvent",
+    "RetryScheduled",
+    "Settled",
+    "StoreFound",
+    "StoreLost",
+    "Succeeded",
+    "Waited",
+    "tell",
+]
+
+Reason = Literal["attempts", "within", "deadline", "hint", "budget", "unretryable", "nested", "stream"]
+"""Why there is no further attempt.
+
+`attempts`, `within`: that bound of the policy. `deadline`: the wait would pass the deadline of an enclosing cancel scope.
+`hint`: the server asked for a longer wait than `max_hint` or the time left. `budget`: it has no retry left. `unretryable`:
+`on` said no. `nested`: an outer policy is in charge. `stream`: an item was handed out already, and there is no `resume`.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptStarted:
+    """An attempt begins.
+
+    Attributes:
+        name: The function called, or "block" in the loop form.
+        idempotency_key: Of the call: the same in all events of one call, and nowhere else.
+        number: Which attempt it is, from 1.
+    """
+
+    name: str
+    idempotency_key: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class RetryScheduled:
+    """An attempt failed, and there will be another.
+
+    Attributes:
+        name, idempotency_key: As in `AttemptStarted`.
+        number: The attempt that failed, from 1.
+        error: What it raised; None if `on_result` refused its result.
+        delay: Seconds until the next attempt.
+        hint: Seconds the server asked for, if it did. `delay` is never shorter.
+    """
+
+    name: str
+    idempotency_key: str
+    number: int
+    error: Exception | None
+    delay: float
+    hint: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """An attempt failed, and there will be no other: the error, or the refused result, goes to the caller.
+
+    Attributes:
+        name, idempotency_key: As in `AttemptStarted`.
+        attempts: How many there were.
+        error: What the last one raised; None if `on_result` refused its result.
+        reason: Which bound ended it.
+        elapsed: Seconds since the first attempt began.
+        hint: Seconds the server asked for, if it did.
+    """
+
+    name: str
+    idempotency_key: str
+    attempts: int
+    error: Exception | None
+    reason: Reason
+    elapsed: float
+    hint: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The call succeeded.
+
+    Attributes:
+        name, idempotency_key: As in `AttemptStarted`.
+        attempts: How many it took.
+        elapsed: Seconds since the first attempt began.
+    """
+
+    name: str
+    idempotency_key: str
+    attempts: int
+    elapsed: float
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A call was charged. `limiter` is the limiter's name here and below; `waited` is in seconds."""
+
+    limiter: str | None
+    cost: Mapping[str, float]
+    waited: float
+
+
+@dataclass(frozen=True, slots=True)
+class Waited:
+    """A call that stood in line has its turn, after so many seconds. `Granted` follows."""
+
+    limiter: str | None
+    cost: Mapping[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A call was told "not now"."""
+
+    limiter: str | None
+    cost: Mapping[str, float]
+    retry_after: float
+    blocked_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """A permit was cancelled, or a waiter left the line: everything is given back."""
+
+    limiter: str | None
+    cost: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The true cost of a call is known."""
+
+    limiter: str | None
+    cost: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """Nobody gets through for so many seconds; only calls that cost one of `units`, if any are named."""
+
+    limiter: str | None
+    seconds: float
+    units: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What the server said: units left, and seconds until the limit is whole again."""
+
+    limiter: str | None
+    remaining: Mapping[str, float]
+    reset: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Reconfigured:
+    """These units have other limits now."""
+
+    limiter: str | None
+    limits: Mapping[str, tuple[object, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLost:
+    """A shared store has not answered for as long as its `patience`.
+
+    Attributes:
+        store: Which, as it shows itself.
+        reason: What happened instead of an answer.
+        on_outage: What happens until it answers: "raise", "share" or "open".
+    """
+
+    store: str
+    reason: str
+    on_outage: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFound:
+    """A shared store that did not answer answers again."""
+
+    store: str
+
+
+LimiterEvent = Granted | Waited | Refused | Cancelled | Settled | Paused | Observed | Reconfigured
+RetryEvent = AttemptStarted | RetryScheduled | GaveUp | Succeeded
+
+_Event = TypeVar("_Event")
+
+
+def tell(hook: Callable[[_Event], object], event: _Event) -> None:
+    """Hand `event` to `hook`; log what the hook raises, under the name "penstock", and go on."""
+    try:
+        hook(event)
+    except Exception:
+        import logging  # 5 ms that only a failing hook needs
+
+        logging.getLogger("penstock").exception("the event hook %r failed on %r", hook, event)

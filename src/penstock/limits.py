@@ -1,0 +1,329 @@
+"""What was promised: frozen descriptions of limits, and how to write them.
+
+    Rate        so much per period, up to `burst` at once: token bucket; `burst=1` is the leaky bucket
+    Sliding     never more than so much in any window of a length
+    Calendar    so much per day, week, month… of some time zone
+    InFlight    so many at the same time: held, not spent
+
+A limit here knows its numbers and nothing else: it does not count, wait, or know which unit it is for. The arithmetic is
+in `_core`; to add a kind of your own, see `Limit`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+__all__ = [
+    "Calendar",
+    "InFlight",
+    "Limit",
+    "Period",
+    "Rate",
+    "Sliding",
+    "calendar",
+    "in_flight",
+    "parse",
+    "per_day",
+    "per_hour",
+    "per_minute",
+    "per_second",
+    "sliding",
+]
+
+Period = Literal["minute", "hour", "day", "week", "month"]
+PERIODS: tuple[Period, ...] = ("minute", "hour", "day", "week", "month")
+
+
+@runtime_checkable
+class Limit(Protocol):
+    """What a limiter needs of a limit.
+
+    The kinds of this module are built in. A kind of your own is any frozen value with these two attributes and a
+    `meter()` that makes a `penstock.Meter`: the same pair as here and in `_core`.
+    """
+
+    @property
+    def capacity(self) -> float:
+        """The most that one call can take, in units."""
+        ...
+
+    @property
+    def default(self) -> float | None:
+        """What a call costs unless given; None: it must be given."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """So much per period, continuously refilled: a token bucket.
+
+    Args:
+        amount: Units per period; above 0.
+        per: Length of the period in seconds, or a `timedelta`; above 0.
+        burst: Units that may be spent at once; at least 1. Default: the whole `amount`, as servers do.
+            1 makes it a leaky bucket: evenly spaced, one every `per / amount` seconds.
+        overdraft: Let a call larger than the burst go when the bucket is full, and pay afterwards.
+        default: What a call costs in this unit unless it says so.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    amount: float
+    per: float
+    burst: float = math.nan  # always a number after __post_init__; nan stands for "the whole amount"
+    overdraft: bool = False
+    default: float | None = None
+
+    def __init__(
+        self,
+        amount: float,
+        per: float | timedelta,
+        burst: float | None = None,
+        *,
+        overdraft: bool = False,
+        default: float | None = None,
+    ) -> None:
+        seconds = _seconds(per)
+        _positive("rate", amount, "units per period")
+        _positive("period", seconds, "seconds")
+        if burst is None:
+            burst = amount
+            if burst < 1:
+                raise ValueError(
+                    f"a rate of {_n(amount)} per {_n(seconds)} s would hold less than one unit at once: "
+                    f"write Rate(1, per={_n(seconds / amount)}), or count in smaller units"
+                )
+        _positive("burst", burst, "units")
+        if burst < 1:
+            raise ValueError(f"a burst of {_n(burst)} is below one unit: use 1 for evenly spaced calls, or more")
+        _default(default)
+        for name, value in (
+            ("amount", amount),
+            ("per", seconds),
+            ("burst", burst),
+            ("overdraft", bool(overdraft)),
+            ("default", default),
+        ):
+            object.__setattr__(self, name, value)
+
+    @property
+    def rate(self) -> float:
+        """Units per second."""
+        return self.amount / self.per
+
+    @property
+    def capacity(self) -> float:
+        """The most that one call can take: the burst, or anything where overdraft is allowed."""
+        return math.inf if self.overdraft else self.burst
+
+    def __str__(self) -> str:
+        text = f"{_n(self.amount)}/{_span(self.per)}"
+        if self.burst != self.amount:
+            text += f" burst {_n(self.burst)}"
+        return text + (" overdraft" if self.overdraft else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Sliding:
+    """Never more than `amount` in any window of `per` seconds, wherever it begins. Made by `sliding()`."""
+
+    amount: float
+    per: float
+    default: float | None = None
+
+    def __post_init__(self) -> None:
+        _positive("sliding limit", self.amount, "units per window")
+        _positive("window", self.per, "seconds")
+        _default(self.default)
+
+    @property
+    def capacity(self) -> float:
+        """The most that one call can take: the whole amount."""
+        return self.amount
+
+    def __str__(self) -> str:
+        return f"{_n(self.amount)} in any {_span(self.per, one='1 ')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Calendar:
+    """So much per period of the calendar in a time zone. Made by `calendar()`."""
+
+    amount: float
+    period: Period
+    tz: str = "UTC"
+    default: float | None = None
+
+    def __post_init__(self) -> None:
+        _positive("calendar limit", self.amount, "units per period")
+        if self.period not in PERIODS:
+            raise ValueError(f"unknown calendar period {self.period!r}: use one of {', '.join(map(repr, PERIODS))}")
+        import zoneinfo  # 20 ms that only limits which follow the calendar need
+
+        try:
+            zoneinfo.ZoneInfo(self.tz)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError, TypeError):
+            raise ValueError(
+                f"unknown time zone {self.tz!r}: use an IANA name such as 'UTC' or 'Europe/Berlin' "
+                "(where the system has no time zone data, install the package tzdata)"
+            ) from None
+        _default(self.default)
+
+    @property
+    def capacity(self) -> float:
+        """The most that one call can take: the whole amount."""
+        return self.amount
+
+    def __str__(self) -> str:
+        return f"{_n(self.amount)} per calendar {self.period}" + ("" if self.tz == "UTC" else f" ({self.tz})")
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """So many at the same time. Made by `in_flight()`."""
+
+    amount: float
+    ttl: float | None = None
+    default: float | None = 1
+
+    def __post_init__(self) -> None:
+        _positive("in-flight limit", self.amount, "places")
+        if self.amount < 1:
+            raise ValueError(f"an in-flight limit of {_n(self.amount)} has no whole place: use 1 or more")
+        if self.ttl is not None:
+            _positive("time to live", self.ttl, "seconds")
+        _default(self.default)
+
+    @property
+    def capacity(self) -> float:
+        """The most that one call can hold: all places."""
+        return self.amount
+
+    def __str__(self) -> str:
+        return f"{_n(self.amount)} in flight"
+
+
+def per_second(
+    amount: float, burst: float | None = None, *, overdraft: bool = False, default: float | None = None
+) -> Rate:
+    """`amount` units a second: see `Rate`."""
+    return Rate(amount, 1.0, burst, overdraft=overdraft, default=default)
+
+
+def per_minute(
+    amount: float, burst: float | None = None, *, overdraft: bool = False, default: float | None = None
+) -> Rate:
+    """`amount` units a minute: see `Rate`."""
+    return Rate(amount, 60.0, burst, overdraft=overdraft, default=default)
+
+
+def per_hour(
+    amount: float, burst: float | None = None, *, overdraft: bool = False, default: float | None = None
+) -> Rate:
+    """`amount` units an hour: see `Rate`."""
+    return Rate(amount, 3600.0, burst, overdraft=overdraft, default=default)
+
+
+def per_day(
+    amount: float, burst: float | None = None, *, overdraft: bool = False, default: float | None = None
+) -> Rate:
+    """`amount` units every 24 hours, continuously refilled: see `Rate`. For days that begin at midnight: `calendar`."""
+    return Rate(amount, 86_400.0, burst, overdraft=overdraft, default=default)
+
+
+def sliding(amount: float, per: float | timedelta, *, default: float | None = None) -> Sliding:
+    """Never more than `amount` units in any window of `per` seconds."""
+    return Sliding(amount, _seconds(per), default)
+
+
+def calendar(amount: float, period: Period, tz: str = "UTC", *, default: float | None = None) -> Calendar:
+    """`amount` units in each minute, hour, day, week (from Monday) or month of the time zone `tz`.
+
+    A day has 23 or 25 hours when the clocks change. Like every fixed window it lets twice the amount pass around the
+    moment when one period ends and the next begins.
+    """
+    return Calendar(amount, period, tz, default)
+
+
+def in_flight(amount: float, *, ttl: float | None = None, default: float | None = 1) -> InFlight:
+    """At most `amount` places held at the same time; a call holds 1 unless it says so, until its permit ends.
+
+    Args:
+        amount: Number of places, at least 1.
+        ttl: Seconds after which the place of a permit that was never ended comes back, with a warning.
+        default: Places that a call holds unless given.
+    """
+    return InFlight(amount, ttl, default)
+
+
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+_NAMES = {1.0: "s", 60.0: "min", 3600.0: "hour", 86_400.0: "day", 604_800.0: "week"}
+_SCALES = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000, "B": 1_000_000_000}
+_NUMBER = r"(\d+(?:_\d+)*(?:\.\d+)?)\s*([kMGB]?)"
+_PERIOD = r"(\d+(?:\.\d+)?)?\s*(ms|s|secs?|seconds?|m|mins?|minutes?|h|hours?|d|days?|w|weeks?)"
+_RATE = re.compile(rf"\s*{_NUMBER}\s*(?:/|\bper\b)\s*{_PERIOD}\s*(?:,?\s*burst\s*=?\s*{_NUMBER})?\s*")
+
+
+def parse(text: str) -> Rate:
+    """Read a rate such as `"3500/min"`, `"90k/min"`, `"10/s burst 1"`, `"100/5s"` or `"2M/day"`.
+
+    Amounts may end in k (thousand), M (million), G or B (10⁹). Periods: ms, s, min, h, day, week, with a number before
+    them or not.
+
+    Raises:
+        ValueError: It is none of these, or a number is out of its range.
+    """
+    match = _RATE.fullmatch(text)
+    if match is None:
+        raise ValueError(
+            f'cannot read {text!r} as a limit: write it like "3500/min", "90k/min", "10/s burst 1" or "100/5s"'
+        )
+    amount, scale, count, period, burst, burst_scale = match.groups()
+    return Rate(
+        _amount(amount, scale),
+        float(count or 1) * (_SECONDS.get(period) or _SECONDS[period[0]]),
+        _amount(burst, burst_scale) if burst else None,
+    )
+
+
+def with_default(limit: Any, default: float) -> Any:
+    """The same limit, with a default cost."""
+    return limit if limit.default is not None else replace(limit, default=default)
+
+
+def _amount(digits: str, scale: str) -> float:
+    value = float(digits.replace("_", "")) * _SCALES[scale]
+    return int(value) if value.is_integer() else value
+
+
+def _seconds(span: float | timedelta) -> float:
+    total = getattr(span, "total_seconds", None)
+    return total() if total is not None else span  # type: ignore[return-value]
+
+
+def _positive(what: str, value: Any, of: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{what} must be a number of {of}, not {value!r}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{what} must be a finite number of {of} above 0, not {value!r}")
+
+
+def _default(value: Any) -> None:
+    if value is not None and not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+        raise ValueError(f"a default cost must be a finite number, 0 or more, not {value!r}")
+
+
+def _n(value: float) -> str:
+    """A number as people write it: 90000, 0.5, 1.5e+12."""
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else f"{value:g}"
+
+
+def _span(seconds: float, one: str = "") -> str:
+    return one + _NAMES[seconds] if seconds in _NAMES else f"{_n(seconds)}s"

@@ -1,0 +1,364 @@
+"""The order of those who wait, against a model that sorts everybody anew at every look."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock._core.line import Line, Waiting
+
+
+class Counted:
+    """One limit, as far as a line knows it."""
+
+    def __init__(self, throughput: float = 1.0) -> None:
+        self.throughput = throughput
+        self.queued = 0.0
+
+
+class Naive:
+    """Everybody in one list; flows as the docstring of `line.py` says, with nothing remembered but their usage."""
+
+    def __init__(self, ageing: float, weights: dict) -> None:
+        self.ageing, self.weights = ageing, weights
+        self.waiting: list[Waiting] = []
+        self.arrived: dict[Waiting, tuple[int, float]] = {}
+        self.usage: dict = {}
+        self.start: dict = {}
+        self.turn = 0.0
+
+    def tag(self, flow) -> float:
+        return max([self.start[flow], *self.usage[flow].values()])
+
+    def join(self, waiting: Waiting, now: float) -> None:
+        flow = waiting.flow
+        if flow not in self.start:
+            self.start[flow], self.usage[flow] = self.turn, {}
+        elif not any(other.flow == flow for other in self.waiting):
+            self.start[flow] = start = max(self.start[flow], self.turn)
+            self.usage[flow] = {limit: used for limit, used in self.usage[flow].items() if used > start}
+        self.waiting.append(waiting)
+        self.arrived[waiting] = (len(self.arrived), now)
+
+    def take(self, waiting: Waiting) -> None:
+        if len(self.start) > 1:
+            self.turn = max(self.turn, self.tag(waiting.flow))
+            usage = self.usage[waiting.flow]
+            for limit, amount in waiting.charges:
+                used = usage.get(limit, self.start[waiting.flow])
+                usage[limit] = used + amount / limit.throughput / self.weights.get(waiting.flow, 1.0)
+        self.waiting.remove(waiting)
+
+    def level(self, waiting: Waiting, now: float) -> int:
+        arrived = self.arrived[waiting][1]
+        return waiting.priority + (int((now - arrived) // self.ageing) if self.ageing < math.inf else 0)
+
+    def heads(self, now: float) -> list[Waiting]:
+        key = lambda w: (-self.level(w, now), self.tag(w.flow), self.arrived[w][0])  # noqa: E731
+        shapes: dict = {}
+        for waiting in self.waiting:
+            shapes.setdefault(tuple(limit for limit, _ in waiting.charges), []).append(waiting)
+        return sorted((min(shape, key=key) for shape in shapes.values()), key=key)
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("join"), st.integers(-1, 2), st.sampled_from(["a", "b", "c", None]), st.integers(0, 2)),
+        st.tuples(st.just("join"), st.just(0), st.just(None), st.just(0)),
+        st.tuples(st.just("take"), st.integers(0, 5), st.none(), st.none()),
+        st.tuples(st.just("leave"), st.integers(0, 100), st.none(), st.none()),
+        st.tuples(st.just("sleep"), st.sampled_from([1, 5, 10, 25]), st.none(), st.none()),
+    ),
+    max_size=80,
+)
+
+
+@given(steps=STEPS, ageing=st.sampled_from([10.0, math.inf]), weights=st.sampled_from([{}, {"a": 2.0, None: 0.5}]))
+def test_the_order_is_level_then_flow_then_arrival_whoever_leaves_wherever(steps, ageing, weights):
+    """Joining at any priority, leaving anywhere, turns and ageing: the heads are those of the naive model at every step."""
+    limits = [Counted(1.0), Counted(4.0)]
+    shapes = [((limits[0], 2.0),), ((limits[0], 1.0), (limits[1], 8.0)), ((limits[1], 4.0),)]
+    line, naive, now = Line(ageing, weights), Naive(ageing, weights), 0.0
+    for kind, number, flow, shape in steps:
+        if kind == "join":
+            waiting = Waiting(shapes[shape], number, flow)
+            naive.join(waiting, now)
+            first = line.join(waiting, now)
+            if ageing == math.inf:  # else who joins does not look at who has risen
+                assert first == (waiting in naive.heads(now))
+        elif kind == "sleep":
+            now += number
+        elif kind == "leave" and naive.waiting:
+            waiting = naive.waiting.pop(number % len(naive.waiting))
+            line.leave(waiting)
+            line.leave(waiting)  # again: nothing
+        elif kind == "take" and naive.waiting:
+            heads = line.heads(now)
+            _, waiting = heads[number % len(heads)]
+            behind = line.take(waiting)
+            naive.take(waiting)
+            of_shape = [w for w in naive.heads(now) if [c for c, _ in w.charges] == [c for c, _ in waiting.charges]]
+            assert ([behind[1]] if behind else []) == of_shape[:1]
+        heads = line.heads(now)
+        assert [waiting for _, waiting in heads] == naive.heads(now)
+        for key, waiting in heads:
+            assert key == (-waiting.level, pytest.approx(naive.tag(waiting.flow)), waiting.number)
+        assert len(line) == len(naive.waiting)
+        assert set(line) == set(naive.waiting)
+        assert len(list(line)) == len(naive.waiting)
+        for limit in limits:
+            asked = [amount for w in naive.waiting for charged, amount in w.charges if charged is limit]
+            assert limit.queued == sum(asked)
+
+
+@given(steps=STEPS, again=st.integers(0, 5))
+def test_who_was_taken_without_a_turn_goes_back_to_where_it_stood(steps, again):
+    """As if nothing had happened, to those who wait and to the flows' shares."""
+    limit = Counted(2.0)
+    line, now = Line(10.0, {"a": 2.0}), 0.0
+    for kind, number, flow, _ in steps:
+        if kind == "join":
+            line.join(Waiting(((limit, 2.0),), number, flow), now)
+        elif kind == "sleep":
+            now += number
+        elif kind == "leave" and len(line):
+            line.leave(sorted(line, key=lambda w: w.number)[number % len(line)])
+        elif kind == "take" and len(line):
+            line.take(line.heads(now)[0][1])
+    for _ in range(again):
+        if len(line):
+            before = line.heads(now)[0]
+            queued, count, everybody = limit.queued, len(line), set(line)
+            line.take(before[1])
+            line.restore(before[1])
+            assert line.heads(now)[0][1] is before[1]
+            assert (limit.queued, len(line), set(line)) == (queued, count, everybody)
+            now += 7
+    order = []
+    while len(line):
+        order.append(line.heads(now)[0][1])
+        line.take(order[-1])
+    for flow in ("a", "b", "c", None):
+        mine = [(-w.level, w.number) for w in order if w.flow == flow]
+        assert mine == sorted(mine)
+
+
+def test_several_taken_and_restored_in_any_order_stand_as_before():
+    limit = Counted()
+    line = Line(math.inf)
+    waiting = [Waiting(((limit, 1.0),)) for _ in range(6)]
+    for one in waiting:
+        line.join(one, 0.0)
+    for one in waiting[:4]:
+        line.take(one)
+    for index in (2, 0, 3, 1):
+        line.restore(waiting[index])
+    for one in waiting:
+        assert line.heads(0.0)[0][1] is one
+        line.take(one)
+    line.restore(waiting[3])
+    line.restore(waiting[5])
+    line.restore(waiting[4])
+    assert [line.heads(0.0)[0][1], line.take(waiting[3])[1]] == [waiting[3], waiting[4]]
+    assert limit.queued == 2.0
+
+
+def test_restored_waiters_age_as_if_they_had_never_left():
+    limit = Counted()
+    line = Line(10.0)
+    low, high = Waiting(((limit, 1.0),), 0), Waiting(((limit, 1.0),), 1)
+    line.join(low, 0.0)
+    line.take(low)
+    line.restore(low)
+    line.join(high, 9.0)
+    assert line.heads(9.5)[0][1] is high
+    assert line.heads(10.0)[0][1] is low
+    assert line.heads(18.9)[0][1] is low
+    assert line.heads(19.0)[0][1] is high
+    assert (low.level, high.level) == (1, 2)
+
+
+def test_ageing_raises_one_level_for_every_span_and_then_arrival_decides():
+    limit = Counted()
+    line = Line(10.0)
+    low = Waiting(((limit, 1.0),), 0)
+    line.join(low, 0.0)
+    for second in range(1, 30):
+        line.join(Waiting(((limit, 1.0),), 2), float(second))
+    assert line.heads(19.999)[0][1].number == 2
+    assert line.heads(20.0)[0][1].number == 2, "it is on level 2 now, and number 2, of second 1, on level 3"
+    assert low.level == 2
+    assert line.heads(1_000.0)[0][1] is not low
+    assert low.level == 100
+    same = Line(10.0)
+    low, high = Waiting(((limit, 1.0),), 0), Waiting(((limit, 1.0),), 1)
+    same.join(low, 0.0)
+    same.join(high, 5.0)
+    assert [same.heads(at)[0][1] for at in (5.0, 9.9, 10.0, 14.9, 15.0, 20.0)] == [high, high, low, low, high, low]
+
+
+@given(
+    costs=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)), min_size=30, max_size=60),
+    weights=st.tuples(*[st.sampled_from([0.5, 1.0, 3.0])] * 3),
+)
+def test_flows_that_always_wait_get_equal_dominant_shares_by_weight(costs, weights):
+    """Dominant-resource fairness: whoever has had least of what it needs most is next, so nobody is a call ahead for long."""
+    tokens, requests = Counted(10.0), Counted(1.0)
+    line = Line(math.inf, dict(enumerate(weights)))
+    had = [{tokens: 0.0, requests: 0.0} for _ in weights]
+    for of_flows in costs:
+        for flow, cost in enumerate(of_flows):
+            charges = ((tokens, float(cost)), (requests, 1.0)) if flow else ((tokens, 10.0 * cost), (requests, 1.0))
+            line.join(Waiting(charges, 0, flow), 0.0)
+    largest = [max(9 / w if flow == 0 else 1 / w for w in [weight]) for flow, weight in enumerate(weights)]
+    left = [len(costs)] * 3
+    while min(left):
+        _, waiting = line.heads(0.0)[0]
+        line.take(waiting)
+        left[waiting.flow] -= 1
+        for limit, amount in waiting.charges:
+            had[waiting.flow][limit] += amount / limit.throughput / weights[waiting.flow]
+        shares = [max(of_flow.values()) for of_flow in had]
+        for one, other in itertools.permutations(range(3), 2):
+            assert shares[one] - shares[other] <= largest[one] + 1e-9
+
+
+def test_a_flow_that_was_away_has_earned_no_credit_and_owes_what_it_had():
+    limit = Counted()
+    line = Line(math.inf)
+    one = lambda flow: Waiting(((limit, 1.0),), 0, flow)  # noqa: E731
+    line.join(one("away"), 0.0)
+    for _ in range(20):
+        line.join(one("busy"), 0.0)
+    for _ in range(11):
+        line.take(line.heads(0.0)[0][1])
+    for _ in range(6):
+        line.join(one("away"), 0.0)
+        line.join(one("new"), 0.0)
+    turns = []
+    for _ in range(9):
+        turns.append(line.heads(0.0)[0][1].flow)
+        line.take(line.heads(0.0)[0][1])
+    assert sorted(turns[:3]) == sorted(turns[3:6]) == sorted(turns[6:]) == ["away", "busy", "new"]
+
+
+def test_a_large_call_is_paid_for_before_the_flow_has_its_next_turn():
+    limit = Counted()
+    line = Line(math.inf)
+    for amount, flow in [(10.0, "whale"), (10.0, "whale"), *[(1.0, "minnow")] * 12]:
+        line.join(Waiting(((limit, amount),), 0, flow), 0.0)
+    turns = []
+    while len(line):
+        turns.append(line.heads(0.0)[0][1].flow)
+        line.take(line.heads(0.0)[0][1])
+    assert turns == ["whale", *["minnow"] * 10, "whale", *["minnow"] * 2]
+
+
+def test_flows_that_are_gone_are_forgotten():
+    """A flow per request, as some will use it, costs no memory for ever; who owes most is remembered longest."""
+    limit = Counted()
+    line = Line(math.inf)
+    line.join(Waiting(((limit, 50.0),), 0, "whale"), 0.0)
+    line.join(Waiting(((limit, 1.0),), 0, "other"), 0.0)
+    line.take(line.heads(0.0)[0][1])
+    for i in range(10_000):
+        line.join(Waiting(((limit, 1.0),), 0, i), 0.0)
+        line.take(line.heads(0.0)[0][1])
+        assert len(line._flows) <= 3_000
+    line.join(Waiting(((limit, 1.0),), 0, "whale"), 0.0)
+    line.join(Waiting(((limit, 1.0),), 0, 1), 0.0)
+    assert line.heads(0.0)[0][1].flow != "whale"
+    served = Line(math.inf)
+    for i in range(500):
+        served.join(Waiting(((limit, 1.0),), 0, i % 2), 0.0)
+        served.join(Waiting(((limit, 1.0),), 0, f"once {i}"), 0.0)
+        for _ in range(2):
+            served.take(served.heads(0.0)[0][1])
+    assert len(served._flows) <= 1_002
+
+
+def test_queued_ahead_is_what_goes_before_and_asks_for_the_same():
+    tokens, requests, other = Counted(), Counted(), Counted()
+    line = Line(math.inf)
+    line.join(Waiting(((tokens, 5.0), (requests, 1.0))), 0.0)
+    line.join(Waiting(((other, 7.0),)), 0.0)
+    line.join(Waiting(((requests, 1.0),), 3), 0.0)
+    me = Waiting(((tokens, 2.0), (requests, 1.0)))
+    line.join(me, 0.0)
+    assert line.queued_ahead(me) == {tokens: 5.0, requests: 2.0}
+    urgent = Waiting(((tokens, 2.0), (requests, 1.0)), 2)
+    line.join(urgent, 0.0)
+    assert line.queued_ahead(urgent) == {tokens: 0.0, requests: 1.0}
+    equal = Waiting(((requests, 1.0),), 3)
+    line.join(equal, 0.0)
+    assert line.queued_ahead(equal) == {requests: 1.0}
+    alone = Line(math.inf)
+    for amount in (1.0, 2.0, 4.0):
+        last = Waiting(((other, amount),))
+        alone.join(last, 0.0)
+    assert alone.queued_ahead(last)[other] == other.queued - 4.0
+
+
+def test_with_nobody_left_the_sums_are_nought_again():
+    limit = Counted()
+    line = Line(math.inf)
+    waiting = [Waiting(((limit, 0.1 * i),)) for i in range(30)]
+    for one in waiting:
+        line.join(one, 0.0)
+    for one in waiting:
+        line.leave(one)
+    assert limit.queued == 0.0
+    assert line.heads(0.0) == []
+    assert list(line) == []
+
+
+def test_equals_share_a_tuple_and_strangers_do_not_get_their_place():
+    """The shape of the last who came is remembered; it must not be when that shape has gone."""
+    limit, other = Counted(), Counted()
+    line = Line(math.inf)
+    charges = ((limit, 1.0),)
+    line.join(Waiting(((other, 1.0),)), 0.0)
+    first = Waiting(charges)
+    line.join(first, 0.0)
+    line.leave(first)
+    line.heads(0.0)  # sweeps the empty shape
+    again = Waiting(charges)
+    assert line.join(again, 0.0)
+    assert again in [waiting for _, waiting in line.heads(0.0)]
+
+
+@pytest.mark.parametrize("flows", [1, 50])
+def test_ten_thousand_leave_and_come_back_in_the_order_of_a_sorted_list(flows):
+    """Whoever comes back comes last; what those who left leave behind is swept away in time."""
+    luck = random.Random(flows)
+    limit = Counted()
+    charges = ((limit, 1.0),)
+    line = Line(math.inf)
+    everybody = [Waiting(charges, 0, luck.randrange(flows)) for _ in range(10_000)]
+    for waiting in everybody:
+        line.join(waiting, 0.0)
+    for _ in range(20_000):
+        index = luck.randrange(10_000)
+        line.leave(everybody[index])
+        if luck.random() < 0.7:
+            everybody[index] = Waiting(charges, 0, everybody[index].flow)
+            line.join(everybody[index], 0.0)
+    lanes = [
+        lane for shape in line._shapes.values() for level in shape.levels.values() for lane in level.lanes.values()
+    ]
+    assert sum(len(lane.run) + len(lane.strays) for lane in lanes) <= 2 * len(line) + 64 * len(lanes)
+    waiting = sorted((w for w in everybody if w.lane is not None), key=lambda w: w.number)
+    assert len(line) == len(waiting) == limit.queued
+    left = {flow: [w for w in waiting if w.flow == flow] for flow in range(flows)}
+    had = dict.fromkeys(range(flows), 0)
+    for _ in range(len(waiting)):
+        flow = min((f for f in left if left[f]), key=lambda f: (had[f], left[f][0].number))
+        head = line.heads(0.0)[0][1]
+        assert head is left[flow].pop(0)
+        had[flow] += 1
+        line.take(head)

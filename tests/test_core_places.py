@@ -1,0 +1,129 @@
+"""Places: held, given back, and back by themselves after their time to live."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock import in_flight
+from penstock._core.places import Places
+
+
+def test_places_are_held_until_given_back_and_no_time_frees_them():
+    places = Places(in_flight(3))
+    first = places.charge_if_ready(2, 0.0)
+    assert first is not None
+    assert places.held
+    assert (places.level(0.0), places.used(0.0), places.idle(0.0)) == (1, 2, False)
+    assert places.charge_if_ready(2, 1e9) is None
+    assert places.ready_at(2, 1e9) == math.inf
+    assert places.ready_at(1, 5.0) == 5.0
+    places.give_back(1, first, 1e9)
+    assert places.level(1e9) == 2
+    places.give_back(5, first, 1e9)
+    assert places.level(1e9) == 3, "never more than it holds"
+    assert places.idle(1e9)
+    assert not places._holds, "without a time to live there is nothing to remember"
+
+
+def test_a_place_comes_back_when_its_time_to_live_has_passed():
+    places = Places(in_flight(3, ttl=10))
+    first, second = places.charge(2, 0.0), places.charge(1, 4.0)
+    assert places.ready_at(1, 5.0) == 10.0
+    assert places.ready_at(2, 5.0) == 10.0
+    assert places.ready_at(3, 5.0) == 14.0
+    assert places.ready_at(4, 5.0) == math.inf, "more than there are"
+    assert places.charge_if_ready(1, 9.999) is None
+    assert places.level(10.0) == 2
+    places.give_back(2, first, 11.0)
+    assert places.level(11.0) == 2, "its time had passed: it holds nothing any more"
+    places.give_back(1, second, 11.0)
+    assert places.level(11.0) == 3
+    assert places.idle(11.0)
+
+
+def test_ready_after_is_ready_at_with_the_other_charged_first_and_charges_nothing():
+    places = Places(in_flight(4, ttl=10))
+    places.charge(2, 0.0)
+    assert places.ready_after(1, 1, 1.0) == 1.0
+    assert places.ready_after(1, 2, 1.0) == 10.0
+    assert places.ready_after(3, 2, 1.0) == math.inf
+    assert places.used(1.0) == 2
+
+
+def test_changes_keep_what_is_held():
+    places = Places(in_flight(4))
+    mark = places.charge(3, 0.0)
+    assert places.change(in_flight(2), 1.0)
+    assert places.level(1.0) == -1
+    assert places.ready_at(1, 1.0) == math.inf
+    assert places.change(in_flight(5, ttl=10), 2.0)
+    later = places.charge(2, 2.0)
+    assert later.until == 12.0
+    assert mark.until == math.inf, "what was promised at its grant holds for it"
+    assert places.level(12.0) == 2
+    places.give_back(3, mark, 13.0)
+    assert places.idle(13.0)
+
+
+def test_a_shorter_time_to_live_passes_before_a_longer_one_given_earlier():
+    places = Places(in_flight(4, ttl=100))
+    places.charge(1, 0.0)
+    places.change(in_flight(4, ttl=5), 1.0)
+    places.charge(2, 1.0)
+    assert places.ready_at(2, 2.0) == 6.0
+    assert places.ready_at(4, 2.0) == 100.0
+    assert places.level(6.0) == 3
+
+
+def test_what_is_put_away_holds_nothing_and_hearsay_changes_nothing():
+    places = Places(in_flight(4, ttl=5))
+    places.charge(3, 0.0)
+    places.lower_to(0, 0.0)
+    assert places.level(0.0) == 1
+    places.unpack(Places(in_flight(4)).pack())
+    assert places.level(0.0) == 4
+    assert places.level(50.0) == 4, "the time to live of what was forgotten frees nothing"
+
+
+@given(
+    n=st.integers(1, 6),
+    ttl=st.none() | st.just(10.0),
+    steps=st.lists(
+        st.tuples(st.sampled_from([0.0, 1.0, 4.0, 10.0]), st.sampled_from(["take", "back"]), st.integers(1, 6)),
+        max_size=50,
+    ),
+)
+def test_never_more_are_held_than_there_are_places_and_none_is_lost(n, ttl, steps):
+    """Against a list of who holds what until when."""
+    places, now = Places(in_flight(n, ttl=ttl)), 0.0
+    holds: list[list] = []  # amount, until, mark
+    for gap, kind, wanted in steps:
+        now += gap
+        amount = min(wanted, n)
+        holds = [hold for hold in holds if hold[1] > now and hold[0]]
+        if kind == "take":
+            free = n - sum(hold[0] for hold in holds)
+            mark = places.charge_if_ready(amount, now)
+            assert (mark is not None) == (amount <= free)
+            if mark is not None:
+                holds.append([amount, math.inf if ttl is None else now + ttl, mark])
+        elif holds:
+            hold = holds[amount % len(holds)]
+            places.give_back(amount, hold[2], now)
+            hold[0] -= min(amount, hold[0])
+        held = sum(hold[0] for hold in holds)
+        assert places.used(now) == held
+        assert places.level(now) == n - held
+        assert places.idle(now) == (held == 0)
+        for more in range(1, n + 1):
+            freed = sorted((until, part) for part, until, _ in holds)
+            expected = now
+            over = held + more - n
+            for until, part in freed:
+                if over > 0:
+                    over -= part
+                    expected = until
+            assert places.ready_at(more, now) == expected
