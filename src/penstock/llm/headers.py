@@ -1,0 +1,223 @@
+"""What a response's headers say about its limits, and for how long to stay away.
+
+Pure: headers in, numbers out. What the numbers are used for is decided in `learning` and `transport`.
+
+The services agree on little: durations are Go's (`1m6.779s`), floats of them (`17.399999999s`), bare numbers that mean
+seconds or milliseconds, or moments (RFC 3339). So nothing is believed that contradicts the rest. A reset is the time
+until the limit's bucket is full again,
+
+    reset = (limit - level) / limit x period        remaining = floor(level)
+
+and a triple of headers with anything used therefore tells its period: `limit 10000, remaining 9999, reset 8.64s` can only
+be a limit per day. A reset that fits no period is dropped; limit and remaining are kept.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import math
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Quota", "Reading", "duration", "read", "retry_after"]
+
+DAY = 86_400.0
+MONTH = 30 * DAY
+"""A month of a rate: services say `tokens-month` and mean thirty days, or do not say."""
+
+PERIODS = (60.0, DAY, 1.0, 10.0, 3_600.0, MONTH)
+"""The periods in use, in the order in which they are believed where several fit."""
+
+_STEP = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": DAY}
+_PART = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ns|us|µs|μs|ms|s|m|h|d)", re.ASCII)  # both spellings of micro occur
+_NUMBER = re.compile(r"\d+(?:\.\d+)?|\.\d+", re.ASCII)
+_NAMED_PERIODS = {"second": 1.0, "minute": 60.0, "hour": 3_600.0, "day": DAY, "month": MONTH}
+_PER_NAME = re.compile(r"-(?:(\d+)-)?(second|minute|hour|day|month)$")
+_FIELDS = ("limit", "remaining", "reset", "renewalperiod")
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """One limit, as one response's headers tell it.
+
+    Attributes:
+        name: The service's own word: `requests`, `project-tokens`, `tokens-month`.
+        unit: What is counted, in our words: `requests`, `tokens`, `input-images`…
+        limit: Units per period, which is also the most there can be at once. None: not told.
+        remaining: Units left at admission, rounded down. None: not told.
+        reset: Seconds until all of it is there again. None: not told, or not believable.
+        per: Length of the period in seconds. None: it could not be told.
+    """
+
+    name: str
+    unit: str
+    limit: float | None
+    remaining: float | None
+    reset: float | None
+    per: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """All that one response says about limits.
+
+    Attributes:
+        quotas: In the order of their names. Empty for servers that do not tell.
+        retry_after: Seconds to stay away. None: not asked for. Always None on a success.
+    """
+
+    quotas: tuple[Quota, ...]
+    retry_after: float | None
+
+    def quota(self, name: str) -> Quota | None:
+        """The quota of that name, if it was told."""
+        return next((quota for quota in self.quotas if quota.name == name), None)
+
+
+def read(headers: Mapping[str, str], status: int, *, wall: float) -> Reading:
+    """Read the headers of one response.
+
+    Args:
+        headers: Names in any case.
+        status: Of the response. A `Retry-After` on a success is noise (one service sends 59 with a 200) and is ignored.
+        wall: Now, in seconds since 1970. Only for dates, and only where the response has no `Date` of its own.
+    """
+    lower = {name.lower(): value for name, value in headers.items()}
+    told: dict[str, dict[str, str]] = {}
+    for header, value in lower.items():
+        # Names below are `x-ratelimit-reset-tokens`, and the other way round `anthropic-ratelimit-tokens-reset`.
+        if header.startswith("x-ratelimit-"):
+            field, _, name = header.removeprefix("x-ratelimit-").partition("-")
+        elif header.startswith("anthropic-ratelimit-"):
+            name, _, field = header.removeprefix("anthropic-ratelimit-").rpartition("-")
+        else:
+            continue
+        if field in _FIELDS:
+            told.setdefault(name or "requests", {})[field] = value
+    sent = _sent(lower, wall)
+    quotas = (_quota(name, fields, sent) for name, fields in sorted(told.items()))
+    return Reading(
+        quotas=tuple(quota for quota in quotas if quota is not None),
+        retry_after=None if 200 <= status < 300 else retry_after(lower, wall=wall),
+    )
+
+
+def retry_after(headers: Mapping[str, str], *, wall: float) -> float | None:
+    """Seconds that the server asks to stay away: `retry-after-ms`, else `retry-after` (a number or an HTTP date).
+
+    A date is measured against the response's own `Date`, so a clock of ours that is wrong does no harm.
+    """
+    lower = {name.lower(): value for name, value in headers.items()}
+    milliseconds = _number(lower.get("retry-after-ms", ""))
+    if milliseconds is not None:
+        return milliseconds / 1_000
+    text = lower.get("retry-after", "").strip()
+    seconds = _number(text)
+    if seconds is not None:
+        return seconds
+    moment = _http_date(text)
+    return None if moment is None else max(0.0, moment - _sent(lower, wall))
+
+
+def duration(text: str) -> float | None:
+    """Seconds in a duration as Go writes it: `0s`, `120ms`, `1m6.779s`, `23h18m29.144s`, `7.44ms`. None: it is none."""
+    text = text.strip()
+    seconds = 0.0
+    at = 0
+    for part in _PART.finditer(text):
+        if part.start() != at:
+            return None
+        seconds += float(part[1]) * _STEP[part[2]]
+        at = part.end()
+    return seconds if at and at == len(text) else None
+
+
+def _quota(name: str, fields: Mapping[str, str], sent: float) -> Quota | None:
+    limit, remaining = _number(fields.get("limit", "")), _number(fields.get("remaining", ""))
+    if _negative(fields.get("limit")) or _negative(fields.get("remaining")) or limit == 0:
+        return None  # -1/-1/0 is what a service says that does not know
+    if limit is None and remaining is None:
+        return None
+    base, per = name, _number(fields.get("renewalperiod", "")) or None
+    named = _PER_NAME.search(name)
+    if named:
+        base = name[: named.start()]
+        per = int(named[1] or 1) * _NAMED_PERIODS[named[2]]
+    reset = None
+    text = fields.get("reset")
+    if text is not None and limit is not None and remaining is not None:
+        reset, per = _reset(text.strip(), limit, remaining, per, sent)
+    unit = {"req": "requests", "project-tokens": "tokens", "project-requests": "requests"}.get(base, base)
+    return Quota(name=name, unit=unit, limit=limit, remaining=remaining, reset=reset, per=per)
+
+
+def _reset(
+    text: str, limit: float, remaining: float, per: float | None, sent: float
+) -> tuple[float | None, float | None]:
+    """The reset in seconds and its period, as far as both can be believed."""
+    seconds = duration(text)
+    if seconds is not None:
+        readings = [(seconds, 0.001)]  # cut to whole milliseconds
+    elif (bare := _number(text)) is not None:
+        readings = [(bare / 1_000, 0.001), (bare, 1.0)]  # which of them it is, only the formula can say
+    elif (moment := _rfc3339(text)) is not None:
+        # Anthropic's: moments in whole seconds, and remaining tokens rounded to thousands, of limits per minute.
+        return (moment - sent if 0 <= moment - sent <= 60 else None), per or 60.0
+    else:
+        return None, per
+    for reset, step in readings:
+        for period in PERIODS if per is None else (per,):
+            if _fits(limit, remaining, reset, step, period):
+                return reset, period
+    return None, per
+
+
+def _fits(limit: float, remaining: float, reset: float, step: float, period: float) -> bool:
+    """Whether the three numbers can be a bucket's: used = limit - level lies in (limit - remaining - 1, limit - remaining].
+
+    A snapshot is taken at admission, after its own request was charged. So a bucket with all but one left has used one
+    whole unit; that is what tells a limit per day from one per minute after a single request.
+    """
+    used = limit - remaining
+    if used < 0:
+        return False
+    least, most = max(min(used, 1.0), used - 1) / limit * period, used / limit * period
+    return least - step <= reset <= most + step
+
+
+def _sent(headers: Mapping[str, str], wall: float) -> float:
+    moment = _http_date(headers.get("date", ""))
+    return wall if moment is None else moment
+
+
+def _http_date(text: str) -> float | None:
+    try:
+        moment = email.utils.parsedate_to_datetime(text)
+    except (TypeError, ValueError):
+        return None
+    # "-0000" gives a date without a zone, and means UTC
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _rfc3339(text: str) -> float | None:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment.timestamp() if moment.tzinfo else None
+
+
+def _number(text: str) -> float | None:
+    """A finite number of zero or more; None for anything else, `nan`, `inf` and `1_000` among them."""
+    text = text.strip()
+    value = float(text) if _NUMBER.fullmatch(text) else math.inf
+    return value if math.isfinite(value) else None
+
+
+def _negative(text: str | None) -> bool:
+    return text is not None and text.strip().startswith("-")

@@ -1,0 +1,375 @@
+"""The rows of a file of requests: what is read, what each row asks for, and what is wrong with it.
+
+A file is JSONL, in one of two shapes, which may be mixed: OpenAI's Batch format
+(`{"custom_id", "method", "url", "body"}`) or the bare body of a request. It is read once, from front to back, and only
+what is asked for: nothing here waits for anything but the file, and nothing is kept but one digest per row.
+
+A row that cannot be sent is a `Rejected`, a value like any other: whoever reads goes on with the next.
+"""
+
+from __future__ import annotations
+
+import array
+import codecs
+import hashlib
+import json
+import os
+import select
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from penstock.llm.tokens import Cost
+
+__all__ = [
+    "IdSet",
+    "Lines",
+    "Rejected",
+    "Row",
+    "custom_id_digest",
+    "dump_json",
+    "load_json",
+    "open_source",
+    "read_row",
+]
+
+MAX_LINE = 64 * 1024 * 1024
+"""Bytes of a line that are held in memory; a longer one is an error of that line. No service takes requests that large."""
+
+_CHUNK = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One request, ready to be sent.
+
+    Attributes:
+        line: Its number in the file, from 1.
+        custom_id: Its name in the results, as given (text or a whole number); `line-N` where none was.
+        path: The endpoint: `/v1/chat/completions`.
+        model: What the body says, `""` if it says nothing.
+        body: The bytes to send.
+        cost: What it takes from each limit.
+    """
+
+    line: int
+    custom_id: str | int
+    path: str
+    model: str
+    body: bytes
+    cost: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A line that cannot be sent.
+
+    Attributes:
+        line: Its number in the file, from 1.
+        custom_id: Its name, if it could be read.
+        code: A word for programs.
+        message: A sentence for people.
+    """
+
+    line: int
+    custom_id: str | int | None
+    code: str
+    message: str
+
+
+class Lines:
+    """The lines of a file, pipe or terminal, numbered from 1; without the byte order mark, line ends and blank lines.
+
+    Reading blocks. A pipe may block for long, so `stop()`, from any thread, ends the iteration within a quarter of a
+    second, as if the file ended there.
+    """
+
+    def __init__(self, file: int, *, name: str = "") -> None:
+        """Read from the descriptor `file`, which stays the caller's to close."""
+        self._file = file
+        self.name = name
+        status = os.fstat(file)
+        self.is_regular = stat.S_ISREG(status.st_mode)
+        self.began_at = os.lseek(file, 0, os.SEEK_CUR) if self.is_regular else 0
+        self._stopped = False
+
+    def stop(self) -> None:
+        """End the iteration."""
+        self._stopped = True
+
+    def again(self) -> Iterator[tuple[int, bytes | None]]:
+        """The lines of a regular file once more from where this began, without moving the place of the iteration."""
+        return _numbered(self.chunks())
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes of a regular file from where this began, in pieces; the place of the iteration stays."""
+        at = self.began_at
+        while chunk := os.pread(self._file, _CHUNK, at):
+            at += len(chunk)
+            yield chunk
+
+    def __iter__(self) -> Iterator[tuple[int, bytes | None]]:
+        """Yield (number, line); None instead of a line above `MAX_LINE`."""
+        for number, line in _numbered(iter(self._read, b"")):
+            if self._stopped:  # the last line may have been cut short by that
+                return
+            yield number, line
+
+    def _read(self) -> bytes:
+        if not self.is_regular:
+            while not self._stopped and not select.select([self._file], [], [], 0.25)[0]:
+                pass
+        return b"" if self._stopped else os.read(self._file, _CHUNK)
+
+
+def _numbered(chunks: Iterator[bytes]) -> Iterator[tuple[int, bytes | None]]:
+    """(number, line) of every line that is not blank; None instead of one above `MAX_LINE`."""
+    number, begun, skipping, at_start = 0, bytearray(), False, True
+    for chunk in chunks:
+        *whole, rest = chunk.split(b"\n")
+        for piece in whole:
+            number += 1
+            whole_line = bytes(begun) + piece if begun else piece
+            begun.clear()
+            if at_start:
+                whole_line, at_start = whole_line.removeprefix(codecs.BOM_UTF8), False
+            line, skipping = None if skipping else whole_line, False
+            if line is None or (line and not line.isspace()):
+                yield number, line
+        if not skipping:
+            begun += rest
+        if len(begun) > MAX_LINE:
+            begun.clear()
+            skipping = True
+    if skipping:
+        yield number + 1, None
+    elif begun and not begun.isspace():
+        yield number + 1, bytes(begun.removeprefix(codecs.BOM_UTF8) if at_start else begun)
+
+
+def read_row(number: int, line: bytes | None, cost: Cost) -> Row | Rejected:
+    """Read one line.
+
+    Args:
+        number: Of the line, from 1.
+        line: Its bytes; None if there were too many of them.
+        cost: What a request takes from the limits.
+    """
+    custom_id: str | int | None = None
+    try:
+        if line is None:
+            _reject("line_too_long", f"the line is longer than {MAX_LINE // 1024 // 1024} MiB")
+        given = _read_object(line)
+        is_batch = "body" in given or "url" in given or ("method" in given and "custom_id" in given)
+        custom_id = _read_custom_id(given, number)
+        if is_batch:
+            path, body = _read_batch_row(given)
+        else:
+            body = {key: value for key, value in given.items() if key != "custom_id"}
+            path = _endpoint_of(body)
+        if body.get("stream"):
+            _reject("stream_not_supported", 'the body asks for a stream; leave "stream" out: a result is one line')
+        model = body.get("model")
+        return Row(
+            line=number,
+            custom_id=custom_id,
+            path=path,
+            model=model if isinstance(model, str) else "",
+            body=dump_json(body),
+            cost=cost(path, body) or {},
+        )
+    except _Bad as bad:
+        return Rejected(number, custom_id, bad.code, bad.message)
+    except RecursionError:
+        return Rejected(number, custom_id, "too_deep", "the JSON is nested too deeply to be read")
+
+
+def load_json(text: bytes | str) -> Any:
+    """Read JSON as the standard has it: NaN and Infinity are errors here, as they are to every server.
+
+    Raises:
+        ValueError: It is not JSON.
+        RecursionError: It is nested too deeply.
+    """
+    return json.loads(text, parse_constant=_refuse_constant)
+
+
+def dump_json(value: Any) -> bytes:
+    """Write JSON on one line, in UTF-8.
+
+    What ends a line for some readers (U+2028 and the like) is escaped, and so is everything outside ASCII in the rare
+    value that UTF-8 cannot write: half a surrogate pair.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        for end, escaped in _LINE_ENDS:
+            text = text.replace(end, escaped)
+        return text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()
+
+
+_LINE_ENDS = (("\u2028", "\\u2028"), ("\u2029", "\\u2029"), ("\x85", "\\u0085"))
+
+
+class IdSet:
+    """A set of custom_ids that takes 8 bytes for each of them, and room to grow: 10 million rows fit into 160 MB.
+
+    It holds digests of 64 bits, with a key of its own: two different ids are taken for one with a probability of
+    3 in a million for 10 million rows, whoever chose them.
+    """
+
+    def __init__(self) -> None:
+        self._key = os.urandom(16)
+        self._slots = array.array("Q", bytes(8 * 1024))  # open addressing; 0 is an empty slot
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __contains__(self, custom_id: str | int) -> bool:
+        return self._slots[self._find(self._digest(custom_id))] != 0
+
+    def add(self, custom_id: str | int) -> bool:
+        """Add an id; False if it was there already."""
+        digest = self._digest(custom_id)
+        at = self._find(digest)
+        if self._slots[at]:
+            return False
+        self._slots[at] = digest
+        self._count += 1
+        if self._count * 3 > len(self._slots) * 2:
+            self._grow()
+        return True
+
+    def _digest(self, custom_id: str | int) -> int:
+        return custom_id_digest(custom_id, self._key) or 1
+
+    def _find(self, digest: int) -> int:
+        """The slot of `digest`, or the empty one where it belongs."""
+        slots = self._slots
+        mask = len(slots) - 1
+        at = digest & mask
+        while slots[at] and slots[at] != digest:
+            at = (at + 1) & mask
+        return at
+
+    def _grow(self) -> None:
+        old = self._slots
+        self._slots = array.array("Q", bytes(8 * len(old) * 2))
+        for digest in old:
+            if digest:
+                self._slots[self._find(digest)] = digest
+
+
+def custom_id_digest(custom_id: str | int, key: bytes = b"") -> int:
+    """64 bits that stand for a custom_id. 7 and "7" are the same: whoever joins results to requests may read either."""
+    text = str(custom_id).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8, key=key).digest(), "little")
+
+
+class _Bad(Exception):  # noqa: N818 - never leaves this module
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+def _reject(code: str, message: str) -> NoReturn:
+    raise _Bad(code, message)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _read_object(line: bytes) -> dict[str, Any]:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        _reject("invalid_utf8", f"byte {error.start + 1} of the line, 0x{line[error.start]:02x}, is not UTF-8")
+    try:
+        given = load_json(text)
+    except json.JSONDecodeError as error:
+        _reject("invalid_json", f"not JSON: {error.msg} at column {error.colno}")
+    except ValueError as error:  # NaN, or a number of more digits than Python reads
+        _reject("invalid_json", f"not JSON that can be sent: {error}")
+    if not isinstance(given, dict):
+        _reject("not_an_object", f"a request is a JSON object, not {_kind(given)}")
+    return given
+
+
+def _read_custom_id(given: dict[str, Any], number: int) -> str | int:
+    custom_id = given.get("custom_id")
+    if custom_id is None:
+        return f"line-{number}"
+    if isinstance(custom_id, str | int) and not isinstance(custom_id, bool):
+        return custom_id
+    _reject("invalid_custom_id", f"custom_id must be text or a whole number, not {_kind(custom_id)}")
+
+
+def _read_batch_row(given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    body, method, url = given.get("body"), given.get("method", "POST"), given.get("url")
+    if body is None:
+        _reject("missing_body", 'the row has no "body"')
+    if not isinstance(body, dict):
+        _reject("missing_body", f'"body" must be a JSON object, not {_kind(body)}')
+    if not isinstance(method, str) or method.upper() != "POST":
+        _reject("invalid_method", f'"method" must be "POST", not {json.dumps(method)[:40]}')
+    if url is None:
+        return _endpoint_of(body), body
+    # Only a path: a whole address would take the key to whoever wrote the file.
+    if not isinstance(url, str) or not url.startswith("/") or not url.isascii() or not url.isprintable() or " " in url:
+        _reject("invalid_url", f'"url" must be a path such as "/v1/chat/completions", not {json.dumps(url)[:80]}')
+    return url, body
+
+
+_RESPONSES_FIELDS = frozenset(
+    {"instructions", "max_output_tokens", "previous_response_id", "reasoning", "store", "text", "tools", "truncation"}
+)
+_EMBEDDINGS_FIELDS = frozenset({"dimensions", "encoding_format"})
+
+
+def _endpoint_of(body: dict[str, Any]) -> str:
+    """The endpoint that a bare body is meant for."""
+    if "messages" in body:
+        return "/v1/chat/completions"
+    if "input" in body:
+        model = body.get("model")
+        model = model.lower() if isinstance(model, str) else ""
+        if "moderation" in model:
+            return "/v1/moderations"
+        if "embed" in model or body.keys() & _EMBEDDINGS_FIELDS:
+            return "/v1/embeddings"
+        if body.keys() & _RESPONSES_FIELDS or model:
+            return "/v1/responses"
+    elif "prompt" in body:
+        return "/v1/completions"
+    _reject(
+        "missing_body",
+        'neither a row with "body" nor a body with "messages", "input" or "prompt"; nothing says where it should go',
+    )
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return kinds[type(value)]
+
+
+def open_source(path: str) -> int:
+    """Open a file for reading, `-` for standard input.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if path == "-":
+        return 0
+    file = os.open(Path(path), os.O_RDONLY)
+    if stat.S_ISDIR(os.fstat(file).st_mode):
+        os.close(file)
+        raise IsADirectoryError(21, "Is a directory", path)
+    return file

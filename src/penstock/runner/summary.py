@@ -1,0 +1,189 @@
+"""What a run did, in numbers, and how near that came to the best that its limits allow.
+
+Pure: counts in, numbers and sentences out. The optimum is a true lower bound: with this order of sending, nothing beats
+
+    T* = max( max over limits of (work - burst)+ / rate + tail latency,  sum of latencies / concurrency )
+
+where burst is what the limit held when the run began: all of it, unless an earlier run had just used it up.
+A request cannot be sent before the limits have let it and all the work before it through, and then it has to be answered.
+The tail latency is what the answer that ends last then adds to the time that the limits take. Work is what the rows cost
+once: what is sent again is not work, so retries show as lost time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from penstock.limits import Rate
+
+__all__ = ["Allowance", "Allowances", "Counts", "optimum", "sentences", "summarise"]
+
+
+class Allowance(NamedTuple):
+    """What one limit allows a run.
+
+    Attributes:
+        limit: What was promised.
+        at_start: Units that it held when the run began; at most the burst.
+    """
+
+    limit: Rate
+    at_start: float
+
+    def shortest(self, work: float) -> float:
+        """Seconds that it takes at least to let `work` through."""
+        return max(0.0, work - self.at_start) / self.limit.rate
+
+
+Allowances = Mapping[str, tuple[Allowance, ...]]
+"""Unit → what its limits allow."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened so far. Only the run adds to it.
+
+    Attributes:
+        rows: Rows of the file that were read, bad ones and skipped ones included; blank lines are none.
+        answered: Rows that this run answered.
+        failed: Rows and lines that are in the errors file.
+        skipped: Rows that an earlier run had answered.
+        sent: Attempts that left for the server.
+        retries: Attempts beyond the first of their row.
+        status_429: Answers with status 429.
+        waiting: Rows that wait for the limits now.
+        in_flight: Requests that wait for their answer now.
+        began: When the run began.
+        ended: When the last attempt was over.
+        last_sent: When the attempt was granted that was granted last.
+        latency_sum: Seconds that all attempts took, from the grant to the answer.
+        best_end: Seconds from the beginning before which the answers that came could not all have been there.
+        work: What the rows that were sent cost, per group of models and unit, each row counted once.
+        spent: What all attempts cost, per group of models and unit.
+    """
+
+    rows: int = 0
+    answered: int = 0
+    failed: int = 0
+    skipped: int = 0
+    sent: int = 0
+    retries: int = 0
+    status_429: int = 0
+    waiting: int = 0
+    in_flight: int = 0
+    began: float = 0.0
+    ended: float = 0.0
+    last_sent: float = 0.0
+    latency_sum: float = 0.0
+    best_end: float = 0.0
+    work: dict[tuple[str, str], float] = field(default_factory=dict)
+    spent: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    @property
+    def makespan(self) -> float:
+        """Seconds from the beginning to the end of the last row; 0 before that."""
+        return max(0.0, self.ended - self.began)
+
+    def spend(self, group: str, cost: Mapping[str, float], *, first: bool) -> None:
+        """Count an attempt's cost: it is work if it is the first of its row."""
+        for unit, units in cost.items():
+            key = (group, unit)
+            self.spent[key] = self.spent.get(key, 0.0) + units
+            if first:
+                self.work[key] = self.work.get(key, 0.0) + units
+
+    def earliest(self, group: str, allowances: Allowances) -> float:
+        """Seconds from the beginning before which the limits could not have let through all the work there was until now."""
+        return max(
+            (each.shortest(self.work.get((group, unit), 0.0)) for unit, those in allowances.items() for each in those),
+            default=0.0,
+        )
+
+    def took(self, earliest: float, latency: float) -> None:
+        """Count the latency of an attempt that could have been sent after `earliest` seconds."""
+        self.latency_sum += latency
+        self.best_end = max(self.best_end, earliest + latency)
+
+
+def optimum(counts: Counts, concurrency: int) -> float:
+    """Seconds that the work would take at best; 0 if nothing was sent."""
+    return max(counts.best_end, counts.latency_sum / concurrency)
+
+
+def summarise(
+    counts: Counts, groups: Mapping[str, Allowances], concurrency: int, *, stopped: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The summary as it is written next to the results.
+
+    Args:
+        counts: What happened.
+        groups: What the limits allow, by the models that share them; `""` where all do.
+        concurrency: Requests that could be in flight at once.
+        stopped: Why the run ended before its file did, as `code` and `message`; None if it did not.
+    """
+    best = optimum(counts, concurrency)
+    by_limits = max((counts.earliest(group, allowances) for group, allowances in groups.items()), default=0.0)
+    makespan = counts.makespan
+    # After the last grant there was nothing left to use a limit for.
+    sending = max(0.0, counts.last_sent - counts.began)
+    used: dict[str, list[dict[str, Any]]] = {}
+    for group, allowances in groups.items():
+        for unit, those in allowances.items():
+            work, spent = (total.get((group, unit), 0.0) for total in (counts.work, counts.spent))
+            used.setdefault(unit, []).extend(
+                {
+                    "limit": str(each.limit),
+                    "models": group or None,
+                    "work": round(work, 3),
+                    "spent": round(spent, 3),
+                    "share": round(spent / (each.at_start + each.limit.rate * sending), 6) if spent else 0.0,
+                    "shortest": round(each.shortest(work), 3),
+                }
+                for each in those
+            )
+    return {
+        "rows": counts.rows,
+        "answered": counts.answered,
+        "failed": counts.failed,
+        "skipped": counts.skipped,
+        "untouched": max(0, counts.rows - counts.answered - counts.failed - counts.skipped),
+        "sent": counts.sent,
+        "retries": counts.retries,
+        "status_429": counts.status_429,
+        "makespan": round(makespan, 3),
+        "optimum": round(best, 3),
+        "efficiency": round(best / makespan, 6) if makespan > 0 else 1.0,
+        "tail_latency": round(max(0.0, counts.best_end - by_limits), 3),
+        "mean_latency": round(counts.latency_sum / counts.sent, 3) if counts.sent else 0.0,
+        "concurrency": concurrency,
+        "limits": used,
+        "stopped": stopped,
+    }
+
+
+def sentences(summary: Mapping[str, Any]) -> list[str]:
+    """The summary as lines for people."""
+    counted = [f"{summary['answered']} answered", f"{summary['failed']} failed"]
+    if summary["skipped"]:
+        counted.append(f"{summary['skipped']} skipped (answered before)")
+    if summary["untouched"]:
+        counted.append(f"{summary['untouched']} untouched")
+    lines = [
+        f"{summary['rows']} rows{' read' if summary['stopped'] else ''}: {', '.join(counted)}",
+        f"{summary['sent']} requests sent, {summary['retries']} of them again; {summary['status_429']} answered with 429",
+    ]
+    if summary["sent"]:
+        lines.append(
+            f"{summary['makespan']:.2f} s, {summary['efficiency']:.1%} of the optimum "
+            f"({summary['optimum']:.2f} s, of which {summary['tail_latency']:.2f} s for the last answers)"
+        )
+    lines += [
+        f"{unit}{' of ' + one['models'] if one['models'] else ''} ({one['limit']}): {one['spent']:,.0f} used, {one['share']:.1%} "
+        f"of the quota; this limit alone takes {one['shortest']:.2f} s"
+        for unit, limits in summary["limits"].items()
+        for one in limits
+        if summary["sent"]
+    ]
+    return lines

@@ -1,0 +1,53 @@
+"""An OpenAI-compatible server with faithful limits, to run programs against that must not fail on the real one.
+
+It needs the extra `simulator`: Starlette and uvicorn.
+
+    serve           a server in a thread: `async with serve(Simulation(requests="60/min")) as server`
+    run             a server as the program itself, until Ctrl-C
+    create_app      the application, for transports that call it in-process
+    Simulation      what is simulated: limits, Latency, Faults, seed…
+    Statistics      what the server did; Admission, LimitStatistics, and `excess` to prove that a limit was kept
+    fingerprint     what an answer begins with, so that a client can prove that it belongs to its question
+    embedding_of    the embedding of a text
+    charge          what admission takes, unless told otherwise
+    format_duration durations as headers write them
+"""
+
+try:
+    import starlette as _starlette
+    import uvicorn as _uvicorn
+except ImportError as missing:
+    raise ImportError(
+        f'penstock.simulator needs the package {missing.name!r}: install the extra, pip install "penstock[simulator]"',
+        name=missing.name,
+    ) from missing
+
+from penstock.simulator._account import Admission, LimitStatistics, Statistics
+from penstock.simulator._app import create_app
+from penstock.simulator._buckets import excess
+from penstock.simulator._headers import format_duration
+from penstock.simulator._replies import charge, count_tokens, embedding_of, fingerprint
+from penstock.simulator._server import Server, run, serve
+from penstock.simulator._simulation import Fault, Faults, Latency, Simulation
+
+del _starlette, _uvicorn
+
+__all__ = [
+    "Admission",
+    "Fault",
+    "Faults",
+    "Latency",
+    "LimitStatistics",
+    "Server",
+    "Simulation",
+    "Statistics",
+    "charge",
+    "count_tokens",
+    "create_app",
+    "embedding_of",
+    "excess",
+    "fingerprint",
+    "format_duration",
+    "run",
+    "serve",
+]

@@ -1,0 +1,276 @@
+"""The endpoints: an ASGI application around an account.
+
+What is decided about a request is in `_account`, what is said in `_replies`; here it is read, kept waiting, and
+answered.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import anyio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from penstock import clock
+from penstock.simulator import _replies
+from penstock.simulator._account import Account, Draw, Refusal
+from penstock.simulator._simulation import Fault, Simulation
+
+__all__ = ["ABORT", "create_app"]
+
+ABORT = "penstock.abort"
+"""Key in the connection's state of a function that closes the connection at once."""
+
+_FAILURES: dict[Fault | None, tuple[int, _replies.Error]] = {
+    "server_error": (500, _replies.server_error()),
+    "overloaded": (503, _replies.overloaded()),
+}
+
+_EXAMPLE_MODELS = ("gpt-4o", "gpt-4o-mini", "text-embedding-3-small")
+
+
+def create_app(simulation: Simulation) -> Starlette:
+    """The simulated service as an ASGI application, with an account of its own.
+
+    `app.state.account` is that account: `statistics()`, `inject(fault, times)` and `consume(requests=…, tokens=…)` work
+    as they do on a `Server`. Under a transport that calls the application in-process there is no connection to drop:
+    there the fault `dropped` raises `ConnectionResetError`.
+    """
+    account = Account(simulation)
+    service = _Service(account)
+    routes = [
+        *(
+            Route(path, _Endpoint(service, path), methods=["POST"])
+            for path in (_replies.CHAT, _replies.RESPONSES, _replies.COMPLETIONS, _replies.EMBEDDINGS)
+        ),
+        Route("/v1/models", service.models),
+        Route("/v1/models/{name:path}", service.model),
+        Route("/simulator/statistics", service.statistics),
+        Route("/simulator/faults", service.inject, methods=["POST"]),
+    ]
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _no_such_endpoint})
+    app.state.account = account
+    return app
+
+
+class _Service:
+    """What all endpoints share."""
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self.simulation = account.simulation
+        self._places: anyio.Semaphore | None = None
+
+    def places(self) -> anyio.Semaphore:
+        """The places there are to work in; made at the first request, in the loop that will use it."""
+        if self._places is None:
+            assert self.simulation.concurrency is not None
+            self._places = anyio.Semaphore(self.simulation.concurrency)
+        return self._places
+
+    def unauthorized(self, request: Request) -> Response | None:
+        """The answer to a request without a valid key; None if its key is valid."""
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            body = _replies.invalid(
+                "You didn't provide an API key. You need to provide your API key in an Authorization header using "
+                "Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
+            )
+        elif self.simulation.api_keys and key.strip() not in self.simulation.api_keys:
+            body = _replies.invalid("Incorrect API key provided.", "invalid_api_key")
+        else:
+            return None
+        self.account.failed("401")
+        return JSONResponse(body, 401)
+
+    async def models(self, request: Request) -> Response:
+        names = self.simulation.models or _EXAMPLE_MODELS
+        return self.unauthorized(request) or JSONResponse({"object": "list", "data": [_model(name) for name in names]})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if self.simulation.models and name not in self.simulation.models:
+            return self.unauthorized(request) or JSONResponse(_no_such_model(name), 404)
+        return self.unauthorized(request) or JSONResponse(_model(name))
+
+    async def statistics(self, request: Request) -> Response:
+        wanted = request.query_params.get("log", "") not in {"", "0", "false"}
+        return JSONResponse(self.account.statistics().as_json(log=wanted))
+
+    async def inject(self, request: Request) -> Response:
+        try:
+            wanted = json.loads(await request.body())
+            self.account.inject(wanted["fault"], int(wanted.get("times", 1)))
+        except (ValueError, TypeError, KeyError, AttributeError) as problem:
+            return JSONResponse(_replies.invalid(f'wrong fault: {problem}; send {{"fault": name, "times": n}}'), 400)
+        return JSONResponse({"injected": wanted})
+
+
+class _Endpoint:
+    """One endpoint that costs something: admission, then latency, then the answer.
+
+    An ASGI application of its own and not a function, because a request is in flight until the last byte of its answer
+    is sent, also if the client hangs up before the first.
+    """
+
+    def __init__(self, service: _Service, path: str) -> None:
+        self.service = service
+        self.account = service.account
+        self.simulation = service.simulation
+        self.path = path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        try:
+            raw = await request.body()
+        except ClientDisconnect:
+            return
+        denied = self.service.unauthorized(request)
+        if denied is not None:
+            await denied(scope, receive, send)
+            return
+        body = _parse(raw)
+        draw = self.account.draw(self.path, raw)
+        if draw.fault == "insufficient_quota":
+            verdict: dict[str, str] | Refusal = self.account.refuse(_replies.insufficient_quota(), {})
+        elif draw.fault == "slow_down":
+            verdict = self.account.refuse(_replies.slow_down(), {"retry-after": "1"})
+        else:
+            tokens = 0 if body is None else self.simulation.charge(self.path, body)
+            verdict = self.account.admit(str((body or {}).get("model")), tokens)
+        if isinstance(verdict, Refusal):
+            await JSONResponse(verdict.body, 429, self._about(draw, verdict.headers))(scope, receive, send)
+            return
+        with self.account.in_flight():
+            if self.simulation.concurrency is None:
+                await self._work(request, body, draw, verdict, send)
+            else:
+                async with self.service.places():
+                    await self._work(request, body, draw, verdict, send)
+
+    async def _work(
+        self, request: Request, body: dict[str, Any] | None, draw: Draw, headers: dict[str, str], send: Send
+    ) -> None:
+        """Answer a request that was admitted. Whatever is wrong with it, it is charged already."""
+        began = clock.now()
+        status, content = self._answer(request, body, draw)
+        reply = content if isinstance(content, _replies.Answer) else None
+        stream = reply is not None and bool(reply.body.get("stream"))
+        spoken = 0 if reply is None or stream else reply.output_tokens
+        await anyio.sleep(draw.latency + self.simulation.latency.per_token * spoken)
+        headers = self._about(draw, headers) | {"openai-processing-ms": str(round((clock.now() - began) * 1000))}
+        if draw.fault in _FAILURES:
+            status, content = _FAILURES[draw.fault]
+        elif draw.fault == "dropped" and not stream:
+            self.account.failed("dropped")
+            _hang_up(request)
+            await request.receive()  # returns when the connection is gone, so that nothing is sent in its stead
+            return
+        if reply is not None and content is reply:
+            if stream:
+                events = self._stream(reply, draw, request)
+                response: Response = StreamingResponse(events, headers=headers, media_type="text/event-stream")
+                await response(request.scope, request.receive, send)
+                return
+            content = _replies.render(reply)
+        if status == 200:
+            self.account.answered()
+        else:
+            self.account.failed(str(status))
+        await JSONResponse(content, status, headers)(request.scope, request.receive, send)
+
+    def _answer(
+        self, request: Request, body: dict[str, Any] | None, draw: Draw
+    ) -> tuple[int, _replies.Answer | dict[str, Any]]:
+        """Status and content of what is said to a request if nothing goes wrong on purpose."""
+        simulation = self.simulation
+        if body is None:
+            return 400, _replies.invalid("We could not parse the JSON body of your request: it must be a JSON object.")
+        problem = _replies.fault_in(self.path, body)
+        if problem is not None:
+            return 400, problem
+        if simulation.models and body["model"] not in simulation.models:
+            return 404, _no_such_model(body["model"])
+        count = simulation.count_tokens
+        if simulation.context_length is not None:
+            problem = _replies.too_long(self.path, body, count, simulation.context_length)
+            if problem is not None:
+                return 400, problem
+        if self.path == _replies.EMBEDDINGS:
+            shuffled = simulation.shuffle_embeddings or "x-simulator-shuffle" in request.headers
+            shuffle = draw.random if shuffled else None
+            return 200, _replies.embeddings(body, dimensions=simulation.dimensions, count=count, shuffle=shuffle)
+        return 200, _replies.answer(
+            self.path,
+            body,
+            tokens=simulation.output_tokens,
+            count=count,
+            random=draw.random,
+            created=int(clock.wall()),
+        )
+
+    async def _stream(self, reply: _replies.Answer, draw: Draw, request: Request) -> AsyncIterator[str]:
+        events = list(_replies.events(reply))
+        middle = len(events) // 2
+        for number, (event, brings) in enumerate(events):
+            if number == middle and draw.fault == "dropped":
+                self.account.failed("dropped")
+                _hang_up(request)
+                return
+            if number == middle and draw.fault == "broken_stream":
+                self.account.failed("broken_stream")
+                yield _replies.broken_stream_event(self.path, number)
+                return
+            await anyio.sleep(self.simulation.latency.per_token * brings)
+            yield event
+        self.account.answered()
+
+    def _about(self, draw: Draw, headers: Mapping[str, str]) -> dict[str, str]:
+        """The headers of every answer: limits as they were at admission, and whose answer this is."""
+        return {
+            **headers,
+            "x-request-id": f"req_{draw.random.getrandbits(128):032x}",
+            "openai-organization": self.simulation.organization,
+            "openai-version": "2020-10-01",
+        }
+
+
+def _parse(raw: bytes) -> dict[str, Any] | None:
+    """The body as a JSON object; None if it is none."""
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError):  # what is no JSON, no UTF-8, or nested too deeply
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def _hang_up(request: Request) -> None:
+    abort = request.scope.get("state", {}).get(ABORT)
+    if abort is None:
+        raise ConnectionResetError("the simulated server dropped the connection")
+    abort()
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 1_686_935_002, "owned_by": "penstock"}
+
+
+def _no_such_model(name: str) -> _replies.Error:
+    return _replies.invalid(
+        f"The model `{name}` does not exist or you do not have access to it.", "model_not_found", "model"
+    )
+
+
+async def _no_such_endpoint(request: Request, problem: Exception) -> Response:
+    assert isinstance(problem, HTTPException)
+    message = f"Invalid URL ({request.method} {request.url.path})"
+    if problem.status_code == 405:
+        message = f"Not allowed to {request.method} on {request.url.path}"
+    return JSONResponse(_replies.invalid(message), problem.status_code, problem.headers)

@@ -1,0 +1,170 @@
+"""What is to be simulated: frozen values, checked where they are written down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from random import Random
+from typing import Any, Literal, get_args
+
+from penstock import limits
+from penstock.limits import Rate
+from penstock.simulator import _replies
+
+__all__ = ["Fault", "Faults", "Latency", "Simulation"]
+
+Fault = Literal["server_error", "overloaded", "slow_down", "dropped", "broken_stream", "insufficient_quota"]
+"""What can go wrong with a request on purpose.
+
+- `server_error`: 500. Charged.
+- `overloaded`: 503 with code `server_is_overloaded`. Charged.
+- `slow_down`: 429 with code `slow_down`. Not admitted.
+- `dropped`: the connection is closed without an answer; that of a stream, in the middle of it. Charged.
+- `broken_stream`: an error event in the middle of a stream that began with 200. Charged. Means nothing without `stream`.
+- `insufficient_quota`: 429 with that code, which no wait mends. Not admitted.
+"""
+FAULTS: tuple[Fault, ...] = get_args(Fault)
+
+Charge = Callable[[str, Mapping[str, Any]], int]
+"""(path, body of the request) → tokens that admission takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long an answer takes from its admission: lognormal, so a few take much longer than most.
+
+    Args:
+        median: Seconds until the first token; half of all requests take less.
+        sigma: Standard deviation of the logarithm; 0: every request takes the median.
+        per_token: Seconds more for each token of output.
+    """
+
+    median: float = 0.0
+    sigma: float = 0.0
+    per_token: float = 0.0
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"latency: {each.name} must be a finite number, 0 or more, not {value!r}")
+
+    def draw(self, random: Random) -> float:
+        """Seconds until the first token of one request."""
+        return self.median * math.exp(self.sigma * random.gauss(0.0, 1.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """How often each fault happens by itself, as a probability per request; see `Fault`. Together at most 1.
+
+    Args:
+        insufficient_quota_after: Requests that are admitted before the account has no quota left; None: no such end.
+    """
+
+    server_error: float = 0.0
+    overloaded: float = 0.0
+    slow_down: float = 0.0
+    dropped: float = 0.0
+    broken_stream: float = 0.0
+    insufficient_quota_after: int | None = None
+
+    def __post_init__(self) -> None:
+        odds = [getattr(self, fault) for fault in self._drawn()]
+        if not all(0 <= odd <= 1 for odd in odds) or sum(odds) > 1 + 1e-9:
+            raise ValueError(f"faults are probabilities, each in 0..1 and together at most 1, not {odds}")
+
+    def draw(self, random: Random) -> Fault | None:
+        """The fault of one request, if it has one."""
+        at = random.random()
+        for fault in self._drawn():
+            at -= getattr(self, fault)
+            if at < 0:
+                return fault
+        return None
+
+    @staticmethod
+    def _drawn() -> tuple[Fault, ...]:
+        return tuple(fault for fault in FAULTS if fault != "insufficient_quota")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulation:
+    """A server to simulate: its limits, its speed, its faults.
+
+    Args:
+        requests: Limits on requests: a `Rate`, a string such as `"3500/min"`, or several. None: no limit. The headers
+            show the one with the longest period, as OpenAI shows requests per day where there is such a limit.
+        tokens: The same for tokens; the headers show the one with the shortest period.
+        latency: How long answers take.
+        faults: How often something goes wrong.
+        seed: Makes a run repeatable: the same request, sent for the n-th time, has the same latency, faults and ids,
+            whatever came before or at the same time.
+        charge: Tokens that admission takes, of (path, body). Default: `simulator.charge`, the service's own rule.
+        count_tokens: Tokens in a text, for the numbers in `usage`. Default: its UTF-8 bytes / 4, rounded up.
+        count_refused: Whether a request refused with 429 takes from the limits on requests too, as OpenAI's do: who
+            resends without waiting is never served.
+        tolerance: Seconds by which a request may come too early and still be admitted; the level goes below 0 for it, so
+            this does not add up. By default what a client's rounding may amount to; 0: not a nanosecond.
+        output_tokens: Length of an answer, in tokens of 4 bytes; never below the 4 that the fingerprint takes.
+        dimensions: Length of an embedding, unless the request says.
+        concurrency: Requests that are worked on at once; more wait, after their admission. None: no bound.
+        models: Names of the models there are; any other is answered with 404. Empty: every name is accepted.
+        api_keys: Keys that are accepted. Empty: every key is, but one must be given.
+        context_length: Tokens that a prompt may have; more is answered with 400. None: no bound.
+        shuffle_embeddings: Answer the entries of a list in any order, so that only `index` tells which is which.
+        organization: The name that messages and headers give to the account.
+
+    Raises:
+        ValueError: A number is out of its range, or a limit is not a rate.
+    """
+
+    requests: str | Rate | Sequence[str | Rate] | None = None
+    tokens: str | Rate | Sequence[str | Rate] | None = None
+    latency: Latency = field(default_factory=Latency)
+    faults: Faults = field(default_factory=Faults)
+    seed: int = 0
+    charge: Charge = _replies.charge
+    count_tokens: Callable[[str], int] = _replies.count_tokens
+    count_refused: bool = True
+    tolerance: float = 1e-6
+    output_tokens: int = 16
+    dimensions: int = 8
+    concurrency: int | None = None
+    models: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = ()
+    context_length: int | None = None
+    shuffle_embeddings: bool = False
+    organization: str = "org-simulated"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "requests", _rates("requests", self.requests))
+        object.__setattr__(self, "tokens", _rates("tokens", self.tokens))
+        if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
+            raise ValueError(
+                f"simulation: tolerance must be a finite number of seconds, 0 or more, not {self.tolerance!r}"
+            )
+        for name in ("output_tokens", "dimensions", "concurrency", "context_length"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"simulation: {name} must be a whole number, 1 or more, not {value!r}")
+
+    @property
+    def limits(self) -> dict[Literal["requests", "tokens"], tuple[Rate, ...]]:
+        """The limits of each unit, as rates."""
+        return {"requests": _rates("requests", self.requests), "tokens": _rates("tokens", self.tokens)}
+
+
+def _rates(unit: str, given: str | Rate | Sequence[str | Rate] | None) -> tuple[Rate, ...]:
+    if given is None:
+        return ()
+    rates = []
+    for each in given if isinstance(given, list | tuple) else (given,):
+        rate = limits.parse(each) if isinstance(each, str) else each
+        if not isinstance(rate, Rate):
+            raise ValueError(
+                f'simulation: {unit} must be a Rate or a string such as "3500/min", or a list of them, not {each!r}'
+            )
+        rates.append(rate)
+    return tuple(rates)

@@ -1,0 +1,550 @@
+"""The command line: what it says, how it ends, and what is on disk however it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from penstock import cli, simulator
+from penstock.cli import main, parse_limits
+from penstock.limits import Rate
+from penstock.simulator import Faults, Latency, Simulation
+
+LIMITS = "requests=6000/min,tokens=600k/min"
+KEY = "sk-none"
+
+
+def chat(number):
+    body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": f"question {number}"}]}
+    return {"custom_id": f"row-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder to work in, with 20 requests in it, and an environment that says nothing."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    write(tmp_path, range(20))
+    return tmp_path
+
+
+def write(folder, numbers, more=b""):
+    (folder / "in.jsonl").write_bytes(b"".join(json.dumps(chat(number)).encode() + b"\n" for number in numbers) + more)
+
+
+def simulated(*arguments):
+    return main(
+        ["run", "in.jsonl", "-o", "out.jsonl", "--simulate", "--latency", "0.01", "--limits", LIMITS, *arguments]
+    )
+
+
+def started(*arguments, **options):
+    """The command as a process of its own."""
+    environment = {**os.environ, "OPENAI_API_KEY": KEY}
+    return subprocess.Popen(
+        [sys.executable, "-m", "penstock", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
+        **options,
+    )
+
+
+def wait_for(condition, seconds=30):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.01)
+
+
+def count(path):
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+# Success
+
+
+def test_a_run_ends_with_results_and_a_summary(folder, capsys):
+    assert simulated() == 0
+    assert sorted(result["custom_id"] for result in lines_of(folder / "out.jsonl")) == sorted(
+        f"row-{n}" for n in range(20)
+    )
+    assert (folder / "out.errors.jsonl").read_bytes() == b""
+    summary = json.loads((folder / "out.summary.json").read_text())
+    expected = {"rows": 20, "answered": 20, "failed": 0, "retries": 0, "status_429": 0, "stopped": None}
+    assert expected.items() <= summary.items()
+    assert summary["limits"]["tokens"][0]["limit"] == "600000/min"
+    said = capsys.readouterr()
+    assert said.out.startswith(
+        "20 rows: 20 answered, 0 failed\n20 requests sent, 0 of them again; 0 answered with 429\n"
+    )
+    assert "of the optimum" in said.out
+
+
+def test_quiet_says_nothing(folder, capsys):
+    assert simulated("--quiet") == 0
+    assert tuple(capsys.readouterr()) == ("", "")
+
+
+def test_an_empty_file_is_a_success(folder, capsys):
+    write(folder, [], b"\n\n")
+    assert simulated() == 0
+    assert (folder / "out.jsonl").read_bytes() == b""
+    assert capsys.readouterr().out.startswith("0 rows")
+
+
+@pytest.mark.parametrize("limits", [["--limits", "auto"], []], ids=["auto", "not given"])
+def test_limits_that_nobody_gave_are_learned_from_the_answers(folder, limits):
+    """The service's own: 20 requests of which no more than 15 go at once are not refused."""
+    with simulator.serve(Simulation(requests="600/min burst 15", tokens="90k/min")) as server:
+        os.environ["OPENAI_API_KEY"] = KEY
+        assert main(["run", "in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url, *limits]) == 0
+        assert server.statistics().answered == 20
+    summary = json.loads((folder / "out.summary.json").read_text())
+    assert summary["limits"]["requests"][0]["limit"] == "600/min"
+
+
+def test_an_account_brings_its_limits(folder):
+    assert main(["run", "in.jsonl", "-o", "out.jsonl", "--simulate", "--latency", "0.01", "--account", "tier-3"]) == 0
+    summary = json.loads((folder / "out.summary.json").read_text())
+    assert summary["limits"]["tokens"][0]["limit"] == "4000000/min"
+
+
+def test_every_model_of_an_account_has_limits_of_its_own(folder, monkeypatch):
+    """Dated snapshots share those of their model; a model that is not known is an error of its row."""
+    rows = [chat(number) for number in range(4)]
+    rows[1]["body"]["model"], rows[2]["body"]["model"], rows[3]["body"]["model"] = (
+        "gpt-4o-mini-2024-07-18",
+        "gpt-4o",
+        "mine",
+    )
+    (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with simulator.serve(Simulation()) as server:
+        arguments = ["run", "in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url, "--account", "tier-3"]
+        assert main(arguments) == 3
+    summary = json.loads((folder / "out.summary.json").read_text())
+    assert [one["models"] for one in summary["limits"]["tokens"]] == ["gpt-4o-mini", "gpt-4o"]
+    (error,) = lines_of(folder / "out.errors.jsonl")
+    assert (error["custom_id"], error["error"]["code"]) == ("row-3", "unknown_model")
+
+
+def test_the_server_comes_from_the_environment_and_so_does_the_key(folder, monkeypatch):
+    with simulator.serve(Simulation(api_keys=(KEY,))) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
+        assert main(["run", "in.jsonl", "-o", "out.jsonl", "--limits", LIMITS]) == 0
+        assert server.statistics().answered == 20
+
+
+def test_requests_come_from_standard_input(tmp_path):
+    """They are sent as they come: the first is answered while the second is not yet written."""
+    out = tmp_path / "out.jsonl"
+    process = started("run", "-", "-o", str(out), "--simulate", "--latency", "0.01", stdin=subprocess.PIPE)
+    process.stdin.write(json.dumps(chat(0)) + "\n")
+    process.stdin.flush()
+    wait_for(lambda: count(out) == 1)
+    said = process.communicate(json.dumps(chat(1)))
+    assert process.returncode == 0, said
+    assert [result["custom_id"] for result in lines_of(out)] == ["row-0", "row-1"]
+
+
+# Rows that fail
+
+
+def test_bad_lines_are_in_the_errors_file_and_the_rest_is_done(folder):
+    write(folder, range(3), b'{"torn\n' + json.dumps(chat(1)).encode())
+    assert simulated("--errors", "bad.jsonl") == 3
+    assert len(lines_of(folder / "out.jsonl")) == 3
+    assert [
+        (error["line"], error["custom_id"], error["error"]["code"]) for error in lines_of(folder / "bad.jsonl")
+    ] == [
+        (4, None, "invalid_json"),
+        (5, "row-1", "duplicate_custom_id"),
+    ]
+
+
+def test_rows_that_failed_are_tried_again_by_the_next_run(folder, monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with simulator.serve(Simulation()) as server:
+        arguments = [
+            "run",
+            "in.jsonl",
+            "-o",
+            "out.jsonl",
+            "--limits",
+            LIMITS,
+            "--base-url",
+            server.base_url,
+            "--attempts",
+            "1",
+        ]
+        server.inject("server_error", times=3)
+        assert main(arguments) == 3
+        errors = lines_of(folder / "out.errors.jsonl")
+        assert {error["error"]["status_code"] for error in errors} == {500}
+        assert len(errors) == 3
+        assert main(arguments) == 0
+        assert server.statistics().admitted == 23
+    assert len(lines_of(folder / "out.jsonl")) == 20
+    assert (folder / "out.errors.jsonl").read_bytes() == b""
+    assert (
+        "17 rows are answered in out.jsonl already and are skipped; --overwrite begins anew" in capsys.readouterr().err
+    )
+
+
+def test_overwrite_begins_anew(folder):
+    assert simulated() == 0
+    assert simulated("--overwrite") == 0
+    assert json.loads((folder / "out.summary.json").read_text())["skipped"] == 0
+    assert len(lines_of(folder / "out.jsonl")) == 20
+
+
+# Accounts that are used up
+
+
+def test_an_account_without_quota_ends_the_run(folder, monkeypatch, capsys):
+    """At once, with one line; the rest is untouched, and the same command goes on."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    arguments = ["run", "in.jsonl", "-o", "out.jsonl", "--limits", LIMITS, "--max-in-flight", "2", "--base-url"]
+    with simulator.serve(Simulation(faults=Faults(insufficient_quota_after=7))) as server:
+        assert main([*arguments, server.base_url]) == 4
+        assert 1 <= server.statistics().refused["insufficient_quota"] <= 2
+    assert "penstock: You exceeded your current quota" in capsys.readouterr().err
+    assert len(lines_of(folder / "out.jsonl")) == 7
+    assert lines_of(folder / "out.errors.jsonl") == []
+    assert json.loads((folder / "out.summary.json").read_text())["stopped"]["code"] == "account"
+    with simulator.serve(Simulation()) as server:
+        assert main([*arguments, server.base_url]) == 0
+        assert server.statistics().admitted == 13
+    assert len({result["custom_id"] for result in lines_of(folder / "out.jsonl")}) == 20
+
+
+# Commands that cannot be carried out
+
+
+def refused(capsys, arguments):
+    """What the one line on stderr says."""
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.fullmatch(r"penstock: [^\n]+\n", said.err), said.err
+    return said.err.removeprefix("penstock: ").rstrip("\n")
+
+
+RUN = ["run", "in.jsonl", "-o", "out.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            [*RUN, "--limits", LIMITS],
+            "OPENAI_API_KEY is not set: export it (any value will do for a server that asks for none)",
+        ),
+        (
+            ["run", "nowhere.jsonl", "-o", "out.jsonl", "--simulate"],
+            "cannot read nowhere.jsonl: No such file or directory",
+        ),
+        (["run", ".", "-o", "out.jsonl", "--simulate"], "cannot read .: Is a directory"),
+        (
+            ["run", "in.jsonl", "-o", "no/out.jsonl", "--simulate"],
+            "cannot write no/out.summary.json: the folder no is not there",
+        ),
+        (["run", "in.jsonl", "-o", ".", "--simulate"], "cannot write .: Is a directory"),
+        (["run", "in.jsonl", "-o", "in.jsonl", "--simulate"], "FILE and -o are the same file: in.jsonl"),
+        (["run", "in.jsonl", "-o", "./x/../in.jsonl", "--simulate"], "FILE and -o are the same file: "),
+        ([*RUN, "--errors", "out.jsonl", "--simulate"], "-o and --errors are the same file: out.jsonl"),
+        ([*RUN, "--errors", "no/e.jsonl", "--simulate"], "cannot write no/e.jsonl: No such file or directory"),
+        (
+            ["run", "in.jsonl", "-o", "/dev/null", "--simulate"],
+            "/dev/null is no regular file, so nothing can be put beside it",
+        ),
+        ([*RUN, "--limits", "fast", "--simulate"], "--limits: cannot read 'fast': write it like"),
+        (
+            [*RUN, "--limits", "requests=fast", "--simulate"],
+            "--limits: requests: cannot read 'fast' as a limit: write it like",
+        ),
+        ([*RUN, "--limits", "requests=0/min", "--simulate"], "--limits: requests: rate must be a finite number"),
+        ([*RUN, "--limits", "requests=-5/min", "--simulate"], "--limits: requests: cannot read '-5/min' as a limit"),
+        (
+            [*RUN, "--limits", "requests=5/min burst 0.5", "--simulate"],
+            "--limits: requests: a burst of 0.5 is below one unit",
+        ),
+        (
+            [*RUN, "--limits", "dollars=5/min", "--simulate"],
+            "--limits: 'dollars' is not counted; there are requests, tokens, images",
+        ),
+        ([*RUN, "--limits", "requests=5/min,", "--simulate"], "--limits: cannot read ''"),
+        ([*RUN, "--limits", "", "--simulate"], "--limits: cannot read ''"),
+        (
+            [*RUN, "--limits", "images=5/min", "--simulate"],
+            "--limits: the simulated server counts requests and tokens, not images",
+        ),
+        (
+            [*RUN, "--limits", LIMITS, "--account", "tier-1"],
+            "--limits and --account both say what the limits are: give one of them",
+        ),
+        (
+            [*RUN, "--account", "rich", "--simulate"],
+            "--account: there is no 'rich'; there are free-trial, pay-as-you-go-48h, ",
+        ),
+        (
+            [*RUN, "--account", "free-trial", "--simulate"],
+            "--account: line 1: no limits are known for 'gpt-4o-mini' in the guide",
+        ),
+        (
+            ["run", "-", "-o", "out.jsonl", "--account", "tier-1", "--simulate"],
+            "--simulate with --account looks for the model in FILE",
+        ),
+        (
+            [*RUN, "--simulate", "--base-url", "http://x/v1"],
+            "--simulate brings a server of its own: leave --base-url out",
+        ),
+        (
+            [*RUN, "--base-url", "localhost:8000"],
+            "--base-url: 'localhost:8000' is no address of a server; write it like http://",
+        ),
+        ([*RUN, "--base-url", "ftp://x/v1"], "--base-url: 'ftp://x/v1' is no address of a server"),
+        (
+            [*RUN, "--max-in-flight", "0", "--simulate"],
+            "Invalid value for '--max-in-flight': ",
+        ),
+        ([*RUN, "--attempts", "many", "--simulate"], "Invalid value for '--attempts': "),
+        ([*RUN, "--unknown"], "No such option: --unknown"),
+        (["run", "in.jsonl"], "Missing option '"),
+        (["run"], "Missing argument 'FILE'"),
+        (["fly"], "No such command 'fly'"),
+    ],
+)
+def test_a_command_that_cannot_be_carried_out_says_why_in_one_line(folder, capsys, arguments, message):
+    """Exit code 2, no panel, no traceback; nothing was sent and nothing made."""
+    assert message in refused(capsys, arguments)
+    assert not (folder / "out.summary.json").exists()
+    assert count(folder / "out.jsonl") == 0
+    assert count(folder / "in.jsonl") == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("OPENAI_API_KEY", "  ", "OPENAI_API_KEY is not set"),
+        ("OPENAI_API_KEY", "sk-ключ", "OPENAI_API_KEY holds characters that no key has"),
+        ("OPENAI_API_KEY", "a b", "OPENAI_API_KEY holds characters that no key has"),
+        ("OPENAI_BASE_URL", "nowhere", "OPENAI_BASE_URL: 'nowhere' is no address of a server"),
+    ],
+)
+def test_an_environment_that_is_wrong_is_named_and_no_key_is_shown(folder, monkeypatch, capsys, name, value, message):
+    monkeypatch.setenv(name, value)
+    said = refused(capsys, [*RUN, "--limits", LIMITS])
+    assert message in said
+    assert "ключ" not in said
+
+
+def test_results_of_something_else_are_not_written_over(folder, capsys):
+    (folder / "out.jsonl").write_text("my diary\n")
+    assert "its line 1 is not a result of a run" in refused(capsys, [*RUN, "--simulate"])
+    assert (folder / "out.jsonl").read_text() == "my diary\n"
+
+
+def test_files_of_others_are_named(folder, monkeypatch, capsys):
+    """Root may read everything, so that it may not is played."""
+
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(cli, "open_source", forbidden)
+    assert refused(capsys, [*RUN, "--simulate"]) == "cannot read in.jsonl: Permission denied"
+
+
+def test_a_mistake_of_our_own_is_one_line_too(folder, monkeypatch, capsys):
+    """Unless somebody wants to know where."""
+
+    def wrong(*_, **__):
+        raise ExceptionGroup("", [RuntimeError("unheard of")])
+
+    monkeypatch.setattr(cli, "_drive", wrong)
+    assert simulated() == 1
+    assert capsys.readouterr().err == (
+        "penstock: a mistake of penstock's own: RuntimeError: unheard of (PENSTOCK_TRACEBACK=1 shows where)\n"
+    )
+    monkeypatch.setenv("PENSTOCK_TRACEBACK", "1")
+    with pytest.raises(ExceptionGroup):
+        simulated()
+
+
+@pytest.mark.parametrize("pipe", ["stdout", "stderr"])
+def test_nobody_need_listen(folder, pipe):
+    """A pipe that was closed at the other end is no failure of the run."""
+    process = started("run", "in.jsonl", "-o", "out.jsonl", "--simulate", "--latency", "0.01")
+    getattr(process, pipe).close()
+    assert process.wait(timeout=30) == 0
+    assert count(folder / "out.jsonl") == 20
+    other = {"stdout": process.stderr, "stderr": process.stdout}[pipe]
+    assert "Traceback" not in other.read()
+    other.close()
+
+
+def test_without_arguments_it_says_what_there_is(capsys):
+    assert main([]) == 0
+    assert "run" in capsys.readouterr().out
+
+
+def test_it_says_its_version(capsys):
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*\n", capsys.readouterr().out)
+
+
+def test_a_process_ends_with_the_code_and_the_line_alone(folder):
+    """Nothing but that one line, also where Python itself would have something to say."""
+    process = started("run", "nowhere.jsonl", "-o", "out.jsonl", "--limits", LIMITS)
+    assert process.communicate() == ("", "penstock: cannot read nowhere.jsonl: No such file or directory\n")
+    assert process.returncode == 2
+
+
+# Interruptions
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_keeps_what_came_back_and_goes_on_later(folder, monkeypatch, capsys, sent):
+    """What was in flight ends and is on disk, nothing else is sent, exit code 130; then the same command does the rest."""
+    write(folder, range(60))
+    with simulator.serve(Simulation(latency=Latency(median=0.3))) as server:
+        command = ["run", "in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url, "--limits"]
+        process = started(*command, "requests=1200/min burst 5")
+        wait_for(lambda: server.statistics().answered >= 5)
+        process.send_signal(sent)
+        out, err = process.communicate()
+        assert process.returncode == 130, err
+        assert "penstock: interrupted: waiting for" in err
+        assert "Traceback" not in err
+        assert "untouched" in out
+        answered = server.statistics().answered
+        assert 5 <= answered < 60
+        assert count(folder / "out.jsonl") == answered == server.statistics().admitted
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        assert main([*command, "requests=6000/min"]) == 0
+        assert f"{answered} rows are answered in out.jsonl already and are skipped" in capsys.readouterr().err
+        assert server.statistics().admitted == 60
+    assert len({result["custom_id"] for result in lines_of(folder / "out.jsonl")}) == count(folder / "out.jsonl") == 60
+
+
+def test_a_second_interrupt_waits_for_nothing(folder):
+    with simulator.serve(Simulation(latency=Latency(median=60.0))) as server:
+        process = started("run", "in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url, "--limits", LIMITS)
+        wait_for(lambda: server.statistics().in_flight == 20)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == "penstock: interrupted: waiting for 20 answers; Ctrl-C again drops them\n"
+        process.send_signal(signal.SIGINT)
+        err = process.communicate(timeout=20)[1]
+        assert (process.returncode, err) == (130, "")
+    assert (folder / "out.jsonl").read_bytes() == (folder / "out.errors.jsonl").read_bytes() == b""
+
+
+def test_an_interrupt_ends_the_wait_for_a_silent_pipe(tmp_path):
+    """Standard input may stay open for ever."""
+    out = tmp_path / "out.jsonl"
+    process = started("run", "-", "-o", str(out), "--simulate", "--latency", "0.01", stdin=subprocess.PIPE)
+    process.stdin.write(json.dumps(chat(0)) + "\n")
+    process.stdin.flush()
+    wait_for(lambda: count(out) == 1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 130
+    process.communicate()
+
+
+def test_a_killed_run_goes_on_where_it_was(folder, monkeypatch, capsys):
+    """kill -9 in the middle, and a torn last line on top: every row is answered once in the end, nothing answered is lost."""
+    write(folder, range(80))
+    out = folder / "out.jsonl"
+    with simulator.serve(Simulation(latency=Latency(median=0.05))) as server:
+        command = ["run", "in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url, "--limits"]
+        process = started(*command, "requests=3000/min burst 5")
+        wait_for(lambda: count(out) >= 20)
+        process.kill()
+        process.communicate()
+        before = out.read_bytes()
+        kept, torn = before.count(b"\n"), before.rpartition(b"\n")[2]
+        assert kept >= 20
+        with out.open("ab") as file:
+            file.write(b'{"id":"batch_req_0123')
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        assert main([*command, "requests=6000/min"]) == 0
+        err = capsys.readouterr().err
+        assert f"ended in the middle of a line: its last {len(torn) + 21} bytes are taken off" in err
+        # What was in flight when it was killed is sent again, and nothing else.
+        assert json.loads((folder / "out.summary.json").read_text())["sent"] == 80 - kept
+    assert out.read_bytes().startswith(before[: len(before) - len(torn)])
+    assert len({result["custom_id"] for result in lines_of(out)}) == count(out) == 80
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("text", "limits"),
+    [
+        ("requests=3500/min,tokens=90k/min", {"requests": (Rate(3500, 60),), "tokens": (Rate(90_000, 60),)}),
+        (
+            " requests = 900/min burst 20 , tokens=90k/min, burst 6000",
+            {"requests": (Rate(900, 60, 20),), "tokens": (Rate(90_000, 60, 6_000),)},
+        ),
+        ("tokens=90k/min,tokens=2M/day", {"tokens": (Rate(90_000, 60), Rate(2_000_000, 86_400))}),
+        ("images=50/min", {"images": (Rate(50, 60),)}),
+    ],
+)
+def test_limits_are_read(text, limits):
+    assert parse_limits(text) == limits
+
+
+def test_the_key_is_read_from_the_environment_and_nowhere_else(capsys):
+    """A command line is seen by everybody on the machine."""
+    assert main(["run", "--help"]) == 0
+    assert "key" not in capsys.readouterr().out.lower().replace("keyboard", "")
+
+
+def test_no_more_rows_at_once_than_files_may_be_open(monkeypatch):
+    resource = pytest.importorskip("resource")
+    limits = [(256, 1_000)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, new: limits.append(new))
+    said = []
+    assert cli._places(400, 2, said.append) == 400
+    assert (limits[-1], said) == ((900, 1_000), [])
+    assert cli._places(1_000, 2, said.append) == 450
+    assert (limits[-1], len(said)) == ((1_000, 1_000), 1)
+
+
+# The simulated server alone
+
+
+def test_the_simulated_server_runs_until_it_is_interrupted(folder, monkeypatch):
+    process = started("simulate", "--port", "0", "--latency", "0")
+    address = process.stdout.readline()
+    assert address.startswith("OPENAI_BASE_URL=http://127.0.0.1:")
+    monkeypatch.setenv("OPENAI_BASE_URL", address.partition("=")[2].strip())
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert main([*RUN, "--limits", "requests=3000/min"]) == 0
+    process.send_signal(signal.SIGINT)
+    assert process.communicate() == ("20 requests admitted, 0 refused\n", "")
+    assert process.returncode == 0
+
+
+def test_an_address_that_is_taken_is_said(folder, capsys):
+    with simulator.serve(Simulation()) as server:
+        port = server.base_url.split(":")[2].split("/")[0]
+        said = refused(capsys, ["simulate", "--port", port])
+    assert said.startswith(f"cannot listen on 127.0.0.1:{port}: Address already in use")

@@ -1,0 +1,620 @@
+"""The limiter under an HTTP client: what is sent when, and what becomes of it. In virtual time, with both libraries."""
+
+from __future__ import annotations
+
+import gc
+import gzip
+import json
+
+import anyio
+import httpx
+import httpx2
+import pytest
+
+from penstock import Limiter, Rate, in_flight, per_minute
+from penstock.llm.lanes import Auto, Fixed, Published
+from penstock.llm.transport import Valve, limit_http_client
+from penstock.simulator import Simulation, create_app
+
+pytestmark = pytest.mark.anyio
+
+CHAT = "http://api.test/v1/chat/completions"
+HELLO = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}  # 2 + 4 tokens
+FOUR = {"model": "gpt-4o", "messages": [{"role": "user", "content": "x" * 4 * 96}]}  # 96 + 4 tokens
+
+
+@pytest.fixture(params=[httpx2, httpx], ids=["httpx2", "httpx"])
+def lib(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _time(virtual_time):
+    """Nothing here takes any time."""
+
+
+def limited(lib, handler, policy, **options):
+    """A client whose requests `handler` answers, with a limit under it."""
+    if isinstance(policy, Limiter):
+        policy = Fixed(policy)
+    transport = handler if isinstance(handler, lib.AsyncBaseTransport) else lib.MockTransport(handler)
+    return limit_http_client(lib.AsyncClient(transport=transport), Valve(policy, **options))
+
+
+class Server:
+    """Answers in the order of a script, then with 200; notes when each request came."""
+
+    def __init__(self, lib, *script, latency=0.0, headers=None):
+        self.lib, self.script, self.latency, self.headers = lib, list(script), latency, headers or {}
+        self.times, self.bodies = [], []
+
+    async def __call__(self, request):
+        self.times.append(anyio.current_time())
+        self.bodies.append(request.content)
+        answer = self.script.pop(0) if self.script else None
+        await anyio.sleep(self.latency)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer or self.lib.Response(200, json={}, headers=self.headers)
+
+
+def refusal(lib, message="Rate limit reached. Please try again later.", code="rate_limit_exceeded", **headers):
+    body = {"error": {"message": message, "type": "requests", "code": code}}
+    return lib.Response(429, json=body, headers={name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def levels(limiter):
+    return {name: limit.level for name, limit in limiter.statistics().limits.items()}
+
+
+async def at_once(*calls):
+    """The results of calls made at the same time."""
+    results = [None] * len(calls)
+
+    async def one(index, call):
+        results[index] = await call
+
+    async with anyio.create_task_group() as group:
+        for index, call in enumerate(calls):
+            group.start_soon(one, index, call)
+    return results
+
+
+# Charging
+
+
+async def test_every_request_is_charged_what_its_body_costs(lib):
+    limiter = Limiter(requests=per_minute(60), tokens=per_minute(6_000))
+    client = limited(lib, Server(lib), limiter)
+    await client.post(CHAT, json=HELLO)
+    await client.post("http://api.test/v1/embeddings", json={"model": "e", "input": "four"})
+    assert levels(limiter) == {"requests": 58 - 0.25, "tokens": 6_000 - 6 - 1 - 25}  # and 0.25 s of headroom
+
+
+async def test_endpoints_that_take_no_tokens_are_one_request(lib):
+    limiter = Limiter(requests=Rate(60, 60), tokens=per_minute(6_000))
+    client = limited(lib, Server(lib), limiter)
+    await client.get("http://api.test/v1/models")
+    await client.post("http://api.test/v1/files", files={"file": b"{}"}, data={"purpose": "batch"})
+    assert levels(limiter)["requests"] == 58 - 0.25
+    assert levels(limiter)["tokens"] == 6_000 - 25
+
+
+async def test_a_rule_of_ones_own_says_what_a_request_costs_or_that_it_is_free(lib):
+    limiter = Limiter(requests=per_minute(60), tokens=per_minute(6_000))
+
+    def cost(path, body):
+        return None if path.endswith("/models") else {"tokens": 1_000 * len(body["messages"])}
+
+    client = limited(lib, Server(lib), limiter, cost=cost)
+    await client.get("http://api.test/v1/models")
+    assert levels(limiter) == {"requests": 60, "tokens": 6_000}
+    await client.post(CHAT, json=HELLO)
+    assert levels(limiter) == {"requests": 59 - 0.25, "tokens": 5_000 - 25}
+
+
+async def test_units_that_are_not_limited_are_not_charged(lib):
+    limiter = Limiter(tokens=per_minute(6_000))
+    await limited(lib, Server(lib), limiter).post(CHAT, json=HELLO)
+    assert levels(limiter) == {"tokens": 6_000 - 6 - 25}
+
+
+async def test_requests_wait_for_their_turn_before_they_are_sent(lib):
+    """Six at once, four may leave at once, and one a second is refilled; a quarter of a second is kept as headroom."""
+    server = Server(lib, latency=5.0)
+    client = limited(lib, server, Limiter(requests=Rate(60, 60, burst=4)))
+    await at_once(*(client.post(CHAT, json=HELLO) for _ in range(6)))
+    assert server.times == pytest.approx([0, 0, 0, 0.25, 1.25, 2.25])
+
+
+async def test_a_request_that_was_given_up_in_the_line_costs_nothing(lib):
+    limiter = Limiter(requests=Rate(60, 60, burst=1))
+    server = Server(lib)
+    client = limited(lib, server, limiter)
+    await client.post(CHAT, json=HELLO)
+    async with anyio.create_task_group() as group:
+        group.start_soon(client.post, CHAT)
+        await anyio.sleep(0.5)
+        group.cancel_scope.cancel()
+    assert server.times == [0]
+    assert limiter.statistics().waiting == 0
+    await client.post(CHAT, json=HELLO)
+    assert server.times == [0, 1]
+
+
+async def test_a_request_that_never_left_costs_nothing(lib):
+    limiter = Limiter(requests=per_minute(60), tokens=per_minute(6_000))
+    client = limited(lib, Server(lib, lib.ConnectError("no route"), lib.PoolTimeout("full")), limiter)
+    for error in (lib.ConnectError, lib.PoolTimeout):
+        with pytest.raises(error):
+            await client.post(CHAT, json=HELLO)
+    assert levels(limiter) == {"requests": 60 - 0.25, "tokens": 6_000 - 25}
+
+
+async def test_a_request_that_may_have_arrived_stays_charged(lib):
+    limiter = Limiter(requests=per_minute(60), tokens=per_minute(6_000))
+    client = limited(lib, Server(lib, lib.ReadError("reset"), lib.Response(500)), limiter)
+    with pytest.raises(lib.ReadError):
+        await client.post(CHAT, json=HELLO)
+    assert (await client.post(CHAT, json=HELLO)).status_code == 500
+    assert levels(limiter) == {"requests": 58 - 0.25, "tokens": 6_000 - 12 - 25}
+
+
+# "Not now"
+
+
+async def test_one_429_stops_everybody_once(lib):
+    """What is on its way is let go; nobody leaves before the time the service named, then all go on in order."""
+    server = Server(lib, None, refusal(lib, retry_after="7"), latency=0.1)
+    limiter = Limiter(requests=Rate(600, 60, burst=1))  # one every 0.1 s
+    client = limited(lib, server, limiter)
+    answers = await at_once(*(client.post(CHAT, json=HELLO) for _ in range(10)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 9 + [429]
+    before = [time for time in server.times if time < 0.35]
+    after = server.times[len(before) :]
+    assert len(before) <= 3
+    assert 0.2 + 7 <= after[0] <= 0.3 + 7 * 1.1 + 0.1
+    assert after[-1] - after[0] == pytest.approx(0.1 * (len(after) - 1), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("headers", "message", "seconds"),
+    [
+        ({"retry_after": "3"}, "", 3),
+        ({"retry_after_ms": "1500"}, "", 1.5),
+        ({"retry_after": "1"}, "Rate limit reached. Please try again in 2m5.5s.", 125.5),
+        ({}, "Rate limit reached. Please try again in 6ms.", 0.006),
+    ],
+)
+async def test_the_pause_is_as_long_as_the_service_asks_for(lib, headers, message, seconds):
+    limiter = Limiter(requests=per_minute(6_000))
+    client = limited(lib, Server(lib, refusal(lib, message, **headers)), limiter)
+    await client.post(CHAT, json=HELLO)
+    assert seconds <= limiter.statistics().paused_for <= seconds * 1.1 + 0.02
+
+
+async def test_a_service_that_never_says_for_how_long_is_left_alone_twice_as_long_each_time(lib):
+    limiter = Limiter(requests=per_minute(6_000))
+    server = Server(lib, *(refusal(lib) for _ in range(3)), None, refusal(lib))
+    client = limited(lib, server, limiter)
+    pauses = []
+    for _ in range(5):
+        await client.post(CHAT, json=HELLO)
+        pauses.append(limiter.statistics().paused_for)
+    for pause, seconds in zip(pauses, (1, 2, 4, 0, 1), strict=True):
+        assert seconds <= pause <= seconds * 1.1 + 0.02
+
+
+async def test_many_429s_that_were_on_their_way_together_count_as_one(lib):
+    limiter = Limiter(requests=per_minute(6_000))
+    client = limited(lib, Server(lib, *(refusal(lib) for _ in range(20)), latency=0.5), limiter)
+    await at_once(*(client.post(CHAT, json=HELLO) for _ in range(20)))
+    assert 0.9 <= limiter.statistics().paused_for <= 1.2
+
+
+async def test_nobody_waits_with_a_place_in_flight(lib):
+    """A refused request gives its place back before anybody waits: the pause happens in the line, not in the permit."""
+    limiter = Limiter(requests=per_minute(6_000), places=in_flight(1))
+    client = limited(lib, Server(lib, refusal(lib, retry_after="5")), limiter)
+    await client.post(CHAT, json=HELLO)
+    assert limiter.statistics().in_flight == 0
+    assert limiter.statistics().paused_for >= 5
+
+
+async def test_an_account_without_money_pauses_nobody_and_is_not_to_be_retried(lib):
+    limiter = Limiter(requests=per_minute(6_000))
+    client = limited(lib, Server(lib, refusal(lib, code="insufficient_quota", retry_after="9")), limiter)
+    answer = await client.post(CHAT, json=HELLO)
+    assert answer.headers["x-should-retry"] == "false"
+    assert answer.json()["error"]["code"] == "insufficient_quota"
+    assert limiter.statistics().paused_for == 0
+
+
+async def test_a_request_too_large_for_the_service_is_not_to_be_retried(lib):
+    message = "Request too large for gpt-4o on tokens per min (TPM): Limit 10000, Requested 11454."
+    client = limited(lib, Server(lib, refusal(lib, message)), Limiter(requests=per_minute(60)))
+    assert (await client.post(CHAT, json=HELLO)).headers["x-should-retry"] == "false"
+
+
+async def test_what_the_service_wants_retried_is_left_to_the_sdk(lib):
+    client = limited(lib, Server(lib, refusal(lib), lib.Response(500)), Limiter(requests=per_minute(60)))
+    for _ in range(2):
+        assert "x-should-retry" not in (await client.post(CHAT, json=HELLO)).headers
+
+
+async def test_a_compressed_429_is_understood_and_handed_on(lib):
+    raw = gzip.compress(json.dumps({"error": {"message": "no", "code": "insufficient_quota"}}).encode())
+
+    async def parts():
+        yield raw[:10]
+        yield raw[10:]
+
+    answer = lib.Response(429, headers={"content-encoding": "gzip"}, content=parts())
+    got = await limited(lib, Server(lib, answer), Limiter(requests=per_minute(60))).post(CHAT, json=HELLO)
+    assert got.headers["x-should-retry"] == "false"
+    assert got.json()["error"]["message"] == "no"
+
+
+async def test_a_429_whose_body_breaks_off_pauses_by_its_headers(lib):
+    async def broken():
+        yield b"{"
+        raise lib.ReadError("reset")
+
+    limiter = Limiter(requests=per_minute(6_000), places=in_flight(1))
+    server = Server(lib, lib.Response(429, headers={"retry-after": "4"}, content=broken()))
+    with pytest.raises(lib.ReadError):
+        await limited(lib, server, limiter).post(CHAT, json=HELLO)
+    assert limiter.statistics().paused_for >= 4
+    assert limiter.statistics().in_flight == 0
+
+
+# What is not sent
+
+
+async def test_a_request_that_can_never_fit_is_answered_in_the_services_stead(lib):
+    """No exception: SDKs would retry it, and call it trouble with the connection."""
+    server = Server(lib)
+    client = limited(lib, server, Limiter(requests=per_minute(60), tokens=per_minute(10)))
+    answer = await client.post(CHAT, json=FOUR)
+    assert server.times == []
+    assert answer.status_code == 400
+    assert answer.headers["x-should-retry"] == "false"
+    assert answer.json()["error"] == {
+        "message": 'Not sent: 100 tokens can never be granted: "tokens" holds at most 10 at once. '
+        "Split the call, raise burst, or allow overdraft.",
+        "type": "penstock",
+        "param": None,
+        "code": "request_too_large",
+    }
+
+
+async def test_a_wait_that_is_too_long_is_refused_at_once(lib):
+    server = Server(lib)
+    client = limited(lib, server, Limiter(requests=Rate(60, 60, burst=1)), max_wait=2)
+    answers = await at_once(*(client.post(CHAT, json=HELLO) for _ in range(4)))
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 429]
+    assert anyio.current_time() == 2
+    (late,) = (answer for answer in answers if answer.status_code == 429)
+    assert late.headers["retry-after"] == "3.000"
+    assert late.json()["error"]["code"] == "rate_limited"
+
+
+async def test_a_cost_without_a_unit_that_is_limited_says_which(lib):
+    client = limited(lib, Server(lib), Limiter(requests=per_minute(60), dollars=per_minute(10)))
+    answer = await client.post(CHAT, json=HELLO)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "missing_unit"
+    assert "dollars" in answer.json()["error"]["message"]
+
+
+# Places in flight
+
+
+async def chunks(gate=None):
+    yield b"data: 1\n\n"
+    if gate is not None:
+        await gate.wait()
+    yield b"data: 2\n\n"
+
+
+async def test_a_stream_keeps_its_place_until_it_is_read(lib):
+    limiter = Limiter(requests=per_minute(60), places=in_flight(2))
+    client = limited(lib, Server(lib, lib.Response(200, content=chunks())), limiter)
+    async with client.stream("POST", CHAT, json=HELLO) as answer:
+        assert limiter.statistics().in_flight == 1
+        assert [chunk async for chunk in answer.aiter_bytes()] == [b"data: 1\n\n", b"data: 2\n\n"]
+        assert limiter.statistics().in_flight == 0
+
+
+async def test_a_stream_that_is_left_early_gives_its_place_back(lib):
+    limiter = Limiter(requests=per_minute(60), places=in_flight(2))
+    client = limited(lib, Server(lib, lib.Response(200, content=chunks())), limiter)
+    async with client.stream("POST", CHAT, json=HELLO) as answer:
+        async for _ in answer.aiter_bytes():
+            break
+        assert limiter.statistics().in_flight == 1
+    assert limiter.statistics().in_flight == 0
+
+
+async def test_a_stream_that_is_dropped_and_never_closed_gives_its_place_back(lib):
+    limiter = Limiter(requests=per_minute(60), places=in_flight(1))
+    client = limited(lib, Server(lib, lib.Response(200, content=chunks())), limiter)
+    answer = await client.send(client.build_request("POST", CHAT, json=HELLO), stream=True)
+    assert limiter.statistics().in_flight == 1
+    del answer
+    gc.collect()
+    await anyio.sleep(0)
+    with anyio.fail_after(1):
+        await client.post(CHAT, json=HELLO)
+
+
+async def test_a_stream_that_is_kept_and_never_read_gives_its_place_back_after_its_time_to_live(lib):
+    limiter = Limiter(requests=per_minute(60), places=in_flight(1, ttl=30))
+    server = Server(lib, lib.Response(200, content=chunks()))
+    client = limited(lib, server, limiter)
+    kept = await client.send(client.build_request("POST", CHAT, json=HELLO), stream=True)
+    await client.post(CHAT, json=HELLO)
+    assert server.times == [0, 30]
+    await kept.aclose()
+    assert limiter.statistics().in_flight == 0
+
+
+# The server's side
+
+
+async def test_what_strangers_took_is_heard_and_waited_for(lib):
+    """We think that there are 59 left; the service says 1. So the second request goes, and the third waits."""
+    headers = {
+        "x-ratelimit-limit-requests": "60",
+        "x-ratelimit-remaining-requests": "1",
+        "x-ratelimit-reset-requests": "59s",
+    }
+    server = Server(lib, headers=headers)
+    client = limited(lib, server, Limiter(requests=per_minute(60)))
+    await client.post(CHAT, json=HELLO)  # tells that there are such limits
+    await anyio.sleep(1)
+    for _ in range(3):
+        await client.post(CHAT, json=HELLO)
+    assert server.times[:3] == [0, 1, pytest.approx(1.25, abs=0.3)]
+    assert server.times[3] >= 2
+
+
+async def test_a_limit_below_the_services_own_is_kept_whatever_it_says(lib):
+    """Half of the account's limit is ours; that the service has more left does not raise it."""
+    headers = {
+        "x-ratelimit-limit-requests": "600",
+        "x-ratelimit-remaining-requests": "599",
+        "x-ratelimit-reset-requests": "100ms",
+    }
+    server = Server(lib, headers=headers)
+    client = limited(lib, server, Limiter(requests=Rate(60, 60, burst=2)))
+    for _ in range(5):
+        await client.post(CHAT, json=HELLO)
+    assert server.times == pytest.approx([0, 0.25, 1.25, 2.25, 3.25])
+
+
+async def test_a_limiter_that_is_reconfigured_is_followed(lib):
+    """Ten times as much is allowed from now on, and what was known of the old limit does not hold it down."""
+    server = Server(lib)
+    limiter = Limiter(requests=Rate(60, 60, burst=1))
+    client = limited(lib, server, limiter)
+    await client.post(CHAT, json=HELLO)
+    limiter.reconfigure(requests=Rate(600, 60, burst=1))
+    for _ in range(20):
+        await client.post(CHAT, json=HELLO)
+    assert server.times[-1] <= 1 + 2
+
+
+class Slow:
+    """As httpcore: the first connection takes a second; then it says that it sends."""
+
+    def transport(self, lib, server):
+        class Transport(lib.AsyncHTTPTransport):
+            connected = False
+
+            async def handle_async_request(self, request):
+                trace = request.extensions["trace"]
+                await trace("connection.connect_tcp.started", {})
+                if not self.connected:
+                    await anyio.sleep(1)
+                    self.connected = True
+                await trace("http11.send_request_headers.started", {})
+                return await server(request)
+
+        return Transport()
+
+
+async def test_charges_count_from_when_a_request_leaves(lib):
+    """The burst leaves a second late. Who then went on by our own clock alone would come a second too early."""
+    app = create_app(Simulation(requests="60/min", tolerance=0))
+    inner = lib.ASGITransport(app=app)
+    transport = Slow().transport(lib, inner.handle_async_request)
+    client = limited(lib, transport, Limiter(requests=Rate(60, 60)))
+    key = {"authorization": "Bearer x"}
+    answers = await at_once(*(client.post(CHAT, json=HELLO, headers=key) for _ in range(66)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert anyio.current_time() == pytest.approx(1 + 6 + 0.25, abs=0.05)
+
+
+# Limits that nobody knows yet
+
+
+def account(lib, simulation):
+    app = create_app(simulation)
+    return app.state.account, lib.ASGITransport(app=app)
+
+
+async def test_limits_are_learned_from_the_first_answer_and_kept(lib):
+    """One request is in flight until the limits are known; then all go as fast as they allow, without one 429."""
+    simulated, transport = account(lib, Simulation(requests="120/min", tokens="60k/min", tolerance=0))
+    client = limited(lib, transport, Auto())
+    key = {"authorization": "Bearer x"}
+    answers = await at_once(*(client.post(CHAT, json=FOUR, headers=key) for _ in range(180)))
+    assert {answer.status_code for answer in answers} == {200}
+    statistics = simulated.statistics()
+    assert statistics.refused == {}
+    assert statistics.span < 1.1 * 30  # (180 - 120) / 2 a second, and what learning costs
+
+
+async def test_while_limits_are_unknown_one_request_is_in_flight(lib):
+    server = Server(
+        lib, latency=3.0, headers={"x-ratelimit-limit-requests": "600", "x-ratelimit-remaining-requests": "599"}
+    )
+    client = limited(lib, server, Auto())
+    await at_once(*(client.post(CHAT, json=HELLO) for _ in range(5)))
+    assert server.times == [0, 3, 3, 3, 3]
+
+
+async def test_each_model_has_limits_of_its_own(lib):
+    server = Server(lib, latency=3.0)
+    client = limited(lib, server, Auto())
+    await at_once(*(client.post(CHAT, json={**HELLO, "model": model}) for model in "abab"))
+    assert server.times == [0, 0, 3, 3]
+
+
+async def test_a_server_that_tells_no_limits_is_not_limited_but_its_429s_are_heard(lib):
+    server = Server(lib, None, *[None] * 20, refusal(lib, retry_after="5"), latency=1.0)
+    client = limited(lib, server, Auto())
+    await client.post(CHAT, json=HELLO)
+    await at_once(*(client.post(CHAT, json=HELLO) for _ in range(21)))
+    assert server.times[1:] == [1.0] * 21
+    await client.post(CHAT, json=HELLO)
+    assert server.times[-1] >= 2 + 5
+
+
+async def test_an_error_before_the_first_answer_teaches_nothing(lib):
+    """A gateway's 502 has no headers; the next request asks again, alone."""
+    script = [lib.Response(502), lib.ConnectError("no route"), refusal(lib, retry_after="5")]
+    server = Server(lib, *script, latency=1.0)
+    client = limited(lib, server, Auto())
+
+    async def ask():
+        try:
+            return (await client.post(CHAT, json=HELLO)).status_code
+        except lib.ConnectError:
+            return None
+
+    statuses = await at_once(*(ask() for _ in range(5)))
+    assert sorted(map(str, statuses)) == ["200", "200", "429", "502", "None"]
+    assert server.times[:3] == [0, 1, 2]
+    assert 3 + 5 <= server.times[3] <= 3 + 5.6
+    assert server.times[4] == server.times[3] + 1  # nobody knew before the fourth had answered
+
+
+async def test_a_limit_that_falls_is_adopted_at_once_and_one_that_rises_when_told_twice(lib):
+    def told(limit):
+        return lib.Response(
+            200,
+            headers={
+                "x-ratelimit-limit-requests": str(limit),
+                "x-ratelimit-remaining-requests": str(limit - 1),
+                "x-ratelimit-reset-requests": f"{60 / limit:.3f}s",
+            },
+        )
+
+    policy = Auto()
+    client = limited(lib, Server(lib, *(told(limit) for limit in (500, 300, 600, 300, 600, 600))), policy)
+    amounts = []
+    for _ in range(6):
+        await client.post(CHAT, json=HELLO)
+        (rate,) = policy.lane("gpt-4o").limiter.limits["requests"]
+        amounts.append(rate.amount)
+    assert amounts == [500, 300, 300, 300, 300, 600]
+
+
+async def test_the_first_burst_is_capped_until_there_was_a_lesson(lib):
+    """600 a minute were promised; before it is known how they are counted, 50 leave at once, and the rest by and by."""
+    simulated, transport = account(lib, Simulation(requests="600/min", tolerance=0))
+    client = limited(lib, transport, Auto())
+    key = {"authorization": "Bearer x"}
+    await at_once(*(client.post(CHAT, json=HELLO, headers=key) for _ in range(100)))
+    at_once_left = [
+        a for a in simulated.statistics().admissions if a.at_ns == simulated.statistics().admissions[1].at_ns
+    ]
+    assert 45 <= len(at_once_left) <= 51
+
+
+async def test_a_model_whose_limits_nobody_published_is_refused_with_those_there_are(lib):
+    server = Server(lib)
+    client = limited(lib, server, Published("tier-2"))
+    assert (await client.post(CHAT, json=HELLO)).status_code == 200
+    answer = await client.post(CHAT, json={**HELLO, "model": "gpt-99"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "no_limits_known"
+    assert "gpt-99" in answer.json()["error"]["message"]
+    assert "gpt-4o-mini" in answer.json()["error"]["message"]
+    assert len(server.times) == 1
+
+
+async def test_azures_path_names_the_model(lib):
+    policy = Auto()
+    client = limited(lib, Server(lib), policy)
+    body = {"messages": HELLO["messages"]}
+    await client.post("http://azure.test/openai/deployments/mine/chat/completions?api-version=1", json=body)
+    assert policy._lanes.keys() == {"mine"}
+
+
+# The client
+
+
+async def test_the_given_client_is_left_as_it_was(lib):
+    limiter = Limiter(requests=per_minute(60))
+    original = lib.AsyncClient(transport=lib.MockTransport(Server(lib)), headers={"x": "y"}, timeout=3)
+    client = limit_http_client(original, Valve(Fixed(limiter)))
+    assert type(client) is type(original)
+    await original.post(CHAT, json=HELLO)
+    assert limiter.statistics().granted == 0
+    await client.post(CHAT, json=HELLO)
+    assert limiter.statistics().granted == 1
+    assert (client.headers["x"], client.timeout) == ("y", lib.Timeout(3))
+
+
+async def test_mounted_transports_are_limited_too(lib):
+    limiter = Limiter(requests=per_minute(60))
+    original = lib.AsyncClient(mounts={"http://api.test": lib.MockTransport(Server(lib)), "http://free.test": None})
+    await limit_http_client(original, Valve(Fixed(limiter))).post(CHAT, json=HELLO)
+    assert limiter.statistics().granted == 1
+
+
+async def test_a_client_is_limited_once(lib):
+    client = limited(lib, Server(lib), Limiter(requests=per_minute(60)))
+    with pytest.raises(ValueError, match="a & b"):
+        limit_http_client(client, Valve(Auto()))
+
+
+@pytest.mark.parametrize("thing", [None, "client", object()])
+async def test_what_is_no_client_is_refused(thing):
+    with pytest.raises(TypeError, match="httpx"):
+        limit_http_client(thing, Valve(Auto()))
+
+
+async def test_a_wrong_max_wait_is_refused():
+    with pytest.raises(ValueError, match="max_wait"):
+        Valve(Auto(), max_wait=-1)
+
+
+async def test_a_trace_of_the_users_own_is_called_as_well(lib):
+    heard = []
+
+    async def trace(event, info):
+        heard.append(event)
+
+    class Transport(lib.AsyncHTTPTransport):
+        async def handle_async_request(self, request):
+            await request.extensions["trace"]("http11.send_request_headers.started", {})
+            return lib.Response(200)
+
+    client = limited(lib, Transport(), Limiter(requests=per_minute(60)))
+    await client.post(CHAT, json=HELLO, extensions={"trace": trace})
+    assert heard == ["http11.send_request_headers.started"]
+
+
+async def test_a_sync_client_in_a_running_loop_does_not_block_it(lib):
+    """A wait would stop the loop: it is refused, and says so."""
+    limiter = Limiter(requests=Rate(60, 60, burst=1))
+    client = limit_http_client(
+        lib.Client(transport=lib.MockTransport(lambda _: lib.Response(200))), Valve(Fixed(limiter))
+    )
+    assert client.post(CHAT, json=HELLO).status_code == 200
+    answer = client.post(CHAT, json=HELLO)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "would_block")

@@ -1,0 +1,228 @@
+"""The files a run writes, and what is left of them after a crash."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+
+import pytest
+
+from penstock.runner import output
+from penstock.runner.output import OutputError, Results, beside, write_summary
+from penstock.runner.source import Rejected, Row, dump_json
+
+
+def row(custom_id, line=1):
+    return Row(line, custom_id, "/v1/x", "m", b"{}", {"requests": 1})
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out.jsonl"
+
+
+def opened(out, **options):
+    return Results(out, beside(out, ".errors.jsonl"), **options)
+
+
+def answered(out, *custom_ids):
+    with opened(out) as results:
+        for custom_id in custom_ids:
+            results.answer(row(custom_id), 200, "req_1", b'{"a":1}')
+    return out.read_bytes()
+
+
+def test_a_result_is_a_line_of_the_batch_format(out):
+    answered(out, "a", 7)
+    first, second = (json.loads(line) for line in out.read_text().splitlines())
+    assert first == {
+        "id": first["id"],
+        "custom_id": "a",
+        "response": {"status_code": 200, "request_id": "req_1", "body": {"a": 1}},
+        "error": None,
+    }
+    assert first["id"].startswith("batch_req_")
+    assert second["custom_id"] == 7
+    assert second["id"] != first["id"]
+
+
+def test_the_same_row_has_the_same_id_in_every_run(out):
+    before = answered(out, "a")
+    out.unlink()
+    assert answered(out, "a") == before
+
+
+def test_a_result_is_with_the_system_at_once(out):
+    """Killing the process after that loses nothing."""
+    with opened(out) as results:
+        results.answer(row("a"), 200, None, b"{}")
+        assert out.read_bytes().endswith(b"\n")
+
+
+def test_an_error_has_a_line_a_name_a_code_and_a_message(out):
+    with opened(out) as results:
+        results.fail(row("a", 3), "http_400", "no", status_code=400)
+        results.fail(Rejected(4, None, "invalid_json", "not JSON"), "invalid_json", "not JSON")
+    first, second = map(json.loads, beside(out, ".errors.jsonl").read_text().splitlines())
+    assert first == {"line": 3, "custom_id": "a", "error": {"code": "http_400", "message": "no", "status_code": 400}}
+    assert second == {"line": 4, "custom_id": None, "error": {"code": "invalid_json", "message": "not JSON"}}
+
+
+def test_a_run_goes_on_where_the_last_one_ended(out):
+    before = answered(out, "a", 7, "\ud800")
+    with opened(out) as results:
+        assert results.found == 3
+        assert all(name in results.answered for name in ("a", 7, "7", "\ud800"))
+        results.answer(row("b"), 200, None, b"{}")
+    assert out.read_bytes().startswith(before)
+    assert len(out.read_bytes().splitlines()) == 4
+
+
+def test_errors_are_begun_anew(out):
+    """Their rows have no result, so they are tried again; a row that succeeds then is in no errors file."""
+    with opened(out) as results:
+        results.fail(row("a"), "x", "y")
+    with opened(out):
+        pass
+    assert beside(out, ".errors.jsonl").read_bytes() == b""
+
+
+def test_overwrite_begins_anew(out):
+    answered(out, "a")
+    with opened(out, overwrite=True) as results:
+        assert results.found == 0
+        assert "a" not in results.answered
+    assert out.read_bytes() == b""
+
+
+def test_a_torn_last_line_is_taken_off_wherever_it_was_torn(out):
+    """Whatever the instruction at which the last run was killed, the next one finds whole lines and loses none of them."""
+    whole = answered(out, "a", "b")
+    first = whole.index(b"\n") + 1
+    for length in range(len(whole)):
+        out.write_bytes(whole[:length])
+        with opened(out) as results:
+            results.answer(row("c"), 200, None, b"{}")
+        kept = (
+            0 if length < first - 1 else 1 if length < len(whole) - 1 else 2
+        )  # a line that lacks but its end is whole
+        assert [json.loads(line)["custom_id"] for line in out.read_bytes().splitlines()] == [*"ab"[:kept], "c"]
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [b"\x00" * 5_000, b"\xff\xfe", b'{"id":"batch_req_', b"[" * 100_000],
+    ids=["zeros", "bytes", "half", "nested"],
+)
+def test_rubbish_at_the_end_is_taken_off(out, tail):
+    """A power failure may leave zeros where the last line would be."""
+    whole = answered(out, "a")
+    out.write_bytes(whole + tail)
+    with opened(out) as results:
+        assert results.repaired == len(tail)
+    assert out.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"hello\n", b"hello", b'{"custom_id": "a", "body": {}}\n', b'{"custom_id": "a", "body": {}}', b"\x00", b"[]\n"],
+    ids=["text", "text without end", "requests", "requests without end", "binary", "JSON"],
+)
+def test_a_file_of_something_else_is_left_alone(out, content):
+    """`-o requests.jsonl` by mistake must not cost the requests."""
+    out.write_bytes(content)
+    with pytest.raises(OutputError, match="its line 1 is not a result of a run: give another -o, or --overwrite"):
+        opened(out)
+    assert out.read_bytes() == content
+
+
+def test_a_foreign_line_in_the_middle_is_not_repaired(out):
+    whole = answered(out, "a", "b")
+    content = whole.replace(b"\n", b"\nhello\n", 1)
+    out.write_bytes(content)
+    with pytest.raises(OutputError, match="its line 2 is not a result"):
+        opened(out)
+    assert out.read_bytes() == content
+
+
+def test_two_runs_do_not_write_one_file(out):
+    with opened(out), pytest.raises(OutputError, match=r"another run is writing .*out\.jsonl: wait for it"):
+        opened(out)
+    with opened(out):
+        pass
+
+
+def test_a_full_disk_leaves_whole_lines(out, monkeypatch):
+    """What fitted of the last line is taken off again, and the error says what happened."""
+    whole = answered(out, "a")
+    with opened(out) as results:
+        write = os.write
+
+        def full(file, data):
+            if len(data) > 10:
+                return write(file, data[:10])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def half(file, data):
+            monkeypatch.setattr(os, "write", lambda *_: full(file, b""))
+            return write(file, data[:10])
+
+        monkeypatch.setattr(os, "write", half)
+        with pytest.raises(OutputError, match=r"cannot write .*out\.jsonl: No space left on device"):
+            results.answer(row("b"), 200, None, b"{}")
+        assert "b" not in results.answered
+    assert out.read_bytes() == whole
+
+
+@pytest.mark.parametrize("where", ["missing/out.jsonl", "."])
+def test_a_file_that_cannot_be_written_is_named(tmp_path, where):
+    with pytest.raises(OutputError, match=r"cannot write .*: (No such file or directory|Is a directory)"):
+        opened(tmp_path / where)
+
+
+def test_a_summary_is_there_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "out.summary.json"
+    write_summary(path, {"rows": 1})
+    monkeypatch.setattr(output.json, "dumps", lambda *_, **__: "\ud800")
+    with pytest.raises(UnicodeEncodeError):
+        write_summary(path, {"rows": 2})
+    assert json.loads(path.read_text()) == {"rows": 1}
+
+
+def test_names_beside_the_results():
+    assert [str(beside(output.Path(name), ".errors.jsonl")) for name in ("a/b.jsonl", "b", "b.json", "b.x.jsonl")] == [
+        "a/b.errors.jsonl",
+        "b.errors.jsonl",
+        "b.errors.jsonl",
+        "b.x.errors.jsonl",
+    ]
+
+
+def test_results_are_plain_json(out):
+    """Every line parses on its own, also with what ends lines elsewhere inside."""
+    with opened(out) as results:
+        results.answer(row("a\u2028b\x85"), 200, None, dump_json({"text": "\u2029\n\r"}))
+    (line,) = out.read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["custom_id"] == "a\u2028b\x85"
+
+
+def test_a_disk_that_loses_what_it_was_given_is_named(out, monkeypatch):
+    """Some say so only at the end."""
+
+    def lost(file):
+        raise OSError(errno.EIO, "Input/output error")
+
+    results = opened(out)
+    monkeypatch.setattr(os, "fsync", lost)
+    with pytest.raises(OutputError, match=r"cannot write .*: Input/output error"):
+        results.close()
+
+
+def test_errors_may_go_to_a_pipe(out):
+    reading, writing = os.pipe()
+    with Results(out, output.Path(f"/dev/fd/{writing}")) as results:
+        results.fail(row("a"), "x", "y")
+    assert json.loads(os.read(reading, 1_000))["custom_id"] == "a"
+    os.close(reading)
+    os.close(writing)

@@ -1,0 +1,138 @@
+"""What a person sees while a run goes on."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+
+import anyio
+import pytest
+
+from penstock.limits import parse
+from penstock.llm.tokens import by_bytes
+from penstock.runner import progress
+from penstock.runner.engine import Run, Settings
+from penstock.runner.output import Results, beside
+from penstock.runner.progress import Plain, Rich, count_lines, follow
+from penstock.runner.source import Lines
+
+pytestmark = pytest.mark.anyio
+
+ROW = b'{"body": {"model": "m", "messages": [{"role": "user", "content": "' + b"x" * 384 + b'"}]}}\n'
+
+
+@pytest.fixture
+def anyio_backend():
+    """The one that the command line runs on."""
+    return "asyncio"
+
+
+class Terminal(io.StringIO):
+    """A terminal that remembers all that was drawn."""
+
+    def isatty(self):
+        return True
+
+
+class Closed(io.StringIO):
+    """A terminal that is gone."""
+
+    def write(self, text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+@pytest.fixture
+def watched(tmp_path, virtual_time):
+    """Runs 600 rows at one a second, for a minute and with a display."""
+    import httpx2
+
+    class Service(httpx2.AsyncBaseTransport):
+        async def handle_async_request(self, request):
+            await anyio.sleep(2)
+            return httpx2.Response(200, content=b"{}", request=request)
+
+    async def watch(display, rows=600, seconds=60, name=""):
+        source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+        source.write_bytes(ROW * rows)
+        with Results(out, beside(out, ".errors.jsonl")) as results, source.open("rb") as file:
+            lines = Lines(file.fileno())
+            limits = {"requests": (parse("60/min burst 10"),), "tokens": (parse("12k/min"),)}
+            settings = Settings("http://test/v1", None, by_bytes)
+            run = Run(lines, results, settings, lambda _: (name, limits), transport=Service())
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(run)
+                tasks.start_soon(follow, run, lines, display)
+                await anyio.sleep(seconds)
+                run.stop("interrupted", "interrupted")
+                tasks.cancel_scope.cancel()
+            return run
+
+    return watch
+
+
+async def test_a_log_gets_a_line_now_and_then(watched):
+    """How much is done of how much, how fast against each limit, and how long the rest takes: here one row a second."""
+    log = io.StringIO()
+    await watched(Plain(log))
+    lines = log.getvalue().splitlines()
+    assert 5 <= len(lines) <= 6
+    pattern = (
+        r"penstock: (\d+) of 600, [23] in flight, \d+ waiting, 0 × 429; "
+        r"requests (\d+)/min \((\d+)%\); tokens [\d,]+/min \(\d+%\); (\d+):(\d\d) min left"
+    )
+    done, rate, share, minutes, seconds = map(int, re.fullmatch(pattern, lines[-1]).groups())
+    assert (rate, share) == (60, 100)
+    assert minutes * 60 + seconds == pytest.approx(600 - done, abs=15)
+
+
+async def test_a_terminal_gets_a_picture_that_moves(watched):
+    terminal = Terminal()
+    with Rich(terminal) as display:
+        await watched(display, seconds=20, name="[bold]m[/x]")  # a name is no markup
+    drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    assert re.search(r"(59|60|61)/min, (98|99|100|101|102)% of its rate", drawn)
+    assert "requests of [bold]m[/x]" in drawn
+    assert len(re.findall(r"\d+ of 600", drawn)) > 50
+
+
+@pytest.mark.parametrize("kind", [Plain, Rich])
+async def test_a_terminal_that_is_gone_does_not_end_the_run(watched, kind):
+    run = await watched(kind(Closed()), seconds=30)
+    assert run.counts.answered > 25
+
+
+async def test_a_pause_is_shown(watched, monkeypatch):
+    terminal = Terminal()
+
+    async def pause(run, lines, display):
+        await anyio.sleep(5)
+        run.groups[""].lane.limiter.pause(30)
+        await progress_follow(run, lines, display)
+
+    progress_follow = follow
+    monkeypatch.setitem(globals(), "follow", pause)
+    with Rich(terminal) as display:
+        await watched(display, seconds=20)
+    assert re.search(r"paused for \d+ s", terminal.getvalue())
+
+
+@pytest.mark.parametrize(("content", "lines"), [(b"", 0), (b"a", 1), (b"a\n", 1), (b"a\nb", 2), (b"\n\n", 2)])
+def test_lines_are_counted_without_reading_them(tmp_path, content, lines):
+    (tmp_path / "f").write_bytes(content)
+    with (tmp_path / "f").open("rb") as file:
+        assert count_lines(Lines(file.fileno())) == lines
+
+
+def test_lines_of_a_pipe_are_not_counted():
+    reading, writing = os.pipe()
+    assert count_lines(Lines(reading)) is None
+    os.close(reading)
+    os.close(writing)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.4, "0 s"), (59, "59 s"), (61, "1:01 min"), (3_599, "59:59 min"), (7_384, "2:03:04 h")]
+)
+def test_times_are_short(seconds, shown):
+    assert progress._span(seconds) == shown
