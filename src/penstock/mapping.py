@@ -1,0 +1,375 @@
+"""Many items through one async function, a bounded number at a time: `amap`.
+
+    async for reply in amap(ask, prompts, in_flight=200):
+        ...
+
+A reader takes items from the source, one at a time and only when there is room; every item becomes a task; the results
+wait in a line until the consumer asks for them. Two numbers bound everything: `in_flight` calls run, and at most twice
+as many items have been read whose results were not handed over yet. So a slow consumer holds the source back,
+and memory does not depend on the length of the source.
+
+In order, the line is that of the items, and a slow call holds back what comes after it, never more than those twice
+`in_flight`. As they come, the line is that of the ends.
+
+The tasks are not children of the consumer's: its cancel scopes cannot stay open while a loop's body runs (PEP 789). They belong
+to the iterator, which ends them when it is exhausted, closed, cancelled, or no longer there.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Sized,
+)
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+import anyio
+
+from penstock import _parking, _tasks
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+__all__ = ["Progress", "Results", "amap"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Result_co = TypeVar("Result_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an `amap` is.
+
+    Attributes:
+        started: Calls that were begun.
+        done: Calls that have ended, well or not.
+        failed: Those of them that raised.
+        total: Items in the source, or None if it does not say.
+    """
+
+    started: int
+    done: int
+    failed: int
+    total: int | None
+
+
+@overload
+def amap(
+    fn: Callable[[Item], Awaitable[Result]],
+    items: Iterable[Item] | AsyncIterable[Item],
+    *,
+    in_flight: int = ...,
+    ordered: bool = ...,
+    return_errors: Literal[False] = ...,
+    on_progress: Callable[[Progress], object] | None = ...,
+) -> Results[Result]: ...
+@overload
+def amap(
+    fn: Callable[[Item], Awaitable[Result]],
+    items: Iterable[Item] | AsyncIterable[Item],
+    *,
+    in_flight: int = ...,
+    ordered: bool = ...,
+    return_errors: bool,
+    on_progress: Callable[[Progress], object] | None = ...,
+) -> Results[Result | Exception]: ...
+def amap(
+    fn: Callable[[Item], Awaitable[Result]],
+    items: Iterable[Item] | AsyncIterable[Item],
+    *,
+    in_flight: int = 100,
+    ordered: bool = True,
+    return_errors: bool = False,
+    on_progress: Callable[[Progress], object] | None = None,
+) -> Results[Any]:
+    """Call `fn` with every item, up to `in_flight` at a time, and iterate over the results.
+
+    Nothing begins before the first result is asked for. Each call runs in a task of its own, with a copy of the consumer's context.
+    `fn` does not see the consumer's deadline, but is cancelled with it.
+
+    The first error is raised as it is: no more items are read, the calls that still run are cancelled, the source is closed;
+    results that were ready before are handed over first (`ordered`: as far as none is missing before them).
+
+    Leaving early, by `break` or an exception in the body of the loop, cancels the calls and closes the source as soon as the
+    iterator is collected (CPython: at once, unless something else still refers to it), and does not wait for them.
+    To wait for their end, leave by the context manager:
+
+        async with amap(ask, prompts) as replies:
+            async for reply in replies:
+                ...
+
+    Args:
+        fn: An async function of one item.
+        items: Anything to iterate over, sync or async, of any length. A generator is closed at the end, whatever the end
+            is. It is read in the event loop: a sync source that blocks, blocks the loop.
+        in_flight: Most calls at a time; at least 1. At most 2 × in_flight items are read ahead of the results handed over.
+        ordered: Hand the results over in the order of the items (True), or as they come (False).
+        return_errors: Hand over an `Exception` in the place of its result, and go on. One from the source itself is
+            raised even so, after the results of all items that were read.
+        on_progress: Called, in the event loop, each time a call has ended. What it raises ends the iteration.
+
+    Raises:
+        ValueError: `in_flight` is below 1.
+        TypeError: `items` cannot be iterated over.
+    """
+    if operator.index(in_flight) < 1:
+        raise ValueError(f"in_flight must be 1 or more, not {in_flight!r}")
+    if not isinstance(items, AsyncIterable | Iterable):
+        raise TypeError(f"amap needs something to iterate over, not {type(items).__name__}")
+    return Results(_Work(fn, items, in_flight, ordered=ordered, return_errors=return_errors, on_progress=on_progress))
+
+
+class Results(AsyncIterator[Result_co]):
+    """The results of an `amap`: an async iterator for one task, and a context manager that ends everything on leaving."""
+
+    def __init__(self, work: _Work) -> None:
+        # The tasks refer to the work, never to us: so we are collected as soon as the consumer lets go of us.
+        self._work = work
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Result_co:
+        work = self._work
+        if work.consumer_waits:
+            raise RuntimeError("two tasks wait for the next result of one amap: let one of them iterate")
+        while True:
+            line = work.line
+            if line and line[0].done:
+                value: Result_co = line.popleft().value
+                work.ahead -= 1
+                work.wake_reader()
+                return value
+            if work.stopped or work.finished:
+                error = work.error
+                await work.close()
+                try:
+                    raise StopAsyncIteration if error is None else error
+                finally:
+                    del error  # its traceback refers to this frame: no cycle
+            try:
+                await work.wait()
+            except BaseException:
+                await work.close()
+                raise
+
+    async def aclose(self) -> None:
+        """Cancel what still runs, close the source, and wait for the end of both. Again: nothing happens."""
+        await self._work.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        self._work.abandon()
+
+
+class _Call:
+    """One item on its way: running, then a result in the line."""
+
+    __slots__ = ("done", "task", "value", "work")
+
+    task: _tasks.OwnedTask
+    value: Any
+
+    def __init__(self, work: _Work) -> None:
+        self.work = work
+        self.done = False
+
+    def landed(self, value: Any, error: BaseException | None) -> None:
+        work = self.work
+        del work.running[self]
+        if work.stopped and error is not None:
+            return
+        work.ended += 1
+        if error is not None:
+            work.failed += 1
+            value = error
+        if error is None or (work.return_errors and isinstance(error, Exception)):
+            self.value = value
+            self.done = True
+            if not work.ordered:
+                work.line.append(self)
+        else:
+            work.fail(error)
+        work.tell_progress()
+        work.wake_reader()
+        if work.line and work.line[0].done:
+            work.wake_consumer()
+
+
+class _Work:
+    """What goes on behind an `amap`: the reader, the calls, and the line of results. Only its own loop touches it."""
+
+    def __init__(
+        self,
+        fn: Callable[[Any], Awaitable[Any]],
+        items: Iterable[Any] | AsyncIterable[Any],
+        in_flight: int,
+        *,
+        ordered: bool,
+        return_errors: bool,
+        on_progress: Callable[[Progress], object] | None,
+    ) -> None:
+        self.fn = fn
+        self.source: Any = items  # once begun, its iterator
+        self.in_flight = in_flight
+        self.ordered = ordered
+        self.return_errors = return_errors
+        self.on_progress = on_progress
+        self.total = len(items) if isinstance(items, Sized) else None
+
+        self.line: deque[_Call] = deque()
+        """Results, or what will be one. In order: all that was started and not handed over. Else: what has ended."""
+        self.running: dict[_Call, None] = {}  # in the order in which they began
+        self.ahead = 0
+        """Items that were read, whose result was not handed over."""
+        self.started = self.ended = self.failed = 0
+
+        self.reader: _tasks.OwnedTask | None = None
+        self.reader_parker: _parking.Parker
+        self.consumer_parker: _parking.Parker
+        self.reader_waits = self.consumer_waits = False
+        self.exhausted = False
+        self.stopped = False
+        """No more results but those that are ready: something failed, or nobody wants them."""
+        self.error: BaseException | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.exhausted and not self.line and not self.running
+
+    async def wait(self) -> None:
+        """Until there may be something for the consumer."""
+        if self.reader is None:
+            self.reader_parker = _parking.here()
+            self.consumer_parker = _parking.here()
+            self.reader = _tasks.start(self._read, landed=self._read_to_the_end)
+        self.consumer_waits = True
+        try:
+            self.consumer_parker.rearm()
+            await self.consumer_parker.park(math.inf)
+        finally:
+            self.consumer_waits = False
+
+    def wake_consumer(self) -> None:
+        if self.consumer_waits:
+            self.consumer_parker.wake()
+
+    def wake_reader(self) -> None:
+        if self.reader_waits:
+            self.reader_parker.wake()
+
+    async def _read(self) -> None:
+        try:
+            asynchronous = isinstance(self.source, AsyncIterable)
+            self.source = aiter(self.source) if asynchronous else iter(self.source)
+            while True:
+                while self.ahead >= 2 * self.in_flight:
+                    await self._wait_for_room()
+                try:
+                    item = await anext(self.source) if asynchronous else next(self.source)
+                except (StopIteration, StopAsyncIteration):
+                    break
+                self.ahead += 1
+                while len(self.running) >= self.in_flight:
+                    await self._wait_for_room()
+                if self.stopped:  # our cancellation is on its way, and nobody would cancel this call
+                    break
+                self._start(item)
+        finally:
+            # Here, in the task that read it: an async generator may hold cancel scopes of its own open.
+            await self._close_source()
+
+    async def _wait_for_room(self) -> None:
+        self.reader_waits = True
+        self.reader_parker.rearm()
+        await self.reader_parker.park(math.inf)
+        self.reader_waits = False
+
+    def _start(self, item: Any) -> None:
+        call = _Call(self)
+        self.running[call] = None
+        if self.ordered:
+            self.line.append(call)
+        self.started += 1
+        call.task = _tasks.start(self.fn, item, landed=call.landed)
+
+    async def _close_source(self) -> None:
+        source, self.source = self.source, ()
+        if isinstance(source, Generator):
+            source.close()
+        elif isinstance(source, AsyncGenerator | Results):
+            with anyio.CancelScope(shield=True):
+                await source.aclose()
+
+    def _read_to_the_end(self, _: None, error: BaseException | None) -> None:
+        self.exhausted = True
+        if error is not None and not self.stopped and not (self.return_errors and isinstance(error, Exception)):
+            self.fail(error)
+        elif isinstance(error, Exception):
+            if self.error is None:
+                self.error = error
+            else:
+                self.error.add_note(f"Closing the source failed as well: {error!r}")
+        self.wake_consumer()
+
+    def tell_progress(self) -> None:
+        if self.on_progress is not None:
+            try:
+                self.on_progress(Progress(self.started, self.ended, self.failed, self.total))
+            except Exception as error:  # noqa: BLE001 - the consumer hears of it
+                self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """The first error ends everything."""
+        if self.error is None:
+            if isinstance(error, StopAsyncIteration):  # to the consumer it would look like the end of the results
+                error, stop = RuntimeError(f"{self.fn!r} raised StopAsyncIteration"), error
+                error.__cause__ = stop
+            self.error = error
+        self.stop()
+
+    def stop(self) -> None:
+        if self.stopped:  # once: a second cancellation would break off what asyncio tasks do about the first
+            return
+        self.stopped = True
+        for call in self.running:
+            call.task.cancel()
+        if self.reader is not None:
+            self.reader.cancel()
+        self.wake_consumer()
+
+    async def close(self) -> None:
+        """Cancel what runs, and wait for its end. Raises only what closing the source raised."""
+        known = self.error
+        self.stop()
+        if self.reader is not None:
+            await _tasks.join(self.reader, *[call.task for call in self.running])
+        await self._close_source()  # if the reader never came to it
+        self.line.clear()
+        error, self.error = self.error, None
+        if error is not None and error is not known:
+            raise error
+
+    def abandon(self) -> None:
+        """Nobody iterates any more. From any thread."""
+        if self.reader is not None and not self.stopped and not self.finished:
+            self.reader.call_in_loop(self.stop)
