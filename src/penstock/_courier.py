@@ -1,0 +1,1325 @@
+"""The courier: who carries what the limiters of one process ask to their shared store, and the answers back.
+
+There is one courier per store and process, with a thread of its own that begins at first use. Whatever waits (tasks of any number
+of loops, of asyncio and trio, and threads) puts a slip into its inbox and parks; so one call decides for all of them, one connection
+serves all, and a call's outcome is known however its callers end. Only the courier's thread talks to the store.
+
+**The head reserves.** Of those who wait here, the store is asked for the first, and for everyone who could go within about 20 ms;
+the rest hold nothing. Who is granted a moment to come is woken then. Who leaves before *hands it on* to the next who can use it, and
+only if there is none it goes back to the store: so the quota is used even if most give up, and a process that dies takes one
+reservation with it.
+
+What the store answered last is mirrored in the meters of the slots, which say whom to ask for next, and what to show.
+Everything but the inbox is touched with `store.lock` held, which is never held while the store is being asked.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import math
+import os
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
+from heapq import heapify, heappop, heappush
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet, WeakValueDictionary
+
+from penstock import clock
+from penstock._core import ledger
+from penstock._core.bucket import Bucket
+from penstock._core.line import Waiting
+from penstock._core.places import Places
+from penstock._core.turns import Slot, ready_at
+from penstock._core.windows import CalendarWindow, Entry, SlidingWindow
+from penstock._gate import Gate, Part
+from penstock._parking import Parker, wake_all
+from penstock.errors import ConfigurationConflict, PenstockError, QueueFull, RateLimited, StoreError
+from penstock.events import StoreFound, StoreLost, tell
+from penstock.stores.contract import Batch, Reply, Store, Terms, Unreachable
+
+if TYPE_CHECKING:
+    from penstock._shared import SharedLimiter, SharedPermit
+    from penstock.limits import Limit
+
+__all__ = ["Account", "Courier", "Desk", "SharedSlot", "Slip", "courier_of"]
+
+LOOKAHEAD = 0.020
+"""Seconds ahead for which turns are reserved in one call."""
+
+MARGIN = 0.002
+"""Seconds before the last of these at which the next call is made."""
+
+POLL = (0.002, 0.050)
+"""Seconds, first and longest, between questions for what only comes back when somebody gives it back."""
+
+RETRY = (0.01, 0.25)
+"""Seconds, first and longest, between attempts to reach a store that does not answer."""
+
+
+class SharedSlot(Slot):
+    """One limit of a name: whose it is, and its place among the terms."""
+
+    __slots__ = ("account", "index", "mode")
+
+    account: Account
+    index: int
+    mode: float
+
+
+class Account(Part):
+    """The limits of one name in a shared store, as this process knows them."""
+
+    __slots__ = ("agreed", "held", "looking", "order", "place_ttl", "renew_at", "terms")
+
+    def __init__(self, name: str, limits: dict[str, tuple[Limit, ...]], desk: Desk, place_ttl: float) -> None:
+        self.place_ttl = place_ttl
+        self.agreed = False  # whether the store has ever decided by these terms
+        self.looking = False  # whether the store is being asked if reservations still hold
+        self.held: dict[SharedSlot, float] = {}  # places of this process that must be renewed
+        self.renew_at = math.inf
+        self.terms = Terms(name, limits, place_ttl)
+        super().__init__(limits, desk, name)
+
+    def promise(self, limits: dict[str, tuple[Limit, ...]], now: float) -> None:
+        self.terms = Terms(self.terms.name, {**self.terms.limits, **limits}, self.place_ttl)
+        for unit, kinds in limits.items():
+            old = self.slots.get(unit, ())
+            slots: list[SharedSlot] = []
+            for index, limit in enumerate(kinds):
+                label = unit if len(kinds) == 1 else f"{unit} ({limit})"
+                if index < len(old):
+                    slot = old[index]
+                    slot.label = label
+                    slot.promise(limit, now)
+                else:
+                    slot = SharedSlot(unit, limit, label)
+                slots.append(slot)  # type: ignore[arg-type]  # all of them are
+            self.slots[unit] = tuple(slots)
+            default = next((limit.default for limit in kinds if limit.default is not None), None)
+            if default is None and unit == "requests":
+                default = 1
+            self.defaults.pop(unit, None)
+            if default is not None:
+                self.defaults[unit] = default
+        self.order: list[SharedSlot] = [slot for unit in self.terms.limits for slot in self.slots[unit]]  # type: ignore[misc]
+        offset = clock.wall() - clock.now()
+        for index, (slot, numbers) in enumerate(zip(self.order, self.terms.numbers(clock.wall() * 1e6), strict=True)):
+            slot.account = self
+            slot.index = index
+            slot.mode = numbers[3] if numbers[0] == ledger.WINDOW else -1.0
+            if isinstance(slot.meter, CalendarWindow):
+                slot.meter.follow(offset)
+        self.version += 1
+
+    def mirror(self, states: Any, at: int, now: float, server: float) -> None:
+        """Let the meters show what the store has just said."""
+        for slot in self.order:
+            pause, used, what = states[at : at + 3]
+            at += 3
+            slot.paused_until = now + pause if pause > 0 else -math.inf
+            meter = slot.meter
+            if isinstance(meter, Bucket):
+                meter.offset = 0.0
+                meter.tat = now * meter.rate + used
+                meter.rounding = 0.0
+            elif isinstance(meter, CalendarWindow):
+                meter.offset = server / 1e6 - now
+                meter.unpack((what / 1e6, used))
+            elif isinstance(meter, Places):
+                meter.unpack(used)
+            elif isinstance(meter, SlidingWindow):
+                meter.log.clear()
+                if used:
+                    meter.log.append(Entry(now + (what - server) / 1e6 - meter.per, used))
+                meter._total = used
+
+
+class Slip(Waiting):
+    """One who waits: what it costs, until when, and what came of it.
+
+    `state` goes from "new" to "line", "asked", "reserved" and "granted"; to "gone" when it leaves, to "refused" with an error.
+    """
+
+    __slots__ = (
+        "call", "confirmed", "cost", "deadline", "due", "eras", "error", "granted_at", "limiter", "marks", "parker",
+        "state", "waited",
+    )  # fmt: skip
+
+    charges: Any
+
+    def __init__(
+        self,
+        limiter: SharedLimiter,
+        cost: Mapping[str, float],
+        charges: Any,
+        parker: Parker,
+        priority: int,
+        flow: Hashable,
+        deadline: float,
+    ) -> None:
+        # `Waiting.__init__` written out, and what is only looked at later left to whoever sets it: there is one of these per call.
+        self.charges = charges
+        self.priority = self.level = priority
+        self.flow = flow
+        self.number = 0
+        self.arrived = self.entered = 0.0
+        self.lane = None
+        self.limiter = limiter
+        self.cost = cost
+        self.parker = parker
+        self.deadline = deadline
+        self.state = "new"
+        self.call: _Call | None = None  # that asks for it
+        self.due = 0.0
+        self.waited = 0.0
+        self.confirmed = False
+        self.granted_at = 0.0
+        self.marks: Sequence[float] = ()
+        self.eras: Mapping[Account, float] = {}
+        self.error: Exception | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to wait for."""
+        return self.state == "granted" or self.error is not None
+
+
+class Desk(Gate):
+    """A line in front of limits that live elsewhere: who wants to be asked for, and who has a reservation."""
+
+    __slots__ = ("__weakref__", "alarm", "blocked", "fresh", "poll", "reserved")
+
+    def __init__(self, ageing: float = 30.0, weights: dict[Hashable, float] | None = None) -> None:
+        super().__init__(ageing, weights)
+        self.fresh: deque[Slip] = deque()  # came just now, and nobody has looked at them yet
+        self.reserved: list[Slip] = []
+        self.blocked: dict[Slot, float] = {}  # what only comes back when it is given back: when to ask for it again
+        self.poll = POLL[0]
+        self.alarm = math.inf
+
+    @property
+    def waiting(self) -> int:
+        """How many wait here."""
+        return len(self.line) + len(self.fresh) + len(self.reserved)
+
+    def merge(self, other: Gate) -> Gate:
+        """Become one with `other`, with one order for all who wait."""
+        if other is self:
+            return self
+        assert isinstance(other, Desk)
+        self.line.weights = {**other.line.weights, **self.line.weights}
+        self.line.ageing = min(self.line.ageing, other.line.ageing)
+        other.into = self
+        for waiting in sorted(other.line, key=lambda w: w.number):
+            other.line.leave(waiting)
+            self.line.join(waiting, waiting.arrived)
+        self.fresh.extend(other.fresh)
+        self.reserved.extend(other.reserved)
+        self.blocked.update(other.blocked)
+        return self
+
+
+class _Call:
+    """One batch on its way: what is asked, and who is to hear the answer."""
+
+    __slots__ = ("asked", "changed", "eras", "group", "looks", "offsets", "operations", "returns", "tell", "width")
+
+    def __init__(self) -> None:
+        self.group: Any = _ANY
+        self.offsets: dict[Account, int] = {}
+        self.width = 0
+        self.operations: list[float] = []
+        self.asked: list[Slip] = []
+        self.changed: list[
+            tuple[SharedPermit, list[tuple[SharedSlot, float]]]
+        ] = []  # permits, and what they were charged more
+        self.returns: list[_Return] = []
+        self.looks: list[tuple[Account, Parker | None]] = []
+        self.tell: set[str] = set()  # names whose change others must hear of
+        self.eras: dict[Account, float] = {}
+
+    def at(self, slot: SharedSlot) -> int:
+        """The number of that limit in this call."""
+        account = slot.account
+        offset = self.offsets.get(account)
+        if offset is None:
+            offset = self.offsets[account] = self.width
+            self.width += len(account.order)
+        return offset + slot.index
+
+
+_ANY = object()
+_Return = tuple["SharedSlot", float, float, float]
+"""To give back: a slot, the amount, and the era and mark of its charge."""
+
+_all: WeakSet[Courier] = WeakSet()
+
+
+def courier_of(store: Store) -> Courier:
+    """The courier of that store in this process."""
+    courier: Courier | None = store.courier
+    if courier is None:
+        with store.lock:
+            if store.courier is None:
+                store.courier = Courier(store)
+            courier = store.courier
+    return courier
+
+
+class Courier:
+    """See the module's docstring."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.accounts: WeakValueDictionary[str, Account] = WeakValueDictionary()
+        self._desks: WeakSet[Desk] = WeakSet()
+        self._begin()
+        _all.add(self)
+
+    def _begin(self) -> None:
+        self.lock = self.store.lock
+        self.owner = float(random.getrandbits(52))
+        self.calls = 0
+        self.down: StoreError | None = None  # the store does not answer: why
+        self._fallback: Alone | None = None  # who decides meanwhile
+        self._inbox: SimpleQueue[Any] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self._io = threading.Lock()  # held by whoever is speaking to the store
+        self._number = 0
+        self._lead: float | None = None  # the store's clock ahead of ours, in microseconds
+        self._dirty: dict[Desk, None] = {}
+        self._alarms: list[tuple[float, int, Callable[[float], None]]] = []
+        self._alarm_count = 0
+        self._urgent = False  # whether one of the following cannot wait for the next call
+        self._permits: dict[SharedPermit, None] = {}
+        self._returns: list[_Return] = []
+        self._orders: list[tuple[Account, Callable[[_Call], list[float]], bool]] = []
+        self._looks: list[tuple[Account, Parker | None]] = []
+        self._changes: dict[Account, None] = {}
+        self._owed: dict[SharedSlot, float] = {}
+        self._renewing: dict[Account, None] = {}  # those that hold places which must be renewed
+        self._pending: tuple[_Call, Batch] | None = None
+        self._woken: list[Parker] = []
+
+    def forget(self) -> None:
+        """In the child of a fork: thread, connection and everybody who waits are the parent's."""
+        for desk in self._desks:
+            desk.line = type(desk.line)(desk.line.ageing, desk.line.weights)
+            desk.fresh.clear()
+            desk.reserved.clear()
+        for account in list(self.accounts.values()):
+            account.held.clear()
+        self._begin()
+
+    # From any thread
+
+    def account(self, name: str, limits: dict[str, tuple[Limit, ...]], ageing: float, weights: Any) -> Account:
+        """What this process knows of that name.
+
+        Raises:
+            ConfigurationConflict: It has other limits.
+        """
+        with self.lock:
+            found = self.accounts.get(name)
+            if found is None:
+                desk = Desk(ageing, dict(weights or {}))
+                found = self.accounts[name] = Account(name, limits, desk, self.store.place_ttl)
+                self._desks.add(desk)
+            elif found.terms.text != Terms(name, limits, self.store.place_ttl).text:
+                raise _conflict(name, str(found.terms), str(Terms(name, limits, self.store.place_ttl)))
+            return found
+
+    def post(self, message: Any) -> None:
+        """Tell the courier. Never waits."""
+        self._inbox.put(message)
+        if self._thread is None:
+            self._start()
+
+    def _start(self) -> None:
+        with self.lock:
+            if self._thread is None:
+                self._stopping = False
+                self._thread = threading.Thread(target=self._run, name=f"penstock {self.store!r}", daemon=True)
+                self._thread.start()
+
+    def stop(self) -> None:
+        """Send what is left to send, and end the thread; give up waiting for that after a while."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            self._inbox.put(("stop",))
+            thread.join(timeout=2 * self.store.patience + 1)
+
+    # The thread
+
+    def _run(self) -> None:
+        inbox = self._inbox
+        try:
+            with self._io, contextlib.suppress(StoreError):  # what is wrong will be said to whoever asks
+                self.store.listen(lambda name: inbox.put(("heard", name)))
+                self.store.prepare()
+            while not self._stopping or (self._urgent and self._open()):
+                messages = []
+                try:
+                    messages.append(inbox.get(timeout=self._idle()))
+                    while len(messages) < 4096:
+                        messages.append(inbox.get_nowait())
+                except Empty:
+                    pass
+                with self.lock:
+                    now = clock.now()
+                    for message in messages:
+                        if type(message) is Slip:
+                            self._enter(message, now)
+                        else:
+                            getattr(self, "_on_" + message[0])(*message[1:])
+                    while self._alarms and self._alarms[0][0] <= now:
+                        heappop(self._alarms)[2](now)
+                    changes = self._take_changes()
+                    call = None if changes or not self._open() else self._write(now)
+                    self._wake()
+                for account in changes:
+                    self._change(account)
+                if call is not None:
+                    self._carry(call)
+        except BaseException as error:  # a defect, ours or a store's: whoever waits must hear of it, and not hang
+            logging.getLogger("penstock").exception("the courier of %r has failed", self.store)
+            with self.lock:
+                self._fail_all(StoreError(f"the courier of {self.store!r} has failed: {error!r}"))
+                self._wake()
+        finally:
+            with self._io:
+                self.store.disconnect()
+            self._thread = None
+            if not inbox.empty() and inbox is self._inbox:  # somebody came while we went
+                self._start()
+
+    def _open(self) -> bool:
+        """Whether there is somebody to decide."""
+        return self.down is None or self._fallback is not None
+
+    def _idle(self) -> float | None:
+        """Seconds until something must be done if nothing comes in; None: for ever."""
+        if self._changes or ((self._dirty or self._urgent) and self._open()):
+            return 0.0
+        if self._alarms:
+            return min(max(0.0, self._alarms[0][0] - clock.now()), 3600.0)
+        return None
+
+    def _at(self, moment: float, ring: Callable[[float], None]) -> None:
+        self._alarm_count += 1
+        heappush(self._alarms, (moment, self._alarm_count, ring))
+
+    def _wake(self) -> None:
+        if self._woken:
+            woken, self._woken = self._woken, []
+            wake_all(woken)
+
+    # What comes in
+
+    def _enter(self, slip: Slip, now: float) -> None:
+        if slip.state == "gone":
+            return
+        if not self._open():
+            assert self.down is not None
+            self._refuse(slip, _again(self.down))
+            return
+        desk: Any = slip.limiter._gate
+        if desk.into is not None:
+            desk = self._desk(slip)
+        bound = slip.limiter._max_waiting
+        if bound is not None and slip.deadline > now and desk.waiting >= bound:
+            ready, blocker = self._expected(slip, desk, now)
+            if ready > now:
+                self._refuse(
+                    slip,
+                    QueueFull(
+                        f"{bound} calls are waiting already, as many as max_waiting allows; the next would wait "
+                        f"{ready - now:.3g} s for {blocker}",
+                        retry_after=ready - now,
+                        blocked_by=blocker,
+                    ),
+                )
+                return
+        if now < slip.deadline < math.inf:
+            self._at(slip.deadline, lambda at: self._too_late(slip, at))
+        desk.fresh.append(slip)
+        self._dirty[desk] = None
+
+    def _on_leave(self, slip: Slip) -> None:
+        """`slip` was cancelled, wherever it stands."""
+        state, slip.state = slip.state, "gone"
+        slip.limiter._cancelled += 1
+        desk = self._desk(slip)
+        if state == "line":
+            desk.line.leave(slip)
+            self._dirty[desk] = None
+        elif state == "reserved":
+            desk.reserved.remove(slip)
+            self._hand_on(slip, desk)
+        elif state == "granted":
+            slip.limiter._granted -= 1
+            self._hand_on(slip, desk)
+        # "new" is seen when it is looked at, "asked" when the answer is there
+
+    def _on_permit(self, permit: SharedPermit) -> None:
+        self._permits[permit] = None
+        self._urgent = True
+
+    def _on_order(self, account: Account, write: Callable[[_Call], list[float]], loud: bool) -> None:
+        self._orders.append((account, write, loud))
+        self._urgent = True
+
+    def _on_change(self, account: Account) -> None:
+        self._changes[account] = None
+        self._recharge(account)
+
+    def _on_look(self, account: Account, parker: Parker | None) -> None:
+        """Somebody wants to see what the store says now."""
+        self._looks.append((account, parker))
+        self._urgent = True
+
+    def _on_heard(self, name: str) -> None:
+        """Another process has paused or changed something, or given something back."""
+        for account in [self.accounts.get(name)] if name else list(self.accounts.values()):
+            if account is None:
+                continue
+            account.looking = True
+            self._on_look(account, None)
+            desk = account.gate
+            assert isinstance(desk, Desk)
+            desk.blocked.clear()
+            self._dirty[desk] = None
+
+    def _on_stop(self) -> None:
+        """No more after this; who waits would wait for ever."""
+        self._stopping = True
+        closed = StoreError(f"{self.store!r} was closed while this call was waiting")
+        for desk in list(self._desks):
+            for slip in desk.reserved:
+                self._return(slip)
+                self._refuse(slip, _again(closed))
+            desk.reserved.clear()
+        self._fail_all(closed)
+
+    @staticmethod
+    def _desk(slip: Slip) -> Desk:
+        desk = slip.limiter._parts[0].gate
+        assert isinstance(desk, Desk)
+        return desk
+
+    # Grants and refusals
+
+    def _grant(self, slip: Slip, now: float) -> None:
+        slip.state = "granted"
+        slip.granted_at = now
+        slip.limiter._granted += 1
+        self._woken.append(slip.parker)
+
+    def _refuse(self, slip: Slip, error: Exception) -> None:
+        slip.state = "refused"
+        slip.error = error
+        slip.limiter._refused += 1
+        self._woken.append(slip.parker)
+
+    def _not_now(self, slip: Slip, wait: float, blocker: str) -> RateLimited:
+        cost = ", ".join(f"{amount:g} {slot.unit}" for slot, amount in slip.charges)
+        return RateLimited(
+            f"{cost} would have to wait {'until somebody gives back what they hold' if wait == math.inf else f'{wait:.3g} s'} "
+            f"for {blocker}",
+            retry_after=wait,
+            blocked_by=blocker,
+        )
+
+    def _too_late(self, slip: Slip, now: float) -> None:
+        """The longest that `slip` would wait is over."""
+        if slip.state not in ("line", "new"):
+            return
+        desk = self._desk(slip)
+        ready, blocker = self._expected(slip, desk, now)
+        if slip.state == "line":
+            desk.line.leave(slip)
+            self._dirty[desk] = None
+        self._refuse(slip, self._not_now(slip, max(ready - now, 0.0), blocker))
+
+    def _expected(self, slip: Slip, desk: Desk, now: float) -> tuple[float, str]:
+        """When `slip` would have its turn, as far as this process knows, and what it waits for."""
+        if slip.lane is not None:
+            ahead = desk.line.queued_ahead(slip)
+            charges = [(slot, amount + ahead.get(slot, 0.0)) for slot, amount in slip.charges]
+        else:
+            charges = [(slot, amount + slot.queued) for slot, amount in slip.charges]
+        ready, slot = ready_at(charges, now)
+        return ready, "the line" if slot is None else "pause" if slot.paused_until >= ready else slot.label
+
+    def _due(self, slip: Slip, now: float) -> None:
+        """The moment for which `slip` has a reservation is there."""
+        if slip.state != "reserved" or slip.due > now:
+            return
+        accounts = {slot.account for slot, _ in slip.charges}
+        if not self.store.hears and slip.waited > LOOKAHEAD and not slip.confirmed and self.down is None:
+            slip.confirmed = True  # somebody may have paused everything meanwhile, and we would not know
+            for account in accounts:
+                account.looking = True
+                self._on_look(account, None)
+        if any(account.looking for account in accounts):
+            return
+        desk = self._desk(slip)
+        desk.reserved.remove(slip)
+        self._grant(slip, now)
+        self._dirty[desk] = None
+
+    def _reserve(self, slip: Slip, desk: Desk, due: float) -> None:
+        slip.state = "reserved"
+        slip.due = due
+        desk.reserved.append(slip)
+        self._at(due, lambda now: self._due(slip, now))
+
+    def _hand_on(self, slip: Slip, desk: Desk) -> None:
+        """Let the next in line have what `slip` was granted, or give it back to the store."""
+        now = clock.now()
+        heads = desk.line.heads(now)
+        if heads:
+            heir = heads[0][1]
+            assert isinstance(heir, Slip)
+            mine, wanted = dict(slip.charges), dict(heir.charges)
+            fits = mine.keys() == wanted.keys() and all(wanted[slot] <= mine[slot] for slot in mine)
+            if fits and max(slip.due, now) <= heir.deadline:
+                desk.line.take(heir)
+                marks = {slot: mark for (slot, _), mark in zip(slip.charges, slip.marks, strict=True)}
+                for slot, amount in slip.charges:
+                    if amount > wanted[slot]:
+                        self._returns.append((slot, amount - wanted[slot], slip.eras[slot.account], marks[slot]))
+                        self._urgent = True
+                heir.marks, heir.eras = [marks[slot] for slot, _ in heir.charges], slip.eras
+                heir.waited, heir.confirmed = slip.waited, slip.confirmed
+                self._reserve(heir, desk, max(slip.due, now))
+                if slip.due <= now:
+                    self._due(heir, now)
+                return
+        self._return(slip)
+        self._dirty[desk] = None
+
+    def _return(self, slip: Slip) -> None:
+        """Give what `slip` was granted back to the store, with the next call."""
+        for (slot, amount), mark in zip(slip.charges, slip.marks, strict=True):
+            self._returns.append((slot, amount, slip.eras[slot.account], mark))
+        self._urgent = True
+
+    def _line_up(self, slip: Slip, desk: Desk, now: float) -> None:
+        """Let `slip` join the line, unless it would wait too long there."""
+        slip.state = "line"
+        desk.line.join(slip, now)
+        if slip.deadline < math.inf and all(slot.account.agreed for slot, _ in slip.charges):
+            ready, blocker = self._expected(slip, desk, now)
+            if slip.deadline < ready < math.inf:
+                desk.line.leave(slip)
+                self._refuse(slip, self._not_now(slip, ready - now, blocker))
+
+    def _stay(self, slip: Slip, desk: Desk) -> None:
+        """Let `slip`, who was asked for and had no turn, stand where it stood; at the end if it stood nowhere yet."""
+        if slip.state == "gone":
+            return
+        slip.call = None
+        slip.state = "line"
+        if slip.number:
+            desk.line.restore(slip)
+        else:
+            desk.line.join(slip, clock.now())
+
+    # What goes out
+
+    def _write(self, now: float) -> _Call | None:
+        """Write the next call; None if there is nothing to ask."""
+        call = _Call()
+        if self._urgent:
+            self._write_news(call, now)
+        for desk in list(self._dirty):
+            if len(call.asked) >= self.store.batch or call.width > 512:
+                break
+            self._ask(desk, call, now)
+        return call if call.offsets else None
+
+    def _fits(self, call: _Call, account: Account) -> bool:
+        """Whether `account` can be decided together with what `call` asks already."""
+        group = self.store.group_of(account.terms.name)
+        if call.group is _ANY:
+            call.group = group
+        return bool(call.group == group)
+
+    def _write_news(self, call: _Call, now: float) -> None:
+        """Everything that is to be heard before anybody is granted: refunds, true costs, pauses, who is still alive."""
+        self._urgent = False
+        write = call.operations
+        orders, self._orders = self._orders, []
+        for order in orders:
+            account, words, loud = order
+            if self._fits(call, account):
+                write += words(call)
+                if loud:
+                    call.tell.add(account.terms.name)
+            else:
+                self._orders.append(order)
+        returns, self._returns = self._returns, []
+        returns.sort(key=lambda back: -back[3])  # the latest first: so nothing is lost on the way
+        for back in returns:
+            slot, amount, era, mark = back
+            if self._fits(call, slot.account):
+                write += (ledger.GIVE_BACK, 1.0, float(call.at(slot)), amount, era, mark)
+                call.returns.append(back)
+                self._freed(slot, amount)
+            else:
+                self._returns.append(back)
+        for permit in list(self._permits):
+            if all(self._fits(call, slot.account) for slot in permit._slots()):
+                del self._permits[permit]
+                backs, more = permit._news()
+                for slot, amount, era, mark in backs:
+                    write += (ledger.GIVE_BACK, 1.0, float(call.at(slot)), amount, era, mark)
+                    self._freed(slot, amount)
+                for slot, amount in more:
+                    write += (ledger.CHARGE, 1.0, float(call.at(slot)), amount)
+                if more:
+                    call.changed.append((permit, more))
+                call.returns += backs
+        looks, self._looks = self._looks, []
+        for look in looks:
+            if self._fits(call, look[0]):
+                call.at(look[0].order[0])
+                call.looks.append(look)
+            else:
+                self._looks.append(look)
+        if self._fallback is None:
+            for slot in list(self._owed):
+                if self._fits(call, slot.account):
+                    write += (ledger.CHARGE, 1.0, float(call.at(slot)), max(0.0, self._owed.pop(slot)))
+                    call.changed.append((None, [(slot, 0.0)]))  # type: ignore[arg-type]  # nobody's permit
+        for account in list(self._renewing):
+            if account.renew_at <= now and self._fits(call, account):
+                account.renew_at = math.inf
+                del self._renewing[account]
+                for slot in [slot for slot, held in account.held.items() if held > 0]:
+                    write += (ledger.RENEW, 1.0, float(call.at(slot)))
+                    self._renew_later(account, now)
+        self._urgent = bool(self._orders or self._returns or self._permits or self._looks or self._owed) and bool(
+            call.offsets
+        )
+
+    def _freed(self, slot: SharedSlot, amount: float) -> None:
+        if slot.mode >= ledger.TIMED:
+            if slot in slot.account.held:
+                slot.account.held[slot] -= amount
+            desk = slot.account.gate
+            assert isinstance(desk, Desk)
+            desk.blocked.pop(slot, None)
+            self._dirty[desk] = None
+
+    def _renew_later(self, account: Account, now: float) -> None:
+        if account.renew_at == math.inf:
+            account.renew_at = now + account.place_ttl / 3
+            self._renewing[account] = None
+
+            def ring(_: float) -> None:
+                self._urgent = True
+
+            self._at(account.renew_at, ring)
+
+    def _ask(self, desk: Desk, call: _Call, now: float) -> None:
+        """Ask for the first of the line, and for everybody who could go soon."""
+        fresh, line, store = desk.fresh, desk.line, self.store
+        if desk.into is not None:
+            self._dirty.pop(desk)
+            self._dirty[desk.into] = None  # type: ignore[index]
+            return
+        room = store.batch - len(call.asked)
+        straight = not len(line) and not desk.reserved
+        later: list[Slip] = []
+        held = {slot for slip in desk.reserved if slip.due > now + MARGIN for slot, _ in slip.charges}
+        if straight and fresh and not desk.blocked:
+            room = self._ask_plenty(desk, call, now, room)
+        while fresh and room > 0:
+            slip = fresh[0]
+            if slip.state == "gone":
+                fresh.popleft()
+                continue
+            if not all(self._fits(call, slot.account) for slot, _ in slip.charges):
+                return
+            if slip.deadline <= now:  # now or never
+                fresh.popleft()
+                later.append(slip)
+                room -= 1
+                continue
+            if not straight or slip.priority or slip.flow is not None or desk.blocked:
+                break
+            ready, _ = ready_at(slip.charges, now)
+            if ready > now + LOOKAHEAD and not held.isdisjoint(slot for slot, _ in slip.charges):
+                break
+            fresh.popleft()
+            room -= 1
+            first = held.isdisjoint(slot for slot, _ in slip.charges)
+            self._put(slip, call, math.inf if first else LOOKAHEAD, ready, now)
+            if ready > now:
+                held.update(slot for slot, _ in slip.charges)
+        if fresh and room > 0:
+            for slip in fresh:
+                if slip.state != "gone":
+                    self._line_up(slip, desk, now)
+            fresh.clear()
+        if len(line) and room > 0:
+            room = self._ask_line(desk, call, now, room, held)
+        for slip in later:
+            self._put(slip, call, 0.0, now, now)
+        if not fresh and (room > 0 or not len(line)):
+            self._dirty.pop(desk, None)
+
+    def _ask_plenty(self, desk: Desk, call: _Call, now: float, room: int) -> int:
+        """Ask for those who come first and, by all we know, can go at once: the same as `_ask`, as fast as it can be."""
+        fresh, asked, operations = desk.fresh, call.asked, call.operations
+        left: dict[Slot, float] = {}  # units, per bucket
+        words: dict[
+            int, list[float]
+        ] = {}  # the request, per identity of the charges, which programs use again and again
+        horizon = LOOKAHEAD if asked else math.inf
+        while fresh and room > 0:
+            slip = fresh[0]
+            charges = slip.charges
+            if slip.state != "new" or slip.deadline != math.inf or slip.priority or slip.flow is not None:
+                break
+            for slot, amount in charges:
+                level = left.get(slot)
+                if level is None:
+                    if not (type(slot.meter) is Bucket and slot.paused_until <= now and self._fits(call, slot.account)):
+                        break
+                    level = slot.meter.level(now)
+                if level < amount:
+                    break
+                left[slot] = level - amount
+            else:
+                request = words.get(id(charges))
+                if request is None:
+                    request = [ledger.ACQUIRE, horizon, 1.0, float(len(charges))]
+                    for slot, amount in charges:
+                        request += (float(call.at(slot)), amount)
+                    words[id(charges)] = request
+                operations += request
+                slip.state = "asked"
+                slip.call = call
+                asked.append(slip)
+                fresh.popleft()
+                room -= 1
+                continue
+            break
+        for slot, level in left.items():
+            slot.meter.charge(max(0.0, slot.meter.level(now) - level), now)
+        return room
+
+    def _ask_line(self, desk: Desk, call: _Call, now: float, room: int, held: set[Slot]) -> int:
+        line = desk.line
+        heads: list[Any] = line.heads(now)
+        heapify(heads)
+        soon = now + 2 * MARGIN
+        mine = set(held)
+        blocked = {slot for slot, until in desk.blocked.items() if until > now}
+        look_again = min((until for until in desk.blocked.values() if until > now), default=math.inf)
+        begun = False
+        while heads and room > 0:
+            _, slip = heappop(heads)
+            while True:
+                if not all(self._fits(call, slot.account) for slot, _ in slip.charges):
+                    return 0  # stays dirty, for a call of its own
+                slots = [slot for slot, _ in slip.charges]
+                if not blocked.isdisjoint(slots):
+                    held.update(slots)
+                    break
+                ready, _ = ready_at(slip.charges, now)
+                first = held.isdisjoint(slots)
+                if not first and ready > (now + LOOKAHEAD if begun else soon):
+                    held.update(slots)
+                    look_again = min(look_again, ready - MARGIN)
+                    if not mine.isdisjoint(slots):
+                        look_again = min(look_again, max((s.due for s in desk.reserved), default=math.inf))
+                    break
+                begun = True
+                room -= 1
+                behind: Any = line.take(slip)
+                self._put(slip, call, math.inf if first else LOOKAHEAD, ready, now)
+                if first and ready > now:
+                    held.update(slots)
+                if behind is None or room <= 0:
+                    break
+                if heads and behind[0] > heads[0][0]:
+                    heappush(heads, behind)
+                    break
+                slip = behind[1]
+        if room > 0 and look_again < math.inf:
+            look_again = max(look_again, now + 0.0002)
+            if not now < desk.alarm <= look_again:
+                desk.alarm = look_again
+
+                def ring(_: float) -> None:
+                    if len(desk.line):
+                        self._dirty[desk] = None
+
+                self._at(look_again, ring)
+        return room
+
+    def _put(self, slip: Slip, call: _Call, horizon: float, ready: float, now: float) -> None:
+        """Write the request of `slip` into `call`, and into the mirror."""
+        wait = slip.deadline - now
+        stops = 1.0
+        if wait < horizon:
+            horizon = max(wait, 0.0)
+            stops = 1.0 if wait > 0 else 0.0
+        operations = call.operations
+        operations += (ledger.ACQUIRE, horizon, stops, float(len(slip.charges)))
+        at = max(ready, now)
+        for slot, amount in slip.charges:
+            operations += (float(call.at(slot)), amount)
+            if at < math.inf:
+                slot.meter.charge(amount, at)
+        slip.state = "asked"
+        slip.call = call
+        call.asked.append(slip)
+
+    # The way there and back
+
+    def _carry(self, call: _Call) -> None:
+        self._number += 1
+        now = clock.now()
+        lead = clock.wall() * 1e6 - now * 1e6 if self._lead is None else self._lead
+        batch = Batch(
+            [account.terms for account in call.offsets], call.operations, self.owner, self._number, now * 1e6 + lead
+        )
+        store: Store = self.store if self._fallback is None else self._fallback
+        first, pause = now, RETRY[0]
+        self.calls += 1
+        reply: Reply | None = None
+        while reply is None:
+            try:
+                with self._io if store is self.store else contextlib.nullcontext():  # the prober may be holding it
+                    reply = store.decide(batch)
+            except Unreachable as error:
+                if clock.now() + pause - first > self.store.patience:
+                    with self.lock:
+                        self._lost(call, batch, error)
+                        self._wake()
+                    return
+                time.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(2 * pause, RETRY[1])
+            except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
+                with self.lock:
+                    self._failed(call, error)
+                    self._wake()
+                return
+        with self.lock:
+            self._apply(call, reply, clock.now())
+            self._wake()
+        if call.tell and store is self.store:
+            with self._io:
+                store.announce(sorted(call.tell))
+
+    def _apply(self, call: _Call, reply: Reply, now: float) -> None:
+        """Hear what the store has decided."""
+        self._lead = reply.now - now * 1e6 if self._fallback is None else self._lead
+        if reply.others:
+            self._disagree(call, reply.others)
+            return
+        offset = 0
+        for account, era in zip(call.offsets, reply.eras, strict=True):
+            call.eras[account] = era
+            account.agreed = True
+            account.looking = False
+            account.mirror(reply.states, offset, now, reply.now)
+            offset += 3 * len(account.order)
+        verdicts, at = reply.verdicts, 0
+        for permit, more in call.changed:
+            if permit is not None:
+                permit._charged(
+                    [
+                        (slot, amount, call.eras[slot.account], mark)
+                        for (slot, amount), mark in zip(more, verdicts[at:], strict=False)
+                    ]
+                )
+            at += len(more)
+        again: list[Slip] = []
+        eras, woken, simple = call.eras, self._woken, self._fallback is None
+        for slip in call.asked:
+            verdict = verdicts[at]
+            if verdict == 0 and simple and slip.state == "asked" and slip.call is call and not slip.limiter._holds:
+                at += 1 + len(slip.charges)  # as most are
+                slip.marks, slip.eras = verdicts[at - len(slip.charges) : at], eras
+                slip.state = "granted"
+                slip.granted_at = now
+                slip.limiter._granted += 1
+                woken.append(slip.parker)
+            elif verdict >= 0:
+                at += 1
+                count = len(slip.charges)
+                slip.marks, slip.eras = verdicts[at : at + count], call.eras
+                at += count
+                self._granted(slip, call, verdict, now)
+            else:
+                wait, blocker = -1.0 - verdict, verdicts[at + 1]
+                at += 2
+                if slip.call is call and slip.state == "asked":
+                    self._refused(slip, call, wait, blocker, now, again)
+        for slip in reversed(again):
+            self._stay(slip, self._desk(slip))
+        for slip in again:
+            desk = self._desk(slip)
+            self._dirty[desk] = None
+        for account in call.offsets:
+            there = account.gate
+            assert isinstance(there, Desk)
+            for slip in list(there.reserved):
+                if any(slot.paused_until > slip.due + 0.001 for slot, _ in slip.charges):
+                    there.reserved.remove(slip)  # a pause that is younger than the reservation
+                    self._return(slip)
+                    self._stay(slip, there)
+                    self._dirty[there] = None
+                elif slip.due <= now:
+                    self._due(slip, now)
+        self._seen(call)
+
+    def _seen(self, call: _Call) -> None:
+        """Tell those who wanted to see what the store says."""
+        self._woken += [parker for _, parker in call.looks if parker is not None]
+
+    def _granted(self, slip: Slip, call: _Call, wait: float, now: float) -> None:
+        for slot, amount in slip.charges:
+            if slot.mode >= ledger.TIMED:
+                account = slot.account
+                if slot.mode == ledger.RENEWED:
+                    account.held[slot] = account.held.get(slot, 0.0) + amount
+                    self._renew_later(account, now)
+            if self._fallback is not None:
+                self._owed[slot] = self._owed.get(slot, 0.0) + amount
+        desk = self._desk(slip)
+        desk.poll = POLL[0]
+        if slip.call is not call or slip.state != "asked":
+            slip.due = now + wait
+            self._hand_on(slip, desk)
+        elif wait <= 0:
+            self._grant(slip, now)
+        else:
+            slip.waited = wait
+            slip.confirmed = False
+            self._reserve(slip, desk, now + wait)
+
+    def _refused(self, slip: Slip, call: _Call, wait: float, blocker: float, now: float, again: list[Slip]) -> None:
+        slot = self._slot(call, int(blocker))
+        if now + wait > slip.deadline and (wait < math.inf or slip.deadline <= now):
+            label = "pause" if slot.paused_until > now and wait >= slot.paused_until - now else slot.label
+            self._refuse(slip, self._not_now(slip, wait, label))
+            return
+        again.append(slip)
+        if slot.mode >= 0 or isinstance(slot.meter, CalendarWindow):
+            desk = self._desk(slip)
+            desk.blocked[slot] = now + min(max(wait, 1e-5), desk.poll if slot.mode >= 0 else math.inf)
+            desk.poll = min(2 * desk.poll, POLL[1])
+
+    @staticmethod
+    def _slot(call: _Call, number: int) -> SharedSlot:
+        for account, offset in call.offsets.items():
+            if offset <= number < offset + len(account.order):
+                return account.order[number - offset]
+        raise AssertionError(f"no limit has the number {number}")
+
+    def _disagree(self, call: _Call, others: Mapping[str, str]) -> None:
+        """Nothing was decided: some names are counted for other limits than ours."""
+        for account in call.offsets:
+            text = others.get(account.terms.name)
+            if text is None:
+                continue
+            theirs = Terms.of_text(account.terms.name, text, account.place_ttl)
+            if account.agreed and theirs.limits.keys() == account.terms.limits.keys():
+                self._adopt(account, theirs)
+            else:
+                error = _conflict(account.terms.name, str(theirs), str(account.terms))
+                desk = account.gate
+                assert isinstance(desk, Desk)
+                for slip in [*call.asked, *desk.line]:
+                    assert isinstance(slip, Slip)
+                    if slip.state in ("asked", "line") and any(slot.account is account for slot, _ in slip.charges):
+                        desk.line.leave(slip)
+                        self._refuse(slip, _again(error))
+        self._unsend(call)
+
+    def _unsend(self, call: _Call) -> None:
+        """`call` was not decided: everybody goes back to where they were."""
+        for slip in reversed(call.asked):
+            if slip.state == "asked" and slip.call is call:
+                desk = self._desk(slip)
+                self._stay(slip, desk)
+                self._dirty[desk] = None
+        self._returns += call.returns
+        self._looks += call.looks
+        for permit, more in call.changed:
+            if permit is not None:
+                permit._uncharged(more)
+                self._permits[permit] = None
+        self._urgent = bool(self._returns or self._permits or self._looks)
+
+    def _adopt(self, account: Account, theirs: Terms) -> None:
+        """Another process has reconfigured: its limits are ours from now on; what calls cost by default stays ours."""
+        limits = {}
+        for unit, kinds in theirs.limits.items():
+            default = next((limit.default for limit in account.terms.limits[unit] if limit.default is not None), None)
+            limits[unit] = tuple(replace(limit, default=default) for limit in kinds)  # type: ignore[type-var]  # all are dataclasses
+        account.promise(limits, clock.now())
+        self._recharge(account)
+
+    def _recharge(self, account: Account) -> None:
+        """The limits have changed: let all who wait be charged on those of now."""
+        desk = account.gate
+        assert isinstance(desk, Desk)
+        for slip in list(desk.reserved):
+            if any(slot.account is account for slot, _ in slip.charges):
+                desk.reserved.remove(slip)
+                self._return(slip)
+                self._stay(slip, desk)
+        everybody = sorted(desk.line, key=lambda w: w.number)
+        for waiting in everybody:
+            desk.line.leave(waiting)
+        for waiting in everybody:
+            assert isinstance(waiting, Slip)
+            try:
+                waiting.charges = waiting.limiter._charges_of(waiting.cost)
+            except PenstockError as error:
+                self._refuse(waiting, error)
+            else:
+                desk.line.restore(waiting)
+        desk.blocked.clear()
+        self._dirty[desk] = None
+
+    # Changes of the limits themselves
+
+    def _take_changes(self) -> list[Account]:
+        if self.down is not None:
+            return []
+        changes, self._changes = list(self._changes), {}
+        return changes
+
+    def _change(self, account: Account) -> None:
+        terms = account.terms
+        try:
+            with self._io:
+                self.store.change(terms)
+        except Unreachable as error:
+            with self.lock:
+                self._changes[account] = None
+                self._at(clock.now() + RETRY[1], lambda _: None)
+            logging.getLogger("penstock").warning(
+                "new limits for %r have not reached the store yet: %s", terms.name, error
+            )
+            time.sleep(RETRY[1])
+        except Exception as error:
+            with self.lock:
+                logging.getLogger("penstock").exception("the store refused new limits for %r", terms.name)
+                self._fail_desk(account, error)
+                self._wake()
+        else:
+            account.agreed = True
+
+    # When the store does not answer
+
+    def _failed(self, call: _Call, error: Exception) -> None:
+        """The store said no: nothing was decided."""
+        for slip in call.asked:
+            if slip.state == "asked" and slip.call is call:
+                self._refuse(slip, _again(error))
+        self._seen(call)
+        call.looks.clear()
+        self._unsend(call)
+        self._urgent = False  # the rest goes along with the next call that somebody makes
+        for account in call.offsets:
+            account.looking = False
+            desk = account.gate
+            if len(desk.line):
+                self._dirty[desk] = None  # type: ignore[index]
+
+    def _lost(self, call: _Call, batch: Batch, error: Unreachable) -> None:
+        """No answer for `patience`: whether `call` was decided is not known, and asked until it is."""
+        store = self.store
+        self.down = error
+        self._pending = (call, batch)
+        self._seen(call)
+        call.looks.clear()
+        if store.on_event is not None:
+            tell(store.on_event, StoreLost(repr(store), str(error), store.on_outage))
+        logging.getLogger("penstock").warning("%s; until it answers: on_outage=%r", error, store.on_outage)
+        for account in call.offsets:
+            account.looking = False
+        if store.on_outage == "raise":
+            self._fail_all(error, call)
+        else:
+            self._fallback = Alone(store, math.inf if store.on_outage == "open" else store.share or 1.0)
+            for slip in reversed(call.asked):
+                if slip.state == "asked" and slip.call is call:
+                    desk = self._desk(slip)
+                    self._stay(slip, desk)
+                    self._dirty[desk] = None
+        prober = threading.Thread(
+            target=self._probe, args=(batch, self._inbox), name=f"penstock asks {store!r}", daemon=True
+        )
+        prober.start()
+
+    def _probe(self, batch: Batch, inbox: SimpleQueue[Any]) -> None:
+        """Ask again and again, until there is an answer."""
+        pause = RETRY[0]
+        while inbox is self._inbox and not self._stopping:
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, RETRY[1])
+            try:
+                with self._io:
+                    reply: Reply | Exception = self.store.decide(batch)
+            except Unreachable as error:
+                self.down = error
+            except Exception as error:  # noqa: BLE001 - an answer of a kind
+                inbox.put(("found", error))
+                return
+            else:
+                inbox.put(("found", reply))
+                return
+
+    def _on_found(self, answer: Reply | Exception) -> None:
+        """The store answers again."""
+        store, now = self.store, clock.now()
+        fallback, self._fallback, self.down = self._fallback, None, None
+        assert self._pending is not None
+        (call, _), self._pending = self._pending, None
+        if store.on_event is not None:
+            tell(store.on_event, StoreFound(repr(store)))
+        logging.getLogger("penstock").warning("%r answers again", store)
+        if isinstance(answer, Exception):
+            self._failed(call, answer)
+        else:
+            self._apply(call, answer, now)
+        if fallback is not None:
+            for desk in list(self._desks):
+                for slip in list(desk.reserved):
+                    if slip.eras is not call.eras and all(era == fallback.born for era in slip.eras.values()):
+                        desk.reserved.remove(slip)
+                        for slot, amount in slip.charges:
+                            self._owed[slot] -= amount
+                        self._stay(slip, desk)
+        for desk in list(self._desks):
+            desk.blocked.clear()
+            self._dirty[desk] = None
+        self._urgent = True
+
+    def _fail_desk(self, account: Account, error: Exception) -> None:
+        desk = account.gate
+        assert isinstance(desk, Desk)
+        for slip in [*desk.fresh, *desk.line]:
+            assert isinstance(slip, Slip)
+            if slip.state in ("new", "line"):
+                desk.line.leave(slip)
+                self._refuse(slip, _again(error))
+        desk.fresh.clear()
+        self._dirty.pop(desk, None)
+
+    def _fail_all(self, error: Exception, call: _Call | None = None) -> None:
+        for slip in call.asked if call is not None else ():
+            if slip.state == "asked":
+                self._refuse(slip, _again(error))
+        for account in list(self.accounts.values()):
+            self._fail_desk(account, error)
+
+
+class Alone(Store):
+    """Decides in this process while the shared store does not answer: with a part of the limits, or with none."""
+
+    def __init__(self, store: Store, share: float) -> None:
+        super().__init__(place_ttl=store.place_ttl, patience=store.patience)
+        self.born = float(int(clock.wall() * 1e6))
+        self._share = share
+        self._rows: dict[str, bytes] = {}
+
+    def exchange(self, names: Any, decide: Any) -> None:
+        raise NotImplementedError
+
+    def decide(self, batch: Batch) -> Reply:
+        now = max(float(int(clock.wall() * 1e6)), self.born)
+        share = min(self._share, 1e12)
+        limits = [
+            tuple(
+                # One call larger than the share of a burst goes when that share is there, and pays afterwards.
+                (
+                    kind,
+                    first * share,
+                    second * share if kind == ledger.BUCKET else second,
+                    1.0 if kind == ledger.BUCKET else third,
+                    0.0,
+                )
+                for kind, first, second, third, _ in terms.numbers(batch.now)
+            )
+            for terms in batch.terms
+        ]
+        if now != self.born and not self._rows:
+            now = self.born
+        rows = [self._rows.get(terms.name) for terms in batch.terms]
+        decision = ledger.decide(rows, limits, batch.operations, batch.owner, now)
+        for terms, row in zip(batch.terms, decision.rows, strict=True):
+            self._rows[terms.name] = row
+        return Reply(now, {}, decision.eras, decision.verdicts, decision.states)
+
+
+def _again(error: Exception) -> Exception:
+    """The same error for another who waits: an exception that is raised twice would gather two tracebacks."""
+    try:
+        twin = type(error)(*error.args)
+    except TypeError:
+        return error
+    twin.__cause__ = error.__cause__
+    return twin
+
+
+def _conflict(name: str, there: str, here: str) -> ConfigurationConflict:
+    return ConfigurationConflict(
+        f'"{name}" has other limits in the store: {there} there, {here} here. Use one name for one set of limits; to change '
+        "them for all processes, call reconfigure() in one that has the old ones"
+    )
+
+
+def _stop_all() -> None:
+    for courier in list(_all):
+        courier.stop()
+
+
+_forking: list[Courier] = []
+
+
+def _before_fork() -> None:
+    for courier in list(_all):
+        courier.lock.acquire()  # nobody else may hold it at the moment of the fork, or nobody in the child could ever have it
+        courier._io.acquire()
+        courier.store.before_fork()
+        _forking.append(courier)
+
+
+def _after_fork_in_parent() -> None:
+    while _forking:
+        courier = _forking.pop()
+        courier._io.release()
+        courier.lock.release()
+
+
+def _after_fork_in_child() -> None:
+    while _forking:
+        courier = _forking.pop()
+        courier.store.forget()
+        courier.forget()
+        courier.lock.release()
+
+
+atexit.register(_stop_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -1,0 +1,582 @@
+"""A limiter whose state lives in a shared store: the same face, with the answers from afar.
+
+What is charged, and when, is the store's to say; `_courier` asks it for everybody in this process. Here is only what users touch:
+`SharedLimiter` hands slips to the courier and parks, `SharedPermit` writes down what is true now and leaves it to the
+courier to tell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+from weakref import WeakValueDictionary
+
+import anyio
+import anyio.lowlevel
+
+from penstock import clock
+from penstock._core import ledger
+from penstock._core.bucket import Bucket
+from penstock._core.turns import ready_at
+from penstock._courier import Account, Courier, Desk, SharedSlot, Slip, courier_of
+from penstock._parking import Parker, ThreadParker, here, loop_running_here
+from penstock.errors import RateLimited, WouldBlock
+from penstock.events import Cancelled, Granted, Observed, Paused, Reconfigured, Refused, Settled, Waited, tell
+from penstock.keyed import Keyed
+from penstock.limiter import (
+    Forecast,
+    Limiter,
+    LimitLike,
+    LimitStatistics,
+    Permit,
+    Statistics,
+    _both,
+    _Call,
+    _check_amount,
+    _check_options,
+    _cost_of,
+    read_limits,
+)
+from penstock.stores.contract import Store
+
+__all__ = ["SharedKeyed", "SharedLimiter", "SharedPermit"]
+
+
+class SharedPermit(Permit):
+    """The proof that a call was charged in a shared store.
+
+    What is said to it is sent with the next batch, at once and without waiting. Safe to use from any thread.
+    """
+
+    __slots__ = ("_entries", "_eras", "_slip", "_wanted")
+
+    _limiter: SharedLimiter
+    _eras: Mapping[Account, float]
+    _wanted: dict[SharedSlot, float] | None
+    _entries: list[tuple[SharedSlot, float, float, float]] | None
+
+    @classmethod
+    def _of_slip(cls, slip: Slip) -> SharedPermit:
+        permit = cls()
+        permit._limiter = slip.limiter
+        permit._charges = slip.charges
+        permit._marks = slip.marks  # type: ignore[assignment]  # the store's, one number per charge
+        permit._eras = slip.eras
+        permit._granted_at = slip.granted_at
+        permit._ended = False
+        permit._wanted = None
+        permit._entries = None
+        return permit
+
+    # For whoever has the permit: `_wanted` is what is to be charged, slot by slot. None: what was charged at first.
+
+    def _want(self) -> dict[SharedSlot, float]:
+        wanted = self._wanted
+        if wanted is None:
+            wanted = {}
+            for slot, amount in self._charges:
+                wanted[slot] = wanted.get(slot, 0.0) + amount  # type: ignore[index,call-overload]
+        return dict(wanted)
+
+    # For the courier: `_entries` is what the store has charged: slot, amount, and the era and mark of it.
+
+    def _slots(self) -> list[SharedSlot]:
+        return list(self._want())
+
+    def _known(self) -> list[tuple[SharedSlot, float, float, float]]:
+        if self._entries is None:
+            self._entries = [
+                (slot, amount, self._eras[slot.account], mark)  # type: ignore[attr-defined,misc]
+                for (slot, amount), mark in zip(self._charges, self._marks, strict=True)
+            ]
+        return self._entries
+
+    def _news(self) -> tuple[list[tuple[SharedSlot, float, float, float]], list[tuple[SharedSlot, float]]]:
+        """What is to be given back, and what is to be charged more, so that the store has what is wanted."""
+        entries, backs, more = self._known(), [], []
+        for slot, amount in self._want().items():
+            missing = amount - sum(entry[1] for entry in entries if entry[0] is slot)
+            if missing > 0:
+                more.append((slot, missing))
+            for index in range(len(entries) - 1, -1, -1):  # the latest debt first, then the charge itself
+                of, charged, era, mark = entries[index]
+                if of is slot and missing < 0 and charged:
+                    back = min(charged, -missing)
+                    entries[index] = (slot, charged - back, era, mark)
+                    backs.append((slot, back, era, mark))
+                    missing += back
+        for slot, amount in more:  # told, and marked as soon as the answer is there
+            entries.append((slot, amount, math.nan, math.nan))
+        return backs, more
+
+    def _charged(self, charged: Sequence[tuple[SharedSlot, float, float, float]]) -> None:
+        """The store has charged that more."""
+        entries = self._known()
+        for entry in charged:
+            for index, known in enumerate(entries):
+                if known[0] is entry[0] and math.isnan(known[2]):
+                    entries[index] = (entry[0], known[1], entry[2], entry[3])
+                    break
+
+    def _uncharged(self, more: Sequence[tuple[SharedSlot, float]]) -> None:
+        """The store has not heard of it: it is to be told again."""
+        slots = {slot for slot, _ in more}
+        self._entries = [entry for entry in self._known() if entry[0] not in slots or not math.isnan(entry[2])]
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """What is charged now, per unit. Empty after `cancel()`."""
+        cost: dict[str, float] = {}
+        if self._wanted is not None and self._ended and not self._charges:
+            return cost
+        for slot, amount in self._want().items():
+            if not (self._ended and slot.mode >= ledger.TIMED):
+                cost[slot.unit] = max(cost.get(slot.unit, 0.0), amount)
+        return cost
+
+    def settle(self, **true_cost: float) -> None:
+        """Say what the call really took. See `Permit.settle`."""
+        limiter = self._limiter
+        for unit, amount in true_cost.items():
+            if unit not in limiter._units:
+                raise limiter._unknown(unit)
+            _check_amount(unit, amount)
+        wanted = self._want()
+        for unit, amount in true_cost.items():
+            for slot in limiter._units[unit]:
+                if not (self._ended and slot.mode >= ledger.TIMED):  # type: ignore[attr-defined]  # all slots are shared
+                    wanted[slot] = amount  # type: ignore[index]
+        self._say(wanted)
+        if limiter._on_event is not None:
+            tell(limiter._on_event, Settled(limiter.name, dict(true_cost)))
+
+    def cancel(self) -> None:
+        """Say that the call was never sent: everything comes back, and the permit ends. Again: nothing happens."""
+        if not self._charges:
+            return
+        cost = self.cost
+        wanted = self._want()
+        self._known()
+        self._ended = True
+        self._charges = ()
+        self._limiter._cancelled += 1
+        self._say(dict.fromkeys(wanted, 0.0))
+        if self._limiter._on_event is not None:
+            tell(self._limiter._on_event, Cancelled(self._limiter.name, cost))
+
+    def close(self) -> None:
+        """End the permit: give back what it holds. Again: nothing happens."""
+        if self._ended:
+            return
+        self._ended = True
+        if self._limiter._holds:
+            wanted = self._want()
+            held = {slot: 0.0 for slot in wanted if slot.mode >= ledger.TIMED}
+            if held:
+                self._say({**wanted, **held})
+
+    def _say(self, wanted: dict[SharedSlot, float]) -> None:
+        self._wanted = wanted
+        self._limiter._courier.post(("permit", self))
+
+
+class _SharedCall(_Call):
+    """`limiter(tokens=5)` where nothing is held and nobody listens: to be entered with nothing looked up twice."""
+
+    __slots__ = ()
+
+    async def __aenter__(self) -> Permit:
+        limiter: Any = self._limiter
+        parker = here()
+        time_left = parker.time_left()
+        if time_left == -math.inf:
+            await anyio.lowlevel.checkpoint()  # the scope is cancelled already: say so, and not that it is too late
+        charges = limiter._plain_charges(self._amount)
+        deadline = math.inf if time_left == math.inf else clock.now() + time_left
+        slip = Slip(limiter, self._given(), charges, parker, 0, None, deadline)
+        if not charges:
+            return limiter._granted_free(slip)  # type: ignore[no-any-return]
+        limiter._courier.post(slip)
+        try:
+            while not slip.done:
+                await parker.park(math.inf)
+                parker.rearm()
+        except BaseException:
+            limiter._left(slip)
+            raise
+        if slip.error is not None:
+            raise slip.error
+        return SharedPermit._of_slip(slip)
+
+    async def __aexit__(self, *_: object) -> None:
+        """Nothing is held, so there is nothing to give back."""
+
+
+class SharedLimiter(Limiter):
+    """A limiter over a shared store; made by `Limiter(..., name=..., store=...)`. See `Limiter` for what it promises.
+
+    `acquire_nowait` is refused, as an answer takes a moment: use `await acquire(max_wait=0)`. `forecast` and `statistics` show
+    what the store answered last, brought up to now; `await limiter.refresh()` asks it anew. What is said to a
+    permit, a pause or new limits are sent at once, without waiting.
+    """
+
+    __slots__ = ("_courier",)
+
+    _courier: Courier
+    _store: Store  # type: ignore[assignment]  # of another kind
+
+    def __init__(
+        self,
+        *,
+        name: str | None = None,
+        store: Any = None,
+        max_waiting: int | None = None,
+        ageing: float = 30.0,
+        flow_weights: Mapping[Hashable, float] | None = None,
+        enforce: bool = True,
+        on_event: Any = None,
+        **limits: LimitLike | list[LimitLike] | tuple[LimitLike, ...],
+    ) -> None:
+        _check_options(name, max_waiting, ageing, flow_weights, on_event)
+        wanted = read_limits(limits)
+        if not wanted:
+            raise ValueError("a limiter needs at least one limit, for example Limiter(requests=per_minute(60))")
+        if not enforce:
+            raise ValueError("enforce=False is a rehearsal in one process: leave store= out, or enforce")
+        store.check_name(name)
+        self._courier = courier_of(store)
+        account = self._courier.account(name, wanted, ageing, flow_weights)  # type: ignore[arg-type]  # it has one
+        self._begin((account,), store, name, max_waiting, enforce=True, on_event=on_event)
+
+    def _choose_plain(self) -> None:
+        """Find out whether calls can be written the short way: one unit to be given, nothing held, nobody listening."""
+        self._plain = None
+        self._plain_unit = ""
+        self._plain_cost = 0
+        given = [unit for unit in self._units if self._default(unit) is None] or list(self._units)
+        if self._on_event is None and not self._holds and len(given) == 1:
+            self._plain, (self._plain_unit,) = _SharedCall, given
+
+    def _accounts(self) -> list[Account]:
+        return [part for part in self._parts if isinstance(part, Account)]
+
+    # Turns
+
+    def _slip(
+        self,
+        cost: Mapping[str, float],
+        parker: Parker,
+        max_wait: float | None,
+        time_left: float,
+        priority: int,
+        flow: Hashable,
+    ) -> Slip:
+        charges = self._charges_of(cost)
+        wait = time_left if max_wait is None else min(max_wait, time_left)
+        deadline = math.inf if wait == math.inf else clock.now() + max(wait, 0.0) if wait else -math.inf
+        return Slip(self, cost, charges, parker, priority, flow, deadline)
+
+    async def _acquire(
+        self, cost: Mapping[str, float], *, max_wait: float | None = None, priority: int = 0, flow: Hashable = None
+    ) -> Permit:
+        parker = here()
+        time_left = parker.time_left()
+        if time_left == -math.inf:
+            await anyio.lowlevel.checkpoint()  # the scope is cancelled already: say so, and not that it is too late
+        slip = self._slip(cost, parker, max_wait, time_left, priority, flow)
+        if not slip.charges:
+            return self._granted_free(slip)
+        arrived = clock.now()
+        self._courier.post(slip)
+        try:
+            while not slip.done:
+                await parker.park(math.inf)
+                parker.rearm()
+        except BaseException:
+            self._left(slip)
+            raise
+        return self._outcome(slip, arrived)
+
+    def _acquire_in_thread(
+        self, cost: Mapping[str, float], *, max_wait: float | None = None, priority: int = 0, flow: Hashable = None
+    ) -> Permit:
+        if loop_running_here():
+            raise WouldBlock(
+                f"{self!r} has to ask its store, and waiting for the answer here would block the running event loop. Use "
+                "`async with`, or run this function in a thread, for example with anyio.to_thread.run_sync"
+            )
+        parker = ThreadParker()
+        slip = self._slip(cost, parker, max_wait, math.inf, priority, flow)
+        if not slip.charges:
+            return self._granted_free(slip)
+        arrived = clock.now()
+        self._courier.post(slip)
+        try:
+            while not slip.done:
+                parker.park_thread(math.inf)
+                parker.rearm()
+        except BaseException:
+            self._left(slip)
+            raise
+        return self._outcome(slip, arrived)
+
+    def _granted_free(self, slip: Slip) -> Permit:
+        """A call that costs nothing needs no answer."""
+        slip.granted_at = clock.now()
+        self._granted += 1
+        return self._outcome(slip, slip.granted_at)
+
+    def _left(self, slip: Slip) -> None:
+        self._courier.post(("leave", slip))
+        if self._on_event is not None:
+            tell(self._on_event, Cancelled(self.name, _cost_of(slip.charges)))
+
+    def _outcome(self, slip: Slip, arrived: float) -> Permit:
+        error = slip.error
+        if error is not None:
+            if self._on_event is not None and isinstance(error, RateLimited):
+                tell(self._on_event, Refused(self.name, _cost_of(slip.charges), error.retry_after, error.blocked_by))
+            raise error
+        if self._on_event is not None:
+            cost, waited = _cost_of(slip.charges), slip.granted_at - arrived
+            if slip.waited > 0:
+                tell(self._on_event, Waited(self.name, cost, waited))
+            tell(self._on_event, Granted(self.name, cost, waited))
+        return SharedPermit._of_slip(slip)
+
+    def acquire_nowait(self, *, priority: int = 0, flow: Hashable = None, **cost: float) -> Permit:
+        """Always refused: the answer is in the store.
+
+        Raises:
+            WouldBlock: It says what to use instead.
+        """
+        raise WouldBlock(
+            f"{self!r} has to ask its store, which takes a moment: use `await limiter.acquire(max_wait=0)`, or in a thread "
+            "`with limiter(max_wait=0):`"
+        )
+
+    # What is known here
+
+    async def refresh(self) -> None:
+        """Ask the store for its present state, for `statistics` and `forecast` to show.
+
+        Raises:
+            StoreError: It does not answer.
+        """
+        for account in self._accounts():
+            parker = here()
+            self._courier.post(("look", account, parker))
+            await parker.park(math.inf)
+        if self._courier.down is not None:
+            raise self._courier.down
+
+    def forecast(self, **cost: float) -> Forecast:
+        """How long a call of that cost would wait if it came now, by what the store answered last. Charges nothing."""
+        charges = self._charges_of(cost)
+        with self._lock:
+            now = self._now()
+            ready, slot = ready_at([(slot, amount + slot.queued) for slot, amount in charges], now)
+            return Forecast(ready - now, self._blocker(slot, now))
+
+    def _now(self) -> float:
+        return clock.now()
+
+    def statistics(self) -> Statistics:
+        """What this process was granted and refused so far, and how full each limit is by what the store answered last."""
+        with self._lock:
+            now = self._now()
+            if self._version != sum(part.version for part in self._parts):
+                self._look_again()
+            desk = self._parts[0].gate
+            assert isinstance(desk, Desk)
+            limits = {
+                slot.label: LimitStatistics(slot.unit, slot.limit, slot.meter.level(now), slot.limit.capacity)
+                for slot in self._slots
+            }
+            return Statistics(
+                granted=self._granted,
+                refused=self._refused,
+                cancelled=self._cancelled,
+                would_refuse=0,
+                waiting=desk.waiting,
+                in_flight=max((slot.meter.used(now) for slot in self._slots if slot.meter.held), default=0),
+                paused_for=max(0.0, *(slot.paused_until - now for slot in self._slots)),
+                limits=MappingProxyType(limits),
+            )
+
+    # What is said to everybody
+
+    def pause(self, seconds: float, *units: str) -> None:
+        """Let nobody through for so long, in any process; a pause is never shortened by another. See `Limiter.pause`."""
+        if not (math.isfinite(seconds) and seconds >= 0):
+            raise ValueError(f"a pause must be a finite number of seconds, 0 or more, not {seconds!r}")
+        for unit in units:
+            if unit not in self._units:
+                raise self._unknown(unit)
+        until = clock.now() + seconds
+        for account in self._accounts():
+            slots = [slot for slot in account.order if not units or slot.unit in units]
+            if slots:
+
+                def write(call: Any, slots: list[SharedSlot] = slots) -> list[float]:
+                    left = max(0.0, until - clock.now())
+                    return [ledger.PAUSE, left, float(len(slots)), *(float(call.at(slot)) for slot in slots)]
+
+                self._courier.post(("order", account, write, True))
+        if self._on_event is not None:
+            tell(self._on_event, Paused(self.name, seconds, units))
+
+    def reconfigure(self, **limits: LimitLike | list[LimitLike] | tuple[LimitLike, ...]) -> None:
+        """Replace the limits of these units, live and for every process. See `Limiter.reconfigure`."""
+        wanted = read_limits(limits)
+        for unit in wanted:
+            if unit not in self._units:
+                raise self._unknown(unit)
+        with self._lock:
+            now = clock.now()
+            for account in self._accounts():
+                mine = {unit: kinds for unit, kinds in wanted.items() if unit in account.slots}
+                if mine:
+                    account.promise(mine, now)
+                    self._courier.post(("change", account))
+            self._look_again()
+        if self._on_event is not None:
+            tell(self._on_event, Reconfigured(self.name, wanted))
+
+    def _observe(self, remaining: Mapping[str, float], reset: Mapping[str, float], permit: Permit | None) -> None:
+        for unit, value in (*remaining.items(), *reset.items()):
+            if unit not in self._units:
+                raise self._unknown(unit)
+            _check_amount(unit, value)
+        heard = clock.now()
+        for unit in {**remaining, **reset}:
+            slot = min(self._units[unit], key=lambda slot: slot.limit.capacity)
+            assert isinstance(slot, SharedSlot)
+            left = remaining.get(unit)
+            if left is None:
+                if not isinstance(slot.meter, Bucket):
+                    continue
+                left = slot.meter.burst - reset[unit] * slot.meter.rate
+            era = mark = -1.0
+            since = heard
+            if isinstance(permit, SharedPermit):
+                entry = next(
+                    (entry for entry in permit._known() if entry[0] is slot and not math.isnan(entry[2])), None
+                )
+                if entry is not None:
+                    era, mark, since = entry[2], entry[3], permit.granted_at
+
+            def write(
+                call: Any,
+                slot: SharedSlot = slot,
+                left: float = left,
+                since: float = since,
+                of: tuple[float, float] = (era, mark),
+            ) -> list[float]:
+                return [ledger.LOWER, 1.0, float(call.at(slot)), left, clock.now() - since, *of]
+
+            self._courier.post(("order", slot.account, write, False))
+        if self._on_event is not None:
+            tell(self._on_event, Observed(self.name, dict(remaining), dict(reset)))
+
+    def __and__(self, other: Limiter) -> Limiter:
+        """A limiter over both sets of limits: one atomic decision, one line. See `Limiter.__and__`.
+
+        Raises:
+            ValueError: They live in different stores, or where their store cannot decide them together.
+        """
+        if not isinstance(other, Limiter):
+            return NotImplemented
+        if not isinstance(other, SharedLimiter) or other._store is not self._store:
+            raise ValueError(
+                f"{self!r} and {other!r} live in different stores and cannot be decided together: give both the same store"
+            )
+        accounts = list(dict.fromkeys((*self._accounts(), *other._accounts())))
+        groups = {self._store.group_of(account.terms.name) for account in accounts}
+        if len(groups) > 1:
+            raise ValueError(
+                f"{self!r} and {other!r} live in different hash slots of the cluster, which cannot be decided together: write "
+                "their limits into one limiter, or give both names of one group, such as 'org:chat' and 'org:embed' with "
+                'RedisStore(..., group=lambda name: name.split(":")[0])'
+            )
+        joint = object.__new__(SharedLimiter)
+        with self._lock:
+            gate = accounts[0].gate
+            for account in accounts[1:]:
+                gate = gate.merge(account.gate)
+            bounds = [bound for bound in (self._max_waiting, other._max_waiting) if bound is not None]
+            joint._courier = self._courier
+            joint._begin(
+                tuple(accounts),
+                self._store,  # type: ignore[arg-type]  # it has a lock, which is all that is needed
+                " & ".join(dict.fromkeys(filter(None, (self.name, other.name)))) or None,
+                min(bounds, default=None),
+                enforce=True,
+                on_event=_both(self._on_event, other._on_event),
+            )
+        return joint
+
+
+class SharedKeyed(Keyed):
+    """A limiter per key over a shared store; made by `Keyed(..., name=..., store=...)`. See `Keyed`.
+
+    Keys are told apart by `str(key)`. What a key has used is in the store; here there is something for a key only while
+    somebody holds its limiter. Where the answer of `limits_of` changes, the new limits are for every process.
+
+    Args:
+        name: What the names of the keys' limiters begin with.
+    """
+
+    __slots__ = ("_limiters", "_name", "_options", "_shared")
+
+    def __init__(
+        self,
+        limits_of: Callable[[Any], Mapping[str, LimitLike | list[LimitLike]]] | None = None,
+        /,
+        *,
+        store: Any = None,
+        name: str | None = None,
+        max_waiting: int | None = None,
+        ageing: float = 30.0,
+        flow_weights: Mapping[Hashable, float] | None = None,
+        enforce: bool = True,
+        on_event: Callable[[Any], object] | None = None,
+        **limits: LimitLike | list[LimitLike] | tuple[LimitLike, ...],
+    ) -> None:
+        if (limits_of is None) == (not limits):
+            raise ValueError("Keyed needs either limits, or one function of the key that returns them")
+        _check_options(name, max_waiting, ageing, flow_weights, on_event)
+        if not enforce:
+            raise ValueError("enforce=False is a rehearsal in one process: leave store= out, or enforce")
+        store.check_name(name)
+        self._name = name
+        self._shared: Store = store
+        self._limits_of = limits_of
+        self._fixed = read_limits(limits)
+        self._options: dict[str, Any] = {
+            "max_waiting": max_waiting, "ageing": ageing, "flow_weights": flow_weights, "on_event": on_event,
+        }  # fmt: skip
+        self._limiters: WeakValueDictionary[str, Limiter] = WeakValueDictionary()
+        if self._fixed:
+            self["probe"]  # finds now what is wrong with the limits, and asks nobody
+
+    def __getitem__(self, key: Hashable) -> Limiter:
+        """The limiter of `key`. Cheap: what the key has used is in the store."""
+        text = f"{key}".replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+        with self._shared.lock:
+            limiter = self._limiters.get(text)
+            if limiter is None or self._limits_of is not None:
+                wanted = self._fixed if self._limits_of is None else read_limits(self._limits_of(key))
+                limits: dict[str, Any] = {unit: list(kinds) for unit, kinds in wanted.items()}
+                if limiter is None:
+                    limiter = Limiter(name=f"{self._name}:{text}", store=self._shared, **self._options, **limits)
+                    self._limiters[text] = limiter
+                elif dict(limiter.limits) != wanted:
+                    limiter.reconfigure(**limits)
+            return limiter
+
+    def __len__(self) -> int:
+        """How many keys somebody in this process holds a limiter of."""
+        return len(self._limiters)

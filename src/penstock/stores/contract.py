@@ -1,0 +1,330 @@
+"""What a shared store is: one call that decides a batch, with the store's own time.
+
+A store never learns who waits. It keeps a row of bytes per name, and beside it the limits that the row is counted for, so
+that a process with other limits under the same name is found out. All arithmetic is in `_core.ledger`, or in its twin in Lua.
+
+To write a store of your own, subclass `Store` and give it one method, `exchange`: read some rows, call a function, write what
+it returns, all of it atomically. `penstock.testing.store_contract` holds what it must then keep.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+from zoneinfo import ZoneInfo
+
+from penstock._core import ledger
+from penstock._core.windows import period_around
+from penstock.errors import StoreError
+from penstock.limits import Calendar, InFlight, Limit, Rate, Sliding
+
+__all__ = ["Batch", "Reply", "Row", "Store", "Terms", "Unreachable"]
+
+Row = tuple[str, bytes]
+"""Of one name: the text of its terms, and what it has used."""
+
+_Numbers = tuple[float, float, float, float, float]
+
+
+class Unreachable(StoreError):  # noqa: N818 - the word of the public face
+    """No answer: the call may have been decided, or not. The same batch may be sent again, and is then decided once."""
+
+
+class Terms:
+    """The limits of one name, on which all processes must agree. Does not change.
+
+    Attributes:
+        name: What the state is kept under.
+        limits: Per unit, in the order of the units' names, so that the order in which they were written does not matter.
+        text: The same in one line, to be compared, and read back by `of_text`.
+    """
+
+    __slots__ = ("_fixed", "_valid_until", "limits", "name", "place_ttl", "text")
+
+    def __init__(self, name: str, limits: Mapping[str, tuple[Limit, ...]], place_ttl: float) -> None:
+        self.name = name
+        self.limits = dict(sorted(limits.items()))
+        self.place_ttl = place_ttl
+        plain = {unit: [_plain(unit, limit) for limit in kinds] for unit, kinds in self.limits.items()}
+        self.text = json.dumps(plain, separators=(",", ":"))
+        self._fixed: tuple[_Numbers, ...] = ()
+        self._valid_until = -math.inf
+
+    @classmethod
+    def of_text(cls, name: str, text: str, place_ttl: float) -> Terms:
+        """Read the terms of another process back.
+
+        Raises:
+            StoreError: The text is not one of ours.
+        """
+        try:
+            plain = json.loads(text)
+            limits = {unit: tuple(_KINDS[kind[0]](*kind[1:]) for kind in kinds) for unit, kinds in plain.items()}
+            return cls(name, limits, place_ttl)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise StoreError(
+                f'the limits kept under "{name}" cannot be read: {text[:80]!r}. Another version of penstock, or another '
+                "program, has written there: use another name, or remove that entry"
+            ) from error
+
+    def __str__(self) -> str:
+        return ", ".join(f"{unit}={' and '.join(_show(kind) for kind in kinds)}" for unit, kinds in self.limits.items())
+
+    def numbers(self, now: float) -> tuple[_Numbers, ...]:
+        """The limits as the ledger wants them, at the store's time `now` in microseconds."""
+        if now >= self._valid_until:
+            self._valid_until = math.inf
+            self._fixed = tuple(self._of(limit, now) for kinds in self.limits.values() for limit in kinds)
+        return self._fixed
+
+    def _of(self, limit: Limit, now: float) -> _Numbers:
+        if isinstance(limit, Rate):
+            return ledger.BUCKET, limit.rate, float(limit.burst), float(limit.overdraft), 0.0
+        if isinstance(limit, Calendar):
+            zone = ZoneInfo(limit.tz)
+            _, end = period_around(now / 1e6, limit.period, zone)
+            _, next_end = period_around(end, limit.period, zone)
+            self._valid_until = min(self._valid_until, round(end * 1e6))
+            return ledger.CALENDAR, float(limit.amount), round(end * 1e6), round(next_end * 1e6), 0.0
+        if isinstance(limit, Sliding):
+            return ledger.WINDOW, float(limit.amount), float(limit.per), ledger.LOG, 0.0
+        assert isinstance(limit, InFlight)
+        if limit.ttl is None:
+            return ledger.WINDOW, float(limit.amount), self.place_ttl, ledger.RENEWED, 0.0
+        return ledger.WINDOW, float(limit.amount), float(limit.ttl), ledger.TIMED, 0.0
+
+
+_KINDS: dict[str, Callable[..., Limit]] = {
+    "rate": lambda amount, per, burst, overdraft: Rate(amount, per, burst, overdraft=overdraft),
+    "calendar": Calendar,
+    "sliding": Sliding,
+    "in flight": InFlight,
+}
+
+
+def _plain(unit: str, limit: Limit) -> list[Any]:
+    if isinstance(limit, Rate):
+        return ["rate", limit.amount, limit.per, limit.burst, limit.overdraft]
+    if isinstance(limit, Calendar):
+        return ["calendar", limit.amount, limit.period, limit.tz]
+    if isinstance(limit, Sliding):
+        return ["sliding", limit.amount, limit.per]
+    if isinstance(limit, InFlight):
+        return ["in flight", limit.amount, limit.ttl]
+    raise ValueError(
+        f"{unit}: a shared store cannot count {limit!r}, whose meter lives in one process. Use a Rate, calendar(), "
+        "sliding() or in_flight(), or keep this limiter in memory"
+    )
+
+
+def _show(limit: Limit) -> str:
+    ttl = getattr(limit, "ttl", None)
+    return f"{limit}" if ttl is None else f"{limit} for {ttl:g} s"
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one call asks.
+
+    Attributes:
+        terms: The names that it is about.
+        operations: As in `_core.ledger`; limits are counted through all names, from 0.
+        owner: Who asks: the same number for all batches of a process, and no other's.
+        number: The owner's number of this batch; the same when it is sent again.
+        now: What the asker takes the store's time to be, in microseconds since 1970; for the calendar.
+    """
+
+    terms: list[Terms]
+    operations: list[float]
+    owner: float
+    number: int
+    now: float
+
+
+@dataclass(slots=True)
+class Reply:
+    """What the store says.
+
+    Attributes:
+        now: Its time, in microseconds since 1970.
+        others: Names that are counted for other terms, with the text of those. If there is one, nothing was decided.
+        eras, verdicts, states: As in `_core.ledger.Decision`.
+    """
+
+    now: float
+    others: dict[str, str]
+    eras: Sequence[float]
+    verdicts: Sequence[float]
+    states: Sequence[float]
+
+
+class Store(ABC):
+    """A shared store. Its methods block, and are called by one thread: the courier's, which begins at first use.
+
+    Args:
+        place_ttl: Seconds after which the places in flight of a process that died come back, where the limit says nothing else.
+            A living process renews its places three times as often.
+        patience: Seconds without an answer after which `on_outage` says what happens.
+        on_outage: "raise": whoever waits, or comes, gets `StoreError` until there is an answer. "share": this process goes on by itself
+            with `share` of every limit. "open": everything is let through. What was let through is charged afterwards.
+        share: The part of the limits that this process may use while there is no answer: 1/n where n processes share them.
+        on_event: Hears a `penstock.events.StoreLost` or `StoreFound` whenever that changes.
+    """
+
+    batch: ClassVar[int] = 64
+    """The most requests in one call."""
+    hears: ClassVar[bool] = False
+    """Whether `listen` tells of changes. If not, long reservations are confirmed before they are used."""
+
+    def __init__(
+        self,
+        *,
+        place_ttl: float = 60.0,
+        patience: float = 1.0,
+        on_outage: str = "raise",
+        share: float | None = None,
+        on_event: Callable[[Any], object] | None = None,
+    ) -> None:
+        if not 0 < place_ttl < math.inf:
+            raise ValueError(f"place_ttl must be a finite number of seconds above 0, not {place_ttl!r}")
+        if not 0 <= patience < math.inf:
+            raise ValueError(f"patience must be a finite number of seconds, 0 or more, not {patience!r}")
+        if on_outage not in ("raise", "share", "open"):
+            raise ValueError(f'on_outage must be "raise", "share" or "open", not {on_outage!r}')
+        if (share is not None) != (on_outage == "share"):
+            raise ValueError(
+                'share= goes with on_outage="share", which needs it: 1/n where n processes share the limits'
+            )
+        if share is not None and not 0 < share <= 1:
+            raise ValueError(
+                f"share must be a part of 1, such as 1/4 where four processes share the limits, not {share!r}"
+            )
+        self.place_ttl = float(place_ttl)
+        self.patience = float(patience)
+        self.on_outage = on_outage
+        self.share = share
+        self.on_event = on_event
+        self.lock = threading.RLock()
+        self.courier: Any = None  # who carries batches here, once somebody has something to send
+
+    @abstractmethod
+    def exchange(
+        self, names: Sequence[str], decide: Callable[[list[Row | None], float], list[tuple[Row, float] | None]]
+    ) -> None:
+        """Read the rows of `names`, call `decide` with them and the time, and write what it returns: atomically.
+
+        `decide` gets the store's time in microseconds since 1970, whole, and returns per name the row to write and the seconds
+        for which it means something, or None for "leave it". It may be called again if the rows have changed meanwhile.
+
+        Raises:
+            Unreachable: No answer; trying again may help.
+            StoreError: No; somebody must change something first.
+        """
+
+    def decide(self, batch: Batch) -> Reply:
+        """Decide all of `batch` at one moment, or nothing, and once however often it is sent.
+
+        Raises:
+            Unreachable, StoreError: As in `exchange`.
+        """
+        reply: Reply | None = None
+
+        def decide(rows: list[Row | None], now: float) -> list[tuple[Row, float] | None]:
+            nonlocal reply
+            others = {
+                terms.name: row[0] for terms, row in zip(batch.terms, rows, strict=True) if row and row[0] != terms.text
+            }
+            if others:
+                reply = Reply(now, others, (), (), ())
+                return [None] * len(rows)
+            limits = [terms.numbers(now) for terms in batch.terms]
+            decision = ledger.decide([row and row[1] for row in rows], limits, batch.operations, batch.owner, now)
+            reply = Reply(now, {}, decision.eras, decision.verdicts, decision.states)
+            return [
+                ((terms.text, row), keep)
+                for terms, row, keep in zip(batch.terms, decision.rows, decision.keep, strict=True)
+            ]
+
+        self.exchange([terms.name for terms in batch.terms], decide)
+        assert reply is not None, "exchange did not call decide"
+        return reply
+
+    def change(self, terms: Terms) -> None:
+        """Count `terms.name` for `terms` from now on; what was used stays used.
+
+        Raises:
+            Unreachable, StoreError: As in `exchange`.
+        """
+
+        def decide(rows: list[Row | None], now: float) -> list[tuple[Row, float] | None]:
+            (row,) = rows
+            if row is None:
+                decision = ledger.decide([None], [terms.numbers(now)], (), 0.0, now)
+                return [((terms.text, decision.rows[0]), decision.keep[0])]
+            before = Terms.of_text(terms.name, row[0], terms.place_ttl)
+            keys = [(unit, index) for unit, kinds in before.limits.items() for index in range(len(kinds))]
+            origin = []
+            for unit, kinds in terms.limits.items():
+                for index in range(len(kinds)):
+                    key = (unit, index) if (unit, index) in keys else (unit, 0)
+                    origin.append(keys.index(key) if key in keys else -1)
+            reshaped, keep = ledger.reshape(row[1], before.numbers(now), terms.numbers(now), origin, now)
+            return [((terms.text, reshaped), keep)]
+
+        self.exchange([terms.name], decide)
+        self.announce([terms.name])
+
+    def prepare(self) -> None:  # noqa: B027 - most stores have nothing to do here
+        """Connect, so that what depends on the server is known before the first batch is written.
+
+        Raises:
+            Unreachable, StoreError: As in `exchange`.
+        """
+
+    def announce(self, names: Sequence[str]) -> None:  # noqa: B027
+        """Tell other processes that something about these names has changed, where the store can."""
+
+    def listen(self, heard: Callable[[str], None]) -> None:  # noqa: B027
+        """From now on call `heard(name)`, in any thread, when another process announces a change, where the store can."""
+
+    def group_of(self, name: str) -> object:
+        """Names of one group can be decided in one call. Here all can."""
+        return None
+
+    def check_name(self, name: str | None) -> None:
+        """Refuse names that the store cannot keep.
+
+        Raises:
+            ValueError: It is one of those.
+        """
+        if not name:
+            raise ValueError("a limiter in a shared store needs a name=: it is what other processes find its state by")
+        if "{" in name or "}" in name:
+            raise ValueError(
+                f"the name {name!r} has a brace, which would tell Redis Cluster where to put it: use other characters"
+            )
+
+    def disconnect(self) -> None:  # noqa: B027
+        """Let go of connections. The next call makes new ones."""
+
+    def before_fork(self) -> None:  # noqa: B027
+        """This process is about to fork, and nobody is speaking to the store: let go of what a child must not inherit."""
+
+    def forget(self) -> None:
+        """In the child of a fork: connections are the parent's. Let go of them without a word to the other end."""
+        self.disconnect()
+
+    def close(self) -> None:
+        """Send what is still to be sent, and let go of threads and connections. The next use starts anew.
+
+        Whoever still waits gets a `StoreError`.
+        """
+        if self.courier is None:
+            self.disconnect()
+        else:
+            self.courier.stop()

@@ -1,0 +1,388 @@
+-- Decide a batch over limits that many processes share. The same arithmetic as penstock/_core/ledger.py, which explains it; a test
+-- holds the two together, number by number. All of it happens at one moment of the server's clock, or not at all.
+--
+-- KEYS[1]      what this owner was told last, so that a batch that is sent again is decided once
+-- KEYS[2]      the moment at which the server's memory begins, where absent rows count as used up; else the same as KEYS[1]
+-- KEYS[3..]    per name a hash: t the terms, r the row
+-- ARGV[1]      packed doubles: now (0: the server's), owner, number of the batch, whether KEYS[2] counts, names,
+--              then per name: how many limits, and five numbers for each; then the operations
+-- ARGV[2..]    per name the terms
+-- Reply        packed doubles: now, then per name its era, the verdicts, and three numbers per limit;
+--              or {now, name, terms, ...} of names with other terms, and nothing was decided
+
+local BUCKET, CALENDAR, WINDOW = 0, 1, 2
+local LOG, RENEWED = 0, 2
+local ACQUIRE, GIVE_BACK, CHARGE, PAUSE, LOWER = 1, 2, 3, 4, 5
+local REFUNDS, LONGEST_LOG, KEPT_LONGER, TOLD_FOR = 32, 256, 3600, 600
+local ROUNDING = 1 + 1e-12
+local max, min, ceil, huge = math.max, math.min, math.ceil, math.huge
+local format = {}
+
+local function read(bytes)  -- packed doubles as a table, in pieces that fit Lua's stack
+  local numbers, count, at = {}, #bytes / 8, 1
+  while count > 0 do
+    local piece = min(count, 200)
+    local form = format[piece]
+    if not form then form = '>' .. string.rep('d', piece); format[piece] = form end
+    local got = {struct.unpack(form, bytes, at)}
+    local had = #numbers
+    for i = 1, piece do numbers[had + i] = got[i] end
+    at, count = at + 8 * piece, count - piece
+  end
+  return numbers
+end
+
+local function pack(numbers)
+  local pieces, at = {}, 1
+  while at <= #numbers do
+    local piece = min(#numbers - at + 1, 200)
+    pieces[#pieces + 1] = struct.pack('>' .. string.rep('d', piece), unpack(numbers, at, at + piece - 1))
+    at = at + piece
+  end
+  return table.concat(pieces)
+end
+
+local asked = read(ARGV[1])
+local now, owner, number, remembers, names = asked[1], asked[2], asked[3], asked[4], asked[5]
+local position = 6
+
+local told = redis.call('GET', KEYS[1])
+if told and struct.unpack('>d', told) == number then return string.sub(told, 9) end
+
+if now == 0 then
+  local time = redis.call('TIME')
+  now = time[1] * 1000000 + time[2]
+end
+local born = -1
+if remembers == 1 then
+  local since = redis.call('GET', KEYS[2])
+  born = since and struct.unpack('>d', since) or now
+  if not since or born > now then
+    born = now
+    redis.call('SET', KEYS[2], struct.pack('>d', now))
+  end
+end
+
+-- Take the rows apart, and let the time since they were written pass.
+
+local kind, first, second, third = {}, {}, {}, {}       -- the limits, counted through all names from 1
+local pause, last, used, what, entries, eras = {}, {}, {}, {}, {}, {}
+local begins, born_at, others = {}, {}, {}
+local limits = 0
+
+for name = 1, names do
+  local row = redis.call('HMGET', KEYS[name + 2], 't', 'r')
+  local terms, bytes = row[1], row[2]
+  if terms and terms ~= ARGV[name + 1] then
+    others[#others + 1] = name
+    others[#others + 1] = terms
+  end
+  local count = asked[position]
+  position = position + 1
+  begins[name] = limits
+  local numbers = bytes and #others == 0 and read(bytes)
+  local at, passed = 3, 0
+  if numbers then
+    born_at[name] = numbers[2]
+    passed = max(0, now - numbers[1]) / 1e6
+  else
+    born_at[name] = now
+  end
+  for limit = limits + 1, limits + count do
+    local k, a, b, c = asked[position], asked[position + 1], asked[position + 2], asked[position + 3]
+    position = position + 5
+    kind[limit], first[limit], second[limit], third[limit] = k, a, b, c
+    eras[limit] = born_at[name]
+    local p, l, u, w, log = 0, 0, 0, 0, {}
+    if numbers then
+      p, l, u, w = numbers[at], numbers[at + 1], numbers[at + 2], numbers[at + 3]
+      local size = numbers[at + 4]
+      at = at + 5
+      for i = 1, size do
+        log[i] = {numbers[at], numbers[at + 1], numbers[at + 2]}
+        at = at + 3
+      end
+      if k == BUCKET then
+        u = max(0, u - passed * a)
+        if u == 0 then log = {} end
+      elseif k == CALENDAR then
+        if now >= w and now < c then
+          u, w = 0, now < b and b or c
+        end
+      else
+        local latest, all = now + ceil(b * 1e6) + l * 1e6, log  -- the clock may have stepped back
+        log = {}
+        for i = 1, #all do
+          local entry = all[i]
+          if entry[1] > now then
+            entry[1] = min(entry[1], latest)
+            log[#log + 1] = entry
+          end
+        end
+      end
+      p, l = max(0, p - passed), max(0, l - passed)
+    else
+      local lost, age = born >= 0, (now - born) / 1e6
+      if k == BUCKET then
+        if lost then u = max(0, b - age * a) end
+      elseif k == CALENDAR then
+        if now < c then w = now < b and b or c end
+        if lost and born < w and now - born < w - now then u = a end
+      elseif lost and age < b then
+        log[1] = {born + ceil(b * 1e6), 0, a}
+      end
+    end
+    pause[limit], last[limit], used[limit], what[limit], entries[limit] = p, l, u, w, log
+  end
+  limits = limits + count
+end
+begins[names + 1] = limits
+if #others > 0 then return {struct.pack('>d', now), unpack(others)} end
+
+-- Decide.
+
+local stopped, verdicts = {}, {}
+
+local function say(value) verdicts[#verdicts + 1] = value end
+
+local function total(log)
+  local sum = 0
+  for i = 1, #log do sum = sum + log[i][3] end
+  return sum
+end
+
+local function earlier(one, other) return one[1] < other[1] end
+
+local function insert(log, entry)  -- in order of `until`, after its equals
+  local at = #log + 1
+  while at > 1 and log[at - 1][1] > entry[1] do at = at - 1 end
+  table.insert(log, at, entry)
+end
+
+local function wait_of(limit, amount)  -- seconds until `amount` could be charged
+  local k, a, b = kind[limit], first[limit], second[limit]
+  if k == BUCKET then
+    local need = amount
+    if third[limit] ~= 0 then need = min(amount, b) end
+    local over = used[limit] + need - b
+    if over > 0.5e-6 * a + 1e-12 * b then return over / a end
+    return 0
+  elseif k == CALENDAR then
+    if now >= what[limit] then return 1e-6 end
+    if used[limit] + amount - a * ROUNDING > 0 then return (what[limit] - now) / 1e6 end
+    return 0
+  end
+  local log = entries[limit]
+  local over = total(log) + amount - a * ROUNDING
+  if over <= 0 then return 0 end
+  if third[limit] ~= RENEWED then
+    for i = 1, #log do
+      over = over - log[i][3]
+      if over <= 0 then return (log[i][1] - now) / 1e6 end
+    end
+  end
+  return huge
+end
+
+local function charge(limit, amount, after)  -- at the moment now + after; returns the mark
+  local k, a = kind[limit], first[limit]
+  last[limit] = max(last[limit], after)
+  if k == BUCKET then
+    used[limit] = max(used[limit], after * a) + amount
+    what[limit] = what[limit] + amount
+    return what[limit]
+  elseif k == CALENDAR then
+    used[limit] = used[limit] + amount
+    return what[limit]
+  end
+  local log, ends = entries[limit], now + ceil((after + second[limit]) * 1e6)
+  if third[limit] == RENEWED then
+    for i = 1, #log do
+      if log[i][2] == owner then
+        local entry = table.remove(log, i)
+        entry[1] = max(entry[1], ends)
+        entry[3] = entry[3] + amount
+        insert(log, entry)
+        return ends
+      end
+    end
+  end
+  insert(log, {ends, owner, amount})
+  if third[limit] == LOG and #log > LONGEST_LOG then
+    local merged = {}
+    for i = 1, #log - 1, 2 do
+      merged[#merged + 1] = {log[i + 1][1], log[i + 1][2], log[i][3] + log[i + 1][3]}
+    end
+    if #log % 2 == 1 then merged[#merged + 1] = log[#log] end
+    entries[limit] = merged
+  end
+  return ends
+end
+
+local function charged_since(limit, mark)  -- what a bucket charged after that mark, and was not given back
+  local log, back = entries[limit], 0
+  for i = 1, #log do
+    if log[i][1] > mark then back = back + log[i][3] end
+  end
+  return max(0, what[limit] - mark - back)
+end
+
+local function remember(refunds, mark, amount)
+  local at = #refunds + 1
+  while at > 1 and refunds[at - 1][1] > mark do at = at - 1 end
+  if at > 1 and refunds[at - 1][1] == mark then
+    refunds[at - 1][3] = refunds[at - 1][3] + amount
+    return
+  end
+  table.insert(refunds, at, {mark, 0, amount})
+  if #refunds > REFUNDS then
+    refunds[1][3] = refunds[1][3] + refunds[2][3]
+    table.remove(refunds, 2)
+  end
+end
+
+local stop = #asked
+while position <= stop do
+  local operation = asked[position]
+  if operation == ACQUIRE then
+    local horizon, stops = asked[position + 1], asked[position + 2]
+    local from = position + 4
+    position = from + 2 * asked[position + 3]
+    local longest, blocker, fixed = 0, -1, false
+    for i = from, position - 1, 2 do
+      local limit = asked[i] + 1
+      local wait = wait_of(limit, asked[i + 1])
+      if wait > 0 and kind[limit] ~= BUCKET then fixed = true end  -- what comes back all at once cannot be had in advance
+      if pause[limit] > wait then wait = pause[limit] end
+      if stopped[limit] then fixed = true end
+      if wait > longest or (fixed and blocker < 0) then longest, blocker = wait, limit - 1 end
+    end
+    if not fixed and longest > 0 then
+      for i = from, position - 1, 2 do
+        local limit = asked[i] + 1
+        if kind[limit] == CALENDAR and now + longest * 1e6 >= what[limit] then
+          fixed, blocker, longest = true, limit - 1, max(longest, (what[limit] - now) / 1e6)
+        end
+      end
+    end
+    if longest <= horizon and not fixed then
+      say(longest)
+      for i = from, position - 1, 2 do say(charge(asked[i] + 1, asked[i + 1], longest)) end
+    else
+      say(-1 - longest)
+      say(blocker)
+      if stops ~= 0 then
+        for i = from, position - 1, 2 do
+          local limit = asked[i] + 1
+          if wait_of(limit, asked[i + 1]) > 0 or pause[limit] > 0 then stopped[limit] = true end
+        end
+      end
+    end
+  elseif operation == GIVE_BACK then
+    local from = position + 2
+    position = from + 4 * asked[position + 1]
+    for i = from, position - 1, 4 do
+      local limit, amount, mark = asked[i] + 1, asked[i + 1], asked[i + 3]
+      if asked[i + 2] == eras[limit] then
+        if kind[limit] == BUCKET then
+          local least = min(used[limit], last[limit] * first[limit] + charged_since(limit, mark))
+          used[limit] = max(used[limit] - amount, least)
+          remember(entries[limit], mark, amount)
+        elseif kind[limit] == CALENDAR then
+          if mark == what[limit] then used[limit] = max(0, used[limit] - amount) end
+        else
+          local log = entries[limit]
+          for j = 1, #log do
+            local entry = log[j]
+            if entry[2] == owner and (third[limit] == RENEWED or entry[1] >= mark) then
+              entry[3] = entry[3] - min(amount, entry[3])
+              if entry[3] <= 0 then table.remove(log, j) end
+              break
+            end
+          end
+        end
+      end
+    end
+  elseif operation == CHARGE then
+    local from = position + 2
+    position = from + 2 * asked[position + 1]
+    for i = from, position - 1, 2 do say(charge(asked[i] + 1, asked[i + 1], 0)) end
+  elseif operation == PAUSE then
+    local seconds, from = asked[position + 1], position + 3
+    position = from + asked[position + 2]
+    for i = from, position - 1 do
+      local limit = asked[i] + 1
+      pause[limit] = max(pause[limit], seconds)
+    end
+  elseif operation == LOWER then
+    local from = position + 2
+    position = from + 5 * asked[position + 1]
+    for i = from, position - 1, 5 do
+      local limit, level, age, era, mark = asked[i] + 1, asked[i + 1], asked[i + 2], asked[i + 3], asked[i + 4]
+      local a, b = first[limit], second[limit]
+      if kind[limit] == BUCKET then
+        if era == eras[limit] then level = min(b, level + age * a) - charged_since(limit, mark) end
+        local missing = b - level - used[limit]
+        if missing > 0 then
+          used[limit], what[limit] = used[limit] + missing, what[limit] + missing
+        end
+      elseif kind[limit] == CALENDAR then
+        used[limit] = max(used[limit], a - level)
+      elseif third[limit] == LOG then
+        local missing = a - total(entries[limit]) - level
+        if missing > 0 then charge(limit, missing, 0) end
+      end
+    end
+  else  -- RENEW
+    local from = position + 2
+    position = from + asked[position + 1]
+    for i = from, position - 1 do
+      local limit = asked[i] + 1
+      local log = entries[limit]
+      for j = 1, #log do
+        if log[j][2] == owner then log[j][1] = now + ceil(second[limit] * 1e6) end
+      end
+      table.sort(log, earlier)
+    end
+  end
+end
+
+-- Write the rows, and say how things stand.
+
+local reply = {now}
+for name = 1, names do reply[name + 1] = born_at[name] end
+for i = 1, #verdicts do reply[#reply + 1] = verdicts[i] end
+for limit = 1, limits do
+  local log, at = entries[limit], #reply
+  reply[at + 1] = pause[limit]
+  if kind[limit] == WINDOW then
+    reply[at + 2], reply[at + 3] = total(log), log[1] and log[1][1] or 0
+  else
+    reply[at + 2], reply[at + 3] = used[limit], what[limit]
+  end
+end
+for name = 1, names do
+  local row, keep = {now, born_at[name]}, 0
+  for limit = begins[name] + 1, begins[name + 1] do
+    local log, u, w = entries[limit], used[limit], what[limit]
+    if kind[limit] == BUCKET then
+      keep = max(keep, u / first[limit])
+    elseif kind[limit] == CALENDAR then
+      keep = max(keep, (w - now) / 1e6)
+    else
+      if #log > 0 then keep = max(keep, (log[#log][1] - now) / 1e6) end
+    end
+    keep = max(keep, pause[limit])
+    local at = #row
+    row[at + 1], row[at + 2], row[at + 3], row[at + 4], row[at + 5] = pause[limit], last[limit], u, w, #log
+    for i = 1, #log do
+      at = #row
+      row[at + 1], row[at + 2], row[at + 3] = log[i][1], log[i][2], log[i][3]
+    end
+  end
+  redis.call('HSET', KEYS[name + 2], 't', ARGV[name + 1], 'r', pack(row))
+  redis.call('EXPIRE', KEYS[name + 2], ceil(keep) + KEPT_LONGER)
+end
+local bytes = pack(reply)
+redis.call('SET', KEYS[1], struct.pack('>d', number) .. bytes, 'EX', TOLD_FOR)
+return bytes

@@ -1,0 +1,455 @@
+"""State on a Redis or Valkey server (6.2 or later; alone, behind Sentinel, or a cluster), for any number of machines.
+
+One script decides a batch, at one moment of the server's own clock. The courier's thread owns the connection, with redis-py's plain
+blocking client: so asyncio, trio and threads are all the same to this store, and no reply is ever lost to a cancelled task.
+
+Nothing is sent twice by accident. The client's own retries are off, since they would execute a script again; a batch whose reply was lost is
+sent again under its number, and the script then repeats what it answered (it remembers each process's last answer for ten
+minutes). A server that lost its scripts is given them anew; one that lost its memory is what `on_state_loss` is about.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import random
+import struct
+import threading
+import time
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from penstock.errors import StoreError
+from penstock.stores.contract import Batch, Reply, Row, Store, Unreachable
+
+__all__ = ["RedisStore"]
+
+OLDEST = (6, 2)
+"""The first version with what the script needs (`EXPIRE` inside scripts that are replicated by effect, and RESP as it is now)."""
+
+
+class _Script:
+    """The text of a script, and its name on servers."""
+
+    def __init__(self, file: str) -> None:
+        self.text = files("penstock.stores").joinpath(file).read_text(encoding="utf-8")
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+class RedisStore(Store):
+    """The limits of many machines, on a Redis or Valkey server.
+
+    Args:
+        server: A URL, or your own redis-py client, of which the address and the credentials are taken, not the connections.
+            `redis://[user:password@]host[:port][/db]`, `rediss://` for TLS, `unix://path`, and
+            `redis+sentinel://[user:password@]host:port[,host:port…]/service[/db]`. A cluster is recognised by any of its nodes.
+        prefix: What all keys begin with.
+        group: Cluster only: a function of a limiter's name; names of one group live together, and can be joined with `&`.
+        timeout: Seconds to wait for a connection, and for a reply.
+        on_state_loss: After the server has lost its memory, limits begin "full" (at most one burst too much each time), or "empty"
+            (never too much; costs one burst, at the very first start too).
+        options: As for every shared store: `place_ttl`, `patience`, `on_outage`, `share`, `on_event`.
+
+    Raises:
+        ValueError: An option or the URL is wrong. What is wrong with the server is found at first use, as `StoreError`.
+    """
+
+    batch = 128
+
+    def __init__(
+        self,
+        server: str | Any,
+        *,
+        prefix: str = "penstock",
+        group: Callable[[str], str] | None = None,
+        timeout: float = 1.0,
+        on_state_loss: str = "full",
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if on_state_loss not in ("full", "empty"):
+            raise ValueError(f'on_state_loss must be "full" or "empty", not {on_state_loss!r}')
+        if not 0 < timeout < math.inf:
+            raise ValueError(f"timeout must be a finite number of seconds above 0, not {timeout!r}")
+        if "{" in prefix or "}" in prefix:
+            raise ValueError(
+                f"the prefix {prefix!r} has a brace, which would tell Redis Cluster where to put it: use other characters"
+            )
+        try:
+            import redis
+        except ImportError as error:
+            raise StoreError("RedisStore needs redis-py: pip install 'penstock[redis]'") from error
+        self._redis = redis
+        self.timeout = float(timeout)
+        self.prefix = prefix
+        self._group = group
+        self._lost_is_empty = on_state_loss == "empty"
+        self._options = {
+            "socket_timeout": self.timeout,
+            "socket_connect_timeout": self.timeout,
+            "decode_responses": False,
+            "health_check_interval": 0,
+        }
+        self._make = self._maker(server)
+        self._client: Any = None
+        self._is_cluster = False
+        self._ear: _Ear | None = None
+        self._heard: Callable[[str], None] | None = None
+        self._decide = _Script("decide.lua")
+        self._exchange = _Script("exchange.lua")
+
+    def __repr__(self) -> str:
+        return f"RedisStore({self._address!r})"
+
+    # Who the server is
+
+    def _maker(self, server: Any) -> Callable[[], Any]:
+        """How to make a client for `server`, without connecting."""
+        redis = self._redis
+        if not isinstance(server, str):
+            return self._maker_like(server)
+        try:
+            parts = urlsplit(server)
+            _ = None if "," in parts.netloc else parts.port
+        except ValueError as error:
+            raise ValueError(f"{server!r} is not a URL: {error}") from None
+        host = parts.netloc.rpartition("@")[2]
+        self._address = f"{parts.scheme}://{host}{parts.path}"
+        if parts.scheme == "redis+sentinel":
+            return self._sentinel(server)
+        if parts.scheme not in ("redis", "rediss", "unix"):
+            raise ValueError(
+                f"{self._address!r} is no address of a Redis server: use redis://host:6379/0, rediss:// for TLS, unix:// or "
+                "redis+sentinel://host:26379/service"
+            )
+        return lambda: redis.Redis.from_url(server, **self._options, retry=self._no_retry())
+
+    def _no_retry(self) -> Any:
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        return Retry(NoBackoff(), 0)
+
+    def _sentinel(self, url: str) -> Callable[[], Any]:
+        parts = urlsplit(url)
+        credentials, _, hosts = parts.netloc.rpartition("@")
+        user, _, password = credentials.partition(":")
+        service, _, db = parts.path.strip("/").partition("/")
+        if not service:
+            raise ValueError(f"{self._address!r} names no service: use redis+sentinel://host:26379/mymaster")
+        sentinels = []
+        for host in hosts.split(","):
+            name, _, port = host.partition(":")
+            sentinels.append((name, int(port or 26379)))
+        options = {
+            **self._options,
+            "db": int(db or 0),
+            "username": unquote(user) or None,
+            "password": unquote(password) or None,
+        }
+        timeouts = {"socket_timeout": self.timeout, "socket_connect_timeout": self.timeout}
+
+        def make() -> Any:
+            sentinel = self._redis.sentinel.Sentinel(sentinels, sentinel_kwargs=timeouts, **options)
+            return sentinel.master_for(service, retry=self._no_retry())
+
+        return make
+
+    def _maker_like(self, client: Any) -> Callable[[], Any]:
+        """A client of our own for the server of the user's."""
+        redis = self._redis
+        pool = getattr(client, "connection_pool", None)
+        if pool is None and hasattr(client, "get_default_node"):  # a cluster: any node will do, it names the others
+            node = client.get_default_node()
+            nodes = getattr(client, "nodes_manager", None)
+            given = dict(getattr(nodes, "connection_kwargs", None) or getattr(client, "connection_kwargs", {}))
+            self._address = f"redis://{node.host}:{node.port}"
+            keep = {
+                key: given[key]
+                for key in ("username", "password", "ssl", "ssl_ca_certs", "ssl_cert_reqs")
+                if given.get(key)
+            }
+            return lambda: redis.Redis(host=node.host, port=node.port, **keep, **self._options, retry=self._no_retry())
+        if pool is None or not hasattr(pool, "connection_kwargs"):
+            raise ValueError(f"server must be a URL or a redis-py client, not {client!r}")
+        given = dict(pool.connection_kwargs)
+        for key in ("retry", "retry_on_error", "retry_on_timeout", "parser_class", "encoder_class", "event_dispatcher", "connection_pool",
+                    "himport_connection_pool", "maint_notifications_config", "maint_notifications_pool_handler"):  # fmt: skip
+            given.pop(key, None)
+        given = {key: value for key, value in given.items() if not key.startswith(("oss_", "maint", "orig_"))}
+        self._address = f"redis://{given.get('host', 'localhost')}:{given.get('port', 6379)}"
+        name = pool.connection_class.__name__
+        if "Sentinel" in type(pool).__name__:
+            manager = pool.sentinel_manager
+            self._address = f"redis+sentinel://{pool.service_name}"
+            sentinels = [
+                (kwargs["host"], kwargs["port"])
+                for kwargs in (s.connection_pool.connection_kwargs for s in manager.sentinels)
+            ]
+            timeouts = {"socket_timeout": self.timeout, "socket_connect_timeout": self.timeout}
+            plain = {key: given[key] for key in ("db", "username", "password") if key in given} | self._options
+            return lambda: redis.sentinel.Sentinel(sentinels, sentinel_kwargs=timeouts, **plain).master_for(
+                pool.service_name, retry=self._no_retry()
+            )
+        kinds = {
+            "SSLConnection": redis.connection.SSLConnection,
+            "UnixDomainSocketConnection": redis.connection.UnixDomainSocketConnection,
+        }
+        connection = kinds.get(name, redis.connection.Connection)
+        options = {**given, **self._options}
+        if connection is redis.connection.UnixDomainSocketConnection:
+            options.pop("socket_connect_timeout")
+            self._address = f"unix://{given.get('path')}"
+        return lambda: redis.Redis(
+            connection_pool=redis.ConnectionPool(connection_class=connection, **options, retry=self._no_retry())
+        )
+
+    def _connect(self) -> Any:
+        client = self._make()
+        try:
+            info = client.info("server")
+            cluster = client.info("cluster").get("cluster_enabled") == 1
+        except self._redis.exceptions.NoPermissionError:  # it may do no more than it must: so be it
+            info, cluster = {}, False
+        version = str(info.get("valkey_version") or info.get("redis_version") or "99.0")
+        if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+            raise StoreError(f"{self._address} is Redis {version}: RedisStore needs 6.2 or later, or any Valkey")
+        if cluster:
+            options = {key: value for key, value in client.connection_pool.connection_kwargs.items() if key in (
+                "host", "port", "username", "password", "ssl_ca_certs", "ssl_cert_reqs")}  # fmt: skip
+            if client.connection_pool.connection_class is self._redis.connection.SSLConnection:
+                options["ssl"] = True
+            client.close()
+            from redis.cluster import RedisCluster
+
+            everything: dict[str, Any] = {**options, **self._options, "retry": self._no_retry()}
+            client = RedisCluster(**everything)
+        self._is_cluster = cluster
+        self._client = client
+        return client
+
+    def prepare(self) -> None:
+        """Connect, and find out whether it is a cluster. See `Store.prepare`."""
+        with self._explained():
+            self._client or self._connect()
+
+    # What is asked
+
+    def _key(self, name: str, kind: str = "") -> str:
+        group = self._group(name) if self._group is not None else name
+        return f"{self.prefix}:{{{group}}}:{kind}{'' if kind else name}"
+
+    def group_of(self, name: str) -> object:
+        """In a cluster, the hash tag. See `Store.group_of`."""
+        if not self._is_cluster:
+            return None
+        return self._group(name) if self._group is not None else name
+
+    def _run(self, script: _Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        client = self._client or self._connect()
+        try:
+            return client.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
+        except self._redis.exceptions.NoScriptError:
+            return client.execute_command("EVAL", script.text, len(keys), *keys, *arguments)
+
+    def decide(self, batch: Batch) -> Reply:
+        """Decide by the script. See `Store.decide`."""
+        return self.decide_at(batch, 0.0)
+
+    def decide_at(self, batch: Batch, now: float) -> Reply:
+        """`decide`, at a moment of the caller's choice, in microseconds since 1970; 0: the server's. For tests of the arithmetic."""
+        terms = batch.terms
+        numbers: list[float] = [now, batch.owner, batch.number, 1.0 if self._lost_is_empty else 0.0, len(terms)]
+        limits = 0
+        for one in terms:
+            kinds = one.numbers(batch.now)
+            numbers.append(len(kinds))
+            limits += len(kinds)
+            for kind in kinds:
+                numbers += kind
+        numbers += batch.operations
+        told = self._key(terms[0].name, f"told:{batch.owner:.0f}")
+        keys = [told, self._key(terms[0].name, "born") if self._lost_is_empty else told]
+        keys += [self._key(one.name) for one in terms]
+        with self._explained():
+            answer = self._run(
+                self._decide, keys, [struct.pack(f">{len(numbers)}d", *numbers), *(one.text for one in terms)]
+            )
+        if isinstance(answer, list):
+            others = {
+                terms[int(index) - 1].name: text.decode()
+                for index, text in zip(answer[1::2], answer[2::2], strict=True)
+            }
+            return Reply(struct.unpack(">d", answer[0])[0], others, (), (), ())
+        values = struct.unpack(f">{len(answer) // 8}d", answer)
+        first, last = 1 + len(terms), len(values) - 3 * limits
+        return Reply(values[0], {}, values[1:first], values[first:last], values[last:])
+
+    def exchange(
+        self, names: Sequence[str], decide: Callable[[list[Row | None], float], list[tuple[Row, float] | None]]
+    ) -> None:
+        """Run a transaction over the rows. See `Store.exchange`."""
+        if len(names) != 1:
+            raise StoreError("RedisStore exchanges one row at a time: several are for its script to decide")
+        key = self._key(names[0])
+        with self._explained():
+            client = self._client or self._connect()
+            for _ in range(100):
+                seconds, micros = (
+                    client.execute_command("TIME", target_nodes="random") if self._is_cluster else client.time()
+                )
+                terms, row = client.hmget(key, "t", "r")
+                (new,) = decide(
+                    [(terms.decode(), row) if terms is not None and row is not None else None],
+                    int(seconds) * 1e6 + int(micros),
+                )
+                if new is None:
+                    return
+                (text, written), keep = new
+                if self._run(self._exchange, [key], [terms or b"", row or b"", text, written, int(keep) + 3601]):
+                    return
+        raise Unreachable(
+            f"{self._address}: the row of {names[0]!r} was changed by others a hundred times while it was read"
+        )
+
+    # What goes wrong
+
+    @contextlib.contextmanager
+    def _explained(self) -> Any:
+        errors = self._redis.exceptions
+        try:
+            yield
+        except StoreError:
+            self._drop()
+            raise
+        except errors.AuthenticationError as error:
+            self._drop()
+            raise StoreError(
+                f"{self._address} refused us: {error}. Check the user and the password in the URL"
+            ) from error
+        except errors.NoPermissionError as error:
+            raise StoreError(
+                f"{self._address}: this user may not do what is needed ({error}). Allow it ~{self.prefix}:* &{self.prefix}:* "
+                "+@scripting +@hash +@string +@keyspace +@pubsub +time +info"
+            ) from error
+        except errors.ReadOnlyError as error:
+            self._drop()
+            raise Unreachable(
+                f"{self._address} is a read-only replica: give RedisStore the address of the primary, or of its Sentinels"
+            ) from error
+        except errors.ResponseError as error:
+            message = str(error)
+            if message.startswith(
+                ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ", "UNKILLABLE", "NOREPLICAS")
+            ):
+                self._drop()
+                raise Unreachable(f"{self._address} cannot answer now: {message}") from error
+            if "READONLY" in message:
+                self._drop()
+                raise Unreachable(
+                    f"{self._address} is a read-only replica: give RedisStore the address of the primary, or of its Sentinels"
+                ) from error
+            if message.startswith(("WRONGPASS", "NOAUTH")):
+                self._drop()
+                raise StoreError(
+                    f"{self._address} refused us: {message}. Check the user and the password in the URL"
+                ) from error
+            if "OOM" in message:
+                raise StoreError(
+                    f"{self._address} has no memory left: nothing was granted. Raise its maxmemory ({message})"
+                ) from error
+            raise StoreError(f"{self._address} says {message}") from error
+        except (errors.RedisError, OSError) as error:
+            self._drop()
+            raise Unreachable(
+                f"{self._address} does not answer: {error or type(error).__name__}. Is the server running, and is the address right?"
+            ) from error
+
+    def _drop(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            with contextlib.suppress(self._redis.exceptions.RedisError, OSError):
+                client.close()
+
+    # What others say
+
+    @property
+    def hears(self) -> bool:  # type: ignore[override]  # it depends
+        """Whether other processes' changes are heard at once."""
+        return self._ear is not None and self._ear.hears
+
+    def listen(self, heard: Callable[[str], None]) -> None:
+        """Subscribe, in a thread. See `Store.listen`."""
+        if self._ear is not None:
+            self._ear.stop()
+        self._ear = _Ear(self, heard)
+
+    def announce(self, names: Sequence[str]) -> None:
+        """Publish. See `Store.announce`."""
+        for name in names:
+            try:
+                (self._client or self._connect()).publish(f"{self.prefix}:changes", name)
+            except (self._redis.exceptions.RedisError, OSError, StoreError):
+                self._drop()  # whoever asks the store next will be told all the same
+                return
+
+    def disconnect(self) -> None:
+        """Close the connection. See `Store.disconnect`."""
+        ear, self._ear = self._ear, None
+        if ear is not None:
+            ear.stop()
+        self._drop()
+
+    def forget(self) -> None:
+        """Let go of the parent's connection. See `Store.forget`."""
+        self._client = self._ear = None
+
+
+class _Ear:
+    """A thread that hears what other processes announce."""
+
+    def __init__(self, store: RedisStore, heard: Callable[[str], None]) -> None:
+        self.hears = False
+        self._stopped = threading.Event()
+        self._store = store
+        self._heard = heard
+        threading.Thread(target=self._run, name=f"penstock hears {store!r}", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _run(self) -> None:
+        store, pause = self._store, 0.05
+        errors = store._redis.exceptions
+        missed = False
+        while not self._stopped.is_set():
+            client = None
+            try:
+                client = store._make()
+                ear = client.pubsub(ignore_subscribe_messages=False)
+                ear.subscribe(f"{store.prefix}:changes")
+                while not self._stopped.is_set():
+                    message = ear.get_message(timeout=0.5)
+                    if message is None:
+                        continue
+                    if message["type"] == "subscribe":
+                        self.hears, pause = True, 0.05
+                        if missed:
+                            self._heard("")  # whatever was said meanwhile
+                    elif message["type"] == "message":
+                        self._heard(message["data"].decode())
+                ear.close()
+            except (errors.RedisError, OSError, ValueError, AttributeError):
+                if self._stopped.is_set():
+                    return
+                time.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(2 * pause, 0.5)
+            finally:
+                self.hears = False
+                missed = True
+                if client is not None:
+                    with contextlib.suppress(errors.RedisError, OSError):
+                        client.close()

@@ -1,0 +1,220 @@
+"""State in a file of this machine, for all of its processes: durable, and without a server.
+
+One transaction decides a whole batch, in the courier's thread, so the event loop is never blocked by the disk. The journal is
+a write-ahead log with `synchronous=NORMAL`: a process may be killed at any instruction, and after a power cut the file is
+whole, though the last moments may be missing. Time is the machine's wall clock; rows are relative to the moment they were
+written, so a clock that steps back grants nothing (a clock that steps forward refills, as it must look to everybody).
+
+SQLite's own `busy_timeout` sleeps in ever longer steps, so that one of four processes hardly ever gets the lock. Here it is 0, and
+whoever finds the file locked tries again after a random 50 to 200 µs.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from penstock import clock
+from penstock.errors import StoreError
+from penstock.stores.contract import Row, Store, Unreachable
+
+__all__ = ["SQLiteStore"]
+
+_OURS = 0x70656E73
+"""`application_id` of our files: "pens"."""
+
+_VERSION = 1
+"""`user_version` of the tables as they are now."""
+
+_TABLES = """
+CREATE TABLE penstock_rows (
+    name TEXT PRIMARY KEY,
+    terms TEXT NOT NULL,
+    row BLOB NOT NULL,
+    expires INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX penstock_expires ON penstock_rows (expires);
+"""
+
+_KEPT_LONGER = 3600
+"""Seconds for which a row that means nothing any more is kept: the terms in it are what newcomers are compared with."""
+
+
+class SQLiteStore(Store):
+    """The limits of one machine, in one file.
+
+    Args:
+        path: The file; made if it is not there. Not on a network drive: SQLite's locks do not hold there.
+        options: As for every shared store: `place_ttl`, `patience`, `on_outage`, `share`, `on_event`.
+
+    Raises:
+        ValueError: An option is wrong. What is wrong with the file is found at first use, as `StoreError`.
+    """
+
+    batch = 256
+
+    def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:
+        super().__init__(**options)
+        self.path = Path(path)
+        self._connection: sqlite3.Connection | None = None
+        self._sweep_after = 0.0
+
+    def __repr__(self) -> str:
+        return f"SQLiteStore({str(self.path)!r})"
+
+    def exchange(
+        self, names: Sequence[str], decide: Callable[[list[Row | None], float], list[tuple[Row, float] | None]]
+    ) -> None:
+        """Run a transaction over the rows. See `Store.exchange`."""
+        try:
+            connection = self._connection or self._connect()
+            self._begin(connection)
+            try:
+                self._decide(connection, names, decide)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            self.disconnect()
+            raise self._explain(error) from error
+
+    def _decide(
+        self,
+        connection: sqlite3.Connection,
+        names: Sequence[str],
+        decide: Callable[[list[Row | None], float], list[tuple[Row, float] | None]],
+    ) -> None:
+        read = connection.execute
+        rows: list[Row | None] = [
+            read("SELECT terms, row FROM penstock_rows WHERE name = ?", (name,)).fetchone() for name in names
+        ]
+        wall = clock.wall()
+        for name, row, new in zip(names, rows, decide(rows, float(int(wall * 1e6))), strict=True):
+            if new is None:
+                continue
+            (terms, state), keep = new
+            if row is None:
+                read(
+                    "INSERT INTO penstock_rows VALUES (?, ?, ?, ?)",
+                    (name, terms, state, int(wall + keep + _KEPT_LONGER)),
+                )
+            else:
+                read(
+                    "UPDATE penstock_rows SET terms = ?, row = ?, expires = ? WHERE name = ?",
+                    (terms, state, int(wall + keep + _KEPT_LONGER), name),
+                )
+        if wall > self._sweep_after:
+            self._sweep_after = wall + 60
+            read(
+                "DELETE FROM penstock_rows WHERE name IN (SELECT name FROM penstock_rows WHERE expires < ? LIMIT 1000)",
+                (wall,),
+            )
+
+    def _begin(self, connection: sqlite3.Connection) -> None:
+        """Take the lock of the file; give up after `patience`."""
+        give_up = clock.now() + self.patience
+        while True:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY or clock.now() > give_up:
+                    raise
+                time.sleep(random.uniform(50e-6, 200e-6))
+            else:
+                return
+
+    def _connect(self) -> sqlite3.Connection:
+        if self.path.is_dir():
+            raise StoreError(f"{str(self.path)!r} is a directory: SQLiteStore needs the path of a file in it")
+        connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
+        try:
+            self._prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        give_up = clock.now() + max(1.0, self.patience)
+        while True:  # several processes may open a new file at the same moment, and turning on the log needs it alone
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = NORMAL")
+                connection.execute("BEGIN IMMEDIATE")
+                break
+            except sqlite3.OperationalError as error:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY or clock.now() > give_up:
+                    raise
+                time.sleep(random.uniform(1e-3, 5e-3))
+        try:
+            (application,) = connection.execute("PRAGMA application_id").fetchone()
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if application != _OURS and (tables or version):
+                raise StoreError(
+                    f"{str(self.path)!r} is the database of another program, which SQLiteStore leaves alone: give it a file of its own"
+                )
+            if version > _VERSION:
+                raise StoreError(
+                    f"{str(self.path)!r} was written by a later penstock (tables of version {version}; this one knows "
+                    f"{_VERSION}): upgrade penstock here, or use another file"
+                )
+            if version == 0:
+                for statement in _TABLES.split(";"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA application_id = {_OURS}")
+                connection.execute(f"PRAGMA user_version = {_VERSION}")
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+    def _explain(self, error: sqlite3.Error) -> StoreError:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        path = repr(str(self.path))
+        if code == sqlite3.SQLITE_BUSY:
+            return Unreachable(
+                f"{path} has been locked by another process for {self.patience:g} s: find the one that holds a transaction "
+                "open on it, or raise patience="
+            )
+        if code == sqlite3.SQLITE_FULL:
+            return StoreError(
+                f"the disk of {path} is full: nothing was granted. Free some space; the next call tries again"
+            )
+        if code == sqlite3.SQLITE_CANTOPEN:
+            return StoreError(
+                f"{path} cannot be opened: does its directory exist, and may this user write there? ({error})"
+            )
+        if code == sqlite3.SQLITE_READONLY or not os.access(
+            self.path if self.path.exists() else self.path.parent, os.W_OK
+        ):
+            return StoreError(
+                f"{path} cannot be written: let this user write to the file and to its directory ({error})"
+            )
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return StoreError(
+                f"{path} is damaged, or no SQLite database ({error}): nothing was granted. Move it away; a new one begins with full limits"
+            )
+        return StoreError(f"{path}: SQLite says {error} ({getattr(error, 'sqlite_errorname', 'no code')})")
+
+    def before_fork(self) -> None:
+        """Close the file. See `Store.before_fork`.
+
+        Locks on files are not inherited, but SQLite in the child would believe that it has those of its parent.
+        """
+        self.disconnect()
+
+    def disconnect(self) -> None:
+        """Close the connection. See `Store.disconnect`."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()

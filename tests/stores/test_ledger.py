@@ -1,0 +1,301 @@
+"""The arithmetic of shared limits: what is admitted, in any order of reservations, refunds, debts and reconfigurations."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from penstock._core import ledger
+from penstock._core.ledger import (
+    ACQUIRE,
+    BUCKET,
+    CALENDAR,
+    CHARGE,
+    GIVE_BACK,
+    LOWER,
+    PAUSE,
+    RENEW,
+    WINDOW,
+    decide,
+    reshape,
+)
+
+SECOND = 1e6
+START = 1_785_000_000 * SECOND
+
+
+class Book:
+    """One row, and a clock that the test turns."""
+
+    def __init__(self, *limits, now=START):
+        self.limits = limits
+        self.now = now
+        self.row = None
+        self.decision = None
+
+    def do(self, *operations, owner=1.0):
+        self.decision = decide([self.row], [self.limits], [float(x) for x in operations], owner, self.now)
+        (self.row,) = self.decision.rows
+        return list(self.decision.verdicts)
+
+    def ask(self, *amounts, horizon=math.inf, stops=1, owner=1.0):
+        """Wait and marks, or −1 − wait and who is to blame."""
+        charges = [x for limit, amount in enumerate(amounts) if amount for x in (limit, amount)]
+        return self.do(ACQUIRE, horizon, stops, len(charges) // 2, *charges, owner=owner)
+
+    @property
+    def era(self):
+        return self.decision.eras[0]
+
+    def used(self, limit=0):
+        return self.decision.states[3 * limit + 1]
+
+
+def rate(per_second, burst, overdraft=0):
+    return (BUCKET, per_second, burst, overdraft, 0)
+
+
+def test_a_full_bucket_of_ten_grants_ten_not_nine_and_not_eleven():
+    book = Book(rate(1, 10))
+    assert [book.ask(1, horizon=0)[0] for _ in range(10)] == [0] * 10
+    assert book.ask(1, horizon=0) == [-2, 0]
+    book.now += SECOND
+    assert book.ask(1, horizon=0)[0] == 0
+
+
+def test_tenths_add_up_to_the_whole():
+    book = Book(rate(1, 1))
+    assert [book.ask(0.1, horizon=0)[0] for _ in range(10)] == [0] * 10
+    assert book.ask(0.1, horizon=0)[0] < -1
+
+
+def test_after_the_wait_it_was_told_a_call_is_granted_and_not_before():
+    book = Book(rate(3, 5))
+    for _ in range(5):
+        book.ask(1)
+    wait = -1 - book.ask(2, horizon=0)[0]
+    book.now += math.floor(wait * SECOND) - 1
+    assert book.ask(2, horizon=0)[0] < 0
+    book.now += 2
+    assert book.ask(2, horizon=0)[0] == 0
+
+
+def test_a_reservation_moves_the_state_ahead_in_every_limit():
+    """Nobody can use in the meantime what is ready already, or it would be refilled before the call is made."""
+    book = Book(rate(1, 10), rate(1, 10))
+    book.ask(10, 0)
+    assert book.ask(10, 10)[0] == 10
+    assert book.ask(0, 1, horizon=0)[0] == pytest.approx(-1 - 11)
+
+
+def test_two_limits_are_charged_both_or_neither():
+    book = Book(rate(1, 10), rate(1, 1))
+    book.ask(1, 1)
+    assert book.ask(5, 1, horizon=0)[0] == -2
+    assert (book.used(0), book.used(1)) == (1, 1)
+
+
+def test_a_refused_one_who_waits_is_not_passed_where_that_could_delay_it():
+    book = Book(rate(1, 10), rate(1, 10))
+    book.ask(5, 0)
+    verdicts = book.do(ACQUIRE, 0.02, 1, 1, 0, 8, ACQUIRE, 0.02, 1, 1, 0, 1, ACQUIRE, 0.02, 1, 1, 1, 1)
+    assert verdicts[0] == -4
+    assert verdicts[2] < 0
+    assert verdicts[4] == 0
+
+
+def test_one_who_does_not_wait_stops_nobody():
+    book = Book(rate(1, 10))
+    assert book.do(ACQUIRE, 0, 0, 1, 0, 11, ACQUIRE, 0, 1, 1, 0, 1)[2] == 0
+
+
+def test_overdraft_lets_a_large_one_go_when_the_bucket_is_full_and_pay_afterwards():
+    book = Book(rate(1, 10, overdraft=1))
+    assert book.ask(25, horizon=0)[0] == 0
+    assert book.ask(1, horizon=0)[0] == -17
+
+
+@pytest.mark.parametrize("order", range(5))
+def test_cancelling_at_once_gives_everything_back(order):
+    """In whatever order."""
+    book = Book(rate(1, 10))
+    marks = [book.ask(2)[1] for _ in range(5)]
+    random.Random(order).shuffle(marks)
+    for mark in marks:
+        book.do(GIVE_BACK, 1, 0, 2, book.era, mark)
+    assert book.used() == 0
+
+
+def test_a_reservation_that_is_given_back_frees_its_slot():
+    book = Book(rate(1, 1))
+    book.ask(1)
+    wait, mark = book.ask(1)
+    assert wait == 1
+    book.do(GIVE_BACK, 1, 0, 1, book.era, mark)
+    assert book.ask(1)[0] == 1
+
+
+def test_a_permit_of_a_row_that_was_lost_gives_nothing_to_its_successor():
+    book = Book(rate(1, 10))
+    _, mark = book.ask(5)
+    era = book.era
+    book.row = None
+    book.now += 1
+    book.ask(8)
+    book.do(GIVE_BACK, 1, 0, 5, era, mark)
+    assert book.used() == 8
+
+
+def test_a_clock_that_steps_back_neither_grants_nor_stalls():
+    book = Book(rate(1, 10))
+    for _ in range(10):
+        book.ask(1)
+    book.now -= 3600 * SECOND
+    assert book.ask(1, horizon=0) == [-2, 0]
+    book.now += SECOND
+    assert book.ask(1, horizon=0)[0] == 0
+
+
+def test_a_pause_is_never_shortened_by_another():
+    book = Book(rate(1, 10))
+    book.do(PAUSE, 7, 1, 0)
+    book.do(PAUSE, 3, 1, 0)
+    assert book.ask(1, horizon=0)[0] == -8
+    assert book.ask(1)[0] == 7
+
+
+def test_what_a_server_says_only_ever_lowers_a_level():
+    book = Book(rate(1, 10))
+    _, mark = book.ask(2)
+    book.do(LOWER, 1, 0, 3, 0, -1, -1)
+    assert book.used() == 7
+    book.do(LOWER, 1, 0, 9, 0, -1, -1)
+    assert book.used() == 7
+    book.now += SECOND
+    book.ask(1)
+    book.do(LOWER, 1, 0, 2, 1, book.era, mark + 5)  # 2 were left a second ago, and 1 went since
+    assert book.used() == 10 - (2 + 1 - 1)
+
+
+def test_a_debt_is_charged_whether_or_not_it_fits():
+    book = Book(rate(1, 10))
+    book.ask(10)
+    (mark,) = book.do(CHARGE, 1, 0, 5)
+    assert mark == 15
+    assert book.ask(1, horizon=0)[0] == -7
+
+
+def test_a_sliding_window_holds_in_every_window():
+    book = Book((WINDOW, 5, 1.0, ledger.LOG, 0))
+    granted = []
+    rng = random.Random(1)
+    for _ in range(500):
+        book.now += rng.randrange(100_000)
+        if book.ask(1, horizon=0)[0] == 0:
+            granted.append(book.now)
+    assert all(later - earlier >= SECOND for earlier, later in zip(granted, granted[5:], strict=False))
+    assert len(granted) > 100
+
+
+def test_places_come_back_when_they_are_given_back_and_when_their_owner_is_silent():
+    book = Book((WINDOW, 2, 60.0, ledger.RENEWED, 0))
+    _, mark = book.ask(1, owner=1.0)
+    book.ask(1, owner=2.0)
+    assert book.ask(1, horizon=0)[0] == -math.inf
+    book.do(GIVE_BACK, 1, 0, 1, book.era, mark, owner=1.0)
+    assert book.ask(1, horizon=0, owner=1.0)[0] == 0
+    for _ in range(5):
+        book.now += 50 * SECOND
+        book.do(RENEW, 1, 0, owner=1.0)
+    assert book.used() == 1, "owner 2 has not been heard of for 250 s"
+    book.now += 61 * SECOND
+    book.do()
+    assert book.used() == 0
+
+
+def test_a_place_with_a_time_to_live_comes_back_alone():
+    book = Book((WINDOW, 1, 5.0, ledger.TIMED, 0))
+    book.ask(1)
+    assert book.ask(1, horizon=math.inf)[0] == -6
+    book.now += 5 * SECOND
+    assert book.ask(1)[0] == 0
+
+
+def test_a_calendar_period_begins_anew_and_one_that_ended_is_not_reopened():
+    day = 86_400 * SECOND
+    end = START + day
+    book = Book((CALENDAR, 3, end, end + day, 0))
+    assert [book.ask(1, horizon=0)[0] for _ in range(3)] == [0, 0, 0]
+    assert book.ask(1, horizon=math.inf)[0] == -1 - 86_400
+    book.now = end
+    assert book.ask(3, horizon=0)[0] == 0
+    book.now = end - 10
+    assert book.ask(1, horizon=0)[0] < 0
+
+
+def test_more_entries_than_a_window_keeps_are_merged_so_that_they_count_longer():
+    book = Book((WINDOW, 10_000, 100.0, ledger.LOG, 0))
+    for _ in range(3_000):
+        book.now += 10_000
+        assert book.ask(1, horizon=0)[0] == 0
+    assert len(book.row) < 8 * (7 + 3 * (ledger.LONGEST_LOG + 1))
+    assert book.used() == 3_000
+
+
+def test_reshaping_keeps_what_was_used():
+    book = Book(rate(1, 10), (WINDOW, 5, 60.0, ledger.RENEWED, 0))
+    book.ask(8, 3)
+    after = (rate(2, 20), (WINDOW, 4, 60.0, ledger.RENEWED, 0), rate(1, 1))
+    row, _ = reshape(book.row, book.limits, after, [0, 1, -1], book.now)
+    book.row, book.limits = row, after
+    book.do()
+    assert (book.used(0), book.used(1), book.used(2)) == (8, 3, 0)
+
+
+def excess(events, per_second, burst):
+    """The most that any span of time had beyond `burst + rate · span`; events are (moment in s, amount)."""
+    events = sorted(events)
+    worst = low = -math.inf
+    total = 0.0
+    for moment, amount in events:  # the largest sum of amounts less the refill between two events
+        level = total - per_second * moment
+        low = max(low, -level)
+        total += amount
+        worst = max(worst, total - per_second * moment + low)
+    return worst - burst
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_never_more_than_promised_however_calls_reserve_cancel_settle_and_owe(seed):
+    """In every span of admissions, what was not given back is at most burst + rate × span, in each of the limits."""
+    rng = random.Random(seed)
+    limits = [rate(rng.choice([1, 7, 1000.5]), rng.randint(5, 60)) for _ in range(rng.choice([1, 2, 3]))]
+    book = Book(*limits)
+    admitted = []  # moment, amounts as they are now, marks, era
+    open_ = []
+    for _ in range(rng.randint(5, 80)):
+        draw = rng.random()
+        if draw < 0.5:
+            amounts = [rng.randint(1, max(1, int(limit[2]) // rng.choice([1, 2, 5]))) for limit in limits]
+            verdict = book.ask(*amounts, horizon=rng.choice([0, 1, math.inf]))
+            if verdict[0] >= 0:
+                entry = [book.now / SECOND + verdict[0], amounts, verdict[1:], book.era]
+                admitted.append(entry)
+                open_.append(entry)
+        elif draw < 0.75:
+            book.now += rng.choice([0, 1e5, 1e6, 5e6, 4e7])
+        elif open_:
+            entry = open_.pop(rng.randrange(len(open_)))
+            cancel = rng.random() < 0.5
+            if not cancel and book.now / SECOND < entry[0]:
+                continue
+            backs = list(entry[1]) if cancel else [rng.randint(0, amount) for amount in entry[1]]
+            for limit, (back, mark) in enumerate(zip(backs, entry[2], strict=True)):
+                book.do(GIVE_BACK, 1, limit, back, entry[3], mark)
+            entry[1] = [amount - back for amount, back in zip(entry[1], backs, strict=True)]
+    for index, (_, per_second, burst, _, _) in enumerate(limits):
+        events = [(entry[0], entry[1][index]) for entry in admitted if entry[1][index]]
+        if events:
+            assert excess(events, per_second, burst) <= 1e-6 * per_second + 1e-9 * burst

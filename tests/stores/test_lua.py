@@ -1,0 +1,144 @@
+"""The script on the server and the arithmetic in Python are the same, number by number."""
+
+from __future__ import annotations
+
+import random
+import struct
+
+import pytest
+
+from penstock._core import ledger
+from penstock.limits import calendar, in_flight, per_second, sliding
+from penstock.stores import RedisStore
+from penstock.stores.contract import Batch, Terms
+
+START = 1_785_000_000_000_000.0
+
+
+def some_terms(rng, name):
+    kinds = [
+        lambda: per_second(rng.choice([1, 3.7, 1000]), burst=rng.randint(5, 60), overdraft=rng.random() < 0.3),
+        lambda: calendar(rng.randint(5, 60), rng.choice(["minute", "hour"])),
+        lambda: sliding(rng.randint(5, 300), rng.choice([0.5, 30])),
+        lambda: in_flight(rng.randint(2, 9), ttl=rng.choice([None, 2.5])),
+    ]
+    limits = {}
+    for unit in ("a", "b", "c")[: rng.randint(1, 3)]:
+        limits[unit] = (rng.choice([kinds[0], *kinds])(),)
+    return Terms(name, limits, 10.0)
+
+
+@pytest.mark.parametrize("which", ["redis", "valkey"])
+@pytest.mark.parametrize("lost", ["full", "empty"])
+def test_the_script_decides_as_the_ledger_does(which, lost, request, prefix):
+    """Thousands of random operations over random limits, with a clock that also stands still and steps back."""
+    store = RedisStore(request.getfixturevalue(which), prefix=prefix, on_state_loss=lost)
+    operations_done = 0
+    for seed in range(40):
+        rng = random.Random(seed)
+        store._group = lambda name, seed=seed: f"g{seed}"
+        terms = [some_terms(rng, f"{seed}-{i}") for i in range(rng.choice([1, 1, 2]))]
+        flat = [kind for one in terms for kind in one.numbers(START)]
+        rows = [None] * len(terms)
+        now, number = START, 0
+        born = -1.0
+        marks = []  # limit, amount, era, mark, owner
+        for _ in range(25):
+            now += rng.choice([0, 0, 1, 1e3, 1e5, 1e6, 3e6, 7e7])
+            if rng.random() < 0.03:
+                now -= 5e6
+            owner, number = float(rng.choice([1, 2])), number + 1
+            operations, asked = [], []
+            for _ in range(rng.choice([1, 1, 3])):
+                draw = rng.random()
+                limit = rng.randrange(len(flat))
+                if draw < 0.55:
+                    chosen = rng.sample(range(len(flat)), rng.randint(1, len(flat)))
+                    charges = [
+                        (one, rng.randint(1, max(1, int(flat[one][1]) // rng.choice([1, 3])) if flat[one][0] else 9))
+                        for one in chosen
+                    ]
+                    operations += [ledger.ACQUIRE, rng.choice([0, 0.02, 5, 1e9]), rng.choice([0, 1]), len(charges)]
+                    operations += [x for pair in charges for x in pair]
+                    asked.append(("acquire", charges))
+                elif draw < 0.75 and marks:
+                    one = marks.pop(rng.randrange(len(marks)))
+                    owner = one[4]
+                    operations += [ledger.GIVE_BACK, 1, one[0], rng.randint(1, one[1]), one[2], one[3]]
+                elif draw < 0.85:
+                    amount = rng.randint(1, 9)
+                    operations += [ledger.CHARGE, 1, limit, amount]
+                    asked.append(("charge", [(limit, amount)]))
+                elif draw < 0.9:
+                    operations += [ledger.PAUSE, rng.choice([0.1, 4]), 1, limit]
+                elif draw < 0.95:
+                    mark = marks[-1] if marks and marks[-1][0] == limit else (limit, 0, -1.0, -1.0)
+                    operations += [ledger.LOWER, 1, limit, rng.randint(0, 5), rng.random(), mark[2], mark[3]]
+                elif flat[limit][0] == ledger.WINDOW and flat[limit][3] == ledger.RENEWED:
+                    operations += [ledger.RENEW, 1, limit]
+            batch = Batch(terms, [float(x) for x in operations], owner, number, now)
+            reply = store.decide_at(batch, now)
+            if lost == "empty" and not 0 <= born <= now:  # the marker is set at first, and moved back with the clock
+                born = now
+            expected = ledger.decide(rows, [one.numbers(now) for one in terms], batch.operations, owner, now, born)
+            rows = expected.rows
+            assert reply.now == now
+            assert list(reply.eras) == expected.eras
+            assert list(reply.verdicts) == pytest.approx(expected.verdicts, rel=1e-12, abs=1e-12), (seed, number)
+            assert list(reply.states) == pytest.approx(expected.states, rel=1e-12, abs=1e-9), (seed, number)
+            operations_done += len(operations)
+            at, eras = 0, [era for era, one in zip(expected.eras, terms, strict=True) for _ in one.numbers(now)]
+            for kind, charges in asked:
+                if kind == "acquire":
+                    granted = expected.verdicts[at] >= 0
+                    at += 1
+                    if not granted:
+                        at += 1
+                        continue
+                for limit, amount in charges:
+                    marks.append((limit, amount, eras[limit], expected.verdicts[at], owner))
+                    at += 1
+    assert operations_done > 5_000
+    store.close()
+
+
+def test_a_batch_that_is_sent_again_is_decided_once(valkey, prefix):
+    """The second answer is the first one, to the last bit, and nothing is charged again."""
+    store = RedisStore(valkey, prefix=prefix)
+    terms = Terms("x", {"requests": (per_second(1e-3, burst=10),)}, 60.0)
+    batch = Batch([terms], [ledger.ACQUIRE, 0.0, 1.0, 1.0, 0.0, 4.0], 5.0, 1, START)
+    first = store.decide(batch)
+    assert store.decide(batch) == first
+    batch.number = 2
+    assert store.decide(batch).states[1] == pytest.approx(8, abs=0.01)
+    store.close()
+
+
+def test_a_server_that_forgot_its_scripts_is_given_them_again(valkey, prefix):
+    store = RedisStore(valkey, prefix=prefix)
+    terms = Terms("x", {"requests": (per_second(1e-3, burst=10),)}, 60.0)
+    for number in range(1, 4):
+        reply = store.decide(Batch([terms], [ledger.ACQUIRE, 0.0, 1.0, 1.0, 0.0, 4.0], 5.0, number, START))
+        store._client.script_flush()
+    assert [number < 0 for number in reply.verdicts] == [True, False]
+    store.close()
+
+
+def test_idle_keys_vanish(valkey, prefix):
+    """An hour after they mean nothing any more."""
+    store = RedisStore(valkey, prefix=prefix)
+    terms = Terms("x", {"requests": (per_second(1, burst=100),)}, 60.0)
+    store.decide(Batch([terms], [ledger.ACQUIRE, 0.0, 1.0, 1.0, 0.0, 50.0], 5.0, 1, START))
+    assert 3600 + 49 <= store._client.ttl(store._key("x")) <= 3600 + 51
+    store.close()
+
+
+def test_the_numbers_of_a_row_are_doubles(valkey, prefix):
+    """Nothing is ever formatted, so nothing is rounded."""
+    store = RedisStore(valkey, prefix=prefix)
+    terms = Terms("x", {"requests": (per_second(1e9, burst=2**53),)}, 60.0)
+    amount = float(2**53 - 1)
+    store.decide(Batch([terms], [ledger.ACQUIRE, 0.0, 1.0, 1.0, 0.0, amount], 5.0, 1, START))
+    row = store._client.hget(store._key("x"), "r")
+    assert struct.unpack(f">{len(row) // 8}d", row)[4] == amount
+    store.close()

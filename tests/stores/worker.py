@@ -1,0 +1,53 @@
+"""One process of several that share a limit: writes a line per grant, and at last how often it asked the store.
+
+python worker.py '{"store": ["sqlite", "/path"], "limits": {"requests": [200, 1, 10]}, "seconds": 4, "waiters": 25, "give_up": 0.4}'
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import sys
+import time
+
+from penstock import Limiter, Rate
+from penstock.stores import RedisStore, SQLiteStore
+
+
+async def main(plan):
+    kind, where, *more = plan["store"]
+    store = SQLiteStore(where) if kind == "sqlite" else RedisStore(where, prefix=more[0], patience=5.0)
+    limiter = Limiter(name="shared", store=store, **{unit: Rate(*numbers) for unit, numbers in plan["limits"].items()})
+    rng = random.Random(plan.get("seed"))
+    end = time.monotonic() + plan["seconds"]
+    granted = 0
+
+    async def wait():
+        nonlocal granted
+        while True:
+            if rng.random() < plan["give_up"]:
+                task = asyncio.ensure_future(limiter.acquire())
+                await asyncio.wait([task], timeout=rng.uniform(0.0, plan.get("patience", 0.1)))
+                if not task.cancel():
+                    task.result()
+                    granted += 1
+                    os.write(1, b"%.6f\n" % time.time())
+            else:
+                await limiter.acquire()
+                granted += 1
+                os.write(1, b"%.6f\n" % time.time())
+
+    tasks = [asyncio.ensure_future(wait()) for _ in range(plan["waiters"])]
+    await asyncio.sleep(end - time.monotonic())
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    calls = limiter._courier.calls
+    await asyncio.to_thread(store.close)
+    os.write(1, f"calls {calls} {granted}\n".encode())
+
+
+if __name__ == "__main__":
+    asyncio.run(main(json.loads(sys.argv[1])))
