@@ -1,0 +1,43 @@
+"""What a function is: how it has to be called, and how it is called in messages.
+
+For whoever decorates functions of others. Nothing is called here.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["kind_of", "name_of"]
+
+
+def kind_of(fn: Callable[..., Any]) -> str:
+    """Return "async", "stream" (an async generator function), "generator" or "sync".
+
+    Looks through `functools.partial`, `functools.wraps` and objects with `__call__`. The methods of some SDKs are plain
+    functions around async ones: what they return must be awaited all the same.
+    """
+    target: Any = fn
+    while True:
+        if inspect.iscoroutinefunction(target):
+            return "async"
+        if inspect.isasyncgenfunction(target):
+            return "stream"
+        if inspect.isgeneratorfunction(target):
+            return "generator"
+        if isinstance(target, functools.partial):
+            target = target.func
+        elif inspect.isroutine(target) or isinstance(target, type):
+            return "async" if inspect.iscoroutinefunction(inspect.unwrap(target)) else "sync"
+        else:
+            target = type(target).__call__
+
+
+def name_of(fn: object) -> str:
+    """Return how a function is called in messages."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    name = getattr(fn, "__qualname__", None) or getattr(fn, "__name__", None)
+    return name if isinstance(name, str) else type(fn).__qualname__

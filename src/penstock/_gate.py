@@ -1,0 +1,360 @@
+"""The gate: one line in front of limits that live in this process.
+
+Limiters that share a limit share a gate, so that there is one order for all who need it. The gate knows nothing of decorators,
+permits or units; it grants, refuses, and sees to it that somebody is awake when the next turn comes.
+
+**The head waits for all.** At most one of those who wait, the one *on post*, has a timer. When it rings, its owner grants everyone
+whose turn has come, by handing them their grant, and passes the post on. There is no background task and no polling. Whoever
+changes something (gives back, leaves, arrives first) grants what that makes possible on the spot, and only tells the post if
+it must now wake up earlier.
+
+**Waiters hold nothing.** Leaving the line gives back what was never taken; only a grant that was handed over at the very instant
+of the cancellation must be undone, and it is undone exactly.
+
+Every method is to be called with `store.lock` held, except where it says otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+from typing import Protocol
+from weakref import WeakSet
+
+from penstock import clock
+from penstock._core.line import Line, Waiting
+from penstock._core.meter import Meter
+from penstock._core.turns import Charges, Marks, Slot, admit, could_go, give_back, ready_at
+from penstock._core.windows import CalendarWindow
+from penstock._parking import Parker
+from penstock.errors import PenstockError
+from penstock.limits import Limit
+
+__all__ = ["Gate", "Part", "Waiter"]
+
+
+class Granting(Protocol):
+    """A limiter, as far as its gate knows it."""
+
+    _granted: int
+
+
+class Waiter(Waiting):
+    """One who waits at a gate. `marks` is what it was charged once it is granted; `error` what it is to raise instead."""
+
+    __slots__ = ("deadline", "error", "gate", "granted_at", "marks", "owner", "park_for", "parker")
+
+    def __init__(
+        self,
+        owner: Granting | None,
+        gate: Gate,
+        charges: Charges,
+        parker: Parker | None,
+        priority: int,
+        flow: Hashable,
+        deadline: float | None,
+    ) -> None:
+        self.charges = charges  # type: ignore[assignment]
+        self.priority = priority
+        self.flow = flow
+        self.lane = None
+        self.owner = owner
+        self.gate = gate
+        self.parker = parker
+        self.deadline = deadline
+        self.marks: Marks | None = None
+        self.error: PenstockError | None = None
+        self.granted_at = 0.0
+        self.park_for = -1.0  # seconds to park before the first turn; below 0: it is done
+
+
+class Gate:
+    """One line, and who is on post."""
+
+    __slots__ = ("_alarm", "_paused_until", "_post", "busy", "calendars", "into", "line")
+
+    def __init__(self, ageing: float = 30.0, weights: dict[Hashable, float] | None = None) -> None:
+        self.line = Line(ageing, weights)
+        self.busy = False  # False only if nobody waits and nothing is paused: then a call may go without a look here
+        self.calendars: WeakSet[CalendarWindow] | None = None  # made when there is one
+        self.into: Gate | None = None  # the gate that this one became part of
+        self._post: Waiter | None = None
+        self._alarm = math.inf  # for when the post has set its timer
+        self._paused_until = -math.inf
+
+    def now(self) -> float:
+        """The time, with the meters that follow the calendar told of it."""
+        now = clock.now()
+        if self.calendars is not None:
+            offset = clock.wall() - now
+            for meter in self.calendars:
+                meter.follow(offset)
+        return now
+
+    def enter(self, waiter: Waiter, now: float) -> None:
+        """Let `waiter` join the line; it may be granted on the spot."""
+        self.busy = True
+        if self.line.join(waiter, now):
+            self.run(now)
+
+    def run(self, now: float) -> None:
+        """Grant everybody whose turn has come. Wakes them, and the post if its timer is now too late."""
+        next_turn = admit(self.line, now, self._grant)
+        if not len(self.line):
+            self.rest(now)
+        if next_turn < self._alarm and self._post is not None:
+            self._post.parker.wake()  # type: ignore[union-attr]  # who is on post can be woken
+        self._alarm = next_turn
+
+    def _grant(self, waiting: Waiting, marks: Marks, now: float) -> None:
+        waiting.marks = marks  # type: ignore[attr-defined]
+        waiting.granted_at = now  # type: ignore[attr-defined]
+        parker: Parker | None = waiting.parker  # type: ignore[attr-defined]
+        if parker is not None and not parker.wake():
+            give_back(waiting.charges, marks, now)  # type: ignore[arg-type]  # its loop is gone, and so is it
+        else:
+            waiting.owner._granted += 1  # type: ignore[attr-defined]
+
+    def rest(self, now: float) -> None:
+        """With nobody in line, let calls go without a look here again, unless there is a pause."""
+        if not len(self.line):
+            self.busy = self.into is not None or self._paused_until > now
+            self._alarm = math.inf
+
+    def pause(self, until: float) -> None:
+        """Make every call look here until then; the slots know what is paused."""
+        self._paused_until = max(self._paused_until, until)
+        self.busy = True
+
+    def has_on_post(self, waiter: Waiter) -> bool:
+        """Whether it is `waiter` who sees to the next turn. May be called without the lock by a waiter that is done."""
+        return self._post is waiter
+
+    def turn(self, waiter: Waiter, now: float) -> float:
+        """What `waiter`, new or just woken, has to do: park for so many seconds (`inf`: until woken).
+
+        Below 0: nothing, it is done. 0: its deadline has come before its turn.
+        """
+        post = self._post
+        if post is not None and post is not waiter and not post.parker.alive():  # type: ignore[union-attr]
+            self._post = post = None  # its loop was closed under it
+        if (
+            post is not None
+            and post is not waiter
+            and waiter.deadline is None
+            and waiter.marks is None
+            and waiter.error is None
+        ):
+            waiter.parker.rearm()  # type: ignore[union-attr]
+            return math.inf  # somebody else sees to its turn
+        if waiter.marks is None and waiter.error is None:
+            if post is None:
+                post = self._post = waiter
+            if post is waiter or (waiter.deadline is not None and now >= waiter.deadline):
+                self.run(now)
+        if waiter.marks is not None or waiter.error is not None:
+            self._pass_on(waiter)
+            return -1.0
+        waiter.parker.rearm()  # type: ignore[union-attr]  # who takes turns can be woken
+        until = math.inf if waiter.deadline is None else waiter.deadline
+        if self._post is waiter:
+            # Never 0 for the alarm: that it is not yet this waiter's turn now is what `run` has just found out.
+            until = min(until, max(self._alarm, math.nextafter(now, math.inf)))
+        return max(0.0, until - now)
+
+    def leave(self, waiter: Waiter) -> None:
+        """Let `waiter` go without a turn; a grant that it was just handed is undone."""
+        now = self.now()
+        if waiter.marks is not None:
+            give_back(waiter.charges, waiter.marks, now)  # type: ignore[arg-type]
+            waiter.marks = None
+            waiter.owner._granted -= 1  # type: ignore[union-attr]  # who leaves has an owner
+        else:
+            self.line.leave(waiter)
+        self.rest(now)
+        if len(self.line):
+            self.run(now)
+        self._pass_on(waiter)
+
+    def _pass_on(self, waiter: Waiter) -> None:
+        """If `waiter` is on post, put the first in line there instead."""
+        if self._post is not waiter:
+            return
+        self._post = None
+        now = clock.now()
+        while len(self.line):
+            for _, first in self.line.heads(now):
+                assert isinstance(first, Waiter)
+                if first.parker is not None and first.parker.wake():
+                    self._post = first
+                    return
+                self.line.leave(first)  # its loop is gone, and so is it
+        self.rest(now)
+
+    def expected(self, charges: Charges, now: float, waiter: Waiter | None = None) -> tuple[float, Slot | None]:
+        """When `charges` would be granted if they joined now (or as `waiter`, who did), and the slot they wait for longest.
+
+        Exact with nobody waiting; else the moment at which the sum of all who wait for the same limits would be ready.
+        """
+        if waiter is None:
+            waiter = Waiter(None, self, charges, None, 0, None, None)
+            first = self.line.join(waiter, now)
+            try:
+                return self._expected(charges, now, waiter, first=first)
+            finally:
+                self.line.leave(waiter)
+        return self._expected(charges, now, waiter, first=False)
+
+    def _expected(self, charges: Charges, now: float, waiter: Waiter, *, first: bool) -> tuple[float, Slot | None]:
+        if first and could_go(self.line, waiter, now):
+            return now, None
+        ahead = self.line.queued_ahead(waiter)
+        return ready_at([(slot, amount + ahead.get(slot, 0.0)) for slot, amount in charges], now)
+
+    def merge(self, other: Gate) -> Gate:
+        """Become one with `other`, with one order for all who wait; return the gate that is left."""
+        if other is self:
+            return self
+        if len(other.line) > len(self.line):
+            return other.merge(self)
+        line = self.line
+        if other.line.weights:
+            line.weights = {**other.line.weights, **line.weights}
+        line.ageing = min(line.ageing, other.line.ageing)
+        if other.calendars is not None:
+            self.calendars = other.calendars if self.calendars is None else self.calendars | other.calendars
+        other.into = self
+        other.busy = True  # for ever: whoever looks there is sent here
+        self._paused_until = max(self._paused_until, other._paused_until)
+        self.busy = self.busy or self._paused_until > -math.inf
+        if len(other.line):
+            for waiting in sorted(other.line, key=lambda w: w.number):
+                assert isinstance(waiting, Waiter)
+                other.line.leave(waiting)
+                waiting.gate = self
+                line.join(waiting, waiting.arrived)
+            other._post = None
+            self._alarm = math.inf
+            self.run(self.now())
+            for waiting in line:
+                waiting.parker.wake()  # type: ignore[attr-defined]  # whoever was on post there must learn that it is not now
+        return self
+
+    def recharge(self, changed: list[tuple[tuple[Slot, ...], tuple[Slot, ...]]], now: float) -> None:
+        """After the limits of some units were replaced: let all who wait be charged on those of now, and look anew."""
+        renewed = {slot: after for before, after in changed if before != after for slot in before}
+        if renewed:
+            for waiting in sorted(self.line, key=lambda w: w.number):
+                charges: dict[Slot, float] = {}
+                for slot, amount in waiting.charges:
+                    charges.update(dict.fromkeys(renewed.get(slot, (slot,)), amount))  # type: ignore[call-overload]
+                arrived = waiting.arrived
+                self.line.leave(waiting)
+                waiting.charges = tuple(charges.items())
+                self.line.join(waiting, arrived)
+        self.run(now)
+
+    def refuse(self, error: Callable[[Slot, float], PenstockError], now: float) -> None:
+        """Tell all who wait for more than a limit can ever hold."""
+        for waiting in list(self.line):
+            for slot, amount in waiting.charges:
+                if amount > slot.limit.capacity:  # type: ignore[attr-defined]
+                    assert isinstance(waiting, Waiter)
+                    waiting.error = error(slot, amount)  # type: ignore[arg-type]
+                    self.line.leave(waiting)
+                    waiting.parker.wake()  # type: ignore[union-attr]
+                    break
+        self.rest(now)
+        if len(self.line):
+            self.run(now)
+
+
+class Part:
+    """The limits of one limiter as it was constructed, and the gate in front of them. Joint limiters have several parts."""
+
+    __slots__ = ("__weakref__", "_gate", "defaults", "name", "slots", "version")
+
+    def __init__(self, limits: dict[str, tuple[Limit, ...]], gate: Gate, name: str | None) -> None:
+        self.name = name
+        self.version = 0
+        self._gate = gate
+        self.slots: dict[str, tuple[Slot, ...]] = {}
+        self.defaults: dict[str, float] = {}
+        self.promise(limits, 0.0)
+
+    @classmethod
+    def like(cls, other: Part, gate: Gate, name: str) -> Part:
+        """A part with the same limits as `other`, which must be as constructed, and nothing used."""
+        part = object.__new__(cls)
+        part.name = name
+        part.version = other.version
+        part._gate = gate
+        part.defaults = other.defaults
+        part.slots = {unit: tuple([Slot.like(slot) for slot in slots]) for unit, slots in other.slots.items()}
+        part._follow_calendars()
+        return part
+
+    def limits(self) -> dict[str, tuple[Limit, ...]]:
+        """What is promised now."""
+        return {unit: tuple(slot.limit for slot in slots) for unit, slots in self.slots.items()}
+
+    @property
+    def gate(self) -> Gate:
+        """The gate that these limits are behind now."""
+        gate = self._gate
+        while gate.into is not None:
+            gate = gate.into
+        self._gate = gate
+        return gate
+
+    def promise(self, limits: dict[str, tuple[Limit, ...]], now: float) -> None:
+        """Replace the limits of these units; what was used stays used."""
+        for unit, kinds in limits.items():
+            old = self.slots.get(unit, ())
+            slots = []
+            for index, limit in enumerate(kinds):
+                label = unit if len(kinds) == 1 else f"{unit} ({limit})"
+                if index < len(old):
+                    slot = old[index]
+                    slot.label = label
+                    slot.promise(limit, now)
+                else:
+                    slot = Slot(unit, limit, label)
+                    used = old[0].meter.used(now) if old else 0.0
+                    if used > 0:
+                        slot.meter.charge(used, now)
+                slots.append(slot)
+            self.slots[unit] = tuple(slots)
+            default = next((limit.default for limit in kinds if limit.default is not None), None)
+            if default is None and unit == "requests":
+                default = 1
+            self.defaults = {name: value for name, value in self.defaults.items() if name != unit}
+            if default is not None:
+                self.defaults[unit] = default
+        self.version += 1
+        self._follow_calendars()
+
+    def take_over(self, limits: dict[str, tuple[Limit, ...]], meters: list[Meter], now: float) -> None:
+        """Go on from what `meters`, of an earlier part with `limits`, have counted."""
+        wanted = self.limits()
+        if limits != wanted:
+            self.slots = {}
+            self.promise(limits, now)
+        for slot, meter in zip(self.all_slots(), meters, strict=True):
+            slot.meter = meter
+        if limits != wanted:
+            self.promise(wanted, now)
+        self._follow_calendars()
+
+    def _follow_calendars(self) -> None:
+        for slots in self.slots.values():
+            for slot in slots:
+                if slot.meter.calendar:
+                    gate = self.gate
+                    if gate.calendars is None:
+                        gate.calendars = WeakSet()
+                    gate.calendars.add(slot.meter)  # type: ignore[arg-type]
+
+    def all_slots(self) -> list[Slot]:
+        """Every limit of this part."""
+        return [slot for slots in self.slots.values() for slot in slots]

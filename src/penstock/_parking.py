@@ -1,0 +1,212 @@
+"""How a task or a thread waits, and how it is woken: the only code that knows the event loop.
+
+    parker = here()             what waits here: an asyncio task, a trio task, or a thread
+    parker.rearm()              from now on a wake-up counts
+    await parker.park(5.0)      until woken, or 5 s passed, whichever comes first; `inf`: until woken
+    parker.wake()               from any thread; never blocks; False if nobody can be woken there any more
+
+A wake-up between `rearm` and `park` is not lost. Cancelling `park` raises the loop's own cancellation.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable
+
+    import trio
+
+__all__ = ["AsyncioParker", "Parker", "ThreadParker", "TrioParker", "here", "loop_running_here", "wake_all", "who_am_i"]
+
+
+class Parker:
+    """One who can wait. See the module's docstring."""
+
+    __slots__ = ()
+
+    def rearm(self) -> None:
+        raise NotImplementedError
+
+    def park(self, seconds: float) -> Awaitable[None]:
+        raise NotImplementedError
+
+    def time_left(self) -> float:
+        """Seconds until the enclosing cancel scope's deadline: `inf` without one, `-inf` if it is cancelled already."""
+        raise NotImplementedError
+
+    def wake(self) -> bool:
+        raise NotImplementedError
+
+    def alive(self) -> bool:
+        """False if what waits there can never run again."""
+        return True
+
+
+class AsyncioParker(Parker):
+    """An asyncio task, on any loop."""
+
+    __slots__ = ("_future", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._future: asyncio.Future[None] = loop.create_future()
+
+    def rearm(self) -> None:
+        if self._future.done():
+            self._future = self._loop.create_future()
+
+    def park(self, seconds: float) -> Awaitable[None]:
+        # The future itself where it will do: a coroutine less for each of 100,000 waiters.
+        return self._future if seconds == math.inf else self._park_for(seconds)
+
+    async def _park_for(self, seconds: float) -> None:
+        future = self._future
+        timer = self._loop.call_later(seconds, _finish, future)
+        try:
+            await future
+        finally:
+            timer.cancel()
+
+    def time_left(self) -> float:
+        if "anyio._backends._asyncio" not in sys.modules:
+            return math.inf  # nobody can have opened a scope yet
+        deadline = anyio.current_effective_deadline()
+        return deadline if math.isinf(deadline) else deadline - anyio.current_time()
+
+    def alive(self) -> bool:
+        return not self._loop.is_closed()
+
+    def wake(self) -> bool:
+        if _running_asyncio_loop() is self._loop:
+            _finish(self._future)
+            return True
+        try:
+            self._loop.call_soon_threadsafe(_finish, self._future)
+        except RuntimeError:  # the loop is closed: so are its tasks
+            return False
+        return True
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class TrioParker(Parker):
+    """A trio task."""
+
+    __slots__ = ("_event", "_token", "_trio")
+
+    def __init__(self, trio_module: Any) -> None:
+        self._trio = trio_module
+        self._token: trio.lowlevel.TrioToken = trio_module.lowlevel.current_trio_token()
+        self._event: trio.Event = trio_module.Event()
+
+    def rearm(self) -> None:
+        if self._event.is_set():
+            self._event = self._trio.Event()
+
+    async def park(self, seconds: float) -> None:
+        if seconds == math.inf:
+            await self._event.wait()
+        else:
+            with self._trio.move_on_after(seconds):
+                await self._event.wait()
+
+    def time_left(self) -> float:
+        deadline: float = self._trio.current_effective_deadline()
+        return deadline if math.isinf(deadline) else deadline - self._trio.current_time()
+
+    def wake(self) -> bool:
+        trio = self._trio
+        if trio.lowlevel.in_trio_run() and trio.lowlevel.current_trio_token() is self._token:
+            self._event.set()
+            return True
+        try:
+            self._token.run_sync_soon(self._event.set)
+        except trio.RunFinishedError:
+            return False
+        return True
+
+
+class ThreadParker(Parker):
+    """A thread without an event loop."""
+
+    __slots__ = ("_event",)
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def rearm(self) -> None:
+        self._event.clear()
+
+    def time_left(self) -> float:
+        return math.inf
+
+    def park_thread(self, seconds: float) -> None:
+        """Block this thread until woken, or `seconds` passed."""
+        self._event.wait(min(seconds, threading.TIMEOUT_MAX))
+
+    def wake(self) -> bool:
+        self._event.set()
+        return True
+
+
+def wake_all(parkers: Iterable[Parker]) -> None:
+    """Wake them all, with one call into each event loop. For threads that run none."""
+    loops: dict[Any, list[Any]] = {}
+    for parker in parkers:
+        if type(parker) is AsyncioParker:
+            loops.setdefault(parker._loop, []).append(parker._future)
+        else:
+            parker.wake()
+    for loop, futures in loops.items():
+        try:
+            loop.call_soon_threadsafe(_finish_all, futures)
+        except RuntimeError:  # the loop is closed: so are its tasks
+            pass
+
+
+def _finish_all(futures: list[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
+
+
+def here() -> Parker:
+    """What waits here: a task of the running loop, or this thread."""
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_task():  # first: trio may run as a guest of asyncio
+        return TrioParker(trio)
+    loop = _running_asyncio_loop()
+    return ThreadParker() if loop is None else AsyncioParker(loop)
+
+
+def loop_running_here() -> bool:
+    """Whether this thread runs an event loop, so that blocking it would stop the loop."""
+    trio = sys.modules.get("trio")
+    return _running_asyncio_loop() is not None or (trio is not None and trio.lowlevel.in_trio_run())
+
+
+def who_am_i() -> object:
+    """Something that tells this task, or this thread, from all others that live now."""
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_task():
+        return trio.lowlevel.current_task()
+    if _running_asyncio_loop() is not None:
+        return sys.modules["asyncio"].current_task()
+    return threading.get_ident()
+
+
+def _running_asyncio_loop() -> Any:
+    """The asyncio loop that runs in this thread, or None."""
+    asyncio = sys.modules.get("asyncio")
+    return asyncio._get_running_loop() if asyncio is not None else None  # unlike get_running_loop it does not raise

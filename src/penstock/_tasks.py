@@ -1,0 +1,178 @@
+"""Tasks that somebody owns without keeping a task group open.
+
+    task = start(fn, *args, landed=heard)    # runs beside its owner, in a copy of the owner's context
+    task.cancel()                            # never waits
+    await join(task)                         # until it has ended, whatever is cancelled meanwhile
+
+A batch belongs to all its callers, any of whom may leave first; `amap` belongs to whoever iterates, and no cancel scope
+may stay open across a `yield` (PEP 789). Neither can keep a task group open, so they own their tasks themselves: whoever
+leaves last cancels and joins. `landed(value, error)` hears how a task ended, exactly once, in the loop's own thread.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Awaitable, Callable
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from penstock import _parking
+
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["OwnedTask", "TaskCancelledError", "join", "running_loop", "start"]
+
+Landed = Callable[[Any, BaseException | None], None]
+
+
+class TaskCancelledError(BaseException):
+    """A trio task was cancelled. Like each loop's own cancellation, no `Exception`."""
+
+
+class OwnedTask:
+    """A running task. Its owner cancels and joins it; nobody else knows of it."""
+
+    __slots__ = ("_joining", "_landed", "ended")
+
+    def __init__(self, landed: Landed | None) -> None:
+        self._landed = landed
+        self._joining: list[_parking.Parker] = []
+        self.ended = False
+
+    def cancel(self) -> None:
+        """Cancel, from within its own loop."""
+        raise NotImplementedError
+
+    def call_in_loop(self, fn: Callable[[], object]) -> None:
+        """Let the task's loop call `fn` soon. From any thread, also while garbage is collected. Nothing if the loop is gone."""
+        raise NotImplementedError
+
+    def _end(self, value: Any, error: BaseException | None) -> None:
+        self.ended = True
+        for parker in self._joining:
+            parker.wake()
+        landed, self._landed = self._landed, None  # it mostly leads back to us: no cycle
+        if landed is not None:
+            landed(value, error)
+
+
+class _AsyncioTask(OwnedTask):
+    __slots__ = ("_task",)
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, fn: Callable[..., Awaitable[Any]], args: Any, landed: Landed | None
+    ) -> None:
+        super().__init__(landed)
+        self._task: asyncio.Task[Any] = loop.create_task(_call(fn, args))
+        self._task.add_done_callback(self._done)
+
+    def cancel(self) -> None:
+        self._task.cancel()
+
+    def call_in_loop(self, fn: Callable[[], object]) -> None:
+        try:
+            self._task.get_loop().call_soon_threadsafe(fn)
+        except RuntimeError:  # the loop is closed: so are its tasks
+            pass
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        if task.cancelled():
+            self._end(None, sys.modules["asyncio"].CancelledError())
+        elif (error := task.exception()) is not None:
+            self._end(None, error)
+        else:
+            self._end(task.result(), None)
+
+
+async def _call(fn: Callable[..., Awaitable[Any]], args: Any) -> Any:
+    return await fn(*args)
+
+
+class _TrioTask(OwnedTask):
+    """A system task, which trio cancels when its main task ends, under a scope that we cancel."""
+
+    __slots__ = ("_scope", "_token", "_trio")
+
+    def __init__(self, trio: Any, fn: Callable[..., Awaitable[Any]], args: Any, landed: Landed | None) -> None:
+        super().__init__(landed)
+        self._trio = trio
+        self._token = trio.lowlevel.current_trio_token()
+        self._scope = trio.CancelScope()
+        trio.lowlevel.spawn_system_task(self._run, fn, args, name=fn, context=copy_context())
+
+    async def _run(self, fn: Callable[..., Awaitable[Any]], args: Any) -> None:
+        # Nothing may pass: an exception out of a system task ends the whole run.
+        value: Any = None
+        error: BaseException | None = None
+        try:
+            with self._scope:
+                # Control-C may strike in what the user wrote, as in any other task; it is handed over as an error.
+                value = await self._trio.lowlevel.disable_ki_protection(_call)(fn, args)
+            if self._scope.cancelled_caught:
+                error = TaskCancelledError("by its owner")
+        except self._trio.Cancelled:
+            error = TaskCancelledError("because the trio run is ending: its main task is done")
+            raise
+        except BaseException as exc:  # noqa: BLE001 - it is handed over, not lost
+            error = exc
+        finally:
+            self._end(value, error)
+            value = error = None  # its traceback refers to this frame: no cycle
+
+    def cancel(self) -> None:
+        self._scope.cancel()
+
+    def call_in_loop(self, fn: Callable[[], object]) -> None:
+        try:
+            self._token.run_sync_soon(fn)
+        except self._trio.RunFinishedError:
+            pass
+
+
+def start(fn: Callable[..., Awaitable[Any]], *args: Any, landed: Landed | None = None) -> OwnedTask:
+    """Run `fn(*args)` as a task of the running loop, in a copy of the caller's context.
+
+    `landed` hears the cancellation of the task as an error too: asyncio's own, or `TaskCancelledError`, as trio's own cannot be
+    passed on.
+    """
+    trio = _trio_running_here()
+    if trio is not None:
+        return _TrioTask(trio, fn, args, landed)
+    return _AsyncioTask(sys.modules["asyncio"].get_running_loop(), fn, args, landed)
+
+
+async def join(*tasks: OwnedTask) -> None:
+    """Wait until all have ended, even when the waiting itself is cancelled; the cancellation is raised afterwards."""
+    cancelled = None
+    with anyio.CancelScope(shield=True):
+        for task in tasks:
+            parker = _parking.here()
+            task._joining.append(parker)
+            while not task.ended:
+                parker.rearm()
+                try:
+                    await parker.park(math.inf)
+                except anyio.get_cancelled_exc_class() as again:  # asyncio's task.cancel() heeds no shield
+                    cancelled = again
+    if cancelled is not None:
+        raise cancelled
+
+
+def running_loop() -> object:
+    """The asyncio loop or trio run that runs this task.
+
+    Raises:
+        RuntimeError: There is none.
+    """
+    trio = _trio_running_here()
+    return sys.modules["asyncio"].get_running_loop() if trio is None else trio.lowlevel.current_trio_token()
+
+
+def _trio_running_here() -> Any:
+    # Trio says so here whenever it runs a task, also as a guest of asyncio; `in_trio_task()` is 20 times slower to say no.
+    sniffio = sys.modules.get("sniffio")
+    return sys.modules["trio"] if sniffio is not None and sniffio.thread_local.name == "trio" else None

@@ -1,0 +1,1 @@
+"""Other libraries' interfaces, over penstock's limiters: to move a program over one import at a time."""

@@ -1,0 +1,1457 @@
+"""Limiter and Permit: several limits, charged together or not at all.
+
+This module turns what users write (`limiter(tokens=5)`, a decorator, a joint limiter) into charges, and what the gate answers
+into permits and errors. Who is next is decided in `_gate` and `_core`; how a task waits, in `_parking`.
+
+Two of the calls are written out by hand, `_CallOfOne` and `_CallOfTwo`: one or two token buckets, plain whole costs, nobody
+waiting, nobody listening. They do just what the general way does, which takes over whenever anything is not so.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+import anyio
+import anyio.lowlevel
+
+from penstock import clock
+from penstock._core.bucket import Bucket
+from penstock._core.turns import Charges, Marks, Slot, charge, give_back, ready_at
+from penstock._functions import kind_of
+from penstock._gate import Gate, Part, Waiter
+from penstock._parking import Parker, ThreadParker, here, loop_running_here, who_am_i
+from penstock.errors import CostError, MissingUnit, QueueFull, RateLimited, UnknownUnit, Unsatisfiable, WouldBlock
+from penstock.events import (
+    Cancelled,
+    Granted,
+    LimiterEvent,
+    Observed,
+    Paused,
+    Reconfigured,
+    Refused,
+    Settled,
+    Waited,
+    tell,
+)
+from penstock.limits import Limit, parse
+from penstock.stores.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from penstock.stores.contract import Store
+
+__all__ = ["Forecast", "LimitStatistics", "Limiter", "Permit", "Statistics"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+Cost = float | Callable[..., float]
+LimitLike = Limit | str
+Settle = Callable[[Any], Mapping[str, float]]
+
+_OF_A_CALL = frozenset({"settle", "max_wait", "priority", "flow"})
+_OF_A_LIMITER = frozenset({"name", "store", "max_waiting", "ageing", "flow_weights", "enforce", "on_event"})
+
+_THIS_PROCESS = MemoryStore()
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """How long a call would wait if it came now.
+
+    Attributes:
+        wait: Seconds; 0 if it would go at once, `inf` if that depends on when others give back what they hold.
+        blocked_by: The limit it would wait for longest, or None.
+    """
+
+    wait: float
+    blocked_by: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LimitStatistics:
+    """One limit at one moment.
+
+    Attributes:
+        unit: What it counts.
+        limit: What was promised.
+        level: Units that could be charged now; below 0 while there is a debt.
+        capacity: The most that one call can take.
+    """
+
+    unit: str
+    limit: Limit
+    level: float
+    capacity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """A limiter at one moment.
+
+    Attributes:
+        granted: Calls that were charged, since the limiter was made.
+        refused: Calls that were told "not now".
+        cancelled: Permits that were cancelled, and waiters that left the line.
+        would_refuse: With `enforce=False`: calls let through that would have had to wait.
+        waiting: Calls in the line now, of all limiters that share it.
+        in_flight: Places held now, of the fullest `in_flight` limit; 0 if there is none.
+        paused_for: Seconds until the longest pause ends.
+        limits: Per limit, by its unit, or `"tokens (2000000/day)"` where a unit has several.
+    """
+
+    granted: int
+    refused: int
+    cancelled: int
+    would_refuse: int
+    waiting: int
+    in_flight: float
+    paused_for: float
+    limits: Mapping[str, LimitStatistics]
+
+
+class Permit:
+    """The proof that a call was charged.
+
+    It ends when its context ends, or by `close()`: what it only held (places in flight) is given back, what it spent stays
+    spent, also if the call failed. Safe to use from any thread. After its end it can still be settled or cancelled.
+    """
+
+    __slots__ = ("_charges", "_ended", "_granted_at", "_limiter", "_marks")
+
+    _limiter: Limiter
+    _charges: Charges
+    _marks: Marks
+    _ended: bool
+    _granted_at: float | None
+
+    @classmethod
+    def _of(cls, limiter: Limiter, charges: Charges, marks: Marks, now: float) -> Permit:
+        permit = cls()
+        permit._limiter = limiter
+        permit._charges = charges
+        permit._marks = marks
+        permit._granted_at = now
+        permit._ended = False
+        return permit
+
+    def _reveal(self) -> None:
+        """Make `_charges`, `_marks` and `_ended` true; for the calls that leave them out."""
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """What is charged now, per unit. Empty after `cancel()`."""
+        self._reveal()
+        per_slot: dict[Slot, float] = {}
+        for slot, amount in self._charges:
+            per_slot[slot] = per_slot.get(slot, 0) + amount
+        cost: dict[str, float] = {}
+        for slot, amount in per_slot.items():
+            cost[slot.unit] = max(cost.get(slot.unit, 0), amount)
+        return cost
+
+    @property
+    def granted_at(self) -> float:
+        """The moment of the grant, by `penstock.clock.now()`."""
+        assert self._granted_at is not None, "a permit is granted"
+        return self._granted_at
+
+    def settle(self, **true_cost: float) -> None:
+        """Say what the call really took.
+
+        Less than charged: the difference is given back, as far as that cannot break the limit. More: it becomes a debt,
+        which later calls wait for. Units not named stay as they are. May be called again: the last word counts.
+
+        Raises:
+            UnknownUnit: The permit was not charged in that unit.
+            CostError: Not a number, negative or infinite.
+        """
+        self._reveal()
+        limiter = self._limiter
+        known = {unit for part in limiter._parts for unit in part.slots}
+        for unit, amount in true_cost.items():
+            if unit not in known:
+                raise limiter._unknown(unit)
+            _check_amount(unit, amount)
+        gate = limiter._lock_gate()
+        try:
+            now = gate.now()
+            charges, marks = list(self._charges), list(self._marks)
+            for unit, amount in true_cost.items():
+                charged: dict[Slot, float] = {}
+                for slot, part in charges:
+                    if slot.unit == unit:
+                        charged[slot] = charged.get(slot, 0.0) + part
+                for slots in [part.slots[unit] for part in limiter._parts if unit in part.slots]:
+                    for slot in slots:
+                        self._adjust(charges, marks, slot, amount - charged.pop(slot, 0.0), now)
+            self._charges, self._marks = charges, marks
+            if len(gate.line):
+                gate.run(now)
+        finally:
+            limiter._release_lock()
+        if limiter._on_event is not None:
+            tell(limiter._on_event, Settled(limiter.name, dict(true_cost)))
+
+    @staticmethod
+    def _adjust(charges: list[tuple[Slot, float]], marks: Marks, slot: Slot, more: float, now: float) -> None:
+        mine = [index for index, (of, _) in enumerate(charges) if of is slot and marks[index][0] is slot.meter]
+        if more > 0:
+            if mine:
+                meter, mark = marks[mine[-1]]
+                kept, topped, mark = meter.top_up(charges[mine[-1]][1], more, mark, now)
+                charges[mine[-1]] = (slot, kept)
+            else:
+                topped, mark = more, slot.meter.charge(more, now)
+            charges.append((slot, topped))
+            marks.append((slot.meter, mark))
+        for index in reversed(mine):  # the latest first
+            if more < 0:
+                amount = charges[index][1]
+                back = min(amount, -more)
+                give_back([(slot, back)], [marks[index]], now)
+                charges[index] = (slot, amount - back)
+                more += back
+
+    def cancel(self) -> None:
+        """Say that the call was never sent: everything comes back, and the permit ends. Again: nothing happens."""
+        self._reveal()
+        limiter = self._limiter
+        gate = limiter._lock_gate()
+        try:
+            charges, marks = self._charges, self._marks
+            if not charges:
+                return
+            now = gate.now()
+            if self._ended:  # what was held is back already
+                kept = [index for index, (slot, _) in enumerate(charges) if not slot.meter.held]
+                charges, marks = [charges[i] for i in kept], [marks[i] for i in kept]
+            self._charges, self._marks, self._ended = (), [], True
+            give_back(charges, marks, now)
+            limiter._cancelled += 1
+            if len(gate.line):
+                gate.run(now)
+        finally:
+            limiter._release_lock()
+        if limiter._on_event is not None:
+            tell(limiter._on_event, Cancelled(limiter.name, _cost_of(charges)))
+
+    def close(self) -> None:
+        """End the permit: give back what it holds. Again: nothing happens."""
+        self._reveal()
+        limiter = self._limiter
+        if not limiter._holds:
+            self._ended = True
+            return
+        gate = limiter._lock_gate()
+        try:
+            if self._ended:
+                return
+            self._ended = True
+            held = [(charged, mark) for charged, mark in zip(self._charges, self._marks, strict=True) if mark[0].held]
+            now = gate.now()
+            give_back([charged for charged, _ in held], [mark for _, mark in held], now)
+            if len(gate.line):
+                gate.run(now)
+        finally:
+            limiter._release_lock()
+
+    def observe(
+        self, *, remaining: Mapping[str, float] | None = None, reset: Mapping[str, float] | None = None
+    ) -> None:
+        """Say what the server said in its answer to this call.
+
+        `remaining` was true when the server admitted the call: what was charged since then is subtracted, what was refilled
+        since then is added. The level is only ever lowered to that, never raised. See `Limiter.observe`.
+        """
+        self._reveal()
+        self._limiter._observe(remaining or {}, reset or {}, self)
+
+    def __enter__(self) -> Permit:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object, /) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Permit:
+        return self
+
+    async def __aexit__(self, kind: object, error: object, trace: object, /) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Permit {', '.join(f'{unit}={amount:g}' for unit, amount in self.cost.items()) or 'of nothing'}>"
+
+
+class _Use:
+    """What `limiter(...)` is: an async context manager, a context manager and a decorator, as often as you like."""
+
+    __slots__ = ("_cost", "_entered", "_flow", "_limiter", "_max_wait", "_priority", "_settle")
+
+    _penstock_kind = "limiter"
+
+    def __init__(self, limiter: Limiter, options: dict[str, Any]) -> None:
+        self._limiter = limiter
+        self._settle: Settle | None = options.pop("settle", None)
+        self._max_wait: float | None = options.pop("max_wait", None)
+        self._priority = options.pop("priority", 0)
+        self._flow = options.pop("flow", None)
+        self._cost: dict[str, Any] = options
+        self._entered: list[tuple[object, Permit]] = []
+        if self._settle is not None and not callable(self._settle):
+            raise CostError(
+                f"settle= must be a function of the result that returns the true cost, not {self._settle!r}"
+            )
+        if not any(callable(value) for value in (*options.values(), self._flow, self._priority)):
+            limiter._charges_of(options)
+            _check_turn(self._max_wait, self._priority, self._flow)
+        else:
+            for unit in options:
+                if not any(unit in part.slots for part in limiter._parts):
+                    raise limiter._unknown(unit)
+
+    async def __aenter__(self) -> Permit:
+        permit = await self._limiter._acquire(
+            self._fixed(), max_wait=self._max_wait, priority=self._priority, flow=self._flow
+        )
+        self._entered.append((who_am_i(), permit))
+        return permit
+
+    async def __aexit__(self, *_: object) -> None:
+        self._leave()
+
+    def __enter__(self) -> Permit:
+        permit = self._limiter._acquire_in_thread(
+            self._fixed(), max_wait=self._max_wait, priority=self._priority, flow=self._flow
+        )
+        self._entered.append((who_am_i(), permit))
+        return permit
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        """End the permit that this task, or thread, entered last."""
+        entered, me = self._entered, who_am_i()
+        # If it was entered elsewhere (a fixture, an exit stack), one permit is as good as another: all cost the same.
+        index = next((i for i in range(len(entered) - 1, -1, -1) if entered[i][0] == me), -1)
+        entered.pop(index)[1].close()
+
+    def _fixed(self) -> dict[str, Any]:
+        for unit, value in self._cost.items():
+            if callable(value):
+                raise CostError(
+                    f"the cost of {unit} is a function of the call's arguments: use it in a decorator, not in `with`"
+                )
+        return self._cost
+
+    def _for_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
+        cost = {unit: value(*args, **kwargs) if callable(value) else value for unit, value in self._cost.items()}
+        turn = {
+            "max_wait": self._max_wait,
+            "priority": self._priority(*args, **kwargs) if callable(self._priority) else self._priority,
+            "flow": self._flow(*args, **kwargs) if callable(self._flow) else self._flow,
+        }
+        return cost, turn
+
+    def _settled(self, permit: Permit, result: Any) -> None:
+        if self._settle is not None:
+            permit.settle(**self._settle(result))
+
+    def __call__(self, function: F, /) -> F:
+        """Decorate `function`: every call is charged first. Async functions, functions, and generators of both kinds."""
+        if not callable(function):
+            raise TypeError(f"a limiter decorates functions, not {function!r}")
+        limiter = self._limiter
+        kind = kind_of(function)
+        if kind in {"stream", "generator"} and self._settle is not None:
+            raise CostError(
+                "settle= needs a result, and a generator has none: settle inside, on the permit of `with limiter(...)`"
+            )
+        wrapper: Any
+        if kind == "async":
+
+            async def wrapper(*args: Any, **kwargs: Any) -> Any:
+                cost, turn = self._for_call(args, kwargs)
+                with await limiter._acquire(cost, **turn) as permit:
+                    result = await function(*args, **kwargs)
+                    self._settled(permit, result)
+                    return result
+
+        elif kind == "stream":
+
+            async def wrapper(*args: Any, **kwargs: Any) -> Any:
+                cost, turn = self._for_call(args, kwargs)
+                with await limiter._acquire(cost, **turn):
+                    items = function(*args, **kwargs)
+                    try:
+                        async for item in items:
+                            yield item
+                    finally:
+                        await items.aclose()
+
+        elif kind == "generator":
+
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                cost, turn = self._for_call(args, kwargs)
+                with limiter._acquire_in_thread(cost, **turn):
+                    return (yield from function(*args, **kwargs))
+
+        else:
+
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                cost, turn = self._for_call(args, kwargs)
+                with limiter._acquire_in_thread(cost, **turn) as permit:
+                    result = function(*args, **kwargs)
+                    self._settled(permit, result)
+                    return result
+
+        return functools.wraps(function)(wrapper)  # type: ignore[return-value]
+
+    def __repr__(self) -> str:
+        inside = {**self._cost, "settle": self._settle, "max_wait": self._max_wait, "flow": self._flow}
+        text = ", ".join(
+            f"{key}={getattr(value, '__qualname__', repr(value))}" for key, value in inside.items() if value is not None
+        )
+        return f"{self._limiter!r}({text})"
+
+
+class _Call(Permit):
+    """A plain call of a plain limiter, and, once it is entered, its permit: one object for both saves a fifth of the time."""
+
+    __slots__ = ("_amount",)
+
+    _penstock_kind = "limiter"
+
+    _amount: float
+
+    def _given(self) -> dict[str, Any]:
+        return {self._limiter._plain_unit: self._amount}
+
+    async def _general(self) -> Permit:
+        """Enter the general way: perhaps a deadline is set, or the limiter has changed, or it is not the first time."""
+        limiter = self._limiter
+        charges = limiter._plain_charges(self._amount)
+        permit = None if limiter._gate.busy else limiter._try(charges)
+        if permit is None:
+            permit = self._after(await limiter._wait(charges, None, 0, None))
+        return permit
+
+    def _stand_in_line(self) -> Waiter | None:
+        """Stand in line, if nothing is special; the caller must then wait itself, which saves two coroutines a waiter."""
+        limiter = self._limiter
+        parker = here()
+        if parker.time_left() < math.inf:
+            return None
+        return limiter._join(limiter._plain_charges(self._amount), parker, None, math.inf, 0, None)
+
+    def _after(self, waiter: Waiter) -> Permit:
+        """The permit of a waiter that had its turn: this object, if it is none yet."""
+        if self._granted_at is not None:
+            return Permit._of(self._limiter, waiter.charges, waiter.marks, waiter.granted_at)  # type: ignore[arg-type]
+        self._charges, self._marks, self._ended = waiter.charges, waiter.marks, True  # type: ignore[assignment]
+        self._granted_at = waiter.granted_at
+        return self
+
+    def __enter__(self) -> Permit:
+        return self._limiter._acquire_in_thread(self._given())
+
+    def __exit__(self, kind: object, error: object, trace: object, /) -> None:
+        """Nothing is held, so there is nothing to give back."""
+
+    def __call__(self, function: F, /) -> F:
+        """Decorate `function`."""
+        return _Use(self._limiter, self._given())(function)
+
+
+class _CallOfOne(_Call):
+    """`limiter(tokens=5)` with one bucket."""
+
+    __slots__ = ("_tat",)
+
+    _tat: float
+
+    async def __aenter__(self) -> Permit:
+        limiter = self._limiter
+        bucket = limiter._first
+        limiter._take_lock()  # half the time of `with`
+        try:
+            now = clock.now()
+            refill = now * bucket.rate + bucket.offset
+            tat = bucket.tat
+            tat = (refill if tat < refill else tat) + self._amount
+            if tat - bucket.ceiling <= refill and not limiter._gate.busy and self._granted_at is None:
+                bucket.tat = self._tat = tat
+                limiter._granted += 1
+                self._granted_at = now
+                return self
+        finally:
+            limiter._release_lock()
+        waiter = self._stand_in_line()
+        if waiter is None:
+            return await self._general()
+        seconds = waiter.park_for
+        try:
+            while seconds >= 0:
+                await waiter.parker.park(seconds)  # type: ignore[union-attr]  # who has to park has a parker
+                seconds = limiter._turn(waiter)
+        except BaseException:
+            limiter._give_up(waiter)
+            raise
+        return self._after(limiter._had_its_turn(waiter))
+
+    async def __aexit__(self, kind: object, error: object, trace: object, /) -> None:
+        """Nothing is held, so there is nothing to give back."""
+
+    def _reveal(self) -> None:
+        limiter = self._limiter
+        if not hasattr(self, "_charges"):
+            (slot,) = limiter._slots
+            if self._amount:
+                self._charges = ((slot, self._amount),)
+                self._marks = [(slot.meter, (self._tat, self._granted_at))]
+            else:  # what costs nothing is not charged, as in the general way
+                self._charges, self._marks = (), []
+            self._ended = True
+
+
+class _CallOfTwo(_Call):
+    """`limiter(tokens=5)` with two buckets, the first of which has a default cost."""
+
+    __slots__ = ("_tat1", "_tat2")
+
+    _tat1: float
+    _tat2: float
+
+    async def __aenter__(self) -> Permit:
+        limiter = self._limiter
+        first = limiter._first
+        second = limiter._second
+        limiter._take_lock()
+        try:
+            now = clock.now()
+            refill1 = now * first.rate + first.offset
+            tat1 = first.tat
+            tat1 = (refill1 if tat1 < refill1 else tat1) + limiter._plain_cost
+            refill2 = now * second.rate + second.offset
+            tat2 = second.tat
+            tat2 = (refill2 if tat2 < refill2 else tat2) + self._amount
+            if (
+                tat1 - first.ceiling <= refill1
+                and tat2 - second.ceiling <= refill2
+                and not limiter._gate.busy
+                and self._granted_at is None
+            ):
+                first.tat = self._tat1 = tat1
+                second.tat = self._tat2 = tat2
+                limiter._granted += 1
+                self._granted_at = now
+                return self
+        finally:
+            limiter._release_lock()
+        waiter = self._stand_in_line()
+        if waiter is None:
+            return await self._general()
+        seconds = waiter.park_for
+        try:
+            while seconds >= 0:
+                await waiter.parker.park(seconds)  # type: ignore[union-attr]  # who has to park has a parker
+                seconds = limiter._turn(waiter)
+        except BaseException:
+            limiter._give_up(waiter)
+            raise
+        return self._after(limiter._had_its_turn(waiter))
+
+    async def __aexit__(self, kind: object, error: object, trace: object, /) -> None:
+        """Nothing is held, so there is nothing to give back."""
+
+    def _reveal(self) -> None:
+        limiter = self._limiter
+        if not hasattr(self, "_charges"):
+            first, second = limiter._slots
+            charged = [
+                (slot, amount, (slot.meter, (tat, self._granted_at)))
+                for slot, amount, tat in (
+                    (first, limiter._plain_cost, self._tat1),
+                    (second, self._amount, self._tat2),
+                )
+                if amount  # what costs nothing is not charged, as in the general way
+            ]
+            self._charges = tuple((slot, amount) for slot, amount, _ in charged)
+            self._marks = [mark for _, _, mark in charged]
+            self._ended = True
+
+
+class Limiter:
+    """Several limits that are charged together, or not at all.
+
+    One limit, or a list of them, per unit; the units are yours to name:
+
+        Limiter(requests=per_minute(3_500), tokens=["90k/min", "2M/day"], calls=in_flight(64))
+
+    `limiter(tokens=5)` is an async context manager, a context manager for threads, and a decorator; `limiter` by itself is the
+    same with nothing given. `requests`, and a unit whose limit is `in_flight`, cost 1 unless given.
+
+    **Order.** Higher `priority` first; a waiter rises one level for every `ageing` seconds. Within a level flows share by
+    dominant-resource fairness; within a flow it is first come, first served. A later call passes an earlier one only where
+    that cannot delay it.
+
+    **Sharing.** A limiter may be made at import time and used in any number of event loops, of asyncio and trio, and threads, at
+    the same time. **Cancellation** at any await charges nothing; the next in line moves up. A call that need not wait
+    does not yield to the event loop.
+
+    Args:
+        name: What it is called in errors and events. In one store, limiters of one name share their state.
+        store: Where the state lives; this process unless given.
+        max_waiting: How many may wait; `QueueFull` beyond that. None: any number.
+        ageing: Seconds in the line after which a waiter rises one level.
+        flow_weights: Share of a flow that is not 1.
+        enforce: False lets everything through, charges it, and counts what would have waited: a rehearsal.
+        on_event: Hears a frozen record (`penstock.events`) of everything that happens.
+        limits: Per unit a `Limit`, a string such as "90k/min", or a list of them.
+
+    Raises:
+        ValueError: A limit, or one of the numbers, is wrong, or a unit has the name of a keyword.
+        ConfigurationConflict: The store has a limiter of that name with other limits.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_bare",
+        "_cancelled",
+        "_enforce",
+        "_first",
+        "_gate",
+        "_granted",
+        "_holds",
+        "_lock",
+        "_max_waiting",
+        "_on_event",
+        "_parts",
+        "_plain",
+        "_plain_cost",
+        "_plain_unit",
+        "_refused",
+        "_release_lock",
+        "_remembered",
+        "_second",
+        "_slots",
+        "_store",
+        "_take_lock",
+        "_units",
+        "_version",
+        "_would_refuse",
+        "name",
+    )
+
+    _penstock_kind = "limiter"
+
+    _version: int
+    _units: Mapping[str, tuple[Slot, ...]]
+    _slots: list[Slot]
+    _holds: bool
+    _remembered: dict[float, Charges]
+    _plain: type[_Call] | None
+    _plain_unit: str
+    _plain_cost: float
+    _first: Bucket
+    _second: Bucket
+
+    def __new__(cls, *, store: Any = None, **_: Any) -> Limiter:
+        """A limiter of the kind that `store` needs."""
+        if store is None or isinstance(store, MemoryStore):
+            return object.__new__(cls)
+        from penstock.stores.contract import Store
+
+        if not isinstance(store, Store):
+            raise ValueError(
+                f"store= must be a MemoryStore, SQLiteStore, RedisStore or another penstock.stores.Store, not {store!r}"
+            )
+        # By name, as a limiter over a shared store is a kind of limiter, and whoever needs none should load none.
+        shared: type[Limiter] = importlib.import_module("penstock._shared").SharedLimiter
+        return object.__new__(shared)
+
+    def __init__(
+        self,
+        *,
+        name: str | None = None,
+        store: MemoryStore | Store | None = None,
+        max_waiting: int | None = None,
+        ageing: float = 30.0,
+        flow_weights: Mapping[Hashable, float] | None = None,
+        enforce: bool = True,
+        on_event: Callable[[LimiterEvent], object] | None = None,
+        **limits: LimitLike | list[LimitLike] | tuple[LimitLike, ...],
+    ) -> None:
+        _check_options(name, max_waiting, ageing, flow_weights, on_event)
+        wanted = read_limits(limits)
+        if not wanted:
+            raise ValueError("a limiter needs at least one limit, for example Limiter(requests=per_minute(60))")
+        if store is None:
+            store = _THIS_PROCESS
+        assert isinstance(store, MemoryStore), "a limiter over another store is a SharedLimiter"
+        with store.lock:
+            part = store.find(name, wanted) if name is not None else None
+            if part is None:
+                part = Part(wanted, Gate(ageing, dict(flow_weights or {})), name)
+                if name is not None:
+                    store.keep(name, part)
+            self._begin((part,), store, name, max_waiting, enforce=enforce, on_event=on_event)
+
+    @classmethod
+    def over(cls, part: Part, other: Limiter, name: str) -> Limiter:
+        """A limiter over `part`, with the options of `other`. For `Keyed`."""
+        limiter = object.__new__(cls)
+        limiter._begin(
+            (part,),
+            other._store,
+            name,
+            other._max_waiting,
+            enforce=other._enforce,
+            on_event=other._on_event,
+            like=other,
+        )
+        return limiter
+
+    @property
+    def store(self) -> MemoryStore:
+        """Where the state lives."""
+        return self._store
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The sets of limits it is over: one, unless it is joint. Internal."""
+        return self._parts
+
+    def _begin(
+        self,
+        parts: tuple[Part, ...],
+        store: MemoryStore,
+        name: str | None,
+        max_waiting: int | None,
+        *,
+        enforce: bool,
+        on_event: Callable[[LimiterEvent], object] | None,
+        like: Limiter | None = None,
+    ) -> None:
+        self.name = name
+        self._parts = parts
+        self._store = store
+        self._lock = store.lock
+        self._take_lock = store.lock.acquire
+        self._release_lock = store.lock.release
+        self._gate = parts[0].gate
+        self._max_waiting = max_waiting
+        self._enforce = enforce
+        self._on_event = on_event
+        self._granted = self._refused = self._cancelled = self._would_refuse = 0
+        self._bare: _Use | None = None
+        if like is None or parts[0].version != like._version:
+            self._look_again()
+        else:
+            self._look_as(like)
+
+    def _look_as(self, other: Limiter) -> None:
+        """`_look_again`, for one part that has just the limits of another limiter's."""
+        self._version = other._version
+        self._remembered = {}
+        self._units = self._parts[0].slots
+        self._slots = slots = [slot for slots in self._units.values() for slot in slots]
+        self._holds = other._holds
+        self._plain, self._plain_unit, self._plain_cost = other._plain, other._plain_unit, other._plain_cost
+        if self._plain is _CallOfTwo and slots[0].unit == self._plain_unit:
+            slots.reverse()
+        if self._plain is not None:
+            self._first = slots[0].meter  # type: ignore[assignment]
+            self._second = slots[-1].meter  # type: ignore[assignment]
+
+    def _look_again(self) -> None:
+        """Read from the parts what is derived from them: after construction, and after a reconfiguration."""
+        parts = self._parts
+        self._version = sum(part.version for part in parts)
+        self._remembered = {}
+        units: dict[str, tuple[Slot, ...]] = {}
+        for part in parts:
+            for unit, slots in part.slots.items():
+                units[unit] = (*units.get(unit, ()), *slots)
+        self._units = units
+        self._slots = [slot for slots in units.values() for slot in slots]
+        self._holds = any(slot.meter.held for slot in self._slots)
+        self._choose_plain()
+
+    def _choose_plain(self) -> None:
+        """Find out whether calls can be written the short way, as `_CallOfOne` or `_CallOfTwo`."""
+        self._plain = None
+        self._plain_unit = ""
+        self._plain_cost = 0
+        meters = [slot.meter for slot in self._slots]
+        if self._on_event is not None or not self._enforce:
+            return
+        if not all(type(meter) is Bucket and not meter.overdraft for meter in meters):
+            return
+        if len(meters) == 1:
+            self._plain, (self._plain_unit,) = _CallOfOne, self._units
+            self._first = meters[0]  # type: ignore[assignment]
+            default = self._default(self._plain_unit)
+            self._plain_cost = default or 0
+        elif len(meters) == len(self._units) == 2:
+            given = [unit for unit in self._units if self._default(unit) is None]
+            other = [unit for unit in self._units if isinstance(self._default(unit), int)]
+            if len(given) == len(other) == 1:
+                self._plain, self._plain_unit = _CallOfTwo, given[0]
+                self._plain_cost = float(self._default(other[0]))  # type: ignore[arg-type]  # faster than an int to add
+                self._slots = [*self._units[other[0]], *self._units[given[0]]]
+                self._first, self._second = (slot.meter for slot in self._slots)  # type: ignore[assignment]
+
+    # What users call
+
+    @overload
+    def __call__(self, function: F, /) -> F: ...
+    @overload
+    def __call__(
+        self,
+        function: None = None,
+        /,
+        *,
+        settle: Settle | None = None,
+        max_wait: float | None = None,
+        priority: int | Callable[..., int] = 0,
+        flow: Hashable | Callable[..., Hashable] = None,
+        **cost: Cost,
+    ) -> _Use: ...
+
+    def __call__(self, function: Any = None, /, **options: Any) -> Any:
+        """A call of that cost: to enter with `async with` or `with`, or to decorate functions with.
+
+        Args:
+            function: What to decorate, in the form `@limiter`.
+            settle: In a decorator: a function of the result that returns the true cost, as `{"tokens": 123}`.
+            max_wait: Longest wait, in seconds. A longer one is refused at once.
+            priority: Higher goes first. In a decorator it may be a function of the call's arguments, as may `flow`.
+            flow: Whose work it is.
+            cost: Amount per unit; in a decorator it may be a function of the call's arguments.
+
+        Raises:
+            MissingUnit, UnknownUnit, CostError: The cost is wrong.
+        """
+        if function is None and len(options) == 1 and self._plain_unit in options:
+            amount = options[self._plain_unit]
+            if type(amount) is int and amount >= 0:
+                call = self._plain()  # type: ignore[misc]  # if there is a plain unit there is a plain call
+                call._limiter = self
+                call._amount = amount
+                call._granted_at = None  # not yet
+                return call
+        use = _Use(self, options)
+        return use if function is None else use(function)
+
+    async def acquire(
+        self, *, max_wait: float | None = None, priority: int = 0, flow: Hashable = None, **cost: float
+    ) -> Permit:
+        """Wait for our turn, charge `cost`, and return the permit.
+
+        The permit must be ended where the limiter has `in_flight` limits: `with await limiter.acquire():`, or `permit.close()`.
+        Cancelling charges nothing; the next in line moves up.
+
+        Args:
+            max_wait: Longest wait, in seconds. A longer one is refused at once, not after the time is up; so is one that would
+                pass the deadline of the enclosing anyio cancel scope.
+            priority: Higher goes first.
+            flow: Whose work it is; flows share fairly.
+            cost: Amount per unit, as named in the constructor; `requests` is 1 unless given.
+
+        Raises:
+            RateLimited: The turn would come after `max_wait`. `retry_after` says when it would.
+            QueueFull: `max_waiting` are waiting.
+            Unsatisfiable: `cost` is above what a limit can ever hold, so no wait would do.
+            MissingUnit, UnknownUnit, CostError: The cost is wrong.
+        """
+        _check_turn(max_wait, priority, flow)
+        return await self._acquire(cost, max_wait=max_wait, priority=priority, flow=flow)
+
+    def acquire_nowait(self, *, priority: int = 0, flow: Hashable = None, **cost: float) -> Permit:
+        """Charge `cost` and return the permit, if that can be done now.
+
+        Raises:
+            RateLimited: It cannot, or others wait whom it would delay. `retry_after` says when it could.
+            Unsatisfiable, MissingUnit, UnknownUnit, CostError: As in `acquire`.
+        """
+        _check_turn(None, priority, flow)
+        charges = self._charges_of(cost)
+        permit = self._try(charges)
+        if permit is None:
+            waiter = self._had_its_turn(self._join(charges, None, 0.0, math.inf, priority, flow))
+            permit = Permit._of(self, waiter.charges, waiter.marks, waiter.granted_at)  # type: ignore[arg-type]
+        return permit
+
+    async def refresh(self) -> None:
+        """Ask a shared store how things stand, for `statistics` and `forecast` to show. In this process they always know."""
+
+    def forecast(self, **cost: float) -> Forecast:
+        """How long a call of that cost would wait if it came now. Charges nothing."""
+        charges = self._charges_of(cost)
+        gate = self._lock_gate()
+        try:
+            now = gate.now()
+            ready, slot = gate.expected(charges, now)
+            return Forecast(ready - now, self._blocker(slot, now))
+        finally:
+            self._release_lock()
+
+    def statistics(self) -> Statistics:
+        """What was granted and refused so far, and how full each limit is now."""
+        gate = self._lock_gate()
+        try:
+            now = gate.now()
+            if self._version != sum(part.version for part in self._parts):
+                self._look_again()
+            limits: dict[str, LimitStatistics] = {}
+            for slot in self._slots:
+                label = slot.label if len(self._units[slot.unit]) == 1 else f"{slot.unit} ({slot.limit})"
+                while label in limits:  # parts of a joint limiter may have promised just the same
+                    label += "'"
+                limits[label] = LimitStatistics(slot.unit, slot.limit, slot.meter.level(now), slot.limit.capacity)
+            return Statistics(
+                granted=self._granted,
+                refused=self._refused,
+                cancelled=self._cancelled,
+                would_refuse=self._would_refuse,
+                waiting=len(gate.line),
+                in_flight=max((slot.meter.used(now) for slot in self._slots if slot.meter.held), default=0),
+                paused_for=max(0.0, *(slot.paused_until - now for slot in self._slots)),
+                limits=MappingProxyType(limits),
+            )
+        finally:
+            self._release_lock()
+
+    @property
+    def limits(self) -> Mapping[str, tuple[Limit, ...]]:
+        """What is promised now, per unit."""
+        with self._lock:
+            return MappingProxyType(
+                {
+                    unit: tuple(slot.limit for part in self._parts for slot in part.slots.get(unit, ()))
+                    for unit in self._units
+                }
+            )
+
+    def pause(self, seconds: float, *units: str) -> None:
+        """Let nobody through for so long; a pause is never shortened by another.
+
+        Args:
+            seconds: From now; 0 or more, finite.
+            units: Only calls that cost one of these. Default: all.
+        """
+        if not (math.isfinite(seconds) and seconds >= 0):
+            raise ValueError(f"a pause must be a finite number of seconds, 0 or more, not {seconds!r}")
+        for unit in units:
+            if unit not in self._units:
+                raise self._unknown(unit)
+        gate = self._lock_gate()
+        try:
+            until = gate.now() + seconds
+            for slot in self._slots:
+                if not units or slot.unit in units:
+                    slot.paused_until = max(slot.paused_until, until)
+            gate.pause(until)
+        finally:
+            self._release_lock()
+        if self._on_event is not None:
+            tell(self._on_event, Paused(self.name, seconds, units))
+
+    def reconfigure(self, **limits: LimitLike | list[LimitLike] | tuple[LimitLike, ...]) -> None:
+        """Replace the limits of these units, live. What was used stays used; those who wait are looked at anew.
+
+        Who waits for more than the new limits can ever hold gets `Unsatisfiable`. Joint limiters see the change too.
+
+        Raises:
+            UnknownUnit: The limiter has no such unit.
+            ValueError: A limit is wrong. Nothing has changed then.
+        """
+        wanted = read_limits(limits)
+        for unit in wanted:
+            if unit not in self._units:
+                raise self._unknown(unit)
+        gate = self._lock_gate()
+        try:
+            now = gate.now()
+            for part in self._parts:
+                mine = {unit: kinds for unit, kinds in wanted.items() if unit in part.slots}
+                if mine:
+                    before = {unit: part.slots[unit] for unit in mine}
+                    part.promise(mine, now)
+                    gate.recharge([(before[unit], part.slots[unit]) for unit in mine], now)
+            self._look_again()
+            gate.refuse(self._never, now)
+        finally:
+            self._release_lock()
+        if self._on_event is not None:
+            tell(self._on_event, Reconfigured(self.name, wanted))
+
+    def observe(
+        self, *, remaining: Mapping[str, float] | None = None, reset: Mapping[str, float] | None = None
+    ) -> None:
+        """Say what the server says is left now. Only ever lowers a level; raising it would break what was promised.
+
+        Where a unit has several limits, it is taken for the one with the smallest capacity. To reconcile with the answer to a
+        certain call, use `permit.observe`, which knows what was sent since.
+
+        Args:
+            remaining: Units left, per unit.
+            reset: Seconds until the limit is whole again, per unit; used where `remaining` does not name the unit.
+        """
+        self._observe(remaining or {}, reset or {}, None)
+
+    def __and__(self, other: Limiter) -> Limiter:
+        """A limiter over both sets of limits: one atomic decision, one line.
+
+        Each part takes the units that it knows. From now on both share one line, with all that either was joined with.
+
+        Raises:
+            ValueError: They live in different stores.
+        """
+        if not isinstance(other, Limiter):
+            return NotImplemented
+        if other._store is not self._store:
+            raise ValueError(
+                f"{self!r} and {other!r} live in different stores and cannot be decided together: give both the same store"
+            )
+        joint = object.__new__(Limiter)
+        with self._lock:
+            parts = tuple(dict.fromkeys((*self._parts, *other._parts)))
+            gate = parts[0].gate
+            for part in parts[1:]:
+                gate = gate.merge(part.gate)
+            bounds = [bound for bound in (self._max_waiting, other._max_waiting) if bound is not None]
+            joint._begin(
+                parts,
+                self._store,
+                " & ".join(dict.fromkeys(filter(None, (self.name, other.name)))) or None,
+                min(bounds, default=None),
+                enforce=self._enforce and other._enforce,
+                on_event=_both(self._on_event, other._on_event),
+            )
+        return joint
+
+    async def __aenter__(self) -> Permit:
+        if self._plain is _CallOfOne and self._plain_cost:
+            call = _CallOfOne()
+            call._limiter = self
+            call._amount = self._plain_cost
+            call._granted_at = None  # not yet
+            return await call.__aenter__()
+        if self._bare is None:
+            self._bare = _Use(self, {})
+        return await self._bare.__aenter__()
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._bare is not None and not (self._plain is _CallOfOne and self._plain_cost):
+            self._bare._leave()
+
+    def __enter__(self) -> Permit:
+        if self._bare is None:
+            self._bare = _Use(self, {})
+        return self._bare.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        if self._bare is not None:
+            self._bare._leave()
+
+    def __repr__(self) -> str:
+        text = ", ".join(
+            f"{unit}={' and '.join(str(slot.limit) for slot in slots)}" for unit, slots in self._units.items()
+        )
+        return f"Limiter({self.name + ': ' if self.name else ''}{text})"
+
+    # From costs to charges
+
+    def _charges_of(self, cost: Mapping[str, float]) -> Charges:
+        """What a call of that cost is charged, slot by slot; nothing for a unit that costs 0."""
+        parts = self._parts
+        if self._version != sum([part.version for part in parts]):
+            with self._lock:
+                self._look_again()
+        charges: list[tuple[Slot, float]] = []
+        taken = 0
+        for unit, slots in self._units.items():
+            amount = cost.get(unit)
+            if amount is None:
+                amount = self._default(unit)
+                if amount is None:
+                    raise self._missing(unit)
+            else:
+                taken += 1
+                _check_amount(unit, amount)
+            if amount:
+                for slot in slots:
+                    if amount > slot.limit.capacity:
+                        raise self._never(slot, amount)
+                    charges.append((slot, amount))
+        if taken < len(cost):
+            for unit in cost:
+                if unit not in self._units:
+                    raise self._unknown(unit)
+                if cost[unit] is None:
+                    raise CostError(f"the cost of {unit} must be a number, not None")
+        return tuple(charges)
+
+    def _plain_charges(self, amount: float) -> Charges:
+        """`_charges_of` for a plain call; remembered, as programs use the same few costs again and again."""
+        charges = self._remembered.get(amount)
+        if charges is None or self._version != sum([part.version for part in self._parts]):
+            charges = self._charges_of({self._plain_unit: amount})
+            if len(self._remembered) >= 1_000:
+                self._remembered.clear()
+            self._remembered[amount] = charges
+        return charges
+
+    def _default(self, unit: str) -> float | None:
+        for part in self._parts:
+            default = part.defaults.get(unit)
+            if default is not None:
+                return default
+        return None
+
+    # From charges to permits
+
+    def _lock_gate(self) -> Gate:
+        """Take the lock; return the gate that these limits are behind now."""
+        self._take_lock()
+        gate = self._gate
+        if gate.into is not None:
+            gate = self._gate = self._parts[0].gate
+        return gate
+
+    def _try(self, charges: Charges) -> Permit | None:
+        """The permit, if nobody waits and nothing has to be waited for."""
+        gate = self._lock_gate()
+        try:
+            now = gate.now()
+            if not self._enforce:
+                if len(gate.line) or ready_at(charges, now)[0] > now:
+                    self._would_refuse += 1
+            elif len(gate.line) or ready_at(charges, now)[0] > now:
+                return None
+            elif gate.busy:  # perhaps it was a pause, and it is over
+                gate.rest(now)
+            marks = charge(charges, now)
+            self._granted += 1
+        finally:
+            self._release_lock()
+        if self._on_event is not None:
+            tell(self._on_event, Granted(self.name, _cost_of(charges), 0.0))
+        return Permit._of(self, charges, marks, now)
+
+    def _join(
+        self,
+        charges: Charges,
+        parker: Parker | None,
+        max_wait: float | None,
+        time_left: float,
+        priority: int,
+        flow: Hashable,
+    ) -> Waiter:
+        """Stand in line: granted at once, or with a place in the line, or an error if the wait would be too long."""
+        error: RateLimited | None = None
+        gate = self._lock_gate()
+        try:
+            now = gate.now()
+            waiter = Waiter(self, gate, charges, parker, priority, flow, None if max_wait is None else now + max_wait)
+            gate.enter(waiter, now)
+            if waiter.marks is None:
+                if max_wait is not None or time_left < math.inf or self._max_waiting is not None:
+                    error = self._too_long(gate, waiter, now, max_wait, time_left)
+                if error is not None:
+                    gate.leave(waiter)
+                    self._refused += 1
+                elif parker is not None:
+                    waiter.park_for = gate.turn(waiter, now)
+        finally:
+            self._release_lock()
+        if error is not None:
+            if self._on_event is not None:
+                tell(self._on_event, Refused(self.name, _cost_of(charges), error.retry_after, error.blocked_by))
+            raise error
+        return waiter
+
+    def _too_long(
+        self, gate: Gate, waiter: Waiter, now: float, max_wait: float | None, time_left: float
+    ) -> RateLimited | None:
+        full = self._max_waiting is not None and len(gate.line) > self._max_waiting
+        ready, slot = gate.expected(waiter.charges, now, waiter)  # type: ignore[arg-type]
+        wait = ready - now
+        blocker = self._blocker(slot, now) or "the line"
+        if full and max_wait != 0:
+            return QueueFull(
+                f"{self._max_waiting} calls are waiting already, as many as max_waiting allows; the next would wait "
+                f"{_seconds(wait)} for {blocker}",
+                retry_after=wait,
+                blocked_by=blocker,
+            )
+        known = wait < math.inf or max_wait == 0
+        if max_wait is not None and wait > max_wait and known:
+            return self._not_now(waiter, wait, blocker, f"max_wait is {_seconds(max_wait)}" if max_wait else "")
+        if time_left < wait < math.inf:
+            return self._not_now(waiter, wait, blocker, f"the enclosing deadline is in {_seconds(max(0.0, time_left))}")
+        return None
+
+    async def _acquire(
+        self, cost: Mapping[str, float], *, max_wait: float | None = None, priority: int = 0, flow: Hashable = None
+    ) -> Permit:
+        charges = self._charges_of(cost)
+        permit = self._try(charges)
+        if permit is None:
+            waiter = await self._wait(charges, max_wait, priority, flow)
+            permit = Permit._of(self, waiter.charges, waiter.marks, waiter.granted_at)  # type: ignore[arg-type]
+        return permit
+
+    async def _wait(self, charges: Charges, max_wait: float | None, priority: int, flow: Hashable) -> Waiter:
+        """Stand in line as this task, until granted."""
+        parker = here()
+        time_left = parker.time_left()
+        if time_left == -math.inf:
+            await anyio.lowlevel.checkpoint()  # the scope is cancelled already: say so, and not that it is too late
+        waiter = self._join(charges, parker, max_wait, time_left, priority, flow)
+        seconds = waiter.park_for
+        try:
+            while seconds >= 0:
+                await parker.park(seconds)
+                seconds = self._turn(waiter)
+        except BaseException:
+            self._give_up(waiter)
+            raise
+        return self._had_its_turn(waiter)
+
+    def _acquire_in_thread(
+        self, cost: Mapping[str, float], *, max_wait: float | None = None, priority: int = 0, flow: Hashable = None
+    ) -> Permit:
+        charges = self._charges_of(cost)
+        permit = self._try(charges)
+        if permit is None:
+            waiter = self._wait_in_thread(charges, max_wait, priority, flow)
+            permit = Permit._of(self, waiter.charges, waiter.marks, waiter.granted_at)  # type: ignore[arg-type]
+        return permit
+
+    def _wait_in_thread(self, charges: Charges, max_wait: float | None, priority: int, flow: Hashable) -> Waiter:
+        """Stand in line as this thread, until granted."""
+        if loop_running_here():
+            try:
+                return self._had_its_turn(self._join(charges, None, 0.0, math.inf, priority, flow))
+            except RateLimited as not_now:
+                raise WouldBlock(
+                    f"{not_now}: waiting here would block the running event loop. Use `async with`, or "
+                    "run this function in a thread, for example with anyio.to_thread.run_sync"
+                ) from None
+        parker = ThreadParker()
+        waiter = self._join(charges, parker, max_wait, math.inf, priority, flow)
+        seconds = waiter.park_for
+        try:
+            while seconds >= 0:
+                parker.park_thread(seconds)
+                seconds = self._turn(waiter)
+        except BaseException:
+            self._give_up(waiter)
+            raise
+        return self._had_its_turn(waiter)
+
+    def _turn(self, waiter: Waiter) -> float:
+        """Seconds to park, `inf` for until woken; below 0: there is nothing left to wait for."""
+        if waiter.marks is not None and not waiter.gate.has_on_post(waiter):
+            return -1.0  # handed over, and nothing to pass on: no need for the lock
+        with self._lock:
+            gate = waiter.gate
+            now = gate.now()
+            seconds = gate.turn(waiter, now)
+            if seconds == 0:  # its deadline has come, and its turn has not
+                ready, slot = gate.expected(waiter.charges, now, waiter)  # type: ignore[arg-type]
+                gate.leave(waiter)
+                self._refused += 1
+                waiter.error = self._not_now(
+                    waiter, max(ready - now, 0.0), self._blocker(slot, now) or "the line", "max_wait has passed"
+                )
+                return -1.0
+            return seconds
+
+    def _give_up(self, waiter: Waiter) -> None:
+        with self._lock:
+            waiter.gate.leave(waiter)
+            self._cancelled += 1
+        if self._on_event is not None:
+            tell(self._on_event, Cancelled(self.name, _cost_of(waiter.charges)))
+
+    def _had_its_turn(self, waiter: Waiter) -> Waiter:
+        """Raise what a waiter that is done is to raise; tell of its grant."""
+        error = waiter.error
+        if error is not None:
+            if self._on_event is not None and isinstance(error, RateLimited):
+                tell(self._on_event, Refused(self.name, _cost_of(waiter.charges), error.retry_after, error.blocked_by))
+            raise error
+        if self._on_event is not None:
+            cost, waited = _cost_of(waiter.charges), waiter.granted_at - waiter.arrived
+            if waited > 0:
+                tell(self._on_event, Waited(self.name, cost, waited))
+            tell(self._on_event, Granted(self.name, cost, waited))
+        return waiter
+
+    def _observe(self, remaining: Mapping[str, float], reset: Mapping[str, float], permit: Permit | None) -> None:
+        for unit, value in (*remaining.items(), *reset.items()):
+            if unit not in self._units:
+                raise self._unknown(unit)
+            _check_amount(unit, value)
+        gate = self._lock_gate()
+        try:
+            now = gate.now()
+            for unit in {**remaining, **reset}:
+                slot = min(self._units[unit], key=lambda slot: slot.limit.capacity)
+                meter = slot.meter
+                left = remaining.get(unit)
+                if left is None:
+                    if not isinstance(meter, Bucket):
+                        continue
+                    left = meter.burst - reset[unit] * meter.rate
+                if permit is not None and isinstance(meter, Bucket):
+                    mark = next(
+                        (m for (s, _), (_, m) in zip(permit._charges, permit._marks, strict=True) if s is slot), None
+                    )
+                    if mark is not None:
+                        left = meter.level_after(left, mark, now)
+                meter.lower_to(left, now)
+        finally:
+            self._release_lock()
+        if self._on_event is not None:
+            tell(self._on_event, Observed(self.name, dict(remaining), dict(reset)))
+
+    # What is said when it cannot be
+
+    def _blocker(self, slot: Slot | None, now: float) -> str | None:
+        if slot is None:
+            return None
+        return "pause" if slot.paused_until > now and slot.meter.ready_at(0, now) < slot.paused_until else slot.label
+
+    def _not_now(self, waiter: Waiter, wait: float, blocker: str, bound: str) -> RateLimited:
+        cost = ", ".join(f"{amount:g} {unit}" for unit, amount in _cost_of(waiter.charges).items())
+        return RateLimited(
+            f"{cost} would have to wait {_seconds(wait)} for {blocker}" + (f"; {bound}" if bound else ""),
+            retry_after=wait,
+            blocked_by=blocker,
+        )
+
+    @staticmethod
+    def _never(slot: Slot, amount: float) -> Unsatisfiable:
+        capacity = slot.limit.capacity
+        way_out = (
+            "Hold fewer places, or raise the limit."
+            if slot.meter.held
+            else "Split the call, raise burst, or allow overdraft."
+            if isinstance(slot.meter, Bucket)
+            else "Split the call, or raise the limit."
+        )
+        return Unsatisfiable(
+            f'{_number(amount)} {slot.unit} can never be granted: "{slot.label}" holds at most {_number(capacity)} at once. '
+            + way_out,
+            unit=slot.unit,
+            cost=amount,
+            capacity=capacity,
+        )
+
+    def _unknown(self, unit: str) -> UnknownUnit:
+        known = tuple(self._units)
+        return UnknownUnit(f"no limit counts {unit!r}: this limiter knows {', '.join(known)}", unit=unit, known=known)
+
+    def _missing(self, unit: str) -> MissingUnit:
+        return MissingUnit(
+            f"how many {unit} does this call cost? Say limiter({unit}=…), 0 if none, or give the limit a default=",
+            unit=unit,
+        )
+
+
+def read_limits(given: Mapping[str, Any]) -> dict[str, tuple[Limit, ...]]:
+    """What users write, as limits: strings are read, single ones become tuples, units are checked."""
+    limits: dict[str, tuple[Limit, ...]] = {}
+    for unit, kinds in given.items():
+        if unit in _OF_A_CALL:
+            raise ValueError(
+                f"a unit cannot be called {unit!r}: that is a keyword of limiter(...). Choose another word"
+            )
+        read: list[Limit] = []
+        for kind in kinds if isinstance(kinds, list | tuple) else [kinds]:
+            if isinstance(kind, str):
+                read.append(parse(kind))
+            elif isinstance(kind, Limit):
+                read.append(kind)
+            else:
+                raise ValueError(
+                    f'{unit} needs a limit, such as per_minute(3500), "3500/min" or a list of them, not {kind!r}. '
+                    f"(The limiter's own keywords are {', '.join(sorted(_OF_A_LIMITER))}.)"
+                )
+        if not read:
+            raise ValueError(f"{unit} has an empty list of limits: leave it out, or name at least one")
+        if len(set(map(str, read))) < len(read):
+            raise ValueError(f"{unit} has the same limit twice: {', '.join(map(str, read))}")
+        limits[unit] = tuple(read)
+    return limits
+
+
+def _check_options(name: Any, max_waiting: Any, ageing: Any, flow_weights: Any, on_event: Any) -> None:
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"name= must be a string, not {name!r} (a unit cannot be called 'name')")
+    if max_waiting is not None and (
+        not isinstance(max_waiting, int) or isinstance(max_waiting, bool) or max_waiting < 0
+    ):
+        raise ValueError(f"max_waiting must be a whole number of waiters, 0 or more, or None, not {max_waiting!r}")
+    if not isinstance(ageing, int | float) or isinstance(ageing, bool) or not ageing > 0:
+        raise ValueError(f"ageing must be a number of seconds above 0 (math.inf for never), not {ageing!r}")
+    if flow_weights is not None:
+        if not isinstance(flow_weights, Mapping):
+            raise ValueError(f"flow_weights must be a mapping of flows to weights, not {flow_weights!r}")
+        for flow, weight in flow_weights.items():
+            if not isinstance(weight, int | float) or not (math.isfinite(weight) and weight > 0):
+                raise ValueError(f"the weight of flow {flow!r} must be a finite number above 0, not {weight!r}")
+    if on_event is not None and not callable(on_event):
+        raise ValueError(f"on_event= must be a function of one event, not {on_event!r}")
+
+
+def _check_turn(max_wait: Any, priority: Any, flow: Any) -> None:
+    if max_wait is not None and (not isinstance(max_wait, int | float) or not max_wait >= 0):
+        raise ValueError(f"max_wait must be a number of seconds, 0 or more, or None, not {max_wait!r}")
+    if not isinstance(priority, int):
+        raise ValueError(f"priority must be a whole number (higher goes first), not {priority!r}")
+    try:
+        hash(flow)
+    except TypeError:
+        raise ValueError(f"flow must be hashable, such as a string, not {flow!r}") from None
+
+
+def _check_amount(unit: str, amount: Any) -> None:
+    try:
+        right = math.isfinite(amount) and amount >= 0
+    except (TypeError, OverflowError):
+        right = False
+    if not right:
+        raise CostError(f"the cost of {unit} must be a finite number, 0 or more, not {amount!r}")
+
+
+def _cost_of(charges: Any) -> dict[str, float]:
+    return {slot.unit: amount for slot, amount in charges}
+
+
+def _both(one: Any, other: Any) -> Any:
+    if one is None or other is None or one is other:
+        return one or other
+
+    def hear(event: LimiterEvent) -> None:
+        tell(one, event)
+        tell(other, event)
+
+    return hear
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else f"{value:g}"
+
+
+def _seconds(value: float) -> str:
+    return "until somebody gives back what they hold" if value == math.inf else f"{value:.3g} s"

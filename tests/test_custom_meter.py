@@ -1,0 +1,45 @@
+"""A kind of limit of one's own, with as little as the protocol asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from penstock import Limiter, Meter
+
+pytestmark = pytest.mark.anyio
+
+
+class AtMostOneAMinute(Meter):
+    """`ready_at`, `charge` and `level` alone, and a charge that leaves no mark."""
+
+    def __init__(self):
+        self.free_at = 0.0
+
+    def ready_at(self, cost, now):
+        return max(now, self.free_at)
+
+    def charge(self, cost, now):
+        self.free_at = now + 60 * cost
+
+    def level(self, now):
+        return float(now >= self.free_at)
+
+
+@dataclass(frozen=True)
+class OneAMinute:
+    capacity: float = 1
+    default: float | None = 1
+
+    def meter(self):
+        return AtMostOneAMinute()
+
+
+async def test_a_meter_without_marks_serves_those_who_wait(virtual_time):
+    """`charge` may return None: that is no mark, and not "not ready"."""
+    limiter = Limiter(visits=OneAMinute())
+    for moment in (0, 60, 120):
+        await limiter.acquire()
+        assert virtual_time.now() == moment
+    assert limiter.statistics().granted == 3

@@ -1,0 +1,81 @@
+"""What the README and the pages about limits show is what happens; all links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from penstock.testing import virtual_time
+from tests.docs_examples import ROOT, examples_of, run_example, text_of
+
+PAGES = ("tutorial", "limits", "why", "from-aiolimiter")
+ALL_PAGES = ["README.md", *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md")))]
+
+
+def run_page(page, capsys, names):
+    """Run all examples of a page, one after the other, as one module; return how many there are."""
+    examples = examples_of(page)
+    for number, (code, output) in enumerate(examples, 1):
+        run_example(code, page, names)
+        assert capsys.readouterr().out == output, f"example {number} of {page}"
+    return len(examples)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_an_example_prints_what_the_page_says(page, capsys):
+    with virtual_time():
+        assert run_page(f"docs/{page}.md", capsys, {"__name__": "__main__"}) >= 1
+
+
+def test_the_page_about_testing_does_what_it_says(capsys):
+    """Its examples make virtual times of their own; and the test that it shows passes."""
+    names = {"__name__": "__main__"}
+    assert run_page("docs/testing.md", capsys, names) == 5
+    with virtual_time() as time:
+        run_example("await test_the_hourly_limit(virtual_time)", "docs/testing.md", {**names, "virtual_time": time})
+
+
+@pytest.mark.parametrize(("page", "count"), [("docs/batching.md", 7), ("docs/shared-stores.md", 3)])
+def test_an_example_in_a_time_of_its_own_prints_what_the_page_says(page, count, capsys):
+    """Each is a program by itself; together they take less than a second of real time."""
+    for number, (code, output) in enumerate(examples_of(page), 1):
+        run_example(code, page, {"__name__": "__main__"})
+        assert capsys.readouterr().out == output, f"example {number} of {page}"
+        count -= 1
+    assert count == 0
+
+
+async def send(prompt):
+    return SimpleNamespace(text=f"short {prompt}", usage=900)
+
+
+def test_the_readme_runs(capsys):
+    """Its functions work, given a service to send to; and each is charged for what it asks."""
+    names = {"__name__": "__main__", "send": send}
+    with virtual_time():
+        assert run_page("README.md", capsys, names) == 1
+        limiter = names["limiter"]
+        for name, charged in (("summarise", 900), ("classify", 5), ("translate", 1_200)):
+            before = limiter.statistics().limits["tokens"].level
+            call = f"reply = await {name}('text')"
+            run_example(call, "README.md", names)
+            assert before - limiter.statistics().limits["tokens"].level == charged, name
+        assert names["reply"].text == "short text"
+
+
+@pytest.mark.parametrize("page", ALL_PAGES)
+def test_every_link_leads_to_a_file_that_is_there(page):
+    folder = (ROOT / page).parent
+    links = re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", text_of(page))
+    assert [link for link in links if not (folder / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", ALL_PAGES)
+def test_every_page_with_python_is_run_by_a_test(page):
+    """A page whose examples nobody runs is soon wrong."""
+    if "```python" in text_of(page):
+        tests = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
+        name = page.removeprefix("docs/")
+        assert name in tests or name.removesuffix(".md") in PAGES

@@ -1,0 +1,658 @@
+"""What a limiter does, claim by claim, on every loop it promises to work on."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import math
+import threading
+
+import anyio
+import anyio.to_thread
+import pytest
+
+import penstock
+from penstock import (
+    CostError,
+    Limiter,
+    MissingUnit,
+    QueueFull,
+    Rate,
+    RateLimited,
+    UnknownUnit,
+    Unsatisfiable,
+    WouldBlock,
+    calendar,
+    clock,
+    events,
+    in_flight,
+    per_day,
+    per_minute,
+    per_second,
+    sliding,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+async def line_up(limiter, calls, log):
+    """Start `calls`, (name, options) each, one after another; write down who is granted when."""
+
+    async def call(name, options):
+        async with limiter(**options):
+            log.append((name, round(clock.now(), 6)))
+
+    async with anyio.create_task_group() as group:
+        for name, options in calls:
+            group.start_soon(call, name, options)
+            await anyio.wait_all_tasks_blocked()
+
+
+async def test_a_full_bucket_of_ten_grants_exactly_ten(virtual_time):
+    limiter = Limiter(requests=per_minute(10))
+    for _ in range(10):
+        limiter.acquire_nowait()
+    with pytest.raises(RateLimited) as refused:
+        limiter.acquire_nowait()
+    assert refused.value.retry_after == pytest.approx(6.0)
+    assert refused.value.blocked_by == "requests"
+
+
+@pytest.mark.parametrize("cost", [0.1, 0.01, 0.001])
+async def test_fractions_add_up_to_the_whole_burst(virtual_time, cost):
+    limiter = Limiter(dollars=Rate(1, 86_400.0))
+    for _ in range(round(1 / cost)):
+        limiter.acquire_nowait(dollars=cost)
+    with pytest.raises(RateLimited):
+        limiter.acquire_nowait(dollars=cost)
+
+
+async def test_retry_after_is_the_first_moment_that_succeeds(virtual_time):
+    """Promise 7: at `retry_after` it succeeds, and any earlier it fails."""
+    for amount, per in [(7, 3.0), (3_500, 60.0), (1, 86_400.0), (90_000, 60.0), (13, 0.7)]:
+        limiter = Limiter(requests=Rate(amount, per))
+        limiter.acquire_nowait(requests=amount)
+        with pytest.raises(RateLimited) as refused:
+            limiter.acquire_nowait()
+        virtual_time.advance(refused.value.retry_after * 0.999)
+        with pytest.raises(RateLimited) as again:
+            limiter.acquire_nowait()
+        virtual_time.advance(again.value.retry_after)
+        limiter.acquire_nowait()
+
+
+async def test_both_units_are_charged_or_neither(virtual_time):
+    """Promise 2: who must wait for tokens has not spent a request."""
+    limiter = Limiter(requests=per_second(10), tokens=per_second(100))
+    limiter.acquire_nowait(tokens=100)
+    with pytest.raises(RateLimited) as refused:
+        limiter.acquire_nowait(tokens=50)
+    assert refused.value.blocked_by == "tokens"
+    assert limiter.statistics().limits["requests"].level == 9
+
+
+async def test_a_whale_is_served_at_its_projected_time_and_free_minnows_pass_it(virtual_time):
+    """Promise 4: small calls cannot starve a large one, and one that needs no tokens does not queue behind tokens."""
+    limiter = Limiter(requests=per_second(10), tokens=per_second(100))
+    limiter.acquire_nowait(tokens=100)
+    log = []
+    small = [(f"small {i}", {"tokens": 1}) for i in range(3)]
+    free = [(f"free {i}", {"tokens": 0}) for i in range(3)]
+    await line_up(limiter, [("whale", {"tokens": 100}), *small, *free], log)
+    assert log[:3] == [("free 0", 0.0), ("free 1", 0.0), ("free 2", 0.0)]
+    assert log[3:] == [("whale", 1.0), ("small 0", 1.01), ("small 1", 1.02), ("small 2", 1.03)]
+
+
+async def test_backfill_stops_where_it_would_delay_the_head(virtual_time):
+    """Free calls may pass a whale only while they leave it the requests it needs."""
+    limiter = Limiter(requests=per_second(1, burst=2), tokens=per_second(100))
+    limiter.acquire_nowait(tokens=100)
+    log = []
+    await line_up(limiter, [("whale", {"tokens": 50}), ("free 1", {"tokens": 0}), ("free 2", {"tokens": 0})], log)
+    assert log == [("whale", 0.5), ("free 1", 1.0), ("free 2", 2.0)]
+
+
+async def test_higher_priority_goes_first_and_waiting_raises_priority(virtual_time):
+    limiter = Limiter(requests=per_second(1, burst=1), ageing=10)
+    limiter.acquire_nowait()
+    log = []
+
+    async def stream():
+        for i in range(40):
+            group.start_soon(call, f"high {i}", 1)
+            await anyio.sleep(0.9)
+
+    async def call(name, priority):
+        async with limiter(priority=priority):
+            log.append(name)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(call, "low", 0)
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(stream)
+    assert log[0] == "high 0", "the higher one goes first"
+    assert 9 <= log.index("low") <= 12, "after ten seconds the low one is as high, and it came first"
+
+
+async def test_flows_share_by_turns_whatever_their_number_of_calls(virtual_time):
+    limiter = Limiter(requests=per_second(1, burst=1), flow_weights={"carol": 2})
+    limiter.acquire_nowait()
+    log = []
+    calls = [(f"{flow}{i}", {"flow": flow}) for flow, n in (("alice", 8), ("bob", 2), ("carol", 4)) for i in range(n)]
+    await line_up(limiter, calls, log)
+    first = [name[:-1] for name, _ in log[:8]]
+    assert first.count("carol") == 4, "twice the weight, twice the share"
+    assert first.count("alice") == first.count("bob") == 2
+    assert [name for name, _ in log if name.startswith("alice")] == [f"alice{i}" for i in range(8)]
+
+
+async def test_giving_up_spends_nothing(virtual_time):
+    """Promise 5: whoever stops waiting leaves their tokens to the next in line."""
+    limiter = Limiter(requests=per_second(1, burst=1))
+    limiter.acquire_nowait()
+    granted = []
+
+    async def wait(name, scope):
+        with scope:
+            await limiter.acquire()
+            granted.append((name, clock.now()))
+
+    async with anyio.create_task_group() as group:
+        scopes = [anyio.CancelScope() for _ in range(3)]
+        for name, scope in zip("abc", scopes, strict=True):
+            group.start_soon(wait, name, scope)
+            await anyio.wait_all_tasks_blocked()
+        await anyio.sleep(0.5)
+        scopes[0].cancel()
+    assert granted == [("b", 1.0), ("c", 2.0)]
+
+
+async def test_settling_down_gives_back_and_up_makes_a_debt(virtual_time):
+    limiter = Limiter(requests=per_minute(10), tokens=per_minute(100))
+    permit = await limiter.acquire(tokens=60)
+    permit.settle(tokens=20)
+    assert permit.cost == {"requests": 1, "tokens": 20}
+    assert limiter.statistics().limits["tokens"].level == pytest.approx(80)
+    permit.settle(tokens=130)
+    assert limiter.statistics().limits["tokens"].level == pytest.approx(-30)
+    permit.settle(tokens=50)
+    assert limiter.statistics().limits["tokens"].level == pytest.approx(50)
+    permit.cancel()
+    assert limiter.statistics().limits["tokens"].level == pytest.approx(100)
+
+
+async def test_a_refund_after_an_overflow_gives_nothing(virtual_time):
+    """Promise 6: the bucket would have been full anyway."""
+    limiter = Limiter(tokens=per_second(1, burst=10))
+    old = await limiter.acquire(tokens=5)
+    await anyio.sleep(5)
+    await limiter.acquire(tokens=10)
+    old.cancel()
+    with pytest.raises(RateLimited):
+        limiter.acquire_nowait(tokens=1)
+
+
+async def test_failed_calls_stay_charged(virtual_time):
+    """Promise 8."""
+    limiter = Limiter(requests=per_minute(2))
+    with pytest.raises(ConnectionError):
+        async with limiter():
+            raise ConnectionError
+    assert limiter.statistics().limits["requests"].level == 1
+
+
+async def test_a_pause_holds_everybody_and_is_never_shortened(virtual_time):
+    """Promise 9."""
+    limiter = Limiter(requests=per_second(100))
+    limiter.pause(7.0)
+    limiter.pause(2.0)
+    with pytest.raises(RateLimited) as refused:
+        limiter.acquire_nowait()
+    assert (refused.value.retry_after, refused.value.blocked_by) == (7.0, "pause")
+    log = []
+    await line_up(limiter, [("a", {}), ("b", {})], log)
+    assert log == [("a", 7.0), ("b", 7.0)]
+    async with limiter:
+        assert clock.now() == 7.0
+
+
+async def test_a_pause_outlives_those_who_give_up_in_it(virtual_time):
+    limiter = Limiter(requests=per_second(100))
+    limiter.pause(5.0)
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as group:
+            group.start_soon(limiter.acquire)
+            await anyio.wait_all_tasks_blocked()
+            scope.cancel()
+    async with limiter(requests=1):
+        assert clock.now() == 5.0
+
+
+async def test_a_pause_of_one_unit_lets_calls_pass_that_do_not_cost_it(virtual_time):
+    limiter = Limiter(requests=per_second(100), tokens=per_second(100))
+    limiter.pause(3, "tokens")
+    limiter.acquire_nowait(tokens=0)
+    with pytest.raises(RateLimited):
+        limiter.acquire_nowait(tokens=1)
+
+
+async def test_reconfiguring_keeps_what_was_used_and_looks_at_who_waits(virtual_time):
+    limiter = Limiter(tokens=per_minute(60))
+    limiter.acquire_nowait(tokens=60)
+    log = []
+
+    async def change():
+        await anyio.sleep(1)  # one token is back
+        limiter.reconfigure(tokens=per_second(10, burst=60))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(line_up, limiter, [("a", {"tokens": 21})], log)
+        group.start_soon(change)
+    assert log == [("a", 3.0)]
+    assert limiter.limits["tokens"] == (per_second(10, burst=60),)
+
+
+async def test_reconfiguring_below_a_waiters_cost_tells_it(virtual_time):
+    limiter = Limiter(tokens=per_minute(60))
+    limiter.acquire_nowait(tokens=60)
+    async with anyio.create_task_group() as group:
+
+        async def wait():
+            with pytest.raises(Unsatisfiable):
+                await limiter.acquire(tokens=50)
+
+        group.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        limiter.reconfigure(tokens=per_minute(30))
+
+
+async def test_a_permit_observes_with_what_was_sent_since(virtual_time):
+    """A `remaining` that is one latency old is not the present: what was charged since is subtracted, refills added."""
+    limiter = Limiter(tokens=per_second(10, burst=100))
+    first = await limiter.acquire(tokens=10)
+    await limiter.acquire(tokens=30)
+    await anyio.sleep(1)
+    first.observe(remaining={"tokens": 60})
+    assert limiter.statistics().limits["tokens"].level == pytest.approx(40)
+    first.observe(remaining={"tokens": 90})
+    assert limiter.statistics().limits["tokens"].level == pytest.approx(40), "it is never raised"
+    limiter.observe(reset={"tokens": 9.0})
+    assert limiter.statistics().limits["tokens"].level == pytest.approx(10)
+
+
+async def test_forecast_charges_nothing_and_is_right(virtual_time):
+    limiter = Limiter(requests=per_second(1, burst=2))
+    assert limiter.forecast() == penstock.Forecast(0.0, None)
+    limiter.acquire_nowait(requests=2)
+    assert limiter.forecast() == penstock.Forecast(1.0, "requests")
+    assert limiter.forecast() == penstock.Forecast(1.0, "requests")
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as group:
+            group.start_soon(limiter.acquire)
+            await anyio.wait_all_tasks_blocked()
+            assert limiter.forecast().wait == pytest.approx(2.0)
+            scope.cancel()
+
+
+async def test_a_longer_wait_than_max_wait_is_refused_at_once(virtual_time):
+    limiter = Limiter(requests=per_second(1, burst=1))
+    limiter.acquire_nowait()
+    with pytest.raises(RateLimited, match=r"max_wait is 0\.5 s") as refused:
+        await limiter.acquire(max_wait=0.5)
+    assert clock.now() == 0
+    assert refused.value.retry_after == 1.0
+    await limiter.acquire(max_wait=1.0)
+    assert clock.now() == 1.0
+
+
+async def test_a_wait_past_the_enclosing_deadline_is_refused_at_once(virtual_time):
+    limiter = Limiter(requests=per_second(1, burst=1))
+    limiter.acquire_nowait()
+    with anyio.move_on_after(0.5), pytest.raises(RateLimited, match="deadline"):
+        await limiter.acquire()
+    assert clock.now() == 0
+
+
+async def test_in_a_cancelled_scope_a_wait_ends_as_cancelled(virtual_time):
+    limiter = Limiter(requests=per_second(1, burst=1))
+    limiter.acquire_nowait()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await limiter.acquire()
+        raise AssertionError("unreachable")
+    assert scope.cancelled_caught
+
+
+async def test_max_wait_counts_when_others_push_in(virtual_time):
+    limiter = Limiter(requests=per_second(1, burst=1))
+    limiter.acquire_nowait()
+    async with anyio.create_task_group() as group:
+
+        async def wait():
+            with pytest.raises(RateLimited, match="max_wait has passed"):
+                await limiter.acquire(max_wait=1.5)
+            assert clock.now() == 1.5
+
+        group.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        for _ in range(3):
+            group.start_soon(lambda: limiter.acquire(priority=9))
+
+
+async def test_the_line_is_bounded(virtual_time):
+    limiter = Limiter(requests=per_second(1, burst=1), max_waiting=2)
+    limiter.acquire_nowait()
+    async with anyio.create_task_group() as group:
+        for _ in range(2):
+            group.start_soon(limiter.acquire)
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(QueueFull, match="2 calls are waiting already"):
+            await limiter.acquire()
+
+
+async def test_places_come_back_when_the_permit_ends(virtual_time):
+    limiter = Limiter(calls=in_flight(2))
+    log = []
+
+    async def call(i):
+        async with limiter:
+            log.append((i, clock.now()))
+            await anyio.sleep(1)
+
+    async with anyio.create_task_group() as group:
+        for i in range(5):
+            group.start_soon(call, i)
+            await anyio.wait_all_tasks_blocked()
+    assert [at for _, at in sorted(log)] == [0, 0, 1, 1, 2]
+    with pytest.raises(RateLimited) as refused, limiter, limiter:
+        limiter.acquire_nowait()
+    assert refused.value.retry_after == math.inf
+    assert limiter.statistics().in_flight == 0
+
+
+async def test_one_call_object_serves_many_tasks_at_once(virtual_time):
+    limiter = Limiter(calls=in_flight(3))
+    gate = limiter()
+    inside = []
+
+    async def call():
+        async with gate:
+            inside.append(limiter.statistics().in_flight)
+            await anyio.sleep(1)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(7):
+            group.start_soon(call)
+    assert max(inside) == 3
+    assert limiter.statistics().in_flight == 0
+
+
+async def test_a_decorator_computes_the_cost_and_settles_by_the_result(virtual_time):
+    limiter = Limiter(requests=per_minute(10), tokens=per_minute(100))
+
+    @limiter(tokens=len, settle=lambda reply: {"tokens": reply["used"]})
+    async def ask(prompt):
+        return {"used": 7, "text": prompt.upper()}
+
+    assert (await ask("twelve chars"))["text"] == "TWELVE CHARS"
+    assert ask.__name__ == "ask"
+    assert limiter.statistics().limits["tokens"].level == pytest.approx(93)
+
+
+async def test_generators_hold_their_permit_until_they_end(virtual_time):
+    limiter = Limiter(calls=in_flight(1))
+
+    @limiter
+    async def stream():
+        yield limiter.statistics().in_flight
+        yield limiter.statistics().in_flight
+
+    assert [n async for n in stream()] == [1, 1]
+    assert limiter.statistics().in_flight == 0
+    items = stream()
+    assert await anext(items) == 1
+    await items.aclose()
+    assert limiter.statistics().in_flight == 0
+
+
+async def test_sliding_is_strict_in_every_window(virtual_time):
+    limiter = Limiter(requests=sliding(3, 10))
+    log = []
+
+    async def call():
+        async with limiter():
+            log.append(clock.now())
+
+    async with anyio.create_task_group() as group:
+        for i in range(9):
+            group.start_soon(call)
+            await anyio.sleep([0, 4, 0, 1, 0, 0, 0, 0, 0][i])
+    assert all(later - earlier >= 10 for earlier, later in zip(log, log[3:], strict=False))
+    assert log == [0.0, 0.0, 4.0, 10.0, 10.0, 14.0, 20.0, 20.0, 24.0]
+
+
+async def test_a_calendar_day_ends_at_local_midnight(virtual_time):
+    from datetime import datetime
+    from zoneinfo import ZoneInfo
+
+    berlin = ZoneInfo("Europe/Berlin")
+    virtual_time.set_wall(datetime(2026, 3, 29, 0, 30, tzinfo=berlin))  # the clocks go forward: 23 hours
+    limiter = Limiter(requests=calendar(1, "day", "Europe/Berlin"))
+    limiter.acquire_nowait()
+    assert limiter.forecast().wait == pytest.approx(22.5 * 3600, abs=1e-3)
+    await limiter.acquire()
+    assert datetime.fromtimestamp(clock.wall(), berlin).isoformat()[:16] == "2026-03-30T00:00"
+
+
+async def test_overdraft_lets_one_large_call_go_when_full_and_pays_afterwards(virtual_time):
+    limiter = Limiter(tokens=Rate(10, 1.0, overdraft=True))
+    limiter.acquire_nowait(tokens=25)
+    assert limiter.forecast(tokens=1).wait == pytest.approx(1.6)
+    await limiter.acquire(tokens=25)
+    assert clock.now() == pytest.approx(2.5)
+
+
+async def test_several_limits_of_one_unit_hold_together(virtual_time):
+    limiter = Limiter(tokens=["10/s", "15/min"])
+    limiter.acquire_nowait(tokens=10)
+    await anyio.sleep(1)
+    with pytest.raises(RateLimited) as refused:
+        limiter.acquire_nowait(tokens=10)
+    assert refused.value.blocked_by == "tokens (15/min)"
+
+
+async def test_a_joint_limiter_is_one_decision_and_one_line(virtual_time):
+    org = Limiter(requests=per_second(2), tokens=per_second(100))
+    alice, bob = (Limiter(requests=per_second(1, burst=1)) for _ in range(2))
+    log = []
+
+    async def call(name, limiter):
+        async with (org & limiter)(tokens=1):
+            log.append((name, clock.now()))
+
+    async with anyio.create_task_group() as group:
+        for name, limiter in (("alice", alice), ("alice", alice), ("bob", bob), ("bob", bob)):
+            group.start_soon(call, name, limiter)
+            await anyio.wait_all_tasks_blocked()
+    assert log == [("alice", 0.0), ("bob", 0.0), ("alice", 1.0), ("bob", 1.0)]
+    assert org.statistics().limits["requests"].level == 0
+    with pytest.raises(UnknownUnit):
+        (org & alice).acquire_nowait(tokens=1, images=1)
+    assert list((org & alice & bob).statistics().limits) == [
+        "requests (2/s)", "requests (1/s)", "requests (1/s)'", "tokens"
+    ]  # fmt: skip
+
+
+async def test_joining_twice_charges_once(virtual_time):
+    a, b = Limiter(requests=per_minute(10)), Limiter(tokens=per_minute(10))
+    ((a & b) & (b & a)).acquire_nowait(tokens=4)
+    assert a.statistics().limits["requests"].level == 9
+    assert b.statistics().limits["tokens"].level == 6
+
+
+async def test_shadow_mode_lets_through_and_counts(virtual_time):
+    limiter = Limiter(requests=per_minute(1), enforce=False)
+    for _ in range(3):
+        async with limiter:
+            pass
+    statistics = limiter.statistics()
+    assert (statistics.granted, statistics.would_refuse) == (3, 2)
+
+
+async def test_events_tell_what_happened_and_a_failing_hook_breaks_nothing(virtual_time, caplog):
+    seen = []
+
+    def hook(event):
+        seen.append(type(event))
+        raise RuntimeError("a bug in the hook")
+
+    limiter = Limiter(requests=per_second(1, burst=1), on_event=hook)
+    permit = await limiter.acquire()
+    with pytest.raises(RateLimited):
+        limiter.acquire_nowait()
+    await limiter.acquire()
+    permit.settle(requests=1)
+    limiter.pause(0.1)
+    limiter.observe(remaining={"requests": 0})
+    limiter.reconfigure(requests=per_second(2))
+    permit.cancel()
+    assert seen == [
+        events.Granted, events.Refused, events.Waited, events.Granted, events.Settled, events.Paused, events.Observed,
+        events.Reconfigured, events.Cancelled,
+    ]  # fmt: skip
+    assert "a bug in the hook" in caplog.text
+
+
+async def test_blocking_the_running_loop_is_refused(virtual_time):
+    limiter = Limiter(requests=per_second(1, burst=1))
+    with limiter:
+        pass
+    with pytest.raises(WouldBlock, match="would block the running event loop"), limiter:
+        pass
+
+
+async def test_threads_wait_in_the_same_line():
+    limiter = Limiter(requests=per_second(100, burst=1))
+    granted = []
+
+    def work(i):
+        with limiter():
+            granted.append((clock.now(), i))
+
+    async with anyio.create_task_group() as group:
+        for i in range(6):
+            group.start_soon(anyio.to_thread.run_sync, work, i)
+        for i in range(6, 12):
+
+            async def ask(i=i):
+                async with limiter():
+                    granted.append((clock.now(), i))
+
+            group.start_soon(ask)
+    assert len(granted) == 12
+    moments = sorted(at for at, _ in granted)
+    assert moments[-1] - moments[0] >= 11 * 0.01 - 1e-3
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Limiter(requests=per_minute(0)), ValueError, "above 0, not 0"),
+        (lambda: Limiter(requests=per_minute(-3)), ValueError, "above 0, not -3"),
+        (lambda: Limiter(requests=per_minute(math.nan)), ValueError, "finite"),
+        (lambda: Limiter(requests=per_minute(math.inf)), ValueError, "finite"),
+        (lambda: Limiter(requests=per_minute(5, burst=0.5)), ValueError, "burst of 0.5 is below one unit"),
+        (lambda: Limiter(requests=Rate(0.5, 1)), ValueError, r"write Rate\(1, per=2\)"),
+        (lambda: Limiter(requests="3500 per fortnight"), ValueError, "cannot read '3500 per fortnight'"),
+        (lambda: Limiter(requests=calendar(1, "day", "Mars/Olympus")), ValueError, "unknown time zone 'Mars/Olympus'"),
+        (lambda: Limiter(requests=calendar(1, "fortnight")), ValueError, "unknown calendar period"),
+        (lambda: Limiter(priority=per_minute(5)), ValueError, "cannot be called 'priority'"),
+        (lambda: Limiter(name=per_minute(5)), ValueError, "name= must be a string"),
+        (Limiter, ValueError, "at least one limit"),
+        (lambda: Limiter(requests=5), ValueError, "requests needs a limit"),
+        (lambda: Limiter(requests=per_minute(5), ageing=0), ValueError, "ageing"),
+        (lambda: Limiter(requests=per_minute(5), flow_weights={"a": -1}), ValueError, "weight of flow 'a'"),
+        (lambda: Limiter(requests=per_minute(5), max_waiting=-1), ValueError, "max_waiting"),
+    ],
+)  # fmt: skip
+def test_a_wrong_limiter_is_refused_where_it_is_made(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+NEVER = (
+    '^12000 tokens can never be granted: "tokens" holds at most 10000 at once. '
+    "Split the call, raise burst, or allow overdraft.$"
+)
+
+
+@pytest.mark.parametrize(
+    ("cost", "error", "message"),
+    [
+        ({}, MissingUnit, "how many tokens does this call cost"),
+        ({"tokens": 1, "imagse": 2}, UnknownUnit, "this limiter knows requests, tokens"),
+        ({"tokens": 12_000}, Unsatisfiable, NEVER),
+        ({"tokens": math.nan}, CostError, "not nan"),
+        ({"tokens": -1}, CostError, "not -1"),
+        ({"tokens": "5"}, CostError, "not '5'"),
+        ({"tokens": None}, (MissingUnit, CostError), "tokens"),
+    ],
+)  # fmt: skip
+async def test_a_wrong_cost_is_refused_in_every_form(cost, error, message):
+    limiter = Limiter(requests=per_minute(10), tokens=per_minute(10_000))
+    with pytest.raises(error, match=message):
+        limiter.acquire_nowait(**cost)
+    with pytest.raises(error, match=message):
+        await limiter.acquire(**cost)
+    with pytest.raises(error, match=message):
+        async with limiter(**cost):
+            pass
+    with pytest.raises(error, match=message), limiter(**cost):
+        pass
+    assert limiter.statistics().granted == 0
+
+
+async def test_one_name_has_one_set_of_limits():
+    one = Limiter(name="service", requests=per_minute(10))
+    same = Limiter(name="service", requests=per_minute(10))
+    one.acquire_nowait(requests=4)
+    assert same.statistics().limits["requests"].level == pytest.approx(6, abs=0.1)
+    with pytest.raises(penstock.ConfigurationConflict, match="requests=10/min there, requests=11/min here"):
+        Limiter(name="service", requests=per_minute(11))
+
+
+async def test_a_limiter_and_its_permits_are_no_reference_cycle():
+    import weakref
+
+    limiter = Limiter(requests=per_minute(10), tokens=per_minute(10), calls=in_flight(3))
+    async with limiter(tokens=1) as permit:
+        permit.settle(tokens=0)
+    (limiter & Limiter(requests=per_day(5))).acquire_nowait(tokens=1)
+    gone = weakref.ref(limiter)
+    gc.disable()
+    try:
+        del limiter, permit
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_a_limiter_made_at_import_serves_loop_after_loop():
+    """Promise 10."""
+    limiter = Limiter(requests=per_second(1_000, burst=1))
+
+    async def use():
+        for _ in range(3):
+            async with limiter:
+                pass
+
+    for backend in ("asyncio", "trio", "asyncio"):
+        anyio.run(use, backend=backend)
+    asyncio.run(use())
+    threads = [threading.Thread(target=anyio.run, args=(use,), kwargs={"backend": b}) for b in ("asyncio", "trio") * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert limiter.statistics().granted == 3 * 8

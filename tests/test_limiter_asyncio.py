@@ -1,0 +1,104 @@
+"""What is asyncio's own: `task.cancel()` at every await and at the very instant of a grant, timeouts, loops that die."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+
+import pytest
+
+from penstock import Limiter, clock, in_flight, per_minute, per_second
+
+
+async def settle_down():
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.asyncio
+async def test_a_grant_at_the_instant_of_the_cancellation_is_undone(virtual_time):
+    """Promise 5, at its sharpest: the grant was handed over, and its owner is cancelled before it wakes."""
+    limiter = Limiter(calls=in_flight(1), tokens=per_minute(100))
+    first = await limiter.acquire(tokens=10)
+    task = asyncio.create_task(limiter.acquire(tokens=90))
+    await settle_down()
+    first.close()  # hands the place, and the tokens, to the one who waits
+    assert limiter.statistics().limits["tokens"].level == 0
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    statistics = limiter.statistics()
+    assert statistics.limits["tokens"].level == 90
+    assert statistics.in_flight == statistics.waiting == 0
+
+
+@pytest.mark.parametrize("steps", range(12))
+@pytest.mark.asyncio
+async def test_cancelled_after_any_number_of_steps_nothing_is_lost(virtual_time, steps):
+    """Whichever await the cancellation meets, the sum of what is left and what was granted stays whole."""
+    limiter = Limiter(requests=per_second(1, burst=3), calls=in_flight(2))
+    tasks = [asyncio.create_task(limiter.acquire()) for _ in range(4)]
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    for task in tasks[::2]:
+        task.cancel()
+    await asyncio.wait(tasks, timeout=10)
+    granted = [task.result() for task in tasks if task.done() and not task.cancelled()]
+    statistics = limiter.statistics()
+    assert statistics.in_flight == len(granted)
+    for permit in granted:
+        permit.cancel()
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    statistics = limiter.statistics()
+    assert (statistics.in_flight, statistics.waiting) == (0, 0)
+    assert statistics.limits["requests"].level == 3
+
+
+@pytest.mark.asyncio
+async def test_the_post_is_passed_on_when_its_owner_is_cancelled(virtual_time):
+    limiter = Limiter(requests=per_second(1, burst=1))
+    await limiter.acquire()
+    tasks = [asyncio.create_task(limiter.acquire()) for _ in range(3)]
+    await settle_down()
+    tasks[0].cancel()
+    await asyncio.gather(*tasks[1:])
+    assert clock.now() == 2.0
+
+
+@pytest.mark.asyncio
+async def test_asyncio_timeout_ends_a_wait(virtual_time):
+    limiter = Limiter(requests=per_minute(1))
+    await limiter.acquire()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(5), limiter:
+            pass
+    assert clock.now() == 5.0
+    assert limiter.statistics().waiting == 0
+
+
+def test_a_loop_that_was_closed_under_its_waiters_does_not_hold_up_the_others():
+    """Promise 10: those who will never wake are passed over."""
+    limiter = Limiter(requests=per_second(50, burst=1))
+    limiter.acquire_nowait()
+    dead = asyncio.new_event_loop()
+    tasks = [dead.create_task(limiter.acquire()) for _ in range(3)]
+    dead.run_until_complete(asyncio.sleep(0.001))
+    for task in tasks:
+        task._log_destroy_pending = False
+    dead.close()
+    done = []
+
+    def work():
+        with limiter():
+            done.append(True)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert done == [True]
+    for task in tasks:
+        with contextlib.suppress(RuntimeError):
+            task.get_coro().close()

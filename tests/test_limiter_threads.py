@@ -1,0 +1,153 @@
+"""Real threads on one limiter, in real time: loops of their own, of asyncio and trio, and plain threads.
+
+2 seconds; for a longer look, `PENSTOCK_STRESS=30`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from fractions import Fraction
+
+import anyio
+import pytest
+
+from penstock import Limiter, Rate, RateLimited, in_flight
+
+SECONDS = float(os.environ.get("PENSTOCK_STRESS") or 2)
+
+
+def excess(grants: list[tuple[float, float]], limit: Rate) -> float:
+    """By how much the worst interval of all passes burst + rate · T: the largest rise of `total − rate · t`, in one pass."""
+    rate, total = Fraction(limit.amount) / Fraction(limit.per), Fraction(0)
+    lowest, worst = None, -Fraction(limit.burst)
+    for at, amount in sorted(grants):
+        before = total - rate * Fraction(at)
+        lowest = before if lowest is None else min(lowest, before)
+        total += Fraction(amount)
+        worst = max(worst, total - rate * Fraction(at) - lowest - Fraction(limit.burst))
+    return float(worst)
+
+
+def test_many_threads_and_loops_share_one_limiter_without_a_violation():
+    """Promises 1, 2, 5 and 10, with waiters that give up, cancels, refunds, pauses; nobody hangs, and nothing is left behind."""
+    requests, tokens = Rate(400, 1.0, 20), Rate(3_000, 1.0, 150)
+    limiter = Limiter(requests=requests, tokens=tokens, calls=in_flight(6))
+    end = time.monotonic() + SECONDS
+    grants: list[tuple[float, dict[str, float]]] = []
+    inside = most = 0
+    lock = threading.Lock()
+    errors: list[BaseException] = []
+
+    def enter():
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+
+    def leave(permit, luck):
+        nonlocal inside
+        fate = luck.random()
+        if fate < 0.1:
+            permit.settle(tokens=1)
+        with lock:
+            inside -= 1
+        if fate > 0.95:
+            permit.cancel()
+        else:
+            grants.append((permit.granted_at, permit.cost))
+
+    async def task(luck):
+        while time.monotonic() < end:
+            with anyio.move_on_after(luck.choice([0.001, 0.02, 5.0])):
+                try:
+                    permit = await limiter.acquire(
+                        tokens=luck.choice([1, 5, 20, 90]), priority=luck.choice([0, 0, 1]), flow=luck.choice("ab")
+                    )
+                except RateLimited:
+                    await anyio.sleep(0.001)
+                    continue
+                with permit:
+                    enter()
+                    try:
+                        await anyio.sleep(luck.choice([0, 0.001, 0.005]))
+                    finally:
+                        leave(permit, luck)
+
+    async def loop(seed):
+        async with anyio.create_task_group() as group:
+            for i in range(8):
+                group.start_soon(task, random.Random(100 * seed + i))
+
+    def plain(seed):
+        luck = random.Random(seed)
+        while time.monotonic() < end:
+            try:
+                with limiter(tokens=luck.choice([1, 5, 20]), max_wait=luck.choice([0.01, 5.0])) as permit:
+                    enter()
+                    try:
+                        time.sleep(luck.choice([0, 0.001]))  # the work, not the wait
+                    finally:
+                        leave(permit, luck)
+            except RateLimited:
+                time.sleep(0.001)
+            if luck.random() < 0.01:
+                limiter.pause(0.005)
+
+    def guarded(function, *args, **options):
+        try:
+            function(*args, **options)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [
+        threading.Thread(target=guarded, args=(anyio.run, loop, i), kwargs={"backend": backend}, daemon=True)
+        for i, backend in enumerate(("asyncio", "trio", "asyncio", "trio"))
+    ] + [threading.Thread(target=guarded, args=(plain, 1_000 + i), daemon=True) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS + 20)
+    assert not [thread for thread in threads if thread.is_alive()], "somebody hangs"
+    assert not errors
+    assert most <= 6
+    for unit, limit in (("requests", requests), ("tokens", tokens)):
+        assert excess([(at, cost.get(unit, 0)) for at, cost in grants], limit) <= limit.rate * 1e-6, unit
+    statistics = limiter.statistics()
+    assert (statistics.in_flight, statistics.waiting) == (0, 0)
+    assert len(grants) > 30 * SECONDS, "it was a real load"
+
+
+@pytest.mark.parametrize("kinds", [("asyncio", "thread"), ("trio", "asyncio"), ("trio", "thread")])
+def test_the_post_passes_between_loops_and_threads(kinds):
+    """Who leaves while it has the only timer wakes somebody in another loop or thread, who then sees to all turns."""
+    limiter = Limiter(requests=Rate(50, 1.0, 1))
+    limiter.acquire_nowait()
+    served = []
+
+    def work(kind):
+        async def several():
+            async with anyio.create_task_group() as group:
+                for _ in range(5):
+                    group.start_soon(one)
+                    await anyio.sleep(0)
+
+        async def one():
+            async with limiter:
+                served.append(kind)
+
+        if kind == "thread":
+            for _ in range(5):
+                with limiter():
+                    served.append(kind)
+        else:
+            anyio.run(several, backend=kind)
+
+    threads = [threading.Thread(target=work, args=(kind,), daemon=True) for kind in kinds]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sorted(served) == sorted(kinds * 5)
