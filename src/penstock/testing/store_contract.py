@@ -146,7 +146,8 @@ class StoreContract:
     @pytest.mark.anyio
     async def test_two_processes_share_one_limit(self, stores: Callable[..., Store]) -> None:
         """What both were granted is at most burst + rate × time, and all of it is used."""
-        limiters = [Limiter(requests=per_second(200, burst=5), name="x", store=stores()) for _ in range(2)]
+        burst = 50  # spent at once, so that what flows in while a busy machine stalls this test is kept, and not lost
+        limiters = [Limiter(requests=per_second(200, burst=burst), name="x", store=stores()) for _ in range(2)]
         granted = []
 
         async def work(limiter: Limiter) -> None:
@@ -154,7 +155,7 @@ class StoreContract:
                 async with limiter:
                     granted.append(time.monotonic())
 
-        async with limiters[0]:
+        async with limiters[0](requests=burst):
             begin = time.monotonic()
         async with anyio.create_task_group() as tasks:
             for limiter in limiters * 8:
@@ -162,8 +163,8 @@ class StoreContract:
             await anyio.sleep(0.4)
             tasks.cancel_scope.cancel()
         span = time.monotonic() - begin
-        assert len(granted) <= 5 + 200 * span + 1
-        assert len(granted) >= 0.7 * 200 * 0.4
+        assert len(granted) <= 200 * span + 1
+        assert len(granted) >= 0.6 * 200 * 0.4
 
     @pytest.mark.anyio
     async def test_all_limits_or_none(self, stores: Callable[..., Store]) -> None:
