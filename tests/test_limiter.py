@@ -656,3 +656,24 @@ def test_a_limiter_made_at_import_serves_loop_after_loop():
         thread.join(10)
         assert not thread.is_alive()
     assert limiter.statistics().granted == 3 * 8
+
+
+async def test_a_busy_loop_loses_no_capacity(virtual_time):
+    """While tasks keep the loop busy, whoever is on post cannot wake up: whoever comes grants in its place."""
+    limiter = Limiter(requests=per_second(10))
+
+    async def work():
+        virtual_time.advance(0.5)  # on the processor, so that no timer fires
+        await limiter.acquire()
+
+    for _ in range(10):
+        limiter.acquire_nowait()
+    began = clock.now()
+    async with anyio.create_task_group() as group:
+        for _ in range(40):
+            group.start_soon(limiter.acquire)
+        await anyio.wait_all_tasks_blocked()
+        for _ in range(12):
+            group.start_soon(work)
+    assert clock.now() - began == pytest.approx(6.0)
+    assert limiter.statistics().granted == 62

@@ -114,7 +114,7 @@ class Life:
                 counts.clear()
             elif kind == "close":
                 permit.close()
-            elif kind == "settle" and counts.get("tokens", 0) >= two:
+            elif kind == "settle" and counts.get("tokens", -1) >= two:
                 permit.settle(tokens=two)
                 counts["tokens"] = two
         await self.check()

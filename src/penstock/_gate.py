@@ -94,7 +94,17 @@ class Gate:
     def enter(self, waiter: Waiter, now: float) -> None:
         """Let `waiter` join the line; it may be granted on the spot."""
         self.busy = True
-        if self.line.join(waiter, now):
+        others_first = False
+        if (
+            now >= self._alarm
+        ):  # the loop of the post is too busy to ring: grant in its place, before a bucket overflows
+            waited = len(self.line)
+            self.run(now)
+            self.busy = True
+            others_first = len(self.line) < waited and waiter.parker is not None and waiter.deadline is None
+        if (
+            self.line.join(waiter, now) and not others_first
+        ):  # else it would go on before those who were granted just now wake up
             self.run(now)
 
     def run(self, now: float) -> None:

@@ -477,7 +477,8 @@ class _CallOfOne(_Call):
     async def __aenter__(self) -> Permit:
         limiter = self._limiter
         bucket = limiter._first
-        limiter._take_lock()  # half the time of `with`
+        take, release = limiter._take_lock, limiter._release_lock
+        take()  # half the time of `with`
         try:
             now = clock.now()
             refill = now * bucket.rate + bucket.offset
@@ -489,7 +490,7 @@ class _CallOfOne(_Call):
                 self._granted_at = now
                 return self
         finally:
-            limiter._release_lock()
+            release()
         waiter = self._stand_in_line()
         if waiter is None:
             return await self._general()
@@ -530,7 +531,8 @@ class _CallOfTwo(_Call):
         limiter = self._limiter
         first = limiter._first
         second = limiter._second
-        limiter._take_lock()
+        take, release = limiter._take_lock, limiter._release_lock
+        take()
         try:
             now = clock.now()
             refill1 = now * first.rate + first.offset
@@ -551,7 +553,7 @@ class _CallOfTwo(_Call):
                 self._granted_at = now
                 return self
         finally:
-            limiter._release_lock()
+            release()
         waiter = self._stand_in_line()
         if waiter is None:
             return await self._general()
@@ -837,10 +839,14 @@ class Limiter:
         Raises:
             MissingUnit, UnknownUnit, CostError: The cost is wrong.
         """
-        if function is None and len(options) == 1 and self._plain_unit in options:
-            amount = options[self._plain_unit]
-            if type(amount) is int and amount >= 0:
-                call = self._plain()  # type: ignore[misc]  # if there is a plain unit there is a plain call
+        plain = self._plain
+        if plain is not None and function is None:
+            try:  # nearly always it is there, and a look beforehand costs as much as all of the rest
+                amount = options[self._plain_unit]
+            except KeyError:
+                amount = None
+            if type(amount) is int and len(options) == 1 and amount >= 0:
+                call = plain()
                 call._limiter = self
                 call._amount = amount
                 call._granted_at = None  # not yet
