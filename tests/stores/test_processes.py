@@ -12,16 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.stores.admissions import excess
+
 SECONDS = float(os.environ.get("PENSTOCK_SOAK", "3"))
 WORKER = str(Path(__file__).with_name("worker.py"))
 
 
 class Crew:
-    """Worker processes, and the moments of all their grants."""
+    """Worker processes, and of all their grants the moments at which the store admitted them, and at which they were seen."""
 
     def __init__(self, **plan):
         self.plan = plan
-        self.moments = []
+        self.grants = []
         self.calls = 0
         self.of_the_counted = 0
         self._threads = []
@@ -44,14 +46,15 @@ class Crew:
                 self.calls += int(calls)
                 self.of_the_counted += int(granted)
             elif line.endswith("\n"):
-                self.moments.append(float(line))
+                admitted, seen = line.split()
+                self.grants.append((float(admitted), float(seen)))
         process.wait()
         process.stdout.close()
 
     def wait(self):
         for thread in self._threads:
             thread.join()
-        self.moments.sort()
+        self.grants.sort()
 
 
 @pytest.fixture(params=["sqlite", "valkey"])
@@ -64,12 +67,16 @@ def store(request, tmp_path, prefix):
 
 
 def test_four_processes_that_are_killed_use_all_of_the_quota_and_never_more(store):
-    """40 % of the waiters give up, and every second one process dies by SIGKILL and another begins."""
-    rate, burst = 200, 10
+    """40 % of the waiters give up, and every second one process dies by SIGKILL and another begins.
+
+    What a dying process takes with it is what it had reserved: one turn a kill, as measured. The burst is what a machine may
+    stall all four (0.25 s) without losing anything, since what flows in meanwhile is kept.
+    """
+    rate, burst = 200, 50
     crew = Crew(store=store, limits={"requests": [rate, 1, burst]}, waiters=25, give_up=0.4)
     processes = [crew.hire(SECONDS + 1, seed) for seed in range(4)]
     begin = time.monotonic()
-    while not crew.moments:
+    while not crew.grants:
         time.sleep(0.01)
         assert time.monotonic() - begin < 20
     end = time.monotonic() + SECONDS
@@ -83,29 +90,34 @@ def test_four_processes_that_are_killed_use_all_of_the_quota_and_never_more(stor
     for process in processes:
         process.kill()
     crew.wait()
-    span = crew.moments[-1] - crew.moments[0]
+    moments = [admitted for admitted, _ in crew.grants]
+    promised = burst + rate * (moments[-1] - moments[0])
+    print(f"{len(moments)} of {promised:.1f} granted, {killed} killed")  # noqa: T201 - `-rP` shows it
     assert killed >= 2
-    # A grant is made at the store's moment and seen a little later; so what is seen may be closer together by that much.
-    assert len(crew.moments) <= burst + rate * (span + 0.05)
-    assert len(crew.moments) >= 0.97 * rate * span
+    assert excess(moments, rate, burst) <= 0.01
+    assert all(seen >= admitted - 0.001 for admitted, seen in crew.grants)
+    assert len(moments) >= 0.99 * promised
 
 
 def test_one_process_that_saturates_a_limit_asks_rarely(store):
     """At most one call for ten grants."""
     crew = Crew(store=store, limits={"requests": [2000, 1, 50]}, waiters=50, give_up=0.0)
-    crew.hire(1.5, 1)
+    crew.hire(1.0, 1)
     crew.wait()
-    assert crew.of_the_counted > 2000
+    print(f"{crew.calls} calls for {crew.of_the_counted} grants")  # noqa: T201 - `-rP` shows it
+    assert crew.of_the_counted > 500
     assert crew.calls <= 0.1 * crew.of_the_counted
 
 
 def test_four_processes_that_share_a_slow_limit_ask_about_once_a_grant(store):
-    """Not again and again until it is their turn; and each gets its share."""
+    """Not again and again until it is their turn."""
     crew = Crew(store=store, limits={"requests": [40, 1, 1]}, waiters=10, give_up=0.0)
     for seed in range(4):
-        crew.hire(3, seed)
+        crew.hire(SECONDS / 2, seed)
     crew.wait()
-    assert crew.calls <= 1.7 * crew.of_the_counted + 20
+    print(f"{crew.calls} calls for {crew.of_the_counted} grants")  # noqa: T201 - `-rP` shows it
+    assert crew.of_the_counted > 30
+    assert crew.calls <= 1.2 * crew.of_the_counted
 
 
 FORK = """
