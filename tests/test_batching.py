@@ -540,6 +540,18 @@ async def test_split_on_says_which_errors_may_be_an_items_fault(virtual_time, sp
     assert len(service.calls) == calls
 
 
+def test_a_judge_is_no_async_function():
+    """It would say yes to everything."""
+
+    async def split_on(error):
+        return False
+
+    with pytest.raises(
+        TypeError, match=r"Batcher\(split_on=.*split_on\): it is called and not awaited; give a plain function"
+    ):
+        Batcher(Service(), split_on=split_on)
+
+
 async def test_a_judge_that_fails_leaves_nobody_waiting(virtual_time):
     def split_on(error):
         raise LookupError("the judge is out")

@@ -7,8 +7,9 @@ import functools
 
 import pytest
 
-from penstock import Limiter, per_second
+from penstock import Limiter, Retry, per_second, timeout
 from penstock._functions import kind_of, name_of
+from penstock.pipeline import circuit_breaker, fallback, hedge
 
 
 def plain():
@@ -67,6 +68,40 @@ def around(function):
 def test_a_function_is_seen_for_what_calling_it_gives(function, kind):
     """Through partials, objects that can be called, and plain functions around async ones; a context manager is no generator."""
     assert kind_of(function) == kind
+
+
+@pytest.mark.parametrize(
+    "decorator",
+    [
+        Retry(on=OSError),
+        timeout(1),
+        fallback(1, on=OSError),
+        hedge(1),
+        circuit_breaker(on=OSError),
+        Limiter(requests="1/s"),
+    ],
+    ids=name_of,
+)
+def test_what_cannot_be_called_is_refused_at_decoration(decorator):
+    """And not when it is called; above `@staticmethod` a decorator would even change what a method is given."""
+    for wrong in (classmethod(fetch), staticmethod(fetch), 5):
+        with pytest.raises(TypeError, match=r"classmethod|staticmethod|5"):
+            decorator(wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (classmethod(fetch), "fetch is a classmethod already: put the decorator below @classmethod"),
+        (staticmethod(fetch), "fetch is a staticmethod already: put the decorator below @staticmethod"),
+        (5, "5 is no function"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_function_is_refused_by_name(wrong, message):
+    with pytest.raises(TypeError) as caught:
+        kind_of(wrong)
+    assert str(caught.value) == message
 
 
 def test_a_limited_context_manager_is_charged_when_it_is_entered():

@@ -24,6 +24,8 @@ ORDER = (
     "clock",
     "_parking",
     "_functions",  # what kind of function one decorates
+    "_hints",  # what the server asked for
+    "_verdicts",  # which errors count
     "stores",
     "_tasks",  # tasks that outlive the call which started them
     "_gate",  # the line in front of limits of this process

@@ -239,6 +239,20 @@ def test_in_flight_must_be_one_or_more(in_flight):
         amap(sleep, [], in_flight=in_flight)
 
 
+def test_what_cannot_be_called_is_refused_at_once():
+    """And so is a callback that nobody would await."""
+
+    async def on_progress(progress):
+        pass
+
+    with pytest.raises(TypeError, match="amap calls a function with each item, and 5 is none"):
+        amap(5, [1])
+    with pytest.raises(
+        TypeError, match=r"amap\(on_progress=.*on_progress\): it is called and not awaited; give a plain function"
+    ):
+        amap(sleep, [1], on_progress=on_progress)
+
+
 def test_what_cannot_be_iterated_is_refused_at_once():
     with pytest.raises(TypeError, match="amap needs something to iterate over, not int"):
         amap(sleep, 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import re
 import threading
 import warnings
 from contextlib import aclosing
@@ -128,6 +129,15 @@ def test_describe_says_what_is_in_it():
     )
 
 
+@pytest.mark.parametrize("units", [("tokens",), ("requests", "tokens")], ids=", ".join)
+def test_describe_knows_a_limiter_with_a_plain_cost(units):
+    """`limiter(tokens=5)` is a permit as soon as it is entered; here it never was."""
+    limiter = Limiter(**dict.fromkeys(units, per_minute(100)))
+    assert Pipeline(limiter(tokens=5)).describe().endswith(f"1. {limiter!r}(tokens=5)")
+    with pytest.warns(PipelineOrderWarning, match=re.escape(f"{limiter!r}(tokens=5) is outside Retry(on=OSError")):
+        Pipeline(limiter(tokens=5), Retry(on=OSError))
+
+
 def test_what_is_no_layer_is_refused():
     with pytest.raises(TypeError, match=r"layer 2 of the pipeline, 20, is neither a decorator nor a context manager"):
         Pipeline(timeout(5), 20)
@@ -155,11 +165,25 @@ def test_a_limiter_outside_a_retry_is_warned_of():
     assert issubclass(PipelineOrderWarning, UserWarning)
 
 
+def test_a_limiter_outside_a_hedge_is_warned_of():
+    """The second attempt would be sent and not charged."""
+    limiter = Limiter(requests=per_second(5))
+    with pytest.warns(PipelineOrderWarning) as caught:
+        Pipeline(limiter(), hedge(1))
+    assert str(caught[0].message) == (
+        f"{limiter()!r} is outside hedge(1): it would charge a call once, however often it is tried, and servers count every "
+        "attempt. Put it inside: Pipeline(hedge(...), limiter(...), ...)"
+    )
+    with pytest.warns(PipelineOrderWarning, match=r"is outside hedge\(1\)"):
+        Pipeline(Retry(on=OSError), limiter(), hedge(1))
+
+
 def test_orders_that_can_be_meant_are_not_warned_of():
     retry, limiter = Retry(on=OSError), Limiter(requests=per_second(5))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Pipeline(retry, limiter())
+        Pipeline(retry, hedge(1), limiter())
         Pipeline(limiter(), timeout(5))
         Pipeline(limiter(), retry, limiter())  # one for calls, one for attempts
 
@@ -385,6 +409,9 @@ async def test_a_fallback_answers_when_the_call_fails():
     assert await fallback(None, on=OSError)(fail)(1) is None
     assert await fallback(echo, on=lambda error: isinstance(error, OSError))(fail)("asked") == "asked"
     assert await fallback(str.upper, on=OSError)(fail)("asked") == "ASKED"
+    assert (
+        await fallback(lambda value: echo(value + 1), on=OSError)(fail)(1) == 2
+    )  # a plain function around an async one
     assert await fallback("sorry", on=OSError)(echo)(1) == 1
     with pytest.raises(OSError):
         await fallback("sorry", on=KeyError)(fail)(1)
@@ -822,6 +849,20 @@ def test_a_breaker_with_wrong_numbers_is_refused(settings, message):
     with pytest.raises(ValueError) as caught:
         circuit_breaker(on=OSError, **settings)
     assert str(caught.value) == message
+
+
+def test_a_classifier_of_a_layer_is_no_async_function():
+    for layer, message in (
+        (
+            lambda: circuit_breaker(on=echo),
+            "circuit_breaker(on=echo): it is called and not awaited; give a plain function",
+        ),
+        (lambda: circuit_breaker(on=OSError, hint=echo), "circuit_breaker(hint=echo): it is called and not awaited"),
+        (lambda: fallback("sorry", on=echo), "fallback(on=echo): it is called and not awaited; give a plain function"),
+    ):
+        with pytest.raises(TypeError) as caught:
+            layer()
+        assert message in str(caught.value)
 
 
 def test_layers_that_classify_have_no_default():

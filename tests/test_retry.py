@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import gc
 import logging
+import pickle
 import threading
 import time
 import weakref
@@ -137,6 +138,25 @@ async def test_a_plain_function_around_an_async_one_is_awaited(virtual_time):
     assert await Retry(on=ConnectionError, backoff=EVERY_SECOND)(lambda: flaky())() == "reply"  # noqa: PLW0108
 
 
+@anyio_test
+async def test_call_refuses_what_could_not_be_retried(virtual_time):
+    """A generator fails when it is iterated, and by then the call is over. A function that returns one is another matter."""
+    retry = Retry(on=ConnectionError)
+
+    def items():
+        yield 1
+
+    async def stream():
+        yield 1
+
+    for function in (items, stream, functools.partial(items)):
+        with pytest.raises(TypeError, match=r"(items|stream) is .* generator function: calling it does nothing yet"):
+            await retry.call(function)
+        with pytest.raises(TypeError, match="calling it does nothing yet"):
+            retry.call_sync(function)
+    assert list(await retry.call(lambda: (item for item in [1, 2]))) == [1, 2]
+
+
 def test_the_methods_of_the_openai_sdk_count_as_async():
     import openai
 
@@ -255,6 +275,27 @@ async def test_on_says_which_errors_are_tried_again(on, raised, calls, virtual_t
     with pytest.raises(raised):
         await Retry(on=on, attempts=3, backoff=EVERY_SECOND).call(flaky)
     assert len(flaky.at) == calls
+
+
+async def _async_judge(_):
+    return False
+
+
+@pytest.mark.parametrize("name", ["on", "on_result", "hint", "on_event"])
+def test_what_cannot_be_awaited_is_refused_where_it_is_written(name):
+    """An async `on` would say yes to everything: what it returns is a coroutine, and true."""
+    with pytest.raises(TypeError) as caught:
+        Retry(**{"on": OSError, name: _async_judge})
+    assert str(caught.value) == f"Retry({name}=_async_judge): it is called and not awaited; give a plain function"
+
+
+@anyio_test
+async def test_an_answer_that_would_have_to_be_awaited_is_refused(virtual_time):
+    """Where it could not be seen beforehand."""
+    flaky = Flaky(9)
+    with pytest.raises(TypeError, match=r"a classifier returned <coroutine .*>, which is not awaited"):
+        await Retry(on=lambda error: _async_judge(error), backoff=EVERY_SECOND).call(flaky)  # noqa: PLW0108
+    assert len(flaky.at) == 1
 
 
 @anyio_test
@@ -428,6 +469,22 @@ async def test_a_cancelled_scope_comes_out_as_cancellation_and_not_as_the_last_e
 
 
 @anyio_test
+async def test_cancellation_in_the_last_attempt_comes_out_as_cancellation(virtual_time):
+    """Not as the error of whoever turned it into one, though there would have been no other attempt."""
+
+    async def swallow_cancellation():
+        scope.cancel()
+        try:
+            await anyio.sleep_forever()
+        except BaseException:
+            raise ValueError from None
+
+    with anyio.CancelScope() as scope:
+        await Retry(on=ValueError, attempts=1).call(swallow_cancellation)
+    assert scope.cancelled_caught
+
+
+@anyio_test
 async def test_a_deadline_that_is_due_but_has_not_struck_comes_out_as_cancellation(virtual_time):
     async def block_past_the_deadline():
         virtual_time.advance(5)
@@ -556,6 +613,39 @@ async def test_an_attempt_that_takes_too_long_is_cut(shape, virtual_time):
     assert len(cut) == 1
 
 
+@pytest.mark.parametrize("shape", ["call", "loop"])
+@pytest.mark.parametrize(("on", "attempts"), [((ValueError, TimeoutError), 3), (TimeoutError, 1)])
+@anyio_test
+async def test_what_fails_while_an_attempt_is_cut_is_the_attempts_error(shape, on, attempts, virtual_time):
+    """On trio a scope takes its own cancellation out of a group and raises the rest."""
+    made = 0
+
+    async def cleans_up_badly():
+        try:
+            await anyio.sleep(100)
+        finally:
+            raise ValueError("cleaning up")
+
+    async def work():
+        nonlocal made
+        made += 1
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(cleans_up_badly)
+            tasks.start_soon(anyio.sleep, 100)
+
+    retry = Retry(on=on, attempts=3, attempt_timeout=5, backoff=EVERY_SECOND)
+    with pytest.raises(ExceptionGroup) as caught:
+        if shape == "call":
+            await retry.call(work)
+        else:
+            async for attempt in retry:
+                with attempt:
+                    await work()
+    assert made == attempts
+    assert [str(error) for error in caught.value.exceptions] == ["cleaning up"]
+    assert current_attempt() is None
+
+
 @anyio_test
 async def test_an_attempt_in_time_is_not_touched_by_its_timeout(virtual_time):
     flaky = Flaky(1)
@@ -658,6 +748,15 @@ def test_a_policy_is_a_frozen_value():
     assert dataclasses.replace(retry, attempts=4).attempts == 4
     with pytest.raises(dataclasses.FrozenInstanceError):
         retry.attempts = 4
+
+
+def test_policies_that_were_sent_to_other_processes_do_not_draw_in_step():
+    """`random.random` takes its generator along: workers that unpickle it would all wait the same, again and again."""
+    sent = pickle.dumps(Retry(on=ValueError, attempts=3))
+    assert len(sent) < 1000
+    one, other = pickle.loads(sent), pickle.loads(sent)
+    assert one == other == Retry(on=ValueError, attempts=3)
+    assert [one.random() for _ in range(5)] != [other.random() for _ in range(5)]
 
 
 def test_one_policy_serves_many_threads():
@@ -987,6 +1086,18 @@ async def test_a_long_history_is_cut(virtual_time):
 
 
 @anyio_test
+async def test_an_error_that_many_calls_share_does_not_grow_without_end(virtual_time):
+    """As the callers of one `Batcher` do, and a module that raises one object again and again."""
+    shared = ConnectionError("down")
+    retry = Retry(on=ConnectionError, attempts=3, backoff=constant(0))
+    for _ in range(1000):
+        with pytest.raises(ConnectionError):
+            await retry.call(Flaky(9, shared))
+    assert 3 <= len(shared.__notes__) <= 50
+    assert "gave up after 3 attempts" in shared.__notes__[0]
+
+
+@anyio_test
 async def test_an_error_that_takes_no_notes_still_comes_through(virtual_time):
     @dataclasses.dataclass(frozen=True)
     class Frozen(Exception):  # noqa: N818
@@ -1035,6 +1146,13 @@ async def test_a_call_leaves_no_garbage_behind(virtual_time):
         with anyio.move_on_after(5):
             await Retry(on=Mine, backoff=constant(0)).call(fail_and_hang)
         assert [ref() for ref in born] == [None] * 4
+
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(Retry(on=Mine, backoff=constant(60)).call, fail)
+                await anyio.sleep(30)  # cancelled while it waits
+                scope.cancel()
+        assert [ref() for ref in born] == [None] * 5
     finally:
         gc.enable()
 
@@ -1153,7 +1271,18 @@ async def test_a_hook_that_fails_is_logged_and_breaks_nothing(virtual_time, capl
             ValueError,
             "Retry(within=-1): a number of seconds above 0, or None for no bound",
         ),
+        (lambda: Retry(on=ValueError, attempts=2.5), ValueError, "Retry(attempts=2.5): a whole number from 1"),
+        (lambda: Retry(on=ValueError, attempts="3"), ValueError, "Retry(attempts='3'): a whole number from 1"),
         (lambda: Retry(on=ValueError, attempt_timeout=float("nan")), ValueError, "Retry(attempt_timeout=nan)"),
+        (
+            lambda: Retry(on=ValueError, backoff=exponential),
+            TypeError,
+            "Retry(backoff=exponential): exponential(...), constant(...), or an object with `delay` and `jitter`",
+        ),
+        (lambda: Retry(on=ValueError, backoff=3), TypeError, "Retry(backoff=3): exponential(...), constant(...)"),
+        (lambda: Retry(on=ValueError, budget=0.2), TypeError, "Retry(budget=0.2): a Budget(...), or None"),
+        (lambda: Retry(on=ValueError, hint=5), TypeError, "Retry(hint=5): a function is needed"),
+        (lambda: Retry(on=ValueError, random=0.5), TypeError, "Retry(random=0.5): a function is needed"),
         (lambda: Retry(on=ValueError, max_hint=-1), ValueError, "Retry(max_hint=-1): a number of seconds, 0 or more"),
     ],
 )

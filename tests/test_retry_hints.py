@@ -71,6 +71,19 @@ class Asked(Exception):  # noqa: N818
         ),
         pytest.param({"retry-after": "Fri May  1 12:00:20 2026"}, 20, id="the old form of a date"),
         pytest.param({"retry-after": b"4"}, 4, id="bytes"),
+        pytest.param({"retry-after": 10**400}, None, id="a number that is too large"),
+        pytest.param(
+            {"retry-after": "Fri, 31 Dec 99999999999999999999 23:59:59 GMT"}, None, id="a year that is too large"
+        ),
+        pytest.param({"retry-after": "Fri, 01 May 2026 12:00:09 +99999999999999"}, None, id="a zone that is too large"),
+        pytest.param(
+            {
+                "retry-after": http_date(NOON + timedelta(seconds=9)),
+                "date": "Fri, 1 May 99999999999999999999 12:00:00 GMT",
+            },
+            9,
+            id="a Date that is too large",
+        ),
         pytest.param({}, None, id="nothing"),
     ],
 )
@@ -259,6 +272,18 @@ async def test_hints_can_be_read_otherwise_or_not_at_all(virtual_time):
     assert virtual_time.now() == 7
     await Retry(on=Asked, hint=None, backoff=constant(1)).call(failing(Asked(70)))
     assert virtual_time.now() == 8
+
+
+@pytest.mark.parametrize("hint", [float("nan"), -5.0])
+@pytest.mark.anyio
+async def test_a_hint_that_is_no_time_says_nothing(hint, virtual_time):
+    """A moment that has passed, as `reset_at - now` gives it: what `on` or the backoff says holds."""
+    await Retry(on=lambda _: 7, hint=lambda _: hint).call(failing(Asked(1)))
+    assert virtual_time.now() == 7
+    events = []
+    await Retry(on=Asked, hint=lambda _: hint, backoff=constant(1), on_event=events.append).call(failing(Asked(1)))
+    assert virtual_time.now() == 8
+    assert next(event for event in events if isinstance(event, RetryScheduled)).hint is None
 
 
 @pytest.mark.anyio

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["kind_of", "name_of"]
+__all__ = ["check_plain", "kind_of", "name_of"]
 
 
 def kind_of(fn: Callable[..., Any]) -> str:
@@ -18,6 +18,9 @@ def kind_of(fn: Callable[..., Any]) -> str:
 
     Looks through `functools.partial`, `functools.wraps` and objects with `__call__`. The methods of some SDKs are plain
     functions around async ones: what they return must be awaited all the same.
+
+    Raises:
+        TypeError: `fn` cannot be called, or is a method that was wrapped for its class already.
     """
     target: Any = fn
     while True:
@@ -27,6 +30,11 @@ def kind_of(fn: Callable[..., Any]) -> str:
             return "stream"
         if inspect.isgeneratorfunction(target):
             return "generator"
+        if isinstance(target, classmethod | staticmethod):
+            wrapper = type(target).__name__
+            raise TypeError(f"{name_of(target.__func__)} is a {wrapper} already: put the decorator below @{wrapper}")
+        if not callable(target):
+            raise TypeError(f"{target!r} is no function")
         if isinstance(target, functools.partial):
             target = target.func
         elif inspect.isroutine(target) or isinstance(target, type):

@@ -28,6 +28,7 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar, runtime_checkable
 
 from penstock import _parking, _tasks, clock
+from penstock._functions import check_plain
 from penstock.errors import MissingUnit, PenstockError, RateLimited, Unsatisfiable
 
 if TYPE_CHECKING:
@@ -602,6 +603,7 @@ def _judge(split_on: Any) -> Callable[[Exception], bool]:
         return may_be_an_items_fault
     if isinstance(split_on, type | tuple):
         return lambda error: isinstance(error, split_on)
+    check_plain("Batcher", "split_on", split_on)
     judge: Callable[[Exception], bool] = split_on
     return judge
 

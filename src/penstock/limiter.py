@@ -431,6 +431,9 @@ class _Call(Permit):
     def _given(self) -> dict[str, Any]:
         return {self._limiter._plain_unit: self._amount}
 
+    def __repr__(self) -> str:
+        return super().__repr__() if self._granted_at is not None else repr(_Use(self._limiter, self._given()))
+
     async def _general(self) -> Permit:
         """Enter the general way: perhaps a deadline is set, or the limiter has changed, or it is not the first time."""
         limiter = self._limiter

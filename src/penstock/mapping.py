@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 import anyio
 
 from penstock import _parking, _tasks
+from penstock._functions import check_plain
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -122,10 +123,14 @@ def amap(
 
     Raises:
         ValueError: `in_flight` is below 1.
-        TypeError: `items` cannot be iterated over.
+        TypeError: `items` cannot be iterated over, `fn` cannot be called, or `on_progress` is async.
     """
     if operator.index(in_flight) < 1:
         raise ValueError(f"in_flight must be 1 or more, not {in_flight!r}")
+    if not callable(fn):
+        raise TypeError(f"amap calls a function with each item, and {fn!r} is none")
+    if on_progress is not None:
+        check_plain("amap", "on_progress", on_progress)
     if not isinstance(items, AsyncIterable | Iterable):
         raise TypeError(f"amap needs something to iterate over, not {type(items).__name__}")
     return Results(_Work(fn, items, in_flight, ordered=ordered, return_errors=return_errors, on_progress=on_progress))

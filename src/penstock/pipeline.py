@@ -7,7 +7,7 @@ A layer is any decorator of a function, so `Pipeline(a, b)(f)` is `a(b(f))` and 
 layers that limiters and retries are often used with. An async context manager is a layer too: it is entered around every
 call.
 
-What is counted, classified and drawn is decided elsewhere (`retry`, `_core.breaker`); here calls are made.
+What is counted and classified is decided elsewhere (`_core.breaker`, `_verdicts`); here calls are made.
 """
 
 from __future__ import annotations
@@ -21,15 +21,18 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing
 from dataclasses import KW_ONLY, dataclass
+from inspect import isawaitable
 from typing import Any, ClassVar, TypeVar, cast
 
 import anyio
 
 from penstock import clock
 from penstock._core.breaker import Breaker
-from penstock._functions import kind_of, name_of
+from penstock._functions import check_plain, kind_of, name_of
+from penstock._hints import retry_after
+from penstock._verdicts import On, check_on, shown_on, verdict_on
 from penstock.errors import AttemptTimeout, CircuitOpen
-from penstock.retry import Budget, On, check_on, retry_after, shown_on, verdict_on
+from penstock.retry import Budget
 
 __all__ = ["Pipeline", "PipelineOrderWarning", "circuit_breaker", "fallback", "hedge", "timeout"]
 
@@ -53,8 +56,8 @@ class Pipeline:
         TypeError: A layer is neither.
 
     Warns:
-        PipelineOrderWarning: A limiter stands outside a retry and none inside it. Servers count every attempt; this limiter
-            would count the call once.
+        PipelineOrderWarning: A limiter stands outside a retry or a hedge and none inside it. Servers count every attempt; this
+            limiter would count the call once.
     """
 
     layers: tuple[Any, ...]
@@ -69,17 +72,18 @@ class Pipeline:
                     f"layer {number} of the pipeline, {layer!r}, is neither a decorator nor a context manager"
                 )
         object.__setattr__(self, "layers", flat)
-        kinds = [getattr(layer, "_penstock_kind", None) for layer in flat]
-        if "retry" in kinds:
-            innermost = len(kinds) - 1 - kinds[::-1].index("retry")
-            if "limiter" in kinds[:innermost] and "limiter" not in kinds[innermost:]:
-                limiter = flat[kinds.index("limiter")]
-                warnings.warn(
-                    f"{_shown(limiter)} is outside {_shown(flat[innermost])}: it would charge a call once, however often it "
-                    "is tried, and servers count every attempt. Put it inside: Pipeline(retry, limiter(...), ...)",
-                    PipelineOrderWarning,
-                    stacklevel=2,
-                )
+        kinds = [getattr(layer, "_penstock_kind", "") for layer in flat]
+        repeating = {"retry": "retry", "hedge": "hedge(...)"}  # what makes several attempts of a call
+        innermost = max((number for number, kind in enumerate(kinds) if kind in repeating), default=0)
+        if "limiter" in kinds[:innermost] and "limiter" not in kinds[innermost:]:
+            limiter = flat[kinds.index("limiter")]
+            warnings.warn(
+                f"{_shown(limiter)} is outside {_shown(flat[innermost])}: it would charge a call once, however often it is "
+                "tried, and servers count every attempt. "
+                f"Put it inside: Pipeline({repeating[kinds[innermost]]}, limiter(...), ...)",
+                PipelineOrderWarning,
+                stacklevel=2,
+            )
 
     def __call__(self, fn: _F, /) -> _F:
         """Put the layers around `fn`. What comes out is the kind of function that went in.
@@ -212,7 +216,6 @@ class fallback:  # noqa: N801 - used like a function
             _check_async(self, fn, "when it fails, items may have been handed out already")
         wrapper: Any
         if kind == "async":
-            awaits = callable(to) and kind_of(to) == "async"
 
             async def wrapper(*args: Any, **kwargs: Any) -> Any:
                 try:
@@ -220,9 +223,10 @@ class fallback:  # noqa: N801 - used like a function
                 except Exception as error:
                     if verdict_on(on, error) is False:
                         raise
-                    if awaits:
-                        return await to(*args, **kwargs)
-                    return to(*args, **kwargs) if callable(to) else to
+                    if not callable(to):
+                        return to
+                    answer = to(*args, **kwargs)
+                    return await answer if isawaitable(answer) else answer
         else:
             if callable(to) and kind_of(to) == "async":
                 raise TypeError(
@@ -265,6 +269,8 @@ class hedge:  # noqa: N801 - used like a function
     __slots__ = ("_durations", "_lock", "after", "budget", "initial", "percentile")
 
     ENOUGH = 20
+
+    _penstock_kind = "hedge"
 
     def __init__(
         self,
@@ -429,6 +435,8 @@ class circuit_breaker:  # noqa: N801 - used like a function
         hint: Callable[[Exception], float | None] | None = retry_after,
     ) -> None:
         check_on("circuit_breaker", on)
+        if hint is not None:
+            check_plain("circuit_breaker", "hint", hint)
         self._breaker = Breaker(failures, ratio, window, open_for, probes)
         self._on = on
         self._hint = hint

@@ -17,8 +17,10 @@ and threads can share a policy. What is shared on purpose is a `Budget`.
 Only `Exception` is ever looked at. Cancellation, KeyboardInterrupt and GeneratorExit pass through untouched, also in the
 middle of a wait. The last error is raised itself; notes on it tell what came before and which bound ended it.
 
-The formulas of waits and budgets are in `_core`; here is what reads clocks, waits and calls. How calls are limited is none
-of this module's business, but an error that says `retry_after` is heard, whoever raised it.
+Elsewhere: the formulas of waits and budgets (`_core`), which errors count (`_verdicts`), what the server asked for
+(`_hints`). Here is what reads clocks, waits and calls, in four parts: the budget, the policy, one call under it, and what
+drives the attempts of that call. How calls are limited is none of this module's business, but an error that says
+`retry_after` is heard, whoever raised it.
 """
 
 from __future__ import annotations
@@ -29,19 +31,21 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextvars import ContextVar, Token
 from dataclasses import KW_ONLY, dataclass, field
-from datetime import UTC, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar, cast, overload
+from types import AsyncGeneratorType, GeneratorType
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, SupportsIndex, TypeVar, cast, overload
 
 import anyio
 
 from penstock import clock
 from penstock._core.backoff import Backoff, Constant, Exponential, Jitter, constant, exponential, spread
 from penstock._core.budget import Credit, RatioCredit, TokenCredit
-from penstock._functions import kind_of, name_of
+from penstock._functions import check_plain, kind_of, name_of
+from penstock._hints import retry_after
 from penstock._parking import loop_running_here
+from penstock._verdicts import On, check_on, shown_on, verdict_of, verdict_on
 from penstock.errors import AttemptTimeout, WouldBlock
 from penstock.events import AttemptStarted, GaveUp, Reason, RetryEvent, RetryScheduled, Succeeded, tell
 
@@ -66,97 +70,9 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-On = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool | float]
-"""Which errors count: exception types, or a function of the error that says True, False, or in how many seconds."""
-
 _ROUNDING = 1e-6  # seconds by which sums of waits may miss a bound that they meet on paper
 _REMEMBERED = 20  # attempts told in the notes; a policy without bounds must not fill the memory
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# What the server asked for
-
-
-def retry_after(exception: BaseException | None) -> float | None:
-    """Return how many seconds the server asked to wait, or None if it did not say.
-
-    Looks at the exception's `retry_after` (seconds, or a timedelta), then at the headers of its `response`, or its own
-    `headers`: `retry-after-ms`, then `retry-after` in seconds or as an HTTP date. A date is compared with the `Date`
-    header of the same response, so that a wrong clock on either side does no harm. Names of headers are found in any case.
-    Of an exception group it is the longest wait of its leaves.
-
-    Past moments are 0. What is infinite, negative or no number says nothing and gives None; so do headers of a response
-    that succeeded (2xx): some servers send them there without meaning it.
-    """
-    if exception is None:
-        return None
-    if isinstance(exception, BaseExceptionGroup):
-        hints = [hint for leaf in exception.exceptions if (hint := retry_after(leaf)) is not None]
-        return max(hints, default=None)
-    asked = _seconds(getattr(exception, "retry_after", None))
-    if asked is not None:
-        return asked
-    response = getattr(exception, "response", None)
-    status = getattr(response, "status_code", None)
-    if isinstance(status, int) and 200 <= status < 300:
-        return None
-    headers = _headers(response)
-    if headers is None:
-        headers = _headers(exception)
-    return None if headers is None else _asked_by_headers(headers)
-
-
-def _headers(holder: object) -> Mapping[str, Any] | None:
-    headers: Any
-    if isinstance(holder, Mapping):  # botocore's errors keep the response as a dict
-        metadata = holder.get("ResponseMetadata")
-        headers = metadata.get("HTTPHeaders") if isinstance(metadata, Mapping) else holder.get("headers")
-    else:
-        headers = getattr(holder, "headers", None)
-    return headers if callable(getattr(headers, "items", None)) else None
-
-
-def _asked_by_headers(headers: Mapping[str, Any]) -> float | None:
-    found = {str(name).lower(): value for name, value in headers.items()}
-    milliseconds = _seconds(found.get("retry-after-ms"))
-    if milliseconds is not None:
-        return milliseconds / 1000
-    asked = found.get("retry-after")
-    seconds = _seconds(asked)
-    if seconds is not None:
-        return seconds
-    moment = _http_date(asked)
-    if moment is None:
-        return None
-    sent = _http_date(found.get("date"))
-    return max(0.0, moment - (clock.wall() if sent is None else sent))
-
-
-def _seconds(value: object) -> float | None:
-    """Read a plain number of seconds, 0 or more and finite; anything else is None."""
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, int | float | str | bytes):
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        return None
-    return seconds if 0 <= seconds < math.inf else None
-
-
-def _http_date(value: object) -> float | None:
-    if not isinstance(value, str):
-        return None
-    import email.utils
-
-    try:
-        moment = email.utils.parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    if moment.tzinfo is None:  # "-0000" and the asctime form: HTTP dates are GMT
-        moment = moment.replace(tzinfo=UTC)
-    return moment.timestamp()
+_MOST_NOTES = 40  # on one error, which may be shared by many calls, and raised again and again
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -238,6 +154,12 @@ class Budget:
 # The policy
 
 
+def _drawn() -> float:
+    # Not `random.random` itself: pickled, it takes the state of its generator along, and all processes that a policy is sent
+    # to would draw the same waits.
+    return random.random()
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Retry:
     """A policy of when to try again: a frozen value, safe to share between any number of tasks and threads.
@@ -254,10 +176,12 @@ class Retry:
         on_result: The same as `on` for results: a function that says True for one that is to be tried again. When there
             are no attempts left, the last result is returned.
         hint: A function that finds how many seconds the server asked to wait; None not to ask. A wait is never shorter than
-            the hint, and spread over a tenth above it, unless the backoff has jitter "none".
+            the hint, and spread over a tenth above it, unless the backoff has jitter "none". None, what is below 0 and NaN
+            say nothing.
         max_hint: Give up at once when the server asks for more seconds than this. More than the time left always does.
         attempt_timeout: Seconds for one attempt; `AttemptTimeout` is raised in a longer one, and retried only if `on` says
-            so. Async only. Of an async generator it bounds the wait for the attempt's first item.
+            so. Async only. Of an async generator it bounds the wait for the attempt's first item; one that keeps a task group
+            or a cancel scope open over that item cannot be bounded so (PEP 789).
         on_event: Called with each record of `penstock.events` as it happens. What it raises is logged and goes no further.
         nested: Retry even inside another policy's attempt. By default an inner policy makes one attempt and leaves the rest
             to the outer one: 3 attempts of 3 attempts each are 9 calls.
@@ -270,7 +194,8 @@ class Retry:
     the attempt's. A task that outlives it retries by itself again.
 
     Raises:
-        TypeError: `on` is neither types of `Exception` nor a function.
+        TypeError: `on` is neither types of `Exception` nor a function, or an argument is not what it should be. None of the
+            functions may be async.
         ValueError: A number is out of range.
     """
 
@@ -286,13 +211,17 @@ class Retry:
     attempt_timeout: float | None = None
     on_event: Callable[[RetryEvent], object] | None = None
     nested: bool = False
-    random: Callable[[], float] = random.random
+    random: Callable[[], float] = _drawn
 
     _penstock_kind: ClassVar[str] = "retry"
 
     def __post_init__(self) -> None:
         check_on("Retry", self.on)
-        if self.attempts is not None and not self.attempts >= 1:
+        for name in ("on_result", "hint", "on_event", "random"):
+            if getattr(self, name) is not None:
+                check_plain("Retry", name, getattr(self, name))
+        _check_parts(self.backoff, self.budget)
+        if self.attempts is not None and not _is_count(self.attempts):
             raise ValueError(
                 f"Retry(attempts={self.attempts!r}): a whole number from 1, the first attempt included; or None"
             )
@@ -360,17 +289,27 @@ class Retry:
         """Call an async function under this policy and return its result.
 
         A plain function that does not block may be called so too: `await retry.call(limiter.acquire_nowait, tokens=5)`.
+
+        Raises:
+            TypeError: A generator function of either kind: decorate an async one instead.
         """
-        return await _drive(_Call(self, name_of(fn)), fn, args, kwargs)
+        result = await _drive(_Call(self, name_of(fn)), fn, args, kwargs)
+        if isinstance(result, _GENERATORS):
+            _check_no_generator(fn)
+        return result
 
     def call_sync(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Call a function under this policy and return its result. Waits block the thread.
 
         Raises:
             WouldBlock: There would be a wait, and this thread runs an event loop, which the wait would stop.
+            TypeError: A generator function of either kind.
         """
         self._check_no_timeout(name_of(fn))
-        return cast("_T", _drive_sync(_Call(self, name_of(fn)), fn, args, kwargs))
+        result = _drive_sync(_Call(self, name_of(fn)), fn, args, kwargs)
+        if isinstance(result, _GENERATORS):
+            _check_no_generator(fn)
+        return cast("_T", result)
 
     def __aiter__(self) -> AsyncIterator[Attempt]:
         """Attempts, one after the other: `async for attempt in retry:` with `with attempt:` around what may fail.
@@ -404,6 +343,34 @@ class Retry:
             if (value := getattr(self, name)) is not default
         ]
         return f"Retry({', '.join(shown)})"
+
+
+def _check_parts(backoff: object, budget: object) -> None:
+    """Refuse what is no backoff and no budget, here and not at the first failure."""
+    if not isinstance(backoff, Backoff):
+        shown = name_of(backoff) if callable(backoff) else repr(backoff)
+        raise TypeError(
+            f"Retry(backoff={shown}): exponential(...), constant(...), or an object with `delay` and `jitter`"
+        )
+    if budget is not None and not isinstance(budget, Budget):
+        raise TypeError(f"Retry(budget={budget!r}): a Budget(...), or None")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, SupportsIndex) and value.__index__() >= 1
+
+
+_GENERATORS = (GeneratorType, AsyncGeneratorType)
+
+
+def _check_no_generator(fn: Callable[..., Any]) -> None:
+    """Refuse a generator function. One that returns a generator has done what it is there for, and is welcome."""
+    kind = kind_of(fn)
+    if kind in {"generator", "stream"}:
+        raise TypeError(
+            f"{name_of(fn)} is {'an async' if kind == 'stream' else 'a'} generator function: calling it does nothing yet, "
+            "so there is nothing to retry. Decorate an async one, and retry what the other calls"
+        )
 
 
 _SHOWN_IF_SET: tuple[tuple[str, object], ...] = (
@@ -545,16 +512,13 @@ class _Call:
         if not repeatable:
             return self._give_up("stream", error, None)
         hint = None if self.policy.hint is None else self.policy.hint(error)
+        if hint is not None and not hint >= 0:  # NaN too
+            hint = None
         return self._again(error, verdict, hint)
 
     def _again(self, error: Exception | None, verdict: bool | float, hint: float | None) -> float | None:
         policy = self.policy
         now = clock.now()
-        attempts = policy.attempts if self.fast is None else min(self.fast, policy.attempts or self.fast)
-        if attempts is not None and self.number >= attempts:
-            return self._give_up("attempts", error, hint)
-
-        left = math.inf if policy.within is None else policy.within - (now - self.started)
         deadline = math.inf
         if self.in_loop:
             deadline = anyio.current_effective_deadline()
@@ -563,9 +527,12 @@ class _Call:
             if deadline <= 0:
                 # Cancelled, or about to be: that comes out as what it is, not as the last error.
                 self.doomed = True
-                self.previous = error
                 return 0.0
 
+        attempts = policy.attempts if self.fast is None else min(self.fast, policy.attempts or self.fast)
+        if attempts is not None and self.number >= attempts:
+            return self._give_up("attempts", error, hint)
+        left = math.inf if policy.within is None else policy.within - (now - self.started)
         if hint is not None and hint > min(
             left + _ROUNDING, deadline, math.inf if policy.max_hint is None else policy.max_hint
         ):
@@ -636,6 +603,8 @@ class _Call:
         return None
 
     def _annotate(self, reason: Reason, error: Exception, elapsed: float, hint: float | None) -> None:
+        if len(getattr(error, "__notes__", ())) >= _MOST_NOTES:
+            return
         policy = self.policy
         why = {
             "attempts": f"attempts={policy.attempts} allows no more"
@@ -718,11 +687,15 @@ class Attempt:
         call = self._call
         self._state = "done"
         call.leave()
-        timed_out: AttemptTimeout | None = None
+        instead: Exception | None = None
         if self._scope is not None:
-            self._scope.__exit__(exc_type, exc, traceback)
-            if self._scope.cancelled_caught:
-                exc = timed_out = _attempt_timeout(call)
+            try:
+                self._scope.__exit__(exc_type, exc, traceback)
+            except Exception as rest:  # noqa: BLE001 - trio takes its cancellation out of a group, and raises the rest
+                exc = instead = rest
+            else:
+                if self._scope.cancelled_caught:
+                    exc = instead = _attempt_timeout(call)
         if exc is None:
             if self.result is _UNSET or call.policy.on_result is None:
                 call.succeeded()
@@ -735,9 +708,12 @@ class Attempt:
         self._delay = call.failed(exc)
         if self._delay is not None:
             return True
-        if timed_out is not None:
-            raise timed_out from None
-        return False
+        if instead is None:
+            return False
+        try:
+            raise instead from None
+        finally:
+            del exc, instead  # their traceback refers to this frame: no cycle
 
     def __repr__(self) -> str:
         return f"<Attempt {self.number} of {self._call.name}>"
@@ -993,16 +969,24 @@ def _due(last: Attempt | None) -> float | None:
 
 async def _wait(call: _Call, delay: float) -> bool:
     """Wait; return whether there may be an attempt after it."""
-    if call.doomed:
-        # A deadline that is due but has not struck yet strikes while we sleep.
-        await anyio.sleep_forever()
-    await anyio.sleep(delay)
+    try:
+        if call.doomed:
+            # A deadline that is due but has not struck yet strikes while we sleep.
+            await anyio.sleep_forever()
+        await anyio.sleep(delay)
+    except BaseException:
+        call.abandon()
+        raise
     return not call.too_late()
 
 
 def _wait_sync(call: _Call, delay: float) -> bool:
-    if delay > 0:
-        time.sleep(delay)
+    try:
+        if delay > 0:
+            time.sleep(delay)
+    except BaseException:
+        call.abandon()
+        raise
     return not call.too_late()
 
 
@@ -1018,54 +1002,6 @@ def _attempt_timeout(call: _Call) -> AttemptTimeout:
     return AttemptTimeout(
         f"attempt {call.number} of {call.name} took longer than attempt_timeout={seconds:g} s", seconds=seconds
     )
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Classifying errors and functions; shared with `pipeline`
-
-
-def check_on(where: str, on: object) -> None:
-    """Refuse what cannot say which errors count: `where` is for the message."""
-    for kind in on if isinstance(on, tuple) else (on,):
-        if isinstance(kind, type):
-            if not issubclass(kind, Exception):
-                raise TypeError(
-                    f"{where}(on={kind.__name__}): only types of Exception can be given; "
-                    "cancellation, KeyboardInterrupt and their like always pass through"
-                )
-        elif isinstance(on, tuple) or not callable(on):
-            raise TypeError(
-                f"{where}(on={on!r}): an exception type, a tuple of them, or a function of the exception that returns "
-                "True, False or seconds"
-            )
-
-
-def verdict_on(on: On, error: Exception) -> bool | float:
-    """Return what `on` says of an error: False, True, or a number of seconds. A group counts only if every leaf does."""
-    if isinstance(error, ExceptionGroup):
-        verdicts = [verdict_on(on, leaf) for leaf in error.exceptions]
-        if any(verdict is False for verdict in verdicts):
-            return False
-        return max((verdict for verdict in verdicts if verdict is not True), default=True)
-    if isinstance(on, type | tuple):
-        return isinstance(error, on)
-    return verdict_of(on(error))
-
-
-def verdict_of(answer: object) -> bool | float:
-    """Read a classifier's answer. 0 seconds is a time, and not False."""
-    if isinstance(answer, bool) or not isinstance(answer, int | float):
-        return bool(answer)
-    if not 0 <= answer < math.inf:
-        raise ValueError(f"a classifier asked for a retry after {answer!r} s: a wait is 0 or more, and finite")
-    return float(answer)
-
-
-def shown_on(on: On) -> str:
-    """Write `on` as it is read, for `repr` and `describe`."""
-    if isinstance(on, tuple):
-        return f"({', '.join(name_of(kind) for kind in on)})"
-    return name_of(on)
 
 
 def _shown(error: Exception | None) -> str:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 __all__ = ["Backoff", "Constant", "Exponential", "Jitter", "constant", "exponential", "spread"]
 
@@ -29,6 +29,7 @@ HINT_SPREAD = 0.1
 """Those whom the server told the same moment arrive over this share of the wait after it."""
 
 
+@runtime_checkable
 class Backoff(Protocol):
     """What `Retry(backoff=…)` takes: a value that says how long to wait."""
 
