@@ -6,6 +6,7 @@ import asyncio
 import gc
 import math
 import threading
+import warnings
 
 import anyio
 import anyio.to_thread
@@ -677,3 +678,51 @@ async def test_a_busy_loop_loses_no_capacity(virtual_time):
             group.start_soon(work)
     assert clock.now() - began == pytest.approx(6.0)
     assert limiter.statistics().granted == 62
+
+
+async def test_a_place_that_is_never_given_back_comes_back_with_one_warning_that_names_the_line(virtual_time):
+    limiter = Limiter(calls=in_flight(1, ttl=60), name="gpu")
+
+    async def forgetful():
+        await limiter.acquire()  # never closed
+
+    began = clock.now()
+    await forgetful()
+    line = forgetful.__code__.co_firstlineno + 1
+    with pytest.warns(RuntimeWarning, match=rf"permit of gpu acquired at .*test_limiter.py:{line} .*close") as caught:
+        (await limiter.acquire()).close()
+    assert clock.now() - began == pytest.approx(60)
+    assert [(warning.filename, warning.lineno) for warning in caught] == [(__file__, line)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with limiter.acquire_nowait():  # it was said once
+            limiter.statistics()
+
+
+async def test_where_warnings_are_errors_nobody_else_loses_a_place_by_one(virtual_time):
+    limiter = Limiter(calls=in_flight(1, ttl=60))
+
+    @limiter
+    async def well_kept():
+        return limiter.statistics().in_flight
+
+    limiter.acquire_nowait()
+    await anyio.sleep(61)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RuntimeWarning, match="was not closed"):
+            await well_kept()
+        assert limiter.statistics().in_flight == 0
+        assert await well_kept() == 1
+
+
+async def test_statistics_tell_of_a_lost_place_too(virtual_time):
+    limiter = Limiter(calls=in_flight(2, ttl=1))
+    permit = limiter.acquire_nowait()
+    limiter.acquire_nowait().close()
+    await anyio.sleep(2)
+    with pytest.warns(RuntimeWarning, match="was not closed") as caught:
+        assert limiter.statistics().in_flight == 0
+    assert len(caught) == 1
+    permit.close()
+    assert limiter.statistics().in_flight == 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import importlib
 import math
+import warnings
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -22,8 +23,9 @@ import anyio.lowlevel
 
 from penstock import clock
 from penstock._core.bucket import Bucket
+from penstock._core.places import Hold, Places
 from penstock._core.turns import Charges, Marks, Slot, charge, give_back, ready_at
-from penstock._functions import kind_of
+from penstock._functions import kind_of, users_line
 from penstock._gate import Gate, Part, Waiter
 from penstock._parking import Parker, ThreadParker, here, loop_running_here, who_am_i
 from penstock.errors import CostError, MissingUnit, QueueFull, RateLimited, UnknownUnit, Unsatisfiable, WouldBlock
@@ -628,6 +630,7 @@ class Limiter:
         "_bare",
         "_cancelled",
         "_enforce",
+        "_expires",
         "_first",
         "_gate",
         "_granted",
@@ -657,6 +660,7 @@ class Limiter:
     _version: int
     _units: Mapping[str, tuple[Slot, ...]]
     _slots: list[Slot]
+    _expires: bool
     _holds: bool
     _remembered: dict[float, Charges]
     _plain: type[_Call] | None
@@ -765,7 +769,7 @@ class Limiter:
         self._remembered = {}
         self._units = self._parts[0].slots
         self._slots = slots = [slot for slots in self._units.values() for slot in slots]
-        self._holds = other._holds
+        self._expires, self._holds = other._expires, other._holds
         self._plain, self._plain_unit, self._plain_cost = other._plain, other._plain_unit, other._plain_cost
         if self._plain is _CallOfTwo and slots[0].unit == self._plain_unit:
             slots.reverse()
@@ -785,6 +789,7 @@ class Limiter:
         self._units = units
         self._slots = [slot for slots in units.values() for slot in slots]
         self._holds = any(slot.meter.held for slot in self._slots)
+        self._expires = any(isinstance(slot.meter, Places) and slot.meter.ttl is not None for slot in self._slots)
         self._choose_plain()
 
     def _choose_plain(self) -> None:
@@ -894,6 +899,8 @@ class Limiter:
         if permit is None:
             waiter = self._had_its_turn(self._join(charges, None, 0.0, math.inf, priority, flow))
             permit = Permit._of(self, waiter.charges, waiter.marks, waiter.granted_at)  # type: ignore[arg-type]
+        if self._expires:
+            self._mark_where(permit)
         return permit
 
     async def refresh(self) -> None:
@@ -912,6 +919,8 @@ class Limiter:
 
     def statistics(self) -> Statistics:
         """What was granted and refused so far, and how full each limit is now."""
+        if self._expires:
+            self._warn_of_lost()
         gate = self._lock_gate()
         try:
             now = gate.now()
@@ -1215,6 +1224,8 @@ class Limiter:
         if permit is None:
             waiter = await self._wait(charges, max_wait, priority, flow)
             permit = Permit._of(self, waiter.charges, waiter.marks, waiter.granted_at)  # type: ignore[arg-type]
+        if self._expires:
+            self._mark_where(permit)
         return permit
 
     async def _wait(self, charges: Charges, max_wait: float | None, priority: int, flow: Hashable) -> Waiter:
@@ -1242,6 +1253,8 @@ class Limiter:
         if permit is None:
             waiter = self._wait_in_thread(charges, max_wait, priority, flow)
             permit = Permit._of(self, waiter.charges, waiter.marks, waiter.granted_at)  # type: ignore[arg-type]
+        if self._expires:
+            self._mark_where(permit)
         return permit
 
     def _wait_in_thread(self, charges: Charges, max_wait: float | None, priority: int, flow: Hashable) -> Waiter:
@@ -1304,6 +1317,40 @@ class Limiter:
                 tell(self._on_event, Waited(self.name, cost, waited))
             tell(self._on_event, Granted(self.name, cost, waited))
         return waiter
+
+    # Of permits that are never closed
+
+    def _mark_where(self, permit: Permit) -> None:
+        """Write down where a permit was acquired whose places have a time to live; tell of those that have outlived theirs."""
+        where = users_line()
+        for _, mark in permit._marks:
+            if isinstance(mark, Hold):
+                mark.where = where
+        try:
+            self._warn_of_lost()
+        except Warning:  # where users want warnings to be errors; nobody will ever have this permit
+            permit.cancel()
+            raise
+
+    def _warn_of_lost(self) -> None:
+        """Warn of places that came back by their time to live, once each, as of the line that acquired them."""
+        lost: list[Hold] = []
+        with self._lock:
+            now = clock.now()
+            for slot in self._slots:
+                slot.meter.used(now)  # which looks who has outlived it
+                if isinstance(slot.meter, Places) and slot.meter.lost:
+                    lost += slot.meter.lost
+                    slot.meter.lost = []
+        for hold in lost:
+            file, line = hold.where or ("<unknown>", 0)
+            warnings.warn_explicit(
+                f"a permit of {self.name or 'a limiter'} acquired at {file}:{line} was not closed within its time to live, so its "
+                "place was given to others. Use `with await limiter.acquire():`, or close() it",
+                RuntimeWarning,
+                file,
+                line,
+            )
 
     def _observe(self, remaining: Mapping[str, float], reset: Mapping[str, float], permit: Permit | None) -> None:
         for unit, value in (*remaining.items(), *reset.items()):

@@ -12,19 +12,23 @@ __all__ = ["Hold", "Places"]
 
 
 class Hold:
-    """What one permit holds, and the moment from which it no longer counts (`inf` without a time to live)."""
+    """What one permit holds, and the moment from which it no longer counts (`inf` without a time to live).
 
-    __slots__ = ("amount", "until")
+    `where` is for whoever made the charge to write down, and to read when the hold turns up among the lost.
+    """
+
+    __slots__ = ("amount", "until", "where")
 
     def __init__(self, amount: float, until: float) -> None:
         self.amount = amount
         self.until = until
+        self.where: tuple[str, int] | None = None
 
 
 class Places(Meter):
-    """The meter of `in_flight(n)`."""
+    """The meter of `in_flight(n)`. `lost` are the holds whose time to live has passed, until somebody takes them away."""
 
-    __slots__ = ("_holds", "amount", "taken", "ttl")
+    __slots__ = ("_holds", "amount", "lost", "taken", "ttl")
 
     held = True
 
@@ -33,6 +37,7 @@ class Places(Meter):
         self.ttl = limit.ttl
         self.taken = 0.0
         self._holds: deque[Hold] = deque()  # in order of `until`; only with a time to live
+        self.lost: list[Hold] = []
 
     def change(self, limit: InFlight, now: float) -> bool:
         self._expire(now)
@@ -44,8 +49,10 @@ class Places(Meter):
         holds = self._holds
         while holds and (holds[0].until <= now or not holds[0].amount):
             hold = holds.popleft()
-            self.taken -= hold.amount
-            hold.amount = 0.0
+            if hold.amount:
+                self.lost.append(hold)
+                self.taken -= hold.amount
+                hold.amount = 0.0
 
     def ready_at(self, cost: float, now: float) -> float:
         self._expire(now)
