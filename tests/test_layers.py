@@ -30,6 +30,9 @@ ORDER = (
     "_tasks",  # tasks that outlive the call which started them
     "_gate",  # the line in front of limits of this process
     "_courier",  # who carries what is asked to a shared store
+    "_given",  # what users write, read and checked
+    "permit",
+    "_calls",  # what limiter(...) is
     "limiter",
     "keyed",
     "adaptive",

@@ -17,28 +17,18 @@ import anyio
 import anyio.lowlevel
 
 from penstock import clock
+from penstock._calls import Call
 from penstock._core import ledger
 from penstock._core.bucket import Bucket
 from penstock._core.turns import ready_at
 from penstock._courier import Account, Courier, Desk, SharedSlot, Slip, courier_of
+from penstock._given import LimitLike, check_amount, check_options, cost_of, read_limits
 from penstock._parking import Parker, ThreadParker, here, loop_running_here
 from penstock.errors import RateLimited, WouldBlock
 from penstock.events import Cancelled, Granted, Observed, Paused, Reconfigured, Refused, Settled, Waited, tell
 from penstock.keyed import Keyed
-from penstock.limiter import (
-    Forecast,
-    Limiter,
-    LimitLike,
-    LimitStatistics,
-    Permit,
-    Statistics,
-    _both,
-    _Call,
-    _check_amount,
-    _check_options,
-    _cost_of,
-    read_limits,
-)
+from penstock.limiter import Forecast, Limiter, LimitStatistics, Statistics, joined_hook
+from penstock.permit import Permit
 from penstock.stores.contract import Store
 
 __all__ = ["SharedKeyed", "SharedLimiter", "SharedPermit"]
@@ -142,7 +132,7 @@ class SharedPermit(Permit):
         for unit, amount in true_cost.items():
             if unit not in limiter._units:
                 raise limiter._unknown(unit)
-            _check_amount(unit, amount)
+            check_amount(unit, amount)
         wanted = self._want()
         for unit, amount in true_cost.items():
             for slot in limiter._units[unit]:
@@ -182,7 +172,7 @@ class SharedPermit(Permit):
         self._limiter._courier.post(("permit", self))
 
 
-class _SharedCall(_Call):
+class _SharedCall(Call):
     """`limiter(tokens=5)` where nothing is held and nobody listens: to be entered with nothing looked up twice."""
 
     __slots__ = ()
@@ -239,7 +229,7 @@ class SharedLimiter(Limiter):
         on_event: Any = None,
         **limits: LimitLike | list[LimitLike] | tuple[LimitLike, ...],
     ) -> None:
-        _check_options(name, max_waiting, ageing, flow_weights, on_event)
+        check_options(name, max_waiting, ageing, flow_weights, on_event)
         wanted = read_limits(limits)
         if not wanted:
             raise ValueError("a limiter needs at least one limit, for example Limiter(requests=per_minute(60))")
@@ -331,16 +321,16 @@ class SharedLimiter(Limiter):
     def _left(self, slip: Slip) -> None:
         self._courier.post(("leave", slip))
         if self._on_event is not None:
-            tell(self._on_event, Cancelled(self.name, _cost_of(slip.charges)))
+            tell(self._on_event, Cancelled(self.name, cost_of(slip.charges)))
 
     def _outcome(self, slip: Slip, arrived: float) -> Permit:
         error = slip.error
         if error is not None:
             if self._on_event is not None and isinstance(error, RateLimited):
-                tell(self._on_event, Refused(self.name, _cost_of(slip.charges), error.retry_after, error.blocked_by))
+                tell(self._on_event, Refused(self.name, cost_of(slip.charges), error.retry_after, error.blocked_by))
             raise error
         if self._on_event is not None:
-            cost, waited = _cost_of(slip.charges), slip.granted_at - arrived
+            cost, waited = cost_of(slip.charges), slip.granted_at - arrived
             if slip.waited > 0:
                 tell(self._on_event, Waited(self.name, cost, waited))
             tell(self._on_event, Granted(self.name, cost, waited))
@@ -449,7 +439,7 @@ class SharedLimiter(Limiter):
         for unit, value in (*remaining.items(), *reset.items()):
             if unit not in self._units:
                 raise self._unknown(unit)
-            _check_amount(unit, value)
+            check_amount(unit, value)
         heard = clock.now()
         for unit in {**remaining, **reset}:
             slot = min(self._units[unit], key=lambda slot: slot.limit.capacity)
@@ -514,7 +504,7 @@ class SharedLimiter(Limiter):
                 " & ".join(dict.fromkeys(filter(None, (self.name, other.name)))) or None,
                 min(bounds, default=None),
                 enforce=True,
-                on_event=_both(self._on_event, other._on_event),
+                on_event=joined_hook(self._on_event, other._on_event),
             )
         return joint
 
@@ -547,7 +537,7 @@ class SharedKeyed(Keyed):
     ) -> None:
         if (limits_of is None) == (not limits):
             raise ValueError("Keyed needs either limits, or one function of the key that returns them")
-        _check_options(name, max_waiting, ageing, flow_weights, on_event)
+        check_options(name, max_waiting, ageing, flow_weights, on_event)
         if not enforce:
             raise ValueError("enforce=False is a rehearsal in one process: leave store= out, or enforce")
         store.check_name(name)

@@ -19,7 +19,8 @@ from weakref import ref
 from penstock import clock
 from penstock._core.meter import Meter
 from penstock._gate import Gate, Part
-from penstock.limiter import Limiter, LimitLike, read_limits
+from penstock._given import LimitLike, read_limits
+from penstock.limiter import Limiter
 from penstock.limits import Limit
 from penstock.stores.memory import MemoryStore
 

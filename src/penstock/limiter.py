@@ -1,15 +1,12 @@
-"""Limiter and Permit: several limits, charged together or not at all.
+"""Limiter: several limits, charged together or not at all.
 
 This module turns what users write (`limiter(tokens=5)`, a decorator, a joint limiter) into charges, and what the gate answers
-into permits and errors. Who is next is decided in `_gate` and `_core`; how a task waits, in `_parking`.
-
-Two of the calls are written out by hand, `_CallOfOne` and `_CallOfTwo`: one or two token buckets, plain whole costs, nobody
-waiting, nobody listening. They do just what the general way does, which takes over whenever anything is not so.
+into permits and errors. Who is next is decided in `_gate` and `_core`; how a task waits, in `_parking`; what can be done with
+a call is in `_calls`, and with a permit in `permit`.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
 import math
 import warnings
@@ -22,12 +19,23 @@ import anyio
 import anyio.lowlevel
 
 from penstock import clock
+from penstock._calls import Call, CallOfOne, CallOfTwo, Settle, Use
 from penstock._core.bucket import Bucket
 from penstock._core.places import Hold, Places
-from penstock._core.turns import Charges, Marks, Slot, charge, give_back, ready_at
-from penstock._functions import kind_of, users_line
+from penstock._core.turns import Charges, Slot, charge, ready_at
+from penstock._functions import users_line
 from penstock._gate import Gate, Part, Waiter
-from penstock._parking import Parker, ThreadParker, here, loop_running_here, who_am_i
+from penstock._given import (
+    LimitLike,
+    check_amount,
+    check_options,
+    check_turn,
+    cost_of,
+    read_limits,
+    show_number,
+    show_seconds,
+)
+from penstock._parking import Parker, ThreadParker, here, loop_running_here
 from penstock.errors import CostError, MissingUnit, QueueFull, RateLimited, UnknownUnit, Unsatisfiable, WouldBlock
 from penstock.events import (
     Cancelled,
@@ -37,11 +45,11 @@ from penstock.events import (
     Paused,
     Reconfigured,
     Refused,
-    Settled,
     Waited,
     tell,
 )
-from penstock.limits import Limit, parse
+from penstock.limits import Limit
+from penstock.permit import Permit
 from penstock.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -51,11 +59,7 @@ __all__ = ["Forecast", "LimitStatistics", "Limiter", "Permit", "Statistics"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 Cost = float | Callable[..., float]
-LimitLike = Limit | str
-Settle = Callable[[Any], Mapping[str, float]]
 
-_OF_A_CALL = frozenset({"settle", "max_wait", "priority", "flow"})
-_OF_A_LIMITER = frozenset({"name", "store", "max_waiting", "ageing", "flow_weights", "enforce", "on_event"})
 
 _THIS_PROCESS = MemoryStore()
 
@@ -113,483 +117,6 @@ class Statistics:
     in_flight: float
     paused_for: float
     limits: Mapping[str, LimitStatistics]
-
-
-class Permit:
-    """The proof that a call was charged.
-
-    It ends when its context ends, or by `close()`: what it only held (places in flight) is given back, what it spent stays
-    spent, also if the call failed. Safe to use from any thread. After its end it can still be settled or cancelled.
-    """
-
-    __slots__ = ("_charges", "_ended", "_granted_at", "_limiter", "_marks")
-
-    _limiter: Limiter
-    _charges: Charges
-    _marks: Marks
-    _ended: bool
-    _granted_at: float | None
-
-    @classmethod
-    def _of(cls, limiter: Limiter, charges: Charges, marks: Marks, now: float) -> Permit:
-        permit = cls()
-        permit._limiter = limiter
-        permit._charges = charges
-        permit._marks = marks
-        permit._granted_at = now
-        permit._ended = False
-        return permit
-
-    def _reveal(self) -> None:
-        """Make `_charges`, `_marks` and `_ended` true; for the calls that leave them out."""
-
-    @property
-    def cost(self) -> dict[str, float]:
-        """What is charged now, per unit. Empty after `cancel()`."""
-        self._reveal()
-        per_slot: dict[Slot, float] = {}
-        for slot, amount in self._charges:
-            per_slot[slot] = per_slot.get(slot, 0) + amount
-        cost: dict[str, float] = {}
-        for slot, amount in per_slot.items():
-            cost[slot.unit] = max(cost.get(slot.unit, 0), amount)
-        return cost
-
-    @property
-    def granted_at(self) -> float:
-        """The moment of the grant, by `penstock.clock.now()`."""
-        assert self._granted_at is not None, "a permit is granted"
-        return self._granted_at
-
-    def settle(self, **true_cost: float) -> None:
-        """Say what the call really took.
-
-        Less than charged: the difference is given back, as far as that cannot break the limit. More: it becomes a debt,
-        which later calls wait for. Units not named stay as they are. May be called again: the last word counts.
-
-        Raises:
-            UnknownUnit: The permit was not charged in that unit.
-            CostError: Not a number, negative or infinite.
-        """
-        self._reveal()
-        limiter = self._limiter
-        known = {unit for part in limiter._parts for unit in part.slots}
-        for unit, amount in true_cost.items():
-            if unit not in known:
-                raise limiter._unknown(unit)
-            _check_amount(unit, amount)
-        gate = limiter._lock_gate()
-        try:
-            now = gate.now()
-            charges, marks = list(self._charges), list(self._marks)
-            for unit, amount in true_cost.items():
-                charged: dict[Slot, float] = {}
-                for slot, part in charges:
-                    if slot.unit == unit:
-                        charged[slot] = charged.get(slot, 0.0) + part
-                for slots in [part.slots[unit] for part in limiter._parts if unit in part.slots]:
-                    for slot in slots:
-                        self._adjust(charges, marks, slot, amount - charged.pop(slot, 0.0), now)
-            self._charges, self._marks = charges, marks
-            if len(gate.line):
-                gate.run(now)
-        finally:
-            limiter._release_lock()
-        if limiter._on_event is not None:
-            tell(limiter._on_event, Settled(limiter.name, dict(true_cost)))
-
-    @staticmethod
-    def _adjust(charges: list[tuple[Slot, float]], marks: Marks, slot: Slot, more: float, now: float) -> None:
-        mine = [index for index, (of, _) in enumerate(charges) if of is slot and marks[index][0] is slot.meter]
-        if more > 0:
-            if mine:
-                meter, mark = marks[mine[-1]]
-                kept, topped, mark = meter.top_up(charges[mine[-1]][1], more, mark, now)
-                charges[mine[-1]] = (slot, kept)
-            else:
-                topped, mark = more, slot.meter.charge(more, now)
-            charges.append((slot, topped))
-            marks.append((slot.meter, mark))
-        for index in reversed(mine):  # the latest first
-            if more < 0:
-                amount = charges[index][1]
-                back = min(amount, -more)
-                give_back([(slot, back)], [marks[index]], now)
-                charges[index] = (slot, amount - back)
-                more += back
-
-    def cancel(self) -> None:
-        """Say that the call was never sent: everything comes back, and the permit ends. Again: nothing happens."""
-        self._reveal()
-        limiter = self._limiter
-        gate = limiter._lock_gate()
-        try:
-            charges, marks = self._charges, self._marks
-            if not charges:
-                return
-            now = gate.now()
-            if self._ended:  # what was held is back already
-                kept = [index for index, (slot, _) in enumerate(charges) if not slot.meter.held]
-                charges, marks = [charges[i] for i in kept], [marks[i] for i in kept]
-            self._charges, self._marks, self._ended = (), [], True
-            give_back(charges, marks, now)
-            limiter._cancelled += 1
-            if len(gate.line):
-                gate.run(now)
-        finally:
-            limiter._release_lock()
-        if limiter._on_event is not None:
-            tell(limiter._on_event, Cancelled(limiter.name, _cost_of(charges)))
-
-    def close(self) -> None:
-        """End the permit: give back what it holds. Again: nothing happens."""
-        self._reveal()
-        limiter = self._limiter
-        if not limiter._holds:
-            self._ended = True
-            return
-        gate = limiter._lock_gate()
-        try:
-            if self._ended:
-                return
-            self._ended = True
-            held = [(charged, mark) for charged, mark in zip(self._charges, self._marks, strict=True) if mark[0].held]
-            now = gate.now()
-            give_back([charged for charged, _ in held], [mark for _, mark in held], now)
-            if len(gate.line):
-                gate.run(now)
-        finally:
-            limiter._release_lock()
-
-    def observe(
-        self, *, remaining: Mapping[str, float] | None = None, reset: Mapping[str, float] | None = None
-    ) -> None:
-        """Say what the server said in its answer to this call.
-
-        `remaining` was true when the server admitted the call: what was charged since then is subtracted, what was refilled
-        since then is added. The level is only ever lowered to that, never raised. See `Limiter.observe`.
-        """
-        self._reveal()
-        self._limiter._observe(remaining or {}, reset or {}, self)
-
-    def __enter__(self) -> Permit:
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object, /) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Permit:
-        return self
-
-    async def __aexit__(self, kind: object, error: object, trace: object, /) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<Permit {', '.join(f'{unit}={amount:g}' for unit, amount in self.cost.items()) or 'of nothing'}>"
-
-
-class _Use:
-    """What `limiter(...)` is: an async context manager, a context manager and a decorator, as often as you like."""
-
-    __slots__ = ("_cost", "_entered", "_flow", "_limiter", "_max_wait", "_priority", "_settle")
-
-    _penstock_kind = "limiter"
-
-    def __init__(self, limiter: Limiter, options: dict[str, Any]) -> None:
-        self._limiter = limiter
-        self._settle: Settle | None = options.pop("settle", None)
-        self._max_wait: float | None = options.pop("max_wait", None)
-        self._priority = options.pop("priority", 0)
-        self._flow = options.pop("flow", None)
-        self._cost: dict[str, Any] = options
-        self._entered: list[tuple[object, Permit]] = []
-        if self._settle is not None and not callable(self._settle):
-            raise CostError(
-                f"settle= must be a function of the result that returns the true cost, not {self._settle!r}"
-            )
-        if not any(callable(value) for value in (*options.values(), self._flow, self._priority)):
-            limiter._charges_of(options)
-            _check_turn(self._max_wait, self._priority, self._flow)
-        else:
-            for unit in options:
-                if not any(unit in part.slots for part in limiter._parts):
-                    raise limiter._unknown(unit)
-
-    async def __aenter__(self) -> Permit:
-        permit = await self._limiter._acquire(
-            self._fixed(), max_wait=self._max_wait, priority=self._priority, flow=self._flow
-        )
-        self._entered.append((who_am_i(), permit))
-        return permit
-
-    async def __aexit__(self, *_: object) -> None:
-        self._leave()
-
-    def __enter__(self) -> Permit:
-        permit = self._limiter._acquire_in_thread(
-            self._fixed(), max_wait=self._max_wait, priority=self._priority, flow=self._flow
-        )
-        self._entered.append((who_am_i(), permit))
-        return permit
-
-    def __exit__(self, *_: object) -> None:
-        self._leave()
-
-    def _leave(self) -> None:
-        """End the permit that this task, or thread, entered last."""
-        entered, me = self._entered, who_am_i()
-        # If it was entered elsewhere (a fixture, an exit stack), one permit is as good as another: all cost the same.
-        index = next((i for i in range(len(entered) - 1, -1, -1) if entered[i][0] == me), -1)
-        entered.pop(index)[1].close()
-
-    def _fixed(self) -> dict[str, Any]:
-        for unit, value in self._cost.items():
-            if callable(value):
-                raise CostError(
-                    f"the cost of {unit} is a function of the call's arguments: use it in a decorator, not in `with`"
-                )
-        return self._cost
-
-    def _for_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
-        cost = {unit: value(*args, **kwargs) if callable(value) else value for unit, value in self._cost.items()}
-        turn = {
-            "max_wait": self._max_wait,
-            "priority": self._priority(*args, **kwargs) if callable(self._priority) else self._priority,
-            "flow": self._flow(*args, **kwargs) if callable(self._flow) else self._flow,
-        }
-        return cost, turn
-
-    def _settled(self, permit: Permit, result: Any) -> None:
-        if self._settle is not None:
-            permit.settle(**self._settle(result))
-
-    def __call__(self, function: F, /) -> F:
-        """Decorate `function`: every call is charged first. Async functions, functions, and generators of both kinds."""
-        if not callable(function):
-            raise TypeError(f"a limiter decorates functions, not {function!r}")
-        limiter = self._limiter
-        kind = kind_of(function)
-        if kind in {"stream", "generator"} and self._settle is not None:
-            raise CostError(
-                "settle= needs a result, and a generator has none: settle inside, on the permit of `with limiter(...)`"
-            )
-        wrapper: Any
-        if kind == "async":
-
-            async def wrapper(*args: Any, **kwargs: Any) -> Any:
-                cost, turn = self._for_call(args, kwargs)
-                with await limiter._acquire(cost, **turn) as permit:
-                    result = await function(*args, **kwargs)
-                    self._settled(permit, result)
-                    return result
-
-        elif kind == "stream":
-
-            async def wrapper(*args: Any, **kwargs: Any) -> Any:
-                cost, turn = self._for_call(args, kwargs)
-                with await limiter._acquire(cost, **turn):
-                    items = function(*args, **kwargs)
-                    try:
-                        async for item in items:
-                            yield item
-                    finally:
-                        await items.aclose()
-
-        elif kind == "generator":
-
-            def wrapper(*args: Any, **kwargs: Any) -> Any:
-                cost, turn = self._for_call(args, kwargs)
-                with limiter._acquire_in_thread(cost, **turn):
-                    return (yield from function(*args, **kwargs))
-
-        else:
-
-            def wrapper(*args: Any, **kwargs: Any) -> Any:
-                cost, turn = self._for_call(args, kwargs)
-                with limiter._acquire_in_thread(cost, **turn) as permit:
-                    result = function(*args, **kwargs)
-                    self._settled(permit, result)
-                    return result
-
-        return functools.wraps(function)(wrapper)  # type: ignore[return-value]
-
-    def __repr__(self) -> str:
-        inside = {**self._cost, "settle": self._settle, "max_wait": self._max_wait, "flow": self._flow}
-        text = ", ".join(
-            f"{key}={getattr(value, '__qualname__', repr(value))}" for key, value in inside.items() if value is not None
-        )
-        return f"{self._limiter!r}({text})"
-
-
-class _Call(Permit):
-    """A plain call of a plain limiter, and, once it is entered, its permit: one object for both saves a fifth of the time."""
-
-    __slots__ = ("_amount",)
-
-    _penstock_kind = "limiter"
-
-    _amount: float
-
-    def _given(self) -> dict[str, Any]:
-        return {self._limiter._plain_unit: self._amount}
-
-    def __repr__(self) -> str:
-        return super().__repr__() if self._granted_at is not None else repr(_Use(self._limiter, self._given()))
-
-    async def _general(self) -> Permit:
-        """Enter the general way: perhaps a deadline is set, or the limiter has changed, or it is not the first time."""
-        limiter = self._limiter
-        charges = limiter._plain_charges(self._amount)
-        permit = None if limiter._gate.busy else limiter._try(charges)
-        if permit is None:
-            permit = self._after(await limiter._wait(charges, None, 0, None))
-        return permit
-
-    def _stand_in_line(self) -> Waiter | None:
-        """Stand in line, if nothing is special; the caller must then wait itself, which saves two coroutines a waiter."""
-        limiter = self._limiter
-        parker = here()
-        if parker.time_left() < math.inf:
-            return None
-        return limiter._join(limiter._plain_charges(self._amount), parker, None, math.inf, 0, None)
-
-    def _after(self, waiter: Waiter) -> Permit:
-        """The permit of a waiter that had its turn: this object, if it is none yet."""
-        if self._granted_at is not None:
-            return Permit._of(self._limiter, waiter.charges, waiter.marks, waiter.granted_at)  # type: ignore[arg-type]
-        self._charges, self._marks, self._ended = waiter.charges, waiter.marks, True  # type: ignore[assignment]
-        self._granted_at = waiter.granted_at
-        return self
-
-    def __enter__(self) -> Permit:
-        return self._limiter._acquire_in_thread(self._given())
-
-    def __exit__(self, kind: object, error: object, trace: object, /) -> None:
-        """Nothing is held, so there is nothing to give back."""
-
-    def __call__(self, function: F, /) -> F:
-        """Decorate `function`."""
-        return _Use(self._limiter, self._given())(function)
-
-
-class _CallOfOne(_Call):
-    """`limiter(tokens=5)` with one bucket."""
-
-    __slots__ = ("_tat",)
-
-    _tat: float
-
-    async def __aenter__(self) -> Permit:
-        limiter = self._limiter
-        bucket = limiter._first
-        take, release = limiter._take_lock, limiter._release_lock
-        take()  # half the time of `with`
-        try:
-            now = clock.now()
-            refill = now * bucket.rate + bucket.offset
-            tat = bucket.tat
-            tat = (refill if tat < refill else tat) + self._amount
-            if tat - bucket.ceiling <= refill and not limiter._gate.busy and self._granted_at is None:
-                bucket.tat = self._tat = tat
-                limiter._granted += 1
-                self._granted_at = now
-                return self
-        finally:
-            release()
-        waiter = self._stand_in_line()
-        if waiter is None:
-            return await self._general()
-        seconds = waiter.park_for
-        try:
-            while seconds >= 0:
-                await waiter.parker.park(seconds)  # type: ignore[union-attr]  # who has to park has a parker
-                seconds = limiter._turn(waiter)
-        except BaseException:
-            limiter._give_up(waiter)
-            raise
-        return self._after(limiter._had_its_turn(waiter))
-
-    async def __aexit__(self, kind: object, error: object, trace: object, /) -> None:
-        """Nothing is held, so there is nothing to give back."""
-
-    def _reveal(self) -> None:
-        limiter = self._limiter
-        if not hasattr(self, "_charges"):
-            (slot,) = limiter._slots
-            if self._amount:
-                self._charges = ((slot, self._amount),)
-                self._marks = [(slot.meter, (self._tat, self._granted_at))]
-            else:  # what costs nothing is not charged, as in the general way
-                self._charges, self._marks = (), []
-            self._ended = True
-
-
-class _CallOfTwo(_Call):
-    """`limiter(tokens=5)` with two buckets, the first of which has a default cost."""
-
-    __slots__ = ("_tat1", "_tat2")
-
-    _tat1: float
-    _tat2: float
-
-    async def __aenter__(self) -> Permit:
-        limiter = self._limiter
-        first = limiter._first
-        second = limiter._second
-        take, release = limiter._take_lock, limiter._release_lock
-        take()
-        try:
-            now = clock.now()
-            refill1 = now * first.rate + first.offset
-            tat1 = first.tat
-            tat1 = (refill1 if tat1 < refill1 else tat1) + limiter._plain_cost
-            refill2 = now * second.rate + second.offset
-            tat2 = second.tat
-            tat2 = (refill2 if tat2 < refill2 else tat2) + self._amount
-            if (
-                tat1 - first.ceiling <= refill1
-                and tat2 - second.ceiling <= refill2
-                and not limiter._gate.busy
-                and self._granted_at is None
-            ):
-                first.tat = self._tat1 = tat1
-                second.tat = self._tat2 = tat2
-                limiter._granted += 1
-                self._granted_at = now
-                return self
-        finally:
-            release()
-        waiter = self._stand_in_line()
-        if waiter is None:
-            return await self._general()
-        seconds = waiter.park_for
-        try:
-            while seconds >= 0:
-                await waiter.parker.park(seconds)  # type: ignore[union-attr]  # who has to park has a parker
-                seconds = limiter._turn(waiter)
-        except BaseException:
-            limiter._give_up(waiter)
-            raise
-        return self._after(limiter._had_its_turn(waiter))
-
-    async def __aexit__(self, kind: object, error: object, trace: object, /) -> None:
-        """Nothing is held, so there is nothing to give back."""
-
-    def _reveal(self) -> None:
-        limiter = self._limiter
-        if not hasattr(self, "_charges"):
-            first, second = limiter._slots
-            charged = [
-                (slot, amount, (slot.meter, (tat, self._granted_at)))
-                for slot, amount, tat in (
-                    (first, limiter._plain_cost, self._tat1),
-                    (second, self._amount, self._tat2),
-                )
-                if amount  # what costs nothing is not charged, as in the general way
-            ]
-            self._charges = tuple((slot, amount) for slot, amount, _ in charged)
-            self._marks = [mark for _, _, mark in charged]
-            self._ended = True
 
 
 class Limiter:
@@ -663,7 +190,7 @@ class Limiter:
     _expires: bool
     _holds: bool
     _remembered: dict[float, Charges]
-    _plain: type[_Call] | None
+    _plain: type[Call] | None
     _plain_unit: str
     _plain_cost: float
     _first: Bucket
@@ -695,7 +222,7 @@ class Limiter:
         on_event: Callable[[LimiterEvent], object] | None = None,
         **limits: LimitLike | list[LimitLike] | tuple[LimitLike, ...],
     ) -> None:
-        _check_options(name, max_waiting, ageing, flow_weights, on_event)
+        check_options(name, max_waiting, ageing, flow_weights, on_event)
         wanted = read_limits(limits)
         if not wanted:
             raise ValueError("a limiter needs at least one limit, for example Limiter(requests=per_minute(60))")
@@ -757,7 +284,7 @@ class Limiter:
         self._enforce = enforce
         self._on_event = on_event
         self._granted = self._refused = self._cancelled = self._would_refuse = 0
-        self._bare: _Use | None = None
+        self._bare: Use | None = None
         if like is None or parts[0].version != like._version:
             self._look_again()
         else:
@@ -771,7 +298,7 @@ class Limiter:
         self._slots = slots = [slot for slots in self._units.values() for slot in slots]
         self._expires, self._holds = other._expires, other._holds
         self._plain, self._plain_unit, self._plain_cost = other._plain, other._plain_unit, other._plain_cost
-        if self._plain is _CallOfTwo and slots[0].unit == self._plain_unit:
+        if self._plain is CallOfTwo and slots[0].unit == self._plain_unit:
             slots.reverse()
         if self._plain is not None:
             self._first = slots[0].meter  # type: ignore[assignment]
@@ -793,7 +320,7 @@ class Limiter:
         self._choose_plain()
 
     def _choose_plain(self) -> None:
-        """Find out whether calls can be written the short way, as `_CallOfOne` or `_CallOfTwo`."""
+        """Find out whether calls can be written the short way, as `CallOfOne` or `CallOfTwo`."""
         self._plain = None
         self._plain_unit = ""
         self._plain_cost = 0
@@ -803,7 +330,7 @@ class Limiter:
         if not all(type(meter) is Bucket and not meter.overdraft for meter in meters):
             return
         if len(meters) == 1:
-            self._plain, (self._plain_unit,) = _CallOfOne, self._units
+            self._plain, (self._plain_unit,) = CallOfOne, self._units
             self._first = meters[0]  # type: ignore[assignment]
             default = self._default(self._plain_unit)
             self._plain_cost = default or 0
@@ -811,7 +338,7 @@ class Limiter:
             given = [unit for unit in self._units if self._default(unit) is None]
             other = [unit for unit in self._units if isinstance(self._default(unit), int)]
             if len(given) == len(other) == 1:
-                self._plain, self._plain_unit = _CallOfTwo, given[0]
+                self._plain, self._plain_unit = CallOfTwo, given[0]
                 self._plain_cost = float(self._default(other[0]))  # type: ignore[arg-type]  # faster than an int to add
                 self._slots = [*self._units[other[0]], *self._units[given[0]]]
                 self._first, self._second = (slot.meter for slot in self._slots)  # type: ignore[assignment]
@@ -831,7 +358,7 @@ class Limiter:
         priority: int | Callable[..., int] = 0,
         flow: Hashable | Callable[..., Hashable] = None,
         **cost: Cost,
-    ) -> _Use: ...
+    ) -> Use: ...
 
     def __call__(self, function: Any = None, /, **options: Any) -> Any:
         """A call of that cost: to enter with `async with` or `with`, or to decorate functions with.
@@ -859,7 +386,7 @@ class Limiter:
                 call._amount = amount
                 call._granted_at = None  # not yet
                 return call
-        use = _Use(self, options)
+        use = Use(self, options)
         return use if function is None else use(function)
 
     async def acquire(
@@ -883,7 +410,7 @@ class Limiter:
             Unsatisfiable: `cost` is above what a limit can ever hold, so no wait would do.
             MissingUnit, UnknownUnit, CostError: The cost is wrong.
         """
-        _check_turn(max_wait, priority, flow)
+        check_turn(max_wait, priority, flow)
         return await self._acquire(cost, max_wait=max_wait, priority=priority, flow=flow)
 
     def acquire_nowait(self, *, priority: int = 0, flow: Hashable = None, **cost: float) -> Permit:
@@ -893,7 +420,7 @@ class Limiter:
             RateLimited: It cannot, or others wait whom it would delay. `retry_after` says when it could.
             Unsatisfiable, MissingUnit, UnknownUnit, CostError: As in `acquire`.
         """
-        _check_turn(None, priority, flow)
+        check_turn(None, priority, flow)
         charges = self._charges_of(cost)
         permit = self._try(charges)
         if permit is None:
@@ -1050,28 +577,28 @@ class Limiter:
                 " & ".join(dict.fromkeys(filter(None, (self.name, other.name)))) or None,
                 min(bounds, default=None),
                 enforce=self._enforce and other._enforce,
-                on_event=_both(self._on_event, other._on_event),
+                on_event=joined_hook(self._on_event, other._on_event),
             )
         return joint
 
     async def __aenter__(self) -> Permit:
-        if self._plain is _CallOfOne and self._plain_cost:
-            call = _CallOfOne()
+        if self._plain is CallOfOne and self._plain_cost:
+            call = CallOfOne()
             call._limiter = self
             call._amount = self._plain_cost
             call._granted_at = None  # not yet
             return await call.__aenter__()
         if self._bare is None:
-            self._bare = _Use(self, {})
+            self._bare = Use(self, {})
         return await self._bare.__aenter__()
 
     async def __aexit__(self, *_: object) -> None:
-        if self._bare is not None and not (self._plain is _CallOfOne and self._plain_cost):
+        if self._bare is not None and not (self._plain is CallOfOne and self._plain_cost):
             self._bare._leave()
 
     def __enter__(self) -> Permit:
         if self._bare is None:
-            self._bare = _Use(self, {})
+            self._bare = Use(self, {})
         return self._bare.__enter__()
 
     def __exit__(self, *_: object) -> None:
@@ -1102,7 +629,7 @@ class Limiter:
                     raise self._missing(unit)
             else:
                 taken += 1
-                _check_amount(unit, amount)
+                check_amount(unit, amount)
             if amount:
                 for slot in slots:
                     if amount > slot.limit.capacity:
@@ -1160,7 +687,7 @@ class Limiter:
         finally:
             self._release_lock()
         if self._on_event is not None:
-            tell(self._on_event, Granted(self.name, _cost_of(charges), 0.0))
+            tell(self._on_event, Granted(self.name, cost_of(charges), 0.0))
         return Permit._of(self, charges, marks, now)
 
     def _join(
@@ -1191,7 +718,7 @@ class Limiter:
             self._release_lock()
         if error is not None:
             if self._on_event is not None:
-                tell(self._on_event, Refused(self.name, _cost_of(charges), error.retry_after, error.blocked_by))
+                tell(self._on_event, Refused(self.name, cost_of(charges), error.retry_after, error.blocked_by))
             raise error
         return waiter
 
@@ -1205,15 +732,17 @@ class Limiter:
         if full and max_wait != 0:
             return QueueFull(
                 f"{self._max_waiting} calls are waiting already, as many as max_waiting allows; the next would wait "
-                f"{_seconds(wait)} for {blocker}",
+                f"{show_seconds(wait)} for {blocker}",
                 retry_after=wait,
                 blocked_by=blocker,
             )
         known = wait < math.inf or max_wait == 0
         if max_wait is not None and wait > max_wait and known:
-            return self._not_now(waiter, wait, blocker, f"max_wait is {_seconds(max_wait)}" if max_wait else "")
+            return self._not_now(waiter, wait, blocker, f"max_wait is {show_seconds(max_wait)}" if max_wait else "")
         if time_left < wait < math.inf:
-            return self._not_now(waiter, wait, blocker, f"the enclosing deadline is in {_seconds(max(0.0, time_left))}")
+            return self._not_now(
+                waiter, wait, blocker, f"the enclosing deadline is in {show_seconds(max(0.0, time_left))}"
+            )
         return None
 
     async def _acquire(
@@ -1302,17 +831,17 @@ class Limiter:
             waiter.gate.leave(waiter)
             self._cancelled += 1
         if self._on_event is not None:
-            tell(self._on_event, Cancelled(self.name, _cost_of(waiter.charges)))
+            tell(self._on_event, Cancelled(self.name, cost_of(waiter.charges)))
 
     def _had_its_turn(self, waiter: Waiter) -> Waiter:
         """Raise what a waiter that is done is to raise; tell of its grant."""
         error = waiter.error
         if error is not None:
             if self._on_event is not None and isinstance(error, RateLimited):
-                tell(self._on_event, Refused(self.name, _cost_of(waiter.charges), error.retry_after, error.blocked_by))
+                tell(self._on_event, Refused(self.name, cost_of(waiter.charges), error.retry_after, error.blocked_by))
             raise error
         if self._on_event is not None:
-            cost, waited = _cost_of(waiter.charges), waiter.granted_at - waiter.arrived
+            cost, waited = cost_of(waiter.charges), waiter.granted_at - waiter.arrived
             if waited > 0:
                 tell(self._on_event, Waited(self.name, cost, waited))
             tell(self._on_event, Granted(self.name, cost, waited))
@@ -1356,7 +885,7 @@ class Limiter:
         for unit, value in (*remaining.items(), *reset.items()):
             if unit not in self._units:
                 raise self._unknown(unit)
-            _check_amount(unit, value)
+            check_amount(unit, value)
         gate = self._lock_gate()
         try:
             now = gate.now()
@@ -1388,9 +917,9 @@ class Limiter:
         return "pause" if slot.paused_until > now and slot.meter.ready_at(0, now) < slot.paused_until else slot.label
 
     def _not_now(self, waiter: Waiter, wait: float, blocker: str, bound: str) -> RateLimited:
-        cost = ", ".join(f"{amount:g} {unit}" for unit, amount in _cost_of(waiter.charges).items())
+        cost = ", ".join(f"{amount:g} {unit}" for unit, amount in cost_of(waiter.charges).items())
         return RateLimited(
-            f"{cost} would have to wait {_seconds(wait)} for {blocker}" + (f"; {bound}" if bound else ""),
+            f"{cost} would have to wait {show_seconds(wait)} for {blocker}" + (f"; {bound}" if bound else ""),
             retry_after=wait,
             blocked_by=blocker,
         )
@@ -1406,7 +935,7 @@ class Limiter:
             else "Split the call, or raise the limit."
         )
         return Unsatisfiable(
-            f'{_number(amount)} {slot.unit} can never be granted: "{slot.label}" holds at most {_number(capacity)} at once. '
+            f'{show_number(amount)} {slot.unit} can never be granted: "{slot.label}" holds at most {show_number(capacity)} at once. '
             + way_out,
             unit=slot.unit,
             cost=amount,
@@ -1424,77 +953,7 @@ class Limiter:
         )
 
 
-def read_limits(given: Mapping[str, Any]) -> dict[str, tuple[Limit, ...]]:
-    """What users write, as limits: strings are read, single ones become tuples, units are checked."""
-    limits: dict[str, tuple[Limit, ...]] = {}
-    for unit, kinds in given.items():
-        if unit in _OF_A_CALL:
-            raise ValueError(
-                f"a unit cannot be called {unit!r}: that is a keyword of limiter(...). Choose another word"
-            )
-        read: list[Limit] = []
-        for kind in kinds if isinstance(kinds, list | tuple) else [kinds]:
-            if isinstance(kind, str):
-                read.append(parse(kind))
-            elif isinstance(kind, Limit):
-                read.append(kind)
-            else:
-                raise ValueError(
-                    f'{unit} needs a limit, such as per_minute(3500), "3500/min" or a list of them, not {kind!r}. '
-                    f"(The limiter's own keywords are {', '.join(sorted(_OF_A_LIMITER))}.)"
-                )
-        if not read:
-            raise ValueError(f"{unit} has an empty list of limits: leave it out, or name at least one")
-        if len(set(map(str, read))) < len(read):
-            raise ValueError(f"{unit} has the same limit twice: {', '.join(map(str, read))}")
-        limits[unit] = tuple(read)
-    return limits
-
-
-def _check_options(name: Any, max_waiting: Any, ageing: Any, flow_weights: Any, on_event: Any) -> None:
-    if name is not None and not isinstance(name, str):
-        raise ValueError(f"name= must be a string, not {name!r} (a unit cannot be called 'name')")
-    if max_waiting is not None and (
-        not isinstance(max_waiting, int) or isinstance(max_waiting, bool) or max_waiting < 0
-    ):
-        raise ValueError(f"max_waiting must be a whole number of waiters, 0 or more, or None, not {max_waiting!r}")
-    if not isinstance(ageing, int | float) or isinstance(ageing, bool) or not ageing > 0:
-        raise ValueError(f"ageing must be a number of seconds above 0 (math.inf for never), not {ageing!r}")
-    if flow_weights is not None:
-        if not isinstance(flow_weights, Mapping):
-            raise ValueError(f"flow_weights must be a mapping of flows to weights, not {flow_weights!r}")
-        for flow, weight in flow_weights.items():
-            if not isinstance(weight, int | float) or not (math.isfinite(weight) and weight > 0):
-                raise ValueError(f"the weight of flow {flow!r} must be a finite number above 0, not {weight!r}")
-    if on_event is not None and not callable(on_event):
-        raise ValueError(f"on_event= must be a function of one event, not {on_event!r}")
-
-
-def _check_turn(max_wait: Any, priority: Any, flow: Any) -> None:
-    if max_wait is not None and (not isinstance(max_wait, int | float) or not max_wait >= 0):
-        raise ValueError(f"max_wait must be a number of seconds, 0 or more, or None, not {max_wait!r}")
-    if not isinstance(priority, int):
-        raise ValueError(f"priority must be a whole number (higher goes first), not {priority!r}")
-    try:
-        hash(flow)
-    except TypeError:
-        raise ValueError(f"flow must be hashable, such as a string, not {flow!r}") from None
-
-
-def _check_amount(unit: str, amount: Any) -> None:
-    try:
-        right = math.isfinite(amount) and amount >= 0
-    except (TypeError, OverflowError):
-        right = False
-    if not right:
-        raise CostError(f"the cost of {unit} must be a finite number, 0 or more, not {amount!r}")
-
-
-def _cost_of(charges: Any) -> dict[str, float]:
-    return {slot.unit: amount for slot, amount in charges}
-
-
-def _both(one: Any, other: Any) -> Any:
+def joined_hook(one: Any, other: Any) -> Any:
     if one is None or other is None or one is other:
         return one or other
 
@@ -1503,11 +962,3 @@ def _both(one: Any, other: Any) -> Any:
         tell(other, event)
 
     return hear
-
-
-def _number(value: float) -> str:
-    return str(int(value)) if float(value).is_integer() else f"{value:g}"
-
-
-def _seconds(value: float) -> str:
-    return "until somebody gives back what they hold" if value == math.inf else f"{value:.3g} s"

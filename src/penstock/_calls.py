@@ -1,0 +1,333 @@
+"""What `limiter(...)` is: an async context manager, a context manager for threads, and a decorator in one.
+
+`Use` is all of them, for any cost and any limiter. Two calls are written out by hand, `CallOfOne` and `CallOfTwo`: one or two token
+buckets, plain whole costs, nobody waiting, nobody listening. They do just what the general way does, which takes over
+whenever anything is not so.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from penstock import clock
+from penstock._functions import kind_of
+from penstock._gate import Waiter
+from penstock._given import check_turn
+from penstock._parking import here, who_am_i
+from penstock.errors import CostError
+from penstock.permit import Permit
+
+if TYPE_CHECKING:
+    from penstock.limiter import Limiter
+
+__all__ = ["Call", "CallOfOne", "CallOfTwo", "Settle", "Use"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+Settle = Callable[[Any], Mapping[str, float]]
+
+
+class Use:
+    """What `limiter(...)` is: an async context manager, a context manager and a decorator, as often as you like."""
+
+    __slots__ = ("_cost", "_entered", "_flow", "_limiter", "_max_wait", "_priority", "_settle")
+
+    _penstock_kind = "limiter"
+
+    def __init__(self, limiter: Limiter, options: dict[str, Any]) -> None:
+        self._limiter = limiter
+        self._settle: Settle | None = options.pop("settle", None)
+        self._max_wait: float | None = options.pop("max_wait", None)
+        self._priority = options.pop("priority", 0)
+        self._flow = options.pop("flow", None)
+        self._cost: dict[str, Any] = options
+        self._entered: list[tuple[object, Permit]] = []
+        if self._settle is not None and not callable(self._settle):
+            raise CostError(
+                f"settle= must be a function of the result that returns the true cost, not {self._settle!r}"
+            )
+        if not any(callable(value) for value in (*options.values(), self._flow, self._priority)):
+            limiter._charges_of(options)
+            check_turn(self._max_wait, self._priority, self._flow)
+        else:
+            for unit in options:
+                if not any(unit in part.slots for part in limiter._parts):
+                    raise limiter._unknown(unit)
+
+    async def __aenter__(self) -> Permit:
+        permit = await self._limiter._acquire(
+            self._fixed(), max_wait=self._max_wait, priority=self._priority, flow=self._flow
+        )
+        self._entered.append((who_am_i(), permit))
+        return permit
+
+    async def __aexit__(self, *_: object) -> None:
+        self._leave()
+
+    def __enter__(self) -> Permit:
+        permit = self._limiter._acquire_in_thread(
+            self._fixed(), max_wait=self._max_wait, priority=self._priority, flow=self._flow
+        )
+        self._entered.append((who_am_i(), permit))
+        return permit
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        """End the permit that this task, or thread, entered last."""
+        entered, me = self._entered, who_am_i()
+        # If it was entered elsewhere (a fixture, an exit stack), one permit is as good as another: all cost the same.
+        index = next((i for i in range(len(entered) - 1, -1, -1) if entered[i][0] == me), -1)
+        entered.pop(index)[1].close()
+
+    def _fixed(self) -> dict[str, Any]:
+        for unit, value in self._cost.items():
+            if callable(value):
+                raise CostError(
+                    f"the cost of {unit} is a function of the call's arguments: use it in a decorator, not in `with`"
+                )
+        return self._cost
+
+    def _for_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
+        cost = {unit: value(*args, **kwargs) if callable(value) else value for unit, value in self._cost.items()}
+        turn = {
+            "max_wait": self._max_wait,
+            "priority": self._priority(*args, **kwargs) if callable(self._priority) else self._priority,
+            "flow": self._flow(*args, **kwargs) if callable(self._flow) else self._flow,
+        }
+        return cost, turn
+
+    def _settled(self, permit: Permit, result: Any) -> None:
+        if self._settle is not None:
+            permit.settle(**self._settle(result))
+
+    def __call__(self, function: F, /) -> F:
+        """Decorate `function`: every call is charged first. Async functions, functions, and generators of both kinds."""
+        if not callable(function):
+            raise TypeError(f"a limiter decorates functions, not {function!r}")
+        limiter = self._limiter
+        kind = kind_of(function)
+        if kind in {"stream", "generator"} and self._settle is not None:
+            raise CostError(
+                "settle= needs a result, and a generator has none: settle inside, on the permit of `with limiter(...)`"
+            )
+        wrapper: Any
+        if kind == "async":
+
+            async def wrapper(*args: Any, **kwargs: Any) -> Any:
+                cost, turn = self._for_call(args, kwargs)
+                with await limiter._acquire(cost, **turn) as permit:
+                    result = await function(*args, **kwargs)
+                    self._settled(permit, result)
+                    return result
+
+        elif kind == "stream":
+
+            async def wrapper(*args: Any, **kwargs: Any) -> Any:
+                cost, turn = self._for_call(args, kwargs)
+                with await limiter._acquire(cost, **turn):
+                    items = function(*args, **kwargs)
+                    try:
+                        async for item in items:
+                            yield item
+                    finally:
+                        await items.aclose()
+
+        elif kind == "generator":
+
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                cost, turn = self._for_call(args, kwargs)
+                with limiter._acquire_in_thread(cost, **turn):
+                    return (yield from function(*args, **kwargs))
+
+        else:
+
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                cost, turn = self._for_call(args, kwargs)
+                with limiter._acquire_in_thread(cost, **turn) as permit:
+                    result = function(*args, **kwargs)
+                    self._settled(permit, result)
+                    return result
+
+        return functools.wraps(function)(wrapper)  # type: ignore[return-value]
+
+    def __repr__(self) -> str:
+        inside = {**self._cost, "settle": self._settle, "max_wait": self._max_wait, "flow": self._flow}
+        text = ", ".join(
+            f"{key}={getattr(value, '__qualname__', repr(value))}" for key, value in inside.items() if value is not None
+        )
+        return f"{self._limiter!r}({text})"
+
+
+class Call(Permit):
+    """A plain call of a plain limiter, and, once it is entered, its permit: one object for both saves a fifth of the time."""
+
+    __slots__ = ("_amount",)
+
+    _penstock_kind = "limiter"
+
+    _amount: float
+
+    def _given(self) -> dict[str, Any]:
+        return {self._limiter._plain_unit: self._amount}
+
+    def __repr__(self) -> str:
+        return super().__repr__() if self._granted_at is not None else repr(Use(self._limiter, self._given()))
+
+    async def _general(self) -> Permit:
+        """Enter the general way: perhaps a deadline is set, or the limiter has changed, or it is not the first time."""
+        limiter = self._limiter
+        charges = limiter._plain_charges(self._amount)
+        permit = None if limiter._gate.busy else limiter._try(charges)
+        if permit is None:
+            permit = self._after(await limiter._wait(charges, None, 0, None))
+        return permit
+
+    def _stand_in_line(self) -> Waiter | None:
+        """Stand in line, if nothing is special; the caller must then wait itself, which saves two coroutines a waiter."""
+        limiter = self._limiter
+        parker = here()
+        if parker.time_left() < math.inf:
+            return None
+        return limiter._join(limiter._plain_charges(self._amount), parker, None, math.inf, 0, None)
+
+    def _after(self, waiter: Waiter) -> Permit:
+        """The permit of a waiter that had its turn: this object, if it is none yet."""
+        if self._granted_at is not None:
+            return Permit._of(self._limiter, waiter.charges, waiter.marks, waiter.granted_at)  # type: ignore[arg-type]
+        self._charges, self._marks, self._ended = waiter.charges, waiter.marks, True  # type: ignore[assignment]
+        self._granted_at = waiter.granted_at
+        return self
+
+    def __enter__(self) -> Permit:
+        return self._limiter._acquire_in_thread(self._given())
+
+    def __exit__(self, kind: object, error: object, trace: object, /) -> None:
+        """Nothing is held, so there is nothing to give back."""
+
+    def __call__(self, function: F, /) -> F:
+        """Decorate `function`."""
+        return Use(self._limiter, self._given())(function)
+
+
+class CallOfOne(Call):
+    """`limiter(tokens=5)` with one bucket."""
+
+    __slots__ = ("_tat",)
+
+    _tat: float
+
+    async def __aenter__(self) -> Permit:
+        limiter = self._limiter
+        bucket = limiter._first
+        take, release = limiter._take_lock, limiter._release_lock
+        take()  # half the time of `with`
+        try:
+            now = clock.now()
+            refill = now * bucket.rate + bucket.offset
+            tat = bucket.tat
+            tat = (refill if tat < refill else tat) + self._amount
+            if tat - bucket.ceiling <= refill and not limiter._gate.busy and self._granted_at is None:
+                bucket.tat = self._tat = tat
+                limiter._granted += 1
+                self._granted_at = now
+                return self
+        finally:
+            release()
+        waiter = self._stand_in_line()
+        if waiter is None:
+            return await self._general()
+        seconds = waiter.park_for
+        try:
+            while seconds >= 0:
+                await waiter.parker.park(seconds)  # type: ignore[union-attr]  # who has to park has a parker
+                seconds = limiter._turn(waiter)
+        except BaseException:
+            limiter._give_up(waiter)
+            raise
+        return self._after(limiter._had_its_turn(waiter))
+
+    async def __aexit__(self, kind: object, error: object, trace: object, /) -> None:
+        """Nothing is held, so there is nothing to give back."""
+
+    def _reveal(self) -> None:
+        limiter = self._limiter
+        if not hasattr(self, "_charges"):
+            (slot,) = limiter._slots
+            if self._amount:
+                self._charges = ((slot, self._amount),)
+                self._marks = [(slot.meter, (self._tat, self._granted_at))]
+            else:  # what costs nothing is not charged, as in the general way
+                self._charges, self._marks = (), []
+            self._ended = True
+
+
+class CallOfTwo(Call):
+    """`limiter(tokens=5)` with two buckets, the first of which has a default cost."""
+
+    __slots__ = ("_tat1", "_tat2")
+
+    _tat1: float
+    _tat2: float
+
+    async def __aenter__(self) -> Permit:
+        limiter = self._limiter
+        first = limiter._first
+        second = limiter._second
+        take, release = limiter._take_lock, limiter._release_lock
+        take()
+        try:
+            now = clock.now()
+            refill1 = now * first.rate + first.offset
+            tat1 = first.tat
+            tat1 = (refill1 if tat1 < refill1 else tat1) + limiter._plain_cost
+            refill2 = now * second.rate + second.offset
+            tat2 = second.tat
+            tat2 = (refill2 if tat2 < refill2 else tat2) + self._amount
+            if (
+                tat1 - first.ceiling <= refill1
+                and tat2 - second.ceiling <= refill2
+                and not limiter._gate.busy
+                and self._granted_at is None
+            ):
+                first.tat = self._tat1 = tat1
+                second.tat = self._tat2 = tat2
+                limiter._granted += 1
+                self._granted_at = now
+                return self
+        finally:
+            release()
+        waiter = self._stand_in_line()
+        if waiter is None:
+            return await self._general()
+        seconds = waiter.park_for
+        try:
+            while seconds >= 0:
+                await waiter.parker.park(seconds)  # type: ignore[union-attr]  # who has to park has a parker
+                seconds = limiter._turn(waiter)
+        except BaseException:
+            limiter._give_up(waiter)
+            raise
+        return self._after(limiter._had_its_turn(waiter))
+
+    async def __aexit__(self, kind: object, error: object, trace: object, /) -> None:
+        """Nothing is held, so there is nothing to give back."""
+
+    def _reveal(self) -> None:
+        limiter = self._limiter
+        if not hasattr(self, "_charges"):
+            first, second = limiter._slots
+            charged = [
+                (slot, amount, (slot.meter, (tat, self._granted_at)))
+                for slot, amount, tat in (
+                    (first, limiter._plain_cost, self._tat1),
+                    (second, self._amount, self._tat2),
+                )
+                if amount  # what costs nothing is not charged, as in the general way
+            ]
+            self._charges = tuple((slot, amount) for slot, amount, _ in charged)
+            self._marks = [mark for _, _, mark in charged]
+            self._ended = True

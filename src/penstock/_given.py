@@ -1,0 +1,104 @@
+"""What users write, read and checked: limits, options, costs. And how numbers are shown to them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from penstock.errors import CostError
+from penstock.limits import Limit, parse
+
+__all__ = [
+    "LimitLike",
+    "check_amount",
+    "check_options",
+    "check_turn",
+    "cost_of",
+    "read_limits",
+    "show_number",
+    "show_seconds",
+]
+
+LimitLike = Limit | str
+
+_OF_A_CALL = frozenset({"settle", "max_wait", "priority", "flow"})
+_OF_A_LIMITER = frozenset({"name", "store", "max_waiting", "ageing", "flow_weights", "enforce", "on_event"})
+
+
+def read_limits(given: Mapping[str, Any]) -> dict[str, tuple[Limit, ...]]:
+    """What users write, as limits: strings are read, single ones become tuples, units are checked."""
+    limits: dict[str, tuple[Limit, ...]] = {}
+    for unit, kinds in given.items():
+        if unit in _OF_A_CALL:
+            raise ValueError(
+                f"a unit cannot be called {unit!r}: that is a keyword of limiter(...). Choose another word"
+            )
+        read: list[Limit] = []
+        for kind in kinds if isinstance(kinds, list | tuple) else [kinds]:
+            if isinstance(kind, str):
+                read.append(parse(kind))
+            elif isinstance(kind, Limit):
+                read.append(kind)
+            else:
+                raise ValueError(
+                    f'{unit} needs a limit, such as per_minute(3500), "3500/min" or a list of them, not {kind!r}. '
+                    f"(The limiter's own keywords are {', '.join(sorted(_OF_A_LIMITER))}.)"
+                )
+        if not read:
+            raise ValueError(f"{unit} has an empty list of limits: leave it out, or name at least one")
+        if len(set(map(str, read))) < len(read):
+            raise ValueError(f"{unit} has the same limit twice: {', '.join(map(str, read))}")
+        limits[unit] = tuple(read)
+    return limits
+
+
+def check_options(name: Any, max_waiting: Any, ageing: Any, flow_weights: Any, on_event: Any) -> None:
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"name= must be a string, not {name!r} (a unit cannot be called 'name')")
+    if max_waiting is not None and (
+        not isinstance(max_waiting, int) or isinstance(max_waiting, bool) or max_waiting < 0
+    ):
+        raise ValueError(f"max_waiting must be a whole number of waiters, 0 or more, or None, not {max_waiting!r}")
+    if not isinstance(ageing, int | float) or isinstance(ageing, bool) or not ageing > 0:
+        raise ValueError(f"ageing must be a number of seconds above 0 (math.inf for never), not {ageing!r}")
+    if flow_weights is not None:
+        if not isinstance(flow_weights, Mapping):
+            raise ValueError(f"flow_weights must be a mapping of flows to weights, not {flow_weights!r}")
+        for flow, weight in flow_weights.items():
+            if not isinstance(weight, int | float) or not (math.isfinite(weight) and weight > 0):
+                raise ValueError(f"the weight of flow {flow!r} must be a finite number above 0, not {weight!r}")
+    if on_event is not None and not callable(on_event):
+        raise ValueError(f"on_event= must be a function of one event, not {on_event!r}")
+
+
+def check_turn(max_wait: Any, priority: Any, flow: Any) -> None:
+    if max_wait is not None and (not isinstance(max_wait, int | float) or not max_wait >= 0):
+        raise ValueError(f"max_wait must be a number of seconds, 0 or more, or None, not {max_wait!r}")
+    if not isinstance(priority, int):
+        raise ValueError(f"priority must be a whole number (higher goes first), not {priority!r}")
+    try:
+        hash(flow)
+    except TypeError:
+        raise ValueError(f"flow must be hashable, such as a string, not {flow!r}") from None
+
+
+def check_amount(unit: str, amount: Any) -> None:
+    try:
+        right = math.isfinite(amount) and amount >= 0
+    except (TypeError, OverflowError):
+        right = False
+    if not right:
+        raise CostError(f"the cost of {unit} must be a finite number, 0 or more, not {amount!r}")
+
+
+def cost_of(charges: Any) -> dict[str, float]:
+    return {slot.unit: amount for slot, amount in charges}
+
+
+def show_number(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else f"{value:g}"
+
+
+def show_seconds(value: float) -> str:
+    return "until somebody gives back what they hold" if value == math.inf else f"{value:.3g} s"
