@@ -1,0 +1,142 @@
+"""What a type checker sees of decorated functions: their own signatures. `make check` runs mypy on this; nothing runs it.
+
+A line that must be wrong says so by an ignore: mypy is told to complain about an ignore that is not needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import assert_type
+
+from penstock import Batcher, Limiter, Pipeline, Retry, amap, circuit_breaker, fallback, hedge, retry_after, timeout
+from penstock.mapping import Results
+
+retry = Retry(on=OSError)
+limiter = Limiter(requests="10/s", tokens="100/s")
+pipe = Pipeline(retry, circuit_breaker(on=OSError), hedge(1), limiter(tokens=5), timeout(20), fallback("", on=OSError))
+
+
+def tokens_of(url: str, depth: int = 1) -> int:
+    return len(url) * depth
+
+
+@retry
+async def fetched(url: str, depth: int = 1) -> bytes:
+    return url.encode() * depth
+
+
+@retry
+def fetched_in_a_thread(url: str) -> bytes:
+    return url.encode()
+
+
+async def rest_of_the_lines(last: str, url: str) -> AsyncIterator[str]:
+    yield url + last
+
+
+@retry(resume=rest_of_the_lines)
+async def lines(url: str) -> AsyncIterator[str]:
+    yield url
+
+
+@pipe
+async def piped(url: str, depth: int = 1) -> bytes:
+    return url.encode() * depth
+
+
+@limiter(tokens=tokens_of, settle=lambda reply: {"tokens": len(reply)})
+async def limited(url: str, depth: int = 1) -> bytes:
+    return url.encode() * depth
+
+
+@hedge("p95")
+@circuit_breaker(on=OSError)
+@timeout(5)
+@fallback(b"", on=OSError)
+async def layered(url: str, depth: int = 1) -> bytes:
+    return url.encode() * depth
+
+
+class Client:
+    @retry
+    async def get(self, url: str) -> bytes:
+        return url.encode()
+
+    @classmethod
+    @retry
+    async def made(cls, url: str) -> Client:
+        return cls()
+
+    @staticmethod
+    @pipe
+    async def count(url: str) -> int:
+        return len(url)
+
+
+async def a_decorated_function_keeps_its_signature() -> None:
+    for function in (fetched, piped, limited, layered):
+        assert_type(await function("x", depth=2), bytes)
+    assert_type(fetched_in_a_thread("x"), bytes)
+    async for line in lines("x"):
+        assert_type(line, str)
+    await fetched(5)  # type: ignore[arg-type]
+    await piped()  # type: ignore[call-arg]
+    await limited("x", width=1)  # type: ignore[call-arg]
+    await layered("x", "y")  # type: ignore[arg-type]
+    fetched_in_a_thread(b"x")  # type: ignore[arg-type]
+
+
+async def so_do_methods() -> None:
+    client = Client()
+    assert_type(await client.get("x"), bytes)
+    assert_type(await Client.made("x"), Client)
+    assert_type(await client.count("x"), int)
+    await client.get(1)  # type: ignore[arg-type]
+
+
+async def a_call_is_checked_against_the_function() -> None:
+    assert_type(await retry.call(fetched, "x", depth=2), bytes)
+    assert_type(await retry.call(tokens_of, "x"), int)
+    assert_type(retry.call_sync(tokens_of, "x"), int)
+    await retry.call(fetched, 5)  # type: ignore[call-overload]
+    retry.call_sync(tokens_of, url=b"x")  # type: ignore[arg-type]
+
+
+async def the_loop_forms_give_attempts() -> None:
+    async for attempt in retry:
+        with attempt:
+            assert_type(attempt.number, int)
+            assert_type(attempt.previous, Exception | None)
+            assert_type(attempt.idempotency_key, str)
+    for attempt in retry:
+        with attempt:
+            pass
+
+
+def what_counts_is_said_by_types_or_a_function() -> None:
+    Retry(on=(OSError, ValueError))
+    Retry(on=lambda error: isinstance(error, OSError))
+    Retry(on=lambda error: 2.5)
+    Retry(on=BaseException)  # type: ignore[arg-type]
+    Retry()  # type: ignore[call-arg]
+    Retry(OSError, 3)  # type: ignore[call-arg]
+    assert_type(retry_after(ValueError()), float | None)
+
+
+async def many_items() -> None:
+    async def send(texts: list[str]) -> list[int]:
+        return [len(text) for text in texts]
+
+    embed = Batcher(send)
+    assert_type(await embed("x"), int)
+    await embed(5)  # type: ignore[arg-type]
+
+    results = amap(fetched, ["x", "y"])
+    assert_type(results, Results[bytes])
+    async for reply in results:
+        assert_type(reply, bytes)
+    async for reply_or_error in amap(fetched, ["x"], return_errors=True):
+        assert_type(reply_or_error, bytes | Exception)
+    async for length in amap(embed, ["x"], ordered=False, on_progress=lambda progress: progress.done):
+        assert_type(length, int)
+    amap(fetched, [1, 2])  # type: ignore[arg-type]
