@@ -592,6 +592,7 @@ NEVER = (
     [
         ({}, MissingUnit, "how many tokens does this call cost"),
         ({"tokens": 1, "imagse": 2}, UnknownUnit, "this limiter knows requests, tokens"),
+        ({"token": 5}, UnknownUnit, "no limit counts 'token': this limiter knows requests, tokens"),
         ({"tokens": 12_000}, Unsatisfiable, NEVER),
         ({"tokens": math.nan}, CostError, "not nan"),
         ({"tokens": -1}, CostError, "not -1"),

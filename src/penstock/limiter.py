@@ -626,7 +626,8 @@ class Limiter:
             if amount is None:
                 amount = self._default(unit)
                 if amount is None:
-                    raise self._missing(unit)
+                    misspelt = next((given for given in cost if given not in self._units), None)
+                    raise self._missing(unit) if misspelt is None else self._unknown(misspelt)
             else:
                 taken += 1
                 check_amount(unit, amount)
