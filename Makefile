@@ -37,10 +37,9 @@ check: environment ## ruff, mypy --strict, and the layers
 	$(BIN)/mypy src $(wildcard tests/typing)
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
-bench: ## the benchmarks of benchmarks/, each beside what a user would write instead
-	@$(SETUP) .venv --requirements requirements/bench.txt --editable --ranks $(RANKS)
-	@set -e; for file in benchmarks/*.py; do case "$$file" in benchmarks/_*) ;; *) \
-		echo "== $$file"; $(NEEDS_RANKS) $(BIN)/python "$$file" ;; esac; done
+bench: ## the benchmarks of benchmarks/, each beside what a user would write instead; writes benchmarks/RESULTS.md (a quarter of an hour)
+	@$(SETUP) .venv --requirements requirements/bench.txt --editable --ranks $(RANKS) --redis $(SERVERS)
+	$(NEEDS_RANKS) PENSTOCK_TEST_SERVERS="$(CURDIR)/$(SERVERS)" $(BIN)/python benchmarks/_results.py
 
 docs: environment ## run every example of the docs
 	$(NEEDS_RANKS) $(BIN)/python -m pytest -q tests/test_*docs*.py

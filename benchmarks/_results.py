@@ -1,4 +1,4 @@
-"""Write RESULTS.md: what every benchmark prints, with the command that prints it. Nothing in it is written by hand.
+"""Run every benchmark, and write what they print to RESULTS.md, with the commands. Nothing in it is written by hand.
 
 python benchmarks/_results.py
 """
@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "RESULTS.md"
 INTRO = """# Results
 
-Written by `python benchmarks/_results.py`, which runs each command below and keeps what it prints. Candidates are interleaved in one run;
+Written by `make bench`, which runs each command below and keeps what it prints. Candidates are interleaved in one run;
 numbers of a shared machine are ratios, not speeds. "MISSED" says that a number the design asks for was not reached in this run.
 """
 
@@ -20,19 +21,23 @@ numbers of a shared machine are ratios, not speeds. "MISSED" says that a number 
 def main() -> int:
     """Run them all, one after another. Returns 1 if one of them failed."""
     pages = [INTRO]
-    failed = 0
+    failed = []
     for path in sorted(HERE.glob("[!_]*.py")):
-        print(path.name, flush=True)
-        done = subprocess.run(
-            [sys.executable, path], check=False, capture_output=True, text=True, cwd=HERE.parent, timeout=900
-        )
-        failed |= done.returncode
-        output = done.stdout.strip() or "(nothing)"
-        if done.returncode:
-            output += f"\n\nIt ended with {done.returncode}: {(done.stderr.strip().splitlines() or ['?'])[-1]}"
-        pages.append(f"## `python benchmarks/{path.name}`\n\n{output}\n")
-    (HERE / "RESULTS.md").write_text("\n".join(pages))
-    return int(failed != 0)
+        print(f"== benchmarks/{path.name}", flush=True)
+        lines = []
+        with subprocess.Popen(
+            [sys.executable, "-u", path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=HERE.parent
+        ) as run:
+            for line in run.stdout or ():
+                print(line, end="", flush=True)
+                lines.append(line)
+        if run.returncode:
+            failed.append(path.name)
+            lines.append(f"\nIt ended with {run.returncode}.\n")
+        pages.append(f"## `python benchmarks/{path.name}`\n\n{''.join(lines).strip() or '(nothing)'}\n")
+    RESULTS.write_text("\n".join(pages), encoding="utf-8")
+    print(f"written: {RESULTS.relative_to(HERE.parent)}" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    return int(bool(failed))
 
 
 if __name__ == "__main__":
