@@ -183,7 +183,7 @@ def test_growth_is_applied_in_steps():
 
 
 def test_threads_share_it():
-    """The count of calls under way survives a hundred thousand concurrent ones."""
+    """The count of calls under way survives 16,000 calls from eight threads at once."""
     adaptive = Adaptive(Limiter(requests=per_second(100)), on=OverloadedError)
 
     def work():

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
 
-PAGE = (Path(__file__).parents[1] / "docs" / "simulator.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", PAGE, re.DOTALL)
+from tests.docs_examples import examples_of, run_example
+
+EXAMPLES = examples_of("docs/simulator.md")
 
 
 def test_every_example_shows_its_output():
-    assert len(EXAMPLES) == PAGE.count("```python") == 4
+    assert [bool(output) for _, output in EXAMPLES] == [True] * 4
 
 
 @pytest.mark.parametrize(("code", "output"), EXAMPLES, ids=range(len(EXAMPLES)))
 def test_an_example_prints_what_the_page_says(code, output, capsys):
-    exec(compile(code, "simulator.md", "exec"), {"__name__": "__main__"})
+    run_example(code, "simulator.md", {"__name__": "__main__"})
     assert capsys.readouterr().out == output
