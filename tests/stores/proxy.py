@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 
 
@@ -13,10 +14,13 @@ class Proxy:
     "cut"     the next reply is lost, and its connection with it, after the server has executed what was asked
     "hole"    everything is swallowed, in both directions
     "refuse"  connections are closed as soon as they are made
+
+    With `tls`, a server's `ssl.SSLContext`, it speaks TLS to whoever comes, as programs that end TLS before a server do.
     """
 
-    def __init__(self, port):
+    def __init__(self, port, tls=None):
         self.target = port
+        self.tls = tls
         self.mode = "pass"
         self.latency = 0.0
         self.cuts = 0
@@ -29,11 +33,11 @@ class Proxy:
 
     @property
     def url(self):
-        return f"redis://127.0.0.1:{self.port}/0"
+        return f"{'rediss' if self.tls else 'redis'}://127.0.0.1:{self.port}/0"
 
     def _run(self, ready):
         async def begin():
-            self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+            self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self.tls)
             self.port = self._server.sockets[0].getsockname()[1]
             ready.set()
 
@@ -50,7 +54,8 @@ class Proxy:
             writer.transport.abort()
             return
         self._writers |= {writer, up_writer}
-        await asyncio.gather(self._pump(reader, up_writer, up=True), self._pump(up_reader, writer, up=False))
+        with contextlib.suppress(asyncio.CancelledError):  # by `stop`; asyncio would log it as a failure of ours
+            await asyncio.gather(self._pump(reader, up_writer, up=True), self._pump(up_reader, writer, up=False))
         self._writers -= {writer, up_writer}
 
     async def _pump(self, reader, writer, *, up):

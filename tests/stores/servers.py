@@ -109,8 +109,8 @@ def outside_url():
     return os.environ.get("PENSTOCK_TEST_REDIS_URL")
 
 
-def cluster(binary, nodes=3):
-    """Three primaries without replicas that share all slots."""
+def cluster(binary, nodes=3, patience=1000):
+    """Primaries without replicas that share all slots; who is silent for `patience` milliseconds is taken for dead."""
     servers = []
     for _ in range(nodes):
         port = free_port()
@@ -120,9 +120,11 @@ def cluster(binary, nodes=3):
             "--cluster-enabled",
             "yes",
             "--cluster-node-timeout",
-            "1000",
+            str(patience),
             "--cluster-require-full-coverage",
             "no",
+            "--repl-diskless-sync-delay",
+            "0",
         )
         servers.append(Server(binary, *options, port=port))
     step = 16384 // nodes
@@ -145,6 +147,26 @@ def cluster(binary, nodes=3):
             raise RuntimeError("the cluster did not form within 20 s")
         time.sleep(0.05)
     return servers
+
+
+def add_replica(binary, primary):
+    """One more node of its cluster, which takes over when `primary` dies."""
+    port = free_port()
+    while port > 55_000:
+        port = free_port()
+    replica = Server(binary, *primary.options, port=port)
+    replica.command("CLUSTER", "MEET", "127.0.0.1", primary.port)
+    (_, name, _) = primary.command("CLUSTER", "MYID").split(b"\r\n")
+    give_up = time.monotonic() + 20
+    while not replica.command("CLUSTER", "REPLICATE", name.decode()).startswith(b"+OK"):
+        if time.monotonic() > give_up:
+            raise RuntimeError("the replica did not get to know its primary within 20 s")
+        time.sleep(0.02)
+    while b"master_link_status:up" not in replica.command("INFO", "replication"):
+        if time.monotonic() > give_up:
+            raise RuntimeError("the replica did not follow its primary within 20 s")
+        time.sleep(0.02)
+    return replica
 
 
 def _add_slots(server, first, last):

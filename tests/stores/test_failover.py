@@ -1,8 +1,7 @@
-"""A primary with a replica behind Sentinel: the primary is killed, the replica takes over, and calls go on."""
+"""A primary is killed, behind Sentinel or in a cluster; its replica takes over, or it comes back; and calls go on."""
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from pathlib import Path
@@ -10,8 +9,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from penstock import Limiter, StoreError, per_second
+from penstock import Limiter, per_second
 from penstock.stores import RedisStore
+from tests.stores.admissions import Crowd, excess
 
 servers = sys.modules["penstock_test_servers"]
 
@@ -45,31 +45,107 @@ def watched():
         one.stop()
 
 
+RATE, BURST, TASKS = 100, 20, 5
+
+
+async def until(true, what, seconds=20):
+    """Wait for what servers do among themselves; return the moment at which it was seen."""
+    give_up = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < give_up, f"{what}: not within {seconds} s"
+        await anyio.sleep(0.005)
+    return time.monotonic()
+
+
+def assert_never_over(crowd):
+    """The successor knew what was used, less the one batch whose answer went out before its copy did."""
+    assert len(crowd.eras) == 1
+    assert excess(crowd.moments, RATE, BURST) <= TASKS + 0.01
+
+
 @pytest.mark.anyio
-async def test_after_a_failover_calls_go_on_with_what_was_used(watched, prefix):
-    """The replica knows what was charged; within a second of its promotion it is charged on."""
+async def test_when_sentinel_names_another_primary_calls_go_on_within_a_second(watched, prefix):
     primary, replica, sentinel = watched
     store = RedisStore(f"redis+sentinel://127.0.0.1:{sentinel.port}/main", prefix=prefix, timeout=0.3, patience=0.3)
-    limiter = Limiter(requests=per_second(0.001, burst=100), name="x", store=store)
-    for _ in range(40):
-        await limiter.acquire()
-    row = ("HGET", store._key("x"), "r")
-    with anyio.fail_after(5):
-        while primary.command(*row) != replica.command(
-            *row
-        ):  # what it has not heard of yet is what a failover may cost
-            await anyio.sleep(0.02)
-    primary.kill()
-    promoted = None
-    with anyio.fail_after(20):
-        while True:
-            if promoted is None and b"role:master" in replica.command("INFO", "replication"):
-                promoted = time.monotonic()
-            with contextlib.suppress(StoreError):
-                await limiter.acquire()
-                break
-            await anyio.sleep(0.02)
-    assert promoted is None or time.monotonic() - promoted < 2.0
-    await limiter.refresh()
-    assert limiter.statistics().limits["requests"].level == pytest.approx(100 - 41, abs=0.1)
+    crowd = Crowd(Limiter(requests=per_second(RATE, burst=BURST), name="x", store=store))
+    successor = str(replica.port).encode()
+    async with crowd.at_work(TASKS):
+        await anyio.sleep(0.3)
+        primary.kill()
+        over = await until(
+            lambda: successor in sentinel.command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main"), "failover"
+        )
+        took = await crowd.recovered(over)
+        await anyio.sleep(0.3)
+    print(f"{1e3 * took:.0f} ms after the failover")  # noqa: T201 - `-rP` shows it
+    assert_never_over(crowd)
     store.close()
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """Three primaries and a replica of the first, who find out within half a second that one is dead."""
+    binary = servers.binaries()["valkey"]
+    made = servers.cluster(binary, patience=500)
+    made.append(servers.add_replica(binary, made[0]))
+    yield made
+    for node in made:
+        node.stop()
+
+
+def limiter_on(node, nodes, prefix):
+    """A limiter whose state that node keeps, over a store that was given the address of no other."""
+    store = RedisStore(node.url, prefix=prefix, timeout=0.3, patience=0.3)
+    name = next(
+        name for name in map(str, range(1000)) if not node.command("GET", store._key(name)).startswith(b"-MOVED")
+    )
+    return Crowd(Limiter(requests=per_second(RATE, burst=BURST), name=name, store=store))
+
+
+@pytest.mark.anyio
+async def test_a_node_of_a_cluster_is_killed_and_its_replica_takes_over(nodes, prefix):
+    """Though it was the only one whose address we were given."""
+    dead, *others, replica = nodes
+    crowd = limiter_on(dead, nodes, prefix)
+    async with crowd.at_work(TASKS):
+        await anyio.sleep(0.3)
+        dead.kill()
+        successor = str(replica.port).encode()
+        over = await until(
+            lambda: (
+                b"role:master" in replica.command("INFO", "replication")
+                and all(successor + b"@" in line for node in others for line in masters(node) if b" 0-" in line)
+            ),
+            "failover",
+        )
+        took = await crowd.recovered(over)
+        await anyio.sleep(0.3)
+    print(f"{1e3 * took:.0f} ms after the failover")  # noqa: T201 - `-rP` shows it
+    assert_never_over(crowd)
+    crowd.limiter._store.close()
+
+
+def masters(node):
+    """What that node knows of those who own slots."""
+    return [
+        line for line in node.command("CLUSTER", "NODES").splitlines() if b"master" in line and b"connected" in line
+    ]
+
+
+@pytest.mark.anyio
+async def test_a_node_of_a_cluster_is_killed_and_comes_back(nodes, prefix):
+    """With nobody to take over, its slots wait for it; as it keeps nothing on disk, it comes back with full limits."""
+    dead = nodes[1]
+    crowd = limiter_on(dead, nodes, prefix)
+    async with crowd.at_work(TASKS):
+        await anyio.sleep(0.3)
+        dead.kill()
+        await anyio.sleep(0.3)
+        dead.start()
+        over = await until(lambda: b"cluster_state:ok" in dead.command("CLUSTER", "INFO"), "rejoining")
+        took = await crowd.recovered(over)
+        await anyio.sleep(0.3)
+    print(f"{1e3 * took:.0f} ms after it was back")  # noqa: T201 - `-rP` shows it
+    assert len(crowd.eras) == 2
+    assert excess(crowd.moments, RATE, BURST) <= BURST + 0.01
+    crowd.limiter._store.close()

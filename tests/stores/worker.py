@@ -34,7 +34,8 @@ async def main(plan):
     def write(permit):
         nonlocal granted
         granted += 1
-        os.write(1, b"%.6f %.6f\n" % (admitted.pop(permit._marks[0]), time.time()))
+        (era,) = permit._eras.values()
+        os.write(1, b"%.6f %.6f\n" % (admitted.pop((era, permit._marks[0])), time.time()))
 
     async def wait():
         while True:

@@ -87,15 +87,20 @@ class RedisStore(Store):
         self.prefix = prefix
         self._group = group
         self._lost_is_empty = on_state_loss == "empty"
-        self._options = {
+        self._options: dict[str, Any] = {
             "socket_timeout": self.timeout,
             "socket_connect_timeout": self.timeout,
             "decode_responses": False,
             "health_check_interval": 0,
+            "protocol": 2,  # enough for what we ask, and servers that are too old for 3 can still tell their version
         }
         self._make = self._maker(server)
         self._client: Any = None
         self._is_cluster = False
+        self._nodes: list[
+            tuple[str, int]
+        ] = []  # of a cluster: all ever heard of, as the URL's may be the one that dies
+        self._cluster_options: dict[str, Any] = {}
         self._ear: _Ear | None = None
         self._heard: Callable[[str], None] | None = None
         self._decide = _Script("decide.lua")
@@ -208,28 +213,47 @@ class RedisStore(Store):
         )
 
     def _connect(self) -> Any:
-        client = self._make()
-        try:
-            info = client.info("server")
-            cluster = client.info("cluster").get("cluster_enabled") == 1
-        except self._redis.exceptions.NoPermissionError:  # it may do no more than it must: so be it
-            info, cluster = {}, False
-        version = str(info.get("valkey_version") or info.get("redis_version") or "99.0")
-        if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-            raise StoreError(f"{self._address} is Redis {version}: RedisStore needs 6.2 or later, or any Valkey")
-        if cluster:
-            options = {key: value for key, value in client.connection_pool.connection_kwargs.items() if key in (
-                "host", "port", "username", "password", "ssl_ca_certs", "ssl_cert_reqs")}  # fmt: skip
-            if client.connection_pool.connection_class is self._redis.connection.SSLConnection:
-                options["ssl"] = True
+        if not self._is_cluster:
+            client = self._make()
+            try:
+                info = client.info("server")
+                cluster = client.info("cluster").get("cluster_enabled") == 1
+            except self._redis.exceptions.NoPermissionError:  # it may do no more than it must: so be it
+                info, cluster = {}, False
+            version = str(info.get("valkey_version") or info.get("redis_version") or "99.0")
+            if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+                raise StoreError(f"{self._address} is Redis {version}: RedisStore needs 6.2 or later, or any Valkey")
+            if not cluster:
+                self._client = client
+                return client
+            pool = client.connection_pool
+            given = {**pool.connection_kwargs, "ssl": pool.connection_class is self._redis.connection.SSLConnection}
+            self._cluster_options = {
+                key: given[key]
+                for key in ("username", "password", "ssl", "ssl_ca_certs", "ssl_cert_reqs")
+                if given.get(key) is not None
+            }
+            self._nodes = [(given.get("host", "localhost"), given.get("port", 6379))]
             client.close()
-            from redis.cluster import RedisCluster
-
-            everything: dict[str, Any] = {**options, **self._options, "retry": self._no_retry()}
-            client = RedisCluster(**everything)
-        self._is_cluster = cluster
-        self._client = client
+            self._is_cluster = True
+        library: Any = self._redis.cluster
+        random.shuffle(self._nodes)
+        self._client = client = library.RedisCluster(
+            startup_nodes=[library.ClusterNode(host, port) for host, port in self._nodes],
+            require_full_coverage=False,  # names whose nodes are there can be decided, whatever others lack
+            **self._cluster_options,
+            **self._options,
+            retry=self._no_retry(),
+        )
+        self._nodes = list({*self._nodes, *((node.host, node.port) for node in client.get_nodes())})
         return client
+
+    def _make_ear(self) -> Any:
+        """A client that can hear what is announced: of any node, as a cluster passes it on to all."""
+        if not self._nodes:
+            return self._make()
+        host, port = random.choice(self._nodes)
+        return self._redis.Redis(host=host, port=port, **self._cluster_options, **self._options, retry=self._no_retry())
 
     def prepare(self) -> None:
         """Connect, and find out whether it is a cluster. See `Store.prepare`."""
@@ -299,7 +323,9 @@ class RedisStore(Store):
             client = self._client or self._connect()
             for _ in range(100):
                 seconds, micros = (
-                    client.execute_command("TIME", target_nodes="random") if self._is_cluster else client.time()
+                    client.execute_command("TIME", target_nodes=client.get_node_from_key(key))  # the row's own clock
+                    if self._is_cluster
+                    else client.time()
                 )
                 terms, row = client.hmget(key, "t", "r")
                 (new,) = decide(
@@ -428,7 +454,7 @@ class _Ear:
         while not self._stopped.is_set():
             client = None
             try:
-                client = store._make()
+                client = store._make_ear()
                 ear = client.pubsub(ignore_subscribe_messages=False)
                 ear.subscribe(f"{store.prefix}:changes")
                 while not self._stopped.is_set():
