@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -54,6 +55,20 @@ class Naive:
                 usage[limit] = used + amount / limit.throughput / self.weights.get(waiting.flow, 1.0)
         self.waiting.remove(waiting)
 
+    def restore(self, waiting: Waiting) -> None:
+        """After `take`: as if it had not been, but for the turn that others may have seen."""
+        usage = self.usage[waiting.flow]
+        for limit, amount in waiting.charges:
+            if limit in usage:
+                usage[limit] -= amount / limit.throughput / self.weights.get(waiting.flow, 1.0)
+        self.waiting.append(waiting)
+
+    def ahead(self, waiting: Waiting, now: float) -> dict:
+        """What all others of its level or above have asked for of what it needs."""
+        others = [w for w in self.waiting if w is not waiting and self.level(w, now) >= self.level(waiting, now)]
+        asked = [(limit, amount) for other in others for limit, amount in other.charges]
+        return {mine: sum(amount for limit, amount in asked if limit is mine) for mine, _ in waiting.charges}
+
     def level(self, waiting: Waiting, now: float) -> int:
         arrived = self.arrived[waiting][1]
         return waiting.priority + (int((now - arrived) // self.ageing) if self.ageing < math.inf else 0)
@@ -64,6 +79,25 @@ class Naive:
         for waiting in self.waiting:
             shapes.setdefault(tuple(limit for limit, _ in waiting.charges), []).append(waiting)
         return sorted((min(shape, key=key) for shape in shapes.values()), key=key)
+
+
+def check_books(line: Line) -> None:
+    """What a line remembers beside the order is what can be counted: who stands where once, who is gone, who waits of a flow."""
+    everybody, of_flow = list(line), Counter()
+    assert len(everybody) == len(set(everybody)) == len(line)
+    lanes = [
+        lane for shape in line._shapes.values() for level in shape.levels.values() for lane in level.lanes.values()
+    ]
+    for lane in lanes:
+        entries = [*lane.run, *(waiting for _, waiting in lane.strays)]
+        here = [waiting for waiting in entries if waiting.lane is lane]
+        assert lane.gone == len(entries) - len(here)
+        assert len(entries) <= max(len(here) + 64, 2 * len(here))
+        assert [waiting.number for waiting in lane.run] == sorted(waiting.number for waiting in lane.run)
+        of_flow[lane.flow.name] += len(here)
+    assert sum(of_flow.values()) == len(line)
+    for flow in line._flows.values():
+        assert flow.waiting == of_flow[flow.name]
 
 
 STEPS = st.lists(
@@ -148,6 +182,86 @@ def test_who_was_taken_without_a_turn_goes_back_to_where_it_stood(steps, again):
         assert mine == sorted(mine)
 
 
+@pytest.mark.parametrize("seed", range(16))
+def test_a_long_life_is_that_of_the_model_at_every_step(seed):
+    """All that can happen to a line, a few hundred times: the order, who is next, what is asked for, and the books."""
+    luck = random.Random(seed)
+    ageing = (10.0, math.inf)[seed % 2]
+    weights = {"a": 2.0, None: 0.5}
+    limits = [Counted(1.0), Counted(4.0), Counted(2.0)]
+    shapes = [((limits[0], 2.0),), ((limits[0], 0.25), (limits[1], 8.0)), ((limits[1], 4.0),)]
+    line, naive, now, out = Line(ageing, weights), Naive(ageing, weights), 0.0, []
+    busy = (0.65, 0.5, 0.35)[seed % 3]
+    for _ in range(400):
+        dice = luck.random()
+        if dice < busy:
+            priority = luck.choice([0, 0, 0, luck.randint(-1, 2)])
+            waiting = Waiting(luck.choice(shapes[: 1 + seed // 4]), priority, luck.choice(["a", "b", "c", None]))
+            naive.join(waiting, now)
+            first = line.join(waiting, now)
+            if ageing == math.inf:  # else who joins does not look at who has risen
+                assert first == (waiting in naive.heads(now))
+            line.heads(now)
+            assert line.queued_ahead(waiting) == naive.ahead(waiting, now)
+        elif dice < 0.8 and naive.waiting:
+            _, waiting = luck.choice(line.heads(now))
+            behind = line.take(waiting)
+            naive.take(waiting)
+            of_shape = [h for h in line.heads(now) if [c for c, _ in h[1].charges] == [c for c, _ in waiting.charges]]
+            assert ([behind] if behind else []) == of_shape
+            if luck.random() < 0.4:
+                out.append(waiting)
+        elif dice < 0.9 and out:
+            waiting = out.pop(luck.randrange(len(out)))
+            line.restore(waiting)
+            naive.restore(waiting)
+        elif dice < 0.95 and naive.waiting:
+            line.leave(naive.waiting.pop(luck.randrange(len(naive.waiting))))
+        elif dice < 0.97:
+            now += luck.choice([0.5, 3.0, 11.0, 25.0])
+        elif dice < 0.98:
+            new = Counted(2.0)
+            renewed = {limits[0]: luck.choice([(limits[0], limits[2]), (new,), (limits[0],)])}
+            old = {w: w.charges for w in naive.waiting}
+            line.recharge(renewed)
+            for waiting, before in old.items():
+                after = {at: amount for limit, amount in before for at in renewed.get(limit, (limit,))}
+                assert dict(waiting.charges) == after
+            out.clear()  # they were asked for on the limits of before
+        heads = line.heads(now)
+        assert [waiting for _, waiting in heads] == naive.heads(now)
+        for key, waiting in heads:
+            assert key == (-naive.level(waiting, now), pytest.approx(naive.tag(waiting.flow)), waiting.number)
+        assert set(line) == set(naive.waiting)
+        for limit in limits:
+            assert limit.queued == sum(
+                amount for w in naive.waiting for charged, amount in w.charges if charged is limit
+            )
+        check_books(line)
+
+
+def test_who_is_charged_anew_stands_in_the_line_once():
+    """Also who keeps its limits, in the line where others change theirs; each change of a limiter's limits may do this."""
+    requests, tokens, more = Counted(), Counted(), Counted()
+    line = Line(10.0)
+    small = [Waiting(((requests, 1.0),)) for _ in range(5)]
+    large = [Waiting(((requests, 1.0), (tokens, 3.0)), 1) for _ in range(5)]
+    for at, waiting in enumerate(itertools.chain(*zip(small, large, strict=True))):
+        line.join(waiting, float(at))
+    line.recharge({tokens: (tokens, more)})
+    line.recharge({more: ()})
+    line.recharge({tokens: (more,)})
+    assert sorted(w.number for w in line) == list(range(1, 11))
+    assert [requests.queued, tokens.queued, more.queued] == [10.0, 0.0, 15.0]
+    assert [waiting for _, waiting in line.heads(9.0)] == [large[0], small[0]]
+    assert [waiting for _, waiting in line.heads(10.0)] == [small[0], large[0]], "it has risen when its time had come"
+    order = []
+    while len(line):
+        order.append(line.heads(10.0)[0][1])
+        line.take(order[-1])
+    assert order == [small[0], *large, *small[1:]]
+
+
 def test_several_taken_and_restored_in_any_order_stand_as_before():
     limit = Counted()
     line = Line(math.inf)
@@ -166,6 +280,7 @@ def test_several_taken_and_restored_in_any_order_stand_as_before():
     line.restore(waiting[4])
     assert [line.heads(0.0)[0][1], line.take(waiting[3])[1]] == [waiting[3], waiting[4]]
     assert limit.queued == 2.0
+    check_books(line)
 
 
 def test_restored_waiters_age_as_if_they_had_never_left():
@@ -181,6 +296,17 @@ def test_restored_waiters_age_as_if_they_had_never_left():
     assert line.heads(18.9)[0][1] is low
     assert line.heads(19.0)[0][1] is high
     assert (low.level, high.level) == (1, 2)
+
+
+def test_by_default_a_call_has_priority_0_and_rises_after_30_seconds():
+    limit = Counted()
+    line = Line()
+    low, high = Waiting(((limit, 1.0),)), Waiting(((limit, 1.0),), 1)
+    line.join(low, 0.0)
+    line.join(high, 29.0)
+    assert (low.priority, low.level) == (0, 0)
+    assert line.heads(29.999)[0][1] is high
+    assert line.heads(30.0)[0][1] is low
 
 
 def test_ageing_raises_one_level_for_every_span_and_then_arrival_decides():
@@ -269,7 +395,7 @@ def test_flows_that_are_gone_are_forgotten():
     for i in range(10_000):
         line.join(Waiting(((limit, 1.0),), 0, i), 0.0)
         line.take(line.heads(0.0)[0][1])
-        assert len(line._flows) <= 3_000
+        assert len(line._flows) <= 64 + 2 * 501
     line.join(Waiting(((limit, 1.0),), 0, "whale"), 0.0)
     line.join(Waiting(((limit, 1.0),), 0, 1), 0.0)
     assert line.heads(0.0)[0][1].flow != "whale"
@@ -280,6 +406,33 @@ def test_flows_that_are_gone_are_forgotten():
         for _ in range(2):
             served.take(served.heads(0.0)[0][1])
     assert len(served._flows) <= 1_002
+
+
+def test_flows_that_owe_nothing_are_forgotten_first():
+    """Who came and left without a turn has had no more than anybody: 64 flows are the most that are known at a time."""
+    limit = Counted()
+    line = Line(math.inf)
+    for i in range(1_000):
+        waiting = Waiting(((limit, 1.0),), 0, i)
+        line.join(waiting, 0.0)
+        line.leave(waiting)
+        assert len(line._flows) <= 64
+    assert len(line._flows) > 1, "not all at each arrival"
+
+
+def test_of_those_who_owe_the_500_who_owe_most_are_remembered():
+    """All who wait are known, and of those who are away whoever had most."""
+    limit = Counted()
+    line = Line(math.inf)
+    for i in range(1_100):
+        line.join(Waiting(((limit, 1_000.0 + i),), 0, i), 0.0)
+    line.join(Waiting(((limit, 1.0),), 0, "waits"), 0.0)
+    while len(line) > 1:
+        line.take(min((w for w in line if w.flow != "waits"), key=lambda w: w.number))
+    line._sweep()
+    assert set(line._flows) == {*range(600, 1_100), "waits"}
+    assert line._flows["waits"].waiting == 1
+    assert line._sweep_at == 64 + 2 * 501
 
 
 def test_queued_ahead_is_what_goes_before_and_asks_for_the_same():
@@ -348,10 +501,7 @@ def test_ten_thousand_leave_and_come_back_in_the_order_of_a_sorted_list(flows):
         if luck.random() < 0.7:
             everybody[index] = Waiting(charges, 0, everybody[index].flow)
             line.join(everybody[index], 0.0)
-    lanes = [
-        lane for shape in line._shapes.values() for level in shape.levels.values() for lane in level.lanes.values()
-    ]
-    assert sum(len(lane.run) + len(lane.strays) for lane in lanes) <= 2 * len(line) + 64 * len(lanes)
+    check_books(line)
     waiting = sorted((w for w in everybody if w.lane is not None), key=lambda w: w.number)
     assert len(line) == len(waiting) == limit.queued
     left = {flow: [w for w in waiting if w.flow == flow] for flow in range(flows)}
@@ -362,3 +512,54 @@ def test_ten_thousand_leave_and_come_back_in_the_order_of_a_sorted_list(flows):
         assert head is left[flow].pop(0)
         had[flow] += 1
         line.take(head)
+
+
+@pytest.mark.parametrize(("waiting", "stay"), [(70, 64), (130, 65), (200, 100)])
+@pytest.mark.parametrize("strays", [0, 30])
+def test_what_is_gone_is_swept_when_it_is_more_than_64_and_more_than_half(waiting, stay, strays):
+    """Not at each leaving: that would take the whole lane's time for every waiter that gives up."""
+    limit = Counted()
+    line = Line(10.0)
+    early = [Waiting(((limit, 1.0),), 0) for _ in range(strays)]
+    for one in early:
+        line.join(one, 0.0)
+    late = [Waiting(((limit, 1.0),), 1) for _ in range(waiting - strays)]
+    for one in late:
+        line.join(one, 5.0)
+    line.heads(10.0)  # the early ones rise into the lane of the others
+    lane = late[0].lane
+    assert [len(lane.run), len(lane.strays), lane.gone] == [waiting - strays, strays, 0]
+    leaving = [*late[1:], *early[::-1]]
+    for one in leaving[:stay]:
+        line.leave(one)
+        assert len(lane.run) + len(lane.strays) == waiting
+    line.leave(leaving[stay])
+    assert len(lane.run) + len(lane.strays) == waiting - stay - 1
+    check_books(line)
+    left = sorted(line, key=lambda w: w.number)
+    for one in left:
+        assert line.heads(10.0)[0][1] is one
+        line.take(one)
+
+
+def test_who_comes_and_goes_leaves_nothing_behind_though_somebody_always_waits():
+    """A saturated limiter's line is never empty, for days; what it holds is those who wait."""
+    limit, other = Counted(), Counted()
+    charges = ((limit, 1.0),)
+    for ageing in (10.0, math.inf):
+        line, now = Line(ageing), 0.0
+        for i in range(3_000):
+            line.join(Waiting(charges, 0, i % 2 if i > 1_000 else None), now)
+            if i % 3 == 0:
+                line.join(Waiting(((other, 1.0),), 5), now)
+                line.take(line.heads(now)[0][1])
+            if len(line) > 4:
+                head = line.heads(now)[0][1]
+                line.take(head)
+                line.restore(head)
+                line.take(head)
+            now += 0.1
+        assert len(line) <= 5
+        levels = [level for shape in line._shapes.values() for level in shape.levels.values()]
+        held = sum(len(level.joined) + len(level.risen) + len(level.heap) for level in levels)
+        assert held <= 20 * len(line)

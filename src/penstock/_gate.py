@@ -254,14 +254,7 @@ class Gate:
         """After the limits of some units were replaced: let all who wait be charged on those of now, and look anew."""
         renewed = {slot: after for before, after in changed if before != after for slot in before}
         if renewed:
-            for waiting in sorted(self.line, key=lambda w: w.number):
-                charges: dict[Slot, float] = {}
-                for slot, amount in waiting.charges:
-                    charges.update(dict.fromkeys(renewed.get(slot, (slot,)), amount))  # type: ignore[call-overload]
-                arrived = waiting.arrived
-                self.line.leave(waiting)
-                waiting.charges = tuple(charges.items())
-                self.line.join(waiting, arrived)
+            self.line.recharge(renewed)  # type: ignore[arg-type]  # what its charges are on are slots
         self.run(now)
 
     def refuse(self, error: Callable[[Slot, float], PenstockError], now: float) -> None:

@@ -14,10 +14,9 @@ flow's weight; a flow that was away begins at the tag of the last turn, so that 
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Hashable, Iterator
-from heapq import heappop, heappush
+from collections.abc import Hashable, Iterator, Mapping
+from heapq import heappop, heappush, nlargest
 from typing import Protocol
 
 __all__ = ["Charged", "Line", "Waiting"]
@@ -37,19 +36,25 @@ Key = tuple[int, float, int]
 
 
 class Waiting:
-    """One who waits, once: whoever comes back to the same line is a new one. `number` is the order of arrival; `lane` is None when it waits no more."""
+    """One who waits, once: whoever comes back to the same line is a new one.
+
+    `number` is the order of arrival, 0 before it; `lane` is None when it waits no more. When it arrived, its level and when it
+    entered that, are the line's to say.
+    """
 
     __slots__ = ("arrived", "charges", "entered", "flow", "lane", "level", "number", "priority")
+
+    arrived: float
+    entered: float  # when it entered its present level
+    level: int
+    lane: _Lane | None
 
     def __init__(self, charges: Charges, priority: int = 0, flow: Hashable = None) -> None:
         self.charges = charges
         self.priority = priority
         self.flow = flow
-        self.level = priority
         self.number = 0
-        self.arrived = 0.0
-        self.entered = 0.0  # when it entered its present level
-        self.lane: _Lane | None = None
+        self.lane = None
 
 
 class _Lane:
@@ -89,8 +94,7 @@ class _Lane:
 
     def forget_the_gone(self) -> None:
         self.run = deque(w for w in self.run if w.lane is self)
-        self.strays = [item for item in self.strays if item[1].lane is self]  # a filtered heap in order stays a heap
-        self.strays.sort(key=lambda item: item[0])
+        self.strays = sorted(item for item in self.strays if item[1].lane is self)  # what is in order is a heap
         self.gone = 0
 
 
@@ -111,11 +115,13 @@ class _Level:
         """Put the lane's present first into the heap, unless it stands there already."""
         first = lane.first()
         if first is None:
-            self.lanes.pop(lane.flow.name, None)
+            del self.lanes[lane.flow.name]
             return
         key = (lane.flow.tag, first.number)
         if key != lane.key:
             lane.key = key
+            if len(self.lanes) == 1:
+                self.heap.clear()  # whatever stands there is over
             heappush(self.heap, (*key, lane.flow.name))
 
     def best(self) -> tuple[float, Waiting] | None:
@@ -127,7 +133,7 @@ class _Level:
             if first is not None:
                 return lane.flow.tag, first
             lanes.clear()
-        while heap and lanes:
+        while lanes:
             tag, number, name = heap[0]
             found = lanes.get(name)
             if found is not None and found.key == (tag, number):
@@ -184,12 +190,12 @@ class _Shape:
         return level
 
     def head(self) -> tuple[Key, Waiting] | None:
-        for number in self.order:
+        while self.order:
+            number = self.order[0]
             best = self.levels[number].best()
             if best is not None:
                 return (-number, best[0], best[1].number), best[1]
-        self.levels.clear()
-        self.order = []
+            del self.levels[self.order.pop(0)]
         return None
 
 
@@ -207,7 +213,6 @@ class Line:
         "_flows",
         "_last_charges",
         "_last_shape",
-        "_restored",
         "_shapes",
         "_sweep_at",
         "_turn_tag",
@@ -225,7 +230,6 @@ class Line:
         self._last_charges: Charges | None = None
         self._arrivals = 0
         self._count = 0
-        self._restored = 0
         self._sweep_at = 64  # so many flows are known, and then looked through
         self._turn_tag = 0.0  # the tag of the flow that had the last turn
 
@@ -247,14 +251,6 @@ class Line:
         waiting.number = self._arrivals
         waiting.arrived = waiting.entered = now
         waiting.level = waiting.priority
-        charges = waiting.charges
-        if charges is self._last_charges:  # as of equals who come one after another
-            shape = self._last_shape
-        else:
-            shape_key = tuple([charged for charged, _ in charges])
-            found = self._shapes.get(shape_key)
-            shape = self._shapes[shape_key] = _Shape() if found is None else found
-            self._last_charges, self._last_shape = charges, shape
         flow = self._flows.get(waiting.flow)
         if flow is None:
             flow = self._new_flow(waiting.flow)
@@ -262,6 +258,12 @@ class Line:
             flow.begin(self._turn_tag)
         flow.waiting += 1
         self._count += 1
+        charges = waiting.charges
+        if charges is self._last_charges:  # as of equals who come one after another
+            shape = self._last_shape
+        else:
+            shape = self._last_shape = self._shape_of(charges)
+            self._last_charges = charges
         for charged, amount in charges:
             charged.queued += amount
         level, first_of_flow = self._enter(shape, waiting, flow)
@@ -271,6 +273,13 @@ class Line:
         head = shape.head()
         return head is not None and head[1] is waiting
 
+    def _shape_of(self, charges: Charges) -> _Shape:
+        key = tuple([charged for charged, _ in charges])
+        shape = self._shapes.get(key)
+        if shape is None:
+            shape = self._shapes[key] = _Shape()
+        return shape
+
     def _new_flow(self, name: Hashable) -> _Flow:
         if len(self._flows) >= self._sweep_at:
             self._sweep()
@@ -278,15 +287,14 @@ class Line:
         return flow
 
     def _sweep(self) -> None:
-        """Forget the flows that are away and have had no more than others; and of the others, all but those that had most.
+        """Forget the flows that are away and have had no more than others; and of the others, all but the 500 that had most.
 
         Else a program with a flow per request would keep them all: each has had one call more than the next that comes.
         """
-        owing = [f for f in self._flows.values() if not f.waiting and f.tag > self._turn_tag]
-        if len(owing) > 1_000:
-            owing = sorted(owing, key=lambda f: f.tag)[-500:]
-        self._flows = {f.name: f for f in self._flows.values() if f.waiting} | {f.name: f for f in owing}
-        self._sweep_at = max(64, 2 * len(self._flows))
+        flows = self._flows.values()
+        owing = nlargest(500, (f for f in flows if not f.waiting and f.tag > self._turn_tag), key=lambda f: f.tag)
+        self._flows = {f.name: f for f in (*owing, *(f for f in flows if f.waiting))}
+        self._sweep_at = 64 + 2 * len(self._flows)
 
     def _enter(self, shape: _Shape, waiting: Waiting, flow: _Flow) -> tuple[_Level, bool]:
         level = shape.levels.get(waiting.level)
@@ -340,16 +348,13 @@ class Line:
 
     def restore(self, waiting: Waiting) -> None:
         """Let `waiting`, who left or was taken without a turn, back in where it stood."""
-        shape_key = tuple([charged for charged, _ in waiting.charges])
-        shape = self._shapes.get(shape_key)
-        if shape is None:
-            shape = self._shapes[shape_key] = _Shape()
+        shape = self._shape_of(waiting.charges)
         flow = self._flows.get(waiting.flow) or self._new_flow(waiting.flow)
         for charged, amount in waiting.charges:
             charged.queued += amount
             if charged in flow.usage:
                 flow.usage[charged] -= amount / charged.throughput / flow.weight
-        flow.tag = max(flow.usage.values(), default=flow.start)
+        flow.tag = max([flow.start, *flow.usage.values()])
         flow.waiting += 1
         self._count += 1
         level = shape.levels.get(waiting.level) or shape.add_level(waiting.level)
@@ -365,13 +370,28 @@ class Line:
             waiting.lane = lane
         else:
             lane.add(waiting)
-        level.note(lane)
-        if self.ageing < math.inf:
-            self._restored -= 1  # unlike all numbers: the entry of its first arrival may still be there
-            heappush(level.risen, (waiting.entered, self._restored, waiting))
+        for other in self._shapes.values():  # its tag is lower now, which a heap does not find out by itself
+            for each in other.levels.values():
+                if flow.name in each.lanes:
+                    each.note(each.lanes[flow.name])
+        heappush(level.risen, (waiting.entered, waiting.number, waiting))
+
+    def recharge(self, renewed: Mapping[Charged, tuple[Charged, ...]]) -> None:
+        """Charge all who wait on what took the place of the limits in `renewed`. Nobody loses its place."""
+        everybody = sorted(self, key=lambda waiting: waiting.number)
+        self._clear()
+        for waiting in everybody:
+            assert waiting.lane is not None, "who is in the line stands somewhere"
+            flow = waiting.lane.flow
+            charges = {new: amount for old, amount in waiting.charges for new in renewed.get(old, (old,))}
+            waiting.charges = tuple(charges.items())
+            for charged, amount in waiting.charges:
+                charged.queued += amount
+            level, _ = self._enter(self._shape_of(waiting.charges), waiting, flow)
+            heappush(level.risen, (waiting.entered, waiting.number, waiting))
 
     def _clear(self) -> None:
-        """Nobody waits: sums of fractions start from an exact nought again."""
+        """Begin anew with nobody in line, and with sums of fractions that are an exact nought."""
         for shape_key in self._shapes:
             for charged in shape_key:
                 charged.queued = 0.0
@@ -392,8 +412,7 @@ class Line:
         for key in empty:
             del self._shapes[key]
             self._last_charges = None
-        if len(heads) > 1:
-            heads.sort(key=lambda head: head[0])
+        heads.sort()
         return heads
 
     def queued_ahead(self, waiting: Waiting) -> dict[Charged, float]:
@@ -410,15 +429,13 @@ class Line:
         return ahead
 
     def _raise_levels(self, shape: _Shape, now: float) -> None:
-        if self.ageing == math.inf:
-            return
         latest = now - self.ageing
         for number in reversed(shape.order):  # from the lowest, so that who is very late rises several levels
             level = shape.levels[number]
             joined, risen = level.joined, level.risen
             while joined and (joined[0].lane is None or joined[0].arrived <= latest):
                 self._raise(joined.popleft(), level, now)
-            while risen and risen[0][0] <= latest:
+            while risen and (risen[0][2].lane is None or risen[0][0] <= latest):
                 self._raise(heappop(risen)[2], level, now)
 
     def _raise(self, waiting: Waiting, level: _Level, now: float) -> None:
