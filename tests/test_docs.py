@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import codeop
 import re
 from types import SimpleNamespace
 
@@ -27,6 +29,19 @@ def run_page(page, capsys, names):
 def test_an_example_prints_what_the_page_says(page, capsys):
     with virtual_time():
         assert run_page(f"docs/{page}.md", capsys, {"__name__": "__main__"}) >= 1
+
+
+@pytest.mark.parametrize("number", range(len(examples_of("docs/tutorial.md"))))
+def test_a_block_of_the_tutorial_can_be_pasted_into_a_console(number):
+    """A line at a time, as consoles before Python 3.13 take it: there an empty line ends a block, and nothing else does."""
+    compiler, waiting = codeop.CommandCompiler(), []
+    compiler.compiler.flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    code, _ = examples_of("docs/tutorial.md")[number]
+    for line in [*code.splitlines(), ""]:
+        waiting.append(line)
+        if compiler("\n".join(waiting)) is not None:  # what is wrong so far raises
+            waiting.clear()
+    assert waiting == []
 
 
 def test_the_page_about_testing_does_what_it_says(capsys):
