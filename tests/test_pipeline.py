@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from penstock import Limiter, per_minute, per_second
 from penstock._core.breaker import Breaker
 from penstock.errors import AttemptTimeout, CircuitOpen, RateLimited
-from penstock.pipeline import Pipeline, PipelineOrderWarning, circuit_breaker, fallback, hedge, timeout
+from penstock.pipeline import Pipeline, PipelineOrderWarning, circuit_breaker, fallback, hedge, pausing, timeout
 from penstock.retry import Budget, Retry, constant, current_attempt
 
 anyio_test = pytest.mark.anyio
@@ -432,6 +432,108 @@ async def test_a_fallback_does_not_hide_cancellation(virtual_time):
     with anyio.move_on_after(1) as scope:
         await fallback("sorry", on=lambda _: True)(stuck)()
     assert scope.cancelled_caught
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# pausing
+
+
+class TooMany(Exception):  # noqa: N818
+    def __init__(self, retry_after):
+        super().__init__(retry_after)
+        self.retry_after = retry_after
+
+
+class Overrun:
+    """A server that refuses everything before `until`, and says so; a call takes 0.15 s. Knows who came when."""
+
+    def __init__(self, virtual_time, until):
+        self.time, self.until, self.came = virtual_time, until, []
+
+    async def __call__(self, _):
+        self.came.append(self.time.now())
+        await anyio.sleep(0.15)
+        if self.came[-1] < self.until:
+            raise TooMany(self.until - self.time.now())
+
+
+@pytest.mark.parametrize("paused", [False, True])
+@anyio_test
+async def test_one_refusal_stops_everybody_once(paused, virtual_time):
+    """A retry alone waits for its own call; the other 99 would run into the same wall, one after the other."""
+    limiter = Limiter(requests="10/s burst 1")
+    server = Overrun(virtual_time, until=20)
+    retry = Retry(on=TooMany, attempts=3)
+    layers = [retry, limiter()] + [pausing(limiter, on=TooMany)] * paused
+    call = Pipeline(*layers)(server)
+    async with anyio.create_task_group() as tasks:
+        for number in range(100):
+            tasks.start_soon(call, number)
+    refused = [at for at in server.came if at < 20]
+    assert len(refused) == (2 if paused else 100)  # those that were under way when the first refusal came
+    assert len(server.came) - len(refused) == 100
+    assert min(at for at in server.came if at > 1) >= 20 or not paused
+
+
+@pytest.mark.parametrize(
+    ("layer", "error", "seconds"),
+    [
+        ({"on": TooMany}, TooMany(7), 7),
+        ({"on": TooMany}, TooMany(None), 0),
+        ({"on": TooMany}, TooMany(float("inf")), 0),
+        ({"on": TooMany}, KeyError(), 0),
+        ({"on": lambda _: 3}, KeyError(), 3),
+        ({"on": lambda _: False}, TooMany(7), 0),
+        ({"on": TooMany, "hint": lambda error: error.retry_after / 10}, TooMany(20), 2),
+        ({"on": TooMany}, ExceptionGroup("g", [TooMany(2), TooMany(9)]), 9),
+    ],
+    ids=repr,
+)
+@anyio_test
+async def test_a_limiter_is_paused_for_what_the_error_says(layer, error, seconds, virtual_time):
+    limiter = Limiter(requests="10/s")
+    with pytest.raises(type(error)):
+        await pausing(limiter, **layer)(_raises(error))()
+    assert limiter.statistics().paused_for == seconds
+
+
+@anyio_test
+async def test_pausing_is_put_around_every_kind_of_function(virtual_time):
+    limiter = Limiter(requests="10/s")
+    layer = pausing(limiter, on=TooMany)
+
+    @layer
+    def fail():
+        raise TooMany(1)
+
+    @layer
+    async def items():
+        yield 1
+        raise TooMany(2)
+
+    with pytest.raises(TooMany):
+        fail()
+    assert limiter.statistics().paused_for == 1
+    with pytest.raises(TooMany):
+        async for item in items():
+            assert item == 1
+    assert limiter.statistics().paused_for == 2
+    assert await layer(echo)(5) == 5
+    with anyio.move_on_after(3) as scope:
+        await layer(stuck)()
+    assert scope.cancelled_caught
+    with pytest.raises(TypeError, match="which is a generator: put it around what that calls"):
+        layer(_items)
+
+
+def test_pausing_wants_the_limiter_itself():
+    limiter = Limiter(requests="10/s")
+    assert repr(pausing(limiter, on=TooMany)) == f"pausing({limiter!r}, on=TooMany)"
+    with pytest.raises(TypeError) as caught:
+        pausing(limiter(requests=2), on=TooMany)
+    assert str(caught.value) == f"pausing({limiter!r}(requests=2)): give the limiter itself, which can be paused"
+    with pytest.raises(TypeError, match=r"pausing\(on=echo\): it is called and not awaited"):
+        pausing(limiter, on=echo)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ NAMES = {
     "Limit", "Calendar", "InFlight", "Sliding", "Meter", "Forecast", "Statistics", "LimitStatistics",
     # calls that fail
     "Retry", "Attempt", "Budget", "exponential", "constant", "retry_after",
-    "Pipeline", "timeout", "fallback", "hedge", "circuit_breaker",
+    "Pipeline", "timeout", "fallback", "hedge", "circuit_breaker", "pausing",
     # many calls
     "Batcher", "amap",
     # what is raised

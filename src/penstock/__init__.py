@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from penstock.pipeline import circuit_breaker as circuit_breaker
     from penstock.pipeline import fallback as fallback
     from penstock.pipeline import hedge as hedge
+    from penstock.pipeline import pausing as pausing
     from penstock.pipeline import timeout as timeout
     from penstock.retry import Attempt as Attempt
     from penstock.retry import Budget as Budget
@@ -98,6 +99,7 @@ __all__ = [
     "fallback",
     "hedge",
     "in_flight",
+    "pausing",
     "per_day",
     "per_hour",
     "per_minute",
@@ -142,7 +144,7 @@ _HOMES = {
         "sliding",
     ],
     "penstock.mapping": ["amap"],
-    "penstock.pipeline": ["Pipeline", "circuit_breaker", "fallback", "hedge", "timeout"],
+    "penstock.pipeline": ["Pipeline", "circuit_breaker", "fallback", "hedge", "pausing", "timeout"],
     "penstock.retry": ["Attempt", "Budget", "Retry", "constant", "exponential", "retry_after"],
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

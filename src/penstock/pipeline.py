@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing
 from dataclasses import KW_ONLY, dataclass
 from inspect import isawaitable
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import anyio
 
@@ -34,7 +34,7 @@ from penstock._verdicts import On, check_on, shown_on, verdict_on
 from penstock.errors import AttemptTimeout, CircuitOpen
 from penstock.retry import Budget
 
-__all__ = ["Pipeline", "PipelineOrderWarning", "circuit_breaker", "fallback", "hedge", "timeout"]
+__all__ = ["Pipeline", "PipelineOrderWarning", "circuit_breaker", "fallback", "hedge", "pausing", "timeout"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -152,6 +152,35 @@ def _check_async(layer: object, fn: Callable[..., Any], why: str) -> None:
     if kind != "async":
         what = {"sync": "no async function", "stream": "an async generator", "generator": "a generator"}[kind]
         raise TypeError(f"{layer!r} cannot be put around {name_of(fn)}, which is {what}: {why}")
+
+
+def _watched(layer: object, fn: _F, watch: Callable[[], AbstractContextManager[None]]) -> _F:
+    """Enter what `watch` returns, which never waits, around every call of `fn`: for layers that look at how calls end."""
+    kind = kind_of(fn)
+    wrapper: Any
+    if kind == "async":
+
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with watch():
+                return await fn(*args, **kwargs)
+    elif kind == "stream":
+
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with watch():
+                async with aclosing(fn(*args, **kwargs)) as items:
+                    async for item in items:
+                        yield item
+    elif kind == "generator":
+        raise TypeError(
+            f"{layer!r} cannot be put around {name_of(fn)}, which is a generator: put it around what that calls"
+        )
+    else:
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with watch():
+                return fn(*args, **kwargs)
+
+    return cast("_F", functools.wraps(fn)(wrapper))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -396,6 +425,60 @@ class _Race:
         return error
 
 
+class _Pausable(Protocol):
+    """A limiter, as far as `pausing` needs one."""
+
+    def pause(self, seconds: float, /) -> None: ...
+
+
+class pausing:  # noqa: N801 - used like a function
+    """Pause a limiter when a call fails with an error that says for how long: one 429 stops everybody, once.
+
+        pipe = Pipeline(Retry(on=TooMany), limiter(tokens=count), pausing(limiter, on=TooMany))
+
+    A retry around it waits too, but for its own call alone; all others would go on, to be refused one by one. It stands inside
+    the limiter, where the server's errors come from. A pause is never shortened by another.
+
+    Args:
+        limiter: Which is paused: the limiter itself, not a call of it. Any that has `pause(seconds)`.
+        on: Which errors are the server's word: exception types, or a function of the error that says True, False, or for how many
+            seconds; there is no default.
+        hint: Finds for how many seconds, where `on` says True.
+
+    Raises:
+        TypeError: `limiter` cannot be paused, or `on` or `hint` is not what it should be.
+    """
+
+    __slots__ = ("_hint", "_limiter", "_on")
+
+    def __init__(self, limiter: _Pausable, *, on: On, hint: Callable[[Exception], float | None] = retry_after) -> None:
+        if not callable(getattr(limiter, "pause", None)):
+            raise TypeError(f"pausing({limiter!r}): give the limiter itself, which can be paused")
+        check_on("pausing", on)
+        check_plain("pausing", "hint", hint)
+        self._limiter = limiter
+        self._on = on
+        self._hint = hint
+
+    def __call__(self, fn: _F, /) -> _F:
+        """Decorate an async function, a function, or an async generator function."""
+        return _watched(self, fn, lambda: self)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if not isinstance(error, Exception):
+            return
+        verdict = verdict_on(self._on, error)
+        seconds = self._hint(error) if verdict is True else verdict
+        if seconds and 0 < seconds < math.inf:
+            self._limiter.pause(seconds)
+
+    def __repr__(self) -> str:
+        return f"pausing({self._limiter!r}, on={shown_on(self._on)})"
+
+
 class circuit_breaker:  # noqa: N801 - used like a function
     """Stop calling what is down: fail at once with `CircuitOpen`, and let a probe through now and then.
 
@@ -453,31 +536,8 @@ class circuit_breaker:  # noqa: N801 - used like a function
 
     def __call__(self, fn: _F, /) -> _F:
         """Decorate an async function, a function, or an async generator function."""
-        kind, name = kind_of(fn), name_of(fn)
-        wrapper: Any
-        if kind == "async":
-
-            async def wrapper(*args: Any, **kwargs: Any) -> Any:
-                with _Admission(self, name):
-                    return await fn(*args, **kwargs)
-        elif kind == "stream":
-
-            async def wrapper(*args: Any, **kwargs: Any) -> Any:
-                with _Admission(self, name):
-                    async with aclosing(fn(*args, **kwargs)) as items:
-                        async for item in items:
-                            yield item
-        elif kind == "generator":
-            raise TypeError(
-                f"{self!r} cannot be put around {name}, which is a generator: put it around what that calls"
-            )
-        else:
-
-            def wrapper(*args: Any, **kwargs: Any) -> Any:
-                with _Admission(self, name):
-                    return fn(*args, **kwargs)
-
-        return cast("_F", functools.wraps(fn)(wrapper))
+        name = name_of(fn)
+        return _watched(self, fn, lambda: _Admission(self, name))
 
     def _admit(self, name: str) -> int:
         breaker = self._breaker

@@ -8,7 +8,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import assert_type
 
-from penstock import Batcher, Limiter, Pipeline, Retry, amap, circuit_breaker, fallback, hedge, retry_after, timeout
+from penstock import (
+    Batcher,
+    Limiter,
+    Pipeline,
+    Retry,
+    amap,
+    circuit_breaker,
+    fallback,
+    hedge,
+    pausing,
+    retry_after,
+    timeout,
+)
 from penstock.mapping import Results
 
 retry = Retry(on=OSError)
@@ -52,6 +64,7 @@ async def limited(url: str, depth: int = 1) -> bytes:
 @hedge("p95")
 @circuit_breaker(on=OSError)
 @timeout(5)
+@pausing(limiter, on=OSError)
 @fallback(b"", on=OSError)
 async def layered(url: str, depth: int = 1) -> bytes:
     return url.encode() * depth
@@ -117,6 +130,7 @@ def what_counts_is_said_by_types_or_a_function() -> None:
     Retry(on=(OSError, ValueError))
     Retry(on=lambda error: isinstance(error, OSError))
     Retry(on=lambda error: 2.5)
+    pausing(limiter(tokens=5), on=OSError)  # type: ignore[arg-type]
     Retry(on=BaseException)  # type: ignore[arg-type]
     Retry()  # type: ignore[call-arg]
     Retry(OSError, 3)  # type: ignore[call-arg]
