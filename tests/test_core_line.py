@@ -563,3 +563,13 @@ def test_who_comes_and_goes_leaves_nothing_behind_though_somebody_always_waits()
         levels = [level for shape in line._shapes.values() for level in shape.levels.values()]
         held = sum(len(level.joined) + len(level.risen) + len(level.heap) for level in levels)
         assert held <= 20 * len(line)
+
+
+def test_who_comes_when_all_before_it_have_left_is_the_first_of_its_shape():
+    line, rate, place = Line(), Counted(), Counted()
+    line.join(Waiting(((place, 1),)), 0.0)  # somebody else waits, so that the line is not empty
+    probe = Waiting(((rate, 1),))
+    assert line.join(probe, 0.0)
+    line.leave(probe)
+    assert line.join(Waiting(((rate, 1),)), 0.0)
+    assert not line.join(Waiting(((rate, 1),)), 0.0)

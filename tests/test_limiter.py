@@ -727,3 +727,16 @@ async def test_statistics_tell_of_a_lost_place_too(virtual_time):
     assert len(caught) == 1
     permit.close()
     assert limiter.statistics().in_flight == 0
+
+
+async def test_a_forecast_leaves_nothing_behind_that_others_would_wait_for(virtual_time):
+    limiter = Limiter(requests=per_second(10), calls=in_flight(1))
+    held = limiter.acquire_nowait()
+    async with anyio.create_task_group() as group:
+        group.start_soon(limiter.acquire)
+        await anyio.wait_all_tasks_blocked()
+        for _ in range(3):
+            assert limiter.forecast(calls=0).wait == 0
+            limiter.acquire_nowait(calls=0)
+        assert limiter.statistics().waiting == 1
+        held.close()

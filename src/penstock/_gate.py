@@ -23,7 +23,6 @@ from weakref import WeakSet
 
 from penstock import clock
 from penstock._core.line import Line, Waiting
-from penstock._core.meter import Meter
 from penstock._core.turns import Charges, Marks, Slot, admit, could_go, give_back, ready_at
 from penstock._core.windows import CalendarWindow
 from penstock._parking import Parker
@@ -95,16 +94,14 @@ class Gate:
         """Let `waiter` join the line; it may be granted on the spot."""
         self.busy = True
         others_first = False
-        if (
-            now >= self._alarm
-        ):  # the loop of the post is too busy to ring: grant in its place, before a bucket overflows
+        if now >= self._alarm:
+            # The loop of the post is too busy to ring: grant in its place, before a bucket overflows.
             waited = len(self.line)
             self.run(now)
             self.busy = True
             others_first = len(self.line) < waited and waiter.parker is not None and waiter.deadline is None
-        if (
-            self.line.join(waiter, now) and not others_first
-        ):  # else it would go on before those who were granted just now wake up
+        # Granted now, it would go on before those who were granted just now wake up: its turn comes when the post does.
+        if self.line.join(waiter, now) and not others_first:
             self.run(now)
 
     def run(self, now: float) -> None:
@@ -312,6 +309,7 @@ class Part:
 
     def promise(self, limits: dict[str, tuple[Limit, ...]], now: float) -> None:
         """Replace the limits of these units; what was used stays used."""
+        lead = clock.wall() - clock.now()
         for unit, kinds in limits.items():
             old = self.slots.get(unit, ())
             slots = []
@@ -320,12 +318,11 @@ class Part:
                 if index < len(old):
                     slot = old[index]
                     slot.label = label
-                    slot.promise(limit, now)
+                    slot.promise(limit, now, lead)
                 else:
                     slot = Slot(unit, limit, label)
-                    used = old[0].meter.used(now) if old else 0.0
-                    if used > 0:
-                        slot.meter.charge(used, now)
+                    if old:
+                        slot.go_on_from(old[0].meter, now, lead)
                 slots.append(slot)
             self.slots[unit] = tuple(slots)
             default = next((limit.default for limit in kinds if limit.default is not None), None)
@@ -337,17 +334,17 @@ class Part:
         self.version += 1
         self._follow_calendars()
 
-    def take_over(self, limits: dict[str, tuple[Limit, ...]], meters: list[Meter], now: float) -> None:
-        """Go on from what `meters`, of an earlier part with `limits`, have counted."""
+    def take_over(self, slots: dict[str, tuple[Slot, ...]], now: float, *, keep_limits: bool) -> None:
+        """Go on from `slots`, of an earlier part whose line is gone; with its limits, or with those promised here."""
         wanted = self.limits()
-        if limits != wanted:
-            self.slots = {}
-            self.promise(limits, now)
-        for slot, meter in zip(self.all_slots(), meters, strict=True):
-            slot.meter = meter
-        if limits != wanted:
-            self.promise(wanted, now)
-        self._follow_calendars()
+        self.slots = slots
+        if self.limits() == wanted:
+            self._follow_calendars()
+        else:
+            self.promise(self.limits() if keep_limits else wanted, now)
+        paused_until = max(slot.paused_until for slot in self.all_slots())
+        if paused_until > now:
+            self.gate.pause(paused_until)
 
     def _follow_calendars(self) -> None:
         for slots in self.slots.values():

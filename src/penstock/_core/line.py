@@ -303,7 +303,8 @@ class Line:
         lane = level.lanes.get(flow.name)
         if lane is not None:
             run = lane.run
-            if run and run[-1].number < waiting.number:  # in order, as almost always
+            # In order, as almost always; and not only behind those who wait no more.
+            if run and run[-1].number < waiting.number and not (lane.gone and lane.first() is None):
                 waiting.lane = lane
                 run.append(waiting)
                 return level, False
