@@ -369,8 +369,7 @@ class Courier:
                 messages = []
                 try:
                     messages.append(inbox.get(timeout=self._idle()))
-                    while len(messages) < 4096:
-                        messages.append(inbox.get_nowait())
+                    messages += [inbox.get_nowait() for _ in range(min(inbox.qsize(), 4096))]  # nobody else takes any
                 except Empty:
                     pass
                 with self.lock:
@@ -427,8 +426,7 @@ class Courier:
     def _enter(self, slip: Slip, now: float) -> None:
         if slip.state == "gone":
             return
-        if not self._open():
-            assert self.down is not None
+        if self.down is not None and not self._open():
             self._refuse(slip, _again(self.down))
             return
         desk: Any = slip.limiter._gate
@@ -781,41 +779,45 @@ class Courier:
 
     def _ask_plenty(self, desk: Desk, call: _Call, now: float, room: int) -> int:
         """Ask for those who come first and, by all we know, can go at once: the same as `_ask`, as fast as it can be."""
-        fresh, asked, operations = desk.fresh, call.asked, call.operations
+        fresh, asked = desk.fresh, call.asked
         left: dict[Slot, float] = {}  # units, per bucket
-        words: dict[
-            int, list[float]
-        ] = {}  # the request, per identity of the charges, which programs use again and again
         horizon = LOOKAHEAD if asked else math.inf
         while fresh and room > 0:
-            slip = fresh[0]
-            charges = slip.charges
-            if slip.state != "new" or slip.deadline != math.inf or slip.priority or slip.flow is not None:
-                break
+            charges = fresh[0].charges
+            most = room
             for slot, amount in charges:
                 level = left.get(slot)
                 if level is None:
-                    if not (type(slot.meter) is Bucket and slot.paused_until <= now and self._fits(call, slot.account)):
+                    meter = slot.meter
+                    if not (type(meter) is Bucket and slot.paused_until <= now and self._fits(call, slot.account)):
+                        most = 0
                         break
-                    level = slot.meter.level(now)
-                if level < amount:
+                    level = left[slot] = meter.level(now)
+                most = min(most, int(level // amount))
+            taken = 0
+            while taken < most and fresh:  # programs use the same charges again and again
+                slip = fresh[0]
+                if (
+                    slip.charges is not charges
+                    or slip.state != "new"
+                    or slip.deadline != math.inf
+                    or slip.priority
+                    or slip.flow is not None
+                ):
                     break
-                left[slot] = level - amount
-            else:
-                request = words.get(id(charges))
-                if request is None:
-                    request = [ledger.ACQUIRE, horizon, 1.0, float(len(charges))]
-                    for slot, amount in charges:
-                        request += (float(call.at(slot)), amount)
-                    words[id(charges)] = request
-                operations += request
                 slip.state = "asked"
                 slip.call = call
                 asked.append(slip)
                 fresh.popleft()
-                room -= 1
-                continue
-            break
+                taken += 1
+            if not taken:
+                break
+            request = [ledger.ACQUIRE, horizon, 1.0, float(len(charges))]
+            for slot, amount in charges:
+                request += (float(call.at(slot)), amount)
+                left[slot] -= amount * taken
+            call.operations += request * taken
+            room -= taken
         for slot, level in left.items():
             slot.meter.charge(max(0.0, slot.meter.level(now) - level), now)
         return room
@@ -953,8 +955,9 @@ class Courier:
         for slip in call.asked:
             verdict = verdicts[at]
             if verdict == 0 and simple and slip.state == "asked" and slip.call is call and not slip.limiter._holds:
-                at += 1 + len(slip.charges)  # as most are
-                slip.marks, slip.eras = verdicts[at - len(slip.charges) : at], eras
+                begin = at + 1  # as most are
+                at = begin + len(slip.charges)
+                slip.marks, slip.eras = verdicts[begin:at], eras
                 slip.state = "granted"
                 slip.granted_at = now
                 slip.limiter._granted += 1

@@ -190,8 +190,10 @@ class _SharedCall(Call):
             return limiter._granted_free(slip)  # type: ignore[no-any-return]
         limiter._courier.post(slip)
         try:
-            while not slip.done:
+            while True:
                 await parker.park(math.inf)
+                if slip.done:
+                    break
                 parker.rearm()
         except BaseException:
             limiter._left(slip)

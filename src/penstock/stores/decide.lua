@@ -141,9 +141,20 @@ if #others > 0 then return {struct.pack('>d', now), unpack(others)} end
 
 -- Decide.
 
-local stopped, verdicts = {}, {}
+local stopped, any_stopped, verdicts, said = {}, false, {}, 0
 
-local function say(value) verdicts[#verdicts + 1] = value end
+local function say(value)
+  said = said + 1
+  verdicts[said] = value
+end
+
+-- How far each bucket may fill up before somebody has to wait; of anything else, and where there is a pause, it is not that simple.
+local free_until = {}
+for limit = 1, limits do
+  local a, b = first[limit], second[limit]
+  local plain = kind[limit] == BUCKET and third[limit] == 0 and pause[limit] == 0
+  free_until[limit] = plain and b + 0.5e-6 * a + 1e-12 * b or -1
+end
 
 local function total(log)
   local sum = 0
@@ -244,10 +255,30 @@ end
 local stop = #asked
 while position <= stop do
   local operation = asked[position]
-  if operation == ACQUIRE then
+  local charges = asked[position + 3]
+  local one, two, full, filled = -1, -1, 0, 0
+  if operation == ACQUIRE and not any_stopped and charges <= 2 then
+    one = asked[position + 4] + 1
+    full = used[one] + asked[position + 5]
+    if charges == 2 then
+      two = asked[position + 6] + 1
+      filled = used[two] + asked[position + 7]
+    end
+  end
+  if one > 0 and one ~= two and full <= free_until[one] and (two < 0 or filled <= free_until[two]) then  -- as most: all can
+    used[one], what[one] = full, what[one] + asked[position + 5]
+    verdicts[said + 1], verdicts[said + 2] = 0, what[one]
+    said = said + 2
+    if two > 0 then
+      used[two], what[two] = filled, what[two] + asked[position + 7]
+      said = said + 1
+      verdicts[said] = what[two]
+    end
+    position = position + 4 + 2 * charges
+  elseif operation == ACQUIRE then
     local horizon, stops = asked[position + 1], asked[position + 2]
     local from = position + 4
-    position = from + 2 * asked[position + 3]
+    position = from + 2 * charges
     local longest, blocker, fixed = 0, -1, false
     for i = from, position - 1, 2 do
       local limit = asked[i] + 1
@@ -274,7 +305,7 @@ while position <= stop do
       if stops ~= 0 then
         for i = from, position - 1, 2 do
           local limit = asked[i] + 1
-          if wait_of(limit, asked[i + 1]) > 0 or pause[limit] > 0 then stopped[limit] = true end
+          if wait_of(limit, asked[i + 1]) > 0 or pause[limit] > 0 then stopped[limit], any_stopped = true, true end
         end
       end
     end
@@ -313,6 +344,7 @@ while position <= stop do
     for i = from, position - 1 do
       local limit = asked[i] + 1
       pause[limit] = max(pause[limit], seconds)
+      if seconds > 0 then free_until[limit] = -1 end
     end
   elseif operation == LOWER then
     local from = position + 2

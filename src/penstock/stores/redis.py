@@ -111,8 +111,8 @@ class RedisStore(Store):
 
     # Who the server is
 
-    def _maker(self, server: Any) -> Callable[[], Any]:
-        """How to make a client for `server`, without connecting."""
+    def _maker(self, server: Any) -> Callable[..., Any]:
+        """How to make a client for `server`. Options: as of `redis.Redis`, where the client is a plain one."""
         redis = self._redis
         if not isinstance(server, str):
             return self._maker_like(server)
@@ -130,7 +130,7 @@ class RedisStore(Store):
                 f"{self._address!r} is no address of a Redis server: use redis://host:6379/0, rediss:// for TLS, unix:// or "
                 "redis+sentinel://host:26379/service"
             )
-        return lambda: redis.Redis.from_url(server, **self._options, retry=self._no_retry())
+        return lambda **more: redis.Redis.from_url(server, **self._options, **more, retry=self._no_retry())
 
     def _no_retry(self) -> Any:
         from redis.backoff import NoBackoff
@@ -138,7 +138,7 @@ class RedisStore(Store):
 
         return Retry(NoBackoff(), 0)
 
-    def _sentinel(self, url: str) -> Callable[[], Any]:
+    def _sentinel(self, url: str) -> Callable[..., Any]:
         parts = urlsplit(url)
         credentials, _, hosts = parts.netloc.rpartition("@")
         user, _, password = credentials.partition(":")
@@ -157,13 +157,13 @@ class RedisStore(Store):
         }
         timeouts = {"socket_timeout": self.timeout, "socket_connect_timeout": self.timeout}
 
-        def make() -> Any:
+        def make(**_: Any) -> Any:
             sentinel = self._redis.sentinel.Sentinel(sentinels, sentinel_kwargs=timeouts, **options)
             return sentinel.master_for(service, retry=self._no_retry())
 
         return make
 
-    def _maker_like(self, client: Any) -> Callable[[], Any]:
+    def _maker_like(self, client: Any) -> Callable[..., Any]:
         """A client of our own for the server of the user's."""
         redis = self._redis
         pool = getattr(client, "connection_pool", None)
@@ -177,7 +177,7 @@ class RedisStore(Store):
                 for key in ("username", "password", "ssl", "ssl_ca_certs", "ssl_cert_reqs")
                 if given.get(key)
             }
-            return lambda: redis.Redis(host=node.host, port=node.port, **keep, **self._options, retry=self._no_retry())
+            return lambda **_: redis.Redis(host=node.host, port=node.port, **keep, **self._options, retry=self._no_retry())
         if pool is None or not hasattr(pool, "connection_kwargs"):
             raise ValueError(f"server must be a URL or a redis-py client, not {client!r}")
         given = dict(pool.connection_kwargs)
@@ -196,7 +196,7 @@ class RedisStore(Store):
             ]
             timeouts = {"socket_timeout": self.timeout, "socket_connect_timeout": self.timeout}
             plain = {key: given[key] for key in ("db", "username", "password") if key in given} | self._options
-            return lambda: redis.sentinel.Sentinel(sentinels, sentinel_kwargs=timeouts, **plain).master_for(
+            return lambda **_: redis.sentinel.Sentinel(sentinels, sentinel_kwargs=timeouts, **plain).master_for(
                 pool.service_name, retry=self._no_retry()
             )
         kinds = {
@@ -208,13 +208,13 @@ class RedisStore(Store):
         if connection is redis.connection.UnixDomainSocketConnection:
             options.pop("socket_connect_timeout")
             self._address = f"unix://{given.get('path')}"
-        return lambda: redis.Redis(
-            connection_pool=redis.ConnectionPool(connection_class=connection, **options, retry=self._no_retry())
+        return lambda **more: redis.Redis(
+            connection_pool=redis.ConnectionPool(connection_class=connection, **options, retry=self._no_retry()), **more
         )
 
     def _connect(self) -> Any:
         if not self._is_cluster:
-            client = self._make()
+            client = self._make(single_connection_client=True)  # one thread speaks: no pool to go through
             try:
                 info = client.info("server")
                 cluster = client.info("cluster").get("cluster_enabled") == 1
