@@ -9,6 +9,10 @@ the rest hold nothing. Who is granted a moment to come is woken then. Who leaves
 only if there is none it goes back to the store: so the quota is used even if most give up, and a process that dies takes one
 reservation with it.
 
+**With a lease** the store is asked for chunks instead, and who waits, or comes, is granted out of what is held here (`_core.lease` says how much
+may be asked for, and when it may be used). A call for which enough is held does not even pass through the courier: its own
+thread takes it, with the lock held. What nobody uses goes back.
+
 What the store answered last is mirrored in the meters of the slots, which say whom to ask for next, and what to show.
 Everything but the inbox is touched with `store.lock` held, which is never held while the store is being asked.
 """
@@ -32,11 +36,13 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, WeakValueDictionary
 
 from penstock import clock
+from penstock._core import lease as leases
 from penstock._core import ledger
 from penstock._core.bucket import Bucket
+from penstock._core.lease import Chunk, Holding, Leased, Piece, Share
 from penstock._core.line import Waiting
 from penstock._core.places import Places
-from penstock._core.turns import Slot, ready_at
+from penstock._core.turns import Slot, meter_for, ready_at
 from penstock._core.windows import CalendarWindow, Entry, SlidingWindow
 from penstock._gate import Gate, Part
 from penstock._parking import Parker, wake_all
@@ -63,7 +69,7 @@ RETRY = (0.01, 0.25)
 """Seconds, first and longest, between attempts to reach a store that does not answer."""
 
 
-class SharedSlot(Slot):
+class SharedSlot(Leased):
     """One limit of a name: whose it is, and its place among the terms."""
 
     __slots__ = ("account", "index", "mode")
@@ -76,19 +82,22 @@ class SharedSlot(Slot):
 class Account(Part):
     """The limits of one name in a shared store, as this process knows them."""
 
-    __slots__ = ("agreed", "held", "looking", "order", "place_ttl", "renew_at", "terms")
+    __slots__ = ("agreed", "held", "lease", "looking", "order", "place_ttl", "renew_at", "terms")
 
-    def __init__(self, name: str, limits: dict[str, tuple[Limit, ...]], desk: Desk, place_ttl: float) -> None:
+    def __init__(
+        self, name: str, limits: dict[str, tuple[Limit, ...]], desk: Desk, place_ttl: float, lease: float | None
+    ) -> None:
         self.place_ttl = place_ttl
         self.agreed = False  # whether the store has ever decided by these terms
         self.looking = False  # whether the store is being asked if reservations still hold
         self.held: dict[SharedSlot, float] = {}  # places of this process that must be renewed
         self.renew_at = math.inf
-        self.terms = Terms(name, limits, place_ttl)
+        self.lease = lease
+        self.terms = Terms(name, limits, place_ttl, lease)
         super().__init__(limits, desk, name)
 
     def promise(self, limits: dict[str, tuple[Limit, ...]], now: float) -> None:
-        self.terms = Terms(self.terms.name, {**self.terms.limits, **limits}, self.place_ttl)
+        self.terms = Terms(self.terms.name, {**self.terms.limits, **limits}, self.place_ttl, self.lease)
         for unit, kinds in limits.items():
             old = self.slots.get(unit, ())
             slots: list[SharedSlot] = []
@@ -100,6 +109,9 @@ class Account(Part):
                     slot.promise(limit, now)
                 else:
                     slot = SharedSlot(unit, limit, label)
+                    slot.holding = Holding()
+                if self.lease is not None:  # the meter is the store's, and the limit is what was promised
+                    slot.meter = meter_for(leases.working(limit, self.lease))
                 slots.append(slot)  # type: ignore[arg-type]  # all of them are
             self.slots[unit] = tuple(slots)
             default = next((limit.default for limit in kinds if limit.default is not None), None)
@@ -149,7 +161,7 @@ class Slip(Waiting):
 
     __slots__ = (
         "call", "confirmed", "cost", "deadline", "due", "eras", "error", "granted_at", "limiter", "marks", "parker",
-        "state", "waited",
+        "shares", "state", "waited",
     )  # fmt: skip
 
     charges: Any
@@ -183,6 +195,7 @@ class Slip(Waiting):
         self.granted_at = 0.0
         self.marks: Sequence[float] = ()
         self.eras: Mapping[Account, float] = {}
+        self.shares: list[Share] | None = None  # what it has of chunks that are held here, instead of marks
         self.error: Exception | None = None
 
     @property
@@ -194,10 +207,19 @@ class Slip(Waiting):
 class Desk(Gate):
     """A line in front of limits that live elsewhere: who wants to be asked for, and who has a reservation."""
 
-    __slots__ = ("__weakref__", "alarm", "blocked", "fresh", "poll", "reserved")
+    __slots__ = (
+        "__weakref__", "accounts", "alarm", "blocked", "coming", "fresh", "life", "more_at", "poll", "reserved", "tended",
+    )  # fmt: skip
 
-    def __init__(self, ageing: float = 30.0, weights: dict[Hashable, float] | None = None) -> None:
+    def __init__(
+        self, ageing: float = 30.0, weights: dict[Hashable, float] | None = None, life: float | None = None
+    ) -> None:
         super().__init__(ageing, weights)
+        self.accounts: WeakSet[Account] = WeakSet()
+        self.life = life  # seconds for which what is granted may be held; None: no leases
+        self.coming = 0  # how many have been sent to the courier and are not here yet
+        self.more_at = -math.inf  # before that, the store has no more than what the first in line need
+        self.tended = -math.inf  # when somebody looks next whether what is held is used
         self.fresh: deque[Slip] = deque()  # came just now, and nobody has looked at them yet
         self.reserved: list[Slip] = []
         self.blocked: dict[Slot, float] = {}  # what only comes back when it is given back: when to ask for it again
@@ -208,6 +230,10 @@ class Desk(Gate):
     def waiting(self) -> int:
         """How many wait here."""
         return len(self.line) + len(self.fresh) + len(self.reserved)
+
+    def slots(self) -> list[SharedSlot]:
+        """All limits that calls are charged on here."""
+        return [slot for account in self.accounts for slot in account.order]
 
     def merge(self, other: Gate) -> Gate:
         """Become one with `other`, with one order for all who wait."""
@@ -220,23 +246,55 @@ class Desk(Gate):
         for waiting in sorted(other.line, key=lambda w: w.number):
             other.line.leave(waiting)
             self.line.join(waiting, waiting.arrived)
+        self.accounts |= other.accounts
+        self.coming += other.coming
+        if self.life is not None and other.life is not None:
+            self.life = min(self.life, other.life)
         self.fresh.extend(other.fresh)
         self.reserved.extend(other.reserved)
         self.blocked.update(other.blocked)
         return self
 
 
+class _ChunkAsked:
+    """A piece of a chunk on its way, in the place of a slip."""
+
+    __slots__ = ("charges", "desk", "first", "horizon")
+
+    state = "chunk"
+    call = None
+
+    def __init__(self, piece: Piece, desk: Desk) -> None:
+        self.charges: Any = piece.charges
+        self.horizon = piece.horizon
+        self.first = piece.horizon == math.inf  # whether somebody waits for just that
+        self.desk = desk
+
+
 class _Call:
     """One batch on its way: what is asked, and who is to hear the answer."""
 
-    __slots__ = ("asked", "changed", "eras", "group", "looks", "offsets", "operations", "returns", "tell", "width")
+    __slots__ = (
+        "asked",
+        "changed",
+        "eras",
+        "group",
+        "looks",
+        "offsets",
+        "operations",
+        "returns",
+        "sent",
+        "tell",
+        "width",
+    )
 
     def __init__(self) -> None:
         self.group: Any = _ANY
         self.offsets: dict[Account, int] = {}
         self.width = 0
         self.operations: list[float] = []
-        self.asked: list[Slip] = []
+        self.sent = 0.0  # when it was sent first
+        self.asked: list[Any] = []  # slips and pieces of chunks, in the order of their requests
         self.changed: list[
             tuple[SharedPermit, list[tuple[SharedSlot, float]]]
         ] = []  # permits, and what they were charged more
@@ -315,13 +373,18 @@ class Courier:
             desk.line = type(desk.line)(desk.line.ageing, desk.line.weights)
             desk.fresh.clear()
             desk.reserved.clear()
+            desk.coming = 0
         for account in list(self.accounts.values()):
             account.held.clear()
+            for slot in account.order:
+                slot.holding = Holding()  # a chunk is used by one process
         self._begin()
 
     # From any thread
 
-    def account(self, name: str, limits: dict[str, tuple[Limit, ...]], ageing: float, weights: Any) -> Account:
+    def account(
+        self, name: str, limits: dict[str, tuple[Limit, ...]], ageing: float, weights: Any, lease: float | None
+    ) -> Account:
         """What this process knows of that name.
 
         Raises:
@@ -330,11 +393,14 @@ class Courier:
         with self.lock:
             found = self.accounts.get(name)
             if found is None:
-                desk = Desk(ageing, dict(weights or {}))
-                found = self.accounts[name] = Account(name, limits, desk, self.store.place_ttl)
+                desk = Desk(ageing, dict(weights or {}), lease)
+                found = self.accounts[name] = Account(name, limits, desk, self.store.place_ttl, lease)
+                desk.accounts.add(found)
                 self._desks.add(desk)
-            elif found.terms.text != Terms(name, limits, self.store.place_ttl).text:
-                raise _conflict(name, str(found.terms), str(Terms(name, limits, self.store.place_ttl)))
+            else:
+                wanted = Terms(name, limits, self.store.place_ttl, lease)
+                if found.terms.text != wanted.text:
+                    raise _conflict(name, str(found.terms), str(wanted))
             return found
 
     def post(self, message: Any) -> None:
@@ -424,6 +490,8 @@ class Courier:
     # What comes in
 
     def _enter(self, slip: Slip, now: float) -> None:
+        if slip.limiter._life is not None:
+            self._desk(slip).coming -= 1
         if slip.state == "gone":
             return
         if self.down is not None and not self._open():
@@ -464,12 +532,20 @@ class Courier:
             self._hand_on(slip, desk)
         elif state == "granted":
             slip.limiter._granted -= 1
-            self._hand_on(slip, desk)
+            if slip.shares is not None:
+                self._give_back_shares(slip.shares, desk)
+            else:
+                self._hand_on(slip, desk)
         # "new" is seen when it is looked at, "asked" when the answer is there
 
     def _on_permit(self, permit: SharedPermit) -> None:
-        self._permits[permit] = None
-        self._urgent = True
+        if permit._limiter._life is None or not self._settle_here(permit):
+            self._permits[permit] = None
+            self._urgent = True
+
+    def _on_hungry(self, desk: Desk) -> None:
+        """Less is held there than will be used."""
+        self._dirty[desk] = None
 
     def _on_order(self, account: Account, write: Callable[[_Call], list[float]], loud: bool) -> None:
         self._orders.append((account, write, loud))
@@ -505,6 +581,9 @@ class Courier:
                 self._return(slip)
                 self._refuse(slip, _again(closed))
             desk.reserved.clear()
+            for slot in desk.slots():
+                self._return_chunks(slot, slot.holding.drain())
+        self._urgent = self._urgent or bool(self._returns)
         self._fail_all(closed)
 
     @staticmethod
@@ -554,6 +633,8 @@ class Courier:
             charges = [(slot, amount + ahead.get(slot, 0.0)) for slot, amount in slip.charges]
         else:
             charges = [(slot, amount + slot.queued) for slot, amount in slip.charges]
+        if desk.life is not None:  # what is held here need not come from the store
+            charges = [(slot, max(0.0, amount - slot.holding.left)) for slot, amount in charges]
         ready, slot = ready_at(charges, now)
         return ready, "the line" if slot is None else "pause" if slot.paused_until >= ready else slot.label
 
@@ -643,6 +724,8 @@ class Courier:
             if len(call.asked) >= self.store.batch or call.width > 512:
                 break
             self._ask(desk, call, now)
+        if call.offsets and self._returns:
+            self._write_returns(call)  # those that could wait
         return call if call.offsets else None
 
     def _fits(self, call: _Call, account: Account) -> bool:
@@ -665,16 +748,7 @@ class Courier:
                     call.tell.add(account.terms.name)
             else:
                 self._orders.append(order)
-        returns, self._returns = self._returns, []
-        returns.sort(key=lambda back: -back[3])  # the latest first: so nothing is lost on the way
-        for back in returns:
-            slot, amount, era, mark = back
-            if self._fits(call, slot.account):
-                write += (ledger.GIVE_BACK, 1.0, float(call.at(slot)), amount, era, mark)
-                call.returns.append(back)
-                self._freed(slot, amount)
-            else:
-                self._returns.append(back)
+        self._write_returns(call)
         for permit in list(self._permits):
             if all(self._fits(call, slot.account) for slot in permit._slots()):
                 del self._permits[permit]
@@ -710,6 +784,19 @@ class Courier:
             call.offsets
         )
 
+    def _write_returns(self, call: _Call) -> None:
+        write = call.operations
+        returns, self._returns = self._returns, []
+        returns.sort(key=lambda back: -back[3])  # the latest first: so nothing is lost on the way
+        for back in returns:
+            slot, amount, era, mark = back
+            if self._fits(call, slot.account):
+                write += (ledger.GIVE_BACK, 1.0, float(call.at(slot)), amount, era, mark)
+                call.returns.append(back)
+                self._freed(slot, amount)
+            else:
+                self._returns.append(back)
+
     def _freed(self, slot: SharedSlot, amount: float) -> None:
         if slot.mode >= ledger.TIMED:
             if slot in slot.account.held:
@@ -735,6 +822,9 @@ class Courier:
         if desk.into is not None:
             self._dirty.pop(desk)
             self._dirty[desk.into] = None  # type: ignore[index]
+            return
+        if desk.life is not None and self._fallback is None:
+            self._ask_chunks(desk, call, now)
             return
         room = store.batch - len(call.asked)
         straight = not len(line) and not desk.reserved
@@ -890,6 +980,157 @@ class Courier:
         slip.call = call
         call.asked.append(slip)
 
+    # Leases
+
+    def _ask_chunks(self, desk: Desk, call: _Call, now: float) -> None:
+        """Serve who waits out of what is held, and ask for what is missing."""
+        room = self.store.batch - len(call.asked)
+        fresh, line = desk.fresh, desk.line
+        while fresh:
+            slip = fresh[0]
+            if slip.state != "gone":
+                if slip.deadline > now:
+                    self._line_up(slip, desk, now)
+                else:  # now or never
+                    shares = leases.take(slip.charges, now) if not len(line) else None
+                    if shares is not None:
+                        self._grant_here(slip, shares, now)
+                    elif room <= 0 or not all(self._fits(call, slot.account) for slot, _ in slip.charges):
+                        return  # stays dirty, for the next call
+                    else:
+                        self._put(slip, call, 0.0, now, now)
+                        room -= 1
+            fresh.popleft()
+        self._serve(desk, now)
+        if room < leases.PIECES + 1:
+            return
+        pieces, again = leases.plan(line, desk.slots(), now, desk.life or 0.0, more=now >= desk.more_at)
+        if now < again < math.inf and not now < desk.alarm <= again:
+            desk.alarm = again
+            self._look_at(desk, again)
+        if not all(self._fits(call, slot.account) for piece in pieces for slot, _ in piece.charges):  # type: ignore[attr-defined]
+            return
+        for piece in pieces:
+            operations = call.operations
+            operations += (ledger.ACQUIRE, piece.horizon, 1.0, float(len(piece.charges)))
+            for slot, amount in piece.charges:
+                operations += (float(call.at(slot)), amount)  # type: ignore[arg-type]  # all are shared
+                slot.holding.used_then, slot.holding.asked_at = slot.holding.used, now
+            call.asked.append(_ChunkAsked(piece, desk))
+        self._dirty.pop(desk, None)
+
+    def _serve(self, desk: Desk, now: float) -> None:
+        """Grant, out of what is held, everybody whose turn has come."""
+        for slot in desk.slots():
+            self._return_chunks(slot, slot.holding.sweep(now))
+
+        def grant(waiting: Waiting, shares: list[Share]) -> None:
+            assert isinstance(waiting, Slip)
+            self._grant_here(waiting, shares, now)
+
+        leases.serve(desk.line, now, grant)
+
+    def _grant_here(self, slip: Slip, shares: list[Share], now: float) -> None:
+        slip.shares = shares
+        self._grant(slip, now)
+
+    def _look_at(self, desk: Desk, moment: float) -> None:
+        """See to those who wait there at that moment, and not before."""
+
+        def ring(_: float) -> None:
+            self._dirty[desk] = None
+
+        self._at(moment, ring)
+
+    def _leased(
+        self, asked: _ChunkAsked, marks: Sequence[float], wait: float, call: _Call, now: float, server: float
+    ) -> None:
+        """A piece of a chunk has been granted, to be used from `wait` seconds after the store's moment on."""
+        desk, opens = asked.desk, now
+        for (slot, amount), mark in zip(asked.charges, marks, strict=True):
+            opens, closes = leases.window(call.sent, now, wait, slot.account.lease)
+            if isinstance(slot.meter, CalendarWindow):
+                closes = min(closes, call.sent + (mark - server) / 1e6)  # the end of its period
+            slot.holding.add(Chunk(amount, opens, closes, call.eras[slot.account], mark))
+        if opens > now:
+            self._look_at(desk, opens)
+        if desk.waiting:
+            self._dirty[desk] = None
+        self._tend(desk, now)
+
+    def _not_leased(self, asked: _ChunkAsked, wait: float, now: float) -> None:
+        """A piece of a chunk could not be had."""
+        desk, life = asked.desk, asked.desk.life or 0.0
+        if asked.first:
+            self._look_at(desk, now + min(max(wait, 0.001), POLL[1]))
+        else:
+            desk.more_at = now + min(max(wait - asked.horizon, life / 16), life / 2)
+            if desk.waiting:
+                self._look_at(desk, desk.more_at)
+
+    def _tend(self, desk: Desk, now: float) -> None:
+        """See to it that what is held goes back when it is not used."""
+        life = desk.life or 0.0
+        if desk.tended > now:
+            return
+        used = [(slot, slot.holding.used) for slot in desk.slots()]
+        desk.tended = now + life / 2
+
+        def ring(at: float) -> None:
+            desk.tended = -math.inf
+            idle = not desk.waiting and all(slot.holding.used == before for slot, before in used)
+            for slot in desk.slots():
+                self._return_chunks(slot, slot.holding.drain() if idle else slot.holding.sweep(at))
+            if any(slot.holding.chunks for slot in desk.slots()):
+                self._tend(desk, at)
+
+        self._at(desk.tended, ring)
+
+    def _return_chunks(self, slot: SharedSlot, chunks: Sequence[Chunk]) -> None:
+        for chunk in chunks:
+            self._returns.append((slot, chunk.left, chunk.era, chunk.mark))
+            self._urgent = True
+
+    def _give_back_shares(self, shares: Sequence[Share], desk: Desk) -> None:
+        """What was taken is not used after all: for the next in line, or for the store."""
+        for slot, amount, era, mark in leases.put_back(shares, clock.now()):
+            assert isinstance(slot, SharedSlot)
+            self._return_later(slot, amount, era, mark)
+        if desk.waiting:
+            self._dirty[desk] = None
+
+    def _return_later(self, slot: SharedSlot, amount: float, era: float, mark: float) -> None:
+        """Give back with the next call that somebody makes, or soon: refunds of one chunk go together."""
+        for index, (of, back, its_era, its_mark) in enumerate(self._returns):
+            if of is slot and its_era == era and its_mark == mark:
+                self._returns[index] = (slot, back + amount, era, mark)
+                return
+        self._returns.append((slot, amount, era, mark))
+
+        def ring(_: float) -> None:
+            self._urgent = self._urgent or bool(self._returns)
+
+        self._at(clock.now() + (slot.account.lease or 0.0), ring)
+
+    def _settle_here(self, permit: SharedPermit) -> bool:
+        """Let `permit` be charged what is wanted out of what is held. False: the store must hear of it."""
+        if any(math.isnan(entry[2]) for entry in permit._known()):
+            return False  # the store is being told of an earlier debt
+        now, told = clock.now(), True
+        backs, more = permit._news()
+        desk = permit._limiter._parts[0].gate
+        assert isinstance(desk, Desk)
+        if backs:
+            self._give_back_shares(backs, desk)
+        for slot, missing in more:
+            permit._uncharged([(slot, missing)])
+            shares = leases.take([(slot, missing)], now)
+            if shares is None:
+                told = False
+            else:
+                permit._known().extend(shares)  # type: ignore[arg-type]  # all slots are shared
+        return told
+
     # The way there and back
 
     def _carry(self, call: _Call) -> None:
@@ -901,6 +1142,7 @@ class Courier:
         )
         store: Store = self.store if self._fallback is None else self._fallback
         first, pause = now, RETRY[0]
+        call.sent = now
         self.calls += 1
         reply: Reply | None = None
         while reply is None:
@@ -951,6 +1193,7 @@ class Courier:
                 )
             at += len(more)
         again: list[Slip] = []
+        served: dict[Desk, None] = {}
         eras, woken, simple = call.eras, self._woken, self._fallback is None
         for slip in call.asked:
             verdict = verdicts[at]
@@ -962,6 +1205,14 @@ class Courier:
                 slip.granted_at = now
                 slip.limiter._granted += 1
                 woken.append(slip.parker)
+            elif type(slip) is _ChunkAsked:
+                served[slip.desk] = None
+                if verdict >= 0:
+                    at += 1 + len(slip.charges)
+                    self._leased(slip, verdicts[at - len(slip.charges) : at], verdict, call, now, reply.now)
+                else:
+                    at += 2
+                    self._not_leased(slip, -1.0 - verdict, now)
             elif verdict >= 0:
                 at += 1
                 count = len(slip.charges)
@@ -978,6 +1229,8 @@ class Courier:
         for slip in again:
             desk = self._desk(slip)
             self._dirty[desk] = None
+        for desk in served:
+            self._serve(desk, now)
         for account in call.offsets:
             there = account.gate
             assert isinstance(there, Desk)
@@ -1042,14 +1295,14 @@ class Courier:
             if text is None:
                 continue
             theirs = Terms.of_text(account.terms.name, text, account.place_ttl)
-            if account.agreed and theirs.limits.keys() == account.terms.limits.keys():
+            same = theirs.limits.keys() == account.terms.limits.keys() and theirs.lease == account.lease
+            if account.agreed and same:
                 self._adopt(account, theirs)
             else:
                 error = _conflict(account.terms.name, str(theirs), str(account.terms))
                 desk = account.gate
                 assert isinstance(desk, Desk)
                 for slip in [*call.asked, *desk.line]:
-                    assert isinstance(slip, Slip)
                     if slip.state in ("asked", "line") and any(slot.account is account for slot, _ in slip.charges):
                         desk.line.leave(slip)
                         self._refuse(slip, _again(error))
@@ -1058,6 +1311,8 @@ class Courier:
     def _unsend(self, call: _Call) -> None:
         """`call` was not decided: everybody goes back to where they were."""
         for slip in reversed(call.asked):
+            if type(slip) is _ChunkAsked:
+                self._dirty[slip.desk] = None
             if slip.state == "asked" and slip.call is call:
                 desk = self._desk(slip)
                 self._stay(slip, desk)
@@ -1088,6 +1343,8 @@ class Courier:
                 desk.reserved.remove(slip)
                 self._return(slip)
                 self._stay(slip, desk)
+        for slot in account.order:
+            self._return_chunks(slot, slot.holding.drain())
         everybody = sorted(desk.line, key=lambda w: w.number)
         for waiting in everybody:
             desk.line.leave(waiting)
@@ -1138,6 +1395,9 @@ class Courier:
         for slip in call.asked:
             if slip.state == "asked" and slip.call is call:
                 self._refuse(slip, _again(error))
+            elif type(slip) is _ChunkAsked:
+                for account in slip.desk.accounts:
+                    self._fail_desk(account, error)
         self._seen(call)
         call.looks.clear()
         self._unsend(call)
@@ -1165,6 +1425,8 @@ class Courier:
         else:
             self._fallback = Alone(store, math.inf if store.on_outage == "open" else store.share or 1.0)
             for slip in reversed(call.asked):
+                if type(slip) is _ChunkAsked:
+                    self._dirty[slip.desk] = None
                 if slip.state == "asked" and slip.call is call:
                     desk = self._desk(slip)
                     self._stay(slip, desk)

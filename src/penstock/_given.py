@@ -23,7 +23,7 @@ __all__ = [
 LimitLike = Limit | str
 
 _OF_A_CALL = frozenset({"settle", "max_wait", "priority", "flow"})
-_OF_A_LIMITER = frozenset({"name", "store", "max_waiting", "ageing", "flow_weights", "enforce", "on_event"})
+_OF_A_LIMITER = frozenset({"name", "store", "max_waiting", "ageing", "flow_weights", "enforce", "on_event", "lease"})
 
 
 def read_limits(given: Mapping[str, Any]) -> dict[str, tuple[Limit, ...]]:

@@ -18,16 +18,19 @@ import anyio.lowlevel
 
 from penstock import clock
 from penstock._calls import Call
+from penstock._core import lease as leases
 from penstock._core import ledger
 from penstock._core.bucket import Bucket
-from penstock._core.turns import ready_at
+from penstock._core.lease import Share
+from penstock._core.turns import Charges, ready_at
 from penstock._courier import Account, Courier, Desk, SharedSlot, Slip, courier_of
 from penstock._given import LimitLike, check_amount, check_options, cost_of, read_limits
 from penstock._parking import Parker, ThreadParker, here, loop_running_here
-from penstock.errors import RateLimited, WouldBlock
+from penstock.errors import RateLimited, Unsatisfiable, WouldBlock
 from penstock.events import Cancelled, Granted, Observed, Paused, Reconfigured, Refused, Settled, Waited, tell
 from penstock.keyed import Keyed
 from penstock.limiter import Forecast, Limiter, LimitStatistics, Statistics, joined_hook
+from penstock.limits import Limit
 from penstock.permit import Permit
 from penstock.stores.contract import Store
 
@@ -40,12 +43,13 @@ class SharedPermit(Permit):
     What is said to it is sent with the next batch, at once and without waiting. Safe to use from any thread.
     """
 
-    __slots__ = ("_entries", "_eras", "_slip", "_wanted")
+    __slots__ = ("_entries", "_eras", "_shares", "_wanted")
 
     _limiter: SharedLimiter
     _eras: Mapping[Account, float]
     _wanted: dict[SharedSlot, float] | None
     _entries: list[tuple[SharedSlot, float, float, float]] | None
+    _shares: list[Share] | None  # of chunks that this process held, if that is where it came from
 
     @classmethod
     def _of_slip(cls, slip: Slip) -> SharedPermit:
@@ -54,7 +58,20 @@ class SharedPermit(Permit):
         permit._charges = slip.charges
         permit._marks = slip.marks  # type: ignore[assignment]  # the store's, one number per charge
         permit._eras = slip.eras
+        permit._shares = slip.shares
         permit._granted_at = slip.granted_at
+        permit._ended = False
+        permit._wanted = None
+        permit._entries = None
+        return permit
+
+    @classmethod
+    def _of_lease(cls, limiter: SharedLimiter, charges: Charges, shares: list[Share], now: float) -> SharedPermit:
+        permit = cls()
+        permit._limiter = limiter
+        permit._charges = charges
+        permit._shares = shares
+        permit._granted_at = now
         permit._ended = False
         permit._wanted = None
         permit._entries = None
@@ -76,6 +93,8 @@ class SharedPermit(Permit):
         return list(self._want())
 
     def _known(self) -> list[tuple[SharedSlot, float, float, float]]:
+        if self._entries is None and self._shares is not None:
+            self._entries = list(self._shares)  # type: ignore[arg-type]  # all slots are shared
         if self._entries is None:
             self._entries = [
                 (slot, amount, self._eras[slot.account], mark)  # type: ignore[attr-defined,misc]
@@ -179,6 +198,10 @@ class _SharedCall(Call):
 
     async def __aenter__(self) -> Permit:
         limiter: Any = self._limiter
+        if limiter._life is not None:
+            permit = limiter._try_here(limiter._plain_charges(self._amount))
+            if permit is not None:
+                return permit  # type: ignore[no-any-return]
         parker = here()
         time_left = parker.time_left()
         if time_left == -math.inf:
@@ -188,7 +211,7 @@ class _SharedCall(Call):
         slip = Slip(limiter, self._given(), charges, parker, 0, None, deadline)
         if not charges:
             return limiter._granted_free(slip)  # type: ignore[no-any-return]
-        limiter._courier.post(slip)
+        limiter._post(slip)
         try:
             while True:
                 await parker.park(math.inf)
@@ -212,11 +235,18 @@ class SharedLimiter(Limiter):
     `acquire_nowait` is refused, as an answer takes a moment: use `await acquire(max_wait=0)`. `forecast` and `statistics` show
     what the store answered last, brought up to now; `await limiter.refresh()` asks it anew. What is said to a
     permit, a pause or new limits are sent at once, without waiting.
+
+    With a lease, a process takes chunks of quota and grants out of them by itself, with no word to the store. Never more than was
+    promised, as the shared limits are kept that much tighter: a burst by `rate × lease`, a sliding window by being that much longer.
+
+    Args:
+        lease: Seconds for which a process may hold a chunk; what it did not use goes back then, or as soon as nobody uses it.
     """
 
-    __slots__ = ("_courier",)
+    __slots__ = ("_courier", "_life")
 
     _courier: Courier
+    _life: float | None
     _store: Store  # type: ignore[assignment]  # of another kind
 
     def __init__(
@@ -229,6 +259,7 @@ class SharedLimiter(Limiter):
         flow_weights: Mapping[Hashable, float] | None = None,
         enforce: bool = True,
         on_event: Any = None,
+        lease: float | None = None,
         **limits: LimitLike | list[LimitLike] | tuple[LimitLike, ...],
     ) -> None:
         check_options(name, max_waiting, ageing, flow_weights, on_event)
@@ -238,8 +269,11 @@ class SharedLimiter(Limiter):
         if not enforce:
             raise ValueError("enforce=False is a rehearsal in one process: leave store= out, or enforce")
         store.check_name(name)
+        if lease is not None:
+            lease = _check_lease(lease, wanted)
         self._courier = courier_of(store)
-        account = self._courier.account(name, wanted, ageing, flow_weights)  # type: ignore[arg-type]  # it has one
+        self._life = lease
+        account = self._courier.account(name, wanted, ageing, flow_weights, lease)  # type: ignore[arg-type]  # it has one
         self._begin((account,), store, name, max_waiting, enforce=True, on_event=on_event)
 
     def _choose_plain(self) -> None:
@@ -250,6 +284,22 @@ class SharedLimiter(Limiter):
         given = [unit for unit in self._units if self._default(unit) is None] or list(self._units)
         if self._on_event is None and not self._holds and len(given) == 1:
             self._plain, (self._plain_unit,) = _SharedCall, given
+
+    def _charges_of(self, cost: Mapping[str, float]) -> Charges:
+        charges = super()._charges_of(cost)
+        if self._life is not None:
+            for slot, amount in charges:
+                if isinstance(slot.meter, Bucket) and amount > slot.meter.burst and not slot.meter.overdraft:
+                    life = slot.account.lease  # type: ignore[attr-defined]  # all slots are shared
+                    raise Unsatisfiable(
+                        f'{amount:g} {slot.unit} can never be granted: "{slot.label}" holds at most {slot.meter.burst:g} at once, '
+                        f"its burst of {slot.limit.burst:g} less what flows in during a lease of {life:g} s. Split the call, "
+                        "shorten the lease, or raise burst.",
+                        unit=slot.unit,
+                        cost=amount,
+                        capacity=slot.meter.burst,
+                    )
+        return charges
 
     def _accounts(self) -> list[Account]:
         return [part for part in self._parts if isinstance(part, Account)]
@@ -280,8 +330,12 @@ class SharedLimiter(Limiter):
         slip = self._slip(cost, parker, max_wait, time_left, priority, flow)
         if not slip.charges:
             return self._granted_free(slip)
+        if self._life is not None:
+            permit = self._try_here(slip.charges)
+            if permit is not None:
+                return permit
         arrived = clock.now()
-        self._courier.post(slip)
+        self._post(slip)
         try:
             while not slip.done:
                 await parker.park(math.inf)
@@ -303,8 +357,12 @@ class SharedLimiter(Limiter):
         slip = self._slip(cost, parker, max_wait, math.inf, priority, flow)
         if not slip.charges:
             return self._granted_free(slip)
+        if self._life is not None:
+            permit = self._try_here(slip.charges)
+            if permit is not None:
+                return permit
         arrived = clock.now()
-        self._courier.post(slip)
+        self._post(slip)
         try:
             while not slip.done:
                 parker.park_thread(math.inf)
@@ -313,6 +371,38 @@ class SharedLimiter(Limiter):
             self._left(slip)
             raise
         return self._outcome(slip, arrived)
+
+    def _try_here(self, charges: Charges) -> SharedPermit | None:
+        """The permit, if enough is held here and nobody waits for it."""
+        self._take_lock()
+        try:
+            desk: Any = self._gate
+            if desk.into is not None:
+                desk = self._gate = self._parts[0].gate
+            if desk.coming or len(desk.line) or desk.fresh:
+                return None
+            now = clock.now()
+            shares = leases.take(charges, now)  # type: ignore[arg-type]  # all slots are shared
+            if shares is None:
+                return None
+            self._granted += 1
+            for slot, _ in charges:
+                holding = slot.holding  # type: ignore[attr-defined]
+                if holding.left < holding.low and now >= desk.more_at:
+                    holding.low = 0.0  # say it once
+                    self._courier.post(("hungry", desk))
+        finally:
+            self._release_lock()
+        if self._on_event is not None:
+            tell(self._on_event, Granted(self.name, cost_of(charges), 0.0))
+        return SharedPermit._of_lease(self, charges, shares, now)
+
+    def _post(self, slip: Slip) -> None:
+        """Send `slip` to the courier. Whoever comes after it is not to be granted before it is there."""
+        if self._life is not None:
+            with self._lock:
+                self._parts[0].gate.coming += 1  # type: ignore[attr-defined]  # it is a desk
+        self._courier.post(slip)
 
     def _granted_free(self, slip: Slip) -> Permit:
         """A call that costs nothing needs no answer."""
@@ -384,7 +474,12 @@ class SharedLimiter(Limiter):
             desk = self._parts[0].gate
             assert isinstance(desk, Desk)
             limits = {
-                slot.label: LimitStatistics(slot.unit, slot.limit, slot.meter.level(now), slot.limit.capacity)
+                slot.label: LimitStatistics(
+                    slot.unit,
+                    slot.limit,
+                    slot.meter.level(now) + slot.holding.left,  # type: ignore[attr-defined]  # all slots are shared
+                    slot.limit.capacity,
+                )
                 for slot in self._slots
             }
             return Statistics(
@@ -410,6 +505,10 @@ class SharedLimiter(Limiter):
         until = clock.now() + seconds
         for account in self._accounts():
             slots = [slot for slot in account.order if not units or slot.unit in units]
+            if account.lease is not None:
+                with self._lock:  # what is held here is not to wait for the store to hear of it
+                    for slot in slots:
+                        slot.paused_until = max(slot.paused_until, until)
             if slots:
 
                 def write(call: Any, slots: list[SharedSlot] = slots) -> list[float]:
@@ -426,6 +525,9 @@ class SharedLimiter(Limiter):
         for unit in wanted:
             if unit not in self._units:
                 raise self._unknown(unit)
+        for account in self._accounts():
+            if account.lease is not None:
+                _check_lease(account.lease, {unit: kinds for unit, kinds in wanted.items() if unit in account.slots})
         with self._lock:
             now = clock.now()
             for account in self._accounts():
@@ -450,7 +552,9 @@ class SharedLimiter(Limiter):
             if left is None:
                 if not isinstance(slot.meter, Bucket):
                     continue
-                left = slot.meter.burst - reset[unit] * slot.meter.rate
+                left = slot.limit.burst - reset[unit] * slot.meter.rate
+            if slot.account.lease is not None:
+                left -= slot.holding.left  # which the server has not seen yet
             era = mark = -1.0
             since = heard
             if isinstance(permit, SharedPermit):
@@ -485,6 +589,11 @@ class SharedLimiter(Limiter):
             raise ValueError(
                 f"{self!r} and {other!r} live in different stores and cannot be decided together: give both the same store"
             )
+        if (self._life is None) != (other._life is None):
+            leased, plain = (self, other) if self._life is not None else (other, self)
+            raise ValueError(
+                f"{leased!r} is leased and {plain!r} is not, so they cannot be decided together: give both lease= or none"
+            )
         accounts = list(dict.fromkeys((*self._accounts(), *other._accounts())))
         groups = {self._store.group_of(account.terms.name) for account in accounts}
         if len(groups) > 1:
@@ -500,6 +609,7 @@ class SharedLimiter(Limiter):
                 gate = gate.merge(account.gate)
             bounds = [bound for bound in (self._max_waiting, other._max_waiting) if bound is not None]
             joint._courier = self._courier
+            joint._life = None if self._life is None or other._life is None else min(self._life, other._life)
             joint._begin(
                 tuple(accounts),
                 self._store,  # type: ignore[arg-type]  # it has a lock, which is all that is needed
@@ -509,6 +619,20 @@ class SharedLimiter(Limiter):
                 on_event=joined_hook(self._on_event, other._on_event),
             )
         return joint
+
+
+def _check_lease(life: Any, limits: Mapping[str, tuple[Limit, ...]]) -> float:
+    """The seconds of a lease.
+
+    Raises:
+        ValueError: It is no length, or not one for these limits.
+    """
+    if isinstance(life, bool) or not isinstance(life, int | float) or not 0 < life < math.inf:
+        raise ValueError(f"lease must be a finite number of seconds above 0, not {life!r}")
+    for unit, kinds in limits.items():
+        for limit in kinds:
+            leases.check(unit, limit, life)
+    return float(life)
 
 
 class SharedKeyed(Keyed):

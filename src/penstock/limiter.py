@@ -145,6 +145,7 @@ class Limiter:
         flow_weights: Share of a flow that is not 1.
         enforce: False lets everything through, charges it, and counts what would have waited: a rehearsal.
         on_event: Hears a frozen record (`penstock.events`) of everything that happens.
+        lease: With a shared store: seconds for which a process may hold a chunk of quota and grant out of it by itself.
         limits: Per unit a `Limit`, a string such as "90k/min", or a list of them.
 
     Raises:
@@ -220,9 +221,15 @@ class Limiter:
         flow_weights: Mapping[Hashable, float] | None = None,
         enforce: bool = True,
         on_event: Callable[[LimiterEvent], object] | None = None,
+        lease: float | None = None,
         **limits: LimitLike | list[LimitLike] | tuple[LimitLike, ...],
     ) -> None:
         check_options(name, max_waiting, ageing, flow_weights, on_event)
+        if lease is not None:
+            raise ValueError(
+                f"lease={lease!r} needs a shared store, of which a process takes its quota: add store=RedisStore(...) or "
+                "store=SQLiteStore(...). In one process every grant is local already: leave lease= out"
+            )
         wanted = read_limits(limits)
         if not wanted:
             raise ValueError("a limiter needs at least one limit, for example Limiter(requests=per_minute(60))")
@@ -337,7 +344,7 @@ class Limiter:
         elif len(meters) == len(self._units) == 2:
             given = [unit for unit in self._units if self._default(unit) is None]
             other = [unit for unit in self._units if isinstance(self._default(unit), int)]
-            if len(given) == len(other) == 1:
+            if len(given) == len(other) == 1 and self._default(other[0]):
                 self._plain, self._plain_unit = CallOfTwo, given[0]
                 self._plain_cost = float(self._default(other[0]))  # type: ignore[arg-type]  # faster than an int to add
                 self._slots = [*self._units[other[0]], *self._units[given[0]]]
@@ -380,7 +387,7 @@ class Limiter:
                 amount = options[self._plain_unit]
             except KeyError:
                 amount = None
-            if type(amount) is int and len(options) == 1 and amount >= 0:
+            if type(amount) is int and len(options) == 1 and amount > 0:
                 call = plain()
                 call._limiter = self
                 call._amount = amount

@@ -326,7 +326,7 @@ def decide(
                 elif kind == CALENDAR:
                     if mark == what[limit]:
                         used[limit] = max(0.0, used[limit] - amount)
-                else:
+                elif third == RENEWED or mark > now:  # else it has come back by itself, and what is there is others'
                     _release(entries[limit], amount, owner, mark, third)
         elif operation == CHARGE:
             first_of, at = at + 2, at + 2 + 2 * int(operations[at + 1])
@@ -347,7 +347,7 @@ def decide(
                 kind, first, second, third, _ = flat[limit]
                 if kind == BUCKET:
                     if era == eras[limit]:
-                        level = min(second, level + age * first) - charged_since(limit, mark)
+                        level += age * first - charged_since(limit, mark)
                     missing = second - level - used[limit]
                     if missing > 0:
                         used[limit] += missing

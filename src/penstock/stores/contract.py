@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 from zoneinfo import ZoneInfo
 
 from penstock._core import ledger
+from penstock._core.lease import working
 from penstock._core.windows import period_around
 from penstock.errors import StoreError
 from penstock.limits import Calendar, InFlight, Limit, Rate, Sliding
@@ -41,16 +42,22 @@ class Terms:
     Attributes:
         name: What the state is kept under.
         limits: Per unit, in the order of the units' names, so that the order in which they were written does not matter.
+        lease: Seconds for which processes may hold what they were granted before they use it; None: they do not.
         text: The same in one line, to be compared, and read back by `of_text`.
     """
 
-    __slots__ = ("_fixed", "_valid_until", "limits", "name", "place_ttl", "text")
+    __slots__ = ("_fixed", "_valid_until", "lease", "limits", "name", "place_ttl", "text")
 
-    def __init__(self, name: str, limits: Mapping[str, tuple[Limit, ...]], place_ttl: float) -> None:
+    def __init__(
+        self, name: str, limits: Mapping[str, tuple[Limit, ...]], place_ttl: float, lease: float | None = None
+    ) -> None:
         self.name = name
         self.limits = dict(sorted(limits.items()))
         self.place_ttl = place_ttl
-        plain = {unit: [_plain(unit, limit) for limit in kinds] for unit, kinds in self.limits.items()}
+        self.lease = lease
+        plain: dict[str, Any] = {unit: [_plain(unit, limit) for limit in kinds] for unit, kinds in self.limits.items()}
+        if lease is not None:
+            plain["lease"] = lease  # a number, as no unit's limits are
         self.text = json.dumps(plain, separators=(",", ":"))
         self._fixed: tuple[_Numbers, ...] = ()
         self._valid_until = -math.inf
@@ -64,8 +71,9 @@ class Terms:
         """
         try:
             plain = json.loads(text)
+            lease = plain.pop("lease") if isinstance(plain.get("lease"), float) else None
             limits = {unit: tuple(_KINDS[kind[0]](*kind[1:]) for kind in kinds) for unit, kinds in plain.items()}
-            return cls(name, limits, place_ttl)
+            return cls(name, limits, place_ttl, lease)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise StoreError(
                 f'the limits kept under "{name}" cannot be read: {text[:80]!r}. Another version of penstock, or another '
@@ -73,7 +81,8 @@ class Terms:
             ) from error
 
     def __str__(self) -> str:
-        return ", ".join(f"{unit}={' and '.join(_show(kind) for kind in kinds)}" for unit, kinds in self.limits.items())
+        limits = ", ".join(f"{unit}={' and '.join(map(_show, kinds))}" for unit, kinds in self.limits.items())
+        return limits if self.lease is None else f"{limits}, leased for {self.lease:g} s"
 
     def numbers(self, now: float) -> tuple[_Numbers, ...]:
         """The limits as the ledger wants them, at the store's time `now` in microseconds."""
@@ -83,6 +92,8 @@ class Terms:
         return self._fixed
 
     def _of(self, limit: Limit, now: float) -> _Numbers:
+        if self.lease is not None:
+            limit = working(limit, self.lease)
         if isinstance(limit, Rate):
             return ledger.BUCKET, limit.rate, float(limit.burst), float(limit.overdraft), 0.0
         if isinstance(limit, Calendar):

@@ -321,7 +321,7 @@ while position <= stop do
           remember(entries[limit], mark, amount)
         elseif kind[limit] == CALENDAR then
           if mark == what[limit] then used[limit] = max(0, used[limit] - amount) end
-        else
+        elseif third[limit] == RENEWED or mark > now then  -- else it has come back by itself
           local log = entries[limit]
           for j = 1, #log do
             local entry = log[j]
@@ -353,7 +353,7 @@ while position <= stop do
       local limit, level, age, era, mark = asked[i] + 1, asked[i + 1], asked[i + 2], asked[i + 3], asked[i + 4]
       local a, b = first[limit], second[limit]
       if kind[limit] == BUCKET then
-        if era == eras[limit] then level = min(b, level + age * a) - charged_since(limit, mark) end
+        if era == eras[limit] then level = level + age * a - charged_since(limit, mark) end
         local missing = b - level - used[limit]
         if missing > 0 then
           used[limit], what[limit] = used[limit] + missing, what[limit] + missing

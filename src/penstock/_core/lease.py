@@ -1,0 +1,403 @@
+"""Leases: quota that one process hands out by itself for a while.
+
+Nothing here waits, reads a clock or talks to a store. The store charges a *chunk* at one moment, `a`; the process uses it up at
+moments of its own, without asking. So what counts at `a` is used later, and the shared limit has to be a little tighter than
+what was promised.
+
+**The invariant**, for a lease of `life` seconds:
+
+1. A chunk is used within `[a, a + life]`, never before and never after, and never more of it than was charged.
+2. The store counts buckets with a burst of `burst − rate · life`, and sliding windows as `life` longer than they are.
+
+What is used in a span of T seconds is of chunks that were admitted in that span or up to `life` before it. Of those the store
+admits at most `(burst − rate · life) + rate · (T + life)`, which is `burst + rate · T`: what was promised, whoever asks, and
+however chunks are split, returned, or lost with the process that had them. A window that holds at most n in `per + life`
+seconds of admissions holds at most n in any `per` seconds of use. A calendar period needs nothing but that a chunk is not used
+beyond its end.
+
+The process does not know `a`, only that it lies between the moments at which it asked and was answered, each `wait` later. So it uses the
+chunk in `[received + wait, sent + wait + life]`, by a clock that never steps: that lies within `[a, a + life]` wherever `a` is.
+
+What is not used goes back to the store by its rule for refunds, after which it is not used here any more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from heapq import heappop, heappush
+from typing import Any
+
+from penstock._core.bucket import Bucket
+from penstock._core.line import Key, Line, Waiting
+from penstock._core.turns import Slot
+from penstock.limits import Calendar, InFlight, Rate, Sliding
+
+__all__ = [
+    "Chunk",
+    "Holding",
+    "Leased",
+    "Piece",
+    "Share",
+    "check",
+    "plan",
+    "put_back",
+    "serve",
+    "take",
+    "window",
+    "working",
+]
+
+PIECES = 8
+"""The most parts in which a chunk is asked for, so that a limit that is nearly used up gives what it has."""
+
+STEP = 0.020
+"""Seconds of a limit's throughput below which a chunk is not cut: the pieces of a reserved one arrive about that far apart."""
+
+FAIR = 1 / 4
+"""The part of `rate · life` that one process may hold beyond what its line needs now."""
+
+SHARE_OF_PLENTY = 1 / 8
+"""The part of what a limit has left that one process may hold, where that is more."""
+
+
+def working(limit: Any, life: float) -> Any:
+    """The limit that the store counts for `limit` under a lease of `life` seconds."""
+    if isinstance(limit, Rate):
+        return replace(limit, burst=limit.burst - limit.rate * life)
+    if isinstance(limit, Sliding):
+        return replace(limit, per=limit.per + life)
+    return limit
+
+
+def check(unit: str, limit: Any, life: float) -> None:
+    """Refuse a lease that cannot be.
+
+    Raises:
+        ValueError: The limit is held and not spent, or too short or too small for a lease of that length.
+    """
+    if isinstance(limit, InFlight):
+        raise ValueError(
+            f"{unit}: places in flight are held, not spent, so there is nothing to lease: give them a limiter of their own, "
+            "without lease=, and enter it first"
+        )
+    if isinstance(limit, Rate):
+        burst, spread = float(limit.burst), limit.rate * life
+        if burst - spread < 1:
+            way_out = f"raise burst to at least {spread + 1:g}"
+            if burst > 1:
+                way_out = f"use a lease of at most {(burst - 1) / limit.rate:.3g} s, or {way_out}"
+            raise ValueError(
+                f"{unit}={limit} cannot be leased for {life:g} s: what is leased may be used that much later, so the shared "
+                f"bucket works with burst − rate × lease = {burst:g} − {limit.rate:g} × {life:g} = {burst - spread:g}, and "
+                f"needs at least 1. So {way_out}"
+            )
+    elif isinstance(limit, Sliding):
+        if life > limit.per:
+            raise ValueError(
+                f"{unit}={limit} cannot be leased for {life:g} s, longer than its window: it would be counted as a window "
+                f"of {limit.per + life:g} s. Use a lease well below {limit.per:g} s"
+            )
+    elif not isinstance(limit, Calendar):
+        raise ValueError(f"{unit}: {limit!r} cannot be leased: leave lease= out")
+
+
+def window(sent: float, received: float, wait: float, life: float) -> tuple[float, float]:
+    """When a chunk may be used that was asked for at `sent`, first of all times, and answered at `received`."""
+    return received + wait, sent + wait + life
+
+
+class Chunk:
+    """Units of one limit that the store has charged to this process.
+
+    Attributes:
+        left: Units that are not used, of those charged.
+        opens, closes: The first and the last moment at which they may be.
+        era, mark: What giving back needs.
+    """
+
+    __slots__ = ("closes", "era", "left", "mark", "opens")
+
+    def __init__(self, amount: float, opens: float, closes: float, era: float, mark: float) -> None:
+        self.left = amount
+        self.opens = opens
+        self.closes = closes
+        self.era = era
+        self.mark = mark
+
+
+Share = tuple["Leased", float, float, float]
+"""What a permit has of a chunk: the limit, the units, and the era and mark of the chunk."""
+
+
+class Holding:
+    """What this process holds of one limit.
+
+    Attributes:
+        left: Units in all chunks, those that are not open yet among them.
+        used: All that was ever taken and not put back.
+        low: Below this many units left, more should be asked for.
+        whole: Whether all that was ever taken were whole units; then parts of one are not asked for.
+    """
+
+    __slots__ = ("_appetite", "asked_at", "chunks", "left", "low", "used", "used_then", "whole")
+
+    def __init__(self) -> None:
+        self.chunks: list[Chunk] = []  # those that close first come first
+        self.left = 0.0
+        self.used = 0.0
+        self.low = 0.0
+        self.whole = True
+        self.used_then = 0.0  # `used` when more was asked for last, and when that was
+        self.asked_at = -math.inf
+        self._appetite = 0.0
+
+    def add(self, chunk: Chunk) -> None:
+        """Take in a chunk, to be used when it opens."""
+        chunks = self.chunks
+        at = len(chunks)
+        while at and chunks[at - 1].closes > chunk.closes:
+            at -= 1
+        chunks.insert(at, chunk)
+        self.left += chunk.left
+
+    def free(self, now: float) -> float:
+        """Units that may be used now."""
+        return sum([chunk.left for chunk in self.chunks if chunk.opens <= now <= chunk.closes])
+
+    def lasting(self, until: float) -> float:
+        """Units that do not go back before `until`."""
+        return sum([chunk.left for chunk in self.chunks if chunk.closes >= until])
+
+    def take(self, amount: float, now: float) -> list[tuple[Chunk, float]] | None:
+        """Use `amount` of the open chunks, those that close first first; None, and nothing is used, if they have less."""
+        taken: list[tuple[Chunk, float]] = []
+        missing = amount
+        if amount % 1:
+            self.whole = False
+        for chunk in self.chunks:
+            if chunk.opens <= now <= chunk.closes and chunk.left > 0:
+                part = chunk.left if chunk.left < missing else missing
+                taken.append((chunk, part))
+                missing -= part
+                if missing <= 0:
+                    for of, part in taken:
+                        of.left -= part
+                    self.left -= amount
+                    self.used += amount
+                    return taken
+        return None
+
+    def put_back(self, amount: float, era: float, mark: float, now: float) -> bool:
+        """Have back what was taken of a chunk and not used after all. False: it is closed, so the store must have it."""
+        for chunk in self.chunks:
+            if chunk.mark == mark and chunk.era == era and now <= chunk.closes:
+                chunk.left += amount
+                self.left += amount
+                self.used -= amount
+                return True
+        return False
+
+    def sweep(self, now: float) -> list[Chunk]:
+        """Part with the chunks that are closed; return those of them that have something left, which must go back."""
+        closed = [chunk for chunk in self.chunks if now > chunk.closes]
+        return self._part_with(closed) if closed else closed
+
+    def drain(self) -> list[Chunk]:
+        """Part with all chunks; return those that have something left, which must go back."""
+        return self._part_with(list(self.chunks))
+
+    def _part_with(self, chunks: list[Chunk]) -> list[Chunk]:
+        self.chunks = [chunk for chunk in self.chunks if chunk not in chunks]
+        self.left = math.fsum(chunk.left for chunk in self.chunks)
+        return [chunk for chunk in chunks if chunk.left > 0]
+
+    def appetite(self, now: float, life: float, bound: float) -> float:
+        """Units that this process could well use in its next `life` seconds, by what it used since it asked last.
+
+        It grows by doubling from what is really used, and is never more than would be used up in time.
+        """
+        used, span = self.used - self.used_then, now - self.asked_at
+        appetite = min(4 * used, 0.75 * life * used / max(span, 1e-6))
+        if span >= life / 8 or appetite > self._appetite:
+            self._appetite = appetite
+        return min(self._appetite, bound)
+
+
+class Leased(Slot):
+    """One limit of which chunks may be held."""
+
+    __slots__ = ("holding",)
+
+    holding: Holding
+
+
+Charges = Sequence[tuple[Leased, float]]
+
+
+def take(charges: Charges, now: float) -> list[Share] | None:
+    """Use all of `charges` out of what is held, or nothing."""
+    shares: list[Share] = []
+    for slot, amount in charges:
+        taken = slot.holding.take(amount, now) if slot.paused_until <= now else None
+        if taken is None:
+            for of, part, era, mark in shares:
+                of.holding.put_back(part, era, mark, now)
+            return None
+        for chunk, part in taken:
+            shares.append((slot, part, chunk.era, chunk.mark))
+    return shares
+
+
+def put_back(shares: Iterable[Share], now: float) -> list[Share]:
+    """Undo `take`; return what must go back to the store instead, as its chunk is closed."""
+    return [share for share in shares if not share[0].holding.put_back(share[1], share[2], share[3], now)]
+
+
+def serve(line: Line, now: float, grant: Callable[[Waiting, list[Share]], None]) -> None:
+    """Give everybody in `line` their turn for whom enough is held: take it, take them out of the line, and call `grant`.
+
+    Who has to wait is not delayed by those behind: they get nothing of a limit that is short, and of the others only what
+    is more than those before them need.
+    """
+    heads: list[tuple[Key, Waiting]] = line.heads(now)
+    kept: dict[Slot, float] = {}
+    short: set[Slot] = set()
+    while heads:
+        _, waiting = heappop(heads)
+        while True:
+            charges: Charges = waiting.charges  # type: ignore[assignment]
+            shares = None
+            if not kept or all(
+                slot not in short and slot.holding.free(now) - kept.get(slot, 0.0) >= amount for slot, amount in charges
+            ):
+                shares = take(charges, now)
+            if shares is None:
+                for slot, amount in charges:
+                    if slot.holding.free(now) < amount:
+                        short.add(slot)
+                    kept[slot] = kept.get(slot, 0.0) + amount
+                break
+            behind = line.take(waiting)
+            grant(waiting, shares)
+            if behind is None:
+                break
+            if heads and behind[0] > heads[0][0]:
+                heappush(heads, behind)
+                break
+            waiting = behind[1]
+
+
+class Piece:
+    """A part of a chunk to ask for: so much of several limits, at one moment, at most `horizon` seconds ahead."""
+
+    __slots__ = ("charges", "horizon")
+
+    def __init__(self, charges: list[tuple[Leased, float]], horizon: float) -> None:
+        self.charges = charges
+        self.horizon = horizon
+
+
+def plan(line: Line, slots: Sequence[Leased], now: float, life: float, *, more: bool) -> tuple[list[Piece], float]:
+    """What to ask the store for, first things first; nothing if what is held, or coming, will do for a while.
+
+    First what the first of each shape needs, whenever the store can give it; then what those behind, and those who may come,
+    could use: of that only what is there, or will be within a part of the life.
+
+    Args:
+        slots: All limits that are held together.
+        more: Whether to ask for more than the first in line need.
+
+    Returns:
+        The pieces, and when to look again for somebody who waits for the end of a pause or of a period; `inf` if nobody does.
+    """
+    pieces: list[Piece] = []
+    again = math.inf
+    ahead = life * FAIR
+    asked: set[Slot] = set()
+    wanted: dict[Leased, float] = {}
+    waits = False
+    for _, waiting in line.heads(now):
+        charges: Charges = waiting.charges  # type: ignore[assignment]
+        waits = True
+        closed = max(_closed_until(slot, amount, now) for slot, amount in charges)
+        if closed > now:
+            again = min(again, closed)
+            asked.update(slot for slot, _ in charges)
+            continue
+        if any(slot.holding.left < amount for slot, amount in charges):
+            alone = asked.isdisjoint(slot for slot, _ in charges)
+            pieces.append(Piece(_needed(charges), math.inf if alone else min(ahead, STEP)))
+            for slot, amount in charges:
+                wanted[slot] = wanted.get(slot, 0.0) - amount
+        asked.update(slot for slot, _ in charges)
+    if not more and not pieces:
+        return [], again
+    short = bool(pieces)
+    for slot in slots:
+        holding, meter, rate = slot.holding, slot.meter, _rate(slot)
+        if slot.paused_until > now:
+            continue
+        level = max(0.0, meter.level(now))
+        bound = max(rate * ahead, level * SHARE_OF_PLENTY)
+        appetite = holding.appetite(now, life, bound)
+        target = min(slot.queued, level + rate * ahead) + appetite
+        holding.low = target / 2
+        held = holding.lasting(now + min(ahead / 2, STEP))
+        wanted[slot] = wanted.get(slot, 0.0) + target - held
+        short = short or held < holding.low
+    if more and short:
+        pieces += _cut({slot: amount for slot, amount in wanted.items() if amount > 0}, ahead if waits else 0.0, now)
+    return pieces, again
+
+
+def _needed(charges: Charges) -> list[tuple[Leased, float]]:
+    """What to ask for on behalf of the first in line.
+
+    Of a bucket all that it needs, so that it can go when that comes, even if what is held now has gone back by then. What does not flow
+    in may be used up to its last unit, so of that only what is missing.
+    """
+    needed = []
+    for slot, amount in charges:
+        held = 0.0 if isinstance(slot.meter, Bucket) else slot.holding.left
+        if amount > held:
+            needed.append((slot, amount - held))
+    return needed
+
+
+def _closed_until(slot: Leased, amount: float, now: float) -> float:
+    """When more of `slot` can be asked for, which in most cases is at any time."""
+    if slot.paused_until > now:
+        return slot.paused_until
+    missing = amount - slot.holding.left
+    return slot.meter.ready_at(missing, now) if missing > 0 and not isinstance(slot.meter, Bucket) else now
+
+
+def _rate(slot: Leased) -> float:
+    """Units per second that flow in; 0 where they come back all at once."""
+    return slot.limit.rate if isinstance(slot.limit, Rate) else 0.0
+
+
+def _cut(wanted: dict[Leased, float], horizon: float, now: float) -> list[Piece]:
+    """Pieces of all of that together, each with its part of every limit."""
+    part, count = 1.0, 1.0
+    for slot, amount in wanted.items():
+        rate = _rate(slot)
+        there = max(0.0, slot.meter.level(now)) + rate * horizon
+        part = min(part, there / amount)
+    for slot, amount in wanted.items():
+        step = max(1.0, _rate(slot) * STEP)
+        count = max(count, part * amount / step)
+    if part <= 0:
+        return []
+    number = min(PIECES, math.ceil(count - 1e-9))
+    charges = []
+    for slot, amount in wanted.items():
+        each = part * amount / number
+        if slot.holding.whole:
+            each = math.floor(each + 1e-9)
+        if each > 0:
+            most = slot.meter.burst if isinstance(slot.meter, Bucket) else slot.limit.capacity
+            charges.append((slot, min(float(each), most)))
+    return [Piece(charges, horizon) for _ in range(number)] if charges else []
