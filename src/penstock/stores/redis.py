@@ -177,7 +177,9 @@ class RedisStore(Store):
                 for key in ("username", "password", "ssl", "ssl_ca_certs", "ssl_cert_reqs")
                 if given.get(key)
             }
-            return lambda **_: redis.Redis(host=node.host, port=node.port, **keep, **self._options, retry=self._no_retry())
+            return lambda **_: redis.Redis(
+                host=node.host, port=node.port, **keep, **self._options, retry=self._no_retry()
+            )
         if pool is None or not hasattr(pool, "connection_kwargs"):
             raise ValueError(f"server must be a URL or a redis-py client, not {client!r}")
         given = dict(pool.connection_kwargs)
