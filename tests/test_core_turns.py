@@ -314,3 +314,13 @@ def test_a_kind_of_ones_own_needs_three_methods():
     assert slot.meter.pack() is None
     slot.meter.lower_to(-2, 0.0)
     assert slot.meter.level(0.0) == -2
+
+
+@pytest.mark.parametrize("lead", [0.0, 1.7e9])
+def test_what_was_used_stays_used_when_a_limit_of_the_calendar_takes_over(lead):
+    """Which must first know the date: charged in 1970, all would be forgotten at the first look."""
+    slot = Slot("requests", Rate(10, 86_400.0), "requests")
+    charge(((slot, 8.0),), 5.0)
+    slot.promise(calendar(10, "day"), 5.0, lead)
+    slot.meter.follow(lead)
+    assert slot.meter.level(6.0) == pytest.approx(2)

@@ -5,7 +5,8 @@
 
 `per_user["alice"]` is a limiter for as long as somebody holds it, waits in its line or has a permit of it. After that, all that
 remains of the key is a number per limit; and once its limits are whole again, nothing at all, as a key that was never seen is
-in the same state. So a million keys cost what a million tuples cost, and idle keys nothing.
+in the same state. So a million keys cost what a million tuples cost, and idle keys nothing. A key that is paused is kept until
+the pause ends, and one whose limits were changed by `reconfigure` for good.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from weakref import ref
 
 from penstock import clock
-from penstock._core.meter import Meter
+from penstock._core.turns import Slot
 from penstock._gate import Gate, Part
 from penstock._given import LimitLike, read_limits
 from penstock.limiter import Limiter
@@ -27,23 +28,22 @@ from penstock.stores.memory import MemoryStore
 __all__ = ["Keyed"]
 
 _Limits = dict[str, tuple[Limit, ...]]
+_Slots = dict[str, tuple[Slot, ...]]
 
 
 class _Life(ref[Part]):
-    """A key's part while it lives. Its meters outlive it here until what they know is put away."""
+    """A key's part while it lives. Its slots outlive it here until what they know is put away."""
 
-    __slots__ = ("key", "limits", "meters")
+    __slots__ = ("key", "slots")
 
     key: Hashable
-    limits: _Limits
-    meters: list[Meter]
+    slots: _Slots
 
     @classmethod
-    def of(cls, part: Part, ended: Callable[[Any], None], key: Hashable, limits: _Limits) -> _Life:
+    def of(cls, part: Part, ended: Callable[[Any], None], key: Hashable) -> _Life:
         life = cls(part, ended)
         life.key = key
-        life.limits = limits
-        life.meters = [slot.meter for slot in part.all_slots()]
+        life.slots = part.slots
         return life
 
 
@@ -52,10 +52,11 @@ class Keyed:
 
     Args:
         limits_of: A function of the key that returns its limits, as `{"requests": per_minute(60)}`. It is asked whenever a key
-            that nobody holds is used; where its answer has changed, what was used stays used.
+            that nobody holds is used; where its answer has changed, what was used stays used. An error of its own passes
+            through, and nothing has changed then.
         options: As for `Limiter`: `max_waiting`, `ageing`, `flow_weights`, `enforce`, `on_event`, `store`; and the limits.
 
-    Safe to use from any number of tasks and threads.
+    Safe to use from any number of tasks and threads. A key is anything hashable that equals itself.
     """
 
     __slots__ = (
@@ -100,19 +101,27 @@ class Keyed:
         self._weights = dict(flow_weights or {})
         self._limits_of = limits_of
         self._fixed: _Limits = read_limits(limits)
-        self._probes = [slot.meter for slot in self._pattern.parts[0].all_slots()]
+        self._probes = self._pattern.parts[0].all_slots()
         self._live: dict[Hashable, _Life] = {}
-        self._known: dict[Hashable, tuple[Any, ...] | tuple[_Limits, list[Meter]]] = {}
-        self._old: dict[Hashable, Any] = {}
+        # Of a key that nobody holds: a number (or what its meter packs) per limit; or its slots, where that is not all.
+        self._known: dict[Hashable, tuple[Any, ...] | _Slots] = {}
+        self._old: dict[Hashable, tuple[Any, ...] | _Slots] = {}
         self._dead: deque[_Life] = deque()
 
     def __getitem__(self, key: Hashable) -> Limiter:
-        """The limiter of `key`. Cheap: made anew if nobody holds it, with all that the key has used."""
+        """The limiter of `key`. Cheap: made anew if nobody holds it, with all that the key has used.
+
+        Raises:
+            ValueError: The key is not hashable, or does not equal itself (NaN). Or `limits_of` returned no limits, or a wrong one.
+        """
         with self._store.lock:
             for _ in range(min(2, len(self._dead))):
                 self._put_away(self._dead.popleft())
             self._forget_two()
-            life = self._live.get(key)
+            try:
+                life = self._live.get(key)
+            except TypeError as error:
+                raise ValueError(f"a key must be hashable, such as a string or a tuple, not {key!r}") from error
             part = life() if life is not None else None
             if part is None:
                 part = self._revive(key, life)
@@ -123,21 +132,33 @@ class Keyed:
         return len(self._known) + len(self._old) + len(self._live)
 
     def _revive(self, key: Hashable, life: _Life | None) -> Part:
+        if key != key:  # noqa: PLR0124 - every such key would be a new one, and limit nothing
+            raise ValueError(f"a key must equal itself, which {key!r} does not: it would not be found again")
         gate = Gate(self._ageing, self._weights)
         if self._limits_of is None:
-            limits = self._fixed
             part = Part.like(self._pattern.parts[0], gate, f"{key}")
         else:
-            limits = read_limits(self._limits_of(key))
-            part = Part(limits, gate, f"{key}")
-        if life is not None:  # its holder is gone, but what it used was not put away yet
-            part.take_over(life.limits, life.meters, clock.now())
-        else:
-            kept = self._known.pop(key, None) or self._old.pop(key, None)
-            if kept is not None:
-                self._unpack(part, kept)
-        self._live[key] = _Life.of(part, self._dead.append, key, limits)
+            part = Part(self._limits_for(key), gate, f"{key}")
+            part.version += 1  # unlike the pattern's: its limiters must look for themselves
+        # If its holder is gone but what it used was not put away yet, that is the last word.
+        kept = life.slots if life is not None else self._known.pop(key, None) or self._old.pop(key, None)
+        if isinstance(kept, dict):
+            part.take_over(kept, clock.now(), keep_limits=self._limits_of is None)
+        elif kept is not None:
+            for slot, value in zip(part.all_slots(), kept, strict=True):
+                slot.meter.unpack(value)
+        self._live[key] = _Life.of(part, self._dead.append, key)
         return part
+
+    def _limits_for(self, key: Hashable) -> _Limits:
+        assert self._limits_of is not None, "else there are fixed limits"
+        answer: object = self._limits_of(key)
+        limits = read_limits(answer) if isinstance(answer, Mapping) else {}
+        if not limits:
+            raise ValueError(
+                f'the function of the key must return limits, as {{"requests": per_minute(60)}}, not {answer!r} for {key!r}'
+            )
+        return limits
 
     def _put_away(self, life: _Life) -> None:
         """Keep of a key that nobody holds only what it used, or nothing if it used nothing."""
@@ -145,45 +166,54 @@ class Keyed:
             return  # somebody came for it in the meantime
         del self._live[life.key]
         now = clock.now()
-        wall = clock.wall() - now
-        for meter in life.meters:
-            if meter.calendar:
-                meter.follow(wall)  # type: ignore[attr-defined]
-        if all(meter.idle(now) for meter in life.meters):
+        if self._whole(life.slots, now):
             return
-        packed = [meter.pack() for meter in life.meters] if self._limits_of is None else [None]
-        self._known[life.key] = tuple(packed) if None not in packed else (life.limits, life.meters)
-
-    def _unpack(self, part: Part, kept: Any) -> None:
-        if kept and isinstance(kept[0], dict):
-            part.take_over(kept[0], kept[1], clock.now())
-        else:
-            for slot, value in zip(part.all_slots(), kept, strict=True):
-                slot.meter.unpack(value)
+        slots = _all(life.slots)
+        packed = [slot.meter.pack() for slot in slots] if self._usual(slots) and not _paused(slots, now) else [None]
+        self._known[life.key] = tuple(packed) if None not in packed else life.slots
 
     def _forget_two(self) -> None:
         """Look at two keys that were put away long ago: drop those whose limits are whole, keep the others for the next round.
 
         Two per use, so that the work is spread, and all keys are looked at in turn.
         """
-        old = self._old
-        if not old:
-            if len(self._known) < 2:
+        if not self._old:
+            if not self._known:
                 return
-            old = self._old = self._known
-            self._known = {}
+            self._old, self._known = self._known, {}
         now = clock.now()
-        for _ in range(min(2, len(old))):
-            key, kept = old.popitem()
+        for _ in range(min(2, len(self._old))):
+            key, kept = self._old.popitem()
             if not self._whole(kept, now):
                 self._known[key] = kept
+        if not self._old:
+            self._old = {}  # an emptied dict keeps its room
 
-    def _whole(self, kept: Any, now: float) -> bool:
-        """Whether the limits of a key that was put away are whole again, so that it equals one never seen."""
-        if kept and isinstance(kept[0], dict):
-            return all(meter.idle(now) for meter in kept[1])
-        for probe, value in zip(self._probes, kept, strict=True):
-            probe.unpack(value)
-            if not probe.idle(now):
+    def _whole(self, kept: tuple[Any, ...] | _Slots, now: float) -> bool:
+        """Whether the limits of a key that nobody holds are whole again, so that it equals one never seen."""
+        if isinstance(kept, dict):
+            slots = _all(kept)
+            if _paused(slots, now) or not (self._usual(slots) or self._limits_of is not None):
+                return False
+        else:
+            slots = self._probes
+            for probe, value in zip(slots, kept, strict=True):
+                probe.meter.unpack(value)
+        for slot in slots:
+            if slot.meter.calendar:
+                slot.meter.follow(clock.wall() - now)  # type: ignore[attr-defined]
+            if not slot.meter.idle(now):
                 return False
         return True
+
+    def _usual(self, slots: list[Slot]) -> bool:
+        """Whether these are the limits that all keys have, so that a tuple without them tells all."""
+        return self._limits_of is None and [s.limit for s in slots] == [s.limit for s in self._probes]
+
+
+def _all(slots: _Slots) -> list[Slot]:
+    return [slot for of_unit in slots.values() for slot in of_unit]
+
+
+def _paused(slots: list[Slot], now: float) -> bool:
+    return any(slot.paused_until > now for slot in slots)

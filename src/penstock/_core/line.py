@@ -220,14 +220,13 @@ class Line:
         "weights",
     )
 
-    _last_shape: _Shape
-
     def __init__(self, ageing: float = 30.0, weights: dict[Hashable, float] | None = None) -> None:
         self.ageing = ageing
         self.weights = weights or {}
         self._shapes: dict[tuple[Charged, ...], _Shape] = {}
         self._flows: dict[Hashable, _Flow] = {}
-        self._last_charges: Charges | None = None
+        self._last_charges: Charges = ()
+        self._last_shape: _Shape | None = None  # of the last who came; None once it may be gone
         self._arrivals = 0
         self._count = 0
         self._sweep_at = 64  # so many flows are known, and then looked through
@@ -259,9 +258,8 @@ class Line:
         flow.waiting += 1
         self._count += 1
         charges = waiting.charges
-        if charges is self._last_charges:  # as of equals who come one after another
-            shape = self._last_shape
-        else:
+        shape = self._last_shape if charges is self._last_charges else None  # equals often come one after another
+        if shape is None:
             shape = self._last_shape = self._shape_of(charges)
             self._last_charges = charges
         for charged, amount in charges:
@@ -397,7 +395,7 @@ class Line:
             for charged in shape_key:
                 charged.queued = 0.0
         self._shapes.clear()
-        self._last_charges = None
+        self._last_shape = None
 
     def heads(self, now: float) -> list[tuple[Key, Waiting]]:
         """The first of every shape with its place in the order; who may go next is one of them. Smallest key first."""
@@ -412,7 +410,7 @@ class Line:
                 heads.append(head)
         for key in empty:
             del self._shapes[key]
-            self._last_charges = None
+            self._last_shape = None
         heads.sort()
         return heads
 

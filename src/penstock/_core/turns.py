@@ -80,15 +80,21 @@ class Slot:
         slot.meter = meter_for(other.limit)
         return slot
 
-    def promise(self, limit: Any, now: float) -> None:
-        """Count for `limit` from now on. What was used stays used."""
+    def promise(self, limit: Any, now: float, lead: float = 0.0) -> None:
+        """Count for `limit` from now on. What was used stays used. `lead`: how far the wall clock is ahead of `now`."""
         if type(limit) is not type(self.limit) or not self.meter.change(limit, now):
-            used = self.meter.used(now)
-            self.meter = meter_for(limit)
-            if used > 0:
-                self.meter.charge(used, now)
+            before, self.meter = self.meter, meter_for(limit)
+            self.go_on_from(before, now, lead)
         self.limit = limit
         self._weigh()
+
+    def go_on_from(self, meter: Meter, now: float, lead: float) -> None:
+        """Count as used, in a meter that is new, what is used in another."""
+        if self.meter.calendar:
+            self.meter.follow(lead)  # type: ignore[attr-defined]
+        used = meter.used(now)
+        if used > 0:
+            self.meter.charge(used, now)
 
     def _weigh(self) -> None:
         limit = self.limit
