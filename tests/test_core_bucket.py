@@ -307,18 +307,61 @@ def test_it_is_idle_just_when_it_is_full(begin):
 
 
 def test_a_servers_word_about_an_earlier_call_is_brought_up_to_now():
-    """What was charged since is subtracted; what was refilled since is added, up to the burst."""
+    """What was charged since is subtracted, what was refilled since is added; more than there is here is no news."""
     bucket = Bucket(Rate(10, 1.0, 100))
     mark = bucket.charge(10, 0.0)
     bucket.charge(30, 0.0)
     assert bucket.level_after(60, mark, 0.0) == 30
     assert bucket.level_after(60, mark, 2.0) == 50
-    assert bucket.level_after(95, mark, 2.0) == 70, "it cannot have held more than the burst"
+    assert bucket.level_after(95, mark, 2.0) == bucket.level(2.0) == 80, "it has no more for us than we may take"
     bucket.give_back(10, mark, 2.0)
     assert bucket.level_after(60, mark, 2.0) == 50, "a refund is no charge"
     late = Bucket(Rate(10, 1.0, 100))
     mark = late.charge(1, 0.0)
     assert late.level_after(5, mark, 0.5) == 10
+
+
+def test_a_slow_answer_of_a_server_that_agrees_is_no_news():
+    """What overflows while nobody calls is not charged to anybody, and refills are not lost at the burst."""
+    bucket = Bucket(Rate(10, 1.0, 100))
+    mark = bucket.charge(1, 0.0)
+    bucket.charge(1, 60.0)
+    assert bucket.level_after(99, mark, 60.0) == 99
+    busy = Bucket(Rate(10, 1.0, 100))
+    mark = busy.charge(10, 0.0)
+    for second in range(1, 61):
+        busy.charge(10, float(second))
+    assert busy.level_after(90, mark, 60.0) == busy.level(60.0) == 90
+
+
+@given(
+    stolen=st.integers(0, 12),
+    steps=st.lists(st.tuples(st.integers(1, 5), st.sampled_from([0.0, 0.1, 1.0, 5.0])), min_size=1, max_size=12),
+    asked=st.integers(0, 11),
+)
+def test_a_servers_word_never_leaves_more_than_it_has(stolen, steps, asked):
+    """The server's bucket had less than ours from the start; its answer to one of our calls comes after all of them.
+
+    Where nothing overflowed since, it is known exactly; where it did, the server has caught up by as much, at most.
+    """
+    limit = Rate(2, 1.0, 12)
+    ours, server = Bucket(limit), Bucket(limit)
+    server.charge(stolen, 0.0)
+    now, calls, overflowed = 0.0, [], 0.0
+    for cost, gap in steps:
+        mark = ours.charge(cost, now)
+        server.charge(cost, now)
+        calls.append((mark, server.level(now), overflowed))
+        now += gap
+        before = server.level(now - gap) + gap * limit.amount
+        overflowed += max(0.0, before - limit.burst)
+    mark, remaining, overflowed_then = calls[asked % len(calls)]
+    level = ours.level_after(remaining, mark, now)
+    assert level <= server.level(now) + 1e-9
+    if overflowed == overflowed_then and ours.level(now) < limit.burst:
+        assert level >= server.level(now) - stolen - 1e-9
+    ours.lower_to(level, now)
+    assert ours.level(now) <= server.level(now) + 1e-9
 
 
 def test_hearsay_only_ever_lowers_the_level():

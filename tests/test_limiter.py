@@ -740,3 +740,15 @@ async def test_a_forecast_leaves_nothing_behind_that_others_would_wait_for(virtu
             limiter.acquire_nowait(calls=0)
         assert limiter.statistics().waiting == 1
         held.close()
+
+
+@pytest.mark.parametrize("limits", [{"tokens": Rate(5, 1.0)}, {"requests": Rate(5, 1.0), "tokens": Rate(5, 1.0)}])
+async def test_a_call_that_was_made_before_a_reconfiguration_is_charged_by_the_limits_of_now(limits):
+    limiter = Limiter(**limits)
+    call = limiter(tokens=2)
+    limiter.reconfigure(tokens=sliding(3, 60))
+    async with call as permit:
+        assert permit.cost["tokens"] == 2
+    assert limiter.statistics().limits["tokens"].level == 1
+    for unit in set(limits) - {"tokens"}:
+        assert limiter.statistics().limits[unit].level == pytest.approx(4, abs=0.1)

@@ -1,7 +1,7 @@
 """What `limiter(...)` is: an async context manager, a context manager for threads, and a decorator in one.
 
 `Use` is all of them, for any cost and any limiter. Two calls are written out by hand, `CallOfOne` and `CallOfTwo`: one or two token
-buckets, plain whole costs, nobody waiting, nobody listening. They do just what the general way does, which takes over
+buckets, plain whole costs above 0, nobody waiting, nobody listening. They do just what the general way does, which takes over
 whenever anything is not so.
 """
 
@@ -257,11 +257,8 @@ class CallOfOne(Call):
         limiter = self._limiter
         if not hasattr(self, "_charges"):
             (slot,) = limiter._slots
-            if self._amount:
-                self._charges = ((slot, self._amount),)
-                self._marks = [(slot.meter, (self._tat, self._granted_at))]
-            else:  # what costs nothing is not charged, as in the general way
-                self._charges, self._marks = (), []
+            self._charges = ((slot, self._amount),)
+            self._marks = [(slot.meter, (self._tat, self._granted_at))]
             self._ended = True
 
 
@@ -320,14 +317,9 @@ class CallOfTwo(Call):
         limiter = self._limiter
         if not hasattr(self, "_charges"):
             first, second = limiter._slots
-            charged = [
-                (slot, amount, (slot.meter, (tat, self._granted_at)))
-                for slot, amount, tat in (
-                    (first, limiter._plain_cost, self._tat1),
-                    (second, self._amount, self._tat2),
-                )
-                if amount  # what costs nothing is not charged, as in the general way
+            self._charges = ((first, limiter._plain_cost), (second, self._amount))
+            self._marks = [
+                (first.meter, (self._tat1, self._granted_at)),
+                (second.meter, (self._tat2, self._granted_at)),
             ]
-            self._charges = tuple((slot, amount) for slot, amount, _ in charged)
-            self._marks = [mark for _, _, mark in charged]
             self._ended = True

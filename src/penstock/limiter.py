@@ -48,7 +48,7 @@ from penstock.events import (
     Waited,
     tell,
 )
-from penstock.limits import Limit
+from penstock.limits import Limit, Rate
 from penstock.permit import Permit
 from penstock.stores.memory import MemoryStore
 
@@ -62,6 +62,9 @@ Cost = float | Callable[..., float]
 
 
 _THIS_PROCESS = MemoryStore()
+
+_NEVER_READY = Bucket(Rate(1, 1.0))
+_NEVER_READY.ceiling = -math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +295,7 @@ class Limiter:
         self._on_event = on_event
         self._granted = self._refused = self._cancelled = self._would_refuse = 0
         self._bare: Use | None = None
+        self._plain_unit, self._plain_cost = "", 0
         if like is None or parts[0].version != like._version:
             self._look_again()
         else:
@@ -329,8 +333,7 @@ class Limiter:
     def _choose_plain(self) -> None:
         """Find out whether calls can be written the short way, as `CallOfOne` or `CallOfTwo`."""
         self._plain = None
-        self._plain_unit = ""
-        self._plain_cost = 0
+        self._first = self._second = _NEVER_READY  # for calls that were made when it was plain, and are entered now
         meters = [slot.meter for slot in self._slots]
         if self._on_event is not None or not self._enforce:
             return

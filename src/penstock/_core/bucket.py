@@ -105,7 +105,7 @@ class Bucket(Meter):
 
     def _safe_back(self, amount: float, mark: Mark, now: float) -> float:
         refill = now * self.rate + self.offset
-        return max(0.0, min(amount, mark[0] - refill, self.tat - refill))
+        return max(0.0, min(amount, mark[0] - refill))
 
     def top_up(self, amount: float, more: float, mark: Mark, now: float) -> tuple[float, float, Mark]:
         # As if what can still be given back were charged again now, with the rest: one mark then stands for both.
@@ -130,11 +130,15 @@ class Bucket(Meter):
         self.offset = self.rounding = 0.0
 
     def level_after(self, remaining: float, mark: Mark, now: float) -> float:
-        """The level now, if `remaining` units were left right after the charge that returned `mark`.
+        """The level now, if `remaining` units were left at the server right after the charge that returned `mark`.
 
         What was charged since then is subtracted, what was refilled is added: a server's word is as old as the call
-        that it answers, and taking it for the present forgets everything sent since.
+        that it answers, and taking it for the present forgets everything sent since. What overflowed since is in `tat` as if
+        it had been charged; but the server never has less than this bucket by more than it had then, so the better
+        of the two bounds holds. Never above the level here.
         """
         tat_after, then = mark
-        charged_since = max(0.0, self.tat - tat_after)
-        return min(self.burst, remaining + (now - then) * self.rate) - charged_since
+        as_charged = remaining + (now - then) * self.rate - max(0.0, self.tat - tat_after)
+        level = self.level(now)
+        level_then = self.burst - (tat_after - (then * self.rate + self.offset))
+        return min(level, max(as_charged, level - max(0.0, level_then - remaining)))
