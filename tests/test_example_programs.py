@@ -19,7 +19,7 @@ from tests.docs_examples import ROOT
             "context_manager",
             r"(0\.\d s: (task|thread) \d\n){6}refused at once: queries in 0\.\d s\n6 granted, 1 refused, 0.*\n",
         ),
-        ("pipeline", r"100 replies in \d+\.\d s, 1\d\d attempts\nall there: True\n"),
+        ("pipeline", r"100 replies in \d+\.\d s, 120 attempts\nall there: True\n"),
     ],
 )
 def test_a_program_runs_and_says_what_it_did(program, says):
