@@ -166,7 +166,6 @@ class Life:
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@settings(max_examples=50)
 @given(steps=st.lists(STEP, max_size=40))
 def test_a_random_life_keeps_every_promise(backend, steps):
     """Promises 1, 2, 5 and 6: no interval above burst + rate · T, all or nothing, and nothing is left behind."""
