@@ -752,3 +752,15 @@ async def test_a_call_that_was_made_before_a_reconfiguration_is_charged_by_the_l
     assert limiter.statistics().limits["tokens"].level == 1
     for unit in set(limits) - {"tokens"}:
         assert limiter.statistics().limits[unit].level == pytest.approx(4, abs=0.1)
+
+
+def test_functions_that_would_have_to_be_awaited_are_refused_where_they_are_given():
+    async def later(*_):
+        return {}
+
+    limiter = Limiter(tokens=per_second(5))
+    for wrong in ({"tokens": later}, {"tokens": 1, "settle": later}):
+        with pytest.raises(CostError, match="later: it is called and not awaited"):
+            limiter(**wrong)
+    with pytest.raises(ValueError, match="on_event=.*later: it is called and not awaited"):
+        Limiter(tokens=per_second(5), on_event=later)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from penstock import clock
-from penstock._functions import kind_of
+from penstock._functions import kind_of, name_of
 from penstock._gate import Waiter
 from penstock._given import check_turn
 from penstock._parking import here, who_am_i
@@ -48,6 +48,9 @@ class Use:
             raise CostError(
                 f"settle= must be a function of the result that returns the true cost, not {self._settle!r}"
             )
+        for given, function in (("settle", self._settle), *options.items()):
+            if callable(function) and kind_of(function) == "async":
+                raise CostError(f"{given}={name_of(function)}: it is called and not awaited; give a plain function")
         if not any(callable(value) for value in (*options.values(), self._flow, self._priority)):
             limiter._charges_of(options)
             check_turn(self._max_wait, self._priority, self._flow)

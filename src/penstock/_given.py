@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from penstock._functions import kind_of, name_of
 from penstock.errors import CostError
 from penstock.limits import Limit, parse
 
@@ -70,6 +71,8 @@ def check_options(name: Any, max_waiting: Any, ageing: Any, flow_weights: Any, o
                 raise ValueError(f"the weight of flow {flow!r} must be a finite number above 0, not {weight!r}")
     if on_event is not None and not callable(on_event):
         raise ValueError(f"on_event= must be a function of one event, not {on_event!r}")
+    if on_event is not None and kind_of(on_event) == "async":
+        raise ValueError(f"on_event={name_of(on_event)}: it is called and not awaited; give a plain function")
 
 
 def check_turn(max_wait: Any, priority: Any, flow: Any) -> None:
