@@ -762,5 +762,5 @@ def test_functions_that_would_have_to_be_awaited_are_refused_where_they_are_give
     for wrong in ({"tokens": later}, {"tokens": 1, "settle": later}):
         with pytest.raises(CostError, match="later: it is called and not awaited"):
             limiter(**wrong)
-    with pytest.raises(ValueError, match="on_event=.*later: it is called and not awaited"):
+    with pytest.raises(ValueError, match=r"on_event=.*later: it is called and not awaited"):
         Limiter(tokens=per_second(5), on_event=later)
