@@ -105,3 +105,35 @@ def test_a_wrong_number_is_refused_where_it_is_written(make, message):
     with pytest.raises(ValueError) as caught:
         make()
     assert str(caught.value) == message
+
+
+def test_a_constant_wait_is_drawn_as_its_jitter_says():
+    assert [constant(4, jitter).delay(9, None, 0.25) for jitter in ("none", "full", "equal")] == [4, 1, 2.5]
+
+
+def test_a_first_wait_of_nothing_stays_nothing_however_it_grows():
+    """Also where the factor to that power is more than a float holds."""
+    for retry in (0, 3, 5_000):
+        assert exponential(0, 60, 10, "none").delay(retry, None, 0.5) == 0
+    assert exponential(1, 60, 10, "none").delay(5_000, None, 0.5) == 60
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: exponential(factor=math.inf),
+            "exponential(factor=inf): waits must not shrink; give a factor of 1 or more",
+        ),
+        (
+            lambda: constant(1, jitter="some"),
+            "constant(jitter='some'): there are 'full', 'equal', 'decorrelated', 'none'",
+        ),
+        (lambda: exponential(first=math.inf), "first=inf: a wait is a number of seconds, 0 or more and finite"),
+    ],
+    ids=["factor", "jitter", "first"],
+)
+def test_infinity_and_other_words_are_refused_too(make, message):
+    with pytest.raises(ValueError) as caught:
+        make()
+    assert str(caught.value) == message

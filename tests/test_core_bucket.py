@@ -380,3 +380,74 @@ def test_hearsay_only_ever_lowers_the_level():
 def test_a_comparison_forgives_rounding_and_no_more(limit, forgiven):
     """10 ns' worth of the rate and 10⁻¹² of the burst, and never more than half a microsecond's worth."""
     assert Bucket(limit).ceiling - limit.burst == pytest.approx(forgiven, rel=0.03)
+
+
+def used_and_given_back(limit: Rate, begin: float) -> Bucket:
+    """A bucket whose clock runs ahead of `now` by what was given back: 7 of 10 units, of which 3 remain used at `begin`."""
+    bucket = Bucket(limit)
+    mark = bucket.charge(10, begin)
+    bucket.give_back(7, mark, begin)
+    assert bucket.offset == 7
+    return bucket
+
+
+@pytest.mark.parametrize("begin", [0.0, 50.0])
+def test_what_was_given_back_counts_in_everything_that_comes_after(begin):
+    """Its level, who is ready when, a charge, a refund, a change of the rate, and whether it is idle."""
+    limit = Rate(1, 1.0, 10)
+    bucket = used_and_given_back(limit, begin)
+    assert bucket.level(begin) == 7
+    assert bucket.ready_at(8, begin) == begin + 1
+    assert bucket.ready_after(7, 2, begin) == begin + 2
+    assert bucket.ready_after(1, 6, begin) == begin
+    assert not bucket.idle(begin + 2.999)
+    assert bucket.idle(begin + 3)
+    assert bucket.ready_after(4, 7, begin + 5) == begin + 6, "it was full, and is charged from there"
+    assert bucket.charge_if_ready(8, begin) is None
+    second = bucket.charge_if_ready(2, begin)
+    assert bucket.level(begin) == 5
+    bucket.give_back(2, second, begin)
+    assert (bucket.level(begin), bucket.offset) == (7, 9)
+    bucket.change(Rate(2, 1.0, 10), begin)
+    assert bucket.level(begin + 1) == 9
+    full = used_and_given_back(limit, begin)
+    full.charge(4, begin + 8)
+    assert full.level(begin + 8) == 6
+    assert full.charge_if_ready(6, begin + 8) is not None
+    topped = used_and_given_back(limit, begin)
+    mark = topped.charge(5, begin)
+    assert topped.top_up(5, 1, mark, begin)[:2] == (0, 6)
+    assert topped.level(begin) == 1
+
+
+@pytest.mark.parametrize("begin", [0.0, 1e7])
+def test_ten_thousand_tenths_are_a_thousand(begin):
+    """Each addition to 10⁷ rounds by up to 10⁻⁹; what it took is put into the next, so that they do not add up."""
+    bucket = Bucket(Rate(1, 1.0, 1_000))
+    for _ in range(10_000):
+        bucket.charge(0.1, begin)
+    assert abs(bucket.level(begin)) < 5e-9
+    bucket.charge(1, begin)
+    for _ in range(10):
+        bucket.charge(0.1, begin)
+    assert bucket.level(begin) == pytest.approx(-2, abs=5e-9)
+
+
+def test_at_the_moment_it_is_full_rounding_is_forgotten_too():
+    bucket = Bucket(Rate(1, 1.0))
+    for _ in range(7):
+        bucket.charge(0.1, 0.0)
+    bucket.charge(0, bucket.tat)
+    assert bucket.rounding == 0
+
+
+def test_rounding_is_forgiven_to_its_last_bit():
+    bucket = Bucket(Rate(1_000_000, 1.0, 10))
+    assert bucket.ready_at(bucket.ceiling, 0.0) == 0.0
+    assert bucket.ready_at(bucket.ceiling + 1e-9, 0.0) > 0.0
+
+
+def test_a_servers_word_is_as_old_as_its_call():
+    bucket = Bucket(Rate(10, 1.0, 100))
+    mark = bucket.charge(50, 100.0)
+    assert bucket.level_after(40, mark, 103.0) == 70

@@ -324,3 +324,77 @@ def test_what_was_used_stays_used_when_a_limit_of_the_calendar_takes_over(lead):
     slot.promise(calendar(10, "day"), 5.0, lead)
     slot.meter.follow(lead)
     assert slot.meter.level(6.0) == pytest.approx(2)
+
+
+def test_a_new_slot_counts_nobody_and_is_not_paused():
+    slot = Slot("requests", Rate(10, 1.0), "requests (10/s)")
+    assert (slot.unit, slot.label, slot.queued, slot.paused_until) == ("requests", "requests (10/s)", 0.0, -math.inf)
+
+
+def test_less_than_a_unit_that_was_used_stays_used():
+    slot = Slot("dollars", Rate(10, 1.0), "dollars")
+    charge(((slot, 0.25),), 0.0)
+    slot.promise(sliding(20, 4), 0.0)
+    assert slot.meter.level(0.0) == 19.75
+    slot.promise(Rate(8, 1.0), 4.0)
+    assert slot.meter.level(4.0) == 8
+    assert slot.meter.idle(4.0)
+
+
+def test_what_costs_nothing_waits_for_no_debt():
+    slot = slots_of([Rate(10, 1.0)])[0]
+    charge(((slot, 25),), 0.0)
+    assert slot.meter.level(0.0) == -15
+    assert slot.ready_at(0, 0.0) == 0.0
+    assert slot.ready_at(1, 0.0) == pytest.approx(1.6)
+
+
+def test_each_charge_has_its_mark():
+    """A mark too few would leave a charge that nobody can ever give back."""
+    slots = slots_of([Rate(10, 1.0), Rate(10, 1.0)])
+    charges = charges_of(slots, [4, 4])
+    marks = charge(charges, 0.0)
+    with pytest.raises(ValueError, match="zip"):
+        give_back(charges, marks[:1], 0.0)
+
+
+def test_who_waits_for_two_places_is_not_starved_by_those_who_need_one():
+    """Nobody knows when places come back; what is free now is kept for whoever is first."""
+    slots = slots_of([in_flight(3)])
+    holding = charge(charges_of(slots, [2]), 0.0)
+    line, granted = Line(math.inf), []
+    two, one = (Waiting(((slots[0], float(places)),)) for places in (2, 1))
+    line.join(two, 0.0)
+    line.join(one, 0.0)
+    other = slots_of([Rate(1, 1.0)])[0]
+    another = Waiting(((slots[0], 1.0), (other, 1.0)))
+    line.join(another, 0.0)
+    assert admit(line, 0.0, lambda waiting, *_: granted.append(waiting)) == math.inf
+    assert granted == []
+    assert not could_go(line, another, 0.0)
+    give_back(charges_of(slots, [2]), holding, 1.0)
+    admit(line, 1.0, lambda waiting, *_: granted.append(waiting))
+    assert granted == [two, one]
+
+
+def test_who_is_granted_gets_the_marks_of_its_charge():
+    slots = slots_of([Rate(10, 1.0), in_flight(2)])
+    line, granted = Line(math.inf), []
+    waiting = Waiting(charges_of(slots, [6, 1]))
+    line.join(waiting, 3.0)
+    admit(line, 3.0, lambda *grant: granted.append(grant))
+    ((who, marks, at),) = granted
+    assert (who, at) == (waiting, 3.0)
+    assert [slot.meter.level(3.0) for slot in slots] == [4, 1]
+    give_back(waiting.charges, marks, 3.0)
+    assert [slot.meter.level(3.0) for slot in slots] == [10, 2]
+
+
+def test_who_is_behind_its_equal_could_not_go_though_both_would_fit():
+    slots = slots_of([Rate(10, 1.0)])
+    line = Line(30.0)
+    first, second = (Waiting(charges_of(slots, [1])) for _ in range(2))
+    line.join(first, 0.0)
+    line.join(second, 0.0)
+    assert could_go(line, first, 0.0)
+    assert not could_go(line, second, 0.0)

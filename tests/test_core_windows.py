@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -386,3 +387,67 @@ def test_the_calendars_fractions_add_up():
         assert window.charge_if_ready(0.001, 0.0) is not None
     assert window.charge_if_ready(0.001, 0.0) is None
     assert timedelta(seconds=window.ready_at(0.001, 0.0)) == timedelta(days=1)
+
+
+# At their very ends
+
+
+def test_a_window_ends_a_grain_early_and_then_nothing_comes_back():
+    """So that whoever sleeps `ready − now` finds it ended, though the sum was rounded; to the bit."""
+    begin = 0.0 - 10 + GRAIN
+    window = SlidingWindow(sliding(5, 10))
+    mark = window.charge(5, begin)
+    assert window.used(0.0) == 0
+    window.give_back(5, mark, 0.0)
+    assert window.used(0.0) == 0
+    held = SlidingWindow(sliding(5, 10))
+    mark = held.charge(5, begin)
+    assert held.used(math.nextafter(0.0, -1)) == 0, "that is less than rounding of the end"
+    late = SlidingWindow(sliding(5, 10))
+    mark = late.charge(5, 0.0)
+    late.charge(1, 5.0)
+    late.give_back(5, mark, 10.0)
+    assert late.used(10.0) == 1, "it has left the window at this moment"
+    assert late.used(15.0) == 0
+
+
+def test_what_rounding_forgives_is_ready():
+    """10⁻¹² of the amount, to the bit: six of ten are used, and the rest and that fit."""
+    most = 10 * (1 + 1e-12)
+    window = SlidingWindow(sliding(10, 60))
+    window.charge(6, 0.0)
+    assert window.ready_at(most - 6, 1.0) == 1.0
+    assert window.ready_at(most - 5.9, 1.0) == 60.0
+    day = day_window(10, 2026, 1, 1)
+    day.charge(6, 0.0)
+    assert day.ready_at(most - 6, 1.0) == 1.0
+    assert day.ready_at(most - 5.9, 1.0) == 86_400.0
+
+
+def test_what_is_given_back_after_merging_leaves_the_log_and_not_only_the_sum():
+    """Else it would come back when the sum is worked out anew."""
+    window, marks = merged_window()
+    for index in (0, 7, 1_000):
+        window.give_back(0.0001, marks[index], 103.0)
+    assert math.fsum(entry.amount for entry in window.log) == pytest.approx(window.used(103.0), abs=1e-12)
+    assert window.used(111.5) == pytest.approx(0.0501, abs=0.001)
+
+
+@pytest.mark.parametrize("period", ["minute", "hour", "day"])
+def test_who_sleeps_until_the_end_of_a_period_finds_the_next_one(period):
+    """Wherever the wall clock stands: seconds since 1970 are rounded to 0.24 µs, and the sum with a process's time again."""
+    luck = random.Random(1)
+    for _ in range(2_000):
+        window = CalendarWindow(calendar(1, period))
+        now = luck.uniform(0, 1e6)
+        window.follow(luck.uniform(1.6e9, 1.9e9))
+        window.charge(1, now)
+        end = window.ready_at(1, now)
+        assert window.charge_if_ready(1, now + (end - now)) is not None
+        assert window.ready_at(1, end) > end + 30
+
+
+def test_without_word_of_the_wall_clock_the_process_began_in_1970():
+    window = CalendarWindow(calendar(3, "day"))
+    window.charge(3, 10.0)
+    assert window.ready_at(1, 10.0) == 86_400.0

@@ -54,7 +54,7 @@ class Aimd:
     def begin(self, now: float) -> None:
         """A call begins."""
         if self._running == 0:
-            self._counted_to = max(self._counted_to, now - _GAP if self._counted_to > -math.inf else now)
+            self._counted_to = max(self._counted_to, now - _GAP)
         self._running += 1
 
     def end(self, now: float, *, succeeded: bool) -> None:

@@ -104,7 +104,7 @@ class Slot:
     def ready_at(self, amount: float, now: float) -> float:
         """When `amount` could be charged here: after any pause, and when the meter allows."""
         ready = self.meter.ready_at(amount, now) if amount else now
-        return ready if ready > self.paused_until else self.paused_until
+        return max(ready, self.paused_until)
 
 
 Charges = Sequence[tuple[Slot, float]]

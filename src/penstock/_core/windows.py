@@ -46,19 +46,24 @@ class SlidingWindow(Meter):
     def __init__(self, limit: Sliding) -> None:
         self.log: deque[Entry] = deque()
         self._total = 0.0
-        self.change(limit, 0.0)
+        self._promise(limit)
 
-    def change(self, limit: Sliding, now: float) -> bool:
+    def _promise(self, limit: Sliding) -> None:
         self.amount = limit.amount
         self.per = limit.per
         self._slices = max(1_000, math.ceil(limit.amount))
+
+    def change(self, limit: Sliding, now: float) -> bool:
+        self._promise(limit)
         return True
 
     def _expire(self, now: float) -> None:
         log, horizon = self.log, now - self.per + _CLOCK_GRAIN
         if log and log[0].at <= horizon:
             while log and log[0].at <= horizon:
-                self._total -= log.popleft().amount
+                entry = log.popleft()
+                self._total -= entry.amount
+                entry.amount = 0.0  # nothing of it can be given back any more
             if len(log) < 64:  # cheap enough to leave no rounding behind
                 self._total = math.fsum(entry.amount for entry in log)
 
@@ -116,10 +121,9 @@ class SlidingWindow(Meter):
         self._expire(now)
         while mark.into is not None:
             mark = mark.into
-        if mark.at > now - self.per + _CLOCK_GRAIN:
-            back = min(amount, mark.amount)
-            mark.amount -= back
-            self._total -= back
+        back = min(amount, mark.amount)
+        mark.amount -= back
+        self._total -= back
 
     def level(self, now: float) -> float:
         self._expire(now)

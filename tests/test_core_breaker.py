@@ -1,0 +1,228 @@
+"""When a circuit breaker lets calls through: plain numbers. What it does in a pipeline is in test_pipeline.py."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock._core.breaker import Breaker
+
+
+def breaker(failures=3, ratio=0.5, window=10.0, open_for=30.0, probes=2) -> Breaker:
+    return Breaker(failures, ratio, window, open_for, probes)
+
+
+def opened(now: float = 0.0, **options) -> Breaker:
+    """A breaker that three failures have just opened."""
+    one = breaker(**options)
+    for _ in range(3):
+        one.failed(one.admit(now), now)
+    assert one.state == "open"
+    return one
+
+
+def test_it_opens_at_so_many_failures_and_not_before():
+    one = breaker()
+    for _ in range(2):
+        one.failed(one.admit(0.0), 0.0)
+    assert one.state == "closed"
+    assert one.retry_after(0.0) == math.inf, "a closed one refuses nobody"
+    one.failed(one.admit(1.0), 1.0)
+    assert one.state == "open"
+    assert one.opened_by == (3, 3)
+    assert one.admit(30.999) is None
+    assert one.retry_after(11.0) == 20.0
+    assert one.retry_after(99.0) == 0.0
+
+
+def test_it_opens_only_if_that_is_the_share_that_failed():
+    """The failure that brings it to just the ratio opens it; a success after it would have been too late."""
+    one = breaker(failures=3, ratio=0.5)
+    for _ in range(4):
+        one.succeeded(one.admit(0.0), 0.0)
+    for expected in ("closed", "closed", "closed", "open"):
+        one.failed(one.admit(0.0), 0.0)
+        assert one.state == expected
+    assert one.opened_by == (4, 8)
+
+
+def test_outcomes_leave_the_window_a_tenth_at_a_time():
+    one = breaker(failures=3, window=10.0)
+    one.failed(one.admit(0.0), 0.0)
+    one.failed(one.admit(0.9), 0.9)  # in the same tenth
+    one.failed(one.admit(10.0), 10.0)
+    assert one.state == "closed", "the first two have left"
+    one.failed(one.admit(19.9), 19.9)
+    one.failed(one.admit(19.9), 19.9)
+    assert one.state == "open", "what is ten seconds old has left, what is 9.9 old has not"
+    busy = breaker(failures=10_000)
+    for i in range(3_000):
+        busy.failed(busy.admit(i / 100), i / 100)
+        assert len(busy._slots) <= 11
+    assert len(busy._slots) >= 10
+    one = breaker(failures=3, ratio=1)
+    one.succeeded(one.admit(0.0), 0.0)
+    for at in (9.0, 10.0, 10.0):
+        one.failed(one.admit(at), at)
+    assert one.state == "open", "a success leaves too"
+
+
+def test_after_its_time_it_lets_so_many_probes_through_and_closes_when_all_succeed():
+    one = opened()
+    first, second = one.admit(30.0), one.admit(30.0)
+    assert one.state == "half-open"
+    assert one.admit(30.0) is None
+    assert one.retry_after(30.0) == math.inf, "that depends on the probes"
+    one.succeeded(first, 31.0)
+    assert one.state == "half-open"
+    assert one.admit(31.0) is None, "one has passed and one is under way: that is all of them"
+    one.succeeded(second, 31.0)
+    assert one.state == "closed"
+    for _ in range(2):
+        one.failed(one.admit(31.0), 31.0)
+    assert one.state == "closed", "it has forgotten what it was opened by"
+
+
+def test_one_probe_that_fails_opens_it_again_for_the_whole_time():
+    one = opened()
+    first, second = one.admit(30.0), one.admit(30.0)
+    one.succeeded(first, 30.0)
+    one.failed(second, 40.0)
+    assert one.state == "open"
+    assert one.opened_by == (3, 3), "what opened it first"
+    assert one.admit(69.9) is None
+    assert one.admit(70.0) is not None
+    assert one.admit(70.0) is not None, "the probe that passed before counts no more"
+
+
+def test_a_cancelled_probe_leaves_its_place_to_another():
+    one = opened(probes=1)
+    ticket = one.admit(30.0)
+    assert one.admit(30.0) is None
+    one.abandoned(ticket)
+    another = one.admit(30.0)
+    assert another is not None
+    one.succeeded(another, 30.0)
+    assert one.state == "closed"
+    one.abandoned(one.admit(30.0))  # says nothing
+    assert one.state == "closed"
+    again = opened(probes=1)
+    stale = again.admit(30.0)
+    again.failed(stale, 30.0)
+    probe = again.admit(60.0)
+    again.abandoned(stale)
+    assert again.admit(60.0) is None, "the place of another is not its to leave"
+    again.succeeded(probe, 60.0)
+    assert again.state == "closed"
+
+
+def test_a_ticket_of_an_earlier_state_is_void():
+    """The failure of a call that began before the outage ended must not open what a probe has just closed."""
+    one = breaker(probes=1)
+    old = [one.admit(0.0) for _ in range(6)]
+    for ticket in old[:3]:
+        one.failed(ticket, 0.0)
+    one.failed(old[3], 1.0)
+    one.succeeded(old[4], 1.0)
+    assert one.retry_after(1.0) == 29.0
+    probe = one.admit(30.0)
+    one.succeeded(old[5], 30.0)
+    assert one.state == "half-open"
+    one.succeeded(probe, 30.0)
+    assert one.state == "closed"
+    for ticket in old:
+        one.failed(ticket, 31.0)
+    assert one.state == "closed"
+    assert old[0] == 0
+    assert one.admit(31.0) == 3, "three states have ended"
+
+
+def test_a_server_that_says_when_is_believed_if_it_says_later():
+    for hint, until in ((0.0, 30.0), (10.0, 30.0), (90.0, 90.0)):
+        one = breaker(failures=1)
+        one.failed(one.admit(0.0), 0.0, hint)
+        assert one.retry_after(0.0) == until
+        assert one.admit(until - 0.001) is None
+        one.failed(one.admit(until), until, hint)
+        assert one.retry_after(until) == until
+    one = breaker(failures=1)
+    one.failed(one.admit(5.0), 5.0)
+    assert one.retry_after(5.0) == 30.0, "by default there is no hint"
+
+
+def test_a_clock_that_begins_anew_begins_the_window_anew_and_ends_the_wait():
+    """A breaker at module level lives through many tests, each with a virtual time of its own."""
+    one = breaker()
+    for at in (1_000.0, 1_000.0, 3.0, 3.0):
+        one.failed(one.admit(at), at)
+    assert one.state == "closed"
+    one = opened(1_000.0)
+    assert one.admit(3.0) is not None
+    assert one.state == "half-open"
+    one = opened(1_000.0)
+    assert one.admit(1_000.0) is None
+
+
+@given(
+    steps=st.lists(st.tuples(st.sampled_from(["call", "good", "bad", "drop"]), st.floats(0, 20)), max_size=80),
+    failures=st.integers(1, 4),
+    ratio=st.sampled_from([0.0, 0.5, 1.0]),
+    probes=st.integers(1, 3),
+)
+def test_whatever_happens_no_more_probes_run_than_there_may(steps, failures, ratio, probes):
+    """And it is never open for longer than it says, nor closed by less than all its probes."""
+    one, now, running = Breaker(failures, ratio, 10.0, 5.0, probes), 0.0, []
+    for kind, gap in steps:
+        now += gap
+        if kind == "call":
+            ticket = one.admit(now)
+            assert (ticket is None) == (
+                one.state == "open" or (one.state == "half-open" and _full(one, running, probes))
+            )
+            if ticket is not None:
+                running.append((ticket, one.state))
+        elif running:
+            ticket, _ = running.pop(0)
+            if kind == "good":
+                one.succeeded(ticket, now)
+            elif kind == "bad":
+                one.failed(ticket, now)
+            else:
+                one.abandoned(ticket)
+        mine = [ticket for ticket, state in running if state == "half-open" and ticket == one._term]
+        assert one._probing == (len(mine) if one.state == "half-open" else 0)
+        assert len(mine) <= probes
+        if one.state == "open":
+            assert 0 <= one.retry_after(now) <= 5.0
+
+
+def _full(one: Breaker, running: list, probes: int) -> bool:
+    return one._passed + sum(1 for ticket, _ in running if ticket == one._term) >= probes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"failures": 0}, "circuit_breaker(failures=0): how many failures open it, 1 or more"),
+        ({"failures": math.nan}, "circuit_breaker(failures=nan): how many failures open it, 1 or more"),
+        ({"ratio": -0.1}, "circuit_breaker(ratio=-0.1): the share of calls that must have failed, from 0 to 1"),
+        ({"ratio": 1.1}, "circuit_breaker(ratio=1.1): the share of calls that must have failed, from 0 to 1"),
+        ({"probes": 0}, "circuit_breaker(probes=0): how many calls must succeed to close it, 1 or more"),
+        ({"window": 0}, "circuit_breaker(window=0): seconds, above 0 and finite"),
+        ({"window": math.inf}, "circuit_breaker(window=inf): seconds, above 0 and finite"),
+        ({"open_for": 0}, "circuit_breaker(open_for=0): seconds, above 0 and finite"),
+        ({"open_for": math.inf}, "circuit_breaker(open_for=inf): seconds, above 0 and finite"),
+    ],
+)
+def test_a_wrong_number_is_refused_where_it_is_written(options, message):
+    with pytest.raises(ValueError) as caught:
+        breaker(**options)
+    assert str(caught.value) == message
+
+
+def test_ends_that_belong_to_their_range():
+    for options in ({"failures": 1}, {"ratio": 0}, {"ratio": 1}, {"probes": 1}, {"window": 0.5}, {"open_for": 0.5}):
+        assert breaker(**options).state == "closed"
