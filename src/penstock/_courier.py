@@ -435,7 +435,7 @@ class Courier:
                 messages = []
                 try:
                     messages.append(inbox.get(timeout=self._idle()))
-                    messages += [inbox.get_nowait() for _ in range(min(inbox.qsize(), 4096))]  # nobody else takes any
+                    messages += [inbox.get_nowait() for _ in range(min(inbox.qsize(), 1024))]  # nobody else takes any
                 except Empty:
                     pass
                 with self.lock:
@@ -1243,6 +1243,7 @@ class Courier:
                 elif slip.due <= now:
                     self._due(slip, now)
         self._seen(call)
+        call.asked = []  # who was asked for names the call, too: without this, only the garbage collector could free them
 
     def _seen(self, call: _Call) -> None:
         """Tell those who wanted to see what the store says."""
