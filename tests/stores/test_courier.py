@@ -1,0 +1,33 @@
+"""What the courier leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+
+import pytest
+
+from penstock import Limiter, per_second
+from penstock.stores import SQLiteStore
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "in line"])
+def test_what_was_granted_is_freed_without_the_garbage_collector(waits, tmp_path):
+    """Else half of the time of a busy process goes into collections, each of which stops all of its threads for milliseconds."""
+    store = SQLiteStore(tmp_path / "x.db")
+    limiter = Limiter(requests=per_second(500 if waits else 1e6, burst=1 if waits else None), name="x", store=store)
+
+    async def main():
+        await limiter.acquire()
+        gc.collect()
+        gc.disable()
+        try:
+            await asyncio.gather(*(limiter.acquire() for _ in range(100)))
+            await limiter.refresh()  # the courier is done with them
+            return gc.collect()
+        finally:
+            gc.enable()
+
+    left = asyncio.run(main())
+    store.close()
+    assert left < 100  # what asyncio and the line make once, and not something for each of the hundred
