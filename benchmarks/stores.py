@@ -1,12 +1,13 @@
 """Shared stores: grants a second, and how long one grant takes, beside what a user would write instead.
 
-    python benchmarks/stores.py                         # the table: 1, 50 and 500 tasks, 1, 2 and 4 processes
+    python benchmarks/stores.py                         # everything: 1, 50 and 500 tasks, 1, 2 and 4 processes; under 4 minutes
     python benchmarks/stores.py --seconds 3 --only sqlite,valkey,evalsha --tasks 50 --processes 1
 
 Every row is a limit that is never reached, so what is measured is the way there and back. Nothing is a comparison of
 algorithms: each library is asked for one grant at a time, the way its users ask, and penstock packs what its tasks ask at
-the same moment into one call. "evalsha" is redis-py sending penstock's own script once per grant. The servers are started here, on
-free ports; `PENSTOCK_TEST_REDIS_URL` names another.
+the same moment into one call. "evalsha" is redis-py sending penstock's own script once per grant. penstock, evalsha, limits and throttled
+decide two limits (limits and throttled one after another, which is two calls and no transaction), pyrate one. Calls are counted where they leave: what a
+client writes to its socket, or a transaction. The servers are started here, on free ports; `PENSTOCK_TEST_REDIS_URL` names another.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from array import array
 from pathlib import Path
+
+from _report import table, where
 
 _spec = importlib.util.spec_from_file_location(
     "penstock_test_servers", Path(__file__).resolve().parent.parent / "tests" / "stores" / "servers.py"
@@ -34,6 +38,29 @@ _spec.loader.exec_module(servers)
 
 PLENTY = 10**9
 ROWS = ("sqlite", "valkey", "redis", "evalsha", "limits", "throttled", "pyrate", "pyrate-sqlite")
+PEERS = ("limits", "throttled", "pyrate")
+
+
+class Writes:
+    """How often redis-py has written to a socket in this process: a command, or a pipeline of several, is one."""
+
+    def __init__(self):
+        import redis.asyncio.connection
+        import redis.connection
+
+        self.count = 0
+        for kind, name in (
+            (redis.asyncio.connection.AbstractConnection, "send_packed_command"),
+            (redis.connection.AbstractConnection, "send_packed_command"),
+        ):
+            setattr(kind, name, self._counting(getattr(kind, name)))
+
+    def _counting(self, write):
+        def counting(*arguments, **options):
+            self.count += 1
+            return write(*arguments, **options)
+
+        return counting
 
 
 def penstock_limiter(store):
@@ -45,7 +72,16 @@ def penstock_limiter(store):
         async with limiter(tokens=5):
             pass
 
-    return grant, lambda: limiter._courier.calls, store.close
+    return grant, lambda: limiter._courier.calls, store
+
+
+def nothing(_):
+    """Tasks that only give way to each other: how late the loop of this machine is with nobody to blame."""
+
+    async def grant():
+        await asyncio.sleep(0)
+
+    return grant, None, None
 
 
 def sqlite(where):
@@ -171,12 +207,49 @@ def pyrate_sqlite(where):
     return grant, None, None
 
 
-async def work(make, where, tasks, seconds, begin):
-    grant, calls, close = make(where)
+class Stretches:
+    """How long the courier computes at a stretch, by its thread's own CPU time: for so long it can keep a loop waiting for the interpreter.
+
+    From one call of the store to the next, and, where the arithmetic is in Python, within a call. Other programs do not count.
+    """
+
+    def __init__(self, store):
+        self.seconds = array("d")
+        self.free_since = None
+        decide, exchange = store.decide, store.exchange
+
+        def timed_decide(batch):
+            now = time.thread_time()
+            if self.free_since is not None:
+                self.seconds.append(now - self.free_since)
+            reply = decide(batch)
+            self.free_since = time.thread_time()
+            return reply
+
+        def timed_exchange(names, arithmetic):
+            def timed(*rows):
+                begin = time.thread_time()
+                new = arithmetic(*rows)
+                self.seconds.append(time.thread_time() - begin)
+                return new
+
+            exchange(names, timed)
+
+        store.decide, store.exchange = timed_decide, timed_exchange
+
+
+async def work(make, where, tasks, seconds, *, watched):
+    """Take grants for so long; say how many, how long each took, and, if `watched`, how late the loop was meanwhile."""
+    writes = Writes() if "sqlite" not in make.__name__ else None
+    grant, calls, store = make(where)
+    if calls is None and writes is not None:
+        calls = lambda: writes.count  # noqa: E731
+    stretches = Stretches(store) if watched and store is not None else None
     await grant()
-    await asyncio.sleep(max(0.0, begin - time.time()))
+    print("ready", flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
     before = calls() if calls else 0
-    took = []
+    took, late = array("d"), array("d")  # a list would be looked through at every garbage collection
     end = time.perf_counter() + seconds
 
     async def one():
@@ -187,97 +260,173 @@ async def work(make, where, tasks, seconds, begin):
             await grant()
             took.append(time.perf_counter() - start)
 
-    lag = []
-
     async def watch():
         while time.perf_counter() < end:
             start = time.perf_counter()
             await asyncio.sleep(0.001)
-            lag.append(time.perf_counter() - start - 0.001)
+            late.append(time.perf_counter() - start - 0.001)
 
     begun = time.perf_counter()
-    await asyncio.gather(watch(), *(one() for _ in range(tasks)))
+    await asyncio.gather(*([watch()] if watched else []), *(one() for _ in range(tasks)))
     span = time.perf_counter() - begun
-    made = calls() - before if calls else len(took)
-    if close:
-        close()
-    cut = statistics.quantiles(took, n=100) if len(took) > 1 else took * 99
+    made = calls() - before if calls else None
+    if store is not None:
+        store.close()
     return {
         "rate": len(took) / span,
-        "p50": cut[49],
-        "p99": cut[98],
-        "calls": made / len(took),
-        "lag": max(lag, default=0.0),
+        "p50": quantile(took, 0.5),
+        "p99": quantile(took, 0.99),
+        "calls": made and made / len(took),
+        "late": [quantile(late, 0.99), max(late, default=0.0)],
+        "stretch": [quantile(stretches.seconds, 0.99), max(stretches.seconds)] if stretches else None,
     }
 
 
-def measure(row, where, tasks, processes, seconds):
-    begin = time.time() + 1.0 + 0.3 * processes
-    command = [sys.executable, __file__, "--worker", json.dumps([row, where, tasks, seconds, begin])]
+def quantile(values, part):
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(part * len(ordered)))] if ordered else 0.0
+
+
+def measure(row, where, tasks, processes, seconds, *, watched=False):
+    """Run `processes` of them at the same time; a text says what went wrong."""
+    command = [sys.executable, __file__, "--worker", json.dumps([row, where, tasks, seconds, watched])]
     workers = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(processes)
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(processes)
     ]
+    ready = [worker.stdout.readline() for worker in workers]
+    for worker, said in zip(workers, ready, strict=True):
+        if said:  # else it ended, and says why below
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
     done = [worker.communicate() for worker in workers]
     try:
         parts = [json.loads(out.splitlines()[-1]) for out, _ in done]
     except (IndexError, ValueError):
-        return (done[0][1].strip().splitlines() or ["no answer"])[-1][:60]
+        return (next((error for _, error in done if error.strip()), "no answer").strip().splitlines())[-1][:70]
     return {
         "rate": sum(part["rate"] for part in parts),
         "p50": statistics.median(part["p50"] for part in parts),
         "p99": max(part["p99"] for part in parts),
-        "calls": statistics.mean(part["calls"] for part in parts),
+        "calls": None if parts[0]["calls"] is None else statistics.mean(part["calls"] for part in parts),
+        "late": parts[0]["late"],
+        "stretch": parts[0]["stretch"],
     }
 
 
-def redis_benchmark(url):
-    """What the server's own tool says of the emptiest command, where it is installed."""
-    tool = shutil.which("redis-benchmark") or shutil.which("valkey-benchmark")
+def redis_benchmark(where):
+    """What the server's own tool says of the emptiest command, if it is there."""
+    beside = os.pathsep.join(str(Path(path).parent) for path in servers.binaries().values())
+    tool = next(
+        (
+            found
+            for name in ("redis-benchmark", "valkey-benchmark")
+            for path in (None, beside)
+            if (found := shutil.which(name, path=path))
+        ),
+        None,
+    )
     if tool is None:
-        return "redis-benchmark: not on PATH"
-    port = url.rpartition(":")[2].split("/")[0]
+        return "redis-benchmark: not on PATH, and the wheels that carry the servers do not carry it."
+    port = where["valkey"].rpartition(":")[2].split("/")[0]
     done = subprocess.run(
         [tool, "-p", port, "-c", "50", "-n", "100000", "-q", "ping"], capture_output=True, text=True, check=False
     )
-    return f"redis-benchmark: {done.stdout.strip().splitlines()[-1]}"
+    return f"redis-benchmark, 50 clients, PING: {done.stdout.strip().splitlines()[-1]}"
+
+
+def speed_and_latency(options, where):
+    rows = []
+    for processes in map(int, options.processes.split(",")):
+        for tasks in map(int, options.tasks.split(",")):
+            for row in options.only.split(","):
+                got = measure(row, where, tasks, processes, options.seconds)
+                numbers = [got] if isinstance(got, str) else [
+                    f"{got['rate']:,.0f}", f"{1e3 * got['p50']:.2f}", f"{1e3 * got['p99']:.2f}",
+                    "–" if got["calls"] is None else f"{got['calls']:.3f}",
+                ]  # fmt: skip
+                rows.append([row, tasks, processes, *numbers, *[""] * (4 - len(numbers))])
+    table(["", "tasks", "processes", "grants/s", "p50 ms", "p99 ms", "calls/grant"], rows)
+
+
+def against_the_design(options, where):
+    """The rows of the design for 50 tasks in one process: several rounds, interleaved, and the median ratio of each."""
+    names = ("sqlite", "valkey", "evalsha", *PEERS)
+    rounds = []
+    for _ in range(options.rounds):
+        got = {name: measure(name, where, 50, 1, options.seconds) for name in names}
+        rounds.append({name: one if isinstance(one, str) else one["rate"] for name, one in got.items()})
+    rounds = [one for one in rounds if not any(isinstance(rate, str) for rate in one.values())]
+    if not rounds:
+        print("one of them did not answer: no ratios")
+        return
+    best = max(PEERS, key=lambda name: statistics.median(one[name] for one in rounds))
+    print(
+        f"50 tasks, one process, {len(rounds)} interleaved rounds; medians, and of what was measured against them the median ratio:\n"
+    )
+    table(
+        ["", "grants/s: least", "median", "most"],
+        [
+            [name, *(f"{of(one[name] for one in rounds):,.0f}" for of in (min, statistics.median, max))]
+            for name in names
+        ],
+    )
+    reached(f"Valkey / best peer ({best})", statistics.median(one["valkey"] / one[best] for one in rounds), 8)
+    reached("Valkey / evalsha", statistics.median(one["valkey"] / one["evalsha"] for one in rounds), 8)
+    reached("SQLite, grants/s", statistics.median(one["sqlite"] for one in rounds), 100_000)
+    print()
+
+
+def reached(what, value, bound):
+    print(f"- {what}: {value:,.1f}, to reach: ≥ {bound:,}: {'reached' if value >= bound else 'MISSED'}")
+
+
+def lateness(options, where):
+    """How late a timer of the loop is while 50 and 500 tasks are at it, and for how long the courier computes at a stretch."""
+    rows = []
+    for tasks in (50, 500):
+        for row in ("nothing", "sqlite", "valkey"):
+            got = measure(row, where, tasks, 1, 2 * options.seconds, watched=True)
+            if isinstance(got, str):
+                rows.append([row, tasks, got, "", "", ""])
+                continue
+            stretch = [f"{1e3 * seconds:.2f}" for seconds in got["stretch"]] if got["stretch"] else ["–", "–"]
+            rows.append([row, tasks, *(f"{1e3 * seconds:.2f}" for seconds in got["late"]), *stretch])
+    table(["", "tasks", "timer late, p99 ms", "worst ms", "courier at a stretch, p99 ms", "worst ms"], rows)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--seconds", type=float, default=0.8)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default=",".join(ROWS))
     parser.add_argument("--tasks", default="1,50,500")
     parser.add_argument("--processes", default="1,2,4")
+    parser.add_argument("--part", choices=["all", "table", "design", "lateness"], default="all")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        row, where, tasks, seconds, begin = json.loads(options.worker)
+        row, servers_at, tasks, seconds, watched = json.loads(options.worker)
         make = globals()[row.replace("-", "_")]
-        print(json.dumps(asyncio.run(work(make, where, tasks, seconds, begin))))
+        print(json.dumps(asyncio.run(work(make, servers_at, tasks, seconds, watched=watched))))
         return
     found = servers.binaries()
     running = {name: servers.Server(path) for name, path in found.items()}
     directory = tempfile.mkdtemp()
     try:
-        where = {name: server.url for name, server in running.items()} | {"file": f"{directory}/limits.db"}
+        servers_at = {name: server.url for name, server in running.items()} | {"file": f"{directory}/limits.db"}
         if servers.outside_url():
-            where["valkey"] = servers.outside_url()
-        where.setdefault("redis", where.get("valkey"))
-        where.setdefault("valkey", where.get("redis"))
-        print(f"{'':14} {'tasks':>5} {'processes':>9} {'grants/s':>9} {'p50 ms':>8} {'p99 ms':>8} {'calls/grant':>11}")
-        for processes in map(int, options.processes.split(",")):
-            for tasks in map(int, options.tasks.split(",")):
-                for row in options.only.split(","):
-                    got = measure(row, where, tasks, processes, options.seconds)
-                    if isinstance(got, str):
-                        print(f"{row:14} {tasks:5} {processes:9}  {got}", flush=True)
-                        continue
-                    print(
-                        f"{row:14} {tasks:5} {processes:9} {got['rate']:9,.0f} {1e3 * got['p50']:8.2f} {1e3 * got['p99']:8.2f} "
-                        f"{got['calls']:11.3f}",
-                        flush=True,
-                    )
-        print(redis_benchmark(where["valkey"]))
+            servers_at["valkey"] = servers.outside_url()
+        servers_at.setdefault("redis", servers_at.get("valkey"))
+        servers_at.setdefault("valkey", servers_at.get("redis"))
+        where("redis", "limits", "throttled-py", "pyrate-limiter")
+        if options.part in ("all", "table"):
+            speed_and_latency(options, servers_at)
+        if options.part in ("all", "design"):
+            against_the_design(options, servers_at)
+        if options.part in ("all", "lateness"):
+            lateness(options, servers_at)
+        print(redis_benchmark(servers_at))
     finally:
         for server in running.values():
             server.stop()
