@@ -1064,7 +1064,7 @@ class Courier:
         if asked.first:
             self._look_at(desk, now + min(max(wait, 0.001), POLL[1]))
         else:
-            desk.more_at = now + min(max(wait - asked.horizon, life / 16), life / 2)
+            desk.more_at = now + min(max(wait - asked.horizon, life / 4), life)
             if desk.waiting:
                 self._look_at(desk, desk.more_at)
 

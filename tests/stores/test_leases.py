@@ -492,11 +492,14 @@ async def test_who_leaves_the_line_takes_nothing_with_them(stores):
             for number in range(30):
                 tasks.start_soon(work, number)
     assert 0 < granted <= 300
-    with anyio.fail_after(5):
+    with anyio.fail_after(
+        5
+    ):  # what is left of a chunk goes back when it is idle, a refund of one that is closed a lease later
+        while abs(await level_of(limiter, "requests") - (500 - granted)) > 3.1:
+            await anyio.sleep(0.05)
         while limiter._slots[0].holding.chunks:
             await anyio.sleep(0.05)
-    await anyio.sleep(0.05)
-    assert await level_of(limiter, "requests") == pytest.approx(500 - granted, abs=3.1)
+    assert await level_of(limiter, "requests") <= 500 - granted + 0.1
     assert limiter.statistics().waiting == 0
 
 

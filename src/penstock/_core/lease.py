@@ -328,8 +328,9 @@ def plan(line: Line, slots: Sequence[Leased], now: float, life: float, *, more: 
             continue
         if any(slot.holding.left < amount for slot, amount in charges):
             alone = asked.isdisjoint(slot for slot, _ in charges)
-            pieces.append(Piece(_needed(charges), math.inf if alone else min(ahead, STEP)))
-            for slot, amount in charges:
+            needed = _needed(charges, min(ahead / 4, STEP))
+            pieces.append(Piece(needed, math.inf if alone else min(ahead, STEP)))
+            for slot, amount in needed:
                 wanted[slot] = wanted.get(slot, 0.0) - amount
         asked.update(slot for slot, _ in charges)
     if not more and not pieces:
@@ -352,17 +353,18 @@ def plan(line: Line, slots: Sequence[Leased], now: float, life: float, *, more: 
     return pieces, again
 
 
-def _needed(charges: Charges) -> list[tuple[Leased, float]]:
-    """What to ask for on behalf of the first in line.
+def _needed(charges: Charges, spread: float) -> list[tuple[Leased, float]]:
+    """What to ask for on behalf of the first in line, and of as many like it as wait behind it and flow in within `spread` seconds.
 
     Of a bucket all that it needs, so that it can go when that comes, even if what is held now has gone back by then. What does not flow
     in may be used up to its last unit, so of that only what is missing.
     """
+    alike = max(1, min(math.floor(min(slot.queued, _rate(slot) * spread) / amount) for slot, amount in charges))
     needed = []
     for slot, amount in charges:
         held = 0.0 if isinstance(slot.meter, Bucket) else slot.holding.left
         if amount > held:
-            needed.append((slot, amount - held))
+            needed.append((slot, alike * amount - held))
     return needed
 
 
