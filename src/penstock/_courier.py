@@ -439,16 +439,7 @@ class Courier:
                 except Empty:
                     pass
                 with self.lock:
-                    now = clock.now()
-                    for message in messages:
-                        if type(message) is Slip:
-                            self._enter(message, now)
-                        else:
-                            getattr(self, "_on_" + message[0])(*message[1:])
-                    while self._alarms and self._alarms[0][0] <= now:
-                        heappop(self._alarms)[2](now)
-                    changes = self._take_changes()
-                    call = None if changes or not self._open() else self._write(now)
+                    changes, call = self._turn(messages)
                     self._wake()
                 for account in changes:
                     self._change(account)
@@ -465,6 +456,23 @@ class Courier:
             self._thread = None
             if not inbox.empty() and inbox is self._inbox:  # somebody came while we went
                 self._start()
+
+    def _turn(self, messages: Sequence[Any]) -> tuple[list[Account], _Call | None]:
+        """Hear what came in, let happen what is due, and decide what to ask next. Asks nobody and waits for nothing.
+
+        This and `_apply` are all that the courier decides; `_run` and `_carry` are the thread and the way. So `benchmarks/scale.py` can
+        drive a thousand of them through one virtual time.
+        """
+        now = clock.now()
+        for message in messages:
+            if type(message) is Slip:
+                self._enter(message, now)
+            else:
+                getattr(self, "_on_" + message[0])(*message[1:])
+        while self._alarms and self._alarms[0][0] <= now:
+            heappop(self._alarms)[2](now)
+        changes = self._take_changes()
+        return changes, None if changes or not self._open() else self._write(now)
 
     def _open(self) -> bool:
         """Whether there is somebody to decide."""
@@ -1133,17 +1141,20 @@ class Courier:
 
     # The way there and back
 
-    def _carry(self, call: _Call) -> None:
+    def _pack(self, call: _Call) -> Batch:
+        """`call` as the store is sent it, now."""
         self._number += 1
-        now = clock.now()
+        self.calls += 1
+        now = call.sent = clock.now()
         lead = clock.wall() * 1e6 - now * 1e6 if self._lead is None else self._lead
-        batch = Batch(
+        return Batch(
             [account.terms for account in call.offsets], call.operations, self.owner, self._number, now * 1e6 + lead
         )
+
+    def _carry(self, call: _Call) -> None:
+        batch = self._pack(call)
         store: Store = self.store if self._fallback is None else self._fallback
-        first, pause = now, RETRY[0]
-        call.sent = now
-        self.calls += 1
+        first, pause = call.sent, RETRY[0]
         reply: Reply | None = None
         while reply is None:
             try:
