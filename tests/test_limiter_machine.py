@@ -1,13 +1,15 @@
 """Random lives of limiters, in virtual time, held to the promises; and the quick calls to the general way.
 
-A life is a list of steps, so that Hypothesis can shorten it: acquire, nowait, give up, cancel, settle, close, pause,
-reconfigure, observe, calls of joint limiters and of keys. Every await is a place where a step may meet a waiter.
+A life is a list of steps, so that Hypothesis can shorten it: acquire, nowait, give up (later, after any number of awaits, or at
+the very instant of the grant), cancel, settle, close (here or in a thread), pause, reconfigure, observe, join, calls of joint
+limiters and of keys. Every await is a place where a step may meet a waiter.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import threading
 from fractions import Fraction
 
 import anyio
@@ -19,18 +21,28 @@ from penstock import Keyed, Limiter, Rate, RateLimited, Unsatisfiable, clock, in
 
 MICROSECOND = Fraction(1, 1_000_000)
 
+LOOPS = [
+    pytest.param("asyncio", {}, id="asyncio"),
+    pytest.param("asyncio", {"use_uvloop": True}, id="uvloop"),
+    pytest.param("trio", {}, id="trio"),
+]
+WHOSE = st.sampled_from(["a", "b", "c", "joint", "key", "all"])
 GAPS = st.sampled_from([0.001, 0.05, 0.3, 1.0, 4.0])
 INDEX = st.integers(0, 30)
 STEP = st.one_of(
-    st.tuples(st.just("acquire"), st.sampled_from(["a", "b", "joint", "key"]), st.integers(0, 8), st.integers(0, 2)),
-    st.tuples(st.just("nowait"), st.sampled_from(["a", "b", "joint", "key"]), st.integers(0, 8), st.none()),
+    st.tuples(st.just("acquire"), WHOSE, st.integers(0, 8), st.integers(0, 2)),
+    st.tuples(st.just("nowait"), WHOSE, st.integers(0, 8), st.none()),
     st.tuples(st.just("sleep"), GAPS, st.none(), st.none()),
     st.tuples(st.just("give up"), INDEX, st.integers(0, 3), st.none()),
-    st.tuples(st.just("cancel"), INDEX, st.none(), st.none()),
-    st.tuples(st.just("settle"), INDEX, st.integers(0, 8), st.none()),
-    st.tuples(st.just("close"), INDEX, st.none(), st.none()),
-    st.tuples(st.just("pause"), st.sampled_from([0.01, 0.5, 3.0]), st.sampled_from(["a", "joint"]), st.none()),
+    st.tuples(st.just("start and give up"), WHOSE, st.integers(0, 8), st.integers(0, 4)),
+    st.tuples(st.just("hand over and give up"), INDEX, INDEX, st.none()),
+    st.tuples(st.just("cancel"), INDEX, st.none(), st.booleans()),
+    st.tuples(st.just("settle"), INDEX, st.integers(0, 8), st.booleans()),
+    st.tuples(st.just("close"), INDEX, st.none(), st.booleans()),
+    st.tuples(st.just("pause"), st.sampled_from([0.01, 0.5, 3.0]), st.sampled_from(["a", "c", "joint"]), st.none()),
     st.tuples(st.just("reconfigure"), st.sampled_from([5, 10, 20]), st.integers(4, 12), st.none()),
+    st.tuples(st.just("split"), st.booleans(), st.none(), st.none()),
+    st.tuples(st.just("join"), st.none(), st.none(), st.none()),
     st.tuples(st.just("observe"), st.integers(0, 12), st.none(), st.none()),
 )
 
@@ -41,10 +53,12 @@ class Life:
     REQUESTS = Rate(6, 1.0, 8)
     TOKENS = Rate(10, 1.0, 12)
     KEY = Rate(3, 1.0, 8)
+    PAGES = Rate(2, 1.0, 4)
 
     def __init__(self) -> None:
         self.a = Limiter(requests=self.REQUESTS, tokens=self.TOKENS)
         self.b = Limiter(calls=in_flight(3), images=Rate(5, 1.0, 8))
+        self.c = Limiter(pages=self.PAGES)  # has a line of its own until it is joined
         self.per_key = Keyed(requests=self.KEY)
         self.joint = self.a & self.b
         self.grants: list[list] = []  # permit, what counts in the end, per unit; whose
@@ -58,6 +72,10 @@ class Life:
             return self.b, {"images": cost}
         if whose == "joint":
             return self.joint, {"tokens": min(cost, self.tokens[-1][1].burst), "images": 8 - cost}
+        if whose == "c":
+            return self.c, {"pages": cost % 5}
+        if whose == "all":
+            return self.b & self.c & self.a, {"images": 1, "pages": cost % 5, "tokens": 0}
         return self.a & self.per_key["k"], {"requests": 1, "tokens": 0}
 
     def note(self, permit, whose: str, cost: dict) -> None:
@@ -82,6 +100,17 @@ class Life:
             self.waiting.append((anyio.CancelScope(), []))
             group.start_soon(self.acquire, *self.waiting[-1], one, two, three)
             await anyio.sleep(0)
+        elif kind == "start and give up":  # after so many awaits
+            scope, state = anyio.CancelScope(), []
+            self.waiting.append((scope, state))
+            group.start_soon(self.acquire, scope, state, one, two, 0)
+            for _ in range(three):
+                await anyio.sleep(0)
+            scope.cancel()
+        elif kind == "join":
+            self.c & self.a
+        elif kind == "split":  # the second limit is the looser one, and everybody must be charged on it too
+            self.c.reconfigure(pages=[self.PAGES, Rate(3, 1.0, 6)] if one else self.PAGES)
         elif kind == "nowait":
             limiter, asked = self.call(one, two)
             wait = limiter.forecast(**asked).wait
@@ -110,22 +139,45 @@ class Life:
         elif self.grants:
             permit, counts, _ = self.grants[one % len(self.grants)]
             if kind == "cancel":
-                permit.cancel()
+                self.somewhere(permit.cancel, in_thread=three)
                 counts.clear()
             elif kind == "close":
-                permit.close()
+                self.somewhere(permit.close, in_thread=three)
             elif kind == "settle" and counts.get("tokens", -1) >= two:
-                permit.settle(tokens=two)
+                self.somewhere(lambda: permit.settle(tokens=two), in_thread=three)
                 counts["tokens"] = two
+            elif kind == "hand over and give up" and self.waiting:
+                permit.cancel()
+                counts.clear()
+                self.waiting[two % len(self.waiting)][0].cancel()  # before it could wake
         await self.check()
+
+    @staticmethod
+    def somewhere(function, *, in_thread: bool) -> None:
+        """Call it here, or in a thread that must wake up who is granted by it in this loop."""
+        if in_thread:
+            thread = threading.Thread(target=function)
+            thread.start()
+            thread.join()
+        else:
+            function()
 
     async def check(self) -> None:
         statistics = self.joint.statistics()
         assert 0 <= statistics.in_flight <= 3
         assert statistics.limits["calls"].level == 3 - statistics.in_flight
-        await anyio.wait_all_tasks_blocked()
+        for _ in range(2):  # what a thread woke is blocked no more only when the loop has looked
+            await anyio.sleep(0)
+            await anyio.wait_all_tasks_blocked()
         stand = sum(1 for _, state in self.waiting if not state)
-        assert self.joint.statistics().waiting == stand, "who has not been served and has not left is in the line"
+        assert self.in_line() == stand, "who has not been served and has not left is in the line"
+
+    def in_line(self) -> int:
+        """How many stand in the one line, or in both."""
+        lines = {id(part.gate): part.gate.line for limiter in (self.joint, self.c) for part in limiter.parts}
+        for line in lines.values():
+            assert len(list(line)) == len(set(line)) == len(line)
+        return sum(map(len, lines.values()))
 
     async def run(self, steps) -> None:
         async with anyio.create_task_group() as group:
@@ -135,7 +187,7 @@ class Life:
         for permit, _, _ in self.grants:
             permit.close()
         statistics = self.joint.statistics()
-        assert (statistics.in_flight, statistics.waiting) == (0, 0)
+        assert (statistics.in_flight, self.in_line()) == (0, 0)
         assert statistics.limits["calls"].level == 3
 
     def excess(self, unit: str, limits: list[tuple[float, Rate]], whose: tuple[str, ...]) -> Fraction:
@@ -165,31 +217,33 @@ class Life:
         return worst
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize(("backend", "options"), LOOPS)
+@settings(max_examples=4 * settings().max_examples)  # a life has many steps to choose from
 @given(steps=st.lists(STEP, max_size=40))
-def test_a_random_life_keeps_every_promise(backend, steps):
+def test_a_random_life_keeps_every_promise(backend, options, steps):
     """Promises 1, 2, 5 and 6: no interval above burst + rate · T, all or nothing, and nothing is left behind."""
 
     async def main():
         life = Life()
         await life.run(steps)
-        mine = ("a", "joint", "key")
+        mine = ("a", "joint", "key", "all")
         assert life.excess("requests", [(0.0, Life.REQUESTS)], mine) <= 6 * MICROSECOND
         assert life.excess("tokens", life.tokens, mine) <= 20 * MICROSECOND * len(life.tokens)
-        assert life.excess("images", [(0.0, Rate(5, 1.0, 8))], ("b", "joint")) <= 5 * MICROSECOND
+        assert life.excess("images", [(0.0, Rate(5, 1.0, 8))], ("b", "joint", "all")) <= 5 * MICROSECOND
         assert life.excess("requests", [(0.0, Life.KEY)], ("key",)) <= 3 * MICROSECOND
+        assert life.excess("pages", [(0.0, Life.PAGES)], ("c", "all")) <= 2 * MICROSECOND
 
-    testing.run(main, backend=backend)
+    testing.run(main, backend=backend, **options)
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize(("backend", "options"), LOOPS)
 @settings(max_examples=15)
 @given(
     sizes=st.lists(st.integers(1, 30), min_size=1, max_size=10),
     rate=st.sampled_from([7, 100, 3_333]),
     quitters=st.lists(st.integers(0, 99), max_size=30),
 )
-def test_with_demand_waiting_no_capacity_is_lost(backend, sizes, rate, quitters):
+def test_with_demand_waiting_no_capacity_is_lost(backend, options, sizes, rate, quitters):
     """Promise 3: whatever the sizes and whoever gives up, ≥ 99.9 % of burst + rate · T is used, and never more."""
 
     async def main():
@@ -219,7 +273,7 @@ def test_with_demand_waiting_no_capacity_is_lost(backend, sizes, rate, quitters)
         if last:  # who gives up last may leave units that nobody is left to take
             assert total > 0.999 * whole - max(sizes)
 
-    testing.run(main, backend=backend)
+    testing.run(main, backend=backend, **options)
 
 
 # The quick calls
