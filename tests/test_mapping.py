@@ -656,7 +656,7 @@ def test_memory_does_not_depend_on_the_length_of_the_source(ordered):
         few, many = asyncio.run(peak(1_000)), asyncio.run(peak(20_000))
     finally:
         tracemalloc.stop()
-    assert many < few + 50_000
+    assert many < few + 1_000_000, "20 MB if all were kept"
 
 
 async def test_nothing_is_left_for_the_garbage_collector(virtual_time):
