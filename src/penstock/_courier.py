@@ -97,7 +97,9 @@ class Account(Part):
         super().__init__(limits, desk, name)
 
     def promise(self, limits: dict[str, tuple[Limit, ...]], now: float) -> None:
-        self.terms = Terms(self.terms.name, {**self.terms.limits, **limits}, self.place_ttl, self.lease)
+        wanted = {**self.terms.limits, **limits}
+        if wanted != self.terms.limits:  # not at first
+            self.terms = Terms(self.terms.name, wanted, self.place_ttl, self.lease)
         for unit, kinds in limits.items():
             old = self.slots.get(unit, ())
             slots: list[SharedSlot] = []
