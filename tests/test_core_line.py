@@ -573,3 +573,26 @@ def test_who_comes_when_all_before_it_have_left_is_the_first_of_its_shape():
     line.leave(probe)
     assert line.join(Waiting(((rate, 1),)), 0.0)
     assert not line.join(Waiting(((rate, 1),)), 0.0)
+
+
+def test_who_has_not_joined_stands_nowhere():
+    waiting = Waiting(())
+    assert (waiting.number, waiting.lane, waiting.flow) == (0, None, None)
+
+
+def test_a_flow_that_was_forgotten_while_its_call_was_out_is_known_again():
+    """A store may take its time to say that there is no turn, and a thousand flows may have come and gone."""
+    limit = Counted()
+    line = Line(math.inf)
+    out, other = Waiting(((limit, 1.0),), 0, "out"), Waiting(((limit, 1.0),), 0, "other")
+    line.join(out, 0.0)
+    line.take(out)
+    line._flows.clear()
+    line.restore(out)
+    line.join(other, 0.0)
+    assert set(line._flows) == {"out", "other"}
+    assert [line._flows[name].waiting for name in ("out", "other")] == [1, 1]
+    line.take(line.heads(0.0)[0][1])
+    line.join(Waiting(((limit, 1.0),), 0, "out"), 0.0)
+    assert line.heads(0.0)[0][1] is other
+    check_books(line)

@@ -127,3 +127,16 @@ def test_never_more_are_held_than_there_are_places_and_none_is_lost(n, ttl, step
                     over -= part
                     expected = until
             assert places.ready_at(more, now) == expected
+
+
+def test_whose_time_to_live_has_passed_is_among_the_lost_and_who_gave_back_is_not():
+    places = Places(in_flight(4, ttl=10))
+    back, part, lost = (places.charge(amount, 0.0) for amount in (1, 2, 1))
+    assert lost.where is None
+    places.give_back(1, back, 1.0)
+    places.give_back(1, part, 1.0)
+    assert places.level(9.0) == 2
+    assert places.lost == []
+    assert places.level(10.0) == 4
+    assert places.lost == [part, lost]
+    assert [hold.amount for hold in places.lost] == [0, 0]

@@ -324,6 +324,10 @@ def test_what_was_used_stays_used_when_a_limit_of_the_calendar_takes_over(lead):
     slot.promise(calendar(10, "day"), 5.0, lead)
     slot.meter.follow(lead)
     assert slot.meter.level(6.0) == pytest.approx(2)
+    in_1970 = Slot("requests", Rate(10, 86_400.0), "requests")
+    charge(((in_1970, 8.0),), 86_399.5)
+    in_1970.promise(calendar(10, "day"), 86_399.5)
+    assert in_1970.meter.ready_at(10, 86_399.5) == 86_400.0, "without a lead the process began with the calendar"
 
 
 def test_a_new_slot_counts_nobody_and_is_not_paused():

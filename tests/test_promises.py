@@ -196,6 +196,32 @@ async def test_a_grant_at_the_instant_of_the_cancellation_is_undone_or_arrives(v
 
 
 @pytest.mark.anyio
+async def test_a_grant_to_one_who_was_just_cancelled_is_undone(virtual_time):
+    """Promise 5, at its sharpest on every loop: it has been cancelled and has not run yet, and is handed its grant."""
+    limiter = Limiter(calls=in_flight(1), tokens=per_minute(100))
+    first = await limiter.acquire(tokens=10)
+    served = []
+
+    async def wait(scope, tokens):
+        with scope:
+            served.append((await limiter.acquire(tokens=tokens)).cost)
+
+    async with anyio.create_task_group() as group:
+        scopes = [anyio.CancelScope(), anyio.CancelScope()]
+        for scope, tokens in zip(scopes, (90, 5), strict=True):
+            group.start_soon(wait, scope, tokens)
+            await anyio.wait_all_tasks_blocked()
+        scopes[0].cancel()
+        first.close()
+        assert limiter.statistics().limits["tokens"].level == 0, "it is still in the line"
+    assert served == [{"calls": 1, "tokens": 5}], "handed on to the next, exactly"
+    assert clock.now() == 0
+    statistics = limiter.statistics()
+    assert statistics.limits["tokens"].level == 85
+    assert (statistics.in_flight, statistics.waiting, statistics.granted) == (1, 0, 2)
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("steps", range(8))
 async def test_cancelled_after_any_number_of_steps_nothing_is_lost(virtual_time, steps):
     """Promise 5: whichever await the cancellation meets, what is left and what was granted are the whole."""

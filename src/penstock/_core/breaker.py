@@ -38,6 +38,12 @@ class Breaker:
         "state",
     )
 
+    _probing: int  # probes under way
+    _passed: int  # probes that succeeded
+    _since: float  # an open breaker is open from then
+    _until: float  # until then
+    _failures_seen: tuple[int, int]  # failures and calls that opened it
+
     def __init__(self, failures: int, ratio: float, window: float, open_for: float, probes: int) -> None:
         if not failures >= 1:
             raise ValueError(f"circuit_breaker(failures={failures!r}): how many failures open it, 1 or more")
@@ -54,12 +60,8 @@ class Breaker:
         self._open_for = open_for
         self._probes = probes
         self._slots: deque[list[float]] = deque()  # [when it began, calls, failures], oldest first
-        self._probing = 0  # probes under way
-        self._passed = 0  # probes that succeeded
         self._term = 0  # counts the states there were; tickets carry it
-        self._since = self._until = -math.inf  # an open breaker is open from then, until then
-        self._failures_seen = (0, 0)  # failures and calls that opened it, for the message
-        self.state = "closed"
+        self._enter("closed")
 
     def admit(self, now: float) -> int | None:
         """Let a call through and return its ticket; None if it may not go."""
@@ -108,7 +110,7 @@ class Breaker:
 
     @property
     def opened_by(self) -> tuple[int, int]:
-        """Failures, and calls, in the window that opened it last."""
+        """Failures, and calls, in the window that opened it last. Only once it was open."""
         return self._failures_seen
 
     def _open(self, now: float, hint: float) -> None:

@@ -134,11 +134,7 @@ class Bucket(Meter):
 
         What was charged since then is subtracted, what was refilled is added: a server's word is as old as the call
         that it answers, and taking it for the present forgets everything sent since. What overflowed since is in `tat` as if
-        it had been charged; but the server never has less than this bucket by more than it had then, so the better
-        of the two bounds holds. Never above the level here.
+        it had been charged, so the burst must not cut off what was refilled as well; only the level here does.
         """
         tat_after, then = mark
-        as_charged = remaining + (now - then) * self.rate - max(0.0, self.tat - tat_after)
-        level = self.level(now)
-        level_then = self.burst - (tat_after - (then * self.rate + self.offset))
-        return min(level, max(as_charged, level - max(0.0, level_then - remaining)))
+        return min(self.level(now), remaining + (now - then) * self.rate - (self.tat - tat_after))

@@ -1,0 +1,180 @@
+"""Break each promise of the design on purpose, and see that a test of it fails, on every loop.
+
+    python tools/break_promises.py
+
+Works in a copy of the tree. Prints a table; ends with 1 if a promise can be broken without a test that says so. A line that
+is to be broken and is not found, or found twice, is an error: the source has changed, and this file must follow.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+LOOPS = ("asyncio", "uvloop", "trio")
+PATIENCE = 30  # seconds until tests that hang have failed
+
+
+class Break(NamedTuple):
+    """One way to break one promise."""
+
+    promise: int
+    what: str
+    lines: tuple[tuple[str, str, str], ...]  # file, what stands there, what it becomes
+    tests: tuple[str, ...]  # with {loop} in their ids
+
+
+RANDOM = "test_promises.py::test_no_interval_ever_holds_more_than_its_burst_and_its_rate[{loop}]"
+GIVING_UP = "test_promises.py::test_a_grant_to_one_who_was_just_cancelled_is_undone[{loop}]"
+
+BREAKS = (
+    Break(
+        1,
+        "a bucket grants one unit more than its burst",
+        (("_core/bucket.py", "self.ceiling = burst + min(", "self.ceiling = burst + 1 + min("),),
+        (RANDOM, "test_limiter.py::test_a_full_bucket_of_ten_grants_exactly_ten[{loop}]"),
+    ),
+    Break(
+        2,
+        "what was charged before a limit that is not ready stays charged",
+        (("_core/turns.py", "give_back(charges[: len(marks)], marks, now)", "pass"),),
+        ("test_promises.py::test_who_waits_for_one_limit_has_taken_nothing_of_another[{loop}]",),
+    ),
+    Break(
+        3,
+        "whoever is on post wakes up half a second late",
+        (("_gate.py", "return max(0.0, until - now)", "return max(0.0, until - now + 0.5)"),),
+        ("test_limiter_machine.py::test_with_demand_waiting_no_capacity_is_lost[{loop}]",),
+    ),
+    Break(
+        4,
+        "nobody is protected from those who could go before it",
+        (("_core/turns.py", "if after > horizon + _SAME_MOMENT:", "if False:"),),
+        (
+            "test_limiter.py::test_a_whale_is_served_at_its_projected_time_and_free_minnows_pass_it[{loop}]",
+            "test_limiter.py::test_backfill_stops_where_it_would_delay_the_head[{loop}]",
+        ),
+    ),
+    Break(
+        5,
+        "a grant is not undone when its owner is cancelled",
+        (("_gate.py", "            give_back(waiter.charges, waiter.marks, now)  #", "            #"),),
+        (GIVING_UP,),
+    ),
+    Break(
+        5,
+        "whoever gives up keeps its place in the line",
+        (("_gate.py", "        else:\n            self.line.leave(waiter)\n", "        else:\n            pass\n"),),
+        ("test_limiter.py::test_giving_up_spends_nothing[{loop}]",),
+    ),
+    Break(
+        6,
+        "a refund is cut off at the capacity, and nothing else",
+        (("_core/bucket.py", "min(amount, mark[0] - refill)", "min(amount, self.tat - refill)"),),
+        (RANDOM, "test_limiter.py::test_a_refund_after_an_overflow_gives_nothing[{loop}]"),
+    ),
+    Break(
+        7,
+        "a wait is named a thousandth too short",
+        (("_core/bucket.py", "- refill) / self.rate\n", "- refill) / self.rate * 0.999\n"),),
+        ("test_limiter.py::test_retry_after_is_the_first_moment_that_succeeds[{loop}]",),
+    ),
+    Break(
+        7,
+        "a wait is named a thousandth too long",
+        (("_core/bucket.py", "- refill) / self.rate\n", "- refill) / self.rate * 1.001\n"),),
+        ("test_promises.py::test_a_wait_ends_at_the_first_moment_at_which_it_can[{loop}-7]",),
+    ),
+    Break(
+        8,
+        "a call that ends is given back",
+        (("_calls.py", "entered.pop(index)[1].close()", "entered.pop(index)[1].cancel()"),),
+        ("test_limiter.py::test_failed_calls_stay_charged[{loop}]",),
+    ),
+    Break(
+        9,
+        "a shorter pause takes the place of a longer one",
+        (("limiter.py", "slot.paused_until = max(slot.paused_until, until)", "slot.paused_until = until"),),
+        (
+            "test_limiter.py::test_a_pause_holds_everybody_and_is_never_shortened[{loop}]",
+            "test_promises.py::test_one_refusal_of_the_server_stops_everybody_once[{loop}]",
+        ),
+    ),
+    Break(
+        9,
+        "who comes during a pause is not told of it",
+        (("_gate.py", "        self._paused_until = max(self._paused_until, until)\n        self.busy = True\n", ""),),
+        ("test_limiter.py::test_a_pause_outlives_those_who_give_up_in_it[{loop}]",
+         "test_promises.py::test_one_refusal_of_the_server_stops_everybody_once[{loop}]"),
+    ),
+    Break(
+        10,
+        "a thread wakes a loop as if it were its own",
+        (
+            ("_parking.py", "        if _running_asyncio_loop() is self._loop:\n            _finish", "        if True:\n            _finish"),
+            ("_parking.py", "        if trio.lowlevel.in_trio_run() and trio.lowlevel.current_trio_token() is self._token:", "        if True:"),
+        ),
+        (
+            "test_promises.py::test_a_place_given_back_by_a_thread_wakes_who_waits_in_a_loop[{loop}-close]",
+            "test_promises.py::test_a_place_given_back_by_a_thread_wakes_who_waits_in_a_loop[{loop}-cancel]",
+        ),
+    ),
+)  # fmt: skip
+
+
+def pytest(tree: Path, tests: tuple[str, ...], loop: str) -> bool:
+    """Whether the tests pass on that loop, in that tree."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", f"faulthandler_timeout={PATIENCE}"]
+    done = subprocess.run(
+        [*command, *(f"tests/{test.format(loop=loop)}" for test in tests)],
+        cwd=tree,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(tree / "src"), "HYPOTHESIS_PROFILE": "ci"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 4:  # there is no such test
+        raise SystemExit(f"{tests} on {loop}: {done.stdout}{done.stderr}")
+    return done.returncode == 0
+
+
+def main() -> int:
+    """Print the table; return the exit code."""
+    kept = 0
+    with tempfile.TemporaryDirectory(prefix="penstock-promises-") as folder:
+        tree = Path(folder)
+        for name in ("src", "tests", "pyproject.toml"):
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, tree / name)
+        for loop in LOOPS:
+            if not pytest(tree, tuple(dict.fromkeys(test for each in BREAKS for test in each.tests)), loop):
+                raise SystemExit(f"the tests do not pass on {loop} before anything is broken")
+        print("| promise | broken on purpose | held by | failed on |\n|---|---|---|---|")
+        for each in BREAKS:
+            files = {name: (tree / "src/penstock" / name).read_text() for name, _, _ in each.lines}
+            broken = dict(files)
+            for name, old, new in each.lines:
+                if broken[name].count(old) != 1:
+                    raise SystemExit(
+                        f"promise {each.promise}: {old!r} stands {broken[name].count(old)} times in {name}"
+                    )
+                broken[name] = broken[name].replace(old, new)
+            for name, text in broken.items():
+                compile(text, name, "exec")  # what is broken is the promise, not the grammar
+                (tree / "src/penstock" / name).write_text(text)
+            failed = [loop for loop in LOOPS if not pytest(tree, each.tests, loop)]
+            for name, text in files.items():
+                (tree / "src/penstock" / name).write_text(text)
+            kept += len(failed) < len(LOOPS)
+            names = "<br>".join(dict.fromkeys(f"`{test.partition('::')[2].partition('[')[0]}`" for test in each.tests))
+            print(f"| {each.promise} | {each.what} | {names} | {', '.join(failed) or '**nothing**'} |", flush=True)
+    return 1 if kept else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
