@@ -334,7 +334,7 @@ class Line:
         Its flow has now had that much more.
         """
         lane = waiting.lane
-        assert lane is not None, "only who waits can have a turn"
+        assert lane is not None  # only who waits can have a turn
         flow, level = lane.flow, lane.level
         if len(self._flows) > 1:
             self._turn_tag = max(self._turn_tag, flow.tag)
@@ -346,7 +346,7 @@ class Line:
         return level.shape.head()
 
     def restore(self, waiting: Waiting) -> None:
-        """Let `waiting`, who left or was taken without a turn, back in where it stood."""
+        """Let `waiting`, who was taken and had no turn after all, back in where it stood."""
         shape = self._shape_of(waiting.charges)
         flow = self._flows.get(waiting.flow) or self._new_flow(waiting.flow)
         for charged, amount in waiting.charges:
@@ -361,9 +361,6 @@ class Line:
         if lane is None:
             lane = level.lanes[flow.name] = _Lane(flow, level)
             lane.add(waiting)
-        elif lane.run and lane.run[0] is waiting:  # nobody has looked since it went
-            lane.gone -= 1
-            waiting.lane = lane
         elif lane.run and waiting.number < lane.run[0].number:
             lane.run.appendleft(waiting)
             waiting.lane = lane
@@ -380,7 +377,7 @@ class Line:
         everybody = sorted(self, key=lambda waiting: waiting.number)
         self._clear()
         for waiting in everybody:
-            assert waiting.lane is not None, "who is in the line stands somewhere"
+            assert waiting.lane is not None  # who is in the line stands somewhere
             flow = waiting.lane.flow
             charges = {new: amount for old, amount in waiting.charges for new in renewed.get(old, (old,))}
             waiting.charges = tuple(charges.items())
@@ -417,7 +414,7 @@ class Line:
     def queued_ahead(self, waiting: Waiting) -> dict[Charged, float]:
         """What those who go before `waiting`, who is the last of its level, have asked for of each limit it needs."""
         levels = {number for shape in self._shapes.values() for number in shape.order}
-        if len(levels) == 1 or min(levels) == waiting.level:
+        if min(levels) == waiting.level:
             return {charged: max(0.0, charged.queued - amount) for charged, amount in waiting.charges}
         ahead = dict.fromkeys((charged for charged, _ in waiting.charges), 0.0)
         for other in self:
