@@ -155,8 +155,8 @@ class StoreContract:
                 async with limiter:
                     granted.append(time.monotonic())
 
-        async with limiters[0](requests=burst):
-            begin = time.monotonic()
+        begin = time.monotonic()
+        await limiters[0].acquire(requests=burst)
         async with anyio.create_task_group() as tasks:
             for limiter in limiters * 8:
                 tasks.start_soon(work, limiter)
