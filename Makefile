@@ -15,7 +15,7 @@ NEEDS_RANKS := TIKTOKEN_CACHE_DIR="$(CURDIR)/$(RANKS)"
 DEMO_LIMITS := requests=840/min burst 40,tokens=330k/min burst 12k
 DEMO := demo-out/results.jsonl
 
-.PHONY: help demo test check bench docs pins clean environment
+.PHONY: help demo test check bench docs mutation pins clean environment
 
 help: ## what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -44,6 +44,10 @@ bench: ## the benchmarks of benchmarks/, each beside what a user would write ins
 docs: environment ## run every example of the docs
 	$(NEEDS_RANKS) $(BIN)/python -m pytest -q tests/test_*docs*.py
 
+mutation: environment ## change the core one thing at a time, break each promise, and see a test fail; JOBS=2 for two at a time
+	JOBS=$(or $(JOBS),1) $(BIN)/python tools/mutation.py
+	$(BIN)/python tools/break_promises.py
+
 PIN = $(BIN)/uv pip compile --quiet --python $(BIN)/python --universal --python-version 3.11 --no-annotate --no-header $(UPGRADE) pyproject.toml
 
 pins: environment ## work the pins out anew from pyproject.toml and requirements/*.in; UPGRADE=--upgrade takes newer ones
@@ -53,7 +57,7 @@ pins: environment ## work the pins out anew from pyproject.toml and requirements
 	$(PIN) --all-extras -c requirements/dev.txt requirements/bench.in -o requirements/bench.txt
 
 clean: ## remove everything that these commands made
-	rm -rf .venv .venv-openai2 .cache demo-out dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-openai2 .cache demo-out dist build mutants .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests benchmarks examples tools -name __pycache__ -prune -exec rm -rf {} +
 
 environment:
