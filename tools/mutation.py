@@ -9,7 +9,6 @@ change nothing that anybody could see is said in tests/MUTATION.md.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -26,11 +25,9 @@ MUTMUT = [sys.executable, "-m", "mutmut"]
 @contextmanager
 def valkey() -> Iterator[str]:
     """The URL of one server for all mutants of the ledger; else each would start its own."""
-    spec = importlib.util.spec_from_file_location("servers", ROOT / "tests/stores/servers.py")
-    assert spec is not None
-    assert spec.loader is not None
-    servers = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(servers)
+    sys.path.insert(0, str(ROOT / "tests/stores"))
+    import servers
+
     server = servers.Server(servers.binaries()["valkey"])
     try:
         yield server.url
