@@ -1,7 +1,7 @@
 """When the store admitted each grant, by its own clock: so "never more than promised" is checked to the microsecond.
 
 What a process sees of a grant is late by as much as the machine is busy, and two grants that are seen together need not have been
-admitted together. So `record` writes down what the store says, and each grant is looked up by its mark, the bucket's running total, and the era of that bucket.
+admitted together. So `record` writes down what the store says, and each grant is looked up by its charge.
 """
 
 from __future__ import annotations
@@ -20,33 +20,48 @@ RECOVERY = 1.0
 
 
 def record(store, admitted):
-    """From now on put the moments of all admissions to the first limit into `admitted`: seconds since 1970, by era and mark."""
+    """From now on put the moments of all admissions into `admitted`: seconds since 1970, by `charge_of` what was granted."""
     decide = store.decide
 
     def recording(batch):
         reply = decide(batch)
         if not reply.others:
-            admitted.update(_admissions(batch.operations, reply))
+            admitted.update(_admissions(batch, reply))
         return reply
 
     store.decide = recording
 
 
-def _admissions(operations, reply):
+def charge_of(granted):
+    """What tells the charge of a permit, or a slip, on its first limit from all others: the name, its era, and the running total."""
+    charges = granted.charges if hasattr(granted, "charges") else granted._charges
+    account = charges[0][0].account
+    if hasattr(granted, "charges"):
+        return account.terms.name, granted.eras[account], granted.marks[0]
+    return account.terms.name, granted._eras[account], granted._marks[0]
+
+
+def _admissions(batch, reply):
+    operations = batch.operations
+    rows = [
+        (terms.name, era) for terms, era in zip(batch.terms, reply.eras, strict=True) for _ in terms.numbers(reply.now)
+    ]
     at = verdict = 0
     while at < len(operations):
         operation = operations[at]
         if operation == ledger.ACQUIRE:
             count = int(operations[at + 3])
-            at += 4 + 2 * count
             wait = reply.verdicts[verdict]
             if wait >= 0:
-                yield (reply.eras[0], reply.verdicts[verdict + 1]), reply.now / 1e6 + wait
+                yield (*rows[int(operations[at + 4])], reply.verdicts[verdict + 1]), reply.now / 1e6 + wait
                 verdict += 1 + count
             else:
                 verdict += 2
+            at += 4 + 2 * count
         elif operation == ledger.GIVE_BACK:
             at += 2 + 4 * int(operations[at + 1])
+        elif operation in {ledger.FLOW, ledger.LEAVE}:
+            at += 6 if operation == ledger.FLOW else 5
         else:
             assert operation == ledger.RENEW, f"operation {operation} says something that is not read here"
             at += 2 + int(operations[at + 1])
@@ -76,9 +91,9 @@ class Crowd:
         while True:
             with contextlib.suppress(StoreError):
                 permit = await self.limiter.acquire()
-                (era,) = permit._eras.values()
-                self.eras.add(era)
-                self.moments.append(self._admitted[era, permit._marks[0]])
+                charge = charge_of(permit)
+                self.eras.add(charge[1])
+                self.moments.append(self._admitted[charge])
                 self.last = time.monotonic()
                 continue
             await anyio.sleep(0.01)  # it was told that there is an outage: it comes again
