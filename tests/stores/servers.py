@@ -162,11 +162,19 @@ def add_replica(binary, primary):
         if time.monotonic() > give_up:
             raise RuntimeError("the replica did not get to know its primary within 20 s")
         time.sleep(0.02)
-    while b"master_link_status:up" not in replica.command("INFO", "replication"):
+    while not follows(replica, primary):
         if time.monotonic() > give_up:
             raise RuntimeError("the replica did not follow its primary within 20 s")
         time.sleep(0.02)
     return replica
+
+
+def follows(replica, primary):
+    """Whether what `primary` writes is seen on `replica`, which begins up to a second after both say that they are connected."""
+    for number in range(100):  # of a cluster's keys, a third is this primary's
+        if primary.command("SET", f"probe-{number}", 1, "EX", 60).startswith(b"+OK"):
+            break
+    return replica.command("DBSIZE") != b":0\r\n"
 
 
 def _add_slots(server, first, last):

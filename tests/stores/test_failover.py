@@ -35,9 +35,7 @@ def watched():
     )
     sentinel = servers.Sentinel(binary, configuration, port)
     give_up = time.monotonic() + 15
-    while b"slaves=1" not in sentinel.command("INFO", "sentinel") or b"master_link_status:up" not in replica.command(
-        "INFO", "replication"
-    ):
+    while b"slaves=1" not in sentinel.command("INFO", "sentinel") or not servers.follows(replica, primary):
         assert time.monotonic() < give_up, "the Sentinel did not find the replica within 15 s"
         time.sleep(0.05)
     yield primary, replica, sentinel
