@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import hashlib
 import logging
 import math
 import os
@@ -30,6 +31,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from heapq import heapify, heappop, heappush
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -61,6 +63,9 @@ LOOKAHEAD = 0.020
 
 MARGIN = 0.002
 """Seconds before the last of these at which the next call is made."""
+
+TOLD = 8
+"""Flows that wait behind others here, of which the store is told: so they are not forgotten while it is not their turn."""
 
 POLL = (0.002, 0.050)
 """Seconds, first and longest, between questions for what only comes back when somebody gives it back."""
@@ -210,7 +215,8 @@ class Desk(Gate):
     """A line in front of limits that live elsewhere: who wants to be asked for, and who has a reservation."""
 
     __slots__ = (
-        "__weakref__", "accounts", "alarm", "blocked", "coming", "fresh", "life", "more_at", "poll", "reserved", "tended",
+        "__weakref__", "accounts", "alarm", "behind", "blocked", "coming", "fresh", "life", "more_at", "poll", "reserved",
+        "tended", "told",
     )  # fmt: skip
 
     def __init__(
@@ -225,6 +231,8 @@ class Desk(Gate):
         self.fresh: deque[Slip] = deque()  # came just now, and nobody has looked at them yet
         self.reserved: list[Slip] = []
         self.blocked: dict[Slot, float] = {}  # what only comes back when it is given back: when to ask for it again
+        self.told: set[Hashable] = set()  # flows of which the store knows that they wait here
+        self.behind: dict[Hashable, float] = {}  # flows that are ahead of those of other processes: when to ask again
         self.poll = POLL[0]
         self.alarm = math.inf
 
@@ -280,10 +288,12 @@ class _Call:
         "asked",
         "changed",
         "eras",
+        "flow",
         "group",
         "looks",
         "offsets",
         "operations",
+        "payer",
         "returns",
         "sent",
         "tell",
@@ -296,6 +306,8 @@ class _Call:
         self.width = 0
         self.operations: list[float] = []
         self.sent = 0.0  # when it was sent first
+        self.flow: Hashable = _ANY  # whose request was written last, and the account that knows that flow
+        self.payer: Account | None = None
         self.asked: list[Any] = []  # slips and pieces of chunks, in the order of their requests
         self.changed: list[
             tuple[SharedPermit, list[tuple[SharedSlot, float]]]
@@ -316,6 +328,14 @@ class _Call:
 
 
 _ANY = object()
+
+
+@lru_cache(4096)
+def _key_of(flow: Hashable) -> float:
+    """A flow's name for stores: the same number in all processes, for all that look alike as text."""
+    return float(int.from_bytes(hashlib.blake2b(str(flow).encode(), digest_size=8).digest(), "big") >> 12)
+
+
 _Return = tuple["SharedSlot", float, float, float]
 """To give back: a slot, the amount, and the era and mark of its charge."""
 
@@ -362,6 +382,9 @@ class Courier:
         self._permits: dict[SharedPermit, None] = {}
         self._returns: list[_Return] = []
         self._orders: list[tuple[Account, Callable[[_Call], list[float]], bool]] = []
+        self._left: list[
+            tuple[SharedSlot, float, float, float]
+        ] = []  # what goes back of whose reservations, in seconds
         self._looks: list[tuple[Account, Parker | None]] = []
         self._changes: dict[Account, None] = {}
         self._owed: dict[SharedSlot, float] = {}
@@ -536,6 +559,9 @@ class Courier:
         desk = self._desk(slip)
         if state == "line":
             desk.line.leave(slip)
+            if slip.flow in desk.told and not desk.line.waits(slip.flow):
+                desk.told.discard(slip.flow)
+                self._left.append((slip.charges[0][0], *self._flow_of(slip.flow, desk)[:2], 0.0))
             self._dirty[desk] = None
         elif state == "reserved":
             desk.reserved.remove(slip)
@@ -700,7 +726,16 @@ class Courier:
         """Give what `slip` was granted back to the store, with the next call."""
         for (slot, amount), mark in zip(slip.charges, slip.marks, strict=True):
             self._returns.append((slot, amount, slip.eras[slot.account], mark))
+        key, member, weight = self._flow_of(slip.flow, self._desk(slip))
+        worth = max(amount / slot.throughput for slot, amount in slip.charges) / weight
+        self._left.append((slip.charges[0][0], key, member, worth))
         self._urgent = True
+
+    def _flow_of(self, flow: Hashable, desk: Desk) -> tuple[float, float, float]:
+        """A flow for the store: its key, who of its members we are, and its weight. Calls without one are a flow of this process."""
+        weights = desk.line.weights
+        weight = weights.get(flow, 1.0) if weights else 1.0
+        return (self.owner, 0.0, weight) if flow is None else (_key_of(flow), self.owner, weight)
 
     def _line_up(self, slip: Slip, desk: Desk, now: float) -> None:
         """Let `slip` join the line, unless it would wait too long there."""
@@ -806,6 +841,10 @@ class Courier:
                 self._freed(slot, amount)
             else:
                 self._returns.append(back)
+        left, self._left = self._left, []
+        for slot, key, member, worth in left:
+            if slot.account in call.offsets:
+                write += (ledger.LEAVE, key, member, worth, float(call.at(slot)))
 
     def _freed(self, slot: SharedSlot, amount: float) -> None:
         if slot.mode >= ledger.TIMED:
@@ -912,6 +951,8 @@ class Courier:
                 taken += 1
             if not taken:
                 break
+            if call.flow is not None or call.payer is not charges[0][0].account:
+                self._name_flow(call, asked[-1])
             request = [ledger.ACQUIRE, horizon, 1.0, float(len(charges))]
             for slot, amount in charges:
                 request += (float(call.at(slot)), amount)
@@ -924,13 +965,15 @@ class Courier:
 
     def _ask_line(self, desk: Desk, call: _Call, now: float, room: int, held: set[Slot]) -> int:
         line = desk.line
-        heads: list[Any] = line.heads(now)
+        desk.behind = {flow: until for flow, until in desk.behind.items() if until > now}
+        heads: list[Any] = line.heads(now, desk.behind)
         heapify(heads)
         soon = now + 2 * MARGIN
         mine = set(held)
         blocked = {slot for slot, until in desk.blocked.items() if until > now}
         look_again = min((until for until in desk.blocked.values() if until > now), default=math.inf)
-        begun = False
+        look_again = min(look_again, min(desk.behind.values(), default=math.inf))
+        begun, until = False, now
         while heads and room > 0:
             _, slip = heappop(heads)
             while True:
@@ -949,17 +992,24 @@ class Courier:
                         look_again = min(look_again, max((s.due for s in desk.reserved), default=math.inf))
                     break
                 begun = True
+                until = max(until, ready)
                 room -= 1
                 behind: Any = line.take(slip)
                 self._put(slip, call, math.inf if first else LOOKAHEAD, ready, now)
                 if first and ready > now:
                     held.update(slots)
+                if desk.behind:  # the next of this shape may be of a flow that is to come again later
+                    heads = line.heads(now, desk.behind)
+                    heapify(heads)
+                    break
                 if behind is None or room <= 0:
                     break
                 if heads and behind[0] > heads[0][0]:
                     heappush(heads, behind)
                     break
                 slip = behind[1]
+        if begun and until < math.inf:
+            self._name_waiting(desk, call, until, now)
         if room > 0 and look_again < math.inf:
             look_again = max(look_again, now + 0.0002)
             if not now < desk.alarm <= look_again:
@@ -979,6 +1029,8 @@ class Courier:
         if wait < horizon:
             horizon = max(wait, 0.0)
             stops = 1.0 if wait > 0 else 0.0
+        if slip.flow != call.flow or call.payer is not slip.charges[0][0].account:
+            self._name_flow(call, slip)
         operations = call.operations
         operations += (ledger.ACQUIRE, horizon, stops, float(len(slip.charges)))
         at = max(ready, now)
@@ -989,6 +1041,24 @@ class Courier:
         slip.state = "asked"
         slip.call = call
         call.asked.append(slip)
+
+    def _name_flow(self, call: _Call, slip: Slip) -> None:
+        """Write whose the requests that follow are."""
+        slot = slip.charges[0][0]
+        call.flow, call.payer = slip.flow, slot.account
+        call.operations += (ledger.FLOW, *self._flow_of(slip.flow, self._desk(slip)), float(call.at(slot)), 0.0)
+
+    def _name_waiting(self, desk: Desk, call: _Call, until: float, now: float) -> None:
+        """Write whose calls wait here beside those that were asked for, and until when we shall ask again: the store must not forget them."""
+        flows = desk.line.flows(TOLD)
+        if not flows or (len(flows) == 1 and flows[0] == call.flow):
+            return
+        slot = call.asked[-1].charges[0][0]
+        waits = min(max([until, *(slip.due for slip in desk.reserved)]) - now + MARGIN, 1.0)
+        for flow in flows:
+            call.operations += (ledger.FLOW, *self._flow_of(flow, desk), float(call.at(slot)), waits)
+        desk.told = set(flows)
+        call.flow = _ANY
 
     # Leases
 
@@ -1022,6 +1092,10 @@ class Courier:
             return
         for piece in pieces:
             operations = call.operations
+            payer = piece.charges[0][0]
+            if call.flow is not None or call.payer is not payer.account:  # type: ignore[attr-defined]
+                call.flow, call.payer = None, payer.account  # type: ignore[attr-defined]
+                operations += (ledger.FLOW, self.owner, 0.0, 1.0, float(call.at(payer)), 0.0)  # type: ignore[arg-type]
             operations += (ledger.ACQUIRE, piece.horizon, 1.0, float(len(piece.charges)))
             for slot, amount in piece.charges:
                 operations += (float(call.at(slot)), amount)  # type: ignore[arg-type]  # all are shared
@@ -1284,6 +1358,13 @@ class Courier:
             self._reserve(slip, desk, now + wait)
 
     def _refused(self, slip: Slip, call: _Call, wait: float, blocker: float, now: float, again: list[Slip]) -> None:
+        if blocker < 0:  # the store has enough, and a flow that has had less is to have it
+            desk = self._desk(slip)
+            if desk.behind.get(slip.flow, -math.inf) <= now:  # once a call
+                desk.line.delay(slip.flow, -1.0 - blocker)
+            desk.behind[slip.flow] = now + wait
+            again.append(slip)
+            return
         slot = self._slot(call, int(blocker))
         if now + wait > slip.deadline and (wait < math.inf or slip.deadline <= now):
             label = "pause" if slot.paused_until > now and wait >= slot.paused_until - now else slot.label

@@ -16,15 +16,20 @@ two limits by about twice the burst.
 that saw `total = mark` right after its own charge leaves at least `min(debt, F · rate + total − mark)` of debt, F being how
 far ahead of now the last reservation is: what was charged since then, and what is still to be admitted, stays.
 
+**Flows** share by what a row remembers of them: see `flows`.
+
 A batch, its verdicts and the rows are plain lists of floats, so that all stores can speak the same:
 
     limit        kind, and four numbers:  BUCKET rate burst overdraft –   CALENDAR amount end next_end –   WINDOW amount ttl mode –
-    ACQUIRE      horizon stops n (limit amount)ⁿ           → wait markⁿ, or −1 − wait and the limit that is ready last
+    ACQUIRE      horizon stops n (limit amount)ⁿ           → wait markⁿ, or −1 − wait and the limit that is ready last; −1 − seconds where it is another flow's turn
     GIVE_BACK    n (limit amount era mark)ⁿ
     CHARGE       n (limit amount)ⁿ                         → markⁿ
     PAUSE        seconds n (limit)ⁿ
     LOWER        n (limit level age era mark)ⁿ
     RENEW        n (limit)ⁿ
+    FLOW         key member weight limit waits      whose the following requests are, as the row of that limit knows it; there may be
+                                                    none, as it waits behind others of its process, for so many seconds
+    LEAVE        key member seconds limit     a reservation worth so much of its throughput goes back
 
 Moments (`now`, ends, eras) are microseconds since 1970, whole; durations are seconds. `era` is when a row was born: a permit
 of a row that was lost since gives nothing back to its successor.
@@ -36,12 +41,16 @@ import math
 import struct
 from collections.abc import Sequence
 
+from penstock._core.flows import LATE, Turn, kept, leave
+
 __all__ = [
     "ACQUIRE",
     "BUCKET",
     "CALENDAR",
     "CHARGE",
+    "FLOW",
     "GIVE_BACK",
+    "LEAVE",
     "LOWER",
     "PAUSE",
     "RENEW",
@@ -58,7 +67,7 @@ LOG, TIMED, RENEWED = 0.0, 1.0, 2.0
 """Modes of a WINDOW. What is charged counts for `ttl` seconds and then comes back: LOG, always (a sliding window); TIMED, unless the
 permit ends before (places with a time to live); RENEWED, unless it does, or its owner renews (places of living processes)."""
 
-ACQUIRE, GIVE_BACK, CHARGE, PAUSE, LOWER, RENEW = 1.0, 2.0, 3.0, 4.0, 5.0, 6.0
+ACQUIRE, GIVE_BACK, CHARGE, PAUSE, LOWER, RENEW, FLOW, LEAVE = 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0
 """Operations."""
 
 REFUNDS = 32
@@ -73,10 +82,11 @@ _ROUNDING = 1 + 1e-12
 class _Row:
     """What one name has used, taken apart: per limit, in parallel lists."""
 
-    __slots__ = ("born", "entries", "last", "pause", "used", "what")
+    __slots__ = ("born", "entries", "flows", "last", "pause", "used", "what")
 
     def __init__(self, born: float) -> None:
         self.born = born
+        self.flows: list[list[float]] = []  # [key, of, tag, ahead], as in `flows`
         self.pause: list[float] = []  # seconds until the pause ends
         self.last: list[float] = []  # seconds until the last admission that was handed out
         self.used: list[float] = []  # debt of a bucket; what a calendar period has spent
@@ -137,6 +147,8 @@ def _read(row: bytes | None, now: float, limits: Sequence[Sequence[float]], born
         state.used.append(used)
         state.what.append(what)
         state.entries.append(entries)
+    for i in range(at, len(numbers), 4):
+        state.flows.append([numbers[i], numbers[i + 1], numbers[i + 2], numbers[i + 3] - passed])
     return state
 
 
@@ -179,6 +191,8 @@ def _write(state: _Row, now: float, limits: Sequence[Sequence[float]]) -> tuple[
         numbers += (state.pause[index], state.last[index], used, what, float(len(entries)))
         for entry in entries:
             numbers += entry
+    for flow in kept(state.flows):
+        numbers += flow
     return struct.pack(f">{len(numbers)}d", *numbers), keep
 
 
@@ -268,6 +282,13 @@ def decide(
         -1.0 if kind != BUCKET or third or pause[limit] else second + 0.5e-6 * first + 1e-12 * second
         for limit, (kind, first, second, third, _) in enumerate(flat)
     ]
+    row_of = [row for row, kinds in enumerate(limits) for _ in kinds]
+    turn: Turn | None = None  # of the flow whose the requests that follow are
+    room, spent, ahead = (
+        math.inf,
+        0.0,
+        -math.inf,
+    )  # seconds of throughput that it may have, and has had; its last admission
     at, end = 0, len(operations)
     while at < end:
         operation = operations[at]
@@ -279,6 +300,10 @@ def decide(
                 full, filled = used[one] + first_amount, used[two] + second_amount
                 if full <= free_until[one] and filled <= free_until[two] and one != two:
                     at += 8
+                    if turn is not None:
+                        share, other = first_amount / flat[one][1], second_amount / flat[two][1]
+                        spent += (share if share > other else other) * turn.inverse
+                        ahead = max(ahead, 0.0)
                     used[one], used[two] = full, filled
                     what[one] += first_amount
                     what[two] += second_amount
@@ -301,10 +326,22 @@ def decide(
                     limit = int(operations[index])
                     if flat[limit][0] == CALENDAR and now + longest * 1e6 >= what[limit]:
                         fixed, blocker, longest = True, limit, max(longest, (what[limit] - now) / 1e6)
-            if longest <= horizon and not fixed:
+            if longest > 0 and spent > room and stops and not fixed:
+                assert turn is not None, "nobody else has bounds"
+                again = turn.again(spent)
+                ahead = max(ahead, again + LATE)
+                verdicts += (-1.0 - again, -1.0 - (spent - room))
+            elif longest <= horizon and not fixed:
                 verdicts.append(longest)
                 for index in range(first_of, at, 2):
                     verdicts.append(charge(int(operations[index]), operations[index + 1], longest))
+                if turn is not None:
+                    shares = [
+                        operations[index + 1] * _seconds(flat[int(operations[index])])
+                        for index in range(first_of, at, 2)
+                    ]
+                    spent += max(shares) * turn.inverse
+                    ahead = max(ahead, longest)
             else:
                 verdicts += (-1.0 - longest, blocker)
                 if stops:
@@ -358,6 +395,17 @@ def decide(
                     missing = first - sum([entry[2] for entry in entries[limit]]) - level
                     if missing > 0:
                         charge(limit, missing, 0.0)
+        elif operation == FLOW:
+            if turn is not None:
+                turn.close(spent, ahead)
+            key, member, weight, of, waits = operations[at + 1 : at + 6]
+            at += 6
+            turn = Turn(states[row_of[int(of)]].flows, key, member, weight)
+            room, spent, ahead = turn.room, 0.0, waits or -math.inf
+        elif operation == LEAVE:
+            key, member, seconds, of = operations[at + 1 : at + 5]
+            at += 5
+            leave(states[row_of[int(of)]].flows, key, member, seconds)
         else:
             assert operation == RENEW, f"operation {operation} at {at}"
             first_of, at = at + 2, at + 2 + int(operations[at + 1])
@@ -368,6 +416,8 @@ def decide(
                         entry[0] = now + math.ceil(flat[limit][2] * 1e6)
                 entries[limit].sort(key=_until)
 
+    if turn is not None:
+        turn.close(spent, ahead)
     told: list[float] = []
     for limit, (kind, *_) in enumerate(flat):
         log = entries[limit]
@@ -385,6 +435,12 @@ def decide(
         keep.append(seconds)
         begin = stop
     return Decision(written, [state.born for state in states], verdicts, told, keep)
+
+
+def _seconds(limit: Sequence[float]) -> float:
+    """How long one unit of that limit takes to flow in. What comes back all at once counts as if it took a second, or its window."""
+    kind, first, second, third, _ = limit
+    return second / first if kind == WINDOW and third == LOG else 1.0 / first
 
 
 def _until(entry: list[float]) -> float:
@@ -438,6 +494,7 @@ def reshape(
     old = _read(row, now, before, -1.0)
     new = _new(now, after, -1.0)
     new.born = old.born
+    new.flows = old.flows
     for index, (limit, source) in enumerate(zip(after, origin, strict=True)):
         if source < 0:
             continue

@@ -15,8 +15,8 @@ flow's weight; a flow that was away begins at the tag of the last turn, so that 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterator, Mapping
-from heapq import heappop, heappush, nlargest
+from collections.abc import Collection, Hashable, Iterator, Mapping
+from heapq import heappop, heappush, nlargest, nsmallest
 from typing import Protocol
 
 __all__ = ["Charged", "Line", "Waiting"]
@@ -198,6 +198,19 @@ class _Shape:
             del self.levels[self.order.pop(0)]
         return None
 
+    def head_without(self, flows: Collection[Hashable]) -> tuple[Key, Waiting] | None:
+        """The head, if those of some flows were not there."""
+        for number in self.order:
+            firsts = [
+                (lane.flow.tag, first.number, first)
+                for name, lane in self.levels[number].lanes.items()
+                if name not in flows and (first := lane.first()) is not None
+            ]
+            if firsts:
+                tag, _, first = min(firsts)
+                return (-number, tag, first.number), first
+        return None
+
 
 class Line:
     """Those who wait for one group of limits.
@@ -353,7 +366,6 @@ class Line:
             charged.queued += amount
             if charged in flow.usage:
                 flow.usage[charged] -= amount / charged.throughput / flow.weight
-        flow.tag = max([flow.start, *flow.usage.values()])
         flow.waiting += 1
         self._count += 1
         level = shape.levels.get(waiting.level) or shape.add_level(waiting.level)
@@ -366,11 +378,35 @@ class Line:
             waiting.lane = lane
         else:
             lane.add(waiting)
-        for other in self._shapes.values():  # its tag is lower now, which a heap does not find out by itself
-            for each in other.levels.values():
-                if flow.name in each.lanes:
-                    each.note(each.lanes[flow.name])
+        self._retag(flow)
         heappush(level.risen, (waiting.entered, waiting.number, waiting))
+
+    def flows(self, most: int) -> list[Hashable]:
+        """Those of which somebody waits, at most so many, who has had least first."""
+        waiting = (flow for flow in self._flows.values() if flow.waiting)
+        return [flow.name for flow in nsmallest(most, waiting, key=lambda flow: flow.tag)]
+
+    def waits(self, name: Hashable) -> bool:
+        """Whether anybody of that flow waits."""
+        flow = self._flows.get(name)
+        return flow is not None and flow.waiting > 0
+
+    def delay(self, name: Hashable, seconds: float) -> None:
+        """Let a flow have had that much more: somebody else has seen to its calls."""
+        flow = self._flows.get(name)
+        if flow is not None:
+            flow.start += seconds
+            flow.usage = {charged: usage + seconds for charged, usage in flow.usage.items()}
+            self._retag(flow)
+
+    def _retag(self, flow: _Flow) -> None:
+        """Work out the tag of a flow anew, and tell all heaps, which do not find that out by themselves."""
+        flow.tag = max([flow.start, *flow.usage.values()])
+        for shape in self._shapes.values():
+            for level in shape.levels.values():
+                lane = level.lanes.get(flow.name)
+                if lane is not None:
+                    level.note(lane)
 
     def recharge(self, renewed: Mapping[Charged, tuple[Charged, ...]]) -> None:
         """Charge all who wait on what took the place of the limits in `renewed`. Nobody loses its place."""
@@ -394,8 +430,11 @@ class Line:
         self._shapes.clear()
         self._last_shape = None
 
-    def heads(self, now: float) -> list[tuple[Key, Waiting]]:
-        """The first of every shape with its place in the order; who may go next is one of them. Smallest key first."""
+    def heads(self, now: float, without: Collection[Hashable] = ()) -> list[tuple[Key, Waiting]]:
+        """The first of every shape with its place in the order; who may go next is one of them. Smallest key first.
+
+        `without`: flows that are passed over, as if nobody of them waited.
+        """
         heads = []
         empty = []
         for key, shape in self._shapes.items():
@@ -403,8 +442,10 @@ class Line:
             head = shape.head()
             if head is None:
                 empty.append(key)
-            else:
+            elif not without:
                 heads.append(head)
+            elif (other := shape.head_without(without)) is not None:
+                heads.append(other)
         for key in empty:
             del self._shapes[key]
             self._last_shape = None

@@ -12,7 +12,9 @@
 
 local BUCKET, CALENDAR, WINDOW = 0, 1, 2
 local LOG, RENEWED = 0, 2
-local ACQUIRE, GIVE_BACK, CHARGE, PAUSE, LOWER = 1, 2, 3, 4, 5
+local ACQUIRE, GIVE_BACK, CHARGE, PAUSE, LOWER, RENEW, FLOW, LEAVE = 1, 2, 3, 4, 5, 6, 7, 8
+local LEAD, GRACE, AGAIN_LEAST, AGAIN_MOST, LATE, FORGET, FLOWS, NEVER = 0.020, 0.020, 0.001, 0.050, 0.020, 1, 64, -1e9
+local KEY, OF, TAG, AHEAD = 1, 2, 3, 4  -- of an entry of a flow, as in _core/flows.py
 local REFUNDS, LONGEST_LOG, KEPT_LONGER, TOLD_FOR = 32, 256, 3600, 600
 local ROUNDING = 1 + 1e-12
 local max, min, ceil, huge = math.max, math.min, math.ceil, math.huge
@@ -67,7 +69,7 @@ end
 
 local kind, first, second, third = {}, {}, {}, {}       -- the limits, counted through all names from 1
 local pause, last, used, what, entries, eras = {}, {}, {}, {}, {}, {}
-local begins, born_at, others = {}, {}, {}
+local begins, born_at, others, flows, row_of = {}, {}, {}, {}, {}  -- flows: per name its entries
 local limits = 0
 
 for name = 1, names do
@@ -92,7 +94,7 @@ for name = 1, names do
     local k, a, b, c = asked[position], asked[position + 1], asked[position + 2], asked[position + 3]
     position = position + 5
     kind[limit], first[limit], second[limit], third[limit] = k, a, b, c
-    eras[limit] = born_at[name]
+    eras[limit], row_of[limit] = born_at[name], name
     local p, l, u, w, log = 0, 0, 0, 0, {}
     if numbers then
       p, l, u, w = numbers[at], numbers[at + 1], numbers[at + 2], numbers[at + 3]
@@ -134,6 +136,14 @@ for name = 1, names do
     end
     pause[limit], last[limit], used[limit], what[limit], entries[limit] = p, l, u, w, log
   end
+  local known = {}
+  if numbers then
+    while at < #numbers do
+      known[#known + 1] = {numbers[at], numbers[at + 1], numbers[at + 2], numbers[at + 3] - passed}
+      at = at + 4
+    end
+  end
+  flows[name] = known
   limits = limits + count
 end
 begins[names + 1] = limits
@@ -252,6 +262,59 @@ local function remember(refunds, mark, amount)
   end
 end
 
+local function seconds_of(limit)  -- in which one unit flows in
+  if kind[limit] == WINDOW and third[limit] == LOG then return second[limit] / first[limit] end
+  return 1 / first[limit]
+end
+
+-- Of the flow whose the requests that follow are: its entries, and seconds of throughput that it may have, and has had.
+local mine, room, back, inverse, spent, ahead = nil, huge, 0, 1, 0, -huge
+
+local function enter(known, key, of)
+  local entry, least, its_ahead = nil, huge, 0
+  for i = 1, #known do
+    local one = known[i]
+    if one[OF] == of then
+      if one[KEY] == key then
+        entry = one
+      elseif one[AHEAD] > -GRACE then
+        local tag = one[TAG] + max(0, -one[AHEAD])
+        if tag < least then least, its_ahead = tag, one[AHEAD] end
+      end
+    end
+  end
+  if not entry then
+    entry = {key, of, least < huge and least or 0, NEVER}
+    known[#known + 1] = entry
+  elseif entry[AHEAD] > NEVER and entry[AHEAD] < 0 and least < huge then
+    entry[TAG] = max(entry[TAG], min(entry[TAG] - entry[AHEAD], least))
+  end
+  local its_room = least + LEAD - entry[TAG]
+  if its_room < room then room, back = its_room, its_ahead end
+  return entry
+end
+
+local function close_turn()
+  if mine and ahead > -huge then
+    for i = 1, #mine do mine[i][TAG], mine[i][AHEAD] = mine[i][TAG] + spent, max(mine[i][AHEAD], ahead) end
+  end
+end
+
+local function kept(entries)
+  local known = {}
+  for i = 1, #entries do
+    if entries[i][AHEAD] > -FORGET then known[#known + 1] = entries[i] end
+  end
+  if #known > FLOWS then  -- those that wait, and had least
+    table.sort(known, function(one, other)
+      local away, gone = one[AHEAD] <= -GRACE, other[AHEAD] <= -GRACE
+      if away ~= gone then return gone end
+      return one[TAG] < other[TAG]
+    end)
+  end
+  return known
+end
+
 local stop = #asked
 while position <= stop do
   local operation = asked[position]
@@ -269,6 +332,11 @@ while position <= stop do
     used[one], what[one] = full, what[one] + asked[position + 5]
     verdicts[said + 1], verdicts[said + 2] = 0, what[one]
     said = said + 2
+    if mine then
+      local share = asked[position + 5] * seconds_of(one)
+      if two > 0 then share = max(share, asked[position + 7] * seconds_of(two)) end
+      spent, ahead = spent + share * inverse, max(ahead, 0)
+    end
     if two > 0 then
       used[two], what[two] = filled, what[two] + asked[position + 7]
       said = said + 1
@@ -296,9 +364,19 @@ while position <= stop do
         end
       end
     end
-    if longest <= horizon and not fixed then
+    if longest > 0 and spent > room and stops ~= 0 and not fixed then  -- another flow's turn
+      local again = min(max(spent - room, back, AGAIN_LEAST), AGAIN_MOST)
+      ahead = max(ahead, again + LATE)
+      say(-1 - again)
+      say(-1 - (spent - room))
+    elseif longest <= horizon and not fixed then
       say(longest)
-      for i = from, position - 1, 2 do say(charge(asked[i] + 1, asked[i + 1], longest)) end
+      local share = 0
+      for i = from, position - 1, 2 do
+        say(charge(asked[i] + 1, asked[i + 1], longest))
+        share = max(share, asked[i + 1] * seconds_of(asked[i] + 1))
+      end
+      if mine then spent, ahead = spent + share * inverse, max(ahead, longest) end
     else
       say(-1 - longest)
       say(blocker)
@@ -365,6 +443,24 @@ while position <= stop do
         if missing > 0 then charge(limit, missing, 0) end
       end
     end
+  elseif operation == FLOW then
+    close_turn()
+    local key, member = asked[position + 1], asked[position + 2]
+    local known = flows[row_of[asked[position + 4] + 1]]
+    local waits = asked[position + 5]
+    room, back, inverse, spent, ahead = huge, 0, 1 / asked[position + 3], 0, waits > 0 and waits or -huge
+    mine = {enter(known, key, 0)}
+    if member ~= 0 then mine[2] = enter(known, member, key) end
+    position = position + 6
+  elseif operation == LEAVE then
+    local key, member, known = asked[position + 1], asked[position + 2], flows[row_of[asked[position + 4] + 1]]
+    for i = 1, #known do
+      local one = known[i]
+      if (one[KEY] == key and one[OF] == 0) or (one[KEY] == member and one[OF] == key) then
+        one[TAG], one[AHEAD] = one[TAG] - asked[position + 3], min(one[AHEAD], 0)
+      end
+    end
+    position = position + 5
   else  -- RENEW
     local from = position + 2
     position = from + asked[position + 1]
@@ -378,6 +474,8 @@ while position <= stop do
     end
   end
 end
+
+close_turn()
 
 -- Write the rows, and say how things stand.
 
@@ -394,7 +492,7 @@ for limit = 1, limits do
   end
 end
 for name = 1, names do
-  local row, keep = {now, born_at[name]}, 0
+  local row, keep, at = {now, born_at[name]}, 0, 0
   for limit = begins[name] + 1, begins[name + 1] do
     local log, u, w = entries[limit], used[limit], what[limit]
     if kind[limit] == BUCKET then
@@ -405,12 +503,17 @@ for name = 1, names do
       if #log > 0 then keep = max(keep, (log[#log][1] - now) / 1e6) end
     end
     keep = max(keep, pause[limit])
-    local at = #row
+    at = #row
     row[at + 1], row[at + 2], row[at + 3], row[at + 4], row[at + 5] = pause[limit], last[limit], u, w, #log
     for i = 1, #log do
       at = #row
       row[at + 1], row[at + 2], row[at + 3] = log[i][1], log[i][2], log[i][3]
     end
+  end
+  local known = kept(flows[name])
+  for i = 1, min(#known, FLOWS) do
+    at = #row
+    row[at + 1], row[at + 2], row[at + 3], row[at + 4] = unpack(known[i])
   end
   redis.call('HSET', KEYS[name + 2], 't', ARGV[name + 1], 'r', pack(row))
   redis.call('EXPIRE', KEYS[name + 2], ceil(keep) + KEPT_LONGER)

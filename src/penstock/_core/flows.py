@@ -1,0 +1,112 @@
+"""Whose turn it is where several processes ask: what a store remembers of the flows that share its limits.
+
+Nothing here waits or reads a clock. Of each flow that waits there is an *entry*: its tag, which is what it has had so far, in
+seconds of the throughput of whatever it had most of, divided by its weight; and how many seconds ahead its last admission is. A
+request that would have to wait, of a flow whose tag is more than `LEAD` beyond that of the flow that has had least, of those that wait,
+is told to come again when that one has caught up. (What need not wait takes nobody's turn.) So flows share fairly whichever processes they are in. Calls without a flow are a flow of their
+process, so a process with a long line cannot take the next turns of all others; and within a flow that several processes work
+for, these share in the same way, as its *members*.
+
+Who is away has no credit for it: its tag goes on with the time, and a newcomer begins where the one is that has had least. Who is ahead does
+not get rid of that by waiting: its entry is kept for a while. This is start-time fair queueing (Goyal et al., 1996) with a bound on
+the lead, as what was once admitted for a moment to come cannot be taken back. It needs no knowledge of who waits how
+long: whoever has an admission to come, or was told when to come again, waits.
+"""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["AGAIN", "FLOWS", "FORGET", "GRACE", "LATE", "LEAD", "Turn", "kept", "leave"]
+
+LEAD = 0.020
+"""Seconds of throughput by which a flow may be ahead of another that waits."""
+
+GRACE = 0.020
+"""Seconds for which a flow still counts as waiting after its last admission: until its process has asked for the next."""
+
+AGAIN = (0.001, 0.050)
+"""Seconds, least and most, after which a flow that is ahead is to come again."""
+
+LATE = 0.020
+"""Seconds after that moment for which it still counts as waiting: it may have reasons to come later."""
+
+FORGET = 1.0
+"""Seconds after its last admission for which the entry of a flow is kept."""
+
+FLOWS = 64
+"""Entries that are kept: those that wait, and have had least. Of more, the others go in the order in which they ask."""
+
+_NEVER = -1e9
+
+KEY, OF, TAG, AHEAD = range(4)
+"""What an entry consists of. `OF` is 0 for a flow, and the flow's key for one of its members."""
+
+Entry = list[float]
+
+
+class Turn:
+    """One flow's requests in one batch, and how far they may go.
+
+    Attributes:
+        room: Seconds of throughput that it may have, and then one request more, before others must have theirs.
+        back: In how many seconds the flow asks again that it must wait for.
+        inverse: Of its weight.
+    """
+
+    __slots__ = ("_entries", "back", "inverse", "room")
+
+    def __init__(self, entries: list[Entry], key: float, member: float, weight: float) -> None:
+        """Find the entries of the flow `key`, and of its member, unless that is 0; make them where there are none."""
+        self.room = math.inf
+        self.back = 0.0
+        self.inverse = 1.0 / weight
+        self._entries = [self._enter(entries, key, 0.0)]
+        if member:
+            self._entries.append(self._enter(entries, member, key))
+
+    def _enter(self, entries: list[Entry], key: float, of: float) -> Entry:
+        mine, least, back = None, math.inf, 0.0
+        for entry in entries:
+            if entry[OF] != of:
+                continue
+            if entry[KEY] == key:
+                mine = entry
+            elif entry[AHEAD] > -GRACE:
+                tag = entry[TAG] + max(0.0, -entry[AHEAD])
+                if tag < least:
+                    least, back = tag, entry[AHEAD]
+        if mine is None:
+            mine = [key, of, least if least < math.inf else 0.0, _NEVER]
+            entries.append(mine)
+        elif _NEVER < mine[AHEAD] < 0 and least < math.inf:
+            mine[TAG] = max(mine[TAG], min(mine[TAG] - mine[AHEAD], least))
+        room = least + LEAD - mine[TAG]
+        if room < self.room:
+            self.room, self.back = room, back
+        return mine
+
+    def again(self, spent: float) -> float:
+        """In how many seconds the flow is to come again, which has spent more than its room."""
+        return min(max(spent - self.room, self.back, AGAIN[0]), AGAIN[1])
+
+    def close(self, spent: float, ahead: float) -> None:
+        """The flow has been granted so many seconds of throughput, the last of it, or its next question, so far ahead; `-inf`: nothing."""
+        if ahead > -math.inf:
+            for entry in self._entries:
+                entry[TAG] += spent
+                entry[AHEAD] = max(entry[AHEAD], ahead)
+
+
+def leave(entries: list[Entry], key: float, member: float, seconds: float) -> None:
+    """A reservation worth so much is given back, and for all we know nobody of that flow waits any more."""
+    for entry in entries:
+        if (entry[KEY] == key and entry[OF] == 0) or (entry[KEY] == member and entry[OF] == key):
+            entry[TAG] -= seconds
+            entry[AHEAD] = min(entry[AHEAD], 0.0)
+
+
+def kept(entries: list[Entry]) -> list[Entry]:
+    """The entries that are worth keeping."""
+    known = [entry for entry in entries if entry[AHEAD] > -FORGET]
+    return known if len(known) <= FLOWS else sorted(known, key=lambda e: (e[AHEAD] <= -GRACE, e[TAG]))[:FLOWS]
