@@ -1,0 +1,261 @@
+"""The ledger where the random tests of tests/stores seldom come: rows that were lost, limits that change, and all that is at an end."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from penstock._core import ledger
+from penstock._core.ledger import (
+    ACQUIRE,
+    BUCKET,
+    CALENDAR,
+    CHARGE,
+    GIVE_BACK,
+    LOG,
+    LOWER,
+    PAUSE,
+    RENEWED,
+    TIMED,
+    WINDOW,
+    decide,
+    reshape,
+)
+
+SECOND = 1e6
+NOW = 1_785_000_000 * SECOND
+
+
+def bucket(per_second, burst, overdraft=0.0):
+    return (BUCKET, per_second, burst, overdraft, 0.0)
+
+
+def window(amount, ttl, mode=LOG):
+    return (WINDOW, amount, ttl, mode, 0.0)
+
+
+def day(amount, left=10.0, length=60.0, now=NOW):
+    """A calendar period that ends `left` seconds from now, and the next one after `length` more."""
+    return (CALENDAR, amount, now + left * SECOND, now + (left + length) * SECOND, 0.0)
+
+
+def asked(limits, *operations, row=None, now=NOW, owner=1.0, born=-1.0):
+    return decide([row], [limits], [float(x) for x in operations], owner, now, born)
+
+
+def used(decision, limit=0):
+    return decision.states[3 * limit + 1]
+
+
+@pytest.mark.parametrize(
+    ("limit", "amount", "seconds"),
+    [(bucket(4, 100), 60, 15), (day(100, 25), 1, 25), (window(9, 40), 1, 40), (bucket(4, 100), 0, 0)],
+    ids=["bucket", "calendar", "window", "full"],
+)
+def test_a_row_is_kept_for_as_long_as_it_means_something(limit, amount, seconds):
+    """A store may forget it after that. A pause means something too."""
+    assert asked([limit], CHARGE, 1, 0, amount).keep == [pytest.approx(seconds)]
+    assert asked([limit], CHARGE, 1, 0, amount, PAUSE, 99, 1, 0).keep == [pytest.approx(99)]
+    both = [limit, bucket(1, 100)]
+    assert asked(both, CHARGE, 2, 0, amount, 1, 70).keep == [pytest.approx(70)]
+    with pytest.raises(ValueError, match="zip"):
+        decide([None], [[limit], [limit]], [], 1.0, NOW)
+
+
+@pytest.mark.parametrize(("age", "left"), [(0, 10), (4, 2), (5, 0), (50, 0)])
+def test_a_bucket_that_was_lost_is_taken_for_empty_then_and_refills(age, left):
+    assert used(asked([bucket(2, 10)], born=NOW - age * SECOND)) == pytest.approx(left, abs=1e-4)
+
+
+def test_what_was_never_used_is_whole_at_any_hour_of_the_store():
+    """Also at the first microsecond of its clock; a memory that begins at 0 is one."""
+    limits = [bucket(2, 10), window(5, 30), day(7, now=0.0)]
+    fresh = asked(limits, now=0.0)
+    assert [used(fresh, limit) for limit in range(3)] == [0, 0, 0]
+    lost = asked(limits, now=SECOND, born=0.0)
+    assert [used(lost, limit) for limit in range(3)] == [8, 5, 7]
+    assert lost.states[3 + 2] == 30 * SECOND, "as charged at the moment of the loss"
+    assert used(asked(limits, now=30 * SECOND, born=0.0), 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("left", "age", "spent"),
+    [(10, 3, 7), (10, 9, 7), (10, 10, 0), (10, 50, 0), (-5, 3, 7), (-5, 60, 0)],
+    ids=["lost in it", "just", "as long ago as it lasts", "long ago", "in the next", "before the next"],
+)
+def test_a_period_that_was_lost_is_taken_for_spent_if_it_may_have_been(left, age, spent):
+    """Whoever asks may be a period behind: then it is the next one that counts."""
+    decision = asked([day(7, left)], born=NOW - age * SECOND)
+    assert used(decision) == spent
+    assert decision.states[2] == NOW + (left if left > 0 else left + 60) * SECOND
+
+
+def test_who_is_two_periods_behind_is_told_to_ask_again_at_once():
+    decision = asked([day(7, -100)], ACQUIRE, 0, 0, 1, 0, 1)
+    assert decision.verdicts == [pytest.approx(-1 - 1e-6, abs=1e-9), 0]
+    ended = asked([day(7, 10)], CHARGE, 1, 0, 7)
+    late = asked([day(7, -100)], ACQUIRE, 0, 0, 1, 0, 1, row=ended.rows[0], now=NOW + 100 * SECOND)
+    assert late.verdicts == [pytest.approx(-1 - 1e-6, abs=1e-9), 0]
+
+
+def test_a_call_whose_turn_comes_after_the_end_of_a_period_is_not_granted_in_it():
+    """It would be charged to a day in which it is not made. Refused, with the time at which it can be asked for."""
+    spent = asked([bucket(1, 30), day(7, 10)], CHARGE, 1, 0, 30)
+    for amount, verdict in ((5, 5), (9, 9), (20, -1 - 20)):
+        found = asked([bucket(1, 30), day(7, 10)], ACQUIRE, 99, 0, 2, 0, amount, 1, 1, row=spent.rows[0])
+        assert found.verdicts[0] == pytest.approx(verdict)
+        if verdict < 0:
+            assert found.verdicts[1] == 1, "the calendar is to blame"
+            assert used(found, 1) == 0
+    half = asked([bucket(10, 30), day(7, 0.25)], CHARGE, 1, 0, 30)
+    assert asked([bucket(10, 30), day(7, 0.25)], ACQUIRE, 9, 0, 2, 0, 5, 1, 1, row=half.rows[0]).verdicts[0] == -1.5
+
+
+def test_who_must_stop_stops_those_behind_it_at_that_limit_and_no_other():
+    """Or a small call would pass a large one of its own line."""
+    limits = [bucket(10, 10), bucket(10, 10), bucket(10, 10)]
+    spent = asked(limits, CHARGE, 1, 0, 5)
+    for stops, blamed in ((1, [-1.0, 0.0]), (0, [0.0, 6.0, 1.0])):
+        found = asked(limits, ACQUIRE, 0, stops, 1, 0, 7, ACQUIRE, 0, 0, 2, 0, 1, 1, 1, row=spent.rows[0])
+        assert found.verdicts == [pytest.approx(-1.2), 0.0, *blamed]
+    other = asked(limits, ACQUIRE, 0, 1, 1, 0, 7, ACQUIRE, 0, 0, 2, 1, 1, 2, 1, row=spent.rows[0])
+    assert other.verdicts[2:] == [0.0, 1.0, 1.0]
+
+
+def test_a_pause_holds_those_who_come_in_the_same_batch():
+    limits = [bucket(10, 10), bucket(10, 10)]
+    for paused in (0, 1):
+        found = asked(limits, PAUSE, 0.5, 1, paused, ACQUIRE, 0, 0, 2, 0, 0.5, 1, 0.5)
+        assert found.verdicts == [pytest.approx(-1.5), paused]
+    assert asked(limits, PAUSE, 0, 2, 0, 1, ACQUIRE, 0, 0, 2, 0, 1, 1, 1).verdicts == [0, 1, 1]
+
+
+def test_several_in_one_operation_are_all_done():
+    limits = [bucket(1, 10), bucket(1, 20), bucket(1, 30)]
+    charged = asked(limits, CHARGE, 3, 0, 4, 1, 5, 2, 6)
+    assert charged.verdicts == [4, 5, 6]
+    (row,), era = charged.rows, charged.eras[0]
+    back = asked(limits, GIVE_BACK, 3, 0, 1, era, 4, 1, 2, era - 1, 5, 2, 3, era, 6, row=row)
+    assert [used(back, limit) for limit in range(3)] == [3, 5, 3], (
+        "a permit of a lost row gives nothing back, the others do"
+    )
+    low = asked(limits, LOWER, 3, 0, 2, 0, -1, -1, 1, 3, 0, -1, -1, 2, 4, 0, -1, -1, row=row)
+    assert [used(low, limit) for limit in range(3)] == [8, 17, 26]
+
+
+def test_hearsay_of_less_than_a_unit_lowers_a_window_too():
+    assert used(asked([window(5, 30)], LOWER, 1, 0, 4.5, 0, -1, -1)) == 0.5
+    assert used(asked([window(5, 30)], LOWER, 1, 0, 5, 0, -1, -1)) == 0
+
+
+def test_a_place_whose_time_has_passed_gives_nothing_back():
+    """At its very end too: what is there then is another's."""
+    held = asked([window(5, 10, TIMED)], CHARGE, 1, 0, 2)
+    (mark,) = held.verdicts
+    later = asked([window(5, 10, TIMED)], CHARGE, 1, 0, 3, row=held.rows[0], now=NOW + 5 * SECOND)
+    at_end = asked(
+        [window(5, 10, TIMED)], GIVE_BACK, 1, 0, 2, held.eras[0], mark, row=later.rows[0], now=NOW + 10 * SECOND
+    )
+    assert used(at_end) == 3
+
+
+# What a bucket remembers of refunds
+
+
+def test_refunds_are_remembered_in_the_order_of_their_marks_and_of_one_mark_once():
+    refunds: list[list[float]] = []
+    for mark, amount in ((5.0, 1.0), (9.0, 2.0), (7.0, 3.0), (9.0, 4.0), (1.0, 5.0), (5.0, 0.5), (5.0, 0.25)):
+        ledger._remember(refunds, mark, amount)
+    assert refunds == [[1.0, 0.0, 5.0], [5.0, 0.0, 1.75], [7.0, 0.0, 3.0], [9.0, 0.0, 6.0]]
+
+
+def test_of_more_refunds_than_it_remembers_the_two_lowest_become_one():
+    refunds: list[list[float]] = []
+    for mark in range(ledger.REFUNDS):
+        ledger._remember(refunds, float(mark), 1.0 + mark)
+    assert len(refunds) == ledger.REFUNDS
+    ledger._remember(refunds, 99.0, 7.0)
+    assert refunds[:3] == [[0.0, 0.0, 3.0], [2.0, 0.0, 3.0], [3.0, 0.0, 4.0]]
+    assert (len(refunds), refunds[-1]) == (ledger.REFUNDS, [99.0, 0.0, 7.0])
+
+
+def test_a_refund_counts_only_for_those_who_were_charged_before_it():
+    """Its own charge is in its mark already."""
+    limits = [bucket(1, 100)]
+    first = asked(limits, CHARGE, 1, 0, 10)
+    second = asked(limits, CHARGE, 1, 0, 20, row=first.rows[0])
+    era = first.eras[0]
+    both = asked(limits, GIVE_BACK, 1, 0, 20, era, 30, row=second.rows[0])
+    assert used(both) == 10
+    again = asked(limits, GIVE_BACK, 1, 0, 10, era, 10, row=both.rows[0])
+    assert used(again) == 0
+    assert used(asked(limits, GIVE_BACK, 1, 0, 30, era, 30, row=second.rows[0])) == 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7])
+def test_a_log_is_halved_into_the_later_of_each_pair(count):
+    log = [[float(10 * i), float(100 + i), 1.0 + i] for i in range(count)]
+    ledger._merge(log)
+    expected = [[10.0 * (i + 1), 101.0 + i, 3.0 + 2 * i] for i in range(0, count - 1, 2)]
+    if count % 2:
+        expected.append([10.0 * (count - 1), 99.0 + count, float(count)])
+    assert log == expected
+
+
+@pytest.mark.parametrize(
+    ("amount", "owner", "mark", "mode", "left"),
+    [
+        (1, 1.0, 0.0, TIMED, [3, 4, 2]),
+        (4, 1.0, 0.0, TIMED, [4, 2]),
+        (9, 1.0, 10.0, TIMED, [4, 2]),
+        (1, 1.0, 11.0, TIMED, [4, 4, 1]),
+        (1, 2.0, 99.0, RENEWED, [4, 3, 2]),
+        (1, 2.0, 99.0, TIMED, [4, 4, 2]),
+        (1, 3.0, 0.0, TIMED, [4, 4, 2]),
+        (3.5, 1.0, 0.0, TIMED, [0.5, 4, 2]),
+    ],
+)
+def test_what_is_released_comes_out_of_the_first_entry_that_can_be_meant(amount, owner, mark, mode, left):
+    log = [[10.0, 1.0, 4.0], [20.0, 2.0, 4.0], [30.0, 1.0, 2.0]]
+    ledger._release(log, amount, owner, mark, mode)
+    assert [entry[2] for entry in log] == left
+
+
+# Other limits for the same row
+
+
+def test_whatever_kind_takes_over_what_was_used_stays_used():
+    """The order of the limits may change with it, and some may be new."""
+    kinds = {"bucket": bucket(1, 50), "calendar": day(50), "log": window(50, 30), "timed": window(50, 30, TIMED)}
+    for before, counted in kinds.items():
+        limits = [bucket(1, 9), counted]
+        row = asked(limits, CHARGE, 3, 0, 2, 1, 7, 1, 5, PAUSE, 4, 1, 1).rows[0]
+        for after, limit in kinds.items():
+            now = NOW + SECOND
+            changed, keep = reshape(row, limits, [window(3, 8), limit, bucket(1, 9)], [-1, 1, 0], now)
+            found = asked([window(3, 8), limit, bucket(1, 9)], row=changed, now=now)
+            stays = 11 if before == "bucket" else 12
+            # A permit frees the places it holds; whoever had something else has none.
+            held = after == "timed" and before not in {"log", "timed"}
+            assert used(found, 1) == (0 if held else stays), (before, after)
+            assert [used(found, 0), used(found, 2)] == [0, 1]
+            assert found.states[3] == 3, "the pause goes on"
+            assert found.eras == [NOW]
+            if after == "log" and before in {"bucket", "calendar"}:
+                assert found.states[5] == now + 30 * SECOND
+            assert keep >= 3
+
+
+def test_each_new_limit_says_where_it_comes_from():
+    row = asked([bucket(1, 9)], CHARGE, 1, 0, 2).rows[0]
+    with pytest.raises(ValueError, match="zip"):
+        reshape(row, [bucket(1, 9)], [bucket(1, 9)], [0, 0], NOW)
+
+
+def test_nothing_used_is_nothing_in_a_window():
+    row = asked([bucket(1, 9)], CHARGE, 1, 0, 0).rows[0]
+    changed, keep = reshape(row, [bucket(1, 9)], [window(3, 8)], [0], NOW)
+    assert keep == 0
+    assert asked([window(3, 8)], row=changed).states == [0, 0, 0]
+    assert asked([window(3, 8)], ACQUIRE, math.inf, 0, 1, 0, 3, row=changed).verdicts[0] == 0
