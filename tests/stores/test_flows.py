@@ -86,7 +86,8 @@ async def share(stores, processes, *, rate=400, seconds=1.0, weights=None, lease
         of_flow[flow] = of_flow.get(flow, 0) + 1
         of_process[number] += 1
     calls = sum(limiter._courier.calls for limiter in limiters) / len(counted)
-    print(of_flow, of_process, f"{calls:.2f} calls per grant")  # noqa: T201 - `-rP` shows it
+    medians = [f"{1e3 * statistics.median(each):.0f} ms" for each in waits]
+    print(of_flow, of_process, f"{calls:.2f} calls per grant, median waits {medians}")  # noqa: T201 - `-rP` shows it
     assert len(counted) >= 0.85 * rate * seconds, "nothing is lost by sharing"
     return of_flow, of_process, waits
 
