@@ -73,10 +73,15 @@ class Naive:
         arrived = self.arrived[waiting][1]
         return waiting.priority + (int((now - arrived) // self.ageing) if self.ageing < math.inf else 0)
 
-    def heads(self, now: float) -> list[Waiting]:
+    def delay(self, flow, seconds: float) -> None:
+        if flow in self.start:
+            self.start[flow] += seconds
+            self.usage[flow] = {limit: used + seconds for limit, used in self.usage[flow].items()}
+
+    def heads(self, now: float, without=()) -> list[Waiting]:
         key = lambda w: (-self.level(w, now), self.tag(w.flow), self.arrived[w][0])  # noqa: E731
         shapes: dict = {}
-        for waiting in self.waiting:
+        for waiting in (w for w in self.waiting if w.flow not in without):
             shapes.setdefault(tuple(limit for limit, _ in waiting.charges), []).append(waiting)
         return sorted((min(shape, key=key) for shape in shapes.values()), key=key)
 
@@ -219,7 +224,11 @@ def test_a_long_life_is_that_of_the_model_at_every_step(seed):
             line.leave(naive.waiting.pop(luck.randrange(len(naive.waiting))))
         elif dice < 0.97:
             now += luck.choice([0.5, 3.0, 11.0, 25.0])
-        elif dice < 0.98:
+        elif dice < 0.985:
+            flow, seconds = luck.choice(["a", "b", "c", None, "never came"]), luck.choice([0.5, 4.0])
+            line.delay(flow, seconds)
+            naive.delay(flow, seconds)
+        elif dice < 0.995:
             new = Counted(2.0)
             renewed = {limits[0]: luck.choice([(limits[0], limits[2]), (new,), (limits[0],)])}
             old = {w: w.charges for w in naive.waiting}
@@ -232,6 +241,17 @@ def test_a_long_life_is_that_of_the_model_at_every_step(seed):
         assert [waiting for _, waiting in heads] == naive.heads(now)
         for key, waiting in heads:
             assert key == (-naive.level(waiting, now), pytest.approx(naive.tag(waiting.flow)), waiting.number)
+        flows = [*"abc", None]
+        without = luck.sample(flows, luck.randrange(4))
+        others = line.heads(now, without)
+        assert [waiting for _, waiting in others] == naive.heads(now, without), "as if nobody of those flows waited"
+        for key, waiting in others:
+            assert key == (-naive.level(waiting, now), pytest.approx(naive.tag(waiting.flow)), waiting.number)
+        tags = {flow: naive.tag(flow) for flow in flows if any(w.flow == flow for w in naive.waiting)}
+        assert [line.waits(flow) for flow in [*flows, "never came"]] == [*(flow in tags for flow in flows), False]
+        for most in (1, 2, 9):
+            assert [tags[flow] for flow in line.flows(most)] == pytest.approx(sorted(tags.values())[:most])
+            assert len(set(line.flows(most))) == min(most, len(tags))
         assert set(line) == set(naive.waiting)
         for limit in limits:
             assert limit.queued == sum(
