@@ -34,7 +34,8 @@ from pathlib import Path
 from _report import table, where
 
 from penstock import Keyed, Limiter, clock, per_second
-from penstock._courier import Courier, Slip
+from penstock._courier import Courier
+from penstock._desks import Slip
 from penstock._parking import Parker
 from penstock.stores import Store
 

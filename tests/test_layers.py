@@ -29,6 +29,8 @@ ORDER = (
     "stores",
     "_tasks",  # tasks that outlive the call which started them
     "_gate",  # the line in front of limits of this process
+    "_desks",  # what the courier keeps books of
+    "_leasing",  # grants out of what this process holds of a shared store
     "_courier",  # who carries what is asked to a shared store
     "_given",  # what users write, read and checked
     "permit",

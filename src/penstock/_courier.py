@@ -9,6 +9,9 @@ the rest hold nothing. Who is granted a moment to come is woken then. Who leaves
 only if there is none it goes back to the store: so the quota is used even if most give up, and a process that dies takes one
 reservation with it.
 
+Whose turn it is among several processes is the store's to say (`_core.flows`): each request names its flow, and one that is told that it is
+another's turn stands back in the line, where those of other flows are asked for before it.
+
 **With a lease** the store is asked for chunks instead, and who waits, or comes, is granted out of what is held here (`_core.lease` says how much
 may be asked for, and when it may be used). A call for which enough is held does not even pass through the courier: its own
 thread takes it, with the lock held. What nobody uses goes back.
@@ -28,7 +31,6 @@ import os
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -38,25 +40,24 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, WeakValueDictionary
 
 from penstock import clock
-from penstock._core import lease as leases
 from penstock._core import ledger
 from penstock._core.bucket import Bucket
-from penstock._core.lease import Chunk, Holding, Leased, Piece, Share
-from penstock._core.line import Waiting
-from penstock._core.places import Places
-from penstock._core.turns import Slot, meter_for, ready_at
-from penstock._core.windows import CalendarWindow, Entry, SlidingWindow
-from penstock._gate import Gate, Part
+from penstock._core.lease import Holding
+from penstock._core.turns import Slot, ready_at
+from penstock._core.windows import CalendarWindow
+from penstock._desks import ANY, POLL, Account, Call, ChunkAsked, Desk, Return, SharedSlot, Slip
+from penstock._leasing import Leasing
 from penstock._parking import Parker, wake_all
 from penstock.errors import ConfigurationConflict, PenstockError, QueueFull, RateLimited, StoreError
 from penstock.events import StoreFound, StoreLost, tell
+from penstock.stores.alone import Alone
 from penstock.stores.contract import Batch, Reply, Store, Terms, Unreachable
 
 if TYPE_CHECKING:
-    from penstock._shared import SharedLimiter, SharedPermit
+    from penstock._shared import SharedPermit
     from penstock.limits import Limit
 
-__all__ = ["Account", "Courier", "Desk", "SharedSlot", "Slip", "courier_of"]
+__all__ = ["Courier", "courier_of"]
 
 LOOKAHEAD = 0.020
 """Seconds ahead for which turns are reserved in one call."""
@@ -67,267 +68,8 @@ MARGIN = 0.002
 TOLD = 8
 """Flows that wait behind others here, of which the store is told: so they are not forgotten while it is not their turn."""
 
-POLL = (0.002, 0.050)
-"""Seconds, first and longest, between questions for what only comes back when somebody gives it back."""
-
 RETRY = (0.01, 0.25)
 """Seconds, first and longest, between attempts to reach a store that does not answer."""
-
-
-class SharedSlot(Leased):
-    """One limit of a name: whose it is, and its place among the terms."""
-
-    __slots__ = ("account", "index", "mode")
-
-    account: Account
-    index: int
-    mode: float
-
-
-class Account(Part):
-    """The limits of one name in a shared store, as this process knows them."""
-
-    __slots__ = ("agreed", "held", "lease", "looking", "order", "place_ttl", "renew_at", "terms")
-
-    def __init__(
-        self, name: str, limits: dict[str, tuple[Limit, ...]], desk: Desk, place_ttl: float, lease: float | None
-    ) -> None:
-        self.place_ttl = place_ttl
-        self.agreed = False  # whether the store has ever decided by these terms
-        self.looking = False  # whether the store is being asked if reservations still hold
-        self.held: dict[SharedSlot, float] = {}  # places of this process that must be renewed
-        self.renew_at = math.inf
-        self.lease = lease
-        self.terms = Terms(name, limits, place_ttl, lease)
-        super().__init__(limits, desk, name)
-
-    def promise(self, limits: dict[str, tuple[Limit, ...]], now: float) -> None:
-        wanted = {**self.terms.limits, **limits}
-        if wanted != self.terms.limits:  # not at first
-            self.terms = Terms(self.terms.name, wanted, self.place_ttl, self.lease)
-        for unit, kinds in limits.items():
-            old = self.slots.get(unit, ())
-            slots: list[SharedSlot] = []
-            for index, limit in enumerate(kinds):
-                label = unit if len(kinds) == 1 else f"{unit} ({limit})"
-                if index < len(old):
-                    slot = old[index]
-                    slot.label = label
-                    slot.promise(limit, now)
-                else:
-                    slot = SharedSlot(unit, limit, label)
-                    slot.holding = Holding()
-                if self.lease is not None:  # the meter is the store's, and the limit is what was promised
-                    slot.meter = meter_for(leases.working(limit, self.lease))
-                slots.append(slot)  # type: ignore[arg-type]  # all of them are
-            self.slots[unit] = tuple(slots)
-            default = next((limit.default for limit in kinds if limit.default is not None), None)
-            if default is None and unit == "requests":
-                default = 1
-            self.defaults.pop(unit, None)
-            if default is not None:
-                self.defaults[unit] = default
-        self.order: list[SharedSlot] = [slot for unit in self.terms.limits for slot in self.slots[unit]]  # type: ignore[misc]
-        offset = clock.wall() - clock.now()
-        for index, (slot, numbers) in enumerate(zip(self.order, self.terms.numbers(clock.wall() * 1e6), strict=True)):
-            slot.account = self
-            slot.index = index
-            slot.mode = numbers[3] if numbers[0] == ledger.WINDOW else -1.0
-            if isinstance(slot.meter, CalendarWindow):
-                slot.meter.follow(offset)
-        self.version += 1
-
-    def mirror(self, states: Any, at: int, now: float, server: float) -> None:
-        """Let the meters show what the store has just said."""
-        for slot in self.order:
-            pause, used, what = states[at : at + 3]
-            at += 3
-            slot.paused_until = now + pause if pause > 0 else -math.inf
-            meter = slot.meter
-            if isinstance(meter, Bucket):
-                meter.offset = 0.0
-                meter.tat = now * meter.rate + used
-                meter.rounding = 0.0
-            elif isinstance(meter, CalendarWindow):
-                meter.offset = server / 1e6 - now
-                meter.unpack((what / 1e6, used))
-            elif isinstance(meter, Places):
-                meter.unpack(used)
-            elif isinstance(meter, SlidingWindow):
-                meter.log.clear()
-                if used:
-                    meter.log.append(Entry(now + (what - server) / 1e6 - meter.per, used))
-                meter._total = used
-
-
-class Slip(Waiting):
-    """One who waits: what it costs, until when, and what came of it.
-
-    `state` goes from "new" to "line", "asked", "reserved" and "granted"; to "gone" when it leaves, to "refused" with an error.
-    """
-
-    __slots__ = (
-        "call", "confirmed", "cost", "deadline", "due", "eras", "error", "granted_at", "limiter", "marks", "parker",
-        "shares", "state", "waited",
-    )  # fmt: skip
-
-    charges: Any
-
-    def __init__(
-        self,
-        limiter: SharedLimiter,
-        cost: Mapping[str, float],
-        charges: Any,
-        parker: Parker,
-        priority: int,
-        flow: Hashable,
-        deadline: float,
-    ) -> None:
-        # `Waiting.__init__` written out, and what is only looked at later left to whoever sets it: there is one of these per call.
-        self.charges = charges
-        self.priority = self.level = priority
-        self.flow = flow
-        self.number = 0
-        self.arrived = self.entered = 0.0
-        self.lane = None
-        self.limiter = limiter
-        self.cost = cost
-        self.parker = parker
-        self.deadline = deadline
-        self.state = "new"
-        self.call: _Call | None = None  # that asks for it
-        self.due = 0.0
-        self.waited = 0.0
-        self.confirmed = False
-        self.granted_at = 0.0
-        self.marks: Sequence[float] = ()
-        self.eras: Mapping[Account, float] = {}
-        self.shares: list[Share] | None = None  # what it has of chunks that are held here, instead of marks
-        self.error: Exception | None = None
-
-    @property
-    def done(self) -> bool:
-        """Whether there is nothing left to wait for."""
-        return self.state == "granted" or self.error is not None
-
-
-class Desk(Gate):
-    """A line in front of limits that live elsewhere: who wants to be asked for, and who has a reservation."""
-
-    __slots__ = (
-        "__weakref__", "accounts", "alarm", "behind", "blocked", "coming", "fresh", "life", "more_at", "poll", "reserved",
-        "tended", "told",
-    )  # fmt: skip
-
-    def __init__(
-        self, ageing: float = 30.0, weights: dict[Hashable, float] | None = None, life: float | None = None
-    ) -> None:
-        super().__init__(ageing, weights)
-        self.accounts: WeakSet[Account] = WeakSet()
-        self.life = life  # seconds for which what is granted may be held; None: no leases
-        self.coming = 0  # how many have been sent to the courier and are not here yet
-        self.more_at = -math.inf  # before that, the store has no more than what the first in line need
-        self.tended = -math.inf  # when somebody looks next whether what is held is used
-        self.fresh: deque[Slip] = deque()  # came just now, and nobody has looked at them yet
-        self.reserved: list[Slip] = []
-        self.blocked: dict[Slot, float] = {}  # what only comes back when it is given back: when to ask for it again
-        self.told: set[Hashable] = set()  # flows of which the store knows that they wait here
-        self.behind: dict[Hashable, float] = {}  # flows that are ahead of those of other processes: when to ask again
-        self.poll = POLL[0]
-        self.alarm = math.inf
-
-    @property
-    def waiting(self) -> int:
-        """How many wait here."""
-        return len(self.line) + len(self.fresh) + len(self.reserved)
-
-    def slots(self) -> list[SharedSlot]:
-        """All limits that calls are charged on here."""
-        return [slot for account in self.accounts for slot in account.order]
-
-    def merge(self, other: Gate) -> Gate:
-        """Become one with `other`, with one order for all who wait."""
-        if other is self:
-            return self
-        assert isinstance(other, Desk)
-        self.line.weights = {**other.line.weights, **self.line.weights}
-        self.line.ageing = min(self.line.ageing, other.line.ageing)
-        other.into = self
-        for waiting in sorted(other.line, key=lambda w: w.number):
-            other.line.leave(waiting)
-            self.line.join(waiting, waiting.arrived)
-        self.accounts |= other.accounts
-        self.coming += other.coming
-        if self.life is not None and other.life is not None:
-            self.life = min(self.life, other.life)
-        self.fresh.extend(other.fresh)
-        self.reserved.extend(other.reserved)
-        self.blocked.update(other.blocked)
-        return self
-
-
-class _ChunkAsked:
-    """A piece of a chunk on its way, in the place of a slip."""
-
-    __slots__ = ("charges", "desk", "first", "horizon")
-
-    state = "chunk"
-    call = None
-
-    def __init__(self, piece: Piece, desk: Desk) -> None:
-        self.charges: Any = piece.charges
-        self.horizon = piece.horizon
-        self.first = piece.horizon == math.inf  # whether somebody waits for just that
-        self.desk = desk
-
-
-class _Call:
-    """One batch on its way: what is asked, and who is to hear the answer."""
-
-    __slots__ = (
-        "asked",
-        "changed",
-        "eras",
-        "flow",
-        "group",
-        "looks",
-        "offsets",
-        "operations",
-        "payer",
-        "returns",
-        "sent",
-        "tell",
-        "width",
-    )
-
-    def __init__(self) -> None:
-        self.group: Any = _ANY
-        self.offsets: dict[Account, int] = {}
-        self.width = 0
-        self.operations: list[float] = []
-        self.sent = 0.0  # when it was sent first
-        self.flow: Hashable = _ANY  # whose request was written last, and the account that knows that flow
-        self.payer: Account | None = None
-        self.asked: list[Any] = []  # slips and pieces of chunks, in the order of their requests
-        self.changed: list[
-            tuple[SharedPermit, list[tuple[SharedSlot, float]]]
-        ] = []  # permits, and what they were charged more
-        self.returns: list[_Return] = []
-        self.looks: list[tuple[Account, Parker | None]] = []
-        self.tell: set[str] = set()  # names whose change others must hear of
-        self.eras: dict[Account, float] = {}
-
-    def at(self, slot: SharedSlot) -> int:
-        """The number of that limit in this call."""
-        account = slot.account
-        offset = self.offsets.get(account)
-        if offset is None:
-            offset = self.offsets[account] = self.width
-            self.width += len(account.order)
-        return offset + slot.index
-
-
-_ANY = object()
 
 
 @lru_cache(4096)
@@ -335,9 +77,6 @@ def _key_of(flow: Hashable) -> float:
     """A flow's name for stores: the same number in all processes, for all that look alike as text."""
     return float(int.from_bytes(hashlib.blake2b(str(flow).encode(), digest_size=8).digest(), "big") >> 12)
 
-
-_Return = tuple["SharedSlot", float, float, float]
-"""To give back: a slot, the amount, and the era and mark of its charge."""
 
 _all: WeakSet[Courier] = WeakSet()
 
@@ -380,8 +119,8 @@ class Courier:
         self._alarm_count = 0
         self._urgent = False  # whether one of the following cannot wait for the next call
         self._permits: dict[SharedPermit, None] = {}
-        self._returns: list[_Return] = []
-        self._orders: list[tuple[Account, Callable[[_Call], list[float]], bool]] = []
+        self._returns: list[Return] = []
+        self._orders: list[tuple[Account, Callable[[Call], list[float]], bool]] = []
         self._left: list[
             tuple[SharedSlot, float, float, float]
         ] = []  # what goes back of whose reservations, in seconds
@@ -389,7 +128,8 @@ class Courier:
         self._changes: dict[Account, None] = {}
         self._owed: dict[SharedSlot, float] = {}
         self._renewing: dict[Account, None] = {}  # those that hold places which must be renewed
-        self._pending: tuple[_Call, Batch] | None = None
+        self._pending: tuple[Call, Batch] | None = None
+        self._leasing = Leasing(self)
         self._woken: list[Parker] = []
 
     def forget(self) -> None:
@@ -482,7 +222,7 @@ class Courier:
             if not inbox.empty() and inbox is self._inbox:  # somebody came while we went
                 self._start()
 
-    def _turn(self, messages: Sequence[Any]) -> tuple[list[Account], _Call | None]:
+    def _turn(self, messages: Sequence[Any]) -> tuple[list[Account], Call | None]:
         """Hear what came in, let happen what is due, and decide what to ask next. Asks nobody and waits for nothing.
 
         This and `_apply` are all that the courier decides; `_run` and `_carry` are the thread and the way. So `benchmarks/scale.py` can
@@ -569,13 +309,13 @@ class Courier:
         elif state == "granted":
             slip.limiter._granted -= 1
             if slip.shares is not None:
-                self._give_back_shares(slip.shares, desk)
+                self._leasing.give_back(slip.shares, desk)
             else:
                 self._hand_on(slip, desk)
         # "new" is seen when it is looked at, "asked" when the answer is there
 
     def _on_permit(self, permit: SharedPermit) -> None:
-        if permit._limiter._life is None or not self._settle_here(permit):
+        if permit._limiter._life is None or not self._leasing.settle(permit):
             self._permits[permit] = None
             self._urgent = True
 
@@ -583,7 +323,7 @@ class Courier:
         """Less is held there than will be used."""
         self._dirty[desk] = None
 
-    def _on_order(self, account: Account, write: Callable[[_Call], list[float]], loud: bool) -> None:
+    def _on_order(self, account: Account, write: Callable[[Call], list[float]], loud: bool) -> None:
         self._orders.append((account, write, loud))
         self._urgent = True
 
@@ -618,7 +358,7 @@ class Courier:
                 self._refuse(slip, _again(closed))
             desk.reserved.clear()
             for slot in desk.slots():
-                self._return_chunks(slot, slot.holding.drain())
+                self._leasing.return_chunks(slot, slot.holding.drain())
         self._urgent = self._urgent or bool(self._returns)
         self._fail_all(closed)
 
@@ -760,9 +500,9 @@ class Courier:
 
     # What goes out
 
-    def _write(self, now: float) -> _Call | None:
+    def _write(self, now: float) -> Call | None:
         """Write the next call; None if there is nothing to ask."""
-        call = _Call()
+        call = Call()
         if self._urgent:
             self._write_news(call, now)
         for desk in list(self._dirty):
@@ -773,14 +513,14 @@ class Courier:
             self._write_returns(call)  # those that could wait
         return call if call.offsets else None
 
-    def _fits(self, call: _Call, account: Account) -> bool:
+    def _fits(self, call: Call, account: Account) -> bool:
         """Whether `account` can be decided together with what `call` asks already."""
         group = self.store.group_of(account.terms.name)
-        if call.group is _ANY:
+        if call.group is ANY:
             call.group = group
         return bool(call.group == group)
 
-    def _write_news(self, call: _Call, now: float) -> None:
+    def _write_news(self, call: Call, now: float) -> None:
         """Everything that is to be heard before anybody is granted: refunds, true costs, pauses, who is still alive."""
         self._urgent = False
         write = call.operations
@@ -829,7 +569,7 @@ class Courier:
             call.offsets
         )
 
-    def _write_returns(self, call: _Call) -> None:
+    def _write_returns(self, call: Call) -> None:
         write = call.operations
         returns, self._returns = self._returns, []
         returns.sort(key=lambda back: -back[3])  # the latest first: so nothing is lost on the way
@@ -865,7 +605,7 @@ class Courier:
 
             self._at(account.renew_at, ring)
 
-    def _ask(self, desk: Desk, call: _Call, now: float) -> None:
+    def _ask(self, desk: Desk, call: Call, now: float) -> None:
         """Ask for the first of the line, and for everybody who could go soon."""
         fresh, line, store = desk.fresh, desk.line, self.store
         if desk.into is not None:
@@ -873,7 +613,7 @@ class Courier:
             self._dirty[desk.into] = None  # type: ignore[index]
             return
         if desk.life is not None and self._fallback is None:
-            self._ask_chunks(desk, call, now)
+            self._leasing.ask(desk, call, now)
             return
         room = store.batch - len(call.asked)
         straight = not len(line) and not desk.reserved
@@ -916,7 +656,7 @@ class Courier:
         if not fresh and (room > 0 or not len(line)):
             self._dirty.pop(desk, None)
 
-    def _ask_plenty(self, desk: Desk, call: _Call, now: float, room: int) -> int:
+    def _ask_plenty(self, desk: Desk, call: Call, now: float, room: int) -> int:
         """Ask for those who come first and, by all we know, can go at once: the same as `_ask`, as fast as it can be."""
         fresh, asked = desk.fresh, call.asked
         left: dict[Slot, float] = {}  # units, per bucket
@@ -963,7 +703,7 @@ class Courier:
             slot.meter.charge(max(0.0, slot.meter.level(now) - level), now)
         return room
 
-    def _ask_line(self, desk: Desk, call: _Call, now: float, room: int, held: set[Slot]) -> int:
+    def _ask_line(self, desk: Desk, call: Call, now: float, room: int, held: set[Slot]) -> int:
         line = desk.line
         desk.behind = {flow: until for flow, until in desk.behind.items() if until > now}
         heads: list[Any] = line.heads(now, desk.behind)
@@ -1022,7 +762,7 @@ class Courier:
                 self._at(look_again, ring)
         return room
 
-    def _put(self, slip: Slip, call: _Call, horizon: float, ready: float, now: float) -> None:
+    def _put(self, slip: Slip, call: Call, horizon: float, ready: float, now: float) -> None:
         """Write the request of `slip` into `call`, and into the mirror."""
         wait = slip.deadline - now
         stops = 1.0
@@ -1042,13 +782,13 @@ class Courier:
         slip.call = call
         call.asked.append(slip)
 
-    def _name_flow(self, call: _Call, slip: Slip) -> None:
+    def _name_flow(self, call: Call, slip: Slip) -> None:
         """Write whose the requests that follow are."""
         slot = slip.charges[0][0]
         call.flow, call.payer = slip.flow, slot.account
         call.operations += (ledger.FLOW, *self._flow_of(slip.flow, self._desk(slip)), float(call.at(slot)), 0.0)
 
-    def _name_waiting(self, desk: Desk, call: _Call, until: float, now: float) -> None:
+    def _name_waiting(self, desk: Desk, call: Call, until: float, now: float) -> None:
         """Write whose calls wait here beside those that were asked for, and until when we shall ask again: the store must not forget them."""
         flows = desk.line.flows(TOLD)
         if not flows or (len(flows) == 1 and flows[0] == call.flow):
@@ -1058,166 +798,11 @@ class Courier:
         for flow in flows:
             call.operations += (ledger.FLOW, *self._flow_of(flow, desk), float(call.at(slot)), waits)
         desk.told = set(flows)
-        call.flow = _ANY
-
-    # Leases
-
-    def _ask_chunks(self, desk: Desk, call: _Call, now: float) -> None:
-        """Serve who waits out of what is held, and ask for what is missing."""
-        room = self.store.batch - len(call.asked)
-        fresh, line = desk.fresh, desk.line
-        while fresh:
-            slip = fresh[0]
-            if slip.state != "gone":
-                if slip.deadline > now:
-                    self._line_up(slip, desk, now)
-                else:  # now or never
-                    shares = leases.take(slip.charges, now) if not len(line) else None
-                    if shares is not None:
-                        self._grant_here(slip, shares, now)
-                    elif room <= 0 or not all(self._fits(call, slot.account) for slot, _ in slip.charges):
-                        return  # stays dirty, for the next call
-                    else:
-                        self._put(slip, call, 0.0, now, now)
-                        room -= 1
-            fresh.popleft()
-        self._serve(desk, now)
-        if room < leases.PIECES + 1:
-            return
-        pieces, again = leases.plan(line, desk.slots(), now, desk.life or 0.0, more=now >= desk.more_at)
-        if now < again < math.inf and not now < desk.alarm <= again:
-            desk.alarm = again
-            self._look_at(desk, again)
-        if not all(self._fits(call, slot.account) for piece in pieces for slot, _ in piece.charges):  # type: ignore[attr-defined]
-            return
-        for piece in pieces:
-            operations = call.operations
-            payer = piece.charges[0][0]
-            if call.flow is not None or call.payer is not payer.account:  # type: ignore[attr-defined]
-                call.flow, call.payer = None, payer.account  # type: ignore[attr-defined]
-                operations += (ledger.FLOW, self.owner, 0.0, 1.0, float(call.at(payer)), 0.0)  # type: ignore[arg-type]
-            operations += (ledger.ACQUIRE, piece.horizon, 1.0, float(len(piece.charges)))
-            for slot, amount in piece.charges:
-                operations += (float(call.at(slot)), amount)  # type: ignore[arg-type]  # all are shared
-                slot.holding.used_then, slot.holding.asked_at = slot.holding.used, now
-            call.asked.append(_ChunkAsked(piece, desk))
-        self._dirty.pop(desk, None)
-
-    def _serve(self, desk: Desk, now: float) -> None:
-        """Grant, out of what is held, everybody whose turn has come."""
-        for slot in desk.slots():
-            self._return_chunks(slot, slot.holding.sweep(now))
-
-        def grant(waiting: Waiting, shares: list[Share]) -> None:
-            assert isinstance(waiting, Slip)
-            self._grant_here(waiting, shares, now)
-
-        leases.serve(desk.line, now, grant)
-
-    def _grant_here(self, slip: Slip, shares: list[Share], now: float) -> None:
-        slip.shares = shares
-        self._grant(slip, now)
-
-    def _look_at(self, desk: Desk, moment: float) -> None:
-        """See to those who wait there at that moment, and not before."""
-
-        def ring(_: float) -> None:
-            self._dirty[desk] = None
-
-        self._at(moment, ring)
-
-    def _leased(
-        self, asked: _ChunkAsked, marks: Sequence[float], wait: float, call: _Call, now: float, server: float
-    ) -> None:
-        """A piece of a chunk has been granted, to be used from `wait` seconds after the store's moment on."""
-        desk, opens = asked.desk, now
-        for (slot, amount), mark in zip(asked.charges, marks, strict=True):
-            opens, closes = leases.window(call.sent, now, wait, slot.account.lease)
-            if isinstance(slot.meter, CalendarWindow):
-                closes = min(closes, call.sent + (mark - server) / 1e6)  # the end of its period
-            slot.holding.add(Chunk(amount, opens, closes, call.eras[slot.account], mark))
-        if opens > now:
-            self._look_at(desk, opens)
-        if desk.waiting:
-            self._dirty[desk] = None
-        self._tend(desk, now)
-
-    def _not_leased(self, asked: _ChunkAsked, wait: float, now: float) -> None:
-        """A piece of a chunk could not be had."""
-        desk, life = asked.desk, asked.desk.life or 0.0
-        if asked.first:
-            self._look_at(desk, now + min(max(wait, 0.001), POLL[1]))
-        else:
-            desk.more_at = now + min(max(wait - asked.horizon, life / 4), life)
-            if desk.waiting:
-                self._look_at(desk, desk.more_at)
-
-    def _tend(self, desk: Desk, now: float) -> None:
-        """See to it that what is held goes back when it is not used."""
-        life = desk.life or 0.0
-        if desk.tended > now:
-            return
-        used = [(slot, slot.holding.used) for slot in desk.slots()]
-        desk.tended = now + life / 2
-
-        def ring(at: float) -> None:
-            desk.tended = -math.inf
-            idle = not desk.waiting and all(slot.holding.used == before for slot, before in used)
-            for slot in desk.slots():
-                self._return_chunks(slot, slot.holding.drain() if idle else slot.holding.sweep(at))
-            if any(slot.holding.chunks for slot in desk.slots()):
-                self._tend(desk, at)
-
-        self._at(desk.tended, ring)
-
-    def _return_chunks(self, slot: SharedSlot, chunks: Sequence[Chunk]) -> None:
-        for chunk in chunks:
-            self._returns.append((slot, chunk.left, chunk.era, chunk.mark))
-            self._urgent = True
-
-    def _give_back_shares(self, shares: Sequence[Share], desk: Desk) -> None:
-        """What was taken is not used after all: for the next in line, or for the store."""
-        for slot, amount, era, mark in leases.put_back(shares, clock.now()):
-            assert isinstance(slot, SharedSlot)
-            self._return_later(slot, amount, era, mark)
-        if desk.waiting:
-            self._dirty[desk] = None
-
-    def _return_later(self, slot: SharedSlot, amount: float, era: float, mark: float) -> None:
-        """Give back with the next call that somebody makes, or soon: refunds of one chunk go together."""
-        for index, (of, back, its_era, its_mark) in enumerate(self._returns):
-            if of is slot and its_era == era and its_mark == mark:
-                self._returns[index] = (slot, back + amount, era, mark)
-                return
-        self._returns.append((slot, amount, era, mark))
-
-        def ring(_: float) -> None:
-            self._urgent = self._urgent or bool(self._returns)
-
-        self._at(clock.now() + (slot.account.lease or 0.0), ring)
-
-    def _settle_here(self, permit: SharedPermit) -> bool:
-        """Let `permit` be charged what is wanted out of what is held. False: the store must hear of it."""
-        if any(math.isnan(entry[2]) for entry in permit._known()):
-            return False  # the store is being told of an earlier debt
-        now, told = clock.now(), True
-        backs, more = permit._news()
-        desk = permit._limiter._parts[0].gate
-        assert isinstance(desk, Desk)
-        if backs:
-            self._give_back_shares(backs, desk)
-        for slot, missing in more:
-            permit._uncharged([(slot, missing)])
-            shares = leases.take([(slot, missing)], now)
-            if shares is None:
-                told = False
-            else:
-                permit._known().extend(shares)  # type: ignore[arg-type]  # all slots are shared
-        return told
+        call.flow = ANY
 
     # The way there and back
 
-    def _pack(self, call: _Call) -> Batch:
+    def _pack(self, call: Call) -> Batch:
         """`call` as the store is sent it, now."""
         self._number += 1
         self.calls += 1
@@ -1227,7 +812,7 @@ class Courier:
             [account.terms for account in call.offsets], call.operations, self.owner, self._number, now * 1e6 + lead
         )
 
-    def _carry(self, call: _Call) -> None:
+    def _carry(self, call: Call) -> None:
         batch = self._pack(call)
         store: Store = self.store if self._fallback is None else self._fallback
         first, pause = call.sent, RETRY[0]
@@ -1256,7 +841,7 @@ class Courier:
             with self._io:
                 store.announce(sorted(call.tell))
 
-    def _apply(self, call: _Call, reply: Reply, now: float) -> None:
+    def _apply(self, call: Call, reply: Reply, now: float) -> None:
         """Hear what the store has decided."""
         self._lead = reply.now - now * 1e6 if self._fallback is None else self._lead
         if reply.others:
@@ -1292,14 +877,14 @@ class Courier:
                 slip.granted_at = now
                 slip.limiter._granted += 1
                 woken.append(slip.parker)
-            elif type(slip) is _ChunkAsked:
+            elif type(slip) is ChunkAsked:
                 served[slip.desk] = None
                 if verdict >= 0:
                     at += 1 + len(slip.charges)
-                    self._leased(slip, verdicts[at - len(slip.charges) : at], verdict, call, now, reply.now)
+                    self._leasing.had(slip, verdicts[at - len(slip.charges) : at], verdict, call, now, reply.now)
                 else:
                     at += 2
-                    self._not_leased(slip, -1.0 - verdict, now)
+                    self._leasing.not_had(slip, -1.0 - verdict, now)
             elif verdict >= 0:
                 at += 1
                 count = len(slip.charges)
@@ -1317,7 +902,7 @@ class Courier:
             desk = self._desk(slip)
             self._dirty[desk] = None
         for desk in served:
-            self._serve(desk, now)
+            self._leasing.serve(desk, now)
         for account in call.offsets:
             there = account.gate
             assert isinstance(there, Desk)
@@ -1332,11 +917,11 @@ class Courier:
         self._seen(call)
         call.asked = []  # who was asked for names the call, too: without this, only the garbage collector could free them
 
-    def _seen(self, call: _Call) -> None:
+    def _seen(self, call: Call) -> None:
         """Tell those who wanted to see what the store says."""
         self._woken += [parker for _, parker in call.looks if parker is not None]
 
-    def _granted(self, slip: Slip, call: _Call, wait: float, now: float) -> None:
+    def _granted(self, slip: Slip, call: Call, wait: float, now: float) -> None:
         for slot, amount in slip.charges:
             if slot.mode >= ledger.TIMED:
                 account = slot.account
@@ -1357,7 +942,7 @@ class Courier:
             slip.confirmed = False
             self._reserve(slip, desk, now + wait)
 
-    def _refused(self, slip: Slip, call: _Call, wait: float, blocker: float, now: float, again: list[Slip]) -> None:
+    def _refused(self, slip: Slip, call: Call, wait: float, blocker: float, now: float, again: list[Slip]) -> None:
         if blocker < 0:  # the store has enough, and a flow that has had less is to have it
             desk = self._desk(slip)
             if desk.behind.get(slip.flow, -math.inf) <= now:  # once a call
@@ -1377,13 +962,13 @@ class Courier:
             desk.poll = min(2 * desk.poll, POLL[1])
 
     @staticmethod
-    def _slot(call: _Call, number: int) -> SharedSlot:
+    def _slot(call: Call, number: int) -> SharedSlot:
         for account, offset in call.offsets.items():
             if offset <= number < offset + len(account.order):
                 return account.order[number - offset]
         raise AssertionError(f"no limit has the number {number}")
 
-    def _disagree(self, call: _Call, others: Mapping[str, str]) -> None:
+    def _disagree(self, call: Call, others: Mapping[str, str]) -> None:
         """Nothing was decided: some names are counted for other limits than ours."""
         for account in call.offsets:
             text = others.get(account.terms.name)
@@ -1403,10 +988,10 @@ class Courier:
                         self._refuse(slip, _again(error))
         self._unsend(call)
 
-    def _unsend(self, call: _Call) -> None:
+    def _unsend(self, call: Call) -> None:
         """`call` was not decided: everybody goes back to where they were."""
         for slip in reversed(call.asked):
-            if type(slip) is _ChunkAsked:
+            if type(slip) is ChunkAsked:
                 self._dirty[slip.desk] = None
             if slip.state == "asked" and slip.call is call:
                 desk = self._desk(slip)
@@ -1439,7 +1024,7 @@ class Courier:
                 self._return(slip)
                 self._stay(slip, desk)
         for slot in account.order:
-            self._return_chunks(slot, slot.holding.drain())
+            self._leasing.return_chunks(slot, slot.holding.drain())
         everybody = sorted(desk.line, key=lambda w: w.number)
         for waiting in everybody:
             desk.line.leave(waiting)
@@ -1485,12 +1070,12 @@ class Courier:
 
     # When the store does not answer
 
-    def _failed(self, call: _Call, error: Exception) -> None:
+    def _failed(self, call: Call, error: Exception) -> None:
         """The store said no: nothing was decided."""
         for slip in call.asked:
             if slip.state == "asked" and slip.call is call:
                 self._refuse(slip, _again(error))
-            elif type(slip) is _ChunkAsked:
+            elif type(slip) is ChunkAsked:
                 for account in slip.desk.accounts:
                     self._fail_desk(account, error)
         self._seen(call)
@@ -1503,7 +1088,7 @@ class Courier:
             if len(desk.line):
                 self._dirty[desk] = None  # type: ignore[index]
 
-    def _lost(self, call: _Call, batch: Batch, error: Unreachable) -> None:
+    def _lost(self, call: Call, batch: Batch, error: Unreachable) -> None:
         """No answer for `patience`: whether `call` was decided is not known, and asked until it is."""
         store = self.store
         self.down = error
@@ -1520,7 +1105,7 @@ class Courier:
         else:
             self._fallback = Alone(store, math.inf if store.on_outage == "open" else store.share or 1.0)
             for slip in reversed(call.asked):
-                if type(slip) is _ChunkAsked:
+                if type(slip) is ChunkAsked:
                     self._dirty[slip.desk] = None
                 if slip.state == "asked" and slip.call is call:
                     desk = self._desk(slip)
@@ -1586,50 +1171,12 @@ class Courier:
         desk.fresh.clear()
         self._dirty.pop(desk, None)
 
-    def _fail_all(self, error: Exception, call: _Call | None = None) -> None:
+    def _fail_all(self, error: Exception, call: Call | None = None) -> None:
         for slip in call.asked if call is not None else ():
             if slip.state == "asked":
                 self._refuse(slip, _again(error))
         for account in list(self.accounts.values()):
             self._fail_desk(account, error)
-
-
-class Alone(Store):
-    """Decides in this process while the shared store does not answer: with a part of the limits, or with none."""
-
-    def __init__(self, store: Store, share: float) -> None:
-        super().__init__(place_ttl=store.place_ttl, patience=store.patience)
-        self.born = float(int(clock.wall() * 1e6))
-        self._share = share
-        self._rows: dict[str, bytes] = {}
-
-    def exchange(self, names: Any, decide: Any) -> None:
-        raise NotImplementedError
-
-    def decide(self, batch: Batch) -> Reply:
-        now = max(float(int(clock.wall() * 1e6)), self.born)
-        share = min(self._share, 1e12)
-        limits = [
-            tuple(
-                # One call larger than the share of a burst goes when that share is there, and pays afterwards.
-                (
-                    kind,
-                    first * share,
-                    second * share if kind == ledger.BUCKET else second,
-                    1.0 if kind == ledger.BUCKET else third,
-                    0.0,
-                )
-                for kind, first, second, third, _ in terms.numbers(batch.now)
-            )
-            for terms in batch.terms
-        ]
-        if now != self.born and not self._rows:
-            now = self.born
-        rows = [self._rows.get(terms.name) for terms in batch.terms]
-        decision = ledger.decide(rows, limits, batch.operations, batch.owner, now)
-        for terms, row in zip(batch.terms, decision.rows, strict=True):
-            self._rows[terms.name] = row
-        return Reply(now, {}, decision.eras, decision.verdicts, decision.states)
 
 
 def _again(error: Exception) -> Exception:

@@ -23,7 +23,8 @@ from penstock._core import ledger
 from penstock._core.bucket import Bucket
 from penstock._core.lease import Share
 from penstock._core.turns import Charges, ready_at
-from penstock._courier import Account, Courier, Desk, SharedSlot, Slip, courier_of
+from penstock._courier import Courier, courier_of
+from penstock._desks import Account, Desk, SharedSlot, Slip
 from penstock._given import LimitLike, check_amount, check_options, cost_of, read_limits
 from penstock._parking import Parker, ThreadParker, here, loop_running_here
 from penstock.errors import RateLimited, Unsatisfiable, WouldBlock
