@@ -402,3 +402,9 @@ def test_who_is_behind_its_equal_could_not_go_though_both_would_fit():
     line.join(second, 0.0)
     assert could_go(line, first, 0.0)
     assert not could_go(line, second, 0.0)
+
+
+def test_nothing_used_is_nothing_in_a_limit_of_another_kind():
+    slot = Slot("requests", Rate(10, 1.0), "requests")
+    slot.promise(sliding(20, 4), 3.0)
+    assert slot.meter.idle(3.0)
