@@ -1,6 +1,6 @@
 """One limit for ever more processes, and limits for ever more keys: error, fairness and the load of the store as both grow.
 
-    python benchmarks/scale.py [--picture docs/images/scale.png]        # under 3 minutes
+    python benchmarks/scale.py [--picture docs/images/scale.png]        # under 3 minutes on two cores that are idle
 
 The couriers, accounts, lines, terms and the ledger are penstock's own; only the threads and the network are not there: every courier
 takes its turns in one virtual time, and a call takes 0.5 to 1.5 ms there and back, at random with a fixed seed. The store is a dict, decided by
