@@ -15,6 +15,9 @@ NEEDS_RANKS := TIKTOKEN_CACHE_DIR="$(CURDIR)/$(RANKS)"
 DEMO_LIMITS := requests=840/min burst 40,tokens=330k/min burst 12k
 DEMO := demo-out/results.jsonl
 
+PYTEST := $(NEEDS_RANKS) PENSTOCK_OPENAI2_PYTHON="$(CURDIR)/.venv-openai2/bin/python" PENSTOCK_TEST_SERVERS="$(CURDIR)/$(SERVERS)" \
+	$(BIN)/python -m pytest -q
+
 .PHONY: help demo test check bench docs mutation pins clean environment
 
 help: ## what there is
@@ -28,8 +31,14 @@ demo: ## run a real file of requests at full quota against the embedded simulato
 
 test: environment ## the tests; TESTS="tests/test_x.py -k word" for some of them
 	@$(SETUP) .venv-openai2 --requirements requirements/openai2.txt --editable
-	$(NEEDS_RANKS) PENSTOCK_OPENAI2_PYTHON="$(CURDIR)/.venv-openai2/bin/python" PENSTOCK_TEST_SERVERS="$(CURDIR)/$(SERVERS)" \
-		$(BIN)/python -m pytest -q $(TESTS)
+ifdef TESTS
+	$(PYTEST) $(TESTS)
+else
+	@# Those of tests/stores mostly wait for real servers, so the others run meanwhile; what they say comes at the end.
+	@mkdir -p .cache; $(PYTEST) tests/stores >.cache/stores.log 2>&1 & stores=$$!; \
+	$(PYTEST) --ignore tests/stores; others=$$?; \
+	wait $$stores; code=$$?; cat .cache/stores.log; test $$others = 0 -a $$code = 0
+endif
 
 check: environment ## ruff, mypy --strict, and the layers
 	$(BIN)/ruff check .

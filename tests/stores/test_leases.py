@@ -479,22 +479,21 @@ async def test_who_leaves_the_line_takes_nothing_with_them(stores):
         await anyio.sleep(seconds)
         scope.cancel()
 
-    async def work(number):
+    async def work(turn, number):
         nonlocal granted
         async with anyio.create_task_group() as tasks:  # and not a deadline, which would be known, and refused
-            tasks.start_soon(cancel_soon, tasks.cancel_scope, (number % 7) * 0.0003)
+            tasks.start_soon(cancel_soon, tasks.cancel_scope, (number % 7) * 0.0003 * 2 ** (turn // 2))
             await limiter.acquire()
             granted += 1
             tasks.cancel_scope.cancel()
 
-    for _ in range(10):
+    for turn in range(10):
         async with anyio.create_task_group() as tasks:
             for number in range(30):
-                tasks.start_soon(work, number)
+                tasks.start_soon(work, turn, number)
     assert 0 < granted <= 300
-    with anyio.fail_after(
-        5
-    ):  # what is left of a chunk goes back when it is idle, a refund of one that is closed a lease later
+    with anyio.fail_after(5):
+        # What is left of a chunk goes back when it is idle, a refund of one that is closed a lease later.
         while abs(await level_of(limiter, "requests") - (500 - granted)) > 3.1:
             await anyio.sleep(0.05)
         while limiter._slots[0].holding.chunks:
