@@ -259,3 +259,16 @@ def test_nothing_used_is_nothing_in_a_window():
     assert keep == 0
     assert asked([window(3, 8)], row=changed).states == [0, 0, 0]
     assert asked([window(3, 8)], ACQUIRE, math.inf, 0, 1, 0, 3, row=changed).verdicts[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "fits", "waits"),
+    [(bucket(1e6, 10), 10.4, 10.6), (bucket(1e-3, 1e12), 1e12 + 0.5, 1e12 + 2)],
+    ids=["of the rate", "of the burst"],
+)
+def test_rounding_is_forgiven_and_no_more(limit, fits, waits):
+    """Half a microsecond's worth of the rate, and 10⁻¹² of the burst: on the quick way for two and on the general one."""
+    wide = bucket(1, 1e15)
+    for charges in ([1, 0], [2, 1, 1, 0]):
+        assert asked([limit, wide], ACQUIRE, 0, 0, *charges, fits).verdicts[0] == 0
+        assert asked([limit, wide], ACQUIRE, 0, 0, *charges, waits).verdicts[0] < -1
