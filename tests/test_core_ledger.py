@@ -272,3 +272,12 @@ def test_rounding_is_forgiven_and_no_more(limit, fits, waits):
     for charges in ([1, 0], [2, 1, 1, 0]):
         assert asked([limit, wide], ACQUIRE, 0, 0, *charges, fits).verdicts[0] == 0
         assert asked([limit, wide], ACQUIRE, 0, 0, *charges, waits).verdicts[0] < -1
+
+
+@pytest.mark.parametrize("limit", [window(5, 30), day(5), window(5, 30, TIMED)], ids=["window", "calendar", "places"])
+def test_two_limits_of_another_kind_than_a_bucket_hold_too(limit):
+    """The quick way is for two buckets."""
+    first = asked([limit, limit], ACQUIRE, 0, 0, 2, 0, 3, 1, 3)
+    assert first.verdicts[0] == 0
+    assert [used(first, 0), used(first, 1)] == [3, 3]
+    assert asked([limit, limit], ACQUIRE, 0, 0, 2, 0, 3, 1, 3, row=first.rows[0]).verdicts[0] < -1
