@@ -462,6 +462,26 @@ async def test_several_limits_of_one_unit_hold_together(virtual_time):
     assert refused.value.blocked_by == "tokens (15/min)"
 
 
+async def test_a_joint_limiter_tells_its_limits_of_one_unit_apart(virtual_time):
+    org = Limiter(requests=per_minute(100), tokens=per_minute(1_000))
+    alice = Limiter(requests=per_minute(60), tokens=per_day(500))
+    both = org & alice
+    assert list(both.statistics().limits) == [
+        "requests (100/min)",
+        "requests (60/min)",
+        "tokens (1000/min)",
+        "tokens (500/day)",
+    ]
+    with pytest.raises(Unsatisfiable, match=r'501 tokens can never be granted: "tokens \(500/day\)" holds at most 500'):
+        both.acquire_nowait(tokens=501)
+    both.acquire_nowait(tokens=500)
+    assert both.forecast(tokens=1).blocked_by == "tokens (500/day)"
+    with pytest.raises(RateLimited, match=r"for tokens \(500/day\)") as refused:
+        both.acquire_nowait(tokens=1)
+    assert refused.value.blocked_by == "tokens (500/day)"
+    assert alice.forecast(tokens=1).blocked_by == "tokens"  # on its own it has but one
+
+
 async def test_a_joint_limiter_is_one_decision_and_one_line(virtual_time):
     org = Limiter(requests=per_second(2), tokens=per_second(100))
     alice, bob = (Limiter(requests=per_second(1, burst=1)) for _ in range(2))

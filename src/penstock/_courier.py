@@ -412,7 +412,9 @@ class Courier:
         if desk.life is not None:  # what is held here need not come from the store
             charges = [(slot, max(0.0, amount - slot.holding.left)) for slot, amount in charges]
         ready, slot = ready_at(charges, now)
-        return ready, "the line" if slot is None else "pause" if slot.paused_until >= ready else slot.label
+        return ready, "the line" if slot is None else "pause" if slot.paused_until >= ready else slip.limiter._label(
+            slot
+        )
 
     def _due(self, slip: Slip, now: float) -> None:
         """The moment for which `slip` has a reservation is there."""
@@ -952,7 +954,8 @@ class Courier:
             return
         slot = self._slot(call, int(blocker))
         if now + wait > slip.deadline and (wait < math.inf or slip.deadline <= now):
-            label = "pause" if slot.paused_until > now and wait >= slot.paused_until - now else slot.label
+            paused = slot.paused_until > now and wait >= slot.paused_until - now
+            label = "pause" if paused else slip.limiter._label(slot)
             self._refuse(slip, self._not_now(slip, wait, label))
             return
         again.append(slip)

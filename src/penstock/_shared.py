@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -30,7 +29,7 @@ from penstock._parking import Parker, ThreadParker, here, loop_running_here
 from penstock.errors import RateLimited, Unsatisfiable, WouldBlock
 from penstock.events import Cancelled, Granted, Observed, Paused, Reconfigured, Refused, Settled, Waited, tell
 from penstock.keyed import Keyed
-from penstock.limiter import Forecast, Limiter, LimitStatistics, Statistics, joined_hook
+from penstock.limiter import Forecast, Limiter, Statistics, joined_hook
 from penstock.limits import Limit
 from penstock.permit import Permit
 from penstock.stores.contract import Store
@@ -293,7 +292,7 @@ class SharedLimiter(Limiter):
                 if isinstance(slot.meter, Bucket) and amount > slot.meter.burst and not slot.meter.overdraft:
                     life = slot.account.lease  # type: ignore[attr-defined]  # all slots are shared
                     raise Unsatisfiable(
-                        f'{amount:g} {slot.unit} can never be granted: "{slot.label}" holds at most {slot.meter.burst:g} at once, '
+                        f'{amount:g} {slot.unit} can never be granted: "{self._label(slot)}" holds at most {slot.meter.burst:g} at once, '
                         f"its burst of {slot.limit.burst:g} less what flows in during a lease of {life:g} s. Split the call, "
                         "shorten the lease, or raise burst.",
                         unit=slot.unit,
@@ -474,15 +473,6 @@ class SharedLimiter(Limiter):
                 self._look_again()
             desk = self._parts[0].gate
             assert isinstance(desk, Desk)
-            limits = {
-                slot.label: LimitStatistics(
-                    slot.unit,
-                    slot.limit,
-                    slot.meter.level(now) + slot.holding.left,  # type: ignore[attr-defined]  # all slots are shared
-                    slot.limit.capacity,
-                )
-                for slot in self._slots
-            }
             return Statistics(
                 granted=self._granted,
                 refused=self._refused,
@@ -491,7 +481,7 @@ class SharedLimiter(Limiter):
                 waiting=desk.waiting,
                 in_flight=max((slot.meter.used(now) for slot in self._slots if slot.meter.held), default=0),
                 paused_for=max(0.0, *(slot.paused_until - now for slot in self._slots)),
-                limits=MappingProxyType(limits),
+                limits=self._levels(lambda slot: slot.meter.level(now) + slot.holding.left),  # type: ignore[attr-defined]
             )
 
     # What is said to everybody

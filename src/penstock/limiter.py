@@ -463,12 +463,6 @@ class Limiter:
             now = gate.now()
             if self._version != sum(part.version for part in self._parts):
                 self._look_again()
-            limits: dict[str, LimitStatistics] = {}
-            for slot in self._slots:
-                label = slot.label if len(self._units[slot.unit]) == 1 else f"{slot.unit} ({slot.limit})"
-                while label in limits:  # parts of a joint limiter may have promised just the same
-                    label += "'"
-                limits[label] = LimitStatistics(slot.unit, slot.limit, slot.meter.level(now), slot.limit.capacity)
             return Statistics(
                 granted=self._granted,
                 refused=self._refused,
@@ -477,10 +471,19 @@ class Limiter:
                 waiting=len(gate.line),
                 in_flight=max((slot.meter.used(now) for slot in self._slots if slot.meter.held), default=0),
                 paused_for=max(0.0, *(slot.paused_until - now for slot in self._slots)),
-                limits=MappingProxyType(limits),
+                limits=self._levels(lambda slot: slot.meter.level(now)),
             )
         finally:
             self._release_lock()
+
+    def _levels(self, level: Callable[[Slot], float]) -> Mapping[str, LimitStatistics]:
+        limits: dict[str, LimitStatistics] = {}
+        for slot in self._slots:
+            label = self._label(slot)
+            while label in limits:  # parts of a joint limiter may have promised just the same
+                label += "'"
+            limits[label] = LimitStatistics(slot.unit, slot.limit, level(slot), slot.limit.capacity)
+        return MappingProxyType(limits)
 
     @property
     def limits(self) -> Mapping[str, tuple[Limit, ...]]:
@@ -925,7 +928,12 @@ class Limiter:
     def _blocker(self, slot: Slot | None, now: float) -> str | None:
         if slot is None:
             return None
-        return "pause" if slot.paused_until > now and slot.meter.ready_at(0, now) < slot.paused_until else slot.label
+        paused = slot.paused_until > now and slot.meter.ready_at(0, now) < slot.paused_until
+        return "pause" if paused else self._label(slot)
+
+    def _label(self, slot: Slot) -> str:
+        """What a limit is called in messages: its unit, and what was promised where several limits here count that unit."""
+        return slot.label if len(self._units.get(slot.unit, ())) < 2 else f"{slot.unit} ({slot.limit})"
 
     def _not_now(self, waiter: Waiter, wait: float, blocker: str, bound: str) -> RateLimited:
         cost = ", ".join(f"{amount:g} {unit}" for unit, amount in cost_of(waiter.charges).items())
@@ -935,8 +943,7 @@ class Limiter:
             blocked_by=blocker,
         )
 
-    @staticmethod
-    def _never(slot: Slot, amount: float) -> Unsatisfiable:
+    def _never(self, slot: Slot, amount: float) -> Unsatisfiable:
         capacity = slot.limit.capacity
         way_out = (
             "Hold fewer places, or raise the limit."
@@ -946,7 +953,7 @@ class Limiter:
             else "Split the call, or raise the limit."
         )
         return Unsatisfiable(
-            f'{show_number(amount)} {slot.unit} can never be granted: "{slot.label}" holds at most {show_number(capacity)} at once. '
+            f'{show_number(amount)} {slot.unit} can never be granted: "{self._label(slot)}" holds at most {show_number(capacity)} at once. '
             + way_out,
             unit=slot.unit,
             cost=amount,

@@ -425,6 +425,21 @@ class StoreContract:
         assert org.statistics().limits["requests"].level == pytest.approx(2, abs=0.1)
 
     @pytest.mark.anyio
+    async def test_a_joint_limiter_tells_its_limits_of_one_unit_apart(self, stores: Callable[..., Store]) -> None:
+        """In what it refuses and in what it shows."""
+        store = stores()
+        org = Limiter(requests=per_second(0.01, burst=3), name="org", store=store)
+        user = Limiter(requests=per_second(0.01, burst=2), name="user", store=store)
+        both = org & user
+        await both.acquire(requests=2)
+        with pytest.raises(RateLimited) as refused:
+            await both.acquire(requests=1, max_wait=0)
+        assert refused.value.blocked_by == "requests (0.01/s burst 2)"
+        levels = {label: limit.level for label, limit in both.statistics().limits.items()}
+        expected = {"requests (0.01/s burst 3)": 1, "requests (0.01/s burst 2)": 0}
+        assert levels == pytest.approx(expected, abs=0.1)
+
+    @pytest.mark.anyio
     async def test_what_cannot_be_done_is_said(self, stores: Callable[..., Store]) -> None:
         """With the way out."""
         store = stores()
