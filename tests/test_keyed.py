@@ -273,7 +273,7 @@ async def test_all_three_are_charged_or_none(virtual_time):
         }  # fmt: skip
         paid = levels()
         for model, user, tokens, blocker in [
-            ("x", "bob", 101, "tokens"),  # the model has too little
+            ("x", "bob", 101, "tokens (1000/min)"),  # the model has too little
             ("y", "alice", 1_000, None),
         ]:
             call = org & per_model[model] & per_user[user]
