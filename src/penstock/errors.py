@@ -19,6 +19,8 @@ limiter. Errors of other libraries pass through unwrapped.
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "AttemptTimeout",
     "CircuitOpen",
@@ -36,7 +38,18 @@ __all__ = [
 
 
 class PenstockError(Exception):
-    """The root of all errors that penstock raises."""
+    """The root of all errors that penstock raises. They can be copied, and pickled: a worker process may raise them too."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception's own way calls its class with `args` alone, and the numbers of ours must be given by name.
+        return _again, (type(self), self.args, vars(self))
+
+
+def _again(kind: type[PenstockError], args: tuple[Any, ...], attributes: dict[str, Any]) -> PenstockError:
+    error = kind.__new__(kind, *args)
+    error.args = args  # which those that are OSErrors too leave to their __init__
+    vars(error).update(attributes)
+    return error
 
 
 class CostError(PenstockError, ValueError):
