@@ -779,8 +779,51 @@ def test_functions_that_would_have_to_be_awaited_are_refused_where_they_are_give
         return {}
 
     limiter = Limiter(tokens=per_second(5))
-    for wrong in ({"tokens": later}, {"tokens": 1, "settle": later}):
+    for wrong in ({"tokens": later}, *({"tokens": 1, option: later} for option in ("settle", "priority", "flow"))):
         with pytest.raises(CostError, match="later: it is called and not awaited"):
             limiter(**wrong)
     with pytest.raises(ValueError, match=r"on_event=.*later: it is called and not awaited"):
         Limiter(tokens=per_second(5), on_event=later)
+
+
+@pytest.mark.parametrize(
+    ("turn", "message"),
+    [
+        ({"priority": lambda: "high"}, "priority must be a whole number .*, not 'high'"),
+        ({"flow": lambda: ["alice"]}, r"flow must be hashable, such as a string, not \['alice'\]"),
+    ],
+    ids=["priority", "flow"],
+)
+async def test_a_wrong_turn_that_a_function_returns_is_refused_and_leaves_no_trace_in_the_line(
+    virtual_time, turn, message
+):
+    """The line was entered with it: it stood there for ever, and nobody else could go without a look at it."""
+    limiter = Limiter(requests=per_second(1, burst=1))
+
+    @limiter(**turn)
+    async def call():
+        pass
+
+    await limiter.acquire()
+    with pytest.raises(ValueError, match=message):
+        await call()
+    assert limiter.statistics().waiting == 0
+    await limiter.acquire(max_wait=1)
+
+
+async def test_a_wrong_turn_is_refused_where_it_is_given_whatever_else_is_a_function():
+    limiter = Limiter(tokens=per_second(5))
+    for wrong in ({"max_wait": -1}, {"priority": 1.5}, {"flow": ["alice"]}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            limiter(tokens=len, **wrong)
+
+
+@pytest.mark.parametrize("option", ["tokens", "priority", "flow", "settle"])
+async def test_functions_of_a_call_are_refused_where_there_is_no_call(option):
+    limiter = Limiter(tokens=per_second(5, default=1))
+    use = limiter(**{option: len})
+    with pytest.raises(CostError, match=rf"{option}.* is a function of the call's .*: use it in a decorator"):
+        async with use:
+            pass
+    with pytest.raises(CostError, match="use it in a decorator"), use:
+        pass

@@ -48,12 +48,18 @@ class Use:
             raise CostError(
                 f"settle= must be a function of the result that returns the true cost, not {self._settle!r}"
             )
-        for given, function in (("settle", self._settle), *options.items()):
+        of_the_turn = (("settle", self._settle), ("priority", self._priority), ("flow", self._flow))
+        for given, function in (*of_the_turn, *options.items()):
             if callable(function) and kind_of(function) == "async":
                 raise CostError(f"{given}={name_of(function)}: it is called and not awaited; give a plain function")
-        if not any(callable(value) for value in (*options.values(), self._flow, self._priority)):
+        # What is a function is checked when it has answered, the rest now.
+        check_turn(
+            self._max_wait,
+            0 if callable(self._priority) else self._priority,
+            None if callable(self._flow) else self._flow,
+        )
+        if not any(callable(value) for value in options.values()):
             limiter._charges_of(options)
-            check_turn(self._max_wait, self._priority, self._flow)
         else:
             for unit in options:
                 if not any(unit in part.slots for part in limiter._parts):
@@ -92,6 +98,16 @@ class Use:
                 raise CostError(
                     f"the cost of {unit} is a function of the call's arguments: use it in a decorator, not in `with`"
                 )
+        for option, value in (("priority", self._priority), ("flow", self._flow)):
+            if callable(value):
+                raise CostError(
+                    f"{option}={name_of(value)} is a function of the call's arguments: use it in a decorator, not in `with`"
+                )
+        if self._settle is not None:
+            raise CostError(
+                f"settle={name_of(self._settle)} is a function of the call's result: use it in a decorator, and "
+                "permit.settle(...) in `with`"
+            )
         return self._cost
 
     def _for_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
@@ -101,6 +117,7 @@ class Use:
             "priority": self._priority(*args, **kwargs) if callable(self._priority) else self._priority,
             "flow": self._flow(*args, **kwargs) if callable(self._flow) else self._flow,
         }
+        check_turn(**turn)
         return cost, turn
 
     def _settled(self, permit: Permit, result: Any) -> None:
