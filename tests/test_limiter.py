@@ -32,6 +32,7 @@ from penstock import (
     per_second,
     sliding,
 )
+from penstock.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.anyio
 
@@ -827,3 +828,87 @@ async def test_functions_of_a_call_are_refused_where_there_is_no_call(option):
             pass
     with pytest.raises(CostError, match="use it in a decorator"), use:
         pass
+
+
+async def test_a_reconfiguration_binds_every_limiter_over_these_limits(virtual_time):
+    """One that was made under the same name went on with the one bucket that it remembered: 50 in five seconds, not 20."""
+    store = MemoryStore()
+    mine, theirs = (Limiter(name="both", store=store, tokens=per_second(10)) for _ in range(2))
+    async with mine(tokens=10):
+        pass
+    await anyio.sleep(1)
+    theirs.reconfigure(tokens=[per_second(10), per_minute(20)])
+    began = clock.now()
+    for _ in range(3):
+        async with mine(tokens=10):
+            pass
+    assert clock.now() - began == pytest.approx(30)
+    theirs.reconfigure(tokens=per_second(100, default=50))
+    async with mine as permit:
+        assert permit.cost == {"tokens": 50}
+
+
+async def test_a_reconfiguration_through_a_joint_limiter_binds_its_parts(virtual_time):
+    org, user = Limiter(requests=per_second(10)), Limiter(tokens=per_second(10))
+    (org & user).reconfigure(requests=sliding(2, 60))
+    for _ in range(2):
+        async with org:
+            pass
+    with pytest.raises(RateLimited):
+        org.acquire_nowait()
+    with pytest.raises(RateLimited):
+        async with org(max_wait=59):
+            pass
+
+
+@pytest.mark.parametrize("limits", [{"tokens": Rate(10, 1.0)}, {"requests": Rate(10, 1.0), "tokens": Rate(10, 1.0)}])
+@pytest.mark.parametrize(
+    "changed", [["10/s", "1000/min"], sliding(10, 60), Rate(20, 1.0, default=1)], ids=["more", "kind", "default"]
+)
+async def test_a_permit_of_before_a_reconfiguration_can_be_settled_and_cancelled_after_it(
+    virtual_time, limits, changed
+):
+    """What a plain permit was charged on was looked up when somebody asked, and was by then something else."""
+    limiter = Limiter(**limits)
+    async with limiter(tokens=5) as settled, limiter(tokens=2) as cancelled:
+        limiter.reconfigure(tokens=changed)
+        settled.settle(tokens=3)
+        cancelled.cancel()
+    assert settled.cost["tokens"] in (3, 5)  # the meter of another kind cannot give back
+    assert cancelled.cost == {}
+    for limit in limiter.statistics().limits.values():
+        assert limit.level <= limit.limit.capacity - 3 or limit.unit == "requests"
+
+
+async def test_who_has_its_turn_in_a_reconfiguration_passes_the_post_on(virtual_time):
+    """All is handed over to a new gate: those in line, who is on post, and one that is granted and not awake yet."""
+    limiter = Limiter(requests=per_second(1, burst=1))
+    await limiter.acquire()
+    log = []
+
+    async def call(number):
+        async with limiter:
+            log.append((number, clock.now() - began))
+
+    began = clock.now()
+    async with anyio.create_task_group() as group:
+        for number in range(4):
+            group.start_soon(call, number)
+            await anyio.wait_all_tasks_blocked()
+        limiter.reconfigure(requests=[per_second(2, burst=1), per_minute(100)])
+        await anyio.sleep(0.1)
+        limiter.reconfigure(requests=per_second(1_000, burst=1))
+        limiter.reconfigure(requests=[per_second(1, burst=1), per_minute(100)])
+    assert [number for number, _ in log] == [0, 1, 2, 3]
+    assert log[-1][1] - log[0][1] == pytest.approx(3, abs=0.01)
+
+
+async def test_the_context_is_left_as_it_was_entered_whatever_the_limits_are_by_then(virtual_time):
+    limiter = Limiter(requests=per_second(10))
+    async with limiter:
+        limiter.reconfigure(requests=[per_second(10), per_minute(100)])
+        async with limiter:
+            pass
+    async with limiter:
+        limiter.reconfigure(requests=per_second(10))
+    assert limiter._bare._entered == []

@@ -87,10 +87,18 @@ class Use:
 
     def _leave(self) -> None:
         """End the permit that this task, or thread, entered last."""
-        entered, me = self._entered, who_am_i()
         # If it was entered elsewhere (a fixture, an exit stack), one permit is as good as another: all cost the same.
-        index = next((i for i in range(len(entered) - 1, -1, -1) if entered[i][0] == me), -1)
+        if not self._leave_mine():
+            self._entered.pop()[1].close()
+
+    def _leave_mine(self) -> bool:
+        """End the permit that this task, or thread, entered last; False if it has not entered here."""
+        entered, me = self._entered, who_am_i()
+        index = next((i for i in range(len(entered) - 1, -1, -1) if entered[i][0] == me), None)
+        if index is None:
+            return False
         entered.pop(index)[1].close()
+        return True
 
     def _fixed(self) -> dict[str, Any]:
         for unit, value in self._cost.items():
@@ -236,22 +244,24 @@ class Call(Permit):
 class CallOfOne(Call):
     """`limiter(tokens=5)` with one bucket."""
 
-    __slots__ = ("_tat",)
+    __slots__ = ("_tat", "_terms")
 
+    _terms: Any  # the limiter's at the grant: they may be others when somebody asks for the marks
     _tat: float
 
     async def __aenter__(self) -> Permit:
         limiter = self._limiter
-        bucket = limiter._first
         take, release = limiter._take_lock, limiter._release_lock
         take()  # half the time of `with`
         try:
+            bucket = limiter._first
             now = clock.now()
             refill = now * bucket.rate + bucket.offset
             tat = bucket.tat
             tat = (refill if tat < refill else tat) + self._amount
             if tat - bucket.ceiling <= refill and not limiter._gate.busy and self._granted_at is None:
                 bucket.tat = self._tat = tat
+                self._terms = limiter._terms
                 limiter._granted += 1
                 self._granted_at = now
                 return self
@@ -274,29 +284,29 @@ class CallOfOne(Call):
         """Nothing is held, so there is nothing to give back."""
 
     def _reveal(self) -> None:
-        limiter = self._limiter
         if not hasattr(self, "_charges"):
-            (slot,) = limiter._slots
+            slot, meter = self._terms
             self._charges = ((slot, self._amount),)
-            self._marks = [(slot.meter, (self._tat, self._granted_at))]
+            self._marks = [(meter, (self._tat, self._granted_at))]
             self._ended = True
 
 
 class CallOfTwo(Call):
     """`limiter(tokens=5)` with two buckets, the first of which has a default cost."""
 
-    __slots__ = ("_tat1", "_tat2")
+    __slots__ = ("_tat1", "_tat2", "_terms")
 
+    _terms: Any
     _tat1: float
     _tat2: float
 
     async def __aenter__(self) -> Permit:
         limiter = self._limiter
-        first = limiter._first
-        second = limiter._second
         take, release = limiter._take_lock, limiter._release_lock
         take()
         try:
+            first = limiter._first
+            second = limiter._second
             now = clock.now()
             refill1 = now * first.rate + first.offset
             tat1 = first.tat
@@ -312,6 +322,7 @@ class CallOfTwo(Call):
             ):
                 first.tat = self._tat1 = tat1
                 second.tat = self._tat2 = tat2
+                self._terms = limiter._terms
                 limiter._granted += 1
                 self._granted_at = now
                 return self
@@ -334,12 +345,8 @@ class CallOfTwo(Call):
         """Nothing is held, so there is nothing to give back."""
 
     def _reveal(self) -> None:
-        limiter = self._limiter
         if not hasattr(self, "_charges"):
-            first, second = limiter._slots
-            self._charges = ((first, limiter._plain_cost), (second, self._amount))
-            self._marks = [
-                (first.meter, (self._tat1, self._granted_at)),
-                (second.meter, (self._tat2, self._granted_at)),
-            ]
+            first, meter1, second, meter2, cost = self._terms
+            self._charges = ((first, cost), (second, self._amount))
+            self._marks = [(meter1, (self._tat1, self._granted_at)), (meter2, (self._tat2, self._granted_at))]
             self._ended = True

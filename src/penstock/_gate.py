@@ -171,6 +171,9 @@ class Gate:
 
     def leave(self, waiter: Waiter) -> None:
         """Let `waiter` go without a turn; a grant that it was just handed is undone."""
+        if self.into is not None:  # it was granted here, and those whom its leaving helps wait there
+            self.into.leave(waiter)
+            return
         now = self.now()
         if waiter.marks is not None:
             give_back(waiter.charges, waiter.marks, now)  # type: ignore[arg-type]
@@ -247,6 +250,25 @@ class Gate:
                 waiting.parker.wake()  # type: ignore[attr-defined]  # whoever was on post there must learn that it is not now
         return self
 
+    def renew(self) -> Gate:
+        """Hand everything over to a new gate, and return that.
+
+        Limiters remember what plain calls are charged on. Whoever remembers what is over finds this gate busy, for ever, and looks
+        again: so that a plain call need not.
+        """
+        new = Gate()
+        new.line, self.line = self.line, Line()
+        new.busy, new.calendars = self.busy, self.calendars
+        new._alarm, new._paused_until = self._alarm, self._paused_until
+        for waiting in new.line:
+            waiting.gate = new  # type: ignore[attr-defined]
+        if self._post is not None:  # it may have had its turn already, and then it must pass on the post there
+            new._post = self._post
+            self._post.gate = new
+        self.into = new
+        self.busy = True
+        return new
+
     def recharge(self, changed: list[tuple[tuple[Slot, ...], tuple[Slot, ...]]], now: float) -> None:
         """After the limits of some units were replaced: let all who wait be charged on those of now, and look anew."""
         renewed = {slot: after for before, after in changed if before != after for slot in before}
@@ -297,6 +319,10 @@ class Part:
     def limits(self) -> dict[str, tuple[Limit, ...]]:
         """What is promised now."""
         return {unit: tuple(slot.limit for slot in slots) for unit, slots in self.slots.items()}
+
+    def basis(self) -> tuple[object, ...]:
+        """What a call is charged on, and what it costs unless it says so: the rest can change under those who know these."""
+        return [(slot, slot.meter) for slot in self.all_slots()], self.defaults
 
     @property
     def gate(self) -> Gate:

@@ -180,6 +180,7 @@ class Limiter:
         "_slots",
         "_store",
         "_take_lock",
+        "_terms",
         "_units",
         "_version",
         "_would_refuse",
@@ -199,6 +200,7 @@ class Limiter:
     _plain_cost: float
     _first: Bucket
     _second: Bucket
+    _terms: tuple[Any, ...]  # what `_first` and `_second` are the meters of: for plain permits to look up later
 
     def __new__(cls, *, store: Any = None, **_: Any) -> Limiter:
         """A limiter of the kind that `store` needs."""
@@ -312,8 +314,16 @@ class Limiter:
         if self._plain is CallOfTwo and slots[0].unit == self._plain_unit:
             slots.reverse()
         if self._plain is not None:
-            self._first = slots[0].meter  # type: ignore[assignment]
-            self._second = slots[-1].meter  # type: ignore[assignment]
+            self._set_terms(slots)
+
+    def _set_terms(self, slots: list[Slot]) -> None:
+        """Let plain calls be charged on these, one or two."""
+        first, last = slots[0], slots[-1]
+        self._first, self._second = first.meter, last.meter  # type: ignore[assignment]
+        if last is first:
+            self._terms = first, first.meter
+        else:
+            self._terms = first, first.meter, last, last.meter, self._plain_cost
 
     def _look_again(self) -> None:
         """Read from the parts what is derived from them: after construction, and after a reconfiguration."""
@@ -334,6 +344,7 @@ class Limiter:
         """Find out whether calls can be written the short way, as `CallOfOne` or `CallOfTwo`."""
         self._plain = None
         self._first = self._second = _NEVER_READY  # for calls that were made when it was plain, and are entered now
+        self._terms = ()
         meters = [slot.meter for slot in self._slots]
         if self._on_event is not None or not self._enforce:
             return
@@ -341,9 +352,9 @@ class Limiter:
             return
         if len(meters) == 1:
             self._plain, (self._plain_unit,) = CallOfOne, self._units
-            self._first = meters[0]  # type: ignore[assignment]
             default = self._default(self._plain_unit)
             self._plain_cost = default or 0
+            self._set_terms(self._slots)
         elif len(meters) == len(self._units) == 2:
             given = [unit for unit in self._units if self._default(unit) is None]
             other = [unit for unit in self._units if isinstance(self._default(unit), int)]
@@ -351,7 +362,7 @@ class Limiter:
                 self._plain, self._plain_unit = CallOfTwo, given[0]
                 self._plain_cost = float(self._default(other[0]))  # type: ignore[arg-type]  # faster than an int to add
                 self._slots = [*self._units[other[0]], *self._units[given[0]]]
-                self._first, self._second = (slot.meter for slot in self._slots)  # type: ignore[assignment]
+                self._set_terms(self._slots)
 
     # What users call
 
@@ -540,7 +551,10 @@ class Limiter:
                 mine = {unit: kinds for unit, kinds in wanted.items() if unit in part.slots}
                 if mine:
                     before = {unit: part.slots[unit] for unit in mine}
+                    basis = part.basis()
                     part.promise(mine, now)
+                    if part.basis() != basis:
+                        gate = self._gate = gate.renew()
                     gate.recharge([(before[unit], part.slots[unit]) for unit in mine], now)
             self._look_again()
             gate.refuse(self._never, now)
@@ -595,6 +609,9 @@ class Limiter:
         return joint
 
     async def __aenter__(self) -> Permit:
+        if self._gate.into is not None:  # perhaps another limiter over these limits has changed what a call costs
+            self._lock_gate()
+            self._release_lock()
         if self._plain is CallOfOne and self._plain_cost:
             call = CallOfOne()
             call._limiter = self
@@ -606,8 +623,10 @@ class Limiter:
         return await self._bare.__aenter__()
 
     async def __aexit__(self, *_: object) -> None:
-        if self._bare is not None and not (self._plain is CallOfOne and self._plain_cost):
-            self._bare._leave()
+        bare = self._bare
+        # Whether it was entered as a plain call, which holds nothing, is not to be seen now: the limits may have changed since.
+        if bare is not None and not bare._leave_mine() and bare._entered and self._plain is not CallOfOne:
+            bare._leave()
 
     def __enter__(self) -> Permit:
         if self._bare is None:
@@ -682,6 +701,8 @@ class Limiter:
         gate = self._gate
         if gate.into is not None:
             gate = self._gate = self._parts[0].gate
+            if self._version != sum(part.version for part in self._parts):
+                self._look_again()
         return gate
 
     def _try(self, charges: Charges) -> Permit | None:
