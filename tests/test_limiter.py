@@ -912,3 +912,17 @@ async def test_the_context_is_left_as_it_was_entered_whatever_the_limits_are_by_
     async with limiter:
         limiter.reconfigure(requests=per_second(10))
     assert limiter._bare._entered == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(per_minute(5), in_flight(5)), (in_flight(5), [in_flight(5), in_flight(6, ttl=60)])],
+    ids=["from a rate", "one more"],
+)
+async def test_a_reconfiguration_to_places_holds_none_that_nobody_could_give_back(virtual_time, before, after):
+    """What was used of the rate was held ever after, and what was held was held twice and given back once."""
+    limiter = Limiter(calls=before)
+    with limiter.acquire_nowait(calls=5):
+        limiter.reconfigure(calls=after)
+    with limiter.acquire_nowait(calls=5):
+        assert limiter.statistics().in_flight == 5

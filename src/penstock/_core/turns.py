@@ -89,7 +89,12 @@ class Slot:
         self._weigh()
 
     def go_on_from(self, meter: Meter, now: float, lead: float) -> None:
-        """Count as used, in a meter that is new, what is used in another."""
+        """Count as used, in a meter that is new, what is used in another.
+
+        Not in one of places: only a permit that was charged here can give them back, so they would be held for ever.
+        """
+        if self.meter.held:
+            return
         if self.meter.calendar:
             self.meter.follow(lead)  # type: ignore[attr-defined]
         used = meter.used(now)
