@@ -140,3 +140,30 @@ def test_whose_time_to_live_has_passed_is_among_the_lost_and_who_gave_back_is_no
     assert places.level(10.0) == 4
     assert places.lost == [part, lost]
     assert [hold.amount for hold in places.lost] == [0, 0]
+
+
+@given(
+    steps=st.lists(st.tuples(st.sampled_from([0.1, 0.2, 0.3, 0.7, 1.1]), st.integers(0, 9)), max_size=60),
+    ttl=st.sampled_from([None, 5.0]),
+)
+def test_fractions_of_places_come_back_whole(steps, ttl):
+    """Sums of fractions leave a little behind: with that held for ever, all places at once were never free again."""
+    places = Places(in_flight(3, ttl=ttl))
+    held = []
+    for number, (amount, which) in enumerate(steps):
+        mark = places.charge_if_ready(amount, number / 10)
+        if mark is not None:
+            held.append((amount, mark))
+        elif held:
+            places.give_back(*held.pop(which % len(held)), number / 10)
+    for amount, mark in held:
+        places.give_back(amount, mark, 7.0)
+    assert places.idle(7.0)
+    assert places.charge_if_ready(3, 7.0) is not None
+
+
+def test_fractions_of_places_add_up_to_all_of_them():
+    for amount, parts in [(3, [0.3] * 10), (3.3, [1.1, 2.2]), (1.1, [0.7, 0.4])]:
+        places = Places(in_flight(amount))
+        assert all(places.charge_if_ready(part, 0.0) is not None for part in parts)
+        assert places.charge_if_ready(0.001, 0.0) is None

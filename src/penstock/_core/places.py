@@ -10,6 +10,9 @@ from penstock.limits import InFlight
 
 __all__ = ["Hold", "Places"]
 
+_ROUNDING = 1e-9
+"""What sums of fractions may be off by, as a part of the amount: nobody gets a place by it."""
+
 
 class Hold:
     """What one permit holds, and the moment from which it no longer counts (`inf` without a time to live).
@@ -28,7 +31,7 @@ class Hold:
 class Places(Meter):
     """The meter of `in_flight(n)`. `lost` are the holds whose time to live has passed, until somebody takes them away."""
 
-    __slots__ = ("_holds", "amount", "lost", "taken", "ttl")
+    __slots__ = ("_holders", "_holds", "amount", "lost", "taken", "ttl")
 
     held = True
 
@@ -36,6 +39,7 @@ class Places(Meter):
         self.amount = limit.amount
         self.ttl = limit.ttl
         self.taken = 0.0
+        self._holders = 0  # with none, nothing is taken, whatever sums of fractions say
         self._holds: deque[Hold] = deque()  # in order of `until`; only with a time to live
         self.lost: list[Hold] = []
 
@@ -51,12 +55,19 @@ class Places(Meter):
             hold = holds.popleft()
             if hold.amount:
                 self.lost.append(hold)
-                self.taken -= hold.amount
-                hold.amount = 0.0
+                self._free(hold, hold.amount)
+
+    def _free(self, hold: Hold, amount: float) -> None:
+        hold.amount -= amount
+        self.taken -= amount
+        if not hold.amount:
+            self._holders -= 1
+            if not self._holders:
+                self.taken = 0.0
 
     def ready_at(self, cost: float, now: float) -> float:
         self._expire(now)
-        over = self.taken + cost - self.amount
+        over = self.taken + cost - self.amount * (1 + _ROUNDING)
         if over <= 0:
             return now
         for hold in self._holds:
@@ -76,6 +87,7 @@ class Places(Meter):
         self._expire(now)
         hold = Hold(cost, math.inf if self.ttl is None else now + self.ttl)
         self.taken += cost
+        self._holders += 1 if cost else 0
         if self.ttl is not None:
             holds = self._holds
             holds.append(hold)
@@ -86,9 +98,8 @@ class Places(Meter):
     def give_back(self, amount: float, mark: Hold, now: float) -> None:
         """Free `amount` of what is held; nothing if its time to live has passed."""
         self._expire(now)
-        back = min(amount, mark.amount)
-        mark.amount -= back
-        self.taken -= back
+        if mark.amount:
+            self._free(mark, min(amount, mark.amount))
 
     def level(self, now: float) -> float:
         self._expire(now)
@@ -107,6 +118,7 @@ class Places(Meter):
 
     def unpack(self, packed: float) -> None:
         self.taken = packed
+        self._holders = 1 if packed else 0
         self._holds.clear()
 
     def lower_to(self, level: float, now: float) -> None:
