@@ -926,3 +926,26 @@ async def test_a_reconfiguration_to_places_holds_none_that_nobody_could_give_bac
         limiter.reconfigure(calls=after)
     with limiter.acquire_nowait(calls=5):
         assert limiter.statistics().in_flight == 5
+
+
+async def test_settling_after_the_end_takes_no_place(virtual_time):
+    """It was held for ever: the permit that could give it back had ended."""
+    limiter = Limiter(calls=in_flight(4), tokens=per_minute(100))
+    with limiter.acquire_nowait(calls=1, tokens=10) as permit:
+        permit.settle(calls=2)
+        assert limiter.statistics().in_flight == 2
+        assert permit.cost == {"calls": 2, "tokens": 10}
+    permit.settle(calls=3, tokens=30)
+    assert limiter.statistics().in_flight == 0
+    assert permit.cost == {"tokens": 30}
+    assert limiter.statistics().limits["tokens"].level == 70
+
+
+async def test_settling_charges_a_limit_that_was_added_since_only_the_difference(virtual_time):
+    """A new limit counts as used what the first one did, this call among it; settling charged it once more, whole."""
+    limiter = Limiter(tokens=Rate(100, 1e9))
+    less, more = (limiter.acquire_nowait(tokens=20) for _ in range(2))
+    limiter.reconfigure(tokens=[Rate(100, 1e9), Rate(200, 1e9)])
+    less.settle(tokens=15)
+    more.settle(tokens=25)
+    assert [limit.level for limit in limiter.statistics().limits.values()] == pytest.approx([60, 155])

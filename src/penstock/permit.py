@@ -45,11 +45,12 @@ class Permit:
 
     @property
     def cost(self) -> dict[str, float]:
-        """What is charged now, per unit. Empty after `cancel()`."""
+        """What is charged now, per unit: after its end without what it held. Empty after `cancel()`."""
         self._reveal()
         per_slot: dict[Slot, float] = {}
         for slot, amount in self._charges:
-            per_slot[slot] = per_slot.get(slot, 0) + amount
+            if not (self._ended and slot.meter.held):
+                per_slot[slot] = per_slot.get(slot, 0) + amount
         cost: dict[str, float] = {}
         for slot, amount in per_slot.items():
             cost[slot.unit] = max(cost.get(slot.unit, 0), amount)
@@ -65,7 +66,8 @@ class Permit:
         """Say what the call really took.
 
         Less than charged: the difference is given back, as far as that cannot break the limit. More: it becomes a debt,
-        which later calls wait for. Units not named stay as they are. May be called again: the last word counts.
+        which later calls wait for. Units not named stay as they are, and so do places once the permit has ended. May be called
+        again: the last word counts.
 
         Raises:
             UnknownUnit: The permit was not charged in that unit.
@@ -87,9 +89,11 @@ class Permit:
                 for slot, part in charges:
                     if slot.unit == unit:
                         charged[slot] = charged.get(slot, 0.0) + part
+                before = max(charged.values(), default=0.0)  # what a limit that was added since has taken over
                 for slots in [part.slots[unit] for part in limiter._parts if unit in part.slots]:
                     for slot in slots:
-                        self._adjust(charges, marks, slot, amount - charged.pop(slot, 0.0), now)
+                        if not (self._ended and slot.meter.held):  # nobody would give back what it holds from now on
+                            self._adjust(charges, marks, slot, amount - charged.get(slot, before), now)
             self._charges, self._marks = charges, marks
             if len(gate.line):
                 gate.run(now)
