@@ -7,6 +7,7 @@ import gc
 import math
 import threading
 import warnings
+from decimal import Decimal
 
 import anyio
 import anyio.to_thread
@@ -618,6 +619,7 @@ NEVER = (
         ({"tokens": math.nan}, CostError, "not nan"),
         ({"tokens": -1}, CostError, "not -1"),
         ({"tokens": "5"}, CostError, "not '5'"),
+        ({"tokens": Decimal("0.5")}, CostError, r"not Decimal\('0.5'\)"),
         ({"tokens": None}, (MissingUnit, CostError), "tokens"),
     ],
 )  # fmt: skip
@@ -949,3 +951,33 @@ async def test_settling_charges_a_limit_that_was_added_since_only_the_difference
     less.settle(tokens=15)
     more.settle(tokens=25)
     assert [limit.level for limit in limiter.statistics().limits.values()] == pytest.approx([60, 155])
+
+
+@pytest.mark.parametrize("wrong", [-1, math.nan, math.inf, "12", None])
+async def test_what_a_server_cannot_have_meant_is_refused_and_changes_nothing(virtual_time, wrong):
+    limiter = Limiter(requests=per_minute(10), tokens=per_minute(100))
+    permit = limiter.acquire_nowait(tokens=1)
+    for observe in (limiter.observe, permit.observe):
+        with pytest.raises(
+            CostError, match=rf"what remains of tokens must be a finite number, 0 or more, not {wrong!r}"
+        ):
+            observe(remaining={"requests": 1, "tokens": wrong})
+        with pytest.raises(CostError, match=rf"the seconds until the reset of tokens must be .*, not {wrong!r}"):
+            observe(reset={"requests": 60, "tokens": wrong})
+        with pytest.raises(UnknownUnit, match="no limit counts 'token'"):
+            observe(remaining={"requests": 1}, reset={"token": 1})
+    assert limiter.statistics().limits["requests"].level == 9
+
+
+async def test_a_reset_that_is_no_number_of_seconds_empties_a_limit_and_no_more(virtual_time):
+    """Some servers give the moment, in seconds since 1970: as a span it was a debt of fifty years."""
+    limiter = Limiter(requests=per_minute(10))
+    limiter.observe(reset={"requests": 1_700_000_000})
+    assert limiter.forecast() == penstock.Forecast(pytest.approx(6.0), "requests")
+
+
+async def test_a_server_speaks_of_the_smallest_limit_also_where_that_has_an_overdraft(virtual_time):
+    """An overdraft lets any cost go, so it seemed the largest: the limit of the day was lowered to ten."""
+    limiter = Limiter(tokens=[Rate(1_000, 60, overdraft=True), per_day(2_000_000)])
+    limiter.observe(remaining={"tokens": 10})
+    assert [limit.level for limit in limiter.statistics().limits.values()] == [10, 2_000_000]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from penstock._functions import kind_of, name_of
@@ -13,12 +13,14 @@ from penstock.limits import Limit, Rate, parse
 __all__ = [
     "LimitLike",
     "check_amount",
+    "check_heard",
     "check_options",
     "check_turn",
     "cost_of",
     "read_limits",
     "show_number",
     "show_seconds",
+    "told_of",
 ]
 
 LimitLike = Limit | str
@@ -87,12 +89,28 @@ def check_turn(max_wait: Any, priority: Any, flow: Any) -> None:
 
 
 def check_amount(unit: str, amount: Any) -> None:
-    try:
-        right = math.isfinite(amount) and amount >= 0
-    except (TypeError, OverflowError):
-        right = False
-    if not right:
+    if not _is_amount(amount):
         raise CostError(f"the cost of {unit} must be a finite number, 0 or more, not {amount!r}")
+
+
+def _is_amount(value: Any) -> bool:
+    try:  # a Decimal is a number too, but not one that can be added to others
+        return math.isfinite(value + 0.0) and value >= 0
+    except (TypeError, OverflowError):
+        return False
+
+
+def check_heard(remaining: Mapping[str, Any], reset: Mapping[str, Any]) -> None:
+    """Refuse what a server cannot have meant: `-1`, or a header that was no number."""
+    for what, heard in (("what remains of", remaining), ("the seconds until the reset of", reset)):
+        for unit, value in heard.items():
+            if not _is_amount(value):
+                raise CostError(f"{what} {unit} must be a finite number, 0 or more, not {value!r}")
+
+
+def told_of(slots: Sequence[Any]) -> Any:
+    """Of several limits of one unit, the one that a server speaks of: which holds least at once."""
+    return min(slots, key=lambda slot: getattr(slot.limit, "burst", slot.limit.capacity))
 
 
 def cost_of(charges: Any) -> dict[str, float]:

@@ -24,7 +24,7 @@ from penstock._core.lease import Share
 from penstock._core.turns import Charges, ready_at
 from penstock._courier import Courier, courier_of
 from penstock._desks import Account, Desk, SharedSlot, Slip
-from penstock._given import LimitLike, check_amount, check_options, cost_of, read_limits
+from penstock._given import LimitLike, check_amount, check_heard, check_options, cost_of, read_limits, told_of
 from penstock._parking import Parker, ThreadParker, here, loop_running_here
 from penstock.errors import RateLimited, Unsatisfiable, WouldBlock
 from penstock.events import Cancelled, Granted, Observed, Paused, Reconfigured, Refused, Settled, Waited, tell
@@ -531,19 +531,19 @@ class SharedLimiter(Limiter):
             tell(self._on_event, Reconfigured(self.name, wanted))
 
     def _observe(self, remaining: Mapping[str, float], reset: Mapping[str, float], permit: Permit | None) -> None:
-        for unit, value in (*remaining.items(), *reset.items()):
+        for unit in (*remaining, *reset):
             if unit not in self._units:
                 raise self._unknown(unit)
-            check_amount(unit, value)
+        check_heard(remaining, reset)
         heard = clock.now()
         for unit in {**remaining, **reset}:
-            slot = min(self._units[unit], key=lambda slot: slot.limit.capacity)
+            slot = told_of(self._units[unit])
             assert isinstance(slot, SharedSlot)
             left = remaining.get(unit)
             if left is None:
                 if not isinstance(slot.meter, Bucket):
                     continue
-                left = slot.limit.burst - reset[unit] * slot.meter.rate
+                left = max(0.0, slot.limit.burst - reset[unit] * slot.meter.rate)
             if slot.account.lease is not None:
                 left -= slot.holding.left  # which the server has not seen yet
             era = mark = -1.0

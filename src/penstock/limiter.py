@@ -28,12 +28,14 @@ from penstock._gate import Gate, Part, Waiter
 from penstock._given import (
     LimitLike,
     check_amount,
+    check_heard,
     check_options,
     check_turn,
     cost_of,
     read_limits,
     show_number,
     show_seconds,
+    told_of,
 )
 from penstock._parking import Parker, ThreadParker, here, loop_running_here
 from penstock.errors import CostError, MissingUnit, QueueFull, RateLimited, UnknownUnit, Unsatisfiable, WouldBlock
@@ -568,12 +570,17 @@ class Limiter:
     ) -> None:
         """Say what the server says is left now. Only ever lowers a level; raising it would break what was promised.
 
-        Where a unit has several limits, it is taken for the one with the smallest capacity. To reconcile with the answer to a
+        Where a unit has several limits, it is taken for the one that holds least at once. To reconcile with the answer to a
         certain call, use `permit.observe`, which knows what was sent since.
 
         Args:
             remaining: Units left, per unit.
-            reset: Seconds until the limit is whole again, per unit; used where `remaining` does not name the unit.
+            reset: Seconds until the limit is whole again, per unit; used where `remaining` does not name the unit, and of rates
+                only. More than an empty one takes means that nothing is left.
+
+        Raises:
+            UnknownUnit: The limiter has no such unit.
+            CostError: Not a number, negative or infinite; nothing has changed then.
         """
         self._observe(remaining or {}, reset or {}, None)
 
@@ -917,21 +924,21 @@ class Limiter:
             )
 
     def _observe(self, remaining: Mapping[str, float], reset: Mapping[str, float], permit: Permit | None) -> None:
-        for unit, value in (*remaining.items(), *reset.items()):
+        for unit in (*remaining, *reset):
             if unit not in self._units:
                 raise self._unknown(unit)
-            check_amount(unit, value)
+        check_heard(remaining, reset)
         gate = self._lock_gate()
         try:
             now = gate.now()
             for unit in {**remaining, **reset}:
-                slot = min(self._units[unit], key=lambda slot: slot.limit.capacity)
+                slot = told_of(self._units[unit])
                 meter = slot.meter
                 left = remaining.get(unit)
                 if left is None:
                     if not isinstance(meter, Bucket):
                         continue
-                    left = meter.burst - reset[unit] * meter.rate
+                    left = max(0.0, meter.burst - reset[unit] * meter.rate)
                 if permit is not None and isinstance(meter, Bucket):
                     mark = next(
                         (m for (s, _), (_, m) in zip(permit._charges, permit._marks, strict=True) if s is slot), None
