@@ -216,6 +216,7 @@ def test_the_rule_is_the_one_the_simulator_charges_by(request_):
 def test_images_are_counted_where_images_are_made():
     assert tokens.by_bytes("/v1/images/generations", {"prompt": "a cat", "n": 3})["images"] == 3
     assert tokens.by_bytes("/v1/images/edits", None)["images"] == 1
+    assert tokens.by_bytes("/v1/images/generations", {"n": 10**400})["images"] >= 1e18
 
 
 @pytest.mark.parametrize("error", [OSError("no network"), ValueError("a broken file")])

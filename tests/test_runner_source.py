@@ -147,6 +147,7 @@ def nested(depth):
         (b'{"a": 1}}', "invalid_json", "not JSON: Extra data at column 9"),
         (b'{"body": "\x00"}', "invalid_json", "not JSON: Invalid control character at at column 11"),
         (b'{"body": {"messages": [], "seed": NaN}}', "invalid_json", "not JSON that can be sent: NaN is not JSON"),
+        (b'{"body": {"messages": [], "seed": -1e999}}', "invalid_json", "a number in it is larger than any number"),
         (b'{"body": "\xff"}', "invalid_utf8", "byte 11 of the line, 0xff, is not UTF-8"),
         (b"[1]", "not_an_object", "a request is a JSON object, not a list"),
         (b"null", "not_an_object", "a request is a JSON object, not null"),

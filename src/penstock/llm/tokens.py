@@ -169,7 +169,8 @@ def _units(tokens: float, path: str, body: Body | None) -> dict[str, float]:
     images = 0.0
     if "/images/" in path:
         n = (body or {}).get("n")
-        images = float(n) if isinstance(n, int) and n > 0 else 1.0
+        # What a float cannot hold is too many for any limit, so it need not be exact.
+        images = float(min(n, 10**18)) if isinstance(n, int) and n > 0 else 1.0
     return {"requests": 1.0, "tokens": float(tokens), "images": images}
 
 

@@ -177,7 +177,7 @@ def read_row(number: int, line: bytes | None, cost: Cost) -> Row | Rejected:
             custom_id=custom_id,
             path=path,
             model=model if isinstance(model, str) else "",
-            body=dump_json(body),
+            body=_dump_body(body),
             cost=cost(path, body) or {},
         )
     except _Bad as bad:
@@ -201,6 +201,9 @@ def dump_json(value: Any) -> bytes:
 
     What ends a line for some readers (U+2028 and the like) is escaped, and so is everything outside ASCII in the rare
     value that UTF-8 cannot write: half a surrogate pair.
+
+    Raises:
+        ValueError: A number in it is infinite, or none.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -299,6 +302,13 @@ def _read_object(line: bytes) -> dict[str, Any]:
     if not isinstance(given, dict):
         _reject("not_an_object", f"a request is a JSON object, not {_kind(given)}")
     return given
+
+
+def _dump_body(body: dict[str, Any]) -> bytes:
+    try:
+        return dump_json(body)
+    except ValueError:  # 1e999 reads as infinity, for which JSON has no word
+        _reject("invalid_json", "not JSON that can be sent: a number in it is larger than any number a float can hold")
 
 
 def _read_custom_id(given: dict[str, Any], number: int) -> str | int:
