@@ -46,8 +46,19 @@ def lines_of(tmp_path, content):
         (b"\xef\xbb\xbfa\n\xef\xbb\xbfb\n", [(1, b"a"), (2, b"\xef\xbb\xbfb")]),
         (b"\xef\xbb\xbfa", [(1, b"a")]),
         (b"\xef\xbb\xbf\n", []),
+        (b"\xef\xbb\xbf", []),
     ],
-    ids=["empty", "blank", "two", "no end", "CRLF", "byte order mark", "mark and no end", "nothing but a mark"],
+    ids=[
+        "empty",
+        "blank",
+        "two",
+        "no end",
+        "CRLF",
+        "byte order mark",
+        "mark and no end",
+        "an empty line with a mark",
+        "nothing but a mark",
+    ],
 )
 def test_lines_are_numbered_as_an_editor_numbers_them(tmp_path, content, expected):
     """Blank lines count but are no rows; a byte order mark is none of the first line's bytes."""

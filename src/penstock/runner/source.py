@@ -145,8 +145,10 @@ def _numbered(chunks: Iterator[bytes]) -> Iterator[tuple[int, bytes | None]]:
             skipping = True
     if skipping:
         yield number + 1, None
-    elif begun and not begun.isspace():
-        yield number + 1, bytes(begun.removeprefix(codecs.BOM_UTF8) if at_start else begun)
+        return
+    last = bytes(begun.removeprefix(codecs.BOM_UTF8) if at_start else begun)
+    if last and not last.isspace():
+        yield number + 1, last
 
 
 def read_row(number: int, line: bytes | None, cost: Cost) -> Row | Rejected:
