@@ -159,6 +159,12 @@ def test_plain_words_are_the_message():
     assert judge(429, {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED"}}).code == "429"
 
 
+def test_what_is_nested_too_deeply_to_be_read_is_no_json():
+    """The status decides, as for every other body without words."""
+    verdict = judge(503, b"[" * 100_000)
+    assert (verdict.action, verdict.code, len(verdict.message)) == (Action.BACK_OFF, "", 1_000)
+
+
 def test_x_should_retry_overrules_the_status_but_not_an_empty_account():
     assert judge(429, body("x"), {"X-Should-Retry": "false"}).action is Action.PERMANENT
     assert judge(400, body("x"), {"x-should-retry": "true"}).action is Action.BACK_OFF

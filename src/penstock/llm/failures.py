@@ -188,7 +188,7 @@ def _error(body: Any) -> tuple[str, str, str]:
         text = body
         try:
             body = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return "", "", text.strip()[:1_000]  # a proxy's page of HTML, as a rule
     if isinstance(body, list) and body:  # Gemini wraps its error in a list
         body = body[0]
