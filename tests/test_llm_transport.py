@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import gzip
 import json
+from random import Random
 
 import anyio
 import httpx
@@ -14,7 +15,7 @@ import pytest
 from penstock import Limiter, Rate, in_flight, per_minute
 from penstock.llm.lanes import Auto, Fixed, Published
 from penstock.llm.transport import Valve, limit_http_client
-from penstock.simulator import Simulation, create_app
+from penstock.simulator import Latency, Simulation, create_app
 
 pytestmark = pytest.mark.anyio
 
@@ -533,6 +534,24 @@ async def test_the_first_burst_is_capped_until_there_was_a_lesson(lib):
         a for a in simulated.statistics().admissions if a.at_ns == simulated.statistics().admissions[1].at_ns
     ]
     assert 45 <= len(at_once_left) <= 51
+
+
+async def test_those_who_waited_while_limits_were_learned_do_not_overrun_them(lib):
+    """The service charges 15 % more than estimated. A thousand asked before that was known, for what they were thought to cost."""
+
+    def charge(path, body):
+        return round(1.15 * len(body["messages"][0]["content"]) / 4) + 4
+
+    limits = {"requests": "5000/min", "tokens": "60k/min"}
+    simulated, transport = account(lib, Simulation(**limits, charge=charge, latency=Latency(0.5, 0.5), tolerance=0))
+    client = limited(lib, transport, Auto())
+    chance = Random(3)
+    texts = ["x" * int(chance.lognormvariate(6, 1)) for _ in range(700)]
+    bodies = [{"model": "gpt-4o", "messages": [{"role": "user", "content": text}]} for text in texts]
+    await at_once(*(client.post(CHAT, json=body, headers={"authorization": "Bearer x"}) for body in bodies))
+    statistics = simulated.statistics()
+    assert statistics.refused.get("tokens", 0) <= 1  # not those that had to wait for the lesson
+    assert statistics.limits[1].share > 0.95
 
 
 async def test_a_model_whose_limits_nobody_published_is_refused_with_those_there_are(lib):

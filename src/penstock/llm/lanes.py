@@ -28,6 +28,9 @@ __all__ = ["Auto", "Fixed", "Journey", "Lane", "Policy", "Published"]
 FIRST_BURST = 5.0
 """Seconds' worth of a learned limit that may be spent at once before the first lessons about it."""
 
+RISE = 0.1
+"""Share of a learned limit that may be spent on top of that with each answer after those lessons."""
+
 UNTOLD = 1_000
 """Requests in flight at a server that tells no limits: as many as SDKs open connections."""
 
@@ -201,21 +204,30 @@ class Lane:
 
     def _lower(self) -> None:
         """Lower the limiter to what the server can be counted on to have, below 0 if need be."""
-        now = clock.now()
-        bounds = {unit: departures.level(now) for unit, departures in self._departures.items()}
-        for name, snapshots in self._snapshots.items():
-            unit = self._units[name]
-            bounds[unit] = min(bounds[unit], snapshots.level(now))
-        levels: dict[str, tuple[float, float]] = {}
-        for limit in self.limiter.statistics().limits.values():
-            if limit.unit not in levels or limit.capacity < levels[limit.unit][0]:
-                levels[limit.unit] = limit.capacity, limit.level
+        bounds, levels = self._bounds(), self._levels()
         reset = {}
         for unit, bound in bounds.items():
             if bound < levels[unit][1] - 1e-9 * (1 + abs(bound)):  # not for what floats make of equal sums
                 reset[unit] = (levels[unit][0] - bound) / self._departures[unit].rate
         if reset:
             self.limiter.observe(reset=reset)
+
+    def _bounds(self) -> dict[str, float]:
+        """What the server can be counted on to have now, by unit; below 0 if more was sent than it had."""
+        now = clock.now()
+        bounds = {unit: departures.level(now) for unit, departures in self._departures.items()}
+        for name, snapshots in self._snapshots.items():
+            unit = self._units[name]
+            bounds[unit] = min(bounds[unit], snapshots.level(now))
+        return bounds
+
+    def _levels(self) -> dict[str, tuple[float, float]]:
+        """Capacity and level of the limiter, by unit: those of its smallest limit."""
+        levels: dict[str, tuple[float, float]] = {}
+        for limit in self.limiter.statistics().limits.values():
+            if limit.unit not in levels or limit.capacity < levels[limit.unit][0]:
+                levels[limit.unit] = limit.capacity, limit.level
+        return levels
 
 
 class _LearnedLane(Lane):
@@ -228,6 +240,7 @@ class _LearnedLane(Lane):
     def __init__(self) -> None:
         self._known = False
         self._kept_back: Permit | None = None
+        self._keeps: set[str] = set()  # the units of which something is still kept back
         self._higher: dict[str, float] = {}
         super().__init__(Limiter(probe=in_flight(1)))
 
@@ -288,20 +301,31 @@ class _LearnedLane(Lane):
             assert isinstance(limit.limit, Rate)
             first = max(FIRST_BURST * limit.limit.rate, 0.05 * limit.capacity, 3.0)
             keep[limit.unit] = min(keep.get(limit.unit, limit.level), max(0.0, limit.level - first))
-        if any(keep.values()):
+        self._keeps = {unit for unit, amount in keep.items() if amount > 0}
+        if self._keeps:
             whole: dict[str, Any] = {**keep}
             self._kept_back = self.limiter.acquire_nowait(**whole)
 
     def _let_go(self) -> None:
-        """What was kept back goes, unit by unit, once there was a lesson about it."""
-        if self._kept_back is None:
-            return
+        """What was kept back goes, unit by unit and step by step, once there was a lesson about it.
+
+        Not at once, and never more than the server has: those in line asked before the lesson, for what they were thought
+        to cost then, and all that is let go is theirs before it can be lowered again.
+        """
         learned = {self._units[name] for name, snapshots in self._snapshots.items() if snapshots.lessons}
-        kept = {unit for unit, amount in self._kept_back.cost.items() if amount > 0}
-        if kept & learned:
-            self._kept_back.settle(**dict.fromkeys(kept & learned, 0.0))
-            self._lower()
-        if kept <= learned:
+        if self._kept_back is None or not self._keeps & learned:
+            return
+        bounds, levels, kept = self._bounds(), self._levels(), self._kept_back.cost
+        less: dict[str, float] = {}
+        for unit in self._keeps & learned:
+            capacity, level = levels[unit]
+            step = max(0.0, min(kept[unit], RISE * capacity, (bounds[unit] - level) / self._factor(unit)))
+            less[unit] = kept[unit] - step
+            if step < RISE * capacity:  # that was all, or all there is; from here on the level rises with time alone
+                self._keeps.discard(unit)
+        self._kept_back.settle(**less)
+        self._lower()
+        if not self._keeps:
             self._kept_back = None
 
     def _follow(self, reading: Reading) -> None:
