@@ -484,6 +484,43 @@ async def test_a_server_that_tells_no_limits_is_not_limited_but_its_429s_are_hea
     assert server.times[-1] >= 2 + 5
 
 
+async def test_limits_that_are_told_later_than_by_the_first_answer_are_kept_from_then_on(lib):
+    """Not every endpoint tells them: one that counts tokens, or begins a fine-tuning, may well be the first to be asked."""
+    told = {
+        "x-ratelimit-limit-requests": "60",
+        "x-ratelimit-remaining-requests": "2",
+        "x-ratelimit-reset-requests": "58s",
+    }
+    server = Server(lib, None, None, lib.Response(200, headers=told), latency=1.0)
+    client = limited(lib, server, Auto())
+    for _ in range(3):
+        await client.post(CHAT, json=HELLO)
+    await at_once(*(client.post(CHAT, json=HELLO) for _ in range(6)))
+    assert server.times[:3] == [0, 1, 2]
+    assert server.times[3:] == pytest.approx([3, 3, 3.3, 4.3, 5.3, 6.3], abs=0.3)
+
+
+async def test_those_who_wait_for_a_place_learn_of_limits_that_are_told_late(lib):
+    """A thousand places at a server that told nothing; the first of a thousand answers tells, and who comes then is held to it."""
+    told = lib.Response(
+        200,
+        headers={
+            "x-ratelimit-limit-requests": "600",
+            "x-ratelimit-remaining-requests": "0",
+            "x-ratelimit-reset-requests": "60s",
+        },
+    )
+    server = Server(lib, None, told, latency=1.0)
+    client = limited(lib, server, Auto())
+    await client.post(CHAT, json=HELLO)
+    await at_once(*(client.post(CHAT, json=HELLO) for _ in range(1_025)))
+    late = server.times[1_001:]
+    assert server.times[1:1_001] == [1] * 1_000
+    assert late == sorted(late)
+    assert late[9] > 2  # ten were refilled while that answer was on its way
+    assert late[-1] == pytest.approx(2 + 1.5, abs=0.3)
+
+
 async def test_an_error_before_the_first_answer_teaches_nothing(lib):
     """A gateway's 502 has no headers; the next request asks again, alone."""
     script = [lib.Response(502), lib.ConnectError("no route"), refusal(lib, retry_after="5")]

@@ -234,11 +234,13 @@ class _LearnedLane(Lane):
     """Limits that are not known until the first answer tells them, and that follow what later answers tell.
 
     Until then one request is in flight, and the others wait for its headers. A server that answers and tells no limits
-    has none that we could keep; it still has places, and may still say "not now".
+    has none that we could keep; it still has places, and may still say "not now". It may also tell them later: not every
+    endpoint does, and any of them may be asked first.
     """
 
     def __init__(self) -> None:
         self._known = False
+        self._told = False
         self._kept_back: Permit | None = None
         self._keeps: set[str] = set()  # the units of which something is still kept back
         self._higher: dict[str, float] = {}
@@ -254,12 +256,15 @@ class _LearnedLane(Lane):
 
     def answered(self, journey: Journey, status: int, reading: Reading) -> None:
         with self._lock:
-            if self._known:
+            if self._told:
                 super().answered(journey, status, reading)
                 self._follow(reading)
                 self._let_go()
                 return
+            known = self._known
             self._begin(journey, status, reading)
+            if known:
+                return
         if status != 429:  # else there will first be a pause
             journey.permit.close()  # the next in line goes, to find the limits known, or to ask once more
 
@@ -276,11 +281,11 @@ class _LearnedLane(Lane):
                 told.setdefault(quota.unit, {})[quota.name] = Rate(quota.limit, quota.per or 60.0), _left(quota)
         if not told:
             # An error may well come from something in front of the service. An answer is the service's own.
-            if status < 400:
+            if status < 400 and not self._known:
                 self._known = True
                 self._take(Limiter(calls=in_flight(UNTOLD, ttl=HOLD)))
             return
-        self._known = True
+        self._known = self._told = True
         limits: dict[str, Any] = {
             unit: list(dict.fromkeys(rate for rate, _ in quotas.values())) for unit, quotas in told.items()
         }
