@@ -61,6 +61,7 @@ def test_a_limit_reached_waits_for_what_the_message_says(words, seconds):
         ("Please try again in a few minutes", None),
         ("Please try again in 1.2.3s", None),
         ("try again in 3 moons", None),
+        ("try again in " + "9" * 400 + "s", None),
         ("", None),
     ],
 )
@@ -89,6 +90,29 @@ def test_a_request_larger_than_the_limit_is_permanent_and_its_retry_after_is_not
 def test_a_request_larger_than_the_limit_is_known_by_its_numbers_too():
     assert judge(429, body("on tokens per min: Limit 10,000, Used 9, Requested 11,454.")).action is Action.PERMANENT
     assert judge(429, body("on tokens per min: Limit 10,000, Used 9999, Requested 11.")).action is Action.WAIT
+
+
+@pytest.mark.parametrize("digits", [",", ",5", "9" * 5_000])
+@pytest.mark.parametrize("words", ["Limit {}, Requested 5", "Limit 5, Requested {}"])
+def test_numbers_of_any_kind_in_a_message_break_nothing(words, digits):
+    """A number without end is more than any limit; what is none says nothing."""
+    never = words.endswith("{}") and digits[0] == "9"
+    assert judge(429, body(words.format(digits))).action is (Action.PERMANENT if never else Action.WAIT)
+
+
+def test_a_body_that_is_nested_without_end_is_words():
+    assert judge(429, b"[" * 100_000).action is Action.WAIT
+
+
+@pytest.mark.parametrize(
+    "headers", [{"retry-after": "0"}, {"retry-after-ms": "0"}, {"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, {}]
+)
+@pytest.mark.parametrize("message", ["", "Please try again in 0s."])
+def test_a_wait_of_nothing_is_none_that_was_told(headers, message):
+    """It is no leave to resend at once: the next try backs off as if nothing had been said."""
+    assert judge(429, body(message), headers).wait is None
+    assert retry_on(StatusError(429, body(message)["error"], headers)) is True
+    assert judge(429, body(message), headers | {"retry-after-ms": "7"}).wait == 0.007
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,22 @@ async def test_a_service_that_never_says_for_how_long_is_left_alone_twice_as_lon
         assert seconds <= pause <= seconds * 1.1 + 0.02
 
 
+async def test_a_service_that_says_0_is_left_alone_as_one_that_says_nothing(lib):
+    limiter = Limiter(requests=per_minute(6_000))
+    server = Server(lib, *(refusal(lib, retry_after="0") for _ in range(4)))
+    client = limited(lib, server, limiter)
+    for _ in range(5):
+        await client.post(CHAT, json=HELLO)
+    assert server.times[-1] >= 1 + 2 + 4 + 8
+
+
+async def test_a_body_that_is_nested_too_deeply_is_charged_as_none(lib):
+    limiter = Limiter(requests=per_minute(60), tokens=per_minute(6_000))
+    answer = await limited(lib, Server(lib), limiter).post(CHAT, content=b'{"model":' * 100_000)
+    assert answer.status_code == 200
+    assert levels(limiter)["requests"] == 59 - 0.25
+
+
 async def test_many_429s_that_were_on_their_way_together_count_as_one(lib):
     limiter = Limiter(requests=per_minute(6_000))
     client = limited(lib, Server(lib, *(refusal(lib) for _ in range(20)), latency=0.5), limiter)

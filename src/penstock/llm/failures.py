@@ -45,7 +45,7 @@ class Verdict:
 
     Attributes:
         action: What to do.
-        wait: Seconds to wait before the next try, as the server put it. None: it did not say.
+        wait: Seconds to wait before the next try, as the server put it, above 0. None: it did not say.
         code: The service's own code or type, `""` if it gave none.
         message: The service's own words, `""` if it gave none.
     """
@@ -81,7 +81,7 @@ OURS = "penstock"
 """The type of the errors that our own transport answers with, in the service's stead."""
 
 _TOO_LARGE = re.compile(r"request too large", re.IGNORECASE)
-_LIMIT_AND_REQUESTED = re.compile(r"\bLimit:? ([\d,]+)\b.*?\bRequested:? ([\d,]+)", re.IGNORECASE | re.DOTALL)
+_LIMIT_AND_REQUESTED = re.compile(r"\bLimit:? (\d[\d,]*)\b.*?\bRequested:? (\d[\d,]*)", re.IGNORECASE | re.DOTALL)
 _AGAIN_IN = re.compile(r"(?:try|retry)(?: again)? (?:in|after) ((?:[\d.]+\s*[a-zµμ]+\s*)+)", re.IGNORECASE)
 _WORDED = re.compile(r"([\d.]+)\s*([a-zµμ]+)", re.IGNORECASE)
 _UNITS = {
@@ -104,8 +104,9 @@ def judge(status: int, body: Any = None, headers: Mapping[str, str] | None = Non
     code, kind, message = _error(body)
     asked = None if headers is None else _headers.retry_after(headers, wall=clock.wall())
     worded = message_wait(message)
-    # Header and message round differently ("1" and "6ms"): believing the longer one is never too early.
-    wait = max((hint for hint in (asked, worded) if hint is not None), default=None)
+    # Header and message round differently ("1" and "6ms"): believing the longer one is never too early. A hint of 0, or a
+    # date that has passed, is none: who resends at once is refused again.
+    wait = max(asked or 0.0, worded or 0.0) or None
     action = _action(status, code, kind, message)
     should_retry = _should_retry(headers)
     # Our own refusals forbid retries to SDKs, which would make the wait that was just refused. Others may know better.
@@ -133,7 +134,7 @@ def message_wait(message: str) -> float | None:
         except ValueError:
             return None
         known = True
-    return seconds if known else None
+    return seconds if known and math.isfinite(seconds) else None
 
 
 def retry_on(error: BaseException) -> bool | float:
@@ -177,7 +178,12 @@ def _never_fits(message: str) -> bool:
     if _TOO_LARGE.search(message):
         return True
     numbers = _LIMIT_AND_REQUESTED.search(message)
-    return numbers is not None and int(numbers[2].replace(",", "")) > int(numbers[1].replace(",", ""))
+    return numbers is not None and _plain(numbers[2]) > _plain(numbers[1])
+
+
+def _plain(number: str) -> float:
+    """The value of `10,000`. As a float: there is no end to the digits that a server may send."""
+    return float(number.replace(",", ""))
 
 
 def _error(body: Any) -> tuple[str, str, str]:
@@ -188,7 +194,7 @@ def _error(body: Any) -> tuple[str, str, str]:
         text = body
         try:
             body = json.loads(text)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError):  # no JSON, or nested without end
             return "", "", text.strip()[:1_000]  # a proxy's page of HTML, as a rule
     if isinstance(body, list) and body:  # Gemini wraps its error in a list
         body = body[0]

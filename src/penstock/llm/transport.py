@@ -435,7 +435,7 @@ def _json_object(content: bytes) -> Body | None:
         return None
     try:
         body = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, or nested too deeply to be read
         return None
     return body if isinstance(body, dict) else None
 
