@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import gc
 import json
 import sys
 import time
@@ -136,6 +137,18 @@ async def published(url):
         await chat(client, "gpt-99")
     except openai.BadRequestError as error:
         return {"code": error.code, "answered": bool(answer.choices)}
+
+
+async def collected(url):
+    original = client_of(url, max_retries=0)
+    await chat(original)
+    client = limit_client(original, Limiter(requests="600/min"))
+    asked = asyncio.create_task(chat(original))
+    await asyncio.sleep(0.2)  # it is on its way
+    del client
+    gc.collect()
+    (answer,) = await asyncio.gather(asked, return_exceptions=True)
+    return {"answered": not isinstance(answer, Exception)}
 
 
 async def in_threads(url):

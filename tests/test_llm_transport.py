@@ -642,6 +642,33 @@ async def test_the_given_client_is_left_as_it_was(lib):
     assert (client.headers["x"], client.timeout) == ("y", lib.Timeout(3))
 
 
+async def test_a_copy_that_is_dropped_leaves_the_connections_of_the_original_alone(lib):
+    """SDKs' clients close themselves when they are collected; what is in flight elsewhere must not notice."""
+    closed = []
+
+    class Transport(lib.BaseTransport):
+        def close(self):
+            closed.append(self)
+
+    class ClosesItself(lib.Client):
+        def __del__(self):
+            self.close()
+
+    original = ClosesItself(transport=Transport())
+    client = limit_http_client(original, Valve(Auto()))
+    assert isinstance(client, ClosesItself)
+    del client
+    gc.collect()
+    assert closed == []
+    client = limit_http_client(original, Valve(Auto()))
+    del original
+    gc.collect()
+    assert closed == []  # the copy needs them still
+    del client
+    gc.collect()
+    assert len(closed) == 1
+
+
 async def test_mounted_transports_are_limited_too(lib):
     limiter = Limiter(requests=per_minute(60))
     original = lib.AsyncClient(mounts={"http://api.test": lib.MockTransport(Server(lib)), "http://free.test": None})

@@ -35,6 +35,7 @@ SERVERS = {
     "retries": Simulation(),
     "nobody_there": Simulation(),
     "published": Simulation(),
+    "collected": Simulation(latency=Latency(0.5)),
     "in_threads": Simulation(),
     "azure": Simulation(),
 }
@@ -140,6 +141,10 @@ def test_a_request_that_never_left_costs_nothing(run):
 def test_published_limits_are_per_model_and_unknown_models_are_not_sent(run):
     assert run.told["published"] == {"code": "no_limits_known", "answered": True}
     assert run.saw["published"].admitted == 1
+
+
+def test_a_limited_client_that_is_dropped_leaves_the_connections_of_the_given_one_alone(run):
+    assert run.told["collected"] == {"answered": True}
 
 
 def test_the_sync_client_is_limited_in_its_threads(run):

@@ -148,7 +148,7 @@ def limit_http_client(client: C, valve: Valve) -> C:
     """A copy of an httpx or httpx2 client, sync or async, whose requests pass `valve`.
 
     The copy shares the connections of the original, its proxies, certificates, hooks and timeouts. The original is not
-    changed, and not limited. Closing one closes the connections of both.
+    changed, and not limited. Closing one closes the connections of both; a copy that is only dropped closes none.
 
     Raises:
         TypeError: It is no such client.
@@ -164,13 +164,24 @@ def limit_http_client(client: C, valve: Valve) -> C:
     if isinstance(client._transport, _transports(library)):
         raise ValueError("this client is limited already: join the limiters with `a & b`, and limit the client once")
     limited: Any = copy.copy(client)
-    # The original is kept alive: some SDKs' clients close their connections when they are collected.
+    # Some SDKs' clients close their connections when they are collected. The copy must not, since others may be using
+    # them, and the original is kept alive until the copy is gone.
+    if hasattr(limited, "__del__"):
+        limited.__class__ = _uncollected(limited.__class__)
     limited._transport = wrapper(client._transport, valve, client)
     limited._mounts = {
         pattern: None if inner is None else wrapper(inner, valve, client) for pattern, inner in client._mounts.items()
     }
     typed: C = limited
     return typed
+
+
+@functools.cache
+def _uncollected(kind: type) -> type:
+    """The same class, whose objects do nothing when they are collected."""
+    return type(
+        kind.__name__, (kind,), {"__del__": lambda _: None, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    )
 
 
 class _Passage:
