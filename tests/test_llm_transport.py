@@ -152,6 +152,21 @@ async def test_a_request_that_never_left_costs_nothing(lib):
     assert levels(limiter) == {"requests": 60 - 0.25, "tokens": 6_000 - 25}
 
 
+@pytest.mark.parametrize("error", ["ProxyError", "ConnectError"])
+async def test_a_request_that_got_no_further_than_the_proxy_costs_nothing(lib, error):
+    """The request to connect is sent, and traced as one; then the proxy refuses, or the server's certificate is wrong."""
+
+    class Transport(lib.AsyncHTTPTransport):
+        async def handle_async_request(self, request):
+            await request.extensions["trace"]("http11.send_request_headers.started", {})
+            raise getattr(lib, error)("403 Forbidden")
+
+    limiter = Limiter(requests=per_minute(60), places=in_flight(2))
+    with pytest.raises(getattr(lib, error)):
+        await limited(lib, Transport(), limiter).post(CHAT, json=HELLO)
+    assert levels(limiter) == {"requests": 60 - 0.25, "places": 2}
+
+
 async def test_a_request_that_may_have_arrived_stays_charged(lib):
     limiter = Limiter(requests=per_minute(60), tokens=per_minute(6_000))
     client = limited(lib, Server(lib, lib.ReadError("reset"), lib.Response(500)), limiter)

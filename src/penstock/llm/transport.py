@@ -191,7 +191,6 @@ class _Passage:
         self.journey = journey
         self.lane = journey.lane
         self._module = module
-        self._traced = traced
         self._before = request.extensions.get("trace")
         if not traced:  # a transport of another kind does not say when it sends
             self.lane.left(journey)
@@ -233,8 +232,8 @@ class _Passage:
 
     def failed(self, error: BaseException) -> None:
         """There is no answer, and there will be none."""
-        sent = self.journey.left_at is not None if self._traced else type(error).__name__ not in _NEVER_SENT
-        if sent:
+        # A proxy is sent a request to connect first, which is traced like any other; it may refuse, or get nowhere.
+        if self.journey.left_at is not None and type(error).__name__ not in _NEVER_SENT:
             self.journey.permit.close()
         else:
             self.lane.never_left(self.journey)
