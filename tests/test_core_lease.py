@@ -204,6 +204,7 @@ STEPS = st.lists(
         st.tuples(st.just("sweep"), st.integers(0, 3)),
         st.tuples(st.just("drain")),
     ),
+    min_size=5,
     max_size=40,
 )
 
@@ -251,6 +252,42 @@ def test_what_is_held_is_what_came_in_less_what_was_taken(steps):
         assert [chunk.closes for chunk in holding.chunks] == sorted(chunk.closes for chunk in holding.chunks)
 
 
+def test_a_chunk_is_used_when_it_is_open_and_not_before_or_after():
+    """At both ends it is; then what is left of it goes back, and if nothing is left nothing does."""
+    holding = Holding()
+    holding.add(Chunk(5.0, 10.0, 12.0, 1.0, 5.0))
+    holding.add(Chunk(0.0, 10.0, 12.0, 1.0, 6.0))
+    assert [holding.take(1.0, moment) is not None for moment in (9.999, 10.0, 12.0, 12.001)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert holding.sweep(12.0) == []
+    assert [chunk.left for chunk in holding.sweep(12.001)] == [3.0]
+    assert (holding.left, holding.chunks) == (0.0, [])
+
+
+def test_what_closes_first_is_used_first():
+    """Whenever it came, so that little has to go back."""
+    holding = Holding()
+    for mark, closes in enumerate((9.0, 5.0, 7.0)):
+        holding.add(Chunk(3.0, 0.0, closes, 1.0, float(mark)))
+    assert [(chunk.mark, part) for chunk, part in holding.take(4.0, 1.0)] == [(1.0, 3.0), (2.0, 1.0)]
+    assert [(chunk.mark, part) for chunk, part in holding.take(4.0, 1.0)] == [(2.0, 2.0), (0.0, 2.0)]
+    assert holding.take(3.0, 1.0) is None
+    assert holding.left == 1.0
+
+
+def test_what_was_taken_and_not_used_is_there_again_unless_its_chunk_is_closed():
+    holding = Holding()
+    holding.add(Chunk(3.0, 0.0, 5.0, 1.0, 3.0))
+    holding.take(3.0, 1.0)
+    assert holding.put_back(2.0, 1.0, 3.0, 5.0)
+    assert not holding.put_back(1.0, 1.0, 3.0, 5.1)
+    assert (holding.left, holding.used) == (2.0, 1.0)
+
+
 def test_of_equal_chunks_the_one_that_came_first_is_used_first():
     slot = leased(per_second(1, burst=99))
     hold(slot, 3, mark=1.0)
@@ -291,6 +328,24 @@ def test_appetite_is_four_times_what_was_used_while_that_can_be_used_up():
     assert holding.appetite(NOW, 8.0, math.inf) == 30, "in two seconds: three quarters of 40 a lease"
     holding.asked_at = NOW
     assert holding.appetite(NOW, 8.0, math.inf) == 40, "at once"
+    assert Holding().appetite(NOW, 8.0, math.inf) == 0
+
+
+def test_appetite_of_a_short_lease_is_measured_over_the_moments_since_the_last_question():
+    holding = Holding()
+    holding.used, holding.asked_at = 10.0, NOW - 0.25
+    assert holding.appetite(NOW, 0.5, math.inf) == 15
+
+
+def test_who_never_asked_and_never_used_anything_wants_nothing():
+    """However much it was given by then: nobody knows since when it has been using that."""
+    holding = Holding()
+    assert holding.low == 0
+    holding.asked_at = NOW
+    assert holding.appetite(NOW, 8.0, math.inf) == 0
+    early = Holding()
+    early.used = 5.0
+    assert early.appetite(NOW, 8.0, math.inf) == 0
 
 
 def test_appetite_is_bounded_and_the_bound_is_not_remembered():
@@ -311,7 +366,6 @@ def test_appetite_falls_when_an_eighth_of_a_lease_says_so_and_rises_at_once():
     assert holding.appetite(NOW + 1.999, 8.0, math.inf) == 48
     holding.used = 11.0
     assert holding.appetite(NOW + 2.0, 8.0, math.inf) == 4
-    assert Holding().appetite(NOW, 8.0, math.inf) == 0
 
 
 # All or nothing
@@ -399,6 +453,14 @@ def test_who_waits_needs_what_it_needs_beside_what_others_before_it_need():
     over = waits(line, (plenty, 1))
     assert Served.of(line).who == []
     assert list(line)[-1] is over
+
+
+def test_who_needs_the_last_unit_of_another_limit_gets_it():
+    line = Line()
+    scarce, other = leased(per_second(1, burst=99), held=4), leased(per_second(1, burst=99), held=3)
+    waits(line, (scarce, 5))
+    last = waits(line, (other, 3))
+    assert Served.of(line).who == [last]
 
 
 def test_one_whose_limit_is_paused_keeps_what_it_needs_too():
@@ -502,6 +564,18 @@ def test_the_first_in_line_asks_for_those_like_it_that_could_go_soon(life, queue
     assert asked(line, slot, plenty, life=life)[0] == [({slot: 3 * alike, plenty: alike}, math.inf)]
 
 
+def test_nobody_asks_for_more_at_once_than_the_store_ever_gives():
+    """Else it would wait until the bucket has been full for a while, and what overflows then is lost."""
+    line, slot = Line(), leased(per_second(1000, burst=8006))  # 6 at once: the rest of the burst is for the lease
+    for _ in range(50):
+        waits(line, (slot, 2))
+    assert asked(line, slot)[0] == [({slot: 6}, math.inf)]
+    line, slot = Line(), leased(per_second(1000, burst=8006, overdraft=True))
+    waits(line, (slot, 8))
+    waits(line, (slot, 8))
+    assert asked(line, slot)[0] == [({slot: 8}, math.inf)], "but for one call that is larger and may be"
+
+
 def test_what_flows_in_least_says_how_many_are_alike():
     line, fast, slow = Line(), leased(per_second(1000, burst=9000)), leased(per_second(100, burst=900))
     for _ in range(30):
@@ -570,7 +644,17 @@ def test_a_period_that_is_used_up_is_asked_about_when_the_next_begins():
     end = day.meter.ready_at(5, NOW)
     assert end > NOW
     assert asked(line, day) == ([], end)
+    day.paused_until = NOW
+    assert asked(line, day) == ([], end), "a pause that is over says nothing"
+    last = leased(calendar(50, "day"), used=50, held=5)
+    line = Line()
+    waits(line, (last, 6))
+    assert asked(line, last) == ([], end), "one is missing"
     bucket = leased(per_second(1, burst=99), used=500)
+    line = Line()
+    over = leased(calendar(50, "day"), used=60, held=6)
+    waits(line, (over, 6), (bucket, 2))
+    assert asked(line, over, bucket) == ([({bucket: 2}, math.inf)], math.inf), "what it needs of the day is here"
     line = Line()
     waits(line, (bucket, 7))
     assert asked(line, bucket) == ([({bucket: 7}, math.inf)], math.inf)
@@ -644,6 +728,38 @@ def test_a_line_asks_for_as_much_as_it_could_use():
     assert slot.holding.low == 25
 
 
+def test_a_line_before_a_bucket_in_debt_waits_for_what_flows_in():
+    line, slot = Line(), leased(per_second(1, burst=18), used=15)
+    for _ in range(5):
+        waits(line, (slot, 1))
+    assert asked(line, slot, more=True)[0] == [({slot: 1}, math.inf), ({slot: 1}, 2.0)]
+    assert slot.holding.low == 1
+
+
+def test_what_the_first_of_each_shape_ask_for_is_not_asked_for_again():
+    line, slot, other = Line(), leased(per_second(10, burst=180)), leased(per_second(10, burst=180))
+    waits(line, (slot, 10))
+    waits(line, (slot, 20), (other, 5))
+    waits(line, (slot, 10))
+    assert asked(line, slot, other, more=True)[0] == [
+        ({slot: 10}, math.inf),
+        ({slot: 20, other: 5}, 0.020),
+        *[({slot: 1}, 2.0)] * 8,
+    ]
+
+
+def test_as_the_store_is_asked_anyway_all_that_could_be_used_is_asked_for():
+    """Of a limit too of which more than half is here."""
+    line, slot, other = (
+        Line(),
+        leased(per_second(10, burst=180), held=4),
+        hungry(leased(Rate(100, 1.0, 2000), held=50), 20),
+    )
+    assert asked(line, slot, other, more=True)[0] == []
+    waits(line, (slot, 5))
+    assert asked(line, slot, other, more=True)[0] == [({slot: 5}, math.inf), *[({other: 3}, 2.0)] * 8]
+
+
 def test_a_short_line_asks_for_no_more_than_it_needs():
     line, slot = Line(), leased(per_second(10, burst=180))
     for _ in range(5):
@@ -678,8 +794,15 @@ def test_a_chunk_is_cut_into_whole_units_where_all_that_is_used_is_whole():
     assert asked(Line(), slot, more=True)[0] == [({slot: 1}, 0.0)] * 8, "12 in 8 parts"
     slot.holding.whole = False
     assert asked(Line(), slot, more=True)[0] == [({slot: 1.5}, 0.0)] * 8
-    few = hungry(leased(per_second(1, burst=408)), 0.5)
-    assert asked(Line(), few, more=True)[0] == [({few: 1}, 0.0)] * 2
+    few = hungry(leased(per_second(1, burst=408)), 0.25)
+    assert asked(Line(), few, more=True)[0] == [({few: 1}, 0.0)]
+    few.holding.used, few.holding.whole = 0.125, False
+    assert asked(Line(), few, more=True)[0] == [({few: 0.5}, 0.0)]
+
+
+def test_a_limit_of_which_a_part_would_be_less_than_a_unit_is_not_in_the_parts():
+    many, few = hungry(leased(per_second(100, burst=2000)), 20), hungry(leased(per_second(100, burst=2000)), 1)
+    assert asked(Line(), many, few, more=True)[0] == [({many: 10}, 0.0)] * 8
 
 
 def test_parts_are_not_smaller_than_a_unit_and_than_20_ms_of_throughput():
@@ -691,12 +814,10 @@ def test_parts_are_not_smaller_than_a_unit_and_than_20_ms_of_throughput():
 
 def test_a_part_is_never_larger_than_the_limit_can_hold():
     """A line may want more than that of a small bucket; what flows in meanwhile counts as there."""
-    line = Line()
-    small = leased(per_second(10, burst=82))  # 2 at once, and 20 within a quarter of the lease
-    for _ in range(40):
+    line, small = Line(), leased(per_second(100, burst=802))  # 2 at once, and 200 within a quarter of the lease
+    for _ in range(400):
         waits(line, (small, 1))
-    pieces, _ = asked(line, small, more=True)
-    assert pieces == [({small: 1}, math.inf), *[({small: 2}, 2.0)] * 8]
+    assert asked(line, small, more=True)[0] == [({small: 2}, math.inf), *[({small: 2}, 2.0)] * 8]
 
 
 CALLS = st.lists(st.tuples(AMOUNTS, st.integers(0, 1)), max_size=12)
@@ -725,7 +846,8 @@ def test_whatever_is_wanted_what_is_asked_for_can_be_given_and_is_no_more_than_i
     for slot in slots:
         parts = [(dict(piece.charges).get(slot, 0.0), piece.horizon) for piece in pieces]
         most = slot.meter.burst if isinstance(slot.limit, Rate) else slot.limit.capacity
-        assert all(0 <= part <= max(most, slot.queued) for part, _ in parts)
+        largest = max((dict(waiting.charges).get(slot, 0.0) for waiting in line), default=0.0)
+        assert all(0 <= part <= max(most, largest) for part, _ in parts)
         rate = slot.limit.rate if isinstance(slot.limit, Rate) else 0.0
         soon = 7 * max(4.0, 0.02 * rate)  # seven shapes of three limits
         bound = max(2.0 * rate, max(0.0, slot.meter.level(NOW)) / 8)

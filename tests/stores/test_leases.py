@@ -194,38 +194,6 @@ def test_what_a_window_has_let_go_by_itself_is_not_given_back_again(mode):
     assert decision.states[1] == 1
 
 
-def test_a_chunk_is_used_when_it_is_open_and_not_before_or_after():
-    holding = lease.Holding()
-    holding.add(lease.Chunk(5.0, 10.0, 12.0, 1.0, 5.0))
-    assert [holding.take(1.0, moment) is not None for moment in (9.999, 10.0, 12.0, 12.001)] == [
-        False,
-        True,
-        True,
-        False,
-    ]
-    assert [chunk.left for chunk in holding.sweep(12.001)] == [3.0]
-    assert (holding.left, holding.chunks) == (0.0, [])
-
-
-def test_what_closes_first_is_used_first():
-    """So that little has to go back."""
-    holding = lease.Holding()
-    holding.add(lease.Chunk(3.0, 0.0, 9.0, 1.0, 3.0))
-    holding.add(lease.Chunk(3.0, 0.0, 5.0, 1.0, 6.0))
-    assert [(chunk.mark, part) for chunk, part in holding.take(4.0, 1.0)] == [(6.0, 3.0), (3.0, 1.0)]
-    assert holding.take(3.0, 1.0) is None
-    assert holding.left == 2.0
-
-
-def test_what_was_taken_and_not_used_is_there_again_unless_its_chunk_is_closed():
-    holding = lease.Holding()
-    holding.add(lease.Chunk(3.0, 0.0, 5.0, 1.0, 3.0))
-    holding.take(3.0, 1.0)
-    assert holding.put_back(2.0, 1.0, 3.0, 5.0)
-    assert not holding.put_back(1.0, 1.0, 3.0, 5.1)
-    assert (holding.left, holding.used) == (2.0, 1.0)
-
-
 # What it refuses
 
 

@@ -263,20 +263,15 @@ def serve(line: Line, now: float, grant: Callable[[Waiting, list[Share]], None])
     """
     heads: list[tuple[Key, Waiting]] = line.heads(now)
     kept: dict[Slot, float] = {}
-    short: set[Slot] = set()
     while heads:
         _, waiting = heappop(heads)
         while True:
             charges: Charges = waiting.charges  # type: ignore[assignment]
             shares = None
-            if not kept or all(
-                slot not in short and slot.holding.free(now) - kept.get(slot, 0.0) >= amount for slot, amount in charges
-            ):
+            if not kept or all(slot.holding.free(now) - kept.get(slot, 0.0) >= amount for slot, amount in charges):
                 shares = take(charges, now)
             if shares is None:
                 for slot, amount in charges:
-                    if slot.holding.free(now) < amount:
-                        short.add(slot)
                     kept[slot] = kept.get(slot, 0.0) + amount
                 break
             behind = line.take(waiting)
@@ -359,7 +354,9 @@ def _needed(charges: Charges, spread: float) -> list[tuple[Leased, float]]:
     Of a bucket all that it needs, so that it can go when that comes, even if what is held now has gone back by then. What does not flow
     in may be used up to its last unit, so of that only what is missing.
     """
-    alike = max(1, min(math.floor(min(slot.queued, _rate(slot) * spread) / amount) for slot, amount in charges))
+    alike = max(
+        1, min(math.floor(min(slot.queued, _rate(slot) * spread, _most(slot)) / amount) for slot, amount in charges)
+    )
     needed = []
     for slot, amount in charges:
         held = 0.0 if isinstance(slot.meter, Bucket) else slot.holding.left
@@ -381,6 +378,11 @@ def _rate(slot: Leased) -> float:
     return slot.limit.rate if isinstance(slot.limit, Rate) else 0.0
 
 
+def _most(slot: Leased) -> float:
+    """Units that the store can ever give at once: for more, it would let the bucket stand full before it does."""
+    return slot.meter.burst if isinstance(slot.meter, Bucket) else slot.limit.capacity
+
+
 def _cut(wanted: dict[Leased, float], horizon: float, now: float) -> list[Piece]:
     """Pieces of all of that together, each with its part of every limit."""
     part, count = 1.0, 1.0
@@ -391,8 +393,6 @@ def _cut(wanted: dict[Leased, float], horizon: float, now: float) -> list[Piece]
     for slot, amount in wanted.items():
         step = max(1.0, _rate(slot) * STEP)
         count = max(count, part * amount / step)
-    if part <= 0:
-        return []
     number = min(PIECES, math.ceil(count - 1e-9))
     charges = []
     for slot, amount in wanted.items():
@@ -400,6 +400,5 @@ def _cut(wanted: dict[Leased, float], horizon: float, now: float) -> list[Piece]
         if slot.holding.whole:
             each = math.floor(each + 1e-9)
         if each > 0:
-            most = slot.meter.burst if isinstance(slot.meter, Bucket) else slot.limit.capacity
-            charges.append((slot, min(float(each), most)))
+            charges.append((slot, min(float(each), _most(slot))))
     return [Piece(charges, horizon) for _ in range(number)] if charges else []
