@@ -1,0 +1,172 @@
+"""Turns with plain numbers: how far a flow may go before others, what is remembered of it, and of whom no more.
+
+That flows share fairly, with a ledger and processes, is in tests/stores/test_flows.py.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock._core.flows import AGAIN, FLOWS, FORGET, GRACE, LEAD, Turn, kept, leave
+
+# An entry: whose it is, of which flow (0: it is one), what it has had, and how far ahead its last admission is; seconds.
+
+
+def test_where_nobody_else_waits_there_is_no_bound():
+    entries = []
+    turn = Turn(entries, 1.0, 0.0, 4.0)
+    assert (turn.room, turn.back, turn.inverse) == (math.inf, 0.0, 0.25)
+    turn.close(3.0, 0.5)
+    assert entries == [[1.0, 0.0, 3.0, 0.5]]
+    again = Turn(entries, 1.0, 0.0, 1.0)
+    assert (again.room, again.back) == (math.inf, 0.0)
+
+
+def test_a_flow_may_go_as_far_as_the_one_that_has_had_least_and_the_lead():
+    """Of those who wait; and it is known when that one asks again."""
+    entries = [[1.0, 0.0, 7.0, 0.25], [2.0, 0.0, 5.0, 0.5], [3.0, 0.0, 6.0, 0.75], [4.0, 0.0, 5.5, 0.1]]
+    turn = Turn(entries, 4.0, 0.0, 1.0)
+    assert (turn.room, turn.back) == (5.0 + LEAD - 5.5, 0.5)
+    assert len(entries) == 4
+    turn.close(2.0, 0.05)
+    assert entries[3] == [4.0, 0.0, 7.5, 0.1], "no nearer than what it was granted before"
+    turn.close(1.0, 0.3)
+    assert entries[3] == [4.0, 0.0, 8.5, 0.3]
+    turn.close(1.0, -math.inf)
+    assert entries[3] == [4.0, 0.0, 8.5, 0.3], "nothing was granted"
+
+
+def test_a_newcomer_begins_where_the_one_is_that_has_had_least():
+    entries = [[1.0, 0.0, 7.0, 0.25], [2.0, 0.0, 5.0, 0.5]]
+    turn = Turn(entries, 9.0, 0.0, 1.0)
+    assert (turn.room, turn.back) == (pytest.approx(LEAD), 0.5)
+    turn.close(1.0, 0.0)
+    assert entries[2] == [9.0, 0.0, 6.0, 0.0]
+    first = []
+    Turn(first, 9.0, 0.0, 1.0).close(0.0, 0.0)
+    assert first == [[9.0, 0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize(("ahead", "counts"), [(-0.9 * GRACE, True), (-GRACE, False), (0.0, True), (-1.0, False)])
+def test_a_flow_waits_until_a_moment_after_its_last_admission(ahead, counts):
+    """Until its process has asked for the next. Its tag goes on meanwhile."""
+    turn = Turn([[1.0, 0.0, 5.0, ahead], [2.0, 0.0, 5.0, 0.0]], 2.0, 0.0, 1.0)
+    assert turn.room == (pytest.approx(max(0.0, -ahead) + LEAD) if counts else math.inf)
+    assert turn.back == (ahead if counts else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("mine", "away", "tag"),
+    [(5.0, 0.25, 5.25), (5.0, 3.0, 6.0), (7.0, 3.0, 7.0), (5.0, 0.0, 5.0), (6.0, 0.5, 6.0)],
+    ids=["a while", "for long", "who is ahead", "just now", "at the least"],
+)
+def test_who_was_away_has_no_credit_for_it_and_does_not_fall_behind(mine, away, tag):
+    """Its tag goes on with the time, up to that of the one that has had least; who is ahead stays ahead."""
+    entries = [[1.0, 0.0, 6.0, 0.5], [2.0, 0.0, mine, -away]]
+    Turn(entries, 2.0, 0.0, 1.0)
+    assert entries[1][2] == tag
+    alone = [[2.0, 0.0, mine, -away]]
+    Turn(alone, 2.0, 0.0, 1.0)
+    assert alone[0][2] == mine, "nobody is there to fall behind"
+
+
+def test_who_asks_twice_in_one_batch_was_not_away_between():
+    entries = [[1.0, 0.0, 6.0, 0.5]]
+    Turn(entries, 2.0, 0.0, 1.0)
+    entries[0][2] = 9.0
+    Turn(entries, 2.0, 0.0, 1.0)
+    assert entries[1][2] == 6.0
+
+
+def test_members_of_a_flow_share_what_it_has_and_other_flows_are_none_of_their_business():
+    """A member may go as far as both its flow and itself may."""
+    flows = [[1.0, 0.0, 5.0, 0.1], [2.0, 0.0, 4.0, 0.2]]
+    members = [[11.0, 1.0, 3.0, 0.3], [12.0, 1.0, 2.5, 0.4], [11.0, 2.0, 0.0, 0.5], [12.0, 0.0, 50.0, 0.6]]
+    entries = [*flows, *members]
+    turn = Turn(entries, 1.0, 11.0, 1.0)
+    assert (turn.room, turn.back) == (4.0 + LEAD - 5.0, 0.2), "the flow is further ahead"
+    members[0][2] = 4.0
+    turn = Turn(entries, 1.0, 11.0, 1.0)
+    assert (turn.room, turn.back) == (2.5 + LEAD - 4.0, 0.4), "the member is"
+    turn.close(1.0, 0.7)
+    assert entries == [
+        [1.0, 0.0, 6.0, 0.7],
+        [2.0, 0.0, 4.0, 0.2],
+        [11.0, 1.0, 5.0, 0.7],
+        [12.0, 1.0, 2.5, 0.4],
+        [11.0, 2.0, 0.0, 0.5],
+        [12.0, 0.0, 50.0, 0.6],
+    ]
+    Turn(entries, 2.0, 13.0, 1.0).close(1.0, 0.0)
+    assert entries[6:] == [[13.0, 2.0, 1.0, 0.0]], "a new member of another flow begins where those of that flow are"
+
+
+def test_of_equals_the_first_says_when_it_asks_again():
+    turn = Turn([[1.0, 0.0, 5.0, 0.1], [2.0, 0.0, 5.0, 0.2], [3.0, 0.0, 5.0, 0.3]], 3.0, 0.0, 1.0)
+    assert turn.back == 0.1
+
+
+def test_who_is_ahead_is_told_to_come_again_when_the_other_has_caught_up():
+    """Or asks again, whichever is later; within a millisecond and a twentieth of a second."""
+    turn = Turn([[1.0, 0.0, 5.0, 0.01], [2.0, 0.0, 5.0, 0.0]], 2.0, 0.0, 1.0)
+    assert turn.again(LEAD + 0.03) == pytest.approx(0.03)
+    assert turn.again(LEAD + 0.005) == 0.01
+    assert turn.again(9.0) == AGAIN[1] == 0.05
+    turn.back = -1.0
+    assert turn.again(LEAD) == AGAIN[0] == 0.001
+
+
+TAGS = st.lists(st.integers(0, 400), min_size=2, max_size=8)
+
+
+@given(tags=TAGS)
+def test_somebody_can_always_go(tags):
+    """Whoever has had least of those who wait; and nobody who is ahead of that one by more than the lead."""
+    entries = [[float(key), 0.0, tag / 100, 0.0] for key, tag in enumerate(tags, 1)]
+    for key, tag in enumerate(tags, 1):
+        others = min(other for at, other in enumerate(tags, 1) if at != key)
+        assert Turn(entries, float(key), 0.0, 1.0).room == pytest.approx((others - tag) / 100 + LEAD)
+    assert max(Turn(entries, float(key), 0.0, 1.0).room for key in range(1, len(tags) + 1)) >= LEAD * 0.999
+
+
+def test_what_is_given_back_is_taken_from_the_flow_and_its_member_and_from_nobody_else():
+    """And neither is waited for."""
+    entries = [
+        [1.0, 0.0, 5.0, 0.5],
+        [7.0, 1.0, 3.0, 0.5],
+        [8.0, 1.0, 3.0, 0.5],
+        [7.0, 2.0, 3.0, 0.5],
+        [7.0, 0.0, 3.0, 0.5],
+        [1.0, 7.0, 3.0, 0.5],
+        [2.0, 0.0, 3.0, 0.5],
+    ]
+    before = [list(entry) for entry in entries]
+    leave(entries, 1.0, 7.0, 0.25)
+    assert entries == [[1.0, 0.0, 4.75, 0.0], [7.0, 1.0, 2.75, 0.0], *before[2:]]
+    leave(entries, 2.0, 0.0, 1.0)
+    assert entries[6] == [2.0, 0.0, 2.0, 0.0]
+    entries[6][3] = -0.5
+    leave(entries, 2.0, 0.0, 1.0)
+    assert entries[6] == [2.0, 0.0, 1.0, -0.5], "who was away stays away"
+
+
+def test_what_is_a_second_ago_is_forgotten():
+    entries = [[1.0, 0.0, 5.0, -FORGET], [2.0, 0.0, 5.0, -0.999 * FORGET], [3.0, 0.0, 5.0, 0.5]]
+    assert kept(entries) == entries[1:]
+
+
+def test_of_too_many_flows_those_are_kept_that_wait_and_have_had_least():
+    """Whoever waits comes before whoever does not, however little that one has had."""
+    away = [[float(key), 0.0, key / 1000, -GRACE] for key in range(1, 11)]
+    there = [[float(key), 0.0, key / 10, -0.9 * GRACE] for key in range(100 + FLOWS - 4, 100, -1)]
+    entries = [*away[5:], *there, *away[:5]]
+    found = kept(entries)
+    assert len(found) == FLOWS
+    assert found == [*reversed(there), *away[:4]]
+    few = [*away[5:], *there[: FLOWS - 5]]
+    assert kept(few) == few, "as they are, where there is room for all"
+    assert kept([*few, away[0]]) != [*few, away[0]]
