@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from unittest import mock
 
 import anyio
 import pytest
@@ -139,3 +140,19 @@ def test_another_loop_is_warned_of_and_what_was_used_stays_used(virtual_time):
     with pytest.warns(RuntimeWarning, match=r"^This AsyncLimiter instance is being re-used across loops\."):
         asyncio.run(limiter.acquire())
     assert virtual_time.now() == 10
+
+
+@pytest.mark.asyncio
+async def test_it_goes_by_the_time_of_the_loop_which_tests_of_its_users_set_by_hand():
+    """aiolimiter's users, and its own tests, put a function of theirs in the place of `loop.time`."""
+    limiter = AsyncLimiter(5, 10)
+    with mock.patch.object(asyncio.get_running_loop(), "time", return_value=0) as time:
+        waiting = [asyncio.create_task(limiter.acquire()) for _ in range(10)]
+        for moment, served in ((0, 5), (3, 6), (7, 8), (11, 10)):
+            time.return_value = moment
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert sum(task.done() for task in waiting) == served
+        assert not limiter.has_capacity()
+        time.return_value = 13
+        assert limiter.has_capacity()

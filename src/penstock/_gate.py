@@ -191,7 +191,7 @@ class Gate:
         if self._post is not waiter:
             return
         self._post = None
-        now = clock.now()
+        now = self.now()
         while len(self.line):
             for _, first in self.line.heads(now):
                 assert isinstance(first, Waiter)

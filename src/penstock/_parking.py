@@ -18,13 +18,25 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from penstock import clock
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable
 
     import trio
 
-__all__ = ["AsyncioParker", "Parker", "ThreadParker", "TrioParker", "here", "loop_running_here", "wake_all", "who_am_i"]
+__all__ = [
+    "AsyncioParker",
+    "Parker",
+    "ThreadParker",
+    "TrioParker",
+    "here",
+    "loop_running_here",
+    "time_here",
+    "wake_all",
+    "who_am_i",
+]
 
 
 class Parker:
@@ -194,6 +206,15 @@ def loop_running_here() -> bool:
     """Whether this thread runs an event loop, so that blocking it would stop the loop."""
     trio = sys.modules.get("trio")
     return _running_asyncio_loop() is not None or (trio is not None and trio.lowlevel.in_trio_run())
+
+
+def time_here() -> float:
+    """The time by which the running asyncio loop sets its timers; in trio and in threads, `penstock.clock`'s.
+
+    They are one clock, unless somebody has given the loop another.
+    """
+    loop = _running_asyncio_loop()
+    return clock.now() if loop is None else loop.time()
 
 
 def who_am_i() -> object:

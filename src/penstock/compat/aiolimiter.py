@@ -16,7 +16,8 @@ from contextlib import AbstractAsyncContextManager
 
 import anyio
 
-from penstock._parking import Parker, here
+from penstock._gate import Gate, Part
+from penstock._parking import Parker, here, time_here
 from penstock.errors import RateLimited
 from penstock.limiter import Limiter
 from penstock.limits import Rate
@@ -24,6 +25,15 @@ from penstock.limits import Rate
 __all__ = ["AsyncLimiter"]
 
 _STEPS = 1_000_000  # amounts that differ by less than a millionth wait in order of arrival
+
+
+class _LoopsGate(Gate):
+    """A gate that goes by the time of the running loop, as aiolimiter does: tests of its users set that by hand."""
+
+    __slots__ = ()
+
+    def now(self) -> float:
+        return time_here()
 
 
 class AsyncLimiter(AbstractAsyncContextManager[None]):
@@ -48,7 +58,9 @@ class AsyncLimiter(AbstractAsyncContextManager[None]):
         self._home: Parker | None = None
         # A bucket holds at least one unit; where aiolimiter's holds less, its units are counted in smaller ones.
         self._scale = 1 / max_rate if 0 < max_rate < 1 else 1
-        self._limiter = Limiter(units=Rate(max_rate * self._scale, time_period), ageing=math.inf)
+        rate = Rate(max_rate * self._scale, time_period)
+        pattern = Limiter(units=rate, ageing=math.inf)
+        self._limiter = Limiter.over(Part({"units": (rate,)}, _LoopsGate(math.inf), None), pattern, "AsyncLimiter")
 
     @property
     def max_rate(self) -> float:
