@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
+import re
 import threading
 import warnings
+from contextlib import suppress
 from decimal import Decimal
 
 import anyio
@@ -33,7 +35,9 @@ from penstock import (
     per_second,
     sliding,
 )
+from penstock._gate import Gate
 from penstock.stores.memory import MemoryStore
+from penstock.testing import run
 
 pytestmark = pytest.mark.anyio
 
@@ -981,3 +985,135 @@ async def test_a_server_speaks_of_the_smallest_limit_also_where_that_has_an_over
     limiter = Limiter(tokens=[Rate(1_000, 60, overdraft=True), per_day(2_000_000)])
     limiter.observe(remaining={"tokens": 10})
     assert [limit.level for limit in limiter.statistics().limits.values()] == [10, 2_000_000]
+
+
+PLAIN = {"one limit": {"requests": "10/s"}, "two limits": {"requests": "10/s", "tokens": "100/s"}}
+
+
+async def granted_at_once(limiter, **cost):
+    """Of ten calls, made as plainly as can be."""
+    granted = 0
+    with suppress(RateLimited), anyio.fail_after(0.001):
+        for _ in range(10):
+            async with limiter(**cost) if cost else limiter:
+                granted += 1
+    return granted
+
+
+@pytest.mark.parametrize(
+    "anew", [sliding(2, 60), ["10/s", "2/min"], Rate(2, 60)], ids=["other kind", "one more", "same kind"]
+)
+@pytest.mark.parametrize("limits", PLAIN.values(), ids=PLAIN)
+async def test_limits_that_change_by_one_limiter_hold_for_all_that_share_them(virtual_time, limits, anew):
+    """Of one name, or joined: promise 1 does not depend on who was told of the new limits."""
+    cost = {unit: 1 for unit in limits if unit != "requests"}
+    store = MemoryStore()
+    told, other = (Limiter(name="one", store=store, **limits) for _ in range(2))
+    assert await granted_at_once(other, **cost) == 10
+    await anyio.sleep(10)
+    told.reconfigure(requests=anew)
+    assert await granted_at_once(other, **cost) == 2
+    assert other.limits == told.limits
+
+    part, images = Limiter(**limits), Limiter(images="100/s")
+    joint = part & images
+    part.reconfigure(requests=anew)
+    assert await granted_at_once(joint, images=1, **cost) == 2
+
+    part = Limiter(**limits)
+    (part & images).reconfigure(requests=anew)
+    assert await granted_at_once(part, **cost) == 2
+    part.reconfigure(requests="1000/s")
+    await anyio.sleep(60)
+    assert await granted_at_once(part, **cost) == 10
+
+
+@pytest.mark.parametrize(
+    "anew", [sliding(10, 1), ["10/s", "20/min"], Rate(10, 1, default=5)], ids=["other kind", "one more", "default"]
+)
+@pytest.mark.parametrize("limits", PLAIN.values(), ids=PLAIN)
+async def test_a_permit_outlives_the_limits_that_it_was_granted_by(virtual_time, limits, anew):
+    cost = {unit: 4 for unit in limits if unit != "requests"} or {"requests": 4}
+    limiter = Limiter(**limits)
+    async with limiter(**cost) as permit:
+        limiter.reconfigure(requests=anew)
+        assert permit.cost == {"requests": 1, **cost}
+        permit.settle(requests=2)
+        permit.cancel()
+        assert permit.cost == {}
+    assert [now.level <= now.capacity for now in limiter.statistics().limits.values()]
+
+
+@pytest.mark.parametrize("join", [lambda a, b: a & b, lambda a, b: b & a], ids=["left", "right"])
+def test_who_is_cancelled_at_its_grant_gives_back_to_those_who_came_after_a_join(join):
+    """The place goes back to a line that has become part of another one in the meantime."""
+
+    async def main():
+        calls, other = Limiter(calls=in_flight(1)), Limiter(requests=per_second(10))
+        first = await calls.acquire()
+        granted = asyncio.create_task(calls.acquire())
+        await asyncio.sleep(1)
+        later = asyncio.create_task(calls.acquire())  # stands in line before `granted` runs again
+        first.close()
+        join(calls, other)
+        granted.cancel()
+        (await asyncio.wait_for(later, 1)).close()
+        assert granted.cancelled()
+
+    run(main)
+
+
+@pytest.mark.parametrize("join", [lambda a, b: a & b, lambda a, b: b & a], ids=["left", "right"])
+def test_joining_with_a_new_limiter_for_every_call_leaves_nothing_behind(join):
+    ours = Limiter(requests=per_second(1_000_000))
+    left = []
+    for count in (10, 100):
+        for _ in range(count):
+            join(ours, Limiter(tokens=per_second(10))).acquire_nowait(tokens=1)
+        left.append(sum(isinstance(thing, Gate) for thing in gc.get_objects()))
+    assert left[1] <= left[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"priority": lambda _: None}, "priority must be a whole number (higher goes first), not None"),
+        ({"priority": lambda _: "high"}, "priority must be a whole number (higher goes first), not 'high'"),
+        ({"flow": lambda _: []}, "flow must be hashable, such as a string, not []"),
+    ],
+    ids=["no priority", "a word for a priority", "no name of a flow"],
+)
+async def test_a_wrong_answer_about_a_turn_is_refused_before_anybody_stands_in_line(virtual_time, options, message):
+    """Also by the first call, which need not wait; and nobody is left in the line whom nobody will ever serve."""
+    limiter = Limiter(requests=per_second(1, burst=1))
+
+    @limiter(**options)
+    async def fetch(url):
+        return url
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            await fetch("a")
+        await limiter.acquire()
+    assert limiter.statistics().waiting == 0
+    with pytest.raises(
+        ValueError, match=r"is a function of the call's arguments: use it in a decorator, not in `with`"
+    ):
+        async with limiter(**options):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"tokens": len, "max_wait": -1}, ValueError, "max_wait must be a number of seconds"),
+        ({"tokens": len, "priority": "high"}, ValueError, "priority must be a whole number"),
+        ({"tokens": len, "requests": -1}, CostError, "the cost of requests must be a finite number, 0 or more, not -1"),
+        ({"tokens": len, "requests": 11}, Unsatisfiable, "11 requests can never be granted"),
+        ({"requests": len}, MissingUnit, "how many tokens does this call cost?"),
+        ({"flow": str, "tokens": 5, "words": 5}, UnknownUnit, "no limit counts 'words'"),
+    ],
+)
+def test_what_is_wrong_beside_a_function_is_refused_at_decoration(options, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        Limiter(requests="10/s", tokens="100/s")(**options)

@@ -58,12 +58,7 @@ class Use:
             0 if callable(self._priority) else self._priority,
             None if callable(self._flow) else self._flow,
         )
-        if not any(callable(value) for value in options.values()):
-            limiter._charges_of(options)
-        else:
-            for unit in options:
-                if not any(unit in part.slots for part in limiter._parts):
-                    raise limiter._unknown(unit)
+        limiter._charges_of({unit: 0 if callable(value) else value for unit, value in options.items()})
 
     async def __aenter__(self) -> Permit:
         permit = await self._limiter._acquire(

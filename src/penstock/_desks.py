@@ -212,10 +212,13 @@ class Desk(Gate):
         return [slot for account in self.accounts for slot in account.order]
 
     def merge(self, other: Gate) -> Gate:
-        """Become one with `other`, with one order for all who wait."""
+        """Become one with `other`, with one order for all who wait; return the desk that is left: which is more desks already."""
         if other is self:
             return self
         assert isinstance(other, Desk)
+        if other._merged > self._merged:
+            return other.merge(self)
+        self._merged += other._merged
         self.line.weights = {**other.line.weights, **self.line.weights}
         self.line.ageing = min(self.line.ageing, other.line.ageing)
         other.into = self

@@ -70,13 +70,14 @@ class Waiter(Waiting):
 class Gate:
     """One line, and who is on post."""
 
-    __slots__ = ("_alarm", "_paused_until", "_post", "busy", "calendars", "into", "line")
+    __slots__ = ("_alarm", "_merged", "_paused_until", "_post", "busy", "calendars", "into", "line")
 
     def __init__(self, ageing: float = 30.0, weights: dict[Hashable, float] | None = None) -> None:
         self.line = Line(ageing, weights)
         self.busy = False  # False only if nobody waits and nothing is paused: then a call may go without a look here
         self.calendars: WeakSet[CalendarWindow] | None = None  # made when there is one
         self.into: Gate | None = None  # the gate that this one became part of
+        self._merged = 1  # of how many gates this one is
         self._post: Waiter | None = None
         self._alarm = math.inf  # for when the post has set its timer
         self._paused_until = -math.inf
@@ -221,12 +222,24 @@ class Gate:
         ahead = self.line.queued_ahead(waiter)
         return ready_at([(slot, amount + ahead.get(slot, 0.0)) for slot, amount in charges], now)
 
+    def standing(self) -> Gate:
+        """This gate, or the one that it became part of."""
+        gate = self
+        while gate.into is not None:
+            gate = gate.into
+        return gate
+
     def merge(self, other: Gate) -> Gate:
-        """Become one with `other`, with one order for all who wait; return the gate that is left."""
+        """Become one with `other`, with one order for all who wait; return the gate that is left.
+
+        Where more wait; else which is more gates already. So whatever is joined with a new one for every call stays where it
+        is, and does not drag a chain of former gates behind it.
+        """
         if other is self:
             return self
-        if len(other.line) > len(self.line):
+        if (len(other.line), other._merged) > (len(self.line), self._merged):
             return other.merge(self)
+        self._merged += other._merged
         line = self.line
         if other.line.weights:
             line.weights = {**other.line.weights, **line.weights}
@@ -257,6 +270,7 @@ class Gate:
         again: so that a plain call need not.
         """
         new = Gate()
+        new._merged = self._merged
         new.line, self.line = self.line, Line()
         new.busy, new.calendars = self.busy, self.calendars
         new._alarm, new._paused_until = self._alarm, self._paused_until
@@ -327,10 +341,7 @@ class Part:
     @property
     def gate(self) -> Gate:
         """The gate that these limits are behind now."""
-        gate = self._gate
-        while gate.into is not None:
-            gate = gate.into
-        self._gate = gate
+        self._gate = gate = self._gate.standing()
         return gate
 
     def promise(self, limits: dict[str, tuple[Limit, ...]], now: float) -> None:
