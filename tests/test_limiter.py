@@ -526,6 +526,31 @@ async def test_shadow_mode_lets_through_and_counts(virtual_time):
     assert (statistics.granted, statistics.would_refuse) == (3, 2)
 
 
+async def test_shadow_mode_lets_through_what_could_never_go(virtual_time):
+    """A rehearsal that raises Unsatisfiable would be the performance."""
+    seen = []
+    limiter = Limiter(tokens=per_minute(100), calls=in_flight(2), enforce=False, on_event=seen.append)
+    limiter.acquire_nowait(tokens=60)
+    with await limiter.acquire(tokens=200):
+        async with limiter(tokens=1, calls=3):
+            pass
+    statistics = limiter.statistics()
+    assert (statistics.granted, statistics.would_refuse, statistics.refused) == (3, 2, 0)
+    assert statistics.limits["tokens"].level == 100 - 261
+    assert [type(event).__name__ for event in seen] == ["Granted", "Refused", "Granted", "Refused", "Granted"]
+    assert (seen[1].retry_after, seen[1].blocked_by) == (pytest.approx(96), "tokens")
+    assert (seen[3].retry_after, seen[3].blocked_by) == (math.inf, "calls")
+
+
+async def test_a_rehearsal_is_not_decided_together_with_the_performance(virtual_time):
+    """The joint limiter was a rehearsal as a whole, and let through what the other one had promised to hold."""
+    org = Limiter(requests=per_minute(1))
+    user = Limiter(requests=per_minute(1), enforce=False)
+    for one, other in ((org, user), (user, org)):
+        with pytest.raises(ValueError, match=r"is a rehearsal \(enforce=False\) and Limiter\(.*\) is not"):
+            one & other
+
+
 async def test_events_tell_what_happened_and_a_failing_hook_breaks_nothing(virtual_time, caplog):
     seen = []
 

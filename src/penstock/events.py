@@ -134,7 +134,7 @@ class Waited:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A call was told "not now"."""
+    """A call was told "not now". With `enforce=False`: would have been told, and `Granted` follows; `retry_after` may be `inf`."""
 
     limiter: str | None
     cost: Mapping[str, float]

@@ -107,7 +107,7 @@ class Statistics:
         granted: Calls that were charged, since the limiter was made.
         refused: Calls that were told "not now".
         cancelled: Permits that were cancelled, and waiters that left the line.
-        would_refuse: With `enforce=False`: calls let through that would have had to wait.
+        would_refuse: With `enforce=False`: calls let through that would have had to wait, or could never have gone.
         waiting: Calls in the line now, of all limiters that share it.
         in_flight: Places held now, of the fullest `in_flight` limit; 0 if there is none.
         paused_for: Seconds until the longest pause ends.
@@ -148,7 +148,8 @@ class Limiter:
         max_waiting: How many may wait; `QueueFull` beyond that. None: any number.
         ageing: Seconds in the line after which a waiter rises one level.
         flow_weights: Share of a flow that is not 1.
-        enforce: False lets everything through, charges it, and counts what would have waited: a rehearsal.
+        enforce: False lets everything through, charges it, and counts what would have waited, or could never have gone: a
+            rehearsal. `on_event` hears `Refused` of that, and then `Granted`.
         on_event: Hears a frozen record (`penstock.events`) of everything that happens.
         lease: With a shared store: seconds for which a process may hold a chunk of quota and grant out of it by itself.
         limits: Per unit a `Limit`, a string such as "90k/min", or a list of them.
@@ -295,7 +296,7 @@ class Limiter:
         self._release_lock = store.lock.release
         self._gate = parts[0].gate
         self._max_waiting = max_waiting
-        self._enforce = enforce
+        self._enforce = bool(enforce)
         self._on_event = on_event
         self._granted = self._refused = self._cancelled = self._would_refuse = 0
         self._bare: Use | None = None
@@ -590,13 +591,19 @@ class Limiter:
         Each part takes the units that it knows. From now on both share one line, with all that either was joined with.
 
         Raises:
-            ValueError: They live in different stores.
+            ValueError: They live in different stores, or only one of them enforces its limits.
         """
         if not isinstance(other, Limiter):
             return NotImplemented
         if other._store is not self._store:
             raise ValueError(
                 f"{self!r} and {other!r} live in different stores and cannot be decided together: give both the same store"
+            )
+        if other._enforce is not self._enforce:
+            real, rehearsal = (self, other) if self._enforce else (other, self)
+            raise ValueError(
+                f"{rehearsal!r} is a rehearsal (enforce=False) and {real!r} is not, so they cannot be decided together: enter one "
+                "after the other, or give both the same enforce="
             )
         joint = object.__new__(Limiter)
         with self._lock:
@@ -610,7 +617,7 @@ class Limiter:
                 self._store,
                 " & ".join(dict.fromkeys(filter(None, (self.name, other.name)))) or None,
                 min(bounds, default=None),
-                enforce=self._enforce and other._enforce,
+                enforce=self._enforce,
                 on_event=joined_hook(self._on_event, other._on_event),
             )
         return joint
@@ -672,7 +679,7 @@ class Limiter:
                 check_amount(unit, amount)
             if amount:
                 for slot in slots:
-                    if amount > slot.limit.capacity:
+                    if amount > slot.limit.capacity and self._enforce:
                         raise self._never(slot, amount)
                     charges.append((slot, amount))
         if taken < len(cost):
@@ -714,12 +721,15 @@ class Limiter:
 
     def _try(self, charges: Charges) -> Permit | None:
         """The permit, if nobody waits and nothing has to be waited for."""
+        refused: Refused | None = None
         gate = self._lock_gate()
         try:
             now = gate.now()
             if not self._enforce:
-                if len(gate.line) or ready_at(charges, now)[0] > now:
+                ready, slot = gate.expected(charges, now)
+                if ready > now:
                     self._would_refuse += 1
+                    refused = Refused(self.name, cost_of(charges), ready - now, self._blocker(slot, now) or "the line")
             elif len(gate.line) or ready_at(charges, now)[0] > now:
                 return None
             elif gate.busy:  # perhaps it was a pause, and it is over
@@ -729,6 +739,8 @@ class Limiter:
         finally:
             self._release_lock()
         if self._on_event is not None:
+            if refused is not None:
+                tell(self._on_event, refused)
             tell(self._on_event, Granted(self.name, cost_of(charges), 0.0))
         return Permit._of(self, charges, marks, now)
 
