@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from penstock import Limiter, Meter
+from penstock import Limiter, Meter, RateLimited
 
 pytestmark = pytest.mark.anyio
 
@@ -43,3 +43,34 @@ async def test_a_meter_without_marks_serves_those_who_wait(virtual_time):
         await limiter.acquire()
         assert virtual_time.now() == moment
     assert limiter.statistics().granted == 3
+
+
+class NotYet(OneAMinute):
+    """A limit whose meter follows something outside: it is not ready when it is looked at, and is a moment later."""
+
+    def __init__(self, looks):
+        super().__init__()
+        object.__setattr__(self, "looks", looks)
+
+    def meter(self):
+        limit = self
+
+        class Mind(AtMostOneAMinute):
+            def ready_at(self, cost, now):
+                object.__setattr__(limit, "looks", limit.looks - 1)
+                return super().ready_at(cost, now) if limit.looks < 0 else now + 1
+
+        return Mind()
+
+
+@pytest.mark.parametrize("looks", range(6))
+async def test_a_meter_that_changes_its_mind_grants_nothing_that_is_not_charged(virtual_time, looks):
+    """`acquire_nowait` returned a permit of nothing, and left a place in the line that nobody could be woken in."""
+    limiter = Limiter(visits=NotYet(looks))
+    try:
+        permit = limiter.acquire_nowait()
+    except RateLimited:
+        pass
+    else:
+        assert len(permit._marks) == 1
+    assert limiter.statistics().waiting == 0

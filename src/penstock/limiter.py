@@ -791,7 +791,8 @@ class Limiter:
                 blocked_by=blocker,
             )
         known = wait < math.inf or max_wait == 0
-        if max_wait is not None and wait > max_wait and known:
+        # Who cannot be woken must not be left in the line, even where a meter of a user's own has changed its mind meanwhile.
+        if max_wait is not None and known and (wait > max_wait or waiter.parker is None):
             return self._not_now(waiter, wait, blocker, f"max_wait is {show_seconds(max_wait)}" if max_wait else "")
         if time_left < wait < math.inf:
             return self._not_now(
