@@ -1142,3 +1142,21 @@ async def test_a_wrong_answer_about_a_turn_is_refused_before_anybody_stands_in_l
 def test_what_is_wrong_beside_a_function_is_refused_at_decoration(options, error, message):
     with pytest.raises(error, match=re.escape(message)):
         Limiter(requests="10/s", tokens="100/s")(**options)
+
+
+async def test_a_wait_behind_an_overdraft_is_what_was_forecast(virtual_time):
+    """The line's sum was taken for one call, which goes when the bucket is full: 1 s, where it was 9."""
+    limiter = Limiter(tokens=Rate(10, 1, overdraft=True))
+    limiter.acquire_nowait(tokens=10)
+    log = []
+    began = clock.now()
+    async with anyio.create_task_group() as group:
+        for _ in range(4):
+            group.start_soon(line_up, limiter, [("large", {"tokens": 20})], log)
+            await anyio.wait_all_tasks_blocked()
+        forecast = limiter.forecast(tokens=10)
+        with pytest.raises(RateLimited, match="would have to wait 9 s for tokens; max_wait is 8 s"):
+            await limiter.acquire(tokens=10, max_wait=8)
+        await limiter.acquire(tokens=10, max_wait=9.5)
+        assert clock.now() - began == pytest.approx(forecast.wait)
+    assert [round(at - began) for _, at in log] == [1, 3, 5, 7]

@@ -23,7 +23,7 @@ from weakref import WeakSet
 
 from penstock import clock
 from penstock._core.line import Line, Waiting
-from penstock._core.turns import Charges, Marks, Slot, admit, could_go, give_back, ready_at
+from penstock._core.turns import Charges, Marks, Slot, admit, could_go, give_back, ready_behind
 from penstock._core.windows import CalendarWindow
 from penstock._parking import Parker
 from penstock.errors import PenstockError
@@ -205,7 +205,7 @@ class Gate:
     def expected(self, charges: Charges, now: float, waiter: Waiter | None = None) -> tuple[float, Slot | None]:
         """When `charges` would be granted if they joined now (or as `waiter`, who did), and the slot they wait for longest.
 
-        Exact with nobody waiting; else the moment at which the sum of all who wait for the same limits would be ready.
+        Exact with nobody waiting; else the moment at which it would be ready after all who go first and wait for the same limits.
         """
         if waiter is None:
             waiter = Waiter(None, self, charges, None, 0, None, None)
@@ -219,8 +219,7 @@ class Gate:
     def _expected(self, charges: Charges, now: float, waiter: Waiter, *, first: bool) -> tuple[float, Slot | None]:
         if first and could_go(self.line, waiter, now):
             return now, None
-        ahead = self.line.queued_ahead(waiter)
-        return ready_at([(slot, amount + ahead.get(slot, 0.0)) for slot, amount in charges], now)
+        return ready_behind(charges, self.line.queued_ahead(waiter), now)
 
     def standing(self) -> Gate:
         """This gate, or the one that it became part of."""

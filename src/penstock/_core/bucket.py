@@ -71,6 +71,10 @@ class Bucket(Meter):
         finally:
             self.tat = tat
 
+    def ready_behind(self, ahead: float, cost: float, now: float) -> float:
+        # Not the sum where an overdraft is allowed: that would go as soon as the bucket is full, and then it is paid for.
+        return self.ready_after(ahead, cost, now) if self.overdraft else self.ready_at(ahead + cost, now)
+
     def charge(self, cost: float, now: float) -> Mark:
         tat, refill = self.tat, now * self.rate + self.offset
         if tat <= refill:

@@ -72,6 +72,10 @@ class Meter:
         twin.charge(other, now)
         return twin.ready_at(cost, now)
 
+    def ready_behind(self, ahead: float, cost: float, now: float) -> float:
+        """`ready_at(cost, now)` for one who stands in line, behind others who want `ahead` in all and go first."""
+        return self.ready_at(ahead + cost, now)
+
     def idle(self, now: float) -> bool:
         """Whether this meter could be replaced by a new one with no difference to anybody."""
         return False

@@ -9,7 +9,7 @@ starved by small ones, and a small one that does not need what the large one wai
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush
 from typing import Any
 
@@ -31,6 +31,7 @@ __all__ = [
     "give_back",
     "meter_for",
     "ready_at",
+    "ready_behind",
 ]
 
 _PROTECTED = 16
@@ -124,6 +125,18 @@ def ready_at(charges: Charges, now: float) -> tuple[float, Slot | None]:
         ready = slot.meter.ready_at(amount, now)
         if slot.paused_until > ready:
             ready = slot.paused_until
+        if ready > latest:
+            latest, last = ready, slot
+    return latest, last
+
+
+def ready_behind(charges: Charges, ahead: Mapping[Any, float], now: float) -> tuple[float, Slot | None]:
+    """`ready_at` for one who stands in line, behind others who want so much of each slot in all and go first."""
+    latest, last = now, None
+    for slot, amount in charges:
+        before = ahead.get(slot)
+        ready = slot.meter.ready_behind(before, amount, now) if before else slot.meter.ready_at(amount, now)
+        ready = max(ready, slot.paused_until)
         if ready > latest:
             latest, last = ready, slot
     return latest, last
