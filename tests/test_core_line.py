@@ -616,3 +616,40 @@ def test_a_flow_that_was_forgotten_while_its_call_was_out_is_known_again():
     line.join(Waiting(((limit, 1.0),), 0, "out"), 0.0)
     assert line.heads(0.0)[0][1] is other
     check_books(line)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_due_before_a_call_is_what_has_a_turn_before_it(seed):
+    """Flows, weights, levels and shapes, after a life of some length: whoever came last counts what then goes before it."""
+    luck = random.Random(seed)
+    limits = [Counted(1.0), Counted(4.0)]
+    shapes = [((limits[0], 2.0),), ((limits[0], 0.25), (limits[1], 8.0)), ((limits[0], 1.0), (limits[1], 0.5))]
+    line = Line(math.inf, {"a": 2.0, "b": 0.5})
+    for now in range(60):
+        line.join(
+            Waiting(luck.choice(shapes), luck.choice([0, 0, 0, 1]), luck.choice(["a", "b", "c", None])), float(now)
+        )
+        if luck.random() < 0.4:
+            line.take(line.heads(now)[0][1])
+    me = Waiting(luck.choice(shapes), luck.choice([0, 1]), luck.choice(["a", "b", "c", "new"]))
+    line.join(me, 60.0)
+    assert line.shared()
+    due = line.due_before(me)
+    before = dict.fromkeys(due, 0.0)
+    while (first := line.heads(60.0)[0][1]) is not me:
+        for limit, amount in first.charges:
+            if limit in before:
+                before[limit] += amount
+        line.take(first)
+    assert due == pytest.approx(before)
+
+
+def test_a_line_is_shared_while_calls_of_two_flows_wait():
+    line, limit = Line(), Counted()
+    alice, bob = (Waiting(((limit, 1.0),), 0, flow) for flow in ("alice", "bob"))
+    line.join(alice, 0.0)
+    assert not line.shared()
+    line.join(bob, 0.0)
+    assert line.shared()
+    line.leave(alice)
+    assert not line.shared()

@@ -1160,3 +1160,26 @@ async def test_a_wait_behind_an_overdraft_is_what_was_forecast(virtual_time):
         await limiter.acquire(tokens=10, max_wait=9.5)
         assert clock.now() - began == pytest.approx(forecast.wait)
     assert [round(at - began) for _, at in log] == [1, 3, 5, 7]
+
+
+async def test_the_wait_that_is_bounded_and_forecast_is_that_of_ones_flow(virtual_time):
+    """bob's first call is next but one whatever alice has lined up; it was refused, with a wait for all of hers."""
+    limiter = Limiter(requests=per_second(1, burst=1))
+    await limiter.acquire(flow="alice")
+    began = clock.now()
+    async with anyio.create_task_group() as group:
+        for _ in range(30):
+            group.start_soon(line_up, limiter, [("alice", {"flow": "alice"})], [])
+        await anyio.wait_all_tasks_blocked()
+        assert limiter.forecast().wait == pytest.approx(2)
+        with pytest.raises(RateLimited, match="would have to wait 31 s"):
+            await limiter.acquire(flow="alice", max_wait=30)
+        for options, bound in (({"max_wait": 1.9}, math.inf), ({}, 1.9)):
+            with pytest.raises(RateLimited, match="would have to wait 2 s"), anyio.fail_after(bound):
+                await limiter.acquire(flow="bob", **options)
+        await limiter.acquire(flow="bob", max_wait=2.1)
+        assert clock.now() - began == pytest.approx(2)
+        with anyio.fail_after(2.1):
+            await limiter.acquire(flow="bob")
+        assert clock.now() - began == pytest.approx(4)
+        group.cancel_scope.cancel()

@@ -202,24 +202,25 @@ class Gate:
                 self.line.leave(first)  # its loop is gone, and so is it
         self.rest(now)
 
-    def expected(self, charges: Charges, now: float, waiter: Waiter | None = None) -> tuple[float, Slot | None]:
-        """When `charges` would be granted if they joined now (or as `waiter`, who did), and the slot they wait for longest.
+    def expected(self, charges: Charges, now: float) -> tuple[float, Slot | None]:
+        """When `charges` would be granted if they joined now, and the slot they wait for longest.
 
         Exact with nobody waiting; else the moment at which it would be ready after all who go first and wait for the same limits.
         """
-        if waiter is None:
-            waiter = Waiter(None, self, charges, None, 0, None, None)
-            first = self.line.join(waiter, now)
-            try:
-                return self._expected(charges, now, waiter, first=first)
-            finally:
-                self.line.leave(waiter)
-        return self._expected(charges, now, waiter, first=False)
+        waiter = Waiter(None, self, charges, None, 0, None, None)
+        first = self.line.join(waiter, now)
+        try:
+            if first and could_go(self.line, waiter, now):
+                return now, None
+            return self.expected_of(waiter, now, in_turns=True)
+        finally:
+            self.line.leave(waiter)
 
-    def _expected(self, charges: Charges, now: float, waiter: Waiter, *, first: bool) -> tuple[float, Slot | None]:
-        if first and could_go(self.line, waiter, now):
-            return now, None
-        return ready_behind(charges, self.line.queued_ahead(waiter), now)
+    def expected_of(self, waiter: Waiter, now: float, *, in_turns: bool = False) -> tuple[float, Slot | None]:
+        """`expected`, for one who stands in line; without `in_turns` as if all other flows went first, which is found out at once."""
+        line = self.line
+        ahead = line.due_before(waiter) if in_turns and line.shared() else line.queued_ahead(waiter)
+        return ready_behind(waiter.charges, ahead, now)  # type: ignore[arg-type]  # what its charges are on are slots
 
     def standing(self) -> Gate:
         """This gate, or the one that it became part of."""

@@ -780,7 +780,9 @@ class Limiter:
         self, gate: Gate, waiter: Waiter, now: float, max_wait: float | None, time_left: float
     ) -> RateLimited | None:
         full = self._max_waiting is not None and len(gate.line) > self._max_waiting
-        ready, slot = gate.expected(waiter.charges, now, waiter)  # type: ignore[arg-type]
+        ready, slot = gate.expected_of(waiter, now)
+        if max_wait != 0 and min(max_wait or math.inf, time_left) < ready - now:
+            ready, slot = gate.expected_of(waiter, now, in_turns=True)  # before it is told that it takes too long
         wait = ready - now
         blocker = self._blocker(slot, now) or "the line"
         if full and max_wait != 0:
@@ -872,7 +874,7 @@ class Limiter:
             now = gate.now()
             seconds = gate.turn(waiter, now)
             if seconds == 0:  # its deadline has come, and its turn has not
-                ready, slot = gate.expected(waiter.charges, now, waiter)  # type: ignore[arg-type]
+                ready, slot = gate.expected_of(waiter, now)
                 gate.leave(waiter)
                 self._refused += 1
                 waiter.error = self._not_now(

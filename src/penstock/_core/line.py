@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from heapq import heappop, heappush, nlargest, nsmallest
+from itertools import islice
 from typing import Protocol
 
 __all__ = ["Charged", "Line", "Waiting"]
@@ -167,6 +168,12 @@ class _Flow:
         self.start = max(self.start, start)
         self.usage = {charged: usage for charged, usage in self.usage.items() if usage > self.start}
         self.tag = max(self.usage.values(), default=self.start)
+
+    def twin(self) -> _Flow:
+        twin = _Flow(self.name, self.weight, self.start)
+        twin.usage = dict(self.usage)
+        twin.tag = self.tag
+        return twin
 
     def use(self, charges: Charges) -> None:
         for charged, amount in charges:
@@ -386,6 +393,10 @@ class Line:
         waiting = (flow for flow in self._flows.values() if flow.waiting)
         return [flow.name for flow in nsmallest(most, waiting, key=lambda flow: flow.tag)]
 
+    def shared(self) -> bool:
+        """Whether calls of more than one flow wait."""
+        return sum(1 for _ in islice((flow for flow in self._flows.values() if flow.waiting), 2)) > 1
+
     def waits(self, name: Hashable) -> bool:
         """Whether anybody of that flow waits."""
         flow = self._flows.get(name)
@@ -463,6 +474,40 @@ class Line:
                 for charged, amount in other.charges:
                     if charged in ahead:
                         ahead[charged] += amount
+        return ahead
+
+    def due_before(self, waiting: Waiting) -> dict[Charged, float]:
+        """`queued_ahead`, as it is where flows take turns: of another flow only what goes before `waiting` as things stand.
+
+        It looks at everybody who waits, so it is for those few who need to know.
+        """
+        ahead = dict.fromkeys((charged for charged, _ in waiting.charges), 0.0)
+        flows = {flow.name: flow.twin() for flow in self._flows.values() if flow.waiting}
+        calls: dict[Hashable, list[Waiting]] = {}
+        first: list[Waiting] = []
+        for other in self:
+            if other.level > waiting.level:
+                flows[other.flow].use(other.charges)
+                first.append(other)
+            elif other.level == waiting.level:
+                calls.setdefault(other.flow, []).append(other)
+        mine = flows[waiting.flow]
+        for other in sorted(calls.pop(waiting.flow), key=lambda other: other.number):
+            if other is waiting:
+                break
+            mine.use(other.charges)
+            first.append(other)
+        for name, theirs in calls.items():
+            flow = flows[name]
+            for other in sorted(theirs, key=lambda other: other.number):
+                if (flow.tag, other.number) > (mine.tag, waiting.number):
+                    break
+                flow.use(other.charges)
+                first.append(other)
+        for other in first:
+            for charged, amount in other.charges:
+                if charged in ahead:
+                    ahead[charged] += amount
         return ahead
 
     def _raise_levels(self, shape: _Shape, now: float) -> None:
