@@ -9,12 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from penstock import cli, simulator
 from penstock.cli import main, parse_limits
 from penstock.limits import Rate
+from penstock.runner import output
+from penstock.runner.output import OutputError
 from penstock.simulator import Faults, Latency, Simulation
 
 LIMITS = "requests=6000/min,tokens=600k/min"
@@ -262,8 +265,9 @@ RUN = ["run", "in.jsonl", "-o", "out.jsonl"]
         (["run", ".", "-o", "out.jsonl", "--simulate"], "cannot read .: Is a directory"),
         (
             ["run", "in.jsonl", "-o", "no/out.jsonl", "--simulate"],
-            "cannot write no/out.summary.json: the folder no is not there",
+            "cannot write no/out.jsonl: the folder no is not there",
         ),
+        (["run", "in.jsonl", "-o", "o" * 300, "--simulate"], "File name too long"),
         (["run", "in.jsonl", "-o", ".", "--simulate"], "cannot write .: Is a directory"),
         (["run", "in.jsonl", "-o", "in.jsonl", "--simulate"], "FILE and -o are the same file: in.jsonl"),
         (["run", "in.jsonl", "-o", "./x/../in.jsonl", "--simulate"], "FILE and -o are the same file: "),
@@ -358,6 +362,80 @@ def test_results_of_something_else_are_not_written_over(folder, capsys):
     (folder / "out.jsonl").write_text("my diary\n")
     assert "its line 1 is not a result of a run" in refused(capsys, [*RUN, "--simulate"])
     assert (folder / "out.jsonl").read_text() == "my diary\n"
+
+
+@pytest.mark.parametrize("option", ["-o", "--errors", "the summary"])
+@pytest.mark.parametrize("source", ["in.jsonl", "-"])
+def test_what_is_read_is_not_written_over_whatever_it_is_called(folder, capsys, monkeypatch, option, source):
+    """A second name of the file, or the file as standard input, is the file."""
+    other = {"-o": "out.jsonl", "--errors": "e.jsonl", "the summary": "out.summary.json"}[option]
+    os.link("in.jsonl", other)
+    opened = os.open("in.jsonl", os.O_RDONLY)
+    monkeypatch.setattr(cli, "open_source", lambda file: opened if file == "-" else os.open(file, os.O_RDONLY))
+    said = refused(capsys, ["run", source, "-o", "out.jsonl", "--errors", "e.jsonl", "--overwrite", "--simulate"])
+    assert said == f"FILE and {option} are the same file: {other}"
+    assert count(folder / "in.jsonl") == 20
+
+
+def test_two_names_of_one_file_are_one_file(folder, capsys):
+    """Errors among the results would be neither."""
+    (folder / "out.jsonl").touch()
+    os.link("out.jsonl", "e.jsonl")
+    said = refused(capsys, [*RUN, "--errors", "e.jsonl", "--simulate"])
+    assert said == "-o and --errors are the same file: e.jsonl"
+
+
+def test_nothing_is_put_beside_a_device(folder):
+    """Not in /dev, where it would be in everybody's way; the errors have a name of their own, so there is no summary."""
+    before = set(Path("/dev").iterdir())
+    assert main(["run", "in.jsonl", "-o", os.devnull, "--errors", "e.jsonl", "--simulate", "--latency", "0.01"]) == 0
+    assert set(Path("/dev").iterdir()) - before == set()
+    assert sorted(file.name for file in folder.iterdir()) == ["e.jsonl", "in.jsonl"]
+
+
+@pytest.mark.parametrize("out", ["/dev/stdout", "out.jsonl"])
+def test_results_on_standard_output_stand_there_alone(folder, out):
+    """The summary goes to stderr then: whoever reads results wants nothing else among them."""
+    with (folder / "out.jsonl").open("wb") as stdout:
+        process = subprocess.run(
+            [sys.executable, "-m", "penstock", "run", "in.jsonl", "-o", out, "--errors", "e.jsonl", "--simulate"],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    assert len(lines_of(folder / "out.jsonl")) == 20
+    assert "20 rows: 20 answered, 0 failed\n" in process.stderr
+
+
+def test_a_disk_that_is_full_is_named_once(folder, monkeypatch, capsys):
+    """Results first: the run ends by what it could not write, and what was done is said although the summary is not there."""
+    append = output._append
+
+    def full(file, data, path):
+        if count(folder / "out.jsonl") == 5:
+            raise OutputError(f"cannot write {path}: No space left on device")
+        append(file, data, path)
+
+    def no_room(path, summary):
+        raise OutputError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(output, "_append", full)
+    monkeypatch.setattr(cli, "write_summary", no_room)
+    assert simulated() == 2
+    said = capsys.readouterr()
+    assert said.err == "penstock: cannot write out.jsonl: No space left on device\n"
+    assert said.out.startswith("20 rows read: 5 answered, 0 failed, 15 untouched\n")
+
+
+def test_a_summary_that_cannot_be_written_is_no_success(folder, capsys):
+    """All rows are answered, and something is missing all the same."""
+    (folder / "out.summary.json").mkdir()
+    assert simulated() == 2
+    said = capsys.readouterr()
+    assert said.err == "penstock: cannot write out.summary.json: Is a directory\n"
+    assert said.out.startswith("20 rows: 20 answered")
+    assert not (folder / "out.summary.json.tmp").exists()
 
 
 def test_files_of_others_are_named(folder, monkeypatch, capsys):

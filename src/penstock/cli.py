@@ -18,6 +18,7 @@ import math
 import os
 import re
 import signal
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -145,7 +146,10 @@ def _run(
         elif given is None and simulate and limits is None:
             given = parse_limits(SIMULATED)
         limits_of = _the_same(given) if given is not None else _learned if account is None else _published(account)
-        errors, summary = _check_files(file, out, errors)
+        try:
+            errors, summary = _check_files(lines, out, errors)
+        except OSError as error:  # a name that is too long, a folder that may not be looked into
+            raise Fault(f"cannot write {error.filename or out}: {error.strerror or error}") from None
         results = stack.enter_context(Results(out, errors, overwrite=overwrite))
         say: Callable[[str], None] = (lambda _: None) if quiet else _say
         if results.repaired:
@@ -166,9 +170,15 @@ def _run(
             direct=simulate,
         )
         numbers, code = _drive(Run(lines, results, settings, limits_of), lines, quiet=quiet)
-    write_summary(summary, numbers)
     if not quiet:
-        _print("\n".join(sentences(numbers)))
+        _print("\n".join(sentences(numbers)), sys.stderr if _is_stdout(out) else sys.stdout)
+    try:
+        if summary is not None:
+            write_summary(summary, numbers)
+    except OutputError as error:
+        if (numbers["stopped"] or {}).get("code") != "output":  # else the full disk was named already
+            _complain(str(error))
+        code = code or 2
     return code
 
 
@@ -299,24 +309,54 @@ def _open_lines(file: str) -> Iterator[Lines]:
             os.close(descriptor)
 
 
-def _check_files(file: str, out: Path, errors: Path | None) -> tuple[Path, Path]:
-    """Where errors and the summary go. Refuses to write over what is read, or one output over another."""
+def _check_files(lines: Lines, out: Path, errors: Path | None) -> tuple[Path, Path | None]:
+    """Where errors and the summary go. Refuses to write over what is read, or one output over another.
+
+    Where OUT is no regular file, nothing is put beside it: there is no summary, and the errors need a name of their own.
+    """
     if out.is_dir():
         raise Fault(f"cannot write {out}: Is a directory")
-    if errors is None and out.exists() and not out.is_file():
+    is_special = out.parent in _SPECIAL or (out.exists() and not out.is_file())
+    if errors is None and is_special:
         raise Fault(f"{out} is no regular file, so nothing can be put beside it: give --errors too")
-    errors, summary = errors or beside(out, ".errors.jsonl"), beside(out, ".summary.json")
-    names = {"FILE": Path(file), "-o": out, "--errors": errors, "the summary": summary}
-    if file == "-":
-        del names["FILE"]
-    seen: dict[Path, str] = {}
-    for name, path in names.items():
-        other = seen.setdefault(path.resolve(), name)
+    errors, summary = errors or beside(out, ".errors.jsonl"), None if is_special else beside(out, ".summary.json")
+    seen: dict[object, str] = {}
+    for name, path in {"-o": out, "--errors": errors, "the summary": summary}.items():
+        if path is None:
+            continue
+        # A terminal may well be read from and written to.
+        other = (
+            "FILE" if lines.is_regular and lines.come_from(path.resolve()) else seen.setdefault(_identity(path), name)
+        )
         if other != name:
             raise Fault(f"{other} and {name} are the same file: {path}")
-    if not os.access(summary.parent, os.W_OK):
-        raise Fault(f"cannot write {summary}: the folder {summary.parent} is not there, or not ours to write to")
+    if not out.parent.is_dir():
+        raise Fault(f"cannot write {out}: the folder {out.parent} is not there")
+    if summary is not None and not os.access(summary.parent, os.W_OK):
+        raise Fault(f"cannot write {summary}: the folder {summary.parent} is not ours to write to")
     return errors, summary
+
+
+_SPECIAL = frozenset({Path("/dev"), Path("/dev/fd")})
+"""Folders of names for what was opened by others, regular files among them; nobody's results are beside those."""
+
+
+def _identity(path: Path) -> object:
+    """What tells a file from all others, under whatever names it goes."""
+    path = path.resolve()
+    if not path.exists():
+        return path
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _is_stdout(out: Path) -> bool:
+    """Whether standard output goes where the results go: whoever reads them there wants nothing else among them."""
+    try:
+        status = os.fstat(1)
+        return not stat.S_ISCHR(status.st_mode) and os.path.samestat(status, out.stat())
+    except OSError:
+        return False
 
 
 def _places(wanted: int, files_each: int, say: Callable[[str], None]) -> int:

@@ -7,6 +7,7 @@ fails goes to a file of its own, which each run begins anew: the rows in it have
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -264,4 +265,6 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
         draft.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         draft.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
         raise cannot_write(path, error) from None

@@ -90,14 +90,18 @@ class Lines:
         """Read from the descriptor `file`, which stays the caller's to close."""
         self._file = file
         self.name = name
-        status = os.fstat(file)
-        self.is_regular = stat.S_ISREG(status.st_mode)
+        self._status = os.fstat(file)
+        self.is_regular = stat.S_ISREG(self._status.st_mode)
         self.began_at = os.lseek(file, 0, os.SEEK_CUR) if self.is_regular else 0
         self._stopped = False
 
     def stop(self) -> None:
         """End the iteration."""
         self._stopped = True
+
+    def come_from(self, path: Path) -> bool:
+        """Whether `path` leads to the very file that is read, whatever it is called there."""
+        return path.exists() and os.path.samestat(self._status, path.stat())
 
     def again(self) -> Iterator[tuple[int, bytes | None]]:
         """The lines of a regular file once more from where this began, without moving the place of the iteration."""
