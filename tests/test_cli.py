@@ -323,6 +323,12 @@ RUN = ["run", "in.jsonl", "-o", "out.jsonl"]
             "--base-url: 'localhost:8000' is no address of a server; write it like http://",
         ),
         ([*RUN, "--base-url", "ftp://x/v1"], "--base-url: 'ftp://x/v1' is no address of a server"),
+        ([*RUN, "--base-url", ""], "--base-url: '' is no address of a server"),
+        ([*RUN, "--base-url", "http://x:99999/v1"], "--base-url: 'http://x:99999/v1' is no address of a server"),
+        ([*RUN, "--base-url", "http://a b/v1"], "--base-url: 'http://a b/v1' is no address of a server"),
+        ([*RUN, "--base-url", "http://x/v1?a=1"], "--base-url: 'http://x/v1?a=1' goes on after its path"),
+        ([*RUN, "--latency", "inf", "--simulate"], "--latency: inf is no number of seconds until an answer"),
+        (["simulate", "--latency", "inf"], "--latency: inf is no number of seconds until an answer"),
         (
             [*RUN, "--max-in-flight", "0", "--simulate"],
             "Invalid value for '--max-in-flight': ",
@@ -619,6 +625,19 @@ def test_the_simulated_server_runs_until_it_is_interrupted(folder, monkeypatch):
     process.send_signal(signal.SIGINT)
     assert process.communicate() == ("20 requests admitted, 0 refused\n", "")
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [[*RUN, "--simulate"], ["simulate"]], ids=["run", "simulate"])
+def test_a_missing_extra_is_one_clear_line(folder, monkeypatch, capsys, arguments):
+    """As after `pip install "penstock[cli]"` alone; nothing is made."""
+    for name in [name for name in sys.modules if name.startswith("penstock.simulator")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("penstock.simulator")
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    said = refused(capsys, arguments)
+    assert said.startswith("penstock.simulator needs the package ")
+    assert said.endswith('install the extra, pip install "penstock[simulator]"')
+    assert not (folder / "out.jsonl").exists()
 
 
 def test_an_address_that_is_taken_is_said(folder, capsys):

@@ -146,6 +146,7 @@ def _run(
         elif given is None and simulate and limits is None:
             given = parse_limits(SIMULATED)
         limits_of = _the_same(given) if given is not None else _learned if account is None else _published(account)
+        simulation = _simulation(given or parse_limits(SIMULATED), latency, seed) if simulate else None
         try:
             errors, summary = _check_files(lines, out, errors)
         except OSError as error:  # a name that is too long, a folder that may not be looked into
@@ -156,8 +157,8 @@ def _run(
             say(f"{out} ended in the middle of a line: its last {results.repaired} bytes are taken off")
         if results.found:
             say(f"{results.found:,} rows are answered in {out} already and are skipped; --overwrite begins anew")
-        if simulate:
-            address = stack.enter_context(_simulated(given or parse_limits(SIMULATED), latency, seed))
+        if simulation is not None:
+            address = stack.enter_context(_simulated(simulation))
         assert address is not None
         settings = Settings(
             base_url=address,
@@ -191,8 +192,7 @@ def _simulate(
     seed: Annotated[int, typer.Option(help="What latencies are drawn from.")] = 0,
 ) -> int:
     """Serve an OpenAI-compatible API with faithful limits, until Ctrl-C."""
-    from penstock import simulator
-
+    simulator = _simulator()
     simulation = _simulation(parse_limits(limits), latency, seed)
     try:
         statistics = simulator.run(simulation, host, port, on_ready=lambda url: _print(f"OPENAI_BASE_URL={url}"))
@@ -273,15 +273,20 @@ def _check_account(account: str) -> None:
 
 
 def _address(given: str | None) -> str:
-    address = given or os.environ.get("OPENAI_BASE_URL") or OPENAI
+    # An empty option is a variable that was not set: the requests, and the key, are not for whoever is the default.
+    address = given if given is not None else os.environ.get("OPENAI_BASE_URL") or OPENAI
+    where = "--base-url" if given is not None else "OPENAI_BASE_URL"
     try:
         url = httpx2.URL(address)
-        is_web = url.scheme in {"http", "https"} and bool(url.host)
+        is_web = url.scheme in {"http", "https"} and bool(url.host) and 0 <= (url.port or 0) <= 65535
     except httpx2.InvalidURL:
         is_web = False
-    if not is_web:
-        where = "--base-url" if given else "OPENAI_BASE_URL"
+    if not is_web or " " in address:
         raise Fault(f"{where}: {address!r} is no address of a server; write it like http://localhost:8000/v1")
+    if "?" in address or "#" in address:
+        raise Fault(
+            f"{where}: {address!r} goes on after its path, where the paths of the requests are put: end it there"
+        )
     return address
 
 
@@ -377,9 +382,18 @@ def _places(wanted: int, files_each: int, say: Callable[[str], None]) -> int:
     return wanted
 
 
-def _simulation(limits: Limits, latency: float, seed: int) -> Any:
-    from penstock import simulator
+def _simulator() -> Any:
+    try:
+        from penstock import simulator
+    except ImportError as error:  # it says which extra brings what is missing
+        raise Fault(str(error)) from None
+    return simulator
 
+
+def _simulation(limits: Limits, latency: float, seed: int) -> Any:
+    simulator = _simulator()
+    if not math.isfinite(latency):
+        raise Fault(f"--latency: {latency} is no number of seconds until an answer; write it like 0.4")
     if "images" in limits:
         raise Fault("--limits: the simulated server counts requests and tokens, not images")
     return simulator.Simulation(
@@ -391,10 +405,8 @@ def _simulation(limits: Limits, latency: float, seed: int) -> Any:
 
 
 @contextmanager
-def _simulated(limits: Limits, latency: float, seed: int) -> Iterator[str]:
-    from penstock import simulator
-
-    with simulator.serve(_simulation(limits, latency, seed)) as server:
+def _simulated(simulation: Any) -> Iterator[str]:
+    with _simulator().serve(simulation) as server:
         # A server answers its first request late, and what is late at the beginning looks like less of a limit.
         httpx2.get(f"{server.base_url}/models", headers={"authorization": "Bearer simulated"}, trust_env=False)
         yield server.base_url
