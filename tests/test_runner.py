@@ -67,7 +67,7 @@ def prepared(folder, rows, service, *, limits=LIMITS, **settings):
     source.write_bytes(b"".join(row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows))
     descriptor = os.open(source, os.O_RDONLY)
     rates = Simulation(**limits).limits
-    chosen = Settings(base_url="http://test/v1", api_key="key", cost=by_bytes, **settings)
+    chosen = Settings(**{"base_url": "http://test/v1", "api_key": "key", "cost": by_bytes, **settings})
     try:
         with Results(out, beside(out, ".errors.jsonl")) as results:
             run = Run(Lines(descriptor), results, chosen, lambda _: ("", rates), transport=service)
@@ -361,6 +361,25 @@ async def test_an_account_without_quota_ends_the_run_at_once(tmp_path, code):
         assert this.summary()["efficiency"] > 0.95  # of what the account, used up as it was, allowed
     assert (this.counts.skipped, this.counts.status_429) == (before, 0)
     assert len(service.asked) == 101  # nothing was sent twice but the row that was refused
+
+
+@pytest.mark.parametrize("status", [401, 403, 503], ids=["ends the run", "ends the row", "tried again"])
+async def test_a_key_that_a_server_repeats_is_not_kept(tmp_path, status):
+    """Files and logs are passed on."""
+    body = b'{"error": {"message": "Incorrect API key provided: sk-0123456789", "param": "sk-0123456789"}}'
+    service = Service(Simulation(**LIMITS), [(status, {}, body)] * 2)
+    with prepared(tmp_path, [chat(0)], service, api_key="sk-0123456789", attempts=2) as this:
+        await this.run()
+        said = str(this.run.stopped) + json.dumps(this.errors())
+    assert "sk-0123456789" not in said
+    assert "Incorrect API key provided: [the key]" in said
+
+
+async def test_a_refusal_without_words_says_what_it_means(tmp_path):
+    service = Service(Simulation(**LIMITS), [(401, {}, b"")])
+    with prepared(tmp_path, [chat(0)], service) as this:
+        await this.run()
+        assert this.run.stopped.message == "the server takes no request with this key (status 401)"
 
 
 async def test_a_wrong_key_ends_the_run_at_once(tmp_path):

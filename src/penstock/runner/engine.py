@@ -56,6 +56,9 @@ WORKING_BYTES = 256 * 1024 * 1024
 LINE = 2
 """Rows that wait in a limiter's line: enough that it never runs dry, and few, because their order is settled."""
 
+SHORTEST_KEY = 8
+"""Characters of a key that is worth hiding. What is shorter is a word that stands for no key, such as "none"."""
+
 MAX_KEPT = 20_000
 """Characters kept of an answer that is not JSON."""
 
@@ -465,7 +468,8 @@ class Run:
         content, status = response.content, response.status_code
         work.group.heard(journey, response)
         if not 200 <= status < 300:
-            refused = _Refused(failures.judge(status, content, response.headers), response)
+            content = self._without_key(content)
+            refused = _Refused(failures.judge(status, content, response.headers), response, content)
             if status == 429:
                 counts.status_429 += 1
             if refused.verdict.action is Action.WAIT:
@@ -477,14 +481,21 @@ class Run:
             verdict = Verdict(
                 Action.PERMANENT, None, "invalid_response", f"the answer with status {status} is not JSON"
             )
-            raise _Refused(verdict, response) from None
+            raise _Refused(verdict, response, self._without_key(content)) from None
         self._results.answer(row, status, response.headers.get("x-request-id"), body)
         counts.answered += 1
+
+    def _without_key(self, content: bytes) -> bytes:
+        """What a server says of a key that it does not like, in words that may be kept and shown."""
+        key = (self._settings.api_key or "").encode()
+        return content.replace(key, b"[the key]") if len(key) >= SHORTEST_KEY else content
 
     def _refused(self, work: _Work, refused: _Refused) -> None:
         verdict, response = refused.verdict, refused.response
         if verdict.action is Action.STOP:
-            self.stop("account", f"{verdict.message or verdict.code} (status {response.status_code}, {verdict.code})")
+            said = verdict.message or verdict.code or "the server takes no request with this key"
+            code = f", {verdict.code}" if verdict.code else ""
+            self.stop("account", f"{said} (status {response.status_code}{code})")
             return
         self._give_up(
             work,
@@ -492,7 +503,7 @@ class Run:
             verdict.message or f"the server answered with status {response.status_code}",
             status_code=response.status_code,
             request_id=response.headers.get("x-request-id"),
-            body=_readable(response.content),
+            body=_readable(refused.content),
         )
 
     def _give_up(self, work: _Work, code: str, message: str, **more: Any) -> None:
@@ -529,10 +540,11 @@ class _Work:
 class _Refused(Exception):  # noqa: N818 - never leaves this module
     """The server answered, but not with a result."""
 
-    def __init__(self, verdict: Verdict, response: httpx2.Response) -> None:
+    def __init__(self, verdict: Verdict, response: httpx2.Response, content: bytes) -> None:
         super().__init__(verdict.message)
         self.verdict = verdict
         self.response = response
+        self.content = content
 
 
 class _Abandoned(Exception):  # noqa: N818 - never leaves this module
