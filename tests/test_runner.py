@@ -200,6 +200,20 @@ async def test_attempts_are_bounded(tmp_path):
     assert this.counts.failed == 1
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (httpx2.ReadTimeout(""), "ReadTimeout: the server was silent for 600 s"),
+        (httpx2.ConnectTimeout(""), "ConnectTimeout: no connection within 30 s"),
+        (httpx2.ReadError(""), "ReadError: the connection was lost"),
+    ],
+)
+async def test_an_error_without_words_is_told_in_ours(tmp_path, error, message):
+    with prepared(tmp_path, [chat(0)], Service(Simulation(**LIMITS), [error]), attempts=1) as this:
+        await this.run()
+        assert this.errors()[0]["error"]["message"] == message
+
+
 async def test_a_row_that_the_service_refuses_for_good_is_sent_once(tmp_path):
     """What the service said is kept with the error."""
     body = b'{"error": {"message": "too long", "type": "invalid_request_error", "code": "context_length_exceeded"}}'

@@ -56,6 +56,9 @@ WORKING_BYTES = 256 * 1024 * 1024
 LINE = 2
 """Rows that wait in a limiter's line: enough that it never runs dry, and few, because their order is settled."""
 
+LONGEST_CONNECT = 30.0
+"""Seconds to wait for a connection, however long an attempt may be silent afterwards."""
+
 SHORTEST_KEY = 8
 """Characters of a key that is worth hiding. What is shorter is a word that stands for no key, such as "none"."""
 
@@ -259,7 +262,7 @@ class Run:
         self._client = httpx2.AsyncClient(
             transport=transport,
             trust_env=not settings.direct,
-            timeout=httpx2.Timeout(settings.timeout, connect=min(30.0, settings.timeout), pool=None),
+            timeout=httpx2.Timeout(settings.timeout, connect=min(LONGEST_CONNECT, settings.timeout), pool=None),
             # Few idle connections: the pool looks at each of them for every request, at 0.1 ms of CPU apiece. And none for
             # longer than a little below the 5 seconds after which many servers hang up.
             limits=httpx2.Limits(max_connections=places, max_keepalive_connections=20, keepalive_expiry=4.0),
@@ -406,7 +409,7 @@ class Run:
         except CostError as error:
             self._give_up(work, "request_too_large", str(error))
         except httpx2.TransportError as error:
-            self._give_up(work, "connection_error", f"{type(error).__name__}: {error}")
+            self._give_up(work, "connection_error", f"{type(error).__name__}: {str(error) or self._silence(error)}")
         except httpx2.DecodingError as error:
             self._give_up(work, "invalid_response", f"the answer cannot be decompressed: {error}")
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one row must not end all others
@@ -484,6 +487,14 @@ class Run:
             raise _Refused(verdict, response, self._without_key(content)) from None
         self._results.answer(row, status, response.headers.get("x-request-id"), body)
         counts.answered += 1
+
+    def _silence(self, error: httpx2.TransportError) -> str:
+        """What happened, where the error has no words of its own: those of timeouts have none."""
+        if isinstance(error, httpx2.ConnectTimeout):
+            return f"no connection within {min(LONGEST_CONNECT, self._settings.timeout):g} s"
+        if isinstance(error, httpx2.TimeoutException):
+            return f"the server was silent for {self._settings.timeout:g} s"
+        return "the connection was lost"
 
     def _without_key(self, content: bytes) -> bytes:
         """What a server says of a key that it does not like, in words that may be kept and shown."""
