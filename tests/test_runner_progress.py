@@ -14,7 +14,7 @@ from penstock.llm.tokens import by_bytes
 from penstock.runner import progress
 from penstock.runner.engine import Run, Settings
 from penstock.runner.output import Results, beside
-from penstock.runner.progress import Plain, Rich, count_lines, follow
+from penstock.runner.progress import Plain, Rich, count_lines, follow, redraws
 from penstock.runner.source import Lines
 
 pytestmark = pytest.mark.anyio
@@ -136,3 +136,11 @@ def test_lines_of_a_pipe_are_not_counted():
 )
 def test_times_are_short(seconds, shown):
     assert progress._span(seconds) == shown
+
+
+@pytest.mark.parametrize(("kind", "answer"), [("xterm", True), ("dumb", False)])
+def test_a_terminal_that_can_only_print_gets_lines(monkeypatch, kind, answer):
+    """Rich draws nothing in it, so nothing at all would be seen."""
+    monkeypatch.setenv("TERM", kind)
+    assert redraws(Terminal()) is answer
+    assert not redraws(io.StringIO())

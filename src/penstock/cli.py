@@ -419,7 +419,7 @@ def _simulated(simulation: Any) -> Iterator[str]:
 def _drive(run: Run, lines: Lines, *, quiet: bool) -> tuple[dict[str, Any], int]:
     """Run it; return the summary and the exit code."""
     quiet = quiet or sys.stderr is None
-    live = not quiet and sys.stderr.isatty()
+    live = not quiet and progress.redraws(sys.stderr)
     with progress.Rich(sys.stderr) if live else nullcontext(None if quiet else progress.Plain(sys.stderr)) as display:
 
         async def go() -> None:

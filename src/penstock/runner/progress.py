@@ -19,7 +19,7 @@ from penstock import clock
 from penstock.runner.engine import Run
 from penstock.runner.source import Lines
 
-__all__ = ["Display", "Plain", "Rich", "count_lines", "follow"]
+__all__ = ["Display", "Plain", "Rich", "count_lines", "follow", "redraws"]
 
 REDRAW = 0.25
 """Seconds between two pictures."""
@@ -143,6 +143,11 @@ def count_lines(lines: Lines) -> int | None:
         count += chunk.count(b"\n")
         last = chunk[-1:]
     return count + (last != b"\n")
+
+
+def redraws(file: TextIO) -> bool:
+    """Whether a picture can be redrawn in place there: in a terminal, unless it can do no more than print."""
+    return file.isatty() and not Console(file=file).is_dumb_terminal
 
 
 class Plain:
