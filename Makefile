@@ -5,7 +5,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 
 # An interpreter for the set-up itself, looked for only when a recipe needs it. An environment that is there keeps its own, unless PYTHON is given.
-SETUP = python=$$(tools/find_python.sh $(PYTHON)) && "$$python" tools/environment.py $(if $(PYTHON),--python "$(PYTHON)")
+SETUP = python=$$(tools/find_python.sh $(if $(PYTHON),"$(PYTHON)")) && "$$python" tools/environment.py $(if $(PYTHON),--python "$(PYTHON)")
 BIN := .venv/bin
 RANKS := .cache/tiktoken
 SERVERS := .cache/redis

@@ -54,6 +54,15 @@ def test_a_python_that_is_asked_for_is_the_one_or_none(tmp_path):
     assert found.stderr.startswith(f"penstock: {tmp_path}/old/python3 is not a Python 3.11 or newer")
 
 
+def test_a_python_may_be_in_a_folder_with_a_space(tmp_path):
+    """`make PYTHON=` passes it on as one word."""
+    put(tmp_path / "my tools", "python3", "exit 1")
+    asked = ["make", "--no-print-directory", "-C", ROOT, "environment", f"PYTHON={tmp_path}/my tools/python3"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"penstock: {tmp_path}/my tools/python3 is not a Python 3.11 or newer" in done.stderr
+
+
 @pytest.mark.parametrize("file", PINS, ids=lambda file: file.stem)
 def test_requirements_are_plain_pins(file):
     """A name and a version, perhaps a marker: no address, no option, nothing that belongs to one network."""
