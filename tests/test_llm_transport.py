@@ -634,6 +634,16 @@ async def test_a_model_whose_limits_nobody_published_is_refused_with_those_there
     assert len(server.times) == 1
 
 
+@pytest.mark.parametrize("other", ["gpt-4o-2024-08-06", "ft:gpt-4o:org::id", "ft:gpt-4o-2024-08-06:org::id"])
+async def test_snapshots_share_the_published_limits_of_their_model(lib, other):
+    """Else a client that uses both would send twice as much as was promised."""
+    server = Server(lib)
+    client = limited(lib, server, Published("tier-1"))  # 500 a minute
+    bodies = [{**HELLO, "model": model} for model in ("gpt-4o", other)]
+    await at_once(*(client.post(CHAT, json=body) for body in bodies for _ in range(300)))
+    assert server.times[-1] == pytest.approx(100 / 500 * 60, abs=0.3)
+
+
 async def test_azures_path_names_the_model(lib):
     policy = Auto()
     client = limited(lib, Server(lib), policy)

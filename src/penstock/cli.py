@@ -244,8 +244,7 @@ def _published(account: str) -> LimitsOf:
 
     def limits_of(model: str) -> tuple[str, Limits | None]:
         if model not in known:
-            family = re.sub(r"-(\d{4}-\d{2}-\d{2}|\d{4})$", "", model.removeprefix("ft:").partition(":")[0])
-            known[model] = (family, tables.lookup(model, account).limits)
+            known[model] = (tables.family(model), tables.lookup(model, account).limits)
         return known[model]
 
     return limits_of

@@ -392,11 +392,16 @@ class _PerModel(Policy):
         """The lane of that model; None for requests that name none."""
         if model is None:  # a list of models, a file: what services count there, they do not say
             return None
+        group = self._group(model)
         with self._lock:
-            lane = self._lanes.get(model)
+            lane = self._lanes.get(group)
             if lane is None:
-                lane = self._lanes[model] = self._make(model)
+                lane = self._lanes[group] = self._make(model)
             return lane
+
+    def _group(self, model: str) -> str:
+        """What stands for all models that share one lane."""
+        return model
 
     def _make(self, model: str) -> Lane:
         raise NotImplementedError
@@ -410,7 +415,7 @@ class Auto(_PerModel):
 
 
 class Published(_PerModel):
-    """A lane for each model, with the limits that were published for an account or a tier.
+    """A lane for each model, with the limits that were published for an account or a tier; its snapshots share it.
 
     Raises:
         ValueError: There is no such account.
@@ -421,6 +426,9 @@ class Published(_PerModel):
         if account not in (*tables.accounts(), *tables.tiers()):
             tables.lookup("gpt-4", account)  # says which there are
         self._account = account
+
+    def _group(self, model: str) -> str:
+        return tables.family(model)
 
     def _make(self, model: str) -> Lane:
         limits: dict[str, Any] = dict(tables.lookup(model, self._account).limits)

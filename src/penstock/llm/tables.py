@@ -16,7 +16,7 @@ from typing import Any
 
 from penstock.limits import Rate, per_day, per_minute
 
-__all__ = ["Row", "accounts", "lookup", "tiers"]
+__all__ = ["Row", "accounts", "family", "lookup", "tiers"]
 
 _SNAPSHOT = re.compile(r"-(?:\d{4}-\d{2}-\d{2}|\d{4})$")  # gpt-4o-2024-08-06, gpt-4-0613
 
@@ -46,6 +46,11 @@ def tiers() -> tuple[str, ...]:
     return tuple(_table()["tiers"]["names"])
 
 
+def family(model: str) -> str:
+    """The model whose limits a model shares: dated snapshots and fine-tuned ones are limited together with what they are made of."""
+    return _SNAPSHOT.sub("", _base(model))
+
+
 def lookup(model: str, account: str) -> Row:
     """The published limits of a model.
 
@@ -56,7 +61,7 @@ def lookup(model: str, account: str) -> Row:
     Raises:
         ValueError: There is no such account, or no row for the model; the message lists those there are.
     """
-    base = model.removeprefix("ft:").partition(":")[0]
+    base = _base(model)
     if account in tiers():
         return _of_tier(base, model, account)
     if account in accounts():
@@ -70,7 +75,7 @@ def lookup(model: str, account: str) -> Row:
 def _of_tier(base: str, model: str, tier: str) -> Row:
     published = _table()["tiers"]
     models: dict[str, dict[str, list[int]]] = published["models"]
-    row = models.get(base) or models.get(_SNAPSHOT.sub("", base))
+    row = models.get(base) or models.get(family(model))
     if row is None:
         raise ValueError(
             f"no limits are known for {model!r} in {tier}: there are some for {_list(models)}. "
@@ -104,6 +109,10 @@ def _of_guide(base: str, model: str, account: str) -> Row:
             unit = next((tokens for word, tokens in guide["units"].items() if word in base), 1)
     limits = {name: (per_minute(number * (unit if name == "tokens" else 1)),) for name, number in numbers.items()}
     return Row(limits, guide["source"], guide["date"])
+
+
+def _base(model: str) -> str:
+    return model.removeprefix("ft:").partition(":")[0]
 
 
 @functools.cache
