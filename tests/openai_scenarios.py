@@ -170,7 +170,17 @@ async def azure(url):
     try:
         await chat(client, "deployment")
     except openai.NotFoundError:  # the simulator has no such path; it is charged all the same
-        return {"same type": type(client) is type(original), "granted": limiter.statistics().granted}
+        told = {"same type": type(client) is type(original), "granted": limiter.statistics().granted}
+    original = openai.AsyncAzureOpenAI(
+        api_key="key", api_version="1", azure_endpoint=url, azure_deployment="mine", max_retries=0
+    )
+    paths = []
+    for each in (original, limit_client(original, limiter)):
+        try:
+            await each.files.list()
+        except openai.NotFoundError as error:
+            paths.append(error.request.url.path)
+    return {**told, "same path": paths[0] == paths[1]}
 
 
 async def main():

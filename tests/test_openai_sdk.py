@@ -153,4 +153,4 @@ def test_the_sync_client_is_limited_in_its_threads(run):
 
 
 def test_azures_client_is_limited_too(run):
-    assert run.told["azure"] == {"same type": True, "granted": 1}
+    assert run.told["azure"] == {"same type": True, "granted": 1, "same path": True}

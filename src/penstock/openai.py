@@ -31,6 +31,9 @@ __all__ = ["limit_client", "limits", "retry_on"]
 
 Client = TypeVar("Client")
 
+_AZURE = ("_azure_endpoint", "_azure_deployment")
+"""What `copy` of Azure's clients forgets before openai 3: without it, a list of files is asked of the deployment."""
+
 _COSTS: dict[str, Cost] = {"bytes": by_bytes, "tiktoken": by_tiktoken}
 
 
@@ -86,6 +89,9 @@ def limit_client(
     valve = Valve(_policy(limits, tier, account), cost=rule, max_wait=max_wait)
     copied: Any = client
     limited: Client = copied.copy(http_client=limit_http_client(http_client, valve))
+    for part in _AZURE:
+        if hasattr(client, part):
+            setattr(limited, part, getattr(client, part))
     return limited
 
 
