@@ -495,6 +495,11 @@ async def test_a_fault_that_is_none_is_refused():
     assert reply.status_code == 400
     assert "no fault 'fire'" in reply.json()["error"]["message"]
     assert (await client.http.post("/simulator/faults", content=b"[]")).status_code == 400
+    assert (await client.http.post("/simulator/faults", content=b"[" * 100_000)).status_code == 400
+    for times in (b"-1", b"1e400", b"1000001", b"[]"):
+        raw = b'{"fault": "slow_down", "times": %s}' % times
+        assert (await client.http.post("/simulator/faults", content=raw)).status_code == 400
+    assert (await client.ask()).status_code == 200
 
 
 @on_one_loop
@@ -560,6 +565,12 @@ async def test_in_process_a_dropped_connection_is_an_error(virtual_time, stream)
         ("/v1/embeddings", {"model": "m", "input": ["x"] * 2049}, "Invalid 'input': at most 2048 entries, not 2049.", "array_above_max_length"),
         ("/v1/completions", {"model": "m", "prompt": 5}, "Invalid type for 'prompt': expected a string or an array.", "invalid_type"),
         (CHAT, {"model": "m", "messages": [{}], "max_tokens": "9"}, "Invalid 'max_tokens': expected a whole number of at least 1.", "invalid_value"),
+        ("/v1/embeddings", {"model": "m", "input": [True]}, "Invalid type for 'input': expected a string or an array.", "invalid_type"),
+        ("/v1/embeddings", {"model": "m", "input": [[1, "a"]]}, "Invalid type for 'input': expected a string or an array.", "invalid_type"),
+        ("/v1/embeddings", {"model": "m", "input": "x", "dimensions": 4097}, "Invalid 'dimensions': expected at most 4096.", "integer_above_max_value"),
+        (CHAT, {"model": "m", "messages": [{}], "n": 129}, "Invalid 'n': expected at most 128.", "integer_above_max_value"),
+        (CHAT, {"model": "m", "messages": [{}, {"content": 5}]}, "Invalid type for 'messages[1].content': expected a string or an array.", "invalid_type"),
+        (CHAT, {"model": "m", "messages": [{}], "stream": "no"}, "Invalid type for 'stream': expected a boolean.", "invalid_type"),
         (CHAT, {"model": "m", "messages": [{}], "stream_options": 1}, "Invalid type for 'stream_options': expected an object.", "invalid_type"),
     ],
 )  # fmt: skip
@@ -571,11 +582,27 @@ async def test_a_wrong_request_is_told_what_is_wrong(virtual_time, path, body, m
 
 
 @on_one_loop
-@pytest.mark.parametrize("raw", [b"", b"[]", b'"text"', b"{", b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("raw", [b"", b"[]", b'"text"', b"{", b"\xff", b"[" * 100_000, b'{"n": NaN}', b'{"n": 1e999}'])
 async def test_a_body_that_is_no_object_is_told_so(virtual_time, raw):
     reply = await Client().http.post(CHAT, content=raw)
     assert reply.status_code == 400
     assert reply.json()["error"]["message"].startswith("We could not parse the JSON body of your request")
+
+
+@on_one_loop
+@pytest.mark.parametrize("path", [CHAT, "/v1/responses", "/v1/completions", "/v1/embeddings"])
+@pytest.mark.parametrize("limits", [{}, {"tokens": "1/min"}])
+async def test_what_utf_8_cannot_carry_is_answered_like_any_other_text(virtual_time, path, limits):
+    """JSON can write half of a surrogate pair, and answers, errors too, repeat what the request says."""
+    half = "\ud800"
+    body = {"model": half, "user": half, "instructions": half, "input": half, "prompt": half}
+    body["messages"] = [{"role": "user", "content": half}]
+    client = Client(**limits)
+    for stream in (False, True):
+        raw = json.dumps({**body, "stream": stream}).encode()
+        reply = await client.http.post(path, content=raw)
+        assert reply.status_code in ({200, 429} if limits else {200})
+        assert "\\ud800" in reply.text
 
 
 @on_one_loop

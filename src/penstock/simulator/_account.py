@@ -29,6 +29,9 @@ from penstock.simulator._simulation import FAULTS, Fault, Simulation
 
 __all__ = ["Account", "Admission", "LimitStatistics", "Statistics"]
 
+_MOST_FAULTS = 1_000_000
+"""Faults that one order may be for: each is remembered."""
+
 Unit = Literal["requests", "tokens"]
 
 
@@ -227,8 +230,10 @@ class Account:
         """Let the next `times` requests have this fault.
 
         Raises:
-            ValueError: There is no such fault.
+            ValueError: There is no such fault, or `times` is not in 0..1,000,000.
         """
+        if not 0 <= times <= _MOST_FAULTS:
+            raise ValueError(f"times must be a number of requests, 0 to {_MOST_FAULTS}, not {times}")
         if fault not in FAULTS:
             raise ValueError(f"there is no fault {fault!r}: use one of {', '.join(FAULTS)}")
         with self._lock:

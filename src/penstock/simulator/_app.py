@@ -7,6 +7,7 @@ answered.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -60,6 +61,13 @@ def create_app(simulation: Simulation) -> Starlette:
     return app
 
 
+class _Json(JSONResponse):
+    """JSON in ASCII: requests may name what UTF-8 cannot carry (half of a surrogate pair), and answers repeat it."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, separators=(",", ":")).encode("ascii")
+
+
 class _Service:
     """What all endpoints share."""
 
@@ -88,29 +96,29 @@ class _Service:
         else:
             return None
         self.account.failed("401")
-        return JSONResponse(body, 401)
+        return _Json(body, 401)
 
     async def models(self, request: Request) -> Response:
         names = self.simulation.models or _EXAMPLE_MODELS
-        return self.unauthorized(request) or JSONResponse({"object": "list", "data": [_model(name) for name in names]})
+        return self.unauthorized(request) or _Json({"object": "list", "data": [_model(name) for name in names]})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
         if self.simulation.models and name not in self.simulation.models:
-            return self.unauthorized(request) or JSONResponse(_no_such_model(name), 404)
-        return self.unauthorized(request) or JSONResponse(_model(name))
+            return self.unauthorized(request) or _Json(_no_such_model(name), 404)
+        return self.unauthorized(request) or _Json(_model(name))
 
     async def statistics(self, request: Request) -> Response:
         wanted = request.query_params.get("log", "") not in {"", "0", "false"}
-        return JSONResponse(self.account.statistics().as_json(log=wanted))
+        return _Json(self.account.statistics().as_json(log=wanted))
 
     async def inject(self, request: Request) -> Response:
         try:
             wanted = json.loads(await request.body())
             self.account.inject(wanted["fault"], int(wanted.get("times", 1)))
-        except (ValueError, TypeError, KeyError, AttributeError) as problem:
-            return JSONResponse(_replies.invalid(f'wrong fault: {problem}; send {{"fault": name, "times": n}}'), 400)
-        return JSONResponse({"injected": wanted})
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as problem:
+            return _Json(_replies.invalid(f'wrong fault: {problem}; send {{"fault": name, "times": n}}'), 400)
+        return _Json({"injected": wanted})
 
 
 class _Endpoint:
@@ -146,7 +154,7 @@ class _Endpoint:
             tokens = 0 if body is None else self.simulation.charge(self.path, body)
             verdict = self.account.admit(str((body or {}).get("model")), tokens)
         if isinstance(verdict, Refusal):
-            await JSONResponse(verdict.body, 429, self._about(draw, verdict.headers))(scope, receive, send)
+            await _Json(verdict.body, 429, self._about(draw, verdict.headers))(scope, receive, send)
             return
         with self.account.in_flight():
             if self.simulation.concurrency is None:
@@ -184,7 +192,7 @@ class _Endpoint:
             self.account.answered()
         else:
             self.account.failed(str(status))
-        await JSONResponse(content, status, headers)(request.scope, request.receive, send)
+        await _Json(content, status, headers)(request.scope, request.receive, send)
 
     def _answer(
         self, request: Request, body: dict[str, Any] | None, draw: Draw
@@ -245,10 +253,18 @@ class _Endpoint:
 def _parse(raw: bytes) -> dict[str, Any] | None:
     """The body as a JSON object; None if it is none."""
     try:
-        body = json.loads(raw)
+        body = json.loads(raw, parse_constant=_number, parse_float=_number)
     except (ValueError, RecursionError):  # what is no JSON, no UTF-8, or nested too deeply
         return None
     return body if isinstance(body, dict) else None
+
+
+def _number(text: str) -> float:
+    """A number that JSON knows: `NaN`, `Infinity` and 1e400 are none, and could not be repeated in an answer."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number in JSON")
+    return value
 
 
 def _hang_up(request: Request) -> None:
@@ -273,4 +289,4 @@ async def _no_such_endpoint(request: Request, problem: Exception) -> Response:
     message = f"Invalid URL ({request.method} {request.url.path})"
     if problem.status_code == 405:
         message = f"Not allowed to {request.method} on {request.url.path}"
-    return JSONResponse(_replies.invalid(message), problem.status_code, problem.headers)
+    return _Json(_replies.invalid(message), problem.status_code, problem.headers)

@@ -109,9 +109,14 @@ def _inputs(value: object) -> list[str | list[int]]:
     if isinstance(value, str):
         return [value]
     entries = _list(value)
-    if entries and all(isinstance(each, int) for each in entries):
+    if _is_tokens(entries):
         return [list(entries)]
-    return [each for each in entries if isinstance(each, str | list)]
+    return [each for each in entries if isinstance(each, str) or _is_tokens(each)]
+
+
+def _is_tokens(value: object) -> bool:
+    """Whether it is a text that came as numbers."""
+    return isinstance(value, list) and bool(value) and all(type(each) is int for each in value)
 
 
 def _as_text(entry: str | list[int]) -> str:
@@ -494,6 +499,10 @@ def server_error() -> Error:
     return error("The server had an error while processing your request. Sorry about that!", "server_error")
 
 
+_MOST = {"n": 128, "dimensions": 4096}
+"""The most of what a request asks for: by what it asks, not by its own length, an answer could be of any size."""
+
+
 def fault_in(path: str, body: Body) -> Error | None:
     """What is wrong with a body that is a JSON object; None if nothing is that a simulator cares for."""
     if not isinstance(body.get("model"), str) or not body["model"]:
@@ -506,6 +515,10 @@ def fault_in(path: str, body: Body) -> Error | None:
         if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
             wanted = "an array of objects" if path == CHAT else "a string or an array of objects"
             return invalid(f"Invalid type for '{key}': expected {wanted}.", "invalid_type", key)
+        for index, each in enumerate(given):
+            if not isinstance(each.get("content"), str | list | None):
+                place = f"{key}[{index}].content"
+                return invalid(f"Invalid type for '{place}': expected a string or an array.", "invalid_type", place)
     elif len(_inputs(given)) != (len(given) if _is_list_of_entries(given) else 1):
         return invalid(f"Invalid type for '{key}': expected a string or an array.", "invalid_type", key)
     if not given:
@@ -516,6 +529,10 @@ def fault_in(path: str, body: Body) -> Error | None:
         number = body.get(name)
         if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
             return invalid(f"Invalid '{name}': expected a whole number of at least 1.", "invalid_value", name)
+        if number is not None and number > _MOST.get(name, number):
+            return invalid(f"Invalid '{name}': expected at most {_MOST[name]}.", "integer_above_max_value", name)
+    if not isinstance(body.get("stream"), bool | None):
+        return invalid("Invalid type for 'stream': expected a boolean.", "invalid_type", "stream")
     options = body.get("stream_options")
     if options is not None and not isinstance(options, dict):
         return invalid("Invalid type for 'stream_options': expected an object.", "invalid_type", "stream_options")
@@ -536,4 +553,4 @@ def too_long(path: str, body: Body, count: Callable[[str], int], most: int) -> E
 
 
 def _is_list_of_entries(given: object) -> bool:
-    return isinstance(given, list) and not (given and all(isinstance(each, int) for each in given))
+    return isinstance(given, list) and not _is_tokens(given)

@@ -106,7 +106,7 @@ class Server:
         """Let the next `times` requests have this fault.
 
         Raises:
-            ValueError: There is no such fault.
+            ValueError: There is no such fault, or `times` is not in 0..1,000,000.
         """
         self._account.inject(fault, times)
 
