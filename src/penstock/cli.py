@@ -197,7 +197,8 @@ def _simulate(
     try:
         statistics = simulator.run(simulation, host, port, on_ready=lambda url: _print(f"OPENAI_BASE_URL={url}"))
     except OSError as error:
-        raise Fault(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+        reason = str(error.strerror or error).partition(" (while attempting")[0]  # which says the address once more
+        raise Fault(f"cannot listen on {host}:{port}: {reason}") from None
     _print(f"{statistics.admitted} requests admitted, {sum(statistics.refused.values())} refused")
     return 0
 
@@ -395,6 +396,8 @@ def _simulation(limits: Limits, latency: float, seed: int) -> Any:
         raise Fault(f"--latency: {latency} is no number of seconds until an answer; write it like 0.4")
     if "images" in limits:
         raise Fault("--limits: the simulated server counts requests and tokens, not images")
+    if math.isinf(latency):
+        raise Fault("--latency: an answer that never comes cannot be simulated: give a number of seconds")
     return simulator.Simulation(
         requests=limits.get("requests"),
         tokens=limits.get("tokens"),
