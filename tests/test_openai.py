@@ -40,7 +40,14 @@ def test_the_guides_table_is_there_cell_by_cell(account):
 
 @pytest.mark.parametrize(
     ("model", "requests", "tokens"),
-    [("gpt-4", 200, 40_000), ("gpt-4-0314", 200, 40_000), ("gpt-4-32k", 400, 80_000), ("gpt-4-32k-0314", 400, 80_000)],
+    [
+        ("gpt-4", 200, 40_000),
+        ("gpt-4-0314", 200, 40_000),
+        ("gpt-4-0613", 200, 40_000),  # a snapshot of which the guide knew nothing yet
+        ("gpt-4-32k", 400, 80_000),
+        ("gpt-4-32k-0314", 400, 80_000),
+        ("gpt-4-32k-0613", 400, 80_000),
+    ],
 )
 @pytest.mark.parametrize("account", GUIDE)
 def test_gpt_4_has_rows_of_its_own_for_every_account(account, model, requests, tokens):

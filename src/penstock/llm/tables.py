@@ -93,7 +93,7 @@ def _of_tier(base: str, model: str, tier: str) -> Row:
 
 def _of_guide(base: str, model: str, account: str) -> Row:
     guide = _table()["guide"]
-    numbers = guide["models"].get(base)
+    numbers = guide["models"].get(base) or guide["models"].get(family(model))
     unit = 1
     if numbers is None:
         kinds: dict[str, str] = guide["kinds"]
