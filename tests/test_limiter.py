@@ -8,7 +8,8 @@ import math
 import re
 import threading
 import warnings
-from contextlib import suppress
+import weakref
+from contextlib import AsyncExitStack, suppress
 from decimal import Decimal
 
 import anyio
@@ -676,8 +677,6 @@ async def test_one_name_has_one_set_of_limits():
 
 
 async def test_a_limiter_and_its_permits_are_no_reference_cycle():
-    import weakref
-
     limiter = Limiter(requests=per_minute(10), tokens=per_minute(10), calls=in_flight(3))
     async with limiter(tokens=1) as permit:
         permit.settle(tokens=0)
@@ -942,7 +941,7 @@ async def test_the_context_is_left_as_it_was_entered_whatever_the_limits_are_by_
             pass
     async with limiter:
         limiter.reconfigure(requests=per_second(10))
-    assert limiter._bare._entered == []
+    assert not limiter._entered._permits, "nothing is left of it"
 
 
 @pytest.mark.parametrize(
@@ -1183,3 +1182,55 @@ async def test_the_wait_that_is_bounded_and_forecast_is_that_of_ones_flow(virtua
             await limiter.acquire(flow="bob")
         assert clock.now() - began == pytest.approx(4)
         group.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("limits", [{"requests": "10/s"}, {"requests": ["10/s", "9/min"]}, {"calls": in_flight(2)}])
+async def test_a_limiter_that_was_entered_by_itself_is_gone_with_its_last_holder(limits):
+    """As a key of `Keyed` must be, which is kept while its limiter lives."""
+    gc.disable()
+    try:
+        limiter = Limiter(**limits)
+        gone = weakref.ref(limiter)
+        async with limiter:
+            pass
+        with limiter:
+            pass
+        del limiter
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+async def test_whoever_was_inside_when_the_limits_changed_can_leave(virtual_time):
+    limiter = Limiter(requests=per_second(10))
+    async with limiter:
+        limiter.reconfigure(requests=in_flight(1))
+        with limiter:
+            assert limiter.statistics().in_flight == 1
+        assert limiter.statistics().in_flight == 0
+
+
+async def test_a_limiter_entered_in_one_task_can_be_left_in_another(virtual_time):
+    """As fixtures and exit stacks do."""
+    limiter = Limiter(calls=in_flight(2))
+    stack = AsyncExitStack()
+
+    async def enter():
+        await stack.enter_async_context(limiter)
+        await stack.enter_async_context(limiter(calls=1))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(enter)
+    assert limiter.statistics().in_flight == 2
+    await stack.aclose()
+    assert limiter.statistics().in_flight == 0
+
+
+async def test_what_was_spent_takes_no_place_that_nobody_could_give_back(virtual_time):
+    limiter = Limiter(requests=per_minute(2))
+    await limiter.acquire(requests=2)
+    limiter.reconfigure(requests=in_flight(2))
+    assert limiter.statistics().in_flight == 0
+    async with limiter:
+        limiter.reconfigure(requests=per_minute(2))  # the other way round it counts: it is on its way
+        assert limiter.statistics().limits["requests"].level == 1

@@ -23,10 +23,39 @@ from penstock.permit import Permit
 if TYPE_CHECKING:
     from penstock.limiter import Limiter
 
-__all__ = ["Call", "CallOfOne", "CallOfTwo", "Settle", "Use"]
+__all__ = ["Call", "CallOfOne", "CallOfTwo", "Entered", "Settle", "Use"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 Settle = Callable[[Any], Mapping[str, float]]
+
+
+class Entered:
+    """The permits of one object that many may enter at once: who leaves ends the one that it entered last."""
+
+    __slots__ = ("_permits",)
+
+    def __init__(self) -> None:
+        self._permits: dict[object, list[Permit]] = {}  # by the task or thread that entered
+
+    def add(self, permit: Permit) -> None:
+        """This task, or thread, has entered."""
+        self._permits.setdefault(who_am_i(), []).append(permit)
+
+    def leave(self, *, others: bool = True) -> None:
+        """This task, or thread, leaves.
+
+        Where it was entered elsewhere (a fixture, an exit stack), one permit is as good as another, as all cost the same:
+        `others` says whether that can be.
+        """
+        permits, me = self._permits, who_am_i()
+        if me not in permits:
+            if not permits or not others:
+                return  # it entered when there was nothing to hold, and the limits are others now
+            me = list(permits)[-1]
+        mine = permits[me]
+        mine.pop().close()
+        if not mine:
+            permits.pop(me, None)
 
 
 class Use:
@@ -43,7 +72,7 @@ class Use:
         self._priority = options.pop("priority", 0)
         self._flow = options.pop("flow", None)
         self._cost: dict[str, Any] = options
-        self._entered: list[tuple[object, Permit]] = []
+        self._entered = Entered()
         if self._settle is not None and not callable(self._settle):
             raise CostError(
                 f"settle= must be a function of the result that returns the true cost, not {self._settle!r}"
@@ -64,36 +93,21 @@ class Use:
         permit = await self._limiter._acquire(
             self._fixed(), max_wait=self._max_wait, priority=self._priority, flow=self._flow
         )
-        self._entered.append((who_am_i(), permit))
+        self._entered.add(permit)
         return permit
 
     async def __aexit__(self, *_: object) -> None:
-        self._leave()
+        self._entered.leave()
 
     def __enter__(self) -> Permit:
         permit = self._limiter._acquire_in_thread(
             self._fixed(), max_wait=self._max_wait, priority=self._priority, flow=self._flow
         )
-        self._entered.append((who_am_i(), permit))
+        self._entered.add(permit)
         return permit
 
     def __exit__(self, *_: object) -> None:
-        self._leave()
-
-    def _leave(self) -> None:
-        """End the permit that this task, or thread, entered last."""
-        # If it was entered elsewhere (a fixture, an exit stack), one permit is as good as another: all cost the same.
-        if not self._leave_mine():
-            self._entered.pop()[1].close()
-
-    def _leave_mine(self) -> bool:
-        """End the permit that this task, or thread, entered last; False if it has not entered here."""
-        entered, me = self._entered, who_am_i()
-        index = next((i for i in range(len(entered) - 1, -1, -1) if entered[i][0] == me), None)
-        if index is None:
-            return False
-        entered.pop(index)[1].close()
-        return True
+        self._entered.leave()
 
     def _fixed(self) -> dict[str, Any]:
         for unit, value in self._cost.items():

@@ -19,7 +19,7 @@ import anyio
 import anyio.lowlevel
 
 from penstock import clock
-from penstock._calls import Call, CallOfOne, CallOfTwo, Settle, Use
+from penstock._calls import Call, CallOfOne, CallOfTwo, Entered, Settle, Use
 from penstock._core.bucket import Bucket
 from penstock._core.places import Hold, Places
 from penstock._core.turns import Charges, Slot, charge, ready_at
@@ -161,9 +161,9 @@ class Limiter:
 
     __slots__ = (
         "__weakref__",
-        "_bare",
         "_cancelled",
         "_enforce",
+        "_entered",
         "_expires",
         "_first",
         "_gate",
@@ -299,7 +299,7 @@ class Limiter:
         self._enforce = bool(enforce)
         self._on_event = on_event
         self._granted = self._refused = self._cancelled = self._would_refuse = 0
-        self._bare: Use | None = None
+        self._entered: Entered | None = None
         self._plain_unit, self._plain_cost = "", 0
         if like is None or parts[0].version != like._version:
             self._look_again()
@@ -632,24 +632,31 @@ class Limiter:
             call._amount = self._plain_cost
             call._granted_at = None  # not yet
             return await call.__aenter__()
-        if self._bare is None:
-            self._bare = Use(self, {})
-        return await self._bare.__aenter__()
+        permit = await self._acquire({})
+        self._note(permit)
+        return permit
 
     async def __aexit__(self, *_: object) -> None:
-        bare = self._bare
-        # Whether it was entered as a plain call, which holds nothing, is not to be seen now: the limits may have changed since.
-        if bare is not None and not bare._leave_mine() and bare._entered and self._plain is not CallOfOne:
-            bare._leave()
+        if self._entered is not None:
+            # Whether it was entered as a plain call, which holds nothing, is not to be seen now: the limits may have changed since.
+            self._entered.leave(others=self._plain is not CallOfOne)
 
     def __enter__(self) -> Permit:
-        if self._bare is None:
-            self._bare = Use(self, {})
-        return self._bare.__enter__()
+        permit = self._acquire_in_thread({})
+        self._note(permit)
+        return permit
 
     def __exit__(self, *_: object) -> None:
-        if self._bare is not None:
-            self._bare._leave()
+        if self._entered is not None:
+            self._entered.leave()
+
+    def _note(self, permit: Permit) -> None:
+        """Remember who entered the limiter itself, with nothing given."""
+        with self._lock:
+            if self._entered is None:
+                self._entered = Entered()
+            entered = self._entered
+        entered.add(permit)
 
     def __repr__(self) -> str:
         text = ", ".join(
