@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+import inspect
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 
+import anyio
 import pytest
 
-from penstock import Limiter, Retry, per_second, timeout
+from penstock import Limiter, Pipeline, Retry, in_flight, pausing, per_second, timeout
 from penstock._functions import kind_of, name_of
 from penstock.pipeline import circuit_breaker, fallback, hedge
 
@@ -121,3 +125,144 @@ def test_a_limited_context_manager_is_charged_when_it_is_entered():
 def test_a_name_is_that_of_the_function_inside():
     assert name_of(functools.partial(fetch)) == "fetch"
     assert name_of(Service()) == "Service"
+
+
+@dataclasses.dataclass
+class Noted(AbstractAsyncContextManager):
+    """An async context manager of somebody else's, for a layer."""
+
+    log: list
+
+    async def __aexit__(self, *_):
+        self.log.append("left")
+
+
+class TestStreams:
+    """Whoever decorates an async generator passes on all that can be said to one."""
+
+    pytestmark = pytest.mark.anyio
+
+    @pytest.fixture(
+        params=[
+            lambda: Limiter(requests="100/s", calls=in_flight(1)),
+            lambda: Limiter(requests="100/s")(flow=lambda *_: "a"),
+            lambda: Retry(on=OSError),
+            lambda: pausing(Limiter(requests="100/s"), on=OSError),
+            lambda: circuit_breaker(on=OSError),
+            lambda: Pipeline(Noted([])),
+            lambda: Pipeline(Retry(on=OSError), Limiter(requests="100/s")(), circuit_breaker(on=OSError), Noted([])),
+        ],
+        ids=["limiter", "call", "retry", "pausing", "breaker", "context manager", "all"],
+    )
+    def decorator(self, request):
+        return request.param()
+
+    async def test_what_is_sent_in_arrives(self, decorator):
+        @decorator
+        async def echo(first):
+            heard = yield first
+            while heard is not None:
+                heard = yield heard.upper()
+
+        stream = echo("a")
+        assert [await stream.asend(word) for word in (None, "b", "c")] == ["a", "B", "C"]
+        with pytest.raises(StopAsyncIteration):
+            await stream.asend(None)
+
+    async def test_what_is_thrown_in_can_be_handled(self, decorator):
+        """As it is by `@asynccontextmanager`."""
+        log = []
+
+        @asynccontextmanager
+        @decorator
+        async def session():
+            try:
+                yield "open"
+            except ValueError as error:
+                log.append(repr(error))
+            finally:
+                log.append("closed")
+
+        async with session() as state:
+            assert state == "open"
+            raise ValueError(1)
+        with pytest.raises(KeyError):
+            async with session():
+                raise KeyError(2)
+        assert log == ["ValueError(1)", "closed", "closed"]
+
+    async def test_it_may_go_on_after_an_error(self, decorator):
+        @decorator
+        async def count():
+            for number in range(3):
+                try:
+                    yield number
+                except ValueError:
+                    yield "skipped"
+
+        stream = count()
+        heard = [await anext(stream), await stream.athrow(ValueError), await anext(stream), await anext(stream)]
+        assert heard == [0, "skipped", 1, 2]
+        await stream.aclose()
+
+    async def test_it_has_ended_when_it_is_closed_early(self, decorator):
+        log = []
+
+        @decorator
+        async def count():
+            try:
+                for number in range(3):
+                    yield number
+            finally:
+                await anyio.sleep(0)
+                log.append("closed")
+
+        async with aclosing(count()) as stream:
+            assert await anext(stream) == 0
+        assert log == ["closed"]
+
+
+@pytest.mark.anyio
+async def test_a_stream_ends_before_what_it_runs_inside():
+    log = []
+
+    @Pipeline(Noted(log))
+    async def count():
+        try:
+            yield 1
+        finally:
+            await anyio.sleep(0)
+            log.append("closed")
+
+    async with aclosing(count()) as stream:
+        await anext(stream)
+    assert log == ["closed", "left"]
+
+
+def test_a_generator_runs_inside_a_layer_that_is_a_context_manager():
+    log = []
+
+    @contextmanager
+    def noted():
+        yield log.append("entered")
+        log.append("left")
+
+    class Noting:
+        def __enter__(self):
+            self.inside = noted()
+            self.inside.__enter__()
+
+        def __exit__(self, *error):
+            return self.inside.__exit__(*error)
+
+    @Pipeline(Noting())
+    def count():
+        heard = yield 1
+        log.append(heard)
+
+    items = count()
+    assert inspect.isgeneratorfunction(count)
+    assert (next(items), log) == (1, ["entered"])
+    with pytest.raises(StopIteration):
+        items.send("word")
+    assert log == ["entered", "word", "left"]

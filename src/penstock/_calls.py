@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from penstock import clock
-from penstock._functions import kind_of, name_of
+from penstock._functions import kind_of, name_of, stream_inside
 from penstock._gate import Waiter
 from penstock._given import check_turn
 from penstock._parking import here, who_am_i
@@ -163,15 +163,11 @@ class Use:
 
         elif kind == "stream":
 
-            async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Use:
                 cost, turn = self._for_call(args, kwargs)
-                with await limiter._acquire(cost, **turn):
-                    items = function(*args, **kwargs)
-                    try:
-                        async for item in items:
-                            yield item
-                    finally:
-                        await items.aclose()
+                return Use(limiter, {**cost, **turn})
+
+            return stream_inside(enter, function)  # type: ignore[return-value]
 
         elif kind == "generator":
 

@@ -1,6 +1,6 @@
 """What a function is: how it has to be called, how it is called in messages, and which of the user's is running.
 
-For whoever decorates functions of others. Nothing is called here.
+For whoever decorates functions of others. What it takes to run an async generator inside something is here too, once.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-__all__ = ["check_plain", "kind_of", "name_of", "users_line"]
+__all__ = ["check_plain", "kind_of", "name_of", "stream_inside", "users_line"]
 
 _OURS = __file__.removesuffix("_functions.py")
 
@@ -52,6 +53,39 @@ def name_of(fn: object) -> str:
         fn = fn.func
     name = getattr(fn, "__qualname__", None) or getattr(fn, "__name__", None)
     return name if isinstance(name, str) else type(fn).__qualname__
+
+
+def stream_inside(
+    enter: Callable[[tuple[Any, ...], dict[str, Any]], AbstractAsyncContextManager[Any]],
+    fn: Callable[..., AsyncGenerator[Any, Any]],
+) -> Callable[..., AsyncGenerator[Any, Any]]:
+    """Decorate an async generator function: each of its generators runs inside what `enter(args, kwargs)` returns.
+
+    What is sent or thrown in goes on to the generator itself, as by the `yield from` that async generators lack: it may answer,
+    or handle an error, as one does under `@asynccontextmanager`. It has ended before the context does.
+    """
+
+    @functools.wraps(fn)
+    async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        async with enter(args, kwargs):
+            items = fn(*args, **kwargs)
+            try:
+                item = await anext(items)
+                while True:
+                    try:
+                        sent = yield item
+                    except GeneratorExit:
+                        raise
+                    except BaseException as thrown:  # noqa: BLE001 - it is the generator's to handle or to raise
+                        item = await items.athrow(thrown)
+                    else:
+                        item = await items.asend(sent)
+            except StopAsyncIteration:
+                return
+            finally:
+                await items.aclose()
+
+    return wrapper
 
 
 def users_line() -> tuple[str, int]:

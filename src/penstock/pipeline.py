@@ -19,7 +19,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import KW_ONLY, dataclass
 from inspect import isawaitable
 from typing import Any, ClassVar, Protocol, TypeVar, cast
@@ -28,7 +28,7 @@ import anyio
 
 from penstock import clock
 from penstock._core.breaker import Breaker
-from penstock._functions import check_plain, kind_of, name_of
+from penstock._functions import check_plain, kind_of, name_of, stream_inside
 from penstock._hints import retry_after
 from penstock._verdicts import On, check_on, shown_on, verdict_on
 from penstock.errors import AttemptTimeout, CircuitOpen
@@ -125,20 +125,22 @@ def _entered_around(manager: Any, fn: _F) -> _F:
             raise TypeError(
                 f"{_shown(manager)} is no async context manager: around {name_of(fn)} it would block the event loop"
             )
-        if kind == "async":
+        if kind == "stream":
+            return cast("_F", stream_inside(lambda *_: manager, fn))
 
-            async def wrapper(*args: Any, **kwargs: Any) -> Any:
-                async with manager:
-                    return await fn(*args, **kwargs)
-        else:
-
-            async def wrapper(*args: Any, **kwargs: Any) -> Any:
-                async with manager, aclosing(fn(*args, **kwargs)) as items:
-                    async for item in items:
-                        yield item
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            async with manager:
+                return await fn(*args, **kwargs)
     else:
         if not isinstance(manager, AbstractContextManager):
             raise TypeError(f"{_shown(manager)} is an async context manager, and {name_of(fn)} is no async function")
+        if kind == "generator":
+
+            def generate(*args: Any, **kwargs: Any) -> Any:
+                with manager:
+                    return (yield from fn(*args, **kwargs))
+
+            return cast("_F", functools.wraps(fn)(generate))
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             with manager:
@@ -164,12 +166,7 @@ def _watched(layer: object, fn: _F, watch: Callable[[], AbstractContextManager[N
             with watch():
                 return await fn(*args, **kwargs)
     elif kind == "stream":
-
-        async def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with watch():
-                async with aclosing(fn(*args, **kwargs)) as items:
-                    async for item in items:
-                        yield item
+        return cast("_F", stream_inside(lambda *_: _Watch(watch()), fn))
     elif kind == "generator":
         raise TypeError(
             f"{layer!r} cannot be put around {name_of(fn)}, which is a generator: put it around what that calls"
@@ -181,6 +178,21 @@ def _watched(layer: object, fn: _F, watch: Callable[[], AbstractContextManager[N
                 return fn(*args, **kwargs)
 
     return cast("_F", functools.wraps(fn)(wrapper))
+
+
+class _Watch(AbstractAsyncContextManager[None]):
+    """A context manager that never waits, for `async with`."""
+
+    __slots__ = ("_watch",)
+
+    def __init__(self, watch: AbstractContextManager[None]) -> None:
+        self._watch = watch
+
+    async def __aenter__(self) -> None:
+        self._watch.__enter__()
+
+    async def __aexit__(self, *error: object) -> bool | None:
+        return self._watch.__exit__(*error)  # type: ignore[arg-type]  # three, whatever they are
 
 
 # ----------------------------------------------------------------------------------------------------------------------
