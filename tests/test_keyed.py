@@ -31,6 +31,7 @@ from penstock import (
     sliding,
     testing,
 )
+from penstock.stores.memory import MemoryStore
 
 anyio_test = pytest.mark.anyio
 
@@ -488,6 +489,37 @@ async def test_an_error_of_the_function_passes_through_and_changes_nothing(virtu
             per_user["alice"]
     answers["alice"] = kept
     assert level(per_user["alice"]) == 6
+
+
+def test_the_function_of_the_key_may_take_a_lock_that_others_hold_while_they_are_limited():
+    """It is the user's: with our lock held around it, two threads would wait for each other for ever."""
+    settings, is_held, is_asked = threading.Lock(), threading.Event(), threading.Event()
+    store = MemoryStore()  # a lock of its own, which a failure would leave held
+    other = Limiter(requests=per_second(10), store=store)
+
+    def limits_of(user):
+        is_asked.set()
+        with settings:
+            return {"requests": per_minute(10)}
+
+    per_user = Keyed(limits_of, store=store)
+
+    def change_the_settings():
+        with settings:
+            is_held.set()
+            is_asked.wait(5)
+            other.acquire_nowait()
+
+    def call():
+        is_held.wait(5)
+        per_user["alice"].acquire_nowait()
+
+    threads = [threading.Thread(target=work, daemon=True) for work in (change_the_settings, call)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("answer", [None, {}, per_minute(5), [per_minute(5)]], ids=["none", "empty", "limit", "list"])

@@ -672,10 +672,11 @@ class SharedKeyed(Keyed):
     def __getitem__(self, key: Hashable) -> Limiter:
         """The limiter of `key`. Cheap: what the key has used is in the store."""
         text = f"{key}".replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+        # Asked without the lock: the function is the user's, and may take locks of its own, or its time.
+        wanted = self._fixed if self._limits_of is None else self._limits_for(key)
         with self._shared.lock:
             limiter = self._limiters.get(text)
             if limiter is None or self._limits_of is not None:
-                wanted = self._fixed if self._limits_of is None else read_limits(self._limits_of(key))
                 limits: dict[str, Any] = {unit: list(kinds) for unit, kinds in wanted.items()}
                 if limiter is None:
                     limiter = Limiter(name=f"{self._name}:{text}", store=self._shared, **self._options, **limits)

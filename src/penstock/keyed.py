@@ -52,8 +52,8 @@ class Keyed:
 
     Args:
         limits_of: A function of the key that returns its limits, as `{"requests": per_minute(60)}`. It is asked whenever a key
-            that nobody holds is used; where its answer has changed, what was used stays used. An error of its own passes
-            through, and nothing has changed then.
+            that nobody holds is used, in the task or thread that uses it and with no lock held; where its answer has changed, what
+            was used stays used. An error of its own passes through, and nothing has changed then.
         options: As for `Limiter`: `max_waiting`, `ageing`, `flow_weights`, `enforce`, `on_event`, `store`; and the limits.
 
     Safe to use from any number of tasks and threads. A key is anything hashable that equals itself.
@@ -114,31 +114,35 @@ class Keyed:
         Raises:
             ValueError: The key is not hashable, or does not equal itself (NaN). Or `limits_of` returned no limits, or a wrong one.
         """
-        with self._store.lock:
-            for _ in range(min(2, len(self._dead))):
-                self._put_away(self._dead.popleft())
-            self._forget_two()
-            try:
-                life = self._live.get(key)
-            except TypeError as error:
-                raise ValueError(f"a key must be hashable, such as a string or a tuple, not {key!r}") from error
-            part = life() if life is not None else None
-            if part is None:
-                part = self._revive(key, life)
-            return Limiter.over(part, self._pattern, f"{key}")
+        limits = self._fixed
+        while True:
+            with self._store.lock:
+                for _ in range(min(2, len(self._dead))):
+                    self._put_away(self._dead.popleft())
+                self._forget_two()
+                try:
+                    life = self._live.get(key)
+                except TypeError as error:
+                    raise ValueError(f"a key must be hashable, such as a string or a tuple, not {key!r}") from error
+                part = life() if life is not None else None
+                if part is None and limits:
+                    part = self._revive(key, life, limits)
+                if part is not None:
+                    return Limiter.over(part, self._pattern, f"{key}")
+            # Asked without the lock: the function is the user's, and may take locks of its own, or its time.
+            limits = self._limits_for(key)
 
     def __len__(self) -> int:
         """How many keys have a limit that is not whole, as far as that is known without looking at all of them."""
         return len(self._known) + len(self._old) + len(self._live)
 
-    def _revive(self, key: Hashable, life: _Life | None) -> Part:
-        if key != key:  # noqa: PLR0124 - every such key would be a new one, and limit nothing
-            raise ValueError(f"a key must equal itself, which {key!r} does not: it would not be found again")
+    def _revive(self, key: Hashable, life: _Life | None, limits: _Limits) -> Part:
+        _check_key(key)
         gate = Gate(self._ageing, self._weights)
         if self._limits_of is None:
             part = Part.like(self._pattern.parts[0], gate, f"{key}")
         else:
-            part = Part(self._limits_for(key), gate, f"{key}")
+            part = Part(limits, gate, f"{key}")
             part.version += 1  # unlike the pattern's: its limiters must look for themselves
         # If its holder is gone but what it used was not put away yet, that is the last word.
         kept = life.slots if life is not None else self._known.pop(key, None) or self._old.pop(key, None)
@@ -152,6 +156,7 @@ class Keyed:
 
     def _limits_for(self, key: Hashable) -> _Limits:
         assert self._limits_of is not None, "else there are fixed limits"
+        _check_key(key)
         answer: object = self._limits_of(key)
         limits = read_limits(answer) if isinstance(answer, Mapping) else {}
         if not limits:
@@ -209,6 +214,11 @@ class Keyed:
     def _usual(self, slots: list[Slot]) -> bool:
         """Whether these are the limits that all keys have, so that a tuple without them tells all."""
         return self._limits_of is None and [s.limit for s in slots] == [s.limit for s in self._probes]
+
+
+def _check_key(key: Hashable) -> None:
+    if key != key:  # noqa: PLR0124 - every such key would be a new one, and limit nothing
+        raise ValueError(f"a key must equal itself, which {key!r} does not: it would not be found again")
 
 
 def _all(slots: _Slots) -> list[Slot]:
