@@ -38,7 +38,7 @@ from penstock import (
 )
 from penstock._gate import Gate
 from penstock.stores.memory import MemoryStore
-from penstock.testing import run
+from penstock.testing import RecordedEvents, run
 
 pytestmark = pytest.mark.anyio
 
@@ -1234,3 +1234,21 @@ async def test_what_was_spent_takes_no_place_that_nobody_could_give_back(virtual
     async with limiter:
         limiter.reconfigure(requests=per_minute(2))  # the other way round it counts: it is on its way
         assert limiter.statistics().limits["requests"].level == 1
+
+
+async def test_every_hook_of_a_joint_limiter_hears_an_event_once():
+    """However the parts were joined; a hook is the same if it is the same object, or the same method of it."""
+    first, second, third = RecordedEvents(), RecordedEvents(), RecordedEvents()
+    a = Limiter(a="10/s", on_event=first)
+    b = Limiter(b="10/s", on_event=second)
+    c = Limiter(c="10/s", on_event=first)
+    d = Limiter(d="10/s", on_event=third.append)
+    e = Limiter(e="10/s", on_event=third.append)
+    quiet = Limiter(requests="10/s")
+    for joint in (a & b & c & d & e & quiet & a, quiet & (e & a) & ((b & d) & c)):
+        joint.acquire_nowait(**dict.fromkeys("abcde", 1))
+        assert [len(heard.of(events.Granted)) for heard in (first, second, third)] == [1, 1, 1]
+        for heard in (first, second, third):
+            heard.clear()
+    (quiet & Limiter(tokens="10/s")).acquire_nowait(tokens=1)
+    assert first == second == third == []

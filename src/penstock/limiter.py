@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from types import BuiltinMethodType, MappingProxyType, MethodType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import anyio
@@ -1021,12 +1021,23 @@ class Limiter:
         )
 
 
-def joined_hook(one: Any, other: Any) -> Any:
-    if one is None or other is None or one is other:
-        return one or other
+class _Hooks:
+    """The hooks of a joint limiter's parts: each hears an event once, however often it was joined."""
 
-    def hear(event: LimiterEvent) -> None:
-        tell(one, event)
-        tell(other, event)
+    __slots__ = ("hooks",)
 
-    return hear
+    def __init__(self, hooks: tuple[Callable[[Any], object], ...]) -> None:
+        self.hooks = hooks
+
+    def __call__(self, event: LimiterEvent) -> None:
+        for hook in self.hooks:
+            tell(hook, event)
+
+
+def joined_hook(*given: Callable[[Any], object] | None) -> Callable[[Any], object] | None:
+    """One hook for all that were given, or None."""
+    single = [hook for one in given if one is not None for hook in (one.hooks if isinstance(one, _Hooks) else (one,))]
+    # A method is another object whenever it is looked up; what is a list besides equals others that are empty.
+    apart = {hook if isinstance(hook, MethodType | BuiltinMethodType) else id(hook): hook for hook in single}
+    hooks = tuple(apart.values())
+    return _Hooks(hooks) if len(hooks) > 1 else hooks[0] if hooks else None
