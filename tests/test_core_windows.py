@@ -466,3 +466,25 @@ def test_a_period_has_ended_though_the_two_clocks_are_read_one_after_the_other()
         early += later + window.offset < window._end
         assert window.charge_if_ready(1, later) is not None
     assert early > 50, "it does happen"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: SlidingWindow(sliding(100, 60)), lambda: CalendarWindow(calendar(100, "day"))],
+    ids=["sliding", "calendar"],
+)
+@pytest.mark.parametrize("cost", [0.0005, 0.001, 0.7])
+def test_fractions_add_up_to_the_whole_amount(make, cost):
+    """Plainly added, 200,000 costs of 0.0005 are a little more than 100, and the last of them was refused."""
+    window = make()
+    whole = math.floor(100 / cost + 1e-9)
+    assert all(window.charge_if_ready(cost, 0.0) is not None for _ in range(whole))
+    assert window.charge_if_ready(cost, 0.0) is None
+
+
+def test_asking_what_would_be_leaves_a_sum_of_fractions_as_it_was():
+    for window in (SlidingWindow(sliding(100, 60)), CalendarWindow(calendar(100, "day"))):
+        window.charge(0.1, 0.0)
+        for _ in range(1_000):
+            window.ready_after(70.3, 0.2, 0.0)
+        assert window.used(0.0) == 0.1

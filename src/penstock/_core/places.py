@@ -77,11 +77,13 @@ class Places(Meter):
         return math.inf
 
     def ready_after(self, other: float, cost: float, now: float) -> float:
+        self._expire(now)
+        taken = self.taken
         self.taken += other
         try:
             return self.ready_at(cost, now)
         finally:
-            self.taken -= other
+            self.taken = taken
 
     def charge(self, cost: float, now: float) -> Hold:
         self._expire(now)

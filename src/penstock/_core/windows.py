@@ -22,6 +22,13 @@ _CLOCK_GRAIN = 1e-8
 """Seconds by which a window may end early, so that `now + (end − now)` never falls short of `end` by rounding."""
 
 
+def _add(total: float, rounding: float, amount: float) -> tuple[float, float]:
+    """Add `amount` to a sum whose last additions rounded away `rounding` (Kahan 1965): a million 0.0001s are 100."""
+    exact = amount - rounding
+    sum_ = total + exact
+    return sum_, (sum_ - total) - exact
+
+
 class Entry:
     """What was charged at one moment. `into` is where it went when the log was compressed."""
 
@@ -41,11 +48,11 @@ class SlidingWindow(Meter):
     took a slice later at most.
     """
 
-    __slots__ = ("_slices", "_total", "amount", "log", "per")
+    __slots__ = ("_rounding", "_slices", "_total", "amount", "log", "per")
 
     def __init__(self, limit: Sliding) -> None:
         self.log: deque[Entry] = deque()
-        self._total = 0.0
+        self._total = self._rounding = 0.0
         self._promise(limit)
 
     def _promise(self, limit: Sliding) -> None:
@@ -62,10 +69,10 @@ class SlidingWindow(Meter):
         if log and log[0].at <= horizon:
             while log and log[0].at <= horizon:
                 entry = log.popleft()
-                self._total -= entry.amount
+                self._total, self._rounding = _add(self._total, self._rounding, -entry.amount)
                 entry.amount = 0.0  # nothing of it can be given back any more
             if len(log) < 64:  # cheap enough to leave no rounding behind
-                self._total = math.fsum(entry.amount for entry in log)
+                self._total, self._rounding = math.fsum(entry.amount for entry in log), 0.0
 
     def ready_at(self, cost: float, now: float) -> float:
         self._expire(now)
@@ -81,19 +88,21 @@ class SlidingWindow(Meter):
         return empty + self.per * math.ceil(over / self.amount)
 
     def ready_after(self, other: float, cost: float, now: float) -> float:
+        self._expire(now)
+        total = self._total
         self.log.append(Entry(now, other))
         self._total += other
         try:
             return self.ready_at(cost, now)
         finally:
             self.log.pop()
-            self._total -= other
+            self._total = total
 
     def charge(self, cost: float, now: float) -> Entry:
         self._expire(now)
         log = self.log
         entry = Entry(now, cost)
-        self._total += cost
+        self._total, self._rounding = _add(self._total, self._rounding, cost)
         log.append(entry)
         if len(log) > 2 * self._slices:
             self._compress()
@@ -123,7 +132,7 @@ class SlidingWindow(Meter):
             mark = mark.into
         back = min(amount, mark.amount)
         mark.amount -= back
-        self._total -= back
+        self._total, self._rounding = _add(self._total, self._rounding, -back)
 
     def level(self, now: float) -> float:
         self._expire(now)
@@ -145,7 +154,7 @@ class CalendarWindow(Meter):
     clock that steps back never reopens a period that has ended: the later one goes on until its own end.
     """
 
-    __slots__ = ("__weakref__", "_end", "_spent", "amount", "offset", "period", "zone")
+    __slots__ = ("__weakref__", "_end", "_rounding", "_spent", "amount", "offset", "period", "zone")
 
     calendar = True
 
@@ -155,7 +164,7 @@ class CalendarWindow(Meter):
         self.zone = _zone(limit.tz)
         self.offset = 0.0
         self._end = -math.inf  # wall-clock seconds
-        self._spent = 0.0
+        self._spent = self._rounding = 0.0
 
     def change(self, limit: Calendar, now: float) -> bool:
         self._turn_page(now)
@@ -173,7 +182,7 @@ class CalendarWindow(Meter):
         wall = now + self.offset
         if wall + _CLOCK_GRAIN * 100 >= self._end:  # a float of seconds since 1970 is exact to 0.24 µs
             self._end = period_around(max(wall, self._end), self.period, self.zone)[1]
-            self._spent = 0.0
+            self._spent = self._rounding = 0.0
 
     def ready_at(self, cost: float, now: float) -> float:
         self._turn_page(now)
@@ -188,22 +197,24 @@ class CalendarWindow(Meter):
 
     def ready_after(self, other: float, cost: float, now: float) -> float:
         self._turn_page(now)
+        spent = self._spent
         self._spent += other
         try:
             return self.ready_at(cost, now)
         finally:
-            self._spent -= other
+            self._spent = spent
 
     def charge(self, cost: float, now: float) -> float:
         self._turn_page(now)
-        self._spent += cost
+        self._spent, self._rounding = _add(self._spent, self._rounding, cost)
         return self._end
 
     def give_back(self, amount: float, mark: float, now: float) -> None:
         """Take `amount` back, if the period in which it was charged has not ended."""
         self._turn_page(now)
         if mark == self._end:
-            self._spent = max(0.0, self._spent - amount)
+            spent, self._rounding = _add(self._spent, self._rounding, -amount)
+            self._spent = max(0.0, spent)
 
     def level(self, now: float) -> float:
         self._turn_page(now)
@@ -222,6 +233,7 @@ class CalendarWindow(Meter):
 
     def unpack(self, packed: tuple[float, float]) -> None:
         self._end, self._spent = packed
+        self._rounding = 0.0
 
 
 def _zone(name: str) -> ZoneInfo:
