@@ -339,6 +339,25 @@ async def test_a_cost_without_a_unit_that_is_limited_says_which(lib):
     assert "dollars" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("told", [5, [("tokens", 5)], {"tokens": "5"}, {"tokens": None}])
+async def test_a_rule_that_tells_no_numbers_is_a_wrong_cost(lib, told):
+    """No exception out of the transport: old SDKs would call it trouble with the connection, and retry."""
+    server = Server(lib)
+    client = limited(lib, server, Limiter(requests=per_minute(60), tokens=per_minute(60)), cost=lambda path, body: told)
+    answer = await client.post(CHAT, json=HELLO)
+    assert (answer.status_code, server.times) == (400, [])
+    assert answer.json()["error"]["code"] == "cost_error"
+    assert repr(told) in answer.json()["error"]["message"]
+
+
+async def test_a_rule_that_would_have_to_be_awaited_is_refused():
+    async def cost(path, body):
+        return {"tokens": 1}
+
+    with pytest.raises(TypeError, match="called and not awaited"):
+        Valve(Auto(), cost=cost)
+
+
 # Places in flight
 
 

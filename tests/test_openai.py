@@ -151,6 +151,14 @@ def test_a_wrong_option_is_found_before_anything_is_sent(options, words):
         penstock.openai.limit_client(Client(httpx2.AsyncClient()), **options)
 
 
+def test_a_cost_that_would_have_to_be_awaited_is_refused():
+    async def cost(path, body):
+        return {"tokens": 1}
+
+    with pytest.raises(TypeError, match=r"limit_client\(cost=.*called and not awaited"):
+        penstock.openai.limit_client(Client(httpx2.AsyncClient()), cost=cost)
+
+
 @pytest.mark.parametrize("thing", [None, httpx2.AsyncClient(), SimpleNamespace(_client=None, copy=None)], ids=repr)
 def test_what_is_no_client_of_an_sdk_is_refused_with_what_is_needed(thing):
     with pytest.raises(TypeError, match=r"openai.AsyncOpenAI.*penstock\[openai\]"):

@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from penstock import Limiter
+from penstock._functions import check_plain
 from penstock.llm import tables
 from penstock.llm.failures import retry_on
 from penstock.llm.lanes import Auto, Fixed, Policy, Published
@@ -70,7 +71,7 @@ def limit_client(
         max_wait: Longest wait for a turn, in seconds.
 
     Raises:
-        TypeError: It is no client of the SDK.
+        TypeError: It is no client of the SDK; or `cost` is a function that would have to be awaited.
         ValueError: More than one of limits, tier and account; an unknown tier or account; a client that is limited
             already.
     """
@@ -81,6 +82,7 @@ def limit_client(
             f"its requirements come with pip install 'penstock[openai]' openai"
         )
     if callable(cost):
+        check_plain("limit_client", "cost", cost)
         rule = cost
     elif cost in _COSTS:
         rule = _COSTS[cost]

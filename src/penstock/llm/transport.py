@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from penstock import clock
-from penstock.errors import PenstockError, RateLimited, Unsatisfiable
+from penstock._functions import check_plain
+from penstock.errors import CostError, PenstockError, RateLimited, Unsatisfiable
 from penstock.llm import headers as _headers
 from penstock.llm.failures import OURS, Action, judge
 from penstock.llm.tokens import by_bytes
@@ -62,21 +63,35 @@ class Valve:
         policy: Whose limits a request falls under.
         cost: What a request costs, of its path and its JSON body; see `tokens`.
         max_wait: Longest wait for a turn, in seconds. A request that would wait longer is refused at once.
+
+    Raises:
+        TypeError: `cost` is no function, or one that would have to be awaited.
+        ValueError: `max_wait` is below 0.
     """
 
     def __init__(self, policy: Policy, *, cost: Cost = by_bytes, max_wait: float | None = None) -> None:
         if max_wait is not None and not max_wait >= 0:
             raise ValueError(f"max_wait must be a number of seconds, 0 or more, or None, not {max_wait!r}")
+        check_plain("Valve", "cost", cost)
         self.policy = policy
         self.cost = cost
         self.max_wait = max_wait
 
     def plan(self, path: str, content: bytes) -> Plan | None:
-        """What there is to know of a request; None: it is not limited."""
+        """What there is to know of a request; None: it is not limited.
+
+        Raises:
+            CostError: The rule of what it costs returned something else than numbers.
+        """
         body = _json_object(content)
-        cost = self.cost(path, body)
+        cost: Any = self.cost(path, body)
         if cost is None:
             return None
+        if not isinstance(cost, Mapping) or not all(isinstance(amount, (int, float)) for amount in cost.values()):
+            raise CostError(
+                f'cost= must return a number per unit, such as {{"tokens": 12}}, or None for a request that is not '
+                f"limited, not {cost!r}"
+            )
         model = (body or {}).get("model")
         if not isinstance(model, str):
             deployment = _DEPLOYMENT.search(path)  # Azure's requests may name the model in their path alone
