@@ -60,7 +60,8 @@ class Keyed:
     """
 
     __slots__ = (
-        "_ageing", "_dead", "_fixed", "_known", "_limits_of", "_live", "_old", "_pattern", "_probes", "_store", "_weights",
+        "_ageing", "_dead", "_fixed", "_known", "_limits_of", "_live", "_old", "_pattern", "_probes", "_store", "_usual_limits",
+        "_weights",
     )  # fmt: skip
 
     def __new__(cls, *_: Any, store: Any = None, **__: Any) -> Keyed:
@@ -102,6 +103,7 @@ class Keyed:
         self._limits_of = limits_of
         self._fixed: _Limits = read_limits(limits)
         self._probes = self._pattern.parts[0].all_slots()
+        self._usual_limits = [slot.limit for slot in self._probes]
         self._live: dict[Hashable, _Life] = {}
         # Of a key that nobody holds: a number (or what its meter packs) per limit; or its slots, where that is not all.
         self._known: dict[Hashable, tuple[Any, ...] | _Slots] = {}
@@ -171,11 +173,13 @@ class Keyed:
             return  # somebody came for it in the meantime
         del self._live[life.key]
         now = clock.now()
-        if self._whole(life.slots, now):
-            return
         slots = _all(life.slots)
-        packed = [slot.meter.pack() for slot in slots] if self._usual(slots) and not _paused(slots, now) else [None]
-        self._known[life.key] = tuple(packed) if None not in packed else life.slots
+        packed: list[Any] = [None]
+        if self._usual(slots) and not _paused(slots, now):
+            packed = [slot.meter.pack() for slot in slots]
+        kept = tuple(packed) if None not in packed else life.slots
+        if not self._whole(kept, now):
+            self._known[life.key] = kept
 
     def _forget_two(self) -> None:
         """Look at two keys that were put away long ago: drop those whose limits are whole, keep the others for the next round.
@@ -200,20 +204,20 @@ class Keyed:
             slots = _all(kept)
             if _paused(slots, now) or not (self._usual(slots) or self._limits_of is not None):
                 return False
+            states = [None] * len(slots)  # of their own
         else:
-            slots = self._probes
-            for probe, value in zip(slots, kept, strict=True):
-                probe.meter.unpack(value)
-        for slot in slots:
-            if slot.meter.calendar:
-                slot.meter.follow(clock.wall() - now)  # type: ignore[attr-defined]
-            if not slot.meter.idle(now):
+            slots, states = self._probes, kept
+        for slot, state in zip(slots, states, strict=True):
+            meter = slot.meter
+            if meter.calendar:
+                meter.follow(clock.wall() - now)  # type: ignore[attr-defined]
+            if not (meter.idle(now) if state is None else meter.idle_as(state, now)):
                 return False
         return True
 
     def _usual(self, slots: list[Slot]) -> bool:
         """Whether these are the limits that all keys have, so that a tuple without them tells all."""
-        return self._limits_of is None and [s.limit for s in slots] == [s.limit for s in self._probes]
+        return self._limits_of is None and [slot.limit for slot in slots] == self._usual_limits
 
 
 def _check_key(key: Hashable) -> None:
@@ -226,4 +230,5 @@ def _all(slots: _Slots) -> list[Slot]:
 
 
 def _paused(slots: list[Slot], now: float) -> bool:
-    return any(slot.paused_until > now for slot in slots)
+    # A third of the time that `any` takes, which is seen at every use of a key.
+    return max([slot.paused_until for slot in slots]) > now

@@ -99,6 +99,11 @@ class Meter:
         """Go on from what `pack` returned."""
         raise NotImplementedError
 
+    def idle_as(self, packed: Any, now: float) -> bool:
+        """`idle(now)`, of another meter for the same limit that returned `packed`. May leave this one in that state."""
+        self.unpack(packed)
+        return self.idle(now)
+
     def lower_to(self, level: float, now: float) -> None:
         """Hear from the server that at most `level` units are left now. Only ever lowers the level."""
         missing = self.level(now) - level

@@ -78,7 +78,8 @@ class Slot:
         slot.throughput = other.throughput
         slot.paused_until = -math.inf
         slot.queued = 0.0
-        slot.meter = meter_for(other.limit)
+        meter = other.meter
+        slot.meter = meter.fresh() if type(meter) is Bucket else meter_for(other.limit)
         return slot
 
     def promise(self, limit: Any, now: float, lead: float = 0.0) -> None:
