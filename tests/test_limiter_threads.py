@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from fractions import Fraction
@@ -151,3 +153,46 @@ def test_the_post_passes_between_loops_and_threads(kinds):
     for thread in threads:
         thread.join(20)
     assert sorted(served) == sorted(kinds * 5)
+
+
+FORK = """
+import os, threading, time
+from penstock import Limiter, per_second
+
+limiter = Limiter(requests=per_second(5, burst=1))
+limiter.acquire_nowait()
+threads = [threading.Thread(target=limiter.__enter__) for _ in range(3)]  # they wait, and the first of them for all
+for thread in threads:
+    thread.start()
+while limiter.statistics().waiting < 3:
+    time.sleep(0.001)
+
+def keep_the_lock():
+    with limiter.store.lock:
+        kept.set()
+        time.sleep(0.1)
+
+kept = threading.Event()
+threading.Thread(target=keep_the_lock).start()
+kept.wait()
+if os.fork() == 0:
+    begin = time.monotonic()
+    assert limiter.statistics().waiting == 0
+    for _ in range(2):
+        with limiter:
+            pass
+    assert time.monotonic() - begin < 0.5, "its own two turns, and nobody else's"
+    os._exit(7)
+for thread in threads:
+    thread.join()
+print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_the_child_of_a_fork_waits_for_no_thread_of_its_parent():
+    """One that held the lock at that moment held it in the child for ever; and who waited there was on post, and never rang."""
+    child = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (child.stdout.strip(), child.stderr) == ("7", "")

@@ -21,7 +21,7 @@ from collections.abc import Callable, Hashable
 from typing import Protocol
 from weakref import WeakSet
 
-from penstock import clock
+from penstock import _parking, clock
 from penstock._core.line import Line, Waiting
 from penstock._core.turns import Charges, Marks, Slot, admit, could_go, give_back, ready_behind
 from penstock._core.windows import CalendarWindow
@@ -70,7 +70,7 @@ class Waiter(Waiting):
 class Gate:
     """One line, and who is on post."""
 
-    __slots__ = ("_alarm", "_merged", "_paused_until", "_post", "busy", "calendars", "into", "line")
+    __slots__ = ("_alarm", "_forks", "_merged", "_paused_until", "_post", "busy", "calendars", "into", "line")
 
     def __init__(self, ageing: float = 30.0, weights: dict[Hashable, float] | None = None) -> None:
         self.line = Line(ageing, weights)
@@ -81,10 +81,17 @@ class Gate:
         self._post: Waiter | None = None
         self._alarm = math.inf  # for when the post has set its timer
         self._paused_until = -math.inf
+        self._forks = _parking.forks
 
     def now(self) -> float:
-        """The time, with the meters that follow the calendar told of it."""
+        """The time, with the meters that follow the calendar told of it, and nobody in line who waits in another process."""
         now = clock.now()
+        if self._forks != _parking.forks:
+            self._forks = _parking.forks
+            for waiting in list(self.line):
+                self.line.leave(waiting)
+            self._post = None
+            self.rest(now)
         if self.calendars is not None:
             offset = clock.wall() - now
             for meter in self.calendars:

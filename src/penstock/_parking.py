@@ -11,6 +11,7 @@ A wake-up between `rearm` and `park` is not lost. Cancelling `park` raises the l
 from __future__ import annotations
 
 import math
+import os
 import sys
 import threading
 from collections.abc import Iterable
@@ -37,6 +38,19 @@ __all__ = [
     "wake_all",
     "who_am_i",
 ]
+
+
+forks = 0
+"""How many forks this process is away from the first: whoever parked before the last of them waits in another process."""
+
+
+def _count_fork() -> None:
+    global forks
+    forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_count_fork)
 
 
 class Parker:

@@ -6,9 +6,10 @@ decided together anyway, so finer locks would buy little and cost an order to ta
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from penstock.errors import ConfigurationConflict
 
@@ -21,18 +22,24 @@ if TYPE_CHECKING:
 __all__ = ["MemoryStore"]
 
 
+_all: WeakSet[MemoryStore] = WeakSet()
+_forking: list[MemoryStore] = []
+
+
 class MemoryStore:
     """The limits of one process.
 
     Limiters of the same name in one store share their state, for as long as one of them is alive. Every limiter that is
-    given no store lives in one store that belongs to the process.
+    given no store lives in one store that belongs to the process. The child of a fork begins with a copy, and from then on
+    counts for itself; whoever waits, waits in the parent.
     """
 
-    __slots__ = ("_parts", "lock")
+    __slots__ = ("__weakref__", "_parts", "lock")
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self._parts: WeakValueDictionary[str, Part] = WeakValueDictionary()
+        _all.add(self)
 
     def find(self, name: str, limits: Mapping[str, tuple[Limit, ...]]) -> Part | None:
         """The living part of that name, or None.
@@ -55,3 +62,18 @@ class MemoryStore:
 
 def _show(limits: Mapping[str, tuple[Limit, ...]]) -> str:
     return ", ".join(f"{unit}={' and '.join(map(str, kinds))}" for unit, kinds in limits.items())
+
+
+def _before_fork() -> None:
+    for store in sorted(_all, key=id):
+        store.lock.acquire()  # if another thread held it at the moment of the fork, nobody in the child could ever have it
+        _forking.append(store)
+
+
+def _after_fork() -> None:
+    while _forking:
+        _forking.pop().lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
