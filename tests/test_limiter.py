@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import dataclasses
 import gc
 import math
+import pickle
 import re
 import threading
 import warnings
@@ -1252,3 +1255,22 @@ async def test_every_hook_of_a_joint_limiter_hears_an_event_once():
             heard.clear()
     (quiet & Limiter(tokens="10/s")).acquire_nowait(tokens=1)
     assert first == second == third == []
+
+
+async def test_what_a_limiter_shows_is_frozen_and_can_be_sent_and_written_down(virtual_time):
+    limiter = Limiter(requests=per_minute(10), tokens=[sliding(5, 1), calendar(9, "day")], calls=in_flight(3, ttl=60))
+    for shown in (limiter.statistics(), limiter.limits, limiter.forecast(tokens=1)):
+        for there in (pickle.loads(pickle.dumps(shown)), copy.copy(shown), copy.deepcopy(shown)):
+            assert there == shown
+    written = dataclasses.asdict(limiter.statistics())
+    assert written["limits"]["requests"]["limit"] == {**dataclasses.asdict(per_minute(10))}
+    for change in (
+        lambda shown: shown.update(requests=1),
+        lambda shown: shown.pop("requests"),
+        lambda shown: shown.__setitem__("requests", 1),
+        lambda shown: shown.__delitem__("requests"),
+    ):
+        with pytest.raises(TypeError, match="it cannot be changed"):
+            change(limiter.statistics().limits)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        limiter.statistics().granted = 5

@@ -12,6 +12,7 @@ from penstock.limits import Limit, Rate, parse
 
 __all__ = [
     "LimitLike",
+    "Shown",
     "check_amount",
     "check_heard",
     "check_options",
@@ -27,6 +28,19 @@ LimitLike = Limit | str
 
 _OF_A_CALL = frozenset({"settle", "max_wait", "priority", "flow"})
 _OF_A_LIMITER = frozenset({"name", "store", "max_waiting", "ageing", "flow_weights", "enforce", "on_event", "lease"})
+
+
+class Shown(dict[str, Any]):
+    """A dict that stays as it is. Unlike a `MappingProxyType` it can be copied, pickled and given to `dataclasses.asdict`."""
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("this is what was true when you asked: it cannot be changed")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shown, (dict(self),)
 
 
 def read_limits(given: Mapping[str, Any]) -> dict[str, tuple[Limit, ...]]:

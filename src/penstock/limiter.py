@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from types import BuiltinMethodType, MappingProxyType, MethodType
+from types import BuiltinMethodType, MethodType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import anyio
@@ -27,6 +27,7 @@ from penstock._functions import users_line
 from penstock._gate import Gate, Part, Waiter
 from penstock._given import (
     LimitLike,
+    Shown,
     check_amount,
     check_heard,
     check_options,
@@ -497,13 +498,13 @@ class Limiter:
             while label in limits:  # parts of a joint limiter may have promised just the same
                 label += "'"
             limits[label] = LimitStatistics(slot.unit, slot.limit, level(slot), slot.limit.capacity)
-        return MappingProxyType(limits)
+        return Shown(limits)
 
     @property
     def limits(self) -> Mapping[str, tuple[Limit, ...]]:
         """What is promised now, per unit."""
         with self._lock:
-            return MappingProxyType(
+            return Shown(
                 {
                     unit: tuple(slot.limit for part in self._parts for slot in part.slots.get(unit, ()))
                     for unit in self._units
