@@ -612,3 +612,20 @@ async def test_options_are_those_of_every_keys_limiter(virtual_time):
     for _ in range(3):
         limiter.acquire_nowait()
     assert limiter.statistics().would_refuse == 2
+
+
+@anyio_test
+async def test_a_place_of_a_key_comes_back_after_its_time_to_live_and_not_when_its_permit_is_forgotten(virtual_time):
+    """Who forgets the permit may be at work still: as with any limiter, the place is taken until it has outlived that."""
+    per_user = Keyed(calls=in_flight(1, ttl=10))
+    per_user["alice"].acquire_nowait()
+    look_at_all(per_user)
+    with pytest.raises(RateLimited) as refused:
+        per_user["alice"].acquire_nowait()
+    assert refused.value.retry_after == 10
+    del refused
+    await anyio.sleep(10)
+    with pytest.warns(RuntimeWarning, match=r"a permit of alice acquired at .*test_keyed\.py:\d+ was not closed"):
+        per_user["alice"].acquire_nowait().close()
+    look_at_all(per_user)
+    assert "alice" not in per_user._known | per_user._old | per_user._live

@@ -115,8 +115,9 @@ class Places(Meter):
         self._expire(now)
         return self.taken == 0
 
-    def pack(self) -> float:
-        return 0.0  # nobody has a permit any more, so nothing is held
+    def pack(self) -> float | None:
+        # Nobody has a permit any more, so nothing is held: but for those that were never closed, until they have outlived it.
+        return 0.0 if self.ttl is None or not self.taken else None
 
     def unpack(self, packed: float) -> None:
         self.taken = packed
