@@ -88,6 +88,37 @@ def test_errors_are_begun_anew(out):
     assert beside(out, ".errors.jsonl").read_bytes() == b""
 
 
+@pytest.mark.parametrize("content", [b"dear diary\n", b'{"custom_id": "a", "body": {}}\n'], ids=["text", "requests"])
+def test_errors_are_not_written_over_something_else(out, content):
+    """`--errors requests.jsonl` by mistake must not cost the requests."""
+    errors = beside(out, ".errors.jsonl")
+    errors.write_bytes(content)
+    with pytest.raises(OutputError, match="its line 1 is not an error of a run: give another --errors, or --overwrite"):
+        opened(out)
+    assert errors.read_bytes() == content
+    with opened(out, overwrite=True):
+        assert errors.read_bytes() == b""
+
+
+@pytest.mark.parametrize("content", [b'{"line":7,"cus', b"{", b"\0" * 5_000], ids=["half a line", "a brace", "zeros"])
+def test_errors_that_a_killed_run_left_are_begun_anew(out, content):
+    """A power failure may leave zeros."""
+    beside(out, ".errors.jsonl").write_bytes(content)
+    with opened(out):
+        assert beside(out, ".errors.jsonl").read_bytes() == b""
+
+
+def test_two_runs_do_not_write_one_errors_file(out):
+    """Under other results, too: the second would drop the errors of the first."""
+    with opened(out) as results:
+        results.fail(row("a"), "x", "y")
+        with pytest.raises(
+            OutputError, match=r"another run is writing .*errors\.jsonl: wait for it, or give another --errors"
+        ):
+            output.Results(out.with_name("other.jsonl"), beside(out, ".errors.jsonl"))
+    assert len(beside(out, ".errors.jsonl").read_bytes().splitlines()) == 1
+
+
 def test_overwrite_begins_anew(out):
     answered(out, "a")
     with opened(out, overwrite=True) as results:

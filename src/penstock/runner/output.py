@@ -53,8 +53,8 @@ class Results:
 
         Args:
             out: Where results go; they are added to those that are there.
-            errors: Where errors go; begun anew.
-            overwrite: Begin the results anew too.
+            errors: Where errors go; those of an earlier run are dropped.
+            overwrite: Begin the results anew too, and either file whatever it holds.
 
         Raises:
             OutputError: A file cannot be written, is in use by another run, or holds something else than results.
@@ -64,7 +64,7 @@ class Results:
         self.repaired = 0
         self._out = _open(out)
         try:
-            _lock(self._out, out)
+            _lock(self._out, out, "-o")
             status = os.fstat(self._out)
             if overwrite:
                 os.ftruncate(self._out, 0)
@@ -73,12 +73,11 @@ class Results:
             self.idle = max(0.0, clock.wall() - status.st_mtime) if self.found else math.inf
             self._errors = _open(errors)
             try:
-                os.ftruncate(self._errors, 0)
-            except OSError:
-                if stat.S_ISREG(
-                    os.fstat(self._errors).st_mode
-                ):  # else a terminal or pipe, which has nothing to cut off
-                    raise
+                _lock(self._errors, errors, "--errors")
+                self._begin_errors(anything=overwrite)
+            except BaseException:
+                os.close(self._errors)
+                raise
         except BaseException:
             os.close(self._out)
             raise
@@ -167,6 +166,19 @@ class Results:
             self.repaired = size - keep
         os.lseek(self._out, 0, os.SEEK_END)
 
+    def _begin_errors(self, *, anything: bool) -> None:
+        """Cut the errors of earlier runs off; nothing else, unless it may be `anything`."""
+        if not stat.S_ISREG(os.fstat(self._errors).st_mode):
+            return  # a terminal or pipe, which has nothing to cut off
+        begin = os.pread(self._errors, len(_ERROR_BEGINNING), 0)
+        # A run that was killed may have left half a line, and a power failure zeros.
+        if not anything and begin.strip(b"\0") and not _ERROR_BEGINNING.startswith(begin):
+            raise OutputError(
+                f"{self.errors_path} exists, and its line 1 is not an error of a run: "
+                "give another --errors, or --overwrite to begin it anew"
+            )
+        os.ftruncate(self._errors, 0)
+
     def _foreign(self, number: int) -> OutputError:
         return OutputError(
             f"{self.out_path} exists, and its line {number} is not a result of a run: "
@@ -175,6 +187,7 @@ class Results:
 
 
 _BEGINNING = b'{"id":"batch_req_'
+_ERROR_BEGINNING = b'{"line":'
 
 
 def _begins_like_a_result(file: int) -> bool:
@@ -219,13 +232,13 @@ def _open(path: Path) -> int:
         raise cannot_write(path, error) from None
 
 
-def _lock(file: int, path: Path) -> None:
+def _lock(file: int, path: Path, option: str) -> None:
     if sys.platform == "win32" or not stat.S_ISREG(os.fstat(file).st_mode):
         return  # two runs on one file are not kept apart there
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise OutputError(f"another run is writing {path}: wait for it, or give another -o") from None
+        raise OutputError(f"another run is writing {path}: wait for it, or give another {option}") from None
     except OSError:  # a file system without locks
         return
 
