@@ -132,6 +132,7 @@ def test_a_thousand_thousandths_are_one():
 
 def test_what_rounding_took_from_fractions_is_forgotten_when_the_bucket_is_full():
     bucket = Bucket(Rate(1, 1.0))
+    assert bucket.rounding == 0
     for _ in range(7):
         bucket.charge(0.1, 0.0)
     assert bucket.rounding != 0
@@ -414,6 +415,9 @@ def test_what_was_given_back_counts_in_everything_that_comes_after(begin):
     full.charge(4, begin + 8)
     assert full.level(begin + 8) == 6
     assert full.charge_if_ready(6, begin + 8) is not None
+    rested = used_and_given_back(limit, begin)
+    assert rested.charge_if_ready(4, begin + 30) is not None
+    assert rested.level(begin + 30) == 6
     topped = used_and_given_back(limit, begin)
     mark = topped.charge(5, begin)
     assert topped.top_up(5, 1, mark, begin)[:2] == (0, 6)

@@ -687,9 +687,17 @@ def test_nobody_who_used_nothing_asks_in_advance():
         (Rate(1, 1.0, 408), 0, 50, [6] * 8),
         (Rate(1, 1.0, 408), 200, 25, [3] * 8),
         (sliding(400, 100.0), 0, 50, [6] * 8),
+        (sliding(8, 100.0), 0, 1, [1]),
         (Rate(1, 1.0, 408), 900, 2, []),
     ],
-    ids=["a quarter of a lease", "an eighth of what is there", "that is less", "of a window", "nothing is there"],
+    ids=[
+        "a quarter of a lease",
+        "an eighth of what is there",
+        "that is less",
+        "of a window",
+        "of a small one",
+        "nothing is there",
+    ],
 )
 def test_what_is_held_in_advance_is_bounded(limit, used, most, asks):
     """By a quarter of what flows in during a lease, or an eighth of what is there: the rest is for the other processes."""

@@ -154,6 +154,7 @@ def test_at_the_very_microsecond_of_its_end_all_is_over():
     for row in (None, first.rows[0]):
         late = asked(limits, ACQUIRE, 0, 0, 1, 0, 1, row=row, now=NOW + 70 * SECOND)
         assert late.verdicts == [-1 - 1e-6, 0], "two periods behind: it is to ask again"
+        assert late.states[1:3] == ([7, NOW + 10 * SECOND] if row else [0, 0])
     lost = asked([window(5, 10)], now=NOW, born=NOW - 10 * SECOND)
     assert used(lost) == 0
 
@@ -266,6 +267,18 @@ def test_a_refund_counts_only_for_those_who_were_charged_before_it():
     assert used(asked(limits, GIVE_BACK, 1, 0, 30, era, 30, row=second.rows[0])) == 0
 
 
+def test_refunds_are_remembered_until_the_bucket_is_full():
+    """After that nobody can give anything back, and a row is as small as it was."""
+    limits = [bucket(1, 100)]
+    first = asked(limits, CHARGE, 1, 0, 10, CHARGE, 1, 0, 3)
+    back = asked(limits, GIVE_BACK, 1, 0, 3, first.eras[0], 13, row=first.rows[0])
+    almost = asked(limits, GIVE_BACK, 1, 0, 10, first.eras[0], 10, row=back.rows[0], now=NOW + 9 * SECOND)
+    assert used(almost) == 0, "1 was left, of the 10 alone"
+    assert len(almost.rows[0]) > len(first.rows[0])
+    full = asked(limits, row=back.rows[0], now=NOW + 10 * SECOND)
+    assert len(full.rows[0]) == len(first.rows[0])
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7])
 def test_a_log_is_halved_into_the_later_of_each_pair(count):
     log = [[float(10 * i), float(100 + i), 1.0 + i] for i in range(count)]
@@ -317,6 +330,8 @@ def test_whatever_kind_takes_over_what_was_used_stays_used():
             assert found.eras == [NOW]
             if after == "log" and before in {"bucket", "calendar"}:
                 assert found.states[5] == now + 30 * SECOND
+                later = asked([window(3, 8), limit, bucket(1, 9)], row=changed, now=now + SECOND)
+                assert later.states[5] == now + 30 * SECOND
             assert keep >= 3
 
 
