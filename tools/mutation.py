@@ -2,9 +2,10 @@
 
     python tools/mutation.py [names of mutants]
 
-Runs mutmut as `[tool.mutmut]` in pyproject.toml says, prints a table per file, and lists what survived. Ends with 1 if fewer
-than 95 % were killed. What was run before and has not changed is not run again; `rm -rf mutants` begins anew. Which survivors
-change nothing that anybody could see is said in tests/MUTATION.md.
+Runs mutmut as `[tool.mutmut]` in pyproject.toml says, prints a table per file, and lists what survived. Ends with 1 if of any
+file fewer than 95 % were killed, or hung. What was run before and has not changed is not run again; `rm -rf mutants` begins anew,
+as is needed after a change of the tests. Names may have stars: `'penstock._core.lease*'`; then the table is of those that were
+run. Which survivors change nothing that anybody could see is said in tests/MUTATION.md.
 """
 
 from __future__ import annotations
@@ -54,10 +55,12 @@ def main() -> int:
     for name, fate in fates.items():
         files.setdefault(name.split(".")[2], Counter())[fate] += 1
     total = sum(files.values(), Counter())
+    worst = 100.0
     print("| file | mutants | killed | hung | survived | killed or hung |\n|---|---:|---:|---:|---:|---:|")
     for name, counts in [*sorted(files.items()), ("all", total)]:
         mutants, killed, hung = counts.total(), counts["killed"], counts["timeout"]
         share = 100 * (killed + hung) / mutants
+        worst = min(worst, share)
         print(f"| {name} | {mutants} | {killed} | {hung} | {mutants - killed - hung} | {share:.1f} % |")
     for name, fate in fates.items():
         if fate not in {"killed", "timeout"}:
@@ -67,7 +70,7 @@ def main() -> int:
                 *(line for line in shown.stdout.splitlines() if line[:1] in "+-" and line[:3] not in {"+++", "---"}),
                 sep="\n",
             )
-    return 0 if 100 * (total["killed"] + total["timeout"]) >= WANTED * total.total() else 1
+    return 0 if worst >= WANTED else 1
 
 
 if __name__ == "__main__":
