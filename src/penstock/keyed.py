@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 from weakref import ref
 
@@ -204,7 +204,7 @@ class Keyed:
             slots = _all(kept)
             if _paused(slots, now) or not (self._usual(slots) or self._limits_of is not None):
                 return False
-            states = [None] * len(slots)  # of their own
+            states: Iterable[Any] = [None] * len(slots)  # each has its own
         else:
             slots, states = self._probes, kept
         for slot, state in zip(slots, states, strict=True):
