@@ -488,3 +488,21 @@ def test_asking_what_would_be_leaves_a_sum_of_fractions_as_it_was():
         for _ in range(1_000):
             window.ready_after(70.3, 0.2, 0.0)
         assert window.used(0.0) == 0.1
+
+
+@given(
+    amount=st.integers(1, 5),
+    gaps=st.lists(st.sampled_from([0.0, 7.0, 20.0, 70.0]), max_size=8),
+    ahead=st.integers(0, 20),
+)
+def test_who_stands_in_line_is_ready_when_those_ahead_have_gone_one_by_one(amount, gaps, ahead):
+    """Each goes as soon as one may; the wait of one who comes last was taken for up to a window more than that."""
+    window, now = SlidingWindow(sliding(amount, 60)), 0.0
+    for gap in gaps:
+        window.charge_if_ready(1, now)
+        now += gap
+    ready, moment = window.ready_behind(ahead, 1, now), now
+    for _ in range(ahead):
+        moment = window.ready_at(1, moment)
+        window.charge(1, moment)
+    assert ready == pytest.approx(window.ready_at(1, moment))

@@ -98,6 +98,22 @@ class SlidingWindow(Meter):
             self.log.pop()
             self._total = total
 
+    def ready_behind(self, ahead: float, cost: float, now: float) -> float:
+        # What leaves the window is charged again at that moment, by those ahead: so it all leaves once more a window later.
+        self._expire(now)
+        over = self._total + ahead + cost - self.amount * (1 + 1e-12)
+        if over <= 0:
+            return now
+        windows = math.ceil(over / self.amount) - 1
+        over -= windows * self.amount
+        leaves = now
+        for entry in (*self.log, Entry(now, self.amount - self._total)):
+            over -= entry.amount
+            leaves = entry.at
+            if over <= 0:
+                break
+        return leaves + (windows + 1) * self.per
+
     def charge(self, cost: float, now: float) -> Entry:
         self._expire(now)
         log = self.log
