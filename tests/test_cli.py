@@ -355,9 +355,12 @@ def test_a_command_that_cannot_be_carried_out_says_why_in_one_line(folder, capsy
         ("OPENAI_API_KEY", "sk-ключ", "OPENAI_API_KEY holds characters that no key has"),
         ("OPENAI_API_KEY", "a b", "OPENAI_API_KEY holds characters that no key has"),
         ("OPENAI_BASE_URL", "nowhere", "OPENAI_BASE_URL: 'nowhere' is no address of a server"),
+        ("SSL_CERT_FILE", "nowhere.pem", "the proxies or certificates that the environment names cannot be used: "),
+        ("ALL_PROXY", "gopher://x", "the proxies or certificates that the environment names cannot be used: "),
     ],
 )
 def test_an_environment_that_is_wrong_is_named_and_no_key_is_shown(folder, monkeypatch, capsys, name, value, message):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv(name, value)
     said = refused(capsys, [*RUN, "--limits", LIMITS])
     assert message in said

@@ -170,7 +170,15 @@ def _run(
             idle=math.inf if simulate else results.idle,
             direct=simulate,
         )
-        numbers, code = _drive(Run(lines, results, settings, limits_of), lines, quiet=quiet)
+        try:
+            run = Run(lines, results, settings, limits_of)
+        except (
+            ImportError,
+            OSError,
+            ValueError,
+        ) as error:  # SOCKS without its package, a certificate file that is not there
+            raise Fault(f"the proxies or certificates that the environment names cannot be used: {error}") from None
+        numbers, code = _drive(run, lines, quiet=quiet)
     if not quiet:
         _print("\n".join(sentences(numbers)), sys.stderr if _is_stdout(out) else sys.stdout)
     try:
