@@ -648,10 +648,3 @@ def test_an_address_that_is_taken_is_said(folder, capsys):
         port = server.base_url.split(":")[2].split("/")[0]
         said = refused(capsys, ["simulate", "--port", port])
     assert said == f"cannot listen on 127.0.0.1:{port}: Address already in use"
-
-
-@pytest.mark.parametrize(
-    "arguments", [["simulate", "--port", "0"], ["run", "in.jsonl", "-o", "out.jsonl", "--simulate"]]
-)
-def test_a_latency_without_end_is_refused(folder, capsys, arguments):
-    assert refused(capsys, [*arguments, "--latency", "inf"]).startswith("--latency: an answer that never comes")
