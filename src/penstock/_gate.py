@@ -151,8 +151,8 @@ class Gate:
         Below 0: nothing, it is done. 0: its deadline has come before its turn.
         """
         post = self._post
-        if post is not None and post is not waiter and not post.parker.alive():  # type: ignore[union-attr]
-            self._post = post = None  # its loop was closed under it
+        if post is not None and post is not waiter and not post.parker.awake():  # type: ignore[union-attr]
+            self._post = post = None  # its loop was closed or stopped under it
         if (
             post is not None
             and post is not waiter

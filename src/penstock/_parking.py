@@ -75,6 +75,10 @@ class Parker:
         """False if what waits there can never run again."""
         return True
 
+    def awake(self) -> bool:
+        """False if nothing runs there now: its loop is closed, or stopped, perhaps until somebody runs it again."""
+        return True
+
 
 class AsyncioParker(Parker):
     """An asyncio task, on any loop."""
@@ -109,6 +113,9 @@ class AsyncioParker(Parker):
 
     def alive(self) -> bool:
         return not self._loop.is_closed()
+
+    def awake(self) -> bool:
+        return self._loop.is_running()
 
     def wake(self) -> bool:
         if _running_asyncio_loop() is self._loop:
