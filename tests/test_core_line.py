@@ -653,3 +653,19 @@ def test_a_line_is_shared_while_calls_of_two_flows_wait():
     assert line.shared()
     line.leave(alice)
     assert not line.shared()
+
+
+def test_a_line_that_takes_in_another_knows_all_that_is_asked_for():
+    """The last to leave the other line cleared the sums, with what those before it asked for in this one."""
+    mine, theirs = Line(), Line()
+    tokens, requests = Counted(), Counted()
+    mine.join(Waiting(((Counted(), 1.0),)), 0.0)
+    waiters = [Waiting(((tokens, 2.0), (requests, amount))) for amount in (3.0, 5.0)]
+    for moment, waiting in enumerate(waiters):
+        theirs.join(waiting, float(moment))
+    assert mine.take_in(theirs) == waiters
+    assert (len(mine), len(theirs), [waiting.arrived for waiting in waiters]) == (3, 0, [0.0, 1.0])
+    assert (tokens.queued, requests.queued) == (4.0, 8.0)
+    for waiting in waiters:
+        mine.leave(waiting)
+    assert (tokens.queued, requests.queued) == (0.0, 0.0)

@@ -1274,3 +1274,28 @@ async def test_what_a_limiter_shows_is_frozen_and_can_be_sent_and_written_down(v
             change(limiter.statistics().limits)
     with pytest.raises(dataclasses.FrozenInstanceError):
         limiter.statistics().granted = 5
+
+
+async def test_who_waits_is_counted_in_full_when_two_lines_become_one(virtual_time):
+    org, user = Limiter(requests=per_second(1, burst=1)), Limiter(tokens=per_second(1, burst=1))
+    await org.acquire()
+    await user.acquire(tokens=1)
+    async with anyio.create_task_group() as group:
+        for limiter, cost, calls in ((org, {}, 4), (user, {"tokens": 1}, 3)):
+            for _ in range(calls):
+                group.start_soon(line_up, limiter, [("", cost)], [])
+        await anyio.wait_all_tasks_blocked()
+        both = org & user
+        assert both.forecast(tokens=1) == penstock.Forecast(pytest.approx(5), "requests")
+        assert user.forecast(tokens=1) == penstock.Forecast(pytest.approx(4), "tokens")
+
+
+@pytest.mark.parametrize(
+    "changed", [sliding(100, 60), in_flight(100), Rate(100, 60)], ids=["sliding", "places", "rate"]
+)
+async def test_a_permit_of_before_a_reconfiguration_observes_the_limits_of_now(virtual_time, changed):
+    limiter = Limiter(tokens=sliding(100, 60) if isinstance(changed, Rate) else Rate(100, 60))
+    permit = limiter.acquire_nowait(tokens=10)
+    limiter.reconfigure(tokens=changed)
+    permit.observe(remaining={"tokens": 40})
+    assert limiter.statistics().limits["tokens"].level == (100 if changed == in_flight(100) else 40)

@@ -222,9 +222,7 @@ class Desk(Gate):
         self.line.weights = {**other.line.weights, **self.line.weights}
         self.line.ageing = min(self.line.ageing, other.line.ageing)
         other.into = self
-        for waiting in sorted(other.line, key=lambda w: w.number):
-            other.line.leave(waiting)
-            self.line.join(waiting, waiting.arrived)
+        self.line.take_in(other.line)
         self.accounts |= other.accounts
         self.coming += other.coming
         if self.life is not None and other.life is not None:

@@ -258,11 +258,8 @@ class Gate:
         self._paused_until = max(self._paused_until, other._paused_until)
         self.busy = self.busy or self._paused_until > -math.inf
         if len(other.line):
-            for waiting in sorted(other.line, key=lambda w: w.number):
-                assert isinstance(waiting, Waiter)
-                other.line.leave(waiting)
-                waiting.gate = self
-                line.join(waiting, waiting.arrived)
+            for waiting in line.take_in(other.line):
+                waiting.gate = self  # type: ignore[attr-defined]
             other._post = None
             self._alarm = math.inf
             self.run(self.now())

@@ -963,9 +963,8 @@ class Limiter:
                         continue
                     left = max(0.0, meter.burst - reset[unit] * meter.rate)
                 if permit is not None and isinstance(meter, Bucket):
-                    mark = next(
-                        (m for (s, _), (_, m) in zip(permit._charges, permit._marks, strict=True) if s is slot), None
-                    )
+                    # Of this meter: the mark of one that was replaced since would be read wrongly, if at all.
+                    mark = next((mark for of, mark in permit._marks if of is meter), None)
                     if mark is not None:
                         left = meter.level_after(left, mark, now)
                 meter.lower_to(left, now)

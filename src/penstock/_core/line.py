@@ -291,6 +291,17 @@ class Line:
         head = shape.head()
         return head is not None and head[1] is waiting
 
+    def take_in(self, other: Line) -> list[Waiting]:
+        """Let all of another line in, in the order in which they arrived there; return them."""
+        everybody = sorted(other, key=lambda waiting: waiting.number)
+        for (
+            waiting
+        ) in everybody:  # all, before one joins: the last to leave a line clears what is asked for of its limits
+            other.leave(waiting)
+        for waiting in everybody:
+            self.join(waiting, waiting.arrived)
+        return everybody
+
     def _shape_of(self, charges: Charges) -> _Shape:
         key = tuple([charged for charged, _ in charges])
         shape = self._shapes.get(key)
