@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from penstock import Rate
 from penstock._core.bucket import Bucket
+from penstock._core.turns import Slot, charge_if_ready, undo
 
 MICROSECOND = 1e-6
 
@@ -455,3 +456,44 @@ def test_a_servers_word_is_as_old_as_its_call():
     bucket = Bucket(Rate(10, 1.0, 100))
     mark = bucket.charge(50, 100.0)
     assert bucket.level_after(40, mark, 103.0) == 70
+
+
+@given(
+    st.sampled_from([Rate(10, 1.0), Rate(3, 7.0, 5), Rate(1, 0.1, 1)]),
+    st.lists(
+        st.tuples(
+            st.sampled_from([0, 0, 0.1, 0.25, 1.0, 9.0]),
+            st.one_of(st.sampled_from([1, 2, 0.1, 0.7, 5]), st.integers(-4, -1)),
+        ),
+        max_size=40,
+    ),
+)
+def test_what_is_undone_was_never_there_and_never_more(limit, steps):
+    """The latest first it comes back to the last unit that an exact replay without it has; in any order never more."""
+    bucket, now, kept, latest_first = Bucket(limit), 0.0, [], True
+    for gap, step in steps:
+        now += gap
+        if step > 0:
+            if bucket.ready_at(step, now) <= now:
+                kept.append((now, step, bucket.charge(step, now)))
+        elif -step <= len(kept):
+            latest_first = latest_first and step == -1
+            _, amount, mark = kept.pop(step)
+            bucket.undo(amount, mark, now)
+        exact = replay(limit, [(at, Fraction(amount)) for at, amount, _ in kept], now)
+        assert bucket.level(now) <= exact + 1e-6
+        if latest_first:
+            assert bucket.level(now) == pytest.approx(float(exact), abs=1e-6)
+
+
+@pytest.mark.parametrize("cost", [1, 0.1])
+def test_who_tries_and_is_refused_leaves_no_trace(cost):
+    """Charged on one limit, refused by the next: others' calls can be given back as if nobody had tried."""
+    tokens, requests = Slot("tokens", Rate(10, 1.0), "tokens"), Slot("requests", Rate(1, 1.0), "requests")
+    charges = ((tokens, cost), (requests, 1))
+    marks = charge_if_ready(charges, 0.0)
+    for _ in range(1_000):
+        assert charge_if_ready(charges, 0.0) is None
+    undo(charges, marks, 0.0)
+    assert tokens.meter.level(0.0) == pytest.approx(10, abs=1e-9)
+    assert requests.meter.level(0.0) == 1

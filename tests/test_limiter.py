@@ -1299,3 +1299,33 @@ async def test_a_permit_of_before_a_reconfiguration_observes_the_limits_of_now(v
     limiter.reconfigure(tokens=changed)
     permit.observe(remaining={"tokens": 40})
     assert limiter.statistics().limits["tokens"].level == (100 if changed == in_flight(100) else 40)
+
+
+async def test_settling_after_the_end_takes_no_place_again(virtual_time):
+    limiter = Limiter(calls=in_flight(3), tokens="100/min")
+    async with limiter(tokens=30) as permit:
+        permit.settle(calls=2)
+        assert limiter.statistics().in_flight == 2
+        assert permit.cost == {"calls": 2, "tokens": 30}
+    permit.settle(calls=3, tokens=10)
+    assert limiter.statistics().in_flight == 0
+    assert permit.cost == {"tokens": 10}
+    permit.cancel()
+    assert {unit: now.level for unit, now in limiter.statistics().limits.items()} == {"calls": 3, "tokens": 100}
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]], ids=["first", "last"])
+async def test_permits_that_are_cancelled_one_after_the_other_give_all_back(virtual_time, order):
+    """The last first as well, as exit stacks do, and whoever was refused meanwhile."""
+    limiter = Limiter(tokens="100/s", requests="3/s", words="100/s")
+    permits = [await limiter.acquire(tokens=cost, words=1) for cost in (10, 20, 30)]
+    for _ in range(3):
+        with pytest.raises(RateLimited):
+            limiter.acquire_nowait(tokens=5, words=5)
+    for index in order:
+        permits[index].cancel()
+    assert {unit: now.level for unit, now in limiter.statistics().limits.items()} == {
+        "tokens": 100,
+        "requests": 3,
+        "words": 100,
+    }

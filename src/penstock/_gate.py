@@ -23,7 +23,7 @@ from weakref import WeakSet
 
 from penstock import _parking, clock
 from penstock._core.line import Line, Waiting
-from penstock._core.turns import Charges, Marks, Slot, admit, could_go, give_back, ready_behind
+from penstock._core.turns import Charges, Marks, Slot, admit, could_go, ready_behind, undo
 from penstock._core.windows import CalendarWindow
 from penstock._parking import Parker
 from penstock.errors import PenstockError
@@ -126,7 +126,7 @@ class Gate:
         waiting.granted_at = now  # type: ignore[attr-defined]
         parker: Parker | None = waiting.parker  # type: ignore[attr-defined]
         if parker is not None and not parker.wake():
-            give_back(waiting.charges, marks, now)  # type: ignore[arg-type]  # its loop is gone, and so is it
+            undo(waiting.charges, marks, now)  # type: ignore[arg-type]  # its loop is gone, and so is it
         else:
             waiting.owner._granted += 1  # type: ignore[attr-defined]
 
@@ -184,7 +184,7 @@ class Gate:
             return
         now = self.now()
         if waiter.marks is not None:
-            give_back(waiter.charges, waiter.marks, now)  # type: ignore[arg-type]
+            undo(waiter.charges, waiter.marks, now)  # type: ignore[arg-type]
             waiter.marks = None
             waiter.owner._granted -= 1  # type: ignore[union-attr]  # who leaves has an owner
         else:

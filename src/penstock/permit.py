@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from penstock._core.turns import Charges, Marks, Slot, give_back
+from penstock._core.turns import Charges, Marks, Slot, give_back, undo
 from penstock._given import check_amount, cost_of
 from penstock.events import Cancelled, Settled, tell
 
@@ -136,7 +136,7 @@ class Permit:
                 kept = [index for index, (slot, _) in enumerate(charges) if not slot.meter.held]
                 charges, marks = [charges[i] for i in kept], [marks[i] for i in kept]
             self._charges, self._marks, self._ended = (), [], True
-            give_back(charges, marks, now)
+            undo(charges, marks, now)
             limiter._cancelled += 1
             if len(gate.line):
                 gate.run(now)

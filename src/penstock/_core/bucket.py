@@ -119,6 +119,21 @@ class Bucket(Meter):
         """
         self.offset += self._safe_back(amount, mark, now)
 
+    def undo(self, amount: float, mark: Mark, now: float) -> None:
+        """Give back all that is left of a charge; of the latest without a trace.
+
+        The refill of `give_back` counts against all who were charged before: with nobody after it, a charge can be taken off
+        the sum instead, and they can be given back as if it had never been.
+        """
+        back = self._safe_back(amount, mark, now)
+        tat = self.tat
+        if mark[0] == tat:
+            exact = -back - self.rounding
+            self.tat = tat + exact
+            self.rounding = (self.tat - tat) - exact
+        else:
+            self.offset += back
+
     def _safe_back(self, amount: float, mark: Mark, now: float) -> float:
         refill = now * self.rate + self.offset
         return max(0.0, min(amount, mark[0] - refill))

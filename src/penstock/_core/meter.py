@@ -58,6 +58,10 @@ class Meter:
         By default nothing comes back, which is always safe.
         """
 
+    def undo(self, amount: float, mark: Any, now: float) -> None:
+        """Give back all that is left of a charge, whose mark is not used again."""
+        self.give_back(amount, mark, now)
+
     def top_up(self, amount: float, more: float, mark: Any, now: float) -> tuple[float, float, Any]:
         """Charge `more` for a call that was charged `amount` with `mark` and cost more than was thought.
 

@@ -32,6 +32,7 @@ __all__ = [
     "meter_for",
     "ready_at",
     "ready_behind",
+    "undo",
 ]
 
 _PROTECTED = 16
@@ -162,7 +163,7 @@ def charge_if_ready(charges: Charges, now: float) -> Marks | None:
         meter = slot.meter
         mark = meter.charge_if_ready(amount, now) if slot.paused_until <= now else None
         if mark is None:
-            give_back(charges[: len(marks)], marks, now)
+            undo(charges[: len(marks)], marks, now)
             return None
         marks.append((meter, mark))
     return marks
@@ -173,8 +174,15 @@ def charge(charges: Charges, now: float) -> Marks:
     return [(slot.meter, slot.meter.charge(amount, now)) for slot, amount in charges]
 
 
+def undo(charges: Charges, marks: Marks, now: float) -> None:
+    """Take back all of what `charge` did, and of what was charged for the same call later; the latest first."""
+    for (slot, amount), (meter, mark) in zip(reversed(charges), reversed(marks), strict=True):
+        if slot.meter is meter:
+            meter.undo(amount, mark, now)
+
+
 def give_back(charges: Charges, marks: Marks, now: float) -> None:
-    """Undo what `charge` did."""
+    """Give back that much of what `charge` charged."""
     for (slot, amount), (meter, mark) in zip(charges, marks, strict=True):
         if slot.meter is meter:  # else another kind of limit has taken over, which cannot read this mark
             meter.give_back(amount, mark, now)
