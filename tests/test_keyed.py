@@ -629,3 +629,12 @@ async def test_a_place_of_a_key_comes_back_after_its_time_to_live_and_not_when_i
         per_user["alice"].acquire_nowait().close()
     look_at_all(per_user)
     assert "alice" not in per_user._known | per_user._old | per_user._live
+
+
+def test_keys_are_not_iterated_over():
+    """Every key has a limiter: whoever asks which there are, or for one among them, would never hear the end of it."""
+    per_user = Keyed(requests=per_second(1))
+    with pytest.raises(TypeError, match="not iterable"):
+        iter(per_user)
+    with pytest.raises(TypeError, match="not iterable"):
+        "alice" in per_user  # noqa: B015 - it raises

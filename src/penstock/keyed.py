@@ -134,6 +134,9 @@ class Keyed:
             # Asked without the lock: the function is the user's, and may take locks of its own, or its time.
             limits = self._limits_for(key)
 
+    # Without this, Python would ask for the limiters of 0, 1, 2… for ever, to iterate, or to see whether a key is among them.
+    __iter__ = None
+
     def __len__(self) -> int:
         """How many keys have a limit that is not whole, as far as that is known without looking at all of them."""
         return len(self._known) + len(self._old) + len(self._live)
