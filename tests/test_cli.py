@@ -457,6 +457,17 @@ def test_files_of_others_are_named(folder, monkeypatch, capsys):
     assert refused(capsys, [*RUN, "--simulate"]) == "cannot read in.jsonl: Permission denied"
 
 
+@pytest.mark.parametrize(("there", "named"), [(False, "out.jsonl"), (True, "out.summary.json")], ids=["new", "old"])
+def test_a_folder_of_others_is_named_with_what_cannot_be_put_there(folder, monkeypatch, capsys, there, named):
+    """Results may be written into a file that is there; the summary is a file of its own."""
+    (folder / "theirs").mkdir()
+    if there:
+        (folder / "theirs/out.jsonl").touch()
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != Path("theirs"))
+    said = refused(capsys, ["run", "in.jsonl", "-o", "theirs/out.jsonl", "--simulate"])
+    assert said == f"cannot write theirs/{named}: the folder theirs is not ours to write to"
+
+
 def test_a_mistake_of_our_own_is_one_line_too(folder, monkeypatch, capsys):
     """Unless somebody wants to know where."""
 

@@ -346,7 +346,7 @@ def _check_files(lines: Lines, out: Path, errors: Path | None) -> tuple[Path, Pa
     if not out.parent.is_dir():
         raise Fault(f"cannot write {out}: the folder {out.parent} is not there")
     if summary is not None and not os.access(summary.parent, os.W_OK):
-        raise Fault(f"cannot write {summary}: the folder {summary.parent} is not ours to write to")
+        raise Fault(f"cannot write {summary if out.exists() else out}: the folder {out.parent} is not ours to write to")
     return errors, summary
 
 
