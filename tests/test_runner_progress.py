@@ -48,18 +48,21 @@ def watched(tmp_path, virtual_time):
     import httpx2
 
     class Service(httpx2.AsyncBaseTransport):
+        def __init__(self, status, headers):
+            self.status, self.headers = status, headers
+
         async def handle_async_request(self, request):
             await anyio.sleep(2)
-            return httpx2.Response(200, content=b"{}", request=request)
+            return httpx2.Response(self.status, headers=self.headers, content=b"{}", request=request)
 
-    async def watch(display, rows=600, seconds=60, name=""):
+    async def watch(display, rows=600, seconds=60, name="", answer=(200, {})):
         source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
         source.write_bytes(ROW * rows)
         with Results(out, beside(out, ".errors.jsonl")) as results, source.open("rb") as file:
             lines = Lines(file.fileno())
             limits = {"requests": (parse("60/min burst 10"),), "tokens": (parse("12k/min"),)}
             settings = Settings("http://test/v1", None, by_bytes)
-            run = Run(lines, results, settings, lambda _: (name, limits), transport=Service())
+            run = Run(lines, results, settings, lambda _: (name, limits), transport=Service(*answer))
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(run)
                 tasks.start_soon(follow, run, lines, display)
@@ -100,6 +103,26 @@ async def test_a_terminal_gets_a_picture_that_moves(watched):
 async def test_a_terminal_that_is_gone_does_not_end_the_run(watched, kind):
     run = await watched(kind(Closed()), seconds=30)
     assert run.counts.answered > 25
+
+
+@pytest.mark.parametrize(
+    ("status", "shown"),
+    [
+        (
+            429,
+            r"penstock: 0 of 5, 0 in flight, 5 waiting, 5 × 429; paused for (1:5\d|2:\d\d):\d\d h; .* (1:5\d|2:\d\d):\d\d h left",
+        ),
+        (503, r"penstock: 0 of 5, \d in flight, [0-5] waiting, 0 × 429, [1-9]\d* sent again; "),
+    ],
+    ids=["told to wait for hours", "out of order"],
+)
+async def test_a_log_says_so_where_nothing_gets_through(watched, status, shown):
+    """Else it would say nothing until the end, and the run would seem to hang."""
+    log = io.StringIO()
+    await watched(Plain(log), rows=5, answer=(status, {"retry-after": "7000"} if status == 429 else {}))
+    lines = log.getvalue().splitlines()
+    assert 5 <= len(lines) <= 6
+    assert re.match(shown, lines[1]), lines[1]
 
 
 async def test_a_pause_is_shown(watched, monkeypatch):

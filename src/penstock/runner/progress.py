@@ -62,13 +62,20 @@ class View:
         return counts.answered + counts.failed + counts.skipped
 
     @property
+    def begun(self) -> bool:
+        """Whether there is anything to tell: where nothing gets through, that is."""
+        return self.done > 0 or self._run.counts.sent > 0
+
+    @property
     def numbers(self) -> str:
         """What is counted, in words."""
         counts = self._run.counts
         words = [f"{self.done:,} of {self.total:,}" if self.total else f"{self.done:,} done"]
         words += [f"{counts.failed:,} failed"] if counts.failed else []
-        waiting = sum(len(group.mix) for group in self._run.groups.values()) + counts.waiting
+        # For their turn, or for their next attempt.
+        waiting = max(0, counts.rows - self.done - counts.in_flight)
         words += [f"{counts.in_flight:,} in flight", f"{waiting:,} waiting", f"{counts.status_429:,} × 429"]
+        words += [f"{counts.retries:,} sent again"] if counts.retries else []
         return ", ".join(words)
 
     @property
@@ -101,9 +108,7 @@ class View:
         sent = counts.sent - counts.retries
         if self.total is None or not sent:
             return None
-        rest = max(0, self.total - counts.rows) + sum(
-            len(group.mix) + group.in_line for group in self._run.groups.values()
-        )
+        rest = max(0, self.total - self.done - counts.in_flight)
         by_limits = max(
             (
                 (rest * counts.work.get((group.name, level.unit), 0.0) / sent - level.level) / level.rate
@@ -113,7 +118,7 @@ class View:
             default=0.0,
         )
         latency = counts.latency_sum / max(1, counts.sent - counts.in_flight)
-        return max(0.0, by_limits, rest * latency / self._run.concurrency) + latency
+        return (self.paused if rest else 0.0) + max(0.0, by_limits, rest * latency / self._run.concurrency) + latency
 
 
 async def follow(run: Run, lines: Lines, display: Display) -> None:
@@ -160,11 +165,12 @@ class Plain:
 
     def show(self, seen: View) -> None:
         """Print a line; nothing before there is something to say."""
-        if not seen.done:
+        if not seen.begun:
             return
         left = seen.left()
         rates = "; ".join(f"{name} {rate:,.0f}/min ({share:.0%})" for name, rate, share in seen.rates())
-        words = [seen.numbers, rates, "" if left is None else f"{_span(left)} left"]
+        paused = f"paused for {_span(seen.paused)}" if seen.paused else ""
+        words = [seen.numbers, paused, rates, "" if left is None else f"{_span(left)} left"]
         self._file.write("penstock: " + "; ".join(filter(None, words)) + "\n")
         self._file.flush()
 
@@ -192,7 +198,7 @@ class Rich:
         left = seen.left()
         head = Text(seen.numbers)
         if seen.paused:
-            head.append(f", paused for {seen.paused:.0f} s", style="yellow")
+            head.append(f", paused for {_span(seen.paused)}", style="yellow")
         if left is not None:
             head.append(f", {_span(left)} left", style="bold")
         table = Table.grid(padding=(0, 1))
