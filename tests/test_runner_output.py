@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 
 import pytest
@@ -120,10 +121,13 @@ def test_two_runs_do_not_write_one_errors_file(out):
 
 
 def test_overwrite_begins_anew(out):
+    with opened(out) as results:
+        assert results.idle == math.inf
     answered(out, "a")
     with opened(out, overwrite=True) as results:
         assert results.found == 0
         assert "a" not in results.answered
+        assert results.idle < 60  # the limits are used up all the same
     assert out.read_bytes() == b""
 
 

@@ -44,7 +44,7 @@ class Results:
     Attributes:
         answered: The custom_ids that have a result, from earlier runs and from this one.
         found: How many results earlier runs left.
-        idle: Seconds since an earlier run wrote its last result; `inf` if it left none.
+        idle: Seconds since an earlier run wrote its last result, dropped by now or not; `inf` if it left none.
         repaired: Bytes of a torn last line that were taken off the results.
     """
 
@@ -70,7 +70,12 @@ class Results:
                 os.ftruncate(self._out, 0)
             self._read_answered()
             self.found = len(self.answered)
-            self.idle = max(0.0, clock.wall() - status.st_mtime) if self.found else math.inf
+            # What is dropped now, or was torn off, has been paid for all the same.
+            self.idle = (
+                max(0.0, clock.wall() - status.st_mtime)
+                if stat.S_ISREG(status.st_mode) and status.st_size
+                else math.inf
+            )
             self._errors = _open(errors)
             try:
                 _lock(self._errors, errors, "--errors")
