@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 from fractions import Fraction
 
 import pytest
@@ -198,50 +197,6 @@ def test_refunds_never_lift_it_above_what_it_would_be_without_the_calls(burst, p
         assert bucket.level(now) <= float(exactly) + 1e-9
     if not forced:
         assert excess(limit, [(at, amount) for at, amount in history]) <= Fraction(1, 10**6)
-
-
-@given(
-    costs=st.lists(st.integers(1, 50), min_size=1, max_size=40),
-    order=st.randoms(use_true_random=False),
-    parts=st.lists(SHARES, min_size=40, max_size=40),
-    spread=st.sampled_from([0.0, 0.01, 1.0]),
-)
-def test_what_is_given_back_in_time_comes_back_exactly_in_whatever_order(costs, order, parts, spread):
-    """Fifty calls that fail to connect are cancelled as it happens, not the latest first: two thirds came back then."""
-    bucket = Bucket(Rate(1, 1.0, 50 * 40 + 40))
-    out = [(cost, bucket.charge(cost, spread * number)) for number, cost in enumerate(costs)]
-    now = spread * len(costs)
-    order.shuffle(out)
-    kept = 0
-    for (cost, mark), part in zip(out, parts, strict=False):
-        back = round(part * cost)
-        kept += cost - back
-        if order.random() < 0.5:
-            bucket.give_back(back, mark, now)
-        else:  # in two steps
-            bucket.give_back(back // 2, mark, now)
-            bucket.give_back(back - back // 2, mark, now)
-    exact = bucket.burst - max(0.0, kept - now)
-    assert exact - min(now, sum(costs)) - 1e-6 <= bucket.level(now) <= exact + 1e-6
-    if not spread:
-        assert bucket.level(now) == exact
-
-
-def test_of_very_many_refunds_a_little_is_lost_and_nothing_is_kept_for_ever():
-    bucket, order = Bucket(Rate(1, 1.0, 5_000)), random.Random(1)
-    out = [bucket.charge(1, 0.0) for _ in range(5_000)]
-    order.shuffle(out)
-    for mark in out:
-        bucket.give_back(1, mark, 0.0)
-        assert len(bucket.returned._marks) <= 256
-    assert 0.99 * 5_000 <= bucket.level(0.0) <= 5_000
-    mark = bucket.charge(1_000, 0.0)
-    for _ in range(1_000):  # of one call, bit by bit
-        bucket.give_back(1, mark, 0.0)
-    assert len(bucket.returned._marks) <= 256
-    late = bucket.charge(1, 10_000.0)
-    bucket.give_back(1, late, 10_000.0)
-    assert len(bucket.returned._marks) == 1
 
 
 @given(limit=rates(), cost=SHARES, back=SHARES)
