@@ -295,6 +295,25 @@ async def test_a_row_above_the_limits_that_were_learned_is_an_error(tmp_path):
     assert (error["custom_id"], error["error"]["code"]) == ("row-1", "request_too_large")
 
 
+async def test_limits_that_were_learned_are_those_that_were_told_whatever_the_service_charges(tmp_path):
+    """It charges twice what we estimate. The summary speaks of its limits, and a large row that waited is sent."""
+    told = {"requests": "5000/min", "tokens": "6k/min"}
+    charge = lambda path, body: 2 * len(body["messages"][0]["content"]) // 4  # noqa: E731
+    service = Service(Simulation(**told, charge=charge, latency=Latency(0.1)))
+    rows = [chat(number, size=400) for number in range(60)]
+    rows.insert(30, chat(60, size=4 * 2_990))
+    with prepared(tmp_path, rows, service, limits=told) as this:
+        this.run._limits_of = lambda model: (model, None)
+        await this.run()
+        (group,) = this.run.groups.values()
+        assert {unit: str(rate) for unit, (rate,) in group.limits.items()} == {
+            "requests": "5000/min",
+            "tokens": "6000/min",
+        }
+        assert group.lane.limiter.limits["tokens"][0].amount < 4_000
+        assert (len(this.results()), this.errors()) == (61, [])
+
+
 async def test_a_file_that_cannot_be_read_any_further_ends_the_run(tmp_path, monkeypatch):
     """What was read until then is answered, and the next run goes on."""
     service = Service(Simulation(**LIMITS))

@@ -37,6 +37,7 @@ UNTOLD = 1_000
 HOLD = 900.0
 """Seconds after which the place of an answer from there comes back that nobody read, closed or dropped."""
 
+_SCALES_APART = 0.03  # share by which what is learned must differ for those who wait to be looked at anew
 _LONGEST_PAUSE = 60.0  # seconds to stay away from a service that refuses again and again and never says for how long
 _COUNTED = frozenset({"requests", "tokens", "images"})  # the units that costs are told in
 
@@ -67,12 +68,12 @@ class Lane:
         self._lost: deque[Journey] = deque()
         self._snapshots: dict[str, Snapshots] = {}
         self._units: dict[str, str] = {}  # the unit, by a quota's name
-        self._departures: dict[str, Departures] = {}
         self._take(limiter)
 
     def _take(self, limiter: Limiter) -> None:
         self.limiter = limiter
         self._limits: dict[str, tuple[Limit, ...]] = {}
+        self._departures: dict[str, Departures] = {}
         self._look_again()
 
     def _look_again(self) -> None:
@@ -84,10 +85,21 @@ class Lane:
         departures = {}
         for unit, kinds in limits.items():
             rate = min((limit for limit in kinds if isinstance(limit, Rate)), key=lambda each: each.burst, default=None)
-            if rate is not None:
-                same = self._limits.get(unit) == kinds
-                departures[unit] = self._departures[unit] if same else Departures(rate.burst, rate.rate)
+            if rate is None:
+                continue
+            known = self._departures.get(unit)
+            if known is None:
+                departures[unit] = Departures(rate.burst, rate.rate)
+            else:
+                departures[unit] = known
+                if self._limits.get(unit) != kinds:
+                    known.change(rate.burst, rate.rate, clock.now())
         self._departures, self._limits = departures, limits
+
+    @property
+    def limits(self) -> Mapping[str, tuple[Limit, ...]]:
+        """The limits in the server's units; the limiter's may be in ours."""
+        return self.limiter.limits
 
     # On the way out
 
@@ -96,8 +108,7 @@ class Lane:
         self.sweep()
         with self._lock:
             self._look_again()
-            charges = {unit: amount * self._factor(unit) for unit, amount in cost.items() if unit in self._limits}
-            return self.limiter, charges
+            return self.limiter, {unit: amount for unit, amount in cost.items() if unit in self._limits}
 
     def granted(self, limiter: Limiter, permit: Permit, cost: Mapping[str, float]) -> Journey | None:
         """A request was allowed to leave. None: `limiter` is not the one to ask any more, so it was not."""
@@ -185,6 +196,7 @@ class Lane:
     # What the server has
 
     def _factor(self, unit: str) -> float:
+        """What the server charges for each unit that the limiter does."""
         return 1.0
 
     def _heard(self, journey: Journey, status: int, quota: Quota) -> None:
@@ -218,7 +230,7 @@ class Lane:
         bounds = {unit: departures.level(now) for unit, departures in self._departures.items()}
         for name, snapshots in self._snapshots.items():
             unit = self._units[name]
-            bounds[unit] = min(bounds[unit], snapshots.level(now))
+            bounds[unit] = min(bounds[unit], snapshots.level(now) / self._factor(unit))
         return bounds
 
     def _levels(self) -> dict[str, tuple[float, float]]:
@@ -244,21 +256,30 @@ class _LearnedLane(Lane):
         self._kept_back: Permit | None = None
         self._keeps: set[str] = set()  # the units of which something is still kept back
         self._higher: dict[str, float] = {}
+        self._rates: dict[str, tuple[Rate, ...]] = {}  # as told, where the limiter's are in our units
+        self._scales: dict[str, tuple[tuple[Rate, ...], float]] = {}  # and by what factor they were divided
         super().__init__(Limiter(probe=in_flight(1)))
+
+    @property
+    def limits(self) -> Mapping[str, tuple[Limit, ...]]:
+        """The limits as they were told."""
+        return {**self.limiter.limits, **self._rates}
 
     def ask(self, cost: Mapping[str, float]) -> tuple[Limiter, dict[str, float]]:
         """As every lane; but no request that the server would take is too large for what was learned of its charges."""
-        limiter, charges = super().ask(cost)
-        for unit, kinds in limiter.limits.items():
-            if unit in charges:
-                charges[unit] = min(charges[unit], max(cost[unit], *(limit.capacity for limit in kinds)))
-        return limiter, charges
+        with self._lock:
+            limiter, charges = super().ask(cost)
+            for unit, rates in self._rates.items():
+                if unit in charges and charges[unit] <= min(rate.amount for rate in rates):
+                    charges[unit] = min(charges[unit], *(limit.capacity for limit in limiter.limits[unit]))
+            return limiter, charges
 
     def answered(self, journey: Journey, status: int, reading: Reading) -> None:
         with self._lock:
             if self._told:
                 super().answered(journey, status, reading)
                 self._follow(reading)
+                self._scale()
                 self._let_go()
                 return
             known = self._known
@@ -287,8 +308,10 @@ class _LearnedLane(Lane):
             return
         self._known = self._told = True
         limits: dict[str, Any] = {
-            unit: list(dict.fromkeys(rate for rate, _ in quotas.values())) for unit, quotas in told.items()
+            unit: tuple(dict.fromkeys(rate for rate, _ in quotas.values())) for unit, quotas in told.items()
         }
+        self._rates = dict(limits)
+        self._scales = {unit: (rates, 1.0) for unit, rates in self._rates.items()}
         self._take(Limiter(**limits))
         left_at = clock.now() if journey.left_at is None else journey.left_at
         for unit, quotas in told.items():
@@ -314,8 +337,7 @@ class _LearnedLane(Lane):
     def _let_go(self) -> None:
         """What was kept back goes, unit by unit and step by step, once there was a lesson about it.
 
-        Not at once, and never more than the server has: those in line asked before the lesson, for what they were thought
-        to cost then, and all that is let go is theirs before it can be lowered again.
+        Not at once, and never more than the server has: all that is let go is spent before it can be lowered again.
         """
         learned = {self._units[name] for name, snapshots in self._snapshots.items() if snapshots.lessons}
         if self._kept_back is None or not self._keeps & learned:
@@ -324,7 +346,7 @@ class _LearnedLane(Lane):
         less: dict[str, float] = {}
         for unit in self._keeps & learned:
             capacity, level = levels[unit]
-            step = max(0.0, min(kept[unit], RISE * capacity, (bounds[unit] - level) / self._factor(unit)))
+            step = max(0.0, min(kept[unit], RISE * capacity, bounds[unit] - level))
             less[unit] = kept[unit] - step
             if step < RISE * capacity:  # that was all, or all there is; from here on the level rises with time alone
                 self._keeps.discard(unit)
@@ -336,19 +358,40 @@ class _LearnedLane(Lane):
     def _follow(self, reading: Reading) -> None:
         """Adopt a limit that has changed: a lower one at once, a higher one when it was told twice in a row."""
         for quota in reading.quotas:
-            kinds = self.limiter.limits.get(quota.unit, ())
-            alone = sum(each.unit == quota.unit for each in reading.quotas) == len(kinds) == 1
+            rates = self._rates.get(quota.unit, ())
+            alone = sum(each.unit == quota.unit for each in reading.quotas) == len(rates) == 1
             if not quota.limit or quota.per is None or not alone:
                 continue
-            known, told = kinds[0], Rate(quota.limit, quota.per)
-            assert isinstance(known, Rate)
+            known, told = rates[0], Rate(quota.limit, quota.per)
             if told == known:
                 self._higher.pop(quota.name, None)
             elif told.rate < known.rate or self._higher.pop(quota.name, None) == told.amount:
-                self.limiter.reconfigure(**{quota.unit: told})
-                self._look_again()
+                self._rates[quota.unit] = (told,)
             else:
                 self._higher[quota.name] = told.amount
+
+    def _scale(self) -> None:
+        """Keep the limits in our units, of which the server's are so many: those in line asked before that was learned.
+
+        To charge them by the newest factor would help only those who come later, and of a thousand who ask at once none
+        does.
+        """
+        changed: dict[str, Any] = {}
+        kept: dict[str, float] = {}
+        for unit, rates in self._rates.items():
+            (known, before), factor = self._scales[unit], self._factor(unit)
+            if rates != known or abs(factor / before - 1) > _SCALES_APART:
+                self._scales[unit] = rates, factor
+                changed[unit] = tuple(Rate(rate.amount / factor, rate.per) for rate in rates)
+                if self._kept_back is not None and unit in self._keeps:
+                    kept[unit] = self._kept_back.cost[unit] * before / factor
+        if not changed:
+            return
+        self.limiter.reconfigure(**changed)
+        if kept and self._kept_back is not None:
+            self._kept_back.settle(**kept)
+        self._look_again()
+        self._lower()
 
 
 def _left(quota: Quota) -> float:

@@ -60,8 +60,19 @@ class Departures:
     _waiting: float = field(init=False, default=0.0)  # granted, and still here
 
     def __post_init__(self) -> None:
-        self.capacity = max(self.capacity / 2, min(self.capacity, 1.0), self.capacity - HEADROOM * self.rate)
+        self._hold_back()
         self._level = self.capacity
+
+    def change(self, capacity: float, rate: float, now: float) -> None:
+        """Replace the numbers it was made of. What was used stays used."""
+        used = self.capacity - self._refilled(now)
+        self.capacity, self.rate = capacity, rate
+        self._hold_back()
+        self._level = self.capacity - used
+        self._at = max(self._at, now)
+
+    def _hold_back(self) -> None:
+        self.capacity = max(self.capacity / 2, min(self.capacity, 1.0), self.capacity - HEADROOM * self.rate)
 
     def granted(self, cost: float) -> None:
         """A request was allowed to leave."""

@@ -107,7 +107,12 @@ class Valve:
         lane, until = self._lane(plan)
         while lane is not None:
             limiter, charges = lane.ask(plan.cost)
-            permit = await limiter._acquire(charges, max_wait=_left(until))
+            try:
+                permit = await limiter._acquire(charges, max_wait=_left(until))
+            except Unsatisfiable:
+                if lane.ask(plan.cost)[1] == charges:
+                    raise
+                continue  # the limits changed meanwhile, and it is charged less under the new ones
             journey = lane.granted(limiter, permit, plan.cost)
             if journey is not None:
                 return journey
@@ -119,7 +124,12 @@ class Valve:
         lane, until = self._lane(plan)
         while lane is not None:
             limiter, charges = lane.ask(plan.cost)
-            permit = limiter._acquire_in_thread(charges, max_wait=_left(until))
+            try:
+                permit = limiter._acquire_in_thread(charges, max_wait=_left(until))
+            except Unsatisfiable:
+                if lane.ask(plan.cost)[1] == charges:
+                    raise
+                continue  # the limits changed meanwhile, and it is charged less under the new ones
             journey = lane.granted(limiter, permit, plan.cost)
             if journey is not None:
                 return journey

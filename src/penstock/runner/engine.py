@@ -23,7 +23,7 @@ import anyio.to_thread
 import httpx2
 
 from penstock import Limiter, Rate, clock
-from penstock.errors import CostError
+from penstock.errors import CostError, Unsatisfiable
 from penstock.llm import failures
 from penstock.llm import headers as _headers
 from penstock.llm.failures import Action, Verdict
@@ -141,7 +141,7 @@ class Group:
             return self._promised
         told = {
             unit: tuple(limit for limit in limits if isinstance(limit, Rate))
-            for unit, limits in self.lane.limiter.limits.items()
+            for unit, limits in self.lane.limits.items()
         }
         return {unit: rates for unit, rates in told.items() if rates}
 
@@ -178,7 +178,12 @@ class Group:
         """
         while True:
             limiter, charge = self.lane.ask(cost)
-            permit = await limiter.acquire(priority=priority, **charge)
+            try:
+                permit = await limiter.acquire(priority=priority, **charge)
+            except Unsatisfiable:
+                if self.lane.ask(cost)[1] == charge:
+                    raise
+                continue  # the limits were learned meanwhile, and it is charged less under the new ones
             journey = self.lane.granted(limiter, permit, cost)
             if journey is not None:
                 return journey
