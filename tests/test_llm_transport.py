@@ -642,6 +642,17 @@ async def test_those_who_waited_while_limits_were_learned_are_held_to_what_was_l
     assert statistics.limits[1].share > 0.9
 
 
+async def test_a_limit_per_day_is_not_spread_over_the_day(lib):
+    """After the first burst, each answer lets one more go: a lesson about ten thousand a day would take a thousand requests."""
+    simulated, transport = account(lib, Simulation(requests="10000/day", latency=Latency(0.5), tolerance=0))
+    client = limited(lib, transport, Auto())
+    key = {"authorization": "Bearer x"}
+    answers = await at_once(*(client.post(CHAT, json=HELLO, headers=key) for _ in range(700)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert simulated.statistics().peak_in_flight <= 501
+    assert anyio.current_time() < 3  # at a limit's own pace the last two hundred would take half an hour
+
+
 async def test_a_large_request_that_waits_while_limits_are_learned_is_sent_all_the_same(lib):
     """A stranger takes as much as we do, so each of our tokens counts as two. What fits the service's limit fits still."""
     simulated, transport = account(lib, Simulation(tokens="6k/min", tolerance=0.05, latency=Latency(0.1)))

@@ -280,7 +280,7 @@ class _LearnedLane(Lane):
                 super().answered(journey, status, reading)
                 self._follow(reading)
                 self._scale()
-                self._let_go()
+                self._let_go(journey)
                 return
             known = self._known
             self._begin(journey, status, reading)
@@ -334,24 +334,33 @@ class _LearnedLane(Lane):
             whole: dict[str, Any] = {**keep}
             self._kept_back = self.limiter.acquire_nowait(**whole)
 
-    def _let_go(self) -> None:
+    def _let_go(self, journey: Journey) -> None:
         """What was kept back goes, unit by unit and step by step, once there was a lesson about it.
 
-        Not at once, and never more than the server has: all that is let go is spent before it can be lowered again.
+        Not at once, and never more than the server has: all that is let go is spent before it can be lowered again. Lessons
+        about a limit per day would come too late, and what it refills meanwhile is next to nothing: of such a limit each
+        answer lets go what it took, so that no more than the first burst is ever unanswered.
         """
-        learned = {self._units[name] for name, snapshots in self._snapshots.items() if snapshots.lessons}
-        if self._kept_back is None or not self._keeps & learned:
+        if self._kept_back is None:
             return
+        learned = {self._units[name] for name, snapshots in self._snapshots.items() if snapshots.lessons}
         bounds, levels, kept = self._bounds(), self._levels(), self._kept_back.cost
         less: dict[str, float] = {}
-        for unit in self._keeps & learned:
+        for unit in tuple(self._keeps):
             capacity, level = levels[unit]
-            step = max(0.0, min(kept[unit], RISE * capacity, bounds[unit] - level))
-            less[unit] = kept[unit] - step
-            if step < RISE * capacity:  # that was all, or all there is; from here on the level rises with time alone
+            if unit in learned:
+                step = RISE * capacity
+            elif min(rate.per for rate in self._rates[unit]) > 60:
+                step = journey.permit.cost.get(unit, 0.0)
+            else:
+                continue
+            goes = max(0.0, min(kept[unit], step, bounds[unit] - level))
+            less[unit] = kept[unit] - goes
+            if goes < step:  # that was all, or all there is; from here on the level rises with time alone
                 self._keeps.discard(unit)
-        self._kept_back.settle(**less)
-        self._lower()
+        if less:
+            self._kept_back.settle(**less)
+            self._lower()
         if not self._keeps:
             self._kept_back = None
 
