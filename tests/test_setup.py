@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -61,6 +62,31 @@ def test_a_python_may_be_in_a_folder_with_a_space(tmp_path):
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert f"penstock: {tmp_path}/my tools/python3 is not a Python 3.11 or newer" in done.stderr
+
+
+def test_half_a_fetched_file_is_none(tmp_path, monkeypatch):
+    """Ctrl-C while it is copied: the next `make` fetches it again, and does not trust what is there."""
+    spec = importlib.util.spec_from_file_location("environment", ROOT / "tools/environment.py")
+    environment = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(environment)
+
+    def install(command):
+        (Path(command[command.index("--target") + 1]) / "ranks").write_text("all of it")
+
+    def interrupted(_, target):
+        Path(target).write_text("half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(environment, "CACHE", tmp_path)
+    monkeypatch.setattr(environment, "_run", install)
+    copy = environment.shutil.copy
+    monkeypatch.setattr(environment.shutil, "copy", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        environment._fetch(tmp_path, "wheel==1", ["ranks"], tmp_path / "there")
+    monkeypatch.setattr(environment.shutil, "copy", copy)
+    environment._fetch(tmp_path, "wheel==1", ["ranks"], tmp_path / "there")
+    assert [file.name for file in (tmp_path / "there").iterdir()] == ["ranks"]
+    assert (tmp_path / "there/ranks").read_text() == "all of it"
 
 
 @pytest.mark.parametrize("file", PINS, ids=lambda file: file.stem)

