@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import pytest
@@ -18,7 +19,32 @@ def without_command_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "typer", None)
 
 
+@pytest.fixture(autouse=True)
+def handler():
+    """A process that has said all it has to say hears no Ctrl-C any more; this one has not."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_a_missing_extra_is_one_clear_line(without_command_line, capsys):
     """What to install, and no traceback."""
     assert entry.main() == 2
     assert capsys.readouterr().err == 'penstock: the command line needs typer: pip install "penstock[cli]"\n'
+
+
+@pytest.mark.parametrize("again", [0, 3])
+def test_ctrl_c_is_heard_once(monkeypatch, capsys, again):
+    """Who presses it again, because loading takes its time, gets the same exit code and no traceback."""
+
+    def pressed():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            for _ in range(again):
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("penstock.cli.app", lambda **_: pressed())
+    assert entry.main() == 130
+    signal.raise_signal(signal.SIGINT)  # Python is about to end
+    assert capsys.readouterr() == ("", "")

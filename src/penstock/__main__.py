@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 
 def main() -> int:
-    """Run the command line, or say in one line what it takes to have it."""
+    """Run the command line, or say in one line what it takes to have it; return the exit code of the process."""
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        return _run()
+    finally:
+        # All is on disk. One Ctrl-C more, while Python takes itself down, would only change the exit code that tells so.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _interrupt(*_: object) -> None:
+    """End by the first Ctrl-C: a second one, on the way out, would end in a traceback. A run has its own way (`cli`)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _run() -> int:
     try:
         from penstock.cli import main as run
     except KeyboardInterrupt:  # Ctrl-C while all of it was still being loaded
