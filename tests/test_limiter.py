@@ -1329,3 +1329,42 @@ async def test_permits_that_are_cancelled_one_after_the_other_give_all_back(virt
         "requests": 3,
         "words": 100,
     }
+
+
+
+
+@pytest.mark.parametrize("limits", [{"tokens": Rate(50, 1)}, {"requests": Rate(50, 1), "tokens": Rate(50, 1)}])
+async def test_a_call_of_before_a_reconfiguration_to_places_gives_them_back(virtual_time, limits):
+    """It was written for limits that hold nothing, and left without a look: the places were held for ever."""
+    limiter = Limiter(**limits)
+    call, entered = limiter(tokens=2), limiter(tokens=2)
+    async with entered:
+        limiter.reconfigure(tokens=[Rate(1_000, 1), in_flight(4)])
+        for _ in range(3):
+            async with call, call:
+                assert limiter.statistics().in_flight == 4
+            with call:
+                assert limiter.statistics().in_flight == 2
+    assert limiter.statistics().in_flight == 0
+    async with anyio.create_task_group() as group:
+        for _ in range(5):
+            group.start_soon(line_up, lambda **_: call, [("", {})] * 2, [])
+    assert limiter.statistics().in_flight == 0
+    limiter.reconfigure(tokens=Rate(1_000, 1))
+    async with call as permit:
+        assert permit.cost["tokens"] == 2
+
+
+async def test_those_in_line_give_back_the_places_that_a_reconfiguration_has_brought(virtual_time):
+    """Their calls were plain when they came. One of the limiters does not know of it, as another one was reconfigured."""
+    store = MemoryStore()
+    mine, theirs = (Limiter(name="x", store=store, requests=per_second(1, burst=1)) for _ in range(2))
+    await mine.acquire()
+    async with anyio.create_task_group() as group:
+        for limiter in (mine, theirs, mine, theirs):
+            group.start_soon(line_up, limiter, [("", {"requests": 1})], [])
+        group.start_soon(line_up, mine, [("", {})], [])
+        await anyio.wait_all_tasks_blocked()
+        theirs.reconfigure(requests=[per_second(1, burst=1), in_flight(2)])
+    for limiter in (mine, theirs):
+        assert limiter.statistics().in_flight == 0

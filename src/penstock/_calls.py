@@ -195,6 +195,10 @@ class Use:
         return f"{self._limiter!r}({text})"
 
 
+_late: list[tuple[object, Call, Permit]] = []
+"""Who has entered which plain call that holds places by now, and what to close when it is left: nearly always nothing."""
+
+
 class Call(Permit):
     """A plain call of a plain limiter, and, once it is entered, its permit: one object for both saves a fifth of the time."""
 
@@ -214,6 +218,8 @@ class Call(Permit):
         """Enter the general way: perhaps a deadline is set, or the limiter has changed, or it is not the first time."""
         limiter = self._limiter
         charges = limiter._plain_charges(self._amount)
+        if limiter._holds:  # a reconfiguration has brought places since this call was made
+            return self._to_close(await limiter._acquire(self._given()))
         permit = None if limiter._gate.busy else limiter._try(charges)
         if permit is None:
             permit = self._after(await limiter._wait(charges, None, 0, None))
@@ -223,23 +229,46 @@ class Call(Permit):
         """Stand in line, if nothing is special; the caller must then wait itself, which saves two coroutines a waiter."""
         limiter = self._limiter
         parker = here()
-        if parker.time_left() < math.inf:
+        charges = limiter._plain_charges(self._amount)
+        if parker.time_left() < math.inf or limiter._holds:
             return None
-        return limiter._join(limiter._plain_charges(self._amount), parker, None, math.inf, 0, None)
+        return limiter._join(charges, parker, None, math.inf, 0, None)
 
     def _after(self, waiter: Waiter) -> Permit:
         """The permit of a waiter that had its turn: this object, if it is none yet."""
+        limiter, permit = self._limiter, self
+        holds = limiter._has_places()  # which it may have got while this call stood in line
         if self._granted_at is not None:
-            return Permit._of(self._limiter, waiter.charges, waiter.marks, waiter.granted_at)  # type: ignore[arg-type]
-        self._charges, self._marks, self._ended = waiter.charges, waiter.marks, True  # type: ignore[assignment]
-        self._granted_at = waiter.granted_at
-        return self
+            permit = Permit._of(limiter, waiter.charges, waiter.marks, waiter.granted_at)  # type: ignore[arg-type,assignment]
+        else:
+            self._charges, self._marks, self._ended = waiter.charges, waiter.marks, not holds  # type: ignore[assignment]
+            self._granted_at = waiter.granted_at
+        return self._to_close(permit) if holds else permit
+
+    def _to_close(self, permit: Permit) -> Permit:
+        _late.append((who_am_i(), self, permit))
+        return permit
+
+    def _close(self) -> None:
+        """End the permit that this task, or thread, has entered this call with last, if it holds places."""
+        me = who_am_i()
+        for entry in reversed(_late.copy()):
+            if entry[0] == me and entry[1] is self:
+                _late.remove(entry)
+                entry[2].close()
+                return
 
     def __enter__(self) -> Permit:
-        return self._limiter._acquire_in_thread(self._given())
+        permit = self._limiter._acquire_in_thread(self._given())
+        return self._to_close(permit) if self._limiter._has_places() else permit
 
     def __exit__(self, kind: object, error: object, trace: object, /) -> None:
-        """Nothing is held, so there is nothing to give back."""
+        if _late:
+            self._close()
+
+    async def __aexit__(self, kind: object, error: object, trace: object, /) -> None:
+        if _late:  # else nothing is held, so there is nothing to give back
+            self._close()
 
     def __call__(self, function: F, /) -> F:
         """Decorate `function`."""
@@ -284,9 +313,6 @@ class CallOfOne(Call):
             limiter._give_up(waiter)
             raise
         return self._after(limiter._had_its_turn(waiter))
-
-    async def __aexit__(self, kind: object, error: object, trace: object, /) -> None:
-        """Nothing is held, so there is nothing to give back."""
 
     def _reveal(self) -> None:
         if not hasattr(self, "_charges"):
@@ -345,9 +371,6 @@ class CallOfTwo(Call):
             limiter._give_up(waiter)
             raise
         return self._after(limiter._had_its_turn(waiter))
-
-    async def __aexit__(self, kind: object, error: object, trace: object, /) -> None:
-        """Nothing is held, so there is nothing to give back."""
 
     def _reveal(self) -> None:
         if not hasattr(self, "_charges"):

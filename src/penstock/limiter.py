@@ -624,9 +624,7 @@ class Limiter:
         return joint
 
     async def __aenter__(self) -> Permit:
-        if self._gate.into is not None:  # perhaps another limiter over these limits has changed what a call costs
-            self._lock_gate()
-            self._release_lock()
+        self._has_places()  # which sees whether another limiter over these limits has changed what a call costs
         if self._plain is CallOfOne and self._plain_cost:
             call = CallOfOne()
             call._limiter = self
@@ -726,6 +724,13 @@ class Limiter:
             if self._version != sum(part.version for part in self._parts):
                 self._look_again()
         return gate
+
+    def _has_places(self) -> bool:
+        """Whether anything that is charged here must be given back; also if another limiter over these limits has changed that."""
+        if self._gate.into is not None:
+            self._lock_gate()
+            self._release_lock()
+        return self._holds
 
     def _try(self, charges: Charges) -> Permit | None:
         """The permit, if nobody waits and nothing has to be waited for."""

@@ -149,7 +149,7 @@ class Permit:
         """End the permit: give back what it holds. Again: nothing happens."""
         self._reveal()
         limiter = self._limiter
-        if not limiter._holds:
+        if not limiter._has_places():
             self._ended = True
             return
         gate = limiter._lock_gate()
