@@ -286,6 +286,17 @@ def test_ready_after_is_ready_at_with_the_other_charged_first_and_charges_nothin
     assert idle.ready_after(30, 75, 50.0) == 50.5
 
 
+def test_behind_others_it_is_ready_for_all_of_them_and_after_an_overdraft_when_that_is_paid():
+    bucket = Bucket(Rate(10, 1.0, 100))
+    bucket.charge(80, 3.0)
+    assert bucket.ready_behind(15, 40, 4.0) == 6.5
+    assert bucket.ready_behind(500, 40, 4.0) == 55, "a line may want more than it holds at once"
+    bucket = Bucket(Rate(10, 1.0, 10, overdraft=True))
+    assert bucket.ready_behind(25, 25, 0.0) == 2.5
+    assert bucket.ready_behind(25, 5, 0.0) == 2
+    assert bucket.level(0.0) == 10
+
+
 @given(limit=rates(), cost=SHARES, back=SHARES, ages=st.tuples(GAPS, GAPS), begin=st.sampled_from([0.0, 3.7, 1e5]))
 def test_what_is_packed_goes_on_as_if_nobody_had_put_it_away(limit, cost, back, ages, begin):
     bucket = Bucket(limit)

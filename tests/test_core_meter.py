@@ -44,6 +44,14 @@ def test_to_look_what_would_be_leaves_no_trace():
     assert meter.log == [(0.0, 1)]
 
 
+def test_behind_others_it_is_ready_when_all_of_them_would_be():
+    meter = Log()
+    meter.charge(2, 0.0)
+    assert meter.ready_behind(1, 1, 4.0) == 10.0
+    assert meter.ready_behind(0.5, 0.5, 4.0) == 4.0
+    assert meter.log == [(0.0, 2)]
+
+
 def test_topping_up_charges_the_rest_now_beside_the_mark():
     meter = Log()
     assert meter.top_up(1, 2, "mark", 5.0) == (1, 2, None)

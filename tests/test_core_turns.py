@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from penstock import Rate, calendar, in_flight, sliding
 from penstock._core.line import Line, Waiting
 from penstock._core.meter import Meter
-from penstock._core.turns import Slot, admit, charge, charge_if_ready, could_go, give_back, ready_at
+from penstock._core.turns import Slot, admit, charge, charge_if_ready, could_go, give_back, ready_at, ready_behind
 
 SAME = 1e-7
 
@@ -166,6 +166,21 @@ def test_ready_at_names_the_slot_that_is_ready_last():
     assert slots[1].ready_at(2, 0.0) == 2.0
 
 
+def test_who_stands_behind_others_is_ready_after_them_in_each_of_its_limits():
+    """Those in front may need more of one limit, and nothing of another."""
+    slots = slots_of([Rate(10, 1.0), Rate(1, 1.0, 10), Rate(5, 1.0)])
+    charges = charges_of(slots[:2], [10, 2])
+    assert ready_behind(charges, {}, 0.0) == (0.0, None)
+    assert ready_behind(charges, {slots[0]: 20.0}, 0.0) == (2.0, slots[0])
+    assert ready_behind(charges, {slots[0]: 20.0, slots[1]: 11.0, slots[2]: 99.0}, 0.0) == (3.0, slots[1])
+    assert ready_behind(charges, {slots[0]: 20.0, slots[1]: 0.0}, 0.0) == (2.0, slots[0])
+    slots[1].paused_until = 1.5
+    assert ready_behind(charges, {slots[0]: 20.0}, 0.0) == (2.0, slots[0])
+    assert ready_behind(charges, {}, 0.0) == (1.5, slots[1])
+    large = slots_of([Rate(10, 1.0, 10, overdraft=True)])
+    assert ready_behind(charges_of(large, [25]), {large[0]: 25.0}, 0.0) == (2.5, large[0])
+
+
 def test_nothing_is_charged_on_a_paused_slot_until_its_last_moment():
     slots = slots_of([Rate(10, 1.0), Rate(10, 1.0)])
     slots[1].paused_until = 3.0
@@ -258,8 +273,9 @@ def test_another_limit_of_the_same_kind_goes_on_and_one_of_another_kind_takes_ov
     assert slot.throughput == 5
     give_back(((slot, 6.0),), marks, 0.0)
     assert slot.meter.level(0.0) == 14, "a mark of the meter before cannot be given back"
-    slot.promise(in_flight(3), 5.0)
-    assert slot.meter.level(5.0) == 3
+    assert slot.meter.used(3.0) == 6
+    slot.promise(in_flight(3), 3.0)
+    assert slot.meter.level(3.0) == 3, "but places, which nobody could give back"
     assert slot.throughput == 3
     slot.promise(calendar(8, "day"), 5.0)
     assert slot.throughput == 8
