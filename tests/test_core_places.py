@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -167,3 +168,29 @@ def test_fractions_of_places_add_up_to_all_of_them():
         places = Places(in_flight(amount))
         assert all(places.charge_if_ready(part, 0.0) is not None for part in parts)
         assert places.charge_if_ready(0.001, 0.0) is None
+    places = Places(in_flight(3))
+    assert places.ready_at(3 * (1 + 1e-9), 0.0) == 0.0, "that much is forgiven"
+    assert places.ready_at(3 * (1 + 2e-9), 0.0) == math.inf
+
+
+@pytest.mark.parametrize("before", ["nothing", "a call without a place", "a word of the store's that nobody has one"])
+def test_where_nobody_has_a_place_nothing_is_left_of_fractions(before):
+    """0.1 + 0.2 − 0.1 − 0.2 is not 0."""
+    places = Places(in_flight(3))
+    if before == "a call without a place":
+        places.charge(0.0, 0.0)
+    elif before != "nothing":
+        places.unpack(0.0)
+    marks = [(amount, places.charge(amount, 0.0)) for amount in (0.1, 0.2)]
+    for amount, mark in marks:
+        places.give_back(amount, mark, 0.0)
+    assert places.used(0.0) == 0
+
+
+def test_places_that_others_have_are_not_free_when_the_last_one_here_is():
+    places = Places(in_flight(3))
+    places.unpack(2.0)
+    mark = places.charge(1, 0.0)
+    assert places.level(0.0) == 0
+    places.give_back(1, mark, 0.0)
+    assert places.used(0.0) == 2

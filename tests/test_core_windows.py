@@ -378,6 +378,8 @@ def test_a_calendar_window_that_was_put_away_goes_on():
     other.unpack(window.pack())
     assert other.level(5.0) == 6
     assert other.ready_at(7, 5.0) == 12 * 3600
+    other.charge(0.5, 5.0)
+    assert other.level(5.0) == 5.5
     assert other.level(12 * 3600.0) == 10
 
 
