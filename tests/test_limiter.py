@@ -1331,8 +1331,6 @@ async def test_permits_that_are_cancelled_one_after_the_other_give_all_back(virt
     }
 
 
-
-
 @pytest.mark.parametrize("limits", [{"tokens": Rate(50, 1)}, {"requests": Rate(50, 1), "tokens": Rate(50, 1)}])
 async def test_a_call_of_before_a_reconfiguration_to_places_gives_them_back(virtual_time, limits):
     """It was written for limits that hold nothing, and left without a look: the places were held for ever."""

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 import uuid
 from pathlib import Path
 
 import pytest
+
+from tests.stores.busy import BUSY
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.parent == HERE:
+            item.add_marker(pytest.mark.flaky(reruns=2, only_rerun=[re.escape(BUSY)]))
+
 
 _spec = importlib.util.spec_from_file_location("penstock_test_servers", Path(__file__).with_name("servers.py"))
 servers = sys.modules.setdefault("penstock_test_servers", importlib.util.module_from_spec(_spec))

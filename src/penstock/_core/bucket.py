@@ -124,7 +124,7 @@ class Bucket(Meter):
     def undo(self, amount: float, mark: Mark, now: float) -> None:
         """Give back all that is left of a charge, whose mark is not used again."""
         tat = self.tat
-        if mark[0] != tat or (self.refunds is not None and self.refunds.seen(tat)):
+        if mark[0] < tat or (self.refunds is not None and self.refunds.seen(tat)):
             self._give_back(amount, mark, now)
             return
         # Nobody came after it, so it is taken off the sum as if it had never been: no trace is left of who tried in vain.

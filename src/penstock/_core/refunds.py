@@ -54,6 +54,7 @@ class Refunds:
 
     def give(self, amount: float, mark: float, tat: float, refill: float) -> float:
         """Give back up to `amount` of the charge after which `tat` was `mark`; return how much that is."""
+        mark = min(mark, tat)  # the latest may be off by what rounding left when a later one was undone
         self._look(tat, refill)
         # Mostly it has just been charged, and its mark alone says that all of it is missing.
         back = amount if mark - refill >= amount else self._possible(amount, mark, tat, refill)
