@@ -69,6 +69,20 @@ def test_by_default_nothing_comes_back_and_nothing_is_kept_or_changed():
     assert (meter.held, meter.calendar) == (False, False)
 
 
+class Packed(Log):
+    """One that can be put away, and knows when it need not be kept."""
+
+    def unpack(self, packed):
+        self.log = packed
+
+    def idle(self, now):
+        return self.left(now) == 3
+
+
+def test_what_was_put_away_is_idle_when_it_would_be_if_it_had_not_been():
+    assert [Packed().idle_as([(0.0, 2)], now) for now in (0.0, 9.9, 10.0)] == [False, False, True]
+
+
 @pytest.mark.parametrize(("heard", "charged"), [(4, []), (3, []), (2.5, [0.5]), (-1, [4])])
 def test_hearsay_charges_what_is_missing_and_nothing_else(heard, charged):
     meter = Log()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from penstock import Rate, calendar, in_flight, sliding
 from penstock._core.line import Line, Waiting
 from penstock._core.meter import Meter
-from penstock._core.turns import Slot, admit, charge, charge_if_ready, could_go, give_back, ready_at, ready_behind
+from penstock._core.turns import Slot, admit, charge, charge_if_ready, could_go, give_back, ready_at, ready_behind, undo
 
 SAME = 1e-7
 
@@ -281,13 +281,14 @@ def test_another_limit_of_the_same_kind_goes_on_and_one_of_another_kind_takes_ov
     assert slot.throughput == 8
 
 
-def test_a_slot_like_another_has_its_limit_and_nothing_used():
-    slot = Slot("tokens", Rate(10, 2.0), "tokens (10/2s)")
+@pytest.mark.parametrize("limit", [Rate(10, 2.0), sliding(10, 2.0)])
+def test_a_slot_like_another_has_its_limit_and_nothing_used(limit):
+    slot = Slot("tokens", limit, "tokens (10/2s)")
     charge(((slot, 6.0),), 0.0)
     slot.paused_until = 9.0
     slot.queued = 3.0
     twin = Slot.like(slot)
-    assert (twin.unit, twin.label, twin.limit, twin.throughput) == ("tokens", "tokens (10/2s)", Rate(10, 2.0), 5.0)
+    assert (twin.unit, twin.label, twin.limit, twin.throughput) == ("tokens", "tokens (10/2s)", limit, 5.0)
     assert (twin.queued, twin.paused_until, twin.meter.level(0.0)) == (0.0, -math.inf, 10)
 
 
@@ -376,6 +377,8 @@ def test_each_charge_has_its_mark():
     marks = charge(charges, 0.0)
     with pytest.raises(ValueError, match="zip"):
         give_back(charges, marks[:1], 0.0)
+    with pytest.raises(ValueError, match="zip"):
+        undo(charges, marks[:1], 0.0)
 
 
 def test_who_waits_for_two_places_is_not_starved_by_those_who_need_one():
