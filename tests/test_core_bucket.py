@@ -253,6 +253,7 @@ def test_refunds_are_remembered_by_their_marks_until_they_can_help_nobody():
     for mark, amount in ((10.0, 3.0), (20.0, 4.0), (15.0, 5.0), (10.0, 1.0)):
         returned.add(mark, amount, 0.0)
     assert [returned.of_later_than(mark) for mark in (9.0, 10.0, 12.0, 15.0, 20.0)] == [13, 9, 9, 4, 0]
+    assert returned._marks == [10, 15, 20], "two of one charge are one"
     assert [returned.of_any_since(mark) for mark in (9.0, 20.0, 20.5)] == [True, True, False]
     returned.add(20.0, 1.0, 23.5)
     assert returned.of_later_than(0.0) == 14
@@ -583,6 +584,34 @@ def test_what_is_undone_was_never_there_and_never_more(limit, steps):
         assert bucket.level(now) <= exact + 1e-6
         if latest_first:
             assert bucket.level(now) == pytest.approx(float(exact), abs=1e-6)
+
+
+def test_what_is_undone_out_of_turn_does_not_make_a_later_call_younger():
+    """Else it could give back what has been refilled, as if it had been charged in place of the one before it."""
+    bucket = Bucket(Rate(1, 1.0, 10))
+    first, second = bucket.charge(5, 0.0), bucket.charge(3, 0.0)
+    bucket.undo(5, first, 0.0)
+    assert bucket.level(0.0) == 7
+    bucket.charge(10, 4.0)
+    bucket.give_back(3, second, 4.0)
+    assert bucket.level(4.0) == 0
+    bucket = Bucket(Rate(1, 1.0, 10))
+    mark = bucket.charge(6, 0.0)
+    bucket.give_back(2, mark, 0.0)
+    bucket.undo(4, mark, 0.0)
+    assert bucket.level(0.0) == 10, "of one of which a part had come back before"
+
+
+@pytest.mark.parametrize("begin", [0.0, 1e7])
+def test_the_latest_is_taken_off_as_if_it_had_never_been(begin):
+    """Ten thousand times over, with what rounding took from it; and nothing is remembered of it."""
+    bucket = Bucket(Rate(1, 1.0, 1_000))
+    bucket.charge(0.1, begin)
+    for number in range(10_000):
+        cost = (1 + number % 89) / 100
+        bucket.undo(cost, bucket.charge(cost, begin), begin)
+    assert bucket.level(begin) == pytest.approx(999.9, abs=5e-9)
+    assert bucket.returned is None
 
 
 @pytest.mark.parametrize("cost", [1, 0.1])
