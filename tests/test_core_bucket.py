@@ -199,83 +199,6 @@ def test_refunds_never_lift_it_above_what_it_would_be_without_the_calls(burst, p
         assert excess(limit, [(at, amount) for at, amount in history]) <= Fraction(1, 10**6)
 
 
-
-
-
-@given(
-    costs=st.lists(st.integers(1, 50), min_size=1, max_size=40),
-    order=st.randoms(use_true_random=False),
-    parts=st.lists(SHARES, min_size=40, max_size=40),
-    spread=st.sampled_from([0.0, 0.01, 1.0]),
-)
-def test_what_is_given_back_in_time_comes_back_exactly_in_whatever_order(costs, order, parts, spread):
-    """Fifty calls that fail to connect are cancelled as it happens, not the latest first: two thirds came back then."""
-    bucket = Bucket(Rate(1, 1.0, 50 * 40 + 40))
-    out = [(cost, bucket.charge(cost, spread * number)) for number, cost in enumerate(costs)]
-    now = spread * len(costs)
-    order.shuffle(out)
-    kept = 0
-    for (cost, mark), part in zip(out, parts, strict=False):
-        back = round(part * cost)
-        kept += cost - back
-        if order.random() < 0.5:
-            bucket.give_back(back, mark, now)
-        else:  # in two steps
-            bucket.give_back(back // 2, mark, now)
-            bucket.give_back(back - back // 2, mark, now)
-    exact = bucket.burst - max(0.0, kept - now)
-    assert exact - min(now, sum(costs)) - 1e-6 <= bucket.level(now) <= exact + 1e-6
-    if not spread:
-        assert bucket.level(now) == exact
-
-
-def test_of_very_many_refunds_a_little_is_lost_and_nothing_is_kept_for_ever():
-    bucket, order = Bucket(Rate(1, 1.0, 5_000)), random.Random(1)
-    out = [bucket.charge(1, 0.0) for _ in range(5_000)]
-    order.shuffle(out)
-    for mark in out:
-        bucket.give_back(1, mark, 0.0)
-        assert len(bucket.returned._marks) <= 256
-    assert 0.99 * 5_000 <= bucket.level(0.0) <= 5_000
-    mark = bucket.charge(1_000, 0.0)
-    for _ in range(1_000):  # of one call, bit by bit
-        bucket.give_back(1, mark, 0.0)
-    assert len(bucket.returned._marks) <= 256
-    late = bucket.charge(1, 10_000.0)
-    bucket.give_back(1, late, 10_000.0)
-    assert len(bucket.returned._marks) == 1
-
-
-def test_refunds_are_remembered_by_their_marks_until_they_can_help_nobody():
-    """A refund counts for all charges before it, as long as one of them is not refilled yet."""
-    returned = _Returned()
-    assert not returned.of_any_since(0.0)
-    for mark, amount in ((10.0, 3.0), (20.0, 4.0), (15.0, 5.0), (10.0, 1.0)):
-        returned.add(mark, amount, 0.0)
-    assert [returned.of_later_than(mark) for mark in (9.0, 10.0, 12.0, 15.0, 20.0)] == [13, 9, 9, 4, 0]
-    assert returned._marks == [10, 15, 20], "two of one charge are one"
-    assert [returned.of_any_since(mark) for mark in (9.0, 20.0, 20.5)] == [True, True, False]
-    returned.add(20.0, 1.0, 23.5)
-    assert returned.of_later_than(0.0) == 14
-    returned.add(20.0, 0.5, 24.5)
-    assert returned.of_later_than(0.0) == 10.5, "all before the first is refilled: 10 and 14.5 that came back"
-    returned.add(20.0, 0.0, 25.4)
-    assert returned.of_later_than(0.0) == 10.5
-    returned.add(20.0, 0.0, 25.5)
-    assert returned.of_later_than(0.0) == 0
-
-
-def test_of_too_many_refunds_neighbours_count_as_the_earlier_one():
-    returned = _Returned()
-    for number in range(256):
-        returned.add(1_000.0 + number, 1.0, 0.0)
-    assert [returned.of_later_than(1_000.0 + number) for number in (0, 100, 255)] == [255, 155, 0]
-    returned.add(1_256.0, 3.0, 0.0)
-    assert [returned.of_later_than(1_000.0 + number) for number in (-1, 0, 1, 2, 3, 254, 255, 256)] == [
-        *(259, 257, 257, 255, 255, 3, 3, 0)
-    ]
-
-
 def test_a_fresh_bucket_is_a_new_one():
     bucket = used_and_given_back(Rate(3, 2.0, 10, overdraft=True), 5.0)
     for name in Bucket.__slots__:
@@ -392,7 +315,7 @@ def test_what_is_packed_goes_on_as_if_nobody_had_put_it_away(limit, cost, back, 
     later = begin + ages[0] + ages[1]
     grain = 1e-6 + later * limit.rate * 2**-48
     assert other.level(later) == pytest.approx(bucket.level(later), abs=grain)
-    assert (other.rounding, other.returned) == (0, None)
+    assert (other.rounding, other.refunds) == (0, None)
 
 
 @pytest.mark.parametrize("begin", [0.0, 1e6])
@@ -611,7 +534,7 @@ def test_the_latest_is_taken_off_as_if_it_had_never_been(begin):
         cost = (1 + number % 89) / 100
         bucket.undo(cost, bucket.charge(cost, begin), begin)
     assert bucket.level(begin) == pytest.approx(999.9, abs=5e-9)
-    assert bucket.returned is None
+    assert bucket.refunds is None
 
 
 @pytest.mark.parametrize("cost", [1, 0.1])
