@@ -5,6 +5,7 @@ Time is in `penstock.testing`: a test that waits asks for its `virtual_time` fix
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -14,6 +15,12 @@ settings.register_profile("local", deadline=None, max_examples=60)
 settings.register_profile("ci", deadline=None, max_examples=60, derandomize=True, print_blob=True)
 settings.register_profile("long", deadline=None, max_examples=5_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "local"))
+
+
+def pytest_collection_finish():
+    """Let the many tests that collect garbage look at their own, and not at all that was imported: it takes them a tenth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(
