@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from heapq import heappop, heappush
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from penstock import Rate
 from penstock._core import refunds
 from penstock._core.bucket import Bucket
+from penstock._core.refunds import Refunds
 
 
 class Remembered:
@@ -134,3 +136,68 @@ def test_once_it_was_full_nothing_is_remembered_of_before():
         for _ in range(9):
             bucket.give_back(5, bucket.charge(10, start), start)
         assert len(bucket.refunds._until) == 9
+
+
+def remembered(of):
+    return list(zip(of._until, of._least, of._flowed, of._returned, strict=True))
+
+
+def test_a_refund_divides_the_stretch_of_its_charge_and_lowers_what_was_missed_after_it():
+    of = Refunds()
+    assert of.give(1.0, 10.0, 10.0, 5.0) == 1.0
+    assert remembered(of) == [(10, -math.inf, 5, 1)]
+    assert (of.seen(10.0), of.seen(10.5)) == (True, False)
+    assert of.give(0.5, 60.0, 100.0, 6.0) == 0.5
+    assert remembered(of) == [(10, -math.inf, 5, 1), (60, 4, 5, 0.5), (100, 3.5, 5, 0)]
+    assert of.give(2.0, 60.0, 100.0, 6.5) == 2.0, "of the same charge, with no other in between"
+    assert remembered(of) == [(10, -math.inf, 5, 1), (60, 4, 5, 2.5), (100, 1.5, 5, 0)]
+    assert of.give(30.0, 60.0, 150.0, 58.5) == 30.0, "by the stretches alone: of its mark, 1.5 is left"
+    assert remembered(of) == [(10, -math.inf, 5, 1), (60, 4, 5, 32.5), (100, -28.5, 5, 0), (150, 11.5, 55, 0)]
+    assert of.give(30.0, 60.0, 150.0, 88.5) == 11.5, "as much as was missed at least in the stretches since"
+    assert of.give(30.0, 60.0, 150.0, 100.0) == 0
+    assert of.give(30.0, 120.0, 150.0, 100.0) == 20.0, "by its mark, which tells more than the stretch that it is in"
+    assert of.give(40.0, 140.0, 160.0, 125.0) == 20.0, "by its mark in the one stretch, and by the other"
+    assert of.give(30.0, 160.0, 160.0, 155.0) == 5.0, "no more than is missed now"
+
+
+def test_what_was_given_back_of_later_charges_counts_for_the_earlier_ones():
+    of = Refunds()
+    for mark, amount in ((20.0, 4.0), (30.0, 5.0), (20.0, 1.0)):
+        assert of.give(amount, mark, 30.0, of._total) == amount
+    assert of.give(9.0, 10.0, 30.0, 10.0) == 9.0, "as much as it has flowed in, but all of that came from the others"
+
+
+def test_what_was_missed_before_a_charge_is_of_no_matter_to_it():
+    of = Refunds()
+    of.give(1.0, 10.0, 10.0, 0.0)
+    of.give(1.0, 20.0, 20.0, 9.5)
+    assert of._least == [-math.inf, 0.5]
+    of.give(1.0, 30.0, 100.0, 15.0)
+    of.give(1.0, 30.0, 150.0, 60.0)
+    assert of.give(10.0, 30.0, 160.0, 90.0) == 10.0
+
+
+def test_once_it_may_have_been_full_nothing_is_remembered_of_before():
+    of = Refunds()
+    of.give(1.0, 10.0, 10.0, 5.0)
+    of.give(1.0, 30.0, 30.0, 10.0)
+    assert remembered(of) == [(30, 0, 9, 1)]
+    of.give(1.0, 60.0, 60.0, 29.0)
+    assert len(remembered(of)) == 2
+
+
+def test_neighbours_are_taken_together_and_help_fewer(monkeypatch):
+    monkeypatch.setattr(refunds, "_MOST", 4)
+    of = Refunds()
+    for mark in (10.0, 11.0, 40.0, 90.0):
+        of.give(1.0, mark, 90.0, of._total)
+    assert [(until, returned) for until, *_, returned in remembered(of)] == [(10, 1), (11, 1), (40, 1), (90, 1)]
+    of.give(1.0, 41.0, 90.0, of._total)
+    assert remembered(of) == [(41, -math.inf, 0, 1), (90, -math.inf, 0, 1)], (
+        "what came back of 10, 11 and 40 helps nobody"
+    )
+    for mark in (60.0, 61.0, 20.0):
+        of.give(1.0, mark, 90.0, of._total)
+    assert [(until, returned) for until, *_, returned in remembered(of)] == [(41, 2), (61, 1), (90, 1)], (
+        "60 counts as 41"
+    )

@@ -71,13 +71,8 @@ class Refunds:
         if tat <= self._seen:
             return
         least = self._seen - refill
-        if least <= 0 and self._until:
-            helped, most = 0.0, -math.inf
-            for until, returned in zip(reversed(self._until), reversed(self._returned), strict=True):
-                helped += returned
-                most = max(most, until + helped)
-            if most <= refill:  # it may have been full in between, so nothing comes back of anything before
-                self._until, self._least, self._flowed, self._returned = [], [], [], []
+        if least <= 0:  # it may have been full in between, so nothing comes back of anything before
+            self._until, self._least, self._flowed, self._returned = [], [], [], []
         self._until.append(tat)
         self._least.append(least)
         self._flowed.append(refill - self._total)
@@ -90,11 +85,8 @@ class Refunds:
         left = mark - self._total + sum(self._returned[first:])  # of the charge itself, less what has flowed in
         # In the stretches before this one it is enough, by the mark alone.
         first = max(first, bisect_right(self._flowed, left - back))
-        least = self._least
-        if first < len(least) and min(least[first:]) < back:
-            for at in range(first, len(least)):
-                back = min(back, max(least[at], left - self._flowed[at]))
-        return max(0.0, back)
+        stretches = zip(self._least[first:], self._flowed[first:], strict=True)
+        return max(0.0, min([back, *(max(least, left - flowed) for least, flowed in stretches)]))
 
     def _remember(self, back: float, mark: float) -> None:
         until, least, returned = self._until, self._least, self._returned
