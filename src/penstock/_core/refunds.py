@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from itertools import groupby
 
 __all__ = ["Refunds"]
 
@@ -85,8 +86,9 @@ class Refunds:
         left = mark - self._total + sum(self._returned[first:])  # of the charge itself, less what has flowed in
         # In the stretches before this one it is enough, by the mark alone.
         first = max(first, bisect_right(self._flowed, left - back))
-        stretches = zip(self._least[first:], self._flowed[first:], strict=True)
-        return max(0.0, min([back, *(max(least, left - flowed) for least, flowed in stretches)]))
+        for at in range(first, len(self._least)):
+            back = min(back, max(self._least[at], left - self._flowed[at]))
+        return max(0.0, back)
 
     def _remember(self, back: float, mark: float) -> None:
         until, least, returned = self._until, self._least, self._returned
@@ -106,23 +108,17 @@ class Refunds:
 
     def _merge(self) -> None:
         """Take neighbours together, so that about half as many are left, as far apart as each other."""
-        begin = self._until[0]
-        step = (self._until[-1] - begin) / (_MOST // 2)
-        merged = Refunds()
-        cell = -1
-        for until, least, flowed, returned in zip(self._until, self._least, self._flowed, self._returned, strict=True):
-            if int((until - begin) / step) == cell:
-                # What was given back in the middle counts as given back before it all: so it helps fewer.
-                if len(merged._until) > 1:
-                    merged._returned[-2] += merged._returned[-1]
-                merged._until[-1], merged._flowed[-1], merged._returned[-1] = until, flowed, returned
-                merged._least[-1] = min(least, merged._least[-1])
-            else:
-                cell = int((until - begin) / step)
-                merged._until.append(until)
-                merged._least.append(least)
-                merged._flowed.append(flowed)
-                merged._returned.append(returned)
-        self._until, self._least, self._flowed, self._returned = (
-            merged._until, merged._least, merged._flowed, merged._returned,
-        )  # fmt: skip
+        until, begin = self._until, self._until[0]
+        step = (until[-1] - begin) / (_MOST // 2)
+        ends: list[int] = []
+        least: list[float] = []
+        returned: list[float] = []
+        for _, neighbours in groupby(range(len(until)), key=lambda at: int((until[at] - begin) / step)):
+            *others, end = neighbours
+            if ends:  # what was given back in the middle counts as given back before it all: so it helps fewer
+                returned[-1] += sum(self._returned[at] for at in others)
+            ends.append(end)
+            least.append(min(self._least[at] for at in (*others, end)))
+            returned.append(self._returned[end])
+        self._until, self._flowed = [until[end] for end in ends], [self._flowed[end] for end in ends]
+        self._least, self._returned = least, returned
