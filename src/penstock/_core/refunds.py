@@ -45,11 +45,12 @@ class Refunds:
 
     __slots__ = ("_flowed", "_least", "_returned", "_seen", "_total", "_until")
 
+    _until: list[float]  # `tat` at its end: what has a mark up to there was charged in it, or before
+    _least: list[float]  # what the bucket missed at least, right before each of its charges
+    _flowed: list[float]  # what had flowed in by its end, refunds left out
+    _returned: list[float]  # what was given back of the charge at its end
+
     def __init__(self) -> None:
-        self._until: list[float] = []  # `tat` at its end: what has a mark up to there was charged in it, or before
-        self._least: list[float] = []  # what the bucket missed at least, right before each of its charges
-        self._flowed: list[float] = []  # what had flowed in by its end, refunds left out
-        self._returned: list[float] = []  # what was given back of the charge at its end
         self._seen = -math.inf  # `tat` at the last look
         self._total = 0.0  # all that was ever given back
 
@@ -72,7 +73,7 @@ class Refunds:
         if tat <= self._seen:
             return
         least = self._seen - refill
-        if least <= 0:  # it may have been full in between, so nothing comes back of anything before
+        if least <= 0:  # the first look, or it may have been full in between: nothing comes back of anything before
             self._until, self._least, self._flowed, self._returned = [], [], [], []
         self._until.append(tat)
         self._least.append(least)
