@@ -170,11 +170,14 @@ def add_replica(binary, primary):
 
 
 def follows(replica, primary):
-    """Whether what `primary` writes is seen on `replica`, which begins up to a second after both say that they are connected."""
+    """Whether what `primary` writes is seen on `replica`, which begins up to a second after that says that it is connected.
+
+    That there are keys is not enough: they may be of the copy that it began with, after which nothing has come yet.
+    """
     for number in range(100):  # of a cluster's keys, a third is this primary's
         if primary.command("SET", f"probe-{number}", 1, "EX", 60).startswith(b"+OK"):
             break
-    return replica.command("DBSIZE") != b":0\r\n"
+    return b"state=online" in primary.command("INFO", "replication") and replica.command("DBSIZE") != b":0\r\n"
 
 
 def _add_slots(server, first, last):
