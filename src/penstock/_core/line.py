@@ -294,9 +294,8 @@ class Line:
     def take_in(self, other: Line) -> list[Waiting]:
         """Let all of another line in, in the order in which they arrived there; return them."""
         everybody = sorted(other, key=lambda waiting: waiting.number)
-        for (
-            waiting
-        ) in everybody:  # all, before one joins: the last to leave a line clears what is asked for of its limits
+        # All of them, before one joins: the last to leave a line clears what is asked for of its limits.
+        for waiting in everybody:
             other.leave(waiting)
         for waiting in everybody:
             self.join(waiting, waiting.arrived)
