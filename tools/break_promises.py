@@ -42,7 +42,7 @@ BREAKS = (
     Break(
         2,
         "what was charged before a limit that is not ready stays charged",
-        (("_core/turns.py", "give_back(charges[: len(marks)], marks, now)", "pass"),),
+        (("_core/turns.py", "undo(charges[: len(marks)], marks, now)", "pass"),),
         ("test_promises.py::test_who_waits_for_one_limit_has_taken_nothing_of_another[{loop}]",),
     ),
     Break(
@@ -63,7 +63,7 @@ BREAKS = (
     Break(
         5,
         "a grant is not undone when its owner is cancelled",
-        (("_gate.py", "            give_back(waiter.charges, waiter.marks, now)  #", "            #"),),
+        (("_gate.py", "            undo(waiter.charges, waiter.marks, now)  #", "            #"),),
         (GIVING_UP,),
     ),
     Break(
@@ -75,7 +75,7 @@ BREAKS = (
     Break(
         6,
         "a refund is cut off at the capacity, and nothing else",
-        (("_core/bucket.py", "min(amount, mark[0] - refill)", "min(amount, self.tat - refill)"),),
+        (("_core/refunds.py", "back = amount if mark - refill >= amount else ", "back = max(0.0, min(amount, tat - refill)) or "),),
         (RANDOM, "test_limiter.py::test_a_refund_after_an_overflow_gives_nothing[{loop}]"),
     ),
     Break(
@@ -93,7 +93,7 @@ BREAKS = (
     Break(
         8,
         "a call that ends is given back",
-        (("_calls.py", "entered.pop(index)[1].close()", "entered.pop(index)[1].cancel()"),),
+        (("_calls.py", "mine.pop().close()", "mine.pop().cancel()"),),
         ("test_limiter.py::test_failed_calls_stay_charged[{loop}]",),
     ),
     Break(
