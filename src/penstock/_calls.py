@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -195,8 +196,10 @@ class Use:
         return f"{self._limiter!r}({text})"
 
 
-_late: list[tuple[object, Call, Permit]] = []
-"""Who has entered which plain call that holds places by now, and what to close when it is left: nearly always nothing."""
+_late: list[tuple[object, Call, Permit]] | None = None
+"""Who has entered which plain call that holds places by now, and what to close when it is left. None, nearly always: nobody."""
+
+_late_lock = threading.Lock()
 
 
 class Call(Permit):
@@ -246,28 +249,33 @@ class Call(Permit):
         return self._to_close(permit) if holds else permit
 
     def _to_close(self, permit: Permit) -> Permit:
-        _late.append((who_am_i(), self, permit))
+        global _late
+        with _late_lock:
+            _late = [*(_late or ()), (who_am_i(), self, permit)]
         return permit
 
     def _close(self) -> None:
         """End the permit that this task, or thread, has entered this call with last, if it holds places."""
+        global _late
         me = who_am_i()
-        for entry in reversed(_late.copy()):
-            if entry[0] == me and entry[1] is self:
-                _late.remove(entry)
-                entry[2].close()
-                return
+        with _late_lock:
+            late = _late or []
+            mine = next((entry for entry in reversed(late) if entry[0] == me and entry[1] is self), None)
+            if mine is not None:
+                _late = [entry for entry in late if entry is not mine] or None
+        if mine is not None:
+            mine[2].close()
 
     def __enter__(self) -> Permit:
         permit = self._limiter._acquire_in_thread(self._given())
         return self._to_close(permit) if self._limiter._has_places() else permit
 
     def __exit__(self, kind: object, error: object, trace: object, /) -> None:
-        if _late:
+        if _late is not None:  # else nothing is held, so there is nothing to give back
             self._close()
 
     async def __aexit__(self, kind: object, error: object, trace: object, /) -> None:
-        if _late:  # else nothing is held, so there is nothing to give back
+        if _late is not None:
             self._close()
 
     def __call__(self, function: F, /) -> F:
@@ -278,24 +286,22 @@ class Call(Permit):
 class CallOfOne(Call):
     """`limiter(tokens=5)` with one bucket."""
 
-    __slots__ = ("_tat", "_terms")
+    __slots__ = ("_tat",)
 
-    _terms: Any  # the limiter's at the grant: they may be others when somebody asks for the marks
     _tat: float
 
     async def __aenter__(self) -> Permit:
         limiter = self._limiter
-        take, release = limiter._take_lock, limiter._release_lock
+        take, release = limiter._locking
         take()  # half the time of `with`
         try:
-            bucket = limiter._first
+            bucket, _ = limiter._buckets
             now = clock.now()
             refill = now * bucket.rate + bucket.offset
             tat = bucket.tat
             tat = (refill if tat < refill else tat) + self._amount
             if tat - bucket.ceiling <= refill and not limiter._gate.busy and self._granted_at is None:
                 bucket.tat = self._tat = tat
-                self._terms = limiter._terms
                 limiter._granted += 1
                 self._granted_at = now
                 return self
@@ -316,7 +322,7 @@ class CallOfOne(Call):
 
     def _reveal(self) -> None:
         if not hasattr(self, "_charges"):
-            slot, meter = self._terms
+            slot, meter, *_ = self._limiter._terms
             self._charges = ((slot, self._amount),)
             self._marks = [(meter, (self._tat, self._granted_at))]
             self._ended = True
@@ -325,19 +331,17 @@ class CallOfOne(Call):
 class CallOfTwo(Call):
     """`limiter(tokens=5)` with two buckets, the first of which has a default cost."""
 
-    __slots__ = ("_tat1", "_tat2", "_terms")
+    __slots__ = ("_tat1", "_tat2")
 
-    _terms: Any
     _tat1: float
     _tat2: float
 
     async def __aenter__(self) -> Permit:
         limiter = self._limiter
-        take, release = limiter._take_lock, limiter._release_lock
+        take, release = limiter._locking
         take()
         try:
-            first = limiter._first
-            second = limiter._second
+            first, second = limiter._buckets
             now = clock.now()
             refill1 = now * first.rate + first.offset
             tat1 = first.tat
@@ -353,7 +357,6 @@ class CallOfTwo(Call):
             ):
                 first.tat = self._tat1 = tat1
                 second.tat = self._tat2 = tat2
-                self._terms = limiter._terms
                 limiter._granted += 1
                 self._granted_at = now
                 return self
@@ -374,7 +377,7 @@ class CallOfTwo(Call):
 
     def _reveal(self) -> None:
         if not hasattr(self, "_charges"):
-            first, meter1, second, meter2, cost = self._terms
+            first, meter1, second, meter2, cost = self._limiter._terms
             self._charges = ((first, cost), (second, self._amount))
             self._marks = [(meter1, (self._tat1, self._granted_at)), (meter2, (self._tat2, self._granted_at))]
             self._ended = True

@@ -374,7 +374,7 @@ class SharedLimiter(Limiter):
 
     def _try_here(self, charges: Charges) -> SharedPermit | None:
         """The permit, if enough is held here and nobody waits for it."""
-        self._take_lock()
+        self._lock.acquire()
         try:
             desk: Any = self._gate
             if desk.into is not None:
@@ -392,7 +392,7 @@ class SharedLimiter(Limiter):
                     holding.low = 0.0  # say it once
                     self._courier.post(("hungry", desk))
         finally:
-            self._release_lock()
+            self._lock.release()
         if self._on_event is not None:
             tell(self._on_event, Granted(self.name, cost_of(charges), 0.0))
         return SharedPermit._of_lease(self, charges, shares, now)

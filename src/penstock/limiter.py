@@ -162,15 +162,16 @@ class Limiter:
 
     __slots__ = (
         "__weakref__",
+        "_buckets",
         "_cancelled",
         "_enforce",
         "_entered",
         "_expires",
-        "_first",
         "_gate",
         "_granted",
         "_holds",
         "_lock",
+        "_locking",
         "_max_waiting",
         "_on_event",
         "_parts",
@@ -178,12 +179,9 @@ class Limiter:
         "_plain_cost",
         "_plain_unit",
         "_refused",
-        "_release_lock",
         "_remembered",
-        "_second",
         "_slots",
         "_store",
-        "_take_lock",
         "_terms",
         "_units",
         "_version",
@@ -202,9 +200,8 @@ class Limiter:
     _plain: type[Call] | None
     _plain_unit: str
     _plain_cost: float
-    _first: Bucket
-    _second: Bucket
-    _terms: tuple[Any, ...]  # what `_first` and `_second` are the meters of: for plain permits to look up later
+    _buckets: tuple[Bucket, Bucket]  # that plain calls are charged on
+    _terms: tuple[Any, ...]  # what plain calls are, or were, charged on
 
     def __new__(cls, *, store: Any = None, **_: Any) -> Limiter:
         """A limiter of the kind that `store` needs."""
@@ -293,8 +290,7 @@ class Limiter:
         self._parts = parts
         self._store = store
         self._lock = store.lock
-        self._take_lock = store.lock.acquire
-        self._release_lock = store.lock.release
+        self._locking = store.lock.acquire, store.lock.release  # with the lock itself, two attributes more to look up
         self._gate = parts[0].gate
         self._max_waiting = max_waiting
         self._enforce = bool(enforce)
@@ -302,6 +298,7 @@ class Limiter:
         self._granted = self._refused = self._cancelled = self._would_refuse = 0
         self._entered: Entered | None = None
         self._plain_unit, self._plain_cost = "", 0
+        self._terms = ()
         if like is None or parts[0].version != like._version:
             self._look_again()
         else:
@@ -314,20 +311,11 @@ class Limiter:
         self._units = self._parts[0].slots
         self._slots = slots = [slot for slots in self._units.values() for slot in slots]
         self._expires, self._holds = other._expires, other._holds
-        self._plain, self._plain_unit, self._plain_cost = other._plain, other._plain_unit, other._plain_cost
-        if self._plain is CallOfTwo and slots[0].unit == self._plain_unit:
-            slots.reverse()
-        if self._plain is not None:
-            self._set_terms(slots)
-
-    def _set_terms(self, slots: list[Slot]) -> None:
-        """Let plain calls be charged on these, one or two."""
-        first, last = slots[0], slots[-1]
-        self._first, self._second = first.meter, last.meter  # type: ignore[assignment]
-        if last is first:
-            self._terms = first, first.meter
-        else:
-            self._terms = first, first.meter, last, last.meter, self._plain_cost
+        self._plain = None
+        if other._plain is not None:
+            if slots[0].unit != other._slots[0].unit:
+                slots.reverse()
+            self._set_plain(other._plain, other._plain_unit, other._plain_cost, slots)
 
     def _look_again(self) -> None:
         """Read from the parts what is derived from them: after construction, and after a reconfiguration."""
@@ -347,26 +335,35 @@ class Limiter:
     def _choose_plain(self) -> None:
         """Find out whether calls can be written the short way, as `CallOfOne` or `CallOfTwo`."""
         self._plain = None
-        self._first = self._second = _NEVER_READY  # for calls that were made when it was plain, and are entered now
-        self._terms = ()
+        self._buckets = _NEVER_READY, _NEVER_READY  # for calls that were made when it was plain, and are entered now
         meters = [slot.meter for slot in self._slots]
         if self._on_event is not None or not self._enforce:
             return
         if not all(type(meter) is Bucket and not meter.overdraft for meter in meters):
             return
         if len(meters) == 1:
-            self._plain, (self._plain_unit,) = CallOfOne, self._units
-            default = self._default(self._plain_unit)
-            self._plain_cost = default or 0
-            self._set_terms(self._slots)
+            (unit,) = self._units
+            self._set_plain(CallOfOne, unit, self._default(unit) or 0, self._slots)
         elif len(meters) == len(self._units) == 2:
             given = [unit for unit in self._units if self._default(unit) is None]
             other = [unit for unit in self._units if isinstance(self._default(unit), int)]
             if len(given) == len(other) == 1 and self._default(other[0]):
-                self._plain, self._plain_unit = CallOfTwo, given[0]
-                self._plain_cost = float(self._default(other[0]))  # type: ignore[arg-type]  # faster than an int to add
-                self._slots = [*self._units[other[0]], *self._units[given[0]]]
-                self._set_terms(self._slots)
+                cost = float(self._default(other[0]))  # type: ignore[arg-type]  # faster than an int to add
+                self._set_plain(CallOfTwo, given[0], cost, [*self._units[other[0]], *self._units[given[0]]])
+
+    def _set_plain(self, kind: type[Call], unit: str, cost: float, slots: list[Slot]) -> None:
+        """Let plain calls be charged on these, one or two.
+
+        Once only. When they would be charged on something else after a reconfiguration, they take the general way for good: a plain
+        permit of before finds here what it was charged on, and need not write that down itself.
+        """
+        first, last = slots[0], slots[-1]
+        terms = first, first.meter, last, last.meter, cost if kind is CallOfTwo else 0
+        if self._terms and terms != self._terms:
+            return
+        self._terms = terms
+        self._plain, self._plain_unit, self._plain_cost, self._slots = kind, unit, cost, slots
+        self._buckets = first.meter, last.meter  # type: ignore[assignment]
 
     # What users call
 
@@ -467,7 +464,7 @@ class Limiter:
             ready, slot = gate.expected(charges, now)
             return Forecast(ready - now, self._blocker(slot, now))
         finally:
-            self._release_lock()
+            self._lock.release()
 
     def statistics(self) -> Statistics:
         """What was granted and refused so far, and how full each limit is now."""
@@ -489,7 +486,7 @@ class Limiter:
                 limits=self._levels(lambda slot: slot.meter.level(now)),
             )
         finally:
-            self._release_lock()
+            self._lock.release()
 
     def _levels(self, level: Callable[[Slot], float]) -> Mapping[str, LimitStatistics]:
         limits: dict[str, LimitStatistics] = {}
@@ -531,7 +528,7 @@ class Limiter:
                     slot.paused_until = max(slot.paused_until, until)
             gate.pause(until)
         finally:
-            self._release_lock()
+            self._lock.release()
         if self._on_event is not None:
             tell(self._on_event, Paused(self.name, seconds, units))
 
@@ -563,7 +560,7 @@ class Limiter:
             self._look_again()
             gate.refuse(self._never, now)
         finally:
-            self._release_lock()
+            self._lock.release()
         if self._on_event is not None:
             tell(self._on_event, Reconfigured(self.name, wanted))
 
@@ -717,7 +714,7 @@ class Limiter:
 
     def _lock_gate(self) -> Gate:
         """Take the lock; return the gate that these limits are behind now."""
-        self._take_lock()
+        self._lock.acquire()
         gate = self._gate
         if gate.into is not None:
             gate = self._gate = self._parts[0].gate
@@ -729,7 +726,7 @@ class Limiter:
         """Whether anything that is charged here must be given back; also if another limiter over these limits has changed that."""
         if self._gate.into is not None:
             self._lock_gate()
-            self._release_lock()
+            self._lock.release()
         return self._holds
 
     def _try(self, charges: Charges) -> Permit | None:
@@ -750,7 +747,7 @@ class Limiter:
             marks = charge(charges, now)
             self._granted += 1
         finally:
-            self._release_lock()
+            self._lock.release()
         if self._on_event is not None:
             if refused is not None:
                 tell(self._on_event, refused)
@@ -782,7 +779,7 @@ class Limiter:
                 elif parker is not None:
                     waiter.park_for = gate.turn(waiter, now)
         finally:
-            self._release_lock()
+            self._lock.release()
         if error is not None:
             if self._on_event is not None:
                 tell(self._on_event, Refused(self.name, cost_of(charges), error.retry_after, error.blocked_by))
@@ -974,7 +971,7 @@ class Limiter:
                         left = meter.level_after(left, mark, now)
                 meter.lower_to(left, now)
         finally:
-            self._release_lock()
+            self._lock.release()
         if self._on_event is not None:
             tell(self._on_event, Observed(self.name, dict(remaining), dict(reset)))
 

@@ -98,7 +98,7 @@ class Permit:
             if len(gate.line):
                 gate.run(now)
         finally:
-            limiter._release_lock()
+            limiter._lock.release()
         if limiter._on_event is not None:
             tell(limiter._on_event, Settled(limiter.name, dict(true_cost)))
 
@@ -141,7 +141,7 @@ class Permit:
             if len(gate.line):
                 gate.run(now)
         finally:
-            limiter._release_lock()
+            limiter._lock.release()
         if limiter._on_event is not None:
             tell(limiter._on_event, Cancelled(limiter.name, cost_of(charges)))
 
@@ -163,7 +163,7 @@ class Permit:
             if len(gate.line):
                 gate.run(now)
         finally:
-            limiter._release_lock()
+            limiter._lock.release()
 
     def observe(
         self, *, remaining: Mapping[str, float] | None = None, reset: Mapping[str, float] | None = None

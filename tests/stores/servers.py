@@ -170,14 +170,20 @@ def add_replica(binary, primary):
 
 
 def follows(replica, primary):
-    """Whether what `primary` writes is seen on `replica`, which begins up to a second after that says that it is connected.
+    """Whether what `primary` writes now is seen on `replica`, which begins up to a second after both say that they are connected.
 
-    That there are keys is not enough: they may be of the copy that it began with, after which nothing has come yet.
+    What is seen there before that is of the copy that it began with.
     """
+    new = time.monotonic_ns()
     for number in range(100):  # of a cluster's keys, a third is this primary's
-        if primary.command("SET", f"probe-{number}", 1, "EX", 60).startswith(b"+OK"):
+        if primary.command("SET", f"probe-{new}-{number}", 1, "EX", 60).startswith(b"+OK"):
             break
-    return b"state=online" in primary.command("INFO", "replication") and replica.command("DBSIZE") != b":0\r\n"
+    give_up = time.monotonic() + 0.2
+    while replica.command("DBSIZE") != primary.command("DBSIZE"):
+        if time.monotonic() > give_up:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def _add_slots(server, first, last):
