@@ -170,10 +170,15 @@ def add_replica(binary, primary):
 
 
 def follows(replica, primary):
-    """Whether what `primary` writes now is seen on `replica`, which begins up to a second after both say that they are connected.
+    """Whether what `primary` writes is seen on `replica`, which begins up to a second after both say that they are connected.
 
-    What is seen there before that is of the copy that it began with.
+    The first key may be of the copy that it begins with, and is there before anything follows; the second is not.
     """
+    return _arrives(replica, primary) and _arrives(replica, primary)
+
+
+def _arrives(replica, primary):
+    """Write a key that is new; return whether it arrives soon."""
     new = time.monotonic_ns()
     for number in range(100):  # of a cluster's keys, a third is this primary's
         if primary.command("SET", f"probe-{new}-{number}", 1, "EX", 60).startswith(b"+OK"):
