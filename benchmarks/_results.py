@@ -1,10 +1,11 @@
 """Run every benchmark, and write what they print to RESULTS.md, with the commands. Nothing in it is written by hand.
 
-python benchmarks/_results.py
+python benchmarks/_results.py [stores.py …]     all of them, or these again: what the others printed stays
 """
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,11 +19,21 @@ numbers of a shared machine are ratios, not speeds. "MISSED" says that a number 
 """
 
 
+def pages_of(results: str) -> dict[str, str]:
+    """What RESULTS.md says of each benchmark, by its file."""
+    pages = re.split(r"^(?=## `python benchmarks/)", results, flags=re.MULTILINE)[1:]
+    return {page.split("`")[1].rpartition("/")[2]: page.strip() + "\n" for page in pages}
+
+
 def main() -> int:
-    """Run them all, one after another. Returns 1 if one of them failed."""
+    """Run them one after another. Returns 1 if one of them failed."""
+    only, before = sys.argv[1:], pages_of(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     pages = [INTRO]
     failed = []
     for path in sorted(HERE.glob("[!_]*.py")):
+        if only and path.name not in only:
+            pages.append(before.get(path.name, f"## `python benchmarks/{path.name}`\n\n(not run)\n"))
+            continue
         print(f"== benchmarks/{path.name}", flush=True)
         lines = []
         with subprocess.Popen(

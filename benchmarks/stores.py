@@ -333,7 +333,8 @@ def redis_benchmark(where):
     done = subprocess.run(
         [tool, "-p", port, "-c", "50", "-n", "100000", "-q", "ping"], capture_output=True, text=True, check=False
     )
-    return f"redis-benchmark, 50 clients, PING: {done.stdout.strip().splitlines()[-1]}"
+    said = (done.stdout.strip() or done.stderr.strip() or "nothing").splitlines()[-1]
+    return f"redis-benchmark, 50 clients, PING: {said}"
 
 
 def speed_and_latency(options, where):
