@@ -34,9 +34,9 @@ from pathlib import Path
 from _report import table, where
 
 from penstock import Keyed, Limiter, clock, per_second
+from penstock._concurrency.parking import Parker
 from penstock._courier import Courier
 from penstock._desks import Slip
-from penstock._parking import Parker
 from penstock.stores import Store
 
 _path = Path(__file__).resolve().parent.parent / "tests" / "stores" / "admissions.py"

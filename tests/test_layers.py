@@ -22,17 +22,16 @@ ORDER = (
     "limits",
     "_core",
     "clock",
-    "_parking",
-    "_functions",  # what kind of function one decorates
-    "_hints",  # what the server asked for
-    "_verdicts",  # which errors count
+    "_concurrency",  # how a task or a thread waits and is woken
+    "_introspect",  # what kind of function one decorates
+    "_retry_after",  # what the server asked for
+    "_classify",  # which errors count
     "stores",
-    "_tasks",  # tasks that outlive the call which started them
     "_gate",  # the line in front of limits of this process
     "_desks",  # what the courier keeps books of
     "_leasing",  # grants out of what this process holds of a shared store
     "_courier",  # who carries what is asked to a shared store
-    "_given",  # what users write, read and checked
+    "_validation",  # what users write, read and checked
     "permit",
     "_calls",  # what limiter(...) is
     "limiter",

@@ -18,7 +18,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from penstock._functions import kind_of
+from penstock._introspect import kind_of
 from penstock.errors import AttemptTimeout, RateLimited, WouldBlock
 from penstock.events import AttemptStarted, GaveUp, RetryScheduled, Succeeded
 from penstock.retry import Attempt, Retry, _current, constant, current_attempt, exponential

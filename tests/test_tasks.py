@@ -8,7 +8,8 @@ import threading
 import anyio
 import pytest
 
-from penstock import _tasks, testing
+from penstock import testing
+from penstock._concurrency import tasks
 
 pytestmark = pytest.mark.anyio
 
@@ -28,9 +29,9 @@ async def value_after(seconds, value="value"):
 
 async def test_the_end_is_heard_once_with_the_value(virtual_time):
     heard = Heard()
-    task = _tasks.start(value_after, 1, landed=heard)
+    task = tasks.start(value_after, 1, landed=heard)
     assert not task.ended
-    await _tasks.join(task, task)
+    await tasks.join(task, task)
     assert task.ended
     assert heard.ends == [("value", None)]
 
@@ -43,16 +44,16 @@ async def test_any_error_is_handed_over_and_none_ends_the_loop(virtual_time, err
     if anyio_backend_name == "asyncio" and isinstance(error, KeyboardInterrupt):
         return  # asyncio itself ends its loop then, whoever may be listening
     heard = Heard()
-    await _tasks.join(_tasks.start(fail, landed=heard))
+    await tasks.join(tasks.start(fail, landed=heard))
     assert heard.ends == [(None, error)]
 
 
 async def test_a_cancellation_is_heard_and_is_no_exception(virtual_time):
     heard = Heard()
-    task = _tasks.start(value_after, 100, landed=heard)
+    task = tasks.start(value_after, 100, landed=heard)
     await anyio.sleep(1)
     task.cancel()
-    await _tasks.join(task)
+    await tasks.join(task)
     ((value, error),) = heard.ends
     assert value is None
     assert isinstance(error, BaseException)
@@ -62,21 +63,21 @@ async def test_a_cancellation_is_heard_and_is_no_exception(virtual_time):
 
 async def test_a_task_that_was_cancelled_before_it_began_is_heard_of_too(virtual_time):
     heard = Heard()
-    task = _tasks.start(value_after, 100, landed=heard)
+    task = tasks.start(value_after, 100, landed=heard)
     task.cancel()
-    await _tasks.join(task)
+    await tasks.join(task)
     assert len(heard.ends) == 1
     assert virtual_time.now() == 0
 
 
 async def test_who_listens_to_nothing_is_told_nothing(virtual_time):
-    await _tasks.join(_tasks.start(value_after, 1))
+    await tasks.join(tasks.start(value_after, 1))
 
 
 async def test_joining_waits_for_the_end_even_when_cancelled_and_is_cancelled_then(virtual_time):
-    task = _tasks.start(value_after, 10)
+    task = tasks.start(value_after, 10)
     with anyio.move_on_after(1) as scope:
-        await _tasks.join(task)
+        await tasks.join(task)
         await anyio.sleep(100)
     assert scope.cancelled_caught
     assert virtual_time.now() == 10
@@ -92,13 +93,13 @@ async def test_a_task_has_a_copy_of_its_starters_context(virtual_time):
 
     heard = Heard()
     who.set("the starter")
-    await _tasks.join(_tasks.start(ask, landed=heard))
+    await tasks.join(tasks.start(ask, landed=heard))
     assert heard.ends == [("the starter", None)]
     assert who.get() == "the starter"
 
 
 async def test_a_thread_can_have_something_called_in_the_loop(virtual_time):
-    task = _tasks.start(value_after, 100)
+    task = tasks.start(value_after, 100)
     threads = []
 
     def cancel():
@@ -106,7 +107,7 @@ async def test_a_thread_can_have_something_called_in_the_loop(virtual_time):
         task.cancel()
 
     await anyio.to_thread.run_sync(task.call_in_loop, cancel)
-    await _tasks.join(task)
+    await tasks.join(task)
     assert threads == [threading.get_ident()]
 
 
@@ -115,8 +116,8 @@ def test_nothing_is_called_in_a_loop_that_is_gone(backend):
     called = []
 
     async def main():
-        task = _tasks.start(value_after, 1)
-        await _tasks.join(task)
+        task = tasks.start(value_after, 1)
+        await tasks.join(task)
         return task
 
     task = testing.run(main, backend=backend)
@@ -129,7 +130,7 @@ def test_a_run_that_ends_cancels_what_it_still_runs(backend):
     heard = Heard()
 
     async def main():
-        _tasks.start(value_after, 100, landed=heard)
+        tasks.start(value_after, 100, landed=heard)
         await anyio.sleep(1)
 
     testing.run(main, backend=backend)
@@ -138,9 +139,9 @@ def test_a_run_that_ends_cancels_what_it_still_runs(backend):
 
 
 async def test_the_running_loop_is_told_apart_by_identity():
-    assert _tasks.running_loop() is _tasks.running_loop()
+    assert tasks.running_loop() is tasks.running_loop()
 
 
 def test_without_a_loop_there_is_none_to_tell():
     with pytest.raises(RuntimeError, match="no running event loop"):
-        _tasks.running_loop()
+        tasks.running_loop()

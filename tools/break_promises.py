@@ -116,8 +116,8 @@ BREAKS = (
         10,
         "a thread wakes a loop as if it were its own",
         (
-            ("_parking.py", "        if _running_asyncio_loop() is self._loop:\n            _finish", "        if True:\n            _finish"),
-            ("_parking.py", "        if trio.lowlevel.in_trio_run() and trio.lowlevel.current_trio_token() is self._token:", "        if True:"),
+            ("_concurrency/parking.py", "        if _running_asyncio_loop() is self._loop:\n            _finish", "        if True:\n            _finish"),
+            ("_concurrency/parking.py", "        if trio.lowlevel.in_trio_run() and trio.lowlevel.current_trio_token() is self._token:", "        if True:"),
         ),
         (
             "test_promises.py::test_a_place_given_back_by_a_thread_wakes_who_waits_in_a_loop[{loop}-close]",

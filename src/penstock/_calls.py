@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from penstock import clock
-from penstock._functions import kind_of, name_of, stream_inside
+from penstock._concurrency.parking import here, who_am_i
 from penstock._gate import Waiter
-from penstock._given import check_turn
-from penstock._parking import here, who_am_i
+from penstock._introspect import kind_of, name_of, stream_inside
+from penstock._validation import check_turn
 from penstock.errors import CostError
 from penstock.permit import Permit
 

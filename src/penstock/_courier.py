@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, WeakValueDictionary
 
 from penstock import clock
+from penstock._concurrency.parking import Parker, wake_all
 from penstock._core import ledger
 from penstock._core.bucket import Bucket
 from penstock._core.lease import Holding
@@ -47,7 +48,6 @@ from penstock._core.turns import Slot, ready_at
 from penstock._core.windows import CalendarWindow
 from penstock._desks import ANY, POLL, Account, Call, ChunkAsked, Desk, Return, SharedSlot, Slip
 from penstock._leasing import Leasing
-from penstock._parking import Parker, wake_all
 from penstock.errors import ConfigurationConflict, PenstockError, QueueFull, RateLimited, StoreError
 from penstock.events import StoreFound, StoreLost, tell
 from penstock.stores.alone import Alone

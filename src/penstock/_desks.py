@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from penstock import clock
+from penstock._concurrency.parking import Parker
 from penstock._core import lease as leases
 from penstock._core import ledger
 from penstock._core.bucket import Bucket
@@ -21,7 +22,6 @@ from penstock._core.places import Places
 from penstock._core.turns import Slot, meter_for
 from penstock._core.windows import CalendarWindow, Entry, SlidingWindow
 from penstock._gate import Gate, Part
-from penstock._parking import Parker
 from penstock.stores.contract import Terms
 
 if TYPE_CHECKING:

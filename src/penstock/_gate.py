@@ -21,11 +21,12 @@ from collections.abc import Callable, Hashable
 from typing import Protocol
 from weakref import WeakSet
 
-from penstock import _parking, clock
+from penstock import clock
+from penstock._concurrency import parking
+from penstock._concurrency.parking import Parker
 from penstock._core.line import Line, Waiting
 from penstock._core.turns import Charges, Marks, Slot, admit, could_go, ready_behind, undo
 from penstock._core.windows import CalendarWindow
-from penstock._parking import Parker
 from penstock.errors import PenstockError
 from penstock.limits import Limit
 
@@ -81,13 +82,13 @@ class Gate:
         self._post: Waiter | None = None
         self._alarm = math.inf  # for when the post has set its timer
         self._paused_until = -math.inf
-        self._forks = _parking.forks
+        self._forks = parking.forks
 
     def now(self) -> float:
         """The time, with the meters that follow the calendar told of it, and nobody in line who waits in another process."""
         now = clock.now()
-        if self._forks != _parking.forks:
-            self._forks = _parking.forks
+        if self._forks != parking.forks:
+            self._forks = parking.forks
             for waiting in list(self.line):
                 self.line.leave(waiting)
             self._post = None

@@ -17,6 +17,7 @@ import anyio.lowlevel
 
 from penstock import clock
 from penstock._calls import Call
+from penstock._concurrency.parking import Parker, ThreadParker, here, loop_running_here
 from penstock._core import lease as leases
 from penstock._core import ledger
 from penstock._core.bucket import Bucket
@@ -24,8 +25,7 @@ from penstock._core.lease import Share
 from penstock._core.turns import Charges, ready_at
 from penstock._courier import Courier, courier_of
 from penstock._desks import Account, Desk, SharedSlot, Slip
-from penstock._given import LimitLike, check_amount, check_heard, check_options, cost_of, read_limits, told_of
-from penstock._parking import Parker, ThreadParker, here, loop_running_here
+from penstock._validation import LimitLike, check_amount, check_heard, check_options, cost_of, read_limits, told_of
 from penstock.errors import RateLimited, Unsatisfiable, WouldBlock
 from penstock.events import Cancelled, Granted, Observed, Paused, Reconfigured, Refused, Settled, Waited, tell
 from penstock.keyed import Keyed

@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar
 
 from penstock import clock
 from penstock._core.aimd import Aimd
-from penstock._functions import kind_of, name_of
+from penstock._introspect import kind_of, name_of
 from penstock.limiter import Limiter
 from penstock.limits import Limit, Rate
 from penstock.stores.memory import MemoryStore

@@ -27,8 +27,9 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterat
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar, runtime_checkable
 
-from penstock import _parking, _tasks, clock
-from penstock._functions import check_plain
+from penstock import clock
+from penstock._concurrency import parking, tasks
+from penstock._introspect import check_plain
 from penstock.errors import MissingUnit, PenstockError, RateLimited, Unsatisfiable
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class Batcher(Generic[Item, Entry]):
             Exception: Whatever `send` or the limiter raised. All callers of one batch get the same object.
         """
         cost = None if self._cost is None else self._price(item)
-        loop = _tasks.running_loop()
+        loop = tasks.running_loop()
         lane: _Lane[Item, Entry] | None = getattr(self._here, "lane", None)
         if lane is None or lane.loop is not loop:
             # A thread runs one loop after another. What is left in the old lane is with its own tasks.
@@ -225,7 +226,7 @@ class _Caller(Generic[Item, Entry]):
         task = home.forget(self)
         if task is not None:
             task.cancel()
-            await _tasks.join(task)
+            await tasks.join(task)
 
 
 class _Lane(Generic[Item, Entry]):
@@ -236,9 +237,9 @@ class _Lane(Generic[Item, Entry]):
     def __init__(self, batcher: Batcher[Item, Entry], loop: object) -> None:
         self.batcher = batcher
         self.loop = loop
-        self.parker: Callable[[], _parking.Parker] = _parking.here
-        if isinstance(_parking.here(), _parking.AsyncioParker):  # what here() would find out for each item anew
-            self.parker = functools.partial(_parking.AsyncioParker, loop)  # type: ignore[arg-type]
+        self.parker: Callable[[], parking.Parker] = parking.here
+        if isinstance(parking.here(), parking.AsyncioParker):  # what here() would find out for each item anew
+            self.parker = functools.partial(parking.AsyncioParker, loop)  # type: ignore[arg-type]
         self.callers: deque[_Caller[Item, Entry]] = deque()  # and some who have left: their home is elsewhere
         self.waiting = 0
         self.changes = 0  # how often somebody has come or left, here or in a batch
@@ -259,7 +260,7 @@ class _Lane(Generic[Item, Entry]):
         elif full and self.open.parker is not None:
             self.open.parker.wake()
 
-    def forget(self, caller: _Caller[Item, Entry]) -> _tasks.OwnedTask | None:
+    def forget(self, caller: _Caller[Item, Entry]) -> tasks.OwnedTask | None:
         """Let one go who waits here. Returns the task that nobody waits for any more."""
         self.changes += 1
         self._count_out([caller])
@@ -323,13 +324,13 @@ class _Batch(Generic[Item, Entry]):
     def __init__(self, lane: _Lane[Item, Entry], callers: list[_Caller[Item, Entry]] | None = None) -> None:
         self.lane = lane
         self.callers = callers  # None while it is open
-        self.parker: _parking.Parker | None = None
-        self.task: _tasks.OwnedTask | None = None
+        self.parker: parking.Parker | None = None
+        self.task: tasks.OwnedTask | None = None
 
     def start(self) -> None:
-        self.task = _tasks.start(self._run, landed=self._landed)
+        self.task = tasks.start(self._run, landed=self._landed)
 
-    def forget(self, caller: _Caller[Item, Entry]) -> _tasks.OwnedTask | None:
+    def forget(self, caller: _Caller[Item, Entry]) -> tasks.OwnedTask | None:
         """Let one go who is in this batch. Returns the task that nobody waits for any more."""
         self.lane.changes += 1
         return None if self._present() else self.task
@@ -379,7 +380,7 @@ class _Batch(Generic[Item, Entry]):
     async def _gather(self) -> list[_Caller[Item, Entry]]:
         """Wait until the batch is full or its oldest caller has waited long enough."""
         lane = self.lane
-        self.parker = _parking.here()
+        self.parker = parking.here()
         while True:
             callers, full = lane.front(lane.batcher._max_cost)
             if full or not callers:

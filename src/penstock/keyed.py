@@ -20,7 +20,7 @@ from weakref import ref
 from penstock import clock
 from penstock._core.turns import Slot
 from penstock._gate import Gate, Part
-from penstock._given import LimitLike, read_limits
+from penstock._validation import LimitLike, read_limits
 from penstock.limiter import Limiter
 from penstock.limits import Limit
 from penstock.stores.memory import MemoryStore

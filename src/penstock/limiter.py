@@ -1,7 +1,7 @@
 """Limiter: several limits, charged together or not at all.
 
 This module turns what users write (`limiter(tokens=5)`, a decorator, a joint limiter) into charges, and what the gate answers
-into permits and errors. Who is next is decided in `_gate` and `_core`; how a task waits, in `_parking`; what can be done with
+into permits and errors. Who is next is decided in `_gate` and `_core`; how a task waits, in `_concurrency.parking`; what can be done with
 a call is in `_calls`, and with a permit in `permit`.
 """
 
@@ -20,12 +20,13 @@ import anyio.lowlevel
 
 from penstock import clock
 from penstock._calls import Call, CallOfOne, CallOfTwo, Entered, Settle, Use
+from penstock._concurrency.parking import Parker, ThreadParker, here, loop_running_here
 from penstock._core.bucket import Bucket
 from penstock._core.places import Hold, Places
 from penstock._core.turns import Charges, Slot, charge, ready_at
-from penstock._functions import users_line
 from penstock._gate import Gate, Part, Waiter
-from penstock._given import (
+from penstock._introspect import users_line
+from penstock._validation import (
     LimitLike,
     Shown,
     check_amount,
@@ -38,7 +39,6 @@ from penstock._given import (
     show_seconds,
     told_of,
 )
-from penstock._parking import Parker, ThreadParker, here, loop_running_here
 from penstock.errors import CostError, MissingUnit, QueueFull, RateLimited, UnknownUnit, Unsatisfiable, WouldBlock
 from penstock.events import (
     Cancelled,

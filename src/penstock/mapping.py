@@ -35,8 +35,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import anyio
 
-from penstock import _parking, _tasks
-from penstock._functions import check_plain
+from penstock._concurrency import parking, tasks
+from penstock._introspect import check_plain
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -191,7 +191,7 @@ class _Call:
 
     __slots__ = ("done", "task", "value", "work")
 
-    task: _tasks.OwnedTask
+    task: tasks.OwnedTask
     value: Any
 
     def __init__(self, work: _Work) -> None:
@@ -248,9 +248,9 @@ class _Work:
         """Items that were read, whose result was not handed over."""
         self.started = self.ended = self.failed = 0
 
-        self.reader: _tasks.OwnedTask | None = None
-        self.reader_parker: _parking.Parker
-        self.consumer_parker: _parking.Parker
+        self.reader: tasks.OwnedTask | None = None
+        self.reader_parker: parking.Parker
+        self.consumer_parker: parking.Parker
         self.reader_waits = self.consumer_waits = False
         self.exhausted = False
         self.stopped = False
@@ -264,9 +264,9 @@ class _Work:
     async def wait(self) -> None:
         """Until there may be something for the consumer."""
         if self.reader is None:
-            self.reader_parker = _parking.here()
-            self.consumer_parker = _parking.here()
-            self.reader = _tasks.start(self._read, landed=self._read_to_the_end)
+            self.reader_parker = parking.here()
+            self.consumer_parker = parking.here()
+            self.reader = tasks.start(self._read, landed=self._read_to_the_end)
         self.consumer_waits = True
         try:
             self.consumer_parker.rearm()
@@ -315,7 +315,7 @@ class _Work:
         if self.ordered:
             self.line.append(call)
         self.started += 1
-        call.task = _tasks.start(self.fn, item, landed=call.landed)
+        call.task = tasks.start(self.fn, item, landed=call.landed)
 
     async def _close_source(self) -> None:
         source, self.source = self.source, ()
@@ -367,7 +367,7 @@ class _Work:
         known = self.error
         self.stop()
         if self.reader is not None:
-            await _tasks.join(self.reader, *[call.task for call in self.running])
+            await tasks.join(self.reader, *[call.task for call in self.running])
         await self._close_source()  # if the reader never came to it
         self.line.clear()
         error, self.error = self.error, None

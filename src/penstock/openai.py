@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from penstock import Limiter
-from penstock._functions import check_plain
+from penstock._introspect import check_plain
 from penstock.llm import tables
 from penstock.llm.failures import retry_on
 from penstock.llm.lanes import Auto, Fixed, Policy, Published

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from penstock._core.turns import Charges, Marks, Slot, give_back, undo
-from penstock._given import check_amount, cost_of
+from penstock._validation import check_amount, cost_of
 from penstock.events import Cancelled, Settled, tell
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ A layer is any decorator of a function, so `Pipeline(a, b)(f)` is `a(b(f))` and 
 layers that limiters and retries are often used with. An async context manager is a layer too: it is entered around every
 call.
 
-What is counted and classified is decided elsewhere (`_core.breaker`, `_verdicts`); here calls are made.
+What is counted and classified is decided elsewhere (`_core.breaker`, `_classify`); here calls are made.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from typing import Any, ClassVar, Protocol, TypeVar, cast
 import anyio
 
 from penstock import clock
+from penstock._classify import On, check_on, shown_on, verdict_on
 from penstock._core.breaker import Breaker
-from penstock._functions import check_plain, kind_of, name_of, stream_inside
-from penstock._hints import retry_after
-from penstock._verdicts import On, check_on, shown_on, verdict_on
+from penstock._introspect import check_plain, kind_of, name_of, stream_inside
+from penstock._retry_after import retry_after
 from penstock.errors import AttemptTimeout, CircuitOpen
 from penstock.retry import Budget
 

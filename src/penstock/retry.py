@@ -17,8 +17,8 @@ and threads can share a policy. What is shared on purpose is a `Budget`.
 Only `Exception` is ever looked at. Cancellation, KeyboardInterrupt and GeneratorExit pass through untouched, also in the
 middle of a wait. The last error is raised itself; notes on it tell what came before and which bound ended it.
 
-Elsewhere: the formulas of waits and budgets (`_core`), which errors count (`_verdicts`), what the server asked for
-(`_hints`). Here is what reads clocks, waits and calls, in four parts: the budget, the policy, one call under it, and what
+Elsewhere: the formulas of waits and budgets (`_core`), which errors count (`_classify`), what the server asked for
+(`_retry_after`). Here is what reads clocks, waits and calls, in four parts: the budget, the policy, one call under it, and what
 drives the attempts of that call. How calls are limited is none of this module's business, but an error that says
 `retry_after` is heard, whoever raised it.
 """
@@ -40,12 +40,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, SupportsIndex,
 import anyio
 
 from penstock import clock
+from penstock._classify import On, check_on, shown_on, verdict_of, verdict_on
+from penstock._concurrency.parking import loop_running_here
 from penstock._core.backoff import Backoff, Constant, Exponential, Jitter, constant, exponential, spread
 from penstock._core.budget import Credit, RatioCredit, TokenCredit
-from penstock._functions import check_plain, kind_of, name_of
-from penstock._hints import retry_after
-from penstock._parking import loop_running_here
-from penstock._verdicts import On, check_on, shown_on, verdict_of, verdict_on
+from penstock._introspect import check_plain, kind_of, name_of
+from penstock._retry_after import retry_after
 from penstock.errors import AttemptTimeout, WouldBlock
 from penstock.events import AttemptStarted, GaveUp, Reason, RetryEvent, RetryScheduled, Succeeded, tell
 

@@ -8,8 +8,8 @@ import gc
 import pytest
 
 from penstock import Limiter, per_second
+from penstock._concurrency.parking import AsyncioParker
 from penstock._desks import Slip
-from penstock._parking import AsyncioParker
 from penstock._shared import SharedPermit
 from penstock.stores import SQLiteStore
 

@@ -16,8 +16,8 @@ from contextlib import AbstractAsyncContextManager
 
 import anyio
 
+from penstock._concurrency.parking import Parker, here, time_here
 from penstock._gate import Gate, Part
-from penstock._parking import Parker, here, time_here
 from penstock.errors import RateLimited
 from penstock.limiter import Limiter
 from penstock.limits import Rate

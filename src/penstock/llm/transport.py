@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from penstock import clock
-from penstock._functions import check_plain
+from penstock._introspect import check_plain
 from penstock.errors import CostError, PenstockError, RateLimited, Unsatisfiable
 from penstock.llm import headers as _headers
 from penstock.llm.failures import OURS, Action, judge

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from penstock import _parking
+from penstock._concurrency import parking
 
 if TYPE_CHECKING:
     import asyncio
@@ -40,7 +40,7 @@ class OwnedTask:
 
     def __init__(self, landed: Landed | None) -> None:
         self._landed = landed
-        self._joining: list[_parking.Parker] = []
+        self._joining: list[parking.Parker] = []
         self.ended = False
 
     def cancel(self) -> None:
@@ -150,7 +150,7 @@ async def join(*tasks: OwnedTask) -> None:
     cancelled = None
     with anyio.CancelScope(shield=True):
         for task in tasks:
-            parker = _parking.here()
+            parker = parking.here()
             task._joining.append(parker)
             while not task.ended:
                 parker.rearm()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from penstock._functions import kind_of, name_of
+from penstock._introspect import kind_of, name_of
 from penstock.errors import CostError
 from penstock.limits import Limit, Rate, parse
 

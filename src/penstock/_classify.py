@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Coroutine
 from inspect import isawaitable
 
-from penstock._functions import check_plain, name_of
+from penstock._introspect import check_plain, name_of
 
 __all__ = ["On", "check_on", "shown_on", "verdict_of", "verdict_on"]
 

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from penstock import Limiter, Pipeline, Retry, in_flight, pausing, per_second, timeout
-from penstock._functions import kind_of, name_of
+from penstock._introspect import kind_of, name_of
 from penstock.pipeline import circuit_breaker, fallback, hedge
 
 

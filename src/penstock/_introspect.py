@@ -14,7 +14,7 @@ from typing import Any
 
 __all__ = ["check_plain", "kind_of", "name_of", "stream_inside", "users_line"]
 
-_OURS = __file__.removesuffix("_functions.py")
+_OURS = __file__.removesuffix("_introspect.py")
 
 
 def kind_of(fn: Callable[..., Any]) -> str:
