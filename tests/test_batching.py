@@ -941,7 +941,7 @@ async def test_a_wrong_cost_is_told_to_the_callers(virtual_time, limits, cost, e
 
 async def test_a_full_line_is_told_to_the_callers_and_nothing_is_split(virtual_time):
     service = Service()
-    limiter = Limiter(requests="1/min", max_waiting=0)
+    limiter = Limiter(requests="1/min", max_queue=0)
     limiter.acquire_nowait()
     results = await outcomes(Batcher(service, limiter=limiter), list("abc"))
     assert [type(result) for result in results] == [QueueFull] * 3

@@ -591,7 +591,7 @@ async def test_a_key_may_be_an_object_that_nobody_else_holds(virtual_time):
         (lambda: Keyed(lambda key: {}, requests=per_minute(5)), "Keyed needs either limits, or one function"),
         (lambda: Keyed(requests=5), "requests needs a limit"),
         (lambda: Keyed(requests=per_minute(5), ageing=0), "ageing"),
-        (lambda: Keyed(lambda key: {}, max_waiting=-1), "max_waiting"),
+        (lambda: Keyed(lambda key: {}, max_queue=-1), "max_queue"),
     ],
 )
 def test_a_wrong_keyed_is_refused_where_it_is_made(make, message):
@@ -602,9 +602,9 @@ def test_a_wrong_keyed_is_refused_where_it_is_made(make, message):
 @anyio_test
 async def test_options_are_those_of_every_keys_limiter(virtual_time):
     seen = []
-    per_user = Keyed(requests=per_second(1, burst=1), max_waiting=0, on_event=seen.append)
+    per_user = Keyed(requests=per_second(1, burst=1), max_queue=0, on_event=seen.append)
     per_user["alice"].acquire_nowait()
-    with pytest.raises(RateLimited, match="max_waiting allows"):
+    with pytest.raises(RateLimited, match="max_queue allows"):
         await per_user["alice"].acquire()
     assert [(type(event).__name__, event.limiter) for event in seen] == [("Granted", "alice"), ("Refused", "alice")]
     shadow = Keyed(requests=per_second(1, burst=1), enforce=False)

@@ -351,7 +351,7 @@ async def test_max_wait_counts_when_others_push_in(virtual_time):
 
 
 async def test_the_line_is_bounded(virtual_time):
-    limiter = Limiter(requests=per_second(1, burst=1), max_waiting=2)
+    limiter = Limiter(requests=per_second(1, burst=1), max_queue=2)
     limiter.acquire_nowait()
     async with anyio.create_task_group() as group:
         for _ in range(2):
@@ -628,7 +628,7 @@ async def test_threads_wait_in_the_same_line():
         (lambda: Limiter(requests=5), ValueError, "requests needs a limit"),
         (lambda: Limiter(requests=per_minute(5), ageing=0), ValueError, "ageing"),
         (lambda: Limiter(requests=per_minute(5), flow_weights={"a": -1}), ValueError, "weight of flow 'a'"),
-        (lambda: Limiter(requests=per_minute(5), max_waiting=-1), ValueError, "max_waiting"),
+        (lambda: Limiter(requests=per_minute(5), max_queue=-1), ValueError, "max_queue"),
     ],
 )  # fmt: skip
 def test_a_wrong_limiter_is_refused_where_it_is_made(make, error, message):

@@ -273,14 +273,14 @@ class Courier:
         desk: Any = slip.limiter._gate
         if desk.into is not None:
             desk = self._desk(slip)
-        bound = slip.limiter._max_waiting
+        bound = slip.limiter._max_queue
         if bound is not None and slip.deadline > now and desk.waiting >= bound:
             ready, blocker = self._expected(slip, desk, now)
             if ready > now:
                 self._refuse(
                     slip,
                     QueueFull(
-                        f"{bound} calls are waiting already, as many as max_waiting allows; the next would wait "
+                        f"{bound} calls are waiting already, as many as max_queue allows; the next would wait "
                         f"{ready - now:.3g} s for {blocker}",
                         retry_after=ready - now,
                         blocked_by=blocker,

@@ -254,7 +254,7 @@ class SharedLimiter(Limiter):
         *,
         name: str | None = None,
         store: Any = None,
-        max_waiting: int | None = None,
+        max_queue: int | None = None,
         ageing: float = 30.0,
         flow_weights: Mapping[Hashable, float] | None = None,
         enforce: bool = True,
@@ -262,7 +262,7 @@ class SharedLimiter(Limiter):
         lease: float | None = None,
         **limits: LimitLike | list[LimitLike] | tuple[LimitLike, ...],
     ) -> None:
-        check_options(name, max_waiting, ageing, flow_weights, on_event)
+        check_options(name, max_queue, ageing, flow_weights, on_event)
         wanted = read_limits(limits)
         if not wanted:
             raise ValueError("a limiter needs at least one limit, for example Limiter(requests=per_minute(60))")
@@ -274,7 +274,7 @@ class SharedLimiter(Limiter):
         self._courier = courier_of(store)
         self._life = lease
         account = self._courier.account(name, wanted, ageing, flow_weights, lease)  # type: ignore[arg-type]  # it has one
-        self._begin((account,), store, name, max_waiting, enforce=True, on_event=on_event)
+        self._begin((account,), store, name, max_queue, enforce=True, on_event=on_event)
 
     def _choose_plain(self) -> None:
         """Find out whether calls can be written the short way: one unit to be given, nothing held, nobody listening."""
@@ -598,7 +598,7 @@ class SharedLimiter(Limiter):
             gate = accounts[0].gate
             for account in accounts[1:]:
                 gate = gate.merge(account.gate)
-            bounds = [bound for bound in (self._max_waiting, other._max_waiting) if bound is not None]
+            bounds = [bound for bound in (self._max_queue, other._max_queue) if bound is not None]
             joint._courier = self._courier
             joint._life = None if self._life is None or other._life is None else min(self._life, other._life)
             joint._begin(
@@ -645,7 +645,7 @@ class SharedKeyed(Keyed):
         *,
         store: Any = None,
         name: str | None = None,
-        max_waiting: int | None = None,
+        max_queue: int | None = None,
         ageing: float = 30.0,
         flow_weights: Mapping[Hashable, float] | None = None,
         enforce: bool = True,
@@ -654,7 +654,7 @@ class SharedKeyed(Keyed):
     ) -> None:
         if (limits_of is None) == (not limits):
             raise ValueError("Keyed needs either limits, or one function of the key that returns them")
-        check_options(name, max_waiting, ageing, flow_weights, on_event)
+        check_options(name, max_queue, ageing, flow_weights, on_event)
         if not enforce:
             raise ValueError("enforce=False is a rehearsal in one process: leave store= out, or enforce")
         store.check_name(name)
@@ -663,7 +663,7 @@ class SharedKeyed(Keyed):
         self._limits_of = limits_of
         self._fixed = read_limits(limits)
         self._options: dict[str, Any] = {
-            "max_waiting": max_waiting, "ageing": ageing, "flow_weights": flow_weights, "on_event": on_event,
+            "max_queue": max_queue, "ageing": ageing, "flow_weights": flow_weights, "on_event": on_event,
         }  # fmt: skip
         self._limiters: WeakValueDictionary[str, Limiter] = WeakValueDictionary()
         if self._fixed:

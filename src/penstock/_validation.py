@@ -27,7 +27,7 @@ __all__ = [
 LimitLike = Limit | str
 
 _OF_A_CALL = frozenset({"settle", "max_wait", "priority", "flow"})
-_OF_A_LIMITER = frozenset({"name", "store", "max_waiting", "ageing", "flow_weights", "enforce", "on_event", "lease"})
+_OF_A_LIMITER = frozenset({"name", "store", "max_queue", "ageing", "flow_weights", "enforce", "on_event", "lease"})
 
 
 class Shown(dict[str, Any]):
@@ -70,13 +70,11 @@ def read_limits(given: Mapping[str, Any]) -> dict[str, tuple[Limit, ...]]:
     return limits
 
 
-def check_options(name: Any, max_waiting: Any, ageing: Any, flow_weights: Any, on_event: Any) -> None:
+def check_options(name: Any, max_queue: Any, ageing: Any, flow_weights: Any, on_event: Any) -> None:
     if name is not None and not isinstance(name, str):
         raise ValueError(f"name= must be a string, not {name!r} (a unit cannot be called 'name')")
-    if max_waiting is not None and (
-        not isinstance(max_waiting, int) or isinstance(max_waiting, bool) or max_waiting < 0
-    ):
-        raise ValueError(f"max_waiting must be a whole number of waiters, 0 or more, or None, not {max_waiting!r}")
+    if max_queue is not None and (not isinstance(max_queue, int) or isinstance(max_queue, bool) or max_queue < 0):
+        raise ValueError(f"max_queue must be a whole number of waiters, 0 or more, or None, not {max_queue!r}")
     if not isinstance(ageing, int | float) or isinstance(ageing, bool) or not ageing > 0:
         raise ValueError(f"ageing must be a number of seconds above 0 (math.inf for never), not {ageing!r}")
     if flow_weights is not None:

@@ -115,7 +115,7 @@ class RateLimited(PenstockError):  # noqa: N818
 
 
 class QueueFull(RateLimited):
-    """As many calls wait as `max_waiting` allows, so this one was not let into the line."""
+    """As many calls wait as `max_queue` allows, so this one was not let into the line."""
 
 
 class WouldBlock(PenstockError, RuntimeError):  # noqa: N818

@@ -54,7 +54,7 @@ class Keyed:
         limits_of: A function of the key that returns its limits, as `{"requests": per_minute(60)}`. It is asked whenever a key
             that nobody holds is used, in the task or thread that uses it and with no lock held; where its answer has changed, what
             was used stays used. An error of its own passes through, and nothing has changed then.
-        options: As for `Limiter`: `max_waiting`, `ageing`, `flow_weights`, `enforce`, `on_event`, `store`; and the limits.
+        options: As for `Limiter`: `max_queue`, `ageing`, `flow_weights`, `enforce`, `on_event`, `store`; and the limits.
 
     Safe to use from any number of tasks and threads. A key is anything hashable that equals itself.
     """
@@ -78,7 +78,7 @@ class Keyed:
         /,
         *,
         store: MemoryStore | None = None,
-        max_waiting: int | None = None,
+        max_queue: int | None = None,
         ageing: float = 30.0,
         flow_weights: Mapping[Hashable, float] | None = None,
         enforce: bool = True,
@@ -90,7 +90,7 @@ class Keyed:
         # A limiter that nobody calls: it finds now what is wrong, and is the pattern of all others.
         self._pattern = Limiter(
             store=store,
-            max_waiting=max_waiting,
+            max_queue=max_queue,
             ageing=ageing,
             flow_weights=flow_weights,
             enforce=enforce,

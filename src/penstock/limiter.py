@@ -146,7 +146,7 @@ class Limiter:
     Args:
         name: What it is called in errors and events. In one store, limiters of one name share their state.
         store: Where the state lives; this process unless given.
-        max_waiting: How many may wait; `QueueFull` beyond that. None: any number.
+        max_queue: How many may wait; `QueueFull` beyond that. None: any number.
         ageing: Seconds in the line after which a waiter rises one level.
         flow_weights: Share of a flow that is not 1.
         enforce: False lets everything through, charges it, and counts what would have waited, or could never have gone: a
@@ -172,7 +172,7 @@ class Limiter:
         "_holds",
         "_lock",
         "_locking",
-        "_max_waiting",
+        "_max_queue",
         "_on_event",
         "_parts",
         "_plain",
@@ -222,7 +222,7 @@ class Limiter:
         *,
         name: str | None = None,
         store: MemoryStore | Store | None = None,
-        max_waiting: int | None = None,
+        max_queue: int | None = None,
         ageing: float = 30.0,
         flow_weights: Mapping[Hashable, float] | None = None,
         enforce: bool = True,
@@ -230,7 +230,7 @@ class Limiter:
         lease: float | None = None,
         **limits: LimitLike | list[LimitLike] | tuple[LimitLike, ...],
     ) -> None:
-        check_options(name, max_waiting, ageing, flow_weights, on_event)
+        check_options(name, max_queue, ageing, flow_weights, on_event)
         if lease is not None:
             raise ValueError(
                 f"lease={lease!r} needs a shared store, of which a process takes its quota: add store=RedisStore(...) or "
@@ -248,7 +248,7 @@ class Limiter:
                 part = Part(wanted, Gate(ageing, dict(flow_weights or {})), name)
                 if name is not None:
                     store.keep(name, part)
-            self._begin((part,), store, name, max_waiting, enforce=enforce, on_event=on_event)
+            self._begin((part,), store, name, max_queue, enforce=enforce, on_event=on_event)
 
     @classmethod
     def over(cls, part: Part, other: Limiter, name: str) -> Limiter:
@@ -258,7 +258,7 @@ class Limiter:
             (part,),
             other._store,
             name,
-            other._max_waiting,
+            other._max_queue,
             enforce=other._enforce,
             on_event=other._on_event,
             like=other,
@@ -280,7 +280,7 @@ class Limiter:
         parts: tuple[Part, ...],
         store: MemoryStore,
         name: str | None,
-        max_waiting: int | None,
+        max_queue: int | None,
         *,
         enforce: bool,
         on_event: Callable[[LimiterEvent], object] | None,
@@ -292,7 +292,7 @@ class Limiter:
         self._lock = store.lock
         self._locking = store.lock.acquire, store.lock.release  # with the lock itself, two attributes more to look up
         self._gate = parts[0].gate
-        self._max_waiting = max_waiting
+        self._max_queue = max_queue
         self._enforce = bool(enforce)
         self._on_event = on_event
         self._granted = self._refused = self._cancelled = self._would_refuse = 0
@@ -428,7 +428,7 @@ class Limiter:
 
         Raises:
             RateLimited: The turn would come after `max_wait`. `retry_after` says when it would.
-            QueueFull: `max_waiting` are waiting.
+            QueueFull: `max_queue` are waiting.
             Unsatisfiable: `cost` is above what a limit can ever hold, so no wait would do.
             MissingUnit, UnknownUnit, CostError: The cost is wrong.
         """
@@ -609,7 +609,7 @@ class Limiter:
             gate = parts[0].gate
             for part in parts[1:]:
                 gate = gate.merge(part.gate)
-            bounds = [bound for bound in (self._max_waiting, other._max_waiting) if bound is not None]
+            bounds = [bound for bound in (self._max_queue, other._max_queue) if bound is not None]
             joint._begin(
                 parts,
                 self._store,
@@ -771,7 +771,7 @@ class Limiter:
             waiter = Waiter(self, gate, charges, parker, priority, flow, None if max_wait is None else now + max_wait)
             gate.enter(waiter, now)
             if waiter.marks is None:
-                if max_wait is not None or time_left < math.inf or self._max_waiting is not None:
+                if max_wait is not None or time_left < math.inf or self._max_queue is not None:
                     error = self._too_long(gate, waiter, now, max_wait, time_left)
                 if error is not None:
                     gate.leave(waiter)
@@ -789,7 +789,7 @@ class Limiter:
     def _too_long(
         self, gate: Gate, waiter: Waiter, now: float, max_wait: float | None, time_left: float
     ) -> RateLimited | None:
-        full = self._max_waiting is not None and len(gate.line) > self._max_waiting
+        full = self._max_queue is not None and len(gate.line) > self._max_queue
         ready, slot = gate.expected_of(waiter, now)
         if max_wait != 0 and min(max_wait or math.inf, time_left) < ready - now:
             ready, slot = gate.expected_of(waiter, now, in_turns=True)  # before it is told that it takes too long
@@ -797,7 +797,7 @@ class Limiter:
         blocker = self._blocker(slot, now) or "the line"
         if full and max_wait != 0:
             return QueueFull(
-                f"{self._max_waiting} calls are waiting already, as many as max_waiting allows; the next would wait "
+                f"{self._max_queue} calls are waiting already, as many as max_queue allows; the next would wait "
                 f"{show_seconds(wait)} for {blocker}",
                 retry_after=wait,
                 blocked_by=blocker,

@@ -368,7 +368,7 @@ class StoreContract:
     @pytest.mark.anyio
     async def test_too_long_a_wait_is_refused_at_once(self, stores: Callable[..., Store]) -> None:
         """By max_wait, by the enclosing deadline, by the length of the line."""
-        limiter = Limiter(requests=per_second(0.1, burst=1), name="x", max_waiting=1, store=stores())
+        limiter = Limiter(requests=per_second(0.1, burst=1), name="x", max_queue=1, store=stores())
         await limiter.acquire()
         with self._measured() as span:
             with pytest.raises(RateLimited) as caught:
