@@ -17,7 +17,7 @@ EVERY_ERROR = [
     errors.Unsatisfiable("no", unit="tokens", cost=12, capacity=10),
     errors.RateLimited(retry_after=1.5, blocked_by="tokens"),
     errors.QueueFull("no", retry_after=1.5, blocked_by="tokens"),
-    errors.WouldBlock("no"),
+    errors.WouldBlockEventLoop("no"),
     errors.ConfigurationConflict("no"),
     errors.StoreError("no"),
     errors.AttemptTimeout("no", seconds=2.0),

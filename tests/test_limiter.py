@@ -29,7 +29,7 @@ from penstock import (
     RateLimited,
     UnknownUnit,
     Unsatisfiable,
-    WouldBlock,
+    WouldBlockEventLoop,
     calendar,
     clock,
     events,
@@ -583,7 +583,7 @@ async def test_blocking_the_running_loop_is_refused(virtual_time):
     limiter = Limiter(requests=per_second(1, burst=1))
     with limiter:
         pass
-    with pytest.raises(WouldBlock, match="would block the running event loop"), limiter:
+    with pytest.raises(WouldBlockEventLoop, match="would block the running event loop"), limiter:
         pass
 
 

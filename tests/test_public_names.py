@@ -14,7 +14,7 @@ NAMES = {
     # many calls
     "Batcher", "amap",
     # what is raised
-    "PenstockError", "RateLimited", "QueueFull", "CostError", "Unsatisfiable", "MissingUnit", "UnknownUnit", "WouldBlock",
+    "PenstockError", "RateLimited", "QueueFull", "CostError", "Unsatisfiable", "MissingUnit", "UnknownUnit", "WouldBlockEventLoop",
     "ConfigurationConflict", "StoreError", "AttemptTimeout", "CircuitOpen",
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ import anyio.to_thread
 import pytest
 
 from penstock._introspect import kind_of
-from penstock.errors import AttemptTimeout, RateLimited, WouldBlock
+from penstock.errors import AttemptTimeout, RateLimited, WouldBlockEventLoop
 from penstock.events import AttemptStarted, GaveUp, RetryScheduled, Succeeded
 from penstock.retry import Attempt, Retry, _current, constant, current_attempt, exponential
 from penstock.testing import manual_clock
@@ -229,7 +229,7 @@ def test_a_wait_of_a_thread_that_took_too_long_is_followed_by_no_attempt(thread_
 async def test_a_wait_that_would_stop_the_event_loop_is_refused(virtual_time):
     flaky = Flaky(1)
     retry = Retry(on=ConnectionError, backoff=EVERY_SECOND)
-    with pytest.raises(WouldBlock) as caught:
+    with pytest.raises(WouldBlockEventLoop) as caught:
         retry.call_sync(flaky.sync)
     assert str(caught.value) == (
         "Flaky.sync: waiting 1 s for the next attempt would stop the event loop that this thread runs. "

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from penstock.errors import StoreError as StoreError
     from penstock.errors import UnknownUnit as UnknownUnit
     from penstock.errors import Unsatisfiable as Unsatisfiable
-    from penstock.errors import WouldBlock as WouldBlock
+    from penstock.errors import WouldBlockEventLoop as WouldBlockEventLoop
     from penstock.keyed import Keyed as Keyed
     from penstock.limiter import Forecast as Forecast
     from penstock.limiter import Limiter as Limiter
@@ -90,7 +90,7 @@ __all__ = [
     "StoreError",
     "UnknownUnit",
     "Unsatisfiable",
-    "WouldBlock",
+    "WouldBlockEventLoop",
     "amap",
     "calendar",
     "circuit_breaker",
@@ -125,7 +125,7 @@ _HOMES = {
         "StoreError",
         "UnknownUnit",
         "Unsatisfiable",
-        "WouldBlock",
+        "WouldBlockEventLoop",
     ],
     "penstock.keyed": ["Keyed"],
     "penstock.limiter": ["Forecast", "Limiter", "LimitStatistics", "Permit", "Statistics"],

@@ -26,7 +26,7 @@ from penstock._core.turns import Charges, ready_at
 from penstock._courier import Courier, courier_of
 from penstock._desks import Account, Desk, SharedSlot, Slip
 from penstock._validation import LimitLike, check_amount, check_heard, check_options, cost_of, read_limits, told_of
-from penstock.errors import RateLimited, Unsatisfiable, WouldBlock
+from penstock.errors import RateLimited, Unsatisfiable, WouldBlockEventLoop
 from penstock.events import Cancelled, Granted, Observed, Paused, Reconfigured, Refused, Settled, Waited, tell
 from penstock.keyed import Keyed
 from penstock.limiter import Forecast, Limiter, Statistics, joined_hook
@@ -349,7 +349,7 @@ class SharedLimiter(Limiter):
         self, cost: Mapping[str, float], *, max_wait: float | None = None, priority: int = 0, flow: Hashable = None
     ) -> Permit:
         if loop_running_here():
-            raise WouldBlock(
+            raise WouldBlockEventLoop(
                 f"{self!r} has to ask its store, and waiting for the answer here would block the running event loop. Use "
                 "`async with`, or run this function in a thread, for example with anyio.to_thread.run_sync"
             )
@@ -432,9 +432,9 @@ class SharedLimiter(Limiter):
         """Always refused: the answer is in the store.
 
         Raises:
-            WouldBlock: It says what to use instead.
+            WouldBlockEventLoop: It says what to use instead.
         """
-        raise WouldBlock(
+        raise WouldBlockEventLoop(
             f"{self!r} has to ask its store, which takes a moment: use `await limiter.acquire(max_wait=0)`, or in a thread "
             "`with limiter(max_wait=0):`"
         )

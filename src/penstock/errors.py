@@ -7,7 +7,7 @@
     │   └── Unsatisfiable                  more than a limit can ever hold
     ├── RateLimited                        not now; `retry_after` says when
     │   └── QueueFull                      too many are waiting already
-    ├── WouldBlock (RuntimeError)          a thread's wait was asked for inside a running event loop
+    ├── WouldBlockEventLoop (RuntimeError)          a thread's wait was asked for inside a running event loop
     ├── ConfigurationConflict (ValueError) one name, two different sets of limits
     ├── StoreError                         the shared store could not answer
     ├── AttemptTimeout (TimeoutError)      an attempt, or a call, took longer than it may
@@ -33,7 +33,7 @@ __all__ = [
     "StoreError",
     "UnknownUnit",
     "Unsatisfiable",
-    "WouldBlock",
+    "WouldBlockEventLoop",
 ]
 
 
@@ -118,7 +118,7 @@ class QueueFull(RateLimited):
     """As many calls wait as `max_queue` allows, so this one was not let into the line."""
 
 
-class WouldBlock(PenstockError, RuntimeError):  # noqa: N818
+class WouldBlockEventLoop(PenstockError, RuntimeError):  # noqa: N818
     """A blocking wait was asked for in a thread that runs an event loop: it would stop the loop."""
 
 

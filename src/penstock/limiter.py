@@ -39,7 +39,15 @@ from penstock._validation import (
     show_seconds,
     told_of,
 )
-from penstock.errors import CostError, MissingUnit, QueueFull, RateLimited, UnknownUnit, Unsatisfiable, WouldBlock
+from penstock.errors import (
+    CostError,
+    MissingUnit,
+    QueueFull,
+    RateLimited,
+    UnknownUnit,
+    Unsatisfiable,
+    WouldBlockEventLoop,
+)
 from penstock.events import (
     Cancelled,
     Granted,
@@ -859,7 +867,7 @@ class Limiter:
             try:
                 return self._had_its_turn(self._join(charges, None, 0.0, math.inf, priority, flow))
             except RateLimited as not_now:
-                raise WouldBlock(
+                raise WouldBlockEventLoop(
                     f"{not_now}: waiting here would block the running event loop. Use `async with`, or "
                     "run this function in a thread, for example with anyio.to_thread.run_sync"
                 ) from None

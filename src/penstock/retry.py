@@ -46,7 +46,7 @@ from penstock._core.backoff import Backoff, Constant, Exponential, Jitter, const
 from penstock._core.budget import Credit, RatioCredit, TokenCredit
 from penstock._introspect import check_plain, kind_of, name_of
 from penstock._retry_after import retry_after
-from penstock.errors import AttemptTimeout, WouldBlock
+from penstock.errors import AttemptTimeout, WouldBlockEventLoop
 from penstock.events import AttemptStarted, GaveUp, Reason, RetryEvent, RetryScheduled, Succeeded, tell
 
 if TYPE_CHECKING:
@@ -302,7 +302,7 @@ class Retry:
         """Call a function under this policy and return its result. Waits block the thread.
 
         Raises:
-            WouldBlock: There would be a wait, and this thread runs an event loop, which the wait would stop.
+            WouldBlockEventLoop: There would be a wait, and this thread runs an event loop, which the wait would stop.
             TypeError: A generator function of either kind.
         """
         self._check_no_timeout(name_of(fn))
@@ -543,7 +543,7 @@ class _Call:
         if delay >= deadline:
             return self._give_up("deadline", error, hint)
         if delay > 0 and not self.in_loop and loop_running_here():
-            raise WouldBlock(
+            raise WouldBlockEventLoop(
                 f"{self.name}: waiting {delay:.3g} s for the next attempt would stop the event loop that this thread runs. "
                 "Decorate an async function, or call from a worker thread"
             ) from error

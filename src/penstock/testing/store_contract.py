@@ -33,7 +33,7 @@ from penstock import (
     RateLimited,
     StoreError,
     Unsatisfiable,
-    WouldBlock,
+    WouldBlockEventLoop,
     calendar,
     in_flight,
     per_second,
@@ -444,9 +444,9 @@ class StoreContract:
         """With the way out."""
         store = stores()
         limiter = Limiter(requests=per_second(5), name="x", store=store)
-        with pytest.raises(WouldBlock, match="max_wait=0"):
+        with pytest.raises(WouldBlockEventLoop, match="max_wait=0"):
             limiter.acquire_nowait()
-        with pytest.raises(WouldBlock, match="async with"), limiter:
+        with pytest.raises(WouldBlockEventLoop, match="async with"), limiter:
             pass
         with pytest.raises(ValueError, match="needs a name="):
             Limiter(requests=per_second(5), store=store)
