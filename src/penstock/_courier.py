@@ -49,7 +49,7 @@ from penstock._core.windows import CalendarWindow
 from penstock._desks import ANY, POLL, Account, Call, ChunkAsked, Desk, Return, SharedSlot, Slip
 from penstock._leasing import Leasing
 from penstock.errors import ConfigurationConflict, PenstockError, QueueFull, RateLimited, StoreError
-from penstock.events import StoreFound, StoreLost, tell
+from penstock.events import StoreLost, StoreRecovered, tell
 from penstock.stores.alone import Alone
 from penstock.stores.contract import Batch, Reply, Store, Terms, Unreachable
 
@@ -1144,7 +1144,7 @@ class Courier:
         assert self._pending is not None
         (call, _), self._pending = self._pending, None
         if store.on_event is not None:
-            tell(store.on_event, StoreFound(repr(store)))
+            tell(store.on_event, StoreRecovered(repr(store)))
         logging.getLogger("penstock").warning("%r answers again", store)
         if isinstance(answer, Exception):
             self._failed(call, answer)

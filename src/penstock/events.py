@@ -25,8 +25,8 @@ __all__ = [
     "RetryEvent",
     "RetryScheduled",
     "Settled",
-    "StoreFound",
     "StoreLost",
+    "StoreRecovered",
     "Succeeded",
     "Waited",
     "tell",
@@ -200,7 +200,7 @@ class StoreLost:
 
 
 @dataclass(frozen=True, slots=True)
-class StoreFound:
+class StoreRecovered:
     """A shared store that did not answer answers again."""
 
     store: str

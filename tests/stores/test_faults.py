@@ -17,7 +17,7 @@ import redis
 import trustme
 
 from penstock import Limiter, RateLimited, StoreError, clock, in_flight, per_second
-from penstock.events import StoreFound, StoreLost
+from penstock.events import StoreLost, StoreRecovered
 from penstock.stores import RedisStore, SQLiteStore
 from tests.stores.admissions import RECOVERY, Crowd, excess
 from tests.stores.busy import BUSY
@@ -135,7 +135,7 @@ async def test_on_outage_raise_tells_everybody_and_later_goes_on(proxy, prefix):
                 await limiter.acquire()
                 break
             await anyio.sleep(0.02)
-    assert [type(event) for event in events] == [StoreLost, StoreFound]
+    assert [type(event) for event in events] == [StoreLost, StoreRecovered]
     store.close()
 
 

@@ -184,7 +184,7 @@ class Store(ABC):
         on_outage: "raise": whoever waits, or comes, gets `StoreError` until there is an answer. "share": this process goes on by itself
             with `share` of every limit. "open": everything is let through. What was let through is charged afterwards.
         share: The part of the limits that this process may use while there is no answer: 1/n where n processes share them.
-        on_event: Hears a `penstock.events.StoreLost` or `StoreFound` whenever that changes.
+        on_event: Hears a `penstock.events.StoreLost` or `StoreRecovered` whenever that changes.
     """
 
     batch: ClassVar[int] = 64
