@@ -49,7 +49,7 @@ from penstock._core.windows import CalendarWindow
 from penstock._desks import ANY, POLL, Account, Call, ChunkAsked, Desk, Return, SharedSlot, Slip
 from penstock._leasing import Leasing
 from penstock.errors import ConfigurationConflict, PenstockError, QueueFull, RateLimited, StoreError
-from penstock.events import StoreLost, StoreRecovered, tell
+from penstock.events import StoreLost, StoreRecovered, emit
 from penstock.stores.alone import Alone
 from penstock.stores.contract import Batch, Reply, Store, Terms, Unreachable
 
@@ -1099,7 +1099,7 @@ class Courier:
         self._seen(call)
         call.looks.clear()
         if store.on_event is not None:
-            tell(store.on_event, StoreLost(repr(store), str(error), store.on_outage))
+            emit(store.on_event, StoreLost(repr(store), str(error), store.on_outage))
         logging.getLogger("penstock").warning("%s; until it answers: on_outage=%r", error, store.on_outage)
         for account in call.offsets:
             account.looking = False
@@ -1144,7 +1144,7 @@ class Courier:
         assert self._pending is not None
         (call, _), self._pending = self._pending, None
         if store.on_event is not None:
-            tell(store.on_event, StoreRecovered(repr(store)))
+            emit(store.on_event, StoreRecovered(repr(store)))
         logging.getLogger("penstock").warning("%r answers again", store)
         if isinstance(answer, Exception):
             self._failed(call, answer)

@@ -27,7 +27,7 @@ from penstock._courier import Courier, courier_of
 from penstock._desks import Account, Desk, SharedSlot, Slip
 from penstock._validation import LimitLike, check_amount, check_heard, check_options, cost_of, read_limits, told_of
 from penstock.errors import RateLimited, Unsatisfiable, WouldBlockEventLoop
-from penstock.events import Cancelled, Granted, Observed, Paused, Reconfigured, Refused, Settled, Waited, tell
+from penstock.events import Cancelled, Granted, Observed, Paused, Reconfigured, Refused, Settled, Waited, emit
 from penstock.keyed import Keyed
 from penstock.limiter import Forecast, Limiter, Statistics, joined_hook
 from penstock.limits import Limit
@@ -159,7 +159,7 @@ class SharedPermit(Permit):
                     wanted[slot] = amount  # type: ignore[index]
         self._say(wanted)
         if limiter._on_event is not None:
-            tell(limiter._on_event, Settled(limiter.name, dict(true_cost)))
+            emit(limiter._on_event, Settled(limiter.name, dict(true_cost)))
 
     def cancel(self) -> None:
         """Say that the call was never sent: everything comes back, and the permit ends. Again: nothing happens."""
@@ -173,7 +173,7 @@ class SharedPermit(Permit):
         self._limiter._cancelled += 1
         self._say(dict.fromkeys(wanted, 0.0))
         if self._limiter._on_event is not None:
-            tell(self._limiter._on_event, Cancelled(self._limiter.name, cost))
+            emit(self._limiter._on_event, Cancelled(self._limiter.name, cost))
 
     def close(self) -> None:
         """End the permit: give back what it holds. Again: nothing happens."""
@@ -394,7 +394,7 @@ class SharedLimiter(Limiter):
         finally:
             self._lock.release()
         if self._on_event is not None:
-            tell(self._on_event, Granted(self.name, cost_of(charges), 0.0))
+            emit(self._on_event, Granted(self.name, cost_of(charges), 0.0))
         return SharedPermit._of_lease(self, charges, shares, now)
 
     def _post(self, slip: Slip) -> None:
@@ -413,19 +413,19 @@ class SharedLimiter(Limiter):
     def _left(self, slip: Slip) -> None:
         self._courier.post(("leave", slip))
         if self._on_event is not None:
-            tell(self._on_event, Cancelled(self.name, cost_of(slip.charges)))
+            emit(self._on_event, Cancelled(self.name, cost_of(slip.charges)))
 
     def _outcome(self, slip: Slip, arrived: float) -> Permit:
         error = slip.error
         if error is not None:
             if self._on_event is not None and isinstance(error, RateLimited):
-                tell(self._on_event, Refused(self.name, cost_of(slip.charges), error.retry_after, error.blocked_by))
+                emit(self._on_event, Refused(self.name, cost_of(slip.charges), error.retry_after, error.blocked_by))
             raise error
         if self._on_event is not None:
             cost, waited = cost_of(slip.charges), slip.granted_at - arrived
             if slip.waited > 0:
-                tell(self._on_event, Waited(self.name, cost, waited))
-            tell(self._on_event, Granted(self.name, cost, waited))
+                emit(self._on_event, Waited(self.name, cost, waited))
+            emit(self._on_event, Granted(self.name, cost, waited))
         return SharedPermit._of_slip(slip)
 
     def acquire_nowait(self, *, priority: int = 0, flow: Hashable = None, **cost: float) -> Permit:
@@ -508,7 +508,7 @@ class SharedLimiter(Limiter):
 
                 self._courier.post(("order", account, write, True))
         if self._on_event is not None:
-            tell(self._on_event, Paused(self.name, seconds, units))
+            emit(self._on_event, Paused(self.name, seconds, units))
 
     def reconfigure(self, **limits: LimitLike | list[LimitLike] | tuple[LimitLike, ...]) -> None:
         """Replace the limits of these units, live and for every process. See `Limiter.reconfigure`."""
@@ -528,7 +528,7 @@ class SharedLimiter(Limiter):
                     self._courier.post(("change", account))
             self._look_again()
         if self._on_event is not None:
-            tell(self._on_event, Reconfigured(self.name, wanted))
+            emit(self._on_event, Reconfigured(self.name, wanted))
 
     def _observe(self, remaining: Mapping[str, float], reset: Mapping[str, float], permit: Permit | None) -> None:
         for unit in (*remaining, *reset):
@@ -566,7 +566,7 @@ class SharedLimiter(Limiter):
 
             self._courier.post(("order", slot.account, write, False))
         if self._on_event is not None:
-            tell(self._on_event, Observed(self.name, dict(remaining), dict(reset)))
+            emit(self._on_event, Observed(self.name, dict(remaining), dict(reset)))
 
     def __and__(self, other: Limiter) -> Limiter:
         """A limiter over both sets of limits: one atomic decision, one line. See `Limiter.__and__`.

@@ -29,7 +29,7 @@ __all__ = [
     "StoreRecovered",
     "Succeeded",
     "Waited",
-    "tell",
+    "emit",
 ]
 
 Reason = Literal["attempts", "within", "deadline", "hint", "budget", "unretryable", "nested", "stream"]
@@ -212,7 +212,7 @@ RetryEvent = AttemptStarted | RetryScheduled | GaveUp | Succeeded
 _Event = TypeVar("_Event")
 
 
-def tell(hook: Callable[[_Event], object], event: _Event) -> None:
+def emit(hook: Callable[[_Event], object], event: _Event) -> None:
     """Hand `event` to `hook`; log what the hook raises, under the name "penstock", and go on."""
     try:
         hook(event)

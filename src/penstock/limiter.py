@@ -57,7 +57,7 @@ from penstock.events import (
     Reconfigured,
     Refused,
     Waited,
-    tell,
+    emit,
 )
 from penstock.limits import Limit, Rate
 from penstock.permit import Permit
@@ -538,7 +538,7 @@ class Limiter:
         finally:
             self._lock.release()
         if self._on_event is not None:
-            tell(self._on_event, Paused(self.name, seconds, units))
+            emit(self._on_event, Paused(self.name, seconds, units))
 
     def reconfigure(self, **limits: LimitLike | list[LimitLike] | tuple[LimitLike, ...]) -> None:
         """Replace the limits of these units, live. What was used stays used; those who wait are looked at anew.
@@ -570,7 +570,7 @@ class Limiter:
         finally:
             self._lock.release()
         if self._on_event is not None:
-            tell(self._on_event, Reconfigured(self.name, wanted))
+            emit(self._on_event, Reconfigured(self.name, wanted))
 
     def observe(
         self, *, remaining: Mapping[str, float] | None = None, reset: Mapping[str, float] | None = None
@@ -758,8 +758,8 @@ class Limiter:
             self._lock.release()
         if self._on_event is not None:
             if refused is not None:
-                tell(self._on_event, refused)
-            tell(self._on_event, Granted(self.name, cost_of(charges), 0.0))
+                emit(self._on_event, refused)
+            emit(self._on_event, Granted(self.name, cost_of(charges), 0.0))
         return Permit._of(self, charges, marks, now)
 
     def _join(
@@ -790,7 +790,7 @@ class Limiter:
             self._lock.release()
         if error is not None:
             if self._on_event is not None:
-                tell(self._on_event, Refused(self.name, cost_of(charges), error.retry_after, error.blocked_by))
+                emit(self._on_event, Refused(self.name, cost_of(charges), error.retry_after, error.blocked_by))
             raise error
         return waiter
 
@@ -906,20 +906,20 @@ class Limiter:
             waiter.gate.leave(waiter)
             self._cancelled += 1
         if self._on_event is not None:
-            tell(self._on_event, Cancelled(self.name, cost_of(waiter.charges)))
+            emit(self._on_event, Cancelled(self.name, cost_of(waiter.charges)))
 
     def _had_its_turn(self, waiter: Waiter) -> Waiter:
         """Raise what a waiter that is done is to raise; tell of its grant."""
         error = waiter.error
         if error is not None:
             if self._on_event is not None and isinstance(error, RateLimited):
-                tell(self._on_event, Refused(self.name, cost_of(waiter.charges), error.retry_after, error.blocked_by))
+                emit(self._on_event, Refused(self.name, cost_of(waiter.charges), error.retry_after, error.blocked_by))
             raise error
         if self._on_event is not None:
             cost, waited = cost_of(waiter.charges), waiter.granted_at - waiter.arrived
             if waited > 0:
-                tell(self._on_event, Waited(self.name, cost, waited))
-            tell(self._on_event, Granted(self.name, cost, waited))
+                emit(self._on_event, Waited(self.name, cost, waited))
+            emit(self._on_event, Granted(self.name, cost, waited))
         return waiter
 
     # Of permits that are never closed
@@ -981,7 +981,7 @@ class Limiter:
         finally:
             self._lock.release()
         if self._on_event is not None:
-            tell(self._on_event, Observed(self.name, dict(remaining), dict(reset)))
+            emit(self._on_event, Observed(self.name, dict(remaining), dict(reset)))
 
     # What is said when it cannot be
 
@@ -1041,7 +1041,7 @@ class _Hooks:
 
     def __call__(self, event: LimiterEvent) -> None:
         for hook in self.hooks:
-            tell(hook, event)
+            emit(hook, event)
 
 
 def joined_hook(*given: Callable[[Any], object] | None) -> Callable[[Any], object] | None:

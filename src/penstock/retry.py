@@ -47,7 +47,7 @@ from penstock._core.budget import Credit, RatioCredit, TokenCredit
 from penstock._introspect import check_plain, kind_of, name_of
 from penstock._retry_after import retry_after
 from penstock.errors import AttemptTimeout, WouldBlockEventLoop
-from penstock.events import AttemptStarted, GaveUp, Reason, RetryEvent, RetryScheduled, Succeeded, tell
+from penstock.events import AttemptStarted, GaveUp, Reason, RetryEvent, RetryScheduled, Succeeded, emit
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -445,7 +445,7 @@ class _Call:
         self.number += 1
         self.attempt = None
         if self.policy.on_event is not None:
-            tell(self.policy.on_event, AttemptStarted(self.name, self.idempotency_key, self.number))
+            emit(self.policy.on_event, AttemptStarted(self.name, self.idempotency_key, self.number))
         self.enter()
 
     def enter(self) -> None:
@@ -484,7 +484,7 @@ class _Call:
             self.budget.succeeded(self.paid)
         if self.policy.on_event is not None:
             elapsed = clock.now() - self.started
-            tell(self.policy.on_event, Succeeded(self.name, self.idempotency_key, self.number, elapsed))
+            emit(self.policy.on_event, Succeeded(self.name, self.idempotency_key, self.number, elapsed))
 
     def judged(self, result: object) -> float | None:
         """Return the wait until the next attempt; None if `result` goes to the caller."""
@@ -560,7 +560,7 @@ class _Call:
         self.previous = error
         if policy.on_event is not None:
             key = self.idempotency_key
-            tell(policy.on_event, RetryScheduled(self.name, key, self.number, error, delay, hint))
+            emit(policy.on_event, RetryScheduled(self.name, key, self.number, error, delay, hint))
         return delay
 
     def _delay(self, verdict: bool | float, hint: float | None, left: float) -> float:
@@ -599,7 +599,7 @@ class _Call:
                 pass  # an exception with slots; the note has the number
         if self.policy.on_event is not None:
             key = self.idempotency_key
-            tell(self.policy.on_event, GaveUp(self.name, key, self.number, error, reason, elapsed, hint))
+            emit(self.policy.on_event, GaveUp(self.name, key, self.number, error, reason, elapsed, hint))
         return None
 
     def _annotate(self, reason: Reason, error: Exception, elapsed: float, hint: float | None) -> None:
