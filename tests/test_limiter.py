@@ -573,8 +573,8 @@ async def test_events_tell_what_happened_and_a_failing_hook_breaks_nothing(virtu
     limiter.reconfigure(requests=per_second(2))
     permit.cancel()
     assert seen == [
-        events.Granted, events.Refused, events.Waited, events.Granted, events.Settled, events.Paused, events.Observed,
-        events.Reconfigured, events.Cancelled,
+        events.Granted, events.Refused, events.Granted, events.Settled, events.Paused, events.Observed,
+        events.Reconfigured, events.Withdrawn,
     ]  # fmt: skip
     assert "a bug in the hook" in caplog.text
 

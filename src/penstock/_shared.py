@@ -27,7 +27,7 @@ from penstock._courier import Courier, courier_of
 from penstock._desks import Account, Desk, SharedSlot, Slip
 from penstock._validation import LimitLike, check_amount, check_heard, check_options, cost_of, read_limits, told_of
 from penstock.errors import RateLimited, Unsatisfiable, WouldBlockEventLoop
-from penstock.events import Cancelled, Granted, Observed, Paused, Reconfigured, Refused, Settled, Waited, emit
+from penstock.events import Granted, Observed, Paused, Reconfigured, Refused, Settled, Withdrawn, emit
 from penstock.keyed import Keyed
 from penstock.limiter import Forecast, Limiter, Statistics, joined_hook
 from penstock.limits import Limit
@@ -173,7 +173,7 @@ class SharedPermit(Permit):
         self._limiter._cancelled += 1
         self._say(dict.fromkeys(wanted, 0.0))
         if self._limiter._on_event is not None:
-            emit(self._limiter._on_event, Cancelled(self._limiter.name, cost))
+            emit(self._limiter._on_event, Withdrawn(self._limiter.name, cost))
 
     def close(self) -> None:
         """End the permit: give back what it holds. Again: nothing happens."""
@@ -413,7 +413,7 @@ class SharedLimiter(Limiter):
     def _left(self, slip: Slip) -> None:
         self._courier.post(("leave", slip))
         if self._on_event is not None:
-            emit(self._on_event, Cancelled(self.name, cost_of(slip.charges)))
+            emit(self._on_event, Withdrawn(self.name, cost_of(slip.charges)))
 
     def _outcome(self, slip: Slip, arrived: float) -> Permit:
         error = slip.error
@@ -423,8 +423,6 @@ class SharedLimiter(Limiter):
             raise error
         if self._on_event is not None:
             cost, waited = cost_of(slip.charges), slip.granted_at - arrived
-            if slip.waited > 0:
-                emit(self._on_event, Waited(self.name, cost, waited))
             emit(self._on_event, Granted(self.name, cost, waited))
         return SharedPermit._of_slip(slip)
 

@@ -13,7 +13,6 @@ from typing import Literal, TypeVar
 
 __all__ = [
     "AttemptStarted",
-    "Cancelled",
     "GaveUp",
     "Granted",
     "LimiterEvent",
@@ -28,7 +27,7 @@ __all__ = [
     "StoreLost",
     "StoreRecovered",
     "Succeeded",
-    "Waited",
+    "Withdrawn",
     "emit",
 ]
 
@@ -116,20 +115,11 @@ class Succeeded:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """A call was charged. `limiter` is the limiter's name here and below; `waited` is in seconds."""
+    """A call was charged, after `waited` seconds in the queue. `limiter` is the limiter's name, here and below."""
 
     limiter: str | None
     cost: Mapping[str, float]
     waited: float
-
-
-@dataclass(frozen=True, slots=True)
-class Waited:
-    """A call that stood in line has its turn, after so many seconds. `Granted` follows."""
-
-    limiter: str | None
-    cost: Mapping[str, float]
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +133,7 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Cancelled:
+class Withdrawn:
     """A permit was cancelled, or a waiter left the line: everything is given back."""
 
     limiter: str | None
@@ -206,7 +196,7 @@ class StoreRecovered:
     store: str
 
 
-LimiterEvent = Granted | Waited | Refused | Cancelled | Settled | Paused | Observed | Reconfigured
+LimiterEvent = Granted | Refused | Withdrawn | Settled | Paused | Observed | Reconfigured
 RetryEvent = AttemptStarted | RetryScheduled | GaveUp | Succeeded
 
 _Event = TypeVar("_Event")

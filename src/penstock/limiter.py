@@ -49,14 +49,13 @@ from penstock.errors import (
     WouldBlockEventLoop,
 )
 from penstock.events import (
-    Cancelled,
     Granted,
     LimiterEvent,
     Observed,
     Paused,
     Reconfigured,
     Refused,
-    Waited,
+    Withdrawn,
     emit,
 )
 from penstock.limits import Limit, Rate
@@ -906,7 +905,7 @@ class Limiter:
             waiter.gate.leave(waiter)
             self._cancelled += 1
         if self._on_event is not None:
-            emit(self._on_event, Cancelled(self.name, cost_of(waiter.charges)))
+            emit(self._on_event, Withdrawn(self.name, cost_of(waiter.charges)))
 
     def _had_its_turn(self, waiter: Waiter) -> Waiter:
         """Raise what a waiter that is done is to raise; tell of its grant."""
@@ -917,8 +916,6 @@ class Limiter:
             raise error
         if self._on_event is not None:
             cost, waited = cost_of(waiter.charges), waiter.granted_at - waiter.arrived
-            if waited > 0:
-                emit(self._on_event, Waited(self.name, cost, waited))
             emit(self._on_event, Granted(self.name, cost, waited))
         return waiter
 

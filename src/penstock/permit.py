@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from penstock._core.turns import Charges, Marks, Slot, give_back, undo
 from penstock._validation import check_amount, cost_of
-from penstock.events import Cancelled, Settled, emit
+from penstock.events import Settled, Withdrawn, emit
 
 if TYPE_CHECKING:
     from penstock.limiter import Limiter
@@ -143,7 +143,7 @@ class Permit:
         finally:
             limiter._lock.release()
         if limiter._on_event is not None:
-            emit(limiter._on_event, Cancelled(limiter.name, cost_of(charges)))
+            emit(limiter._on_event, Withdrawn(limiter.name, cost_of(charges)))
 
     def close(self) -> None:
         """End the permit: give back what it holds. Again: nothing happens."""
