@@ -69,10 +69,17 @@ def _admissions(batch, reply):
 
 def excess(moments, rate, burst):
     """By how many more than burst + rate × span were admitted, in that interval between two admissions where it is worst."""
-    worst, lowest = -math.inf, math.inf
-    for count, moment in enumerate(sorted(moments)):
-        lowest = min(lowest, count - rate * moment)
-        worst = max(worst, count + 1 - rate * moment - lowest)
+    return excess_of_amounts([(moment, 1) for moment in moments], rate, burst)
+
+
+def excess_of_amounts(events, rate, burst):
+    """The same of events that are (moment in s, amount)."""
+    worst = low = -math.inf
+    total = 0.0
+    for moment, amount in sorted(events):
+        low = max(low, rate * moment - total)
+        total += amount
+        worst = max(worst, total - rate * moment + low)
     return worst - burst
 
 

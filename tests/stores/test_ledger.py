@@ -21,6 +21,7 @@ from penstock._core.ledger import (
     decide,
     reshape,
 )
+from tests.stores.admissions import excess_of_amounts
 
 SECOND = 1e6
 START = 1_785_000_000 * SECOND
@@ -254,19 +255,6 @@ def test_reshaping_keeps_what_was_used():
     assert (book.used(0), book.used(1), book.used(2)) == (8, 3, 0)
 
 
-def excess(events, per_second, burst):
-    """The most that any span of time had beyond `burst + rate · span`; events are (moment in s, amount)."""
-    events = sorted(events)
-    worst = low = -math.inf
-    total = 0.0
-    for moment, amount in events:  # the largest sum of amounts less the refill between two events
-        level = total - per_second * moment
-        low = max(low, -level)
-        total += amount
-        worst = max(worst, total - per_second * moment + low)
-    return worst - burst
-
-
 @pytest.mark.parametrize("seed", range(150))
 def test_never_more_than_promised_however_calls_reserve_cancel_settle_and_owe(seed):
     """In every span of admissions, what was not given back is at most burst + rate × span, in each of the limits."""
@@ -298,4 +286,4 @@ def test_never_more_than_promised_however_calls_reserve_cancel_settle_and_owe(se
     for index, (_, per_second, burst, _, _) in enumerate(limits):
         events = [(entry[0], entry[1][index]) for entry in admitted if entry[1][index]]
         if events:
-            assert excess(events, per_second, burst) <= 1e-6 * per_second + 1e-9 * burst
+            assert excess_of_amounts(events, per_second, burst) <= 1e-6 * per_second + 1e-9 * burst

@@ -1,0 +1,36 @@
+"""Limits that are held in part, and those who wait for them: what the tests of leases have in common."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from penstock._core.lease import Chunk, Holding, Leased, working
+from penstock._core.line import Waiting
+from penstock._core.turns import meter_for
+
+NOW = 1000.0
+
+AMOUNTS = st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)).filter(any)
+"""How much one who waits needs of each of three limits; of one at least."""
+
+
+def leased(limit, *, life=8.0, held=0.0, used=0.0, unit="tokens"):
+    """A limit of which `held` units lie here for as long as it takes, and `used` are used as the store says."""
+    slot = Leased(unit, limit, unit)
+    slot.meter = meter_for(working(limit, life))
+    slot.meter.charge(used, NOW)
+    slot.holding = Holding()
+    if held:
+        hold(slot, held)
+    return slot
+
+
+def hold(slot, amount, opens=0.0, closes=9999.0, mark=1.0):
+    slot.holding.add(Chunk(float(amount), opens, closes, 7.0, mark))
+
+
+def waits(line, *charges, priority=0):
+    """Somebody who waits for these, with its limits in any order."""
+    waiting = Waiting(tuple((slot, float(amount)) for slot, amount in charges), priority)
+    line.join(waiting, NOW)
+    return waiting
