@@ -29,11 +29,11 @@ class Exact:
         self.bucket = bucket
         self.before = []
 
-    def charged(self, mark, missed):
-        self.before.append([mark[0], missed])
+    def charged(self, receipt, missed):
+        self.before.append([receipt[0], missed])
 
-    def back(self, amount, mark, now):
-        later = list(takewhile(lambda entry: entry[0] > mark[0], reversed(self.before)))
+    def back(self, amount, receipt, now):
+        later = list(takewhile(lambda entry: entry[0] > receipt[0], reversed(self.before)))
         back = max(0.0, min([amount, self.bucket.used(now), *(missed for _, missed in later)]))
         for entry in later:
             entry[1] -= back
@@ -47,21 +47,21 @@ class Ours:
     def __init__(self, bucket):
         self.bucket = bucket
 
-    def charged(self, mark, missed):
+    def charged(self, receipt, missed):
         pass
 
-    def back(self, amount, mark, now):
+    def back(self, amount, receipt, now):
         level = self.bucket.level(now)
-        self.bucket.give_back(amount, mark, now)
+        self.bucket.give_back(amount, receipt, now)
         return self.bucket.level(now) - level
 
 
 class AsRefill(Ours):
     """What is given back of any call counts as refill for all the others: with a sum of all charges, `cum`."""
 
-    def back(self, amount, mark, now):
+    def back(self, amount, receipt, now):
         refill = now * self.bucket.rate + self.bucket.offset
-        back = max(0.0, min(amount, mark[0] - refill))
+        back = max(0.0, min(amount, receipt[0] - refill))
         self.bucket.offset += back
         return back
 
@@ -69,8 +69,8 @@ class AsRefill(Ours):
 class ByAge(Ours):
     """What has flowed in since the charge is not given back: max(0, n − rate · age)."""
 
-    def back(self, amount, mark, now):
-        back = max(0.0, min(amount - self.bucket.rate * (now - mark[1]), self.bucket.used(now)))
+    def back(self, amount, receipt, now):
+        back = max(0.0, min(amount - self.bucket.rate * (now - receipt[1]), self.bucket.used(now)))
         self.bucket.offset += back
         return back
 
@@ -86,11 +86,11 @@ def given_back(rule, burst, latency, seconds):
         now += 0.01
         while len(out) < RATE / TOOK * 1.2 * latency:
             missed = bucket.used(now)
-            mark = bucket.charge_if_ready(CHARGED, now)
-            if mark is None:
+            receipt = bucket.charge_if_ready(CHARGED, now)
+            if receipt is None:
                 break
-            kept.charged(mark, missed)
-            heappush(out, (now + latency * chance.lognormvariate(0, 0.5), mark))
+            kept.charged(receipt, missed)
+            heappush(out, (now + latency * chance.lognormvariate(0, 0.5), receipt))
         while out and out[0][0] <= now:
             total += kept.back(CHARGED - TOOK, heappop(out)[1], now)
     return total

@@ -237,14 +237,14 @@ def with_keys(count):
     world, rows = World(), {}
     fights = [[] for _ in range(HOT)]  # the moments of each hot key
     couriers, keyeds = [], []
-    lanes = touched = most_alive = 0
+    subqueues = touched = most_alive = 0
     begin = world.now
 
     def sweep(keyed, keys, admitted):
         """What takes the next key of that process as soon as the last one is granted."""
 
         def touch(slip=None):
-            nonlocal lanes, touched, most_alive
+            nonlocal subqueues, touched, most_alive
             if slip is not None:
                 admitted.pop(admissions.charge_of(slip))
                 touched += 1
@@ -252,7 +252,7 @@ def with_keys(count):
                     most_alive = max(most_alive, *map(len, keyeds))
             key = next(keys, None)
             if key is None:
-                lanes -= 1
+                subqueues -= 1
             else:
                 Task(world, keyed[key], touch)
             return False
@@ -277,11 +277,11 @@ def with_keys(count):
                 world.at(begin + world.random.uniform(0, 0.1), partial(Task, world, keyed[f"hot {key}"], granted))
         touch = sweep(keyed, iter(range(number, count, 10)), admitted)
         for _ in range(LANES):
-            lanes += 1
+            subqueues += 1
             world.at(begin + world.random.uniform(0, 0.1), touch)
     until = begin + 10.0
     world.run(until)
-    while lanes:
+    while subqueues:
         until += 1.0
         world.run(until)
     assert touched == count

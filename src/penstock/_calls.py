@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from penstock import clock
 from penstock._concurrency.parking import here, who_am_i
-from penstock._gate import Waiter
+from penstock._gate import Request
 from penstock._introspect import kind_of, name_of, stream_inside
 from penstock._validation import check_turn
 from penstock.errors import CostError
@@ -228,8 +228,8 @@ class Call(Permit):
             permit = self._after(await limiter._wait(charges, None, 0, None))
         return permit
 
-    def _stand_in_line(self) -> Waiter | None:
-        """Stand in line, if nothing is special; the caller must then wait itself, which saves two coroutines a waiter."""
+    def _stand_in_line(self) -> Request | None:
+        """Stand in line, if nothing is special; the caller must then wait itself, which saves two coroutines a request."""
         limiter = self._limiter
         parker = here()
         charges = limiter._plain_charges(self._amount)
@@ -237,15 +237,15 @@ class Call(Permit):
             return None
         return limiter._join(charges, parker, None, math.inf, 0, None)
 
-    def _after(self, waiter: Waiter) -> Permit:
-        """The permit of a waiter that had its turn: this object, if it is none yet."""
+    def _after(self, request: Request) -> Permit:
+        """The permit of a request that had its turn: this object, if it is none yet."""
         limiter, permit = self._limiter, self
         holds = limiter._has_places()  # which it may have got while this call stood in line
         if self._granted_at is not None:
-            permit = Permit._of(limiter, waiter.charges, waiter.marks, waiter.granted_at)  # type: ignore[arg-type,assignment]
+            permit = Permit._of(limiter, request.charges, request.receipts, request.granted_at)  # type: ignore[arg-type,assignment]
         else:
-            self._charges, self._marks, self._ended = waiter.charges, waiter.marks, not holds  # type: ignore[assignment]
-            self._granted_at = waiter.granted_at
+            self._charges, self._receipts, self._ended = request.charges, request.receipts, not holds  # type: ignore[assignment]
+            self._granted_at = request.granted_at
         return self._to_close(permit) if holds else permit
 
     def _to_close(self, permit: Permit) -> Permit:
@@ -307,24 +307,24 @@ class CallOfOne(Call):
                 return self
         finally:
             release()
-        waiter = self._stand_in_line()
-        if waiter is None:
+        request = self._stand_in_line()
+        if request is None:
             return await self._general()
-        seconds = waiter.park_for
+        seconds = request.park_for
         try:
             while seconds >= 0:
-                await waiter.parker.park(seconds)  # type: ignore[union-attr]  # who has to park has a parker
-                seconds = limiter._turn(waiter)
+                await request.parker.park(seconds)  # type: ignore[union-attr]  # who has to park has a parker
+                seconds = limiter._turn(request)
         except BaseException:
-            limiter._give_up(waiter)
+            limiter._give_up(request)
             raise
-        return self._after(limiter._had_its_turn(waiter))
+        return self._after(limiter._had_its_turn(request))
 
     def _reveal(self) -> None:
         if not hasattr(self, "_charges"):
-            slot, meter, *_ = self._limiter._terms
-            self._charges = ((slot, self._amount),)
-            self._marks = [(meter, (self._tat, self._granted_at))]
+            state, meter, *_ = self._limiter._terms
+            self._charges = ((state, self._amount),)
+            self._receipts = [(meter, (self._tat, self._granted_at))]
             self._ended = True
 
 
@@ -362,22 +362,22 @@ class CallOfTwo(Call):
                 return self
         finally:
             release()
-        waiter = self._stand_in_line()
-        if waiter is None:
+        request = self._stand_in_line()
+        if request is None:
             return await self._general()
-        seconds = waiter.park_for
+        seconds = request.park_for
         try:
             while seconds >= 0:
-                await waiter.parker.park(seconds)  # type: ignore[union-attr]  # who has to park has a parker
-                seconds = limiter._turn(waiter)
+                await request.parker.park(seconds)  # type: ignore[union-attr]  # who has to park has a parker
+                seconds = limiter._turn(request)
         except BaseException:
-            limiter._give_up(waiter)
+            limiter._give_up(request)
             raise
-        return self._after(limiter._had_its_turn(waiter))
+        return self._after(limiter._had_its_turn(request))
 
     def _reveal(self) -> None:
         if not hasattr(self, "_charges"):
             first, meter1, second, meter2, cost = self._limiter._terms
             self._charges = ((first, cost), (second, self._amount))
-            self._marks = [(meter1, (self._tat1, self._granted_at)), (meter2, (self._tat2, self._granted_at))]
+            self._receipts = [(meter1, (self._tat1, self._granted_at)), (meter2, (self._tat2, self._granted_at))]
             self._ended = True

@@ -10,13 +10,13 @@ only if there is none it goes back to the store: so the quota is used even if mo
 reservation with it.
 
 Whose turn it is among several processes is the store's to say (`_core.flows`): each request names its flow, and one that is told that it is
-another's turn stands back in the line, where those of other flows are asked for before it.
+another's turn stands back in the queue, where those of other flows are asked for before it.
 
 **With a lease** the store is asked for chunks instead, and who waits, or comes, is granted out of what is held here (`_core.lease` says how much
 may be asked for, and when it may be used). A call for which enough is held does not even pass through the courier: its own
 thread takes it, with the lock held. What nobody uses goes back.
 
-What the store answered last is mirrored in the meters of the slots, which say whom to ask for next, and what to show.
+What the store answered last is mirrored in the meters of the states, which say whom to ask for next, and what to show.
 Everything but the inbox is touched with `store.lock` held, which is never held while the store is being asked.
 """
 
@@ -44,9 +44,9 @@ from penstock._concurrency.parking import Parker, wake_all
 from penstock._core import ledger
 from penstock._core.bucket import Bucket
 from penstock._core.lease import Holding
-from penstock._core.turns import Slot, ready_at
+from penstock._core.turns import LimitState, ready_at
 from penstock._core.windows import CalendarWindow
-from penstock._desks import ANY, POLL, Account, Call, ChunkAsked, Desk, Return, SharedSlot, Slip
+from penstock._desks import ANY, POLL, Account, Call, ChunkAsked, Desk, Return, SharedLimitState, Slip
 from penstock._leasing import Leasing
 from penstock.errors import ConfigurationConflict, PenstockError, QueueFull, RateLimited, StoreError
 from penstock.events import StoreLost, StoreRecovered, emit
@@ -122,11 +122,11 @@ class Courier:
         self._returns: list[Return] = []
         self._orders: list[tuple[Account, Callable[[Call], list[float]], bool]] = []
         self._left: list[
-            tuple[SharedSlot, float, float, float]
+            tuple[SharedLimitState, float, float, float]
         ] = []  # what goes back of whose reservations, in seconds
         self._looks: list[tuple[Account, Parker | None]] = []
         self._changes: dict[Account, None] = {}
-        self._owed: dict[SharedSlot, float] = {}
+        self._owed: dict[SharedLimitState, float] = {}
         self._renewing: dict[Account, None] = {}  # those that hold places which must be renewed
         self._pending: tuple[Call, Batch] | None = None
         self._leasing = Leasing(self)
@@ -135,14 +135,14 @@ class Courier:
     def forget(self) -> None:
         """In the child of a fork: thread, connection and everybody who waits are the parent's."""
         for desk in self._desks:
-            desk.line = type(desk.line)(desk.line.ageing, desk.line.weights)
+            desk.queue = type(desk.queue)(desk.queue.ageing, desk.queue.weights)
             desk.fresh.clear()
             desk.reserved.clear()
             desk.coming = 0
         for account in list(self.accounts.values()):
             account.held.clear()
-            for slot in account.order:
-                slot.holding = Holding()  # a chunk is used by one process
+            for state in account.order:
+                state.holding = Holding()  # a chunk is used by one process
         self._begin()
 
     # From any thread
@@ -182,7 +182,7 @@ class Courier:
                 self._thread.start()
 
     def stop(self) -> None:
-        """Send what is left to send, and end the thread; give up waiting for that after a while."""
+        """Send what is left to send, and end the thread; give up waiter for that after a while."""
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             self._inbox.put(("stop",))
@@ -297,9 +297,9 @@ class Courier:
         state, slip.state = slip.state, "gone"
         slip.limiter._cancelled += 1
         desk = self._desk(slip)
-        if state == "line":
-            desk.line.leave(slip)
-            if slip.flow in desk.told and not desk.line.waits(slip.flow):
+        if state == "queue":
+            desk.queue.leave(slip)
+            if slip.flow in desk.told and not desk.queue.waits(slip.flow):
                 desk.told.discard(slip.flow)
                 self._left.append((slip.charges[0][0], *self._flow_of(slip.flow, desk)[:2], 0.0))
             self._dirty[desk] = None
@@ -357,8 +357,8 @@ class Courier:
                 self._return(slip)
                 self._refuse(slip, _again(closed))
             desk.reserved.clear()
-            for slot in desk.slots():
-                self._leasing.return_chunks(slot, slot.holding.drain())
+            for state in desk.states():
+                self._leasing.return_chunks(state, state.holding.drain())
         self._urgent = self._urgent or bool(self._returns)
         self._fail_all(closed)
 
@@ -383,7 +383,7 @@ class Courier:
         self._woken.append(slip.parker)
 
     def _not_now(self, slip: Slip, wait: float, blocker: str) -> RateLimited:
-        cost = ", ".join(f"{amount:g} {slot.unit}" for slot, amount in slip.charges)
+        cost = ", ".join(f"{amount:g} {state.unit}" for state, amount in slip.charges)
         return RateLimited(
             f"{cost} would have to wait {'until somebody gives back what they hold' if wait == math.inf else f'{wait:.3g} s'} "
             f"for {blocker}",
@@ -393,34 +393,34 @@ class Courier:
 
     def _too_late(self, slip: Slip, now: float) -> None:
         """The longest that `slip` would wait is over."""
-        if slip.state not in ("line", "new"):
+        if slip.state not in ("queue", "new"):
             return
         desk = self._desk(slip)
         ready, blocker = self._expected(slip, desk, now)
-        if slip.state == "line":
-            desk.line.leave(slip)
+        if slip.state == "queue":
+            desk.queue.leave(slip)
             self._dirty[desk] = None
         self._refuse(slip, self._not_now(slip, max(ready - now, 0.0), blocker))
 
     def _expected(self, slip: Slip, desk: Desk, now: float) -> tuple[float, str]:
         """When `slip` would have its turn, as far as this process knows, and what it waits for."""
-        if slip.lane is not None:
-            ahead = desk.line.queued_ahead(slip)
-            charges = [(slot, amount + ahead.get(slot, 0.0)) for slot, amount in slip.charges]
+        if slip.subqueue is not None:
+            ahead = desk.queue.queued_ahead(slip)
+            charges = [(state, amount + ahead.get(state, 0.0)) for state, amount in slip.charges]
         else:
-            charges = [(slot, amount + slot.queued) for slot, amount in slip.charges]
+            charges = [(state, amount + state.queued) for state, amount in slip.charges]
         if desk.life is not None:  # what is held here need not come from the store
-            charges = [(slot, max(0.0, amount - slot.holding.left)) for slot, amount in charges]
-        ready, slot = ready_at(charges, now)
-        return ready, "the line" if slot is None else "pause" if slot.paused_until >= ready else slip.limiter._label(
-            slot
+            charges = [(state, max(0.0, amount - state.holding.left)) for state, amount in charges]
+        ready, state = ready_at(charges, now)
+        return ready, "the queue" if state is None else "pause" if state.paused_until >= ready else slip.limiter._label(
+            state
         )
 
     def _due(self, slip: Slip, now: float) -> None:
         """The moment for which `slip` has a reservation is there."""
         if slip.state != "reserved" or slip.due > now:
             return
-        accounts = {slot.account for slot, _ in slip.charges}
+        accounts = {state.account for state, _ in slip.charges}
         if not self.store.hears and slip.waited > LOOKAHEAD and not slip.confirmed and self.down is None:
             slip.confirmed = True  # somebody may have paused everything meanwhile, and we would not know
             for account in accounts:
@@ -440,22 +440,24 @@ class Courier:
         self._at(due, lambda now: self._due(slip, now))
 
     def _hand_on(self, slip: Slip, desk: Desk) -> None:
-        """Let the next in line have what `slip` was granted, or give it back to the store."""
+        """Let the next in the queue have what `slip` was granted, or give it back to the store."""
         now = clock.now()
-        heads = desk.line.heads(now)
+        heads = desk.queue.heads(now)
         if heads:
             heir = heads[0][1]
             assert isinstance(heir, Slip)
             mine, wanted = dict(slip.charges), dict(heir.charges)
-            fits = mine.keys() == wanted.keys() and all(wanted[slot] <= mine[slot] for slot in mine)
+            fits = mine.keys() == wanted.keys() and all(wanted[state] <= mine[state] for state in mine)
             if fits and max(slip.due, now) <= heir.deadline:
-                desk.line.take(heir)
-                marks = {slot: mark for (slot, _), mark in zip(slip.charges, slip.marks, strict=True)}
-                for slot, amount in slip.charges:
-                    if amount > wanted[slot]:
-                        self._returns.append((slot, amount - wanted[slot], slip.eras[slot.account], marks[slot]))
+                desk.queue.take(heir)
+                receipts = {state: receipt for (state, _), receipt in zip(slip.charges, slip.receipts, strict=True)}
+                for state, amount in slip.charges:
+                    if amount > wanted[state]:
+                        self._returns.append(
+                            (state, amount - wanted[state], slip.epochs[state.account], receipts[state])
+                        )
                         self._urgent = True
-                heir.marks, heir.eras = [marks[slot] for slot, _ in heir.charges], slip.eras
+                heir.receipts, heir.epochs = [receipts[state] for state, _ in heir.charges], slip.epochs
                 heir.waited, heir.confirmed = slip.waited, slip.confirmed
                 self._reserve(heir, desk, max(slip.due, now))
                 if slip.due <= now:
@@ -466,27 +468,27 @@ class Courier:
 
     def _return(self, slip: Slip) -> None:
         """Give what `slip` was granted back to the store, with the next call."""
-        for (slot, amount), mark in zip(slip.charges, slip.marks, strict=True):
-            self._returns.append((slot, amount, slip.eras[slot.account], mark))
+        for (state, amount), receipt in zip(slip.charges, slip.receipts, strict=True):
+            self._returns.append((state, amount, slip.epochs[state.account], receipt))
         key, member, weight = self._flow_of(slip.flow, self._desk(slip))
-        worth = max(amount / slot.throughput for slot, amount in slip.charges) / weight
+        worth = max(amount / state.throughput for state, amount in slip.charges) / weight
         self._left.append((slip.charges[0][0], key, member, worth))
         self._urgent = True
 
     def _flow_of(self, flow: Hashable, desk: Desk) -> tuple[float, float, float]:
         """A flow for the store: its key, who of its members we are, and its weight. Calls without one are a flow of this process."""
-        weights = desk.line.weights
+        weights = desk.queue.weights
         weight = weights.get(flow, 1.0) if weights else 1.0
         return (self.owner, 0.0, weight) if flow is None else (_key_of(flow), self.owner, weight)
 
     def _line_up(self, slip: Slip, desk: Desk, now: float) -> None:
-        """Let `slip` join the line, unless it would wait too long there."""
-        slip.state = "line"
-        desk.line.join(slip, now)
-        if slip.deadline < math.inf and all(slot.account.agreed for slot, _ in slip.charges):
+        """Let `slip` join the queue, unless it would wait too long there."""
+        slip.state = "queue"
+        desk.queue.join(slip, now)
+        if slip.deadline < math.inf and all(state.account.agreed for state, _ in slip.charges):
             ready, blocker = self._expected(slip, desk, now)
             if slip.deadline < ready < math.inf:
-                desk.line.leave(slip)
+                desk.queue.leave(slip)
                 self._refuse(slip, self._not_now(slip, ready - now, blocker))
 
     def _stay(self, slip: Slip, desk: Desk) -> None:
@@ -494,11 +496,11 @@ class Courier:
         if slip.state == "gone":
             return
         slip.call = None
-        slip.state = "line"
+        slip.state = "queue"
         if slip.number:
-            desk.line.restore(slip)
+            desk.queue.restore(slip)
         else:
-            desk.line.join(slip, clock.now())
+            desk.queue.join(slip, clock.now())
 
     # What goes out
 
@@ -537,14 +539,14 @@ class Courier:
                 self._orders.append(order)
         self._write_returns(call)
         for permit in list(self._permits):
-            if all(self._fits(call, slot.account) for slot in permit._slots()):
+            if all(self._fits(call, state.account) for state in permit._states()):
                 del self._permits[permit]
                 backs, more = permit._news()
-                for slot, amount, era, mark in backs:
-                    write += (ledger.GIVE_BACK, 1.0, float(call.at(slot)), amount, era, mark)
-                    self._freed(slot, amount)
-                for slot, amount in more:
-                    write += (ledger.CHARGE, 1.0, float(call.at(slot)), amount)
+                for state, amount, epoch, receipt in backs:
+                    write += (ledger.GIVE_BACK, 1.0, float(call.at(state)), amount, epoch, receipt)
+                    self._freed(state, amount)
+                for state, amount in more:
+                    write += (ledger.CHARGE, 1.0, float(call.at(state)), amount)
                 if more:
                     call.changed.append((permit, more))
                 call.returns += backs
@@ -556,16 +558,16 @@ class Courier:
             else:
                 self._looks.append(look)
         if self._fallback is None:
-            for slot in list(self._owed):
-                if self._fits(call, slot.account):
-                    write += (ledger.CHARGE, 1.0, float(call.at(slot)), max(0.0, self._owed.pop(slot)))
-                    call.changed.append((None, [(slot, 0.0)]))  # type: ignore[arg-type]  # nobody's permit
+            for state in list(self._owed):
+                if self._fits(call, state.account):
+                    write += (ledger.CHARGE, 1.0, float(call.at(state)), max(0.0, self._owed.pop(state)))
+                    call.changed.append((None, [(state, 0.0)]))  # type: ignore[arg-type]  # nobody's permit
         for account in list(self._renewing):
             if account.renew_at <= now and self._fits(call, account):
                 account.renew_at = math.inf
                 del self._renewing[account]
-                for slot in [slot for slot, held in account.held.items() if held > 0]:
-                    write += (ledger.RENEW, 1.0, float(call.at(slot)))
+                for state in [state for state, held in account.held.items() if held > 0]:
+                    write += (ledger.RENEW, 1.0, float(call.at(state)))
                     self._renew_later(account, now)
         self._urgent = bool(self._orders or self._returns or self._permits or self._looks or self._owed) and bool(
             call.offsets
@@ -576,25 +578,25 @@ class Courier:
         returns, self._returns = self._returns, []
         returns.sort(key=lambda back: -back[3])  # the latest first: so nothing is lost on the way
         for back in returns:
-            slot, amount, era, mark = back
-            if self._fits(call, slot.account):
-                write += (ledger.GIVE_BACK, 1.0, float(call.at(slot)), amount, era, mark)
+            state, amount, epoch, receipt = back
+            if self._fits(call, state.account):
+                write += (ledger.GIVE_BACK, 1.0, float(call.at(state)), amount, epoch, receipt)
                 call.returns.append(back)
-                self._freed(slot, amount)
+                self._freed(state, amount)
             else:
                 self._returns.append(back)
         left, self._left = self._left, []
-        for slot, key, member, worth in left:
-            if slot.account in call.offsets:
-                write += (ledger.LEAVE, key, member, worth, float(call.at(slot)))
+        for state, key, member, worth in left:
+            if state.account in call.offsets:
+                write += (ledger.LEAVE, key, member, worth, float(call.at(state)))
 
-    def _freed(self, slot: SharedSlot, amount: float) -> None:
-        if slot.mode >= ledger.TIMED:
-            if slot in slot.account.held:
-                slot.account.held[slot] -= amount
-            desk = slot.account.gate
+    def _freed(self, state: SharedLimitState, amount: float) -> None:
+        if state.mode >= ledger.TIMED:
+            if state in state.account.held:
+                state.account.held[state] -= amount
+            desk = state.account.gate
             assert isinstance(desk, Desk)
-            desk.blocked.pop(slot, None)
+            desk.blocked.pop(state, None)
             self._dirty[desk] = None
 
     def _renew_later(self, account: Account, now: float) -> None:
@@ -608,8 +610,8 @@ class Courier:
             self._at(account.renew_at, ring)
 
     def _ask(self, desk: Desk, call: Call, now: float) -> None:
-        """Ask for the first of the line, and for everybody who could go soon."""
-        fresh, line, store = desk.fresh, desk.line, self.store
+        """Ask for the first of the queue, and for everybody who could go soon."""
+        fresh, queue, store = desk.fresh, desk.queue, self.store
         if desk.into is not None:
             self._dirty.pop(desk)
             self._dirty[desk.into] = None  # type: ignore[index]
@@ -618,9 +620,9 @@ class Courier:
             self._leasing.ask(desk, call, now)
             return
         room = store.batch - len(call.asked)
-        straight = not len(line) and not desk.reserved
+        straight = not len(queue) and not desk.reserved
         later: list[Slip] = []
-        held = {slot for slip in desk.reserved if slip.due > now + MARGIN for slot, _ in slip.charges}
+        held = {state for slip in desk.reserved if slip.due > now + MARGIN for state, _ in slip.charges}
         if straight and fresh and not desk.blocked:
             room = self._ask_plenty(desk, call, now, room)
         while fresh and room > 0:
@@ -628,7 +630,7 @@ class Courier:
             if slip.state == "gone":
                 fresh.popleft()
                 continue
-            if not all(self._fits(call, slot.account) for slot, _ in slip.charges):
+            if not all(self._fits(call, state.account) for state, _ in slip.charges):
                 return
             if slip.deadline <= now:  # now or never
                 fresh.popleft()
@@ -638,42 +640,42 @@ class Courier:
             if not straight or slip.priority or slip.flow is not None or desk.blocked:
                 break
             ready, _ = ready_at(slip.charges, now)
-            if ready > now + LOOKAHEAD and not held.isdisjoint(slot for slot, _ in slip.charges):
+            if ready > now + LOOKAHEAD and not held.isdisjoint(state for state, _ in slip.charges):
                 break
             fresh.popleft()
             room -= 1
-            first = held.isdisjoint(slot for slot, _ in slip.charges)
+            first = held.isdisjoint(state for state, _ in slip.charges)
             self._put(slip, call, math.inf if first else LOOKAHEAD, ready, now)
             if ready > now:
-                held.update(slot for slot, _ in slip.charges)
+                held.update(state for state, _ in slip.charges)
         if fresh and room > 0:
             for slip in fresh:
                 if slip.state != "gone":
                     self._line_up(slip, desk, now)
             fresh.clear()
-        if len(line) and room > 0:
+        if len(queue) and room > 0:
             room = self._ask_line(desk, call, now, room, held)
         for slip in later:
             self._put(slip, call, 0.0, now, now)
-        if not fresh and (room > 0 or not len(line)):
+        if not fresh and (room > 0 or not len(queue)):
             self._dirty.pop(desk, None)
 
     def _ask_plenty(self, desk: Desk, call: Call, now: float, room: int) -> int:
         """Ask for those who come first and, by all we know, can go at once: the same as `_ask`, as fast as it can be."""
         fresh, asked = desk.fresh, call.asked
-        left: dict[Slot, float] = {}  # units, per bucket
+        left: dict[LimitState, float] = {}  # units, per bucket
         horizon = LOOKAHEAD if asked else math.inf
         while fresh and room > 0:
             charges = fresh[0].charges
             most = room
-            for slot, amount in charges:
-                level = left.get(slot)
+            for state, amount in charges:
+                level = left.get(state)
                 if level is None:
-                    meter = slot.meter
-                    if not (type(meter) is Bucket and slot.paused_until <= now and self._fits(call, slot.account)):
+                    meter = state.meter
+                    if not (type(meter) is Bucket and state.paused_until <= now and self._fits(call, state.account)):
                         most = 0
                         break
-                    level = left[slot] = meter.level(now)
+                    level = left[state] = meter.level(now)
                 most = min(most, int(level // amount))
             taken = 0
             while taken < most and fresh:  # programs use the same charges again and again
@@ -696,52 +698,52 @@ class Courier:
             if call.flow is not None or call.payer is not charges[0][0].account:
                 self._name_flow(call, asked[-1])
             request = [ledger.ACQUIRE, horizon, 1.0, float(len(charges))]
-            for slot, amount in charges:
-                request += (float(call.at(slot)), amount)
-                left[slot] -= amount * taken
+            for state, amount in charges:
+                request += (float(call.at(state)), amount)
+                left[state] -= amount * taken
             call.operations += request * taken
             room -= taken
-        for slot, level in left.items():
-            slot.meter.charge(max(0.0, slot.meter.level(now) - level), now)
+        for state, level in left.items():
+            state.meter.charge(max(0.0, state.meter.level(now) - level), now)
         return room
 
-    def _ask_line(self, desk: Desk, call: Call, now: float, room: int, held: set[Slot]) -> int:
-        line = desk.line
+    def _ask_line(self, desk: Desk, call: Call, now: float, room: int, held: set[LimitState]) -> int:
+        queue = desk.queue
         desk.behind = {flow: until for flow, until in desk.behind.items() if until > now}
-        heads: list[Any] = line.heads(now, desk.behind)
+        heads: list[Any] = queue.heads(now, desk.behind)
         heapify(heads)
         soon = now + 2 * MARGIN
         mine = set(held)
-        blocked = {slot for slot, until in desk.blocked.items() if until > now}
+        blocked = {state for state, until in desk.blocked.items() if until > now}
         look_again = min((until for until in desk.blocked.values() if until > now), default=math.inf)
         look_again = min(look_again, min(desk.behind.values(), default=math.inf))
         begun, until = False, now
         while heads and room > 0:
             _, slip = heappop(heads)
             while True:
-                if not all(self._fits(call, slot.account) for slot, _ in slip.charges):
+                if not all(self._fits(call, state.account) for state, _ in slip.charges):
                     return 0  # stays dirty, for a call of its own
-                slots = [slot for slot, _ in slip.charges]
-                if not blocked.isdisjoint(slots):
-                    held.update(slots)
+                states = [state for state, _ in slip.charges]
+                if not blocked.isdisjoint(states):
+                    held.update(states)
                     break
                 ready, _ = ready_at(slip.charges, now)
-                first = held.isdisjoint(slots)
+                first = held.isdisjoint(states)
                 if not first and ready > (now + LOOKAHEAD if begun else soon):
-                    held.update(slots)
+                    held.update(states)
                     look_again = min(look_again, ready - MARGIN)
-                    if not mine.isdisjoint(slots):
+                    if not mine.isdisjoint(states):
                         look_again = min(look_again, max((s.due for s in desk.reserved), default=math.inf))
                     break
                 begun = True
                 until = max(until, ready)
                 room -= 1
-                behind: Any = line.take(slip)
+                behind: Any = queue.take(slip)
                 self._put(slip, call, math.inf if first else LOOKAHEAD, ready, now)
                 if first and ready > now:
-                    held.update(slots)
+                    held.update(states)
                 if desk.behind:  # the next of this shape may be of a flow that is to come again later
-                    heads = line.heads(now, desk.behind)
+                    heads = queue.heads(now, desk.behind)
                     heapify(heads)
                     break
                 if behind is None or room <= 0:
@@ -758,7 +760,7 @@ class Courier:
                 desk.alarm = look_again
 
                 def ring(_: float) -> None:
-                    if len(desk.line):
+                    if len(desk.queue):
                         self._dirty[desk] = None
 
                 self._at(look_again, ring)
@@ -776,29 +778,29 @@ class Courier:
         operations = call.operations
         operations += (ledger.ACQUIRE, horizon, stops, float(len(slip.charges)))
         at = max(ready, now)
-        for slot, amount in slip.charges:
-            operations += (float(call.at(slot)), amount)
+        for state, amount in slip.charges:
+            operations += (float(call.at(state)), amount)
             if at < math.inf:
-                slot.meter.charge(amount, at)
+                state.meter.charge(amount, at)
         slip.state = "asked"
         slip.call = call
         call.asked.append(slip)
 
     def _name_flow(self, call: Call, slip: Slip) -> None:
         """Write whose the requests that follow are."""
-        slot = slip.charges[0][0]
-        call.flow, call.payer = slip.flow, slot.account
-        call.operations += (ledger.FLOW, *self._flow_of(slip.flow, self._desk(slip)), float(call.at(slot)), 0.0)
+        state = slip.charges[0][0]
+        call.flow, call.payer = slip.flow, state.account
+        call.operations += (ledger.FLOW, *self._flow_of(slip.flow, self._desk(slip)), float(call.at(state)), 0.0)
 
     def _name_waiting(self, desk: Desk, call: Call, until: float, now: float) -> None:
         """Write whose calls wait here beside those that were asked for, and until when we shall ask again: the store must not forget them."""
-        flows = desk.line.flows(TOLD)
+        flows = desk.queue.flows(TOLD)
         if not flows or (len(flows) == 1 and flows[0] == call.flow):
             return
-        slot = call.asked[-1].charges[0][0]
+        state = call.asked[-1].charges[0][0]
         waits = min(max([until, *(slip.due for slip in desk.reserved)]) - now + MARGIN, 1.0)
         for flow in flows:
-            call.operations += (ledger.FLOW, *self._flow_of(flow, desk), float(call.at(slot)), waits)
+            call.operations += (ledger.FLOW, *self._flow_of(flow, desk), float(call.at(state)), waits)
         desk.told = set(flows)
         call.flow = ANY
 
@@ -850,8 +852,8 @@ class Courier:
             self._disagree(call, reply.others)
             return
         offset = 0
-        for account, era in zip(call.offsets, reply.eras, strict=True):
-            call.eras[account] = era
+        for account, epoch in zip(call.offsets, reply.epochs, strict=True):
+            call.epochs[account] = epoch
             account.agreed = True
             account.looking = False
             account.mirror(reply.states, offset, now, reply.now)
@@ -861,20 +863,20 @@ class Courier:
             if permit is not None:
                 permit._charged(
                     [
-                        (slot, amount, call.eras[slot.account], mark)
-                        for (slot, amount), mark in zip(more, verdicts[at:], strict=False)
+                        (state, amount, call.epochs[state.account], receipt)
+                        for (state, amount), receipt in zip(more, verdicts[at:], strict=False)
                     ]
                 )
             at += len(more)
         again: list[Slip] = []
         served: dict[Desk, None] = {}
-        eras, woken, simple = call.eras, self._woken, self._fallback is None
+        epochs, woken, simple = call.epochs, self._woken, self._fallback is None
         for slip in call.asked:
             verdict = verdicts[at]
             if verdict == 0 and simple and slip.state == "asked" and slip.call is call and not slip.limiter._holds:
                 begin = at + 1  # as most are
                 at = begin + len(slip.charges)
-                slip.marks, slip.eras = verdicts[begin:at], eras
+                slip.receipts, slip.epochs = verdicts[begin:at], epochs
                 slip.state = "granted"
                 slip.granted_at = now
                 slip.limiter._granted += 1
@@ -890,7 +892,7 @@ class Courier:
             elif verdict >= 0:
                 at += 1
                 count = len(slip.charges)
-                slip.marks, slip.eras = verdicts[at : at + count], call.eras
+                slip.receipts, slip.epochs = verdicts[at : at + count], call.epochs
                 at += count
                 self._granted(slip, call, verdict, now)
             else:
@@ -909,7 +911,7 @@ class Courier:
             there = account.gate
             assert isinstance(there, Desk)
             for slip in list(there.reserved):
-                if any(slot.paused_until > slip.due + 0.001 for slot, _ in slip.charges):
+                if any(state.paused_until > slip.due + 0.001 for state, _ in slip.charges):
                     there.reserved.remove(slip)  # a pause that is younger than the reservation
                     self._return(slip)
                     self._stay(slip, there)
@@ -924,14 +926,14 @@ class Courier:
         self._woken += [parker for _, parker in call.looks if parker is not None]
 
     def _granted(self, slip: Slip, call: Call, wait: float, now: float) -> None:
-        for slot, amount in slip.charges:
-            if slot.mode >= ledger.TIMED:
-                account = slot.account
-                if slot.mode == ledger.RENEWED:
-                    account.held[slot] = account.held.get(slot, 0.0) + amount
+        for state, amount in slip.charges:
+            if state.mode >= ledger.TIMED:
+                account = state.account
+                if state.mode == ledger.RENEWED:
+                    account.held[state] = account.held.get(state, 0.0) + amount
                     self._renew_later(account, now)
             if self._fallback is not None:
-                self._owed[slot] = self._owed.get(slot, 0.0) + amount
+                self._owed[state] = self._owed.get(state, 0.0) + amount
         desk = self._desk(slip)
         desk.poll = POLL[0]
         if slip.call is not call or slip.state != "asked":
@@ -948,24 +950,24 @@ class Courier:
         if blocker < 0:  # the store has enough, and a flow that has had less is to have it
             desk = self._desk(slip)
             if desk.behind.get(slip.flow, -math.inf) <= now:  # once a call
-                desk.line.delay(slip.flow, -1.0 - blocker)
+                desk.queue.delay(slip.flow, -1.0 - blocker)
             desk.behind[slip.flow] = now + wait
             again.append(slip)
             return
-        slot = self._slot(call, int(blocker))
+        state = self._state(call, int(blocker))
         if now + wait > slip.deadline and (wait < math.inf or slip.deadline <= now):
-            paused = slot.paused_until > now and wait >= slot.paused_until - now
-            label = "pause" if paused else slip.limiter._label(slot)
+            paused = state.paused_until > now and wait >= state.paused_until - now
+            label = "pause" if paused else slip.limiter._label(state)
             self._refuse(slip, self._not_now(slip, wait, label))
             return
         again.append(slip)
-        if slot.mode >= 0 or isinstance(slot.meter, CalendarWindow):
+        if state.mode >= 0 or isinstance(state.meter, CalendarWindow):
             desk = self._desk(slip)
-            desk.blocked[slot] = now + min(max(wait, 1e-5), desk.poll if slot.mode >= 0 else math.inf)
+            desk.blocked[state] = now + min(max(wait, 1e-5), desk.poll if state.mode >= 0 else math.inf)
             desk.poll = min(2 * desk.poll, POLL[1])
 
     @staticmethod
-    def _slot(call: Call, number: int) -> SharedSlot:
+    def _state(call: Call, number: int) -> SharedLimitState:
         for account, offset in call.offsets.items():
             if offset <= number < offset + len(account.order):
                 return account.order[number - offset]
@@ -985,9 +987,9 @@ class Courier:
                 error = _conflict(account.terms.name, str(theirs), str(account.terms))
                 desk = account.gate
                 assert isinstance(desk, Desk)
-                for slip in [*call.asked, *desk.line]:
-                    if slip.state in ("asked", "line") and any(slot.account is account for slot, _ in slip.charges):
-                        desk.line.leave(slip)
+                for slip in [*call.asked, *desk.queue]:
+                    if slip.state in ("asked", "queue") and any(state.account is account for state, _ in slip.charges):
+                        desk.queue.leave(slip)
                         self._refuse(slip, _again(error))
         self._unsend(call)
 
@@ -1022,23 +1024,23 @@ class Courier:
         desk = account.gate
         assert isinstance(desk, Desk)
         for slip in list(desk.reserved):
-            if any(slot.account is account for slot, _ in slip.charges):
+            if any(state.account is account for state, _ in slip.charges):
                 desk.reserved.remove(slip)
                 self._return(slip)
                 self._stay(slip, desk)
-        for slot in account.order:
-            self._leasing.return_chunks(slot, slot.holding.drain())
-        everybody = sorted(desk.line, key=lambda w: w.number)
-        for waiting in everybody:
-            desk.line.leave(waiting)
-        for waiting in everybody:
-            assert isinstance(waiting, Slip)
+        for state in account.order:
+            self._leasing.return_chunks(state, state.holding.drain())
+        everybody = sorted(desk.queue, key=lambda w: w.number)
+        for waiter in everybody:
+            desk.queue.leave(waiter)
+        for waiter in everybody:
+            assert isinstance(waiter, Slip)
             try:
-                waiting.charges = waiting.limiter._charges_of(waiting.cost)
+                waiter.charges = waiter.limiter._charges_of(waiter.cost)
             except PenstockError as error:
-                self._refuse(waiting, error)
+                self._refuse(waiter, error)
             else:
-                desk.line.restore(waiting)
+                desk.queue.restore(waiter)
         desk.blocked.clear()
         self._dirty[desk] = None
 
@@ -1088,7 +1090,7 @@ class Courier:
         for account in call.offsets:
             account.looking = False
             desk = account.gate
-            if len(desk.line):
+            if len(desk.queue):
                 self._dirty[desk] = None  # type: ignore[index]
 
     def _lost(self, call: Call, batch: Batch, error: Unreachable) -> None:
@@ -1153,10 +1155,10 @@ class Courier:
         if fallback is not None:
             for desk in list(self._desks):
                 for slip in list(desk.reserved):
-                    if slip.eras is not call.eras and all(era == fallback.born for era in slip.eras.values()):
+                    if slip.epochs is not call.epochs and all(epoch == fallback.born for epoch in slip.epochs.values()):
                         desk.reserved.remove(slip)
-                        for slot, amount in slip.charges:
-                            self._owed[slot] -= amount
+                        for state, amount in slip.charges:
+                            self._owed[state] -= amount
                         self._stay(slip, desk)
         for desk in list(self._desks):
             desk.blocked.clear()
@@ -1166,10 +1168,10 @@ class Courier:
     def _fail_desk(self, account: Account, error: Exception) -> None:
         desk = account.gate
         assert isinstance(desk, Desk)
-        for slip in [*desk.fresh, *desk.line]:
+        for slip in [*desk.fresh, *desk.queue]:
             assert isinstance(slip, Slip)
-            if slip.state in ("new", "line"):
-                desk.line.leave(slip)
+            if slip.state in ("new", "queue"):
+                desk.queue.leave(slip)
                 self._refuse(slip, _again(error))
         desk.fresh.clear()
         self._dirty.pop(desk, None)

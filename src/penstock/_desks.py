@@ -17,9 +17,9 @@ from penstock._core import lease as leases
 from penstock._core import ledger
 from penstock._core.bucket import Bucket
 from penstock._core.lease import Holding, Leased, Piece, Share
-from penstock._core.line import Waiting
 from penstock._core.places import Places
-from penstock._core.turns import Slot, meter_for
+from penstock._core.queue import Waiter
+from penstock._core.turns import LimitState, meter_for
 from penstock._core.windows import CalendarWindow, Entry, SlidingWindow
 from penstock._gate import Gate, Part
 from penstock.stores.contract import Terms
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from penstock._shared import SharedLimiter, SharedPermit
     from penstock.limits import Limit
 
-__all__ = ["ANY", "POLL", "Account", "Call", "ChunkAsked", "Desk", "Return", "SharedSlot", "Slip"]
+__all__ = ["ANY", "POLL", "Account", "Call", "ChunkAsked", "Desk", "Return", "SharedLimitState", "Slip"]
 
 POLL = (0.002, 0.050)
 """Seconds, first and longest, between questions for what only comes back when somebody gives it back."""
@@ -36,11 +36,11 @@ POLL = (0.002, 0.050)
 ANY: Any = object()
 """Nobody yet: the first to come decides which group, and which flow, a call is of."""
 
-Return = tuple["SharedSlot", float, float, float]
-"""To give back: a slot, the amount, and the era and mark of its charge."""
+Return = tuple["SharedLimitState", float, float, float]
+"""To give back: a state, the amount, and the epoch and receipt of its charge."""
 
 
-class SharedSlot(Leased):
+class SharedLimitState(Leased):
     """One limit of a name: whose it is, and its place among the terms."""
 
     __slots__ = ("account", "index", "mode")
@@ -61,7 +61,7 @@ class Account(Part):
         self.place_ttl = place_ttl
         self.agreed = False  # whether the store has ever decided by these terms
         self.looking = False  # whether the store is being asked if reservations still hold
-        self.held: dict[SharedSlot, float] = {}  # places of this process that must be renewed
+        self.held: dict[SharedLimitState, float] = {}  # places of this process that must be renewed
         self.renew_at = math.inf
         self.lease = lease
         self.terms = Terms(name, limits, place_ttl, lease)
@@ -72,44 +72,44 @@ class Account(Part):
         if wanted != self.terms.limits:  # not at first
             self.terms = Terms(self.terms.name, wanted, self.place_ttl, self.lease)
         for unit, kinds in limits.items():
-            old = self.slots.get(unit, ())
-            slots: list[SharedSlot] = []
+            old = self.states.get(unit, ())
+            states: list[SharedLimitState] = []
             for index, limit in enumerate(kinds):
                 label = unit if len(kinds) == 1 else f"{unit} ({limit})"
                 if index < len(old):
-                    slot = old[index]
-                    slot.label = label
-                    slot.promise(limit, now)
+                    state = old[index]
+                    state.label = label
+                    state.promise(limit, now)
                 else:
-                    slot = SharedSlot(unit, limit, label)
-                    slot.holding = Holding()
+                    state = SharedLimitState(unit, limit, label)
+                    state.holding = Holding()
                 if self.lease is not None:  # the meter is the store's, and the limit is what was promised
-                    slot.meter = meter_for(leases.working(limit, self.lease))
-                slots.append(slot)  # type: ignore[arg-type]  # all of them are
-            self.slots[unit] = tuple(slots)
+                    state.meter = meter_for(leases.working(limit, self.lease))
+                states.append(state)  # type: ignore[arg-type]  # all of them are
+            self.states[unit] = tuple(states)
             default = next((limit.default for limit in kinds if limit.default is not None), None)
             if default is None and unit == "requests":
                 default = 1
             self.defaults.pop(unit, None)
             if default is not None:
                 self.defaults[unit] = default
-        self.order: list[SharedSlot] = [slot for unit in self.terms.limits for slot in self.slots[unit]]  # type: ignore[misc]
+        self.order: list[SharedLimitState] = [state for unit in self.terms.limits for state in self.states[unit]]  # type: ignore[misc]
         offset = clock.wall() - clock.now()
-        for index, (slot, numbers) in enumerate(zip(self.order, self.terms.numbers(clock.wall() * 1e6), strict=True)):
-            slot.account = self
-            slot.index = index
-            slot.mode = numbers[3] if numbers[0] == ledger.WINDOW else -1.0
-            if isinstance(slot.meter, CalendarWindow):
-                slot.meter.follow(offset)
+        for index, (state, numbers) in enumerate(zip(self.order, self.terms.numbers(clock.wall() * 1e6), strict=True)):
+            state.account = self
+            state.index = index
+            state.mode = numbers[3] if numbers[0] == ledger.WINDOW else -1.0
+            if isinstance(state.meter, CalendarWindow):
+                state.meter.follow(offset)
         self.version += 1
 
     def mirror(self, states: Any, at: int, now: float, server: float) -> None:
         """Let the meters show what the store has just said."""
-        for slot in self.order:
+        for state in self.order:
             pause, used, what = states[at : at + 3]
             at += 3
-            slot.paused_until = now + pause if pause > 0 else -math.inf
-            meter = slot.meter
+            state.paused_until = now + pause if pause > 0 else -math.inf
+            meter = state.meter
             if isinstance(meter, Bucket):
                 meter.offset = 0.0
                 meter.tat = now * meter.rate + used
@@ -126,15 +126,27 @@ class Account(Part):
                 meter._total = used
 
 
-class Slip(Waiting):
+class Slip(Waiter):
     """One who waits: what it costs, until when, and what came of it.
 
-    `state` goes from "new" to "line", "asked", "reserved" and "granted"; to "gone" when it leaves, to "refused" with an error.
+    `state` goes from "new" to "queue", "asked", "reserved" and "granted"; to "gone" when it leaves, to "refused" with an error.
     """
 
     __slots__ = (
-        "call", "confirmed", "cost", "deadline", "due", "eras", "error", "granted_at", "limiter", "marks", "parker",
-        "shares", "state", "waited",
+        "call",
+        "confirmed",
+        "cost",
+        "deadline",
+        "due",
+        "epochs",
+        "error",
+        "granted_at",
+        "limiter",
+        "parker",
+        "receipts",
+        "shares",
+        "state",
+        "waited",
     )  # fmt: skip
 
     charges: Any
@@ -149,13 +161,13 @@ class Slip(Waiting):
         flow: Hashable,
         deadline: float,
     ) -> None:
-        # `Waiting.__init__` written out, and what is only looked at later left to whoever sets it: there is one of these per call.
+        # `Waiter.__init__` written out, and what is only looked at later left to whoever sets it: there is one of these per call.
         self.charges = charges
         self.priority = self.level = priority
         self.flow = flow
         self.number = 0
         self.arrived = self.entered = 0.0
-        self.lane = None
+        self.subqueue = None
         self.limiter = limiter
         self.cost = cost
         self.parker = parker
@@ -166,9 +178,9 @@ class Slip(Waiting):
         self.waited = 0.0
         self.confirmed = False
         self.granted_at = 0.0
-        self.marks: Sequence[float] = ()
-        self.eras: Mapping[Account, float] = {}
-        self.shares: list[Share] | None = None  # what it has of chunks that are held here, instead of marks
+        self.receipts: Sequence[float] = ()
+        self.epochs: Mapping[Account, float] = {}
+        self.shares: list[Share] | None = None  # what it has of chunks that are held here, instead of receipts
         self.error: Exception | None = None
 
     @property
@@ -178,7 +190,7 @@ class Slip(Waiting):
 
 
 class Desk(Gate):
-    """A line in front of limits that live elsewhere: who wants to be asked for, and who has a reservation."""
+    """A queue in front of limits that live elsewhere: who wants to be asked for, and who has a reservation."""
 
     __slots__ = (
         "__weakref__", "accounts", "alarm", "behind", "blocked", "coming", "fresh", "life", "more_at", "poll", "reserved",
@@ -192,11 +204,13 @@ class Desk(Gate):
         self.accounts: WeakSet[Account] = WeakSet()
         self.life = life  # seconds for which what is granted may be held; None: no leases
         self.coming = 0  # how many have been sent to the courier and are not here yet
-        self.more_at = -math.inf  # before that, the store has no more than what the first in line need
+        self.more_at = -math.inf  # before that, the store has no more than what the first in the queue need
         self.tended = -math.inf  # when somebody looks next whether what is held is used
         self.fresh: deque[Slip] = deque()  # came just now, and nobody has looked at them yet
         self.reserved: list[Slip] = []
-        self.blocked: dict[Slot, float] = {}  # what only comes back when it is given back: when to ask for it again
+        self.blocked: dict[
+            LimitState, float
+        ] = {}  # what only comes back when it is given back: when to ask for it again
         self.told: set[Hashable] = set()  # flows of which the store knows that they wait here
         self.behind: dict[Hashable, float] = {}  # flows that are ahead of those of other processes: when to ask again
         self.poll = POLL[0]
@@ -205,11 +219,11 @@ class Desk(Gate):
     @property
     def waiting(self) -> int:
         """How many wait here."""
-        return len(self.line) + len(self.fresh) + len(self.reserved)
+        return len(self.queue) + len(self.fresh) + len(self.reserved)
 
-    def slots(self) -> list[SharedSlot]:
+    def states(self) -> list[SharedLimitState]:
         """All limits that calls are charged on here."""
-        return [slot for account in self.accounts for slot in account.order]
+        return [state for account in self.accounts for state in account.order]
 
     def merge(self, other: Gate) -> Gate:
         """Become one with `other`, with one order for all who wait; return the desk that is left: which is more desks already."""
@@ -219,10 +233,10 @@ class Desk(Gate):
         if other._merged > self._merged:
             return other.merge(self)
         self._merged += other._merged
-        self.line.weights = {**other.line.weights, **self.line.weights}
-        self.line.ageing = min(self.line.ageing, other.line.ageing)
+        self.queue.weights = {**other.queue.weights, **self.queue.weights}
+        self.queue.ageing = min(self.queue.ageing, other.queue.ageing)
         other.into = self
-        self.line.take_in(other.line)
+        self.queue.take_in(other.queue)
         self.accounts |= other.accounts
         self.coming += other.coming
         if self.life is not None and other.life is not None:
@@ -254,7 +268,7 @@ class Call:
     __slots__ = (
         "asked",
         "changed",
-        "eras",
+        "epochs",
         "flow",
         "group",
         "looks",
@@ -277,18 +291,18 @@ class Call:
         self.payer: Account | None = None
         self.asked: list[Any] = []  # slips and pieces of chunks, in the order of their requests
         self.changed: list[
-            tuple[SharedPermit, list[tuple[SharedSlot, float]]]
+            tuple[SharedPermit, list[tuple[SharedLimitState, float]]]
         ] = []  # permits, and what they were charged more
         self.returns: list[Return] = []
         self.looks: list[tuple[Account, Parker | None]] = []
         self.tell: set[str] = set()  # names whose change others must hear of
-        self.eras: dict[Account, float] = {}
+        self.epochs: dict[Account, float] = {}
 
-    def at(self, slot: SharedSlot) -> int:
+    def at(self, state: SharedLimitState) -> int:
         """The number of that limit in this call."""
-        account = slot.account
+        account = state.account
         offset = self.offsets.get(account)
         if offset is None:
             offset = self.offsets[account] = self.width
             self.width += len(account.order)
-        return offset + slot.index
+        return offset + state.index

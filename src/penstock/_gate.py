@@ -1,4 +1,4 @@
-"""The gate: one line in front of limits that live in this process.
+"""The gate: one queue in front of limits that live in this process.
 
 Limiters that share a limit share a gate, so that there is one order for all who need it. The gate knows nothing of decorators,
 permits or units; it grants, refuses, and sees to it that somebody is awake when the next turn comes.
@@ -8,7 +8,7 @@ whose turn has come, by handing them their grant, and passes the post on. There 
 changes something (gives back, leaves, arrives first) grants what that makes possible on the spot, and only tells the post if
 it must now wake up earlier.
 
-**Waiters hold nothing.** Leaving the line gives back what was never taken; only a grant that was handed over at the very instant
+**Waiters hold nothing.** Leaving the queue gives back what was never taken; only a grant that was handed over at the very instant
 of the cancellation must be undone, and it is undone exactly.
 
 Every method is to be called with `store.lock` held, except where it says otherwise.
@@ -24,13 +24,13 @@ from weakref import WeakSet
 from penstock import clock
 from penstock._concurrency import parking
 from penstock._concurrency.parking import Parker
-from penstock._core.line import Line, Waiting
-from penstock._core.turns import Charges, Marks, Slot, admit, could_go, ready_behind, undo
+from penstock._core.queue import Queue, Waiter
+from penstock._core.turns import Charges, LimitState, Receipts, admit, could_go, ready_behind, undo
 from penstock._core.windows import CalendarWindow
 from penstock.errors import PenstockError
 from penstock.limits import Limit
 
-__all__ = ["Gate", "Part", "Waiter"]
+__all__ = ["Gate", "Part", "Request"]
 
 
 class Granting(Protocol):
@@ -39,10 +39,10 @@ class Granting(Protocol):
     _granted: int
 
 
-class Waiter(Waiting):
-    """One who waits at a gate. `marks` is what it was charged once it is granted; `error` what it is to raise instead."""
+class Request(Waiter):
+    """One who waits at a gate. `receipts` is what it was charged once it is granted; `error` what it is to raise instead."""
 
-    __slots__ = ("deadline", "error", "gate", "granted_at", "marks", "owner", "park_for", "parker")
+    __slots__ = ("deadline", "error", "gate", "granted_at", "owner", "park_for", "parker", "receipts")
 
     def __init__(
         self,
@@ -57,40 +57,40 @@ class Waiter(Waiting):
         self.charges = charges  # type: ignore[assignment]
         self.priority = priority
         self.flow = flow
-        self.lane = None
+        self.subqueue = None
         self.owner = owner
         self.gate = gate
         self.parker = parker
         self.deadline = deadline
-        self.marks: Marks | None = None
+        self.receipts: Receipts | None = None
         self.error: PenstockError | None = None
         self.granted_at = 0.0
         self.park_for = -1.0  # seconds to park before the first turn; below 0: it is done
 
 
 class Gate:
-    """One line, and who is on post."""
+    """One queue, and who is on post."""
 
-    __slots__ = ("_alarm", "_forks", "_merged", "_paused_until", "_post", "busy", "calendars", "into", "line")
+    __slots__ = ("_alarm", "_forks", "_merged", "_paused_until", "_post", "busy", "calendars", "into", "queue")
 
     def __init__(self, ageing: float = 30.0, weights: dict[Hashable, float] | None = None) -> None:
-        self.line = Line(ageing, weights)
+        self.queue = Queue(ageing, weights)
         self.busy = False  # False only if nobody waits and nothing is paused: then a call may go without a look here
         self.calendars: WeakSet[CalendarWindow] | None = None  # made when there is one
         self.into: Gate | None = None  # the gate that this one became part of
         self._merged = 1  # of how many gates this one is
-        self._post: Waiter | None = None
+        self._post: Request | None = None
         self._alarm = math.inf  # for when the post has set its timer
         self._paused_until = -math.inf
         self._forks = parking.forks
 
     def now(self) -> float:
-        """The time, with the meters that follow the calendar told of it, and nobody in line who waits in another process."""
+        """The time, with the meters that follow the calendar told of it, and nobody in the queue who waits in another process."""
         now = clock.now()
         if self._forks != parking.forks:
             self._forks = parking.forks
-            for waiting in list(self.line):
-                self.line.leave(waiting)
+            for waiter in list(self.queue):
+                self.queue.leave(waiter)
             self._post = None
             self.rest(now)
         if self.calendars is not None:
@@ -99,136 +99,136 @@ class Gate:
                 meter.follow(offset)
         return now
 
-    def enter(self, waiter: Waiter, now: float) -> None:
-        """Let `waiter` join the line; it may be granted on the spot."""
+    def enter(self, request: Request, now: float) -> None:
+        """Let `request` join the queue; it may be granted on the spot."""
         self.busy = True
         others_first = False
         if now >= self._alarm:
             # The loop of the post is too busy to ring: grant in its place, before a bucket overflows.
-            waited = len(self.line)
+            waited = len(self.queue)
             self.run(now)
             self.busy = True
-            others_first = len(self.line) < waited and waiter.parker is not None and waiter.deadline is None
+            others_first = len(self.queue) < waited and request.parker is not None and request.deadline is None
         # Granted now, it would go on before those who were granted just now wake up: its turn comes when the post does.
-        if self.line.join(waiter, now) and not others_first:
+        if self.queue.join(request, now) and not others_first:
             self.run(now)
 
     def run(self, now: float) -> None:
         """Grant everybody whose turn has come. Wakes them, and the post if its timer is now too late."""
-        next_turn = admit(self.line, now, self._grant)
-        if not len(self.line):
+        next_turn = admit(self.queue, now, self._grant)
+        if not len(self.queue):
             self.rest(now)
         if next_turn < self._alarm and self._post is not None:
             self._post.parker.wake()  # type: ignore[union-attr]  # who is on post can be woken
         self._alarm = next_turn
 
-    def _grant(self, waiting: Waiting, marks: Marks, now: float) -> None:
-        waiting.marks = marks  # type: ignore[attr-defined]
-        waiting.granted_at = now  # type: ignore[attr-defined]
-        parker: Parker | None = waiting.parker  # type: ignore[attr-defined]
+    def _grant(self, waiter: Waiter, receipts: Receipts, now: float) -> None:
+        waiter.receipts = receipts  # type: ignore[attr-defined]
+        waiter.granted_at = now  # type: ignore[attr-defined]
+        parker: Parker | None = waiter.parker  # type: ignore[attr-defined]
         if parker is not None and not parker.wake():
-            undo(waiting.charges, marks, now)  # type: ignore[arg-type]  # its loop is gone, and so is it
+            undo(waiter.charges, receipts, now)  # type: ignore[arg-type]  # its loop is gone, and so is it
         else:
-            waiting.owner._granted += 1  # type: ignore[attr-defined]
+            waiter.owner._granted += 1  # type: ignore[attr-defined]
 
     def rest(self, now: float) -> None:
-        """With nobody in line, let calls go without a look here again, unless there is a pause."""
-        if not len(self.line):
+        """With nobody in the queue, let calls go without a look here again, unless there is a pause."""
+        if not len(self.queue):
             self.busy = self.into is not None or self._paused_until > now
             self._alarm = math.inf
 
     def pause(self, until: float) -> None:
-        """Make every call look here until then; the slots know what is paused."""
+        """Make every call look here until then; the states know what is paused."""
         self._paused_until = max(self._paused_until, until)
         self.busy = True
 
-    def has_on_post(self, waiter: Waiter) -> bool:
-        """Whether it is `waiter` who sees to the next turn. May be called without the lock by a waiter that is done."""
-        return self._post is waiter
+    def has_on_post(self, request: Request) -> bool:
+        """Whether it is `request` who sees to the next turn. May be called without the lock by a request that is done."""
+        return self._post is request
 
-    def turn(self, waiter: Waiter, now: float) -> float:
-        """What `waiter`, new or just woken, has to do: park for so many seconds (`inf`: until woken).
+    def turn(self, request: Request, now: float) -> float:
+        """What `request`, new or just woken, has to do: park for so many seconds (`inf`: until woken).
 
         Below 0: nothing, it is done. 0: its deadline has come before its turn.
         """
         post = self._post
-        if post is not None and post is not waiter and not post.parker.awake():  # type: ignore[union-attr]
+        if post is not None and post is not request and not post.parker.awake():  # type: ignore[union-attr]
             self._post = post = None  # its loop was closed or stopped under it
         if (
             post is not None
-            and post is not waiter
-            and waiter.deadline is None
-            and waiter.marks is None
-            and waiter.error is None
+            and post is not request
+            and request.deadline is None
+            and request.receipts is None
+            and request.error is None
         ):
-            waiter.parker.rearm()  # type: ignore[union-attr]
+            request.parker.rearm()  # type: ignore[union-attr]
             return math.inf  # somebody else sees to its turn
-        if waiter.marks is None and waiter.error is None:
+        if request.receipts is None and request.error is None:
             if post is None:
-                post = self._post = waiter
-            if post is waiter or (waiter.deadline is not None and now >= waiter.deadline):
+                post = self._post = request
+            if post is request or (request.deadline is not None and now >= request.deadline):
                 self.run(now)
-        if waiter.marks is not None or waiter.error is not None:
-            self._pass_on(waiter)
+        if request.receipts is not None or request.error is not None:
+            self._pass_on(request)
             return -1.0
-        waiter.parker.rearm()  # type: ignore[union-attr]  # who takes turns can be woken
-        until = math.inf if waiter.deadline is None else waiter.deadline
-        if self._post is waiter:
-            # Never 0 for the alarm: that it is not yet this waiter's turn now is what `run` has just found out.
+        request.parker.rearm()  # type: ignore[union-attr]  # who takes turns can be woken
+        until = math.inf if request.deadline is None else request.deadline
+        if self._post is request:
+            # Never 0 for the alarm: that it is not yet this request's turn now is what `run` has just found out.
             until = min(until, max(self._alarm, math.nextafter(now, math.inf)))
         return max(0.0, until - now)
 
-    def leave(self, waiter: Waiter) -> None:
-        """Let `waiter` go without a turn; a grant that it was just handed is undone."""
+    def leave(self, request: Request) -> None:
+        """Let `request` go without a turn; a grant that it was just handed is undone."""
         if self.into is not None:  # it was granted here, and those whom its leaving helps wait there
-            self.into.leave(waiter)
+            self.into.leave(request)
             return
         now = self.now()
-        if waiter.marks is not None:
-            undo(waiter.charges, waiter.marks, now)  # type: ignore[arg-type]
-            waiter.marks = None
-            waiter.owner._granted -= 1  # type: ignore[union-attr]  # who leaves has an owner
+        if request.receipts is not None:
+            undo(request.charges, request.receipts, now)  # type: ignore[arg-type]
+            request.receipts = None
+            request.owner._granted -= 1  # type: ignore[union-attr]  # who leaves has an owner
         else:
-            self.line.leave(waiter)
+            self.queue.leave(request)
         self.rest(now)
-        if len(self.line):
+        if len(self.queue):
             self.run(now)
-        self._pass_on(waiter)
+        self._pass_on(request)
 
-    def _pass_on(self, waiter: Waiter) -> None:
-        """If `waiter` is on post, put the first in line there instead."""
-        if self._post is not waiter:
+    def _pass_on(self, request: Request) -> None:
+        """If `request` is on post, put the first in the queue there instead."""
+        if self._post is not request:
             return
         self._post = None
         now = self.now()
-        while len(self.line):
-            for _, first in self.line.heads(now):
-                assert isinstance(first, Waiter)
+        while len(self.queue):
+            for _, first in self.queue.heads(now):
+                assert isinstance(first, Request)
                 if first.parker is not None and first.parker.wake():
                     self._post = first
                     return
-                self.line.leave(first)  # its loop is gone, and so is it
+                self.queue.leave(first)  # its loop is gone, and so is it
         self.rest(now)
 
-    def expected(self, charges: Charges, now: float) -> tuple[float, Slot | None]:
-        """When `charges` would be granted if they joined now, and the slot they wait for longest.
+    def expected(self, charges: Charges, now: float) -> tuple[float, LimitState | None]:
+        """When `charges` would be granted if they joined now, and the state they wait for longest.
 
-        Exact with nobody waiting; else the moment at which it would be ready after all who go first and wait for the same limits.
+        Exact with nobody waiter; else the moment at which it would be ready after all who go first and wait for the same limits.
         """
-        waiter = Waiter(None, self, charges, None, 0, None, None)
-        first = self.line.join(waiter, now)
+        request = Request(None, self, charges, None, 0, None, None)
+        first = self.queue.join(request, now)
         try:
-            if first and could_go(self.line, waiter, now):
+            if first and could_go(self.queue, request, now):
                 return now, None
-            return self.expected_of(waiter, now, in_turns=True)
+            return self.expected_of(request, now, in_turns=True)
         finally:
-            self.line.leave(waiter)
+            self.queue.leave(request)
 
-    def expected_of(self, waiter: Waiter, now: float, *, in_turns: bool = False) -> tuple[float, Slot | None]:
-        """`expected`, for one who stands in line; without `in_turns` as if all other flows went first, which is found out at once."""
-        line = self.line
-        ahead = line.due_before(waiter) if in_turns and line.shared() else line.queued_ahead(waiter)
-        return ready_behind(waiter.charges, ahead, now)  # type: ignore[arg-type]  # what its charges are on are slots
+    def expected_of(self, request: Request, now: float, *, in_turns: bool = False) -> tuple[float, LimitState | None]:
+        """`expected`, for one who waits in the queue; without `in_turns` as if all other flows went first, which is found out at once."""
+        queue = self.queue
+        ahead = queue.due_before(request) if in_turns and queue.shared() else queue.queued_ahead(request)
+        return ready_behind(request.charges, ahead, now)  # type: ignore[arg-type]  # what its charges are on are states
 
     def standing(self) -> Gate:
         """This gate, or the one that it became part of."""
@@ -245,27 +245,27 @@ class Gate:
         """
         if other is self:
             return self
-        if (len(other.line), other._merged) > (len(self.line), self._merged):
+        if (len(other.queue), other._merged) > (len(self.queue), self._merged):
             return other.merge(self)
         self._merged += other._merged
-        line = self.line
-        if other.line.weights:
-            line.weights = {**other.line.weights, **line.weights}
-        line.ageing = min(line.ageing, other.line.ageing)
+        queue = self.queue
+        if other.queue.weights:
+            queue.weights = {**other.queue.weights, **queue.weights}
+        queue.ageing = min(queue.ageing, other.queue.ageing)
         if other.calendars is not None:
             self.calendars = other.calendars if self.calendars is None else self.calendars | other.calendars
         other.into = self
         other.busy = True  # for ever: whoever looks there is sent here
         self._paused_until = max(self._paused_until, other._paused_until)
         self.busy = self.busy or self._paused_until > -math.inf
-        if len(other.line):
-            for waiting in line.take_in(other.line):
-                waiting.gate = self  # type: ignore[attr-defined]
+        if len(other.queue):
+            for waiter in queue.take_in(other.queue):
+                waiter.gate = self  # type: ignore[attr-defined]
             other._post = None
             self._alarm = math.inf
             self.run(self.now())
-            for waiting in line:
-                waiting.parker.wake()  # type: ignore[attr-defined]  # whoever was on post there must learn that it is not now
+            for waiter in queue:
+                waiter.parker.wake()  # type: ignore[attr-defined]  # whoever was on post there must learn that it is not now
         return self
 
     def renew(self) -> Gate:
@@ -276,11 +276,11 @@ class Gate:
         """
         new = Gate()
         new._merged = self._merged
-        new.line, self.line = self.line, Line()
+        new.queue, self.queue = self.queue, Queue()
         new.busy, new.calendars = self.busy, self.calendars
         new._alarm, new._paused_until = self._alarm, self._paused_until
-        for waiting in new.line:
-            waiting.gate = new  # type: ignore[attr-defined]
+        for waiter in new.queue:
+            waiter.gate = new  # type: ignore[attr-defined]
         if self._post is not None:  # it may have had its turn already, and then it must pass on the post there
             new._post = self._post
             self._post.gate = new
@@ -288,38 +288,38 @@ class Gate:
         self.busy = True
         return new
 
-    def recharge(self, changed: list[tuple[tuple[Slot, ...], tuple[Slot, ...]]], now: float) -> None:
+    def recharge(self, changed: list[tuple[tuple[LimitState, ...], tuple[LimitState, ...]]], now: float) -> None:
         """After the limits of some units were replaced: let all who wait be charged on those of now, and look anew."""
-        renewed = {slot: after for before, after in changed if before != after for slot in before}
+        renewed = {state: after for before, after in changed if before != after for state in before}
         if renewed:
-            self.line.recharge(renewed)  # type: ignore[arg-type]  # what its charges are on are slots
+            self.queue.recharge(renewed)  # type: ignore[arg-type]  # what its charges are on are states
         self.run(now)
 
-    def refuse(self, error: Callable[[Slot, float], PenstockError], now: float) -> None:
+    def refuse(self, error: Callable[[LimitState, float], PenstockError], now: float) -> None:
         """Tell all who wait for more than a limit can ever hold."""
-        for waiting in list(self.line):
-            for slot, amount in waiting.charges:
-                if amount > slot.limit.capacity:  # type: ignore[attr-defined]
-                    assert isinstance(waiting, Waiter)
-                    waiting.error = error(slot, amount)  # type: ignore[arg-type]
-                    self.line.leave(waiting)
-                    waiting.parker.wake()  # type: ignore[union-attr]
+        for waiter in list(self.queue):
+            for state, amount in waiter.charges:
+                if amount > state.limit.capacity:  # type: ignore[attr-defined]
+                    assert isinstance(waiter, Request)
+                    waiter.error = error(state, amount)  # type: ignore[arg-type]
+                    self.queue.leave(waiter)
+                    waiter.parker.wake()  # type: ignore[union-attr]
                     break
         self.rest(now)
-        if len(self.line):
+        if len(self.queue):
             self.run(now)
 
 
 class Part:
     """The limits of one limiter as it was constructed, and the gate in front of them. Joint limiters have several parts."""
 
-    __slots__ = ("__weakref__", "_gate", "defaults", "name", "slots", "version")
+    __slots__ = ("__weakref__", "_gate", "defaults", "name", "states", "version")
 
     def __init__(self, limits: dict[str, tuple[Limit, ...]], gate: Gate, name: str | None) -> None:
         self.name = name
         self.version = 0
         self._gate = gate
-        self.slots: dict[str, tuple[Slot, ...]] = {}
+        self.states: dict[str, tuple[LimitState, ...]] = {}
         self.defaults: dict[str, float] = {}
         self.promise(limits, 0.0)
 
@@ -331,17 +331,19 @@ class Part:
         part.version = other.version
         part._gate = gate
         part.defaults = other.defaults
-        part.slots = {unit: tuple([Slot.like(slot) for slot in slots]) for unit, slots in other.slots.items()}
+        part.states = {
+            unit: tuple([LimitState.like(state) for state in states]) for unit, states in other.states.items()
+        }
         part._follow_calendars()
         return part
 
     def limits(self) -> dict[str, tuple[Limit, ...]]:
         """What is promised now."""
-        return {unit: tuple(slot.limit for slot in slots) for unit, slots in self.slots.items()}
+        return {unit: tuple(state.limit for state in states) for unit, states in self.states.items()}
 
     def basis(self) -> tuple[object, ...]:
         """What a call is charged on, and what it costs unless it says so: the rest can change under those who know these."""
-        return [(slot, slot.meter) for slot in self.all_slots()], self.defaults
+        return [(state, state.meter) for state in self.all_states()], self.defaults
 
     @property
     def gate(self) -> Gate:
@@ -353,20 +355,20 @@ class Part:
         """Replace the limits of these units; what was used stays used."""
         lead = clock.wall() - clock.now()
         for unit, kinds in limits.items():
-            old = self.slots.get(unit, ())
-            slots = []
+            old = self.states.get(unit, ())
+            states = []
             for index, limit in enumerate(kinds):
                 label = unit if len(kinds) == 1 else f"{unit} ({limit})"
                 if index < len(old):
-                    slot = old[index]
-                    slot.label = label
-                    slot.promise(limit, now, lead)
+                    state = old[index]
+                    state.label = label
+                    state.promise(limit, now, lead)
                 else:
-                    slot = Slot(unit, limit, label)
+                    state = LimitState(unit, limit, label)
                     if old:
-                        slot.go_on_from(old[0].meter, now, lead)
-                slots.append(slot)
-            self.slots[unit] = tuple(slots)
+                        state.go_on_from(old[0].meter, now, lead)
+                states.append(state)
+            self.states[unit] = tuple(states)
             default = next((limit.default for limit in kinds if limit.default is not None), None)
             if default is None and unit == "requests":
                 default = 1
@@ -376,27 +378,27 @@ class Part:
         self.version += 1
         self._follow_calendars()
 
-    def take_over(self, slots: dict[str, tuple[Slot, ...]], now: float, *, keep_limits: bool) -> None:
-        """Go on from `slots`, of an earlier part whose line is gone; with its limits, or with those promised here."""
+    def take_over(self, states: dict[str, tuple[LimitState, ...]], now: float, *, keep_limits: bool) -> None:
+        """Go on from `states`, of an earlier part whose queue is gone; with its limits, or with those promised here."""
         wanted = self.limits()
-        self.slots = slots
+        self.states = states
         if self.limits() == wanted:
             self._follow_calendars()
         else:
             self.promise(self.limits() if keep_limits else wanted, now)
-        paused_until = max(slot.paused_until for slot in self.all_slots())
+        paused_until = max(state.paused_until for state in self.all_states())
         if paused_until > now:
             self.gate.pause(paused_until)
 
     def _follow_calendars(self) -> None:
-        for slots in self.slots.values():
-            for slot in slots:
-                if slot.meter.calendar:
+        for states in self.states.values():
+            for state in states:
+                if state.meter.calendar:
                     gate = self.gate
                     if gate.calendars is None:
                         gate.calendars = WeakSet()
-                    gate.calendars.add(slot.meter)  # type: ignore[arg-type]
+                    gate.calendars.add(state.meter)  # type: ignore[arg-type]
 
-    def all_slots(self) -> list[Slot]:
+    def all_states(self) -> list[LimitState]:
         """Every limit of this part."""
-        return [slot for slots in self.slots.values() for slot in slots]
+        return [state for states in self.states.values() for state in states]

@@ -24,7 +24,7 @@ from penstock._core.bucket import Bucket
 from penstock._core.lease import Share
 from penstock._core.turns import Charges, ready_at
 from penstock._courier import Courier, courier_of
-from penstock._desks import Account, Desk, SharedSlot, Slip
+from penstock._desks import Account, Desk, SharedLimitState, Slip
 from penstock._validation import LimitLike, check_amount, check_heard, check_options, cost_of, read_limits, told_of
 from penstock.errors import RateLimited, Unsatisfiable, WouldBlockEventLoop
 from penstock.events import Granted, Observed, Paused, Reconfigured, Refused, Settled, Withdrawn, emit
@@ -43,12 +43,12 @@ class SharedPermit(Permit):
     What is said to it is sent with the next batch, at once and without waiting. Safe to use from any thread.
     """
 
-    __slots__ = ("_entries", "_eras", "_shares", "_wanted")
+    __slots__ = ("_entries", "_epochs", "_shares", "_wanted")
 
     _limiter: SharedLimiter
-    _eras: Mapping[Account, float]
-    _wanted: dict[SharedSlot, float] | None
-    _entries: list[tuple[SharedSlot, float, float, float]] | None
+    _epochs: Mapping[Account, float]
+    _wanted: dict[SharedLimitState, float] | None
+    _entries: list[tuple[SharedLimitState, float, float, float]] | None
     _shares: list[Share] | None  # of chunks that this process held, if that is where it came from
 
     @classmethod
@@ -56,8 +56,8 @@ class SharedPermit(Permit):
         permit = cls()
         permit._limiter = slip.limiter
         permit._charges = slip.charges
-        permit._marks = slip.marks  # type: ignore[assignment]  # the store's, one number per charge
-        permit._eras = slip.eras
+        permit._receipts = slip.receipts  # type: ignore[assignment]  # the store's, one number per charge
+        permit._epochs = slip.epochs
         permit._shares = slip.shares
         permit._granted_at = slip.granted_at
         permit._ended = False
@@ -77,50 +77,50 @@ class SharedPermit(Permit):
         permit._entries = None
         return permit
 
-    # For whoever has the permit: `_wanted` is what is to be charged, slot by slot. None: what was charged at first.
+    # For whoever has the permit: `_wanted` is what is to be charged, state by state. None: what was charged at first.
 
-    def _want(self) -> dict[SharedSlot, float]:
+    def _want(self) -> dict[SharedLimitState, float]:
         wanted = self._wanted
         if wanted is None:
             wanted = {}
-            for slot, amount in self._charges:
-                wanted[slot] = wanted.get(slot, 0.0) + amount  # type: ignore[index,call-overload]
+            for state, amount in self._charges:
+                wanted[state] = wanted.get(state, 0.0) + amount  # type: ignore[index,call-overload]
         return dict(wanted)
 
-    # For the courier: `_entries` is what the store has charged: slot, amount, and the era and mark of it.
+    # For the courier: `_entries` is what the store has charged: state, amount, and the epoch and receipt of it.
 
-    def _slots(self) -> list[SharedSlot]:
+    def _states(self) -> list[SharedLimitState]:
         return list(self._want())
 
-    def _known(self) -> list[tuple[SharedSlot, float, float, float]]:
+    def _known(self) -> list[tuple[SharedLimitState, float, float, float]]:
         if self._entries is None and self._shares is not None:
-            self._entries = list(self._shares)  # type: ignore[arg-type]  # all slots are shared
+            self._entries = list(self._shares)  # type: ignore[arg-type]  # all states are shared
         if self._entries is None:
             self._entries = [
-                (slot, amount, self._eras[slot.account], mark)  # type: ignore[attr-defined,misc]
-                for (slot, amount), mark in zip(self._charges, self._marks, strict=True)
+                (state, amount, self._epochs[state.account], receipt)  # type: ignore[attr-defined,misc]
+                for (state, amount), receipt in zip(self._charges, self._receipts, strict=True)
             ]
         return self._entries
 
-    def _news(self) -> tuple[list[tuple[SharedSlot, float, float, float]], list[tuple[SharedSlot, float]]]:
+    def _news(self) -> tuple[list[tuple[SharedLimitState, float, float, float]], list[tuple[SharedLimitState, float]]]:
         """What is to be given back, and what is to be charged more, so that the store has what is wanted."""
         entries, backs, more = self._known(), [], []
-        for slot, amount in self._want().items():
-            missing = amount - sum(entry[1] for entry in entries if entry[0] is slot)
+        for state, amount in self._want().items():
+            missing = amount - sum(entry[1] for entry in entries if entry[0] is state)
             if missing > 0:
-                more.append((slot, missing))
+                more.append((state, missing))
             for index in range(len(entries) - 1, -1, -1):  # the latest debt first, then the charge itself
-                of, charged, era, mark = entries[index]
-                if of is slot and missing < 0 and charged:
+                of, charged, epoch, receipt = entries[index]
+                if of is state and missing < 0 and charged:
                     back = min(charged, -missing)
-                    entries[index] = (slot, charged - back, era, mark)
-                    backs.append((slot, back, era, mark))
+                    entries[index] = (state, charged - back, epoch, receipt)
+                    backs.append((state, back, epoch, receipt))
                     missing += back
-        for slot, amount in more:  # told, and marked as soon as the answer is there
-            entries.append((slot, amount, math.nan, math.nan))
+        for state, amount in more:  # told, and marked as soon as the answer is there
+            entries.append((state, amount, math.nan, math.nan))
         return backs, more
 
-    def _charged(self, charged: Sequence[tuple[SharedSlot, float, float, float]]) -> None:
+    def _charged(self, charged: Sequence[tuple[SharedLimitState, float, float, float]]) -> None:
         """The store has charged that more."""
         entries = self._known()
         for entry in charged:
@@ -129,10 +129,10 @@ class SharedPermit(Permit):
                     entries[index] = (entry[0], known[1], entry[2], entry[3])
                     break
 
-    def _uncharged(self, more: Sequence[tuple[SharedSlot, float]]) -> None:
+    def _uncharged(self, more: Sequence[tuple[SharedLimitState, float]]) -> None:
         """The store has not heard of it: it is to be told again."""
-        slots = {slot for slot, _ in more}
-        self._entries = [entry for entry in self._known() if entry[0] not in slots or not math.isnan(entry[2])]
+        states = {state for state, _ in more}
+        self._entries = [entry for entry in self._known() if entry[0] not in states or not math.isnan(entry[2])]
 
     @property
     def cost(self) -> dict[str, float]:
@@ -140,9 +140,9 @@ class SharedPermit(Permit):
         cost: dict[str, float] = {}
         if self._wanted is not None and self._ended and not self._charges:
             return cost
-        for slot, amount in self._want().items():
-            if not (self._ended and slot.mode >= ledger.TIMED):
-                cost[slot.unit] = max(cost.get(slot.unit, 0.0), amount)
+        for state, amount in self._want().items():
+            if not (self._ended and state.mode >= ledger.TIMED):
+                cost[state.unit] = max(cost.get(state.unit, 0.0), amount)
         return cost
 
     def settle(self, **true_cost: float) -> None:
@@ -154,9 +154,9 @@ class SharedPermit(Permit):
             check_amount(unit, amount)
         wanted = self._want()
         for unit, amount in true_cost.items():
-            for slot in limiter._units[unit]:
-                if not (self._ended and slot.mode >= ledger.TIMED):  # type: ignore[attr-defined]  # all slots are shared
-                    wanted[slot] = amount  # type: ignore[index]
+            for state in limiter._units[unit]:
+                if not (self._ended and state.mode >= ledger.TIMED):  # type: ignore[attr-defined]  # all states are shared
+                    wanted[state] = amount  # type: ignore[index]
         self._say(wanted)
         if limiter._on_event is not None:
             emit(limiter._on_event, Settled(limiter.name, dict(true_cost)))
@@ -182,11 +182,11 @@ class SharedPermit(Permit):
         self._ended = True
         if self._limiter._holds:
             wanted = self._want()
-            held = {slot: 0.0 for slot in wanted if slot.mode >= ledger.TIMED}
+            held = {state: 0.0 for state in wanted if state.mode >= ledger.TIMED}
             if held:
                 self._say({**wanted, **held})
 
-    def _say(self, wanted: dict[SharedSlot, float]) -> None:
+    def _say(self, wanted: dict[SharedLimitState, float]) -> None:
         self._wanted = wanted
         self._limiter._courier.post(("permit", self))
 
@@ -288,16 +288,16 @@ class SharedLimiter(Limiter):
     def _charges_of(self, cost: Mapping[str, float]) -> Charges:
         charges = super()._charges_of(cost)
         if self._life is not None:
-            for slot, amount in charges:
-                if isinstance(slot.meter, Bucket) and amount > slot.meter.burst and not slot.meter.overdraft:
-                    life = slot.account.lease  # type: ignore[attr-defined]  # all slots are shared
+            for state, amount in charges:
+                if isinstance(state.meter, Bucket) and amount > state.meter.burst and not state.meter.overdraft:
+                    life = state.account.lease  # type: ignore[attr-defined]  # all states are shared
                     raise Unsatisfiable(
-                        f'{amount:g} {slot.unit} can never be granted: "{self._label(slot)}" holds at most {slot.meter.burst:g} at once, '
-                        f"its burst of {slot.limit.burst:g} less what flows in during a lease of {life:g} s. Split the call, "
+                        f'{amount:g} {state.unit} can never be granted: "{self._label(state)}" holds at most {state.meter.burst:g} at once, '
+                        f"its burst of {state.limit.burst:g} less what flows in during a lease of {life:g} s. Split the call, "
                         "shorten the lease, or raise burst.",
-                        unit=slot.unit,
+                        unit=state.unit,
                         cost=amount,
-                        capacity=slot.meter.burst,
+                        capacity=state.meter.burst,
                     )
         return charges
 
@@ -379,15 +379,15 @@ class SharedLimiter(Limiter):
             desk: Any = self._gate
             if desk.into is not None:
                 desk = self._gate = self._parts[0].gate
-            if desk.coming or len(desk.line) or desk.fresh:
+            if desk.coming or len(desk.queue) or desk.fresh:
                 return None
             now = clock.now()
-            shares = leases.take(charges, now)  # type: ignore[arg-type]  # all slots are shared
+            shares = leases.take(charges, now)  # type: ignore[arg-type]  # all states are shared
             if shares is None:
                 return None
             self._granted += 1
-            for slot, _ in charges:
-                holding = slot.holding  # type: ignore[attr-defined]
+            for state, _ in charges:
+                holding = state.holding  # type: ignore[attr-defined]
                 if holding.left < holding.low and now >= desk.more_at:
                     holding.low = 0.0  # say it once
                     self._courier.post(("hungry", desk))
@@ -457,8 +457,8 @@ class SharedLimiter(Limiter):
         charges = self._charges_of(cost)
         with self._lock:
             now = self._now()
-            ready, slot = ready_at([(slot, amount + slot.queued) for slot, amount in charges], now)
-            return Forecast(ready - now, self._blocker(slot, now))
+            ready, state = ready_at([(state, amount + state.queued) for state, amount in charges], now)
+            return Forecast(ready - now, self._blocker(state, now))
 
     def _now(self) -> float:
         return clock.now()
@@ -477,9 +477,9 @@ class SharedLimiter(Limiter):
                 cancelled=self._cancelled,
                 would_refuse=0,
                 waiting=desk.waiting,
-                in_flight=max((slot.meter.used(now) for slot in self._slots if slot.meter.held), default=0),
-                paused_for=max(0.0, *(slot.paused_until - now for slot in self._slots)),
-                limits=self._levels(lambda slot: slot.meter.level(now) + slot.holding.left),  # type: ignore[attr-defined]
+                in_flight=max((state.meter.used(now) for state in self._states if state.meter.held), default=0),
+                paused_for=max(0.0, *(state.paused_until - now for state in self._states)),
+                limits=self._levels(lambda state: state.meter.level(now) + state.holding.left),  # type: ignore[attr-defined]
             )
 
     # What is said to everybody
@@ -493,16 +493,16 @@ class SharedLimiter(Limiter):
                 raise self._unknown(unit)
         until = clock.now() + seconds
         for account in self._accounts():
-            slots = [slot for slot in account.order if not units or slot.unit in units]
+            states = [state for state in account.order if not units or state.unit in units]
             if account.lease is not None:
                 with self._lock:  # what is held here is not to wait for the store to hear of it
-                    for slot in slots:
-                        slot.paused_until = max(slot.paused_until, until)
-            if slots:
+                    for state in states:
+                        state.paused_until = max(state.paused_until, until)
+            if states:
 
-                def write(call: Any, slots: list[SharedSlot] = slots) -> list[float]:
+                def write(call: Any, states: list[SharedLimitState] = states) -> list[float]:
                     left = max(0.0, until - clock.now())
-                    return [ledger.PAUSE, left, float(len(slots)), *(float(call.at(slot)) for slot in slots)]
+                    return [ledger.PAUSE, left, float(len(states)), *(float(call.at(state)) for state in states)]
 
                 self._courier.post(("order", account, write, True))
         if self._on_event is not None:
@@ -516,11 +516,11 @@ class SharedLimiter(Limiter):
                 raise self._unknown(unit)
         for account in self._accounts():
             if account.lease is not None:
-                _check_lease(account.lease, {unit: kinds for unit, kinds in wanted.items() if unit in account.slots})
+                _check_lease(account.lease, {unit: kinds for unit, kinds in wanted.items() if unit in account.states})
         with self._lock:
             now = clock.now()
             for account in self._accounts():
-                mine = {unit: kinds for unit, kinds in wanted.items() if unit in account.slots}
+                mine = {unit: kinds for unit, kinds in wanted.items() if unit in account.states}
                 if mine:
                     account.promise(mine, now)
                     self._courier.post(("change", account))
@@ -535,34 +535,34 @@ class SharedLimiter(Limiter):
         check_heard(remaining, reset)
         heard = clock.now()
         for unit in {**remaining, **reset}:
-            slot = told_of(self._units[unit])
-            assert isinstance(slot, SharedSlot)
+            state = told_of(self._units[unit])
+            assert isinstance(state, SharedLimitState)
             left = remaining.get(unit)
             if left is None:
-                if not isinstance(slot.meter, Bucket):
+                if not isinstance(state.meter, Bucket):
                     continue
-                left = max(0.0, slot.limit.burst - reset[unit] * slot.meter.rate)
-            if slot.account.lease is not None:
-                left -= slot.holding.left  # which the server has not seen yet
-            era = mark = -1.0
+                left = max(0.0, state.limit.burst - reset[unit] * state.meter.rate)
+            if state.account.lease is not None:
+                left -= state.holding.left  # which the server has not seen yet
+            epoch = receipt = -1.0
             since = heard
             if isinstance(permit, SharedPermit):
                 entry = next(
-                    (entry for entry in permit._known() if entry[0] is slot and not math.isnan(entry[2])), None
+                    (entry for entry in permit._known() if entry[0] is state and not math.isnan(entry[2])), None
                 )
                 if entry is not None:
-                    era, mark, since = entry[2], entry[3], permit.granted_at
+                    epoch, receipt, since = entry[2], entry[3], permit.granted_at
 
             def write(
                 call: Any,
-                slot: SharedSlot = slot,
+                state: SharedLimitState = state,
                 left: float = left,
                 since: float = since,
-                of: tuple[float, float] = (era, mark),
+                of: tuple[float, float] = (epoch, receipt),
             ) -> list[float]:
-                return [ledger.LOWER, 1.0, float(call.at(slot)), left, clock.now() - since, *of]
+                return [ledger.LOWER, 1.0, float(call.at(state)), left, clock.now() - since, *of]
 
-            self._courier.post(("order", slot.account, write, False))
+            self._courier.post(("order", state.account, write, False))
         if self._on_event is not None:
             emit(self._on_event, Observed(self.name, dict(remaining), dict(reset)))
 

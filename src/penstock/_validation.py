@@ -120,13 +120,13 @@ def check_heard(remaining: Mapping[str, Any], reset: Mapping[str, Any]) -> None:
                 raise CostError(f"{what} {unit} must be a finite number, 0 or more, not {value!r}")
 
 
-def told_of(slots: Sequence[Any]) -> Any:
+def told_of(states: Sequence[Any]) -> Any:
     """Of several limits of one unit, the one that a server speaks of: which holds least at once."""
-    return min(slots, key=lambda slot: getattr(slot.limit, "burst", slot.limit.capacity))
+    return min(states, key=lambda state: getattr(state.limit, "burst", state.limit.capacity))
 
 
 def cost_of(charges: Any) -> dict[str, float]:
-    return {slot.unit: amount for slot, amount in charges}
+    return {state.unit: amount for state, amount in charges}
 
 
 def show_number(value: float) -> str:

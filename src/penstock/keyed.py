@@ -18,7 +18,7 @@ from typing import Any
 from weakref import ref
 
 from penstock import clock
-from penstock._core.turns import Slot
+from penstock._core.turns import LimitState
 from penstock._gate import Gate, Part
 from penstock._validation import LimitLike, read_limits
 from penstock.limiter import Limiter
@@ -28,22 +28,22 @@ from penstock.stores.memory import MemoryStore
 __all__ = ["Keyed"]
 
 _Limits = dict[str, tuple[Limit, ...]]
-_Slots = dict[str, tuple[Slot, ...]]
+_Slots = dict[str, tuple[LimitState, ...]]
 
 
 class _Life(ref[Part]):
-    """A key's part while it lives. Its slots outlive it here until what they know is put away."""
+    """A key's part while it lives. Its states outlive it here until what they know is put away."""
 
-    __slots__ = ("key", "slots")
+    __slots__ = ("key", "states")
 
     key: Hashable
-    slots: _Slots
+    states: _Slots
 
     @classmethod
     def of(cls, part: Part, ended: Callable[[Any], None], key: Hashable) -> _Life:
         life = cls(part, ended)
         life.key = key
-        life.slots = part.slots
+        life.states = part.states
         return life
 
 
@@ -102,10 +102,10 @@ class Keyed:
         self._weights = dict(flow_weights or {})
         self._limits_of = limits_of
         self._fixed: _Limits = read_limits(limits)
-        self._probes = self._pattern.parts[0].all_slots()
-        self._usual_limits = [slot.limit for slot in self._probes]
+        self._probes = self._pattern.parts[0].all_states()
+        self._usual_limits = [state.limit for state in self._probes]
         self._live: dict[Hashable, _Life] = {}
-        # Of a key that nobody holds: a number (or what its meter packs) per limit; or its slots, where that is not all.
+        # Of a key that nobody holds: a number (or what its meter packs) per limit; or its states, where that is not all.
         self._known: dict[Hashable, tuple[Any, ...] | _Slots] = {}
         self._old: dict[Hashable, tuple[Any, ...] | _Slots] = {}
         self._dead: deque[_Life] = deque()
@@ -150,12 +150,12 @@ class Keyed:
             part = Part(limits, gate, f"{key}")
             part.version += 1  # unlike the pattern's: its limiters must look for themselves
         # If its holder is gone but what it used was not put away yet, that is the last word.
-        kept = life.slots if life is not None else self._known.pop(key, None) or self._old.pop(key, None)
+        kept = life.states if life is not None else self._known.pop(key, None) or self._old.pop(key, None)
         if isinstance(kept, dict):
             part.take_over(kept, clock.now(), keep_limits=self._limits_of is None)
         elif kept is not None:
-            for slot, value in zip(part.all_slots(), kept, strict=True):
-                slot.meter.unpack(value)
+            for state, value in zip(part.all_states(), kept, strict=True):
+                state.meter.unpack(value)
         self._live[key] = _Life.of(part, self._dead.append, key)
         return part
 
@@ -176,11 +176,11 @@ class Keyed:
             return  # somebody came for it in the meantime
         del self._live[life.key]
         now = clock.now()
-        slots = _all(life.slots)
+        states = _all(life.states)
         packed: list[Any] = [None]
-        if self._usual(slots) and not _paused(slots, now):
-            packed = [slot.meter.pack() for slot in slots]
-        kept = tuple(packed) if None not in packed else life.slots
+        if self._usual(states) and not _paused(states, now):
+            packed = [state.meter.pack() for state in states]
+        kept = tuple(packed) if None not in packed else life.states
         if not self._whole(kept, now):
             self._known[life.key] = kept
 
@@ -204,23 +204,23 @@ class Keyed:
     def _whole(self, kept: tuple[Any, ...] | _Slots, now: float) -> bool:
         """Whether the limits of a key that nobody holds are whole again, so that it equals one never seen."""
         if isinstance(kept, dict):
-            slots = _all(kept)
-            if _paused(slots, now) or not (self._usual(slots) or self._limits_of is not None):
+            states = _all(kept)
+            if _paused(states, now) or not (self._usual(states) or self._limits_of is not None):
                 return False
-            states: Iterable[Any] = [None] * len(slots)  # each has its own
+            packed: Iterable[Any] = [None] * len(states)  # each has its own
         else:
-            slots, states = self._probes, kept
-        for slot, state in zip(slots, states, strict=True):
-            meter = slot.meter
+            states, packed = self._probes, kept
+        for state, used in zip(states, packed, strict=True):
+            meter = state.meter
             if meter.calendar:
                 meter.follow(clock.wall() - now)  # type: ignore[attr-defined]
-            if not (meter.idle(now) if state is None else meter.idle_as(state, now)):
+            if not (meter.idle(now) if used is None else meter.idle_as(used, now)):
                 return False
         return True
 
-    def _usual(self, slots: list[Slot]) -> bool:
+    def _usual(self, states: list[LimitState]) -> bool:
         """Whether these are the limits that all keys have, so that a tuple without them tells all."""
-        return self._limits_of is None and [slot.limit for slot in slots] == self._usual_limits
+        return self._limits_of is None and [state.limit for state in states] == self._usual_limits
 
 
 def _check_key(key: Hashable) -> None:
@@ -228,10 +228,10 @@ def _check_key(key: Hashable) -> None:
         raise ValueError(f"a key must equal itself, which {key!r} does not: it would not be found again")
 
 
-def _all(slots: _Slots) -> list[Slot]:
-    return [slot for of_unit in slots.values() for slot in of_unit]
+def _all(states: _Slots) -> list[LimitState]:
+    return [state for of_unit in states.values() for state in of_unit]
 
 
-def _paused(slots: list[Slot], now: float) -> bool:
+def _paused(states: list[LimitState], now: float) -> bool:
     # A third of the time that `any` takes, which is seen at every use of a key.
-    return max([slot.paused_until for slot in slots]) > now
+    return max([state.paused_until for state in states]) > now

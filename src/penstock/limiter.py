@@ -23,8 +23,8 @@ from penstock._calls import Call, CallOfOne, CallOfTwo, Entered, Settle, Use
 from penstock._concurrency.parking import Parker, ThreadParker, here, loop_running_here
 from penstock._core.bucket import Bucket
 from penstock._core.places import Hold, Places
-from penstock._core.turns import Charges, Slot, charge, ready_at
-from penstock._gate import Gate, Part, Waiter
+from penstock._core.turns import Charges, LimitState, charge, ready_at
+from penstock._gate import Gate, Part, Request
 from penstock._introspect import users_line
 from penstock._validation import (
     LimitLike,
@@ -114,7 +114,7 @@ class Statistics:
     Attributes:
         granted: Calls that were charged, since the limiter was made.
         refused: Calls that were told "not now".
-        cancelled: Permits that were cancelled, and waiters that left the line.
+        cancelled: Permits that were cancelled, and requests that left the line.
         would_refuse: With `enforce=False`: calls let through that would have had to wait, or could never have gone.
         waiting: Calls in the line now, of all limiters that share it.
         in_flight: Places held now, of the fullest `in_flight` limit; 0 if there is none.
@@ -142,7 +142,7 @@ class Limiter:
     `limiter(tokens=5)` is an async context manager, a context manager for threads, and a decorator; `limiter` by itself is the
     same with nothing given. `requests`, and a unit whose limit is `in_flight`, cost 1 unless given.
 
-    **Order.** Higher `priority` first; a waiter rises one level for every `ageing` seconds. Within a level flows share by
+    **Order.** Higher `priority` first; a request rises one level for every `ageing` seconds. Within a level flows share by
     dominant-resource fairness; within a flow it is first come, first served. A later call passes an earlier one only where
     that cannot delay it.
 
@@ -154,7 +154,7 @@ class Limiter:
         name: What it is called in errors and events. In one store, limiters of one name share their state.
         store: Where the state lives; this process unless given.
         max_queue: How many may wait; `QueueFull` beyond that. None: any number.
-        ageing: Seconds in the line after which a waiter rises one level.
+        ageing: Seconds in the line after which a request rises one level.
         flow_weights: Share of a flow that is not 1.
         enforce: False lets everything through, charges it, and counts what would have waited, or could never have gone: a
             rehearsal. `on_event` hears `Refused` of that, and then `Granted`.
@@ -187,7 +187,7 @@ class Limiter:
         "_plain_unit",
         "_refused",
         "_remembered",
-        "_slots",
+        "_states",
         "_store",
         "_terms",
         "_units",
@@ -199,8 +199,8 @@ class Limiter:
     _penstock_kind = "limiter"
 
     _version: int
-    _units: Mapping[str, tuple[Slot, ...]]
-    _slots: list[Slot]
+    _units: Mapping[str, tuple[LimitState, ...]]
+    _states: list[LimitState]
     _expires: bool
     _holds: bool
     _remembered: dict[float, Charges]
@@ -315,42 +315,42 @@ class Limiter:
         """`_look_again`, for one part that has just the limits of another limiter's."""
         self._version = other._version
         self._remembered = {}
-        self._units = self._parts[0].slots
-        self._slots = slots = [slot for slots in self._units.values() for slot in slots]
+        self._units = self._parts[0].states
+        self._states = states = [state for states in self._units.values() for state in states]
         self._expires, self._holds = other._expires, other._holds
         self._plain = None
         if other._plain is not None:
-            if slots[0].unit != other._slots[0].unit:
-                slots.reverse()
-            self._set_plain(other._plain, other._plain_unit, other._plain_cost, slots)
+            if states[0].unit != other._states[0].unit:
+                states.reverse()
+            self._set_plain(other._plain, other._plain_unit, other._plain_cost, states)
 
     def _look_again(self) -> None:
         """Read from the parts what is derived from them: after construction, and after a reconfiguration."""
         parts = self._parts
         self._version = sum(part.version for part in parts)
         self._remembered = {}
-        units: dict[str, tuple[Slot, ...]] = {}
+        units: dict[str, tuple[LimitState, ...]] = {}
         for part in parts:
-            for unit, slots in part.slots.items():
-                units[unit] = (*units.get(unit, ()), *slots)
+            for unit, states in part.states.items():
+                units[unit] = (*units.get(unit, ()), *states)
         self._units = units
-        self._slots = [slot for slots in units.values() for slot in slots]
-        self._holds = any(slot.meter.held for slot in self._slots)
-        self._expires = any(isinstance(slot.meter, Places) and slot.meter.ttl is not None for slot in self._slots)
+        self._states = [state for states in units.values() for state in states]
+        self._holds = any(state.meter.held for state in self._states)
+        self._expires = any(isinstance(state.meter, Places) and state.meter.ttl is not None for state in self._states)
         self._choose_plain()
 
     def _choose_plain(self) -> None:
         """Find out whether calls can be written the short way, as `CallOfOne` or `CallOfTwo`."""
         self._plain = None
         self._buckets = _NEVER_READY, _NEVER_READY  # for calls that were made when it was plain, and are entered now
-        meters = [slot.meter for slot in self._slots]
+        meters = [state.meter for state in self._states]
         if self._on_event is not None or not self._enforce:
             return
         if not all(type(meter) is Bucket and not meter.overdraft for meter in meters):
             return
         if len(meters) == 1:
             (unit,) = self._units
-            self._set_plain(CallOfOne, unit, self._default(unit) or 0, self._slots)
+            self._set_plain(CallOfOne, unit, self._default(unit) or 0, self._states)
         elif len(meters) == len(self._units) == 2:
             given = [unit for unit in self._units if self._default(unit) is None]
             other = [unit for unit in self._units if isinstance(self._default(unit), int)]
@@ -358,18 +358,18 @@ class Limiter:
                 cost = float(self._default(other[0]))  # type: ignore[arg-type]  # faster than an int to add
                 self._set_plain(CallOfTwo, given[0], cost, [*self._units[other[0]], *self._units[given[0]]])
 
-    def _set_plain(self, kind: type[Call], unit: str, cost: float, slots: list[Slot]) -> None:
+    def _set_plain(self, kind: type[Call], unit: str, cost: float, states: list[LimitState]) -> None:
         """Let plain calls be charged on these, one or two.
 
         Once only. When they would be charged on something else after a reconfiguration, they take the general way for good: a plain
         permit of before finds here what it was charged on, and need not write that down itself.
         """
-        first, last = slots[0], slots[-1]
+        first, last = states[0], states[-1]
         terms = first, first.meter, last, last.meter, cost if kind is CallOfTwo else 0
         if self._terms and terms != self._terms:
             return
         self._terms = terms
-        self._plain, self._plain_unit, self._plain_cost, self._slots = kind, unit, cost, slots
+        self._plain, self._plain_unit, self._plain_cost, self._states = kind, unit, cost, states
         self._buckets = first.meter, last.meter  # type: ignore[assignment]
 
     # What users call
@@ -453,8 +453,8 @@ class Limiter:
         charges = self._charges_of(cost)
         permit = self._try(charges)
         if permit is None:
-            waiter = self._had_its_turn(self._join(charges, None, 0.0, math.inf, priority, flow))
-            permit = Permit._of(self, waiter.charges, waiter.marks, waiter.granted_at)  # type: ignore[arg-type]
+            request = self._had_its_turn(self._join(charges, None, 0.0, math.inf, priority, flow))
+            permit = Permit._of(self, request.charges, request.receipts, request.granted_at)  # type: ignore[arg-type]
         if self._expires:
             self._mark_where(permit)
         return permit
@@ -468,8 +468,8 @@ class Limiter:
         gate = self._lock_gate()
         try:
             now = gate.now()
-            ready, slot = gate.expected(charges, now)
-            return Forecast(ready - now, self._blocker(slot, now))
+            ready, state = gate.expected(charges, now)
+            return Forecast(ready - now, self._blocker(state, now))
         finally:
             self._lock.release()
 
@@ -487,21 +487,21 @@ class Limiter:
                 refused=self._refused,
                 cancelled=self._cancelled,
                 would_refuse=self._would_refuse,
-                waiting=len(gate.line),
-                in_flight=max((slot.meter.used(now) for slot in self._slots if slot.meter.held), default=0),
-                paused_for=max(0.0, *(slot.paused_until - now for slot in self._slots)),
-                limits=self._levels(lambda slot: slot.meter.level(now)),
+                waiting=len(gate.queue),
+                in_flight=max((state.meter.used(now) for state in self._states if state.meter.held), default=0),
+                paused_for=max(0.0, *(state.paused_until - now for state in self._states)),
+                limits=self._levels(lambda state: state.meter.level(now)),
             )
         finally:
             self._lock.release()
 
-    def _levels(self, level: Callable[[Slot], float]) -> Mapping[str, LimitStatistics]:
+    def _levels(self, level: Callable[[LimitState], float]) -> Mapping[str, LimitStatistics]:
         limits: dict[str, LimitStatistics] = {}
-        for slot in self._slots:
-            label = self._label(slot)
+        for state in self._states:
+            label = self._label(state)
             while label in limits:  # parts of a joint limiter may have promised just the same
                 label += "'"
-            limits[label] = LimitStatistics(slot.unit, slot.limit, level(slot), slot.limit.capacity)
+            limits[label] = LimitStatistics(state.unit, state.limit, level(state), state.limit.capacity)
         return Shown(limits)
 
     @property
@@ -510,7 +510,7 @@ class Limiter:
         with self._lock:
             return Shown(
                 {
-                    unit: tuple(slot.limit for part in self._parts for slot in part.slots.get(unit, ()))
+                    unit: tuple(state.limit for part in self._parts for state in part.states.get(unit, ()))
                     for unit in self._units
                 }
             )
@@ -530,9 +530,9 @@ class Limiter:
         gate = self._lock_gate()
         try:
             until = gate.now() + seconds
-            for slot in self._slots:
-                if not units or slot.unit in units:
-                    slot.paused_until = max(slot.paused_until, until)
+            for state in self._states:
+                if not units or state.unit in units:
+                    state.paused_until = max(state.paused_until, until)
             gate.pause(until)
         finally:
             self._lock.release()
@@ -556,14 +556,14 @@ class Limiter:
         try:
             now = gate.now()
             for part in self._parts:
-                mine = {unit: kinds for unit, kinds in wanted.items() if unit in part.slots}
+                mine = {unit: kinds for unit, kinds in wanted.items() if unit in part.states}
                 if mine:
-                    before = {unit: part.slots[unit] for unit in mine}
+                    before = {unit: part.states[unit] for unit in mine}
                     basis = part.basis()
                     part.promise(mine, now)
                     if part.basis() != basis:
                         gate = self._gate = gate.renew()
-                    gate.recharge([(before[unit], part.slots[unit]) for unit in mine], now)
+                    gate.recharge([(before[unit], part.states[unit]) for unit in mine], now)
             self._look_again()
             gate.refuse(self._never, now)
         finally:
@@ -663,21 +663,21 @@ class Limiter:
 
     def __repr__(self) -> str:
         text = ", ".join(
-            f"{unit}={' and '.join(str(slot.limit) for slot in slots)}" for unit, slots in self._units.items()
+            f"{unit}={' and '.join(str(state.limit) for state in states)}" for unit, states in self._units.items()
         )
         return f"Limiter({self.name + ': ' if self.name else ''}{text})"
 
     # From costs to charges
 
     def _charges_of(self, cost: Mapping[str, float]) -> Charges:
-        """What a call of that cost is charged, slot by slot; nothing for a unit that costs 0."""
+        """What a call of that cost is charged, state by state; nothing for a unit that costs 0."""
         parts = self._parts
         if self._version != sum([part.version for part in parts]):
             with self._lock:
                 self._look_again()
-        charges: list[tuple[Slot, float]] = []
+        charges: list[tuple[LimitState, float]] = []
         taken = 0
-        for unit, slots in self._units.items():
+        for unit, states in self._units.items():
             amount = cost.get(unit)
             if amount is None:
                 amount = self._default(unit)
@@ -688,10 +688,10 @@ class Limiter:
                 taken += 1
                 check_amount(unit, amount)
             if amount:
-                for slot in slots:
-                    if amount > slot.limit.capacity and self._enforce:
-                        raise self._never(slot, amount)
-                    charges.append((slot, amount))
+                for state in states:
+                    if amount > state.limit.capacity and self._enforce:
+                        raise self._never(state, amount)
+                    charges.append((state, amount))
         if taken < len(cost):
             for unit in cost:
                 if unit not in self._units:
@@ -743,15 +743,17 @@ class Limiter:
         try:
             now = gate.now()
             if not self._enforce:
-                ready, slot = gate.expected(charges, now)
+                ready, state = gate.expected(charges, now)
                 if ready > now:
                     self._would_refuse += 1
-                    refused = Refused(self.name, cost_of(charges), ready - now, self._blocker(slot, now) or "the line")
-            elif len(gate.line) or ready_at(charges, now)[0] > now:
+                    refused = Refused(
+                        self.name, cost_of(charges), ready - now, self._blocker(state, now) or "the queue"
+                    )
+            elif len(gate.queue) or ready_at(charges, now)[0] > now:
                 return None
             elif gate.busy:  # perhaps it was a pause, and it is over
                 gate.rest(now)
-            marks = charge(charges, now)
+            receipts = charge(charges, now)
             self._granted += 1
         finally:
             self._lock.release()
@@ -759,7 +761,7 @@ class Limiter:
             if refused is not None:
                 emit(self._on_event, refused)
             emit(self._on_event, Granted(self.name, cost_of(charges), 0.0))
-        return Permit._of(self, charges, marks, now)
+        return Permit._of(self, charges, receipts, now)
 
     def _join(
         self,
@@ -769,39 +771,39 @@ class Limiter:
         time_left: float,
         priority: int,
         flow: Hashable,
-    ) -> Waiter:
+    ) -> Request:
         """Stand in line: granted at once, or with a place in the line, or an error if the wait would be too long."""
         error: RateLimited | None = None
         gate = self._lock_gate()
         try:
             now = gate.now()
-            waiter = Waiter(self, gate, charges, parker, priority, flow, None if max_wait is None else now + max_wait)
-            gate.enter(waiter, now)
-            if waiter.marks is None:
+            request = Request(self, gate, charges, parker, priority, flow, None if max_wait is None else now + max_wait)
+            gate.enter(request, now)
+            if request.receipts is None:
                 if max_wait is not None or time_left < math.inf or self._max_queue is not None:
-                    error = self._too_long(gate, waiter, now, max_wait, time_left)
+                    error = self._too_long(gate, request, now, max_wait, time_left)
                 if error is not None:
-                    gate.leave(waiter)
+                    gate.leave(request)
                     self._refused += 1
                 elif parker is not None:
-                    waiter.park_for = gate.turn(waiter, now)
+                    request.park_for = gate.turn(request, now)
         finally:
             self._lock.release()
         if error is not None:
             if self._on_event is not None:
                 emit(self._on_event, Refused(self.name, cost_of(charges), error.retry_after, error.blocked_by))
             raise error
-        return waiter
+        return request
 
     def _too_long(
-        self, gate: Gate, waiter: Waiter, now: float, max_wait: float | None, time_left: float
+        self, gate: Gate, request: Request, now: float, max_wait: float | None, time_left: float
     ) -> RateLimited | None:
-        full = self._max_queue is not None and len(gate.line) > self._max_queue
-        ready, slot = gate.expected_of(waiter, now)
+        full = self._max_queue is not None and len(gate.queue) > self._max_queue
+        ready, state = gate.expected_of(request, now)
         if max_wait != 0 and min(max_wait or math.inf, time_left) < ready - now:
-            ready, slot = gate.expected_of(waiter, now, in_turns=True)  # before it is told that it takes too long
+            ready, state = gate.expected_of(request, now, in_turns=True)  # before it is told that it takes too long
         wait = ready - now
-        blocker = self._blocker(slot, now) or "the line"
+        blocker = self._blocker(state, now) or "the queue"
         if full and max_wait != 0:
             return QueueFull(
                 f"{self._max_queue} calls are waiting already, as many as max_queue allows; the next would wait "
@@ -811,11 +813,11 @@ class Limiter:
             )
         known = wait < math.inf or max_wait == 0
         # Who cannot be woken must not be left in the line, even where a meter of a user's own has changed its mind meanwhile.
-        if max_wait is not None and known and (wait > max_wait or waiter.parker is None):
-            return self._not_now(waiter, wait, blocker, f"max_wait is {show_seconds(max_wait)}" if max_wait else "")
+        if max_wait is not None and known and (wait > max_wait or request.parker is None):
+            return self._not_now(request, wait, blocker, f"max_wait is {show_seconds(max_wait)}" if max_wait else "")
         if time_left < wait < math.inf:
             return self._not_now(
-                waiter, wait, blocker, f"the enclosing deadline is in {show_seconds(max(0.0, time_left))}"
+                request, wait, blocker, f"the enclosing deadline is in {show_seconds(max(0.0, time_left))}"
             )
         return None
 
@@ -825,28 +827,28 @@ class Limiter:
         charges = self._charges_of(cost)
         permit = self._try(charges)
         if permit is None:
-            waiter = await self._wait(charges, max_wait, priority, flow)
-            permit = Permit._of(self, waiter.charges, waiter.marks, waiter.granted_at)  # type: ignore[arg-type]
+            request = await self._wait(charges, max_wait, priority, flow)
+            permit = Permit._of(self, request.charges, request.receipts, request.granted_at)  # type: ignore[arg-type]
         if self._expires:
             self._mark_where(permit)
         return permit
 
-    async def _wait(self, charges: Charges, max_wait: float | None, priority: int, flow: Hashable) -> Waiter:
+    async def _wait(self, charges: Charges, max_wait: float | None, priority: int, flow: Hashable) -> Request:
         """Stand in line as this task, until granted."""
         parker = here()
         time_left = parker.time_left()
         if time_left == -math.inf:
             await anyio.lowlevel.checkpoint()  # the scope is cancelled already: say so, and not that it is too late
-        waiter = self._join(charges, parker, max_wait, time_left, priority, flow)
-        seconds = waiter.park_for
+        request = self._join(charges, parker, max_wait, time_left, priority, flow)
+        seconds = request.park_for
         try:
             while seconds >= 0:
                 await parker.park(seconds)
-                seconds = self._turn(waiter)
+                seconds = self._turn(request)
         except BaseException:
-            self._give_up(waiter)
+            self._give_up(request)
             raise
-        return self._had_its_turn(waiter)
+        return self._had_its_turn(request)
 
     def _acquire_in_thread(
         self, cost: Mapping[str, float], *, max_wait: float | None = None, priority: int = 0, flow: Hashable = None
@@ -854,13 +856,13 @@ class Limiter:
         charges = self._charges_of(cost)
         permit = self._try(charges)
         if permit is None:
-            waiter = self._wait_in_thread(charges, max_wait, priority, flow)
-            permit = Permit._of(self, waiter.charges, waiter.marks, waiter.granted_at)  # type: ignore[arg-type]
+            request = self._wait_in_thread(charges, max_wait, priority, flow)
+            permit = Permit._of(self, request.charges, request.receipts, request.granted_at)  # type: ignore[arg-type]
         if self._expires:
             self._mark_where(permit)
         return permit
 
-    def _wait_in_thread(self, charges: Charges, max_wait: float | None, priority: int, flow: Hashable) -> Waiter:
+    def _wait_in_thread(self, charges: Charges, max_wait: float | None, priority: int, flow: Hashable) -> Request:
         """Stand in line as this thread, until granted."""
         if loop_running_here():
             try:
@@ -871,62 +873,62 @@ class Limiter:
                     "run this function in a thread, for example with anyio.to_thread.run_sync"
                 ) from None
         parker = ThreadParker()
-        waiter = self._join(charges, parker, max_wait, math.inf, priority, flow)
-        seconds = waiter.park_for
+        request = self._join(charges, parker, max_wait, math.inf, priority, flow)
+        seconds = request.park_for
         try:
             while seconds >= 0:
                 parker.park_thread(seconds)
-                seconds = self._turn(waiter)
+                seconds = self._turn(request)
         except BaseException:
-            self._give_up(waiter)
+            self._give_up(request)
             raise
-        return self._had_its_turn(waiter)
+        return self._had_its_turn(request)
 
-    def _turn(self, waiter: Waiter) -> float:
+    def _turn(self, request: Request) -> float:
         """Seconds to park, `inf` for until woken; below 0: there is nothing left to wait for."""
-        if waiter.marks is not None and not waiter.gate.has_on_post(waiter):
+        if request.receipts is not None and not request.gate.has_on_post(request):
             return -1.0  # handed over, and nothing to pass on: no need for the lock
         with self._lock:
-            gate = waiter.gate
+            gate = request.gate
             now = gate.now()
-            seconds = gate.turn(waiter, now)
+            seconds = gate.turn(request, now)
             if seconds == 0:  # its deadline has come, and its turn has not
-                ready, slot = gate.expected_of(waiter, now)
-                gate.leave(waiter)
+                ready, state = gate.expected_of(request, now)
+                gate.leave(request)
                 self._refused += 1
-                waiter.error = self._not_now(
-                    waiter, max(ready - now, 0.0), self._blocker(slot, now) or "the line", "max_wait has passed"
+                request.error = self._not_now(
+                    request, max(ready - now, 0.0), self._blocker(state, now) or "the queue", "max_wait has passed"
                 )
                 return -1.0
             return seconds
 
-    def _give_up(self, waiter: Waiter) -> None:
+    def _give_up(self, request: Request) -> None:
         with self._lock:
-            waiter.gate.leave(waiter)
+            request.gate.leave(request)
             self._cancelled += 1
         if self._on_event is not None:
-            emit(self._on_event, Withdrawn(self.name, cost_of(waiter.charges)))
+            emit(self._on_event, Withdrawn(self.name, cost_of(request.charges)))
 
-    def _had_its_turn(self, waiter: Waiter) -> Waiter:
-        """Raise what a waiter that is done is to raise; tell of its grant."""
-        error = waiter.error
+    def _had_its_turn(self, request: Request) -> Request:
+        """Raise what a request that is done is to raise; tell of its grant."""
+        error = request.error
         if error is not None:
             if self._on_event is not None and isinstance(error, RateLimited):
-                emit(self._on_event, Refused(self.name, cost_of(waiter.charges), error.retry_after, error.blocked_by))
+                emit(self._on_event, Refused(self.name, cost_of(request.charges), error.retry_after, error.blocked_by))
             raise error
         if self._on_event is not None:
-            cost, waited = cost_of(waiter.charges), waiter.granted_at - waiter.arrived
+            cost, waited = cost_of(request.charges), request.granted_at - request.arrived
             emit(self._on_event, Granted(self.name, cost, waited))
-        return waiter
+        return request
 
     # Of permits that are never closed
 
     def _mark_where(self, permit: Permit) -> None:
         """Write down where a permit was acquired whose places have a time to live; tell of those that have outlived theirs."""
         where = users_line()
-        for _, mark in permit._marks:
-            if isinstance(mark, Hold):
-                mark.where = where
+        for _, receipt in permit._receipts:
+            if isinstance(receipt, Hold):
+                receipt.where = where
         try:
             self._warn_of_lost()
         except Warning:  # where users want warnings to be errors; nobody will ever have this permit
@@ -938,11 +940,11 @@ class Limiter:
         lost: list[Hold] = []
         with self._lock:
             now = clock.now()
-            for slot in self._slots:
-                slot.meter.used(now)  # which looks who has outlived it
-                if isinstance(slot.meter, Places) and slot.meter.lost:
-                    lost += slot.meter.lost
-                    slot.meter.lost = []
+            for state in self._states:
+                state.meter.used(now)  # which looks who has outlived it
+                if isinstance(state.meter, Places) and state.meter.lost:
+                    lost += state.meter.lost
+                    state.meter.lost = []
         for hold in lost:
             file, line = hold.where or ("<unknown>", 0)
             warnings.warn_explicit(
@@ -962,18 +964,18 @@ class Limiter:
         try:
             now = gate.now()
             for unit in {**remaining, **reset}:
-                slot = told_of(self._units[unit])
-                meter = slot.meter
+                state = told_of(self._units[unit])
+                meter = state.meter
                 left = remaining.get(unit)
                 if left is None:
                     if not isinstance(meter, Bucket):
                         continue
                     left = max(0.0, meter.burst - reset[unit] * meter.rate)
                 if permit is not None and isinstance(meter, Bucket):
-                    # Of this meter: the mark of one that was replaced since would be read wrongly, if at all.
-                    mark = next((mark for of, mark in permit._marks if of is meter), None)
-                    if mark is not None:
-                        left = meter.level_after(left, mark, now)
+                    # Of this meter: the receipt of one that was replaced since would be read wrongly, if at all.
+                    receipt = next((receipt for of, receipt in permit._receipts if of is meter), None)
+                    if receipt is not None:
+                        left = meter.level_after(left, receipt, now)
                 meter.lower_to(left, now)
         finally:
             self._lock.release()
@@ -982,37 +984,37 @@ class Limiter:
 
     # What is said when it cannot be
 
-    def _blocker(self, slot: Slot | None, now: float) -> str | None:
-        if slot is None:
+    def _blocker(self, state: LimitState | None, now: float) -> str | None:
+        if state is None:
             return None
-        paused = slot.paused_until > now and slot.meter.ready_at(0, now) < slot.paused_until
-        return "pause" if paused else self._label(slot)
+        paused = state.paused_until > now and state.meter.ready_at(0, now) < state.paused_until
+        return "pause" if paused else self._label(state)
 
-    def _label(self, slot: Slot) -> str:
+    def _label(self, state: LimitState) -> str:
         """What a limit is called in messages: its unit, and what was promised where several limits here count that unit."""
-        return slot.label if len(self._units.get(slot.unit, ())) < 2 else f"{slot.unit} ({slot.limit})"
+        return state.label if len(self._units.get(state.unit, ())) < 2 else f"{state.unit} ({state.limit})"
 
-    def _not_now(self, waiter: Waiter, wait: float, blocker: str, bound: str) -> RateLimited:
-        cost = ", ".join(f"{amount:g} {unit}" for unit, amount in cost_of(waiter.charges).items())
+    def _not_now(self, request: Request, wait: float, blocker: str, bound: str) -> RateLimited:
+        cost = ", ".join(f"{amount:g} {unit}" for unit, amount in cost_of(request.charges).items())
         return RateLimited(
             f"{cost} would have to wait {show_seconds(wait)} for {blocker}" + (f"; {bound}" if bound else ""),
             retry_after=wait,
             blocked_by=blocker,
         )
 
-    def _never(self, slot: Slot, amount: float) -> Unsatisfiable:
-        capacity = slot.limit.capacity
+    def _never(self, state: LimitState, amount: float) -> Unsatisfiable:
+        capacity = state.limit.capacity
         way_out = (
             "Hold fewer places, or raise the limit."
-            if slot.meter.held
+            if state.meter.held
             else "Split the call, raise burst, or allow overdraft."
-            if isinstance(slot.meter, Bucket)
+            if isinstance(state.meter, Bucket)
             else "Split the call, or raise the limit."
         )
         return Unsatisfiable(
-            f'{show_number(amount)} {slot.unit} can never be granted: "{self._label(slot)}" holds at most {show_number(capacity)} at once. '
+            f'{show_number(amount)} {state.unit} can never be granted: "{self._label(state)}" holds at most {show_number(capacity)} at once. '
             + way_out,
-            unit=slot.unit,
+            unit=state.unit,
             cost=amount,
             capacity=capacity,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from penstock._core.turns import Charges, Marks, Slot, give_back, undo
+from penstock._core.turns import Charges, LimitState, Receipts, give_back, undo
 from penstock._validation import check_amount, cost_of
 from penstock.events import Settled, Withdrawn, emit
 
@@ -22,38 +22,38 @@ class Permit:
     spent, also if the call failed. Safe to use from any thread. After its end it can still be settled or cancelled.
     """
 
-    __slots__ = ("_charges", "_ended", "_granted_at", "_limiter", "_marks")
+    __slots__ = ("_charges", "_ended", "_granted_at", "_limiter", "_receipts")
 
     _limiter: Limiter
     _charges: Charges
-    _marks: Marks
+    _receipts: Receipts
     _ended: bool
     _granted_at: float | None
 
     @classmethod
-    def _of(cls, limiter: Limiter, charges: Charges, marks: Marks, now: float) -> Permit:
+    def _of(cls, limiter: Limiter, charges: Charges, receipts: Receipts, now: float) -> Permit:
         permit = cls()
         permit._limiter = limiter
         permit._charges = charges
-        permit._marks = marks
+        permit._receipts = receipts
         permit._granted_at = now
         permit._ended = False
         return permit
 
     def _reveal(self) -> None:
-        """Make `_charges`, `_marks` and `_ended` true; for the calls that leave them out."""
+        """Make `_charges`, `_receipts` and `_ended` true; for the calls that leave them out."""
 
     @property
     def cost(self) -> dict[str, float]:
         """What is charged now, per unit: after its end without what it held. Empty after `cancel()`."""
         self._reveal()
-        per_slot: dict[Slot, float] = {}
-        for slot, amount in self._charges:
-            if not (self._ended and slot.meter.held):
-                per_slot[slot] = per_slot.get(slot, 0) + amount
+        per_slot: dict[LimitState, float] = {}
+        for state, amount in self._charges:
+            if not (self._ended and state.meter.held):
+                per_slot[state] = per_slot.get(state, 0) + amount
         cost: dict[str, float] = {}
-        for slot, amount in per_slot.items():
-            cost[slot.unit] = max(cost.get(slot.unit, 0), amount)
+        for state, amount in per_slot.items():
+            cost[state.unit] = max(cost.get(state.unit, 0), amount)
         return cost
 
     @property
@@ -75,7 +75,7 @@ class Permit:
         """
         self._reveal()
         limiter = self._limiter
-        known = {unit for part in limiter._parts for unit in part.slots}
+        known = {unit for part in limiter._parts for unit in part.states}
         for unit, amount in true_cost.items():
             if unit not in known:
                 raise limiter._unknown(unit)
@@ -83,19 +83,19 @@ class Permit:
         gate = limiter._lock_gate()
         try:
             now = gate.now()
-            charges, marks = list(self._charges), list(self._marks)
+            charges, receipts = list(self._charges), list(self._receipts)
             for unit, amount in true_cost.items():
-                charged: dict[Slot, float] = {}
-                for slot, part in charges:
-                    if slot.unit == unit:
-                        charged[slot] = charged.get(slot, 0.0) + part
+                charged: dict[LimitState, float] = {}
+                for state, part in charges:
+                    if state.unit == unit:
+                        charged[state] = charged.get(state, 0.0) + part
                 before = max(charged.values(), default=0.0)  # what a limit that was added since has taken over
-                for slots in [part.slots[unit] for part in limiter._parts if unit in part.slots]:
-                    for slot in slots:
-                        if not (self._ended and slot.meter.held):  # nobody would give back what it holds from now on
-                            self._adjust(charges, marks, slot, amount - charged.get(slot, before), now)
-            self._charges, self._marks = charges, marks
-            if len(gate.line):
+                for states in [part.states[unit] for part in limiter._parts if unit in part.states]:
+                    for state in states:
+                        if not (self._ended and state.meter.held):  # nobody would give back what it holds from now on
+                            self._adjust(charges, receipts, state, amount - charged.get(state, before), now)
+            self._charges, self._receipts = charges, receipts
+            if len(gate.queue):
                 gate.run(now)
         finally:
             limiter._lock.release()
@@ -103,23 +103,25 @@ class Permit:
             emit(limiter._on_event, Settled(limiter.name, dict(true_cost)))
 
     @staticmethod
-    def _adjust(charges: list[tuple[Slot, float]], marks: Marks, slot: Slot, more: float, now: float) -> None:
-        mine = [index for index, (of, _) in enumerate(charges) if of is slot and marks[index][0] is slot.meter]
+    def _adjust(
+        charges: list[tuple[LimitState, float]], receipts: Receipts, state: LimitState, more: float, now: float
+    ) -> None:
+        mine = [index for index, (of, _) in enumerate(charges) if of is state and receipts[index][0] is state.meter]
         if more > 0:
             if mine:
-                meter, mark = marks[mine[-1]]
-                kept, topped, mark = meter.top_up(charges[mine[-1]][1], more, mark, now)
-                charges[mine[-1]] = (slot, kept)
+                meter, receipt = receipts[mine[-1]]
+                kept, topped, receipt = meter.top_up(charges[mine[-1]][1], more, receipt, now)
+                charges[mine[-1]] = (state, kept)
             else:
-                topped, mark = more, slot.meter.charge(more, now)
-            charges.append((slot, topped))
-            marks.append((slot.meter, mark))
+                topped, receipt = more, state.meter.charge(more, now)
+            charges.append((state, topped))
+            receipts.append((state.meter, receipt))
         for index in reversed(mine):  # the latest first
             if more < 0:
                 amount = charges[index][1]
                 back = min(amount, -more)
-                give_back([(slot, back)], [marks[index]], now)
-                charges[index] = (slot, amount - back)
+                give_back([(state, back)], [receipts[index]], now)
+                charges[index] = (state, amount - back)
                 more += back
 
     def cancel(self) -> None:
@@ -128,17 +130,17 @@ class Permit:
         limiter = self._limiter
         gate = limiter._lock_gate()
         try:
-            charges, marks = self._charges, self._marks
+            charges, receipts = self._charges, self._receipts
             if not charges:
                 return
             now = gate.now()
             if self._ended:  # what was held is back already
-                kept = [index for index, (slot, _) in enumerate(charges) if not slot.meter.held]
-                charges, marks = [charges[i] for i in kept], [marks[i] for i in kept]
-            self._charges, self._marks, self._ended = (), [], True
-            undo(charges, marks, now)
+                kept = [index for index, (state, _) in enumerate(charges) if not state.meter.held]
+                charges, receipts = [charges[i] for i in kept], [receipts[i] for i in kept]
+            self._charges, self._receipts, self._ended = (), [], True
+            undo(charges, receipts, now)
             limiter._cancelled += 1
-            if len(gate.line):
+            if len(gate.queue):
                 gate.run(now)
         finally:
             limiter._lock.release()
@@ -157,10 +159,14 @@ class Permit:
             if self._ended:
                 return
             self._ended = True
-            held = [(charged, mark) for charged, mark in zip(self._charges, self._marks, strict=True) if mark[0].held]
+            held = [
+                (charged, receipt)
+                for charged, receipt in zip(self._charges, self._receipts, strict=True)
+                if receipt[0].held
+            ]
             now = gate.now()
-            give_back([charged for charged, _ in held], [mark for _, mark in held], now)
-            if len(gate.line):
+            give_back([charged for charged, _ in held], [receipt for _, receipt in held], now)
+            if len(gate.queue):
                 gate.run(now)
         finally:
             limiter._lock.release()

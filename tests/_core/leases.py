@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from penstock._core.lease import Chunk, Holding, Leased, working
-from penstock._core.line import Waiting
+from penstock._core.queue import Waiter
 from penstock._core.turns import meter_for
 
 NOW = 1000.0
@@ -16,21 +16,21 @@ AMOUNTS = st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)).fil
 
 def leased(limit, *, life=8.0, held=0.0, used=0.0, unit="tokens"):
     """A limit of which `held` units lie here for as long as it takes, and `used` are used as the store says."""
-    slot = Leased(unit, limit, unit)
-    slot.meter = meter_for(working(limit, life))
-    slot.meter.charge(used, NOW)
-    slot.holding = Holding()
+    state = Leased(unit, limit, unit)
+    state.meter = meter_for(working(limit, life))
+    state.meter.charge(used, NOW)
+    state.holding = Holding()
     if held:
-        hold(slot, held)
-    return slot
+        hold(state, held)
+    return state
 
 
-def hold(slot, amount, opens=0.0, closes=9999.0, mark=1.0):
-    slot.holding.add(Chunk(float(amount), opens, closes, 7.0, mark))
+def hold(state, amount, opens=0.0, closes=9999.0, receipt=1.0):
+    state.holding.add(Chunk(float(amount), opens, closes, 7.0, receipt))
 
 
-def waits(line, *charges, priority=0):
+def waits(queue, *charges, priority=0):
     """Somebody who waits for these, with its limits in any order."""
-    waiting = Waiting(tuple((slot, float(amount)) for slot, amount in charges), priority)
-    line.join(waiting, NOW)
-    return waiting
+    waiter = Waiter(tuple((state, float(amount)) for state, amount in charges), priority)
+    queue.join(waiter, NOW)
+    return waiter

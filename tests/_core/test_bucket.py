@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from penstock import Rate
 from penstock._core.bucket import Bucket
-from penstock._core.turns import Slot, charge_if_ready, undo
+from penstock._core.turns import LimitState, charge_if_ready, undo
 
 MICROSECOND = 1e-6
 
@@ -164,19 +164,19 @@ def test_refunds_never_lift_it_above_what_it_would_be_without_the_calls(burst, p
     limit = Rate(per_second, 1.0, burst)
     bucket, now, forced = Bucket(limit), 0.0, False
     history: list[list] = []  # at, amount that stays
-    open_: list[list] = []  # entry of the history, mark, amount with that mark
+    open_: list[list] = []  # entry of the history, receipt, amount with that receipt
     for kind, gap, share in steps:
         now += gap
         if kind == "charge":
             cost = 1 + int(share * (burst - 1))
-            mark = bucket.charge_if_ready(cost, now)
-            if mark is not None:
+            receipt = bucket.charge_if_ready(cost, now)
+            if receipt is not None:
                 history.append([now, Fraction(cost)])
-                open_.append([history[-1], mark, cost])
+                open_.append([history[-1], receipt, cost])
         elif open_:
-            entry, mark, amount = item = open_[int(share * (len(open_) - 1))]
+            entry, receipt, amount = item = open_[int(share * (len(open_) - 1))]
             if kind == "more":
-                kept, topped, newer = bucket.top_up(amount, 3, mark, now)
+                kept, topped, newer = bucket.top_up(amount, 3, receipt, now)
                 assert kept + topped == amount + 3
                 history.append([now, Fraction(topped)])
                 entry[1] -= Fraction(amount - kept)
@@ -186,9 +186,9 @@ def test_refunds_never_lift_it_above_what_it_would_be_without_the_calls(burst, p
             else:
                 back = int(share * amount) if kind == "part" else amount
                 if kind == "undo":
-                    bucket.undo(back, mark, now)
+                    bucket.undo(back, receipt, now)
                 else:
-                    bucket.give_back(back, mark, now)
+                    bucket.give_back(back, receipt, now)
                 entry[1] -= back
                 item[2] -= back
             if not item[2]:
@@ -212,9 +212,9 @@ def test_a_refund_is_exact_when_nobody_came_between(limit, cost, back):
     back = round(back * cost)
     for age in (0.0, 0.5 * cost / limit.rate, 2 * cost / limit.rate):
         bucket, less = Bucket(limit), Bucket(limit)
-        mark = bucket.charge(cost, begin)
+        receipt = bucket.charge(cost, begin)
         less.charge(cost - back, begin)
-        bucket.give_back(back, mark, begin + age)
+        bucket.give_back(back, receipt, begin + age)
         grain = 1e-9 * limit.burst + 1e-6
         assert bucket.level(begin + age) == pytest.approx(less.level(begin + age), abs=grain)
         assert bucket.level(begin + age) <= limit.burst
@@ -229,16 +229,18 @@ def test_clamping_alone_would_let_three_bursts_through():
     assert bucket.level(10.0) == 0
     fresh = bucket.charge(0, 12.0)
     bucket.give_back(10, fresh, 12.0)
-    assert bucket.level(12.0) == 10, "a mark taken now may give back all that the bucket misses, and no more"
+    assert bucket.level(12.0) == 10, "a receipt taken now may give back all that the bucket misses, and no more"
 
 
 def test_topping_up_leaves_one_mark_for_both_parts():
     bucket = Bucket(Rate(10, 1.0, 100))
-    mark = bucket.charge(60, 0.0)
-    kept, topped, mark = bucket.top_up(60, 20, mark, 2.0)  # 20 of the 60 have been refilled: they are spent for good
+    receipt = bucket.charge(60, 0.0)
+    kept, topped, receipt = bucket.top_up(
+        60, 20, receipt, 2.0
+    )  # 20 of the 60 have been refilled: they are spent for good
     assert (kept, topped) == (20, 60)
     assert bucket.level(2.0) == 40
-    bucket.give_back(60, mark, 2.0)
+    bucket.give_back(60, receipt, 2.0)
     assert bucket.level(2.0) == 100
 
 
@@ -260,10 +262,10 @@ def test_a_change_of_the_rate_keeps_what_was_used_and_refills_at_the_new_rate(be
 
 def test_a_mark_from_before_a_change_still_gives_back():
     bucket = Bucket(Rate(1, 1.0, 10))
-    mark = bucket.charge(10, 100.0)
+    receipt = bucket.charge(10, 100.0)
     bucket.change(Rate(5, 1.0, 20), 102.0)
     assert bucket.level(102.0) == 12
-    bucket.give_back(10, mark, 102.0)
+    bucket.give_back(10, receipt, 102.0)
     assert bucket.level(102.0) == 20
 
 
@@ -306,8 +308,8 @@ def test_behind_others_it_is_ready_for_all_of_them_and_after_an_overdraft_when_t
 @given(limit=rates(), cost=SHARES, back=SHARES, ages=st.tuples(GAPS, GAPS), begin=st.sampled_from([0.0, 3.7, 1e5]))
 def test_what_is_packed_goes_on_as_if_nobody_had_put_it_away(limit, cost, back, ages, begin):
     bucket = Bucket(limit)
-    mark = bucket.charge(round(cost * limit.burst), begin)
-    bucket.give_back(round(back * limit.burst), mark, begin + ages[0])
+    receipt = bucket.charge(round(cost * limit.burst), begin)
+    bucket.give_back(round(back * limit.burst), receipt, begin + ages[0])
     other = Bucket(limit)
     other.charge(limit.burst, begin)  # whatever it was before
     other.offset = other.rounding = 3.0
@@ -334,29 +336,29 @@ def test_it_is_idle_just_when_it_is_full(begin):
 def test_a_servers_word_about_an_earlier_call_is_brought_up_to_now():
     """What was charged since is subtracted, what was refilled since is added; more than there is here is no news."""
     bucket = Bucket(Rate(10, 1.0, 100))
-    mark = bucket.charge(10, 0.0)
+    receipt = bucket.charge(10, 0.0)
     bucket.charge(30, 0.0)
-    assert bucket.level_after(60, mark, 0.0) == 30
-    assert bucket.level_after(60, mark, 2.0) == 50
-    assert bucket.level_after(95, mark, 2.0) == bucket.level(2.0) == 80, "it has no more for us than we may take"
-    bucket.give_back(10, mark, 2.0)
-    assert bucket.level_after(60, mark, 2.0) == 50, "a refund is no charge"
+    assert bucket.level_after(60, receipt, 0.0) == 30
+    assert bucket.level_after(60, receipt, 2.0) == 50
+    assert bucket.level_after(95, receipt, 2.0) == bucket.level(2.0) == 80, "it has no more for us than we may take"
+    bucket.give_back(10, receipt, 2.0)
+    assert bucket.level_after(60, receipt, 2.0) == 50, "a refund is no charge"
     late = Bucket(Rate(10, 1.0, 100))
-    mark = late.charge(1, 0.0)
-    assert late.level_after(5, mark, 0.5) == 10
+    receipt = late.charge(1, 0.0)
+    assert late.level_after(5, receipt, 0.5) == 10
 
 
 def test_a_slow_answer_of_a_server_that_agrees_is_no_news():
     """What overflows while nobody calls is not charged to anybody, and refills are not lost at the burst."""
     bucket = Bucket(Rate(10, 1.0, 100))
-    mark = bucket.charge(1, 0.0)
+    receipt = bucket.charge(1, 0.0)
     bucket.charge(1, 60.0)
-    assert bucket.level_after(99, mark, 60.0) == 99
+    assert bucket.level_after(99, receipt, 60.0) == 99
     busy = Bucket(Rate(10, 1.0, 100))
-    mark = busy.charge(10, 0.0)
+    receipt = busy.charge(10, 0.0)
     for second in range(1, 61):
         busy.charge(10, float(second))
-    assert busy.level_after(90, mark, 60.0) == busy.level(60.0) == 90
+    assert busy.level_after(90, receipt, 60.0) == busy.level(60.0) == 90
 
 
 @given(
@@ -374,14 +376,14 @@ def test_a_servers_word_never_leaves_more_than_it_has(stolen, steps, asked):
     server.charge(stolen, 0.0)
     now, calls, overflowed = 0.0, [], 0.0
     for cost, gap in steps:
-        mark = ours.charge(cost, now)
+        receipt = ours.charge(cost, now)
         server.charge(cost, now)
-        calls.append((mark, server.level(now), overflowed))
+        calls.append((receipt, server.level(now), overflowed))
         now += gap
         before = server.level(now - gap) + gap * limit.amount
         overflowed += max(0.0, before - limit.burst)
-    mark, remaining, overflowed_then = calls[asked % len(calls)]
-    level = ours.level_after(remaining, mark, now)
+    receipt, remaining, overflowed_then = calls[asked % len(calls)]
+    level = ours.level_after(remaining, receipt, now)
     assert level <= server.level(now) + 1e-9
     if overflowed == overflowed_then and ours.level(now) < limit.burst:
         assert level >= server.level(now) - stolen - 1e-9
@@ -410,8 +412,8 @@ def test_a_comparison_forgives_rounding_and_no_more(limit, forgiven):
 def used_and_given_back(limit: Rate, begin: float) -> Bucket:
     """A bucket whose clock runs ahead of `now` by what was given back: 7 of 10 units, of which 3 remain used at `begin`."""
     bucket = Bucket(limit)
-    mark = bucket.charge(10, begin)
-    bucket.give_back(7, mark, begin)
+    receipt = bucket.charge(10, begin)
+    bucket.give_back(7, receipt, begin)
     assert bucket.offset == 7
     return bucket
 
@@ -443,8 +445,8 @@ def test_what_was_given_back_counts_in_everything_that_comes_after(begin):
     assert rested.charge_if_ready(4, begin + 30) is not None
     assert rested.level(begin + 30) == 6
     topped = used_and_given_back(limit, begin)
-    mark = topped.charge(5, begin)
-    assert topped.top_up(5, 1, mark, begin)[:2] == (0, 6)
+    receipt = topped.charge(5, begin)
+    assert topped.top_up(5, 1, receipt, begin)[:2] == (0, 6)
     assert topped.level(begin) == 1
 
 
@@ -477,8 +479,8 @@ def test_rounding_is_forgiven_to_its_last_bit():
 
 def test_a_servers_word_is_as_old_as_its_call():
     bucket = Bucket(Rate(10, 1.0, 100))
-    mark = bucket.charge(50, 100.0)
-    assert bucket.level_after(40, mark, 103.0) == 70
+    receipt = bucket.charge(50, 100.0)
+    assert bucket.level_after(40, receipt, 103.0) == 70
 
 
 @given(
@@ -501,8 +503,8 @@ def test_what_is_undone_was_never_there_and_never_more(limit, steps):
                 kept.append((now, step, bucket.charge(step, now)))
         elif -step <= len(kept):
             latest_first = latest_first and step == -1
-            _, amount, mark = kept.pop(step)
-            bucket.undo(amount, mark, now)
+            _, amount, receipt = kept.pop(step)
+            bucket.undo(amount, receipt, now)
         exact = replay(limit, [(at, Fraction(amount)) for at, amount, _ in kept], now)
         assert bucket.level(now) <= exact + 1e-6
         if latest_first:
@@ -519,9 +521,9 @@ def test_what_is_undone_out_of_turn_does_not_make_a_later_call_younger():
     bucket.give_back(3, second, 4.0)
     assert bucket.level(4.0) == 0
     bucket = Bucket(Rate(1, 1.0, 10))
-    mark = bucket.charge(6, 0.0)
-    bucket.give_back(2, mark, 0.0)
-    bucket.undo(4, mark, 0.0)
+    receipt = bucket.charge(6, 0.0)
+    bucket.give_back(2, receipt, 0.0)
+    bucket.undo(4, receipt, 0.0)
     assert bucket.level(0.0) == 10, "of one of which a part had come back before"
 
 
@@ -540,11 +542,11 @@ def test_the_latest_is_taken_off_as_if_it_had_never_been(begin):
 @pytest.mark.parametrize("cost", [1, 0.1])
 def test_who_tries_and_is_refused_leaves_no_trace(cost):
     """Charged on one limit, refused by the next: others' calls can be given back as if nobody had tried."""
-    tokens, requests = Slot("tokens", Rate(10, 1.0), "tokens"), Slot("requests", Rate(1, 1.0), "requests")
+    tokens, requests = LimitState("tokens", Rate(10, 1.0), "tokens"), LimitState("requests", Rate(1, 1.0), "requests")
     charges = ((tokens, cost), (requests, 1))
-    marks = charge_if_ready(charges, 0.0)
+    receipts = charge_if_ready(charges, 0.0)
     for _ in range(1_000):
         assert charge_if_ready(charges, 0.0) is None
-    undo(charges, marks, 0.0)
+    undo(charges, receipts, 0.0)
     assert tokens.meter.level(0.0) == pytest.approx(10, abs=1e-9)
     assert requests.meter.level(0.0) == 1

@@ -25,7 +25,7 @@ from penstock._core.lease import (
     window,
     working,
 )
-from penstock._core.line import Line
+from penstock._core.queue import Queue
 from tests._core.leases import AMOUNTS, NOW, hold, leased, waits
 
 # What the store counts
@@ -134,7 +134,7 @@ class Exact:
     """The same in fractions, and as slow as it likes: per chunk, what is left of it."""
 
     def __init__(self):
-        self.chunks = []  # opens, closes, mark, what is left
+        self.chunks = []  # opens, closes, receipt, what is left
         self.used = Fraction(0)
 
     def open(self, now):
@@ -153,9 +153,9 @@ class Exact:
                 parts.append((chunk[2], part))
         return parts
 
-    def put_back(self, amount, mark, now):
+    def put_back(self, amount, receipt, now):
         for chunk in self.chunks:
-            if chunk[2] == mark and now <= chunk[1]:
+            if chunk[2] == receipt and now <= chunk[1]:
                 chunk[3] += amount
                 self.used -= amount
                 return True
@@ -187,11 +187,11 @@ def test_what_is_held_is_what_came_in_less_what_was_taken(steps):
     """Against the same in exact numbers: no unit comes out that was not charged, none before or after its time, and none is lost."""
     holding, exact, now, open_ = Holding(), Exact(), NOW, []
     whole = True
-    for mark, (kind, *values) in enumerate(steps):
+    for receipt, (kind, *values) in enumerate(steps):
         if kind == "add":
             amount, opens, length = values
-            holding.add(Chunk(amount, now + opens, now + opens + length, 7.0, mark))
-            exact.chunks.append([now + opens, now + opens + length, mark, Fraction(amount)])
+            holding.add(Chunk(amount, now + opens, now + opens + length, 7.0, receipt))
+            exact.chunks.append([now + opens, now + opens + length, receipt, Fraction(amount)])
         elif kind == "take":
             taken, expected = holding.take(values[0], now), exact.take(Fraction(values[0]), now)
             whole = whole and not values[0] % 1
@@ -205,17 +205,19 @@ def test_what_is_held_is_what_came_in_less_what_was_taken(steps):
                     assert part > 0
                 parts = dict(expected)
                 for chunk, part in taken:
-                    parts[chunk.mark] = parts.get(chunk.mark, 0) - Fraction(part)
+                    parts[chunk.receipt] = parts.get(chunk.receipt, 0) - Fraction(part)
                 for chunk in exact.chunks:
                     chunk[3] += parts.get(chunk[2], 0)
         elif kind == "put back" and open_:
             chunk, part = open_.pop(int(values[0] * (len(open_) - 1)))
-            assert holding.put_back(part, chunk.era, chunk.mark, now) == exact.put_back(Fraction(part), chunk.mark, now)
+            assert holding.put_back(part, chunk.epoch, chunk.receipt, now) == exact.put_back(
+                Fraction(part), chunk.receipt, now
+            )
         elif kind == "sweep":
             now += values[0]
-            assert {chunk.mark: chunk.left for chunk in holding.sweep(now)} == exact.part_with(now)
+            assert {chunk.receipt: chunk.left for chunk in holding.sweep(now)} == exact.part_with(now)
         elif kind == "drain":
-            assert {chunk.mark: chunk.left for chunk in holding.drain()} == exact.part_with(math.inf)
+            assert {chunk.receipt: chunk.left for chunk in holding.drain()} == exact.part_with(math.inf)
         assert holding.left == sum(c[3] for c in exact.chunks)
         assert holding.used == exact.used
         assert holding.whole == whole
@@ -244,10 +246,10 @@ def test_a_chunk_is_used_when_it_is_open_and_not_before_or_after():
 def test_what_closes_first_is_used_first():
     """Whenever it came, so that little has to go back."""
     holding = Holding()
-    for mark, closes in enumerate((9.0, 5.0, 7.0)):
-        holding.add(Chunk(3.0, 0.0, closes, 1.0, float(mark)))
-    assert [(chunk.mark, part) for chunk, part in holding.take(4.0, 1.0)] == [(1.0, 3.0), (2.0, 1.0)]
-    assert [(chunk.mark, part) for chunk, part in holding.take(4.0, 1.0)] == [(2.0, 2.0), (0.0, 2.0)]
+    for receipt, closes in enumerate((9.0, 5.0, 7.0)):
+        holding.add(Chunk(3.0, 0.0, closes, 1.0, float(receipt)))
+    assert [(chunk.receipt, part) for chunk, part in holding.take(4.0, 1.0)] == [(1.0, 3.0), (2.0, 1.0)]
+    assert [(chunk.receipt, part) for chunk, part in holding.take(4.0, 1.0)] == [(2.0, 2.0), (0.0, 2.0)]
     assert holding.take(3.0, 1.0) is None
     assert holding.left == 1.0
 
@@ -262,14 +264,14 @@ def test_what_was_taken_and_not_used_is_there_again_unless_its_chunk_is_closed()
 
 
 def test_of_equal_chunks_the_one_that_came_first_is_used_first():
-    slot = leased(per_second(1, burst=99))
-    hold(slot, 3, mark=1.0)
-    hold(slot, 3, mark=2.0)
-    assert [(chunk.mark, part) for chunk, part in slot.holding.take(4.0, NOW)] == [(1.0, 3.0), (2.0, 1.0)]
+    state = leased(per_second(1, burst=99))
+    hold(state, 3, receipt=1.0)
+    hold(state, 3, receipt=2.0)
+    assert [(chunk.receipt, part) for chunk, part in state.holding.take(4.0, NOW)] == [(1.0, 3.0), (2.0, 1.0)]
 
 
 def test_only_the_chunk_it_is_of_has_it_back():
-    """A store that lost its rows counts marks from the beginning again."""
+    """A store that lost its rows counts receipts from the beginning again."""
     holding = Holding()
     holding.add(Chunk(3.0, 0.0, 5.0, 1.0, 3.0))
     holding.add(Chunk(3.0, 0.0, 5.0, 2.0, 4.0))
@@ -348,9 +350,9 @@ def test_a_call_takes_of_all_its_limits_or_of_none():
     one, two, three = (leased(per_second(1, burst=99), held=5) for _ in range(3))
     assert take([(one, 2.0), (two, 3.0)], NOW) == [(one, 2.0, 7.0, 1.0), (two, 3.0, 7.0, 1.0)]
     assert take([(three, 4.0), (one, 3.0), (two, 3.0)], NOW) is None
-    assert [slot.holding.left for slot in (one, two, three)] == [3, 2, 5]
-    assert [slot.holding.used for slot in (one, two, three)] == [2, 3, 0]
-    assert [chunk.left for slot in (one, two, three) for chunk in slot.holding.chunks] == [3, 2, 5]
+    assert [state.holding.left for state in (one, two, three)] == [3, 2, 5]
+    assert [state.holding.used for state in (one, two, three)] == [2, 3, 0]
+    assert [chunk.left for state in (one, two, three) for chunk in state.holding.chunks] == [3, 2, 5]
 
 
 def test_what_is_paused_is_not_used_though_it_is_held():
@@ -380,69 +382,69 @@ def test_what_is_not_used_after_all_is_here_again_but_for_what_is_over():
 class Served:
     """Who got a turn, in which order."""
 
-    line: Line
+    queue: Queue
     got: list
 
     @classmethod
-    def of(cls, line):
-        served = cls(line, [])
-        serve(line, NOW, lambda waiting, shares: served.got.append((waiting, shares)))
+    def of(cls, queue):
+        served = cls(queue, [])
+        serve(queue, NOW, lambda waiter, shares: served.got.append((waiter, shares)))
         return served
 
     @property
     def who(self):
-        return [waiting for waiting, _ in self.got]
+        return [waiter for waiter, _ in self.got]
 
 
 def test_everybody_is_served_for_whom_enough_is_held_in_order_of_arrival():
-    line, slot = Line(), leased(per_second(1, burst=99), held=7)
-    first, second, third = waits(line, (slot, 3)), waits(line, (slot, 4)), waits(line, (slot, 1))
-    served = Served.of(line)
-    assert served.got == [(first, [(slot, 3.0, 7.0, 1.0)]), (second, [(slot, 4.0, 7.0, 1.0)])]
-    assert list(line) == [third]
-    assert slot.holding.left == 0
+    queue, state = Queue(), leased(per_second(1, burst=99), held=7)
+    first, second, third = waits(queue, (state, 3)), waits(queue, (state, 4)), waits(queue, (state, 1))
+    served = Served.of(queue)
+    assert served.got == [(first, [(state, 3.0, 7.0, 1.0)]), (second, [(state, 4.0, 7.0, 1.0)])]
+    assert list(queue) == [third]
+    assert state.holding.left == 0
 
 
 def test_whoever_is_behind_one_that_has_to_wait_gets_nothing_of_what_it_needs():
     """Neither of the same shape, nor of another; what it has enough of may go on, but for what it needs itself."""
-    line = Line()
+    queue = Queue()
     scarce, plenty = leased(per_second(1, burst=99), held=4), leased(per_second(1, burst=99), held=10)
-    large = waits(line, (scarce, 5), (plenty, 4))
-    small, same = waits(line, (scarce, 1)), waits(line, (scarce, 1), (plenty, 1))
-    fits, much, again = waits(line, (plenty, 6)), waits(line, (plenty, 1)), waits(line, (plenty, 1))
-    assert Served.of(line).who == [fits]
-    assert {*line} == {large, small, same, much, again}
+    large = waits(queue, (scarce, 5), (plenty, 4))
+    small, same = waits(queue, (scarce, 1)), waits(queue, (scarce, 1), (plenty, 1))
+    fits, much, again = waits(queue, (plenty, 6)), waits(queue, (plenty, 1)), waits(queue, (plenty, 1))
+    assert Served.of(queue).who == [fits]
+    assert {*queue} == {large, small, same, much, again}
     assert plenty.holding.left == 4
 
 
 def test_who_waits_needs_what_it_needs_beside_what_others_before_it_need():
-    line = Line()
+    queue = Queue()
     one, two = leased(per_second(1, burst=99), held=1), leased(per_second(1, burst=99), held=1)
     plenty = leased(per_second(1, burst=99), held=10)
-    waits(line, (one, 2), (plenty, 3))
-    waits(line, (two, 2), (plenty, 4))
-    last = waits(line, (plenty, 3))
-    assert Served.of(line).who == [last]
-    over = waits(line, (plenty, 1))
-    assert Served.of(line).who == []
-    assert list(line)[-1] is over
+    waits(queue, (one, 2), (plenty, 3))
+    waits(queue, (two, 2), (plenty, 4))
+    last = waits(queue, (plenty, 3))
+    assert Served.of(queue).who == [last]
+    over = waits(queue, (plenty, 1))
+    assert Served.of(queue).who == []
+    assert list(queue)[-1] is over
 
 
 def test_who_needs_the_last_unit_of_another_limit_gets_it():
-    line = Line()
+    queue = Queue()
     scarce, other = leased(per_second(1, burst=99), held=4), leased(per_second(1, burst=99), held=3)
-    waits(line, (scarce, 5))
-    last = waits(line, (other, 3))
-    assert Served.of(line).who == [last]
+    waits(queue, (scarce, 5))
+    last = waits(queue, (other, 3))
+    assert Served.of(queue).who == [last]
 
 
 def test_one_whose_limit_is_paused_keeps_what_it_needs_too():
-    line = Line()
+    queue = Queue()
     paused, free = leased(per_second(1, burst=99), held=9), leased(per_second(1, burst=99), held=5)
     paused.paused_until = NOW + 1
-    waits(line, (paused, 1), (free, 3))
-    first, _ = waits(line, (free, 2)), waits(line, (free, 1))
-    assert Served.of(line).who == [first]
+    waits(queue, (paused, 1), (free, 3))
+    first, _ = waits(queue, (free, 2)), waits(queue, (free, 1))
+    assert Served.of(queue).who == [first]
     assert (paused.holding.left, free.holding.left) == (9, 3)
 
 
@@ -453,31 +455,31 @@ def test_one_whose_limit_is_paused_keeps_what_it_needs_too():
 )
 def test_nobody_is_delayed_by_those_behind_and_nobody_waits_for_nothing(held, calls, paused):
     """Everybody is looked at in turn, by brute force: who can go without what those before it need, goes."""
-    line = Line(math.inf)
-    slots = [leased(per_second(1, burst=99), held=amount) for amount in held]
+    queue = Queue(math.inf)
+    states = [leased(per_second(1, burst=99), held=amount) for amount in held]
     if paused is not None:
-        slots[paused].paused_until = NOW + 1
+        states[paused].paused_until = NOW + 1
     everybody = [
-        waits(line, *((slot, n) for slot, n in zip(slots, amounts, strict=True) if n), priority=priority)
+        waits(queue, *((state, n) for state, n in zip(states, amounts, strict=True) if n), priority=priority)
         for amounts, priority in calls
     ]
-    free = dict(zip(slots, held, strict=True))
+    free = dict(zip(states, held, strict=True))
     short, shapes, expected = set(), set(), []
-    for waiting in sorted(everybody, key=lambda waiting: (-waiting.priority, waiting.number)):
-        shape = frozenset(slot for slot, _ in waiting.charges)
+    for waiter in sorted(everybody, key=lambda waiter: (-waiter.priority, waiter.number)):
+        shape = frozenset(state for state, _ in waiter.charges)
         if shape in shapes:
             continue  # who is before it needs the same
-        able = all(slot not in short and free[slot] >= n and slot.paused_until <= NOW for slot, n in waiting.charges)
+        able = all(state not in short and free[state] >= n and state.paused_until <= NOW for state, n in waiter.charges)
         if able:
-            expected.append(waiting)
+            expected.append(waiter)
         else:
             shapes.add(shape)
-        for slot, n in waiting.charges:
-            if not able and slot.holding.left - sum(dict(w.charges).get(slot, 0) for w in expected) < n:
-                short.add(slot)
-            free[slot] -= n
-    served = Served.of(line)
+        for state, n in waiter.charges:
+            if not able and state.holding.left - sum(dict(w.charges).get(state, 0) for w in expected) < n:
+                short.add(state)
+            free[state] -= n
+    served = Served.of(queue)
     assert served.who == expected
-    assert {*line} == {*everybody} - {*expected}
-    for slot, amount in zip(slots, held, strict=True):
-        assert slot.holding.left == amount - sum(dict(waiting.charges).get(slot, 0) for waiting in expected)
+    assert {*queue} == {*everybody} - {*expected}
+    for state, amount in zip(states, held, strict=True):
+        assert state.holding.left == amount - sum(dict(waiter.charges).get(state, 0) for waiter in expected)

@@ -12,38 +12,38 @@ from penstock import Rate, calendar, per_second, sliding
 from penstock._core.lease import (
     plan,
 )
-from penstock._core.line import Line
+from penstock._core.queue import Queue
 from tests._core.leases import AMOUNTS, NOW, hold, leased, waits
 
 
-def asked(line, *slots, life=8.0, more=False):
+def asked(queue, *states, life=8.0, more=False):
     """The pieces, as (amounts by limit, horizon), and when to look again."""
-    pieces, again = plan(line, slots, NOW, life, more=more)
+    pieces, again = plan(queue, states, NOW, life, more=more)
     return [(dict(piece.charges), piece.horizon) for piece in pieces], again
 
 
 def test_who_can_be_served_out_of_what_is_held_needs_no_store():
-    line, slot = Line(), leased(per_second(1, burst=99), held=5)
-    assert asked(line, slot) == ([], math.inf)
-    waits(line, (slot, 5))
-    assert asked(line, slot) == ([], math.inf)
+    queue, state = Queue(), leased(per_second(1, burst=99), held=5)
+    assert asked(queue, state) == ([], math.inf)
+    waits(queue, (state, 5))
+    assert asked(queue, state) == ([], math.inf)
 
 
 def test_the_first_in_line_needs_all_of_it_whenever_it_comes():
     """Though some is held: that may have gone back when the rest is there."""
-    line, slot = Line(), leased(per_second(1, burst=99), held=4)
-    waits(line, (slot, 5))
-    waits(line, (slot, 3))
-    assert asked(line, slot) == ([({slot: 5}, math.inf)], math.inf)
+    queue, state = Queue(), leased(per_second(1, burst=99), held=4)
+    waits(queue, (state, 5))
+    waits(queue, (state, 3))
+    assert asked(queue, state) == ([({state: 5}, math.inf)], math.inf)
 
 
 def test_of_what_does_not_flow_in_only_what_is_missing_is_asked_for():
     """A window or a day may be used up to its last unit, and must not wait for what is here."""
     for limit in (sliding(50, 100), calendar(50, "day")):
-        line, slot, bucket = Line(), leased(limit, held=4), leased(per_second(1, burst=99))
-        waits(line, (slot, 5), (bucket, 2))
-        assert asked(line, slot, bucket) == ([({slot: 1, bucket: 2}, math.inf)], math.inf)
-        other, enough = Line(), leased(limit, held=5)
+        queue, state, bucket = Queue(), leased(limit, held=4), leased(per_second(1, burst=99))
+        waits(queue, (state, 5), (bucket, 2))
+        assert asked(queue, state, bucket) == ([({state: 1, bucket: 2}, math.inf)], math.inf)
+        other, enough = Queue(), leased(limit, held=5)
         waits(other, (enough, 5), (bucket, 2))
         assert asked(other, enough, bucket) == ([({bucket: 2}, math.inf)], math.inf)
 
@@ -54,45 +54,45 @@ def test_of_what_does_not_flow_in_only_what_is_missing_is_asked_for():
     ids=["as flow in within 20 ms", "as wait", "one and a half", "one flows in", "within a sixteenth of a lease"],
 )
 def test_the_first_in_line_asks_for_those_like_it_that_could_go_soon(life, queued, alike):
-    line = Line()
-    slot, plenty = leased(per_second(1000, burst=9000), life=life), leased(per_second(9000, burst=99_000), life=life)
-    waits(line, (slot, 3), (plenty, 1))
+    queue = Queue()
+    state, plenty = leased(per_second(1000, burst=9000), life=life), leased(per_second(9000, burst=99_000), life=life)
+    waits(queue, (state, 3), (plenty, 1))
     for _ in range((queued - 3) // 3):
-        waits(line, (slot, 3), (plenty, 1))
+        waits(queue, (state, 3), (plenty, 1))
     if queued % 3:
-        waits(line, (slot, queued % 3), (plenty, 1))
-    assert asked(line, slot, plenty, life=life)[0] == [({slot: 3 * alike, plenty: alike}, math.inf)]
+        waits(queue, (state, queued % 3), (plenty, 1))
+    assert asked(queue, state, plenty, life=life)[0] == [({state: 3 * alike, plenty: alike}, math.inf)]
 
 
 def test_nobody_asks_for_more_at_once_than_the_store_ever_gives():
     """Else it would wait until the bucket has been full for a while, and what overflows then is lost."""
-    line, slot = Line(), leased(per_second(1000, burst=8006))  # 6 at once: the rest of the burst is for the lease
+    queue, state = Queue(), leased(per_second(1000, burst=8006))  # 6 at once: the rest of the burst is for the lease
     for _ in range(50):
-        waits(line, (slot, 2))
-    assert asked(line, slot)[0] == [({slot: 6}, math.inf)]
-    line, slot = Line(), leased(per_second(1000, burst=8006, overdraft=True))
-    waits(line, (slot, 8))
-    waits(line, (slot, 8))
-    assert asked(line, slot)[0] == [({slot: 8}, math.inf)], "but for one call that is larger and may be"
+        waits(queue, (state, 2))
+    assert asked(queue, state)[0] == [({state: 6}, math.inf)]
+    queue, state = Queue(), leased(per_second(1000, burst=8006, overdraft=True))
+    waits(queue, (state, 8))
+    waits(queue, (state, 8))
+    assert asked(queue, state)[0] == [({state: 8}, math.inf)], "but for one call that is larger and may be"
 
 
 def test_what_flows_in_least_says_how_many_are_alike():
-    line, fast, slow = Line(), leased(per_second(1000, burst=9000)), leased(per_second(100, burst=900))
+    queue, fast, slow = Queue(), leased(per_second(1000, burst=9000)), leased(per_second(100, burst=900))
     for _ in range(30):
-        waits(line, (fast, 1), (slow, 1))
-    assert asked(line, fast, slow)[0] == [({fast: 2, slow: 2}, math.inf)]
+        waits(queue, (fast, 1), (slow, 1))
+    assert asked(queue, fast, slow)[0] == [({fast: 2, slow: 2}, math.inf)]
 
 
 @pytest.mark.parametrize(("life", "soon"), [(8.0, 0.020), (0.04, 0.010)])
 def test_who_is_not_first_for_a_limit_asks_only_for_what_comes_soon(life, soon):
     """Else it would reserve what the one before it needs. Who shares nothing with those before it is first."""
-    line = Line()
+    queue = Queue()
     one, two, three = (leased(per_second(1, burst=99), life=life) for _ in range(3))
-    waits(line, (one, 5), (two, 5))
-    waits(line, (two, 4))
-    waits(line, (three, 6))
-    waits(line, (one, 3), (three, 3))
-    assert asked(line, one, two, three, life=life)[0] == [
+    waits(queue, (one, 5), (two, 5))
+    waits(queue, (two, 4))
+    waits(queue, (three, 6))
+    waits(queue, (one, 3), (three, 3))
+    assert asked(queue, one, two, three, life=life)[0] == [
         ({one: 5, two: 5}, math.inf),
         ({two: 4}, soon),
         ({three: 6}, math.inf),
@@ -101,83 +101,83 @@ def test_who_is_not_first_for_a_limit_asks_only_for_what_comes_soon(life, soon):
 
 
 def test_who_has_enough_here_is_first_for_its_limits_all_the_same():
-    line, slot = Line(), leased(per_second(1, burst=99), held=5)
+    queue, state = Queue(), leased(per_second(1, burst=99), held=5)
     other = leased(per_second(1, burst=99))
-    waits(line, (slot, 5))
-    waits(line, (slot, 1), (other, 1))
-    assert asked(line, slot, other)[0] == [({slot: 1, other: 1}, 0.020)]
+    waits(queue, (state, 5))
+    waits(queue, (state, 1), (other, 1))
+    assert asked(queue, state, other)[0] == [({state: 1, other: 1}, 0.020)]
 
 
 def test_while_a_limit_is_paused_nothing_is_asked_for_those_who_need_it():
     """And it is known when to look again: at the end of the pause that ends first."""
-    line = Line()
+    queue = Queue()
     one, two, three = (leased(per_second(1, burst=99)) for _ in range(3))
     one.paused_until, two.paused_until = NOW + 5, NOW + 3
-    waits(line, (one, 5), (three, 1))
-    assert asked(line, one, two, three) == ([], NOW + 5)
-    waits(line, (two, 5))
-    assert asked(line, one, two, three) == ([], NOW + 3)
-    waits(line, (three, 2))
-    assert asked(line, one, two, three) == ([({three: 2}, 0.020)], NOW + 3)
+    waits(queue, (one, 5), (three, 1))
+    assert asked(queue, one, two, three) == ([], NOW + 5)
+    waits(queue, (two, 5))
+    assert asked(queue, one, two, three) == ([], NOW + 3)
+    waits(queue, (three, 2))
+    assert asked(queue, one, two, three) == ([({three: 2}, 0.020)], NOW + 3)
     one.paused_until = two.paused_until = NOW
-    assert asked(line, one, two, three) == (
+    assert asked(queue, one, two, three) == (
         [({one: 5, three: 1}, math.inf), ({two: 5}, math.inf), ({three: 2}, 0.020)],
         math.inf,
     )
 
 
 def test_who_needs_two_limits_waits_for_the_later_end_of_their_pauses():
-    line, one, two = Line(), leased(per_second(1, burst=99)), leased(per_second(1, burst=99))
+    queue, one, two = Queue(), leased(per_second(1, burst=99)), leased(per_second(1, burst=99))
     one.paused_until, two.paused_until = NOW + 5, NOW + 3
-    waits(line, (one, 5), (two, 1))
-    assert asked(line, one, two) == ([], NOW + 5)
+    waits(queue, (one, 5), (two, 1))
+    assert asked(queue, one, two) == ([], NOW + 5)
 
 
 def test_a_period_that_is_used_up_is_asked_about_when_the_next_begins():
     """Unless what is here will do; a bucket is asked at any time, as the store reserves what flows in."""
     day = leased(calendar(50, "day"), used=46, held=2)
-    line = Line()
-    waits(line, (day, 6))
-    assert asked(line, day) == ([({day: 4}, math.inf)], math.inf), "2 here and 4 there"
-    line = Line()
-    waits(line, (day, 7))
+    queue = Queue()
+    waits(queue, (day, 6))
+    assert asked(queue, day) == ([({day: 4}, math.inf)], math.inf), "2 here and 4 there"
+    queue = Queue()
+    waits(queue, (day, 7))
     end = day.meter.ready_at(5, NOW)
     assert end > NOW
-    assert asked(line, day) == ([], end)
+    assert asked(queue, day) == ([], end)
     day.paused_until = NOW
-    assert asked(line, day) == ([], end), "a pause that is over says nothing"
+    assert asked(queue, day) == ([], end), "a pause that is over says nothing"
     last = leased(calendar(50, "day"), used=50, held=5)
-    line = Line()
-    waits(line, (last, 6))
-    assert asked(line, last) == ([], end), "one is missing"
+    queue = Queue()
+    waits(queue, (last, 6))
+    assert asked(queue, last) == ([], end), "one is missing"
     bucket = leased(per_second(1, burst=99), used=500)
-    line = Line()
+    queue = Queue()
     over = leased(calendar(50, "day"), used=60, held=6)
-    waits(line, (over, 6), (bucket, 2))
-    assert asked(line, over, bucket) == ([({bucket: 2}, math.inf)], math.inf), "what it needs of the day is here"
-    line = Line()
-    waits(line, (bucket, 7))
-    assert asked(line, bucket) == ([({bucket: 7}, math.inf)], math.inf)
+    waits(queue, (over, 6), (bucket, 2))
+    assert asked(queue, over, bucket) == ([({bucket: 2}, math.inf)], math.inf), "what it needs of the day is here"
+    queue = Queue()
+    waits(queue, (bucket, 7))
+    assert asked(queue, bucket) == ([({bucket: 7}, math.inf)], math.inf)
 
 
-def hungry(slot, used, seconds=1.0):
+def hungry(state, used, seconds=1.0):
     """So much was used since more was asked for last, so long ago."""
-    slot.holding.used, slot.holding.asked_at = float(used), NOW - seconds
-    return slot
+    state.holding.used, state.holding.asked_at = float(used), NOW - seconds
+    return state
 
 
 def test_what_is_used_is_asked_for_in_advance():
     """Four times what was used since, in parts of 20 ms of throughput, of what is there now."""
-    slot = hungry(leased(per_second(100, burst=2000)), 20)
-    assert asked(Line(), slot, more=True) == ([({slot: 10}, 0.0)] * 8, math.inf)
-    assert slot.holding.low == 40
-    assert asked(Line(), slot) == ([], math.inf), "not unless more is wanted"
+    state = hungry(leased(per_second(100, burst=2000)), 20)
+    assert asked(Queue(), state, more=True) == ([({state: 10}, 0.0)] * 8, math.inf)
+    assert state.holding.low == 40
+    assert asked(Queue(), state) == ([], math.inf), "not unless more is wanted"
 
 
 def test_nobody_who_used_nothing_asks_in_advance():
-    slot = leased(per_second(100, burst=2000))
-    assert asked(Line(), slot, more=True) == ([], math.inf)
-    assert slot.holding.low == 0
+    state = leased(per_second(100, burst=2000))
+    assert asked(Queue(), state, more=True) == ([], math.inf)
+    assert state.holding.low == 0
 
 
 @pytest.mark.parametrize(
@@ -201,87 +201,87 @@ def test_nobody_who_used_nothing_asks_in_advance():
 )
 def test_what_is_held_in_advance_is_bounded(limit, used, most, asks):
     """By a quarter of what flows in during a lease, or an eighth of what is there: the rest is for the other processes."""
-    slot = hungry(leased(limit, used=used), 5000)
-    assert asked(Line(), slot, more=True)[0] == [({slot: part}, 0.0) for part in asks]
-    assert slot.holding.low == most / 2
+    state = hungry(leased(limit, used=used), 5000)
+    assert asked(Queue(), state, more=True)[0] == [({state: part}, 0.0) for part in asks]
+    assert state.holding.low == most / 2
 
 
 def test_more_is_asked_for_when_half_is_used():
-    slot = hungry(leased(per_second(100, burst=2000), held=40), 20)
-    assert asked(Line(), slot, more=True) == ([], math.inf), "half of 80 is here"
-    slot.holding.take(1.0, NOW)
-    slot.holding.used = 20.0
-    assert asked(Line(), slot, more=True)[0] == [({slot: 5}, 0.0)] * 8
+    state = hungry(leased(per_second(100, burst=2000), held=40), 20)
+    assert asked(Queue(), state, more=True) == ([], math.inf), "half of 80 is here"
+    state.holding.take(1.0, NOW)
+    state.holding.used = 20.0
+    assert asked(Queue(), state, more=True)[0] == [({state: 5}, 0.0)] * 8
 
 
 @pytest.mark.parametrize(("life", "soon"), [(8.0, 0.020), (0.08, 0.010)])
 def test_what_goes_back_soon_does_not_count_as_held(life, soon):
-    slot = hungry(leased(per_second(100, burst=2000), life=life), 20, seconds=0.0)
+    state = hungry(leased(per_second(100, burst=2000), life=life), 20, seconds=0.0)
     for closes, held in ((NOW + soon * 0.99, 0), (NOW + soon, 90)):
-        slot.holding.chunks, slot.holding.left = [], 0.0
-        hold(slot, 90, closes=closes)
-        asked(Line(), slot, life=life, more=True)
-        pieces, _ = asked(Line(), slot, life=life, more=True)
+        state.holding.chunks, state.holding.left = [], 0.0
+        hold(state, 90, closes=closes)
+        asked(Queue(), state, life=life, more=True)
+        pieces, _ = asked(Queue(), state, life=life, more=True)
         assert bool(pieces) == (not held)
 
 
 def test_a_line_asks_for_as_much_as_it_could_use():
     """For the first at any time; for those behind it, so much as is there, or flows in within a quarter of the lease."""
-    line, slot = Line(), leased(per_second(10, burst=180), used=70)  # 30 are there, and 20 come
+    queue, state = Queue(), leased(per_second(10, burst=180), used=70)  # 30 are there, and 20 come
     for _ in range(12):
-        waits(line, (slot, 10))
-    pieces, again = asked(line, slot, more=True)
-    assert pieces == [({slot: 10}, math.inf), *[({slot: 5}, 2.0)] * 8]
+        waits(queue, (state, 10))
+    pieces, again = asked(queue, state, more=True)
+    assert pieces == [({state: 10}, math.inf), *[({state: 5}, 2.0)] * 8]
     assert again == math.inf
-    assert slot.holding.low == 25
+    assert state.holding.low == 25
 
 
 def test_a_line_before_a_bucket_in_debt_waits_for_what_flows_in():
-    line, slot = Line(), leased(per_second(1, burst=18), used=15)
+    queue, state = Queue(), leased(per_second(1, burst=18), used=15)
     for _ in range(5):
-        waits(line, (slot, 1))
-    assert asked(line, slot, more=True)[0] == [({slot: 1}, math.inf), ({slot: 1}, 2.0)]
-    assert slot.holding.low == 1
+        waits(queue, (state, 1))
+    assert asked(queue, state, more=True)[0] == [({state: 1}, math.inf), ({state: 1}, 2.0)]
+    assert state.holding.low == 1
 
 
 def test_what_the_first_of_each_shape_ask_for_is_not_asked_for_again():
-    line, slot, other = Line(), leased(per_second(10, burst=180)), leased(per_second(10, burst=180))
-    waits(line, (slot, 10))
-    waits(line, (slot, 20), (other, 5))
-    waits(line, (slot, 10))
-    assert asked(line, slot, other, more=True)[0] == [
-        ({slot: 10}, math.inf),
-        ({slot: 20, other: 5}, 0.020),
-        *[({slot: 1}, 2.0)] * 8,
+    queue, state, other = Queue(), leased(per_second(10, burst=180)), leased(per_second(10, burst=180))
+    waits(queue, (state, 10))
+    waits(queue, (state, 20), (other, 5))
+    waits(queue, (state, 10))
+    assert asked(queue, state, other, more=True)[0] == [
+        ({state: 10}, math.inf),
+        ({state: 20, other: 5}, 0.020),
+        *[({state: 1}, 2.0)] * 8,
     ]
 
 
 def test_as_the_store_is_asked_anyway_all_that_could_be_used_is_asked_for():
     """Of a limit too of which more than half is here."""
-    line, slot, other = (
-        Line(),
+    queue, state, other = (
+        Queue(),
         leased(per_second(10, burst=180), held=4),
         hungry(leased(Rate(100, 1.0, 2000), held=50), 20),
     )
-    assert asked(line, slot, other, more=True)[0] == []
-    waits(line, (slot, 5))
-    assert asked(line, slot, other, more=True)[0] == [({slot: 5}, math.inf), *[({other: 3}, 2.0)] * 8]
+    assert asked(queue, state, other, more=True)[0] == []
+    waits(queue, (state, 5))
+    assert asked(queue, state, other, more=True)[0] == [({state: 5}, math.inf), *[({other: 3}, 2.0)] * 8]
 
 
 def test_a_short_line_asks_for_no_more_than_it_needs():
-    line, slot = Line(), leased(per_second(10, burst=180))
+    queue, state = Queue(), leased(per_second(10, burst=180))
     for _ in range(5):
-        waits(line, (slot, 10))
-    assert asked(line, slot, more=True)[0] == [({slot: 10}, math.inf), *[({slot: 5}, 2.0)] * 8]
-    assert slot.holding.low == 25
+        waits(queue, (state, 10))
+    assert asked(queue, state, more=True)[0] == [({state: 10}, math.inf), *[({state: 5}, 2.0)] * 8]
+    assert state.holding.low == 25
 
 
 def test_what_is_paused_is_not_asked_for_in_advance():
-    slot, paused = hungry(leased(per_second(100, burst=2000)), 20), hungry(leased(per_second(100, burst=2000)), 20)
+    state, paused = hungry(leased(per_second(100, burst=2000)), 20), hungry(leased(per_second(100, burst=2000)), 20)
     paused.paused_until = NOW + 1
-    assert asked(Line(), paused, slot, more=True)[0] == [({slot: 10}, 0.0)] * 8
+    assert asked(Queue(), paused, state, more=True)[0] == [({state: 10}, 0.0)] * 8
     paused.paused_until = NOW
-    assert asked(Line(), paused, slot, more=True)[0] == [({paused: 10, slot: 10}, 0.0)] * 8
+    assert asked(Queue(), paused, state, more=True)[0] == [({paused: 10, state: 10}, 0.0)] * 8
 
 
 def test_limits_that_are_used_together_are_asked_for_together_as_far_as_the_scarcest_goes():
@@ -291,41 +291,41 @@ def test_limits_that_are_used_together_are_asked_for_together_as_far_as_the_scar
         hungry(leased(per_second(100, burst=2000), used=1196), 10),
     )
     assert two.meter.level(NOW) == 4
-    assert asked(Line(), one, two, more=True)[0] == [({one: 2, two: 1}, 0.0)] * 4
+    assert asked(Queue(), one, two, more=True)[0] == [({one: 2, two: 1}, 0.0)] * 4
     three = hungry(leased(per_second(100, burst=2000), used=5000), 10)
-    assert asked(Line(), one, three, more=True)[0] == []
+    assert asked(Queue(), one, three, more=True)[0] == []
 
 
 def test_a_chunk_is_cut_into_whole_units_where_all_that_is_used_is_whole():
     """And into fractions where it is not; none is larger than the limit can ever hold."""
-    slot = hungry(leased(per_second(1, burst=408)), 3)
-    assert asked(Line(), slot, more=True)[0] == [({slot: 1}, 0.0)] * 8, "12 in 8 parts"
-    slot.holding.whole = False
-    assert asked(Line(), slot, more=True)[0] == [({slot: 1.5}, 0.0)] * 8
+    state = hungry(leased(per_second(1, burst=408)), 3)
+    assert asked(Queue(), state, more=True)[0] == [({state: 1}, 0.0)] * 8, "12 in 8 parts"
+    state.holding.whole = False
+    assert asked(Queue(), state, more=True)[0] == [({state: 1.5}, 0.0)] * 8
     few = hungry(leased(per_second(1, burst=408)), 0.25)
-    assert asked(Line(), few, more=True)[0] == [({few: 1}, 0.0)]
+    assert asked(Queue(), few, more=True)[0] == [({few: 1}, 0.0)]
     few.holding.used, few.holding.whole = 0.125, False
-    assert asked(Line(), few, more=True)[0] == [({few: 0.5}, 0.0)]
+    assert asked(Queue(), few, more=True)[0] == [({few: 0.5}, 0.0)]
 
 
 def test_a_limit_of_which_a_part_would_be_less_than_a_unit_is_not_in_the_parts():
     many, few = hungry(leased(per_second(100, burst=2000)), 20), hungry(leased(per_second(100, burst=2000)), 1)
-    assert asked(Line(), many, few, more=True)[0] == [({many: 10}, 0.0)] * 8
+    assert asked(Queue(), many, few, more=True)[0] == [({many: 10}, 0.0)] * 8
 
 
 def test_parts_are_not_smaller_than_a_unit_and_than_20_ms_of_throughput():
     fast = hungry(leased(per_second(1000, burst=20_000)), 20)
-    assert asked(Line(), fast, more=True)[0] == [({fast: 20}, 0.0)] * 4
+    assert asked(Queue(), fast, more=True)[0] == [({fast: 20}, 0.0)] * 4
     slow = hungry(leased(per_second(1, burst=408)), 1)
-    assert asked(Line(), slow, more=True)[0] == [({slow: 1}, 0.0)] * 4
+    assert asked(Queue(), slow, more=True)[0] == [({slow: 1}, 0.0)] * 4
 
 
 def test_a_part_is_never_larger_than_the_limit_can_hold():
-    """A line may want more than that of a small bucket; what flows in meanwhile counts as there."""
-    line, small = Line(), leased(per_second(100, burst=802))  # 2 at once, and 200 within a quarter of the lease
+    """A queue may want more than that of a small bucket; what flows in meanwhile counts as there."""
+    queue, small = Queue(), leased(per_second(100, burst=802))  # 2 at once, and 200 within a quarter of the lease
     for _ in range(400):
-        waits(line, (small, 1))
-    assert asked(line, small, more=True)[0] == [({small: 2}, math.inf), *[({small: 2}, 2.0)] * 8]
+        waits(queue, (small, 1))
+    assert asked(queue, small, more=True)[0] == [({small: 2}, math.inf), *[({small: 2}, 2.0)] * 8]
 
 
 CALLS = st.lists(st.tuples(AMOUNTS, st.integers(0, 1)), max_size=12)
@@ -342,26 +342,26 @@ KINDS = st.sampled_from([per_second(5, burst=60), per_second(1000, burst=9000), 
 def test_whatever_is_wanted_what_is_asked_for_can_be_given_and_is_no_more_than_is_wanted(
     limits, held, used, before, calls
 ):
-    """Of no limit more than the line needs, with 20 ms of it for each shape, and the bound on what is held in advance; and who has to
+    """Of no limit more than the queue needs, with 20 ms of it for each shape, and the bound on what is held in advance; and who has to
     wait for the store, asks it or knows when to."""
-    line = Line(math.inf)
-    slots = [
+    queue = Queue(math.inf)
+    states = [
         hungry(leased(limit, held=h, used=u), b) for limit, h, u, b in zip(limits, held, used, before, strict=True)
     ]
     for amounts, priority in calls:
-        waits(line, *((slot, n) for slot, n in zip(slots, amounts, strict=True) if n), priority=priority)
-    pieces, again = plan(line, slots, NOW, 8.0, more=True)
-    for slot in slots:
-        parts = [(dict(piece.charges).get(slot, 0.0), piece.horizon) for piece in pieces]
-        most = slot.meter.burst if isinstance(slot.limit, Rate) else slot.limit.capacity
-        largest = max((dict(waiting.charges).get(slot, 0.0) for waiting in line), default=0.0)
+        waits(queue, *((state, n) for state, n in zip(states, amounts, strict=True) if n), priority=priority)
+    pieces, again = plan(queue, states, NOW, 8.0, more=True)
+    for state in states:
+        parts = [(dict(piece.charges).get(state, 0.0), piece.horizon) for piece in pieces]
+        most = state.meter.burst if isinstance(state.limit, Rate) else state.limit.capacity
+        largest = max((dict(waiter.charges).get(state, 0.0) for waiter in queue), default=0.0)
         assert all(0 <= part <= max(most, largest) for part, _ in parts)
-        rate = slot.limit.rate if isinstance(slot.limit, Rate) else 0.0
+        rate = state.limit.rate if isinstance(state.limit, Rate) else 0.0
         soon = 7 * max(4.0, 0.02 * rate)  # seven shapes of three limits
-        bound = max(2.0 * rate, max(0.0, slot.meter.level(NOW)) / 8)
-        assert sum(part for part, _ in parts) <= slot.queued + soon + bound + 1e-9
+        bound = max(2.0 * rate, max(0.0, state.meter.level(NOW)) / 8)
+        assert sum(part for part, _ in parts) <= state.queued + soon + bound + 1e-9
         in_advance = sum(part for part, horizon in parts if horizon in (0.0, 2.0))
-        assert in_advance <= max(0.0, slot.meter.level(NOW)) + rate * 2.0 + 1e-9
-    for _, waiting in line.heads(NOW):
-        if any(slot.holding.left < amount for slot, amount in waiting.charges):
+        assert in_advance <= max(0.0, state.meter.level(NOW)) + rate * 2.0 + 1e-9
+    for _, waiter in queue.heads(NOW):
+        if any(state.holding.left < amount for state, amount in waiter.charges):
             assert pieces or NOW < again < math.inf

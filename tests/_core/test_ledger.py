@@ -209,8 +209,8 @@ def test_several_in_one_operation_are_all_done():
     limits = [bucket(1, 10), bucket(1, 20), bucket(1, 30)]
     charged = asked(limits, CHARGE, 3, 0, 4, 1, 5, 2, 6)
     assert charged.verdicts == [4, 5, 6]
-    (row,), era = charged.rows, charged.eras[0]
-    back = asked(limits, GIVE_BACK, 3, 0, 1, era, 4, 1, 2, era - 1, 5, 2, 3, era, 6, row=row)
+    (row,), epoch = charged.rows, charged.epochs[0]
+    back = asked(limits, GIVE_BACK, 3, 0, 1, epoch, 4, 1, 2, epoch - 1, 5, 2, 3, epoch, 6, row=row)
     assert [used(back, limit) for limit in range(3)] == [3, 5, 3], (
         "a permit of a lost row gives nothing back, the others do"
     )
@@ -226,10 +226,10 @@ def test_hearsay_of_less_than_a_unit_lowers_a_window_too():
 def test_a_place_whose_time_has_passed_gives_nothing_back():
     """At its very end too: what is there then is another's."""
     held = asked([window(5, 10, TIMED)], CHARGE, 1, 0, 2)
-    (mark,) = held.verdicts
+    (receipt,) = held.verdicts
     later = asked([window(5, 10, TIMED)], CHARGE, 1, 0, 3, row=held.rows[0], now=NOW + 5 * SECOND)
     at_end = asked(
-        [window(5, 10, TIMED)], GIVE_BACK, 1, 0, 2, held.eras[0], mark, row=later.rows[0], now=NOW + 10 * SECOND
+        [window(5, 10, TIMED)], GIVE_BACK, 1, 0, 2, held.epochs[0], receipt, row=later.rows[0], now=NOW + 10 * SECOND
     )
     assert used(at_end) == 3
 
@@ -239,15 +239,15 @@ def test_a_place_whose_time_has_passed_gives_nothing_back():
 
 def test_refunds_are_remembered_in_the_order_of_their_marks_and_of_one_mark_once():
     refunds: list[list[float]] = []
-    for mark, amount in ((5.0, 1.0), (9.0, 2.0), (7.0, 3.0), (9.0, 4.0), (1.0, 5.0), (5.0, 0.5), (5.0, 0.25)):
-        ledger._remember(refunds, mark, amount)
+    for receipt, amount in ((5.0, 1.0), (9.0, 2.0), (7.0, 3.0), (9.0, 4.0), (1.0, 5.0), (5.0, 0.5), (5.0, 0.25)):
+        ledger._remember(refunds, receipt, amount)
     assert refunds == [[1.0, 0.0, 5.0], [5.0, 0.0, 1.75], [7.0, 0.0, 3.0], [9.0, 0.0, 6.0]]
 
 
 def test_of_more_refunds_than_it_remembers_the_two_lowest_become_one():
     refunds: list[list[float]] = []
-    for mark in range(ledger.REFUNDS):
-        ledger._remember(refunds, float(mark), 1.0 + mark)
+    for receipt in range(ledger.REFUNDS):
+        ledger._remember(refunds, float(receipt), 1.0 + receipt)
     assert len(refunds) == ledger.REFUNDS
     ledger._remember(refunds, 99.0, 7.0)
     assert refunds[:3] == [[0.0, 0.0, 3.0], [2.0, 0.0, 3.0], [3.0, 0.0, 4.0]]
@@ -255,24 +255,24 @@ def test_of_more_refunds_than_it_remembers_the_two_lowest_become_one():
 
 
 def test_a_refund_counts_only_for_those_who_were_charged_before_it():
-    """Its own charge is in its mark already."""
+    """Its own charge is in its receipt already."""
     limits = [bucket(1, 100)]
     first = asked(limits, CHARGE, 1, 0, 10)
     second = asked(limits, CHARGE, 1, 0, 20, row=first.rows[0])
-    era = first.eras[0]
-    both = asked(limits, GIVE_BACK, 1, 0, 20, era, 30, row=second.rows[0])
+    epoch = first.epochs[0]
+    both = asked(limits, GIVE_BACK, 1, 0, 20, epoch, 30, row=second.rows[0])
     assert used(both) == 10
-    again = asked(limits, GIVE_BACK, 1, 0, 10, era, 10, row=both.rows[0])
+    again = asked(limits, GIVE_BACK, 1, 0, 10, epoch, 10, row=both.rows[0])
     assert used(again) == 0
-    assert used(asked(limits, GIVE_BACK, 1, 0, 30, era, 30, row=second.rows[0])) == 0
+    assert used(asked(limits, GIVE_BACK, 1, 0, 30, epoch, 30, row=second.rows[0])) == 0
 
 
 def test_refunds_are_remembered_until_the_bucket_is_full():
     """After that nobody can give anything back, and a row is as small as it was."""
     limits = [bucket(1, 100)]
     first = asked(limits, CHARGE, 1, 0, 10, CHARGE, 1, 0, 3)
-    back = asked(limits, GIVE_BACK, 1, 0, 3, first.eras[0], 13, row=first.rows[0])
-    almost = asked(limits, GIVE_BACK, 1, 0, 10, first.eras[0], 10, row=back.rows[0], now=NOW + 9 * SECOND)
+    back = asked(limits, GIVE_BACK, 1, 0, 3, first.epochs[0], 13, row=first.rows[0])
+    almost = asked(limits, GIVE_BACK, 1, 0, 10, first.epochs[0], 10, row=back.rows[0], now=NOW + 9 * SECOND)
     assert used(almost) == 0, "1 was left, of the 10 alone"
     assert len(almost.rows[0]) > len(first.rows[0])
     full = asked(limits, row=back.rows[0], now=NOW + 10 * SECOND)
@@ -290,7 +290,7 @@ def test_a_log_is_halved_into_the_later_of_each_pair(count):
 
 
 @pytest.mark.parametrize(
-    ("amount", "owner", "mark", "mode", "left"),
+    ("amount", "owner", "receipt", "mode", "left"),
     [
         (1, 1.0, 0.0, TIMED, [3, 4, 2]),
         (4, 1.0, 0.0, TIMED, [4, 2]),
@@ -302,9 +302,9 @@ def test_a_log_is_halved_into_the_later_of_each_pair(count):
         (3.5, 1.0, 0.0, TIMED, [0.5, 4, 2]),
     ],
 )
-def test_what_is_released_comes_out_of_the_first_entry_that_can_be_meant(amount, owner, mark, mode, left):
+def test_what_is_released_comes_out_of_the_first_entry_that_can_be_meant(amount, owner, receipt, mode, left):
     log = [[10.0, 1.0, 4.0], [20.0, 2.0, 4.0], [30.0, 1.0, 2.0]]
-    ledger._release(log, amount, owner, mark, mode)
+    ledger._release(log, amount, owner, receipt, mode)
     assert [entry[2] for entry in log] == left
 
 
@@ -327,7 +327,7 @@ def test_whatever_kind_takes_over_what_was_used_stays_used():
             assert used(found, 1) == (0 if held else stays), (before, after)
             assert [used(found, 0), used(found, 2)] == [0, 1]
             assert found.states[3] == 3, "the pause goes on"
-            assert found.eras == [NOW]
+            assert found.epochs == [NOW]
             if after == "log" and before in {"bucket", "calendar"}:
                 assert found.states[5] == now + 30 * SECOND
                 later = asked([window(3, 8), limit, bucket(1, 9)], row=changed, now=now + SECOND)

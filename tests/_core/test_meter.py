@@ -8,7 +8,7 @@ from penstock._core.meter import Meter
 
 
 class Log(Meter):
-    """Three in ten seconds, as the simplest list; its charges return no mark."""
+    """Three in ten seconds, as the simplest list; its charges return no receipt."""
 
     def __init__(self) -> None:
         self.log: list[tuple[float, float]] = []
@@ -54,7 +54,7 @@ def test_behind_others_it_is_ready_when_all_of_them_would_be():
 
 def test_topping_up_charges_the_rest_now_beside_the_mark():
     meter = Log()
-    assert meter.top_up(1, 2, "mark", 5.0) == (1, 2, None)
+    assert meter.top_up(1, 2, "receipt", 5.0) == (1, 2, None)
     assert meter.log == [(5.0, 2)]
 
 

@@ -56,16 +56,16 @@ def test_ready_after_is_ready_at_with_the_other_charged_first_and_charges_nothin
 
 def test_changes_keep_what_is_held():
     places = Places(in_flight(4))
-    mark = places.charge(3, 0.0)
+    receipt = places.charge(3, 0.0)
     assert places.change(in_flight(2), 1.0)
     assert places.level(1.0) == -1
     assert places.ready_at(1, 1.0) == math.inf
     assert places.change(in_flight(5, ttl=10), 2.0)
     later = places.charge(2, 2.0)
     assert later.until == 12.0
-    assert mark.until == math.inf, "what was promised at its grant holds for it"
+    assert receipt.until == math.inf, "what was promised at its grant holds for it"
     assert places.level(12.0) == 2
-    places.give_back(3, mark, 13.0)
+    places.give_back(3, receipt, 13.0)
     assert places.idle(13.0)
 
 
@@ -100,17 +100,17 @@ def test_what_is_put_away_holds_nothing_and_hearsay_changes_nothing():
 def test_never_more_are_held_than_there_are_places_and_none_is_lost(n, ttl, steps):
     """Against a list of who holds what until when."""
     places, now = Places(in_flight(n, ttl=ttl)), 0.0
-    holds: list[list] = []  # amount, until, mark
+    holds: list[list] = []  # amount, until, receipt
     for gap, kind, wanted in steps:
         now += gap
         amount = min(wanted, n)
         holds = [hold for hold in holds if hold[1] > now and hold[0]]
         if kind == "take":
             free = n - sum(hold[0] for hold in holds)
-            mark = places.charge_if_ready(amount, now)
-            assert (mark is not None) == (amount <= free)
-            if mark is not None:
-                holds.append([amount, math.inf if ttl is None else now + ttl, mark])
+            receipt = places.charge_if_ready(amount, now)
+            assert (receipt is not None) == (amount <= free)
+            if receipt is not None:
+                holds.append([amount, math.inf if ttl is None else now + ttl, receipt])
         elif holds:
             hold = holds[amount % len(holds)]
             places.give_back(amount, hold[2], now)
@@ -152,13 +152,13 @@ def test_fractions_of_places_come_back_whole(steps, ttl):
     places = Places(in_flight(3, ttl=ttl))
     held = []
     for number, (amount, which) in enumerate(steps):
-        mark = places.charge_if_ready(amount, number / 10)
-        if mark is not None:
-            held.append((amount, mark))
+        receipt = places.charge_if_ready(amount, number / 10)
+        if receipt is not None:
+            held.append((amount, receipt))
         elif held:
             places.give_back(*held.pop(which % len(held)), number / 10)
-    for amount, mark in held:
-        places.give_back(amount, mark, 7.0)
+    for amount, receipt in held:
+        places.give_back(amount, receipt, 7.0)
     assert places.idle(7.0)
     assert places.charge_if_ready(3, 7.0) is not None
 
@@ -181,18 +181,18 @@ def test_where_nobody_has_a_place_nothing_is_left_of_fractions(before):
         places.charge(0.0, 0.0)
     elif before != "nothing":
         places.unpack(0.0)
-    marks = [(amount, places.charge(amount, 0.0)) for amount in (0.1, 0.2)]
-    for amount, mark in marks:
-        places.give_back(amount, mark, 0.0)
+    receipts = [(amount, places.charge(amount, 0.0)) for amount in (0.1, 0.2)]
+    for amount, receipt in receipts:
+        places.give_back(amount, receipt, 0.0)
     assert places.used(0.0) == 0
 
 
 def test_places_that_others_have_are_not_free_when_the_last_one_here_is():
     places = Places(in_flight(3))
     places.unpack(2.0)
-    mark = places.charge(1, 0.0)
+    receipt = places.charge(1, 0.0)
     assert places.level(0.0) == 0
-    places.give_back(1, mark, 0.0)
+    places.give_back(1, receipt, 0.0)
     assert places.used(0.0) == 2
 
 

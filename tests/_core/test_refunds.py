@@ -26,24 +26,24 @@ class Remembered:
     def __init__(self, limit: Rate, *, exactly: bool = False) -> None:
         self.bucket = Bucket(limit)
         self.exactly = exactly
-        self.before: list[list[float]] = []  # mark of a charge, and what was missing right before it
+        self.before: list[list[float]] = []  # receipt of a charge, and what was missing right before it
         self.given = 0.0
 
     def charge(self, cost: float, now: float) -> tuple[float, float] | None:
         missed = self.bucket.used(now)
-        mark = self.bucket.charge_if_ready(cost, now)
-        if mark is not None:
-            self.before.append([mark[0], missed])
-        return mark
+        receipt = self.bucket.charge_if_ready(cost, now)
+        if receipt is not None:
+            self.before.append([receipt[0], missed])
+        return receipt
 
-    def give_back(self, amount: float, mark: tuple[float, float], now: float) -> None:
-        later = list(itertools.takewhile(lambda entry: entry[0] > mark[0], reversed(self.before)))
+    def give_back(self, amount: float, receipt: tuple[float, float], now: float) -> None:
+        later = list(itertools.takewhile(lambda entry: entry[0] > receipt[0], reversed(self.before)))
         given = exact = max(0.0, min([amount, self.bucket.used(now), *(missed for _, missed in later)]))
         if self.exactly:
             self.bucket.offset += given
         else:
             level = self.bucket.level(now)
-            self.bucket.give_back(amount, mark, now)
+            self.bucket.give_back(amount, receipt, now)
             given = self.bucket.level(now) - level
             assert given <= exact + 1e-6
         for entry in later:
@@ -67,12 +67,12 @@ def test_it_never_gives_more_than_would_have_been_missed_less_at_every_moment_si
             now += gap
             if kind == "charge":
                 cost = 1 + int(share * (burst - 1))
-                mark = both.charge(cost, now)
-                if mark is not None:
-                    out.append((cost, mark))
+                receipt = both.charge(cost, now)
+                if receipt is not None:
+                    out.append((cost, receipt))
             elif out:
-                cost, mark = out.pop(int(share * (len(out) - 1)))
-                both.give_back(int(share * cost), mark, now)
+                cost, receipt = out.pop(int(share * (len(out) - 1)))
+                both.give_back(int(share * cost), receipt, now)
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,8 @@ def test_of_calls_that_were_thought_too_expensive_nearly_as_much_comes_back_as_b
         both, chance, now, out = Remembered(Rate(1_000, 1.0, burst), exactly=exactly), random.Random(2), 0.0, []
         for _ in range(4_000):
             now += 0.01
-            while len(out) < 40 * latency and (mark := both.charge(100, now)) is not None:
-                heappush(out, (now + latency * chance.lognormvariate(0, 0.5), mark))
+            while len(out) < 40 * latency and (receipt := both.charge(100, now)) is not None:
+                heappush(out, (now + latency * chance.lognormvariate(0, 0.5), receipt))
             while out and out[0][0] <= now:
                 both.give_back(70, heappop(out)[1], now)
         totals.append(both.given)
@@ -108,11 +108,11 @@ def test_what_is_given_back_at_one_moment_comes_back_exactly_in_whatever_order(c
     out = [(cost, bucket.charge(cost, 0.0)) for cost in costs]
     order.shuffle(out)
     kept = 0
-    for (cost, mark), part in zip(out, parts, strict=False):
+    for (cost, receipt), part in zip(out, parts, strict=False):
         back = round(part * cost)
         kept += cost - back
-        bucket.give_back(back // 2, mark, 0.0)  # in two steps
-        bucket.give_back(back - back // 2, mark, 0.0)
+        bucket.give_back(back // 2, receipt, 0.0)  # in two steps
+        bucket.give_back(back - back // 2, receipt, 0.0)
     assert bucket.level(0.0) == bucket.burst - kept
 
 
@@ -120,13 +120,13 @@ def test_of_very_many_refunds_a_little_is_lost_and_little_is_remembered():
     bucket, order = Bucket(Rate(1, 1.0, 5_000)), random.Random(1)
     out = [bucket.charge(1, 0.0) for _ in range(5_000)]
     order.shuffle(out)
-    for mark in out:
-        bucket.give_back(1, mark, 0.0)
+    for receipt in out:
+        bucket.give_back(1, receipt, 0.0)
         assert len(bucket.refunds._until) <= 256
     assert 0.94 * 5_000 <= bucket.level(0.0) <= 5_000
-    mark = bucket.charge(1_000, 0.0)
+    receipt = bucket.charge(1_000, 0.0)
     for _ in range(1_000):  # of one call, bit by bit
-        bucket.give_back(1, mark, 0.0)
+        bucket.give_back(1, receipt, 0.0)
     assert len(bucket.refunds._until) <= 256
 
 
@@ -151,19 +151,19 @@ def test_a_refund_divides_the_stretch_of_its_charge_and_lowers_what_was_missed_a
     assert remembered(of) == [(10, -math.inf, 5, 1), (60, 4, 5, 0.5), (100, 3.5, 5, 0)]
     assert of.give(2.0, 60.0, 100.0, 6.5) == 2.0, "of the same charge, with no other in between"
     assert remembered(of) == [(10, -math.inf, 5, 1), (60, 4, 5, 2.5), (100, 1.5, 5, 0)]
-    assert of.give(30.0, 60.0, 150.0, 58.5) == 30.0, "by the stretches alone: of its mark, 1.5 is left"
+    assert of.give(30.0, 60.0, 150.0, 58.5) == 30.0, "by the stretches alone: of its receipt, 1.5 is left"
     assert remembered(of) == [(10, -math.inf, 5, 1), (60, 4, 5, 32.5), (100, -28.5, 5, 0), (150, 11.5, 55, 0)]
     assert of.give(30.0, 60.0, 150.0, 88.5) == 11.5, "as much as was missed at least in the stretches since"
     assert of.give(30.0, 60.0, 150.0, 100.0) == 0
-    assert of.give(30.0, 120.0, 150.0, 100.0) == 20.0, "by its mark, which tells more than the stretch that it is in"
-    assert of.give(40.0, 140.0, 160.0, 125.0) == 20.0, "by its mark in the one stretch, and by the other"
+    assert of.give(30.0, 120.0, 150.0, 100.0) == 20.0, "by its receipt, which tells more than the stretch that it is in"
+    assert of.give(40.0, 140.0, 160.0, 125.0) == 20.0, "by its receipt in the one stretch, and by the other"
     assert of.give(30.0, 160.0, 160.0, 155.0) == 5.0, "no more than is missed now"
 
 
 def test_what_was_given_back_of_later_charges_counts_for_the_earlier_ones():
     of = Refunds()
-    for mark, amount in ((20.0, 4.0), (30.0, 5.0), (20.0, 1.0)):
-        assert of.give(amount, mark, 30.0, of._total) == amount
+    for receipt, amount in ((20.0, 4.0), (30.0, 5.0), (20.0, 1.0)):
+        assert of.give(amount, receipt, 30.0, of._total) == amount
     assert of.give(9.0, 10.0, 30.0, 10.0) == 9.0, "as much as it has flowed in, but all of that came from the others"
 
 
@@ -189,15 +189,15 @@ def test_once_it_may_have_been_full_nothing_is_remembered_of_before():
 def test_neighbours_are_taken_together_and_help_fewer(monkeypatch):
     monkeypatch.setattr(refunds, "_MOST", 4)
     of = Refunds()
-    for mark in (10.0, 11.0, 40.0, 90.0):
-        of.give(1.0, mark, 90.0, of._total)
+    for receipt in (10.0, 11.0, 40.0, 90.0):
+        of.give(1.0, receipt, 90.0, of._total)
     assert [(until, returned) for until, *_, returned in remembered(of)] == [(10, 1), (11, 1), (40, 1), (90, 1)]
     of.give(1.0, 41.0, 90.0, of._total)
     assert remembered(of) == [(41, -math.inf, 0, 1), (90, -math.inf, 0, 1)], (
         "what came back of 10, 11 and 40 helps nobody"
     )
-    for mark in (60.0, 61.0, 20.0):
-        of.give(1.0, mark, 90.0, of._total)
+    for receipt in (60.0, 61.0, 20.0):
+        of.give(1.0, receipt, 90.0, of._total)
     assert [(until, returned) for until, *_, returned in remembered(of)] == [(41, 2), (61, 1), (90, 1)], (
         "60 counts as 41"
     )

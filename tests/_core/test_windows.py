@@ -52,15 +52,15 @@ def test_no_window_ever_holds_more_and_none_that_could_go_is_refused(amount, beg
         elif kind == "wait":
             ready = window.ready_at(cost, now)
             now = now + (ready - now)
-            mark = window.charge_if_ready(cost, now)
-            assert mark is not None, "what it names as the moment is one at which it grants"
-            charges.append([now, cost, mark])
+            receipt = window.charge_if_ready(cost, now)
+            assert receipt is not None, "what it names as the moment is one at which it grants"
+            charges.append([now, cost, receipt])
         else:
             free = in_window([(at, a) for at, a, _ in charges], 10, now) + cost <= amount
-            mark = window.charge_if_ready(cost, now)
-            assert (mark is not None) == free
-            if mark is not None:
-                charges.append([now, cost, mark])
+            receipt = window.charge_if_ready(cost, now)
+            assert (receipt is not None) == free
+            if receipt is not None:
+                charges.append([now, cost, receipt])
         plain = [(at, a) for at, a, _ in charges]
         assert window.used(now) == in_window(plain, 10, now)
         assert window.level(now) == amount - window.used(now)
@@ -151,10 +151,10 @@ def test_a_log_of_large_limits_is_as_long_as_the_limit_needs():
 
 
 def merged_window():
-    """A window whose log was just compressed: charges of 1 ms, in slices of 10 ms; and the marks."""
+    """A window whose log was just compressed: charges of 1 ms, in slices of 10 ms; and the receipts."""
     window = SlidingWindow(sliding(1, 10))
-    marks = [window.charge(0.0001, 100 + i / 1_000) for i in range(2_001)]
-    return window, marks
+    receipts = [window.charge(0.0001, 100 + i / 1_000) for i in range(2_001)]
+    return window, receipts
 
 
 def test_what_is_merged_goes_to_the_latest_of_its_slice():
@@ -170,19 +170,19 @@ def test_what_is_merged_goes_to_the_latest_of_its_slice():
 
 
 def test_what_was_merged_can_still_be_given_back_exactly():
-    window, marks = merged_window()
+    window, receipts = merged_window()
     for index in (0, 1_000, 1_001, 2_000):
-        window.give_back(0.0001, marks[index], 103.0)
+        window.give_back(0.0001, receipts[index], 103.0)
     assert window.used(103.0) == pytest.approx(0.1997)
     for _ in range(20):
-        window.give_back(0.0001, marks[1_000], 103.0)
+        window.give_back(0.0001, receipts[1_000], 103.0)
     assert window.used(103.0) >= 0.1997 - 0.001 - 1e-9, "never more than its slice held"
     used = window.used(103.0)
     newer = [window.charge(0.0, 103 + i / 1_000) for i in range(4_000)]
     assert len(window.log) <= 2_000
-    window.give_back(0.0001, marks[500], 107.0)
+    window.give_back(0.0001, receipts[500], 107.0)
     assert window.used(107.0) == pytest.approx(used - 0.0001), "merged twice and more, it is still found"
-    window.give_back(0.0001, marks[500], 130.0)
+    window.give_back(0.0001, receipts[500], 130.0)
     window.give_back(0.0001, newer[0], 130.0)
     assert window.used(130.0) == 0
     assert window.idle(130.0)
@@ -298,11 +298,11 @@ def test_a_calendar_window_starts_anew_with_its_period():
 
 def test_the_period_that_a_call_belongs_to_is_the_only_one_it_gives_back_to():
     window = day_window(10, 2026, 1, 1, 12)
-    mark = window.charge(6, 0.0)
-    window.give_back(2, mark, 1.0)
+    receipt = window.charge(6, 0.0)
+    window.give_back(2, receipt, 1.0)
     assert window.level(1.0) == 6
     window.charge(3, 13 * 3600.0)
-    window.give_back(4, mark, 13 * 3600.0)
+    window.give_back(4, receipt, 13 * 3600.0)
     assert window.level(13 * 3600.0) == 7
     window.give_back(5, window.charge(0, 13 * 3600.0), 13 * 3600.0)
     assert window.level(13 * 3600.0) == 10, "never above the amount"
@@ -398,17 +398,17 @@ def test_a_window_ends_a_grain_early_and_then_nothing_comes_back():
     """So that whoever sleeps `ready − now` finds it ended, though the sum was rounded; to the bit."""
     begin = 0.0 - 10 + GRAIN
     window = SlidingWindow(sliding(5, 10))
-    mark = window.charge(5, begin)
+    receipt = window.charge(5, begin)
     assert window.used(0.0) == 0
-    window.give_back(5, mark, 0.0)
+    window.give_back(5, receipt, 0.0)
     assert window.used(0.0) == 0
     held = SlidingWindow(sliding(5, 10))
-    mark = held.charge(5, begin)
+    receipt = held.charge(5, begin)
     assert held.used(math.nextafter(0.0, -1)) == 0, "that is less than rounding of the end"
     late = SlidingWindow(sliding(5, 10))
-    mark = late.charge(5, 0.0)
+    receipt = late.charge(5, 0.0)
     late.charge(1, 5.0)
-    late.give_back(5, mark, 10.0)
+    late.give_back(5, receipt, 10.0)
     assert late.used(10.0) == 1, "it has left the window at this moment"
     assert late.used(15.0) == 0
 
@@ -428,9 +428,9 @@ def test_what_rounding_forgives_is_ready():
 
 def test_what_is_given_back_after_merging_leaves_the_log_and_not_only_the_sum():
     """Else it would come back when the sum is worked out anew."""
-    window, marks = merged_window()
+    window, receipts = merged_window()
     for index in (0, 7, 1_000):
-        window.give_back(0.0001, marks[index], 103.0)
+        window.give_back(0.0001, receipts[index], 103.0)
     assert math.fsum(entry.amount for entry in window.log) == pytest.approx(window.used(103.0), abs=1e-12)
     assert window.used(111.5) == pytest.approx(0.0501, abs=0.001)
 

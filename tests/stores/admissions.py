@@ -33,18 +33,20 @@ def record(store, admitted):
 
 
 def charge_of(granted):
-    """What tells the charge of a permit, or a slip, on its first limit from all others: the name, its era, and the running total."""
+    """What tells the charge of a permit, or a slip, on its first limit from all others: the name, its epoch, and the running total."""
     charges = granted.charges if hasattr(granted, "charges") else granted._charges
     account = charges[0][0].account
     if hasattr(granted, "charges"):
-        return account.terms.name, granted.eras[account], granted.marks[0]
-    return account.terms.name, granted._eras[account], granted._marks[0]
+        return account.terms.name, granted.epochs[account], granted.receipts[0]
+    return account.terms.name, granted._epochs[account], granted._receipts[0]
 
 
 def _admissions(batch, reply):
     operations = batch.operations
     rows = [
-        (terms.name, era) for terms, era in zip(batch.terms, reply.eras, strict=True) for _ in terms.numbers(reply.now)
+        (terms.name, epoch)
+        for terms, epoch in zip(batch.terms, reply.epochs, strict=True)
+        for _ in terms.numbers(reply.now)
     ]
     at = verdict = 0
     while at < len(operations):
@@ -90,7 +92,7 @@ class Crowd:
         self.limiter = limiter
         self.moments = []
         self.last = -1.0  # when the last of them was seen
-        self.eras = set()
+        self.epochs = set()
         self._admitted = {}
         record(limiter._store, self._admitted)
 
@@ -99,7 +101,7 @@ class Crowd:
             with contextlib.suppress(StoreError):
                 permit = await self.limiter.acquire()
                 charge = charge_of(permit)
-                self.eras.add(charge[1])
+                self.epochs.add(charge[1])
                 self.moments.append(self._admitted[charge])
                 self.last = time.monotonic()
                 continue

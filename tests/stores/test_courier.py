@@ -14,7 +14,7 @@ from penstock._shared import SharedPermit
 from penstock.stores import SQLiteStore
 
 
-@pytest.mark.parametrize("waits", [False, True], ids=["at once", "in line"])
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "in the queue"])
 def test_what_was_granted_is_freed_without_the_garbage_collector(waits, tmp_path):
     """Else half of the time of a busy process goes into collections, each of which stops all of its threads for milliseconds."""
     store = SQLiteStore(tmp_path / "x.db")

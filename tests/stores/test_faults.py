@@ -193,7 +193,7 @@ async def test_a_server_that_was_killed_and_lost_its_memory(lost, server, prefix
         over = time.monotonic()
         await crowd.recovered(over)
         await anyio.sleep(0.3)
-    assert len(crowd.eras) == 2
+    assert len(crowd.epochs) == 2
     assert excess(crowd.moments, rate, burst) <= (burst if lost == "full" else 0) + 0.01
     store.close()
 

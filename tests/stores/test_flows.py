@@ -12,8 +12,8 @@ import pytest
 
 from penstock import Limiter, clock, in_flight, per_second, sliding
 from penstock._core import flows, ledger
-from penstock._core.line import Line, Waiting
-from penstock._core.turns import Slot
+from penstock._core.queue import Queue, Waiter
+from penstock._core.turns import LimitState
 from penstock.stores import RedisStore, SQLiteStore, Store
 from penstock.stores.contract import Batch, Terms
 from tests.stores.busy import BUSY
@@ -338,22 +338,22 @@ def test_the_script_shares_as_the_ledger_does(which, request, prefix):
     assert held_back > 100
 
 
-# The line
+# The queue
 
 
 def test_flows_can_be_passed_over_and_delayed():
-    slot = Slot("requests", per_second(10), "requests")
-    line = Line()
-    first, second = Waiting(((slot, 1.0),), flow="alice"), Waiting(((slot, 1.0),), flow="bob")
-    for waiting in (first, second):
-        line.join(waiting, 0.0)
-    assert [head for _, head in line.heads(0.0)] == [first]
-    assert [head for _, head in line.heads(0.0, {"alice"})] == [second]
-    assert line.heads(0.0, {"alice", "bob"}) == []
-    line.delay("alice", 0.5)
-    line.delay("nobody", 0.5)
-    assert [head for _, head in line.heads(0.0)] == [second]
-    assert line.flows(1) == ["bob"]
-    assert (line.waits("alice"), line.waits("nobody")) == (True, False)
-    line.leave(first)
-    assert not line.waits("alice")
+    state = LimitState("requests", per_second(10), "requests")
+    queue = Queue()
+    first, second = Waiter(((state, 1.0),), flow="alice"), Waiter(((state, 1.0),), flow="bob")
+    for waiter in (first, second):
+        queue.join(waiter, 0.0)
+    assert [head for _, head in queue.heads(0.0)] == [first]
+    assert [head for _, head in queue.heads(0.0, {"alice"})] == [second]
+    assert queue.heads(0.0, {"alice", "bob"}) == []
+    queue.delay("alice", 0.5)
+    queue.delay("nobody", 0.5)
+    assert [head for _, head in queue.heads(0.0)] == [second]
+    assert queue.flows(1) == ["bob"]
+    assert (queue.waits("alice"), queue.waits("nobody")) == (True, False)
+    queue.leave(first)
+    assert not queue.waits("alice")

@@ -60,12 +60,12 @@ class World:
             decision = self.decide(ledger.ACQUIRE, horizon, 1, 1, 0, amount, owner=process)
             wait = decision.verdicts[0]
             if wait >= 0:
-                mark, era = decision.verdicts[1], decision.eras[0]
-                self.later(self.late(), lambda: receive(wait, era, mark))
+                receipt, epoch = decision.verdicts[1], decision.epochs[0]
+                self.later(self.late(), lambda: receive(wait, epoch, receipt))
 
-        def receive(wait, era, mark):
+        def receive(wait, epoch, receipt):
             opens, closes = lease.window(sent, self.now + self.ahead, wait, self.life)
-            self.holdings[process].add(lease.Chunk(amount, opens, closes, era, mark))
+            self.holdings[process].add(lease.Chunk(amount, opens, closes, epoch, receipt))
 
         self.later(self.late(), decide)
 
@@ -75,18 +75,18 @@ class World:
             return None
         self.count += 1
         self.used[self.count] = [self.now, amount]
-        return self.count, [(chunk.era, chunk.mark, part) for chunk, part in taken]
+        return self.count, [(chunk.epoch, chunk.receipt, part) for chunk, part in taken]
 
     def unuse(self, process, number, parts):
         self.used[number][1] = 0.0
-        for era, mark, part in parts:
-            if not self.holdings[process].put_back(part, era, mark, self.now + self.ahead):
-                self.give_back(process, part, era, mark)
+        for epoch, receipt, part in parts:
+            if not self.holdings[process].put_back(part, epoch, receipt, self.now + self.ahead):
+                self.give_back(process, part, epoch, receipt)
 
-    def give_back(self, process, amount, era, mark):
+    def give_back(self, process, amount, epoch, receipt):
         self.later(
             self.late(),
-            lambda: self.decide(ledger.GIVE_BACK, 1, 0, amount, era, mark, owner=process),
+            lambda: self.decide(ledger.GIVE_BACK, 1, 0, amount, epoch, receipt, owner=process),
         )
 
     def live(self, steps):
@@ -109,7 +109,7 @@ class World:
             elif draw < 0.99:
                 parted = holding.drain() if rng.random() < 0.2 else holding.sweep(self.now + self.ahead)
                 for chunk in parted:
-                    self.give_back(process, chunk.left, chunk.era, chunk.mark)
+                    self.give_back(process, chunk.left, chunk.epoch, chunk.receipt)
             else:
                 self.holdings[process] = lease.Holding()  # killed, with all it had
             self.run_until(self.now + self.life * rng.choice([0.0, 0.01, 0.02, 0.05, 0.2]))
@@ -149,11 +149,13 @@ def test_a_sliding_window_holds_in_every_window_however_late_a_chunk_is_used(see
 def test_what_a_window_has_let_go_by_itself_is_not_given_back_again(mode):
     """Else a permit that outlived its place, or a chunk its window, would free what another permit of the same process has."""
     limit = (ledger.WINDOW, 2.0, 10.0, mode, 0.0)
-    now, row, marks = 1e15, None, []
+    now, row, receipts = 1e15, None, []
     for _ in range(2):
         decision = ledger.decide([row], [[limit]], [ledger.ACQUIRE, 0.0, 1.0, 1.0, 0.0, 1.0], 7.0, now)
         (row,) = decision.rows
-        marks.append(decision.verdicts[1])
+        receipts.append(decision.verdicts[1])
         now += 6e6
-    decision = ledger.decide([row], [[limit]], [ledger.GIVE_BACK, 1.0, 0.0, 1.0, decision.eras[0], marks[0]], 7.0, now)
+    decision = ledger.decide(
+        [row], [[limit]], [ledger.GIVE_BACK, 1.0, 0.0, 1.0, decision.epochs[0], receipts[0]], 7.0, now
+    )
     assert decision.states[1] == 1

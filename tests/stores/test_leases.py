@@ -167,10 +167,10 @@ async def test_what_nobody_uses_goes_back_when_the_limiter_falls_idle(stores):
     mine, theirs = (Limiter(requests=per_second(1, burst=1000), name="x", store=stores(), lease=1) for _ in range(2))
     for _ in range(100):
         await mine.acquire()
-    held = mine._slots[0].holding.left
+    held = mine._states[0].holding.left
     assert held >= 20
     with anyio.fail_after(3):
-        while mine._slots[0].holding.chunks:
+        while mine._states[0].holding.chunks:
             await anyio.sleep(0.02)
     await anyio.sleep(0.05)
     assert await level_of(theirs, "requests") == pytest.approx(999 - 100, abs=5)  # less by what a refund may lose
@@ -184,7 +184,7 @@ async def test_a_closed_store_gives_back_what_it_held(stores):
     )
     for _ in range(100):
         await mine.acquire()
-    assert mine._slots[0].holding.left >= 20
+    assert mine._states[0].holding.left >= 20
     await anyio.to_thread.run_sync(store.close)
     assert await level_of(theirs, "requests") == pytest.approx(1000 - 0.06 - 100, abs=0.5)
 
@@ -279,7 +279,7 @@ async def test_a_large_call_is_not_starved_by_small_ones(stores):
 
 @pytest.mark.anyio
 async def test_who_leaves_the_line_takes_nothing_with_them(stores):
-    """Cancelled at any moment, and the next in line goes; all that was not granted is there in the end."""
+    """Cancelled at any moment, and the next in the queue goes; all that was not granted is there in the end."""
     limiter = Limiter(requests=per_second(0.001, burst=500), name="x", store=stores(), lease=1)
     granted = 0
 
@@ -304,7 +304,7 @@ async def test_who_leaves_the_line_takes_nothing_with_them(stores):
         # What is left of a chunk goes back when it is idle, a refund of one that is closed a lease later.
         while abs(await level_of(limiter, "requests") - (500 - granted)) > 3.1:
             await anyio.sleep(0.05)
-        while limiter._slots[0].holding.chunks:
+        while limiter._states[0].holding.chunks:
             await anyio.sleep(0.05)
     assert await level_of(limiter, "requests") <= 500 - granted + 0.1
     assert limiter.statistics().waiting == 0
@@ -320,7 +320,7 @@ async def test_a_pause_holds_what_is_held_here_too(stores):
     for limiter in (mine, theirs):
         for _ in range(200):
             await limiter.acquire()
-        assert limiter._slots[0].holding.left > 1
+        assert limiter._states[0].holding.left > 1
     begin = clock.now()
     mine.pause(0.4)
     if isinstance(store, RedisStore):
@@ -447,7 +447,7 @@ async def test_a_lease_bridges_a_short_outage_and_then_says_what_is_wrong(server
     limiter = Limiter(requests=per_second(10, burst=1000), name="x", store=store, lease=20)
     for _ in range(200):
         await limiter.acquire()
-    held = int(limiter._slots[0].holding.left)
+    held = int(limiter._states[0].holding.left)
     assert held >= 20
     server.kill()
     for _ in range(held):
@@ -481,11 +481,11 @@ class Crew:
         return process
 
     def _read(self, process):
-        for line in process.stdout:
-            if line.startswith("{"):
-                self.done.append(json.loads(line))
-            elif line.endswith("\n"):
-                self.moments.append(float(line))
+        for queue in process.stdout:
+            if queue.startswith("{"):
+                self.done.append(json.loads(queue))
+            elif queue.endswith("\n"):
+                self.moments.append(float(queue))
         process.wait()
         process.stdout.close()
 

@@ -42,13 +42,13 @@ class Book:
         return list(self.decision.verdicts)
 
     def ask(self, *amounts, horizon=math.inf, stops=1, owner=1.0):
-        """Wait and marks, or −1 − wait and who is to blame."""
+        """Wait and receipts, or −1 − wait and who is to blame."""
         charges = [x for limit, amount in enumerate(amounts) if amount for x in (limit, amount)]
         return self.do(ACQUIRE, horizon, stops, len(charges) // 2, *charges, owner=owner)
 
     @property
-    def era(self):
-        return self.decision.eras[0]
+    def epoch(self):
+        return self.decision.epochs[0]
 
     def used(self, limit=0):
         return self.decision.states[3 * limit + 1]
@@ -122,30 +122,30 @@ def test_overdraft_lets_a_large_one_go_when_the_bucket_is_full_and_pay_afterward
 def test_cancelling_at_once_gives_everything_back(order):
     """In whatever order."""
     book = Book(rate(1, 10))
-    marks = [book.ask(2)[1] for _ in range(5)]
-    random.Random(order).shuffle(marks)
-    for mark in marks:
-        book.do(GIVE_BACK, 1, 0, 2, book.era, mark)
+    receipts = [book.ask(2)[1] for _ in range(5)]
+    random.Random(order).shuffle(receipts)
+    for receipt in receipts:
+        book.do(GIVE_BACK, 1, 0, 2, book.epoch, receipt)
     assert book.used() == 0
 
 
 def test_a_reservation_that_is_given_back_frees_its_slot():
     book = Book(rate(1, 1))
     book.ask(1)
-    wait, mark = book.ask(1)
+    wait, receipt = book.ask(1)
     assert wait == 1
-    book.do(GIVE_BACK, 1, 0, 1, book.era, mark)
+    book.do(GIVE_BACK, 1, 0, 1, book.epoch, receipt)
     assert book.ask(1)[0] == 1
 
 
 def test_a_permit_of_a_row_that_was_lost_gives_nothing_to_its_successor():
     book = Book(rate(1, 10))
-    _, mark = book.ask(5)
-    era = book.era
+    _, receipt = book.ask(5)
+    epoch = book.epoch
     book.row = None
     book.now += 1
     book.ask(8)
-    book.do(GIVE_BACK, 1, 0, 5, era, mark)
+    book.do(GIVE_BACK, 1, 0, 5, epoch, receipt)
     assert book.used() == 8
 
 
@@ -169,22 +169,22 @@ def test_a_pause_is_never_shortened_by_another():
 
 def test_what_a_server_says_only_ever_lowers_a_level():
     book = Book(rate(1, 10))
-    _, mark = book.ask(2)
+    _, receipt = book.ask(2)
     book.do(LOWER, 1, 0, 3, 0, -1, -1)
     assert book.used() == 7
     book.do(LOWER, 1, 0, 9, 0, -1, -1)
     assert book.used() == 7
     book.now += SECOND
     book.ask(1)
-    book.do(LOWER, 1, 0, 2, 1, book.era, mark + 5)  # 2 were left a second ago, and 1 went since
+    book.do(LOWER, 1, 0, 2, 1, book.epoch, receipt + 5)  # 2 were left a second ago, and 1 went since
     assert book.used() == 10 - (2 + 1 - 1)
 
 
 def test_a_debt_is_charged_whether_or_not_it_fits():
     book = Book(rate(1, 10))
     book.ask(10)
-    (mark,) = book.do(CHARGE, 1, 0, 5)
-    assert mark == 15
+    (receipt,) = book.do(CHARGE, 1, 0, 5)
+    assert receipt == 15
     assert book.ask(1, horizon=0)[0] == -7
 
 
@@ -202,10 +202,10 @@ def test_a_sliding_window_holds_in_every_window():
 
 def test_places_come_back_when_they_are_given_back_and_when_their_owner_is_silent():
     book = Book((WINDOW, 2, 60.0, ledger.RENEWED, 0))
-    _, mark = book.ask(1, owner=1.0)
+    _, receipt = book.ask(1, owner=1.0)
     book.ask(1, owner=2.0)
     assert book.ask(1, horizon=0)[0] == -math.inf
-    book.do(GIVE_BACK, 1, 0, 1, book.era, mark, owner=1.0)
+    book.do(GIVE_BACK, 1, 0, 1, book.epoch, receipt, owner=1.0)
     assert book.ask(1, horizon=0, owner=1.0)[0] == 0
     for _ in range(5):
         book.now += 50 * SECOND
@@ -261,7 +261,7 @@ def test_never_more_than_promised_however_calls_reserve_cancel_settle_and_owe(se
     rng = random.Random(seed)
     limits = [rate(rng.choice([1, 7, 1000.5]), rng.randint(5, 60)) for _ in range(rng.choice([1, 2, 3]))]
     book = Book(*limits)
-    admitted = []  # moment, amounts as they are now, marks, era
+    admitted = []  # moment, amounts as they are now, receipts, epoch
     open_ = []
     for _ in range(rng.randint(5, 80)):
         draw = rng.random()
@@ -269,7 +269,7 @@ def test_never_more_than_promised_however_calls_reserve_cancel_settle_and_owe(se
             amounts = [rng.randint(1, max(1, int(limit[2]) // rng.choice([1, 2, 5]))) for limit in limits]
             verdict = book.ask(*amounts, horizon=rng.choice([0, 1, math.inf]))
             if verdict[0] >= 0:
-                entry = [book.now / SECOND + verdict[0], amounts, verdict[1:], book.era]
+                entry = [book.now / SECOND + verdict[0], amounts, verdict[1:], book.epoch]
                 admitted.append(entry)
                 open_.append(entry)
         elif draw < 0.75:
@@ -280,8 +280,8 @@ def test_never_more_than_promised_however_calls_reserve_cancel_settle_and_owe(se
             if not cancel and book.now / SECOND < entry[0]:
                 continue
             backs = list(entry[1]) if cancel else [rng.randint(0, amount) for amount in entry[1]]
-            for limit, (back, mark) in enumerate(zip(backs, entry[2], strict=True)):
-                book.do(GIVE_BACK, 1, limit, back, entry[3], mark)
+            for limit, (back, receipt) in enumerate(zip(backs, entry[2], strict=True)):
+                book.do(GIVE_BACK, 1, limit, back, entry[3], receipt)
             entry[1] = [amount - back for amount, back in zip(entry[1], backs, strict=True)]
     for index, (_, per_second, burst, _, _) in enumerate(limits):
         events = [(entry[0], entry[1][index]) for entry in admitted if entry[1][index]]

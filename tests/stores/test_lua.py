@@ -42,7 +42,7 @@ def test_the_script_decides_as_the_ledger_does(which, lost, request, prefix):
         rows = [None] * len(terms)
         now, number = START, 0
         born = -1.0
-        marks = []  # limit, amount, era, mark, owner
+        receipts = []  # limit, amount, epoch, receipt, owner
         for _ in range(25):
             now += rng.choice([0, 0, 1, 1e3, 1e5, 1e6, 3e6, 7e7])
             if rng.random() < 0.03:
@@ -61,8 +61,8 @@ def test_the_script_decides_as_the_ledger_does(which, lost, request, prefix):
                     operations += [ledger.ACQUIRE, rng.choice([0, 0.02, 5, 1e9]), rng.choice([0, 1]), len(charges)]
                     operations += [x for pair in charges for x in pair]
                     asked.append(("acquire", charges))
-                elif draw < 0.75 and marks:
-                    one = marks.pop(rng.randrange(len(marks)))
+                elif draw < 0.75 and receipts:
+                    one = receipts.pop(rng.randrange(len(receipts)))
                     owner = one[4]
                     operations += [ledger.GIVE_BACK, 1, one[0], rng.randint(1, one[1]), one[2], one[3]]
                 elif draw < 0.85:
@@ -72,8 +72,8 @@ def test_the_script_decides_as_the_ledger_does(which, lost, request, prefix):
                 elif draw < 0.9:
                     operations += [ledger.PAUSE, rng.choice([0.1, 4]), 1, limit]
                 elif draw < 0.95:
-                    mark = marks[-1] if marks and marks[-1][0] == limit else (limit, 0, -1.0, -1.0)
-                    operations += [ledger.LOWER, 1, limit, rng.randint(0, 5), rng.random(), mark[2], mark[3]]
+                    receipt = receipts[-1] if receipts and receipts[-1][0] == limit else (limit, 0, -1.0, -1.0)
+                    operations += [ledger.LOWER, 1, limit, rng.randint(0, 5), rng.random(), receipt[2], receipt[3]]
                 elif flat[limit][0] == ledger.WINDOW and flat[limit][3] == ledger.RENEWED:
                     operations += [ledger.RENEW, 1, limit]
             batch = Batch(terms, [float(x) for x in operations], owner, number, now)
@@ -83,11 +83,11 @@ def test_the_script_decides_as_the_ledger_does(which, lost, request, prefix):
             expected = ledger.decide(rows, [one.numbers(now) for one in terms], batch.operations, owner, now, born)
             rows = expected.rows
             assert reply.now == now
-            assert list(reply.eras) == expected.eras
+            assert list(reply.epochs) == expected.epochs
             assert list(reply.verdicts) == pytest.approx(expected.verdicts, rel=1e-12, abs=1e-12), (seed, number)
             assert list(reply.states) == pytest.approx(expected.states, rel=1e-12, abs=1e-9), (seed, number)
             operations_done += len(operations)
-            at, eras = 0, [era for era, one in zip(expected.eras, terms, strict=True) for _ in one.numbers(now)]
+            at, epochs = 0, [epoch for epoch, one in zip(expected.epochs, terms, strict=True) for _ in one.numbers(now)]
             for kind, charges in asked:
                 if kind == "acquire":
                     granted = expected.verdicts[at] >= 0
@@ -96,7 +96,7 @@ def test_the_script_decides_as_the_ledger_does(which, lost, request, prefix):
                         at += 1
                         continue
                 for limit, amount in charges:
-                    marks.append((limit, amount, eras[limit], expected.verdicts[at], owner))
+                    receipts.append((limit, amount, epochs[limit], expected.verdicts[at], owner))
                     at += 1
     assert operations_done > 5_000
     store.close()

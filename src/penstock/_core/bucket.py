@@ -24,9 +24,9 @@ from penstock._core.meter import Meter
 from penstock._core.refunds import Refunds
 from penstock.limits import Rate
 
-__all__ = ["Bucket", "Mark"]
+__all__ = ["Bucket", "Receipt"]
 
-Mark = tuple[float, float]
+Receipt = tuple[float, float]
 """Of a charge: the bucket's `tat` right after it, and its moment."""
 
 _FULL_SINCE_EVER = -1e300
@@ -89,7 +89,7 @@ class Bucket(Meter):
         # Not the sum where an overdraft is allowed: that would go as soon as the bucket is full, and then it is paid for.
         return self.ready_after(ahead, cost, now) if self.overdraft else self.ready_at(ahead + cost, now)
 
-    def charge(self, cost: float, now: float) -> Mark:
+    def charge(self, cost: float, now: float) -> Receipt:
         tat, refill = self.tat, now * self.rate + self.offset
         if tat <= refill:
             tat, self.rounding = refill, 0.0
@@ -101,7 +101,7 @@ class Bucket(Meter):
             self.tat = tat + cost
         return self.tat, now
 
-    def charge_if_ready(self, cost: float, now: float) -> Mark | None:
+    def charge_if_ready(self, cost: float, now: float) -> Receipt | None:
         refill = now * self.rate + self.offset
         tat = self.tat
         tat = (refill if tat < refill else tat) + cost
@@ -110,31 +110,31 @@ class Bucket(Meter):
         self.tat = tat
         return tat, now
 
-    def give_back(self, amount: float, mark: Mark, now: float) -> None:
+    def give_back(self, amount: float, receipt: Receipt, now: float) -> None:
         """Undo `amount` of a charge, as far as the bucket would have missed less with a lower one. See `refunds`."""
-        self._give_back(amount, mark, now)
+        self._give_back(amount, receipt, now)
 
-    def _give_back(self, amount: float, mark: Mark, now: float) -> float:
+    def _give_back(self, amount: float, receipt: Receipt, now: float) -> float:
         if self.refunds is None:
             self.refunds = Refunds()
-        back = self.refunds.give(amount, mark[0], self.tat, now * self.rate + self.offset)
+        back = self.refunds.give(amount, receipt[0], self.tat, now * self.rate + self.offset)
         self.offset += back
         return back
 
-    def undo(self, amount: float, mark: Mark, now: float) -> None:
-        """Give back all that is left of a charge, whose mark is not used again."""
+    def undo(self, amount: float, receipt: Receipt, now: float) -> None:
+        """Give back all that is left of a charge, whose receipt is not used again."""
         tat = self.tat
-        if mark[0] < tat or (self.refunds is not None and self.refunds.seen(tat)):
-            self._give_back(amount, mark, now)
+        if receipt[0] < tat or (self.refunds is not None and self.refunds.seen(tat)):
+            self._give_back(amount, receipt, now)
             return
         # Nobody came after it, so it is taken off the sum as if it had never been: no trace is left of who tried in vain.
         exact = -max(0.0, min(amount, self.used(now))) - self.rounding
         self.tat = tat + exact
         self.rounding = (self.tat - tat) - exact
 
-    def top_up(self, amount: float, more: float, mark: Mark, now: float) -> tuple[float, float, Mark]:
-        # As if what can still be given back were charged again now, with the rest: one mark then stands for both.
-        back = self._give_back(amount, mark, now)
+    def top_up(self, amount: float, more: float, receipt: Receipt, now: float) -> tuple[float, float, Receipt]:
+        # As if what can still be given back were charged again now, with the rest: one receipt then stands for both.
+        back = self._give_back(amount, receipt, now)
         return amount - back, back + more, self.charge(back + more, now)
 
     def level(self, now: float) -> float:
@@ -157,12 +157,12 @@ class Bucket(Meter):
     def idle_as(self, packed: float, now: float) -> bool:
         return packed <= now * self.rate
 
-    def level_after(self, remaining: float, mark: Mark, now: float) -> float:
-        """The level now, if `remaining` units were left at the server right after the charge that returned `mark`.
+    def level_after(self, remaining: float, receipt: Receipt, now: float) -> float:
+        """The level now, if `remaining` units were left at the server right after the charge that returned `receipt`.
 
         What was charged since then is subtracted, what was refilled is added: a server's word is as old as the call
         that it answers, and taking it for the present forgets everything sent since. What overflowed since is in `tat` as if
         it had been charged, so the burst must not cut off what was refilled as well; only the level here does.
         """
-        tat_after, then = mark
+        tat_after, then = receipt
         return min(self.level(now), remaining + (now - then) * self.rate - (self.tat - tat_after))

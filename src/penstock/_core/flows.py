@@ -4,7 +4,7 @@ Nothing here waits or reads a clock. Of each flow that waits there is an *entry*
 seconds of the throughput of whatever it had most of, divided by its weight; and how many seconds ahead its last admission is. A
 request that would have to wait, of a flow whose tag is more than `LEAD` beyond that of the flow that has had least, of those that wait,
 is told to come again when that one has caught up. (What need not wait takes nobody's turn.) So flows share fairly whichever processes they are in. Calls without a flow are a flow of their
-process, so a process with a long line cannot take the next turns of all others; and within a flow that several processes work
+process, so a process with a long queue cannot take the next turns of all others; and within a flow that several processes work
 for, these share in the same way, as its *members*.
 
 Who is away has no credit for it: its tag goes on with the time, and a newcomer begins where the one is that has had least. Who is ahead does

@@ -30,8 +30,8 @@ from heapq import heappop, heappush
 from typing import Any
 
 from penstock._core.bucket import Bucket
-from penstock._core.line import Key, Line, Waiting
-from penstock._core.turns import Slot
+from penstock._core.queue import Key, Queue, Waiter
+from penstock._core.turns import LimitState
 from penstock.limits import Calendar, InFlight, Rate, Sliding
 
 __all__ = [
@@ -56,7 +56,7 @@ STEP = 0.020
 """Seconds of a limit's throughput below which a chunk is not cut: the pieces of a reserved one arrive about that far apart."""
 
 FAIR = 1 / 4
-"""The part of `rate · life` that one process may hold beyond what its line needs now."""
+"""The part of `rate · life` that one process may hold beyond what its queue needs now."""
 
 SHARE_OF_PLENTY = 1 / 8
 """The part of what a limit has left that one process may hold, where that is more."""
@@ -114,21 +114,21 @@ class Chunk:
     Attributes:
         left: Units that are not used, of those charged.
         opens, closes: The first and the last moment at which they may be.
-        era, mark: What giving back needs.
+        epoch, receipt: What giving back needs.
     """
 
-    __slots__ = ("closes", "era", "left", "mark", "opens")
+    __slots__ = ("closes", "epoch", "left", "opens", "receipt")
 
-    def __init__(self, amount: float, opens: float, closes: float, era: float, mark: float) -> None:
+    def __init__(self, amount: float, opens: float, closes: float, epoch: float, receipt: float) -> None:
         self.left = amount
         self.opens = opens
         self.closes = closes
-        self.era = era
-        self.mark = mark
+        self.epoch = epoch
+        self.receipt = receipt
 
 
 Share = tuple["Leased", float, float, float]
-"""What a permit has of a chunk: the limit, the units, and the era and mark of the chunk."""
+"""What a permit has of a chunk: the limit, the units, and the epoch and receipt of the chunk."""
 
 
 class Holding:
@@ -189,10 +189,10 @@ class Holding:
                     return taken
         return None
 
-    def put_back(self, amount: float, era: float, mark: float, now: float) -> bool:
+    def put_back(self, amount: float, epoch: float, receipt: float, now: float) -> bool:
         """Have back what was taken of a chunk and not used after all. False: it is closed, so the store must have it."""
         for chunk in self.chunks:
-            if chunk.mark == mark and chunk.era == era and now <= chunk.closes:
+            if chunk.receipt == receipt and chunk.epoch == epoch and now <= chunk.closes:
                 chunk.left += amount
                 self.left += amount
                 self.used -= amount
@@ -225,7 +225,7 @@ class Holding:
         return min(self._appetite, bound)
 
 
-class Leased(Slot):
+class Leased(LimitState):
     """One limit of which chunks may be held."""
 
     __slots__ = ("holding",)
@@ -239,14 +239,14 @@ Charges = Sequence[tuple[Leased, float]]
 def take(charges: Charges, now: float) -> list[Share] | None:
     """Use all of `charges` out of what is held, or nothing."""
     shares: list[Share] = []
-    for slot, amount in charges:
-        taken = slot.holding.take(amount, now) if slot.paused_until <= now else None
+    for state, amount in charges:
+        taken = state.holding.take(amount, now) if state.paused_until <= now else None
         if taken is None:
-            for of, part, era, mark in shares:
-                of.holding.put_back(part, era, mark, now)
+            for of, part, epoch, receipt in shares:
+                of.holding.put_back(part, epoch, receipt, now)
             return None
         for chunk, part in taken:
-            shares.append((slot, part, chunk.era, chunk.mark))
+            shares.append((state, part, chunk.epoch, chunk.receipt))
     return shares
 
 
@@ -255,33 +255,33 @@ def put_back(shares: Iterable[Share], now: float) -> list[Share]:
     return [share for share in shares if not share[0].holding.put_back(share[1], share[2], share[3], now)]
 
 
-def serve(line: Line, now: float, grant: Callable[[Waiting, list[Share]], None]) -> None:
-    """Give everybody in `line` their turn for whom enough is held: take it, take them out of the line, and call `grant`.
+def serve(queue: Queue, now: float, grant: Callable[[Waiter, list[Share]], None]) -> None:
+    """Give everybody in `queue` their turn for whom enough is held: take it, take them out of the queue, and call `grant`.
 
     Who has to wait is not delayed by those behind: they get nothing of a limit that is short, and of the others only what
     is more than those before them need.
     """
-    heads: list[tuple[Key, Waiting]] = line.heads(now)
-    kept: dict[Slot, float] = {}
+    heads: list[tuple[Key, Waiter]] = queue.heads(now)
+    kept: dict[LimitState, float] = {}
     while heads:
-        _, waiting = heappop(heads)
+        _, waiter = heappop(heads)
         while True:
-            charges: Charges = waiting.charges  # type: ignore[assignment]
+            charges: Charges = waiter.charges  # type: ignore[assignment]
             shares = None
-            if not kept or all(slot.holding.free(now) - kept.get(slot, 0.0) >= amount for slot, amount in charges):
+            if not kept or all(state.holding.free(now) - kept.get(state, 0.0) >= amount for state, amount in charges):
                 shares = take(charges, now)
             if shares is None:
-                for slot, amount in charges:
-                    kept[slot] = kept.get(slot, 0.0) + amount
+                for state, amount in charges:
+                    kept[state] = kept.get(state, 0.0) + amount
                 break
-            behind = line.take(waiting)
-            grant(waiting, shares)
+            behind = queue.take(waiter)
+            grant(waiter, shares)
             if behind is None:
                 break
             if heads and behind[0] > heads[0][0]:
                 heappush(heads, behind)
                 break
-            waiting = behind[1]
+            waiter = behind[1]
 
 
 class Piece:
@@ -294,15 +294,15 @@ class Piece:
         self.horizon = horizon
 
 
-def plan(line: Line, slots: Sequence[Leased], now: float, life: float, *, more: bool) -> tuple[list[Piece], float]:
+def plan(queue: Queue, states: Sequence[Leased], now: float, life: float, *, more: bool) -> tuple[list[Piece], float]:
     """What to ask the store for, first things first; nothing if what is held, or coming, will do for a while.
 
     First what the first of each shape needs, whenever the store can give it; then what those behind, and those who may come,
     could use: of that only what is there, or will be within a part of the life.
 
     Args:
-        slots: All limits that are held together.
-        more: Whether to ask for more than the first in line need.
+        states: All limits that are held together.
+        more: Whether to ask for more than the first in the queue need.
 
     Returns:
         The pieces, and when to look again for somebody who waits for the end of a pause or of a period; `inf` if nobody does.
@@ -310,95 +310,95 @@ def plan(line: Line, slots: Sequence[Leased], now: float, life: float, *, more: 
     pieces: list[Piece] = []
     again = math.inf
     ahead = life * FAIR
-    asked: set[Slot] = set()
+    asked: set[LimitState] = set()
     wanted: dict[Leased, float] = {}
     waits = False
-    for _, waiting in line.heads(now):
-        charges: Charges = waiting.charges  # type: ignore[assignment]
+    for _, waiter in queue.heads(now):
+        charges: Charges = waiter.charges  # type: ignore[assignment]
         waits = True
-        closed = max(_closed_until(slot, amount, now) for slot, amount in charges)
+        closed = max(_closed_until(state, amount, now) for state, amount in charges)
         if closed > now:
             again = min(again, closed)
-            asked.update(slot for slot, _ in charges)
+            asked.update(state for state, _ in charges)
             continue
-        if any(slot.holding.left < amount for slot, amount in charges):
-            alone = asked.isdisjoint(slot for slot, _ in charges)
+        if any(state.holding.left < amount for state, amount in charges):
+            alone = asked.isdisjoint(state for state, _ in charges)
             needed = _needed(charges, min(ahead / 4, STEP))
             pieces.append(Piece(needed, math.inf if alone else min(ahead, STEP)))
-            for slot, amount in needed:
-                wanted[slot] = wanted.get(slot, 0.0) - amount
-        asked.update(slot for slot, _ in charges)
+            for state, amount in needed:
+                wanted[state] = wanted.get(state, 0.0) - amount
+        asked.update(state for state, _ in charges)
     if not more and not pieces:
         return [], again
     short = bool(pieces)
-    for slot in slots:
-        holding, meter, rate = slot.holding, slot.meter, _rate(slot)
-        if slot.paused_until > now:
+    for state in states:
+        holding, meter, rate = state.holding, state.meter, _rate(state)
+        if state.paused_until > now:
             continue
         level = max(0.0, meter.level(now))
         bound = max(rate * ahead, level * SHARE_OF_PLENTY)
         appetite = holding.appetite(now, life, bound)
-        target = min(slot.queued, level + rate * ahead) + appetite
+        target = min(state.queued, level + rate * ahead) + appetite
         holding.low = target / 2
         held = holding.lasting(now + min(ahead / 2, STEP))
-        wanted[slot] = wanted.get(slot, 0.0) + target - held
+        wanted[state] = wanted.get(state, 0.0) + target - held
         short = short or held < holding.low
     if more and short:
-        pieces += _cut({slot: amount for slot, amount in wanted.items() if amount > 0}, ahead if waits else 0.0, now)
+        pieces += _cut({state: amount for state, amount in wanted.items() if amount > 0}, ahead if waits else 0.0, now)
     return pieces, again
 
 
 def _needed(charges: Charges, spread: float) -> list[tuple[Leased, float]]:
-    """What to ask for on behalf of the first in line, and of as many like it as wait behind it and flow in within `spread` seconds.
+    """What to ask for on behalf of the first in the queue, and of as many like it as wait behind it and flow in within `spread` seconds.
 
     Of a bucket all that it needs, so that it can go when that comes, even if what is held now has gone back by then. What does not flow
     in may be used up to its last unit, so of that only what is missing.
     """
     alike = max(
-        1, min(math.floor(min(slot.queued, _rate(slot) * spread, _most(slot)) / amount) for slot, amount in charges)
+        1, min(math.floor(min(state.queued, _rate(state) * spread, _most(state)) / amount) for state, amount in charges)
     )
     needed = []
-    for slot, amount in charges:
-        held = 0.0 if isinstance(slot.meter, Bucket) else slot.holding.left
+    for state, amount in charges:
+        held = 0.0 if isinstance(state.meter, Bucket) else state.holding.left
         if amount > held:
-            needed.append((slot, alike * amount - held))
+            needed.append((state, alike * amount - held))
     return needed
 
 
-def _closed_until(slot: Leased, amount: float, now: float) -> float:
-    """When more of `slot` can be asked for, which in most cases is at any time."""
-    if slot.paused_until > now:
-        return slot.paused_until
-    missing = amount - slot.holding.left
-    return slot.meter.ready_at(missing, now) if missing > 0 and not isinstance(slot.meter, Bucket) else now
+def _closed_until(state: Leased, amount: float, now: float) -> float:
+    """When more of `state` can be asked for, which in most cases is at any time."""
+    if state.paused_until > now:
+        return state.paused_until
+    missing = amount - state.holding.left
+    return state.meter.ready_at(missing, now) if missing > 0 and not isinstance(state.meter, Bucket) else now
 
 
-def _rate(slot: Leased) -> float:
+def _rate(state: Leased) -> float:
     """Units per second that flow in; 0 where they come back all at once."""
-    return slot.limit.rate if isinstance(slot.limit, Rate) else 0.0
+    return state.limit.rate if isinstance(state.limit, Rate) else 0.0
 
 
-def _most(slot: Leased) -> float:
+def _most(state: Leased) -> float:
     """Units that the store can ever give at once: for more, it would let the bucket stand full before it does."""
-    return slot.meter.burst if isinstance(slot.meter, Bucket) else slot.limit.capacity
+    return state.meter.burst if isinstance(state.meter, Bucket) else state.limit.capacity
 
 
 def _cut(wanted: dict[Leased, float], horizon: float, now: float) -> list[Piece]:
     """Pieces of all of that together, each with its part of every limit."""
     part, count = 1.0, 1.0
-    for slot, amount in wanted.items():
-        rate = _rate(slot)
-        there = max(0.0, slot.meter.level(now)) + rate * horizon
+    for state, amount in wanted.items():
+        rate = _rate(state)
+        there = max(0.0, state.meter.level(now)) + rate * horizon
         part = min(part, there / amount)
-    for slot, amount in wanted.items():
-        step = max(1.0, _rate(slot) * STEP)
+    for state, amount in wanted.items():
+        step = max(1.0, _rate(state) * STEP)
         count = max(count, part * amount / step)
     number = min(PIECES, math.ceil(count - 1e-9))
     charges = []
-    for slot, amount in wanted.items():
+    for state, amount in wanted.items():
         each = part * amount / number
-        if slot.holding.whole:
+        if state.holding.whole:
             each = math.floor(each + 1e-9)
         if each > 0:
-            charges.append((slot, min(float(each), _most(slot))))
+            charges.append((state, min(float(each), _most(state))))
     return [Piece(charges, horizon) for _ in range(number)] if charges else []

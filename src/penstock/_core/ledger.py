@@ -13,7 +13,7 @@ limits are ready, in each of them. Charging the ready ones at once would let the
 two limits by about twice the burst.
 
 **Refunds** follow the rule of the cumulative counter. `total` is all a bucket ever charged. A refund of `back` by a permit
-that saw `total = mark` right after its own charge leaves at least `min(debt, F · rate + total − mark)` of debt, F being how
+that saw `total = receipt` right after its own charge leaves at least `min(debt, F · rate + total − receipt)` of debt, F being how
 far ahead of now the last reservation is: what was charged since then, and what is still to be admitted, stays.
 
 **Flows** share by what a row remembers of them: see `flows`.
@@ -21,17 +21,17 @@ far ahead of now the last reservation is: what was charged since then, and what 
 A batch, its verdicts and the rows are plain lists of floats, so that all stores can speak the same:
 
     limit        kind, and four numbers:  BUCKET rate burst overdraft –   CALENDAR amount end next_end –   WINDOW amount ttl mode –
-    ACQUIRE      horizon stops n (limit amount)ⁿ           → wait markⁿ, or −1 − wait and the limit that is ready last; −1 − seconds where it is another flow's turn
-    GIVE_BACK    n (limit amount era mark)ⁿ
-    CHARGE       n (limit amount)ⁿ                         → markⁿ
+    ACQUIRE      horizon stops n (limit amount)ⁿ           → wait receiptⁿ, or −1 − wait and the limit that is ready last; −1 − seconds where it is another flow's turn
+    GIVE_BACK    n (limit amount epoch receipt)ⁿ
+    CHARGE       n (limit amount)ⁿ                         → receiptⁿ
     PAUSE        seconds n (limit)ⁿ
-    LOWER        n (limit level age era mark)ⁿ
+    LOWER        n (limit level age epoch receipt)ⁿ
     RENEW        n (limit)ⁿ
     FLOW         key member weight limit waits      whose the following requests are, as the row of that limit knows it; there may be
                                                     none, as it waits behind others of its process, for so many seconds
     LEAVE        key member seconds limit     a reservation worth so much of its throughput goes back
 
-Moments (`now`, ends, eras) are microseconds since 1970, whole; durations are seconds. `era` is when a row was born: a permit
+Moments (`now`, ends, epochs) are microseconds since 1970, whole; durations are seconds. `epoch` is when a row was born: a permit
 of a row that was lost since gives nothing back to its successor.
 """
 
@@ -71,7 +71,7 @@ ACQUIRE, GIVE_BACK, CHARGE, PAUSE, LOWER, RENEW, FLOW, LEAVE = 1.0, 2.0, 3.0, 4.
 """Operations."""
 
 REFUNDS = 32
-"""Refunds that a bucket remembers; of more, the two with the lowest marks become one, which gives back a little less."""
+"""Refunds that a bucket remembers; of more, the two with the lowest receipts become one, which gives back a little less."""
 
 LONGEST_LOG = 256
 """Entries of a window beyond which neighbours are merged into the later one: that keeps the limit and frees the earlier part late."""
@@ -93,7 +93,7 @@ class _Row:
         self.what: list[float] = []  # total of a bucket; the end of a calendar period
         self.entries: list[
             list[list[float]]
-        ] = []  # of a window: [until, owner, amount], of a bucket's refunds: [mark, 0, amount]
+        ] = []  # of a window: [until, owner, amount], of a bucket's refunds: [receipt, 0, amount]
 
 
 class Decision:
@@ -101,19 +101,19 @@ class Decision:
 
     Attributes:
         rows: One per name, in the order they came.
-        eras: When each row was born.
+        epochs: When each row was born.
         verdicts: One after the other, as in the module's docstring.
         states: Per limit of all rows: seconds of pause left, used, and what the kind has beside it.
         keep: Seconds for which each row means something; after that it equals an absent one.
     """
 
-    __slots__ = ("eras", "keep", "rows", "states", "verdicts")
+    __slots__ = ("epochs", "keep", "rows", "states", "verdicts")
 
     def __init__(
-        self, rows: list[bytes], eras: list[float], verdicts: list[float], states: list[float], keep: list[float]
+        self, rows: list[bytes], epochs: list[float], verdicts: list[float], states: list[float], keep: list[float]
     ) -> None:
         self.rows = rows
-        self.eras = eras
+        self.epochs = epochs
         self.verdicts = verdicts
         self.states = states
         self.keep = keep
@@ -221,7 +221,7 @@ def decide(
     used = [value for state in states for value in state.used]
     what = [value for state in states for value in state.what]
     entries = [value for state in states for value in state.entries]
-    eras = [state.born for state, kinds in zip(states, limits, strict=True) for _ in kinds]
+    epochs = [state.born for state, kinds in zip(states, limits, strict=True) for _ in kinds]
     stopped: set[int] = set()
     verdicts: list[float] = []
 
@@ -247,7 +247,7 @@ def decide(
         return math.inf
 
     def charge(limit: int, amount: float, after: float) -> float:
-        """Charge at the moment `now + after`; return the mark that a refund needs."""
+        """Charge at the moment `now + after`; return the receipt that a refund needs."""
         kind, first, second, third, _ = flat[limit]
         last[limit] = max(last[limit], after)
         if kind == BUCKET:
@@ -272,10 +272,10 @@ def decide(
             _merge(log)
         return until
 
-    def charged_since(limit: int, mark: float) -> float:
-        """What a bucket charged after the charge of that mark, and was not given back."""
-        back = sum([amount for of, _, amount in entries[limit] if of > mark])
-        return max(0.0, what[limit] - mark - back)
+    def charged_since(limit: int, receipt: float) -> float:
+        """What a bucket charged after the charge of that receipt, and was not given back."""
+        back = sum([amount for of, _, amount in entries[limit] if of > receipt])
+        return max(0.0, what[limit] - receipt - back)
 
     # How far each bucket may fill up before somebody has to wait; of anything else, and where there is a pause, it is not that simple.
     free_until = [
@@ -352,19 +352,19 @@ def decide(
         elif operation == GIVE_BACK:
             first_of, at = at + 2, at + 2 + 4 * int(operations[at + 1])
             for index in range(first_of, at, 4):
-                limit, amount, era, mark = int(operations[index]), *operations[index + 1 : index + 4]
-                if era != eras[limit]:
+                limit, amount, epoch, receipt = int(operations[index]), *operations[index + 1 : index + 4]
+                if epoch != epochs[limit]:
                     continue
                 kind, first, _, third, _ = flat[limit]
                 if kind == BUCKET:
-                    least = min(used[limit], last[limit] * first + charged_since(limit, mark))
+                    least = min(used[limit], last[limit] * first + charged_since(limit, receipt))
                     used[limit] = max(used[limit] - amount, least)
-                    _remember(entries[limit], mark, amount)
+                    _remember(entries[limit], receipt, amount)
                 elif kind == CALENDAR:
-                    if mark == what[limit]:
+                    if receipt == what[limit]:
                         used[limit] = max(0.0, used[limit] - amount)
-                elif third == RENEWED or mark > now:  # else it has come back by itself, and what is there is others'
-                    _release(entries[limit], amount, owner, mark, third)
+                elif third == RENEWED or receipt > now:  # else it has come back by itself, and what is there is others'
+                    _release(entries[limit], amount, owner, receipt, third)
         elif operation == CHARGE:
             first_of, at = at + 2, at + 2 + 2 * int(operations[at + 1])
             for index in range(first_of, at, 2):
@@ -380,11 +380,11 @@ def decide(
         elif operation == LOWER:
             first_of, at = at + 2, at + 2 + 5 * int(operations[at + 1])
             for index in range(first_of, at, 5):
-                limit, level, age, era, mark = int(operations[index]), *operations[index + 1 : index + 5]
+                limit, level, age, epoch, receipt = int(operations[index]), *operations[index + 1 : index + 5]
                 kind, first, second, third, _ = flat[limit]
                 if kind == BUCKET:
-                    if era == eras[limit]:
-                        level += age * first - charged_since(limit, mark)
+                    if epoch == epochs[limit]:
+                        level += age * first - charged_since(limit, receipt)
                     missing = second - level - used[limit]
                     if missing > 0:
                         used[limit] += missing
@@ -447,17 +447,17 @@ def _until(entry: list[float]) -> float:
     return entry[0]
 
 
-def _remember(refunds: list[list[float]], mark: float, amount: float) -> None:
-    """Note that `amount` of the charge of that mark is none any more."""
+def _remember(refunds: list[list[float]], receipt: float, amount: float) -> None:
+    """Note that `amount` of the charge of that receipt is none any more."""
     index = len(refunds)
-    while index and refunds[index - 1][0] > mark:
+    while index and refunds[index - 1][0] > receipt:
         index -= 1
-    if index and refunds[index - 1][0] == mark:
+    if index and refunds[index - 1][0] == receipt:
         refunds[index - 1][2] += amount
         return
-    refunds.insert(index, [mark, 0.0, amount])
+    refunds.insert(index, [receipt, 0.0, amount])
     if len(refunds) > REFUNDS:
-        refunds[0][2] += refunds[1][2]  # the lower mark: only charges before both may count on either
+        refunds[0][2] += refunds[1][2]  # the lower receipt: only charges before both may count on either
         del refunds[1]
 
 
@@ -469,10 +469,10 @@ def _merge(log: list[list[float]]) -> None:
     log[:] = merged
 
 
-def _release(log: list[list[float]], amount: float, owner: float, mark: float, mode: float) -> None:
+def _release(log: list[list[float]], amount: float, owner: float, receipt: float, mode: float) -> None:
     """Take `amount` out of the first entry that can be the one that was marked."""
     for index, entry in enumerate(log):
-        if entry[1] == owner and (mode == RENEWED or entry[0] >= mark):
+        if entry[1] == owner and (mode == RENEWED or entry[0] >= receipt):
             entry[2] -= min(amount, entry[2])
             if entry[2] <= 0:
                 del log[index]

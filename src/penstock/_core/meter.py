@@ -38,35 +38,35 @@ class Meter:
         raise NotImplementedError
 
     def charge(self, cost: float, now: float) -> Any:
-        """Count `cost` as used from `now` on, whether or not it fits; return the mark that `give_back` needs."""
+        """Count `cost` as used from `now` on, whether or not it fits; return the receipt that `give_back` needs."""
         raise NotImplementedError
 
     def charge_if_ready(self, cost: float, now: float) -> Any:
-        """`charge`, if `cost` is ready now; else None. A `charge` that needs no mark has `()` for one here."""
+        """`charge`, if `cost` is ready now; else None. A `charge` that needs no receipt has `()` for one here."""
         if self.ready_at(cost, now) > now:
             return None
-        mark = self.charge(cost, now)
-        return () if mark is None else mark
+        receipt = self.charge(cost, now)
+        return () if receipt is None else receipt
 
     def level(self, now: float) -> float:
         """Units that could be charged now; below 0 while there is a debt."""
         raise NotImplementedError
 
-    def give_back(self, amount: float, mark: Any, now: float) -> None:
-        """Undo `amount` of the charge that returned `mark`, as far as that cannot break the limit.
+    def give_back(self, amount: float, receipt: Any, now: float) -> None:
+        """Undo `amount` of the charge that returned `receipt`, as far as that cannot break the limit.
 
         By default nothing comes back, which is always safe.
         """
 
-    def undo(self, amount: float, mark: Any, now: float) -> None:
-        """Give back all that is left of a charge, whose mark is not used again."""
-        self.give_back(amount, mark, now)
+    def undo(self, amount: float, receipt: Any, now: float) -> None:
+        """Give back all that is left of a charge, whose receipt is not used again."""
+        self.give_back(amount, receipt, now)
 
-    def top_up(self, amount: float, more: float, mark: Any, now: float) -> tuple[float, float, Any]:
-        """Charge `more` for a call that was charged `amount` with `mark` and cost more than was thought.
+    def top_up(self, amount: float, more: float, receipt: Any, now: float) -> tuple[float, float, Any]:
+        """Charge `more` for a call that was charged `amount` with `receipt` and cost more than was thought.
 
         Returns:
-            How much of the call stays with `mark`, how much goes with the new mark, and the new mark.
+            How much of the call stays with `receipt`, how much goes with the new receipt, and the new receipt.
         """
         return amount, more, self.charge(more, now)
 
@@ -77,7 +77,7 @@ class Meter:
         return twin.ready_at(cost, now)
 
     def ready_behind(self, ahead: float, cost: float, now: float) -> float:
-        """`ready_at(cost, now)` for one who stands in line, behind others who want `ahead` in all and go first."""
+        """`ready_at(cost, now)` for one who waits in the queue, behind others who want `ahead` in all and go first."""
         return self.ready_at(ahead + cost, now)
 
     def idle(self, now: float) -> bool:

@@ -97,11 +97,11 @@ class Places(Meter):
                 self._holds = deque(sorted(holds, key=lambda hold: hold.until))
         return hold
 
-    def give_back(self, amount: float, mark: Hold, now: float) -> None:
+    def give_back(self, amount: float, receipt: Hold, now: float) -> None:
         """Free `amount` of what is held; nothing if its time to live has passed."""
         self._expire(now)
-        if mark.amount:
-            self._free(mark, min(amount, mark.amount))
+        if receipt.amount:
+            self._free(receipt, min(amount, receipt.amount))
 
     def level(self, now: float) -> float:
         self._expire(now)

@@ -18,7 +18,7 @@ meanwhile, so right before each charge of that *stretch* it missed at least
 
     tat at the look before − refill at the look after
 
-Besides, of a charge itself its mark is known, `tat` right after it. Up to any later moment the bucket missed at least that, less what
+Besides, of a charge itself its receipt is known, `tat` right after it. Up to any later moment the bucket missed at least that, less what
 has flowed in since and less what was given back of this charge and of earlier ones. Later charges only add to it, as no more is
 given back of them than they were. Either bound is safe, so the higher one of each stretch counts, and the least of all stretches since.
 With refunds that come as often as charges, and with those that come at one moment, nothing is lost.
@@ -45,7 +45,7 @@ class Refunds:
 
     __slots__ = ("_flowed", "_least", "_returned", "_seen", "_total", "_until")
 
-    _until: list[float]  # `tat` at its end: what has a mark up to there was charged in it, or before
+    _until: list[float]  # `tat` at its end: what has a receipt up to there was charged in it, or before
     _least: list[float]  # what the bucket missed at least, right before each of its charges
     _flowed: list[float]  # what had flowed in by its end, refunds left out
     _returned: list[float]  # what was given back of the charge at its end
@@ -54,19 +54,19 @@ class Refunds:
         self._seen = -math.inf  # `tat` at the last look
         self._total = 0.0  # all that was ever given back
 
-    def give(self, amount: float, mark: float, tat: float, refill: float) -> float:
-        """Give back up to `amount` of the charge after which `tat` was `mark`; return how much that is."""
-        mark = min(mark, tat)  # the latest may be off by what rounding left when a later one was undone
+    def give(self, amount: float, receipt: float, tat: float, refill: float) -> float:
+        """Give back up to `amount` of the charge after which `tat` was `receipt`; return how much that is."""
+        receipt = min(receipt, tat)  # the latest may be off by what rounding left when a later one was undone
         self._look(tat, refill)
-        # Mostly it has just been charged, and its mark alone says that all of it is missing.
-        back = amount if mark - refill >= amount else self._possible(amount, mark, tat, refill)
+        # Mostly it has just been charged, and its receipt alone says that all of it is missing.
+        back = amount if receipt - refill >= amount else self._possible(amount, receipt, tat, refill)
         if back > 0:
-            self._remember(back, mark)
+            self._remember(back, receipt)
         return back
 
-    def seen(self, mark: float) -> bool:
-        """Whether anybody took a look since the charge of that mark."""
-        return self._seen >= mark
+    def seen(self, receipt: float) -> bool:
+        """Whether anybody took a look since the charge of that receipt."""
+        return self._seen >= receipt
 
     def _look(self, tat: float, refill: float) -> None:
         """End a stretch here, if there was a charge in it."""
@@ -81,23 +81,23 @@ class Refunds:
         self._returned.append(0.0)
         self._seen = tat
 
-    def _possible(self, amount: float, mark: float, tat: float, refill: float) -> float:
+    def _possible(self, amount: float, receipt: float, tat: float, refill: float) -> float:
         back = min(amount, tat - refill)
-        first = bisect_right(self._until, mark)
-        left = mark - self._total + sum(self._returned[first:])  # of the charge itself, less what has flowed in
-        # In the stretches before this one it is enough, by the mark alone.
+        first = bisect_right(self._until, receipt)
+        left = receipt - self._total + sum(self._returned[first:])  # of the charge itself, less what has flowed in
+        # In the stretches before this one it is enough, by the receipt alone.
         first = max(first, bisect_right(self._flowed, left - back))
         for at in range(first, len(self._least)):
             back = min(back, max(self._least[at], left - self._flowed[at]))
         return max(0.0, back)
 
-    def _remember(self, back: float, mark: float) -> None:
+    def _remember(self, back: float, receipt: float) -> None:
         until, least, returned = self._until, self._least, self._returned
-        at = bisect_right(until, mark)
-        if at and until[at - 1] == mark:
+        at = bisect_right(until, receipt)
+        if at and until[at - 1] == receipt:
             returned[at - 1] += back
         else:
-            until.insert(at, mark)
+            until.insert(at, receipt)
             least.insert(at, least[at])
             self._flowed.insert(at, self._flowed[at])
             returned.insert(at, back)

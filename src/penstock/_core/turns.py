@@ -1,6 +1,6 @@
 """Whose turn it is: all or nothing over several limits, and who may pass whom.
 
-Nothing here waits or reads a clock. A call is charged on all its limits at one instant, or on none. The first in line goes
+Nothing here waits or reads a clock. A call is charged on all its limits at one instant, or on none. The first in the queue goes
 as soon as it can; a later one may pass only where that cannot make an earlier one later (EASY backfill, Lifka 1995): after
 charging the later one, the earlier one would still be ready at the moment projected for it. So a large call is never
 starved by small ones, and a small one that does not need what the large one waits for does not queue behind it.
@@ -14,16 +14,16 @@ from heapq import heappop, heappush
 from typing import Any
 
 from penstock._core.bucket import Bucket
-from penstock._core.line import Key, Line, Waiting
 from penstock._core.meter import Meter
 from penstock._core.places import Places
+from penstock._core.queue import Key, Queue, Waiter
 from penstock._core.windows import CalendarWindow, SlidingWindow
 from penstock.limits import Calendar, InFlight, Rate, Sliding
 
 __all__ = [
     "Charges",
-    "Marks",
-    "Slot",
+    "LimitState",
+    "Receipts",
     "admit",
     "charge",
     "charge_if_ready",
@@ -55,7 +55,7 @@ def meter_for(limit: Any) -> Meter:
     return make(limit) if make is not None else limit.meter()
 
 
-class Slot:
+class LimitState:
     """One limit of a limiter: whose unit it is, what was promised, and how much of it is used."""
 
     __slots__ = ("label", "limit", "meter", "paused_until", "queued", "throughput", "unit")
@@ -70,18 +70,18 @@ class Slot:
         self._weigh()
 
     @classmethod
-    def like(cls, other: Slot) -> Slot:
-        """A slot for the same limit, with nothing used."""
-        slot = object.__new__(cls)
-        slot.unit = other.unit
-        slot.label = other.label
-        slot.limit = other.limit
-        slot.throughput = other.throughput
-        slot.paused_until = -math.inf
-        slot.queued = 0.0
+    def like(cls, other: LimitState) -> LimitState:
+        """A state for the same limit, with nothing used."""
+        state = object.__new__(cls)
+        state.unit = other.unit
+        state.label = other.label
+        state.limit = other.limit
+        state.throughput = other.throughput
+        state.paused_until = -math.inf
+        state.queued = 0.0
         meter = other.meter
-        slot.meter = meter.fresh() if type(meter) is Bucket else meter_for(other.limit)
-        return slot
+        state.meter = meter.fresh() if type(meter) is Bucket else meter_for(other.limit)
+        return state
 
     def promise(self, limit: Any, now: float, lead: float = 0.0) -> None:
         """Count for `limit` from now on. What was used stays used. `lead`: how far the wall clock is ahead of `now`."""
@@ -115,140 +115,140 @@ class Slot:
         return max(ready, self.paused_until)
 
 
-Charges = Sequence[tuple[Slot, float]]
-Marks = list[tuple[Meter, Any]]
-"""What a charge left behind: the meter that was charged, and its mark."""
+Charges = Sequence[tuple[LimitState, float]]
+Receipts = list[tuple[Meter, Any]]
+"""What a charge left behind: the meter that was charged, and its receipt."""
 
 
-def ready_at(charges: Charges, now: float) -> tuple[float, Slot | None]:
-    """The earliest moment at which all of `charges` could be made, and the slot that is ready last."""
+def ready_at(charges: Charges, now: float) -> tuple[float, LimitState | None]:
+    """The earliest moment at which all of `charges` could be made, and the state that is ready last."""
     latest, last = now, None
-    for slot, amount in charges:
-        ready = slot.meter.ready_at(amount, now)
-        if slot.paused_until > ready:
-            ready = slot.paused_until
+    for state, amount in charges:
+        ready = state.meter.ready_at(amount, now)
+        if state.paused_until > ready:
+            ready = state.paused_until
         if ready > latest:
-            latest, last = ready, slot
+            latest, last = ready, state
     return latest, last
 
 
-def ready_behind(charges: Charges, ahead: Mapping[Any, float], now: float) -> tuple[float, Slot | None]:
-    """`ready_at` for one who stands in line, behind others who want so much of each slot in all and go first."""
+def ready_behind(charges: Charges, ahead: Mapping[Any, float], now: float) -> tuple[float, LimitState | None]:
+    """`ready_at` for one who waits in the queue, behind others who want so much of each state in all and go first."""
     latest, last = now, None
-    for slot, amount in charges:
-        before = ahead.get(slot)
-        ready = slot.meter.ready_behind(before, amount, now) if before else slot.meter.ready_at(amount, now)
-        ready = max(ready, slot.paused_until)
+    for state, amount in charges:
+        before = ahead.get(state)
+        ready = state.meter.ready_behind(before, amount, now) if before else state.meter.ready_at(amount, now)
+        ready = max(ready, state.paused_until)
         if ready > latest:
-            latest, last = ready, slot
+            latest, last = ready, state
     return latest, last
 
 
 def _ready_at(charges: Charges, now: float) -> float:
-    """`ready_at`, for those who need not know the slot."""
+    """`ready_at`, for those who need not know the state."""
     latest = now
-    for slot, amount in charges:
-        ready = slot.meter.ready_at(amount, now)
+    for state, amount in charges:
+        ready = state.meter.ready_at(amount, now)
         if ready > latest:
             latest = ready
-        if slot.paused_until > latest:
-            latest = slot.paused_until
+        if state.paused_until > latest:
+            latest = state.paused_until
     return latest
 
 
-def charge_if_ready(charges: Charges, now: float) -> Marks | None:
+def charge_if_ready(charges: Charges, now: float) -> Receipts | None:
     """`charge`, if all of it is ready now; else nothing is charged, and None."""
-    marks: Marks = []
-    for slot, amount in charges:
-        meter = slot.meter
-        mark = meter.charge_if_ready(amount, now) if slot.paused_until <= now else None
-        if mark is None:
-            undo(charges[: len(marks)], marks, now)
+    receipts: Receipts = []
+    for state, amount in charges:
+        meter = state.meter
+        receipt = meter.charge_if_ready(amount, now) if state.paused_until <= now else None
+        if receipt is None:
+            undo(charges[: len(receipts)], receipts, now)
             return None
-        marks.append((meter, mark))
-    return marks
+        receipts.append((meter, receipt))
+    return receipts
 
 
-def charge(charges: Charges, now: float) -> Marks:
+def charge(charges: Charges, now: float) -> Receipts:
     """Charge all of it; return what giving back needs, in the same order."""
-    return [(slot.meter, slot.meter.charge(amount, now)) for slot, amount in charges]
+    return [(state.meter, state.meter.charge(amount, now)) for state, amount in charges]
 
 
-def undo(charges: Charges, marks: Marks, now: float) -> None:
+def undo(charges: Charges, receipts: Receipts, now: float) -> None:
     """Take back all of what `charge` did, and of what was charged for the same call later; the latest first."""
-    for (slot, amount), (meter, mark) in zip(reversed(charges), reversed(marks), strict=True):
-        if slot.meter is meter:
-            meter.undo(amount, mark, now)
+    for (state, amount), (meter, receipt) in zip(reversed(charges), reversed(receipts), strict=True):
+        if state.meter is meter:
+            meter.undo(amount, receipt, now)
 
 
-def give_back(charges: Charges, marks: Marks, now: float) -> None:
+def give_back(charges: Charges, receipts: Receipts, now: float) -> None:
     """Give back that much of what `charge` charged."""
-    for (slot, amount), (meter, mark) in zip(charges, marks, strict=True):
-        if slot.meter is meter:  # else another kind of limit has taken over, which cannot read this mark
-            meter.give_back(amount, mark, now)
+    for (state, amount), (meter, receipt) in zip(charges, receipts, strict=True):
+        if state.meter is meter:  # else another kind of limit has taken over, which cannot read this receipt
+            meter.give_back(amount, receipt, now)
 
 
 def _horizon(charges: Charges, now: float) -> float:
     """When all of `charges` are ready at the latest, as far as that is known: places may be given back at any moment."""
-    return max((ready for slot, amount in charges if (ready := slot.ready_at(amount, now)) < math.inf), default=now)
+    return max((ready for state, amount in charges if (ready := state.ready_at(amount, now)) < math.inf), default=now)
 
 
-def _delays(charges: Charges, waiting: Waiting, horizon: float, now: float) -> bool:
-    """Whether charging `charges` now would make `waiting`, ready at `horizon`, ready later."""
+def _delays(charges: Charges, waiter: Waiter, horizon: float, now: float) -> bool:
+    """Whether charging `charges` now would make `waiter`, ready at `horizon`, ready later."""
     mine = dict(charges)
-    for slot, amount in waiting.charges:
-        other = mine.get(slot)  # type: ignore[call-overload]
+    for state, amount in waiter.charges:
+        other = mine.get(state)  # type: ignore[call-overload]
         if not other:
             continue
-        after = slot.meter.ready_after(other, amount, now)  # type: ignore[attr-defined]
+        after = state.meter.ready_after(other, amount, now)  # type: ignore[attr-defined]
         if after > horizon + _SAME_MOMENT:
             return True
     return False
 
 
-def admit(line: Line, now: float, grant: Callable[[Waiting, Marks, float], None]) -> float:
-    """Give everybody their turn whose turn has come: charge them, take them out of the line, and call `grant`.
+def admit(queue: Queue, now: float, grant: Callable[[Waiter, Receipts, float], None]) -> float:
+    """Give everybody their turn whose turn has come: charge them, take them out of the queue, and call `grant`.
 
     Returns:
         The next moment at which somebody's turn may come if nothing else happens; `inf` if only a release helps.
     """
-    heads: list[tuple[Key, Waiting]] = line.heads(now)  # in order, which a heap may be
+    heads: list[tuple[Key, Waiter]] = queue.heads(now)  # in order, which a heap may be
     next_turn = math.inf
-    blocked: list[tuple[Waiting, float]] = []
+    blocked: list[tuple[Waiter, float]] = []
     while heads:
-        _, waiting = heappop(heads)
+        _, waiter = heappop(heads)
         while True:  # one after another of this shape, as long as nobody of another shape comes between
-            charges: Charges = waiting.charges  # type: ignore[assignment]
+            charges: Charges = waiter.charges  # type: ignore[assignment]
             if (
                 blocked
                 and _ready_at(charges, now) <= now
                 and any(_delays(charges, earlier, at, now) for earlier, at in blocked)
             ):
                 break  # it could go, but somebody before it would be later
-            marks = charge_if_ready(charges, now)
-            if marks is None:
+            receipts = charge_if_ready(charges, now)
+            if receipts is None:
                 next_turn = min(next_turn, _ready_at(charges, now))
                 break
-            behind = line.take(waiting)
-            grant(waiting, marks, now)
+            behind = queue.take(waiter)
+            grant(waiter, receipts, now)
             if behind is None:
                 break
             if heads and behind[0] > heads[0][0]:
                 heappush(heads, behind)
                 break
-            waiting = behind[1]
-        if waiting.lane is not None and heads and len(blocked) < _PROTECTED:
-            blocked.append((waiting, _horizon(waiting.charges, now)))  # type: ignore[arg-type]
+            waiter = behind[1]
+        if waiter.subqueue is not None and heads and len(blocked) < _PROTECTED:
+            blocked.append((waiter, _horizon(waiter.charges, now)))  # type: ignore[arg-type]
     return next_turn
 
 
-def could_go(line: Line, waiting: Waiting, now: float) -> bool:
-    """Whether `waiting`, who is in `line`, would have a turn now, with nobody else going first."""
-    charges: Charges = waiting.charges  # type: ignore[assignment]
+def could_go(queue: Queue, waiter: Waiter, now: float) -> bool:
+    """Whether `waiter`, who is in `queue`, would have a turn now, with nobody else going first."""
+    charges: Charges = waiter.charges  # type: ignore[assignment]
     if ready_at(charges, now)[0] > now:
         return False
-    for _, earlier in line.heads(now):
-        if earlier is waiting:
+    for _, earlier in queue.heads(now):
+        if earlier is waiter:
             return True
         others: Charges = earlier.charges  # type: ignore[assignment]
         if _delays(charges, earlier, _horizon(others, now), now):

@@ -83,7 +83,7 @@ class SlidingWindow(Meter):
             over -= entry.amount
             if over <= 0:
                 return entry.at + self.per
-        # More than fits at once (a whole line is asked for): one window's worth after another.
+        # More than fits at once (a whole queue is asked for): one window's worth after another.
         empty = self.log[-1].at + self.per if self.log else now
         return empty + self.per * math.ceil(over / self.amount)
 
@@ -141,13 +141,13 @@ class SlidingWindow(Meter):
             slice_of_last = slice_of
         self.log = merged
 
-    def give_back(self, amount: float, mark: Entry, now: float) -> None:
+    def give_back(self, amount: float, receipt: Entry, now: float) -> None:
         """Take `amount` out of the log, if it is still in it: exactly as if it had never been charged."""
         self._expire(now)
-        while mark.into is not None:
-            mark = mark.into
-        back = min(amount, mark.amount)
-        mark.amount -= back
+        while receipt.into is not None:
+            receipt = receipt.into
+        back = min(amount, receipt.amount)
+        receipt.amount -= back
         self._total, self._rounding = _add(self._total, self._rounding, -back)
 
     def level(self, now: float) -> float:
@@ -206,7 +206,7 @@ class CalendarWindow(Meter):
         if over <= 0:
             return now
         end = self._end
-        while over > self.amount:  # more than fits at once (a whole line is asked for)
+        while over > self.amount:  # more than fits at once (a whole queue is asked for)
             end = period_around(end, self.period, self.zone)[1]
             over -= self.amount
         return end - self.offset
@@ -225,10 +225,10 @@ class CalendarWindow(Meter):
         self._spent, self._rounding = _add(self._spent, self._rounding, cost)
         return self._end
 
-    def give_back(self, amount: float, mark: float, now: float) -> None:
+    def give_back(self, amount: float, receipt: float, now: float) -> None:
         """Take `amount` back, if the period in which it was charged has not ended."""
         self._turn_page(now)
-        if mark == self._end:
+        if receipt == self._end:
             spent, self._rounding = _add(self._spent, self._rounding, -amount)
             self._spent = max(0.0, spent)
 

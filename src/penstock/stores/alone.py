@@ -48,4 +48,4 @@ class Alone(Store):
         decision = ledger.decide(rows, limits, batch.operations, batch.owner, now)
         for terms, row in zip(batch.terms, decision.rows, strict=True):
             self._rows[terms.name] = row
-        return Reply(now, {}, decision.eras, decision.verdicts, decision.states)
+        return Reply(now, {}, decision.epochs, decision.verdicts, decision.states)

@@ -164,12 +164,12 @@ class Reply:
     Attributes:
         now: Its time, in microseconds since 1970.
         others: Names that are counted for other terms, with the text of those. If there is one, nothing was decided.
-        eras, verdicts, states: As in `_core.ledger.Decision`.
+        epochs, verdicts, states: As in `_core.ledger.Decision`.
     """
 
     now: float
     others: dict[str, str]
-    eras: Sequence[float]
+    epochs: Sequence[float]
     verdicts: Sequence[float]
     states: Sequence[float]
 
@@ -255,7 +255,7 @@ class Store(ABC):
                 return [None] * len(rows)
             limits = [terms.numbers(now) for terms in batch.terms]
             decision = ledger.decide([row and row[1] for row in rows], limits, batch.operations, batch.owner, now)
-            reply = Reply(now, {}, decision.eras, decision.verdicts, decision.states)
+            reply = Reply(now, {}, decision.epochs, decision.verdicts, decision.states)
             return [
                 ((terms.text, row), keep)
                 for terms, row, keep in zip(batch.terms, decision.rows, decision.keep, strict=True)

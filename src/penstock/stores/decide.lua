@@ -7,7 +7,7 @@
 -- ARGV[1]      packed doubles: now (0: the server's), owner, number of the batch, whether KEYS[2] counts, names,
 --              then per name: how many limits, and five numbers for each; then the operations
 -- ARGV[2..]    per name the terms
--- Reply        packed doubles: now, then per name its era, the verdicts, and three numbers per limit;
+-- Reply        packed doubles: now, then per name its epoch, the verdicts, and three numbers per limit;
 --              or {now, name, terms, ...} of names with other terms, and nothing was decided
 
 local BUCKET, CALENDAR, WINDOW = 0, 1, 2
@@ -68,7 +68,7 @@ end
 -- Take the rows apart, and let the time since they were written pass.
 
 local kind, first, second, third = {}, {}, {}, {}       -- the limits, counted through all names from 1
-local pause, last, used, what, entries, eras = {}, {}, {}, {}, {}, {}
+local pause, last, used, what, entries, epochs = {}, {}, {}, {}, {}, {}
 local begins, born_at, others, flows, row_of = {}, {}, {}, {}, {}  -- flows: per name its entries
 local limits = 0
 
@@ -94,7 +94,7 @@ for name = 1, names do
     local k, a, b, c = asked[position], asked[position + 1], asked[position + 2], asked[position + 3]
     position = position + 5
     kind[limit], first[limit], second[limit], third[limit] = k, a, b, c
-    eras[limit], row_of[limit] = born_at[name], name
+    epochs[limit], row_of[limit] = born_at[name], name
     local p, l, u, w, log = 0, 0, 0, 0, {}
     if numbers then
       p, l, u, w = numbers[at], numbers[at + 1], numbers[at + 2], numbers[at + 3]
@@ -205,7 +205,7 @@ local function wait_of(limit, amount)  -- seconds until `amount` could be charge
   return huge
 end
 
-local function charge(limit, amount, after)  -- at the moment now + after; returns the mark
+local function charge(limit, amount, after)  -- at the moment now + after; returns the receipt
   local k, a = kind[limit], first[limit]
   last[limit] = max(last[limit], after)
   if k == BUCKET then
@@ -240,22 +240,22 @@ local function charge(limit, amount, after)  -- at the moment now + after; retur
   return ends
 end
 
-local function charged_since(limit, mark)  -- what a bucket charged after that mark, and was not given back
+local function charged_since(limit, receipt)  -- what a bucket charged after that receipt, and was not given back
   local log, back = entries[limit], 0
   for i = 1, #log do
-    if log[i][1] > mark then back = back + log[i][3] end
+    if log[i][1] > receipt then back = back + log[i][3] end
   end
-  return max(0, what[limit] - mark - back)
+  return max(0, what[limit] - receipt - back)
 end
 
-local function remember(refunds, mark, amount)
+local function remember(refunds, receipt, amount)
   local at = #refunds + 1
-  while at > 1 and refunds[at - 1][1] > mark do at = at - 1 end
-  if at > 1 and refunds[at - 1][1] == mark then
+  while at > 1 and refunds[at - 1][1] > receipt do at = at - 1 end
+  if at > 1 and refunds[at - 1][1] == receipt then
     refunds[at - 1][3] = refunds[at - 1][3] + amount
     return
   end
-  table.insert(refunds, at, {mark, 0, amount})
+  table.insert(refunds, at, {receipt, 0, amount})
   if #refunds > REFUNDS then
     refunds[1][3] = refunds[1][3] + refunds[2][3]
     table.remove(refunds, 2)
@@ -391,19 +391,19 @@ while position <= stop do
     local from = position + 2
     position = from + 4 * asked[position + 1]
     for i = from, position - 1, 4 do
-      local limit, amount, mark = asked[i] + 1, asked[i + 1], asked[i + 3]
-      if asked[i + 2] == eras[limit] then
+      local limit, amount, receipt = asked[i] + 1, asked[i + 1], asked[i + 3]
+      if asked[i + 2] == epochs[limit] then
         if kind[limit] == BUCKET then
-          local least = min(used[limit], last[limit] * first[limit] + charged_since(limit, mark))
+          local least = min(used[limit], last[limit] * first[limit] + charged_since(limit, receipt))
           used[limit] = max(used[limit] - amount, least)
-          remember(entries[limit], mark, amount)
+          remember(entries[limit], receipt, amount)
         elseif kind[limit] == CALENDAR then
-          if mark == what[limit] then used[limit] = max(0, used[limit] - amount) end
-        elseif third[limit] == RENEWED or mark > now then  -- else it has come back by itself
+          if receipt == what[limit] then used[limit] = max(0, used[limit] - amount) end
+        elseif third[limit] == RENEWED or receipt > now then  -- else it has come back by itself
           local log = entries[limit]
           for j = 1, #log do
             local entry = log[j]
-            if entry[2] == owner and (third[limit] == RENEWED or entry[1] >= mark) then
+            if entry[2] == owner and (third[limit] == RENEWED or entry[1] >= receipt) then
               entry[3] = entry[3] - min(amount, entry[3])
               if entry[3] <= 0 then table.remove(log, j) end
               break
@@ -428,10 +428,10 @@ while position <= stop do
     local from = position + 2
     position = from + 5 * asked[position + 1]
     for i = from, position - 1, 5 do
-      local limit, level, age, era, mark = asked[i] + 1, asked[i + 1], asked[i + 2], asked[i + 3], asked[i + 4]
+      local limit, level, age, epoch, receipt = asked[i] + 1, asked[i + 1], asked[i + 2], asked[i + 3], asked[i + 4]
       local a, b = first[limit], second[limit]
       if kind[limit] == BUCKET then
-        if era == eras[limit] then level = level + age * a - charged_since(limit, mark) end
+        if epoch == epochs[limit] then level = level + age * a - charged_since(limit, receipt) end
         local missing = b - level - used[limit]
         if missing > 0 then
           used[limit], what[limit] = used[limit] + missing, what[limit] + missing
