@@ -39,6 +39,10 @@ class Service:
     async def method(self):
         return "value"
 
+    @asynccontextmanager
+    async def session(self):
+        yield "open"
+
 
 def around(function):
     @functools.wraps(function)
@@ -62,8 +66,13 @@ def around(function):
         (functools.partial(functools.partial(stream)), "stream"),
         (around(fetch), "async"),
         (functools.partial(around(fetch)), "async"),
-        (contextlib.contextmanager(items), "sync"),
-        (contextlib.asynccontextmanager(stream), "sync"),
+        (contextlib.contextmanager(items), "context"),
+        (contextlib.asynccontextmanager(stream), "async context"),
+        (functools.partial(contextlib.asynccontextmanager(stream)), "async context"),
+        (around(contextlib.contextmanager(items)), "context"),
+        (Service().session, "async context"),
+        (Service.session, "async context"),
+        (around(items), "sync"),
         (len, "sync"),
         (Service, "sync"),
     ],
