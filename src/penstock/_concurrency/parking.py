@@ -14,7 +14,7 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -33,7 +33,9 @@ __all__ = [
     "ThreadParker",
     "TrioParker",
     "here",
+    "in_trio_task",
     "loop_running_here",
+    "running_asyncio_loop",
     "time_here",
     "wake_all",
     "who_am_i",
@@ -99,14 +101,14 @@ class AsyncioParker(Parker):
 
     async def _park_for(self, seconds: float) -> None:
         future = self._future
-        timer = self._loop.call_later(seconds, _finish, future)
+        timer = _timer(seconds, self.wake) or self._loop.call_later(seconds, _finish, future)
         try:
             await future
         finally:
             timer.cancel()
 
     def time_left(self) -> float:
-        if "anyio._backends._asyncio" not in sys.modules:
+        if _of_module("anyio._backends._asyncio", "backend_class") is None:
             return math.inf  # nobody can have opened a scope yet
         deadline = anyio.current_effective_deadline()
         return deadline if math.isinf(deadline) else deadline - anyio.current_time()
@@ -118,7 +120,7 @@ class AsyncioParker(Parker):
         return self._loop.is_running()
 
     def wake(self) -> bool:
-        if _running_asyncio_loop() is self._loop:
+        if running_asyncio_loop() is self._loop:
             _finish(self._future)
             return True
         try:
@@ -150,6 +152,11 @@ class TrioParker(Parker):
     async def park(self, seconds: float) -> None:
         if seconds == math.inf:
             await self._event.wait()
+        elif (timer := _timer(seconds, self.wake)) is not None:
+            try:
+                await self._event.wait()
+            finally:
+                timer.cancel()
         else:
             with self._trio.move_on_after(seconds):
                 await self._event.wait()
@@ -214,19 +221,39 @@ def _finish_all(futures: list[asyncio.Future[None]]) -> None:
             future.set_result(None)
 
 
+def _timer(seconds: float, wake: Callable[[], object]) -> threading.Timer | None:
+    """A timer of our own, where somebody (freezegun) has frozen the loop's clock, so that the loop's timers never fire."""
+    if not (clock.is_real() and clock.is_tampered_with()):  # virtual time sets the loop's timers itself
+        return None
+    timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), wake)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+# Each of the functions below asks modules that somebody else may be importing at this moment, in another thread. Such a module
+# is in `sys.modules` already, half empty. A loop of it cannot run yet, so what it lacks means: no.
+
+
+def _of_module(module: str, name: str) -> Any:
+    """An attribute of a module; None while the module is not loaded that far."""
+    return getattr(sys.modules.get(module), name, None)
+
+
 def here() -> Parker:
     """What waits here: a task of the running loop, or this thread."""
-    trio = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_task():  # first: trio may run as a guest of asyncio
-        return TrioParker(trio)
-    loop = _running_asyncio_loop()
+    if in_trio_task():  # first: trio may run as a guest of asyncio
+        return TrioParker(sys.modules["trio"])
+    loop = running_asyncio_loop()
     return ThreadParker() if loop is None else AsyncioParker(loop)
 
 
 def loop_running_here() -> bool:
     """Whether this thread runs an event loop, so that blocking it would stop the loop."""
-    trio = sys.modules.get("trio")
-    return _running_asyncio_loop() is not None or (trio is not None and trio.lowlevel.in_trio_run())
+    if running_asyncio_loop() is not None:
+        return True
+    in_trio_run = getattr(_of_module("trio", "lowlevel"), "in_trio_run", None)
+    return in_trio_run is not None and in_trio_run()
 
 
 def time_here() -> float:
@@ -234,21 +261,26 @@ def time_here() -> float:
 
     They are one clock, unless somebody has given the loop another.
     """
-    loop = _running_asyncio_loop()
+    loop = running_asyncio_loop()
     return clock.now() if loop is None else loop.time()
 
 
 def who_am_i() -> object:
     """Something that tells this task, or this thread, from all others that live now."""
-    trio = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_task():
-        return trio.lowlevel.current_task()
-    if _running_asyncio_loop() is not None:
+    if in_trio_task():
+        return sys.modules["trio"].lowlevel.current_task()
+    if running_asyncio_loop() is not None:
         return sys.modules["asyncio"].current_task()
     return threading.get_ident()
 
 
-def _running_asyncio_loop() -> Any:
+def in_trio_task() -> bool:
+    """Whether a trio task runs here, also one of a trio that is a guest of asyncio."""
+    is_task = getattr(_of_module("trio", "lowlevel"), "in_trio_task", None)
+    return is_task is not None and is_task()
+
+
+def running_asyncio_loop() -> Any:
     """The asyncio loop that runs in this thread, or None."""
-    asyncio = sys.modules.get("asyncio")
-    return asyncio._get_running_loop() if asyncio is not None else None  # unlike get_running_loop it does not raise
+    running_loop = _of_module("asyncio", "_get_running_loop")
+    return None if running_loop is None else running_loop()  # unlike get_running_loop it does not raise

@@ -174,5 +174,6 @@ def running_loop() -> object:
 
 def _trio_running_here() -> Any:
     # Trio says so here whenever it runs a task, also as a guest of asyncio; `in_trio_task()` is 20 times slower to say no.
-    sniffio = sys.modules.get("sniffio")
-    return sys.modules["trio"] if sniffio is not None and sniffio.thread_local.name == "trio" else None
+    # Another thread may be importing sniffio right now: no loop of trio's runs before that is done.
+    local = getattr(sys.modules.get("sniffio"), "thread_local", None)
+    return sys.modules["trio"] if local is not None and local.name == "trio" else None
