@@ -46,7 +46,7 @@ def test_a_block_of_the_tutorial_can_be_pasted_into_a_console(number):
 def test_the_page_about_testing_does_what_it_says(capsys):
     """Its examples make virtual times of their own; and the test that it shows passes."""
     names = {"__name__": "__main__"}
-    assert run_page("docs/testing.md", capsys, names) == 5
+    assert run_page("docs/testing.md", capsys, names) == 6
     with virtual_time() as time:
         run_example("await test_the_hourly_limit(virtual_time)", "docs/testing.md", {**names, "virtual_time": time})
 

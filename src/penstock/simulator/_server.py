@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -123,7 +122,7 @@ class Server:
         """
         if self._listener is not None:
             raise RuntimeError("a server runs once: make another with `simulator.serve(…)`")
-        if clock.now is not time.monotonic:
+        if not clock.is_real():
             raise RuntimeError(
                 "a server in a thread lives in real time, and the clock is virtual: call the application in-process, "
                 "httpx2.ASGITransport(simulator.create_app(simulation))"

@@ -20,11 +20,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import Context, copy_context
 from functools import partial
-from time import monotonic, sleep
+from time import sleep
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import anyio.to_thread
+
+from penstock.clock import real_now
 
 if TYPE_CHECKING:
     from penstock.testing import VirtualTime
@@ -305,7 +307,7 @@ class _AsyncioFollower:
         elif next_moment == math.inf:
             self._in_rounds = False
             return
-        elif self._heard_enough(quiet_since or monotonic()):
+        elif self._heard_enough(quiet_since or real_now()):
             self._time._jump_to(next_moment)
         while self._next_moment() <= self._time.now():
             timer = heapq.heappop(self._timers)[2]
@@ -315,7 +317,7 @@ class _AsyncioFollower:
     def _heard_enough(self, quiet_since: float) -> bool:
         """Whether the outside world has been silent for long enough. If not, nap before the loop looks for I/O again."""
         silence = self._outside.silence(sockets=self._opened)
-        if not silence or monotonic() >= quiet_since + silence:
+        if not silence or real_now() >= quiet_since + silence:
             return True
         self._quiet_since = quiet_since
         sleep(min(silence / 20, 0.001))
