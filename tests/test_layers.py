@@ -42,6 +42,7 @@ ORDER = (
     "pipeline",
     "batching",
     "mapping",
+    "_names",  # the list of public names
     "__init__",  # the public names; whoever is below may use them
     "compat",
     "testing",

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import pydoc
+import subprocess
+import sys
+
+import pytest
+
 import penstock
 
 NAMES = {
@@ -26,3 +32,32 @@ def test_the_public_names_are_these():
 def test_every_public_name_is_there_and_listed_once():
     assert len(set(penstock.__all__)) == len(penstock.__all__)
     assert [name for name in penstock.__all__ if not hasattr(penstock, name)] == []
+
+
+def test_a_name_that_is_not_ours_is_refused_as_by_any_module():
+    with pytest.raises(AttributeError, match="module 'penstock' has no attribute 'Limitr'"):
+        penstock.Limitr  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'Limitr' from 'penstock'"):
+        from penstock import Limitr  # noqa: F401
+
+
+def test_a_star_brings_the_public_names_and_nothing_else():
+    program = "from penstock import *; print(*(name for name in globals() if not name.startswith('_')))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == NAMES
+
+
+def test_a_name_is_loaded_when_it_is_asked_for_and_not_before():
+    """A program that only retries loads no limiter; and an editor that asks for all names loads nothing."""
+    program = (
+        "import sys, penstock; dir(penstock), penstock.__all__; first = 'penstock.retry' in sys.modules;"
+        "penstock.Retry; print(first, 'penstock.retry' in sys.modules, 'penstock.limiter' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True", "False"]
+
+
+def test_help_shows_every_public_name():
+    text = pydoc.plain(pydoc.render_doc(penstock))
+    assert [name for name in NAMES if name not in text] == []
+    assert set(dir(penstock)) >= NAMES
