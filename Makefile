@@ -21,6 +21,9 @@ TESTED = $(VENV)=requirements/dev.txt .cache/ranks=requirements/ranks.txt \
 DEMO_LIMITS := requests=840/min burst 40,tokens=330k/min burst 12k
 DEMO := demo-out/results.jsonl
 
+# It takes the Python that is first on PATH; whatever --pythonpath says, --verifytypes takes no other.
+PYRIGHT := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright
+
 PYTEST := $(NEEDS_RANKS) PENSTOCK_OPENAI2_PYTHON="$(CURDIR)/$(VENV)-openai2/bin/python" PENSTOCK_TEST_SERVERS="$(SERVERS)" \
 	$(BIN)/python -m pytest -q
 HALF := tests/stores/test_contract.py tests/stores/test_leases.py # of the time that tests/stores takes
@@ -49,10 +52,11 @@ else
 	wait $$half1 || code=1; wait $$half2 || code=1; cat .cache/stores1.log .cache/stores2.log; exit $$code
 endif
 
-check: environment ## ruff, mypy --strict, and the layers
+check: environment ## ruff, mypy --strict, pyright, and the layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy src $(wildcard tests/typing)
+	$(BIN)/mypy src tests/typing
+	$(PYRIGHT)
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
 bench: ## the benchmarks of benchmarks/, each beside what a user would write instead; writes benchmarks/RESULTS.md (a quarter of an hour)

@@ -1,6 +1,7 @@
-"""What a type checker sees of decorated functions: their own signatures. `make check` runs mypy on this; nothing runs it.
+"""What a type checker sees of decorated functions: their own signatures. `make check` runs mypy and pyright on this; nothing
+runs it.
 
-A line that must be wrong says so by an ignore: mypy is told to complain about an ignore that is not needed.
+A line that must be wrong says so by an ignore: both are told to complain about an ignore that is not needed.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from collections.abc import AsyncIterator
 from typing import assert_type
 
 from penstock import (
+    Attempt,
     Batcher,
+    Budget,
     Limiter,
     Pipeline,
     Retry,
     amap,
     circuit_breaker,
+    constant,
+    exponential,
     fallback,
     hedge,
     pausing,
@@ -118,6 +123,7 @@ async def a_call_is_checked_against_the_function() -> None:
 async def the_loop_forms_give_attempts() -> None:
     async for attempt in retry:
         with attempt:
+            assert_type(attempt, Attempt)
             assert_type(attempt.number, int)
             assert_type(attempt.previous, Exception | None)
             assert_type(attempt.idempotency_key, str)
@@ -127,13 +133,15 @@ async def the_loop_forms_give_attempts() -> None:
 
 
 def what_counts_is_said_by_types_or_a_function() -> None:
-    Retry(on=(OSError, ValueError))
+    Retry(on=(OSError, ValueError), attempts=6, within=300, backoff=exponential(first=1, cap=60, jitter="full"))
+    Retry(on=OSError, backoff=constant(2, jitter="equal"), budget=Budget(ratio=0.2))
     Retry(on=lambda error: isinstance(error, OSError))
     Retry(on=lambda error: 2.5)
     pausing(limiter(tokens=5), on=OSError)  # type: ignore[arg-type]
     Retry(on=BaseException)  # type: ignore[arg-type]
     Retry()  # type: ignore[call-arg]
     Retry(OSError, 3)  # type: ignore[call-arg]
+    exponential(jitter="some")  # type: ignore[arg-type]
     assert_type(retry_after(ValueError()), float | None)
 
 
