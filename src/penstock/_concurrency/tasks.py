@@ -41,7 +41,7 @@ class OwnedTask:
     def __init__(self, landed: Landed | None) -> None:
         self._landed = landed
         self._joining: list[parking.Parker] = []
-        self.ended = False
+        self.ended: bool = False
 
     def cancel(self) -> None:
         """Cancel, from within its own loop."""

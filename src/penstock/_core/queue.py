@@ -51,10 +51,10 @@ class Waiter:
     subqueue: _Subqueue | None
 
     def __init__(self, charges: Charges, priority: int = 0, flow: Hashable = None) -> None:
-        self.charges = charges
-        self.priority = priority
-        self.flow = flow
-        self.number = 0
+        self.charges: Charges = charges
+        self.priority: int = priority
+        self.flow: Hashable = flow
+        self.number: int = 0
         self.subqueue = None
 
 
@@ -67,11 +67,11 @@ class _Subqueue:
     __slots__ = ("flow", "gone", "key", "level", "run", "strays")
 
     def __init__(self, flow: _Flow, level: _Level) -> None:
-        self.flow = flow
-        self.level = level
+        self.flow: _Flow = flow
+        self.level: _Level = level
         self.run: deque[Waiter] = deque()
         self.strays: list[tuple[int, Waiter]] = []
-        self.gone = 0  # how many entries of `run` and `strays` wait no more
+        self.gone: int = 0  # how many entries of `run` and `strays` wait no more
         self.key: tuple[float, int] | None = None  # what stands for this subqueue in the level's heap
 
     def add(self, waiter: Waiter) -> None:
@@ -105,8 +105,8 @@ class _Level:
     __slots__ = ("heap", "joined", "number", "risen", "shape", "subqueues")
 
     def __init__(self, number: int, shape: _Shape) -> None:
-        self.number = number
-        self.shape = shape
+        self.number: int = number
+        self.shape: _Shape = shape
         self.subqueues: dict[Hashable, _Subqueue] = {}
         self.heap: list[tuple[float, int, Hashable]] = []
         self.joined: deque[Waiter] = deque()
@@ -156,12 +156,12 @@ class _Flow:
     __slots__ = ("count", "name", "start", "tag", "usage", "weight")
 
     def __init__(self, name: Hashable, weight: float, start: float) -> None:
-        self.name = name
-        self.weight = weight
-        self.tag = start
-        self.start = start
+        self.name: Hashable = name
+        self.weight: float = weight
+        self.tag: float = start
+        self.start: float = start
         self.usage: dict[Charged, float] = {}
-        self.count = 0
+        self.count: int = 0
 
     def begin(self, start: float) -> None:
         """Come back after an absence: no credit for the time away."""
@@ -241,8 +241,8 @@ class Queue:
     )
 
     def __init__(self, ageing: float = 30.0, weights: dict[Hashable, float] | None = None) -> None:
-        self.ageing = ageing
-        self.weights = weights or {}
+        self.ageing: float = ageing
+        self.weights: dict[Hashable, float] = weights or {}
         self._shapes: dict[tuple[Charged, ...], _Shape] = {}
         self._flows: dict[Hashable, _Flow] = {}
         self._last_charges: Charges = ()

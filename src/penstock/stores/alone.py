@@ -16,7 +16,7 @@ class Alone(Store):
 
     def __init__(self, store: Store, share: float) -> None:
         super().__init__(place_ttl=store.place_ttl, patience=store.patience)
-        self.born = float(int(clock.wall() * 1e6))
+        self.born: float = float(int(clock.wall() * 1e6))
         self._share = share
         self._rows: dict[str, bytes] = {}
 

@@ -51,14 +51,14 @@ class Terms:
     def __init__(
         self, name: str, limits: Mapping[str, tuple[Limit, ...]], place_ttl: float, lease: float | None = None
     ) -> None:
-        self.name = name
-        self.limits = dict(sorted(limits.items()))
-        self.place_ttl = place_ttl
-        self.lease = lease
+        self.name: str = name
+        self.limits: dict[str, tuple[Limit, ...]] = dict(sorted(limits.items()))
+        self.place_ttl: float = place_ttl
+        self.lease: float | None = lease
         plain: dict[str, Any] = {unit: [_plain(unit, limit) for limit in kinds] for unit, kinds in self.limits.items()}
         if lease is not None:
             plain["lease"] = lease  # a number, as no unit's limits are
-        self.text = json.dumps(plain, separators=(",", ":"))
+        self.text: str = json.dumps(plain, separators=(",", ":"))
         self._fixed: tuple[_Numbers, ...] = ()
         self._valid_until = -math.inf
 
@@ -215,12 +215,12 @@ class Store(ABC):
             raise ValueError(
                 f"share must be a part of 1, such as 1/4 where four processes share the limits, not {share!r}"
             )
-        self.place_ttl = float(place_ttl)
-        self.patience = float(patience)
+        self.place_ttl: float = float(place_ttl)
+        self.patience: float = float(patience)
         self.on_outage = on_outage
         self.share = share
         self.on_event = on_event
-        self.lock = threading.RLock()
+        self.lock: threading.RLock = threading.RLock()
         self.courier: Any = None  # who carries batches here, once somebody has something to send
 
     @abstractmethod

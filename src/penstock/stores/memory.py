@@ -37,7 +37,7 @@ class MemoryStore:
     __slots__ = ("__weakref__", "_parts", "lock")
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock: threading.RLock = threading.RLock()
         self._parts: WeakValueDictionary[str, Part] = WeakValueDictionary()
         _all.add(self)
 

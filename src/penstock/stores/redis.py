@@ -83,7 +83,7 @@ class RedisStore(Store):
         except ImportError as error:
             raise StoreError("RedisStore needs redis-py: pip install 'penstock[redis]'") from error
         self._redis = redis
-        self.timeout = float(timeout)
+        self.timeout: float = float(timeout)
         self.prefix = prefix
         self._group = group
         self._lost_is_empty = on_state_loss == "empty"

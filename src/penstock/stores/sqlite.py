@@ -60,7 +60,7 @@ class SQLiteStore(Store):
 
     def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:
         super().__init__(**options)
-        self.path = Path(path)
+        self.path: Path = Path(path)
         self._connection: sqlite3.Connection | None = None
         self._sweep_after = 0.0
 
