@@ -28,7 +28,7 @@ PYTEST := $(NEEDS_RANKS) PENSTOCK_OPENAI2_PYTHON="$(CURDIR)/$(VENV)-openai2/bin/
 	$(BIN)/python -m pytest -q
 HALF := tests/stores/test_contract.py tests/stores/test_leases.py # of the time that tests/stores takes
 
-.PHONY: help demo test check bench docs mutation pins clean environment
+.PHONY: help demo test check types bench docs mutation pins clean environment
 
 help: ## what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -58,6 +58,9 @@ check: environment ## ruff, mypy --strict, pyright, and the layers
 	$(BIN)/mypy src tests/typing
 	$(PYRIGHT)
 	$(BIN)/python -m pytest -q tests/test_layers.py
+
+types: environment ## how much of the public face says its types, and what does not
+	$(PYRIGHT) --verifytypes penstock --ignoreexternal
 
 bench: ## the benchmarks of benchmarks/, each beside what a user would write instead; writes benchmarks/RESULTS.md (a quarter of an hour)
 	@$(SETUP) $(TESTED) $(VENV)-bench=requirements/bench.txt
