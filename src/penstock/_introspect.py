@@ -17,7 +17,7 @@ import sys
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Generic, NoReturn, TypeVar, cast
 
 from penstock._concurrency.parking import loop_running_here
@@ -32,6 +32,7 @@ __all__ = [
     "run_inside",
     "stream_inside",
     "to_be_awaited",
+    "users_frame",
     "users_line",
 ]
 
@@ -101,10 +102,16 @@ def name_of(fn: object) -> str:
 
 def users_line() -> tuple[str, int]:
     """Return file and line of the innermost running code that is not part of this package. Takes microseconds."""
-    frame = sys._getframe(1)
+    frame = users_frame()
+    return frame.f_code.co_filename, frame.f_lineno
+
+
+def users_frame() -> FrameType:
+    """Return the frame of the innermost running code that is not part of this package."""
+    frame = sys._getframe(2)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
         frame = frame.f_back
-    return frame.f_code.co_filename, frame.f_lineno
+    return frame
 
 
 def check_plain(owner: str, option: str, fn: object) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from penstock import _numbers
 from penstock._introspect import kind_of, name_of
 from penstock.errors import CostError
 from penstock.limits import Limit, Rate, parse
@@ -13,20 +14,22 @@ from penstock.limits import Limit, Rate, parse
 __all__ = [
     "LimitLike",
     "Shown",
-    "check_amount",
-    "check_heard",
+    "check_hook",
     "check_options",
-    "check_turn",
-    "cost_of",
+    "exact_cost",
+    "exact_heard",
+    "merge_given",
+    "read_flow",
     "read_limits",
-    "show_number",
+    "read_pause",
+    "read_priority",
+    "read_wait",
     "show_seconds",
-    "told_of",
 ]
 
 LimitLike = Limit | str
 
-_OF_A_CALL = frozenset({"settle", "max_wait", "priority", "flow"})
+_OF_A_CALL = frozenset({"settle", "max_wait", "priority", "flow", "block"})
 _OF_A_LIMITER = frozenset({"name", "store", "max_queue", "ageing", "flow_weights", "enforce", "on_event", "lease"})
 
 
@@ -43,19 +46,37 @@ class Shown(dict[str, Any]):
         return Shown, (dict(self),)
 
 
-def read_limits(given: Mapping[str, Any]) -> dict[str, tuple[Limit, ...]]:
+def merge_given(what: str, mapping: Any, named: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Units given as one mapping and as keywords, as one mapping; `what` is for messages: "costs" or "limits"."""
+    if mapping is None:
+        return named
+    if not isinstance(mapping, Mapping):
+        raise ValueError(f'{what} are given by keyword, or as one mapping such as {{"tokens": 5}}, not as {mapping!r}')
+    for unit in mapping:
+        if not isinstance(unit, str):
+            raise ValueError(f"a unit is called by a string, not {unit!r}")
+    twice = sorted(mapping.keys() & named.keys())
+    if twice:
+        raise ValueError(f"{', '.join(twice)} is given twice: in the mapping and by keyword")
+    return {**mapping, **named}
+
+
+def read_limits(given: Mapping[str, Any], *, by_keyword: bool = True) -> dict[str, tuple[Limit, ...]]:
     """What users write, as limits: strings are read, single ones become tuples, units are checked."""
     limits: dict[str, tuple[Limit, ...]] = {}
     for unit, kinds in given.items():
-        if unit in _OF_A_CALL:
+        if by_keyword and unit in _OF_A_CALL:
             raise ValueError(
-                f"a unit cannot be called {unit!r}: that is a keyword of limiter(...). Choose another word"
+                f"a unit cannot be called {unit!r}: that is a keyword of limiter(...). Choose another word, or give limits and "
+                "costs as mappings"
             )
         read: list[Limit] = []
         for kind in kinds if isinstance(kinds, list | tuple) else [kinds]:
             if isinstance(kind, str):
                 read.append(parse(kind))
-            elif type(kind) is Rate or isinstance(kind, Limit):  # the latter is slow, as of all protocols
+            elif type(kind) is Rate or (
+                isinstance(kind, Limit) and not isinstance(kind, type)
+            ):  # slow, as of all protocols
                 read.append(kind)
             else:
                 raise ValueError(
@@ -70,68 +91,108 @@ def read_limits(given: Mapping[str, Any]) -> dict[str, tuple[Limit, ...]]:
     return limits
 
 
-def check_options(name: Any, max_queue: Any, ageing: Any, flow_weights: Any, on_event: Any) -> None:
+def check_options(name: Any, max_queue: Any, ageing: Any, flow_weights: Any, on_event: Any) -> float:
+    """Check the options of a limiter; return `ageing` in seconds."""
     if name is not None and not isinstance(name, str):
         raise ValueError(f"name= must be a string, not {name!r} (a unit cannot be called 'name')")
     if max_queue is not None and (not isinstance(max_queue, int) or isinstance(max_queue, bool) or max_queue < 0):
         raise ValueError(f"max_queue must be a whole number of waiters, 0 or more, or None, not {max_queue!r}")
-    if not isinstance(ageing, int | float) or isinstance(ageing, bool) or not ageing > 0:
+    span = None if isinstance(ageing, bool) else _numbers.seconds(ageing)
+    if span is None or not span > 0:
         raise ValueError(f"ageing must be a number of seconds above 0 (math.inf for never), not {ageing!r}")
     if flow_weights is not None:
         if not isinstance(flow_weights, Mapping):
             raise ValueError(f"flow_weights must be a mapping of flows to weights, not {flow_weights!r}")
         for flow, weight in flow_weights.items():
-            if not isinstance(weight, int | float) or not (math.isfinite(weight) and weight > 0):
+            if not _numbers.amount(weight):
                 raise ValueError(f"the weight of flow {flow!r} must be a finite number above 0, not {weight!r}")
-    if on_event is not None and not callable(on_event):
+    check_hook(on_event)
+    return span
+
+
+def check_hook(on_event: Any) -> None:
+    """Refuse a hook that cannot be called, or would have to be awaited."""
+    if on_event is None:
+        return
+    if not callable(on_event):
         raise ValueError(f"on_event= must be a function of one event, not {on_event!r}")
-    if on_event is not None and kind_of(on_event) == "async":
+    if kind_of(on_event) == "async":
         raise ValueError(f"on_event={name_of(on_event)}: it is called and not awaited; give a plain function")
 
 
-def check_turn(max_wait: Any, priority: Any, flow: Any) -> None:
-    if max_wait is not None and (not isinstance(max_wait, int | float) or not max_wait >= 0):
+def read_wait(max_wait: Any) -> float | None:
+    """The longest wait, in seconds; None for any."""
+    if max_wait is None:
+        return None
+    span = _numbers.seconds(max_wait)
+    if span is None or span < 0:
         raise ValueError(f"max_wait must be a number of seconds, 0 or more, or None, not {max_wait!r}")
-    if not isinstance(priority, int):
+    return span
+
+
+def read_priority(priority: Any) -> int:
+    """The priority, as an int."""
+    if not hasattr(type(priority), "__index__"):  # a whole number of any kind, numpy's too
         raise ValueError(f"priority must be a whole number (higher goes first), not {priority!r}")
+    return int(priority)
+
+
+def read_flow(flow: Any) -> Any:
+    """The flow, which must be a key that can be found again."""
     try:
         hash(flow)
     except TypeError:
         raise ValueError(f"flow must be hashable, such as a string, not {flow!r}") from None
+    if flow != flow:  # noqa: PLR0124 - every call would be a flow of its own
+        raise ValueError(f"flow must equal itself, which {flow!r} does not")
+    return flow
 
 
-def check_amount(unit: str, amount: Any) -> None:
-    if not _is_amount(amount):
-        raise CostError(f"the cost of {unit} must be a finite number, 0 or more, not {amount!r}")
+def read_pause(pause: Any) -> float:
+    """The length of a pause, in seconds."""
+    span = _numbers.seconds(pause)
+    if span is None or not 0 <= span < math.inf:
+        raise ValueError(f"a pause must be a finite number of seconds, 0 or more, not {pause!r}")
+    return float(span)
 
 
-def _is_amount(value: Any) -> bool:
-    try:  # a Decimal is a number too, but not one that can be added to others
-        return math.isfinite(value + 0.0) and value >= 0
-    except (TypeError, OverflowError):
-        return False
+def exact_cost(unit: str, cost: Any) -> float:
+    """The cost as a Python number.
+
+    Raises:
+        CostError: It is not a finite number of 0 or more.
+    """
+    number = _numbers.amount(cost)
+    if number is None:
+        raise CostError(f"the cost of {unit} must be a finite number, 0 or more, not {cost!r}")
+    return number
 
 
-def check_heard(remaining: Mapping[str, Any], reset: Mapping[str, Any]) -> None:
-    """Refuse what a server cannot have meant: `-1`, or a header that was no number."""
-    for what, heard in (("what remains of", remaining), ("the seconds until the reset of", reset)):
-        for unit, value in heard.items():
-            if not _is_amount(value):
-                raise CostError(f"{what} {unit} must be a finite number, 0 or more, not {value!r}")
+def exact_heard(what: str, heard: Any) -> dict[str, float]:
+    """What a server said, per unit, as Python numbers. Refuses what it cannot have meant: `-1`, or a header that was no number."""
+    if heard is None:
+        return {}
+    if not isinstance(heard, Mapping):
+        raise CostError(f'{what} the units must be a mapping such as {{"tokens": 5}}, not {heard!r}')
+    numbers = {}
+    for unit, value in heard.items():
+        number = _numbers.seconds(value)  # a reset may be a timedelta
+        if number is None or not 0 <= number < math.inf:
+            raise CostError(f"{what} {unit} must be a finite number, 0 or more, not {value!r}")
+        numbers[unit] = number
+    return numbers
+
+
+def show_seconds(value: float) -> str:
+    """Seconds as people read them."""
+    return "until somebody gives back what they hold" if value == math.inf else f"{value:.3g} s"
 
 
 def told_of(states: Sequence[Any]) -> Any:
-    """Of several limits of one unit, the one that a server speaks of: which holds least at once."""
+    """Of several limits of one unit, the one that a server speaks of: the one that holds least at once."""
     return min(states, key=lambda state: getattr(state.limit, "burst", state.limit.capacity))
 
 
 def cost_of(charges: Any) -> dict[str, float]:
+    """What charges cost, per unit."""
     return {state.unit: amount for state, amount in charges}
-
-
-def show_number(value: float) -> str:
-    return str(int(value)) if float(value).is_integer() else f"{value:g}"
-
-
-def show_seconds(value: float) -> str:
-    return "until somebody gives back what they hold" if value == math.inf else f"{value:.3g} s"

@@ -79,7 +79,7 @@ class Adaptive:
             raise ValueError(
                 f"{limiter!r} lives in a shared store: its limits are everybody's. Adapt a limiter of this process, joined to nothing"
             )
-        if len(limiter.parts) > 1:
+        if limiter.joint:
             raise ValueError(f"{limiter!r} is joint: adapt the limiters that it was made of, each by itself")
         self._limiter = limiter
         self._lock = threading.RLock()  # a hook that hears of the reconfiguration may ask for `share`

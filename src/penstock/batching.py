@@ -33,7 +33,8 @@ from penstock._introspect import check_plain
 from penstock.errors import MissingUnit, PenstockError, RateLimited, Unsatisfiable
 
 if TYPE_CHECKING:
-    from penstock.limiter import Limiter, Permit
+    from penstock.limiter import Limiter
+    from penstock.permit import Permit
 
 __all__ = ["Batcher", "ReplyMismatch", "may_be_an_items_fault"]
 

@@ -21,6 +21,7 @@ __all__ = [
     "Reason",
     "Reconfigured",
     "Refused",
+    "Resumed",
     "RetryEvent",
     "RetryScheduled",
     "Settled",
@@ -158,6 +159,14 @@ class Paused:
 
 
 @dataclass(frozen=True, slots=True)
+class Resumed:
+    """Pauses were lifted; only those of `units`, if any are named."""
+
+    limiter: str | None
+    units: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """What the server said: units left, and seconds until the limit is whole again."""
 
@@ -196,7 +205,7 @@ class StoreRecovered:
     store: str
 
 
-LimiterEvent = Granted | Refused | Withdrawn | Settled | Paused | Observed | Reconfigured
+LimiterEvent = Granted | Refused | Withdrawn | Settled | Paused | Resumed | Observed | Reconfigured
 RetryEvent = AttemptStarted | RetryScheduled | GaveUp | Succeeded
 
 _Event = TypeVar("_Event")

@@ -4,6 +4,7 @@
     Sliding     never more than so much in any window of a length
     Calendar    so much per day, week, month… of some time zone
     InFlight    so many at the same time: held, not spent
+    Unlimited   any number: a limit that never binds
 
 A limit here knows its numbers and nothing else: it does not count, wait, or know which unit it is for. The arithmetic is
 in `_core`; to add a kind of your own, see `Limit`.
@@ -13,8 +14,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from penstock import _numbers
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -26,6 +30,7 @@ __all__ = [
     "Period",
     "Rate",
     "Sliding",
+    "Unlimited",
     "calendar",
     "in_flight",
     "parse",
@@ -34,6 +39,7 @@ __all__ = [
     "per_minute",
     "per_second",
     "sliding",
+    "unlimited",
 ]
 
 Period = Literal["minute", "hour", "day", "week", "month"]
@@ -90,26 +96,26 @@ class Rate:
         overdraft: bool = False,
         default: float | None = None,
     ) -> None:
-        seconds = _seconds(per)
-        _positive("rate", amount, "units per period")
-        _positive("period", seconds, "seconds")
+        amount = _positive("rate", amount, "units per period")
+        seconds = _positive("period", per, "seconds", _numbers.seconds)
         if burst is None:
             burst = amount
             if burst < 1:
                 raise ValueError(
-                    f"a rate of {_n(amount)} per {_n(seconds)} s would hold less than one unit at once: "
-                    f"write Rate(1, per={_n(seconds / amount)}), or count in smaller units"
+                    f"a rate of {_numbers.show(amount)} per {_numbers.show(seconds)} s would hold less than one unit at once: "
+                    f"write Rate(1, per={_numbers.show(seconds / amount)}), or count in smaller units"
                 )
-        _positive("burst", burst, "units")
+        burst = _positive("burst", burst, "units")
         if burst < 1:
-            raise ValueError(f"a burst of {_n(burst)} is below one unit: use 1 for evenly spaced calls, or more")
-        _default(default)
+            raise ValueError(
+                f"a burst of {_numbers.show(burst)} is below one unit: use 1 for evenly spaced calls, or more"
+            )
         for name, value in (
             ("amount", amount),
             ("per", seconds),
             ("burst", burst),
             ("overdraft", bool(overdraft)),
-            ("default", default),
+            ("default", _default(default)),
         ):
             object.__setattr__(self, name, value)
 
@@ -124,9 +130,9 @@ class Rate:
         return math.inf if self.overdraft else self.burst
 
     def __str__(self) -> str:
-        text = f"{_n(self.amount)}/{_span(self.per)}"
+        text = f"{_numbers.show(self.amount)}/{_span(self.per)}"
         if self.burst != self.amount:
-            text += f" burst {_n(self.burst)}"
+            text += f" burst {_numbers.show(self.burst)}"
         return text + (" overdraft" if self.overdraft else "")
 
 
@@ -139,9 +145,9 @@ class Sliding:
     default: float | None = None
 
     def __post_init__(self) -> None:
-        _positive("sliding limit", self.amount, "units per window")
-        _positive("window", self.per, "seconds")
-        _default(self.default)
+        object.__setattr__(self, "amount", _positive("sliding limit", self.amount, "units per window"))
+        object.__setattr__(self, "per", _positive("window", self.per, "seconds", _numbers.seconds))
+        object.__setattr__(self, "default", _default(self.default))
 
     @property
     def capacity(self) -> float:
@@ -149,7 +155,7 @@ class Sliding:
         return self.amount
 
     def __str__(self) -> str:
-        return f"{_n(self.amount)} in any {_span(self.per, one='1 ')}"
+        return f"{_numbers.show(self.amount)} in any {_span(self.per, one='1 ')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +168,7 @@ class Calendar:
     default: float | None = None
 
     def __post_init__(self) -> None:
-        _positive("calendar limit", self.amount, "units per period")
+        object.__setattr__(self, "amount", _positive("calendar limit", self.amount, "units per period"))
         if self.period not in PERIODS:
             raise ValueError(f"unknown calendar period {self.period!r}: use one of {', '.join(map(repr, PERIODS))}")
         import zoneinfo  # 20 ms that only limits which follow the calendar need
@@ -174,7 +180,7 @@ class Calendar:
                 f"unknown time zone {self.tz!r}: use an IANA name such as 'UTC' or 'Europe/Berlin' "
                 "(where the system has no time zone data, install the package tzdata)"
             ) from None
-        _default(self.default)
+        object.__setattr__(self, "default", _default(self.default))
 
     @property
     def capacity(self) -> float:
@@ -182,7 +188,9 @@ class Calendar:
         return self.amount
 
     def __str__(self) -> str:
-        return f"{_n(self.amount)} per calendar {self.period}" + ("" if self.tz == "UTC" else f" ({self.tz})")
+        return f"{_numbers.show(self.amount)} per calendar {self.period}" + (
+            "" if self.tz == "UTC" else f" ({self.tz})"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,12 +202,12 @@ class InFlight:
     default: float | None = 1
 
     def __post_init__(self) -> None:
-        _positive("in-flight limit", self.amount, "places")
+        object.__setattr__(self, "amount", _positive("in-flight limit", self.amount, "places"))
         if self.amount < 1:
-            raise ValueError(f"an in-flight limit of {_n(self.amount)} has no whole place: use 1 or more")
+            raise ValueError(f"an in-flight limit of {_numbers.show(self.amount)} has no whole place: use 1 or more")
         if self.ttl is not None:
-            _positive("time to live", self.ttl, "seconds")
-        _default(self.default)
+            object.__setattr__(self, "ttl", _positive("time to live", self.ttl, "seconds", _numbers.seconds))
+        object.__setattr__(self, "default", _default(self.default))
 
     @property
     def capacity(self) -> float:
@@ -207,7 +215,25 @@ class InFlight:
         return self.amount
 
     def __str__(self) -> str:
-        return f"{_n(self.amount)} in flight"
+        return f"{_numbers.show(self.amount)} in flight"
+
+
+@dataclass(frozen=True, slots=True)
+class Unlimited:
+    """A limit that never binds. `unlimited` is one; use that."""
+
+    default: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "default", _default(self.default))
+
+    @property
+    def capacity(self) -> float:
+        """The most that one call can take: anything."""
+        return math.inf
+
+    def __str__(self) -> str:
+        return "unlimited"
 
 
 def per_second(
@@ -240,7 +266,7 @@ def per_day(
 
 def sliding(amount: float, per: float | timedelta, *, default: float | None = None) -> Sliding:
     """Never more than `amount` units in any window of `per` seconds."""
-    return Sliding(amount, _seconds(per), default)
+    return Sliding(amount, per, default)  # type: ignore[arg-type]  # it becomes a number there
 
 
 def calendar(amount: float, period: Period, tz: str = "UTC", *, default: float | None = None) -> Calendar:
@@ -268,11 +294,12 @@ _NAMES = {1.0: "s", 60.0: "min", 3600.0: "hour", 86_400.0: "day", 604_800.0: "we
 _SCALES = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000, "B": 1_000_000_000}
 _NUMBER = r"(\d+(?:_\d+)*(?:\.\d+)?)\s*([kMGB]?)"
 _PERIOD = r"(\d+(?:\.\d+)?)?\s*(ms|s|secs?|seconds?|m|mins?|minutes?|h|hours?|d|days?|w|weeks?)"
+_LONGEST = 200  # characters: a pattern may take time that grows with the square of the text
 _RATE = re.compile(rf"\s*{_NUMBER}\s*(?:/|\bper\b)\s*{_PERIOD}\s*(?:,?\s*burst\s*=?\s*{_NUMBER})?\s*")
 
 
-def parse(text: str) -> Rate:
-    """Read a rate such as `"3500/min"`, `"90k/min"`, `"10/s burst 1"`, `"100/5s"` or `"2M/day"`.
+def parse(text: str) -> Rate | Unlimited:
+    """Read a rate such as `"3500/min"`, `"90k/min"`, `"10/s burst 1"`, `"100/5s"` or `"2M/day"`; or `"unlimited"`.
 
     Amounts may end in k (thousand), M (million), G or B (10⁹). Periods: ms, s, min, h, day, week, with a number before
     them or not.
@@ -280,10 +307,12 @@ def parse(text: str) -> Rate:
     Raises:
         ValueError: It is none of these, or a number is out of its range.
     """
-    match = _RATE.fullmatch(text)
+    if text.strip() == "unlimited":
+        return unlimited
+    match = _RATE.fullmatch(text) if len(text) <= _LONGEST else None
     if match is None:
         raise ValueError(
-            f'cannot read {text!r} as a limit: write it like "3500/min", "90k/min", "10/s burst 1" or "100/5s"'
+            f'cannot read {text[:_LONGEST]!r} as a limit: write it like "3500/min", "90k/min", "10/s burst 1" or "100/5s"'
         )
     amount, scale, count, period, burst, burst_scale = match.groups()
     return Rate(
@@ -303,27 +332,32 @@ def _amount(digits: str, scale: str) -> float:
     return int(value) if value.is_integer() else value
 
 
-def _seconds(span: float | timedelta) -> float:
-    total = getattr(span, "total_seconds", None)
-    return total() if total is not None else span  # type: ignore[return-value]
-
-
-def _positive(what: str, value: Any, of: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+def _positive(what: str, value: Any, of: str, read: Callable[[Any], float | None] = _numbers.exact) -> float:
+    """The value as a Python number above 0."""
+    number = None if isinstance(value, bool) else read(value)
+    if number is None:
         raise ValueError(f"{what} must be a number of {of}, not {value!r}")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{what} must be a finite number of {of} above 0, not {value!r}")
+    try:
+        if number > 0 and math.isfinite(number):
+            return number
+    except OverflowError:  # an int beyond all floats
+        pass
+    raise ValueError(f"{what} must be a finite number of {of} above 0, not {value!r}")
 
 
-def _default(value: Any) -> None:
-    if value is not None and not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+def _default(value: Any) -> float | None:
+    """A default cost as a Python number, or None."""
+    if value is None:
+        return None
+    number = _numbers.amount(value)
+    if number is None:
         raise ValueError(f"a default cost must be a finite number, 0 or more, not {value!r}")
-
-
-def _n(value: float) -> str:
-    """A number as people write it: 90000, 0.5, 1.5e+12."""
-    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else f"{value:g}"
+    return number
 
 
 def _span(seconds: float, one: str = "") -> str:
-    return one + _NAMES[seconds] if seconds in _NAMES else f"{_n(seconds)}s"
+    return one + _NAMES[seconds] if seconds in _NAMES else f"{_numbers.show(seconds)}s"
+
+
+unlimited = Unlimited()
+"""A limit that never binds: for a unit of one user, key or model that has none where others do."""

@@ -55,10 +55,19 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_count_fork)
 
 
+THREADS = "threads"
+"""The home of all threads that run no event loop: none of them can be blocked by another."""
+
+
 class Parker:
     """One who can wait. See the module's docstring."""
 
     __slots__ = ()
+
+    @property
+    def home(self) -> object:
+        """What it waits in: its event loop, or `THREADS`."""
+        return THREADS
 
     def rearm(self) -> None:
         raise NotImplementedError
@@ -94,6 +103,10 @@ class AsyncioParker(Parker):
     def rearm(self) -> None:
         if self._future.done():
             self._future = self._loop.create_future()
+
+    @property
+    def home(self) -> object:
+        return self._loop
 
     def park(self, seconds: float) -> Awaitable[None]:
         # The future itself where it will do: a coroutine less for each of 100,000 waiters.
@@ -148,6 +161,10 @@ class TrioParker(Parker):
     def rearm(self) -> None:
         if self._event.is_set():
             self._event = self._trio.Event()
+
+    @property
+    def home(self) -> object:
+        return self._token
 
     async def park(self, seconds: float) -> None:
         if seconds == math.inf:

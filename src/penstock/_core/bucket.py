@@ -146,16 +146,18 @@ class Bucket(Meter):
     def idle(self, now: float) -> bool:
         return self.tat <= now * self.rate + self.offset
 
-    def pack(self) -> float:
-        return self.tat - self.offset
+    def pack(self) -> float | tuple[float, float]:
+        # On the scale of `tat`, which receipts are on too: so those of before are right for whoever unpacks this.
+        return (self.tat, self.offset) if self.offset else self.tat
 
-    def unpack(self, packed: float) -> None:
-        self.tat = packed
-        self.offset = self.rounding = 0.0
+    def unpack(self, packed: float | tuple[float, float]) -> None:
+        self.tat, self.offset = packed if isinstance(packed, tuple) else (packed, 0.0)
+        self.rounding = 0.0
         self.refunds = None
 
-    def idle_as(self, packed: float, now: float) -> bool:
-        return packed <= now * self.rate
+    def idle_as(self, packed: float | tuple[float, float], now: float) -> bool:
+        tat, offset = packed if isinstance(packed, tuple) else (packed, 0.0)
+        return tat <= now * self.rate + offset
 
     def level_after(self, remaining: float, receipt: Receipt, now: float) -> float:
         """The level now, if `remaining` units were left at the server right after the charge that returned `receipt`.

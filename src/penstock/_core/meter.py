@@ -10,9 +10,10 @@ lock.
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any, ClassVar
 
-__all__ = ["Meter"]
+__all__ = ["Meter", "Unmetered"]
 
 
 class Meter:
@@ -113,3 +114,36 @@ class Meter:
         missing = self.level(now) - level
         if missing > 0:
             self.charge(missing, now)
+
+
+class Unmetered(Meter):
+    """The meter of `unlimited`: it counts nothing, and is always ready."""
+
+    __slots__ = ()
+
+    def __init__(self, limit: Any) -> None:
+        pass
+
+    def ready_at(self, cost: float, now: float) -> float:
+        return now
+
+    def charge(self, cost: float, now: float) -> Any:
+        return None
+
+    def level(self, now: float) -> float:
+        return math.inf
+
+    def used(self, now: float) -> float:
+        return 0.0
+
+    def idle(self, now: float) -> bool:
+        return True
+
+    def pack(self) -> float:
+        return 0.0
+
+    def unpack(self, packed: float) -> None:
+        """Nothing is kept."""
+
+    def lower_to(self, level: float, now: float) -> None:
+        """What is not counted cannot be lowered."""

@@ -17,21 +17,32 @@ _ROUNDING = 1e-9
 class Hold:
     """What one permit holds, and the moment from which it no longer counts (`inf` without a time to live).
 
-    `where` is for whoever made the charge to write down, and to read when the hold turns up among the lost.
+    Attributes:
+        where: File and line that acquired it, where somebody has written that down.
+        holder: The task or thread that acquired it, where somebody has written that down.
     """
 
-    __slots__ = ("amount", "until", "where")
+    __slots__ = ("amount", "holder", "until", "where")
 
     def __init__(self, amount: float, until: float) -> None:
         self.amount = amount
         self.until = until
         self.where: tuple[str, int] | None = None
+        self.holder: object = None
 
 
 class Places(Meter):
-    """The meter of `in_flight(n)`. `lost` are the holds whose time to live has passed, until somebody takes them away."""
+    """The meter of `in_flight(n)`.
 
-    __slots__ = ("_holders", "_holds", "amount", "lost", "taken", "ttl")
+    Attributes:
+        taken: Places that are held.
+        holders: Permits that hold some. With none, nothing is taken, whatever sums of fractions say.
+        lost: Holds whose time to live has passed, until somebody takes them away.
+        last_hold: What took the last place, where somebody has written that down.
+        orphans: Holds that nobody can give back any more, until somebody takes them away.
+    """
+
+    __slots__ = ("_holds", "amount", "holders", "last_hold", "lost", "orphans", "taken", "ttl")
 
     held = True
 
@@ -39,9 +50,11 @@ class Places(Meter):
         self.amount = limit.amount
         self.ttl = limit.ttl
         self.taken = 0.0
-        self._holders = 0  # with none, nothing is taken, whatever sums of fractions say
+        self.holders = 0
+        self.last_hold: Hold | None = None
         self._holds: deque[Hold] = deque()  # in order of `until`; only with a time to live
         self.lost: list[Hold] = []
+        self.orphans: list[Hold] = []
 
     def change(self, limit: InFlight, now: float) -> bool:
         self._expire(now)
@@ -61,8 +74,8 @@ class Places(Meter):
         hold.amount -= amount
         self.taken -= amount
         if not hold.amount:
-            self._holders -= 1
-            if not self._holders:
+            self.holders -= 1
+            if not self.holders:
                 self.taken = 0.0
 
     def ready_at(self, cost: float, now: float) -> float:
@@ -89,7 +102,7 @@ class Places(Meter):
         self._expire(now)
         hold = Hold(cost, math.inf if self.ttl is None else now + self.ttl)
         self.taken += cost
-        self._holders += 1 if cost else 0
+        self.holders += 1 if cost else 0
         if self.ttl is not None:
             holds = self._holds
             holds.append(hold)
@@ -111,6 +124,11 @@ class Places(Meter):
         self._expire(now)
         return self.taken
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether the last place is taken."""
+        return self.taken >= self.amount
+
     def idle(self, now: float) -> bool:
         self._expire(now)
         return self.taken == 0
@@ -121,7 +139,7 @@ class Places(Meter):
 
     def unpack(self, packed: float) -> None:
         self.taken = packed
-        self._holders = 1 if packed else 0
+        self.holders = 1 if packed else 0
         self._holds.clear()
 
     def lower_to(self, level: float, now: float) -> None:

@@ -14,11 +14,11 @@ from heapq import heappop, heappush
 from typing import Any
 
 from penstock._core.bucket import Bucket
-from penstock._core.meter import Meter
+from penstock._core.meter import Meter, Unmetered
 from penstock._core.places import Places
 from penstock._core.queue import Key, Queue, Waiter
 from penstock._core.windows import CalendarWindow, SlidingWindow
-from penstock.limits import Calendar, InFlight, Rate, Sliding
+from penstock.limits import Calendar, InFlight, Rate, Sliding, Unlimited
 
 __all__ = [
     "Charges",
@@ -46,6 +46,7 @@ _METERS: dict[type, Callable[[Any], Meter]] = {
     Sliding: SlidingWindow,
     Calendar: CalendarWindow,
     InFlight: Places,
+    Unlimited: Unmetered,
 }
 
 

@@ -16,19 +16,23 @@ from contextlib import AbstractAsyncContextManager
 
 import anyio
 
+from penstock._backends.base import Caller
+from penstock._backends.limit_set import LimitSet
+from penstock._backends.local import LocalBackend
+from penstock._backends.queue import WaitQueue
 from penstock._concurrency.parking import Parker, here, time_here
-from penstock._gate import Gate, Part
 from penstock.errors import RateLimited
 from penstock.limiter import Limiter
 from penstock.limits import Rate
+from penstock.stores.memory import MemoryStore
 
 __all__ = ["AsyncLimiter"]
 
 _STEPS = 1_000_000  # amounts that differ by less than a millionth wait in order of arrival
 
 
-class _LoopsGate(Gate):
-    """A gate that goes by the time of the running loop, as aiolimiter does: tests of its users set that by hand."""
+class _LoopsQueue(WaitQueue):
+    """A queue that goes by the time of the running loop, as aiolimiter does: tests of its users set that by hand."""
 
     __slots__ = ()
 
@@ -59,8 +63,8 @@ class AsyncLimiter(AbstractAsyncContextManager[None]):
         # A bucket holds at least one unit; where aiolimiter's holds less, its units are counted in smaller ones.
         self._scale = 1 / max_rate if 0 < max_rate < 1 else 1
         rate = Rate(max_rate * self._scale, time_period)
-        pattern = Limiter(units=rate, ageing=math.inf)
-        self._limiter = Limiter.over(Part({"units": (rate,)}, _LoopsGate(math.inf), None), pattern, "AsyncLimiter")
+        limits = LimitSet({"units": (rate,)}, _LoopsQueue(math.inf), None)
+        self._limiter = Limiter.over(LocalBackend(MemoryStore(), (limits,), fast=False), Caller("AsyncLimiter"))
 
     @property
     def max_rate(self) -> float:

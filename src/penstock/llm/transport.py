@@ -108,7 +108,7 @@ class Valve:
         while lane is not None:
             limiter, charges = lane.ask(plan.cost)
             try:
-                permit = await limiter._acquire(charges, max_wait=_left(until))
+                permit = await limiter.acquire(charges, max_wait=_left(until))
             except Unsatisfiable:
                 if lane.ask(plan.cost)[1] == charges:
                     raise
@@ -125,7 +125,7 @@ class Valve:
         while lane is not None:
             limiter, charges = lane.ask(plan.cost)
             try:
-                permit = limiter._acquire_in_thread(charges, max_wait=_left(until))
+                permit = limiter(charges, max_wait=_left(until), block=True).__enter__()
             except Unsatisfiable:
                 if lane.ask(plan.cost)[1] == charges:
                     raise

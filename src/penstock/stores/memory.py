@@ -8,18 +8,30 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING
-from weakref import WeakSet, WeakValueDictionary
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakSet
 
 from penstock.errors import ConfigurationConflict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from penstock._gate import Part
     from penstock.limits import Limit
 
 __all__ = ["MemoryStore"]
+
+
+class _Named(Protocol):
+    """The limits of one name, with what is used of them."""
+
+    @property
+    def users(self) -> Collection[object]:
+        """What decides over them now: empty if no limiter of that name is alive."""
+
+    def limits(self) -> dict[str, tuple[Limit, ...]]: ...
+
+    def whole(self, now: float) -> bool:
+        """Whether they equal limits of which nothing was ever used."""
 
 
 _all: WeakSet[MemoryStore] = WeakSet()
@@ -29,35 +41,61 @@ _forking: list[MemoryStore] = []
 class MemoryStore:
     """The limits of one process.
 
-    Limiters of the same name in one store share their state, for as long as one of them is alive. Every limiter that is
-    given no store lives in one store that belongs to the process. The child of a fork begins with a copy, and from then on
-    counts for itself; whoever waits, waits in the parent.
+    Limiters of one name in one store share their state. The state outlives them: it is forgotten once it is whole again, when it
+    equals that of a new limiter. Limiters that are given no store share one that belongs to the process. The child of
+    a fork begins with a copy, and from then on counts for itself; waiters wait in the parent.
     """
 
-    __slots__ = ("__weakref__", "_parts", "lock")
+    __slots__ = ("__weakref__", "_names", "_sweep", "deciding", "lock", "postponed")
 
     def __init__(self) -> None:
-        self.lock: threading.RLock = threading.RLock()
-        self._parts: WeakValueDictionary[str, Part] = WeakValueDictionary()
+        self.lock = threading.RLock()
+        self.deciding = False  # whether the thread that holds the lock is in the middle of a decision
+        self.postponed: deque[Callable[[], object]] = deque()  # what is to be given back at its end
+        self._names: dict[str, Any] = {}
+        self._sweep: list[str] = []  # names to look at next
         _all.add(self)
 
-    def find(self, name: str, limits: Mapping[str, tuple[Limit, ...]]) -> Part | None:
-        """The living part of that name, or None.
+    def find(self, name: str, limits: Mapping[str, tuple[Limit, ...]], now: float) -> Any:
+        """What is kept of that name, or None.
 
         Raises:
-            ConfigurationConflict: It has other limits.
+            ConfigurationConflict: A limiter of that name is alive, and has other limits.
         """
-        part = self._parts.get(name)
-        if part is not None and part.limits() != limits:
+        self._forget_two(now)
+        found: _Named | None = self._names.get(name)
+        if found is not None and found.users and found.limits() != limits:
             raise ConfigurationConflict(
-                f'two limiters are named "{name}" but have different limits: {_show(part.limits())} there, '
+                f'two limiters are named "{name}" but have different limits: {_show(found.limits())} there, '
                 f"{_show(limits)} here. Use one name for one set of limits, or reconfigure() the first"
             )
-        return part
+        return found
 
-    def keep(self, name: str, part: Part) -> None:
-        """Let others find `part` under its name while it lives."""
-        self._parts[name] = part
+    def keep(self, name: str, limits: _Named) -> None:
+        """Let others find these limits under their name."""
+        self._names[name] = limits
+
+    def _forget_two(self, now: float) -> None:
+        """Look at two names, in turn: forget those of which nobody would notice it."""
+        for _ in range(2):
+            if not self._sweep:
+                self._sweep = list(self._names)
+            if self._sweep:
+                name = self._sweep.pop()
+                kept: _Named | None = self._names.get(name)
+                if kept is not None and not kept.users and kept.whole(now):
+                    del self._names[name]
+
+    def give_back_postponed(self) -> None:
+        """Do what could not be done in the middle of a decision. With the lock held."""
+        while self.postponed:
+            self.postponed.popleft()()
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a MemoryStore lives in one process and cannot be copied or pickled: make a limiter in each process, or let them share "
+            "one through a SQLiteStore or RedisStore"
+        )
 
 
 def _show(limits: Mapping[str, tuple[Limit, ...]]) -> str:

@@ -1,0 +1,73 @@
+"""What decides for a limiter: this process, or a store that processes share.
+
+base.py        the protocol: what a limiter asks, and what a backend answers
+charges.py     from what a call costs to what it is charged, limit by limit
+limit_set.py   the limits of one limiter as it was constructed
+queue.py       the queue in front of limits of this process, and who keeps its time
+local.py       the backend of this process
+wait.py        how a task or a thread waits for an answer: the one wait loop
+shared/        the backend in front of a store that processes share
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from penstock import clock
+from penstock._backends.base import Backend
+from penstock._backends.limit_set import LimitSet
+from penstock._backends.local import LocalBackend
+from penstock._backends.queue import WaitQueue
+from penstock.limits import Limit
+from penstock.stores.memory import MemoryStore
+
+__all__ = ["backend_over", "memory_store"]
+
+_THIS_PROCESS = MemoryStore()
+
+
+def memory_store(store: Any) -> MemoryStore | None:
+    """The store of this process that `store` means; None if it is a shared one."""
+    if store is None:
+        return _THIS_PROCESS
+    return store if isinstance(store, MemoryStore) else None
+
+
+def backend_over(
+    store: Any,
+    name: str | None,
+    limits: dict[str, tuple[Limit, ...]],
+    ageing: float,
+    flow_weights: Mapping[Hashable, float] | None,
+    lease: float | None,
+    *,
+    enforce: bool,
+) -> Backend:
+    """The backend that `store` needs, over these limits; this process's own store if it is None.
+
+    Raises:
+        ValueError: An option does not go with the store.
+        ConfigurationConflict: The store has limits of that name, and they are others.
+    """
+    memory = memory_store(store)
+    if memory is None:
+        from penstock._backends.shared import shared_backend
+
+        return shared_backend(store, name, limits, ageing, flow_weights, lease, enforce=enforce)
+    if lease is not None:
+        raise ValueError(
+            f"lease={lease!r} needs a shared store, of which a process takes its quota: add store=RedisStore(...) or "
+            "store=SQLiteStore(...). In one process every grant is local already: leave lease= out"
+        )
+    with memory.lock:
+        now = clock.now()
+        part = memory.find(name, limits, now) if name is not None else None
+        if part is None:
+            part = LimitSet(limits, WaitQueue(ageing, flow_weights), name)
+            if name is not None:
+                memory.keep(name, part)
+        elif part.limits() != limits:  # nobody is left who was promised those
+            part.promise(limits, now)
+            part.queue.withdraw_clearance()
+        return LocalBackend(memory, (part,))

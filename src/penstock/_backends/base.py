@@ -1,0 +1,328 @@
+"""The protocol of a backend: what a limiter asks of it, and what it answers.
+
+A limiter turns what users write into a `Request` and hands it to its backend, which fills in the `Grant` or the error.
+A backend knows requests and grants; it never sees a limiter, a permit or a decorator.
+
+    seconds = backend.enter(request)      None: it is answered. Else: park for so many seconds, then
+    seconds = backend.advance(request)    again, until None
+    backend.leave(request)                the caller is gone (cancelled): take the request, or its grant, back
+
+`wait.py` is the loop that does this. A call that need not wait takes a shorter way: `Charge.grant`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from penstock._core.places import Hold
+from penstock._core.queue import Waiter
+from penstock._core.turns import Charges, Receipts
+from penstock._validation import Shown, cost_of
+
+if TYPE_CHECKING:
+    from penstock._backends.charges import ChargePlan
+    from penstock._backends.queue import WaitQueue
+    from penstock._concurrency.parking import Parker
+    from penstock.events import LimiterEvent
+    from penstock.limits import Limit
+
+__all__ = ["Backend", "Binding", "Caller", "Charge", "Clearance", "Grant", "Request", "Snapshot", "words_of"]
+
+
+class Caller:
+    """A limiter as its backend sees it: its name and options, and the counts that it shows."""
+
+    __slots__ = ("cancelled", "enforce", "granted", "max_queue", "name", "on_event", "refused", "would_refuse")
+
+    def __init__(
+        self,
+        name: str | None,
+        max_queue: int | None = None,
+        on_event: Callable[[LimiterEvent], object] | None = None,
+        *,
+        enforce: bool = True,
+    ) -> None:
+        self.name = name
+        self.max_queue = max_queue
+        self.enforce = enforce
+        self.on_event = on_event
+        self.granted = self.refused = self.cancelled = self.would_refuse = 0
+
+
+class Clearance:
+    """Permission to charge a call without a look at the queue: nobody waits, nothing is paused, no decision is under way.
+
+    Bindings hold on to it. When the limits change it is withdrawn for good, so a binding that is out of date takes the slow
+    path, which finds the new one.
+    """
+
+    __slots__ = ("given",)
+
+    def __init__(self) -> None:
+        self.given = True
+
+
+class Grant:
+    """What a call was charged, and when. A permit is a grant with the verbs that users call.
+
+    Empty until a backend fills it in. The fast path fills in `binding`, `granted_at`, and of each bucket its `tat` after the charge as
+    `receipts`; `charged()` gives the full form.
+    """
+
+    __slots__ = ("backend", "binding", "caller", "charges", "ended", "granted_at", "receipts")
+
+    backend: Backend
+    binding: Binding | None
+    caller: Caller
+    charges: Charges
+    receipts: Any
+    granted_at: float
+    ended: bool
+
+    def of(self, backend: Backend, caller: Caller, charges: Charges, receipts: Any, granted_at: float) -> None:
+        """Fill in everything, in the full form. `granted_at` is NaN for one that is yet to be granted."""
+        self.binding = None
+        self.backend = backend
+        self.caller = caller
+        self.charges = charges
+        self.receipts = receipts
+        self.granted_at = granted_at
+        self.ended = False
+
+    @property
+    def granted(self) -> bool:
+        """Whether it was filled in by a charge."""
+        at: float = getattr(self, "granted_at", math.nan)
+        return at == at  # noqa: PLR0124 - NaN is not
+
+    @property
+    def held(self) -> bool:
+        """Whether a part of the charge is held, and comes back when the permit ends."""
+        if self.binding is not None:
+            return self.binding.charge.held
+        return any(state.meter.held for state, _ in self.charges)
+
+    def charged(self) -> tuple[Charges, Receipts]:
+        """The charges, limit by limit, and the receipt of each. Leaves the grant in the full form."""
+        binding = self.binding
+        if binding is not None:
+            at, ended = self.granted_at, self.ended
+            parts = (
+                binding.charge.parts
+            )  # with the meters that were charged: a change may have put others in their place
+            receipts = [
+                (meter, Hold(0.0 if ended else amount, math.inf) if meter.held else (tat, at))
+                for meter, amount, tat in zip(parts[::2], parts[1::2], self.receipts, strict=True)
+            ]
+            self.of(binding.backend, binding.caller, binding.charge.charges, receipts, at)
+            self.ended = ended
+        return self.charges, self.receipts
+
+
+class Charge:
+    """What a cost is charged, worked out once.
+
+    Attributes:
+        cost: Amount per unit, as the call gave it.
+        full_cost: The same with defaults; for events.
+        charges: Limit by limit.
+        parts: What the fast path needs of it, in one tuple.
+        grant: Charges a call into a `Grant` if that can be done now; False if a backend has to look closer.
+        release: Ends a grant that holds places; False if a backend has to look closer. None where nothing is held.
+        held: Whether a part of the charge is held, and comes back when the permit ends.
+        watched: Whether it would be held for ever if the permit was never closed.
+    """
+
+    __slots__ = ("charges", "cost", "full_cost", "grant", "held", "parts", "release", "watched")
+
+    charges: Charges
+    parts: tuple[Any, ...]
+    grant: Callable[[Binding, Grant], bool]
+
+    def __init__(self, cost: Mapping[str, float], charges: Charges, grant: Callable[[Binding, Grant], bool]) -> None:
+        self.cost = cost
+        self.full_cost: Mapping[str, float] = Shown(cost_of(charges))
+        self.charges = charges
+        self.parts = ()
+        self.grant = grant
+        self.release: Callable[[Grant], bool] | None = None
+        self.held = any(state.meter.held for state, _ in charges)
+        self.watched = any(state.meter.held and getattr(state.limit, "ttl", None) is None for state, _ in charges)
+
+
+def words_of(cost: Mapping[str, Any]) -> Any:
+    """A cost as it is looked up: the one pair, or a tuple of all. `Limiter.__call__` has the same, written out."""
+    return next(iter(cost.items())) if len(cost) == 1 else (*cost.items(),)
+
+
+class Binding:
+    """A charge, bound to the limiter that is charged.
+
+    Attributes:
+        backend: What decides.
+        caller: For whom.
+        charge: What is charged.
+        clearance: Whether `charge.grant` may do it by itself.
+    """
+
+    __slots__ = ("backend", "caller", "charge", "clearance")
+
+    backend: Backend
+    caller: Caller
+    charge: Charge
+    clearance: Clearance
+
+
+class Request(Waiter):
+    """What a call asks for, while it waits for an answer.
+
+    Attributes:
+        grant: Filled in by the backend when the call is granted.
+        error: What the call is to raise instead.
+        parker: What waits: a task or a thread. None: it cannot wait, so the answer must come at once.
+        max_wait: Longest wait in seconds; None for any.
+        time_left: Seconds until the enclosing cancel scope ends; `inf` without one.
+        deadline: The moment at which `max_wait` is over; None for never.
+        home: What the parker waits in: an event loop, or the threads that run none.
+        queue: The queue that it entered.
+        waking: Whether it was woken for its grant, and does not run yet.
+    """
+
+    __slots__ = (
+        "caller",
+        "cost",
+        "deadline",
+        "error",
+        "grant",
+        "home",
+        "max_wait",
+        "parker",
+        "queue",
+        "time_left",
+        "waking",
+    )
+
+    def __init__(
+        self,
+        binding: Binding,
+        grant: Grant,
+        parker: Parker | None,
+        max_wait: float | None = None,
+        time_left: float = math.inf,
+        priority: int = 0,
+        flow: Hashable = None,
+    ) -> None:
+        super().__init__(binding.charge.charges, priority, flow)  # type: ignore[arg-type]  # limit states are what is charged
+        self.caller = binding.caller
+        self.cost = binding.charge.cost
+        self.grant = grant
+        self.parker = parker
+        self.max_wait = max_wait
+        self.time_left = time_left
+        self.home: object = None if parker is None else parker.home
+        self.deadline: float | None = None
+        self.queue: WaitQueue | None = None
+        self.waking = False
+        self.error: Exception | None = None
+
+    def take_error(self) -> Exception:
+        """The error, to be raised. The request lets go of it: an error whose traceback led back to it would be a cycle."""
+        error, self.error = self.error, None
+        assert error is not None, "there is an error to raise"
+        return error
+
+    @property
+    def granted(self) -> bool:
+        """Whether it has been charged."""
+        return self.grant.granted
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to wait for."""
+        return self.error is not None or self.granted
+
+
+class Backend(Protocol):
+    """Decides for limiters. Every method may be called from any thread, and none of them waits."""
+
+    @property
+    def store(self) -> Any:
+        """Where the state of the limits lives."""
+
+    @property
+    def joint(self) -> bool:
+        """Whether it decides over several limit sets."""
+
+    def plan(self) -> ChargePlan:
+        """What costs are charged on now."""
+
+    def bind(self, caller: Caller, cost: Mapping[str, float]) -> Binding:
+        """Bind a cost; raises CostError where it is wrong."""
+
+    def current(self, binding: Binding) -> bool:
+        """Whether a binding is still what its cost is charged on."""
+
+    # Turns
+
+    def enter(self, request: Request) -> float | None: ...
+
+    def advance(self, request: Request) -> float | None: ...
+
+    def leave(self, request: Request) -> None: ...
+
+    # Of a grant
+
+    def cost(self, grant: Grant) -> dict[str, float]:
+        """What it is charged now, per unit; after its end without what it held."""
+
+    def settle(self, grant: Grant, true_cost: Mapping[str, float]) -> None: ...
+
+    def cancel(self, grant: Grant) -> bool:
+        """Give everything back. False: that was done before."""
+
+    def close(self, grant: Grant) -> None:
+        """End it: give back what it holds."""
+
+    def lose(self, grant: Grant, where: tuple[str, int]) -> None:
+        """Nobody can end this grant any more: its permit, acquired at that line, was collected."""
+
+    # Of the limits
+
+    def forecast(self, binding: Binding) -> tuple[float, str | None]:
+        """Seconds that a call would wait if it came now, and the limit that it would wait for."""
+
+    def observe(self, remaining: Mapping[str, float], reset: Mapping[str, float], grant: Grant | None) -> None: ...
+
+    def pause(self, seconds: float, units: tuple[str, ...]) -> None: ...
+
+    def resume(self, units: tuple[str, ...]) -> None: ...
+
+    def reconfigure(self, limits: Mapping[str, tuple[Limit, ...]]) -> None: ...
+
+    def snapshot(self) -> Snapshot: ...
+
+    async def refresh(self) -> None:
+        """Ask how things stand, for `snapshot` and `forecast` to show."""
+
+    def recipe(self, caller: Caller) -> Any:
+        """What `pickle` makes the limiter from again, as `__reduce__` returns it; raises TypeError where it cannot."""
+
+    def itself(self) -> Backend:
+        """This backend, or the one that it stands for."""
+
+    def joined(self, other: Backend) -> Backend:
+        """A backend over the limits of both, with one queue; raises ValueError where they cannot be decided together."""
+
+
+class Snapshot:
+    """How things stand: waiters, places in use, the longest pause, and per limit its level."""
+
+    __slots__ = ("in_flight", "levels", "paused_for", "waiting")
+
+    def __init__(self, waiting: int, in_flight: float, paused_for: float, levels: list[tuple[str, Any, float]]) -> None:
+        self.waiting = waiting
+        self.in_flight = in_flight
+        self.paused_for = paused_for
+        self.levels = levels  # (label, limit state, level)

@@ -1,0 +1,150 @@
+"""From what a call costs to what it is charged, limit by limit; and what is said when that cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from penstock import _numbers
+from penstock._core.bucket import Bucket
+from penstock._core.places import Places
+from penstock._core.turns import Charges, LimitState
+from penstock._validation import cost_of, exact_cost, show_seconds
+from penstock.errors import CostError, MissingUnit, QueueFull, RateLimited, UnknownUnit, Unsatisfiable
+from penstock.limits import Unlimited
+
+if TYPE_CHECKING:
+    from penstock._backends.limit_set import LimitSet
+
+__all__ = ["ChargePlan", "not_now", "queue_full"]
+
+
+class ChargePlan:
+    """What costs are charged on: all limits of one or several limit sets, by unit. A value: another one follows a change.
+
+    Attributes:
+        units: The limits of each unit.
+        states: All limits.
+        held: Whether any limit is held and not spent, so permits must be closed.
+        expires: Whether places have a time to live.
+    """
+
+    __slots__ = ("defaults", "expires", "held", "states", "units", "version")
+
+    def __init__(self, sets: Sequence[LimitSet]) -> None:
+        self.version = sum([part.version for part in sets])
+        units: dict[str, tuple[LimitState, ...]] = {}
+        defaults: dict[str, float] = {}
+        for part in sets:
+            for unit, states in part.states.items():
+                units[unit] = (*units.get(unit, ()), *states)
+            for unit, default in part.defaults.items():
+                defaults.setdefault(unit, default)
+        self.units = units
+        self.defaults = defaults
+        self.states = [state for states in units.values() for state in states]
+        self.held = any(state.meter.held for state in self.states)
+        self.expires = any(isinstance(state.meter, Places) and state.meter.ttl is not None for state in self.states)
+
+    def charges(self, cost: Mapping[str, Any], *, enforce: bool = True) -> Charges:
+        """What a call of that cost is charged, limit by limit; nothing for a unit that costs 0, or has no limit.
+
+        Args:
+            cost: Amount per unit.
+            enforce: Whether more than a limit can ever hold is an error.
+
+        Raises:
+            MissingUnit, UnknownUnit, Unsatisfiable, CostError: The cost is wrong.
+        """
+        charges: list[tuple[LimitState, float]] = []
+        taken = 0
+        for unit, states in self.units.items():
+            given = cost.get(unit)
+            if given is not None:
+                taken += 1
+                amount = exact_cost(unit, given)
+            else:
+                default = self.defaults.get(unit)
+                if default is None:
+                    raise self._missing(unit, cost)
+                amount = default
+            if amount:
+                for state in states:
+                    if amount > state.limit.capacity and enforce:
+                        raise self.never(state, amount)
+                    if not isinstance(state.limit, Unlimited):
+                        charges.append((state, amount))
+        if taken < len(cost):
+            for unit, given in cost.items():
+                self.check_unit(unit)
+                if given is None:
+                    raise CostError(f"the cost of {unit} must be a number, not None")
+        return tuple(charges)
+
+    def check_unit(self, unit: Any) -> None:
+        """Refuse a unit that no limit counts."""
+        if unit not in self.units:
+            known = tuple(self.units)
+            raise UnknownUnit(
+                f"no limit counts {unit!r}: this limiter knows {', '.join(known)}", unit=unit, known=known
+            )
+
+    def _missing(self, unit: str, cost: Mapping[str, Any]) -> CostError:
+        for given in cost:
+            self.check_unit(given)  # it may be misspelt
+        if unit in cost:
+            return CostError(f"the cost of {unit} must be a number, not None")
+        return MissingUnit(
+            f"how many {unit} does this call cost? Say limiter({unit}=…), 0 if none, or give the limit a default=",
+            unit=unit,
+        )
+
+    def never(self, state: LimitState, amount: float) -> Unsatisfiable:
+        """The error for a cost above what a limit can ever hold."""
+        capacity = state.limit.capacity
+        if state.meter.held:
+            way_out = "Hold fewer places, or raise the limit."
+        elif isinstance(state.meter, Bucket):
+            way_out = "Split the call, raise burst, or allow overdraft."
+        else:
+            way_out = "Split the call, or raise the limit."
+        return Unsatisfiable(
+            f"{_numbers.show(amount)} {state.unit} can never be granted: "
+            f'"{self.label(state)}" holds at most {_numbers.show(capacity)} at once. {way_out}',
+            unit=state.unit,
+            cost=amount,
+            capacity=capacity,
+        )
+
+    def label(self, state: LimitState) -> str:
+        """What a limit is called in messages: its unit, and what was promised where several limits here count that unit."""
+        return state.label if len(self.units.get(state.unit, ())) < 2 else f"{state.unit} ({state.limit})"
+
+    def blocker(self, state: LimitState | None, now: float) -> str | None:
+        """What a call waits for: a limit, or the pause of one."""
+        if state is None:
+            return None
+        paused = state.paused_until > now and state.meter.ready_at(0, now) < state.paused_until
+        return "pause" if paused else self.label(state)
+
+
+def not_now(charges: Charges, wait: float, blocker: str | None, bound: str = "") -> RateLimited:
+    """The error for a call that would wait too long; `bound` says what it would pass."""
+    cost = ", ".join(f"{amount:g} {unit}" for unit, amount in cost_of(charges).items())
+    blocker = blocker or "the queue"
+    return RateLimited(
+        f"{cost} would have to wait {show_seconds(wait)} for {blocker}" + (f"; {bound}" if bound else ""),
+        retry_after=wait,
+        blocked_by=blocker,
+    )
+
+
+def queue_full(max_queue: int, wait: float, blocker: str | None) -> QueueFull:
+    """The error for a call that finds as many waiters as there may be."""
+    blocker = blocker or "the queue"
+    return QueueFull(
+        f"{max_queue} calls are waiting already, as many as max_queue allows; the next would wait "
+        f"{show_seconds(wait)} for {blocker}",
+        retry_after=wait,
+        blocked_by=blocker,
+    )

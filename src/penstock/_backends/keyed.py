@@ -1,0 +1,384 @@
+"""The limits of many keys: a million of them cost what a million tuples cost, and idle keys nothing.
+
+What a key has used is a tuple with a number per bucket, the bucket's `tat`. A call that need not wait reads and writes that tuple
+and makes nothing else (`fast_path.prepare_key`). Only where more is asked, a wait, a refund, a forecast, the key gets limits of its own,
+*materialised* as a `LocalBackend`, for as long as something holds them. Then they are packed again; and once they are whole,
+the key is forgotten, as a key that was never seen is in the same state.
+
+A permit of the fast path remembers the `tat` after its charge. So the scale of a key's `tat` must not change under it: a bucket that
+was given something back is packed with its offset. When such a key is forgotten, a new one begins without an offset; until
+the old `tat` has passed, the moment is kept, and permits of before it give nothing back, as the limits were whole since.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+from weakref import ref
+
+from penstock import clock
+from penstock._backends import fast_path
+from penstock._backends.base import Binding, Caller, Charge, Grant, Request, Snapshot, words_of
+from penstock._backends.charges import ChargePlan
+from penstock._backends.limit_set import LimitSet
+from penstock._backends.local import LocalBackend
+from penstock._backends.queue import WaitQueue
+from penstock._core.turns import LimitState
+from penstock.errors import Unsatisfiable
+from penstock.limits import Limit
+from penstock.stores.memory import MemoryStore
+
+__all__ = ["SWEEP", "Key", "KeyStates"]
+
+Limits = dict[str, tuple[Limit, ...]]
+States = dict[str, tuple[LimitState, ...]]
+
+SWEEP = 16
+"""Uses after which three times as many keys are looked at, whether they can be forgotten."""
+
+
+class _Life(ref[LimitSet]):
+    """The limits of a key while something holds them. Their states outlive them here until they are packed."""
+
+    __slots__ = ("key", "states")
+
+    key: Hashable
+    states: States
+
+    @classmethod
+    def of(cls, part: LimitSet, ended: Callable[[Any], None], key: Hashable) -> _Life:
+        life = cls(part, ended)
+        life.key = key
+        life.states = part.states
+        return life
+
+
+class KeyStates:
+    """What each key has used of its limits, which are the same for all keys or those that a function of the key returns.
+
+    Attributes:
+        live: Keys whose limits are materialised.
+        like: Options of the keys' limiters.
+        call_of: Makes the call of a binding.
+        charges: Costs that some key has been charged, worked out once.
+        dead: Keys whose limits nothing holds any more, to be packed.
+        uses: How often keys were used.
+        known, old: What keys have used whose limits are not: a tuple of numbers, a list of what meters packed where that is not all,
+            or the states themselves where the limits are not the usual ones. `old` is being looked through.
+        fast: Whether calls may take the fast path: only buckets, all enforced.
+    """
+
+    __slots__ = (
+        "_ageing", "_fixed", "_forgotten", "_pattern", "_usual", "_weights", "call_of", "charges", "dead", "fast", "known", "like", "live", "old",
+        "store", "uses",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        store: MemoryStore,
+        limits: Limits | None,
+        ageing: float,
+        weights: Mapping[Hashable, float] | None,
+        like: Caller,
+        call_of: Callable[[Binding], Any],
+    ) -> None:
+        self.store = store
+        self.like = like
+        self.call_of = call_of
+        self._ageing = ageing
+        self._weights = weights
+        self._fixed = limits
+        self._pattern = None if limits is None else LimitSet(limits, WaitQueue(), None)
+        self._usual = [] if self._pattern is None else [state.limit for state in self._pattern.all_states()]
+        self.fast = like.enforce and self._pattern is not None and fast_path.fits_keys(self._pattern.all_states())
+        self.live: dict[Hashable, _Life] = {}
+        self.known: dict[Hashable, Any] = {}
+        self.old: dict[Hashable, Any] = {}
+        self.dead: deque[_Life] = deque()
+        self.charges: dict[Any, Charge] = {}
+        self._forgotten: dict[Hashable, tuple[float, float]] = {}  # when it was, and until when that matters
+        self.uses = 0
+
+    def __len__(self) -> int:
+        """How many keys have a limit that is not whole, as far as that is known without looking at all of them."""
+        return len(self.known) + len(self.old) + len(self.live)
+
+    def pattern_states(self) -> list[LimitState]:
+        """The limits that every key has, in their order."""
+        return [] if self._pattern is None else self._pattern.all_states()
+
+    def sweep(self) -> None:
+        """Now and then: pack the limits of keys that nothing holds any more, and forget others."""
+        with self.store.lock:
+            for _ in range(min(2, len(self.dead))):
+                self._put_away(self.dead.popleft())
+            if not self.uses % SWEEP:
+                self._forget(3 * SWEEP)
+
+    def backend(self, key: Hashable, limits: Limits | None = None) -> LocalBackend:
+        """The limits of a key, materialised; `limits` where they are those of a function."""
+        with self.store.lock:
+            life = self.live.get(key)
+            part = life() if life is not None else None
+            if part is None:
+                part = self._materialise(key, life, limits)
+            return LocalBackend(self.store, (part,))
+
+    def is_live(self, key: Hashable) -> bool:
+        """Whether the limits of a key are materialised."""
+        life = self.live.get(key)
+        return life is not None and life() is not None
+
+    def _materialise(self, key: Hashable, life: _Life | None, limits: Limits | None) -> LimitSet:
+        wanted = limits if self._fixed is None else self._fixed
+        assert wanted is not None, "limits are fixed, or the answer of a function"
+        part = LimitSet(wanted, WaitQueue(self._ageing, self._weights), f"{key}")
+        # If its holder is gone but what it used was not put away yet, that is the last word.
+        kept = life.states if life is not None else self.known.pop(key, None) or self.old.pop(key, None)
+        if isinstance(kept, dict):
+            part.take_over(kept, clock.now(), keep_limits=self._fixed is not None)
+        elif kept is not None:
+            for state, packed in zip(part.all_states(), kept, strict=True):
+                state.meter.unpack(packed)
+        self.live[key] = _Life.of(part, self.dead.append, key)
+        return part
+
+    def _put_away(self, life: _Life) -> None:
+        """Keep of a key that nothing holds only what it used, or nothing if it used nothing."""
+        if self.live.get(life.key) is not life:
+            return  # it was materialised again in the meantime
+        del self.live[life.key]
+        now = clock.now()
+        states = _all(life.states)
+        kept: Any = life.states
+        if [state.limit for state in states] == self._usual and not _paused(states, now):
+            packed = [state.meter.pack() for state in states]
+            if None not in packed:
+                kept = tuple(packed) if all(type(used) is float for used in packed) else packed
+        if not self._whole(kept, now):
+            self.known[life.key] = kept
+        elif type(kept) is not tuple:
+            self._note_forgotten(life.key, kept, now)
+
+    def _note_forgotten(self, key: Hashable, kept: Any, now: float) -> None:
+        """Remember that the limits of a key were whole, for permits of before, as long as their receipts do not show it."""
+        if not self.fast:
+            return
+        packed = [state.meter.pack() for state in _all(kept)] if isinstance(kept, dict) else kept
+        until = now
+        for state, used in zip(self.pattern_states(), packed, strict=True):
+            until = max(until, (used[0] if isinstance(used, tuple) else used) / state.meter.rate)  # type: ignore[attr-defined]  # keys on the fast path have buckets
+        self._forgotten[key] = now, until
+        if len(self._forgotten) % SWEEP == 0:
+            self._forgotten = {key: times for key, times in self._forgotten.items() if times[1] > now}
+
+    def whole_since(self, key: Hashable, moment: float) -> bool:
+        """Whether the limits of a key were whole at some time since `moment`, and are on another scale now."""
+        times = self._forgotten.get(key)
+        return times is not None and times[0] >= moment
+
+    def _forget(self, most: int) -> None:
+        """Look at keys that were put away long ago: drop those whose limits are whole, keep the others for the next round."""
+        if not self.old:
+            self.old, self.known = self.known, {}
+        now = clock.now()
+        for _ in range(min(most, len(self.old))):
+            key, kept = self.old.popitem()
+            if not self._whole(kept, now):
+                self.known.setdefault(key, kept)
+            elif type(kept) is not tuple:
+                self._note_forgotten(key, kept, now)
+        if not self.old:
+            self.old = {}  # an emptied dict keeps its room
+
+    def _whole(self, kept: Any, now: float) -> bool:
+        """Whether the limits of a key are whole again, so that it equals one never seen."""
+        if isinstance(kept, dict):
+            states = _all(kept)
+            usual = self._fixed is None or [state.limit for state in states] == self._usual
+            if not usual or _paused(states, now):
+                return False
+            packed: Any = [None] * len(states)  # each has its own
+        else:
+            assert self._pattern is not None, "only usual limits are packed"
+            states, packed = self._pattern.all_states(), kept
+        lead = clock.wall() - now
+        for state, used in zip(states, packed, strict=True):
+            meter = state.meter
+            if meter.calendar:
+                meter.follow(lead)  # type: ignore[attr-defined]  # calendars have it
+            used = meter.pack() if used is None else used  # noqa: PLW2901 - its own
+            if not (meter.idle(now) if used is None else meter.idle_as(used, now)):
+                return False
+        return True
+
+    def charge(self, cost: Mapping[str, float]) -> Charge:
+        """What a cost is charged on the fast path, of any key.
+
+        Raises:
+            CostError: It is wrong, or more than the usual limits can hold.
+        """
+        words = words_of(cost)
+        charge = self.charges.get(words)
+        if charge is None:
+            assert self._pattern is not None, "the fast path needs fixed limits"
+            charge = Charge(cost, ChargePlan([self._pattern]).charges(cost), fast_path.look_closer)
+            fast_path.prepare_key(charge, self._pattern.all_states())
+            if len(self.charges) >= 1_000:
+                self.charges.clear()
+            self.charges[words] = charge
+        return charge
+
+
+class Key(Caller):
+    """One key, as caller and as backend: the fast path by itself, and for everything else the key's limits, materialised.
+
+    It is made at every use of a key, so it is one object: the caller, the backend, and (`get`) the calls that the key's
+    limiter has made before.
+    """
+
+    __slots__ = ("_real", "key", "states")
+
+    joint = False
+    enforce = True  # type: ignore[misc]  # only then there is a fast path
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The key, as events and errors show it."""
+        return f"{self.key}"
+
+    @property
+    def max_queue(self) -> int | None:  # type: ignore[override]
+        """As for all keys."""
+        return self.states.like.max_queue
+
+    def __init__(self, states: KeyStates, key: Hashable) -> None:
+        self.on_event = states.like.on_event
+        self.granted = self.refused = self.cancelled = self.would_refuse = 0
+        self.states = states
+        self.key = key
+        self._real: LocalBackend | None = None
+
+    def get(self, words: tuple[Any, ...]) -> Any:
+        """The call of a cost that some key has been charged before, for this key; None if there is none."""
+        states = self.states
+        charge = states.charges.get(words)
+        if charge is None or self._real is not None:
+            return None
+        binding = Binding()
+        binding.backend = binding.caller = self
+        binding.charge = charge
+        return states.call_of(binding)
+
+    @property
+    def store(self) -> MemoryStore:
+        return self.states.store
+
+    def itself(self) -> LocalBackend:
+        """The key's limits, materialised for as long as this backend lives."""
+        real = self._real
+        if real is None:
+            real = self._real = self.states.backend(self.key)
+        return real
+
+    def bind(self, caller: Caller, cost: Mapping[str, float]) -> Binding:
+        """Bind a cost: for the fast path while nothing more was asked of this key."""
+        if self._real is None and not self.states.is_live(self.key):
+            try:
+                charge = self.states.charge(cost)
+            except Unsatisfiable:
+                return self.itself().bind(caller, cost)  # this key's limits may have been raised
+            binding = Binding()
+            binding.backend = self
+            binding.caller = caller
+            binding.charge = charge
+            return binding
+        return self.itself().bind(caller, cost)
+
+    def current(self, _: Binding) -> bool:
+        """Never: a call that the fast path has no answer for is bound to the limits themselves."""
+        self.itself()
+        return False
+
+    def _adopt(self, grant: Grant) -> LocalBackend:
+        """Let the key's limits have a grant of the fast path."""
+        real, binding = self.itself(), grant.binding
+        if binding is not None:
+            at = grant.granted_at
+            states = real.plan().states
+            amounts = dict(zip([id(state) for state in self.states.pattern_states()], states, strict=True))
+            charges = tuple([(amounts[id(state)], amount) for state, amount in binding.charge.charges])
+            over = self.states.whole_since(self.key, at)
+            receipts = [
+                (state.meter, (-math.inf if over else receipt, at))
+                for (state, _), receipt in zip(charges, grant.receipts, strict=True)
+            ]
+            grant.of(real, binding.caller, charges, receipts, at)
+        return real
+
+    def plan(self) -> ChargePlan:
+        return self.itself().plan()
+
+    def enter(self, request: Request) -> float | None:
+        return self.itself().enter(request)
+
+    def advance(self, request: Request) -> float | None:
+        return self.itself().advance(request)
+
+    def leave(self, request: Request) -> None:
+        self.itself().leave(request)
+
+    def cost(self, grant: Grant) -> dict[str, float]:
+        binding = grant.binding
+        return dict(binding.charge.full_cost) if binding is not None else self._adopt(grant).cost(grant)
+
+    def settle(self, grant: Grant, true_cost: Mapping[str, float]) -> None:
+        self._adopt(grant).settle(grant, true_cost)
+
+    def cancel(self, grant: Grant) -> bool:
+        return self._adopt(grant).cancel(grant)
+
+    def close(self, grant: Grant) -> None:
+        self._adopt(grant).close(grant)
+
+    def lose(self, grant: Grant, where: tuple[str, int]) -> None:
+        self._adopt(grant).lose(grant, where)
+
+    def forecast(self, binding: Binding) -> tuple[float, str | None]:
+        real = self.itself()
+        return real.forecast(real.bind(binding.caller, binding.charge.cost))
+
+    def observe(self, remaining: Mapping[str, float], reset: Mapping[str, float], grant: Grant | None) -> None:
+        real = self.itself() if grant is None else self._adopt(grant)
+        real.observe(remaining, reset, grant)
+
+    def pause(self, seconds: float, units: tuple[str, ...]) -> None:
+        self.itself().pause(seconds, units)
+
+    def resume(self, units: tuple[str, ...]) -> None:
+        self.itself().resume(units)
+
+    def reconfigure(self, limits: Mapping[str, tuple[Limit, ...]]) -> None:
+        self.itself().reconfigure(limits)
+
+    def snapshot(self) -> Snapshot:
+        return self.itself().snapshot()
+
+    async def refresh(self) -> None:
+        """In this process everything is known already."""
+
+    def recipe(self, caller: Caller) -> Any:
+        return self.itself().recipe(caller)
+
+    def joined(self, other: Any) -> LocalBackend:
+        return self.itself().joined(other)
+
+
+def _all(states: States) -> list[LimitState]:
+    return [state for of_unit in states.values() for state in of_unit]
+
+
+def _paused(states: list[LimitState], now: float) -> bool:
+    return any(state.paused_until > now for state in states)

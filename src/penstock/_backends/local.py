@@ -1,0 +1,568 @@
+"""The backend of this process: limits in memory, for every task, thread and event loop.
+
+**A decision** is all that is done under the lock of the store, at one moment: `_decide` is the one way in. It uses `with lock:` alone,
+as CPython handles signals and asynchronous exceptions neither between taking a lock in C and the body of `with`, nor before its end.
+An exception that cuts a decision short leaves a queue that `repair` makes whole. A signal handler or a finaliser that comes back in the
+middle of a decision of its own thread is told "not now"; what it gives back is given back at the end of that decision.
+
+**The fast path** (`fast_path`) charges a call without any of this while nobody waits: see there why it may.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from penstock import _log, clock
+from penstock._backends import fast_path
+from penstock._backends.base import Binding, Caller, Charge, Grant, Request, Snapshot
+from penstock._backends.charges import ChargePlan, not_now, queue_full
+from penstock._backends.limit_set import LimitSet
+from penstock._backends.queue import WaitQueue
+from penstock._concurrency.parking import who_am_i
+from penstock._core.bucket import Bucket
+from penstock._core.places import Hold, Places
+from penstock._core.turns import Charges, LimitState, charge, charge_if_ready, give_back, undo
+from penstock._introspect import users_line
+from penstock._validation import exact_cost, show_seconds, told_of
+from penstock.errors import RateLimited
+from penstock.events import Refused, emit
+from penstock.limits import Limit
+from penstock.stores.memory import MemoryStore
+
+__all__ = ["LocalBackend"]
+
+R = TypeVar("R")
+
+
+class LocalBackend:
+    """Decides over one or several limit sets of this process, which share a queue. See `base.Backend`."""
+
+    __slots__ = ("__weakref__", "_plan", "fast", "sets", "store")
+
+    def __init__(self, store: MemoryStore, sets: tuple[LimitSet, ...], *, fast: bool = True) -> None:
+        self.store = store
+        self.sets = sets
+        self.fast = fast  # whether calls may take the fast path, which goes by `clock.now`
+        self._plan = ChargePlan(sets)
+        for part in sets:
+            part.users.add(self)
+
+    def plan(self) -> ChargePlan:
+        """What costs are charged on now."""
+        plan = self._plan
+        if plan.version != sum([part.version for part in self.sets]):
+            with self.store.lock:
+                plan = self._plan = ChargePlan(self.sets)
+        return plan
+
+    @property
+    def joint(self) -> bool:
+        """Whether there are several sets."""
+        return len(self.sets) > 1
+
+    @property
+    def queue(self) -> WaitQueue:
+        """The queue in front of these limits."""
+        return self.sets[0].queue
+
+    def bind(self, caller: Caller, cost: Mapping[str, float]) -> Binding:
+        """Bind a cost to the limits. See `Backend.bind`."""
+        binding = Binding()
+        binding.backend = self
+        binding.caller = caller
+        binding.clearance = self.queue.clearance  # before the limits are looked at: it is withdrawn when they change
+        binding.charge = charge = Charge(cost, self.plan().charges(cost, enforce=caller.enforce), _grant_now)
+        if self.fast and caller.enforce:
+            fast_path.prepare(charge)
+        return binding
+
+    def current(self, binding: Binding) -> bool:
+        """Whether the limits are still those of the binding."""
+        return binding.clearance is self.queue.clearance
+
+    def _decide(self, decision: Callable[..., R], *args: Any) -> R:
+        """Run `decision(queue, now, *args)` with nobody else deciding."""
+        store = self.store
+        with store.lock:
+            if store.deciding:
+                raise RateLimited(
+                    "a signal handler or finaliser interrupted this thread in the middle of a decision, which cannot be made "
+                    "inside another: call from another thread, or let the event loop call it soon",
+                    retry_after=0.0,
+                    blocked_by="a decision under way",
+                )
+            store.deciding = True
+            queue = self.queue
+            try:
+                now = queue.begin()
+                return decision(queue, now, *args)
+            except BaseException:
+                queue.repair()
+                raise
+            finally:
+                queue.standing().end(clock.now())
+                store.deciding = False
+                if store.postponed:
+                    store.give_back_postponed()
+
+    def _give_back(self, decision: Callable[..., None], grant: Grant) -> None:
+        """`_decide` for what gives back: inside another decision of this thread it is done at the end of that."""
+        with self.store.lock:
+            if self.store.deciding:
+                self.store.postponed.append(lambda: self._give_back(decision, grant))
+            else:
+                self._decide(decision, grant)
+
+    # Turns
+
+    def enter(self, request: Request) -> float | None:
+        """Grant, refuse or queue a request. See `base`."""
+        request.grant.of(self, request.caller, (), None, math.nan)
+        seconds = self._decide(self._enter, request)
+        if seconds is not None and (log := _log.logger("penstock.limiter", "DEBUG")) is not None:
+            _log.waiting(log, request.caller.name, request.cost, *self._forecast_of(request))
+        return seconds
+
+    def _enter(self, queue: WaitQueue, now: float, request: Request) -> float | None:
+        caller = request.caller
+        if request.max_wait is not None:
+            request.deadline = now + request.max_wait
+        queue.enter(request, now)
+        if request.granted:
+            if self._plan.held:
+                self._write_down_places(request.grant)
+            return None
+        if request.deadline is not None or request.time_left < math.inf or caller.max_queue is not None:
+            self._refuse_if_too_long(queue, now, request)
+            if request.error is not None:
+                return None
+        if request.parker is None:  # it cannot be woken: only a meter of a user's own that changed its mind comes here
+            queue.refuse(request, not_now(request.charges, 0.0, None))  # type: ignore[arg-type]
+            caller.refused += 1
+            return None
+        self._warn_of_hang(request.charges)  # type: ignore[arg-type]
+        return queue.advance(request, now)
+
+    def advance(self, request: Request) -> float | None:
+        """What a waiter that was woken has to do. See `base`."""
+        seconds = self._decide(self._advance, request)
+        if self._plan.held and request.granted:
+            self._write_down_places(request.grant)
+        return seconds
+
+    def _advance(self, queue: WaitQueue, now: float, request: Request) -> float | None:
+        seconds = queue.advance(request, now)
+        if seconds == 0 and request.deadline is not None and now >= request.deadline:  # and its turn has not come
+            ready, state = queue.expected_of(request, now)
+            queue.leave(request, now)
+            request.caller.refused += 1
+            request.error = not_now(
+                request.charges,  # type: ignore[arg-type]
+                max(ready - now, 0.0),
+                self.plan().blocker(state, now),
+                "max_wait has passed",
+            )
+            return None
+        return seconds
+
+    def leave(self, request: Request) -> None:
+        """The caller is gone: nothing is charged. See `base`."""
+        if request.queue is None:
+            return  # it never entered
+        with self.store.lock:
+            if self.store.deciding:
+                self.store.postponed.append(lambda: self.leave(request))
+                return
+            self._decide(self._leave, request)
+
+    @staticmethod
+    def _leave(queue: WaitQueue, now: float, request: Request) -> None:
+        queue.leave(request, now)
+        request.caller.cancelled += 1
+
+    def _refuse_if_too_long(self, queue: WaitQueue, now: float, request: Request) -> None:
+        """Refuse a request at once that would wait too long, or finds the queue full."""
+        max_queue, max_wait, time_left = request.caller.max_queue, request.max_wait, request.time_left
+        full = max_queue is not None and len(queue.waiters) > max_queue
+        ready, state = queue.expected_of(request, now)
+        if max_wait != 0 and min(math.inf if max_wait is None else max_wait, time_left) < ready - now:
+            ready, state = queue.expected_of(request, now, in_turns=True)  # before it is told that it takes too long
+        wait = ready - now
+        charges: Charges = request.charges  # type: ignore[assignment]
+        error: RateLimited | None = None
+        if full and max_wait != 0:
+            assert max_queue is not None
+            error = queue_full(max_queue, wait, self.plan().blocker(state, now))
+        elif (
+            max_wait is not None and (wait < math.inf or max_wait == 0) and (wait > max_wait or request.parker is None)
+        ):
+            bound = f"max_wait is {show_seconds(max_wait)}" if max_wait else ""
+            error = not_now(charges, wait, self.plan().blocker(state, now), bound)
+        elif time_left < wait < math.inf:
+            bound = f"the enclosing deadline is in {show_seconds(max(0.0, time_left))}"
+            error = not_now(charges, wait, self.plan().blocker(state, now), bound)
+        if error is not None:
+            queue.refuse(request, error)
+            request.caller.refused += 1
+
+    # Permits that are never closed
+
+    def _write_down_places(self, grant: Grant) -> None:
+        """Write down who took places that may be missed later: those with a time to live, and the last ones of a limit."""
+        for (state, _), (_, receipt) in zip(grant.charges, grant.receipts, strict=True):
+            meter = state.meter
+            if type(receipt) is Hold and isinstance(meter, Places) and (meter.ttl is not None or meter.exhausted):
+                receipt.where = users_line()
+                receipt.holder = who_am_i()
+                meter.last_hold = receipt
+                if meter.ttl is not None:
+                    self._warn_of_expired(grant)
+
+    def _warn_of_hang(self, charges: Charges) -> None:
+        """Warn of places that a call waits for and that nobody may ever give back."""
+        for state, _ in charges:
+            meter = state.meter
+            if not isinstance(meter, Places) or meter.ttl is not None:
+                continue
+            last, meter.last_hold = meter.last_hold, None  # each is told of once
+            if last is not None and last.amount and last.holder == who_am_i():
+                file, line = last.where or ("<unknown>", 0)
+                _warn(
+                    f"this task holds the last place of {state.label}, acquired at {file}:{line}, and waits for another: nobody may "
+                    "ever give one back. Enter the limiter once, or raise the limit",
+                    file,
+                    line,
+                )
+            orphans, meter.orphans = meter.orphans, []
+            for hold in orphans:
+                file, line = hold.where or ("<unknown>", 0)
+                _warn(
+                    f"a permit acquired at {file}:{line} was never closed, so it holds places of {state.label} for ever, which a call "
+                    "waits for. Use `with await limiter.acquire():`, or close() it",
+                    file,
+                    line,
+                )
+
+    def lose(self, grant: Grant, where: tuple[str, int]) -> None:
+        """Nobody can end this grant any more. See `base`."""
+
+        def note(queue: WaitQueue, _: float, grant: Grant) -> None:
+            charges, receipts = grant.charged()
+            for meter, receipt in receipts:
+                if type(receipt) is Hold and isinstance(meter, Places) and meter.ttl is None and receipt.amount:
+                    receipt.where = where
+                    meter.orphans.append(receipt)
+            if len(queue.waiters):
+                self._warn_of_hang(charges)
+
+        self._give_back(note, grant)
+
+    def _warn_of_expired(self, grant: Grant | None) -> None:
+        """Warn of places that came back by their time to live, once each, as of the line that acquired them."""
+        lost: list[Hold] = []
+        with self.store.lock:
+            now = clock.now()
+            for state in self.plan().states:
+                meter = state.meter
+                if isinstance(meter, Places):
+                    meter.used(now)  # it looks for holds that have outlived it
+                    lost += meter.lost
+                    meter.lost = []
+        name = self.sets[0].name or "a limiter"
+        for hold in lost:
+            file, line = hold.where or ("<unknown>", 0)
+            try:
+                _warn(
+                    f"a permit of {name} acquired at {file}:{line} was not closed within its time to live, so its place was given to "
+                    "others. Use `with await limiter.acquire():`, or close() it",
+                    file,
+                    line,
+                )
+            except Warning:  # where users want warnings to be errors; nobody will ever have this permit
+                if grant is not None:
+                    self.cancel(grant)
+                raise
+
+    # Of a grant
+
+    def cost(self, grant: Grant) -> dict[str, float]:
+        """What a grant is charged now, per unit; after its end without what it held."""
+        charges, _ = grant.charged()
+        per_state: dict[LimitState, float] = {}
+        for state, amount in charges:
+            if not (grant.ended and state.meter.held):
+                per_state[state] = per_state.get(state, 0) + amount
+        cost: dict[str, float] = {}
+        for state, amount in per_state.items():
+            cost[state.unit] = max(cost.get(state.unit, 0), amount)
+        return cost
+
+    def settle(self, grant: Grant, true_cost: Mapping[str, float]) -> None:
+        """Charge a grant for its true cost. See `Permit.settle`."""
+        plan = self.plan()
+        exact = {}
+        for unit, amount in true_cost.items():
+            plan.check_unit(unit)
+            exact[unit] = exact_cost(unit, amount)
+        self._give_back(lambda queue, now, grant: self._settle(queue, now, grant, exact), grant)
+
+    def _settle(self, queue: WaitQueue, now: float, grant: Grant, true_cost: Mapping[str, float]) -> None:
+        old_charges, old_receipts = grant.charged()
+        charges, receipts = list(old_charges), list(old_receipts)
+        for unit, amount in true_cost.items():
+            charged: dict[LimitState, float] = {}
+            for state, part in charges:
+                if state.unit == unit:
+                    charged[state] = charged.get(state, 0.0) + part
+            before = max(charged.values(), default=0.0)  # what a limit that was added since has taken over
+            for state in [state for part in self.sets for state in part.states.get(unit, ())]:
+                if grant.ended and state.meter.held:
+                    continue  # nobody would give back what it holds from now on
+                _adjust(charges, receipts, state, amount - charged.get(state, before), now)
+        grant.charges, grant.receipts = charges, receipts
+        if len(queue.waiters):
+            queue.run(now)
+
+    def cancel(self, grant: Grant) -> bool:
+        """Give everything back; False if that was done before."""
+        charges, _ = grant.charged()
+        if not charges:
+            return False
+        self._give_back(self._cancel, grant)
+        return True
+
+    @staticmethod
+    def _cancel(queue: WaitQueue, now: float, grant: Grant) -> None:
+        charges, receipts = grant.charged()
+        if not charges:
+            return  # another thread was faster
+        if grant.ended:  # what was held is back already
+            kept = [index for index, (state, _) in enumerate(charges) if not state.meter.held]
+            charges, receipts = [charges[i] for i in kept], [receipts[i] for i in kept]
+        grant.charges, grant.receipts, grant.ended = (), [], True
+        undo(charges, receipts, now)
+        grant.caller.cancelled += 1
+        if len(queue.waiters):
+            queue.run(now)
+
+    def close(self, grant: Grant) -> None:
+        """End a grant: what it holds comes back."""
+        if grant.ended:
+            return
+        charges, _ = grant.charged()
+        if any(state.meter.held for state, _ in charges):
+            self._give_back(self._close, grant)
+        else:
+            grant.ended = True
+
+    @staticmethod
+    def _close(queue: WaitQueue, now: float, grant: Grant) -> None:
+        if grant.ended:
+            return
+        grant.ended = True
+        charges, receipts = grant.charged()
+        held = [(charged, receipt) for charged, receipt in zip(charges, receipts, strict=True) if receipt[0].held]
+        if held:
+            give_back([charged for charged, _ in held], [receipt for _, receipt in held], now)
+            if len(queue.waiters):
+                queue.run(now)
+
+    # Of the limits
+
+    def forecast(self, binding: Binding) -> tuple[float, str | None]:
+        """Seconds that a call would wait if it came now, and for which limit."""
+        request = Request(binding, Grant(), None)
+
+        def look(queue: WaitQueue, now: float) -> tuple[float, str | None]:
+            ready, state = queue.expected(request, now)
+            return ready - now, self.plan().blocker(state, now)
+
+        return self._decide(look)
+
+    def _forecast_of(self, request: Request) -> tuple[float, str | None]:
+        """`forecast`, of a request that waits."""
+
+        def look(queue: WaitQueue, now: float) -> tuple[float, str | None]:
+            if request.done:
+                return 0.0, None
+            ready, state = queue.expected_of(request, now)
+            return ready - now, self.plan().blocker(state, now)
+
+        return self._decide(look)
+
+    def observe(self, remaining: Mapping[str, float], reset: Mapping[str, float], grant: Grant | None) -> None:
+        """Hear what the server says is left. See `Limiter.observe`."""
+        plan = self.plan()
+        for unit in (*remaining, *reset):
+            plan.check_unit(unit)
+        receipts = [] if grant is None else grant.charged()[1]
+
+        def hear(_: WaitQueue, now: float) -> None:
+            for unit in {**remaining, **reset}:
+                meter = told_of(self.plan().units[unit]).meter
+                left = remaining.get(unit)
+                if left is None:
+                    if not isinstance(meter, Bucket):
+                        continue
+                    left = max(0.0, meter.burst - reset[unit] * meter.rate)
+                if isinstance(meter, Bucket):
+                    # Of this meter: the receipt of one that was replaced since would be read wrongly, if at all.
+                    receipt = next((receipt for of, receipt in receipts if of is meter), None)
+                    if receipt is not None:
+                        left = meter.level_after(left, receipt, now)
+                meter.lower_to(left, now)
+
+        self._decide(hear)
+
+    def pause(self, seconds: float, units: tuple[str, ...]) -> None:
+        """Let nobody through for so long; a pause is never shortened by another."""
+
+        def begin(queue: WaitQueue, now: float) -> None:
+            until = now + seconds
+            for state in self.plan().states:
+                if not units or state.unit in units:
+                    state.paused_until = max(state.paused_until, until)
+                    queue.pause(state)
+
+        self._decide(begin)
+
+    def resume(self, units: tuple[str, ...]) -> None:
+        """End the pauses of these units, or of all."""
+
+        def end(queue: WaitQueue, now: float) -> None:
+            for state in self.plan().states:
+                if not units or state.unit in units:
+                    state.paused_until = -math.inf
+            queue.run(now)
+
+        self._decide(end)
+
+    def reconfigure(self, limits: Mapping[str, tuple[Limit, ...]]) -> None:
+        """Replace the limits of these units; what was used stays used, and all waiters are looked at anew."""
+
+        def replace(queue: WaitQueue, now: float) -> None:
+            changed = []
+            for part in self.sets:
+                mine = {unit: kinds for unit, kinds in limits.items() if unit in part.states}
+                if mine:
+                    before = {unit: part.states[unit] for unit in mine}
+                    part.promise(mine, now)
+                    changed += [(before[unit], part.states[unit]) for unit in mine]
+            queue.withdraw_clearance()
+            queue.recharge(changed)
+            queue.run(now)
+            queue.refuse_oversized(self.plan().never)
+            queue.run(now)
+
+        self._decide(replace)
+
+    def snapshot(self) -> Snapshot:
+        """How things stand."""
+        if self.plan().expires:
+            self._warn_of_expired(None)
+
+        def look(queue: WaitQueue, now: float) -> Snapshot:
+            plan = self.plan()
+            return Snapshot(
+                waiting=len(queue.waiters),
+                in_flight=max((state.meter.used(now) for state in plan.states if state.meter.held), default=0),
+                paused_for=max(0.0, *(state.paused_until - now for state in plan.states)),
+                levels=[(plan.label(state), state, state.meter.level(now)) for state in plan.states],
+            )
+
+        return self._decide(look)
+
+    async def refresh(self) -> None:
+        """In this process everything is known already."""
+
+    def recipe(self, caller: Caller) -> Any:
+        """How to make the limiter again in another process: not at all."""
+        name = f'"{caller.name}"' if caller.name else "a limiter"
+        raise TypeError(
+            f"{name} lives in the memory of one process and cannot be pickled: make it in each process, or give it a name= and a "
+            "store= that processes share (SQLiteStore, RedisStore)"
+        )
+
+    def itself(self) -> LocalBackend:
+        """This backend."""
+        return self
+
+    def joined(self, other: Any) -> LocalBackend:
+        """A backend over the limits of both, with one queue for all that either was joined with before."""
+        if not isinstance(other, LocalBackend) or other.store is not self.store:
+            raise ValueError("they live in different stores and cannot be decided together: give both the same store")
+        with self.store.lock:
+            sets = tuple(dict.fromkeys((*self.sets, *other.sets)))
+            for part in sets[1:]:
+                self._decide(lambda queue, _, part=part: queue.merge(part.queue))
+            return LocalBackend(self.store, sets, fast=self.fast and other.fast)
+
+
+def _warn(message: str, file: str, line: int) -> None:
+    """Warn as of a line of the user's."""
+    warnings.warn_explicit(message, RuntimeWarning, file, line)
+
+
+def _grant_now(binding: Binding, grant: Grant) -> bool:
+    """Charge a call of any limits, if nobody waits and nothing has to be waited for."""
+    backend: Any = binding.backend
+    caller = binding.caller
+    if caller.enforce:
+        if not binding.clearance.given:
+            return False
+        if not backend._decide(_charge_if_ready, binding, grant):
+            return False
+        if binding.charge.held:
+            backend._write_down_places(grant)
+        return True
+    if not backend.current(binding):
+        return False
+    wait, blocker = backend.forecast(binding)
+    if wait > 0:
+        caller.would_refuse += 1
+        if caller.on_event is not None:
+            emit(caller.on_event, Refused(caller.name, binding.charge.full_cost, wait, blocker or "the queue"))
+    backend._decide(_charge, binding, grant)
+    if binding.charge.held:
+        backend._write_down_places(grant)
+    return True
+
+
+def _charge_if_ready(queue: WaitQueue, now: float, binding: Binding, grant: Grant) -> bool:
+    if len(queue.waiters) or binding.clearance is not queue.clearance:
+        return False
+    receipts = charge_if_ready(binding.charge.charges, now)
+    if receipts is None:
+        return False
+    grant.of(binding.backend, binding.caller, binding.charge.charges, receipts, now)
+    binding.caller.granted += 1
+    return True
+
+
+def _charge(_: WaitQueue, now: float, binding: Binding, grant: Grant) -> None:
+    grant.of(binding.backend, binding.caller, binding.charge.charges, charge(binding.charge.charges, now), now)
+    binding.caller.granted += 1
+
+
+def _adjust(charges: list[tuple[LimitState, float]], receipts: Any, state: LimitState, more: float, now: float) -> None:
+    """Charge a grant `more` of a limit, or give back as much if it is below 0."""
+    mine = [index for index, (of, _) in enumerate(charges) if of is state and receipts[index][0] is state.meter]
+    if more > 0:
+        if mine:
+            meter, receipt = receipts[mine[-1]]
+            kept, topped, receipt = meter.top_up(charges[mine[-1]][1], more, receipt, now)
+            charges[mine[-1]] = (state, kept)
+        else:
+            topped, receipt = more, state.meter.charge(more, now)
+        charges.append((state, topped))
+        receipts.append((state.meter, receipt))
+    for index in reversed(mine):  # the latest first
+        if more < 0:
+            amount = charges[index][1]
+            back = min(amount, -more)
+            give_back([(state, back)], [receipts[index]], now)
+            charges[index] = (state, amount - back)
+            more += back

@@ -1,0 +1,376 @@
+"""The queue in front of limits of this process, and who keeps its time.
+
+Limiters that share a limit share a queue, so that there is one order for all waiters that need it. The queue knows nothing of
+decorators, permits or units. It grants, refuses, and sees to it that something is awake when the next turn comes.
+
+**One waiter keeps the time for all.** In each home (an event loop, or all threads that run none) one waiter, the timekeeper, has
+a timer; the others park until they are woken. When the timer rings, its owner grants every waiter whose turn has come,
+by filling in its grant and waking it. There is no background task, no polling and no thundering herd. A call that changes
+something (gives back, leaves, arrives first) grants on the spot what that makes possible.
+
+**A busy loop loses no capacity.** A loop may be blocked, or busy with a hundred thousand first steps, while its timer is due. So
+every arrival grants what is due, and the timekeepers of the other homes ring `GRACE` seconds after the first one: they
+find its work done, or do it.
+
+**Waiters hold nothing.** Leaving the queue gives back what was never taken. Only a grant that was made at the very instant of the
+cancellation has to be undone, and it is undone exactly.
+
+Every method is called inside a decision, with the lock of the store held: see `local`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from weakref import WeakSet
+
+from penstock import clock
+from penstock._backends.base import Clearance, Request
+from penstock._concurrency import parking
+from penstock._core.queue import Queue, Waiter
+from penstock._core.turns import Charges, LimitState, Receipts, admit, could_go, ready_behind, undo
+from penstock._core.windows import CalendarWindow
+
+__all__ = ["GRACE", "WaitQueue"]
+
+GRACE = 0.005
+"""Seconds after a turn at which the other homes look whether it was given: a timer's resolution, and some."""
+
+_NEVER = math.inf
+
+
+class _Home:
+    """The waiters of one event loop, or of all threads that run none; one of them keeps the time."""
+
+    __slots__ = ("parked", "timekeeper", "waking")
+
+    def __init__(self) -> None:
+        self.parked: OrderedDict[Request, None] = OrderedDict()  # the oldest first; a plain dict is slow at its front
+        self.timekeeper: Request | None = (
+            None  # it may have been granted and not be awake yet: then it passes the time on
+        )
+        self.waking = 0  # waiters that were granted and are not awake yet
+
+
+class WaitQueue:
+    """One queue, the homes of its waiters, and the moment of its next turn."""
+
+    __slots__ = (
+        "_alarm", "_calendars", "_forks", "_homes", "_into", "_leader", "_merged", "_paused", "_running", "_waking",
+        "clearance", "waiters",
+    )  # fmt: skip
+
+    def __init__(self, ageing: float = 30.0, weights: Mapping[Hashable, float] | None = None) -> None:
+        self.waiters = Queue(ageing, dict(weights or {}))
+        self.clearance = Clearance()
+        self._calendars: WeakSet[CalendarWindow] | None = None  # made when there is one
+        self._into: WaitQueue | None = None  # the queue that this one became part of
+        self._merged = 1  # of how many queues this one is made
+        self._homes: dict[object, _Home] = {}
+        self._leader: _Home | None = None  # whose timekeeper rings first
+        self._alarm = _NEVER  # the next turn, if nothing else happens
+        self._paused: list[LimitState] = []
+        self._running: Request | None = None  # the waiter in whose task or thread this decision is made
+        self._waking = 0  # over all homes
+        self._forks = parking.forks
+
+    # Around a decision
+
+    def begin(self) -> float:
+        """Begin a decision: nothing may be charged past it. Returns the time."""
+        self.clearance.given = False
+        if self._forks != parking.forks:
+            self._forget_the_parents_waiters()
+        now = self.now()
+        if self._calendars is not None:
+            lead = clock.wall() - now
+            for meter in self._calendars:
+                meter.follow(lead)
+        return now
+
+    def end(self, now: float) -> None:
+        """End a decision: calls may be charged without a look here again, if nobody waits and nothing is paused."""
+        if self._paused:
+            self._paused = [state for state in self._paused if state.paused_until > now]
+        self.clearance.given = not (len(self.waiters) or self._waking or self._paused or self._into is not None)
+
+    def now(self) -> float:
+        """The time. A method, so that a queue may go by another clock."""
+        return clock.now()
+
+    def follow(self, meter: CalendarWindow) -> None:
+        """Tell this meter, before each decision, how far the wall clock is ahead."""
+        if self._calendars is None:
+            self._calendars = WeakSet()
+        self._calendars.add(meter)
+
+    def withdraw_clearance(self) -> None:
+        """The limits have changed: make every binding of before look again."""
+        self.clearance.given = False
+        self.clearance = Clearance()
+        self.clearance.given = False  # until this decision ends
+
+    def pause(self, state: LimitState) -> None:
+        """Make every call look closer while this limit is paused."""
+        self._paused.append(state)
+
+    def repair(self) -> None:
+        """An exception cut a decision short (a signal handler's, a bug in a meter): make the queue whole again."""
+        for home in self._homes.values():
+            for request in [request for request in home.parked if request.done]:
+                self._wake(request, home)
+        parked = [request for home in self._homes.values() for request in home.parked]
+        self.waiters = self.waiters.rebuild(parked)
+        self._alarm = -math.inf  # whoever comes next looks for turns
+        self._ring_all()
+
+    # Turns
+
+    def enter(self, request: Request, now: float) -> None:
+        """Let `request` join the queue; it may be granted on the spot."""
+        request.queue = self
+        if now >= self._alarm:
+            self.run(now)  # the timer has not rung yet: grant in its place, before a bucket overflows
+        home = self._homes.get(request.home) if request.parker is not None and request.deadline is None else None
+        first = self.waiters.join(request, now)
+        if not first:
+            return
+        if home is not None and home.waking:
+            # Don't grant the newcomer in this call: it would run ahead of waiters of this loop that were granted a moment ago and
+            # are still asleep. The next arrival grants it, or the timekeeper.
+            self._set_alarm(min(self._alarm, now))
+        else:
+            self._running = request
+            self.run(now)
+            self._running = None
+
+    def run(self, now: float) -> None:
+        """Grant every waiter whose turn has come, and find out when the next turn is."""
+        self._set_alarm(admit(self.waiters, now, self._grant))
+
+    def _set_alarm(self, moment: float) -> None:
+        earlier = moment < self._alarm
+        self._alarm = moment
+        if earlier:
+            self._ring_all()
+
+    def _ring_all(self) -> None:
+        """Wake the timekeepers, to set their timers anew."""
+        for home in self._homes.values():
+            timekeeper = home.timekeeper
+            if timekeeper is not None and timekeeper is not self._running:
+                timekeeper.parker.wake()  # type: ignore[union-attr]  # a timekeeper has a parker
+
+    def _grant(self, waiter: Waiter, receipts: Receipts, now: float) -> None:
+        request: Request = waiter  # type: ignore[assignment]  # all waiters here are
+        grant = request.grant
+        grant.charges, grant.receipts, grant.granted_at = request.charges, receipts, now  # type: ignore[assignment]
+        home = self._homes.get(request.home)
+        if home is not None and request in home.parked and not self._wake(request, home):
+            undo(grant.charges, receipts, now)  # its loop is gone, and so is the waiter
+            grant.granted_at = math.nan
+        else:
+            request.caller.granted += 1
+
+    def _wake(self, request: Request, home: _Home) -> bool:
+        """Wake a waiter that is done. False if its loop is gone."""
+        del home.parked[request]
+        if request is self._running:
+            return True
+        request.waking = True
+        home.waking += 1
+        self._waking += 1
+        if request.parker.wake():  # type: ignore[union-attr]  # what is parked has a parker
+            return True
+        self._awake(request, home)
+        return False
+
+    def _awake(self, request: Request, home: _Home) -> None:
+        """A waiter that was woken runs again, or will never."""
+        if request.waking:
+            request.waking = False
+            home.waking -= 1
+            self._waking -= 1
+
+    def advance(self, request: Request, now: float) -> float | None:
+        """What a waiter, new or just woken, has to do: park for so many seconds, `inf` for until woken. None: it is done.
+
+        0: its deadline has come before its turn.
+        """
+        home = self._homes.get(request.home)
+        if home is None:
+            home = self._homes[request.home] = _Home()
+        if not request.done and now >= self._alarm:
+            self._running = request
+            self.run(now)
+            self._running = None
+            if home.timekeeper is request:
+                self._leader = home
+        if request.done:
+            self._stand_down(request, home)
+            return None
+        request.parker.rearm()  # type: ignore[union-attr]  # what advances has a parker
+        home.parked.setdefault(request)
+        if home.timekeeper is None:
+            home.timekeeper = request
+        until = _NEVER if request.deadline is None else request.deadline
+        if home.timekeeper is request:
+            alarm = self._alarm if self._leads(home) else self._alarm + GRACE
+            # Never at once: `run` has just found out that it is not this waiter's turn yet.
+            until = min(until, max(alarm, math.nextafter(now, math.inf)))
+        return max(0.0, until - now)
+
+    def _leads(self, home: _Home) -> bool:
+        """Whether this home's timekeeper rings first: it does unless another one does already, in a loop that runs."""
+        leader = self._leader
+        if leader is not home:
+            keeper = None if leader is None else leader.timekeeper
+            if keeper is not None and keeper.parker.awake():  # type: ignore[union-attr]
+                return False
+            self._leader = home
+        return True
+
+    def leave(self, request: Request, now: float) -> None:
+        """Let a waiter go without a turn; a grant that it was just handed is undone."""
+        home = self._homes.get(request.home)
+        grant = request.grant
+        if request.granted:
+            undo(grant.charges, grant.receipts, now)
+            grant.granted_at = math.nan
+            request.caller.granted -= 1
+        else:
+            self.waiters.leave(request)
+        if len(self.waiters):
+            self.run(now)
+        if home is not None:
+            home.parked.pop(request, None)
+            self._stand_down(request, home)
+
+    def refuse(self, request: Request, error: Exception) -> None:
+        """Tell a waiter that it gets no turn, and why."""
+        request.error = error
+        self.waiters.leave(request)
+        home = self._homes.get(request.home)
+        if home is not None and request in home.parked:
+            self._wake(request, home)
+
+    def _stand_down(self, request: Request, home: _Home) -> None:
+        """A waiter is done and awake: if it kept the time of its home, the oldest waiter there does from now on."""
+        self._awake(request, home)
+        home.parked.pop(request, None)
+        if home.timekeeper is not request:
+            if not home.parked and not home.waking and home.timekeeper is None:
+                self._drop(request.home, home)
+            return
+        home.timekeeper = None
+        while home.parked:
+            oldest = next(iter(home.parked))
+            if oldest.parker.wake():  # type: ignore[union-attr]
+                home.timekeeper = oldest
+                return
+            del home.parked[oldest]
+            self.waiters.leave(oldest)  # its loop is gone, and so is the waiter
+        self._drop(request.home, home)
+
+    def _drop(self, key: object, home: _Home) -> None:
+        if not home.waking:
+            self._homes.pop(key, None)
+        if self._leader is home:
+            self._leader = None
+            self._ring_all()  # one of the others rings first from now on
+
+    def _forget_the_parents_waiters(self) -> None:
+        """In the child of a fork: every waiter waits in the parent."""
+        self._forks = parking.forks
+        for waiter in list(self.waiters):
+            self.waiters.leave(waiter)
+        self._homes.clear()
+        self._leader = None
+        self._waking = 0
+        self._alarm = _NEVER
+
+    # Forecasts
+
+    def expected(self, request: Request, now: float) -> tuple[float, LimitState | None]:
+        """When `request`, which does not wait, would be granted if it joined now, and the limit that it would wait for longest.
+
+        Exact with nobody waiting; else the moment at which it would be ready after all waiters that go first and need the
+        same limits.
+        """
+        first = self.waiters.join(request, now)
+        try:
+            if first and could_go(self.waiters, request, now):
+                return now, None
+            return self.expected_of(request, now, in_turns=True)
+        finally:
+            self.waiters.leave(request)
+
+    def expected_of(self, request: Request, now: float, *, in_turns: bool = False) -> tuple[float, LimitState | None]:
+        """`expected`, of one that waits. Without `in_turns` as if all other flows went first, which is found out at once."""
+        waiters = self.waiters
+        ahead = waiters.due_before(request) if in_turns and waiters.shared() else waiters.queued_ahead(request)
+        return ready_behind(request.charges, ahead, now)  # type: ignore[arg-type]  # what its charges are on are limit states
+
+    # Changes
+
+    def standing(self) -> WaitQueue:
+        """This queue, or the one that it became part of."""
+        queue = self
+        while queue._into is not None:
+            queue = queue._into
+        return queue
+
+    def merge(self, other: WaitQueue) -> WaitQueue:
+        """Become one with `other`, with one order for all waiters; return the queue that is left.
+
+        That is the one with more waiters, else the one that was made of more queues. So a limiter that is joined with a new one for
+        every call stays where it is, and does not drag a chain of former queues behind it.
+        """
+        if other is self:
+            return self
+        if (len(other.waiters), other._merged) > (len(self.waiters), self._merged):
+            return other.merge(self)
+        self._merged += other._merged
+        waiters = self.waiters
+        if other.waiters.weights:
+            waiters.weights = {**other.waiters.weights, **waiters.weights}
+        waiters.ageing = min(waiters.ageing, other.waiters.ageing)
+        if other._calendars is not None:
+            self._calendars = other._calendars if self._calendars is None else self._calendars | other._calendars
+        other._into = self
+        other.clearance.given = False  # for ever: bindings that hold it must look here
+        self._paused += other._paused
+        self._take_in(other)
+        return self
+
+    def _take_in(self, other: WaitQueue) -> None:
+        """Let all waiters of another queue in, with their homes."""
+        for waiter in self.waiters.take_in(other.waiters):
+            waiter.queue = self  # type: ignore[attr-defined]  # all waiters here are requests
+        for key, theirs in other._homes.items():
+            home = self._homes.setdefault(key, _Home())
+            home.parked.update(theirs.parked)
+            home.waking += theirs.waking
+            if home.timekeeper is None:
+                home.timekeeper = theirs.timekeeper
+        self._waking += other._waking
+        other._homes.clear()
+        if len(self.waiters):
+            self.run(self.now())
+        self._ring_all()
+
+    def recharge(self, changed: list[tuple[tuple[LimitState, ...], tuple[LimitState, ...]]]) -> None:
+        """The limits of some units were replaced: charge all waiters on those of now."""
+        renewed = {state: after for before, after in changed if before != after for state in before}
+        if renewed:
+            self.waiters.recharge(renewed)  # type: ignore[arg-type]  # limit states are what is charged
+
+    def refuse_oversized(self, never: Callable[[LimitState, float], Exception]) -> None:
+        """Tell all waiters that wait for more than a limit can ever hold."""
+        for waiter in list(self.waiters):
+            charges: Charges = waiter.charges  # type: ignore[assignment]
+            for state, amount in charges:
+                if amount > state.limit.capacity:
+                    self.refuse(waiter, never(state, amount))  # type: ignore[arg-type]
+                    break

@@ -1,0 +1,415 @@
+"""What `limiter(...)` is: an async context manager, a context manager for threads, and a decorator in one.
+
+A `Call` is no permit: a permit exists once something was granted. Entering a call charges it, by the fast path of its
+binding if nobody waits (`_backends.fast_path`), else by the wait loop (`_backends.wait`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, TypeVar
+
+from penstock import _log
+from penstock._arguments import of_call
+from penstock._backends.base import Binding, Caller
+from penstock._backends.wait import wait, wait_in_thread
+from penstock._concurrency.parking import who_am_i
+from penstock._introspect import check_answer, kind_of, name_of, run_inside
+from penstock._validation import merge_given, read_flow, read_priority, read_wait
+from penstock.errors import CostError, PenstockError, RateLimited
+from penstock.events import Granted, Refused, Withdrawn, emit
+from penstock.permit import Permit, WatchedPermit
+
+__all__ = [
+    "PLAIN",
+    "Call",
+    "CallByArguments",
+    "Cost",
+    "Entered",
+    "NeitherCostNorFunction",
+    "Settle",
+    "Terms",
+    "acquired",
+    "acquired_in_thread",
+    "decorated",
+    "show_limiter",
+    "watched_if_held",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+Settle = Callable[[Any], Mapping[str, float]]
+Cost = float | Callable[..., float]
+
+
+class NeitherCostNorFunction(CostError, TypeError):  # noqa: N818 - as all of ours
+    """What a limiter was called with is neither a cost nor a function to decorate."""
+
+
+class Entered:
+    """The permits of an object that is entered more than once at a time: leaving ends the one that was entered last.
+
+    Where it was entered in another task (a fixture, an exit stack) one permit is as good as another, as all cost the same.
+    """
+
+    __slots__ = ("_permits",)
+
+    def __init__(self) -> None:
+        self._permits: dict[object, list[Permit]] = {}  # by the task or thread that entered
+
+    def add(self, permit: Permit) -> None:
+        """This task, or thread, has entered."""
+        self._permits.setdefault(who_am_i(), []).append(permit)
+
+    def leave(self, *, others: bool = True) -> Permit | None:
+        """This task, or thread, leaves: return the permit that ends, if there is one.
+
+        `others`: whether it may be one that another task or thread has entered.
+        """
+        permits, me = self._permits, who_am_i()
+        if me not in permits:
+            if not permits or not others:
+                return None
+            me = next(reversed(permits))
+        mine = permits[me]
+        permit = mine.pop()
+        if not mine:
+            permits.pop(me, None)
+        return permit
+
+
+class Terms:
+    """On which terms a call waits. Values, shared by all calls of the same words."""
+
+    __slots__ = ("block", "flow", "max_wait", "priority")
+
+    def __init__(
+        self, max_wait: float | None = None, priority: int = 0, flow: Hashable = None, *, block: bool = False
+    ) -> None:
+        self.max_wait = max_wait
+        self.priority = priority
+        self.flow = flow
+        self.block = block
+
+    @classmethod
+    def read(cls, max_wait: Any, priority: Any, flow: Any, *, block: bool) -> Terms:
+        """What users wrote, checked."""
+        return cls(read_wait(max_wait), read_priority(priority), read_flow(flow), block=bool(block))
+
+
+PLAIN = Terms()
+"""The terms of a call that says nothing of them."""
+
+
+async def acquired(binding: Binding, permit: Permit, terms: Terms) -> Permit:
+    """Charge `permit`, after its turn has come: the long way, where the fast path had no answer.
+
+    Raises:
+        PenstockError: As in `Limiter.acquire`.
+    """
+    try:
+        request = await wait(binding.backend, binding, permit, terms.max_wait, terms.priority, terms.flow)
+    except BaseException as error:
+        _emit_failure(binding, error)
+        raise
+    _emit_grant(binding, permit.granted_at - request.arrived)
+    return permit
+
+
+def acquired_in_thread(binding: Binding, permit: Permit, terms: Terms) -> Permit:
+    """`acquired`, as this thread."""
+    try:
+        request = wait_in_thread(
+            binding.backend, binding, permit, terms.max_wait, terms.priority, terms.flow, block=terms.block
+        )
+    except BaseException as error:
+        _emit_failure(binding, error)
+        raise
+    _emit_grant(binding, permit.granted_at - request.arrived)
+    return permit
+
+
+def _emit_grant(binding: Binding, waited: float) -> None:
+    on_event = binding.caller.on_event
+    if on_event is not None:
+        emit(on_event, Granted(binding.caller.name, binding.charge.full_cost, max(0.0, waited)))
+
+
+def _emit_failure(binding: Binding, error: BaseException) -> None:
+    caller = binding.caller
+    if isinstance(error, RateLimited):
+        _log.refused(caller.name, binding.charge.cost, error.retry_after, error.blocked_by)
+        if caller.on_event is not None:
+            emit(caller.on_event, Refused(caller.name, binding.charge.full_cost, error.retry_after, error.blocked_by))
+    elif caller.on_event is not None and not isinstance(error, PenstockError):
+        emit(caller.on_event, Withdrawn(caller.name, binding.charge.full_cost))
+
+
+class Call:
+    """What `limiter(...)` is: an async context manager, a context manager for threads, and a decorator, as often as you like.
+
+    It charges nothing by itself. `async with limiter(tokens=5) as permit:` waits for its turn and yields the permit.
+    """
+
+    __slots__ = ("_binding", "_entered", "_permit", "_terms")
+
+    _penstock_kind = "limiter"
+
+    _binding: Binding
+    _terms: Terms
+    _permit: Permit | None  # that was entered first; nearly always the only one
+    _entered: Entered | None  # the others
+
+    @staticmethod
+    def of(binding: Binding, terms: Terms = PLAIN) -> Call:
+        """A call of a cost that is bound."""
+        call = Call()
+        call._binding = binding
+        call._terms = terms
+        call._permit = call._entered = None
+        return call
+
+    async def __aenter__(self) -> Permit:
+        permit = Permit()
+        try:
+            binding = self._binding
+            if not binding.charge.grant(binding, permit):
+                await acquired(self._bound_anew(), permit, self._terms)
+                if permit.held:  # the limits may have changed while it waited
+                    self._note(permit)
+                return permit
+            if binding.caller.on_event is not None:
+                _emit_grant(binding, 0.0)
+            if binding.charge.held:
+                if self._permit is None:
+                    self._permit = permit
+                else:
+                    self._note(permit)
+        except BaseException:
+            permit._undo()
+            raise
+        return permit
+
+    async def __aexit__(self, kind: object, error: object, trace: object, /) -> None:
+        permit = self._permit
+        if self._entered is not None:
+            self._leave()
+        elif permit is not None:
+            self._permit = None
+            permit.close()
+
+    def __enter__(self) -> Permit:
+        permit = Permit()
+        try:
+            binding = self._binding
+            if not binding.charge.grant(binding, permit):
+                acquired_in_thread(self._bound_anew(), permit, self._terms)
+                if permit.held:
+                    self._note(permit)
+                return permit
+            if binding.caller.on_event is not None:
+                _emit_grant(binding, 0.0)
+            if binding.charge.held:
+                self._note(permit)
+        except BaseException:
+            permit._undo()
+            raise
+        return permit
+
+    def __exit__(self, kind: object, error: object, trace: object, /) -> None:
+        if self._permit is not None or self._entered is not None:
+            self._leave()
+
+    def _bound_anew(self) -> Binding:
+        """The binding, made anew if the limits have changed since it was made."""
+        binding = self._binding
+        if not binding.backend.current(binding):
+            self._binding = binding = binding.backend.bind(binding.caller, binding.charge.cost)
+        return binding
+
+    def _note(self, permit: Permit) -> None:
+        """Remember a permit that holds places until the call is left."""
+        if self._permit is None:
+            self._permit = permit
+            return
+        if self._entered is None:
+            self._entered = Entered()
+        self._entered.add(permit)
+
+    def _leave(self) -> None:
+        entered = self._entered
+        permit = None if entered is None else entered.leave(others=self._permit is None)
+        if permit is None:
+            permit, self._permit = self._permit, None
+        if permit is not None:
+            permit.close()
+
+    def __call__(self, function: F, /) -> F:
+        """Decorate `function`: every call is charged first. See `Limiter.__call__`."""
+        if not callable(function):
+            raise TypeError(f"a limiter decorates functions, not {function!r}")
+        binding, terms = self._binding, self._terms
+
+        def enter(_: Any, __: Any) -> Call:
+            return Call.of(binding, terms)
+
+        return run_inside(function, enter, enter)
+
+    def _shown(self) -> dict[str, Any]:
+        terms = self._terms
+        return {
+            **self._binding.charge.cost,
+            "max_wait": terms.max_wait,
+            "priority": terms.priority or None,
+            "flow": terms.flow,
+        }
+
+    def __repr__(self) -> str:
+        return _repr_of(self._binding, self._shown())
+
+
+def _repr_of(binding: Binding, options: Mapping[str, Any]) -> str:
+    text = ", ".join(
+        f"{key}={getattr(value, '__qualname__', repr(value))}" for key, value in options.items() if value is not None
+    )
+    return f"{show_limiter(binding.caller, binding.backend.plan().units)}({text})"
+
+
+def show_limiter(caller: Caller, units: Mapping[str, Any]) -> str:
+    """A limiter as its `repr` shows it."""
+    text = ", ".join(f"{unit}={' and '.join(str(state.limit) for state in states)}" for unit, states in units.items())
+    return f"Limiter({caller.name + ': ' if caller.name else ''}{text})"
+
+
+class CallByArguments(Call):
+    """A call whose cost, priority, flow or settlement are functions of the decorated function's arguments or result."""
+
+    __slots__ = ("_bind", "_cost", "_functions", "_settle")
+
+    def __init__(
+        self,
+        bind: Callable[[Mapping[str, float]], Binding],
+        cost: Mapping[str, Any],
+        settle: Settle | None,
+        terms: Mapping[str, Any],
+    ) -> None:
+        self._bind = bind
+        self._cost = cost
+        self._settle = settle
+        self._functions = terms  # max_wait, priority, flow and block, each a value or a function
+        self._permit = None
+        self._entered = None
+        if settle is not None and not callable(settle):
+            raise CostError(f"settle= must be a function of the result that returns the true cost, not {settle!r}")
+        for given, function in (("settle", settle), *terms.items(), *cost.items()):
+            if callable(function) and kind_of(function) == "async":
+                raise CostError(f"{given}={name_of(function)}: it is called and not awaited; give a plain function")
+        # What is a function is checked when it has answered, the rest now.
+        plain = {name: None if callable(value) else value for name, value in terms.items()}
+        self._terms = Terms.read(plain["max_wait"], plain["priority"] or 0, plain["flow"], block=bool(plain["block"]))
+        self._binding = bind({unit: 0 if callable(value) else value for unit, value in cost.items()})
+
+    async def __aenter__(self) -> Permit:
+        self._refuse_to_be_entered()
+        return await super().__aenter__()
+
+    def __enter__(self) -> Permit:
+        self._refuse_to_be_entered()
+        return super().__enter__()
+
+    def _refuse_to_be_entered(self) -> None:
+        for unit, value in self._cost.items():
+            if callable(value):
+                raise CostError(
+                    f"the cost of {unit} is a function of the call's arguments: use it in a decorator, not in `with`"
+                )
+        for option, value in self._functions.items():
+            if callable(value):
+                raise CostError(
+                    f"{option}={name_of(value)} is a function of the call's arguments: use it in a decorator, not in `with`"
+                )
+        if self._settle is not None:
+            raise CostError(
+                f"settle={name_of(self._settle)} is a function of the call's result: use it in a decorator, and "
+                "permit.settle(...) in `with`"
+            )
+
+    def __call__(self, function: F, /) -> F:
+        """Decorate `function`: every call is charged first. See `Limiter.__call__`."""
+        if not callable(function):
+            raise TypeError(f"a limiter decorates functions, not {function!r}")
+        return decorated(function, lambda _, __: self._bind, self._cost, self._settle, self._functions)
+
+    def _shown(self) -> dict[str, Any]:
+        terms = {name: value for name, value in self._functions.items() if value}
+        return {**self._cost, "settle": self._settle, **terms}
+
+
+def decorated(
+    function: F,
+    bind_for: Callable[[tuple[Any, ...], dict[str, Any]], Callable[[Mapping[str, float]], Binding]],
+    cost: Mapping[str, Any],
+    settle: Settle | None,
+    terms: Mapping[str, Any],
+) -> F:
+    """Decorate a function: each call is charged by what functions of its arguments say.
+
+    Args:
+        bind_for: From a call's arguments to what binds its cost.
+        cost: Per unit an amount, or a function of the call's arguments.
+        settle: A function of the result that returns the true cost.
+        terms: `max_wait`, `priority`, `flow` and `block`: values, or functions of the call's arguments.
+    """
+    if settle is not None and kind_of(function) not in {"async", "sync"}:
+        raise CostError(
+            "settle= needs a result, and a generator or a context manager has none: settle inside, on the permit of "
+            "`with limiter(...)`"
+        )
+    costs = {unit: _chosen(unit, value, function) for unit, value in cost.items()}
+    words = {name: _chosen(name, value, function) for name, value in terms.items()}
+
+    def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        amounts = {unit: value(args, kwargs) if callable(value) else value for unit, value in costs.items()}
+        try:
+            binding = bind_for(args, kwargs)(amounts)
+        except CostError as error:
+            error.add_note(f"It is the cost of a call of {name_of(function)}, worked out by its limiter")
+            raise
+        said = {name: value(args, kwargs) if callable(value) else value for name, value in words.items()}
+        return Call.of(binding, Terms.read(**said))
+
+    if settle is None:
+        return run_inside(function, enter, enter)
+    return run_inside(function, enter, enter, seen=lambda permit, result: _settle(permit, settle, result, function))
+
+
+def _chosen(option: str, value: Any, function: Callable[..., Any]) -> Any:
+    """A value, or a function of a call's arguments as a function of `(args, kwargs)`."""
+    if not callable(value):
+        return value
+    answer_to = of_call(option, value, function)
+
+    def answer(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = answer_to(args, kwargs)
+        check_answer(f"limiter of {name_of(function)}", option, result)
+        return result
+
+    return answer
+
+
+def _settle(permit: Permit, settle: Settle, result: Any, function: Callable[..., Any]) -> None:
+    """Settle a call whose result is there. What goes wrong is logged: the result was paid for, and must reach the caller."""
+    try:
+        true_cost = settle(result)
+        check_answer(f"limiter of {name_of(function)}", "settle", true_cost)
+        permit.settle(merge_given("costs", true_cost, {}))
+    except Exception:
+        import logging  # 5 ms that only a failing function needs
+
+        logging.getLogger("penstock").exception(
+            "settle=%s failed on the result of %s: the call stays charged as it was", name_of(settle), name_of(function)
+        )
+
+
+def watched_if_held(binding: Binding) -> Permit:
+    """A permit for a caller that must close it by itself: watched, if it holds something that nothing else would free."""
+    return WatchedPermit() if binding.charge.watched else Permit()

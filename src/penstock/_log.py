@@ -1,0 +1,66 @@
+"""What happens, for the standard library's logging: the loggers `penstock.limiter` and `penstock.retry`.
+
+A program that never imported `logging` has no handler, so nothing is loaded or written for it. Records carry their numbers in
+`extra`: `limiter`, `cost`, `wait`, `blocked_by`, `units`, `seconds`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["logger", "paused", "refused", "resumed", "waiting"]
+
+
+def logger(name: str, level: str) -> Any:
+    """The logger of that name if it takes records of that level ("DEBUG", "INFO"), else None. Cheap when it does not."""
+    logging = sys.modules.get("logging")
+    if logging is None:
+        return None
+    log = logging.getLogger(name)
+    return log if log.isEnabledFor(getattr(logging, level)) else None
+
+
+def _named(limiter: str | None) -> str:
+    return f'"{limiter}"' if limiter else "a limiter"
+
+
+def waiting(log: Any, limiter: str | None, cost: Mapping[str, float], wait: float, blocked_by: str | None) -> None:
+    """A call has to wait."""
+    log.debug(
+        "%s makes a call of %s wait %.3g s for %s", _named(limiter), dict(cost) or "its default cost", wait, blocked_by or "the queue",
+        extra={"limiter": limiter, "cost": dict(cost), "wait": wait, "blocked_by": blocked_by},
+    )  # fmt: skip
+
+
+def refused(limiter: str | None, cost: Mapping[str, float], retry_after: float, blocked_by: str) -> None:
+    """A call was refused."""
+    log = logger("penstock.limiter", "INFO")
+    if log is not None:
+        log.info(
+            "%s refuses a call of %s: it would wait %.3g s for %s", _named(limiter), dict(cost) or "its default cost", retry_after,
+            blocked_by, extra={"limiter": limiter, "cost": dict(cost), "wait": retry_after, "blocked_by": blocked_by},
+        )  # fmt: skip
+
+
+def paused(limiter: str | None, seconds: float, units: tuple[str, ...]) -> None:
+    """A limiter is paused."""
+    log = logger("penstock.limiter", "INFO")
+    if log is not None:
+        log.info(
+            "%s is paused for %.3g s%s", _named(limiter), seconds, f" ({', '.join(units)})" if units else "",
+            extra={"limiter": limiter, "seconds": seconds, "units": units},
+        )  # fmt: skip
+
+
+def resumed(limiter: str | None, units: tuple[str, ...]) -> None:
+    """A pause was lifted."""
+    log = logger("penstock.limiter", "INFO")
+    if log is not None:
+        log.info(
+            "%s goes on%s",
+            _named(limiter),
+            f" ({', '.join(units)})" if units else "",
+            extra={"limiter": limiter, "units": units},
+        )

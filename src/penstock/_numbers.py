@@ -1,0 +1,56 @@
+"""Numbers of users, made exact Python numbers on entry: whatever Python calls a number, and spans of time.
+
+State is kept in Python floats. A `numpy.float32` that slipped in would stick: `float + float32` is a `float32`, whose 24 bits
+lose a small cost on a large sum. So a number is converted where it comes in, and nothing below this module sees another kind.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+__all__ = ["amount", "exact", "seconds", "show"]
+
+
+def exact(value: Any) -> float | None:
+    """The value as a Python int or float, NaN and infinities included; None if it is no real number.
+
+    Takes numbers of numpy, `Decimal`, `Fraction`, and anything else with `__index__` or `__float__`.
+    """
+    kind = type(value)
+    if kind is int or kind is float:
+        return value  # type: ignore[no-any-return]
+    if getattr(getattr(value, "dtype", None), "kind", "") == "c":  # numpy's complex numbers have a __float__
+        return None
+    try:
+        if hasattr(kind, "__index__"):
+            return int(value)
+        if hasattr(kind, "__float__"):
+            return float(value)
+    except Exception:  # noqa: BLE001 - an array of several numbers, a signalling NaN, a class of a user's that refuses
+        return None
+    return None
+
+
+def amount(value: Any) -> float | None:
+    """An amount of units as an int or float: finite, 0 or more. None if it is anything else."""
+    number = exact(value)
+    try:
+        return number if number is not None and number >= 0 and math.isfinite(number) else None
+    except OverflowError:  # an int beyond all floats
+        return None
+
+
+def seconds(value: Any) -> float | None:
+    """A span of time, a number of seconds or a `timedelta`, as an int or float; None if it is neither."""
+    total = getattr(value, "total_seconds", None)
+    number = exact(total() if callable(total) else value)
+    try:
+        return None if number is None or math.isnan(number) else number
+    except OverflowError:
+        return None
+
+
+def show(value: float) -> str:
+    """A number as people write it: 90000, 0.5, 1.5e+12."""
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else f"{value:g}"
