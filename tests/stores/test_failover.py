@@ -57,7 +57,7 @@ async def until(true, what, seconds=20):
 
 def assert_never_over(crowd):
     """The successor knew what was used, less the one batch whose answer went out before its copy did."""
-    assert len(crowd.eras) == 1
+    assert len(crowd.epochs) == 1
     assert excess(crowd.moments, RATE, BURST) <= TASKS + 0.01
 
 
@@ -144,6 +144,6 @@ async def test_a_node_of_a_cluster_is_killed_and_comes_back(nodes, prefix):
         took = await crowd.recovered(over)
         await anyio.sleep(0.3)
     print(f"{1e3 * took:.0f} ms after it was back")  # noqa: T201 - `-rP` shows it
-    assert len(crowd.eras) == 2
+    assert len(crowd.epochs) == 2
     assert excess(crowd.moments, RATE, BURST) <= BURST + 0.01
     crowd.limiter._store.close()
