@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import pickle
 import threading
+from datetime import timedelta
 
 import anyio
 import pytest
@@ -225,9 +229,9 @@ def test_what_cannot_be_adapted_is_refused(tmp_path):
     shared = Limiter(requests=per_second(1), name="x", store=SQLiteStore(tmp_path / "limits.db"))
     with pytest.raises(ValueError, match="its limits are everybody's"):
         Adaptive(shared)
-    with pytest.raises(TypeError, match="on= must be types of Exception"):
+    with pytest.raises(TypeError, match=r"Adaptive\(on=3\): an exception type, a tuple of them, or a function"):
         Adaptive(one, on=3)
-    with pytest.raises(TypeError, match="on= must be types of Exception"):
+    with pytest.raises(TypeError, match=r"Adaptive\(on=KeyboardInterrupt\): only types of Exception"):
         Adaptive(one, on=KeyboardInterrupt)
     with pytest.raises(TypeError, match="is a generator function"):
         Adaptive(one)(lambda: (yield))
@@ -264,3 +268,71 @@ def test_the_share_stays_in_its_range_and_grows_no_faster_than_time(steps, cut, 
             assert step == "good" or aimd.share == before
         assert floor <= aimd.share <= 1
         assert aimd.share <= share_then + grow * (now - cut_at) + 1e-9
+
+
+@pytest.mark.anyio
+async def test_a_plain_callable_that_returns_an_awaitable_fails_when_it_is_awaited(virtual_time):
+    limiter = Limiter(requests=per_second(10))
+    adaptive = Adaptive(limiter, on=OSError)
+
+    async def fail():
+        await anyio.sleep(1)
+        raise OSError
+
+    call = adaptive(lambda: fail())  # noqa: PLW0108 - that is what is tested
+    with pytest.raises(OSError):
+        await call()
+    assert adaptive.share == 0.5
+
+
+def test_a_block_that_fails_counts():
+    adaptive = Adaptive(Limiter(requests=per_second(10)), on=OSError)
+
+    @adaptive
+    @contextlib.contextmanager
+    def session():
+        yield
+
+    with pytest.raises(OSError), session():
+        raise OSError
+    assert adaptive.share == 0.5
+
+
+def test_a_classifier_that_breaks_does_not_cost_the_error():
+    adaptive = Adaptive(Limiter(requests=per_second(10)), on=lambda error: error.status_code == 503)
+    error = OSError()
+    with pytest.raises(OSError), adaptive:
+        raise error
+    assert "Adaptive: `on` raised AttributeError" in error.__notes__[0]
+    assert adaptive.share == 1
+
+
+def test_a_classifier_is_not_awaited():
+    async def on(_error):
+        return False
+
+    limiter = Limiter(requests=per_second(10))
+    with pytest.raises(TypeError, match=r"Adaptive\(on=.*on\): it is called and not awaited"):
+        Adaptive(limiter, on=on)
+    with pytest.raises(TypeError, match="is not awaited: give a plain function"), Adaptive(limiter, on=lambda _: on(_)):  # noqa: PLW0108
+        raise OSError
+
+
+def test_a_cooldown_may_be_a_timedelta():
+    with manual_clock() as time:
+        adaptive = Adaptive(Limiter(requests=per_second(10)), cooldown=timedelta(seconds=5))
+        assert adaptive.overloaded()
+        time.advance(4)
+        assert not adaptive.overloaded()
+        time.advance(1)
+        assert adaptive.overloaded()
+    for wrong in ("5", None, -1, timedelta(seconds=-1)):
+        with pytest.raises(ValueError, match="cooldown="):
+            Adaptive(Limiter(requests=per_second(10)), cooldown=wrong)
+
+
+def test_a_copy_is_the_same_and_pickling_says_why_not():
+    adaptive = Adaptive(Limiter(requests=per_second(10)))
+    assert copy.deepcopy(adaptive) is adaptive
+    with pytest.raises(TypeError, match="cannot be pickled: its state belongs to the threads of this process"):
+        pickle.dumps(adaptive)

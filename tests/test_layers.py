@@ -26,6 +26,7 @@ ORDER = (
     "_introspect",  # what kind of function one decorates
     "_retry_after",  # what the server asked for
     "_classify",  # which errors count
+    "_user_errors",  # looking at the user's exceptions without losing them
     "stores",
     "_gate",  # the line in front of limits of this process
     "_desks",  # what the courier keeps books of

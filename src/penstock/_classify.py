@@ -1,6 +1,6 @@
-"""Which errors count: `on`, as retries, breakers and fallbacks are given it, and what it says of an error.
+"""Which errors count: the option `on` of retries, breakers and fallbacks, and its verdict on an error.
 
-Only `Exception` ever comes here. Cancellation, KeyboardInterrupt and GeneratorExit are nobody's failure.
+Callers pass in an `Exception` only. Cancellation, KeyboardInterrupt and GeneratorExit are not failures.
 """
 
 from __future__ import annotations
@@ -9,16 +9,29 @@ import math
 from collections.abc import Callable, Coroutine
 from inspect import isawaitable
 
+from penstock._core.seconds import Seconds, read_seconds
 from penstock._introspect import check_plain, name_of
 
-__all__ = ["On", "check_on", "shown_on", "verdict_of", "verdict_on"]
+__all__ = ["Nonsense", "On", "check_on", "shown_on", "verdict_of", "verdict_on"]
 
-On = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool | float]
-"""Which errors count: exception types, or a function of the error that says True, False, or in how many seconds."""
+On = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool | Seconds]
+"""Which errors count: exception types, or a function of the error that returns True, False or a number of seconds."""
+
+
+class Nonsense(Exception):  # noqa: N818 - it is always one of the two below
+    """A classifier returned something that is no verdict."""
+
+
+class _NotAwaited(Nonsense, TypeError):
+    """It returned an awaitable."""
+
+
+class _NoWait(Nonsense, ValueError):
+    """It returned a number of seconds that nobody can wait."""
 
 
 def check_on(where: str, on: object) -> None:
-    """Refuse what cannot say which errors count: `where` is for the message."""
+    """Refuse an `on` that cannot classify errors. `where` is for the message."""
     for kind in on if isinstance(on, tuple) else (on,):
         if isinstance(kind, type):
             if not issubclass(kind, Exception):
@@ -36,7 +49,11 @@ def check_on(where: str, on: object) -> None:
 
 
 def verdict_on(on: On, error: Exception) -> bool | float:
-    """Return what `on` says of an error: False, True, or a number of seconds. A group counts only if every leaf does."""
+    """Return the verdict of `on`: False, True, or a number of seconds. A group counts only if every leaf does.
+
+    Raises:
+        Nonsense: `on` is a function, and what it returned is no verdict. What it raises passes through.
+    """
     if isinstance(error, ExceptionGroup):
         verdicts = [verdict_on(on, leaf) for leaf in error.exceptions]
         if any(verdict is False for verdict in verdicts):
@@ -49,19 +66,22 @@ def verdict_on(on: On, error: Exception) -> bool | float:
 
 def verdict_of(answer: object) -> bool | float:
     """Read a classifier's answer. 0 seconds is a time, and not False."""
-    if isinstance(answer, bool) or not isinstance(answer, int | float):
-        if isawaitable(answer):
-            if isinstance(answer, Coroutine):
-                answer.close()  # or it would warn that nobody awaited it
-            raise TypeError(f"a classifier returned {answer!r}, which is not awaited: give a plain function")
-        return bool(answer)
-    if not 0 <= answer < math.inf:
-        raise ValueError(f"a classifier asked for a retry after {answer!r} s: a wait is 0 or more, and finite")
-    return float(answer)
+    if isinstance(answer, bool):
+        return answer
+    seconds = read_seconds(answer)
+    if seconds is not None and 0 <= seconds < math.inf:
+        return float(seconds)
+    if seconds is not None or isinstance(answer, float):  # NaN
+        raise _NoWait(f"a classifier asked for a retry after {answer!r} s: a wait is 0 or more, and finite")
+    if isawaitable(answer):
+        if isinstance(answer, Coroutine):
+            answer.close()  # or it would warn that nobody awaited it
+        raise _NotAwaited(f"a classifier returned {answer!r}, which is not awaited: give a plain function")
+    return bool(answer)
 
 
 def shown_on(on: On) -> str:
-    """Write `on` as it is read, for `repr` and `describe`."""
+    """Return `on` as one writes it, for `repr` and `describe`."""
     if isinstance(on, tuple):
         return f"({', '.join(name_of(kind) for kind in on)})"
     return name_of(on)

@@ -1,19 +1,26 @@
 """What the server asked for: `retry_after(error)`.
 
-Every client library puts it somewhere else: in an attribute of the error, in the headers of its response, as seconds, as
-milliseconds or as a date. Here it becomes a number of seconds, or None. What is done with it is decided elsewhere.
+Every client library keeps it somewhere else: in an attribute of the error, in the headers of its response, as seconds, as
+milliseconds or as a date. Here it becomes a number of seconds, or None.
+
+Errors are the user's objects. Whatever an attribute, a header or a property of theirs raises, reading it only gives None: it
+never replaces the error.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from datetime import UTC, timedelta
+from datetime import UTC
 from typing import Any
 
 from penstock import clock
+from penstock._core.seconds import read_seconds
 
-__all__ = ["retry_after"]
+__all__ = ["ENDS_A_PROGRAM", "attribute_of", "retry_after"]
+
+ENDS_A_PROGRAM = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""Raised while we read a user's object, these come from a signal or a closing generator, and not from the object."""
 
 
 def retry_after(exception: BaseException | None) -> float | None:
@@ -24,19 +31,28 @@ def retry_after(exception: BaseException | None) -> float | None:
     header of the same response, so that a wrong clock on either side does no harm. Names of headers are found in any case.
     Of an exception group it is the longest wait of its leaves.
 
-    Past moments are 0. What is infinite, negative or no number says nothing and gives None; so do headers of a response
-    that succeeded (2xx): some servers send them there without meaning it.
+    Past moments are 0. A value that is infinite, negative or no number gives None. So do headers of a response that
+    succeeded (2xx): some servers send them there without meaning it. A property that raises counts as absent.
     """
     if exception is None:
         return None
+    try:
+        return _asked_by(exception)
+    except ENDS_A_PROGRAM:
+        raise
+    except BaseException:  # noqa: BLE001 - whatever an object of the user's raises while we read it
+        return None
+
+
+def _asked_by(exception: BaseException) -> float | None:
     if isinstance(exception, BaseExceptionGroup):
         hints = [hint for leaf in exception.exceptions if (hint := retry_after(leaf)) is not None]
         return max(hints, default=None)
-    asked = _seconds(getattr(exception, "retry_after", None))
+    asked = _seconds(attribute_of(exception, "retry_after"))
     if asked is not None:
         return asked
-    response = getattr(exception, "response", None)
-    status = getattr(response, "status_code", None)
+    response = attribute_of(exception, "response")
+    status = attribute_of(response, "status_code")
     if isinstance(status, int) and 200 <= status < 300:
         return None
     headers = _headers(response)
@@ -45,14 +61,24 @@ def retry_after(exception: BaseException | None) -> float | None:
     return None if headers is None else _asked_by_headers(headers)
 
 
+def attribute_of(holder: object, name: str) -> Any:
+    """Return an attribute of a user's object; None if there is none, or if reading it raises."""
+    try:
+        return getattr(holder, name, None)
+    except ENDS_A_PROGRAM:
+        raise
+    except BaseException:  # noqa: BLE001 - such as the CancelledError of a future that a property asks
+        return None
+
+
 def _headers(holder: object) -> Mapping[str, Any] | None:
     headers: Any
     if isinstance(holder, Mapping):  # botocore's errors keep the response as a dict
         metadata = holder.get("ResponseMetadata")
         headers = metadata.get("HTTPHeaders") if isinstance(metadata, Mapping) else holder.get("headers")
     else:
-        headers = getattr(holder, "headers", None)
-    return headers if callable(getattr(headers, "items", None)) else None
+        headers = attribute_of(holder, "headers")
+    return headers if callable(attribute_of(headers, "items")) else None
 
 
 def _asked_by_headers(headers: Mapping[str, Any]) -> float | None:
@@ -72,16 +98,14 @@ def _asked_by_headers(headers: Mapping[str, Any]) -> float | None:
 
 
 def _seconds(value: object) -> float | None:
-    """Read a plain number of seconds, 0 or more and finite; anything else is None."""
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, int | float | str | bytes):
-        return None
-    try:
-        seconds = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return seconds if 0 <= seconds < math.inf else None
+    """Read a number of seconds, 0 or more and finite, also from a header's text; anything else is None."""
+    if isinstance(value, str | bytes):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    seconds = read_seconds(value)
+    return float(seconds) if seconds is not None and 0 <= seconds < math.inf else None
 
 
 def _http_date(value: object) -> float | None:

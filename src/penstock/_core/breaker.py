@@ -4,19 +4,35 @@
     open ──(open_for seconds)──▶ half-open: a few probes
     half-open ──(all probes succeed)──▶ closed          half-open ──(one fails)──▶ open
 
-Pure arithmetic: time is passed in (seconds that never step back), and one thread at a time is in here. Who is admitted gets a
-ticket and reports with it how it went. A ticket of an earlier state is void: the failure of a call that began before the
+Pure arithmetic: callers pass the time in (seconds that never step back), one thread at a time. Each admitted call gets a
+ticket, and reports its outcome with it. A ticket of an earlier state is void: the failure of a call that began before the
 outage ended must not open what a probe has just closed.
+
+A probe may never report: it hangs, or its task is lost. After `open_for` seconds its place goes to another call. If it reports
+later, in the same state, its outcome still counts.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from typing import NamedTuple
 
-__all__ = ["Breaker"]
+__all__ = ["Breaker", "Ticket"]
 
 _SLOTS = 10  # outcomes leave the window in steps of a tenth of it
+
+
+class Ticket(NamedTuple):
+    """What an admitted call reports with.
+
+    Attributes:
+        term: The state in which it was admitted, counted from the breaker's beginning.
+        probe: Which probe of this state it is, from 1; 0 for a call through a closed breaker.
+    """
+
+    term: int
+    probe: int
 
 
 class Breaker:
@@ -27,8 +43,9 @@ class Breaker:
         "_failures_seen",
         "_open_for",
         "_passed",
+        "_probe_number",
         "_probes",
-        "_probing",
+        "_probes_since",
         "_ratio",
         "_since",
         "_slots",
@@ -38,7 +55,8 @@ class Breaker:
         "state",
     )
 
-    _probing: int  # probes under way
+    _probes_since: dict[int, float]  # probes under way: when each began, by number
+    _probe_number: int  # of the last probe in this state
     _passed: int  # probes that succeeded
     _since: float  # an open breaker is open from then
     _until: float  # until then
@@ -63,37 +81,40 @@ class Breaker:
         self._term = 0  # counts the states there were; tickets carry it
         self._enter("closed")
 
-    def admit(self, now: float) -> int | None:
+    def admit(self, now: float) -> Ticket | None:
         """Let a call through and return its ticket; None if it may not go."""
         if self.state == "open" and not self._since <= now < self._until:  # before: a test's clock began anew
             self._enter("half-open")
         if self.state == "open":
             return None
-        if self.state == "half-open":
-            if self._probing + self._passed >= self._probes:
-                return None
-            self._probing += 1
-        return self._term
+        if self.state == "closed":
+            return Ticket(self._term, 0)
+        self._forget_lost_probes(now)
+        if len(self._probes_since) + self._passed >= self._probes:
+            return None
+        self._probe_number += 1
+        self._probes_since[self._probe_number] = now
+        return Ticket(self._term, self._probe_number)
 
     def retry_after(self, now: float) -> float:
         """Return the seconds until a call may go; infinite while that depends on probes under way."""
         return max(0.0, self._until - now) if self.state == "open" else math.inf
 
-    def succeeded(self, ticket: int, now: float) -> None:
-        """Hear that an admitted call succeeded."""
-        if ticket != self._term:
+    def succeeded(self, ticket: Ticket, now: float) -> None:
+        """Note that an admitted call succeeded."""
+        if ticket.term != self._term:
             return
         if self.state == "half-open":
-            self._probing -= 1
+            self._probes_since.pop(ticket.probe, None)
             self._passed += 1
             if self._passed >= self._probes:
                 self._enter("closed")
         else:
             self._count(now, failed=False)
 
-    def failed(self, ticket: int, now: float, hint: float = 0.0) -> None:
-        """Hear that an admitted call failed. `hint`: for how long, at least, the server does not want to be called."""
-        if ticket != self._term:
+    def failed(self, ticket: Ticket, now: float, hint: float = 0.0) -> None:
+        """Note that an admitted call failed. `hint`: for how long, at least, the server does not want to be called."""
+        if ticket.term != self._term:
             return
         if self.state == "half-open":
             self._open(now, hint)
@@ -103,10 +124,10 @@ class Breaker:
             self._failures_seen = (failures, calls)
             self._open(now, hint)
 
-    def abandoned(self, ticket: int) -> None:
-        """Hear that an admitted call was cancelled: it says nothing, and leaves its place to another probe."""
-        if ticket == self._term and self.state == "half-open":
-            self._probing -= 1
+    def abandoned(self, ticket: Ticket) -> None:
+        """Note that an admitted call was cancelled: it says nothing, and leaves its place to another probe."""
+        if ticket.term == self._term and self.state == "half-open":
+            self._probes_since.pop(ticket.probe, None)
 
     @property
     def opened_by(self) -> tuple[int, int]:
@@ -117,10 +138,16 @@ class Breaker:
         self._enter("open")
         self._since, self._until = now, now + max(self._open_for, hint)
 
+    def _forget_lost_probes(self, now: float) -> None:
+        lost = [probe for probe, began in self._probes_since.items() if not began <= now < began + self._open_for]
+        for probe in lost:
+            del self._probes_since[probe]
+
     def _enter(self, state: str) -> None:
         self.state = state
         self._term += 1
-        self._probing = self._passed = 0
+        self._passed = self._probe_number = 0
+        self._probes_since = {}
         self._slots.clear()
 
     def _count(self, now: float, *, failed: bool) -> tuple[int, int]:

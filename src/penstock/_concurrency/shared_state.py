@@ -1,0 +1,66 @@
+"""State that several threads change: one lock for each object, and nothing can leave it locked.
+
+    class Budget(SharedState):
+        __slots__ = ("_credit",)
+
+        def called(self):
+            with self._lock:
+                self._credit.called(clock.now())
+
+Three things leave ordinary locks locked for ever, and each is answered here once:
+
+- A fork while another thread holds the lock: that thread does not exist in the child. Every lock is new in a child.
+- A signal handler, or a `__del__` in a garbage collection, that uses the same object: the lock is reentrant.
+- A signal handler that raises between taking a lock and `try:`. CPython runs signal handlers between certain instructions
+  only, and none of them is between the end of the lock's `__enter__`, which is C code, and the body of `with`. So the lock
+  is always taken by `with self._lock:`, never by `acquire()`, and never through a Python `__enter__`.
+
+Copies are the object itself, because its state belongs to all that share it. It cannot be pickled, for the same reason.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import AbstractContextManager
+from typing import Any, NoReturn, Self
+from weakref import WeakSet
+
+__all__ = ["SharedState"]
+
+_alive: WeakSet[SharedState] = WeakSet()
+
+
+class SharedState:
+    """The base of objects that several threads share. See the module's docstring."""
+
+    __slots__ = ("__weakref__", "_lock")
+
+    _lock: AbstractContextManager[object]
+
+    def __new__(cls, *_args: Any, **_options: Any) -> Self:
+        self = super().__new__(cls)
+        self._lock = threading.RLock()
+        _alive.add(self)
+        return self
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            f"{self!r} cannot be pickled: its state belongs to the threads of this process. "
+            "Make one in each process, at module level, and let functions refer to it by name"
+        )
+
+
+def _renew_locks() -> None:
+    for each in list(_alive):
+        each._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)

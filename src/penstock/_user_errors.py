@@ -1,0 +1,92 @@
+"""Looking at an exception of the user's, and asking functions of the user's about it, without losing it.
+
+A property of the exception may raise, and so may a function such as `on` or `hint`. Neither may replace the exception: the
+caller gets the original, with a note. Only a function whose answer is of the wrong kind is an error of its own (`Nonsense`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from penstock._classify import Nonsense, On, verdict_on
+from penstock._core.seconds import read_seconds
+from penstock._introspect import check_answer
+from penstock._retry_after import ENDS_A_PROGRAM
+
+__all__ = ["add_note", "is_true_of", "repr_of", "seconds_asked", "verdict"]
+
+_MOST_NOTES = 40  # on one error, which may be shared by many calls, and raised again and again
+_logger = logging.getLogger("penstock.pipeline")
+
+
+def repr_of(value: object, most: int = 200) -> str:
+    """Return the `repr` of a user's object, shortened; its type's name if the `repr` raises."""
+    try:
+        shown = repr(value)
+    except ENDS_A_PROGRAM:
+        raise
+    except BaseException:  # noqa: BLE001 - whatever an object of the user's raises
+        return f"<{type(value).__name__}>"
+    return shown if len(shown) <= most else shown[: most - 3] + "..."
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note, if the exception takes notes and has not got many."""
+    try:
+        if len(getattr(error, "__notes__", ())) < _MOST_NOTES:
+            error.add_note(note)
+    except (AttributeError, TypeError):
+        pass  # a frozen exception goes without
+
+
+def verdict(owner: str, on: On, error: Exception) -> bool | float:
+    """Return what `on` says of an error; False if `on` raises.
+
+    Raises:
+        Nonsense: `on` returned something that is no verdict.
+    """
+    try:
+        return verdict_on(on, error)
+    except (Nonsense, *ENDS_A_PROGRAM):
+        raise
+    except BaseException as raised:  # noqa: BLE001 - a property of the error may raise anything
+        _tell(owner, "on", error, raised)
+        return False
+
+
+def is_true_of(owner: str, option: str, judge: Callable[[Exception], Any], error: Exception) -> bool:
+    """Return whether a function of the user's says yes to an error; False if it raises.
+
+    Raises:
+        TypeError: It returned an awaitable.
+    """
+    try:
+        answer = judge(error)
+    except ENDS_A_PROGRAM:
+        raise
+    except BaseException as raised:  # noqa: BLE001
+        _tell(owner, option, error, raised)
+        return False
+    check_answer(owner, option, answer)
+    return bool(answer)
+
+
+def seconds_asked(owner: str, hint: Callable[[Exception], Any], error: Exception) -> float | None:
+    """Return how many seconds a `hint` function found, from 0 to infinity; None if it found none, or raises."""
+    try:
+        answer = hint(error)
+    except ENDS_A_PROGRAM:
+        raise
+    except BaseException as raised:  # noqa: BLE001
+        _tell(owner, "hint", error, raised)
+        return None
+    check_answer(owner, "hint", answer)
+    seconds = read_seconds(answer)
+    return seconds if seconds is not None and seconds >= 0 else None
+
+
+def _tell(owner: str, option: str, error: Exception, raised: BaseException) -> None:
+    add_note(error, f"penstock: {owner}: `{option}` raised {repr_of(raised)} when asked about this error")
+    _logger.error("%s: `%s` raised when asked about an error", owner, option, exc_info=raised)

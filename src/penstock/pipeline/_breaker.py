@@ -1,0 +1,137 @@
+"""`circuit_breaker`: stop calling what is down. The states and their rules are in `_core.breaker`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from penstock import clock
+from penstock._classify import On, check_on, shown_on
+from penstock._concurrency.shared_state import SharedState
+from penstock._core.breaker import Breaker, Ticket
+from penstock._core.seconds import Seconds
+from penstock._introspect import check_plain, name_of
+from penstock._retry_after import retry_after
+from penstock._user_errors import seconds_asked, verdict
+from penstock.errors import CircuitOpen
+from penstock.pipeline._layers import span, watched
+
+__all__ = ["circuit_breaker"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class circuit_breaker(SharedState):  # noqa: N801 - used like a function
+    """Stop calling what is down: fail at once with `CircuitOpen`, and let a probe through now and then.
+
+    Closed, it lets everything through and counts what `on` calls failures. It opens when there were `failures` of them
+    within `window` seconds, and they are `ratio` of the calls or more. Open, it refuses for `open_for` seconds, or for as
+    long as the failure that opened it asks (`hint`). Then it is half-open: `probes` calls may go; if all succeed it closes,
+    if one fails it opens again. A call that is cancelled counts as neither. A probe that has not ended after `open_for` seconds
+    gives its place to another call, so a probe that hangs or is lost does not keep the breaker half-open.
+
+    One `circuit_breaker(...)` is one breaker, for all functions that it decorates; any task and any thread may use it. A copy
+    of it is itself, and it cannot be pickled. Inside a retry, the `retry_after` of its refusals is heard:
+    `Retry(on=(OSError, CircuitOpen))` comes back when it lets a probe through.
+
+    Args:
+        on: Which errors are failures: exception types, or a function of the error; there is no default. What the server
+            itself answers, such as "no such page", should not be among them.
+        failures: How many open it, at least.
+        ratio: Which share of the calls must have failed, from 0 to 1.
+        window: How long it remembers; seconds or a `timedelta`.
+        open_for: How long it stays open; seconds or a `timedelta`.
+        probes: How many calls it lets through half-open.
+        hint: A function that finds how many seconds a failure asks to wait; None not to ask.
+        max_open: The longest time for which a hint can keep it open; seconds or a `timedelta`.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    __slots__ = ("_breaker", "_hint", "_max_open", "_on", "_shown")
+
+    def __init__(
+        self,
+        *,
+        on: On,
+        failures: int = 5,
+        ratio: float = 0.5,
+        window: Seconds = 30,
+        open_for: Seconds = 30,
+        probes: int = 1,
+        hint: Callable[[Exception], Seconds | None] | None = retry_after,
+        max_open: Seconds = 3600,
+    ) -> None:
+        check_on("circuit_breaker", on)
+        if hint is not None:
+            check_plain("circuit_breaker", "hint", hint)
+        window = span(f"circuit_breaker(window={window!r})", window)
+        open_for = span(f"circuit_breaker(open_for={open_for!r})", open_for)
+        self._max_open = span(f"circuit_breaker(max_open={max_open!r})", max_open, forever=True)
+        self._breaker = Breaker(failures, ratio, window, open_for, probes)
+        self._on = on
+        self._hint = hint
+        self._shown = (
+            f"circuit_breaker(on={shown_on(on)}, failures={failures}, ratio={ratio:g}, window={window:g}, "
+            f"open_for={open_for:g}, probes={probes})"
+        )
+
+    @property
+    def state(self) -> str:
+        """One of "closed", "open" and "half-open". An open one becomes half-open when the next call comes."""
+        return self._breaker.state
+
+    def __call__(self, fn: _F, /) -> _F:
+        """Decorate an async function, a function, an async generator function, or a context manager."""
+        name = name_of(fn)
+        return watched(self, fn, lambda: _Admission(self, name))
+
+    def _admit(self, name: str) -> Ticket:
+        breaker = self._breaker
+        with self._lock:
+            now = clock.now()
+            ticket = breaker.admit(now)
+            if ticket is not None:
+                return ticket
+            state, wait, (failures, calls) = breaker.state, breaker.retry_after(now), breaker.opened_by
+        why = f"{failures} of {calls} calls had failed" if state == "open" else "a probe is under way"
+        when = f"; it lets a probe through in {wait:.3g} s" if state == "open" else ""
+        raise CircuitOpen(f"{name}: the circuit breaker is {state}, for {why}{when}", retry_after=wait)
+
+    def _report(self, ticket: Ticket, error: BaseException | None) -> None:
+        failed, hint = False, 0.0
+        abandoned = error is not None
+        try:
+            if isinstance(error, Exception):  # asked outside the lock: both functions are the user's
+                failed = verdict("circuit_breaker", self._on, error) is not False
+                if failed and self._hint is not None:
+                    hint = min(seconds_asked("circuit_breaker", self._hint, error) or 0.0, self._max_open)
+                abandoned = False
+        finally:
+            with self._lock:
+                if abandoned:
+                    self._breaker.abandoned(ticket)
+                elif failed:
+                    self._breaker.failed(ticket, clock.now(), hint)
+                else:
+                    self._breaker.succeeded(ticket, clock.now())
+
+    def __repr__(self) -> str:
+        return self._shown
+
+
+class _Admission:
+    """One call through a breaker."""
+
+    __slots__ = ("_breaker", "_name", "_ticket")
+
+    def __init__(self, breaker: circuit_breaker, name: str) -> None:
+        self._breaker = breaker
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._ticket = self._breaker._admit(self._name)
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        self._breaker._report(self._ticket, error)

@@ -1,0 +1,79 @@
+"""What the layers of a pipeline have in common: which functions they refuse, and how they read spans of time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, NoReturn, TypeVar
+
+from penstock._core.seconds import read_seconds
+from penstock._introspect import kind_of, name_of, run_inside
+
+__all__ = ["check_async", "check_callable_once", "refuse", "span", "watched"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_KINDS = {
+    "sync": "no async function",
+    "stream": "an async generator",
+    "generator": "a generator",
+    "async context": "an async context manager",
+    "context": "a context manager",
+}
+
+_ITEMS_ARE_OUT = "when it fails, items may have been handed out already"
+_BLOCK_HAS_RUN = "when its block fails, the block has run already. Decorate the function below @contextmanager or @asynccontextmanager"
+
+
+def refuse(layer: object, fn: Callable[..., Any], why: str) -> NoReturn:
+    """Raise the error of a layer that cannot be put around a function."""
+    raise TypeError(f"{layer!r} cannot be put around {name_of(fn)}, which is {_KINDS[kind_of(fn)]}: {why}")
+
+
+def check_async(layer: object, fn: Callable[..., Any], why: str) -> None:
+    """Refuse all but async functions.
+
+    A plain callable may return an awaitable, but that shows only when it has been called, and then it is too late.
+    """
+    kind = kind_of(fn)
+    if kind == "sync":
+        refuse(layer, fn, f"{why}. If what it returns is to be awaited, decorate an async function that awaits it")
+    if kind != "async":
+        refuse(layer, fn, why)
+
+
+def check_callable_once(layer: object, fn: Callable[..., Any]) -> str:
+    """Refuse generators and context managers; return the kind of the function, "async" or "sync"."""
+    kind = kind_of(fn)
+    if kind in {"stream", "generator"}:
+        refuse(layer, fn, _ITEMS_ARE_OUT)
+    if kind in {"async context", "context"}:
+        refuse(layer, fn, _BLOCK_HAS_RUN)
+    return kind
+
+
+def watched(layer: object, fn: _F, watch: Callable[[], AbstractContextManager[None]]) -> _F:
+    """Enter what `watch` returns, which never waits, around every call of `fn`: for layers that look at how calls end."""
+    if kind_of(fn) == "generator":
+        refuse(layer, fn, "put it around what that calls")
+    return run_inside(fn, lambda _args, _kwargs: watch())
+
+
+def span(shown: str, value: object, *, zero: bool = False, forever: bool = False) -> float:
+    """Read a span of time.
+
+    Args:
+        shown: The call that the span was given to, for the message: `timeout(-1)`.
+        value: Seconds, or a `timedelta`.
+        zero: Whether it may be 0.
+        forever: Whether it may be infinite.
+
+    Raises:
+        ValueError: It is no span of time, or out of its range.
+    """
+    seconds = read_seconds(value)
+    if seconds is None or seconds < 0 or (seconds == 0 and not zero) or (seconds == math.inf and not forever):
+        least = "0 or more" if zero else "above 0"
+        raise ValueError(f"{shown}: seconds or a timedelta, {least}{'' if forever else ' and finite'}")
+    return seconds

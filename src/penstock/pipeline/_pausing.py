@@ -1,0 +1,101 @@
+"""`pausing`: one refusal by the server pauses the limiter for everybody."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from penstock._classify import On, check_on, shown_on
+from penstock._core.seconds import Seconds
+from penstock._introspect import check_plain
+from penstock._retry_after import retry_after
+from penstock._user_errors import repr_of, seconds_asked, verdict
+from penstock.pipeline._layers import span, watched
+
+__all__ = ["pausing"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_logger = logging.getLogger("penstock.pipeline")
+
+
+class _Pausable(Protocol):
+    """A limiter, as far as `pausing` needs one."""
+
+    def pause(self, seconds: float, /) -> None: ...
+
+
+class pausing:  # noqa: N801 - used like a function
+    """Pause a limiter when a call fails with an error that says for how long: one 429 stops everybody, once.
+
+        pipe = Pipeline(Retry(on=TooMany), limiter(tokens=count), pausing(limiter, on=TooMany))
+
+    A retry around it waits too, but for its own call alone; all others would go on, to be refused one by one. It stands inside
+    the limiter, where the server's errors come from. A pause is never shortened by another.
+
+    Args:
+        limiter: The limiter to pause: itself, not a call of it. Any object that has `pause(seconds)`.
+        on: Which errors are the server's word: exception types, or a function of the error that says True, False, or for how many
+            seconds; there is no default.
+        hint: A function that finds the seconds in the error, where `on` says True.
+        max_pause: The longest pause that one error can cause; seconds or a `timedelta`, above 0. A wrong header would stop
+            everybody for years otherwise. The first error that asks for more is logged as a warning (`penstock.pipeline`).
+
+    Raises:
+        TypeError: `limiter` cannot be paused, or `on` or `hint` is not what it should be.
+        ValueError: `max_pause` is not above 0.
+    """
+
+    __slots__ = ("_hint", "_limiter", "_max_pause", "_on", "_warned")
+
+    def __init__(
+        self,
+        limiter: _Pausable,
+        *,
+        on: On,
+        hint: Callable[[Exception], Seconds | None] = retry_after,
+        max_pause: Seconds = 3600,
+    ) -> None:
+        if not callable(getattr(limiter, "pause", None)):
+            raise TypeError(f"pausing({limiter!r}): give the limiter itself, which can be paused")
+        check_on("pausing", on)
+        check_plain("pausing", "hint", hint)
+        self._limiter = limiter
+        self._on = on
+        self._hint = hint
+        self._max_pause = span(f"pausing(max_pause={max_pause!r})", max_pause, forever=True)
+        self._warned = False
+
+    def __call__(self, fn: _F, /) -> _F:
+        """Decorate an async function, a function, an async generator function, or a context manager."""
+        return watched(self, fn, lambda: self)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if not isinstance(error, Exception):
+            return
+        says = verdict("pausing", self._on, error)
+        seconds = seconds_asked("pausing", self._hint, error) if says is True else says
+        if seconds and seconds < math.inf:
+            self._limiter.pause(self._bounded(seconds, error))
+
+    def _bounded(self, seconds: float, error: Exception) -> float:
+        if seconds <= self._max_pause:
+            return seconds
+        if not self._warned:
+            self._warned = True
+            _logger.warning(
+                "pausing: %s asks for a pause of %.6g s, and max_pause=%g s is the longest. "
+                "Longer ones are cut in silence from now on; max_pause= says where",
+                repr_of(error),
+                seconds,
+                self._max_pause,
+                extra={"penstock": {"asked": seconds, "max_pause": self._max_pause}},
+            )
+        return self._max_pause
+
+    def __repr__(self) -> str:
+        return f"pausing({self._limiter!r}, on={shown_on(self._on)})"
