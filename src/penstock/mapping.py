@@ -3,22 +3,21 @@
     async for reply in amap(ask, prompts, in_flight=200):
         ...
 
-A reader takes items from the source, one at a time and only when there is room; every item becomes a task; the results
-wait in a line until the consumer asks for them. Two numbers bound everything: `in_flight` calls run, and at most twice
+A reader takes items from the source, one at a time and only when there is room. Every item becomes a task. The results
+wait in a queue until the consumer asks for them. Two numbers bound everything: `in_flight` calls run, and at most twice
 as many items have been read whose results were not handed over yet. So a slow consumer holds the source back,
 and memory does not depend on the length of the source.
 
-In order, the line is that of the items, and a slow call holds back what comes after it, never more than those twice
-`in_flight`. As they come, the line is that of the ends.
+With `ordered=True` the queue has the order of the items. A slow call then holds back the results after it, at most twice
+`in_flight` of them. With `ordered=False` the queue has the order in which calls end.
 
 The tasks are not children of the consumer's: its cancel scopes cannot stay open while a loop's body runs (PEP 789). They belong
-to the iterator, which ends them when it is exhausted, closed, cancelled, or no longer there.
+to the iterator, which ends them when it is exhausted, closed, cancelled, or collected.
 """
 
 from __future__ import annotations
 
 import math
-import operator
 from collections import deque
 from collections.abc import (
     AsyncGenerator,
@@ -36,7 +35,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 import anyio
 
 from penstock._concurrency import parking, tasks
-from penstock._introspect import check_plain
+from penstock._concurrency.shared_state import OfThisProcess
+from penstock._introspect import check_answer, check_plain, kind_of, name_of
+from penstock._user_errors import add_note, repr_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -51,12 +52,12 @@ Result_co = TypeVar("Result_co", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far an `amap` is.
+    """The progress of an `amap`.
 
     Attributes:
-        started: Calls that were begun.
-        done: Calls that have ended, well or not.
-        failed: Those of them that raised.
+        started: Calls that have begun.
+        done: Calls that have ended, with a result or an error.
+        failed: Calls that have ended with an error.
         total: Items in the source, or None if it does not say.
     """
 
@@ -125,22 +126,33 @@ def amap(
         ValueError: `in_flight` is below 1.
         TypeError: `items` cannot be iterated over, `fn` cannot be called, or `on_progress` is async.
     """
-    if operator.index(in_flight) < 1:
+    if isinstance(in_flight, bool) or not hasattr(in_flight, "__index__") or in_flight < 1:
         raise ValueError(f"in_flight must be 1 or more, not {in_flight!r}")
-    if not callable(fn):
-        raise TypeError(f"amap calls a function with each item, and {fn!r} is none")
+    _check_function(fn)
     if on_progress is not None:
         check_plain("amap", "on_progress", on_progress)
     if not isinstance(items, AsyncIterable | Iterable):
         raise TypeError(f"amap needs something to iterate over, not {type(items).__name__}")
-    return Results(_Work(fn, items, in_flight, ordered=ordered, return_errors=return_errors, on_progress=on_progress))
+    return Results(
+        _Work(fn, items, int(in_flight), ordered=ordered, return_errors=return_errors, on_progress=on_progress)
+    )
 
 
-class Results(AsyncIterator[Result_co]):
-    """The results of an `amap`: an async iterator for one task, and a context manager that ends everything on leaving."""
+def _check_function(fn: object) -> None:
+    """Refuse what gives no result for an item. A plain callable may return an awaitable: that shows when it is called."""
+    if not callable(fn):
+        raise TypeError(f"amap calls a function with each item, and {fn!r} is none")
+    kind = kind_of(fn)
+    if kind in {"stream", "generator", "context", "async context"}:
+        what = "generator" if kind in {"stream", "generator"} else "context manager"
+        raise TypeError(f"amap awaits one result for each item, and {name_of(fn)} is a {what}: give an async function")
+
+
+class Results(OfThisProcess, AsyncIterator[Result_co]):
+    """The results of an `amap`: an async iterator for one task, and a context manager that ends all calls on leaving."""
 
     def __init__(self, work: _Work) -> None:
-        # The tasks refer to the work, never to us: so we are collected as soon as the consumer lets go of us.
+        # The tasks refer to the work, never to us. So we are collected when the consumer's last reference is gone.
         self._work = work
 
     def __aiter__(self) -> Self:
@@ -151,9 +163,9 @@ class Results(AsyncIterator[Result_co]):
         if work.consumer_waits:
             raise RuntimeError("two tasks wait for the next result of one amap: let one of them iterate")
         while True:
-            line = work.line
-            if line and line[0].done:
-                value: Result_co = line.popleft().value
+            queue = work.queue
+            if queue and queue[0].done:
+                value: Result_co = queue.popleft().value
                 work.ahead -= 1
                 work.wake_reader()
                 return value
@@ -171,7 +183,7 @@ class Results(AsyncIterator[Result_co]):
                 raise
 
     async def aclose(self) -> None:
-        """Cancel what still runs, close the source, and wait for the end of both. Again: nothing happens."""
+        """Cancel the calls, close the source, and wait for the end of both. A second call does nothing."""
         await self._work.close()
 
     async def __aenter__(self) -> Self:
@@ -187,7 +199,7 @@ class Results(AsyncIterator[Result_co]):
 
 
 class _Call:
-    """One item on its way: running, then a result in the line."""
+    """The call for one item: running, then a result in the queue."""
 
     __slots__ = ("done", "task", "value", "work")
 
@@ -211,17 +223,17 @@ class _Call:
             self.value = value
             self.done = True
             if not work.ordered:
-                work.line.append(self)
+                work.queue.append(self)
         else:
             work.fail(error)
         work.tell_progress()
         work.wake_reader()
-        if work.line and work.line[0].done:
+        if work.queue and work.queue[0].done:
             work.wake_consumer()
 
 
 class _Work:
-    """What goes on behind an `amap`: the reader, the calls, and the line of results. Only its own loop touches it."""
+    """The state of an `amap`: the reader, the calls, and the queue of results. Only its own loop touches it."""
 
     def __init__(
         self,
@@ -241,11 +253,11 @@ class _Work:
         self.on_progress = on_progress
         self.total = len(items) if isinstance(items, Sized) else None
 
-        self.line: deque[_Call] = deque()
-        """Results, or what will be one. In order: all that was started and not handed over. Else: what has ended."""
+        self.queue: deque[_Call] = deque()
+        """Calls whose results were not handed over. In order: all that were started. Else: those that have ended."""
         self.running: dict[_Call, None] = {}  # in the order in which they began
         self.ahead = 0
-        """Items that were read, whose result was not handed over."""
+        """How many items were read whose result was not handed over."""
         self.started = self.ended = self.failed = 0
 
         self.reader: tasks.OwnedTask | None = None
@@ -254,15 +266,15 @@ class _Work:
         self.reader_waits = self.consumer_waits = False
         self.exhausted = False
         self.stopped = False
-        """No more results but those that are ready: something failed, or nobody wants them."""
+        """Only results that are ready will follow: something failed, or the consumer has left."""
         self.error: BaseException | None = None
 
     @property
     def finished(self) -> bool:
-        return self.exhausted and not self.line and not self.running
+        return self.exhausted and not self.queue and not self.running
 
     async def wait(self) -> None:
-        """Until there may be something for the consumer."""
+        """Wait until there may be something for the consumer."""
         if self.reader is None:
             self.reader_parker = parking.here()
             self.consumer_parker = parking.here()
@@ -296,7 +308,7 @@ class _Work:
                 self.ahead += 1
                 while len(self.running) >= self.in_flight:
                     await self._wait_for_room()
-                if self.stopped:  # our cancellation is on its way, and nobody would cancel this call
+                if self.stopped:  # our cancellation is on its way, and would not reach a call that starts now
                     break
                 self._start(item)
         finally:
@@ -313,7 +325,7 @@ class _Work:
         call = _Call(self)
         self.running[call] = None
         if self.ordered:
-            self.line.append(call)
+            self.queue.append(call)
         self.started += 1
         call.task = tasks.start(self.fn, item, landed=call.landed)
 
@@ -333,27 +345,28 @@ class _Work:
             if self.error is None:
                 self.error = error
             else:
-                self.error.add_note(f"Closing the source failed as well: {error!r}")
+                add_note(self.error, f"penstock: closing the source failed as well: {repr_of(error)}")
         self.wake_consumer()
 
     def tell_progress(self) -> None:
         if self.on_progress is not None:
             try:
-                self.on_progress(Progress(self.started, self.ended, self.failed, self.total))
-            except Exception as error:  # noqa: BLE001 - the consumer hears of it
+                answer = self.on_progress(Progress(self.started, self.ended, self.failed, self.total))
+                check_answer("amap", "on_progress", answer)
+            except Exception as error:  # noqa: BLE001 - the consumer gets it
                 self.fail(error)
 
     def fail(self, error: BaseException) -> None:
-        """The first error ends everything."""
+        """Keep the first error, and stop."""
         if self.error is None:
             if isinstance(error, StopAsyncIteration):  # to the consumer it would look like the end of the results
-                error, stop = RuntimeError(f"{self.fn!r} raised StopAsyncIteration"), error
+                error, stop = RuntimeError(f"{name_of(self.fn)} raised StopAsyncIteration"), error
                 error.__cause__ = stop
             self.error = error
         self.stop()
 
     def stop(self) -> None:
-        if self.stopped:  # once: a second cancellation would break off what asyncio tasks do about the first
+        if self.stopped:  # once: a second cancellation would interrupt the clean-up after the first
             return
         self.stopped = True
         for call in self.running:
@@ -363,18 +376,18 @@ class _Work:
         self.wake_consumer()
 
     async def close(self) -> None:
-        """Cancel what runs, and wait for its end. Raises only what closing the source raised."""
+        """Cancel the calls, and wait for their end. Raise only what closing the source raised."""
         known = self.error
         self.stop()
         if self.reader is not None:
             await tasks.join(self.reader, *[call.task for call in self.running])
-        await self._close_source()  # if the reader never came to it
-        self.line.clear()
+        await self._close_source()  # if the reader never began
+        self.queue.clear()
         error, self.error = self.error, None
         if error is not None and error is not known:
             raise error
 
     def abandon(self) -> None:
-        """Nobody iterates any more. From any thread."""
+        """Stop, because the iterator was collected. From any thread."""
         if self.reader is not None and not self.stopped and not self.finished:
             self.reader.call_in_loop(self.stop)

@@ -15,7 +15,8 @@ Three things leave ordinary locks locked for ever, and each is answered here onc
   only, and none of them is between the end of the lock's `__enter__`, which is C code, and the body of `with`. So the lock
   is always taken by `with self._lock:`, never by `acquire()`, and never through a Python `__enter__`.
 
-Copies are the object itself, because its state belongs to all that share it. It cannot be pickled, for the same reason.
+Copies are the object itself, because its state belongs to all that share it. It cannot be pickled, for the same reason: that
+much holds for an `OfThisProcess` without a lock too.
 """
 
 from __future__ import annotations
@@ -26,23 +27,15 @@ from contextlib import AbstractContextManager
 from typing import Any, NoReturn, Self
 from weakref import WeakSet
 
-__all__ = ["SharedState"]
+__all__ = ["OfThisProcess", "SharedState"]
 
 _alive: WeakSet[SharedState] = WeakSet()
 
 
-class SharedState:
-    """The base of objects that several threads share. See the module's docstring."""
+class OfThisProcess:
+    """The base of objects that are what they are by their identity, in one process."""
 
-    __slots__ = ("__weakref__", "_lock")
-
-    _lock: AbstractContextManager[object]
-
-    def __new__(cls, *_args: Any, **_options: Any) -> Self:
-        self = super().__new__(cls)
-        self._lock = threading.RLock()
-        _alive.add(self)
-        return self
+    __slots__ = ()
 
     def __copy__(self) -> Self:
         return self
@@ -55,6 +48,20 @@ class SharedState:
             f"{self!r} cannot be pickled: its state belongs to the threads of this process. "
             "Make one in each process, at module level, and let functions refer to it by name"
         )
+
+
+class SharedState(OfThisProcess):
+    """The base of objects that several threads share. See the module's docstring."""
+
+    __slots__ = ("__weakref__", "_lock")
+
+    _lock: AbstractContextManager[object]
+
+    def __new__(cls, *_args: Any, **_options: Any) -> Self:
+        self = super().__new__(cls)
+        self._lock = threading.RLock()
+        _alive.add(self)
+        return self
 
 
 def _renew_locks() -> None:

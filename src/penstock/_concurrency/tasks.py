@@ -1,12 +1,12 @@
 """Tasks that somebody owns without keeping a task group open.
 
-    task = start(fn, *args, landed=heard)    # runs beside its owner, in a copy of the owner's context
+    task = start(fn, *args, landed=ended)    # runs beside its owner, in a copy of the owner's context
     task.cancel()                            # never waits
     await join(task)                         # until it has ended, whatever is cancelled meanwhile
 
-A batch belongs to all its callers, any of whom may leave first; `amap` belongs to whoever iterates, and no cancel scope
-may stay open across a `yield` (PEP 789). Neither can keep a task group open, so they own their tasks themselves: whoever
-leaves last cancels and joins. `landed(value, error)` hears how a task ended, exactly once, in the loop's own thread.
+A batch belongs to all its callers, any of which may leave first; `amap` belongs to its consumer, and no cancel scope
+may stay open across a `yield` (PEP 789). Neither can keep a task group open, so they own their tasks themselves: the last
+to leave cancels and joins. A task's end calls `landed(value, error)`, exactly once, in the loop's own thread.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import math
 import sys
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -34,7 +35,7 @@ class TaskCancelledError(BaseException):
 
 
 class OwnedTask:
-    """A running task. Its owner cancels and joins it; nobody else knows of it."""
+    """A running task. Only its owner knows it, and cancels and joins it."""
 
     __slots__ = ("_joining", "_landed", "ended")
 
@@ -55,31 +56,34 @@ class OwnedTask:
         self.ended = True
         for parker in self._joining:
             parker.wake()
-        landed, self._landed = self._landed, None  # it mostly leads back to us: no cycle
+        landed, self._landed = self._landed, None  # it mostly refers to us: no cycle
         if landed is not None:
             landed(value, error)
 
 
 class _AsyncioTask(OwnedTask):
-    __slots__ = ("_task",)
+    __slots__ = ("_loop", "_task")
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, fn: Callable[..., Awaitable[Any]], args: Any, landed: Landed | None
     ) -> None:
         super().__init__(landed)
-        self._task: asyncio.Task[Any] = loop.create_task(_call(fn, args))
+        self._loop = loop
+        self._task: asyncio.Task[Any] | None = loop.create_task(_call(fn, args))
         self._task.add_done_callback(self._done)
 
     def cancel(self) -> None:
-        self._task.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
     def call_in_loop(self, fn: Callable[[], object]) -> None:
         try:
-            self._task.get_loop().call_soon_threadsafe(fn)
+            self._loop.call_soon_threadsafe(fn)
         except RuntimeError:  # the loop is closed: so are its tasks
             pass
 
     def _done(self, task: asyncio.Task[Any]) -> None:
+        self._task = None  # it keeps its error, whose frames may lead back to us: no cycle
         if task.cancelled():
             self._end(None, sys.modules["asyncio"].CancelledError())
         elif (error := task.exception()) is not None:
@@ -89,7 +93,11 @@ class _AsyncioTask(OwnedTask):
 
 
 async def _call(fn: Callable[..., Awaitable[Any]], args: Any) -> Any:
-    return await fn(*args)
+    call: Any = fn(*args)
+    if not hasattr(call, "__await__") and not isawaitable(call):
+        name = getattr(fn, "__qualname__", type(fn).__qualname__)
+        raise TypeError(f"{name} returned {type(call).__name__}, which nobody can await: give an async function")
+    return await call
 
 
 class _TrioTask(OwnedTask):
@@ -136,8 +144,8 @@ class _TrioTask(OwnedTask):
 def start(fn: Callable[..., Awaitable[Any]], *args: Any, landed: Landed | None = None) -> OwnedTask:
     """Run `fn(*args)` as a task of the running loop, in a copy of the caller's context.
 
-    `landed` hears the cancellation of the task as an error too: asyncio's own, or `TaskCancelledError`, as trio's own cannot be
-    passed on.
+    `landed` gets the cancellation of the task as an error too: asyncio's own, or `TaskCancelledError`, because trio's own cannot
+    be passed on.
     """
     trio = _trio_running_here()
     if trio is not None:
@@ -159,7 +167,10 @@ async def join(*tasks: OwnedTask) -> None:
                 except anyio.get_cancelled_exc_class() as again:  # asyncio's task.cancel() heeds no shield
                     cancelled = again
     if cancelled is not None:
-        raise cancelled
+        try:
+            raise cancelled
+        finally:
+            del cancelled  # its traceback refers to this frame: no cycle
 
 
 def running_loop() -> object:

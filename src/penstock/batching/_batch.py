@@ -1,0 +1,367 @@
+"""The callers of a batcher, the queue in which they wait, and the batches that take them."""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import AsyncIterable, Callable, Mapping
+from dataclasses import dataclass
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+
+from penstock import clock
+from penstock._concurrency import parking, tasks
+from penstock._introspect import name_of
+from penstock.batching._costs import SLACK, Cost
+from penstock.batching._replies import entries_of
+from penstock.errors import RateLimited, Unsatisfiable
+
+if TYPE_CHECKING:
+    from penstock.limiter import Limiter
+    from penstock.permit import Permit
+
+__all__ = ["Caller", "Queue", "Terms"]
+
+Item = TypeVar("Item")
+Entry = TypeVar("Entry")
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a batcher was made with."""
+
+    send: Callable[[list[Any]], Any]
+    max_items: int
+    max_cost: Cost
+    max_delay: float
+    index: Callable[[Any], int] | None
+    limiter: Limiter | None
+    split_on: Callable[[Exception], bool]
+
+
+class Caller(Generic[Item, Entry]):
+    """A call of the batcher that waits: in the queue until a batch takes it, then in that batch, then nowhere."""
+
+    __slots__ = ("arrived", "cost", "entry", "error", "home", "item", "parker", "traceback")
+
+    entry: Entry
+
+    def __init__(self, item: Item, cost: Cost | None, queue: Queue[Item, Entry]) -> None:
+        self.item = item
+        self.cost = cost
+        self.arrived = clock.now()
+        self.parker = queue.parker()
+        self.home: Queue[Item, Entry] | Batch[Item, Entry] | None = queue
+        self.error: BaseException | None = None
+
+    def serve(self, entry: Any) -> None:
+        if isinstance(entry, BaseException):
+            self.fail(entry)
+            return
+        self.home = None
+        self.entry = entry
+        self.parker.wake()
+
+    def fail(self, error: BaseException) -> None:
+        self.home = None
+        self.error = error
+        # Many callers raise the same exception: each from here, so that its traceback does not grow with their number.
+        self.traceback = error.__traceback__
+        self.parker.wake()
+
+    def reraise(self) -> NoReturn:
+        error, self.error = self.error, None  # a frame in the traceback refers to us: no cycle
+        assert error is not None
+        try:
+            raise error.with_traceback(self.traceback)
+        finally:
+            del error, self.traceback
+
+    async def leave(self) -> None:
+        """Give up. If nobody else waits for the batch, cancel it and wait for its end."""
+        home, self.home = self.home, None
+        if home is None:
+            return  # the result came at the very moment of the cancellation
+        task = home.forget(self)
+        if task is not None:
+            task.cancel()
+            await tasks.join(task)
+
+
+class Queue(Generic[Item, Entry]):
+    """The callers of one event loop that no batch has taken yet, in order of arrival."""
+
+    __slots__ = ("callers", "changes", "loop", "open", "parker", "terms", "total", "waiting")
+
+    def __init__(self, terms: Terms, loop: object) -> None:
+        self.terms = terms
+        self.loop = loop
+        self.parker: Callable[[], parking.Parker] = parking.here
+        if isinstance(parking.here(), parking.AsyncioParker):  # or here() would find it out anew for each item
+            self.parker = functools.partial(parking.AsyncioParker, loop)  # type: ignore[arg-type]
+        self.callers: deque[Caller[Item, Entry]] = deque()  # some of them have left: their home is elsewhere
+        self.waiting = 0
+        self.changes = 0  # how often a caller has come or left, here or in a batch
+        self.total: Cost = dict.fromkeys(terms.max_cost, 0)
+        self.open: Batch[Item, Entry] | None = None
+
+    def join(self, caller: Caller[Item, Entry]) -> None:
+        self.callers.append(caller)
+        self.waiting += 1
+        self.changes += 1
+        full = self.waiting == self.terms.max_items
+        if caller.cost is not None:
+            for unit, most in self.terms.max_cost.items():
+                self.total[unit] += caller.cost[unit]
+                full = full or self.total[unit] >= most
+        if self.open is None:
+            self._open_batch()
+        elif full and self.open.parker is not None:
+            self.open.parker.wake()
+
+    def forget(self, caller: Caller[Item, Entry]) -> tasks.OwnedTask | None:
+        """Remove a caller that waits here. Return the task that no caller waits for any more."""
+        self.changes += 1
+        self._count_out([caller])
+        if self.waiting:
+            if len(self.callers) > 2 * self.waiting + 64:  # callers that left must not pile up behind a slow limiter
+                self.callers = deque(one for one in self.callers if one.home is self)
+            return None
+        batch, self.open = self.open, None
+        return None if batch is None else batch.task
+
+    def front(self, bounds: Cost, *, at_least_one: bool = False) -> tuple[list[Caller[Item, Entry]], bool]:
+        """Return the callers that the next batch would take, and whether there is no room for more."""
+        chosen: list[Caller[Item, Entry]] = []
+        total = dict.fromkeys(bounds, 0.0)
+        full = False
+        for caller in self.callers:
+            if caller.home is not self:
+                continue
+            if caller.cost:
+                for unit, amount in caller.cost.items():
+                    if unit in total:
+                        total[unit] += amount
+                        if total[unit] >= bounds[unit]:
+                            full = True
+                            if total[unit] > bounds[unit] * SLACK and (chosen or not at_least_one):
+                                return chosen, True
+            chosen.append(caller)
+            if len(chosen) == self.terms.max_items:
+                return chosen, True
+        return chosen, full
+
+    def take(self, callers: list[Caller[Item, Entry]], batch: Batch[Item, Entry]) -> None:
+        """Hand the front of the queue over to the open batch, and open the next one for the rest."""
+        left = len(callers)
+        while left:
+            caller = self.callers.popleft()
+            if caller.home is self:
+                caller.home = batch
+                left -= 1
+        self._count_out(callers)
+        self.open = None
+        if self.waiting:
+            self._open_batch()
+
+    def _count_out(self, callers: list[Caller[Item, Entry]]) -> None:
+        self.waiting -= len(callers)
+        for unit in self.total:
+            # Exactly 0 again when nobody waits: sums of floats drift.
+            self.total[unit] = self.total[unit] - _sum(callers, unit) if self.waiting else 0
+
+    def _open_batch(self) -> None:
+        self.open = Batch(self)
+        self.open.start()
+
+
+class Batch(Generic[Item, Entry]):
+    """One call of `send`: its task and, once it has taken them, its callers."""
+
+    __slots__ = ("callers", "parker", "queue", "task")
+
+    def __init__(self, queue: Queue[Item, Entry], callers: list[Caller[Item, Entry]] | None = None) -> None:
+        self.queue = queue
+        self.callers = callers  # None while it is open
+        self.parker: parking.Parker | None = None
+        self.task: tasks.OwnedTask | None = None
+
+    def start(self) -> None:
+        self.task = tasks.start(self._run, landed=self._landed)
+
+    def forget(self, caller: Caller[Item, Entry]) -> tasks.OwnedTask | None:
+        """Remove a caller of this batch. Return the task that no caller waits for any more."""
+        self.queue.changes += 1
+        return None if self._present() else self.task
+
+    def _present(self) -> list[Caller[Item, Entry]]:
+        """Our callers that still wait."""
+        return [caller for caller in self.callers or () if caller.home is self]
+
+    async def _run(self) -> None:
+        terms = self.queue.terms
+        permits: list[Permit] = []
+        sent = False
+        try:
+            try:
+                if terms.limiter is not None:
+                    callers = await self._pay(terms.limiter, permits)
+                elif self.callers is None:
+                    callers = self._take(await self._gather())
+                else:
+                    callers = self._take(self._present())
+                if not callers:
+                    return
+                sent = True
+                reply: Any = terms.send([caller.item for caller in callers])
+                if isawaitable(reply):
+                    reply = await reply
+                elif not isinstance(reply, AsyncIterable):
+                    raise TypeError(
+                        f"send must be an async function: {name_of(terms.send)} returned {type(reply).__name__}"
+                    )
+                if isinstance(reply, AsyncIterable):
+                    reply = [entry async for entry in reply]
+            except Exception as error:  # noqa: BLE001 - it goes to the callers
+                self._failed(error)
+            else:
+                self._hand_out(callers, reply)
+        finally:
+            for permit in permits:
+                if sent:
+                    permit.close()
+                else:
+                    permit.cancel()
+
+    def _hand_out(self, callers: list[Caller[Item, Entry]], reply: Any) -> None:
+        """Give each caller who is still here the entry of its item, or tell it what is wrong with the reply."""
+        try:
+            entries = entries_of(reply, len(callers), self.queue.terms.index)
+        except Exception as error:  # noqa: BLE001 - it goes to the callers
+            self._fail(error)
+            return
+        for caller, entry in zip(callers, entries, strict=True):
+            if caller.home is self:
+                caller.serve(entry)
+
+    async def _gather(self) -> list[Caller[Item, Entry]]:
+        """Wait until the batch is full or its oldest caller has waited long enough."""
+        queue = self.queue
+        self.parker = parking.here()
+        while True:
+            callers, full = queue.front(queue.terms.max_cost)
+            if full or not callers:
+                return callers
+            left = callers[0].arrived + queue.terms.max_delay - clock.now()
+            if left <= 0:
+                return callers
+            self.parker.rearm()
+            await self.parker.park(left)
+
+    async def _pay(self, limiter: Limiter, permits: list[Permit]) -> list[Caller[Item, Entry]]:
+        """Wait at the limiter for the callers that are here now; take along later ones, if the limiter allows that too.
+
+        We do not wait to know how large the batch will be, because a place in the limiter's queue is worth more than a full
+        batch: where requests are short, the tokens for later callers are there when our turn comes; where tokens are short, a
+        small batch wastes nothing.
+        """
+        while True:
+            limits = limiter.limits
+            bounds = {unit: min(limit.capacity for limit in kinds) for unit, kinds in limits.items()}
+            for unit, most in self.queue.terms.max_cost.items():
+                bounds[unit] = min(most, bounds.get(unit, most))
+            callers = self._front(bounds, at_least_one=True)
+            if not callers:
+                return []
+            cost = self._cost(callers, limits)
+            changes = self.queue.changes
+            # Units that the items do not name cost what they cost by default: one request, one place.
+            permits.append(await limiter.acquire(**cost))  # type: ignore[arg-type]
+            if changes == self.queue.changes:
+                return self._take(callers)
+
+            paid = dict.fromkeys(limits, 0.0) | cost
+            cost = self._cost(self._front(bounds), limits)
+            more = {unit: amount - paid[unit] for unit, amount in cost.items() if amount > paid[unit]}
+            if more:
+                try:
+                    # Of the same call: what is counted per call, requests and places, is paid already.
+                    extra = dict.fromkeys(limits, 0.0) | more
+                    permits.append(await limiter.acquire(max_wait=0, **extra))  # type: ignore[arg-type]
+                    paid |= {unit: cost[unit] for unit in more}
+                except (RateLimited, Unsatisfiable):
+                    pass
+            callers = self._take(self._front(bounds | paid))
+            if callers:
+                cost = self._cost(callers, limits)
+                for unit, amount in paid.items():
+                    _refund(permits, unit, amount - cost.get(unit, 0))
+                return callers
+            while permits:  # the callers that we paid for have left, and we paid too little for the next one
+                permits.pop().cancel()
+
+    def _front(self, bounds: Cost, *, at_least_one: bool = False) -> list[Caller[Item, Entry]]:
+        """Return the callers that we would take now."""
+        if self.callers is not None:
+            return self._present()
+        # If it is not open any more, all have left. Others may have come while our cancellation is on its way.
+        return self.queue.front(bounds, at_least_one=at_least_one)[0] if self.queue.open is self else []
+
+    def _take(self, callers: list[Caller[Item, Entry]]) -> list[Caller[Item, Entry]]:
+        if callers:
+            if self.callers is None:
+                self.queue.take(callers, self)
+            self.callers = callers
+        return callers
+
+    def _cost(self, callers: list[Caller[Item, Entry]], limits: Mapping[str, Any]) -> Cost:
+        """Return what the limiter is to charge for these. It does not know the units that only `max_cost` bounds."""
+        own = self.queue.terms.max_cost
+        units = {unit: None for caller in callers if caller.cost for unit in caller.cost}
+        return {unit: _sum(callers, unit) for unit in units if unit in limits or unit not in own}
+
+    def _failed(self, error: Exception) -> None:
+        if self.callers is None:  # the limiter refused: tell the callers that would have gone
+            self._take(self._front(self.queue.terms.max_cost))
+        callers = self._present()
+        # Halves help when the batch is too large for the limiter. A caller left alone may fail for the item of one that has gone.
+        if (
+            callers
+            and len(self.callers or ()) > 1
+            and (isinstance(error, Unsatisfiable) or self.queue.terms.split_on(error))
+        ):
+            middle = (len(callers) + 1) // 2
+            for part in callers[:middle], callers[middle:]:
+                if part:
+                    half = Batch(self.queue, part)
+                    for caller in part:
+                        caller.home = half
+                    half.start()
+        else:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        for caller in self._present():
+            caller.fail(error)
+
+    def _landed(self, _: None, error: BaseException | None) -> None:
+        """Note the end of the task. It has an error only if others cancelled it, or if the program is ending."""
+        if error is None:
+            return
+        queue = self.queue
+        if queue.open is self:
+            self._take([caller for caller in queue.callers if caller.home is queue])
+        self._fail(error)
+
+
+def _sum(callers: list[Caller[Any, Any]], unit: str) -> float:
+    return sum([caller.cost[unit] for caller in callers if caller.cost and unit in caller.cost])
+
+
+def _refund(permits: list[Permit], unit: str, surplus: float) -> None:
+    for permit in permits:
+        if surplus > 0:
+            charged = permit.cost.get(unit, 0)
+            back = min(charged, surplus)
+            permit.settle(**{unit: charged - back})
+            surplus -= back

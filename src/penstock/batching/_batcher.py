@@ -1,0 +1,143 @@
+"""`Batcher`: its options, and one call of it."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from penstock._concurrency import tasks
+from penstock._concurrency.shared_state import OfThisProcess
+from penstock._core.seconds import Seconds, read_seconds
+from penstock._introspect import check_plain, kind_of, name_of
+from penstock.batching._batch import Caller, Queue, Terms
+from penstock.batching._costs import CostOf, cost_function, price, read_max_cost
+from penstock.batching._faults import SplitOn, judge_of
+
+if TYPE_CHECKING:
+    from penstock.limiter import Limiter
+
+__all__ = ["Batcher"]
+
+Item = TypeVar("Item")
+Entry = TypeVar("Entry")
+
+
+class Batcher(OfThisProcess, Generic[Item, Entry]):
+    """Collects single items and sends many in one call. Calling it with an item returns that item's own entry.
+
+    Items are sent in the order in which they came, except that the halves of a failed batch are sent again as they are.
+    One batcher serves any number of tasks, threads and event loops; callers of one event loop share batches. A copy of it is
+    itself, and it cannot be pickled.
+
+    Without `limiter`, a batch goes as soon as it is full, or `max_delay` after its oldest item came. With `limiter`, every
+    call of `send` is charged there, and the batch goes as soon as the limiter lets it: at once while there is
+    capacity, and while there is none it grows. So the limit that binds decides the size: few requests and
+    tokens to spare make large batches, few tokens small ones.
+
+    `send` runs in a copy of the context of the caller that opened the batch, and under nobody's deadline.
+
+    Args:
+        send: An async function that is given a list of items, at least one, and returns their entries.
+        max_items: Most items in one call; at least 1.
+        max_cost: Most units in one call, all items together; above 0 and finite. An item above it alone is refused.
+        max_delay: Longest time that an item waits for others; seconds or a `timedelta`, 0 or more. With `limiter` no item
+            waits for others.
+        cost: What an item costs: a function of the item that returns an amount per unit, or a number if there is
+            only one unit; or a number or a function of the item for each unit. Default: text costs one
+            token for four bytes of UTF-8, rounded up, and nothing else has a cost.
+        index: Reads from an entry which item it belongs to, counted from 0. Then entries may come in any order. Without it
+            `send` returns a list with one entry per item, in their order.
+        limiter: Charged for each call: the sum of the items' costs, and whatever units cost by default (1 request).
+        split_on: Which errors may be the fault of a single item: exception types, or a function of the exception. A batch that
+            fails with one is split in halves, down to the items. Default: all but errors that speak of the service, see
+            `may_be_an_items_fault`. One bad item among n costs up to 2·log2(n) more calls, n bad ones 2·n - 2.
+
+    An entry that is itself an exception is raised, in its caller alone. None of the functions but `send` may be async.
+
+    Raises:
+        ValueError: A bound is out of its range.
+        TypeError: `send` cannot be called, or another function is async.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[list[Item]], Awaitable[Iterable[Entry] | AsyncIterable[Entry]] | AsyncIterable[Entry]],
+        *,
+        max_items: int = 100,
+        max_cost: Mapping[str, float] | None = None,
+        max_delay: Seconds = 0.01,
+        cost: CostOf[Item] | None = None,
+        index: Callable[[Any], int] | None = None,
+        limiter: Limiter | None = None,
+        split_on: SplitOn | None = None,
+    ) -> None:
+        _check_send(send)
+        if index is not None:
+            check_plain("Batcher", "index", index)
+        seconds = read_seconds(max_delay)
+        if seconds is None or not 0 <= seconds < math.inf:
+            raise ValueError(
+                f"max_delay must be a finite number of seconds, 0 or more, or a timedelta, not {max_delay!r}"
+            )
+        bounds = read_max_cost(max_cost)
+        self._terms = Terms(
+            send=send,
+            max_items=_read_max_items(max_items),
+            max_cost=bounds,
+            max_delay=seconds,
+            index=index,
+            limiter=limiter,
+            split_on=judge_of(split_on),
+        )
+        self._cost = cost_function(cost, bounds, limiter)
+        self._here = threading.local()
+
+    async def __call__(self, item: Item) -> Entry:
+        """Wait for a batch, and return the entry of this item.
+
+        Cancelling withdraws the item unless it was sent.
+
+        Raises:
+            Unsatisfiable: The item alone costs more than `max_cost`.
+            MissingUnit: `max_cost` bounds a unit for which the item has no cost.
+            ReplyMismatch: The reply does not say which entry is ours.
+            Exception: Whatever `send` or the limiter raised. All callers of one batch get the same object.
+        """
+        cost = None if self._cost is None else price(item, self._cost(item), self._terms.max_cost)
+        loop = tasks.running_loop()
+        queue: Queue[Item, Entry] | None = getattr(self._here, "queue", None)
+        if queue is None or queue.loop is not loop:
+            # A thread runs one loop after another. The callers of an old queue are with its own tasks.
+            queue = self._here.queue = Queue(self._terms, loop)
+        caller: Caller[Item, Entry] = Caller(item, cost, queue)
+        queue.join(caller)
+        try:
+            await caller.parker.park(math.inf)
+        except BaseException:
+            await caller.leave()
+            raise
+        if caller.error is not None:
+            caller.reraise()
+        return caller.entry
+
+    def __repr__(self) -> str:
+        return f"Batcher({name_of(self._terms.send)}, max_items={self._terms.max_items})"
+
+
+def _check_send(send: object) -> None:
+    """Refuse what no call can be made with. A plain callable may return an awaitable, so that shows only later."""
+    if not callable(send):
+        raise TypeError(f"Batcher({send!r}): an async function of a list of items is needed")
+    if kind_of(send) in {"generator", "context", "async context"}:
+        raise TypeError(
+            f"Batcher({name_of(send)}): send must be an async function or an async generator function, "
+            "and this one is a generator or a context manager"
+        )
+
+
+def _read_max_items(given: Any) -> int:
+    if isinstance(given, bool) or not hasattr(given, "__index__") or given < 1:
+        raise ValueError(f"max_items must be 1 or more, not {given!r}")
+    return int(given.__index__())
