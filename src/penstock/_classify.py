@@ -22,11 +22,11 @@ class Nonsense(Exception):  # noqa: N818 - it is always one of the two below
     """A classifier returned something that is no verdict."""
 
 
-class _NotAwaited(Nonsense, TypeError):
+class _NotAwaited(Nonsense, TypeError):  # noqa: N818
     """It returned an awaitable."""
 
 
-class _NoWait(Nonsense, ValueError):
+class _NoWait(Nonsense, ValueError):  # noqa: N818
     """It returned a number of seconds that nobody can wait."""
 
 

@@ -5,6 +5,7 @@ Nothing here knows which spans are allowed: each caller checks its own range and
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 
 __all__ = ["Seconds", "read_seconds"]
@@ -28,6 +29,6 @@ def read_seconds(value: object) -> float | None:
         seconds = float(value)  # type: ignore[arg-type]  # one of the two methods is there
     except (ArithmeticError, TypeError, ValueError):
         return None
-    if seconds != seconds:
+    if math.isnan(seconds):
         return None
     return value if kind is int else seconds  # type: ignore[return-value]  # an int
