@@ -360,3 +360,64 @@ def test_garbage_of_a_finished_call_says_nothing():
         warnings.simplefilter("error")
         testing.run(main)
         gc.collect()
+
+
+def items(count):
+    yield from range(count)
+
+
+async def stream(count):
+    for number in range(count):
+        yield number
+
+
+def test_a_generator_out_of_a_lambda_is_inside_until_it_ends():
+    places = Places()
+    get = places.around(lambda count: items(count))  # noqa: PLW0108
+    numbers = get(2)
+    assert (next(numbers), places.inside) == (0, 1)
+    assert (list(numbers), places.inside) == ([1], 0)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("end", ["closed", "collected"])
+def test_a_generator_that_is_not_finished_leaves(begun, end):
+    places = Places()
+    numbers = places.around(lambda: items(2))()
+    assert places.inside == 1
+    if begun:
+        next(numbers)
+    if end == "closed":
+        numbers.close()
+    else:
+        del numbers
+    gc.collect()
+    assert places.inside == 0
+
+
+@pytest.mark.anyio
+async def test_an_async_generator_out_of_a_lambda_is_inside_until_it_ends():
+    places = Places()
+    get = places.around(lambda count: stream(count))  # noqa: PLW0108
+    numbers = get(2)
+    assert (await anext(numbers), places.inside) == (0, 1)
+    assert ([number async for number in numbers], places.inside) == ([1], 0)
+    numbers = get(2)
+    assert places.inside == 1
+    await anext(numbers)
+    await numbers.aclose()
+    assert places.inside == 0
+    get(2)
+    gc.collect()
+    assert places.inside == 0
+
+
+def test_a_generators_error_is_seen_by_the_context_manager():
+    def fail():
+        yield 1
+        raise KeyError
+
+    places = Places()
+    with pytest.raises(KeyError):
+        list(places.around(lambda: fail())())  # noqa: PLW0108
+    assert (places.log, places.inside) == ([KeyError], 0)

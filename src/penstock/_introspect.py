@@ -17,7 +17,7 @@ import sys
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from types import FrameType, TracebackType
+from types import AsyncGeneratorType, FrameType, GeneratorType, TracebackType
 from typing import Any, Generic, NoReturn, TypeVar, cast
 
 from penstock._concurrency.parking import loop_running_here
@@ -44,6 +44,7 @@ _OURS = __file__.removesuffix("_introspect.py")
 _SAMPLE: Any = len  # to see what these two decorators make of a function: it is one code object for all of them
 _CONTEXT = contextlib.contextmanager(_SAMPLE).__code__
 _ASYNC_CONTEXT = contextlib.asynccontextmanager(_SAMPLE).__code__
+_GENERATORS = (GeneratorType, AsyncGeneratorType)
 _CONTEXT_MANAGERS = (contextlib._GeneratorContextManager, contextlib._AsyncGeneratorContextManager)
 
 
@@ -162,8 +163,8 @@ def run_inside(
     """Decorate a function of any kind: each of its calls runs inside a context manager, from its beginning to its end.
 
     A generator's call ends with its last item. A call of a function under `@contextmanager` or `@asynccontextmanager` is the
-    whole block. A plain callable's call ends when it returns; if it returns an awaitable, when that has been awaited (or
-    left again, where it is used by `async with`, as HTTP clients allow).
+    whole block. A plain callable's call ends when it returns. If it returns an awaitable, the call ends when that has been
+    awaited (or left again, where it is used by `async with`, as HTTP clients allow); if a generator, when that ends.
 
     A plain callable is entered by `enter` at first, as by a thread: in a running event loop that may refuse to wait. Once it
     has returned an awaitable it is known as async, and each call of it in a running event loop uses `enter_async`.
@@ -251,9 +252,25 @@ def _plain_inside(fn: Any, enter: Any, enter_async: Any, seen: Any) -> Any:
                 )
             if seen is not None:
                 seen(inside, result)
+            if isinstance(result, _GENERATORS):
+                hold.until_later = True
+                return _items_inside(result, hold)
             return result
 
     return wrapper
+
+
+def _items_inside(items: Any, hold: _Hold[Any]) -> Any:
+    """The generator that a plain callable returned, inside the context manager until it ends, is closed or is collected."""
+    if isinstance(items, AsyncGeneratorType):
+        left_behind = _NeverWaits(_Left(hold))
+        return stream_inside(lambda _args, _kwargs: left_behind, lambda: items)()
+
+    def generate(left: _Left) -> Any:
+        with left:
+            return (yield from items)
+
+    return generate(_Left(hold))
 
 
 class _NeverWaits(AbstractAsyncContextManager[_Entered]):
@@ -445,18 +462,23 @@ class _CallToBegin(_LateCall):
 
 
 class _Left:
-    """Leaves what was entered before."""
+    """Leaves what was entered before: at the end of its block, or when it is collected without one."""
 
     __slots__ = ("_hold",)
 
     def __init__(self, hold: _Hold[Any]) -> None:
-        self._hold = hold
+        self._hold: _Hold[Any] | None = hold
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, *error: Any) -> bool | None:  # noqa: PYI036
-        return self._hold.leave(*error)
+        hold, self._hold = self._hold, None
+        return None if hold is None else hold.leave(*error)
+
+    def __del__(self) -> None:
+        if self._hold is not None:
+            self._hold.abandon()
 
 
 def _enterable(name: str, result: Awaitable[Any]) -> AbstractAsyncContextManager[Any]:
