@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from penstock import clock, testing
-from penstock.testing import VirtualTime, manual_clock
+from penstock.testing import Patience, VirtualTime, manual_clock
 
 # ------------------------------------------------------------------------------------------------ fast
 
@@ -220,7 +220,21 @@ def test_a_manual_clock_moves_only_by_hand_and_is_seen_by_every_thread():
     assert abs(clock.wall() - time.time()) < 60
 
 
-@pytest.mark.parametrize("seconds", [-1, math.inf, math.nan])
+def test_a_clock_may_be_moved_by_a_timedelta():
+    with manual_clock() as by_hand:
+        by_hand.advance(timedelta(minutes=2))
+        assert clock.now() == 120
+
+
+@pytest.mark.parametrize("value", [-1, math.inf, math.nan, "1", None, timedelta(seconds=-1)])
+def test_a_patience_that_is_no_time_is_refused(value):
+    for name in ("threads", "sockets"):
+        with pytest.raises(ValueError, match=rf"Patience\({name}=.*\): seconds or a timedelta, 0 or more and finite"):
+            Patience(**{name: value})
+    assert Patience(threads=timedelta(seconds=2)) == Patience(threads=2)
+
+
+@pytest.mark.parametrize("seconds", [-1, math.inf, math.nan, "1", None, timedelta(seconds=-1)])
 def test_time_never_goes_back_nor_to_the_end(seconds):
     with manual_clock() as by_hand, pytest.raises(ValueError, match="can only move forward"):
         by_hand.advance(seconds)

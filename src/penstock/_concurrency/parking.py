@@ -1,9 +1,9 @@
 """How a task or a thread waits, and how it is woken: the only code that knows the event loop.
 
-    parker = here()             what waits here: an asyncio task, a trio task, or a thread
+    parker = here()             for the asyncio task, the trio task or the thread that runs
     parker.rearm()              from now on a wake-up counts
-    await parker.park(5.0)      until woken, or 5 s passed, whichever comes first; `inf`: until woken
-    parker.wake()               from any thread; never blocks; False if nobody can be woken there any more
+    await parker.park(5.0)      until woken, or 5 s have passed; `inf`: until woken
+    parker.wake()               from any thread; never blocks; False if the task can never run again
 
 A wake-up between `rearm` and `park` is not lost. Cancelling `park` raises the loop's own cancellation.
 """
@@ -43,7 +43,7 @@ __all__ = [
 
 
 forks = 0
-"""How many forks this process is away from the first: whoever parked before the last of them waits in another process."""
+"""How many forks lie between this process and the first. A parker from before the last fork belongs to another process."""
 
 
 def _count_fork() -> None:
@@ -60,7 +60,7 @@ THREADS = "threads"
 
 
 class Parker:
-    """One who can wait. See the module's docstring."""
+    """How one task or thread waits. See the module's docstring."""
 
     __slots__ = ()
 
@@ -83,11 +83,11 @@ class Parker:
         raise NotImplementedError
 
     def alive(self) -> bool:
-        """False if what waits there can never run again."""
+        """False if the task can never run again."""
         return True
 
     def awake(self) -> bool:
-        """False if nothing runs there now: its loop is closed, or stopped, perhaps until somebody runs it again."""
+        """False if its loop is closed, or stopped, perhaps until somebody runs it again."""
         return True
 
 
@@ -109,7 +109,7 @@ class AsyncioParker(Parker):
         return self._loop
 
     def park(self, seconds: float) -> Awaitable[None]:
-        # The future itself where it will do: a coroutine less for each of 100,000 waiters.
+        # The future itself where that is enough: it saves a coroutine for each of 100,000 waiters.
         return self._future if seconds == math.inf else self._park_for(seconds)
 
     async def _park_for(self, seconds: float) -> None:
@@ -122,7 +122,7 @@ class AsyncioParker(Parker):
 
     def time_left(self) -> float:
         if _of_module("anyio._backends._asyncio", "backend_class") is None:
-            return math.inf  # nobody can have opened a scope yet
+            return math.inf  # no scope can be open yet
         deadline = anyio.current_effective_deadline()
         return deadline if math.isinf(deadline) else deadline - anyio.current_time()
 
@@ -218,7 +218,7 @@ class ThreadParker(Parker):
 
 
 def wake_all(parkers: Iterable[Parker]) -> None:
-    """Wake them all, with one call into each event loop. For threads that run none."""
+    """Wake them all, with one call into each event loop. For threads that run no loop."""
     loops: dict[Any, list[Any]] = {}
     for parker in parkers:
         if type(parker) is AsyncioParker:
@@ -258,7 +258,7 @@ def _of_module(module: str, name: str) -> Any:
 
 
 def here() -> Parker:
-    """What waits here: a task of the running loop, or this thread."""
+    """Return a parker for the running task, or for this thread if it runs no loop."""
     if in_trio_task():  # first: trio may run as a guest of asyncio
         return TrioParker(sys.modules["trio"])
     loop = running_asyncio_loop()
@@ -274,16 +274,16 @@ def loop_running_here() -> bool:
 
 
 def time_here() -> float:
-    """The time by which the running asyncio loop sets its timers; in trio and in threads, `penstock.clock`'s.
+    """Return the time by which the running asyncio loop sets its timers; in trio and in threads, `penstock.clock`'s.
 
-    They are one clock, unless somebody has given the loop another.
+    Both are one clock, unless somebody has given the loop another.
     """
     loop = running_asyncio_loop()
     return clock.now() if loop is None else loop.time()
 
 
 def who_am_i() -> object:
-    """Something that tells this task, or this thread, from all others that live now."""
+    """Return an object that identifies this task, or this thread, among all that live now."""
     if in_trio_task():
         return sys.modules["trio"].lowlevel.current_task()
     if running_asyncio_loop() is not None:

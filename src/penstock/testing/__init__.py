@@ -13,7 +13,7 @@ moment is the sum that the program itself computed: ten sleeps of 0.1 end at 0.1
 
 It holds for asyncio (uvloop too) and trio, for `anyio`'s and asyncio's own timeouts, and for `penstock.clock`, which is
 replaced in every thread until virtual time ends. Sockets, processes and worker threads belong to the real world and keep
-working: before time jumps they are given a little real time (`Patience`).
+working: before time jumps, they get a little real time (`Patience`).
 
 What it does not do: `time.sleep` sleeps for real, and a limiter that blocks a thread waits for a clock that stands still
 (test that with `manual_clock`, `acquire_nowait` and `advance`). If all tasks wait, and none of them for a moment, the
@@ -33,6 +33,7 @@ from unittest import mock
 import anyio
 
 from penstock import clock, retry
+from penstock._core.seconds import Seconds, read_seconds
 from penstock.testing import _loops
 
 __all__ = [
@@ -53,7 +54,7 @@ NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class ManualClock:
-    """A clock that moves only when told to."""
+    """A clock that moves only when a test moves it."""
 
     def __init__(self, wall: datetime = NEW_YEAR) -> None:
         self._now = 0.0
@@ -68,15 +69,19 @@ class ManualClock:
         """Seconds since 1970 in UTC; moves along with `now`."""
         return self._wall_at_zero + self._now
 
-    def advance(self, seconds: float) -> None:
+    def advance(self, seconds: Seconds) -> None:
         """Let time pass at once, without waiting. Timers that became due fire when the event loop runs again.
 
         Args:
-            seconds: How far to go; finite and not negative.
+            seconds: How far to go: seconds or a `timedelta`, 0 or more and finite.
+
+        Raises:
+            ValueError: It is no such span.
         """
-        if not 0 <= seconds < math.inf:
+        span = read_seconds(seconds)
+        if span is None or not 0 <= span < math.inf:
             raise ValueError(f"time can only move forward, and not for ever: advance({seconds!r})")
-        self._now += seconds
+        self._now += span
 
     def set_wall(self, moment: datetime) -> None:
         """Let the calendar show `moment` from here on, as an operator or a time server would. `now` does not move."""
@@ -93,13 +98,25 @@ class ManualClock:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """For how many real seconds the outside world must have been silent before virtual time jumps."""
+    """For how long, in real time, the outside world must have been silent before virtual time jumps.
 
-    threads: float = 1.0
-    """While a worker thread is busy. It will be heard of, unless it waits for the event loop itself: so this is long."""
+    Raises:
+        ValueError: A value is neither seconds nor a `timedelta`, or is negative or infinite.
+    """
 
-    sockets: float = 0.005
-    """Once the loop has opened a socket, a pipe or a process. They may never be heard of again: so this is short."""
+    threads: Seconds = 1.0
+    """Seconds while a worker thread is busy. Long, because the thread will report back, unless it waits for the event loop."""
+
+    sockets: Seconds = 0.005
+    """Seconds once the loop has opened a socket, a pipe or a process. Short, because these may never report back."""
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "sockets"):
+            value = getattr(self, name)
+            span = read_seconds(value)
+            if span is None or not 0 <= span < math.inf:
+                raise ValueError(f"Patience({name}={value!r}): seconds or a timedelta, 0 or more and finite")
+            object.__setattr__(self, name, span)
 
 
 class VirtualTime(ManualClock):
@@ -186,7 +203,7 @@ class RecordedEvents(list[Any]):
     """A list of what happened, to be given as `on_event=`."""
 
     def __call__(self, event: object) -> None:
-        """Hear of one more."""
+        """Add an event."""
         self.append(event)
 
     def of(self, kind: type[_T]) -> list[_T]:

@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from contextvars import Context, copy_context
 from functools import partial
 from time import sleep
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from unittest import mock
 
 import anyio.to_thread
@@ -165,8 +165,10 @@ class _Outside:
 
     def silence(self, *, sockets: bool) -> float:
         """Real seconds."""
-        patience = self._time.patience
-        return patience.threads if self._busy_threads else patience.sockets if sockets else 0.0
+        patience = self._time.patience  # it has turned its spans into numbers
+        if self._busy_threads:
+            return cast("float", patience.threads)
+        return cast("float", patience.sockets) if sockets else 0.0
 
 
 # ------------------------------------------------------------------------------------------------------------ asyncio
