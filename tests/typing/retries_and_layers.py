@@ -7,9 +7,11 @@ A line that must be wrong says so by an ignore: both are told to complain about 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import assert_type
 
 from penstock import (
+    Adaptive,
     Attempt,
     Batcher,
     Budget,
@@ -145,11 +147,22 @@ def what_counts_is_said_by_types_or_a_function() -> None:
     assert_type(retry_after(ValueError()), float | None)
 
 
+def spans_are_seconds_or_timedeltas() -> None:
+    minute = timedelta(minutes=1)
+    timeout(minute)
+    hedge(minute, initial=minute)
+    circuit_breaker(on=OSError, window=minute, open_for=minute, max_open=minute, hint=lambda error: minute)
+    pausing(limiter, on=OSError, max_pause=minute, hint=lambda error: 5)
+    Adaptive(limiter, on=OSError, cooldown=minute)
+    timeout("5")  # type: ignore[arg-type]
+    pausing(limiter, on=OSError, max_pause="1h")  # type: ignore[arg-type]
+
+
 async def many_items() -> None:
     async def send(texts: list[str]) -> list[int]:
         return [len(text) for text in texts]
 
-    embed = Batcher(send)
+    embed = Batcher(send, max_delay=timedelta(milliseconds=5), cost={"tokens": len}, split_on=(ValueError, KeyError))
     assert_type(await embed("x"), int)
     await embed(5)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""How much of a promise to use of a server that says it has too much: additive increase, multiplicative decrease.
+"""Which share of the promised rate to use while a server reports overload: additive increase, multiplicative decrease.
 
 Nothing here waits or reads a clock. The rule is that of TCP's congestion avoidance (Chiu and Jain, 1989): among many clients
 who follow it, shares become equal and the server's capacity is used, though nobody knows either.
@@ -52,20 +52,20 @@ class Aimd:
         self.share = 1.0
 
     def begin(self, now: float) -> None:
-        """A call begins."""
+        """Note that a call begins."""
         if self._running == 0:
             self._counted_to = max(self._counted_to, now - _GAP)
         self._running += 1
 
     def end(self, now: float, *, succeeded: bool) -> None:
-        """A call ends. One that succeeded credits the time in which calls were made; one that failed says nothing."""
+        """Note that a call ends. A success credits the time in which calls were made; a failure says nothing."""
         self._running -= 1
         if succeeded:
             self.share = min(1.0, self.share + self._grow * max(0.0, now - self._counted_to))
             self._counted_to = max(self._counted_to, now)
 
     def overloaded(self, now: float) -> bool:
-        """The server has too much. Whether that led to a cut."""
+        """Note that the server is overloaded. Return whether the share was cut."""
         self._counted_to = max(self._counted_to, now)  # this time proved nothing
         if now - self._cut_at < self._cooldown:
             return False
