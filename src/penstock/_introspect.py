@@ -387,8 +387,8 @@ class _LateCall(Coroutine[Any, Any, Any]):
     def __del__(self) -> None:
         if not self._used:
             self._used = True
+            self._abandon()  # first: a filter may turn the warning into an error
             warnings.warn(f"the call of {self._name} was never awaited", RuntimeWarning, stacklevel=2, source=self)
-            self._abandon()
 
     def __repr__(self) -> str:
         return f"<call of {self._name}, to be awaited>"

@@ -72,9 +72,13 @@ def cost_function(cost: Any, max_cost: Cost, limiter: Limiter | None) -> Callabl
 
 
 def _cost_of_text(item: Any) -> Cost:
-    if isinstance(item, str):
-        return {"tokens": math.ceil(len(item.encode(errors="replace")) / 4)}
-    return {}
+    if not isinstance(item, str):
+        return {}
+    try:
+        size = len(item.encode())
+    except UnicodeEncodeError:  # a lone surrogate, as `os.fsdecode` makes them
+        size = len(item.encode(errors="replace"))
+    return {"tokens": math.ceil(size / 4)}
 
 
 def price(item: object, given: Mapping[str, Any], max_cost: Cost) -> Cost:
@@ -86,29 +90,35 @@ def price(item: object, given: Mapping[str, Any], max_cost: Cost) -> Cost:
         MissingUnit: A bounded unit has no amount.
     """
     cost: Cost = {}
+    bounded = 0
     for unit, said in given.items():
-        amount = said if type(said) in {int, float} else _number(said)
+        amount = said if type(said) is int or type(said) is float else _number(said)
         if amount is None or not 0 <= amount < math.inf:
             check_answer("Batcher", "cost", said)
             raise ValueError(f"the cost of an item must be a finite number of {unit}, 0 or more, not {said!r}")
-        most = max_cost.get(unit)
-        if most is not None and amount > most * SLACK:
-            raise Unsatisfiable(
-                f"an item of {amount:g} {unit} fits in no batch: max_cost is {most:g} {unit}. "
-                "Split the item, or raise max_cost",
-                unit=unit,
-                cost=amount,
-                capacity=most,
-            )
         cost[unit] = amount
-    for unit in max_cost:
-        if unit not in cost:
-            raise MissingUnit(
-                f"max_cost bounds {unit}, but the cost of {repr_of(item, 60)} is not known: "
-                f"give cost={{{unit!r}: …}}, a number or a function of the item",
-                unit=unit,
-            )
+        most = max_cost.get(unit)
+        if most is not None:
+            bounded += 1
+            if amount > most * SLACK:
+                raise _too_large(unit, amount, most)
+    if bounded < len(max_cost):
+        unit = next(unit for unit in max_cost if unit not in cost)
+        raise MissingUnit(
+            f"max_cost bounds {unit}, but the cost of {repr_of(item, 60)} is not known: "
+            f"give cost={{{unit!r}: …}}, a number or a function of the item",
+            unit=unit,
+        )
     return cost
+
+
+def _too_large(unit: str, amount: float, most: float) -> Unsatisfiable:
+    return Unsatisfiable(
+        f"an item of {amount:g} {unit} fits in no batch: max_cost is {most:g} {unit}. Split the item, or raise max_cost",
+        unit=unit,
+        cost=amount,
+        capacity=most,
+    )
 
 
 def _number(value: Any) -> float | None:
