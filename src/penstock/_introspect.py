@@ -1,11 +1,11 @@
 """What a function is: how it has to be called, how messages name it, and which of the user's functions is running.
 
-Decorators of other people's functions use this. `run_inside` decorates a function of any kind, so that each call runs inside a
-context manager: a permit of a limiter, the watch of a circuit breaker.
+Decorators of other people's functions use this. `run_inside` decorates a function of any kind, so that each call runs
+inside a context manager: a permit of a limiter, the watch of a circuit breaker.
 
-A plain callable may return an awaitable: a bound method of an SDK, a lambda around an async function. Nothing shows it before
-the call. So there are two tools: `to_be_awaited` tells it of a result, and `run_inside` keeps its context manager entered until
-that result has been awaited.
+A plain callable may return an awaitable: a bound method of an SDK, a lambda around an async function. Nothing shows it
+before the call. So there are two tools: `to_be_awaited` tells it of a result, and `run_inside` keeps its context
+manager entered until that result has been awaited.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ __all__ = [
     "name_of",
     "refuse_awaitable",
     "run_inside",
+    "runs_later",
     "stream_inside",
     "to_be_awaited",
     "users_frame",
@@ -129,7 +130,8 @@ def check_answer(owner: str, option: str, answer: object) -> None:
     if inspect.isawaitable(answer):
         refuse_awaitable(
             answer,
-            f"{owner}({option}=...) returned {type(answer).__name__}: it is called and not awaited; give a plain function",
+            f"{owner}({option}=...) returned {type(answer).__name__}: "
+            "it is called and not awaited; give a plain function",
         )
 
 
@@ -143,10 +145,15 @@ def refuse_awaitable(result: object, message: str) -> NoReturn:
 def to_be_awaited(result: object) -> bool:
     """Whether what a plain callable returned is a call that has yet to run, and its value none yet.
 
-    A coroutine is one everywhere. Any other awaitable is one inside a running event loop. In a thread without a loop it is
-    a value: futures of Dask, for example, can be awaited too, and are read by `.result()` there.
+    A coroutine is one everywhere. Any other awaitable is one inside a running event loop. In a thread without a loop it
+    is a value: futures of Dask, for example, can be awaited too, and are read by `.result()` there.
     """
     return inspect.isawaitable(result) and (isinstance(result, Coroutine) or loop_running_here())
+
+
+def runs_later(result: object) -> bool:
+    """Whether a plain callable returned code that has yet to run: a generator, or a block under `@contextmanager`."""
+    return isinstance(result, (*_GENERATORS, *_CONTEXT_MANAGERS))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -162,12 +169,14 @@ def run_inside(
 ) -> _F:
     """Decorate a function of any kind: each of its calls runs inside a context manager, from its beginning to its end.
 
-    A generator's call ends with its last item. A call of a function under `@contextmanager` or `@asynccontextmanager` is the
-    whole block. A plain callable's call ends when it returns. If it returns an awaitable, the call ends when that has been
-    awaited (or left again, where it is used by `async with`, as HTTP clients allow); if a generator, when that ends.
+    A generator's call ends with its last item. A call of a function under `@contextmanager` or `@asynccontextmanager`
+    is the whole block. A plain callable's call ends when it returns. If it returns an awaitable, the call ends when
+    that has been awaited (or left again, where it is used by `async with`, as HTTP clients allow); if a generator, when
+    that ends.
 
-    A plain callable is entered by `enter` at first, as by a thread: in a running event loop that may refuse to wait. Once it
-    has returned an awaitable it is known as async, and each call of it in a running event loop uses `enter_async`.
+    A plain callable is entered by `enter` at first, as by a thread: in a running event loop that may refuse to wait.
+    Once it has returned an awaitable it is known as async, and each call of it in a running event loop uses
+    `enter_async`.
 
     Args:
         fn: What to decorate.
@@ -261,7 +270,7 @@ def _plain_inside(fn: Any, enter: Any, enter_async: Any, seen: Any) -> Any:
 
 
 def _items_inside(items: Any, hold: _Hold[Any]) -> Any:
-    """The generator that a plain callable returned, inside the context manager until it ends, is closed or is collected."""
+    """Run the generator that a plain callable returned inside the context manager, until it ends or is collected."""
     if isinstance(items, AsyncGeneratorType):
         left_behind = _NeverWaits(_Left(hold))
         return stream_inside(lambda _args, _kwargs: left_behind, lambda: items)()
@@ -303,7 +312,8 @@ class _Hold(Generic[_Entered]):
             return self._manager.__enter__()
         except WouldBlockEventLoop as error:
             error.add_note(
-                f"penstock: {self._name} is a plain callable. If it returns an awaitable, decorate an async function that awaits it"
+                f"penstock: {self._name} is a plain callable. "
+                "If it returns an awaitable, decorate an async function that awaits it"
             )
             raise
 
@@ -322,7 +332,8 @@ class _Hold(Generic[_Entered]):
 class _LateCall(Coroutine[Any, Any, Any]):
     """A call of a plain callable that runs when it is awaited. It is a coroutine, for `create_task` and task groups.
 
-    What it returns can also be entered by `async with`, if the callable's own result can: `async with get(url) as response`.
+    What it returns can also be entered by `async with`, if the callable's own result can:
+    `async with get(url) as response`.
     """
 
     __slots__ = ("_name", "_running", "_used", "_within")
@@ -493,8 +504,9 @@ def stream_inside(
 ) -> Callable[..., AsyncGenerator[Any, Any]]:
     """Decorate an async generator function: each of its generators runs inside what `enter(args, kwargs)` returns.
 
-    What the caller sends or throws in goes on to the generator itself, as by the `yield from` that async generators lack. So it
-    may answer, or handle an error, as one does under `@asynccontextmanager`. The generator ends before the context does.
+    What the caller sends or throws in goes on to the generator itself, as by the `yield from` that async generators
+    lack. So it may answer, or handle an error, as one does under `@asynccontextmanager`. The generator ends before the
+    context does.
     """
 
     @functools.wraps(fn)

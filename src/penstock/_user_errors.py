@@ -1,7 +1,8 @@
 """Looking at an exception of the user's, and asking functions of the user's about it, without losing it.
 
-A property of the exception may raise, and so may a function such as `on` or `hint`. Neither may replace the exception: the
-caller gets the original, with a note. Only a function whose answer is of the wrong kind is an error of its own (`Nonsense`).
+A property of the exception may raise, and so may a function such as `on` or `hint`. Neither may replace the exception:
+the caller gets the original, with a note. Only a function whose answer is of the wrong kind is an error of its own
+(`Nonsense`).
 """
 
 from __future__ import annotations

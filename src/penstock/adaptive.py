@@ -3,11 +3,11 @@
     limiter = Limiter(requests="3500/min", calls=in_flight(64))
     adaptive = Adaptive(limiter, on=Overloaded)
 
-    async with limiter(), adaptive: ...          # or `with adaptive:` in a thread, `@adaptive`, or a layer of a Pipeline
+    async with limiter(), adaptive: ...          # or `with adaptive:` in a thread, `@adaptive`, or a layer of a pipeline
     adaptive.overloaded()                        # or say so yourself
 
-The rule is in `_core.aimd`. `Adaptive` reports calls to it, and sets the limiter's rates to the share that it computes. Queues, and
-pauses that a server asks for (`limiter.pause`), are decided elsewhere.
+The rule is in `_core.aimd`. `Adaptive` reports calls to it, and sets the limiter's rates to the share that it computes.
+Queues, and pauses that a server asks for (`limiter.pause`), are decided elsewhere.
 """
 
 from __future__ import annotations
@@ -37,19 +37,21 @@ _STEP = 0.01
 class Adaptive(SharedState):
     """Cuts a limiter's rates when the server is overloaded, and lets them grow back while calls succeed.
 
-    The rates never exceed the promise: the limits that the limiter has now, or gets later by `limiter.reconfigure`. Only `Rate`
-    limits change, and of these only the rate: the burst stays, so that no call becomes impossible. Between cuts the share
-    grows by `grow` of the promise per second in which calls are made, and not while idle (more than a second without a call).
+    The rates never exceed the promise: the limits that the limiter has now, or gets later by `limiter.reconfigure`.
+    Only `Rate` limits change, and of these only the rate: the burst stays, so that no call becomes impossible. Between
+    cuts the share grows by `grow` of the promise per second in which calls are made, and not while idle (more than a
+    second without a call).
 
-    It is a decorator of functions and a context manager, for any number of tasks and threads at the same time; it never waits. A
-    copy of it is itself, because it steers one limiter. It cannot be pickled.
+    It is a decorator of functions and a context manager, for any number of tasks and threads at the same time; it never
+    waits. A copy of it is itself, because it steers one limiter. It cannot be pickled.
 
     Args:
         limiter: The limiter to adapt. It must live in this process, and not be a joint one: adapt its parts.
-        on: Which errors say that the server is overloaded: exception types, or a function of the error that says True or
-            False. None: only `overloaded()` does.
+        on: Which errors say that the server is overloaded: exception types, or a function of the error that says True
+            or False. None: only `overloaded()` does.
         cut: The share of the rates that is left after a cut; above 0, below 1.
-        cooldown: How long after a cut there is no other: about as long as a call takes. Seconds or a `timedelta`, 0 or more.
+        cooldown: How long after a cut there is no other: about as long as a call takes. Seconds or a `timedelta`, 0 or
+            more.
         grow: Share of the promise that is regained per second of use; above 0.
         floor: Share of the promise that is always left; above 0, at most 1.
 
@@ -98,7 +100,10 @@ class Adaptive(SharedState):
             return self._aimd.share
 
     def overloaded(self) -> bool:
-        """Say that the server is overloaded. Cut the rates, unless the last cut was less than `cooldown` ago; return whether."""
+        """Say that the server is overloaded: cut the rates, unless the last cut was less than `cooldown` ago.
+
+        Return whether they were cut.
+        """
         with self._lock:
             was_cut = self._aimd.overloaded(clock.now())
             if was_cut:

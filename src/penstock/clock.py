@@ -2,12 +2,12 @@
 
 Everything else calls `clock.now()` and `clock.wall()` through this module at the moment of use, so that
 `penstock.testing` can put a virtual clock in their place for the length of a test. Code below `_core` never reads
-time at all: it is told.
+time: its callers pass it in.
 
-Tools such as freezegun replace `time.monotonic` and `time.time` in the module `time` and in every module that holds them. A limiter
-that read a frozen clock would wait for ever, and others behind it. So these functions come from a copy of the module
-`time` that belongs to this file alone: a tool that looks for the original functions does not find them. To steer
-penstock's time, use `penstock.testing`.
+Tools such as freezegun replace `time.monotonic` and `time.time` in the module `time` and in every module that holds
+them. A limiter that read a frozen clock would wait for ever, and others behind it. So these functions come from a copy
+of the module `time` that belongs to this file alone: a tool that looks for the original functions does not find them.
+To steer penstock's time, use `penstock.testing`.
 """
 
 from __future__ import annotations
@@ -48,5 +48,5 @@ def is_real() -> bool:
 
 
 def is_tampered_with() -> bool:
-    """Whether somebody has replaced the clocks that event loops set their timers by. Their timers may then never fire."""
+    """Whether somebody has replaced the clocks of event loops, so that their timers may never fire."""
     return type(time.monotonic) is not BuiltinFunctionType or type(time.perf_counter) is not BuiltinFunctionType

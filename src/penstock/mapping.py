@@ -8,11 +8,11 @@ wait in a queue until the consumer asks for them. Two numbers bound everything: 
 as many items have been read whose results were not handed over yet. So a slow consumer holds the source back,
 and memory does not depend on the length of the source.
 
-With `ordered=True` the queue has the order of the items. A slow call then holds back the results after it, at most twice
-`in_flight` of them. With `ordered=False` the queue has the order in which calls end.
+With `ordered=True` the queue has the order of the items. A slow call then holds back the results after it, at most
+twice `in_flight` of them. With `ordered=False` the queue has the order in which calls end.
 
-The tasks are not children of the consumer's: its cancel scopes cannot stay open while a loop's body runs (PEP 789). They belong
-to the iterator, which ends them when it is exhausted, closed, cancelled, or collected.
+The tasks are not children of the consumer's: its cancel scopes cannot stay open while a loop's body runs (PEP 789).
+They belong to the iterator, which ends them when it is exhausted, closed, cancelled, or collected.
 """
 
 from __future__ import annotations
@@ -98,15 +98,15 @@ def amap(
 ) -> Results[Any]:
     """Call `fn` with every item, up to `in_flight` at a time, and iterate over the results.
 
-    Nothing begins before the first result is asked for. Each call runs in a task of its own, with a copy of the consumer's context.
-    `fn` does not see the consumer's deadline, but is cancelled with it.
+    Nothing begins before the first result is asked for. Each call runs in a task of its own, with a copy of the
+    consumer's context. `fn` does not see the consumer's deadline, but is cancelled with it.
 
-    The first error is raised as it is: no more items are read, the calls that still run are cancelled, the source is closed;
-    results that were ready before are handed over first (`ordered`: as far as none is missing before them).
+    The first error is raised as it is: no more items are read, the calls that still run are cancelled, the source is
+    closed; results that were ready before are handed over first (`ordered`: as far as none is missing before them).
 
-    Leaving early, by `break` or an exception in the body of the loop, cancels the calls and closes the source as soon as the
-    iterator is collected (CPython: at once, unless something else still refers to it), and does not wait for them.
-    To wait for their end, leave by the context manager:
+    Leaving early, by `break` or an exception in the body of the loop, cancels the calls and closes the source as soon
+    as the iterator is collected (CPython: at once, unless something else still refers to it), and does not wait for
+    them. To wait for their end, leave by the context manager:
 
         async with amap(ask, prompts) as replies:
             async for reply in replies:
@@ -114,9 +114,10 @@ def amap(
 
     Args:
         fn: An async function of one item.
-        items: Anything to iterate over, sync or async, of any length. A generator is closed at the end, whatever the end
-            is. It is read in the event loop: a sync source that blocks, blocks the loop.
-        in_flight: Most calls at a time; at least 1. At most 2 × in_flight items are read ahead of the results handed over.
+        items: Anything to iterate over, sync or async, of any length. A generator is closed at the end, whatever the
+            end is. It is read in the event loop: a sync source that blocks, blocks the loop.
+        in_flight: Most calls at a time; at least 1. At most 2 × in_flight items are read ahead of the results handed
+            over.
         ordered: Hand the results over in the order of the items (True), or as they come (False).
         return_errors: Hand over an `Exception` in the place of its result, and go on. One from the source itself is
             raised even so, after the results of all items that were read.
@@ -139,7 +140,10 @@ def amap(
 
 
 def _check_function(fn: object) -> None:
-    """Refuse what gives no result for an item. A plain callable may return an awaitable: that shows when it is called."""
+    """Refuse what gives no result for an item.
+
+    A plain callable may return an awaitable: that shows when it is called.
+    """
     if not callable(fn):
         raise TypeError(f"amap calls a function with each item, and {fn!r} is none")
     kind = kind_of(fn)
@@ -149,7 +153,10 @@ def _check_function(fn: object) -> None:
 
 
 class Results(OfThisProcess, AsyncIterator[Result_co]):
-    """The results of an `amap`: an async iterator for one task, and a context manager that ends all calls on leaving."""
+    """The results of an `amap`.
+
+    An async iterator for one task, and a context manager that ends all calls on leaving.
+    """
 
     def __init__(self, work: _Work) -> None:
         # The tasks refer to the work, never to us. So we are collected when the consumer's last reference is gone.

@@ -97,3 +97,14 @@ def test_a_classifier_that_returns_an_awaitable_is_refused():
 
     with pytest.raises(TypeError, match="not awaited: give a plain function"):
         fallback("sorry", on=lambda _: echo(True))(fail)()
+
+
+def test_a_plain_callable_that_returns_a_generator_is_refused():
+    """Like a generator function: when it fails, items may have been handed out already."""
+
+    def items():
+        yield 1
+        raise OSError
+
+    with pytest.raises(TypeError, match=r"cannot answer for .*<lambda>, which returned a generator: it fails later"):
+        fallback([], on=OSError)(lambda: items())()  # noqa: PLW0108

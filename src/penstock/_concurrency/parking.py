@@ -43,7 +43,10 @@ __all__ = [
 
 
 forks = 0
-"""How many forks lie between this process and the first. A parker from before the last fork belongs to another process."""
+"""How many forks lie between this process and the first.
+
+A parker from before the last fork belongs to another process.
+"""
 
 
 def _count_fork() -> None:
@@ -239,7 +242,7 @@ def _finish_all(futures: list[asyncio.Future[None]]) -> None:
 
 
 def _timer(seconds: float, wake: Callable[[], object]) -> threading.Timer | None:
-    """A timer of our own, where somebody (freezegun) has frozen the loop's clock, so that the loop's timers never fire."""
+    """Start a timer of our own, if somebody (freezegun) has frozen the loop's clock: the loop's timers never fire."""
     if not (clock.is_real() and clock.is_tampered_with()):  # virtual time sets the loop's timers itself
         return None
     timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), wake)
@@ -248,8 +251,8 @@ def _timer(seconds: float, wake: Callable[[], object]) -> threading.Timer | None
     return timer
 
 
-# Each of the functions below asks modules that somebody else may be importing at this moment, in another thread. Such a module
-# is in `sys.modules` already, half empty. A loop of it cannot run yet, so what it lacks means: no.
+# The functions below ask modules that another thread may be importing at this moment. Such a module is in `sys.modules`
+# already, half empty. A loop of it cannot run yet, so a missing attribute means: no.
 
 
 def _of_module(module: str, name: str) -> Any:

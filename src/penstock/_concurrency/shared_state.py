@@ -11,12 +11,13 @@ Three things leave ordinary locks locked for ever, and each is answered here onc
 
 - A fork while another thread holds the lock: that thread does not exist in the child. Every lock is new in a child.
 - A signal handler, or a `__del__` in a garbage collection, that uses the same object: the lock is reentrant.
-- A signal handler that raises between taking a lock and `try:`. CPython runs signal handlers between certain instructions
-  only, and none of them is between the end of the lock's `__enter__`, which is C code, and the body of `with`. So the lock
-  is always taken by `with self._lock:`, never by `acquire()`, and never through a Python `__enter__`.
+- A signal handler that raises between taking a lock and `try:`. CPython runs signal handlers between certain
+  instructions only, and none of them is between the end of the lock's `__enter__`, which is C code, and the body of
+  `with`. So the lock is always taken by `with self._lock:`, never by `acquire()`, and never through a Python
+  `__enter__`.
 
-Copies are the object itself, because its state belongs to all that share it. It cannot be pickled, for the same reason: that
-much holds for an `OfThisProcess` without a lock too.
+Copies are the object itself, because its state belongs to all that share it. It cannot be pickled, for the same reason:
+that much holds for an `OfThisProcess` without a lock too.
 """
 
 from __future__ import annotations

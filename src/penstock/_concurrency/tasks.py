@@ -1,12 +1,12 @@
-"""Tasks that somebody owns without keeping a task group open.
+"""Tasks that an object owns without a task group that stays open.
 
     task = start(fn, *args, landed=ended)    # runs beside its owner, in a copy of the owner's context
     task.cancel()                            # never waits
     await join(task)                         # until it has ended, whatever is cancelled meanwhile
 
 A batch belongs to all its callers, any of which may leave first; `amap` belongs to its consumer, and no cancel scope
-may stay open across a `yield` (PEP 789). Neither can keep a task group open, so they own their tasks themselves: the last
-to leave cancels and joins. A task's end calls `landed(value, error)`, exactly once, in the loop's own thread.
+may stay open across a `yield` (PEP 789). Neither can keep a task group open, so they own their tasks themselves: the
+last to leave cancels and joins. A task's end calls `landed(value, error)`, exactly once, in the loop's own thread.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ class OwnedTask:
         raise NotImplementedError
 
     def call_in_loop(self, fn: Callable[[], object]) -> None:
-        """Let the task's loop call `fn` soon. From any thread, also while garbage is collected. Nothing if the loop is gone."""
+        """Let the task's loop call `fn` soon.
+
+        From any thread, also while garbage is collected. Nothing if the loop is gone.
+        """
         raise NotImplementedError
 
     def _end(self, value: Any, error: BaseException | None) -> None:
@@ -144,8 +147,8 @@ class _TrioTask(OwnedTask):
 def start(fn: Callable[..., Awaitable[Any]], *args: Any, landed: Landed | None = None) -> OwnedTask:
     """Run `fn(*args)` as a task of the running loop, in a copy of the caller's context.
 
-    `landed` gets the cancellation of the task as an error too: asyncio's own, or `TaskCancelledError`, because trio's own cannot
-    be passed on.
+    `landed` gets the cancellation of the task as an error too: asyncio's own, or `TaskCancelledError`, because trio's
+    own cannot be passed on.
     """
     trio = _trio_running_here()
     if trio is not None:
@@ -184,7 +187,8 @@ def running_loop() -> object:
 
 
 def _trio_running_here() -> Any:
-    # Trio says so here whenever it runs a task, also as a guest of asyncio; `in_trio_task()` is 20 times slower to say no.
+    # Trio sets this name whenever it runs a task, also as a guest of asyncio. `in_trio_task()` takes 20 times as long
+    # to say no.
     # Another thread may be importing sniffio right now: no loop of trio's runs before that is done.
     local = getattr(sys.modules.get("sniffio"), "thread_local", None)
     return sys.modules["trio"] if local is not None and local.name == "trio" else None

@@ -4,12 +4,12 @@
     open ──(open_for seconds)──▶ half-open: a few probes
     half-open ──(all probes succeed)──▶ closed          half-open ──(one fails)──▶ open
 
-Pure arithmetic: callers pass the time in (seconds that never step back), one thread at a time. Each admitted call gets a
-ticket, and reports its outcome with it. A ticket of an earlier state is void: the failure of a call that began before the
-outage ended must not open what a probe has just closed.
+Pure arithmetic: callers pass the time in (seconds that never step back), one thread at a time. Each admitted call gets
+a ticket, and reports its outcome with it. A ticket of an earlier state is void: the failure of a call that began before
+the outage ended must not open what a probe has just closed.
 
-A probe may never report: it hangs, or its task is lost. After `open_for` seconds its place goes to another call. If it reports
-later, in the same state, its outcome still counts.
+A probe may never report: it hangs, or its task is lost. After `open_for` seconds its place goes to another call. If it
+reports later, in the same state, its outcome still counts.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ Callers wait in a queue. The first of them opens a batch, which is a task that b
     sent        it takes the front of the queue, calls `send` once, and hands each caller the entry of its own item
     split       if that failed and an item may be to blame, each half is a batch of its own; so a bad item fails alone
 
-A caller that is cancelled leaves at once, and takes its item along if that was not sent yet. The last caller to leave cancels
-the batch and waits for its end, so no task outlives its callers, and no caller loses a result because another one
-left. This is also why no caller leads: `send` runs in a task of its own, under no caller's deadline.
+A caller that is cancelled leaves at once, and takes its item along if that was not sent yet. The last caller to leave
+cancels the batch and waits for its end, so no task outlives its callers, and no caller loses a result because another
+one left. This is also why no caller leads: `send` runs in a task of its own, under no caller's deadline.
 
 Retries, pauses and rates are not decided here: they belong to `send` and to the limiter.
 """

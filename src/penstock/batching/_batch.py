@@ -234,7 +234,7 @@ class Batch(Generic[Item, Entry]):
                     permit.cancel()
 
     def _hand_out(self, callers: list[Caller[Item, Entry]], reply: Any) -> None:
-        """Give each caller who is still here the entry of its item, or tell it what is wrong with the reply."""
+        """Give each caller that still waits the entry of its item, or tell it what is wrong with the reply."""
         try:
             entries = entries_of(reply, len(callers), self.queue.terms.index)
         except Exception as error:  # noqa: BLE001 - it goes to the callers
@@ -261,9 +261,9 @@ class Batch(Generic[Item, Entry]):
     async def _pay(self, limiter: Limiter, permits: list[Permit]) -> list[Caller[Item, Entry]]:
         """Wait at the limiter for the callers that are here now; take along later ones, if the limiter allows that too.
 
-        We do not wait to know how large the batch will be, because a place in the limiter's queue is worth more than a full
-        batch: where requests are short, the tokens for later callers are there when our turn comes; where tokens are short, a
-        small batch wastes nothing.
+        We do not wait to know how large the batch will be, because a place in the limiter's queue is worth more than a
+        full batch: where requests are short, the tokens for later callers are there when our turn comes; where tokens
+        are short, a small batch wastes nothing.
         """
         while True:
             limits = limiter.limits
@@ -285,7 +285,7 @@ class Batch(Generic[Item, Entry]):
             more = {unit: amount - paid[unit] for unit, amount in cost.items() if amount > paid[unit]}
             if more:
                 try:
-                    # Of the same call: what is counted per call, requests and places, is paid already.
+                    # This belongs to the same call: units that count calls, requests and places, are paid already.
                     extra = dict.fromkeys(limits, 0.0) | more
                     permits.append(await limiter.acquire(max_wait=0, **extra))  # type: ignore[arg-type]
                     paid |= {unit: cost[unit] for unit in more}
@@ -324,7 +324,8 @@ class Batch(Generic[Item, Entry]):
         if self.callers is None:  # the limiter refused: tell the callers that would have gone
             self._take(self._front(self.queue.terms.max_cost))
         callers = self._present()
-        # Halves help when the batch is too large for the limiter. A caller left alone may fail for the item of one that has gone.
+        # Halves help when the batch is too large for the limiter. A caller that is left alone may fail for the item of
+        # another that has gone.
         if (
             callers
             and len(self.callers or ()) > 1

@@ -28,13 +28,13 @@ class Batcher(OfThisProcess, Generic[Item, Entry]):
     """Collects single items and sends many in one call. Calling it with an item returns that item's own entry.
 
     Items are sent in the order in which they came, except that the halves of a failed batch are sent again as they are.
-    One batcher serves any number of tasks, threads and event loops; callers of one event loop share batches. A copy of it is
-    itself, and it cannot be pickled.
+    One batcher serves any number of tasks, threads and event loops; callers of one event loop share batches. A copy of
+    it is itself, and it cannot be pickled.
 
-    Without `limiter`, a batch goes as soon as it is full, or `max_delay` after its oldest item came. With `limiter`, every
-    call of `send` is charged there, and the batch goes as soon as the limiter lets it: at once while there is
-    capacity, and while there is none it grows. So the limit that binds decides the size: few requests and
-    tokens to spare make large batches, few tokens small ones.
+    Without `limiter`, a batch goes as soon as it is full, or `max_delay` after its oldest item came. With `limiter`,
+    every call of `send` is charged there, and the batch goes as soon as the limiter lets it: at once while there is
+    capacity, and while there is none it grows. So the limit that binds decides the size: few requests and tokens to
+    spare make large batches, few tokens small ones.
 
     `send` runs in a copy of the context of the caller that opened the batch, and under nobody's deadline.
 
@@ -42,17 +42,18 @@ class Batcher(OfThisProcess, Generic[Item, Entry]):
         send: An async function that is given a list of items, at least one, and returns their entries.
         max_items: Most items in one call; at least 1.
         max_cost: Most units in one call, all items together; above 0 and finite. An item above it alone is refused.
-        max_delay: Longest time that an item waits for others; seconds or a `timedelta`, 0 or more. With `limiter` no item
-            waits for others.
+        max_delay: Longest time that an item waits for others; seconds or a `timedelta`, 0 or more. With `limiter` no
+            item waits for others.
         cost: What an item costs: a function of the item that returns an amount per unit, or a number if there is
             only one unit; or a number or a function of the item for each unit. Default: text costs one
             token for four bytes of UTF-8, rounded up, and nothing else has a cost.
-        index: Reads from an entry which item it belongs to, counted from 0. Then entries may come in any order. Without it
-            `send` returns a list with one entry per item, in their order.
+        index: Reads from an entry which item it belongs to, counted from 0. Then entries may come in any order. Without
+            it `send` returns a list with one entry per item, in their order.
         limiter: Charged for each call: the sum of the items' costs, and whatever units cost by default (1 request).
-        split_on: Which errors may be the fault of a single item: exception types, or a function of the exception. A batch that
-            fails with one is split in halves, down to the items. Default: all but errors that speak of the service, see
-            `may_be_an_items_fault`. One bad item among n costs up to 2·log2(n) more calls, n bad ones 2·n - 2.
+        split_on: Which errors may be the fault of a single item: exception types, or a function of the exception. A
+            batch that fails with one is split in halves, down to the items. Default: all but errors that speak of the
+            service, see `may_be_an_items_fault`. One bad item among n costs up to 2·log2(n) more calls, n bad ones
+            2·n - 2.
 
     An entry that is itself an exception is raised, in its caller alone. None of the functions but `send` may be async.
 

@@ -20,10 +20,10 @@ _OF_THE_SERVICE = frozenset({401, 403, 407, 408, 425, 429})
 def may_be_an_items_fault(error: Exception) -> bool:
     """Whether a single item of a batch may be to blame for `error`: the default of `Batcher(split_on=...)`.
 
-    No for errors that speak of the service or the way to it, since a split batch is many more calls: errors of penstock's own,
-    `OSError` with its kin (timeouts, broken connections), errors of clients that have a `request` and no reply, and the HTTP
-    statuses 401, 403, 407, 408, 425, 429 and from 500. Yes for all others: 400, 413, 422 and unknown errors. A property of the error
-    that raises counts as absent.
+    No for errors that speak of the service or the way to it, since a split batch is many more calls: errors of
+    penstock's own, `OSError` with its kin (timeouts, broken connections), errors of clients that have a `request` and
+    no reply, and the HTTP statuses 401, 403, 407, 408, 425, 429 and from 500. Yes for all others: 400, 413, 422 and
+    unknown errors. A property of the error that raises counts as absent.
     """
     if isinstance(error, PenstockError | OSError | MemoryError):
         return False

@@ -27,7 +27,7 @@ class ReplyMismatch(PenstockError, ValueError):  # noqa: N818 - it names what is
 
 
 def entries_of(reply: Any, count: int, index: Callable[[Any], int] | None) -> Sequence[Any]:
-    """Return the entry of each item that was sent, in their order; a `ReplyMismatch` in the place of one that is unclear.
+    """Return the entry of each item, in order; a `ReplyMismatch` in the place of an entry that is unclear.
 
     Raises:
         ReplyMismatch: No caller can be sure of its entry.

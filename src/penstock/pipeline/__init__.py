@@ -3,9 +3,9 @@
     pipe = Pipeline(retry, circuit_breaker(on=OSError), limiter(tokens=count), timeout(20))
     ask = pipe(client.chat.completions.create)
 
-A layer is any decorator of a function, so `Pipeline(a, b)(f)` is `a(b(f))` and nothing more. Besides `Pipeline` there are a
-few layers that limiters and retries are often used with, one in each file. An async context manager is a layer too:
-`Pipeline` enters it around every call.
+A layer is any decorator of a function, so `Pipeline(a, b)(f)` is `a(b(f))` and nothing more. Besides `Pipeline` there
+are a few layers that limiters and retries are often used with, one in each file. An async context manager is a layer
+too: `Pipeline` enters it around every call.
 
 `_core.breaker` counts calls and `_classify` classifies errors. The layers make the calls.
 """

@@ -25,13 +25,14 @@ class circuit_breaker(SharedState):  # noqa: N801 - used like a function
     """Stop calling what is down: fail at once with `CircuitOpen`, and let a probe through now and then.
 
     Closed, it lets everything through and counts what `on` calls failures. It opens when there were `failures` of them
-    within `window` seconds, and they are `ratio` of the calls or more. Open, it refuses for `open_for` seconds, or for as
-    long as the failure that opened it asks (`hint`). Then it is half-open: `probes` calls may go; if all succeed it closes,
-    if one fails it opens again. A call that is cancelled counts as neither. A probe that has not ended after `open_for` seconds
-    gives its place to another call, so a probe that hangs or is lost does not keep the breaker half-open.
+    within `window` seconds, and they are `ratio` of the calls or more. Open, it refuses for `open_for` seconds, or for
+    as long as the failure that opened it asks (`hint`). Then it is half-open: `probes` calls may go; if all succeed it
+    closes, if one fails it opens again. A call that is cancelled counts as neither. A probe that has not ended after
+    `open_for` seconds gives its place to another call, so a probe that hangs or is lost does not keep the breaker
+    half-open.
 
-    One `circuit_breaker(...)` is one breaker, for all functions that it decorates; any task and any thread may use it. A copy
-    of it is itself, and it cannot be pickled. Inside a retry, the `retry_after` of its refusals is heard:
+    One `circuit_breaker(...)` is one breaker, for all functions that it decorates; any task and any thread may use it.
+    A copy of it is itself, and it cannot be pickled. A retry around it obeys the `retry_after` of its refusals:
     `Retry(on=(OSError, CircuitOpen))` comes back when it lets a probe through.
 
     Args:

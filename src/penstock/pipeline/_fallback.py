@@ -9,7 +9,7 @@ from inspect import isawaitable
 from typing import Any, TypeVar, cast
 
 from penstock._classify import On, check_on, shown_on
-from penstock._introspect import kind_of, name_of, refuse_awaitable, to_be_awaited
+from penstock._introspect import kind_of, name_of, refuse_awaitable, runs_later, to_be_awaited
 from penstock._user_errors import verdict
 from penstock.pipeline._layers import check_callable_once
 
@@ -57,7 +57,14 @@ class fallback:  # noqa: N801 - used like a function
                     if verdict("fallback", self.on, error) is False:
                         raise
                     return self._answer_plain(name, args, kwargs)
-                return self._finish(result, args, kwargs) if to_be_awaited(result) else result
+                if to_be_awaited(result):
+                    return self._finish(result, args, kwargs)
+                if runs_later(result):
+                    raise TypeError(
+                        f"{self!r} cannot answer for {name}, which returned a {type(result).__name__}: it fails later, "
+                        "where this fallback is over. Return a list, or decorate what runs in the end"
+                    )
+                return result
 
         return cast("_F", functools.wraps(fn)(wrapper))
 

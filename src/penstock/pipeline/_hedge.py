@@ -27,13 +27,14 @@ class hedge(SharedState):  # noqa: N801 - used like a function
     """Start a second attempt when the first is slow; the first success wins, the other is cancelled and has ended.
 
     For calls that may be made twice. Outside a limiter each attempt is charged, as servers do. All functions that one
-    `hedge(...)` decorates share its memory of how long calls take. When a first attempt fails before the second began, its error
-    is raised at once: a retry is there to try again. If both fail, the first attempt's error is raised. A copy of a
-    hedge is itself, and it cannot be pickled.
+    `hedge(...)` decorates share its memory of how long calls take. When a first attempt fails before the second began,
+    its error is raised at once: a retry is there to try again. If both fail, the first attempt's error is raised. A
+    copy of a hedge is itself, and it cannot be pickled.
 
     Args:
-        after: Seconds (or a `timedelta`) until the second attempt; or "p95", "p99.9", …: that percentile of how long recent
-            first attempts took. Until 20 of them are known there is no second attempt, unless `initial` says when.
+        after: Seconds (or a `timedelta`) until the second attempt; or "p95", "p99.9", …: that percentile of how long
+            recent first attempts took. Until 20 of them are known there is no second attempt, unless `initial` says
+            when.
         initial: Seconds (or a `timedelta`) until the second attempt, as long as fewer than 20 are known.
         samples: How many recent calls the percentile looks at.
         budget: Bounds second attempts as it bounds retries; see `Budget`.
@@ -135,7 +136,7 @@ class _Race:
                 if self._winner is not None or not self._second_began:
                     self._second.cancel()
         except BaseExceptionGroup as group:
-            # What attempts raise is in `_errors`: this is KeyboardInterrupt or its like, in the group of the task group.
+            # Errors of attempts are in `_errors`. This is a KeyboardInterrupt or its like, in the task group's group.
             if len(group.exceptions) == 1:
                 raise group.exceptions[0] from None
             raise

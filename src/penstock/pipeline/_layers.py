@@ -23,7 +23,10 @@ _KINDS = {
 }
 
 _ITEMS_ARE_OUT = "when it fails, items may have been handed out already"
-_BLOCK_HAS_RUN = "when its block fails, the block has run already. Decorate the function below @contextmanager or @asynccontextmanager"
+_BLOCK_HAS_RUN = (
+    "when its block fails, the block has run already. "
+    "Decorate the function below @contextmanager or @asynccontextmanager"
+)
 
 
 def refuse(layer: object, fn: Callable[..., Any], why: str) -> NoReturn:
@@ -54,7 +57,7 @@ def check_callable_once(layer: object, fn: Callable[..., Any]) -> str:
 
 
 def watched(layer: object, fn: _F, watch: Callable[[], AbstractContextManager[None]]) -> _F:
-    """Enter what `watch` returns, which never waits, around every call of `fn`: for layers that look at how calls end."""
+    """Enter the context manager of `watch`, which never waits, around every call: for layers that look at its end."""
     if kind_of(fn) == "generator":
         refuse(layer, fn, "put it around what that calls")
     return run_inside(fn, lambda _args, _kwargs: watch())

@@ -31,19 +31,21 @@ class pausing:  # noqa: N801 - used like a function
 
         pipe = Pipeline(Retry(on=TooMany), limiter(tokens=count), pausing(limiter, on=TooMany))
 
-    A retry around it waits too, but for its own call alone; all others would go on, to be refused one by one. It stands inside
-    the limiter, where the server's errors come from. A pause is never shortened by another.
+    A retry around it waits too, but for its own call alone; all others would go on, to be refused one by one. It stands
+    inside the limiter, where the server's errors come from. A pause is never shortened by another.
 
     Args:
         limiter: The limiter to pause: itself, not a call of it. Any object that has `pause(seconds)`.
-        on: Which errors are the server's word: exception types, or a function of the error that says True, False, or for how many
-            seconds; there is no default.
+        on: Which errors are the server's word: exception types, or a function of the error that says True, False, or
+            for how many seconds; there is no default.
         hint: A function that finds the seconds in the error, where `on` says True.
-        max_pause: The longest pause that one error can cause; seconds or a `timedelta`, above 0. A wrong header would stop
-            everybody for years otherwise. The first error that asks for more is logged as a warning (`penstock.pipeline`).
+        max_pause: The longest pause that one error can cause; seconds or a `timedelta`, above 0. A wrong header would
+            stop everybody for years otherwise. The first error that asks for more is logged as a warning
+            (`penstock.pipeline`).
 
     Raises:
-        TypeError: `limiter` cannot be paused, or `on` or `hint` is not what it should be.
+        TypeError: `limiter` cannot be paused, `on` is neither exception types nor a plain function, or `hint` is no
+            plain function.
         ValueError: `max_pause` is not above 0.
     """
 

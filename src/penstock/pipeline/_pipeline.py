@@ -27,14 +27,15 @@ class Pipeline:
     Pipelines nest: one inside another counts as its layers.
 
     Args:
-        layers: Decorators of a function, or context managers to enter around every call (async ones for async functions).
+        layers: Decorators of a function, or context managers to enter around every call (async ones for async
+            functions).
 
     Raises:
         TypeError: A layer is neither.
 
     Warns:
-        PipelineOrderWarning: A limiter stands outside a retry or a hedge and none inside it. Servers count every attempt; this
-            limiter would count the call once.
+        PipelineOrderWarning: A limiter stands outside a retry or a hedge and none inside it. Servers count every
+            attempt; this limiter would count the call once.
     """
 
     layers: tuple[Any, ...]

@@ -23,8 +23,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 class timeout:  # noqa: N801 - used like a function
     """Cut calls that take longer than `seconds`, and raise `AttemptTimeout`. A decorator of async functions.
 
-    The layer cancels the call, and the call has ended when the error is raised. Inside a retry and a limiter it bounds each
-    attempt without the wait for its turn; outside of them, all of it.
+    The layer cancels the call, and the call has ended when the error is raised. Inside a retry and a limiter it bounds
+    each attempt without the wait for its turn; outside of them, all of it.
 
     Args:
         seconds: Seconds or a `timedelta`, above 0. It becomes a number of seconds.

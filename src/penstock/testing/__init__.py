@@ -12,12 +12,12 @@ a moment, that moment is now. So things happen in the order in which they would 
 moment is the sum that the program itself computed: ten sleeps of 0.1 end at 0.1 + … + 0.1, to the last bit.
 
 It holds for asyncio (uvloop too) and trio, for `anyio`'s and asyncio's own timeouts, and for `penstock.clock`, which is
-replaced in every thread until virtual time ends. Sockets, processes and worker threads belong to the real world and keep
-working: before time jumps, they get a little real time (`Patience`).
+replaced in every thread until virtual time ends. Sockets, processes and worker threads belong to the real world and
+keep working: before time jumps, they get a little real time (`Patience`).
 
-What it does not do: `time.sleep` sleeps for real, and a limiter that blocks a thread waits for a clock that stands still
-(test that with `manual_clock`, `acquire_nowait` and `advance`). If all tasks wait, and none of them for a moment, the
-program waits for ever, as it would in real time. How loops are made to follow is in `_loops.py`.
+What it does not do: `time.sleep` sleeps for real, and a limiter that blocks a thread waits for a clock that stands
+still (test that with `manual_clock`, `acquire_nowait` and `advance`). If all tasks wait, and none of them for a moment,
+the program waits for ever, as it would in real time. How loops are made to follow is in `_loops.py`.
 """
 
 from __future__ import annotations
@@ -105,7 +105,10 @@ class Patience:
     """
 
     threads: Seconds = 1.0
-    """Seconds while a worker thread is busy. Long, because the thread will report back, unless it waits for the event loop."""
+    """Seconds while a worker thread is busy.
+
+    Long, because the thread will report back, unless it waits for the event loop.
+    """
 
     sockets: Seconds = 0.005
     """Seconds once the loop has opened a socket, a pipe or a process. Short, because these may never report back."""

@@ -142,7 +142,7 @@ class _Doors:
 
 
 class _Outside:
-    """What is known of the real world: for how long it must be silent before we believe that nothing comes from there."""
+    """Knows for how long the real world must be silent before we believe that nothing comes from there."""
 
     def __init__(self, time: VirtualTime) -> None:
         self._time = time
@@ -317,7 +317,10 @@ class _AsyncioFollower:
         self._call_soon(self._end_round)
 
     def _heard_enough(self, quiet_since: float) -> bool:
-        """Whether the outside world has been silent for long enough. If not, nap before the loop looks for I/O again."""
+        """Whether the outside world has been silent for long enough.
+
+        If not, nap before the loop looks for I/O again.
+        """
         silence = self._outside.silence(sockets=self._opened)
         if not silence or real_now() >= quiet_since + silence:
             return True
