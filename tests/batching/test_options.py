@@ -116,7 +116,7 @@ async def test_a_cost_is_any_kind_of_number(virtual_time, number):
     assert [len(items) for items in service.calls] == [2, 1]
 
 
-@pytest.mark.parametrize("cost", [-1, math.nan, math.inf, "5", True, 1j, None])
+@pytest.mark.parametrize("cost", [-1, math.nan, math.inf, "5", 1j, None])
 async def test_a_cost_that_is_no_amount_is_refused(virtual_time, cost):
     with pytest.raises(ValueError, match="the cost of an item must be a finite number of tokens, 0 or more, not"):
         await Batcher(Service(), max_cost={"tokens": 10}, cost={"tokens": cost})("a")

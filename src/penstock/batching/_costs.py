@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from penstock import _numbers
 from penstock._introspect import check_answer, check_plain
 from penstock._user_errors import repr_of
 from penstock.errors import MissingUnit, Unsatisfiable
@@ -29,8 +30,8 @@ def read_max_cost(given: Any) -> Cost:
         raise ValueError(f'Batcher(max_cost={given!r}): a mapping of units to amounts, such as {{"tokens": 8000}}')
     read: Cost = {}
     for unit, most in (given or {}).items():
-        amount = _number(most)
-        if amount is None or not 0 < amount < math.inf:
+        amount = _numbers.amount(most)
+        if not amount:
             raise ValueError(f"max_cost must be a finite number of {unit} above 0, not {most!r}")
         read[unit] = amount
     return read
@@ -92,8 +93,8 @@ def price(item: object, given: Mapping[str, Any], max_cost: Cost) -> Cost:
     cost: Cost = {}
     bounded = 0
     for unit, said in given.items():
-        amount = said if type(said) is int or type(said) is float else _number(said)
-        if amount is None or not 0 <= amount < math.inf:
+        amount = said if type(said) is int and 0 <= said < 2**63 else _numbers.amount(said)
+        if amount is None:
             check_answer("Batcher", "cost", said)
             raise ValueError(f"the cost of an item must be a finite number of {unit}, 0 or more, not {said!r}")
         cost[unit] = amount
@@ -119,15 +120,3 @@ def _too_large(unit: str, amount: float, most: float) -> Unsatisfiable:
         cost=amount,
         capacity=most,
     )
-
-
-def _number(value: Any) -> float | None:
-    """Read a number of any kind (numpy's, Decimal, Fraction) as one of Python's own; None if it is none."""
-    if type(value).__name__ in {"bool", "bool_"} or isinstance(value, str | bytes):
-        return None
-    if type(value) is int:
-        return value
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
