@@ -32,12 +32,13 @@ __all__ = [
     "emit",
 ]
 
-Reason = Literal["attempts", "within", "deadline", "hint", "budget", "unretryable", "nested", "stream"]
+Reason = Literal["attempts", "within", "deadline", "hint", "budget", "unretryable", "nested", "stream", "consumed"]
 """Why there is no further attempt.
 
 `attempts`, `within`: that bound of the policy. `deadline`: the wait would pass the deadline of an enclosing cancel scope.
 `hint`: the server asked for a longer wait than `max_hint` or the time left. `budget`: it has no retry left. `unretryable`:
-`on` said no. `nested`: an outer policy is in charge. `stream`: an item was handed out already, and there is no `resume`.
+`on` said no. `nested`: an outer policy is in charge. `stream`: an item was handed out already, and there is no `resume`. `consumed`: an argument of the
+call can be read once only, and was.
 """
 
 

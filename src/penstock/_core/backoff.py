@@ -1,7 +1,7 @@
 """How long to wait before the next attempt.
 
-Pure formulas: the random draw `u` (0 ≤ u < 1) is passed in, and so is the draw before, which decorrelated jitter builds on.
-Whether there is a next attempt at all is not decided here.
+Pure formulas: callers pass in the random draw `u` (0 ≤ u < 1), and the wait before, on which decorrelated jitter builds.
+Other code decides whether there is a next attempt at all.
 
 With v = min(cap, first · factorⁿ), n = 0 before the first retry:
 
@@ -10,8 +10,8 @@ With v = min(cap, first · factorⁿ), n = 0 before the first retry:
     equal         v/2 + U(0, v/2)
     decorrelated  U(first, min(cap, 3 · previous))      previous = first before the first retry
 
-The cap always comes first and the draw after it. The other way round everybody who has reached the cap waits exactly the
-cap, and those whom an outage brought into step stay in step. Formulas: M. Brooker, "Exponential Backoff And Jitter"
+The cap always comes first and the draw after it. In the other order all calls at the cap wait exactly the cap, so calls
+that an outage brought into step stay in step. Formulas: M. Brooker, "Exponential Backoff And Jitter"
 (AWS Architecture Blog, 2015), whose decorrelated variant draws first; the order is ours.
 """
 
@@ -21,12 +21,14 @@ import math
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args, runtime_checkable
 
+from penstock._core.seconds import Seconds, read_seconds
+
 __all__ = ["Backoff", "Constant", "Exponential", "Jitter", "constant", "exponential", "spread"]
 
 Jitter = Literal["full", "equal", "decorrelated", "none"]
 
 HINT_SPREAD = 0.1
-"""Those whom the server told the same moment arrive over this share of the wait after it."""
+"""Calls that the server sent away until the same moment arrive within this share of the wait after it."""
 
 
 @runtime_checkable
@@ -35,11 +37,11 @@ class Backoff(Protocol):
 
     @property
     def jitter(self) -> str:
-        """How waits are drawn. After "none" the wait for a server's hint is exact too; else it is spread above it."""
+        """How waits are drawn. With "none" the wait for a server's hint is exact too; otherwise it is spread above the hint."""
         ...
 
     def delay(self, retry: int, previous: float | None, u: float) -> float:
-        """Return the wait before a retry, in seconds.
+        """Return the wait before a retry, in seconds: 0 or more.
 
         Args:
             retry: Which retry of this call it is, from 0.
@@ -105,12 +107,12 @@ class Constant:
         return f"constant({self.seconds:g}{jitter})"
 
 
-def exponential(first: float = 1, cap: float = 60, factor: float = 2, jitter: Jitter = "full") -> Exponential:
+def exponential(first: Seconds = 1, cap: Seconds = 60, factor: float = 2, jitter: Jitter = "full") -> Exponential:
     """Waits that grow: `first`, `first` × `factor`, … up to `cap` seconds, each drawn as `jitter` says.
 
     Args:
-        first: The wait before the first retry, before jitter; seconds.
-        cap: No wait is longer; seconds. It is applied before the draw, so that waits at the cap still spread.
+        first: The wait before the first retry, before jitter; seconds or a `timedelta`.
+        cap: No wait is longer; seconds or a `timedelta`. It is applied before the draw, so that waits at the cap still spread.
         factor: What each wait is multiplied by, 1 or more.
         jitter: "full" draws from [0, v), "equal" from [v/2, v), "decorrelated" from [first, 3 × the wait before),
             "none" takes v itself. "full" spreads load best; "equal" never retries at once.
@@ -118,22 +120,25 @@ def exponential(first: float = 1, cap: float = 60, factor: float = 2, jitter: Ji
     Raises:
         ValueError: A number is negative or not finite, or there is no such jitter.
     """
-    return Exponential(first, cap, factor, jitter)
+    growth = read_seconds(factor)
+    if growth is None:
+        raise ValueError(f"exponential(factor={factor!r}): a number, 1 or more")
+    return Exponential(_seconds("first", first), _seconds("cap", cap), growth, jitter)
 
 
-def constant(seconds: float, jitter: Jitter = "none") -> Constant:
-    """The same wait each time, in seconds: exactly that, or drawn from [0, v) ("full") or [v/2, v) ("equal").
+def constant(seconds: Seconds, jitter: Jitter = "none") -> Constant:
+    """The same wait each time, in seconds or as a `timedelta`: exactly that, or drawn from [0, v) ("full") or [v/2, v) ("equal").
 
     Raises:
         ValueError: `seconds` is negative or not finite, or the jitter is unknown or "decorrelated".
     """
-    return Constant(seconds, jitter)
+    return Constant(_seconds("seconds", seconds), jitter)
 
 
 def spread(hint: float, left: float, u: float) -> float:
     """Return a wait that is never shorter than the server's `hint`, at most a tenth longer, and below `left`; seconds.
 
-    Drawn from what fits rather than cut to it: those whose time runs out together must not arrive together.
+    The draw is from the range that fits, and not cut to it: calls whose time runs out together must not arrive together.
     """
     return hint + u * min(HINT_SPREAD * hint, max(0.0, left - hint))
 
@@ -144,6 +149,13 @@ def _draw(ceiling: float, jitter: Jitter, u: float) -> float:
     if jitter == "equal":
         return (1 + u) * ceiling / 2
     return ceiling
+
+
+def _seconds(name: str, given: Seconds) -> float:
+    seconds = read_seconds(given)
+    if seconds is None:
+        raise ValueError(f"{name}={given!r}: a wait is a number of seconds, 0 or more and finite")
+    return seconds
 
 
 def _check_seconds(name: str, seconds: float) -> None:

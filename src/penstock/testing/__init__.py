@@ -32,8 +32,9 @@ from unittest import mock
 
 import anyio
 
-from penstock import clock, retry
+from penstock import clock
 from penstock._core.seconds import Seconds, read_seconds
+from penstock.retry.call import fast_attempts
 from penstock.testing import _loops
 
 __all__ = [
@@ -222,8 +223,8 @@ def fast_retries(attempts: int = 2) -> Iterator[None]:
     """
     if attempts < 1:
         raise ValueError(f"a call takes at least one attempt: attempts={attempts!r}")
-    token = retry._fast.set(attempts)
+    token = fast_attempts.set(attempts)
     try:
         yield
     finally:
-        retry._fast.reset(token)
+        fast_attempts.reset(token)

@@ -41,5 +41,5 @@ def test_every_feature_is_linked_to_a_test_that_exists():
     features = [row for row in rows if row.startswith("| ") and "penstock" not in row and "| seen |" not in row]
     assert len(features) == 15 + 8
     for row in features:
-        test, file = re.search(r"\[(test_\w+)\]\(\.\./(tests/\w+\.py)\)", row).groups()
+        test, file = re.search(r"\[(test_\w+)\]\(\.\./(tests/[\w/]+\.py)\)", row).groups()
         assert re.search(rf"^(async )?def {test}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), row

@@ -1,0 +1,45 @@
+"""Trying again: when, how often, and how long to wait in between.
+
+    retry = Retry(on=(ConnectionError, RateLimited), attempts=6, within=300)
+
+    @retry                                        # async functions, functions, async generators, context managers
+    async def fetch(url): ...
+
+    reply = await retry.call(fetch, url)          # or `retry.call_sync(...)` in a thread
+
+    async for attempt in retry:                   # or `for attempt in retry:` in a thread
+        with attempt:
+            ...
+
+A `Retry` is a frozen value and holds no state: the state of one call lives in that call's `Call`, so any number of tasks and
+threads can share a policy. Only a `Budget` is shared on purpose.
+
+Only an `Exception` is ever classified. Cancellation, KeyboardInterrupt and GeneratorExit pass through untouched, also in the
+middle of a wait. The last error is raised itself. Notes on it tell what came before, and which bound ended the call. No
+property or method of the error that we read can replace it.
+
+The formulas of waits and budgets are in `_core`, the option `on` is in `_classify`, and the server's hints are read in
+`_retry_after`. Limiters are no business of this package, but it hears the `retry_after` of any error.
+"""
+
+from __future__ import annotations
+
+from penstock._core.backoff import Backoff, Constant, Exponential, Jitter, constant, exponential
+from penstock._retry_after import retry_after
+from penstock.retry.attempt import Attempt, current_attempt
+from penstock.retry.budget import Budget
+from penstock.retry.policy import Retry
+
+__all__ = [
+    "Attempt",
+    "Backoff",
+    "Budget",
+    "Constant",
+    "Exponential",
+    "Jitter",
+    "Retry",
+    "constant",
+    "current_attempt",
+    "exponential",
+    "retry_after",
+]

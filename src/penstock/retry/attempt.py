@@ -1,0 +1,152 @@
+"""What one attempt shows to the user: its number, the error before, its idempotency key."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType, TracebackType
+from typing import Self
+
+import anyio
+
+from penstock.retry.call import Call, calls_in_charge
+from penstock.retry.generators import frame_that_yields
+from penstock.retry.waits import attempt_timeout
+
+__all__ = ["Attempt", "current_attempt"]
+
+_UNSET = object()
+
+
+class Attempt:
+    """One attempt of a call.
+
+    In the loop form it is a context manager, for `with` and for `async with`. An error inside it is retried, as the policy says.
+
+    Attributes:
+        number: Which attempt it is, from 1.
+        previous: The error of the attempt before, without its traceback, which would keep your frames alive. None in the first
+            attempt, and after a result that was refused.
+        result: In the loop form, set this for `on_result` to look at.
+    """
+
+    __slots__ = ("_call", "_delay", "_scope", "_state", "number", "previous", "result")
+
+    def __init__(self, call: Call, number: int) -> None:
+        self.number = number
+        self.previous = call.previous
+        self.result: object = _UNSET
+        self._call = call
+        self._delay: float | None = None
+        self._scope: anyio.CancelScope | None = None
+        self._state = "new"
+        if number > 1:
+            _drop_frames(call.previous)
+
+    @property
+    def idempotency_key(self) -> str:
+        """32 hex digits, the same for all attempts of one call and for no other call."""
+        return self._call.idempotency_key
+
+    def __enter__(self) -> Self:
+        self._enter(sys._getframe(1))
+        return self
+
+    async def __aenter__(self) -> Self:
+        self._enter(sys._getframe(1))
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        try:
+            return self._leave(exc_type, exc, traceback)
+        finally:
+            del exc, traceback  # they refer to this frame if it raises: no cycle
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        try:
+            return self._leave(exc_type, exc, traceback)
+        finally:
+            del exc, traceback
+
+    def _enter(self, caller: FrameType) -> None:
+        if self._state != "new":
+            raise RuntimeError(f"attempt {self.number} was already made: each turn of the loop gives a new one")
+        call = self._call
+        self._state = "entered"
+        try:
+            call.begin()
+            call.attempt = self
+            call.frame = frame_that_yields(caller)
+            if call.policy.attempt_timeout is not None:
+                self._scope = anyio.move_on_after(call.policy.seconds_per_attempt)
+                self._scope.__enter__()
+        except BaseException:
+            call.abandon()
+            raise
+
+    def _leave(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        call = self._call
+        self._state = "done"
+        call.leave()
+        instead: Exception | None = None
+        if self._scope is not None:
+            try:
+                self._scope.__exit__(exc_type, exc, traceback)
+            except Exception as rest:  # noqa: BLE001 - trio takes its cancellation out of a group, and raises the rest
+                exc = instead = rest
+            else:
+                if self._scope.cancelled_caught:
+                    exc = instead = attempt_timeout(call)
+        if exc is None:
+            if self.result is _UNSET or call.policy.on_result is None:
+                call.succeeded()
+            else:
+                self._delay = call.judged(self.result)
+            return False
+        if not isinstance(exc, Exception):
+            call.abandon()
+            return False
+        try:
+            self._delay = call.failed(exc)
+            if self._delay is not None:
+                return True
+            if instead is None:
+                return False
+            raise instead from None
+        finally:
+            del exc, instead, traceback  # their traceback refers to this frame: no cycle
+
+    def __repr__(self) -> str:
+        return f"<Attempt {self.number} of {self._call.name}>"
+
+
+def current_attempt() -> Attempt | None:
+    """Return the attempt that the running code is part of; None outside of one.
+
+    A decorated function uses it to learn its idempotency key, or that this is not the first attempt.
+    """
+    call = next(calls_in_charge(), None)
+    if call is None:
+        return None
+    if call.attempt is None:
+        call.attempt = Attempt(call, call.number)
+    assert isinstance(call.attempt, Attempt)
+    return call.attempt
+
+
+def _drop_frames(error: BaseException | None) -> None:
+    """Take the tracebacks off an error that was retried, and off those that it was raised from.
+
+    They hold the frame of the attempt's caller, which holds the attempt, which holds the error: only the garbage collector
+    would free them.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        error.with_traceback(None)
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,351 @@
+"""One call under a policy: it counts attempts, and decides after each whether another follows. It does not wait.
+
+A call also knows whether another policy is already in charge of it, so that nested policies do not multiply.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from types import FrameType
+from typing import Any
+
+import anyio
+
+from penstock import clock
+from penstock._classify import Nonsense, verdict_of, verdict_on
+from penstock._concurrency.parking import loop_running_here
+from penstock._core.backoff import spread
+from penstock._core.seconds import read_seconds
+from penstock._retry_after import ENDS_A_PROGRAM
+from penstock.errors import WouldBlockEventLoop
+from penstock.events import AttemptStarted, GaveUp, Reason, RetryScheduled, Succeeded, emit
+from penstock.retry.arguments import consumed_argument
+from penstock.retry.report import (
+    LONGEST_WAIT,
+    annotate,
+    attach_hint,
+    log_broken,
+    log_gave_up,
+    log_scheduled,
+    repr_of,
+    why,
+)
+from penstock.retry.settings import RetrySettings
+
+__all__ = ["Call", "Sent", "calls_in_charge", "current", "fast_attempts"]
+
+_ROUNDING = 1e-6  # seconds by which sums of waits may miss a bound that they meet on paper
+_REMEMBERED = 20  # attempts told in the notes; a policy without bounds must not fill the memory
+
+Sent = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+"""What an attempt calls: the function and its arguments."""
+
+fast_attempts: ContextVar[int | None] = ContextVar("penstock_fast_retries", default=None)
+"""Set by `penstock.testing.fast_retries`: no waiting, no budgets, and at most so many attempts."""
+
+current: ContextVar[Call | None] = ContextVar("penstock_current_call", default=None)
+"""The innermost call whose attempt the running code may be part of; `calls_in_charge` says whether it is."""
+
+
+class Call:
+    """One call under a policy.
+
+    In each attempt, in this order: `begin`, the attempt, `leave`, then one of `failed`, `judged` and `succeeded`.
+
+    Attributes:
+        running: Whether an attempt is under way.
+        doomed: The enclosing scope is cancelled or its deadline has passed. No attempt follows; the cancellation is raised.
+        previous: The error of the last attempt, while another follows.
+        frame: The generator that the attempt's block is in, if the block can yield; see `calls_in_charge`.
+    """
+
+    __slots__ = (
+        "attempt",
+        "budget",
+        "doomed",
+        "drawn",
+        "fast",
+        "frame",
+        "history",
+        "in_loop",
+        "key",
+        "name",
+        "number",
+        "outer",
+        "paid",
+        "policy",
+        "previous",
+        "running",
+        "stands_back",
+        "started",
+    )
+
+    def __init__(self, policy: RetrySettings, name: str, *, in_loop: bool = True) -> None:
+        self.policy = policy
+        self.name = name
+        self.in_loop = in_loop
+        self.stands_back = current.get() is not None and not policy.nested and any(calls_in_charge())
+        self.started = clock.now()
+        self.fast = fast_attempts.get()
+        # Tests that do not wait should neither spend nor be stopped by a budget that outlives them.
+        self.budget = None if self.stands_back or self.fast is not None else policy.budget
+        self.number = 0
+        self.running: bool = False
+        self.doomed = False
+        self.previous: Exception | None = None
+        self.paid: float | None = None  # what the last retry cost the budget
+        self.drawn: float | None = None  # the last wait that the backoff drew
+        self.key: str | None = None
+        self.attempt: object = None  # the `Attempt` that shows this one, if anybody asked for it
+        self.history: deque[str] | None = None
+        self.outer: Call | None = None
+        self.frame: FrameType | None = None
+        if self.budget is not None:
+            self.budget.called()
+
+    # What the attempt sees
+
+    def begin(self) -> None:
+        """Begin an attempt."""
+        self.number += 1
+        self.attempt = None
+        if self.policy.on_event is not None:
+            emit(self.policy.on_event, AttemptStarted(self.name, self.idempotency_key, self.number))
+        self.enter()
+
+    def enter(self) -> None:
+        """Let the running code be part of the attempt, again if it was left before."""
+        self.running = True
+        self.outer = current.get()
+        current.set(self)
+
+    def leave(self) -> None:
+        """Let the running code not be part of the attempt any more. May be called twice."""
+        self.running = False
+        self.frame = None  # it holds the block, which holds us
+        if current.get() is self:
+            # Attempts of a generator and of its consumer may end in any order: skip those that are over.
+            outer, self.outer = self.outer, None
+            while outer is not None and not outer.running:
+                outer = outer.outer
+            current.set(outer)
+
+    def abandon(self) -> None:
+        """End with a cancellation or another BaseException. Drop the kept error: it holds its frames, and they hold us."""
+        self.leave()
+        self.previous = None
+
+    @property
+    def idempotency_key(self) -> str:
+        """32 hex digits, made when they are first asked for."""
+        if self.key is None:
+            import uuid
+
+            self.key = uuid.uuid4().hex
+        return self.key
+
+    # How the attempt ended
+
+    def succeeded(self) -> None:
+        """End the call: its last attempt succeeded."""
+        self.previous = None
+        if self.budget is not None:
+            self.budget.succeeded(self.paid)
+        if self.policy.on_event is not None:
+            elapsed = clock.now() - self.started
+            emit(self.policy.on_event, Succeeded(self.name, self.idempotency_key, self.number, elapsed))
+
+    def judged(self, result: object, sent: Sent | None = None) -> float | None:
+        """Return the wait until the next attempt; None if `result` goes to the caller."""
+        on_result = self.policy.on_result
+        if on_result is None or (verdict := self._verdict_on_result(on_result, result)) is False:
+            self.succeeded()
+            return None
+        if self.stands_back:
+            return self._give_up("nested", None, None)
+        return self._again(None, verdict, None, sent)
+
+    def failed(self, error: Exception, sent: Sent | None = None, *, repeatable: bool = True) -> float | None:
+        """Return the wait until the next attempt; None if `error` goes to the caller.
+
+        Args:
+            error: What the attempt raised.
+            sent: What it called; None for a block.
+            repeatable: False when a new attempt would repeat what the caller already has.
+        """
+        verdict = self._verdict_on(error)
+        if verdict is False:
+            return self._give_up("unretryable", error, None)
+        if self.stands_back:
+            return self._give_up("nested", error, None)
+        if not repeatable:
+            return self._give_up("stream", error, None)
+        return self._again(error, verdict, self._hint_of(error), sent)
+
+    # What the functions of the policy say. One that raises does not cost the caller the error, or the result.
+
+    def _verdict_on(self, error: Exception) -> bool | float:
+        try:
+            return verdict_on(self.policy.on, error)
+        except Nonsense:
+            raise
+        except Exception as raised:  # noqa: BLE001 - the error that it was asked about matters more
+            log_broken("on", self.policy.on, raised)
+            annotate(error, f"penstock: {self.name}: `on` raised {repr_of(raised)} when asked about this error", (), 1)
+            return False
+
+    def _verdict_on_result(self, on_result: Callable[[Any], Any], result: object) -> bool | float:
+        try:
+            answer = on_result(result)
+        except Exception as raised:  # noqa: BLE001 - the result may have been paid for
+            log_broken("on_result", on_result, raised)
+            return False
+        return verdict_of(answer)
+
+    def _hint_of(self, error: Exception) -> float | None:
+        """Return the seconds that the server asked for; None if it said nothing, or something that is no time."""
+        hint = self.policy.hint
+        if hint is None:
+            return None
+        try:
+            answer: Any = hint(error)
+            if isinstance(answer, str | bytes):  # a header, as it came
+                answer = float(answer)
+            seconds = read_seconds(answer)
+        except ENDS_A_PROGRAM:
+            raise
+        except BaseException as raised:  # noqa: BLE001 - a property of the error may raise anything
+            log_broken("hint", hint, raised)
+            return None
+        return seconds if seconds is not None and seconds >= 0 else None
+
+    # The decision
+
+    def _again(
+        self, error: Exception | None, verdict: bool | float, hint: float | None, sent: Sent | None
+    ) -> float | None:
+        policy, now = self.policy, clock.now()
+        deadline = self._time_to_deadline()
+        if deadline <= 0:
+            # Cancelled, or about to be: that comes out as what it is, not as the last error.
+            self.doomed = True
+            return 0.0
+        attempts = policy.attempts if self.fast is None else min(self.fast, policy.attempts or self.fast)
+        if attempts is not None and self.number >= attempts:
+            return self._give_up("attempts", error, hint)
+        within: Any = policy.within
+        left = math.inf if within is None else within - (now - self.started)
+        most: Any = math.inf if policy.max_hint is None else policy.max_hint
+        if hint is not None and hint > min(left + _ROUNDING, deadline, most, LONGEST_WAIT):
+            return self._give_up("hint", error, hint)
+        delay = self._delay(verdict, hint, min(left, deadline))
+        if delay > left + _ROUNDING:
+            return self._give_up("within", error, hint)
+        if delay >= deadline:
+            return self._give_up("deadline", error, hint)
+        argument = None if sent is None else consumed_argument(*sent)
+        if argument is not None:
+            return self._give_up("consumed", error, hint, argument)
+        if delay > 0 and not self.in_loop and loop_running_here():
+            raise WouldBlockEventLoop(
+                f"{self.name}: waiting {delay:.3g} s for the next attempt would stop the event loop that this thread runs. "
+                "Decorate an async function, or call from a worker thread"
+            ) from error
+        if self.budget is not None:
+            self.paid = self.budget.spend(timed_out=isinstance(error, TimeoutError))
+            if self.paid is None:
+                return self._give_up("budget", error, hint)
+        self._schedule(error, delay, hint, now)
+        return delay
+
+    def _time_to_deadline(self) -> float:
+        """Return the seconds until the enclosing cancel scope ends; 0 or less if it has ended."""
+        if not self.in_loop:
+            return math.inf
+        deadline = anyio.current_effective_deadline()
+        return deadline - anyio.current_time() if deadline < math.inf else deadline
+
+    def _delay(self, verdict: bool | float, hint: float | None, left: float) -> float:
+        if self.fast is not None:
+            return 0.0
+        backoff, draw = self.policy.backoff, self.policy.random
+        if verdict is not True:
+            delay: float = verdict
+            if hint is None or hint <= delay:
+                return min(delay, LONGEST_WAIT)
+        if hint is not None and hint > 0:
+            return hint if backoff.jitter == "none" else spread(hint, left, draw())
+        answer = backoff.delay(self.number - 1, self.drawn, draw())
+        drawn = read_seconds(answer)
+        if drawn is None or drawn < 0:
+            raise ValueError(f"{backoff!r} asked for a wait of {answer!r} s: a wait is a number of seconds, 0 or more")
+        self.drawn = drawn
+        return min(drawn, LONGEST_WAIT)
+
+    def _schedule(self, error: Exception | None, delay: float, hint: float | None, now: float) -> None:
+        if self.history is None:
+            self.history = deque(maxlen=_REMEMBERED)
+        self.history.append(
+            f"penstock: attempt {self.number} ended at {now - self.started:.3g} s: {repr_of(error)}; waited {delay:.3g} s"
+        )
+        self.previous = error
+        log_scheduled(self.name, lambda: self.idempotency_key, self.number, error, delay, hint)
+        if self.policy.on_event is not None:
+            key = self.idempotency_key
+            emit(self.policy.on_event, RetryScheduled(self.name, key, self.number, error, delay, hint))
+
+    def too_late(self) -> bool:
+        """Return whether a wait took so long that no attempt may start any more. If so, the call is over."""
+        within: Any = self.policy.within
+        if within is None or clock.now() - self.started <= within + _ROUNDING:
+            return False
+        error = self.previous
+        self._give_up("within", error, None)
+        self.previous = error
+        return True
+
+    def _give_up(self, reason: Reason, error: Exception | None, hint: float | None, argument: str = "") -> float | None:
+        """Tell why the call is over. Return None: there is no wait."""
+        elapsed = clock.now() - self.started
+        self.previous = None
+        if self.number > 1 or reason != "unretryable":
+            words = why(self.policy, reason, hint=hint, fast=self.fast, argument=argument)
+            if reason != "nested":  # the outer policy will say how the call ended
+                log_gave_up(self.name, lambda: self.idempotency_key, self.number, error, reason, elapsed, words)
+            if error is not None:
+                attempts = f"{self.number} attempts" if self.number > 1 else "1 attempt"
+                first = f"penstock: {self.name} gave up after {attempts} in {elapsed:.3g} s: {words}"
+                annotate(error, first, self.history or (), self.number)
+        if reason == "hint" and error is not None:
+            attach_hint(error, hint)
+        if self.policy.on_event is not None:
+            key = self.idempotency_key
+            emit(self.policy.on_event, GaveUp(self.name, key, self.number, error, reason, elapsed, hint))
+        return None
+
+
+def calls_in_charge() -> Iterator[Call]:
+    """Iterate over the calls whose attempt the running code is part of, innermost first.
+
+    Child tasks and threads inherit the attempt that starts them, and are part of it while it runs.
+
+    A block in a generator is special where it can yield: the context variable then stays set while the consumer runs, and
+    in each task that the consumer starts. The consumer is not part of the attempt. So such an attempt is in charge only of
+    code that runs below the generator on the same stack.
+    """
+    call = current.get()
+    while call is not None:
+        if call.running and (call.frame is None or _on_the_stack(call.frame)):
+            yield call
+        call = call.outer
+
+
+def _on_the_stack(wanted: FrameType) -> bool:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame is not wanted:
+        frame = frame.f_back
+    return frame is wanted

@@ -1,0 +1,124 @@
+"""Retried calls of functions, async and plain: the two forms of one loop over attempts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from inspect import CO_ITERABLE_COROUTINE
+from types import GeneratorType
+from typing import Any
+
+import anyio
+
+from penstock.retry.call import Call, Sent
+from penstock.retry.waits import attempt_timeout, last_error, wait, wait_sync
+
+__all__ = ["Unfinished", "call_async", "call_sync", "is_awaitable"]
+
+_NOTHING: Any = object()
+
+Unfinished = Callable[[Call, Sent, Any], Any]
+"""Is given a call, its function and arguments, and a result. Returns what the caller gets instead, or None: the result itself."""
+
+
+def is_awaitable(result: object) -> bool:
+    """Return whether `await result` works. It looks at the type, as `await` does: some proxies claim any attribute."""
+    return hasattr(type(result), "__await__") or (
+        isinstance(result, GeneratorType) and bool(result.gi_code.co_flags & CO_ITERABLE_COROUTINE)
+    )
+
+
+async def call_async(
+    call: Call, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, begun: bool = False
+) -> Any:
+    """Make the attempts of an async function, or of a plain one that does not block.
+
+    `begun`: the first attempt has begun already, in a plain function whose result is to be awaited.
+    """
+    policy = call.policy
+    while True:
+        try:
+            if begun:
+                call.enter()
+            else:
+                call.begin()
+            if policy.attempt_timeout is None:
+                result = fn(*args, **kwargs)
+                if is_awaitable(result):
+                    result = await result
+            else:
+                with anyio.move_on_after(policy.seconds_per_attempt) as scope:
+                    result = fn(*args, **kwargs)
+                    if is_awaitable(result):
+                        result = await result
+                if scope.cancelled_caught:
+                    raise attempt_timeout(call)
+        except Exception as error:
+            call.leave()
+            delay = call.failed(error, (fn, args, kwargs))
+            if delay is None:
+                raise
+            result = _NOTHING
+        except BaseException:
+            call.abandon()
+            raise
+        else:
+            call.leave()
+            if policy.on_result is None:
+                call.succeeded()
+                return result
+            delay = call.judged(result, (fn, args, kwargs))
+            if delay is None:
+                return result
+        begun = False
+        if not await wait(call, delay):
+            if call.previous is None:
+                return result
+            raise last_error(call)
+
+
+def call_sync(
+    call: Call,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    begun: bool = False,
+    unfinished: Unfinished | None = None,
+) -> Any:
+    """Make the attempts of a function, in a thread that may block.
+
+    `begun`: the first attempt has begun already. `unfinished` may replace a result whose work is not done yet.
+    """
+    policy = call.policy
+    call.in_loop = False
+    while True:
+        try:
+            if begun:
+                call.enter()
+            else:
+                call.begin()
+            result = fn(*args, **kwargs)
+        except Exception as error:
+            call.leave()
+            delay = call.failed(error, (fn, args, kwargs))
+            if delay is None:
+                raise
+            result = _NOTHING
+        except BaseException:
+            call.abandon()
+            raise
+        else:
+            call.leave()
+            if unfinished is not None and (instead := unfinished(call, (fn, args, kwargs), result)) is not None:
+                return instead
+            if policy.on_result is None:
+                call.succeeded()
+                return result
+            delay = call.judged(result, (fn, args, kwargs))
+            if delay is None:
+                return result
+        begun = False
+        if not wait_sync(call, delay):
+            if call.previous is None:
+                return result
+            raise last_error(call)

@@ -1,0 +1,113 @@
+"""What a policy says: its fields, how they are checked, and how they are shown. What it does is in `policy`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, SupportsIndex, cast
+
+from penstock._classify import On, check_on, shown_on
+from penstock._core.backoff import Backoff, exponential
+from penstock._core.seconds import Seconds, read_seconds
+from penstock._introspect import check_plain, name_of
+from penstock._retry_after import retry_after
+from penstock.events import RetryEvent
+from penstock.retry.budget import Budget
+
+__all__ = ["RetrySettings"]
+
+
+def _drawn() -> float:
+    # Not `random.random` itself: pickled, it takes the state of its generator along, and all processes that a policy is
+    # sent to would draw the same waits.
+    return random.random()
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class RetrySettings:
+    """The fields of a `Retry`, which documents them. Spans of time are numbers of seconds once they are in here."""
+
+    on: On
+    _: KW_ONLY
+    attempts: int | None = 6
+    within: Seconds | None = 300
+    backoff: Backoff = field(default_factory=exponential)
+    budget: Budget | None = None
+    on_result: Callable[[Any], bool | Seconds] | None = None
+    hint: Callable[[Exception], Seconds | None] | None = retry_after
+    max_hint: Seconds | None = None
+    attempt_timeout: Seconds | None = None
+    on_event: Callable[[RetryEvent], object] | None = None
+    nested: bool = False
+    random: Callable[[], float] = _drawn
+
+    def __post_init__(self) -> None:
+        check_on("Retry", self.on)
+        for name in ("on_result", "hint", "on_event", "random"):
+            if getattr(self, name) is not None:
+                check_plain("Retry", name, getattr(self, name))
+        _check_parts(self.backoff, self.budget)
+        if self.attempts is not None and not _is_count(self.attempts):
+            raise ValueError(
+                f"Retry(attempts={self.attempts!r}): a whole number from 1, the first attempt included; or None"
+            )
+        for name in ("within", "attempt_timeout", "max_hint"):
+            self._read_span(name)
+
+    def _read_span(self, name: str) -> None:
+        given = getattr(self, name)
+        if given is None:
+            return
+        seconds = read_seconds(given)
+        allowed = ", 0 or more" if name == "max_hint" else " above 0"
+        if seconds is None or seconds < 0 or (seconds == 0 and name != "max_hint"):
+            raise ValueError(f"Retry({name}={given!r}): a number of seconds{allowed}, or None for no bound")
+        object.__setattr__(self, name, seconds)
+
+    @property
+    def seconds_per_attempt(self) -> float | None:
+        """`attempt_timeout`, whose type says that it is seconds by now."""
+        return cast("float | None", self.attempt_timeout)
+
+    @property
+    def shown(self) -> str:
+        """The policy as one writes it, without the settings that have their default."""
+        shown = [
+            f"on={shown_on(self.on)}",
+            f"attempts={self.attempts}",
+            f"within={self.within}",
+            f"backoff={self.backoff!r}",
+        ]
+        shown += [
+            f"{name}={name_of(value) if callable(value) else repr(value)}"
+            for name, default in _SHOWN_IF_SET
+            if (value := getattr(self, name)) is not default
+        ]
+        return f"Retry({', '.join(shown)})"
+
+
+_SHOWN_IF_SET: tuple[tuple[str, object], ...] = (
+    ("budget", None),
+    ("on_result", None),
+    ("hint", retry_after),
+    ("max_hint", None),
+    ("attempt_timeout", None),
+    ("on_event", None),
+    ("nested", False),
+)
+
+
+def _check_parts(backoff: object, budget: object) -> None:
+    """Refuse a wrong backoff or budget where it is written, and not at the first failure."""
+    if not isinstance(backoff, Backoff):
+        shown = name_of(backoff) if callable(backoff) else repr(backoff)
+        raise TypeError(
+            f"Retry(backoff={shown}): exponential(...), constant(...), or an object with `delay` and `jitter`"
+        )
+    if budget is not None and not isinstance(budget, Budget):
+        raise TypeError(f"Retry(budget={budget!r}): a Budget(...), or None")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, SupportsIndex) and not isinstance(value, bool) and value.__index__() >= 1

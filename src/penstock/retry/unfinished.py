@@ -1,0 +1,218 @@
+"""Results of plain functions that have done nothing yet: awaitables, and context managers that wait to be entered.
+
+What fails there fails when it is awaited or entered. So those steps are part of the attempt, and each new attempt calls the
+function anew. What happens inside the `with` block that a context manager opens is not.
+
+A result counts as a context manager to be entered if `@contextmanager` or `@asynccontextmanager` made it, or if `async with`
+is the only way into it. Files, locks and permits, which also work with `with`, are results like any other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Coroutine, Generator
+from types import TracebackType
+from typing import Any
+
+from penstock import clock
+from penstock._introspect import kind_of, name_of
+from penstock.retry.call import Call, Sent
+from penstock.retry.functions import call_async, call_sync, is_awaitable
+from penstock.retry.settings import RetrySettings
+
+__all__ = [
+    "finish_later",
+    "finish_later_of_async",
+    "makes_async_manager",
+    "refuse_manager",
+    "refuse_unfinished",
+]
+
+_MANAGER, _ASYNC_MANAGER = contextlib._GeneratorContextManager, contextlib._AsyncGeneratorContextManager
+_ASYNC_MAKER: Any = contextlib.asynccontextmanager(lambda: None).__code__  # type: ignore[arg-type,return-value]
+
+
+def makes_async_manager(fn: Any) -> bool:
+    """Return whether `@asynccontextmanager` made this function."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return getattr(fn, "__code__", None) is _ASYNC_MAKER
+
+
+def finish_later(call: Call, sent: Sent, result: Any) -> object:
+    """Return what does the rest of the attempts when it is awaited or entered; None if `result` is a result."""
+    fn, args, kwargs = sent
+    enters = _enters_async(result)
+    if enters or isinstance(result, _MANAGER):
+        _check_no_on_result(call.policy, fn)
+    if not is_awaitable(result):
+        if enters:
+            return _AsyncEntry(call.policy, sent, result, call)
+        return _Entry(call.policy, sent, result, call) if isinstance(result, _MANAGER) else None
+    if enters:
+        return _AwaitableEntry(call.policy, sent, result, call)
+    call.in_loop = True
+    return call_async(call, _starting_with(result, fn), args, kwargs, begun=True)
+
+
+def finish_later_of_async(policy: RetrySettings, sent: Sent, result: Any) -> Any:
+    """Return the result of an async function; if it is an async context manager, one whose entry is retried."""
+    if isinstance(result, _ASYNC_MANAGER):
+        _check_no_on_result(policy, sent[0])
+        return _AsyncEntry(policy, sent, result)
+    if isinstance(result, _MANAGER):
+        raise TypeError(
+            f"{name_of(sent[0])} is an async function that returns a context manager for `with`: retrying its entry would block "
+            "the event loop. Use @asynccontextmanager, or retry what the context manager calls"
+        )
+    return result
+
+
+def refuse_manager(fn: Callable[..., Any], result: Any) -> None:
+    """Refuse, for `retry.call` and `retry.call_sync`, a context manager that was not entered: nothing was tried yet."""
+    if isinstance(result, _MANAGER | _ASYNC_MANAGER) or (_enters_async(result) and kind_of(fn) != "async"):
+        word = "async with" if _enters_async(result) else "with"
+        raise TypeError(
+            f"{name_of(fn)} returns a context manager: calling it does nothing yet, so there is nothing to retry. "
+            f"Decorate it, and its entry is retried: `{word} retry({name_of(fn)})(...)`"
+        )
+
+
+def refuse_unfinished(_call: Call, sent: Sent, result: Any) -> None:
+    """Refuse, for `retry.call_sync`, what would have to be awaited."""
+    fn = sent[0]
+    if is_awaitable(result):
+        if isinstance(result, Coroutine):
+            result.close()  # or it would warn that nobody awaited it
+        raise TypeError(
+            f"{name_of(fn)} returns an awaitable, and `call_sync` awaits nothing, so nothing was tried. "
+            f"Use `await retry.call({name_of(fn)}, ...)`"
+        )
+    refuse_manager(fn, result)
+
+
+def _enters_async(result: Any) -> bool:
+    kind = type(result)
+    return hasattr(kind, "__aenter__") and hasattr(kind, "__aexit__") and not hasattr(kind, "__enter__")
+
+
+def _check_no_on_result(policy: RetrySettings, fn: Callable[..., Any]) -> None:
+    if policy.on_result is not None:
+        raise TypeError(f"on_result= looks at a result, and {name_of(fn)} returns a context manager, which has none")
+
+
+def _starting_with(first: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that returns `first` when it is called first, and calls `fn` after that."""
+    made = [first]
+
+    @functools.wraps(fn)
+    def again(*args: Any, **kwargs: Any) -> Any:
+        return made.pop() if made else fn(*args, **kwargs)
+
+    return again
+
+
+class _RetriedEntry:
+    """What a decorated function returns in place of a context manager. Each attempt calls the function for a new one."""
+
+    def __init__(self, policy: RetrySettings, sent: Sent, manager: Any, call: Call | None = None) -> None:
+        self._policy = policy
+        self._fn, self._args, self._kwargs = sent
+        self._first = manager
+        self._make = _starting_with(manager, self._fn)
+        self._call = call  # whose first attempt made `manager`
+        self._entered: list[Any] = []
+
+    def _next_call(self) -> tuple[Call, bool]:
+        """Return the call that an entry is, and whether its first attempt has begun."""
+        call, self._call = self._call, None
+        if call is None:
+            return Call(self._policy, name_of(self._fn)), False
+        call.started = clock.now()  # making a context manager takes no time, but who knows when it is entered
+        return call, True
+
+    def __repr__(self) -> str:
+        return f"<retried entry of {name_of(self._fn)}>"
+
+
+class _Entry(_RetriedEntry):
+    """For `with`."""
+
+    def __enter__(self) -> Any:
+        @functools.wraps(self._fn)
+        def enter(*args: Any, **kwargs: Any) -> Any:
+            manager = self._make(*args, **kwargs)
+            value = type(manager).__enter__(manager)
+            self._entered.append(manager)
+            return value
+
+        call, begun = self._next_call()
+        return call_sync(call, enter, self._args, self._kwargs, begun=begun)
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> Any:
+        manager = self._entered.pop()
+        try:
+            return type(manager).__exit__(manager, exc_type, exc, traceback)
+        finally:
+            del exc, traceback  # they refer to this frame if it raises: no cycle
+
+
+class _AsyncEntry(_RetriedEntry):
+    """For `async with`. Everything else is that of the context manager which the function returned."""
+
+    async def __aenter__(self) -> Any:
+        @functools.wraps(self._fn)
+        async def enter(*args: Any, **kwargs: Any) -> Any:
+            manager = self._make(*args, **kwargs)
+            if is_awaitable(manager) and not _enters_async(manager):
+                manager = await manager
+            value = await type(manager).__aenter__(manager)
+            self._entered.append(manager)
+            return value
+
+        call, begun = self._next_call()
+        call.in_loop = True
+        return await call_async(call, enter, self._args, self._kwargs, begun=begun)
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> Any:
+        manager = self._entered.pop()
+        try:
+            return await type(manager).__aexit__(manager, exc_type, exc, traceback)
+        finally:
+            del exc, traceback  # they refer to this frame if it raises: no cycle
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._first, name)
+
+
+class _AwaitableEntry(_AsyncEntry, Coroutine[Any, Any, Any]):
+    """For `async with` and for `await`, as aiohttp's requests and the connections of asyncpg are: retried either way."""
+
+    _started: Coroutine[Any, Any, Any] | None = None
+
+    def _awaited(self) -> Coroutine[Any, Any, Any]:
+        if self._started is None:
+            call, begun = self._next_call()
+            call.in_loop = True
+            self._started = call_async(call, self._make, self._args, self._kwargs, begun=begun)
+        return self._started
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._awaited().__await__()
+
+    def send(self, value: Any) -> Any:
+        return self._awaited().send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._awaited().throw(*error)
+
+    def close(self) -> None:
+        if isinstance(self._first, Coroutine):
+            self._first.close()
+        if self._started is not None:
+            self._started.close()
