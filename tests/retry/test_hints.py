@@ -300,3 +300,114 @@ async def test_a_limiters_refusal_is_a_hint(virtual_time):
     refusal = RateLimited("not now", retry_after=2.5, blocked_by="tokens")
     await Retry(on=RateLimited, backoff=constant(0)).call(failing(refusal))
     assert virtual_time.now() == 2.5
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Hints that nobody can wait for
+
+HUGE = [
+    pytest.param(HTTPError({"retry-after": "9999999999"}), id="a header of 317 years"),
+    pytest.param(HTTPError({"retry-after": "1e18"}), id="a header of 1e18"),
+    pytest.param(HTTPError({"retry-after-ms": "1e300"}), id="milliseconds"),
+    pytest.param(HTTPError({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}), id="a date in the year 9999"),
+    pytest.param(Asked(1e18), id="an attribute"),
+    pytest.param(Asked(timedelta.max), id="the longest timedelta"),
+    pytest.param(ExceptionGroup("g", [Asked(1e18), Asked(1)]), id="a leaf of a group"),
+]
+
+
+async def through_call(retry, error):
+    await retry.call(failing(error, error))
+
+
+async def through_decorator(retry, error):
+    await retry(failing(error, error))()
+
+
+async def through_loop(retry, error):
+    async for attempt in retry:
+        with attempt:
+            raise error
+
+
+async def through_stream(retry, error):
+    @retry
+    async def items():
+        raise error
+        yield
+
+    async for _ in items():
+        pass
+
+
+def raising(error):
+    def fail():
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("form", [through_call, through_decorator, through_loop, through_stream])
+@pytest.mark.parametrize("error", HUGE)
+@pytest.mark.anyio
+async def test_a_hint_of_centuries_gives_up_at_once_with_the_users_error(error, form, virtual_time):
+    with pytest.raises(type(error)) as caught:
+        await form(Retry(on=(HTTPError, Asked), within=None), error)
+    assert caught.value is error
+    assert virtual_time.now() == 0
+    assert any("which is more than a year, the longest wait there is" in note for note in error.__notes__)
+
+
+@pytest.mark.parametrize("error", HUGE)
+def test_a_hint_of_centuries_does_not_overflow_the_sleep_of_a_thread(error):
+    retry = Retry(on=(HTTPError, Asked), within=None)
+    for use in (retry.call_sync, lambda fail: retry(fail)()):
+        with pytest.raises(type(error)) as caught:
+            use(raising(error))
+        assert caught.value is error
+    with pytest.raises(type(error)):
+        for attempt in retry:
+            with attempt:
+                raise error
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), 1e300, timedelta.max], ids=repr)
+def test_a_hint_function_may_say_never(seconds):
+    with pytest.raises(Asked):
+        Retry(on=Asked, within=None, hint=lambda _: seconds).call_sync(raising(Asked(1)))
+
+
+def test_a_max_hint_of_centuries_is_no_way_around_it():
+    with pytest.raises(Asked):
+        Retry(on=Asked, within=None, max_hint=1e20).call_sync(raising(Asked(1e18)))
+
+
+@pytest.mark.anyio
+async def test_a_hint_of_a_month_is_waited_for(virtual_time):
+    """A monthly quota is a good reason."""
+    month = 31 * 86_400
+    await Retry(on=Asked, within=None, backoff=exponential(jitter="none")).call(failing(Asked(month)))
+    assert virtual_time.now() == month
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"backoff": constant(1e18)}, {"on": lambda _: 1e18}, {"backoff": exponential(1e300, cap=1e308, jitter="none")}],
+    ids=["a constant", "on", "a cap"],
+)
+def test_no_wait_is_longer_than_a_year(settings, monkeypatch):
+    """However long the user said: clocks refuse to sleep for centuries, and that would cost the user's error."""
+    slept = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    with pytest.raises(Asked):
+        Retry(**{"on": Asked, "within": None, "attempts": 2} | settings).call_sync(raising(Asked(None)))
+    assert slept == [366 * 86_400]
+
+
+@pytest.mark.anyio
+async def test_hints_may_be_timedeltas_and_text(virtual_time):
+    retry = Retry(on=Asked, hint=lambda error: error.args[0], backoff=constant(1))
+    await retry.call(failing(Asked(timedelta(minutes=1)), Asked("30")))
+    assert virtual_time.now() == 90
+    await Retry(on=lambda _: timedelta(seconds=10)).call(failing(Asked(None)))
+    assert virtual_time.now() == 100

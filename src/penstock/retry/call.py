@@ -102,7 +102,7 @@ class Call:
         self.key: str | None = None
         self.attempt: object = None  # the `Attempt` that shows this one, if anybody asked for it
         self.history: deque[str] | None = None
-        self.outer: Call | None = None
+        self.outer: Call | None = None  # whose attempt was under way when this one began
         self.frame: FrameType | None = None
         if self.budget is not None:
             self.budget.called()
@@ -115,7 +115,9 @@ class Call:
         self.attempt = None
         if self.policy.on_event is not None:
             emit(self.policy.on_event, AttemptStarted(self.name, self.idempotency_key, self.number))
-        self.enter()
+        self.running = True  # as `enter`, which a call in between would only slow down
+        self.outer = current.get()
+        current.set(self)
 
     def enter(self) -> None:
         """Let the running code be part of the attempt, again if it was left before."""
@@ -126,10 +128,11 @@ class Call:
     def leave(self) -> None:
         """Let the running code not be part of the attempt any more. May be called twice."""
         self.running = False
-        self.frame = None  # it holds the block, which holds us
+        if self.frame is not None:
+            self.frame = None  # it holds the block, which holds us
         if current.get() is self:
             # Attempts of a generator and of its consumer may end in any order: skip those that are over.
-            outer, self.outer = self.outer, None
+            outer = self.outer
             while outer is not None and not outer.running:
                 outer = outer.outer
             current.set(outer)

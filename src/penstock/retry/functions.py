@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from inspect import CO_ITERABLE_COROUTINE
-from types import GeneratorType
+from types import CoroutineType, GeneratorType
 from typing import Any
 
 import anyio
@@ -12,9 +12,12 @@ import anyio
 from penstock.retry.call import Call, Sent
 from penstock.retry.waits import attempt_timeout, last_error, wait, wait_sync
 
-__all__ = ["Unfinished", "call_async", "call_sync", "is_awaitable"]
+__all__ = ["PLAIN", "Unfinished", "call_async", "call_sync", "is_awaitable"]
 
 _NOTHING: Any = object()
+
+PLAIN = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict, set})
+"""Types of results that cannot be unfinished: asking about the others takes longer than all the rest."""
 
 Unfinished = Callable[[Call, Sent, Any], Any]
 """Is given a call, its function and arguments, and a result. Returns what the caller gets instead, or None: the result itself."""
@@ -43,7 +46,7 @@ async def call_async(
                 call.begin()
             if policy.attempt_timeout is None:
                 result = fn(*args, **kwargs)
-                if is_awaitable(result):
+                if type(result) is CoroutineType or is_awaitable(result):
                     result = await result
             else:
                 with anyio.move_on_after(policy.seconds_per_attempt) as scope:
@@ -109,7 +112,7 @@ def call_sync(
             raise
         else:
             call.leave()
-            if unfinished is not None and (instead := unfinished(call, (fn, args, kwargs), result)) is not None:
+            if type(result) not in PLAIN and unfinished is not None and (instead := unfinished(call, (fn, args, kwargs), result)) is not None:
                 return instead
             if policy.on_result is None:
                 call.succeeded()

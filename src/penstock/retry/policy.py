@@ -16,7 +16,7 @@ from penstock._introspect import kind_of, name_of
 from penstock.retry.attempt import Attempt
 from penstock.retry.blocks import AsyncAttempts, Attempts
 from penstock.retry.call import Call
-from penstock.retry.functions import call_async, call_sync
+from penstock.retry.functions import PLAIN, call_async, call_sync
 from penstock.retry.settings import RetrySettings
 from penstock.retry.streams import Resume, retried_stream
 from penstock.retry.unfinished import (
@@ -123,7 +123,7 @@ class Retry(RetrySettings):
         @functools.wraps(fn)
         async def retried(*args: Any, **kwargs: Any) -> Any:
             result = await call_async(Call(self, name), fn, args, kwargs)
-            return finish_later_of_async(self, (fn, args, kwargs), result)
+            return result if type(result) in PLAIN else finish_later_of_async(self, (fn, args, kwargs), result)
 
         return cast("_F", retried)
 
