@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from types import SimpleNamespace
 
@@ -27,7 +28,17 @@ def error_whose(name, raised):
     def fail(self, *_):
         raise raised
 
-    plain = {"__str__", "__repr__", "add_note", "__setattr__", "__reduce__", "__eq__", "__hash__", "__bool__", "__len__"}
+    plain = {
+        "__str__",
+        "__repr__",
+        "add_note",
+        "__setattr__",
+        "__reduce__",
+        "__eq__",
+        "__hash__",
+        "__bool__",
+        "__len__",
+    }
     return type("Hostile", (Exception,), {name: fail if name in plain else property(fail)})
 
 
@@ -95,31 +106,27 @@ FORMS = [
 async def test_an_error_that_cannot_be_read_is_retried_and_comes_through(name, form, virtual_time):
     for raised in RAISED:
         hostile, born = error_whose(name, raised), []
-
-        def fail():
-            born.append(hostile())
-            raise born[-1]
-
         with pytest.raises(hostile) as caught:
-            await form(Retry(on=hostile, **AT_ONCE), fail)
+            await form(Retry(on=hostile, **AT_ONCE), functools.partial(raise_new, hostile, born))
         assert caught.value is born[2]
         assert len(born) == 3
+
+
+def raise_new(kind, born):
+    born.append(kind())
+    raise born[-1]
 
 
 @pytest.mark.parametrize("name", ["headers", "status_code"])
 @pytest.mark.parametrize("raised", RAISED)
 @pytest.mark.anyio
 async def test_a_response_that_cannot_be_read_says_nothing(name, raised, virtual_time):
-    class Response:
-        headers = {"retry-after": "7"}
-        status_code = 429
-
     def fail(_):
         raise raised
 
-    setattr(Response, name, property(fail))
     error = ConnectionError()
-    error.response = Response()
+    attributes = {"headers": {"retry-after": "7"}, "status_code": 429} | {name: property(fail)}
+    error.response = type("Response", (), attributes)()
     assert retry_after(error) == (7 if name == "status_code" else None)
 
     calls = 0
@@ -187,7 +194,7 @@ def _raising(error):
 def test_an_error_whose_repr_fails_is_named_in_the_notes():
     hostile = error_whose("__repr__", ZeroDivisionError)
     with pytest.raises(hostile) as caught:
-        Retry(on=hostile, **AT_ONCE).call_sync(lambda: _raising(hostile())())
+        Retry(on=hostile, **AT_ONCE).call_sync(functools.partial(raise_new, hostile, []))
     assert "<Hostile, whose repr raised ZeroDivisionError>" in caught.value.__notes__[1]
 
 
