@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import timedelta
 
 import pytest
 from hypothesis import given
@@ -137,3 +138,28 @@ def test_infinity_and_other_words_are_refused_too(make, message):
     with pytest.raises(ValueError) as caught:
         make()
     assert str(caught.value) == message
+
+
+def test_waits_may_be_timedeltas():
+    assert constant(timedelta(seconds=2)) == constant(2)
+    assert exponential(first=timedelta(milliseconds=500), cap=timedelta(minutes=1)) == exponential(0.5, cap=60)
+    assert repr(exponential(timedelta(seconds=1), timedelta(minutes=1))) == repr(exponential())
+
+
+@pytest.mark.parametrize(
+    "value", [-1, timedelta(seconds=-1), True, float("nan"), float("inf"), "5", None, 5j], ids=repr
+)
+@pytest.mark.parametrize(
+    ("make", "name"), [(exponential, "first"), (lambda value: exponential(cap=value), "cap"), (constant, "seconds")]
+)
+def test_what_is_no_wait_is_refused_with_its_name_and_value(make, name, value):
+    with pytest.raises(ValueError) as caught:
+        make(value)
+    shown = value.total_seconds() if isinstance(value, timedelta) else value
+    assert str(caught.value) == f"{name}={shown!r}: a wait is a number of seconds, 0 or more and finite"
+
+
+@pytest.mark.parametrize("factor", [True, "2", None, float("nan"), 0.5, float("inf"), timedelta(seconds=2)], ids=repr)
+def test_what_is_no_factor_is_refused(factor):
+    with pytest.raises(ValueError, match=r"exponential\(factor="):
+        exponential(factor=factor)

@@ -8,7 +8,9 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from penstock.retry import Attempt, Retry, current_attempt
+from penstock.errors import RateLimited
+from penstock.limiter import Limiter
+from penstock.retry import Attempt, Retry, constant, current_attempt, exponential
 from penstock.retry.call import current
 from tests.retry.flaky import EVERY_SECOND, Flaky
 
@@ -112,3 +114,81 @@ def test_an_attempt_left_in_another_context_leaves_nothing_that_matters(thread_t
     assert context.run(current_attempt) is None
     flaky = Flaky(1, ValueError)
     assert context.run(Retry(on=ValueError, backoff=EVERY_SECOND).call_sync, flaky.sync) == "reply"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# `async with`
+
+
+@anyio_test
+async def test_each_attempt_is_charged_when_a_limiter_stands_beside_it(virtual_time):
+    limiter, at = Limiter(requests="10/s", tokens="100/s burst 10"), []
+    async for attempt in Retry(on=ConnectionError, backoff=constant(0)):
+        async with attempt, limiter(tokens=10) as permit:
+            at.append(virtual_time.now())
+            assert current_attempt() is attempt
+            permit.settle(tokens=10)
+            if attempt.number < 3:
+                raise ConnectionError
+    assert at == pytest.approx([0, 0.1, 0.2])
+    assert limiter.statistics().granted == 3
+    assert current.get() is None
+
+
+@anyio_test
+async def test_a_refusal_of_the_limiter_beside_an_attempt_is_its_failure(virtual_time):
+    limiter = Limiter(requests="1/s")
+    await limiter.acquire()
+    async for attempt in Retry(on=RateLimited, backoff=exponential(jitter="none")):
+        async with attempt, limiter(max_wait=0):
+            pass
+    assert attempt.number == 2
+    assert virtual_time.now() == 1
+
+
+def test_a_limiter_beside_an_attempt_in_a_thread(thread_time):
+    limiter = Limiter(requests="10/s burst 3")
+    for attempt in Retry(on=ConnectionError, backoff=constant(0)):
+        with attempt, limiter():
+            if attempt.number < 3:
+                raise ConnectionError
+    assert limiter.statistics().granted == 3
+
+
+@anyio_test
+async def test_async_with_does_all_that_with_does(virtual_time):
+    retry = Retry(on=(ConnectionError, TimeoutError), attempts=2, attempt_timeout=5, backoff=EVERY_SECOND)
+    with pytest.raises(TimeoutError):
+        async for attempt in retry:
+            async with attempt as entered:
+                assert entered is attempt
+                await anyio.sleep(60)
+    assert virtual_time.now() == 11
+    with pytest.raises(RuntimeError, match="attempt 1 was already made"):
+        async for attempt in retry:
+            async with attempt:
+                pass
+            async with attempt:
+                pass
+    results = iter(["busy", "done"])
+    async for attempt in Retry(on=ValueError, on_result=lambda result: result == "busy", backoff=EVERY_SECOND):
+        async with attempt:
+            attempt.result = next(results)
+    assert attempt.number == 2
+    with anyio.move_on_after(3) as scope:
+        async for attempt in Retry(on=lambda _: True):
+            async with attempt:
+                await anyio.sleep_forever()
+    assert scope.cancelled_caught
+    assert current.get() is None
+
+
+@anyio_test
+async def test_the_error_before_is_kept_without_its_frames(virtual_time):
+    """They would hold the frame of the loop, which holds the attempt."""
+    async for attempt in Retry(on=ConnectionError, backoff=EVERY_SECOND):
+        async with attempt:
+            if attempt.number == 1:
+                raise ConnectionError("first")
+    assert str(attempt.previous) == "first"
+    assert attempt.previous.__traceback__ is None

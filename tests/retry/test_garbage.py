@@ -78,7 +78,7 @@ async def stream(*_args):
 
 RETRIES = {
     "attempts": Retry(on=Mine, attempts=3, backoff=constant(0)),
-    "within": Retry(on=Mine, within=2.5, backoff=constant(1)),
+    "within": Retry(on=Mine, within=0.5, backoff=constant(1)),
     "unretryable": Retry(on=KeyError),
     "on says no": Retry(on=lambda _: False),
     "on raises": Retry(on=lambda _: 1 / 0),
@@ -86,6 +86,9 @@ RETRIES = {
     "hint": Retry(on=Mine, hint=lambda _: 1e9),
     "budget": Retry(on=Mine, budget=Budget(0, floor=0), backoff=constant(0)),
 }
+WAITS = {
+    "waits": Retry(on=Mine, within=2.5, backoff=constant(1))
+}  # in threads only: a sleep of trio keeps frames itself
 NONSENSE = Retry(on=lambda _: -1)
 
 
@@ -205,13 +208,13 @@ ASYNC = [
 ]
 
 
-@pytest.mark.parametrize("name", RETRIES)
+@pytest.mark.parametrize("name", [*RETRIES, *WAITS])
 @pytest.mark.parametrize("form", SYNC)
 def test_a_failed_call_frees_its_callers_frame_at_once(form, name, no_collector, thread_time):
     def caller():
         owned = Owned()
         born.append(weakref.ref(owned))
-        form(RETRIES[name])
+        form((RETRIES | WAITS)[name])
 
     born = []
     with contextlib.suppress(Mine):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
 import pickle
 import threading
+from datetime import timedelta
+from decimal import Decimal
+from fractions import Fraction
 
 import anyio
 import anyio.to_thread
 import pytest
 
-from penstock.errors import RateLimited
-from penstock.retry import Retry, constant, exponential
+from penstock.errors import AttemptTimeout, RateLimited
+from penstock.retry import Budget, Retry, constant, exponential
 from tests.retry.flaky import EVERY_SECOND, Flaky
 
 anyio_test = pytest.mark.anyio
@@ -74,6 +78,106 @@ def test_one_policy_serves_many_threads():
     assert [len(flaky.at) for flaky in flakies] == [2] * 5
 
 
+def test_a_policy_can_be_copied_and_pickled():
+    """The copy is equal, and a budget is not multiplied by it."""
+    retry = Retry(on=ValueError, attempts=3, within=timedelta(minutes=1), backoff=constant(2), max_hint=9)
+    for again in (copy.copy(retry), copy.deepcopy(retry), pickle.loads(pickle.dumps(retry))):
+        assert again == retry
+        assert again.within == 60
+    budget = Budget()
+    shared = Retry(on=ValueError, budget=budget)
+    assert copy.deepcopy(shared).budget is copy.copy(shared).budget is copy.copy(budget) is budget
+    assert dataclasses.replace(shared, attempts=2).budget is budget
+    assert dataclasses.asdict(shared)["budget"] is budget
+
+
+def test_a_budget_says_why_it_cannot_be_sent_to_another_process():
+    for value in (Budget(0.5), Retry(on=ValueError, budget=Budget(0.5))):
+        with pytest.raises(TypeError) as caught:
+            pickle.dumps(value)
+        assert str(caught.value) == (
+            "Budget(ratio=0.5, floor=10, ttl=10) cannot be pickled: it counts the calls of one process, and a copy would bound "
+            "nothing. Make the policy at module level, so that each process has a budget of its own"
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Spans of time
+
+
+def test_spans_may_be_timedeltas_and_numbers_of_any_kind():
+    """They are seconds from then on, so that policies compare and are shown alike."""
+    spans = {"within": timedelta(minutes=5), "attempt_timeout": timedelta(seconds=20), "max_hint": timedelta(hours=1)}
+    retry = Retry(on=ValueError, **spans)
+    assert retry == Retry(on=ValueError, within=300, attempt_timeout=20, max_hint=3600)
+    assert hash(retry) == hash(Retry(on=ValueError, within=300, attempt_timeout=20, max_hint=3600))
+    assert "within=300.0, " in repr(retry)
+    assert Retry(on=ValueError, within=Decimal("2.5"), max_hint=Fraction(1, 2)).within == 2.5
+    assert repr(Budget(ttl=timedelta(seconds=30))) == "Budget(ratio=0.2, floor=10, ttl=30)"
+    assert Retry(on=ValueError, within=float("inf"), attempt_timeout=float("inf"), max_hint=0).max_hint == 0
+
+
+@anyio_test
+async def test_a_timedelta_bounds_as_its_seconds_do(virtual_time):
+    flaky = Flaky(9, virtual_time=virtual_time)
+    with pytest.raises(ConnectionError) as caught:
+        await Retry(on=ConnectionError, within=timedelta(seconds=2), backoff=constant(timedelta(seconds=1))).call(flaky)
+    assert flaky.at == [0, 1, 2]
+    assert caught.value.__notes__[0].endswith("the next attempt would start after within=2.0 s")
+    with pytest.raises(AttemptTimeout) as caught:
+        await Retry(on=ConnectionError, attempt_timeout=timedelta(seconds=3)).call(anyio.sleep, 60)
+    assert caught.value.seconds == 3
+
+
+NO_SPANS = [-1, timedelta(seconds=-1), True, False, float("nan"), "5", 5j, [5], 10**400]
+
+
+@pytest.mark.parametrize("value", NO_SPANS, ids=lambda value: repr(value)[:20])
+@pytest.mark.parametrize("name", ["within", "attempt_timeout", "max_hint"])
+def test_what_is_no_span_is_refused_with_its_name_and_value(name, value):
+    with pytest.raises(ValueError) as caught:
+        Retry(on=ValueError, **{name: value})
+    assert str(caught.value).startswith(f"Retry({name}={value!r}): a number of seconds")
+
+
+@pytest.mark.parametrize("value", [*NO_SPANS, float("inf")], ids=lambda value: repr(value)[:20])
+@pytest.mark.parametrize("name", ["ratio", "floor", "ttl"])
+def test_what_is_no_number_of_a_budget_is_refused(name, value):
+    with pytest.raises(ValueError) as caught:
+        Budget(**{name: value})
+    assert str(caught.value).startswith(f"Budget({name}={value!r}): ")
+
+
+@pytest.mark.parametrize("value", [*NO_SPANS, float("inf")], ids=lambda value: repr(value)[:20])
+@pytest.mark.parametrize("name", ["capacity", "retry", "timeout", "success"])
+def test_what_is_no_number_of_a_pot_is_refused(name, value):
+    with pytest.raises(ValueError) as caught:
+        Budget.tokens(**{name: value})
+    assert str(caught.value).startswith(f"Budget.tokens({name}={value!r}): ")
+
+
+@pytest.mark.parametrize("name", ["within", "attempt_timeout"])
+def test_no_time_at_all_is_refused(name):
+    with pytest.raises(ValueError, match="above 0"):
+        Retry(on=ValueError, **{name: timedelta(0)})
+
+
+@pytest.mark.parametrize("answer", [-1, float("nan"), "soon", None], ids=repr)
+def test_a_backoff_of_your_own_that_answers_nonsense_is_named(answer):
+    @dataclasses.dataclass
+    class Mine:
+        jitter: str = "none"
+
+        def delay(self, retry, previous, u):
+            return answer
+
+    with pytest.raises(
+        ValueError, match=rf"Mine\(jitter='none'\) asked for a wait of {answer!r} s: a wait is a number"
+    ) as caught:
+        Retry(on=ConnectionError, backoff=Mine()).call_sync(Flaky(1).sync)
+    assert isinstance(caught.value.__context__, ConnectionError)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Wrong policies
 
@@ -116,6 +220,7 @@ def test_one_policy_serves_many_threads():
             "Retry(within=-1): a number of seconds above 0, or None for no bound",
         ),
         (lambda: Retry(on=ValueError, attempts=2.5), ValueError, "Retry(attempts=2.5): a whole number from 1"),
+        (lambda: Retry(on=ValueError, attempts=True), ValueError, "Retry(attempts=True): a whole number from 1"),
         (lambda: Retry(on=ValueError, attempts="3"), ValueError, "Retry(attempts='3'): a whole number from 1"),
         (lambda: Retry(on=ValueError, attempt_timeout=float("nan")), ValueError, "Retry(attempt_timeout=nan)"),
         (

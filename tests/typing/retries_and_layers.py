@@ -6,7 +6,8 @@ A line that must be wrong says so by an ignore: both are told to complain about 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from typing import assert_type
 
@@ -129,6 +130,8 @@ async def the_loop_forms_give_attempts() -> None:
             assert_type(attempt.number, int)
             assert_type(attempt.previous, Exception | None)
             assert_type(attempt.idempotency_key, str)
+        async with attempt as entered, limiter(tokens=5):
+            assert_type(entered, Attempt)
     for attempt in retry:
         with attempt:
             pass
@@ -139,6 +142,7 @@ def what_counts_is_said_by_types_or_a_function() -> None:
     Retry(on=OSError, backoff=constant(2, jitter="equal"), budget=Budget(ratio=0.2))
     Retry(on=lambda error: isinstance(error, OSError))
     Retry(on=lambda error: 2.5)
+    Retry(on=lambda error: timedelta(seconds=2))
     pausing(limiter(tokens=5), on=OSError)  # type: ignore[arg-type]
     Retry(on=BaseException)  # type: ignore[arg-type]
     Retry()  # type: ignore[call-arg]
@@ -156,6 +160,31 @@ def spans_are_seconds_or_timedeltas() -> None:
     Adaptive(limiter, on=OSError, cooldown=minute)
     timeout("5")  # type: ignore[arg-type]
     pausing(limiter, on=OSError, max_pause="1h")  # type: ignore[arg-type]
+    Retry(on=OSError, within=minute, attempt_timeout=minute, max_hint=minute, hint=lambda error: minute)
+    Retry(on=OSError, within=60, backoff=exponential(first=minute, cap=minute), budget=Budget(ttl=minute))
+    Retry(on=OSError, backoff=constant(minute))
+    Retry(on=OSError, within="60")  # type: ignore[arg-type]
+    constant("60")  # type: ignore[arg-type]
+
+
+@retry
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[bytes]:
+    yield url.encode()
+
+
+@retry
+@contextmanager
+def connected_in_a_thread(url: str) -> Iterator[bytes]:
+    yield url.encode()
+
+
+async def a_retried_context_manager_keeps_its_type() -> None:
+    async with connected("x") as connection:
+        assert_type(connection, bytes)
+    with connected_in_a_thread("x") as connection:
+        assert_type(connection, bytes)
+    connected(5)  # type: ignore[arg-type]
 
 
 async def many_items() -> None:

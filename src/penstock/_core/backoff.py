@@ -21,7 +21,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args, runtime_checkable
 
-from penstock._core.seconds import Seconds, read_seconds
+from penstock._core.seconds import Seconds, read_number, read_seconds
 
 __all__ = ["Backoff", "Constant", "Exponential", "Jitter", "constant", "exponential", "spread"]
 
@@ -120,7 +120,7 @@ def exponential(first: Seconds = 1, cap: Seconds = 60, factor: float = 2, jitter
     Raises:
         ValueError: A number is negative or not finite, or there is no such jitter.
     """
-    growth = read_seconds(factor)
+    growth = read_number(factor)
     if growth is None:
         raise ValueError(f"exponential(factor={factor!r}): a number, 1 or more")
     return Exponential(_seconds("first", first), _seconds("cap", cap), growth, jitter)

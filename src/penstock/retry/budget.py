@@ -7,7 +7,7 @@ from typing import NoReturn, Self
 
 from penstock import clock
 from penstock._core.budget import Credit, RatioCredit, TokenCredit
-from penstock._core.seconds import Seconds, read_seconds
+from penstock._core.seconds import Seconds, read_number, read_seconds
 
 __all__ = ["Budget"]
 
@@ -102,7 +102,7 @@ class Budget:
 
 
 def _number(where: str, name: str, value: object) -> float:
-    number = read_seconds(value) if not hasattr(value, "total_seconds") else None
+    number = read_number(value)
     if number is None:
         raise ValueError(f"{where}({name}={value!r}): a number is needed")
     return number

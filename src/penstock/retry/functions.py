@@ -112,7 +112,11 @@ def call_sync(
             raise
         else:
             call.leave()
-            if type(result) not in PLAIN and unfinished is not None and (instead := unfinished(call, (fn, args, kwargs), result)) is not None:
+            if (
+                type(result) not in PLAIN
+                and unfinished is not None
+                and (instead := unfinished(call, (fn, args, kwargs), result)) is not None
+            ):
                 return instead
             if policy.on_result is None:
                 call.succeeded()

@@ -125,6 +125,7 @@ class Retry(RetrySettings):
             result = await call_async(Call(self, name), fn, args, kwargs)
             return result if type(result) in PLAIN else finish_later_of_async(self, (fn, args, kwargs), result)
 
+        retried.__qualname__ = name  # `wraps` finds none on partials and callable objects
         return cast("_F", retried)
 
     def _decorate_plain(self, fn: _F) -> _F:
@@ -136,6 +137,7 @@ class Retry(RetrySettings):
         def retried(*args: Any, **kwargs: Any) -> Any:
             return call_sync(Call(self, name), fn, args, kwargs, unfinished=finish_later)
 
+        retried.__qualname__ = name
         return cast("_F", retried)
 
     @overload

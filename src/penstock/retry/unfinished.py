@@ -43,7 +43,9 @@ def makes_async_manager(fn: Any) -> bool:
 def finish_later(call: Call, sent: Sent, result: Any) -> object:
     """Return what does the rest of the attempts when it is awaited or entered; None if `result` is a result."""
     kind = type(result)
-    if not (hasattr(kind, "__await__") or hasattr(kind, "__exit__") or hasattr(kind, "__aexit__") or kind is GeneratorType):
+    if not (
+        hasattr(kind, "__await__") or hasattr(kind, "__exit__") or hasattr(kind, "__aexit__") or kind is GeneratorType
+    ):
         return None  # nearly all results; what follows costs a microsecond
     fn, args, kwargs = sent
     enters = _enters_async(result)

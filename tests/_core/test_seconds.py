@@ -1,0 +1,71 @@
+"""Spans of time as users write them."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+from decimal import Decimal
+from fractions import Fraction
+
+import pytest
+
+from penstock._core.seconds import read_number, read_seconds
+
+
+class float32:  # noqa: N801 - as numpy's, which is no subclass of float
+    def __init__(self, value):
+        self.value = value
+
+    def __float__(self):
+        return self.value
+
+    def __repr__(self):
+        return f"float32({self.value})"
+
+
+class bool_(float32):  # noqa: N801 - numpy's has a `__float__` too
+    pass
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [
+        (0, 0),
+        (5, 5),
+        (2.5, 2.5),
+        (-1, -1),
+        (math.inf, math.inf),
+        (timedelta(minutes=2, milliseconds=500), 120.5),
+        (timedelta(seconds=-3), -3.0),
+        (Decimal("0.25"), 0.25),
+        (Fraction(1, 4), 0.25),
+        (float32(0.5), 0.5),
+    ],
+    ids=repr,
+)
+def test_any_real_number_and_a_timedelta_are_spans(given, seconds):
+    assert read_seconds(given) == seconds
+    assert type(read_seconds(given)) is type(seconds)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [True, False, bool_(1.0), math.nan, Decimal("nan"), Decimal("snan"), "5", b"5", None, 5j, [5], object(), 10**400],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_no_time_is_none(given):
+    assert read_seconds(given) is None
+
+
+def test_an_object_whose_conversion_fails_is_none():
+    class Broken:
+        def __float__(self):
+            raise TypeError
+
+    assert read_seconds(Broken()) is None
+    assert read_seconds(type("Index", (), {"__index__": lambda _: 3})()) == 3.0
+
+
+def test_a_plain_number_is_no_timedelta():
+    assert read_number(timedelta(seconds=1)) is None
+    assert read_number(5) == 5

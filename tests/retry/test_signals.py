@@ -1,0 +1,191 @@
+"""Signals between and in attempts, and functions that are not plain: classes, descriptors, methods."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from penstock.retry import Budget, Retry, constant, current_attempt
+from penstock.retry.call import current
+from tests.retry.flaky import EVERY_SECOND, Flaky
+
+retry = Retry(on=ConnectionError, attempts=3, backoff=EVERY_SECOND)
+
+
+class Rang(Exception):  # noqa: N818
+    """What a user's signal handler raises."""
+
+
+@pytest.fixture
+def alarm():
+    """Raises `Rang` in the main thread, after so many real seconds."""
+
+    def ring(*_):
+        raise Rang
+
+    before = signal.signal(signal.SIGALRM, ring)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_a_signal_handler_that_raises_ends_the_wait_with_its_own_error(alarm):
+    flaky, started = Flaky(9), time.monotonic()
+    alarm(0.02)
+    with pytest.raises(Rang):
+        Retry(on=ConnectionError, backoff=constant(60)).call_sync(flaky.sync)
+    assert time.monotonic() - started < 10
+    assert len(flaky.at) == 1
+    assert current.get() is None
+
+    alarm(0.02)
+    with pytest.raises(Rang):
+        for attempt in Retry(on=ConnectionError, backoff=constant(60)):
+            with attempt:
+                flaky.sync()
+    assert current.get() is None
+
+
+def test_a_signal_handler_may_use_the_policy_that_it_interrupts(thread_time):
+    """In an attempt it is part of that attempt; in a wait it is on its own."""
+    inner = Flaky(0)
+    before = signal.signal(signal.SIGUSR1, lambda *_: retry.call_sync(inner.sync))
+    try:
+        flaky = Flaky(2)
+
+        def fetch():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            return flaky.sync()
+
+        assert retry.call_sync(fetch) == "reply"
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(inner.at) == len(flaky.at) == 3
+    assert current.get() is None
+
+
+@pytest.mark.parametrize("where", ["the attempt", "a hook", "on", "the backoff", "the wait"])
+def test_an_interrupt_passes_from_wherever_it_comes_and_leaves_no_attempt_behind(where, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    class Backoff:
+        jitter = "none"
+        delay = interrupt
+
+    settings = {
+        "the attempt": {},
+        "a hook": {"on_event": interrupt},
+        "on": {"on": interrupt},
+        "the backoff": {"backoff": Backoff()},
+        "the wait": {},
+    }[where]
+    monkeypatch.setattr(time, "sleep", interrupt)
+    policy = Retry(**{"on": ConnectionError, "backoff": constant(1)} | settings)
+    fail = interrupt if where == "the attempt" else Flaky(9).sync
+    for use in (policy.call_sync, lambda fn: policy(fn)()):
+        with pytest.raises(KeyboardInterrupt):
+            use(fail)
+        assert current.get() is None
+    with pytest.raises(KeyboardInterrupt):
+        for attempt in policy:
+            with attempt:
+                fail()
+    assert current.get() is None
+    assert current_attempt() is None
+
+
+def test_a_fork_in_an_attempt_carries_on_with_it():
+    """The child has the attempt, its parent's clock, and a budget whose lock is free."""
+    reader, writer = os.pipe()
+    for attempt in retry:
+        with attempt:
+            child = os.fork()
+            if child == 0:
+                os.write(writer, str(current_attempt().number).encode())
+                os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reader, 10) == b"1"
+    os.close(reader)
+    os.close(writer)
+
+
+class Service:
+    made = 0
+
+    def __init__(self):
+        type(self).made += 1
+        if self.made < 3:
+            raise ConnectionError
+
+    @classmethod
+    @retry
+    def of_class(cls, flaky):
+        return cls, flaky.sync()
+
+    @staticmethod
+    @retry
+    def of_nobody(flaky):
+        return flaky.sync()
+
+    @property
+    @retry
+    def reply(self):
+        return self.flaky.sync()
+
+    @functools.cached_property
+    @retry
+    def cached(self):
+        return self.flaky.sync()
+
+    @retry
+    def method(self, flaky):
+        return flaky.sync()
+
+
+def test_methods_of_every_kind_are_retried(thread_time):
+    assert Service.of_class(Flaky(2)) == (Service, "reply")
+    assert Service.of_nobody(Flaky(2)) == "reply"
+    service = retry(Service)()  # a class is called like a function
+    assert isinstance(service, Service)
+    assert service.method(Flaky(2)) == "reply"
+    service.flaky = Flaky(2)
+    assert service.reply == "reply"
+    service.flaky = Flaky(2)
+    assert service.cached == "reply"
+    assert retry.call_sync(Service.of_nobody, Flaky(2)) == "reply"
+    assert retry(functools.partial(service.method))(Flaky(2)) == "reply"
+
+
+def test_a_decorator_above_classmethod_is_refused_with_the_way_out():
+    for kind in (classmethod, staticmethod):
+        with pytest.raises(
+            TypeError, match=rf"sync is a {kind.__name__} already: put the decorator below @{kind.__name__}"
+        ):
+            retry(kind(Flaky(0).sync))
+    with pytest.raises(TypeError, match="is no function"):
+        retry(property(Flaky(0).sync))
+    with pytest.raises(TypeError, match="is no function"):
+        retry(5)
+
+
+def test_threads_that_fail_at_once_share_a_budget(thread_time):
+    """No retry is counted twice, and none is lost."""
+    flakies = [Flaky(999) for _ in range(8)]
+    policy = Retry(on=ConnectionError, attempts=None, backoff=constant(0), budget=Budget(0, floor=100))
+
+    def run(flaky):
+        with pytest.raises(ConnectionError):
+            policy.call_sync(flaky.sync)
+
+    threads = [threading.Thread(target=run, args=(flaky,)) for flaky in flakies]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(len(flaky.at) for flaky in flakies) == 8 + 100
