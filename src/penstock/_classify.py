@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Coroutine
 from inspect import isawaitable
+from typing import Any
 
 from penstock._core.seconds import Seconds, read_seconds
 from penstock._introspect import check_plain, name_of
@@ -16,6 +17,9 @@ __all__ = ["Nonsense", "On", "check_on", "shown_on", "verdict_of", "verdict_on"]
 
 On = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool | Seconds]
 """Which errors count: exception types, or a function of the error that returns True, False or a number of seconds."""
+
+
+_LEAVES: Any = ExceptionGroup.exceptions  # read by way of the class: a subclass may have a property of that name
 
 
 class Nonsense(Exception):  # noqa: N818 - it is always one of the two below
@@ -54,13 +58,14 @@ def verdict_on(on: On, error: Exception) -> bool | float:
     Raises:
         Nonsense: `on` is a function, and what it returned is no verdict. What it raises passes through.
     """
-    if isinstance(error, ExceptionGroup):
-        verdicts = [verdict_on(on, leaf) for leaf in error.exceptions]
+    kind = type(error)  # as `except` does: `isinstance` may ask the error itself, which may raise
+    if issubclass(kind, ExceptionGroup):
+        verdicts = [verdict_on(on, leaf) for leaf in _LEAVES.__get__(error)]
         if any(verdict is False for verdict in verdicts):
             return False
         return max((verdict for verdict in verdicts if verdict is not True), default=True)
     if isinstance(on, type | tuple):
-        return isinstance(error, on)
+        return issubclass(kind, on)
     return verdict_of(on(error))
 
 

@@ -413,6 +413,27 @@ async def test_cancelling_an_entry_cancels_it(virtual_time):
 
 
 @anyio_test
+async def test_a_retried_context_manager_is_still_a_decorator(virtual_time):
+    """And calls of what it decorates may overlap."""
+    session = Session(1)
+
+    @retry(session.generator)()
+    async def work(seconds):
+        await anyio.sleep(seconds)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work, 5)
+        tasks.start_soon(work, 2)
+    assert session.log == ["failed", "open", "open", "closed", "closed"]
+
+    @retry(session.plain_generator)()
+    def plain_work():
+        return "done"
+
+    assert plain_work() == plain_work() == "done"
+
+
+@anyio_test
 async def test_other_attributes_are_those_of_the_context_manager(virtual_time):
     session = Session(0)
     assert retry(session.class_based)("me").name == "me"

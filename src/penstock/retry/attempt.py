@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 import anyio
 
@@ -15,6 +15,10 @@ from penstock.retry.waits import attempt_timeout
 __all__ = ["Attempt", "current_attempt"]
 
 _UNSET = object()
+
+# Read by way of BaseException: a subclass may have put a property of its own in their place.
+_CAUSE: Any = BaseException.__cause__
+_CONTEXT: Any = BaseException.__context__
 
 
 class Attempt:
@@ -148,5 +152,6 @@ def _drop_frames(error: BaseException | None) -> None:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        error.with_traceback(None)
-        error = error.__cause__ or error.__context__
+        BaseException.with_traceback(error, None)
+        cause = _CAUSE.__get__(error)
+        error = cause if cause is not None else _CONTEXT.__get__(error)

@@ -189,14 +189,14 @@ class Call:
             return self._give_up("stream", error, None)
         return self._again(error, verdict, self._hint_of(error), sent)
 
-    # What the functions of the policy say. One that raises does not cost the caller the error, or the result.
+    # The functions of the policy. One that raises does not cost the caller the error, or the result.
 
     def _verdict_on(self, error: Exception) -> bool | float:
         try:
             return verdict_on(self.policy.on, error)
-        except Nonsense:
+        except (Nonsense, *ENDS_A_PROGRAM):
             raise
-        except Exception as raised:  # noqa: BLE001 - the error that it was asked about matters more
+        except BaseException as raised:  # noqa: BLE001 - the error that it was asked about matters more
             log_broken("on", self.policy.on, raised)
             annotate(error, f"penstock: {self.name}: `on` raised {repr_of(raised)} when asked about this error", (), 1)
             return False
@@ -204,7 +204,9 @@ class Call:
     def _verdict_on_result(self, on_result: Callable[[Any], Any], result: object) -> bool | float:
         try:
             answer = on_result(result)
-        except Exception as raised:  # noqa: BLE001 - the result may have been paid for
+        except ENDS_A_PROGRAM:
+            raise
+        except BaseException as raised:  # noqa: BLE001 - the result may have been paid for
             log_broken("on_result", on_result, raised)
             return False
         return verdict_of(answer)
@@ -259,7 +261,7 @@ class Call:
                 "Decorate an async function, or call from a worker thread"
             ) from error
         if self.budget is not None:
-            self.paid = self.budget.spend(timed_out=isinstance(error, TimeoutError))
+            self.paid = self.budget.spend(timed_out=issubclass(type(error), TimeoutError))
             if self.paid is None:
                 return self._give_up("budget", error, hint)
         self._schedule(error, delay, hint, now)

@@ -85,7 +85,7 @@ def attach_hint(error: Exception, hint: float | None) -> None:
         pass
 
 
-def repr_of(error: Exception | None) -> str:
+def repr_of(error: BaseException | None) -> str:
     """Return an error as a note shows it; None stands for a result that `on_result` refused."""
     if error is None:
         return "its result was refused"

@@ -13,7 +13,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Coroutine, Generator
 from types import GeneratorType, TracebackType
-from typing import Any
+from typing import Any, Self
 
 from penstock import clock
 from penstock._introspect import kind_of, name_of
@@ -143,12 +143,16 @@ class _RetriedEntry:
         call.started = clock.now()  # making a context manager takes no time, but who knows when it is entered
         return call, True
 
+    def _recreate_cm(self) -> Self:
+        """Return a fresh one for each call of a function that this decorates, as contextlib's do: calls may overlap."""
+        return type(self)(self._policy, (self._fn, self._args, self._kwargs), self._fn(*self._args, **self._kwargs))
+
     def __repr__(self) -> str:
         return f"<retried entry of {name_of(self._fn)}>"
 
 
-class _Entry(_RetriedEntry):
-    """For `with`."""
+class _Entry(_RetriedEntry, contextlib.ContextDecorator):
+    """For `with`, and as a decorator."""
 
     def __enter__(self) -> Any:
         @functools.wraps(self._fn)
@@ -171,8 +175,8 @@ class _Entry(_RetriedEntry):
             del exc, traceback  # they refer to this frame if it raises: no cycle
 
 
-class _AsyncEntry(_RetriedEntry):
-    """For `async with`. Everything else is that of the context manager which the function returned."""
+class _AsyncEntry(_RetriedEntry, contextlib.AsyncContextDecorator):
+    """For `async with`, and as a decorator. Everything else is that of the context manager which the function returned."""
 
     async def __aenter__(self) -> Any:
         @functools.wraps(self._fn)
