@@ -56,7 +56,7 @@ def verdict_on(on: On, error: Exception) -> bool | float:
     """Return the verdict of `on`: False, True, or a number of seconds. A group counts only if every leaf does.
 
     Raises:
-        Nonsense: `on` is a function, and what it returned is no verdict. What it raises passes through.
+        Nonsense: `on` is a function, and it returned no verdict. An error that it raises passes through.
     """
     kind = type(error)  # as `except` does: `isinstance` may ask the error itself, which may raise
     if issubclass(kind, ExceptionGroup):

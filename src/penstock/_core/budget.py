@@ -4,7 +4,7 @@ Two published schemes. Nothing here reads a clock or takes a lock: callers pass 
 and see to it that one thread at a time is in here.
 
 `RatioCredit` (Finagle's RetryBudget): every call earns `ratio` of a retry, which is lost when it has not been used for
-`ttl` seconds; beside it `floor` retries a second are free, so that whoever calls rarely can still retry. In any span of T
+`ttl` seconds; beside it `floor` retries a second are free, so that a program that calls rarely can still retry. In any span of T
 seconds
 
     retries ≤ ratio · (calls in the span and the ttl before it) + floor · T + max(1, floor)
@@ -30,10 +30,10 @@ _ROUNDING = 1e-9  # ten calls at a ratio of 0.1 are one retry, though ten times 
 
 
 class Credit(Protocol):
-    """What `Budget` counts with."""
+    """The counter behind a `Budget`."""
 
     def called(self, now: float) -> None:
-        """Hear that a call begins."""
+        """Count a call that begins."""
         ...
 
     def spend(self, now: float, *, timed_out: bool) -> float | None:
@@ -41,7 +41,7 @@ class Credit(Protocol):
         ...
 
     def succeeded(self, paid: float | None) -> None:
-        """Hear that a call succeeded; `paid` is the price of its last retry, None if it had none."""
+        """Count a call that succeeded; `paid` is the price of its last retry, None if it had none."""
         ...
 
     def left(self, now: float) -> float:
@@ -83,7 +83,7 @@ class RatioCredit:
 
     def spend(self, now: float, *, timed_out: bool) -> float | None:
         self._refresh(now)
-        # What was earned goes first, for it expires. A retry is never half earned and half free: that would let the
+        # Earned credit goes first, because it expires. A retry is never half earned and half free: that would let the
         # free half be earned again.
         if self._earned >= 1 - _ROUNDING:
             due = 1.0

@@ -15,7 +15,7 @@ A `Retry` is a frozen value and holds no state: the state of one call lives in t
 threads can share a policy. Only a `Budget` is shared on purpose.
 
 Only an `Exception` is ever classified. Cancellation, KeyboardInterrupt and GeneratorExit pass through untouched, also in the
-middle of a wait. The last error is raised itself. Notes on it tell what came before, and which bound ended the call. No
+middle of a wait. The last error is raised itself. Notes on it list the attempts before, and name the bound that ended the call. No
 property or method of the error that we read can replace it.
 
 The formulas of waits and budgets are in `_core`, the option `on` is in `_classify`, and the server's hints are read in

@@ -1,4 +1,4 @@
-"""What one attempt shows to the user: its number, the error before, its idempotency key."""
+"""One attempt as the user sees it: its number, the error before it, its idempotency key."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def current_attempt() -> Attempt | None:
 
 
 def _drop_frames(error: BaseException | None) -> None:
-    """Take the tracebacks off an error that was retried, and off those that it was raised from.
+    """Take the tracebacks off an error that was retried, and off its causes.
 
     They hold the frame of the attempt's caller, which holds the attempt, which holds the error: only the garbage collector
     would free them.

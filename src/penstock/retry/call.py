@@ -131,7 +131,7 @@ class Call:
         if self.frame is not None:
             self.frame = None  # it holds the block, which holds us
         if current.get() is self:
-            # Attempts of a generator and of its consumer may end in any order: skip those that are over.
+            # Attempts of a generator and of its consumer may end in any order: skip ended ones.
             outer = self.outer
             while outer is not None and not outer.running:
                 outer = outer.outer
@@ -176,8 +176,8 @@ class Call:
         """Return the wait until the next attempt; None if `error` goes to the caller.
 
         Args:
-            error: What the attempt raised.
-            sent: What it called; None for a block.
+            error: The exception that the attempt raised.
+            sent: The function that it called, with its arguments; None for a block.
             repeatable: False when a new attempt would repeat what the caller already has.
         """
         verdict = self._verdict_on(error)
@@ -236,7 +236,7 @@ class Call:
         policy, now = self.policy, clock.now()
         deadline = self._time_to_deadline()
         if deadline <= 0:
-            # Cancelled, or about to be: that comes out as what it is, not as the last error.
+            # The scope is cancelled, or about to be: the next await raises that, and it must not come out as the last error.
             self.doomed = True
             return 0.0
         attempts = policy.attempts if self.fast is None else min(self.fast, policy.attempts or self.fast)

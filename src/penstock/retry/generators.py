@@ -30,7 +30,7 @@ def frame_that_yields(frame: FrameType | None) -> FrameType | None:
         frame, direct = frame.f_back, False
     if frame is None or not frame.f_code.co_flags & _GENERATOR:
         return None
-    # Who knows where an ExitStack is closed: any `yield` may come before that.
+    # Nothing says where an ExitStack is closed: any `yield` may come before that.
     return frame if _can_yield(frame.f_code, frame.f_lasti if direct else None) else None
 
 
@@ -68,7 +68,7 @@ def _around(at: int, handlers: list[tuple[int, int, int]]) -> Iterator[int]:
 
 
 def _handlers(code: CodeType) -> Iterator[tuple[int, int, int]]:
-    """Read the exception table: the first and the last (excluded) instruction of a range, and the handler of what it raises."""
+    """Read the exception table: the first and the last (excluded) instruction of a range, and its exception handler."""
     table = iter(code.co_exceptiontable)
 
     def number(first: int) -> int:

@@ -1,4 +1,4 @@
-"""What a policy says: its fields, how they are checked, and how they are shown. What it does is in `policy`."""
+"""The fields of a policy: their types, checks and text. Its methods are in `policy`."""
 
 from __future__ import annotations
 

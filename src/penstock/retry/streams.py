@@ -34,7 +34,7 @@ def retried_stream(
                 try:
                     sent = yield stream.item
                 except GeneratorExit:
-                    stream.call.succeeded()  # the caller has what it wanted
+                    stream.call.succeeded()  # the caller needs no more items
                     raise
                 except BaseException as thrown:  # noqa: BLE001 - the source's business, and no failure of ours
                     more = await stream.throw(thrown)

@@ -1,7 +1,7 @@
 """Results of plain functions that have done nothing yet: awaitables, and context managers that wait to be entered.
 
-What fails there fails when it is awaited or entered. So those steps are part of the attempt, and each new attempt calls the
-function anew. What happens inside the `with` block that a context manager opens is not.
+They fail when they are awaited or entered. So these steps are part of the attempt, and each new attempt calls the function
+again. The body of the `with` block is not part of it.
 
 A result counts as a context manager to be entered if `@contextmanager` or `@asynccontextmanager` made it, or if `async with`
 is the only way into it. Files, locks and permits, which also work with `with`, are results like any other.
@@ -140,7 +140,7 @@ class _RetriedEntry:
         call, self._call = self._call, None
         if call is None:
             return Call(self._policy, name_of(self._fn)), False
-        call.started = clock.now()  # making a context manager takes no time, but who knows when it is entered
+        call.started = clock.now()  # it may be entered long after it was made
         return call, True
 
     def _recreate_cm(self) -> Self:
