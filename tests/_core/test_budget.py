@@ -1,4 +1,4 @@
-"""Budgets at their edges: plain numbers. What they do for a policy is in test_retry_budget.py."""
+"""Budgets at their edges: plain numbers. What they do for a policy is in tests/retry/test_budget.py."""
 
 from __future__ import annotations
 

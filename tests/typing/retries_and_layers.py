@@ -6,7 +6,7 @@ A line that must be wrong says so by an ignore: both are told to complain about 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from typing import assert_type
@@ -169,13 +169,13 @@ def spans_are_seconds_or_timedeltas() -> None:
 
 @retry
 @asynccontextmanager
-async def connected(url: str) -> AsyncIterator[bytes]:
+async def connected(url: str) -> AsyncGenerator[bytes]:
     yield url.encode()
 
 
 @retry
 @contextmanager
-def connected_in_a_thread(url: str) -> Iterator[bytes]:
+def connected_in_a_thread(url: str) -> Generator[bytes]:
     yield url.encode()
 
 

@@ -36,8 +36,8 @@ class Attempt:
     __slots__ = ("_call", "_delay", "_scope", "_state", "number", "previous", "result")
 
     def __init__(self, call: Call, number: int) -> None:
-        self.number = number
-        self.previous = call.previous
+        self.number: int = number
+        self.previous: Exception | None = call.previous
         self.result: object = _UNSET
         self._call = call
         self._delay: float | None = None

@@ -24,6 +24,7 @@ from penstock._retry_after import ENDS_A_PROGRAM
 from penstock.errors import WouldBlockEventLoop
 from penstock.events import AttemptStarted, GaveUp, Reason, RetryScheduled, Succeeded, emit
 from penstock.retry.arguments import consumed_argument
+from penstock.retry.budget import Budget
 from penstock.retry.report import (
     LONGEST_WAIT,
     annotate,
@@ -85,17 +86,17 @@ class Call:
     )
 
     def __init__(self, policy: RetrySettings, name: str, *, in_loop: bool = True) -> None:
-        self.policy = policy
-        self.name = name
-        self.in_loop = in_loop
-        self.stands_back = current.get() is not None and not policy.nested and any(calls_in_charge())
-        self.started = clock.now()
-        self.fast = fast_attempts.get()
+        self.policy: RetrySettings = policy
+        self.name: str = name
+        self.in_loop: bool = in_loop
+        self.stands_back: bool = current.get() is not None and not policy.nested and any(calls_in_charge())
+        self.started: float = clock.now()
+        self.fast: int | None = fast_attempts.get()
         # Tests that do not wait should neither spend nor be stopped by a budget that outlives them.
-        self.budget = None if self.stands_back or self.fast is not None else policy.budget
-        self.number = 0
+        self.budget: Budget | None = None if self.stands_back or self.fast is not None else policy.budget
+        self.number: int = 0
         self.running: bool = False
-        self.doomed = False
+        self.doomed: bool = False
         self.previous: Exception | None = None
         self.paid: float | None = None  # what the last retry cost the budget
         self.drawn: float | None = None  # the last wait that the backoff drew
