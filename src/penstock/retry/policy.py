@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any, ClassVar, ParamSpec, TypeVar, cast, overload
 
@@ -34,7 +33,6 @@ _T = TypeVar("_T")
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class Retry(RetrySettings):
     """A policy of when to try again: a frozen value, safe to share between any number of tasks and threads.
 
@@ -75,6 +73,8 @@ class Retry(RetrySettings):
             functions may be async.
         ValueError: A number is out of range, or no number.
     """
+
+    __slots__ = ()  # the fields are those of the settings; a second `@dataclass` would only take a millisecond to import
 
     _penstock_kind: ClassVar[str] = "retry"
 
