@@ -230,7 +230,9 @@ async def measure(rounds, calls, only):
     for what, _, _, bound in pairs:
         by_hand, ours = samples[what]
         ratio = statistics.median(mine / theirs for mine, theirs in zip(ours, by_hand, strict=True))
-        rows.append((what, f"{statistics.median(by_hand):.0f}", f"{statistics.median(ours):.0f}", f"{ratio:.2f}", f"≤ {bound}"))
+        rows.append(
+            (what, f"{statistics.median(by_hand):.0f}", f"{statistics.median(ours):.0f}", f"{ratio:.2f}", f"≤ {bound}")
+        )
         verdicts.append((what, ratio, bound))
     table(("nothing waits: CPU ns per call", "by hand", "penstock", "ratio", "to reach"), rows)
     for what, ratio, bound in verdicts:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Coroutine
 from inspect import isawaitable
 from typing import Any
 
-from penstock._core.seconds import Seconds, read_seconds
 from penstock._introspect import check_plain, name_of
+from penstock._numbers import Seconds, read_seconds
 
 __all__ = ["Nonsense", "On", "check_on", "shown_on", "verdict_of", "verdict_on"]
 

@@ -1,15 +1,21 @@
 """Numbers of users, made exact Python numbers on entry: whatever Python calls a number, and spans of time.
 
 State is kept in Python floats. A `numpy.float32` that slipped in would stick: `float + float32` is a `float32`, whose 24 bits
-lose a small cost on a large sum. So a number is converted where it comes in, and nothing below this module sees another kind.
+lose a small cost on a large sum. So a number is converted where it comes in, and nothing below sees another kind.
+
+Nothing here knows which numbers are allowed: each caller checks its own range and writes its own message.
 """
 
 from __future__ import annotations
 
 import math
+from datetime import timedelta
 from typing import Any
 
-__all__ = ["amount", "exact", "seconds", "show"]
+__all__ = ["Seconds", "amount", "exact", "read_number", "read_seconds", "show"]
+
+Seconds = float | timedelta
+"""A span of time: a number of seconds, or a `timedelta`."""
 
 
 def exact(value: Any) -> float | None:
@@ -41,14 +47,20 @@ def amount(value: Any) -> float | None:
         return None
 
 
-def seconds(value: Any) -> float | None:
-    """A span of time, a number of seconds or a `timedelta`, as an int or float; None if it is neither."""
-    total = getattr(value, "total_seconds", None)
-    number = exact(total() if callable(total) else value)
+def read_number(value: Any) -> float | None:
+    """A number as a Python int or float; None if it is none: a bool, NaN, an int beyond all floats."""
+    if type(value).__name__ in {"bool", "bool_"}:
+        return None
+    number = exact(value)
     try:
         return None if number is None or math.isnan(number) else number
     except OverflowError:
         return None
+
+
+def read_seconds(value: Any) -> float | None:
+    """A span in seconds; None if `value` is neither a `timedelta` nor a number."""
+    return value.total_seconds() if isinstance(value, timedelta) else read_number(value)
 
 
 def show(value: float) -> str:

@@ -15,7 +15,7 @@ from datetime import UTC
 from typing import Any
 
 from penstock import clock
-from penstock._core.seconds import read_seconds
+from penstock._numbers import read_seconds
 
 __all__ = ["ENDS_A_PROGRAM", "attribute_of", "retry_after"]
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from penstock._classify import Nonsense, On, verdict_on
-from penstock._core.seconds import read_seconds
 from penstock._introspect import check_answer
+from penstock._numbers import read_seconds
 from penstock._retry_after import ENDS_A_PROGRAM
 
 __all__ = ["add_note", "is_true_of", "repr_of", "seconds_asked", "verdict"]

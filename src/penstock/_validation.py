@@ -97,7 +97,7 @@ def check_options(name: Any, max_queue: Any, ageing: Any, flow_weights: Any, on_
         raise ValueError(f"name= must be a string, not {name!r} (a unit cannot be called 'name')")
     if max_queue is not None and (not isinstance(max_queue, int) or isinstance(max_queue, bool) or max_queue < 0):
         raise ValueError(f"max_queue must be a whole number of waiters, 0 or more, or None, not {max_queue!r}")
-    span = None if isinstance(ageing, bool) else _numbers.seconds(ageing)
+    span = None if isinstance(ageing, bool) else _numbers.read_seconds(ageing)
     if span is None or not span > 0:
         raise ValueError(f"ageing must be a number of seconds above 0 (math.inf for never), not {ageing!r}")
     if flow_weights is not None:
@@ -124,7 +124,7 @@ def read_wait(max_wait: Any) -> float | None:
     """The longest wait, in seconds; None for any."""
     if max_wait is None:
         return None
-    span = _numbers.seconds(max_wait)
+    span = _numbers.read_seconds(max_wait)
     if span is None or span < 0:
         raise ValueError(f"max_wait must be a number of seconds, 0 or more, or None, not {max_wait!r}")
     return span
@@ -150,7 +150,7 @@ def read_flow(flow: Any) -> Any:
 
 def read_pause(pause: Any) -> float:
     """The length of a pause, in seconds."""
-    span = _numbers.seconds(pause)
+    span = _numbers.read_seconds(pause)
     if span is None or not 0 <= span < math.inf:
         raise ValueError(f"a pause must be a finite number of seconds, 0 or more, not {pause!r}")
     return float(span)
@@ -176,7 +176,7 @@ def exact_heard(what: str, heard: Any) -> dict[str, float]:
         raise CostError(f'{what} the units must be a mapping such as {{"tokens": 5}}, not {heard!r}')
     numbers = {}
     for unit, value in heard.items():
-        number = _numbers.seconds(value)  # a reset may be a timedelta
+        number = _numbers.read_seconds(value)  # a reset may be a timedelta
         if number is None or not 0 <= number < math.inf:
             raise CostError(f"{what} {unit} must be a finite number, 0 or more, not {value!r}")
         numbers[unit] = number

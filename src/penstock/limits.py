@@ -97,7 +97,7 @@ class Rate:
         default: float | None = None,
     ) -> None:
         amount = _positive("rate", amount, "units per period")
-        seconds = _positive("period", per, "seconds", _numbers.seconds)
+        seconds = _positive("period", per, "seconds", _numbers.read_seconds)
         if burst is None:
             burst = amount
             if burst < 1:
@@ -146,7 +146,7 @@ class Sliding:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "amount", _positive("sliding limit", self.amount, "units per window"))
-        object.__setattr__(self, "per", _positive("window", self.per, "seconds", _numbers.seconds))
+        object.__setattr__(self, "per", _positive("window", self.per, "seconds", _numbers.read_seconds))
         object.__setattr__(self, "default", _default(self.default))
 
     @property
@@ -206,7 +206,7 @@ class InFlight:
         if self.amount < 1:
             raise ValueError(f"an in-flight limit of {_numbers.show(self.amount)} has no whole place: use 1 or more")
         if self.ttl is not None:
-            object.__setattr__(self, "ttl", _positive("time to live", self.ttl, "seconds", _numbers.seconds))
+            object.__setattr__(self, "ttl", _positive("time to live", self.ttl, "seconds", _numbers.read_seconds))
         object.__setattr__(self, "default", _default(self.default))
 
     @property

@@ -21,7 +21,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args, runtime_checkable
 
-from penstock._core.seconds import Seconds, read_number, read_seconds
+from penstock._numbers import Seconds, read_number, read_seconds
 
 __all__ = ["Backoff", "Constant", "Exponential", "Jitter", "constant", "exponential", "spread"]
 

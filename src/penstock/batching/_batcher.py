@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from penstock._concurrency import tasks
 from penstock._concurrency.shared_state import OfThisProcess
-from penstock._core.seconds import Seconds, read_seconds
 from penstock._introspect import check_plain, kind_of, name_of
+from penstock._numbers import Seconds, read_seconds
 from penstock.batching._batch import Caller, Queue, Terms
 from penstock.batching._costs import CostOf, cost_function, price, read_max_cost
 from penstock.batching._faults import SplitOn, judge_of

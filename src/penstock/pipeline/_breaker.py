@@ -9,8 +9,8 @@ from penstock import clock
 from penstock._classify import On, check_on, shown_on
 from penstock._concurrency.shared_state import SharedState
 from penstock._core.breaker import Breaker, Ticket
-from penstock._core.seconds import Seconds
 from penstock._introspect import check_plain, name_of
+from penstock._numbers import Seconds
 from penstock._retry_after import retry_after
 from penstock._user_errors import seconds_asked, verdict
 from penstock.errors import CircuitOpen

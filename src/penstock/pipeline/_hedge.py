@@ -13,7 +13,7 @@ import anyio
 
 from penstock import clock
 from penstock._concurrency.shared_state import SharedState
-from penstock._core.seconds import Seconds
+from penstock._numbers import Seconds
 from penstock._user_errors import add_note, repr_of
 from penstock.pipeline._layers import check_async, span
 from penstock.retry import Budget

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn, TypeVar
 
-from penstock._core.seconds import read_seconds
 from penstock._introspect import kind_of, name_of, run_inside
+from penstock._numbers import read_seconds
 
 __all__ = ["check_async", "check_callable_once", "refuse", "span", "watched"]
 

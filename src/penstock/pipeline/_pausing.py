@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from penstock._classify import On, check_on, shown_on
-from penstock._core.seconds import Seconds
 from penstock._introspect import check_plain
+from penstock._numbers import Seconds
 from penstock._retry_after import retry_after
 from penstock._user_errors import repr_of, seconds_asked, verdict
 from penstock.pipeline._layers import span, watched

@@ -9,8 +9,8 @@ from typing import Any, TypeVar, cast
 
 import anyio
 
-from penstock._core.seconds import Seconds
 from penstock._introspect import name_of
+from penstock._numbers import Seconds
 from penstock.errors import AttemptTimeout
 from penstock.pipeline._layers import check_async, span
 

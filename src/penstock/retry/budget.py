@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-from typing import NoReturn, Self
-
 from penstock import clock
+from penstock._concurrency.shared_state import SharedState
 from penstock._core.budget import Credit, RatioCredit, TokenCredit
-from penstock._core.seconds import Seconds, read_number, read_seconds
+from penstock._numbers import Seconds, read_number, read_seconds
 
 __all__ = ["Budget"]
 
 
-class Budget:
+class Budget(SharedState):
     """How many retries there may be, over all calls and policies that share it. Any thread may use it.
 
     `Budget(ratio, floor, ttl)` (Finagle's scheme): retries ≤ ratio × calls + floor per second. Each first attempt earns
@@ -34,7 +32,7 @@ class Budget:
         ValueError: A number is negative or not finite, or `ttl` is 0.
     """
 
-    __slots__ = ("_credit", "_lock", "_shown")
+    __slots__ = ("_credit", "_shown")
 
     _credit: Credit
 
@@ -45,7 +43,6 @@ class Budget:
         ratio, floor = _number("Budget", "ratio", ratio), _number("Budget", "floor", floor)
         self._credit = RatioCredit(ratio, floor, seconds)
         self._shown = f"Budget(ratio={ratio:g}, floor={floor:g}, ttl={seconds:g})"
-        self._lock = threading.Lock()
 
     @classmethod
     def tokens(cls, capacity: float = 500, retry: float = 5, timeout: float = 10, success: float = 1) -> Budget:
@@ -84,18 +81,6 @@ class Budget:
         """How many retries could be made now."""
         with self._lock:
             return self._credit.left(clock.now())
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: object) -> Self:
-        return self
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            f"{self!r} cannot be pickled: it counts the calls of one process, and a copy would bound nothing. "
-            "Make the policy at module level, so that each process has a budget of its own"
-        )
 
     def __repr__(self) -> str:
         return self._shown

@@ -19,7 +19,7 @@ from penstock import clock
 from penstock._classify import Nonsense, verdict_of, verdict_on
 from penstock._concurrency.parking import loop_running_here
 from penstock._core.backoff import spread
-from penstock._core.seconds import read_seconds
+from penstock._numbers import read_seconds
 from penstock._retry_after import ENDS_A_PROGRAM
 from penstock.errors import WouldBlockEventLoop
 from penstock.events import AttemptStarted, GaveUp, Reason, RetryScheduled, Succeeded, emit

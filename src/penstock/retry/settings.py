@@ -9,8 +9,8 @@ from typing import Any, SupportsIndex, cast
 
 from penstock._classify import On, check_on, shown_on
 from penstock._core.backoff import Backoff, exponential
-from penstock._core.seconds import Seconds, read_seconds
 from penstock._introspect import check_plain, name_of
+from penstock._numbers import Seconds, read_seconds
 from penstock._retry_after import retry_after
 from penstock.events import RetryEvent
 from penstock.retry.budget import Budget

@@ -33,7 +33,7 @@ from unittest import mock
 import anyio
 
 from penstock import clock
-from penstock._core.seconds import Seconds, read_seconds
+from penstock._numbers import Seconds, read_seconds
 from penstock.retry.call import fast_attempts
 from penstock.testing import _loops
 
