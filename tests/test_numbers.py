@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import pytest
 
-from penstock._core.seconds import read_number, read_seconds
+from penstock._numbers import read_number, read_seconds
 
 
 class float32:  # noqa: N801 - as numpy's, which is no subclass of float
