@@ -195,7 +195,7 @@ FEW, MANY = ([f"user {number}" for number in range(count)] for count in (100, 10
 ROWS = [
     # What, by hand, by penstock, to reach
     ("one rate, `async with limiter`", hand_one, by_itself, 0.9),
-    ("one rate, `async with limiter(tokens=5)`", lambda: hand_one(), lambda: entered(Limiter(tokens=Rate(PLENTY, 1)), tokens=5), 0.9),
+    ("one rate, `async with limiter(tokens=5)`", hand_one, lambda: entered(Limiter(tokens=Rate(PLENTY, 1)), tokens=5), 0.9),
     ("two rates", hand_two, lambda: entered(two(), tokens=5), 0.7),
     ("the README's: two rates and in_flight(64)", hand_places, lambda: entered(with_places(), tokens=5), 0.7),
     ("three rates", hand_three, lambda: entered(three(), tokens=5, images=2), 0.75),
@@ -215,7 +215,7 @@ ROWS = [
 async def measure(rounds, calls, only):
     rows, verdicts = [], []
     pairs = [(what, make_hand(), make_ours(), bound) for what, make_hand, make_ours, bound in ROWS if only in what]
-    for what, hand, ours, bound in pairs:
+    for what, hand, ours, _ in pairs:
         if "100,000" in what:  # so that every key was seen
             await hand(100_000)
             await ours(100_000)

@@ -23,7 +23,6 @@ from penstock._validation import Shown, cost_of
 
 if TYPE_CHECKING:
     from penstock._backends.charges import ChargePlan
-    from penstock._backends.queue import WaitQueue
     from penstock._concurrency.parking import Parker
     from penstock.events import LimiterEvent
     from penstock.limits import Limit
@@ -223,7 +222,7 @@ class Request(Waiter):
         self.time_left = time_left
         self.home: object = None if parker is None else parker.home
         self.deadline: float | None = None
-        self.queue: WaitQueue | None = None
+        self.queue: object = None  # a WaitQueue, which knows requests
         self.waking = False
         self.error: Exception | None = None
 

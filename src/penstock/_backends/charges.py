@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from penstock import _numbers
 from penstock._core.bucket import Bucket
@@ -13,10 +13,15 @@ from penstock._validation import cost_of, exact_cost, show_seconds
 from penstock.errors import CostError, MissingUnit, QueueFull, RateLimited, UnknownUnit, Unsatisfiable
 from penstock.limits import Unlimited
 
-if TYPE_CHECKING:
-    from penstock._backends.limit_set import LimitSet
-
 __all__ = ["ChargePlan", "not_now", "queue_full"]
+
+
+class _LimitSet(Protocol):
+    """A limit set, as far as charges need it."""
+
+    states: dict[str, tuple[LimitState, ...]]
+    defaults: dict[str, float]
+    version: int
 
 
 class ChargePlan:
@@ -31,7 +36,7 @@ class ChargePlan:
 
     __slots__ = ("defaults", "expires", "held", "states", "units", "version")
 
-    def __init__(self, sets: Sequence[LimitSet]) -> None:
+    def __init__(self, sets: Sequence[_LimitSet]) -> None:
         self.version = sum([part.version for part in sets])
         units: dict[str, tuple[LimitState, ...]] = {}
         defaults: dict[str, float] = {}

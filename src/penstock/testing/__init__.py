@@ -22,20 +22,18 @@ the program waits for ever, as it would in real time. How loops are made to foll
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, TypeVar
 from unittest import mock
 
 import anyio
 
 from penstock import clock
-from penstock._numbers import Seconds, read_seconds
 from penstock.retry.call import fast_attempts
 from penstock.testing import _loops
+from penstock.testing._clocks import NEW_YEAR, ManualClock, Patience, VirtualTime
 
 __all__ = [
     "ManualClock",
@@ -50,98 +48,7 @@ __all__ = [
 
 _T = TypeVar("_T")
 
-NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
-"""What the calendar shows when virtual time begins, unless the test says otherwise."""
-
-
-class ManualClock:
-    """A clock that moves only when a test moves it."""
-
-    def __init__(self, wall: datetime = NEW_YEAR) -> None:
-        self._now = 0.0
-        self._wall_at_zero = 0.0
-        self.set_wall(wall)
-
-    def now(self) -> float:
-        """Seconds since this clock began."""
-        return self._now
-
-    def wall(self) -> float:
-        """Seconds since 1970 in UTC; moves along with `now`."""
-        return self._wall_at_zero + self._now
-
-    def advance(self, seconds: Seconds) -> None:
-        """Let time pass at once, without waiting. Timers that became due fire when the event loop runs again.
-
-        Args:
-            seconds: How far to go: seconds or a `timedelta`, 0 or more and finite.
-
-        Raises:
-            ValueError: It is no such span.
-        """
-        span = read_seconds(seconds)
-        if span is None or not 0 <= span < math.inf:
-            raise ValueError(f"time can only move forward, and not for ever: advance({seconds!r})")
-        self._now += span
-
-    def set_wall(self, moment: datetime) -> None:
-        """Let the calendar show `moment` from here on, as an operator or a time server would. `now` does not move."""
-        if moment.tzinfo is None:
-            raise ValueError(
-                f"{moment!r} names a different moment in each time zone: give it a tzinfo, such as datetime.UTC"
-            )
-        self._wall_at_zero = moment.timestamp() - self._now
-
-    def __repr__(self) -> str:
-        shown = datetime.fromtimestamp(self.wall(), UTC).isoformat(timespec="milliseconds")
-        return f"<{type(self).__name__}: {self._now!r} s, {shown}>"
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """For how long, in real time, the outside world must have been silent before virtual time jumps.
-
-    Raises:
-        ValueError: A value is neither seconds nor a `timedelta`, or is negative or infinite.
-    """
-
-    threads: Seconds = 1.0
-    """Seconds while a worker thread is busy.
-
-    Long, because the thread will report back, unless it waits for the event loop.
-    """
-
-    sockets: Seconds = 0.005
-    """Seconds once the loop has opened a socket, a pipe or a process. Short, because these may never report back."""
-
-    def __post_init__(self) -> None:
-        for name in ("threads", "sockets"):
-            value = getattr(self, name)
-            span = read_seconds(value)
-            if span is None or not 0 <= span < math.inf:
-                raise ValueError(f"Patience({name}={value!r}): seconds or a timedelta, 0 or more and finite")
-            object.__setattr__(self, name, span)
-
-
-class VirtualTime(ManualClock):
-    """A clock that event loops follow: it jumps to the next timer when nothing else is left to do.
-
-    Attributes:
-        patience: May be replaced at any moment, for a slow server or a thread that is not worth waiting for.
-    """
-
-    def __init__(self, wall: datetime = NEW_YEAR, patience: Patience = Patience()) -> None:
-        super().__init__(wall)
-        self.patience = patience
-
-    async def sleep_until(self, moment: float) -> None:
-        """Sleep until `now()` is exactly `moment`; return at the next chance if that has passed."""
-        with anyio.CancelScope(deadline=moment):
-            await anyio.sleep_forever()
-
-    def _jump_to(self, moment: float) -> None:
-        self._now = max(self._now, moment)
-
+_USUAL_PATIENCE = Patience()
 
 _owner: ManualClock | None = None
 
@@ -168,7 +75,7 @@ def manual_clock(wall: datetime = NEW_YEAR) -> Iterator[ManualClock]:
 
 
 @contextmanager
-def virtual_time(wall: datetime = NEW_YEAR, patience: Patience = Patience()) -> Iterator[VirtualTime]:
+def virtual_time(wall: datetime = NEW_YEAR, patience: Patience = _USUAL_PATIENCE) -> Iterator[VirtualTime]:
     """Virtual time for `penstock.clock`, and for the event loop that runs inside the block.
 
     Several loops may run one after the other; time goes on where it was. Two at once, in two threads, are refused:
@@ -192,7 +99,7 @@ def run(
     *args: object,
     backend: str = "asyncio",
     wall: datetime = NEW_YEAR,
-    patience: Patience = Patience(),
+    patience: Patience = _USUAL_PATIENCE,
     **options: Any,
 ) -> _T:
     """Run `main(*args)` by `anyio.run`, in a virtual time of its own; `options` are those of the backend."""

@@ -21,15 +21,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from contextvars import Context, copy_context
 from functools import partial
 from time import sleep
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from unittest import mock
 
 import anyio.to_thread
 
 from penstock.clock import real_now
-
-if TYPE_CHECKING:
-    from penstock.testing import VirtualTime
+from penstock.testing._clocks import VirtualTime
 
 __all__ = ["follow"]
 
