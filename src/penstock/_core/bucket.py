@@ -37,6 +37,8 @@ class Bucket(Meter):
 
     __slots__ = ("burst", "ceiling", "offset", "overdraft", "rate", "refunds", "rounding", "tat")
 
+    predictable = True
+
     def __init__(self, limit: Rate) -> None:
         self._promise(limit)
         self.tat = _FULL_SINCE_EVER  # in units; anything below the refill means full

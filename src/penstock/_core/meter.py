@@ -31,6 +31,10 @@ class Meter:
     calendar: ClassVar[bool] = False
     """Whether `follow(offset)` must be called with the wall clock's offset before anything else."""
 
+    predictable: ClassVar[bool] = False
+    """Whether the moment of `ready_at` comes nearer only by `give_back`, `undo`, `change` and `follow`, and no larger cost is
+    ready earlier. Then a waiter need not be looked at before its moment, which is faster where thousands wait."""
+
     def ready_at(self, cost: float, now: float) -> float:
         """The earliest moment, `now` or later, at which `cost` could be charged if nobody else came.
 

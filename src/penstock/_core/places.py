@@ -45,6 +45,7 @@ class Places(Meter):
     __slots__ = ("_holds", "amount", "holders", "last_hold", "lost", "orphans", "taken", "ttl")
 
     held = True
+    predictable = True
 
     def __init__(self, limit: InFlight) -> None:
         self.amount = limit.amount

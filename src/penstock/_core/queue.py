@@ -14,13 +14,14 @@ flow's weight; a flow that was away begins at the tag of the last turn, so that 
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Collection, Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from heapq import heappop, heappush, nlargest, nsmallest
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
-__all__ = ["Charged", "Queue", "Waiter"]
+__all__ = ["Charged", "Flow", "Key", "Queue", "Shape", "Subqueue", "Waiter"]
 
 
 class Charged(Protocol):
@@ -36,6 +37,17 @@ Charges = tuple[tuple[Charged, float], ...]
 Key = tuple[int, float, int]
 
 
+class Index(Protocol):
+    """What a queue reports to if it has many shapes: see `shapes`."""
+
+    def enroll(self, shape: Shape) -> None: ...
+    def add(self, subqueue: Subqueue, number: int) -> None: ...
+    def joined(self, shape: Shape, waiter: Waiter) -> None: ...
+    def serve(self, flow: Flow) -> None: ...
+    def wake(self, states: Iterable[Any] | None) -> None: ...
+    def first(self, now: float) -> Waiter | None: ...
+
+
 class Waiter:
     """One who waits, once: whoever comes back to the same queue is a new one.
 
@@ -48,7 +60,7 @@ class Waiter:
     arrived: float
     entered: float  # when it entered its present level
     level: int
-    subqueue: _Subqueue | None
+    subqueue: Subqueue | None
 
     def __init__(self, charges: Charges, priority: int = 0, flow: Hashable = None) -> None:
         self.charges: Charges = charges
@@ -58,7 +70,7 @@ class Waiter:
         self.subqueue = None
 
 
-class _Subqueue:
+class Subqueue:
     """Those of one shape, level and flow, in order of arrival.
 
     Almost everybody arrives in order, which is a deque; the few who rise into the subqueue from a lower level are strays.
@@ -66,9 +78,9 @@ class _Subqueue:
 
     __slots__ = ("flow", "gone", "key", "level", "run", "strays")
 
-    def __init__(self, flow: _Flow, level: _Level) -> None:
-        self.flow: _Flow = flow
-        self.level: _Level = level
+    def __init__(self, flow: Flow, level: Level) -> None:
+        self.flow = flow
+        self.level = level
         self.run: deque[Waiter] = deque()
         self.strays: list[tuple[int, Waiter]] = []
         self.gone: int = 0  # how many entries of `run` and `strays` wait no more
@@ -93,37 +105,49 @@ class _Subqueue:
             return strays[0][1]
         return run[0] if run else None
 
+    def __iter__(self) -> Iterator[Waiter]:
+        for waiter in [*self.run, *(stray for _, stray in self.strays)]:
+            if waiter.subqueue is self:
+                yield waiter
+
     def forget_the_gone(self) -> None:
         self.run = deque(w for w in self.run if w.subqueue is self)
         self.strays = sorted(item for item in self.strays if item[1].subqueue is self)  # what is in order is a heap
         self.gone = 0
 
 
-class _Level:
+class Level:
     """All subqueues of one shape and level. `joined` and `risen` are all who entered, earliest first, to raise them in time."""
 
     __slots__ = ("heap", "joined", "number", "risen", "shape", "subqueues")
 
-    def __init__(self, number: int, shape: _Shape) -> None:
-        self.number: int = number
-        self.shape: _Shape = shape
-        self.subqueues: dict[Hashable, _Subqueue] = {}
+    def __init__(self, number: int, shape: Shape) -> None:
+        self.number = number
+        self.shape = shape
+        self.subqueues: dict[Hashable, Subqueue] = {}
         self.heap: list[tuple[float, int, Hashable]] = []
         self.joined: deque[Waiter] = deque()
         self.risen: list[tuple[float, int, Waiter]] = []  # a heap: when it entered, number, who
 
-    def note(self, subqueue: _Subqueue) -> None:
+    def note(self, subqueue: Subqueue) -> None:
         """Put the subqueue's present first into the heap, unless it stands there already."""
         first = subqueue.first()
         if first is None:
             del self.subqueues[subqueue.flow.name]
             return
+        if self.shape.index is not None:
+            self.shape.index.add(subqueue, first.number)
         key = (subqueue.flow.tag, first.number)
         if key != subqueue.key:
             subqueue.key = key
             if len(self.subqueues) == 1:
                 self.heap.clear()  # whatever stands there is over
             heappush(self.heap, (*key, subqueue.flow.name))
+
+    def since(self) -> float:
+        """Since when the waiter that rises next has had this level; `inf` without one."""
+        joined = self.joined[0].arrived if self.joined else math.inf
+        return min(joined, self.risen[0][0]) if self.risen else joined
 
     def best(self) -> tuple[float, Waiter] | None:
         """The first of the flow that has had least, and that flow's tag."""
@@ -150,7 +174,7 @@ class _Level:
         return None
 
 
-class _Flow:
+class Flow:
     """Whose work it is: what it has used of each limit, and how many of its calls wait."""
 
     __slots__ = ("count", "name", "start", "tag", "usage", "weight")
@@ -169,8 +193,8 @@ class _Flow:
         self.usage = {charged: usage for charged, usage in self.usage.items() if usage > self.start}
         self.tag = max(self.usage.values(), default=self.start)
 
-    def twin(self) -> _Flow:
-        twin = _Flow(self.name, self.weight, self.start)
+    def twin(self) -> Flow:
+        twin = Flow(self.name, self.weight, self.start)
         twin.usage = dict(self.usage)
         twin.tag = self.tag
         return twin
@@ -182,19 +206,31 @@ class _Flow:
             self.tag = max(self.tag, used)
 
 
-class _Shape:
+class Shape:
     """All who charge the same limits: by level, highest first."""
 
-    __slots__ = ("levels", "order")
+    __slots__ = ("index", "least", "levels", "order", "rises", "sleepers")
+
+    least: dict[Charged, float]  # no waiter of this shape wants less of each limit
+    sleepers: Any  # the class of shapes that this one sleeps with
 
     def __init__(self) -> None:
-        self.levels: dict[int, _Level] = {}
+        self.levels: dict[int, Level] = {}
         self.order: list[int] = []
+        self.index: Index | None = None
+        self.rises: float | None = None  # since when the waiter that rises next has had its level, as the index knows it
 
-    def add_level(self, number: int) -> _Level:
-        level = self.levels[number] = _Level(number, self)
+    def add_level(self, number: int) -> Level:
+        level = self.levels[number] = Level(number, self)
         self.order = sorted(self.levels, reverse=True)
         return level
+
+    def alone(self) -> bool:
+        """Whether one waiter is all there is."""
+        if len(self.levels) > 1:
+            return False
+        subqueues = [subqueue for level in self.levels.values() for subqueue in level.subqueues.values()]
+        return len(subqueues) == 1 and len(subqueues[0].run) + len(subqueues[0].strays) - subqueues[0].gone == 1
 
     def head(self) -> tuple[Key, Waiter] | None:
         while self.order:
@@ -235,20 +271,24 @@ class Queue:
         "_last_shape",
         "_shapes",
         "_sweep_at",
+        "_sweep_shapes_at",
         "_turn_tag",
         "ageing",
+        "index",
         "weights",
     )
 
     def __init__(self, ageing: float = 30.0, weights: dict[Hashable, float] | None = None) -> None:
-        self.ageing: float = ageing
-        self.weights: dict[Hashable, float] = weights or {}
-        self._shapes: dict[tuple[Charged, ...], _Shape] = {}
-        self._flows: dict[Hashable, _Flow] = {}
+        self.ageing = ageing
+        self.weights = weights or {}
+        self._shapes: dict[tuple[Charged, ...], Shape] = {}
+        self._flows: dict[Hashable, Flow] = {}
         self._last_charges: Charges = ()
-        self._last_shape: _Shape | None = None  # of the last who came; None once it may be gone
+        self._last_shape: Shape | None = None  # of the last who came; None once it may be gone
         self._arrivals = 0
         self._count = 0
+        self._sweep_shapes_at = 64  # so many shapes are known, and then looked through
+        self.index: Index | None = None  # made by `admit` when there are many shapes
         self._sweep_at = 64  # so many flows are known, and then looked through
         self._turn_tag = 0.0  # the tag of the flow that had the last turn
 
@@ -260,9 +300,17 @@ class Queue:
         for shape in list(self._shapes.values()):
             for level in list(shape.levels.values()):
                 for subqueue in list(level.subqueues.values()):
-                    for waiter in [*subqueue.run, *(stray for _, stray in subqueue.strays)]:
-                        if waiter.subqueue is subqueue:
-                            yield waiter
+                    yield from subqueue
+
+    @property
+    def shape_count(self) -> int:
+        """How many shapes are known. Of some nobody may wait any more."""
+        return len(self._shapes)
+
+    def shapes(self) -> list[Shape]:
+        """The shapes of all waiters."""
+        self._sweep_shapes()
+        return list(self._shapes.values())
 
     def join(self, waiter: Waiter, now: float) -> bool:
         """Let `waiter` in at the end of its flow; return whether it is now the first of its shape."""
@@ -285,7 +333,12 @@ class Queue:
         for charged, amount in charges:
             charged.queued += amount
         level, first_of_flow = self._enter(shape, waiter, flow)
-        level.joined.append(waiter)
+        joined = level.joined
+        joined.append(waiter)
+        if self.index is not None:
+            while joined[0].subqueue is None:
+                joined.popleft()
+            self.index.joined(shape, waiter)
         if not first_of_flow:
             return False
         head = shape.head()
@@ -301,17 +354,27 @@ class Queue:
             self.join(waiter, waiter.arrived)
         return everybody
 
-    def _shape_of(self, charges: Charges) -> _Shape:
+    def _shape_of(self, charges: Charges) -> Shape:
         key = tuple([charged for charged, _ in charges])
         shape = self._shapes.get(key)
         if shape is None:
-            shape = self._shapes[key] = _Shape()
+            if len(self._shapes) >= self._sweep_shapes_at:
+                self._sweep_shapes()
+            shape = self._shapes[key] = Shape()
+            if self.index is not None:
+                self.index.enroll(shape)
         return shape
 
-    def _new_flow(self, name: Hashable) -> _Flow:
+    def _sweep_shapes(self) -> None:
+        """Forget the shapes of which nobody waits."""
+        self._shapes = {key: shape for key, shape in self._shapes.items() if shape.head() is not None}
+        self._sweep_shapes_at = 64 + 2 * len(self._shapes)
+        self._last_shape = None
+
+    def _new_flow(self, name: Hashable) -> Flow:
         if len(self._flows) >= self._sweep_at:
             self._sweep()
-        flow = self._flows[name] = _Flow(name, self.weights.get(name, 1.0), self._turn_tag)
+        flow = self._flows[name] = Flow(name, self.weights.get(name, 1.0), self._turn_tag)
         return flow
 
     def _sweep(self) -> None:
@@ -324,12 +387,12 @@ class Queue:
         self._flows = {f.name: f for f in (*owing, *(f for f in flows if f.count))}
         self._sweep_at = 64 + 2 * len(self._flows)
 
-    def _enter(self, shape: _Shape, waiter: Waiter, flow: _Flow) -> tuple[_Level, bool]:
+    def _enter(self, shape: Shape, waiter: Waiter, flow: Flow) -> tuple[Level, bool]:
         level = shape.levels.get(waiter.level)
         if level is None:
             level = shape.add_level(waiter.level)
         subqueue = level.subqueues.get(flow.name)
-        if subqueue is not None:
+        if subqueue is not None and subqueue.flow is flow:
             run = subqueue.run
             # In order, as almost always; and not only behind those who wait no more.
             if run and run[-1].number < waiter.number and not (subqueue.gone and subqueue.first() is None):
@@ -337,7 +400,7 @@ class Queue:
                 run.append(waiter)
                 return level, False
         else:
-            subqueue = level.subqueues[flow.name] = _Subqueue(flow, level)
+            subqueue = level.subqueues[flow.name] = Subqueue(flow, level)
         subqueue.add(waiter)
         level.note(subqueue)
         return level, True
@@ -368,6 +431,8 @@ class Queue:
         flow, level = subqueue.flow, subqueue.level
         if len(self._flows) > 1:
             self._turn_tag = max(self._turn_tag, flow.tag)
+            if self.index is not None:
+                self.index.serve(flow)
             flow.use(waiter.charges)
         self.leave(waiter)
         if len(level.subqueues) == 1 and len(level.shape.levels) == 1:
@@ -387,8 +452,8 @@ class Queue:
         self._count += 1
         level = shape.levels.get(waiter.level) or shape.add_level(waiter.level)
         subqueue = level.subqueues.get(flow.name)
-        if subqueue is None:
-            subqueue = level.subqueues[flow.name] = _Subqueue(flow, level)
+        if subqueue is None or subqueue.flow is not flow:
+            subqueue = level.subqueues[flow.name] = Subqueue(flow, level)
             subqueue.add(waiter)
         elif subqueue.run and waiter.number < subqueue.run[0].number:
             subqueue.run.appendleft(waiter)
@@ -397,6 +462,8 @@ class Queue:
             subqueue.add(waiter)
         self._retag(flow)
         heappush(level.risen, (waiter.entered, waiter.number, waiter))
+        if self.index is not None:
+            self.index.joined(shape, waiter)
 
     def flows(self, most: int) -> list[Hashable]:
         """Those of which somebody waits, at most so many, who has had least first."""
@@ -420,7 +487,7 @@ class Queue:
             flow.usage = {charged: usage + seconds for charged, usage in flow.usage.items()}
             self._retag(flow)
 
-    def _retag(self, flow: _Flow) -> None:
+    def _retag(self, flow: Flow) -> None:
         """Work out the tag of a flow anew, and tell all heaps, which do not find that out by themselves."""
         flow.tag = max([flow.start, *flow.usage.values()])
         for shape in self._shapes.values():
@@ -450,6 +517,7 @@ class Queue:
                 charged.queued = 0.0
         self._shapes.clear()
         self._last_shape = None
+        self.index = None
 
     def heads(self, now: float, without: Collection[Hashable] = ()) -> list[tuple[Key, Waiter]]:
         """The first of every shape with its place in the order; who may go next is one of them. Smallest key first.
@@ -459,7 +527,7 @@ class Queue:
         heads = []
         empty = []
         for key, shape in self._shapes.items():
-            self._raise_levels(shape, now)
+            self.raise_levels(shape, now)
             head = shape.head()
             if head is None:
                 empty.append(key)
@@ -472,6 +540,18 @@ class Queue:
             self._last_shape = None
         heads.sort()
         return heads
+
+    def first(self, now: float) -> Waiter | None:
+        """The first of all waiters: that of `heads`, without a look at every shape."""
+        if self.index is not None:
+            return self.index.first(now)
+        heads = self.heads(now)
+        return heads[0][1] if heads else None
+
+    def wake(self, states: Iterable[Any] | None) -> None:
+        """Something was given back to these limits, or they changed (None: any of them): `admit` looks at them again."""
+        if self.index is not None:
+            self.index.wake(states)
 
     def queued_ahead(self, waiter: Waiter) -> dict[Charged, float]:
         """What those who go before `waiter`, who is the last of its level, have asked for of each limit it needs."""
@@ -520,7 +600,7 @@ class Queue:
                     ahead[charged] += amount
         return ahead
 
-    def _raise_levels(self, shape: _Shape, now: float) -> None:
+    def raise_levels(self, shape: Shape, now: float) -> None:
         latest = now - self.ageing
         for number in reversed(shape.order):  # from the lowest, so that who is very late rises several levels
             level = shape.levels[number]
@@ -530,11 +610,11 @@ class Queue:
             while risen and (risen[0][2].subqueue is None or risen[0][0] <= latest):
                 self._raise(heappop(risen)[2], level, now)
 
-    def _raise(self, waiter: Waiter, level: _Level, now: float) -> None:
+    def _raise(self, waiter: Waiter, level: Level, now: float) -> None:
         subqueue = waiter.subqueue
         if subqueue is None or subqueue.level is not level:
             return  # it has left, or has risen already
-        levels = int((now - waiter.entered) // self.ageing)
+        levels = max(1, int((now - waiter.entered) // self.ageing))  # the division may round to 0 what has just become 1
         waiter.subqueue = None
         subqueue.gone += 1
         level.note(subqueue)

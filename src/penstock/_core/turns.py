@@ -9,14 +9,15 @@ starved by small ones, and a small one that does not need what the large one wai
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from heapq import heappop, heappush
 from typing import Any
 
 from penstock._core.bucket import Bucket
 from penstock._core.meter import Meter, Unmetered
 from penstock._core.places import Places
-from penstock._core.queue import Key, Queue, Waiter
+from penstock._core.queue import Key, Queue, Shape, Subqueue, Waiter
+from penstock._core.shapes import MANY, Index, Order, Sleepers
 from penstock._core.windows import CalendarWindow, SlidingWindow
 from penstock.limits import Calendar, InFlight, Rate, Sliding, Unlimited
 
@@ -194,8 +195,8 @@ def _horizon(charges: Charges, now: float) -> float:
     return max((ready for state, amount in charges if (ready := state.ready_at(amount, now)) < math.inf), default=now)
 
 
-def _delays(charges: Charges, waiter: Waiter, horizon: float, now: float) -> bool:
-    """Whether charging `charges` now would make `waiter`, ready at `horizon`, ready later."""
+def _delays(charges: Charges, waiter: Waiter, horizon: float, now: float) -> LimitState | None:
+    """The limit on which charging `charges` now would make `waiter`, ready at `horizon`, ready later."""
     mine = dict(charges)
     for state, amount in waiter.charges:
         other = mine.get(state)  # type: ignore[call-overload]
@@ -203,29 +204,41 @@ def _delays(charges: Charges, waiter: Waiter, horizon: float, now: float) -> boo
             continue
         after = state.meter.ready_after(other, amount, now)  # type: ignore[attr-defined]
         if after > horizon + _SAME_MOMENT:
-            return True
-    return False
+            return state  # type: ignore[return-value]
+    return None
 
 
-def admit(queue: Queue, now: float, grant: Callable[[Waiter, Receipts, float], None]) -> float:
-    """Give everybody their turn whose turn has come: charge them, take them out of the queue, and call `grant`.
+Grant = Callable[[Waiter, Receipts, float], None]
+
+
+def admit(queue: Queue, now: float, grant: Grant, *, changed: bool = True) -> float:
+    """Give all waiters their turn whose turn has come: charge them, take them out of the queue, and call `grant`.
+
+    Args:
+        changed: Whether anything may have been given back, or a limit changed, without `queue.wake` having been told
+            which. False is faster when there are many shapes.
 
     Returns:
-        The next moment at which somebody's turn may come if nothing else happens; `inf` if only a release helps.
+        The next moment at which a turn may come if nothing else happens; `inf` if only a release helps.
     """
+    if queue.index is None and queue.shape_count <= MANY:
+        return _admit_few(queue, now, grant)
+    if changed:
+        queue.wake(None)
+    return _admit_many(queue, now, grant)
+
+
+def _admit_few(queue: Queue, now: float, grant: Grant) -> float:
+    """`admit`, with a look at the head of every shape."""
     heads: list[tuple[Key, Waiter]] = queue.heads(now)  # in order, which a heap may be
     next_turn = math.inf
     blocked: list[tuple[Waiter, float]] = []
     while heads:
         _, waiter = heappop(heads)
-        while True:  # one after another of this shape, as long as nobody of another shape comes between
+        while True:  # one after another of this shape, as long as no other shape's head comes between
             charges: Charges = waiter.charges  # type: ignore[assignment]
-            if (
-                blocked
-                and _ready_at(charges, now) <= now
-                and any(_delays(charges, earlier, at, now) for earlier, at in blocked)
-            ):
-                break  # it could go, but somebody before it would be later
+            if blocked and _ready_at(charges, now) <= now and _delayed(blocked, charges, now) is not None:
+                break  # it could go, but a waiter before it would be later
             receipts = charge_if_ready(charges, now)
             if receipts is None:
                 next_turn = min(next_turn, _ready_at(charges, now))
@@ -243,6 +256,193 @@ def admit(queue: Queue, now: float, grant: Callable[[Waiter, Receipts, float], N
     return next_turn
 
 
+def _delayed(blocked: list[tuple[Waiter, float]], charges: Charges, now: float) -> LimitState | None:
+    """The limit on which charging `charges` now would delay one of the blocked waiters."""
+    for earlier, horizon in blocked:
+        state = _delays(charges, earlier, horizon, now)
+        if state is not None:
+            return state
+    return None
+
+
+def _admit_many(queue: Queue, now: float, grant: Grant) -> float:
+    """`admit`, with a look only at the shapes that may have a turn, and at the protected heads before them."""
+    index = queue.index
+    if not isinstance(index, Index):
+        index = queue.index = Index(queue, queue.shapes())
+    turn = _Turn(index, now)
+    try:
+        while (waiter := turn.next_waiter()) is not None:
+            turn.serve(queue, waiter, grant)
+    except BaseException:
+        queue.index = None  # the next turn makes a new one
+        raise
+    if queue.index is not index:
+        return math.inf  # nothing waits any more
+    next_turn = turn.end()
+    if len(queue) <= MANY // 2:
+        queue.index = None
+    return next_turn
+
+
+class _Turn:
+    """One turn over many shapes.
+
+    In the queue's order it looks at every head until `_PROTECTED` of them are blocked, and then only at those that are awake.
+    It ends as soon as all the others are asleep.
+    """
+
+    __slots__ = ("_again", "_awake", "_blocked", "_index", "_next_turn", "_now", "_open", "_opened", "_seen")
+
+    def __init__(self, index: Index, now: float) -> None:
+        self._index = index
+        self._now = now
+        self._open: list[Sleepers] = []
+        self._opened: dict[Sleepers, None] = {}
+        self._awake: list[tuple[Key, Sleepers]] | None = None  # a heap, once enough heads are protected
+        self._again: list[tuple[Key, Waiter]] = []  # a heap: heads of shapes that have had a turn
+        self._blocked: list[tuple[Waiter, float]] = []
+        self._seen: dict[Shape, None] = {}
+        self._next_turn = math.inf
+        self._look_at(index.begin(now))
+        self._look_at([index.awake])
+
+    def _look_at(self, classes: Iterable[Sleepers]) -> None:
+        for sleepers in classes:
+            if not sleepers.open:
+                sleepers.open = True
+                self._open.append(sleepers)
+                self._opened[sleepers] = None
+                if self._awake is not None:
+                    self._push(self._awake, sleepers)
+
+    def next_waiter(self) -> Waiter | None:
+        """The next head in the order that the turn has to look at; None if all the others are asleep."""
+        self._look_at(self._index.woken(self._now))
+        if not self._again and not self._any_left():
+            return None
+        front = self._next_of_all() if len(self._blocked) < _PROTECTED else self._next_awake()
+        if self._again and (front is None or self._again[0][0] < front[0]):
+            return heappop(self._again)[1]
+        if front is None:
+            return None
+        subqueue = front[1]
+        self._seen[subqueue.level.shape] = None
+        return subqueue.first()
+
+    def _unseen(self, order: Order) -> tuple[Key, Subqueue] | None:
+        """The first subqueue in the order whose shape this turn has not looked at yet."""
+        while (front := order.peek()) is not None and front[1].level.shape in self._seen:
+            order.pop()
+        return front
+
+    def _next_of_all(self) -> tuple[Key, Subqueue] | None:
+        return self._unseen(self._index.everybody)
+
+    def _next_awake(self) -> tuple[Key, Subqueue] | None:
+        if self._awake is None:
+            self._awake = []
+            for sleepers in self._open:
+                self._push(self._awake, sleepers)
+        heap = self._awake
+        while heap:
+            key, _, sleepers = heap[0]
+            front = self._unseen(sleepers) if sleepers.open else None
+            if front is None:
+                heappop(heap)
+            elif front[0] == key:
+                return front
+            else:
+                heappop(heap)
+                self._push(heap, sleepers)
+        return None
+
+    def _push(self, heap: list[Any], sleepers: Sleepers) -> None:
+        front = self._unseen(sleepers)
+        if front is not None:
+            heappush(heap, (front[0], id(sleepers), sleepers))
+
+    def _any_left(self) -> bool:
+        """Whether there is an open class with a shape that this turn has not looked at."""
+        while self._open:
+            sleepers = self._open[-1]
+            if self._unseen(sleepers) is not None:
+                if sleepers.state is None or not self._excluded(sleepers):
+                    return True
+            elif sleepers.state is not None:
+                sleepers.least = math.inf  # all its shapes were looked at, and tell it their amounts when they are put back
+            sleepers.open = False
+            self._open.pop()
+        return False
+
+    def _excluded(self, sleepers: Sleepers) -> bool:
+        """Whether the limit excludes all shapes of the class: it is not ready, or a protected waiter would be delayed."""
+        if sleepers.opens(self._now) > self._now:
+            return True
+        return _delayed(self._blocked, ((sleepers.state, sleepers.least),), self._now) is not None
+
+    def serve(self, queue: Queue, waiter: Waiter, grant: Grant) -> None:
+        """Grant this head, and those behind it as long as no other shape's head comes between; or find what blocks it."""
+        now = self._now
+        shape: Shape = waiter.subqueue.level.shape  # type: ignore[union-attr]  # it waits
+        if shape.sleepers.state is None or shape.sleepers.open:
+            while True:
+                charges: Charges = waiter.charges  # type: ignore[assignment]
+                ready, excludes = self._what_excludes(charges)
+                receipts = charge_if_ready(charges, now) if ready else None
+                if receipts is None:
+                    self._sleep(shape, waiter, excludes)
+                    break
+                behind = queue.take(waiter)
+                grant(waiter, receipts, now)
+                if behind is None:
+                    return
+                if behind[0] > self._next_key(behind[0]):
+                    heappush(self._again, behind)
+                    return
+                waiter = behind[1]
+        if len(self._blocked) < _PROTECTED:
+            self._blocked.append((waiter, _horizon(waiter.charges, now)))  # type: ignore[arg-type]
+
+    def _what_excludes(self, charges: Charges) -> tuple[bool, LimitState | None]:
+        """Whether the call may be charged now; and if not, a limit that its shape can sleep on."""
+        now, latest, last, ready = self._now, self._now, None, self._now
+        for state, amount in charges:
+            moment = max(state.meter.ready_at(amount, now), state.paused_until)
+            if moment > ready:
+                ready = moment
+            if moment > latest and state.meter.predictable:
+                latest, last = moment, state
+        if ready > now:
+            self._next_turn = min(self._next_turn, ready)
+            return False, last
+        delayed = _delayed(self._blocked, charges, now) if self._blocked else None
+        if delayed is None:
+            return True, None
+        return False, delayed if delayed.meter.predictable else None
+
+    def _sleep(self, shape: Shape, waiter: Waiter, state: LimitState | None) -> None:
+        sleepers = self._index.sleep(shape, waiter, state)
+        if sleepers is not None:
+            self._opened[sleepers] = None
+
+    def _next_key(self, key: Key) -> Key:
+        """The key of the next head that the turn has to look at; `key` if there is none."""
+        front = self._next_of_all() if len(self._blocked) < _PROTECTED else self._next_awake()
+        following = [entry[0] for entry in (front, *self._again[:1]) if entry is not None]
+        return min(following, default=key)
+
+    def end(self) -> float:
+        """Put back what the turn took out of the order; return the next moment at which a turn may come."""
+        index = self._index
+        index.tags.clear()
+        for shape in self._seen:
+            index.put_back(shape)
+        for sleepers in self._opened:
+            index.settle(sleepers, self._now)
+        return min(self._next_turn, index.next_turn(self._now))
+
+
 def could_go(queue: Queue, waiter: Waiter, now: float) -> bool:
     """Whether `waiter`, who is in `queue`, would have a turn now, with nobody else going first."""
     charges: Charges = waiter.charges  # type: ignore[assignment]
@@ -252,6 +452,6 @@ def could_go(queue: Queue, waiter: Waiter, now: float) -> bool:
         if earlier is waiter:
             return True
         others: Charges = earlier.charges  # type: ignore[assignment]
-        if _delays(charges, earlier, _horizon(others, now), now):
+        if _delays(charges, earlier, _horizon(others, now), now) is not None:
             return False
     return False

@@ -50,6 +50,8 @@ class SlidingWindow(Meter):
 
     __slots__ = ("_rounding", "_slices", "_total", "amount", "log", "per")
 
+    predictable = True
+
     def __init__(self, limit: Sliding) -> None:
         self.log: deque[Entry] = deque()
         self._total = self._rounding = 0.0
@@ -173,6 +175,7 @@ class CalendarWindow(Meter):
     __slots__ = ("__weakref__", "_end", "_rounding", "_spent", "amount", "offset", "period", "zone")
 
     calendar = True
+    predictable = True
 
     def __init__(self, limit: Calendar) -> None:
         self.amount = limit.amount

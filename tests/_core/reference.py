@@ -1,0 +1,59 @@
+"""Turns as they were before there was an index of shapes: the heads of all shapes, sorted anew at every turn."""
+
+from __future__ import annotations
+
+import math
+from heapq import heappop, heappush
+
+from penstock._core.queue import Queue
+from penstock._core.turns import charge, ready_at, undo
+
+
+def horizon(charges, now):
+    return max((at for state, amount in charges if (at := state.ready_at(amount, now)) < math.inf), default=now)
+
+
+def delays(charges, waiter, at, now):
+    mine = dict(charges)
+    return any(
+        mine.get(state) and state.meter.ready_after(mine[state], amount, now) > at + 1e-8
+        for state, amount in waiter.charges
+    )
+
+
+def charge_if_ready(charges, now):
+    receipts = []
+    for state, amount in charges:
+        if state.paused_until > now or state.meter.ready_at(amount, now) > now:
+            undo(charges[: len(receipts)], receipts, now)
+            return None
+        receipts += charge([(state, amount)], now)
+    return receipts
+
+
+def admit(queue: Queue, now: float, grant, protected: int = 16) -> float:
+    heads = queue.heads(now)
+    next_turn = math.inf
+    blocked = []
+    while heads:
+        _, waiter = heappop(heads)
+        while True:
+            charges = waiter.charges
+            ready = ready_at(charges, now)[0]
+            if blocked and ready <= now and any(delays(charges, earlier, at, now) for earlier, at in blocked):
+                break
+            receipts = charge_if_ready(charges, now)
+            if receipts is None:
+                next_turn = min(next_turn, ready)
+                break
+            behind = queue.take(waiter)
+            grant(waiter, receipts, now)
+            if behind is None:
+                break
+            if heads and behind[0] > heads[0][0]:
+                heappush(heads, behind)
+                break
+            waiter = behind[1]
+        if waiter.subqueue is not None and heads and len(blocked) < protected:
+            blocked.append((waiter, horizon(waiter.charges, now)))
+    return next_turn
