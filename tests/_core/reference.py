@@ -6,7 +6,7 @@ import math
 from heapq import heappop, heappush
 
 from penstock._core.queue import Queue
-from penstock._core.turns import charge, ready_at, undo
+from penstock._core.turns import charge, ready_at
 
 
 def horizon(charges, now):
@@ -22,13 +22,7 @@ def delays(charges, waiter, at, now):
 
 
 def charge_if_ready(charges, now):
-    receipts = []
-    for state, amount in charges:
-        if state.paused_until > now or state.meter.ready_at(amount, now) > now:
-            undo(charges[: len(receipts)], receipts, now)
-            return None
-        receipts += charge([(state, amount)], now)
-    return receipts
+    return charge(charges, now) if ready_at(charges, now)[0] <= now else None
 
 
 def admit(queue: Queue, now: float, grant, protected: int = 16) -> float:

@@ -31,11 +31,20 @@ Receipt = tuple[float, float]
 
 _FULL_SINCE_EVER = -1e300
 
+CATCH_UP = 0.75
+"""How much of an interval a leaky bucket makes up for after a late turn. Below 1: else two could go at once."""
+
 
 class Bucket(Meter):
-    """The meter of a `Rate`: token bucket, and leaky bucket where the burst is 1."""
+    """The meter of a `Rate`: token bucket, and leaky bucket where the burst is 1.
 
-    __slots__ = ("burst", "ceiling", "offset", "overdraft", "rate", "refunds", "rounding", "tat")
+    A leaky bucket is full as soon as its next unit is ready, and loses what flows in until a late timer rings. So a bucket that cannot
+    hold 2 units lets the charge of a late turn be dated back, by at most `CATCH_UP` of what it lacks to 2 units (`catch_up`
+    seconds). The next turn then comes earlier by as much, and never two at once. In any span T it grants at most
+    `burst + rate·T + CATCH_UP · (2 − burst)`; `burst + rate·T` where no timer is late.
+    """
+
+    __slots__ = ("burst", "catch_up", "ceiling", "offset", "overdraft", "rate", "refunds", "rounding", "tat")
 
     predictable = True
 
@@ -49,12 +58,8 @@ class Bucket(Meter):
     def fresh(self) -> Bucket:
         """Another bucket for the same limit, with nothing used: the same as a new one, in a third of the time."""
         bucket = object.__new__(Bucket)
-        bucket.rate, bucket.burst, bucket.ceiling, bucket.overdraft = (
-            self.rate,
-            self.burst,
-            self.ceiling,
-            self.overdraft,
-        )
+        bucket.rate, bucket.burst, bucket.ceiling = self.rate, self.burst, self.ceiling
+        bucket.overdraft, bucket.catch_up = self.overdraft, self.catch_up
         bucket.tat, bucket.offset, bucket.rounding, bucket.refunds = _FULL_SINCE_EVER, 0.0, 0.0, None
         return bucket
 
@@ -63,6 +68,7 @@ class Bucket(Meter):
         self.burst = burst = float(limit.burst)
         self.ceiling = burst + min(0.5e-6 * rate, 1e-8 * rate + 1e-12 * burst)
         self.overdraft = limit.overdraft
+        self.catch_up = CATCH_UP * max(0.0, 2.0 - burst) / rate
 
     def change(self, limit: Rate, now: float) -> bool:
         refill = now * self.rate + self.offset
@@ -79,6 +85,10 @@ class Bucket(Meter):
             return now
         return now + (tat - self.burst - refill) / self.rate
 
+    def ready_since(self, cost: float, now: float) -> float:
+        need = min(cost, self.burst) if self.overdraft else cost
+        return min(now, now + (self.tat + need - self.burst - (now * self.rate + self.offset)) / self.rate)
+
     def ready_after(self, other: float, cost: float, now: float) -> float:
         tat = self.tat
         self.tat = max(tat, now * self.rate + self.offset) + other
@@ -92,16 +102,21 @@ class Bucket(Meter):
         return self.ready_after(ahead, cost, now) if self.overdraft else self.ready_at(ahead + cost, now)
 
     def charge(self, cost: float, now: float) -> Receipt:
-        tat, refill = self.tat, now * self.rate + self.offset
-        if tat <= refill:
-            tat, self.rounding = refill, 0.0
-        if cost % 1:
-            exact = cost - self.rounding
-            self.tat = tat + exact
-            self.rounding = (self.tat - tat) - exact
-        else:
-            self.tat = tat + cost
-        return self.tat, now
+        before, rounded = self.tat, self.rounding
+        tat, refill = before, now * self.rate + self.offset
+        try:
+            if tat <= refill:
+                tat, self.rounding = refill, 0.0
+            if cost % 1:
+                exact = cost - self.rounding
+                self.tat = tat + exact
+                self.rounding = (self.tat - tat) - exact
+            else:
+                self.tat = tat + cost
+            return self.tat, now
+        except BaseException:  # a signal handler's: either charged, with a receipt, or not at all
+            self.tat, self.rounding = before, rounded
+            raise
 
     def charge_if_ready(self, cost: float, now: float) -> Receipt | None:
         refill = now * self.rate + self.offset
@@ -109,8 +124,9 @@ class Bucket(Meter):
         tat = (refill if tat < refill else tat) + cost
         if cost % 1 or tat - self.ceiling > refill:
             return self.charge(cost, now) if self.ready_at(cost, now) <= now else None
+        receipt = tat, now
         self.tat = tat
-        return tat, now
+        return receipt
 
     def give_back(self, amount: float, receipt: Receipt, now: float) -> None:
         """Undo `amount` of a charge, as far as the bucket would have missed less with a lower one. See `refunds`."""

@@ -32,8 +32,12 @@ class Meter:
     """Whether `follow(offset)` must be called with the wall clock's offset before anything else."""
 
     predictable: ClassVar[bool] = False
-    """Whether the moment of `ready_at` comes nearer only by `give_back`, `undo`, `change` and `follow`, and no larger cost is
-    ready earlier. Then a waiter need not be looked at before its moment, which is faster where thousands wait."""
+    """Whether the moment of `ready_at` comes nearer only by `give_back`, `undo`, `change` and `follow`, no larger cost is ready
+    earlier, and `undo` takes back all of a charge. Then a waiter need not be looked at before its moment, and a charge may be
+    tried before all others of the call are known to be ready, which is faster."""
+
+    catch_up: float = 0.0
+    """Seconds by which a charge may be dated back, at most to `ready_since`, where a timer was late."""
 
     def ready_at(self, cost: float, now: float) -> float:
         """The earliest moment, `now` or later, at which `cost` could be charged if nobody else came.
@@ -41,6 +45,10 @@ class Meter:
         Never refuses for size: a cost above the capacity is the caller's to find. `inf`: only when somebody gives back.
         """
         raise NotImplementedError
+
+    def ready_since(self, cost: float, now: float) -> float:
+        """Since when `cost`, which is ready, has been ready; `now` where that is not known."""
+        return now
 
     def charge(self, cost: float, now: float) -> Any:
         """Count `cost` as used from `now` on, whether or not it fits; return the receipt that `give_back` needs."""

@@ -55,7 +55,7 @@ class Waiter:
     entered that, are the queue's to say.
     """
 
-    __slots__ = ("arrived", "charges", "entered", "flow", "level", "number", "priority", "subqueue")
+    __slots__ = ("arrived", "charges", "entered", "flow", "level", "number", "priority", "receipts", "subqueue")
 
     arrived: float
     entered: float  # when it entered its present level
@@ -63,10 +63,11 @@ class Waiter:
     subqueue: Subqueue | None
 
     def __init__(self, charges: Charges, priority: int = 0, flow: Hashable = None) -> None:
-        self.charges: Charges = charges
-        self.priority: int = priority
-        self.flow: Hashable = flow
-        self.number: int = 0
+        self.charges = charges
+        self.priority = priority
+        self.flow = flow
+        self.number = 0
+        self.receipts: Any = None
         self.subqueue = None
 
 
@@ -87,11 +88,11 @@ class Subqueue:
         self.key: tuple[float, int] | None = None  # what stands for this subqueue in the level's heap
 
     def add(self, waiter: Waiter) -> None:
-        waiter.subqueue = self
         if self.run and self.run[-1].number > waiter.number:
             heappush(self.strays, (waiter.number, waiter))
         else:
             self.run.append(waiter)
+        waiter.subqueue = self
 
     def first(self) -> Waiter | None:
         run, strays = self.run, self.strays
@@ -218,7 +219,9 @@ class Shape:
         self.levels: dict[int, Level] = {}
         self.order: list[int] = []
         self.index: Index | None = None
-        self.rises: float | None = None  # since when the waiter that rises next has had its level, as the index knows it
+        self.rises: float | None = (
+            None  # since when the waiter that rises next has had its level, as the index knows it
+        )
 
     def add_level(self, number: int) -> Level:
         level = self.levels[number] = Level(number, self)
@@ -274,6 +277,7 @@ class Queue:
         "_sweep_shapes_at",
         "_turn_tag",
         "ageing",
+        "due",
         "index",
         "weights",
     )
@@ -285,6 +289,7 @@ class Queue:
         self._flows: dict[Hashable, Flow] = {}
         self._last_charges: Charges = ()
         self._last_shape: Shape | None = None  # of the last who came; None once it may be gone
+        self.due = math.inf  # the next turn, as `admit` announced it
         self._arrivals = 0
         self._count = 0
         self._sweep_shapes_at = 64  # so many shapes are known, and then looked through
@@ -314,10 +319,10 @@ class Queue:
 
     def join(self, waiter: Waiter, now: float) -> bool:
         """Let `waiter` in at the end of its flow; return whether it is now the first of its shape."""
-        self._arrivals += 1
-        waiter.number = self._arrivals
         waiter.arrived = waiter.entered = now
         waiter.level = waiter.priority
+        self._arrivals += 1
+        waiter.number = self._arrivals
         flow = self._flows.get(waiter.flow)
         if flow is None:
             flow = self._new_flow(waiter.flow)
@@ -396,8 +401,8 @@ class Queue:
             run = subqueue.run
             # In order, as almost always; and not only behind those who wait no more.
             if run and run[-1].number < waiter.number and not (subqueue.gone and subqueue.first() is None):
-                waiter.subqueue = subqueue
                 run.append(waiter)
+                waiter.subqueue = subqueue
                 return level, False
         else:
             subqueue = level.subqueues[flow.name] = Subqueue(flow, level)
@@ -505,10 +510,37 @@ class Queue:
             flow = waiter.subqueue.flow
             charges = {new: amount for old, amount in waiter.charges for new in renewed.get(old, (old,))}
             waiter.charges = tuple(charges.items())
-            for charged, amount in waiter.charges:
-                charged.queued += amount
-            level, _ = self._enter(self._shape_of(waiter.charges), waiter, flow)
-            heappush(level.risen, (waiter.entered, waiter.number, waiter))
+            self._reenter(waiter, flow)
+
+    def rebuild(self, waiters: Iterable[Waiter]) -> None:
+        """Begin anew with exactly these waiters, after an exception has cut a change of the queue short.
+
+        Each has joined before, and keeps its place: its level, and its arrival. Flows keep what they have used.
+        """
+        everybody = sorted(waiters, key=lambda waiter: waiter.number)
+        for waiter in list(self):
+            waiter.subqueue = None
+        self._clear()
+        self._count = 0
+        for flow in self._flows.values():
+            flow.count = 0
+            flow.tag = max([flow.start, *flow.usage.values()])
+        for waiter in everybody:
+            for charged, _ in waiter.charges:
+                charged.queued = 0.0
+        for waiter in everybody:
+            flow = self._flows.get(waiter.flow) or self._new_flow(waiter.flow)
+            self._reenter(waiter, flow)
+            flow.count += 1
+            self._count += 1
+
+    def _reenter(self, waiter: Waiter, flow: Flow) -> None:
+        """Let a waiter in where it stood, in a queue that was cleared."""
+        waiter.subqueue = None
+        for charged, amount in waiter.charges:
+            charged.queued += amount
+        level, _ = self._enter(self._shape_of(waiter.charges), waiter, flow)
+        heappush(level.risen, (waiter.entered, waiter.number, waiter))
 
     def _clear(self) -> None:
         """Begin anew with nobody in the queue, and with sums of fractions that are an exact nought."""
@@ -614,11 +646,12 @@ class Queue:
         subqueue = waiter.subqueue
         if subqueue is None or subqueue.level is not level:
             return  # it has left, or has risen already
-        levels = max(1, int((now - waiter.entered) // self.ageing))  # the division may round to 0 what has just become 1
+        levels = max(
+            1, int((now - waiter.entered) // self.ageing)
+        )  # the division may round to 0 what has just become 1
         waiter.subqueue = None
         subqueue.gone += 1
         level.note(subqueue)
-        waiter.level += levels
-        waiter.entered += levels * self.ageing
+        waiter.level, waiter.entered = waiter.level + levels, waiter.entered + levels * self.ageing
         above, _ = self._enter(level.shape, waiter, subqueue.flow)
         heappush(above.risen, (waiter.entered, waiter.number, waiter))

@@ -39,6 +39,9 @@ __all__ = [
 _PROTECTED = 16
 """How many of those who must wait are protected from being delayed; the order of the rest is theirs by turn."""
 
+_ROUNDING = 1e-6
+"""Seconds by which a turn may be late and count as punctual."""
+
 _SAME_MOMENT = 1e-8
 """Seconds within which two projections are the same moment."""
 
@@ -158,17 +161,43 @@ def _ready_at(charges: Charges, now: float) -> float:
     return latest
 
 
-def charge_if_ready(charges: Charges, now: float) -> Receipts | None:
-    """`charge`, if all of it is ready now; else nothing is charged, and None."""
+def charge_if_ready(charges: Charges, now: float, due: float = math.inf) -> Receipts | None:
+    """`charge`, if all of it is ready now; else nothing is charged, and None. Nothing either if an exception strikes in between.
+
+    Args:
+        due: When the call should have been charged; a limit that spaces calls evenly then counts the next interval from
+            there, as far as its `catch_up` allows.
+    """
     receipts: Receipts = []
-    for state, amount in charges:
-        meter = state.meter
-        receipt = meter.charge_if_ready(amount, now) if state.paused_until <= now else None
-        if receipt is None:
-            undo(charges[: len(receipts)], receipts, now)
-            return None
-        receipts.append((meter, receipt))
-    return receipts
+    try:
+        for state, amount in charges:
+            meter = state.meter
+            if state.paused_until > now or not (meter.predictable or _ready_at(charges[len(receipts) :], now) <= now):
+                break
+            moment = now if due >= now else max(due, now - meter.catch_up)
+            receipts.append((meter, meter.charge_if_ready(amount, moment)))
+            if receipts[-1][1] is None:
+                receipts.pop()
+                break
+        else:
+            return receipts
+    except BaseException:
+        if receipts and receipts[-1][1] is None:
+            receipts.pop()
+        undo(charges[: len(receipts)], receipts, now)
+        raise
+    undo(charges[: len(receipts)], receipts, now)
+    return None
+
+
+def _due(queue: Queue, waiter: Waiter, now: float) -> float:
+    """When the waiter should have had its turn: `now`, unless the turn that `admit` announced comes late."""
+    due = max(queue.due, waiter.arrived)
+    if now - due <= _ROUNDING:
+        return now
+    for state, amount in waiter.charges:
+        due = max(due, state.paused_until, state.meter.ready_since(amount, now))  # type: ignore[attr-defined]
+    return due if now - due > _ROUNDING else now
 
 
 def charge(charges: Charges, now: float) -> Receipts:
@@ -214,6 +243,9 @@ Grant = Callable[[Waiter, Receipts, float], None]
 def admit(queue: Queue, now: float, grant: Grant, *, changed: bool = True) -> float:
     """Give all waiters their turn whose turn has come: charge them, take them out of the queue, and call `grant`.
 
+    A waiter has its `receipts` before it leaves the queue: from then on the charge is its own. If an exception strikes, what was
+    charged for a waiter without receipts is undone, and `Queue.rebuild` makes the queue whole.
+
     Args:
         changed: Whether anything may have been given back, or a limit changed, without `queue.wake` having been told
             which. False is faster when there are many shapes.
@@ -222,10 +254,12 @@ def admit(queue: Queue, now: float, grant: Grant, *, changed: bool = True) -> fl
         The next moment at which a turn may come if nothing else happens; `inf` if only a release helps.
     """
     if queue.index is None and queue.shape_count <= MANY:
-        return _admit_few(queue, now, grant)
-    if changed:
-        queue.wake(None)
-    return _admit_many(queue, now, grant)
+        queue.due = _admit_few(queue, now, grant)
+    else:
+        if changed:
+            queue.wake(None)
+        queue.due = _admit_many(queue, now, grant)
+    return queue.due
 
 
 def _admit_few(queue: Queue, now: float, grant: Grant) -> float:
@@ -239,12 +273,11 @@ def _admit_few(queue: Queue, now: float, grant: Grant) -> float:
             charges: Charges = waiter.charges  # type: ignore[assignment]
             if blocked and _ready_at(charges, now) <= now and _delayed(blocked, charges, now) is not None:
                 break  # it could go, but a waiter before it would be later
-            receipts = charge_if_ready(charges, now)
-            if receipts is None:
+            if not _serve(queue, waiter, now):
                 next_turn = min(next_turn, _ready_at(charges, now))
                 break
             behind = queue.take(waiter)
-            grant(waiter, receipts, now)
+            grant(waiter, waiter.receipts, now)
             if behind is None:
                 break
             if heads and behind[0] > heads[0][0]:
@@ -254,6 +287,20 @@ def _admit_few(queue: Queue, now: float, grant: Grant) -> float:
         if waiter.subqueue is not None and heads and len(blocked) < _PROTECTED:
             blocked.append((waiter, _horizon(waiter.charges, now)))  # type: ignore[arg-type]
     return next_turn
+
+
+def _serve(queue: Queue, waiter: Waiter, now: float) -> bool:
+    """Charge the waiter and give it its receipts, if all of it is ready; either both or neither."""
+    charges: Charges = waiter.charges  # type: ignore[assignment]
+    receipts = None
+    try:
+        receipts = charge_if_ready(charges, now, _due(queue, waiter, now) if queue.due < now else now)
+        waiter.receipts = receipts
+    except BaseException:
+        if receipts is not None and waiter.receipts is not receipts:
+            undo(charges, receipts, now)
+        raise
+    return receipts is not None
 
 
 def _delayed(blocked: list[tuple[Waiter, float]], charges: Charges, now: float) -> LimitState | None:
@@ -370,7 +417,9 @@ class _Turn:
                 if sleepers.state is None or not self._excluded(sleepers):
                     return True
             elif sleepers.state is not None:
-                sleepers.least = math.inf  # all its shapes were looked at, and tell it their amounts when they are put back
+                sleepers.least = (
+                    math.inf
+                )  # all its shapes were looked at, and tell it their amounts when they are put back
             sleepers.open = False
             self._open.pop()
         return False
@@ -389,12 +438,11 @@ class _Turn:
             while True:
                 charges: Charges = waiter.charges  # type: ignore[assignment]
                 ready, excludes = self._what_excludes(charges)
-                receipts = charge_if_ready(charges, now) if ready else None
-                if receipts is None:
+                if not ready or not _serve(queue, waiter, now):
                     self._sleep(shape, waiter, excludes)
                     break
                 behind = queue.take(waiter)
-                grant(waiter, receipts, now)
+                grant(waiter, waiter.receipts, now)
                 if behind is None:
                     return
                 if behind[0] > self._next_key(behind[0]):
