@@ -15,247 +15,14 @@ flow's weight; a flow that was away begins at the tag of the last turn, so that 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from heapq import heappop, heappush, nlargest, nsmallest
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
-__all__ = ["Charged", "Flow", "Key", "Queue", "Shape", "Subqueue", "Waiter"]
+from penstock._core.subqueues import Charged, Charges, Flow, Index, Key, Level, Shape, Subqueue, Waiter
 
-
-class Charged(Protocol):
-    """What a waiter call will be charged on: one limit."""
-
-    throughput: float
-    """Units per second, to compare the use of different limits."""
-    queued: float
-    """Units that all who wait have asked for."""
-
-
-Charges = tuple[tuple[Charged, float], ...]
-Key = tuple[int, float, int]
-
-
-class Index(Protocol):
-    """What a queue reports to if it has many shapes: see `shapes`."""
-
-    def enroll(self, shape: Shape) -> None: ...
-    def add(self, subqueue: Subqueue, number: int) -> None: ...
-    def joined(self, shape: Shape, waiter: Waiter) -> None: ...
-    def serve(self, flow: Flow) -> None: ...
-    def wake(self, states: Iterable[Any] | None) -> None: ...
-    def first(self, now: float) -> Waiter | None: ...
-
-
-class Waiter:
-    """One who waits, once: whoever comes back to the same queue is a new one.
-
-    `number` is the order of arrival, 0 before it; `subqueue` is None when it waits no more. When it arrived, its level and when it
-    entered that, are the queue's to say.
-    """
-
-    __slots__ = ("arrived", "charges", "entered", "flow", "level", "number", "priority", "receipts", "subqueue")
-
-    arrived: float
-    entered: float  # when it entered its present level
-    level: int
-    subqueue: Subqueue | None
-
-    def __init__(self, charges: Charges, priority: int = 0, flow: Hashable = None) -> None:
-        self.charges = charges
-        self.priority = priority
-        self.flow = flow
-        self.number = 0
-        self.receipts: Any = None
-        self.subqueue = None
-
-
-class Subqueue:
-    """Those of one shape, level and flow, in order of arrival.
-
-    Almost everybody arrives in order, which is a deque; the few who rise into the subqueue from a lower level are strays.
-    """
-
-    __slots__ = ("flow", "gone", "key", "level", "run", "strays")
-
-    def __init__(self, flow: Flow, level: Level) -> None:
-        self.flow = flow
-        self.level = level
-        self.run: deque[Waiter] = deque()
-        self.strays: list[tuple[int, Waiter]] = []
-        self.gone: int = 0  # how many entries of `run` and `strays` wait no more
-        self.key: tuple[float, int] | None = None  # what stands for this subqueue in the level's heap
-
-    def add(self, waiter: Waiter) -> None:
-        if self.run and self.run[-1].number > waiter.number:
-            heappush(self.strays, (waiter.number, waiter))
-        else:
-            self.run.append(waiter)
-        waiter.subqueue = self
-
-    def first(self) -> Waiter | None:
-        run, strays = self.run, self.strays
-        while run and run[0].subqueue is not self:
-            run.popleft()
-            self.gone -= 1
-        while strays and strays[0][1].subqueue is not self:
-            heappop(strays)
-            self.gone -= 1
-        if strays and (not run or strays[0][0] < run[0].number):
-            return strays[0][1]
-        return run[0] if run else None
-
-    def __iter__(self) -> Iterator[Waiter]:
-        for waiter in [*self.run, *(stray for _, stray in self.strays)]:
-            if waiter.subqueue is self:
-                yield waiter
-
-    def forget_the_gone(self) -> None:
-        self.run = deque(w for w in self.run if w.subqueue is self)
-        self.strays = sorted(item for item in self.strays if item[1].subqueue is self)  # what is in order is a heap
-        self.gone = 0
-
-
-class Level:
-    """All subqueues of one shape and level. `joined` and `risen` are all who entered, earliest first, to raise them in time."""
-
-    __slots__ = ("heap", "joined", "number", "risen", "shape", "subqueues")
-
-    def __init__(self, number: int, shape: Shape) -> None:
-        self.number = number
-        self.shape = shape
-        self.subqueues: dict[Hashable, Subqueue] = {}
-        self.heap: list[tuple[float, int, Hashable]] = []
-        self.joined: deque[Waiter] = deque()
-        self.risen: list[tuple[float, int, Waiter]] = []  # a heap: when it entered, number, who
-
-    def note(self, subqueue: Subqueue) -> None:
-        """Put the subqueue's present first into the heap, unless it stands there already."""
-        first = subqueue.first()
-        if first is None:
-            del self.subqueues[subqueue.flow.name]
-            return
-        if self.shape.index is not None:
-            self.shape.index.add(subqueue, first.number)
-        key = (subqueue.flow.tag, first.number)
-        if key != subqueue.key:
-            subqueue.key = key
-            if len(self.subqueues) == 1:
-                self.heap.clear()  # whatever stands there is over
-            heappush(self.heap, (*key, subqueue.flow.name))
-
-    def since(self) -> float:
-        """Since when the waiter that rises next has had this level; `inf` without one."""
-        joined = self.joined[0].arrived if self.joined else math.inf
-        return min(joined, self.risen[0][0]) if self.risen else joined
-
-    def best(self) -> tuple[float, Waiter] | None:
-        """The first of the flow that has had least, and that flow's tag."""
-        subqueues, heap = self.subqueues, self.heap
-        if len(subqueues) == 1:
-            ((_, subqueue),) = subqueues.items()
-            first = subqueue.first()
-            if first is not None:
-                return subqueue.flow.tag, first
-            subqueues.clear()
-        while subqueues:
-            tag, number, name = heap[0]
-            found = subqueues.get(name)
-            if found is not None and found.key == (tag, number):
-                first = found.first()
-                if first is not None and first.number == number and found.flow.tag == tag:
-                    return tag, first
-                heappop(heap)
-                found.key = None
-                self.note(found)
-            else:
-                heappop(heap)
-        heap.clear()
-        return None
-
-
-class Flow:
-    """Whose work it is: what it has used of each limit, and how many of its calls wait."""
-
-    __slots__ = ("count", "name", "start", "tag", "usage", "weight")
-
-    def __init__(self, name: Hashable, weight: float, start: float) -> None:
-        self.name: Hashable = name
-        self.weight: float = weight
-        self.tag: float = start
-        self.start: float = start
-        self.usage: dict[Charged, float] = {}
-        self.count: int = 0
-
-    def begin(self, start: float) -> None:
-        """Come back after an absence: no credit for the time away."""
-        self.start = max(self.start, start)
-        self.usage = {charged: usage for charged, usage in self.usage.items() if usage > self.start}
-        self.tag = max(self.usage.values(), default=self.start)
-
-    def twin(self) -> Flow:
-        twin = Flow(self.name, self.weight, self.start)
-        twin.usage = dict(self.usage)
-        twin.tag = self.tag
-        return twin
-
-    def use(self, charges: Charges) -> None:
-        for charged, amount in charges:
-            used = self.usage.get(charged, self.start) + amount / charged.throughput / self.weight
-            self.usage[charged] = used
-            self.tag = max(self.tag, used)
-
-
-class Shape:
-    """All who charge the same limits: by level, highest first."""
-
-    __slots__ = ("index", "least", "levels", "order", "rises", "sleepers")
-
-    least: dict[Charged, float]  # no waiter of this shape wants less of each limit
-    sleepers: Any  # the class of shapes that this one sleeps with
-
-    def __init__(self) -> None:
-        self.levels: dict[int, Level] = {}
-        self.order: list[int] = []
-        self.index: Index | None = None
-        self.rises: float | None = (
-            None  # since when the waiter that rises next has had its level, as the index knows it
-        )
-
-    def add_level(self, number: int) -> Level:
-        level = self.levels[number] = Level(number, self)
-        self.order = sorted(self.levels, reverse=True)
-        return level
-
-    def alone(self) -> bool:
-        """Whether one waiter is all there is."""
-        if len(self.levels) > 1:
-            return False
-        subqueues = [subqueue for level in self.levels.values() for subqueue in level.subqueues.values()]
-        return len(subqueues) == 1 and len(subqueues[0].run) + len(subqueues[0].strays) - subqueues[0].gone == 1
-
-    def head(self) -> tuple[Key, Waiter] | None:
-        while self.order:
-            number = self.order[0]
-            best = self.levels[number].best()
-            if best is not None:
-                return (-number, best[0], best[1].number), best[1]
-            del self.levels[self.order.pop(0)]
-        return None
-
-    def head_without(self, flows: Collection[Hashable]) -> tuple[Key, Waiter] | None:
-        """The head, if those of some flows were not there."""
-        for number in self.order:
-            firsts = [
-                (subqueue.flow.tag, first.number, first)
-                for name, subqueue in self.levels[number].subqueues.items()
-                if name not in flows and (first := subqueue.first()) is not None
-            ]
-            if firsts:
-                tag, _, first = min(firsts)
-                return (-number, tag, first.number), first
-        return None
+__all__ = ["Charged", "Key", "Queue", "Waiter"]
 
 
 class Queue:
@@ -439,9 +206,18 @@ class Queue:
             if self.index is not None:
                 self.index.serve(flow)
             flow.use(waiter.charges)
-        self.leave(waiter)
+        run = subqueue.run
+        if subqueue.strays or run[0] is not waiter or self._count == 1:
+            self.leave(waiter)
+        else:  # the same in fewer steps: it stands in front, and does not count among the gone
+            run.popleft()
+            waiter.subqueue = None
+            flow.count -= 1
+            self._count -= 1
+            for charged, amount in waiter.charges:
+                charged.queued -= amount
         if len(level.subqueues) == 1 and len(level.shape.levels) == 1:
-            first = subqueue.first()
+            first = run[0] if run and not (subqueue.gone or subqueue.strays) else subqueue.first()
             return None if first is None else ((-level.number, flow.tag, first.number), first)
         return level.shape.head()
 
@@ -570,7 +346,8 @@ class Queue:
         for key in empty:
             del self._shapes[key]
             self._last_shape = None
-        heads.sort()
+        if len(heads) > 1:
+            heads.sort()
         return heads
 
     def first(self, now: float) -> Waiter | None:
@@ -637,8 +414,13 @@ class Queue:
         for number in reversed(shape.order):  # from the lowest, so that who is very late rises several levels
             level = shape.levels[number]
             joined, risen = level.joined, level.risen
-            while joined and (joined[0].subqueue is None or joined[0].arrived <= latest):
-                self._raise(joined.popleft(), level, now)
+            while joined:
+                earliest = joined[0]
+                if earliest.subqueue is not None:
+                    if earliest.arrived > latest:
+                        break
+                    self._raise(earliest, level, now)
+                joined.popleft()
             while risen and (risen[0][2].subqueue is None or risen[0][0] <= latest):
                 self._raise(heappop(risen)[2], level, now)
 

@@ -22,7 +22,8 @@ from heapq import heappop, heappush, heapreplace
 from itertools import count
 from typing import Any
 
-from penstock._core.queue import Flow, Key, Queue, Shape, Subqueue, Waiter
+from penstock._core.queue import Queue
+from penstock._core.subqueues import Flow, Key, Shape, Subqueue, Waiter
 from penstock._core.windows import CalendarWindow
 
 __all__ = ["MANY", "Index", "Sleepers"]

@@ -16,8 +16,9 @@ from typing import Any
 from penstock._core.bucket import Bucket
 from penstock._core.meter import Meter, Unmetered
 from penstock._core.places import Places
-from penstock._core.queue import Key, Queue, Shape, Subqueue, Waiter
+from penstock._core.queue import Key, Queue, Waiter
 from penstock._core.shapes import MANY, Index, Order, Sleepers
+from penstock._core.subqueues import Shape, Subqueue
 from penstock._core.windows import CalendarWindow, SlidingWindow
 from penstock.limits import Calendar, InFlight, Rate, Sliding, Unlimited
 
@@ -169,34 +170,42 @@ def charge_if_ready(charges: Charges, now: float, due: float = math.inf) -> Rece
             there, as far as its `catch_up` allows.
     """
     receipts: Receipts = []
+    receipt = None
     try:
         for state, amount in charges:
             meter = state.meter
             if state.paused_until > now or not (meter.predictable or _ready_at(charges[len(receipts) :], now) <= now):
                 break
-            moment = now if due >= now else max(due, now - meter.catch_up)
-            receipts.append((meter, meter.charge_if_ready(amount, moment)))
-            if receipts[-1][1] is None:
-                receipts.pop()
+            if due >= now:
+                receipt = meter.charge_if_ready(amount, now)
+            else:
+                receipt = meter.charge_if_ready(amount, max(due, now - meter.catch_up))
+            if receipt is None:
                 break
+            receipts.append((meter, receipt))
         else:
             return receipts
     except BaseException:
-        if receipts and receipts[-1][1] is None:
-            receipts.pop()
+        if receipt is not None and not (receipts and receipts[-1][1] is receipt):
+            receipts.append((meter, receipt))
         undo(charges[: len(receipts)], receipts, now)
         raise
-    undo(charges[: len(receipts)], receipts, now)
+    if receipts:
+        undo(charges[: len(receipts)], receipts, now)
     return None
 
 
 def _due(queue: Queue, waiter: Waiter, now: float) -> float:
     """When the waiter should have had its turn: `now`, unless the turn that `admit` announced comes late."""
     due = max(queue.due, waiter.arrived)
-    if now - due <= _ROUNDING:
+    charges: Charges = waiter.charges  # type: ignore[assignment]
+    for state, _ in charges:
+        if state.meter.catch_up:
+            break
+    else:
         return now
-    for state, amount in waiter.charges:
-        due = max(due, state.paused_until, state.meter.ready_since(amount, now))  # type: ignore[attr-defined]
+    for state, amount in charges:
+        due = max(due, state.paused_until, state.meter.ready_since(amount, now))
     return due if now - due > _ROUNDING else now
 
 
@@ -269,15 +278,18 @@ def _admit_few(queue: Queue, now: float, grant: Grant) -> float:
     blocked: list[tuple[Waiter, float]] = []
     while heads:
         _, waiter = heappop(heads)
+        due = _due(queue, waiter, now) if queue.due < now else now
         while True:  # one after another of this shape, as long as no other shape's head comes between
             charges: Charges = waiter.charges  # type: ignore[assignment]
             if blocked and _ready_at(charges, now) <= now and _delayed(blocked, charges, now) is not None:
                 break  # it could go, but a waiter before it would be later
-            if not _serve(queue, waiter, now):
+            receipts = waiter.receipts = charge_if_ready(charges, now, due)
+            if receipts is None:
                 next_turn = min(next_turn, _ready_at(charges, now))
                 break
+            due = now  # of a late turn only the first grant is dated back
             behind = queue.take(waiter)
-            grant(waiter, waiter.receipts, now)
+            grant(waiter, receipts, now)
             if behind is None:
                 break
             if heads and behind[0] > heads[0][0]:
@@ -287,20 +299,6 @@ def _admit_few(queue: Queue, now: float, grant: Grant) -> float:
         if waiter.subqueue is not None and heads and len(blocked) < _PROTECTED:
             blocked.append((waiter, _horizon(waiter.charges, now)))  # type: ignore[arg-type]
     return next_turn
-
-
-def _serve(queue: Queue, waiter: Waiter, now: float) -> bool:
-    """Charge the waiter and give it its receipts, if all of it is ready; either both or neither."""
-    charges: Charges = waiter.charges  # type: ignore[assignment]
-    receipts = None
-    try:
-        receipts = charge_if_ready(charges, now, _due(queue, waiter, now) if queue.due < now else now)
-        waiter.receipts = receipts
-    except BaseException:
-        if receipts is not None and waiter.receipts is not receipts:
-            undo(charges, receipts, now)
-        raise
-    return receipts is not None
 
 
 def _delayed(blocked: list[tuple[Waiter, float]], charges: Charges, now: float) -> LimitState | None:
@@ -435,14 +433,17 @@ class _Turn:
         now = self._now
         shape: Shape = waiter.subqueue.level.shape  # type: ignore[union-attr]  # it waits
         if shape.sleepers.state is None or shape.sleepers.open:
+            due = _due(queue, waiter, now) if queue.due < now else now
             while True:
                 charges: Charges = waiter.charges  # type: ignore[assignment]
                 ready, excludes = self._what_excludes(charges)
-                if not ready or not _serve(queue, waiter, now):
+                receipts = waiter.receipts = charge_if_ready(charges, now, due) if ready else None
+                if receipts is None:
                     self._sleep(shape, waiter, excludes)
                     break
+                due = now
                 behind = queue.take(waiter)
-                grant(waiter, waiter.receipts, now)
+                grant(waiter, receipts, now)
                 if behind is None:
                     return
                 if behind[0] > self._next_key(behind[0]):
