@@ -102,21 +102,18 @@ class Bucket(Meter):
         return self.ready_after(ahead, cost, now) if self.overdraft else self.ready_at(ahead + cost, now)
 
     def charge(self, cost: float, now: float) -> Receipt:
-        before, rounded = self.tat, self.rounding
-        tat, refill = before, now * self.rate + self.offset
-        try:
-            if tat <= refill:
-                tat, self.rounding = refill, 0.0
-            if cost % 1:
-                exact = cost - self.rounding
-                self.tat = tat + exact
-                self.rounding = (self.tat - tat) - exact
-            else:
-                self.tat = tat + cost
-            return self.tat, now
-        except BaseException:  # a signal handler's: either charged, with a receipt, or not at all
-            self.tat, self.rounding = before, rounded
-            raise
+        tat, refill, rounding = self.tat, now * self.rate + self.offset, self.rounding
+        if tat <= refill:
+            tat, rounding = refill, 0.0
+        if cost % 1:
+            exact = cost - rounding
+            charged = tat + exact
+            rounding = (charged - tat) - exact
+        else:
+            charged = tat + cost
+        receipt = charged, now
+        self.tat, self.rounding = charged, rounding  # last, and at once: a signal handler that raises finds all or nothing
+        return receipt
 
     def charge_if_ready(self, cost: float, now: float) -> Receipt | None:
         refill = now * self.rate + self.offset
@@ -147,8 +144,9 @@ class Bucket(Meter):
             return
         # Nobody came after it, so it is taken off the sum as if it had never been: no trace is left of who tried in vain.
         exact = -max(0.0, min(amount, self.used(now))) - self.rounding
-        self.tat = tat + exact
-        self.rounding = (self.tat - tat) - exact
+        reduced = tat + exact
+        rounding = (reduced - tat) - exact
+        self.tat, self.rounding = reduced, rounding
 
     def top_up(self, amount: float, more: float, receipt: Receipt, now: float) -> tuple[float, float, Receipt]:
         # As if what can still be given back were charged again now, with the rest: one receipt then stands for both.

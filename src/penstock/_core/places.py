@@ -66,18 +66,18 @@ class Places(Meter):
     def _expire(self, now: float) -> None:
         holds = self._holds
         while holds and (holds[0].until <= now or not holds[0].amount):
-            hold = holds.popleft()
+            hold = holds[0]
             if hold.amount:
-                self.lost.append(hold)
                 self._free(hold, hold.amount)
+                self.lost.append(hold)
+            holds.popleft()
 
     def _free(self, hold: Hold, amount: float) -> None:
-        hold.amount -= amount
-        self.taken -= amount
-        if not hold.amount:
-            self.holders -= 1
-            if not self.holders:
-                self.taken = 0.0
+        left = hold.amount - amount
+        holders = self._holders if left else self._holders - 1
+        taken = self.taken - amount if holders else 0.0
+        # In one statement, here and in `charge`: a signal handler that raises finds all or nothing.
+        hold.amount, self.taken, self._holders = left, taken, holders
 
     def ready_at(self, cost: float, now: float) -> float:
         self._expire(now)
@@ -101,14 +101,13 @@ class Places(Meter):
 
     def charge(self, cost: float, now: float) -> Hold:
         self._expire(now)
-        hold = Hold(cost, math.inf if self.ttl is None else now + self.ttl)
-        self.taken += cost
-        self.holders += 1 if cost else 0
+        hold = Hold(0.0, math.inf if self.ttl is None else now + self.ttl)
         if self.ttl is not None:
             holds = self._holds
             holds.append(hold)
             if len(holds) > 1 and hold.until < holds[-2].until:  # the time to live was shortened in the meantime
                 self._holds = deque(sorted(holds, key=lambda hold: hold.until))
+        hold.amount, self.taken, self._holders = cost, self.taken + cost, self._holders + (1 if cost else 0)
         return hold
 
     def give_back(self, amount: float, receipt: Hold, now: float) -> None:

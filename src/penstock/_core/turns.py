@@ -185,14 +185,23 @@ def charge_if_ready(charges: Charges, now: float, due: float = math.inf) -> Rece
             receipts.append((meter, receipt))
         else:
             return receipts
+        receipt = None
+        _take_back(charges, receipts, now)
     except BaseException:
         if receipt is not None and not (receipts and receipts[-1][1] is receipt):
             receipts.append((meter, receipt))
-        undo(charges[: len(receipts)], receipts, now)
+        _take_back(charges, receipts, now)
         raise
-    if receipts:
-        undo(charges[: len(receipts)], receipts, now)
     return None
+
+
+def _take_back(charges: Charges, receipts: Receipts, now: float) -> None:
+    """Undo the charges that have receipts; receipts that are left after an exception are those not undone yet."""
+    while receipts:
+        _, amount = charges[len(receipts) - 1]
+        meter, receipt = receipts[-1]
+        # In one statement, so that nothing is undone twice: signal handlers do not run where a Python function returns.
+        _ = (meter.undo(amount, receipt, now), receipts.pop())
 
 
 def _due(queue: Queue, waiter: Waiter, now: float) -> float:

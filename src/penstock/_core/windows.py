@@ -118,12 +118,13 @@ class SlidingWindow(Meter):
 
     def charge(self, cost: float, now: float) -> Entry:
         self._expire(now)
-        log = self.log
-        entry = Entry(now, cost)
-        self._total, self._rounding = _add(self._total, self._rounding, cost)
-        log.append(entry)
-        if len(log) > 2 * self._slices:
+        if len(self.log) >= 2 * self._slices:
             self._compress()
+        entry = Entry(now, 0.0)
+        self.log.append(entry)
+        total, rounding = _add(self._total, self._rounding, cost)
+        # In one statement: a signal handler that raises finds all or nothing.
+        self._total, self._rounding, entry.amount = total, rounding, cost
         return entry
 
     def _compress(self) -> None:
@@ -149,8 +150,8 @@ class SlidingWindow(Meter):
         while receipt.into is not None:
             receipt = receipt.into
         back = min(amount, receipt.amount)
-        receipt.amount -= back
-        self._total, self._rounding = _add(self._total, self._rounding, -back)
+        total, rounding = _add(self._total, self._rounding, -back)
+        self._total, self._rounding, receipt.amount = total, rounding, receipt.amount - back
 
     def level(self, now: float) -> float:
         self._expire(now)
