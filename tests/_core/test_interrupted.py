@@ -200,7 +200,9 @@ def test_rebuilding_keeps_levels_arrivals_and_what_flows_have_used():
     late = Waiter(((state, 1.0),), 1, "b")
     queue.join(late, 11.5)
     before = [waiter for _, waiter in queue.heads(11.5)]
-    assert (before, waiters[1].level) == ([late], 1), "one has risen to the level of the late one, whose flow has had less"
+    assert (before, waiters[1].level) == ([late], 1), (
+        "one has risen to the level of the late one, whose flow has had less"
+    )
     queue.rebuild([late, waiters[2], waiters[1]])
     assert [(w.arrived, w.level) for w in (waiters[1], waiters[2], late)] == [(1.0, 1), (2.0, 0), (11.5, 1)]
     assert queue.heads(11.9)[0][1] is late

@@ -112,7 +112,10 @@ class Bucket(Meter):
         else:
             charged = tat + cost
         receipt = charged, now
-        self.tat, self.rounding = charged, rounding  # last, and at once: a signal handler that raises finds all or nothing
+        self.tat, self.rounding = (
+            charged,
+            rounding,
+        )  # last, and at once: a signal handler that raises finds all or nothing
         return receipt
 
     def charge_if_ready(self, cost: float, now: float) -> Receipt | None:
