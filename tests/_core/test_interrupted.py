@@ -118,14 +118,14 @@ def test_a_queue_that_was_interrupted_at_any_line_is_rebuilt_as_it_was(monkeypat
         world, model = World(("a", "b")), World(("a", "b"))
         for one in (world, model):
             one.admit()
+        head = world.queue.heads(25.0)[0][1]
         if change == "restore":
-            taken = world.queue.heads(25.0)[0][1]
-            world.queue.take(taken)
+            world.queue.take(head)
         works = {
             "join": lambda world=world: world.queue.join(Waiter(world.waiters[0].charges, 0, "c"), 25.0),
             "leave": lambda world=world: world.queue.leave(world.waiting()[2]),
-            "take": lambda world=world: world.queue.take(world.queue.heads(25.0)[0][1]),
-            "restore": lambda world=world: world.queue.restore(taken),
+            "take": lambda world=world, head=head: world.queue.take(head),
+            "restore": lambda world=world, head=head: world.queue.restore(head),
             "heads": lambda world=world: world.queue.heads(200.0),
             "recharge": lambda world=world: world.queue.recharge({world.states[0]: (world.states[0],)}),
         }

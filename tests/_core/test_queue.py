@@ -423,3 +423,31 @@ def test_a_line_that_takes_in_another_knows_all_that_is_asked_for():
     for waiter in waiters:
         mine.leave(waiter)
     assert (tokens.queued, requests.queued) == (0.0, 0.0)
+
+
+def test_a_waiter_whose_time_to_rise_is_off_by_a_rounding_error_does_not_hang_the_queue():
+    """`entered ≤ now − 7.7`, and yet `(now − entered) // 7.7` is 0: it rose by no level, for ever."""
+    limit = Counted()
+    queue = Queue(7.7)
+    waiter = Waiter(((limit, 1.0),))
+    queue.join(waiter, 243.46496119770245)
+    assert queue.heads(251.16496119770244) == [((-1, 0.0, 1), waiter)]
+
+
+def test_a_flow_that_was_forgotten_and_comes_back_to_its_old_place_is_counted_and_charged():
+    """Its old subqueue still stood in the level, and belonged to a flow that nobody knew any more."""
+    limit = Counted()
+    queue = Queue(math.inf)
+    stays = Waiter(((limit, 1.0),), 0, "stays")
+    queue.join(stays, 0.0)
+    gone = Waiter(((limit, 1.0),), 0, "back")
+    queue.join(gone, 0.0)
+    queue.leave(gone)
+    queue._sweep()
+    assert not queue.waits("back")
+    back = Waiter(((limit, 1.0),), 0, "back")
+    queue.join(back, 0.0)
+    check_books(queue)
+    queue.take(back)
+    assert not queue.waits("back")
+    check_books(queue)

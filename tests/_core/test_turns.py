@@ -442,3 +442,14 @@ def test_nothing_used_is_nothing_in_a_limit_of_another_kind():
     state = LimitState("requests", Rate(10, 1.0), "requests")
     state.promise(sliding(20, 4), 3.0)
     assert state.meter.idle(3.0)
+
+
+def test_a_meter_that_cannot_undo_is_not_charged_for_a_call_that_another_limit_refuses():
+    """All or nothing, also with a kind of limit of a user's own that gives nothing back."""
+    own, rate = LimitState("tickets", Ticket(), "tickets"), LimitState("requests", Rate(1, 1.0), "requests")
+    charges = ((own, 1.0), (rate, 1.0))
+    assert charge_if_ready(charges, 0.0) is not None
+    assert charge_if_ready(charges, 0.0) is None
+    assert own.meter.level(0.0) == 2
+    assert charge_if_ready(charges, 1.0) is not None
+    assert own.meter.level(1.0) == 1

@@ -15,7 +15,7 @@ What rounding is left is forgiven in the comparison and never in the state, so i
 What is given back is added to the refill (`offset`), as if the clock had run ahead: then `tat` is the sum of all charges, and
 what a charge left behind can be compared with what is there now, whatever was given back in between.
 
-An idle bucket equals a new one: whoever keeps many can forget it the moment it is full, with no loss of truth.
+An idle bucket equals a new one: a full bucket can be forgotten with no loss of truth.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class Bucket(Meter):
         if receipt[0] < tat or (self.refunds is not None and self.refunds.seen(tat)):
             self._give_back(amount, receipt, now)
             return
-        # Nobody came after it, so it is taken off the sum as if it had never been: no trace is left of who tried in vain.
+        # No charge came after it, so take it off the sum as if it had never been: a call that was tried in vain leaves no trace.
         exact = -max(0.0, min(amount, self.used(now))) - self.rounding
         reduced = tat + exact
         rounding = (reduced - tat) - exact

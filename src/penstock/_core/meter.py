@@ -40,9 +40,9 @@ class Meter:
     """Seconds by which a charge may be dated back, at most to `ready_since`, where a timer was late."""
 
     def ready_at(self, cost: float, now: float) -> float:
-        """The earliest moment, `now` or later, at which `cost` could be charged if nobody else came.
+        """The earliest moment, `now` or later, at which `cost` could be charged if no other call came.
 
-        Never refuses for size: a cost above the capacity is the caller's to find. `inf`: only when somebody gives back.
+        Never refuses for size: the caller checks that a cost does not exceed the capacity. `inf`: only after a give-back.
         """
         raise NotImplementedError
 
@@ -90,11 +90,11 @@ class Meter:
         return twin.ready_at(cost, now)
 
     def ready_behind(self, ahead: float, cost: float, now: float) -> float:
-        """`ready_at(cost, now)` for one who waits in the queue, behind others who want `ahead` in all and go first."""
+        """`ready_at(cost, now)` for a waiter behind others that want `ahead` in all, and go first."""
         return self.ready_at(ahead + cost, now)
 
     def idle(self, now: float) -> bool:
-        """Whether this meter could be replaced by a new one with no difference to anybody."""
+        """Whether this meter could be replaced by a new one without any difference."""
         return False
 
     def used(self, now: float) -> float:
@@ -109,7 +109,7 @@ class Meter:
         return False
 
     def pack(self) -> Any:
-        """All that is to be kept of this meter while nobody uses it, as small as can be; None: the meter itself."""
+        """The state to keep of this meter while it is not used, as small as possible; None: the meter itself."""
         return None
 
     def unpack(self, packed: Any) -> None:

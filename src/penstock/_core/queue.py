@@ -1,11 +1,11 @@
-"""The queue: who waits, and in which order.
+"""The queue: all waiters of one group of limits, in the order of their turns.
 
-Nothing here waits or grants: a queue is an ordered collection of those who do, and answers who would be next.
+Nothing here waits or grants. A queue is an ordered collection of waiters, and tells which of them is next.
 
 The order is: higher level first (`priority`, plus one for every `ageing` seconds in the queue); within a level, the flow that
-has had least of its dominant resource; within a flow, order of arrival. Calls that charge the same limits form one queue,
-called a shape, because the first of them speaks for all: whoever is behind it needs the same limits. So there are as many
-candidates for the next turn as there are shapes, not as there are waiters, and 100,000 equal waiters cost no more than ten.
+has had least of its dominant resource; within a flow, order of arrival. Waiters that charge the same limits form a shape. Its
+first waiter speaks for all of them, as the others need the same limits. So there are as many candidates for the next turn as
+there are shapes, not as there are waiters, and 100,000 equal waiters cost no more than ten.
 
 Flows share by dominant-resource fairness (Ghodsi et al., NSDI 2011), in the memoryless form of start-time fair queueing
 (Goyal et al., 1996): a flow's tag is the largest of its usages, each in seconds of that limit's throughput divided by the
@@ -26,7 +26,7 @@ __all__ = ["Charged", "Key", "Queue", "Waiter"]
 
 
 class Queue:
-    """Those who wait for one group of limits.
+    """The waiters of one group of limits.
 
     Args:
         ageing: Seconds in the queue after which a call rises one level; `inf` for never.
@@ -55,7 +55,7 @@ class Queue:
         self._shapes: dict[tuple[Charged, ...], Shape] = {}
         self._flows: dict[Hashable, Flow] = {}
         self._last_charges: Charges = ()
-        self._last_shape: Shape | None = None  # of the last who came; None once it may be gone
+        self._last_shape: Shape | None = None  # of the last waiter that joined; None once it may be gone
         self.due = math.inf  # the next turn, as `admit` announced it
         self._arrivals = 0
         self._count = 0
@@ -68,7 +68,7 @@ class Queue:
         return self._count
 
     def __iter__(self) -> Iterator[Waiter]:
-        """Everybody who waits, in no particular order."""
+        """All waiters, in no particular order."""
         for shape in list(self._shapes.values()):
             for level in list(shape.levels.values()):
                 for subqueue in list(level.subqueues.values()):
@@ -76,7 +76,7 @@ class Queue:
 
     @property
     def shape_count(self) -> int:
-        """How many shapes are known. Of some nobody may wait any more."""
+        """How many shapes are known. Some may have no waiter any more."""
         return len(self._shapes)
 
     def shapes(self) -> list[Shape]:
@@ -85,7 +85,7 @@ class Queue:
         return list(self._shapes.values())
 
     def join(self, waiter: Waiter, now: float) -> bool:
-        """Let `waiter` in at the end of its flow; return whether it is now the first of its shape."""
+        """Add `waiter` at the end of its flow; return whether it is now the first of its shape."""
         waiter.arrived = waiter.entered = now
         waiter.level = waiter.priority
         self._arrivals += 1
@@ -117,14 +117,14 @@ class Queue:
         return head is not None and head[1] is waiter
 
     def take_in(self, other: Queue) -> list[Waiter]:
-        """Let all of another queue in, in the order in which they arrived there; return them."""
-        everybody = sorted(other, key=lambda waiter: waiter.number)
-        # All of them, before one joins: the last to leave a queue clears what is asked for of its limits.
-        for waiter in everybody:
+        """Move all waiters of another queue here, in the order of their arrival there; return them."""
+        waiters_in_order = sorted(other, key=lambda waiter: waiter.number)
+        # All leave before one joins: when the last one leaves, the queue clears the sums of its limits.
+        for waiter in waiters_in_order:
             other.leave(waiter)
-        for waiter in everybody:
+        for waiter in waiters_in_order:
             self.join(waiter, waiter.arrived)
-        return everybody
+        return waiters_in_order
 
     def _shape_of(self, charges: Charges) -> Shape:
         key = tuple([charged for charged, _ in charges])
@@ -138,7 +138,7 @@ class Queue:
         return shape
 
     def _sweep_shapes(self) -> None:
-        """Forget the shapes of which nobody waits."""
+        """Forget the shapes that have no waiter."""
         self._shapes = {key: shape for key, shape in self._shapes.items() if shape.head() is not None}
         self._sweep_shapes_at = 64 + 2 * len(self._shapes)
         self._last_shape = None
@@ -150,9 +150,9 @@ class Queue:
         return flow
 
     def _sweep(self) -> None:
-        """Forget the flows that are away and have had no more than others; and of the others, all but the 500 that had most.
+        """Forget flows without waiters: all that have had no more than others, and of the rest all but the 500 that had most.
 
-        Else a program with a flow per request would keep them all: each has had one call more than the next that comes.
+        Else a program with a flow per request would keep them all, as each has had one call more than the next new one.
         """
         flows = self._flows.values()
         owing = nlargest(500, (f for f in flows if not f.count and f.tag > self._turn_tag), key=lambda f: f.tag)
@@ -166,7 +166,7 @@ class Queue:
         subqueue = level.subqueues.get(flow.name)
         if subqueue is not None and subqueue.flow is flow:
             run = subqueue.run
-            # In order, as almost always; and not only behind those who wait no more.
+            # In order, as almost always; and not only behind waiters that are gone.
             if run and run[-1].number < waiter.number and not (subqueue.gone and subqueue.first() is None):
                 run.append(waiter)
                 waiter.subqueue = subqueue
@@ -178,7 +178,7 @@ class Queue:
         return level, True
 
     def leave(self, waiter: Waiter) -> None:
-        """Let `waiter` go, wherever it stands. Does nothing if it does not wait."""
+        """Remove `waiter`, wherever it stands. Does nothing if it is not in the queue."""
         subqueue = waiter.subqueue
         if subqueue is None:
             return
@@ -194,12 +194,12 @@ class Queue:
             self._clear()
 
     def take(self, waiter: Waiter) -> tuple[Key, Waiter] | None:
-        """Let `waiter`, the first of its shape, go because it is its turn; return who is first of that shape now.
+        """Take out `waiter`, the first of its shape, because its turn has come; return the first of that shape now.
 
-        Its flow has now had that much more.
+        Its flow is charged for it.
         """
         subqueue = waiter.subqueue
-        assert subqueue is not None  # only who waits can have a turn
+        assert subqueue is not None  # only a waiter in the queue has a turn
         flow, level = subqueue.flow, subqueue.level
         if len(self._flows) > 1:
             self._turn_tag = max(self._turn_tag, flow.tag)
@@ -222,7 +222,7 @@ class Queue:
         return level.shape.head()
 
     def restore(self, waiter: Waiter) -> None:
-        """Let `waiter`, who was taken and had no turn after all, back in where it stood."""
+        """Put `waiter`, which was taken and had no turn after all, back where it stood."""
         shape = self._shape_of(waiter.charges)
         flow = self._flows.get(waiter.flow) or self._new_flow(waiter.flow)
         for charged, amount in waiter.charges:
@@ -247,21 +247,21 @@ class Queue:
             self.index.joined(shape, waiter)
 
     def flows(self, most: int) -> list[Hashable]:
-        """Those of which somebody waits, at most so many, who has had least first."""
+        """The flows that have waiters, least served first, at most so many."""
         waiter = (flow for flow in self._flows.values() if flow.count)
         return [flow.name for flow in nsmallest(most, waiter, key=lambda flow: flow.tag)]
 
     def shared(self) -> bool:
-        """Whether calls of more than one flow wait."""
+        """Whether more than one flow has waiters."""
         return sum(1 for _ in islice((flow for flow in self._flows.values() if flow.count), 2)) > 1
 
     def waits(self, name: Hashable) -> bool:
-        """Whether anybody of that flow waits."""
+        """Whether that flow has waiters."""
         flow = self._flows.get(name)
         return flow is not None and flow.count > 0
 
     def delay(self, name: Hashable, seconds: float) -> None:
-        """Let a flow have had that much more: somebody else has seen to its calls."""
+        """Charge a flow for so many seconds more, as its calls were served elsewhere."""
         flow = self._flows.get(name)
         if flow is not None:
             flow.start += seconds
@@ -278,11 +278,11 @@ class Queue:
                     level.note(subqueue)
 
     def recharge(self, renewed: Mapping[Charged, tuple[Charged, ...]]) -> None:
-        """Charge all who wait on what took the place of the limits in `renewed`. Nobody loses its place."""
-        everybody = sorted(self, key=lambda waiter: waiter.number)
+        """Charge all waiters on the limits that replace those in `renewed`. No waiter loses its place."""
+        waiters_in_order = sorted(self, key=lambda waiter: waiter.number)
         self._clear()
-        for waiter in everybody:
-            assert waiter.subqueue is not None  # who is in the queue stands somewhere
+        for waiter in waiters_in_order:
+            assert waiter.subqueue is not None  # every waiter of the queue is in a subqueue
             flow = waiter.subqueue.flow
             charges = {new: amount for old, amount in waiter.charges for new in renewed.get(old, (old,))}
             waiter.charges = tuple(charges.items())
@@ -293,7 +293,7 @@ class Queue:
 
         Each has joined before, and keeps its place: its level, and its arrival. Flows keep what they have used.
         """
-        everybody = sorted(waiters, key=lambda waiter: waiter.number)
+        waiters_in_order = sorted(waiters, key=lambda waiter: waiter.number)
         for waiter in list(self):
             waiter.subqueue = None
         self._clear()
@@ -301,10 +301,10 @@ class Queue:
         for flow in self._flows.values():
             flow.count = 0
             flow.tag = max([flow.start, *flow.usage.values()])
-        for waiter in everybody:
+        for waiter in waiters_in_order:
             for charged, _ in waiter.charges:
                 charged.queued = 0.0
-        for waiter in everybody:
+        for waiter in waiters_in_order:
             flow = self._flows.get(waiter.flow) or self._new_flow(waiter.flow)
             self._reenter(waiter, flow)
             flow.count += 1
@@ -319,7 +319,7 @@ class Queue:
         heappush(level.risen, (waiter.entered, waiter.number, waiter))
 
     def _clear(self) -> None:
-        """Begin anew with nobody in the queue, and with sums of fractions that are an exact nought."""
+        """Begin anew without waiters, and with sums of fractions that are exactly 0."""
         for shape_key in self._shapes:
             for charged in shape_key:
                 charged.queued = 0.0
@@ -328,9 +328,9 @@ class Queue:
         self.index = None
 
     def heads(self, now: float, without: Collection[Hashable] = ()) -> list[tuple[Key, Waiter]]:
-        """The first of every shape with its place in the order; who may go next is one of them. Smallest key first.
+        """The first waiter of every shape with its key, smallest key first. The next turn is one of theirs.
 
-        `without`: flows that are passed over, as if nobody of them waited.
+        `without`: flows that are passed over, as if they had no waiters.
         """
         heads = []
         empty = []
@@ -363,7 +363,7 @@ class Queue:
             self.index.wake(states)
 
     def queued_ahead(self, waiter: Waiter) -> dict[Charged, float]:
-        """What those who go before `waiter`, who is the last of its level, have asked for of each limit it needs."""
+        """What the waiters before `waiter`, the last of its level, have asked for of each limit that it needs."""
         levels = {number for shape in self._shapes.values() for number in shape.order}
         if min(levels) == waiter.level:
             return {charged: max(0.0, charged.queued - amount) for charged, amount in waiter.charges}
@@ -376,9 +376,9 @@ class Queue:
         return ahead
 
     def due_before(self, waiter: Waiter) -> dict[Charged, float]:
-        """`queued_ahead`, as it is where flows take turns: of another flow only what goes before `waiter` as things stand.
+        """`queued_ahead` where flows take turns: of another flow only the calls that go before `waiter` as things stand.
 
-        It looks at everybody who waits, so it is for those few who need to know.
+        It looks at all waiters, so it is for rare questions.
         """
         ahead = dict.fromkeys((charged for charged, _ in waiter.charges), 0.0)
         flows = {flow.name: flow.twin() for flow in self._flows.values() if flow.count}
@@ -411,7 +411,7 @@ class Queue:
 
     def raise_levels(self, shape: Shape, now: float) -> None:
         latest = now - self.ageing
-        for number in reversed(shape.order):  # from the lowest, so that who is very late rises several levels
+        for number in reversed(shape.order):  # from the lowest, so that a very late waiter rises several levels
             level = shape.levels[number]
             joined, risen = level.joined, level.risen
             while joined:

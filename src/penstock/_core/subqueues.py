@@ -15,12 +15,12 @@ __all__ = ["Charged", "Charges", "Flow", "Index", "Key", "Level", "Shape", "Subq
 
 
 class Charged(Protocol):
-    """What a waiter call will be charged on: one limit."""
+    """One limit, as a queue knows it."""
 
     throughput: float
     """Units per second, to compare the use of different limits."""
     queued: float
-    """Units that all who wait have asked for."""
+    """Units that all waiters together have asked for."""
 
 
 Charges = tuple[tuple[Charged, float], ...]
@@ -39,10 +39,10 @@ class Index(Protocol):
 
 
 class Waiter:
-    """One who waits, once: whoever comes back to the same queue is a new one.
+    """A call that waits in a queue, once: a call that comes back is a new waiter.
 
-    `number` is the order of arrival, 0 before it; `subqueue` is None when it waits no more. When it arrived, its level and when it
-    entered that, are the queue's to say.
+    `number` is the order of arrival, 0 before it. `subqueue` is None while it is in no queue. `receipts` are what `admit` charged,
+    None before its turn. The queue sets the moment of its arrival, its level and since when it has had that.
     """
 
     __slots__ = ("arrived", "charges", "entered", "flow", "level", "number", "priority", "receipts", "subqueue")
@@ -62,9 +62,9 @@ class Waiter:
 
 
 class Subqueue:
-    """Those of one shape, level and flow, in order of arrival.
+    """The waiters of one shape, level and flow, in order of arrival.
 
-    Almost everybody arrives in order, which is a deque; the few who rise into the subqueue from a lower level are strays.
+    Almost all arrive in order, which is a deque; the few that rise from a lower level are strays.
     """
 
     __slots__ = ("flow", "gone", "key", "level", "run", "strays")
@@ -74,8 +74,8 @@ class Subqueue:
         self.level = level
         self.run: deque[Waiter] = deque()
         self.strays: list[tuple[int, Waiter]] = []
-        self.gone = 0  # how many entries of `run` and `strays` wait no more
-        self.key: tuple[float, int] | None = None  # what stands for this subqueue in the level's heap
+        self.gone = 0  # how many entries of `run` and `strays` have left
+        self.key: tuple[float, int] | None = None  # this subqueue's entry in the level's heap
 
     def add(self, waiter: Waiter) -> None:
         if self.run and self.run[-1].number > waiter.number:
@@ -103,12 +103,12 @@ class Subqueue:
 
     def forget_the_gone(self) -> None:
         self.run = deque(w for w in self.run if w.subqueue is self)
-        self.strays = sorted(item for item in self.strays if item[1].subqueue is self)  # what is in order is a heap
+        self.strays = sorted(item for item in self.strays if item[1].subqueue is self)  # a sorted list is a heap
         self.gone = 0
 
 
 class Level:
-    """All subqueues of one shape and level. `joined` and `risen` are all who entered, earliest first, to raise them in time."""
+    """All subqueues of one shape and level. `joined` and `risen` hold all waiters that entered it, earliest first, to raise them."""
 
     __slots__ = ("heap", "joined", "number", "risen", "shape", "subqueues")
 
@@ -118,10 +118,10 @@ class Level:
         self.subqueues: dict[Hashable, Subqueue] = {}
         self.heap: list[tuple[float, int, Hashable]] = []
         self.joined: deque[Waiter] = deque()
-        self.risen: list[tuple[float, int, Waiter]] = []  # a heap: when it entered, number, who
+        self.risen: list[tuple[float, int, Waiter]] = []  # a heap: when it entered, number, waiter
 
     def note(self, subqueue: Subqueue) -> None:
-        """Put the subqueue's present first into the heap, unless it stands there already."""
+        """Put the subqueue's first waiter into the heap, unless it stands there already."""
         first = subqueue.first()
         if first is None:
             del self.subqueues[subqueue.flow.name]
@@ -132,7 +132,7 @@ class Level:
         if key != subqueue.key:
             subqueue.key = key
             if len(self.subqueues) == 1:
-                self.heap.clear()  # whatever stands there is over
+                self.heap.clear()  # its entries are outdated
             heappush(self.heap, (*key, subqueue.flow.name))
 
     def since(self) -> float:
@@ -141,7 +141,7 @@ class Level:
         return min(joined, self.risen[0][0]) if self.risen else joined
 
     def best(self) -> tuple[float, Waiter] | None:
-        """The first of the flow that has had least, and that flow's tag."""
+        """The first waiter of the least served flow, and that flow's tag."""
         subqueues, heap = self.subqueues, self.heap
         if len(subqueues) == 1:
             ((_, subqueue),) = subqueues.items()
@@ -166,7 +166,7 @@ class Level:
 
 
 class Flow:
-    """Whose work it is: what it has used of each limit, and how many of its calls wait."""
+    """A flow: what it has used of each limit, and how many waiters it has."""
 
     __slots__ = ("count", "name", "start", "tag", "usage", "weight")
 
@@ -198,7 +198,7 @@ class Flow:
 
 
 class Shape:
-    """All who charge the same limits: by level, highest first."""
+    """All waiters that charge the same limits: by level, highest first."""
 
     __slots__ = ("index", "least", "levels", "order", "rises", "sleepers")
 
@@ -235,7 +235,7 @@ class Shape:
         return None
 
     def head_without(self, flows: Collection[Hashable]) -> tuple[Key, Waiter] | None:
-        """The head, if those of some flows were not there."""
+        """The head, if some flows had no waiters."""
         for number in self.order:
             firsts = [
                 (subqueue.flow.tag, first.number, first)

@@ -1,4 +1,4 @@
-"""Whose turn it is: all or nothing over several limits, and who may pass whom.
+"""Turns: all or nothing over several limits, and which waiter may pass which.
 
 Nothing here waits or reads a clock. A call is charged on all its limits at one instant, or on none. The first in the queue goes
 as soon as it can; a later one may pass only where that cannot make an earlier one later (EASY backfill, Lifka 1995): after
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 _PROTECTED = 16
-"""How many of those who must wait are protected from being delayed; the order of the rest is theirs by turn."""
+"""How many blocked waiters are protected from delay by later ones. Those behind them are looked at in the queue's order only."""
 
 _ROUNDING = 1e-6
 """Seconds by which a turn may be late and count as punctual."""
@@ -62,7 +62,7 @@ def meter_for(limit: Any) -> Meter:
 
 
 class LimitState:
-    """One limit of a limiter: whose unit it is, what was promised, and how much of it is used."""
+    """One limit of a limiter: its unit, what was promised, and how much of it is used."""
 
     __slots__ = ("label", "limit", "meter", "paused_until", "queued", "throughput", "unit")
 
@@ -98,7 +98,7 @@ class LimitState:
         self._weigh()
 
     def go_on_from(self, meter: Meter, now: float, lead: float) -> None:
-        """Count as used, in a meter that is new, what is used in another.
+        """Count in this new meter what another meter has counted as used.
 
         Not in one of places: only a permit that was charged here can give them back, so they would be held for ever.
         """
@@ -139,7 +139,7 @@ def ready_at(charges: Charges, now: float) -> tuple[float, LimitState | None]:
 
 
 def ready_behind(charges: Charges, ahead: Mapping[Any, float], now: float) -> tuple[float, LimitState | None]:
-    """`ready_at` for one who waits in the queue, behind others who want so much of each state in all and go first."""
+    """`ready_at` for a waiter behind others that want so much of each state in all, and go first."""
     latest, last = now, None
     for state, amount in charges:
         before = ahead.get(state)
@@ -151,7 +151,7 @@ def ready_behind(charges: Charges, ahead: Mapping[Any, float], now: float) -> tu
 
 
 def _ready_at(charges: Charges, now: float) -> float:
-    """`ready_at`, for those who need not know the state."""
+    """`ready_at`, without the state."""
     latest = now
     for state, amount in charges:
         ready = state.meter.ready_at(amount, now)
@@ -189,7 +189,7 @@ def charge_if_ready(charges: Charges, now: float, due: float = math.inf) -> Rece
         _take_back(charges, receipts, now)
     except BaseException:
         if receipt is not None and not (receipts and receipts[-1][1] is receipt):
-            receipts.append((meter, receipt))
+            receipts.append((charges[len(receipts)][0].meter, receipt))
         _take_back(charges, receipts, now)
         raise
     return None
@@ -201,7 +201,7 @@ def _take_back(charges: Charges, receipts: Receipts, now: float) -> None:
         _, amount = charges[len(receipts) - 1]
         meter, receipt = receipts[-1]
         # In one statement, so that nothing is undone twice: signal handlers do not run where a Python function returns.
-        _ = (meter.undo(amount, receipt, now), receipts.pop())
+        _ = (meter.undo(amount, receipt, now), receipts.pop())  # type: ignore[func-returns-value]
 
 
 def _due(queue: Queue, waiter: Waiter, now: float) -> float:
@@ -224,7 +224,7 @@ def charge(charges: Charges, now: float) -> Receipts:
 
 
 def undo(charges: Charges, receipts: Receipts, now: float) -> None:
-    """Take back all of what `charge` did, and of what was charged for the same call later; the latest first."""
+    """Take back all that `charge` charged for a call, and all that was charged for it later; the latest first."""
     for (state, amount), (meter, receipt) in zip(reversed(charges), reversed(receipts), strict=True):
         if state.meter is meter:
             meter.undo(amount, receipt, now)
@@ -353,7 +353,7 @@ class _Turn:
         self._now = now
         self._open: list[Sleepers] = []
         self._opened: dict[Sleepers, None] = {}
-        self._awake: list[tuple[Key, Sleepers]] | None = None  # a heap, once enough heads are protected
+        self._awake: list[tuple[Key, int, Sleepers]] | None = None  # a heap, once enough heads are protected
         self._again: list[tuple[Key, Waiter]] = []  # a heap: heads of shapes that have had a turn
         self._blocked: list[tuple[Waiter, float]] = []
         self._seen: dict[Shape, None] = {}
@@ -502,7 +502,7 @@ class _Turn:
 
 
 def could_go(queue: Queue, waiter: Waiter, now: float) -> bool:
-    """Whether `waiter`, who is in `queue`, would have a turn now, with nobody else going first."""
+    """Whether `waiter`, which is in `queue`, would have a turn now, if no other waiter went first."""
     charges: Charges = waiter.charges  # type: ignore[assignment]
     if ready_at(charges, now)[0] > now:
         return False
