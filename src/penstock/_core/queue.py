@@ -364,8 +364,11 @@ class Queue:
 
     def queued_ahead(self, waiter: Waiter) -> dict[Charged, float]:
         """What the waiters before `waiter`, the last of its level, have asked for of each limit that it needs."""
-        levels = {number for shape in self._shapes.values() for number in shape.order}
-        if min(levels) == waiter.level:
+        if self.index is None:
+            lowest = min(number for shape in self._shapes.values() for number in shape.order)
+        else:
+            lowest = self.index.lowest()
+        if lowest == waiter.level:
             return {charged: max(0.0, charged.queued - amount) for charged, amount in waiter.charges}
         ahead = dict.fromkeys((charged for charged, _ in waiter.charges), 0.0)
         for other in self:

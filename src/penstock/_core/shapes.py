@@ -83,6 +83,10 @@ class Order:
             group.key = key
             heappush(self._heap, (key, next(_serials), group))
 
+    def lowest(self) -> int:
+        """The lowest level of any subqueue; of one without waiters, if it has not come to the top yet."""
+        return min(level for level, _ in self._groups)
+
     def peek(self) -> tuple[Key, Subqueue] | None:
         """The first subqueue in the order, with its key."""
         heap = self._heap
@@ -261,6 +265,10 @@ class Index:
         self._raise(now)
         front = self.everybody.peek()
         return None if front is None else front[1].first()
+
+    def lowest(self) -> int:
+        """A level below which there are no waiters."""
+        return self.everybody.lowest()
 
     def woken(self, now: float) -> set[Sleepers]:
         """The classes whose limit is ready now, of those on limits that `wake` named since the last call."""
