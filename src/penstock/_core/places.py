@@ -74,10 +74,10 @@ class Places(Meter):
 
     def _free(self, hold: Hold, amount: float) -> None:
         left = hold.amount - amount
-        holders = self._holders if left else self._holders - 1
+        holders = self.holders if left else self.holders - 1
         taken = self.taken - amount if holders else 0.0
         # In one statement, here and in `charge`: a signal handler that raises finds all or nothing.
-        hold.amount, self.taken, self._holders = left, taken, holders
+        hold.amount, self.taken, self.holders = left, taken, holders
 
     def ready_at(self, cost: float, now: float) -> float:
         self._expire(now)
@@ -107,7 +107,7 @@ class Places(Meter):
             holds.append(hold)
             if len(holds) > 1 and hold.until < holds[-2].until:  # the time to live was shortened in the meantime
                 self._holds = deque(sorted(holds, key=lambda hold: hold.until))
-        hold.amount, self.taken, self._holders = cost, self.taken + cost, self._holders + (1 if cost else 0)
+        hold.amount, self.taken, self.holders = cost, self.taken + cost, self.holders + (1 if cost else 0)
         return hold
 
     def give_back(self, amount: float, receipt: Hold, now: float) -> None:

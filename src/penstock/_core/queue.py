@@ -50,13 +50,13 @@ class Queue:
     )
 
     def __init__(self, ageing: float = 30.0, weights: dict[Hashable, float] | None = None) -> None:
-        self.ageing = ageing
-        self.weights = weights or {}
+        self.ageing: float = ageing
+        self.weights: dict[Hashable, float] = weights or {}
         self._shapes: dict[tuple[Charged, ...], Shape] = {}
         self._flows: dict[Hashable, Flow] = {}
         self._last_charges: Charges = ()
         self._last_shape: Shape | None = None  # of the last waiter that joined; None once it may be gone
-        self.due = math.inf  # the next turn, as `admit` announced it
+        self.due: float = math.inf  # the next turn, as `admit` announced it
         self._arrivals = 0
         self._count = 0
         self._sweep_shapes_at = 64  # so many shapes are known, and then looked through
@@ -288,8 +288,8 @@ class Queue:
             waiter.charges = tuple(charges.items())
             self._reenter(waiter, flow)
 
-    def rebuild(self, waiters: Iterable[Waiter]) -> None:
-        """Begin anew with exactly these waiters, after an exception has cut a change of the queue short.
+    def rebuild(self, waiters: Iterable[Waiter]) -> Queue:
+        """Begin anew with exactly these waiters, after an exception has cut a change of the queue short; return the queue.
 
         Each has joined before, and keeps its place: its level, and its arrival. Flows keep what they have used.
         """
@@ -309,6 +309,7 @@ class Queue:
             self._reenter(waiter, flow)
             flow.count += 1
             self._count += 1
+        return self
 
     def _reenter(self, waiter: Waiter, flow: Flow) -> None:
         """Let a waiter in where it stood, in a queue that was cleared."""

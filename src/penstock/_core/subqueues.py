@@ -54,10 +54,10 @@ class Waiter:
     subqueue: Subqueue | None
 
     def __init__(self, charges: Charges, priority: int = 0, flow: Hashable = None) -> None:
-        self.charges = charges
-        self.priority = priority
-        self.flow = flow
-        self.number = 0
+        self.charges: Charges = charges
+        self.priority: int = priority
+        self.flow: Hashable = flow
+        self.number: int = 0
         self.receipts: Any = None
         self.subqueue = None
 
@@ -71,11 +71,11 @@ class Subqueue:
     __slots__ = ("flow", "gone", "key", "level", "run", "strays")
 
     def __init__(self, flow: Flow, level: Level) -> None:
-        self.flow = flow
-        self.level = level
+        self.flow: Flow = flow
+        self.level: Level = level
         self.run: deque[Waiter] = deque()
         self.strays: list[tuple[int, Waiter]] = []
-        self.gone = 0  # how many entries of `run` and `strays` have left
+        self.gone: int = 0  # how many entries of `run` and `strays` have left
         self.key: tuple[float, int] | None = None  # this subqueue's entry in the level's heap
 
     def add(self, waiter: Waiter) -> None:
@@ -114,8 +114,8 @@ class Level:
     __slots__ = ("heap", "joined", "number", "risen", "shape", "subqueues")
 
     def __init__(self, number: int, shape: Shape) -> None:
-        self.number = number
-        self.shape = shape
+        self.number: int = number
+        self.shape: Shape = shape
         self.subqueues: dict[Hashable, Subqueue] = {}
         self.heap: list[tuple[float, int, Hashable]] = []
         self.joined: deque[Waiter] = deque()
@@ -172,12 +172,12 @@ class Flow:
     __slots__ = ("count", "name", "start", "tag", "usage", "weight")
 
     def __init__(self, name: Hashable, weight: float, start: float) -> None:
-        self.name = name
-        self.weight = weight
-        self.tag = start
-        self.start = start
+        self.name: Hashable = name
+        self.weight: float = weight
+        self.tag: float = start
+        self.start: float = start
         self.usage: dict[Charged, float] = {}
-        self.count = 0
+        self.count: int = 0
 
     def begin(self, start: float) -> None:
         """Come back after an absence: no credit for the time away."""
