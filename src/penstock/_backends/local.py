@@ -323,8 +323,7 @@ class LocalBackend:
                     continue  # nobody would give back what it holds from now on
                 _adjust(charges, receipts, state, amount - charged.get(state, before), now)
         grant.charges, grant.receipts = charges, receipts
-        if len(queue.waiters):
-            queue.run(now)
+        queue.run(now, [state for state, _ in charges])
 
     def cancel(self, grant: Grant) -> bool:
         """Give everything back; False if that was done before."""
@@ -345,8 +344,7 @@ class LocalBackend:
         grant.charges, grant.receipts, grant.ended = (), [], True
         undo(charges, receipts, now)
         grant.caller.cancelled += 1
-        if len(queue.waiters):
-            queue.run(now)
+        queue.run(now, [state for state, _ in charges])
 
     def close(self, grant: Grant) -> None:
         """End a grant: what it holds comes back."""
@@ -367,8 +365,7 @@ class LocalBackend:
         held = [(charged, receipt) for charged, receipt in zip(charges, receipts, strict=True) if receipt[0].held]
         if held:
             give_back([charged for charged, _ in held], [receipt for _, receipt in held], now)
-            if len(queue.waiters):
-                queue.run(now)
+            queue.run(now, [state for (state, _), _ in held])
 
     # Of the limits
 
@@ -436,7 +433,7 @@ class LocalBackend:
             for state in self.plan().states:
                 if not units or state.unit in units:
                     state.paused_until = -math.inf
-            queue.run(now)
+            queue.run(now, None)
 
         self._decide(end)
 
@@ -453,9 +450,9 @@ class LocalBackend:
                     changed += [(before[unit], part.states[unit]) for unit in mine]
             queue.withdraw_clearance()
             queue.recharge(changed)
-            queue.run(now)
+            queue.run(now, None)
             queue.refuse_oversized(self.plan().never)
-            queue.run(now)
+            queue.run(now, None)
 
         self._decide(replace)
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from weakref import WeakSet
 
 from penstock import clock
@@ -117,9 +117,13 @@ class WaitQueue:
 
     def repair(self) -> None:
         """An exception cut a decision short (a signal handler's, a bug in a meter): make the queue whole again."""
+        now = self.now()
         for home in self._homes.values():
-            for request in [request for request in home.parked if request.done]:
-                self._wake(request, home)
+            for request in list(home.parked):
+                if request.receipts is not None and not request.done:
+                    self._grant(request, request.receipts, now)  # it was charged, and then the exception came
+                elif request.done:
+                    self._wake(request, home)
         parked = [request for home in self._homes.values() for request in home.parked]
         self.waiters = self.waiters.rebuild(parked)
         self._alarm = -math.inf  # whoever comes next looks for turns
@@ -145,9 +149,18 @@ class WaitQueue:
             self.run(now)
             self._running = None
 
-    def run(self, now: float) -> None:
-        """Grant every waiter whose turn has come, and find out when the next turn is."""
-        self._set_alarm(admit(self.waiters, now, self._grant))
+    def run(self, now: float, back: Iterable[LimitState] | None = ()) -> None:
+        """Grant every waiter whose turn has come, and find out when the next turn is.
+
+        Args:
+            back: Limits that something was given back to, or that have changed; None: any.
+        """
+        if len(self.waiters):
+            if back is None or back:
+                self.waiters.wake(back)
+            self._set_alarm(admit(self.waiters, now, self._grant, changed=False))
+        else:
+            self._alarm = _NEVER
 
     def _set_alarm(self, moment: float) -> None:
         earlier = moment < self._alarm
@@ -169,6 +182,7 @@ class WaitQueue:
         home = self._homes.get(request.home)
         if home is not None and request in home.parked and not self._wake(request, home):
             undo(grant.charges, receipts, now)  # its loop is gone, and so is the waiter
+            request.receipts = None
             grant.granted_at = math.nan
         else:
             request.caller.granted += 1
@@ -234,14 +248,16 @@ class WaitQueue:
     def leave(self, request: Request, now: float) -> None:
         """Let a waiter go without a turn; a grant that it was just handed is undone."""
         home = self._homes.get(request.home)
-        grant = request.grant
-        if request.granted:
-            undo(grant.charges, grant.receipts, now)
-            grant.granted_at = math.nan
-            request.caller.granted -= 1
+        receipts = request.receipts
+        self.waiters.leave(request)
+        if receipts is not None:
+            request.receipts = None
+            undo(request.charges, receipts, now)  # type: ignore[arg-type]  # limit states are what is charged
+            if request.granted:
+                request.grant.granted_at = math.nan
+                request.caller.granted -= 1
+            self.run(now, [state for state, _ in request.charges])  # type: ignore[misc]
         else:
-            self.waiters.leave(request)
-        if len(self.waiters):
             self.run(now)
         if home is not None:
             home.parked.pop(request, None)
@@ -356,8 +372,7 @@ class WaitQueue:
                 home.timekeeper = theirs.timekeeper
         self._waking += other._waking
         other._homes.clear()
-        if len(self.waiters):
-            self.run(self.now())
+        self.run(self.now(), None)
         self._ring_all()
 
     def recharge(self, changed: list[tuple[tuple[LimitState, ...], tuple[LimitState, ...]]]) -> None:
