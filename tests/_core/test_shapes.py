@@ -81,8 +81,8 @@ class World:
         self.granted.append(self.waiters.index(waiter))
         self.permits.append((waiter.charges, receipts))
 
-    def step(self, luck: random.Random, now: float) -> None:
-        """One thing that happens to the limits or the queue; all worlds draw the same."""
+    def step(self, luck: random.Random, now: float) -> bool:
+        """One thing that happens to the limits or the queue; all worlds draw the same. Whether `admit` must be told."""
         queue, dice = self.queue, luck.random()
         if dice < 0.55 or not self.waiters:
             # Mostly the first limit, which all share, and another.
@@ -92,12 +92,15 @@ class World:
             priority = luck.choice([0, 0, 0, 0, 1, -1])
             self.waiters.append(Waiter(charges, priority, luck.choice(["a", "b", None, None])))
             queue.join(self.waiters[-1], now)
-            return
+            return False
         if dice < 0.65:
             queue.leave(luck.choice(self.waiters))
-        elif dice < 0.8 and self.permits:
+            return False
+        if dice < 0.8 and self.permits:
             charges, receipts = self.permits.pop(luck.randrange(len(self.permits)))
             (undo if luck.random() < 0.3 else give_back)(charges, receipts, now)
+            queue.wake([state for state, _ in charges])
+            return False
         elif dice < 0.85:
             luck.choice(self.states).paused_until = now + luck.choice([-1.0, 0.5, 4.0])
         elif dice < 0.88:
@@ -107,6 +110,7 @@ class World:
         elif dice < 0.9:
             flow = luck.choice(["a", "b", None])
             queue.delay(flow, 0.5)
+            return False
         elif dice < 0.94:
             for state in self.states:
                 if isinstance(state.meter, _LoadMeter):
@@ -117,6 +121,8 @@ class World:
                     state.meter.follow(state.meter.offset + 20.0)
         else:
             luck.choice(self.states).meter.charge(luck.choice(AMOUNTS), now)
+            return False
+        return True
 
 
 @given(seed=st.integers(0, 10**9), steps=st.integers(1, 120), protected=st.sampled_from([1, 2, 16]))
@@ -149,10 +155,9 @@ def compare(seed: int, steps: int, protected: int) -> None:
                 moments = [at for at in moments if now < at < math.inf]
                 now = luck.choice([*moments, now + luck.choice([0.1, 1.0, 6.0])])
             else:
-                told = True
                 draw = luck.randrange(10**9)
                 for world in (one, other):
-                    world.step(random.Random(draw), now)
+                    told = world.step(random.Random(draw), now)
             expected, alarm = other.next_turn, one.next_turn
             grants = one.turn(now)
             assert grants == other.turn(now)

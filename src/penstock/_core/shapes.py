@@ -213,16 +213,17 @@ class Index:
             self._rise_at(shape, waiter.entered)
 
     def lower(self, shape: Shape, waiter: Waiter) -> None:
-        """Take note of the smallest amounts that a shape asks for."""
+        """Take note of the smallest amounts that a shape asks for, and its class of them."""
         least = shape.least
         for state, amount in waiter.charges:
             if amount < least.get(state, math.inf):
                 least[state] = amount
-                sleepers = shape.sleepers
-                if state is sleepers.state and amount < sleepers.least:
-                    sleepers.least = amount
-                    if self._woken is not None:
-                        self._woken.add(state)
+        sleepers = shape.sleepers
+        # Not only if this waiter asks for less than others of its shape: a shape without waiters counts nowhere.
+        if sleepers.state is not None and least[sleepers.state] < sleepers.least:
+            sleepers.least = least[sleepers.state]
+            if self._woken is not None:
+                self._woken.add(sleepers.state)
 
     def serve(self, flow: Flow) -> None:
         """A flow is about to be charged: until the end of the turn its other shapes keep their place in the order."""
