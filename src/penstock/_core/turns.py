@@ -435,7 +435,22 @@ class _Turn:
         """Whether the limit excludes all shapes of the class: it is not ready, or a protected waiter would be delayed."""
         if sleepers.opens(self._now) > self._now:
             return True
-        return _delayed(self._blocked, ((sleepers.state, sleepers.least),), self._now) is not None
+        return self._delayed(((sleepers.state, sleepers.least),)) is not None
+
+    def _delayed(self, charges: Charges) -> LimitState | None:
+        """The limit on which charging `charges` now would delay a protected waiter."""
+        now = self._now
+        for earlier, horizon in self._blocked:
+            state = _delays(charges, earlier, horizon, now)
+            if state is not None:
+                if horizon <= now:
+                    # Nobody knows when the protected waiter goes. Look again as soon as there is enough for both.
+                    both = dict(charges)[state] + dict(earlier.charges)[state]
+                    moment = state.ready_at(both, now) if both <= state.limit.capacity else math.inf
+                    if moment > now:
+                        self._next_turn = min(self._next_turn, moment)
+                return state
+        return None
 
     def serve(self, queue: Queue, waiter: Waiter, grant: Grant) -> None:
         """Grant this head, and those behind it as long as no other shape's head comes between; or find what blocks it."""
@@ -474,7 +489,7 @@ class _Turn:
         if ready > now:
             self._next_turn = min(self._next_turn, ready)
             return False, last
-        delayed = _delayed(self._blocked, charges, now) if self._blocked else None
+        delayed = self._delayed(charges)
         if delayed is None:
             return True, None
         return False, delayed if delayed.meter.predictable else None
