@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
-from penstock import _log
 from penstock._arguments import of_call
 from penstock._backends.base import Binding, Caller
-from penstock._backends.wait import wait, wait_in_thread
+from penstock._backends.wait import emit_grant, wait, wait_in_thread
 from penstock._concurrency.parking import who_am_i
 from penstock._introspect import check_answer, kind_of, name_of, run_inside
 from penstock._validation import merge_given, read_flow, read_priority, read_wait
-from penstock.errors import CostError, PenstockError, RateLimited
-from penstock.events import Granted, Refused, Withdrawn, emit
+from penstock.errors import CostError
 from penstock.permit import Permit, WatchedPermit
 
 __all__ = [
@@ -29,8 +27,6 @@ __all__ = [
     "NeitherCostNorFunction",
     "Settle",
     "Terms",
-    "acquired",
-    "acquired_in_thread",
     "decorated",
     "show_limiter",
     "watched_if_held",
@@ -100,50 +96,6 @@ PLAIN = Terms()
 """The terms of a call that says nothing of them."""
 
 
-async def acquired(binding: Binding, permit: Permit, terms: Terms) -> Permit:
-    """Charge `permit`, after its turn has come: the long way, where the fast path had no answer.
-
-    Raises:
-        PenstockError: As in `Limiter.acquire`.
-    """
-    try:
-        request = await wait(binding.backend, binding, permit, terms.max_wait, terms.priority, terms.flow)
-    except BaseException as error:
-        _emit_failure(binding, error)
-        raise
-    _emit_grant(binding, permit.granted_at - request.arrived)
-    return permit
-
-
-def acquired_in_thread(binding: Binding, permit: Permit, terms: Terms) -> Permit:
-    """`acquired`, as this thread."""
-    try:
-        request = wait_in_thread(
-            binding.backend, binding, permit, terms.max_wait, terms.priority, terms.flow, block=terms.block
-        )
-    except BaseException as error:
-        _emit_failure(binding, error)
-        raise
-    _emit_grant(binding, permit.granted_at - request.arrived)
-    return permit
-
-
-def _emit_grant(binding: Binding, waited: float) -> None:
-    on_event = binding.caller.on_event
-    if on_event is not None:
-        emit(on_event, Granted(binding.caller.name, binding.charge.full_cost, max(0.0, waited)))
-
-
-def _emit_failure(binding: Binding, error: BaseException) -> None:
-    caller = binding.caller
-    if isinstance(error, RateLimited):
-        _log.refused(caller.name, binding.charge.cost, error.retry_after, error.blocked_by)
-        if caller.on_event is not None:
-            emit(caller.on_event, Refused(caller.name, binding.charge.full_cost, error.retry_after, error.blocked_by))
-    elif caller.on_event is not None and not isinstance(error, PenstockError):
-        emit(caller.on_event, Withdrawn(caller.name, binding.charge.full_cost))
-
-
 class Call:
     """What `limiter(...)` is: an async context manager, a context manager for threads, and a decorator, as often as you like.
 
@@ -173,12 +125,13 @@ class Call:
         try:
             binding = self._binding
             if not binding.charge.grant(binding, permit):
-                await acquired(self._bound_anew(), permit, self._terms)
+                terms = self._terms
+                await wait(self._bound_anew(), permit, terms.max_wait, terms.priority, terms.flow)
                 if permit.held:  # the limits may have changed while it waited
                     self._note(permit)
                 return permit
             if binding.caller.on_event is not None:
-                _emit_grant(binding, 0.0)
+                emit_grant(binding, 0.0)
             if binding.charge.held:
                 if self._permit is None:
                     self._permit = permit
@@ -202,12 +155,15 @@ class Call:
         try:
             binding = self._binding
             if not binding.charge.grant(binding, permit):
-                acquired_in_thread(self._bound_anew(), permit, self._terms)
+                terms = self._terms
+                wait_in_thread(
+                    self._bound_anew(), permit, terms.max_wait, terms.priority, terms.flow, block=terms.block
+                )
                 if permit.held:
                     self._note(permit)
                 return permit
             if binding.caller.on_event is not None:
-                _emit_grant(binding, 0.0)
+                emit_grant(binding, 0.0)
             if binding.charge.held:
                 self._note(permit)
         except BaseException:

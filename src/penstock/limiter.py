@@ -14,7 +14,7 @@ from typing import Any, TypeVar, overload
 from penstock import _log
 from penstock._backends import backend_over
 from penstock._backends.base import Backend, Binding, Caller, words_of
-from penstock._backends.wait import answer_at_once
+from penstock._backends.wait import answer_at_once, emit_grant, wait
 from penstock._call import (
     PLAIN,
     Call,
@@ -23,7 +23,6 @@ from penstock._call import (
     NeitherCostNorFunction,
     Settle,
     Terms,
-    acquired,
     show_limiter,
     watched_if_held,
 )
@@ -38,8 +37,8 @@ from penstock._validation import (
     read_pause,
     read_priority,
 )
-from penstock.errors import CostError, RateLimited
-from penstock.events import Granted, LimiterEvent, Observed, Paused, Reconfigured, Refused, Resumed, emit
+from penstock.errors import CostError
+from penstock.events import LimiterEvent, Observed, Paused, Reconfigured, Resumed, emit
 from penstock.limits import Limit
 from penstock.permit import Permit
 from penstock.statistics import Forecast, LimitStatistics, Statistics
@@ -304,9 +303,9 @@ class Limiter:
         permit = watched_if_held(binding)
         try:
             if not binding.charge.grant(binding, permit):
-                await acquired(call._bound_anew(), permit, terms)
+                await wait(call._bound_anew(), permit, terms.max_wait, terms.priority, terms.flow)
             elif binding.caller.on_event is not None:
-                emit(binding.caller.on_event, Granted(self.name, binding.charge.full_cost, 0.0))
+                emit_grant(binding, 0.0)
         except BaseException:
             permit._undo()
             raise
@@ -326,21 +325,14 @@ class Limiter:
         call = self._call_of(merge_given("costs", cost, costs))
         binding = call._binding
         permit = watched_if_held(binding)
-        on_event = binding.caller.on_event
         try:
             if not binding.charge.grant(binding, permit):
-                binding = call._bound_anew()
-                answer_at_once(binding.backend, binding, permit, priority, flow)
-        except RateLimited as late:
-            _log.refused(self.name, binding.charge.cost, late.retry_after, late.blocked_by)
-            if on_event is not None:
-                emit(on_event, Refused(self.name, binding.charge.full_cost, late.retry_after, late.blocked_by))
-            raise
+                answer_at_once(call._bound_anew(), permit, priority, flow)
+            elif binding.caller.on_event is not None:
+                emit_grant(binding, 0.0)
         except BaseException:
             permit._undo()
             raise
-        if on_event is not None:
-            emit(on_event, Granted(self.name, binding.charge.full_cost, 0.0))
         return permit
 
     async def refresh(self) -> None:

@@ -40,13 +40,14 @@ R = TypeVar("R")
 class LocalBackend:
     """Decides over one or several limit sets of this process, which share a queue. See `base.Backend`."""
 
-    __slots__ = ("__weakref__", "_plan", "fast", "sets", "store")
+    __slots__ = ("__weakref__", "_plan", "_queue", "fast", "sets", "store")
 
     def __init__(self, store: MemoryStore, sets: tuple[LimitSet, ...], *, fast: bool = True) -> None:
         self.store = store
         self.sets = sets
         self.fast = fast  # whether calls may take the fast path, which goes by `clock.now`
         self._plan = ChargePlan(sets)
+        self._queue = sets[0].queue
         for part in sets:
             part.users.add(self)
 
@@ -66,7 +67,10 @@ class LocalBackend:
     @property
     def queue(self) -> WaitQueue:
         """The queue in front of these limits."""
-        return self.sets[0].queue
+        queue = self._queue
+        if queue.into is not None:
+            queue = self._queue = queue.standing()
+        return queue
 
     def bind(self, caller: Caller, cost: Mapping[str, float]) -> Binding:
         """Bind a cost to the limits. See `Backend.bind`."""
@@ -96,14 +100,15 @@ class LocalBackend:
                 )
             store.deciding = True
             queue = self.queue
+            now = 0.0
             try:
                 now = queue.begin()
                 return decision(queue, now, *args)
             except BaseException:
-                queue.repair()
+                self.queue.repair()
                 raise
             finally:
-                queue.standing().end(clock.now())
+                self.queue.end(now)
                 store.deciding = False
                 if store.postponed:
                     store.give_back_postponed()
@@ -144,7 +149,7 @@ class LocalBackend:
             caller.refused += 1
             return None
         self._warn_of_hang(request.charges)  # type: ignore[arg-type]
-        return queue.advance(request, now)
+        return queue.park(request, now)
 
     def advance(self, request: Request) -> float | None:
         """What a waiter that was woken has to do. See `base`."""

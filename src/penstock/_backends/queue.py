@@ -32,10 +32,13 @@ from penstock._core.queue import Queue, Waiter
 from penstock._core.turns import Charges, LimitState, Receipts, admit, could_go, ready_behind, undo
 from penstock._core.windows import CalendarWindow
 
-__all__ = ["GRACE", "WaitQueue"]
+__all__ = ["GRACE", "LATE", "WaitQueue"]
 
 GRACE = 0.005
 """Seconds after a turn at which the other homes look whether it was given: a timer's resolution, and some."""
+
+LATE = 0.0005
+"""Seconds by which a timer may be late before an arrival grants in its place. At once would do as much work for one as for many."""
 
 _NEVER = math.inf
 
@@ -57,21 +60,33 @@ class WaitQueue:
     """One queue, the homes of its waiters, and the moment of its next turn."""
 
     __slots__ = (
-        "_alarm", "_calendars", "_forks", "_homes", "_into", "_leader", "_merged", "_paused", "_running", "_waking",
-        "clearance", "waiters",
+        "_alarm",
+        "_calendars",
+        "_forks",
+        "_here",
+        "_homes",
+        "_leader",
+        "_merged",
+        "_paused",
+        "_running",
+        "_waking",
+        "clearance",
+        "into",
+        "waiters",
     )  # fmt: skip
 
     def __init__(self, ageing: float = 30.0, weights: Mapping[Hashable, float] | None = None) -> None:
         self.waiters = Queue(ageing, dict(weights or {}))
         self.clearance = Clearance()
         self._calendars: WeakSet[CalendarWindow] | None = None  # made when there is one
-        self._into: WaitQueue | None = None  # the queue that this one became part of
+        self.into: WaitQueue | None = None  # the queue that this one became part of
         self._merged = 1  # of how many queues this one is made
         self._homes: dict[object, _Home] = {}
         self._leader: _Home | None = None  # whose timekeeper rings first
         self._alarm = _NEVER  # the next turn, if nothing else happens
         self._paused: list[LimitState] = []
-        self._running: Request | None = None  # the waiter in whose task or thread this decision is made
+        self._running: Request | None = None  # the waiter that looks for its own turn now
+        self._here: object = None  # the home in which this decision is made, where that is known
         self._waking = 0  # over all homes
         self._forks = parking.forks
 
@@ -91,9 +106,10 @@ class WaitQueue:
 
     def end(self, now: float) -> None:
         """End a decision: calls may be charged without a look here again, if nobody waits and nothing is paused."""
+        self._here = None
         if self._paused:
             self._paused = [state for state in self._paused if state.paused_until > now]
-        self.clearance.given = not (len(self.waiters) or self._waking or self._paused or self._into is not None)
+        self.clearance.given = not (len(self.waiters) or self._waking or self._paused or self.into is not None)
 
     def now(self) -> float:
         """The time. A method, so that a queue may go by another clock."""
@@ -134,9 +150,11 @@ class WaitQueue:
     def enter(self, request: Request, now: float) -> None:
         """Let `request` join the queue; it may be granted on the spot."""
         request.queue = self
-        if now >= self._alarm:
+        self._here = request.home
+        patient = request.parker is not None and request.deadline is None
+        if now >= self._alarm + (LATE if patient else 0.0):
             self.run(now)  # the timer has not rung yet: grant in its place, before a bucket overflows
-        home = self._homes.get(request.home) if request.parker is not None and request.deadline is None else None
+        home = self._homes.get(request.home) if patient else None
         first = self.waiters.join(request, now)
         if not first:
             return
@@ -173,7 +191,7 @@ class WaitQueue:
         for home in self._homes.values():
             timekeeper = home.timekeeper
             if timekeeper is not None and timekeeper is not self._running:
-                timekeeper.parker.wake()  # type: ignore[union-attr]  # a timekeeper has a parker
+                timekeeper.parker.wake(self._here)  # type: ignore[union-attr]  # a timekeeper has a parker
 
     def _grant(self, waiter: Waiter, receipts: Receipts, now: float) -> None:
         request: Request = waiter  # type: ignore[assignment]  # all waiters here are
@@ -195,7 +213,7 @@ class WaitQueue:
         request.waking = True
         home.waking += 1
         self._waking += 1
-        if request.parker.wake():  # type: ignore[union-attr]  # what is parked has a parker
+        if request.parker.wake(self._here):  # type: ignore[union-attr]  # what is parked has a parker
             return True
         self._awake(request, home)
         return False
@@ -208,13 +226,12 @@ class WaitQueue:
             self._waking -= 1
 
     def advance(self, request: Request, now: float) -> float | None:
-        """What a waiter, new or just woken, has to do: park for so many seconds, `inf` for until woken. None: it is done.
+        """What a waiter that was woken has to do: park for so many seconds, `inf` for until woken. None: it is done.
 
         0: its deadline has come before its turn.
         """
-        home = self._homes.get(request.home)
-        if home is None:
-            home = self._homes[request.home] = _Home()
+        self._here = request.home
+        home = self._homes[request.home]
         if not request.done and now >= self._alarm:
             self._running = request
             self.run(now)
@@ -224,7 +241,14 @@ class WaitQueue:
         if request.done:
             self._stand_down(request, home)
             return None
-        request.parker.rearm()  # type: ignore[union-attr]  # what advances has a parker
+        return self.park(request, now)
+
+    def park(self, request: Request, now: float) -> float:
+        """Let a waiter wait whose turn has not come; return for how many seconds, as `advance`."""
+        home = self._homes.get(request.home)
+        if home is None:
+            home = self._homes[request.home] = _Home()
+        request.parker.rearm()  # type: ignore[union-attr]  # what waits has a parker
         home.parked.setdefault(request)
         if home.timekeeper is None:
             home.timekeeper = request
@@ -247,7 +271,7 @@ class WaitQueue:
 
     def leave(self, request: Request, now: float) -> None:
         """Let a waiter go without a turn; a grant that it was just handed is undone."""
-        home = self._homes.get(request.home)
+        home = self._homes.get(request.home)  # the garbage collector may call this in any thread: `_here` is not known
         receipts = request.receipts
         self.waiters.leave(request)
         if receipts is not None:
@@ -282,7 +306,7 @@ class WaitQueue:
         home.timekeeper = None
         while home.parked:
             oldest = next(iter(home.parked))
-            if oldest.parker.wake():  # type: ignore[union-attr]
+            if oldest.parker.wake(self._here):  # type: ignore[union-attr]
                 home.timekeeper = oldest
                 return
             del home.parked[oldest]
@@ -333,8 +357,8 @@ class WaitQueue:
     def standing(self) -> WaitQueue:
         """This queue, or the one that it became part of."""
         queue = self
-        while queue._into is not None:
-            queue = queue._into
+        while queue.into is not None:
+            queue = queue.into
         return queue
 
     def merge(self, other: WaitQueue) -> WaitQueue:
@@ -354,7 +378,7 @@ class WaitQueue:
         waiters.ageing = min(waiters.ageing, other.waiters.ageing)
         if other._calendars is not None:
             self._calendars = other._calendars if self._calendars is None else self._calendars | other._calendars
-        other._into = self
+        other.into = self
         other.clearance.given = False  # for ever: bindings that hold it must look here
         self._paused += other._paused
         self._take_in(other)

@@ -1,4 +1,4 @@
-"""How a task or a thread waits for a backend's answer: the one wait loop, in its two forms."""
+"""How a task or a thread waits for a backend's answer, and what listeners hear of it: the one wait loop, in its two forms."""
 
 from __future__ import annotations
 
@@ -7,49 +7,56 @@ from collections.abc import Hashable
 
 import anyio.lowlevel
 
-from penstock._backends.base import Backend, Binding, Grant, Request
-from penstock._concurrency.parking import Parker, ThreadParker, here, loop_running_here
-from penstock.errors import RateLimited, WouldBlockEventLoop
+from penstock import _log
+from penstock._backends.base import Binding, Grant, Request
+from penstock._concurrency.parking import ThreadParker, here, loop_running_here
+from penstock.errors import PenstockError, RateLimited, WouldBlockEventLoop
+from penstock.events import Granted, Refused, Withdrawn, emit
 
-__all__ = ["answer_at_once", "wait", "wait_in_thread"]
+__all__ = ["answer_at_once", "emit_grant", "wait", "wait_in_thread"]
 
 
 async def wait(
-    backend: Backend, binding: Binding, grant: Grant, max_wait: float | None, priority: int, flow: Hashable
-) -> Request:
+    binding: Binding, grant: Grant, max_wait: float | None = None, priority: int = 0, flow: Hashable = None
+) -> None:
     """Wait as this task until `grant` is filled in.
 
     Raises:
         PenstockError: The backend's answer.
     """
-    parker = here()
-    time_left = parker.time_left()
-    if time_left == -math.inf:
-        await anyio.lowlevel.checkpoint()  # the scope is cancelled already: say so, and not that it is too late
-    request = Request(binding, grant, parker, max_wait, time_left, priority, flow)
+    backend = binding.backend
     try:
-        seconds = backend.enter(request)
-        while seconds is not None:
-            await parker.park(seconds)
-            seconds = backend.advance(request)
-    except BaseException:
-        backend.leave(request)
+        parker = here()
+        time_left = parker.time_left()
+        if time_left == -math.inf:
+            await anyio.lowlevel.checkpoint()  # the scope is cancelled already: say so, and not that it is too late
+        request = Request(binding, grant, parker, max_wait, time_left, priority, flow)
+        try:
+            seconds = backend.enter(request)
+            while seconds is not None:
+                await parker.park(seconds)
+                seconds = backend.advance(request)
+        except BaseException:
+            backend.leave(request)
+            raise
+        if request.error is not None:
+            raise request.take_error()
+    except BaseException as error:
+        _emit_failure(binding, error)
         raise
-    if request.error is not None:
-        raise request.take_error()
-    return request
+    if binding.caller.on_event is not None:
+        emit_grant(binding, grant.granted_at - request.arrived)
 
 
 def wait_in_thread(
-    backend: Backend,
     binding: Binding,
     grant: Grant,
-    max_wait: float | None,
-    priority: int,
-    flow: Hashable,
+    max_wait: float | None = None,
+    priority: int = 0,
+    flow: Hashable = None,
     *,
     block: bool = False,
-) -> Request:
+) -> None:
     """Wait as this thread until `grant` is filled in.
 
     Raises:
@@ -57,40 +64,69 @@ def wait_in_thread(
         PenstockError: The backend's answer.
     """
     if not block and loop_running_here():
-        try:
-            return answer_at_once(backend, binding, grant, priority, flow)
-        except RateLimited as late:
-            message = (
-                f"{late}: waiting here would block the running event loop. Use `async with`, run this function in a thread (for example "
-                "with anyio.to_thread.run_sync), or allow it with block=True (notebooks)"
-            )
-        raise WouldBlockEventLoop(message)
+        answer_at_once(binding, grant, priority, flow, in_loop=True)
+        return
+    backend = binding.backend
     parker = ThreadParker()
-    request = Request(binding, grant, parker, max_wait, math.inf, priority, flow)
     try:
-        seconds = backend.enter(request)
-        while seconds is not None:
-            parker.park_thread(seconds)
-            seconds = backend.advance(request)
-    except BaseException:
-        backend.leave(request)
+        request = Request(binding, grant, parker, max_wait, math.inf, priority, flow)
+        try:
+            seconds = backend.enter(request)
+            while seconds is not None:
+                parker.park_thread(seconds)
+                seconds = backend.advance(request)
+        except BaseException:
+            backend.leave(request)
+            raise
+        if request.error is not None:
+            raise request.take_error()
+    except BaseException as error:
+        _emit_failure(binding, error)
         raise
-    if request.error is not None:
-        raise request.take_error()
-    return request
+    if binding.caller.on_event is not None:
+        emit_grant(binding, grant.granted_at - request.arrived)
 
 
 def answer_at_once(
-    backend: Backend, binding: Binding, grant: Grant, priority: int = 0, flow: Hashable = None
-) -> Request:
-    """Fill in `grant` now, or raise."""
-    no_parker: Parker | None = None
-    request = Request(binding, grant, no_parker, 0.0, math.inf, priority, flow)
+    binding: Binding, grant: Grant, priority: int = 0, flow: Hashable = None, *, in_loop: bool = False
+) -> None:
+    """Fill in `grant` now, or raise: RateLimited, or WouldBlockEventLoop where `in_loop` says that it must not wait."""
+    backend = binding.backend
+    message = ""
     try:
-        backend.enter(request)
-    except BaseException:
-        backend.leave(request)
-        raise
-    if request.error is not None:
-        raise request.take_error()
-    return request
+        request = Request(binding, grant, None, 0.0, math.inf, priority, flow)
+        try:
+            backend.enter(request)
+        except BaseException:
+            backend.leave(request)
+            raise
+        if request.error is not None:
+            raise request.take_error()
+    except BaseException as error:
+        _emit_failure(binding, error)
+        if not (in_loop and isinstance(error, RateLimited)):
+            raise
+        message = f"{error}: waiting here would block the running event loop. Use `async with`, run this function in a thread (for "
+    if message:
+        raise WouldBlockEventLoop(
+            f"{message}example with anyio.to_thread.run_sync), or allow it with block=True, as in a notebook"
+        )
+    if binding.caller.on_event is not None:
+        emit_grant(binding, grant.granted_at - request.arrived)
+
+
+def emit_grant(binding: Binding, waited: float) -> None:
+    """Tell the listener of a grant."""
+    on_event = binding.caller.on_event
+    if on_event is not None:
+        emit(on_event, Granted(binding.caller.name, binding.charge.full_cost, max(0.0, waited)))
+
+
+def _emit_failure(binding: Binding, error: BaseException) -> None:
+    caller, charge = binding.caller, binding.charge
+    if isinstance(error, RateLimited):
+        _log.refused(caller.name, charge.cost, error.retry_after, error.blocked_by)
+        if caller.on_event is not None:
+            emit(caller.on_event, Refused(caller.name, charge.full_cost, error.retry_after, error.blocked_by))
+    elif caller.on_event is not None and not isinstance(error, PenstockError):
+        emit(caller.on_event, Withdrawn(caller.name, charge.full_cost))

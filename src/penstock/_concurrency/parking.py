@@ -82,7 +82,8 @@ class Parker:
         """Seconds until the enclosing cancel scope's deadline: `inf` without one, `-inf` if it is cancelled already."""
         raise NotImplementedError
 
-    def wake(self) -> bool:
+    def wake(self, here: object = None) -> bool:
+        """Wake it; False if nothing can run there any more. `here`: the home of the caller, where that is known."""
         raise NotImplementedError
 
     def alive(self) -> bool:
@@ -135,8 +136,8 @@ class AsyncioParker(Parker):
     def awake(self) -> bool:
         return self._loop.is_running()
 
-    def wake(self) -> bool:
-        if running_asyncio_loop() is self._loop:
+    def wake(self, here: object = None) -> bool:
+        if here is self._loop or running_asyncio_loop() is self._loop:
             _finish(self._future)
             return True
         try:
@@ -185,7 +186,7 @@ class TrioParker(Parker):
         deadline: float = self._trio.current_effective_deadline()
         return deadline if math.isinf(deadline) else deadline - self._trio.current_time()
 
-    def wake(self) -> bool:
+    def wake(self, here: object = None) -> bool:
         trio = self._trio
         if trio.lowlevel.in_trio_run() and trio.lowlevel.current_trio_token() is self._token:
             self._event.set()
@@ -215,7 +216,7 @@ class ThreadParker(Parker):
         """Block this thread until woken, or `seconds` passed."""
         self._event.wait(min(seconds, threading.TIMEOUT_MAX))
 
-    def wake(self) -> bool:
+    def wake(self, here: object = None) -> bool:
         self._event.set()
         return True
 
@@ -262,7 +263,7 @@ def _of_module(module: str, name: str) -> Any:
 
 def here() -> Parker:
     """Return a parker for the running task, or for this thread if it runs no loop."""
-    if in_trio_task():  # first: trio may run as a guest of asyncio
+    if "trio" in sys.modules and in_trio_task():  # first: trio may run as a guest of asyncio
         return TrioParker(sys.modules["trio"])
     loop = running_asyncio_loop()
     return ThreadParker() if loop is None else AsyncioParker(loop)
