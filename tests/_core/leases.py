@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from penstock._core.lease import Chunk, Holding, Leased, working
+from penstock._core.lease import Lease, Leased, LeasePool, working
 from penstock._core.queue import Waiter
 from penstock._core.turns import meter_for
 
@@ -14,19 +14,19 @@ AMOUNTS = st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)).fil
 """How much one who waits needs of each of three limits; of one at least."""
 
 
-def leased(limit, *, life=8.0, held=0.0, used=0.0, unit="tokens"):
+def leased(limit, *, lease_seconds=8.0, held=0.0, used=0.0, unit="tokens"):
     """A limit of which `held` units lie here for as long as it takes, and `used` are used as the store says."""
     state = Leased(unit, limit, unit)
-    state.meter = meter_for(working(limit, life))
+    state.meter = meter_for(working(limit, lease_seconds))
     state.meter.charge(used, NOW)
-    state.holding = Holding()
+    state.pool = LeasePool()
     if held:
         hold(state, held)
     return state
 
 
 def hold(state, amount, opens=0.0, closes=9999.0, receipt=1.0):
-    state.holding.add(Chunk(float(amount), opens, closes, 7.0, receipt))
+    state.pool.add(Lease(float(amount), opens, closes, 7.0, receipt))
 
 
 def waits(queue, *charges, priority=0):

@@ -16,10 +16,10 @@ from penstock._core.queue import Queue
 from tests._core.leases import AMOUNTS, NOW, hold, leased, waits
 
 
-def asked(queue, *states, life=8.0, more=False):
-    """The pieces, as (amounts by limit, horizon), and when to look again."""
-    pieces, again = plan(queue, states, NOW, life, more=more)
-    return [(dict(piece.charges), piece.horizon) for piece in pieces], again
+def asked(queue, *states, lease_seconds=8.0, more=False):
+    """The requests, as (amounts by limit, horizon), and when to look again."""
+    requests, again = plan(queue, states, NOW, lease_seconds, more=more)
+    return [(dict(request.charges), request.horizon) for request in requests], again
 
 
 def test_who_can_be_served_out_of_what_is_held_needs_no_store():
@@ -49,19 +49,24 @@ def test_of_what_does_not_flow_in_only_what_is_missing_is_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("life", "queued", "alike"),
+    ("lease_seconds", "queued", "alike"),
     [(8.0, 60, 6), (8.0, 9, 3), (8.0, 5, 1), (0.08, 60, 1), (0.16, 60, 3)],
     ids=["as flow in within 20 ms", "as wait", "one and a half", "one flows in", "within a sixteenth of a lease"],
 )
-def test_the_first_in_line_asks_for_those_like_it_that_could_go_soon(life, queued, alike):
+def test_the_first_in_line_asks_for_those_like_it_that_could_go_soon(lease_seconds, queued, alike):
     queue = Queue()
-    state, plenty = leased(per_second(1000, burst=9000), life=life), leased(per_second(9000, burst=99_000), life=life)
+    state, plenty = (
+        leased(per_second(1000, burst=9000), lease_seconds=lease_seconds),
+        leased(per_second(9000, burst=99_000), lease_seconds=lease_seconds),
+    )
     waits(queue, (state, 3), (plenty, 1))
     for _ in range((queued - 3) // 3):
         waits(queue, (state, 3), (plenty, 1))
     if queued % 3:
         waits(queue, (state, queued % 3), (plenty, 1))
-    assert asked(queue, state, plenty, life=life)[0] == [({state: 3 * alike, plenty: alike}, math.inf)]
+    assert asked(queue, state, plenty, lease_seconds=lease_seconds)[0] == [
+        ({state: 3 * alike, plenty: alike}, math.inf)
+    ]
 
 
 def test_nobody_asks_for_more_at_once_than_the_store_ever_gives():
@@ -83,16 +88,16 @@ def test_what_flows_in_least_says_how_many_are_alike():
     assert asked(queue, fast, slow)[0] == [({fast: 2, slow: 2}, math.inf)]
 
 
-@pytest.mark.parametrize(("life", "soon"), [(8.0, 0.020), (0.04, 0.010)])
-def test_who_is_not_first_for_a_limit_asks_only_for_what_comes_soon(life, soon):
+@pytest.mark.parametrize(("lease_seconds", "soon"), [(8.0, 0.020), (0.04, 0.010)])
+def test_who_is_not_first_for_a_limit_asks_only_for_what_comes_soon(lease_seconds, soon):
     """Else it would reserve what the one before it needs. Who shares nothing with those before it is first."""
     queue = Queue()
-    one, two, three = (leased(per_second(1, burst=99), life=life) for _ in range(3))
+    one, two, three = (leased(per_second(1, burst=99), lease_seconds=lease_seconds) for _ in range(3))
     waits(queue, (one, 5), (two, 5))
     waits(queue, (two, 4))
     waits(queue, (three, 6))
     waits(queue, (one, 3), (three, 3))
-    assert asked(queue, one, two, three, life=life)[0] == [
+    assert asked(queue, one, two, three, lease_seconds=lease_seconds)[0] == [
         ({one: 5, two: 5}, math.inf),
         ({two: 4}, soon),
         ({three: 6}, math.inf),
@@ -162,7 +167,7 @@ def test_a_period_that_is_used_up_is_asked_about_when_the_next_begins():
 
 def hungry(state, used, seconds=1.0):
     """So much was used since more was asked for last, so long ago."""
-    state.holding.used, state.holding.asked_at = float(used), NOW - seconds
+    state.pool.used, state.pool.asked_at = float(used), NOW - seconds
     return state
 
 
@@ -170,14 +175,14 @@ def test_what_is_used_is_asked_for_in_advance():
     """Four times what was used since, in parts of 20 ms of throughput, of what is there now."""
     state = hungry(leased(per_second(100, burst=2000)), 20)
     assert asked(Queue(), state, more=True) == ([({state: 10}, 0.0)] * 8, math.inf)
-    assert state.holding.low == 40
+    assert state.pool.low == 40
     assert asked(Queue(), state) == ([], math.inf), "not unless more is wanted"
 
 
 def test_nobody_who_used_nothing_asks_in_advance():
     state = leased(per_second(100, burst=2000))
     assert asked(Queue(), state, more=True) == ([], math.inf)
-    assert state.holding.low == 0
+    assert state.pool.low == 0
 
 
 @pytest.mark.parametrize(
@@ -203,26 +208,26 @@ def test_what_is_held_in_advance_is_bounded(limit, used, most, asks):
     """By a quarter of what flows in during a lease, or an eighth of what is there: the rest is for the other processes."""
     state = hungry(leased(limit, used=used), 5000)
     assert asked(Queue(), state, more=True)[0] == [({state: part}, 0.0) for part in asks]
-    assert state.holding.low == most / 2
+    assert state.pool.low == most / 2
 
 
 def test_more_is_asked_for_when_half_is_used():
     state = hungry(leased(per_second(100, burst=2000), held=40), 20)
     assert asked(Queue(), state, more=True) == ([], math.inf), "half of 80 is here"
-    state.holding.take(1.0, NOW)
-    state.holding.used = 20.0
+    state.pool.take(1.0, NOW)
+    state.pool.used = 20.0
     assert asked(Queue(), state, more=True)[0] == [({state: 5}, 0.0)] * 8
 
 
-@pytest.mark.parametrize(("life", "soon"), [(8.0, 0.020), (0.08, 0.010)])
-def test_what_goes_back_soon_does_not_count_as_held(life, soon):
-    state = hungry(leased(per_second(100, burst=2000), life=life), 20, seconds=0.0)
+@pytest.mark.parametrize(("lease_seconds", "soon"), [(8.0, 0.020), (0.08, 0.010)])
+def test_what_goes_back_soon_does_not_count_as_held(lease_seconds, soon):
+    state = hungry(leased(per_second(100, burst=2000), lease_seconds=lease_seconds), 20, seconds=0.0)
     for closes, held in ((NOW + soon * 0.99, 0), (NOW + soon, 90)):
-        state.holding.chunks, state.holding.left = [], 0.0
+        state.pool.leases, state.pool.left = [], 0.0
         hold(state, 90, closes=closes)
-        asked(Queue(), state, life=life, more=True)
-        pieces, _ = asked(Queue(), state, life=life, more=True)
-        assert bool(pieces) == (not held)
+        asked(Queue(), state, lease_seconds=lease_seconds, more=True)
+        requests, _ = asked(Queue(), state, lease_seconds=lease_seconds, more=True)
+        assert bool(requests) == (not held)
 
 
 def test_a_line_asks_for_as_much_as_it_could_use():
@@ -230,10 +235,10 @@ def test_a_line_asks_for_as_much_as_it_could_use():
     queue, state = Queue(), leased(per_second(10, burst=180), used=70)  # 30 are there, and 20 come
     for _ in range(12):
         waits(queue, (state, 10))
-    pieces, again = asked(queue, state, more=True)
-    assert pieces == [({state: 10}, math.inf), *[({state: 5}, 2.0)] * 8]
+    requests, again = asked(queue, state, more=True)
+    assert requests == [({state: 10}, math.inf), *[({state: 5}, 2.0)] * 8]
     assert again == math.inf
-    assert state.holding.low == 25
+    assert state.pool.low == 25
 
 
 def test_a_line_before_a_bucket_in_debt_waits_for_what_flows_in():
@@ -241,7 +246,7 @@ def test_a_line_before_a_bucket_in_debt_waits_for_what_flows_in():
     for _ in range(5):
         waits(queue, (state, 1))
     assert asked(queue, state, more=True)[0] == [({state: 1}, math.inf), ({state: 1}, 2.0)]
-    assert state.holding.low == 1
+    assert state.pool.low == 1
 
 
 def test_what_the_first_of_each_shape_ask_for_is_not_asked_for_again():
@@ -273,7 +278,7 @@ def test_a_short_line_asks_for_no_more_than_it_needs():
     for _ in range(5):
         waits(queue, (state, 10))
     assert asked(queue, state, more=True)[0] == [({state: 10}, math.inf), *[({state: 5}, 2.0)] * 8]
-    assert state.holding.low == 25
+    assert state.pool.low == 25
 
 
 def test_what_is_paused_is_not_asked_for_in_advance():
@@ -300,11 +305,11 @@ def test_a_chunk_is_cut_into_whole_units_where_all_that_is_used_is_whole():
     """And into fractions where it is not; none is larger than the limit can ever hold."""
     state = hungry(leased(per_second(1, burst=408)), 3)
     assert asked(Queue(), state, more=True)[0] == [({state: 1}, 0.0)] * 8, "12 in 8 parts"
-    state.holding.whole = False
+    state.pool.whole = False
     assert asked(Queue(), state, more=True)[0] == [({state: 1.5}, 0.0)] * 8
     few = hungry(leased(per_second(1, burst=408)), 0.25)
     assert asked(Queue(), few, more=True)[0] == [({few: 1}, 0.0)]
-    few.holding.used, few.holding.whole = 0.125, False
+    few.pool.used, few.pool.whole = 0.125, False
     assert asked(Queue(), few, more=True)[0] == [({few: 0.5}, 0.0)]
 
 
@@ -350,9 +355,9 @@ def test_whatever_is_wanted_what_is_asked_for_can_be_given_and_is_no_more_than_i
     ]
     for amounts, priority in calls:
         waits(queue, *((state, n) for state, n in zip(states, amounts, strict=True) if n), priority=priority)
-    pieces, again = plan(queue, states, NOW, 8.0, more=True)
+    requests, again = plan(queue, states, NOW, 8.0, more=True)
     for state in states:
-        parts = [(dict(piece.charges).get(state, 0.0), piece.horizon) for piece in pieces]
+        parts = [(dict(request.charges).get(state, 0.0), request.horizon) for request in requests]
         most = state.meter.burst if isinstance(state.limit, Rate) else state.limit.capacity
         largest = max((dict(waiter.charges).get(state, 0.0) for waiter in queue), default=0.0)
         assert all(0 <= part <= max(most, largest) for part, _ in parts)
@@ -363,5 +368,5 @@ def test_whatever_is_wanted_what_is_asked_for_can_be_given_and_is_no_more_than_i
         in_advance = sum(part for part, horizon in parts if horizon in (0.0, 2.0))
         assert in_advance <= max(0.0, state.meter.level(NOW)) + rate * 2.0 + 1e-9
     for _, waiter in queue.heads(NOW):
-        if any(state.holding.left < amount for state, amount in waiter.charges):
-            assert pieces or NOW < again < math.inf
+        if any(state.pool.left < amount for state, amount in waiter.charges):
+            assert requests or NOW < again < math.inf

@@ -10,29 +10,30 @@ from penstock import (
     per_second,
     sliding,
 )
-from penstock._core import lease, ledger
+from penstock._core import ledger
+from penstock._core.lease import Lease, LeasePool, window
 from penstock.stores.contract import Terms
 from tests.stores.admissions import excess_of_amounts
 
 
 class World:
-    """A store, and processes that hold chunks of it: each call takes a while on its way there, and a while on its way back."""
+    """A store, and processes that hold leases of it: each call takes a while on its way there, and a while on its way back."""
 
-    def __init__(self, seed, limit, life, *, counted=None):
+    def __init__(self, seed, limit, lease_seconds, *, counted=None):
         self.rng = random.Random(seed)
-        self.life = life
-        self.kind = Terms("x", {"units": (limit,)}, 60.0, None if counted else life).numbers(0.0)
+        self.lease_seconds = lease_seconds
+        self.kind = Terms("x", {"units": (limit,)}, 60.0, None if counted else lease_seconds).numbers(0.0)
         self.row = None
-        self.largest = max(2, int(limit.amount / limit.per * life / 8))
+        self.largest = max(2, int(limit.amount / limit.per * lease_seconds / 8))
         self.now = 1000.0
         self.ahead = self.rng.uniform(-500.0, 500.0)  # of the processes' clocks, which are one machine's
-        self.holdings = [lease.Holding() for _ in range(3)]
+        self.pools = [LeasePool() for _ in range(3)]
         self.events = []  # what happens when: (moment, a number to tell equals apart, what)
         self.used = {}  # by a number: moment and amount of what is used
         self.count = 0
 
     def late(self):
-        return self.life * self.rng.choice([0.0, 0.0, 0.01, 0.2])
+        return self.lease_seconds * self.rng.choice([0.0, 0.0, 0.01, 0.2])
 
     def later(self, seconds, what):
         self.count += 1
@@ -64,23 +65,23 @@ class World:
                 self.later(self.late(), lambda: receive(wait, epoch, receipt))
 
         def receive(wait, epoch, receipt):
-            opens, closes = lease.window(sent, self.now + self.ahead, wait, self.life)
-            self.holdings[process].add(lease.Chunk(amount, opens, closes, epoch, receipt))
+            opens, closes = window(sent, self.now + self.ahead, wait, self.lease_seconds)
+            self.pools[process].add(Lease(amount, opens, closes, epoch, receipt))
 
         self.later(self.late(), decide)
 
     def use(self, process, amount):
-        taken = self.holdings[process].take(amount, self.now + self.ahead)
+        taken = self.pools[process].take(amount, self.now + self.ahead)
         if taken is None:
             return None
         self.count += 1
         self.used[self.count] = [self.now, amount]
-        return self.count, [(chunk.epoch, chunk.receipt, part) for chunk, part in taken]
+        return self.count, [(lease.epoch, lease.receipt, part) for lease, part in taken]
 
     def unuse(self, process, number, parts):
         self.used[number][1] = 0.0
         for epoch, receipt, part in parts:
-            if not self.holdings[process].put_back(part, epoch, receipt, self.now + self.ahead):
+            if not self.pools[process].put_back(part, epoch, receipt, self.now + self.ahead):
                 self.give_back(process, part, epoch, receipt)
 
     def give_back(self, process, amount, epoch, receipt):
@@ -94,9 +95,13 @@ class World:
         rng, open_ = self.rng, []
         for _ in range(steps):
             draw, process = rng.random(), rng.randrange(3)
-            holding = self.holdings[process]
+            pool = self.pools[process]
             if draw < 0.8:
-                self.ask(process, rng.randint(1, self.largest), rng.choice([0.0, 0.0, self.life / 4, 2 * self.life]))
+                self.ask(
+                    process,
+                    rng.randint(1, self.largest),
+                    rng.choice([0.0, 0.0, self.lease_seconds / 4, 2 * self.lease_seconds]),
+                )
             elif draw < 0.9:
                 most = rng.choice([2, 1000, 1000])
                 for process in rng.sample(range(3), rng.randint(1, 3)):
@@ -107,12 +112,12 @@ class World:
                 for who, (number, parts) in (open_.pop(rng.randrange(len(open_))) for _ in range(min(len(open_), 5))):
                     self.unuse(who, number, parts)
             elif draw < 0.99:
-                parted = holding.drain() if rng.random() < 0.2 else holding.sweep(self.now + self.ahead)
-                for chunk in parted:
-                    self.give_back(process, chunk.left, chunk.epoch, chunk.receipt)
+                parted = pool.drain() if rng.random() < 0.2 else pool.sweep(self.now + self.ahead)
+                for lease in parted:
+                    self.give_back(process, lease.left, lease.epoch, lease.receipt)
             else:
-                self.holdings[process] = lease.Holding()  # killed, with all it had
-            self.run_until(self.now + self.life * rng.choice([0.0, 0.01, 0.02, 0.05, 0.2]))
+                self.pools[process] = LeasePool()  # killed, with all it had
+            self.run_until(self.now + self.lease_seconds * rng.choice([0.0, 0.01, 0.02, 0.05, 0.2]))
         return [tuple(event) for event in self.used.values() if event[1]]
 
 
@@ -120,10 +125,10 @@ class World:
 def test_never_more_than_promised_however_late_a_chunk_is_used(seed):
     """In every span: of three processes that ask, use, undo, return and die, with calls on their way for up to 0.4 lives."""
     rng = random.Random(seed)
-    life = rng.choice([0.1, 0.5, 2.0])
-    rate = rng.choice([5, 20.5, 100]) / life
-    burst = rate * life + rng.randint(4, 30)
-    events = World(seed, per_second(rate, burst=burst), life).live(400)
+    lease_seconds = rng.choice([0.1, 0.5, 2.0])
+    rate = rng.choice([5, 20.5, 100]) / lease_seconds
+    burst = rate * lease_seconds + rng.randint(4, 30)
+    events = World(seed, per_second(rate, burst=burst), lease_seconds).live(400)
     assert excess_of_amounts(events, rate, burst) <= 1e-6 * rate + 1e-9 * burst
 
 
@@ -147,7 +152,7 @@ def test_a_sliding_window_holds_in_every_window_however_late_a_chunk_is_used(see
 
 @pytest.mark.parametrize("mode", [ledger.LOG, ledger.TIMED])
 def test_what_a_window_has_let_go_by_itself_is_not_given_back_again(mode):
-    """Else a permit that outlived its place, or a chunk its window, would free what another permit of the same process has."""
+    """Else a permit that outlived its place, or a lease its window, would free what another permit of the same process has."""
     limit = (ledger.WINDOW, 2.0, 10.0, mode, 0.0)
     now, row, receipts = 1e15, None, []
     for _ in range(2):

@@ -137,14 +137,16 @@ async def test_while_a_lease_lasts_grants_cost_no_call(stores):
 @pytest.mark.anyio
 async def test_two_processes_that_lease_one_limit_are_never_granted_more_than_it(stores):
     """By the moments at which they were granted; and they use nearly all of what the lease leaves of the burst."""
-    rate, burst, life = 400, 300, 0.2
-    limiters = [Limiter(requests=per_second(rate, burst=burst), name="x", store=stores(), lease=life) for _ in range(2)]
+    rate, burst, lease_seconds = 400, 300, 0.2
+    limiters = [
+        Limiter(requests=per_second(rate, burst=burst), name="x", store=stores(), lease=lease_seconds) for _ in range(2)
+    ]
     granted = []
     async with workers(limiters[0], 10, granted), workers(limiters[1], 10, granted):
         await anyio.sleep(1.0)
     span = max(granted)[0] - min(granted)[0]
     assert excess_of_amounts(granted, rate, burst) <= 0.001
-    assert len(granted) >= 0.8 * (burst - rate * life + rate * span)
+    assert len(granted) >= 0.8 * (burst - rate * lease_seconds + rate * span)
 
 
 @pytest.mark.anyio
@@ -167,10 +169,10 @@ async def test_what_nobody_uses_goes_back_when_the_limiter_falls_idle(stores):
     mine, theirs = (Limiter(requests=per_second(1, burst=1000), name="x", store=stores(), lease=1) for _ in range(2))
     for _ in range(100):
         await mine.acquire()
-    held = mine._states[0].holding.left
+    held = mine._states[0].pool.left
     assert held >= 20
     with anyio.fail_after(3):
-        while mine._states[0].holding.chunks:
+        while mine._states[0].pool.leases:
             await anyio.sleep(0.02)
     await anyio.sleep(0.05)
     assert await level_of(theirs, "requests") == pytest.approx(999 - 100, abs=5)  # less by what a refund may lose
@@ -184,7 +186,7 @@ async def test_a_closed_store_gives_back_what_it_held(stores):
     )
     for _ in range(100):
         await mine.acquire()
-    assert mine._states[0].holding.left >= 20
+    assert mine._states[0].pool.left >= 20
     await anyio.to_thread.run_sync(store.close)
     assert await level_of(theirs, "requests") == pytest.approx(1000 - 0.06 - 100, abs=0.5)
 
@@ -301,10 +303,10 @@ async def test_who_leaves_the_line_takes_nothing_with_them(stores):
                 tasks.start_soon(work, turn, number)
     assert 0 < granted <= 300
     with anyio.fail_after(5):
-        # What is left of a chunk goes back when it is idle, a refund of one that is closed a lease later.
+        # What is left of a lease goes back when it is idle, a refund of one that is closed a lease later.
         while abs(await level_of(limiter, "requests") - (500 - granted)) > 3.1:
             await anyio.sleep(0.05)
-        while limiter._states[0].holding.chunks:
+        while limiter._states[0].pool.leases:
             await anyio.sleep(0.05)
     assert await level_of(limiter, "requests") <= 500 - granted + 0.1
     assert limiter.statistics().waiting == 0
@@ -320,7 +322,7 @@ async def test_a_pause_holds_what_is_held_here_too(stores):
     for limiter in (mine, theirs):
         for _ in range(200):
             await limiter.acquire()
-        assert limiter._states[0].holding.left > 1
+        assert limiter._states[0].pool.left > 1
     begin = clock.now()
     mine.pause(0.4)
     if isinstance(store, RedisStore):
@@ -361,7 +363,7 @@ async def test_more_than_the_lease_leaves_of_a_burst_can_never_be_granted(stores
 
 @pytest.mark.anyio
 async def test_overdraft_and_calendars_are_leased_too(stores):
-    """A call larger than the burst goes when the bucket is full; a day's quota is one, in however many chunks."""
+    """A call larger than the burst goes when the bucket is full; a day's quota is one, in however many leases."""
     limiter = Limiter(
         tokens=Rate(1000, 1, 300, overdraft=True), requests=calendar(50, "month"), name="x", store=stores(), lease=0.2
     )
@@ -379,7 +381,8 @@ async def test_overdraft_and_calendars_are_leased_too(stores):
 async def test_processes_agree_on_the_lease(stores):
     """As on the limits: a process without one could use what another has not used yet."""
     mine, theirs = (
-        Limiter(requests=per_second(10, burst=100), name="x", store=stores(), lease=life) for life in (1, None)
+        Limiter(requests=per_second(10, burst=100), name="x", store=stores(), lease=lease_seconds)
+        for lease_seconds in (1, None)
     )
     await mine.acquire()
     with pytest.raises(
@@ -447,7 +450,7 @@ async def test_a_lease_bridges_a_short_outage_and_then_says_what_is_wrong(server
     limiter = Limiter(requests=per_second(10, burst=1000), name="x", store=store, lease=20)
     for _ in range(200):
         await limiter.acquire()
-    held = int(limiter._states[0].holding.left)
+    held = int(limiter._states[0].pool.left)
     assert held >= 20
     server.kill()
     for _ in range(held):
@@ -497,12 +500,14 @@ class Crew:
 @pytest.mark.parametrize("kind", ["sqlite", "valkey"])
 def test_four_processes_that_lease_and_are_killed_are_never_granted_more_than_promised(kind, request, tmp_path, prefix):
     """By the moments of their grants, on the clock that they share: of one process a second that dies by SIGKILL, of callers that give up, and
-    of permits that are cancelled. Who dies takes at most its chunk along: a quarter of what flows in during a lease."""
+    of permits that are cancelled. Who dies takes at most its lease along: a quarter of what flows in during a lease."""
     where = (
         ["sqlite", str(tmp_path / "x.db")] if kind == "sqlite" else ["redis", request.getfixturevalue("valkey"), prefix]
     )
-    rate, burst, life = 800, 500, 0.4
-    crew = Crew(store=where, rate=rate, burst=burst, lease=life, waiters=20, work=0.001, give_up=0.2, settle=0.1)
+    rate, burst, lease_seconds = 800, 500, 0.4
+    crew = Crew(
+        store=where, rate=rate, burst=burst, lease=lease_seconds, waiters=20, work=0.001, give_up=0.2, settle=0.1
+    )
     processes = [crew.hire(SECONDS + 2, seed) for seed in range(4)]
     begin = time.monotonic()
     while not crew.moments:
@@ -520,7 +525,7 @@ def test_four_processes_that_lease_and_are_killed_are_never_granted_more_than_pr
     crew.wait()
     moments = sorted(crew.moments)
     span = moments[-1] - moments[0]
-    possible = burst - rate * life + rate * span
+    possible = burst - rate * lease_seconds + rate * span
     print(f"{len(moments)} of {possible:.0f} granted, {killed} killed, "  # noqa: T201 - `-rP` shows it
           f"excess {excess(moments, rate, burst):.1f}")  # fmt: skip
     assert killed >= 2, BUSY

@@ -1,22 +1,22 @@
 """Leases: quota that one process hands out by itself for a while.
 
-Nothing here waits, reads a clock or talks to a store. The store charges a *chunk* at one moment, `a`; the process uses it up at
+Nothing here waits, reads a clock or talks to a store. The store charges a *lease* at one moment, `a`; the process uses it up at
 moments of its own, without asking. So what counts at `a` is used later, and the shared limit has to be a little tighter than
 what was promised.
 
-**The invariant**, for a lease of `life` seconds:
+**The invariant**, for a lease of `lease_seconds` seconds:
 
-1. A chunk is used within `[a, a + life]`, never before and never after, and never more of it than was charged.
-2. The store counts buckets with a burst of `burst − rate · life`, and sliding windows as `life` longer than they are.
+1. A lease is used within `[a, a + lease_seconds]`, never before and never after, and never more of it than was charged.
+2. The store counts buckets with a burst of `burst − rate · lease_seconds`, and sliding windows as `lease_seconds` longer than they are.
 
-What is used in a span of T seconds is of chunks that were admitted in that span or up to `life` before it. Of those the store
-admits at most `(burst − rate · life) + rate · (T + life)`, which is `burst + rate · T`: what was promised, whoever asks, and
-however chunks are split, returned, or lost with the process that had them. A window that holds at most n in `per + life`
-seconds of admissions holds at most n in any `per` seconds of use. A calendar period needs nothing but that a chunk is not used
+What is used in a span of T seconds is of leases that were admitted in that span or up to `lease_seconds` before it. Of those the store
+admits at most `(burst − rate · lease_seconds) + rate · (T + lease_seconds)`, which is `burst + rate · T`: what was promised, whoever asks, and
+however leases are split, returned, or lost with the process that had them. A window that holds at most n in `per + lease_seconds`
+seconds of admissions holds at most n in any `per` seconds of use. A calendar period needs nothing but that a lease is not used
 beyond its end.
 
 The process does not know `a`, only that it lies between the moments at which it asked and was answered, each `wait` later. So it uses the
-chunk in `[received + wait, sent + wait + life]`, by a clock that never steps: that lies within `[a, a + life]` wherever `a` is.
+lease in `[received + wait, sent + wait + lease_seconds]`, by a clock that never steps: that lies within `[a, a + lease_seconds]` wherever `a` is.
 
 What is not used goes back to the store by its rule for refunds, after which it is not used here any more.
 """
@@ -35,10 +35,10 @@ from penstock._core.turns import LimitState
 from penstock.limits import Calendar, InFlight, Rate, Sliding
 
 __all__ = [
-    "Chunk",
-    "Holding",
+    "Lease",
+    "LeasePool",
+    "LeaseRequest",
     "Leased",
-    "Piece",
     "Share",
     "check",
     "plan",
@@ -49,29 +49,29 @@ __all__ = [
     "working",
 ]
 
-PIECES = 8
-"""The most parts in which a chunk is asked for, so that a limit that is nearly used up gives what it has."""
+MOST_REQUESTS = 8
+"""The most parts in which a lease is asked for, so that a limit that is nearly used up gives what it has."""
 
 STEP = 0.020
-"""Seconds of a limit's throughput below which a chunk is not cut: the pieces of a reserved one arrive about that far apart."""
+"""Seconds of a limit's throughput below which a lease is not cut: the requests of a reserved one arrive about that far apart."""
 
 FAIR = 1 / 4
-"""The part of `rate · life` that one process may hold beyond what its queue needs now."""
+"""The part of `rate · lease_seconds` that one process may hold beyond what its queue needs now."""
 
 SHARE_OF_PLENTY = 1 / 8
 """The part of what a limit has left that one process may hold, where that is more."""
 
 
-def working(limit: Any, life: float) -> Any:
-    """The limit that the store counts for `limit` under a lease of `life` seconds."""
+def working(limit: Any, lease_seconds: float) -> Any:
+    """The limit that the store counts for `limit` under a lease of `lease_seconds` seconds."""
     if isinstance(limit, Rate):
-        return replace(limit, burst=limit.burst - limit.rate * life)
+        return replace(limit, burst=limit.burst - limit.rate * lease_seconds)
     if isinstance(limit, Sliding):
-        return replace(limit, per=limit.per + life)
+        return replace(limit, per=limit.per + lease_seconds)
     return limit
 
 
-def check(unit: str, limit: Any, life: float) -> None:
+def check(unit: str, limit: Any, lease_seconds: float) -> None:
     """Refuse a lease that cannot be.
 
     Raises:
@@ -83,32 +83,32 @@ def check(unit: str, limit: Any, life: float) -> None:
             "without lease=, and enter it first"
         )
     if isinstance(limit, Rate):
-        burst, spread = float(limit.burst), limit.rate * life
+        burst, spread = float(limit.burst), limit.rate * lease_seconds
         if burst - spread < 1:
             way_out = f"raise burst to at least {spread + 1:g}"
             if burst > 1:
                 way_out = f"use a lease of at most {(burst - 1) / limit.rate:.3g} s, or {way_out}"
             raise ValueError(
-                f"{unit}={limit} cannot be leased for {life:g} s: what is leased may be used that much later, so the shared "
-                f"bucket works with burst − rate × lease = {burst:g} − {limit.rate:g} × {life:g} = {burst - spread:g}, and "
+                f"{unit}={limit} cannot be leased for {lease_seconds:g} s: what is leased may be used that much later, so the shared "
+                f"bucket works with burst − rate × lease = {burst:g} − {limit.rate:g} × {lease_seconds:g} = {burst - spread:g}, and "
                 f"needs at least 1. So {way_out}"
             )
     elif isinstance(limit, Sliding):
-        if life > limit.per:
+        if lease_seconds > limit.per:
             raise ValueError(
-                f"{unit}={limit} cannot be leased for {life:g} s, longer than its window: it would be counted as a window "
-                f"of {limit.per + life:g} s. Use a lease well below {limit.per:g} s"
+                f"{unit}={limit} cannot be leased for {lease_seconds:g} s, longer than its window: it would be counted as a window "
+                f"of {limit.per + lease_seconds:g} s. Use a lease well below {limit.per:g} s"
             )
     elif not isinstance(limit, Calendar):
         raise ValueError(f"{unit}: {limit!r} cannot be leased: leave lease= out")
 
 
-def window(sent: float, received: float, wait: float, life: float) -> tuple[float, float]:
-    """When a chunk may be used that was asked for at `sent`, first of all times, and answered at `received`."""
-    return received + wait, sent + wait + life
+def window(sent: float, received: float, wait: float, lease_seconds: float) -> tuple[float, float]:
+    """When a lease may be used that was asked for at `sent`, first of all times, and answered at `received`."""
+    return received + wait, sent + wait + lease_seconds
 
 
-class Chunk:
+class Lease:
     """Units of one limit that the store has charged to this process.
 
     Attributes:
@@ -128,58 +128,58 @@ class Chunk:
 
 
 Share = tuple["Leased", float, float, float]
-"""What a permit has of a chunk: the limit, the units, and the epoch and receipt of the chunk."""
+"""What a permit has of a lease: the limit, the units, and the epoch and receipt of the lease."""
 
 
-class Holding:
+class LeasePool:
     """What this process holds of one limit.
 
     Attributes:
-        left: Units in all chunks, those that are not open yet among them.
+        left: Units in all leases, those that are not open yet among them.
         used: All that was ever taken and not put back.
         low: Below this many units left, more should be asked for.
         whole: Whether all that was ever taken were whole units; then parts of one are not asked for.
     """
 
-    __slots__ = ("_appetite", "asked_at", "chunks", "left", "low", "used", "used_then", "whole")
+    __slots__ = ("_demand", "asked_at", "leases", "left", "low", "used", "used_then", "whole")
 
     def __init__(self) -> None:
-        self.chunks: list[Chunk] = []  # those that close first come first
+        self.leases: list[Lease] = []  # those that close first come first
         self.left = 0.0
         self.used = 0.0
         self.low = 0.0
         self.whole = True
         self.used_then = 0.0  # `used` when more was asked for last, and when that was
         self.asked_at = -math.inf
-        self._appetite = 0.0
+        self._demand = 0.0
 
-    def add(self, chunk: Chunk) -> None:
-        """Take in a chunk, to be used when it opens."""
-        chunks = self.chunks
-        at = len(chunks)
-        while at and chunks[at - 1].closes > chunk.closes:
+    def add(self, lease: Lease) -> None:
+        """Take in a lease, to be used when it opens."""
+        leases = self.leases
+        at = len(leases)
+        while at and leases[at - 1].closes > lease.closes:
             at -= 1
-        chunks.insert(at, chunk)
-        self.left += chunk.left
+        leases.insert(at, lease)
+        self.left += lease.left
 
     def free(self, now: float) -> float:
         """Units that may be used now."""
-        return sum([chunk.left for chunk in self.chunks if chunk.opens <= now <= chunk.closes])
+        return sum([lease.left for lease in self.leases if lease.opens <= now <= lease.closes])
 
     def lasting(self, until: float) -> float:
         """Units that do not go back before `until`."""
-        return sum([chunk.left for chunk in self.chunks if chunk.closes >= until])
+        return sum([lease.left for lease in self.leases if lease.closes >= until])
 
-    def take(self, amount: float, now: float) -> list[tuple[Chunk, float]] | None:
-        """Use `amount` of the open chunks, those that close first first; None, and nothing is used, if they have less."""
-        taken: list[tuple[Chunk, float]] = []
+    def take(self, amount: float, now: float) -> list[tuple[Lease, float]] | None:
+        """Use `amount` of the open leases, those that close first first; None, and nothing is used, if they have less."""
+        taken: list[tuple[Lease, float]] = []
         missing = amount
         if amount % 1:
             self.whole = False
-        for chunk in self.chunks:
-            if chunk.opens <= now <= chunk.closes and chunk.left > 0:
-                part = chunk.left if chunk.left < missing else missing
-                taken.append((chunk, part))
+        for lease in self.leases:
+            if lease.opens <= now <= lease.closes and lease.left > 0:
+                part = lease.left if lease.left < missing else missing
+                taken.append((lease, part))
                 missing -= part
                 if missing <= 0:
                     for of, part in taken:
@@ -190,47 +190,47 @@ class Holding:
         return None
 
     def put_back(self, amount: float, epoch: float, receipt: float, now: float) -> bool:
-        """Have back what was taken of a chunk and not used after all. False: it is closed, so the store must have it."""
-        for chunk in self.chunks:
-            if chunk.receipt == receipt and chunk.epoch == epoch and now <= chunk.closes:
-                chunk.left += amount
+        """Have back what was taken of a lease and not used after all. False: it is closed, so the store must have it."""
+        for lease in self.leases:
+            if lease.receipt == receipt and lease.epoch == epoch and now <= lease.closes:
+                lease.left += amount
                 self.left += amount
                 self.used -= amount
                 return True
         return False
 
-    def sweep(self, now: float) -> list[Chunk]:
-        """Part with the chunks that are closed; return those of them that have something left, which must go back."""
-        closed = [chunk for chunk in self.chunks if now > chunk.closes]
+    def sweep(self, now: float) -> list[Lease]:
+        """Part with the leases that are closed; return those of them that have something left, which must go back."""
+        closed = [lease for lease in self.leases if now > lease.closes]
         return self._part_with(closed) if closed else closed
 
-    def drain(self) -> list[Chunk]:
-        """Part with all chunks; return those that have something left, which must go back."""
-        return self._part_with(list(self.chunks))
+    def drain(self) -> list[Lease]:
+        """Part with all leases; return those that have something left, which must go back."""
+        return self._part_with(list(self.leases))
 
-    def _part_with(self, chunks: list[Chunk]) -> list[Chunk]:
-        self.chunks = [chunk for chunk in self.chunks if chunk not in chunks]
-        self.left = math.fsum(chunk.left for chunk in self.chunks)
-        return [chunk for chunk in chunks if chunk.left > 0]
+    def _part_with(self, leases: list[Lease]) -> list[Lease]:
+        self.leases = [lease for lease in self.leases if lease not in leases]
+        self.left = math.fsum(lease.left for lease in self.leases)
+        return [lease for lease in leases if lease.left > 0]
 
-    def appetite(self, now: float, life: float, bound: float) -> float:
-        """Units that this process could well use in its next `life` seconds, by what it used since it asked last.
+    def demand(self, now: float, lease_seconds: float, bound: float) -> float:
+        """Units that this process could well use in its next `lease_seconds` seconds, by what it used since it asked last.
 
         It grows by doubling from what is really used, and is never more than would be used up in time.
         """
         used, span = self.used - self.used_then, now - self.asked_at
-        appetite = min(4 * used, 0.75 * life * used / max(span, 1e-6))
-        if span >= life / 8 or appetite > self._appetite:
-            self._appetite = appetite
-        return min(self._appetite, bound)
+        demand = min(4 * used, 0.75 * lease_seconds * used / max(span, 1e-6))
+        if span >= lease_seconds / 8 or demand > self._demand:
+            self._demand = demand
+        return min(self._demand, bound)
 
 
 class Leased(LimitState):
-    """One limit of which chunks may be held."""
+    """One limit of which leases may be held."""
 
-    __slots__ = ("holding",)
+    __slots__ = ("pool",)
 
-    holding: Holding
+    pool: LeasePool
 
 
 Charges = Sequence[tuple[Leased, float]]
@@ -240,19 +240,19 @@ def take(charges: Charges, now: float) -> list[Share] | None:
     """Use all of `charges` out of what is held, or nothing."""
     shares: list[Share] = []
     for state, amount in charges:
-        taken = state.holding.take(amount, now) if state.paused_until <= now else None
+        taken = state.pool.take(amount, now) if state.paused_until <= now else None
         if taken is None:
             for of, part, epoch, receipt in shares:
-                of.holding.put_back(part, epoch, receipt, now)
+                of.pool.put_back(part, epoch, receipt, now)
             return None
-        for chunk, part in taken:
-            shares.append((state, part, chunk.epoch, chunk.receipt))
+        for lease, part in taken:
+            shares.append((state, part, lease.epoch, lease.receipt))
     return shares
 
 
 def put_back(shares: Iterable[Share], now: float) -> list[Share]:
-    """Undo `take`; return what must go back to the store instead, as its chunk is closed."""
-    return [share for share in shares if not share[0].holding.put_back(share[1], share[2], share[3], now)]
+    """Undo `take`; return what must go back to the store instead, as its lease is closed."""
+    return [share for share in shares if not share[0].pool.put_back(share[1], share[2], share[3], now)]
 
 
 def serve(queue: Queue, now: float, grant: Callable[[Waiter, list[Share]], None]) -> None:
@@ -268,7 +268,7 @@ def serve(queue: Queue, now: float, grant: Callable[[Waiter, list[Share]], None]
         while True:
             charges: Charges = waiter.charges  # type: ignore[assignment]
             shares = None
-            if not kept or all(state.holding.free(now) - kept.get(state, 0.0) >= amount for state, amount in charges):
+            if not kept or all(state.pool.free(now) - kept.get(state, 0.0) >= amount for state, amount in charges):
                 shares = take(charges, now)
             if shares is None:
                 for state, amount in charges:
@@ -284,8 +284,8 @@ def serve(queue: Queue, now: float, grant: Callable[[Waiter, list[Share]], None]
             waiter = behind[1]
 
 
-class Piece:
-    """A part of a chunk to ask for: so much of several limits, at one moment, at most `horizon` seconds ahead."""
+class LeaseRequest:
+    """A part of a lease to ask for: so much of several limits, at one moment, at most `horizon` seconds ahead."""
 
     __slots__ = ("charges", "horizon")
 
@@ -294,22 +294,24 @@ class Piece:
         self.horizon = horizon
 
 
-def plan(queue: Queue, states: Sequence[Leased], now: float, life: float, *, more: bool) -> tuple[list[Piece], float]:
+def plan(
+    queue: Queue, states: Sequence[Leased], now: float, lease_seconds: float, *, more: bool
+) -> tuple[list[LeaseRequest], float]:
     """What to ask the store for, first things first; nothing if what is held, or coming, will do for a while.
 
     First what the first of each shape needs, whenever the store can give it; then what those behind, and those who may come,
-    could use: of that only what is there, or will be within a part of the life.
+    could use: of that only what is there, or will be within a part of the lease_seconds.
 
     Args:
         states: All limits that are held together.
         more: Whether to ask for more than the first in the queue need.
 
     Returns:
-        The pieces, and when to look again for somebody who waits for the end of a pause or of a period; `inf` if nobody does.
+        The requests, and when to look again for somebody who waits for the end of a pause or of a period; `inf` if nobody does.
     """
-    pieces: list[Piece] = []
+    requests: list[LeaseRequest] = []
     again = math.inf
-    ahead = life * FAIR
+    ahead = lease_seconds * FAIR
     asked: set[LimitState] = set()
     wanted: dict[Leased, float] = {}
     waits = False
@@ -321,31 +323,33 @@ def plan(queue: Queue, states: Sequence[Leased], now: float, life: float, *, mor
             again = min(again, closed)
             asked.update(state for state, _ in charges)
             continue
-        if any(state.holding.left < amount for state, amount in charges):
+        if any(state.pool.left < amount for state, amount in charges):
             alone = asked.isdisjoint(state for state, _ in charges)
             needed = _needed(charges, min(ahead / 4, STEP))
-            pieces.append(Piece(needed, math.inf if alone else min(ahead, STEP)))
+            requests.append(LeaseRequest(needed, math.inf if alone else min(ahead, STEP)))
             for state, amount in needed:
                 wanted[state] = wanted.get(state, 0.0) - amount
         asked.update(state for state, _ in charges)
-    if not more and not pieces:
+    if not more and not requests:
         return [], again
-    short = bool(pieces)
+    short = bool(requests)
     for state in states:
-        holding, meter, rate = state.holding, state.meter, _rate(state)
+        pool, meter, rate = state.pool, state.meter, _rate(state)
         if state.paused_until > now:
             continue
         level = max(0.0, meter.level(now))
         bound = max(rate * ahead, level * SHARE_OF_PLENTY)
-        appetite = holding.appetite(now, life, bound)
-        target = min(state.queued, level + rate * ahead) + appetite
-        holding.low = target / 2
-        held = holding.lasting(now + min(ahead / 2, STEP))
+        demand = pool.demand(now, lease_seconds, bound)
+        target = min(state.queued, level + rate * ahead) + demand
+        pool.low = target / 2
+        held = pool.lasting(now + min(ahead / 2, STEP))
         wanted[state] = wanted.get(state, 0.0) + target - held
-        short = short or held < holding.low
+        short = short or held < pool.low
     if more and short:
-        pieces += _cut({state: amount for state, amount in wanted.items() if amount > 0}, ahead if waits else 0.0, now)
-    return pieces, again
+        requests += _cut(
+            {state: amount for state, amount in wanted.items() if amount > 0}, ahead if waits else 0.0, now
+        )
+    return requests, again
 
 
 def _needed(charges: Charges, spread: float) -> list[tuple[Leased, float]]:
@@ -359,7 +363,7 @@ def _needed(charges: Charges, spread: float) -> list[tuple[Leased, float]]:
     )
     needed = []
     for state, amount in charges:
-        held = 0.0 if isinstance(state.meter, Bucket) else state.holding.left
+        held = 0.0 if isinstance(state.meter, Bucket) else state.pool.left
         if amount > held:
             needed.append((state, alike * amount - held))
     return needed
@@ -369,7 +373,7 @@ def _closed_until(state: Leased, amount: float, now: float) -> float:
     """When more of `state` can be asked for, which in most cases is at any time."""
     if state.paused_until > now:
         return state.paused_until
-    missing = amount - state.holding.left
+    missing = amount - state.pool.left
     return state.meter.ready_at(missing, now) if missing > 0 and not isinstance(state.meter, Bucket) else now
 
 
@@ -383,7 +387,7 @@ def _most(state: Leased) -> float:
     return state.meter.burst if isinstance(state.meter, Bucket) else state.limit.capacity
 
 
-def _cut(wanted: dict[Leased, float], horizon: float, now: float) -> list[Piece]:
+def _cut(wanted: dict[Leased, float], horizon: float, now: float) -> list[LeaseRequest]:
     """Pieces of all of that together, each with its part of every limit."""
     part, count = 1.0, 1.0
     for state, amount in wanted.items():
@@ -393,12 +397,12 @@ def _cut(wanted: dict[Leased, float], horizon: float, now: float) -> list[Piece]
     for state, amount in wanted.items():
         step = max(1.0, _rate(state) * STEP)
         count = max(count, part * amount / step)
-    number = min(PIECES, math.ceil(count - 1e-9))
+    number = min(MOST_REQUESTS, math.ceil(count - 1e-9))
     charges = []
     for state, amount in wanted.items():
         each = part * amount / number
-        if state.holding.whole:
+        if state.pool.whole:
             each = math.floor(each + 1e-9)
         if each > 0:
             charges.append((state, min(float(each), _most(state))))
-    return [Piece(charges, horizon) for _ in range(number)] if charges else []
+    return [LeaseRequest(charges, horizon) for _ in range(number)] if charges else []
