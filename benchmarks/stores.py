@@ -72,7 +72,7 @@ def penstock_limiter(store):
         async with limiter(tokens=5):
             pass
 
-    return grant, lambda: limiter._courier.calls, store
+    return grant, lambda: limiter.store.dispatcher.calls, store
 
 
 def nothing(_):

@@ -33,12 +33,11 @@ def record(store, admitted):
 
 
 def charge_of(granted):
-    """What tells the charge of a permit, or a slip, on its first limit from all others: the name, its epoch, and the running total."""
-    charges = granted.charges if hasattr(granted, "charges") else granted._charges
-    account = charges[0][0].account
-    if hasattr(granted, "charges"):
-        return account.terms.name, granted.epochs[account], granted.receipts[0]
-    return account.terms.name, granted._epochs[account], granted._receipts[0]
+    """What tells the charge of a permit, or a request, on its first limit from all others: the name, its epoch, and the running total."""
+    if hasattr(granted, "epochs"):
+        part = granted.charges[0][0].limit_set
+        return part.name, granted.epochs[part], granted.receipts[0]
+    return granted.receipts.first_charge()
 
 
 def _admissions(batch, reply):
@@ -94,7 +93,7 @@ class Crowd:
         self.last = -1.0  # when the last of them was seen
         self.epochs = set()
         self._admitted = {}
-        record(limiter._store, self._admitted)
+        record(limiter.store, self._admitted)
 
     async def work(self):
         while True:

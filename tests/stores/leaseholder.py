@@ -56,7 +56,7 @@ async def main(plan):
     for outcome in await asyncio.gather(*tasks, return_exceptions=True):
         if isinstance(outcome, Exception):  # whoever was cancelled is none
             raise outcome
-    calls = limiter._courier.calls
+    calls = limiter.store.dispatcher.calls
     await asyncio.to_thread(store.close)
     cut = statistics.quantiles(waits, n=100) if len(waits) > 1 else [0.0] * 99
     done = {"granted": len(waits), "calls": calls, "p50": cut[49], "p99": cut[98], "worst": max(waits, default=0.0)}

@@ -120,7 +120,7 @@ async def test_a_node_of_a_cluster_is_killed_and_its_replica_takes_over(nodes, p
         await anyio.sleep(0.3)
     print(f"{1e3 * took:.0f} ms after the failover")  # noqa: T201 - `-rP` shows it
     assert_never_over(crowd)
-    crowd.limiter._store.close()
+    crowd.limiter.store.close()
 
 
 def masters(node):
@@ -146,4 +146,4 @@ async def test_a_node_of_a_cluster_is_killed_and_comes_back(nodes, prefix):
     print(f"{1e3 * took:.0f} ms after it was back")  # noqa: T201 - `-rP` shows it
     assert len(crowd.epochs) == 2
     assert excess(crowd.moments, RATE, BURST) <= BURST + 0.01
-    crowd.limiter._store.close()
+    crowd.limiter.store.close()

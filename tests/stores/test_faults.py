@@ -153,7 +153,7 @@ async def test_on_outage_share_goes_on_with_a_part_and_charges_it_afterwards(pro
     assert granted == 25
     proxy.mode = "pass"
     with anyio.fail_after(RECOVERY):
-        while store.courier.down is not None:
+        while store.dispatcher.down is not None:
             await anyio.sleep(0.02)
     await anyio.sleep(0.1)
     await limiter.refresh()
@@ -171,7 +171,7 @@ async def test_on_outage_open_lets_everything_through_and_charges_it_afterwards(
         await limiter.acquire()
     proxy.mode = "pass"
     with anyio.fail_after(RECOVERY):
-        while store.courier.down is not None:
+        while store.dispatcher.down is not None:
             await anyio.sleep(0.02)
     await anyio.sleep(0.1)
     await limiter.refresh()
@@ -409,7 +409,7 @@ async def test_a_full_disk_is_one_clear_error_and_grants_nothing(tmp_path):
     """SQLite's own limit of pages stands in for the disk; then there is space again."""
     store = SQLiteStore(tmp_path / "x.db")
     await Limiter(requests=per_second(5), name="x", store=store).acquire()
-    with store.courier._io:
+    with store.dispatcher._io:
         store._connection.execute("PRAGMA max_page_count = 1")
     limiter = Limiter(requests=per_second(5), name="y" * 60_000, store=store)
     with pytest.raises(StoreError, match="full: nothing was granted"):
@@ -423,7 +423,7 @@ async def test_a_file_that_cannot_be_written_is_one_clear_error(tmp_path):
     store = SQLiteStore(tmp_path / "x.db")
     limiter = Limiter(requests=per_second(5), name="x", store=store)
     await limiter.acquire()
-    with store.courier._io:
+    with store.dispatcher._io:
         store._connection.execute("PRAGMA query_only = 1")
     with pytest.raises(StoreError, match="cannot be written: let this user write"):
         await limiter.acquire()

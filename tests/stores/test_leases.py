@@ -130,7 +130,7 @@ async def test_while_a_lease_lasts_grants_cost_no_call(stores):
     for _ in range(20_000):
         async with limiter(tokens=2):
             pass
-    assert limiter._courier.calls <= 200
+    assert limiter.store.dispatcher.calls <= 200
     assert limiter.statistics().granted == 20_000
 
 
@@ -169,10 +169,10 @@ async def test_what_nobody_uses_goes_back_when_the_limiter_falls_idle(stores):
     mine, theirs = (Limiter(requests=per_second(1, burst=1000), name="x", store=stores(), lease=1) for _ in range(2))
     for _ in range(100):
         await mine.acquire()
-    held = mine._states[0].pool.left
+    held = mine._backend.plan().states[0].pool.left
     assert held >= 20
     with anyio.fail_after(3):
-        while mine._states[0].pool.leases:
+        while mine._backend.plan().states[0].pool.leases:
             await anyio.sleep(0.02)
     await anyio.sleep(0.05)
     assert await level_of(theirs, "requests") == pytest.approx(999 - 100, abs=5)  # less by what a refund may lose
@@ -186,7 +186,7 @@ async def test_a_closed_store_gives_back_what_it_held(stores):
     )
     for _ in range(100):
         await mine.acquire()
-    assert mine._states[0].pool.left >= 20
+    assert mine._backend.plan().states[0].pool.left >= 20
     await anyio.to_thread.run_sync(store.close)
     assert await level_of(theirs, "requests") == pytest.approx(1000 - 0.06 - 100, abs=0.5)
 
@@ -306,7 +306,7 @@ async def test_who_leaves_the_line_takes_nothing_with_them(stores):
         # What is left of a lease goes back when it is idle, a refund of one that is closed a lease later.
         while abs(await level_of(limiter, "requests") - (500 - granted)) > 3.1:
             await anyio.sleep(0.05)
-        while limiter._states[0].pool.leases:
+        while limiter._backend.plan().states[0].pool.leases:
             await anyio.sleep(0.05)
     assert await level_of(limiter, "requests") <= 500 - granted + 0.1
     assert limiter.statistics().waiting == 0
@@ -322,7 +322,7 @@ async def test_a_pause_holds_what_is_held_here_too(stores):
     for limiter in (mine, theirs):
         for _ in range(200):
             await limiter.acquire()
-        assert limiter._states[0].pool.left > 1
+        assert limiter._backend.plan().states[0].pool.left > 1
     begin = clock.now()
     mine.pause(0.4)
     if isinstance(store, RedisStore):
@@ -390,7 +390,7 @@ async def test_processes_agree_on_the_lease(stores):
     ):
         await theirs.acquire()
     with pytest.raises(ValueError, match="is leased and"):
-        _ = mine & Limiter(tokens="5/s", name="y", store=mine._store)
+        _ = mine & Limiter(tokens="5/s", name="y", store=mine.store)
 
 
 @pytest.mark.anyio
@@ -438,7 +438,7 @@ def test_threads_are_granted_out_of_the_lease_too(stores):
     for thread in threads:
         thread.join()
     assert limiter.statistics().granted == 2000
-    assert limiter._courier.calls <= 200
+    assert limiter.store.dispatcher.calls <= 200
 
 
 @pytest.mark.anyio
@@ -450,7 +450,7 @@ async def test_a_lease_bridges_a_short_outage_and_then_says_what_is_wrong(server
     limiter = Limiter(requests=per_second(10, burst=1000), name="x", store=store, lease=20)
     for _ in range(200):
         await limiter.acquire()
-    held = int(limiter._states[0].pool.left)
+    held = int(limiter._backend.plan().states[0].pool.left)
     assert held >= 20
     server.kill()
     for _ in range(held):

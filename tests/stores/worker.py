@@ -53,7 +53,7 @@ async def main(plan):
     for outcome in await asyncio.gather(*tasks, return_exceptions=True):
         if isinstance(outcome, Exception):  # whoever was cancelled is none
             raise outcome
-    calls = limiter._courier.calls
+    calls = limiter.store.dispatcher.calls
     await asyncio.to_thread(store.close)
     os.write(1, f"calls {calls} {granted}\n".encode())
 

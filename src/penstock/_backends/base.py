@@ -247,6 +247,10 @@ class Backend(Protocol):
     """Decides for limiters. Every method may be called from any thread, and none of them waits."""
 
     @property
+    def request_type(self) -> type[Request]:
+        """The class of the requests that it takes."""
+
+    @property
     def store(self) -> Any:
         """Where the state of the limits lives."""
 

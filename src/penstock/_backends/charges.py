@@ -17,11 +17,14 @@ __all__ = ["ChargePlan", "not_now", "queue_full"]
 
 
 class _LimitSet(Protocol):
-    """A limit set, as far as charges need it."""
+    """What a plan needs to know of a limit set."""
 
-    states: dict[str, tuple[LimitState, ...]]
-    defaults: dict[str, float]
-    version: int
+    @property
+    def version(self) -> int: ...
+    @property
+    def states(self) -> Mapping[str, tuple[LimitState, ...]]: ...
+    @property
+    def defaults(self) -> Mapping[str, float]: ...
 
 
 class ChargePlan:

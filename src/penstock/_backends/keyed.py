@@ -242,6 +242,7 @@ class Key(Caller):
     __slots__ = ("_real", "key", "states")
 
     joint = False
+    request_type = Request
     enforce = True  # type: ignore[misc]  # only then there is a fast path
 
     @property

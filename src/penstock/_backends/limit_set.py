@@ -12,7 +12,13 @@ from penstock.limits import Limit
 if TYPE_CHECKING:
     from penstock._backends.queue import WaitQueue
 
-__all__ = ["LimitSet"]
+__all__ = ["LimitSet", "default_cost"]
+
+
+def default_cost(unit: str, kinds: tuple[Limit, ...]) -> float | None:
+    """What a call costs of a unit with these limits unless it says so; None: it must say so."""
+    default = next((limit.default for limit in kinds if limit.default is not None), None)
+    return 1 if default is None and unit == "requests" else default
 
 
 class LimitSet:
@@ -83,9 +89,7 @@ class LimitSet:
         self._follow_calendars()
 
     def _set_default(self, unit: str, kinds: tuple[Limit, ...]) -> None:
-        default = next((limit.default for limit in kinds if limit.default is not None), None)
-        if default is None and unit == "requests":
-            default = 1
+        default = default_cost(unit, kinds)
         self.defaults = {name: value for name, value in self.defaults.items() if name != unit}
         if default is not None:
             self.defaults[unit] = default

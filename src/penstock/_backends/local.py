@@ -40,6 +40,8 @@ R = TypeVar("R")
 class LocalBackend:
     """Decides over one or several limit sets of this process, which share a queue. See `base.Backend`."""
 
+    request_type = Request
+
     __slots__ = ("__weakref__", "_plan", "_queue", "fast", "sets", "store")
 
     def __init__(self, store: MemoryStore, sets: tuple[LimitSet, ...], *, fast: bool = True) -> None:

@@ -30,7 +30,7 @@ async def wait(
         time_left = parker.time_left()
         if time_left == -math.inf:
             await anyio.lowlevel.checkpoint()  # the scope is cancelled already: say so, and not that it is too late
-        request = Request(binding, grant, parker, max_wait, time_left, priority, flow)
+        request = backend.request_type(binding, grant, parker, max_wait, time_left, priority, flow)
         try:
             seconds = backend.enter(request)
             while seconds is not None:
@@ -69,7 +69,7 @@ def wait_in_thread(
     backend = binding.backend
     parker = ThreadParker()
     try:
-        request = Request(binding, grant, parker, max_wait, math.inf, priority, flow)
+        request = backend.request_type(binding, grant, parker, max_wait, math.inf, priority, flow)
         try:
             seconds = backend.enter(request)
             while seconds is not None:
@@ -94,7 +94,7 @@ def answer_at_once(
     backend = binding.backend
     message = ""
     try:
-        request = Request(binding, grant, None, 0.0, math.inf, priority, flow)
+        request = backend.request_type(binding, grant, None, 0.0, math.inf, priority, flow)
         try:
             backend.enter(request)
         except BaseException:

@@ -25,6 +25,7 @@ A batch, its verdicts and the rows are plain lists of floats, so that all stores
     GIVE_BACK    n (limit amount epoch receipt)ⁿ
     CHARGE       n (limit amount)ⁿ                         → receiptⁿ
     PAUSE        seconds n (limit)ⁿ
+    RESUME       n (limit)ⁿ                                 a pause ends
     LOWER        n (limit level age epoch receipt)ⁿ
     RENEW        n (limit)ⁿ
     FLOW         key member weight limit waits      whose the following requests are, as the row of that limit knows it; there may be
@@ -54,6 +55,7 @@ __all__ = [
     "LOWER",
     "PAUSE",
     "RENEW",
+    "RESUME",
     "WINDOW",
     "Decision",
     "decide",
@@ -67,7 +69,7 @@ LOG, TIMED, RENEWED = 0.0, 1.0, 2.0
 """Modes of a WINDOW. What is charged counts for `ttl` seconds and then comes back: LOG, always (a sliding window); TIMED, unless the
 permit ends before (places with a time to live); RENEWED, unless it does, or its owner renews (places of living processes)."""
 
-ACQUIRE, GIVE_BACK, CHARGE, PAUSE, LOWER, RENEW, FLOW, LEAVE = 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0
+ACQUIRE, GIVE_BACK, CHARGE, PAUSE, LOWER, RENEW, FLOW, LEAVE, RESUME = 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0
 """Operations."""
 
 REFUNDS = 32
@@ -377,6 +379,10 @@ def decide(
                 pause[limit] = max(pause[limit], seconds)
                 if seconds > 0:
                     free_until[limit] = -1.0
+        elif operation == RESUME:
+            first_of, at = at + 2, at + 2 + int(operations[at + 1])
+            for index in range(first_of, at):
+                pause[int(operations[index])] = 0.0
         elif operation == LOWER:
             first_of, at = at + 2, at + 2 + 5 * int(operations[at + 1])
             for index in range(first_of, at, 5):

@@ -175,7 +175,7 @@ class Reply:
 
 
 class Store(ABC):
-    """A shared store. Its methods block, and are called by one thread: the courier's, which begins at first use.
+    """A shared store. Its methods block, and are called by one thread: the dispatcher's, which begins at first use.
 
     Args:
         place_ttl: Seconds after which the places in flight of a process that died come back, where the limit says nothing else.
@@ -221,7 +221,7 @@ class Store(ABC):
         self.share = share
         self.on_event = on_event
         self.lock: threading.RLock = threading.RLock()
-        self.courier: Any = None  # who carries batches here, once somebody has something to send
+        self.dispatcher: Any = None  # what takes batches here, once there is something to send
 
     @abstractmethod
     def exchange(
@@ -335,7 +335,7 @@ class Store(ABC):
 
         Whoever still waits gets a `StoreError`.
         """
-        if self.courier is None:
+        if self.dispatcher is None:
             self.disconnect()
         else:
-            self.courier.stop()
+            self.dispatcher.stop()

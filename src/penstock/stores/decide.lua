@@ -12,7 +12,7 @@
 
 local BUCKET, CALENDAR, WINDOW = 0, 1, 2
 local LOG, RENEWED = 0, 2
-local ACQUIRE, GIVE_BACK, CHARGE, PAUSE, LOWER, RENEW, FLOW, LEAVE = 1, 2, 3, 4, 5, 6, 7, 8
+local ACQUIRE, GIVE_BACK, CHARGE, PAUSE, LOWER, RENEW, FLOW, LEAVE, RESUME = 1, 2, 3, 4, 5, 6, 7, 8, 9
 local LEAD, GRACE, AGAIN_LEAST, AGAIN_MOST, LATE, FORGET, FLOWS, NEVER = 0.020, 0.020, 0.001, 0.050, 0.020, 1, 64, -1e9
 local KEY, OF, TAG, AHEAD = 1, 2, 3, 4  -- of an entry of a flow, as in _core/flows.py
 local REFUNDS, LONGEST_LOG, KEPT_LONGER, TOLD_FOR = 32, 256, 3600, 600
@@ -424,6 +424,10 @@ while position <= stop do
       pause[limit] = max(pause[limit], seconds)
       if seconds > 0 then free_until[limit] = -1 end
     end
+  elseif operation == RESUME then
+    local from = position + 2
+    position = from + asked[position + 1]
+    for i = from, position - 1 do pause[asked[i] + 1] = 0 end
   elseif operation == LOWER then
     local from = position + 2
     position = from + 5 * asked[position + 1]

@@ -1,6 +1,6 @@
 """State on a Redis or Valkey server (6.2 or later; alone, behind Sentinel, or a cluster), for any number of machines.
 
-One script decides a batch, at one moment of the server's own clock. The courier's thread owns the connection, with redis-py's plain
+One script decides a batch, at one moment of the server's own clock. the dispatcher's thread owns the connection, with redis-py's plain
 blocking client: so asyncio, trio and threads are all the same to this store, and no reply is ever lost to a cancelled task.
 
 Nothing is sent twice by accident. The client's own retries are off, since they would execute a script again; a batch whose reply was lost is

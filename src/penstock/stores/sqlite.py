@@ -1,6 +1,6 @@
 """State in a file of this machine, for all of its processes: durable, and without a server.
 
-One transaction decides a whole batch, in the courier's thread, so the event loop is never blocked by the disk. The journal is
+One transaction decides a whole batch, in the dispatcher's thread, so the event loop is never blocked by the disk. The journal is
 a write-ahead log with `synchronous=NORMAL`: a process may be killed at any instruction, and after a power cut the file is
 whole, though the last moments may be missing. Time is the machine's wall clock; rows are relative to the moment they were
 written, so a clock that steps back grants nothing (a clock that steps forward refills, as it must look to everybody).

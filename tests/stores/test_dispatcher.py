@@ -1,4 +1,4 @@
-"""What the courier leaves behind."""
+"""What the dispatcher leaves behind."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import gc
 import pytest
 
 from penstock import Limiter, per_second
+from penstock._backends.shared.requests import SharedRequest
 from penstock._concurrency.parking import AsyncioParker
-from penstock._desks import Slip
-from penstock._shared import SharedPermit
+from penstock.permit import Permit
 from penstock.stores import SQLiteStore
 
 
@@ -26,8 +26,8 @@ def test_what_was_granted_is_freed_without_the_garbage_collector(waits, tmp_path
         gc.disable()
         try:
             await asyncio.gather(*(limiter.acquire() for _ in range(100)))
-            await limiter.refresh()  # the courier is done with them
-            return [thing for thing in gc.get_objects() if isinstance(thing, Slip | SharedPermit | AsyncioParker)]
+            await limiter.refresh()  # the dispatcher is done with them
+            return [thing for thing in gc.get_objects() if isinstance(thing, SharedRequest | Permit | AsyncioParker)]
         finally:
             gc.enable()
 

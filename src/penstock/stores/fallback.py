@@ -1,4 +1,4 @@
-"""What decides while a shared store does not answer, where `on_outage` lets the process go on: in memory, by the same arithmetic."""
+"""What decides while a shared store does not answer and `on_outage` lets the process go on: memory, by the same arithmetic."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from penstock import clock
 from penstock._core import ledger
 from penstock.stores.contract import Batch, Reply, Store
 
-__all__ = ["Alone"]
+__all__ = ["FallbackStore"]
 
 
-class Alone(Store):
-    """Decides in this process while the shared store does not answer: with a part of the limits, or with none."""
+class FallbackStore(Store):
+    """Decides in this process: with a share of the limits, or (an infinite share) with none."""
 
     def __init__(self, store: Store, share: float) -> None:
         super().__init__(place_ttl=store.place_ttl, patience=store.patience)

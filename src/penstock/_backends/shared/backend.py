@@ -1,0 +1,478 @@
+"""The backend in front of a shared store: callers hand their requests to the dispatcher, and park.
+
+What is charged, and when, is the store's to say. What callers say of a grant (its true cost, its end) is written down here, and is true from
+then on; the dispatcher tells the store. Only grants out of leases that this process holds are made in the caller's own thread.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from penstock import clock
+from penstock._backends.base import Binding, Caller, Charge, Clearance, Grant, Request, Snapshot
+from penstock._backends.charges import ChargePlan
+from penstock._backends.fast_path import look_closer
+from penstock._backends.shared.dispatcher import Dispatcher
+from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
+from penstock._backends.shared.queue import StoreQueue
+from penstock._backends.shared.requests import SharedRequest, Stage, StoreReceipts
+from penstock._backends.shared.scheduler import Scheduler
+from penstock._backends.shared.state import flow_key
+from penstock._backends.shared.wire import BatchInFlight, Look, Order
+from penstock._concurrency.parking import here
+from penstock._core import lease as leases
+from penstock._core.bucket import Bucket
+from penstock._core.turns import Charges, ready_at
+from penstock._validation import exact_cost, told_of
+from penstock.errors import Unsatisfiable, WouldBlockEventLoop
+from penstock.limits import Limit
+from penstock.stores.contract import Store
+
+__all__ = ["SharedBackend"]
+
+
+class SharedBackend:
+    """Decides over one or several limit sets of a store, which share a queue. See `base.Backend`."""
+
+    __slots__ = ("__weakref__", "_clearance", "_plan", "dispatcher", "lease", "sets", "store")
+
+    request_type = SharedRequest
+
+    def __init__(self, dispatcher: Dispatcher, sets: tuple[SharedLimitSet, ...]) -> None:
+        self.dispatcher = dispatcher
+        self.store: Store = dispatcher.store
+        self.sets = sets
+        spans = [part.lease for part in sets if part.lease is not None]
+        self.lease: float | None = min(spans, default=None)
+        self._plan = ChargePlan(sets)
+        self._clearance = Clearance()
+        for part in sets:
+            part.users.add(self)
+
+    def plan(self) -> ChargePlan:
+        """What costs are charged on now."""
+        plan = self._plan
+        if plan.version != sum([part.version for part in self.sets]):
+            with self.store.lock:
+                plan = self._plan = ChargePlan(self.sets)
+                self._clearance = Clearance()
+        return plan
+
+    @property
+    def joint(self) -> bool:
+        """Whether there are several sets."""
+        return len(self.sets) > 1
+
+    @property
+    def queue(self) -> StoreQueue:
+        """The queue in front of these limits."""
+        return self.sets[0].queue
+
+    def charges(self, cost: Mapping[str, Any]) -> Charges:
+        """What a call of that cost is charged. See `ChargePlan.charges`.
+
+        Raises:
+            CostError: The cost is wrong, or more than a limit holds with what its leases take off it.
+        """
+        charges = self.plan().charges(cost)
+        if self.lease is not None:
+            for state, amount in charges:
+                meter = state.meter
+                if isinstance(meter, Bucket) and amount > meter.burst and not meter.overdraft:
+                    raise self._more_than_leases_leave(state, amount)
+        return charges
+
+    def _more_than_leases_leave(self, state: Any, amount: float) -> Unsatisfiable:
+        meter = state.meter
+        return Unsatisfiable(
+            f'{amount:g} {state.unit} can never be granted: "{self.plan().label(state)}" holds at most {meter.burst:g} at once, '
+            f"its burst of {state.limit.burst:g} less what flows in during a lease of {state.limit_set.lease:g} s. Split the call, "
+            "shorten the lease, or raise burst.",
+            unit=state.unit,
+            cost=amount,
+            capacity=meter.burst,
+        )
+
+    def bind(self, caller: Caller, cost: Mapping[str, float]) -> Binding:
+        """Bind a cost to the limits. See `Backend.bind`."""
+        charges = self.charges(cost)
+        binding = Binding()
+        binding.backend = self
+        binding.caller = caller
+        binding.clearance = self._clearance
+        grant = _grant_free if not charges else _grant_leased if self.lease is not None else look_closer
+        binding.charge = Charge(cost, charges, grant)
+        return binding
+
+    def current(self, binding: Binding) -> bool:
+        """Whether the limits are still those of the binding."""
+        self.plan()
+        return binding.clearance is self._clearance
+
+    # Turns
+
+    def enter(self, request: Request) -> float | None:
+        """Hand a request to the dispatcher. See `base`.
+
+        Raises:
+            WouldBlockEventLoop: It cannot wait for the answer.
+        """
+        assert isinstance(request, SharedRequest), "wait.py makes what request_type says"
+        if not request.charges:  # the limits were changed since it was bound: nothing of it is limited now
+            request.grant.of(self, request.caller, (), StoreReceipts((), {}, (), None), clock.now())
+            request.caller.granted += 1
+            request.stage = Stage.GRANTED
+            return None
+        if request.parker is None:
+            raise WouldBlockEventLoop(
+                f"{request.caller.name!r} has to ask its store, and waiting for the answer here would block the running event loop: use "
+                "`await limiter.acquire(max_wait=0)`, or `async with`, or run this function in a thread (for example with "
+                "anyio.to_thread.run_sync) with `with limiter(max_wait=0):`"
+            )
+        request.flow = flow_key(request.flow)
+        if self._plan.held:
+            self._warn_of_orphans(request.charges)
+        if self.lease is not None:
+            with self.store.lock:  # who comes after this one is not to be granted before it is there
+                self.queue.coming += 1
+        self.dispatcher.post(request)
+        return math.inf
+
+    def advance(self, request: Request) -> float | None:
+        """What a waiter that was woken has to do: take its grant or error, or wait on. See `base`."""
+        assert isinstance(request, SharedRequest), "wait.py makes what request_type says"
+        if request.stage is Stage.GRANTED:
+            receipts = StoreReceipts(request.charges, request.epochs, request.receipts, request.shares)
+            request.grant.of(self, request.caller, request.charges, receipts, request.granted_at)
+            return None
+        if request.error is not None:
+            return None
+        request.parker.rearm()  # type: ignore[union-attr]  # what advances has a parker
+        return math.inf if not request.done else 0.0  # it may have been woken just before
+
+    def leave(self, request: Request) -> None:
+        """The caller is gone: nothing is charged. See `base`."""
+        assert isinstance(request, SharedRequest), "wait.py makes what request_type says"
+        if request.parker is None or not request.charges:
+            return  # it never entered
+        request.grant.granted_at = math.nan
+
+        def on_leave(scheduler: Scheduler, now: float) -> None:
+            scheduler.on_leave(request, now)
+
+        self.dispatcher.post(on_leave)
+
+    def grant_leased(self, binding: Binding, grant: Grant) -> bool:
+        """Charge a call out of leases that this process holds, if they have enough and no request waits for it."""
+        charges: Any = binding.charge.charges
+        with self.store.lock:
+            if not self.current(binding):
+                return False
+            queue = self.queue
+            if queue.coming or len(queue.waiters) or queue.fresh:
+                return False
+            now = clock.now()
+            shares = leases.take(charges, now)
+            if shares is None:
+                return False
+            binding.caller.granted += 1
+            for state, _ in charges:
+                pool = state.pool
+                if pool.left < pool.low and now >= queue.more_at:
+                    pool.low = 0.0  # say it once
+                    self.dispatcher.post(partial(_short, queue))
+        grant.of(self, binding.caller, charges, StoreReceipts(charges, {}, (), shares), now)
+        return True
+
+    # Permits that are never closed
+
+    def lose(self, _: Grant, where: tuple[str, int]) -> None:
+        """Nobody can end this grant any more: its places stay taken for as long as this process lives. See `base`."""
+        for part in self.sets:
+            part.orphans.append(where)
+
+    def _warn_of_orphans(self, charges: Any) -> None:
+        """Warn of permits that were collected unclosed, if a call is about to wait for their places."""
+        now = clock.now()
+        for state, amount in charges:
+            part = state.limit_set
+            if state.held and part.orphans and state.ready_at(amount, now) > now:
+                orphans, part.orphans = part.orphans, []
+                for file, line in orphans:
+                    warnings.warn_explicit(
+                        f"a permit acquired at {file}:{line} was never closed, so it holds places of {state.label} for as long as this "
+                        "process lives, which a call waits for. Use `with await limiter.acquire():`, or close() it",
+                        RuntimeWarning,
+                        file,
+                        line,
+                    )
+
+    # Of a grant
+
+    def cost(self, grant: Grant) -> dict[str, float]:
+        """What a grant is charged now, per unit; after its end without what it held."""
+        cost: dict[str, float] = {}
+        if not grant.charges:
+            return cost
+        receipts: StoreReceipts = grant.receipts
+        for state, amount in receipts.wants().items():
+            if not (grant.ended and state.held):
+                cost[state.unit] = max(cost.get(state.unit, 0.0), amount)
+        return cost
+
+    def settle(self, grant: Grant, true_cost: Mapping[str, float]) -> None:
+        """Charge a grant for its true cost. See `Permit.settle`."""
+        plan = self.plan()
+        exact = {}
+        for unit, amount in true_cost.items():
+            plan.check_unit(unit)
+            exact[unit] = exact_cost(unit, amount)
+        receipts: StoreReceipts = grant.receipts
+        with self.store.lock:
+            wanted = receipts.wants()
+            for unit, amount in exact.items():
+                for state in self._counted(plan, unit):
+                    if not (grant.ended and state.held):
+                        wanted[state] = amount
+            if wanted:
+                self._want(receipts, wanted)
+
+    @staticmethod
+    def _counted(plan: ChargePlan, unit: str) -> list[SharedLimitState]:
+        """The limits of a unit that the store counts: `unlimited` is none."""
+        states: Any = plan.units[unit]
+        return [state for state in states if state.index >= 0]
+
+    def cancel(self, grant: Grant) -> bool:
+        """Give everything back; False if that was done before."""
+        with self.store.lock:
+            if not grant.charges:
+                return False
+            receipts: StoreReceipts = grant.receipts
+            grant.charges, grant.ended = (), True
+            grant.caller.cancelled += 1
+            self._want(receipts, dict.fromkeys(receipts.wants(), 0.0))
+        return True
+
+    def close(self, grant: Grant) -> None:
+        """End a grant: what it holds comes back."""
+        with self.store.lock:
+            ended, grant.ended = grant.ended, True
+            if ended or not self._plan.held:
+                return
+            receipts: StoreReceipts = grant.receipts
+            wanted = receipts.wants()
+            held = {state: 0.0 for state in wanted if state.held}
+            if held:
+                self._want(receipts, {**wanted, **held})
+
+    def _want(self, receipts: StoreReceipts, wanted: dict[SharedLimitState, float]) -> None:
+        receipts.wanted = wanted
+        if not receipts.empty:
+            self.dispatcher.post(partial(_settled, receipts))
+
+    # Of the limits
+
+    def forecast(self, binding: Binding) -> tuple[float, str | None]:
+        """Seconds that a call would wait if it came now, by what the store answered last, and for which limit."""
+        with self.store.lock:
+            now = clock.now()
+            charges: Any = [(state, amount + state.queued) for state, amount in binding.charge.charges]
+            if self.lease is not None:
+                charges = [(state, max(0.0, amount - state.pool.left)) for state, amount in charges]
+            ready, state = ready_at(charges, now)
+            return ready - now, self.plan().blocker(state, now)
+
+    async def refresh(self) -> None:
+        """Ask the store for its present state.
+
+        Raises:
+            StoreError: It does not answer.
+        """
+        for part in [part for part in self.sets if part.order]:
+            look = Look(part, here())
+            self.dispatcher.post(partial(_look, look))
+            while not look.done:
+                await look.parker.park(math.inf)  # type: ignore[union-attr]  # it was given one
+                look.parker.rearm()  # type: ignore[union-attr]
+            if look.error is not None:
+                raise look.error
+
+    def snapshot(self) -> Snapshot:
+        """How things stand, by what the store answered last."""
+        with self.store.lock:
+            now, plan = clock.now(), self.plan()
+            states: Any = plan.states
+            return Snapshot(
+                waiting=len(self.queue),
+                in_flight=max((state.meter.used(now) for state in states if state.meter.held), default=0),
+                paused_for=max(0.0, *(state.paused_until - now for state in states)),
+                levels=[(plan.label(state), state, state.meter.level(now) + state.pool.left) for state in states],
+            )
+
+    def _tell(self, part: SharedLimitSet, write: Any, *, announce: bool) -> None:
+        self.dispatcher.post(partial(_order, Order(part, write, announce=announce)))
+
+    def pause(self, seconds: float, units: tuple[str, ...]) -> None:
+        """Let nobody through for so long, in any process."""
+        until = clock.now() + seconds
+        for part in self.sets:
+            states = [state for state in part.order if not units or state.unit in units]
+            if states:
+                with self.store.lock:  # who comes next is not to wait for the store to hear of it
+                    for state in states:
+                        state.paused_until = max(state.paused_until, until)
+
+                def write(batch: BatchInFlight, now: float, states: list[SharedLimitState] = states) -> None:
+                    batch.pause(max(0.0, until - now), states)
+
+                self._tell(part, write, announce=True)
+
+    def resume(self, units: tuple[str, ...]) -> None:
+        """End the pauses of these units, or of all, in every process."""
+        for part in self.sets:
+            states = [state for state in part.order if not units or state.unit in units]
+            if states:
+
+                def write(batch: BatchInFlight, _: float, states: list[SharedLimitState] = states) -> None:
+                    batch.resume(states)
+
+                self._tell(part, write, announce=True)
+
+    def reconfigure(self, limits: Mapping[str, tuple[Limit, ...]]) -> None:
+        """Replace the limits of these units, for every process; what was used stays used, and all waiters are looked at anew."""
+        changed = []
+        for part in self.sets:
+            mine = {unit: kinds for unit, kinds in limits.items() if unit in part.states}
+            if mine:
+                if part.lease is not None:
+                    check_lease(part.lease, mine)
+                part.terms_of(
+                    {**part.limits(), **mine}
+                )  # refuses what a store cannot count, before anything has changed
+                changed.append((part, mine))
+        with self.store.lock:
+            now = clock.now()
+            for part, mine in changed:
+                part.promise(mine, now)
+                self.dispatcher.post(partial(_change, part))
+
+    def observe(self, remaining: Mapping[str, float], reset: Mapping[str, float], grant: Grant | None) -> None:
+        """Hear what the server says is left. See `Limiter.observe`."""
+        plan = self.plan()
+        for unit in (*remaining, *reset):
+            plan.check_unit(unit)
+        heard = clock.now()
+        for unit in {**remaining, **reset}:
+            counted = self._counted(plan, unit)
+            if not counted:
+                continue
+            state: SharedLimitState = told_of(counted)
+            left = remaining.get(unit)
+            if left is None:
+                if not isinstance(state.meter, Bucket):
+                    continue
+                left = max(0.0, state.limit.burst - reset[unit] * state.meter.rate)
+            if self.lease is not None:
+                left -= state.pool.left  # which the server has not seen yet
+            self._tell(state.limit_set, partial(_lower, state, left, heard, grant), announce=False)
+
+    def recipe(self, caller: Caller) -> Any:
+        """What `pickle` makes the limiter from again."""
+        raise NotImplementedError
+
+    def itself(self) -> SharedBackend:
+        """This backend."""
+        return self
+
+    def joined(self, other: Any) -> SharedBackend:
+        """A backend over the limits of both, with one queue for all that either was joined with before.
+
+        Raises:
+            ValueError: They live in different stores, or their store cannot decide them together.
+        """
+        if not isinstance(other, SharedBackend) or other.store is not self.store:
+            raise ValueError("they live in different stores and cannot be decided together: give both the same store")
+        if (self.lease is None) != (other.lease is None):
+            which = "the first" if self.lease is not None else "the second"
+            raise ValueError(f"only {which} is leased, so they cannot be decided together: give both lease= or none")
+        sets = tuple(dict.fromkeys((*self.sets, *other.sets)))
+        if len({self.store.group_of(part.name) for part in sets}) > 1:
+            raise ValueError(
+                "they live in different hash slots of the cluster, which cannot be decided together: write "
+                "their limits into one limiter, or give both names of one group, such as 'org:chat' and 'org:embed' with "
+                'RedisStore(..., group=lambda name: name.split(":")[0])'
+            )
+        with self.store.lock:
+            queue = sets[0].queue
+            for part in sets[1:]:
+                queue = queue.merge(part.queue)
+        return SharedBackend(self.dispatcher, sets)
+
+
+def check_lease(lease: Any, limits: Mapping[str, tuple[Limit, ...]]) -> float:
+    """The seconds of a lease.
+
+    Raises:
+        ValueError: It is no length, or not one for these limits.
+    """
+    if isinstance(lease, bool) or not isinstance(lease, int | float) or not 0 < lease < math.inf:
+        raise ValueError(f"lease must be a finite number of seconds above 0, not {lease!r}")
+    for unit, kinds in limits.items():
+        for limit in kinds:
+            leases.check(unit, limit, lease)
+    return float(lease)
+
+
+def _grant_free(binding: Binding, grant: Grant) -> bool:
+    """A call that is charged nothing needs no answer."""
+    backend: Any = binding.backend
+    if not backend.current(binding):
+        return False
+    grant.of(backend, binding.caller, (), StoreReceipts((), {}, (), None), clock.now())
+    binding.caller.granted += 1
+    return True
+
+
+def _grant_leased(binding: Binding, grant: Grant) -> bool:
+    backend: Any = binding.backend
+    granted: bool = backend.grant_leased(binding, grant)
+    return granted
+
+
+def _lower(
+    state: SharedLimitState, left: float, heard: float, grant: Grant | None, batch: BatchInFlight, now: float
+) -> None:
+    """Write what a server said was left at `heard`, or right after the charge of a grant."""
+    entry, since = None, heard
+    if grant is not None and isinstance(grant.receipts, StoreReceipts):
+        entry = grant.receipts.entry_of(state)
+        since = heard if entry is None else grant.granted_at
+    batch.lower(state, left, now - since, entry)
+
+
+# Messages to the dispatcher
+
+
+def _settled(receipts: StoreReceipts, scheduler: Scheduler, now: float) -> None:
+    scheduler.on_settled(receipts, now)
+
+
+def _short(queue: StoreQueue, scheduler: Scheduler, _: float) -> None:
+    scheduler.on_short(queue.standing())
+
+
+def _look(look: Look, scheduler: Scheduler, _: float) -> None:
+    scheduler.on_look(look)
+
+
+def _order(order: Order, scheduler: Scheduler, _: float) -> None:
+    scheduler.on_order(order)
+
+
+def _change(part: SharedLimitSet, scheduler: Scheduler, now: float) -> None:
+    scheduler.on_change(part, now)

@@ -1,0 +1,366 @@
+"""The dispatcher of a store: the thread that takes what this process asks to the store, and brings the answers back.
+
+There is one per store and process; its thread begins at first use. Whatever waits (tasks of any number of loops, of asyncio and trio, and
+threads) puts a request into its inbox and parks. So one call decides for all of them, one connection serves all, and a call's outcome is
+known however its callers end. Only the dispatcher's thread talks to the store.
+
+What is asked, and what an answer means, is the scheduler's to say. The lock of the store guards all that the scheduler touches;
+it is never held while the store is being asked, nor while a user's hook is called.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any
+from weakref import WeakSet
+
+from penstock import clock
+from penstock._backends.shared.limit_set import SharedLimitSet
+from penstock._backends.shared.outage import RETRY
+from penstock._backends.shared.queue import StoreQueue
+from penstock._backends.shared.requests import SharedRequest
+from penstock._backends.shared.scheduler import Scheduler, conflict
+from penstock._backends.shared.wire import BatchInFlight
+from penstock._concurrency.parking import wake_all
+from penstock.errors import StoreError
+from penstock.events import StoreLost, StoreRecovered, emit
+from penstock.limits import Limit
+from penstock.stores.contract import Batch, Reply, Store, Unreachable
+
+__all__ = ["Dispatcher", "dispatcher_of"]
+
+Message = Callable[[Scheduler, float], None]
+
+_MOST_AT_ONCE = 1024
+"""Messages that are taken in before the store is asked."""
+
+_all: WeakSet[Dispatcher] = WeakSet()
+_log = logging.getLogger("penstock")
+
+
+def dispatcher_of(store: Store) -> Dispatcher:
+    """The dispatcher of that store in this process."""
+    dispatcher: Dispatcher | None = store.dispatcher
+    if dispatcher is None:
+        with store.lock:
+            if store.dispatcher is None:
+                store.dispatcher = Dispatcher(store)
+            dispatcher = store.dispatcher
+    return dispatcher
+
+
+class Dispatcher:
+    """See the module's docstring.
+
+    Attributes:
+        scheduler: What decides.
+        calls: How often the store was asked.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.lock = store.lock
+        self.scheduler = Scheduler(store)
+        self._begin()
+        _all.add(self)
+
+    def _begin(self) -> None:
+        self.calls = 0
+        self._inbox: SimpleQueue[Any] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self._io = threading.Lock()  # held by the thread that talks to the store
+        self._number = 0
+        self._lead: float | None = None  # the store's clock ahead of ours, in microseconds
+
+    def forget(self) -> None:
+        """In the child of a fork: thread, connection and all that waits are the parent's."""
+        self.scheduler.forget()
+        self._begin()
+
+    @property
+    def down(self) -> StoreError | None:
+        """Why the store does not answer; None: it does."""
+        outage = self.scheduler.outage
+        return None if outage is None else outage.error
+
+    # From any thread
+
+    def limit_set(
+        self,
+        name: str,
+        limits: dict[str, tuple[Limit, ...]],
+        ageing: float,
+        weights: Mapping[Any, float],
+        lease: float | None,
+    ) -> SharedLimitSet:
+        """What this process knows of that name.
+
+        Raises:
+            ConfigurationConflict: It has other limits.
+        """
+        with self.lock:
+            state = self.scheduler.state
+            found = state.limit_sets.get(name)
+            if found is None:
+                queue = StoreQueue(ageing, weights, lease)
+                found = state.limit_sets[name] = SharedLimitSet(name, limits, queue, self.store.place_ttl, lease)
+                state.queues.add(queue)
+            elif found.limits() != limits or found.lease != lease:
+                here = SharedLimitSet(name, limits, StoreQueue(ageing, {}, lease), self.store.place_ttl, lease).terms
+                if found.terms.text != here.text:
+                    raise conflict(name, str(found.terms), str(here))
+            return found
+
+    def post(self, message: SharedRequest | Message) -> None:
+        """Send something to the thread: a request, or what is to be done with the scheduler. Never waits."""
+        self._inbox.put(message)
+        if self._thread is None:
+            self._start()
+
+    def _start(self) -> None:
+        with self.lock:
+            if self._thread is None:
+                self._stopping = False
+                self._thread = threading.Thread(target=self._run, name=f"penstock {self.store!r}", daemon=True)
+                self._thread.start()
+
+    def stop(self) -> None:
+        """Send what is left to send, and end the thread; give up waiting for that after a while."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            self._inbox.put(self._stop)
+            thread.join(timeout=2 * self.store.patience + 1)
+
+    def _stop(self, scheduler: Scheduler, now: float) -> None:
+        self._stopping = True
+        scheduler.on_stop(now)
+
+    # The thread
+
+    def _run(self) -> None:
+        inbox = self._inbox
+        try:
+            with self._io, contextlib.suppress(StoreError):  # what is wrong will be said to whoever asks
+                self.store.listen(lambda name: inbox.put(partial(_announced, name)))
+                self.store.prepare()
+            while not self._stopping or (self.scheduler.state.urgent and self.scheduler.open()):
+                self._take_turn(self._receive(inbox))
+        except BaseException as error:  # noqa: BLE001 - a defect, ours or a store's: every caller must hear of it, and not hang
+            _log.exception("the dispatcher of %r has failed", self.store)
+            with self.lock:
+                self.scheduler.fail_all(StoreError(f"the dispatcher of {self.store!r} has failed: {error!r}"))
+            self._wake()
+        finally:
+            with self._io:
+                self.store.disconnect()
+            self._thread = None
+            if not inbox.empty() and inbox is self._inbox:  # something came in the meantime
+                self._start()
+
+    def _receive(self, inbox: SimpleQueue[Any]) -> list[Any]:
+        """Wait for messages, or until something must be done."""
+        messages: list[Any] = []
+        with contextlib.suppress(Empty):
+            messages.append(inbox.get(timeout=self.scheduler.idle(clock.now())))
+            messages += [inbox.get_nowait() for _ in range(min(inbox.qsize(), _MOST_AT_ONCE))]  # nobody else takes any
+        return messages
+
+    def _take_turn(self, messages: list[Any]) -> None:
+        """Let the scheduler take in messages, and ask the store what it then wants to know."""
+        with self.lock:
+            changes, batch = self.decide(messages, clock.now())
+        self._wake()
+        for part in changes:
+            self._change(part)
+        if batch is not None:
+            self._carry(batch)
+
+    def decide(self, messages: list[Any], now: float) -> tuple[list[SharedLimitSet], BatchInFlight | None]:
+        """What to tell and to ask the store after these messages: new limits, and then a batch."""
+        scheduler = self.scheduler
+        requests = []
+        for message in messages:
+            if type(message) is SharedRequest:
+                requests.append(message)
+            else:
+                scheduler.take_in(requests, now)  # first things first
+                requests = []
+                message(scheduler, now)
+        scheduler.take_in(requests, now)
+        changes = scheduler.take_changes()
+        return changes, None if changes else scheduler.turn(now)
+
+    def _wake(self) -> None:
+        state = self.scheduler.state
+        if state.woken:
+            with self.lock:
+                woken, state.woken = state.woken, []
+            wake_all(woken)
+
+    # The way to the store
+
+    def pack(self, batch: BatchInFlight) -> Batch:
+        """A batch as the store is sent it, now."""
+        self._number += 1
+        self.calls += 1
+        now = batch.sent = clock.now()
+        lead = clock.wall() * 1e6 - now * 1e6 if self._lead is None else self._lead
+        terms = [part.terms for part in batch.offsets]
+        return Batch(terms, batch.operations, self.scheduler.state.owner, self._number, now * 1e6 + lead)
+
+    def _carry(self, batch: BatchInFlight) -> None:
+        """Ask the store, again and again for as long as it is patient, and let the scheduler take in the answer."""
+        packed = self.pack(batch)
+        outage = self.scheduler.outage
+        store: Store = self.store if outage is None or outage.fallback is None else outage.fallback
+        try:
+            reply = self._ask(store, packed, batch.sent + self.store.patience)
+            with self.lock:
+                self.apply(batch, reply, clock.now(), ours=store is not self.store)
+        except Unreachable as error:
+            self._lost(batch, packed, error)
+            return
+        except Exception as error:  # noqa: BLE001 - every caller must hear of it
+            with self.lock:
+                self.scheduler.failed(batch, error, clock.now())
+            self._wake()
+            return
+        self._wake()
+        if batch.announce and store is self.store:
+            with self._io:
+                store.announce(sorted(batch.announce))
+
+    def _ask(self, store: Store, packed: Batch, until: float) -> Reply:
+        """Ask the store, again and again until then.
+
+        Raises:
+            Unreachable: There was no answer.
+        """
+        pause = RETRY[0]
+        while True:
+            try:
+                with self._io if store is self.store else contextlib.nullcontext():  # the prober may hold it
+                    return store.decide(packed)
+            except Unreachable:
+                if clock.now() + pause > until:
+                    raise
+                time.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(2 * pause, RETRY[1])
+
+    def apply(self, batch: BatchInFlight, reply: Reply, now: float, *, ours: bool = False) -> None:
+        """Let the scheduler take in an answer. `ours`: it is this process's own, so its clock is nobody else's."""
+        if not ours:
+            self._lead = reply.now - now * 1e6
+        self.scheduler.apply(batch, reply, now)
+
+    def _lost(self, batch: BatchInFlight, packed: Batch, error: StoreError) -> None:
+        store = self.store
+        with self.lock:
+            self.scheduler.lost(batch, packed, error, clock.now())
+        self._wake()
+        _log.warning("%s; until it answers: on_outage=%r", error, store.on_outage)
+        if store.on_event is not None:
+            emit(store.on_event, StoreLost(repr(store), str(error), store.on_outage))
+        threading.Thread(
+            target=self._probe, args=(packed, self._inbox), name=f"penstock asks {store!r}", daemon=True
+        ).start()
+
+    def _probe(self, packed: Batch, inbox: SimpleQueue[Any]) -> None:
+        """Ask again and again, until there is an answer."""
+        pause = RETRY[0]
+        while inbox is self._inbox and not self._stopping:
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, RETRY[1])
+            answer: Reply | Exception
+            try:
+                with self._io:
+                    answer = self.store.decide(packed)
+            except Unreachable as error:
+                outage = self.scheduler.outage
+                if outage is not None:
+                    outage.error = error
+                continue
+            except Exception as error:  # noqa: BLE001 - an answer of a kind
+                answer = error
+            inbox.put(partial(self._found, answer))
+            return
+
+    def _found(self, answer: Reply | Exception, scheduler: Scheduler, now: float) -> None:
+        if not isinstance(answer, Exception):
+            self._lead = answer.now - now * 1e6
+        scheduler.found(answer, now)
+        store = self.store
+        _log.warning("%r answers again", store)
+        if store.on_event is not None:
+            emit(store.on_event, StoreRecovered(repr(store)))
+
+    def _change(self, part: SharedLimitSet) -> None:
+        """Tell the store of new limits."""
+        terms = part.terms
+        try:
+            with self._io:
+                self.store.change(terms)
+        except Unreachable as error:
+            with self.lock:
+                state = self.scheduler.state
+                state.changes[part] = None
+                state.at(clock.now() + RETRY[1], lambda _: None)
+            _log.warning("new limits for %r have not reached the store yet: %s", terms.name, error)
+            time.sleep(RETRY[1])
+        except Exception as error:  # noqa: BLE001 - every caller must hear of it
+            _log.exception("the store refused new limits for %r", terms.name)
+            with self.lock:
+                self.scheduler.fail_queue(part, error)
+            self._wake()
+        else:
+            part.agreed = True
+
+
+def _announced(name: str, scheduler: Scheduler, _: float) -> None:
+    scheduler.on_announced(name)
+
+
+def _stop_all() -> None:
+    for dispatcher in list(_all):
+        dispatcher.stop()
+
+
+_forking: list[Dispatcher] = []
+
+
+def _before_fork() -> None:
+    for dispatcher in list(_all):
+        dispatcher.lock.acquire()  # if another thread held it at the moment of the fork, nobody in the child could ever have it
+        dispatcher._io.acquire()
+        dispatcher.store.before_fork()
+        _forking.append(dispatcher)
+
+
+def _after_fork_in_parent() -> None:
+    while _forking:
+        dispatcher = _forking.pop()
+        dispatcher._io.release()
+        dispatcher.lock.release()
+
+
+def _after_fork_in_child() -> None:
+    while _forking:
+        dispatcher = _forking.pop()
+        dispatcher.store.forget()
+        dispatcher.forget()
+        dispatcher.lock.release()
+
+
+atexit.register(_stop_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

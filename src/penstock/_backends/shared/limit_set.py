@@ -1,0 +1,189 @@
+"""The limits of one name in a shared store, as this process knows them.
+
+The store decides; the meters here mirror what it answered last. They say for whom to ask next, and what to show. Everything is
+changed with the lock of the store held.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+from weakref import WeakSet
+
+from penstock import clock
+from penstock._backends.limit_set import default_cost
+from penstock._backends.shared.queue import StoreQueue
+from penstock._core import lease as leases
+from penstock._core import ledger
+from penstock._core.bucket import Bucket
+from penstock._core.lease import Leased, LeasePool
+from penstock._core.places import Places
+from penstock._core.turns import LimitState, meter_for
+from penstock._core.windows import CalendarWindow, Entry, SlidingWindow
+from penstock.limits import Limit, Unlimited
+from penstock.stores.contract import Terms
+
+__all__ = ["Orphan", "SharedLimitSet", "SharedLimitState"]
+
+Limits = dict[str, tuple[Limit, ...]]
+
+Orphan = tuple[str, int]
+"""File and line that acquired a permit which was collected unclosed."""
+
+
+class SharedLimitState(Leased):
+    """One limit of a name.
+
+    Attributes:
+        limit_set: The set that it belongs to.
+        index: Its place among the terms of that set.
+        held: Whether it is held and not spent (places).
+        renewed: Whether what is held must be renewed while this process lives.
+        returns_at_once: Whether what was used comes back all at once, and not unit by unit.
+    """
+
+    __slots__ = ("held", "index", "limit_set", "renewed", "returns_at_once")
+
+    limit_set: SharedLimitSet
+    index: int
+    held: bool
+    renewed: bool
+    returns_at_once: bool
+
+    def __init__(self, unit: str, limit: Any, label: str) -> None:
+        super().__init__(unit, limit, label)
+        self.pool = LeasePool()
+        self.index = -1  # not among the terms
+        self.held = self.renewed = self.returns_at_once = False
+
+
+class SharedLimitSet:
+    """The limits of one name.
+
+    Attributes:
+        name: What the store knows them by.
+        lease: Seconds for which leases may be held; None: no leases.
+        terms: What the store is told of them. Limits of `unlimited` are left out: nothing is asked for those.
+        states: Per unit its limits.
+        defaults: What a call costs per unit unless it says so.
+        order: The limits in the order of the terms.
+        version: Grows with every change of the limits.
+        users: The backends that decide over these limits now.
+        agreed: Whether the store has ever decided by these terms.
+        confirming: Whether the store is being asked if reservations still hold.
+        places: Places of this process that must be renewed, per limit.
+        renew_at: When they are renewed next.
+        orphans: Permits that were collected unclosed, for whoever waits for their places.
+    """
+
+    __slots__ = (
+        "__weakref__", "_queue", "agreed", "confirming", "defaults", "lease", "name", "order", "orphans", "place_ttl", "places",
+        "renew_at", "states", "terms", "users", "version",
+    )  # fmt: skip
+
+    def __init__(self, name: str, limits: Limits, queue: StoreQueue, place_ttl: float, lease: float | None) -> None:
+        self.name = name
+        self.lease = lease
+        self.place_ttl = place_ttl
+        self.version = 0
+        self.states: dict[str, tuple[LimitState, ...]] = {}
+        self.defaults: dict[str, float] = {}
+        self.order: list[SharedLimitState] = []
+        self.agreed = False
+        self.confirming = False
+        self.places: dict[SharedLimitState, float] = {}
+        self.renew_at = math.inf
+        self.orphans: list[Orphan] = []
+        self.users: WeakSet[object] = WeakSet()
+        self._queue = queue
+        queue.sets.add(self)
+        self.promise(limits, 0.0)
+
+    def limits(self) -> Limits:
+        """What is promised now."""
+        return {unit: tuple(state.limit for state in states) for unit, states in self.states.items()}
+
+    @property
+    def queue(self) -> StoreQueue:
+        """The queue that these limits are behind now."""
+        self._queue = queue = self._queue.standing()
+        return queue
+
+    def terms_of(self, limits: Limits) -> Terms:
+        """What the store would be told of these limits.
+
+        Raises:
+            ValueError: A shared store cannot count one of them.
+        """
+        counted = {
+            unit: tuple(kind for kind in kinds if not isinstance(kind, Unlimited)) for unit, kinds in limits.items()
+        }
+        return Terms(self.name, {unit: kinds for unit, kinds in counted.items() if kinds}, self.place_ttl, self.lease)
+
+    def promise(self, limits: Limits, now: float) -> None:
+        """Replace the limits of these units; what was used stays used."""
+        terms = self.terms_of({**self.limits(), **limits})  # before anything is changed: it may refuse
+        for unit, kinds in limits.items():
+            self.states[unit] = tuple(self._states_of(unit, kinds, now))
+            self.defaults.pop(unit, None)
+            default = default_cost(unit, kinds)
+            if default is not None:
+                self.defaults[unit] = default
+        self.terms = terms
+        self._number()
+        self.version += 1
+
+    def _states_of(self, unit: str, kinds: tuple[Limit, ...], now: float) -> list[SharedLimitState]:
+        old: Any = self.states.get(unit, ())
+        states = []
+        for index, limit in enumerate(kinds):
+            label = unit if len(kinds) == 1 else f"{unit} ({limit})"
+            if index < len(old):
+                state = old[index]
+                state.label = label
+                state.promise(limit, now)
+            else:
+                state = SharedLimitState(unit, limit, label)
+            if self.lease is not None:  # the meter mirrors what the store counts, the limit is what was promised
+                state.meter = meter_for(leases.working(limit, self.lease))
+            states.append(state)
+        return states
+
+    def _number(self) -> None:
+        """Note the place of each limit among the terms, and how it behaves there."""
+        states: Any = [state for unit in sorted(self.states) for state in self.states[unit]]
+        for state in states:
+            state.index = -1
+        self.order = [state for state in states if not isinstance(state.limit, Unlimited)]
+        lead = clock.wall() - clock.now()
+        for index, (state, numbers) in enumerate(zip(self.order, self.terms.numbers(clock.wall() * 1e6), strict=True)):
+            kind, _, _, mode, _ = numbers
+            state.limit_set = self
+            state.index = index
+            state.held = kind == ledger.WINDOW and mode in {ledger.TIMED, ledger.RENEWED}
+            state.renewed = kind == ledger.WINDOW and mode == ledger.RENEWED
+            state.returns_at_once = kind != ledger.BUCKET
+            if isinstance(state.meter, CalendarWindow):
+                state.meter.follow(lead)
+
+    def mirror(self, states: Any, at: int, now: float, server: float) -> None:
+        """Let the meters show what the store has just said of its states, from index `at` on."""
+        for state in self.order:
+            pause, used, what = states[at : at + 3]
+            at += 3
+            state.paused_until = now + pause if pause > 0 else -math.inf
+            meter = state.meter
+            if isinstance(meter, Bucket):
+                meter.offset = 0.0
+                meter.tat = now * meter.rate + used
+                meter.rounding = 0.0
+            elif isinstance(meter, CalendarWindow):
+                meter.offset = server / 1e6 - now
+                meter.unpack((what / 1e6, used))
+            elif isinstance(meter, Places):
+                meter.unpack(used)
+            elif isinstance(meter, SlidingWindow):
+                meter.log.clear()
+                if used:
+                    meter.log.append(Entry(now + (what - server) / 1e6 - meter.per, used))
+                meter._total = used

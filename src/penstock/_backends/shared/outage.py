@@ -1,0 +1,35 @@
+"""What is known of a store that does not answer, and what decides meanwhile."""
+
+from __future__ import annotations
+
+import math
+
+from penstock._backends.shared.wire import BatchInFlight
+from penstock.errors import StoreError
+from penstock.stores.contract import Batch, Store
+from penstock.stores.fallback import FallbackStore
+
+__all__ = ["RETRY", "Outage"]
+
+RETRY = (0.01, 0.25)
+"""Seconds, first and longest, between attempts to reach a store that does not answer."""
+
+
+class Outage:
+    """One outage of a store.
+
+    Attributes:
+        error: Why there is no answer, as of the last attempt.
+        batch, packed: What was asked last. Whether it was decided is not known; it is asked until it is.
+        fallback: What decides meanwhile; None: nothing does.
+    """
+
+    __slots__ = ("batch", "error", "fallback", "packed")
+
+    def __init__(self, store: Store, error: StoreError, batch: BatchInFlight, packed: Batch) -> None:
+        self.error = error
+        self.batch = batch
+        self.packed = packed
+        self.fallback: FallbackStore | None = None
+        if store.on_outage != "raise":
+            self.fallback = FallbackStore(store, math.inf if store.on_outage == "open" else store.share or 1.0)

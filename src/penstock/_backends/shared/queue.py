@@ -1,0 +1,111 @@
+"""The queue in front of limits that live in a store: which requests wait here, and which have a reservation."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from penstock._core.queue import Queue
+
+if TYPE_CHECKING:
+    from penstock._core.turns import LimitState
+
+__all__ = ["POLL", "StoreQueue"]
+
+POLL = (0.002, 0.050)
+"""Seconds, first and longest, between questions for what comes back only when somebody gives it back."""
+
+
+class StoreQueue:
+    """The requests that wait for the same limits of a store.
+
+    Attributes:
+        waiters: Requests in their order.
+        fresh: Requests that came just now and have no place in the order yet.
+        reserved: Requests that the store has granted for a moment to come.
+        coming: How many were sent to the dispatcher and have not arrived.
+        sets: The limit sets behind this queue.
+        lease: Seconds for which leases may be held; None: no leases.
+        blocked: Limits whose units come back only when somebody gives them back: when to ask for them again.
+        behind: Flows that are ahead of those of other processes: when to ask for them again.
+        told: Flows of which the store knows that they wait here.
+        poll: Seconds until a blocked limit is asked for again.
+        alarm: When the queue is looked at next.
+        more_at: Before that, the store has no more to lease than what the first in the queue need.
+        tended: When the leases are looked at next, whether they are used.
+    """
+
+    __slots__ = (
+        "__weakref__", "_into", "_merged", "alarm", "behind", "blocked", "coming", "fresh", "lease", "more_at", "poll",
+        "reserved", "sets", "tended", "told", "waiters",
+    )  # fmt: skip
+
+    def __init__(self, ageing: float, weights: Mapping[Hashable, float], lease: float | None) -> None:
+        self.waiters = Queue(ageing, dict(weights))
+        self.lease = lease
+        self.sets: WeakSet[Any] = WeakSet()
+        self._into: StoreQueue | None = None
+        self._merged = 1  # of how many queues this one is made
+        self.poll = POLL[0]
+        self.told: set[Hashable] = set()
+        self.behind: dict[Hashable, float] = {}
+        self.blocked: dict[LimitState, float] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, with nobody waiting: in the child of a fork all requests are the parent's."""
+        self.waiters = Queue(self.waiters.ageing, self.waiters.weights)
+        self.fresh: deque[Any] = deque()
+        self.reserved: list[Any] = []
+        self.coming = 0
+        self.alarm = math.inf
+        self.more_at = self.tended = -math.inf
+        self.blocked.clear()
+        self.behind = {}
+        self.told.clear()
+
+    def __len__(self) -> int:
+        """How many requests wait here."""
+        return len(self.waiters) + len(self.fresh) + len(self.reserved)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def states(self) -> list[Any]:
+        """All limits that calls are charged on here."""
+        return [state for part in self.sets for state in part.order]
+
+    @property
+    def moved(self) -> bool:
+        """Whether this queue has become part of another: `standing` is that one."""
+        return self._into is not None
+
+    def standing(self) -> StoreQueue:
+        """This queue, or the one that it became part of."""
+        queue = self
+        while queue._into is not None:
+            queue = queue._into
+        return queue
+
+    def merge(self, other: StoreQueue) -> StoreQueue:
+        """Become one with `other`, with one order for all waiters; return the queue that is left: the one that is more queues already."""
+        if other is self:
+            return self
+        if other._merged > self._merged:
+            return other.merge(self)
+        self._merged += other._merged
+        self.waiters.weights = {**other.waiters.weights, **self.waiters.weights}
+        self.waiters.ageing = min(self.waiters.ageing, other.waiters.ageing)
+        other._into = self
+        self.waiters.take_in(other.waiters)
+        self.sets |= other.sets
+        self.coming += other.coming
+        if self.lease is not None and other.lease is not None:
+            self.lease = min(self.lease, other.lease)
+        self.fresh.extend(other.fresh)
+        self.reserved.extend(other.reserved)
+        self.blocked.update(other.blocked)
+        return self

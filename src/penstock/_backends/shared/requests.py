@@ -1,0 +1,240 @@
+"""What a call asks of a store, and what the store has charged it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from penstock import clock
+from penstock._backends.base import Binding, Grant, Request
+from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
+from penstock._core.lease import LeaseRequest, Share
+
+if TYPE_CHECKING:
+    from penstock._backends.shared.queue import StoreQueue
+    from penstock._concurrency.parking import Parker
+
+__all__ = ["Debit", "LeaseAsked", "Refund", "SharedRequest", "Stage", "StoreReceipts"]
+
+
+class Stage(Enum):
+    """How far a request has come."""
+
+    NEW = "new"
+    QUEUED = "queued"
+    ASKED = "asked"  # it is in a batch that is on its way
+    RESERVED = "reserved"  # the store has granted it for a moment to come
+    GRANTED = "granted"
+    REFUSED = "refused"
+    GONE = "gone"  # the caller has left
+
+
+class SharedRequest(Request):
+    """A request of a store.
+
+    Attributes:
+        backend: What it was made for.
+        batch: The batch that asks for it.
+        confirmed: Whether its reservation was confirmed, or need not be.
+        due: When its reservation begins.
+        granted_at: When it was granted.
+        latest: The last moment at which a grant is of use; `inf`: any; `-inf`: now or never.
+        receipts: What the store needs to take each charge back.
+        epochs: When the row of each limit set was born.
+        shares: What it has of leases that this process holds, if it was granted out of those.
+        stage: How far it has come.
+        waited: How far ahead its reservation was made, in seconds.
+    """
+
+    __slots__ = (
+        "backend", "batch", "confirmed", "due", "epochs", "granted_at", "latest", "receipts", "shares", "stage", "waited",
+    )  # fmt: skip
+
+    charges: Any
+
+    def __init__(
+        self,
+        binding: Binding,
+        grant: Grant,
+        parker: Parker | None,
+        max_wait: float | None = None,
+        time_left: float = math.inf,
+        priority: int = 0,
+        flow: Hashable = None,
+    ) -> None:
+        super().__init__(binding, grant, parker, max_wait, time_left, priority, flow)
+        self.backend: Any = binding.backend
+        self.arrived = now = clock.now()
+        wait = time_left if max_wait is None else min(max_wait, time_left)
+        self.latest = math.inf if wait == math.inf else now + max(wait, 0.0) if wait else -math.inf
+        self.stage = Stage.NEW
+        self.batch: object = None
+        self.due = self.waited = self.granted_at = 0.0
+        self.confirmed = False
+        self.receipts: Sequence[float] = ()
+        self.epochs: Mapping[SharedLimitSet, float] = {}
+        self.shares: list[Share] | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to wait for."""
+        return self.stage is Stage.GRANTED or self.error is not None
+
+
+class Refund:
+    """To be given back to the store: an amount of a charge, which its epoch and receipt name."""
+
+    __slots__ = ("amount", "epoch", "receipt", "state")
+
+    def __init__(self, state: SharedLimitState, amount: float, epoch: float, receipt: float) -> None:
+        self.state = state
+        self.amount = amount
+        self.epoch = epoch
+        self.receipt = receipt
+
+
+class Debit:
+    """To be charged by the store beyond what was: an amount of a limit."""
+
+    __slots__ = ("amount", "state")
+
+    def __init__(self, state: SharedLimitState, amount: float) -> None:
+        self.state = state
+        self.amount = amount
+
+
+class _Entry:
+    """A charge in the store: `epoch` and `receipt` are None until the store has answered."""
+
+    __slots__ = ("amount", "epoch", "receipt", "state")
+
+    def __init__(self, state: SharedLimitState, amount: float, epoch: float | None, receipt: float | None) -> None:
+        self.state = state
+        self.amount = amount
+        self.epoch = epoch
+        self.receipt = receipt
+
+
+class StoreReceipts:
+    """What the store has charged a grant, and what it is to be charged instead.
+
+    `wanted` is set by callers, from any thread; the entries are the dispatcher's. Their difference is what the store is told next.
+    """
+
+    __slots__ = ("_charges", "_entries", "_epochs", "_receipts", "shares", "wanted")
+
+    def __init__(
+        self,
+        charges: Sequence[tuple[SharedLimitState, float]],
+        epochs: Mapping[SharedLimitSet, float],
+        receipts: Sequence[float],
+        shares: list[Share] | None,
+    ) -> None:
+        self._charges = charges
+        self._epochs = epochs
+        self._receipts = receipts
+        self.shares = shares
+        self.wanted: dict[SharedLimitState, float] | None = (
+            None  # what is to be charged; None: what was charged at first
+        )
+        self._entries: list[_Entry] | None = None
+
+    def wants(self) -> dict[SharedLimitState, float]:
+        """What is to be charged, per limit."""
+        if self.wanted is not None:
+            return dict(self.wanted)
+        wanted: dict[SharedLimitState, float] = {}
+        for state, amount in self._charges:
+            wanted[state] = wanted.get(state, 0.0) + amount
+        return wanted
+
+    @property
+    def empty(self) -> bool:
+        """Whether it was charged nothing."""
+        return not self._charges
+
+    def queue(self) -> StoreQueue:
+        """The queue in front of these limits."""
+        return self._charges[0][0].limit_set.queue
+
+    def first_charge(self) -> tuple[str, float, float]:
+        """What tells this charge from all others: a name, its epoch, and the receipt of its first limit."""
+        part = self._charges[0][0].limit_set
+        return part.name, self._epochs[part], self._receipts[0]
+
+    def entries(self) -> list[_Entry]:
+        """What the store has charged."""
+        if self._entries is None:
+            if self.shares is not None:
+                self._entries = [_Entry(*share) for share in self.shares]  # type: ignore[arg-type]  # all limits are shared
+            else:
+                self._entries = [
+                    _Entry(state, amount, self._epochs[state.limit_set], receipt)
+                    for (state, amount), receipt in zip(self._charges, self._receipts, strict=True)
+                ]
+        return self._entries
+
+    def open(self) -> bool:
+        """Whether the store is being told of a debit, and has not answered yet."""
+        return any(entry.epoch is None for entry in self.entries())
+
+    def entry_of(self, state: SharedLimitState) -> tuple[float, float] | None:
+        """Epoch and receipt of a charge on that limit, if there is one."""
+        for entry in self.entries():
+            if entry.state is state and entry.epoch is not None and entry.receipt is not None:
+                return entry.epoch, entry.receipt
+        return None
+
+    def difference(self) -> tuple[list[Refund], list[Debit]]:
+        """What must be given back and charged so that the store has what is wanted; it counts as done."""
+        entries, refunds, debits = self.entries(), [], []
+        for state, amount in self.wants().items():
+            missing = amount - sum(entry.amount for entry in entries if entry.state is state)
+            if missing > 0:
+                debits.append(Debit(state, missing))
+            for entry in reversed(entries):  # the latest debit first, then the charge itself
+                if missing < 0 and entry.state is state and entry.amount and entry.epoch is not None:
+                    back = min(entry.amount, -missing)
+                    entry.amount -= back
+                    assert entry.receipt is not None, "an entry with an epoch has a receipt"
+                    refunds.append(Refund(state, back, entry.epoch, entry.receipt))
+                    missing += back
+        entries += [_Entry(debit.state, debit.amount, None, None) for debit in debits]
+        return refunds, debits
+
+    def charged(self, state: SharedLimitState, epoch: float, receipt: float) -> None:
+        """The store has charged a debit."""
+        for entry in self.entries():
+            if entry.state is state and entry.epoch is None:
+                entry.epoch, entry.receipt = epoch, receipt
+                return
+
+    def charged_here(self, shares: Sequence[Share]) -> None:
+        """A debit was taken out of leases that this process holds."""
+        self.entries().extend(_Entry(*share) for share in shares)  # type: ignore[arg-type]  # all limits are shared
+
+    def not_charged(self, debits: Sequence[Debit]) -> None:
+        """The store was not told of these debits after all."""
+        states = {debit.state for debit in debits}
+        self._entries = [entry for entry in self.entries() if entry.state not in states or entry.epoch is not None]
+
+
+class LeaseAsked:
+    """A part of a lease that a batch asks for.
+
+    Attributes:
+        charges: How much of which limits.
+        horizon: How many seconds ahead it may be, at most.
+        urgent: Whether the first waiter needs just that.
+        queue: The queue that it is for.
+    """
+
+    __slots__ = ("charges", "horizon", "queue", "urgent")
+
+    def __init__(self, request: LeaseRequest, queue: StoreQueue) -> None:
+        self.charges: Any = request.charges
+        self.horizon = request.horizon
+        self.urgent = request.horizon == math.inf
+        self.queue = queue

@@ -1,0 +1,576 @@
+"""The scheduler: whom a process asks its store for, and what it does with the answers.
+
+It decides, and nothing else: the dispatcher is the thread and the way to the store, so `benchmarks/scale.py` can drive a thousand schedulers
+through one virtual time. `take_in` and the `on_…` methods take in what came, `turn` returns what to ask; `apply` takes in the answer.
+
+**The head reserves.** The store is asked for the first waiter and for those who could go within about 20 ms; the rest hold
+nothing. A request that is granted for a moment to come is woken then. If its caller leaves before, the reservation is *handed on* to the
+next waiter who can use it, and only if there is none it goes back to the store. So the quota is used even if most give up.
+
+Whose turn it is among several processes is the store's to say (`_core.flows`): each request names its flow, and one that is told that it
+is another's turn stands back in the queue.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from penstock._backends.charges import queue_full
+from penstock._backends.shared.asking import LOOKAHEAD, Asking
+from penstock._backends.shared.leasing import Leasing
+from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
+from penstock._backends.shared.outage import Outage
+from penstock._backends.shared.queue import POLL, StoreQueue
+from penstock._backends.shared.requests import LeaseAsked, Refund, SharedRequest, Stage, StoreReceipts
+from penstock._backends.shared.settling import Settling
+from penstock._backends.shared.state import SchedulerState, again
+from penstock._backends.shared.wire import Admitted, BatchInFlight, Look, NotNow, Order, OthersTurn
+from penstock._backends.shared.writing import Writing
+from penstock._core.windows import CalendarWindow
+from penstock.errors import ConfigurationConflict, PenstockError, StoreError
+from penstock.limits import Limit, Unlimited
+from penstock.stores.contract import Batch, Reply, Store, Terms
+
+__all__ = ["Scheduler"]
+
+
+class Scheduler:
+    """Decides for one store in one process. Every method is called with the lock of the store held."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.state = SchedulerState(store)
+        self.outage: Outage | None = None
+        self._writing = Writing(self.state)
+        self._asking = Asking(self.state, self._writing)
+        self._leasing = Leasing(self.state, self._writing)
+        self._settling = Settling(self.state)
+
+    def forget(self) -> None:
+        """In the child of a fork: nobody waits, nothing is held, and the store may answer."""
+        self.outage = None
+        self.state.forget()
+
+    # Turns
+
+    def take_in(self, requests: Sequence[SharedRequest], now: float) -> None:
+        """Take in new requests."""
+        for request in requests:
+            self._enter(request, now)
+
+    def turn(self, now: float) -> BatchInFlight | None:
+        """Let happen what is due, and return what to ask next; None: nothing."""
+        state = self.state
+        state.ring(now)
+        if not self.open():
+            return None
+        batch = BatchInFlight()
+        if state.urgent:
+            self._settling.write(batch, now)
+        for queue in list(state.dirty):
+            if len(batch.asked) >= self.store.batch or batch.width > 512:
+                break
+            if queue.moved:
+                state.dirty.pop(queue)
+                state.dirty[queue.standing()] = None
+            elif queue.lease is not None and not state.apart:
+                self._leasing.ask(queue, batch, now)
+            else:
+                self._asking.ask(queue, batch, now)
+        if batch.offsets and state.refunds:
+            self._settling.write_refunds(batch)  # those that could wait
+        return batch if batch.offsets else None
+
+    def open(self) -> bool:
+        """Whether anything decides."""
+        return self.outage is None or self.outage.fallback is not None
+
+    def idle(self, now: float) -> float | None:
+        """Seconds until something must be done if nothing comes in; None: for ever."""
+        state = self.state
+        if (state.changes and self.outage is None) or ((state.dirty or state.urgent) and self.open()):
+            return 0.0
+        alarm = state.next_alarm()
+        return None if alarm == math.inf else min(max(0.0, alarm - now), 3600.0)
+
+    def take_changes(self) -> list[SharedLimitSet]:
+        """Limit sets whose new limits the store must hear of."""
+        if self.outage is not None:
+            return []
+        changes, self.state.changes = list(self.state.changes), {}
+        return changes
+
+    # What comes in
+
+    def _enter(self, request: SharedRequest, now: float) -> None:
+        state, queue = self.state, self.state.queue_of(request)
+        if queue.lease is not None:
+            queue.coming -= 1
+        if request.stage is not Stage.NEW:
+            return
+        if self.outage is not None and not self.open():
+            state.refuse(request, again(self.outage.error))
+            return
+        bound = request.caller.max_queue
+        if bound is not None and request.latest > now and len(queue) >= bound:
+            ready, blocker = state.expected(request, queue, now)
+            if ready > now:
+                state.refuse(request, queue_full(bound, ready - now, blocker))
+                return
+        if now < request.latest < math.inf:
+            state.at(request.latest, lambda at: self._too_late(request, at))
+        queue.fresh.append(request)
+        state.dirty[queue] = None
+
+    def on_leave(self, request: SharedRequest, now: float) -> None:
+        """The caller of a request has left, however far that had come."""
+        state, queue = self.state, self.state.queue_of(request)
+        stage, request.stage = request.stage, Stage.GONE
+        request.caller.cancelled += 1
+        if stage is Stage.QUEUED:
+            queue.waiters.leave(request)
+            if request.flow in queue.told and not queue.waiters.waits(request.flow):
+                queue.told.discard(request.flow)
+                state.depart(request, queue, 0.0)
+            state.dirty[queue] = None
+        elif stage is Stage.RESERVED:
+            queue.reserved.remove(request)
+            self._hand_on(request, queue, now)
+        elif stage is Stage.GRANTED:
+            request.caller.granted -= 1
+            if request.shares is not None:
+                self._leasing.put_back(request.shares, queue, now)
+            else:
+                self._hand_on(request, queue, now)
+        # NEW is seen when the request comes in or is looked at, ASKED when the answer is there
+
+    def on_settled(self, receipts: StoreReceipts, now: float) -> None:
+        """The true cost of a grant is known."""
+        if receipts.queue().lease is None or not self._leasing.settle(receipts, now):
+            self.state.settlements[receipts] = None
+            self.state.urgent = True
+
+    def on_short(self, queue: StoreQueue) -> None:
+        """Less is held there than will be used."""
+        self.state.dirty[queue] = None
+
+    def on_order(self, order: Order) -> None:
+        """The store is to be told something."""
+        self.state.orders.append(order)
+        self.state.urgent = True
+
+    def on_change(self, part: SharedLimitSet, now: float) -> None:
+        """Limits were replaced in this process."""
+        self.state.changes[part] = None
+        self._recharge(part, now)
+
+    def on_look(self, look: Look) -> None:
+        """Somebody wants to see how a limit set stands."""
+        if self.outage is not None:
+            self._answer_look(look, self.outage.error)
+            return
+        self.state.looks.append(look)
+        self.state.urgent = True
+
+    def on_announced(self, name: str) -> None:
+        """Another process has paused or changed something, or given something back; empty: anything may have happened."""
+        state = self.state
+        for part in [state.limit_sets.get(name)] if name else list(state.limit_sets.values()):
+            if part is None:
+                continue
+            self._confirm(part)
+            part.queue.blocked.clear()
+            state.dirty[part.queue] = None
+
+    def on_stop(self, now: float) -> None:
+        """No more after this: who waits would wait for ever."""
+        state = self.state
+        closed = StoreError(f"{self.store!r} was closed while this call was waiting")
+        for queue in list(state.queues):
+            for request in queue.reserved:
+                state.give_back(request)
+                state.refuse(request, again(closed))
+            queue.reserved.clear()
+            for of in queue.states():
+                self._leasing.return_leases(of, of.pool.drain())
+        state.urgent = state.urgent or bool(state.refunds)
+        self.fail_all(closed)
+
+    def _confirm(self, part: SharedLimitSet) -> None:
+        """Ask the store whether the reservations still hold, before they are used."""
+        if self.outage is not None:
+            return
+        part.confirming = True
+        self.on_look(Look(part, None))
+
+    # Reservations
+
+    def _too_late(self, request: SharedRequest, now: float) -> None:
+        """The longest that a request would wait is over."""
+        if request.stage not in {Stage.QUEUED, Stage.NEW}:
+            return
+        state, queue = self.state, self.state.queue_of(request)
+        ready, blocker = state.expected(request, queue, now)
+        if request.stage is Stage.QUEUED:
+            queue.waiters.leave(request)
+            state.dirty[queue] = None
+        state.refuse_late(request, max(ready - now, 0.0), blocker)
+
+    def _reserve(self, request: SharedRequest, queue: StoreQueue, due: float) -> None:
+        request.stage = Stage.RESERVED
+        request.due = due
+        queue.reserved.append(request)
+        self.state.at(due, lambda now: self._due(request, now))
+
+    def _due(self, request: SharedRequest, now: float) -> None:
+        """The moment for which a request has a reservation is there."""
+        if request.stage is not Stage.RESERVED or request.due > now:
+            return
+        parts = {of.limit_set for of, _ in request.charges}
+        if not self.store.hears and request.waited > LOOKAHEAD and not request.confirmed and self.outage is None:
+            request.confirmed = True  # somebody may have paused everything meanwhile, and this process would not know
+            for part in parts:
+                self._confirm(part)
+        if any(part.confirming for part in parts):
+            return
+        queue = self.state.queue_of(request)
+        queue.reserved.remove(request)
+        self.state.grant(request, now)
+        self.state.dirty[queue] = None
+
+    def _hand_on(self, request: SharedRequest, queue: StoreQueue, now: float) -> None:
+        """Let the next waiter have what a request was granted, or give it back to the store."""
+        state = self.state
+        heads = queue.waiters.heads(now)
+        heir: Any = heads[0][1] if heads else None
+        mine = dict(request.charges)
+        wanted = {} if heir is None else dict(heir.charges)
+        fits = heir is not None and mine.keys() == wanted.keys() and all(wanted[of] <= mine[of] for of in mine)
+        if not fits or max(request.due, now) > heir.latest:
+            state.give_back(request)
+            state.dirty[queue] = None
+            return
+        queue.waiters.take(heir)
+        receipts = {of: receipt for (of, _), receipt in zip(request.charges, request.receipts, strict=True)}
+        for of, amount in request.charges:
+            if amount > wanted[of]:
+                state.refunds.append(Refund(of, amount - wanted[of], request.epochs[of.limit_set], receipts[of]))
+                state.urgent = True
+        heir.receipts, heir.epochs = [receipts[of] for of, _ in heir.charges], request.epochs
+        heir.waited, heir.confirmed = request.waited, request.confirmed
+        self._reserve(heir, queue, max(request.due, now))
+        if request.due <= now:
+            self._due(heir, now)
+
+    # Answers
+
+    def apply(self, batch: BatchInFlight, reply: Reply, now: float) -> None:
+        """Take in what the store has decided.
+
+        Raises:
+            StoreError: It makes no sense. Nothing was taken in then.
+        """
+        if reply.others:
+            self._disagree(batch, reply.others, now)
+            return
+        verdicts = batch.read(reply)
+        lifted = self._mirror(batch, reply, now)
+        for settlement in batch.settlements:  # what was settled again meanwhile can be told now
+            if settlement.receipts in self.state.settlements:
+                self.state.urgent = True
+        refused: list[SharedRequest] = []
+        served: dict[StoreQueue, None] = {}
+        for request, verdict in zip(batch.asked, verdicts, strict=True):
+            if type(request) is LeaseAsked:
+                served[request.queue.standing()] = None
+                if isinstance(verdict, Admitted):
+                    self._leasing.granted(request, verdict, batch, now, reply.now)
+                else:
+                    self._leasing.refused(request, verdict, now)
+            elif isinstance(verdict, Admitted):
+                request.receipts, request.epochs = verdict.receipts, batch.epochs
+                self._admitted(request, batch, verdict.wait, now)
+            elif request.batch is batch and request.stage is Stage.ASKED:
+                self._not_admitted(request, verdict, now, refused)
+        for request in reversed(refused):
+            queue = self.state.queue_of(request)
+            self.state.stay(request, queue, now)
+            self.state.dirty[queue] = None
+        for queue in served:
+            self._leasing.serve(queue, now)
+        for part in batch.offsets:
+            self._look_at_reservations(part, lifted, now)
+        for look in batch.looks:
+            self._answer_look(look, None)
+        batch.asked = []  # requests name the batch, too: without this, only the garbage collector could free them
+
+    def _mirror(self, batch: BatchInFlight, reply: Reply, now: float) -> set[SharedLimitState]:
+        """Note how things stand; return the limits whose pause was lifted."""
+        lifted: set[SharedLimitState] = set()
+        offset = 0
+        for part in batch.offsets:
+            part.agreed = True
+            part.confirming = False
+            paused = {of: of.paused_until for of in part.order if of.paused_until > now}
+            part.mirror(reply.states, offset, now, reply.now)
+            lifted.update(of for of, until in paused.items() if of.paused_until < until - 0.001)
+            offset += 3 * len(part.order)
+        return lifted
+
+    def _admitted(self, request: SharedRequest, batch: BatchInFlight, wait: float, now: float) -> None:
+        state, apart = self.state, self.state.apart
+        for of, amount in request.charges:
+            if of.renewed:
+                part = of.limit_set
+                part.places[of] = part.places.get(of, 0.0) + amount
+                state.renew_later(part, now)
+            if apart:
+                state.owed[of] = state.owed.get(of, 0.0) + amount
+        if wait <= 0 and request.batch is batch and request.stage is Stage.ASKED:  # as most are
+            state.grant(request, now)
+            return
+        queue = state.queue_of(request)
+        queue.poll = POLL[0]
+        if request.batch is not batch or request.stage is not Stage.ASKED:  # its caller has left
+            request.due = now + wait
+            self._hand_on(request, queue, now)
+        else:
+            request.waited = wait
+            request.confirmed = False
+            self._reserve(request, queue, now + wait)
+
+    def _not_admitted(
+        self, request: SharedRequest, verdict: NotNow | OthersTurn, now: float, refused: list[SharedRequest]
+    ) -> None:
+        queue = self.state.queue_of(request)
+        if isinstance(verdict, OthersTurn):
+            if queue.behind.get(request.flow, -math.inf) <= now:  # once a batch
+                queue.waiters.delay(request.flow, verdict.ahead)
+            queue.behind[request.flow] = now + verdict.wait
+            refused.append(request)
+            return
+        wait, of = verdict.wait, verdict.limit
+        if now + wait > request.latest and (wait < math.inf or request.latest <= now):
+            paused = of.paused_until > now and wait >= of.paused_until - now
+            label = "pause" if paused else request.backend.plan().label(of)
+            self.state.refuse_late(request, wait, label)
+            return
+        refused.append(request)
+        if of.returns_at_once:
+            poll = math.inf if isinstance(of.meter, CalendarWindow) else queue.poll
+            queue.blocked[of] = now + min(max(wait, 1e-5), poll)
+            queue.poll = min(2 * queue.poll, POLL[1])
+
+    def _look_at_reservations(self, part: SharedLimitSet, lifted: set[SharedLimitState], now: float) -> None:
+        """Use the reservations that are due; give up those that a younger pause has overtaken, or that waited for one that was lifted."""
+        queue = part.queue
+        for request in list(queue.reserved):
+            overtaken = any(of.paused_until > request.due + 0.001 for of, _ in request.charges)
+            if overtaken or (request.due > now and any(of in lifted for of, _ in request.charges)):
+                queue.reserved.remove(request)
+                self.state.give_back(request)
+                self.state.stay(request, queue, now)
+                self.state.dirty[queue] = None
+            elif request.due <= now:
+                self._due(request, now)
+
+    def _answer_look(self, look: Look, error: Exception | None) -> None:
+        look.error = error
+        look.done = True
+        if look.parker is not None:
+            self.state.woken.append(look.parker)
+
+    # Limits that differ, or change
+
+    def _disagree(self, batch: BatchInFlight, others: Mapping[str, str], now: float) -> None:
+        """Nothing was decided: some names are counted for other limits than ours."""
+        for part in batch.offsets:
+            text = others.get(part.name)
+            if text is None:
+                continue
+            theirs = Terms.of_text(part.name, text, part.place_ttl)
+            if part.agreed and theirs.limits.keys() <= part.states.keys() and theirs.lease == part.lease:
+                self._adopt(part, theirs, now)
+            else:
+                error = conflict(part.name, str(theirs), str(part.terms))
+                part.confirming = False
+                waiting = [*batch.asked, *part.queue.waiters]
+                for request in waiting:
+                    self._refuse_if_of(request, part, error)
+                looks = [look for look in batch.looks if look.limit_set is part]
+                for look in looks:
+                    batch.looks.remove(look)
+                    self._answer_look(look, error)
+        self.unsend(batch, now)
+
+    def _refuse_if_of(self, request: Any, part: SharedLimitSet, error: Exception) -> None:
+        if type(request) is LeaseAsked or request.stage not in {Stage.ASKED, Stage.QUEUED}:
+            return
+        if any(of.limit_set is part for of, _ in request.charges):
+            self.state.queue_of(request).waiters.leave(request)
+            self.state.refuse(request, again(error))
+
+    def _adopt(self, part: SharedLimitSet, theirs: Terms, now: float) -> None:
+        """Another process has reconfigured: its limits are ours from now on; what calls cost by default stays ours."""
+        limits: dict[str, tuple[Limit, ...]] = {}
+        for unit, before in part.limits().items():
+            default = next((limit.default for limit in before if limit.default is not None), None)
+            kinds: tuple[Any, ...] = theirs.limits.get(unit, (Unlimited(),))
+            limits[unit] = tuple(replace(limit, default=default) for limit in kinds)
+        part.promise(limits, now)
+        self._recharge(part, now)
+
+    def _recharge(self, part: SharedLimitSet, now: float) -> None:
+        """The limits have changed: let all waiters be charged on those of now."""
+        state, queue = self.state, part.queue
+        for request in list(queue.reserved):
+            if any(of.limit_set is part for of, _ in request.charges):
+                queue.reserved.remove(request)
+                state.give_back(request)
+                state.stay(request, queue, now)
+        for of in part.order:
+            self._leasing.return_leases(of, of.pool.drain())
+        waiters: list[Any] = sorted(queue.waiters, key=lambda waiter: waiter.number)
+        for request in waiters:
+            queue.waiters.leave(request)
+        for request in waiters:
+            try:
+                charges = request.backend.charges(request.cost)
+            except PenstockError as error:
+                state.refuse(request, error)
+                continue
+            if charges:
+                request.charges = charges
+                queue.waiters.restore(request)
+            else:  # nothing of it is limited any more
+                request.charges = charges
+                state.grant(request, now)
+        queue.blocked.clear()
+        state.dirty[queue] = None
+
+    # When the store does not decide
+
+    def unsend(self, batch: BatchInFlight, now: float) -> None:
+        """A batch was not decided: everything is as it was before it was written."""
+        state = self.state
+        for request in reversed(batch.asked):
+            if type(request) is LeaseAsked:
+                state.dirty[request.queue.standing()] = None
+            elif request.stage is Stage.ASKED and request.batch is batch:
+                queue = state.queue_of(request)
+                state.stay(request, queue, now)
+                state.dirty[queue] = None
+        batch.asked = []
+        state.orders += batch.orders
+        state.refunds += batch.refunds
+        state.looks += batch.looks
+        for settlement in batch.settlements:
+            if settlement.receipts is not None:
+                settlement.receipts.not_charged(settlement.debits)
+                state.settlements[settlement.receipts] = None
+            else:
+                for debit in settlement.debits:
+                    state.owed[debit.state] = state.owed.get(debit.state, 0.0) + debit.amount
+        state.urgent = bool(state.orders or state.refunds or state.settlements or state.looks or state.owed)
+
+    def failed(self, batch: BatchInFlight, error: Exception, now: float) -> None:
+        """The store said no: nothing was decided."""
+        state = self.state
+        for request in batch.asked:
+            if type(request) is LeaseAsked:
+                for part in list(request.queue.standing().sets):
+                    self.fail_queue(part, error)
+            elif request.stage is Stage.ASKED and request.batch is batch:
+                state.refuse(request, again(error))
+        looks, batch.looks = batch.looks, []
+        for look in looks:
+            self._answer_look(look, error)
+        self.unsend(batch, now)
+        state.urgent = False  # the rest goes along with the next batch that somebody makes
+        for part in batch.offsets:
+            part.confirming = False
+            queue = part.queue
+            for request in list(queue.reserved):
+                if request.due <= now:
+                    self._due(request, now)
+            if len(queue.waiters):
+                state.dirty[queue] = None
+
+    def lost(self, batch: BatchInFlight, packed: Batch, error: StoreError, now: float) -> None:
+        """No answer for `patience`: whether the batch was decided is not known."""
+        state, store = self.state, self.store
+        self.outage = Outage(store, error, batch, packed)
+        looks, batch.looks = batch.looks, []
+        for look in [*looks, *state.looks]:
+            self._answer_look(look, error)
+        state.looks.clear()
+        for part in batch.offsets:
+            part.confirming = False
+        if self.outage.fallback is None:
+            for request in batch.asked:
+                if type(request) is not LeaseAsked and request.stage is Stage.ASKED:
+                    state.refuse(request, again(error))
+            self.fail_all(error)
+            return
+        state.apart = True
+        for request in reversed(batch.asked):
+            if type(request) is LeaseAsked:
+                state.dirty[request.queue.standing()] = None
+            elif request.stage is Stage.ASKED and request.batch is batch:
+                queue = state.queue_of(request)
+                state.stay(request, queue, now)
+                state.dirty[queue] = None
+
+    def found(self, answer: Reply | Exception, now: float) -> None:
+        """The store answers again."""
+        state, outage = self.state, self.outage
+        assert outage is not None, "there was an outage"
+        self.outage, state.apart = None, False
+        batch = outage.batch
+        if isinstance(answer, Exception):
+            self.failed(batch, answer, now)
+        else:
+            try:
+                self.apply(batch, answer, now)
+            except StoreError as error:
+                self.failed(batch, error, now)
+        if outage.fallback is not None:
+            born = outage.fallback.born
+            for queue in list(state.queues):
+                for request in list(queue.reserved):
+                    if request.epochs is not batch.epochs and all(epoch == born for epoch in request.epochs.values()):
+                        queue.reserved.remove(request)
+                        for of, amount in request.charges:
+                            state.owed[of] -= amount
+                        state.stay(request, queue, now)
+        for queue in list(state.queues):
+            queue.blocked.clear()
+            state.dirty[queue] = None
+        state.urgent = True
+
+    def fail_queue(self, part: SharedLimitSet, error: Exception) -> None:
+        """Tell all that wait behind a limit set that there is no answer, and why."""
+        state, queue = self.state, part.queue
+        waiting: list[Any] = [*queue.fresh, *queue.waiters]
+        for request in waiting:
+            if request.stage in {Stage.NEW, Stage.QUEUED}:
+                queue.waiters.leave(request)
+                state.refuse(request, again(error))
+        queue.fresh.clear()
+        state.dirty.pop(queue, None)
+
+    def fail_all(self, error: Exception) -> None:
+        """`fail_queue`, for all."""
+        for part in list(self.state.limit_sets.values()):
+            self.fail_queue(part, error)
+
+
+def conflict(name: str, there: str, here: str) -> ConfigurationConflict:
+    """The error for one name with two sets of limits."""
+    return ConfigurationConflict(
+        f'"{name}" has other limits in the store: {there} there, {here} here. Use one name for one set of limits; to change '
+        "them for all processes, call reconfigure() in one that has the old ones"
+    )

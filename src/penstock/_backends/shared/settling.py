@@ -1,0 +1,100 @@
+"""What the store is to be told before anybody is granted: refunds, true costs, pauses, which places are still held."""
+
+from __future__ import annotations
+
+from penstock._backends.shared.requests import Debit, Refund
+from penstock._backends.shared.state import SchedulerState
+from penstock._backends.shared.wire import BatchInFlight, Settlement
+
+__all__ = ["Settling"]
+
+
+class Settling:
+    """Writes what is to be said into batches."""
+
+    def __init__(self, state: SchedulerState) -> None:
+        self._state = state
+
+    def write(self, batch: BatchInFlight, now: float) -> None:
+        """Write all that fits into this batch. The rest stays, and stays urgent."""
+        state = self._state
+        state.urgent = False
+        self._write_orders(batch, now)
+        self.write_refunds(batch)
+        self._write_settlements(batch)
+        looks, state.looks = state.looks, []
+        for look in looks:
+            if state.fits(batch, look.limit_set):
+                batch.include(look.limit_set)
+                batch.looks.append(look)
+            else:
+                state.looks.append(look)
+        if not state.apart:
+            self._write_owed(batch)
+        self._write_renewals(batch, now)
+        left = bool(state.orders or state.refunds or state.looks or state.owed)
+        left = left or any(not receipts.open() for receipts in state.settlements)
+        state.urgent = left and bool(batch.offsets)
+
+    def _write_orders(self, batch: BatchInFlight, now: float) -> None:
+        state = self._state
+        orders, state.orders = state.orders, []
+        for order in orders:
+            if state.fits(batch, order.limit_set):
+                order.write(batch, now)
+                batch.orders.append(order)
+                if order.announce:
+                    batch.announce.add(order.limit_set.name)
+            else:
+                state.orders.append(order)
+
+    def write_refunds(self, batch: BatchInFlight) -> None:
+        """Write the refunds that can go with this batch."""
+        state = self._state
+        refunds, state.refunds = state.refunds, []
+        refunds.sort(key=_latest_first)  # so nothing is lost on the way
+        for refund in refunds:
+            if state.fits(batch, refund.state.limit_set):
+                batch.give_back(refund)
+                state.freed(refund.state, refund.amount)
+            else:
+                state.refunds.append(refund)
+        departures, state.departures = state.departures, []
+        for departure in departures:
+            if departure.state.limit_set in batch.offsets:
+                batch.leave(departure.flow, departure.seconds, departure.state)
+
+    def _write_settlements(self, batch: BatchInFlight) -> None:
+        """Write the true costs of grants. One whose last debit has no answer yet waits for that."""
+        state = self._state
+        for receipts in list(state.settlements):
+            if receipts.open() or not all(state.fits(batch, of.limit_set) for of in receipts.wants()):
+                continue
+            del state.settlements[receipts]
+            refunds, debits = receipts.difference()
+            for refund in refunds:
+                batch.give_back(refund)
+                state.freed(refund.state, refund.amount)
+            batch.settle(Settlement(receipts, debits))
+
+    def _write_owed(self, batch: BatchInFlight) -> None:
+        """Write what this process granted by itself while the store did not answer."""
+        state = self._state
+        for of in list(state.owed):
+            if state.fits(batch, of.limit_set):
+                amount = max(0.0, state.owed.pop(of))
+                batch.settle(Settlement(None, [Debit(of, amount)]))
+
+    def _write_renewals(self, batch: BatchInFlight, now: float) -> None:
+        state = self._state
+        for part in list(state.renewing):
+            if part.renew_at <= now and state.fits(batch, part):
+                part.renew_at = float("inf")
+                del state.renewing[part]
+                for of in [of for of, places in part.places.items() if places > 0]:
+                    batch.renew(of)
+                    state.renew_later(part, now)
+
+
+def _latest_first(refund: Refund) -> float:
+    return -refund.receipt

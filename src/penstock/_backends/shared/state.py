@@ -1,0 +1,272 @@
+"""What the scheduler of a process knows, and the steps that all of its parts take.
+
+Nothing here talks to a store, waits or reads a clock. All of it is changed in the dispatcher's thread, with the lock of the store held.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
+from heapq import heappop, heappush
+from typing import Any
+from weakref import WeakSet, WeakValueDictionary
+
+from penstock._backends.charges import not_now
+from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
+from penstock._backends.shared.queue import StoreQueue
+from penstock._backends.shared.requests import Refund, SharedRequest, Stage, StoreReceipts
+from penstock._backends.shared.wire import NOBODY, BatchInFlight, FlowName, Look, Order
+from penstock._concurrency.parking import Parker
+from penstock._core.lease import LeasePool
+from penstock._core.turns import ready_at
+from penstock._validation import show_seconds
+from penstock.stores.contract import Store
+
+__all__ = ["Departure", "SchedulerState", "again", "flow_key"]
+
+
+@lru_cache(4096)
+def _digest(flow: str) -> float:
+    digest = hashlib.blake2b(flow.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return float(int.from_bytes(digest, "big") >> 12)
+
+
+def flow_key(flow: Hashable) -> float | None:
+    """A flow's name for stores: the same number in all processes, for all that look alike as text. None: a flow of its own."""
+    return None if flow is None else _digest(str(flow))
+
+
+def again(error: Exception) -> Exception:
+    """The same error for another caller: an exception that is raised twice would gather two tracebacks."""
+    try:
+        twin = type(error)(*error.args)
+    except TypeError:
+        return error
+    twin.__cause__ = error.__cause__
+    return twin
+
+
+class Departure:
+    """A flow has given a reservation back that was worth so many seconds of its throughput."""
+
+    __slots__ = ("flow", "seconds", "state")
+
+    def __init__(self, state: SharedLimitState, flow: FlowName, seconds: float) -> None:
+        self.state = state
+        self.flow = flow
+        self.seconds = seconds
+
+
+class SchedulerState:
+    """What is known, what waits, and what is to be said.
+
+    Attributes:
+        store: Whose facts count here (how much fits into a batch, what can be decided together); it is never asked.
+        owner: The number of this process among all that ask the store.
+        limit_sets: By name.
+        queues: All queues.
+        dirty: Queues that must be looked at.
+        urgent: Whether there is something to say that cannot wait for the next batch.
+        orders, refunds, departures, settlements, looks, owed, renewing: What is to be said.
+        changes: Limit sets with new limits.
+        woken: Parkers to wake, once the lock is free.
+        apart: Whether this process decides by itself, since the store does not answer.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.limit_sets: WeakValueDictionary[str, SharedLimitSet] = WeakValueDictionary()
+        self.queues: WeakSet[StoreQueue] = WeakSet()
+        self.begin()
+
+    def begin(self) -> None:
+        """Know of nobody that waits."""
+        self.owner = float(random.getrandbits(52))
+        self.dirty: dict[StoreQueue, None] = {}
+        self.urgent = False
+        self.orders: list[Order] = []
+        self.refunds: list[Refund] = []
+        self.departures: list[Departure] = []
+        self.settlements: dict[StoreReceipts, None] = {}
+        self.looks: list[Look] = []
+        self.owed: dict[SharedLimitState, float] = {}
+        self.renewing: dict[SharedLimitSet, None] = {}
+        self.changes: dict[SharedLimitSet, None] = {}
+        self.woken: list[Parker] = []
+        self.apart = False
+        self._alarms: list[tuple[float, int, Callable[[float], None]]] = []
+        self._alarm_count = 0
+
+    def forget(self) -> None:
+        """In the child of a fork: all that waits and all that is held is the parent's."""
+        for queue in self.queues:
+            queue.forget()
+        for part in list(self.limit_sets.values()):
+            part.places.clear()
+            part.renew_at = math.inf
+            part.confirming = False
+            for state in part.order:
+                state.pool = LeasePool()  # a lease is used by one process
+        self.begin()
+
+    # Alarms
+
+    def at(self, moment: float, ring: Callable[[float], None]) -> None:
+        """Call `ring` at that moment."""
+        self._alarm_count += 1
+        heappush(self._alarms, (moment, self._alarm_count, ring))
+
+    def ring(self, now: float) -> None:
+        """Ring the alarms that are due."""
+        while self._alarms and self._alarms[0][0] <= now:
+            heappop(self._alarms)[2](now)
+
+    def next_alarm(self) -> float:
+        """When the next alarm rings."""
+        return self._alarms[0][0] if self._alarms else math.inf
+
+    def look_at(self, queue: StoreQueue, moment: float) -> None:
+        """Look at a queue at that moment."""
+
+        def ring(_: float) -> None:
+            self.dirty[queue.standing()] = None
+
+        self.at(moment, ring)
+
+    # Of a request
+
+    @staticmethod
+    def queue_of(request: SharedRequest) -> StoreQueue:
+        """The queue that a request is for."""
+        state: SharedLimitState = request.charges[0][0]
+        return state.limit_set.queue
+
+    def grant(self, request: SharedRequest, now: float) -> None:
+        """Let a request go."""
+        request.granted_at = now
+        request.stage = Stage.GRANTED
+        request.caller.granted += 1
+        self._wake(request)
+
+    def refuse(self, request: SharedRequest, error: Exception) -> None:
+        """Tell a request that it is not granted, and why."""
+        request.error = error
+        request.stage = Stage.REFUSED
+        request.caller.refused += 1
+        self._wake(request)
+
+    def _wake(self, request: SharedRequest) -> None:
+        parker = request.parker
+        if parker is not None:
+            self.woken.append(parker)
+
+    def refuse_late(self, request: SharedRequest, wait: float, blocker: str | None) -> None:
+        """Tell a request that it would wait too long."""
+        bound = ""
+        if request.max_wait is not None and request.max_wait <= request.time_left:
+            bound = f"max_wait is {show_seconds(request.max_wait)}" if request.max_wait else ""
+        elif request.time_left < math.inf:
+            bound = f"the enclosing deadline was {show_seconds(max(0.0, request.time_left))} away"
+        self.refuse(request, not_now(request.charges, wait, blocker, bound))
+
+    def expected(self, request: SharedRequest, queue: StoreQueue, now: float) -> tuple[float, str | None]:
+        """When a request would have its turn, as far as this process knows, and what it waits for."""
+        if request.subqueue is not None:
+            ahead = queue.waiters.queued_ahead(request)
+            charges = [(state, amount + ahead.get(state, 0.0)) for state, amount in request.charges]
+        else:
+            charges = [(state, amount + state.queued) for state, amount in request.charges]
+        if queue.lease is not None:  # what is held here need not come from the store
+            charges = [(state, max(0.0, amount - state.pool.left)) for state, amount in charges]
+        ready, state = ready_at(charges, now)
+        return ready, self.blocker(request, state, ready)
+
+    @staticmethod
+    def blocker(request: SharedRequest, state: Any, ready: float) -> str | None:
+        """What a request waits for: a limit, or its pause; None: the queue."""
+        if state is None:
+            return None
+        return "pause" if state.paused_until >= ready else request.backend.plan().label(state)
+
+    def line_up(self, request: SharedRequest, queue: StoreQueue, now: float) -> None:
+        """Let a request join the queue, unless it would wait too long there."""
+        request.stage = Stage.QUEUED
+        self._join(request, queue, now)
+        if request.latest < math.inf and all(state.limit_set.agreed for state, _ in request.charges):
+            ready, blocker = self.expected(request, queue, now)
+            if request.latest < ready < math.inf:
+                queue.waiters.leave(request)
+                self.refuse_late(request, ready - now, blocker)
+
+    def stay(self, request: SharedRequest, queue: StoreQueue, now: float) -> None:
+        """Let a request that was asked for and had no turn stand where it stood; at the end if it stood nowhere yet."""
+        if request.stage is Stage.GONE:
+            return
+        request.batch = None
+        request.stage = Stage.QUEUED
+        if request.number:
+            queue.waiters.restore(request)
+        else:
+            self._join(request, queue, now)
+
+    @staticmethod
+    def _join(request: SharedRequest, queue: StoreQueue, now: float) -> None:
+        arrived = request.arrived
+        queue.waiters.join(request, now)
+        request.arrived = arrived  # when it was asked for, which is before it came here
+
+    # Of the store
+
+    def fits(self, batch: BatchInFlight, part: SharedLimitSet) -> bool:
+        """Whether a limit set can be decided together with what is in the batch already."""
+        group = self.store.group_of(part.name)
+        if batch.group is NOBODY:
+            batch.group = group
+        return bool(batch.group == group)
+
+    def all_fit(self, batch: BatchInFlight, charges: Sequence[tuple[Any, float]]) -> bool:
+        """`fits`, for all of these charges."""
+        return all(self.fits(batch, state.limit_set) for state, _ in charges)
+
+    def flow_name(self, flow: Hashable, queue: StoreQueue) -> FlowName:
+        """A flow as the store knows it. Calls without a flow are one flow of this process."""
+        weights = queue.waiters.weights
+        weight = weights.get(flow, 1.0) if weights else 1.0
+        return FlowName(self.owner, 0.0, weight) if flow is None else FlowName(flow, self.owner, weight)  # type: ignore[arg-type]  # a flow is its key here
+
+    def give_back(self, request: SharedRequest) -> None:
+        """Give what a request was granted back to the store, with the next batch."""
+        for (state, amount), receipt in zip(request.charges, request.receipts, strict=True):
+            self.refunds.append(Refund(state, amount, request.epochs[state.limit_set], receipt))
+        self.depart(
+            request, self.queue_of(request), max(amount / state.throughput for state, amount in request.charges)
+        )
+        self.urgent = True
+
+    def depart(self, request: SharedRequest, queue: StoreQueue, seconds: float) -> None:
+        """Tell the store, with the next batch, that a flow needs no turn any more; it had reserved so many seconds of throughput."""
+        flow = self.flow_name(request.flow, queue)
+        self.departures.append(Departure(request.charges[0][0], flow, seconds / flow.weight))
+
+    def freed(self, state: SharedLimitState, amount: float) -> None:
+        """Something that was held is on its way back to the store: the next waiter may ask for it."""
+        if state.held:
+            if state in state.limit_set.places:
+                state.limit_set.places[state] -= amount
+            queue = state.limit_set.queue
+            queue.blocked.pop(state, None)
+            self.dirty[queue] = None
+
+    def renew_later(self, part: SharedLimitSet, now: float) -> None:
+        """See to it that places that are held are renewed in time."""
+        if part.renew_at == math.inf:
+            part.renew_at = now + part.place_ttl / 3
+            self.renewing[part] = None
+
+            def ring(_: float) -> None:
+                self.urgent = True
+
+            self.at(part.renew_at, ring)

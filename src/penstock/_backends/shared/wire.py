@@ -1,0 +1,288 @@
+"""A batch on its way to a store: writing what is asked, and reading the answer.
+
+What the numbers mean is in `_core.ledger`. Here alone they are packed, and verdicts become `Admitted`, `NotNow` and `OthersTurn`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
+
+from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
+from penstock._backends.shared.requests import Debit, Refund, StoreReceipts
+from penstock._concurrency.parking import Parker
+from penstock._core import ledger
+from penstock.errors import StoreError
+from penstock.stores.contract import Reply
+
+__all__ = [
+    "NOBODY",
+    "Admitted",
+    "BatchInFlight",
+    "FlowName",
+    "Look",
+    "NotNow",
+    "Order",
+    "OthersTurn",
+    "Settlement",
+    "Verdict",
+]
+
+NOBODY: Any = object()
+"""No group, and no flow, yet."""
+
+
+class Admitted:
+    """The store has granted a request, `wait` seconds from its own moment on. `receipts`: one per charge."""
+
+    __slots__ = ("receipts", "wait")
+
+    def __init__(self, wait: float, receipts: Sequence[float]) -> None:
+        self.wait = wait
+        self.receipts = receipts
+
+
+class NotNow:
+    """The store has refused a request: `limit` has enough in `wait` seconds; `inf`: when somebody gives back."""
+
+    __slots__ = ("limit", "wait")
+
+    def __init__(self, wait: float, limit: SharedLimitState) -> None:
+        self.wait = wait
+        self.limit = limit
+
+
+class OthersTurn:
+    """There is enough, but another flow, which had less, is to have it: ask again in `wait` seconds.
+
+    `ahead`: how far this flow is ahead of that one, in seconds of throughput.
+    """
+
+    __slots__ = ("ahead", "wait")
+
+    def __init__(self, wait: float, ahead: float) -> None:
+        self.wait = wait
+        self.ahead = ahead
+
+
+Verdict = Admitted | NotNow | OthersTurn
+
+
+class FlowName:
+    """A flow as stores know it: its key, which member of it this process is (0: it is the only one), and its weight."""
+
+    __slots__ = ("key", "member", "weight")
+
+    def __init__(self, key: float, member: float, weight: float) -> None:
+        self.key = key
+        self.member = member
+        self.weight = weight
+
+
+class Look:
+    """Somebody wants to see how a limit set stands; `parker` is woken when the answer is there.
+
+    Attributes:
+        error: Why there is no answer.
+        done: Whether there is one, or an error.
+    """
+
+    __slots__ = ("done", "error", "limit_set", "parker")
+
+    def __init__(self, limit_set: SharedLimitSet, parker: Parker | None) -> None:
+        self.limit_set = limit_set
+        self.parker = parker
+        self.error: Exception | None = None
+        self.done = False
+
+
+class Settlement:
+    """Debits that a batch tells the store of. `receipts` is None where they are nobody's: those of an outage."""
+
+    __slots__ = ("debits", "receipts")
+
+    def __init__(self, receipts: StoreReceipts | None, debits: list[Debit]) -> None:
+        self.receipts = receipts
+        self.debits = debits
+
+
+class Order:
+    """Something that the store is to be told of a limit set. `announce`: whether the other processes must hear of it at once."""
+
+    __slots__ = ("announce", "limit_set", "write")
+
+    def __init__(
+        self, limit_set: SharedLimitSet, write: Callable[[BatchInFlight, float], None], *, announce: bool
+    ) -> None:
+        self.limit_set = limit_set
+        self.write = write
+        self.announce = announce
+
+
+class BatchInFlight:
+    """One batch: what is asked, and what hears the answer.
+
+    Attributes:
+        group: What all of its limit sets must have in common.
+        offsets: Its limit sets, with the number of the first limit of each.
+        width: Limits in all.
+        operations: As in `_core.ledger`.
+        sent: When it was sent first.
+        flow, payer: The flow that was written last, and the limit set that knows it.
+        asked: Requests and parts of leases, in the order in which they were written.
+        orders, settlements, refunds, looks: What else is in it.
+        announce: Names whose change the other processes must hear of.
+        epochs: When the row of each limit set was born, once that was answered.
+    """
+
+    __slots__ = (
+        "announce", "asked", "epochs", "flow", "group", "looks", "offsets", "operations", "orders", "payer", "refunds", "sent",
+        "settlements", "width",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.group: Any = NOBODY
+        self.offsets: dict[SharedLimitSet, int] = {}
+        self.width = 0
+        self.operations: list[float] = []
+        self.sent = 0.0
+        self.flow: Hashable = NOBODY
+        self.payer: SharedLimitSet | None = None
+        self.asked: list[Any] = []
+        self.orders: list[Order] = []
+        self.settlements: list[Settlement] = []
+        self.refunds: list[Refund] = []
+        self.looks: list[Look] = []
+        self.announce: set[str] = set()
+        self.epochs: dict[SharedLimitSet, float] = {}
+
+    # Writing
+
+    def include(self, part: SharedLimitSet) -> int:
+        """Let a limit set be read; return the number of its first limit here."""
+        offset = self.offsets.get(part)
+        if offset is None:
+            offset = self.offsets[part] = self.width
+            self.width += len(part.order)
+        return offset
+
+    def at(self, state: SharedLimitState) -> float:
+        """The number of a limit here."""
+        return float(self.include(state.limit_set) + state.index)
+
+    def acquire(
+        self, charges: Iterable[tuple[SharedLimitState, float]], horizon: float, *, stops: bool, times: int = 1
+    ) -> None:
+        """Ask for these charges, so many times, at most `horizon` seconds ahead each.
+
+        `stops`: whether later requests may not take what this one needs and does not get.
+        """
+        words = [ledger.ACQUIRE, horizon, 1.0 if stops else 0.0, 0.0]
+        for state, amount in charges:
+            words += (self.at(state), amount)
+        words[3] = float(len(words) // 2 - 2)
+        self.operations += words * times
+
+    def give_back(self, refund: Refund) -> None:
+        """Write a refund."""
+        self.operations += (
+            ledger.GIVE_BACK, 1.0, self.at(refund.state), refund.amount, refund.epoch, refund.receipt,
+        )  # fmt: skip
+        self.refunds.append(refund)
+
+    def settle(self, settlement: Settlement) -> None:
+        """Write debits."""
+        for debit in settlement.debits:
+            self.operations += (ledger.CHARGE, 1.0, self.at(debit.state), debit.amount)
+        if settlement.debits:
+            self.settlements.append(settlement)
+
+    def pause(self, seconds: float, states: Sequence[SharedLimitState]) -> None:
+        """Write that these limits are paused."""
+        self.operations += (ledger.PAUSE, seconds, float(len(states)), *[self.at(state) for state in states])
+
+    def resume(self, states: Sequence[SharedLimitState]) -> None:
+        """Write that the pauses of these limits end."""
+        self.operations += (ledger.RESUME, float(len(states)), *[self.at(state) for state in states])
+
+    def lower(self, state: SharedLimitState, level: float, age: float, entry: tuple[float, float] | None) -> None:
+        """Write that a limit had `level` units left `age` seconds ago, right after the charge `entry` (epoch and receipt)."""
+        self.operations += (ledger.LOWER, 1.0, self.at(state), level, age, *(entry or (-1.0, -1.0)))
+
+    def renew(self, state: SharedLimitState) -> None:
+        """Write that this process still holds its places."""
+        self.operations += (ledger.RENEW, 1.0, self.at(state))
+
+    def name_flow(self, flow: Hashable, name: FlowName, state: SharedLimitState) -> None:
+        """Write whose the requests that follow are."""
+        self.flow, self.payer = flow, state.limit_set
+        self.operations += (ledger.FLOW, name.key, name.member, name.weight, self.at(state), 0.0)
+
+    def name_waiting(self, name: FlowName, state: SharedLimitState, seconds: float) -> None:
+        """Write that a flow waits behind others of this process, for at most so long."""
+        self.flow = NOBODY
+        self.operations += (ledger.FLOW, name.key, name.member, name.weight, self.at(state), seconds)
+
+    def leave(self, name: FlowName, seconds: float, state: SharedLimitState) -> None:
+        """Write that a flow gives a reservation back that was worth so much of its throughput."""
+        self.operations += (ledger.LEAVE, name.key, name.member, seconds, self.at(state))
+
+    # Reading
+
+    def read(self, reply: Reply) -> list[Verdict]:
+        """Read an answer: note the epochs, and return a verdict for each of `asked`; debits are told of their receipts.
+
+        Raises:
+            StoreError: It is no answer to this batch. Nothing was noted then.
+        """
+        numbers = reply.verdicts
+        debits = [(of.receipts, debit.state) for of in self.settlements for debit in of.debits]
+        total = sum(reply.states) + sum(reply.epochs)
+        if (
+            len(reply.epochs) != len(self.offsets)
+            or len(reply.states) != 3 * self.width
+            or len(numbers) < len(debits)
+            or not math.isfinite(total)
+            or not math.isfinite(reply.now)
+            or not -math.inf <= sum(numbers) < math.inf
+        ):
+            raise self._nonsense(reply)
+        at = len(debits)
+        verdicts: list[Verdict] = []
+        try:
+            for request in self.asked:
+                wait = numbers[at]
+                if wait >= 0:
+                    end = at + 1 + len(request.charges)
+                    verdicts.append(Admitted(wait, numbers[at + 1 : end]))
+                    at = end
+                    continue
+                what = numbers[at + 1]
+                at += 2
+                verdicts.append(
+                    OthersTurn(-1.0 - wait, -1.0 - what) if what < 0 else NotNow(-1.0 - wait, self._limit(int(what)))
+                )
+        except IndexError:
+            raise self._nonsense(reply) from None
+        if at != len(numbers):
+            raise self._nonsense(reply)
+        self.epochs = dict(zip(self.offsets, reply.epochs, strict=True))
+        for (receipts, state), receipt in zip(debits, numbers, strict=False):
+            if receipts is not None:
+                receipts.charged(state, self.epochs[state.limit_set], receipt)
+        return verdicts
+
+    def _limit(self, number: int) -> SharedLimitState:
+        for part, offset in self.offsets.items():
+            if offset <= number < offset + len(part.order):
+                return part.order[number - offset]
+        raise IndexError(number)
+
+    def _nonsense(self, reply: Reply) -> StoreError:
+        names = ", ".join(repr(part.name) for part in self.offsets)
+        return StoreError(
+            f"the store's answer about {names} makes no sense ({len(reply.epochs)} epochs, {len(reply.states)} states and "
+            f"{len(reply.verdicts)} verdicts to {len(self.asked)} requests): nothing was granted. Another program, or another "
+            "version of penstock, may have written there"
+        )
