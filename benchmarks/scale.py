@@ -2,7 +2,7 @@
 
     python benchmarks/scale.py [--picture docs/images/scale.png]        # under 3 minutes on two cores that are idle
 
-The couriers, accounts, lines, terms and the ledger are penstock's own; only the threads and the network are not there: every courier
+The dispatchers, accounts, lines, terms and the ledger are penstock's own; only the threads and the network are not there: every dispatcher
 takes its turns in one virtual time, and a call takes 0.5 to 1.5 ms there and back, at random with a fixed seed. The store is a dict, decided by
 the real ledger at the moment a call arrives.
 
@@ -34,9 +34,10 @@ from pathlib import Path
 from _report import table, where
 
 from penstock import Keyed, Limiter, clock, per_second
+from penstock._backends.base import Grant
+from penstock._backends.shared.dispatcher import Dispatcher
+from penstock._backends.shared.requests import SharedRequest
 from penstock._concurrency.parking import Parker
-from penstock._courier import Courier
-from penstock._desks import Slip
 from penstock.stores import Store
 
 _path = Path(__file__).resolve().parent.parent / "tests" / "stores" / "admissions.py"
@@ -81,7 +82,7 @@ class Rows(Store):
     def __init__(self, world, rows):
         super().__init__()
         self.rows = rows
-        self.courier = OnVirtualTime(self, world)
+        self.dispatcher = OnVirtualTime(self, world)
 
     def exchange(self, names, decide):
         rows = self.rows  # terms and state in one piece of bytes: the garbage collector leaves a dict of those alone
@@ -93,14 +94,14 @@ class Rows(Store):
                 rows[name] = b"%b\n%b" % (terms.encode(), state)
 
 
-class OnVirtualTime(Courier):
-    """The courier of one process, with turns in the place of a thread."""
+class OnVirtualTime(Dispatcher):
+    """The dispatcher of one process, with turns in the place of a thread."""
 
     def __init__(self, store, world):
         super().__init__(store)
         self._world = world
         self._box = []
-        self._away = False  # a call is on its way
+        self._away = False  # a batch is on its way
         self._turn_at = math.inf
 
     def post(self, message):
@@ -110,31 +111,31 @@ class OnVirtualTime(Courier):
     def _turn_soon(self, moment):
         if not self._away and moment < self._turn_at:
             self._turn_at = moment
-            self._world.at(moment, partial(self._take_turn, moment))
+            self._world.at(moment, partial(self._turn, moment))
 
-    def _take_turn(self, moment):
+    def _turn(self, moment):
         if self._away or moment != self._turn_at:
             return  # another came first
         self._turn_at = math.inf
         box, self._box = self._box, []
-        changes, call = self._turn(box)
+        changes, batch = self.decide(box, clock.now())
         assert not changes, "nobody reconfigures here"
         self._wake()
-        if call is None:
-            idle = self._idle()
+        if batch is None:
+            idle = self.scheduler.idle(clock.now())
             if idle is not None:
                 self._turn_soon(self._world.now + max(idle, 1e-5))
             return
         self._away = True
-        batch = self._pack(call)
-        self._world.at(self._world.now + self._latency(), partial(self._arrive, call, batch))
+        packed = self.pack(batch)
+        self._world.at(self._world.now + self._latency(), partial(self._arrive, batch, packed))
 
-    def _arrive(self, call, batch):
-        reply = self.store.decide(batch)
-        self._world.at(self._world.now + self._latency(), partial(self._come_back, call, reply))
+    def _arrive(self, batch, packed):
+        reply = self.store.decide(packed)
+        self._world.at(self._world.now + self._latency(), partial(self._come_back, batch, reply))
 
-    def _come_back(self, call, reply):
-        self._apply(call, reply, clock.now())
+    def _come_back(self, batch, reply):
+        self.apply(batch, reply, clock.now())
         self._wake()
         self._away = False
         self._turn_soon(self._world.now)
@@ -152,6 +153,9 @@ class Woken(Parker):
         self._world = world
         self.call = call
 
+    def rearm(self):
+        pass
+
     def wake(self):
         self._world.at(self._world.now, self.call)
         return True
@@ -163,27 +167,28 @@ class Task:
     def __init__(self, world, limiter, granted, give_up=(0.0, 0.0)):
         self.world, self.limiter, self.granted = world, limiter, granted
         self.impatient, self.patience = give_up
-        self.slip = None
-        self.charges = limiter._charges_of({})
+        self.request = None
+        self.backend = limiter._backend
+        self.binding = self.backend.bind(limiter._caller, {})
         self.again()
 
     def again(self):
-        slip = Slip(self.limiter, {}, self.charges, None, 0, None, math.inf)
-        slip.parker = Woken(self.world, partial(self.woken, slip))
-        self.slip = slip
-        self.limiter._courier.post(slip)
+        request = SharedRequest(self.binding, Grant(), Woken(self.world, None))
+        request.parker.call = partial(self.woken, request)
+        self.request = request
+        self.backend.enter(request)
         if self.impatient and self.world.random.random() < self.impatient:
-            self.world.at(self.world.now + self.world.random.uniform(0, self.patience), partial(self.leave, slip))
+            self.world.at(self.world.now + self.world.random.uniform(0, self.patience), partial(self.leave, request))
 
-    def woken(self, slip):
-        if slip is self.slip:
-            assert slip.error is None, slip.error
-            if self.granted(slip):
+    def woken(self, request):
+        if request is self.request:
+            assert request.error is None, request.error
+            if self.granted(request):
                 self.again()
 
-    def leave(self, slip):
-        if slip is self.slip and not slip.done:
-            self.limiter._courier.post(("leave", slip))
+    def leave(self, request):
+        if request is self.request and not request.done:
+            self.backend.leave(request)
             self.again()
 
 
@@ -191,18 +196,18 @@ def with_processes(count):
     """One limit, so many processes."""
     world, rows = World(), {}
     span = 20.0
-    shares, moments, couriers = [0] * count, [], []
+    shares, moments, dispatchers = [0] * count, [], []
     begin = world.now
     for number in range(count):
         store = Rows(world, rows)
-        couriers.append(store.courier)
+        dispatchers.append(store.dispatcher)
         admitted = {}
         admissions.record(store, admitted)
         limiter = Limiter(requests=per_second(RATE, burst=BURST), name="shared", store=store)
 
-        def granted(slip, number=number, admitted=admitted):
+        def granted(request, number=number, admitted=admitted):
             shares[number] += 1
-            moments.append(admitted.pop(admissions.charge_of(slip)))
+            moments.append(admitted.pop(admissions.charge_of(request)))
             return True
 
         for _ in range(2 if number % 2 else 20):
@@ -214,7 +219,7 @@ def with_processes(count):
     promised = BURST + RATE * (max(moments) - min(moments))
     mean = sum(shares) / count
     ordered = sorted(share / mean for share in shares)
-    calls = sum(courier.calls for courier in couriers)
+    calls = sum(dispatcher.calls for dispatcher in dispatchers)
     return {
         "processes": count,
         "seconds": span,
@@ -236,17 +241,17 @@ def with_keys(count):
     begin_mb = resident()
     world, rows = World(), {}
     fights = [[] for _ in range(HOT)]  # the moments of each hot key
-    couriers, keyeds = [], []
+    dispatchers, keyeds = [], []
     subqueues = touched = most_alive = 0
     begin = world.now
 
     def sweep(keyed, keys, admitted):
         """What takes the next key of that process as soon as the last one is granted."""
 
-        def touch(slip=None):
+        def touch(request=None):
             nonlocal subqueues, touched, most_alive
-            if slip is not None:
-                admitted.pop(admissions.charge_of(slip))
+            if request is not None:
+                admitted.pop(admissions.charge_of(request))
                 touched += 1
                 if touched % 1_000 == 0:
                     most_alive = max(most_alive, *map(len, keyeds))
@@ -261,14 +266,14 @@ def with_keys(count):
 
     for number in range(10):
         store = Rows(world, rows)
-        couriers.append(store.courier)
+        dispatchers.append(store.dispatcher)
         admitted = {}
         admissions.record(store, admitted)
         keyed = Keyed(requests=per_second(HOT_RATE, burst=HOT_BURST), name="key", store=store)
         keyeds.append(keyed)
 
-        def fought(slip, moments, admitted=admitted):
-            moments.append(admitted.pop(admissions.charge_of(slip)))
+        def fought(request, moments, admitted=admitted):
+            moments.append(admitted.pop(admissions.charge_of(request)))
             return True
 
         for key, moments in enumerate(fights):
@@ -293,7 +298,7 @@ def with_keys(count):
         "over": max(0.0, *(admissions.excess(moments, HOT_RATE, HOT_BURST) for moments in fights)),
         "used": sum(used) / HOT,
         "used least": min(used),
-        "calls": sum(courier.calls for courier in couriers) / grants,
+        "calls": sum(dispatcher.calls for dispatcher in dispatchers) / grants,
         "alive": most_alive,
         "mb": resident() - begin_mb,
     }

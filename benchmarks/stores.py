@@ -208,7 +208,7 @@ def pyrate_sqlite(where):
 
 
 class Stretches:
-    """How long the courier computes at a stretch, by its thread's own CPU time: for so long it can keep a loop waiting for the interpreter.
+    """How long the dispatcher computes at a stretch, by its thread's own CPU time: for so long it can keep a loop waiting for the interpreter.
 
     From one call of the store to the next, and, where the arithmetic is in Python, within a call. Other programs do not count.
     """
@@ -397,7 +397,7 @@ def reached(what, value, bound):
 
 
 def lateness(options, where):
-    """How late a timer of the loop is while 50 and 500 tasks are at it, and for how long the courier computes at a stretch."""
+    """How late a timer of the loop is while 50 and 500 tasks are at it, and for how long the dispatcher computes at a stretch."""
     rows = []
     for tasks in (50, 500):
         for row in ("nothing", "sqlite", "valkey"):
@@ -407,7 +407,7 @@ def lateness(options, where):
                 continue
             stretch = [f"{1e3 * seconds:.2f}" for seconds in got["stretch"]] if got["stretch"] else ["–", "–"]
             rows.append([row, tasks, *(f"{1e3 * seconds:.2f}" for seconds in got["late"]), *stretch])
-    table(["", "tasks", "timer late, p99 ms", "worst ms", "courier at a stretch, p99 ms", "worst ms"], rows)
+    table(["", "tasks", "timer late, p99 ms", "worst ms", "dispatcher at a stretch, p99 ms", "worst ms"], rows)
 
 
 def main():

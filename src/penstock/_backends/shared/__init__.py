@@ -24,6 +24,7 @@ from penstock._backends.shared.backend import SharedBackend, check_lease
 from penstock._backends.shared.dispatcher import dispatcher_of
 from penstock._backends.shared.state import flow_key
 from penstock.limits import Limit
+from penstock.stores.contract import Store
 
 __all__ = ["shared_backend"]
 
@@ -46,6 +47,8 @@ def shared_backend(
     """
     if not enforce:
         raise ValueError("enforce=False is a rehearsal in one process: leave store= out, or enforce")
+    if not isinstance(store, Store):
+        raise ValueError(f"store= must be a store, such as RedisStore(...) or SQLiteStore(...), not {store!r}")
     store.check_name(name)
     assert name is not None, "check_name has refused that"
     if lease is not None:
