@@ -28,8 +28,8 @@ __all__ = [
     "Settle",
     "Terms",
     "decorated",
+    "permits_of",
     "show_limiter",
-    "watched_if_held",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -124,23 +124,24 @@ class Call:
         permit = Permit()
         try:
             binding = self._binding
-            if not binding.charge.grant(binding, permit):
-                terms = self._terms
-                await wait(self._bound_anew(), permit, terms.max_wait, terms.priority, terms.flow)
-                if permit.held:  # the limits may have changed while it waited
-                    self._note(permit)
+            if binding.charge.grant(binding, permit):
+                if binding.caller.on_event is not None:
+                    emit_grant(binding, 0.0)
+                if binding.charge.held:
+                    if self._permit is None:
+                        self._permit = permit
+                    else:
+                        self._note(permit)
                 return permit
-            if binding.caller.on_event is not None:
-                emit_grant(binding, 0.0)
-            if binding.charge.held:
-                if self._permit is None:
-                    self._permit = permit
-                else:
-                    self._note(permit)
         except BaseException:
             permit._undo()
             raise
-        return permit
+        del permit  # it would be one object more for each of many waiters
+        terms = self._terms
+        granted = await wait(self._bound_anew(), Permit, terms.max_wait, terms.priority, terms.flow)
+        if granted.held:  # the limits may have changed while it waited
+            self._note_or_undo(granted)
+        return granted
 
     async def __aexit__(self, kind: object, error: object, trace: object, /) -> None:
         permit = self._permit
@@ -156,15 +157,12 @@ class Call:
             binding = self._binding
             if not binding.charge.grant(binding, permit):
                 terms = self._terms
-                wait_in_thread(
-                    self._bound_anew(), permit, terms.max_wait, terms.priority, terms.flow, block=terms.block
+                permit = wait_in_thread(
+                    self._bound_anew(), Permit, terms.max_wait, terms.priority, terms.flow, block=terms.block
                 )
-                if permit.held:
-                    self._note(permit)
-                return permit
-            if binding.caller.on_event is not None:
+            elif binding.caller.on_event is not None:
                 emit_grant(binding, 0.0)
-            if binding.charge.held:
+            if permit.held:  # the limits may have changed while it waited
                 self._note(permit)
         except BaseException:
             permit._undo()
@@ -190,6 +188,13 @@ class Call:
         if self._entered is None:
             self._entered = Entered()
         self._entered.add(permit)
+
+    def _note_or_undo(self, permit: Permit) -> None:
+        try:
+            self._note(permit)
+        except BaseException:
+            permit._undo()
+            raise
 
     def _leave(self) -> None:
         entered = self._entered
@@ -366,6 +371,6 @@ def _settle(permit: Permit, settle: Settle, result: Any, function: Callable[...,
         )
 
 
-def watched_if_held(binding: Binding) -> Permit:
-    """A permit for a caller that must close it by itself: watched, if it holds something that nothing else would free."""
-    return WatchedPermit() if binding.charge.watched else Permit()
+def permits_of(binding: Binding) -> type[Permit]:
+    """The permits for callers that close them by themselves: watched, if they hold something that nothing else would free."""
+    return WatchedPermit if binding.charge.watched else Permit

@@ -23,8 +23,8 @@ from penstock._call import (
     NeitherCostNorFunction,
     Settle,
     Terms,
+    permits_of,
     show_limiter,
-    watched_if_held,
 )
 from penstock._validation import (
     LimitLike,
@@ -300,10 +300,11 @@ class Limiter:
         terms = PLAIN if plain else Terms.read(max_wait, priority, flow, block=False)
         call = self._call_of(costs if cost is None else merge_given("costs", cost, costs))
         binding = call._binding
-        permit = watched_if_held(binding)
+        permit = permits_of(binding)()
         try:
             if not binding.charge.grant(binding, permit):
-                await wait(call._bound_anew(), permit, terms.max_wait, terms.priority, terms.flow)
+                bound = call._bound_anew()
+                permit = await wait(bound, permits_of(bound), terms.max_wait, terms.priority, terms.flow)
             elif binding.caller.on_event is not None:
                 emit_grant(binding, 0.0)
         except BaseException:
@@ -324,10 +325,11 @@ class Limiter:
         priority, flow = read_priority(priority), read_flow(flow)
         call = self._call_of(merge_given("costs", cost, costs))
         binding = call._binding
-        permit = watched_if_held(binding)
+        permit = permits_of(binding)()
         try:
             if not binding.charge.grant(binding, permit):
-                answer_at_once(call._bound_anew(), permit, priority, flow)
+                bound = call._bound_anew()
+                permit = answer_at_once(bound, permits_of(bound), priority, flow)
             elif binding.caller.on_event is not None:
                 emit_grant(binding, 0.0)
         except BaseException:

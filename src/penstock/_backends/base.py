@@ -1,6 +1,6 @@
 """The protocol of a backend: what a limiter asks of it, and what it answers.
 
-A limiter turns what users write into a `Request` and hands it to its backend, which fills in the `Grant` or the error.
+A limiter turns what users write into a `Request` and hands it to its backend, which answers with a `Grant` or an error.
 A backend knows requests and grants; it never sees a limiter, a permit or a decorator.
 
     seconds = backend.enter(request)      None: it is answered. Else: park for so many seconds, then
@@ -178,7 +178,7 @@ class Request(Waiter):
     """What a call asks for, while it waits for an answer.
 
     Attributes:
-        grant: Filled in by the backend when the call is granted.
+        granted_at: The moment of its grant; NaN before.
         error: What the call is to raise instead.
         parker: What waits: a task or a thread. None: it cannot wait, so the answer must come at once.
         max_wait: Longest wait in seconds; None for any.
@@ -194,7 +194,7 @@ class Request(Waiter):
         "cost",
         "deadline",
         "error",
-        "grant",
+        "granted_at",
         "home",
         "max_wait",
         "parker",
@@ -206,7 +206,6 @@ class Request(Waiter):
     def __init__(
         self,
         binding: Binding,
-        grant: Grant,
         parker: Parker | None,
         max_wait: float | None = None,
         time_left: float = math.inf,
@@ -216,7 +215,7 @@ class Request(Waiter):
         super().__init__(binding.charge.charges, priority, flow)  # type: ignore[arg-type]  # limit states are what is charged
         self.caller = binding.caller
         self.cost = binding.charge.cost
-        self.grant = grant
+        self.granted_at = math.nan
         self.parker = parker
         self.max_wait = max_wait
         self.time_left = time_left
@@ -235,7 +234,7 @@ class Request(Waiter):
     @property
     def granted(self) -> bool:
         """Whether it has been charged."""
-        return self.grant.granted
+        return self.granted_at == self.granted_at
 
     @property
     def done(self) -> bool:
@@ -274,6 +273,9 @@ class Backend(Protocol):
     def advance(self, request: Request) -> float | None: ...
 
     def leave(self, request: Request) -> None: ...
+
+    def hand_over(self, request: Request, grant: Grant) -> None:
+        """Fill in the grant of a request that was granted."""
 
     # Of a grant
 

@@ -23,7 +23,7 @@ from penstock._backends import fast_path
 from penstock._backends.base import Binding, Caller, Charge, Grant, Request, Snapshot, words_of
 from penstock._backends.charges import ChargePlan
 from penstock._backends.limit_set import LimitSet
-from penstock._backends.local import LocalBackend
+from penstock._backends.local import LocalBackend, expired, warn_of_expired
 from penstock._backends.queue import WaitQueue
 from penstock._core.turns import LimitState
 from penstock.errors import Unsatisfiable
@@ -186,6 +186,8 @@ class KeyStates:
         now = clock.now()
         for _ in range(min(most, len(self.old))):
             key, kept = self.old.popitem()
+            if isinstance(kept, dict):
+                warn_of_expired(expired(_all(kept), now), f"{key}")
             if not self._whole(kept, now):
                 self.known.setdefault(key, kept)
             elif type(kept) is not tuple:
@@ -243,7 +245,7 @@ class Key(Caller):
 
     joint = False
     request_type = Request
-    enforce = True  # type: ignore[misc]  # only then there is a fast path
+    enforce = True  # only then there is a fast path
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -330,6 +332,9 @@ class Key(Caller):
 
     def leave(self, request: Request) -> None:
         self.itself().leave(request)
+
+    def hand_over(self, request: Request, grant: Grant) -> None:
+        self.itself().hand_over(request, grant)
 
     def cost(self, grant: Grant) -> dict[str, float]:
         binding = grant.binding

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from penstock import _log, clock
@@ -24,7 +24,7 @@ from penstock._backends.queue import WaitQueue
 from penstock._concurrency.parking import who_am_i
 from penstock._core.bucket import Bucket
 from penstock._core.places import Hold, Places
-from penstock._core.turns import Charges, LimitState, charge, charge_if_ready, give_back, undo
+from penstock._core.turns import Charges, LimitState, Receipts, charge, charge_if_ready, give_back, undo
 from penstock._introspect import users_line
 from penstock._validation import exact_cost, show_seconds, told_of
 from penstock.errors import RateLimited
@@ -32,7 +32,7 @@ from penstock.events import Refused, emit
 from penstock.limits import Limit
 from penstock.stores.memory import MemoryStore
 
-__all__ = ["LocalBackend"]
+__all__ = ["LocalBackend", "expired", "warn_of_expired"]
 
 R = TypeVar("R")
 
@@ -127,7 +127,6 @@ class LocalBackend:
 
     def enter(self, request: Request) -> float | None:
         """Grant, refuse or queue a request. See `base`."""
-        request.grant.of(self, request.caller, (), None, math.nan)
         seconds = self._decide(self._enter, request)
         if seconds is not None and (log := _log.logger("penstock.limiter", "DEBUG")) is not None:
             _log.waiting(log, request.caller.name, request.cost, *self._forecast_of(request))
@@ -140,7 +139,7 @@ class LocalBackend:
         queue.enter(request, now)
         if request.granted:
             if self._plan.held:
-                self._write_down_places(request.grant)
+                self._write_down_places(request.charges, request.receipts)  # type: ignore[arg-type]
             return None
         if request.deadline is not None or request.time_left < math.inf or caller.max_queue is not None:
             self._refuse_if_too_long(queue, now, request)
@@ -157,7 +156,7 @@ class LocalBackend:
         """What a waiter that was woken has to do. See `base`."""
         seconds = self._decide(self._advance, request)
         if self._plan.held and request.granted:
-            self._write_down_places(request.grant)
+            self._write_down_places(request.charges, request.receipts)  # type: ignore[arg-type]
         return seconds
 
     def _advance(self, queue: WaitQueue, now: float, request: Request) -> float | None:
@@ -185,6 +184,10 @@ class LocalBackend:
                 return
             self._decide(self._leave, request)
 
+    def hand_over(self, request: Request, grant: Grant) -> None:
+        """Fill in the grant of a request that was granted."""
+        grant.of(self, request.caller, request.charges, request.receipts, request.granted_at)  # type: ignore[arg-type]
+
     @staticmethod
     def _leave(queue: WaitQueue, now: float, request: Request) -> None:
         queue.leave(request, now)
@@ -195,7 +198,7 @@ class LocalBackend:
         max_queue, max_wait, time_left = request.caller.max_queue, request.max_wait, request.time_left
         full = max_queue is not None and len(queue.waiters) > max_queue
         ready, state = queue.expected_of(request, now)
-        if max_wait != 0 and min(math.inf if max_wait is None else max_wait, time_left) < ready - now:
+        if min(math.inf if max_wait is None else max_wait, time_left) < ready - now:
             ready, state = queue.expected_of(request, now, in_turns=True)  # before it is told that it takes too long
         wait = ready - now
         charges: Charges = request.charges  # type: ignore[assignment]
@@ -217,9 +220,9 @@ class LocalBackend:
 
     # Permits that are never closed
 
-    def _write_down_places(self, grant: Grant) -> None:
+    def _write_down_places(self, charges: Charges, receipts: Receipts, grant: Grant | None = None) -> None:
         """Write down who took places that may be missed later: those with a time to live, and the last ones of a limit."""
-        for (state, _), (_, receipt) in zip(grant.charges, grant.receipts, strict=True):
+        for (state, _), (_, receipt) in zip(charges, receipts, strict=True):
             meter = state.meter
             if type(receipt) is Hold and isinstance(meter, Places) and (meter.ttl is not None or meter.exhausted):
                 receipt.where = users_line()
@@ -268,30 +271,15 @@ class LocalBackend:
         self._give_back(note, grant)
 
     def _warn_of_expired(self, grant: Grant | None) -> None:
-        """Warn of places that came back by their time to live, once each, as of the line that acquired them."""
-        lost: list[Hold] = []
+        """Warn of places that came back by their time to live, once each."""
         with self.store.lock:
-            now = clock.now()
-            for state in self.plan().states:
-                meter = state.meter
-                if isinstance(meter, Places):
-                    meter.used(now)  # it looks for holds that have outlived it
-                    lost += meter.lost
-                    meter.lost = []
-        name = self.sets[0].name or "a limiter"
-        for hold in lost:
-            file, line = hold.where or ("<unknown>", 0)
-            try:
-                _warn(
-                    f"a permit of {name} acquired at {file}:{line} was not closed within its time to live, so its place was given to "
-                    "others. Use `with await limiter.acquire():`, or close() it",
-                    file,
-                    line,
-                )
-            except Warning:  # where users want warnings to be errors; nobody will ever have this permit
-                if grant is not None:
-                    self.cancel(grant)
-                raise
+            lost = expired(self.plan().states, clock.now())
+        try:
+            warn_of_expired(lost, self.sets[0].name)
+        except Warning:  # where users want warnings to be errors; nobody will ever have this permit
+            if grant is not None:
+                self.cancel(grant)
+            raise
 
     # Of a grant
 
@@ -378,7 +366,7 @@ class LocalBackend:
 
     def forecast(self, binding: Binding) -> tuple[float, str | None]:
         """Seconds that a call would wait if it came now, and for which limit."""
-        request = Request(binding, Grant(), None)
+        request = Request(binding, None)
 
         def look(queue: WaitQueue, now: float) -> tuple[float, str | None]:
             ready, state = queue.expected(request, now)
@@ -505,6 +493,30 @@ class LocalBackend:
             return LocalBackend(self.store, sets, fast=self.fast and other.fast)
 
 
+def expired(states: Iterable[LimitState], now: float) -> list[Hold]:
+    """Take the holds that have outlived their time to live, and that nobody was told of yet."""
+    lost: list[Hold] = []
+    for state in states:
+        meter = state.meter
+        if isinstance(meter, Places):
+            meter.used(now)  # it looks for them
+            lost += meter.lost
+            meter.lost = []
+    return lost
+
+
+def warn_of_expired(lost: list[Hold], name: str | None) -> None:
+    """Warn of places that came back by their time to live, as of the lines that acquired them."""
+    for hold in lost:
+        file, line = hold.where or ("<unknown>", 0)
+        _warn(
+            f"a permit of {name or 'a limiter'} acquired at {file}:{line} was not closed within its time to live, so its place was "
+            "given to others. Use `with await limiter.acquire():`, or close() it",
+            file,
+            line,
+        )
+
+
 def _warn(message: str, file: str, line: int) -> None:
     """Warn as of a line of the user's."""
     warnings.warn_explicit(message, RuntimeWarning, file, line)
@@ -520,7 +532,7 @@ def _grant_now(binding: Binding, grant: Grant) -> bool:
         if not backend._decide(_charge_if_ready, binding, grant):
             return False
         if binding.charge.held:
-            backend._write_down_places(grant)
+            backend._write_down_places(*grant.charged(), grant)
         return True
     if not backend.current(binding):
         return False
@@ -531,7 +543,7 @@ def _grant_now(binding: Binding, grant: Grant) -> bool:
             emit(caller.on_event, Refused(caller.name, binding.charge.full_cost, wait, blocker or "the queue"))
     backend._decide(_charge, binding, grant)
     if binding.charge.held:
-        backend._write_down_places(grant)
+        backend._write_down_places(*grant.charged(), grant)
     return True
 
 

@@ -195,13 +195,11 @@ class WaitQueue:
 
     def _grant(self, waiter: Waiter, receipts: Receipts, now: float) -> None:
         request: Request = waiter  # type: ignore[assignment]  # all waiters here are
-        grant = request.grant
-        grant.charges, grant.receipts, grant.granted_at = request.charges, receipts, now  # type: ignore[assignment]
+        request.receipts, request.granted_at = receipts, now
         home = self._homes.get(request.home)
         if home is not None and request in home.parked and not self._wake(request, home):
-            undo(grant.charges, receipts, now)  # its loop is gone, and so is the waiter
-            request.receipts = None
-            grant.granted_at = math.nan
+            undo(request.charges, receipts, now)  # type: ignore[arg-type]  # its loop is gone, and so is the waiter
+            request.receipts, request.granted_at = None, math.nan
         else:
             request.caller.granted += 1
 
@@ -278,7 +276,7 @@ class WaitQueue:
             request.receipts = None
             undo(request.charges, receipts, now)  # type: ignore[arg-type]  # limit states are what is charged
             if request.granted:
-                request.grant.granted_at = math.nan
+                request.granted_at = math.nan
                 request.caller.granted -= 1
             self.run(now, [state for state, _ in request.charges])  # type: ignore[misc]
         else:

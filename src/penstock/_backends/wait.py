@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from typing import TypeVar
 
 import anyio.lowlevel
 
 from penstock import _log
-from penstock._backends.base import Binding, Grant, Request
+from penstock._backends.base import Binding, Grant
 from penstock._concurrency.parking import ThreadParker, here, loop_running_here
 from penstock.errors import PenstockError, RateLimited, WouldBlockEventLoop
 from penstock.events import Granted, Refused, Withdrawn, emit
+
+G = TypeVar("G", bound=Grant)
 
 __all__ = ["answer_at_once", "emit_grant", "wait", "wait_in_thread"]
 
 
 async def wait(
-    binding: Binding, grant: Grant, max_wait: float | None = None, priority: int = 0, flow: Hashable = None
-) -> None:
-    """Wait as this task until `grant` is filled in.
+    binding: Binding, new: Callable[[], G], max_wait: float | None = None, priority: int = 0, flow: Hashable = None
+) -> G:
+    """Wait as this task for its turn; return the grant, a new one made by `new`.
 
     Raises:
         PenstockError: The backend's answer.
@@ -30,89 +33,97 @@ async def wait(
         time_left = parker.time_left()
         if time_left == -math.inf:
             await anyio.lowlevel.checkpoint()  # the scope is cancelled already: say so, and not that it is too late
-        request = backend.request_type(binding, grant, parker, max_wait, time_left, priority, flow)
+        request = backend.request_type(binding, parker, max_wait, time_left, priority, flow)
         try:
             seconds = backend.enter(request)
             while seconds is not None:
                 await parker.park(seconds)
                 seconds = backend.advance(request)
+            if request.error is not None:
+                raise request.take_error()
+            grant = new()
+            backend.hand_over(request, grant)
         except BaseException:
             backend.leave(request)
             raise
-        if request.error is not None:
-            raise request.take_error()
     except BaseException as error:
         _emit_failure(binding, error)
         raise
     if binding.caller.on_event is not None:
         emit_grant(binding, grant.granted_at - request.arrived)
+    return grant
 
 
 def wait_in_thread(
     binding: Binding,
-    grant: Grant,
+    new: Callable[[], G],
     max_wait: float | None = None,
     priority: int = 0,
     flow: Hashable = None,
     *,
     block: bool = False,
-) -> None:
-    """Wait as this thread until `grant` is filled in.
+) -> G:
+    """`wait`, as this thread.
 
     Raises:
         WouldBlockEventLoop: It would have to wait, and this thread runs an event loop; unless `block` allows that.
         PenstockError: The backend's answer.
     """
     if not block and loop_running_here():
-        answer_at_once(binding, grant, priority, flow, in_loop=True)
-        return
+        return answer_at_once(binding, new, priority, flow, in_loop=True)
     backend = binding.backend
     parker = ThreadParker()
     try:
-        request = backend.request_type(binding, grant, parker, max_wait, math.inf, priority, flow)
+        request = backend.request_type(binding, parker, max_wait, math.inf, priority, flow)
         try:
             seconds = backend.enter(request)
             while seconds is not None:
                 parker.park_thread(seconds)
                 seconds = backend.advance(request)
+            if request.error is not None:
+                raise request.take_error()
+            grant = new()
+            backend.hand_over(request, grant)
         except BaseException:
             backend.leave(request)
             raise
-        if request.error is not None:
-            raise request.take_error()
     except BaseException as error:
         _emit_failure(binding, error)
         raise
     if binding.caller.on_event is not None:
         emit_grant(binding, grant.granted_at - request.arrived)
+    return grant
 
 
 def answer_at_once(
-    binding: Binding, grant: Grant, priority: int = 0, flow: Hashable = None, *, in_loop: bool = False
-) -> None:
-    """Fill in `grant` now, or raise: RateLimited, or WouldBlockEventLoop where `in_loop` says that it must not wait."""
+    binding: Binding, new: Callable[[], G], priority: int = 0, flow: Hashable = None, *, in_loop: bool = False
+) -> G:
+    """Return a grant now, or raise: RateLimited, or WouldBlockEventLoop where `in_loop` says that it must not wait."""
     backend = binding.backend
     message = ""
     try:
-        request = backend.request_type(binding, grant, None, 0.0, math.inf, priority, flow)
+        request = backend.request_type(binding, None, 0.0, math.inf, priority, flow)
         try:
             backend.enter(request)
+            if request.error is not None:
+                raise request.take_error()
+            grant = new()
+            backend.hand_over(request, grant)
         except BaseException:
             backend.leave(request)
             raise
-        if request.error is not None:
-            raise request.take_error()
     except BaseException as error:
         _emit_failure(binding, error)
         if not (in_loop and isinstance(error, RateLimited)):
             raise
         message = f"{error}: waiting here would block the running event loop. Use `async with`, run this function in a thread (for "
-    if message:
-        raise WouldBlockEventLoop(
-            f"{message}example with anyio.to_thread.run_sync), or allow it with block=True, as in a notebook"
-        )
-    if binding.caller.on_event is not None:
-        emit_grant(binding, grant.granted_at - request.arrived)
+    else:
+        if binding.caller.on_event is not None:
+            emit_grant(binding, grant.granted_at - request.arrived)
+        return grant
+    raise WouldBlockEventLoop(
+        f"{message}example with anyio.to_thread.run_sync), or allow it with block=True, as in a notebook"
+    )
 
 
 def emit_grant(binding: Binding, waited: float) -> None:

@@ -405,7 +405,7 @@ class StoreContract:
     @pytest.mark.anyio
     async def test_every_key_has_limits_of_its_own(self, stores: Callable[..., Store]) -> None:
         """The same in every process."""
-        mine, theirs = (Keyed(requests=per_second(0.01, burst=2), name="users", store=stores()) for _ in range(2))  # type: ignore[arg-type]
+        mine, theirs = (Keyed(requests=per_second(0.01, burst=2), name="users", store=stores()) for _ in range(2))
         await mine["alice {1}"].acquire(requests=2)
         await theirs["bob"].acquire(requests=2)
         with pytest.raises(RateLimited):

@@ -123,7 +123,7 @@ class SharedBackend:
         """
         assert isinstance(request, SharedRequest), "wait.py makes what request_type says"
         if not request.charges:  # the limits were changed since it was bound: nothing of it is limited now
-            request.grant.of(self, request.caller, (), StoreReceipts((), {}, (), None), clock.now())
+            request.granted_at = clock.now()
             request.caller.granted += 1
             request.stage = Stage.GRANTED
             return None
@@ -145,11 +145,7 @@ class SharedBackend:
     def advance(self, request: Request) -> float | None:
         """What a waiter that was woken has to do: take its grant or error, or wait on. See `base`."""
         assert isinstance(request, SharedRequest), "wait.py makes what request_type says"
-        if request.stage is Stage.GRANTED:
-            receipts = StoreReceipts(request.charges, request.epochs, request.receipts, request.shares)
-            request.grant.of(self, request.caller, request.charges, receipts, request.granted_at)
-            return None
-        if request.error is not None:
+        if request.stage is Stage.GRANTED or request.error is not None:
             return None
         request.parker.rearm()  # type: ignore[union-attr]  # what advances has a parker
         return math.inf if not request.done else 0.0  # it may have been woken just before
@@ -159,12 +155,17 @@ class SharedBackend:
         assert isinstance(request, SharedRequest), "wait.py makes what request_type says"
         if request.parker is None or not request.charges:
             return  # it never entered
-        request.grant.granted_at = math.nan
 
         def on_leave(scheduler: Scheduler, now: float) -> None:
             scheduler.on_leave(request, now)
 
         self.dispatcher.post(on_leave)
+
+    def hand_over(self, request: Request, grant: Grant) -> None:
+        """Fill in the grant of a request that was granted. See `base`."""
+        assert isinstance(request, SharedRequest), "wait.py makes what request_type says"
+        receipts = StoreReceipts(request.charges, request.epochs, request.receipts, request.shares)
+        grant.of(self, request.caller, request.charges, receipts, request.granted_at)
 
     def grant_leased(self, binding: Binding, grant: Grant) -> bool:
         """Charge a call out of leases that this process holds, if they have enough and no request waits for it."""

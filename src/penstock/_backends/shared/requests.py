@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from penstock import clock
-from penstock._backends.base import Binding, Grant, Request
+from penstock._backends.base import Binding, Request
 from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
 from penstock._core.lease import LeaseRequest, Share
 
@@ -39,7 +39,6 @@ class SharedRequest(Request):
         batch: The batch that asks for it.
         confirmed: Whether its reservation was confirmed, or need not be.
         due: When its reservation begins.
-        granted_at: When it was granted.
         latest: The last moment at which a grant is of use; `inf`: any; `-inf`: now or never.
         receipts: What the store needs to take each charge back.
         epochs: When the row of each limit set was born.
@@ -49,7 +48,7 @@ class SharedRequest(Request):
     """
 
     __slots__ = (
-        "backend", "batch", "confirmed", "due", "epochs", "granted_at", "latest", "receipts", "shares", "stage", "waited",
+        "backend", "batch", "confirmed", "due", "epochs", "latest", "shares", "stage", "waited",
     )  # fmt: skip
 
     charges: Any
@@ -57,23 +56,22 @@ class SharedRequest(Request):
     def __init__(
         self,
         binding: Binding,
-        grant: Grant,
         parker: Parker | None,
         max_wait: float | None = None,
         time_left: float = math.inf,
         priority: int = 0,
         flow: Hashable = None,
     ) -> None:
-        super().__init__(binding, grant, parker, max_wait, time_left, priority, flow)
+        super().__init__(binding, parker, max_wait, time_left, priority, flow)
         self.backend: Any = binding.backend
         self.arrived = now = clock.now()
         wait = time_left if max_wait is None else min(max_wait, time_left)
         self.latest = math.inf if wait == math.inf else now + max(wait, 0.0) if wait else -math.inf
         self.stage = Stage.NEW
         self.batch: object = None
-        self.due = self.waited = self.granted_at = 0.0
+        self.due = self.waited = 0.0
         self.confirmed = False
-        self.receipts: Sequence[float] = ()
+        self.receipts = ()
         self.epochs: Mapping[SharedLimitSet, float] = {}
         self.shares: list[Share] | None = None
 
