@@ -12,8 +12,8 @@ import penstock
 
 NAMES = {
     # limits and limiters
-    "Limiter", "Permit", "Keyed", "Adaptive", "Rate", "per_second", "per_minute", "per_hour", "per_day", "in_flight", "sliding", "calendar",
-    "Limit", "Calendar", "InFlight", "Sliding", "Meter", "Forecast", "Statistics", "LimitStatistics",
+    "Limiter", "Call", "Permit", "Keyed", "Adaptive", "Rate", "per_second", "per_minute", "per_hour", "per_day", "in_flight", "sliding", "calendar", "unlimited",
+    "Limit", "Calendar", "InFlight", "Sliding", "Unlimited", "Meter", "Forecast", "Statistics", "LimitStatistics",
     # calls that fail
     "Retry", "Attempt", "Budget", "exponential", "constant", "retry_after",
     "Pipeline", "timeout", "fallback", "hedge", "circuit_breaker", "pausing",

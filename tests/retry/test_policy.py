@@ -96,8 +96,8 @@ def test_a_budget_says_why_it_cannot_be_sent_to_another_process():
         with pytest.raises(TypeError) as caught:
             pickle.dumps(value)
         assert str(caught.value) == (
-            "Budget(ratio=0.5, floor=10, ttl=10) cannot be pickled: it counts the calls of one process, and a copy would bound "
-            "nothing. Make the policy at module level, so that each process has a budget of its own"
+            "Budget(ratio=0.5, floor=10, ttl=10) cannot be pickled: its state belongs to the threads of this process. "
+            "Make one in each process, at module level, and let functions refer to it by name"
         )
 
 

@@ -163,7 +163,12 @@ class KeyStates:
             self._note_forgotten(life.key, kept, now)
 
     def _note_forgotten(self, key: Hashable, kept: Any, now: float) -> None:
-        """Remember that the limits of a key were whole, for permits of before, as long as their receipts do not show it."""
+        """Remember that the limits of a key were whole, for permits of before, as long as their receipts do not show it.
+
+        Warns of places that came back by their time to live, of which nobody could be told before.
+        """
+        if isinstance(kept, dict):
+            warn_of_expired(expired(_all(kept), now), f"{key}")
         if not self.fast:
             return
         packed = [state.meter.pack() for state in _all(kept)] if isinstance(kept, dict) else kept
@@ -186,8 +191,6 @@ class KeyStates:
         now = clock.now()
         for _ in range(min(most, len(self.old))):
             key, kept = self.old.popitem()
-            if isinstance(kept, dict):
-                warn_of_expired(expired(_all(kept), now), f"{key}")
             if not self._whole(kept, now):
                 self.known.setdefault(key, kept)
             elif type(kept) is not tuple:

@@ -39,13 +39,14 @@ async def wait(
             while seconds is not None:
                 await parker.park(seconds)
                 seconds = backend.advance(request)
-            if request.error is not None:
-                raise request.take_error()
             grant = new()
-            backend.hand_over(request, grant)
+            if request.error is None:
+                backend.hand_over(request, grant)
         except BaseException:
             backend.leave(request)
             raise
+        if request.error is not None:
+            raise request.take_error()
     except BaseException as error:
         _emit_failure(binding, error)
         raise
@@ -80,13 +81,14 @@ def wait_in_thread(
             while seconds is not None:
                 parker.park_thread(seconds)
                 seconds = backend.advance(request)
-            if request.error is not None:
-                raise request.take_error()
             grant = new()
-            backend.hand_over(request, grant)
+            if request.error is None:
+                backend.hand_over(request, grant)
         except BaseException:
             backend.leave(request)
             raise
+        if request.error is not None:
+            raise request.take_error()
     except BaseException as error:
         _emit_failure(binding, error)
         raise
@@ -105,13 +107,14 @@ def answer_at_once(
         request = backend.request_type(binding, None, 0.0, math.inf, priority, flow)
         try:
             backend.enter(request)
-            if request.error is not None:
-                raise request.take_error()
             grant = new()
-            backend.hand_over(request, grant)
+            if request.error is None:
+                backend.hand_over(request, grant)
         except BaseException:
             backend.leave(request)
             raise
+        if request.error is not None:
+            raise request.take_error()
     except BaseException as error:
         _emit_failure(binding, error)
         if not (in_loop and isinstance(error, RateLimited)):

@@ -125,7 +125,7 @@ class Valve:
         while lane is not None:
             limiter, charges = lane.ask(plan.cost)
             try:
-                permit = limiter(charges, max_wait=_left(until), block=True).__enter__()
+                permit = limiter(charges, max_wait=_left(until)).__enter__()
             except Unsatisfiable:
                 if lane.ask(plan.cost)[1] == charges:
                     raise
