@@ -1,0 +1,241 @@
+"""A key is remembered while its limits are not whole, and costs nothing afterwards."""
+
+from __future__ import annotations
+
+import gc
+import random
+import sys
+import tracemalloc
+from datetime import UTC, datetime
+
+import anyio
+import pytest
+
+from penstock import (
+    Keyed,
+    Limiter,
+    RateLimited,
+    calendar,
+    clock,
+    in_flight,
+    per_day,
+    per_minute,
+    per_second,
+    sliding,
+    testing,
+)
+from tests.keyed.looking import level, look_at_all
+
+anyio_test = pytest.mark.anyio
+
+
+@anyio_test
+async def test_a_key_vanishes_when_its_limits_are_whole_and_not_before(virtual_time):
+    per_user = Keyed(requests=per_second(1, burst=3), tokens=per_second(10))
+    per_user["alice"].acquire_nowait(requests=2, tokens=10)
+    await anyio.sleep(1.999)
+    look_at_all(per_user)
+    assert "alice" in per_user._keys._states.known | per_user._keys._states.old
+    assert level(per_user["alice"]) == pytest.approx(2.999)
+    await anyio.sleep(0.001)
+    look_at_all(per_user)
+    assert not per_user._keys._states.known | per_user._keys._states.old
+    assert set(per_user._keys._states.live) <= {"another"}
+
+
+@anyio_test
+async def test_a_key_that_comes_back_has_just_what_it_would_have_had(virtual_time):
+    """Dropped or not, asked for or not: the level is that of a limiter that was held all the time."""
+    limits = {"requests": per_minute(60, burst=7), "tokens": [sliding(50, 10), calendar(80, "minute")]}
+    per_user, held = Keyed(**limits), Limiter(**limits)
+    luck = random.Random(3)
+    for step in range(600):
+        cost = {"requests": luck.choice([0, 1, 3]), "tokens": luck.choice([0, 1, 20])}
+        results = []
+        for limiter in (per_user["alice"], held):
+            try:
+                limiter.acquire_nowait(**cost)
+                results.append(None)
+            except RateLimited as error:
+                results.append((error.retry_after, error.blocked_by))
+        del limiter
+        assert results[0] == results[1]
+        if step % 7 == 0:
+            look_at_all(per_user, generation=1)  # a whole collection takes half a second in a test run
+        await anyio.sleep(luck.choice([0, 0.3, 1.0, 4.0, 15.0]))
+        mine, its = per_user["alice"].statistics().limits, held.statistics().limits
+        assert {unit: one.level for unit, one in mine.items()} == pytest.approx(
+            {unit: one.level for unit, one in its.items()}
+        )
+
+
+@anyio_test
+async def test_a_key_stays_while_somebody_waits_in_its_line(virtual_time):
+    """Though nobody holds its limiter but those who wait, and everybody else looks for keys to drop."""
+    per_user = Keyed(requests=per_second(1, burst=1))
+    log = []
+
+    async def call():
+        async with per_user["alice"]():
+            log.append(clock.now())
+
+    async with anyio.create_task_group() as group:
+        for _ in range(4):
+            group.start_soon(call)
+        await anyio.wait_all_tasks_blocked()
+        for _ in range(6):
+            look_at_all(per_user)
+            await anyio.sleep(0.45)
+            assert per_user["alice"].statistics().waiting == sum(at > clock.now() for at in (0, 1, 2, 3))
+    assert log == [0, 1, 2, 3]
+
+
+@anyio_test
+async def test_a_key_stays_while_somebody_holds_a_permit(virtual_time):
+    """What is in flight is in flight, and a refund comes to the key that paid."""
+    per_user = Keyed(calls=in_flight(2), tokens=per_second(1, burst=100))
+    permits = [per_user["alice"].acquire_nowait(tokens=0) for _ in range(2)]
+    await anyio.sleep(1_000)
+    look_at_all(per_user)
+    with pytest.raises(RateLimited):
+        per_user["alice"].acquire_nowait(tokens=0)
+    permits.pop().close()
+    paid = per_user["alice"].acquire_nowait(tokens=80)
+    look_at_all(per_user)
+    paid.settle(tokens=30)
+    assert level(per_user["alice"], "tokens") == 70
+    paid.close()
+    permits.pop().close()
+    del paid
+    await anyio.sleep(30)
+    look_at_all(per_user)
+    assert "alice" not in per_user._keys._states.known | per_user._keys._states.old | per_user._keys._states.live
+
+
+@anyio_test
+async def test_a_paused_key_stays_paused_while_nobody_holds_it(virtual_time):
+    """Promise 9: one 429 for alice stops alice, also those of her calls that have not looked her up yet."""
+    per_user = Keyed(requests=per_second(10), tokens=per_second(10))
+    per_user["alice"].pause(60)
+    per_user["bob"].pause(60, "tokens")
+    for _ in range(3):
+        look_at_all(per_user)
+        await anyio.sleep(10)
+    with pytest.raises(RateLimited) as refused:
+        per_user["alice"].acquire_nowait(tokens=0)
+    assert (refused.value.retry_after, refused.value.blocked_by) == (30, "pause")
+    per_user["bob"].acquire_nowait(tokens=0)
+    async with per_user["alice"](tokens=1):
+        assert clock.now() == 60
+    await anyio.sleep(1)
+    look_at_all(per_user)
+    assert not per_user._keys._states.known | per_user._keys._states.old
+
+
+@anyio_test
+async def test_a_key_that_was_reconfigured_keeps_its_limits(virtual_time):
+    """Its state does not equal absence: it is the one key with these limits."""
+    per_user = Keyed(requests=per_second(1))
+    per_user["alice"].acquire_nowait()
+    per_user["alice"].reconfigure(requests=[per_second(5, burst=9), per_day(1_000)])
+    for _ in range(3):
+        look_at_all(per_user)
+        await anyio.sleep(100_000)
+    assert per_user["alice"].limits["requests"] == (per_second(5, burst=9), per_day(1_000))
+    per_user["alice"].acquire_nowait(requests=9)
+    assert per_user["bob"].limits["requests"] == (per_second(1),)
+    per_user["alice"].reconfigure(requests=per_second(1))
+    await anyio.sleep(100_000)
+    look_at_all(per_user)
+    assert not per_user._keys._states.known | per_user._keys._states.old
+
+
+@anyio_test
+@pytest.mark.parametrize("limit", [calendar(10, "day"), [per_day(10), calendar(10, "day")]], ids=["day", "both"])
+async def test_keys_with_limits_of_the_calendar_vanish_when_their_day_ends(virtual_time, limit):
+    virtual_time.set_wall(datetime(2026, 5, 5, 23, tzinfo=UTC))
+    per_user = Keyed(requests=limit)
+    for i in range(50):
+        per_user[i].acquire_nowait(requests=5)
+    await anyio.sleep(3_599)
+    look_at_all(per_user)
+    assert len(per_user) >= 50
+    assert {one.level for one in per_user[7].statistics().limits.values() if one.limit == calendar(10, "day")} == {5}
+    await anyio.sleep(12 * 3_600)
+    look_at_all(per_user)
+    assert len(per_user) <= 1
+    assert level(per_user[7], next(iter(per_user[7].statistics().limits))) == 10
+
+
+def test_a_hundred_thousand_keys_cost_nothing_once_they_are_idle():
+    """After they were touched, were idle, and 50,000 uses of another looked at them: not a key, nor the room that they had."""
+    with testing.manual_clock() as time:
+        per_user = Keyed(requests=per_minute(60), tokens=per_minute(1_000))
+        per_user[0].acquire_nowait(tokens=1)
+        gc.collect()
+        objects = len(gc.get_objects())
+        for key in range(100_000):
+            per_user[key].acquire_nowait(tokens=1)
+        assert len(per_user) == 100_000
+        time.advance(60)
+        for _ in range(50_010):
+            per_user["another"]
+        gc.collect()
+        assert len(gc.get_objects()) - objects < 100
+        assert len(per_user) <= 1
+        assert (
+            sys.getsizeof(per_user._keys._states.known)
+            + sys.getsizeof(per_user._keys._states.old)
+            + sys.getsizeof(per_user._keys._states.live)
+            < 10_000
+        )
+
+
+def test_a_key_costs_at_most_300_bytes_above_the_key_itself():
+    """DESIGN §5, with two limits. All of it: the dict, its room to grow, and a number per limit."""
+    with testing.manual_clock():
+        per_user = Keyed(requests=per_minute(60), tokens=per_minute(1_000))
+        keys = [f"user {i}" for i in range(50_000)]
+        gc.collect()
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            for key in keys:
+                per_user[key].acquire_nowait(tokens=1)
+            gc.collect()
+            used = tracemalloc.get_traced_memory()[0] - before
+        finally:
+            tracemalloc.stop()
+        assert len(per_user) == len(keys)
+        assert used / len(keys) <= 300
+
+
+@anyio_test
+async def test_looking_costs_the_same_however_many_keys_there_are(virtual_time):
+    """A few keys are looked at per use, and all in turn: none is remembered for ever because another is busy."""
+    per_user = Keyed(requests=per_second(1, burst=2))
+    for i in range(1_000):
+        per_user[i].acquire_nowait()
+    await anyio.sleep(10)
+    for use in range(600):
+        before = len(per_user)
+        per_user["busy"].acquire_nowait(requests=0)
+        assert before - len(per_user) <= 64, use
+    assert len(per_user) <= 1
+
+
+@anyio_test
+async def test_a_place_of_a_key_comes_back_after_its_time_to_live_and_not_when_its_permit_is_forgotten(virtual_time):
+    """Who forgets the permit may be at work still: as with any limiter, the place is taken until it has outlived that."""
+    per_user = Keyed(calls=in_flight(1, ttl=10))
+    per_user["alice"].acquire_nowait()
+    look_at_all(per_user)
+    with pytest.raises(RateLimited) as refused:
+        per_user["alice"].acquire_nowait()
+    assert refused.value.retry_after == 10
+    del refused
+    await anyio.sleep(10)
+    with pytest.warns(RuntimeWarning, match=r"a permit of alice acquired at .*test_forgetting\.py:\d+ was not closed"):
+        per_user["alice"].acquire_nowait().close()
+    look_at_all(per_user)
+    assert "alice" not in per_user._keys._states.known | per_user._keys._states.old | per_user._keys._states.live

@@ -1,0 +1,149 @@
+"""`a & b`: one decision, one queue, whoever was joined with whom."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+
+import anyio
+import anyio.to_thread
+import pytest
+
+import penstock
+from penstock import (
+    Limiter,
+    RateLimited,
+    UnknownUnit,
+    Unsatisfiable,
+    clock,
+    events,
+    in_flight,
+    per_day,
+    per_minute,
+    per_second,
+)
+from penstock._backends.queue import WaitQueue
+from penstock.testing import RecordedEvents, run
+from tests.limiter.lines import line_up
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_joint_limiter_tells_its_limits_of_one_unit_apart(virtual_time):
+    org = Limiter(requests=per_minute(100), tokens=per_minute(1_000))
+    alice = Limiter(requests=per_minute(60), tokens=per_day(500))
+    both = org & alice
+    assert list(both.statistics().limits) == [
+        "requests (100/min)",
+        "requests (60/min)",
+        "tokens (1000/min)",
+        "tokens (500/day)",
+    ]
+    with pytest.raises(Unsatisfiable, match=r'501 tokens can never be granted: "tokens \(500/day\)" holds at most 500'):
+        both.acquire_nowait(tokens=501)
+    both.acquire_nowait(tokens=500)
+    assert both.forecast(tokens=1).blocked_by == "tokens (500/day)"
+    with pytest.raises(RateLimited, match=r"for tokens \(500/day\)") as refused:
+        both.acquire_nowait(tokens=1)
+    assert refused.value.blocked_by == "tokens (500/day)"
+    assert alice.forecast(tokens=1).blocked_by == "tokens"  # on its own it has but one
+
+
+async def test_a_joint_limiter_is_one_decision_and_one_line(virtual_time):
+    org = Limiter(requests=per_second(2), tokens=per_second(100))
+    alice, bob = (Limiter(requests=per_second(1, burst=1)) for _ in range(2))
+    log = []
+
+    async def call(name, limiter):
+        async with (org & limiter)(tokens=1):
+            log.append((name, clock.now()))
+
+    async with anyio.create_task_group() as group:
+        for name, limiter in (("alice", alice), ("alice", alice), ("bob", bob), ("bob", bob)):
+            group.start_soon(call, name, limiter)
+            await anyio.wait_all_tasks_blocked()
+    assert log == [("alice", 0.0), ("bob", 0.0), ("alice", 1.0), ("bob", 1.0)]
+    assert org.statistics().limits["requests"].level == 0
+    with pytest.raises(UnknownUnit):
+        (org & alice).acquire_nowait(tokens=1, images=1)
+    assert list((org & alice & bob).statistics().limits) == [
+        "requests (2/s)", "requests (1/s)", "requests (1/s)'", "tokens"
+    ]  # fmt: skip
+
+
+async def test_joining_twice_charges_once(virtual_time):
+    a, b = Limiter(requests=per_minute(10)), Limiter(tokens=per_minute(10))
+    ((a & b) & (b & a)).acquire_nowait(tokens=4)
+    assert a.statistics().limits["requests"].level == 9
+    assert b.statistics().limits["tokens"].level == 6
+
+
+async def test_a_rehearsal_is_not_decided_together_with_the_performance(virtual_time):
+    """The joint limiter was a rehearsal as a whole, and let through what the other one had promised to hold."""
+    org = Limiter(requests=per_minute(1))
+    user = Limiter(requests=per_minute(1), enforce=False)
+    for one, other in ((org, user), (user, org)):
+        with pytest.raises(ValueError, match=r"is a rehearsal \(enforce=False\) and Limiter\(.*\) is not"):
+            one & other
+
+
+@pytest.mark.parametrize("join", [lambda a, b: a & b, lambda a, b: b & a], ids=["left", "right"])
+def test_who_is_cancelled_at_its_grant_gives_back_to_those_who_came_after_a_join(join):
+    """The place goes back to a line that has become part of another one in the meantime."""
+
+    async def main():
+        calls, other = Limiter(calls=in_flight(1)), Limiter(requests=per_second(10))
+        first = await calls.acquire()
+        granted = asyncio.create_task(calls.acquire())
+        await asyncio.sleep(1)
+        later = asyncio.create_task(calls.acquire())  # stands in line before `granted` runs again
+        first.close()
+        join(calls, other)
+        granted.cancel()
+        (await asyncio.wait_for(later, 1)).close()
+        assert granted.cancelled()
+
+    run(main)
+
+
+@pytest.mark.parametrize("join", [lambda a, b: a & b, lambda a, b: b & a], ids=["left", "right"])
+def test_joining_with_a_new_limiter_for_every_call_leaves_nothing_behind(join):
+    ours = Limiter(requests=per_second(1_000_000))
+    left = []
+    for count in (10, 100):
+        for _ in range(count):
+            join(ours, Limiter(tokens=per_second(10))).acquire_nowait(tokens=1)
+        left.append(sum(isinstance(thing, WaitQueue) for thing in gc.get_objects()))
+    assert left[1] <= left[0]
+
+
+async def test_every_hook_of_a_joint_limiter_hears_an_event_once():
+    """However the parts were joined; a hook is the same if it is the same object, or the same method of it."""
+    first, second, third = RecordedEvents(), RecordedEvents(), RecordedEvents()
+    a = Limiter(a="10/s", on_event=first)
+    b = Limiter(b="10/s", on_event=second)
+    c = Limiter(c="10/s", on_event=first)
+    d = Limiter(d="10/s", on_event=third.append)
+    e = Limiter(e="10/s", on_event=third.append)
+    quiet = Limiter(requests="10/s")
+    for joint in (a & b & c & d & e & quiet & a, quiet & (e & a) & ((b & d) & c)):
+        joint.acquire_nowait(**dict.fromkeys("abcde", 1))
+        assert [len(heard.of(events.Granted)) for heard in (first, second, third)] == [1, 1, 1]
+        for heard in (first, second, third):
+            heard.clear()
+    (quiet & Limiter(tokens="10/s")).acquire_nowait(tokens=1)
+    assert first == second == third == []
+
+
+async def test_who_waits_is_counted_in_full_when_two_lines_become_one(virtual_time):
+    org, user = Limiter(requests=per_second(1, burst=1)), Limiter(tokens=per_second(1, burst=1))
+    await org.acquire()
+    await user.acquire(tokens=1)
+    async with anyio.create_task_group() as group:
+        for limiter, cost, calls in ((org, {}, 4), (user, {"tokens": 1}, 3)):
+            for _ in range(calls):
+                group.start_soon(line_up, limiter, [("", cost)], [])
+        await anyio.wait_all_tasks_blocked()
+        both = org & user
+        assert both.forecast(tokens=1) == penstock.Forecast(pytest.approx(5), "requests")
+        assert user.forecast(tokens=1) == penstock.Forecast(pytest.approx(4), "tokens")
