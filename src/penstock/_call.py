@@ -16,7 +16,7 @@ from penstock._concurrency.parking import who_am_i
 from penstock._introspect import check_answer, kind_of, name_of, run_inside
 from penstock._validation import merge_given, read_flow, read_priority, read_wait
 from penstock.errors import CostError
-from penstock.permit import Permit, WatchedPermit
+from penstock.permit import EnteredPermit, Permit, WatchedPermit
 
 __all__ = [
     "PLAIN",
@@ -54,7 +54,18 @@ class Entered:
 
     def add(self, permit: Permit) -> None:
         """This task, or thread, has entered."""
-        self._permits.setdefault(who_am_i(), []).append(permit)
+        me = who_am_i()
+        mine = self._permits.get(me)
+        if mine is None:
+            self._permits[me] = [permit]
+        else:
+            mine.append(permit)
+
+    def forget(self, permit: Permit) -> None:
+        """An exception came after `add`, or in it: this task, or thread, has not entered."""
+        mine = self._permits.get(who_am_i())
+        if mine and mine[-1] is permit:
+            mine.pop()
 
     def leave(self, *, others: bool = True) -> Permit | None:
         """This task, or thread, leaves: return the permit that ends, if there is one.
@@ -62,12 +73,15 @@ class Entered:
         `others`: whether it may be one that another task or thread has entered.
         """
         permits, me = self._permits, who_am_i()
-        if me not in permits:
-            if not permits or not others:
-                return None
-            me = next(reversed(permits))
-        mine = permits[me]
-        permit = mine.pop()
+        mine = permits.get(me)
+        if not mine:
+            # Whoever entered last; a copy, as other threads come and go.
+            me, mine = next(
+                ((who, theirs) for who, theirs in [*permits.items()][::-1] if theirs and others), (me, None)
+            )
+        if not mine:
+            return None
+        permit = mine.pop()  # if an exception keeps it from being closed, it closes itself
         if not mine:
             permits.pop(me, None)
         return permit
@@ -121,9 +135,9 @@ class Call:
         return call
 
     async def __aenter__(self) -> Permit:
-        permit = Permit()
+        binding = self._binding
+        permit = EnteredPermit() if binding.charge.held else Permit()
         try:
-            binding = self._binding
             if binding.charge.grant(binding, permit):
                 if binding.caller.on_event is not None:
                     emit_grant(binding, 0.0)
@@ -134,44 +148,48 @@ class Call:
                         self._note(permit)
                 return permit
         except BaseException:
-            permit._undo()
+            self._withdraw(permit)
             raise
         del permit  # it would be one object more for each of many waiters
         terms = self._terms
-        granted = await wait(self._bound_anew(), Permit, terms.max_wait, terms.priority, terms.flow)
+        granted = await wait(self._bound_anew(), EnteredPermit, terms.max_wait, terms.priority, terms.flow)
         if granted.held:  # the limits may have changed while it waited
             self._note_or_undo(granted)
         return granted
 
     async def __aexit__(self, kind: object, error: object, trace: object, /) -> None:
-        permit = self._permit
         if self._entered is not None:
             self._leave()
-        elif permit is not None:
-            self._permit = None
-            permit.close()
+        else:
+            permit, self._permit = self._permit, None
+            if permit is not None:
+                permit.close()
 
     def __enter__(self) -> Permit:
-        permit = Permit()
+        binding = self._binding
+        permit = EnteredPermit() if binding.charge.held else Permit()
         try:
-            binding = self._binding
             if not binding.charge.grant(binding, permit):
                 terms = self._terms
                 permit = wait_in_thread(
-                    self._bound_anew(), Permit, terms.max_wait, terms.priority, terms.flow, block=terms.block
+                    self._bound_anew(), EnteredPermit, terms.max_wait, terms.priority, terms.flow, block=terms.block
                 )
             elif binding.caller.on_event is not None:
                 emit_grant(binding, 0.0)
             if permit.held:  # the limits may have changed while it waited
                 self._note(permit)
         except BaseException:
-            permit._undo()
+            self._withdraw(permit)
             raise
         return permit
 
     def __exit__(self, kind: object, error: object, trace: object, /) -> None:
-        if self._permit is not None or self._entered is not None:
+        if self._entered is not None:
             self._leave()
+        else:
+            permit, self._permit = self._permit, None  # no call comes before, so no exception of a signal handler
+            if permit is not None:
+                permit.close()
 
     def _bound_anew(self) -> Binding:
         """The binding, made anew if the limits have changed since it was made."""
@@ -193,8 +211,16 @@ class Call:
         try:
             self._note(permit)
         except BaseException:
-            permit._undo()
+            self._withdraw(permit)
             raise
+
+    def _withdraw(self, permit: Permit) -> None:
+        """An exception came while the call was being entered: it is not."""
+        if self._permit is permit:
+            self._permit = None
+        elif self._entered is not None:
+            self._entered.forget(permit)
+        permit._undo()
 
     def _leave(self) -> None:
         entered = self._entered

@@ -501,7 +501,13 @@ class Limiter:
         return self._own_call().__enter__()
 
     def __exit__(self, kind: object, error: object, trace: object, /) -> None:
-        self._own_call().__exit__(kind, error, trace)
+        own = self._own
+        if own is None or own._entered is not None:
+            self._own_call().__exit__(kind, error, trace)
+        else:
+            permit, own._permit = own._permit, None  # no call comes before, so no exception of a signal handler
+            if permit is not None:
+                permit.close()
 
     def __repr__(self) -> str:
         return show_limiter(self._caller, self._backend.plan().units)

@@ -10,7 +10,7 @@ from penstock._introspect import users_frame
 from penstock._validation import exact_heard, merge_given
 from penstock.events import Observed, Settled, Withdrawn, emit
 
-__all__ = ["Permit", "WatchedPermit"]
+__all__ = ["EnteredPermit", "Permit", "WatchedPermit"]
 
 
 class Permit(Grant):
@@ -60,13 +60,19 @@ class Permit(Grant):
 
     def close(self) -> None:
         """End the permit: give back what it holds. Again: nothing happens."""
-        binding = self.binding
-        if binding is None:
-            self.backend.close(self)
-        elif binding.charge.release is None:
-            self.ended = True  # it holds nothing
-        elif not binding.charge.release(self):
-            binding.backend.close(self)
+        try:
+            binding = self.binding
+            if binding is None:
+                self.backend.close(self)
+            elif binding.charge.release is None:
+                self.ended = True  # it holds nothing
+            elif not binding.charge.release(self):
+                binding.backend.close(self)
+        except BaseException:
+            self._decider().close(
+                self
+            )  # a signal handler has raised: the places come back before its exception goes on
+            raise
 
     def observe(
         self, *, remaining: Mapping[str, float] | None = None, reset: Mapping[str, float] | None = None
@@ -97,7 +103,11 @@ class Permit(Grant):
         return self
 
     def __exit__(self, kind: object, error: object, trace: object, /) -> None:
-        self.close()
+        try:
+            self.close()
+        except BaseException:
+            self.close()  # as there: it may have come before the first line
+            raise
 
     async def __aenter__(self) -> Permit:
         return self
@@ -107,6 +117,24 @@ class Permit(Grant):
 
     def __repr__(self) -> str:
         return f"<Permit {', '.join(f'{unit}={amount:g}' for unit, amount in self.cost.items()) or 'of nothing'}>"
+
+
+class EnteredPermit(Permit):
+    """A permit that holds places, of a call that is entered: leaving the call ends it.
+
+    If an exception keeps the call from leaving (a signal handler may raise at the first instruction of `__exit__`), the permit
+    gives its places back when it is collected: the block of the call is over then.
+    """
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        try:
+            if not getattr(self, "ended", True) and self.granted:
+                self.close()
+        except BaseException:
+            self.close()  # a signal handler has raised once more
+            raise
 
 
 class WatchedPermit(Permit):

@@ -100,20 +100,22 @@ class LocalBackend:
                     retry_after=0.0,
                     blocked_by="a decision under way",
                 )
-            store.deciding = True
-            queue = self.queue
-            now = 0.0
             try:
+                store.deciding = True  # set inside of `try`, and reset by one assignment: no exception comes between
+                queue = self.queue
                 now = queue.begin()
-                return decision(queue, now, *args)
-            except BaseException:
-                self.queue.repair()
-                raise
-            finally:
+                try:
+                    result = decision(queue, now, *args)
+                except BaseException:
+                    self.queue.repair()  # if that is cut short too, the next decision begins with it
+                    self.queue.end(now)
+                    raise
                 self.queue.end(now)
+            finally:
                 store.deciding = False
-                if store.postponed:
-                    store.give_back_postponed()
+            if store.postponed:
+                store.give_back_postponed()
+            return result
 
     def _give_back(self, decision: Callable[..., None], grant: Grant) -> None:
         """`_decide` for what gives back: inside another decision of this thread it is done at the end of that."""
@@ -178,11 +180,18 @@ class LocalBackend:
         """The caller is gone: nothing is charged. See `base`."""
         if request.queue is None:
             return  # it never entered
+        try:
+            self._let_leave(request)
+        except BaseException:
+            self._let_leave(request)  # others wait behind it: a second signal must not keep it in the queue
+            raise
+
+    def _let_leave(self, request: Request) -> None:
         with self.store.lock:
             if self.store.deciding:
-                self.store.postponed.append(lambda: self.leave(request))
-                return
-            self._decide(self._leave, request)
+                self.store.postponed.append(lambda: self._let_leave(request))
+            else:
+                self._decide(self._leave, request)
 
     def hand_over(self, request: Request, grant: Grant) -> None:
         """Fill in the grant of a request that was granted."""
@@ -333,11 +342,12 @@ class LocalBackend:
         charges, receipts = grant.charged()
         if not charges:
             return  # another thread was faster
-        if grant.ended:  # what was held is back already
-            kept = [index for index, (state, _) in enumerate(charges) if not state.meter.held]
-            charges, receipts = [charges[i] for i in kept], [receipts[i] for i in kept]
+        # Places come first: if an exception comes now, they can be given back again, and the rest can not.
+        _free(charges, receipts, now)
+        kept = [index for index, (state, _) in enumerate(charges) if not state.meter.held]
+        spent, receipts = [charges[i] for i in kept], [receipts[i] for i in kept]
         grant.charges, grant.receipts, grant.ended = (), [], True
-        undo(charges, receipts, now)
+        undo(spent, receipts, now)
         grant.caller.cancelled += 1
         queue.run(now, [state for state, _ in charges])
 
@@ -355,12 +365,11 @@ class LocalBackend:
     def _close(queue: WaitQueue, now: float, grant: Grant) -> None:
         if grant.ended:
             return
-        grant.ended = True
         charges, receipts = grant.charged()
-        held = [(charged, receipt) for charged, receipt in zip(charges, receipts, strict=True) if receipt[0].held]
-        if held:
-            give_back([charged for charged, _ in held], [receipt for _, receipt in held], now)
-            queue.run(now, [state for (state, _), _ in held])
+        freed = _free(charges, receipts, now)
+        grant.ended = True
+        if freed:
+            queue.run(now, freed)
 
     # Of the limits
 
@@ -550,16 +559,26 @@ def _grant_now(binding: Binding, grant: Grant) -> bool:
 def _charge_if_ready(queue: WaitQueue, now: float, binding: Binding, grant: Grant) -> bool:
     if len(queue.waiters) or binding.clearance is not queue.clearance:
         return False
+    grant.of(binding.backend, binding.caller, binding.charge.charges, None, math.nan)
     receipts = charge_if_ready(binding.charge.charges, now)
     if receipts is None:
         return False
-    grant.of(binding.backend, binding.caller, binding.charge.charges, receipts, now)
+    grant.receipts, grant.granted_at = receipts, now  # no call comes between the charge and this
     binding.caller.granted += 1
     return True
 
 
+def _free(charges: Charges, receipts: Receipts, now: float) -> list[LimitState]:
+    """Give back what a grant holds, and do nothing the second time; return the limits."""
+    held = [(charged, receipt) for charged, receipt in zip(charges, receipts, strict=True) if receipt[0].held]
+    give_back([charged for charged, _ in held], [receipt for _, receipt in held], now)
+    return [state for (state, _), _ in held]
+
+
 def _charge(_: WaitQueue, now: float, binding: Binding, grant: Grant) -> None:
-    grant.of(binding.backend, binding.caller, binding.charge.charges, charge(binding.charge.charges, now), now)
+    grant.of(binding.backend, binding.caller, binding.charge.charges, None, math.nan)
+    grant.receipts = charge(binding.charge.charges, now)
+    grant.granted_at = now
     binding.caller.granted += 1
 
 

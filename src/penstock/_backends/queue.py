@@ -69,6 +69,7 @@ class WaitQueue:
         "_merged",
         "_paused",
         "_running",
+        "_unfinished",
         "_waking",
         "clearance",
         "into",
@@ -89,6 +90,7 @@ class WaitQueue:
         self._here: object = None  # the home in which this decision is made, where that is known
         self._waking = 0  # over all homes
         self._forks = parking.forks
+        self._unfinished = False  # whether a decision is being made, or an exception cut one short
 
     # Around a decision
 
@@ -97,6 +99,9 @@ class WaitQueue:
         self.clearance.given = False
         if self._forks != parking.forks:
             self._forget_the_parents_waiters()
+        if self._unfinished:
+            self.repair()
+        self._unfinished = True
         now = self.now()
         if self._calendars is not None:
             lead = clock.wall() - now
@@ -109,6 +114,7 @@ class WaitQueue:
         self._here = None
         if self._paused:
             self._paused = [state for state in self._paused if state.paused_until > now]
+        self._unfinished = False
         self.clearance.given = not (len(self.waiters) or self._waking or self._paused or self.into is not None)
 
     def now(self) -> float:
@@ -134,12 +140,15 @@ class WaitQueue:
     def repair(self) -> None:
         """An exception cut a decision short (a signal handler's, a bug in a meter): make the queue whole again."""
         now = self.now()
-        for home in self._homes.values():
+        self._running = self._here = None
+        for home in list(self._homes.values()):
             for request in list(home.parked):
                 if request.receipts is not None and not request.done:
                     self._grant(request, request.receipts, now)  # it was charged, and then the exception came
                 elif request.done:
                     self._wake(request, home)
+            if home.timekeeper not in home.parked and not (home.timekeeper and home.timekeeper.waking):
+                home.timekeeper = next(iter(home.parked), None)
         parked = [request for home in self._homes.values() for request in home.parked]
         self.waiters = self.waiters.rebuild(parked)
         self._alarm = -math.inf  # whoever comes next looks for turns
@@ -205,16 +214,17 @@ class WaitQueue:
 
     def _wake(self, request: Request, home: _Home) -> bool:
         """Wake a waiter that is done. False if its loop is gone."""
-        del home.parked[request]
-        if request is self._running:
-            return True
-        request.waking = True
-        home.waking += 1
-        self._waking += 1
-        if request.parker.wake(self._here):  # type: ignore[union-attr]  # what is parked has a parker
-            return True
-        self._awake(request, home)
-        return False
+        if request is not self._running:
+            if not request.waking:
+                request.waking = True
+                home.waking += 1
+                self._waking += 1
+            if not request.parker.wake(self._here):  # type: ignore[union-attr]  # what is parked has a parker
+                del home.parked[request]
+                self._awake(request, home)
+                return False
+        del home.parked[request]  # at last: if an exception comes before, `repair` wakes it
+        return True
 
     def _awake(self, request: Request, home: _Home) -> None:
         """A waiter that was woken runs again, or will never."""

@@ -46,12 +46,13 @@ class MemoryStore:
     a fork begins with a copy, and from then on counts for itself; waiters wait in the parent.
     """
 
-    __slots__ = ("__weakref__", "_names", "_sweep", "deciding", "lock", "postponed")
+    __slots__ = ("__weakref__", "_giving_back", "_names", "_sweep", "deciding", "lock", "postponed")
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.deciding = False  # whether the thread that holds the lock is in the middle of a decision
         self.postponed: deque[Callable[[], object]] = deque()  # what is to be given back at its end
+        self._giving_back = False
         self._names: dict[str, Any] = {}
         self._sweep: list[str] = []  # names to look at next
         _all.add(self)
@@ -88,8 +89,15 @@ class MemoryStore:
 
     def give_back_postponed(self) -> None:
         """Do what could not be done in the middle of a decision. With the lock held."""
-        while self.postponed:
-            self.postponed.popleft()()
+        if self._giving_back:
+            return
+        try:
+            self._giving_back = True
+            while self.postponed:
+                self.postponed[0]()  # it stays until it is done, whatever signal handlers raise meanwhile
+                self.postponed.popleft()
+        finally:
+            self._giving_back = False
 
     def __reduce__(self) -> Any:
         raise TypeError(
