@@ -128,6 +128,8 @@ class EnteredPermit(Permit):
 
     __slots__ = ()
 
+    entered = True
+
     def __del__(self) -> None:
         try:
             if not getattr(self, "ended", True) and self.granted:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from penstock._core.places import Hold
 from penstock._core.queue import Waiter
@@ -72,6 +72,7 @@ class Grant:
 
     __slots__ = ("backend", "binding", "caller", "charges", "ended", "granted_at", "receipts")
 
+    entered: ClassVar[bool] = False  # whether the task, or thread, that was granted it must end it
     backend: Backend
     binding: Binding | None
     caller: Caller

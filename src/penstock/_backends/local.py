@@ -130,7 +130,11 @@ class LocalBackend:
     def enter(self, request: Request) -> float | None:
         """Grant, refuse or queue a request. See `base`."""
         seconds = self._decide(self._enter, request)
-        if seconds is not None and (log := _log.logger("penstock.limiter", "DEBUG")) is not None:
+        if seconds is None:
+            return None
+        if self._plan.held:
+            self._warn_of_hang(request.charges)  # type: ignore[arg-type]  # limit states are what is charged
+        if (log := _log.logger("penstock.limiter", "DEBUG")) is not None:
             _log.waiting(log, request.caller.name, request.cost, *self._forecast_of(request))
         return seconds
 
@@ -151,7 +155,6 @@ class LocalBackend:
             queue.refuse(request, not_now(request.charges, 0.0, None))  # type: ignore[arg-type]
             caller.refused += 1
             return None
-        self._warn_of_hang(request.charges)  # type: ignore[arg-type]
         return queue.park(request, now)
 
     def advance(self, request: Request) -> float | None:
@@ -235,13 +238,14 @@ class LocalBackend:
             meter = state.meter
             if type(receipt) is Hold and isinstance(meter, Places) and (meter.ttl is not None or meter.exhausted):
                 receipt.where = users_line()
-                receipt.holder = who_am_i()
+                receipt.holder = who_am_i() if grant.entered else None  # else it may be handed to others, who end it
                 meter.last_hold = receipt
                 if meter.ttl is not None:
                     self._warn_of_expired(grant)
 
     def _warn_of_hang(self, charges: Charges) -> None:
         """Warn of places that a call waits for and that nobody may ever give back."""
+        # With no lock held: what shows warnings is the user's, and may take its time, or raise.
         for state, _ in charges:
             meter = state.meter
             if not isinstance(meter, Places) or meter.ttl is not None:
@@ -274,10 +278,11 @@ class LocalBackend:
                 if type(receipt) is Hold and isinstance(meter, Places) and meter.ttl is None and receipt.amount:
                     receipt.where = where
                     meter.orphans.append(receipt)
-            if len(queue.waiters):
-                self._warn_of_hang(charges)
+            waits.extend(charges if len(queue.waiters) else ())
 
+        waits: list[tuple[LimitState, float]] = []
         self._give_back(note, grant)
+        self._warn_of_hang(waits)
 
     def _warn_of_expired(self, grant: Grant | None) -> None:
         """Warn of places that came back by their time to live, once each."""

@@ -137,7 +137,7 @@ class AsyncioParker(Parker):
         return self._loop.is_running()
 
     def wake(self, here: object = None) -> bool:
-        if here is self._loop or running_asyncio_loop() is self._loop:
+        if here is self._loop or _task_running_in(self._loop):
             _finish(self._future)
             return True
         try:
@@ -145,6 +145,11 @@ class AsyncioParker(Parker):
         except RuntimeError:  # the loop is closed: so are its tasks
             return False
         return True
+
+
+def _task_running_in(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether a task of this loop runs here. Not so in a signal handler that came while the loop slept: then it must be woken."""
+    return running_asyncio_loop() is loop and sys.modules["asyncio"].current_task(loop) is not None
 
 
 def _finish(future: asyncio.Future[None]) -> None:
@@ -188,7 +193,7 @@ class TrioParker(Parker):
 
     def wake(self, here: object = None) -> bool:
         trio = self._trio
-        if trio.lowlevel.in_trio_run() and trio.lowlevel.current_trio_token() is self._token:
+        if in_trio_task() and trio.lowlevel.current_trio_token() is self._token:
             self._event.set()
             return True
         try:
@@ -199,25 +204,34 @@ class TrioParker(Parker):
 
 
 class ThreadParker(Parker):
-    """A thread without an event loop."""
+    """A thread without an event loop.
 
-    __slots__ = ("_event",)
+    It waits for a bare lock to be released. The lock of a `threading.Event` stays locked for ever if a signal handler raises in
+    `Event.wait`, which is written in Python, and then `wake` would never return.
+    """
+
+    __slots__ = ("_asleep",)
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._asleep = threading.Lock()
+        self._asleep.acquire(blocking=False)
 
     def rearm(self) -> None:
-        self._event.clear()
+        self._asleep.acquire(blocking=False)
 
     def time_left(self) -> float:
         return math.inf
 
     def park_thread(self, seconds: float) -> None:
         """Block this thread until woken, or `seconds` passed."""
-        self._event.wait(min(seconds, threading.TIMEOUT_MAX))
+        if self._asleep.acquire(timeout=min(seconds, threading.TIMEOUT_MAX)):
+            self.wake()  # awake until it is rearmed
 
     def wake(self, here: object = None) -> bool:
-        self._event.set()
+        try:
+            self._asleep.release()
+        except RuntimeError:  # it was awake
+            pass
         return True
 
 

@@ -1,0 +1,84 @@
+"""Signal handlers at every point of a call at which CPython would run one.
+
+CPython runs signal handlers, and raises asynchronous exceptions, where a Python function begins, after a call of a function in C
+and where a loop goes back. A profile function is called at the first two and a trace function at the third, so they can stand for
+a handler that comes at just one of these points: the tests go through all, one after another.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from itertools import count
+from opcode import opname
+
+_OURS = ("penstock", threading.__file__)
+
+
+class Interrupted(BaseException):
+    """What the handler raises: like a KeyboardInterrupt, no `Exception`."""
+
+
+def raise_interrupted():
+    raise Interrupted
+
+
+def at_point(number, handler, function):
+    """Call `function` with `handler` at its point of that number; return the point, or None if there are not so many."""
+    point = None
+    passed = 0
+
+    def ours(frame):
+        return any(part in frame.f_code.co_filename for part in _OURS)
+
+    def arrive(frame, event):
+        nonlocal point, passed
+        passed += 1
+        if passed > number and point is None:
+            sys.setprofile(None)
+            sys.settrace(None)
+            point = f"{frame.f_code.co_qualname} ({event})"
+            handler()
+
+    def profile(frame, event, _):
+        if event in {"call", "c_return"} and ours(frame):
+            arrive(frame, event)
+
+    def trace(frame, event, _):
+        if point is None and event == "call" and ours(frame):
+            frame.f_trace_opcodes = True
+            return trace_inside
+        return None
+
+    def trace_inside(frame, event, _):
+        if point is None and event == "opcode" and "BACKWARD" in opname[frame.f_code.co_code[frame.f_lasti]]:
+            arrive(frame, "loop")
+        return trace_inside
+
+    sys.settrace(trace)
+    sys.setprofile(profile)
+    try:
+        function()
+    except Interrupted:
+        pass
+    finally:
+        sys.setprofile(None)
+        sys.settrace(None)
+    return point
+
+
+def every_point(handler, make, function, check):
+    """Do `function(thing)` to a new thing again and again, with the handler at each of its points; then `check(thing)`.
+
+    Returns:
+        The points at which the check found something, with what it found; and how many there were.
+    """
+    found = {}
+    for number in count():
+        thing = make()
+        point = at_point(number, lambda thing=thing: handler(thing), lambda thing=thing: function(thing))
+        wrong = check(thing)
+        if wrong:
+            found[point] = wrong
+        if point is None:
+            return found, number
