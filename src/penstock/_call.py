@@ -14,6 +14,7 @@ from penstock._backends.base import Binding, Caller
 from penstock._backends.wait import emit_grant, wait, wait_in_thread
 from penstock._concurrency.parking import who_am_i
 from penstock._introspect import check_answer, kind_of, name_of, run_inside
+from penstock._numbers import Number
 from penstock._validation import merge_given, read_flow, read_priority, read_wait
 from penstock.errors import CostError
 from penstock.permit import EnteredPermit, Permit, WatchedPermit
@@ -33,8 +34,8 @@ __all__ = [
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
-Settle = Callable[[Any], Mapping[str, float]]
-Cost = float | Callable[..., float]
+Settle = Callable[[Any], Mapping[str, Number]]
+Cost = Number | Callable[..., Number]
 
 
 class NeitherCostNorFunction(CostError, TypeError):  # noqa: N818 - as all of ours

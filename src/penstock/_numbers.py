@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import math
 from datetime import timedelta
-from typing import Any
+from typing import Any, SupportsFloat, SupportsIndex
 
-__all__ = ["Seconds", "amount", "exact", "read_number", "read_seconds", "show"]
+__all__ = ["Number", "Seconds", "amount", "exact", "read_number", "read_seconds", "show"]
+
+Number = SupportsFloat | SupportsIndex
+"""Whatever Python calls a number: its own, numpy's, `Decimal`, `Fraction`."""
 
 Seconds = float | timedelta
 """A span of time: a number of seconds, or a `timedelta`."""

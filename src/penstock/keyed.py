@@ -14,7 +14,7 @@ were changed by `reconfigure` for good.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from penstock._arguments import of_call
@@ -22,9 +22,14 @@ from penstock._backends import backend_over, memory_store
 from penstock._backends.base import Caller
 from penstock._backends.keyed import SWEEP, Key, KeyStates
 from penstock._call import Call, decorated
+from penstock._numbers import Seconds
 from penstock._validation import LimitLike, check_options, merge_given, read_limits
 from penstock.limiter import Limiter
 from penstock.limits import Limit
+
+if TYPE_CHECKING:
+    from penstock.stores.contract import Store
+    from penstock.stores.memory import MemoryStore
 
 __all__ = ["Keyed"]
 
@@ -65,10 +70,10 @@ class Keyed:
         limits: Callable[[Any], LimitsLike] | LimitsLike | None = None,
         /,
         *,
-        store: Any = None,
+        store: MemoryStore | Store | None = None,
         name: str | None = None,
         max_queue: int | None = None,
-        ageing: float = 30.0,
+        ageing: Seconds = 30.0,
         flow_weights: Mapping[Hashable, float] | None = None,
         enforce: bool = True,
         on_event: Callable[[Any], object] | None = None,
@@ -83,16 +88,16 @@ class Keyed:
         }
         if limits_of is None and not fixed:
             raise ValueError("Keyed needs either limits, or one function of the key that returns them")
-        ageing = check_options(name, max_queue, ageing, flow_weights, on_event)
+        seconds = check_options(name, max_queue, ageing, flow_weights, on_event)
         memory = memory_store(store)
         options = {"max_queue": max_queue, "on_event": on_event, "enforce": bool(enforce)}
         self._keys: _Keys
         if memory is None:
-            shared = {"ageing": ageing, "flow_weights": flow_weights, **options}
+            shared = {"ageing": seconds, "flow_weights": flow_weights, **options}
             self._keys = _SharedKeys(store, name, fixed, limits_of, shared)
         else:
             like = Caller(None, max_queue, on_event, enforce=bool(enforce))
-            states = KeyStates(memory, fixed or None, ageing, flow_weights, like, Call.of)
+            states = KeyStates(memory, fixed or None, seconds, flow_weights, like, Call.of)
             self._keys = _LocalKeys(states, limits_of)
         self._limiter = self._keys.limiter
 

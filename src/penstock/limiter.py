@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Hashable, Mapping
 from inspect import Parameter, Signature
 from types import BuiltinMethodType, MethodType
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from penstock import _log
 from penstock._backends import backend_over
@@ -26,6 +26,7 @@ from penstock._call import (
     permits_of,
     show_limiter,
 )
+from penstock._numbers import Number, Seconds
 from penstock._validation import (
     LimitLike,
     Shown,
@@ -42,6 +43,10 @@ from penstock.events import LimiterEvent, Observed, Paused, Reconfigured, Resume
 from penstock.limits import Limit
 from penstock.permit import Permit
 from penstock.statistics import Forecast, LimitStatistics, Statistics
+
+if TYPE_CHECKING:
+    from penstock.stores.contract import Store
+    from penstock.stores.memory import MemoryStore
 
 __all__ = ["Limiter"]
 
@@ -104,16 +109,16 @@ class Limiter:
         /,
         *,
         name: str | None = None,
-        store: Any = None,
+        store: MemoryStore | Store | None = None,
         max_queue: int | None = None,
-        ageing: float = 30.0,
+        ageing: Seconds = 30.0,
         flow_weights: Mapping[Hashable, float] | None = None,
         enforce: bool = True,
         on_event: Callable[[LimiterEvent], object] | None = None,
         lease: float | None = None,
         **more_limits: Limits,
     ) -> None:
-        ageing = check_options(name, max_queue, ageing, flow_weights, on_event)
+        seconds = check_options(name, max_queue, ageing, flow_weights, on_event)
         wanted = {
             **read_limits(merge_given("limits", limits, {}), by_keyword=False),
             **read_limits(more_limits),
@@ -122,7 +127,7 @@ class Limiter:
         if not wanted:
             raise ValueError("a limiter needs at least one limit, for example Limiter(requests=per_minute(60))")
         caller = Caller(name, max_queue, on_event, enforce=bool(enforce))
-        self._begin(backend_over(store, name, wanted, ageing, flow_weights, lease, enforce=caller.enforce), caller)
+        self._begin(backend_over(store, name, wanted, seconds, flow_weights, lease, enforce=caller.enforce), caller)
 
     def _begin(self, backend: Backend, caller: Caller) -> None:
         self._backend = backend
@@ -171,7 +176,7 @@ class Limiter:
         /,
         *,
         settle: Settle | None = None,
-        max_wait: float | None = None,
+        max_wait: Seconds | None = None,
         priority: int | Callable[..., int] = 0,
         flow: Hashable | Callable[..., Hashable] = None,
         block: bool = False,
@@ -249,7 +254,7 @@ class Limiter:
         except TypeError:
             pass
 
-    def _call_of(self, costs: Mapping[str, float]) -> Call:
+    def _call_of(self, costs: Mapping[str, Any]) -> Call:
         """The call of these costs, none of which is a function."""
         key = words_of(costs)
         try:
@@ -269,13 +274,13 @@ class Limiter:
 
     async def acquire(
         self,
-        cost: Mapping[str, float] | None = None,
+        cost: Mapping[str, Number] | None = None,
         /,
         *,
-        max_wait: float | None = None,
+        max_wait: Seconds | None = None,
         priority: int = 0,
         flow: Hashable = None,
-        **costs: float,
+        **costs: Number,
     ) -> Permit:
         """Wait for our turn, charge `cost`, and return the permit.
 
@@ -313,7 +318,7 @@ class Limiter:
         return permit
 
     def acquire_nowait(
-        self, cost: Mapping[str, float] | None = None, /, *, priority: int = 0, flow: Hashable = None, **costs: float
+        self, cost: Mapping[str, Number] | None = None, /, *, priority: int = 0, flow: Hashable = None, **costs: Number
     ) -> Permit:
         """Charge `cost` and return the permit, if that can be done now.
 
@@ -345,7 +350,7 @@ class Limiter:
         """
         await self._backend.refresh()
 
-    def forecast(self, cost: Mapping[str, float] | None = None, /, **costs: float) -> Forecast:
+    def forecast(self, cost: Mapping[str, Number] | None = None, /, **costs: Number) -> Forecast:
         """How long a call of that cost would wait if it came now. Charges nothing.
 
         Over a shared store: by what the store answered last.
@@ -379,7 +384,7 @@ class Limiter:
         units = self._backend.plan().units
         return Shown({unit: tuple(state.limit for state in states) for unit, states in units.items()})
 
-    def pause(self, seconds: float, *units: str) -> None:
+    def pause(self, seconds: Seconds, *units: str) -> None:
         """Let nobody through for so long; a pause is never shortened by another, only by `resume`.
 
         Args:
@@ -436,7 +441,7 @@ class Limiter:
             emit(self._caller.on_event, Reconfigured(self.name, wanted))
 
     def observe(
-        self, *, remaining: Mapping[str, float] | None = None, reset: Mapping[str, float] | None = None
+        self, *, remaining: Mapping[str, Number] | None = None, reset: Mapping[str, Number | Seconds] | None = None
     ) -> None:
         """Say what the server says is left now. Only ever lowers a level; raising it would break what was promised.
 

@@ -278,7 +278,7 @@ def calendar(amount: float, period: Period, tz: str = "UTC", *, default: float |
     return Calendar(amount, period, tz, default)
 
 
-def in_flight(amount: float, *, ttl: float | None = None, default: float | None = 1) -> InFlight:
+def in_flight(amount: float, *, ttl: float | timedelta | None = None, default: float | None = 1) -> InFlight:
     """At most `amount` places held at the same time; a call holds 1 unless it says so, until its permit ends.
 
     Args:
@@ -286,7 +286,7 @@ def in_flight(amount: float, *, ttl: float | None = None, default: float | None 
         ttl: Seconds after which the place of a permit that was never ended comes back, with a warning.
         default: Places that a call holds unless given.
     """
-    return InFlight(amount, ttl, default)
+    return InFlight(amount, ttl, default)  # type: ignore[arg-type]  # it becomes a number there
 
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}

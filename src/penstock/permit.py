@@ -7,6 +7,7 @@ from types import CodeType
 
 from penstock._backends.base import Backend, Caller, Grant
 from penstock._introspect import users_frame
+from penstock._numbers import Number, Seconds
 from penstock._validation import exact_heard, merge_given
 from penstock.events import Observed, Settled, Withdrawn, emit
 
@@ -30,7 +31,7 @@ class Permit(Grant):
         """What is charged now, per unit: after its end without what it held. Empty after `cancel()`."""
         return self._decider().cost(self)
 
-    def settle(self, cost: Mapping[str, float] | None = None, /, **true_cost: float) -> None:
+    def settle(self, cost: Mapping[str, Number] | None = None, /, **true_cost: Number) -> None:
         """Say what the call really took.
 
         Less than charged: the difference is given back, as far as that cannot break the limit. More: it becomes a debt,
@@ -45,11 +46,11 @@ class Permit(Grant):
             UnknownUnit: The limiter has no such unit.
             CostError: Not a number, negative or infinite. Nothing has changed then.
         """
-        true_cost = dict(merge_given("costs", cost, true_cost))
-        self._decider().settle(self, true_cost)
+        settled = dict(merge_given("costs", cost, true_cost))
+        self._decider().settle(self, settled)
         caller = self._caller()
         if caller.on_event is not None:
-            emit(caller.on_event, Settled(caller.name, true_cost))
+            emit(caller.on_event, Settled(caller.name, settled))
 
     def cancel(self) -> None:
         """Say that the call was never sent: everything comes back, and the permit ends. Again: nothing happens."""
@@ -75,7 +76,7 @@ class Permit(Grant):
             raise
 
     def observe(
-        self, *, remaining: Mapping[str, float] | None = None, reset: Mapping[str, float] | None = None
+        self, *, remaining: Mapping[str, Number] | None = None, reset: Mapping[str, Number | Seconds] | None = None
     ) -> None:
         """Say what the server said in its answer to this call.
 

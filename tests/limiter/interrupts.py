@@ -81,4 +81,5 @@ def every_point(handler, make, function, check):
         if wrong:
             found[point] = wrong
         if point is None:
-            return found, number
+            break
+    return found, number

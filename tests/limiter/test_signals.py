@@ -120,7 +120,7 @@ def test_a_handler_that_uses_the_limiter_itself_is_charged_or_told_not_now(limit
                 each(limiter)
                 granted.append(1)
             except RateLimited as error:
-                assert "signal handler" in str(error), "there is room for all"
+                assert "signal handler" in str(error), "there is room for all"  # noqa: PT017 - it may be granted
         limiter.statistics().granted  # noqa: B018 - a look is answered as well
         limiter.acquire_nowait(requests=0).close()
 
@@ -128,7 +128,7 @@ def test_a_handler_that_uses_the_limiter_itself_is_charged_or_told_not_now(limit
         try:
             handler(limiter)
         except RateLimited as error:
-            assert "signal handler" in str(error)
+            assert "signal handler" in str(error)  # noqa: PT017 - it may be granted
 
     def check(limiter):
         limiter_granted = limiter.statistics().granted

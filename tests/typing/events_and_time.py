@@ -18,6 +18,7 @@ from penstock.events import (
     Reason,
     Reconfigured,
     Refused,
+    Resumed,
     RetryEvent,
     RetryScheduled,
     Settled,
@@ -50,6 +51,8 @@ def of_a_limiter(event: LimiterEvent) -> Mapping[str, float] | None:
             return event.cost
         case Withdrawn() | Settled():
             return event.cost
+        case Resumed():
+            assert_type(event.units, tuple[str, ...])
         case Paused():
             assert_type((event.seconds, event.units), tuple[float, tuple[str, ...]])
         case Observed():

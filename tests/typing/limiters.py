@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
+from decimal import Decimal
+from fractions import Fraction
 from typing import assert_type
 
 from penstock import (
     Adaptive,
     Calendar,
+    Call,
     Forecast,
     InFlight,
     Keyed,
@@ -23,6 +26,7 @@ from penstock import (
     Rate,
     Sliding,
     Statistics,
+    Unlimited,
     calendar,
     in_flight,
     per_day,
@@ -30,6 +34,7 @@ from penstock import (
     per_minute,
     per_second,
     sliding,
+    unlimited,
 )
 
 limiter = Limiter(requests="3500/min", tokens=["90k/min", "2M/day"], calls=in_flight(64), name="service", max_queue=100)
@@ -43,6 +48,7 @@ def limits_are_values() -> None:
     assert_type(per_hour(100, overdraft=True), Rate)
     assert_type(per_day(2_000_000, default=1), Rate)
     assert_type(sliding(5, timedelta(seconds=1)), Sliding)
+    assert_type(unlimited, Unlimited)
     assert_type(calendar(1_000, "day", tz="Europe/Berlin"), Calendar)
     assert_type(in_flight(64, ttl=300.0), InFlight)
     assert_type(per_minute(60).rate, float)
@@ -63,6 +69,12 @@ async def a_permit_comes_of_entering_and_of_acquiring() -> None:
         assert_type(permit, Permit)
     async with limiter as permit:
         assert_type(permit, Permit)
+    call = limiter({"tokens": 5}, max_wait=timedelta(seconds=10), block=True)
+    assert_type(call, Call)
+    with call as permit:
+        permit.settle({"tokens": Decimal("4.5")})
+    async with limiter(tokens=Fraction(1, 2)):
+        pass
     async with await limiter.acquire(tokens=900, max_wait=10, priority=1, flow="alice") as permit:
         assert_type(permit.cost, dict[str, float])
     with limiter.acquire_nowait(tokens=900, flow=("alice", 7)) as permit:
@@ -70,7 +82,7 @@ async def a_permit_comes_of_entering_and_of_acquiring() -> None:
     permit.cancel()
     permit.close()
     await limiter.acquire(tokens="900")  # type: ignore[arg-type]
-    permit.settle("900")  # type: ignore[call-arg]
+    permit.settle("900")  # type: ignore[arg-type]
 
 
 async def a_limiter_tells_and_is_told() -> None:
@@ -84,6 +96,8 @@ async def a_limiter_tells_and_is_told() -> None:
     assert_type(statistics.limits["tokens"].level, float)
     assert_type(limiter.limits, Mapping[str, tuple[Limit, ...]])
     limiter.pause(7.0)
+    limiter.pause(timedelta(minutes=1), "tokens")
+    limiter.resume("tokens")
     limiter.reconfigure(tokens=per_minute(400_000), requests="10/s")
     limiter.observe(remaining={"tokens": 5})
     await limiter.refresh()
@@ -96,6 +110,12 @@ async def limiters_join_and_come_by_key() -> None:
     assert_type(both, Limiter)
     assert_type(per_user[7, "b"], Limiter)
     assert_type(len(per_user), int)
+
+    @per_user(key=lambda user, *_: user, tokens=words)
+    async def answer(user: str, prompt: str) -> str:
+        return user + prompt
+
+    assert_type(await answer("alice", "x"), str)
     per_user[["a"]]  # type: ignore[index]
     limiter & 5  # type: ignore[operator]
 
@@ -103,6 +123,10 @@ async def limiters_join_and_come_by_key() -> None:
 def a_limiter_may_learn_how_much_it_may() -> None:
     adaptive = Adaptive(limiter, on=lambda error: isinstance(error, TimeoutError))
     assert_type(adaptive.share, float)
+
+
+def words(prompt: str) -> int:
+    return len(prompt.split())
 
 
 class Leftovers(Meter):

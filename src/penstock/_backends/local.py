@@ -144,8 +144,6 @@ class LocalBackend:
             request.deadline = now + request.max_wait
         queue.enter(request, now)
         if request.granted:
-            if self._plan.held:
-                self._write_down_places(request.charges, request.receipts)  # type: ignore[arg-type]
             return None
         if request.deadline is not None or request.time_left < math.inf or caller.max_queue is not None:
             self._refuse_if_too_long(queue, now, request)
@@ -159,10 +157,7 @@ class LocalBackend:
 
     def advance(self, request: Request) -> float | None:
         """What a waiter that was woken has to do. See `base`."""
-        seconds = self._decide(self._advance, request)
-        if self._plan.held and request.granted:
-            self._write_down_places(request.charges, request.receipts)  # type: ignore[arg-type]
-        return seconds
+        return self._decide(self._advance, request)
 
     def _advance(self, queue: WaitQueue, now: float, request: Request) -> float | None:
         seconds = queue.advance(request, now)
@@ -199,6 +194,8 @@ class LocalBackend:
     def hand_over(self, request: Request, grant: Grant) -> None:
         """Fill in the grant of a request that was granted."""
         grant.of(self, request.caller, request.charges, request.receipts, request.granted_at)  # type: ignore[arg-type]
+        if self._plan.held:
+            self._write_down_places(grant)
 
     @staticmethod
     def _leave(queue: WaitQueue, now: float, request: Request) -> None:
@@ -232,9 +229,9 @@ class LocalBackend:
 
     # Permits that are never closed
 
-    def _write_down_places(self, charges: Charges, receipts: Receipts, grant: Grant | None = None) -> None:
+    def _write_down_places(self, grant: Grant) -> None:
         """Write down who took places that may be missed later: those with a time to live, and the last ones of a limit."""
-        for (state, _), (_, receipt) in zip(charges, receipts, strict=True):
+        for (state, _), (_, receipt) in zip(*grant.charged(), strict=True):
             meter = state.meter
             if type(receipt) is Hold and isinstance(meter, Places) and (meter.ttl is not None or meter.exhausted):
                 receipt.where = users_line()
@@ -546,7 +543,7 @@ def _grant_now(binding: Binding, grant: Grant) -> bool:
         if not backend._decide(_charge_if_ready, binding, grant):
             return False
         if binding.charge.held:
-            backend._write_down_places(*grant.charged(), grant)
+            backend._write_down_places(grant)
         return True
     if not backend.current(binding):
         return False
@@ -557,7 +554,7 @@ def _grant_now(binding: Binding, grant: Grant) -> bool:
             emit(caller.on_event, Refused(caller.name, binding.charge.full_cost, wait, blocker or "the queue"))
     backend._decide(_charge, binding, grant)
     if binding.charge.held:
-        backend._write_down_places(*grant.charged(), grant)
+        backend._write_down_places(grant)
     return True
 
 
