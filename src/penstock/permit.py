@@ -135,8 +135,9 @@ class EnteredPermit(Permit):
         try:
             if not getattr(self, "ended", True) and self.granted:
                 self.close()
-        except BaseException:
-            self.close()  # a signal handler has raised once more
+        except BaseException:  # a signal handler has raised once more
+            if not getattr(self, "ended", True) and self.granted:
+                self.close()
             raise
 
 

@@ -91,6 +91,11 @@ class Grant:
         self.granted_at = granted_at
         self.ended = False
 
+    def void(self) -> None:
+        """It was granted nothing after all, and gives nothing back."""
+        self.ended = True
+        self.granted_at = math.nan
+
     @property
     def granted(self) -> bool:
         """Whether it was filled in by a charge."""

@@ -34,6 +34,7 @@ async def wait(
         if time_left == -math.inf:
             await anyio.lowlevel.checkpoint()  # the scope is cancelled already: say so, and not that it is too late
         request = backend.request_type(binding, parker, max_wait, time_left, priority, flow)
+        grant: G | None = None  # made at the end: it would be one object more for each of many waiters
         try:
             seconds = backend.enter(request)
             while seconds is not None:
@@ -43,6 +44,8 @@ async def wait(
             if request.error is None:
                 backend.hand_over(request, grant)
         except BaseException:
+            if grant is not None:
+                grant.void()
             backend.leave(request)
             raise
         if request.error is not None:
@@ -76,6 +79,7 @@ def wait_in_thread(
     parker = ThreadParker()
     try:
         request = backend.request_type(binding, parker, max_wait, math.inf, priority, flow)
+        grant: G | None = None
         try:
             seconds = backend.enter(request)
             while seconds is not None:
@@ -85,6 +89,8 @@ def wait_in_thread(
             if request.error is None:
                 backend.hand_over(request, grant)
         except BaseException:
+            if grant is not None:
+                grant.void()
             backend.leave(request)
             raise
         if request.error is not None:
@@ -105,12 +111,15 @@ def answer_at_once(
     message = ""
     try:
         request = backend.request_type(binding, None, 0.0, math.inf, priority, flow)
+        grant: G | None = None
         try:
             backend.enter(request)
             grant = new()
             if request.error is None:
                 backend.hand_over(request, grant)
         except BaseException:
+            if grant is not None:
+                grant.void()
             backend.leave(request)
             raise
         if request.error is not None:
