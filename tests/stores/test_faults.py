@@ -31,7 +31,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def anyio_backend():
-    """Faults happen to the courier's thread, whichever loop it works for; `test_contract` has both."""
+    """Faults happen to the dispatcher's thread, whichever loop it works for; `test_contract` has both."""
     return "asyncio"
 
 

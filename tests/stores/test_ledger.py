@@ -17,6 +17,7 @@ from penstock._core.ledger import (
     LOWER,
     PAUSE,
     RENEW,
+    RESUME,
     WINDOW,
     decide,
     reshape,
@@ -159,12 +160,15 @@ def test_a_clock_that_steps_back_neither_grants_nor_stalls():
     assert book.ask(1, horizon=0)[0] == 0
 
 
-def test_a_pause_is_never_shortened_by_another():
+def test_a_pause_is_never_shortened_by_another_but_lifted_at_once():
+    """And nothing is reserved beyond it: after it is lifted, that would be a debt that stays."""
     book = Book(rate(1, 10))
     book.do(PAUSE, 7, 1, 0)
     book.do(PAUSE, 3, 1, 0)
     assert book.ask(1, horizon=0)[0] == -8
-    assert book.ask(1)[0] == 7
+    assert book.ask(1)[0] == -8
+    book.do(RESUME, 1, 0)
+    assert book.ask(10)[0] == 0
 
 
 def test_what_a_server_says_only_ever_lowers_a_level():

@@ -69,6 +69,8 @@ def test_the_script_decides_as_the_ledger_does(which, lost, request, prefix):
                     amount = rng.randint(1, 9)
                     operations += [ledger.CHARGE, 1, limit, amount]
                     asked.append(("charge", [(limit, amount)]))
+                elif draw < 0.87:
+                    operations += [ledger.RESUME, 1, limit]
                 elif draw < 0.9:
                     operations += [ledger.PAUSE, rng.choice([0.1, 4]), 1, limit]
                 elif draw < 0.95:

@@ -318,7 +318,8 @@ def decide(
                 wait = wait_of(limit, operations[index + 1])
                 if wait > 0 and flat[limit][0] != BUCKET:
                     fixed = True  # what comes back all at once cannot be had in advance
-                wait = max(wait, pause[limit])
+                if pause[limit] > wait:
+                    wait, fixed = pause[limit], True  # it may be lifted, and a reservation would stay where it is
                 if limit in stopped:
                     fixed = True
                 if wait > longest or (fixed and blocker < 0):

@@ -352,7 +352,7 @@ while position <= stop do
       local limit = asked[i] + 1
       local wait = wait_of(limit, asked[i + 1])
       if wait > 0 and kind[limit] ~= BUCKET then fixed = true end  -- what comes back all at once cannot be had in advance
-      if pause[limit] > wait then wait = pause[limit] end
+      if pause[limit] > wait then wait, fixed = pause[limit], true end
       if stopped[limit] then fixed = true end
       if wait > longest or (fixed and blocker < 0) then longest, blocker = wait, limit - 1 end
     end

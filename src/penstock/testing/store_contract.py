@@ -38,6 +38,7 @@ from penstock import (
     in_flight,
     per_second,
     sliding,
+    unlimited,
 )
 from penstock._core import ledger
 from penstock.limits import Limit
@@ -320,6 +321,40 @@ class StoreContract:
         await theirs.acquire()
         assert time.monotonic() - begin >= 0.4 - 0.01
         assert time.monotonic() - paused < 0.4 + LATE
+
+    @pytest.mark.anyio
+    async def test_a_pause_is_lifted_for_everybody(self, stores: Callable[..., Store]) -> None:
+        """Also for those who had a turn at its end, in the process that lifts it and in others."""
+        mine, theirs = (Limiter(requests=per_second(1000, burst=10), name="x", store=stores()) for _ in range(2))
+        mine.pause(60.0)
+        await mine.refresh()
+        with pytest.raises(RateLimited) as caught:
+            await theirs.acquire(max_wait=0)
+        assert caught.value.blocked_by == "pause"
+        async with anyio.create_task_group() as tasks:
+            with anyio.fail_after(LATE + 1):
+                tasks.start_soon(mine.acquire)
+                await anyio.sleep(0.05)
+                mine.resume()
+                await mine.acquire()
+                await theirs.acquire()
+
+    @pytest.mark.anyio
+    async def test_unlimited_is_never_charged(self, stores: Callable[..., Store]) -> None:
+        """A unit without a limit may cost anything; one that gets a limit later is counted from then on."""
+        limiter = Limiter(requests=per_second(0.01, burst=2), tokens=unlimited, name="x", store=stores())
+        permit = await limiter.acquire(tokens=1e9)
+        permit.settle(tokens=1e12)
+        await limiter.refresh()
+        assert limiter.statistics().limits["requests"].level == pytest.approx(1, abs=0.1)
+        limiter.reconfigure(tokens=per_second(0.01, burst=5))
+        await limiter.acquire(tokens=5)
+        with pytest.raises(RateLimited):
+            await limiter.acquire(tokens=1, requests=0, max_wait=0)
+        free = Limiter(tokens=unlimited, name="free", store=stores())
+        await free.acquire(tokens=5)
+        await free.refresh()
+        assert free.statistics().granted == 1
 
     @pytest.mark.anyio
     async def test_new_limits_reach_every_process(self, stores: Callable[..., Store]) -> None:

@@ -342,7 +342,10 @@ class SharedBackend:
                 def write(batch: BatchInFlight, _: float, states: list[SharedLimitState] = states) -> None:
                     batch.resume(states)
 
-                self._tell(part, write, announce=True)
+                with self.store.lock:
+                    for state in states:
+                        state.paused_until = -math.inf
+                self.dispatcher.post(partial(_resumed, part, Order(part, write, announce=True)))
 
     def reconfigure(self, limits: Mapping[str, tuple[Limit, ...]]) -> None:
         """Replace the limits of these units, for every process; what was used stays used, and all waiters are looked at anew."""
@@ -473,6 +476,10 @@ def _look(look: Look, scheduler: Scheduler, _: float) -> None:
 
 def _order(order: Order, scheduler: Scheduler, _: float) -> None:
     scheduler.on_order(order)
+
+
+def _resumed(part: SharedLimitSet, order: Order, scheduler: Scheduler, _: float) -> None:
+    scheduler.on_resumed(part, order)
 
 
 def _change(part: SharedLimitSet, scheduler: Scheduler, now: float) -> None:

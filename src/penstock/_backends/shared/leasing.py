@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from penstock._backends.shared.limit_set import SharedLimitState
-from penstock._backends.shared.queue import POLL, StoreQueue
+from penstock._backends.shared.queue import PAUSE_WATCHED, POLL, StoreQueue
 from penstock._backends.shared.requests import LeaseAsked, Refund, SharedRequest, Stage, StoreReceipts
 from penstock._backends.shared.state import SchedulerState
-from penstock._backends.shared.wire import Admitted, BatchInFlight, FlowName, NotNow, OthersTurn
+from penstock._backends.shared.wire import Admitted, BatchInFlight, FlowName, Look, NotNow, OthersTurn
 from penstock._backends.shared.writing import Writing
 from penstock._core import lease as leases
 from penstock._core.lease import Lease, LeaseRequest, Share
@@ -55,13 +55,29 @@ class Leasing:
         wanted, look_again = leases.plan(
             queue.waiters, queue.states(), now, queue.lease or 0.0, more=now >= queue.more_at
         )
-        if now < look_again < float("inf") and not now < queue.alarm <= look_again:
-            queue.alarm = look_again
-            state.look_at(queue, look_again)
+        if now < look_again < float("inf"):
+            self._look_again(queue, look_again, now)
         if all(state.all_fit(batch, request.charges) for request in wanted):
             for request in wanted:
                 self._write(request, queue, batch, now)
             state.dirty.pop(queue, None)
+
+    def _look_again(self, queue: StoreQueue, moment: float, now: float) -> None:
+        """Look at the queue when a pause, or a period, ends; and before that whether another process has lifted the pause, if nothing tells."""
+        state = self._state
+        if not state.store.hears:
+            moment = min(moment, now + PAUSE_WATCHED)
+        if now < queue.alarm <= moment:
+            return
+        queue.alarm = moment
+
+        def ring(_: float) -> None:
+            state.dirty[queue.standing()] = None
+            if not state.store.hears:
+                state.looks += [Look(part, None) for part in queue.standing().sets]
+                state.urgent = True
+
+        state.at(moment, ring)
 
     def _write(self, request: LeaseRequest, queue: StoreQueue, batch: BatchInFlight, now: float) -> None:
         charges: Sequence[tuple[SharedLimitState, float]] = request.charges  # type: ignore[assignment]  # all limits are shared

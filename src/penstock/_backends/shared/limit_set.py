@@ -104,6 +104,11 @@ class SharedLimitSet:
         return {unit: tuple(state.limit for state in states) for unit, states in self.states.items()}
 
     @property
+    def known(self) -> bool:
+        """Whether the meters show what the store last said, and nothing has overtaken that."""
+        return self.agreed and not self.confirming
+
+    @property
     def queue(self) -> StoreQueue:
         """The queue that these limits are behind now."""
         self._queue = queue = self._queue.standing()

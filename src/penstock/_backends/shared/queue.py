@@ -13,7 +13,10 @@ from penstock._core.queue import Queue
 if TYPE_CHECKING:
     from penstock._core.turns import LimitState
 
-__all__ = ["POLL", "StoreQueue"]
+__all__ = ["PAUSE_WATCHED", "POLL", "StoreQueue"]
+
+PAUSE_WATCHED = 0.5
+"""Seconds between looks whether a pause was lifted, where the store tells nobody."""
 
 POLL = (0.002, 0.050)
 """Seconds, first and longest, between questions for what comes back only when somebody gives it back."""

@@ -21,9 +21,9 @@ from typing import Any
 from penstock._backends.charges import queue_full
 from penstock._backends.shared.asking import LOOKAHEAD, Asking
 from penstock._backends.shared.leasing import Leasing
-from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
+from penstock._backends.shared.limit_set import SharedLimitSet
 from penstock._backends.shared.outage import Outage
-from penstock._backends.shared.queue import POLL, StoreQueue
+from penstock._backends.shared.queue import PAUSE_WATCHED, POLL, StoreQueue
 from penstock._backends.shared.requests import LeaseAsked, Refund, SharedRequest, Stage, StoreReceipts
 from penstock._backends.shared.settling import Settling
 from penstock._backends.shared.state import SchedulerState, again
@@ -162,6 +162,12 @@ class Scheduler:
         self.state.orders.append(order)
         self.state.urgent = True
 
+    def on_resumed(self, part: SharedLimitSet, order: Order) -> None:
+        """The pauses of some limits end: ask for those that waited for that."""
+        self.on_order(order)
+        part.queue.blocked.clear()
+        self.state.dirty[part.queue] = None
+
     def on_change(self, part: SharedLimitSet, now: float) -> None:
         """Limits were replaced in this process."""
         self.state.changes[part] = None
@@ -277,7 +283,7 @@ class Scheduler:
             self._disagree(batch, reply.others, now)
             return
         verdicts = batch.read(reply)
-        lifted = self._mirror(batch, reply, now)
+        self._mirror(batch, reply, now)
         for settlement in batch.settlements:  # what was settled again meanwhile can be told now
             if settlement.receipts in self.state.settlements:
                 self.state.urgent = True
@@ -302,23 +308,19 @@ class Scheduler:
         for queue in served:
             self._leasing.serve(queue, now)
         for part in batch.offsets:
-            self._look_at_reservations(part, lifted, now)
+            self._look_at_reservations(part, now)
         for look in batch.looks:
             self._answer_look(look, None)
         batch.asked = []  # requests name the batch, too: without this, only the garbage collector could free them
 
-    def _mirror(self, batch: BatchInFlight, reply: Reply, now: float) -> set[SharedLimitState]:
-        """Note how things stand; return the limits whose pause was lifted."""
-        lifted: set[SharedLimitState] = set()
+    def _mirror(self, batch: BatchInFlight, reply: Reply, now: float) -> None:
+        """Note how things stand."""
         offset = 0
         for part in batch.offsets:
             part.agreed = True
             part.confirming = False
-            paused = {of: of.paused_until for of in part.order if of.paused_until > now}
             part.mirror(reply.states, offset, now, reply.now)
-            lifted.update(of for of, until in paused.items() if of.paused_until < until - 0.001)
             offset += 3 * len(part.order)
-        return lifted
 
     def _admitted(self, request: SharedRequest, batch: BatchInFlight, wait: float, now: float) -> None:
         state, apart = self.state, self.state.apart
@@ -353,23 +355,24 @@ class Scheduler:
             refused.append(request)
             return
         wait, of = verdict.wait, verdict.limit
+        paused = of.paused_until > now and wait >= of.paused_until - now - 1e-6
         if now + wait > request.latest and (wait < math.inf or request.latest <= now):
-            paused = of.paused_until > now and wait >= of.paused_until - now
             label = "pause" if paused else request.backend.plan().label(of)
             self.state.refuse_late(request, wait, label)
             return
         refused.append(request)
-        if of.returns_at_once:
+        if paused:
+            queue.blocked[of] = of.paused_until if self.store.hears else min(of.paused_until, now + PAUSE_WATCHED)
+        elif of.returns_at_once:
             poll = math.inf if isinstance(of.meter, CalendarWindow) else queue.poll
             queue.blocked[of] = now + min(max(wait, 1e-5), poll)
             queue.poll = min(2 * queue.poll, POLL[1])
 
-    def _look_at_reservations(self, part: SharedLimitSet, lifted: set[SharedLimitState], now: float) -> None:
-        """Use the reservations that are due; give up those that a younger pause has overtaken, or that waited for one that was lifted."""
+    def _look_at_reservations(self, part: SharedLimitSet, now: float) -> None:
+        """Use the reservations that are due; give up those that a younger pause has overtaken."""
         queue = part.queue
         for request in list(queue.reserved):
-            overtaken = any(of.paused_until > request.due + 0.001 for of, _ in request.charges)
-            if overtaken or (request.due > now and any(of in lifted for of, _ in request.charges)):
+            if any(of.paused_until > request.due + 0.001 for of, _ in request.charges):
                 queue.reserved.remove(request)
                 self.state.give_back(request)
                 self.state.stay(request, queue, now)

@@ -195,8 +195,10 @@ class SchedulerState:
         """Let a request join the queue, unless it would wait too long there."""
         request.stage = Stage.QUEUED
         self._join(request, queue, now)
-        if request.latest < math.inf and all(state.limit_set.agreed for state, _ in request.charges):
+        if request.latest < math.inf and all(state.limit_set.known for state, _ in request.charges):
             ready, blocker = self.expected(request, queue, now)
+            if blocker == "pause" and not queue.blocked:
+                return  # another process may have lifted it: the store knows
             if request.latest < ready < math.inf:
                 queue.waiters.leave(request)
                 self.refuse_late(request, ready - now, blocker)
