@@ -34,7 +34,6 @@ from pathlib import Path
 from _report import table, where
 
 from penstock import Keyed, Limiter, clock, per_second
-from penstock._backends.base import Grant
 from penstock._backends.shared.dispatcher import Dispatcher
 from penstock._backends.shared.requests import SharedRequest
 from penstock._concurrency.parking import Parker
@@ -173,7 +172,7 @@ class Task:
         self.again()
 
     def again(self):
-        request = SharedRequest(self.binding, Grant(), Woken(self.world, None))
+        request = SharedRequest(self.binding, Woken(self.world, None))
         request.parker.call = partial(self.woken, request)
         self.request = request
         self.backend.enter(request)

@@ -40,6 +40,8 @@ LimitsLike = Mapping[str, LimitLike | list[LimitLike] | tuple[LimitLike, ...]]
 class _Keys(Protocol):
     """Where the limits of keys come from."""
 
+    def recipe(self) -> dict[str, Any]: ...
+
     def limiter(self, key: Hashable) -> Limiter: ...
 
     def __len__(self) -> int: ...
@@ -149,6 +151,9 @@ class Keyed:
 
         return decorate
 
+    def __reduce__(self) -> Any:
+        return _made_again, (self._keys.recipe(),)
+
     # Without this, Python would ask for the limiters of 0, 1, 2… for ever, to iterate, or to see whether a key is among them.
     __iter__ = None
 
@@ -157,10 +162,21 @@ class Keyed:
         return len(self._keys)
 
 
+def _made_again(recipe: dict[str, Any]) -> Keyed:
+    """A `Keyed` that was pickled: its store keeps what was used."""
+    return Keyed(recipe.pop("limits"), **recipe)
+
+
 class _LocalKeys:
     """Keys in this process."""
 
     __slots__ = ("_limits_of", "_states")
+
+    def recipe(self) -> dict[str, Any]:
+        raise TypeError(
+            "what these keys have used lives in the memory of one process and cannot be pickled: make a Keyed in each process, or give it a "
+            "name= and a store= that processes share (SQLiteStore, RedisStore)"
+        )
 
     def __init__(self, states: KeyStates, limits_of: Callable[[Any], LimitsLike] | None) -> None:
         self._states = states
@@ -209,6 +225,10 @@ class _SharedKeys:
 
     def __len__(self) -> int:
         return len(self._limiters)
+
+    def recipe(self) -> dict[str, Any]:
+        limits: Any = self._limits_of or {unit: list(kinds) for unit, kinds in self._fixed.items()}
+        return {"limits": limits, "name": self._name, "store": self._store, **self._options}
 
     def limiter(self, key: Hashable) -> Limiter:
         text = f"{key}".replace("%", "%25").replace("{", "%7B").replace("}", "%7D")

@@ -518,7 +518,7 @@ class Limiter:
         return show_limiter(self._caller, self._backend.plan().units)
 
     def __reduce__(self) -> Any:
-        return self._backend.recipe(self._caller)
+        return _made_again, (self._backend.recipe(self._caller),)
 
     def __deepcopy__(self, _: Any) -> Limiter:
         raise TypeError(
@@ -547,6 +547,17 @@ Limiter.__call__.__signature__ = Signature(  # type: ignore[attr-defined]  # wha
         Parameter("costs", Parameter.VAR_KEYWORD),
     ]
 )
+
+
+def _made_again(recipe: list[dict[str, Any]]) -> Limiter:
+    """A limiter that was pickled: by its name, limits and store, which keeps what was used."""
+    made: Limiter | None = None
+    for options in recipe:
+        limits = {unit: list(kinds) for unit, kinds in options.pop("limits").items()}
+        limiter = Limiter(limits, **options)
+        made = limiter if made is None else made & limiter
+    assert made is not None, "a limiter has limits"
+    return made
 
 
 class _Hooks:

@@ -317,8 +317,8 @@ class Backend(Protocol):
     async def refresh(self) -> None:
         """Ask how things stand, for `snapshot` and `forecast` to show."""
 
-    def recipe(self, caller: Caller) -> Any:
-        """What `pickle` makes the limiter from again, as `__reduce__` returns it; raises TypeError where it cannot."""
+    def recipe(self, caller: Caller) -> list[dict[str, Any]]:
+        """The options of limiters that together are the one of `caller`, for `pickle`; raises TypeError where it cannot be pickled."""
 
     def itself(self) -> Backend:
         """This backend, or the one that it stands for."""

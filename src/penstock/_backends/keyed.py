@@ -378,7 +378,7 @@ class Key(Caller):
     async def refresh(self) -> None:
         """In this process everything is known already."""
 
-    def recipe(self, caller: Caller) -> Any:
+    def recipe(self, caller: Caller) -> list[dict[str, Any]]:
         return self.itself().recipe(caller)
 
     def joined(self, other: Any) -> LocalBackend:

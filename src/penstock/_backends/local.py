@@ -481,7 +481,7 @@ class LocalBackend:
     async def refresh(self) -> None:
         """In this process everything is known already."""
 
-    def recipe(self, caller: Caller) -> Any:
+    def recipe(self, caller: Caller) -> list[dict[str, Any]]:
         """How to make the limiter again in another process: not at all."""
         name = f'"{caller.name}"' if caller.name else "a limiter"
         raise TypeError(

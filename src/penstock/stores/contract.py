@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
+from urllib.parse import quote
+from weakref import WeakValueDictionary
 from zoneinfo import ZoneInfo
 
 from penstock._core import ledger
@@ -24,7 +27,7 @@ from penstock._core.windows import period_around
 from penstock.errors import StoreError
 from penstock.limits import Calendar, InFlight, Limit, Rate, Sliding
 
-__all__ = ["Batch", "Reply", "Row", "Store", "Terms", "Unreachable"]
+__all__ = ["Batch", "FromEnvironment", "Recipe", "Reply", "Row", "Store", "Terms", "Unreachable"]
 
 Row = tuple[str, bytes]
 """Of one name: the text of its terms, and what it has used."""
@@ -172,6 +175,76 @@ class Reply:
     epochs: Sequence[float]
     verdicts: Sequence[float]
     states: Sequence[float]
+
+
+class Recipe:
+    """What a store is made from again, in this process or another. A value.
+
+    Attributes:
+        make: Makes it: nearly always its class.
+        arguments: By position. One that is `FromEnvironment` is read where the store is made.
+        options: By keyword.
+    """
+
+    __slots__ = ("arguments", "make", "options")
+
+    def __init__(self, make: Callable[..., Store], arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+        self.make = make
+        self.arguments = arguments
+        self.options = dict(options)
+
+
+class FromEnvironment:
+    """A text with parts that are read from environment variables where it is used, so that no secret travels."""
+
+    __slots__ = ("before", "behind", "name", "quoted")
+
+    def __init__(self, before: str, name: str, behind: str, *, quoted: bool) -> None:
+        self.before = before
+        self.name = name
+        self.behind = behind
+        self.quoted = quoted  # whether the variable's value must be percent-encoded
+
+    def read(self) -> str:
+        """The text.
+
+        Raises:
+            ValueError: The variable is not set.
+        """
+        value = os.environ.get(self.name)
+        if value is None:
+            raise ValueError(
+                f"the address of a store is read from the environment variable {self.name}, which is not set here: set it in every "
+                "process that uses the store, as where the store was made"
+            )
+        return self.before + (quote(value, safe="") if self.quoted else value) + self.behind
+
+
+_known: WeakValueDictionary[Any, Store] = WeakValueDictionary()
+_unpickled: dict[Any, Store] = {}  # they are used again and again, by each task of an engine: one per address is kept
+
+
+def _key_of(recipe: Recipe) -> Any:
+    """What two stores have in common that are one; None if that cannot be told."""
+    arguments = tuple(arg.read() if isinstance(arg, FromEnvironment) else arg for arg in recipe.arguments)
+    key = (recipe.make, arguments, tuple(sorted(recipe.options.items())))
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _made_again(recipe: Recipe) -> Store:
+    """The store of a recipe: the one that this process has already, or a new one."""
+    key = _key_of(recipe)
+    store = None if key is None else _known.get(key)
+    if store is None:
+        arguments = [arg.read() if isinstance(arg, FromEnvironment) else arg for arg in recipe.arguments]
+        store = recipe.make(*arguments, **recipe.options)
+        if key is not None:
+            _known[key] = _unpickled[key] = store
+    return store
 
 
 class Store(ABC):
@@ -329,6 +402,40 @@ class Store(ABC):
     def forget(self) -> None:
         """In the child of a fork: connections are the parent's. Let go of them without a word to the other end."""
         self.disconnect()
+
+    def recipe(self) -> Recipe:
+        """What another process makes this store from, so that its limiters can be pickled; without secrets that the environment holds.
+
+        Raises:
+            TypeError: It cannot be made again.
+        """
+        raise TypeError(
+            f"{type(self).__name__} cannot be pickled: give it a method recipe() that returns what another process makes it from, as a "
+            "penstock.stores.contract.Recipe, or make the limiter in each process"
+        )
+
+    def options(self) -> dict[str, Any]:
+        """The options that all stores have, for `recipe`."""
+        return {
+            "place_ttl": self.place_ttl,
+            "patience": self.patience,
+            "on_outage": self.on_outage,
+            "share": self.share,
+            "on_event": self.on_event,
+        }
+
+    def __reduce__(self) -> Any:
+        recipe = self.recipe()
+        key = _key_of(recipe)
+        if key is not None:
+            _known.setdefault(key, self)
+        return _made_again, (recipe,)
+
+    def __copy__(self) -> Store:
+        return self  # it is an address, and what is there is one
+
+    def __deepcopy__(self, _: Any) -> Store:
+        return self
 
     def close(self) -> None:
         """Send what is still to be sent, and let go of threads and connections. The next use starts anew.

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import os
 import random
 import struct
 import threading
@@ -23,7 +24,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from penstock.errors import StoreError
-from penstock.stores.contract import Batch, Reply, Row, Store, Unreachable
+from penstock.stores.contract import Batch, FromEnvironment, Recipe, Reply, Row, Store, Unreachable
 
 __all__ = ["RedisStore"]
 
@@ -37,6 +38,25 @@ class _Script:
     def __init__(self, file: str) -> None:
         self.text = files("penstock.stores").joinpath(file).read_text(encoding="utf-8")
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+def _made_from(server: Any) -> str | FromEnvironment | None:
+    """The address as it travels to other processes; None if it is a client."""
+    if not isinstance(server, str):
+        return None
+    secret = server.partition("://")[2].rpartition("@")[0].partition(":")[2]
+    if not secret:
+        return server
+    whole = [name for name, value in os.environ.items() if secret in value and value in server]
+    if whole:  # the whole address, or as much of it as can be
+        name = max(whole, key=lambda name: (len(os.environ[name]), name))
+        before, _, behind = server.partition(os.environ[name])
+        return FromEnvironment(before, name, behind, quoted=False)
+    for name, value in sorted(os.environ.items()):
+        if value == unquote(secret):
+            before, _, behind = server.partition(f":{secret}@")
+            return FromEnvironment(f"{before}:", name, f"@{behind}", quoted=True)
+    return server
 
 
 class RedisStore(Store):
@@ -94,6 +114,7 @@ class RedisStore(Store):
             "health_check_interval": 0,
             "protocol": 2,  # enough for what we ask, and servers that are too old for 3 can still tell their version
         }
+        self._made_from = _made_from(server)
         self._make = self._maker(server)
         self._client: Any = None
         self._is_cluster = False
@@ -108,6 +129,21 @@ class RedisStore(Store):
 
     def __repr__(self) -> str:
         return f"RedisStore({self._address!r})"
+
+    def recipe(self) -> Recipe:
+        """The same server. A password that the environment holds travels by the variable's name. See `Store.recipe`.
+
+        Raises:
+            TypeError: It was made of a client.
+        """
+        if self._made_from is None:
+            raise TypeError(
+                f"{self!r} was made of a client object and cannot be pickled: give RedisStore a URL, best from an environment variable "
+                "that every process has"
+            )
+        options = {**self.options(), "prefix": self.prefix, "group": self._group, "timeout": self.timeout}
+        options["on_state_loss"] = "empty" if self._lost_is_empty else "full"
+        return Recipe(type(self), (self._made_from,), options)
 
     # Who the server is
 

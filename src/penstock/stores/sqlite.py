@@ -21,7 +21,7 @@ from typing import Any
 
 from penstock import clock
 from penstock.errors import StoreError
-from penstock.stores.contract import Row, Store, Unreachable
+from penstock.stores.contract import Recipe, Row, Store, Unreachable
 
 __all__ = ["SQLiteStore"]
 
@@ -66,6 +66,10 @@ class SQLiteStore(Store):
 
     def __repr__(self) -> str:
         return f"SQLiteStore({str(self.path)!r})"
+
+    def recipe(self) -> Recipe:
+        """The same file, whatever the directory. See `Store.recipe`."""
+        return Recipe(type(self), (str(self.path.absolute()),), self.options())
 
     def exchange(
         self, names: Sequence[str], decide: Callable[[list[Row | None], float], list[tuple[Row, float] | None]]

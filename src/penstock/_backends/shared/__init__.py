@@ -55,4 +55,6 @@ def shared_backend(
         lease = check_lease(lease, limits)
     weights = {flow_key(flow): weight for flow, weight in (flow_weights or {}).items()}
     dispatcher = dispatcher_of(store)
-    return SharedBackend(dispatcher, (dispatcher.limit_set(name, limits, ageing, weights, lease),))
+    part = dispatcher.limit_set(name, limits, ageing, weights, lease)
+    part.flow_weights = flow_weights
+    return SharedBackend(dispatcher, (part,))

@@ -153,8 +153,8 @@ class SharedBackend:
     def leave(self, request: Request) -> None:
         """The caller is gone: nothing is charged. See `base`."""
         assert isinstance(request, SharedRequest), "wait.py makes what request_type says"
-        if request.parker is None or not request.charges:
-            return  # it never entered
+        if request.parker is None or not request.charges or request.stage is Stage.REFUSED:
+            return  # it never entered, or has its answer
 
         def on_leave(scheduler: Scheduler, now: float) -> None:
             scheduler.on_leave(request, now)
@@ -385,9 +385,20 @@ class SharedBackend:
                 left -= state.pool.left  # which the server has not seen yet
             self._tell(state.limit_set, partial(_lower, state, left, heard, grant), announce=False)
 
-    def recipe(self, caller: Caller) -> Any:
-        """What `pickle` makes the limiter from again."""
-        raise NotImplementedError
+    def recipe(self, caller: Caller) -> list[dict[str, Any]]:
+        """The options of limiters that together are the one of `caller`. See `Backend.recipe`."""
+        options = {"max_queue": caller.max_queue, "on_event": caller.on_event, "store": self.store}
+        return [
+            {
+                **options,
+                "name": part.name,
+                "limits": part.limits(),
+                "lease": part.lease,
+                "ageing": part.queue.waiters.ageing,
+                "flow_weights": part.flow_weights,
+            }
+            for part in self.sets
+        ]
 
     def itself(self) -> SharedBackend:
         """This backend."""

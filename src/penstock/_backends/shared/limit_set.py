@@ -7,6 +7,7 @@ changed with the lock of the store held.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Mapping
 from typing import Any
 from weakref import WeakSet
 
@@ -68,6 +69,7 @@ class SharedLimitSet:
         defaults: What a call costs per unit unless it says so.
         order: The limits in the order of the terms.
         version: Grows with every change of the limits.
+        flow_weights: As they were given.
         users: The backends that decide over these limits now.
         agreed: Whether the store has ever decided by these terms.
         confirming: Whether the store is being asked if reservations still hold.
@@ -77,7 +79,7 @@ class SharedLimitSet:
     """
 
     __slots__ = (
-        "__weakref__", "_queue", "agreed", "confirming", "defaults", "lease", "name", "order", "orphans", "place_ttl", "places",
+        "__weakref__", "_queue", "agreed", "confirming", "defaults", "flow_weights", "lease", "name", "order", "orphans", "place_ttl", "places",
         "renew_at", "states", "terms", "users", "version",
     )  # fmt: skip
 
@@ -89,6 +91,7 @@ class SharedLimitSet:
         self.states: dict[str, tuple[LimitState, ...]] = {}
         self.defaults: dict[str, float] = {}
         self.order: list[SharedLimitState] = []
+        self.flow_weights: Mapping[Hashable, float] | None = None
         self.agreed = False
         self.confirming = False
         self.places: dict[SharedLimitState, float] = {}
