@@ -30,6 +30,7 @@ ORDER = (
     "_classify",  # which errors count
     "_user_errors",  # looking at the user's exceptions without losing them
     "_validation",  # what users write, read and checked
+    "_turn",  # whose the limited calls of a block are
     "stores",
     "_backends",  # what decides for a limiter
     "statistics",

@@ -12,7 +12,7 @@ import penstock
 
 NAMES = {
     # limits and limiters
-    "Limiter", "Call", "Permit", "Keyed", "Adaptive", "Rate", "per_second", "per_minute", "per_hour", "per_day", "in_flight", "sliding", "calendar", "unlimited",
+    "Limiter", "Call", "turn", "Permit", "Keyed", "Adaptive", "Rate", "per_second", "per_minute", "per_hour", "per_day", "in_flight", "sliding", "calendar", "unlimited",
     "Limit", "Calendar", "InFlight", "Sliding", "Unlimited", "Meter", "Forecast", "Statistics", "LimitStatistics",
     # calls that fail
     "Retry", "Attempt", "Budget", "exponential", "constant", "retry_after",

@@ -6,6 +6,7 @@ what, so that a name is loaded when it is first asked for. Therefore it holds im
 
 from penstock._call import Call as Call
 from penstock._core.meter import Meter as Meter
+from penstock._turn import turn as turn
 from penstock.adaptive import Adaptive as Adaptive
 from penstock.batching import Batcher as Batcher
 from penstock.errors import AttemptTimeout as AttemptTimeout

@@ -34,6 +34,7 @@ from penstock import (
     per_minute,
     per_second,
     sliding,
+    turn,
     unlimited,
 )
 
@@ -73,8 +74,9 @@ async def a_permit_comes_of_entering_and_of_acquiring() -> None:
     assert_type(call, Call)
     with call as permit:
         permit.settle({"tokens": Decimal("4.5")})
-    async with limiter(tokens=Fraction(1, 2)):
-        pass
+    with turn(priority=10, flow="alice", max_wait=timedelta(seconds=5)):
+        async with limiter(tokens=Fraction(1, 2)):
+            pass
     async with await limiter.acquire(tokens=900, max_wait=10, priority=1, flow="alice") as permit:
         assert_type(permit.cost, dict[str, float])
     with limiter.acquire_nowait(tokens=900, flow=("alice", 7)) as permit:

@@ -11,6 +11,7 @@ import anyio.lowlevel
 from penstock import _log
 from penstock._backends.base import Binding, Grant
 from penstock._concurrency.parking import ThreadParker, here, loop_running_here
+from penstock._turn import turn_here
 from penstock.errors import PenstockError, RateLimited, WouldBlockEventLoop
 from penstock.events import Granted, Refused, Withdrawn, emit
 
@@ -33,7 +34,15 @@ async def wait(
         time_left = parker.time_left()
         if time_left == -math.inf:
             await anyio.lowlevel.checkpoint()  # the scope is cancelled already: say so, and not that it is too late
-        request = backend.request_type(binding, parker, max_wait, time_left, priority, flow)
+        turn = turn_here()
+        request = backend.request_type(
+            binding,
+            parker,
+            turn.max_wait if max_wait is None else max_wait,
+            time_left,
+            priority or turn.priority or 0,
+            turn.flow if flow is None else flow,
+        )
         grant: G | None = None  # made at the end: it would be one object more for each of many waiters
         try:
             seconds = backend.enter(request)
@@ -78,7 +87,15 @@ def wait_in_thread(
     backend = binding.backend
     parker = ThreadParker()
     try:
-        request = backend.request_type(binding, parker, max_wait, math.inf, priority, flow)
+        turn = turn_here()
+        request = backend.request_type(
+            binding,
+            parker,
+            turn.max_wait if max_wait is None else max_wait,
+            math.inf,
+            priority or turn.priority or 0,
+            turn.flow if flow is None else flow,
+        )
         grant: G | None = None
         try:
             seconds = backend.enter(request)

@@ -1,0 +1,67 @@
+"""Whose the limited calls of a block are, where nobody can pass an argument: `with penstock.turn(flow="alice"):`.
+
+A context variable, so it holds for the tasks and threads that the block starts with a copy of its context, and for nothing
+else. Only calls that have to wait look at it: a call that goes at once goes before nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import NamedTuple
+
+from penstock._numbers import Seconds
+from penstock._validation import read_flow, read_priority, read_wait
+
+__all__ = ["Turn", "turn", "turn_here"]
+
+
+class Turn(NamedTuple):
+    """What a block says of its calls; None: nothing."""
+
+    max_wait: float | None = None
+    priority: int | None = None
+    flow: Hashable = None
+
+
+_here: ContextVar[Turn] = ContextVar("penstock.turn", default=Turn())  # noqa: B039 - a Turn does not change
+
+
+def turn_here() -> Turn:
+    """What the innermost blocks say of the calls made here."""
+    return _here.get()
+
+
+class turn:  # noqa: N801 - it reads as a word: with turn(priority=10)
+    """Say whose the limited calls inside are: of SDKs, of HTTP clients, of decorated functions, of any limiter.
+
+        with penstock.turn(priority=10, flow="alice", max_wait=5):
+            reply = await client.chat.completions.create(...)
+
+    Blocks nest: an inner one refines what it names, and leaves the rest. What a call says itself goes first.
+
+    Args:
+        priority: A whole number; higher goes first.
+        flow: Whose work it is.
+        max_wait: Longest wait, in seconds or as a timedelta.
+
+    Raises:
+        ValueError: One of these is wrong.
+    """
+
+    __slots__ = ("_tokens", "_turn")
+
+    def __init__(self, *, priority: int | None = None, flow: Hashable = None, max_wait: Seconds | None = None) -> None:
+        self._turn = Turn(read_wait(max_wait), None if priority is None else read_priority(priority), read_flow(flow))
+        self._tokens: list[Token[Turn]] = []
+
+    def __enter__(self) -> None:
+        outer, mine = _here.get(), self._turn
+        refined = {name: value for name, value in mine._asdict().items() if value is not None}
+        self._tokens.append(_here.set(outer._replace(**refined)))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _here.reset(self._tokens.pop())
