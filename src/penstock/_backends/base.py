@@ -222,7 +222,7 @@ class Request(Waiter):
         self.caller = binding.caller
         self.cost = binding.charge.cost
         self.granted_at = math.nan
-        self.parker = parker
+        self.parker: Any = parker  # whatever parks has one
         self.max_wait = max_wait
         self.time_left = time_left
         self.home: object = None if parker is None else parker.home

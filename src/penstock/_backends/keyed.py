@@ -22,8 +22,9 @@ from penstock import clock
 from penstock._backends import fast_path
 from penstock._backends.base import Binding, Caller, Charge, Grant, Request, Snapshot, words_of
 from penstock._backends.charges import ChargePlan
+from penstock._backends.held_places import expired, warn_of_expired
 from penstock._backends.limit_set import LimitSet
-from penstock._backends.local import LocalBackend, expired, warn_of_expired
+from penstock._backends.local import LocalBackend
 from penstock._backends.queue import WaitQueue
 from penstock._core.turns import LimitState
 from penstock.errors import Unsatisfiable

@@ -11,28 +11,25 @@ middle of a decision of its own thread is told "not now"; what it gives back is 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from penstock import _log, clock
 from penstock._backends import fast_path
 from penstock._backends.base import Binding, Caller, Charge, Grant, Request, Snapshot
 from penstock._backends.charges import ChargePlan, not_now, queue_full
+from penstock._backends.held_places import expired, note_holder, note_orphan, warn_of_expired, warn_of_hang
 from penstock._backends.limit_set import LimitSet
 from penstock._backends.queue import WaitQueue
-from penstock._concurrency.parking import who_am_i
 from penstock._core.bucket import Bucket
-from penstock._core.places import Hold, Places
 from penstock._core.turns import Charges, LimitState, Receipts, charge, charge_if_ready, give_back, undo
-from penstock._introspect import users_line
 from penstock._validation import exact_cost, show_seconds, told_of
 from penstock.errors import RateLimited
 from penstock.events import Refused, emit
 from penstock.limits import Limit
 from penstock.stores.memory import MemoryStore
 
-__all__ = ["LocalBackend", "expired", "warn_of_expired"]
+__all__ = ["LocalBackend"]
 
 R = TypeVar("R")
 
@@ -133,7 +130,7 @@ class LocalBackend:
         if seconds is None:
             return None
         if self._plan.held:
-            self._warn_of_hang(request.charges)  # type: ignore[arg-type]  # limit states are what is charged
+            warn_of_hang(request.charges)
         if (log := _log.logger("penstock.limiter", "DEBUG")) is not None:
             _log.waiting(log, request.caller.name, request.cost, *self._forecast_of(request))
         return seconds
@@ -150,7 +147,7 @@ class LocalBackend:
             if request.error is not None:
                 return None
         if request.parker is None:  # it cannot be woken: only a meter of a user's own that changed its mind comes here
-            queue.refuse(request, not_now(request.charges, 0.0, None))  # type: ignore[arg-type]
+            queue.refuse(request, not_now(request.charges, 0.0, None))
             caller.refused += 1
             return None
         return queue.park(request, now)
@@ -166,7 +163,7 @@ class LocalBackend:
             queue.leave(request, now)
             request.caller.refused += 1
             request.error = not_now(
-                request.charges,  # type: ignore[arg-type]
+                request.charges,
                 max(ready - now, 0.0),
                 self.plan().blocker(state, now),
                 "max_wait has passed",
@@ -193,7 +190,7 @@ class LocalBackend:
 
     def hand_over(self, request: Request, grant: Grant) -> None:
         """Fill in the grant of a request that was granted."""
-        grant.of(self, request.caller, request.charges, request.receipts, request.granted_at)  # type: ignore[arg-type]
+        grant.of(self, request.caller, request.charges, request.receipts, request.granted_at)
         if self._plan.held:
             self._write_down_places(grant)
 
@@ -210,7 +207,7 @@ class LocalBackend:
         if min(math.inf if max_wait is None else max_wait, time_left) < ready - now:
             ready, state = queue.expected_of(request, now, in_turns=True)  # before it is told that it takes too long
         wait = ready - now
-        charges: Charges = request.charges  # type: ignore[assignment]
+        charges: Charges = request.charges
         error: RateLimited | None = None
         if full and max_wait != 0:
             assert max_queue is not None
@@ -230,56 +227,19 @@ class LocalBackend:
     # Permits that are never closed
 
     def _write_down_places(self, grant: Grant) -> None:
-        """Write down who took places that may be missed later: those with a time to live, and the last ones of a limit."""
-        for (state, _), (_, receipt) in zip(*grant.charged(), strict=True):
-            meter = state.meter
-            if type(receipt) is Hold and isinstance(meter, Places) and (meter.ttl is not None or meter.exhausted):
-                receipt.where = users_line()
-                receipt.holder = who_am_i() if grant.entered else None  # else it may be handed to others, who end it
-                meter.last_hold = receipt
-                if meter.ttl is not None:
-                    self._warn_of_expired(grant)
-
-    def _warn_of_hang(self, charges: Charges) -> None:
-        """Warn of places that a call waits for and that nobody may ever give back."""
-        # With no lock held: what shows warnings is the user's, and may take its time, or raise.
-        for state, _ in charges:
-            meter = state.meter
-            if not isinstance(meter, Places) or meter.ttl is not None:
-                continue
-            last, meter.last_hold = meter.last_hold, None  # each is told of once
-            if last is not None and last.amount and last.holder == who_am_i():
-                file, line = last.where or ("<unknown>", 0)
-                _warn(
-                    f"this task holds the last place of {state.label}, acquired at {file}:{line}, and waits for another: nobody may "
-                    "ever give one back. Enter the limiter once, or raise the limit",
-                    file,
-                    line,
-                )
-            orphans, meter.orphans = meter.orphans, []
-            for hold in orphans:
-                file, line = hold.where or ("<unknown>", 0)
-                _warn(
-                    f"a permit acquired at {file}:{line} was never closed, so it holds places of {state.label} for ever, which a call "
-                    "waits for. Use `with await limiter.acquire():`, or close() it",
-                    file,
-                    line,
-                )
+        if note_holder(grant):
+            self._warn_of_expired(grant)
 
     def lose(self, grant: Grant, where: tuple[str, int]) -> None:
         """Nobody can end this grant any more. See `base`."""
 
         def note(queue: WaitQueue, _: float, grant: Grant) -> None:
-            charges, receipts = grant.charged()
-            for meter, receipt in receipts:
-                if type(receipt) is Hold and isinstance(meter, Places) and meter.ttl is None and receipt.amount:
-                    receipt.where = where
-                    meter.orphans.append(receipt)
-            waits.extend(charges if len(queue.waiters) else ())
+            note_orphan(grant, where)
+            waits.extend(grant.charges if len(queue.waiters) else ())
 
         waits: list[tuple[LimitState, float]] = []
         self._give_back(note, grant)
-        self._warn_of_hang(waits)
+        warn_of_hang(waits)
 
     def _warn_of_expired(self, grant: Grant | None) -> None:
         """Warn of places that came back by their time to live, once each."""
@@ -502,35 +462,6 @@ class LocalBackend:
             for part in sets[1:]:
                 self._decide(lambda queue, _, part=part: queue.merge(part.queue))
             return LocalBackend(self.store, sets, fast=self.fast and other.fast)
-
-
-def expired(states: Iterable[LimitState], now: float) -> list[Hold]:
-    """Take the holds that have outlived their time to live, and that nobody was told of yet."""
-    lost: list[Hold] = []
-    for state in states:
-        meter = state.meter
-        if isinstance(meter, Places):
-            meter.used(now)  # it looks for them
-            lost += meter.lost
-            meter.lost = []
-    return lost
-
-
-def warn_of_expired(lost: list[Hold], name: str | None) -> None:
-    """Warn of places that came back by their time to live, as of the lines that acquired them."""
-    for hold in lost:
-        file, line = hold.where or ("<unknown>", 0)
-        _warn(
-            f"a permit of {name or 'a limiter'} acquired at {file}:{line} was not closed within its time to live, so its place was "
-            "given to others. Use `with await limiter.acquire():`, or close() it",
-            file,
-            line,
-        )
-
-
-def _warn(message: str, file: str, line: int) -> None:
-    """Warn as of a line of the user's."""
-    warnings.warn_explicit(message, RuntimeWarning, file, line)
 
 
 def _grant_now(binding: Binding, grant: Grant) -> bool:

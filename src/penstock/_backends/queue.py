@@ -200,14 +200,14 @@ class WaitQueue:
         for home in self._homes.values():
             timekeeper = home.timekeeper
             if timekeeper is not None and timekeeper is not self._running:
-                timekeeper.parker.wake(self._here)  # type: ignore[union-attr]  # a timekeeper has a parker
+                timekeeper.parker.wake(self._here)
 
     def _grant(self, waiter: Waiter, receipts: Receipts, now: float) -> None:
         request: Request = waiter  # type: ignore[assignment]  # all waiters here are
         request.receipts, request.granted_at = receipts, now
         home = self._homes.get(request.home)
         if home is not None and request in home.parked and not self._wake(request, home):
-            undo(request.charges, receipts, now)  # type: ignore[arg-type]  # its loop is gone, and so is the waiter
+            undo(request.charges, receipts, now)
             request.receipts, request.granted_at = None, math.nan
         else:
             request.caller.granted += 1
@@ -219,7 +219,7 @@ class WaitQueue:
                 request.waking = True
                 home.waking += 1
                 self._waking += 1
-            if not request.parker.wake(self._here):  # type: ignore[union-attr]  # what is parked has a parker
+            if not request.parker.wake(self._here):
                 del home.parked[request]
                 self._awake(request, home)
                 return False
@@ -256,7 +256,7 @@ class WaitQueue:
         home = self._homes.get(request.home)
         if home is None:
             home = self._homes[request.home] = _Home()
-        request.parker.rearm()  # type: ignore[union-attr]  # what waits has a parker
+        request.parker.rearm()
         home.parked.setdefault(request)
         if home.timekeeper is None:
             home.timekeeper = request
@@ -272,7 +272,7 @@ class WaitQueue:
         leader = self._leader
         if leader is not home:
             keeper = None if leader is None else leader.timekeeper
-            if keeper is not None and keeper.parker.awake():  # type: ignore[union-attr]
+            if keeper is not None and keeper.parker.awake():
                 return False
             self._leader = home
         return True
@@ -284,11 +284,11 @@ class WaitQueue:
         self.waiters.leave(request)
         if receipts is not None:
             request.receipts = None
-            undo(request.charges, receipts, now)  # type: ignore[arg-type]  # limit states are what is charged
+            undo(request.charges, receipts, now)
             if request.granted:
                 request.granted_at = math.nan
                 request.caller.granted -= 1
-            self.run(now, [state for state, _ in request.charges])  # type: ignore[misc]
+            self.run(now, [state for state, _ in request.charges])
         else:
             self.run(now)
         if home is not None:
@@ -314,7 +314,7 @@ class WaitQueue:
         home.timekeeper = None
         while home.parked:
             oldest = next(iter(home.parked))
-            if oldest.parker.wake(self._here):  # type: ignore[union-attr]
+            if oldest.parker.wake(self._here):
                 home.timekeeper = oldest
                 return
             del home.parked[oldest]
@@ -358,7 +358,7 @@ class WaitQueue:
         """`expected`, of one that waits. Without `in_turns` as if all other flows went first, which is found out at once."""
         waiters = self.waiters
         ahead = waiters.due_before(request) if in_turns and waiters.shared() else waiters.queued_ahead(request)
-        return ready_behind(request.charges, ahead, now)  # type: ignore[arg-type]  # what its charges are on are limit states
+        return ready_behind(request.charges, ahead, now)
 
     # Changes
 
@@ -416,7 +416,7 @@ class WaitQueue:
     def refuse_oversized(self, never: Callable[[LimitState, float], Exception]) -> None:
         """Tell all waiters that wait for more than a limit can ever hold."""
         for waiter in list(self.waiters):
-            charges: Charges = waiter.charges  # type: ignore[assignment]
+            charges: Charges = waiter.charges
             for state, amount in charges:
                 if amount > state.limit.capacity:
                     self.refuse(waiter, never(state, amount))  # type: ignore[arg-type]

@@ -266,7 +266,7 @@ def serve(queue: Queue, now: float, grant: Callable[[Waiter, list[Share]], None]
     while heads:
         _, waiter = heappop(heads)
         while True:
-            charges: Charges = waiter.charges  # type: ignore[assignment]
+            charges: Charges = waiter.charges
             shares = None
             if not kept or all(state.pool.free(now) - kept.get(state, 0.0) >= amount for state, amount in charges):
                 shares = take(charges, now)
@@ -316,7 +316,7 @@ def plan(
     wanted: dict[Leased, float] = {}
     waits = False
     for _, waiter in queue.heads(now):
-        charges: Charges = waiter.charges  # type: ignore[assignment]
+        charges: Charges = waiter.charges
         waits = True
         closed = max(_closed_until(state, amount, now) for state, amount in charges)
         if closed > now:

@@ -54,7 +54,7 @@ class Waiter:
     subqueue: Subqueue | None
 
     def __init__(self, charges: Charges, priority: int = 0, flow: Hashable = None) -> None:
-        self.charges: Charges = charges
+        self.charges: Any = charges  # a queue's owner knows more of its limits than the queue does
         self.priority: int = priority
         self.flow: Hashable = flow
         self.number: int = 0

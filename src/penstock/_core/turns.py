@@ -207,7 +207,7 @@ def _take_back(charges: Charges, receipts: Receipts, now: float) -> None:
 def _due(queue: Queue, waiter: Waiter, now: float) -> float:
     """When the waiter should have had its turn: `now`, unless the turn that `admit` announced comes late."""
     due = max(queue.due, waiter.arrived)
-    charges: Charges = waiter.charges  # type: ignore[assignment]
+    charges: Charges = waiter.charges
     for state, _ in charges:
         if state.meter.catch_up:
             break
@@ -245,13 +245,14 @@ def _horizon(charges: Charges, now: float) -> float:
 def _delays(charges: Charges, waiter: Waiter, horizon: float, now: float) -> LimitState | None:
     """The limit on which charging `charges` now would make `waiter`, ready at `horizon`, ready later."""
     mine = dict(charges)
-    for state, amount in waiter.charges:
-        other = mine.get(state)  # type: ignore[call-overload]
+    theirs: Charges = waiter.charges
+    for state, amount in theirs:
+        other = mine.get(state)
         if not other:
             continue
-        after = state.meter.ready_after(other, amount, now)  # type: ignore[attr-defined]
+        after = state.meter.ready_after(other, amount, now)
         if after > horizon + _SAME_MOMENT:
-            return state  # type: ignore[return-value]
+            return state
     return None
 
 
@@ -289,7 +290,7 @@ def _admit_few(queue: Queue, now: float, grant: Grant) -> float:
         _, waiter = heappop(heads)
         due = _due(queue, waiter, now) if queue.due < now else now
         while True:  # one after another of this shape, as long as no other shape's head comes between
-            charges: Charges = waiter.charges  # type: ignore[assignment]
+            charges: Charges = waiter.charges
             if blocked and _ready_at(charges, now) <= now and _delayed(blocked, charges, now) is not None:
                 break  # it could go, but a waiter before it would be later
             receipts = waiter.receipts = charge_if_ready(charges, now, due)
@@ -306,7 +307,7 @@ def _admit_few(queue: Queue, now: float, grant: Grant) -> float:
                 break
             waiter = behind[1]
         if waiter.subqueue is not None and heads and len(blocked) < _PROTECTED:
-            blocked.append((waiter, _horizon(waiter.charges, now)))  # type: ignore[arg-type]
+            blocked.append((waiter, _horizon(waiter.charges, now)))
     return next_turn
 
 
@@ -459,7 +460,7 @@ class _Turn:
         if shape.sleepers.state is None or shape.sleepers.open:
             due = _due(queue, waiter, now) if queue.due < now else now
             while True:
-                charges: Charges = waiter.charges  # type: ignore[assignment]
+                charges: Charges = waiter.charges
                 ready, excludes = self._what_excludes(charges)
                 receipts = waiter.receipts = charge_if_ready(charges, now, due) if ready else None
                 if receipts is None:
@@ -475,7 +476,7 @@ class _Turn:
                     return
                 waiter = behind[1]
         if len(self._blocked) < _PROTECTED:
-            self._blocked.append((waiter, _horizon(waiter.charges, now)))  # type: ignore[arg-type]
+            self._blocked.append((waiter, _horizon(waiter.charges, now)))
 
     def _what_excludes(self, charges: Charges) -> tuple[bool, LimitState | None]:
         """Whether the call may be charged now; and if not, a limit that its shape can sleep on."""
@@ -518,13 +519,13 @@ class _Turn:
 
 def could_go(queue: Queue, waiter: Waiter, now: float) -> bool:
     """Whether `waiter`, which is in `queue`, would have a turn now, if no other waiter went first."""
-    charges: Charges = waiter.charges  # type: ignore[assignment]
+    charges: Charges = waiter.charges
     if ready_at(charges, now)[0] > now:
         return False
     for _, earlier in queue.heads(now):
         if earlier is waiter:
             return True
-        others: Charges = earlier.charges  # type: ignore[assignment]
+        others: Charges = earlier.charges
         if _delays(charges, earlier, _horizon(others, now), now) is not None:
             return False
     return False

@@ -147,7 +147,7 @@ class SharedBackend:
         assert isinstance(request, SharedRequest), "wait.py makes what request_type says"
         if request.stage is Stage.GRANTED or request.error is not None:
             return None
-        request.parker.rearm()  # type: ignore[union-attr]  # what advances has a parker
+        request.parker.rearm()
         return math.inf if not request.done else 0.0  # it may have been woken just before
 
     def leave(self, request: Request) -> None:

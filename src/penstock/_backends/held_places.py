@@ -1,0 +1,100 @@
+"""Places that may never come back: who holds them is written down, and a call that has to wait for them is told.
+
+Three ways lead there: a permit outlives its time to live, a permit is collected and was never closed, a task that holds the last
+place waits for another. Each is warned of once, as of the line that acquired the permit.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+
+from penstock._backends.base import Grant
+from penstock._concurrency.parking import who_am_i
+from penstock._core.places import Hold, Places
+from penstock._core.turns import Charges, LimitState
+from penstock._introspect import users_line
+
+__all__ = ["expired", "note_holder", "note_orphan", "warn_of_expired", "warn_of_hang"]
+
+
+def note_holder(grant: Grant) -> bool:
+    """Write down who took places that may be missed later: those with a time to live, and the last ones of a limit.
+
+    Returns:
+        Whether some have a time to live, so that others may have outlived it.
+    """
+    may_expire = False
+    for (state, _), (_, receipt) in zip(*grant.charged(), strict=True):
+        meter = state.meter
+        if type(receipt) is Hold and isinstance(meter, Places) and (meter.ttl is not None or meter.exhausted):
+            receipt.where = users_line()
+            receipt.holder = who_am_i() if grant.entered else None  # else it may be handed to others, who end it
+            meter.last_hold = receipt
+            may_expire = may_expire or meter.ttl is not None
+    return may_expire
+
+
+def note_orphan(grant: Grant, where: tuple[str, int]) -> None:
+    """Nobody can end this grant any more: its permit, acquired at that line, was collected."""
+    _, receipts = grant.charged()
+    for meter, receipt in receipts:
+        if type(receipt) is Hold and isinstance(meter, Places) and meter.ttl is None and receipt.amount:
+            receipt.where = where
+            meter.orphans.append(receipt)
+
+
+def warn_of_hang(charges: Charges) -> None:
+    """Warn of places that a call waits for and that nobody may ever give back."""
+    # With no lock held: what shows warnings is the user's, and may take its time, or raise.
+    for state, _ in charges:
+        meter = state.meter
+        if not isinstance(meter, Places) or meter.ttl is not None:
+            continue
+        last, meter.last_hold = meter.last_hold, None  # each is told of once
+        if last is not None and last.amount and last.holder == who_am_i():
+            file, line = last.where or ("<unknown>", 0)
+            _warn(
+                f"this task holds the last place of {state.label}, acquired at {file}:{line}, and waits for another: nobody may "
+                "ever give one back. Enter the limiter once, or raise the limit",
+                file,
+                line,
+            )
+        orphans, meter.orphans = meter.orphans, []
+        for hold in orphans:
+            file, line = hold.where or ("<unknown>", 0)
+            _warn(
+                f"a permit acquired at {file}:{line} was never closed, so it holds places of {state.label} for ever, which a call "
+                "waits for. Use `with await limiter.acquire():`, or close() it",
+                file,
+                line,
+            )
+
+
+def expired(states: Iterable[LimitState], now: float) -> list[Hold]:
+    """Take the holds that have outlived their time to live, and that nobody was told of yet."""
+    lost: list[Hold] = []
+    for state in states:
+        meter = state.meter
+        if isinstance(meter, Places):
+            meter.used(now)  # it looks for them
+            lost += meter.lost
+            meter.lost = []
+    return lost
+
+
+def warn_of_expired(lost: list[Hold], name: str | None) -> None:
+    """Warn of places that came back by their time to live, as of the lines that acquired them."""
+    for hold in lost:
+        file, line = hold.where or ("<unknown>", 0)
+        _warn(
+            f"a permit of {name or 'a limiter'} acquired at {file}:{line} was not closed within its time to live, so its place was "
+            "given to others. Use `with await limiter.acquire():`, or close() it",
+            file,
+            line,
+        )
+
+
+def _warn(message: str, file: str, line: int) -> None:
+    """Warn as of a line of the user's."""
+    warnings.warn_explicit(message, RuntimeWarning, file, line)
