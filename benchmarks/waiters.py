@@ -138,7 +138,9 @@ def main():
     args = parser.parse_args()
     if args.only:
         (rate,) = args.rates
-        print(json.dumps(asyncio.run(play(CANDIDATES[args.only], args.waiters, rate, max(1, round(rate * args.burst))))))
+        print(
+            json.dumps(asyncio.run(play(CANDIDATES[args.only], args.waiters, rate, max(1, round(rate * args.burst)))))
+        )
         return
     where("aiolimiter", "asynciolimiter")
     for rate in args.rates:

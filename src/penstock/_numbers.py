@@ -12,7 +12,7 @@ import math
 from datetime import timedelta
 from typing import Any, SupportsFloat, SupportsIndex
 
-__all__ = ["Number", "Seconds", "amount", "exact", "read_number", "read_seconds", "show"]
+__all__ = ["Number", "Seconds", "amount", "exact", "is_bool", "read_number", "read_seconds", "show"]
 
 Number = SupportsFloat | SupportsIndex
 """Whatever Python calls a number: its own, numpy's, `Decimal`, `Fraction`."""
@@ -50,9 +50,14 @@ def amount(value: Any) -> float | None:
         return None
 
 
+def is_bool(value: Any) -> bool:
+    """Whether it is a bool, Python's or numpy's."""
+    return type(value).__name__ in {"bool", "bool_"}
+
+
 def read_number(value: Any) -> float | None:
     """A number as a Python int or float; None if it is none: a bool, NaN, an int beyond all floats."""
-    if type(value).__name__ in {"bool", "bool_"}:
+    if is_bool(value):
         return None
     number = exact(value)
     try:

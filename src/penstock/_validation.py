@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from operator import index
 from typing import Any
 
 from penstock import _numbers
@@ -12,11 +13,13 @@ from penstock.errors import CostError
 from penstock.limits import Limit, Rate, parse
 
 __all__ = [
+    "RESERVED",
     "LimitLike",
     "Shown",
     "check_hook",
     "check_options",
     "exact_cost",
+    "exact_costs",
     "exact_heard",
     "merge_given",
     "read_flow",
@@ -29,7 +32,9 @@ __all__ = [
 
 LimitLike = Limit | str
 
-_OF_A_CALL = frozenset({"settle", "max_wait", "priority", "flow", "block"})
+RESERVED = frozenset({"settle", "max_wait", "priority", "flow", "block"})
+"""Keywords of a call: units of these names are given in mappings only."""
+
 _OF_A_LIMITER = frozenset({"name", "store", "max_queue", "ageing", "flow_weights", "enforce", "on_event", "lease"})
 
 
@@ -65,7 +70,7 @@ def read_limits(given: Mapping[str, Any], *, by_keyword: bool = True) -> dict[st
     """What users write, as limits: strings are read, single ones become tuples, units are checked."""
     limits: dict[str, tuple[Limit, ...]] = {}
     for unit, kinds in given.items():
-        if by_keyword and unit in _OF_A_CALL:
+        if by_keyword and unit in RESERVED:
             raise ValueError(
                 f"a unit cannot be called {unit!r}: that is a keyword of limiter(...). Choose another word, or give limits and "
                 "costs as mappings"
@@ -91,8 +96,10 @@ def read_limits(given: Mapping[str, Any], *, by_keyword: bool = True) -> dict[st
     return limits
 
 
-def check_options(name: Any, max_queue: Any, ageing: Any, flow_weights: Any, on_event: Any) -> float:
-    """Check the options of a limiter; return `ageing` in seconds."""
+def check_options(
+    name: Any, max_queue: Any, ageing: Any, flow_weights: Any, on_event: Any
+) -> tuple[float, dict[Hashable, float] | None]:
+    """Check the options of a limiter; return `ageing` in seconds, and the weights as Python numbers."""
     if name is not None and not isinstance(name, str):
         raise ValueError(f"name= must be a string, not {name!r} (a unit cannot be called 'name')")
     if max_queue is not None and (not isinstance(max_queue, int) or isinstance(max_queue, bool) or max_queue < 0):
@@ -100,14 +107,18 @@ def check_options(name: Any, max_queue: Any, ageing: Any, flow_weights: Any, on_
     span = None if isinstance(ageing, bool) else _numbers.read_seconds(ageing)
     if span is None or not span > 0:
         raise ValueError(f"ageing must be a number of seconds above 0 (math.inf for never), not {ageing!r}")
+    weights: dict[Hashable, float] = {}
     if flow_weights is not None:
         if not isinstance(flow_weights, Mapping):
             raise ValueError(f"flow_weights must be a mapping of flows to weights, not {flow_weights!r}")
         for flow, weight in flow_weights.items():
-            if not _numbers.amount(weight):
+            number = _numbers.amount(weight)
+            if number:
+                weights[flow] = number
+            else:
                 raise ValueError(f"the weight of flow {flow!r} must be a finite number above 0, not {weight!r}")
     check_hook(on_event)
-    return span
+    return span, weights or None
 
 
 def check_hook(on_event: Any) -> None:
@@ -132,9 +143,10 @@ def read_wait(max_wait: Any) -> float | None:
 
 def read_priority(priority: Any) -> int:
     """The priority, as an int."""
-    if not hasattr(type(priority), "__index__"):  # a whole number of any kind, numpy's too
-        raise ValueError(f"priority must be a whole number (higher goes first), not {priority!r}")
-    return int(priority)
+    try:
+        return index(priority)  # a whole number of any kind, numpy's too
+    except TypeError:
+        raise ValueError(f"priority must be a whole number (higher goes first), not {priority!r}") from None
 
 
 def read_flow(flow: Any) -> Any:
@@ -166,6 +178,11 @@ def exact_cost(unit: str, cost: Any) -> float:
     if number is None:
         raise CostError(f"the cost of {unit} must be a finite number, 0 or more, not {cost!r}")
     return number
+
+
+def exact_costs(costs: Mapping[str, Any]) -> dict[str, float]:
+    """Costs that were found right, as Python numbers: an array or a tensor of one number may change, and stay the same key."""
+    return {unit: exact_cost(unit, cost) for unit, cost in costs.items()}
 
 
 def exact_heard(what: str, heard: Any) -> dict[str, float]:

@@ -90,16 +90,16 @@ class Keyed:
         }
         if limits_of is None and not fixed:
             raise ValueError("Keyed needs either limits, or one function of the key that returns them")
-        seconds = check_options(name, max_queue, ageing, flow_weights, on_event)
+        seconds, weights = check_options(name, max_queue, ageing, flow_weights, on_event)
         memory = memory_store(store)
         options = {"max_queue": max_queue, "on_event": on_event, "enforce": bool(enforce)}
         self._keys: _Keys
         if memory is None:
-            shared = {"ageing": seconds, "flow_weights": flow_weights, **options}
+            shared = {"ageing": seconds, "flow_weights": weights, **options}
             self._keys = _SharedKeys(store, name, fixed, limits_of, shared)
         else:
             like = Caller(None, max_queue, on_event, enforce=bool(enforce))
-            states = KeyStates(memory, fixed or None, seconds, flow_weights, like, Call.of)
+            states = KeyStates(memory, fixed or None, seconds, weights, like, Call.of)
             self._keys = _LocalKeys(states, limits_of)
         self._limiter = self._keys.limiter
 

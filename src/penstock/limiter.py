@@ -28,9 +28,11 @@ from penstock._call import (
 )
 from penstock._numbers import Number, Seconds
 from penstock._validation import (
+    RESERVED,
     LimitLike,
     Shown,
     check_options,
+    exact_costs,
     exact_heard,
     merge_given,
     read_flow,
@@ -118,7 +120,7 @@ class Limiter:
         lease: float | None = None,
         **more_limits: Limits,
     ) -> None:
-        seconds = check_options(name, max_queue, ageing, flow_weights, on_event)
+        seconds, weights = check_options(name, max_queue, ageing, flow_weights, on_event)
         wanted = {
             **read_limits(merge_given("limits", limits, {}), by_keyword=False),
             **read_limits(more_limits),
@@ -127,7 +129,7 @@ class Limiter:
         if not wanted:
             raise ValueError("a limiter needs at least one limit, for example Limiter(requests=per_minute(60))")
         caller = Caller(name, max_queue, on_event, enforce=bool(enforce))
-        self._begin(backend_over(store, name, wanted, seconds, flow_weights, lease, enforce=caller.enforce), caller)
+        self._begin(backend_over(store, name, wanted, seconds, weights, lease, enforce=caller.enforce), caller)
 
     def _begin(self, backend: Backend, caller: Caller) -> None:
         self._backend = backend
@@ -240,32 +242,34 @@ class Limiter:
             return CallByArguments(self._bind, costs, settle, words)
         call = Call.of(self._backend.bind(self._caller, costs), Terms.read(**words))
         if key is not None:
-            self._remember(key, call)
+            self._remember({**options, **exact_costs(costs)}, call)
         return call if not call._binding.charge.held else Call.of(call._binding, call._terms)
 
-    def _remember(self, key: Any, call: Call) -> None:
+    def _remember(self, options: Mapping[str, Any], call: Call) -> None:
+        """Remember a call by its options, with costs that cannot change: they are found by any number that equals them."""
         calls = self._calls
         if not isinstance(calls, dict):
             return  # of a key, whose charges are remembered for all keys
         if len(calls) >= _MOST_COSTS:
             calls.clear()
         try:
-            calls[key] = call
+            calls[words_of(options)] = call
         except TypeError:
             pass
 
     def _call_of(self, costs: Mapping[str, Any]) -> Call:
         """The call of these costs, none of which is a function."""
-        key = words_of(costs)
+        plain = RESERVED.isdisjoint(costs)  # else the words are those of another call: `limiter(flow="alice")`
         try:
-            call: Call | None = self._calls.get(key)
+            call: Call | None = self._calls.get(words_of(costs)) if plain else None
         except TypeError:
             call = None
         if call is None:
             if any(map(callable, costs.values())):
                 raise CostError("a cost may be a function of the call's arguments in a decorator only")
             call = Call.of(self._backend.bind(self._caller, costs))
-            self._remember(key, call)
+            if plain:
+                self._remember(exact_costs(costs), call)
         return call
 
     def _bind(self, costs: Mapping[str, float]) -> Binding:

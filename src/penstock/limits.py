@@ -334,7 +334,7 @@ def _amount(digits: str, scale: str) -> float:
 
 def _positive(what: str, value: Any, of: str, read: Callable[[Any], float | None] = _numbers.exact) -> float:
     """The value as a Python number above 0."""
-    number = None if isinstance(value, bool) else read(value)
+    number = None if _numbers.is_bool(value) else read(value)
     if number is None:
         raise ValueError(f"{what} must be a number of {of}, not {value!r}")
     try:

@@ -74,12 +74,13 @@ def every_point(handler, make, function, check):
         The points at which the check found something, with what it found; and how many there were.
     """
     found = {}
-    for number in count():
+    point = ""
+    numbers = count()
+    while point is not None:
+        number = next(numbers)
         thing = make()
         point = at_point(number, lambda thing=thing: handler(thing), lambda thing=thing: function(thing))
         wrong = check(thing)
         if wrong:
             found[point] = wrong
-        if point is None:
-            break
     return found, number

@@ -27,6 +27,7 @@ from penstock._backends.limit_set import LimitSet
 from penstock._backends.local import LocalBackend
 from penstock._backends.queue import WaitQueue
 from penstock._core.turns import LimitState
+from penstock._validation import RESERVED, exact_costs
 from penstock.errors import Unsatisfiable
 from penstock.limits import Limit
 from penstock.stores.memory import MemoryStore
@@ -226,15 +227,19 @@ class KeyStates:
         Raises:
             CostError: It is wrong, or more than the usual limits can hold.
         """
-        words = words_of(cost)
-        charge = self.charges.get(words)
+        plain = RESERVED.isdisjoint(cost)  # else the words are those of another call: `per_user[key](flow="alice")`
+        try:
+            charge = self.charges.get(words_of(cost)) if plain else None
+        except TypeError:
+            charge = None  # something that cannot be looked up, as an array of one number
         if charge is None:
             assert self._pattern is not None, "the fast path needs fixed limits"
             charge = Charge(cost, ChargePlan([self._pattern]).charges(cost), fast_path.look_closer)
             fast_path.prepare_key(charge, self._pattern.all_states())
             if len(self.charges) >= 1_000:
                 self.charges.clear()
-            self.charges[words] = charge
+            if plain:
+                self.charges[words_of(exact_costs(cost))] = charge
         return charge
 
 

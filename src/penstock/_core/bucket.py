@@ -31,6 +31,9 @@ Receipt = tuple[float, float]
 
 _FULL_SINCE_EVER = -1e300
 
+_MOST_HEARD = 64
+"""How many words of servers are told apart from charges."""
+
 CATCH_UP = 0.75
 """How much of an interval a leaky bucket makes up for after a late turn. Below 1: else two could go at once."""
 
@@ -44,7 +47,7 @@ class Bucket(Meter):
     `burst + rate·T + CATCH_UP · (2 − burst)`; `burst + rate·T` where no timer is late.
     """
 
-    __slots__ = ("burst", "catch_up", "ceiling", "offset", "overdraft", "rate", "refunds", "rounding", "tat")
+    __slots__ = ("burst", "catch_up", "ceiling", "heard", "offset", "overdraft", "rate", "refunds", "rounding", "tat")
 
     predictable = True
 
@@ -54,13 +57,15 @@ class Bucket(Meter):
         self.offset = 0.0  # units given back, and what makes changes of the rate continuous
         self.rounding = 0.0  # what the last additions of fractions rounded away
         self.refunds: Refunds | None = None  # made when something is given back
+        self.heard: list[Receipt] | None = None  # by how much servers lowered the level, and `tat` after it
 
     def fresh(self) -> Bucket:
         """Another bucket for the same limit, with nothing used: the same as a new one, in a third of the time."""
         bucket = object.__new__(Bucket)
         bucket.rate, bucket.burst, bucket.ceiling = self.rate, self.burst, self.ceiling
         bucket.overdraft, bucket.catch_up = self.overdraft, self.catch_up
-        bucket.tat, bucket.offset, bucket.rounding, bucket.refunds = _FULL_SINCE_EVER, 0.0, 0.0, None
+        bucket.tat, bucket.offset, bucket.rounding = _FULL_SINCE_EVER, 0.0, 0.0
+        bucket.refunds = bucket.heard = None
         return bucket
 
     def _promise(self, limit: Rate) -> None:
@@ -172,7 +177,7 @@ class Bucket(Meter):
     def unpack(self, packed: float | tuple[float, float]) -> None:
         self.tat, self.offset = packed if isinstance(packed, tuple) else (packed, 0.0)
         self.rounding = 0.0
-        self.refunds = None
+        self.refunds = self.heard = None
 
     def idle_as(self, packed: float | tuple[float, float], now: float) -> bool:
         tat, offset = packed if isinstance(packed, tuple) else (packed, 0.0)
@@ -186,4 +191,18 @@ class Bucket(Meter):
         it had been charged, so the burst must not cut off what was refilled as well; only the level here does.
         """
         tat_after, then = receipt
-        return min(self.level(now), remaining + (now - then) * self.rate - (self.tat - tat_after))
+        charged = self.tat - tat_after
+        for tat, amount in self.heard or ():
+            if tat > tat_after:
+                charged -= amount  # by what another answer said, which this one says too
+        return min(self.level(now), remaining + (now - then) * self.rate - charged)
+
+    def lower_to(self, level: float, now: float) -> None:
+        missing = self.level(now) - level
+        if missing > 0:
+            self.charge(missing, now)
+            if self.heard is None:
+                self.heard = []
+            elif len(self.heard) >= _MOST_HEARD:
+                del self.heard[0]  # of calls that have been answered long ago
+            self.heard.append((self.tat, missing))
