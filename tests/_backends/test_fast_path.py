@@ -1,0 +1,238 @@
+"""The fast path does what the general one does, in one step that nothing can interrupt."""
+
+from __future__ import annotations
+
+import dis
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock import Keyed, Limiter, Rate, RateLimited, in_flight
+from penstock._backends import fast_path
+from penstock.testing import manual_clock
+
+SHAPES = ["".join(shape) for length in range(1, 5) for shape in itertools.product("wfp", repeat=length)]
+
+LOOKS = ("LOAD", "COPY", "PUSH", "COMPARE", "BINARY", "UNARY", "POP", "STORE", "SWAP", "IS_OP", "TO_BOOL", "NOP", "CACHE", "EXTENDED_ARG",
+         "PRECALL", "RETURN", "JUMP_FORWARD", "CONTAINS_OP", "DELETE_SUBSCR", "UNPACK", "NOT_TAKEN", "END")  # fmt: skip
+"""What neither calls a function of Python's, nor goes back, nor makes what the garbage collector counts."""
+
+
+def of_meters(name):
+    """Whether a name is that of a meter: m0, m1…"""
+    return isinstance(name, str) and name[:1] == "m" and name[1:].isdigit()
+
+
+def step_of(function):
+    """The instructions from the first look at a meter, or at the clearance, to the last assignment of an attribute."""
+    code = list(dis.get_instructions(function, show_caches=False))
+    begin = next(
+        index
+        for index, now in enumerate(code)
+        if (now.opname.startswith("LOAD_FAST") and reads_a_meter(code, index)) or now.argval == "given"
+    )
+    end = max(index for index, now in enumerate(code) if now.opname == "STORE_ATTR")
+    return code[begin : end + 1]
+
+
+def reads_a_meter(code, index):
+    """Whether an instruction loads a meter of which the next one reads an attribute."""
+    name = code[index].argval
+    names = name if isinstance(name, tuple) else (name,)
+    return any(map(of_meters, names)) and any(after.opname == "LOAD_ATTR" for after in code[index + 1 : index + 3])
+
+
+def may_be_interrupted(instruction):
+    """Whether a thread, a signal handler or the garbage collector may come at this instruction."""
+    name = instruction.opname
+    if name.startswith("POP_JUMP"):
+        return "BACKWARD" in name
+    return not name.startswith(LOOKS) or "BACKWARD" in name
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_from_the_look_to_the_charge_nothing_can_come_between(shape):
+    grant, release = fast_path._write(shape, locked=False)
+    step = step_of(grant)
+    assert "given" in {now.argval for now in step}
+    assert "granted_at" in {now.argval for now in step}
+    assert [now for now in step if may_be_interrupted(now)] == []
+    if "p" in shape:
+        assert release is not None
+        step = step_of(release)
+        assert {"given", "ended", "taken", "holders"} <= {now.argval for now in step}
+        assert [now for now in step if may_be_interrupted(now)] == []
+    else:
+        assert release is None
+
+
+@pytest.mark.parametrize("function", fast_path._write("wfp", locked=False), ids=["grant", "release"])
+def test_a_tracer_sees_one_line(function):
+    """It is called between lines, and could call anything."""
+    assert {line for *_, line in function.__code__.co_lines() if line} == {1}
+
+
+def test_what_could_be_interrupted_is_recognised():
+    def bad(binding, m0):
+        if m0.tat and binding.given:
+            for _ in (1, 2):
+                m0.tat = len([1])
+        binding.granted_at = 1
+
+    found = {now.opname for now in step_of(bad) if may_be_interrupted(now)}
+    assert any("CALL" in name for name in found)
+    assert any("BACKWARD" in name for name in found)
+    assert "BUILD_LIST" in found
+
+
+@pytest.mark.parametrize("locked", [False, True], ids=["with the GIL", "without the GIL"])
+@pytest.mark.parametrize("shape", SHAPES[:12])
+def test_the_function_of_a_shape_charges_with_and_without_the_gil(shape, locked):
+    units = {f"u{index}": in_flight(5) if kind == "p" else Rate(5, 1.0) for index, kind in enumerate(shape)}
+    cost = {f"u{index}": 0.5 if kind == "f" else 2 for index, kind in enumerate(shape)}
+    with manual_clock():
+        limiter = Limiter(units)
+        binding = limiter._bind(cost)
+        binding.charge.grant, binding.charge.release = fast_path._write(shape, locked=locked)
+        with limiter(cost):
+            levels = [now.level for now in limiter.statistics().limits.values()]
+            assert levels == [5 - amount for amount in cost.values()]
+        assert limiter.statistics().in_flight == 0
+
+
+# The same as the general path
+
+LIMITS = {"w": Rate(5, 1.0, 12), "f": Rate(4, 1.0, 6), "p": in_flight(7), "l": Rate(3, 1.0, 1)}
+COSTS = {"w": st.integers(0, 13), "f": st.sampled_from([0, 0.1, 0.25, 1.5, 3]), "p": st.sampled_from([0, 1, 2.5, 7]), "l": st.sampled_from([0, 0.5, 1])}  # fmt: skip
+STEPS = st.one_of(
+    st.tuples(st.just("sleep"), st.sampled_from([0.001, 0.1, 0.3, 1.0, 7.0])),
+    st.tuples(st.just("settle"), st.integers(0, 20), st.sampled_from([0, 0.5, 1, 5, 20])),
+    st.tuples(st.just("cancel"), st.integers(0, 20)),
+    st.tuples(st.just("close"), st.integers(0, 20)),
+    st.tuples(st.just("observe"), st.integers(0, 20), st.integers(0, 12)),
+    st.tuples(st.just("pause"), st.sampled_from([0.1, 1.5])),
+    st.tuples(st.just("resume")),
+    st.tuples(st.just("change"), st.integers(1, 20)),
+)
+
+
+def do(limiter, permits, step, unit):
+    kind, *numbers = step
+    if kind == "pause":
+        limiter.pause(*numbers)
+    elif kind == "resume":
+        limiter.resume()
+    elif kind == "change":
+        limiter.reconfigure({unit: Rate(numbers[0], 1.0, 12) if unit[0] != "p" else in_flight(numbers[0])})
+    elif permits:
+        permit = permits[numbers[0] % len(permits)]
+        if kind == "settle":
+            permit.settle({unit: numbers[1]})
+        elif kind == "observe":
+            permit.observe(remaining={unit: numbers[1]})
+        else:
+            getattr(permit, kind)()
+
+
+def shown(limiter):
+    now = limiter.statistics()
+    levels = {unit: (status.level, status.capacity) for unit, status in now.limits.items()}
+    return levels, now.granted, now.refused, now.cancelled, now.in_flight, now.paused_for
+
+
+@given(data=st.data())
+def test_every_shape_does_what_the_general_path_does(data):
+    """The same trace gives the same grants, refusals, waits and levels after every step."""
+    shape = data.draw(st.text("wfpl", min_size=1, max_size=4))
+    units = {f"{kind}{index}": LIMITS[kind] for index, kind in enumerate(shape)}
+    with manual_clock() as at:
+        quick, general = Limiter(units), Limiter(units)
+        general._backend.fast = False
+        assert (
+            quick._bind(dict.fromkeys(units, 1)).charge.grant is not general._bind(dict.fromkeys(units, 1)).charge.grant
+        )
+        permits = [], []
+        for _ in range(data.draw(st.integers(0, 25))):
+            if data.draw(st.booleans()):
+                cost = {unit: data.draw(COSTS[unit[0]]) for unit in units}
+                answers = [acquire(limiter, cost) for limiter in (quick, general)]
+                assert answers[0][1:] == answers[1][1:]
+                for mine, (permit, *_) in zip(permits, answers, strict=True):
+                    mine.extend([permit] if permit else [])
+            else:
+                step = data.draw(STEPS)
+                if step[0] == "sleep":
+                    at.advance(step[1])
+                else:
+                    unit = data.draw(st.sampled_from(sorted(units)))
+                    for limiter, mine in zip((quick, general), permits, strict=True):
+                        do(limiter, mine, step, unit)
+            assert shown(quick) == shown(general)
+            assert [permit.cost for permit in permits[0]] == [permit.cost for permit in permits[1]]
+
+
+def acquire(limiter, cost):
+    """The permit, if there is one, and what can be compared."""
+    try:
+        permit = limiter.acquire_nowait(cost)
+    except RateLimited as late:
+        return None, late.retry_after, late.blocked_by, str(late)
+    except ValueError as wrong:
+        return None, type(wrong), str(wrong)
+    return permit, permit.granted_at, permit.cost
+
+
+# Keys in tuples of numbers
+
+KEY_LIMITS = {"tokens": Rate(5, 1.0, 12), "requests": Rate(4, 1.0, 6)}
+KEY_STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("acquire"), st.integers(0, 12), st.sampled_from([0, 1, 2])),
+        st.tuples(st.just("acquire"), st.sampled_from([0.5, 1.5]), st.just(1)),
+        st.tuples(st.just("forget")),
+        STEPS.filter(lambda step: step[0] != "change"),
+    ),
+    max_size=40,
+)
+
+
+@given(steps=KEY_STEPS)
+def test_a_key_is_what_a_limiter_of_its_own_would_be(steps):
+    """Through settling, cancelling, pauses, time, and being put away, forgotten and taken out again in between."""
+    with manual_clock() as at:
+        per_user, plain = Keyed(KEY_LIMITS), Limiter(KEY_LIMITS)
+        permits = [], []
+        for step in steps:
+            if step[0] == "acquire":
+                cost = {"tokens": step[1], "requests": step[2]}
+                answers = [acquire(limiter, cost) for limiter in (per_user["alice"], plain)]
+                assert (
+                    answers[0][1] == pytest.approx(answers[1][1])
+                    if answers[1][0] is None
+                    else answers[0][0] is not None
+                )
+                for mine, (permit, *_) in zip(permits, answers, strict=True):
+                    mine.extend([permit] if permit else [])
+            elif step[0] == "sleep":
+                at.advance(step[1])
+            elif step[0] == "forget":
+                for other in range(60):
+                    per_user[other]
+            else:
+                do(per_user["alice"], permits[0], step, "tokens")
+                do(plain, permits[1], step, "tokens")
+            mine = per_user["alice"].statistics().limits if step[0] == "look" else None
+            assert mine is None or mine["tokens"].level == plain.statistics().limits["tokens"].level
+            assert per_user["alice"].forecast(tokens=12, requests=3).wait == pytest.approx(
+                plain.forecast(tokens=12, requests=3).wait, abs=1e-6
+            )
+        levels = [
+            {unit: status.level for unit, status in limiter.statistics().limits.items()}
+            for limiter in (per_user["alice"], plain)
+        ]
+        assert levels[0] == pytest.approx(levels[1], abs=1e-6)
+        assert [permit.cost for permit in permits[0]] == [permit.cost for permit in permits[1]]
+        at.advance(math.ceil(1e6))
