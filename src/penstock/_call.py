@@ -137,16 +137,18 @@ class Call:
 
     async def __aenter__(self) -> Permit:
         binding = self._binding
-        permit = EnteredPermit() if binding.charge.held else Permit()
+        charge = binding.charge
+        held = charge.held
+        permit = EnteredPermit() if held else Permit()
         try:
-            if binding.charge.grant(binding, permit):
-                if binding.caller.on_event is not None:
-                    emit_grant(binding, 0.0)
-                if binding.charge.held:
+            if charge.grant(binding, permit):
+                if held:
                     if self._permit is None:
                         self._permit = permit
                     else:
                         self._note(permit)
+                if binding.caller.on_event is not None:
+                    emit_grant(binding, 0.0)
                 return permit
         except BaseException:
             self._withdraw(permit)

@@ -24,7 +24,7 @@ from penstock._backends.keyed import SWEEP, Key, KeyStates
 from penstock._call import Call, decorated
 from penstock._numbers import Seconds
 from penstock._validation import LimitLike, check_options, merge_given, read_limits
-from penstock.limiter import Limiter
+from penstock.limiter import Limiter, of_key
 from penstock.limits import Limit
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ class _LocalKeys:
         if states.dead or not states.uses % SWEEP:
             states.sweep()
         if states.fast:
-            return Limiter.of_key(Key(states, key))
+            return of_key(Key(states, key))
         # Asked without the lock: the function is the user's, and may take locks of its own, or its time.
         limits = None if self._limits_of is None or states.is_live(key) else _limits_for(self._limits_of, key)
         like = states.like

@@ -144,13 +144,6 @@ class Limiter:
         limiter._begin(backend, caller)
         return limiter
 
-    @classmethod
-    def of_key(cls, key: Any) -> Limiter:
-        """A limiter of a key, which is backend, caller and calls in one. Internal."""
-        limiter = object.__new__(cls)
-        limiter._backend = limiter._caller = limiter._calls = key
-        limiter._own = None
-        return limiter
 
     @property
     def name(self) -> str | None:
@@ -562,6 +555,17 @@ def _made_again(recipe: list[dict[str, Any]]) -> Limiter:
         made = limiter if made is None else made & limiter
     assert made is not None, "a limiter has limits"
     return made
+
+
+def of_key(key: Any) -> Limiter:
+    """A limiter of a key, which is backend, caller and calls in one. Internal."""
+    limiter: Limiter = _bare(Limiter)
+    limiter._backend = limiter._caller = limiter._calls = key
+    limiter._own = None
+    return limiter
+
+
+_bare = object.__new__
 
 
 class _Hooks:
