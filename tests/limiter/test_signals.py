@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -355,3 +355,33 @@ def test_a_task_that_hands_its_permits_on_is_not_warned_of_a_deadlock(recwarn):
         warnings.simplefilter("error")
         asyncio.run(main())
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("limits", SHAPES.values(), ids=SHAPES)
+def test_a_handler_pauses_and_resumes_in_the_middle_of_a_decision_as_well(limits):
+    """It takes effect at the end of that, and is not refused."""
+
+    def pause(limiter):
+        limiter.pause(100)
+        limiter.observe(remaining={"requests": 500})
+
+    def check(limiter):
+        statistics = limiter.statistics()
+        limiter.resume()
+        paused = statistics.paused_for > 90 and statistics.limits["requests"].level <= 501
+        return what_is_wrong(limiter) or ([] if paused or limiter in untouched else ["no pause"])
+
+    untouched = []
+
+    def use(limiter):
+        untouched.append(limiter)
+        with suppress(RateLimited), limiter(requests=1, max_wait=0.01):
+            pass
+
+    def handler(limiter):
+        untouched.clear()
+        pause(limiter)
+
+    found, points = every_point(handler, lambda: Limiter(**limits), use, check)
+    assert points > 3
+    assert found == {}

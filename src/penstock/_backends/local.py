@@ -114,13 +114,13 @@ class LocalBackend:
                 store.give_back_postponed()
             return result
 
-    def _give_back(self, decision: Callable[..., None], grant: Grant) -> None:
-        """`_decide` for what gives back: inside another decision of this thread it is done at the end of that."""
+    def _decide_soon(self, decision: Callable[..., None], *args: Any) -> None:
+        """`_decide` for what needs no answer: inside another decision of this thread it is done at the end of that."""
         with self.store.lock:
             if self.store.deciding:
-                self.store.postponed.append(lambda: self._give_back(decision, grant))
+                self.store.postponed.append(lambda: self._decide_soon(decision, *args))
             else:
-                self._decide(decision, grant)
+                self._decide(decision, *args)
 
     # Turns
 
@@ -238,7 +238,7 @@ class LocalBackend:
             waits.extend(grant.charges if len(queue.waiters) else ())
 
         waits: list[tuple[LimitState, float]] = []
-        self._give_back(note, grant)
+        self._decide_soon(note, grant)
         warn_of_hang(waits)
 
     def _warn_of_expired(self, grant: Grant | None) -> None:
@@ -273,7 +273,7 @@ class LocalBackend:
         for unit, amount in true_cost.items():
             plan.check_unit(unit)
             exact[unit] = exact_cost(unit, amount)
-        self._give_back(lambda queue, now, grant: self._settle(queue, now, grant, exact), grant)
+        self._decide_soon(lambda queue, now, grant: self._settle(queue, now, grant, exact), grant)
 
     def _settle(self, queue: WaitQueue, now: float, grant: Grant, true_cost: Mapping[str, float]) -> None:
         old_charges, old_receipts = grant.charged()
@@ -296,7 +296,7 @@ class LocalBackend:
         charges, _ = grant.charged()
         if not charges:
             return False
-        self._give_back(self._cancel, grant)
+        self._decide_soon(self._cancel, grant)
         return True
 
     @staticmethod
@@ -319,7 +319,7 @@ class LocalBackend:
             return
         charges, _ = grant.charged()
         if any(state.meter.held for state, _ in charges):
-            self._give_back(self._close, grant)
+            self._decide_soon(self._close, grant)
         else:
             grant.ended = True
 
@@ -378,7 +378,7 @@ class LocalBackend:
                         left = meter.level_after(left, receipt, now)
                 meter.lower_to(left, now)
 
-        self._decide(hear)
+        self._decide_soon(hear)
 
     def pause(self, seconds: float, units: tuple[str, ...]) -> None:
         """Let nobody through for so long; a pause is never shortened by another."""
@@ -390,7 +390,7 @@ class LocalBackend:
                     state.paused_until = max(state.paused_until, until)
                     queue.pause(state)
 
-        self._decide(begin)
+        self._decide_soon(begin)
 
     def resume(self, units: tuple[str, ...]) -> None:
         """End the pauses of these units, or of all."""
@@ -401,7 +401,7 @@ class LocalBackend:
                     state.paused_until = -math.inf
             queue.run(now, None)
 
-        self._decide(end)
+        self._decide_soon(end)
 
     def reconfigure(self, limits: Mapping[str, tuple[Limit, ...]]) -> None:
         """Replace the limits of these units; what was used stays used, and all waiters are looked at anew."""
@@ -420,7 +420,7 @@ class LocalBackend:
             queue.refuse_oversized(self.plan().never)
             queue.run(now, None)
 
-        self._decide(replace)
+        self._decide_soon(replace)
 
     def snapshot(self) -> Snapshot:
         """How things stand."""
