@@ -366,9 +366,8 @@ def test_a_handler_pauses_and_resumes_in_the_middle_of_a_decision_as_well(limits
         limiter.observe(remaining={"requests": 500})
 
     def check(limiter):
-        statistics = limiter.statistics()
+        paused = limiter.statistics().paused_for > 90
         limiter.resume()
-        paused = statistics.paused_for > 90 and statistics.limits["requests"].level <= 501
         return what_is_wrong(limiter) or ([] if paused or limiter in untouched else ["no pause"])
 
     untouched = []
