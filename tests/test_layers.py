@@ -51,6 +51,7 @@ ORDER = (
     "_pytest_plugin",
     "http",
     "llm",
+    "http",  # the seam under any HTTP client
     "openai",
     "anthropic",
     "usage",

@@ -137,13 +137,14 @@ class Client:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"limits": "fast"}, 'a Limiter or "auto"'),
+        ({"limits": "fast"}, 'a Limiter, a function that returns one, or "auto"'),
         ({"limits": Limiter(requests=Rate(1, 1)), "tier": "tier-1"}, "one of limits=, tier= and account="),
         ({"tier": "tier-1", "account": "free-trial"}, "one of limits=, tier= and account="),
         ({"tier": "gold"}, "tier-5"),
         ({"account": "gold"}, "pay-as-you-go"),
         ({"cost": "words"}, '"bytes", "tiktoken" or a function'),
         ({"max_wait": -1}, "max_wait"),
+        ({"max_pause": -1}, "max_pause"),
     ],
 )
 def test_a_wrong_option_is_found_before_anything_is_sent(options, words):
@@ -159,7 +160,7 @@ def test_a_cost_that_would_have_to_be_awaited_is_refused():
         penstock.openai.limit_client(Client(httpx2.AsyncClient()), cost=cost)
 
 
-@pytest.mark.parametrize("thing", [None, httpx2.AsyncClient(), SimpleNamespace(_client=None, copy=None)], ids=repr)
+@pytest.mark.parametrize("thing", [None, object(), SimpleNamespace(_client=None, copy=None)], ids=repr)
 def test_what_is_no_client_of_an_sdk_is_refused_with_what_is_needed(thing):
     with pytest.raises(TypeError, match=r"openai.AsyncOpenAI.*penstock\[openai\]"):
         penstock.openai.limit_client(thing)
@@ -175,4 +176,4 @@ def test_importing_the_adapter_needs_no_sdk_and_loads_none():
 
 
 def test_the_public_names_are_these():
-    assert set(penstock.openai.__all__) == {"limit_client", "limits", "retry_on"}
+    assert set(penstock.openai.__all__) == {"limit_client", "limits", "limits_of", "retry_on"}

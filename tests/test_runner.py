@@ -310,7 +310,7 @@ async def test_limits_that_were_learned_are_those_that_were_told_whatever_the_se
             "requests": "5000/min",
             "tokens": "6000/min",
         }
-        assert group.lane.limiter.limits["tokens"][0].amount < 4_000
+        assert group.endpoint.statistics().factors["tokens"] > 1.5
         assert (len(this.results()), this.errors()) == (61, [])
 
 

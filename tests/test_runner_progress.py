@@ -130,7 +130,7 @@ async def test_a_pause_is_shown(watched, monkeypatch):
 
     async def pause(run, lines, display):
         await anyio.sleep(5)
-        run.groups[""].lane.limiter.pause(30)
+        run.groups[""].endpoint.limiter.pause(30)
         await progress_follow(run, lines, display)
 
     progress_follow = follow

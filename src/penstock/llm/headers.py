@@ -52,6 +52,7 @@ class Quota:
         remaining: Units left at admission, rounded down. None: not told.
         reset: Seconds until all of it is there again. None: not told, or not believable.
         per: Length of the period in seconds. None: it could not be told.
+        resets_in: The reset as it was told, in seconds, whether or not it fits a bucket. None: not told.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Quota:
     remaining: float | None
     reset: float | None
     per: float | None
+    resets_in: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,17 @@
-"""The limiter under an SDK: a transport that every request passes, retries and streams included.
+"""The limiter under an HTTP client: a transport that every request passes, retries and streams included.
 
-    client = limit_http_client(httpx2.AsyncClient(), Valve(Fixed(limiter)))
+    client = limited_client(httpx2.AsyncClient(), rules)
 
-SDKs for LLM services send through httpx (or its successor httpx2), whose transports take a request and return a response.
-Ours sits in between. It charges each request before it is sent, hears each answer's headers, and lets everybody wait once
-when the service says that the limit is used up. It waits only before a request, never between charging and sending, and
-never with an answer in hand: retrying is the SDK's business, and each retry comes through here and is charged again.
+Clients send through httpx (or its successor httpx2), whose transports take a request and return a response. Ours sits in
+between: it charges each request before it is sent, hears each answer's headers, and lets everybody wait once when the
+service says that a limit is used up.
 
-What a request costs is told by `tokens`, what an answer's headers and body mean by `headers` and `failures`, whose limits
-it falls under by `lanes`; here is only what happens when. None of httpx, httpx2 or an SDK is imported before a client of
+A refused request is held here, and sent again when its turn has come, for as long as its `max_wait` allows: an SDK's own
+two retries must not decide whether a user sees an error. Nothing is sent again whose answer anybody has seen, nor a
+request whose body is a stream.
+
+What a request costs is told by `Rules`, what an answer's headers and body mean by `headers` and `failures`, whose limits
+it falls under by `endpoints`; here is only what happens when. Neither httpx nor httpx2 is imported before a client of
 theirs is given.
 """
 
@@ -18,30 +21,34 @@ import copy
 import functools
 import importlib
 import json
+import math
 import re
 import sys
+import warnings
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from penstock import clock
-from penstock._introspect import check_plain
 from penstock.errors import CostError, PenstockError, RateLimited, Unsatisfiable
 from penstock.llm import headers as _headers
 from penstock.llm.failures import OURS, Action, judge
-from penstock.llm.tokens import by_bytes
 
 if TYPE_CHECKING:
-    from penstock.llm.lanes import Journey, Lane, Policy
-    from penstock.llm.tokens import Body, Cost
+    from penstock.llm.endpoints import Endpoint, RequestInFlight
 
-__all__ = ["Valve", "limit_http_client"]
+__all__ = ["MAX_PAUSE", "Plan", "Rules", "Turn", "limited_client", "transports"]
 
 C = TypeVar("C")
 
+MAX_PAUSE = 3_600.0
+"""Seconds that a service may ask us to wait, unless told otherwise: nobody sits through more."""
+
+LONG_PAUSE = 60.0
+"""Seconds of a pause from which on it is told to the user, once."""
+
 _NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"})
-_DEPLOYMENT = re.compile(r"/deployments/([^/]+)/")
 
 
 class NoLimitsKnown(PenstockError, ValueError):  # noqa: N818 - as it reads
@@ -49,99 +56,107 @@ class NoLimitsKnown(PenstockError, ValueError):  # noqa: N818 - as it reads
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """Whose call it is: what a limiter is asked for besides the cost."""
+
+    max_wait: float | None = None
+    priority: int = 0
+    flow: Any = None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What is known of a request before it is sent."""
 
-    model: str | None
+    endpoint: Endpoint
     cost: Mapping[str, float]
 
 
-class Valve:
+@dataclass(frozen=True, slots=True)
+class Rules:
     """What is decided about the requests of one client.
 
-    Args:
-        policy: Whose limits a request falls under.
-        cost: What a request costs, of its path and its JSON body; see `tokens`.
-        max_wait: Longest wait for a turn, in seconds. A request that would wait longer is refused at once.
-
-    Raises:
-        TypeError: `cost` is no function, or one that would have to be awaited.
-        ValueError: `max_wait` is below 0.
+    Attributes:
+        plan: What there is to know of a request; None: it is not limited. May raise a PenstockError.
+        max_wait: Longest wait for a turn, in seconds. A request that would wait longer is refused at once. None: any.
+        max_pause: Longest wait that the service may ask for, in seconds. If it asks for more, the request fails, and the
+            others look again after a minute at most. No request is held for longer either.
+        hold: Whether a request that the service refuses for now is held, and sent again.
+        answer: Whether a refusal of ours is an answer, in the service's stead, and not an exception.
     """
 
-    def __init__(self, policy: Policy, *, cost: Cost = by_bytes, max_wait: float | None = None) -> None:
-        if max_wait is not None and not max_wait >= 0:
-            raise ValueError(f"max_wait must be a number of seconds, 0 or more, or None, not {max_wait!r}")
-        check_plain("Valve", "cost", cost)
-        self.policy = policy
-        self.cost = cost
-        self.max_wait = max_wait
+    plan: Callable[[Any], Plan | None]
+    max_wait: float | None = None
+    max_pause: float = MAX_PAUSE
+    hold: bool = True
+    answer: bool = True
 
-    def plan(self, path: str, content: bytes) -> Plan | None:
-        """What there is to know of a request; None: it is not limited.
+    def __post_init__(self) -> None:
+        if self.max_wait is not None and not self.max_wait >= 0:
+            raise ValueError(f"max_wait must be a number of seconds, 0 or more, or None, not {self.max_wait!r}")
+        if not self.max_pause >= 0:
+            raise ValueError(f"max_pause must be a number of seconds, 0 or more, not {self.max_pause!r}")
 
-        Raises:
-            CostError: The rule of what it costs returned something else than numbers.
-        """
-        body = _json_object(content)
-        cost: Any = self.cost(path, body)
-        if cost is None:
-            return None
-        if not isinstance(cost, Mapping) or not all(isinstance(amount, (int, float)) for amount in cost.values()):
-            raise CostError(
-                f'cost= must return a number per unit, such as {{"tokens": 12}}, or None for a request that is not '
-                f"limited, not {cost!r}"
-            )
-        model = (body or {}).get("model")
-        if not isinstance(model, str):
-            deployment = _DEPLOYMENT.search(path)  # Azure's requests may name the model in their path alone
-            model = deployment[1] if deployment else None
-        return Plan(model, cost)
+    def turn(self) -> Turn:
+        """Whose call is being made here: the one place where that is asked."""
+        return Turn(max_wait=self.max_wait)
 
-    async def admit(self, plan: Plan) -> Journey | None:
-        """Wait for the request's turn and charge it. None: it is not limited.
+
+class _Visit:
+    """One request on its way through, held and sent again as often as need be: what async and sync have in common."""
+
+    def __init__(self, rules: Rules, plan: Plan, request: Any) -> None:
+        turn = rules.turn()
+        self._rules = rules
+        self._plan = plan
+        self._turn = turn
+        now = clock.now()
+        self._until = math.inf if turn.max_wait is None else now + turn.max_wait
+        self._held_until = min(self._until, now + rules.max_pause)
+        self._tries = 0
+        self._repeatable = _is_repeatable(request)
+
+    def _asked(self) -> tuple[Any, dict[str, float], dict[str, Any]]:
+        limiter, charges = self._plan.endpoint.ask(self._plan.cost)
+        left = max(0.0, self._until - clock.now())
+        # A request that was refused goes before those that were never sent: it is the oldest.
+        priority = self._turn.priority + min(self._tries, 1)
+        options = {"max_wait": None if math.isinf(left) else left, "priority": priority, "flow": self._turn.flow}
+        return limiter, charges, options
+
+    async def admit(self) -> RequestInFlight:
+        """Wait for the request's turn and charge it.
 
         Raises:
             PenstockError: It is refused: not now, or never.
         """
-        lane, until = self._lane(plan)
-        while lane is not None:
-            limiter, charges = lane.ask(plan.cost)
+        while True:
+            limiter, charges, options = self._asked()
             try:
-                permit = await limiter.acquire(charges, max_wait=_left(until))
+                permit = await limiter.acquire(charges, **options)
             except Unsatisfiable:
-                if lane.ask(plan.cost)[1] == charges:
+                if self._asked()[1] == charges:
                     raise
                 continue  # the limits changed meanwhile, and it is charged less under the new ones
-            journey = lane.granted(limiter, permit, plan.cost)
-            if journey is not None:
-                return journey
-            permit.cancel()
-        return None
+            self._tries += 1
+            return self._plan.endpoint.granted(permit, self._plan.cost)
 
-    def admit_in_thread(self, plan: Plan) -> Journey | None:
-        """The same, blocking this thread."""
-        lane, until = self._lane(plan)
-        while lane is not None:
-            limiter, charges = lane.ask(plan.cost)
+    def admit_in_thread(self) -> RequestInFlight:
+        """The same, blocking this thread, and a loop that runs in it: the call of a sync client blocks anyway."""
+        while True:
+            limiter, charges, options = self._asked()
             try:
-                permit = limiter(charges, max_wait=_left(until)).__enter__()
+                permit = limiter(charges, block=True, **options).__enter__()
             except Unsatisfiable:
-                if lane.ask(plan.cost)[1] == charges:
+                if self._asked()[1] == charges:
                     raise
-                continue  # the limits changed meanwhile, and it is charged less under the new ones
-            journey = lane.granted(limiter, permit, plan.cost)
-            if journey is not None:
-                return journey
-            permit.cancel()
-        return None
+                continue
+            self._tries += 1
+            return self._plan.endpoint.granted(permit, self._plan.cost)
 
-    def _lane(self, plan: Plan) -> tuple[Lane | None, float | None]:
-        try:
-            lane = self.policy.lane(plan.model)
-        except ValueError as error:
-            raise NoLimitsKnown(str(error)) from error
-        return lane, None if self.max_wait is None else clock.now() + self.max_wait
+    def again(self, exchange: _Exchange) -> bool:
+        """Whether a request that was refused is to be held and sent again."""
+        return self._rules.hold and exchange.may_go_again and clock.now() < self._held_until and self._repeatable
 
 
 class Refusal(NamedTuple):
@@ -156,21 +171,26 @@ def refusal(error: PenstockError) -> Refusal:
     """The answer to a request that must not be sent.
 
     An answer, and not an exception: SDKs retry what a transport raises, and wrap it as trouble with the connection. "Not
-    now" is a 429 that says when, "never" a 400, which nobody retries.
+    now" is a 429 that says when, "never" a 400, which nobody retries. Its body is an error of every dialect at once.
     """
     status = 400
     headers = {"content-type": "application/json", "x-should-retry": "false"}
     if isinstance(error, RateLimited):
         status = 429
-        if error.retry_after < float("inf"):
+        if error.retry_after < math.inf:
             headers["retry-after"] = f"{error.retry_after:.3f}"
     code = "request_too_large" if isinstance(error, Unsatisfiable) else _snake(type(error).__name__)
-    body = {"error": {"message": f"Not sent: {error}", "type": OURS, "param": None, "code": code}}
+    message = f"Not sent: {error}"
+    body = {
+        "type": "error",
+        "error": {"message": message, "type": OURS, "param": None, "code": code},
+        "message": message,
+    }
     return Refusal(status, headers, json.dumps(body).encode())
 
 
-def limit_http_client(client: C, valve: Valve) -> C:
-    """A copy of an httpx or httpx2 client, sync or async, whose requests pass `valve`.
+def limited_client(client: C, rules: Rules) -> C:
+    """A copy of an httpx or httpx2 client, sync or async, whose requests pass `rules`.
 
     The copy shares the connections of the original, its proxies, certificates, hooks and timeouts. The original is not
     changed, and not limited. Closing one closes the connections of both; a copy that is only dropped closes none.
@@ -179,23 +199,24 @@ def limit_http_client(client: C, valve: Valve) -> C:
         TypeError: It is no such client.
         ValueError: It is limited already.
     """
-    library = _library_of(client)
+    library = library_of(client)
     if library is None or not hasattr(client, "_transport") or not hasattr(client, "_mounts"):
         raise TypeError(
             f"a client of httpx or httpx2 is needed, not {type(client).__module__}.{type(client).__qualname__}"
         )
     module = importlib.import_module(library)
-    wrapper = _transports(library)[isinstance(client, module.AsyncClient)]
-    if isinstance(client._transport, _transports(library)):
+    wrapper = transports(library)[isinstance(client, module.AsyncClient)]
+    if isinstance(client._transport, transports(library)):
         raise ValueError("this client is limited already: join the limiters with `a & b`, and limit the client once")
     limited: Any = copy.copy(client)
     # Some SDKs' clients close their connections when they are collected. The copy must not, since others may be using
     # them, and the original is kept alive until the copy is gone.
     if hasattr(limited, "__del__"):
         limited.__class__ = _uncollected(limited.__class__)
-    limited._transport = wrapper(client._transport, valve, client)
+    limited._transport = wrapper(client._transport, rules, keep=client)
     limited._mounts = {
-        pattern: None if inner is None else wrapper(inner, valve, client) for pattern, inner in client._mounts.items()
+        pattern: None if inner is None else wrapper(inner, rules, keep=client)
+        for pattern, inner in client._mounts.items()
     }
     typed: C = limited
     return typed
@@ -209,16 +230,22 @@ def _uncollected(kind: type) -> type:
     )
 
 
-class _Passage:
-    """One request on its way through: what the async and the sync transport have in common."""
+class _Exchange:
+    """One request and its answer: what the async and the sync transport have in common.
 
-    def __init__(self, journey: Journey, request: Any, *, traced: bool, module: Any) -> None:
-        self.journey = journey
-        self.lane = journey.lane
+    Attributes:
+        may_go_again: Whether the service refused it for now, so that the same request may be sent later.
+    """
+
+    def __init__(self, rules: Rules, sent: RequestInFlight, request: Any, *, traced: bool, module: Any) -> None:
+        self._rules = rules
+        self.sent = sent
+        self.endpoint = sent.endpoint
+        self.may_go_again = False
         self._module = module
         self._before = request.extensions.get("trace")
         if not traced:  # a transport of another kind does not say when it sends
-            self.lane.left(journey)
+            self.endpoint.left(sent)
 
     # What happens below us: the moment at which a request leaves is the one that counts.
 
@@ -234,13 +261,16 @@ class _Passage:
 
     def _note(self, event: str) -> None:
         if event.endswith("send_request_headers.started"):
-            self.lane.left(self.journey)
+            self.endpoint.left(self.sent)
 
     def answered(self, response: Any) -> None:
-        """The headers are there."""
-        self.lane.left(self.journey)
-        reading = _headers.read(response.headers, response.status_code, wall=clock.wall())
-        self.lane.answered(self.journey, response.status_code, reading)
+        """The headers are there. Nothing that is read in them can cost the answer."""
+        try:
+            self.endpoint.left(self.sent)
+            reading = _headers.read(response.headers, response.status_code, wall=clock.wall())
+            self.endpoint.answered(self.sent, response.status_code, reading)
+        except Exception as error:  # noqa: BLE001
+            _warn_once(f"could not read what an answer's headers say about limits: {type(error).__name__}: {error}")
 
     def refused(self, response: Any, raw: bytes) -> None:
         """It is a 429, and this is its body, as it came over the wire."""
@@ -248,52 +278,60 @@ class _Passage:
             body = self._module.Response(429, headers=response.headers, content=raw).content
         except self._module.DecodingError:
             body = raw
-        verdict = judge(429, body, response.headers)
-        if verdict.action is Action.WAIT:
-            self.lane.refused(self.journey, verdict)
-        elif not verdict.retryable:
-            response.headers["x-should-retry"] = "false"
-        self.journey.permit.close()
+        try:
+            verdict = judge(429, body, response.headers)
+            if verdict.action is Action.WAIT:
+                wait = verdict.wait or 0.0
+                self.may_go_again = wait <= self._rules.max_pause
+                if wait > LONG_PAUSE:
+                    _warn_once(
+                        f"the service asks to wait {wait:,.0f} s: {verdict.message[:200] or 'it does not say why'}"
+                    )
+                self.endpoint.refused(self.sent, verdict if self.may_go_again else replace(verdict, wait=None))
+            elif not verdict.retryable:
+                response.headers["x-should-retry"] = "false"
+        finally:
+            self.sent.permit.close()
 
     def failed(self, error: BaseException) -> None:
         """There is no answer, and there will be none."""
         # A proxy is sent a request to connect first, which is traced like any other; it may refuse, or get nowhere.
-        if self.journey.left_at is not None and type(error).__name__ not in _NEVER_SENT:
-            self.journey.permit.close()
+        if self.sent.left_at is not None and type(error).__name__ not in _NEVER_SENT:
+            self.sent.permit.close()
         else:
-            self.lane.never_left(self.journey)
+            self.endpoint.never_left(self.sent)
 
-    def hold(self, response: Any) -> _Place | None:
+    def hold(self, response: Any) -> _Hold | None:
         """The place in flight of an answer that is still to be read; None if it has none."""
-        if not self.lane.holds or response.is_closed:
-            self.journey.permit.close()
+        if not self.endpoint.holds or response.is_closed:
+            self.sent.permit.close()
             return None
-        return _Place(self.journey)
+        return _Hold(self.sent)
 
 
-class _Place:
+class _Hold:
     """A place in flight. It is given back when the answer was read, when it is closed, or when it is lost."""
 
-    def __init__(self, journey: Journey) -> None:
-        self._journey = journey
-        self._finalizer = weakref.finalize(self, _lost, journey, _soon())
+    def __init__(self, sent: RequestInFlight) -> None:
+        self._sent = sent
+        self._finalizer = weakref.finalize(self, _lost, sent, _soon())
         self._finalizer.atexit = False
 
     def give_back(self) -> None:
         self._finalizer.detach()
-        self._journey.permit.close()
+        self._sent.permit.close()
 
 
-def _lost(journey: Journey, soon: Callable[[Callable[[], None]], object] | None) -> None:
+def _lost(sent: RequestInFlight, soon: Callable[[Callable[[], None]], object] | None) -> None:
     """An answer was collected that nobody closed.
 
     This may run in the middle of anything, the limiter's own code included, so the place is given back a moment later: by
     the loop that the answer came to, or by the next request.
     """
-    journey.lane.lose(journey)
+    sent.endpoint.lose(sent)
     if soon is not None:
         try:
-            soon(journey.lane.sweep)
+            soon(sent.endpoint.sweep)
         except RuntimeError:
             pass  # that loop is closed
 
@@ -314,81 +352,101 @@ def _soon() -> Callable[[Callable[[], None]], object] | None:
 
 
 @functools.cache
-def _transports(library: str) -> tuple[type, type]:
+def transports(library: str) -> tuple[type, type]:
     """Our transports for a library: (sync, async). Made once each, since each library has base classes of its own."""
     module: Any = importlib.import_module(library)
 
-    class Tap(module.SyncByteStream):  # type: ignore[misc]
-        """A stream that says when it is closed."""
+    class ReleasingStream(module.SyncByteStream):  # type: ignore[misc]
+        """A stream that gives a place back when it was read, or is closed."""
 
-        def __init__(self, stream: Any, place: _Place) -> None:
+        def __init__(self, stream: Any, hold: _Hold) -> None:
             self._stream = stream
-            self._place = place
+            self._hold = hold
 
         def __iter__(self) -> Any:
-            yield from self._stream
+            try:
+                yield from self._stream
+            finally:
+                self._hold.give_back()
 
         def close(self) -> None:
             try:
                 self._stream.close()
             finally:
-                self._place.give_back()
+                self._hold.give_back()
 
-    class AsyncTap(module.AsyncByteStream):  # type: ignore[misc]
-        """A stream that says when it is closed."""
+    class AsyncReleasingStream(module.AsyncByteStream):  # type: ignore[misc]
+        """A stream that gives a place back when it was read, or is closed."""
 
-        def __init__(self, stream: Any, place: _Place) -> None:
+        def __init__(self, stream: Any, hold: _Hold) -> None:
             self._stream = stream
-            self._place = place
+            self._hold = hold
 
         async def __aiter__(self) -> Any:
-            async for chunk in self._stream:
-                yield chunk
+            try:
+                async for chunk in self._stream:
+                    yield chunk
+            finally:
+                self._hold.give_back()
 
         async def aclose(self) -> None:
             try:
                 await self._stream.aclose()
             finally:
-                self._place.give_back()
+                self._hold.give_back()
 
-    def refuse(error: PenstockError, request: Any) -> Any:
+    def refuse(rules: Rules, error: PenstockError, request: Any) -> Any:
+        if not rules.answer:
+            raise error
         answer = refusal(error)
         return module.Response(answer.status, headers=answer.headers, content=answer.content, request=request)
 
     class LimitedTransport(module.BaseTransport):  # type: ignore[misc]
-        def __init__(self, inner: Any, valve: Valve, keep: Any) -> None:
+        """A transport of another that every request passes when its turn has come."""
+
+        def __init__(self, inner: Any, rules: Rules, *, keep: Any = None) -> None:
             self._inner = inner
-            self._valve = valve
+            self._rules = rules
             self._keep = keep
             self._traced = isinstance(inner, module.HTTPTransport)
 
         def handle_request(self, request: Any) -> Any:
+            response = None
             try:
-                plan = self._valve.plan(request.url.path, _content_of(request))
-                journey = None if plan is None else self._valve.admit_in_thread(plan)
+                plan = self._rules.plan(request)
+                if plan is None:
+                    return self._inner.handle_request(request)
+                visit = _Visit(self._rules, plan, request)
+                while True:
+                    sent = visit.admit_in_thread()
+                    response, exchange = self._send(request, sent)
+                    if not visit.again(exchange):
+                        return response
             except PenstockError as error:
-                return refuse(error, request)
-            if journey is None:
-                return self._inner.handle_request(request)
-            passage = _Passage(journey, request, traced=self._traced, module=module)
-            request.extensions = {**request.extensions, "trace": passage.trace_in_thread}
+                return refuse(self._rules, error, request) if response is None else response
+
+        def _send(self, request: Any, sent: RequestInFlight) -> tuple[Any, _Exchange]:
+            exchange = _Exchange(self._rules, sent, request, traced=self._traced, module=module)
+            before, request.extensions = request.extensions, {**request.extensions, "trace": exchange.trace_in_thread}
             try:
                 response = self._inner.handle_request(request)
-                passage.answered(response)
+                exchange.answered(response)
                 if response.status_code == 429:
                     raw = b""
                     try:
                         raw = b"".join(response.stream)
                         response.stream.close()
                     finally:
-                        passage.refused(response, raw)
+                        exchange.refused(response, raw)
                     response.stream = module.ByteStream(raw)
-                elif (place := passage.hold(response)) is not None:
-                    response.stream = Tap(response.stream, place)
+                elif (hold := exchange.hold(response)) is not None:
+                    response.stream = ReleasingStream(response.stream, hold)
             except BaseException as error:
-                passage.failed(error)
+                exchange.failed(error)
                 raise
-            return response
+            finally:
+                request.extensions = before
+            return response, exchange
 
         def close(self) -> None:
             self._inner.close()
@@ -401,39 +459,51 @@ def _transports(library: str) -> tuple[type, type]:
             self._inner.__exit__(*what)
 
     class AsyncLimitedTransport(module.AsyncBaseTransport):  # type: ignore[misc]
-        def __init__(self, inner: Any, valve: Valve, keep: Any) -> None:
+        """A transport of another that every request passes when its turn has come."""
+
+        def __init__(self, inner: Any, rules: Rules, *, keep: Any = None) -> None:
             self._inner = inner
-            self._valve = valve
+            self._rules = rules
             self._keep = keep
             self._traced = isinstance(inner, module.AsyncHTTPTransport)
 
         async def handle_async_request(self, request: Any) -> Any:
+            response = None
             try:
-                plan = self._valve.plan(request.url.path, _content_of(request))
-                journey = None if plan is None else await self._valve.admit(plan)
+                plan = self._rules.plan(request)
+                if plan is None:
+                    return await self._inner.handle_async_request(request)
+                visit = _Visit(self._rules, plan, request)
+                while True:
+                    sent = await visit.admit()
+                    response, exchange = await self._send(request, sent)
+                    if not visit.again(exchange):
+                        return response
             except PenstockError as error:
-                return refuse(error, request)
-            if journey is None:
-                return await self._inner.handle_async_request(request)
-            passage = _Passage(journey, request, traced=self._traced, module=module)
-            request.extensions = {**request.extensions, "trace": passage.trace}
+                return refuse(self._rules, error, request) if response is None else response
+
+        async def _send(self, request: Any, sent: RequestInFlight) -> tuple[Any, _Exchange]:
+            exchange = _Exchange(self._rules, sent, request, traced=self._traced, module=module)
+            before, request.extensions = request.extensions, {**request.extensions, "trace": exchange.trace}
             try:
                 response = await self._inner.handle_async_request(request)
-                passage.answered(response)
+                exchange.answered(response)
                 if response.status_code == 429:
                     raw = b""
                     try:
                         raw = b"".join([chunk async for chunk in response.stream])
                         await response.stream.aclose()
                     finally:
-                        passage.refused(response, raw)
+                        exchange.refused(response, raw)
                     response.stream = module.ByteStream(raw)
-                elif (place := passage.hold(response)) is not None:
-                    response.stream = AsyncTap(response.stream, place)
+                elif (hold := exchange.hold(response)) is not None:
+                    response.stream = AsyncReleasingStream(response.stream, hold)
             except BaseException as error:
-                passage.failed(error)
+                exchange.failed(error)
                 raise
-            return response
+            finally:
+                request.extensions = before
+            return response, exchange
 
         async def aclose(self) -> None:
             await self._inner.aclose()
@@ -448,7 +518,7 @@ def _transports(library: str) -> tuple[type, type]:
     return LimitedTransport, AsyncLimitedTransport
 
 
-def _library_of(client: Any) -> str | None:
+def library_of(client: Any) -> str | None:
     """The library whose client this is: "httpx2" or "httpx", whichever has the class it is made of."""
     for base in type(client).__mro__:
         if base.__name__ in {"Client", "AsyncClient"} and base.__module__.partition(".")[0] in {"httpx", "httpx2"}:
@@ -456,7 +526,7 @@ def _library_of(client: Any) -> str | None:
     return None
 
 
-def _content_of(request: Any) -> bytes:
+def content_of(request: Any) -> bytes:
     """The request's body; empty where it is a stream, as files are."""
     try:
         content: bytes = request.content
@@ -465,18 +535,38 @@ def _content_of(request: Any) -> bytes:
     return content
 
 
-def _json_object(content: bytes) -> Body | None:
-    if content.lstrip()[:1] != b"{":
+def checked_cost(cost: Any) -> Mapping[str, float] | None:
+    """What a rule of the user's returned.
+
+    Raises:
+        CostError: It is something else than numbers.
+    """
+    if cost is None:
         return None
+    if not isinstance(cost, Mapping) or not all(isinstance(amount, (int, float)) for amount in cost.values()):
+        raise CostError(
+            f'cost= must return a number per unit, such as {{"tokens": 12}}, or None for a request that is not '
+            f"limited, not {cost!r}"
+        )
+    return cost
+
+
+def _is_repeatable(request: Any) -> bool:
     try:
-        body = json.loads(content)
-    except (ValueError, RecursionError):  # no JSON, or nested too deeply to be read
-        return None
-    return body if isinstance(body, dict) else None
+        request.content  # noqa: B018
+    except RuntimeError:
+        return False
+    return True
 
 
-def _left(until: float | None) -> float | None:
-    return None if until is None else max(0.0, until - clock.now())
+_warned: set[str] = set()
+
+
+def _warn_once(message: str) -> None:
+    kind = message.partition(":")[0][:40]
+    if kind not in _warned:
+        _warned.add(kind)
+        warnings.warn(message, RuntimeWarning, stacklevel=6)
 
 
 def _snake(name: str) -> str:

@@ -2,7 +2,7 @@
 
 Three kinds of tasks: one reads ahead, one chooses which row goes next (`mix`), and each chosen row has one of its own, which
 waits for the limiter, sends, and tries again if that is worth it. Every attempt is charged, and nobody sleeps while holding
-a permit. How the limiter keeps in step with the server's own buckets is the business of `penstock.llm.lanes`.
+a permit. How the limiter keeps in step with the server's own buckets is the business of `penstock.llm.endpoints`.
 
 Memory is bounded: so many rows are read ahead, so many are on their way, and of all others there is one digest.
 
@@ -26,9 +26,10 @@ from penstock import Limiter, Rate, clock
 from penstock.errors import CostError, Unsatisfiable
 from penstock.llm import failures
 from penstock.llm import headers as _headers
+from penstock.llm.discovered import DiscoveredEndpoint
+from penstock.llm.endpoints import Endpoint, RequestInFlight
 from penstock.llm.failures import Action, Verdict
 from penstock.llm.headers import Quota, Reading
-from penstock.llm.lanes import Auto, Journey, Lane
 from penstock.llm.tokens import Cost
 from penstock.retry import Retry
 from penstock.runner.mix import Level, Mix
@@ -105,7 +106,7 @@ class Stopped:
 
 
 class Group:
-    """The models that share limits: their lane to the server, and their rows that wait to be chosen."""
+    """The models that share limits: their endpoint, and their rows that wait to be chosen."""
 
     def __init__(self, name: str, limits: Limits | None, settings: Settings) -> None:
         """Begin with what the limits have regained since they were last used, taken for empty then.
@@ -122,9 +123,7 @@ class Group:
         self._promised = limits
         self._idle = settings.idle
         if limits is None:
-            lane = Auto().lane(name)
-            assert lane is not None
-            self.lane = lane
+            self.endpoint: Endpoint = DiscoveredEndpoint()
         else:
             given: dict[str, Any] = {unit: list(rates) for unit, rates in limits.items()}
             limiter = Limiter(**given)
@@ -132,7 +131,7 @@ class Group:
                 limiter.observe(
                     remaining={unit: min(each.at_start for each in those) for unit, those in self.allowances.items()}
                 )
-            self.lane = Lane(limiter)
+            self.endpoint = Endpoint(limiter)
 
     @property
     def limits(self) -> Limits:
@@ -141,7 +140,7 @@ class Group:
             return self._promised
         told = {
             unit: tuple(limit for limit in limits if isinstance(limit, Rate))
-            for unit, limits in self.lane.limits.items()
+            for unit, limits in self.endpoint.limits.items()
         }
         return {unit: rates for unit, rates in told.items() if rates}
 
@@ -170,31 +169,28 @@ class Group:
                     )
         return None
 
-    async def acquire(self, cost: Mapping[str, float], priority: int) -> Journey:
+    async def acquire(self, cost: Mapping[str, float], priority: int) -> RequestInFlight:
         """Wait for a turn and charge it.
 
         Raises:
             CostError: No wait would do.
         """
         while True:
-            limiter, charge = self.lane.ask(cost)
+            limiter, charge = self.endpoint.ask(cost)
             try:
                 permit = await limiter.acquire(priority=priority, **charge)
             except Unsatisfiable:
-                if self.lane.ask(cost)[1] == charge:
+                if self.endpoint.ask(cost)[1] == charge:
                     raise
                 continue  # the limits were learned meanwhile, and it is charged less under the new ones
-            journey = self.lane.granted(limiter, permit, cost)
-            if journey is not None:
-                return journey
-            permit.cancel()  # the limits were learned meanwhile
+            return self.endpoint.granted(permit, cost)
 
-    def heard(self, journey: Journey, response: httpx2.Response) -> None:
+    def heard(self, sent: RequestInFlight, response: httpx2.Response) -> None:
         """Learn from the headers of an answer."""
-        self.lane.left(journey)  # at the latest now
+        self.endpoint.left(sent)  # at the latest now
         reading = _headers.read(response.headers, response.status_code, wall=clock.wall())
         quotas = tuple(quota for quota in reading.quotas if self._comparable(quota))
-        self.lane.answered(journey, response.status_code, Reading(quotas, reading.retry_after))
+        self.endpoint.answered(sent, response.status_code, Reading(quotas, reading.retry_after))
 
     def _comparable(self, quota: Quota) -> bool:
         """Whether what remains, as headers tell it, is of a bucket of the size that they tell. We may know of a smaller one."""
@@ -210,9 +206,8 @@ class Group:
     def levels(self) -> list[Level]:
         """How full the limits are, with what the line will take gone already."""
         return [
-            Level(one.unit, one.limit.burst, one.limit.rate, one.level - self._line.get(one.unit, 0.0))
-            for one in self.lane.limiter.statistics().limits.values()
-            if isinstance(one.limit, Rate)
+            Level(one.unit, one.capacity, one.rate, one.level - self._line.get(one.unit, 0.0))
+            for one in self.endpoint.levels()
         ]
 
 
@@ -433,12 +428,12 @@ class Run:
         counts.waiting += 1
         try:
             # A row that was sent before goes first: it is the oldest, and its place in memory is wanted.
-            journey = await group.acquire(cost, min(work.attempts, 1))
+            sent = await group.acquire(cost, min(work.attempts, 1))
         finally:
             counts.waiting -= 1
             work.leave_line()
             self._tell()
-        permit = journey.permit
+        permit = sent.permit
         counts.last_sent = granted = permit.granted_at
         counts.in_flight += 1
         counts.spend(group.name, cost, first=work.attempts == 0)
@@ -448,40 +443,40 @@ class Run:
         self._sends.add(sends)
         try:
             with permit, sends:
-                await self._send(work, journey)
+                await self._send(work, sent)
                 return
         finally:
-            if journey.left_at is None:
-                group.lane.never_left(journey)
+            if sent.left_at is None:
+                group.endpoint.never_left(sent)
             self._sends.discard(sends)
             counts.in_flight -= 1
             counts.ended = clock.now()
             counts.took(work.earliest, counts.ended - granted)
         raise _Abandoned
 
-    async def _send(self, work: _Work, journey: Journey) -> None:
-        row, lane, counts = work.row, work.group.lane, self.counts
+    async def _send(self, work: _Work, sent: RequestInFlight) -> None:
+        row, endpoint, counts = work.row, work.group.endpoint, self.counts
         work.attempts += 1
         counts.sent += 1
         counts.retries += work.attempts > 1
 
         async def trace(event: str, _: Any) -> None:
             if event.endswith("send_request_headers.started"):
-                lane.left(journey)
+                endpoint.left(sent)
 
         if not self._traced:
-            lane.left(journey)
+            endpoint.left(sent)
         url = _url(self._settings.base_url, row.path)
         response = await self._client.post(url, content=row.body, extensions={"trace": trace})
         content, status = response.content, response.status_code
-        work.group.heard(journey, response)
+        work.group.heard(sent, response)
         if not 200 <= status < 300:
             content = self._without_key(content)
             refused = _Refused(failures.judge(status, content, response.headers), response, content)
             if status == 429:
                 counts.status_429 += 1
             if refused.verdict.action is Action.WAIT:
-                lane.refused(journey, refused.verdict)  # everybody waits, once
+                endpoint.refused(sent, refused.verdict)  # everybody waits, once
             raise refused
         try:
             body = dump_json(load_json(content))

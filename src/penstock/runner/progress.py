@@ -81,7 +81,7 @@ class View:
     @property
     def paused(self) -> float:
         """Seconds for which everybody waits because the server said so."""
-        return max((group.lane.limiter.statistics().paused_for for group in self._run.groups.values()), default=0.0)
+        return max((group.endpoint.limiter.statistics().paused_for for group in self._run.groups.values()), default=0.0)
 
     def rates(self) -> list[tuple[str, float, float]]:
         """(limit, units per second now, share of the limit's own rate), over the last seconds."""

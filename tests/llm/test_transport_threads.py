@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import threading
+import time
 
-import httpx
-import httpx2
 import pytest
 
 from penstock import Limiter, Rate, RateLimited, in_flight, per_minute
+from penstock.llm.clients import limit_client
 from penstock.llm.failures import Action, judge
-from penstock.llm.lanes import Fixed
-from penstock.llm.transport import Valve, limit_http_client, refusal
-
-CHAT = "http://api.test/v1/chat/completions"
-HELLO = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}  # 2 + 4 tokens
-
-
-@pytest.fixture(params=[httpx2, httpx], ids=["httpx2", "httpx"])
-def lib(request):
-    return request.param
+from penstock.llm.transport import refusal
+from tests.llm.clients import CHAT, HELLO, limited
 
 
 def test_a_sync_client_is_limited_in_its_thread(lib):
     limiter = Limiter(requests=Rate(60_000, 60, burst=2), places=in_flight(4))
     original = lib.Client(transport=lib.MockTransport(lambda _: lib.Response(200, json={})))
-    client = limit_http_client(original, Valve(Fixed(limiter)))
+    client = limit_client(original, limiter)
     statuses = []
     threads = [
         threading.Thread(target=lambda: statuses.append(client.post(CHAT, json=HELLO).status_code)) for _ in range(8)
@@ -41,9 +33,7 @@ def test_a_sync_client_is_limited_in_its_thread(lib):
 def test_a_sync_client_hears_429s_keeps_places_and_refuses_like_the_async_one(lib):
     limiter = Limiter(requests=per_minute(60), tokens=per_minute(100), places=in_flight(4))
     answers = [lib.Response(429, headers={"retry-after": "30"}), lib.Response(200, content=iter([b"1", b"2"]))]
-    client = limit_http_client(
-        lib.Client(transport=lib.MockTransport(lambda _: answers.pop())), Valve(Fixed(limiter), max_wait=1)
-    )
+    client = limited(lib, lambda _: answers.pop(), limiter, kind="Client", max_wait=1)
     with client.stream("POST", CHAT, json=HELLO) as answer:
         assert limiter.statistics().in_flight == 1
         assert list(answer.iter_bytes()) == [b"1", b"2"]
@@ -54,6 +44,16 @@ def test_a_sync_client_hears_429s_keeps_places_and_refuses_like_the_async_one(li
     late = client.post(CHAT, json=HELLO)
     assert (late.status_code, late.json()["error"]["code"]) == (429, "rate_limited")
     assert float(late.headers["retry-after"]) >= 29
+
+
+@pytest.mark.anyio
+async def test_a_sync_client_in_a_running_loop_waits_there_as_its_calls_do(lib):
+    """As in a notebook: the call blocks the loop anyway, so the wait for its turn may block it too."""
+    limiter = Limiter(requests=Rate(1_200, 60, burst=1))
+    client = limit_client(lib.Client(transport=lib.MockTransport(lambda _: lib.Response(200, json={}))), limiter)
+    began = time.monotonic()
+    assert [client.post(CHAT, json=HELLO).status_code for _ in range(2)] == [200, 200]
+    assert time.monotonic() - began >= 0.04
 
 
 def test_a_refusal_of_ours_may_be_waited_for_by_a_retry():

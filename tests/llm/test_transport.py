@@ -5,80 +5,22 @@ from __future__ import annotations
 import gc
 import gzip
 import json
-from random import Random
 
 import anyio
 import httpx
-import httpx2
 import pytest
 
 from penstock import Limiter, Rate, in_flight, per_minute
-from penstock.llm.lanes import Auto, Fixed, Published
-from penstock.llm.transport import Valve, limit_http_client
-from penstock.simulator import Latency, Simulation, create_app
+from penstock.llm.clients import limit_client
+from penstock.simulator import Simulation, create_app
+from tests.llm.clients import CHAT, FOUR, HELLO, Server, at_once, levels, limited, refusal
 
 pytestmark = pytest.mark.anyio
-
-CHAT = "http://api.test/v1/chat/completions"
-HELLO = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}  # 2 + 4 tokens
-FOUR = {"model": "gpt-4o", "messages": [{"role": "user", "content": "x" * 4 * 96}]}  # 96 + 4 tokens
-
-
-@pytest.fixture(params=[httpx2, httpx], ids=["httpx2", "httpx"])
-def lib(request):
-    return request.param
 
 
 @pytest.fixture(autouse=True)
 def _time(virtual_time):
     """Nothing here takes any time."""
-
-
-def limited(lib, handler, policy, **options):
-    """A client whose requests `handler` answers, with a limit under it."""
-    if isinstance(policy, Limiter):
-        policy = Fixed(policy)
-    transport = handler if isinstance(handler, lib.AsyncBaseTransport) else lib.MockTransport(handler)
-    return limit_http_client(lib.AsyncClient(transport=transport), Valve(policy, **options))
-
-
-class Server:
-    """Answers in the order of a script, then with 200; notes when each request came."""
-
-    def __init__(self, lib, *script, latency=0.0, headers=None):
-        self.lib, self.script, self.latency, self.headers = lib, list(script), latency, headers or {}
-        self.times, self.bodies = [], []
-
-    async def __call__(self, request):
-        self.times.append(anyio.current_time())
-        self.bodies.append(request.content)
-        answer = self.script.pop(0) if self.script else None
-        await anyio.sleep(self.latency)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer or self.lib.Response(200, json={}, headers=self.headers)
-
-
-def refusal(lib, message="Rate limit reached. Please try again later.", code="rate_limit_exceeded", **headers):
-    body = {"error": {"message": message, "type": "requests", "code": code}}
-    return lib.Response(429, json=body, headers={name.replace("_", "-"): value for name, value in headers.items()})
-
-
-def levels(limiter):
-    return {name: limit.level for name, limit in limiter.statistics().limits.items()}
-
-
-async def at_once(*calls):
-    """The results of calls made at the same time."""
-    results = [None] * len(calls)
-
-    async def one(index, call):
-        results[index] = await call
-
-    async with anyio.create_task_group() as group:
-        for index, call in enumerate(calls):
-            group.start_soon(one, index, call)
-    return results
 
 
 # Charging
@@ -202,6 +144,7 @@ async def test_one_429_stops_everybody_once(lib):
         ({}, "Rate limit reached. Please try again in 6ms.", 0.006),
     ],
 )
+@pytest.mark.filterwarnings("ignore:the service asks to wait")
 async def test_the_pause_is_as_long_as_the_service_asks_for(lib, headers, message, seconds):
     limiter = Limiter(requests=per_minute(6_000))
     client = limited(lib, Server(lib, refusal(lib, message, **headers)), limiter)
@@ -355,7 +298,7 @@ async def test_a_rule_that_would_have_to_be_awaited_is_refused():
         return {"tokens": 1}
 
     with pytest.raises(TypeError, match="called and not awaited"):
-        Valve(Auto(), cost=cost)
+        limit_client(httpx.AsyncClient(), cost=cost)
 
 
 # Places in flight
@@ -488,228 +431,13 @@ async def test_charges_count_from_when_a_request_leaves(lib):
     assert anyio.current_time() == pytest.approx(1 + 6 + 0.25, abs=0.05)
 
 
-# Limits that nobody knows yet
-
-
-def account(lib, simulation):
-    app = create_app(simulation)
-    return app.state.account, lib.ASGITransport(app=app)
-
-
-async def test_limits_are_learned_from_the_first_answer_and_kept(lib):
-    """One request is in flight until the limits are known; then all go as fast as they allow, without one 429."""
-    simulated, transport = account(lib, Simulation(requests="120/min", tokens="60k/min", tolerance=0))
-    client = limited(lib, transport, Auto())
-    key = {"authorization": "Bearer x"}
-    answers = await at_once(*(client.post(CHAT, json=FOUR, headers=key) for _ in range(180)))
-    assert {answer.status_code for answer in answers} == {200}
-    statistics = simulated.statistics()
-    assert statistics.refused == {}
-    assert statistics.span < 1.1 * 30  # (180 - 120) / 2 a second, and what learning costs
-
-
-async def test_while_limits_are_unknown_one_request_is_in_flight(lib):
-    server = Server(
-        lib, latency=3.0, headers={"x-ratelimit-limit-requests": "600", "x-ratelimit-remaining-requests": "599"}
-    )
-    client = limited(lib, server, Auto())
-    await at_once(*(client.post(CHAT, json=HELLO) for _ in range(5)))
-    assert server.times == [0, 3, 3, 3, 3]
-
-
-async def test_each_model_has_limits_of_its_own(lib):
-    server = Server(lib, latency=3.0)
-    client = limited(lib, server, Auto())
-    await at_once(*(client.post(CHAT, json={**HELLO, "model": model}) for model in "abab"))
-    assert server.times == [0, 0, 3, 3]
-
-
-async def test_a_server_that_tells_no_limits_is_not_limited_but_its_429s_are_heard(lib):
-    server = Server(lib, None, *[None] * 20, refusal(lib, retry_after="5"), latency=1.0)
-    client = limited(lib, server, Auto())
-    await client.post(CHAT, json=HELLO)
-    await at_once(*(client.post(CHAT, json=HELLO) for _ in range(21)))
-    assert server.times[1:] == [1.0] * 21
-    await client.post(CHAT, json=HELLO)
-    assert server.times[-1] >= 2 + 5
-
-
-async def test_limits_that_are_told_later_than_by_the_first_answer_are_kept_from_then_on(lib):
-    """Not every endpoint tells them: one that counts tokens, or begins a fine-tuning, may well be the first to be asked."""
-    told = {
-        "x-ratelimit-limit-requests": "60",
-        "x-ratelimit-remaining-requests": "2",
-        "x-ratelimit-reset-requests": "58s",
-    }
-    server = Server(lib, None, None, lib.Response(200, headers=told), latency=1.0)
-    client = limited(lib, server, Auto())
-    for _ in range(3):
-        await client.post(CHAT, json=HELLO)
-    await at_once(*(client.post(CHAT, json=HELLO) for _ in range(6)))
-    assert server.times[:3] == [0, 1, 2]
-    assert server.times[3:] == pytest.approx([3, 3, 3.3, 4.3, 5.3, 6.3], abs=0.3)
-
-
-async def test_those_who_wait_for_a_place_learn_of_limits_that_are_told_late(lib):
-    """A thousand places at a server that told nothing; the first of a thousand answers tells, and who comes then is held to it."""
-    told = lib.Response(
-        200,
-        headers={
-            "x-ratelimit-limit-requests": "600",
-            "x-ratelimit-remaining-requests": "0",
-            "x-ratelimit-reset-requests": "60s",
-        },
-    )
-    server = Server(lib, None, told, latency=1.0)
-    client = limited(lib, server, Auto())
-    await client.post(CHAT, json=HELLO)
-    await at_once(*(client.post(CHAT, json=HELLO) for _ in range(1_025)))
-    late = server.times[1_001:]
-    assert server.times[1:1_001] == [1] * 1_000
-    assert late == sorted(late)
-    assert late[9] > 2  # ten were refilled while that answer was on its way
-    assert late[-1] == pytest.approx(2 + 1.5, abs=0.3)
-
-
-async def test_an_error_before_the_first_answer_teaches_nothing(lib):
-    """A gateway's 502 has no headers; the next request asks again, alone."""
-    script = [lib.Response(502), lib.ConnectError("no route"), refusal(lib, retry_after="5")]
-    server = Server(lib, *script, latency=1.0)
-    client = limited(lib, server, Auto())
-
-    async def ask():
-        try:
-            return (await client.post(CHAT, json=HELLO)).status_code
-        except lib.ConnectError:
-            return None
-
-    statuses = await at_once(*(ask() for _ in range(5)))
-    assert sorted(map(str, statuses)) == ["200", "200", "429", "502", "None"]
-    assert server.times[:3] == [0, 1, 2]
-    assert 3 + 5 <= server.times[3] <= 3 + 5.6
-    assert server.times[4] == server.times[3] + 1  # nobody knew before the fourth had answered
-
-
-async def test_a_limit_that_falls_is_adopted_at_once_and_one_that_rises_when_told_twice(lib):
-    def told(limit):
-        return lib.Response(
-            200,
-            headers={
-                "x-ratelimit-limit-requests": str(limit),
-                "x-ratelimit-remaining-requests": str(limit - 1),
-                "x-ratelimit-reset-requests": f"{60 / limit:.3f}s",
-            },
-        )
-
-    policy = Auto()
-    client = limited(lib, Server(lib, *(told(limit) for limit in (500, 300, 600, 300, 600, 600))), policy)
-    amounts = []
-    for _ in range(6):
-        await client.post(CHAT, json=HELLO)
-        (rate,) = policy.lane("gpt-4o").limiter.limits["requests"]
-        amounts.append(rate.amount)
-    assert amounts == [500, 300, 300, 300, 300, 600]
-
-
-async def test_the_first_burst_is_capped_until_there_was_a_lesson(lib):
-    """600 a minute were promised; before it is known how they are counted, 50 leave at once, and the rest by and by."""
-    simulated, transport = account(lib, Simulation(requests="600/min", tolerance=0))
-    client = limited(lib, transport, Auto())
-    key = {"authorization": "Bearer x"}
-    await at_once(*(client.post(CHAT, json=HELLO, headers=key) for _ in range(100)))
-    at_once_left = [
-        a for a in simulated.statistics().admissions if a.at_ns == simulated.statistics().admissions[1].at_ns
-    ]
-    assert 45 <= len(at_once_left) <= 51
-
-
-@pytest.mark.parametrize("charges", [0.7, 1.15, 2.0])
-async def test_those_who_waited_while_limits_were_learned_are_held_to_what_was_learned(lib, charges):
-    """The service charges otherwise than we estimate. Hundreds asked before that was known; they neither overrun it nor waste it."""
-
-    def charge(path, body):
-        return round(charges * len(body["messages"][0]["content"]) / 4) + 4
-
-    limits = {"requests": "5000/min", "tokens": "60k/min"}
-    simulated, transport = account(lib, Simulation(**limits, charge=charge, latency=Latency(0.5, 0.5), tolerance=0))
-    client = limited(lib, transport, Auto())
-    chance = Random(3)
-    texts = ["x" * int(chance.lognormvariate(6, 1)) for _ in range(600)]
-    bodies = [{"model": "gpt-4o", "messages": [{"role": "user", "content": text}]} for text in texts]
-    await at_once(*(client.post(CHAT, json=body, headers={"authorization": "Bearer x"}) for body in bodies))
-    statistics = simulated.statistics()
-    assert sum(statistics.refused.values()) <= 6  # trio draws who goes first; it was a hundred
-    assert statistics.limits[1].share > 0.9
-
-
-async def test_a_limit_per_day_is_not_spread_over_the_day(lib):
-    """After the first burst, each answer lets one more go: a lesson about ten thousand a day would take a thousand requests."""
-    simulated, transport = account(lib, Simulation(requests="10000/day", latency=Latency(0.5), tolerance=0))
-    client = limited(lib, transport, Auto())
-    key = {"authorization": "Bearer x"}
-    answers = await at_once(*(client.post(CHAT, json=HELLO, headers=key) for _ in range(700)))
-    assert {answer.status_code for answer in answers} == {200}
-    assert simulated.statistics().peak_in_flight <= 501
-    assert anyio.current_time() < 3  # at a limit's own pace the last two hundred would take half an hour
-
-
-async def test_a_large_request_that_waits_while_limits_are_learned_is_sent_all_the_same(lib):
-    """A stranger takes as much as we do, so each of our tokens counts as two. What fits the service's limit fits still."""
-    simulated, transport = account(lib, Simulation(tokens="6k/min", tolerance=0.05, latency=Latency(0.1)))
-    client = limited(lib, transport, Auto())
-    policy = client._transport._valve.policy
-    key = {"authorization": "Bearer x"}
-
-    async def ask(size):
-        body = {"model": "gpt-4o", "messages": [{"role": "user", "content": "x" * 4 * (size - 4)}]}
-        simulated.consume(tokens=size)
-        return await client.post(CHAT, json=body, headers=key)
-
-    answers = [ask(100) for _ in range(60)]
-    answers.insert(30, ask(4_500))
-    statuses = [answer.status_code for answer in await at_once(*answers)]
-    (limit,) = policy.lane("gpt-4o").limiter.limits["tokens"]
-    assert limit.amount < 6_000, "it has learned; below 4,500 but where trio draws who goes first"
-    assert 400 not in statuses
-
-
-async def test_a_model_whose_limits_nobody_published_is_refused_with_those_there_are(lib):
-    server = Server(lib)
-    client = limited(lib, server, Published("tier-2"))
-    assert (await client.post(CHAT, json=HELLO)).status_code == 200
-    answer = await client.post(CHAT, json={**HELLO, "model": "gpt-99"})
-    assert answer.status_code == 400
-    assert answer.json()["error"]["code"] == "no_limits_known"
-    assert "gpt-99" in answer.json()["error"]["message"]
-    assert "gpt-4o-mini" in answer.json()["error"]["message"]
-    assert len(server.times) == 1
-
-
-@pytest.mark.parametrize("other", ["gpt-4o-2024-08-06", "ft:gpt-4o:org::id", "ft:gpt-4o-2024-08-06:org::id"])
-async def test_snapshots_share_the_published_limits_of_their_model(lib, other):
-    """Else a client that uses both would send twice as much as was promised."""
-    server = Server(lib)
-    client = limited(lib, server, Published("tier-1"))  # 500 a minute
-    bodies = [{**HELLO, "model": model} for model in ("gpt-4o", other)]
-    await at_once(*(client.post(CHAT, json=body) for body in bodies for _ in range(300)))
-    assert server.times[-1] == pytest.approx(100 / 500 * 60, abs=0.3)
-
-
-async def test_azures_path_names_the_model(lib):
-    policy = Auto()
-    client = limited(lib, Server(lib), policy)
-    body = {"messages": HELLO["messages"]}
-    await client.post("http://azure.test/openai/deployments/mine/chat/completions?api-version=1", json=body)
-    assert policy._lanes.keys() == {"mine"}
-
-
 # The client
 
 
 async def test_the_given_client_is_left_as_it_was(lib):
     limiter = Limiter(requests=per_minute(60))
     original = lib.AsyncClient(transport=lib.MockTransport(Server(lib)), headers={"x": "y"}, timeout=3)
-    client = limit_http_client(original, Valve(Fixed(limiter)))
+    client = limit_client(original, limiter)
     assert type(client) is type(original)
     await original.post(CHAT, json=HELLO)
     assert limiter.statistics().granted == 0
@@ -731,12 +459,12 @@ async def test_a_copy_that_is_dropped_leaves_the_connections_of_the_original_alo
             self.close()
 
     original = ClosesItself(transport=Transport())
-    client = limit_http_client(original, Valve(Auto()))
+    client = limit_client(original)
     assert isinstance(client, ClosesItself)
     del client
     gc.collect()
     assert closed == []
-    client = limit_http_client(original, Valve(Auto()))
+    client = limit_client(original)
     del original
     gc.collect()
     assert closed == []  # the copy needs them still
@@ -748,25 +476,25 @@ async def test_a_copy_that_is_dropped_leaves_the_connections_of_the_original_alo
 async def test_mounted_transports_are_limited_too(lib):
     limiter = Limiter(requests=per_minute(60))
     original = lib.AsyncClient(mounts={"http://api.test": lib.MockTransport(Server(lib)), "http://free.test": None})
-    await limit_http_client(original, Valve(Fixed(limiter))).post(CHAT, json=HELLO)
+    await limit_client(original, limiter).post(CHAT, json=HELLO)
     assert limiter.statistics().granted == 1
 
 
 async def test_a_client_is_limited_once(lib):
     client = limited(lib, Server(lib), Limiter(requests=per_minute(60)))
     with pytest.raises(ValueError, match="a & b"):
-        limit_http_client(client, Valve(Auto()))
+        limit_client(client)
 
 
 @pytest.mark.parametrize("thing", [None, "client", object()])
 async def test_what_is_no_client_is_refused(thing):
     with pytest.raises(TypeError, match="httpx"):
-        limit_http_client(thing, Valve(Auto()))
+        limit_client(thing)
 
 
 async def test_a_wrong_max_wait_is_refused():
     with pytest.raises(ValueError, match="max_wait"):
-        Valve(Auto(), max_wait=-1)
+        limit_client(httpx.AsyncClient(), max_wait=-1)
 
 
 async def test_a_trace_of_the_users_own_is_called_as_well(lib):
@@ -785,12 +513,48 @@ async def test_a_trace_of_the_users_own_is_called_as_well(lib):
     assert heard == ["http11.send_request_headers.started"]
 
 
-async def test_a_sync_client_in_a_running_loop_does_not_block_it(lib):
-    """A wait would stop the loop: it is refused, and says so."""
-    limiter = Limiter(requests=Rate(60, 60, burst=1))
-    client = limit_http_client(
-        lib.Client(transport=lib.MockTransport(lambda _: lib.Response(200))), Valve(Fixed(limiter))
-    )
-    assert client.post(CHAT, json=HELLO).status_code == 200
-    answer = client.post(CHAT, json=HELLO)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "would_block")
+# Held below the SDK
+
+
+async def test_a_refused_request_is_held_and_sent_again_first_of_all(lib):
+    """The SDK's own two retries are not what decides whether a user sees an error."""
+    server = Server(lib, *(refusal(lib, retry_after="2") for _ in range(5)))
+    limiter = Limiter(requests=Rate(600, 60, burst=1))
+    client = limited(lib, server, limiter, hold=True)
+    answers = await at_once(*(client.post(CHAT, json={**HELLO, "user": str(n)}) for n in range(4)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len(server.times) == 9
+
+
+async def test_a_request_is_held_no_longer_than_it_may_wait(lib):
+    server = Server(lib, *(refusal(lib, retry_after="2") for _ in range(50)))
+    client = limited(lib, server, Limiter(requests=per_minute(600)), hold=True, max_wait=5)
+    answer = await client.post(CHAT, json=HELLO)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert anyio.current_time() <= 5
+
+
+@pytest.mark.parametrize("code", ["insufficient_quota", "billing_hard_limit_reached"])
+async def test_what_no_wait_mends_is_not_held(lib, code):
+    server = Server(lib, refusal(lib, code=code, retry_after="2"))
+    client = limited(lib, server, Limiter(requests=per_minute(600)), hold=True)
+    assert (await client.post(CHAT, json=HELLO)).status_code == 429
+    assert len(server.times) == 1
+
+
+@pytest.mark.filterwarnings("ignore:the service asks to wait")
+async def test_a_pause_above_max_pause_is_this_requests_and_not_everybodys(lib):
+    server = Server(lib, refusal(lib, retry_after="5000"))
+    client = limited(lib, server, Limiter(requests=per_minute(600)), hold=True)
+    assert (await client.post(CHAT, json=HELLO)).status_code == 429
+    assert (await client.post(CHAT, json=HELLO)).status_code == 200
+    assert anyio.current_time() < 60
+
+
+async def test_a_long_pause_is_told_once(lib, monkeypatch):
+    monkeypatch.setattr("penstock.llm.transport._warned", set())
+    server = Server(lib, refusal(lib, retry_after="90"), refusal(lib, retry_after="90"))
+    client = limited(lib, server, Limiter(requests=per_minute(600)), hold=True)
+    with pytest.warns(RuntimeWarning, match="the service asks to wait 90 s") as heard:
+        assert (await client.post(CHAT, json=HELLO)).status_code == 200
+    assert len(heard) == 1

@@ -14,7 +14,7 @@ from penstock.llm import headers
 
 RECORDED = [
     json.loads(line)
-    for line in (Path(__file__).parent / "data" / "recorded_ratelimit_headers.jsonl").read_text().splitlines()
+    for line in (Path(__file__).parents[1] / "data" / "recorded_ratelimit_headers.jsonl").read_text().splitlines()
 ]
 
 

@@ -25,7 +25,7 @@ DAY = 86_400
 
 def recorded_triples():
     """Every distinct (host, unit, limit, remaining, reset) that a service sent, where all three were there."""
-    lines = (Path(__file__).parent / "data" / "recorded_ratelimit_headers.jsonl").read_text().splitlines()
+    lines = (Path(__file__).parents[1] / "data" / "recorded_ratelimit_headers.jsonl").read_text().splitlines()
     found = set()
     for line in lines:
         record = json.loads(line)

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from penstock import simulator
 from penstock.llm import tokens
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RECORDED = [
-    json.loads(line) for line in (Path(__file__).parent / "data" / "recorded_chat_usage.jsonl").read_text().splitlines()
+    json.loads(line)
+    for line in (Path(__file__).parents[1] / "data" / "recorded_chat_usage.jsonl").read_text().splitlines()
 ]
 CHAT = "/v1/chat/completions"
 

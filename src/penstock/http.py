@@ -1,0 +1,111 @@
+"""Limits under an HTTP client: every request waits for its turn, is charged, and its answer is heard.
+
+    client = limit_http_client(httpx.AsyncClient(), limiter, max_wait=30)
+    client = limit_http_client(httpx.AsyncClient(), lambda request: per_host[request.url.host])
+    client = limit_http_client(httpx.AsyncClient(), "auto")      # any REST API: learned per host
+
+    limit_http_client    a copy of a client, with limits under it
+    transport            the same as a transport, for clients that are given one
+
+For httpx and httpx2, sync and async. Neither is imported before a client or a transport of theirs is given.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
+
+from penstock import Limiter
+from penstock._introspect import check_plain
+from penstock.llm.discovered import DiscoveredEndpoint
+from penstock.llm.endpoints import Endpoint, Endpoints, by_limiter
+from penstock.llm.transport import MAX_PAUSE, Plan, Rules, checked_cost, limited_client, transports
+
+__all__ = ["limit_http_client", "transport"]
+
+C = TypeVar("C")
+
+Limits = Limiter | Callable[[Any], Limiter | None] | Literal["auto"]
+Cost = Callable[[Any], Mapping[str, float] | None]
+
+
+def limit_http_client(
+    client: C,
+    limiter: Limits,
+    *,
+    max_wait: float | None = None,
+    max_pause: float = MAX_PAUSE,
+    cost: Cost | None = None,
+) -> C:
+    """A copy of an httpx or httpx2 client, sync or async, whose requests keep limits. The given one is not changed.
+
+    A request waits for its turn before it is sent; no timeout of the client sees that wait. When a server answers with
+    429, everybody under that limiter waits once, for as long as it says, and the request is sent again, unless its body is a
+    stream. Where the server's headers tell of less than the limiter has, the limiter is lowered to that.
+
+    Args:
+        client: Of httpx or httpx2. The copy shares its connections, proxies, hooks and timeouts.
+        limiter: A `Limiter`; or a function of the request that returns one, or None for a request that is not limited; or
+            "auto": learned per host, from `RateLimit` and `X-RateLimit` headers, `Retry-After`, and refusals.
+        max_wait: Longest wait for a turn, in seconds; a request that would wait longer raises `RateLimited` at once.
+        max_pause: Longest wait that a server may ask for, in seconds. If it asks for more, its 429 is what the caller gets.
+        cost: What a request costs, per unit, as a function of the request; None: it is not limited. Default: one request.
+            Units that the limiter does not count are left out.
+
+    Raises:
+        TypeError: It is no such client; or `cost` or `limiter` is a function that would have to be awaited.
+        ValueError: `limiter` is none of these, a number is out of its range, or the client is limited already.
+    """
+    return limited_client(client, _rules(limiter, max_wait, max_pause, cost))
+
+
+def transport(
+    inner: Any,
+    limiter: Limits,
+    *,
+    max_wait: float | None = None,
+    max_pause: float = MAX_PAUSE,
+    cost: Cost | None = None,
+) -> Any:
+    """A transport that sends through `inner`, of httpx or httpx2, sync or async: for `httpx.AsyncClient(transport=…)`.
+
+    The other arguments, and what is raised, are those of `limit_http_client`.
+    """
+    rules = _rules(limiter, max_wait, max_pause, cost)
+    for base in type(inner).__mro__:
+        library = base.__module__.partition(".")[0]
+        if library in {"httpx", "httpx2"}:
+            module = importlib.import_module(library)
+            return transports(library)[isinstance(inner, module.AsyncBaseTransport)](inner, rules)
+    raise TypeError(
+        f"a transport of httpx or httpx2 is needed, not {type(inner).__module__}.{type(inner).__qualname__}"
+    )
+
+
+def _rules(limiter: Any, max_wait: float | None, max_pause: float, cost: Cost | None) -> Rules:
+    if cost is not None:
+        check_plain("limit_http_client", "cost", cost)
+    endpoint_of = _endpoint_of(limiter)
+
+    def plan(request: Any) -> Plan | None:
+        charged = {"requests": 1.0} if cost is None else checked_cost(cost(request))
+        endpoint = None if charged is None else endpoint_of(request)
+        return None if charged is None or endpoint is None else Plan(endpoint, charged)
+
+    return Rules(plan, max_wait=max_wait, max_pause=max_pause, answer=False)
+
+
+def _endpoint_of(limiter: Any) -> Callable[[Any], Endpoint | None]:
+    if isinstance(limiter, Limiter):
+        only = Endpoint(limiter)
+        return lambda _: only
+    if limiter == "auto":
+        hosts = Endpoints(lambda _: DiscoveredEndpoint())
+        return lambda request: hosts.of(request.url.netloc.decode("ascii", "replace"))
+    if callable(limiter):
+        check_plain("limit_http_client", "limiter", limiter)
+        return by_limiter(limiter)
+    raise ValueError(
+        f'limiter must be a Limiter, a function of the request that returns one, or "auto", not {limiter!r}'
+    )

@@ -1,0 +1,254 @@
+"""An endpoint whose limits nobody knows until the server's answers and refusals tell.
+
+DiscoveredEndpoint    an endpoint that learns; see `discovery` for what, and for the states
+Learned               the kind of limit that its limiter has: its meter is the estimate itself
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from penstock import InFlight, Limit, Limiter, Meter, Permit, Rate, clock, in_flight
+from penstock.llm import tables
+from penstock.llm.discovery import UnitEstimate
+from penstock.llm.endpoints import Endpoint, Endpoints, LimitLevel, RequestInFlight
+from penstock.llm.failures import Verdict
+from penstock.llm.headers import Reading
+
+__all__ = ["DiscoveredEndpoint", "Learned", "discovered"]
+
+UNTOLD = 1_000
+"""Requests in flight at a server that tells no limits: as many as SDKs open connections."""
+
+ANY_NUMBER = 1_000_000
+"""Requests in flight at a server that tells its limits."""
+
+HOLD = 900.0
+"""Seconds after which the place of an answer comes back that nobody read, closed or dropped."""
+
+SEARCH_FROM = 10.0
+"""Requests per second that a server that tells nothing is sent at first."""
+
+_WAKES_APART = 0.1  # seconds between two looks at all who wait, because the server has more than was thought
+_COUNTED = ("requests", "tokens", "images")  # the units that costs are told in
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A limit whose numbers are not written down: its meter asks the estimate of what the server has."""
+
+    unit: str
+    estimate: UnitEstimate = field(compare=False, repr=False)
+    lock: Any = field(compare=False, repr=False)
+    revision: int = 0
+    default: float | None = 0.0
+
+    @property
+    def capacity(self) -> float:
+        """The most that one request can take."""
+        return self.estimate.capacity
+
+    def meter(self) -> Meter:
+        """What a limiter charges."""
+        return _EstimateMeter(self)
+
+    def __str__(self) -> str:
+        return self.estimate.describe() or "not told yet"
+
+
+class _EstimateMeter(Meter):
+    """Charges the estimate itself, so that limiter and estimate cannot differ.
+
+    A limiter calls it with its own lock held. The lock here is the endpoint's, which never calls a limiter with it held.
+    """
+
+    __slots__ = ("_estimate", "_lock")
+
+    def __init__(self, limit: Learned) -> None:
+        self._estimate = limit.estimate
+        self._lock = limit.lock
+
+    def ready_at(self, cost: float, now: float) -> float:
+        with self._lock:
+            return self._estimate.ready_at(cost, now)
+
+    def ready_after(self, other: float, cost: float, now: float) -> float:
+        with self._lock:
+            return self._estimate.ready_at(cost, now, other)
+
+    def ready_behind(self, ahead: float, cost: float, now: float) -> float:
+        with self._lock:
+            return self._estimate.ready_at(cost, now, ahead)
+
+    def charge(self, cost: float, now: float) -> tuple[()]:
+        with self._lock:
+            self._estimate.granted(cost, now)
+        return ()
+
+    def undo(self, amount: float, mark: Any, now: float) -> None:
+        with self._lock:
+            self._estimate.withdrawn(amount, now)
+
+    def level(self, now: float) -> float:
+        with self._lock:
+            return self._estimate.level(now)
+
+    def used(self, now: float) -> float:
+        return 0.0
+
+    def change(self, limit: Learned, now: float) -> bool:
+        return limit.estimate is self._estimate
+
+    def lower_to(self, level: float, now: float) -> None:
+        """What the server says reaches the estimate through the endpoint."""
+
+
+class DiscoveredEndpoint(Endpoint):
+    """Limits that nobody knows until answers tell them, and that follow what later answers tell.
+
+    Until the first answer one request is in flight, and the others wait for its headers. A server that answers and tells
+    no limits is sent more and more until it refuses something; then what it admits between refusals is its limit.
+    """
+
+    def __init__(self, units: tuple[str, ...] = _COUNTED) -> None:
+        self._answered = False
+        self._is_told = False
+        self._woken_at = -math.inf
+        lock = threading.RLock()
+        estimates = {unit: UnitEstimate(charges_refused=unit == "requests") for unit in units}
+        self._learned = {unit: Learned(unit, estimate, lock) for unit, estimate in estimates.items()}
+        limits: dict[str, Any] = dict(self._learned)
+        super().__init__(Limiter(**limits, calls=in_flight(1)))
+        self._lock = lock
+        self._units = estimates
+
+    @property
+    def limits(self) -> Mapping[str, tuple[Limit, ...]]:
+        """The limits as they were told, by unit; empty as long as nothing was."""
+        with self._lock:
+            return {
+                unit: tuple(Rate(each.limit, each.per) for each in estimate.told.values() if each.limit >= 1)
+                for unit, estimate in self._units.items()
+                if estimate.told
+            }
+
+    @property
+    def holds(self) -> bool:
+        """As long as nothing is told."""
+        return not self._is_told
+
+    def levels(self) -> list[LimitLevel]:
+        """How full every limit is that was told, in our units."""
+        with self._lock:
+            now = clock.now()
+            return [
+                LimitLevel(unit, each.capacity / each.factor, each.rate / each.factor, each.level(now) / each.factor)
+                for unit, estimate in self._units.items()
+                for each in estimate.told.values()
+            ]
+
+    def ask(self, cost: Mapping[str, float]) -> tuple[Limiter, dict[str, float]]:
+        """The limiter to ask, and for what."""
+        self.sweep()
+        # A server may well charge for what costs nothing by our rule; of nothing no factor could be learned.
+        floors = {"tokens": 1.0}
+        return self.limiter, {
+            unit: max(amount, floors.get(unit, 0.0)) for unit, amount in cost.items() if unit in self._units
+        }
+
+    def granted(self, permit: Permit, cost: Mapping[str, float]) -> RequestInFlight:
+        """A request was allowed to leave; its permit has told the estimates already."""
+        charged = permit.cost
+        return RequestInFlight(self, permit, cost, {unit: charged.get(unit, 0.0) for unit in self._units})
+
+    def left(self, request: RequestInFlight) -> None:
+        """Its first byte is being sent. Said again: nothing happens."""
+        with self._lock:
+            if request.left_at is not None:
+                return
+            self._sent += 1
+            now = request.left_at = clock.now()
+            for unit, amount in request.charged.items():
+                request.departures[unit] = self._units[unit].left(amount, now)
+
+    def _withdraw(self, request: RequestInFlight, now: float) -> None:
+        """The permit does that: it is cancelled, and its meters are these estimates."""
+
+    def answered(self, request: RequestInFlight, status: int, reading: Reading) -> None:
+        """The headers of its answer are there."""
+        with self._lock:
+            if status < 400:
+                self._strikes = 0
+            self._refused += status == 429
+            now = clock.now()
+            before = {unit: estimate.level(now) for unit, estimate in self._units.items()}
+            for unit, departure in request.departures.items():
+                self._units[unit].answered(departure, refused=status == 429)
+            for quota in reading.quotas:
+                self._hear(request, quota, now)
+            if status < 400:
+                for estimate in self._units.values():
+                    if estimate.pace is not None:
+                        estimate.pace.passed(now)
+            places = self._places_for(status, now)
+            rose = any(estimate.level(now) > before[unit] for unit, estimate in self._units.items())
+        if places is not None:
+            self.limiter.reconfigure(calls=places)
+        if places is not None or (rose and now - self._woken_at >= _WAKES_APART):
+            self._wake(now)
+
+    def _places_for(self, status: int, now: float) -> InFlight | None:
+        """How many may be in flight from now on, if that has changed."""
+        told = any(estimate.told for estimate in self._units.values())
+        if told and not self._is_told:
+            self._answered = self._is_told = True
+            for estimate in self._units.values():
+                estimate.stop_searching()
+            rates = [each.rate for each in self._units["requests"].told.values() if each.per <= 60]
+            self._units["requests"].search(max(SEARCH_FROM, 4 * max(rates, default=0.0)), now)
+            return in_flight(ANY_NUMBER)
+        # An error may well come from something in front of the service. An answer is the service's own.
+        if not self._answered and status < 400:
+            self._answered = True
+            self._units["requests"].search(SEARCH_FROM, now)
+            return in_flight(UNTOLD, ttl=HOLD)
+        return None
+
+    def _wake(self, now: float) -> None:
+        """Have all who wait looked at anew: there is more than they were told to wait for."""
+        self._woken_at = now
+        self._learned = {unit: replace(limit, revision=limit.revision + 1) for unit, limit in self._learned.items()}
+        limits: dict[str, Any] = dict(self._learned)
+        self.limiter.reconfigure(**limits)
+
+    def refused(self, request: RequestInFlight, verdict: Verdict) -> None:
+        """The service says that a limit is used up: one that was told, or one that is hidden."""
+        with self._lock:
+            now = clock.now()
+            explained = False
+            for unit, departure in request.departures.items():
+                if self._units[unit].explains(departure, now):
+                    explained = True
+                    self._units[unit].explained(departure, verdict.wait)
+            if not explained and self._answered:  # before, there is nothing that it could be measured from
+                unit = self._unit_of(request, verdict)
+                searching = self._units["requests"]
+                if unit != "requests":
+                    searching.stop_searching()
+                self._units[unit].refused_unexplained(request.departures[unit], now)
+        super().refused(request, verdict)
+
+    def _unit_of(self, request: RequestInFlight, verdict: Verdict) -> str:
+        """What it was refused for: the unit that the message names, or else the one that is scarcer, as a rule."""
+        if "requests per" in verdict.message:
+            return "requests"
+        return "tokens" if request.charged.get("tokens") else "requests"
+
+
+def discovered() -> Endpoints:
+    """An endpoint for each model, its dated snapshots included, which learns its limits from what the service tells."""
+    return Endpoints(lambda _: DiscoveredEndpoint(), tables.family)

@@ -1,0 +1,168 @@
+"""What a server has, as far as it shows: from what its answers tell, and from what it refuses.
+
+Pure arithmetic: times and numbers in, bounds out. `endpoints` feeds it, and a limiter asks it how much may be sent.
+
+Each unit of an endpoint is in one of these states:
+
+                      an answer without headers             a refusal
+        ┌─────────┐ ───────────────────────▶ ┌───────────┐ ─────────▶ ┌─────────┐
+        │ UNKNOWN │                          │ SEARCHING │            │  PACED  │ ◀─┐ a refusal, or no refusal
+        └─────────┘                          └───────────┘            └─────────┘ ──┘ for a while: measured anew
+             │ headers                             │ headers               ▲
+             ▼                                     ▼                       │ a refusal that no header explains:
+        ┌───────────────────────────────────────────────┐ ─────────────────┘ a hidden limit; TOLD still holds beside it
+        │ TOLD     BUCKET ──── more came back at once ───▶ WINDOW           │
+        │             than any refill could bring       │
+        └───────────────────────────────────────────────┘
+
+Three things make a client that counts exactly still run into 429s.
+
+**Requests leave later than they were allowed to.** A bucket that is full does not refill, so a burst that leaves half a
+second late finds a bucket that is emptier for ever after. All arithmetic here is therefore about departures.
+
+**Answers tell the past.** `remaining` was true at admission, one latency ago, and knows nothing of what was sent since.
+`ServerEstimate` replays the departures since then upon it. It corrects itself down at once and up slowly, because too low
+costs a moment and too high costs a refusal.
+
+**The server counts in its own way.** Two snapshots tell what it charged in between. Its idea of a token, and strangers on
+the same account, become one `factor` over our estimates; how much that varies becomes a reserve.
+
+Where nothing is told, a refusal is a measurement: what was admitted between two of them, over the time between, is what
+the server refills (`Pace`).
+"""
+
+from __future__ import annotations
+
+import math
+
+from penstock.llm.pace import FIRST_UNTOLD, Pace
+from penstock.llm.server_estimate import ServerEstimate, Told
+from penstock.llm.traffic import Departure, Traffic
+
+__all__ = ["UnitEstimate"]
+
+
+class UnitEstimate:
+    """All that is known of one unit: what was told, limit by limit, and what was measured.
+
+    Args:
+        charges_refused: Whether the server charges requests that it refuses, as services do in requests.
+        trusted: Whether the limits were given to us, so that no first burst need be held back.
+    """
+
+    def __init__(self, *, charges_refused: bool = False, trusted: bool = False) -> None:
+        self.traffic = Traffic()
+        self.told: dict[str, ServerEstimate] = {}
+        self.pace: Pace | None = None
+        self._charges_refused = charges_refused
+        self._trusted = trusted
+
+    def describe(self) -> str:
+        """What is known, in words; empty: nothing."""
+        words = [f"{each.limit:g}/{each.per:g}s {each.kind.value}" for each in self.told.values()]
+        if self.pace is not None:
+            words.append(f"{'searching' if self.pace.searching else 'paced'} at {self.pace.rate * 60:.4g}/min")
+        return ", ".join(words)
+
+    @property
+    def capacity(self) -> float:
+        """The most that one request can take, in the server's units."""
+        return min((each.limit for each in self.told.values()), default=math.inf)
+
+    @property
+    def factor(self) -> float:
+        """What the server charges, over what we estimate."""
+        return max((each.factor for each in self.told.values()), default=1.0)
+
+    def granted(self, cost: float, now: float) -> None:
+        """A request was allowed to leave."""
+        self.traffic.waiting += cost
+        if self.pace is not None:
+            self.pace.charge(cost, now)
+
+    def withdrawn(self, cost: float, now: float) -> None:
+        """It will never leave."""
+        self.traffic.waiting -= cost
+        if self.pace is not None:
+            self.pace.charge(-cost, now)
+
+    def left(self, cost: float, now: float) -> Departure:
+        """It left."""
+        departure = self.traffic.left(cost, now)
+        for each in self.told.values():
+            each.charge(cost, now)
+        return departure
+
+    def came_back(self, departure: Departure, now: float) -> None:
+        """It was thought to have left, and had not: it waits again, to be withdrawn."""
+        for each in self.told.values():
+            each.charge(-departure.cost, now)
+        self.traffic.waiting += departure.cost
+        self.traffic.unanswered -= 1
+        departure.cost = 0.0
+
+    def answered(self, departure: Departure, *, refused: bool) -> None:
+        """Its answer is there, and says nothing about this unit, or something that `heard` is told next."""
+        self.traffic.unanswered -= 1
+        departure.refused = refused
+
+    def heard(self, name: str, departure: Departure, told: Told, now: float) -> None:
+        """Hear one limit of this unit."""
+        departure.remaining[name] = told.remaining
+        estimate = self.told.get(name)
+        if estimate is None:
+            estimate = self.told[name] = ServerEstimate(self.traffic, told, self._charges_refused)
+            estimate.begin(departure, now, cautious=not self._trusted)
+        else:
+            estimate.heard(departure, told, now)
+
+    def search(self, rate: float, now: float) -> None:
+        """Nothing is told: begin slowly, and go faster until something is refused."""
+        if self.pace is None:
+            self.pace = Pace(rate, now, smallest=FIRST_UNTOLD, searching=True)
+
+    def stop_searching(self) -> None:
+        """Limits were told after all."""
+        if self.pace is not None and self.pace.searching:
+            self.pace = None
+
+    def refused_unexplained(self, departure: Departure, now: float) -> None:
+        """A request was refused, and nothing that was told explains it."""
+        if self.pace is None:
+            self.pace = Pace(1.0, now, smallest=1.0)
+        known = min(
+            (
+                each.rate / (1.0 if self._charges_refused else each.factor)
+                for each in self.told.values()
+                if each.per <= 60
+            ),
+            default=None,
+        )
+        self.pace.refused(departure, self.traffic, now, known)
+
+    def explained(self, departure: Departure, wait: float | None) -> None:
+        """A request was refused for what was told; the server asked to wait for that long."""
+        for name, each in self.told.items():
+            if wait is not None and name in departure.remaining:
+                each.refused(departure, departure.remaining[name], wait)
+
+    def explains(self, departure: Departure, now: float) -> bool:
+        """Whether what is thought of the limits that were told explains that a request was refused just now."""
+        return any(
+            departure.remaining.get(name, each.level(now)) < max(2 * each.factor * departure.cost, 0.03 * each.capacity)
+            for name, each in self.told.items()
+        )
+
+    def level(self, now: float) -> float:
+        """What can be counted on, in our units."""
+        bounds = [each.level(now) / each.factor for each in self.told.values()]
+        if self.pace is not None:
+            bounds.append(self.pace.level(now))
+        return min(bounds, default=math.inf)
+
+    def ready_at(self, cost: float, now: float, ahead: float = 0.0) -> float:
+        """When `cost` may leave, after `ahead` did; `now` or later."""
+        ready = max((each.ready_at(cost, now, ahead) for each in self.told.values()), default=now)
+        if self.pace is not None:
+            ready = max(ready, self.pace.ready_at(cost, now, ahead))
+        return ready

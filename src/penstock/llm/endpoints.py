@@ -1,0 +1,394 @@
+"""An endpoint: the limits that some of a client's requests share, here and at the server.
+
+    Endpoint           the limits that we were given; what the server says is only ever used downwards
+    Endpoints          those of one client
+    RequestInFlight    one request, from its grant to the end of its answer
+
+Those that are learned are in `discovered`.
+
+An endpoint has a limiter, the requests in flight, and an estimate of what the server has. It is told when a request was
+granted, when it left, and what came back:
+
+    ask ─▶ (limiter grants) ─▶ granted ─▶ left ─▶ answered [─▶ refused]
+                                  │         │
+                                  └─────────┴──▶ never_left
+
+Nothing here knows HTTP, and nothing here waits: an endpoint hands out the limiter to wait for. The arithmetic is in
+`discovery`.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from penstock import InFlight, Limit, Limiter, Permit, Rate, Statistics, clock
+from penstock.llm import tables
+from penstock.llm.discovery import UnitEstimate
+from penstock.llm.failures import Verdict
+from penstock.llm.headers import Quota, Reading
+from penstock.llm.server_estimate import Told
+from penstock.llm.traffic import Departure, DepartureBucket
+
+__all__ = [
+    "Endpoint",
+    "EndpointStatistics",
+    "Endpoints",
+    "LimitLevel",
+    "RequestInFlight",
+    "by_limiter",
+    "published",
+]
+
+_REMEMBERED = 256  # limiters that a function returned, and what is known of their servers
+_LONGEST_UNTOLD_PAUSE = (
+    60.0  # seconds to stay away from a service that refuses again and again and never says for how long
+)
+
+
+@dataclass(slots=True, eq=False)
+class RequestInFlight:
+    """One request, from its grant to the end of its answer.
+
+    Attributes:
+        cost: What it costs, as estimated; also in units that are not limited.
+        charged: Per unit, what the endpoint's estimate was told of.
+        left_at: When its first byte was sent; None: it is still here.
+        departures: Per unit, once it left.
+    """
+
+    endpoint: Endpoint
+    permit: Permit
+    cost: Mapping[str, float]
+    charged: dict[str, float] = field(default_factory=dict)
+    departures: dict[str, Departure] = field(default_factory=dict)
+    left_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LimitLevel:
+    """How full one limit is.
+
+    Attributes:
+        unit: What it counts.
+        capacity: Units there are at most.
+        rate: Units per second that come back.
+        level: Units there are now.
+    """
+
+    unit: str
+    capacity: float
+    rate: float
+    level: float
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointStatistics:
+    """What an endpoint knows, at one moment.
+
+    Attributes:
+        limiter: Of the limiter: what was granted, who waits, the longest pause.
+        learned: Per unit, in words: what was told, and what was measured. Empty: nothing was.
+        levels: Per unit, what the server can be counted on to have. Units of which nothing is known are left out.
+        factors: Per unit, what the server charges over what was estimated.
+        sent: Requests that left.
+        refused: How many of them were refused with 429.
+        pauses: How often everybody was made to wait.
+    """
+
+    limiter: Statistics
+    learned: Mapping[str, str]
+    levels: Mapping[str, float]
+    factors: Mapping[str, float]
+    sent: int
+    refused: int
+    pauses: int
+
+
+class Endpoint:
+    """Limits that were given, and what is known of the server's side of them. Safe to use from any thread.
+
+    The limits stay what they were given as. Where the server has less left than we thought, the level is lowered to that.
+    """
+
+    def __init__(self, limiter: Limiter) -> None:
+        self.limiter = limiter
+        self._lock = threading.RLock()
+        self._strikes = 0
+        self._paused_at = -math.inf
+        self._sent = self._refused = self._pauses = 0
+        self._lost: deque[RequestInFlight] = deque()
+        self._units: dict[str, UnitEstimate] = {}
+        self._buckets: dict[str, DepartureBucket] = {}
+        self._limits: dict[str, tuple[Limit, ...]] = {}
+        self._look_again()
+
+    @property
+    def limits(self) -> Mapping[str, tuple[Limit, ...]]:
+        """The limits in the server's units."""
+        return self.limiter.limits
+
+    @property
+    def holds(self) -> bool:
+        """Whether a request holds a place until its answer was read."""
+        return any(isinstance(limit, InFlight) for kinds in self._limits.values() for limit in kinds)
+
+    def statistics(self) -> EndpointStatistics:
+        """What is known now."""
+        limiter = self.limiter.statistics()
+        with self._lock:
+            now = clock.now()
+            units = self._units.items()
+            return EndpointStatistics(
+                limiter=limiter,
+                learned={unit: words for unit, estimate in units if (words := estimate.describe())},
+                levels={unit: level for unit, estimate in units if (level := estimate.level(now)) < math.inf},
+                factors={unit: estimate.factor for unit, estimate in units if estimate.told},
+                sent=self._sent,
+                refused=self._refused,
+                pauses=self._pauses,
+            )
+
+    def levels(self) -> list[LimitLevel]:
+        """How full every rate is, one entry for each."""
+        return [
+            LimitLevel(one.unit, one.limit.burst, one.limit.rate, one.level)
+            for one in self.limiter.statistics().limits.values()
+            if isinstance(one.limit, Rate)
+        ]
+
+    # On the way out
+
+    def ask(self, cost: Mapping[str, float]) -> tuple[Limiter, dict[str, float]]:
+        """The limiter to ask, and for what. Units that it does not limit are left out."""
+        self.sweep()
+        with self._lock:
+            self._look_again()
+            return self.limiter, {unit: amount for unit, amount in cost.items() if unit in self._limits}
+
+    def granted(self, permit: Permit, cost: Mapping[str, float]) -> RequestInFlight:
+        """A request was allowed to leave."""
+        with self._lock:
+            request = RequestInFlight(self, permit, cost)
+            charged = permit.cost
+            now = clock.now()
+            for unit, estimate in self._units.items():
+                amount = charged.get(unit, 0.0)
+                request.charged[unit] = amount
+                estimate.granted(amount, now)
+        self._settle_levels()
+        return request
+
+    def left(self, request: RequestInFlight) -> None:
+        """Its first byte is being sent. Said again: nothing happens."""
+        with self._lock:
+            if request.left_at is not None:
+                return
+            self._sent += 1
+            now = request.left_at = clock.now()
+            for unit, amount in request.charged.items():
+                request.departures[unit] = self._units[unit].left(amount, now)
+                if unit in self._buckets:
+                    self._buckets[unit].charge(amount, now)
+        self._settle_levels()
+
+    # On the way back
+
+    def never_left(self, request: RequestInFlight) -> None:
+        """There was no connection: nobody charges for what was never sent."""
+        with self._lock:
+            now = clock.now()
+            for unit, departure in request.departures.items():
+                if unit in self._buckets:
+                    self._buckets[unit].charge(-departure.cost, now)
+                self._units[unit].came_back(departure, now)
+            self._withdraw(request, now)
+        request.permit.cancel()
+
+    def _withdraw(self, request: RequestInFlight, now: float) -> None:
+        for unit, amount in request.charged.items():
+            self._units[unit].withdrawn(amount, now)
+
+    def answered(self, request: RequestInFlight, status: int, reading: Reading) -> None:
+        """The headers of its answer are there."""
+        with self._lock:
+            if status < 400:
+                self._strikes = 0
+            self._refused += status == 429
+            now = clock.now()
+            for unit, departure in request.departures.items():
+                self._units[unit].answered(departure, refused=status == 429)
+            for quota in reading.quotas:
+                self._hear(request, quota, now)
+        self._settle_levels()
+
+    def refused(self, request: RequestInFlight, verdict: Verdict) -> None:
+        """The service says that the limit is used up: nobody goes until it says that somebody may."""
+        wait = self._pause_for(request, verdict)
+        if wait is not None:
+            self._pauses += 1
+            # A little more, never less: whoever else shares the account was told the same moment.
+            self.limiter.pause(wait * random.uniform(1.0, 1.1) + 0.01)
+
+    def _pause_for(self, request: RequestInFlight, verdict: Verdict) -> float | None:
+        with self._lock:
+            wait = verdict.wait
+            if wait is None:
+                # Told nothing, we stay away twice as long each time, and count all that were on their way as one time.
+                if request.permit.granted_at <= self._paused_at:
+                    return None
+                wait = min(2.0**self._strikes, _LONGEST_UNTOLD_PAUSE)
+                self._strikes += 1
+            self._paused_at = clock.now()
+            return wait
+
+    # Places in flight
+
+    def lose(self, request: RequestInFlight) -> None:
+        """Its answer was dropped, and nobody will close it. Does next to nothing: it may be called in the middle of anything."""
+        self._lost.append(request)
+
+    def sweep(self) -> None:
+        """Give back the places of answers that were lost."""
+        while self._lost:
+            self._lost.popleft().permit.close()
+
+    # What the server has
+
+    def _look_again(self) -> None:
+        """Read the limits anew if they have changed: a limiter may be reconfigured at any time."""
+        limits = dict(self.limiter.limits)
+        if limits == self._limits:
+            return
+        for unit, kinds in limits.items():
+            rate = min((limit for limit in kinds if isinstance(limit, Rate)), key=lambda each: each.burst, default=None)
+            if rate is None:
+                continue
+            bucket = self._buckets.get(unit)
+            if bucket is None:
+                self._buckets[unit] = DepartureBucket(rate.burst, rate.rate)
+                self._units[unit] = UnitEstimate(charges_refused=unit == "requests", trusted=True)
+            elif self._limits.get(unit) != kinds:
+                bucket.change(rate.burst, rate.rate, clock.now())
+        self._limits = limits
+
+    def _hear(self, request: RequestInFlight, quota: Quota, now: float) -> None:
+        """One limit, as one answer tells it."""
+        told = _told(quota)
+        departure = request.departures.get(quota.unit)
+        if told is not None and departure is not None:
+            self._units[quota.unit].heard(quota.name, departure, told, now)
+
+    def _settle_levels(self) -> None:
+        """Lower the limiter to what the server can be counted on to have, below 0 if need be."""
+        with self._lock:
+            now = clock.now()
+            levels = self._levels()
+            reset: dict[str, float] = {}
+            for unit, bucket in self._buckets.items():
+                estimate = self._units[unit]
+                bound = min(bucket.level(now) - estimate.traffic.waiting, estimate.level(now))
+                capacity, level = levels[unit]
+                if bound < level - 1e-9 * (1 + abs(bound)):  # not for what floats make of equal sums
+                    reset[unit] = (capacity - bound) / bucket.rate
+        if reset:
+            self.limiter.observe(reset=reset)
+
+    def _levels(self) -> dict[str, tuple[float, float]]:
+        """Capacity and level of the limiter, by unit: those of its smallest limit."""
+        levels: dict[str, tuple[float, float]] = {}
+        for limit in self.limiter.statistics().limits.values():
+            if limit.unit not in levels or limit.capacity < levels[limit.unit][0]:
+                levels[limit.unit] = limit.capacity, limit.level
+        return levels
+
+
+def _told(quota: Quota) -> Told | None:
+    if quota.limit is None or quota.remaining is None or quota.limit < 1:
+        return None
+    remaining = quota.remaining
+    if quota.reset is not None and quota.per is not None:
+        # The header says it in whole units, rounded down; the reset, where it is told, to the millisecond.
+        remaining = min(max(remaining, quota.limit * (1 - quota.reset / quota.per)), remaining + 1)
+    return Told(
+        quota.limit,
+        quota.per or 60.0,
+        remaining,
+        quota.resets_in,
+        sure=quota.per is not None,
+        fits=quota.reset is not None,
+    )
+
+
+class Endpoints:
+    """The endpoints of one client, by the name of what shares limits; made when they are first asked for.
+
+    Args:
+        make: A new endpoint, for a name as requests have it. ValueError: there can be none.
+        group: The name that stands for all that share limits.
+    """
+
+    def __init__(self, make: Callable[[str], Endpoint], group: Callable[[str], str] = str) -> None:
+        self._make = make
+        self._group = group
+        self._made: dict[str, Endpoint] = {}
+        self._lock = threading.Lock()
+
+    def of(self, name: str) -> Endpoint:
+        """The endpoint of that name.
+
+        Raises:
+            ValueError: There can be none.
+        """
+        group = self._group(name)
+        with self._lock:
+            endpoint = self._made.get(group)
+            if endpoint is None:
+                endpoint = self._made[group] = self._make(name)
+            return endpoint
+
+    def made(self) -> dict[str, Endpoint]:
+        """All there are by now."""
+        with self._lock:
+            return dict(self._made)
+
+
+def published(account: str) -> Endpoints:
+    """An endpoint for each model, with the limits that were published for an account or a tier; its snapshots share it.
+
+    Raises:
+        ValueError: There is no such account.
+    """
+    if account not in (*tables.accounts(), *tables.tiers()):
+        tables.lookup("gpt-4", account)  # says which there are
+
+    def make(model: str) -> Endpoint:
+        limits: dict[str, Any] = dict(tables.lookup(model, account).limits)
+        return Endpoint(Limiter(**limits))
+
+    return Endpoints(make, tables.family)
+
+
+def by_limiter(limiter_of: Callable[[Any], Limiter | None]) -> Callable[[Any], Endpoint | None]:
+    """The endpoint of whatever limiter a function returns."""
+    known: dict[int, Endpoint] = {}
+
+    def endpoint_of(request: Any) -> Endpoint | None:
+        limiter = limiter_of(request)
+        if limiter is None:
+            return None
+        if not isinstance(limiter, Limiter):
+            raise TypeError(f"the function must return a Limiter, or None for no limit, not {limiter!r}")
+        endpoint = known.get(id(limiter))  # which it keeps alive, so the number stays its own
+        if endpoint is None:
+            while len(known) >= _REMEMBERED:
+                known.pop(next(iter(known)), None)
+            endpoint = known[id(limiter)] = Endpoint(limiter)
+        return endpoint
+
+    return endpoint_of

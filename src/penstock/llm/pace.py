@@ -1,0 +1,257 @@
+"""How fast a server lets requests through that tells no limit: a refusal is a measurement.
+
+Pure arithmetic; see `discovery` for the states.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from penstock.llm.server_estimate import ROUNDING
+from penstock.llm.traffic import Departure, Traffic
+
+__all__ = ["FIRST_UNTOLD", "Pace"]
+
+BURST = 0.5
+"""Seconds' worth that may be sent at once where only the pace is known."""
+
+FIRST_UNTOLD = 8.0
+"""Requests that may be sent at once to a server that tells nothing, before anything was refused."""
+
+SEARCH = math.log(2) / 8.0
+"""Growth per second while nothing was refused yet."""
+
+BACK = 0.7
+"""Share of what was measured that is tried after a refusal, so that the server has a little to spare again."""
+
+RECOVER = 0.06
+"""Growth per second below what is known to get through."""
+
+CLOSE = 0.98
+"""Share of what was measured from which on growth is slow."""
+
+GROW = 0.006 / 60.0
+"""Growth per second above it, to see whether there is more."""
+
+SAME_AGAIN = 3
+"""Refusals at the same rate after which that rate is taken for the limit."""
+
+MOST_AT_ONCE = 0.4
+"""Growth, as a logarithm, that one answer may bring."""
+
+UNSURE = 1.15
+"""How far above what was admitted on average a refused rate may be before it counts as the upper end of what may be."""
+
+APPROACH = 45.0
+"""Seconds in which a rate comes near that upper end."""
+
+LONG_AGO = 120.0
+"""Seconds without a refusal after which that growth becomes faster and faster."""
+
+SHORTEST_SPAN = 3.0
+"""Seconds between two refusals below which what was admitted in between is no measurement."""
+
+AGREES = 0.15
+"""Share by which two measurements may differ and still be of the same rate."""
+
+ANCHORS = 4
+"""Refusals that are remembered to measure from."""
+
+DISPROVED = 2.0
+"""Refusals in about a minute after which a rate that was told is believed no more."""
+
+ESTABLISHED = 30.0
+"""Seconds that a measurement must have taken for its rate to be tried again when it is refused."""
+
+FELL = 0.75
+"""Share of an established rate below which it is thought to have dropped, and may come back as suddenly."""
+
+TRY_AGAIN = 6.0
+"""Seconds after a refusal when a rate that dropped is tried again, at first."""
+
+TRY_AGAIN_SHARE = 0.12
+"""The same as a share of the time since it dropped."""
+
+
+@dataclass(slots=True)
+class Pace:
+    """A limit that nobody told of: how fast requests got through between refusals.
+
+    It is a bucket of about a second, so that a pause is not made up for all at once.
+
+    Attributes:
+        rate: Units per second that are tried now.
+        searching: Whether nothing was refused yet.
+        most: The rate that is known to be the most; `inf` if none is.
+    """
+
+    rate: float
+    now: float
+    smallest: float
+    searching: bool = False
+    most: float = field(init=False, default=math.inf)
+    _level: float = field(init=False, default=0.0)
+    _at: float = field(init=False)
+    _anchors: list[float] = field(init=False, default_factory=list)  # when something was refused
+    _cut_at: float = field(init=False, default=-math.inf)
+    _grown_at: float = field(init=False)
+    _measured: float = field(init=False, default=0.0)  # what was admitted per second, as last measured
+    _burst: float = field(init=False, default=BURST)  # in seconds' worth
+    _refused_at: list[float] = field(init=False, default_factory=list)  # the rates that were refused
+    _slow: float = field(init=False, default=RECOVER)  # growth above it
+    _span: float = field(init=False, default=0.0)  # seconds that the last measurement took
+    _established: float = field(init=False, default=0.0)  # a rate that was not refused for long
+    _fallen_from: float = field(
+        init=False, default=0.0
+    )  # an established rate that is refused for now; 0: there is none
+    _is_trying: bool = field(init=False, default=False)
+    _fell_at: float = field(init=False, default=0.0)
+    _try_at: float = field(init=False, default=0.0)
+    _disproved: float = field(init=False, default=0.0)  # how often, lately, the rate that was told was refused
+
+    def __post_init__(self) -> None:
+        self._at = self._grown_at = self.now
+        self._level = self.burst
+
+    @property
+    def burst(self) -> float:
+        """Units that may be sent at once."""
+        return max(self.smallest, self.rate * self._burst)
+
+    def charge(self, cost: float, now: float) -> None:
+        """A request was granted; or, with a negative cost, withdrawn."""
+        self._level = self.level(now) - cost
+        self._at = max(self._at, now)
+
+    def level(self, now: float) -> float:
+        """Units that may be sent at `now`; below 0 after a request that was larger than the burst."""
+        return min(self.burst, self._level + self.rate * max(0.0, now - self._at))
+
+    def ready_at(self, cost: float, now: float, ahead: float = 0.0) -> float:
+        """When `cost` may go after `ahead`: a cost above the burst when the bucket is full, and it is paid for afterwards."""
+        missing = min(cost, self.burst) + ahead - self.level(now)
+        return now if missing <= ROUNDING * (self.burst + self.rate) else now + missing / self.rate
+
+    def passed(self, now: float) -> None:
+        """A request was admitted: try a little more, if it was this that held requests up."""
+        since = now - self._grown_at
+        if since < 0.25:
+            return
+        self._grown_at = now
+        if self.level(now) >= self.burst:
+            return
+        if self._fallen_from and now >= self._try_at:
+            if self._is_trying:  # and was not refused: it is over
+                self._fallen_from = 0.0
+            else:
+                self._measured, self._try_at = self._fallen_from, now + TRY_AGAIN
+                self._set(self._measured, now)
+            self._is_trying = not self._is_trying
+            return
+        growth = self._growth(now) * min(since, max(1.0, 1.5 / self.rate))
+        rate = self.rate * math.exp(min(growth, MOST_AT_ONCE))
+        if not self.searching and self.rate < CLOSE * self._measured:
+            rate = min(rate, CLOSE * self._measured)
+        self._set(rate, now)
+
+    def _growth(self, now: float) -> float:
+        """Growth per second: what a measurement is wrong by, in about the time that it took; ever more if that is long ago."""
+        if self.searching:
+            return SEARCH
+        if self.rate < CLOSE * self._measured:
+            return RECOVER
+        growth = self._slow + GROW * ((now - self._cut_at) / LONG_AGO) ** 3
+        refused_at = self._refused_at[-1] if self._refused_at else 0.0
+        if refused_at > UNSURE * self._measured:  # it may be anything in between
+            growth += max(0.0, CLOSE * refused_at / self.rate - 1.0) / APPROACH
+        return growth
+
+    def refused(self, departure: Departure, traffic: Traffic, now: float, known: float | None = None) -> None:
+        """A request was refused that left at that moment: what was admitted since the last refusal is what there is.
+
+        Args:
+            known: Units per second that were told of. The hidden limit may well be the same, with less at once, so that is
+                believed until it was refused several times.
+        """
+        if departure.at <= self._cut_at:
+            return  # it was on its way when the last one was refused
+        self.searching, self.smallest = False, 1.0
+        first = not self._anchors
+        if not self._is_trying:
+            self._refused_at = [*self._refused_at[1 - SAME_AGAIN :], self.rate]
+        if not first and now - self._cut_at > ESTABLISHED and self._span > ESTABLISHED / 2:
+            self._established = CLOSE * self.rate
+        self._measure(departure, traffic)
+        if known is None or self._disproved > DISPROVED:
+            self.most = math.inf
+        else:
+            self.most = CLOSE * known
+            if not first and self.rate <= known:
+                self._disproved = self._disproved * math.exp((self._cut_at - now) / 60.0) + 1.0
+            self._measured = self.most
+        if not self._is_trying and not self._fallen_from:
+            self._trust_same_again(departure)
+        self._remember(now)
+        self._cut_at = now
+        self._set(BACK * self._measured, now)
+        self._level = min(self._level, 0.0)
+
+    def _trust_same_again(self, departure: Departure) -> None:
+        """If it is always the same rate that is refused, what was not used before is lost, and that rate is the limit.
+
+        What was admitted on average is less then: it holds the times in which less was tried.
+        """
+        lowest = min(self._refused_at, default=0.0)
+        if len(self._refused_at) == SAME_AGAIN and max(self._refused_at) < 1.1 * lowest > 1.1 * UNSURE * self._measured:
+            self._measured = 0.95 * lowest
+            self._slow = max(GROW, min(self._slow, 0.002))
+            self._anchors = [departure.at]
+
+    def _remember(self, now: float) -> None:
+        """If the rate fell far below one that was established, try that one again now and then: a drop may be over soon."""
+        self._is_trying = False
+        if not self._fallen_from and self._measured < FELL * self._established:
+            self._fallen_from, self._fell_at = self._established, now
+            self._established = 0.0
+        if self._measured > 0.9 * self._fallen_from:
+            self._fallen_from = 0.0
+        self._try_at = now + max(TRY_AGAIN, TRY_AGAIN_SHARE * (now - self._fell_at))
+
+    def _measure(self, departure: Departure, traffic: Traffic) -> None:
+        """What was admitted since an earlier refusal, over the time since: as far back as that agrees with the last span."""
+        now = departure.at
+        if not self._anchors:
+            # Much of it was the burst. Of a few requests that tells less, and to be wrong about them costs less.
+            admitted = list(traffic.between(now - 60.0, now))
+            seconds = min(60.0, 3.0 * max(1, len(admitted)))
+            self._measured = max(sum(each.cost for each in admitted), self.smallest) / seconds
+            self._anchors.append(now)
+            return
+        span, measured, count = self._since(self._anchors[-1], now, traffic)
+        if span < SHORTEST_SPAN:
+            if self.rate < self._measured:  # not too fast, so too many at once
+                self._burst /= 2
+            self._measured = min(self._measured, max(measured, 0.85 * self._measured))
+            return
+        self._span = span
+        for anchor in self._anchors[:-1]:
+            longer, rate, more = self._since(anchor, now, traffic)
+            if abs(rate - measured) < AGREES * measured:
+                span, measured, count = longer, rate, more
+                break
+        self._anchors = [*self._anchors[-ANCHORS:], now]
+        self._measured = max(measured, self.smallest / 600.0)
+        self._slow = max(GROW, min(RECOVER, 3.0 / (count + 1) / span))
+
+    @staticmethod
+    def _since(anchor: float, now: float, traffic: Traffic) -> tuple[float, float, int]:
+        """Seconds, units per second and requests that were admitted since then."""
+        costs = [each.cost for each in traffic.between(anchor, now)]
+        span = max(now - anchor, 1e-3)
+        return span, sum(costs) / span, len(costs)
+
+    def _set(self, rate: float, now: float) -> None:
+        level = self.level(now)
+        self._at, self.rate = max(self._at, now), min(rate, self.most)
+        self._level = min(level, self.burst)

@@ -1,0 +1,356 @@
+"""One limit of a server, as its answers tell it: what there is now, how it comes back, and how the server counts.
+
+Pure arithmetic; see `discovery` for why it is done this way.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import Enum
+
+from penstock.llm.traffic import HEADROOM, OVERTAKING, Departure, Traffic
+
+__all__ = ["DOUBT", "FIRST_BURST", "ROUNDING", "Kind", "ServerEstimate", "Told"]
+
+DOUBT = 0.02
+"""Share that is added to what left since a snapshot, for what is not known yet of how the server counts it."""
+
+DECAY = 0.8
+"""How much of what was learned about charges outlives the next sample: a memory of about five."""
+
+FIRST_BURST = 5.0
+"""Seconds' worth of a limit that may be spent at once before the first sample of how the server charges."""
+
+RISE = 0.1
+"""Share of the gap by which an estimate that was too low rises every `RISE_EVERY` seconds."""
+
+RISE_EVERY = 0.2
+
+SAMPLE = 0.1
+"""Share of the capacity that a sample goes over; over less, overtaking would teach more than charging."""
+
+ROUNDING = 1e-8
+"""Share of a capacity, or seconds of a rate, by which a level may be short of a cost: floats do not add up better."""
+
+LEAST_FACTOR, MOST_FACTOR = 0.01, 1_000.0
+
+MOST_STEP = 4.0
+"""How much larger one sample may make the factor."""
+
+_SAMPLES = 12  # whose variation is the reserve
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One limit, as one answer tells it.
+
+    Attributes:
+        limit: Units per period.
+        per: The period in seconds.
+        remaining: Units left at admission.
+        reset: Seconds until all of it is there again, whatever kind of limit that fits. None: not told.
+        sure: Whether `per` was told, and not only assumed.
+        fits: Whether all of it is what a bucket as large as the limit says.
+    """
+
+    limit: float
+    per: float
+    remaining: float
+    reset: float | None = None
+    sure: bool = True
+    fits: bool = False
+
+
+class Kind(Enum):
+    """How a limit comes back."""
+
+    BUCKET = "bucket"
+    WINDOW = "window"
+
+
+@dataclass(slots=True)
+class ServerEstimate:
+    """One limit of the server that its answers tell about: what it has, in its own units.
+
+    Args:
+        traffic: Of its unit.
+        charges_refused: Whether the server charges requests that it refuses, as services do in requests.
+
+    Attributes:
+        limit: Units per `per` seconds.
+        capacity: The most that it ever has at once. Not the limit: bursts may be smaller.
+        kind: Whether it refills all the time, or all at once when a window begins.
+        boundary: When the window began, or one of those before it.
+        factor: What the server charges, over what we estimate.
+        samples: How often that was learned.
+    """
+
+    traffic: Traffic
+    told: Told
+    charges_refused: bool
+    limit: float = field(init=False)
+    per: float = field(init=False)
+    rate: float = field(init=False)
+    capacity: float = field(init=False)
+    kind: Kind = field(init=False, default=Kind.BUCKET)
+    boundary: float = field(init=False, default=0.0)
+    factor: float = field(init=False, default=1.0)
+    samples: int = field(init=False, default=0)
+    _fits: bool = field(init=False, default=False)  # its answers say what only a bucket says
+    _held_back: float = field(init=False, default=0.0)
+    _level: float = field(init=False)
+    _at: float = field(init=False, default=0.0)
+    _rose_at: float = field(init=False, default=0.0)
+    _newest: tuple[Departure, float] | None = field(init=False, default=None)  # and what remained then
+    _anchor: tuple[Departure, float] | None = field(
+        init=False, default=None
+    )  # the one that the next sample begins with
+    _charged: float = field(init=False, default=0.0)
+    _estimated: float = field(init=False, default=0.0)
+    _ratios: list[float] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        told = self.told
+        self.limit, self.per, self.rate = told.limit, told.per, told.limit / told.per
+        self.capacity = told.limit
+        self._level = told.remaining
+
+    # What happens
+
+    def begin(self, departure: Departure, now: float, *, cautious: bool) -> None:
+        """Hear the first answer that tells of it."""
+        self._newest = self._anchor = (departure, self.told.remaining)
+        self._judge_kind(departure, self.told)
+        self._level, self._at = self._replayed(departure, self.told.remaining, now), now
+        first = max(FIRST_BURST * self.rate, 0.05 * self.capacity, 3.0)
+        self._held_back = max(0.0, self._level - first) if cautious and self.per <= 60 else 0.0
+
+    def charge(self, cost: float, now: float) -> None:
+        """A request left, or, with a negative cost, had not left after all."""
+        self._advance(now)
+        self._level -= self.factor * cost
+
+    def heard(self, departure: Departure, told: Told, now: float) -> None:
+        """Hear what an answer tells. What an older one told is never put over what a newer one did."""
+        self._advance(now)
+        newest = self._newest
+        if newest is not None and departure.number <= newest[0].number:
+            return
+        if told.limit != self.limit or (told.sure and told.per != self.per):
+            self._change(told)
+            self._newest = self._anchor = (departure, told.remaining)
+            self._level = self._replayed(departure, told.remaining, now)
+            return
+        if newest is not None:
+            self._notice_window(newest, departure, told)
+        self._judge_kind(departure, told)
+        self.capacity = min(self.limit, max(self.capacity, told.remaining + self.factor * departure.cost))
+        self._newest = (departure, told.remaining)
+        self._correct(departure, told.remaining, now)
+        if departure.refused:
+            pass  # of those around it, nobody knows yet which were refused too
+        elif self._anchor is None:
+            self._anchor = self._newest
+        else:
+            self._sample(*self._anchor, departure, told.remaining)
+        if self.samples and self._held_back:
+            self._held_back = max(0.0, self._held_back - RISE * self.capacity)
+
+    def refused(self, departure: Departure, remaining: float, wait: float) -> None:
+        """A request was refused, with so much left, for so long: a bucket would not take longer than its refill."""
+        missing = self.factor * departure.cost - remaining
+        could_be_bucket = self._fits or missing <= 0 or wait <= 2.0 + 3.0 * missing / self.rate
+        if self.kind is Kind.BUCKET and not could_be_bucket and wait <= 1.05 * self.per:
+            self._become_window(departure.at + wait - self.per)
+            self._level = min(self._level, remaining)
+
+    # What can be counted on
+
+    def level(self, now: float) -> float:
+        """The server's units that can be counted on at `now`, less what was granted and has not left; may be below 0."""
+        self._advance(now)
+        return self._level - self._held_back - self._reserve() - (1 + DOUBT) * self.factor * self.traffic.waiting
+
+    def ready_at(self, cost: float, now: float, ahead: float = 0.0) -> float:
+        """When `cost`, in our units, is there after `ahead` went first."""
+        missing = self.need(cost) + (1 + DOUBT) * self.factor * ahead - self.level(now)
+        if missing <= ROUNDING * (self.capacity + self.rate):
+            return now
+        if self.kind is Kind.WINDOW:
+            return self.boundary + math.ceil(missing / self.capacity) * self.per + HEADROOM
+        return now + missing / self.rate
+
+    def need(self, cost: float) -> float:
+        """What must be there for `cost` to go, in the server's units. Nothing the server would take is too large for it."""
+        most = self.capacity - self._reserve() - self._held_back
+        return min(self.factor * cost, max(most, 0.01 * self.capacity))
+
+    def _reserve(self) -> float:
+        traffic, newest = self.traffic, self._newest
+        since = self.factor * (traffic.waiting + (traffic.sent - newest[0].sent if newest is not None else 0.0))
+        doubt = DOUBT * since
+        if len(self._ratios) > 2:
+            mean = sum(self._ratios) / len(self._ratios)
+            deviation = math.sqrt(sum((each - mean) ** 2 for each in self._ratios) / len(self._ratios))
+            doubt += min(0.15 * self.capacity, 2 * deviation * math.sqrt(SAMPLE * self.capacity * since))
+            if self.kind is Kind.BUCKET:  # of a window it would be lost; of a bucket it is kept back once
+                doubt += min(2 * DOUBT, 2 * deviation) * self.capacity
+        if self.kind is Kind.WINDOW:
+            return doubt
+        return doubt + min(HEADROOM * self.rate, self.capacity / 2)
+
+    # The state
+
+    def _advance(self, now: float) -> None:
+        if now <= self._at:
+            return
+        if self.kind is Kind.BUCKET:
+            self._level = min(self.capacity, self._level + self.rate * (now - self._at))
+        else:
+            over = self._windows_over(now)
+            if over:
+                self.boundary += over * self.per
+                self._level = self.capacity
+        self._at = now
+
+    def _windows_over(self, now: float) -> int:
+        return max(0, math.floor((now - HEADROOM - self.boundary) / self.per))
+
+    def _replayed(self, departure: Departure, remaining: float, now: float) -> float:
+        """What is there now, after all that left since: as far as nobody else took anything."""
+        level, at = remaining, departure.at
+        window = self.kind is Kind.WINDOW
+        for each in self.traffic.after(departure):
+            if window:
+                level = self.capacity if self._crosses(at, each.at) else level
+            else:
+                level = min(self.capacity, level + self.rate * (each.at - at))
+            if self.charges_refused or not each.refused:
+                level -= self.factor * each.cost
+            at = each.at
+        if window:
+            return self.capacity if self._crosses(at, now) else level
+        return min(self.capacity, level + self.rate * max(0.0, now - at))
+
+    def _crosses(self, first: float, last: float) -> bool:
+        """Whether a window begins in (first, last]."""
+        return math.floor((last - self.boundary) / self.per) > math.floor((first - self.boundary) / self.per)
+
+    def _correct(self, departure: Departure, remaining: float, now: float) -> None:
+        """Go down at once, and up slowly, to what the snapshot says; no further than overtaking leaves it certain."""
+        traffic = self.traffic
+        level = self._replayed(departure, remaining, now)
+        earlier, later = self._around(departure)
+        highest, lowest = level + self.factor * later, level - self.factor * earlier
+        if self._level > highest:
+            self._level = highest
+        elif self._level < lowest:
+            if not traffic.waiting and traffic.last is departure:
+                self._level = lowest  # nothing is on its way: there is nothing to be careful about
+            elif now - self._rose_at >= RISE_EVERY:
+                self._level += RISE * (lowest - self._level)
+                self._rose_at = now
+
+    def _change(self, told: Told) -> None:
+        """A new limit: what is known of the old one's charges stays known."""
+        if self.capacity == self.limit:
+            self.capacity = told.limit
+        else:
+            self.capacity = min(told.limit, self.capacity * told.limit / self.limit)
+        self.limit, self.per, self.rate = told.limit, told.per, told.limit / told.per
+        self._held_back = 0.0
+
+    def _judge_kind(self, departure: Departure, told: Told) -> None:
+        """See from one answer how the limit comes back: `remaining + reset × rate` is the capacity of a bucket."""
+        if told.reset is None or not told.sure:
+            return
+        whole = told.remaining + told.reset * self.rate
+        slack = 1.5 + 0.02 * self.limit + self.rate
+        if whole > self.limit + slack:
+            self._become_window(departure.at + told.reset - self.per)
+        elif told.fits and self.limit - told.remaining > 0.05 * self.limit:
+            self.kind, self._fits = Kind.BUCKET, True
+        elif self.kind is Kind.BUCKET and self.limit - whole > slack:
+            self.capacity = max(1.0, whole)
+
+    def _notice_window(self, newest: tuple[Departure, float], departure: Departure, told: Told) -> None:
+        """More is there than any refill could have brought: a window began between the two."""
+        before, remained = newest
+        crowd = self.factor * sum(self._around(before) + self._around(departure))
+        if self.kind is Kind.BUCKET:
+            most = remained + self.rate * max(0.0, departure.at - before.at + 1.0) + 0.05 * self.limit + crowd
+            if not told.fits and told.remaining > most and told.remaining > 0.5 * self.limit:
+                self._become_window(departure.at)
+        elif (
+            told.remaining > remained + 0.05 * self.limit + crowd
+            and self._since_boundary(departure.at) > 0.25 * self.per
+        ):
+            self._become_window(departure.at)  # earlier than was thought
+
+    def _around(self, departure: Departure) -> tuple[float, float]:
+        """What left so shortly before and after a request that it may have arrived on its other side."""
+        traffic = self.traffic
+        earlier = departure.sent - departure.cost - traffic.sent_before(departure.at - OVERTAKING)
+        return earlier, traffic.sent_by(departure.at + OVERTAKING) - departure.sent
+
+    def _since_boundary(self, moment: float) -> float:
+        return (moment - self.boundary) % self.per
+
+    def _become_window(self, boundary: float) -> None:
+        if self.kind is Kind.BUCKET:
+            self.kind = Kind.WINDOW
+            self.factor, self._charged, self._estimated = 1.0, 0.0, 0.0
+            self._ratios.clear()
+            self._anchor = None
+        elif abs(boundary - self.boundary - self.per * round((boundary - self.boundary) / self.per)) > 1.0:
+            self._anchor = None
+        self.boundary = boundary
+
+    # How it charges
+
+    def _sample(self, before: Departure, remained: float, departure: Departure, remaining: float) -> None:
+        """Learn from two snapshots what the server charges for what we estimate."""
+        estimated, level, at, spilled = 0.0, remained, before.at, 0.0
+        refill = self.rate * (departure.at - before.at) if self.kind is Kind.BUCKET else 0.0
+        size = SAMPLE * self.capacity * (1.0 if self.samples else 0.3)
+        if max(self.factor * (departure.sent - before.sent), remained + refill - remaining) < size:
+            return
+        if self.kind is Kind.WINDOW and self._crosses(before.at, departure.at):
+            self._anchor = (departure, remaining)
+            return
+        # What it took is what it had and got, less what is left, less what did not fit in. The last is known only
+        # by playing it all again, with what is thought of the factor so far.
+        for each in self.traffic.after(before):
+            if each.number > departure.number:
+                break
+            if self.kind is Kind.BUCKET:
+                level += self.rate * (each.at - at)
+                spilled += max(0.0, level - self.capacity)
+                level = min(self.capacity, level)
+            if self.charges_refused or not each.refused:
+                level -= self.factor * each.cost
+                estimated += each.cost
+            at = each.at
+        charged = max(0.0, remained + refill - spilled - remaining)
+        if spilled > 0.5 * refill > 0 and charged < size:
+            self._anchor = (departure, remaining)  # mostly a full bucket: begin anew
+            return
+        too_little = max(self.factor * estimated, charged) < size
+        if estimated <= 0 or too_little or sum(self._around(departure)) > 0.2 * estimated:
+            return
+        self._anchor = (departure, remaining)
+        if spilled > 0.1 * refill and self.kind is Kind.BUCKET and self.samples:
+            return  # a full bucket confirms whatever is thought of the factor
+        self._charged = DECAY * self._charged + charged
+        self._estimated = DECAY * self._estimated + estimated
+        # One sample may be of a stranger who took much at once, so it is believed by and by.
+        most = min(MOST_FACTOR, MOST_STEP * self.factor)
+        self.factor = min(most, max(LEAST_FACTOR, self._charged / self._estimated))
+        self._charged = self.factor * self._estimated
+        # Nobody counts a request as less than one, and a few per cent more is what rounding makes of whole numbers.
+        if self.charges_refused and self.factor < 1.05:
+            self.factor = 1.0
+        self.samples += 1
+        self._ratios.append(charged / estimated / max(self.factor, LEAST_FACTOR))
+        del self._ratios[:-_SAMPLES]

@@ -1,0 +1,144 @@
+"""What was sent of one unit, and when: the client's side of what a server has.
+
+Pure arithmetic: amounts and times in, amounts out.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+__all__ = ["HEADROOM", "OVERTAKING", "Departure", "DepartureBucket", "Traffic"]
+
+HEADROOM = 0.25
+"""Seconds of refill that are kept back: for the part of the way, from our socket to admission, that nobody can time."""
+
+OVERTAKING = 0.05
+"""Seconds between two departures within which the second may well arrive first."""
+
+_LONGEST_LOG = 20_000  # departures that are remembered
+
+
+@dataclass(slots=True, eq=False)
+class Departure:
+    """One request that left.
+
+    Attributes:
+        number: In the order in which requests left, from 0.
+        at: When it left.
+        cost: Its units, as estimated.
+        sent: Units that had left by then, its own included.
+        refused: Whether the server did not admit it.
+        remaining: What its answer said was left, by the name of the limit.
+    """
+
+    number: int
+    at: float
+    cost: float
+    sent: float
+    refused: bool = False
+    remaining: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What was sent of one unit: how much was granted and is still here, and what left, in order.
+
+    Attributes:
+        waiting: Units granted that have not left.
+        sent: Units that left.
+        unanswered: Requests that left and were not answered yet.
+    """
+
+    waiting: float = 0.0
+    sent: float = 0.0
+    unanswered: int = 0
+    _log: list[Departure] = field(default_factory=list)
+    _first: int = 0  # the number of the first one in it
+
+    @property
+    def last(self) -> Departure | None:
+        """The newest departure."""
+        return self._log[-1] if self._log else None
+
+    def left(self, cost: float, now: float) -> Departure:
+        """A request left that was granted before."""
+        self.waiting -= cost
+        self.sent += cost
+        self.unanswered += 1
+        departure = Departure(self._first + len(self._log), now, cost, self.sent)
+        self._log.append(departure)
+        if len(self._log) > _LONGEST_LOG:
+            del self._log[: _LONGEST_LOG // 2]
+            self._first += _LONGEST_LOG // 2
+        return departure
+
+    def after(self, departure: Departure) -> Iterator[Departure]:
+        """What left after it, in order."""
+        log = self._log
+        for index in range(max(0, departure.number + 1 - self._first), len(log)):
+            yield log[index]
+
+    def between(self, first: float, last: float) -> Iterator[Departure]:
+        """What left in (first, last] and was not refused."""
+        begin, end = bisect_right(self._log, first, key=_at), bisect_right(self._log, last, key=_at)
+        return (each for each in self._log[begin:end] if not each.refused)
+
+    def sent_by(self, moment: float) -> float:
+        """Units that had left by that moment, as far back as is remembered."""
+        index = bisect_right(self._log, moment, key=_at)
+        if index:
+            return self._log[index - 1].sent
+        return self._log[0].sent - self._log[0].cost if self._log else self.sent
+
+    def sent_before(self, moment: float) -> float:
+        """The same without what left at that very moment."""
+        index = bisect_left(self._log, moment, key=_at)
+        if index:
+            return self._log[index - 1].sent
+        return self._log[0].sent - self._log[0].cost if self._log else self.sent
+
+
+@dataclass(slots=True)
+class DepartureBucket:
+    """A bucket that is charged when requests leave. For limits that we were given: it needs no answers.
+
+    Args:
+        capacity: Units that the server's holds at most, and at first. This one holds less, by what comes in during
+            `HEADROOM`, but never less than half.
+        rate: Units per second.
+    """
+
+    capacity: float
+    rate: float
+    _level: float = field(init=False)
+    _at: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        self._hold_back()
+        self._level = self.capacity
+
+    def change(self, capacity: float, rate: float, now: float) -> None:
+        """Replace the numbers it was made of. What was used stays used."""
+        used = self.capacity - self.level(now)
+        self.capacity, self.rate = capacity, rate
+        self._hold_back()
+        self._level = self.capacity - used
+        self._at = max(self._at, now)
+
+    def _hold_back(self) -> None:
+        self.capacity = max(self.capacity / 2, min(self.capacity, 1.0), self.capacity - HEADROOM * self.rate)
+
+    def charge(self, cost: float, now: float) -> None:
+        """A request left. A negative cost: it was thought to have left, and had not."""
+        self._level = self.level(now) - cost
+        self._at = max(self._at, now)
+
+    def level(self, now: float) -> float:
+        """Units there are at `now`. Below 0 if more left than there was."""
+        return min(self.capacity, self._level + self.rate * max(0.0, now - self._at))
+
+
+def _at(departure: Departure) -> float:
+    return departure.at

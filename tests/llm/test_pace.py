@@ -1,0 +1,82 @@
+"""What can be known of a server that tells nothing: what it lets through between refusals."""
+
+from __future__ import annotations
+
+import pytest
+
+from penstock.llm.pace import Pace
+from penstock.llm.traffic import Traffic
+
+
+class Server:
+    """A bucket that says no, and nothing else."""
+
+    def __init__(self, rate, burst):
+        self.rate, self.burst, self.level, self.at = rate, burst, burst, 0.0
+
+    def admits(self, now):
+        self.level = min(self.burst, self.level + self.rate * (now - self.at))
+        self.at = now
+        if self.level < 1:
+            return False
+        self.level -= 1
+        return True
+
+
+def run(server, pace, seconds, *, changes=(), known=None):
+    """Endless demand that obeys the pace. The moments of what was admitted, and of what was refused."""
+    traffic, now, paused_until = Traffic(), 0.0, 0.0
+    admitted, refused, changes = [], [], list(changes)
+    while now < seconds:
+        while changes and changes[0][0] <= now:
+            server.rate = changes.pop(0)[1]
+        ready = pace.ready_at(1.0, max(now, paused_until))
+        if ready > now:
+            now = ready
+            continue
+        pace.charge(1.0, now)
+        traffic.waiting += 1
+        departure = traffic.left(1.0, now)
+        if server.admits(now):
+            admitted.append(now)
+            pace.passed(now)
+        else:
+            refused.append(now)
+            departure.refused = True
+            pace.refused(departure, traffic, now, known)
+            paused_until = now + 1
+    return admitted, refused
+
+
+def per_second(times, begin, end):
+    return sum(begin <= time < end for time in times) / (end - begin)
+
+
+@pytest.mark.parametrize("burst", [1, 20, 500])
+@pytest.mark.parametrize("rate", [0.5, 5.0, 50.0])
+def test_a_rate_that_nobody_told_is_found_within_a_few_refusals(rate, burst):
+    admitted, refused = run(Server(rate, burst), Pace(10.0, 0.0, 8.0, searching=True), 1_200)
+    assert per_second(admitted, 600, 1_200) > (0.93 if burst > 1 else 0.8) * rate
+    assert len(refused) <= 12 + 0.003 * len(admitted)
+
+
+def test_a_rate_that_drops_and_comes_back_is_followed_both_ways():
+    """Within ten seconds of the end of the drop; the best that was published elsewhere is 90 % used, and 8 seconds."""
+    server = Server(50.0, 3_000)
+    admitted, refused = run(server, Pace(10.0, 0.0, 8.0, searching=True), 600, changes=[(300, 25.0), (360, 50.0)])
+    assert per_second(admitted, 370, 380) > 0.9 * 50
+    assert per_second(admitted, 60, 600) > 0.95 * (50 * 480 + 25 * 60) / 540
+    assert len(refused) < 0.003 * len(admitted)
+
+
+def test_a_rate_that_was_told_is_believed_until_it_is_refused_again_and_again():
+    """The header says 10 a second, and it is 10 a second in quanta; or the header is wrong, and it is 2."""
+    for rate, least in ((10.0, 9.5), (2.0, 1.8)):
+        admitted, refused = run(Server(rate, 5), Pace(1.0, 0.0, 1.0), 600, known=10.0)
+        assert per_second(admitted, 200, 600) > least
+        assert len(refused) < 25
+
+
+def test_after_a_pause_it_goes_on_at_the_rate_and_not_all_at_once():
+    pace = Pace(10.0, 0.0, 1.0)
+    assert pace.level(1_000.0) == 5.0  # half a second's worth, however long nothing was sent

@@ -1,0 +1,243 @@
+"""What is thought of a server's limit, from its answers: numbers and times in, bounds out."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.llm.server_estimate import Kind, ServerEstimate, Told
+from penstock.llm.traffic import HEADROOM, DepartureBucket, Traffic
+
+LIMIT, PER = 300_000.0, 60.0
+RATE = LIMIT / PER
+
+
+@dataclass
+class Bucket:
+    capacity: float
+    rate: float
+    level: float = field(init=False)
+    at: float = 0.0
+
+    def __post_init__(self):
+        self.level = self.capacity
+
+    def refill(self, now):
+        self.level = min(self.capacity, self.level + self.rate * (now - self.at))
+        self.at = now
+
+
+class Client:
+    """One who sends, and hears what is told at once."""
+
+    def __init__(self, limit=LIMIT, per=PER, remaining=None, reset=None, *, requests=False):
+        self.limit, self.per = limit, per
+        self.traffic = Traffic()
+        first = self.leave(0, 0.0)
+        told = Told(limit, per, limit if remaining is None else remaining, reset)
+        self.estimate = ServerEstimate(self.traffic, told, requests)
+        self.estimate.begin(first, 0.0, cautious=False)
+
+    def leave(self, cost, now):
+        self.traffic.waiting += cost
+        departure = self.traffic.left(cost, now)
+        if hasattr(self, "estimate"):
+            self.estimate.charge(cost, now)
+        return departure
+
+    def hear(self, departure, remaining, now, *, limit=None, reset=None):
+        self.estimate.heard(departure, Told(limit or self.limit, self.per, remaining, reset), now)
+
+
+@pytest.mark.parametrize("charges", [0.2, 0.7, 1.0, 1.15, 2.0, 20.0])
+def test_the_factor_is_what_the_server_charges_over_what_we_estimate(charges):
+    client, level = Client(), LIMIT
+    cost = 10_000 if charges < 5 else 1_000
+    for number in range(80):
+        departure = client.leave(cost, float(number))
+        level = min(LIMIT, level + RATE * (number > 0)) - cost * charges
+        client.hear(departure, max(0, math.floor(level)), float(number))
+        level = max(level, 0)
+        if level < cost * charges:
+            break
+    assert client.estimate.factor == pytest.approx(charges, rel=0.1)
+
+
+def test_a_stranger_is_part_of_the_factor():
+    client, level = Client(), LIMIT
+    for second in range(60):
+        departure = client.leave(5_000, float(second))
+        level = level + RATE * (second > 0) - 5_000 - 2_500  # somebody else takes half as much
+        client.hear(departure, math.floor(level), float(second))
+    assert client.estimate.factor == pytest.approx(1.5, rel=0.05)
+
+
+def test_only_what_is_newer_in_send_order_counts():
+    """Answers overtake each other; the older of two says nothing."""
+    client = Client()
+    first, second = client.leave(1_000, 1.0), client.leave(1_000, 1.1)
+    client.hear(second, 298_000, 2.0)
+    before = client.estimate.level(2.0)
+    client.hear(first, 1, 2.0)
+    assert client.estimate.level(2.0) == before
+
+
+def test_what_left_since_is_subtracted_and_what_was_refilled_is_added():
+    client = Client(remaining=96_000)
+    told = client.leave(1_000, 1.0)
+    client.leave(2_000, 1.5)
+    client.hear(told, 100_000, 2.0)
+    kept = HEADROOM * RATE + 0.02 * 2_000
+    assert client.estimate.level(2.0) == pytest.approx(100_000 + RATE - 2_000 - kept)
+    client.traffic.waiting += 500
+    assert client.estimate.level(2.0) == pytest.approx(100_000 + RATE - 2_000 - kept - 1.04 * 500)
+
+
+def test_too_high_is_corrected_at_once_and_too_low_by_and_by():
+    client = Client()
+    client.hear(client.leave(50_000, 1.0), 150_000, 1.1)  # somebody else took as much
+    assert client.estimate.level(1.1) <= 150_500
+    told = client.leave(1_000, 1.5)
+    client.leave(100, 1.6)  # something is on its way, so there is reason to be careful
+    before = client.estimate.level(1.6)
+    client.hear(told, 290_000, 1.6)
+    assert before + 5_000 < client.estimate.level(1.6) < before + 20_000
+
+
+def test_with_nothing_on_its_way_too_low_is_corrected_at_once():
+    client = Client()
+    client.hear(client.leave(1_000, 1.0), 50_000, 1.1)
+    client.hear(client.leave(1_000, 1.5), 200_000, 1.6)
+    assert client.estimate.level(1.6) > 195_000
+
+
+@pytest.mark.parametrize(("limit", "remaining", "reset", "capacity"), [(1200, 39, 0.05, 40), (1200, 1199, 0.05, 1200)])
+def test_a_burst_below_the_limit_is_seen_in_the_first_answer(limit, remaining, reset, capacity):
+    """`remaining + reset × rate` is all there ever is at once."""
+    assert Client(limit, 60, remaining, reset).estimate.capacity == pytest.approx(capacity, abs=1)
+
+
+@pytest.mark.parametrize(("limit", "remaining", "reset"), [(60, 59, 60), (1440, 1439, 60), (60, 30, 45)])
+def test_a_reset_that_no_bucket_would_have_tells_a_window(limit, remaining, reset):
+    estimate = Client(limit, 60, remaining, reset, requests=True).estimate
+    assert estimate.kind is Kind.WINDOW
+    assert estimate.level(reset - 1) <= remaining
+    assert estimate.level(reset + 1) == limit
+
+
+def test_more_than_any_refill_could_bring_tells_a_window():
+    client = Client(remaining=300_000)
+    for second in range(1, 59):
+        client.hear(client.leave(5_000, second), 300_000 - 5_000 * second, second + 0.5)
+    client.hear(client.leave(5_000, 61), 295_000, 61.5)
+    assert client.estimate.kind is Kind.WINDOW
+    client.hear(client.leave(290_000, 70), 5_000, 71)
+    assert client.estimate.level(100) <= 5_000
+    assert client.estimate.level(122) == LIMIT
+
+
+def test_a_wait_that_no_bucket_would_ask_for_tells_a_window():
+    client = Client(600, 60, 500, requests=True)
+    departure = client.leave(1, 20.0)
+    client.estimate.refused(departure, 0, 40.0)
+    assert client.estimate.kind is Kind.WINDOW
+    assert client.estimate.ready_at(1, 21.0) == pytest.approx(60 + HEADROOM)
+
+
+def test_answers_that_only_a_bucket_gives_take_a_window_back():
+    client = Client(600, 60, 599, 60, requests=True)
+    assert client.estimate.kind is Kind.WINDOW
+    departure = client.leave(100, 5.0)
+    client.estimate.heard(departure, Told(600, 60, 450, 15.0, fits=True), 6.0)
+    assert client.estimate.kind is Kind.BUCKET
+
+
+@pytest.mark.parametrize("limit", [150_000, 600_000])
+def test_a_changed_limit_is_adopted_with_what_its_answer_tells(limit):
+    client = Client()
+    client.hear(client.leave(100_000, 10.0), 40_000, 11.0, limit=limit)
+    assert client.estimate.level(11.0) == pytest.approx(40_000 + limit / 60, rel=0.05)
+    assert (client.estimate.limit, client.estimate.rate) == (limit, limit / 60)
+
+
+def test_nothing_that_the_server_would_take_is_too_large():
+    """Each of our tokens counts as two, and the request is of four fifths of the limit: it waits for a full bucket."""
+    client, level = Client(), LIMIT
+    for second in range(40):
+        departure = client.leave(5_000, float(second))
+        level = min(LIMIT, level + RATE * (second > 0)) - 10_000
+        client.hear(departure, math.floor(level), float(second))
+    assert client.estimate.factor > 1.8
+    assert client.estimate.ready_at(0.8 * LIMIT, 40.0) < 40 + 65
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0.0, 5.0), st.floats(1.0, 30_000.0), st.floats(0.3, 3.0), st.booleans()),
+        min_size=5,
+        max_size=60,
+    )
+)
+def test_whatever_is_heard_the_estimate_stays_a_number_and_never_stops_for_ever(events):
+    client, now = Client(), 0.0
+    server = Bucket(LIMIT, RATE)
+    for gap, cost, charges, told in events:
+        now += gap
+        departure = client.leave(cost, now)
+        server.refill(now)
+        server.level -= cost * charges
+        if told:
+            client.hear(departure, max(0, math.floor(server.level)), now)
+        level = client.estimate.level(now)
+        assert math.isfinite(level)
+        assert level <= client.estimate.capacity
+    ready = client.estimate.ready_at(100, now)
+    assert now <= ready < now + 3_600
+    assert client.estimate.ready_at(100, ready + 1e-6) <= ready + 1e-3
+
+
+def test_a_bucket_is_as_empty_as_the_latest_departure_makes_it():
+    """A first request that takes a second to connect costs that second's refill, and no more."""
+    prompt, late = DepartureBucket(20, 2.0), DepartureBucket(20, 2.0)
+    for bucket, left in ((prompt, 0.0), (late, 1.0)):
+        bucket.charge(20, left)
+    assert prompt.level(1.5) == 3.0 - HEADROOM * 2
+    assert late.level(1.5) == 1.0 - HEADROOM * 2
+
+
+@pytest.mark.parametrize(
+    ("capacity", "rate", "kept"), [(20, 2.0, 19.5), (2, 10.0, 1.0), (1, 10.0, 1.0), (60, 1.0, 59.75)]
+)
+def test_headroom_never_takes_more_than_half_of_a_bucket_or_its_last_unit(capacity, rate, kept):
+    """A leaky bucket holds one at a time; to hold less would mean never."""
+    assert DepartureBucket(capacity, rate).level(0.0) == kept
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 2.0), st.floats(0.0, 3.0), st.floats(0.1, 5.0)), max_size=40))
+def test_what_the_departure_bucket_allows_a_server_with_the_same_bucket_admits(requests):
+    """However late requests leave."""
+    bucket, waiting = DepartureBucket(10.0, 1.0), 0.0
+    leaving, now, server = [], 0.0, Bucket(10.0, 1.0)
+
+    def leave(until):
+        nonlocal waiting
+        while leaving and leaving[0][0] <= until:
+            at, cost = heapq.heappop(leaving)
+            waiting -= cost
+            bucket.charge(cost, at)
+            server.refill(at)
+            assert server.level >= cost - 1e-6
+            server.level -= cost
+
+    for gap, delay, cost in requests:
+        now += gap
+        leave(now)
+        if bucket.level(now) - waiting >= cost:
+            waiting += cost
+            heapq.heappush(leaving, (now + delay, cost))
+    leave(math.inf)
