@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.limits import Rate, per_minute, sliding
+from penstock.limits import Rate, calendar, per_minute
 from penstock.llm import failures, tokens
 from penstock.simulator import (
     Faults,
@@ -652,7 +652,7 @@ async def test_an_address_that_there_is_not_is_said_so():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Simulation(requests=sliding(5, 60)), "requests must be a Rate or a string such as"),
+        (lambda: Simulation(requests=calendar(5, "day")), "requests must be a Rate or a string such as"),
         (lambda: Simulation(tokens="many"), "cannot read 'many' as a limit"),
         (lambda: Simulation(output_tokens=0), "output_tokens must be a whole number, 1 or more, not 0"),
         (lambda: Simulation(concurrency=1.5), "concurrency must be a whole number, 1 or more, not 1.5"),

@@ -7,6 +7,9 @@ It needs the extra `simulator`: Starlette and uvicorn.
     create_app      the application, for transports that call it in-process
     Simulation      what is simulated: limits, Latency, Faults, seed…
     Statistics      what the server did; Admission, LimitStatistics, and `excess` to prove that a limit was kept
+    Window, Hidden  kinds of limit beside rates and sliding windows
+    Change          what becomes of the limits while the server runs
+    Stranger        somebody else of the same account
     fingerprint     what an answer begins with, so that a client can prove that it belongs to its question
     embedding_of    the embedding of a text
     charge          what admission takes, unless told otherwise
@@ -26,21 +29,26 @@ from penstock.simulator._account import Admission, LimitStatistics, Statistics
 from penstock.simulator._app import create_app
 from penstock.simulator._buckets import excess
 from penstock.simulator._headers import format_duration
+from penstock.simulator._meters import Hidden, Window
 from penstock.simulator._replies import charge, count_tokens, embedding_of, fingerprint
 from penstock.simulator._server import Server, run, serve
-from penstock.simulator._simulation import Fault, Faults, Latency, Simulation
+from penstock.simulator._simulation import Change, Fault, Faults, Latency, Simulation, Stranger
 
 del _starlette, _uvicorn
 
 __all__ = [
     "Admission",
+    "Change",
     "Fault",
     "Faults",
+    "Hidden",
     "Latency",
     "LimitStatistics",
     "Server",
     "Simulation",
     "Statistics",
+    "Stranger",
+    "Window",
     "charge",
     "count_tokens",
     "create_app",

@@ -7,32 +7,35 @@ its owner reads the statistics from another.
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from random import Random
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from penstock import clock
-from penstock.limits import Rate
+from penstock.limits import Rate, Sliding
 from penstock.simulator import _replies
-from penstock.simulator._buckets import Bucket
 from penstock.simulator._headers import (
     ceil_milliseconds,
     format_milliseconds,
     rate_limit_headers,
     retry_headers,
 )
+from penstock.simulator._meters import Meter, Unit, Window, meter_of
 from penstock.simulator._simulation import FAULTS, Fault, Simulation
 
 __all__ = ["Account", "Admission", "LimitStatistics", "Statistics"]
 
+STRANGERS_STEP_NS = 100_000_000
+"""Nanoseconds in which what strangers take is taken at once."""
+
 _MOST_FAULTS = 1_000_000
 """Faults that one order may be for: each is remembered."""
-
-Unit = Literal["requests", "tokens"]
 
 
 class Admission(NamedTuple):
@@ -53,14 +56,14 @@ class LimitStatistics:
 
     Attributes:
         unit: `requests` or `tokens`.
-        limit: The rate.
+        limit: What is promised.
         level: Units left, parts of one included.
         used: Units that admitted requests took.
         share: `used`, of all that could have been admitted between the first admission and the last: burst + rate × T.
     """
 
     unit: Unit
-    limit: Rate
+    limit: Rate | Sliding | Window
     level: float
     used: int
     share: float
@@ -122,35 +125,24 @@ class Draw(NamedTuple):
     random: Random
 
 
-class _Meter:
-    """A bucket with its level, in parts."""
-
-    __slots__ = ("bucket", "level", "unit")
-
-    def __init__(self, unit: Unit, rate: Rate) -> None:
-        self.unit = unit
-        self.bucket = Bucket.of(rate)
-        self.level = self.bucket.full
-
-    def take_what_there_is(self, units: int) -> None:
-        """Take units, but no more than there are."""
-        self.level = max(min(0, self.level), self.level - units * self.bucket.scale)
-
-
 class Account:
     """One account of a simulated service. All methods may be called from any thread."""
 
     def __init__(self, simulation: Simulation) -> None:
         self.simulation = simulation
         self._lock = threading.Lock()
-        self._meters = [_Meter(unit, rate) for unit, rates in simulation.limits.items() for rate in rates]
+        self._began_ns = self._at_ns = _now_ns()
+        self._meters = [
+            meter_of(unit, limit, self._at_ns) for unit, those in simulation.limits.items() for limit in those
+        ]
         self._shown = [
-            chosen(meters, key=lambda meter: meter.bucket.rate.per)
+            chosen(meters, key=lambda meter: meter.limit.per)
             for unit, chosen in (("requests", max), ("tokens", min))
-            if (meters := [meter for meter in self._meters if meter.unit == unit])
+            if (meters := [meter for meter in self._meters if meter.unit == unit and not meter.hidden])
         ]
         self._tolerance_ns = round(simulation.tolerance * 1_000_000_000)
-        self._at_ns = _now_ns()
+        self._changes = deque(sorted(simulation.changes, key=lambda change: change.at))
+        self._owed: Counter[tuple[int, str]] = Counter()  # by a stranger, in nano-units
         self._injected: deque[Fault] = deque()
         self._seen: Counter[bytes] = Counter()
         self._admissions: list[Admission] = []
@@ -186,13 +178,13 @@ class Account:
         with self._lock:
             self._refill()
             for meter in self._meters:
-                if meter.bucket.never_holds(cost[meter.unit]):
+                if cost[meter.unit] > meter.burst:
                     return self._too_large(model, meter, cost[meter.unit])
-            short = [meter for meter in self._meters if not self._holds(meter, cost)]
+            short = [meter for meter in self._meters if meter.wait_ns(cost[meter.unit]) > self._tolerance_ns]
             if short:
                 return self._not_now(model, cost, short)
             for meter in self._meters:
-                meter.level -= cost[meter.unit] * meter.bucket.scale
+                meter.take(cost[meter.unit])
             self._admissions.append(Admission(self._at_ns, tokens))
             self._tokens_used += tokens
             return self._headers()
@@ -244,7 +236,7 @@ class Account:
         with self._lock:
             self._refill()
             for meter in self._meters:
-                meter.take_what_there_is(requests if meter.unit == "requests" else tokens)
+                meter.take_at_most(requests if meter.unit == "requests" else tokens)
 
     def statistics(self) -> Statistics:
         """What happened so far, at one moment."""
@@ -266,10 +258,10 @@ class Account:
                 limits=tuple(
                     LimitStatistics(
                         meter.unit,
-                        meter.bucket.rate,
-                        meter.level / meter.bucket.scale,
+                        meter.limit,
+                        float(meter.level()),
                         used[meter.unit],
-                        used[meter.unit] * meter.bucket.scale / (meter.bucket.full + meter.bucket.refill * span_ns),
+                        float(used[meter.unit] / meter.promised(Fraction(span_ns, 1_000_000_000))),
                     )
                     for meter in self._meters
                 ),
@@ -277,21 +269,47 @@ class Account:
             )
 
     def _refill(self) -> None:
+        """Let time pass until now: what changes in between, and what strangers take, happens in its order."""
         now_ns = max(self._at_ns, _now_ns())
-        for meter in self._meters:
-            meter.level = meter.bucket.refilled(meter.level, now_ns - self._at_ns)
-        self._at_ns = now_ns
+        while self._changes and self._began_ns + _ns(self._changes[0].at) <= now_ns:
+            change = self._changes.popleft()
+            self._advance(max(self._at_ns, self._began_ns + _ns(change.at)))
+            for meter in self._meters:
+                if change.unit in {None, meter.unit}:
+                    meter.change(change.factor)
+        self._advance(now_ns)
 
-    def _holds(self, meter: _Meter, cost: dict[Unit, int]) -> bool:
-        return meter.bucket.holds(meter.level, cost[meter.unit], self._tolerance_ns)
+    def _advance(self, now_ns: int) -> None:
+        if self.simulation.strangers:
+            while now_ns - self._at_ns > STRANGERS_STEP_NS:
+                self._step(self._at_ns + STRANGERS_STEP_NS)
+        self._step(now_ns)
+
+    def _step(self, now_ns: int) -> None:
+        since_ns, self._at_ns = now_ns - self._at_ns, now_ns
+        for meter in self._meters:
+            meter.advance(now_ns)
+        seconds = (now_ns - self._began_ns) / 1e9
+        for number, stranger in enumerate(self.simulation.strangers):
+            if not stranger.begin <= seconds < stranger.end:
+                continue
+            for unit, per_minute in (("requests", stranger.requests), ("tokens", stranger.tokens)):
+                self._owed[number, unit] += round(per_minute * since_ns / 60)
+                whole, self._owed[number, unit] = divmod(self._owed[number, unit], 1_000_000_000)
+                for meter in self._meters:
+                    if meter.unit == unit:
+                        meter.take_at_most(whole)
 
     def _headers(self) -> dict[str, str]:
         headers: dict[str, str] = {}
+        if self.simulation.headers == "none":
+            return headers
         for meter in self._shown:
-            bucket = meter.bucket
-            headers |= rate_limit_headers(
-                meter.unit, bucket.rate.amount, bucket.remaining(meter.level), bucket.reset_ns(meter.level)
-            )
+            remaining = max(0, math.floor(meter.level()))
+            told = rate_limit_headers(meter.unit, meter.limit.amount, remaining, meter.reset_ns())
+            if self.simulation.headers == "remaining":
+                told.pop(f"x-ratelimit-reset-{meter.unit}")
+            headers |= told
         return headers
 
     def _count_refused(self, reason: str) -> None:
@@ -299,35 +317,42 @@ class Account:
         if self.simulation.count_refused:
             for meter in self._meters:
                 if meter.unit == "requests":
-                    meter.take_what_there_is(1)
+                    meter.take_at_most(1)
 
-    def _too_large(self, model: str, meter: _Meter, requested: int) -> Refusal:
+    def _too_large(self, model: str, meter: Meter, requested: int) -> Refusal:
         self._count_refused("too_large")
-        rate = meter.bucket.rate
         body = _replies.too_large(
-            model, self.simulation.organization, meter.unit, rate.per, limit=rate.burst, requested=requested
+            model, self.simulation.organization, meter.unit, meter.limit.per, limit=meter.burst, requested=requested
         )
         return Refusal(body, self._headers())
 
-    def _not_now(self, model: str, cost: dict[Unit, int], short: list[_Meter]) -> Refusal:
+    def _not_now(self, model: str, cost: dict[Unit, int], short: list[Meter]) -> Refusal:
         # The limit that has to be waited for longest is the one that is named, so that the wait it names is enough.
-        meter = max(short, key=lambda each: each.bucket.announced_wait_ns(each.level, cost[each.unit]))
+        meter = max(short, key=lambda each: each.announced_wait_ns(cost[each.unit]))
         self._count_refused(meter.unit)
         # That may have taken the last request.
-        meter = max(self._meters, key=lambda each: each.bucket.announced_wait_ns(each.level, cost[each.unit]))
-        wait_ns = meter.bucket.announced_wait_ns(meter.level, cost[meter.unit])
-        rate = meter.bucket.rate
+        meter = max(self._meters, key=lambda each: each.announced_wait_ns(cost[each.unit]))
+        wait_ns = meter.announced_wait_ns(cost[meter.unit])
         body = _replies.rate_limited(
             model,
             self.simulation.organization,
             meter.unit,
-            rate.per,
-            limit=rate.burst,
-            used=meter.bucket.used(meter.level),
+            meter.limit.per,
+            limit=meter.burst,
+            used=math.ceil(Fraction(meter.burst) - max(Fraction(0), meter.level())),
             requested=cost[meter.unit],
             wait=format_milliseconds(ceil_milliseconds(wait_ns)),
         )
-        return Refusal(body, {**self._headers(), **retry_headers(wait_ns)})
+        hints = retry_headers(wait_ns)
+        if self.simulation.hints != "all":
+            message = body["error"]["message"]
+            body["error"]["message"] = message.partition(" Please try again")[0]
+            hints = {"retry-after": hints["retry-after"]} if self.simulation.hints == "retry-after" else {}
+        return Refusal(body, {**self._headers(), **hints})
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1_000_000_000)
 
 
 def _now_ns() -> int:

@@ -9,10 +9,14 @@ from random import Random
 from typing import Any, Literal, get_args
 
 from penstock import limits
-from penstock.limits import Rate
+from penstock.limits import Rate, Sliding
 from penstock.simulator import _replies
+from penstock.simulator._meters import Hidden, Window
 
-__all__ = ["Fault", "Faults", "Latency", "Simulation"]
+__all__ = ["Change", "Fault", "Faults", "Latency", "Simulation", "Stranger"]
+
+SimulatedLimit = Rate | Sliding | Window | Hidden
+Given = str | SimulatedLimit
 
 Fault = Literal["server_error", "overloaded", "slow_down", "dropped", "broken_stream", "insufficient_quota"]
 """What can go wrong with a request on purpose.
@@ -89,13 +93,52 @@ class Faults:
         return tuple(fault for fault in FAULTS if fault != "insufficient_quota")
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What the limits become while the server runs.
+
+    Args:
+        at: Seconds after the server began.
+        factor: What the limits are multiplied with; above 0.
+        unit: `"requests"` or `"tokens"`; None: both.
+    """
+
+    at: float
+    factor: float
+    unit: Literal["requests", "tokens"] | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.at) and self.at >= 0 and math.isfinite(self.factor) and self.factor > 0):
+            raise ValueError(
+                f"a change needs a moment of 0 or more and a factor above 0, not {self.at!r} and {self.factor!r}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Stranger:
+    """Somebody else of the same account, who takes as much as there is, up to so much a minute.
+
+    Args:
+        requests: A minute.
+        tokens: A minute.
+        begin: Seconds after the server began.
+        end: The same.
+    """
+
+    requests: float = 0.0
+    tokens: float = 0.0
+    begin: float = 0.0
+    end: float = math.inf
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulation:
     """A server to simulate: its limits, its speed, its faults.
 
     Args:
-        requests: Limits on requests: a `Rate`, a string such as `"3500/min"`, or several. None: no limit. The headers
-            show the one with the longest period, as OpenAI shows requests per day where there is such a limit.
+        requests: Limits on requests: a `Rate`, a string such as `"3500/min"`, a `Window`, `penstock.sliding(…)`, one of these
+            in `Hidden(…)`, or several. None: no limit. The headers show the one with the longest period that is not hidden, as
+            OpenAI shows requests per day where there is such a limit.
         tokens: The same for tokens; the headers show the one with the shortest period.
         latency: How long answers take.
         faults: How often something goes wrong.
@@ -115,13 +158,17 @@ class Simulation:
         context_length: Tokens that a prompt may have; more is answered with 400. None: no bound.
         shuffle_embeddings: Answer the entries of a list in any order, so that only `index` tells which is which.
         organization: The name that messages and headers give to the account.
+        headers: What answers tell: `"openai"`, all; `"remaining"`, no resets; `"none"`, nothing.
+        hints: What refusals tell of the wait: `"all"`; `"retry-after"`, whole seconds in that header; `"none"`.
+        changes: What becomes of the limits, and when.
+        strangers: Who else uses the account.
 
     Raises:
         ValueError: A number is out of its range, or a limit is not a rate.
     """
 
-    requests: str | Rate | Sequence[str | Rate] | None = None
-    tokens: str | Rate | Sequence[str | Rate] | None = None
+    requests: Given | Sequence[Given] | None = None
+    tokens: Given | Sequence[Given] | None = None
     latency: Latency = field(default_factory=Latency)
     faults: Faults = field(default_factory=Faults)
     seed: int = 0
@@ -137,10 +184,14 @@ class Simulation:
     context_length: int | None = None
     shuffle_embeddings: bool = False
     organization: str = "org-simulated"
+    headers: Literal["openai", "remaining", "none"] = "openai"
+    hints: Literal["all", "retry-after", "none"] = "all"
+    changes: tuple[Change, ...] = ()
+    strangers: tuple[Stranger, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "requests", _rates("requests", self.requests))
-        object.__setattr__(self, "tokens", _rates("tokens", self.tokens))
+        object.__setattr__(self, "requests", _limits("requests", self.requests))
+        object.__setattr__(self, "tokens", _limits("tokens", self.tokens))
         if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
             raise ValueError(
                 f"simulation: tolerance must be a finite number of seconds, 0 or more, not {self.tolerance!r}"
@@ -151,20 +202,22 @@ class Simulation:
                 raise ValueError(f"simulation: {name} must be a whole number, 1 or more, not {value!r}")
 
     @property
-    def limits(self) -> dict[Literal["requests", "tokens"], tuple[Rate, ...]]:
-        """The limits of each unit, as rates."""
-        return {"requests": _rates("requests", self.requests), "tokens": _rates("tokens", self.tokens)}
+    def limits(self) -> dict[Literal["requests", "tokens"], tuple[SimulatedLimit, ...]]:
+        """The limits of each unit."""
+        return {"requests": _limits("requests", self.requests), "tokens": _limits("tokens", self.tokens)}
 
 
-def _rates(unit: str, given: str | Rate | Sequence[str | Rate] | None) -> tuple[Rate, ...]:
+def _limits(unit: str, given: Given | Sequence[Given] | None) -> tuple[SimulatedLimit, ...]:
     if given is None:
         return ()
-    rates = []
+    found = []
     for each in given if isinstance(given, list | tuple) else (given,):
-        rate = limits.parse(each) if isinstance(each, str) else each
-        if not isinstance(rate, Rate):
+        limit = limits.parse(each) if isinstance(each, str) else each
+        inner = limit.limit if isinstance(limit, Hidden) else limit
+        if not isinstance(inner, Rate | Sliding | Window):
             raise ValueError(
-                f'simulation: {unit} must be a Rate or a string such as "3500/min", or a list of them, not {each!r}'
+                f'simulation: {unit} must be a Rate or a string such as "3500/min", a Window, sliding(…), one of these in '
+                f"Hidden(…), or a list of them, not {each!r}"
             )
-        rates.append(rate)
-    return tuple(rates)
+        found.append(limit)
+    return tuple(found)
