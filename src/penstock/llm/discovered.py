@@ -30,6 +30,9 @@ ANY_NUMBER = 1_000_000
 HOLD = 900.0
 """Seconds after which the place of an answer comes back that nobody read, closed or dropped."""
 
+UNKNOWN = 0.2
+"""Requests per second before the first answer: one, and another if that takes long."""
+
 SEARCH_FROM = 10.0
 """Requests per second that a server that tells nothing is sent at first."""
 
@@ -110,8 +113,9 @@ class _EstimateMeter(Meter):
 class DiscoveredEndpoint(Endpoint):
     """Limits that nobody knows until answers tell them, and that follow what later answers tell.
 
-    Until the first answer one request is in flight, and the others wait for its headers. A server that answers and tells
-    no limits is sent more and more until it refuses something; then what it admits between refusals is its limit.
+    Until the first answer one request is in flight (and another every five seconds), and the others wait for its headers.
+    A server that answers and tells no limits is sent more and more until it refuses something; then what it admits between
+    refusals is its limit.
     """
 
     def __init__(self, units: tuple[str, ...] = _COUNTED) -> None:
@@ -122,9 +126,10 @@ class DiscoveredEndpoint(Endpoint):
         estimates = {unit: UnitEstimate(charges_refused=unit == "requests") for unit in units}
         self._learned = {unit: Learned(unit, estimate, lock) for unit, estimate in estimates.items()}
         limits: dict[str, Any] = dict(self._learned)
-        super().__init__(Limiter(**limits, calls=in_flight(1)))
+        super().__init__(Limiter(**limits, calls=in_flight(UNTOLD, ttl=HOLD)))
         self._lock = lock
         self._units = estimates
+        estimates["requests"].search(UNKNOWN, clock.now(), at_once=1.0)
 
     @property
     def limits(self) -> Mapping[str, tuple[Limit, ...]]:
@@ -203,20 +208,25 @@ class DiscoveredEndpoint(Endpoint):
 
     def _places_for(self, status: int, now: float) -> InFlight | None:
         """How many may be in flight from now on, if that has changed."""
+        requests = self._units["requests"]
         told = any(estimate.told for estimate in self._units.values())
         if told and not self._is_told:
             self._answered = self._is_told = True
             for estimate in self._units.values():
                 estimate.stop_searching()
-            rates = [each.rate for each in self._units["requests"].told.values() if each.per <= 60]
-            self._units["requests"].search(max(SEARCH_FROM, 4 * max(rates, default=0.0)), now)
+            rates = [each.rate for each in requests.told.values() if each.per <= 60]
+            requests.search(max(SEARCH_FROM, 4 * max(rates, default=0.0)), now)
             return in_flight(ANY_NUMBER)
+        if self._answered:
+            return None
         # An error may well come from something in front of the service. An answer is the service's own.
-        if not self._answered and status < 400:
+        if status < 400:
             self._answered = True
-            self._units["requests"].search(SEARCH_FROM, now)
-            return in_flight(UNTOLD, ttl=HOLD)
-        return None
+            requests.stop_searching()
+            requests.search(SEARCH_FROM, now)
+        elif status != 429 and requests.pace is not None:
+            requests.pace.charge(-1.0, now)  # the next one goes, to ask once more
+        return in_flight(UNTOLD, ttl=HOLD)
 
     def _wake(self, now: float) -> None:
         """Have all who wait looked at anew: there is more than they were told to wait for."""

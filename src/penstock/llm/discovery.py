@@ -116,10 +116,10 @@ class UnitEstimate:
         else:
             estimate.heard(departure, told, now)
 
-    def search(self, rate: float, now: float) -> None:
+    def search(self, rate: float, now: float, *, at_once: float = FIRST_UNTOLD) -> None:
         """Nothing is told: begin slowly, and go faster until something is refused."""
         if self.pace is None:
-            self.pace = Pace(rate, now, smallest=FIRST_UNTOLD, searching=True)
+            self.pace = Pace(rate, now, smallest=at_once, searching=True)
 
     def stop_searching(self) -> None:
         """Limits were told after all."""

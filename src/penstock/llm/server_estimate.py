@@ -30,6 +30,9 @@ RISE_EVERY = 0.2
 SAMPLE = 0.1
 """Share of the capacity that a sample goes over; over less, overtaking would teach more than charging."""
 
+FAIR = 0.07
+"""Share of the capacity, times our own share of what is taken, that is left to strangers: so that whoever takes most goes last."""
+
 ROUNDING = 1e-8
 """Share of a capacity, or seconds of a rate, by which a level may be short of a cost: floats do not add up better."""
 
@@ -198,6 +201,9 @@ class ServerEstimate:
                 doubt += min(2 * DOUBT, 2 * deviation) * self.capacity
         if self.kind is Kind.WINDOW:
             return doubt
+        if self.factor > 1.1 and self.samples > 3:
+            # All who share a bucket see the same level: whoever takes most leaves most of it to the others.
+            doubt = doubt / self.factor + FAIR * self.capacity / self.factor
         return doubt + min(HEADROOM * self.rate, self.capacity / 2)
 
     # The state
