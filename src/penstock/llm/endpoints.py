@@ -45,6 +45,9 @@ __all__ = [
     "published",
 ]
 
+_COUNTED_AS = {"input-tokens": "tokens", "input-images": "images"}
+"""What is told by a name of its own, and estimated by ours."""
+
 _REMEMBERED = 256  # limiters that a function returned, and what is known of their servers
 _LONGEST_UNTOLD_PAUSE = (
     60.0  # seconds to stay away from a service that refuses again and again and never says for how long
@@ -279,10 +282,10 @@ class Endpoint:
 
     def _hear(self, request: RequestInFlight, quota: Quota, now: float) -> None:
         """One limit, as one answer tells it."""
-        told = _told(quota)
-        departure = request.departures.get(quota.unit)
+        told, unit = _told(quota), _COUNTED_AS.get(quota.unit, quota.unit)
+        departure = request.departures.get(unit)
         if told is not None and departure is not None:
-            self._units[quota.unit].heard(quota.name, departure, told, now)
+            self._units[unit].heard(quota.name, departure, told, now)
 
     def _settle_levels(self) -> None:
         """Lower the limiter to what the server can be counted on to have, below 0 if need be."""

@@ -37,8 +37,23 @@ _STEP = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0,
 _PART = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ns|us|µs|μs|ms|s|m|h|d)", re.ASCII)  # both spellings of micro occur
 _NUMBER = re.compile(r"\d+(?:\.\d+)?|\.\d+", re.ASCII)
 _NAMED_PERIODS = {"second": 1.0, "minute": 60.0, "hour": 3_600.0, "day": DAY, "month": MONTH}
-_PER_NAME = re.compile(r"-(?:(\d+)-)?(second|minute|hour|day|month)$")
+_PER_NAME = re.compile(r"(?:^|-)(?:(\d{1,6})-)?(second|minute|hour|day|month)$", re.ASCII)
+_LENGTHS = (60.0, 3_600.0, DAY, MONTH)
+_EPOCH = 1e9
+"""A number above this is no span of seconds, but a moment since 1970."""
+
 _FIELDS = ("limit", "remaining", "reset", "renewalperiod")
+_LONGEST = 256
+"""Characters of a header that is worth reading: what is longer is no number and no date."""
+
+_UNITS = {
+    "req": "requests",
+    "project-tokens": "tokens",
+    "project-requests": "requests",
+    "tokens-prompt": "input-tokens",
+    "tokens-generated": "output-tokens",
+    "": "requests",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +104,7 @@ def read(headers: Mapping[str, str], status: int, *, wall: float) -> Reading:
         status: Of the response. A `Retry-After` on a success is noise (one service sends 59 with a 200) and is ignored.
         wall: Now, in seconds since 1970. Only for dates, and only where the response has no `Date` of its own.
     """
-    lower = {name.lower(): value for name, value in headers.items()}
+    lower = _readable(headers)
     told: dict[str, dict[str, str]] = {}
     for header, value in lower.items():
         # Names below are `x-ratelimit-reset-tokens`, and the other way round `anthropic-ratelimit-tokens-reset`.
@@ -97,10 +112,14 @@ def read(headers: Mapping[str, str], status: int, *, wall: float) -> Reading:
             field, _, name = header.removeprefix("x-ratelimit-").partition("-")
         elif header.startswith("anthropic-ratelimit-"):
             name, _, field = header.removeprefix("anthropic-ratelimit-").rpartition("-")
+        elif header.startswith("ratelimit-"):
+            field, name = header.removeprefix("ratelimit-"), ""
         else:
             continue
         if field in _FIELDS:
             told.setdefault(name or "requests", {})[field] = value
+    for name, fields in _ietf(lower).items():
+        told.setdefault(name, {}).update(fields)
     sent = _sent(lower, wall)
     quotas = (_quota(name, fields, sent) for name, fields in sorted(told.items()))
     return Reading(
@@ -114,21 +133,26 @@ def retry_after(headers: Mapping[str, str], *, wall: float) -> float | None:
 
     A date is measured against the response's own `Date`, so a clock of ours that is wrong does no harm.
     """
-    lower = {name.lower(): value for name, value in headers.items()}
+    lower = _readable(headers)
     milliseconds = _number(lower.get("retry-after-ms", ""))
     if milliseconds is not None:
         return milliseconds / 1_000
     text = lower.get("retry-after", "").strip()
     seconds = _number(text)
     if seconds is not None:
+        return seconds if seconds < _EPOCH else max(0.0, _moment(seconds) - _sent(lower, wall))
+    seconds = duration(text)
+    if seconds is not None:
         return seconds
     moment = _http_date(text)
+    if moment is None:
+        moment = _rfc3339(text)
     return None if moment is None else max(0.0, moment - _sent(lower, wall))
 
 
 def duration(text: str) -> float | None:
     """Seconds in a duration as Go writes it: `0s`, `120ms`, `1m6.779s`, `23h18m29.144s`, `7.44ms`. None: it is none."""
-    text = text.strip()
+    text = text.strip()[:_LONGEST]
     seconds = 0.0
     at = 0
     for part in _PART.finditer(text):
@@ -139,7 +163,47 @@ def duration(text: str) -> float | None:
     return seconds if at and at == len(text) else None
 
 
+def _readable(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers with names in lower case, without those that nobody could read. Never raises."""
+    return {
+        name.lower(): str(value)
+        for name, value in headers.items()
+        if len(str(value)) <= _LONGEST and len(name) <= _LONGEST
+    }
+
+
+def _ietf(headers: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """`RateLimit: "default";r=50;t=30` with `RateLimit-Policy: "default";q=100;w=60`; `RateLimit: limit=100, remaining=50, reset=30`."""
+    told: dict[str, dict[str, str]] = {}
+    words = {"r": "remaining", "t": "reset", "q": "limit", "w": "renewalperiod"}
+    for header in ("ratelimit", "ratelimit-policy"):
+        text = headers.get(header, "")
+        flat: dict[str, str] = {}
+        for part in text.split(","):
+            key, _, value = part.strip().partition("=")
+            flat[key] = value
+        if "limit" in flat and "remaining" in flat:
+            told["requests"] = {field: flat[field] for field in _FIELDS if field in flat}
+            continue
+        for item in text.split(","):
+            name, _, rest = item.strip().partition(";")
+            for pair in rest.split(";"):
+                key, _, value = pair.strip().partition("=")
+                if key in words:
+                    told.setdefault(f"requests:{name.strip().strip(chr(34))}", {})[words[key]] = value.strip('"')
+    return told
+
+
+def _smaller(text: str) -> str:
+    """Of `500, 100`, which come from two proxies, the smaller."""
+    if "," not in text:
+        return text
+    numbers = [(number, part) for part in text.split(",") if (number := _number(part.partition(";")[0])) is not None]
+    return min(numbers)[1].partition(";")[0] if numbers else text
+
+
 def _quota(name: str, fields: Mapping[str, str], sent: float) -> Quota | None:
+    fields = {field: _smaller(text) for field, text in fields.items()}
     limit, remaining = _number(fields.get("limit", "")), _number(fields.get("remaining", ""))
     if _negative(fields.get("limit")) or _negative(fields.get("remaining")) or limit == 0:
         return None  # -1/-1/0 is what a service says that does not know
@@ -148,14 +212,40 @@ def _quota(name: str, fields: Mapping[str, str], sent: float) -> Quota | None:
     base, per = name, _number(fields.get("renewalperiod", "")) or None
     named = _PER_NAME.search(name)
     if named:
-        base = name[: named.start()]
-        per = int(named[1] or 1) * _NAMED_PERIODS[named[2]]
-    reset = None
+        base = name[: max(0, named.start())].rstrip("-")
+        per = float(named[1] or 1) * _NAMED_PERIODS[named[2]]
+    base = base.partition(":")[0]
+    reset = resets_in = None
     text = fields.get("reset")
     if text is not None and limit is not None and remaining is not None:
         reset, per = _reset(text.strip(), limit, remaining, per, sent)
-    unit = {"req": "requests", "project-tokens": "tokens", "project-requests": "requests"}.get(base, base)
-    return Quota(name=name, unit=unit, limit=limit, remaining=remaining, reset=reset, per=per)
+        resets_in = _seconds_until(text.strip(), sent) if reset is None else reset
+        just_begun = limit - remaining <= 1 and resets_in in {60.0, 3_600.0} and per is not None and resets_in < per
+        if resets_in is not None and (per is None or just_begun):
+            # No bucket, but a window: `60 left of a minute` would otherwise have to be a bucket of an hour or a day. Of the
+            # usual lengths it is the first that is long enough, and a minute at least.
+            reset, per = None, next((length for length in _LENGTHS if resets_in <= length), None)
+    return Quota(_cut(name), _UNITS.get(base, base), limit, remaining, reset, per, resets_in)
+
+
+def _cut(name: str) -> str:
+    """What a limit is called; the only one of a policy is `requests`."""
+    return name.removesuffix(":default") if name.startswith("requests:") else name
+
+
+def _seconds_until(text: str, sent: float) -> float | None:
+    """A reset in seconds, in whatever form it comes: a duration, a number, a moment since 1970 in seconds or milliseconds."""
+    seconds = duration(text)
+    if seconds is None:
+        seconds = _number(text)
+        if seconds is not None and seconds >= _EPOCH:
+            seconds = max(0.0, _moment(seconds) - sent)
+    return seconds if seconds is not None and seconds <= MONTH else None
+
+
+def _moment(number: float) -> float:
+    """Seconds since 1970, of a number of seconds or milliseconds."""
+    return number / 1_000 if number >= 1_000 * _EPOCH / 10 else number
 
 
 def _reset(
@@ -200,18 +290,18 @@ def _sent(headers: Mapping[str, str], wall: float) -> float:
 def _http_date(text: str) -> float | None:
     try:
         moment = email.utils.parsedate_to_datetime(text)
-    except (TypeError, ValueError):
+        # "-0000" gives a date without a zone, and means UTC
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (TypeError, ValueError, OverflowError, IndexError):
         return None
-    # "-0000" gives a date without a zone, and means UTC
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _rfc3339(text: str) -> float | None:
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return moment.timestamp() if moment.tzinfo else None
+    except (ValueError, OverflowError):
         return None
-    return moment.timestamp() if moment.tzinfo else None
 
 
 def _number(text: str) -> float | None:

@@ -1,0 +1,167 @@
+"""Headers of many services: each row is one that was seen, and what it means."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from penstock.llm import headers
+
+WALL = 1_700_000_000.0
+DAY = 86_400.0
+
+
+def read(fields, status=200):
+    return headers.read(fields, status, wall=WALL)
+
+
+ROWS = {
+    # name: (headers, quota's name, unit, limit, remaining, per, seconds to the reset)
+    "a window of a minute, just begun": (
+        {
+            "x-ratelimit-limit-requests": "60",
+            "x-ratelimit-remaining-requests": "59",
+            "x-ratelimit-reset-requests": "60",
+        },
+        ("requests", "requests", 60, 59, 60, 60),
+    ),
+    "the same as a duration": (
+        {
+            "x-ratelimit-limit-requests": "60",
+            "x-ratelimit-remaining-requests": "59",
+            "x-ratelimit-reset-requests": "1m0s",
+        },
+        ("requests", "requests", 60, 59, 60, 60),
+    ),
+    "1440 in a minute": (
+        {
+            "x-ratelimit-limit-requests": "1440",
+            "x-ratelimit-remaining-requests": "1439",
+            "x-ratelimit-reset-requests": "60s",
+        },
+        ("requests", "requests", 1440, 1439, 60, 60),
+    ),
+    "a window in its middle": (
+        {"x-ratelimit-limit": "60", "x-ratelimit-remaining": "10", "x-ratelimit-reset": "20"},
+        ("requests", "requests", 60, 10, 60, 20),
+    ),
+    "a reset that is no minute's": (
+        {"x-ratelimit-limit": "1000", "x-ratelimit-remaining": "500", "x-ratelimit-reset": "86000"},
+        ("requests", "requests", 1000, 500, DAY, 86_000),
+    ),
+    "a minute's bucket with one used": (
+        {"x-ratelimit-limit": "60", "x-ratelimit-remaining": "59", "x-ratelimit-reset": "1s"},
+        ("requests", "requests", 60, 59, 60, 1),
+    ),
+    "together": (
+        {"x-ratelimit-limit": "2", "x-ratelimit-remaining": "1", "x-ratelimit-reset": "1"},
+        ("requests", "requests", 2, 1, 1, 1),
+    ),
+    "IETF, three headers": (
+        {"RateLimit-Limit": "100", "RateLimit-Remaining": "50", "RateLimit-Reset": "50"},
+        ("requests", "requests", 100, 50, 60, 50),
+    ),
+    "IETF, with a policy": (
+        {"RateLimit": '"default";r=50;t=30', "RateLimit-Policy": '"default";q=100;w=60'},
+        ("requests", "requests", 100, 50, 60, 30),
+    ),
+    "IETF, an older draft": (
+        {"RateLimit": "limit=100, remaining=50, reset=30"},
+        ("requests", "requests", 100, 50, 60, 30),
+    ),
+    "github": (
+        {"X-RateLimit-Limit": "5000", "X-RateLimit-Remaining": "4000", "X-RateLimit-Reset": "1700001200"},
+        ("requests", "requests", 5000, 4000, 3_600, 1_200),
+    ),
+    "openrouter": (
+        {"X-RateLimit-Limit": "20", "X-RateLimit-Remaining": "3", "X-RateLimit-Reset": "1700000030000"},
+        ("requests", "requests", 20, 3, 60, 30),
+    ),
+    "cerebras": (
+        {
+            "x-ratelimit-limit-tokens-minute": "60000",
+            "x-ratelimit-remaining-tokens-minute": "50000",
+            "x-ratelimit-reset-tokens-minute": "33.0",
+        },
+        ("tokens-minute", "tokens", 60_000, 50_000, 60, 33),
+    ),
+    "cerebras, a day": (
+        {"x-ratelimit-limit-requests-day": "14400", "x-ratelimit-remaining-requests-day": "14390"},
+        ("requests-day", "requests", 14_400, 14_390, DAY, None),
+    ),
+    "fireworks": (
+        {"x-ratelimit-limit-tokens-prompt": "60000", "x-ratelimit-remaining-tokens-prompt": "59000"},
+        ("tokens-prompt", "input-tokens", 60_000, 59_000, None, None),
+    ),
+    "kong": (
+        {"X-RateLimit-Limit-Minute": "20", "X-RateLimit-Remaining-Minute": "19"},
+        ("minute", "requests", 20, 19, 60, None),
+    ),
+    "mistral": (
+        {"x-ratelimit-limit-req-10-second": "5", "x-ratelimit-remaining-req-10-second": "4"},
+        ("req-10-second", "requests", 5, 4, 10, None),
+    ),
+    "two proxies": (
+        {"X-RateLimit-Limit": "500, 100", "X-RateLimit-Remaining": "499, 99"},
+        ("requests", "requests", 100, 99, None, None),
+    ),
+    "anthropic": (
+        {"anthropic-ratelimit-input-tokens-limit": "40000", "anthropic-ratelimit-input-tokens-remaining": "39000"},
+        ("input-tokens", "input-tokens", 40_000, 39_000, None, None),
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "meaning"), ROWS.values(), ids=ROWS)
+def test_every_dialect_is_understood(fields, meaning):
+    (quota,) = read(fields).quotas
+    name, unit, limit, remaining, per, resets_in = meaning
+    assert (quota.name, quota.unit, quota.limit, quota.remaining, quota.per) == (name, unit, limit, remaining, per)
+    assert quota.resets_in == (None if resets_in is None else pytest.approx(resets_in))
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("5", 5),
+        ("5s", 5),
+        ("1m30s", 90),
+        ("1700000012", 12),
+        ("1700000012000", 12),
+        ("Tue, 14 Nov 2023 22:13:25 GMT", 5),
+        ("2023-11-14T22:13:25Z", 5),
+        ("Tue, 99 Nov 2023 22:13:25 GMT", None),
+        ("Tue, 14 Nov 99999 22:13:25 GMT", None),
+        ("Mon, 01 Jan 0001 00:00:00 GMT", 0),
+        ("9" * 1_000_000, None),
+        ("soon", None),
+        ("-5", None),
+        ("", None),
+    ],
+)
+def test_retry_after_in_every_form(value, seconds):
+    assert read({"Retry-After": value}, 429).retry_after == seconds
+
+
+HOSTILE = [
+    "9" * 65_536,
+    "1m" * 32_768,
+    "1" + ",1" * 32_767,
+    '"a";r=1' * 9_000,
+    "-1-" * 20_000,
+    "Wed, " * 13_000,
+    "(" * 65_536,
+    "\x00" * 65_536,
+]
+
+
+@pytest.mark.parametrize("name", ["x-ratelimit-limit", "x-ratelimit-reset-tokens", "retry-after", "date", "ratelimit"])
+@pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
+def test_no_header_takes_long_or_raises(name, value):
+    fields = {"x-ratelimit-remaining": "1", "x-ratelimit-limit-tokens": "5", "x-ratelimit-remaining-tokens": "5"}
+    began = time.process_time()
+    for status in (200, 429):
+        read({**fields, name: value}, status)
+        read({**fields, f"x-ratelimit-limit-{value}": "5"}, status)
+    assert time.process_time() - began < 0.05  # four readings
