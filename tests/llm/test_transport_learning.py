@@ -7,8 +7,9 @@ from random import Random
 import anyio
 import pytest
 
+from penstock import Rate
 from penstock.llm.clients import limits_of
-from penstock.simulator import Latency, Simulation
+from penstock.simulator import Hidden, Latency, Simulation
 from tests.llm.clients import CHAT, FOUR, HELLO, Server, account, at_once, limited, refusal
 
 pytestmark = pytest.mark.anyio
@@ -244,3 +245,14 @@ async def test_azures_path_names_the_model(lib):
     body = {"messages": HELLO["messages"]}
     await client.post("http://azure.test/openai/deployments/mine/chat/completions?api-version=1", json=body)
     assert limits_of(client).keys() == {"mine"}
+
+
+async def test_a_hidden_limit_that_a_message_names_is_kept_from_then_on(lib):
+    """The header tells of a day, and 120 a minute are enforced; one refusal says so."""
+    simulated, transport = account(lib, Simulation(requests=["10000/day", Hidden(Rate(120, 60))], tolerance=0))
+    client = limited(lib, transport, hold=True)
+    key = {"authorization": "Bearer x"}
+    answers = await at_once(*(client.post(CHAT, json=HELLO, headers=key) for _ in range(300)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert sum(simulated.statistics().refused.values()) <= 6
+    assert anyio.current_time() < 1.15 * (300 - 120) / 2

@@ -249,13 +249,16 @@ class DiscoveredEndpoint(Endpoint):
                 searching = self._units["requests"]
                 if unit != "requests":
                     searching.stop_searching()
-                self._units[unit].refused_unexplained(request.departures[unit], now)
+                info = verdict.info
+                named = info.limit / info.period if info.limit and info.period and info.period <= 3_600 else None
+                self._units[unit].refused_unexplained(request.departures[unit], now, named)
         super().refused(request, verdict)
 
     def _unit_of(self, request: RequestInFlight, verdict: Verdict) -> str:
         """What it was refused for: the unit that the message names, or else the one that is scarcer, as a rule."""
-        if "requests per" in verdict.message:
-            return "requests"
+        named = verdict.info.unit
+        if named in request.departures:
+            return named
         return "tokens" if request.charged.get("tokens") else "requests"
 
 

@@ -126,8 +126,8 @@ class UnitEstimate:
         if self.pace is not None and self.pace.searching:
             self.pace = None
 
-    def refused_unexplained(self, departure: Departure, now: float) -> None:
-        """A request was refused, and nothing that was told explains it."""
+    def refused_unexplained(self, departure: Departure, now: float, named: float | None = None) -> None:
+        """A request was refused, and nothing that headers told explains it; its message may have named a rate."""
         if self.pace is None:
             self.pace = Pace(1.0, now, smallest=1.0)
         known = min(
@@ -138,6 +138,8 @@ class UnitEstimate:
             ),
             default=None,
         )
+        if named is not None:
+            known = named if known is None else min(known, named)
         self.pace.refused(departure, self.traffic, now, known)
 
     def explained(self, departure: Departure, wait: float | None) -> None:

@@ -13,17 +13,15 @@ import enum
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from penstock import clock
 from penstock.errors import AttemptTimeout, CircuitOpen, CostError, PenstockError, RateLimited
 from penstock.llm import headers as _headers
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = ["Action", "Verdict", "judge", "message_wait", "retry_on"]
+__all__ = ["Action", "RateLimitInfo", "Verdict", "judge", "message_wait", "retry_on"]
 
 
 class Action(enum.Enum):
@@ -37,6 +35,31 @@ class Action(enum.Enum):
     """This request will never do, as it is. Others may."""
     STOP = "stop"
     """No request of this account will do until somebody acts: end the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimitInfo:
+    """Which limit it was, as far as the service's words tell. None: they do not.
+
+    Attributes:
+        unit: `requests`, `tokens`, `images`…
+        period: Of the limit, in seconds.
+        limit: Units per period.
+        current: Units that were used.
+        requested: Units that the request would have taken.
+        model: As the service names it.
+        organisation: The same.
+        wait: Seconds to wait.
+    """
+
+    unit: str | None = None
+    period: float | None = None
+    limit: float | None = None
+    current: float | None = None
+    requested: float | None = None
+    model: str | None = None
+    organisation: str | None = None
+    wait: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +79,11 @@ class Verdict:
     message: str
 
     @property
+    def info(self) -> RateLimitInfo:
+        """Which limit it was, read from the message."""
+        return _info(self.message)
+
+    @property
     def retryable(self) -> bool:
         """Whether the same request may be sent again."""
         return self.action in {Action.WAIT, Action.BACK_OFF}
@@ -73,17 +101,57 @@ STOPS = frozenset(
         "account_deactivated",
         "access_terminated",
         "invalid_api_key",
+        "enforced_spend_limit_reached",  # Anthropic
+        "exceeded_current_quota_error",  # Moonshot
+        "1113",  # Z.ai: no balance
     }
 )
 """Codes after which no request of the account does, whatever the status."""
 
+_CONNECTION_TROUBLE = {
+    ("ClientConnectionError", "aiohttp"),
+    ("ClientPayloadError", "aiohttp"),
+    ("ConnectionError", "requests"),
+    ("Timeout", "requests"),
+    ("HTTPClientError", "botocore"),
+}
+
 OURS = "penstock"
 """The type of the errors that our own transport answers with, in the service's stead."""
 
+_PERIODS = {
+    "second": 1.0,
+    "sec": 1.0,
+    "minute": 60.0,
+    "min": 60.0,
+    "hour": 3_600.0,
+    "day": 86_400.0,
+    "month": 2_592_000.0,
+}
+
+_STOPS_IN_WORDS = re.compile(
+    r"credit balance is too low|spend(?:ing)? limit|insufficient (?:balance|credits)|billing hard limit",
+    re.IGNORECASE,
+)
+_ROWS_OWN = re.compile(r"fewer max_tokens|can only afford", re.IGNORECASE)
+_THROTTLED = re.compile(r"throttl|toomanyrequests|requestlimitexceeded|slowdown", re.IGNORECASE)
+
 _TOO_LARGE = re.compile(r"request too large", re.IGNORECASE)
-_LIMIT_AND_REQUESTED = re.compile(r"\bLimit:? (\d[\d,]*)\b.*?\bRequested:? (\d[\d,]*)", re.IGNORECASE | re.DOTALL)
-_AGAIN_IN = re.compile(r"(?:try|retry)(?: again)? (?:in|after) ((?:[\d.]+\s*[a-zµμ]+\s*)+)", re.IGNORECASE)
-_WORDED = re.compile(r"([\d.]+)\s*([a-zµμ]+)", re.IGNORECASE)
+_NEVER = re.compile(r"\blimit: 0(?![\d.])", re.IGNORECASE)
+_LIMIT = re.compile(r"\bLimit:? (\d[\d,]*(?:\.\d+)?)", re.IGNORECASE)
+_USED = re.compile(r"\b(?:Used|Current):? (\d[\d,]*(?:\.\d+)?)", re.IGNORECASE)
+_REQUESTED = re.compile(r"\bRequested:? ~?(\d[\d,]*(?:\.\d+)?)", re.IGNORECASE)
+_UNIT_AND_PERIOD = re.compile(r"\b([a-z]+) per (second|sec|minute|min|hour|day|month)\b", re.IGNORECASE)
+_FOR_MODEL = re.compile(r"\bfor (?:model )?`?([\w.:/-]{1,100})`? (?:in|on)\b")
+_ORGANISATION = re.compile(r"\bin organization `?([\w-]{1,100})")
+_AGAIN_IN = re.compile(
+    r"(?:(?:try|retry)(?: again)?[ _](?:in|after)|\bwait)(?:\s*[:=]\s*|\s+)(?:about\s+)?(?=\d|\.\d)", re.IGNORECASE
+)
+_WORDED = re.compile(r"\s*(?:and\s+|,\s*)?(\d[\d,]*(?:\.\d+)*|\.\d+)\s*([a-zµμ]*)", re.IGNORECASE)
+_BARE_ENDS = re.compile(r"\s*(?:[.,;!)]|$)")
+_LONGEST = 2_000
+"""Characters of a message that are read."""
+
 _UNITS = {
     **dict.fromkeys(("ms", "millisecond", "milliseconds"), 0.001),
     **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1.0),
@@ -97,97 +165,167 @@ def judge(status: int, body: Any = None, headers: Mapping[str, str] | None = Non
     """Say what a failed response means.
 
     Args:
-        status: 400 or above.
+        status: 400 or above; or that of an answer that holds an error.
         body: As it came (bytes or text), as JSON, or the error object inside it, which is what SDKs keep.
         headers: Names in any case. Read for `retry-after-ms`, `retry-after`, `date` and `x-should-retry`.
     """
-    code, kind, message = _error(body)
+    error = _error(body)
     asked = None if headers is None else _headers.retry_after(headers, wall=clock.wall())
-    worded = message_wait(message)
+    worded = message_wait(error.message)
     # Header and message round differently ("1" and "6ms"): believing the longer one is never too early. A hint of 0, or a
     # date that has passed, is none: who resends at once is refused again.
-    wait = max(asked or 0.0, worded or 0.0) or None
-    action = _action(status, code, kind, message)
+    wait = max(asked or 0.0, worded or 0.0, error.wait or 0.0) or None
+    if status < 400 and error.status is not None:
+        status = error.status  # an answer with 200 may hold an error
+    action = _action(status, error)
     should_retry = _should_retry(headers)
     # Our own refusals forbid retries to SDKs, which would make the wait that was just refused. Others may know better.
-    if should_retry is False and kind != OURS and action in {Action.WAIT, Action.BACK_OFF}:
+    if should_retry is False and error.kind != OURS and action in {Action.WAIT, Action.BACK_OFF}:
         action = Action.PERMANENT
     elif should_retry is True and action is Action.PERMANENT:
         action = Action.BACK_OFF
     if action in {Action.PERMANENT, Action.STOP}:
         wait = None
-    return Verdict(action=action, wait=wait, code=code or kind, message=message)
+    return Verdict(action=action, wait=wait, code=error.code or error.kind, message=error.message)
 
 
 def message_wait(message: str) -> float | None:
-    """Seconds in "Please try again in 6ms", "… in 2m5.5s", "Please retry after 33 seconds". None: nothing of the kind."""
+    """Seconds in "Please try again in 6ms", "… in 2m5.5s", "Please wait 23 seconds", "Retry after: 30". None: nothing of the kind."""
+    message = message[:_LONGEST]
     found = _AGAIN_IN.search(message)
     if found is None:
         return None
-    seconds, known = 0.0, False
-    for number, unit in _WORDED.findall(found[1]):
-        step = _UNITS.get(unit.lower())
+    at, seconds, known = found.end(), 0.0, False
+    while (part := _WORDED.match(message, at)) is not None:
+        number, unit = part[1].replace(",", ""), part[2].lower()
+        # Without a unit it is seconds, if nothing else follows: not "30 apples".
+        bare = not unit and not known and _BARE_ENDS.match(message, part.end())
+        step = 1.0 if bare else _UNITS.get(unit)
         if step is None:  # the sentence goes on: "in 5 s or less"
             break
         try:
-            seconds += float(number.rstrip(".")) * step
+            seconds += float(number) * step
         except ValueError:
             return None
-        known = True
+        known, at = True, part.end()
     return seconds if known and math.isfinite(seconds) else None
 
 
 def retry_on(error: BaseException) -> bool | float:
-    """Whether to try again after an SDK's error, for `Retry(on=retry_on)`: True, False, or the seconds to wait first.
+    """Whether to try again after an error, for `Retry(on=retry_on)`: True, False, or the seconds to wait first.
 
-    Reads what openai's errors, and those of SDKs made alike, carry (`status_code`, `body`, `response`); none of them is
-    imported. Connections that failed or timed out are worth another try. So is our own `RateLimited`; a cost that can
-    never be granted is not. Anything unknown is False: a bug is no reason to send again.
+    Reads what the errors of SDKs, httpx, requests, aiohttp and botocore carry (`status_code`, `status`, `code`, `body`,
+    `response`); none of them is imported. Of an error that wraps another (`raise … from`), the first that says something
+    counts. Connections that failed or timed out are worth another try. So is our own `RateLimited`; a cost that can never be
+    granted is not. Anything unknown is False: a bug is no reason to send again.
     """
-    status = getattr(error, "status_code", None)
-    if isinstance(status, int):
-        if status < 400:
-            return False  # an answer that could not be read: sending again costs the same and reads the same
-        response = getattr(error, "response", None)
-        verdict = judge(status, getattr(error, "body", None), getattr(response, "headers", None))
-        if not verdict.retryable:
+    for link in _chain(error):
+        if isinstance(link, CostError):
             return False
-        return True if verdict.wait is None else verdict.wait
-    ours = _first_of_ours(error)
-    if isinstance(ours, CostError):
-        return False
-    if isinstance(ours, (RateLimited, CircuitOpen)):
-        return ours.retry_after if math.isfinite(ours.retry_after) else True
-    return isinstance(ours, AttemptTimeout) or (ours is None and _is_connection_trouble(error))
+        if isinstance(link, (RateLimited, CircuitOpen)):
+            return link.retry_after if math.isfinite(link.retry_after) else True
+        if isinstance(link, PenstockError):
+            return isinstance(link, AttemptTimeout)
+    for link in _chain(error):
+        failure = _failure_of(link)
+        if failure is not None:
+            status, body, headers = failure
+            if status < 400:
+                return False  # an answer that could not be read: sending again costs the same and reads the same
+            verdict = judge(status, body, headers)
+            return verdict.retryable and (True if verdict.wait is None else verdict.wait)
+    return any(_is_connection_trouble(link) for link in _chain(error))
 
 
-def _action(status: int, code: str, kind: str, message: str) -> Action:
-    if code in STOPS or kind in STOPS:
+def _failure_of(error: BaseException) -> tuple[int, Any, Mapping[str, str] | None] | None:
+    """Status, body and headers, wherever an error of some library keeps them; None: it is no answer's."""
+    response = getattr(error, "response", None)
+    if isinstance(response, Mapping):  # botocore's
+        metadata, told = response.get("ResponseMetadata"), response.get("Error")
+        metadata = metadata if isinstance(metadata, Mapping) else {}
+        code = str(told.get("Code", "")) if isinstance(told, Mapping) else ""
+        status = metadata.get("HTTPStatusCode")
+        if _THROTTLED.search(code):
+            status = 429
+        return (status, {"error": told}, metadata.get("HTTPHeaders")) if isinstance(status, int) else None
+    for holder, name in ((error, "status_code"), (error, "status"), (response, "status_code"), (error, "code")):
+        status = getattr(holder, name, None)
+        if isinstance(status, int) and not isinstance(status, bool) and 100 <= status < 600:
+            headers = getattr(response, "headers", None) or getattr(error, "headers", None)
+            body = getattr(error, "body", None)
+            if body is None:
+                body = _text_of(response)
+            return status, body, headers if callable(getattr(headers, "items", None)) else None
+    return None
+
+
+def _text_of(response: Any) -> Any:
+    """The body of a response; None if it has none, or it was not read."""
+    try:
+        return getattr(response, "text", None)
+    except Exception:  # noqa: BLE001 - of a stream that nobody has read
+        return None
+
+
+def _action(status: int, error: _Error) -> Action:
+    words = f"{error.code} {error.message}"
+    if error.code in STOPS or error.kind in STOPS:
         return Action.STOP
+    if status in {400, 402, 403, 429} and _STOPS_IN_WORDS.search(words) and not _ROWS_OWN.search(words):
+        return Action.STOP
+    if status == 402:
+        return Action.PERMANENT
     if status == 429:
-        return Action.PERMANENT if _never_fits(message) else Action.WAIT
+        return Action.PERMANENT if error.for_the_day or _never_fits(error.message) else Action.WAIT
     if status == 401:  # the key is wrong, and it is wrong for every request
         return Action.STOP
-    if status in {408, 409, 425} or status >= 500:
+    if status in {408, 409, 425, 498} or status >= 500:
         return Action.PERMANENT if status in {501, 505} else Action.BACK_OFF
     return Action.PERMANENT
 
 
 def _never_fits(message: str) -> bool:
-    """Whether the request alone is above the limit: "Request too large …: Limit 10000, Requested 11454"."""
-    if _TOO_LARGE.search(message):
+    """Whether no wait would do: "Request too large …: Limit 10000, Requested 11454", "limit: 0"."""
+    if _TOO_LARGE.search(message) or _NEVER.search(message):
         return True
-    numbers = _LIMIT_AND_REQUESTED.search(message)
-    return numbers is not None and _plain(numbers[2]) > _plain(numbers[1])
+    limit, requested = _number_after(_LIMIT, message), _number_after(_REQUESTED, message)
+    return limit is not None and requested is not None and requested > limit
 
 
-def _plain(number: str) -> float:
-    """The value of `10,000`. As a float: there is no end to the digits that a server may send."""
-    return float(number.replace(",", ""))
+def _number_after(words: re.Pattern[str], message: str) -> float | None:
+    """The number that a message has after a word. As a float: there is no end to the digits that a server may send."""
+    found = words.search(message)
+    return None if found is None else float(found[1].replace(",", ""))
 
 
-def _error(body: Any) -> tuple[str, str, str]:
-    """Code, type and message, from any of the shapes in use; empty strings for what is missing."""
+def _info(message: str) -> RateLimitInfo:
+    unit, model, organisation = (each.search(message) for each in (_UNIT_AND_PERIOD, _FOR_MODEL, _ORGANISATION))
+    return RateLimitInfo(
+        unit=unit[1].lower() if unit else None,
+        period=_PERIODS[unit[2].lower()] if unit else None,
+        limit=_number_after(_LIMIT, message),
+        current=_number_after(_USED, message),
+        requested=_number_after(_REQUESTED, message),
+        model=model[1] if model else None,
+        organisation=organisation[1] if organisation else None,
+        wait=message_wait(message),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Error:
+    """What a body says: empty strings for what is missing."""
+
+    code: str = ""
+    kind: str = ""
+    message: str = ""
+    status: int | None = None
+    wait: float | None = None
+    for_the_day: bool = False
+
+
+def _error(body: Any) -> _Error:
+    """The error in a body of any of the shapes in use."""
     if isinstance(body, (bytes, bytearray)):
         body = bytes(body).decode("utf-8", "replace")
     if isinstance(body, str):
@@ -195,23 +333,48 @@ def _error(body: Any) -> tuple[str, str, str]:
         try:
             body = json.loads(text)
         except (ValueError, RecursionError):  # no JSON, or nested without end
-            return "", "", text.strip()[:1_000]  # a proxy's page of HTML, as a rule
+            return _Error(message=text.strip()[:1_000])  # a proxy's page of HTML, as a rule
     if isinstance(body, list) and body:  # Gemini wraps its error in a list
         body = body[0]
     if not isinstance(body, dict):
-        return "", "", body if isinstance(body, str) else ""
+        return _Error(message=body[:_LONGEST] if isinstance(body, str) else "")
     error = body.get("error", body)
     if isinstance(error, str):
-        return "", "", error
+        return _Error(code=_word(body.get("code")), message=error[:_LONGEST])
     if not isinstance(error, dict):
-        return "", "", ""
-    code, kind = error.get("code"), error.get("type") or error.get("status")
-    message = error.get("message") or error.get("detail")
-    return (
-        "" if code is None else str(code),
-        "" if kind is None else str(kind),
-        message if isinstance(message, str) else "",
+        return _Error()
+    code, kind = error.get("code") or error.get("Code"), error.get("type") or error.get("status")
+    message = error.get("message") or error.get("detail") or error.get("Message")
+    wait, for_the_day = _details(error.get("details"))
+    return _Error(
+        code=_word(code),
+        kind=_word(kind),
+        message=message[:_LONGEST] if isinstance(message, str) else "",
+        status=code if isinstance(code, int) and 400 <= code < 600 else None,
+        wait=wait,
+        for_the_day=for_the_day,
     )
+
+
+def _word(value: Any) -> str:
+    return str(value)[:200] if isinstance(value, (str, int)) else ""
+
+
+def _details(details: Any) -> tuple[float | None, bool]:
+    """Gemini's: the delay that it asks for, and whether it is the quota of a day that is used up, or there is none."""
+    wait, for_the_day = None, False
+    for detail in details[:20] if isinstance(details, list) else ():
+        if not isinstance(detail, dict):
+            continue
+        delay = detail.get("retryDelay")
+        if isinstance(delay, str):
+            wait = _headers.duration(delay[:50])
+        violations = detail.get("violations")
+        for violation in violations[:20] if isinstance(violations, list) else ():
+            if isinstance(violation, dict):
+                quota = _word(violation.get("quotaId"))
+                for_the_day = for_the_day or "PerDay" in quota or violation.get("quotaValue") == "0"
+    return wait, for_the_day
 
 
 def _should_retry(headers: Mapping[str, str] | None) -> bool | None:
@@ -222,16 +385,14 @@ def _should_retry(headers: Mapping[str, str] | None) -> bool | None:
     return None
 
 
-def _first_of_ours(error: BaseException) -> PenstockError | None:
-    """The first error of penstock's in the chain of causes: old SDKs wrap whatever a transport raises."""
-    seen: set[int] = set()
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error and its causes: SDKs and frameworks wrap whatever a transport raises."""
+    links: list[BaseException] = []
     link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        if isinstance(link, PenstockError):
-            return link
-        seen.add(id(link))
+    while link is not None and all(link is not each for each in links) and len(links) < 20:
+        links.append(link)
         link = link.__cause__
-    return None
+    return links
 
 
 def _is_connection_trouble(error: BaseException) -> bool:
@@ -241,5 +402,6 @@ def _is_connection_trouble(error: BaseException) -> bool:
     return any(
         base.__name__ == "APIConnectionError"
         or (base.__name__ == "TransportError" and base.__module__.partition(".")[0] in {"httpx", "httpx2"})
+        or (base.__name__, base.__module__.partition(".")[0]) in _CONNECTION_TROUBLE
         for base in type(error).__mro__
     )
