@@ -142,7 +142,7 @@ class Client:
         ({"tier": "tier-1", "account": "free-trial"}, "one of limits=, tier= and account="),
         ({"tier": "gold"}, "tier-5"),
         ({"account": "gold"}, "pay-as-you-go"),
-        ({"cost": "words"}, '"bytes", "tiktoken" or a function'),
+        ({"cost": "words"}, "'bytes', 'tiktoken', .* or a function of path and body"),
         ({"max_wait": -1}, "max_wait"),
         ({"max_pause": -1}, "max_pause"),
     ],

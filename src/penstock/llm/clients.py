@@ -20,7 +20,7 @@ from penstock._introspect import check_plain
 from penstock.llm import tables
 from penstock.llm.discovered import discovered
 from penstock.llm.endpoints import Endpoint, Endpoints, by_limiter, published
-from penstock.llm.tokens import by_bytes, by_tiktoken
+from penstock.llm.tokens import by_bytes, by_tiktoken, with_output_added, with_output_if_larger
 from penstock.llm.transport import MAX_PAUSE, NoLimitsKnown, Plan, Rules, checked_cost, content_of, limited_client
 
 if TYPE_CHECKING:
@@ -33,7 +33,12 @@ Client = TypeVar("Client")
 _AZURE = ("_azure_endpoint", "_azure_deployment")
 """What `copy` of Azure's clients forgets before openai 3: without it, a list of files is asked of the deployment."""
 
-_COSTS: dict[str, Cost] = {"bytes": by_bytes, "tiktoken": by_tiktoken}
+_COSTS: dict[str, Cost] = {
+    "bytes": by_bytes,
+    "tiktoken": by_tiktoken,
+    "bytes + output": with_output_added,
+    "bytes or output": with_output_if_larger,
+}
 
 _MODEL_IN_PATH = re.compile(r"/(?:deployments|models)/([^/:]+)[/:]")
 """Azure's deployments, and Gemini's models."""
@@ -47,7 +52,7 @@ def limit_client(
     *,
     tier: str | None = None,
     account: str | None = None,
-    cost: Cost | Literal["bytes", "tiktoken"] = "bytes",
+    cost: Cost | Literal["bytes", "tiktoken", "bytes + output", "bytes or output"] = "bytes",
     max_wait: float | None = None,
     max_pause: float = MAX_PAUSE,
 ) -> Client:
@@ -72,8 +77,9 @@ def limit_client(
             request is then in flight until the first answer has come. Clients of one address and key share what they learn.
         tier: Instead of `limits`: the limits published for a usage tier, per model; "tier-1" to "tier-5".
         account: Instead of `limits`: the limits of the early guide for an account, per model; see `penstock.openai.limits`.
-        cost: What a request costs: "bytes", the service's own rule; "tiktoken", what `usage` will say; or a function of
-            path and body, see `penstock.llm.tokens`.
+        cost: What a request costs: "bytes", OpenAI's own rule; "tiktoken", what `usage` will say went in; "bytes + output",
+            where `max_tokens` is charged on top (Azure, Bedrock); "bytes or output", whichever is more; or a function of path
+            and body, see `penstock.llm.tokens`.
         max_wait: Longest wait for a turn, in seconds.
         max_pause: Longest wait that the service may ask for, in seconds. If it asks for more, its error is raised.
 
@@ -137,10 +143,12 @@ def rules_for(
     if callable(cost):
         check_plain("limit_client", "cost", cost)
         rule: Cost = cost
-    elif cost in _COSTS:
+    elif isinstance(cost, str) and cost in _COSTS:
         rule = _COSTS[cost]
     else:
-        raise ValueError(f'cost must be "bytes", "tiktoken" or a function of path and body, not {cost!r}')
+        raise ValueError(
+            f"cost must be one of {', '.join(map(repr, _COSTS))}, or a function of path and body, not {cost!r}"
+        )
     endpoints, endpoint_of = _endpoints(client, limits, tier, account)
 
     def plan(request: Any) -> Plan | None:

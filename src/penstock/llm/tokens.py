@@ -16,13 +16,24 @@ Neither tool schemas nor response formats are charged at admission, so neither i
 from __future__ import annotations
 
 import functools
+import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-__all__ = ["IMAGE_TOKENS", "Body", "Cost", "by_bytes", "by_tiktoken", "chat_tokens", "count"]
+__all__ = [
+    "IMAGE_TOKENS",
+    "Body",
+    "Cost",
+    "by_bytes",
+    "by_tiktoken",
+    "chat_tokens",
+    "count",
+    "with_output_added",
+    "with_output_if_larger",
+]
 
 Body = Mapping[str, Any]
 Cost = Callable[[str, Body | None], Mapping[str, float] | None]
@@ -54,6 +65,36 @@ def by_bytes(path: str, body: Body | None) -> dict[str, float]:
     if body and _framed(path, body):
         tokens += _OVERHEAD
     return _units(tokens, path, body)
+
+
+def with_output_added(path: str, body: Body | None) -> dict[str, float]:
+    """The rule of OpenAI until March 2025, of Azure and of Bedrock: the input, and all the output that may come.
+
+    That is `max_tokens` (16 where it is not given), for each of `n` answers.
+    """
+    cost = by_bytes(path, body)
+    if body and _framed(path, body):
+        cost["tokens"] += _number(body.get("n"), 1) * _most_output(body, 16)
+    return cost
+
+
+def with_output_if_larger(path: str, body: Body | None) -> dict[str, float]:
+    """The rule that OpenAI's documentation tells: the input, or the output that may come, whichever is more."""
+    cost = by_bytes(path, body)
+    cost["tokens"] = max(cost["tokens"], _most_output(body or {}, 0))
+    return cost
+
+
+def _most_output(body: Body, default: float) -> float:
+    config = body.get("generationConfig")
+    inner = config.get("maxOutputTokens") if isinstance(config, Mapping) else None
+    given = (body.get("max_completion_tokens"), body.get("max_output_tokens"), body.get("max_tokens"), inner)
+    return next((_number(each, default) for each in given if each is not None), default)
+
+
+def _number(value: Any, default: float) -> float:
+    """A number of 0 or more, as far as a float can hold it."""
+    return float(min(value, 10**18)) if isinstance(value, int) and value > 0 else default
 
 
 def by_tiktoken(path: str, body: Body | None) -> dict[str, float]:
@@ -101,7 +142,7 @@ def chat_tokens(messages: Sequence[Any], model: str = "") -> int:
             if isinstance(value, str):
                 tokens += count(value, model) + (key == "name")
         content = _Content()
-        _add_item(message, content)
+        _add([message], content)
         tokens += sum(count(text, model) for text in content.texts)
     return tokens
 
@@ -117,43 +158,81 @@ class _Content:
 
 
 def _content(body: Body | None) -> _Content:
-    """All text content of a body: chat `messages`, responses' `instructions` and `input`, `prompt`, embeddings' `input`."""
+    """All text content of a body.
+
+    Chat `messages`, responses' `instructions` and `input`, `prompt`, embeddings' `input`; Anthropic's `system`; Gemini's
+    `contents` and `systemInstruction`; Cohere's `message`, `preamble`, `chat_history` and `texts`.
+    """
     content = _Content()
-    for key in ("messages", "instructions", "input", "prompt"):
+    for key in _BODY_KEYS:
         _add(None if body is None else body.get(key), content)
     return content
 
 
+_BODY_KEYS = (
+    "messages",
+    "instructions",
+    "input",
+    "prompt",
+    "system",
+    "contents",
+    "systemInstruction",
+    "system_instruction",
+    "preamble",
+    "chat_history",
+    "message",
+    "texts",
+)
+_TEXT_KEYS = ("content", "text", "refusal", "output", "arguments", "parts", "message")
+_IMAGES = ("image_url", "input_image", "image")
+
+
 def _add(value: Any, content: _Content) -> None:
-    if isinstance(value, str):
-        content.texts.append(value)
-    elif isinstance(value, Mapping):
-        _add_item(value, content)
-    elif isinstance(value, list):
-        for item in value:
-            if isinstance(item, int):
-                content.ids += 1
-            else:
-                _add(item, content)
+    """Count whatever is in it, in order, however deeply it is nested: a body is a user's, and may be anything."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            content.texts.append(value)
+        elif isinstance(value, Mapping):
+            waiting.extend(reversed(_inside(value, content)))
+        elif isinstance(value, list):
+            ids = sum(isinstance(item, int) for item in value)
+            content.ids += ids
+            waiting.extend(
+                reversed(value) if not ids else [item for item in reversed(value) if not isinstance(item, int)]
+            )
 
 
-def _add_item(item: Mapping[str, Any], content: _Content) -> None:
-    """A message, a part of one, or an item of a response's input."""
-    kind = item.get("type")
+def _inside(item: Mapping[str, Any], content: _Content) -> list[Any]:
+    """What counts of a message, a part of one, or an item of a response's input."""
     if "role" in item:
         content.messages += 1
-    if kind in {"image_url", "input_image"}:
+    if item.get("type") in _IMAGES or "inlineData" in item or "inline_data" in item:
         content.images += 1
-        return
-    for key in ("content", "text", "refusal", "output", "arguments"):
-        value = item.get(key)
-        if isinstance(value, (str, list)):
-            _add(value, content)
+        return []
+    found: list[Any] = [value for key in _TEXT_KEYS if isinstance(value := item.get(key), (str, list))]
     calls = item.get("tool_calls")
     for call in calls if isinstance(calls, list) else ():
         function = call.get("function") if isinstance(call, Mapping) else None
-        if isinstance(function, Mapping):
-            _add(function.get("arguments"), content)
+        found.append(function.get("arguments") if isinstance(function, Mapping) else None)
+    legacy = item.get("function_call")
+    if isinstance(legacy, Mapping):
+        found.append(legacy.get("arguments"))
+    if item.get("type") == "tool_use":
+        found.append(_as_json(item.get("input")))
+    for key, inner in (("functionCall", "args"), ("functionResponse", "response")):
+        called = item.get(key)
+        if isinstance(called, Mapping):
+            found.append(_as_json(called.get(inner)))
+    return found
+
+
+def _as_json(value: Any) -> str | None:
+    try:
+        return None if value is None else json.dumps(value, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError):  # not out of JSON, or nested without end
+        return None
 
 
 def _framed(path: str, body: Body) -> bool:

@@ -1,0 +1,112 @@
+"""The input of every service counts, and no body breaks the count."""
+
+from __future__ import annotations
+
+import pytest
+
+from penstock.llm.tokens import IMAGE_TOKENS, by_bytes, by_tiktoken, with_output_added, with_output_if_larger
+
+FORTY = "x" * 40  # ten tokens by the rule
+
+ROWS = {
+    "anthropic's system": ("/v1/messages", {"system": FORTY, "messages": []}, 10),
+    "anthropic's system in blocks": ("/v1/messages", {"system": [{"type": "text", "text": FORTY}], "messages": []}, 10),
+    "anthropic's image": (
+        "/v1/messages",
+        {"messages": [{"role": "user", "content": [{"type": "image", "source": {"data": "A" * 1000}}]}]},
+        IMAGE_TOKENS,
+    ),
+    "anthropic's tool input": (
+        "/v1/messages",
+        {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "input": {"q": "x" * 32}}]}]},
+        10,
+    ),
+    "anthropic's tool result": (
+        "/v1/messages",
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "tool_result", "content": [{"type": "text", "text": FORTY}]}]}
+            ]
+        },
+        10,
+    ),
+    "gemini's contents": (
+        "/v1beta/models/g:generateContent",
+        {"contents": [{"role": "user", "parts": [{"text": FORTY}]}], "systemInstruction": {"parts": [{"text": FORTY}]}},
+        20,
+    ),
+    "gemini's image": (
+        "/v1beta/models/g:generateContent",
+        {"contents": [{"parts": [{"inlineData": {"data": "A"}}]}]},
+        IMAGE_TOKENS,
+    ),
+    "cohere's message": ("/v1/chat", {"message": FORTY, "preamble": FORTY, "chat_history": [{"message": FORTY}]}, 30),
+    "cohere's texts": ("/v1/embed", {"texts": [FORTY, FORTY]}, 20),
+    "a legacy function call": (
+        "/v1/messages",
+        {"messages": [{"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": FORTY}}]},
+        10,
+    ),
+}
+
+
+@pytest.mark.parametrize(("path", "body", "tokens"), ROWS.values(), ids=ROWS)
+def test_the_input_of_every_service_counts(path, body, tokens):
+    assert by_bytes(path, body)["tokens"] == tokens
+
+
+def nested(depth):
+    body = {"text": "x"}
+    for _ in range(depth):
+        body = {"content": [body]}
+    return {"messages": [body]}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [{"type": []}]},
+        {"messages": [{"type": {}, "content": [{"type": ["x"]}]}]},
+        {"messages": [{"content": "\ud800"}]},
+        {
+            "messages": {"role": 5},
+            "input": 5,
+            "prompt": True,
+            "system": None,
+            "contents": "x",
+            "message": [1, None, 2.5],
+        },
+        {
+            "messages": [
+                {"tool_calls": [None, 5, {"function": []}, {"function": {"arguments": 5}}], "function_call": []}
+            ]
+        },
+        {"max_tokens": "many", "n": -1, "messages": []},
+        {"max_tokens": 10**400, "n": 10**400, "messages": []},
+        {"generationConfig": [], "model": ["m"]},
+        nested(480),
+        nested(100_000),
+        None,
+        {},
+    ],
+    ids=range(12),
+)
+@pytest.mark.parametrize("rule", [by_bytes, by_tiktoken, with_output_added, with_output_if_larger])
+def test_no_body_breaks_the_count(rule, body):
+    for path in ("", "/v1/chat/completions", "/v1/images/generations"):
+        assert rule(path, body)["tokens"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("body", "added", "larger"),
+    [
+        ({}, 16, 10),
+        ({"max_tokens": 100}, 100, 100),
+        ({"max_completion_tokens": 100, "n": 3}, 300, 100),
+        ({"max_tokens": 5}, 5, 10),
+    ],
+)
+def test_output_that_may_come_is_charged_where_services_do(body, added, larger):
+    body = {**body, "messages": [{"role": "user", "content": "x" * 24}]}  # 6 + 4
+    assert with_output_added("/v1/chat/completions", body)["tokens"] == 10 + added
+    assert with_output_if_larger("/v1/chat/completions", body)["tokens"] == larger
