@@ -49,7 +49,6 @@ ORDER = (
     "compat",
     "testing",
     "_pytest_plugin",
-    "http",
     "llm",
     "http",  # the seam under any HTTP client
     "openai",

@@ -171,6 +171,7 @@ def test_waits_in_words(message, seconds):
             RateLimitInfo("tokens", 60, 6_000, None, 9_251, "llama", "org_1", None),
         ),
         ("Limit 3 requests per min (RPM)", RateLimitInfo("requests", 60, 3, None, None, None, None, None)),
+        ("Limit 25 requests per 10 s", RateLimitInfo("requests", 10, 25, None, None, None, None, None)),
         ("no", RateLimitInfo(None, None, None, None, None, None, None, None)),
     ],
 )

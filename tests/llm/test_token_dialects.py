@@ -91,6 +91,7 @@ def nested(depth):
     ],
     ids=range(12),
 )
+@pytest.mark.filterwarnings("ignore:counting tokens as bytes")
 @pytest.mark.parametrize("rule", [by_bytes, by_tiktoken, with_output_added, with_output_if_larger])
 def test_no_body_breaks_the_count(rule, body):
     for path in ("", "/v1/chat/completions", "/v1/images/generations"):

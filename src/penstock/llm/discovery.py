@@ -138,9 +138,7 @@ class UnitEstimate:
             ),
             default=None,
         )
-        if named is not None:
-            known = named if known is None else min(known, named)
-        self.pace.refused(departure, self.traffic, now, known)
+        self.pace.refused(departure, self.traffic, now, known, named)
 
     def explained(self, departure: Departure, wait: float | None) -> None:
         """A request was refused for what was told; the server asked to wait for that long."""

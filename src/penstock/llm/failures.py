@@ -120,10 +120,8 @@ OURS = "penstock"
 """The type of the errors that our own transport answers with, in the service's stead."""
 
 _PERIODS = {
-    "second": 1.0,
-    "sec": 1.0,
-    "minute": 60.0,
-    "min": 60.0,
+    **dict.fromkeys(("second", "sec", "s"), 1.0),
+    **dict.fromkeys(("minute", "min"), 60.0),
     "hour": 3_600.0,
     "day": 86_400.0,
     "month": 2_592_000.0,
@@ -141,7 +139,9 @@ _NEVER = re.compile(r"\blimit: 0(?![\d.])", re.IGNORECASE)
 _LIMIT = re.compile(r"\bLimit:? (\d[\d,]*(?:\.\d+)?)", re.IGNORECASE)
 _USED = re.compile(r"\b(?:Used|Current):? (\d[\d,]*(?:\.\d+)?)", re.IGNORECASE)
 _REQUESTED = re.compile(r"\bRequested:? ~?(\d[\d,]*(?:\.\d+)?)", re.IGNORECASE)
-_UNIT_AND_PERIOD = re.compile(r"\b([a-z]+) per (second|sec|minute|min|hour|day|month)\b", re.IGNORECASE)
+_UNIT_AND_PERIOD = re.compile(
+    r"\b([a-z]{1,30}) per (?:(\d{1,6})[ -]?)?(second|sec|s|minute|min|hour|day|month)s?\b", re.IGNORECASE
+)
 _FOR_MODEL = re.compile(r"\bfor (?:model )?`?([\w.:/-]{1,100})`? (?:in|on)\b")
 _ORGANISATION = re.compile(r"\bin organization `?([\w-]{1,100})")
 _AGAIN_IN = re.compile(
@@ -302,7 +302,7 @@ def _info(message: str) -> RateLimitInfo:
     unit, model, organisation = (each.search(message) for each in (_UNIT_AND_PERIOD, _FOR_MODEL, _ORGANISATION))
     return RateLimitInfo(
         unit=unit[1].lower() if unit else None,
-        period=_PERIODS[unit[2].lower()] if unit else None,
+        period=_PERIODS[unit[3].lower()] * int(unit[2] or 1) if unit else None,
         limit=_number_after(_LIMIT, message),
         current=_number_after(_USED, message),
         requested=_number_after(_REQUESTED, message),

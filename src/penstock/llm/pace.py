@@ -167,12 +167,20 @@ class Pace:
             growth += max(0.0, CLOSE * refused_at / self.rate - 1.0) / APPROACH
         return growth
 
-    def refused(self, departure: Departure, traffic: Traffic, now: float, known: float | None = None) -> None:
+    def refused(
+        self,
+        departure: Departure,
+        traffic: Traffic,
+        now: float,
+        known: float | None = None,
+        named: float | None = None,
+    ) -> None:
         """A request was refused that left at that moment: what was admitted since the last refusal is what there is.
 
         Args:
             known: Units per second that were told of. The hidden limit may well be the same, with less at once, so that is
                 believed until it was refused several times.
+            named: Units per second that the refusal itself names: that is the rate, unless more was admitted.
         """
         if departure.at <= self._cut_at:
             return  # it was on its way when the last one was refused
@@ -183,6 +191,10 @@ class Pace:
         if not first and now - self._cut_at > ESTABLISHED and self._span > ESTABLISHED / 2:
             self._established = CLOSE * self.rate
         self._measure(departure, traffic)
+        if named is not None and self._disproved <= DISPROVED and (first or self._measured < UNSURE * named):
+            if not first and self.rate <= named:
+                self._disproved = self._disproved * math.exp((self._cut_at - now) / 60.0) + 1.0
+            self._measured, self._slow = named, GROW
         if known is None or self._disproved > DISPROVED:
             self.most = math.inf
         else:

@@ -290,6 +290,8 @@ class _Exchange:
                 self.endpoint.refused(self.sent, verdict if self.may_go_again else replace(verdict, wait=None))
             elif not verdict.retryable:
                 response.headers["x-should-retry"] = "false"
+        except Exception as error:  # noqa: BLE001
+            _warn_once(f"could not read why a request was refused: {type(error).__name__}: {error}")
         finally:
             self.sent.permit.close()
 
@@ -566,7 +568,10 @@ def _warn_once(message: str) -> None:
     kind = message.partition(":")[0][:40]
     if kind not in _warned:
         _warned.add(kind)
-        warnings.warn(message, RuntimeWarning, stacklevel=6)
+        try:
+            warnings.warn(message, RuntimeWarning, stacklevel=6)
+        except Warning:  # where warnings are errors: it must not cost the answer that it stands beside
+            pass
 
 
 def _snake(name: str) -> str:

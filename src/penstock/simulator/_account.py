@@ -338,8 +338,8 @@ class Account:
             self.simulation.organization,
             meter.unit,
             meter.limit.per,
-            limit=meter.burst,
-            used=math.ceil(Fraction(meter.burst) - max(Fraction(0), meter.level())),
+            limit=meter.limit.amount,
+            used=math.ceil(Fraction(meter.limit.amount) - max(Fraction(0), meter.level())),
             requested=cost[meter.unit],
             wait=format_milliseconds(ceil_milliseconds(wait_ns)),
         )

@@ -210,9 +210,9 @@ class Simulation:
 def _limits(unit: str, given: Given | Sequence[Given] | None) -> tuple[SimulatedLimit, ...]:
     if given is None:
         return ()
-    found = []
+    found: list[SimulatedLimit] = []
     for each in given if isinstance(given, list | tuple) else (given,):
-        limit = limits.parse(each) if isinstance(each, str) else each
+        limit: Any = limits.parse(each) if isinstance(each, str) else each
         inner = limit.limit if isinstance(limit, Hidden) else limit
         if not isinstance(inner, Rate | Sliding | Window):
             raise ValueError(
