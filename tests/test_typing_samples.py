@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 SAMPLES = Path(__file__).parent / "typing"
-PUBLIC = ("penstock", "penstock.stores", "penstock.testing", "penstock.events", "penstock.errors", "penstock.openai")
+PUBLIC = (
+    "penstock",
+    "penstock.stores",
+    "penstock.testing",
+    "penstock.events",
+    "penstock.errors",
+    "penstock.openai",
+    "penstock.http",
+)
 
 
 def used_in(text):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import assert_type
 
+import httpx2
 from openai import AsyncOpenAI, OpenAI
 
 from penstock import Limiter, Retry
-from penstock.openai import limit_client, limits, retry_on
+from penstock.http import limit_http_client, transport
+from penstock.openai import limit_client, limits, limits_of, retry_on
 from penstock.stores import MemoryStore, RedisStore, SQLiteStore, Store
 
 
@@ -24,4 +26,12 @@ async def a_client_stays_what_it_is() -> None:
     assert_type(client, AsyncOpenAI)
     assert_type(limit_client(OpenAI(), limits("gpt-4o", tier="tier-3")), OpenAI)
     limit_client(client, limits="automatic")  # type: ignore[arg-type]
+    assert_type(limits_of(client)["gpt-4o"].statistics().refused, int)
     assert_type(Retry(on=retry_on), Retry)
+
+
+async def an_http_client_stays_what_it_is(limiter: Limiter) -> None:
+    assert_type(limit_http_client(httpx2.AsyncClient(), limiter, max_wait=30), httpx2.AsyncClient)
+    assert_type(limit_http_client(httpx2.Client(), "auto"), httpx2.Client)
+    assert_type(limit_http_client(httpx2.Client(), lambda request: limiter), httpx2.Client)
+    httpx2.AsyncClient(transport=transport(httpx2.AsyncHTTPTransport(), "auto"))
