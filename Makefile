@@ -67,7 +67,7 @@ bench: ## the benchmarks of benchmarks/, each beside what a user would write ins
 	$(NEEDS_RANKS) PENSTOCK_TEST_SERVERS="$(SERVERS)" $(VENV)-bench/bin/python benchmarks/_results.py
 
 docs: environment ## run every example of the docs
-	$(NEEDS_RANKS) $(BIN)/python -m pytest -q tests/test_*docs*.py tests/*/test_docs.py
+	$(NEEDS_RANKS) $(BIN)/python -m pytest -q tests/test_*docs*.py tests/*/test_*docs*.py
 
 mutation: environment ## change the core one thing at a time, break each promise, and see a test fail; JOBS=2 for two at a time
 	JOBS=$(or $(JOBS),1) $(BIN)/python tools/mutation.py

@@ -289,6 +289,8 @@ class Endpoint:
 
     def _settle_levels(self) -> None:
         """Lower the limiter to what the server can be counted on to have, below 0 if need be."""
+        if not self._buckets:
+            return
         with self._lock:
             now = clock.now()
             levels = self._levels()

@@ -4,7 +4,16 @@ Three kinds of tasks: one reads ahead, one chooses which row goes next (`mix`), 
 waits for the limiter, sends, and tries again if that is worth it. Every attempt is charged, and nobody sleeps while holding
 a permit. How the limiter keeps in step with the server's own buckets is the business of `penstock.llm.endpoints`.
 
-Memory is bounded: so many rows are read ahead, so many are on their way, and of all others there is one digest.
+What an attempt can end in, and what it counts as:
+
+    answered                        the row is done
+    told to wait                    nothing: a matter of time (`give_up_after`), not of this row
+    no connection                   nothing, and nothing was used: one pause for everybody (`outage`)
+    server's trouble, answer lost   an attempt; several rows at once and nobody answered: an outage
+    refused for good                the row is given up, and is among the errors
+    no money, no key                the run ends, unless it is about one model of several
+
+Memory is bounded: so many rows are read ahead, so many are on their way, and of all others there is a digest.
 
 Stopping has two steps. `stop` lets what is on its way to the server come back and leaves the rest untouched; `abandon` waits
 for nothing. Either way the results are on disk, and the same command goes on from there.
@@ -12,38 +21,30 @@ for nothing. Either way the results are on disk, and the same command goes on fr
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import random
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
-import httpx2
 
-from penstock import Limiter, Rate, clock
-from penstock.errors import CostError, Unsatisfiable
-from penstock.llm import failures
-from penstock.llm import headers as _headers
-from penstock.llm.discovered import DiscoveredEndpoint
-from penstock.llm.endpoints import Endpoint, RequestInFlight
+from penstock import clock, exponential
+from penstock.errors import CostError
+from penstock.llm.endpoints import RequestInFlight
 from penstock.llm.failures import Action, Verdict
-from penstock.llm.headers import Quota, Reading
-from penstock.llm.tokens import Cost
-from penstock.retry import Retry
-from penstock.runner.mix import Level, Mix
-from penstock.runner.output import OutputError, Results
-from penstock.runner.source import IdSet, Lines, Rejected, Row, dump_json, load_json, read_row
-from penstock.runner.summary import Allowance, Allowances, Counts
+from penstock.runner import answers
+from penstock.runner.client import Client, Lost, NotSent, Reply
+from penstock.runner.formats import FormatError
+from penstock.runner.group import Group, LimitsOf
+from penstock.runner.outage import Outage
+from penstock.runner.output import Known, OutputError, Results
+from penstock.runner.settings import Settings, Stopped
+from penstock.runner.source import IdSet, Lines, Rejected, Row, dump_json, read_row
+from penstock.runner.summary import Counts
+from penstock.runner.work import Refused, Work
 
-__all__ = ["Group", "Limits", "LimitsOf", "Run", "Settings", "Stopped"]
-
-Limits = Mapping[str, tuple[Rate, ...]]
-"""Unit → its limits."""
-
-LimitsOf = Callable[[str], tuple[str, Limits | None]]
-"""Model → (name of the models that share its limits, the limits; None: the server's answers will tell)."""
+__all__ = ["Run"]
 
 WINDOW = 500
 """Rows that are read ahead, to choose from."""
@@ -57,158 +58,19 @@ WORKING_BYTES = 256 * 1024 * 1024
 LINE = 2
 """Rows that wait in a limiter's line: enough that it never runs dry, and few, because their order is settled."""
 
-LONGEST_CONNECT = 30.0
-"""Seconds to wait for a connection, however long an attempt may be silent afterwards."""
-
 SHORTEST_KEY = 8
 """Characters of a key that is worth hiding. What is shorter is a word that stands for no key, such as "none"."""
 
-MAX_KEPT = 20_000
-"""Characters kept of an answer that is not JSON."""
+IN_TROUBLE = 3
+"""Rows that fail one after the other, with no answer in between, before that is taken for an outage; one less where it would
+cost the row."""
 
+TICK = 0.5
+"""Seconds between two looks at deadlines and files."""
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How to run.
-
-    Attributes:
-        base_url: Of the server, as SDKs want it: `https://api.openai.com/v1`.
-        api_key: Sent as a bearer token; None: nothing is sent.
-        max_in_flight: Rows that are worked on at once, those between two attempts included.
-        attempts: Attempts per row, the first included.
-        timeout: Seconds an attempt may be silent for.
-        idle: Seconds since an earlier run used these limits up; `inf`: they are whole.
-        direct: Past any proxy that the environment names.
-        cost: What a request takes, of (path, body).
-    """
-
-    base_url: str
-    api_key: str | None
-    cost: Cost
-    max_in_flight: int = 1000
-    attempts: int = 8
-    timeout: float = 600.0
-    idle: float = math.inf
-    direct: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """Why a run ended before its file did.
-
-    Attributes:
-        code: `interrupted`, `account`, `output` or `input`.
-        message: A sentence.
-    """
-
-    code: str
-    message: str
-
-
-class Group:
-    """The models that share limits: their endpoint, and their rows that wait to be chosen."""
-
-    def __init__(self, name: str, limits: Limits | None, settings: Settings) -> None:
-        """Begin with what the limits have regained since they were last used, taken for empty then.
-
-        Args:
-            name: Of the models; `""` where all models share the limits.
-            limits: What the server enforces, at least one per unit. None: its answers will tell.
-            settings: `idle` is read.
-        """
-        self.name = name
-        self.mix = Mix()
-        self.in_line = 0
-        self._line: dict[str, float] = {}
-        self._promised = limits
-        self._idle = settings.idle
-        if limits is None:
-            self.endpoint: Endpoint = DiscoveredEndpoint()
-        else:
-            given: dict[str, Any] = {unit: list(rates) for unit, rates in limits.items()}
-            limiter = Limiter(**given)
-            if math.isfinite(self._idle):
-                limiter.observe(
-                    remaining={unit: min(each.at_start for each in those) for unit, those in self.allowances.items()}
-                )
-            self.endpoint = Endpoint(limiter)
-
-    @property
-    def limits(self) -> Limits:
-        """What the server enforces, as it was promised, or as far as its answers have told."""
-        if self._promised is not None:
-            return self._promised
-        told = {
-            unit: tuple(limit for limit in limits if isinstance(limit, Rate))
-            for unit, limits in self.endpoint.limits.items()
-        }
-        return {unit: rates for unit, rates in told.items() if rates}
-
-    @property
-    def allowances(self) -> Allowances:
-        """What the limits allow from the beginning of the run on."""
-        return {
-            unit: tuple(
-                # Of several limits on a unit, the smallest is the one that an earlier run had used up.
-                Allowance(rate, min(rate.burst, self._idle * rate.rate) if rate is least else rate.burst)
-                for rate in rates
-            )
-            for unit, rates in self.limits.items()
-            for least in [min(rates, key=lambda rate: rate.burst)]
-        }
-
-    def too_large(self, row: Row) -> str | None:
-        """Why a row can never be sent; None if it can, as far as is known."""
-        for unit, rates in self.limits.items():
-            cost = row.cost.get(unit, 0.0)
-            for rate in rates:
-                if cost > rate.burst:
-                    return (
-                        f"{cost:,.0f} {unit} can never be granted: the limit {rate} holds at most {rate.burst:,.0f} at once. "
-                        "Split the request, or raise the limit"
-                    )
-        return None
-
-    async def acquire(self, cost: Mapping[str, float], priority: int) -> RequestInFlight:
-        """Wait for a turn and charge it.
-
-        Raises:
-            CostError: No wait would do.
-        """
-        while True:
-            limiter, charge = self.endpoint.ask(cost)
-            try:
-                permit = await limiter.acquire(priority=priority, **charge)
-            except Unsatisfiable:
-                if self.endpoint.ask(cost)[1] == charge:
-                    raise
-                continue  # the limits were learned meanwhile, and it is charged less under the new ones
-            return self.endpoint.granted(permit, cost)
-
-    def heard(self, sent: RequestInFlight, response: httpx2.Response) -> None:
-        """Learn from the headers of an answer."""
-        self.endpoint.left(sent)  # at the latest now
-        reading = _headers.read(response.headers, response.status_code, wall=clock.wall())
-        quotas = tuple(quota for quota in reading.quotas if self._comparable(quota))
-        self.endpoint.answered(sent, response.status_code, Reading(quotas, reading.retry_after))
-
-    def _comparable(self, quota: Quota) -> bool:
-        """Whether what remains, as headers tell it, is of a bucket of the size that they tell. We may know of a smaller one."""
-        known = () if self._promised is None else self._promised.get(quota.unit, ())
-        return not any(rate.amount == quota.limit != rate.burst for rate in known)
-
-    def enter(self, cost: Mapping[str, float], step: int) -> None:
-        """Count a row into the limiter's line (1) or out of it (-1)."""
-        self.in_line += step
-        for unit, units in cost.items():
-            self._line[unit] = self._line.get(unit, 0.0) + step * units
-
-    def levels(self) -> list[Level]:
-        """How full the limits are, with what the line will take gone already."""
-        return [
-            Level(one.unit, one.capacity, one.rate, one.level - self._line.get(one.unit, 0.0))
-            for one in self.endpoint.levels()
-        ]
+_BACKOFF = exponential(first=1, cap=60, jitter="full")
+_PATIENCE = exponential(first=0.05, cap=5, jitter="full")  # for those who are told again and again to wait a moment
+_GATEWAY = frozenset({502, 503, 504, 529})  # what stands in front of a server that is down says
 
 
 class Run:
@@ -218,6 +80,8 @@ class Run:
         concurrency: Rows that are worked on at once.
         counts: What happened so far.
         groups: The limits in use, by the name of their models.
+        outage: Whether the server is there.
+        last_error: What went wrong last, in words.
         stopped: Why the run ends early; None while it does not.
     """
 
@@ -227,8 +91,9 @@ class Run:
         results: Results,
         settings: Settings,
         limits_of: LimitsOf,
+        client: Client,
         *,
-        transport: httpx2.AsyncBaseTransport | None = None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Nothing is read or sent before the run is awaited.
 
@@ -237,16 +102,21 @@ class Run:
             results: Where results and errors go; rows that are answered there are skipped.
             settings: How to run.
             limits_of: The limits of a model. ValueError: it has none.
-            transport: What sends; for tests, and for servers that are no sockets.
+            client: What sends. It is entered by the run.
+            say: Is told, once each, what a person should know while it goes on.
         """
         self.counts = Counts()
         self.groups: dict[str, Group] = {}
+        self.outage = Outage(settings.give_up_after)
+        self.last_error = ""
         self.stopped: Stopped | None = None
         self._lines = lines
         self._iterator = iter(lines)
         self._results = results
         self._settings = settings
         self._limits_of = limits_of
+        self._client = client
+        self._say = say
         self._seen = IdSet()
         self._read_all = False
         # A choice is the better the more there is to choose from, and a file is read in no time.
@@ -256,29 +126,43 @@ class Run:
         self._changed = anyio.Event()
         self._waits: set[anyio.CancelScope] = set()
         self._sends: set[anyio.CancelScope] = set()
-        self._retry = Retry(on=_again, attempts=settings.attempts, within=None, hint=None)
-        self.concurrency = places = settings.max_in_flight
-        self._traced = transport is None  # a transport of another kind does not say when it sends
-        self._client = httpx2.AsyncClient(
-            transport=transport,
-            trust_env=not settings.direct,
-            timeout=httpx2.Timeout(settings.timeout, connect=min(LONGEST_CONNECT, settings.timeout), pool=None),
-            # Few idle connections: the pool looks at each of them for every request, at 0.1 ms of CPU apiece. And none for
-            # longer than a little below the 5 seconds after which many servers hang up.
-            limits=httpx2.Limits(max_connections=places, max_keepalive_connections=20, keepalive_expiry=4.0),
-            headers={"content-type": "application/json", "user-agent": "penstock"}
-            | ({} if settings.api_key is None else {"authorization": f"Bearer {settings.api_key}"}),
-        )
+        self._in_trouble: set[str | int] = set()
+        self._long_waits: set[str | int] = set()
+        self._said_long_wait = False
+        self._models: set[str] = set()
+        self._answering: set[str] = set()  # models of which the service has answered a row
+        self._blocked: dict[str, Refused] = {}
+        self._set_aside: list[Work] = []
+        self.concurrency = settings.max_in_flight
 
     async def __call__(self) -> None:
         """Work through the file; return when every row is done, or the run was stopped and nothing is on its way."""
         self.counts.began = self.counts.ended = clock.now()
         async with self._client, anyio.create_task_group() as tasks:
-            tasks.start_soon(self._read)
-            while (chosen := await self._choose()) is not None:
-                self._working += 1
-                self._working_bytes += len(chosen.row.body)
-                tasks.start_soon(self._work, chosen)
+            watch = anyio.CancelScope()
+            tasks.start_soon(self._watch, watch)
+            async with anyio.create_task_group() as work:
+                work.start_soon(self._read)
+                while (chosen := await self._choose()) is not None:
+                    self._working += 1
+                    self._working_bytes += len(chosen.row.body)
+                    work.start_soon(self._work, chosen)
+            watch.cancel()
+        self._end_set_aside()
+        await self._finish()
+
+    async def _finish(self) -> None:
+        if self.stopped is not None and self.stopped.code == "output" and self._results.is_piped:
+            return
+        try:
+            if self._results.is_piped:  # its reader may take any time
+                with anyio.CancelScope() as scope:
+                    self._sends.add(scope)
+                    await anyio.to_thread.run_sync(self._results.finish, abandon_on_cancel=True)
+            else:
+                self._results.finish()
+        except OutputError as error:
+            self.stop("output", str(error))
 
     def stop(self, code: str, message: str) -> None:
         """Send nothing more; let what was sent come back. The first reason counts."""
@@ -287,10 +171,13 @@ class Run:
             self._lines.stop()
             for scope in list(self._waits):
                 scope.cancel()
+            if code == "output" and self._results.is_piped:
+                self.abandon()  # nobody reads what comes back
             self._tell()
 
     def abandon(self) -> None:
         """Do not wait for what was sent either. `stop` comes first."""
+        self._results.give_up()
         for scope in list(self._sends):
             scope.cancel()
 
@@ -300,22 +187,30 @@ class Run:
     async def _read(self) -> None:
         """Keep the window full until the file ends."""
         try:
-            while self.stopped is None:
+            while self.stopped is None and self.counts.rows != self._settings.rows:
                 if self._window_is_full():
                     self._begin_choosing()
                     await self._changed.wait()
                     continue
                 if self._lines.is_regular:
                     entry = next(self._iterator, None)
-                    await anyio.lowlevel.checkpoint()
+                    if self.counts.rows % 32 == 0:
+                        await anyio.lowlevel.checkpoint()
                 else:  # a pipe keeps us waiting as long as it likes, so it may not keep the loop
                     entry = await anyio.to_thread.run_sync(next, self._iterator, None, abandon_on_cancel=True)
                 if entry is None:
                     break
                 self.counts.rows += 1
-                self._sort_in(read_row(*entry, cost=self._settings.cost))
+                if self._results.is_skipped(entry[0]):
+                    self.counts.skipped += 1
+                else:
+                    self._sort_in(
+                        read_row(*entry, self._settings.cost, self._settings.change, self._settings.salt),
+                    )
         except OSError as error:
             self.stop("input", f"cannot read {self._lines.name}: {error.strerror or error}")
+        except FormatError as error:
+            self.stop("input", str(error))
         except OutputError as error:
             self.stop("output", str(error))
         finally:
@@ -329,47 +224,69 @@ class Run:
             self._tell()
 
     def _window_is_full(self) -> bool:
-        mixes = [group.mix for group in self.groups.values()]
-        return sum(map(len, mixes)) >= WINDOW or sum(mix.bytes for mix in mixes) >= WINDOW_BYTES
+        rows = bytes_ = 0
+        for group in self.groups.values():
+            rows += len(group.mix)
+            bytes_ += group.mix.bytes
+        return rows >= WINDOW or bytes_ >= WINDOW_BYTES
 
     def _sort_in(self, row: Row | Rejected) -> None:
         """Put a row where it belongs: into the window, among the errors, or nowhere if it is answered already."""
         if isinstance(row, Rejected):
             self._fail(row, row.code, row.message)
-        elif not self._seen.add(row.custom_id):
+            return
+        known = self._results.known(row)
+        if known is Known.DUPLICATE or (known is Known.NEW and not self._seen.add(row.custom_id)):
             self._fail(row, "duplicate_custom_id", f"an earlier line has the custom_id {row.custom_id!r} too")
-        elif row.custom_id in self._results.answered:
+        elif known is Known.ANSWERED:
             self.counts.skipped += 1
+        elif known is Known.CHANGED:
+            self.stop(
+                "changed",
+                f"line {row.line} asks something else than what is answered under its custom_id: give --changed=rerun or =keep",
+            )
+        elif self._settings.only is not None and row.raw not in self._settings.only:
+            self.counts.left_out += 1
+        elif self._results.may_be_billed(row) and self._settings.on_ambiguous == "fail":
+            self._fail(row, "ambiguous", _AMBIGUOUS)
         else:
-            try:
-                name, limits = self._limits_of(row.model)
-            except ValueError as error:
-                self._fail(row, "unknown_model", str(error))
-                return
-            group = self.groups.get(name)
-            if group is None:
-                group = self.groups[name] = Group(name, limits, self._settings)
-            reason = group.too_large(row)
-            if reason is None:
-                group.mix.add(row)
-                self._tell()
-            else:
-                self._fail(row, "request_too_large", reason)
+            self._admit(row)
+
+    def _admit(self, row: Row) -> None:
+        try:
+            name, limits = self._limits_of(row.model)
+        except ValueError as error:
+            self._fail(row, "unknown_model", str(error))
+            return
+        group = self.groups.get(name)
+        if group is None:
+            group = self.groups[name] = Group(name, limits, self._settings.idle)
+        reason = group.too_large(row)
+        if reason is None:
+            self._models.add(row.model)
+            group.mix.add(row)
+            self._tell()
+        else:
+            self._fail(row, "request_too_large", reason)
 
     def _fail(self, row: Row | Rejected, code: str, message: str, **more: Any) -> None:
         self._results.fail(row, code, message, **more)
         self.counts.failed += 1
+        self.last_error = message
 
     # ------------------------------------------------------------------------------------------------------------------
     # Choosing
 
-    async def _choose(self) -> _Work | None:
+    async def _choose(self) -> Work | None:
         """Wait for a row that should go next; None when there will be none."""
         while self.stopped is None:
             if self._may_choose and self._working < self.concurrency and self._working_bytes < WORKING_BYTES:
+                if self._results.full:
+                    await anyio.sleep(0.05)
+                    continue
                 for group in self.groups.values():
                     if group.in_line < LINE and len(group.mix):
-                        work = _Work(group, group.mix.take(group.levels()))
+                        work = Work(group, group.mix.take(group.levels()))
                         self._tell()
                         return work
             if self._read_all and not any(len(group.mix) for group in self.groups.values()):
@@ -382,206 +299,300 @@ class Run:
         self._changed.set()
         self._changed = anyio.Event()
 
+    async def _watch(self, scope: anyio.CancelScope) -> None:
+        """Look now and then whether it is time to end."""
+        with scope:
+            while True:
+                settings = self._settings
+                try:
+                    self._results.check()
+                except OutputError as error:
+                    self.stop("output", str(error))
+                if settings.deadline is not None and clock.now() - self.counts.began >= settings.deadline:
+                    self.stop("deadline", f"the deadline of {settings.deadline:g} s is over")
+                if settings.max_cost is not None and self.counts.dollars >= settings.max_cost:
+                    self.stop(
+                        "cost",
+                        f"the answers have cost ${self.counts.dollars:,.4f}, and --max-cost is ${settings.max_cost:,.2f}",
+                    )
+                await anyio.sleep(TICK)
+
     # ------------------------------------------------------------------------------------------------------------------
     # Working on a row
 
-    async def _work(self, work: _Work) -> None:
+    async def _work(self, work: Work) -> None:
         """See a row through: answered, among the errors, or untouched because the run was stopped."""
         waits = anyio.CancelScope()
         self._waits.add(waits)
         try:
             with waits:
-                while self.stopped is None:
-                    answered = self.counts.answered
-                    try:
-                        await self._retry.call(self._attempt, work)
-                        break
-                    except _Refused as refused:
-                        # Told to wait again and again, while others got through: it is a matter of time, not of this row.
-                        if refused.verdict.action is not Action.WAIT or self.counts.answered == answered:
-                            raise
-        except _Abandoned:
-            pass
+                while self.stopped is None and not await self._attempt(work):
+                    pass
         except OutputError as error:
             self.stop("output", str(error))
-        except _Refused as refused:
-            self._refused(work, refused)
         except CostError as error:
             self._give_up(work, "request_too_large", str(error))
-        except httpx2.TransportError as error:
-            self._give_up(work, "connection_error", f"{type(error).__name__}: {str(error) or self._silence(error)}")
-        except httpx2.DecodingError as error:
-            self._give_up(work, "invalid_response", f"the answer cannot be decompressed: {error}")
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one row must not end all others
             self._give_up(work, "internal_error", f"{type(error).__name__}: {error}")
         finally:
             self._waits.discard(waits)
+            self.outage.leave(work)
             work.leave_line()
             self._working -= 1
             self._working_bytes -= len(work.row.body)
             self._tell()
 
-    async def _attempt(self, work: _Work) -> None:
-        """Wait for the limiter, send, and write the answer down."""
-        counts, group, cost = self.counts, work.group, work.row.cost
-        work.enter_line()
-        counts.waiting += 1
-        try:
-            # A row that was sent before goes first: it is the oldest, and its place in memory is wanted.
-            sent = await group.acquire(cost, min(work.attempts, 1))
-        finally:
-            counts.waiting -= 1
+    async def _attempt(self, work: Work) -> bool:
+        """Wait for the limiter, send, and write down what came of it. Whether that is the end of the row."""
+        blocked = self._blocked.get(work.row.model)
+        if blocked is not None:
+            self._leave_blocked(work, blocked)
+            return True
+        if self.outage.since is not None:
             work.leave_line()
-            self._tell()
-        permit = sent.permit
-        counts.last_sent = granted = permit.granted_at
-        counts.in_flight += 1
-        counts.spend(group.name, cost, first=work.attempts == 0)
-        if work.attempts == 0:
-            work.earliest = counts.earliest(group.name, group.allowances)
+            await self.outage.wait(work)
+        request = await self._acquire(work)
         sends = anyio.CancelScope(shield=True)  # `stop` cancels whoever waits, and lets come back what was sent
         self._sends.add(sends)
+        self.counts.in_flight += 1
+        granted, over = request.permit.granted_at, True  # should it be abandoned
         try:
-            with permit, sends:
-                await self._send(work, sent)
-                return
+            with request.permit, sends:
+                over = await self._send(work, request)
         finally:
-            if sent.left_at is None:
-                group.endpoint.never_left(sent)
+            if request.left_at is None:
+                work.group.endpoint.never_left(request)
+            else:
+                self.counts.ended = clock.now()
+                self.counts.took(work.earliest, self.counts.ended - granted)
             self._sends.discard(sends)
-            counts.in_flight -= 1
-            counts.ended = clock.now()
-            counts.took(work.earliest, counts.ended - granted)
-        raise _Abandoned
+            self.counts.in_flight -= 1
+        if work.wait and not over:
+            wait, work.wait = work.wait, 0.0
+            await anyio.sleep(wait)
+        return over
 
-    async def _send(self, work: _Work, sent: RequestInFlight) -> None:
-        row, endpoint, counts = work.row, work.group.endpoint, self.counts
-        work.attempts += 1
-        counts.sent += 1
-        counts.retries += work.attempts > 1
-
-        async def trace(event: str, _: Any) -> None:
-            if event.endswith("send_request_headers.started"):
-                endpoint.left(sent)
-
-        if not self._traced:
-            endpoint.left(sent)
-        url = _url(self._settings.base_url, row.path)
-        response = await self._client.post(url, content=row.body, extensions={"trace": trace})
-        content, status = response.content, response.status_code
-        work.group.heard(sent, response)
-        if not 200 <= status < 300:
-            content = self._without_key(content)
-            refused = _Refused(failures.judge(status, content, response.headers), response, content)
-            if status == 429:
-                counts.status_429 += 1
-            if refused.verdict.action is Action.WAIT:
-                endpoint.refused(sent, refused.verdict)  # everybody waits, once
-            raise refused
+    async def _acquire(self, work: Work) -> RequestInFlight:
+        work.enter_line()
+        self.counts.waiting += 1
         try:
-            body = dump_json(load_json(content))
-        except (ValueError, RecursionError):
-            verdict = Verdict(
-                Action.PERMANENT, None, "invalid_response", f"the answer with status {status} is not JSON"
-            )
-            raise _Refused(verdict, response, self._without_key(content)) from None
-        self._results.answer(row, status, response.headers.get("x-request-id"), body)
-        counts.answered += 1
+            # A row that was sent before goes first: it is the oldest, and its place in memory is wanted.
+            return await work.group.acquire(work.row.cost, min(work.sent, 1))
+        finally:
+            self.counts.waiting -= 1
+            work.leave_line()
+            self._tell()
 
-    def _silence(self, error: httpx2.TransportError) -> str:
-        """What happened, where the error has no words of its own: those of timeouts have none."""
-        if isinstance(error, httpx2.ConnectTimeout):
-            return f"no connection within {min(LONGEST_CONNECT, self._settings.timeout):g} s"
-        if isinstance(error, httpx2.TimeoutException):
-            return f"the server was silent for {self._settings.timeout:g} s"
-        return "the connection was lost"
+    async def _send(self, work: Work, request: RequestInFlight) -> bool:
+        row, counts, group = work.row, self.counts, work.group
+        if work.may_be_billed is None:
+            work.may_be_billed = self._results.may_be_billed(row)
 
-    def _without_key(self, content: bytes) -> bytes:
-        """What a server says of a key that it does not like, in words that may be kept and shown."""
-        key = (self._settings.api_key or "").encode()
-        return content.replace(key, b"[the key]") if len(key) >= SHORTEST_KEY else content
+        def left() -> None:
+            group.endpoint.left(request)
+            self.outage.connected()
+            first = work.sent == 0
+            work.sent += 1
+            counts.sent += 1
+            counts.retries += not first
+            counts.last_sent = request.permit.granted_at
+            counts.spend(group.name, row.cost, first=first)
+            if first:
+                work.earliest = counts.earliest(group.name, group.allowances)
+            if work.may_be_billed:
+                work.may_be_billed = False
+                counts.ambiguous += 1
 
-    def _refused(self, work: _Work, refused: _Refused) -> None:
-        verdict, response = refused.verdict, refused.response
+        self._results.sent(row, work.sent + 1)
+        try:
+            reply = await self._client.send(row.path, row.body, left)
+        except NotSent as error:
+            self._results.over(row)
+            return self._unreachable(work, str(error))
+        except Lost as error:
+            return self._lost(work, str(error))
+        group.on_reply(request, reply)
+        verdict = answers.judge(row.path, reply.status, reply.headers, reply.content)
+        if isinstance(verdict, answers.Answer):
+            self._answered(work, reply, verdict.body)
+            return True
+        self._results.over(row)
+        return self._refused(work, request, Refused(verdict, reply))
+
+    def _answered(self, work: Work, reply: Reply, body: bytes) -> None:
+        row = work.row
+        self._results.answer(row, reply.status, reply.headers.get("x-request-id"), body)
+        self.counts.answered += 1
+        if self._settings.price is not None:
+            self.counts.dollars += self._settings.price(row.model, row.body, body)
+        self.outage.answered()
+        if self._in_trouble:
+            self._in_trouble.clear()
+        if self._long_waits:
+            self._long_waits.clear()
+        if row.model not in self._answering:
+            self._answering.add(row.model)
+            self._end_set_aside()
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # What is no answer
+
+    def _unreachable(self, work: Work, reason: str) -> bool:
+        """There was no connection: the row waits for the server, and nothing is counted."""
+        self.last_error = reason
+        over = self.outage.failed(work, reason)
+        if over is not None:
+            self.stop("unreachable", over)
+        return False
+
+    def _lost(self, work: Work, reason: str) -> bool:
+        self.last_error = reason
+        self.counts.lost += 1
+        if self._settings.on_ambiguous == "fail":
+            return self._give_up(work, "ambiguous", f"{reason}. {_AMBIGUOUS}")
+        work.may_be_billed = True
+        if self._server_is_down(work, reason):
+            return False
+        work.failures += 1
+        if work.failures >= self._settings.attempts:
+            return self._give_up(work, "connection_error", reason)
+        work.wait = _BACKOFF.delay(work.failures - 1, None, random.random())
+        return False
+
+    def _refused(self, work: Work, request: RequestInFlight, refused: Refused) -> bool:
+        verdict, status = refused.verdict, refused.reply.status
+        if verdict.message:
+            self.last_error = self._hide(verdict.message)
+        if status == 429:
+            self.counts.status_429 += 1
         if verdict.action is Action.STOP:
-            said = verdict.message or verdict.code or "the server takes no request with this key"
-            code = f", {verdict.code}" if verdict.code else ""
-            self.stop("account", f"{said} (status {response.status_code}{code})")
+            return self._block(work, refused)
+        if verdict.action is Action.PERMANENT:
+            return self._give_up_refused(work, refused)
+        if verdict.action is Action.WAIT:
+            return self._told_to_wait(work, request, refused)
+        if status in _GATEWAY and self._server_is_down(work, f"the server answers with status {status}"):
+            return False
+        work.failures += 1
+        if work.failures >= self._settings.attempts:
+            return self._give_up_refused(work, refused)
+        backoff = _BACKOFF.delay(work.failures - 1, None, random.random())
+        work.wait = min(self._settings.max_pause, max(backoff, verdict.wait or 0.0))
+        return False
+
+    def _told_to_wait(self, work: Work, request: RequestInFlight, refused: Refused) -> bool:
+        """Everybody waits, once, for as long as the server asks and is bearable. The row itself has done nothing wrong."""
+        verdict, settings, now = refused.verdict, self._settings, clock.now()
+        if work.waits_since is None:
+            work.waits_since = now
+        if now - work.waits_since >= settings.give_up_after:
+            return self._give_up_refused(work, refused)
+        work.waits += 1
+        if verdict.wait is None or verdict.wait <= settings.max_pause:
+            work.group.on_refusal(request, verdict)
+            if work.waits > 3:
+                work.wait = (verdict.wait or 0.0) + _PATIENCE.delay(work.waits - 4, None, random.random())
+            return False
+        # One row may be above a quota of its own, so it waits alone; when a second one is told the same, it is everybody's.
+        self._long_waits.add(work.row.custom_id)
+        if not self._said_long_wait:
+            self._said_long_wait = True
+            self._say(
+                f"the server asks to wait {verdict.wait:,.0f} s ({self._hide(verdict.message)[:200] or 'without a word why'}); "
+                f"it is asked again after {settings.max_pause:,.0f} s"
+            )
+        if len(self._long_waits) > 1:
+            work.group.on_refusal(request, Verdict(verdict.action, settings.max_pause, verdict.code, verdict.message))
+        else:
+            work.wait = settings.max_pause
+        return False
+
+    def _server_is_down(self, work: Work, reason: str) -> bool:
+        """Whether it is the server that fails and not this row: so many fail, and nobody is answered."""
+        self._in_trouble.add(work.row.custom_id)
+        is_last = work.failures + 1 >= self._settings.attempts
+        if len(self._in_trouble) < IN_TROUBLE - is_last:
+            return False
+        over = self.outage.failed(work, reason, until_answer=True)
+        if over is not None:
+            self.stop("unreachable", over)
+        return True
+
+    def _block(self, work: Work, refused: Refused) -> bool:
+        """The service takes no request like this any more: of this account, or of this model where others are served."""
+        model, about_key = work.row.model, refused.reply.status in {401, 403}
+        if about_key and (self._models | self._answering) - {model}:
+            self._blocked[model] = refused
+            if self._models <= self._blocked.keys() and not self._answering - {model}:
+                return self._end_account(refused)
+            self._leave_blocked(work, refused)
+            return True
+        return self._end_account(refused)
+
+    def _end_account(self, refused: Refused) -> bool:
+        verdict, status = refused.verdict, refused.reply.status
+        said = self._hide(verdict.message or verdict.code or "the server takes no request with this key")
+        code = f", {verdict.code}" if verdict.code else ""
+        self.stop("account", f"{said} (status {status}{code})")
+        return True
+
+    def _leave_blocked(self, work: Work, refused: Refused) -> None:
+        """A row of a model that is not served: given up once it is sure that others are."""
+        if self._answering - {work.row.model}:
+            self._give_up_refused(work, refused)
+        else:
+            self._set_aside.append(work)
+
+    def _end_set_aside(self) -> None:
+        """Decide about rows of models that were refused: their own trouble if anything else was answered, else the key's."""
+        if not self._set_aside:
             return
-        self._give_up(
+        if self._answering:
+            rows, self._set_aside = self._set_aside, []
+            for work in rows:
+                self._give_up_refused(work, self._blocked[work.row.model])
+        elif self._working == 0 and self.stopped is None:
+            self._end_account(self._blocked[self._set_aside[0].row.model])
+
+    def _hide(self, text: str) -> str:
+        return self._without_keys(text.encode("utf-8", "surrogatepass")).decode("utf-8", "replace")
+
+    def _without_keys(self, content: bytes) -> bytes:
+        """What a server says of a key that it does not like, in words that may be kept and shown."""
+        for key in self._settings.secrets:
+            if len(key) >= SHORTEST_KEY:
+                content = content.replace(key, b"[the key]")
+        return content
+
+    def _give_up_refused(self, work: Work, refused: Refused) -> bool:
+        verdict, reply = refused.verdict, refused.reply
+        return self._give_up(
             work,
-            verdict.code or f"http_{response.status_code}",
-            verdict.message or f"the server answered with status {response.status_code}",
-            status_code=response.status_code,
-            request_id=response.headers.get("x-request-id"),
-            body=_readable(refused.content),
+            verdict.code or f"http_{reply.status}",
+            self._hide(verdict.message) or f"the server answered with status {reply.status}",
+            status_code=reply.status,
+            request_id=reply.headers.get("x-request-id"),
+            body=_writable(self._without_keys(reply.content)),
         )
 
-    def _give_up(self, work: _Work, code: str, message: str, **more: Any) -> None:
+    def _give_up(self, work: Work, code: str, message: str, **more: Any) -> bool:
         try:
-            self._fail(work.row, code, message, attempts=work.attempts, **more)
+            self._fail(work.row, code, message, attempts=work.sent, **more)
         except OutputError as error:
             self.stop("output", str(error))
+        return True
 
 
-class _Work:
-    """A row that is worked on. It counts as one in the limiter's line from the moment it is chosen."""
-
-    __slots__ = ("attempts", "earliest", "group", "in_line", "row")
-
-    def __init__(self, group: Group, row: Row) -> None:
-        self.group = group
-        self.row = row
-        self.attempts = 0
-        self.earliest = 0.0
-        self.in_line = False
-        self.enter_line()
-
-    def enter_line(self) -> None:
-        if not self.in_line:
-            self.in_line = True
-            self.group.enter(self.row.cost, 1)
-
-    def leave_line(self) -> None:
-        if self.in_line:
-            self.in_line = False
-            self.group.enter(self.row.cost, -1)
+_AMBIGUOUS = (
+    "It was sent, and what came of it is not known: it may have been billed. It is not sent again (--on-ambiguous=fail)"
+)
 
 
-class _Refused(Exception):  # noqa: N818 - never leaves this module
-    """The server answered, but not with a result."""
-
-    def __init__(self, verdict: Verdict, response: httpx2.Response, content: bytes) -> None:
-        super().__init__(verdict.message)
-        self.verdict = verdict
-        self.response = response
-        self.content = content
-
-
-class _Abandoned(Exception):  # noqa: N818 - never leaves this module
-    """Nobody waits for the answer any more."""
-
-
-def _again(error: Exception) -> bool | float:
-    """Whether an attempt is worth another."""
-    if isinstance(error, _Refused):
-        verdict = error.verdict
-        return verdict.retryable and (True if verdict.wait is None else verdict.wait)
-    return isinstance(error, httpx2.TransportError)
-
-
-def _url(base_url: str, path: str) -> str:
-    """`https://host/v1` and `/v1/chat/completions` meet in `/v1`; a base without any path takes the whole of it."""
-    base = base_url.rstrip("/")
-    has_path = "/" in base.partition("://")[2]
-    return base + (path.removeprefix("/v1") if has_path else path)
-
-
-def _readable(content: bytes) -> Any:
-    """An answer that is no result, to be kept beside the error: as JSON if it is that, else as text."""
+def _writable(content: bytes) -> Any:
+    """An answer beside its error: as JSON where that can be written again, else as text, all of it."""
+    value = answers.readable(content)
     try:
-        value = load_json(content)
         dump_json(value)
         return value
     except (ValueError, RecursionError):
-        return content.decode("utf-8", "replace")[:MAX_KEPT]
+        return content.decode("utf-8", "replace")

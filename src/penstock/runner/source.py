@@ -1,8 +1,8 @@
 """The rows of a file of requests: what is read, what each row asks for, and what is wrong with it.
 
-A file is JSONL, in one of two shapes, which may be mixed: OpenAI's Batch format
-(`{"custom_id", "method", "url", "body"}`) or the bare body of a request. It is read once, from front to back, and only
-what is asked for: nothing here waits for anything but the file, and nothing is kept but one digest per row.
+A row is JSON, in one of two shapes, which may be mixed: OpenAI's Batch format (`{"custom_id", "method", "url", "body"}`) or
+the bare body of a request; how rows stand in a file is the business of `formats`. A file is read once, from front to back,
+and only what is asked for: nothing here waits for anything but the file.
 
 A row that cannot be sent is a `Rejected`, a value like any other: whoever reads goes on with the next.
 """
@@ -10,18 +10,20 @@ A row that cannot be sent is a `Rejected`, a value like any other: whoever reads
 from __future__ import annotations
 
 import array
-import codecs
 import hashlib
 import json
+import math
 import os
 import select
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from penstock.llm.tokens import Cost
+from penstock.runner import formats
+from penstock.runner.formats import Prompt
 
 __all__ = [
     "IdSet",
@@ -31,12 +33,11 @@ __all__ = [
     "custom_id_digest",
     "dump_json",
     "load_json",
+    "named_key",
     "open_source",
     "read_row",
+    "unnamed_key",
 ]
-
-MAX_LINE = 64 * 1024 * 1024
-"""Bytes of a line that are held in memory; a longer one is an error of that line. No service takes requests that large."""
 
 _CHUNK = 256 * 1024
 
@@ -52,6 +53,7 @@ class Row:
         model: What the body says, `""` if it says nothing.
         body: The bytes to send.
         cost: What it takes from each limit.
+        raw: Stands for the line as it is written in the file; see `named_key`.
     """
 
     line: int
@@ -60,6 +62,13 @@ class Row:
     model: str
     body: bytes
     cost: Mapping[str, float]
+    raw: int = 0
+
+    @property
+    def key(self) -> int:
+        """64 bits that stand for what is asked: the custom_id, the endpoint and the body."""
+        name = str(self.custom_id).encode("utf-8", "surrogatepass")
+        return _digest(b"%d:%b%b\n%b" % (len(name), name, self.path.encode(), self.body))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +89,34 @@ class Rejected:
 
 
 class Lines:
-    """The lines of a file, pipe or terminal, numbered from 1; without the byte order mark, line ends and blank lines.
+    """The rows of a file, pipe or terminal, numbered from 1; of lines, without line ends and blank ones.
 
     Reading blocks. A pipe may block for long, so `stop()`, from any thread, ends the iteration within a quarter of a
     second, as if the file ended there.
     """
 
-    def __init__(self, file: int, *, name: str = "") -> None:
-        """Read from the descriptor `file`, which stays the caller's to close."""
+    def __init__(self, file: int, *, name: str = "", prompt: Prompt | None = None) -> None:
+        """Read from the descriptor `file`, which stays the caller's to close.
+
+        Args:
+            file: An open descriptor.
+            name: What it is called, in errors; its ending tells tables.
+            prompt: How to make requests of a table.
+
+        Raises:
+            FormatError: It begins with what cannot be read.
+        """
         self._file = file
         self.name = name
         self._status = os.fstat(file)
         self.is_regular = stat.S_ISREG(self._status.st_mode)
         self.began_at = os.lseek(file, 0, os.SEEK_CUR) if self.is_regular else 0
+        self.is_plain = False
+        self._prompt = prompt
         self._stopped = False
+        if self.is_regular:
+            self.is_plain = prompt is None and formats.is_plain(os.pread(file, 64, self.began_at))
+            next(self.again(), None)  # says now what cannot be read at all
 
     def stop(self) -> None:
         """End the iteration."""
@@ -104,8 +127,8 @@ class Lines:
         return path.exists() and os.path.samestat(self._status, path.stat())
 
     def again(self) -> Iterator[tuple[int, bytes | None]]:
-        """The lines of a regular file once more from where this began, without moving the place of the iteration."""
-        return _numbered(self.chunks())
+        """The rows of a regular file once more from where this began, without moving the place of the iteration."""
+        return formats.rows(self.chunks(), self.name, self._prompt)
 
     def chunks(self) -> Iterator[bytes]:
         """The bytes of a regular file from where this began, in pieces; the place of the iteration stays."""
@@ -115,8 +138,8 @@ class Lines:
             yield chunk
 
     def __iter__(self) -> Iterator[tuple[int, bytes | None]]:
-        """Yield (number, line); None instead of a line above `MAX_LINE`."""
-        for number, line in _numbered(iter(self._read, b"")):
+        """Yield (number, row); None instead of a row above `formats.MAX_LINE`."""
+        for number, line in formats.rows(iter(self._read, b""), self.name, self._prompt):
             if self._stopped:  # the last line may have been cut short by that
                 return
             yield number, line
@@ -128,45 +151,26 @@ class Lines:
         return b"" if self._stopped else os.read(self._file, _CHUNK)
 
 
-def _numbered(chunks: Iterator[bytes]) -> Iterator[tuple[int, bytes | None]]:
-    """(number, line) of every line that is not blank; None instead of one above `MAX_LINE`."""
-    number, begun, skipping, at_start = 0, bytearray(), False, True
-    for chunk in chunks:
-        *whole, rest = chunk.split(b"\n")
-        for piece in whole:
-            number += 1
-            whole_line = bytes(begun) + piece if begun else piece
-            begun.clear()
-            if at_start:
-                whole_line, at_start = whole_line.removeprefix(codecs.BOM_UTF8), False
-            line, skipping = None if skipping else whole_line, False
-            if line is None or (line and not line.isspace()):
-                yield number, line
-        if not skipping:
-            begun += rest
-        if len(begun) > MAX_LINE:
-            begun.clear()
-            skipping = True
-    if skipping:
-        yield number + 1, None
-        return
-    last = bytes(begun.removeprefix(codecs.BOM_UTF8) if at_start else begun)
-    if last and not last.isspace():
-        yield number + 1, last
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+"""A body → the body that is sent instead: what `--model` and `--set` do."""
 
 
-def read_row(number: int, line: bytes | None, cost: Cost) -> Row | Rejected:
-    """Read one line.
+def read_row(
+    number: int, line: bytes | None, cost: Cost, change: Change | None = None, salt: bytes = b""
+) -> Row | Rejected:
+    """Read one row. Whatever is in it, this returns: one bad row must not end a run.
 
     Args:
-        number: Of the line, from 1.
+        number: Of the row, from 1.
         line: Its bytes; None if there were too many of them.
         cost: What a request takes from the limits.
+        change: What is done to each body before it is sent.
+        salt: Stands for `change` in `Row.raw`, so that a row that is changed otherwise is another row.
     """
     custom_id: str | int | None = None
     try:
         if line is None:
-            _reject("line_too_long", f"the line is longer than {MAX_LINE // 1024 // 1024} MiB")
+            _reject("line_too_long", f"the line is longer than {formats.MAX_LINE // 1024 // 1024} MiB")
         given = _read_object(line)
         is_batch = "body" in given or "url" in given or ("method" in given and "custom_id" in given)
         custom_id = _read_custom_id(given, number)
@@ -175,21 +179,49 @@ def read_row(number: int, line: bytes | None, cost: Cost) -> Row | Rejected:
         else:
             body = {key: value for key, value in given.items() if key != "custom_id"}
             path = _endpoint_of(body)
+        if change is not None:
+            body = change(body)
         if body.get("stream"):
             _reject("stream_not_supported", 'the body asks for a stream; leave "stream" out: a result is one line')
         model = body.get("model")
+        dumped = _dump_body(body)
         return Row(
             line=number,
             custom_id=custom_id,
             path=path,
             model=model if isinstance(model, str) else "",
-            body=_dump_body(body),
-            cost=cost(path, body) or {},
+            body=dumped,
+            cost=_cost_of(cost, path, body, dumped),
+            raw=unnamed_key(number, line, salt) if given.get("custom_id") is None else named_key(line, salt),
         )
     except _Bad as bad:
         return Rejected(number, custom_id, bad.code, bad.message)
     except RecursionError:
         return Rejected(number, custom_id, "too_deep", "the JSON is nested too deeply to be read")
+    except Exception as error:  # noqa: BLE001 - a mistake of ours, or of a rule of the user's, costs one row
+        return Rejected(number, custom_id, "internal_error", f"{type(error).__name__}: {error}")
+
+
+def named_key(line: bytes, salt: bytes = b"") -> int:
+    """64 bits that stand for a line with a custom_id."""
+    return int.from_bytes(hashlib.blake2b(line, digest_size=8, key=salt).digest(), "little")
+
+
+def unnamed_key(number: int, line: bytes, salt: bytes = b"") -> int:
+    """64 bits that stand for a line without one: its name is where it stands."""
+    return named_key(b"%d:%b" % (number, line), salt)
+
+
+def _cost_of(cost: Cost, path: str, body: dict[str, Any], dumped: bytes) -> Mapping[str, float]:
+    """What a request takes; by its size where the rule is at a loss with it: the service will say what is wrong with it."""
+    try:
+        return cost(path, body) or {}
+    except Exception:  # noqa: BLE001 - the rule is a user's, or meets a body of a shape that no service takes
+        return {"requests": 1.0, "tokens": float(math.ceil(len(dumped) / 4))}
+
+
+def _digest(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def load_json(text: bytes | str) -> Any:

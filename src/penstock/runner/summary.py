@@ -53,6 +53,10 @@ class Counts:
         sent: Attempts that left for the server.
         retries: Attempts beyond the first of their row.
         status_429: Answers with status 429.
+        left_out: Rows that were not asked for: `--only`.
+        lost: Attempts that left and have no answer: the connection broke, or time ran out.
+        ambiguous: Attempts of rows that may have been billed by an attempt before.
+        dollars: What the answers of this run cost, where prices are known.
         waiting: Rows that wait for the limits now.
         in_flight: Requests that wait for their answer now.
         began: When the run began.
@@ -71,6 +75,10 @@ class Counts:
     sent: int = 0
     retries: int = 0
     status_429: int = 0
+    left_out: int = 0
+    lost: int = 0
+    ambiguous: int = 0
+    dollars: float = 0.0
     waiting: int = 0
     in_flight: int = 0
     began: float = 0.0
@@ -113,7 +121,12 @@ def optimum(counts: Counts, concurrency: int) -> float:
 
 
 def summarise(
-    counts: Counts, groups: Mapping[str, Allowances], concurrency: int, *, stopped: Mapping[str, Any] | None = None
+    counts: Counts,
+    groups: Mapping[str, Allowances],
+    concurrency: int,
+    *,
+    stopped: Mapping[str, Any] | None = None,
+    priced: bool = False,
 ) -> dict[str, Any]:
     """The summary as it is written next to the results.
 
@@ -122,6 +135,7 @@ def summarise(
         groups: What the limits allow, by the models that share them; `""` where all do.
         concurrency: Requests that could be in flight at once.
         stopped: Why the run ended before its file did, as `code` and `message`; None if it did not.
+        priced: Whether prices are known.
     """
     best = optimum(counts, concurrency)
     by_limits = max((counts.earliest(group, allowances) for group, allowances in groups.items()), default=0.0)
@@ -148,10 +162,14 @@ def summarise(
         "answered": counts.answered,
         "failed": counts.failed,
         "skipped": counts.skipped,
-        "untouched": max(0, counts.rows - counts.answered - counts.failed - counts.skipped),
+        "left_out": counts.left_out,
+        "untouched": max(0, counts.rows - counts.answered - counts.failed - counts.skipped - counts.left_out),
         "sent": counts.sent,
         "retries": counts.retries,
         "status_429": counts.status_429,
+        "lost": counts.lost,
+        "possibly_billed_twice": counts.ambiguous,
+        "dollars": round(counts.dollars, 6) if priced else None,
         "makespan": round(makespan, 3),
         "optimum": round(best, 3),
         "efficiency": round(best / makespan, 6) if makespan > 0 else 1.0,
@@ -168,12 +186,20 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
     counted = [f"{summary['answered']} answered", f"{summary['failed']} failed"]
     if summary["skipped"]:
         counted.append(f"{summary['skipped']} skipped (answered before)")
+    if summary["left_out"]:
+        counted.append(f"{summary['left_out']} left out")
     if summary["untouched"]:
         counted.append(f"{summary['untouched']} untouched")
     lines = [
         f"{summary['rows']} rows{' read' if summary['stopped'] else ''}: {', '.join(counted)}",
         f"{summary['sent']} requests sent, {summary['retries']} of them again; {summary['status_429']} answered with 429",
     ]
+    if summary["possibly_billed_twice"]:
+        lines.append(
+            f"{summary['possibly_billed_twice']} sent again whose first answer was lost: they may have been billed twice"
+        )
+    if summary["dollars"] is not None:
+        lines.append(f"${summary['dollars']:,.4f} for the answers")
     if summary["sent"]:
         lines.append(
             f"{summary['makespan']:.2f} s, {summary['efficiency']:.1%} of the optimum "

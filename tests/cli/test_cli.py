@@ -8,74 +8,18 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from penstock import cli, simulator
+from penstock import simulator
+from penstock.cli import files as cli_files
 from penstock.cli import main, parse_limits
+from penstock.cli import run as cli_run
 from penstock.limits import Rate
-from penstock.runner import output
-from penstock.runner.output import OutputError
-from penstock.simulator import Faults, Latency, Simulation
-
-LIMITS = "requests=6000/min,tokens=600k/min"
-KEY = "sk-none"
-
-
-def chat(number):
-    body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": f"question {number}"}]}
-    return {"custom_id": f"row-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
-
-
-def lines_of(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A folder to work in, with 20 requests in it, and an environment that says nothing."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    write(tmp_path, range(20))
-    return tmp_path
-
-
-def write(folder, numbers, more=b""):
-    (folder / "in.jsonl").write_bytes(b"".join(json.dumps(chat(number)).encode() + b"\n" for number in numbers) + more)
-
-
-def simulated(*arguments):
-    return main(
-        ["run", "in.jsonl", "-o", "out.jsonl", "--simulate", "--latency", "0.01", "--limits", LIMITS, *arguments]
-    )
-
-
-def started(*arguments, **options):
-    """The command as a process of its own."""
-    environment = {**os.environ, "OPENAI_API_KEY": KEY}
-    return subprocess.Popen(
-        [sys.executable, "-m", "penstock", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        text=True,
-        **options,
-    )
-
-
-def wait_for(condition, seconds=30):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.01)
-
-
-def count(path):
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
+from penstock.runner.files import Appended, OutputError
+from penstock.simulator import Faults, Simulation
+from tests.cli.commands import KEY, LIMITS, chat, count, lines_of, simulated, started, wait_for, write
 
 # Success
 
@@ -326,7 +270,13 @@ RUN = ["run", "in.jsonl", "-o", "out.jsonl"]
         ([*RUN, "--base-url", ""], "--base-url: '' is no address of a server"),
         ([*RUN, "--base-url", "http://x:99999/v1"], "--base-url: 'http://x:99999/v1' is no address of a server"),
         ([*RUN, "--base-url", "http://a b/v1"], "--base-url: 'http://a b/v1' is no address of a server"),
-        ([*RUN, "--base-url", "http://x/v1?a=1"], "--base-url: 'http://x/v1?a=1' goes on after its path"),
+        (
+            [*RUN, "--base-url", "http://x/v1#a"],
+            "--base-url: 'http://x/v1#a' goes on with a #, which no server is ever sent",
+        ),
+        ([*RUN, "--header", "nonsense"], "--header: cannot read 'nonsense': write it like 'X-Team: search'"),
+        ([*RUN, "--header", "a: $NOWHERE"], "--header: NOWHERE, which a names, is not set"),
+        ([*RUN, "--set", "temperature"], "--set: cannot read 'temperature': write it like temperature=0"),
         ([*RUN, "--latency", "inf", "--simulate"], "--latency: inf is no number of seconds until an answer"),
         (["simulate", "--latency", "inf"], "--latency: inf is no number of seconds until an answer"),
         (
@@ -380,7 +330,7 @@ def test_what_is_read_is_not_written_over_whatever_it_is_called(folder, capsys, 
     other = {"-o": "out.jsonl", "--errors": "e.jsonl", "the summary": "out.summary.json"}[option]
     os.link("in.jsonl", other)
     opened = os.open("in.jsonl", os.O_RDONLY)
-    monkeypatch.setattr(cli, "open_source", lambda file: opened if file == "-" else os.open(file, os.O_RDONLY))
+    monkeypatch.setattr(cli_files, "open_source", lambda file: opened if file == "-" else os.open(file, os.O_RDONLY))
     said = refused(capsys, ["run", source, "-o", "out.jsonl", "--errors", "e.jsonl", "--overwrite", "--simulate"])
     assert said == f"FILE and {option} are the same file: {other}"
     assert count(folder / "in.jsonl") == 20
@@ -419,18 +369,18 @@ def test_results_on_standard_output_stand_there_alone(folder, out):
 
 def test_a_disk_that_is_full_is_named_once(folder, monkeypatch, capsys):
     """Results first: the run ends by what it could not write, and what was done is said although the summary is not there."""
-    append = output._append
+    append = Appended.append
 
-    def full(file, data, path):
-        if count(folder / "out.jsonl") == 5:
-            raise OutputError(f"cannot write {path}: No space left on device")
-        append(file, data, path)
+    def full(file, data):
+        if count(folder / "out.jsonl") == 5 and b"done" in data[:10]:
+            raise OutputError("cannot write out.jsonl: No space left on device")
+        append(file, data)
 
     def no_room(path, summary):
         raise OutputError(f"cannot write {path}: No space left on device")
 
-    monkeypatch.setattr(output, "_append", full)
-    monkeypatch.setattr(cli, "write_summary", no_room)
+    monkeypatch.setattr(Appended, "append", full)
+    monkeypatch.setattr(cli_run, "write_summary", no_room)
     assert simulated() == 2
     said = capsys.readouterr()
     assert said.err == "penstock: cannot write out.jsonl: No space left on device\n"
@@ -453,7 +403,7 @@ def test_files_of_others_are_named(folder, monkeypatch, capsys):
     def forbidden(path):
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(cli, "open_source", forbidden)
+    monkeypatch.setattr(cli_files, "open_source", forbidden)
     assert refused(capsys, [*RUN, "--simulate"]) == "cannot read in.jsonl: Permission denied"
 
 
@@ -474,7 +424,7 @@ def test_a_mistake_of_our_own_is_one_line_too(folder, monkeypatch, capsys):
     def wrong(*_, **__):
         raise ExceptionGroup("", [RuntimeError("unheard of")])
 
-    monkeypatch.setattr(cli, "_drive", wrong)
+    monkeypatch.setattr(cli_run, "_drive", wrong)
     assert simulated() == 1
     assert capsys.readouterr().err == (
         "penstock: a mistake of penstock's own: RuntimeError: unheard of (PENSTOCK_TRACEBACK=1 shows where)\n"
@@ -513,82 +463,6 @@ def test_a_process_ends_with_the_code_and_the_line_alone(folder):
     assert process.returncode == 2
 
 
-# Interruptions
-
-
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_keeps_what_came_back_and_goes_on_later(folder, monkeypatch, capsys, sent):
-    """What was in flight ends and is on disk, nothing else is sent, exit code 130; then the same command does the rest."""
-    write(folder, range(60))
-    with simulator.serve(Simulation(latency=Latency(median=0.3))) as server:
-        command = ["run", "in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url, "--limits"]
-        process = started(*command, "requests=1200/min burst 5")
-        wait_for(lambda: server.statistics().answered >= 5)
-        process.send_signal(sent)
-        out, err = process.communicate()
-        assert process.returncode == 130, err
-        assert "penstock: interrupted: waiting for" in err
-        assert "Traceback" not in err
-        assert "untouched" in out
-        answered = server.statistics().answered
-        assert 5 <= answered < 60
-        assert count(folder / "out.jsonl") == answered == server.statistics().admitted
-        monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        assert main([*command, "requests=6000/min"]) == 0
-        assert f"{answered} rows are answered in out.jsonl already and are skipped" in capsys.readouterr().err
-        assert server.statistics().admitted == 60
-    assert len({result["custom_id"] for result in lines_of(folder / "out.jsonl")}) == count(folder / "out.jsonl") == 60
-
-
-def test_a_second_interrupt_waits_for_nothing(folder):
-    with simulator.serve(Simulation(latency=Latency(median=60.0))) as server:
-        process = started("run", "in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url, "--limits", LIMITS)
-        wait_for(lambda: server.statistics().in_flight == 20)
-        process.send_signal(signal.SIGINT)
-        assert process.stderr.readline() == "penstock: interrupted: waiting for 20 answers; Ctrl-C again drops them\n"
-        process.send_signal(signal.SIGINT)
-        err = process.communicate(timeout=20)[1]
-        assert (process.returncode, err) == (130, "")
-    assert (folder / "out.jsonl").read_bytes() == (folder / "out.errors.jsonl").read_bytes() == b""
-
-
-def test_an_interrupt_ends_the_wait_for_a_silent_pipe(tmp_path):
-    """Standard input may stay open for ever."""
-    out = tmp_path / "out.jsonl"
-    process = started("run", "-", "-o", str(out), "--simulate", "--latency", "0.01", stdin=subprocess.PIPE)
-    process.stdin.write(json.dumps(chat(0)) + "\n")
-    process.stdin.flush()
-    wait_for(lambda: count(out) == 1)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=20) == 130
-    process.communicate()
-
-
-def test_a_killed_run_goes_on_where_it_was(folder, monkeypatch, capsys):
-    """kill -9 in the middle, and a torn last line on top: every row is answered once in the end, nothing answered is lost."""
-    write(folder, range(80))
-    out = folder / "out.jsonl"
-    with simulator.serve(Simulation(latency=Latency(median=0.05))) as server:
-        command = ["run", "in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url, "--limits"]
-        process = started(*command, "requests=3000/min burst 5")
-        wait_for(lambda: count(out) >= 20)
-        process.kill()
-        process.communicate()
-        before = out.read_bytes()
-        kept, torn = before.count(b"\n"), before.rpartition(b"\n")[2]
-        assert kept >= 20
-        with out.open("ab") as file:
-            file.write(b'{"id":"batch_req_0123')
-        monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        assert main([*command, "requests=6000/min"]) == 0
-        err = capsys.readouterr().err
-        assert f"ended in the middle of a line: its last {len(torn) + 21} bytes are taken off" in err
-        # What was in flight when it was killed is sent again, and nothing else.
-        assert json.loads((folder / "out.summary.json").read_text())["sent"] == 80 - kept
-    assert out.read_bytes().startswith(before[: len(before) - len(torn)])
-    assert len({result["custom_id"] for result in lines_of(out)}) == count(out) == 80
-
-
 # Options
 
 
@@ -620,9 +494,9 @@ def test_no_more_rows_at_once_than_files_may_be_open(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda _, new: limits.append(new))
     said = []
-    assert cli._places(400, 2, said.append) == 400
+    assert cli_files.places(400, 2, said.append) == 400
     assert (limits[-1], said) == ((900, 1_000), [])
-    assert cli._places(1_000, 2, said.append) == 450
+    assert cli_files.places(1_000, 2, said.append) == 450
     assert (limits[-1], len(said)) == ((1_000, 1_000), 1)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from penstock import runner
 from penstock.cli import main
 
-PAGE = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
 
 
 def blocks(language):
@@ -30,7 +30,7 @@ def test_the_example_runs_and_prints_what_the_page_says(tmp_path, monkeypatch, c
     assert answered.keys() == {"a", "line-2", "line-3"}
     assert answered["line-3"]["response"]["body"]["object"] == "list"
     assert {file.name for file in tmp_path.iterdir()} == {
-        "requests.jsonl", "results.jsonl", "results.errors.jsonl", "results.summary.json",
+        "requests.jsonl", "results.jsonl", "results.errors.jsonl", "results.summary.json", "results.jsonl.journal",
     }  # fmt: skip
     summary = json.loads(Path("results.summary.json").read_text())
     told = PAGE[PAGE.index("The summary:") : PAGE.index("## Exit codes")]

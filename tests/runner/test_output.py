@@ -9,13 +9,21 @@ import os
 
 import pytest
 
-from penstock.runner import output
-from penstock.runner.output import OutputError, Results, beside, write_summary
-from penstock.runner.source import Rejected, Row, dump_json
+from penstock.runner import files, output
+from penstock.runner.output import Known, OutputError, Results, beside, journal_of, write_summary
+from penstock.runner.source import Rejected, Row, dump_json, named_key
 
 
-def row(custom_id, line=1):
-    return Row(line, custom_id, "/v1/x", "m", b"{}", {"requests": 1})
+def row(custom_id, line=1, body=b"{}"):
+    return Row(
+        line,
+        custom_id,
+        "/v1/x",
+        "m",
+        body,
+        {"requests": 1},
+        named_key(f"{custom_id}".encode("utf-8", "replace") + body),
+    )
 
 
 @pytest.fixture
@@ -49,9 +57,12 @@ def test_a_result_is_a_line_of_the_batch_format(out):
 
 
 def test_the_same_row_has_the_same_id_in_every_run(out):
+    """And another question under the same custom_id has another."""
     before = answered(out, "a")
-    out.unlink()
-    assert answered(out, "a") == before
+    assert answered(out.with_name("other.jsonl"), "a") == before
+    with opened(out.with_name("third.jsonl")) as results:
+        results.answer(row("a", body=b'{"b":1}'), 200, "req_1", b'{"a":1}')
+    assert out.with_name("third.jsonl").read_bytes()[:40] != before[:40]
 
 
 def test_a_result_is_with_the_system_at_once(out):
@@ -74,7 +85,8 @@ def test_a_run_goes_on_where_the_last_one_ended(out):
     before = answered(out, "a", 7, "\ud800")
     with opened(out) as results:
         assert results.found == 3
-        assert all(name in results.answered for name in ("a", 7, "7", "\ud800"))
+        assert [results.known(row(name)) for name in ("a", 7, "\ud800", "b")] == [Known.ANSWERED] * 3 + [Known.NEW]
+        assert results.known(row("a")) is Known.DUPLICATE
         results.answer(row("b"), 200, None, b"{}")
     assert out.read_bytes().startswith(before)
     assert len(out.read_bytes().splitlines()) == 4
@@ -126,23 +138,74 @@ def test_overwrite_begins_anew(out):
     answered(out, "a")
     with opened(out, overwrite=True) as results:
         assert results.found == 0
-        assert "a" not in results.answered
+        assert results.known(row("a")) is Known.NEW
         assert results.idle < 60  # the limits are used up all the same
     assert out.read_bytes() == b""
 
 
-def test_a_torn_last_line_is_taken_off_wherever_it_was_torn(out):
-    """Whatever the instruction at which the last run was killed, the next one finds whole lines and loses none of them."""
+@pytest.mark.parametrize("journal", ["there", "gone"])
+def test_a_torn_last_line_is_made_whole_wherever_it_was_torn(out, journal):
+    """Whatever the instruction at which the last run was killed, the next one finds whole lines and loses none of them.
+
+    What the results file lacks is in the journal; without it, what is whole in the results file counts.
+    """
     whole = answered(out, "a", "b")
+    kept_journal = journal_of(out).read_bytes()
     first = whole.index(b"\n") + 1
-    for length in range(len(whole)):
+    for length in [*range(0, len(whole), 7), first - 1, first, first + 1, len(whole) - 1]:
         out.write_bytes(whole[:length])
+        journal_of(out).unlink()
+        if journal == "there":
+            journal_of(out).write_bytes(kept_journal)
         with opened(out) as results:
             results.answer(row("c"), 200, None, b"{}")
         kept = (
             0 if length < first - 1 else 1 if length < len(whole) - 1 else 2
         )  # a line that lacks but its end is whole
-        assert [json.loads(line)["custom_id"] for line in out.read_bytes().splitlines()] == [*"ab"[:kept], "c"]
+        expected = ["a", "b", "c"] if journal == "there" else [*"ab"[:kept], "c"]
+        assert [json.loads(line)["custom_id"] for line in out.read_bytes().splitlines()] == expected
+
+
+def test_a_journal_that_was_torn_anywhere_loses_nothing_that_the_results_hold(out):
+    """The journal is written first, but a power failure may keep the later of two files."""
+    whole = answered(out, "a", "b")
+    journal = journal_of(out).read_bytes()
+    for length in [*range(0, len(journal), 11), len(journal) - 1]:
+        out.write_bytes(whole)
+        journal_of(out).write_bytes(journal[:length])
+        with opened(out) as results:
+            assert [results.known(row(name)) for name in "abc"] == [Known.ANSWERED, Known.ANSWERED, Known.NEW]
+            results.answer(row("c"), 200, None, b"{}")
+        with opened(out) as results:
+            assert results.found == 3
+        assert out.read_bytes().startswith(whole)
+
+
+def test_results_that_were_deleted_are_written_again_out_of_the_journal(out):
+    """They were paid for."""
+    whole = answered(out, "a", "b")
+    out.unlink()
+    with opened(out) as results:
+        assert (results.found, results.restored) == (2, 2)
+    assert out.read_bytes() == whole
+
+
+@pytest.mark.parametrize("edit", ["a line is gone", "a word is changed", "lines are swapped", "others"])
+def test_results_that_somebody_changed_are_left_alone_and_named(out, edit):
+    whole = answered(out, "a", "b", "c")
+    lines = whole.splitlines(keepends=True)
+    content = {
+        "a line is gone": lines[0] + lines[2],
+        "a word is changed": whole[:-30] + b"x" + whole[-29:],
+        "lines are swapped": lines[2] + lines[1] + lines[0],
+        "others": b"dear diary\n",
+    }[edit]
+    out.write_bytes(content)
+    with pytest.raises(
+        OutputError, match=r"was changed since the last run, so that it does not match out\.jsonl\.journal"
+    ):
+        opened(out)
+    assert out.read_bytes() == content
 
 
 @pytest.mark.parametrize(
@@ -172,11 +235,14 @@ def test_a_file_of_something_else_is_left_alone(out, content):
     assert out.read_bytes() == content
 
 
-def test_a_foreign_line_in_the_middle_is_not_repaired(out):
+@pytest.mark.parametrize("journal", ["there", "gone"])
+def test_a_foreign_line_in_the_middle_is_not_repaired(out, journal):
     whole = answered(out, "a", "b")
     content = whole.replace(b"\n", b"\nhello\n", 1)
     out.write_bytes(content)
-    with pytest.raises(OutputError, match="its line 2 is not a result"):
+    if journal == "gone":
+        journal_of(out).unlink()
+    with pytest.raises(OutputError, match="its line 2 is not a result" if journal == "gone" else "was changed since"):
         opened(out)
     assert out.read_bytes() == content
 
@@ -204,9 +270,8 @@ def test_a_full_disk_leaves_whole_lines(out, monkeypatch):
             return write(file, data[:10])
 
         monkeypatch.setattr(os, "write", half)
-        with pytest.raises(OutputError, match=r"cannot write .*out\.jsonl: No space left on device"):
+        with pytest.raises(OutputError, match=r"cannot write .*out\.jsonl.*: No space left on device"):
             results.answer(row("b"), 200, None, b"{}")
-        assert "b" not in results.answered
     assert out.read_bytes() == whole
 
 
@@ -219,19 +284,24 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path, where):
 def test_a_summary_is_there_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "out.summary.json"
     write_summary(path, {"rows": 1})
-    monkeypatch.setattr(output.json, "dumps", lambda *_, **__: "\ud800")
+    monkeypatch.setattr(files.json, "dumps", lambda *_, **__: "\ud800")
     with pytest.raises(UnicodeEncodeError):
         write_summary(path, {"rows": 2})
     assert json.loads(path.read_text()) == {"rows": 1}
 
 
-def test_names_beside_the_results():
-    assert [str(beside(output.Path(name), ".errors.jsonl")) for name in ("a/b.jsonl", "b", "b.json", "b.x.jsonl")] == [
+def test_no_two_outputs_share_a_file_beside_them():
+    """`-o results.json` and `-o results.jsonl` are two runs."""
+    names = ["a/b.jsonl", "b", "b.json", "b.x.jsonl", "b.x", ".jsonl"]
+    assert [str(beside(output.Path(name), ".errors.jsonl")) for name in names] == [
         "a/b.errors.jsonl",
-        "b.errors.jsonl",
-        "b.errors.jsonl",
+        "b-errors.jsonl",
+        "b.json-errors.jsonl",
         "b.x.errors.jsonl",
+        "b.x-errors.jsonl",
+        ".jsonl-errors.jsonl",
     ]
+    assert len({journal_of(output.Path(name)) for name in names}) == len(names)
 
 
 def test_results_are_plain_json(out):

@@ -4,84 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import contextmanager
-from types import SimpleNamespace
 
 import anyio
-import httpx2
 import pytest
 
 from penstock import clock, simulator
 from penstock.limits import parse
-from penstock.llm.tokens import by_bytes
 from penstock.runner import engine
-from penstock.runner.engine import Run, Settings
-from penstock.runner.output import Results, beside
-from penstock.runner.source import Lines
-from penstock.runner.summary import summarise
+from penstock.runner.client import Lost, NotSent, url_of
 from penstock.simulator import Faults, Latency, Simulation
+from tests.runner.service import LIMITS, Service, chat, prepared
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_time")]
-
-LIMITS = {"requests": "900/min burst 20", "tokens": "90k/min burst 6000"}
-
-
-@pytest.fixture
-def anyio_backend():
-    """asyncio is what the command line runs on; the parts below run on more, and their own tests hold that."""
-    return "asyncio", {"use_uvloop": False}
-
-
-def chat(number, size=100):
-    return {
-        "custom_id": f"row-{number}",
-        "body": {"model": "m", "messages": [{"role": "user", "content": f"{number:0{size}}"}]},
-    }
-
-
-class Service(httpx2.AsyncBaseTransport):
-    """The simulated service, and a record of what it was asked; `script` answers in its stead as long as it lasts."""
-
-    def __init__(self, simulation, script=()):
-        self.app = simulator.create_app(simulation)
-        self.account = self.app.state.account
-        self.inner = httpx2.ASGITransport(app=self.app)
-        self.script = list(script)
-        self.asked = []
-
-    async def handle_async_request(self, request):
-        self.asked.append((clock.now(), json.loads(request.content)["messages"][0]["content"].lstrip("0") or "0"))
-        if self.script:
-            answer = self.script.pop(0)
-            if isinstance(answer, Exception):
-                raise answer
-            status, headers, body = answer
-            return httpx2.Response(status, headers=headers, content=body, request=request)
-        return await self.inner.handle_async_request(request)
-
-
-@contextmanager
-def prepared(folder, rows, service, *, limits=LIMITS, **settings):
-    """A run over these rows; its results are read with `.results()` and `.errors()`."""
-    source, out = folder / "in.jsonl", folder / "out.jsonl"
-    source.write_bytes(b"".join(row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows))
-    descriptor = os.open(source, os.O_RDONLY)
-    rates = Simulation(**limits).limits
-    chosen = Settings(**{"base_url": "http://test/v1", "api_key": "key", "cost": by_bytes, **settings})
-    try:
-        with Results(out, beside(out, ".errors.jsonl")) as results:
-            run = Run(Lines(descriptor), results, chosen, lambda _: ("", rates), transport=service)
-            yield SimpleNamespace(
-                run=run,
-                counts=run.counts,
-                results=lambda: [json.loads(line) for line in out.read_text().splitlines()],
-                errors=lambda: [json.loads(line) for line in beside(out, ".errors.jsonl").read_text().splitlines()],
-                summary=lambda: summarise(
-                    run.counts, {name: group.allowances for name, group in run.groups.items()}, run.concurrency
-                ),
-            )
-    finally:
-        os.close(descriptor)
 
 
 def belongs(result):
@@ -173,45 +107,26 @@ async def test_failures_of_the_service_are_tried_again(tmp_path):
 
 
 async def test_lost_connections_are_tried_again(tmp_path):
-    script = [
-        httpx2.ConnectError("refused"),
-        httpx2.ReadError("reset"),
-        httpx2.RemoteProtocolError("hung up"),
-        httpx2.ReadTimeout(""),
-    ]
+    script = [NotSent("refused"), Lost("reset"), Lost("hung up"), Lost("no answer within 600 s")]
     service = Service(Simulation(**LIMITS), script)
     with prepared(tmp_path, [chat(0)], service) as this:
         await this.run()
         assert [result["custom_id"] for result in this.results()] == ["row-0"]
-    assert this.counts.retries == 4
+    assert (this.counts.sent, this.counts.retries, this.counts.lost) == (4, 3, 3)
 
 
 async def test_attempts_are_bounded(tmp_path):
-    service = Service(Simulation(**LIMITS), [httpx2.ConnectError("refused")] * 3)
+    service = Service(Simulation(**LIMITS), [Lost("the server was silent")] * 3)
     with prepared(tmp_path, [chat(0)], service, attempts=3) as this:
         await this.run()
         assert this.errors() == [
             {
                 "line": 1,
                 "custom_id": "row-0",
-                "error": {"code": "connection_error", "message": "ConnectError: refused", "attempts": 3},
+                "error": {"code": "connection_error", "message": "the server was silent", "attempts": 3},
             }
         ]
     assert this.counts.failed == 1
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (httpx2.ReadTimeout(""), "ReadTimeout: the server was silent for 600 s"),
-        (httpx2.ConnectTimeout(""), "ConnectTimeout: no connection within 30 s"),
-        (httpx2.ReadError(""), "ReadError: the connection was lost"),
-    ],
-)
-async def test_an_error_without_words_is_told_in_ours(tmp_path, error, message):
-    with prepared(tmp_path, [chat(0)], Service(Simulation(**LIMITS), [error]), attempts=1) as this:
-        await this.run()
-        assert this.errors()[0]["error"]["message"] == message
 
 
 async def test_a_row_that_the_service_refuses_for_good_is_sent_once(tmp_path):
@@ -247,8 +162,8 @@ async def test_a_page_of_html_is_tried_again_and_kept_at_last(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"{", b"", b"<html>", b'{"a": NaN}', b"\xff", b'{"a": 1e999}', b"[" * 100_000],
-    ids=["torn", "nothing", "HTML", "NaN", "no UTF-8", "infinite", "nested"],
+    [b"{", b"<html>", b'{"a": NaN}', b"\xff", b"[" * 100_000],
+    ids=["torn", "HTML", "NaN", "no UTF-8", "nested"],
 )
 async def test_an_answer_that_is_no_json_is_an_error_and_is_kept(tmp_path, content):
     """It was paid for, and sending again would cost the same."""
@@ -259,19 +174,8 @@ async def test_an_answer_that_is_no_json_is_an_error_and_is_kept(tmp_path, conte
         assert this.results() == []
     assert error["error"]["code"] == "invalid_response"
     assert error["error"]["message"] == "the answer with status 200 is not JSON"
-    assert error["error"]["body"].startswith(content.decode("utf-8", "replace")[:1_000])
+    assert error["error"]["body"] == content.decode("utf-8", "replace")
     assert this.counts.retries == 0
-
-
-async def test_an_answer_that_cannot_be_decompressed_is_an_error(tmp_path):
-    """Of its row, and of no other."""
-    service = Service(Simulation(**LIMITS), [httpx2.DecodingError("incorrect header check")])
-    with prepared(tmp_path, [chat(0), chat(1)], service) as this:
-        await this.run()
-        (error,) = this.errors()
-        assert len(this.results()) == 1
-    assert (error["error"]["code"], error["error"]["attempts"]) == ("invalid_response", 1)
-    assert error["error"]["message"] == "the answer cannot be decompressed: incorrect header check"
 
 
 async def test_a_mistake_of_ours_costs_one_row(tmp_path):
@@ -281,7 +185,7 @@ async def test_a_mistake_of_ours_costs_one_row(tmp_path):
         await this.run()
         (error,) = this.errors()
         assert len(this.results()) == 1
-    assert error["error"] == {"code": "internal_error", "message": "RuntimeError: unheard of", "attempts": 1}
+    assert error["error"] == {"code": "internal_error", "message": "RuntimeError: unheard of", "attempts": 0}
 
 
 async def test_a_row_above_the_limits_that_were_learned_is_an_error(tmp_path):
@@ -359,12 +263,14 @@ async def test_being_told_to_wait_is_no_fault_of_the_row(tmp_path):
     assert this.counts.status_429 >= 10
 
 
-async def test_a_service_that_only_says_wait_is_given_up(tmp_path):
+async def test_a_service_that_only_says_wait_is_given_up_when_its_time_is_over(tmp_path):
     body = b'{"error": {"message": "Rate limit reached. Please try again in 1s.", "code": "rate_limit_exceeded"}}'
-    service = Service(Simulation(**LIMITS), [(429, {}, body)] * 100)
-    with prepared(tmp_path, [chat(0), chat(1)], service, attempts=3) as this:
+    service = Service(answer=lambda _: (429, {}, body))
+    with prepared(tmp_path, [chat(0), chat(1)], service, attempts=3, give_up_after=600) as this:
         await this.run()
-        assert [error["error"]["attempts"] for error in this.errors()] == [3, 3]
+        assert [error["error"]["code"] for error in this.errors()] == ["rate_limit_exceeded"] * 2
+    assert 600 <= clock.now() < 630
+    assert len(service.asked) < 600  # told to wait again and again, a row asks ever more rarely
 
 
 @pytest.mark.parametrize("code", ["insufficient_quota", "billing_hard_limit_reached"])
@@ -401,7 +307,7 @@ async def test_a_key_that_a_server_repeats_is_not_kept(tmp_path, status):
     """Files and logs are passed on."""
     body = b'{"error": {"message": "Incorrect API key provided: sk-0123456789", "param": "sk-0123456789"}}'
     service = Service(Simulation(**LIMITS), [(status, {}, body)] * 2)
-    with prepared(tmp_path, [chat(0)], service, api_key="sk-0123456789", attempts=2) as this:
+    with prepared(tmp_path, [chat(0)], service, secrets=(b"sk-0123456789",), attempts=2) as this:
         await this.run()
         said = str(this.run.stopped) + json.dumps(this.errors())
     assert "sk-0123456789" not in said
@@ -515,7 +421,7 @@ async def test_a_disk_that_is_full_ends_the_run(tmp_path, monkeypatch):
         monkeypatch.setattr(os, "write", full)
         await this.run()
         assert this.run.stopped.code == "output"
-        assert this.run.stopped.message.endswith("out.jsonl: No space left on device")
+        assert this.run.stopped.message.endswith("No space left on device")
         assert len(this.results()) == 5
 
 
@@ -557,4 +463,4 @@ async def test_a_model_without_known_limits_is_an_error_of_its_row(tmp_path):
     ],
 )
 def test_a_path_is_put_behind_the_base_as_sdks_do(base, path, url):
-    assert engine._url(base, path) == url
+    assert url_of(base, path) == url

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.llm.tokens import by_bytes
-from penstock.runner import source
+from penstock.runner import formats
 from penstock.runner.source import IdSet, Lines, Rejected, Row, dump_json, load_json, read_row
 
 CHAT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "How deep is the sea?"}]}
@@ -70,12 +70,12 @@ def test_lines_do_not_depend_on_how_the_bytes_arrive(lines, size):
     """A line that is spread over several reads is the same line."""
     content = b"\n".join(lines)
     chunks = [content[at : at + size] for at in range(0, len(content), size)]
-    assert list(source._numbered(iter(chunks))) == list(source._numbered(iter([content] if content else [])))
+    assert list(formats.numbered(iter(chunks))) == list(formats.numbered(iter([content] if content else [])))
 
 
 def test_a_line_that_is_too_long_is_given_up_and_the_next_one_read(tmp_path, monkeypatch):
     """It is never held in memory as a whole."""
-    monkeypatch.setattr(source, "MAX_LINE", 300_000)
+    monkeypatch.setattr(formats, "MAX_LINE", 300_000)
     content = b"a\n" + b"x" * 2_000_000 + b"\nb\n" + b"y" * 600_000
     assert lines_of(tmp_path, content) == [(1, b"a"), (2, None), (3, b"b"), (4, None)]
     assert read_row(2, None, by_bytes) == Rejected(2, None, "line_too_long", "the line is longer than 0 MiB")
@@ -107,7 +107,13 @@ def test_a_pipe_that_is_silent_can_be_left():
 def test_a_row_of_the_batch_format_is_read():
     row = read({"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": CHAT})
     assert row == Row(
-        7, "a", "/v1/chat/completions", "gpt-4o-mini", dump_json(CHAT), {"requests": 1, "tokens": 9, "images": 0}
+        7,
+        "a",
+        "/v1/chat/completions",
+        "gpt-4o-mini",
+        dump_json(CHAT),
+        {"requests": 1, "tokens": 9, "images": 0},
+        row.raw,
     )
     assert json.loads(row.body) == CHAT
 

@@ -1,0 +1,50 @@
+"""The command line: `penstock run` and `penstock simulate`.
+
+The key is read from the environment and nowhere else: a command line is seen by everybody on the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from penstock.cli import run as run
+from penstock.cli import simulate as simulate
+from penstock.cli.frame import app
+from penstock.cli.options import Fault, parse_limits
+from penstock.cli.terminal import complain
+from penstock.errors import PenstockError
+
+__all__ = ["app", "main", "parse_limits"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        arguments: Without the program's name; those of the process unless given.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(args=given or ["--help"], prog_name="penstock", standalone_mode=False)
+    except (Fault, PenstockError) as fault:
+        return complain(str(fault))
+    except typer.Abort:
+        return 130
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        # Wrong options arrive as exceptions of the option parser, which typer carries inside since 0.16 and not before.
+        show = getattr(error, "format_message", None)
+        if show is not None:
+            return complain(f"{show().rstrip('.')} (see penstock --help)")
+        if os.environ.get("PENSTOCK_TRACEBACK"):
+            raise
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        complain(f"a mistake of penstock's own: {type(error).__name__}: {error} (PENSTOCK_TRACEBACK=1 shows where)")
+        return 1
+    return code if isinstance(code, int) else 0

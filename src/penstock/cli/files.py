@@ -1,0 +1,136 @@
+"""The files that a command names: opened, and kept apart."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock.cli.options import Fault
+from penstock.runner.formats import FormatError, Prompt
+from penstock.runner.output import beside, journal_of
+from penstock.runner.source import Lines, open_source
+
+__all__ = ["Targets", "check_files", "is_stdout", "open_lines", "places"]
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Where a run writes.
+
+    Attributes:
+        out: The results.
+        errors: The errors.
+        summary: The summary; None where nothing is put beside the results.
+        journal: The journal; None: there is none.
+        descriptor: The results are open already, as this: standard output.
+        errors_descriptor: So are the errors, as this: standard error.
+    """
+
+    out: Path
+    errors: Path
+    summary: Path | None
+    journal: Path | None
+    descriptor: int | None = None
+    errors_descriptor: int | None = None
+
+
+@contextmanager
+def open_lines(file: str, prompt: Prompt | None = None) -> Iterator[Lines]:
+    """The rows of a file, open as long as the context.
+
+    Raises:
+        Fault: It cannot be read.
+    """
+    descriptor = None
+    try:
+        descriptor = open_source(file)
+        lines = Lines(descriptor, name=file, prompt=prompt)
+    except OSError as error:
+        raise Fault(f"cannot read {file}: {error.strerror or error}") from None
+    except FormatError as error:
+        raise Fault(str(error)) from None
+    try:
+        yield lines
+    finally:
+        if descriptor:
+            os.close(descriptor)
+
+
+def check_files(lines: Lines, out: Path, errors: Path | None, journal: Path | None) -> Targets:
+    """Where everything goes. Refuses to write over what is read, or one output over another.
+
+    Where OUT is no regular file, nothing is put beside it: there is no summary and no journal, and the errors need a name
+    of their own. Where it is standard output, they go to standard error.
+    """
+    if out in _STDOUTS:
+        return Targets(out, errors or Path("standard error"), None, journal, 1, None if errors else 2)
+    if out.is_dir():
+        raise Fault(f"cannot write {out}: Is a directory")
+    is_special = out.parent in _SPECIAL or (out.exists() and not out.is_file())
+    if errors is None and is_special:
+        raise Fault(f"{out} is no regular file, so nothing can be put beside it: give --errors too")
+    errors, summary = errors or beside(out, ".errors.jsonl"), None if is_special else beside(out, ".summary.json")
+    if journal is None and not is_special:
+        journal = journal_of(out)
+    seen: dict[object, str] = {}
+    for name, path in {"-o": out, "--errors": errors, "the summary": summary, "the journal": journal}.items():
+        if path is None:
+            continue
+        # A terminal may well be read from and written to.
+        other = (
+            "FILE" if lines.is_regular and lines.come_from(path.resolve()) else seen.setdefault(_identity(path), name)
+        )
+        if other != name:
+            raise Fault(f"{other} and {name} are the same file: {path}")
+    if not out.parent.is_dir():
+        raise Fault(f"cannot write {out}: the folder {out.parent} is not there")
+    if summary is not None and not os.access(summary.parent, os.W_OK):
+        raise Fault(f"cannot write {summary if out.exists() else out}: the folder {out.parent} is not ours to write to")
+    return Targets(out, errors, summary, journal)
+
+
+_STDOUTS = frozenset({Path("-"), Path("/dev/stdout"), Path("/dev/fd/1")})
+_SPECIAL = frozenset({Path("/dev"), Path("/dev/fd")})
+"""Folders of names for what was opened by others, regular files among them; nobody's results are beside those."""
+
+
+def _identity(path: Path) -> object:
+    """What tells a file from all others, under whatever names it goes."""
+    path = path.resolve()
+    if not path.exists():
+        return path
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def is_stdout(out: Path) -> bool:
+    """Whether standard output goes where the results go: whoever reads them there wants nothing else among them."""
+    if out in _STDOUTS:
+        return True
+    try:
+        status = os.fstat(1)
+        return not stat.S_ISCHR(status.st_mode) and os.path.samestat(status, out.stat())
+    except OSError:
+        return False
+
+
+def places(wanted: int, files_each: int, say: Callable[[str], None]) -> int:
+    """As many rows at once as there may be open files for; the system's soft limit is raised for it if it lets us."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return wanted
+    others = 100
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted * files_each + others
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < needed:
+            wanted = max(1, (soft - others) // files_each)
+            say(f"the system allows {hard} open files: at most {wanted} rows are worked on at once")
+    return wanted

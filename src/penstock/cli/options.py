@@ -1,0 +1,240 @@
+"""What the options of the command line mean: limits, servers, changes of requests."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import math
+import os
+import re
+import urllib.parse
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from penstock import limits as _limits
+from penstock.llm import tables, tokens
+from penstock.runner.client import Server, headers_of
+from penstock.runner.group import Limits, LimitsOf
+from penstock.runner.source import Change, Lines, Row, read_row
+
+__all__ = ["Fault", "change_of", "learned", "limits_of_first_row", "parse_limits", "published", "server_of", "the_same"]
+
+OPENAI = "https://api.openai.com/v1"
+SIMULATED = "requests=3500/min,tokens=90k/min"
+"""Limits of `--simulate` unless given: the guide's, for chat."""
+
+UNITS = ("requests", "tokens", "images")
+
+_AZURE = (".openai.azure.com", ".cognitiveservices.azure.com", ".services.ai.azure.com")
+
+
+class Fault(Exception):  # noqa: N818 - never leaves the command line
+    """What is wrong with the command, in one line."""
+
+
+# Limits ---------------------------------------------------------------------------------------------------------------
+
+
+def parse_limits(text: str) -> Limits:
+    """Read `requests=3500/min,tokens=90k/min burst 20k`; a unit may come more than once.
+
+    Raises:
+        Fault: It is not that; or it names what is not counted.
+    """
+    found: dict[str, tuple[Any, ...]] = {}
+    # A comma may also stand before "burst", and inside no number.
+    for part in re.split(r",(?!\s*burst\b)", text):
+        unit, equals, rate = part.partition("=")
+        unit = unit.strip()
+        if not equals:
+            raise Fault(f'--limits: cannot read {part.strip()!r}: write it like "requests=3500/min,tokens=90k/min"')
+        if unit not in UNITS:
+            raise Fault(f"--limits: {unit!r} is not counted; there are {', '.join(UNITS)}")
+        try:
+            found[unit] = (*found.get(unit, ()), _limits.parse(rate))
+        except ValueError as error:
+            raise Fault(f"--limits: {unit}: {error}") from None
+    return found
+
+
+def the_same(limits: Limits) -> LimitsOf:
+    """These limits for all models together."""
+    return lambda _: ("", limits)
+
+
+def learned(model: str) -> tuple[str, None]:
+    """The server's answers will tell the limits of each model."""
+    return model, None
+
+
+def published(account: str) -> LimitsOf:
+    """The published limits of each model. Dated snapshots share those of their model."""
+    check_account(account)
+    known: dict[str, tuple[str, Limits | None]] = {}
+
+    def limits_of(model: str) -> tuple[str, Limits | None]:
+        if model not in known:
+            known[model] = (tables.family(model), tables.lookup(model, account).limits)
+        return known[model]
+
+    return limits_of
+
+
+def limits_of_first_row(lines: Lines, account: str) -> Limits:
+    """The published limits of the first row's model: a simulated account has one set of them."""
+    check_account(account)
+    if not lines.is_regular:
+        raise Fault("--simulate with --account looks for the model in FILE first, and cannot in a pipe: give --limits")
+    for number, line in lines.again():
+        row = read_row(number, line, tokens.by_bytes)
+        if isinstance(row, Row):
+            try:
+                return tables.lookup(row.model, account).limits
+            except ValueError as error:
+                raise Fault(f"--account: line {number}: {error}") from None
+    return parse_limits(SIMULATED)  # nothing will be sent
+
+
+def check_account(account: str) -> None:
+    """See that there is such an account.
+
+    Raises:
+        Fault: There is none.
+    """
+    known = (*tables.accounts(), *tables.tiers())
+    if account not in known:
+        raise Fault(f"--account: there is no {account!r}; there are {', '.join(known)}")
+
+
+# Servers --------------------------------------------------------------------------------------------------------------
+
+
+def server_of(base_url: str | None, headers: Iterable[str], timeout: float) -> Server:
+    """The server that the options and the environment name, with the key that it wants.
+
+    Raises:
+        Fault: There is no such address, no key, or a header that is none.
+    """
+    if not math.isfinite(timeout):
+        raise Fault(f"--timeout: {timeout} is no number of seconds; write it like 600")
+    address = _address(base_url)
+    try:
+        given = headers_of(map(_from_environment, headers))
+    except ValueError as error:
+        raise Fault(f"--header: {error}") from None
+    names = {name.lower() for name in given}
+    found: dict[str, str] = {}
+    if not names & {"authorization", "api-key", "x-api-key"}:
+        found |= _credentials(address)
+    for variable, name in (("OPENAI_ORG_ID", "openai-organization"), ("OPENAI_PROJECT_ID", "openai-project")):
+        value = os.environ.get(variable, "").strip()
+        if value and name not in names:
+            found[name] = _sendable(value, variable)
+    return Server(address, headers=found | given, timeout=timeout)
+
+
+def _from_environment(header: str) -> str:
+    """`Name: $VARIABLE`, quoted from the shell: a command line is seen by everybody on the machine."""
+    name, _, value = header.partition(":")
+    variable = re.fullmatch(r"\s*((?:Bearer )?)\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?\s*", value)
+    if variable is None:
+        return header
+    found = os.environ.get(variable[2], "").strip()
+    if not found:
+        raise ValueError(f"{variable[2]}, which {name} names, is not set")
+    return f"{name}: {variable[1]}{_sendable(found, variable[2])}"
+
+
+def _address(given: str | None) -> str:
+    # An empty option is a variable that was not set: the requests, and the key, are not for whoever is the default.
+    address = given if given is not None else os.environ.get("OPENAI_BASE_URL") or OPENAI
+    where = "--base-url" if given is not None else "OPENAI_BASE_URL"
+    try:
+        parts = urllib.parse.urlsplit(address)
+        is_web = parts.scheme in {"http", "https"} and bool(parts.hostname) and 0 <= (parts.port or 0) <= 65535
+    except ValueError:
+        is_web = False
+    if not is_web or " " in address or not address.isprintable():
+        raise Fault(f"{where}: {address!r} is no address of a server; write it like http://localhost:8000/v1")
+    if "#" in address:
+        raise Fault(f"{where}: {address!r} goes on with a #, which no server is ever sent: end it there")
+    return address
+
+
+def _credentials(address: str) -> dict[str, str]:
+    """The header that carries the key; none for a server of this network without one."""
+    host = (urllib.parse.urlsplit(address).hostname or "").lower()
+    is_azure = host.endswith(_AZURE)
+    names = ("AZURE_OPENAI_API_KEY", "OPENAI_API_KEY") if is_azure else ("OPENAI_API_KEY",)
+    for name in names:
+        key = os.environ.get(name, "").strip()
+        if key:
+            _sendable(key, name)
+            if " " in key:
+                raise Fault(f"{name} holds characters that no key has: look at how it was exported")
+            return {"api-key": key} if is_azure else {"authorization": f"Bearer {key}"}
+    if _is_near(host):
+        return {}
+    raise Fault(f"{names[0]} is not set: export it (any value will do for a server that asks for none)")
+
+
+def _sendable(value: str, where: str) -> str:
+    if not value.isascii() or not value.isprintable():
+        raise Fault(f"{where} holds characters that no key has: look at how it was exported")
+    return value
+
+
+def _is_near(host: str) -> bool:
+    """Whether a server is on this machine or in this network, where many ask for no key."""
+    if host.endswith((".localhost", ".local", ".internal", ".lan")):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "." not in host  # localhost, or a service of a network of containers
+    return address.is_loopback or address.is_private or address.is_link_local
+
+
+# Changes of requests --------------------------------------------------------------------------------------------------
+
+
+def change_of(model: str | None, settings: Iterable[str]) -> tuple[Change | None, bytes]:
+    """What `--model` and `--set path=value` do to each body, and bytes that stand for it; (None, b"") for nothing.
+
+    Raises:
+        Fault: One of them cannot be read.
+    """
+    changes: list[tuple[tuple[str, ...], Any]] = [] if model is None else [(("model",), model)]
+    for text in settings:
+        path, equals, value = text.partition("=")
+        keys = tuple(path.strip().split("."))
+        if not equals or not all(keys):
+            raise Fault(f"--set: cannot read {text!r}: write it like temperature=0 or reasoning.effort=low")
+        changes.append((keys, _value(value)))
+    if not changes:
+        return None, b""
+
+    def change(body: dict[str, Any]) -> dict[str, Any]:
+        changed = dict(body)
+        for (*folders, last), value in changes:
+            inside = changed
+            for name in folders:
+                below = inside.get(name)
+                inside[name] = inside = dict(below) if isinstance(below, Mapping) else {}
+            inside[last] = value
+        return changed
+
+    return change, hashlib.blake2b(repr(changes).encode(), digest_size=8).digest()
+
+
+def _value(text: str) -> Any:
+    """JSON where it is some, else the text as it is."""
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except ValueError:
+        return text
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(name)

@@ -1,0 +1,35 @@
+"""What the command line says to people, whether or not anybody is there to read it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TextIO
+
+__all__ = ["complain", "say", "write"]
+
+
+def say(text: str) -> None:
+    """Say a line on stderr."""
+    write(f"penstock: {text}", sys.stderr)
+
+
+def write(text: str, file: TextIO | None = None) -> None:
+    """Print, if anybody is there to read it: a closed pipe or terminal is no reason to fail."""
+    file = file or sys.stdout
+    if file is None:  # closed before we began
+        return
+    try:
+        encoding = file.encoding or "utf-8"
+        file.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        file.flush()
+    except (OSError, ValueError):
+        # Python would try once more at its end, and complain.
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), file.fileno())
+
+
+def complain(text: str) -> int:
+    """Say in one line what is wrong; return the exit code for it."""
+    say(" ".join(text.split()))
+    return 2

@@ -1,0 +1,144 @@
+"""Whether what came back is the answer to a row, and if not, what that means for the row and for the run.
+
+Pure: a status, headers and bytes in; an `Answer` or a `Verdict` out. A success is judged by its body, since services send
+errors, nulls and empty lists of choices with status 200. Nothing here raises, whatever a server sends: what was paid for is
+kept, and nothing that is read beside an answer can cost it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from penstock.llm import failures
+from penstock.llm.failures import Action, Verdict
+from penstock.runner.source import load_json
+
+__all__ = ["Answer", "judge", "readable"]
+
+_SPENT = re.compile(
+    r"credit balance|insufficient (?:balance|credits?|funds)|spend(?:ing)?[ _](?:limit|cap)|out of credits?"
+    r"|exceeded[ _]current[ _]quota|billing (?:hard )?limit|enforced_spend_limit",
+    re.IGNORECASE,
+)
+"""Words after which no request of the account does, whatever the status."""
+
+_AFFORDABLE = re.compile(r"fewer max_tokens|can only afford", re.IGNORECASE)
+"""Words of a 402 that is about one request alone: a smaller one would be served."""
+
+_KINDS = {
+    "rate_limit_exceeded": 429,
+    "rate_limit_error": 429,
+    "too_many_requests": 429,
+    "overloaded": 529,
+    "overloaded_error": 529,
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "permission_error": 403,
+    "not_found_error": 404,
+}
+"""The status that an error inside a success stands for, by its code or type; 500 for all others."""
+
+
+class Answer(NamedTuple):
+    """An answer to a row: JSON on one line, as the server wrote it."""
+
+    body: bytes
+
+
+def judge(path: str, status: int, headers: Mapping[str, str], content: bytes) -> Answer | Verdict:
+    """Say what came back for a request to `path`."""
+    if 200 <= status < 300:
+        return _success(path, status, content)
+    if status < 400:
+        return Verdict(Action.PERMANENT, None, f"http_{status}", f"the server answered with status {status}")
+    return _failure(status, content, headers)
+
+
+def readable(content: bytes) -> Any:
+    """An answer that is no result, to be kept beside the error: as JSON if it is that, else as text, all of it."""
+    try:
+        return load_json(content)
+    except (ValueError, RecursionError):
+        return content.decode("utf-8", "replace")
+
+
+def _success(path: str, status: int, content: bytes) -> Answer | Verdict:
+    text = content.strip()
+    if not text:
+        return Verdict(Action.BACK_OFF, None, "empty_answer", f"the answer with status {status} is empty")
+    try:
+        value = load_json(text)
+    except (ValueError, RecursionError):
+        return Verdict(Action.PERMANENT, None, "invalid_response", f"the answer with status {status} is not JSON")
+    inside = _error_inside(value)
+    if inside is not None:
+        return _failure(_status_of(inside), {"error": inside}, None)
+    missing = _missing(path, value)
+    if missing is not None:
+        return Verdict(Action.BACK_OFF, None, "empty_answer", f"the answer with status {status} {missing}")
+    return Answer(_on_one_line(text))
+
+
+def _error_inside(value: Any) -> Any:
+    """The error that a success carries; None: it carries none."""
+    if not isinstance(value, dict):
+        return None
+    error = value.get("error")
+    if error:
+        return error
+    choices = value.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return (first.get("error") or None) if isinstance(first, dict) else None
+
+
+def _status_of(error: Any) -> int:
+    code = error.get("code") if isinstance(error, dict) else None
+    number = int(code) if isinstance(code, str) and code.isascii() and code.isdigit() and len(code) == 3 else code
+    if isinstance(number, int) and 400 <= number < 600:
+        return number
+    kinds = (code, error.get("type"), error.get("status")) if isinstance(error, dict) else ()
+    return next((_KINDS[kind] for kind in kinds if isinstance(kind, str) and kind in _KINDS), 500)
+
+
+def _missing(path: str, value: Any) -> str | None:
+    """What an answer of this endpoint always has, and this one has not."""
+    if value is None:
+        return "is null"
+    path = path.partition("?")[0]
+    name = "choices" if path.endswith("/completions") else "data" if path.endswith("/embeddings") else None
+    if name is None:
+        return None if isinstance(value, dict | list) else "is neither an object nor a list"
+    if not isinstance(value, dict) or not value.get(name):
+        return f"has no {name}"
+    return None
+
+
+def _failure(status: int, body: Any, headers: Mapping[str, str] | None) -> Verdict:
+    try:
+        verdict = failures.judge(status, body, headers)
+    except Exception:  # noqa: BLE001 - a header or a word of the server's that nobody foresaw
+        action = Action.WAIT if status == 429 else Action.BACK_OFF if status >= 500 else Action.PERMANENT
+        return Verdict(action, None, f"http_{status}", f"the server answered with status {status}")
+    if verdict.action is Action.STOP:
+        return verdict
+    words = f"{verdict.code} {verdict.message}"
+    if status == 402:
+        action = Action.PERMANENT if _AFFORDABLE.search(words) else Action.STOP
+        return Verdict(action, None, verdict.code or "http_402", verdict.message)
+    if status in {400, 403, 429} and _SPENT.search(words[:4_000]):
+        return Verdict(Action.STOP, None, verdict.code, verdict.message)
+    return verdict
+
+
+def _on_one_line(text: bytes) -> bytes:
+    """Valid JSON without line ends: between tokens they are white space, and in strings there are none but those of Unicode."""
+    text = text.replace(b"\r", b" ").replace(b"\n", b" ")
+    for end, escaped in _LINE_ENDS:
+        if end in text:
+            text = text.replace(end, escaped)
+    return text
+
+
+_LINE_ENDS = ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"), (b"\xc2\x85", b"\\u0085"))

@@ -1,0 +1,321 @@
+"""Files that a run writes: opened once, only ever added to, and watched, since others may delete or replace them meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import queue
+import stat
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from penstock.errors import PenstockError
+
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = [
+    "Appended",
+    "OutputError",
+    "Pipe",
+    "ReplacedError",
+    "beside",
+    "cannot_write",
+    "create_beside",
+    "pread",
+    "truncate_at_last_line",
+    "write_summary",
+]
+
+
+class OutputError(PenstockError):
+    """A file cannot be written, or is not ours to write."""
+
+
+class ReplacedError(OutputError):
+    """A file was deleted or replaced while the run was writing it."""
+
+
+def beside(path: Path, ending: str) -> Path:
+    """The file next to `path` that belongs to it alone: `results.jsonl` → `results.errors.jsonl`.
+
+    Names with another ending, or none, keep it, so that no two outputs share a file: `results.json` →
+    `results.json-errors.jsonl`.
+    """
+    return path.with_suffix(ending) if path.suffix == ".jsonl" else path.with_name(f"{path.name}-{ending.lstrip('.')}")
+
+
+def cannot_write(path: Path, error: OSError) -> OutputError:
+    """The error for a file that the system does not let us write."""
+    return OutputError(f"cannot write {path}: {error.strerror or error}")
+
+
+class Appended:
+    """A file that grows: regular, or a pipe or device that only takes.
+
+    Attributes:
+        descriptor: Of the open file.
+        is_regular: Whether it is a regular file, which can be read again, cut and locked.
+        size: Bytes in it, as far as we wrote them.
+        status: As it was when it was opened.
+    """
+
+    def __init__(self, path: Path, option: str, *, descriptor: int | None = None) -> None:
+        """Open a file for adding to it, and lock it.
+
+        Args:
+            path: Where it is; made if it is not there.
+            option: The option that names it, for errors.
+            descriptor: It is open already, as this; then it is not closed.
+
+        Raises:
+            OutputError: It cannot be opened, or another run is writing it.
+        """
+        self.path = path
+        self._is_ours = descriptor is None
+        try:
+            self.descriptor = _open(path) if descriptor is None else descriptor
+        except OSError as error:
+            raise cannot_write(path, error) from None
+        self.status = os.fstat(self.descriptor)
+        self.is_regular = stat.S_ISREG(self.status.st_mode)
+        self.size = self.status.st_size if self.is_regular else 0
+        try:
+            self._lock(option)
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, data: bytes) -> None:
+        """Add `data`, all of it or nothing.
+
+        Raises:
+            OutputError: The disk is full or gone.
+        """
+        written = 0
+        try:
+            while written < len(data):
+                written += os.write(self.descriptor, data[written:] if written else data)
+        except OSError as error:
+            if written and self.is_regular:
+                with contextlib.suppress(OSError):  # the next run repairs it
+                    os.ftruncate(self.descriptor, self.size)
+            raise cannot_write(self.path, error) from None
+        self.size += written
+
+    def truncate(self, size: int) -> None:
+        """Cut it to `size` bytes; a pipe has nothing to cut, and what others opened is not ours to cut."""
+        if not self.is_regular or not self._is_ours:
+            return
+        try:
+            os.ftruncate(self.descriptor, size)
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
+        self.size = size
+
+    def check(self) -> None:
+        """See that the file is still where it was opened. One that was deleted is written there again, out of what is open.
+
+        Raises:
+            ReplacedError: It was deleted, or something else has its name.
+            OutputError: It became shorter.
+        """
+        if not self.is_regular or not self._is_ours:
+            return
+        try:
+            there = self.path.stat()
+        except FileNotFoundError:
+            self._restore()
+            raise ReplacedError(f"{self.path} was deleted while this run was writing it") from None
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
+        if not os.path.samestat(there, self.status):
+            raise ReplacedError(f"{self.path} was replaced by another file while this run was writing it")
+        if there.st_size < self.size:
+            raise ReplacedError(f"{self.path} was cut while this run was writing it")
+
+    def _restore(self) -> None:
+        try:
+            copy = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        except OSError:
+            return  # its folder is gone too
+        with contextlib.suppress(OSError), os.fdopen(copy, "wb") as file:
+            at = 0
+            while chunk := pread(self.descriptor, 1 << 20, at):
+                file.write(chunk)
+                at += len(chunk)
+
+    def sync(self) -> None:
+        """Let the disk have all of it.
+
+        Raises:
+            OutputError: The disk did not take it.
+        """
+        try:
+            os.fsync(self.descriptor)
+        except OSError as error:
+            if error.errno not in {errno.EINVAL, errno.EROFS, errno.ENOTSUP}:  # pipes have nothing to sync
+                raise cannot_write(self.path, error) from None
+
+    def close(self) -> None:
+        """Sync and close.
+
+        Raises:
+            OutputError: The disk did not take it.
+        """
+        if self.descriptor < 0:
+            return
+        try:
+            self.sync()
+        finally:
+            if self._is_ours:
+                os.close(self.descriptor)
+            self.descriptor = -1
+
+    def _lock(self, option: str) -> None:
+        if sys.platform == "win32" or not self.is_regular or not self._is_ours:
+            return  # two runs on one file are not kept apart there
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(f"another run is writing {self.path}: wait for it, or give another {option}") from None
+        except OSError:  # a file system without locks
+            return
+
+
+class Pipe:
+    """Writes results into a pipe or device in a thread of its own, since its reader may be slow, or stop for ever."""
+
+    def __init__(self, file: Appended) -> None:
+        self._file = file
+        self._queue: queue.SimpleQueue[bytes | threading.Event] = queue.SimpleQueue()
+        self._error: tuple[OutputError] | None = None
+        self._thread: threading.Thread | None = None
+        self.waiting = 0
+
+    def put(self, line: bytes) -> None:
+        """Write a line, some time.
+
+        Raises:
+            OutputError: Nobody reads there any more.
+        """
+        self.check()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="penstock-pipe", daemon=True)
+            self._thread.start()
+        self.waiting += len(line)
+        self._queue.put(line)
+
+    def check(self) -> None:
+        """Raise what went wrong.
+
+        Raises:
+            OutputError: Nobody reads there any more.
+        """
+        if self._error is not None:
+            raise self._error[0]
+
+    def give_up(self) -> None:
+        """Wait for the reader no more."""
+        self._error = self._error or (OutputError(f"cannot write {self._file.path}: given up"),)
+
+    def drain(self) -> None:
+        """Return when all is written, or cannot be."""
+        if self._thread is not None:
+            done = threading.Event()
+            self._queue.put(done)
+            while not done.wait(0.05):
+                if self._error is not None or not self._thread.is_alive():
+                    break
+        self.check()
+
+    def _run(self) -> None:
+        while True:
+            line = self._queue.get()
+            if isinstance(line, threading.Event):
+                line.set()
+                continue
+            try:
+                self._file.append(line)
+            except OutputError as error:
+                self._error = (error,)
+                return
+            self.waiting -= len(line)
+
+
+def _open(path: Path) -> int:
+    try:
+        there = stat.S_IFMT(path.stat().st_mode)
+    except OSError:
+        there = stat.S_IFREG
+    if there not in {stat.S_IFREG, stat.S_IFDIR}:
+        # Whoever also holds the reading end of a pipe never hears that nobody reads it any more.
+        return os.open(path, os.O_WRONLY | os.O_APPEND)
+    # Appending: a write goes to the end whatever else happened, and is one step.
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
+
+
+def pread(file: int, size: int, at: int) -> bytes:
+    """Read `size` bytes at a place, where the system can do so in one step and where it cannot."""
+    if hasattr(os, "pread"):
+        return os.pread(file, size, at)
+    os.lseek(file, at, os.SEEK_SET)
+    return os.read(file, size)
+
+
+def truncate_at_last_line(file: Appended) -> int:
+    """Cut off what follows the last line end; return how many bytes that were."""
+    size = file.size if file.is_regular else 0
+    end = size
+    while end:
+        begin = max(0, end - 65_536)
+        at = pread(file.descriptor, end - begin, begin).rfind(b"\n")
+        end = begin if at < 0 else begin + at + 1
+        if at >= 0:
+            break
+    if end < size:
+        file.truncate(end)
+    return size - end
+
+
+def create_beside(path: Path) -> tuple[Path, int]:
+    """A new file in the folder of `path`, which nobody can have laid out for us: its path and descriptor.
+
+    Raises:
+        OutputError: None can be made there.
+    """
+    while True:
+        draft = path.with_name(f".{path.name[:100]}.{os.urandom(6).hex()}")
+        try:
+            return draft, os.open(
+                draft,
+                os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0),
+                0o666,
+            )
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise cannot_write(path, error) from None
+
+
+def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
+    """Write the summary, all of it or nothing: a reader never sees half.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    text = (json.dumps(summary, indent=2) + "\n").encode()
+    draft, descriptor = create_beside(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(text)
+        draft.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise cannot_write(path, error) from None

@@ -1,0 +1,156 @@
+"""The models that share limits: their endpoint, and their rows that wait to be chosen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from penstock import Limiter, Rate, clock
+from penstock.errors import Unsatisfiable
+from penstock.llm import headers as _headers
+from penstock.llm.discovered import DiscoveredEndpoint
+from penstock.llm.endpoints import Endpoint, RequestInFlight
+from penstock.llm.failures import Verdict
+from penstock.llm.headers import Quota, Reading
+from penstock.runner.client import Reply
+from penstock.runner.mix import Level, Mix
+from penstock.runner.source import Row
+from penstock.runner.summary import Allowance, Allowances
+from penstock.runner.throttle import Throttle
+
+__all__ = ["Group", "Limits", "LimitsOf"]
+
+Limits = Mapping[str, tuple[Rate, ...]]
+"""Unit → its limits."""
+
+LimitsOf = Callable[[str], tuple[str, Limits | None]]
+"""Model → (name of the models that share its limits, the limits; None: the server's answers will tell)."""
+
+
+class Group:
+    """The models that share limits: their endpoint, and their rows that wait to be chosen."""
+
+    def __init__(self, name: str, limits: Limits | None, idle: float = math.inf) -> None:
+        """Begin with what the limits have regained since they were last used, taken for empty then.
+
+        Args:
+            name: Of the models; `""` where all models share the limits.
+            limits: What the server enforces, at least one per unit. None: its answers will tell.
+            idle: Seconds since an earlier run used these limits up; `inf`: they are whole.
+        """
+        self.name = name
+        self.mix = Mix()
+        self.in_line = 0
+        self._line: dict[str, float] = {}
+        self._promised = limits
+        self._idle = idle
+        self._throttle = Throttle()
+        if limits is None:
+            self.endpoint: Endpoint = DiscoveredEndpoint()
+        else:
+            given: dict[str, Any] = {unit: list(rates) for unit, rates in limits.items()}
+            limiter = Limiter(**given)
+            if math.isfinite(self._idle):
+                limiter.observe(
+                    remaining={unit: min(each.at_start for each in those) for unit, those in self.allowances.items()}
+                )
+            self.endpoint = Endpoint(limiter)
+
+    @property
+    def limits(self) -> Limits:
+        """What the server enforces, as it was promised, or as far as its answers have told."""
+        if self._promised is not None:
+            return self._promised
+        told = {
+            unit: tuple(limit for limit in limits if isinstance(limit, Rate))
+            for unit, limits in self.endpoint.limits.items()
+        }
+        return {unit: rates for unit, rates in told.items() if rates}
+
+    @property
+    def allowances(self) -> Allowances:
+        """What the limits allow from the beginning of the run on."""
+        return {
+            unit: tuple(
+                # Of several limits on a unit, the smallest is the one that an earlier run had used up.
+                Allowance(rate, min(rate.burst, self._idle * rate.rate) if rate is least else rate.burst)
+                for rate in rates
+            )
+            for unit, rates in self.limits.items()
+            for least in [min(rates, key=lambda rate: rate.burst)]
+        }
+
+    def too_large(self, row: Row) -> str | None:
+        """Why a row can never be sent; None if it can, as far as is known."""
+        for unit, rates in self.limits.items():
+            cost = row.cost.get(unit, 0.0)
+            for rate in rates:
+                if cost > rate.burst:
+                    return (
+                        f"{cost:,.0f} {unit} can never be granted: the limit {rate} holds at most {rate.burst:,.0f} at once. "
+                        "Split the request, or raise the limit"
+                    )
+        return None
+
+    async def acquire(self, cost: Mapping[str, float], priority: int) -> RequestInFlight:
+        """Wait for a turn and charge it.
+
+        Raises:
+            CostError: No wait would do.
+        """
+        while True:
+            limiter, charge = self.endpoint.ask(cost)
+            try:
+                permit = await limiter.acquire(priority=priority, **charge)
+            except Unsatisfiable:
+                if self.endpoint.ask(cost)[1] == charge:
+                    raise
+                continue  # the limits were learned meanwhile, and it is charged less under the new ones
+            return self.endpoint.granted(permit, cost)
+
+    def on_reply(self, request: RequestInFlight, reply: Reply) -> None:
+        """Learn from the headers of an answer. Whatever they are, they cannot cost it."""
+        self.endpoint.left(request)  # at the latest now
+        try:
+            reading = _headers.read(reply.headers, reply.status, wall=clock.wall())
+        except Exception:  # noqa: BLE001 - a date or a number that no calendar and no integer has
+            reading = Reading((), None)
+        quotas = tuple(quota for quota in reading.quotas if self._comparable(quota))
+        self.endpoint.answered(request, reply.status, Reading(quotas, reading.retry_after))
+
+        if self._promised is not None and reply.status < 400 and self._throttle.answered(clock.now()):
+            self._use_share()
+
+    def on_refusal(self, request: RequestInFlight, verdict: Verdict) -> None:
+        """The service says that a limit is used up: everybody waits, once, and less of it is used for a while."""
+        self.endpoint.refused(request, verdict)
+        if self._promised is not None and self._throttle.refused(clock.now()):
+            self._use_share()
+
+    def _use_share(self) -> None:
+        assert self._promised is not None
+        share = self._throttle.share
+        rates: dict[str, Any] = {
+            unit: [Rate(rate.amount * share, rate.per, rate.burst) for rate in limits]
+            for unit, limits in self._promised.items()
+        }
+        self.endpoint.limiter.reconfigure(**rates)
+
+    def _comparable(self, quota: Quota) -> bool:
+        """Whether what remains, as headers tell it, is of a bucket of the size that they tell. We may know of a smaller one."""
+        known = () if self._promised is None else self._promised.get(quota.unit, ())
+        return not any(rate.amount == quota.limit != rate.burst for rate in known)
+
+    def enter(self, cost: Mapping[str, float], step: int) -> None:
+        """Count a row into the limiter's line (1) or out of it (-1)."""
+        self.in_line += step
+        for unit, units in cost.items():
+            self._line[unit] = self._line.get(unit, 0.0) + step * units
+
+    def levels(self) -> list[Level]:
+        """How full the limits are, with what the line will take gone already."""
+        return [
+            Level(one.unit, one.capacity, one.rate, one.level - self._line.get(one.unit, 0.0))
+            for one in self.endpoint.levels()
+        ]

@@ -1,0 +1,368 @@
+"""The journal of a run: what was sent and what came of it, so that a run that was killed goes on and pays for nothing twice.
+
+A file that only grows, a record a line, each written by one call of the system and never changed:
+
+    {"journal":"penstock","version":1}
+    {"sent":"<keys>"}                      written before the request is sent
+    {"done":"<keys>","result":{…}}         the whole answer: the line of the results file as it stands there
+    {"over":"<keys>"}                      what was sent is known not to be answered: it was refused, or never left
+    {"fail":"<keys>"}                      the row was given up, and is among the errors
+    {"drop":"<keys>"}                      this answer does not count any more: its row was edited, and is asked again
+    {"order":"input"}                      the results file was put in the order of the input
+
+`keys` are three digests of 64 bits, in hex: of the line as it stands in the file, of the custom_id, and of all that is asked
+(custom_id, endpoint, body). The first lets a run pass over a million answered rows without reading them as JSON; the others
+tell a row that was edited from one that was only written differently.
+
+A process that is killed loses nothing: a record is the system's once it is written. Against a power failure the file is
+synced within `SYNC_EVERY` seconds, for many records at once and beside the event loop.
+"""
+
+from __future__ import annotations
+
+import array
+import binascii
+import bisect
+import os
+import stat
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from penstock.runner.files import Appended, OutputError, pread, truncate_at_last_line
+from penstock.runner.source import Row, custom_id_digest
+
+__all__ = ["SYNC_EVERY", "Answered", "Journal", "Syncer"]
+
+SYNC_EVERY = 0.1
+"""Seconds for which a record may be the system's and not yet the disk's."""
+
+HEAD = b'{"journal":"penstock","version":1}\n'
+_KEYS = slice(9, 57)
+_RESULT = 58 + len(b',"result":')
+"""Where the result begins in a record of what is done."""
+
+_CHUNK = 1 << 20
+
+
+class Answered:
+    """The rows that have an answer: by line, by custom_id, by content. 100 bytes a row, all found in a microsecond."""
+
+    def __init__(self) -> None:
+        self._by_line: dict[int, int] = {}
+        self._lines, self._ids, self._contents = array.array("Q"), array.array("Q"), array.array("Q")
+        self._met = bytearray()
+        self._sorted_ids: array.array[int] | None = None
+        self._places: dict[int, int] = {}
+        self.dropped: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._ids) - len(self.dropped)
+
+    def keys(self, place: int) -> bytes:
+        """The keys of the row at a place, 24 bytes."""
+        three = (self._lines[place], self._ids[place], self._contents[place])
+        return b"".join(number.to_bytes(8, "little") for number in three)
+
+    def drop(self, place: int) -> None:
+        """Forget the answer at a place."""
+        self.dropped.add(place)
+        self._by_line.pop(self._lines[place], None)
+
+    def drop_by_keys(self, all_keys: Iterable[bytes]) -> None:
+        """Forget answers by their keys, 24 bytes each."""
+        wanted = set(all_keys)
+        if wanted:
+            for place in range(len(self._ids)):
+                if place not in self.dropped and self.keys(place) in wanted:
+                    self.drop(place)
+
+    def extend(self, keys: bytes) -> None:
+        """Add rows by their keys, 24 bytes each."""
+        three = array.array("Q", keys)
+        if sys.byteorder == "big":
+            three.byteswap()
+        first = len(self._lines)
+        lines = three[0::3]
+        self._by_line.update(zip(lines, range(first, first + len(lines)), strict=True))
+        self._lines.extend(lines)
+        self._ids.extend(three[1::3])
+        self._contents.extend(three[2::3])
+        self._met.extend(bytes(len(lines)))
+        self._sorted_ids = None
+
+    def meet(self, line: int) -> int | None:
+        """The place in the journal of a row with this line, once: the same line again is a duplicate, and None."""
+        place = self._by_line.pop(line, None)
+        if place is not None:
+            self._met[place] = 1
+        return place
+
+    def find(self, row: Row) -> int | None:
+        """The place in the journal of a row that has the custom_id of this one, met or not; None: there is none."""
+        name = custom_id_digest(row.custom_id)
+        ids = self._in_order()
+        at = bisect.bisect_left(ids, name)
+        if at == len(ids) or ids[at] != name:
+            return None
+        if not self._places:
+            self._places = {each: place for place, each in enumerate(self._ids)}
+        place = self._places[name]
+        return None if place in self.dropped else place
+
+    def may_hold(self, custom_id: str) -> bool:
+        """Whether there is an answer to a row of that name, dropped ones included."""
+        name = custom_id_digest(custom_id)
+        ids = self._in_order()
+        at = bisect.bisect_left(ids, name)
+        return at < len(ids) and ids[at] == name
+
+    def _in_order(self) -> array.array[int]:
+        if self._sorted_ids is None:
+            self._sorted_ids = array.array("Q", sorted(self._ids))
+            self._places = {}
+        return self._sorted_ids
+
+    def same(self, place: int, row: Row) -> bool:
+        """Whether what was answered there is what this row asks."""
+        return self._contents[place] == row.key
+
+    def met(self, place: int, *, now: bool = False) -> bool:
+        """Whether an earlier line of the file was this row; with `now`, this line is."""
+        before = bool(self._met[place])
+        if now:
+            self._met[place] = 1
+            self._by_line.pop(self._lines[place], None)
+        return before
+
+
+class Journal:
+    """A journal, open for adding to it; `close()` it.
+
+    Attributes:
+        answered: The rows with an answer that earlier runs left.
+        open: Lines that were sent and of which nothing more is known: they may have been billed.
+        failed: Lines whose row was given up by the last run that tried it.
+        repaired: Bytes of a torn last record that were taken off.
+        size: Bytes of all the results that it holds, dropped ones included, as they stand in a results file.
+        last: The last of them.
+        in_input_order: Whether the results file was last put in the order of the input.
+        offsets: Where each record of what is done begins, in order; kept only if asked for.
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool = False, offsets: bool = False) -> None:
+        """Open it, cut a torn end off, and read what earlier runs did.
+
+        Args:
+            path: Where it is; made if it is not there.
+            overwrite: Begin it anew, whatever it holds.
+            offsets: Keep where each answer is: 8 bytes a row.
+
+        Raises:
+            OutputError: It cannot be written, is in use by another run, or is no journal.
+        """
+        self.path = path
+        self.answered = Answered()
+        self.open: set[int] = set()
+        self.failed: set[int] = set()
+        self.repaired = 0
+        self.size = 0
+        self.last = b""
+        self.in_input_order = False
+        self.offsets: array.array[int] | None = array.array("Q") if offsets else None
+        self._file = Appended(path, "--journal")
+        try:
+            if overwrite:
+                self._file.truncate(0)
+            self._begin()
+        except BaseException:
+            self._file.close()
+            raise
+
+    @property
+    def descriptor(self) -> int:
+        """What is synced."""
+        return self._file.descriptor
+
+    def sent(self, row: Row, attempt: int) -> None:
+        """Write down that a row is about to be sent.
+
+        Raises:
+            OutputError: The disk is full or gone.
+        """
+        self._file.append(b'{"sent":"%b","attempt":%d}\n' % (_keys(row), attempt))
+
+    def done(self, row: Row, result: bytes) -> None:
+        """Write down an answer: a line of the results file, with its end."""
+        if self.offsets is not None:
+            self.offsets.append(self._file.size)
+        self._file.append(b'{"done":"%b","result":%b}\n' % (_keys(row), result.rstrip(b"\n")))
+        self.size += len(result)
+
+    def adopt(self, row: Row, result: bytes) -> None:
+        """Take over an answer that the results file holds and the journal does not."""
+        self.done(row, result)
+        self.answered.extend(_plain_keys(row))
+
+    def over(self, row: Row) -> None:
+        """Write down that what was sent was not answered and is not billed as an answer."""
+        self._file.append(b'{"over":"%b"}\n' % _keys(row))
+
+    def fail(self, row: Row, code: str) -> None:
+        """Write down that a row was given up."""
+        self._file.append(b'{"fail":"%b","code":"%b"}\n' % (_keys(row), code.encode("ascii", "replace")[:100]))
+
+    def drop(self, place: int) -> None:
+        """Write down that an answer of an earlier run does not count any more."""
+        self._file.append(b'{"drop":"%b"}\n' % binascii.hexlify(self.answered.keys(place)))
+        self.answered.drop(place)
+
+    def ordered(self, order: bytes) -> None:
+        """Write down in which order the results file stands."""
+        self.in_input_order = order == b"input"
+        self._file.append(b'{"order":"%b"}\n' % order)
+
+    def results(self) -> Iterator[bytes]:
+        """The lines of the results file, in the order in which they came, without those that were dropped."""
+        place, dropped = -1, self.answered.dropped
+        for line in self._records():
+            if line[2:6] == b"done":
+                place += 1
+                if place not in dropped:
+                    yield line[_RESULT:-1] + b"\n"
+
+    def result_at(self, place: int) -> bytes:
+        """The line of the results file of the answer at a place; needs `offsets`."""
+        assert self.offsets is not None
+        at, parts = self.offsets[place], []
+        while True:
+            part = pread(self._file.descriptor, 65_536, at)
+            end = part.find(b"\n")
+            parts.append(part if end < 0 else part[:end])
+            if end >= 0 or not part:
+                return b"".join(parts)[_RESULT:-1] + b"\n"
+            at += len(part)
+
+    def check(self) -> None:
+        """See that the file is still where it was; put it back if it was deleted.
+
+        Raises:
+            OutputError: It is not.
+        """
+        self._file.check()
+
+    def close(self) -> None:
+        """Let the disk have all of it, and close."""
+        self._file.close()
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self.repaired = truncate_at_last_line(self._file)
+        begin = pread(self._file.descriptor, len(HEAD), 0)
+        if not begin:
+            self._file.append(HEAD)
+            return
+        if begin != HEAD:
+            raise OutputError(
+                f"{self.path} exists and is no journal of a run: move it away, or --overwrite begins anew"
+            )
+        self._read()
+
+    def _read(self) -> None:
+        """Go over all records once. A million of them take about a second, so this looks at bytes and not at JSON."""
+        open_, unhex, done, size, at = set(), binascii.unhexlify, [], 0, 0
+        dropped: list[bytes] = []
+        last = b""
+        places = self.offsets
+        for line in self._records():
+            kind = line[2:6]
+            if kind == b"sent":
+                open_.add(line[9:25])
+            elif kind == b"done":
+                open_.discard(line[9:25])
+                done.append(line[_KEYS])
+                size += len(line) - _RESULT
+                last = line
+                if places is not None:
+                    places.append(at)
+                if len(done) == 10_000:
+                    self.answered.extend(unhex(b"".join(done)))
+                    done.clear()
+            elif kind == b"over":
+                open_.discard(line[9:25])
+            elif kind == b"fail":
+                open_.discard(line[9:25])
+                self.failed.add(int.from_bytes(unhex(line[9:25]), "little"))
+            elif kind == b"drop":
+                dropped.append(unhex(line[_KEYS]))
+            elif kind == b"orde":
+                self.in_input_order = b"input" in line
+            at += len(line) + 1
+        self.answered.extend(unhex(b"".join(done)))
+        self.answered.drop_by_keys(dropped)
+        self.open = {int.from_bytes(unhex(key), "little") for key in open_}
+        self.size, self.last = size, last[_RESULT:-1] + b"\n" if last else b""
+
+    def _records(self) -> Iterator[bytes]:
+        at, rest = 0, b""
+        while chunk := pread(self._file.descriptor, _CHUNK, at):
+            at += len(chunk)
+            whole = (rest + chunk).split(b"\n")
+            rest = whole.pop()
+            yield from whole
+
+
+class Syncer:
+    """Lets the disk have what was written to some files, ten times a second, in a thread of its own."""
+
+    def __init__(self, *descriptors: int) -> None:
+        self._descriptors = [file for file in descriptors if stat.S_ISREG(os.fstat(file).st_mode)]
+        self._dirty = threading.Event()
+        self._over = threading.Event()
+        self._error: tuple[OSError] | None = None
+        self._thread = threading.Thread(target=self._run, name="penstock-sync", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        if self._descriptors:
+            self._thread.start()
+
+    def wrote(self) -> None:
+        """Say that there is something to sync.
+
+        Raises:
+            OSError: What was written before did not reach the disk.
+        """
+        if self._error is not None:
+            raise self._error[0]
+        if not self._dirty.is_set():
+            self._dirty.set()
+
+    def stop(self) -> None:
+        """End, with everything that was written before on the disk."""
+        self._over.set()
+        self._dirty.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            self._dirty.wait()
+            self._over.wait(SYNC_EVERY / 2)
+            self._dirty.clear()
+            for file in self._descriptors:
+                try:
+                    os.fdatasync(file) if hasattr(os, "fdatasync") else os.fsync(file)
+                except OSError as error:
+                    self._error = (error,)
+                    return
+
+
+def _plain_keys(row: Row) -> bytes:
+    return b"".join(number.to_bytes(8, "little") for number in (row.raw, custom_id_digest(row.custom_id), row.key))
+
+
+def _keys(row: Row) -> bytes:
+    return binascii.hexlify(_plain_keys(row))

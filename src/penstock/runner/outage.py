@@ -1,0 +1,132 @@
+"""A server that is down: one pause for everybody, and one request at a time that looks whether it is back.
+
+                 failed()                        failed(), from the probe
+    up ───────────────────────────► down ──────────────────┐
+     ▲                               │  ▲  the next probe   │
+     │  connected(), answered()      │  └──later each time──┘
+     └───────────────────────────────┘
+
+A row that cannot connect has done nothing wrong and used nothing up, so nobody counts it against the row or the limits. What is
+bounded is time: how long a server may stay away, and how long one that was never reached may be tried.
+"""
+
+from __future__ import annotations
+
+import anyio
+
+from penstock import clock
+
+__all__ = ["Outage"]
+
+FIRST_DELAY = 0.1
+"""Seconds before the first probe; each further one waits twice as long."""
+
+LONGEST_DELAY = 30.0
+
+NEVER_REACHED = 300.0
+"""Seconds after which a run ends that has not reached its server even once."""
+
+
+class Outage:
+    """Whether the server is there.
+
+    Attributes:
+        since: When it was first missed; None while it is there.
+        reason: What the last attempt met.
+    """
+
+    def __init__(self, give_up_after: float) -> None:
+        """Begin with a server that is there.
+
+        Args:
+            give_up_after: Seconds that it may be away.
+        """
+        self.since: float | None = None
+        self.reason = ""
+        self._give_up_after = give_up_after
+        self._began: float | None = None
+        self._reached = False
+        self._until_answer = False
+        self._delay = FIRST_DELAY
+        self._next = 0.0
+        self._prober: object | None = None
+        self._changed = anyio.Event()
+
+    @property
+    def next_probe(self) -> float:
+        """Seconds until the next probe leaves; 0 while it is under way."""
+        return max(0.0, self._next - clock.now())
+
+    async def wait(self, who: object) -> None:
+        """Return when `who` may send: at once while the server is there, else as the next probe or after the outage."""
+        if self._began is None:
+            self._began = clock.now()
+        while self.since is not None:
+            if self._prober is None:
+                self._prober = who
+                try:
+                    await anyio.sleep(max(0.0, self._next - clock.now()))
+                except BaseException:
+                    self.leave(who)
+                    raise
+                return
+            if self._prober is who:
+                return
+            await self._changed.wait()
+
+    def failed(self, who: object, reason: str, *, until_answer: bool = False) -> str | None:
+        """The server did not take a request.
+
+        Args:
+            who: What `wait` was called with.
+            reason: What happened.
+            until_answer: It can be connected to, but does not serve: only an answer ends this outage.
+
+        Returns:
+            Why there is no use in going on; None while there is.
+        """
+        now = clock.now()
+        if self.since is None:
+            self.since, self._delay, self._until_answer = now, FIRST_DELAY, until_answer
+            self._next = now + self._delay
+        elif self._prober is who:
+            self._delay = min(2 * self._delay, LONGEST_DELAY)
+            self._next = now + self._delay
+            self._prober = None
+        self.reason = reason
+        self._tell()
+        away = now - self.since
+        if not self._reached and now - (self.since if self._began is None else self._began) >= min(
+            NEVER_REACHED, self._give_up_after
+        ):
+            return f"{reason}; the server was not reached even once in {away:.0f} s"
+        if away >= self._give_up_after:
+            return f"{reason}; the server has been away for {away:.0f} s"
+        return None
+
+    def connected(self) -> None:
+        """A request leaves: there is a connection."""
+        self._reached = True
+        if self.since is not None and not self._until_answer:
+            self._over()
+
+    def answered(self) -> None:
+        """The server does what it is there for."""
+        self._reached = True
+        if self.since is not None:
+            self._over()
+
+    def leave(self, who: object) -> None:
+        """`who` sends nothing after all: another may be the probe."""
+        if self._prober is who:
+            self._prober = None
+            self._tell()
+
+    def _over(self) -> None:
+        self.since = self._prober = None
+        self.reason = ""
+        self._tell()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()

@@ -1,0 +1,68 @@
+"""How a run is to go, and why it ended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from penstock.llm.tokens import Cost
+from penstock.runner.source import Change
+
+__all__ = ["DAY", "HOUR", "Settings", "Stopped"]
+
+DAY = 86_400.0
+HOUR = 3_600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to run.
+
+    Attributes:
+        cost: What a request takes, of (path, body).
+        max_in_flight: Rows that are worked on at once, those between two attempts included.
+        attempts: Attempts per row that may fail, the first included. Being told to wait is no failure.
+        give_up_after: Seconds for which a row may be told to wait, and the server may be away.
+        max_pause: Longest wait that the server may ask of everybody, in seconds.
+        idle: Seconds since an earlier run used these limits up; `inf`: they are whole.
+        on_ambiguous: What becomes of a row that was sent and may have been billed: "rerun" sends it again, "fail" gives it up.
+        change: What is done to each body before it is sent.
+        salt: Stands for `change`: rows that are changed otherwise are other rows.
+        rows: How many rows of the file are done, at most; None: all.
+        only: Lines that are done, and no others, by `Row.raw`; None: all.
+        deadline: Seconds after which nothing more is sent; None: never.
+        price: Dollars that an answer costs, of (model, body of the request, body of the answer).
+        max_cost: Dollars after which nothing more is sent; None: no matter.
+        secrets: Keys that must not be written down when a server repeats them.
+    """
+
+    cost: Cost
+    max_in_flight: int = 1000
+    attempts: int = 8
+    give_up_after: float = DAY
+    max_pause: float = HOUR
+    idle: float = math.inf
+    on_ambiguous: Literal["rerun", "fail"] = "rerun"
+    change: Change | None = None
+    salt: bytes = b""
+    rows: int | None = None
+    only: frozenset[int] | None = None
+    deadline: float | None = None
+    price: Callable[[str, bytes, bytes], float] | None = None
+    max_cost: float | None = None
+    secrets: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Why a run ended before its file did.
+
+    Attributes:
+        code: `interrupted`, `account`, `output`, `input`, `changed`, `unreachable`, `deadline` or `cost`.
+        message: A sentence.
+    """
+
+    code: str
+    message: str

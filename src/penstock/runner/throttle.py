@@ -1,0 +1,52 @@
+"""How much of a promised limit is used while somebody else uses the account too.
+
+Pure: times in, a share out. Two runs that each send at the whole rate are refused half of it, and services count what they
+refuse: nobody gets through. So a refusal cuts the share at once, and time without one lets it rise, slowly at first:
+additive increase, multiplicative decrease, by which any number of runs come to equal shares.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Throttle"]
+
+CUT = 0.8
+"""What a refusal leaves of the share."""
+
+APART = 1.0
+"""Seconds in which all refusals count as one: those that were under way learn nothing new."""
+
+RISE = 0.01
+"""Share regained per second; after `CALM` seconds without a refusal, five times as much."""
+
+CALM = 20.0
+
+LEAST = 0.02
+
+
+class Throttle:
+    """The share of its limits that a run uses, from `LEAST` to 1.
+
+    Attributes:
+        share: As it is now.
+    """
+
+    def __init__(self) -> None:
+        self.share = 1.0
+        self._refused_at = self._rose_at = 0.0
+
+    def refused(self, now: float) -> bool:
+        """The service says that a limit is used up. Whether the share has changed."""
+        if self.share < 1 and now - self._refused_at < APART:
+            return False
+        self.share = max(LEAST, self.share * CUT)
+        self._refused_at = self._rose_at = now
+        return True
+
+    def answered(self, now: float) -> bool:
+        """The service answers. Whether the share has changed."""
+        if self.share >= 1 or now - self._rose_at < 0.5:
+            return False
+        rise = RISE * (5 if now - self._refused_at > CALM else 1)
+        self.share = min(1.0, self.share + rise * (now - self._rose_at))
+        self._rose_at = now
+        return True

@@ -1,0 +1,53 @@
+"""A row that is worked on, and what the server said against it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from penstock.llm.failures import Verdict
+from penstock.runner.client import Reply
+from penstock.runner.group import Group
+from penstock.runner.source import Row
+
+__all__ = ["Refused", "Work"]
+
+
+class Work:
+    """A row that is worked on. It counts as one in the limiter's line from the moment it is chosen."""
+
+    __slots__ = (
+        "earliest", "failures", "group", "in_line", "may_be_billed", "row", "sent", "wait", "waits", "waits_since",
+    )  # fmt: skip
+
+    def __init__(self, group: Group, row: Row) -> None:
+        self.group = group
+        self.row = row
+        self.sent = 0  # attempts that left
+        self.failures = 0  # those that count
+        self.waits = 0  # how often it was told to wait
+        self.waits_since: float | None = None
+        self.wait = 0.0  # seconds before its next attempt
+        self.may_be_billed: bool | None = None
+        self.earliest = 0.0
+        self.in_line = False
+        self.enter_line()
+
+    def enter_line(self) -> None:
+        """Count it into the limiter's line."""
+        if not self.in_line:
+            self.in_line = True
+            self.group.enter(self.row.cost, 1)
+
+    def leave_line(self) -> None:
+        """Count it out of the limiter's line."""
+        if self.in_line:
+            self.in_line = False
+            self.group.enter(self.row.cost, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The server answered, but not with a result."""
+
+    verdict: Verdict
+    reply: Reply
