@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 
 import anyio
@@ -16,7 +18,7 @@ from penstock.runner.client import Lost, Reply
 from penstock.runner.engine import Run
 from penstock.runner.output import Results, beside
 from penstock.runner.settings import Settings
-from penstock.runner.source import Lines
+from penstock.runner.source import Lines, read_row
 from penstock.runner.summary import summarise
 from penstock.simulator import Simulation
 
@@ -93,8 +95,16 @@ def prepared(folder, rows, service, *, limits=LIMITS, overwrite=False, order="co
     try:
         with Results(out, beside(out, ".errors.jsonl"), overwrite=overwrite, order=order, changed=changed) as results:
             run = Run(Lines(descriptor), results, chosen, lambda _: ("", rates), service, say=said.append)
+
+            def only_failed():
+                run._settings = dataclasses.replace(chosen, only=results.failed)
+
             yield SimpleNamespace(
                 run=run,
+                only_failed=only_failed,
+                examine=lambda: results.examine(
+                    run._lines, partial(read_row, cost=by_bytes, change=chosen.change, salt=chosen.salt), chosen.salt
+                ),
                 said=said,
                 out=out,
                 counts=run.counts,

@@ -198,15 +198,13 @@ class Run:
                         await anyio.lowlevel.checkpoint()
                 else:  # a pipe keeps us waiting as long as it likes, so it may not keep the loop
                     entry = await anyio.to_thread.run_sync(next, self._iterator, None, abandon_on_cancel=True)
-                if entry is None:
+                passed, self._lines.passed = self._lines.passed, 0
+                self.counts.rows += passed
+                self.counts.skipped += passed
+                if entry is None or (self._settings.rows is not None and self.counts.rows >= self._settings.rows):
                     break
                 self.counts.rows += 1
-                if self._results.is_skipped(entry[0]):
-                    self.counts.skipped += 1
-                else:
-                    self._sort_in(
-                        read_row(*entry, self._settings.cost, self._settings.change, self._settings.salt),
-                    )
+                self._sort_in(read_row(*entry, self._settings.cost, self._settings.change, self._settings.salt))
         except OSError as error:
             self.stop("input", f"cannot read {self._lines.name}: {error.strerror or error}")
         except FormatError as error:

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from penstock.errors import PenstockError
 
-__all__ = ["MAX_LINE", "FormatError", "Prompt", "is_plain", "numbered", "rows"]
+__all__ = ["MAX_LINE", "FormatError", "Prompt", "batches", "is_plain", "numbered", "rows"]
 
 MAX_LINE = 64 * 1024 * 1024
 """Bytes of a row that are held in memory; a longer one is an error of that row. No service takes requests that large."""
@@ -92,30 +92,38 @@ def rows(chunks: Iterable[bytes], name: str = "", prompt: Prompt | None = None) 
 
 def numbered(chunks: Iterable[bytes]) -> Numbered:
     """(number, line) of every line that is not blank; None instead of one above `MAX_LINE`."""
-    number, begun, skipping, at_start = 0, bytearray(), False, True
-    for chunk in chunks:
-        *whole, rest = chunk.split(b"\n")
-        for piece in whole:
-            number += 1
-            whole_line = bytes(begun) + piece if begun else piece
-            if begun:
-                begun.clear()
-            if at_start:
-                whole_line, at_start = whole_line.removeprefix(codecs.BOM_UTF8), False
-            line, skipping = None if skipping else whole_line, False
+    for first, lines in batches(chunks):
+        for number, line in enumerate(lines, first):
             if line is None or (line and not line.isspace()):
                 yield number, line
+
+
+def batches(chunks: Iterable[bytes]) -> Iterator[tuple[int, list[bytes | None]]]:
+    """The same lines, blank ones included, as many at a time as a piece holds: (number of the first, lines)."""
+    number, begun, skipping, at_start = 1, bytearray(), False, True
+    for chunk in chunks:
+        pieces = chunk.split(b"\n")
+        rest = pieces.pop()
+        if pieces:
+            lines: list[bytes | None] = [*pieces]
+            if begun:
+                lines[0] = bytes(begun) + pieces[0]
+                begun.clear()
+            if at_start:
+                lines[0], at_start = (lines[0] or b"").removeprefix(codecs.BOM_UTF8), False
+            if skipping:
+                lines[0], skipping = None, False
+            yield number, lines
+            number += len(lines)
         if not skipping:
             begun += rest
         if len(begun) > MAX_LINE:
             begun.clear()
             skipping = True
     if skipping:
-        yield number + 1, None
-        return
-    last = bytes(begun.removeprefix(codecs.BOM_UTF8) if at_start else begun)
-    if last and not last.isspace():
-        yield number + 1, last
+        yield number, [None]
+    elif begun:
+        yield number, [bytes(begun.removeprefix(codecs.BOM_UTF8) if at_start else begun)]
 
 
 # Compression ----------------------------------------------------------------------------------------------------------

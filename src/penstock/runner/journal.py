@@ -27,7 +27,7 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from penstock.runner.files import Appended, OutputError, pread, truncate_at_last_line
@@ -45,6 +45,9 @@ _RESULT = 58 + len(b',"result":')
 
 _CHUNK = 1 << 20
 
+_S, _D, _O = b"sdo"
+"""The letters by which records are told apart: "sent" and "done"; "drop" has an r where "done" has an o."""
+
 
 class Answered:
     """The rows that have an answer: by line, by custom_id, by content. 100 bytes a row, all found in a microsecond."""
@@ -52,7 +55,9 @@ class Answered:
     def __init__(self) -> None:
         self._by_line: dict[int, int] = {}
         self._lines, self._ids, self._contents = array.array("Q"), array.array("Q"), array.array("Q")
-        self._met = bytearray()
+        self._met: set[int] = (
+            set()
+        )  # places of rows that were written differently; the others are not in `_by_line` any more
         self._sorted_ids: array.array[int] | None = None
         self._places: dict[int, int] = {}
         self.dropped: set[int] = set()
@@ -89,15 +94,16 @@ class Answered:
         self._lines.extend(lines)
         self._ids.extend(three[1::3])
         self._contents.extend(three[2::3])
-        self._met.extend(bytes(len(lines)))
         self._sorted_ids = None
+
+    def meet_all(self, lines: Sequence[int]) -> list[int | None]:
+        """The places of rows with these lines, as `meet` has them."""
+        pop = self._by_line.pop
+        return [pop(line, None) for line in lines]
 
     def meet(self, line: int) -> int | None:
         """The place in the journal of a row with this line, once: the same line again is a duplicate, and None."""
-        place = self._by_line.pop(line, None)
-        if place is not None:
-            self._met[place] = 1
-        return place
+        return self._by_line.pop(line, None)
 
     def find(self, row: Row) -> int | None:
         """The place in the journal of a row that has the custom_id of this one, met or not; None: there is none."""
@@ -111,12 +117,9 @@ class Answered:
         place = self._places[name]
         return None if place in self.dropped else place
 
-    def may_hold(self, custom_id: str) -> bool:
-        """Whether there is an answer to a row of that name, dropped ones included."""
-        name = custom_id_digest(custom_id)
-        ids = self._in_order()
-        at = bisect.bisect_left(ids, name)
-        return at < len(ids) and ids[at] == name
+    def hold(self, names: set[int]) -> set[int]:
+        """Those of some digests of custom_ids to which there is an answer, dropped ones included."""
+        return names.intersection(self._ids)
 
     def _in_order(self) -> array.array[int]:
         if self._sorted_ids is None:
@@ -130,9 +133,9 @@ class Answered:
 
     def met(self, place: int, *, now: bool = False) -> bool:
         """Whether an earlier line of the file was this row; with `now`, this line is."""
-        before = bool(self._met[place])
-        if now:
-            self._met[place] = 1
+        before = place in self._met or self._by_line.get(self._lines[place]) != place
+        if now and not before:
+            self._met.add(place)
             self._by_line.pop(self._lines[place], None)
         return before
 
@@ -272,46 +275,52 @@ class Journal:
 
     def _read(self) -> None:
         """Go over all records once. A million of them take about a second, so this looks at bytes and not at JSON."""
-        open_, unhex, done, size, at = set(), binascii.unhexlify, [], 0, 0
+        unhex = binascii.unhexlify
+        open_: set[bytes] = set()
+        failed: set[bytes] = set()
         dropped: list[bytes] = []
-        last = b""
-        places = self.offsets
-        for line in self._records():
-            kind = line[2:6]
-            if kind == b"sent":
-                open_.add(line[9:25])
-            elif kind == b"done":
-                open_.discard(line[9:25])
-                done.append(line[_KEYS])
-                size += len(line) - _RESULT
-                last = line
-                if places is not None:
-                    places.append(at)
-                if len(done) == 10_000:
-                    self.answered.extend(unhex(b"".join(done)))
-                    done.clear()
-            elif kind == b"over":
-                open_.discard(line[9:25])
-            elif kind == b"fail":
-                open_.discard(line[9:25])
-                self.failed.add(int.from_bytes(unhex(line[9:25]), "little"))
-            elif kind == b"drop":
-                dropped.append(unhex(line[_KEYS]))
-            elif kind == b"orde":
-                self.in_input_order = b"input" in line
-            at += len(line) + 1
-        self.answered.extend(unhex(b"".join(done)))
+        size, at, last = 0, 0, b""
+        for lines in self._batches():
+            done = [line for line in lines if line[2] == _D and line[3] == _O]
+            keys = [line[_KEYS] for line in done]
+            sent = [line[_KEYS] for line in lines if line[2] == _S]
+            self.answered.extend(unhex(b"".join(keys)))
+            if done:
+                size += sum(map(len, done)) - _RESULT * len(done)
+                last = done[-1]
+            if len(sent) + len(done) == len(lines):
+                open_.update(sent)
+                open_.difference_update(keys)
+            else:
+                latest = {line[_KEYS]: line[2] for line in lines}  # of many records of a row, the last one counts
+                open_.difference_update([key for key, kind in latest.items() if kind != _S])
+                open_.update([key for key, kind in latest.items() if kind == _S])
+                failed.update(line[_KEYS] for line in lines if line[2:6] == b"fail")
+                dropped += [unhex(line[_KEYS]) for line in lines if line[2:6] == b"drop"]
+                for line in lines:
+                    if line[2:7] == b"order":
+                        self.in_input_order = b"input" in line
+            if self.offsets is not None:
+                for line in lines:
+                    if line[2:6] == b"done":
+                        self.offsets.append(at)
+                    at += len(line) + 1
         self.answered.drop_by_keys(dropped)
-        self.open = {int.from_bytes(unhex(key), "little") for key in open_}
+        self.open = {int.from_bytes(unhex(key[:16]), "little") for key in open_}
+        self.failed = {int.from_bytes(unhex(key[:16]), "little") for key in failed}
         self.size, self.last = size, last[_RESULT:-1] + b"\n" if last else b""
 
     def _records(self) -> Iterator[bytes]:
+        for lines in self._batches():
+            yield from lines
+
+    def _batches(self) -> Iterator[list[bytes]]:
         at, rest = 0, b""
         while chunk := pread(self._file.descriptor, _CHUNK, at):
             at += len(chunk)
             whole = (rest + chunk).split(b"\n")
             rest = whole.pop()
-            yield from whole
+            yield whole
 
 
 class Syncer:

@@ -35,7 +35,7 @@ from penstock.runner.files import (
     write_summary,
 )
 from penstock.runner.journal import Journal, Syncer
-from penstock.runner.source import Lines, Rejected, Row, custom_id_digest, dump_json, load_json, named_key, unnamed_key
+from penstock.runner.source import Lines, Rejected, Row, custom_id_digest, dump_json, load_json, named_keys, unnamed_key
 
 __all__ = ["ChangedError", "Known", "OutputError", "ReplacedError", "Results", "beside", "journal_of", "write_summary"]
 
@@ -119,7 +119,7 @@ class Results:
         self.repaired = self.restored = 0
         self._order, self._changed = order, changed
         self._places = array.array("Q")  # of each row in the order of the input: 1 + where its answer is, 0: nowhere
-        self._skip = bytearray()
+        self._doubtful: set[int | None] | None = None
         self._checked = -math.inf
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as opening:
@@ -162,7 +162,7 @@ class Results:
     @property
     def failed(self) -> frozenset[int]:
         """Rows that were given up by an earlier run, by their lines."""
-        return frozenset() if self._journal is None else frozenset(self._journal.failed)
+        return frozenset() if self._journal is None else frozenset(self._journal.failed | self._journal.open)
 
     @property
     def ambiguous(self) -> int:
@@ -187,30 +187,21 @@ class Results:
         """
         if self._journal is None or not len(self._journal.answered) or not lines.is_regular:
             return
-        answered, skip = self._journal.answered, self._skip
+        answered = self._journal.answered
+        skip, doubtful = self._meet_lines(lines, salt)
         count, first, drop = 0, 0, []
-        for number, line in lines.again():
-            skip.extend(bytes(number + 1 - len(skip)))
-            if line is None:
-                continue
-            place = answered.meet(named_key(line, salt))
-            if place is None:
-                name = _NAME.search(line)
-                if name is not None and b"\\" not in name[1] and line.count(b'"custom_id"') == 1:
-                    if not answered.may_hold(name[1].decode("utf-8", "replace")):
-                        continue  # it is new, and need not be read as JSON to know that
-                elif name is None and b"custom_id" not in line:
-                    place = answered.meet(unnamed_key(number, line, salt))
-            if place is not None:
-                skip[number] = 1
-                self._place(number, place)
+        for number, line in lines.again() if doubtful else ():
+            if skip[number] or line is None or _name_of(number, line) not in doubtful:
                 continue
             row = read(number, line)
             found = answered.find(row) if isinstance(row, Row) else None
-            if found is not None and isinstance(row, Row) and not answered.met(found) and not answered.same(found, row):
-                count, first = count + 1, first or number
-                if self._changed == "rerun":
-                    drop.append(found)
+            if found is None or not isinstance(row, Row) or answered.met(found) or answered.same(found, row):
+                continue
+            count, first = count + 1, first or number
+            if self._changed == "rerun":
+                drop.append(found)
+        lines.pass_over(skip)
+        self._doubtful = doubtful
         if count and self._changed is None:
             raise ChangedError(count, first, self.out_path)
         if drop:
@@ -218,14 +209,49 @@ class Results:
                 self._journal.drop(place)
             self._rewrite()
 
-    def is_skipped(self, number: int) -> bool:
-        """Whether `examine` found this line answered."""
-        return number < len(self._skip) and self._skip[number] == 1
+    def _meet_lines(self, lines: Lines, salt: bytes) -> tuple[bytearray, set[int | None]]:
+        """Which rows are answered as they stand there, and the names of others that are answered; None: of rows without a clear name.
+
+        A million rows take a second: nothing is read as JSON, and names are looked up many at a time.
+        """
+        assert self._journal is not None
+        answered = self._journal.answered
+        skip, names, doubtful = bytearray(1), set[int](), set[int | None]()
+        for begin, batch in lines.batches():
+            skip.extend(bytes(begin + len(batch) - len(skip)))
+            places = answered.meet_all(named_keys(batch, salt))
+            if None not in places and self._order == "completed":
+                skip[begin : begin + len(batch)] = b"\1" * len(batch)
+                continue
+            for number, (line, met) in enumerate(zip(batch, places, strict=True), begin):
+                place = met
+                if place is None and line and not line.isspace():
+                    name = _name_of(number, line)
+                    if b"custom_id" not in line:
+                        place = answered.meet(unnamed_key(number, line, salt))
+                    if name is None:
+                        doubtful.add(None)
+                    elif place is None:
+                        names.add(name)
+                if place is not None:
+                    skip[number] = 1
+                    if self._order == "input":
+                        self._place(number, place)
+            if len(names) > _MANY:
+                doubtful |= answered.hold(names)
+                names.clear()
+        return skip, doubtful | answered.hold(names)
 
     def known(self, row: Row) -> Known:
         """What earlier runs say about a row, once: the same row again is a duplicate."""
         if self._journal is None:
             return Known.NEW
+        if (
+            self._doubtful is not None
+            and None not in self._doubtful
+            and custom_id_digest(row.custom_id) not in self._doubtful
+        ):
+            return Known.NEW  # `examine` has seen all rows
         answered = self._journal.answered
         place = answered.find(row)
         if place is None:
@@ -305,7 +331,7 @@ class Results:
         """
         error = {"code": code, "message": message, **more}
         line = dump_json({"line": row.line, "custom_id": row.custom_id, "error": error})
-        if self._journal is not None and isinstance(row, Row):
+        if self._journal is not None and isinstance(row, Row) and code != "ambiguous":  # what became of that stays open
             self._journal.fail(row, code)
         if self._errors_pipe is not None:
             self._errors_pipe.put(line + b"\n")
@@ -531,6 +557,17 @@ class Results:
 _BEGINNING = b'{"id":"batch_req_'
 _ERROR_BEGINNING = b'{"line":'
 _NAME = re.compile(rb'"custom_id"\s*:\s*"([^"]*)"')
+_MANY = 200_000
+
+
+def _name_of(number: int, line: bytes) -> int | None:
+    """The digest of a row's custom_id, as far as a look at the line tells it; None: only reading it as JSON does."""
+    if b"custom_id" not in line:
+        return custom_id_digest(f"line-{number}")
+    name = _NAME.search(line)
+    if name is None or b"\\" in name[1] or line.count(b"custom_id") != 1:
+        return None
+    return custom_id_digest(name[1].decode("utf-8", "replace"))
 
 
 def _lines_from(file: Appended, begin: int) -> Iterator[tuple[int, bytes, bool]]:

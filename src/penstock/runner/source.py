@@ -16,7 +16,7 @@ import math
 import os
 import select
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,6 +34,7 @@ __all__ = [
     "dump_json",
     "load_json",
     "named_key",
+    "named_keys",
     "open_source",
     "read_row",
     "unnamed_key",
@@ -112,6 +113,8 @@ class Lines:
         self.is_regular = stat.S_ISREG(self._status.st_mode)
         self.began_at = os.lseek(file, 0, os.SEEK_CUR) if self.is_regular else 0
         self.is_plain = False
+        self.passed = 0
+        self._skip = bytearray()
         self._prompt = prompt
         self._stopped = False
         if self.is_regular:
@@ -121,6 +124,10 @@ class Lines:
     def stop(self) -> None:
         """End the iteration."""
         self._stopped = True
+
+    def pass_over(self, skip: bytearray) -> None:
+        """Leave rows out of the iteration, those whose number has a 1 here; `passed` counts them as they are met."""
+        self._skip = skip
 
     def come_from(self, path: Path) -> bool:
         """Whether `path` leads to the very file that is read, whatever it is called there."""
@@ -139,10 +146,41 @@ class Lines:
 
     def __iter__(self) -> Iterator[tuple[int, bytes | None]]:
         """Yield (number, row); None instead of a row above `formats.MAX_LINE`."""
+        if self.is_plain:
+            yield from self._plain_rows()
+            return
         for number, line in formats.rows(iter(self._read, b""), self.name, self._prompt):
             if self._stopped:  # the last line may have been cut short by that
                 return
-            yield number, line
+            if number < len(self._skip) and self._skip[number]:
+                self.passed += 1
+            else:
+                yield number, line
+
+    def _plain_rows(self) -> Iterator[tuple[int, bytes | None]]:
+        """The same for lines of UTF-8, of which there may be a million that are to be passed over."""
+        skip = self._skip
+        for first, lines in formats.batches(iter(self._read, b"")):
+            if self._stopped:
+                return
+            to_skip = skip[first : first + len(lines)]
+            if to_skip.count(1) == len(lines):
+                self.passed += len(lines)
+                continue
+            to_skip.extend(bytes(len(lines) - len(to_skip)))
+            for number, (line, skipped) in enumerate(zip(lines, to_skip, strict=True), first):
+                if skipped:
+                    self.passed += 1
+                elif line is None or (line and not line.isspace()):
+                    yield number, line
+
+    def batches(self) -> Iterator[tuple[int, list[bytes | None]]]:
+        """The rows of a regular file once more, many at a time: (number of the first, rows). Blank lines may be among them."""
+        if self.is_plain:
+            yield from formats.batches(self.chunks())
+        else:
+            for number, line in self.again():
+                yield number, [line]
 
     def _read(self) -> bytes:
         if not self.is_regular:
@@ -205,6 +243,12 @@ def read_row(
 def named_key(line: bytes, salt: bytes = b"") -> int:
     """64 bits that stand for a line with a custom_id."""
     return int.from_bytes(hashlib.blake2b(line, digest_size=8, key=salt).digest(), "little")
+
+
+def named_keys(lines: Sequence[bytes | None], salt: bytes = b"") -> list[int]:
+    """The same for many lines; of a line that is too long, that of none."""
+    number, digest = int.from_bytes, hashlib.blake2b
+    return [number(digest(line or b"", digest_size=8, key=salt).digest(), "little") for line in lines]
 
 
 def unnamed_key(number: int, line: bytes, salt: bytes = b"") -> int:

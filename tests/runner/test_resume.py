@@ -1,0 +1,232 @@
+"""A run that goes on: what is answered stays, what was edited is asked again only when somebody says so."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import anyio
+import pytest
+
+from penstock.llm.tokens import by_bytes
+from penstock.runner.output import ChangedError, journal_of
+from penstock.runner.source import read_row
+from penstock.simulator import Latency, Simulation
+from tests.runner.service import ANSWER, LIMITS, Service, chat, prepared
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_time")]
+
+READ = partial(read_row, cost=by_bytes)
+
+
+def echo(body):
+    return 200, {}, json.dumps({"choices": [{"message": {"content": body["messages"][0]["content"]}}]}).encode()
+
+
+async def done(folder, rows, **options):
+    """Run it, as the command line does; what was asked, what is answered, and the run."""
+    service = Service(answer=echo)
+    with prepared(folder, rows, service, **options) as this:
+        this.examine()
+        await this.run()
+        said = {one["custom_id"]: one["response"]["body"]["choices"][0]["message"]["content"] for one in this.results()}
+        assert len(said) == len(this.results())
+        return [name for _, name in service.asked], said, this
+
+
+def refused(folder, rows, message, **options):
+    """Nothing is sent."""
+    service = Service(answer=echo)
+    with prepared(folder, rows, service, **options) as this, pytest.raises(ChangedError, match=message):
+        this.examine()
+    assert service.asked == []
+
+
+def edited(number, text):
+    row = chat(number)
+    row["body"]["messages"][0]["content"] = text
+    return row
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"body": {"model": "m", "messages": [{"role": "user", "content": "another question"}]}},
+        {"body": {"model": "another", "messages": chat(3)["body"]["messages"]}},
+        {"body": {**chat(3)["body"], "temperature": 0}},
+        {"url": "/v1/responses"},
+    ],
+    ids=["prompt", "model", "option", "endpoint"],
+)
+async def test_rows_that_were_edited_are_refused_before_anything_is_sent(tmp_path, edit):
+    """The message counts them and names the first."""
+    rows = [chat(number) for number in range(10)]
+    await done(tmp_path, rows)
+    before = (tmp_path / "out.jsonl").read_bytes()
+    rows[3] = {**rows[3], "url": "/v1/chat/completions", **edit}
+    rows[7] = edited(7, "something else")
+    refused(tmp_path, rows, Service(answer=echo)) as this:
+        with pytest.raises(
+            ChangedError, match=r"2 rows ask something else than what .*out.jsonl answers .*first: line 4"
+        ):
+            this.examine()
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+
+
+async def test_another_file_under_the_same_ids_is_refused(tmp_path):
+    await done(tmp_path, [chat(number) for number in range(10)])
+    with prepared(tmp_path, [edited(number, "other") for number in range(10)], Service(answer=echo)) as this:
+        with pytest.raises(ChangedError, match="10 rows ask something else"):
+            this.examine()
+
+
+async def test_rows_without_an_id_are_told_apart_by_their_line(tmp_path):
+    rows = [chat(number)["body"] for number in range(5)]
+    await done(tmp_path, rows)
+    asked, said, _ = await done(tmp_path, [*rows, rows[0]])
+    assert (len(asked), len(said)) == (1, 6)
+    with prepared(tmp_path, rows[1:], Service(answer=echo)) as this:
+        with pytest.raises(ChangedError, match="4 rows ask something else"):
+            this.examine()
+
+
+@pytest.mark.parametrize("form", ["spaces", "no spaces", "escapes", "method named"])
+async def test_a_row_that_is_only_written_differently_is_the_same_row(tmp_path, form):
+    rows = [chat(number) for number in range(5)]
+    await done(tmp_path, rows)
+    written = {
+        "spaces": [json.dumps(row, indent=1).replace("\n", " ") for row in rows],
+        "no spaces": [json.dumps(row, separators=(",", ":")) for row in rows],
+        "escapes": [json.dumps(row).replace("row", "\\u0072ow") for row in rows],
+        "method named": [json.dumps({"method": "POST", "url": "/v1/chat/completions", **row}) for row in rows],
+    }[form]
+    asked, said, this = await done(tmp_path, [line.encode() + b"\n" for line in written])
+    assert (asked, len(said), this.counts.skipped) == ([], 5, 5)
+
+
+@pytest.mark.parametrize("order", ["completed", "input"])
+async def test_changed_rows_are_asked_again_and_the_old_answers_go(tmp_path, order):
+    rows = [chat(number) for number in range(6)]
+    await done(tmp_path, rows, order=order)
+    rows[2] = edited(2, "new")
+    asked, said, _ = await done(tmp_path, rows, changed="rerun", order=order)
+    assert asked == ["new"]
+    assert said["row-2"] == "new"
+    assert len(said) == 6
+    asked, said, _ = await done(tmp_path, rows, order=order)
+    assert (asked, said["row-2"]) == ([], "new")
+
+
+async def test_changed_rows_may_keep_their_answers(tmp_path):
+    rows = [chat(number) for number in range(6)]
+    _, before, _ = await done(tmp_path, rows)
+    rows[2] = edited(2, "new")
+    asked, said, _ = await done(tmp_path, rows, changed="keep")
+    assert (asked, said) == ([], before)
+
+
+async def test_a_model_that_is_set_otherwise_is_a_change(tmp_path):
+    rows = [chat(number) for number in range(3)]
+    await done(tmp_path, rows)
+    change = lambda body: {**body, "model": "another"}  # noqa: E731
+    with prepared(tmp_path, rows, Service(answer=echo), change=change, salt=b"another") as this:
+        with pytest.raises(ChangedError, match="3 rows ask something else"):
+            this.examine()
+
+
+async def test_a_row_that_comes_twice_is_a_duplicate_in_every_run(tmp_path):
+    rows = [chat(0), chat(1), chat(0), edited(1, "other words")]
+    for _ in range(2):
+        _, said, this = await done(tmp_path, rows)
+        assert len(said) == 2
+        assert [(error["line"], error["error"]["code"]) for error in this.errors()] == [
+            (3, "duplicate_custom_id"),
+            (4, "duplicate_custom_id"),
+        ]
+
+
+async def test_results_whose_journal_is_gone_are_known_by_their_ids(tmp_path):
+    rows = [chat(number) for number in range(6)]
+    await done(tmp_path, rows)
+    journal_of(tmp_path / "out.jsonl").unlink()
+    asked, said, _ = await done(tmp_path, rows)
+    assert (asked, len(said)) == ([], 6)
+    journal_of(tmp_path / "out.jsonl").unlink()
+    rows[2] = edited(2, "new")
+    with prepared(tmp_path, rows, "1 row asks something else")
+
+
+async def test_results_of_another_tool_say_not_what_was_asked(tmp_path):
+    """They may answer anything."""
+    line = {"id": "batch_req_other", "custom_id": "row-0", "response": {"status_code": 200, "body": {}}, "error": None}
+    (tmp_path / "out.jsonl").write_text(json.dumps(line, separators=(",", ":")) + "\n")
+    with prepared(tmp_path, [chat(0)], Service(answer=echo)) as this, pytest.raises(ChangedError):
+        this.examine()
+
+
+# The order of the input
+
+
+async def test_results_may_stand_in_the_order_of_the_input(tmp_path):
+    """After a run that went on, too, and with rows that failed left out."""
+    rows = [chat(number, 20 if number % 3 else 1_200) for number in range(60)]
+    service = Service(Simulation(**LIMITS, latency=Latency(median=1.0, sigma=1.0)))
+    with prepared(tmp_path, rows, service, order="input") as this:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(this.run)
+            await anyio.sleep(1)
+            this.run.stop("interrupted", "interrupted")
+        some = [result["custom_id"] for result in this.results()]
+    assert some == sorted(some, key=lambda name: int(name[4:]))
+    assert 0 < len(some) < 60
+    service = Service(Simulation(**LIMITS), [(400, {}, b"{}")])
+    with prepared(tmp_path, rows, service, order="input") as this:
+        this.examine()
+        await this.run()
+        names = [result["custom_id"] for result in this.results()]
+        failed = [error["custom_id"] for error in this.errors()]
+    assert len(failed) == 1
+    assert names == [row["custom_id"] for row in rows if row["custom_id"] not in failed]
+    with prepared(tmp_path, rows, Service(answer=echo)) as this:  # and back
+        this.examine()
+        await this.run()
+        assert len(this.results()) == 60
+
+
+# What may have been billed
+
+
+async def test_rows_that_were_under_way_when_a_run_was_killed_are_sent_again_and_counted(tmp_path):
+    rows = [chat(number) for number in range(60)]
+    service = Service(Simulation(**LIMITS, latency=Latency(median=3.0)))
+    with prepared(tmp_path, rows, service) as this:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(this.run)
+            await anyio.sleep(1)
+            this.run.stop("interrupted", "interrupted")
+            this.run.abandon()
+    under_way = len(service.asked)
+    assert 10 < under_way < 60
+    for policy, again in (("fail", 60 - under_way), ("rerun", under_way)):
+        service = Service(answer=lambda _: (200, {}, ANSWER))
+        with prepared(tmp_path, rows, service, on_ambiguous=policy) as this:
+            this.examine()
+            await this.run()
+            assert len(service.asked) == again
+            assert this.summary()["possibly_billed_twice"] == (under_way if policy == "rerun" else 0)
+            assert {error["error"]["code"] for error in this.errors()} == ({"ambiguous"} if policy == "fail" else set())
+
+
+async def test_only_the_rows_that_failed_may_be_done(tmp_path):
+    rows = [chat(number) for number in range(20)]
+    service = Service(
+        answer=lambda body: (400, {}, b"{}") if body["messages"][0]["content"].endswith("3") else echo(body)
+    )
+    with prepared(tmp_path, rows[:15], service) as this:
+        await this.run()
+        assert len(this.errors()) == 2
+    with prepared(tmp_path, rows, Service(answer=echo)) as this:
+        this.examine()
+        this.only_failed()
+        await this.run()
+        assert (this.counts.answered, this.counts.left_out, this.errors()) == (2, 5, [])
