@@ -65,19 +65,13 @@ async def test_rows_that_were_edited_are_refused_before_anything_is_sent(tmp_pat
     before = (tmp_path / "out.jsonl").read_bytes()
     rows[3] = {**rows[3], "url": "/v1/chat/completions", **edit}
     rows[7] = edited(7, "something else")
-    refused(tmp_path, rows, Service(answer=echo)) as this:
-        with pytest.raises(
-            ChangedError, match=r"2 rows ask something else than what .*out.jsonl answers .*first: line 4"
-        ):
-            this.examine()
+    refused(tmp_path, rows, r"2 rows ask something else than what .*out.jsonl answers .*first: line 4")
     assert (tmp_path / "out.jsonl").read_bytes() == before
 
 
 async def test_another_file_under_the_same_ids_is_refused(tmp_path):
     await done(tmp_path, [chat(number) for number in range(10)])
-    with prepared(tmp_path, [edited(number, "other") for number in range(10)], Service(answer=echo)) as this:
-        with pytest.raises(ChangedError, match="10 rows ask something else"):
-            this.examine()
+    refused(tmp_path, [edited(number, "other") for number in range(10)], "10 rows ask something else")
 
 
 async def test_rows_without_an_id_are_told_apart_by_their_line(tmp_path):
@@ -85,9 +79,7 @@ async def test_rows_without_an_id_are_told_apart_by_their_line(tmp_path):
     await done(tmp_path, rows)
     asked, said, _ = await done(tmp_path, [*rows, rows[0]])
     assert (len(asked), len(said)) == (1, 6)
-    with prepared(tmp_path, rows[1:], Service(answer=echo)) as this:
-        with pytest.raises(ChangedError, match="4 rows ask something else"):
-            this.examine()
+    refused(tmp_path, rows[1:], "4 rows ask something else")
 
 
 @pytest.mark.parametrize("form", ["spaces", "no spaces", "escapes", "method named"])
@@ -129,9 +121,7 @@ async def test_a_model_that_is_set_otherwise_is_a_change(tmp_path):
     rows = [chat(number) for number in range(3)]
     await done(tmp_path, rows)
     change = lambda body: {**body, "model": "another"}  # noqa: E731
-    with prepared(tmp_path, rows, Service(answer=echo), change=change, salt=b"another") as this:
-        with pytest.raises(ChangedError, match="3 rows ask something else"):
-            this.examine()
+    refused(tmp_path, rows, "3 rows ask something else", change=change, salt=b"another")
 
 
 async def test_a_row_that_comes_twice_is_a_duplicate_in_every_run(tmp_path):
@@ -153,15 +143,14 @@ async def test_results_whose_journal_is_gone_are_known_by_their_ids(tmp_path):
     assert (asked, len(said)) == ([], 6)
     journal_of(tmp_path / "out.jsonl").unlink()
     rows[2] = edited(2, "new")
-    with prepared(tmp_path, rows, "1 row asks something else")
+    refused(tmp_path, rows, "1 row asks something else")
 
 
 async def test_results_of_another_tool_say_not_what_was_asked(tmp_path):
     """They may answer anything."""
     line = {"id": "batch_req_other", "custom_id": "row-0", "response": {"status_code": 200, "body": {}}, "error": None}
     (tmp_path / "out.jsonl").write_text(json.dumps(line, separators=(",", ":")) + "\n")
-    with prepared(tmp_path, [chat(0)], Service(answer=echo)) as this, pytest.raises(ChangedError):
-        this.examine()
+    refused(tmp_path, [chat(0)], "1 row asks something else")
 
 
 # The order of the input
