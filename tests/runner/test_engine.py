@@ -378,7 +378,7 @@ async def test_memory_is_bounded_by_the_window_and_not_by_the_file(tmp_path):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(this.run)
             await anyio.sleep(20)
-            assert this.counts.rows == engine.WINDOW + 10
+            assert this.counts.rows <= engine.WINDOW + 10
             this.run.stop("interrupted", "interrupted")
 
 

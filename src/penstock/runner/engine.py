@@ -52,6 +52,9 @@ WINDOW = 500
 WINDOW_BYTES = 64 * 1024 * 1024
 """Bytes of them. At least one row is always read."""
 
+READ_AT_ONCE = 32
+"""Rows of the window that are gone before more are read: waking up for each would cost as much as reading it."""
+
 WORKING_BYTES = 256 * 1024 * 1024
 """Bytes of the rows that are worked on. At least one row always is."""
 
@@ -124,8 +127,10 @@ class Run:
         self._working = 0
         self._working_bytes = 0
         self._changed = anyio.Event()
-        self._waits: set[anyio.CancelScope] = set()
-        self._sends: set[anyio.CancelScope] = set()
+        self._sleepers = 0
+        self._room = anyio.Event()
+        self._works: set[Work] = set()
+        self._finishing: anyio.CancelScope | None = None
         self._in_trouble: set[str | int] = set()
         self._long_waits: set[str | int] = set()
         self._said_long_wait = False
@@ -156,8 +161,7 @@ class Run:
             return
         try:
             if self._results.is_piped:  # its reader may take any time
-                with anyio.CancelScope() as scope:
-                    self._sends.add(scope)
+                with anyio.CancelScope() as self._finishing:
                     await anyio.to_thread.run_sync(self._results.finish, abandon_on_cancel=True)
             else:
                 self._results.finish()
@@ -169,17 +173,21 @@ class Run:
         if self.stopped is None:
             self.stopped = Stopped(code, message)
             self._lines.stop()
-            for scope in list(self._waits):
-                scope.cancel()
+            for work in self._works:
+                if not work.is_sending:  # what was sent may come back
+                    work.scope.cancel()
             if code == "output" and self._results.is_piped:
                 self.abandon()  # nobody reads what comes back
+            self._room.set()
             self._tell()
 
     def abandon(self) -> None:
         """Do not wait for what was sent either. `stop` comes first."""
         self._results.give_up()
-        for scope in list(self._sends):
-            scope.cancel()
+        for work in self._works:
+            work.scope.cancel()
+        if self._finishing is not None:
+            self._finishing.cancel()
 
     # ------------------------------------------------------------------------------------------------------------------
     # Reading ahead
@@ -190,7 +198,8 @@ class Run:
             while self.stopped is None and self.counts.rows != self._settings.rows:
                 if self._window_is_full():
                     self._begin_choosing()
-                    await self._changed.wait()
+                    self._room = anyio.Event()
+                    await self._room.wait()
                     continue
                 if self._lines.is_regular:
                     entry = next(self._iterator, None)
@@ -221,12 +230,11 @@ class Run:
             self._may_choose = True
             self._tell()
 
+    def _window_rows(self) -> int:
+        return sum(len(group.mix) for group in self.groups.values())
+
     def _window_is_full(self) -> bool:
-        rows = bytes_ = 0
-        for group in self.groups.values():
-            rows += len(group.mix)
-            bytes_ += group.mix.bytes
-        return rows >= WINDOW or bytes_ >= WINDOW_BYTES
+        return self._window_rows() >= WINDOW or sum(group.mix.bytes for group in self.groups.values()) >= WINDOW_BYTES
 
     def _sort_in(self, row: Row | Rejected) -> None:
         """Put a row where it belongs: into the window, among the errors, or nowhere if it is answered already."""
@@ -234,7 +242,7 @@ class Run:
             self._fail(row, row.code, row.message)
             return
         known = self._results.known(row)
-        if known is Known.DUPLICATE or (known is Known.NEW and not self._seen.add(row.custom_id)):
+        if known is Known.DUPLICATE or (known is Known.NEW and not self._seen.add_digest(row.name)):
             self._fail(row, "duplicate_custom_id", f"an earlier line has the custom_id {row.custom_id!r} too")
         elif known is Known.ANSWERED:
             self.counts.skipped += 1
@@ -284,18 +292,32 @@ class Run:
                     continue
                 for group in self.groups.values():
                     if group.in_line < LINE and len(group.mix):
-                        work = Work(group, group.mix.take(group.levels()))
-                        self._tell()
+                        work = Work(group, group.mix.take(group.levels))
+                        if not self._read_all and self._window_has_room():
+                            self._room.set()
                         return work
             if self._read_all and not any(len(group.mix) for group in self.groups.values()):
                 return None
-            await self._changed.wait()
+            await self._sleep()
         return None
 
     def _tell(self) -> None:
         """Wake whoever waits for a change."""
-        self._changed.set()
-        self._changed = anyio.Event()
+        if self._sleepers:
+            self._changed.set()
+            self._changed = anyio.Event()
+
+    def _window_has_room(self) -> bool:
+        """Whether so many rows were taken that reading on is worth waking up for."""
+        return self._window_rows() <= WINDOW - READ_AT_ONCE and not self._window_is_full()
+
+    async def _sleep(self) -> None:
+        """Return after a change."""
+        self._sleepers += 1
+        try:
+            await self._changed.wait()
+        finally:
+            self._sleepers -= 1
 
     async def _watch(self, scope: anyio.CancelScope) -> None:
         """Look now and then whether it is time to end."""
@@ -320,10 +342,9 @@ class Run:
 
     async def _work(self, work: Work) -> None:
         """See a row through: answered, among the errors, or untouched because the run was stopped."""
-        waits = anyio.CancelScope()
-        self._waits.add(waits)
+        self._works.add(work)
         try:
-            with waits:
+            with work.scope:
                 while self.stopped is None and not await self._attempt(work):
                     pass
         except OutputError as error:
@@ -333,7 +354,7 @@ class Run:
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one row must not end all others
             self._give_up(work, "internal_error", f"{type(error).__name__}: {error}")
         finally:
-            self._waits.discard(waits)
+            self._works.discard(work)
             self.outage.leave(work)
             work.leave_line()
             self._working -= 1
@@ -350,12 +371,11 @@ class Run:
             work.leave_line()
             await self.outage.wait(work)
         request = await self._acquire(work)
-        sends = anyio.CancelScope(shield=True)  # `stop` cancels whoever waits, and lets come back what was sent
-        self._sends.add(sends)
         self.counts.in_flight += 1
-        granted, over = request.permit.granted_at, True  # should it be abandoned
+        work.is_sending = True
+        granted = request.permit.granted_at
         try:
-            with request.permit, sends:
+            with request.permit:
                 over = await self._send(work, request)
         finally:
             if request.left_at is None:
@@ -363,9 +383,9 @@ class Run:
             else:
                 self.counts.ended = clock.now()
                 self.counts.took(work.earliest, self.counts.ended - granted)
-            self._sends.discard(sends)
             self.counts.in_flight -= 1
-        if work.wait and not over:
+            work.is_sending = False
+        if work.wait and not over and self.stopped is None:
             wait, work.wait = work.wait, 0.0
             await anyio.sleep(wait)
         return over

@@ -46,6 +46,8 @@ class Group:
         self._promised = limits
         self._idle = idle
         self._throttle = Throttle()
+        self._known: Allowances | None = None
+        self._told: tuple[Limiter, Limits] | None = None
         if limits is None:
             self.endpoint: Endpoint = DiscoveredEndpoint()
         else:
@@ -62,15 +64,25 @@ class Group:
         """What the server enforces, as it was promised, or as far as its answers have told."""
         if self._promised is not None:
             return self._promised
+        if self._told is not None and self._told[0] is self.endpoint.limiter:
+            return self._told[1]
         told = {
             unit: tuple(limit for limit in limits if isinstance(limit, Rate))
             for unit, limits in self.endpoint.limits.items()
         }
-        return {unit: rates for unit, rates in told.items() if rates}
+        self._told = self.endpoint.limiter, {unit: rates for unit, rates in told.items() if rates}
+        return self._told[1]
 
     @property
     def allowances(self) -> Allowances:
         """What the limits allow from the beginning of the run on."""
+        if self._promised is None:
+            return self._allowed()
+        if self._known is None:
+            self._known = self._allowed()
+        return self._known
+
+    def _allowed(self) -> Allowances:
         return {
             unit: tuple(
                 # Of several limits on a unit, the smallest is the one that an earlier run had used up.
@@ -118,6 +130,8 @@ class Group:
             reading = Reading((), None)
         quotas = tuple(quota for quota in reading.quotas if self._comparable(quota))
         self.endpoint.answered(request, reply.status, Reading(quotas, reading.retry_after))
+        if quotas:
+            self._told = None  # what they tell may be new
 
         if self._promised is not None and reply.status < 400 and self._throttle.answered(clock.now()):
             self._use_share()

@@ -25,13 +25,14 @@ import binascii
 import bisect
 import os
 import stat
+import struct
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from penstock.runner.files import Appended, OutputError, pread, truncate_at_last_line
-from penstock.runner.source import Row, custom_id_digest
+from penstock.runner.source import Row
 
 __all__ = ["SYNC_EVERY", "Answered", "Journal", "Syncer"]
 
@@ -107,7 +108,7 @@ class Answered:
 
     def find(self, row: Row) -> int | None:
         """The place in the journal of a row that has the custom_id of this one, met or not; None: there is none."""
-        name = custom_id_digest(row.custom_id)
+        name = row.name
         ids = self._in_order()
         at = bisect.bisect_left(ids, name)
         if at == len(ids) or ids[at] != name:
@@ -369,8 +370,11 @@ class Syncer:
                     return
 
 
+_THREE = struct.Struct("<QQQ")
+
+
 def _plain_keys(row: Row) -> bytes:
-    return b"".join(number.to_bytes(8, "little") for number in (row.raw, custom_id_digest(row.custom_id), row.key))
+    return _THREE.pack(row.raw, row.name, row.key)
 
 
 def _keys(row: Row) -> bytes:

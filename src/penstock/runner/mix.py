@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from penstock.runner.source import Row
@@ -64,16 +64,15 @@ class Mix:
         self._count += 1
         self.bytes += len(row.body)
 
-    def take(self, levels: Sequence[Level]) -> Row:
+    def take(self, levels: Callable[[], Sequence[Level]]) -> Row:
         """Take out the row that should go next.
 
         Args:
-            levels: Every limit with a rate. None: the oldest row goes.
+            levels: Tells every limit with a rate, where there is a choice. None: the oldest row goes.
         """
-        heads = ((entry[0], kind) for kind, entry in ((kind, rows[0]) for kind, rows in self._classes.items()))
-        number, kind = min(heads)
-        if len(self._classes) > 1 and levels and self._chosen - number < PATIENCE:
-            kind = min(self._classes, key=lambda each: (*_loss(self._classes[each][0][1].cost, levels), each))
+        number, kind = min((rows[0][0], kind) for kind, rows in self._classes.items())
+        if len(self._classes) > 1 and self._chosen - number < PATIENCE and (now := levels()):
+            kind = min(self._classes, key=lambda each: (*_loss(self._classes[each][0][1].cost, now), each))
         rows = self._classes[kind]
         row = rows.popleft()[1]
         if not rows:

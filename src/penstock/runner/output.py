@@ -246,11 +246,7 @@ class Results:
         """What earlier runs say about a row, once: the same row again is a duplicate."""
         if self._journal is None:
             return Known.NEW
-        if (
-            self._doubtful is not None
-            and None not in self._doubtful
-            and custom_id_digest(row.custom_id) not in self._doubtful
-        ):
+        if self._doubtful is not None and None not in self._doubtful and row.name not in self._doubtful:
             return Known.NEW  # `examine` has seen all rows
         answered = self._journal.answered
         place = answered.find(row)

@@ -17,7 +17,7 @@ import os
 import select
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,7 +43,7 @@ __all__ = [
 _CHUNK = 256 * 1024
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Row:
     """One request, ready to be sent.
 
@@ -64,12 +64,23 @@ class Row:
     body: bytes
     cost: Mapping[str, float]
     raw: int = 0
+    _key: int | None = field(default=None, repr=False, compare=False)
+    _name: int | None = field(default=None, repr=False, compare=False)
 
     @property
     def key(self) -> int:
         """64 bits that stand for what is asked: the custom_id, the endpoint and the body."""
-        name = str(self.custom_id).encode("utf-8", "surrogatepass")
-        return _digest(b"%d:%b%b\n%b" % (len(name), name, self.path.encode(), self.body))
+        if self._key is None:
+            name = str(self.custom_id).encode("utf-8", "surrogatepass")
+            self._key = _digest(b"%d:%b%b\n%b" % (len(name), name, self.path.encode(), self.body))
+        return self._key
+
+    @property
+    def name(self) -> int:
+        """64 bits that stand for the custom_id."""
+        if self._name is None:
+            self._name = custom_id_digest(self.custom_id)
+        return self._name
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +286,9 @@ def load_json(text: bytes | str) -> Any:
         ValueError: It is not JSON.
         RecursionError: It is nested too deeply.
     """
-    return json.loads(text, parse_constant=_refuse_constant)
+    if not isinstance(text, str):
+        text = text.decode(json.detect_encoding(text), "surrogatepass")
+    return _DECODER.decode(text)
 
 
 def dump_json(value: Any) -> bytes:
@@ -288,13 +301,16 @@ def dump_json(value: Any) -> bytes:
         ValueError: A number in it is infinite, or none.
     """
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        for end, escaped in _LINE_ENDS:
-            text = text.replace(end, escaped)
+        text = _ENCODER.encode(value)
+        if not text.isascii():
+            for end, escaped in _LINE_ENDS:
+                text = text.replace(end, escaped)
         return text.encode()
     except UnicodeEncodeError:
         return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()
 
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 _LINE_ENDS = (("\u2028", "\\u2028"), ("\u2029", "\\u2029"), ("\x85", "\\u0085"))
 
@@ -302,12 +318,10 @@ _LINE_ENDS = (("\u2028", "\\u2028"), ("\u2029", "\\u2029"), ("\x85", "\\u0085"))
 class IdSet:
     """A set of custom_ids that takes 8 bytes for each of them, and room to grow: 10 million rows fit into 160 MB.
 
-    It holds digests of 64 bits, with a key of its own: two different ids are taken for one with a probability of
-    3 in a million for 10 million rows, whoever chose them.
+    It holds digests of 64 bits: two different ids are taken for one with a probability of 3 in a million for 10 million rows.
     """
 
     def __init__(self) -> None:
-        self._key = os.urandom(16)
         self._slots = array.array("Q", bytes(8 * 1024))  # open addressing; 0 is an empty slot
         self._count = 0
 
@@ -315,11 +329,15 @@ class IdSet:
         return self._count
 
     def __contains__(self, custom_id: str | int) -> bool:
-        return self._slots[self._find(self._digest(custom_id))] != 0
+        return self._slots[self._find(custom_id_digest(custom_id) or 1)] != 0
 
     def add(self, custom_id: str | int) -> bool:
         """Add an id; False if it was there already."""
-        digest = self._digest(custom_id)
+        return self.add_digest(custom_id_digest(custom_id))
+
+    def add_digest(self, digest: int) -> bool:
+        """Add an id by its `custom_id_digest`."""
+        digest = digest or 1
         at = self._find(digest)
         if self._slots[at]:
             return False
@@ -328,9 +346,6 @@ class IdSet:
         if self._count * 3 > len(self._slots) * 2:
             self._grow()
         return True
-
-    def _digest(self, custom_id: str | int) -> int:
-        return custom_id_digest(custom_id, self._key) or 1
 
     def _find(self, digest: int) -> int:
         """The slot of `digest`, or the empty one where it belongs."""
@@ -349,10 +364,9 @@ class IdSet:
                 self._slots[self._find(digest)] = digest
 
 
-def custom_id_digest(custom_id: str | int, key: bytes = b"") -> int:
+def custom_id_digest(custom_id: str | int) -> int:
     """64 bits that stand for a custom_id. 7 and "7" are the same: whoever joins results to requests may read either."""
-    text = str(custom_id).encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8, key=key).digest(), "little")
+    return _digest(str(custom_id).encode("utf-8", "surrogatepass"))
 
 
 class _Bad(Exception):  # noqa: N818 - never leaves this module
@@ -368,6 +382,9 @@ def _reject(code: str, message: str) -> NoReturn:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _read_object(line: bytes) -> dict[str, Any]:

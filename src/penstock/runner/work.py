@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import anyio
+
 from penstock.llm.failures import Verdict
 from penstock.runner.client import Reply
 from penstock.runner.group import Group
@@ -16,12 +18,15 @@ class Work:
     """A row that is worked on. It counts as one in the limiter's line from the moment it is chosen."""
 
     __slots__ = (
-        "earliest", "failures", "group", "in_line", "may_be_billed", "row", "sent", "wait", "waits", "waits_since",
+        "earliest", "failures", "group", "in_line", "is_sending", "may_be_billed", "row", "scope", "sent", "wait", "waits",
+        "waits_since",
     )  # fmt: skip
 
     def __init__(self, group: Group, row: Row) -> None:
         self.group = group
         self.row = row
+        self.scope = anyio.CancelScope()
+        self.is_sending = False
         self.sent = 0  # attempts that left
         self.failures = 0  # those that count
         self.waits = 0  # how often it was told to wait
