@@ -239,7 +239,7 @@ def _peek(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
         taken.append(chunk)
         begin += chunk
         # A pipe may give a byte at a time; a line that is there must not wait for more.
-        if len(begin.lstrip()) >= 8 or b"\n" in begin.lstrip():
+        if len(begin.lstrip()) >= 8 or (len(begin) >= 4 and b"\n" in begin.lstrip()):
             break
     return begin, itertools.chain(taken, chunks)
 

@@ -1,0 +1,138 @@
+"""What options and the environment mean for the server and for the rows."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from penstock.cli import main
+from penstock.cli.options import Fault, change_of, server_of
+from tests.cli.commands import LIMITS, chat, lines_of
+
+AZURE = "https://me.openai.azure.com/openai/deployments/d?api-version=1"
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "headers"),
+    [
+        ({"OPENAI_API_KEY": "k"}, (None, ()), {"authorization": "Bearer k"}),
+        (
+            {"OPENAI_API_KEY": "k", "OPENAI_ORG_ID": "o", "OPENAI_PROJECT_ID": "p"},
+            (None, ()),
+            {"authorization": "Bearer k", "openai-organization": "o", "openai-project": "p"},
+        ),
+        ({"OPENAI_API_KEY": "k"}, (AZURE, ()), {"api-key": "k"}),
+        ({"OPENAI_API_KEY": "k", "AZURE_OPENAI_API_KEY": "a"}, (AZURE, ()), {"api-key": "a"}),
+        ({}, ("http://localhost:8000/v1", ()), {}),
+        ({}, ("http://127.0.0.1:8000/v1", ()), {}),
+        ({}, ("http://[::1]:8000/v1", ()), {}),
+        ({}, ("http://192.168.1.7/v1", ()), {}),
+        ({}, ("http://vllm:8000/v1", ()), {}),
+        ({"OPENAI_API_KEY": "k"}, ("http://localhost:8000/v1", ()), {"authorization": "Bearer k"}),
+        ({"MINE": "m"}, ("https://x.example/v1", ("api-key: $MINE",)), {"api-key": "m"}),
+        (
+            {"MINE": "m"},
+            ("https://x.example/v1", ("Authorization: Bearer ${MINE}", "X-Team: a:b")),
+            {"Authorization": "Bearer m", "X-Team": "a:b"},
+        ),
+    ],
+)
+def test_the_server_gets_the_headers_that_it_wants(folder, monkeypatch, environment, arguments, headers):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    server = server_of(*arguments, 60)
+    assert server.headers == headers
+
+
+@pytest.mark.parametrize("base", [None, "https://api.example/v1", AZURE, "http://8.8.8.8/v1"])
+def test_a_server_of_others_wants_a_key(folder, base):
+    with pytest.raises(Fault, match="API_KEY is not set"):
+        server_of(base, (), 60)
+
+
+def test_bodies_are_changed_where_the_options_say():
+    change, salt = change_of("m2", ["temperature=0", "reasoning.effort=low", "stop=[1]", "user=a=b"])
+    body = {"model": "m", "messages": [], "reasoning": {"summary": "auto"}}
+    assert change(body) == {
+        "model": "m2",
+        "messages": [],
+        "reasoning": {"summary": "auto", "effort": "low"},
+        "temperature": 0,
+        "stop": [1],
+        "user": "a=b",
+    }
+    assert body["reasoning"] == {"summary": "auto"}
+    assert salt
+    assert change_of("m2", [])[1] != change_of("m3", [])[1]
+    assert change_of(None, []) == (None, b"")
+
+
+SIMULATED = ["--simulate", "--latency", "0.01", "--limits", LIMITS, "--quiet"]
+
+
+def test_a_stale_answer_is_refused_by_the_command(folder, capsys):
+    """Exit code 2, with count and first line; then whatever was chosen."""
+    run = ["run", "in.jsonl", "-o", "out.jsonl", *SIMULATED]
+    assert main(run) == 0
+    rows = [chat(number) for number in range(20)]
+    rows[4]["body"]["temperature"] = 1
+    (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = (folder / "out.jsonl").read_bytes()
+    assert main(run) == 2
+    assert (
+        "1 row asks something else than what out.jsonl answers under the same custom_id (first: line 5)"
+        in capsys.readouterr().err
+    )
+    assert (folder / "out.jsonl").read_bytes() == before
+    assert main([*run, "--changed", "keep"]) == 0
+    assert (folder / "out.jsonl").read_bytes() == before
+    assert main([*run, "--changed=rerun"]) == 0
+    assert (
+        len({row["custom_id"] for row in lines_of(folder / "out.jsonl")}) == len(lines_of(folder / "out.jsonl")) == 20
+    )
+    assert main([*run, "--model", "gpt-4o"]) == 2
+
+
+def test_the_order_of_the_input_and_the_first_rows(folder):
+    assert main(["run", "in.jsonl", "-o", "out.jsonl", "--order", "input", "--rows", "7", *SIMULATED]) == 0
+    assert [row["custom_id"] for row in lines_of(folder / "out.jsonl")] == [f"row-{number}" for number in range(7)]
+
+
+def test_a_table_is_asked_row_by_row(folder):
+    (folder / "in.csv").write_text("id,text\na,one\nb,two\n")
+    command = ["run", "in.csv", "-o", "out.jsonl", "--prompt", "Say {text}", "--model", "gpt-4o-mini", *SIMULATED]
+    assert main(command) == 0
+    assert {row["custom_id"] for row in lines_of(folder / "out.jsonl")} == {"a", "b"}
+
+
+def test_exit_codes_are_in_the_help(capsys):
+    assert main(["run", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Exit codes: 0 every row is answered; 2" in said
+    assert "130 interrupted" in said
+
+
+def test_a_server_that_is_not_there_is_exit_code_5(folder, capsys):
+    assert (
+        main(["run", "in.jsonl", "-o", "out.jsonl", "--base-url", "http://127.0.0.1:1/v1", "--give-up-after", "0.3"])
+        == 5
+    )
+    assert "cannot connect to 127.0.0.1:1: " in capsys.readouterr().err
+    assert lines_of(folder / "out.errors.jsonl") == []
+
+
+def test_a_deadline_is_exit_code_6(folder, capsys):
+    command = [
+        "run",
+        "in.jsonl",
+        "-o",
+        "out.jsonl",
+        "--simulate",
+        "--limits",
+        "requests=60/min burst 2",
+        "--latency",
+        "0.01",
+    ]
+    assert main([*command, "--deadline", "1"]) == 6
+    assert "the deadline of 1 s is over" in capsys.readouterr().err

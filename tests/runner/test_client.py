@@ -1,0 +1,174 @@
+"""What goes over the wire, against servers of our own on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from contextlib import asynccontextmanager
+
+import pytest
+
+from penstock.runner.client import Http, Lost, NotSent, Server, headers_of, url_of
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def serving(answer):
+    """A server that hands each request's head and body to `answer`, which returns what to send, or None to hang up."""
+    seen = []
+
+    async def handle(reader, writer):
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0] or 0)
+                seen.append((head.decode(), await reader.readexactly(length)))
+                said = answer(*seen[-1])
+                if said is None:
+                    break
+                async for part in said if hasattr(said, "__aiter__") else _once(said):
+                    writer.write(part)
+                    await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", seen
+    finally:
+        server.close()
+
+
+async def _once(said):
+    yield said
+
+
+def reply(status, content=b"{}", headers=""):
+    return f"HTTP/1.1 {status} X\r\ncontent-length: {len(content)}\r\n{headers}\r\n".encode() + content
+
+
+async def sent(base, **options):
+    left = []
+    async with Http(Server(base, direct=True, **options)) as client:
+        return await client.send("/v1/chat/completions", b'{"a":1}', lambda: left.append(1)), left
+
+
+async def test_a_request_carries_its_headers_and_its_query():
+    async with serving(lambda *_: reply(200, b'{"b":2}', "x-request-id: r1\r\n")) as (base, seen):
+        said, left = await sent(
+            f"{base}/openai?api-version=1", headers={"api-key": "secret", "openai-organization": "org"}
+        )
+    assert (said.status, said.content, said.headers.get("X-Request-Id"), left) == (200, b'{"b":2}', "r1", [1])
+    head, body = seen[0]
+    assert head.startswith("POST /openai/chat/completions?api-version=1 HTTP/1.1\r\n")
+    assert "api-key: secret" in head
+    assert "openai-organization: org" in head.lower()
+    assert body == b'{"a":1}'
+
+
+@pytest.mark.parametrize("status", [307, 308])
+async def test_redirects_that_keep_the_method_are_followed(status):
+    answers = iter([reply(status, b"", "location: /elsewhere/x?y=1\r\n"), reply(200)])
+    async with serving(lambda *_: next(answers)) as (base, seen):
+        said, left = await sent(base, headers={"authorization": "Bearer k"})
+    assert (said.status, left) == (200, [1])
+    assert seen[1][0].startswith("POST /elsewhere/x?y=1 ")
+    assert "Bearer k" in seen[1][0]
+    assert seen[1][1] == b'{"a":1}'
+
+
+async def test_a_redirect_to_another_host_does_not_take_the_key_along():
+    async with (
+        serving(lambda *_: reply(200)) as (other, theirs),
+        serving(lambda *_: reply(307, b"", f"location: {other}/v1/x\r\n")) as (base, _),
+    ):
+        said, _ = await sent(base, headers={"authorization": "Bearer k", "x-team": "t"})
+    assert said.status == 200
+    assert "Bearer" not in theirs[0][0]
+    assert "x-team: t" in theirs[0][0].lower()
+
+
+async def test_redirects_have_an_end_and_others_are_not_followed():
+    async with serving(lambda *_: reply(307, b"", "location: /again\r\n")) as (base, seen):
+        said, _ = await sent(base)
+    assert (said.status, len(seen)) == (307, 11)
+    async with serving(lambda *_: reply(302, b"", "location: /again\r\n")) as (base, seen):
+        said, _ = await sent(base)
+    assert (said.status, len(seen)) == (302, 1)
+
+
+@pytest.mark.parametrize("content", [gzip.compress(b'{"c":3}'), b"not gzip at all"])
+async def test_what_was_compressed_is_read_and_what_cannot_be_is_kept(content):
+    async with serving(lambda *_: reply(200, content, "content-encoding: gzip\r\n")) as (base, _):
+        said, _ = await sent(base)
+    assert said.content in {b'{"c":3}', b"not gzip at all"}
+
+
+async def test_no_connection_is_no_use():
+    with pytest.raises(NotSent, match=r"cannot connect to 127.0.0.1:1: "):
+        await sent("http://127.0.0.1:1/v1")
+    with pytest.raises(NotSent, match=r"cannot connect to no-such-host\.invalid"):
+        await sent("http://no-such-host.invalid/v1")
+
+
+async def test_a_server_that_hangs_up_may_have_taken_the_request():
+    async with serving(lambda *_: None) as (base, _):
+        with pytest.raises(Lost, match="closed the connection without an answer"):
+            await sent(base)
+    async with serving(lambda *_: b"HTTP/1.1 200 X\r\ncontent-length: 100\r\n\r\nhalf") as (base, _):
+        with pytest.raises(Lost):
+            await sent(base, timeout=1)
+
+
+async def test_blank_lines_for_ever_end():
+    """A service keeps connections alive that way; it must not keep them for ever."""
+
+    async def blank(*_):
+        yield b"HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n"
+        while True:
+            yield b"1\r\n\n\r\n"
+            await asyncio.sleep(0.02)
+
+    async with serving(blank) as (base, _):
+        with pytest.raises(Lost, match=r"no answer within 0\.3 s"):
+            await sent(base, timeout=0.3)
+
+
+async def test_large_answers_and_many_at_once_are_read():
+    content = json.dumps({"text": "x" * 3_000_000}).encode()
+    async with serving(lambda *_: reply(200, content)) as (base, _), Http(Server(base, direct=True)) as client:
+        many = [client.send("/v1/x", b"{}", lambda: None) for _ in range(20)]
+        assert {len(one.content) for one in await asyncio.gather(*many)} == {len(content)}
+
+
+@pytest.mark.parametrize(
+    ("base", "path", "url"),
+    [
+        ("https://host/v1", "/v1beta/models", "https://host/v1/v1beta/models"),
+        ("https://host/v1", "/v1", "https://host/v1"),
+        ("https://host", "/v1beta/x", "https://host/v1beta/x"),
+        (
+            "https://host/openai?api-version=1",
+            "/v1/chat/completions",
+            "https://host/openai/chat/completions?api-version=1",
+        ),
+        ("https://host/v1/?a=1", "/v1/x?b=2", "https://host/v1/x?a=1&b=2"),
+        ("https://host?a=1", "/v1/x", "https://host/v1/x?a=1"),
+    ],
+)
+def test_addresses(base, path, url):
+    assert url_of(base, path) == url
+
+
+def test_secrets_are_known_by_their_headers():
+    server = Server("http://x", headers={"Authorization": "Bearer abc", "api-key": "def", "x-team": "t"})
+    assert set(server.secrets) == {b"abc", b"def"}
+
+
+@pytest.mark.parametrize("pair", ["a", ": b", "a b: c", "a: b\nc: d", "ä: b"])
+def test_a_header_that_is_none_is_refused(pair):
+    with pytest.raises(ValueError, match=r"write it like|no header may have"):
+        headers_of([pair])
