@@ -70,7 +70,7 @@ def test_zstd_is_read_or_one_sentence_says_how(monkeypatch):
     monkeypatch.setitem(sys.modules, "compression.zstd", None)
     monkeypatch.setitem(sys.modules, "backports.zstd", None)
     with pytest.raises(
-        FormatError, match="compressed by zstd, which this Python cannot read: pip install backports.zstd"
+        FormatError, match=r"compressed by zstd, which this Python cannot read: pip install backports\.zstd"
     ):
         read(bytes.fromhex("28b52ffd2003190000") + b"{}\n")
     monkeypatch.setitem(sys.modules, "backports.zstd", SimpleNamespace(ZstdDecompressor=Whole))

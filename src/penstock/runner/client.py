@@ -133,6 +133,11 @@ class Http:
         self._public = {name: value for name, value in self._headers.items() if name.lower() not in SECRETS}
         self._session: aiohttp.ClientSession | None = None
 
+    @property
+    def secrets(self) -> tuple[bytes, ...]:
+        """What must not be written down."""
+        return self._server.secrets
+
     async def __aenter__(self) -> Self:
         trace = aiohttp.TraceConfig()
         trace.on_request_headers_sent.append(_leaves)

@@ -26,7 +26,6 @@ from collections.abc import Callable
 from typing import Any
 
 import anyio
-import anyio.lowlevel
 import anyio.to_thread
 
 from penstock import clock, exponential
@@ -35,12 +34,13 @@ from penstock.llm.endpoints import RequestInFlight
 from penstock.llm.failures import Action, Verdict
 from penstock.runner import answers
 from penstock.runner.client import Client, Lost, NotSent, Reply
+from penstock.runner.files import OutputError
 from penstock.runner.formats import FormatError
 from penstock.runner.group import Group, LimitsOf
 from penstock.runner.outage import Outage
-from penstock.runner.output import Known, OutputError, Results
+from penstock.runner.ports import Known, Sink, Source
 from penstock.runner.settings import Settings, Stopped
-from penstock.runner.source import IdSet, Lines, Rejected, Row, dump_json, read_row
+from penstock.runner.source import IdSet, Rejected, Row, dump_json, read_row
 from penstock.runner.summary import Counts
 from penstock.runner.work import Refused, Work
 
@@ -90,8 +90,8 @@ class Run:
 
     def __init__(
         self,
-        lines: Lines,
-        results: Results,
+        lines: Source,
+        results: Sink,
         settings: Settings,
         limits_of: LimitsOf,
         client: Client,
@@ -102,7 +102,7 @@ class Run:
 
         Args:
             lines: The requests.
-            results: Where results and errors go; rows that are answered there are skipped.
+            results: Where results and errors go; rows that are answered there already are skipped.
             settings: How to run.
             limits_of: The limits of a model. ValueError: it has none.
             client: What sends. It is entered by the run.
@@ -114,7 +114,6 @@ class Run:
         self.last_error = ""
         self.stopped: Stopped | None = None
         self._lines = lines
-        self._iterator = iter(lines)
         self._results = results
         self._settings = settings
         self._limits_of = limits_of
@@ -201,12 +200,7 @@ class Run:
                     self._room = anyio.Event()
                     await self._room.wait()
                     continue
-                if self._lines.is_regular:
-                    entry = next(self._iterator, None)
-                    if self.counts.rows % 32 == 0:
-                        await anyio.lowlevel.checkpoint()
-                else:  # a pipe keeps us waiting as long as it likes, so it may not keep the loop
-                    entry = await anyio.to_thread.run_sync(next, self._iterator, None, abandon_on_cancel=True)
+                entry = await self._lines.read()
                 passed, self._lines.passed = self._lines.passed, 0
                 self.counts.rows += passed
                 self.counts.skipped += passed

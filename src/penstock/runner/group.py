@@ -24,32 +24,37 @@ __all__ = ["Group", "Limits", "LimitsOf"]
 Limits = Mapping[str, tuple[Rate, ...]]
 """Unit → its limits."""
 
-LimitsOf = Callable[[str], tuple[str, Limits | None]]
-"""Model → (name of the models that share its limits, the limits; None: the server's answers will tell)."""
+LimitsOf = Callable[[str], tuple[str, "Limits | Limiter | None"]]
+"""Model → (name of the models that share its limits, the limits; a limiter that others use too; None: the server's answers
+will tell)."""
 
 
 class Group:
     """The models that share limits: their endpoint, and their rows that wait to be chosen."""
 
-    def __init__(self, name: str, limits: Limits | None, idle: float = math.inf) -> None:
+    def __init__(self, name: str, limits: Limits | Limiter | None, idle: float = math.inf) -> None:
         """Begin with what the limits have regained since they were last used, taken for empty then.
 
         Args:
             name: Of the models; `""` where all models share the limits.
-            limits: What the server enforces, at least one per unit. None: its answers will tell.
+            limits: What the server enforces, at least one per unit; a limiter that others use too, which keeps its own; None:
+                the server's answers will tell.
             idle: Seconds since an earlier run used these limits up; `inf`: they are whole.
         """
         self.name = name
         self.mix = Mix()
         self.in_line = 0
         self._line: dict[str, float] = {}
-        self._promised = limits
+        self._is_shared = isinstance(limits, Limiter)
+        self._promised: Limits | None = _rates_of(limits) if isinstance(limits, Limiter) else limits
         self._idle = idle
         self._throttle = Throttle()
         self._known: Allowances | None = None
         self._told: tuple[Limiter, Limits] | None = None
         if limits is None:
             self.endpoint: Endpoint = DiscoveredEndpoint()
+        elif isinstance(limits, Limiter):
+            self.endpoint = Endpoint(limits)
         else:
             given: dict[str, Any] = {unit: list(rates) for unit, rates in limits.items()}
             limiter = Limiter(**given)
@@ -133,14 +138,19 @@ class Group:
         if quotas:
             self._told = None  # what they tell may be new
 
-        if self._promised is not None and reply.status < 400 and self._throttle.answered(clock.now()):
+        if self._is_throttled and reply.status < 400 and self._throttle.answered(clock.now()):
             self._use_share()
 
     def on_refusal(self, request: RequestInFlight, verdict: Verdict) -> None:
         """The service says that a limit is used up: everybody waits, once, and less of it is used for a while."""
         self.endpoint.refused(request, verdict)
-        if self._promised is not None and self._throttle.refused(clock.now()):
+        if self._is_throttled and self._throttle.refused(clock.now()):
             self._use_share()
+
+    @property
+    def _is_throttled(self) -> bool:
+        """Whether these limits are ours alone to lower, and were not learned."""
+        return self._promised is not None and not self._is_shared
 
     def _use_share(self) -> None:
         assert self._promised is not None
@@ -168,3 +178,9 @@ class Group:
             Level(one.unit, one.capacity, one.rate, one.level - self._line.get(one.unit, 0.0))
             for one in self.endpoint.levels()
         ]
+
+
+def _rates_of(limiter: Limiter) -> Limits:
+    """The limits of a limiter that have a rate."""
+    rates = {unit: tuple(each for each in limits if isinstance(each, Rate)) for unit, limits in limiter.limits.items()}
+    return {unit: those for unit, those in rates.items() if those}

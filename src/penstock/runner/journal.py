@@ -32,9 +32,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from penstock.runner.files import Appended, OutputError, pread, truncate_at_last_line
-from penstock.runner.source import Row
+from penstock.runner.source import Row, dump_json
 
-__all__ = ["SYNC_EVERY", "Answered", "Journal", "Syncer"]
+__all__ = ["SYNC_EVERY", "Answered", "Journal", "Syncer", "result_line"]
 
 SYNC_EVERY = 0.1
 """Seconds for which a record may be the system's and not yet the disk's."""
@@ -197,6 +197,12 @@ class Journal:
         """
         self._file.append(b'{"sent":"%b","attempt":%d}\n' % (_keys(row), attempt))
 
+    def answer(self, row: Row, status_code: int, request_id: str | None, body: bytes) -> bytes:
+        """Write down an answer, whose `body` is JSON on one line; return it as a line of the results file."""
+        line = result_line(row, status_code, request_id, body)
+        self.done(row, line)
+        return line
+
     def done(self, row: Row, result: bytes) -> None:
         """Write down an answer: a line of the results file, with its end."""
         if self.offsets is not None:
@@ -322,6 +328,20 @@ class Journal:
             whole = (rest + chunk).split(b"\n")
             rest = whole.pop()
             yield whole
+
+
+def result_line(row: Row, status_code: int, request_id: str | None, body: bytes) -> bytes:
+    """A line of the results file, in OpenAI's Batch format. Its id says what was asked."""
+    return (
+        b'{"id":"batch_req_%016x","custom_id":%b,"response":{"status_code":%d,"request_id":%b,"body":%b},"error":null}\n'
+        % (
+            row.key,
+            dump_json(row.custom_id),
+            status_code,
+            b"null" if request_id is None else dump_json(request_id),
+            body,
+        )
+    )
 
 
 class Syncer:

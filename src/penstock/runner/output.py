@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import enum
 import math
 import os
 import re
@@ -34,7 +33,8 @@ from penstock.runner.files import (
     pread,
     write_summary,
 )
-from penstock.runner.journal import Journal, Syncer
+from penstock.runner.journal import Journal, Syncer, result_line
+from penstock.runner.ports import Known
 from penstock.runner.source import Lines, Rejected, Row, custom_id_digest, dump_json, load_json, named_keys, unnamed_key
 
 __all__ = ["ChangedError", "Known", "OutputError", "ReplacedError", "Results", "beside", "journal_of", "write_summary"]
@@ -44,16 +44,6 @@ CHECK_EVERY = 1.0
 
 BACKLOG = 4 * 1024 * 1024
 """Bytes that may wait for the reader of a pipe before no further row is begun."""
-
-
-class Known(enum.Enum):
-    """What earlier runs, and earlier lines, say about a row."""
-
-    NEW = "new"
-    ANSWERED = "answered"
-    CHANGED = "changed"
-    """Its custom_id is answered, but another question was asked."""
-    DUPLICATE = "duplicate"
 
 
 class ChangedError(OutputError):
@@ -293,16 +283,7 @@ class Results:
         Raises:
             OutputError: The disk is full or gone. Nothing of the line is left in the file.
         """
-        line = (
-            b'{"id":"batch_req_%016x","custom_id":%b,"response":{"status_code":%d,"request_id":%b,"body":%b},"error":null}\n'
-            % (
-                row.key,
-                dump_json(row.custom_id),
-                status_code,
-                b"null" if request_id is None else dump_json(request_id),
-                body,
-            )
-        )
+        line = result_line(row, status_code, request_id, body)
         if self._journal is not None:
             if self._order == "input" and self._journal.offsets is not None:
                 self._place(row.line, len(self._journal.offsets))

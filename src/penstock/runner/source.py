@@ -21,6 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+import anyio.lowlevel
+import anyio.to_thread
+
 from penstock.llm.tokens import Cost
 from penstock.runner import formats
 from penstock.runner.formats import Prompt
@@ -128,6 +131,8 @@ class Lines:
         self._skip = bytearray()
         self._prompt = prompt
         self._stopped = False
+        self._reads = 0
+        self._iterator: Iterator[tuple[int, bytes | None]] | None = None
         if self.is_regular:
             self.is_plain = prompt is None and formats.is_plain(os.pread(file, 64, self.began_at))
             next(self.again(), None)  # says now what cannot be read at all
@@ -135,6 +140,18 @@ class Lines:
     def stop(self) -> None:
         """End the iteration."""
         self._stopped = True
+
+    async def read(self) -> tuple[int, bytes | None] | None:
+        """The next row, without keeping the event loop; None after the last."""
+        if self._iterator is None:
+            self._iterator = iter(self)
+        if self.is_regular:
+            self._reads += 1
+            if self._reads % 32 == 0:
+                await anyio.lowlevel.checkpoint()
+            return next(self._iterator, None)
+        # A pipe keeps us waiting as long as it likes.
+        return await anyio.to_thread.run_sync(next, self._iterator, None, abandon_on_cancel=True)
 
     def pass_over(self, skip: bytearray) -> None:
         """Leave rows out of the iteration, those whose number has a 1 here; `passed` counts them as they are met."""

@@ -1,0 +1,386 @@
+"""A run out of a program: rows in, results out as they come; and a class for frameworks that hand out batches of rows.
+
+    async for result in penstock.runner.run(rows, "https://api.openai.com/v1", limits="auto", journal="run.journal"):
+        ...
+
+It is the engine of `penstock run` with other ends: rows are Python objects and results too. With a journal a run that was
+interrupted, in whatever way, goes on: what was answered is yielded again out of the journal and not sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import json
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import anyio
+import anyio.from_thread
+import anyio.lowlevel
+
+from penstock import Limiter
+from penstock import limits as _limits
+from penstock.errors import PenstockError
+from penstock.llm import tokens
+from penstock.llm.tokens import Cost
+from penstock.runner.client import Client, Http, Server
+from penstock.runner.engine import Run
+from penstock.runner.group import LimitsOf
+from penstock.runner.journal import Journal, Syncer
+from penstock.runner.ports import Known
+from penstock.runner.settings import DAY, HOUR, Settings
+from penstock.runner.source import Rejected, Row, dump_json, load_json
+
+__all__ = ["Result", "RunStoppedError", "Sender", "run"]
+
+LimitsLike = Mapping[str, Any] | Limiter | Literal["auto"]
+RowLike = Mapping[str, Any]
+
+
+class RunStoppedError(PenstockError):
+    """A run ended before its rows did.
+
+    Attributes:
+        code: `account`, `unreachable`, `output`, `changed`, `deadline` or `input`.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a row.
+
+    Attributes:
+        number: Of the row, from 1.
+        custom_id: Its name, as given; `line-N` where none was; None where it could not be read.
+        body: The answer as Python objects; None if there is none.
+        error: Why there is none: `code`, `message`, and what the service said as `status_code` and `body`; None if there is one.
+        status_code: Of the answer; 0 if there is none.
+        request_id: The service's own name of the request, if it told one.
+        from_journal: Whether an earlier run got the answer.
+    """
+
+    number: int
+    custom_id: str | int | None
+    body: Any = None
+    error: Mapping[str, Any] | None = None
+    status_code: int = 0
+    request_id: str | None = None
+    from_journal: bool = field(default=False, compare=False)
+
+
+async def run(
+    rows: Iterable[RowLike] | AsyncIterable[RowLike],
+    client_or_url: Client | str,
+    limits: LimitsLike = "auto",
+    journal: Path | str | None = None,
+    *,
+    headers: Mapping[str, str] | None = None,
+    cost: Cost = tokens.by_bytes,
+    changed: Literal["rerun", "keep"] | None = None,
+    on_ambiguous: Literal["rerun", "fail"] = "rerun",
+    max_in_flight: int = 1000,
+    attempts: int = 8,
+    timeout: float = 600.0,  # noqa: ASYNC109 - of each attempt
+    give_up_after: float = DAY,
+    max_pause: float = HOUR,
+) -> AsyncIterator[Result]:
+    """Send rows at full quota and yield what becomes of each, in the order of the answers.
+
+    It runs on asyncio. Leaving the loop early stops it: what is on its way is dropped. Rows are read as they are needed; no more
+    than some hundreds beyond what was yielded.
+
+    Args:
+        rows: Mappings, in OpenAI's Batch format (`custom_id`, `url`, `body`) or bare bodies.
+        client_or_url: The base URL of a server, as SDKs want it, or what sends.
+        limits: Limits by unit, such as `{"requests": "3500/min", "tokens": "90k/min"}`; a `Limiter`, which may be shared with others
+            through a store; or "auto": the server's answers tell, for each model.
+        journal: A file that is written as `penstock run` writes its own; None: nothing is kept.
+        headers: Sent with every request: `{"authorization": f"Bearer {key}"}`.
+        cost: What a request takes from the limits, of (path, body).
+        changed: What becomes of rows that were edited since the journal has their answer. None: that ends the run.
+        on_ambiguous: Rows that may have been billed though no answer came are sent again, or given up.
+        max_in_flight: Rows that are worked on at once.
+        attempts: Attempts per row that may fail, the first included. Being told to wait is no failure.
+        timeout: Seconds an attempt may take.
+        give_up_after: Seconds for which a row may be told to wait, and the server may be away.
+        max_pause: Longest wait that the server may ask of all rows, in seconds.
+
+    Raises:
+        RunStoppedError: It ended before the rows did: no money, no server, no disk. What was answered was yielded before.
+        OutputError: The journal cannot be written, or is none.
+        ValueError: A limit that is none.
+    """
+    client = Http(Server(client_or_url, headers or {}, timeout)) if isinstance(client_or_url, str) else client_or_url
+    settings = Settings(
+        cost=cost,
+        max_in_flight=max_in_flight,
+        attempts=attempts,
+        give_up_after=give_up_after,
+        max_pause=max_pause,
+        on_ambiguous=on_ambiguous,
+        secrets=client.secrets if isinstance(client, Http) else (),
+    )
+    source = _Given(rows)
+    with contextlib.ExitStack() as stack:
+        sink = _Yielded(None if journal is None else Path(journal), changed, stack)
+        this = Run(source, sink, settings, _limits_of(limits), client)
+        # A task of its own and no task group: whoever leaves the loop may close this generator from another task.
+        work = asyncio.create_task(this())
+        work.add_done_callback(lambda _: sink.end())
+        try:
+            async for result in sink.results():
+                yield result
+        finally:
+            if not sink.ended:
+                this.stop("interrupted", "nobody reads the results")
+                this.abandon()
+            await work
+        if this.stopped is not None and this.stopped.code != "interrupted":
+            raise RunStoppedError(this.stopped.code, this.stopped.message)
+
+
+class Sender:
+    """Sends batches of rows from many workers under one limit; for Ray Data's `map_batches` and its like.
+
+        ds.map_batches(Sender, fn_constructor_kwargs={"url": URL, "limiter": limiter}, concurrency=4)
+
+    A limiter over a shared store can be pickled, so every worker is given the same one. Connections are made when the first batch
+    comes and kept until `close()`. Calls from several threads are allowed.
+
+    Args:
+        url: The base URL of the server.
+        limiter: Whose limits every worker keeps; None: each learns them from the answers it gets.
+        headers: Sent with every request.
+        options: The other options of `run`.
+    """
+
+    def __init__(
+        self, url: str, limiter: Limiter | None = None, *, headers: Mapping[str, str] | None = None, **options: Any
+    ) -> None:
+        self._url, self._limiter, self._headers, self._options = url, limiter, headers, options
+        self._stack: contextlib.ExitStack | None = None
+        self._portal: anyio.from_thread.BlockingPortal | None = None
+
+    def __call__(self, batch: Any) -> Any:
+        """Send a batch and wait for all of its answers.
+
+        Args:
+            batch: A sequence of rows, as `run` takes them; or columns, as Ray and pandas hand them out: a mapping of names to
+                sequences, in which each column is a field of a row and text in `body` is JSON.
+
+        Returns:
+            For rows: a list of `Result`, in their order. For columns: the same columns and, beside them, `answer` and `error`:
+            JSON as text, `""` where there is none.
+
+        Raises:
+            RunStoppedError: No money, no server.
+        """
+        if isinstance(batch, Mapping):
+            found = self._send(_rows_of(batch))
+            answers = ["" if one.body is None else dump_json(one.body).decode() for one in found]
+            errors = ["" if one.error is None else dump_json(one.error).decode() for one in found]
+            return {**batch, "answer": answers, "error": errors}
+        return self._send(list(batch))
+
+    def close(self) -> None:
+        """Close the connections."""
+        stack, self._stack, self._portal = self._stack, None, None
+        if stack is not None:
+            stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Connections stay where they are."""
+        return {**self.__dict__, "_stack": None, "_portal": None}
+
+    def _send(self, rows: Sequence[RowLike]) -> list[Result]:
+        if self._portal is None:
+            self._stack = contextlib.ExitStack()
+            self._portal = self._stack.enter_context(anyio.from_thread.start_blocking_portal())
+        return self._portal.call(self._collect, rows)
+
+    async def _collect(self, rows: Sequence[RowLike]) -> list[Result]:
+        limits: LimitsLike = "auto" if self._limiter is None else self._limiter
+        # Names are for joining results to rows; a batch may well hold one of them twice, and here numbers do that.
+        plain = [{key: value for key, value in row.items() if key != "custom_id"} for row in rows]
+        found: list[Result | None] = [None] * len(rows)
+        async for one in run(plain, self._url, limits, headers=self._headers, **self._options):
+            name = rows[one.number - 1].get("custom_id", one.custom_id)
+            found[one.number - 1] = Result(one.number, name, one.body, one.error, one.status_code, one.request_id)
+        return [one for one in found if one is not None]
+
+
+def _rows_of(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    names = [name for name in columns if name not in {"answer", "error"}]
+    rows = [dict(zip(names, values, strict=True)) for values in zip(*(columns[name] for name in names), strict=True)]
+    for row in rows:
+        if isinstance(row.get("body"), str):
+            row["body"] = json.loads(row["body"])
+        for name, value in row.items():
+            if hasattr(value, "item"):  # numpy's numbers are none of JSON's
+                row[name] = value.item()
+            elif hasattr(value, "tolist"):
+                row[name] = value.tolist()
+    return rows
+
+
+def _limits_of(limits: LimitsLike) -> LimitsOf:
+    if isinstance(limits, Limiter):
+        return lambda _: ("", limits)
+    if isinstance(limits, Mapping):
+        rates = {
+            unit: tuple(_limits.parse(each) if isinstance(each, str) else each for each in _several(given))
+            for unit, given in limits.items()
+        }
+        return lambda _: ("", rates)
+    if limits != "auto":
+        raise ValueError(f'limits must be a mapping of units to limits, a Limiter or "auto", not {limits!r}')
+    return lambda model: (model, None)
+
+
+def _several(given: Any) -> Sequence[Any]:
+    return given if isinstance(given, list | tuple) else (given,)
+
+
+class _Given:
+    """Rows that a program hands over, as a source."""
+
+    def __init__(self, rows: Iterable[RowLike] | AsyncIterable[RowLike]) -> None:
+        self.name = "the rows"
+        self.is_regular = isinstance(rows, Sequence)
+        self.passed = 0
+        self._rows: Iterator[RowLike] | AsyncIterator[RowLike] = (
+            aiter(rows) if isinstance(rows, AsyncIterable) else iter(rows)
+        )
+        self._number = 0
+        self._stopped = False
+
+    async def read(self) -> tuple[int, bytes | None] | None:
+        if self._stopped:
+            return None
+        if isinstance(self._rows, AsyncIterator):
+            row = await anext(self._rows, None)
+        else:
+            await anyio.lowlevel.checkpoint()
+            row = next(self._rows, None)
+        if row is None:
+            return None
+        self._number += 1
+        try:
+            return self._number, dump_json(row)
+        except (TypeError, ValueError, RecursionError):
+            return self._number, repr(row)[:200].encode("utf-8", "replace")  # said of it as of any line that is no JSON
+
+    def stop(self) -> None:
+        self._stopped = True
+
+
+class _Yielded:
+    """Results that a program takes as they come, as a sink."""
+
+    def __init__(
+        self, journal: Path | None, changed: Literal["rerun", "keep"] | None, stack: contextlib.ExitStack
+    ) -> None:
+        self.is_piped = False
+        self.ended = False
+        self._changed = changed
+        self._ready: collections.deque[Result] = collections.deque()
+        self._news = anyio.Event()
+        self._journal = (
+            None if journal is None else stack.enter_context(contextlib.closing(Journal(journal, offsets=True)))
+        )
+        self._syncer: Syncer | None = None
+        if self._journal is not None:
+            self._syncer = Syncer(self._journal.descriptor)
+            self._syncer.start()
+            stack.callback(self._syncer.stop)
+
+    @property
+    def full(self) -> bool:
+        return len(self._ready) >= 1_000
+
+    async def results(self) -> AsyncIterator[Result]:
+        while True:
+            while self._ready:
+                yield self._ready.popleft()
+            if self.ended:
+                return
+            self._news = anyio.Event()
+            await self._news.wait()
+
+    def end(self) -> None:
+        self.ended = True
+        self._news.set()
+
+    def known(self, row: Row) -> Known:
+        if self._journal is None:
+            return Known.NEW
+        answered = self._journal.answered
+        place = answered.find(row)
+        if place is None:
+            return Known.NEW
+        if answered.met(place, now=True):
+            return Known.DUPLICATE
+        if answered.same(place, row) or self._changed == "keep":
+            stored = load_json(self._journal.result_at(place))
+            said = stored["response"]
+            self._put(
+                Result(row.line, row.custom_id, said["body"], None, said["status_code"], said["request_id"], True)
+            )
+            return Known.ANSWERED
+        if self._changed == "rerun":
+            self._journal.drop(place)
+            return Known.NEW
+        return Known.CHANGED
+
+    def may_be_billed(self, row: Row) -> bool:
+        return self._journal is not None and row.raw in self._journal.open
+
+    def sent(self, row: Row, attempt: int) -> None:
+        if self._journal is not None:
+            self._journal.sent(row, attempt)
+
+    def over(self, row: Row) -> None:
+        if self._journal is not None:
+            self._journal.over(row)
+
+    def answer(self, row: Row, status_code: int, request_id: str | None, body: bytes) -> None:
+        if self._journal is not None and self._syncer is not None:
+            self._journal.answer(row, status_code, request_id, body)
+            self._syncer.wrote()
+        self._put(Result(row.line, row.custom_id, load_json(body), None, status_code, request_id))
+
+    def fail(self, row: Row | Rejected, code: str, message: str, **more: Any) -> None:
+        if self._journal is not None and isinstance(row, Row) and code != "ambiguous":
+            self._journal.fail(row, code)
+        self._put(Result(row.line, row.custom_id, None, {"code": code, "message": message, **more}))
+
+    def check(self) -> None:
+        if self._journal is not None:
+            self._journal.check()
+
+    def give_up(self) -> None:
+        """Nobody is waited for."""
+
+    def finish(self) -> None:
+        """All is there already."""
+
+    def _put(self, result: Result) -> None:
+        self._ready.append(result)
+        self._news.set()

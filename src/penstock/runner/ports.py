@@ -1,0 +1,92 @@
+"""What a run reads from and writes to, whatever that is: files for the command line, Python objects for a program."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, Protocol
+
+from penstock.runner.source import Rejected, Row
+
+__all__ = ["Known", "Sink", "Source"]
+
+
+class Known(enum.Enum):
+    """What earlier runs, and earlier lines, say about a row."""
+
+    NEW = "new"
+    ANSWERED = "answered"
+    CHANGED = "changed"
+    """Its custom_id is answered, but another question was asked."""
+    DUPLICATE = "duplicate"
+
+
+class Source(Protocol):
+    """Where rows come from.
+
+    Attributes:
+        name: What to call it.
+        is_regular: Whether it can be read without waiting, so that it pays to read ahead before anything is chosen.
+        passed: Rows that were passed over since this was last set to 0, since they are answered already.
+    """
+
+    name: str
+    is_regular: bool
+    passed: int
+
+    async def read(self) -> tuple[int, bytes | None] | None:
+        """The next row: its number from 1, and its JSON; None instead of JSON that is too long. None after the last row."""
+        ...
+
+    def stop(self) -> None:
+        """End soon, as if there were no further rows."""
+        ...
+
+
+class Sink(Protocol):
+    """Where results go. What cannot be written is an `OutputError`, and ends the run."""
+
+    @property
+    def full(self) -> bool:
+        """Whether no further row should be begun for now."""
+        ...
+
+    @property
+    def is_piped(self) -> bool:
+        """Whether `finish` may wait for somebody else."""
+        ...
+
+    def known(self, row: Row) -> Known:
+        """What earlier runs say about a row; asked once for each."""
+        ...
+
+    def may_be_billed(self, row: Row) -> bool:
+        """Whether an earlier run sent this row and was ended before it knew what came of it."""
+        ...
+
+    def sent(self, row: Row, attempt: int) -> None:
+        """A row is about to be sent."""
+        ...
+
+    def over(self, row: Row) -> None:
+        """What was sent is known not to be answered."""
+        ...
+
+    def answer(self, row: Row, status_code: int, request_id: str | None, body: bytes) -> None:
+        """A row is answered, by JSON on one line."""
+        ...
+
+    def fail(self, row: Row | Rejected, code: str, message: str, **more: Any) -> None:
+        """A row is given up."""
+        ...
+
+    def check(self) -> None:
+        """Look whether everything is still where it should be; called twice a second."""
+        ...
+
+    def give_up(self) -> None:
+        """Wait for nobody any more."""
+        ...
+
+    def finish(self) -> None:
+        """The run is over."""
+        ...

@@ -1,0 +1,174 @@
+"""Runs out of a program: rows and results as Python objects."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+
+from penstock import Limiter, clock, runner, simulator
+from penstock.runner.client import NotSent
+from penstock.simulator import Latency, Simulation
+from tests.runner.service import LIMITS, Service, chat
+
+pytestmark = pytest.mark.anyio
+
+
+def echo(body):
+    return (
+        200,
+        {"x-request-id": "r"},
+        json.dumps({"choices": [{"message": {"content": body["messages"][0]["content"]}}]}).encode(),
+    )
+
+
+async def collected(rows, service, **options):
+    return [result async for result in runner.run(rows, service, **options)]
+
+
+@pytest.mark.parametrize("kind", ["list", "generator", "async generator"])
+async def test_every_row_yields_its_result(virtual_time, kind):
+    async def given():
+        for number in range(50):
+            yield chat(number)
+
+    rows = {
+        "list": [chat(number) for number in range(50)],
+        "generator": (chat(number) for number in range(50)),
+        "async generator": given(),
+    }
+    found = await collected(rows[kind], Service(answer=echo), limits=LIMITS)
+    assert {one.custom_id for one in found} == {f"row-{number}" for number in range(50)}
+    one = next(one for one in found if one.custom_id == "row-7")
+    assert (one.number, one.status_code, one.request_id, one.error, one.from_journal) == (8, 200, "r", None, False)
+    assert one.body["choices"][0]["message"]["content"].endswith("7")
+
+
+async def test_limits_are_kept(virtual_time):
+    service = Service(Simulation(**LIMITS, latency=Latency(median=1.0)))
+    found = await collected([chat(number) for number in range(100)], service, limits=LIMITS)
+    assert len(found) == 100
+    assert service.account.statistics().refused == {}
+    assert clock.now() >= (100 - 20) / 15
+
+
+async def test_a_limiter_may_be_shared_by_two_runs(virtual_time):
+    limiter = Limiter(requests="60/min", tokens="90k/min")
+    service = Service(answer=echo)
+    await collected([chat(number) for number in range(60)], service, limits=limiter)
+    assert clock.now() < 1
+    await collected([chat(number) for number in range(30)], service, limits=limiter)
+    assert clock.now() >= 29
+
+
+async def test_what_cannot_be_sent_or_is_refused_is_a_result_too(virtual_time):
+    service = Service(
+        answer=lambda body: (
+            (400, {}, b'{"error": {"code": "no", "message": "not this"}}') if body["model"] == "bad" else echo(body)
+        )
+    )
+    rows = [
+        chat(0),
+        {"custom_id": "x"},
+        chat(1, model="bad"),
+        {"custom_id": "y", "body": {"messages": object()}},
+        chat(0),
+    ]
+    found = {one.number: one for one in await collected(rows, service, limits=LIMITS)}
+    assert [found[number].error and found[number].error["code"] for number in range(1, 6)] == [
+        None, "missing_body", "no", "invalid_json", "duplicate_custom_id",
+    ]  # fmt: skip
+    assert found[3].error["status_code"] == 400
+
+
+async def test_a_run_that_was_left_goes_on_out_of_its_journal(virtual_time, tmp_path):
+    rows = [chat(number) for number in range(100)]
+    service = Service(Simulation(**LIMITS, latency=Latency(median=1.0)))
+    seen = []
+    results = runner.run(rows, service, limits=LIMITS, journal=tmp_path / "run.journal")
+    async for result in results:
+        seen.append(result)
+        if len(seen) == 30:
+            break
+    await results.aclose()
+    under_way = len(service.asked) - 30
+    service = Service(answer=echo)
+    found = await collected(rows, service, limits=LIMITS, journal=tmp_path / "run.journal")
+    assert {one.custom_id for one in found} == {row["custom_id"] for row in rows}
+    stored = [one for one in found if one.from_journal]
+    assert 30 <= len(stored) <= 30 + under_way
+    assert {one.custom_id: one for one in stored if one in seen} == {one.custom_id: one for one in seen}
+    assert len(service.asked) == 100 - len(stored)
+
+
+async def test_rows_that_were_edited_end_the_run_unless_somebody_says_more(virtual_time, tmp_path):
+    options = {"limits": LIMITS, "journal": tmp_path / "j"}
+    await collected([chat(0), chat(1)], Service(answer=echo), **options)
+    rows = [chat(0), chat(1, size=7)]
+    with pytest.raises(runner.RunStoppedError) as caught:
+        await collected(rows, Service(answer=echo), **options)
+    assert caught.value.code == "changed"
+    service = Service(answer=echo)
+    found = await collected(rows, service, changed="rerun", **options)
+    assert (len(found), len(service.asked)) == (2, 1)
+
+
+async def test_a_server_that_is_not_there_is_an_error_of_the_run(virtual_time):
+    service = Service(answer=lambda _: NotSent("refused"))
+    with pytest.raises(runner.RunStoppedError, match="refused") as caught:
+        await collected([chat(0)], service, limits=LIMITS)
+    assert caught.value.code == "unreachable"
+
+
+async def test_results_that_nobody_takes_do_not_pile_up(virtual_time):
+    service = Service(answer=echo)
+    results = runner.run(
+        (chat(number, 20) for number in range(10_000)), service, limits={"requests": "1M/s"}, max_in_flight=10
+    )
+    await anext(results)
+    await clock_passes(60)
+    assert len(service.asked) < 1_100
+    await results.aclose()
+
+
+async def clock_passes(seconds):
+    import anyio
+
+    await anyio.sleep(seconds)
+
+
+@pytest.mark.parametrize("limits", ["fast", {"requests": "fast"}])
+async def test_limits_that_are_none_are_refused(limits):
+    with pytest.raises(ValueError, match="limit"):
+        await collected([chat(0)], Service(answer=echo), limits=limits)
+
+
+# Batches, over real sockets
+
+
+def test_a_sender_sends_batches_under_one_limiter():
+    limiter = Limiter(requests="6000/min", tokens="6M/min")
+    with simulator.serve(Simulation(requests="6000/min", latency=Latency(0.01))) as server:
+        with runner.Sender(server.base_url, limiter, headers={"authorization": "Bearer k"}) as send:
+            found = send([chat(number) for number in range(20)])
+            assert [one.custom_id for one in found] == [f"row-{number}" for number in range(20)]
+            assert all(one.body["choices"] for one in found)
+            columns = {
+                "model": ["gpt-4o-mini"] * 3,
+                "messages": [[{"role": "user", "content": "hi"}]] * 3,
+                "id": [1, 2, 3],
+            }
+            del columns["id"]
+            out = send(columns)
+            assert set(out) == {"model", "messages", "answer", "error"}
+            assert [bool(json.loads(one)["choices"]) for one in out["answer"]] == [True] * 3
+            assert out["error"] == [""] * 3
+            assert [one.error["code"] for one in send([{"custom_id": "x"}])] == ["missing_body"]
+        assert server.statistics().answered == 23
+
+
+def test_a_sender_may_travel_to_a_worker():
+    sender = pickle.loads(pickle.dumps(runner.Sender("http://127.0.0.1:1/v1", give_up_after=0.1)))
+    with sender, pytest.raises(runner.RunStoppedError, match="cannot connect"):
+        sender([chat(0)])
