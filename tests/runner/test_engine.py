@@ -227,7 +227,7 @@ async def test_a_file_that_cannot_be_read_any_further_ends_the_run(tmp_path, mon
             yield 1, json.dumps(chat(0)).encode()
             raise OSError(5, "Input/output error")
 
-        this.run._iterator = gone()
+        this.run._lines._iterator = gone()
         this.run._lines.name = "in.jsonl"
         await this.run()
         assert (this.run.stopped.code, this.run.stopped.message) == (

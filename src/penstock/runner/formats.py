@@ -239,7 +239,8 @@ def _peek(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
         taken.append(chunk)
         begin += chunk
         # A pipe may give a byte at a time; a line that is there must not wait for more.
-        if len(begin.lstrip()) >= 8 or (len(begin) >= 4 and b"\n" in begin.lstrip()):
+        is_line = b"\n" in begin.lstrip() and (len(begin) >= 4 or not set(begin) & {0, 0xFE, 0xFF})
+        if is_line or len(begin.lstrip()) >= 8:
             break
     return begin, itertools.chain(taken, chunks)
 
