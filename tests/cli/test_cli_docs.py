@@ -41,7 +41,7 @@ def test_the_example_runs_and_prints_what_the_page_says(tmp_path, monkeypatch, c
 def test_every_option_is_on_the_page_and_every_option_there_exists(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     options = set()
-    for command in ("run", "simulate"):
+    for command in ("run", "plan", "errors", "simulate"):
         assert main([command, "--help"]) == 0
         options |= set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out))
     assert set(re.findall(r"--[a-z][a-z-]+", PAGE)) | {"--help", "--out", "--host", "--port"} == options

@@ -136,3 +136,25 @@ def test_a_deadline_is_exit_code_6(folder, capsys):
     ]
     assert main([*command, "--deadline", "1"]) == 6
     assert "the deadline of 1 s is over" in capsys.readouterr().err
+
+
+def test_a_plan_and_what_failed(folder, capsys):
+    (folder / "in.jsonl").write_text((folder / "in.jsonl").read_text() + "{\n")
+    assert main(["plan", "in.jsonl", "--limits", "requests=60/min burst 5"]) == 3
+    said = capsys.readouterr().out
+    assert "21 rows: 20 would be sent, 1 would not" in said
+    assert "at least 15.0 s, by requests (60/min burst 5)" in said
+    assert main(["run", "in.jsonl", "-o", "out.jsonl", "--dry-run"]) == 3
+    assert not (folder / "out.jsonl").exists()
+    assert main(["plan", "in.jsonl", "--json"]) == 3
+    capsys.readouterr()
+    assert main(["run", "in.jsonl", "-o", "out.jsonl", *SIMULATED]) == 3
+    assert main(["errors", "out.jsonl"]) == 3
+    assert "1 × invalid_json" in capsys.readouterr().out
+
+
+def test_a_run_that_is_priced_says_what_it_cost(folder):
+    (folder / "p.json").write_text('{"as_of": "today", "models": {"gpt-4o-mini": {"input": 1000, "output": 0}}}')
+    assert main(["run", "in.jsonl", "-o", "out.jsonl", "--prices", "p.json", *SIMULATED]) == 0
+    assert json.loads((folder / "out.summary.json").read_text())["dollars"] > 0
+    assert main(["run", "in.jsonl", "-o", "o2.jsonl", "--prices", "p.json", "--max-cost", "0.02", *SIMULATED]) == 6

@@ -1,4 +1,4 @@
-"""The command line: `penstock run` and `penstock simulate`.
+"""The command line: `penstock run`, `plan`, `errors` and `simulate`.
 
 The key is read from the environment and nowhere else: a command line is seen by everybody on the machine.
 """
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import typer
 
+from penstock.cli import plan as plan
 from penstock.cli import run as run
 from penstock.cli import simulate as simulate
 from penstock.cli.frame import app

@@ -31,6 +31,7 @@ from penstock.cli.options import (
     server_of,
     the_same,
 )
+from penstock.cli.plan import plan, prices_of
 from penstock.cli.simulate import simulated, simulation_of
 from penstock.cli.terminal import complain, say, write
 from penstock.llm import tokens
@@ -51,7 +52,7 @@ EXIT_CODES = {
     3: "some rows failed; they are in the errors file",
     4: "the account takes no request any more; the same command goes on later",
     5: "the server cannot be reached; the same command goes on later",
-    6: "the deadline ended it; the same command goes on",
+    6: "--deadline or --max-cost ended it; the same command goes on",
     130: "interrupted; the same command goes on",
 }
 
@@ -133,6 +134,14 @@ def run(
     deadline: Annotated[
         float | None, typer.Option(min=0.0, metavar="SECONDS", help="Send nothing more after so many seconds.")
     ] = None,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(min=0.0, metavar="DOLLARS", help="Send no row that might cost more than is left of these."),
+    ] = None,
+    prices: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="What models cost. [default: the list prices that came along]")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, as penstock plan does.")] = False,
     latency: Annotated[float, typer.Option(min=0.0, help="With --simulate: median seconds until an answer.")] = 0.4,
     seed: Annotated[int, typer.Option(help="With --simulate: what latencies are drawn from.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin OUT anew.")] = False,
@@ -145,6 +154,9 @@ def run(
     if simulate and base_url is not None:
         raise Fault("--simulate brings a server of its own: leave --base-url out")
     change, salt = change_of(model, settings or ())
+    priced = prices_of(prices) if prices is not None or max_cost is not None else None
+    if dry_run:
+        return plan(file, limits, account, model, settings, prompt, rows, prices)
     server = None if simulate else server_of(base_url, header or (), timeout)
     with ExitStack() as stack:
         lines = stack.enter_context(open_lines(file, None if prompt is None else Prompt(prompt)))
@@ -196,6 +208,8 @@ def run(
             rows=rows,
             only=None if only is None else results.failed,
             deadline=deadline,
+            prices=priced,
+            max_cost=max_cost,
             secrets=server.secrets,
         )
         try:
@@ -203,7 +217,7 @@ def run(
         except (OSError, ValueError) as error:  # a certificate file that is not there
             raise Fault(f"the proxies or certificates that the environment names cannot be used: {error}") from None
         pass_ = Run(lines, results, chosen, limits_of, client, say=tell)
-        numbers, code = _drive(pass_, lines, quiet=quiet)
+        numbers, code = _drive(pass_, lines, quiet=quiet, priced=priced is not None)
     if not quiet:
         write("\n".join(sentences(numbers)), sys.stderr if is_stdout(out) else sys.stdout)
     try:

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from penstock.llm import failures
 from penstock.llm.failures import Action, Verdict
-from penstock.runner.source import load_json
+from penstock.runner.source import dump_json, load_json
 
-__all__ = ["Answer", "judge", "readable"]
+__all__ = ["Answer", "judge", "readable", "writable"]
 
 _SPENT = re.compile(
     r"credit balance|insufficient (?:balance|credits?|funds)|spend(?:ing)?[ _](?:limit|cap)|out of credits?"
@@ -60,6 +60,16 @@ def readable(content: bytes) -> Any:
     """An answer that is no result, to be kept beside the error: as JSON if it is that, else as text, all of it."""
     try:
         return load_json(content)
+    except (ValueError, RecursionError):
+        return content.decode("utf-8", "replace")
+
+
+def writable(content: bytes) -> Any:
+    """The same, as text too where it is JSON that cannot be written again: a number too large for that."""
+    value = readable(content)
+    try:
+        dump_json(value)
+        return value
     except (ValueError, RecursionError):
         return content.decode("utf-8", "replace")
 

@@ -39,10 +39,12 @@ from penstock.runner.formats import FormatError
 from penstock.runner.group import Group, LimitsOf
 from penstock.runner.outage import Outage
 from penstock.runner.ports import Known, Sink, Source
+from penstock.runner.prices import output_bound
+from penstock.runner.secrets import Secrets
 from penstock.runner.settings import Settings, Stopped
-from penstock.runner.source import IdSet, Rejected, Row, dump_json, read_row
+from penstock.runner.source import IdSet, Rejected, Row, read_row
 from penstock.runner.summary import Counts
-from penstock.runner.work import Refused, Work
+from penstock.runner.work import AMBIGUOUS, Refused, Work
 
 __all__ = ["Run"]
 
@@ -60,9 +62,6 @@ WORKING_BYTES = 256 * 1024 * 1024
 
 LINE = 2
 """Rows that wait in a limiter's line: enough that it never runs dry, and few, because their order is settled."""
-
-SHORTEST_KEY = 8
-"""Characters of a key that is worth hiding. What is shorter is a word that stands for no key, such as "none"."""
 
 IN_TROUBLE = 3
 """Rows that fail one after the other, with no answer in between, before that is taken for an outage; one less where it would
@@ -126,7 +125,9 @@ class Run:
         self._working = 0
         self._working_bytes = 0
         self._changed = anyio.Event()
+        self._secrets = Secrets(settings.secrets)
         self._sleepers = 0
+        self._dearest: float | None = None
         self._room = anyio.Event()
         self._works: set[Work] = set()
         self._finishing: anyio.CancelScope | None = None
@@ -248,7 +249,7 @@ class Run:
         elif self._settings.only is not None and row.raw not in self._settings.only:
             self.counts.left_out += 1
         elif self._results.may_be_billed(row) and self._settings.on_ambiguous == "fail":
-            self._fail(row, "ambiguous", _AMBIGUOUS)
+            self._fail(row, "ambiguous", AMBIGUOUS)
         else:
             self._admit(row)
 
@@ -262,7 +263,12 @@ class Run:
         if group is None:
             group = self.groups[name] = Group(name, limits, self._settings.idle)
         reason = group.too_large(row)
-        if reason is None:
+        prices = self._settings.prices
+        if self._settings.max_cost is not None and prices is not None and prices.price(row.model) is None:
+            self._fail(
+                row, "unknown_price", f"the price of {row.model!r} is not known, so --max-cost could not be kept"
+            )
+        elif reason is None:
             self._models.add(row.model)
             group.mix.add(row)
             self._tell()
@@ -324,11 +330,6 @@ class Run:
                     self.stop("output", str(error))
                 if settings.deadline is not None and clock.now() - self.counts.began >= settings.deadline:
                     self.stop("deadline", f"the deadline of {settings.deadline:g} s is over")
-                if settings.max_cost is not None and self.counts.dollars >= settings.max_cost:
-                    self.stop(
-                        "cost",
-                        f"the answers have cost ${self.counts.dollars:,.4f}, and --max-cost is ${settings.max_cost:,.2f}",
-                    )
                 await anyio.sleep(TICK)
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -339,6 +340,7 @@ class Run:
         self._works.add(work)
         try:
             with work.scope:
+                await self._afford(work)
                 while self.stopped is None and not await self._attempt(work):
                     pass
         except OutputError as error:
@@ -354,6 +356,30 @@ class Run:
             self._working -= 1
             self._working_bytes -= len(work.row.body)
             self._tell()
+
+    async def _afford(self, work: Work) -> None:
+        """Set aside what a row may cost. While others may still cost less than was set aside for them, it waits."""
+        settings = self._settings
+        if settings.max_cost is None or settings.prices is None:
+            return
+        while True:
+            # An answer that nobody bounds may be as dear as the dearest until now; before the first, one row at a time goes.
+            most, bounded = settings.prices.at_most(work.row) or 0.0, output_bound(work.row) > 0
+            most = most if bounded else max(most, self._dearest or 0.0)
+            reserved = sum(each.reserved for each in self._works)
+            if self.counts.dollars + reserved + most <= settings.max_cost and (
+                bounded or self._dearest is not None or not reserved
+            ):
+                break
+            if not reserved:
+                self.stop(
+                    "cost",
+                    f"line {work.row.line} may cost ${most:,.4f}, and of --max-cost ${settings.max_cost:,.4f} "
+                    f"${self.counts.dollars:,.4f} are spent",
+                )
+                return
+            await self._sleep()
+        work.reserved = most
 
     async def _attempt(self, work: Work) -> bool:
         """Wait for the limiter, send, and write down what came of it. Whether that is the end of the row."""
@@ -435,8 +461,10 @@ class Run:
         row = work.row
         self._results.answer(row, reply.status, reply.headers.get("x-request-id"), body)
         self.counts.answered += 1
-        if self._settings.price is not None:
-            self.counts.dollars += self._settings.price(row.model, row.body, body)
+        if self._settings.prices is not None:
+            paid = self._settings.prices.paid(row.model, body)
+            self.counts.dollars += paid
+            self._dearest = max(paid, self._dearest or 0.0)
         self.outage.answered()
         if self._in_trouble:
             self._in_trouble.clear()
@@ -461,7 +489,7 @@ class Run:
         self.last_error = reason
         self.counts.lost += 1
         if self._settings.on_ambiguous == "fail":
-            return self._give_up(work, "ambiguous", f"{reason}. {_AMBIGUOUS}")
+            return self._give_up(work, "ambiguous", f"{reason}. {AMBIGUOUS}")
         work.may_be_billed = True
         if self._server_is_down(work, reason):
             return False
@@ -474,7 +502,7 @@ class Run:
     def _refused(self, work: Work, request: RequestInFlight, refused: Refused) -> bool:
         verdict, status = refused.verdict, refused.reply.status
         if verdict.message:
-            self.last_error = self._hide(verdict.message)
+            self.last_error = self._secrets.hide(verdict.message)
         if status == 429:
             self.counts.status_429 += 1
         if verdict.action is Action.STOP:
@@ -510,7 +538,7 @@ class Run:
         if not self._said_long_wait:
             self._said_long_wait = True
             self._say(
-                f"the server asks to wait {verdict.wait:,.0f} s ({self._hide(verdict.message)[:200] or 'without a word why'}); "
+                f"the server asks to wait {verdict.wait:,.0f} s ({self._secrets.hide(verdict.message)[:200] or 'without a word why'}); "
                 f"it is asked again after {settings.max_pause:,.0f} s"
             )
         if len(self._long_waits) > 1:
@@ -543,7 +571,7 @@ class Run:
 
     def _end_account(self, refused: Refused) -> bool:
         verdict, status = refused.verdict, refused.reply.status
-        said = self._hide(verdict.message or verdict.code or "the server takes no request with this key")
+        said = self._secrets.hide(verdict.message or verdict.code or "the server takes no request with this key")
         code = f", {verdict.code}" if verdict.code else ""
         self.stop("account", f"{said} (status {status}{code})")
         return True
@@ -566,25 +594,15 @@ class Run:
         elif self._working == 0 and self.stopped is None:
             self._end_account(self._blocked[self._set_aside[0].row.model])
 
-    def _hide(self, text: str) -> str:
-        return self._without_keys(text.encode("utf-8", "surrogatepass")).decode("utf-8", "replace")
-
-    def _without_keys(self, content: bytes) -> bytes:
-        """What a server says of a key that it does not like, in words that may be kept and shown."""
-        for key in self._settings.secrets:
-            if len(key) >= SHORTEST_KEY:
-                content = content.replace(key, b"[the key]")
-        return content
-
     def _give_up_refused(self, work: Work, refused: Refused) -> bool:
         verdict, reply = refused.verdict, refused.reply
         return self._give_up(
             work,
             verdict.code or f"http_{reply.status}",
-            self._hide(verdict.message) or f"the server answered with status {reply.status}",
+            self._secrets.hide(verdict.message) or f"the server answered with status {reply.status}",
             status_code=reply.status,
             request_id=reply.headers.get("x-request-id"),
-            body=_writable(self._without_keys(reply.content)),
+            body=answers.writable(self._secrets.hide_bytes(reply.content)),
         )
 
     def _give_up(self, work: Work, code: str, message: str, **more: Any) -> bool:
@@ -593,18 +611,3 @@ class Run:
         except OutputError as error:
             self.stop("output", str(error))
         return True
-
-
-_AMBIGUOUS = (
-    "It was sent, and what came of it is not known: it may have been billed. It is not sent again (--on-ambiguous=fail)"
-)
-
-
-def _writable(content: bytes) -> Any:
-    """An answer beside its error: as JSON where that can be written again, else as text, all of it."""
-    value = answers.readable(content)
-    try:
-        dump_json(value)
-        return value
-    except (ValueError, RecursionError):
-        return content.decode("utf-8", "replace")

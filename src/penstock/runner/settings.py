@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from penstock.llm.tokens import Cost
+from penstock.runner.prices import Prices
 from penstock.runner.source import Change
 
 __all__ = ["DAY", "HOUR", "Settings", "Stopped"]
@@ -33,8 +33,8 @@ class Settings:
         rows: How many rows of the file are done, at most; None: all.
         only: Lines that are done, and no others, by `Row.raw`; None: all.
         deadline: Seconds after which nothing more is sent; None: never.
-        price: Dollars that an answer costs, of (model, body of the request, body of the answer).
-        max_cost: Dollars after which nothing more is sent; None: no matter.
+        prices: What answers cost; None: nobody asks.
+        max_cost: Dollars that answers may cost; a row that might go beyond is not sent. None: no matter.
         secrets: Keys that must not be written down when a server repeats them.
     """
 
@@ -50,7 +50,7 @@ class Settings:
     rows: int | None = None
     only: frozenset[int] | None = None
     deadline: float | None = None
-    price: Callable[[str, bytes, bytes], float] | None = None
+    prices: Prices | None = None
     max_cost: float | None = None
     secrets: tuple[bytes, ...] = ()
 

@@ -11,14 +11,19 @@ from penstock.runner.client import Reply
 from penstock.runner.group import Group
 from penstock.runner.source import Row
 
-__all__ = ["Refused", "Work"]
+__all__ = ["AMBIGUOUS", "Refused", "Work"]
+
+AMBIGUOUS = (
+    "It was sent, and what came of it is not known: it may have been billed. It is not sent again (--on-ambiguous=fail)"
+)
+"""What is said of a row that must not be sent twice."""
 
 
 class Work:
     """A row that is worked on. It counts as one in the limiter's line from the moment it is chosen."""
 
     __slots__ = (
-        "earliest", "failures", "group", "in_line", "is_sending", "may_be_billed", "row", "scope", "sent", "wait", "waits",
+        "earliest", "failures", "group", "in_line", "is_sending", "may_be_billed", "reserved", "row", "scope", "sent", "wait", "waits",
         "waits_since",
     )  # fmt: skip
 
@@ -31,6 +36,7 @@ class Work:
         self.failures = 0  # those that count
         self.waits = 0  # how often it was told to wait
         self.waits_since: float | None = None
+        self.reserved = 0.0  # dollars
         self.wait = 0.0  # seconds before its next attempt
         self.may_be_billed: bool | None = None
         self.earliest = 0.0

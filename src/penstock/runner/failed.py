@@ -1,0 +1,99 @@
+"""What failed in a run, grouped by what it was, with an example and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from penstock.runner.source import load_json
+
+__all__ = ["Failures", "advice", "group_errors", "sentences"]
+
+_ADVICE = {
+    "ambiguous": "look in the service's own log whether it was billed; --on-ambiguous rerun sends it again",
+    "connection_error": "run the command again: the server, or what is between, dropped it",
+    "duplicate_custom_id": "give each row a custom_id of its own",
+    "empty_answer": "run the command again, with fewer rows at once (--max-in-flight): services answer so under load",
+    "internal_error": "report it, with the row",
+    "invalid_response": "the answer is in the errors file, whole, and was paid for; running again pays again",
+    "request_too_large": "split the request, or raise the limit",
+    "unknown_model": "give --limits: nothing is published about that model",
+    "unknown_price": "give --prices FILE with that model, or leave --max-cost out",
+    "context_length_exceeded": "shorten the request: the model does not take so much",
+    "model_not_found": "check the model's name, or who may use it",
+    "content_filter": "the service does not answer this; reword it or leave it out",
+    "rate_limit_exceeded": "run the command again: the limits were used up all the time (--give-up-after)",
+}
+_LINE = frozenset(
+    {
+        "invalid_json", "invalid_utf8", "not_an_object", "too_deep", "line_too_long", "missing_body", "invalid_custom_id",
+        "invalid_method", "invalid_url", "stream_not_supported",
+    }
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Failures:
+    """The rows that failed with one code.
+
+    Attributes:
+        code: It.
+        count: How many rows.
+        line: Of the first one; None where it is not known.
+        custom_id: Of the first one.
+        message: Of the first one.
+        status: The HTTP status of the first one; None where there was no answer.
+    """
+
+    code: str
+    count: int
+    line: int | None
+    custom_id: str | int | None
+    message: str
+    status: int | None
+
+
+def group_errors(lines: Iterable[bytes]) -> list[Failures]:
+    """Group the lines of an errors file by their code, the most frequent first. Lines that are none are left out."""
+    found: dict[str, Failures] = {}
+    for line in lines:
+        try:
+            entry: Any = load_json(line)
+            error = entry["error"]
+            code = str(error["code"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            continue
+        known = found.get(code)
+        if known is None:
+            found[code] = Failures(
+                code, 1, entry.get("line"), entry.get("custom_id"), str(error.get("message")), error.get("status_code")
+            )
+        else:
+            known.count += 1
+    return sorted(found.values(), key=lambda each: -each.count)
+
+
+def advice(failures: Failures) -> str:
+    """What to do about them."""
+    if failures.code in _ADVICE:
+        return _ADVICE[failures.code]
+    if failures.code in _LINE:
+        return f"correct the row{'s' if failures.count > 1 else ''} in FILE and run the command again"
+    status = failures.status or 0
+    if status >= 500 or status in {408, 409, 429}:
+        return "run the command again: it is the service's trouble and may be over"
+    if status in {401, 403}:
+        return "check the key, and what it may use"
+    if status:
+        return "the service does not take the request as it is: correct the row and run the command again"
+    return "run the command again"
+
+
+def sentences(groups: Iterable[Failures]) -> Iterator[str]:
+    """The groups as lines for people."""
+    for each in groups:
+        yield f"{each.count:,} × {each.code}"
+        name = f", {each.custom_id!r}" if each.custom_id is not None else ""
+        yield f"    for example line {each.line}{name}: {' '.join(each.message.split())[:300]}"
+        yield f"    {advice(each)}"

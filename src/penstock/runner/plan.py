@@ -1,0 +1,204 @@
+"""What a file would take, before anything is sent: rows, tokens, dollars, time, and which limit decides.
+
+The time is a lower bound by the limits alone, as the summary's optimum is; how long answers take is not known yet.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from penstock.runner.group import Group, LimitsOf
+from penstock.runner.prices import Prices, output_bound
+from penstock.runner.source import IdSet, Rejected, Row
+
+__all__ = ["ModelPlan", "Plan", "make_plan", "plan_sentences"]
+
+
+@dataclass(slots=True)
+class ModelPlan:
+    """What the rows for one model take.
+
+    Attributes:
+        rows: How many.
+        tokens: That are sent, as the limits count them.
+        images: That are made.
+        bounded: Rows that bound their answers.
+        output_tokens: What those may answer at most, together.
+        input_dollars: For the tokens that are sent; None: the price is not known.
+        output_dollars: For the answers that are bounded, at most; None: the price is not known.
+    """
+
+    rows: int = 0
+    tokens: float = 0.0
+    images: float = 0.0
+    bounded: int = 0
+    output_tokens: float = 0.0
+    input_dollars: float | None = None
+    output_dollars: float | None = None
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a file takes.
+
+    Attributes:
+        rows: Rows that were read, bad ones included.
+        sendable: Rows that would be sent.
+        problems: How many rows have each code of error; `request_too_large` and `duplicate_custom_id` among them.
+        first: The first line with each of those codes.
+        models: By model.
+        limits: For each limit: which, of what models, the work, and the seconds that it alone takes.
+        seconds: That the limits take at least; None: they are not known.
+        binding: The limit that takes so long; None: none does.
+    """
+
+    rows: int = 0
+    sendable: int = 0
+    problems: Counter[str] = field(default_factory=Counter)
+    first: dict[str, int] = field(default_factory=dict)
+    models: dict[str, ModelPlan] = field(default_factory=dict)
+    limits: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float | None = None
+    binding: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as plain objects."""
+        return {
+            "rows": self.rows,
+            "sendable": self.sendable,
+            "problems": {
+                code: {"rows": count, "first_line": self.first[code]} for code, count in self.problems.items()
+            },
+            "models": {
+                model: {name: getattr(one, name) for name in ModelPlan.__slots__} for model, one in self.models.items()
+            },
+            "limits": self.limits,
+            "seconds": self.seconds,
+            "binding": self.binding,
+        }
+
+
+def make_plan(
+    entries: Iterable[tuple[int, bytes | None]],
+    read: Callable[[int, bytes | None], Row | Rejected],
+    limits_of: LimitsOf,
+    prices: Prices,
+    rows: int | None = None,
+) -> Plan:
+    """Go over a file.
+
+    Args:
+        entries: Its rows: (number, bytes).
+        read: How one is read.
+        limits_of: The limits of a model. None: they are not known before its first answer.
+        prices: What models cost.
+        rows: How many rows are looked at, at most.
+    """
+    plan, seen, groups = Plan(), IdSet(), dict[str, Group]()
+    work: dict[tuple[str, str], float] = {}
+    for number, line in entries:
+        if rows is not None and plan.rows >= rows:
+            break
+        plan.rows += 1
+        row = read(number, line)
+        if isinstance(row, Rejected):
+            _problem(plan, row.code, number)
+            continue
+        if not seen.add_digest(row.name):
+            _problem(plan, "duplicate_custom_id", number)
+            continue
+        try:
+            name, limits = limits_of(row.model)
+        except ValueError:
+            _problem(plan, "unknown_model", number)
+            continue
+        group = groups.get(name)
+        if group is None:
+            group = groups[name] = Group(name, limits)
+        if group.too_large(row) is not None:
+            _problem(plan, "request_too_large", number)
+            continue
+        plan.sendable += 1
+        _count(plan.models.setdefault(row.model, ModelPlan()), row, prices)
+        for unit, units in row.cost.items():
+            work[name, unit] = work.get((name, unit), 0.0) + units
+    _decide(plan, groups, work)
+    return plan
+
+
+def _problem(plan: Plan, code: str, number: int) -> None:
+    plan.problems[code] += 1
+    plan.first.setdefault(code, number)
+
+
+def _count(model: ModelPlan, row: Row, prices: Prices) -> None:
+    tokens, bound = row.cost.get("tokens", 0.0), output_bound(row)
+    model.rows += 1
+    model.tokens += tokens
+    model.images += row.cost.get("images", 0.0)
+    model.bounded += bound > 0
+    model.output_tokens += bound
+    price = prices.price(row.model)
+    if price is not None:
+        model.input_dollars = (model.input_dollars or 0.0) + tokens * price.input
+        model.output_dollars = (model.output_dollars or 0.0) + bound * price.output
+
+
+def _decide(plan: Plan, groups: dict[str, Group], work: dict[tuple[str, str], float]) -> None:
+    for name, group in groups.items():
+        for unit, those in group.allowances.items():
+            for each in those:
+                seconds = each.shortest(work.get((name, unit), 0.0))
+                plan.limits.append(
+                    {
+                        "unit": unit,
+                        "limit": str(each.limit),
+                        "models": name or None,
+                        "work": work.get((name, unit), 0.0),
+                        "seconds": seconds,
+                    }
+                )
+    if plan.limits:
+        longest = max(plan.limits, key=lambda one: float(one["seconds"]))
+        plan.seconds = longest["seconds"]
+        if plan.seconds:
+            plan.binding = (
+                f"{longest['unit']}{' of ' + longest['models'] if longest['models'] else ''} ({longest['limit']})"
+            )
+
+
+def plan_sentences(plan: Plan, prices: Prices) -> Iterator[str]:
+    """The plan as lines for people."""
+    yield f"{plan.rows:,} rows: {plan.sendable:,} would be sent, {plan.rows - plan.sendable:,} would not"
+    for code, count in plan.problems.most_common():
+        yield f"{code}: {count:,} {'row' if count == 1 else 'rows'}, the first in line {plan.first[code]}"
+    known = [one for one in plan.models.values() if one.input_dollars is not None]
+    for model, one in plan.models.items():
+        line = f"{model or 'no model'}: {one.rows:,} rows, {one.tokens:,.0f} tokens"
+        if one.images:
+            line += f", {one.images:,.0f} images"
+        if one.input_dollars is None or one.output_dollars is None:
+            line += "; its price is not known"
+        else:
+            line += f"; ${one.input_dollars:,.4f} for what is sent"
+            if one.bounded:
+                line += f", at most ${one.output_dollars:,.4f} for the answers of {one.bounded:,} rows that bound them"
+        yield line
+    if len(known) > 1:
+        yield f"all models: ${sum(one.input_dollars or 0.0 for one in known):,.4f} for what is sent"
+    if known:
+        yield f"prices as of {prices.as_of}"
+    for limit in plan.limits:
+        yield (
+            f"{limit['unit']}{' of ' + limit['models'] if limit['models'] else ''} ({limit['limit']}): {limit['work']:,.0f}, "
+            f"which takes {limit['seconds']:,.1f} s"
+        )
+    if plan.seconds is None:
+        yield "how long it takes is not known: the server's answers will tell its limits (or give --limits or --account)"
+    elif plan.binding is None:
+        yield "no limit is reached: it takes as long as the answers do"
+    else:
+        yield f"at least {plan.seconds:,.1f} s, by {plan.binding}"

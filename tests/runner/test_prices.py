@@ -1,0 +1,138 @@
+"""What rows and answers cost, what a file would take, and what failed."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import pytest
+
+from penstock.limits import parse
+from penstock.llm.tokens import by_bytes
+from penstock.runner.failed import advice, group_errors, sentences
+from penstock.runner.plan import make_plan, plan_sentences
+from penstock.runner.prices import Price, PriceFileError, Prices
+from penstock.runner.source import read_row
+from tests.runner.service import Service, chat, prepared
+
+READ = partial(read_row, cost=by_bytes)
+PRICES = Prices({"m": Price(0.001, 0.01)}, "today")
+
+
+def answer(prompt, completion):
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion}
+    return json.dumps({"choices": [{"message": {}}], "usage": usage}).encode()
+
+
+def test_a_snapshot_costs_what_its_model_does():
+    prices = Prices.listed()
+    assert prices.price("gpt-4o-mini-2024-07-18") == prices.price("gpt-4o-mini") == Price(0.15e-6, 0.6e-6)
+    assert prices.price("gpt-4o-mini-tts") is None
+    assert prices.as_of
+
+
+def test_an_answer_costs_what_its_usage_says():
+    assert PRICES.paid("m", answer(10, 2)) == pytest.approx(0.03)
+    assert PRICES.paid("m", b'{"usage": {"input_tokens": 10, "output_tokens": 2}}') == pytest.approx(0.03)
+    assert PRICES.paid("other", answer(10, 2)) == 0
+    for odd in (
+        b"[]",
+        b"{",
+        b'{"usage": 7}',
+        b'{"usage": {"prompt_tokens": "x"}}',
+        b'{"usage": {"prompt_tokens": true}}',
+    ):
+        assert PRICES.paid("m", odd) == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "dollars"),
+    [({}, 0), ({"max_tokens": 5}, 0.05), ({"max_completion_tokens": 5, "n": 2}, 0.1), ({"max_tokens": "x"}, 0)],
+)
+def test_a_row_costs_at_most_what_it_allows(more, dollars):
+    row = READ(1, json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 24}], **more}).encode())
+    assert PRICES.at_most(row) == pytest.approx(0.010 + dollars)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[]", '{"models": {"m": 7}}', '{"models": {"m": {"input": -1}}}', '{"models": {"m": {"input": "x"}}}'],
+)
+def test_a_file_that_has_no_prices_says_so(tmp_path, text):
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(PriceFileError, match=r"p\.json"):
+        Prices.of(tmp_path / "p.json")
+    with pytest.raises(PriceFileError, match="cannot read"):
+        Prices.of(tmp_path / "nowhere.json")
+
+
+@pytest.mark.anyio
+async def test_a_run_never_costs_more_than_it_may(virtual_time, tmp_path):
+    """Whatever is under way is counted at the most that it may cost."""
+    rows = [chat(number, 24) for number in range(100)]
+    for row in rows:
+        row["body"]["max_tokens"] = 10
+    service = Service(answer=lambda _: (200, {}, answer(10, 4)))
+    with prepared(tmp_path, rows, service, prices=PRICES, max_cost=1.0) as this:
+        await this.run()
+        assert this.run.stopped.code == "cost"
+        assert len(this.results()) == 18
+        assert 0.85 < this.counts.dollars <= 1.0
+        assert this.errors() == []
+    with prepared(tmp_path, [*rows, chat(200, model="other")], service, prices=PRICES, max_cost=100.0) as this:
+        this.examine()
+        await this.run()
+        assert len(this.results()) == 100
+        assert [error["error"]["code"] for error in this.errors()] == ["unknown_price"]
+
+
+@pytest.mark.anyio
+async def test_answers_that_nobody_bounds_are_taken_for_as_dear_as_the_dearest(virtual_time, tmp_path):
+    service = Service(answer=lambda _: (200, {}, answer(10, 4)))
+    with prepared(tmp_path, [chat(number, 24) for number in range(100)], service, prices=PRICES, max_cost=1.0) as this:
+        await this.run()
+        assert this.run.stopped.code == "cost"
+        assert 0.9 < this.counts.dollars <= 1.0
+
+
+def test_a_plan_says_what_would_be_sent_and_what_decides():
+    rows = [chat(number) for number in range(100)]
+    lines = [json.dumps(row).encode() for row in rows]
+    lines += [b"{", lines[0], json.dumps(chat(7_000, 100_000)).encode(), json.dumps(chat(8_000, model="zz")).encode()]
+    limits = {"requests": (parse("60/min burst 10"),), "tokens": (parse("90k/min burst 6k"),)}
+    plan = make_plan(enumerate(lines, 1), READ, lambda _: ("", limits), PRICES)
+    assert (plan.rows, plan.sendable) == (104, 101)
+    assert plan.problems == {"invalid_json": 1, "duplicate_custom_id": 1, "request_too_large": 1}
+    assert plan.first == {"invalid_json": 101, "duplicate_custom_id": 102, "request_too_large": 103}
+    assert plan.models["m"].rows == 100
+    assert plan.models["m"].input_dollars == pytest.approx(100 * 29 * 0.001)
+    assert plan.models["zz"].input_dollars is None
+    assert plan.seconds == pytest.approx(91)
+    assert plan.binding == "requests (60/min burst 10)"
+    said = "\n".join(plan_sentences(plan, PRICES))
+    assert "104 rows: 101 would be sent, 3 would not" in said
+    assert "zz: 1 rows, 29 tokens; its price is not known" in said
+    assert "at least 91.0 s, by requests (60/min burst 10)" in said
+    assert json.loads(json.dumps(plan.as_json()))["seconds"] == plan.seconds
+
+
+def test_a_plan_without_limits_says_that_nobody_knows():
+    plan = make_plan([(1, json.dumps(chat(0)).encode())], READ, lambda model: (model, None), PRICES)
+    assert plan.seconds is None
+    assert "how long it takes is not known" in "\n".join(plan_sentences(plan, PRICES))
+
+
+def error(line, code, message="it says why", **more):
+    return json.dumps(
+        {"line": line, "custom_id": f"row-{line}", "error": {"code": code, "message": message, **more}}
+    ).encode()
+
+
+def test_failures_are_grouped_and_each_group_says_what_to_do():
+    lines = [error(1, "a", status_code=500), error(2, "b"), error(3, "b"), b"{", b"[]", b"{}", error(4, "invalid_json")]
+    groups = group_errors(lines)
+    assert [(each.code, each.count, each.line) for each in groups] == [("b", 2, 2), ("a", 1, 1), ("invalid_json", 1, 4)]
+    said = list(sentences(groups))
+    assert said[:2] == ["2 × b", "    for example line 2, 'row-2': it says why"]
+    assert advice(groups[1]) == "run the command again: it is the service's trouble and may be over"
+    assert advice(groups[2]) == "correct the row in FILE and run the command again"
