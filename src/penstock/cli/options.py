@@ -52,7 +52,10 @@ def parse_limits(text: str) -> Limits:
         if unit not in UNITS:
             raise Fault(f"--limits: {unit!r} is not counted; there are {', '.join(UNITS)}")
         try:
-            found[unit] = (*found.get(unit, ()), _limits.parse(rate))
+            limit = _limits.parse(rate)
+            if not isinstance(limit, _limits.Rate):
+                raise ValueError("a unit that is unlimited is left out")
+            found[unit] = (*found.get(unit, ()), limit)
         except ValueError as error:
             raise Fault(f"--limits: {unit}: {error}") from None
     return found

@@ -39,10 +39,10 @@ from penstock.runner.formats import FormatError
 from penstock.runner.group import Group, LimitsOf
 from penstock.runner.outage import Outage
 from penstock.runner.ports import Known, Sink, Source
-from penstock.runner.prices import output_bound
 from penstock.runner.secrets import Secrets
 from penstock.runner.settings import Settings, Stopped
 from penstock.runner.source import IdSet, Rejected, Row, read_row
+from penstock.runner.spending import Spending
 from penstock.runner.summary import Counts
 from penstock.runner.work import AMBIGUOUS, Refused, Work
 
@@ -125,9 +125,9 @@ class Run:
         self._working = 0
         self._working_bytes = 0
         self._changed = anyio.Event()
+        self._spending = Spending.of(settings.max_cost, settings.prices)
         self._secrets = Secrets(settings.secrets)
         self._sleepers = 0
-        self._dearest: float | None = None
         self._room = anyio.Event()
         self._works: set[Work] = set()
         self._finishing: anyio.CancelScope | None = None
@@ -359,27 +359,12 @@ class Run:
 
     async def _afford(self, work: Work) -> None:
         """Set aside what a row may cost. While others may still cost less than was set aside for them, it waits."""
-        settings = self._settings
-        if settings.max_cost is None or settings.prices is None:
-            return
-        while True:
-            # An answer that nobody bounds may be as dear as the dearest until now; before the first, one row at a time goes.
-            most, bounded = settings.prices.at_most(work.row) or 0.0, output_bound(work.row) > 0
-            most = most if bounded else max(most, self._dearest or 0.0)
-            reserved = sum(each.reserved for each in self._works)
-            if self.counts.dollars + reserved + most <= settings.max_cost and (
-                bounded or self._dearest is not None or not reserved
-            ):
-                break
-            if not reserved:
-                self.stop(
-                    "cost",
-                    f"line {work.row.line} may cost ${most:,.4f}, and of --max-cost ${settings.max_cost:,.4f} "
-                    f"${self.counts.dollars:,.4f} are spent",
-                )
+        spending = self._spending
+        while spending is not None and not spending.set_aside(work, self._works, self.counts.dollars):
+            if not any(each.reserved for each in self._works):
+                self.stop("cost", spending.refusal(work, self.counts.dollars))
                 return
             await self._sleep()
-        work.reserved = most
 
     async def _attempt(self, work: Work) -> bool:
         """Wait for the limiter, send, and write down what came of it. Whether that is the end of the row."""
@@ -464,7 +449,8 @@ class Run:
         if self._settings.prices is not None:
             paid = self._settings.prices.paid(row.model, body)
             self.counts.dollars += paid
-            self._dearest = max(paid, self._dearest or 0.0)
+            if self._spending is not None:
+                self._spending.paid(paid)
         self.outage.answered()
         if self._in_trouble:
             self._in_trouble.clear()

@@ -23,7 +23,7 @@ import anyio
 import anyio.from_thread
 import anyio.lowlevel
 
-from penstock import Limiter
+from penstock import Limiter, Rate
 from penstock import limits as _limits
 from penstock.errors import PenstockError
 from penstock.llm import tokens
@@ -244,14 +244,18 @@ def _limits_of(limits: LimitsLike) -> LimitsOf:
     if isinstance(limits, Limiter):
         return lambda _: ("", limits)
     if isinstance(limits, Mapping):
-        rates = {
-            unit: tuple(_limits.parse(each) if isinstance(each, str) else each for each in _several(given))
-            for unit, given in limits.items()
-        }
+        rates = {unit: tuple(map(_rate, _several(given))) for unit, given in limits.items()}
         return lambda _: ("", rates)
     if limits != "auto":
         raise ValueError(f'limits must be a mapping of units to limits, a Limiter or "auto", not {limits!r}')
     return lambda model: (model, None)
+
+
+def _rate(given: Any) -> Rate:
+    limit = _limits.parse(given) if isinstance(given, str) else given
+    if not isinstance(limit, Rate):
+        raise ValueError(f"the limits of a run are rates, such as '3500/min', not {given!r}")
+    return limit
 
 
 def _several(given: Any) -> Sequence[Any]:

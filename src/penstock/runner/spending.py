@@ -1,0 +1,49 @@
+"""How many dollars a run may spend: what is under way is counted at the most that it may cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from penstock.runner.prices import Prices, output_bound
+from penstock.runner.work import Work
+
+__all__ = ["Spending"]
+
+
+class Spending:
+    """The dollars of `--max-cost`."""
+
+    def __init__(self, limit: float, prices: Prices) -> None:
+        self._limit = limit
+        self._prices = prices
+        self._dearest: float | None = None
+
+    @classmethod
+    def of(cls, limit: float | None, prices: Prices | None) -> Spending | None:
+        """What keeps a limit; None if there is none, or nothing to keep it by."""
+        return None if limit is None or prices is None else cls(limit, prices)
+
+    def set_aside(self, work: Work, works: Iterable[Work], spent: float) -> bool:
+        """Set aside what a row may cost; False if that may be more than is left.
+
+        An answer that nobody bounds may be as dear as the dearest until now; before the first, one row at a time goes.
+        """
+        most = self._most(work)
+        reserved = sum(each.reserved for each in works)
+        is_known = self._dearest is not None or output_bound(work.row) > 0
+        if spent + reserved + most > self._limit or (reserved and not is_known):
+            return False
+        work.reserved = most
+        return True
+
+    def paid(self, dollars: float) -> None:
+        """An answer cost so much."""
+        self._dearest = max(dollars, self._dearest or 0.0)
+
+    def refusal(self, work: Work, spent: float) -> str:
+        """Why a row is not sent any more, in words."""
+        return f"line {work.row.line} may cost ${self._most(work):,.4f}, and of --max-cost ${self._limit:,.4f} ${spent:,.4f} are spent"
+
+    def _most(self, work: Work) -> float:
+        most = self._prices.at_most(work.row) or 0.0
+        return most if output_bound(work.row) else max(most, self._dearest or 0.0)
