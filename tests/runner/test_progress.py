@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import os
 import re
 
@@ -18,7 +20,7 @@ from penstock.runner.output import Results, beside
 from penstock.runner.progress import Plain, Rich, count_lines, follow, redraws
 from penstock.runner.settings import Settings
 from penstock.runner.source import Lines
-from tests.runner.service import ANSWER, Service
+from tests.runner.service import ANSWER, Service, prepared
 
 pytestmark = pytest.mark.anyio
 
@@ -29,6 +31,31 @@ ROW = b'{"body": {"model": "m", "messages": [{"role": "user", "content": "' + b"
 def anyio_backend():
     """The one that the command line runs on."""
     return "asyncio"
+
+
+@pytest.mark.parametrize("display", [Plain, Rich])
+async def test_a_server_that_is_away_is_said_with_its_reason(tmp_path, virtual_time, display):
+    """From the beginning, when nothing was sent yet; and a picture has it too."""
+    from penstock.runner.client import NotSent
+
+    rows = [{"body": json.loads(ROW)["body"]} for _ in range(3)]
+    service = Service(answer=lambda _: NotSent("cannot connect to test:80: Connection refused"))
+    with prepared(tmp_path, rows, service) as this:
+        screen = Terminal()
+        with contextlib.ExitStack() as stack:
+            shown = display(screen)
+            if display is Rich:
+                stack.enter_context(shown)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(this.run)
+                tasks.start_soon(follow, this.run, this.run._lines, shown)
+                await anyio.sleep(45)
+                this.run.stop("interrupted", "interrupted")
+                tasks.cancel_scope.cancel()
+        said = re.sub(r"\s+", " ", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue()))
+    assert re.search(
+        r"the server is away for \d+ s: cannot connect to test:80: Connection refused; tried again in \d+ s", said
+    )
 
 
 class Terminal(io.StringIO):

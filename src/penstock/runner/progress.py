@@ -64,7 +64,7 @@ class View:
     @property
     def begun(self) -> bool:
         """Whether there is anything to tell: where nothing gets through, that is."""
-        return self.done > 0 or self._run.counts.sent > 0
+        return self.done > 0 or self._run.counts.sent > 0 or bool(self.trouble)
 
     @property
     def numbers(self) -> str:
@@ -82,6 +82,17 @@ class View:
     def paused(self) -> float:
         """Seconds for which everybody waits because the server said so."""
         return max((group.endpoint.limiter.statistics().paused_for for group in self._run.groups.values()), default=0.0)
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing gets through, where it is the server; else nothing."""
+        outage = self._run.outage
+        if outage.since is None:
+            return ""
+        return (
+            f"the server is away for {_span(clock.now() - outage.since)}: {outage.reason}; "
+            f"tried again in {_span(outage.next_probe)}"
+        )
 
     def rates(self) -> list[tuple[str, float, float]]:
         """(limit, units per second now, share of the limit's own rate), over the last seconds."""
@@ -170,7 +181,7 @@ class Plain:
         left = seen.left()
         rates = "; ".join(f"{name} {rate:,.0f}/min ({share:.0%})" for name, rate, share in seen.rates())
         paused = f"paused for {_span(seen.paused)}" if seen.paused else ""
-        words = [seen.numbers, paused, rates, "" if left is None else f"{_span(left)} left"]
+        words = [seen.numbers, seen.trouble, paused, rates, "" if left is None else f"{_span(left)} left"]
         self._file.write("penstock: " + "; ".join(filter(None, words)) + "\n")
         self._file.flush()
 
@@ -201,6 +212,8 @@ class Rich:
             head.append(f", paused for {_span(seen.paused)}", style="yellow")
         if left is not None:
             head.append(f", {_span(left)} left", style="bold")
+        if seen.trouble:
+            head.append(f"\n{seen.trouble}", style="red")
         table = Table.grid(padding=(0, 1))
         table.add_row("rows", ProgressBar(total=seen.total, completed=seen.done, width=30), "")
         for name, rate, share in seen.rates():
