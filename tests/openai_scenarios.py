@@ -24,8 +24,25 @@ from penstock.openai import limit_client, retry_on
 HELLO = [{"role": "user", "content": "hello"}]
 
 
+_made = []
+
+
 def client_of(url, kind=openai.AsyncOpenAI, **options):
-    return kind(api_key="key", base_url=url, **options)
+    client = kind(api_key="key", base_url=url, **options)
+    _made.append(client)
+    return client
+
+
+async def close_all():
+    """Close what a scenario made.
+
+    Clients of openai 2 that are collected with open connections close them a moment later, by descriptors that others
+    have by then: the requests on those are never answered.
+    """
+    while _made:
+        closing = _made.pop().close()
+        if closing is not None:
+            await closing
 
 
 async def chat(client, model="gpt-4o", **options):
@@ -166,6 +183,7 @@ async def in_threads(url):
 async def azure(url):
     limiter = Limiter(requests="600/min", tokens="60k/min")
     original = openai.AsyncAzureOpenAI(api_key="key", api_version="1", azure_endpoint=url, max_retries=0)
+    _made.append(original)
     client = limit_client(original, limiter)
     try:
         await chat(client, "deployment")
@@ -174,6 +192,7 @@ async def azure(url):
     original = openai.AsyncAzureOpenAI(
         api_key="key", api_version="1", azure_endpoint=url, azure_deployment="mine", max_retries=0
     )
+    _made.append(original)
     paths = []
     for each in (original, limit_client(original, limiter)):
         try:
@@ -188,6 +207,7 @@ async def main():
     for name, url in json.loads(sys.argv[1]).items():
         began = time.monotonic()
         results[name] = await globals()[name](url)
+        await close_all()
         sys.stderr.write(f"{name}: {time.monotonic() - began:.1f} s\n")
     sys.stdout.write(json.dumps(results))
 
