@@ -128,7 +128,8 @@ _PERIODS = {
 }
 
 _STOPS_IN_WORDS = re.compile(
-    r"credit balance is too low|spend(?:ing)? limit|insufficient (?:balance|credits)|billing hard limit",
+    r"credit balance|insufficient (?:balance|credits?|funds)|spend(?:ing)?[ _](?:limit|cap)|out of credits?"
+    r"|exceeded[ _]current[ _]quota|billing (?:hard )?limit",
     re.IGNORECASE,
 )
 _ROWS_OWN = re.compile(r"fewer max_tokens|can only afford", re.IGNORECASE)
@@ -271,10 +272,10 @@ def _action(status: int, error: _Error) -> Action:
     words = f"{error.code} {error.message}"
     if error.code in STOPS or error.kind in STOPS:
         return Action.STOP
-    if status in {400, 402, 403, 429} and _STOPS_IN_WORDS.search(words) and not _ROWS_OWN.search(words):
-        return Action.STOP
-    if status == 402:
+    if _ROWS_OWN.search(words) and status in {400, 402, 403}:  # a smaller request would be served
         return Action.PERMANENT
+    if status == 402 or (status in {400, 403, 429} and _STOPS_IN_WORDS.search(words)):
+        return Action.STOP
     if status == 429:
         return Action.PERMANENT if error.for_the_day or _never_fits(error.message) else Action.WAIT
     if status == 401:  # the key is wrong, and it is wrong for every request

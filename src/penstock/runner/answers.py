@@ -7,7 +7,6 @@ kept, and nothing that is read beside an answer can cost it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,16 +15,6 @@ from penstock.llm.failures import Action, Verdict
 from penstock.runner.source import dump_json, load_json
 
 __all__ = ["Answer", "judge", "readable", "writable"]
-
-_SPENT = re.compile(
-    r"credit balance|insufficient (?:balance|credits?|funds)|spend(?:ing)?[ _](?:limit|cap)|out of credits?"
-    r"|exceeded[ _]current[ _]quota|billing (?:hard )?limit|enforced_spend_limit",
-    re.IGNORECASE,
-)
-"""Words after which no request of the account does, whatever the status."""
-
-_AFFORDABLE = re.compile(r"fewer max_tokens|can only afford", re.IGNORECASE)
-"""Words of a 402 that is about one request alone: a smaller one would be served."""
 
 _KINDS = {
     "rate_limit_exceeded": 429,
@@ -127,19 +116,10 @@ def _missing(path: str, value: Any) -> str | None:
 
 def _failure(status: int, body: Any, headers: Mapping[str, str] | None) -> Verdict:
     try:
-        verdict = failures.judge(status, body, headers)
+        return failures.judge(status, body, headers)
     except Exception:  # noqa: BLE001 - a header or a word of the server's that nobody foresaw
         action = Action.WAIT if status == 429 else Action.BACK_OFF if status >= 500 else Action.PERMANENT
         return Verdict(action, None, f"http_{status}", f"the server answered with status {status}")
-    if verdict.action is Action.STOP:
-        return verdict
-    words = f"{verdict.code} {verdict.message}"
-    if status == 402:
-        action = Action.PERMANENT if _AFFORDABLE.search(words) else Action.STOP
-        return Verdict(action, None, verdict.code or "http_402", verdict.message)
-    if status in {400, 403, 429} and _SPENT.search(words[:4_000]):
-        return Verdict(Action.STOP, None, verdict.code, verdict.message)
-    return verdict
 
 
 def _on_one_line(text: bytes) -> bytes:
