@@ -10,7 +10,7 @@ import anyio
 import httpx
 import pytest
 
-from penstock import Limiter, Rate, in_flight, per_minute
+from penstock import Limiter, Rate, in_flight, per_minute, turn
 from penstock.llm.clients import limit_client
 from penstock.simulator import Simulation, create_app
 from tests.llm.clients import CHAT, FOUR, HELLO, Server, at_once, levels, limited, refusal
@@ -524,6 +524,31 @@ async def test_a_refused_request_is_held_and_sent_again_first_of_all(lib):
     answers = await at_once(*(client.post(CHAT, json={**HELLO, "user": str(n)}) for n in range(4)))
     assert {answer.status_code for answer in answers} == {200}
     assert len(server.times) == 9
+
+
+async def test_a_block_says_whose_requests_go_first_and_a_held_one_stays_as_urgent(lib):
+    """Interactive traffic and batch through one client; a held request of the batch does not go before what is urgent."""
+    server = Server(lib, refusal(lib, retry_after="2"))
+    client = limited(lib, server, Limiter(requests=Rate(60, 60, burst=1)), hold=True)
+
+    async def ask(name, priority):
+        with turn(priority=priority):
+            await client.post(CHAT, json={**HELLO, "user": name})
+
+    async with anyio.create_task_group() as group:
+        for name, priority in (("held", 5), ("batch", 0), ("urgent", 9), ("between", 5)):
+            group.start_soon(ask, name, priority)
+            await anyio.wait_all_tasks_blocked()
+    assert [json.loads(body)["user"] for body in server.bodies] == ["held", "urgent", "held", "between", "batch"]
+
+
+async def test_the_longest_wait_of_a_block_is_that_of_a_request_with_all_its_tries(lib):
+    server = Server(lib, *(refusal(lib, retry_after="2") for _ in range(50)))
+    client = limited(lib, server, Limiter(requests=per_minute(600)), hold=True, max_wait=100)
+    with turn(max_wait=5):
+        answer = await client.post(CHAT, json=HELLO)
+    assert answer.status_code == 429
+    assert anyio.current_time() <= 5
 
 
 async def test_a_request_is_held_no_longer_than_it_may_wait(lib):

@@ -31,6 +31,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from penstock import clock
+from penstock._turn import Turn, turn_here
 from penstock.errors import CostError, PenstockError, RateLimited, Unsatisfiable
 from penstock.llm import headers as _headers
 from penstock.llm.failures import OURS, Action, judge
@@ -38,7 +39,7 @@ from penstock.llm.failures import OURS, Action, judge
 if TYPE_CHECKING:
     from penstock.llm.endpoints import Endpoint, RequestInFlight
 
-__all__ = ["MAX_PAUSE", "Plan", "Rules", "Turn", "limited_client", "transports"]
+__all__ = ["MAX_PAUSE", "Plan", "Rules", "limited_client", "transports"]
 
 C = TypeVar("C")
 
@@ -56,15 +57,6 @@ class NoLimitsKnown(PenstockError, ValueError):  # noqa: N818 - as it reads
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """Whose call it is: what a limiter is asked for besides the cost."""
-
-    max_wait: float | None = None
-    priority: int = 0
-    flow: Any = None
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """What is known of a request before it is sent."""
 
@@ -78,7 +70,8 @@ class Rules:
 
     Attributes:
         plan: What there is to know of a request; None: it is not limited. May raise a PenstockError.
-        max_wait: Longest wait for a turn, in seconds. A request that would wait longer is refused at once. None: any.
+        max_wait: Longest wait for a turn, in seconds, where no `penstock.turn` says another. A request that would wait longer
+            is refused at once. None: any.
         max_pause: Longest wait that the service may ask for, in seconds. If it asks for more, the request fails, and the
             others look again after a minute at most. No request is held for longer either.
         hold: Whether a request that the service refuses for now is held, and sent again.
@@ -98,8 +91,9 @@ class Rules:
             raise ValueError(f"max_pause must be a number of seconds, 0 or more, not {self.max_pause!r}")
 
     def turn(self) -> Turn:
-        """Whose call is being made here: the one place where that is asked."""
-        return Turn(max_wait=self.max_wait)
+        """Whose call is being made here, by the blocks that it is made in; the client's own longest wait is for the others."""
+        here = turn_here()
+        return here if here.max_wait is not None else here._replace(max_wait=self.max_wait)
 
 
 class _Visit:
@@ -120,7 +114,7 @@ class _Visit:
         limiter, charges = self._plan.endpoint.ask(self._plan.cost)
         left = max(0.0, self._until - clock.now())
         # A request that was refused goes before those that were never sent: it is the oldest.
-        priority = self._turn.priority + min(self._tries, 1)
+        priority = (self._turn.priority or 0) + min(self._tries, 1)
         options = {"max_wait": None if math.isinf(left) else left, "priority": priority, "flow": self._turn.flow}
         return limiter, charges, options
 
