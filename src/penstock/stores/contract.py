@@ -13,6 +13,7 @@ import json
 import math
 import os
 import threading
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -262,6 +263,8 @@ class Store(ABC):
 
     batch: ClassVar[int] = 64
     """The most requests in one call."""
+    quiet_at_fork: ClassVar[bool] = True
+    """Whether a fork waits until nothing is being asked, so that `before_fork` can let go of what a child must not inherit."""
     hears: ClassVar[bool] = False
     """Whether `listen` tells of changes. If not, long reservations are confirmed before they are used."""
 
@@ -294,6 +297,7 @@ class Store(ABC):
         self.share = share
         self.on_event = on_event
         self.lock: threading.RLock = threading.RLock()
+        self.in_use = False  # whether there may be a thread, and connections
         self.dispatcher: Any = None  # what takes batches here, once there is something to send
 
     @abstractmethod
@@ -414,6 +418,10 @@ class Store(ABC):
             "penstock.stores.contract.Recipe, or make the limiter in each process"
         )
 
+    def slowest_answer(self) -> float:
+        """Seconds after which there is an answer or none will come: the patience, and one call."""
+        return self.patience + 5.0
+
     def options(self) -> dict[str, Any]:
         """The options that all stores have, for `recipe`."""
         return {
@@ -437,12 +445,23 @@ class Store(ABC):
     def __deepcopy__(self, _: Any) -> Store:
         return self
 
-    def close(self) -> None:
+    def close(self, timeout: float | None = None) -> None:
         """Send what is still to be sent, and let go of threads and connections. The next use starts anew.
 
-        Whoever still waits gets a `StoreError`.
+        Requests that still wait get a `StoreError`.
+
+        Args:
+            timeout: Seconds to wait for that, at most; `patience` and the time of a call unless given. What takes longer goes on in the
+                background.
         """
+        self.in_use = False
         if self.dispatcher is None:
             self.disconnect()
         else:
-            self.dispatcher.stop()
+            self.dispatcher.stop(2 * self.patience + 1 if timeout is None else timeout)
+
+    def __del__(self) -> None:
+        if getattr(self, "in_use", False):  # a constructor that raised has not come so far
+            message = f"{self!r} was never closed: call close() when it is not needed any more"
+            warnings.warn(message, ResourceWarning, source=self)  # noqa: B028 - no caller is to blame
+            self.disconnect()

@@ -17,11 +17,11 @@ import os
 import random
 import struct
 import threading
-import time
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any
 from urllib.parse import unquote, urlsplit
+from weakref import ref
 
 from penstock.errors import StoreError
 from penstock.stores.contract import Batch, FromEnvironment, Recipe, Reply, Row, Store, Unreachable
@@ -30,6 +30,9 @@ __all__ = ["RedisStore"]
 
 OLDEST = (6, 2)
 """The first version with what the script needs (`EXPIRE` inside scripts that are replicated by effect, and RESP as it is now)."""
+
+
+_abandoned: list[Any] = []
 
 
 class _Script:
@@ -78,6 +81,7 @@ class RedisStore(Store):
     """
 
     batch = 128
+    quiet_at_fork = False
 
     def __init__(
         self,
@@ -122,13 +126,17 @@ class RedisStore(Store):
             tuple[str, int]
         ] = []  # of a cluster: all ever heard of, as the URL's may be the one that dies
         self._cluster_options: dict[str, Any] = {}
-        self._ear: _Ear | None = None
+        self._subscriber: _Subscriber | None = None
         self._heard: Callable[[str], None] | None = None
         self._decide = _Script("decide.lua")
         self._exchange = _Script("exchange.lua")
 
     def __repr__(self) -> str:
         return f"RedisStore({self._address!r})"
+
+    def slowest_answer(self) -> float:
+        """The patience, and one call: a connection and a reply. See `Store.slowest_answer`."""
+        return self.patience + 2 * self.timeout + 0.5
 
     def recipe(self) -> Recipe:
         """The same server. A password that the environment holds travels by the variable's name. See `Store.recipe`.
@@ -286,7 +294,7 @@ class RedisStore(Store):
         self._nodes = list({*self._nodes, *((node.host, node.port) for node in client.get_nodes())})
         return client
 
-    def _make_ear(self) -> Any:
+    def _make_subscriber(self) -> Any:
         """A client that can hear what is announced: of any node, as a cluster passes it on to all."""
         if not self._nodes:
             return self._make()
@@ -443,13 +451,13 @@ class RedisStore(Store):
     @property
     def hears(self) -> bool:  # type: ignore[override]  # it depends
         """Whether other processes' changes are heard at once."""
-        return self._ear is not None and self._ear.hears
+        return self._subscriber is not None and self._subscriber.hears
 
     def listen(self, heard: Callable[[str], None]) -> None:
         """Subscribe, in a thread. See `Store.listen`."""
-        if self._ear is not None:
-            self._ear.stop()
-        self._ear = _Ear(self, heard)
+        if self._subscriber is not None:
+            self._subscriber.stop()
+        self._subscriber = _Subscriber(self, heard)
 
     def announce(self, names: Sequence[str]) -> None:
         """Publish. See `Store.announce`."""
@@ -462,58 +470,69 @@ class RedisStore(Store):
 
     def disconnect(self) -> None:
         """Close the connection. See `Store.disconnect`."""
-        ear, self._ear = self._ear, None
-        if ear is not None:
-            ear.stop()
+        subscriber, self._subscriber = self._subscriber, None
+        if subscriber is not None:
+            subscriber.stop()
         self._drop()
 
     def forget(self) -> None:
         """Let go of the parent's connection. See `Store.forget`."""
-        self._client = self._ear = None
+        _abandoned.append(
+            (self._client, self._subscriber)
+        )  # the parent's: to close them would take locks that its threads hold
+        self._client = self._subscriber = None
 
 
-class _Ear:
-    """A thread that hears what other processes announce."""
+class _Subscriber:
+    """A thread that hears what other processes announce. It holds the store only while it connects."""
 
-    def __init__(self, store: RedisStore, heard: Callable[[str], None]) -> None:
+    def __init__(self, store: RedisStore, on_announced: Callable[[str], None]) -> None:
         self.hears = False
         self._stopped = threading.Event()
-        self._store = store
-        self._heard = heard
+        self._store = ref(store)
+        self._on_announced = on_announced
+        self._missed = False
         threading.Thread(target=self._run, name=f"penstock hears {store!r}", daemon=True).start()
 
     def stop(self) -> None:
         self._stopped.set()
 
     def _run(self) -> None:
-        store, pause = self._store, 0.05
-        errors = store._redis.exceptions
-        missed = False
+        pause = 0.05
         while not self._stopped.is_set():
+            store = self._store()
+            if store is None:
+                return
+            errors = store._redis.exceptions
             client = None
             try:
-                client = store._make_ear()
-                ear = client.pubsub(ignore_subscribe_messages=False)
-                ear.subscribe(f"{store.prefix}:changes")
-                while not self._stopped.is_set():
-                    message = ear.get_message(timeout=0.5)
-                    if message is None:
-                        continue
-                    if message["type"] == "subscribe":
-                        self.hears, pause = True, 0.05
-                        if missed:
-                            self._heard("")  # whatever was said meanwhile
-                    elif message["type"] == "message":
-                        self._heard(message["data"].decode())
-                ear.close()
+                client = store._make_subscriber()
+                channel = f"{store.prefix}:changes"
+                store = None
+                self._listen(client, channel)
+                pause = 0.05
             except (errors.RedisError, OSError, ValueError, AttributeError):
-                if self._stopped.is_set():
-                    return
-                time.sleep(pause * random.uniform(0.5, 1.0))
+                self._stopped.wait(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, 0.5)
             finally:
+                if self.hears:
+                    pause = 0.05
                 self.hears = False
-                missed = True
+                self._missed = True
                 if client is not None:
                     with contextlib.suppress(errors.RedisError, OSError):
                         client.close()
+
+    def _listen(self, client: Any, channel: str) -> None:
+        with contextlib.closing(client.pubsub(ignore_subscribe_messages=False)) as pubsub:
+            pubsub.subscribe(channel)
+            while not self._stopped.is_set() and self._store() is not None:
+                message = pubsub.get_message(timeout=0.5)
+                if message is None:
+                    continue
+                if message["type"] == "subscribe":
+                    self.hears = True
+                    if self._missed:
+                        self._on_announced("")  # whatever was said meanwhile
+                elif message["type"] == "message":
+                    self._on_announced(message["data"].decode(errors="replace"))

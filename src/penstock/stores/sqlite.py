@@ -67,6 +67,10 @@ class SQLiteStore(Store):
     def __repr__(self) -> str:
         return f"SQLiteStore({str(self.path)!r})"
 
+    def slowest_answer(self) -> float:
+        """The patience, which is for the lock, and a transaction. See `Store.slowest_answer`."""
+        return 2 * self.patience + 0.5
+
     def recipe(self) -> Recipe:
         """The same file, whatever the directory. See `Store.recipe`."""
         return Recipe(type(self), (str(self.path.absolute()),), self.options())

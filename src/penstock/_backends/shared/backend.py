@@ -28,7 +28,7 @@ from penstock._core import lease as leases
 from penstock._core.bucket import Bucket
 from penstock._core.turns import Charges, ready_at
 from penstock._validation import exact_cost, told_of
-from penstock.errors import Unsatisfiable, WouldBlockEventLoop
+from penstock.errors import StoreError, Unsatisfiable, WouldBlockEventLoop
 from penstock.limits import Limit
 from penstock.stores.contract import Store
 
@@ -140,7 +140,14 @@ class SharedBackend:
             with self.store.lock:  # who comes after this one is not to be granted before it is there
                 self.queue.coming += 1
         self.dispatcher.post(request)
-        return math.inf
+        return self._until_answered(request)
+
+    def _until_answered(self, request: SharedRequest) -> float:
+        """Seconds to wait for the dispatcher: for ever, or, where the caller said how long it waits, as long and as the store may take to answer."""
+        if request.latest == math.inf:
+            return math.inf
+        latest = max(request.latest, request.arrived)
+        return max(0.0, latest + self.store.slowest_answer() - clock.now())
 
     def advance(self, request: Request) -> float | None:
         """What a waiter that was woken has to do: take its grant or error, or wait on. See `base`."""
@@ -148,7 +155,15 @@ class SharedBackend:
         if request.stage is Stage.GRANTED or request.error is not None:
             return None
         request.parker.rearm()
-        return math.inf if not request.done else 0.0  # it may have been woken just before
+        if request.done:
+            return 0.0  # it was woken just before
+        seconds = self._until_answered(request)
+        if seconds <= 0:
+            request.error = StoreError(
+                f"{self.store!r} gave no answer for {clock.now() - request.arrived:.3g} s: nothing was granted. Is it hanging?"
+            )
+            return None
+        return seconds
 
     def leave(self, request: Request) -> None:
         """The caller is gone: nothing is charged. See `base`."""

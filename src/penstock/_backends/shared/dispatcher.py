@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, finalize, ref
 
 from penstock import clock
 from penstock._backends.shared.limit_set import SharedLimitSet
@@ -31,7 +31,7 @@ from penstock._backends.shared.requests import SharedRequest
 from penstock._backends.shared.scheduler import Scheduler, conflict
 from penstock._backends.shared.wire import BatchInFlight
 from penstock._concurrency.parking import wake_all
-from penstock.errors import StoreError
+from penstock.errors import PenstockError, StoreError
 from penstock.events import StoreLost, StoreRecovered, emit
 from penstock.limits import Limit
 from penstock.stores.contract import Batch, Reply, Store, Unreachable
@@ -44,6 +44,7 @@ _MOST_AT_ONCE = 1024
 """Messages that are taken in before the store is asked."""
 
 _all: WeakSet[Dispatcher] = WeakSet()
+_ended: list[bool] = []  # not empty once this process ends: no thread can be started any more
 _log = logging.getLogger("penstock")
 
 
@@ -60,6 +61,9 @@ def dispatcher_of(store: Store) -> Dispatcher:
 
 class Dispatcher:
     """See the module's docstring.
+
+    Its thread holds it by a weak reference while there is nothing to do, so a store that nobody holds any more is freed, and its thread
+    ends.
 
     Attributes:
         scheduler: What decides.
@@ -81,6 +85,8 @@ class Dispatcher:
         self._io = threading.Lock()  # held by the thread that talks to the store
         self._number = 0
         self._lead: float | None = None  # the store's clock ahead of ours, in microseconds
+        self._events: list[StoreLost | StoreRecovered] = []  # for the store's hook, once the lock is free
+        finalize(self, self._inbox.put, None).atexit = False  # wakes the thread, to end
 
     def forget(self) -> None:
         """In the child of a fork: thread, connection and all that waits are the parent's."""
@@ -122,7 +128,15 @@ class Dispatcher:
             return found
 
     def post(self, message: SharedRequest | Message) -> None:
-        """Send something to the thread: a request, or what is to be done with the scheduler. Never waits."""
+        """Send something to the thread: a request, or what is to be done with the scheduler. Never waits.
+
+        Raises:
+            StoreError: A request came when this process is about to end.
+        """
+        if _ended:
+            if type(message) is SharedRequest:
+                raise StoreError(f"{self.store!r} cannot be asked any more: this process is ending")
+            return
         self._inbox.put(message)
         if self._thread is None:
             self._start()
@@ -131,15 +145,26 @@ class Dispatcher:
         with self.lock:
             if self._thread is None:
                 self._stopping = False
-                self._thread = threading.Thread(target=self._run, name=f"penstock {self.store!r}", daemon=True)
-                self._thread.start()
+                self.store.in_use = True
+                thread = threading.Thread(
+                    target=_serve, args=(ref(self), self._inbox), name=f"penstock {self.store!r}", daemon=True
+                )
+                thread.start()
+                self._thread = thread
 
-    def stop(self) -> None:
-        """Send what is left to send, and end the thread; give up waiting for that after a while."""
+    def stop(self, timeout: float) -> None:
+        """Send what is left to send, and end the thread; give up waiting for that after `timeout` seconds."""
+        thread = self.stop_soon()
+        if thread is not None:
+            thread.join(timeout=timeout)
+
+    def stop_soon(self) -> threading.Thread | None:
+        """Tell the thread to end; return it, unless it is this one or there is none."""
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            self._inbox.put(self._stop)
-            thread.join(timeout=2 * self.store.patience + 1)
+        if thread is None or thread is threading.current_thread():
+            return None
+        self._inbox.put(self._stop)
+        return thread
 
     def _stop(self, scheduler: Scheduler, now: float) -> None:
         self._stopping = True
@@ -147,43 +172,57 @@ class Dispatcher:
 
     # The thread
 
-    def _run(self) -> None:
+    def prepare(self) -> None:
+        """Get to know the store. What is wrong with it will be said to whoever asks."""
         inbox = self._inbox
         try:
-            with self._io, contextlib.suppress(StoreError):  # what is wrong will be said to whoever asks
+            with self._io:
                 self.store.listen(lambda name: inbox.put(partial(_announced, name)))
                 self.store.prepare()
-            while not self._stopping or (self.scheduler.state.urgent and self.scheduler.open()):
-                self._take_turn(self._receive(inbox))
-        except BaseException as error:  # noqa: BLE001 - a defect, ours or a store's: every caller must hear of it, and not hang
-            _log.exception("the dispatcher of %r has failed", self.store)
+        except StoreError:
+            pass
+        except Exception:  # noqa: BLE001 - whatever it is, callers hear of it when they ask
+            _log.exception("%r cannot be prepared", self.store)
+
+    def idle(self) -> float | None:
+        """Seconds until something must be done if nothing comes in; None: for ever."""
+        return self.scheduler.idle(clock.now())
+
+    def take_turn(self, messages: list[Any]) -> bool:
+        """Let the scheduler take in messages, and ask the store what it then wants to know. False: that was the last turn."""
+        try:
             with self.lock:
-                self.scheduler.fail_all(StoreError(f"the dispatcher of {self.store!r} has failed: {error!r}"))
+                changes, batch = self.decide(messages, clock.now())
             self._wake()
-        finally:
-            with self._io:
-                self.store.disconnect()
-            self._thread = None
-            if not inbox.empty() and inbox is self._inbox:  # something came in the meantime
-                self._start()
+            for part in changes:
+                self._change(part)
+            if batch is not None:
+                self._carry(batch)
+        except Exception as error:  # noqa: BLE001 - a defect, ours or a store's
+            _log.exception("the dispatcher of %r has failed", self.store)
+            self.break_down(messages, error)
+        return not self._stopping or (self.scheduler.state.urgent and self.scheduler.open())
 
-    def _receive(self, inbox: SimpleQueue[Any]) -> list[Any]:
-        """Wait for messages, or until something must be done."""
-        messages: list[Any] = []
-        with contextlib.suppress(Empty):
-            messages.append(inbox.get(timeout=self.scheduler.idle(clock.now())))
-            messages += [inbox.get_nowait() for _ in range(min(inbox.qsize(), _MOST_AT_ONCE))]  # nobody else takes any
-        return messages
-
-    def _take_turn(self, messages: list[Any]) -> None:
-        """Let the scheduler take in messages, and ask the store what it then wants to know."""
+    def break_down(self, messages: list[Any], error: BaseException) -> None:
+        """After a defect, ours or a store's: every caller hears of it, and what comes next begins anew."""
+        failed = StoreError(f"the dispatcher of {self.store!r} has failed: {error!r}")
+        failed.__cause__ = error
         with self.lock:
-            changes, batch = self.decide(messages, clock.now())
+            requests = [message for message in messages if type(message) is SharedRequest]
+            looks = [message for message in messages if isinstance(message, partial)]
+            self.scheduler.break_down(requests, failed)
+            for message in looks:
+                with contextlib.suppress(Exception):
+                    message(self.scheduler, clock.now())
         self._wake()
-        for part in changes:
-            self._change(part)
-        if batch is not None:
-            self._carry(batch)
+
+    def end(self) -> None:
+        """The thread ends."""
+        with self._io:
+            self.store.disconnect()
+        self._thread = None
+        if not self._inbox.empty() and not _ended:  # something came in the meantime
+            self._start()
 
     def decide(self, messages: list[Any], now: float) -> tuple[list[SharedLimitSet], BatchInFlight | None]:
         """What to tell and to ask the store after these messages: new limits, and then a batch."""
@@ -201,11 +240,16 @@ class Dispatcher:
         return changes, None if changes else scheduler.turn(now)
 
     def _wake(self) -> None:
+        """With the lock free: wake the callers that have an answer, and tell the store's hook what happened."""
         state = self.scheduler.state
         if state.woken:
             with self.lock:
                 woken, state.woken = state.woken, []
             wake_all(woken)
+        while self._events:
+            event = self._events.pop(0)
+            if self.store.on_event is not None:
+                emit(self.store.on_event, event)
 
     # The way to the store
 
@@ -237,7 +281,7 @@ class Dispatcher:
             return
         self._wake()
         if batch.announce and store is self.store:
-            with self._io:
+            with self._io, contextlib.suppress(StoreError):  # the other processes hear of it when they next ask
                 store.announce(sorted(batch.announce))
 
     def _ask(self, store: Store, packed: Batch, until: float) -> Reply:
@@ -252,10 +296,14 @@ class Dispatcher:
                 with self._io if store is self.store else contextlib.nullcontext():  # the prober may hold it
                     return store.decide(packed)
             except Unreachable:
-                if clock.now() + pause > until:
+                if clock.now() + pause > until or self._stopping:
                     raise
                 time.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, RETRY[1])
+            except PenstockError:
+                raise
+            except Exception as error:
+                raise StoreError(f"{store!r} could not decide: {error!r}") from error
 
     def apply(self, batch: BatchInFlight, reply: Reply, now: float, *, ours: bool = False) -> None:
         """Let the scheduler take in an answer. `ours`: it is this process's own, so its clock is nobody else's."""
@@ -267,42 +315,42 @@ class Dispatcher:
         store = self.store
         with self.lock:
             self.scheduler.lost(batch, packed, error, clock.now())
-        self._wake()
         _log.warning("%s; until it answers: on_outage=%r", error, store.on_outage)
-        if store.on_event is not None:
-            emit(store.on_event, StoreLost(repr(store), str(error), store.on_outage))
+        self._events.append(StoreLost(repr(store), str(error), store.on_outage))
         threading.Thread(
-            target=self._probe, args=(packed, self._inbox), name=f"penstock asks {store!r}", daemon=True
+            target=_probe, args=(ref(self), packed, self._inbox), name=f"penstock asks {store!r}", daemon=True
         ).start()
+        self._wake()
 
-    def _probe(self, packed: Batch, inbox: SimpleQueue[Any]) -> None:
-        """Ask again and again, until there is an answer."""
-        pause = RETRY[0]
-        while inbox is self._inbox and not self._stopping:
-            time.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, RETRY[1])
-            answer: Reply | Exception
-            try:
-                with self._io:
-                    answer = self.store.decide(packed)
-            except Unreachable as error:
-                outage = self.scheduler.outage
-                if outage is not None:
-                    outage.error = error
-                continue
-            except Exception as error:  # noqa: BLE001 - an answer of a kind
-                answer = error
-            inbox.put(partial(self._found, answer))
-            return
+    def probe(self, packed: Batch, inbox: SimpleQueue[Any]) -> bool:
+        """Ask once more. False: that is over."""
+        if inbox is not self._inbox or self._stopping:
+            return False
+        answer: Reply | Exception
+        try:
+            with self._io:
+                answer = self.store.decide(packed)
+        except Unreachable as error:
+            outage = self.scheduler.outage
+            if outage is not None:
+                outage.error = error
+            return True
+        except PenstockError as error:
+            answer = error
+        except Exception as error:  # noqa: BLE001 - an answer of a kind
+            answer = StoreError(f"{self.store!r} could not decide: {error!r}")
+            answer.__cause__ = error
+        inbox.put(partial(self._found, answer))
+        return False
 
     def _found(self, answer: Reply | Exception, scheduler: Scheduler, now: float) -> None:
         if not isinstance(answer, Exception):
             self._lead = answer.now - now * 1e6
+        if scheduler.outage is None:
+            return  # a defect has ended it
         scheduler.found(answer, now)
-        store = self.store
-        _log.warning("%r answers again", store)
-        if store.on_event is not None:
-            emit(store.on_event, StoreRecovered(repr(store)))
+        _log.warning("%r answers again", self.store)
+        self._events.append(StoreRecovered(repr(self.store)))
 
     def _change(self, part: SharedLimitSet) -> None:
         """Tell the store of new limits."""
@@ -330,32 +378,87 @@ def _announced(name: str, scheduler: Scheduler, _: float) -> None:
     scheduler.on_announced(name)
 
 
+def _serve(dispatcher_ref: ref[Dispatcher], inbox: SimpleQueue[Any]) -> None:
+    """The thread of a dispatcher. Holds it while there is something to do, and not while it waits."""
+    dispatcher = dispatcher_ref()
+    if dispatcher is None:
+        return
+    messages: list[Any] = []
+    try:
+        dispatcher.prepare()
+        going_on = True
+        while going_on:
+            timeout = dispatcher.idle()
+            dispatcher = None
+            messages = _receive(inbox, timeout)
+            dispatcher = dispatcher_ref()
+            if dispatcher is None:
+                return
+            going_on = dispatcher.take_turn([message for message in messages if message is not None])
+            messages = []
+    except BaseException as error:  # out of memory, or told to exit
+        if dispatcher is not None:
+            dispatcher.break_down(messages, error)
+        raise
+    finally:
+        if dispatcher is not None:
+            dispatcher.end()
+
+
+def _receive(inbox: SimpleQueue[Any], timeout: float | None) -> list[Any]:
+    """Wait for messages, or until something must be done."""
+    messages: list[Any] = []
+    with contextlib.suppress(Empty):
+        messages.append(inbox.get(timeout=timeout))
+        messages += [inbox.get_nowait() for _ in range(min(inbox.qsize(), _MOST_AT_ONCE))]  # nobody else takes any
+    return messages
+
+
+def _probe(dispatcher_ref: ref[Dispatcher], packed: Batch, inbox: SimpleQueue[Any]) -> None:
+    """Ask a store again and again, until there is an answer or nobody holds the store."""
+    pause, going_on = RETRY[0], True
+    while going_on:
+        time.sleep(pause * random.uniform(0.5, 1.0))
+        pause = min(2 * pause, RETRY[1])
+        dispatcher = dispatcher_ref()
+        going_on = dispatcher is not None and dispatcher.probe(packed, inbox)
+        del dispatcher
+
+
 def _stop_all() -> None:
-    for dispatcher in list(_all):
-        dispatcher.stop()
+    """At the end of the process: send what is left to send, for no longer than the most patient store."""
+    dispatchers = list(_all)
+    threads = [thread for thread in [dispatcher.stop_soon() for dispatcher in dispatchers] if thread is not None]
+    until = clock.now() + max((dispatcher.store.patience for dispatcher in dispatchers), default=0.0) + 1.0
+    for thread in threads:
+        thread.join(timeout=max(0.0, until - clock.now()))
+    _ended.append(True)
 
 
-_forking: list[Dispatcher] = []
+_forking: list[tuple[Dispatcher, bool]] = []
 
 
 def _before_fork() -> None:
     for dispatcher in list(_all):
         dispatcher.lock.acquire()  # if another thread held it at the moment of the fork, nobody in the child could ever have it
-        dispatcher._io.acquire()
-        dispatcher.store.before_fork()
-        _forking.append(dispatcher)
+        quiet = dispatcher.store.quiet_at_fork
+        if quiet:
+            dispatcher._io.acquire()
+            dispatcher.store.before_fork()
+        _forking.append((dispatcher, quiet))
 
 
 def _after_fork_in_parent() -> None:
     while _forking:
-        dispatcher = _forking.pop()
-        dispatcher._io.release()
+        dispatcher, quiet = _forking.pop()
+        if quiet:
+            dispatcher._io.release()
         dispatcher.lock.release()
 
 
 def _after_fork_in_child() -> None:
     while _forking:
-        dispatcher = _forking.pop()
+        dispatcher, _ = _forking.pop()
         dispatcher.store.forget()
         dispatcher.forget()
         dispatcher.lock.release()

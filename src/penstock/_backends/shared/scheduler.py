@@ -36,6 +36,9 @@ from penstock.stores.contract import Batch, Reply, Store, Terms
 
 __all__ = ["Scheduler"]
 
+SEPARATE = 10.0
+"""Seconds for which each batch is about one queue, after one about several has failed."""
+
 
 class Scheduler:
     """Decides for one store in one process. Every method is called with the lock of the store held."""
@@ -44,6 +47,7 @@ class Scheduler:
         self.store = store
         self.state = SchedulerState(store)
         self.outage: Outage | None = None
+        self._current: BatchInFlight | None = None  # that was written last, until its answer was taken in
         self._writing = Writing(self.state)
         self._asking = Asking(self.state, self._writing)
         self._leasing = Leasing(self.state, self._writing)
@@ -65,9 +69,10 @@ class Scheduler:
         """Let happen what is due, and return what to ask next; None: nothing."""
         state = self.state
         state.ring(now)
+        state.separate = now < state.separate_until
         if not self.open():
             return None
-        batch = BatchInFlight()
+        batch = self._current = BatchInFlight()
         if state.urgent:
             self._settling.write(batch, now)
         for queue in list(state.dirty):
@@ -480,8 +485,13 @@ class Scheduler:
         state.urgent = bool(state.orders or state.refunds or state.settlements or state.looks or state.owed)
 
     def failed(self, batch: BatchInFlight, error: Exception, now: float) -> None:
-        """The store said no: nothing was decided."""
+        """The store said no: nothing was decided. Where a batch was about several queues, each is asked for by itself: one is to blame."""
         state = self.state
+        queues = {part.queue for part in batch.offsets}
+        if len(queues) > 1:
+            state.separate_until = now + SEPARATE
+            self.unsend(batch, now)
+            return
         for request in batch.asked:
             if type(request) is LeaseAsked:
                 for part in list(request.queue.standing().sets):
@@ -492,7 +502,7 @@ class Scheduler:
         for look in looks:
             self._answer_look(look, error)
         self.unsend(batch, now)
-        state.urgent = False  # the rest goes along with the next batch that somebody makes
+        state.urgent = state.something_to_say_but_for(queues)  # what is about this queue goes along with its next batch
         for part in batch.offsets:
             part.confirming = False
             queue = part.queue
@@ -553,6 +563,26 @@ class Scheduler:
             queue.blocked.clear()
             state.dirty[queue] = None
         state.urgent = True
+
+    def break_down(self, requests: Sequence[SharedRequest], error: StoreError) -> None:
+        """After a defect: tell every caller, and know of nothing any more. What was reserved or leased is lost to others for its time."""
+        state = self.state
+        known: list[Any] = [*requests]
+        for queue in list(state.queues):
+            known += [*queue.fresh, *queue.waiters, *queue.reserved]
+        batches = [self._current, None if self.outage is None else self.outage.batch]
+        for batch in [batch for batch in batches if batch is not None]:
+            known += [request for request in batch.asked if type(request) is not LeaseAsked]
+            state.looks += batch.looks
+            batch.asked, batch.looks = [], []
+        for request in known:
+            if request.stage not in {Stage.GRANTED, Stage.REFUSED, Stage.GONE}:
+                state.refuse(request, again(error))
+        for look in state.looks:
+            self._answer_look(look, error)
+        woken = state.woken
+        self.forget()
+        state.woken = woken
 
     def fail_queue(self, part: SharedLimitSet, error: Exception) -> None:
         """Tell all that wait behind a limit set that there is no answer, and why."""

@@ -73,6 +73,7 @@ class SchedulerState:
         orders, refunds, departures, settlements, looks, owed, renewing: What is to be said.
         changes: Limit sets with new limits.
         woken: Parkers to wake, once the lock is free.
+        separate_until: Until then each batch is about one queue: a batch about several failed, and one of them is to blame.
         apart: Whether this process decides by itself, since the store does not answer.
     """
 
@@ -96,6 +97,8 @@ class SchedulerState:
         self.renewing: dict[SharedLimitSet, None] = {}
         self.changes: dict[SharedLimitSet, None] = {}
         self.woken: list[Parker] = []
+        self.separate_until = -math.inf
+        self.separate = False
         self.apart = False
         self._alarms: list[tuple[float, int, Callable[[float], None]]] = []
         self._alarm_count = 0
@@ -225,6 +228,8 @@ class SchedulerState:
     def fits(self, batch: BatchInFlight, part: SharedLimitSet) -> bool:
         """Whether a limit set can be decided together with what is in the batch already."""
         group = self.store.group_of(part.name)
+        if self.separate:
+            group = (group, id(part.queue))
         if batch.group is NOBODY:
             batch.group = group
         return bool(batch.group == group)
@@ -252,6 +257,18 @@ class SchedulerState:
         """Tell the store, with the next batch, that a flow needs no turn any more; it had reserved so many seconds of throughput."""
         flow = self.flow_name(request.flow, queue)
         self.departures.append(Departure(request.charges[0][0], flow, seconds / flow.weight))
+
+    def something_to_say_but_for(self, queues: set[StoreQueue]) -> bool:
+        """Whether the store is to be told something that is not about these queues."""
+        about = [
+            *(order.limit_set for order in self.orders),
+            *(refund.state.limit_set for refund in self.refunds),
+            *(look.limit_set for look in self.looks),
+            *(state.limit_set for state in self.owed),
+        ]
+        if any(part.queue not in queues for part in about):
+            return True
+        return any(receipts.queue() not in queues and not receipts.open() for receipts in self.settlements)
 
     def freed(self, state: SharedLimitState, amount: float) -> None:
         """Something that was held is on its way back to the store: the next waiter may ask for it."""
