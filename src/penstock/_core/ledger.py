@@ -57,6 +57,7 @@ __all__ = [
     "RENEW",
     "RESUME",
     "WINDOW",
+    "DamagedRow",
     "Decision",
     "decide",
     "reshape",
@@ -79,6 +80,21 @@ LONGEST_LOG = 256
 """Entries of a window beyond which neighbours are merged into the later one: that keeps the limit and frees the earlier part late."""
 
 _ROUNDING = 1 + 1e-12
+
+
+LONGEST_KEPT = 1e9
+"""Seconds for which a row is kept at most: a debt may take longer to pay, but no store can count that far."""
+
+MOST_NUMBERS = 100_000
+"""Numbers in a row beyond which it cannot be ours."""
+
+
+class DamagedRow(Exception):  # noqa: N818 - what is wrong, as in all of ours
+    """A row is not what was once written: numbers are missing, or are no numbers. `index`: which of the rows."""
+
+    def __init__(self, index: int = 0) -> None:
+        super().__init__(index)
+        self.index = index
 
 
 class _Row:
@@ -125,7 +141,7 @@ def _read(row: bytes | None, now: float, limits: Sequence[Sequence[float]], born
     """Take a row apart and let the time since it was written pass; an absent one is full, or empty at the moment `born`."""
     if row is None:
         return _new(now, limits, born)
-    numbers = struct.unpack(f">{len(row) // 8}d", row)
+    numbers = _numbers_of(row, len(limits))
     state = _Row(numbers[1])
     passed = max(0.0, now - numbers[0]) / 1e6
     at = 2
@@ -152,6 +168,32 @@ def _read(row: bytes | None, now: float, limits: Sequence[Sequence[float]], born
     for i in range(at, len(numbers), 4):
         state.flows.append([numbers[i], numbers[i + 1], numbers[i + 2], numbers[i + 3] - passed])
     return state
+
+
+def _numbers_of(row: bytes, limits: int) -> tuple[float, ...]:
+    """The numbers of a row that counts so many limits.
+
+    Raises:
+        DamagedRow: It is not what was once written.
+    """
+    had = len(row) // 8
+    if len(row) % 8 or had < 2 or had > MOST_NUMBERS:
+        raise DamagedRow
+    numbers = struct.unpack(f">{had}d", row)
+    if not all(map(math.isfinite, numbers)):
+        raise DamagedRow
+    at = 2
+    for _ in range(limits):
+        if at + 5 > had or min(numbers[at : at + 4]) < 0:
+            raise DamagedRow
+        size = numbers[at + 4]
+        end = at + 5 + 3 * size
+        if size < 0 or size % 1 or end > had or any(amount < 0 for amount in numbers[at + 7 : int(end) : 3]):
+            raise DamagedRow
+        at = int(end)
+    if (had - at) % 4:
+        raise DamagedRow
+    return numbers
 
 
 def _new(now: float, limits: Sequence[Sequence[float]], born: float) -> _Row:
@@ -195,7 +237,7 @@ def _write(state: _Row, now: float, limits: Sequence[Sequence[float]]) -> tuple[
             numbers += entry
     for flow in kept(state.flows):
         numbers += flow
-    return struct.pack(f">{len(numbers)}d", *numbers), keep
+    return struct.pack(f">{len(numbers)}d", *numbers), min(keep, LONGEST_KEPT)
 
 
 def decide(
@@ -215,8 +257,16 @@ def decide(
         owner: Whose batch it is; a whole number below 2⁵³.
         now: The store's time in microseconds.
         born: The moment before which the store has forgotten everything; below 0: absent rows were never used.
+
+    Raises:
+        DamagedRow: One of the rows is not what was once written.
     """
-    states = [_read(row, now, kinds, born) for row, kinds in zip(rows, limits, strict=True)]
+    states = []
+    for index, (row, kinds) in enumerate(zip(rows, limits, strict=True)):
+        try:
+            states.append(_read(row, now, kinds, born))
+        except DamagedRow:
+            raise DamagedRow(index) from None
     flat = [limit for kinds in limits for limit in kinds]
     pause = [value for state in states for value in state.pause]
     last = [value for state in states for value in state.last]

@@ -78,7 +78,7 @@ class Terms:
             lease = plain.pop("lease") if isinstance(plain.get("lease"), float) else None
             limits = {unit: tuple(_KINDS[kind[0]](*kind[1:]) for kind in kinds) for unit, kinds in plain.items()}
             return cls(name, limits, place_ttl, lease)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError) as error:
             raise StoreError(
                 f'the limits kept under "{name}" cannot be read: {text[:80]!r}. Another version of penstock, or another '
                 "program, has written there: use another name, or remove that entry"
@@ -176,6 +176,13 @@ class Reply:
     epochs: Sequence[float]
     verdicts: Sequence[float]
     states: Sequence[float]
+
+
+def damaged_row(where: str, name: str) -> StoreError:
+    """The error for a row that is not what was once written."""
+    return StoreError(
+        f"{where}: what is kept under {name!r} is damaged: nothing was granted. Remove it there, and {name!r} begins with full limits"
+    )
 
 
 class Recipe:
@@ -331,7 +338,10 @@ class Store(ABC):
                 reply = Reply(now, others, (), (), ())
                 return [None] * len(rows)
             limits = [terms.numbers(now) for terms in batch.terms]
-            decision = ledger.decide([row and row[1] for row in rows], limits, batch.operations, batch.owner, now)
+            try:
+                decision = ledger.decide([row and row[1] for row in rows], limits, batch.operations, batch.owner, now)
+            except ledger.DamagedRow as damaged:
+                raise damaged_row(repr(self), batch.terms[damaged.index].name) from None
             reply = Reply(now, {}, decision.epochs, decision.verdicts, decision.states)
             return [
                 ((terms.text, row), keep)
@@ -361,7 +371,10 @@ class Store(ABC):
                 for index in range(len(kinds)):
                     key = (unit, index) if (unit, index) in keys else (unit, 0)
                     origin.append(keys.index(key) if key in keys else -1)
-            reshaped, keep = ledger.reshape(row[1], before.numbers(now), terms.numbers(now), origin, now)
+            try:
+                reshaped, keep = ledger.reshape(row[1], before.numbers(now), terms.numbers(now), origin, now)
+            except ledger.DamagedRow:
+                raise damaged_row(repr(self), terms.name) from None
             return [((terms.text, reshaped), keep)]
 
         self.exchange([terms.name], decide)
@@ -392,6 +405,12 @@ class Store(ABC):
         """
         if not name:
             raise ValueError("a limiter in a shared store needs a name=: it is what other processes find its state by")
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"the name {name!r} has a lone surrogate, which no store can keep: use other characters"
+            ) from None
         if "{" in name or "}" in name:
             raise ValueError(
                 f"the name {name!r} has a brace, which would tell Redis Cluster where to put it: use other characters"

@@ -15,7 +15,7 @@ local LOG, RENEWED = 0, 2
 local ACQUIRE, GIVE_BACK, CHARGE, PAUSE, LOWER, RENEW, FLOW, LEAVE, RESUME = 1, 2, 3, 4, 5, 6, 7, 8, 9
 local LEAD, GRACE, AGAIN_LEAST, AGAIN_MOST, LATE, FORGET, FLOWS, NEVER = 0.020, 0.020, 0.001, 0.050, 0.020, 1, 64, -1e9
 local KEY, OF, TAG, AHEAD = 1, 2, 3, 4  -- of an entry of a flow, as in _core/flows.py
-local REFUNDS, LONGEST_LOG, KEPT_LONGER, TOLD_FOR = 32, 256, 3600, 600
+local REFUNDS, LONGEST_LOG, KEPT_LONGER, TOLD_FOR, LONGEST_KEPT, MOST_NUMBERS = 32, 256, 3600, 600, 1e9, 1e5
 local ROUNDING = 1 + 1e-12
 local max, min, ceil, huge = math.max, math.min, math.ceil, math.huge
 local format = {}
@@ -42,6 +42,27 @@ local function pack(numbers)
     at = at + piece
   end
   return table.concat(pieces)
+end
+
+local function sound(bytes, limits)  -- whether a row is what was once written: all numbers finite, none cut off, nothing below 0 that cannot be
+  if #bytes % 8 ~= 0 or #bytes < 16 or #bytes > 8 * MOST_NUMBERS then return false end
+  local numbers = read(bytes)
+  local had, at = #numbers, 3
+  for i = 1, had do
+    if not (numbers[i] > -huge and numbers[i] < huge) then return false end
+  end
+  for limit = 1, limits do
+    local size = numbers[at + 4]
+    if not size or size < 0 or size % 1 ~= 0 or at + 4 + 3 * size > had then return false end
+    for i = at, at + 3 do
+      if numbers[i] < 0 then return false end
+    end
+    for i = at + 7, at + 4 + 3 * size, 3 do
+      if numbers[i] < 0 then return false end
+    end
+    at = at + 5 + 3 * size
+  end
+  return (had - at + 1) % 4 == 0
 end
 
 local asked = read(ARGV[1])
@@ -82,6 +103,7 @@ for name = 1, names do
   local count = asked[position]
   position = position + 1
   begins[name] = limits
+  if bytes and #others == 0 and not sound(bytes, count) then return redis.error_reply('DAMAGED ' .. name) end
   local numbers = bytes and #others == 0 and read(bytes)
   local at, passed = 3, 0
   if numbers then
@@ -520,7 +542,7 @@ for name = 1, names do
     row[at + 1], row[at + 2], row[at + 3], row[at + 4] = unpack(known[i])
   end
   redis.call('HSET', KEYS[name + 2], 't', ARGV[name + 1], 'r', pack(row))
-  redis.call('EXPIRE', KEYS[name + 2], ceil(keep) + KEPT_LONGER)
+  redis.call('EXPIRE', KEYS[name + 2], ceil(min(keep, LONGEST_KEPT)) + KEPT_LONGER)
 end
 local bytes = pack(reply)
 redis.call('SET', KEYS[1], struct.pack('>d', number) .. bytes, 'EX', TOLD_FOR)

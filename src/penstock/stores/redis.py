@@ -20,17 +20,37 @@ import threading
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 from weakref import ref
 
 from penstock.errors import StoreError
-from penstock.stores.contract import Batch, FromEnvironment, Recipe, Reply, Row, Store, Unreachable
+from penstock.stores.contract import Batch, FromEnvironment, Recipe, Reply, Row, Store, Terms, Unreachable, damaged_row
 
 __all__ = ["RedisStore"]
 
 OLDEST = (6, 2)
 """The first version with what the script needs (`EXPIRE` inside scripts that are replicated by effect, and RESP as it is now)."""
 
+
+CANNOT_NOW = frozenset(
+    {
+        "LOADING",
+        "MASTERDOWN",
+        "CLUSTERDOWN",
+        "TRYAGAIN",
+        "BUSY",
+        "UNKILLABLE",
+        "NOREPLICAS",
+        "MISCONF",
+        "MOVED",
+        "ASK",
+        "IOERR",
+    }
+)
+"""Codes of errors that pass: the server is there, and cannot decide at the moment."""
+
+SMALLEST_ACL = "-@all +eval +evalsha +get +set +hmget +hset +expire +time +publish +subscribe"
+"""What a user must be allowed, beside the keys and channels."""
 
 _abandoned: list[Any] = []
 
@@ -60,6 +80,47 @@ def _made_from(server: Any) -> str | FromEnvironment | None:
             before, _, behind = server.partition(f":{secret}@")
             return FromEnvironment(f"{before}:", name, f"@{behind}", quoted=True)
     return server
+
+
+class _Address:
+    """A URL, taken apart without ever showing its secrets.
+
+    Attributes:
+        shown: The URL without user, password and options.
+        credentials: What stands before the host.
+        hosts: Host and port; several for Sentinels.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.scheme, _, rest = url.partition("://")
+        self.credentials, _, where = rest.rpartition("@")
+        self.hosts, _, behind = where.partition("?")[0].partition("/")
+        self.path = f"/{behind}" if behind else ""
+        self.shown = f"{self.scheme}://{self.hosts}{self.path}"
+        self._secret = self.credentials.partition(":")[2]
+        if not rest:
+            raise ValueError("the address of a Redis server is a URL, such as redis://host:6379/0; this one has no ://")
+        if any(character in self.credentials for character in "/?#[]@"):
+            raise ValueError(
+                f"{self.shown!r}: the user and the password in a URL must be percent-encoded: / as %2F, ? as %3F, # as %23, "
+                "[ as %5B, ] as %5D, @ as %40 (urllib.parse.quote does it)"
+            )
+        if self.scheme != "unix":
+            self._check_ports()
+        if self.scheme in ("redis", "rediss") and behind and not behind.strip("/").isdecimal():
+            raise ValueError(f"{self.shown!r}: what stands behind the host is the number of a db, not {behind!r}")
+
+    def _check_ports(self) -> None:
+        for host in self.hosts.split(","):
+            port = host.rpartition("]")[2].rpartition(":")[2] if ":" in host.rpartition("]")[2] else ""
+            if port and not (port.isdecimal() and 0 < int(port) < 65536):
+                raise ValueError(f"{self.shown!r}: the port must be a number from 1 to 65535, not {port!r}")
+
+    def without_secrets(self, text: str) -> str:
+        """A text of somebody else's, safe to be shown."""
+        for secret in {self.credentials, self._secret, unquote(self._secret)} - {""}:
+            text = text.replace(secret, "***")
+        return text
 
 
 class RedisStore(Store):
@@ -156,25 +217,39 @@ class RedisStore(Store):
     # Who the server is
 
     def _maker(self, server: Any) -> Callable[..., Any]:
-        """How to make a client for `server`. Options: as of `redis.Redis`, where the client is a plain one."""
-        redis = self._redis
+        """How to make a client for `server`. Options: as of `redis.Redis`, where the client is a plain one.
+
+        Raises:
+            ValueError: It is no address of a server. The message holds no secret.
+        """
         if not isinstance(server, str):
             return self._maker_like(server)
-        try:
-            parts = urlsplit(server)
-            _ = None if "," in parts.netloc else parts.port
-        except ValueError as error:
-            raise ValueError(f"{server!r} is not a URL: {error}") from None
-        host = parts.netloc.rpartition("@")[2]
-        self._address = f"{parts.scheme}://{host}{parts.path}"
-        if parts.scheme == "redis+sentinel":
-            return self._sentinel(server)
-        if parts.scheme not in ("redis", "rediss", "unix"):
+        url = _Address(server)
+        self._address = url.shown
+        if url.scheme == "redis+sentinel":
+            return self._sentinel(url)
+        if url.scheme not in ("redis", "rediss", "unix"):
             raise ValueError(
                 f"{self._address!r} is no address of a Redis server: use redis://host:6379/0, rediss:// for TLS, unix:// or "
                 "redis+sentinel://host:26379/service"
             )
-        return lambda **more: redis.Redis.from_url(server, **self._options, **more, retry=self._no_retry())
+        redis = self._redis
+
+        def pool() -> Any:
+            ours = {key: value for key, value in self._options.items() if url.scheme != "unix" or "connect" not in key}
+            made = redis.ConnectionPool.from_url(server, **ours, retry=self._no_retry())
+            made.connection_kwargs.update(ours)  # also over what the URL says
+            return made
+
+        problem = ""
+        try:
+            first = pool()
+            first.connection_class(**first.connection_kwargs)  # connects to nothing; finds options that there are not
+        except (TypeError, ValueError) as error:
+            problem = url.without_secrets(str(error))
+        if problem:
+            raise ValueError(f"{self._address!r} has an option that redis-py does not take: {problem}")
+        return lambda **more: redis.Redis(connection_pool=pool(), **more)
 
     def _no_retry(self) -> Any:
         from redis.backoff import NoBackoff
@@ -182,16 +257,16 @@ class RedisStore(Store):
 
         return Retry(NoBackoff(), 0)
 
-    def _sentinel(self, url: str) -> Callable[..., Any]:
-        parts = urlsplit(url)
-        credentials, _, hosts = parts.netloc.rpartition("@")
-        user, _, password = credentials.partition(":")
-        service, _, db = parts.path.strip("/").partition("/")
+    def _sentinel(self, url: _Address) -> Callable[..., Any]:
+        user, _, password = url.credentials.partition(":")
+        service, _, db = url.path.strip("/").partition("/")
         if not service:
             raise ValueError(f"{self._address!r} names no service: use redis+sentinel://host:26379/mymaster")
+        if db and not db.isdecimal():
+            raise ValueError(f"{self._address!r}: the db behind the service must be a number, not {db!r}")
         sentinels = []
-        for host in hosts.split(","):
-            name, _, port = host.partition(":")
+        for host in url.hosts.split(","):
+            name, _, port = host.rpartition(":") if ":" in host else (host, "", "")
             sentinels.append((name, int(port or 26379)))
         options = {
             **self._options,
@@ -225,7 +300,7 @@ class RedisStore(Store):
                 host=node.host, port=node.port, **keep, **self._options, retry=self._no_retry()
             )
         if pool is None or not hasattr(pool, "connection_kwargs"):
-            raise ValueError(f"server must be a URL or a redis-py client, not {client!r}")
+            raise ValueError(f"server must be a URL or a redis-py client, not a {type(client).__name__}")
         given = dict(pool.connection_kwargs)
         for key in ("retry", "retry_on_error", "retry_on_timeout", "parser_class", "encoder_class", "event_dispatcher", "connection_pool",
                     "himport_connection_pool", "maint_notifications_config", "maint_notifications_pool_handler"):  # fmt: skip
@@ -344,10 +419,20 @@ class RedisStore(Store):
         told = self._key(terms[0].name, f"told:{batch.owner:.0f}")
         keys = [told, self._key(terms[0].name, "born") if self._lost_is_empty else told]
         keys += [self._key(one.name) for one in terms]
-        with self._explained():
+        with self._explained([one.name for one in terms]):
             answer = self._run(
                 self._decide, keys, [struct.pack(f">{len(numbers)}d", *numbers), *(one.text for one in terms)]
             )
+        try:
+            return self._read(answer, terms, limits)
+        except (struct.error, IndexError, ValueError, TypeError, AttributeError) as error:
+            raise StoreError(
+                f"{self._address} answers nonsense: {str(answer)[:80]!r}. Is it a Redis server?"
+            ) from error
+
+    @staticmethod
+    def _read(answer: Any, terms: Sequence[Terms], limits: int) -> Reply:
+        """Take the answer of the script apart."""
         if isinstance(answer, list):
             others = {
                 terms[int(index) - 1].name: text.decode()
@@ -356,6 +441,8 @@ class RedisStore(Store):
             return Reply(struct.unpack(">d", answer[0])[0], others, (), (), ())
         values = struct.unpack(f">{len(answer) // 8}d", answer)
         first, last = 1 + len(terms), len(values) - 3 * limits
+        if last < first:
+            raise ValueError("it is too short")
         return Reply(values[0], {}, values[1:first], values[first:last], values[last:])
 
     def exchange(
@@ -390,55 +477,53 @@ class RedisStore(Store):
     # What goes wrong
 
     @contextlib.contextmanager
-    def _explained(self) -> Any:
-        errors = self._redis.exceptions
+    def _explained(self, names: Sequence[str] = ()) -> Any:
+        """Turn what the client raises into our errors. `names`: of the rows that were asked for, in their order."""
         try:
             yield
         except StoreError:
             self._drop()
             raise
-        except errors.AuthenticationError as error:
-            self._drop()
-            raise StoreError(
-                f"{self._address} refused us: {error}. Check the user and the password in the URL"
-            ) from error
-        except errors.NoPermissionError as error:
-            raise StoreError(
-                f"{self._address}: this user may not do what is needed ({error}). Allow it ~{self.prefix}:* &{self.prefix}:* "
-                "+@scripting +@hash +@string +@keyspace +@pubsub +time +info"
-            ) from error
-        except errors.ReadOnlyError as error:
-            self._drop()
-            raise Unreachable(
+        except Exception as error:
+            answer = self._explain(error, names)
+            if not isinstance(error, self._redis.exceptions.ResponseError) or isinstance(answer, Unreachable):
+                self._drop()
+            raise answer from error
+
+    def _explain(self, error: Exception, names: Sequence[str]) -> StoreError:
+        """Our error for one of the client's. It has taken the code off some of the server's errors, and left it on others."""
+        errors, text = self._redis.exceptions, str(error)
+        codes = {word.strip("-:") for word in text.split() if word.strip("-:").isupper()}
+        if isinstance(error, errors.AuthenticationError) or codes & {"WRONGPASS", "NOAUTH"}:
+            return StoreError(f"{self._address} refused us: {text}. Check the user and the password in the URL")
+        if isinstance(error, errors.NoPermissionError | errors.AuthorizationError) or "NOPERM" in codes:
+            return StoreError(
+                f"{self._address}: this user may not do what is needed ({text}). Allow it ~{self.prefix}:* &{self.prefix}:* {SMALLEST_ACL}"
+            )
+        if isinstance(error, errors.ReadOnlyError) or "READONLY" in codes:
+            return Unreachable(
                 f"{self._address} is a read-only replica: give RedisStore the address of the primary, or of its Sentinels"
-            ) from error
-        except errors.ResponseError as error:
-            message = str(error)
-            if message.startswith(
-                ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ", "UNKILLABLE", "NOREPLICAS")
-            ):
-                self._drop()
-                raise Unreachable(f"{self._address} cannot answer now: {message}") from error
-            if "READONLY" in message:
-                self._drop()
-                raise Unreachable(
-                    f"{self._address} is a read-only replica: give RedisStore the address of the primary, or of its Sentinels"
-                ) from error
-            if message.startswith(("WRONGPASS", "NOAUTH")):
-                self._drop()
-                raise StoreError(
-                    f"{self._address} refused us: {message}. Check the user and the password in the URL"
-                ) from error
-            if "OOM" in message:
-                raise StoreError(
-                    f"{self._address} has no memory left: nothing was granted. Raise its maxmemory ({message})"
-                ) from error
-            raise StoreError(f"{self._address} says {message}") from error
-        except (errors.RedisError, OSError) as error:
-            self._drop()
-            raise Unreachable(
-                f"{self._address} does not answer: {error or type(error).__name__}. Is the server running, and is the address right?"
-            ) from error
+            )
+        if isinstance(error, errors.OutOfMemoryError) or "OOM" in codes:
+            return Unreachable(f"{self._address} has no memory left: nothing was granted. Raise its maxmemory ({text})")
+        cannot_now = (errors.BusyLoadingError, errors.ClusterDownError, errors.TryAgainError, errors.AskError)
+        if isinstance(error, cannot_now) or codes & CANNOT_NOW:
+            return Unreachable(f"{self._address} cannot answer now: {text}")
+        if text.startswith("DAMAGED ") and names:
+            return damaged_row(self._address, names[int(text.split()[1]) - 1])
+        if isinstance(error, errors.ResponseError):
+            return StoreError(f"{self._address} says {text}")
+        if "CERTIFICATE_VERIFY_FAILED" in text or "certificate verify failed" in text:
+            return StoreError(
+                f"{self._address} shows a certificate that is not trusted here: {text}. Name the authority that signed it, as "
+                "rediss://…?ssl_ca_certs=/path/to/ca.pem, or a host name that the certificate is for"
+            )
+        if isinstance(error, errors.RedisError | errors.RedisClusterException | OSError):
+            why = text or type(error).__name__
+            return Unreachable(
+                f"{self._address} does not answer: {why}. Is the server running, and is the address right?"
+            )
+        return StoreError(f"{self._address} answers nonsense ({error!r}). Is it a Redis server?")
 
     def _drop(self) -> None:
         client, self._client = self._client, None

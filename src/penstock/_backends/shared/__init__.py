@@ -4,6 +4,7 @@ backend.py      the protocol: what callers ask and say
 dispatcher.py   the thread and the way to the store
 scheduler.py    whom to ask for, and what to do with the answers; pure
 asking.py       for whom the store is asked next
+agreement.py    limits that differ from those in the store, or change
 leasing.py      grants out of leases that this process holds
 settling.py     refunds, true costs, pauses: what the store is told
 writing.py      writing requests into a batch

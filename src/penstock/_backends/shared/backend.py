@@ -34,6 +34,9 @@ from penstock.stores.contract import Store
 
 __all__ = ["SharedBackend"]
 
+MOST = 1e12
+"""Units of one call that are counted: a store adds them up in doubles, and refunds need sums that are exact."""
+
 
 class SharedBackend:
     """Decides over one or several limit sets of a store, which share a queue. See `base.Backend`."""
@@ -79,6 +82,8 @@ class SharedBackend:
             CostError: The cost is wrong, or more than a limit holds with what its leases take off it.
         """
         charges = self.plan().charges(cost)
+        if any(amount > MOST for _, amount in charges):  # of a limit with overdraft: others refuse it
+            charges = tuple([(state, min(amount, MOST)) for state, amount in charges])
         if self.lease is not None:
             for state, amount in charges:
                 meter = state.meter
@@ -246,7 +251,7 @@ class SharedBackend:
         exact = {}
         for unit, amount in true_cost.items():
             plan.check_unit(unit)
-            exact[unit] = exact_cost(unit, amount)
+            exact[unit] = min(exact_cost(unit, amount), MOST)
         receipts: StoreReceipts = grant.receipts
         with self.store.lock:
             wanted = receipts.wants()

@@ -24,11 +24,12 @@ from typing import Any
 from weakref import WeakSet, finalize, ref
 
 from penstock import clock
+from penstock._backends.shared.agreement import conflict
 from penstock._backends.shared.limit_set import SharedLimitSet
 from penstock._backends.shared.outage import RETRY
 from penstock._backends.shared.queue import StoreQueue
 from penstock._backends.shared.requests import SharedRequest
-from penstock._backends.shared.scheduler import Scheduler, conflict
+from penstock._backends.shared.scheduler import Scheduler
 from penstock._backends.shared.wire import BatchInFlight
 from penstock._concurrency.parking import wake_all
 from penstock.errors import PenstockError, StoreError
@@ -177,7 +178,7 @@ class Dispatcher:
         inbox = self._inbox
         try:
             with self._io:
-                self.store.listen(lambda name: inbox.put(partial(_announced, name)))
+                self.store.listen(lambda name: inbox.put(_Announced(name)))
                 self.store.prepare()
         except StoreError:
             pass
@@ -221,7 +222,10 @@ class Dispatcher:
         with self._io:
             self.store.disconnect()
         self._thread = None
-        if not self._inbox.empty() and not _ended:  # something came in the meantime
+        came = [message for message in _receive(self._inbox, 0.0) if not isinstance(message, _Announced)]
+        for message in came:  # in the meantime
+            self._inbox.put(message)
+        if came and not _ended:
             self._start()
 
     def decide(self, messages: list[Any], now: float) -> tuple[list[SharedLimitSet], BatchInFlight | None]:
@@ -274,7 +278,7 @@ class Dispatcher:
         except Unreachable as error:
             self._lost(batch, packed, error)
             return
-        except Exception as error:  # noqa: BLE001 - every caller must hear of it
+        except PenstockError as error:
             with self.lock:
                 self.scheduler.failed(batch, error, clock.now())
             self._wake()
@@ -374,8 +378,16 @@ class Dispatcher:
             part.agreed = True
 
 
-def _announced(name: str, scheduler: Scheduler, _: float) -> None:
-    scheduler.on_announced(name)
+class _Announced:
+    """A message: another process has changed something."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, scheduler: Scheduler, _: float) -> None:
+        scheduler.on_announced(self._name)
 
 
 def _serve(dispatcher_ref: ref[Dispatcher], inbox: SimpleQueue[Any]) -> None:

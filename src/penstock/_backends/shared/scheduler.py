@@ -14,11 +14,11 @@ is another's turn stands back in the queue.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 from penstock._backends.charges import queue_full
+from penstock._backends.shared.agreement import Agreement
 from penstock._backends.shared.asking import LOOKAHEAD, Asking
 from penstock._backends.shared.leasing import Leasing
 from penstock._backends.shared.limit_set import SharedLimitSet
@@ -30,9 +30,8 @@ from penstock._backends.shared.state import SchedulerState, again
 from penstock._backends.shared.wire import Admitted, BatchInFlight, Look, NotNow, Order, OthersTurn
 from penstock._backends.shared.writing import Writing
 from penstock._core.windows import CalendarWindow
-from penstock.errors import ConfigurationConflict, PenstockError, StoreError
-from penstock.limits import Limit, Unlimited
-from penstock.stores.contract import Batch, Reply, Store, Terms
+from penstock.errors import StoreError
+from penstock.stores.contract import Batch, Reply, Store
 
 __all__ = ["Scheduler"]
 
@@ -52,6 +51,7 @@ class Scheduler:
         self._asking = Asking(self.state, self._writing)
         self._leasing = Leasing(self.state, self._writing)
         self._settling = Settling(self.state)
+        self._agreement = Agreement(self.state, self._leasing)
 
     def forget(self) -> None:
         """In the child of a fork: nobody waits, nothing is held, and the store may answer."""
@@ -176,12 +176,12 @@ class Scheduler:
     def on_change(self, part: SharedLimitSet, now: float) -> None:
         """Limits were replaced in this process."""
         self.state.changes[part] = None
-        self._recharge(part, now)
+        self._agreement.recharge(part, now)
 
     def on_look(self, look: Look) -> None:
         """Somebody wants to see how a limit set stands."""
         if self.outage is not None:
-            self._answer_look(look, self.outage.error)
+            self.state.answer_look(look, self.outage.error)
             return
         self.state.looks.append(look)
         self.state.urgent = True
@@ -285,7 +285,8 @@ class Scheduler:
             StoreError: It makes no sense. Nothing was taken in then.
         """
         if reply.others:
-            self._disagree(batch, reply.others, now)
+            self._agreement.disagree(batch, reply.others, now)
+            self.unsend(batch, now)
             return
         verdicts = batch.read(reply)
         self._mirror(batch, reply, now)
@@ -315,7 +316,7 @@ class Scheduler:
         for part in batch.offsets:
             self._look_at_reservations(part, now)
         for look in batch.looks:
-            self._answer_look(look, None)
+            self.state.answer_look(look, None)
         batch.asked = []  # requests name the batch, too: without this, only the garbage collector could free them
 
     def _mirror(self, batch: BatchInFlight, reply: Reply, now: float) -> None:
@@ -385,80 +386,6 @@ class Scheduler:
             elif request.due <= now:
                 self._due(request, now)
 
-    def _answer_look(self, look: Look, error: Exception | None) -> None:
-        look.error = error
-        look.done = True
-        if look.parker is not None:
-            self.state.woken.append(look.parker)
-
-    # Limits that differ, or change
-
-    def _disagree(self, batch: BatchInFlight, others: Mapping[str, str], now: float) -> None:
-        """Nothing was decided: some names are counted for other limits than ours."""
-        for part in batch.offsets:
-            text = others.get(part.name)
-            if text is None:
-                continue
-            theirs = Terms.of_text(part.name, text, part.place_ttl)
-            if part.agreed and theirs.limits.keys() <= part.states.keys() and theirs.lease == part.lease:
-                self._adopt(part, theirs, now)
-            else:
-                error = conflict(part.name, str(theirs), str(part.terms))
-                part.confirming = False
-                waiting = [*batch.asked, *part.queue.waiters]
-                for request in waiting:
-                    self._refuse_if_of(request, part, error)
-                looks = [look for look in batch.looks if look.limit_set is part]
-                for look in looks:
-                    batch.looks.remove(look)
-                    self._answer_look(look, error)
-        self.unsend(batch, now)
-
-    def _refuse_if_of(self, request: Any, part: SharedLimitSet, error: Exception) -> None:
-        if type(request) is LeaseAsked or request.stage not in {Stage.ASKED, Stage.QUEUED}:
-            return
-        if any(of.limit_set is part for of, _ in request.charges):
-            self.state.queue_of(request).waiters.leave(request)
-            self.state.refuse(request, again(error))
-
-    def _adopt(self, part: SharedLimitSet, theirs: Terms, now: float) -> None:
-        """Another process has reconfigured: its limits are ours from now on; what calls cost by default stays ours."""
-        limits: dict[str, tuple[Limit, ...]] = {}
-        for unit, before in part.limits().items():
-            default = next((limit.default for limit in before if limit.default is not None), None)
-            kinds: tuple[Any, ...] = theirs.limits.get(unit, (Unlimited(),))
-            limits[unit] = tuple(replace(limit, default=default) for limit in kinds)
-        part.promise(limits, now)
-        self._recharge(part, now)
-
-    def _recharge(self, part: SharedLimitSet, now: float) -> None:
-        """The limits have changed: let all waiters be charged on those of now."""
-        state, queue = self.state, part.queue
-        for request in list(queue.reserved):
-            if any(of.limit_set is part for of, _ in request.charges):
-                queue.reserved.remove(request)
-                state.give_back(request)
-                state.stay(request, queue, now)
-        for of in part.order:
-            self._leasing.return_leases(of, of.pool.drain())
-        waiters: list[Any] = sorted(queue.waiters, key=lambda waiter: waiter.number)
-        for request in waiters:
-            queue.waiters.leave(request)
-        for request in waiters:
-            try:
-                charges = request.backend.charges(request.cost)
-            except PenstockError as error:
-                state.refuse(request, error)
-                continue
-            if charges:
-                request.charges = charges
-                queue.waiters.restore(request)
-            else:  # nothing of it is limited any more
-                request.charges = charges
-                state.grant(request, now)
-        queue.blocked.clear()
-        state.dirty[queue] = None
-
     # When the store does not decide
 
     def unsend(self, batch: BatchInFlight, now: float) -> None:
@@ -500,7 +427,7 @@ class Scheduler:
                 state.refuse(request, again(error))
         looks, batch.looks = batch.looks, []
         for look in looks:
-            self._answer_look(look, error)
+            self.state.answer_look(look, error)
         self.unsend(batch, now)
         state.urgent = state.something_to_say_but_for(queues)  # what is about this queue goes along with its next batch
         for part in batch.offsets:
@@ -518,7 +445,7 @@ class Scheduler:
         self.outage = Outage(store, error, batch, packed)
         looks, batch.looks = batch.looks, []
         for look in [*looks, *state.looks]:
-            self._answer_look(look, error)
+            self.state.answer_look(look, error)
         state.looks.clear()
         for part in batch.offsets:
             part.confirming = False
@@ -579,7 +506,7 @@ class Scheduler:
             if request.stage not in {Stage.GRANTED, Stage.REFUSED, Stage.GONE}:
                 state.refuse(request, again(error))
         for look in state.looks:
-            self._answer_look(look, error)
+            self.state.answer_look(look, error)
         woken = state.woken
         self.forget()
         state.woken = woken
@@ -599,11 +526,3 @@ class Scheduler:
         """`fail_queue`, for all."""
         for part in list(self.state.limit_sets.values()):
             self.fail_queue(part, error)
-
-
-def conflict(name: str, there: str, here: str) -> ConfigurationConflict:
-    """The error for one name with two sets of limits."""
-    return ConfigurationConflict(
-        f'"{name}" has other limits in the store: {there} there, {here} here. Use one name for one set of limits; to change '
-        "them for all processes, call reconfigure() in one that has the old ones"
-    )

@@ -166,6 +166,13 @@ class SchedulerState:
         if parker is not None:
             self.woken.append(parker)
 
+    def answer_look(self, look: Look, error: Exception | None) -> None:
+        """Tell whoever wants to see how things stand that the answer is there, or why there is none."""
+        look.error = error
+        look.done = True
+        if look.parker is not None:
+            self.woken.append(look.parker)
+
     def refuse_late(self, request: SharedRequest, wait: float, blocker: str | None) -> None:
         """Tell a request that it would wait too long."""
         bound = ""

@@ -1,0 +1,99 @@
+"""Limits that differ from those in the store, or change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from penstock._backends.shared.leasing import Leasing
+from penstock._backends.shared.limit_set import SharedLimitSet
+from penstock._backends.shared.requests import LeaseAsked, Stage
+from penstock._backends.shared.state import SchedulerState, again
+from penstock._backends.shared.wire import BatchInFlight
+from penstock.errors import ConfigurationConflict, PenstockError
+from penstock.limits import Limit, Unlimited
+from penstock.stores.contract import Terms
+
+__all__ = ["Agreement", "conflict"]
+
+
+class Agreement:
+    """Sees to it that the waiters of a name are charged on the limits that all processes have agreed on."""
+
+    def __init__(self, state: SchedulerState, leasing: Leasing) -> None:
+        self._state = state
+        self._leasing = leasing
+
+    def disagree(self, batch: BatchInFlight, others: Mapping[str, str], now: float) -> None:
+        """Some names are counted for other limits than ours: adopt those, or tell the callers. Nothing was decided."""
+        for part in batch.offsets:
+            text = others.get(part.name)
+            if text is None:
+                continue
+            theirs = Terms.of_text(part.name, text, part.place_ttl)
+            if part.agreed and theirs.limits.keys() <= part.states.keys() and theirs.lease == part.lease:
+                self._adopt(part, theirs, now)
+            else:
+                error = conflict(part.name, str(theirs), str(part.terms))
+                part.confirming = False
+                waiting = [*batch.asked, *part.queue.waiters]
+                for request in waiting:
+                    self._refuse_if_of(request, part, error)
+                looks = [look for look in batch.looks if look.limit_set is part]
+                for look in looks:
+                    batch.looks.remove(look)
+                    self._state.answer_look(look, error)
+
+    def _refuse_if_of(self, request: Any, part: SharedLimitSet, error: Exception) -> None:
+        if type(request) is LeaseAsked or request.stage not in {Stage.ASKED, Stage.QUEUED}:
+            return
+        if any(of.limit_set is part for of, _ in request.charges):
+            self._state.queue_of(request).waiters.leave(request)
+            self._state.refuse(request, again(error))
+
+    def _adopt(self, part: SharedLimitSet, theirs: Terms, now: float) -> None:
+        """Another process has reconfigured: its limits are ours from now on; what calls cost by default stays ours."""
+        limits: dict[str, tuple[Limit, ...]] = {}
+        for unit, before in part.limits().items():
+            default = next((limit.default for limit in before if limit.default is not None), None)
+            kinds: tuple[Any, ...] = theirs.limits.get(unit, (Unlimited(),))
+            limits[unit] = tuple(replace(limit, default=default) for limit in kinds)
+        part.promise(limits, now)
+        self.recharge(part, now)
+
+    def recharge(self, part: SharedLimitSet, now: float) -> None:
+        """The limits have changed: let all waiters be charged on those of now."""
+        state, queue = self._state, part.queue
+        for request in list(queue.reserved):
+            if any(of.limit_set is part for of, _ in request.charges):
+                queue.reserved.remove(request)
+                state.give_back(request)
+                state.stay(request, queue, now)
+        for of in part.order:
+            self._leasing.return_leases(of, of.pool.drain())
+        waiters: list[Any] = sorted(queue.waiters, key=lambda waiter: waiter.number)
+        for request in waiters:
+            queue.waiters.leave(request)
+        for request in waiters:
+            try:
+                charges = request.backend.charges(request.cost)
+            except PenstockError as error:
+                state.refuse(request, error)
+                continue
+            if charges:
+                request.charges = charges
+                queue.waiters.restore(request)
+            else:  # nothing of it is limited any more
+                request.charges = charges
+                state.grant(request, now)
+        queue.blocked.clear()
+        state.dirty[queue] = None
+
+
+def conflict(name: str, there: str, here: str) -> ConfigurationConflict:
+    """The error for one name with two sets of limits."""
+    return ConfigurationConflict(
+        f'"{name}" has other limits in the store: {there} there, {here} here. Use one name for one set of limits; to change '
+        "them for all processes, call reconfigure() in one that has the old ones"
+    )

@@ -1,0 +1,283 @@
+"""Every caller hears something: whatever is wrong with a store, a reply, a row or another caller's values."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+
+import anyio
+import pytest
+import redis
+
+from penstock import Limiter, RateLimited, StoreError, in_flight, per_second
+from penstock.stores import RedisStore, Store
+from penstock.stores.contract import Reply
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+class Rows(Store):
+    """Rows in this process, and whatever goes wrong with them."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.rows, self.guard, self.spoil, self.asked = {}, threading.Lock(), None, 0
+
+    def exchange(self, names, decide):
+        with self.guard:
+            new = decide([self.rows.get(name) for name in names], float(int(time.time() * 1e6)))
+            self.rows.update({name: row[0] for name, row in zip(names, new, strict=True) if row})
+
+    def decide(self, batch):
+        self.asked += 1
+        reply = super().decide(batch)
+        return reply if self.spoil is None else self.spoil(batch, reply)
+
+
+@pytest.fixture
+def store():
+    made = Rows(patience=0.2)
+    yield made
+    made.close()
+
+
+async def answers_of(*limiters, **options):
+    """What each caller hears, within two seconds."""
+    heard = [None] * len(limiters)
+
+    async def call(number, limiter):
+        try:
+            await limiter.acquire(**options)
+            heard[number] = "granted"
+        except Exception as error:
+            heard[number] = error
+
+    with anyio.fail_after(2):
+        async with anyio.create_task_group() as tasks:
+            for number, limiter in enumerate(limiters):
+                tasks.start_soon(call, number, limiter)
+    return heard
+
+
+def of_x(batch, reply, **changes):
+    """The reply with changes, where it is about "x"."""
+    about_x = any(terms.name == "x" for terms in batch.terms)
+    parts = {
+        "now": reply.now,
+        "others": reply.others,
+        "epochs": reply.epochs,
+        "verdicts": reply.verdicts,
+        "states": reply.states,
+    }
+    return Reply(**{**parts, **changes}) if about_x else reply
+
+
+def raising(error):
+    def spoil(batch, reply):
+        if any(terms.name == "x" for terms in batch.terms):
+            raise error
+        return reply
+
+    return spoil
+
+
+SPOILED = {
+    "a defect of the store": raising(RuntimeError("broken pipe dream")),
+    "an error without arguments": raising(KeyError()),
+    "no verdicts": lambda batch, reply: of_x(batch, reply, verdicts=()),
+    "one double": lambda batch, reply: of_x(batch, reply, epochs=(), verdicts=(), states=()),
+    "too many verdicts": lambda batch, reply: of_x(batch, reply, verdicts=[*reply.verdicts, 0.0]),
+    "NaN for a wait": lambda batch, reply: of_x(batch, reply, verdicts=[math.nan] * len(reply.verdicts)),
+    "NaN for a state": lambda batch, reply: of_x(batch, reply, states=[math.nan] * len(reply.states)),
+    "an endless debt": lambda batch, reply: of_x(batch, reply, states=[math.inf] * len(reply.states)),
+    "NaN for the time": lambda batch, reply: of_x(batch, reply, now=math.nan),
+    "no epochs": lambda batch, reply: of_x(batch, reply, epochs=()),
+    "a limit that there is not": lambda batch, reply: of_x(batch, reply, verdicts=[-2.0, 99.0]),
+    "terms that are none": lambda batch, reply: of_x(batch, reply, others={"x": "nonsense"}),
+    "terms of another shape": lambda batch, reply: of_x(batch, reply, others={"x": '{"requests":[["rate"]]}'}),
+    "terms with a lease of text": lambda batch, reply: of_x(batch, reply, others={"x": '{"lease":"no"}'}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("max_wait", [None, 1.0, 0], ids=["waits", "waits a second", "now or never"])
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
+async def test_a_broken_answer_is_an_error_and_harms_no_bystander(spoil, max_wait, store):
+    x, y = (Limiter(requests=per_second(1000), name=name, store=store) for name in "xy")
+    store.spoil = spoil
+    heard = await answers_of(x, y, x, y, max_wait=max_wait)
+    assert [type(answer) for answer in heard] == [StoreError, str, StoreError, str]
+    asked = store.asked
+    await anyio.sleep(0.1)
+    assert store.asked <= asked + 1, "it is not asked again and again"
+    store.spoil = None
+    assert await answers_of(x, y) == ["granted"] * 2
+
+
+@pytest.mark.parametrize("max_wait", [None, 1.0])
+async def test_a_defect_of_ours_is_an_error_and_the_next_call_goes_on(max_wait, store, monkeypatch, caplog):
+    """Said once, and what comes next begins anew."""
+    x, y = (Limiter(requests=per_second(1000), name=name, store=store) for name in "xy")
+    await answers_of(x, y)
+    scheduler = store.dispatcher.scheduler
+    turns = []
+
+    def broken(*_):
+        turns.append(1)
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(scheduler, "turn", broken)
+    with caplog.at_level(logging.ERROR):
+        heard = await answers_of(x, x, y, max_wait=max_wait)
+        await anyio.sleep(0.1)
+    assert [type(answer) for answer in heard] == [StoreError] * 3
+    assert "ZeroDivisionError" in str(heard[0])
+    assert len(turns) <= 4, "it does not run hot"
+    monkeypatch.undo()
+    assert await answers_of(x, y) == ["granted"] * 2
+
+
+async def test_a_defect_while_an_answer_is_taken_in_reaches_those_who_asked(store, monkeypatch):
+    limiter = Limiter(requests=per_second(1000), name="x", store=store)
+    await limiter.acquire()
+    monkeypatch.setattr(store.dispatcher.scheduler, "_mirror", lambda *_: 1 / 0)
+    assert [type(answer) for answer in await answers_of(limiter, limiter)] == [StoreError] * 2
+    monkeypatch.undo()
+    await limiter.acquire()
+
+
+async def test_a_store_that_cannot_be_prepared_says_so_to_each_call(store):
+    def broken():
+        raise TypeError("an option that there is not")
+
+    store.prepare = broken
+    store.listen = lambda _: broken()
+    limiter = Limiter(requests=per_second(1000), name="x", store=store)
+    assert await answers_of(limiter) == ["granted"], "what is asked decides"
+
+
+@pytest.mark.parametrize("max_wait", [0, 0.2])
+async def test_a_store_that_hangs_answers_who_said_how_long_they_wait(max_wait, monkeypatch):
+    store = Rows(patience=0.2)
+    hung = threading.Event()
+    monkeypatch.setattr(store, "slowest_answer", lambda: 0.3)
+    store.spoil = lambda _, reply: hung.wait(5) and None or reply
+    limiter = Limiter(requests=per_second(1000), name="x", store=store)
+    (heard,) = await answers_of(limiter, max_wait=max_wait)
+    assert isinstance(heard, StoreError)
+    assert "gave no answer" in str(heard)
+    hung.set()
+    store.spoil = None
+    await limiter.refresh()
+    assert limiter.statistics().limits["requests"].level == pytest.approx(1000, abs=2), "what came too late went back"
+    store.close()
+
+
+# One caller's bad value is that caller's error
+
+
+class Unspeakable:
+    def __str__(self):
+        raise LookupError("no name")
+
+
+@pytest.mark.parametrize("max_wait", [None, 1.0])
+async def test_any_text_is_a_flow(max_wait, store):
+    """Lone surrogates come out of valid JSON."""
+    limiter = Limiter(requests=per_second(1000), name="x", store=store, flow_weights={"\ud800": 2})
+    assert await answers_of(limiter, limiter, flow="\ud800", max_wait=max_wait) == ["granted"] * 2
+
+
+async def test_a_flow_that_has_no_text_is_its_callers_error_alone(store):
+    limiter = Limiter(requests=per_second(1000), name="x", store=store)
+    (heard,) = await answers_of(limiter, flow=Unspeakable())
+    assert isinstance(heard, LookupError)
+    assert await answers_of(limiter, limiter) == ["granted"] * 2
+    assert limiter.statistics().waiting == 0
+
+
+async def test_a_name_that_no_store_can_keep_is_refused(store):
+    with pytest.raises(ValueError, match="surrogate"):
+        Limiter(requests="5/s", name="\ud800", store=store)
+
+
+@pytest.mark.parametrize("amount", [1e22, 1e300, 1.7e308])
+async def test_a_settlement_beyond_measure_is_a_debt_and_no_breakdown(amount, store):
+    limiter = Limiter(tokens=per_second(1000), requests=per_second(1000), name="x", store=store)
+    permit = await limiter.acquire(tokens=1)
+    permit.settle(tokens=amount)
+    with pytest.raises(RateLimited) as caught:
+        await limiter.acquire(tokens=1, max_wait=0)
+    assert 0 < caught.value.retry_after < math.inf
+    assert await answers_of(Limiter(requests="5/s", name="y", store=store)) == ["granted"]
+    await limiter.acquire(tokens=0)
+
+
+# Redis
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("redis://user:s3cret@h/0?timeout=5", "timeout"),
+        ("redis://user:s3cret@h/?db=zero", "db"),
+        ("redis://user:s3cret@h/zero", "zero"),
+        ("redis://user:s3cret@h:port/0", "port"),
+        ("redis://user:s3cret@h:99999/0", "port"),
+        ("redis://user:s3/cret@h:6379/0", "percent"),
+        ("redis://user:s3?cret@h:6379/0", "percent"),
+        ("redis://user:s3#cret@h:6379/0", "percent"),
+        ("redis://user:s3[cret@h:6379/0", "percent"),
+        ("redis://user:s3]cret@h:6379/0", "percent"),
+        ("http://user:s3cret@h", "is no address"),
+        ("redis+sentinel://user:s3cret@h:26379", "names no service"),
+        ("redis+sentinel://user:s3cret@h:x/main", "port"),
+        ("redis+sentinel://user:s3cret@h:26379/main/x", "db"),
+        ("rediss://user:s3cret@h/0?ssl_chek_hostname=no", "ssl_chek_hostname"),
+    ],
+)
+def test_a_wrong_url_is_an_error_at_once_that_tells_no_secret(url, says):
+    with pytest.raises(ValueError, match=says) as caught:
+        RedisStore(url)
+    error = caught.value
+    told = "".join(f"{each!r} {each}" for each in (error, error.__cause__, error.__context__))
+    assert "cret" not in told.replace("s3cret", "S3CRET") or "s3" not in told
+    assert "s3cret" not in told
+
+
+@pytest.mark.parametrize("kind", ["a row of another type", "a row of nonsense", "a row that is cut"])
+@pytest.mark.parametrize("max_wait", [None, 1.0, 0])
+async def test_a_damaged_row_is_an_error_and_harms_no_bystander(kind, max_wait, valkey, prefix):
+    store = RedisStore(valkey, prefix=prefix)
+    x, y = (Limiter(requests=per_second(0.01, burst=100), name=name, store=store) for name in "xy")
+    assert await answers_of(x, y) == ["granted"] * 2
+    client = redis.Redis.from_url(valkey)
+    key = store._key("x")
+    if kind == "a row of another type":
+        client.delete(key)
+        client.lpush(key, "a")
+    else:
+        row = client.hget(key, "r")
+        client.hset(key, "r", b"nonsense" * 7 if kind == "a row of nonsense" else row[:-8])
+    heard = await answers_of(x, y, x, y, max_wait=max_wait)
+    assert [type(answer) for answer in heard] == [StoreError, str, StoreError, str]
+    client.close()
+    store.close()
+
+
+async def test_places_given_back_to_a_broken_store_come_back_once_it_works(store):
+    """What could not be said is said with the next call."""
+    limiter = Limiter(calls=in_flight(1), name="x", store=store)
+    permit = await limiter.acquire()
+    store.spoil = raising(StoreError("no"))
+    permit.close()
+    await anyio.sleep(0.05)
+    store.spoil = None
+    with anyio.fail_after(1):
+        await limiter.acquire()
