@@ -167,7 +167,7 @@ async def test_a_store_that_hangs_answers_who_said_how_long_they_wait(max_wait, 
     store = Rows(patience=0.2)
     hung = threading.Event()
     monkeypatch.setattr(store, "slowest_answer", lambda: 0.3)
-    store.spoil = lambda _, reply: hung.wait(5) and None or reply
+    store.spoil = lambda _, reply: (hung.wait(5) and None) or reply
     limiter = Limiter(requests=per_second(1000), name="x", store=store)
     (heard,) = await answers_of(limiter, max_wait=max_wait)
     assert isinstance(heard, StoreError)

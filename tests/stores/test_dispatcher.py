@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
-from penstock import Limiter, per_second
+from penstock import Limiter, StoreError, in_flight, per_second
 from penstock._backends.shared.requests import SharedRequest
 from penstock._concurrency.parking import AsyncioParker
 from penstock.permit import Permit
-from penstock.stores import SQLiteStore
+from penstock.stores import RedisStore, SQLiteStore
+from penstock.stores.contract import Unreachable
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["at once", "in the queue"])
@@ -39,3 +47,173 @@ def test_what_was_granted_is_freed_without_the_garbage_collector(waits, tmp_path
     left = asyncio.run(main())
     store.close()
     assert len(left) < 60  # of the last ten or so, and not three for each of the hundred
+
+
+# Lifetime
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("penstock")]
+
+
+def gone(names=()):
+    """Whether all threads of ours but these have ended, within two seconds."""
+    until = time.monotonic() + 2
+    while set(threads()) - set(names):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "valkey"])
+def test_stores_that_nobody_holds_are_freed_with_a_warning(kind, tmp_path, valkey, prefix):
+    """Their threads, sockets and files too."""
+    before = threads()
+    files = len(list(Path("/proc/self/fd").iterdir()))
+    for number in range(5):
+        store = SQLiteStore(tmp_path / f"{number}.db") if kind == "sqlite" else RedisStore(valkey, prefix=prefix)
+        with Limiter(requests=per_second(5), name="x", store=store):
+            pass
+        del store
+        with pytest.warns(ResourceWarning, match="was never closed"):
+            gc.collect()
+    assert gone(before)
+    gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) <= files + 2
+
+
+def test_a_store_that_was_closed_is_freed_without_a_warning(tmp_path, recwarn):
+    store = SQLiteStore(tmp_path / "x.db")
+    with Limiter(requests=per_second(5), name="x", store=store):
+        pass
+    store.close()
+    del store
+    gc.collect()
+    assert [warning for warning in recwarn if warning.category is ResourceWarning] == []
+
+
+def test_a_limiter_keeps_its_store(tmp_path):
+    limiter = Limiter(requests=per_second(50), name="x", store=SQLiteStore(tmp_path / "x.db"))
+    for _ in range(3):
+        gc.collect()
+        with limiter:
+            pass
+    limiter.store.close()
+
+
+class Slow(SQLiteStore):
+    """Takes its time."""
+
+    slow = 0.0
+
+    def decide(self, batch):
+        time.sleep(self.slow)
+        return super().decide(batch)
+
+
+def test_close_never_takes_longer_than_asked(tmp_path):
+    store = Slow(tmp_path / "x.db")
+    limiter = Limiter(calls=in_flight(1), name="x", store=store)
+    permit = limiter().__enter__()
+    store.slow = 1.0
+    permit.close()
+    time.sleep(0.05)
+    begin = time.monotonic()
+    store.close(timeout=0.2)
+    assert time.monotonic() - begin < 0.5
+    assert gone()
+
+
+def test_a_hook_is_called_with_the_lock_free(tmp_path):
+    """So it may take its time, and use limiters itself."""
+    heard = []
+
+    def hook(event):
+        other = threading.Thread(target=lambda: heard.append(limiter.statistics().waiting))
+        other.start()
+        other.join(timeout=1)
+        heard.append(type(event).__name__)
+
+    store = Slow(tmp_path / "x.db", patience=0.1, on_event=hook)
+    limiter = Limiter(requests=per_second(50), name="x", store=store)
+    with limiter:
+        pass
+
+    def unreachable(_):
+        raise Unreachable("no")
+
+    store.decide, decide = unreachable, store.decide
+    with pytest.raises(StoreError), limiter:
+        pass
+    store.decide = decide
+    until = time.monotonic() + 2
+    while len(heard) < 4 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert heard == [0, "StoreLost", 0, "StoreRecovered"]
+    store.close()
+
+
+def run(program, *arguments, timeout=10):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::ResourceWarning", "-c", textwrap.dedent(program), *map(str, arguments)],
+        capture_output=True, text=True, timeout=timeout, check=False,
+    )  # fmt: skip
+    return done.stdout.split(), done.stderr
+
+
+def test_a_limiter_that_is_used_at_the_very_end_of_a_process_is_an_error_and_no_hang(tmp_path):
+    program = """
+        import os, sys
+        from penstock import Limiter, per_second
+        from penstock.stores import SQLiteStore
+
+        limiter = Limiter(requests=per_second(50), name="x", store=SQLiteStore(sys.argv[1]))
+        with limiter:
+            pass
+
+        class Last:
+            def __del__(self, limiter=limiter, write=os.write):
+                try:
+                    with limiter(max_wait=1):
+                        write(1, b"granted")
+                except Exception as error:
+                    write(1, type(error).__name__.encode())
+
+        last = Last()
+    """
+    out, error = run(program, tmp_path / "x.db")
+    assert out in (["StoreError"], ["granted"]), error
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_fork_does_not_wait_for_the_network():
+    """Nor does what was under way then harm the child."""
+    program = """
+        import os, socket, threading, time
+        from penstock import Limiter, StoreError, per_second
+        from penstock.stores import RedisStore
+
+        hole = socket.create_server(("127.0.0.1", 0))  # takes connections, and never says a word
+        store = RedisStore(f"redis://127.0.0.1:{hole.getsockname()[1]}/0", timeout=3.0, patience=0.1)
+        limiter = Limiter(requests=per_second(50), name="x", store=store)
+
+        def wait():
+            try:
+                with limiter:
+                    pass
+            except StoreError:
+                pass
+
+        threading.Thread(target=wait, daemon=True).start()
+        time.sleep(0.3)
+        begin = time.monotonic()
+        child = os.fork()
+        if not child:
+            os._exit(0 if store.dispatcher.down is None else 1)
+        os.waitpid(child, 0)
+        print(f"{time.monotonic() - begin:.2f}", flush=True)
+        os._exit(0)
+    """
+    out, error = run(program)
+    assert float(out[0]) < 0.5, error
