@@ -276,3 +276,9 @@ def wrapped(error):
 )
 def test_errors_of_every_library_are_judged(error, again):
     assert retry_on(error) == again
+
+
+@pytest.mark.parametrize(("words", "seconds"), [("950ms", 0.95), ("1m0.95s", 60.95), ("7.44ms", 0.00744)])
+def test_a_wait_in_words_is_the_number_that_it_says(words, seconds):
+    """Not a little more, as 950 thousandths are in binary."""
+    assert message_wait(f"Please try again in {words}.") == seconds

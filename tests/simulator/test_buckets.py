@@ -133,6 +133,8 @@ def test_a_duration_is_read_back_as_it_was(ms):
 
 
 @given(st.floats(0, 1e6))
+@example(0.95)
+@example(60.95)
 def test_a_duration_is_never_rounded_up(seconds):
     """A float loses less than a millisecond, and never gains one."""
     assert 0 <= Fraction(repr(seconds)) - Fraction(repr(reading.duration(format_duration(seconds)))) < Fraction(1, 1000)

@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from penstock import clock
@@ -154,11 +155,11 @@ _LONGEST = 2_000
 """Characters of a message that are read."""
 
 _UNITS = {
-    **dict.fromkeys(("ms", "millisecond", "milliseconds"), 0.001),
-    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1.0),
-    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60.0),
-    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), 3_600.0),
-    **dict.fromkeys(("d", "day", "days"), 86_400.0),
+    **dict.fromkeys(("ms", "millisecond", "milliseconds"), Decimal("0.001")),
+    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), Decimal(1)),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), Decimal(60)),
+    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), Decimal(3_600)),
+    **dict.fromkeys(("d", "day", "days"), Decimal(86_400)),
 }
 
 
@@ -196,20 +197,20 @@ def message_wait(message: str) -> float | None:
     found = _AGAIN_IN.search(message)
     if found is None:
         return None
-    at, seconds, known = found.end(), 0.0, False
+    at, seconds, known = found.end(), Decimal(0), False  # in binary, 950 ms would be a little more than 0.95 s
     while (part := _WORDED.match(message, at)) is not None:
         number, unit = part[1].replace(",", ""), part[2].lower()
         # Without a unit it is seconds, if nothing else follows: not "30 apples".
         bare = not unit and not known and _BARE_ENDS.match(message, part.end())
-        step = 1.0 if bare else _UNITS.get(unit)
+        step = Decimal(1) if bare else _UNITS.get(unit)
         if step is None:  # the sentence goes on: "in 5 s or less"
             break
         try:
-            seconds += float(number) * step
-        except ValueError:
+            seconds += Decimal(number) * step
+        except InvalidOperation:
             return None
         known, at = True, part.end()
-    return seconds if known and math.isfinite(seconds) else None
+    return float(seconds) if known and math.isfinite(seconds) else None
 
 
 def retry_on(error: BaseException) -> bool | float:

@@ -19,6 +19,7 @@ import math
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,7 +34,15 @@ MONTH = 30 * DAY
 PERIODS = (60.0, DAY, 1.0, 10.0, 3_600.0, MONTH)
 """The periods in use, in the order in which they are believed where several fit."""
 
-_STEP = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": DAY}
+_STEP = {
+    "ns": Decimal("1e-9"),
+    **dict.fromkeys(("us", "µs", "μs"), Decimal("1e-6")),
+    "ms": Decimal("0.001"),
+    "s": Decimal(1),
+    "m": Decimal(60),
+    "h": Decimal(3_600),
+    "d": Decimal(86_400),
+}
 _PART = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ns|us|µs|μs|ms|s|m|h|d)", re.ASCII)  # both spellings of micro occur
 _NUMBER = re.compile(r"\d+(?:\.\d+)?|\.\d+", re.ASCII)
 _NAMED_PERIODS = {"second": 1.0, "minute": 60.0, "hour": 3_600.0, "day": DAY, "month": MONTH}
@@ -153,14 +162,14 @@ def retry_after(headers: Mapping[str, str], *, wall: float) -> float | None:
 def duration(text: str) -> float | None:
     """Seconds in a duration as Go writes it: `0s`, `120ms`, `1m6.779s`, `23h18m29.144s`, `7.44ms`. None: it is none."""
     text = text.strip()[:_LONGEST]
-    seconds = 0.0
+    seconds = Decimal(0)  # in binary, 950 ms would be a little more than 0.95 s
     at = 0
     for part in _PART.finditer(text):
         if part.start() != at:
             return None
-        seconds += float(part[1]) * _STEP[part[2]]
+        seconds += Decimal(part[1]) * _STEP[part[2]]
         at = part.end()
-    return seconds if at and at == len(text) else None
+    return float(seconds) if at and at == len(text) else None
 
 
 def _readable(headers: Mapping[str, str]) -> dict[str, str]:
