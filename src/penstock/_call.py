@@ -7,7 +7,8 @@ binding if nobody waits (`_backends.fast_path`), else by the wait loop (`_backen
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import Any, NoReturn, TypeVar
 
 from penstock._arguments import of_call
 from penstock._backends.base import Binding, Caller
@@ -256,6 +257,11 @@ class Call:
     def __repr__(self) -> str:
         return _repr_of(self._binding, self._shown())
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self!r} cannot be pickled or copied: share it, as it may be entered by any number of tasks, or call the limiter again"
+        )
+
 
 def _repr_of(binding: Binding, options: Mapping[str, Any]) -> str:
     text = ", ".join(
@@ -327,7 +333,8 @@ class CallByArguments(Call):
         """Decorate `function`: every call is charged first. See `Limiter.__call__`."""
         if not callable(function):
             raise TypeError(f"a limiter decorates functions, not {function!r}")
-        return decorated(function, lambda _, __: self._bind, self._cost, self._settle, self._functions)
+        name = self._binding.caller.name
+        return decorated(function, lambda _, __: self._bind, self._cost, self._settle, self._functions, name)
 
     def _shown(self) -> dict[str, Any]:
         terms = {name: value for name, value in self._functions.items() if value}
@@ -340,6 +347,7 @@ def decorated(
     cost: Mapping[str, Any],
     settle: Settle | None,
     terms: Mapping[str, Any],
+    limiter: str | None,
 ) -> F:
     """Decorate a function: each call is charged by what functions of its arguments say.
 
@@ -348,55 +356,62 @@ def decorated(
         cost: Per unit an amount, or a function of the call's arguments.
         settle: A function of the result that returns the true cost.
         terms: `max_wait`, `priority`, `flow` and `block`: values, or functions of the call's arguments.
+        limiter: The limiter's name, for messages.
     """
+    owner = f"limiter {limiter} of {name_of(function)}" if limiter else f"limiter of {name_of(function)}"
     if settle is not None and kind_of(function) not in {"async", "sync"}:
         raise CostError(
             "settle= needs a result, and a generator or a context manager has none: settle inside, on the permit of "
             "`with limiter(...)`"
         )
-    costs = {unit: _chosen(unit, value, function) for unit, value in cost.items()}
-    words = {name: _chosen(name, value, function) for name, value in terms.items()}
+    costs = {unit: _chosen(unit, value, function, owner) for unit, value in cost.items()}
+    words = {name: _chosen(name, value, function, owner) for name, value in terms.items()}
 
     def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         amounts = {unit: value(args, kwargs) if callable(value) else value for unit, value in costs.items()}
         try:
             binding = bind_for(args, kwargs)(amounts)
         except CostError as error:
-            error.add_note(f"It is the cost of a call of {name_of(function)}, worked out by its limiter")
+            error.add_note(f"penstock: it is what the {owner} worked out as the cost of a call")
             raise
         said = {name: value(args, kwargs) if callable(value) else value for name, value in words.items()}
         return Call.of(binding, Terms.read(**said))
 
     if settle is None:
         return run_inside(function, enter, enter)
-    return run_inside(function, enter, enter, seen=lambda permit, result: _settle(permit, settle, result, function))
+    return run_inside(function, enter, enter, seen=lambda permit, result: _settle(permit, settle, result, owner))
 
 
-def _chosen(option: str, value: Any, function: Callable[..., Any]) -> Any:
+def _chosen(option: str, value: Any, function: Callable[..., Any], owner: str) -> Any:
     """A value, or a function of a call's arguments as a function of `(args, kwargs)`."""
     if not callable(value):
         return value
     answer_to = of_call(option, value, function)
 
     def answer(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = answer_to(args, kwargs)
-        check_answer(f"limiter of {name_of(function)}", option, result)
+        try:
+            result = answer_to(args, kwargs)
+        except Exception as error:
+            with suppress(AttributeError, TypeError):  # a frozen exception goes without
+                error.add_note(f"penstock: raised by {option}={name_of(value)} of the {owner}, asked about a call")
+            raise
+        check_answer(owner, option, result)
         return result
 
     return answer
 
 
-def _settle(permit: Permit, settle: Settle, result: Any, function: Callable[..., Any]) -> None:
+def _settle(permit: Permit, settle: Settle, result: Any, owner: str) -> None:
     """Settle a call whose result is there. What goes wrong is logged: the result was paid for, and must reach the caller."""
     try:
         true_cost = settle(result)
-        check_answer(f"limiter of {name_of(function)}", "settle", true_cost)
+        check_answer(owner, "settle", true_cost)
         permit.settle(merge_given("costs", true_cost, {}))
     except Exception:
         import logging  # 5 ms that only a failing function needs
 
         logging.getLogger("penstock").exception(
-            "settle=%s failed on the result of %s: the call stays charged as it was", name_of(settle), name_of(function)
+            "settle=%s of the %s failed on its result: the call stays charged as it was", name_of(settle), owner
         )
 
 

@@ -65,7 +65,7 @@ class Keyed:
         ValueError: A limit or an option is wrong.
     """
 
-    __slots__ = ("_keys", "_limiter")
+    __slots__ = ("_keys", "_limiter", "_name")
 
     def __init__(
         self,
@@ -102,6 +102,7 @@ class Keyed:
             states = KeyStates(memory, fixed or None, seconds, weights, like, Call.of)
             self._keys = _LocalKeys(states, limits_of)
         self._limiter = self._keys.limiter
+        self._name = name
 
     def __getitem__(self, key: Hashable) -> Limiter:
         """The limiter of `key`. Cheap: made anew, with all that the key has used.
@@ -140,6 +141,7 @@ class Keyed:
         """
         if not callable(key):
             raise ValueError(f"key= must be a function of the call's arguments that returns the key, not {key!r}")
+        name = self._name
         words = {"max_wait": max_wait, "priority": priority, "flow": flow, "block": block}
         amounts = merge_given("costs", cost, costs)
 
@@ -147,7 +149,9 @@ class Keyed:
             if not callable(function):
                 raise TypeError(f"a limiter decorates functions, not {function!r}")
             key_of = of_call("key", key, function)
-            return decorated(function, lambda args, kwargs: self[key_of(args, kwargs)]._bind, amounts, settle, words)
+            return decorated(
+                function, lambda args, kwargs: self[key_of(args, kwargs)]._bind, amounts, settle, words, name
+            )
 
         return decorate
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import CodeType
+from typing import NoReturn
 
 from penstock._backends.base import Backend, Caller, Grant
 from penstock._introspect import users_frame
@@ -115,6 +116,12 @@ class Permit(Grant):
 
     async def __aexit__(self, kind: object, error: object, trace: object, /) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self!r} cannot be pickled or copied: it is the proof of one charge, to be settled and ended where it was granted. Send "
+            "its cost"
+        )
 
     def __repr__(self) -> str:
         return f"<Permit {', '.join(f'{unit}={amount:g}' for unit, amount in self.cost.items()) or 'of nothing'}>"

@@ -83,7 +83,7 @@ def wait_in_thread(
         PenstockError: The backend's answer.
     """
     if not block and loop_running_here():
-        return answer_at_once(binding, new, priority, flow, in_loop=True)
+        return answer_at_once(binding, new, priority, flow, in_loop=max_wait != 0)
     backend = binding.backend
     parker = ThreadParker()
     try:
