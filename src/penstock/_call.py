@@ -29,6 +29,7 @@ __all__ = [
     "NeitherCostNorFunction",
     "Settle",
     "Terms",
+    "check_functions",
     "decorated",
     "permits_of",
     "show_limiter",
@@ -294,11 +295,7 @@ class CallByArguments(Call):
         self._functions = terms  # max_wait, priority, flow and block, each a value or a function
         self._permit = None
         self._entered = None
-        if settle is not None and not callable(settle):
-            raise CostError(f"settle= must be a function of the result that returns the true cost, not {settle!r}")
-        for given, function in (("settle", settle), *terms.items(), *cost.items()):
-            if callable(function) and kind_of(function) == "async":
-                raise CostError(f"{given}={name_of(function)}: it is called and not awaited; give a plain function")
+        check_functions(settle, {**terms, **cost})
         # What is a function is checked when it has answered, the rest now.
         plain = {name: None if callable(value) else value for name, value in terms.items()}
         self._terms = Terms.read(plain["max_wait"], plain["priority"] or 0, plain["flow"], block=bool(plain["block"]))
@@ -339,6 +336,15 @@ class CallByArguments(Call):
     def _shown(self) -> dict[str, Any]:
         terms = {name: value for name, value in self._functions.items() if value}
         return {**self._cost, "settle": self._settle, **terms}
+
+
+def check_functions(settle: Any, others: Mapping[str, Any]) -> None:
+    """Refuse functions of a call that would have to be awaited, and a `settle=` that is none."""
+    if settle is not None and not callable(settle):
+        raise CostError(f"settle= must be a function of the result that returns the true cost, not {settle!r}")
+    for given, function in (("settle", settle), *others.items()):
+        if callable(function) and kind_of(function) == "async":
+            raise CostError(f"{given}={name_of(function)}: it is called and not awaited; give a plain function")
 
 
 def decorated(

@@ -21,7 +21,7 @@ from penstock._arguments import of_call
 from penstock._backends import backend_over, memory_store
 from penstock._backends.base import Caller
 from penstock._backends.keyed import SWEEP, Key, KeyStates
-from penstock._call import Call, decorated
+from penstock._call import Call, check_functions, decorated
 from penstock._numbers import Seconds
 from penstock._validation import LimitLike, check_options, merge_given, read_limits
 from penstock.limiter import Limiter, of_key
@@ -144,6 +144,8 @@ class Keyed:
         name = self._name
         words = {"max_wait": max_wait, "priority": priority, "flow": flow, "block": block}
         amounts = merge_given("costs", cost, costs)
+
+        check_functions(settle, {"key": key, **words, **amounts})
 
         def decorate(function: F) -> F:
             if not callable(function):

@@ -144,7 +144,6 @@ class Limiter:
         limiter._begin(backend, caller)
         return limiter
 
-
     @property
     def name(self) -> str | None:
         """What it is called in errors and events."""
