@@ -7,6 +7,8 @@ from types import CodeType
 from typing import NoReturn
 
 from penstock._backends.base import Backend, Caller, Grant
+from penstock._concurrency.parking import who_am_i
+from penstock._core.places import Hold
 from penstock._introspect import users_frame
 from penstock._numbers import Number, Seconds
 from penstock._validation import exact_heard, merge_given
@@ -101,7 +103,15 @@ class Permit(Grant):
         if self.granted:
             self.cancel()
 
+    def _enter(self) -> None:
+        """This task, or thread, ends it: so the places that it may be missed for are known as its own."""
+        if self.binding is None:
+            for _, receipt in self.receipts:
+                if type(receipt) is Hold and receipt.where is not None:
+                    receipt.holder = who_am_i()
+
     def __enter__(self) -> Permit:
+        self._enter()
         return self
 
     def __exit__(self, kind: object, error: object, trace: object, /) -> None:
@@ -112,6 +122,7 @@ class Permit(Grant):
             raise
 
     async def __aenter__(self) -> Permit:
+        self._enter()
         return self
 
     async def __aexit__(self, kind: object, error: object, trace: object, /) -> None:

@@ -1,0 +1,320 @@
+"""What users of other limiters asked for: pauses that are lifted, units without a limit, names that keep their state, warnings, logs."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import logging
+import os
+import pydoc
+import subprocess
+import sys
+import time
+import warnings
+
+import anyio
+import pytest
+
+from penstock import (
+    Keyed,
+    Limiter,
+    Rate,
+    RateLimited,
+    UnknownUnit,
+    WouldBlockEventLoop,
+    clock,
+    in_flight,
+    unlimited,
+)
+from penstock._call import Call
+from penstock.stores.memory import MemoryStore
+from penstock.testing import manual_clock
+
+pytestmark = pytest.mark.anyio
+
+
+async def enter(limiter, log, **cost):
+    async with limiter(**cost):
+        log.append(clock.now())
+
+
+async def test_resuming_lets_waiters_go_at_once_when_nothing_else_holds_them(virtual_time):
+    limiter, per_user = Limiter(requests="100/s", tokens="100/s"), Keyed(requests="100/s")
+    joint = limiter & per_user["alice"]
+    limiter.pause(50)
+    limiter.pause(20, "tokens")
+    log: list[float] = []
+    async with anyio.create_task_group() as group:
+        group.start_soon(lambda: enter(limiter, log, tokens=1))
+        group.start_soon(lambda: enter(joint, log, tokens=1))
+        await anyio.sleep(1)
+        limiter.resume("requests")
+        await anyio.sleep(1)
+        assert log == [], "tokens are paused still"
+        limiter.resume()
+    assert log == [2.0, 2.0]
+    limiter.acquire_nowait(tokens=1)
+
+
+async def test_a_joint_limiter_pauses_and_resumes_its_parts_and_a_key_itself(virtual_time):
+    limiter, per_user = Limiter(requests="100/s", tokens="100/s"), Keyed(requests="100/s")
+    joint = limiter & per_user["alice"]
+    joint.pause(30)
+    assert [each.statistics().paused_for for each in (joint, limiter, per_user["alice"])] == [30, 30, 30]
+    per_user["alice"].resume()
+    assert joint.statistics().paused_for == 30
+    joint.resume()
+    assert limiter.statistics().paused_for == 0
+    per_user["bob"].pause(10)
+    gc.collect()
+    for other in range(100):
+        per_user[other]
+    with pytest.raises(RateLimited):
+        per_user["bob"].acquire_nowait()
+    per_user["bob"].resume()
+    per_user["bob"].acquire_nowait()
+    with pytest.raises(UnknownUnit):
+        limiter.resume("nope")
+
+
+async def test_unlimited_never_binds_alone_in_a_list_joined_or_as_a_key(virtual_time):
+    alone = Limiter(tokens=unlimited)
+    alone.acquire_nowait(tokens=10**12)
+    listed = Limiter(tokens=["10/s", unlimited], words=unlimited)
+    listed.acquire_nowait(tokens=10, words=10**12)
+    joint = alone & Limiter(tokens="5/s", requests="2/s")
+    joint.acquire_nowait(tokens=5)
+    per_user = Keyed(lambda user: {"tokens": unlimited if user == "vip" else "1/s"})
+    per_user["vip"].acquire_nowait(tokens=100)
+    per_user["bob"].acquire_nowait(tokens=1)
+    for bound, cost in ((listed, {"tokens": 1, "words": 1}), (joint, {"tokens": 1}), (per_user["bob"], {"tokens": 1})):
+        with pytest.raises(RateLimited):
+            bound.acquire_nowait(cost)
+    assert str(Limiter(tokens="unlimited").limits["tokens"][0]) == "unlimited"
+
+
+async def test_a_limit_may_be_taken_away_and_given_again(virtual_time):
+    limiter = Limiter(tokens="10/s")
+    limiter.acquire_nowait(tokens=10)
+    log: list[float] = []
+    async with anyio.create_task_group() as group:
+        group.start_soon(lambda: enter(limiter, log, tokens=10))
+        await anyio.sleep(0.1)
+        limiter.reconfigure(tokens=unlimited)
+    assert log == [0.1]
+    limiter.observe(remaining={"tokens": 0})
+    limiter.acquire_nowait(tokens=10**9)
+    limiter.reconfigure(tokens="10/s")
+    limiter.acquire_nowait(tokens=10)
+    with pytest.raises(RateLimited):
+        limiter.acquire_nowait(tokens=1)
+
+
+def test_a_limiter_of_a_name_that_is_made_anew_for_every_call_counts_on():
+    granted = 0
+    with manual_clock() as at:
+        for _ in range(5):
+            try:
+                Limiter(name="anew", requests="2/min").acquire_nowait()
+            except RateLimited:
+                continue
+            granted += 1
+            gc.collect()
+        assert granted == 2
+        permit = Limiter(name="places", calls=in_flight(1)).acquire_nowait()
+        gc.collect()
+        with pytest.raises(RateLimited):
+            Limiter(name="places", calls=in_flight(1)).acquire_nowait()
+        permit.close()
+        Limiter(name="places", calls=in_flight(1)).acquire_nowait().close()
+        Limiter(name="paused", requests="10/s").pause(100)
+        for other in range(10):
+            Limiter(name=f"other {other}", requests="10/s")
+        with pytest.raises(RateLimited):
+            Limiter(name="paused", requests="10/s").acquire_nowait()
+        at.advance(100)
+        Limiter(name="paused", requests="10/s").acquire_nowait()
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_blocking_is_allowed_in_a_running_loop_where_somebody_asks_for_it(backend):
+    """As in a notebook."""
+    limiter = Limiter(requests=Rate(50, 1.0, 1))
+
+    async def main():
+        limiter.acquire_nowait()
+        with pytest.raises(WouldBlockEventLoop, match="block=True"), limiter:
+            raise AssertionError
+        with pytest.raises(RateLimited), limiter(max_wait=0):
+            raise AssertionError
+        began = time.monotonic()
+        with limiter(block=True):
+            pass
+        assert limiter(block=True)(lambda: "reply")() == "reply"
+        assert time.monotonic() - began > 0.02
+
+    anyio.run(main, backend=backend)
+
+
+async def hold_twice(limiter):
+    async with limiter:
+        with anyio.move_on_after(0.01):
+            async with limiter:
+                raise AssertionError
+
+
+async def acquire_twice(limiter):
+    with await limiter.acquire():
+        with anyio.move_on_after(0.01):
+            await limiter.acquire()
+
+
+async def lose_one(limiter):
+    await limiter.acquire()
+    gc.collect()
+    with anyio.move_on_after(0.01):
+        await limiter.acquire()
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (hold_twice, "this task holds the last place of calls"),
+        (acquire_twice, "this task holds the last place of calls"),
+        (lose_one, "was never closed, so it holds places of calls for ever"),
+    ],
+)
+async def test_a_call_that_waits_for_itself_is_warned_of_with_the_line_that_acquired(virtual_time, use, message):
+    limiter = Limiter(calls=in_flight(1))
+    with pytest.warns(RuntimeWarning, match=message) as caught:
+        await use(limiter)
+    assert len(caught) == 1
+    assert (caught[0].filename, caught[0].lineno) == (__file__, use.__code__.co_firstlineno + 1)
+
+
+async def test_permits_that_others_end_are_not_warned_of(virtual_time):
+    limiter = Limiter(calls=in_flight(1))
+
+    async def work(permit):
+        with permit:
+            await anyio.sleep(1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        async with anyio.create_task_group() as group:
+            for _ in range(4):
+                group.start_soon(work, await limiter.acquire())
+
+
+async def test_waits_refusals_and_pauses_can_be_logged_with_their_numbers(virtual_time, caplog):
+    limiter = Limiter(requests=Rate(1, 1.0, 1), name="openai", store=MemoryStore())
+    with caplog.at_level(logging.DEBUG, "penstock.limiter"):
+        await limiter.acquire()
+        await limiter.acquire()
+        for refused in (limiter.acquire_nowait, limiter(max_wait=0).__enter__):
+            with pytest.raises(RateLimited):
+                refused()
+        with pytest.raises(RateLimited):
+            await limiter.acquire(max_wait=0)
+        limiter.pause(5, "requests")
+        limiter.resume("requests")
+    wait, *refusals, paused, resumed = caplog.records
+    assert (wait.levelname, wait.limiter, wait.wait, wait.blocked_by) == ("DEBUG", "openai", 1.0, "requests")
+    assert [(record.levelname, record.limiter, record.blocked_by) for record in refusals] == [
+        ("INFO", "openai", "requests")
+    ] * 3
+    assert (paused.levelname, paused.seconds, paused.units) == ("INFO", 5, ("requests",))
+    assert resumed.units == ("requests",)
+
+
+async def test_nothing_is_formatted_for_a_log_that_is_off(virtual_time, monkeypatch):
+    logging.getLogger("penstock.limiter").setLevel(logging.WARNING)
+    monkeypatch.setattr(logging.Logger, "_log", lambda *_, **__: pytest.fail("a record was made"))
+    limiter = Limiter(requests=Rate(1, 1.0, 1))
+    await limiter.acquire()
+    await limiter.acquire()
+    with pytest.raises(RateLimited):
+        limiter.acquire_nowait()
+    limiter.pause(1)
+    limiter.resume()
+
+
+def test_help_shows_every_option_of_a_call():
+    shown = str(inspect.signature(Limiter.__call__))
+    for option in ("settle", "max_wait", "priority", "flow", "block", "**costs"):
+        assert option in shown
+        assert option in str(inspect.signature(Limiter(requests="1/s")))
+    assert "longest wait" in pydoc.render_doc(Limiter.__call__).lower()
+    assert type(Limiter(requests="1/s")()) is Call
+
+
+FORK = """
+import os, signal, threading
+from penstock import Keyed, Limiter, Rate, in_flight
+
+limiter, per_user = Limiter(requests=Rate(1e6, 1), calls=in_flight(1000, ttl=50)), Keyed(requests=Rate(1e6, 1))
+stop = False
+
+def work():
+    while not stop:
+        with limiter, limiter(requests=2, max_wait=1):
+            per_user["alice"].acquire_nowait()
+        limiter.statistics()
+
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for _ in range(30):
+    child = os.fork()
+    if not child:
+        signal.alarm(10)
+        with limiter:
+            per_user["alice"].acquire_nowait()
+        limiter.statistics()
+        Limiter(requests="1/s", name="new").acquire_nowait()
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        print("a child hangs or failed")
+stop = True
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_that_is_forked_while_threads_are_inside_goes_on_by_itself():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == ""
+
+
+def test_a_wait_in_a_loop_whose_clock_is_frozen_ends():
+    """As freezegun does it: every name of `time.monotonic` is another function."""
+    code = """
+import asyncio, time
+frozen = time.monotonic()
+from penstock import Limiter, Rate
+real = time.monotonic
+time.monotonic = lambda: frozen
+limiter = Limiter(requests=Rate(20, 1, 1))
+async def main():
+    for _ in range(3):
+        async with limiter:
+            pass
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", code], timeout=20, check=True)
+
+
+def test_a_loop_that_ended_with_waiters_leaves_nothing_behind():
+    limiter = Limiter(requests=Rate(1, 100.0, 1))
+    limiter.acquire_nowait()
+
+    async def main():
+        asyncio.ensure_future(limiter.acquire()).add_done_callback(lambda _: None)
+        await asyncio.sleep(0.01)
+
+    for _ in range(3):
+        asyncio.run(main())
+    assert limiter.statistics().waiting == 0
+    assert not limiter._backend.queue._homes
