@@ -105,10 +105,14 @@ class Permit(Grant):
 
     def _enter(self) -> None:
         """This task, or thread, ends it: so the places that it may be missed for are known as its own."""
-        if self.binding is None:
-            for _, receipt in self.receipts:
-                if type(receipt) is Hold and receipt.where is not None:
-                    receipt.holder = who_am_i()
+        try:
+            if self.binding is None:
+                for _, receipt in self.receipts:
+                    if type(receipt) is Hold and receipt.where is not None:
+                        receipt.holder = who_am_i()
+        except BaseException:
+            self.close()  # a signal handler has raised, and `__exit__` will not be called
+            raise
 
     def __enter__(self) -> Permit:
         self._enter()

@@ -65,7 +65,7 @@ LEFT_BEHIND = {
     # Nothing of ours runs before the first instruction of a function, so an exception that strikes there is like one in the user's code
     # just before: `with limiter:` has no object of its own that could notice, `limiter(...)` has; a permit is its owner's to close.
     enter_by_itself: {"Limiter.__exit__ (call)"},
-    acquire: {"Permit.__enter__ (call)", "Permit.__exit__ (call)"},
+    acquire: {"Permit.__enter__ (call)", "Permit._enter (call)", "Permit.__exit__ (call)"},
 }
 
 
