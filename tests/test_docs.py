@@ -11,7 +11,7 @@ import pytest
 from penstock.testing import virtual_time
 from tests.docs_examples import ROOT, examples_of, run_example, text_of
 
-PAGES = ("tutorial", "limits", "why", "from-aiolimiter")
+PAGES = ("tutorial", "limits", "waiting", "keys", "logging", "why", "from-aiolimiter")
 ALL_PAGES = ["README.md", *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md")))]
 
 
