@@ -136,7 +136,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """A permit was cancelled, or a waiter left the line: everything is given back."""
+    """A permit was cancelled, or a waiter left the queue: everything is given back."""
 
     limiter: str | None
     cost: Mapping[str, float]
