@@ -23,6 +23,7 @@ from penstock import (
     per_second,
 )
 from penstock._backends.queue import WaitQueue
+from penstock.stores.memory import MemoryStore
 from penstock.testing import RecordedEvents, run
 from tests.limiter.lines import line_up
 
@@ -147,3 +148,16 @@ async def test_who_waits_is_counted_in_full_when_two_lines_become_one(virtual_ti
         both = org & user
         assert both.forecast(tokens=1) == penstock.Forecast(pytest.approx(5), "requests")
         assert user.forecast(tokens=1) == penstock.Forecast(pytest.approx(4), "tokens")
+
+
+def test_a_name_that_nobody_holds_may_be_taken_over_with_other_units():
+    """What was used of the units that stay is used; the others are gone."""
+    store = MemoryStore()
+    Limiter({"tokens": "100/min", "images": "10/min"}, name="x", store=store).acquire_nowait(
+        {"tokens": 60, "images": 1}
+    )
+    again = Limiter(name="x", store=store, tokens="100/min")
+    again.acquire_nowait(tokens=30)
+    with pytest.raises(RateLimited):
+        again.acquire_nowait(tokens=30)
+    assert set(again.limits) == {"tokens"}

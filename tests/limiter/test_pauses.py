@@ -11,6 +11,7 @@ from penstock import (
     RateLimited,
     clock,
     per_second,
+    unlimited,
 )
 from tests.limiter.lines import line_up
 
@@ -50,3 +51,19 @@ async def test_a_pause_of_one_unit_lets_calls_pass_that_do_not_cost_it(virtual_t
     limiter.acquire_nowait(tokens=0)
     with pytest.raises(RateLimited):
         limiter.acquire_nowait(tokens=1)
+
+
+async def test_a_pause_holds_calls_that_nothing_else_limits(virtual_time):
+    """Promise 9: a server that says "wait" means the unit that is unlimited here as well."""
+    limiter = Limiter(requests=unlimited, tokens=unlimited)
+    limiter.pause(2)
+    async with limiter(tokens=5) as permit:
+        assert clock.now() == 2
+    assert permit.cost == {"requests": 1, "tokens": 5}
+    limiter.pause(3, "tokens")
+    async with limiter(tokens=0):
+        assert clock.now() == 2
+    async with limiter(tokens=1):
+        assert clock.now() == 5
+    async with limiter(tokens=10**9):
+        assert clock.now() == 5

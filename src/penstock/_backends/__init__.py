@@ -68,6 +68,7 @@ def backend_over(
             if name is not None:
                 memory.keep(name, part)
         elif part.limits() != limits:  # nobody is left who was promised those
+            part.forget_others(limits)
             part.promise(limits, now)
             part.queue.withdraw_clearance()
         return LocalBackend(memory, (part,))

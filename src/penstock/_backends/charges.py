@@ -54,12 +54,13 @@ class ChargePlan:
         self.held = any(state.meter.held for state in self.states)
         self.expires = any(isinstance(state.meter, Places) and state.meter.ttl is not None for state in self.states)
 
-    def charges(self, cost: Mapping[str, Any], *, enforce: bool = True) -> Charges:
+    def charges(self, cost: Mapping[str, Any], *, enforce: bool = True, unlimited: bool = False) -> Charges:
         """What a call of that cost is charged, limit by limit; nothing for a unit that costs 0, or has no limit.
 
         Args:
             cost: Amount per unit.
             enforce: Whether more than a limit can ever hold is an error.
+            unlimited: Whether to name limits that never bind too: they are not charged, and may be paused.
 
         Raises:
             MissingUnit, UnknownUnit, Unsatisfiable, CostError: The cost is wrong.
@@ -80,7 +81,7 @@ class ChargePlan:
                 for state in states:
                     if amount > state.limit.capacity and enforce:
                         raise self.never(state, amount)
-                    if not isinstance(state.limit, Unlimited):
+                    if unlimited or not isinstance(state.limit, Unlimited):
                         charges.append((state, amount))
         if taken < len(cost):
             for unit, given in cost.items():

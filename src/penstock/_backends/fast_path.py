@@ -25,6 +25,7 @@ from typing import Any
 from penstock import clock
 from penstock._backends.base import Binding, Charge, Grant
 from penstock._core.bucket import Bucket
+from penstock._core.meter import Unmetered
 from penstock._core.places import Places
 from penstock._core.turns import LimitState
 
@@ -69,12 +70,14 @@ def look_closer(_: Binding, __: Grant) -> bool:
 def _kind(meter: Any, amount: float) -> str:
     if type(meter) is Bucket and not meter.overdraft:
         return "f" if amount % 1 else "w"
+    if type(meter) is Unmetered:
+        return "u"
     return "p" if type(meter) is Places and meter.ttl is None else "?"
 
 
 @lru_cache(256)
 def _write(shape: str, *, locked: bool) -> tuple[Callable[[Binding, Grant], bool], Callable[[Grant], bool] | None]:
-    """The functions for a shape: a letter per limit, `w` or `f` for a bucket charged whole units or fractions, `p` for places."""
+    """The functions for a shape: a letter per limit, `w` or `f` for a bucket charged whole units or fractions, `p` for places, `u` for none."""
     names: dict[str, Any] = {"clock": clock}
     _run(_grant_source(shape, locked=locked), names)
     if "p" in shape:
@@ -105,6 +108,8 @@ def _grant_source(shape: str, *, locked: bool) -> str:
     ready = ["clearance.given"]
     take: list[str] = []
     for i, kind in enumerate(shape):
+        if kind == "u":
+            continue  # nothing binds
         if kind == "p":
             ready.append(f"m{i}.taken + c{i} < m{i}.amount")
             take += [f"m{i}.taken += c{i}", f"m{i}.holders += 1"]

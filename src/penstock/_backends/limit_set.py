@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
@@ -87,6 +88,12 @@ class LimitSet:
             self._set_default(unit, kinds)
         self.version += 1
         self._follow_calendars()
+
+    def forget_others(self, units: Iterable[str]) -> None:
+        """Forget the units that are not among these."""
+        kept = set(units)
+        self.states = {unit: states for unit, states in self.states.items() if unit in kept}
+        self.defaults = {unit: default for unit, default in self.defaults.items() if unit in kept}
 
     def _set_default(self, unit: str, kinds: tuple[Limit, ...]) -> None:
         default = default_cost(unit, kinds)

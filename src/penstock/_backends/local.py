@@ -77,7 +77,9 @@ class LocalBackend:
         binding.backend = self
         binding.caller = caller
         binding.clearance = self.queue.clearance  # before the limits are looked at: it is withdrawn when they change
-        binding.charge = charge = Charge(cost, self.plan().charges(cost, enforce=caller.enforce), _grant_now)
+        binding.charge = charge = Charge(
+            cost, self.plan().charges(cost, enforce=caller.enforce, unlimited=True), _grant_now
+        )
         if self.fast and caller.enforce:
             fast_path.prepare(charge)
         return binding

@@ -133,6 +133,8 @@ class Unmetered(Meter):
 
     __slots__ = ()
 
+    predictable = True
+
     def __init__(self, limit: Any) -> None:
         pass
 
