@@ -113,7 +113,7 @@ async def limiters_join_and_come_by_key() -> None:
     assert_type(per_user[7, "b"], Limiter)
     assert_type(len(per_user), int)
 
-    @per_user(key=lambda user, *_: user, tokens=words)
+    @per_user(key=first, tokens=words)
     async def answer(user: str, prompt: str) -> str:
         return user + prompt
 
@@ -125,6 +125,10 @@ async def limiters_join_and_come_by_key() -> None:
 def a_limiter_may_learn_how_much_it_may() -> None:
     adaptive = Adaptive(limiter, on=lambda error: isinstance(error, TimeoutError))
     assert_type(adaptive.share, float)
+
+
+def first(user: str, *_: object) -> str:
+    return user
 
 
 def words(prompt: str) -> int:
