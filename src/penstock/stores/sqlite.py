@@ -1,5 +1,8 @@
 """State in a file of this machine, for all of its processes: durable, and without a server.
 
+Each row has a checksum, so a flipped bit is an error and never a grant. A file that was removed or replaced while it was open is found out by
+its inode.
+
 One transaction decides a whole batch, in the dispatcher's thread, so the event loop is never blocked by the disk. The journal is
 a write-ahead log with `synchronous=NORMAL`: a process may be killed at any instruction, and after a power cut the file is
 whole, though the last moments may be missing. Time is the machine's wall clock; rows are relative to the moment they were
@@ -11,6 +14,7 @@ whoever finds the file locked tries again after a random 50 to 200 µs.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import sqlite3
@@ -21,7 +25,7 @@ from typing import Any
 
 from penstock import clock
 from penstock.errors import StoreError
-from penstock.stores.contract import Recipe, Row, Store, Unreachable
+from penstock.stores.contract import Recipe, Row, Store, Unreachable, damaged_row
 
 __all__ = ["SQLiteStore"]
 
@@ -45,6 +49,13 @@ _KEPT_LONGER = 3600
 """Seconds for which a row that means nothing any more is kept: the terms in it are what newcomers are compared with."""
 
 
+def _checksum(name: str, terms: str, state: bytes) -> bytes:
+    """Eight bytes that tell a row from what a damaged file holds."""
+    digest = hashlib.blake2b(state, digest_size=8)
+    digest.update(f"{len(name)} {name}{terms}".encode())
+    return digest.digest()
+
+
 class SQLiteStore(Store):
     """The limits of one machine, in one file.
 
@@ -62,6 +73,7 @@ class SQLiteStore(Store):
         super().__init__(**options)
         self.path: Path = Path(path)
         self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None  # device and inode of the file that was opened last
         self._sweep_after = 0.0
 
     def __repr__(self) -> str:
@@ -83,14 +95,17 @@ class SQLiteStore(Store):
             connection = self._connection or self._connect()
             self._begin(connection)
             try:
+                self._check_file()
                 self._decide(connection, names, decide)
                 connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
-        except sqlite3.Error as error:
+        except (sqlite3.Error, StoreError) as error:
             self.disconnect()
+            if isinstance(error, StoreError):
+                raise
             raise self._explain(error) from error
 
     def _decide(
@@ -100,14 +115,16 @@ class SQLiteStore(Store):
         decide: Callable[[list[Row | None], float], list[tuple[Row, float] | None]],
     ) -> None:
         read = connection.execute
-        rows: list[Row | None] = [
-            read("SELECT terms, row FROM penstock_rows WHERE name = ?", (name,)).fetchone() for name in names
+        rows = [
+            self._checked(name, read("SELECT terms, row FROM penstock_rows WHERE name = ?", (name,)).fetchone())
+            for name in names
         ]
         wall = clock.wall()
         for name, row, new in zip(names, rows, decide(rows, float(int(wall * 1e6))), strict=True):
             if new is None:
                 continue
             (terms, state), keep = new
+            state += _checksum(name, terms, state)
             if row is None:
                 read(
                     "INSERT INTO penstock_rows VALUES (?, ?, ?, ?)",
@@ -123,6 +140,39 @@ class SQLiteStore(Store):
             read(
                 "DELETE FROM penstock_rows WHERE name IN (SELECT name FROM penstock_rows WHERE expires < ? LIMIT 1000)",
                 (wall,),
+            )
+
+    def _checked(self, name: str, row: Any) -> Row | None:
+        """A row without its checksum.
+
+        Raises:
+            StoreError: It is not what was once written.
+        """
+        if row is None:
+            return None
+        terms, state = row
+        if (
+            not isinstance(terms, str)
+            or not isinstance(state, bytes)
+            or _checksum(name, terms, state[:-8]) != state[-8:]
+        ):
+            raise damaged_row(repr(str(self.path)), name)
+        return terms, state[:-8]
+
+    def _check_file(self) -> None:
+        """Refuse to go on in a file that is not at its path any more, where other processes would not see what is granted.
+
+        Raises:
+            StoreError: It was removed or replaced. The next call opens what is there then.
+        """
+        try:
+            now = self.path.stat()
+        except FileNotFoundError:
+            now = None
+        if now is None or (now.st_dev, now.st_ino) != self._file:
+            raise StoreError(
+                f"{str(self.path)!r} was removed or replaced while it was in use, and what was used is lost: nothing was granted. The next call "
+                "goes on in the file that is there then"
             )
 
     def _begin(self, connection: sqlite3.Connection) -> None:
@@ -148,7 +198,12 @@ class SQLiteStore(Store):
             connection.close()
             raise
         self._connection = connection
+        self._file = self._file_there()
         return connection
+
+    def _file_there(self) -> tuple[int, int]:
+        now = self.path.stat()
+        return now.st_dev, now.st_ino
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         give_up = clock.now() + max(1.0, self.patience)
@@ -174,6 +229,11 @@ class SQLiteStore(Store):
                 raise StoreError(
                     f"{str(self.path)!r} was written by a later penstock (tables of version {version}; this one knows "
                     f"{_VERSION}): upgrade penstock here, or use another file"
+                )
+            if version == 0 and self._file == self._file_there():
+                raise StoreError(
+                    f"{str(self.path)!r} is damaged: it was emptied while it was in use, and nothing was granted. Remove it; a new one begins with "
+                    "full limits"
                 )
             if version == 0:
                 for statement in _TABLES.split(";"):

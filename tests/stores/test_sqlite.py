@@ -1,0 +1,136 @@
+"""A file that is damaged, removed or replaced: an error, and never a grant beyond what was left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import sqlite3
+
+import anyio
+import pytest
+
+from penstock import Limiter, RateLimited, StoreError, per_second
+from penstock.stores import SQLiteStore
+
+pytestmark = pytest.mark.anyio
+
+LEFT = 20
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+def limiter_on(path):
+    return Limiter(requests=per_second(1e-6, burst=100), name="x", store=SQLiteStore(path, patience=0.05))
+
+
+@pytest.fixture
+async def used(tmp_path):
+    """A file in which 20 of 100 are left, with nothing in its log."""
+    limiter = limiter_on(tmp_path / "x.db")
+    await limiter.acquire(requests=100 - LEFT)
+    await anyio.to_thread.run_sync(limiter.store.close)
+    with contextlib.closing(sqlite3.connect(tmp_path / "x.db")) as file:
+        file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return tmp_path / "x.db"
+
+
+async def granted(path):
+    """How many a process gets that opens the file now: calls of one until there is an error, or no more."""
+    limiter = limiter_on(path)
+    count = 0
+    try:
+        with anyio.fail_after(3):
+            while count <= 2 * LEFT:
+                await limiter.acquire(max_wait=0)
+                count += 1
+    except (RateLimited, StoreError):
+        pass
+    finally:
+        await anyio.to_thread.run_sync(limiter.store.close)
+    return count
+
+
+async def test_a_row_with_one_flipped_bit_is_an_error(used):
+    with contextlib.closing(sqlite3.connect(used, isolation_level=None)) as file:
+        (row,) = file.execute("SELECT row FROM penstock_rows").fetchone()
+        for at in range(8 * len(row)):
+            broken = bytearray(row)
+            broken[at // 8] ^= 1 << at % 8
+            file.execute("UPDATE penstock_rows SET row = ?", (bytes(broken),))
+            if at % 97 == 0:
+                limiter = limiter_on(used)
+                with pytest.raises(StoreError, match="'x' is damaged: nothing was granted"):
+                    await limiter.acquire()
+                await anyio.to_thread.run_sync(limiter.store.close)
+        file.execute("UPDATE penstock_rows SET row = ?", (row,))
+    assert await granted(used) == LEFT
+
+
+@pytest.mark.parametrize("row", [b"", b"1234567", "text", 5, None], ids=repr)
+async def test_a_row_of_another_kind_is_an_error(row, used):
+    file = sqlite3.connect(used, isolation_level=None)
+    with contextlib.closing(file), contextlib.suppress(sqlite3.IntegrityError):
+        file.execute("UPDATE penstock_rows SET row = ?", (row,))
+    assert await granted(used) in ({0} if row is not None else {LEFT})
+
+
+async def test_damaged_files_never_grant_more_than_was_left(used, tmp_path):
+    """Bytes changed anywhere, and files cut anywhere but to nothing: a file of no bytes is a new one."""
+    whole = used.read_bytes()
+    rng = random.Random(7)
+    for number in range(60):
+        broken = bytearray(whole)
+        if number % 3:
+            for _ in range(rng.choice([1, 3, 40])):
+                broken[rng.randrange(len(broken))] = rng.randrange(256)
+        else:
+            del broken[rng.randrange(1, len(broken)) :]
+        path = tmp_path / f"{number}.db"
+        path.write_bytes(broken)
+        assert await granted(path) <= LEFT, f"damage {number}"
+
+
+async def test_a_file_that_is_removed_under_an_open_store_is_an_error_once(used):
+    """And from then on all processes are in the same file again."""
+    mine, theirs = limiter_on(used), limiter_on(used)
+    await mine.acquire()
+    for file in used.parent.glob("x.db*"):
+        file.unlink()
+    await theirs.acquire(requests=60)
+    with pytest.raises(StoreError, match="removed or replaced while it was in use"):
+        await mine.acquire()
+    with pytest.raises(RateLimited):
+        await mine.acquire(requests=41, max_wait=0)
+    await mine.acquire(requests=40, max_wait=0)
+    for limiter in (mine, theirs):
+        await anyio.to_thread.run_sync(limiter.store.close)
+
+
+async def test_a_file_that_is_replaced_under_an_open_store_is_an_error_once(used, tmp_path):
+    shutil.copy(used, tmp_path / "copy.db")
+    limiter = limiter_on(used)
+    await limiter.acquire(requests=LEFT)
+    (tmp_path / "copy.db").replace(used)
+    with pytest.raises(StoreError, match="removed or replaced"):
+        await limiter.acquire()
+    await anyio.to_thread.run_sync(limiter.store.close)
+
+
+async def test_a_file_that_is_emptied_under_an_open_store_grants_nothing(used):
+    limiter = limiter_on(used)
+    await limiter.acquire(requests=LEFT)
+    for _ in range(2):  # once with what SQLite remembers of it, then with a new connection
+        for file in (used, used.with_name("x.db-wal")):
+            if file.exists():
+                os.truncate(file, 0)
+        with pytest.raises((StoreError, RateLimited)):
+            await limiter.acquire(max_wait=0)
+        await anyio.to_thread.run_sync(limiter.store.close)
+    with pytest.raises(StoreError, match="emptied while it was in use"):
+        await limiter.acquire(max_wait=0)
+    await anyio.to_thread.run_sync(limiter.store.close)
