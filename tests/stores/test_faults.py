@@ -161,7 +161,8 @@ async def test_on_outage_share_goes_on_with_a_part_and_charges_it_afterwards(pro
     store.close()
 
 
-async def test_on_outage_open_lets_everything_through_and_charges_it_afterwards(proxy, prefix):
+async def test_on_outage_open_lets_everything_through_and_charges_at_most_a_burst_afterwards(proxy, prefix):
+    """Else a long outage would be followed by one as long, for a debt that nobody is owed: what the service counts has flowed back."""
     store = RedisStore(proxy.url, prefix=prefix, timeout=0.2, patience=0.2, on_outage="open")
     limiter = Limiter(requests=per_second(0.001, burst=100), name="x", store=store)
     await limiter.acquire(requests=10)
@@ -175,7 +176,7 @@ async def test_on_outage_open_lets_everything_through_and_charges_it_afterwards(
             await anyio.sleep(0.02)
     await anyio.sleep(0.1)
     await limiter.refresh()
-    assert limiter.statistics().limits["requests"].level == pytest.approx(100 - 10 - 150, abs=0.1)
+    assert limiter.statistics().limits["requests"].level == pytest.approx(100 - 10 - 100, abs=0.1)
     store.close()
 
 

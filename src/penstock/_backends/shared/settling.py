@@ -5,6 +5,7 @@ from __future__ import annotations
 from penstock._backends.shared.requests import Debit, Refund
 from penstock._backends.shared.state import SchedulerState
 from penstock._backends.shared.wire import BatchInFlight, Settlement
+from penstock._core.bucket import Bucket
 
 __all__ = ["Settling"]
 
@@ -83,6 +84,9 @@ class Settling:
         for of in list(state.owed):
             if state.fits(batch, of.limit_set):
                 amount = max(0.0, state.owed.pop(of))
+                if isinstance(of.meter, Bucket):
+                    # What the service counts has flowed back meanwhile, too: it can lack no more than its burst.
+                    amount = min(amount, of.meter.burst * (state.store.share or 1.0))
                 batch.settle(Settlement(None, [Debit(of, amount)]))
 
     def _write_renewals(self, batch: BatchInFlight, now: float) -> None:
