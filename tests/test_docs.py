@@ -51,7 +51,7 @@ def test_the_page_about_testing_does_what_it_says(capsys):
         run_example("await test_the_hourly_limit(virtual_time)", "docs/testing.md", {**names, "virtual_time": time})
 
 
-@pytest.mark.parametrize(("page", "count"), [("docs/batching.md", 7), ("docs/shared-stores.md", 5)])
+@pytest.mark.parametrize(("page", "count"), [("docs/batching.md", 7), ("docs/shared-stores.md", 6)])
 def test_an_example_in_a_time_of_its_own_prints_what_the_page_says(page, count, capsys):
     """Each is a program by itself; together they take less than a second of real time."""
     for number, (code, output) in enumerate(examples_of(page), 1):

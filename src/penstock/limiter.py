@@ -12,7 +12,7 @@ from types import BuiltinMethodType, MethodType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from penstock import _log
-from penstock._backends import backend_over
+from penstock._backends import backend_over, joined
 from penstock._backends.base import Backend, Binding, Caller, words_of
 from penstock._backends.wait import answer_at_once, emit_grant, wait
 from penstock._call import (
@@ -464,7 +464,8 @@ class Limiter:
         Each part takes the units that it knows. From now on both share one queue, with all that either was joined with.
 
         Raises:
-            ValueError: They live in different stores, or only one of them enforces its limits.
+            ValueError: They live in different shared stores, or only one of them enforces its limits; or one lives in a shared store, and
+                the other has more than places in this process.
         """
         if not isinstance(other, Limiter):
             return NotImplemented
@@ -476,7 +477,7 @@ class Limiter:
                 "after the other, or give both the same enforce="
             )
         try:
-            backend = self._backend.itself().joined(other._backend.itself())
+            backend = joined(self._backend, other._backend)
         except ValueError as error:
             raise ValueError(f"{self!r} and {other!r}: {error}") from None
         bounds = [bound for bound in (mine.max_queue, theirs.max_queue) if bound is not None]

@@ -6,6 +6,7 @@ limit_set.py   the limits of one limiter as it was constructed
 queue.py       the queue in front of limits of this process, and who keeps its time
 local.py       the backend of this process
 wait.py        how a task or a thread waits for an answer: the one wait loop
+mixed.py       places of this process beside limits of a shared store
 shared/        the backend in front of a store that processes share
 """
 
@@ -22,7 +23,7 @@ from penstock._backends.queue import WaitQueue
 from penstock.limits import Limit
 from penstock.stores.memory import MemoryStore
 
-__all__ = ["backend_over", "memory_store"]
+__all__ = ["backend_over", "joined", "memory_store"]
 
 _THIS_PROCESS = MemoryStore()
 
@@ -32,6 +33,26 @@ def memory_store(store: Any) -> MemoryStore | None:
     if store is None:
         return _THIS_PROCESS
     return store if isinstance(store, MemoryStore) else None
+
+
+def joined(one: Backend, other: Backend) -> Backend:
+    """A backend over the limits of both, with one queue; or one over places of this process beside limits of a shared store.
+
+    Raises:
+        ValueError: They cannot be decided together.
+    """
+    one, other = one.itself(), other.itself()
+    if isinstance(one, LocalBackend) and isinstance(other, LocalBackend):
+        return one.joined(other)
+    from penstock._backends.mixed import MixedBackend
+
+    if isinstance(one, MixedBackend):
+        return one.joined(other)
+    if isinstance(other, MixedBackend):
+        return other.joined(one)
+    if isinstance(one, LocalBackend):
+        return MixedBackend(one, other)
+    return MixedBackend(other, one) if isinstance(other, LocalBackend) else one.joined(other)
 
 
 def backend_over(

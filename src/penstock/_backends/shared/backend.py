@@ -242,7 +242,7 @@ class SharedBackend:
         receipts: StoreReceipts = grant.receipts
         for state, amount in receipts.wants().items():
             if not (grant.ended and state.held):
-                cost[state.unit] = max(cost.get(state.unit, 0.0), amount)
+                cost[state.unit] = max(cost.get(state.unit, 0), amount)
         return cost
 
     def settle(self, grant: Grant, true_cost: Mapping[str, float]) -> None:

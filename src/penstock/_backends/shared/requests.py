@@ -145,7 +145,7 @@ class StoreReceipts:
             return dict(self.wanted)
         wanted: dict[SharedLimitState, float] = {}
         for state, amount in self._charges:
-            wanted[state] = wanted.get(state, 0.0) + amount
+            wanted[state] = wanted.get(state, 0) + amount
         return wanted
 
     @property

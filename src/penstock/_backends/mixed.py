@@ -1,0 +1,350 @@
+"""Limits in a shared store beside places of this process: "our organisation's tokens in Redis, and 64 calls at once here".
+
+A call first waits for its places in this process, in their own queue, and holds them while it waits for the store. So the store is asked for
+no more calls than can be made, nothing that the store grants waits for a place here, and giving up gives both back, exactly.
+
+Only what is held may be this process's part. A rate would be charged when the call begins to wait for the store, and be broken when many that
+have waited go at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from penstock import clock
+from penstock._backends.base import Binding, Caller, Charge, Clearance, Grant, Request, Snapshot
+from penstock._backends.charges import ChargePlan
+from penstock._backends.fast_path import look_closer
+from penstock._backends.local import LocalBackend
+from penstock._backends.shared.backend import SharedBackend
+from penstock._concurrency.parking import Parker
+from penstock.limits import InFlight, Limit, Unlimited
+
+__all__ = ["MixedBackend"]
+
+
+class _MixedBinding(Binding):
+    """A cost, bound to both parts."""
+
+    __slots__ = ("local", "shared")
+
+    local: Binding
+    shared: Binding
+
+
+class _MixedRequest(Request):
+    """A request for places here, and then for what the store counts.
+
+    Attributes:
+        of_places: The request for the places; None once it has its answer.
+        places: What was granted here.
+        of_store: The request of the store, once there are places.
+    """
+
+    __slots__ = ("binding", "of_places", "of_store", "places")
+
+    binding: _MixedBinding
+
+    def __init__(
+        self,
+        binding: Binding,
+        parker: Parker | None,
+        max_wait: float | None = None,
+        time_left: float = math.inf,
+        priority: int = 0,
+        flow: Hashable = None,
+    ) -> None:
+        super().__init__(binding, parker, max_wait, time_left, priority, flow)
+        assert isinstance(binding, _MixedBinding), "it was bound by the backend whose request this is"
+        self.binding = binding
+        self.arrived = clock.now()
+        self.of_places: Request | None = None
+        self.places: Grant | None = None
+        self.of_store: Request | None = None
+
+
+class _Parts:
+    """The receipts of a grant: what was granted here, and by the store."""
+
+    __slots__ = ("local", "shared")
+
+    def __init__(self, local: Grant, shared: Grant) -> None:
+        self.local = local
+        self.shared = shared
+
+
+class MixedBackend:
+    """Decides over a backend of this process and one in front of a store. See `base.Backend`."""
+
+    __slots__ = ("__weakref__", "_clearance", "_plan", "local", "shared")
+
+    request_type = _MixedRequest
+    joint = True
+
+    def __init__(self, local: LocalBackend, shared: Any) -> None:
+        self.local = local
+        self.shared: SharedBackend = shared
+        for part in local.sets:
+            _check_held(part.limits())
+        self._plan = self._new_plan()
+        self._clearance = Clearance()
+
+    @property
+    def store(self) -> Any:
+        """The shared store."""
+        return self.shared.store
+
+    def plan(self) -> ChargePlan:
+        """What costs are charged on now."""
+        if self._plan.version != sum([part.version for part in self.local.sets]) + sum(
+            [part.version for part in self.shared.sets]
+        ):
+            self._plan = self._new_plan()
+            self._clearance = Clearance()
+        return self._plan
+
+    def _new_plan(self) -> ChargePlan:
+        return ChargePlan([*self.local.sets, *self.shared.sets])
+
+    def bind(self, caller: Caller, cost: Mapping[str, float]) -> Binding:
+        """Bind a cost to both parts: each takes the units that it knows."""
+        plan = self.plan()
+        binding = _MixedBinding()
+        binding.backend = self
+        binding.caller = caller
+        binding.clearance = self._clearance
+        binding.charge = Charge(cost, plan.charges(cost), look_closer)
+        # The grants of the whole are counted by the store's part.
+        binding.local = self.local.bind(Caller(caller.name, caller.max_queue), _only(cost, self.local.plan()))
+        binding.shared = self.shared.bind(caller, _only(cost, self.shared.plan()))
+        return binding
+
+    def current(self, binding: Binding) -> bool:
+        """Whether the limits are still those of the binding."""
+        self.plan()
+        return binding.clearance is self._clearance
+
+    # Turns
+
+    def enter(self, request: Request) -> float | None:
+        """Ask for the places here; once there are, for the rest. See `base`."""
+        assert isinstance(request, _MixedRequest), "wait.py makes what request_type says"
+        of_places = self.local.request_type(
+            request.binding.local, request.parker, request.max_wait, request.time_left, request.priority, request.flow
+        )
+        request.of_places = of_places
+        if of_places.charges:
+            seconds = self.local.enter(of_places)
+            if seconds is not None:
+                return seconds
+        return self._after_places(request)
+
+    def _after_places(self, request: _MixedRequest) -> float | None:
+        """The request for places has its answer: go on to the store, or refuse."""
+        of_places, request.of_places = request.of_places, None
+        assert of_places is not None, "there was one"
+        if of_places.error is not None:
+            request.error = of_places.take_error()
+            request.caller.refused += 1
+            return None
+        request.places = Grant()
+        if of_places.charges:
+            self.local.hand_over(of_places, request.places)
+        else:
+            request.places.of(self.local, request.binding.local.caller, (), [], clock.now())
+        waited = clock.now() - request.arrived
+        left = None if request.max_wait is None else max(0.0, request.max_wait - waited)
+        binding = request.binding.shared
+        if not self.shared.current(binding):
+            binding = self.shared.bind(binding.caller, binding.charge.cost)
+        of_store = self.shared.request_type(
+            binding, request.parker, left, request.time_left - waited, request.priority, request.flow
+        )
+        seconds = self.shared.enter(of_store)
+        request.of_store = of_store
+        if seconds is None:
+            self._after_store(request)
+        return seconds
+
+    def advance(self, request: Request) -> float | None:
+        """What a waiter that was woken has to do. See `base`."""
+        assert isinstance(request, _MixedRequest), "wait.py makes what request_type says"
+        if request.of_places is not None:
+            seconds = self.local.advance(request.of_places)
+            return seconds if seconds is not None else self._after_places(request)
+        assert request.of_store is not None, "it waits for the places or for the store"
+        seconds = self.shared.advance(request.of_store)
+        if seconds is None:
+            self._after_store(request)
+        return seconds
+
+    def _after_store(self, request: _MixedRequest) -> None:
+        of_store = request.of_store
+        assert of_store is not None, "it has answered"
+        if of_store.error is not None:
+            request.error = of_store.take_error()
+            places, request.places = request.places, None
+            assert places is not None, "it was waiting with them"
+            self.local.cancel(places)
+        else:
+            request.granted_at = clock.now()
+
+    def leave(self, request: Request) -> None:
+        """The caller is gone, or was refused: both parts come back. See `base`."""
+        assert isinstance(request, _MixedRequest), "wait.py makes what request_type says"
+        of_store, request.of_store = request.of_store, None
+        places, request.places = request.places, None
+        of_places, request.of_places = request.of_places, None
+        try:
+            if of_store is not None:
+                self.shared.leave(of_store)
+        finally:
+            if places is not None:
+                self.local.cancel(places)
+            elif of_places is not None:
+                self.local.leave(of_places)
+
+    def hand_over(self, request: Request, grant: Grant) -> None:
+        """Fill in the grant of a request that was granted. See `base`."""
+        assert isinstance(request, _MixedRequest), "wait.py makes what request_type says"
+        assert request.places is not None and request.of_store is not None, "both have granted it"  # noqa: PT018 - not a test
+        by_store = Grant()
+        self.shared.hand_over(request.of_store, by_store)
+        charges = (*request.places.charges, *by_store.charges)
+        grant.of(self, request.caller, charges, _Parts(request.places, by_store), request.granted_at)
+
+    # Of a grant
+
+    def cost(self, grant: Grant) -> dict[str, float]:
+        """What a grant is charged now, per unit."""
+        parts: _Parts = grant.receipts
+        here, there = self.local.cost(parts.local), self.shared.cost(parts.shared)
+        return {unit: max(here.get(unit, 0), there.get(unit, 0)) for unit in {**here, **there}}
+
+    def settle(self, grant: Grant, true_cost: Mapping[str, float]) -> None:
+        """Charge a grant for its true cost: each part for the units that it knows."""
+        plan = self.plan()
+        for unit in true_cost:
+            plan.check_unit(unit)
+        parts: _Parts = grant.receipts
+        here, there = _only(true_cost, self.local.plan()), _only(true_cost, self.shared.plan())
+        if there:
+            self.shared.settle(parts.shared, there)
+        if here:
+            self.local.settle(parts.local, here)
+
+    def cancel(self, grant: Grant) -> bool:
+        """Give everything back; False if that was done before."""
+        parts: _Parts = grant.receipts
+        grant.charges, grant.ended = (), True
+        done = self.shared.cancel(parts.shared)
+        return self.local.cancel(parts.local) or done
+
+    def close(self, grant: Grant) -> None:
+        """End a grant: what it holds comes back."""
+        parts: _Parts = grant.receipts
+        grant.ended = True
+        self.local.close(parts.local)
+        self.shared.close(parts.shared)
+
+    def lose(self, grant: Grant, where: tuple[str, int]) -> None:
+        """Nobody can end this grant any more. See `base`."""
+        parts: _Parts = grant.receipts
+        self.local.lose(parts.local, where)
+        if any(state.meter.held for state, _ in parts.shared.charges):
+            self.shared.lose(parts.shared, where)
+
+    # Of the limits
+
+    def forecast(self, binding: Binding) -> tuple[float, str | None]:
+        """Seconds that a call would wait if it came now: the longer of both waits."""
+        assert isinstance(binding, _MixedBinding), "it was bound here"
+        here, there = self.local.forecast(binding.local), self.shared.forecast(binding.shared)
+        return max(here, there, key=_wait_of)
+
+    def observe(self, remaining: Mapping[str, float], reset: Mapping[str, float], grant: Grant | None) -> None:
+        """Hear what the server says is left: of what the store counts, as places are not lowered by hearsay."""
+        plan = self.plan()
+        for unit in (*remaining, *reset):
+            plan.check_unit(unit)
+        there = self.shared.plan()
+        charged = None if grant is None else grant.receipts.shared
+        self.shared.observe(_only(remaining, there), _only(reset, there), charged)
+
+    def pause(self, seconds: float, units: tuple[str, ...]) -> None:
+        """Let nobody through for so long; what the store counts is paused for every process."""
+        self._both("pause", units, seconds)
+
+    def resume(self, units: tuple[str, ...]) -> None:
+        """End the pauses of these units, or of all."""
+        self._both("resume", units)
+
+    def _both(self, verb: str, units: tuple[str, ...], *arguments: Any) -> None:
+        for backend in (self.local, self.shared):
+            mine = tuple(unit for unit in units if unit in backend.plan().units)
+            if mine or not units:
+                getattr(backend, verb)(*arguments, mine)
+
+    def reconfigure(self, limits: Mapping[str, tuple[Limit, ...]]) -> None:
+        """Replace the limits of these units, in the part that knows them."""
+        here, there = _only(limits, self.local.plan()), _only(limits, self.shared.plan())
+        _check_held(here)
+        if there:
+            self.shared.reconfigure(there)
+        if here:
+            self.local.reconfigure(here)
+
+    def snapshot(self) -> Snapshot:
+        """How things stand in both."""
+        here, there = self.local.snapshot(), self.shared.snapshot()
+        return Snapshot(
+            waiting=here.waiting + there.waiting,
+            in_flight=max(here.in_flight, there.in_flight),
+            paused_for=max(here.paused_for, there.paused_for),
+            levels=[*here.levels, *there.levels],
+        )
+
+    async def refresh(self) -> None:
+        """Ask the store how things stand."""
+        await self.shared.refresh()
+
+    def recipe(self, caller: Caller) -> list[dict[str, Any]]:
+        """A part of it lives in this process: it cannot be pickled."""
+        return self.local.recipe(caller)
+
+    def itself(self) -> MixedBackend:
+        """This backend."""
+        return self
+
+    def joined(self, other: Any) -> MixedBackend:
+        """A backend over the limits of both.
+
+        Raises:
+            ValueError: They live in different shared stores.
+        """
+        if isinstance(other, MixedBackend):
+            return MixedBackend(self.local.joined(other.local), self.shared.joined(other.shared))
+        if isinstance(other, LocalBackend):
+            return MixedBackend(self.local.joined(other), self.shared)
+        return MixedBackend(self.local, self.shared.joined(other))
+
+
+def _only(amounts: Mapping[str, Any], plan: ChargePlan) -> dict[str, Any]:
+    return {unit: amount for unit, amount in amounts.items() if unit in plan.units}
+
+
+def _wait_of(forecast: tuple[float, str | None]) -> float:
+    return forecast[0]
+
+
+def _check_held(limits: Mapping[str, tuple[Limit, ...]]) -> None:
+    """Refuse what is spent and not held."""
+    for unit, kinds in limits.items():
+        for limit in kinds:
+            if not isinstance(limit, Unlimited | InFlight):
+                raise ValueError(
+                    f"{unit}={limit} of this process cannot be decided together with a shared store: only places (in_flight) can, which are held "
+                    "while the call waits for the store. Put the rate into the shared store, or enter one limiter after the other"
+                )
