@@ -21,8 +21,10 @@ from penstock._core.ledger import (
     PAUSE,
     RENEW,
     RENEWED,
+    RESUME,
     TIMED,
     WINDOW,
+    DamagedRow,
     decide,
     reshape,
 )
@@ -369,3 +371,65 @@ def test_two_limits_of_another_kind_than_a_bucket_hold_too(limit):
     assert first.verdicts[0] == 0
     assert [used(first, 0), used(first, 1)] == [3, 3]
     assert asked([limit, limit], ACQUIRE, 0, 0, 2, 0, 3, 1, 3, row=first.rows[0]).verdicts[0] < -1
+
+
+# Pauses
+
+
+def test_a_pause_of_one_limit_is_lifted_and_that_of_another_stays():
+    limits = [bucket(1, 10), bucket(1, 10)]
+    row = asked(limits, PAUSE, 60, 2, 0, 1, RESUME, 1, 1, ACQUIRE, 0, 1, 1, 1, 4).rows[0]
+    found = asked(limits, ACQUIRE, 0, 1, 1, 0, 1, RESUME, 1, 0, ACQUIRE, 0, 1, 1, 1, 6, row=row)
+    assert found.verdicts == [-61, 0, 0, 10]
+    assert found.states[0] == 0
+    assert found.states[3] == 0
+
+
+def test_nothing_is_reserved_beyond_a_pause_but_behind_a_longer_wait():
+    limits = [bucket(1, 10)]
+    assert asked(limits, PAUSE, 5, 1, 0, ACQUIRE, math.inf, 1, 1, 0, 1).verdicts == [-6, 0]
+    assert asked(limits, CHARGE, 1, 0, 16, PAUSE, 5, 1, 0, ACQUIRE, math.inf, 1, 1, 0, 1).verdicts == [16, 7, 17]
+
+
+# Rows that are not what was once written
+
+SOUND = (NOW, NOW, 0.0, 0.0, 3.0, 3.0, 1.0, 3.0, 0.0, 1.0, 5.0, 0.0, 0.5, 1.0)  # a bucket with a refund; a flow
+
+
+def packed(numbers):
+    return struct.pack(f">{len(numbers)}d", *numbers)
+
+
+def changed(at, value):
+    numbers = list(SOUND)
+    numbers[at] = value
+    return packed(numbers)
+
+
+def test_a_row_that_was_written_is_read():
+    assert used(asked([bucket(1, 10)], row=packed(SOUND))) == 3
+
+
+@pytest.mark.parametrize(
+    "row",
+    [b"", packed(SOUND)[:-1], packed(SOUND[:1]), packed(SOUND[:2]), packed(SOUND[:-1]), packed((*SOUND, 0.0)), packed(SOUND[:9]), packed(SOUND[:6]),
+     *(changed(at, value) for at in range(len(SOUND)) for value in (math.nan, math.inf, -math.inf)),
+     *(changed(at, -1.0) for at in (2, 3, 4, 5, 6, 9)), changed(6, 0.5), changed(6, 2.0), changed(6, 1e300),
+     packed((NOW, NOW)) + packed([0.0] * 5) * 30_000],
+)  # fmt: skip
+def test_a_damaged_row_is_found_out(row):
+    with pytest.raises(DamagedRow) as caught:
+        decide([packed(SOUND), row], [[bucket(1, 10)]] * 2, (), 1.0, NOW)
+    assert caught.value.index == 1
+
+
+def test_a_row_of_many_numbers_is_read():
+    limits = [bucket(1, 10)] * 19_999
+    assert len(asked(limits, row=packed((NOW, NOW)) + packed([0.0] * 5) * 19_999).states) == 3 * 19_999
+    with pytest.raises(DamagedRow):
+        asked([*limits, limits[0]], row=packed((NOW, NOW)) + packed([0.0] * 5) * 20_000)
+
+
+def test_no_row_is_kept_for_longer_than_stores_can_count():
+    assert asked([bucket(1e-9, 10)], CHARGE, 1, 0, 5).keep == [1e9]
+    assert asked([bucket(1, 10)], CHARGE, 1, 0, 5).keep == [5]

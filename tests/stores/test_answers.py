@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import threading
 import time
 
@@ -11,7 +12,7 @@ import anyio
 import pytest
 import redis
 
-from penstock import Limiter, RateLimited, StoreError, in_flight, per_second
+from penstock import Limiter, PenstockError, RateLimited, StoreError, in_flight, per_second
 from penstock.stores import RedisStore, Store
 from penstock.stores.contract import Reply
 
@@ -281,3 +282,45 @@ async def test_places_given_back_to_a_broken_store_come_back_once_it_works(store
     store.spoil = None
     with anyio.fail_after(1):
         await limiter.acquire()
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_no_reply_of_a_hostile_store_hangs_or_breaks_anything(seed, store):
+    """500 of each seed: every call hears a grant or one of our errors, and then all is as before."""
+    rng = random.Random(seed)
+    limiter = Limiter(requests=per_second(1000), calls=in_flight(50), name="x", store=store)
+    await limiter.acquire(calls=0)
+
+    def odd(values):
+        values = list(values)
+        for _ in range(rng.randint(0, 3)):
+            at = rng.randint(0, len(values))
+            value = rng.choice([math.nan, math.inf, -math.inf, -1.0, 0.0, 1e300, -1e300, rng.uniform(-5, 5), 7.0])
+            what = rng.randrange(3)
+            if what == 0:
+                values.insert(at, value)
+            elif values[at : at + 1]:
+                values[at : at + 1] = [] if what == 1 else [value]
+        return values
+
+    def spoil(_, reply):
+        parts = {name: getattr(reply, name) for name in ("epochs", "verdicts", "states")}
+        name = rng.choice(list(parts))
+        parts[name] = odd(parts[name])
+        now = rng.choice([reply.now] * 8 + [math.nan, -1.0])
+        return Reply(
+            now, rng.choice([{}] * 9 + [{"x": rng.choice(["", "{}", "[]", "null", '{"requests":5}'])}]), **parts
+        )
+
+    store.spoil = spoil
+    for _ in range(500):
+        with anyio.move_on_after(0.02):
+            try:
+                (await limiter.acquire(max_wait=rng.choice([0, 0.01]))).cancel()
+            except PenstockError:
+                pass
+    store.spoil = None
+    with anyio.fail_after(3):
+        await limiter.refresh()
+        await limiter.acquire(max_wait=2)
+    assert store.dispatcher.down is None
