@@ -141,7 +141,7 @@ def evalsha(where):
             5.0,
         ]
         next(calls)
-        await client.evalsha(sha, 3, "{raw}t", "{raw}t", "{raw}r", struct.pack(f">{len(words)}d", *words), terms.text)
+        await client.evalsha(sha, 2, "{raw}t", "{raw}r", struct.pack(f">{len(words)}d", *words), terms.text)
 
     return grant, None, None
 

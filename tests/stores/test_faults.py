@@ -199,6 +199,39 @@ async def test_a_server_that_was_killed_and_lost_its_memory(lost, server, prefix
     store.close()
 
 
+@pytest.mark.parametrize("lost", ["full", "empty"])
+async def test_a_row_that_is_evicted_or_deleted(lost, valkey, prefix):
+    """`full`: a burst too much each time. `empty`: not one, whatever else the server still knows."""
+    store = RedisStore(valkey, prefix=prefix, on_state_loss=lost)
+    client = redis.Redis.from_url(valkey)
+    limiter = Limiter(requests=per_second(50, burst=10), name="x", store=store)
+    begin, granted = time.monotonic(), 0
+    await limiter.acquire(requests=1)
+    for _ in range(5):
+        client.delete(store._key("x"))
+        with contextlib.suppress(RateLimited):
+            while True:
+                await limiter.acquire(max_wait=0)
+                granted += 1
+    over = granted - (10 + 50 * (time.monotonic() - begin))
+    assert over <= 0.01 if lost == "empty" else 0 < over <= 5 * 10
+    client.close()
+    store.close()
+
+
+async def test_new_limits_for_a_row_that_was_lost_begin_empty_too(valkey, prefix):
+    store = RedisStore(valkey, prefix=prefix, on_state_loss="empty")
+    client = redis.Redis.from_url(valkey)
+    limiter = Limiter(requests=per_second(1000, burst=10), name="x", store=store)
+    await limiter.acquire()
+    client.delete(store._key("x"))
+    limiter.reconfigure(requests=per_second(0.001, burst=10))
+    with pytest.raises(RateLimited):
+        await limiter.acquire(max_wait=0)
+    client.close()
+    store.close()
+
+
 async def test_pauses_are_heard_at_once_by_those_who_have_a_reservation(valkey, prefix):
     """Within milliseconds, not when they next ask."""
     stores = [RedisStore(valkey, prefix=prefix) for _ in range(2)]

@@ -41,7 +41,6 @@ def test_the_script_decides_as_the_ledger_does(which, lost, request, prefix):
         flat = [kind for one in terms for kind in one.numbers(START)]
         rows = [None] * len(terms)
         now, number = START, 0
-        born = -1.0
         receipts = []  # limit, amount, epoch, receipt, owner
         for _ in range(25):
             now += rng.choice([0, 0, 1, 1e3, 1e5, 1e6, 3e6, 7e7])
@@ -80,8 +79,7 @@ def test_the_script_decides_as_the_ledger_does(which, lost, request, prefix):
                     operations += [ledger.RENEW, 1, limit]
             batch = Batch(terms, [float(x) for x in operations], owner, number, now)
             reply = store.decide_at(batch, now)
-            if lost == "empty" and not 0 <= born <= now:  # the marker is set at first, and moved back with the clock
-                born = now
+            born = now if lost == "empty" else -1.0
             expected = ledger.decide(rows, [one.numbers(now) for one in terms], batch.operations, owner, now, born)
             rows = expected.rows
             assert reply.now == now

@@ -272,6 +272,8 @@ class Store(ABC):
     """The most requests in one call."""
     quiet_at_fork: ClassVar[bool] = True
     """Whether a fork waits until nothing is being asked, so that `before_fork` can let go of what a child must not inherit."""
+    lost_is_empty: bool = False
+    """Whether a row that is not there counts as used up."""
     hears: ClassVar[bool] = False
     """Whether `listen` tells of changes. If not, long reservations are confirmed before they are used."""
 
@@ -362,7 +364,8 @@ class Store(ABC):
         def decide(rows: list[Row | None], now: float) -> list[tuple[Row, float] | None]:
             (row,) = rows
             if row is None:
-                decision = ledger.decide([None], [terms.numbers(now)], (), 0.0, now)
+                born = now if self.lost_is_empty else -1.0
+                decision = ledger.decide([None], [terms.numbers(now)], (), 0.0, now, born)
                 return [((terms.text, decision.rows[0]), decision.keep[0])]
             before = Terms.of_text(terms.name, row[0], terms.place_ttl)
             keys = [(unit, index) for unit, kinds in before.limits.items() for index in range(len(kinds))]

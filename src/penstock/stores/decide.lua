@@ -2,9 +2,8 @@
 -- holds the two together, number by number. All of it happens at one moment of the server's clock, or not at all.
 --
 -- KEYS[1]      what this owner was told last, so that a batch that is sent again is decided once
--- KEYS[2]      the moment at which the server's memory begins, where absent rows count as used up; else the same as KEYS[1]
--- KEYS[3..]    per name a hash: t the terms, r the row
--- ARGV[1]      packed doubles: now (0: the server's), owner, number of the batch, whether KEYS[2] counts, names,
+-- KEYS[2..]    per name a hash: t the terms, r the row
+-- ARGV[1]      packed doubles: now (0: the server's), owner, number of the batch, whether an absent row counts as used up, names,
 --              then per name: how many limits, and five numbers for each; then the operations
 -- ARGV[2..]    per name the terms
 -- Reply        packed doubles: now, then per name its epoch, the verdicts, and three numbers per limit;
@@ -15,6 +14,7 @@ local LOG, RENEWED = 0, 2
 local ACQUIRE, GIVE_BACK, CHARGE, PAUSE, LOWER, RENEW, FLOW, LEAVE, RESUME = 1, 2, 3, 4, 5, 6, 7, 8, 9
 local LEAD, GRACE, AGAIN_LEAST, AGAIN_MOST, LATE, FORGET, FLOWS, NEVER = 0.020, 0.020, 0.001, 0.050, 0.020, 1, 64, -1e9
 local KEY, OF, TAG, AHEAD = 1, 2, 3, 4  -- of an entry of a flow, as in _core/flows.py
+local KEPT_IF_EMPTY = 2592000  -- where an absent row counts as used up, idle rows are kept for 30 days
 local REFUNDS, LONGEST_LOG, KEPT_LONGER, TOLD_FOR, LONGEST_KEPT, MOST_NUMBERS = 32, 256, 3600, 600, 1e9, 1e5
 local ROUNDING = 1 + 1e-12
 local max, min, ceil, huge = math.max, math.min, math.ceil, math.huge
@@ -76,15 +76,7 @@ if now == 0 then
   local time = redis.call('TIME')
   now = time[1] * 1000000 + time[2]
 end
-local born = -1
-if remembers == 1 then
-  local since = redis.call('GET', KEYS[2])
-  born = since and struct.unpack('>d', since) or now
-  if not since or born > now then
-    born = now
-    redis.call('SET', KEYS[2], struct.pack('>d', now))
-  end
-end
+local born = remembers == 1 and now or -1  -- the moment before which what is not there counts as forgotten
 
 -- Take the rows apart, and let the time since they were written pass.
 
@@ -94,7 +86,7 @@ local begins, born_at, others, flows, row_of = {}, {}, {}, {}, {}  -- flows: per
 local limits = 0
 
 for name = 1, names do
-  local row = redis.call('HMGET', KEYS[name + 2], 't', 'r')
+  local row = redis.call('HMGET', KEYS[name + 1], 't', 'r')
   local terms, bytes = row[1], row[2]
   if terms and terms ~= ARGV[name + 1] then
     others[#others + 1] = name
@@ -541,8 +533,8 @@ for name = 1, names do
     at = #row
     row[at + 1], row[at + 2], row[at + 3], row[at + 4] = unpack(known[i])
   end
-  redis.call('HSET', KEYS[name + 2], 't', ARGV[name + 1], 'r', pack(row))
-  redis.call('EXPIRE', KEYS[name + 2], ceil(min(keep, LONGEST_KEPT)) + KEPT_LONGER)
+  redis.call('HSET', KEYS[name + 1], 't', ARGV[name + 1], 'r', pack(row))
+  redis.call('EXPIRE', KEYS[name + 1], ceil(min(keep, LONGEST_KEPT)) + (remembers == 1 and KEPT_IF_EMPTY or KEPT_LONGER))
 end
 local bytes = pack(reply)
 redis.call('SET', KEYS[1], struct.pack('>d', number) .. bytes, 'EX', TOLD_FOR)

@@ -32,6 +32,9 @@ OLDEST = (6, 2)
 """The first version with what the script needs (`EXPIRE` inside scripts that are replicated by effect, and RESP as it is now)."""
 
 
+KEPT_IF_EMPTY = 30 * 86_400
+"""Seconds for which idle rows are kept where an absent row counts as used up."""
+
 CANNOT_NOW = frozenset(
     {
         "LOADING",
@@ -133,8 +136,9 @@ class RedisStore(Store):
         prefix: What all keys begin with.
         group: Cluster only: a function of a limiter's name; names of one group live together, and can be joined with `&`.
         timeout: Seconds to wait for a connection, and for a reply.
-        on_state_loss: After the server has lost its memory, limits begin "full" (at most one burst too much each time), or "empty"
-            (never too much; costs one burst, at the very first start too).
+        on_state_loss: After the server has lost what it knew of a limiter (a restart, an eviction, a key that somebody deleted), it begins "full"
+            (at most one burst too much each time), or "empty" (never too much; costs one burst, at the very first start too, and
+            after 30 days without use).
         options: As for every shared store: `place_ttl`, `patience`, `on_outage`, `share`, `on_event`.
 
     Raises:
@@ -171,7 +175,7 @@ class RedisStore(Store):
         self.timeout: float = float(timeout)
         self.prefix = prefix
         self._group = group
-        self._lost_is_empty = on_state_loss == "empty"
+        self.lost_is_empty = on_state_loss == "empty"
         self._options: dict[str, Any] = {
             "socket_timeout": self.timeout,
             "socket_connect_timeout": self.timeout,
@@ -211,7 +215,7 @@ class RedisStore(Store):
                 "that every process has"
             )
         options = {**self.options(), "prefix": self.prefix, "group": self._group, "timeout": self.timeout}
-        options["on_state_loss"] = "empty" if self._lost_is_empty else "full"
+        options["on_state_loss"] = "empty" if self.lost_is_empty else "full"
         return Recipe(type(self), (self._made_from,), options)
 
     # Who the server is
@@ -407,7 +411,7 @@ class RedisStore(Store):
     def decide_at(self, batch: Batch, now: float) -> Reply:
         """`decide`, at a moment of the caller's choice, in microseconds since 1970; 0: the server's. For tests of the arithmetic."""
         terms = batch.terms
-        numbers: list[float] = [now, batch.owner, batch.number, 1.0 if self._lost_is_empty else 0.0, len(terms)]
+        numbers: list[float] = [now, batch.owner, batch.number, 1.0 if self.lost_is_empty else 0.0, len(terms)]
         limits = 0
         for one in terms:
             kinds = one.numbers(batch.now)
@@ -417,8 +421,7 @@ class RedisStore(Store):
                 numbers += kind
         numbers += batch.operations
         told = self._key(terms[0].name, f"told:{batch.owner:.0f}")
-        keys = [told, self._key(terms[0].name, "born") if self._lost_is_empty else told]
-        keys += [self._key(one.name) for one in terms]
+        keys = [told, *(self._key(one.name) for one in terms)]
         with self._explained([one.name for one in terms]):
             answer = self._run(
                 self._decide, keys, [struct.pack(f">{len(numbers)}d", *numbers), *(one.text for one in terms)]
@@ -468,7 +471,17 @@ class RedisStore(Store):
                 if new is None:
                     return
                 (text, written), keep = new
-                if self._run(self._exchange, [key], [terms or b"", row or b"", text, written, int(keep) + 3601]):
+                if self._run(
+                    self._exchange,
+                    [key],
+                    [
+                        terms or b"",
+                        row or b"",
+                        text,
+                        written,
+                        int(keep) + (KEPT_IF_EMPTY if self.lost_is_empty else 3601),
+                    ],
+                ):
                     return
         raise Unreachable(
             f"{self._address}: the row of {names[0]!r} was changed by others a hundred times while it was read"
