@@ -52,15 +52,14 @@ else
 	wait $$half1 || code=1; wait $$half2 || code=1; cat .cache/stores1.log .cache/stores2.log; exit $$code
 endif
 
-check: environment ## ruff, mypy --strict, pyright, and the layers
+check: environment ## ruff, mypy --strict, pyright (every public name has a known type), and the layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src tests/typing
 	$(PYRIGHT)
+	@mkdir -p .cache
+	$(PYRIGHT) --verifytypes penstock --ignoreexternal > .cache/types.log || (cat .cache/types.log; exit 1)
 	$(BIN)/python -m pytest -q tests/test_layers.py
-
-types: environment ## how much of the public face says its types, and what does not
-	$(PYRIGHT) --verifytypes penstock --ignoreexternal
 
 bench: ## the benchmarks of benchmarks/, each beside what a user would write instead; writes benchmarks/RESULTS.md (a quarter of an hour)
 	@$(SETUP) $(TESTED) $(VENV)-bench=requirements/bench.txt

@@ -98,10 +98,10 @@ class Terms:
     def __init__(
         self, max_wait: float | None = None, priority: int = 0, flow: Hashable = None, *, block: bool = False
     ) -> None:
-        self.max_wait = max_wait
-        self.priority = priority
-        self.flow = flow
-        self.block = block
+        self.max_wait: float | None = max_wait
+        self.priority: int = priority
+        self.flow: Hashable = flow
+        self.block: bool = block
 
     @classmethod
     def read(cls, max_wait: Any, priority: Any, flow: Any, *, block: bool) -> Terms:

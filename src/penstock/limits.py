@@ -359,5 +359,5 @@ def _span(seconds: float, one: str = "") -> str:
     return one + _NAMES[seconds] if seconds in _NAMES else f"{_numbers.show(seconds)}s"
 
 
-unlimited = Unlimited()
+unlimited: Unlimited = Unlimited()
 """A limit that never binds: for a unit of one user, key or model that has none where others do."""

@@ -258,21 +258,24 @@ class _Work:
         self.ordered = ordered
         self.return_errors = return_errors
         self.on_progress = on_progress
-        self.total = len(items) if isinstance(items, Sized) else None
+        self.total: int | None = len(items) if isinstance(items, Sized) else None
 
         self.queue: deque[_Call] = deque()
         """Calls whose results were not handed over. In order: all that were started. Else: those that have ended."""
         self.running: dict[_Call, None] = {}  # in the order in which they began
-        self.ahead = 0
+        self.ahead: int = 0
         """How many items were read whose result was not handed over."""
-        self.started = self.ended = self.failed = 0
+        self.started: int = 0
+        self.ended: int = 0
+        self.failed: int = 0
 
         self.reader: tasks.OwnedTask | None = None
         self.reader_parker: parking.Parker
         self.consumer_parker: parking.Parker
-        self.reader_waits = self.consumer_waits = False
-        self.exhausted = False
-        self.stopped = False
+        self.reader_waits: bool = False
+        self.consumer_waits: bool = False
+        self.exhausted: bool = False
+        self.stopped: bool = False
         """Only results that are ready will follow: something failed, or the consumer has left."""
         self.error: BaseException | None = None
 

@@ -228,8 +228,8 @@ async def test_waits_refusals_and_pauses_can_be_logged_with_their_numbers(virtua
     assert resumed.units == ("requests",)
 
 
-async def test_nothing_is_formatted_for_a_log_that_is_off(virtual_time, monkeypatch):
-    logging.getLogger("penstock.limiter").setLevel(logging.WARNING)
+async def test_nothing_is_formatted_for_a_log_that_is_off(virtual_time, monkeypatch, caplog):
+    caplog.set_level(logging.WARNING, "penstock.limiter")
     monkeypatch.setattr(logging.Logger, "_log", lambda *_, **__: pytest.fail("a record was made"))
     limiter = Limiter(requests=Rate(1, 1.0, 1))
     await limiter.acquire()

@@ -43,11 +43,14 @@ class Caller:
         *,
         enforce: bool = True,
     ) -> None:
-        self.name = name
-        self.max_queue = max_queue
-        self.enforce = enforce
-        self.on_event = on_event
-        self.granted = self.refused = self.cancelled = self.would_refuse = 0
+        self.name: str | None = name
+        self.max_queue: int | None = max_queue
+        self.enforce: bool = enforce
+        self.on_event: Callable[[LimiterEvent], object] | None = on_event
+        self.granted: int = 0
+        self.refused: int = 0
+        self.cancelled: int = 0
+        self.would_refuse: int = 0
 
 
 class Clearance:
@@ -60,7 +63,7 @@ class Clearance:
     __slots__ = ("given",)
 
     def __init__(self) -> None:
-        self.given = True
+        self.given: bool = True
 
 
 class Grant:
@@ -147,14 +150,14 @@ class Charge:
     grant: Callable[[Binding, Grant], bool]
 
     def __init__(self, cost: Mapping[str, float], charges: Charges, grant: Callable[[Binding, Grant], bool]) -> None:
-        self.cost = cost
+        self.cost: Mapping[str, float] = cost
         self.full_cost: Mapping[str, float] = Shown(cost_of(charges))
         self.charges = charges
         self.parts = ()
         self.grant = grant
         self.release: Callable[[Grant], bool] | None = None
-        self.held = any(state.meter.held for state, _ in charges)
-        self.watched = any(state.meter.held and getattr(state.limit, "ttl", None) is None for state, _ in charges)
+        self.held: bool = any(state.meter.held for state, _ in charges)
+        self.watched: bool = any(state.meter.held and getattr(state.limit, "ttl", None) is None for state, _ in charges)
 
 
 def words_of(cost: Mapping[str, Any]) -> Any:
@@ -219,16 +222,16 @@ class Request(Waiter):
         flow: Hashable = None,
     ) -> None:
         super().__init__(binding.charge.charges, priority, flow)  # type: ignore[arg-type]  # limit states are what is charged
-        self.caller = binding.caller
-        self.cost = binding.charge.cost
-        self.granted_at = math.nan
+        self.caller: Caller = binding.caller
+        self.cost: Mapping[str, float] = binding.charge.cost
+        self.granted_at: float = math.nan
         self.parker: Any = parker  # whatever parks has one
-        self.max_wait = max_wait
-        self.time_left = time_left
+        self.max_wait: float | None = max_wait
+        self.time_left: float = time_left
         self.home: object = None if parker is None else parker.home
         self.deadline: float | None = None
         self.queue: object = None  # a WaitQueue, which knows requests
-        self.waking = False
+        self.waking: bool = False
         self.error: Exception | None = None
 
     def take_error(self) -> Exception:
@@ -333,7 +336,7 @@ class Snapshot:
     __slots__ = ("in_flight", "levels", "paused_for", "waiting")
 
     def __init__(self, waiting: int, in_flight: float, paused_for: float, levels: list[tuple[str, Any, float]]) -> None:
-        self.waiting = waiting
-        self.in_flight = in_flight
-        self.paused_for = paused_for
-        self.levels = levels  # (label, limit state, level)
+        self.waiting: int = waiting
+        self.in_flight: float = in_flight
+        self.paused_for: float = paused_for
+        self.levels: list[tuple[str, Any, float]] = levels  # (label, limit state, level)

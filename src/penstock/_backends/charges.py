@@ -40,7 +40,7 @@ class ChargePlan:
     __slots__ = ("defaults", "expires", "held", "states", "units", "version")
 
     def __init__(self, sets: Sequence[_LimitSet]) -> None:
-        self.version = sum([part.version for part in sets])
+        self.version: int = sum([part.version for part in sets])
         units: dict[str, tuple[LimitState, ...]] = {}
         defaults: dict[str, float] = {}
         for part in sets:
@@ -48,11 +48,13 @@ class ChargePlan:
                 units[unit] = (*units.get(unit, ()), *states)
             for unit, default in part.defaults.items():
                 defaults.setdefault(unit, default)
-        self.units = units
-        self.defaults = defaults
-        self.states = [state for states in units.values() for state in states]
-        self.held = any(state.meter.held for state in self.states)
-        self.expires = any(isinstance(state.meter, Places) and state.meter.ttl is not None for state in self.states)
+        self.units: dict[str, tuple[LimitState, ...]] = units
+        self.defaults: dict[str, float] = defaults
+        self.states: list[LimitState] = [state for states in units.values() for state in states]
+        self.held: bool = any(state.meter.held for state in self.states)
+        self.expires: bool = any(
+            isinstance(state.meter, Places) and state.meter.ttl is not None for state in self.states
+        )
 
     def charges(self, cost: Mapping[str, Any], *, enforce: bool = True, unlimited: bool = False) -> Charges:
         """What a call of that cost is charged, limit by limit; nothing for a unit that costs 0, or has no limit.

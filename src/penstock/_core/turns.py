@@ -67,12 +67,12 @@ class LimitState:
     __slots__ = ("label", "limit", "meter", "paused_until", "queued", "throughput", "unit")
 
     def __init__(self, unit: str, limit: Any, label: str) -> None:
-        self.unit = unit
-        self.label = label
-        self.paused_until = -math.inf
-        self.queued = 0.0
-        self.limit = limit
-        self.meter = meter_for(limit)
+        self.unit: str = unit
+        self.label: str = label
+        self.paused_until: float = -math.inf
+        self.queued: float = 0.0
+        self.limit: Any = limit
+        self.meter: Meter = meter_for(limit)
         self._weigh()
 
     @classmethod

@@ -10,7 +10,7 @@ from penstock.cli.terminal import write
 
 __all__ = ["app"]
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name="penstock",
     help="Run calls as fast as their limits allow, and never faster.",
     add_completion=False,

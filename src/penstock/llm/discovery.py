@@ -51,7 +51,7 @@ class UnitEstimate:
     """
 
     def __init__(self, *, charges_refused: bool = False, trusted: bool = False) -> None:
-        self.traffic = Traffic()
+        self.traffic: Traffic = Traffic()
         self.told: dict[str, ServerEstimate] = {}
         self.pace: Pace | None = None
         self._charges_refused = charges_refused

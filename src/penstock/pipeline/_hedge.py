@@ -70,9 +70,11 @@ class hedge(SharedState):  # noqa: N801 - used like a function
             raise ValueError(
                 f"hedge(samples={samples!r}): {self.ENOUGH} or more; fewer say little about how long calls take"
             )
-        self.after = after
-        self.initial = None if initial is None else span(f"hedge(initial={initial!r})", initial, zero=True)
-        self.budget = budget
+        self.after: str | float = after
+        self.initial: float | None = (
+            None if initial is None else span(f"hedge(initial={initial!r})", initial, zero=True)
+        )
+        self.budget: Budget | None = budget
         self._durations: deque[float] = deque(maxlen=samples)
 
     def delay(self) -> float | None:

@@ -107,10 +107,10 @@ class Run:
             client: What sends. It is entered by the run.
             say: Is told, once each, what a person should know while it goes on.
         """
-        self.counts = Counts()
+        self.counts: Counts = Counts()
         self.groups: dict[str, Group] = {}
-        self.outage = Outage(settings.give_up_after)
-        self.last_error = ""
+        self.outage: Outage = Outage(settings.give_up_after)
+        self.last_error: str = ""
         self.stopped: Stopped | None = None
         self._lines = lines
         self._results = results
@@ -138,7 +138,7 @@ class Run:
         self._answering: set[str] = set()  # models of which the service has answered a row
         self._blocked: dict[str, Refused] = {}
         self._set_aside: list[Work] = []
-        self.concurrency = settings.max_in_flight
+        self.concurrency: int = settings.max_in_flight
 
     async def __call__(self) -> None:
         """Work through the file; return when every row is done, or the run was stopped and nothing is on its way."""

@@ -79,12 +79,12 @@ class Appended:
         self.path = path
         self._is_ours = descriptor is None
         try:
-            self.descriptor = _open(path) if descriptor is None else descriptor
+            self.descriptor: int = _open(path) if descriptor is None else descriptor
         except OSError as error:
             raise cannot_write(path, error) from None
-        self.status = os.fstat(self.descriptor)
-        self.is_regular = stat.S_ISREG(self.status.st_mode)
-        self.size = self.status.st_size if self.is_regular else 0
+        self.status: os.stat_result = os.fstat(self.descriptor)
+        self.is_regular: bool = stat.S_ISREG(self.status.st_mode)
+        self.size: int = self.status.st_size if self.is_regular else 0
         try:
             self._lock(option)
         except BaseException:
@@ -196,7 +196,7 @@ class Pipe:
         self._queue: queue.SimpleQueue[bytes | threading.Event] = queue.SimpleQueue()
         self._error: tuple[OutputError] | None = None
         self._thread: threading.Thread | None = None
-        self.waiting = 0
+        self.waiting: int = 0
 
     def put(self, line: bytes) -> None:
         """Write a line, some time.

@@ -42,8 +42,8 @@ class Group:
             idle: Seconds since an earlier run used these limits up; `inf`: they are whole.
         """
         self.name = name
-        self.mix = Mix()
-        self.in_line = 0
+        self.mix: Mix = Mix()
+        self.in_line: int = 0
         self._line: dict[str, float] = {}
         self._is_shared = isinstance(limits, Limiter)
         self._promised: Limits | None = _rates_of(limits) if isinstance(limits, Limiter) else limits

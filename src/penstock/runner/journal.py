@@ -167,13 +167,13 @@ class Journal:
             OutputError: It cannot be written, is in use by another run, or is no journal.
         """
         self.path = path
-        self.answered = Answered()
+        self.answered: Answered = Answered()
         self.open: set[int] = set()
         self.failed: set[int] = set()
-        self.repaired = 0
-        self.size = 0
-        self.last = b""
-        self.in_input_order = False
+        self.repaired: int = 0
+        self.size: int = 0
+        self.last: bytes = b""
+        self.in_input_order: bool = False
         self.offsets: array.array[int] | None = array.array("Q") if offsets else None
         self._file = Appended(path, "--journal")
         try:

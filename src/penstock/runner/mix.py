@@ -50,7 +50,7 @@ class Mix:
         self._added = 0
         self._chosen = 0
         self._count = 0
-        self.bytes = 0
+        self.bytes: int = 0
 
     def __len__(self) -> int:
         return self._count

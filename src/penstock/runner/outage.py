@@ -42,7 +42,7 @@ class Outage:
             give_up_after: Seconds that it may be away.
         """
         self.since: float | None = None
-        self.reason = ""
+        self.reason: str = ""
         self._give_up_after = give_up_after
         self._began: float | None = None
         self._reached = False

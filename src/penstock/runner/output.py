@@ -60,7 +60,8 @@ class ChangedError(OutputError):
             f"{rows} something else than what {where} answers under the same custom_id (first: line {line}): "
             "--changed=rerun asks again and drops the old answers, --changed=keep keeps them, --overwrite begins anew"
         )
-        self.count, self.line = count, line
+        self.count: int = count
+        self.line: int = line
 
 
 def journal_of(out: Path) -> Path:
@@ -105,8 +106,10 @@ class Results:
         Raises:
             OutputError: A file cannot be written, is in use by another run, or holds something else than results.
         """
-        self.out_path, self.errors_path = out, errors
-        self.repaired = self.restored = 0
+        self.out_path: Path = out
+        self.errors_path: Path = errors
+        self.repaired: int = 0
+        self.restored: int = 0
         self._order, self._changed = order, changed
         self._places = array.array("Q")  # of each row in the order of the input: 1 + where its answer is, 0: nowhere
         self._doubtful: set[int | None] | None = None
@@ -122,7 +125,7 @@ class Results:
             with contextlib.suppress(OSError):
                 times += [path.stat().st_mtime] if path is not None and there else []
             # What is dropped now, or was torn off, has been paid for all the same.
-            self.idle = max(0.0, clock.wall() - max(times)) if times else math.inf
+            self.idle: float = max(0.0, clock.wall() - max(times)) if times else math.inf
             if overwrite:
                 self._out.truncate(0)
             self._journal: Journal | None = None
@@ -134,7 +137,7 @@ class Results:
                 )
                 if ours:
                     self._reconcile()
-            self.found = 0 if self._journal is None else len(self._journal.answered)
+            self.found: int = 0 if self._journal is None else len(self._journal.answered)
             self._errors = opening.enter_context(
                 contextlib.closing(Appended(errors, "--errors", descriptor=errors_descriptor))
             )

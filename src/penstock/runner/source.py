@@ -124,10 +124,10 @@ class Lines:
         self._file = file
         self.name = name
         self._status = os.fstat(file)
-        self.is_regular = stat.S_ISREG(self._status.st_mode)
-        self.began_at = os.lseek(file, 0, os.SEEK_CUR) if self.is_regular else 0
-        self.is_plain = False
-        self.passed = 0
+        self.is_regular: bool = stat.S_ISREG(self._status.st_mode)
+        self.began_at: int = os.lseek(file, 0, os.SEEK_CUR) if self.is_regular else 0
+        self.is_plain: bool = False
+        self.passed: int = 0
         self._skip = bytearray()
         self._prompt = prompt
         self._stopped = False

@@ -31,7 +31,7 @@ class Throttle:
     """
 
     def __init__(self) -> None:
-        self.share = 1.0
+        self.share: float = 1.0
         self._refused_at = self._rose_at = 0.0
 
     def refused(self, now: float) -> bool:

@@ -28,19 +28,19 @@ class Work:
     )  # fmt: skip
 
     def __init__(self, group: Group, row: Row) -> None:
-        self.group = group
-        self.row = row
-        self.scope = anyio.CancelScope()
-        self.is_sending = False
-        self.sent = 0  # attempts that left
-        self.failures = 0  # those that count
-        self.waits = 0  # how often it was told to wait
+        self.group: Group = group
+        self.row: Row = row
+        self.scope: anyio.CancelScope = anyio.CancelScope()
+        self.is_sending: bool = False
+        self.sent: int = 0  # attempts that left
+        self.failures: int = 0  # those that count
+        self.waits: int = 0  # how often it was told to wait
         self.waits_since: float | None = None
-        self.reserved = 0.0  # dollars
-        self.wait = 0.0  # seconds before its next attempt
+        self.reserved: float = 0.0  # dollars
+        self.wait: float = 0.0  # seconds before its next attempt
         self.may_be_billed: bool | None = None
-        self.earliest = 0.0
-        self.in_line = False
+        self.earliest: float = 0.0
+        self.in_line: bool = False
         self.enter_line()
 
     def enter_line(self) -> None:

@@ -19,11 +19,11 @@ It needs the extra `simulator`: Starlette and uvicorn.
 try:
     import starlette as _starlette
     import uvicorn as _uvicorn
-except ImportError as missing:
+except ImportError as _missing:
     raise ImportError(
-        f'penstock.simulator needs the package {missing.name!r}: install the extra, pip install "penstock[simulator]"',
-        name=missing.name,
-    ) from missing
+        f'penstock.simulator needs the package {_missing.name!r}: install the extra, pip install "penstock[simulator]"',
+        name=_missing.name,
+    ) from _missing
 
 from penstock.simulator._account import Admission, LimitStatistics, Statistics
 from penstock.simulator._app import create_app

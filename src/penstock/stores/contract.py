@@ -197,9 +197,9 @@ class Recipe:
     __slots__ = ("arguments", "make", "options")
 
     def __init__(self, make: Callable[..., Store], arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
-        self.make = make
-        self.arguments = arguments
-        self.options = dict(options)
+        self.make: Callable[..., Store] = make
+        self.arguments: tuple[Any, ...] = arguments
+        self.options: dict[str, Any] = dict(options)
 
 
 class FromEnvironment:
@@ -208,10 +208,10 @@ class FromEnvironment:
     __slots__ = ("before", "behind", "name", "quoted")
 
     def __init__(self, before: str, name: str, behind: str, *, quoted: bool) -> None:
-        self.before = before
-        self.name = name
-        self.behind = behind
-        self.quoted = quoted  # whether the variable's value must be percent-encoded
+        self.before: str = before
+        self.name: str = name
+        self.behind: str = behind
+        self.quoted: bool = quoted  # whether the variable's value must be percent-encoded
 
     def read(self) -> str:
         """The text.
@@ -306,7 +306,7 @@ class Store(ABC):
         self.share = share
         self.on_event = on_event
         self.lock: threading.RLock = threading.RLock()
-        self.in_use = False  # whether there may be a thread, and connections
+        self.in_use: bool = False  # whether there may be a thread, and connections
         self.dispatcher: Any = None  # what takes batches here, once there is something to send
 
     @abstractmethod

@@ -49,8 +49,8 @@ class MemoryStore:
     __slots__ = ("__weakref__", "_giving_back", "_names", "_sweep", "deciding", "lock", "postponed")
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.deciding = False  # whether the thread that holds the lock is in the middle of a decision
+        self.lock: threading.RLock = threading.RLock()
+        self.deciding: bool = False  # whether the thread that holds the lock is in the middle of a decision
         self.postponed: deque[Callable[[], object]] = deque()  # what is to be given back at its end
         self._giving_back = False
         self._names: dict[str, Any] = {}

@@ -175,7 +175,7 @@ class RedisStore(Store):
         self.timeout: float = float(timeout)
         self.prefix = prefix
         self._group = group
-        self.lost_is_empty = on_state_loss == "empty"
+        self.lost_is_empty: bool = on_state_loss == "empty"
         self._options: dict[str, Any] = {
             "socket_timeout": self.timeout,
             "socket_connect_timeout": self.timeout,
