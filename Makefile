@@ -21,14 +21,14 @@ TESTED = $(VENV)=requirements/dev.txt .cache/ranks=requirements/ranks.txt \
 DEMO_LIMITS := requests=840/min burst 40,tokens=330k/min burst 12k
 DEMO := demo-out/results.jsonl
 
-# It takes the Python that is first on PATH; whatever --pythonpath says, --verifytypes takes no other.
+# pyright --verifytypes takes the Python that is first on PATH, whatever --pythonpath says.
 PYRIGHT := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright
 
 PYTEST := $(NEEDS_RANKS) PENSTOCK_OPENAI2_PYTHON="$(CURDIR)/$(VENV)-openai2/bin/python" PENSTOCK_TEST_SERVERS="$(SERVERS)" \
 	$(BIN)/python -m pytest -q
 HALF := tests/stores/test_contract.py tests/stores/test_leases.py # of the time that tests/stores takes
 
-.PHONY: help demo test check types bench docs mutation pins clean environment
+.PHONY: help demo test check bench docs mutation pins clean environment
 
 help: ## what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
