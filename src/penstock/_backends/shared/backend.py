@@ -138,14 +138,15 @@ class SharedBackend:
                 "`await limiter.acquire(max_wait=0)`, or `async with`, or run this function in a thread (for example with "
                 "anyio.to_thread.run_sync) with `with limiter(max_wait=0):`"
             )
-        request.flow = flow_key(request.flow)
+        if request.flow is not None:
+            request.flow = flow_key(request.flow)
         if self._plan.held:
             self._warn_of_orphans(request.charges)
         if self.lease is not None:
             with self.store.lock:  # who comes after this one is not to be granted before it is there
                 self.queue.coming += 1
         self.dispatcher.post(request)
-        return self._until_answered(request)
+        return math.inf if request.latest == math.inf else self._until_answered(request)
 
     def _until_answered(self, request: SharedRequest) -> float:
         """Seconds to wait for the dispatcher: for ever, or, where the caller said how long it waits, as long and as the store may take to answer."""
@@ -281,9 +282,12 @@ class SharedBackend:
 
     def close(self, grant: Grant) -> None:
         """End a grant: what it holds comes back."""
+        if not self._plan.held:
+            grant.ended = True  # without the lock, which the dispatcher may have
+            return
         with self.store.lock:
             ended, grant.ended = grant.ended, True
-            if ended or not self._plan.held:
+            if ended:
                 return
             receipts: StoreReceipts = grant.receipts
             wanted = receipts.wants()

@@ -111,7 +111,7 @@ class Scheduler:
     # What comes in
 
     def _enter(self, request: SharedRequest, now: float) -> None:
-        state, queue = self.state, self.state.queue_of(request)
+        state, queue = self.state, request.charges[0][0].limit_set.queue
         if queue.lease is not None:
             queue.coming -= 1
         if request.stage is not Stage.NEW:
@@ -293,6 +293,8 @@ class Scheduler:
         for settlement in batch.settlements:  # what was settled again meanwhile can be told now
             if settlement.receipts in self.state.settlements:
                 self.state.urgent = True
+        woken = self.state.woken
+        plain = not self.state.apart and not any(of.renewed for part in batch.offsets for of in part.order)
         refused: list[SharedRequest] = []
         served: dict[StoreQueue, None] = {}
         for request, verdict in zip(batch.asked, verdicts, strict=True):
@@ -304,6 +306,12 @@ class Scheduler:
                     self._leasing.refused(request, verdict, now)
             elif isinstance(verdict, Admitted):
                 request.receipts, request.epochs = verdict.receipts, batch.epochs
+                if plain and verdict.wait == 0 and request.stage is Stage.ASKED and request.batch is batch:
+                    request.granted_at = now  # as `state.grant`, for most
+                    request.stage = Stage.GRANTED
+                    request.caller.granted += 1
+                    woken.append(request.parker)
+                    continue
                 self._admitted(request, batch, verdict.wait, now)
             elif request.batch is batch and request.stage is Stage.ASKED:
                 self._not_admitted(request, verdict, now, refused)
