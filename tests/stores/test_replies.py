@@ -1,0 +1,113 @@
+"""What a server may say instead of an answer: each is sorted, none grants, none hangs."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+
+import anyio
+import pytest
+
+from penstock import Limiter, StoreError, per_second
+from penstock.stores import RedisStore
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend():
+    """Faults happen to the dispatcher's thread, whichever loop it works for; `test_contract` has both."""
+    return "asyncio"
+
+
+SAID = {
+    "LOADING Redis is loading the dataset in memory": "cannot answer now",
+    "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.": "cannot answer now",
+    "CLUSTERDOWN The cluster is down": "cannot answer now",
+    "CLUSTERDOWN Hash slot not served": "cannot answer now",
+    "TRYAGAIN Multiple keys request during rehashing of slot": "cannot answer now",
+    "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.": "cannot answer now",
+    "NOREPLICAS Not enough good replicas to write.": "cannot answer now",
+    "MISCONF Redis is configured to save RDB snapshots, but is currently not able to persist on disk.": "cannot answer now",
+    "READONLY You can't write against a read only replica.": "read-only replica",
+    "ERR Error running script (call to f_1): @user_script:1: -READONLY You can't write against a read only replica.": "read-only",
+    "OOM command not allowed when used memory > 'maxmemory'.": "no memory left",
+    "ERR Error running script (call to f_1): @user_script:1: -OOM command not allowed when used memory > 'maxmemory'.": "no memory left",
+    "ERR max number of clients reached": "does not answer",
+    "NOPERM User penstock has no permissions to run the 'evalsha' command": "may not do what is needed",
+    "NOAUTH Authentication required.": "refused us",
+    "WRONGPASS invalid username-password pair or user is disabled.": "refused us",
+    "ERR invalid password": "refused us",
+    "ERR unknown command 'EVALSHA'": "says unknown command",
+    "WRONGTYPE Operation against a key holding the wrong kind of value": "says WRONGTYPE",
+    "CROSSSLOT Keys in request don't hash to the same slot": "says",
+    "ERR Protocol error: unauthenticated bulk length": "says Protocol error",
+}  # fmt: skip
+
+OUTAGES = ("cannot answer now", "read-only", "no memory left", "does not answer")
+
+
+@pytest.fixture
+def talker():
+    """A server that answers every question with the same bytes, but for the first ones of a connection."""
+    answers = []
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve(connection):
+        with contextlib.closing(connection), contextlib.suppress(OSError):
+            while asked := connection.recv(65536):
+                for command in asked.split(b"*")[1:]:
+                    if b"EVAL" in command:
+                        connection.sendall(answers[0])
+                    elif b"INFO" in command:
+                        info = b"redis_version:7.0.0\r\ncluster_enabled:0\r\n"
+                        connection.sendall(b"$%d\r\n%b\r\n" % (len(info), info))
+                    elif b"CLIENT" in command or b"SELECT" in command:
+                        connection.sendall(b"+OK\r\n")
+
+    def accept():
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    yield answers, f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
+    listener.close()
+
+
+@pytest.mark.parametrize(("words", "says"), SAID.items(), ids=lambda text: text[:40])
+async def test_what_a_server_says_is_sorted(words, says, talker):
+    """What passes is an outage, for which `on_outage` says what happens; what somebody must mend is an error at once."""
+    answers, url = talker
+    answers[:] = [b"-%b\r\n" % words.encode()]
+    events = []
+    store = RedisStore(url, timeout=0.3, patience=0.1, on_outage="open", on_event=events.append)
+    limiter = Limiter(requests=per_second(5), name="x", store=store)
+    if says.startswith(OUTAGES):
+        with anyio.fail_after(2):
+            await limiter.acquire()
+        assert says in events[0].reason
+    else:
+        with anyio.fail_after(2), pytest.raises(StoreError, match=says):
+            await limiter.acquire()
+        assert events == []
+    store.close(timeout=1)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"$3\r\nabc\r\n", b":5\r\n", b"*0\r\n", b"*2\r\n$1\r\na\r\n$1\r\nb\r\n", b"*3\r\n$8\r\n00000000\r\n:7\r\n$1\r\nb\r\n", b"+OK\r\n", b"$-1\r\n", b"*-1\r\n",
+     b"$8\r\n00000000\r\n", b"$16\r\n" + b"\xff" * 16 + b"\r\n", b"$800\r\n" + b"\x7f\xf0" * 400 + b"\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"%1\r\n", b"$9999999999\r\n",
+     b"*1000000000\r\n", b"-\r\n", b"\r\n\r\n", b"-DAMAGED 9\r\n", b"-DAMAGED x\r\n"],
+    ids=repr,
+)  # fmt: skip
+async def test_an_odd_reply_is_an_error_and_no_grant(answer, talker):
+    answers, url = talker
+    answers[:] = [answer]
+    store = RedisStore(url, timeout=0.3, patience=0.1)
+    limiter = Limiter(requests=per_second(5), name="x", store=store)
+    for _ in range(2):
+        with anyio.fail_after(2), pytest.raises(StoreError):
+            await limiter.acquire()
+    store.close(timeout=1)
