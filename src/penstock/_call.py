@@ -246,17 +246,14 @@ class Call:
 
         return run_inside(function, enter, enter)
 
-    def _shown(self) -> dict[str, Any]:
+    def _shown(self) -> tuple[Mapping[str, Any], dict[str, Any]]:
+        """Its cost and its options, as given."""
         terms = self._terms
-        return {
-            **self._binding.charge.cost,
-            "max_wait": terms.max_wait,
-            "priority": terms.priority or None,
-            "flow": terms.flow,
-        }
+        options = {"max_wait": terms.max_wait, "priority": terms.priority or None, "flow": terms.flow}
+        return self._binding.charge.cost, options
 
     def __repr__(self) -> str:
-        return _repr_of(self._binding, self._shown())
+        return _repr_of(self._binding, *self._shown())
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -264,10 +261,15 @@ class Call:
         )
 
 
-def _repr_of(binding: Binding, options: Mapping[str, Any]) -> str:
-    text = ", ".join(
-        f"{key}={getattr(value, '__qualname__', repr(value))}" for key, value in options.items() if value is not None
-    )
+def _repr_of(binding: Binding, cost: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    # A unit that is called like an option, or is no identifier, can be given in a mapping only.
+    whole = any(unit in options or not unit.isidentifier() for unit in cost)
+    named = options if whole else {**cost, **options}
+    parts = [repr(dict(cost))] if whole else []
+    parts += [
+        f"{key}={getattr(value, '__qualname__', repr(value))}" for key, value in named.items() if value is not None
+    ]
+    text = ", ".join(parts)
     return f"{show_limiter(binding.caller, binding.backend.plan().units)}({text})"
 
 
@@ -333,9 +335,9 @@ class CallByArguments(Call):
         name = self._binding.caller.name
         return decorated(function, lambda _, __: self._bind, self._cost, self._settle, self._functions, name)
 
-    def _shown(self) -> dict[str, Any]:
-        terms = {name: value for name, value in self._functions.items() if value}
-        return {**self._cost, "settle": self._settle, **terms}
+    def _shown(self) -> tuple[Mapping[str, Any], dict[str, Any]]:
+        terms = {name: value or None for name, value in self._functions.items()}
+        return self._cost, {"settle": self._settle, **terms}
 
 
 def check_functions(settle: Any, others: Mapping[str, Any]) -> None:

@@ -212,3 +212,13 @@ async def test_a_limiter_entered_in_one_task_can_be_left_in_another(virtual_time
     assert limiter.statistics().in_flight == 2
     await stack.aclose()
     assert limiter.statistics().in_flight == 0
+
+
+def test_a_call_shows_a_unit_that_is_called_like_an_option():
+    """A mapping is the only way to give it, so it is shown as one."""
+    limiter = Limiter({"priority": "5/min", "requests": "9/min"})
+    cost = {"priority": 2, "requests": 1}
+    assert repr(limiter(cost)).endswith("(" + repr(cost) + ")")
+    assert repr(limiter(cost, priority=5, max_wait=3)).endswith("(" + repr(cost) + ", max_wait=3, priority=5)")
+    assert repr(limiter(cost, settle=len)).endswith("(" + repr(cost) + ", settle=len)")
+    assert repr(Limiter(tokens="5/min")(tokens=2)).endswith("(tokens=2)")
