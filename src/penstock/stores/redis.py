@@ -1,6 +1,6 @@
 """State on a Redis or Valkey server (6.2 or later; alone, behind Sentinel, or a cluster), for any number of machines.
 
-One script decides a batch, at one moment of the server's own clock. the dispatcher's thread owns the connection, with redis-py's plain
+One script decides a batch, at one moment of the server's own clock. The dispatcher's thread owns the connection, with redis-py's plain
 blocking client: so asyncio, trio and threads are all the same to this store, and no reply is ever lost to a cancelled task.
 
 Nothing is sent twice by accident. The client's own retries are off, since they would execute a script again; a batch whose reply was lost is
@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import os
 import random
 import struct
 import threading
@@ -24,7 +23,8 @@ from urllib.parse import unquote
 from weakref import ref
 
 from penstock.errors import StoreError
-from penstock.stores.contract import Batch, FromEnvironment, Recipe, Reply, Row, Store, Terms, Unreachable, damaged_row
+from penstock.stores._redis_url import Address, made_from
+from penstock.stores.contract import Batch, Recipe, Reply, Row, Store, Terms, Unreachable, damaged_row
 
 __all__ = ["RedisStore"]
 
@@ -64,66 +64,6 @@ class _Script:
     def __init__(self, file: str) -> None:
         self.text = files("penstock.stores").joinpath(file).read_text(encoding="utf-8")
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
-
-
-def _made_from(server: Any) -> str | FromEnvironment | None:
-    """The address as it travels to other processes; None if it is a client."""
-    if not isinstance(server, str):
-        return None
-    secret = server.partition("://")[2].rpartition("@")[0].partition(":")[2]
-    if not secret:
-        return server
-    whole = [name for name, value in os.environ.items() if secret in value and value in server]
-    if whole:  # the whole address, or as much of it as can be
-        name = max(whole, key=lambda name: (len(os.environ[name]), name))
-        before, _, behind = server.partition(os.environ[name])
-        return FromEnvironment(before, name, behind, quoted=False)
-    for name, value in sorted(os.environ.items()):
-        if value == unquote(secret):
-            before, _, behind = server.partition(f":{secret}@")
-            return FromEnvironment(f"{before}:", name, f"@{behind}", quoted=True)
-    return server
-
-
-class _Address:
-    """A URL, taken apart without ever showing its secrets.
-
-    Attributes:
-        shown: The URL without user, password and options.
-        credentials: What stands before the host.
-        hosts: Host and port; several for Sentinels.
-    """
-
-    def __init__(self, url: str) -> None:
-        self.scheme, _, rest = url.partition("://")
-        self.credentials, _, where = rest.rpartition("@")
-        self.hosts, _, behind = where.partition("?")[0].partition("/")
-        self.path = f"/{behind}" if behind else ""
-        self.shown = f"{self.scheme}://{self.hosts}{self.path}"
-        self._secret = self.credentials.partition(":")[2]
-        if not rest:
-            raise ValueError("the address of a Redis server is a URL, such as redis://host:6379/0; this one has no ://")
-        if any(character in self.credentials for character in "/?#[]@"):
-            raise ValueError(
-                f"{self.shown!r}: the user and the password in a URL must be percent-encoded: / as %2F, ? as %3F, # as %23, "
-                "[ as %5B, ] as %5D, @ as %40 (urllib.parse.quote does it)"
-            )
-        if self.scheme != "unix":
-            self._check_ports()
-        if self.scheme in ("redis", "rediss") and behind and not behind.strip("/").isdecimal():
-            raise ValueError(f"{self.shown!r}: what stands behind the host is the number of a db, not {behind!r}")
-
-    def _check_ports(self) -> None:
-        for host in self.hosts.split(","):
-            port = host.rpartition("]")[2].rpartition(":")[2] if ":" in host.rpartition("]")[2] else ""
-            if port and not (port.isdecimal() and 0 < int(port) < 65536):
-                raise ValueError(f"{self.shown!r}: the port must be a number from 1 to 65535, not {port!r}")
-
-    def without_secrets(self, text: str) -> str:
-        """A text of somebody else's, safe to be shown."""
-        for secret in {self.credentials, self._secret, unquote(self._secret)} - {""}:
-            text = text.replace(secret, "***")
-        return text
 
 
 class RedisStore(Store):
@@ -183,7 +123,7 @@ class RedisStore(Store):
             "health_check_interval": 0,
             "protocol": 2,  # enough for what we ask, and servers that are too old for 3 can still tell their version
         }
-        self._made_from = _made_from(server)
+        self._made_from = made_from(server)
         self._make = self._maker(server)
         self._client: Any = None
         self._is_cluster = False
@@ -228,7 +168,7 @@ class RedisStore(Store):
         """
         if not isinstance(server, str):
             return self._maker_like(server)
-        url = _Address(server)
+        url = Address(server)
         self._address = url.shown
         if url.scheme == "redis+sentinel":
             return self._sentinel(url)
@@ -261,7 +201,7 @@ class RedisStore(Store):
 
         return Retry(NoBackoff(), 0)
 
-    def _sentinel(self, url: _Address) -> Callable[..., Any]:
+    def _sentinel(self, url: Address) -> Callable[..., Any]:
         user, _, password = url.credentials.partition(":")
         service, _, db = url.path.strip("/").partition("/")
         if not service:
