@@ -14,6 +14,7 @@ import pytest
 
 from penstock import Adaptive, Limiter, circuit_breaker, hedge
 from penstock._concurrency.shared_state import SharedState
+from tests.alarms import alarms
 
 
 class Counter(SharedState):
@@ -78,12 +79,8 @@ def test_a_child_that_was_forked_while_a_thread_was_inside_does_not_hang(what):
 
 def test_a_signal_handler_may_use_what_the_program_is_using():
     counter = Counter()
-    before = signal.signal(signal.SIGALRM, lambda *_: counter.up())
-    try:
-        with counter._lock:
-            signal.raise_signal(signal.SIGALRM)
-    finally:
-        signal.signal(signal.SIGALRM, before)
+    with alarms(lambda *_: counter.up()), counter._lock:
+        signal.raise_signal(signal.SIGALRM)
     assert counter.count == 1
 
 
@@ -93,27 +90,22 @@ def test_a_handler_that_raises_at_any_moment_leaves_nothing_locked():
     class StopError(Exception):
         pass
 
+    armed = False
+
     def stop(*_):
-        raise StopError
+        nonlocal armed
+        if armed:
+            armed = False
+            raise StopError
 
     breaker = circuit_breaker(on=OSError)
     call = breaker(lambda: None)
-    before = signal.signal(signal.SIGALRM, stop)
-    stopped = 0
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
-        while stopped < 200:
-            try:
+    with alarms(stop, every=0.0005):
+        for _ in range(200):
+            with pytest.raises(StopError):
+                armed = True
                 while True:
                     call()
-            except StopError:
-                stopped += 1
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    except StopError:
-        pass
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
     done = []
     thread = threading.Thread(target=lambda: done.append(call()), daemon=True)
     thread.start()

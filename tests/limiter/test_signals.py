@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from penstock import Keyed, Limiter, Rate, RateLimited, in_flight
+from tests.alarms import alarms
 from tests.limiter.interrupts import Interrupted, every_point, raise_interrupted
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -226,10 +227,8 @@ def test_real_signals_whose_handler_raises_keep_nobody_out(limits):
             armed = False
             raise Interrupted
 
-    before = signal.signal(signal.SIGALRM, handler)
     end = time.monotonic() + 0.3
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    with alarms(handler, every=0.0005):
         while time.monotonic() < end:
             try:
                 armed = True
@@ -239,10 +238,6 @@ def test_real_signals_whose_handler_raises_keep_nobody_out(limits):
             except Interrupted:
                 struck += 1
         armed = False
-    finally:
-        armed = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
     assert struck
     statistics = limiter.statistics()
     assert statistics.waiting == 0
@@ -298,17 +293,13 @@ def test_a_place_that_a_signal_handler_gives_back_wakes_a_waiter_in_a_loop_that_
         (await waiter).close()
         return time.monotonic() - began
 
-    before = signal.signal(signal.SIGALRM, lambda *_: permit.close())
-    try:
+    with alarms(lambda *_: permit.close()):
         if use_uvloop:
             import uvloop
 
             took = uvloop.run(main())
         else:
             took = asyncio.run(main())
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
     assert took < 1
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from penstock import Keyed, Limiter, Rate, RateLimited, in_flight, sliding
 from penstock._core.bucket import CATCH_UP
+from tests.alarms import alarms
 from tests.limiter.test_threads import excess
 
 SECONDS = float(os.environ.get("PENSTOCK_STRESS") or 2)
@@ -172,17 +173,12 @@ def test_under_stress_no_limit_is_passed_nobody_hangs_and_nothing_is_left_behind
         threading.Thread(target=guarded, args=(anyio.run, tasks, load, seed), kwargs={"backend": backend}, daemon=True)
         for seed, backend in enumerate(("asyncio", "trio", "asyncio", "trio"))
     ] + [threading.Thread(target=guarded, args=(plain_calls, load, 1_000 + seed), daemon=True) for seed in range(4)]
-    before = signal.signal(signal.SIGALRM, handler)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+    with alarms(handler, every=0.002):
         for thread in threads:
             thread.start()
         guarded(plain_calls, load, 2_000)
         for thread in threads:
             thread.join(SECONDS + 20)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
     assert not [thread for thread in threads if thread.is_alive()], "somebody hangs"
     assert errors == []
     assert load.most <= 9

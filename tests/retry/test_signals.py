@@ -12,6 +12,7 @@ import pytest
 
 from penstock.retry import Budget, Retry, constant, current_attempt
 from penstock.retry.call import current
+from tests.alarms import alarms
 from tests.retry.flaky import EVERY_SECOND, Flaky
 
 retry = Retry(on=ConnectionError, attempts=3, backoff=EVERY_SECOND)
@@ -28,10 +29,8 @@ def alarm():
     def ring(*_):
         raise Rang
 
-    before = signal.signal(signal.SIGALRM, ring)
-    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
+    with alarms(ring):
+        yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def test_a_signal_handler_that_raises_ends_the_wait_with_its_own_error(alarm):

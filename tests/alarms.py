@@ -1,0 +1,25 @@
+"""SIGALRM for the length of a test."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def alarms(handler: Callable[[int, FrameType | None], object], every: float | None = None) -> Iterator[None]:
+    """Alarms go to `handler`, one `every` so many seconds. None outlives the block: to ignore a signal drops those on their way.
+
+    A handler that raises must not do so while the block is left.
+    """
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        if every is not None:
+            signal.setitimer(signal.ITIMER_REAL, every, every)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # by default it would end the process
+        signal.signal(signal.SIGALRM, before)
