@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from types import CodeType
 from typing import NoReturn
 
 from penstock._backends.base import Backend, Caller, Grant
 from penstock._concurrency.parking import who_am_i
 from penstock._core.places import Hold
+from penstock._core.turns import Receipts
 from penstock._introspect import users_frame
 from penstock._numbers import Number, Seconds
 from penstock._validation import exact_heard, merge_given
@@ -107,9 +109,7 @@ class Permit(Grant):
         """This task, or thread, ends it: so the places that it may be missed for are known as its own."""
         try:
             if self.binding is None:
-                for _, receipt in self.receipts:
-                    if type(receipt) is Hold and receipt.where is not None:
-                        receipt.holder = who_am_i()
+                _claim(self.receipts)  # no loop here: 3.13 has an instruction in loops that belongs to no `try`
         except BaseException:
             self.close()  # a signal handler has raised, and `__exit__` will not be called
             raise
@@ -153,9 +153,9 @@ class EnteredPermit(Permit):
 
     entered = True
 
-    def __del__(self) -> None:
-        try:
-            if not getattr(self, "ended", True) and self.granted:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        try:  # when the interpreter ends, modules are taken apart, and nobody waits
+            if not getattr(self, "ended", True) and self.granted and not is_finalizing():
                 self.close()
         except BaseException:  # a signal handler has raised once more
             if not getattr(self, "ended", True) and self.granted:
@@ -177,8 +177,15 @@ class WatchedPermit(Permit):
         frame = users_frame()
         self._where = frame.f_code, frame.f_lasti
 
-    def __del__(self) -> None:
-        if self.granted and not self.ended:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if self.granted and not self.ended and not is_finalizing():
             code, instruction = self._where
             lines = [line for start, end, line in code.co_lines() if start <= instruction < end]
             self._decider().lose(self, (code.co_filename, (lines and lines[0]) or code.co_firstlineno))
+
+
+def _claim(receipts: Receipts) -> None:
+    """What is held is this task's, or thread's, own."""
+    for _, receipt in receipts:
+        if type(receipt) is Hold and receipt.where is not None:
+            receipt.holder = who_am_i()
