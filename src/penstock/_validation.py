@@ -18,6 +18,7 @@ __all__ = [
     "Shown",
     "check_hook",
     "check_options",
+    "equals_itself",
     "exact_cost",
     "exact_costs",
     "exact_heard",
@@ -149,13 +150,20 @@ def read_priority(priority: Any) -> int:
         raise ValueError(f"priority must be a whole number (higher goes first), not {priority!r}") from None
 
 
+def equals_itself(value: object) -> bool:
+    """Whether an equal of `value` would be found in a dict. A NaN would not, nor what contains one."""
+    if isinstance(value, tuple | frozenset):  # they compare their parts by identity first
+        return all(map(equals_itself, value))
+    return bool(value == value)  # noqa: PLR0124 - NaN is not
+
+
 def read_flow(flow: Any) -> Any:
     """The flow, which must be a key that can be found again."""
     try:
         hash(flow)
     except TypeError:
         raise ValueError(f"flow must be hashable, such as a string, not {flow!r}") from None
-    if flow != flow:  # noqa: PLR0124 - every call would be a flow of its own
+    if not equals_itself(flow):  # every call would be a flow of its own
         raise ValueError(f"flow must equal itself, which {flow!r} does not")
     return flow
 

@@ -23,7 +23,7 @@ from penstock._backends.base import Caller
 from penstock._backends.keyed import SWEEP, Key, KeyStates
 from penstock._call import Call, check_functions, decorated
 from penstock._numbers import Seconds
-from penstock._validation import LimitLike, check_options, merge_given, read_limits
+from penstock._validation import LimitLike, check_options, equals_itself, merge_given, read_limits
 from penstock.limiter import Limiter, of_key
 from penstock.limits import Limit
 
@@ -267,5 +267,5 @@ def _check_key(key: Hashable) -> None:
         hash(key)
     except TypeError as error:
         raise ValueError(f"a key must be hashable, such as a string or a tuple, not {key!r}") from error
-    if key != key:  # noqa: PLR0124 - every such key would be a new one, and limit nothing
+    if not equals_itself(key):  # every such key would be a new one, and limit nothing
         raise ValueError(f"a key must equal itself, which {key!r} does not: it would not be found again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 
 import anyio
@@ -136,14 +137,20 @@ def test_what_is_not_hashable_is_refused_with_the_way_out():
     assert level(per_user["alice", "x"]) == pytest.approx(4, abs=0.1)
 
 
-def test_what_does_not_equal_itself_is_refused():
-    """Each NaN would be a key of its own: the limit would limit nothing, and the keys would pile up."""
+@pytest.mark.parametrize(
+    "make", [lambda nan: nan, lambda nan: ("team", nan), lambda nan: (1, (nan,)), lambda nan: frozenset({nan})]
+)
+def test_what_does_not_equal_itself_is_refused(make):
+    """Each NaN, and what contains one, would be a key of its own: the limit would limit nothing, and the keys would pile up."""
     per_user = Keyed(requests=per_minute(5))
     for _ in range(3):
+        key = make(float("nan"))
         with pytest.raises(
-            ValueError, match=r"^a key must equal itself, which nan does not: it would not be found again$"
+            ValueError, match=rf"^a key must equal itself, which {re.escape(repr(key))} does not: it would not be found"
         ):
-            per_user[float("nan")]
+            per_user[key]
+        with pytest.raises(ValueError, match=r"^flow must equal itself"):
+            Limiter(requests=per_minute(5)).acquire_nowait(flow=key)
     assert len(per_user) == 0
 
 
