@@ -16,7 +16,7 @@ from penstock._backends.wait import emit_grant, wait, wait_in_thread
 from penstock._concurrency.parking import who_am_i
 from penstock._introspect import check_answer, kind_of, name_of, run_inside
 from penstock._numbers import Number
-from penstock._validation import merge_given, read_flow, read_priority, read_wait
+from penstock._validation import RESERVED, merge_given, read_flow, read_priority, read_wait
 from penstock.errors import CostError
 from penstock.permit import EnteredPermit, Permit, WatchedPermit
 
@@ -263,7 +263,7 @@ class Call:
 
 def _repr_of(binding: Binding, cost: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     # A unit that is called like an option, or is no identifier, can be given in a mapping only.
-    whole = any(unit in options or not unit.isidentifier() for unit in cost)
+    whole = any(unit in RESERVED or not unit.isidentifier() for unit in cost)
     named = options if whole else {**cost, **options}
     parts = [repr(dict(cost))] if whole else []
     parts += [

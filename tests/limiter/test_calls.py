@@ -222,3 +222,12 @@ def test_a_call_shows_a_unit_that_is_called_like_an_option():
     assert repr(limiter(cost, priority=5, max_wait=3)).endswith("(" + repr(cost) + ", max_wait=3, priority=5)")
     assert repr(limiter(cost, settle=len)).endswith("(" + repr(cost) + ", settle=len)")
     assert repr(Limiter(tokens="5/min")(tokens=2)).endswith("(tokens=2)")
+
+
+def test_a_missing_unit_that_is_called_like_an_option_is_asked_for_in_a_mapping():
+    """The keyword would be the option."""
+    limiter = Limiter({"priority": "5/min", "input tokens": "9/min", "requests": "9/min"})
+    with pytest.raises(MissingUnit, match=r"Say limiter\(\{'priority': …\}\)"):
+        limiter({"input tokens": 1})
+    with pytest.raises(MissingUnit, match=r"Say limiter\(\{'input tokens': …\}\)"):
+        limiter({"priority": 1})

@@ -9,7 +9,7 @@ from penstock import _numbers
 from penstock._core.bucket import Bucket
 from penstock._core.places import Places
 from penstock._core.turns import Charges, LimitState
-from penstock._validation import cost_of, exact_cost, show_seconds
+from penstock._validation import RESERVED, cost_of, exact_cost, show_seconds
 from penstock.errors import CostError, MissingUnit, QueueFull, RateLimited, UnknownUnit, Unsatisfiable
 from penstock.limits import Unlimited
 
@@ -105,8 +105,10 @@ class ChargePlan:
             self.check_unit(given)  # it may be misspelt
         if unit in cost:
             return CostError(f"the cost of {unit} must be a number, not None")
+        by_keyword = unit.isidentifier() and unit not in RESERVED
+        said = f"{unit}=…" if by_keyword else f"{{{unit!r}: …}}"
         return MissingUnit(
-            f"how many {unit} does this call cost? Say limiter({unit}=…), 0 if none, or give the limit a default=",
+            f"how many {unit} does this call cost? Say limiter({said}), 0 if none, or give the limit a default=",
             unit=unit,
         )
 

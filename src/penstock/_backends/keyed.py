@@ -216,8 +216,8 @@ class KeyStates:
             meter = state.meter
             if meter.calendar:
                 meter.follow(lead)  # type: ignore[attr-defined]  # calendars have it
-            used = meter.pack() if used is None else used  # noqa: PLW2901 - its own
-            if not (meter.idle(now) if used is None else meter.idle_as(used, now)):
+            packed_as = meter.pack() if used is None else used  # its own
+            if not (meter.idle(now) if packed_as is None else meter.idle_as(packed_as, now)):
                 return False
         return True
 

@@ -209,7 +209,8 @@ class MixedBackend:
     def hand_over(self, request: Request, grant: Grant) -> None:
         """Fill in the grant of a request that was granted. See `base`."""
         assert isinstance(request, _MixedRequest), "wait.py makes what request_type says"
-        assert request.places is not None and request.of_store is not None, "both have granted it"  # noqa: PT018 - not a test
+        assert request.places is not None, "this process has granted it"
+        assert request.of_store is not None, "the store has granted it"
         by_store = Grant()
         self.shared.hand_over(request.of_store, by_store)
         charges = (*request.places.charges, *by_store.charges)

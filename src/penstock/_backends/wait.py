@@ -9,8 +9,8 @@ from typing import TypeVar
 import anyio.lowlevel
 
 from penstock import _log
-from penstock._backends.base import Binding, Grant
-from penstock._concurrency.parking import ThreadParker, here, loop_running_here
+from penstock._backends.base import Binding, Grant, Request
+from penstock._concurrency.parking import Parker, ThreadParker, here, loop_running_here
 from penstock._turn import turn_here
 from penstock.errors import PenstockError, RateLimited, WouldBlockEventLoop
 from penstock.events import Granted, Refused, Withdrawn, emit
@@ -34,15 +34,7 @@ async def wait(
         time_left = parker.time_left()
         if time_left == -math.inf:
             await anyio.lowlevel.checkpoint()  # the scope is cancelled already: say so, and not that it is too late
-        turn = turn_here()
-        request = backend.request_type(
-            binding,
-            parker,
-            turn.max_wait if max_wait is None else max_wait,
-            time_left,
-            priority or turn.priority or 0,
-            turn.flow if flow is None else flow,
-        )
+        request = _request_of(binding, parker, time_left, max_wait, priority, flow)
         grant: G | None = None  # made at the end: it would be one object more for each of many waiters
         try:
             seconds = backend.enter(request)
@@ -87,15 +79,7 @@ def wait_in_thread(
     backend = binding.backend
     parker = ThreadParker()
     try:
-        turn = turn_here()
-        request = backend.request_type(
-            binding,
-            parker,
-            turn.max_wait if max_wait is None else max_wait,
-            math.inf,
-            priority or turn.priority or 0,
-            turn.flow if flow is None else flow,
-        )
+        request = _request_of(binding, parker, math.inf, max_wait, priority, flow)
         grant: G | None = None
         try:
             seconds = backend.enter(request)
@@ -118,6 +102,21 @@ def wait_in_thread(
     if binding.caller.on_event is not None:
         emit_grant(binding, grant.granted_at - request.arrived)
     return grant
+
+
+def _request_of(
+    binding: Binding, parker: Parker, time_left: float, max_wait: float | None, priority: int, flow: Hashable
+) -> Request:
+    """The request of a call; what it leaves open is as `penstock.turn` says here."""
+    turn = turn_here()
+    return binding.backend.request_type(
+        binding,
+        parker,
+        turn.max_wait if max_wait is None else max_wait,
+        time_left,
+        priority or turn.priority or 0,
+        turn.flow if flow is None else flow,
+    )
 
 
 def answer_at_once(
