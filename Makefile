@@ -28,10 +28,10 @@ PYTEST := $(NEEDS_RANKS) PENSTOCK_OPENAI2_PYTHON="$(CURDIR)/$(VENV)-openai2/bin/
 	$(BIN)/python -m pytest -q
 HALF := tests/stores/test_contract.py tests/stores/test_leases.py # of the time that tests/stores takes
 
-.PHONY: help demo test check bench docs mutation pins clean environment
+.PHONY: help demo test check bench docs mutation field pins pins-field clean environment
 
 help: ## what there is
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
 
 demo: ## run a real file of requests at full quota against the embedded simulator, and check the results
 	@$(SETUP) $(VENV)-demo=requirements/demo.txt .cache/ranks=requirements/ranks.txt
@@ -72,6 +72,10 @@ mutation: environment ## change the core one thing at a time, break each promise
 	JOBS=$(or $(JOBS),1) $(BIN)/python tools/mutation.py
 	$(BIN)/python tools/break_promises.py
 
+field: ## the outside world, WHAT=judges, sdks, frameworks, engines or peers; writes docs/field/ (tests/field/README.md)
+	@$(SETUP) $(TESTED)
+	$(NEEDS_RANKS) PENSTOCK_TEST_SERVERS="$(SERVERS)" $(BIN)/python tests/field $(WHAT) $(ONLY)
+
 PIN = .cache/uv/bin/uv pip compile --quiet --python $(BIN)/python --universal --python-version 3.11 --generate-hashes \
 	--no-annotate --no-header $(UPGRADE)
 
@@ -83,6 +87,9 @@ pins: environment ## work the pins out anew from pyproject.toml and requirements
 	$(PIN) pyproject.toml --extra openai requirements/openai2.in -o requirements/openai2.txt
 	$(PIN) pyproject.toml --extra openai --extra cli --extra simulator -c requirements/dev.txt requirements/demo.in -o requirements/demo.txt
 	$(PIN) pyproject.toml --all-extras -c requirements/dev.txt requirements/bench.in -o requirements/bench.txt
+
+pins-field: environment ## work out the pins of tests/field/WHAT from its *.in; UPGRADE=--upgrade takes newer ones
+	@for file in tests/field/$(WHAT)/*.in; do $(PIN) pyproject.toml $$file -o $${file%.in}.txt || exit 1; done
 
 clean: ## remove everything that these commands made
 	rm -rf .venv .venv-* .cache demo-out dist build mutants .mypy_cache .pytest_cache .ruff_cache .hypothesis

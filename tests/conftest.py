@@ -1,6 +1,9 @@
 """What every test shares: the loops they run on, and how hard Hypothesis looks.
 
 Time is in `penstock.testing`: a test that waits asks for its `virtual_time` fixture.
+
+anyio's backends are imported here, by one thread: pytest compiles them with its assertions rewritten when they are first
+imported, and two threads that do so at once fail in CPython 3.11 (SystemError: AST constructor recursion depth mismatch).
 """
 
 from __future__ import annotations
@@ -8,6 +11,8 @@ from __future__ import annotations
 import gc
 import os
 
+import anyio._backends._asyncio
+import anyio._backends._trio  # noqa: F401
 import pytest
 from hypothesis import settings
 

@@ -1,0 +1,92 @@
+"""Runs one kind of the tests against the outside world, each environment in turn, and writes what they measured into the docs.
+
+    python tests/field KIND [ENVIRONMENT]
+
+README.md beside this file says how a kind is laid out.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+PAGES = ROOT / "docs/field"
+
+
+def main(arguments: list[str]) -> int:
+    """Run the tests of a kind; write its page if all of its environments passed. Return the exit code."""
+    kinds = sorted({file.parent.name for file in HERE.glob("*/*.txt")})
+    if not arguments or arguments[0] not in kinds:
+        print(f"which kind? {', '.join(kinds)}: make field WHAT=...", file=sys.stderr)
+        return 2
+    kind, *only = arguments
+    environments = sorted(file.stem for file in (HERE / kind).glob("*.txt"))
+    if only and only[0] not in environments:
+        print(f"{kind} has no environment {only[0]}, but {', '.join(environments)}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder, "rows.jsonl")
+        rows.touch()
+        failed = [name for name in only or environments if not run(kind, name, rows)]
+        if failed:
+            print(f"failed: {', '.join(failed)}; the page of {kind} is left as it was", file=sys.stderr)
+            return 1
+        found = [json.loads(line) for line in rows.read_text().splitlines()]
+    if only:
+        print("\n".join(tables_of(found)))
+    else:
+        PAGES.mkdir(exist_ok=True)
+        (PAGES / f"{kind}.md").write_text(page(kind, found))
+        print(f"wrote docs/field/{kind}.md")
+    return 0
+
+
+def run(kind: str, name: str, rows: Path) -> bool:
+    """Set an environment up and run the kind's tests in it; whether they passed."""
+    environment = f".venv-field-{kind}-{name}"
+    pins = f"tests/field/{kind}/{name}.txt"
+    setup = [sys.executable, "tools/environment.py", f"{environment}={pins}"]
+    if subprocess.run(setup, cwd=ROOT, check=False).returncode != 0:
+        return False
+    python = ROOT / environment / "bin/python"
+    variables = os.environ | {"PENSTOCK_FIELD_ENVIRONMENT": name, "PENSTOCK_FIELD_ROWS": str(rows)}
+    variables["PATH"] = f"{python.parent}{os.pathsep}{variables['PATH']}"
+    print(f"{kind}: {name}", flush=True)
+    tests = [python, "-m", "pytest", "-q", "-c", HERE / "pytest.ini", "--rootdir", HERE, HERE / kind]
+    return subprocess.run(tests, cwd=ROOT, env=variables, check=False).returncode == 0
+
+
+def page(kind: str, rows: list[dict]) -> str:
+    """The page of a kind: what its README says, when and where it was measured, and the tables."""
+    about = (HERE / kind / "README.md").read_text().strip()
+    today = dt.datetime.now(tz=dt.UTC).date().isoformat()
+    measured = (
+        f"Measured on {today} with Python {platform.python_version()} on {os.cpu_count()} cores by "
+        f"`make field WHAT={kind}`, which wrote this page."
+    )
+    return "\n".join([about, "", measured, *tables_of(rows)]) + "\n"
+
+
+def tables_of(rows: list[dict]) -> Iterable[str]:
+    """The rows as tables in Markdown."""
+    for name in dict.fromkeys(row["table"] for row in rows):
+        mine = [row for row in rows if row["table"] == name]
+        columns = list(dict.fromkeys(column for row in mine for column in row["columns"]))
+        if name:
+            yield from ("", f"## {name}")
+        yield from ("", f"| | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}")
+        for row in mine:
+            yield f"| {row['subject']} | {' | '.join(str(row['columns'].get(column, '')) for column in columns)} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
