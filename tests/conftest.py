@@ -2,8 +2,8 @@
 
 Time is in `penstock.testing`: a test that waits asks for its `virtual_time` fixture.
 
-anyio's backends are imported here, by one thread: pytest compiles them with its assertions rewritten when they are first
-imported, and two threads that do so at once fail in CPython 3.11 (SystemError: AST constructor recursion depth mismatch).
+anyio's backends are imported here, by one thread: pytest parses them when they are first imported, to rewrite their assertions,
+and in CPython 3.11 two threads that parse at once may fail (SystemError: AST constructor recursion depth mismatch).
 """
 
 from __future__ import annotations

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dis
+import gc
 import itertools
 import math
+import sys
+import threading
 
 import pytest
 from hypothesis import given
@@ -73,6 +76,48 @@ def test_from_the_look_to_the_charge_nothing_can_come_between(shape):
 def test_a_tracer_sees_one_line(function):
     """It is called between lines, and could call anything."""
     assert {line for *_, line in function.__code__.co_lines() if line} == {1}
+
+
+class Finalised:
+    """Garbage in a cycle, whose finaliser gives other threads the time to come in between."""
+
+    def __init__(self):
+        self.itself = self
+
+    def __del__(self):
+        for _ in range(50):
+            pass
+
+
+def test_threads_may_meet_new_shapes_at_the_same_time(many_interruptions):
+    """The first call of a shape writes its functions: two threads that did so at once got a SystemError of CPython 3.11's."""
+    fast_path._write.cache_clear()
+    errors = []
+
+    def write():
+        try:
+            for shape in SHAPES:
+                Finalised()
+                fast_path._write(shape, locked=False)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+@pytest.fixture
+def many_interruptions():
+    interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(20)
+    yield
+    sys.setswitchinterval(interval)
+    gc.set_threshold(*thresholds)
 
 
 def test_what_could_be_interrupted_is_recognised():
