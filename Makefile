@@ -28,7 +28,7 @@ PYTEST := $(NEEDS_RANKS) PENSTOCK_OPENAI2_PYTHON="$(CURDIR)/$(VENV)-openai2/bin/
 	$(BIN)/python -m pytest -q
 HALF := tests/stores/test_contract.py tests/stores/test_leases.py # of the time that tests/stores takes
 
-.PHONY: help demo test check bench docs mutation field pins pins-field clean environment
+.PHONY: help demo test check bench docs mutation field matrix pins pins-field clean environment
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -75,6 +75,9 @@ mutation: environment ## change the core one thing at a time, break each promise
 field: ## the outside world, WHAT=judges, sdks, frameworks, engines or peers; writes docs/field/ (tests/field/README.md)
 	@$(SETUP) $(TESTED)
 	$(NEEDS_RANKS) PENSTOCK_TEST_SERVERS="$(SERVERS)" $(BIN)/python tests/field $(WHAT) $(ONLY)
+
+matrix: environment ## the wheel with each extra, on every Python that is here: the oldest versions on the oldest, the newest on the others
+	$(BIN)/python tools/matrix.py $(EXTRA)
 
 PIN = .cache/uv/bin/uv pip compile --quiet --python $(BIN)/python --universal --python-version 3.11 --generate-hashes \
 	--no-annotate --no-header $(UPGRADE)

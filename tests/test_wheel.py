@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import email
+import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import penstock
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src"
@@ -52,3 +56,52 @@ def test_the_wheel_works_on_its_own(wheel):
     program = f"import sys; sys.path.insert(0, {str(wheel)!r}); import penstock; print(penstock.__file__)"
     done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.startswith(str(wheel))
+
+
+def built(folder, kind):
+    command = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", folder]
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    (file,) = folder.iterdir()
+    return file
+
+
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_who_builds_it_again_gets_the_same_bytes(tmp_path, kind):
+    first, second = (built(tmp_path / name, kind) for name in ("first", "second"))
+    assert first.name == second.name
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_source_archive_holds_what_its_own_tests_need(tmp_path):
+    """Everything that a clone has but what only the repository's host reads."""
+    with tarfile.open(built(tmp_path, "sdist")) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    tracked = {
+        name for name in files.split("\0") if name and not name.startswith(".github/") and (ROOT / name).exists()
+    }
+    assert tracked - held == set()
+    assert {"Makefile", "tools/environment.py", "requirements/dev.txt", "tests/conftest.py", ".ci/run"} <= held
+
+
+def test_the_version_stands_once(wheel):
+    """In `penstock/__init__.py`; the wheel and the command say the same, also where no extra is installed."""
+    assert f"penstock-{penstock.__version__}-" in wheel.name
+    program = (
+        f"import sys; sys.path.insert(0, {str(wheel)!r}); sys.modules['typer'] = None; sys.argv = ['penstock', '--version']; "
+        "from penstock.__main__ import main; sys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{penstock.__version__}\n"
+    written = [file for file in ROOT.glob("*.toml") if penstock.__version__ in file.read_text()]
+    assert written == []
+
+
+def test_actions_are_pinned_and_may_read_only():
+    """A tag can be moved by others; a commit cannot."""
+    for file in (ROOT / ".github/workflows").glob("*.yml"):
+        text = file.read_text()
+        used = re.findall(r"uses: (\S+)", text)
+        assert used
+        assert [action for action in used if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action)] == []
+        assert "\npermissions:\n  contents: read\n" in text

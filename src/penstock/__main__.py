@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 
+from penstock import __version__
+
 
 def main() -> int:
     """Run the command line, or say in one line what it takes to have it; return the exit code of the process."""
@@ -23,6 +25,9 @@ def _interrupt(*_: object) -> None:
 
 
 def _run() -> int:
+    if sys.argv[1:] == ["--version"]:  # needs no extra
+        print(__version__)
+        return 0
     try:
         from penstock.cli import main as run
     except KeyboardInterrupt:  # Ctrl-C while all of it was still being loaded

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from penstock import __version__
 from penstock.cli.terminal import write
 
 __all__ = ["app"]
@@ -24,7 +25,5 @@ def _penstock(
     version: Annotated[bool, typer.Option("--version", help="Say which version this is.", is_eager=True)] = False,
 ) -> None:
     if version:
-        import importlib.metadata
-
-        write(importlib.metadata.version("penstock"))
+        write(__version__)
         raise typer.Exit
