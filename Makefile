@@ -26,7 +26,9 @@ PYRIGHT := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright
 
 PYTEST := $(NEEDS_RANKS) PENSTOCK_OPENAI2_PYTHON="$(CURDIR)/$(VENV)-openai2/bin/python" PENSTOCK_TEST_SERVERS="$(SERVERS)" \
 	$(BIN)/python -m pytest -q
-HALF := tests/stores/test_contract.py tests/stores/test_leases.py # of the time that tests/stores takes
+# Four parts of about the same length run beside each other; those of tests/stores mostly wait for real servers.
+STORES := tests/stores/test_contract.py tests/stores/test_leases.py
+OUTER := $(wildcard tests/llm tests/http tests/openai tests/runner tests/usage tests/simulator tests/cli) $(wildcard tests/test_*.py)
 
 .PHONY: help demo test check bench docs mutation field matrix pins pins-field clean environment
 
@@ -44,12 +46,13 @@ test: environment ## the tests; TESTS="tests/test_x.py -k word" for some of them
 ifdef TESTS
 	$(PYTEST) $(TESTS)
 else
-	@# Those of tests/stores mostly wait for real servers, so they run in two halves beside the others; what they say comes at the end.
-	@mkdir -p .cache; trap 'kill $$half1 $$half2' INT TERM; \
-	$(PYTEST) $(HALF) >.cache/stores1.log 2>&1 & half1=$$!; \
-	$(PYTEST) tests/stores $(HALF:%=--ignore %) >.cache/stores2.log 2>&1 & half2=$$!; \
-	$(PYTEST) --ignore tests/stores; code=$$?; \
-	wait $$half1 || code=1; wait $$half2 || code=1; cat .cache/stores1.log .cache/stores2.log; exit $$code
+	@mkdir -p .cache; trap 'kill $$stores1 $$stores2 $$outer' INT TERM; \
+	$(PYTEST) $(STORES) >.cache/stores1.log 2>&1 & stores1=$$!; \
+	$(PYTEST) tests/stores $(STORES:%=--ignore %) >.cache/stores2.log 2>&1 & stores2=$$!; \
+	$(PYTEST) $(OUTER) >.cache/outer.log 2>&1 & outer=$$!; \
+	$(PYTEST) tests --ignore tests/stores $(OUTER:%=--ignore %); code=$$?; \
+	for part in $$outer $$stores1 $$stores2; do wait $$part || code=1; done; \
+	cat .cache/outer.log .cache/stores1.log .cache/stores2.log; exit $$code
 endif
 
 check: environment ## ruff, mypy --strict, pyright (every public name has a known type), and the layers

@@ -195,7 +195,7 @@ class StoreContract:
     @pytest.mark.anyio
     async def test_order_is_that_of_arrival_and_priority_goes_first(self, stores: Callable[..., Store]) -> None:
         """Of those who wait, that is; the first of the line may have its reservation already."""
-        limiter = Limiter(requests=per_second(50, burst=1), name="x", store=stores())
+        limiter = Limiter(requests=per_second(20, burst=1), name="x", store=stores())
         await limiter.acquire()
         turns: list[tuple[float, str]] = []
 
