@@ -66,6 +66,18 @@ async def test_both_parts_are_charged_and_places_come_back(turned, store):
     assert await left(org) == 100
 
 
+@pytest.mark.parametrize("kind", ["org", "org & local"])
+async def test_a_permit_that_was_acquired_is_entered_and_ends(kind, store):
+    org, local = parts(store)
+    limiter = org if kind == "org" else org & local
+    with await limiter.acquire(tokens=10) as permit:
+        permit.settle(tokens=30)
+    async with await limiter.acquire(tokens=10):
+        assert local.statistics().in_flight == (kind != "org")
+    assert local.statistics().in_flight == 0
+    assert await left(org) == 60
+
+
 async def test_a_call_that_waits_for_a_place_has_taken_nothing_of_the_store(store):
     org, local = parts(store, places=1)
     both = org & local

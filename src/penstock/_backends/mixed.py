@@ -10,7 +10,7 @@ have waited go at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 from penstock import clock
@@ -73,6 +73,10 @@ class _Parts:
     def __init__(self, local: Grant, shared: Grant) -> None:
         self.local = local
         self.shared = shared
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        """(meter, receipt) of what was granted here."""
+        return iter(self.local.charged()[1])
 
 
 class MixedBackend:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -138,6 +138,10 @@ class StoreReceipts:
             None  # what is to be charged; None: what was charged at first
         )
         self._entries: list[_Entry] | None = None
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        """(meter, receipt) of what this process holds: nothing, all of it is the store's."""
+        return iter(())
 
     def wants(self) -> dict[SharedLimitState, float]:
         """What is to be charged, per limit."""
