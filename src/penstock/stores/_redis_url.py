@@ -3,31 +3,78 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 from penstock.stores.contract import FromEnvironment
 
-__all__ = ["Address", "made_from"]
+__all__ = ["Address", "host_and_port", "made_from", "without"]
+
+_ESCAPES = (
+    "the user and the password in a URL must be percent-encoded: / as %2F, ? as %3F, # as %23, [ as %5B, ] as %5D, @ as %40 "
+    "(urllib.parse.quote does it)"
+)
 
 
 def made_from(server: Any) -> str | FromEnvironment | None:
     """The address as it travels to other processes; None if it is a client."""
     if not isinstance(server, str):
         return None
-    secret = server.partition("://")[2].rpartition("@")[0].partition(":")[2]
-    if not secret:
+    secrets = _written_secrets(server)
+    if not secrets:
         return server
-    whole = [name for name, value in os.environ.items() if secret in value and value in server]
-    if whole:  # the whole address, or as much of it as can be
-        name = max(whole, key=lambda name: (len(os.environ[name]), name))
-        before, _, behind = server.partition(os.environ[name])
-        return FromEnvironment(before, name, behind, quoted=False)
-    for name, value in sorted(os.environ.items()):
-        if value == unquote(secret):
-            before, _, behind = server.partition(f":{secret}@")
-            return FromEnvironment(f"{before}:", name, f"@{behind}", quoted=True)
-    return server
+    names = [
+        name for name, value in os.environ.items() if value in server and all(_spot(one, value) for one in secrets)
+    ]
+    whole = max(names, key=lambda name: (len(os.environ[name]), name), default=None)
+    if whole is not None:  # the whole address, or as much of it as can be
+        before, _, behind = server.partition(os.environ[whole])
+        return FromEnvironment([before, (whole, False), behind])
+    parts: list[str | tuple[str, bool]] = []
+    rest = server
+    for secret in secrets:
+        known = [name for name, value in sorted(os.environ.items()) if value == unquote(secret)]
+        spot = _spot(secret, rest)
+        assert spot is not None, "it was found there before"
+        parts += [rest[: spot.start()], (known[0], True) if known else secret]
+        rest = rest[spot.end() :]
+    if all(isinstance(part, str) for part in parts):
+        return server
+    return FromEnvironment([*parts, rest])
+
+
+def _spot(secret: str, text: str) -> re.Match[str] | None:
+    """Where a password stands in a URL: behind a colon or an equals sign."""
+    return re.search(rf"(?<=[:=]){re.escape(secret)}(?=[@&]|$)", text)
+
+
+def _written_secrets(url: str) -> list[str]:
+    """The passwords in a URL as they are written there, in their order."""
+    rest, _, query = url.partition("://")[2].partition("?")
+    found = [rest.rpartition("@")[0].partition(":")[2]]
+    for option in query.split("&"):
+        name, _, value = option.partition("=")
+        if "password" in unquote(name):
+            found.append(value)
+    return [secret for secret in found if secret]
+
+
+def without(secrets: Iterable[str], text: str) -> str:
+    """A text with all secrets struck out, the longest first."""
+    for secret in sorted(set(secrets), key=len, reverse=True):
+        if secret:
+            text = text.replace(secret, "***")
+    return text
+
+
+def host_and_port(text: str, port: int) -> tuple[str, int]:
+    """A host, and its port or the usual one. The brackets around an IPv6 address are no part of it."""
+    name, separator, behind = text.rpartition(":")
+    if not separator or "]" in behind:
+        name, behind = text, ""
+    return name.strip("[]"), int(behind or port)
 
 
 class Address:
@@ -35,37 +82,41 @@ class Address:
 
     Attributes:
         shown: The URL without user, password and options.
-        credentials: What stands before the host.
+        user, password: As they are, without percent signs.
         hosts: Host and port; several for Sentinels.
+        options: What stands behind the question mark, by name.
+        secrets: All passwords in it, as they are and as they are written.
     """
 
     def __init__(self, url: str) -> None:
-        self.scheme, _, rest = url.partition("://")
-        self.credentials, _, where = rest.rpartition("@")
-        self.hosts, _, behind = where.partition("?")[0].partition("/")
-        self.path = f"/{behind}" if behind else ""
-        self.shown = f"{self.scheme}://{self.hosts}{self.path}"
-        self._secret = self.credentials.partition(":")[2]
-        if not rest:
+        self.scheme, separator, rest = url.partition("://")
+        if not separator or not rest:
             raise ValueError("the address of a Redis server is a URL, such as redis://host:6379/0; this one has no ://")
-        if any(character in self.credentials for character in "/?#[]@"):
-            raise ValueError(
-                f"{self.shown!r}: the user and the password in a URL must be percent-encoded: / as %2F, ? as %3F, # as %23, "
-                "[ as %5B, ] as %5D, @ as %40 (urllib.parse.quote does it)"
-            )
+        before = re.match(r"[^/?#]*", rest)
+        front = before.group() if before else ""
+        behind = rest[len(front) :]
+        if "@" in behind and front:  # where the password ends cannot be told, so nothing is shown
+            raise ValueError(f"the address {self.scheme}://… has an @ behind a / ? or #: {_ESCAPES}")
+        credentials, _, self.hosts = front.rpartition("@")
+        where, _, query = behind.partition("#")[0].partition("?")
+        self.path = where
+        self.shown = f"{self.scheme}://{self.hosts}{self.path}"
+        if any(character in credentials for character in "[]@"):
+            raise ValueError(f"{self.shown!r}: {_ESCAPES}")
+        user, _, password = credentials.partition(":")
+        self.user, self.password = unquote(user), unquote(password)
+        self.options = dict(parse_qsl(query, keep_blank_values=True))
+        written = _written_secrets(url)
+        self.secrets: set[str] = {credentials, *written, *map(unquote, written)} - {""}
         if self.scheme != "unix":
             self._check_ports()
-        if self.scheme in ("redis", "rediss") and behind and not behind.strip("/").isdecimal():
-            raise ValueError(f"{self.shown!r}: what stands behind the host is the number of a db, not {behind!r}")
+        if self.scheme in ("redis", "rediss") and where.strip("/") and not where.strip("/").isdecimal():
+            raise ValueError(
+                f"{self.shown!r}: what stands behind the host is the number of a db, not {where.strip('/')!r}"
+            )
 
     def _check_ports(self) -> None:
         for host in self.hosts.split(","):
             port = host.rpartition("]")[2].rpartition(":")[2] if ":" in host.rpartition("]")[2] else ""
             if port and not (port.isdecimal() and 0 < int(port) < 65536):
                 raise ValueError(f"{self.shown!r}: the port must be a number from 1 to 65535, not {port!r}")
-
-    def without_secrets(self, text: str) -> str:
-        """A text of somebody else's, safe to be shown."""
-        for secret in {self.credentials, self._secret, unquote(self._secret)} - {""}:
-            text = text.replace(secret, "***")
-        return text

@@ -203,29 +203,34 @@ class Recipe:
 
 
 class FromEnvironment:
-    """A text with parts that are read from environment variables where it is used, so that no secret travels."""
+    """A text with parts that are read from environment variables where it is used, so that no secret travels.
 
-    __slots__ = ("before", "behind", "name", "quoted")
+    Attributes:
+        parts: Texts as they are, and variables: the name, and whether the value must be percent-encoded.
+    """
 
-    def __init__(self, before: str, name: str, behind: str, *, quoted: bool) -> None:
-        self.before: str = before
-        self.name: str = name
-        self.behind: str = behind
-        self.quoted: bool = quoted  # whether the variable's value must be percent-encoded
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: Sequence[str | tuple[str, bool]]) -> None:
+        self.parts: tuple[str | tuple[str, bool], ...] = tuple(parts)
 
     def read(self) -> str:
         """The text.
 
         Raises:
-            ValueError: The variable is not set.
+            ValueError: A variable is not set.
         """
-        value = os.environ.get(self.name)
+        return "".join(part if isinstance(part, str) else self._value(*part) for part in self.parts)
+
+    @staticmethod
+    def _value(name: str, quoted: bool) -> str:
+        value = os.environ.get(name)
         if value is None:
             raise ValueError(
-                f"the address of a store is read from the environment variable {self.name}, which is not set here: set it in every "
+                f"the address of a store is read from the environment variable {name}, which is not set here: set it in every "
                 "process that uses the store, as where the store was made"
             )
-        return self.before + (quote(value, safe="") if self.quoted else value) + self.behind
+        return quote(value, safe="") if quoted else value
 
 
 _known: WeakValueDictionary[Any, Store] = WeakValueDictionary()

@@ -1,0 +1,68 @@
+"""What a Redis server or its client says instead of an answer, sorted: what passes by itself, and what somebody must mend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from penstock.errors import StoreError
+from penstock.stores._redis_server import RedisServer
+from penstock.stores.contract import Unreachable, damaged_row
+
+__all__ = ["SMALLEST_ACL", "explain"]
+
+SMALLEST_ACL = "-@all +eval +evalsha +get +set +hmget +hset +expire +time +publish +subscribe"
+"""What a user must be allowed, beside the keys and channels; in a cluster `+cluster|slots` too."""
+
+_CANNOT_NOW = frozenset(
+    {
+        "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "UNKILLABLE", "NOREPLICAS", "MISCONF", "MOVED", "ASK", "IOERR",
+    }
+)  # fmt: skip
+"""Codes of errors that pass: the server is there, and cannot decide at the moment."""
+
+
+def explain(error: Exception, server: RedisServer, prefix: str, names: Sequence[str]) -> StoreError:
+    """Our error for one of the client's, which has taken the code off some of the server's errors, and left it on others.
+
+    `names`: of the rows that were asked for, in their order.
+    """
+    from redis import exceptions as errors
+
+    where, text = server.shown, server.without_secrets(str(error))
+    codes = {word.strip("-:") for word in text.split() if word.strip("-:").isupper()}
+    if isinstance(error, errors.AuthenticationError) or codes & {"WRONGPASS", "NOAUTH"}:
+        return StoreError(f"{where} refused us: {text}. Check the user and the password in the URL")
+    if isinstance(error, errors.NoPermissionError | errors.AuthorizationError) or "NOPERM" in codes:
+        return StoreError(
+            f"{where}: this user may not do what is needed ({text}). Allow it ~{prefix}:* &{prefix}:* {SMALLEST_ACL}, and in a cluster "
+            "+cluster|slots; for another db than 0 +select"
+        )
+    if isinstance(error, errors.ReadOnlyError) or "READONLY" in codes:
+        return Unreachable(
+            f"{where} is a read-only replica: give RedisStore the address of the primary, or of its Sentinels"
+        )
+    if isinstance(error, errors.OutOfMemoryError) or "OOM" in codes:
+        return Unreachable(f"{where} has no memory left: nothing was granted. Raise its maxmemory ({text})")
+    cannot_now = (errors.BusyLoadingError, errors.ClusterDownError, errors.TryAgainError, errors.AskError)
+    if isinstance(error, cannot_now) or codes & _CANNOT_NOW:
+        return Unreachable(f"{where} cannot answer now: {text}")
+    if text.startswith("DAMAGED ") and names:
+        return _damaged(text, where, names)
+    if isinstance(error, errors.ResponseError):
+        return StoreError(f"{where} says {text}")
+    if "CERTIFICATE_VERIFY_FAILED" in text or "certificate verify failed" in text:
+        return StoreError(
+            f"{where} shows a certificate that is not trusted here: {text}. Name the authority that signed it, as "
+            "rediss://…?ssl_ca_certs=/path/to/ca.pem, or a host name that the certificate is for"
+        )
+    if isinstance(error, errors.RedisError | errors.RedisClusterException | OSError):
+        why = text or type(error).__name__
+        return Unreachable(f"{where} does not answer: {why}. Is the server running, and is the address right?")
+    return StoreError(f"{where} answers nonsense ({server.without_secrets(repr(error))}). Is it a Redis server?")
+
+
+def _damaged(text: str, where: str, names: Sequence[str]) -> StoreError:
+    number = text.split()[1]
+    if number.isdecimal() and 0 < int(number) <= len(names):
+        return damaged_row(where, names[int(number) - 1])
+    return StoreError(f"{where} answers nonsense: {text[:80]!r}. Is it a Redis server?")
