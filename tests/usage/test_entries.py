@@ -9,7 +9,6 @@ from penstock import Limiter, RateLimited, in_flight, per_minute, per_second
 from penstock.events import Answered, Paused
 from tests.usage.readings import calls_of
 
-
 pytestmark = pytest.mark.anyio
 
 
