@@ -150,7 +150,7 @@ class Call:
                     else:
                         self._note(permit)
                 if binding.caller.on_event is not None:
-                    emit_grant(binding, 0.0)
+                    emit_grant(binding, 0.0, permit, self._terms.flow)
                 return permit
         except BaseException:
             self._withdraw(permit)
@@ -180,7 +180,7 @@ class Call:
                     self._bound_anew(), EnteredPermit, terms.max_wait, terms.priority, terms.flow, block=terms.block
                 )
             elif binding.caller.on_event is not None:
-                emit_grant(binding, 0.0)
+                emit_grant(binding, 0.0, permit, self._terms.flow)
             if permit.held:  # the limits may have changed while it waited
                 self._note(permit)
         except BaseException:

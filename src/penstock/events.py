@@ -7,11 +7,12 @@ call must not break it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 __all__ = [
+    "Answered",
     "AttemptStarted",
     "GaveUp",
     "Granted",
@@ -24,6 +25,7 @@ __all__ = [
     "Resumed",
     "RetryEvent",
     "RetryScheduled",
+    "ServiceEvent",
     "Settled",
     "StoreLost",
     "StoreRecovered",
@@ -117,11 +119,21 @@ class Succeeded:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """A call was charged, after `waited` seconds in the queue. `limiter` is the limiter's name, here and below."""
+    """A call was charged, after `waited` seconds in the queue.
+
+    Attributes:
+        limiter: The limiter's name, here and below.
+        cost: Amount per unit.
+        waited: Seconds.
+        flow: Whose work it is: as the call says, or the `penstock.turn` that it is made in.
+        call: A number that all events of one permit have in common, here and below. Other permits may have it later. 0: none was granted.
+    """
 
     limiter: str | None
     cost: Mapping[str, float]
     waited: float
+    flow: Hashable = None
+    call: int = field(default=0, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +144,7 @@ class Refused:
     cost: Mapping[str, float]
     retry_after: float
     blocked_by: str
+    flow: Hashable = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +153,7 @@ class Withdrawn:
 
     limiter: str | None
     cost: Mapping[str, float]
+    call: int = field(default=0, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +162,32 @@ class Settled:
 
     limiter: str | None
     cost: Mapping[str, float]
+    call: int = field(default=0, repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A request to a service is over: of a client that `limit_client` made, or of a run.
+
+    Attributes:
+        limiter, flow, call: As in `Granted`; where the limiter tells the same listener of its grant, both are about one request.
+        model: Which was asked; None: the request names none.
+        cost: What it was charged, as estimated, per unit.
+        usage: What the service says that it took: `input_tokens` and `output_tokens`; empty: it did not say.
+        waited: Seconds in the queue.
+        elapsed: Seconds from the grant to the end of the answer.
+        status: Of the answer; 0: it was sent, and there is none.
+    """
+
+    limiter: str | None
+    model: str | None
+    cost: Mapping[str, float]
+    usage: Mapping[str, float]
+    waited: float
+    elapsed: float
+    status: int
+    flow: Hashable = None
+    call: int = field(default=0, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +247,7 @@ class StoreRecovered:
 
 
 LimiterEvent = Granted | Refused | Withdrawn | Settled | Paused | Resumed | Observed | Reconfigured
+ServiceEvent = Answered | Reconfigured
 RetryEvent = AttemptStarted | RetryScheduled | GaveUp | Succeeded
 
 _Event = TypeVar("_Event")

@@ -18,8 +18,10 @@ from typing import Any, Literal, TypeVar
 
 from penstock import Limiter
 from penstock._introspect import check_plain
+from penstock.events import Refused, ServiceEvent
 from penstock.llm.discovered import DiscoveredEndpoint
 from penstock.llm.endpoints import Endpoint, Endpoints, by_limiter
+from penstock.llm.reporting import Listener
 from penstock.llm.transport import MAX_PAUSE, Plan, Rules, checked_cost, limited_client, transports
 
 __all__ = ["limit_http_client", "transport"]
@@ -37,6 +39,7 @@ def limit_http_client(
     max_wait: float | None = None,
     max_pause: float = MAX_PAUSE,
     cost: Cost | None = None,
+    on_event: Callable[[ServiceEvent | Refused], object] | None = None,
 ) -> C:
     """A copy of an httpx or httpx2 client, sync or async, whose requests keep limits. The given one is not changed.
 
@@ -52,12 +55,13 @@ def limit_http_client(
         max_pause: Longest wait that a server may ask for, in seconds. If it asks for more, its 429 is what the caller gets.
         cost: What a request costs, per unit, as a function of the request; None: it is not limited. Default: one request.
             Units that the limiter does not count are left out.
+        on_event: Hears of each request when its answer is over, as in `penstock.llm.limit_client`.
 
     Raises:
         TypeError: It is no such client; or `cost` or `limiter` is a function that would have to be awaited.
         ValueError: `limiter` is none of these, a number is out of its range, or the client is limited already.
     """
-    return limited_client(client, _rules(limiter, max_wait, max_pause, cost))
+    return limited_client(client, _rules(limiter, max_wait, max_pause, cost, on_event))
 
 
 def transport(
@@ -67,12 +71,13 @@ def transport(
     max_wait: float | None = None,
     max_pause: float = MAX_PAUSE,
     cost: Cost | None = None,
+    on_event: Callable[[ServiceEvent | Refused], object] | None = None,
 ) -> Any:
     """A transport that sends through `inner`, of httpx or httpx2, sync or async: for `httpx.AsyncClient(transport=…)`.
 
     The other arguments, and what is raised, are those of `limit_http_client`.
     """
-    rules = _rules(limiter, max_wait, max_pause, cost)
+    rules = _rules(limiter, max_wait, max_pause, cost, on_event)
     for base in type(inner).__mro__:
         library = base.__module__.partition(".")[0]
         if library in {"httpx", "httpx2"}:
@@ -83,7 +88,7 @@ def transport(
     )
 
 
-def _rules(limiter: Any, max_wait: float | None, max_pause: float, cost: Cost | None) -> Rules:
+def _rules(limiter: Any, max_wait: float | None, max_pause: float, cost: Cost | None, on_event: Any) -> Rules:
     if cost is not None:
         check_plain("limit_http_client", "cost", cost)
     endpoint_of = _endpoint_of(limiter)
@@ -93,7 +98,10 @@ def _rules(limiter: Any, max_wait: float | None, max_pause: float, cost: Cost | 
         endpoint = None if charged is None else endpoint_of(request)
         return None if charged is None or endpoint is None else Plan(endpoint, charged)
 
-    return Rules(plan, max_wait=max_wait, max_pause=max_pause, answer=False)
+    if on_event is not None:
+        check_plain("limit_http_client", "on_event", on_event)
+    listener = None if on_event is None else Listener(on_event)
+    return Rules(plan, max_wait=max_wait, max_pause=max_pause, answer=False, listener=listener)
 
 
 def _endpoint_of(limiter: Any) -> Callable[[Any], Endpoint | None]:

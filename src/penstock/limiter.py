@@ -307,7 +307,7 @@ class Limiter:
                 bound = call._bound_anew()
                 permit = await wait(bound, permits_of(bound), terms.max_wait, terms.priority, terms.flow)
             elif binding.caller.on_event is not None:
-                emit_grant(binding, 0.0)
+                emit_grant(binding, 0.0, permit, terms.flow)
         except BaseException:
             permit._undo()
             raise
@@ -332,7 +332,7 @@ class Limiter:
                 bound = call._bound_anew()
                 permit = answer_at_once(bound, permits_of(bound), priority, flow)
             elif binding.caller.on_event is not None:
-                emit_grant(binding, 0.0)
+                emit_grant(binding, 0.0, permit, flow)
         except BaseException:
             permit._undo()
             raise

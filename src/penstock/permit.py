@@ -55,14 +55,14 @@ class Permit(Grant):
         self._decider().settle(self, settled)
         caller = self._caller()
         if caller.on_event is not None:
-            emit(caller.on_event, Settled(caller.name, settled))
+            emit(caller.on_event, Settled(caller.name, settled, id(self)))
 
     def cancel(self) -> None:
         """Say that the call was never sent: everything comes back, and the permit ends. Again: nothing happens."""
         cost = self.cost
         caller = self._caller()
         if self._decider().cancel(self) and caller.on_event is not None:
-            emit(caller.on_event, Withdrawn(caller.name, cost))
+            emit(caller.on_event, Withdrawn(caller.name, cost, id(self)))
 
     def close(self) -> None:
         """End the permit: give back what it holds. Again: nothing happens."""

@@ -52,10 +52,10 @@ async def wait(
         if request.error is not None:
             raise request.take_error()
     except BaseException as error:
-        _emit_failure(binding, error)
+        _emit_failure(binding, error, flow)
         raise
     if binding.caller.on_event is not None:
-        emit_grant(binding, grant.granted_at - request.arrived)
+        emit_grant(binding, grant.granted_at - request.arrived, grant, flow)
     return grant
 
 
@@ -97,10 +97,10 @@ def wait_in_thread(
         if request.error is not None:
             raise request.take_error()
     except BaseException as error:
-        _emit_failure(binding, error)
+        _emit_failure(binding, error, flow)
         raise
     if binding.caller.on_event is not None:
-        emit_grant(binding, grant.granted_at - request.arrived)
+        emit_grant(binding, grant.granted_at - request.arrived, grant, flow)
     return grant
 
 
@@ -141,31 +141,35 @@ def answer_at_once(
         if request.error is not None:
             raise request.take_error()
     except BaseException as error:
-        _emit_failure(binding, error)
+        _emit_failure(binding, error, flow)
         if not (in_loop and isinstance(error, RateLimited)):
             raise
         message = f"{error}: waiting here would block the running event loop. Use `async with`, run this function in a thread (for "
     else:
         if binding.caller.on_event is not None:
-            emit_grant(binding, grant.granted_at - request.arrived)
+            emit_grant(binding, grant.granted_at - request.arrived, grant, flow)
         return grant
     raise WouldBlockEventLoop(
         f"{message}example with anyio.to_thread.run_sync), or allow it with block=True, as in a notebook"
     )
 
 
-def emit_grant(binding: Binding, waited: float) -> None:
+def emit_grant(binding: Binding, waited: float, grant: Grant, flow: Hashable) -> None:
     """Tell the listener of a grant."""
-    on_event = binding.caller.on_event
-    if on_event is not None:
-        emit(on_event, Granted(binding.caller.name, binding.charge.full_cost, max(0.0, waited)))
+    caller = binding.caller
+    if caller.on_event is not None:
+        whose = turn_here().flow if flow is None else flow
+        emit(caller.on_event, Granted(caller.name, binding.charge.full_cost, max(0.0, waited), whose, id(grant)))
 
 
-def _emit_failure(binding: Binding, error: BaseException) -> None:
+def _emit_failure(binding: Binding, error: BaseException, flow: Hashable) -> None:
     caller, charge = binding.caller, binding.charge
+    if caller.on_event is None and not isinstance(error, RateLimited):
+        return
+    whose = turn_here().flow if flow is None else flow
     if isinstance(error, RateLimited):
         _log.refused(caller.name, charge.cost, error.retry_after, error.blocked_by)
         if caller.on_event is not None:
-            emit(caller.on_event, Refused(caller.name, charge.full_cost, error.retry_after, error.blocked_by))
+            emit(caller.on_event, Refused(caller.name, charge.full_cost, error.retry_after, error.blocked_by, whose))
     elif caller.on_event is not None and not isinstance(error, PenstockError):
         emit(caller.on_event, Withdrawn(caller.name, charge.full_cost))

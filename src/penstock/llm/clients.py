@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from penstock import Limiter
 from penstock._introspect import check_plain
+from penstock.events import Refused, ServiceEvent
 from penstock.llm import tables
 from penstock.llm.discovered import discovered
 from penstock.llm.endpoints import Endpoint, Endpoints, by_limiter, published
+from penstock.llm.reporting import Listener
 from penstock.llm.tokens import by_bytes, by_tiktoken, with_output_added, with_output_if_larger
 from penstock.llm.transport import MAX_PAUSE, NoLimitsKnown, Plan, Rules, checked_cost, content_of, limited_client
 
@@ -55,6 +57,7 @@ def limit_client(
     cost: Cost | Literal["bytes", "tiktoken", "bytes + output", "bytes or output"] = "bytes",
     max_wait: float | None = None,
     max_pause: float = MAX_PAUSE,
+    on_event: Callable[[ServiceEvent | Refused], object] | None = None,
 ) -> Client:
     """Make a client like `client`, of the same type, that keeps the limits. The given one is not changed.
 
@@ -82,6 +85,8 @@ def limit_client(
             and body, see `penstock.llm.tokens`.
         max_wait: Longest wait for a turn, in seconds.
         max_pause: Longest wait that the service may ask for, in seconds. If it asks for more, its error is raised.
+        on_event: Hears a frozen record of each request when its answer is over (`penstock.events.Answered`), of those that were
+            refused here, and of limits when they are learned: a `penstock.usage.Ledger`, or a function of yours.
 
     Raises:
         TypeError: It is no such client; or `cost` is a function that would have to be awaited.
@@ -89,7 +94,14 @@ def limit_client(
             client that is limited already.
     """
     rules, endpoints = rules_for(
-        client, limits, tier=tier, account=account, cost=cost, max_wait=max_wait, max_pause=max_pause
+        client,
+        limits,
+        tier=tier,
+        account=account,
+        cost=cost,
+        max_wait=max_wait,
+        max_pause=max_pause,
+        on_event=on_event,
     )
     if hasattr(client, "_transport") and hasattr(client, "_mounts"):
         itself = limited_client(client, rules)
@@ -138,6 +150,7 @@ def rules_for(
     cost: Any,
     max_wait: float | None,
     max_pause: float,
+    on_event: Callable[[Any], object] | None = None,
 ) -> tuple[Rules, Endpoints]:
     """What `limit_client` decides about the requests of a client, and the endpoints that they are for."""
     if callable(cost):
@@ -154,10 +167,14 @@ def rules_for(
     def plan(request: Any) -> Plan | None:
         path, body = request.url.path, json_object(content_of(request))
         charged = checked_cost(rule(path, body))
-        endpoint = None if charged is None else endpoint_of(request, model_of(path, body))
-        return None if charged is None or endpoint is None else Plan(endpoint, charged)
+        model = model_of(path, body)
+        endpoint = None if charged is None else endpoint_of(request, model)
+        return None if charged is None or endpoint is None else Plan(endpoint, charged, model)
 
-    return Rules(plan, max_wait=max_wait, max_pause=max_pause), endpoints
+    if on_event is not None:
+        check_plain("limit_client", "on_event", on_event)
+    listener = None if on_event is None else Listener(on_event)
+    return Rules(plan, max_wait=max_wait, max_pause=max_pause, listener=listener), endpoints
 
 
 def _endpoints(

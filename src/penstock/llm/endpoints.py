@@ -32,6 +32,7 @@ from penstock.llm import tables
 from penstock.llm.discovery import UnitEstimate
 from penstock.llm.failures import Verdict
 from penstock.llm.headers import Quota, Reading
+from penstock.llm.reporting import Report
 from penstock.llm.server_estimate import Told
 from penstock.llm.traffic import Departure, DepartureBucket
 
@@ -63,6 +64,7 @@ class RequestInFlight:
         charged: Per unit, what the endpoint's estimate was told of.
         left_at: When its first byte was sent; None: it is still here.
         departures: Per unit, once it left.
+        report: What a listener is to be told of it; None: nobody listens.
     """
 
     endpoint: Endpoint
@@ -71,6 +73,12 @@ class RequestInFlight:
     charged: dict[str, float] = field(default_factory=dict)
     departures: dict[str, Departure] = field(default_factory=dict)
     left_at: float | None = None
+    report: Report | None = None
+
+    def over(self) -> None:
+        """Tell who listens that it is over."""
+        if self.report is not None:
+            self.report.over()
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +267,9 @@ class Endpoint:
     def sweep(self) -> None:
         """Give back the places of answers that were lost."""
         while self._lost:
-            self._lost.popleft().permit.close()
+            request = self._lost.popleft()
+            request.permit.close()
+            request.over()
 
     # What the server has
 

@@ -20,21 +20,21 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
-import json
 import math
-import re
 import sys
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from penstock import clock
 from penstock._turn import Turn, turn_here
 from penstock.errors import CostError, PenstockError, RateLimited, Unsatisfiable
 from penstock.llm import headers as _headers
-from penstock.llm.failures import OURS, Action, judge
+from penstock.llm.failures import Action, judge
+from penstock.llm.refusal import refusal
+from penstock.llm.reporting import Listener
 
 if TYPE_CHECKING:
     from penstock.llm.endpoints import Endpoint, RequestInFlight
@@ -62,6 +62,7 @@ class Plan:
 
     endpoint: Endpoint
     cost: Mapping[str, float]
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ class Rules:
             others look again after a minute at most. No request is held for longer either.
         hold: Whether a request that the service refuses for now is held, and sent again.
         answer: Whether a refusal of ours is an answer, in the service's stead, and not an exception.
+        listener: Who hears of each request; None: nobody.
     """
 
     plan: Callable[[Any], Plan | None]
@@ -83,6 +85,7 @@ class Rules:
     max_pause: float = MAX_PAUSE
     hold: bool = True
     answer: bool = True
+    listener: Listener | None = None
 
     def __post_init__(self) -> None:
         if self.max_wait is not None and not self.max_wait >= 0:
@@ -118,6 +121,24 @@ class _Visit:
         options = {"max_wait": None if math.isinf(left) else left, "priority": priority, "flow": self._turn.flow}
         return limiter, charges, options
 
+    def _admitted(self, permit: Any, asked_at: float) -> RequestInFlight:
+        self._tries += 1
+        sent = self._plan.endpoint.granted(permit, self._plan.cost)
+        listener = self._rules.listener
+        if listener is not None:
+            limiter = self._plan.endpoint.limiter
+            sent.report = listener.granted(
+                limiter, self._plan.model, self._plan.cost, self._turn.flow, permit, asked_at
+            )
+        return sent
+
+    def refused(self, error: RateLimited) -> None:
+        """Tell who hears of it that the limiter said "not now"."""
+        listener = self._rules.listener
+        if listener is not None:
+            limiter = self._plan.endpoint.limiter
+            listener.refused(limiter, self._plan.cost, self._turn.flow, error.retry_after, error.blocked_by)
+
     async def admit(self) -> RequestInFlight:
         """Wait for the request's turn and charge it.
 
@@ -126,61 +147,37 @@ class _Visit:
         """
         while True:
             limiter, charges, options = self._asked()
+            asked_at = clock.now()
             try:
                 permit = await limiter.acquire(charges, **options)
             except Unsatisfiable:
                 if self._asked()[1] == charges:
                     raise
                 continue  # the limits changed meanwhile, and it is charged less under the new ones
-            self._tries += 1
-            return self._plan.endpoint.granted(permit, self._plan.cost)
+            except RateLimited as error:
+                self.refused(error)
+                raise
+            return self._admitted(permit, asked_at)
 
     def admit_in_thread(self) -> RequestInFlight:
         """The same, blocking this thread, and a loop that runs in it: the call of a sync client blocks anyway."""
         while True:
             limiter, charges, options = self._asked()
+            asked_at = clock.now()
             try:
                 permit = limiter(charges, block=True, **options).__enter__()
             except Unsatisfiable:
                 if self._asked()[1] == charges:
                     raise
                 continue
-            self._tries += 1
-            return self._plan.endpoint.granted(permit, self._plan.cost)
+            except RateLimited as error:
+                self.refused(error)
+                raise
+            return self._admitted(permit, asked_at)
 
     def again(self, exchange: _Exchange) -> bool:
         """Whether a request that was refused is to be held and sent again."""
         return self._rules.hold and exchange.may_go_again and clock.now() < self._held_until and self._repeatable
-
-
-class Refusal(NamedTuple):
-    """The answer that we give in the service's stead."""
-
-    status: int
-    headers: dict[str, str]
-    content: bytes
-
-
-def refusal(error: PenstockError) -> Refusal:
-    """The answer to a request that must not be sent.
-
-    An answer, and not an exception: SDKs retry what a transport raises, and wrap it as trouble with the connection. "Not
-    now" is a 429 that says when, "never" a 400, which nobody retries. Its body is an error of every dialect at once.
-    """
-    status = 400
-    headers = {"content-type": "application/json", "x-should-retry": "false"}
-    if isinstance(error, RateLimited):
-        status = 429
-        if error.retry_after < math.inf:
-            headers["retry-after"] = f"{error.retry_after:.3f}"
-    code = "request_too_large" if isinstance(error, Unsatisfiable) else _snake(type(error).__name__)
-    message = f"Not sent: {error}"
-    body = {
-        "type": "error",
-        "error": {"message": message, "type": OURS, "param": None, "code": code},
-        "message": message,
-    }
-    return Refusal(status, headers, json.dumps(body).encode())
 
 
 def limited_client(client: C, rules: Rules) -> C:
@@ -263,6 +260,8 @@ class _Exchange:
             self.endpoint.left(self.sent)
             reading = _headers.read(response.headers, response.status_code, wall=clock.wall())
             self.endpoint.answered(self.sent, response.status_code, reading)
+            if self.sent.report is not None:
+                self.sent.report.answered(response, self._module, self.endpoint.limits)
         except Exception as error:  # noqa: BLE001
             _warn_once(f"could not read what an answer's headers say about limits: {type(error).__name__}: {error}")
 
@@ -288,19 +287,24 @@ class _Exchange:
             _warn_once(f"could not read why a request was refused: {type(error).__name__}: {error}")
         finally:
             self.sent.permit.close()
+            self.sent.over()
 
     def failed(self, error: BaseException) -> None:
         """There is no answer, and there will be none."""
         # A proxy is sent a request to connect first, which is traced like any other; it may refuse, or get nowhere.
         if self.sent.left_at is not None and type(error).__name__ not in _NEVER_SENT:
             self.sent.permit.close()
+            self.sent.over()
         else:
             self.endpoint.never_left(self.sent)
 
     def hold(self, response: Any) -> _Hold | None:
-        """The place in flight of an answer that is still to be read; None if it has none."""
-        if not self.endpoint.holds or response.is_closed:
+        """What ends with an answer that is still to be read: its place in flight, and its report. None if nothing does."""
+        if response.is_closed or not (self.endpoint.holds or self.sent.report):
             self.sent.permit.close()
+            if self.sent.report is not None:
+                self.sent.report.read_whole(response)
+                self.sent.over()
             return None
         return _Hold(self.sent)
 
@@ -310,12 +314,18 @@ class _Hold:
 
     def __init__(self, sent: RequestInFlight) -> None:
         self._sent = sent
+        self.is_read: bool = sent.report is not None
         self._finalizer = weakref.finalize(self, _lost, sent, _soon())
         self._finalizer.atexit = False
+
+    def read(self, chunk: bytes) -> None:
+        if self._sent.report is not None:
+            self._sent.report.read(chunk)
 
     def give_back(self) -> None:
         self._finalizer.detach()
         self._sent.permit.close()
+        self._sent.over()
 
 
 def _lost(sent: RequestInFlight, soon: Callable[[Callable[[], None]], object] | None) -> None:
@@ -361,7 +371,12 @@ def transports(library: str) -> tuple[type, type]:
 
         def __iter__(self) -> Any:
             try:
-                yield from self._stream
+                if not self._hold.is_read:
+                    yield from self._stream
+                    return
+                for chunk in self._stream:
+                    self._hold.read(chunk)
+                    yield chunk
             finally:
                 self._hold.give_back()
 
@@ -381,6 +396,8 @@ def transports(library: str) -> tuple[type, type]:
         async def __aiter__(self) -> Any:
             try:
                 async for chunk in self._stream:
+                    if self._hold.is_read:
+                        self._hold.read(chunk)
                     yield chunk
             finally:
                 self._hold.give_back()
@@ -566,7 +583,3 @@ def _warn_once(message: str) -> None:
             warnings.warn(message, RuntimeWarning, stacklevel=6)
         except Warning:  # where warnings are errors: it must not cost the answer that it stands beside
             pass
-
-
-def _snake(name: str) -> str:
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()

@@ -1,116 +1,32 @@
-"""What requests and answers cost in dollars, by a dated file of list prices or one of the user's in the same form.
-
-    {"as_of": "2025-08-07", "per": 1000000, "models": {"gpt-4o-mini": {"input": 0.15, "output": 0.60}}}
-
-Discounts, cached tokens and taxes are in no such file: this is what the price list says, and not the bill.
-"""
+"""What rows and answers cost in dollars, by the prices of models (`penstock.llm.prices`)."""
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
+from penstock.llm import prices as _prices
+from penstock.llm.prices import Price, PriceFileError
 from penstock.runner.source import Row, load_json
 
-__all__ = ["Price", "PriceFileError", "Prices", "output_bound"]
+__all__ = ["Price", "PriceFileError", "Prices", "output_bound", "usage_of"]
 
-_SNAPSHOT = re.compile(r"-(?:\d{4}-\d{2}-\d{2}|\d{4})$")
 _OUTPUT_BOUNDS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 
-class PriceFileError(ValueError):
-    """A file of prices cannot be read, and the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """Dollars per token.
-
-    Attributes:
-        input: For what is sent.
-        output: For what is answered.
-    """
-
-    input: float
-    output: float
-
-
-class Prices:
-    """Prices by model. A dated snapshot of a model costs what the model does.
-
-    Attributes:
-        as_of: Their date, as the file has it.
-    """
-
-    def __init__(self, models: Mapping[str, Price], as_of: str) -> None:
-        self.as_of = as_of
-        self._models = dict(models)
-
-    @classmethod
-    def listed(cls) -> Prices:
-        """Those that came with this version."""
-        text = resources.files("penstock.runner").joinpath("prices.json").read_text(encoding="utf-8")
-        return cls._read(text, "prices.json")
-
-    @classmethod
-    def of(cls, path: Path) -> Prices:
-        """Those of a file.
-
-        Raises:
-            PriceFileError: It cannot be read.
-        """
-        try:
-            return cls._read(path.read_text(encoding="utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise PriceFileError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-
-    @classmethod
-    def _read(cls, text: str, name: str) -> Prices:
-        try:
-            given = json.loads(text)
-            per = float(given.get("per", 1_000_000))
-            models = {
-                model: Price(float(price["input"]) / per, float(price.get("output", 0.0)) / per)
-                for model, price in given["models"].items()
-            }
-        except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, OverflowError) as error:
-            raise PriceFileError(
-                f"{name} is no file of prices ({type(error).__name__}: {error}): write it like "
-                '{"per": 1000000, "models": {"gpt-4o-mini": {"input": 0.15, "output": 0.6}}}'
-            ) from None
-        wrong = [model for model, price in models.items() if not 0 <= price.input + price.output < math.inf]
-        if wrong:
-            raise PriceFileError(f"{name}: the price of {wrong[0]} is no amount of dollars")
-        return cls(models, str(given.get("as_of", "no date")))
-
-    def price(self, model: str) -> Price | None:
-        """What a model costs; None: nobody knows."""
-        found = self._models.get(model)
-        return found if found is not None else self._models.get(_SNAPSHOT.sub("", model))
+class Prices(_prices.Prices):
+    """Prices by model, of rows and answers too."""
 
     def at_most(self, row: Row) -> float | None:
         """Dollars that a row costs, with the longest answer that it allows; None: nobody knows its model's price.
 
         Where a row sets no bound, its answer counts as nothing.
         """
-        price = self.price(row.model)
-        if price is None:
-            return None
-        return row.cost.get("tokens", 0.0) * price.input + output_bound(row) * price.output
+        return self.dollars(row.model, row.cost.get("tokens", 0.0), output_bound(row))
 
     def paid(self, model: str, answer: bytes) -> float:
         """Dollars for an answer, by its usage; 0 where it or the price is not known."""
-        price = self.price(model)
-        usage = _usage(answer) if price is not None else None
-        if price is None or usage is None:
-            return 0.0
-        return usage[0] * price.input + usage[1] * price.output
+        usage = usage_of(answer) if self.price(model) is not None else None
+        return 0.0 if usage is None else self.dollars(model, *usage) or 0.0
 
 
 def output_bound(row: Row) -> float:
@@ -123,7 +39,8 @@ def output_bound(row: Row) -> float:
     return float(min(bound, 10**12) * (min(choices, 10**6) if _is_count(choices) else 1))
 
 
-def _usage(answer: bytes) -> tuple[float, float] | None:
+def usage_of(answer: bytes) -> tuple[float, float] | None:
+    """Tokens of input and of output that an answer says it took; None: it says nothing."""
     try:
         usage: Any = load_json(answer).get("usage")
         counts = [

@@ -1,0 +1,163 @@
+"""From events to entries: what is known of a call, put together as it becomes known.
+
+Nothing here does I/O or reads a clock. Events come one after the other, with the moment at which each happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+from penstock.events import Answered, Granted, Reconfigured, Refused, Settled, Withdrawn
+from penstock.limits import Rate, Sliding
+
+__all__ = ["Entries", "Entry", "LimitNote"]
+
+_MOST_OPEN = 10_000
+"""Calls of which later events are expected. Of more, the oldest are taken for complete."""
+
+LimitNote = tuple[float, str, str, float, float]
+"""(moment, model or limiter, unit, amount, seconds) of a limit that calls are under."""
+
+DollarsOf = Callable[[str, Mapping[str, float], Mapping[str, float]], "float | None"]
+"""(model, units charged, usage) → what that costs; None: nobody knows."""
+
+
+class Entry:
+    """What is known of one call. `id` is its number in the file; None before it is written."""
+
+    __slots__ = (
+        "at", "dollars", "elapsed", "estimated", "id", "limiter", "model", "outcome", "settled", "status", "usage", "user", "waited",
+    )  # fmt: skip
+
+    def __init__(self, at: float, limiter: str | None, user: Hashable, outcome: str, cost: Mapping[str, float]) -> None:
+        self.id: int | None = None
+        self.at: float = at
+        self.limiter: str | None = limiter
+        self.user: str | None = None if user is None else _text(user)
+        self.model: str | None = None
+        self.outcome: str = outcome
+        self.status: int | None = None
+        self.waited: float = 0.0
+        self.elapsed: float | None = None
+        self.estimated: Mapping[str, float] = cost
+        self.settled: dict[str, float] | None = None
+        self.usage: Mapping[str, float] = {}
+        self.dollars: float | None = cost.get("dollars")
+
+
+class Entries:
+    """Entries that are to be written.
+
+    Attributes:
+        new: Those that are not in the file.
+        changed: Those that are, and of which more is known since.
+        limits: Limits that were told.
+    """
+
+    def __init__(self, dollars_of: DollarsOf) -> None:
+        self.new: list[Entry] = []
+        self.changed: dict[int, Entry] = {}
+        self.limits: list[LimitNote] = []
+        self._open: dict[int, Entry] = {}
+        self._dollars_of = dollars_of
+
+    def written(self) -> None:
+        """All of it is in the file."""
+        self.new, self.changed, self.limits = [], {}, []
+
+    def hear(self, at: float, event: Any) -> None:
+        """Take an event in. What is no event of a call is passed over."""
+        kind = type(event)
+        if kind is Granted:
+            entry = self._begin(at, event, "granted", event.call)
+            entry.waited = event.waited
+        elif kind is Answered:
+            self._answered(at, event)
+        elif kind is Settled:
+            self._settled(event)
+        elif kind is Withdrawn:
+            self._withdrawn(at, event)
+        elif kind is Refused:
+            self._begin(at, event, "refused", 0)
+        elif kind is Reconfigured:
+            self._note_limits(at, event)
+
+    def _begin(self, at: float, event: Any, outcome: str, call: int) -> Entry:
+        entry = Entry(at, event.limiter, getattr(event, "flow", None), outcome, event.cost)
+        self.new.append(entry)
+        if call:
+            opened = self._open
+            opened.pop(call, None)  # the number is used again: that one is over
+            if len(opened) >= _MOST_OPEN:
+                del opened[next(iter(opened))]
+            opened[call] = entry
+        return entry
+
+    def _find(self, call: int) -> Entry | None:
+        entry = self._open.get(call) if call else None
+        if entry is not None and entry.id is not None:
+            self.changed[entry.id] = entry
+        return entry
+
+    def _settled(self, event: Settled) -> None:
+        entry = self._find(event.call)
+        if entry is not None:
+            entry.settled = {**(entry.settled or entry.estimated), **event.cost}
+            if "dollars" in entry.settled:
+                entry.dollars = entry.settled["dollars"]
+            elif entry.model is not None and not entry.usage:
+                entry.dollars = self._dollars_of(entry.model, entry.settled, entry.usage)
+
+    def _withdrawn(self, at: float, event: Withdrawn) -> None:
+        entry = self._find(event.call)
+        if entry is None:
+            entry = self._begin(at, event, "withdrawn", 0)
+        elif entry.outcome == "granted":
+            entry.outcome = "withdrawn"
+        else:
+            return  # it was answered: what was taken back is the business of the limiter
+        entry.settled = dict.fromkeys(entry.estimated, 0.0)
+        entry.dollars = None
+
+    def _answered(self, at: float, event: Answered) -> None:
+        entry = self._find(event.call)
+        if entry is None:
+            entry = self._begin(at, event, "granted", 0)
+            entry.at = at - event.elapsed
+            entry.waited = event.waited
+        entry.model, entry.status, entry.elapsed, entry.usage = event.model, event.status, event.elapsed, event.usage
+        if entry.user is None and event.flow is not None:
+            entry.user = _text(event.flow)
+        entry.outcome = _outcome(event.status)
+        charged = {**event.cost, **(entry.settled or entry.estimated)}
+        if event.usage:
+            charged["tokens"] = event.usage.get("input_tokens", 0.0) + event.usage.get("output_tokens", 0.0)
+            entry.settled = charged
+        elif entry.settled is not None or charged != entry.estimated:
+            entry.settled = charged
+        if "dollars" not in charged:
+            is_paid = event.model is not None and entry.outcome in {"answered", "lost"}
+            entry.dollars = self._dollars_of(event.model or "", charged, event.usage) if is_paid else None
+
+    def _note_limits(self, at: float, event: Reconfigured) -> None:
+        for unit, limits in event.limits.items():
+            self.limits += [
+                (at, event.limiter or "", unit, float(limit.amount), float(limit.per))
+                for limit in limits
+                if isinstance(limit, Rate | Sliding)
+            ]
+
+
+def _outcome(status: int) -> str:
+    if not status:
+        return "lost"
+    return "answered" if status < 400 else "rejected" if status == 429 else "failed"
+
+
+def _text(user: Hashable) -> str:
+    """A user's name as the file has it: what can be written as UTF-8, and is not endless."""
+    try:
+        return str(user)[:1_000].encode("utf-8", "backslashreplace").decode()
+    except Exception:  # noqa: BLE001 - an object of the user's that cannot show itself
+        return f"<{type(user).__name__}>"

@@ -1,0 +1,470 @@
+"""The ledger: every call, written down off the path of the call.
+
+    ledger = Ledger("usage.db")
+    limiter = Limiter(requests=per_minute(3_500), on_event=ledger)
+    client = limit_client(AsyncOpenAI(), on_event=ledger)
+
+A call hands its event to a queue in memory and goes on. A thread writes what is in the queue into the file, twenty times a second at
+most, one transaction each. So a process that ends, in whatever way but kill -9, loses nothing; kill -9 costs what happened in the last
+100 ms. A disk that is slow or full stops nobody: the queue fills up to `max_pending` events, and what comes then is dropped, counted,
+and noted in the file as a gap.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import json
+import os
+import queue
+import sqlite3
+import threading
+import warnings
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from penstock import clock
+from penstock._numbers import Seconds, read_seconds
+from penstock.errors import PenstockError
+from penstock.llm.prices import Prices
+from penstock.usage.entries import Entries, Entry
+from penstock.usage.file import open_writer
+
+__all__ = ["DollarsOf", "Ledger", "LedgerStatistics"]
+
+_GATHER = 0.05
+"""Seconds between two transactions: what happened before the first of them is what kill -9 takes."""
+
+_AT_ONCE = 20_000
+"""Events in one transaction."""
+
+_LOCKED = 2.0
+"""Seconds that a transaction waits for other processes."""
+
+_TRY_AGAIN = 0.5
+"""Seconds between two attempts to write into a file that cannot be written."""
+
+_CLEAN_UP = 3_600.0
+"""Seconds between two looks for calls that are older than `keep`."""
+
+
+class DollarsOf(Protocol):
+    """What calls cost: `penstock.llm.prices.Prices`, or something of yours."""
+
+    def dollars(self, model: str, input_tokens: float, output_tokens: float) -> float | None:
+        """Dollars for so many tokens; None: the model's price is not known."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerStatistics:
+    """How a ledger is doing.
+
+    Attributes:
+        pending: Events that are not in the file yet.
+        dropped: Events that found the queue full, and are lost.
+        error: Why the file could not be written last; "": it could.
+    """
+
+    pending: int
+    dropped: int
+    error: str
+
+
+class Ledger:
+    """Writes down every call that it hears of: a listener for `on_event=` of limiters, clients and runs.
+
+    One call is one row, whatever the number of its events: user (the flow), model, units as estimated and as settled, dollars, wait,
+    outcome. Calling the ledger takes a microsecond or so, never blocks and never raises; it may be done from any task, thread or signal
+    handler. Any number of processes may write into one file; after a fork the child writes for itself.
+
+    Read it by `History(path)`, `penstock report`, `penstock watch`, or SQL.
+
+    Args:
+        path: The file; made when the first call is written.
+        max_pending: Events in memory at most, about 300 bytes each. What comes while there are as many is dropped.
+        keep: Seconds, or a timedelta, after which calls are taken out of the file; None: they stay.
+        prices: What models cost, in dollars; the list prices that came along unless given.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    __slots__ = ("__weakref__", "_writer", "path")
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        max_pending: int = 100_000,
+        keep: Seconds | None = None,
+        prices: DollarsOf | None = None,
+    ) -> None:
+        if type(max_pending) is not int or max_pending < 1:
+            raise ValueError(f"max_pending must be a whole number of events, 1 or more, not {max_pending!r}")
+        seconds = None if keep is None else read_seconds(keep)
+        if keep is not None and (seconds is None or not seconds > 0):
+            raise ValueError(f"keep must be a number of seconds above 0, a timedelta, or None, not {keep!r}")
+        self.path: Path = Path(path)
+        self._writer = _Writer(self.path.absolute(), max_pending, seconds, prices)
+
+    def __call__(self, event: object) -> None:
+        """Hear of an event, of `penstock.events`. What is not about a call is passed over."""
+        writer = self._writer
+        if writer.queue.qsize() < writer.max_pending:
+            writer.queue.put((clock.wall(), event))
+        else:
+            writer.dropped = next(writer.drops)
+        if writer.thread is None:
+            writer.start()
+
+    def flush(self, timeout: Seconds = 5.0) -> bool:
+        """Wait until all that was heard is in the file; return whether it is. Blocks this thread, in real time."""
+        return self._writer.flush(read_seconds(timeout) or 0.0)
+
+    def statistics(self) -> LedgerStatistics:
+        """How it is doing."""
+        writer = self._writer
+        return LedgerStatistics(writer.queue.qsize() + len(writer.entries.new), writer.dropped, writer.error)
+
+    def close(self, timeout: Seconds = 5.0) -> None:
+        """Write all that was heard, and let go of the file and the thread. What is heard later begins anew.
+
+        Args:
+            timeout: Seconds to wait for the file at most. What is not written by then is lost, with a warning.
+        """
+        self._writer.close(read_seconds(timeout) or 0.0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Ledger({str(self.path)!r})"
+
+    def __reduce__(self) -> Any:
+        writer = self._writer
+        return _made_again, (str(writer.path), writer.max_pending, writer.keep, writer.prices)
+
+    def __del__(self) -> None:
+        writer = getattr(self, "_writer", None)  # a constructor that raised has not come so far
+        if writer is not None and writer.thread is not None:
+            warnings.warn(
+                f"{self!r} was never closed: call close() when it is not needed any more", ResourceWarning, 2, self
+            )
+            writer.end_soon()
+
+
+def _made_again(path: str, max_pending: int, keep: float | None, prices: DollarsOf | None) -> Ledger:
+    """A ledger that was pickled: the same file."""
+    return Ledger(path, max_pending=max_pending, keep=keep, prices=prices)
+
+
+_INSERT = "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_UPDATE = (
+    "UPDATE calls SET user = ?, model = ?, outcome = ?, status = ?, waited = ?, elapsed = ?, settled = ?, input_tokens = ?, "
+    "output_tokens = ?, dollars = ? WHERE id = ?"
+)
+
+
+class _Marker:
+    """Stands in the queue behind what is to be written before `done` is set; with `ends`, the thread ends there."""
+
+    __slots__ = ("done", "ends")
+
+    def __init__(self, *, ends: bool) -> None:
+        self.done = threading.Event()
+        self.ends = ends
+
+
+class _Writer:
+    """The queue of a ledger, the thread that empties it, and the file. Does not know the ledger, so that one may be forgotten.
+
+    Attributes:
+        queue: (moment, event) of what happened, and markers. `SimpleQueue.put` may be interrupted by itself, as by a signal handler.
+        thread: What writes; None: nothing was heard since the last `close`.
+        drops: Counts what is dropped, in one step.
+    """
+
+    def __init__(self, path: Path, max_pending: int, keep: float | None, prices: DollarsOf | None) -> None:
+        self.path = path
+        self.max_pending = max_pending
+        self.keep = keep
+        self.prices = prices
+        self.error = ""
+        self.dropped = 0
+        self.drops = itertools.count(1)
+        self.entries: Entries = Entries(self._dollars)
+        self._noted_drops = 0
+        self._known_prices: DollarsOf | None = prices
+        self._clean_up_at = 0.0
+        self._file: tuple[int, int] | None = None
+        self._begin()
+        _writers.add(self)
+
+    def _begin(self) -> None:
+        self.queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._writing = threading.Lock()
+        self._hurry = threading.Event()
+        self._connection: sqlite3.Connection | None = None
+        self._forking = False
+
+    # The thread
+
+    def start(self) -> None:
+        """Begin to write; where no thread can begin any more, write here."""
+        if not self._starting.acquire(blocking=False):
+            return  # another call is doing it, perhaps the one that a signal handler has interrupted
+        try:
+            if self.thread is None:
+                thread = threading.Thread(target=self._run, name=f"penstock ledger {self.path.name}", daemon=True)
+                self._hurry.clear()
+                thread.start()
+                self.thread = thread
+                atexit.register(self._at_exit)
+        except RuntimeError as error:
+            if "shutdown" in str(error):  # nobody waits for calls any more
+                self._work([])
+            else:
+                self._complain(f"no thread can be started that writes {self.path}: {error}")
+        finally:
+            self._starting.release()
+
+    def _run(self) -> None:
+        """Write until a marker says that it is over."""
+        markers: list[_Marker] = []
+        while True:
+            first = None if self._is_behind else self.queue.get()
+            if self.error:
+                self._hurry.clear()
+                self._hurry.wait(_TRY_AGAIN)
+            elif type(first) is not _Marker:
+                self._hurry.wait(_GATHER)
+            if self._work(markers, first):
+                atexit.unregister(self._at_exit)
+                return
+
+    @property
+    def _is_behind(self) -> bool:
+        return bool(self.entries.new or self.entries.changed or self.entries.limits)
+
+    def _work(self, markers: list[_Marker], first: Any = None) -> bool:
+        """Empty the queue into the file as far as it goes; return whether the thread is to end."""
+        ends = False
+        with self._writing:
+            if first is not None:
+                self._take(first, markers)
+            if not self._is_behind or not self.error:
+                for _ in range(_AT_ONCE):
+                    try:
+                        self._take(self.queue.get_nowait(), markers)
+                    except queue.Empty:
+                        break
+            if self._write():
+                for marker in markers:
+                    marker.done.set()
+                    ends = ends or marker.ends
+                markers.clear()
+                if self.queue.empty():
+                    self._hurry.clear()
+                if ends:
+                    self._disconnect()
+        return ends
+
+    def _take(self, item: Any, markers: list[_Marker]) -> None:
+        if isinstance(item, _Marker):
+            markers.append(item)
+            return
+        try:
+            self.entries.hear(*item)
+        except Exception as error:  # noqa: BLE001 - one strange event must not end the ledger
+            self._complain(f"an event could not be written down: {type(error).__name__}: {error}")
+
+    def flush(self, timeout: float) -> bool:
+        if self.thread is None:
+            return True
+        return self._mark(ends=False).wait(timeout)
+
+    def _mark(self, *, ends: bool) -> threading.Event:
+        marker = _Marker(ends=ends)
+        self.queue.put(marker)
+        self._hurry.set()
+        return marker.done
+
+    def close(self, timeout: float) -> None:
+        thread, until = self.thread, clock.real_now() + timeout
+        if thread is None:
+            return
+        done = self._mark(ends=True)
+        while thread.is_alive() and clock.real_now() < until and not done.wait(_GATHER):
+            pass
+        if not thread.is_alive() or done.is_set():
+            thread.join()
+            self._work([])  # what was heard at the last moment
+            self._disconnect()
+        if self._is_behind or not self.queue.empty():
+            warnings.warn(
+                f"{self.path}: {self.queue.qsize() + len(self.entries.new)} events could not be written "
+                f"({self.error or 'the disk is slow'}), and are lost if it goes on so",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        self.thread = None
+        atexit.unregister(self._at_exit)
+
+    def end_soon(self) -> None:
+        """Write what is there, and end; wait for nothing."""
+        self._mark(ends=True)
+
+    def _at_exit(self) -> None:
+        self.close(5.0)
+
+    # The file
+
+    def _write(self) -> bool:
+        """Write the entries; return whether that was possible."""
+        entries = self.entries
+        if not self._is_behind and self.dropped == self._noted_drops:
+            return True
+        try:
+            connection = self._connect()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._put_rows(connection, entries)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                for entry in entries.new:
+                    entry.id = None
+                raise
+        except (sqlite3.Error, OSError, PenstockError) as error:
+            self._disconnect()
+            self._complain(f"{self.path} cannot be written: {error}")
+            return False
+        entries.written()
+        self.error = ""
+        return True
+
+    def _put_rows(self, connection: sqlite3.Connection, entries: Entries) -> None:
+        process, dropped = os.getpid(), self.dropped
+        (last,) = connection.execute("SELECT coalesce(max(id), 0) FROM calls").fetchone()
+        rows = []
+        for number, entry in enumerate(entries.new, last + 1):
+            entry.id = number
+            rows.append((
+                number, entry.at, process, entry.user, entry.limiter, entry.model, entry.outcome, entry.status, entry.waited,
+                entry.elapsed, _plain(entry.estimated), *_settled(entry),
+            ))  # fmt: skip
+        connection.executemany(_INSERT, rows)
+        connection.executemany(
+            _UPDATE,
+            [
+                (entry.user, entry.model, entry.outcome, entry.status, entry.waited, entry.elapsed, *_settled(entry), entry.id)
+                for entry in entries.changed.values()
+            ],
+        )  # fmt: skip
+        connection.executemany("INSERT INTO limits VALUES (?, ?, ?, ?, ?)", entries.limits)
+        now = clock.wall()
+        if dropped != self._noted_drops:
+            connection.execute("INSERT INTO gaps VALUES (?, ?, ?)", (now, process, dropped - self._noted_drops))
+            self._noted_drops = dropped
+        if self.keep is not None and now >= self._clean_up_at:
+            self._clean_up_at = now + min(_CLEAN_UP, self.keep)
+            connection.execute("DELETE FROM calls WHERE at < ?", (now - self.keep,))
+
+    def _connect(self) -> sqlite3.Connection:
+        """The open file; opened anew if another is at its path, or none, since."""
+        try:
+            status = self.path.stat()
+            there = status.st_dev, status.st_ino
+        except FileNotFoundError:
+            there = None
+        if self._connection is not None and there != self._file:
+            self._disconnect()
+        if self._connection is None:
+            self._connection = open_writer(self.path, _LOCKED)
+            status = self.path.stat()
+            self._file = status.st_dev, status.st_ino
+        return self._connection
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _complain(self, message: str) -> None:
+        if not self.error:
+            import logging
+
+            logging.getLogger("penstock.usage").error("%s", message)
+        self.error = message
+
+    def _dollars(self, model: str, charged: Mapping[str, float], usage: Mapping[str, float]) -> float | None:
+        if self._known_prices is None:
+            self._known_prices = Prices.listed()
+        given = usage.get("input_tokens", charged.get("tokens", 0.0) if not usage else 0.0)
+        return self._known_prices.dollars(model, given, usage.get("output_tokens", 0.0))
+
+    # Forks
+
+    def before_fork(self) -> None:
+        """No transaction is under way, and the file is closed: a child must not have SQLite's idea of its parent's locks."""
+        self._forking = self._writing.acquire(timeout=2 * _LOCKED)
+        if self._forking:
+            self._disconnect()
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        if self._forking:
+            self._forking = False
+            self._writing.release()
+
+    def after_fork_in_child(self) -> None:
+        """What was heard is the parent's to write; the thread is the parent's."""
+        if self._connection is not None:
+            _inherited.append(self._connection)
+        self._begin()
+        self.entries = Entries(self._dollars)
+        self._noted_drops = self.dropped
+        atexit.unregister(self._at_exit)
+
+
+_writers: weakref.WeakSet[_Writer] = weakref.WeakSet()
+_inherited: list[sqlite3.Connection] = []  # of a parent, which must not even be closed here
+
+
+def _each(do: Any) -> Any:
+    return lambda: [do(writer) for writer in list(_writers)]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_each(_Writer.before_fork),
+        after_in_parent=_each(_Writer.after_fork_in_parent),
+        after_in_child=_each(_Writer.after_fork_in_child),
+    )
+
+
+def _plain(units: Mapping[str, float]) -> str:
+    return json.dumps(dict(units), default=float)
+
+
+def _settled(entry: Entry) -> tuple[Any, ...]:
+    usage = entry.usage
+    return (
+        None if entry.settled is None else _plain(entry.settled),
+        usage.get("input_tokens"),
+        usage.get("output_tokens"),
+        entry.dollars,
+    )

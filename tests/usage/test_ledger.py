@@ -1,0 +1,284 @@
+"""The ledger: nothing is lost, nobody is held up, memory is bounded."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from penstock import Limiter, per_second
+from penstock.events import Granted
+from penstock.testing import manual_clock
+from penstock.usage import History, Ledger, LedgerError
+from tests.usage.readings import calls_of
+
+GRANTED = Granted("api", {"requests": 1}, 0.0, "alice")
+
+
+def worker(*arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.usage.worker", *map(str, arguments)], stdout=subprocess.PIPE, text=True, **options
+    )
+
+
+def users(path):
+    return [call.user for call in calls_of(path)]
+
+
+@pytest.mark.parametrize("how", ["close", "forget"])
+def test_nothing_is_lost_when_a_process_ends(tmp_path, how):
+    """Whether it closes its ledger or not."""
+    process = worker(tmp_path / "usage.db", "alice", 3_000, how)
+    process.communicate(timeout=60)
+    assert users(tmp_path / "usage.db") == ["alice"] * 3_000
+
+
+def test_kill_9_takes_the_last_100_ms_and_no_more(tmp_path):
+    """And the file is whole. A busy machine is given some time on top."""
+    path = tmp_path / "usage.db"
+    for _ in range(3):
+        path.unlink(missing_ok=True)
+        process = worker(path, "alice")
+        said = []
+        begin = time.monotonic()
+        for line in process.stdout:
+            number, at = line.split()
+            said.append((int(number), float(at)))
+            if time.monotonic() - begin > 1.0:
+                break
+        killed = time.monotonic()
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        kept = len(users(path))
+        due = max((number for number, at in said if at < killed - 0.1), default=0)
+        late = max((number for number, at in said if at < killed - 0.3), default=0)
+        assert kept >= late > 0
+        if kept >= due:
+            break
+    else:
+        pytest.fail(f"{kept} of {due} calls that were older than 100 ms are there")
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    connection.close()
+
+
+def test_several_processes_write_into_one_file(tmp_path):
+    path = tmp_path / "usage.db"
+    processes = [worker(path, name, 2_000) for name in ("alice", "bob", "carol")]
+    for process in processes:
+        process.communicate(timeout=60)
+    with History(path) as history:
+        assert {name: totals.calls for name, totals in history.totals_by("user").items()} == {
+            "alice": 2_000,
+            "bob": 2_000,
+            "carol": 2_000,
+        }
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_after_a_fork_the_child_writes_for_itself_and_nothing_twice(tmp_path):
+    process = worker(tmp_path / "usage.db", "child", 500, "fork")
+    process.communicate(timeout=60)
+    assert sorted(users(tmp_path / "usage.db")) == ["child"] * 500 + ["parent"] * 501
+
+
+def test_a_file_that_is_locked_stops_nobody_and_is_written_later(tmp_path):
+    path = tmp_path / "usage.db"
+    with Ledger(path) as ledger:
+        ledger(GRANTED)
+        assert ledger.flush()
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        begin = time.perf_counter()
+        for _ in range(1_000):
+            ledger(GRANTED)
+        assert time.perf_counter() - begin < 0.5
+        assert not ledger.flush(0.2)
+        other.execute("ROLLBACK")
+        other.close()
+        assert ledger.flush()
+        assert len(users(path)) == 1_001
+
+
+def test_memory_is_bounded_and_what_is_dropped_is_counted_and_noted(tmp_path, caplog):
+    """The folder is not there yet, as a disk that is not mounted."""
+    path = tmp_path / "later" / "usage.db"
+    with Ledger(path, max_pending=100) as ledger:
+        for _ in range(1_000):
+            ledger(GRANTED)
+        time.sleep(0.3)  # the thread has tried
+        for _ in range(1_000):
+            ledger(GRANTED)
+        now = ledger.statistics()
+        assert now.pending <= 202  # the queue, and what the thread had taken
+        assert now.dropped >= 1_700
+        assert "unable to open" in now.error
+        path.parent.mkdir()
+        assert ledger.flush()
+        assert ledger.statistics().error == ""
+    with History(path) as history:
+        assert history.dropped() == now.dropped
+        assert history.totals().calls == 2_000 - now.dropped
+    assert len([record for record in caplog.records if record.name == "penstock.usage"]) == 1
+
+
+def test_a_full_disk_breaks_no_call_and_later_ones_are_written(tmp_path):
+    """SQLite is told that the file may have no more pages."""
+    path = tmp_path / "usage.db"
+    with Ledger(path) as ledger:
+        ledger(GRANTED)
+        assert ledger.flush()
+        connection = ledger._writer._connection
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        for _ in range(500):
+            ledger(GRANTED)
+        assert ledger.flush()  # it is opened anew, without that limit
+        assert len(users(path)) == 501
+
+
+def test_a_file_that_was_taken_away_is_begun_anew(tmp_path):
+    path = tmp_path / "usage.db"
+    with Ledger(path) as ledger:
+        ledger(GRANTED)
+        assert ledger.flush()
+        shutil.move(path, tmp_path / "old.db")
+        ledger(GRANTED)
+        ledger(GRANTED)
+        assert ledger.flush()
+        assert len(users(path)) == 2
+
+
+def test_the_file_of_another_program_is_left_alone(tmp_path, caplog):
+    path = tmp_path / "other.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE theirs (x)")
+    connection.close()
+    ledger = Ledger(path)
+    ledger(GRANTED)
+    with pytest.warns(RuntimeWarning, match="1 events could not be written .*another program"):
+        ledger.close(0.3)
+    assert "is the database of another program" in caplog.text
+    with pytest.raises(LedgerError, match="another program"):
+        History(path)
+    path.unlink()  # so that what waits is written, and the thread ends
+    until = time.monotonic() + 5
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.02)
+
+
+def test_a_ledger_that_was_forgotten_warns_and_writes(tmp_path):
+    path = tmp_path / "usage.db"
+    ledger = Ledger(path)
+    ledger(GRANTED)
+    thread = ledger._writer.thread
+    with pytest.warns(ResourceWarning, match=r"Ledger\(.*\) was never closed"):  # noqa: PT031
+        del ledger
+        gc.collect()
+    thread.join(5)
+    assert users(path) == ["alice"]
+
+
+def test_one_that_was_closed_or_never_used_says_nothing_and_may_go_on(tmp_path):
+    path = tmp_path / "usage.db"
+    Ledger(path).close()
+    assert not path.exists()
+    ledger = Ledger(path)
+    for _ in range(2):
+        ledger(GRANTED)
+        ledger.close()
+    assert users(path) == ["alice", "alice"]
+    del ledger
+    gc.collect()
+
+
+def test_a_signal_handler_may_call_too(tmp_path):
+    """While the call that it interrupts is being written down."""
+    path = tmp_path / "usage.db"
+    with Ledger(path) as ledger:
+        rang = []
+
+        def ring(*_):
+            ledger(GRANTED)
+            rang.append(1)
+
+        before = signal.signal(signal.SIGALRM, ring)
+        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+        try:
+            made = 0
+            while len(rang) < 100:
+                ledger(GRANTED)
+                made += 1
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert ledger.flush()
+        assert len(users(path)) + ledger.statistics().dropped == made + len(rang)
+
+
+def test_old_calls_are_taken_out(tmp_path):
+    with manual_clock() as clock, Ledger(tmp_path / "usage.db", keep=86_400) as ledger:
+        begin = clock.wall()
+        for _ in range(3):
+            ledger(GRANTED)
+            assert ledger.flush()
+            clock.advance(43_200 + 1)
+        ledger(GRANTED)
+        assert ledger.flush()
+        assert [call.at - begin for call in calls_of(ledger)] == [86_402, 129_603]
+
+
+def test_a_limiter_with_a_ledger_can_be_pickled_with_its_store(tmp_path):
+    ledger = pickle.loads(pickle.dumps(Ledger(tmp_path / "usage.db", max_pending=5, keep=60)))
+    assert repr(ledger) == f"Ledger({str(tmp_path / 'usage.db')!r})"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_pending": 0}, "max_pending must be a whole number of events, 1 or more, not 0"),
+        ({"max_pending": True}, "not True"),
+        ({"keep": 0}, "keep must be a number of seconds above 0"),
+        ({"keep": "day"}, "keep must be .* not 'day'"),
+    ],
+)
+def test_numbers_out_of_their_range_are_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        Ledger(tmp_path / "usage.db", **options)
+
+
+def test_there_must_be_a_ledger_to_read(tmp_path):
+    with pytest.raises(LedgerError, match="there is no ledger at"):
+        History(tmp_path / "none.db")
+    (tmp_path / "noise.db").write_bytes(b"noise" * 1_000)
+    with pytest.raises(LedgerError, match="cannot be read as a ledger"):
+        History(tmp_path / "noise.db")
+    (tmp_path / "empty.db").touch()
+    with pytest.raises(LedgerError, match="nothing was recorded"):
+        History(tmp_path / "empty.db")
+
+
+def test_threads_lose_nothing(ledger):
+    import threading
+
+    limiter = Limiter(requests=per_second(1_000_000), on_event=ledger)
+
+    def call():
+        for _ in range(500):
+            limiter.acquire_nowait()
+
+    threads = [threading.Thread(target=call) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls_of(ledger)) == 4_000
