@@ -68,7 +68,10 @@ bench: ## the benchmarks of benchmarks/, each beside what a user would write ins
 	@$(SETUP) $(TESTED) $(VENV)-bench=requirements/bench.txt
 	$(NEEDS_RANKS) PENSTOCK_TEST_SERVERS="$(SERVERS)" $(VENV)-bench/bin/python benchmarks/_results.py
 
-docs: environment ## run every example of the docs
+docs: environment ## build the site into build/site, without a warning or a wrong word, and run every example of the docs
+	@$(SETUP) $(VENV)-docs=requirements/docs.txt
+	$(VENV)-docs/bin/python -m sphinx -W --keep-going -q -d build/doctrees docs build/site
+	$(VENV)-docs/bin/codespell README.md CHANGELOG.md CONTRIBUTING.md docs src examples benchmarks
 	$(NEEDS_RANKS) $(BIN)/python -m pytest -q tests/test_*docs*.py tests/*/test_*docs*.py
 
 mutation: environment ## change the core one thing at a time, break each promise, and see a test fail; JOBS=2 for two at a time
@@ -91,6 +94,7 @@ pins: environment ## work the pins out anew from pyproject.toml and requirements
 	$(PIN) --no-deps requirements/servers.in -o requirements/servers.txt
 	$(PIN) pyproject.toml --all-extras requirements/dev.in -o requirements/dev.txt
 	$(PIN) pyproject.toml --extra openai requirements/openai2.in -o requirements/openai2.txt
+	$(PIN) pyproject.toml --all-extras -c requirements/dev.txt requirements/docs.in -o requirements/docs.txt
 	$(PIN) pyproject.toml --extra openai --extra cli --extra simulator -c requirements/dev.txt requirements/demo.in -o requirements/demo.txt
 	$(PIN) pyproject.toml --all-extras -c requirements/dev.txt requirements/bench.in -o requirements/bench.txt
 

@@ -12,7 +12,7 @@ from penstock.testing import virtual_time
 from tests.docs_examples import ROOT, examples_of, run_example, text_of
 
 PAGES = ("tutorial", "limits", "waiting", "keys", "logging", "why", "from-aiolimiter")
-ALL_PAGES = ["README.md", *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md")))]
+ALL_PAGES = ["README.md", *(str(file.relative_to(ROOT)) for file in sorted((ROOT / "docs").rglob("*.md")))]
 
 
 def run_page(page, capsys, names):
@@ -51,7 +51,9 @@ def test_the_page_about_testing_does_what_it_says(capsys):
         run_example("await test_the_hourly_limit(virtual_time)", "docs/testing.md", {**names, "virtual_time": time})
 
 
-@pytest.mark.parametrize(("page", "count"), [("docs/batching.md", 7), ("docs/shared-stores.md", 6)])
+@pytest.mark.parametrize(
+    ("page", "count"), [("docs/batching.md", 4), ("docs/many-calls.md", 3), ("docs/shared-stores.md", 6)]
+)
 def test_an_example_in_a_time_of_its_own_prints_what_the_page_says(page, count, capsys):
     """Each is a program by itself; together they take less than a second of real time."""
     for number, (code, output) in enumerate(examples_of(page), 1):

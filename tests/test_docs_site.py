@@ -1,0 +1,84 @@
+"""The site: every page can be reached and fits a reader's screen and patience, and the reference names all that is public.
+
+That it builds without a warning is seen by `make docs`, which has what builds it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from fnmatch import fnmatchcase
+
+import pytest
+
+import penstock
+from tests.docs_examples import ROOT, text_of
+
+DOCS = ROOT / "docs"
+PAGES = sorted(str(file.relative_to(ROOT)) for file in DOCS.rglob("*.md"))
+WORDS, COLUMNS = 1_200, 120
+TOO_LONG = {"docs/command-line.md", "docs/shared-stores.md"}  # to be split
+SIZES = [
+    pytest.param(page, marks=pytest.mark.xfail(page in TOO_LONG, strict=False, reason="to be split")) for page in PAGES
+]
+
+REFERENCE = "\n".join(file.read_text(encoding="utf-8") for file in (DOCS / "reference").glob("*.md"))
+DOCUMENTED = set(re.findall(r"^ *\.\. auto(?:class|function|data|exception):: ([\w.]+)", REFERENCE, re.MULTILINE))
+WHOLE_MODULES = set(re.findall(r"^\.\. automodule:: ([\w.]+)\n +:members:$", REFERENCE, re.MULTILINE))
+
+
+def test_the_reference_has_every_public_name():
+    """Of `penstock`, one by one or with the module that is their home."""
+    homes = {f"{module}.{name}" for module in WHOLE_MODULES for name in importlib.import_module(module).__all__}
+    there = {name.removeprefix("penstock.") for name in DOCUMENTED} | {name.rpartition(".")[2] for name in homes}
+    assert set(penstock.__all__) - there == set()
+    assert [name for name in DOCUMENTED if not _exists(name)] == []
+
+
+@pytest.mark.parametrize("name", ["http", "stores", "testing", "openai", "anthropic", "runner", "simulator", "events"])
+def test_the_reference_has_all_of_a_public_module(name):
+    assert f"penstock.{name}" in WHOLE_MODULES
+    assert importlib.import_module(f"penstock.{name}").__all__
+
+
+def test_the_reference_has_the_command_line():
+    assert ".. commands::" in text_of("docs/reference/commands.md")
+
+
+def _exists(name):
+    module, _, attribute = name.rpartition(".")
+    return hasattr(importlib.import_module(module), attribute)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_is_reached_from_the_index(page):
+    entries = [line for block in _toctrees() for line in block.splitlines() if line and not line.startswith(":")]
+    name = page.removeprefix("docs/").removesuffix(".md")
+    assert name == "index" or any(fnmatchcase(name, entry) for entry in entries), "name it in docs/index.md"
+
+
+def _toctrees():
+    return re.findall(r"```\{toctree\}\n(.*?)```", text_of("docs/index.md"), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", SIZES)
+def test_no_page_takes_longer_than_a_break(page):
+    """Words of prose are counted, and not those of code."""
+    words = len(
+        [word for word in re.sub(r"```.*?```", "", text_of(page), flags=re.DOTALL).split() if re.search(r"\w", word)]
+    )
+    assert words <= WORDS, f"{words} words: a page answers one question, split it"
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *SIZES])
+def test_no_line_is_wider_than_a_screen(page):
+    """Code and prose; a row of a table cannot be broken."""
+    lines = enumerate(text_of(page).splitlines(), 1)
+    assert [number for number, line in lines if len(line) > COLUMNS and not line.startswith("|")] == []
+
+
+def test_the_site_asks_the_network_for_nothing():
+    """No page, template, style or script of ours names another host; what a link leads to is the reader's choice."""
+    files = [*DOCS.rglob("*.css"), *DOCS.rglob("*.js"), *DOCS.rglob("*.html"), DOCS / "conf.py"]
+    text = "".join(file.read_text(encoding="utf-8") for file in files if "_build" not in file.parts)
+    assert re.findall(r"https?://(?!127\.0\.0\.1|www\.w3\.org/2000/svg)[^\s\"')]+", text) == []
