@@ -51,6 +51,7 @@ ORDER = (
     "_pytest_plugin",
     "llm",
     "http",  # the seam under any HTTP client
+    "otel",  # what OpenTelemetry hears
     "openai",
     "anthropic",
     "usage",
