@@ -53,7 +53,7 @@ def main():
             "limiter, on_event= a plain function": lambda: plain.acquire_nowait(tokens=900, flow="alice"),
             "limiter, on_event=ledger": lambda: kept.acquire_nowait(tokens=900, flow="alice"),
         }
-        best = {name: (9e9, 9e9) for name in candidates}
+        best = dict.fromkeys(candidates, (9000000000.0, 9000000000.0))
         for _ in range(args.rounds):
             for name, call in candidates.items():
                 best[name] = min(best[name], microseconds(call, args.calls))

@@ -6,21 +6,26 @@ import contextlib
 import random
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from weakref import ref
 
 from penstock.stores._redis_server import let_go
 
-if TYPE_CHECKING:
-    from penstock.stores.redis import RedisStore
-
 __all__ = ["Subscriber"]
+
+
+class _Announcing(Protocol):
+    """What a subscriber needs of a store: its prefix, and a connection of its own."""
+
+    prefix: str
+
+    def make_subscriber(self) -> Any: ...
 
 
 class Subscriber:
     """A thread that hears what other processes announce. It holds the store only while it connects."""
 
-    def __init__(self, store: RedisStore, on_announced: Callable[[str], None]) -> None:
+    def __init__(self, store: _Announcing, on_announced: Callable[[str], None]) -> None:
         self.hears = False
         self._stopped = threading.Event()
         self._store = ref(store)
