@@ -9,6 +9,7 @@ from typing import assert_type
 
 from penstock import Limiter, Retry
 from penstock.events import (
+    Answered,
     AttemptStarted,
     GaveUp,
     Granted,
@@ -21,6 +22,7 @@ from penstock.events import (
     Resumed,
     RetryEvent,
     RetryScheduled,
+    ServiceEvent,
     Settled,
     StoreLost,
     StoreRecovered,
@@ -73,6 +75,12 @@ def of_a_retry(event: RetryEvent) -> int:
             return event.attempts
         case Succeeded():
             return event.attempts
+
+
+def of_a_service(event: ServiceEvent) -> float:
+    if isinstance(event, Answered):
+        return event.elapsed + event.usage.get("input_tokens", 0)
+    return len(event.limits)
 
 
 def of_a_store(event: StoreLost | StoreRecovered) -> str:
