@@ -6,14 +6,17 @@ binding if nobody waits (`_backends.fast_path`), else by the wait loop (`_backen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Coroutine, Generator, Hashable, Mapping
 from contextlib import suppress
-from typing import Any, NoReturn, TypeVar
+from functools import lru_cache
+from types import coroutine
+from typing import Any, NoReturn, TypeVar, cast
 
 from penstock._arguments import of_call
+from penstock._backends import fast_path
 from penstock._backends.base import Binding, Caller
 from penstock._backends.wait import emit_grant, wait, wait_in_thread
-from penstock._concurrency.parking import who_am_i
+from penstock._concurrency.parking import is_over, who_am_i
 from penstock._introspect import check_answer, kind_of, name_of, run_inside
 from penstock._numbers import Number
 from penstock._validation import RESERVED, merge_given, read_flow, read_priority, read_wait
@@ -48,12 +51,16 @@ class Entered:
     """The permits of an object that is entered more than once at a time: leaving ends the one that was entered last.
 
     Where it was entered in another task (a fixture, an exit stack) one permit is as good as another, as all cost the same.
+
+    Attributes:
+        first: The permit of whoever entered first, which is nearly always the only one: nobody has asked who that was.
     """
 
-    __slots__ = ("_permits",)
+    __slots__ = ("_permits", "first")
 
     def __init__(self) -> None:
-        self._permits: dict[object, list[Permit]] = {}  # by the task or thread that entered
+        self.first: Permit | None = None
+        self._permits: dict[object, list[Permit]] = {}  # the others, by the task or thread that entered
 
     def add(self, permit: Permit) -> None:
         """This task, or thread, has entered."""
@@ -66,22 +73,30 @@ class Entered:
 
     def forget(self, permit: Permit) -> None:
         """An exception came after `add`, or in it: this task, or thread, has not entered."""
+        if self.first is permit:
+            self.first = None
+            return
         mine = self._permits.get(who_am_i())
         if mine and mine[-1] is permit:
             mine.pop()
 
-    def leave(self, *, others: bool = True) -> Permit | None:
+    def leave(self, *, alike: bool) -> Permit | None:
         """This task, or thread, leaves: return the permit that ends, if there is one.
 
-        `others`: whether it may be one that another task or thread has entered.
+        Args:
+            alike: Whether all that entered have a permit here. Else this one may have none, and that of another task or thread is
+                taken only if that is over, and cannot leave by itself.
         """
         permits, me = self._permits, who_am_i()
         mine = permits.get(me)
         if not mine:
+            first = self.first
+            if first is not None:
+                self.first = None  # no call comes between, so nobody else takes it too
+                return first
             # Whoever entered last; a copy, as other threads come and go.
-            me, mine = next(
-                ((who, theirs) for who, theirs in [*permits.items()][::-1] if theirs and others), (me, None)
-            )
+            others = [*permits.items()][::-1]
+            me, mine = next(((who, theirs) for who, theirs in others if theirs and (alike or is_over(who))), (me, None))
         if not mine:
             return None
         permit = mine.pop()  # if an exception keeps it from being closed, it closes itself
@@ -113,28 +128,40 @@ PLAIN = Terms()
 """The terms of a call that says nothing of them."""
 
 
+@coroutine
+def _finished() -> Generator[None, None, None]:
+    """Nothing: a generator that has ended can be awaited again and again, and returns None at once."""
+    yield from ()
+
+
+DONE = cast("Coroutine[Any, Any, None]", _finished())
+"""Awaited, it is done: what `__aexit__` returns, which never waits, and so needs no coroutine of its own."""
+next(cast("Generator[None, None, None]", DONE), None)
+
+
 class Call:
     """What `limiter(...)` is: an async context manager, a context manager for threads, and a decorator, as often as you like.
 
     It charges nothing by itself. `async with limiter(tokens=5) as permit:` waits for its turn and yields the permit.
     """
 
-    __slots__ = ("_binding", "_entered", "_permit", "_terms")
+    # Of the shapes that the fast path knows there are subclasses, with methods of that shape: see `_class_for`.
+
+    __slots__ = ("_binding", "_entered", "_terms")
 
     _penstock_kind = "limiter"
 
     _binding: Binding
     _terms: Terms
-    _permit: Permit | None  # that was entered first; nearly always the only one
-    _entered: Entered | None  # the others
+    _entered: Permit | Entered | None  # the permit that holds places, nearly always the only one; or all of them
 
     @staticmethod
     def of(binding: Binding, terms: Terms = PLAIN) -> Call:
         """A call of a cost that is bound."""
-        call = Call()
+        call = _class_for(binding.charge.shape)()
         call._binding = binding
         call._terms = terms
-        call._permit = call._entered = None
+        call._entered = None
         return call
 
     async def __aenter__(self) -> Permit:
@@ -145,10 +172,7 @@ class Call:
         try:
             if charge.grant(binding, permit):
                 if held:
-                    if self._permit is None:
-                        self._permit = permit
-                    else:
-                        self._note(permit)
+                    self._note(permit)
                 if binding.caller.on_event is not None:
                     emit_grant(binding, 0.0, permit, self._terms.flow)
                 return permit
@@ -157,18 +181,15 @@ class Call:
             raise
         del permit  # it would be one object more for each of many waiters
         terms = self._terms
-        granted = await wait(self._bound_anew(), EnteredPermit, terms.max_wait, terms.priority, terms.flow)
+        granted = await wait(binding.current(), EnteredPermit, terms.max_wait, terms.priority, terms.flow)
         if granted.held:  # the limits may have changed while it waited
             self._note_or_undo(granted)
         return granted
 
-    async def __aexit__(self, kind: object, error: object, trace: object, /) -> None:
+    def __aexit__(self, kind: object, error: object, trace: object, /) -> Coroutine[Any, Any, None]:
         if self._entered is not None:
             self._leave()
-        else:
-            permit, self._permit = self._permit, None
-            if permit is not None:
-                permit.close()
+        return DONE
 
     def __enter__(self) -> Permit:
         binding = self._binding
@@ -177,7 +198,7 @@ class Call:
             if not binding.charge.grant(binding, permit):
                 terms = self._terms
                 permit = wait_in_thread(
-                    self._bound_anew(), EnteredPermit, terms.max_wait, terms.priority, terms.flow, block=terms.block
+                    binding.current(), EnteredPermit, terms.max_wait, terms.priority, terms.flow, block=terms.block
                 )
             elif binding.caller.on_event is not None:
                 emit_grant(binding, 0.0, permit, self._terms.flow)
@@ -189,28 +210,26 @@ class Call:
         return permit
 
     def __exit__(self, kind: object, error: object, trace: object, /) -> None:
-        if self._entered is not None:
+        entered: Any = self._entered
+        if entered.__class__ is Entered:
             self._leave()
-        else:
-            permit, self._permit = self._permit, None  # no call comes before, so no exception of a signal handler
-            if permit is not None:
-                permit.close()
-
-    def _bound_anew(self) -> Binding:
-        """The binding, made anew if the limits have changed since it was made."""
-        binding = self._binding
-        if not binding.backend.current(binding):
-            self._binding = binding = binding.backend.bind(binding.caller, binding.charge.cost)
-        return binding
+        elif entered is not None:
+            self._entered = None  # no call comes before, so no exception of a signal handler
+            entered.close()
 
     def _note(self, permit: Permit) -> None:
         """Remember a permit that holds places until the call is left."""
-        if self._permit is None:
-            self._permit = permit
+        entered: Any = self._entered
+        if entered is None and self._binding.later is None:
+            self._entered = permit
             return
-        if self._entered is None:
-            self._entered = Entered()
-        self._entered.add(permit)
+        if entered.__class__ is not Entered:
+            several = Entered()
+            entered = self._entered  # from this look to the last assignment no call comes, so nobody between
+            if entered.__class__ is not Entered:
+                several.first = entered
+                self._entered = entered = several
+        entered.add(permit)
 
     def _note_or_undo(self, permit: Permit) -> None:
         try:
@@ -221,17 +240,18 @@ class Call:
 
     def _withdraw(self, permit: Permit) -> None:
         """An exception came while the call was being entered: it is not."""
-        if self._permit is permit:
-            self._permit = None
-        elif self._entered is not None:
+        if self._entered is permit:
+            self._entered = None
+        elif isinstance(self._entered, Entered):
             self._entered.forget(permit)
         permit._undo()
 
     def _leave(self) -> None:
-        entered = self._entered
-        permit = None if entered is None else entered.leave(others=self._permit is None)
-        if permit is None:
-            permit, self._permit = self._permit, None
+        permit: Any = self._entered
+        if permit.__class__ is Entered:
+            permit = permit.leave(alike=self._binding.later is None)
+        else:
+            self._entered = None
         if permit is not None:
             permit.close()
 
@@ -259,6 +279,16 @@ class Call:
         raise TypeError(
             f"{self!r} cannot be pickled or copied: share it, as it may be entered by any number of tasks, or call the limiter again"
         )
+
+
+@lru_cache(256)
+def _class_for(shape: str) -> type[Call]:
+    """The class of the calls whose charge is of that shape."""
+    if not shape:
+        return Call
+    names = {"Permit": Permit, "EnteredPermit": EnteredPermit, "emit_grant": emit_grant, "wait": wait, "DONE": DONE}
+    body = {"__slots__": (), "__doc__": Call.__doc__, "__module__": __name__, "__qualname__": "Call"}
+    return type("Call", (Call,), {**body, **fast_path.enter_and_leave(shape, names)})
 
 
 def _repr_of(binding: Binding, cost: Mapping[str, Any], options: Mapping[str, Any]) -> str:
@@ -295,7 +325,6 @@ class CallByArguments(Call):
         self._cost = cost
         self._settle = settle
         self._functions = terms  # max_wait, priority, flow and block, each a value or a function
-        self._permit = None
         self._entered = None
         check_functions(settle, {**terms, **cost})
         # What is a function is checked when it has answered, the rest now.

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from types import BuiltinMethodType, MethodType
+from typing import Any, Literal, TypeVar
 
 __all__ = [
     "Answered",
@@ -261,3 +262,25 @@ def emit(hook: Callable[[_Event], object], event: _Event) -> None:
         import logging  # 5 ms that only a failing hook needs
 
         logging.getLogger("penstock").exception("the event hook %r failed on %r", hook, event)
+
+
+class _Hooks:
+    """The hooks of a joint limiter's parts: each hears an event once, however often it was joined."""
+
+    __slots__ = ("hooks",)
+
+    def __init__(self, hooks: tuple[Callable[[Any], object], ...]) -> None:
+        self.hooks = hooks
+
+    def __call__(self, event: Any) -> None:
+        for hook in self.hooks:
+            emit(hook, event)
+
+
+def joined_hook(*given: Callable[[Any], object] | None) -> Callable[[Any], object] | None:
+    """One hook for all that were given, or None."""
+    single = [hook for one in given if one is not None for hook in (one.hooks if isinstance(one, _Hooks) else (one,))]
+    # A method is another object whenever it is looked up; a hook that is a list besides equals others that are empty.
+    apart = {hook if isinstance(hook, MethodType | BuiltinMethodType) else id(hook): hook for hook in single}
+    hooks = tuple(apart.values())
+    return _Hooks(hooks) if len(hooks) > 1 else hooks[0] if hooks else None

@@ -20,11 +20,11 @@ from weakref import WeakValueDictionary
 from penstock._arguments import of_call
 from penstock._backends import backend_over, memory_store
 from penstock._backends.base import Caller
-from penstock._backends.keyed import SWEEP, Key, KeyStates
+from penstock._backends.keyed import Key, KeyStates
 from penstock._call import Call, check_functions, decorated
 from penstock._numbers import Seconds
 from penstock._validation import LimitLike, check_options, equals_itself, merge_given, read_limits
-from penstock.limiter import Limiter, of_key
+from penstock.limiter import Limiter, key_limiters
 from penstock.limits import Limit
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Keyed"]
 
+_bare = object.__new__
 F = TypeVar("F", bound=Callable[..., Any])
 LimitsLike = Mapping[str, LimitLike | list[LimitLike] | tuple[LimitLike, ...]]
 
@@ -65,7 +66,10 @@ class Keyed:
         ValueError: A limit or an option is wrong.
     """
 
-    __slots__ = ("_keys", "_limiter", "_name")
+    __slots__ = ("_fast", "_keys", "_limiter", "_name", "_new")
+
+    _fast: KeyStates | None  # where a key is on the fast path until more is asked of it
+    _new: type[Limiter]  # of its limiters
 
     def __init__(
         self,
@@ -92,6 +96,7 @@ class Keyed:
             raise ValueError("Keyed needs either limits, or one function of the key that returns them")
         seconds, weights = check_options(name, max_queue, ageing, flow_weights, on_event)
         memory = memory_store(store)
+        self._fast, self._new = None, Limiter
         options = {"max_queue": max_queue, "on_event": on_event, "enforce": bool(enforce)}
         self._keys: _Keys
         if memory is None:
@@ -101,6 +106,8 @@ class Keyed:
             like = Caller(None, max_queue, on_event, enforce=bool(enforce))
             states = KeyStates(memory, fixed or None, seconds, weights, like, Call.of)
             self._keys = _LocalKeys(states, limits_of)
+            if states.fast:
+                self._fast, self._new = states, key_limiters(states.plan())
         self._limiter = self._keys.limiter
         self._name = name
 
@@ -113,7 +120,17 @@ class Keyed:
         """
         if key.__class__ is not str:
             _check_key(key)
-        return self._limiter(key)
+        states = self._fast
+        if states is None:
+            return self._limiter(key)
+        states.uses += 1
+        if states.uses >= states.sweep_at or states.dead:
+            states.sweep()
+        limiter = _bare(self._new)
+        limiter._backend = limiter._caller = limiter._calls = Key(states, key)
+        limiter._quick = states.quick
+        limiter._own = None
+        return limiter
 
     def __call__(
         self,
@@ -194,10 +211,8 @@ class _LocalKeys:
     def limiter(self, key: Hashable) -> Limiter:
         states = self._states
         states.uses += 1
-        if states.dead or not states.uses % SWEEP:
+        if states.uses >= states.sweep_at or states.dead:
             states.sweep()
-        if states.fast:
-            return of_key(Key(states, key))
         # Asked without the lock: the function is the user's, and may take locks of its own, or its time.
         limits = None if self._limits_of is None or states.is_live(key) else _limits_for(self._limits_of, key)
         like = states.like

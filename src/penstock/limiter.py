@@ -7,19 +7,21 @@ backend decides. There is one class, whatever the backend.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Hashable, Mapping
+from functools import lru_cache
 from inspect import Parameter, Signature
-from types import BuiltinMethodType, MethodType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from penstock import _log
 from penstock._backends import backend_over, joined
 from penstock._backends.base import Backend, Binding, Caller, words_of
+from penstock._backends.fast_path import are_parameters, calls_of_units, key_of
 from penstock._backends.wait import answer_at_once, emit_grant, wait
 from penstock._call import (
     PLAIN,
     Call,
     CallByArguments,
     Cost,
+    Entered,
     NeitherCostNorFunction,
     Settle,
     Terms,
@@ -41,12 +43,13 @@ from penstock._validation import (
     read_priority,
 )
 from penstock.errors import CostError
-from penstock.events import LimiterEvent, Observed, Paused, Reconfigured, Resumed, emit
+from penstock.events import LimiterEvent, Observed, Paused, Reconfigured, Resumed, emit, joined_hook
 from penstock.limits import Limit
-from penstock.permit import Permit
+from penstock.permit import Permit, WatchedPermit
 from penstock.statistics import Forecast, LimitStatistics, Statistics
 
 if TYPE_CHECKING:
+    from penstock._backends.charges import ChargePlan
     from penstock.stores.contract import Store
     from penstock.stores.memory import MemoryStore
 
@@ -96,7 +99,9 @@ class Limiter:
         ConfigurationConflict: The store has a limiter of that name with other limits.
     """
 
-    __slots__ = ("__weakref__", "_backend", "_caller", "_calls", "_own")
+    # Of the units that the fast path knows as parameters there are subclasses, with a `__call__` of these units: see `_face_of`.
+
+    __slots__ = ("__weakref__", "_backend", "_caller", "_calls", "_own", "_quick")
 
     _penstock_kind = "limiter"
 
@@ -104,6 +109,9 @@ class Limiter:
     _caller: Caller
     _calls: Any  # by what was given, a dict or (of a key) what has a `get`; each call is shared where nothing is held, else copied
     _own: Call | None  # of `limiter` by itself
+    _quick: dict[Any, Any]  # what `_calls` has too, as the `__call__` of its units looks it up
+    _units: ClassVar[tuple[str, ...]] = ()  # that are parameters of its `__call__`
+    _sole: ClassVar[str | None] = None  # the one of them that must be given
 
     def __init__(
         self,
@@ -135,7 +143,10 @@ class Limiter:
         self._backend = backend
         self._caller = caller
         self._calls = {}
+        self._quick = {}
         self._own = None
+        plan = backend.plan()
+        self.__class__ = _face_of(type(self), tuple(plan.units), tuple(plan.defaults))  # type: ignore[arg-type]  # a class has a hash
 
     @classmethod
     def over(cls, backend: Backend, caller: Caller) -> Limiter:
@@ -206,10 +217,10 @@ class Limiter:
                 return self._make_call(options or dict([words] if words else []), None, words)
             if not call._binding.charge.held:
                 return call
-            again = Call()
+            again = call.__class__()
             again._binding = call._binding
             again._terms = call._terms
-            again._permit = again._entered = None
+            again._entered = None
             return again
         if isinstance(given, Mapping):
             return self._make_call(options, given)
@@ -238,22 +249,31 @@ class Limiter:
         return call if not call._binding.charge.held else Call.of(call._binding, call._terms)
 
     def _remember(self, options: Mapping[str, Any], call: Call) -> None:
-        """Remember a call by its options, with costs that cannot change: they are found by any number that equals them."""
-        calls = self._calls
-        if not isinstance(calls, dict):
-            return  # of a key, whose charges are remembered for all keys
-        if len(calls) >= _MOST_COSTS:
-            calls.clear()
+        """Remember a call by its options, with costs that cannot change: they are found by any number that equals them.
+
+        Of a key only what is the same for all keys, and its cost, is remembered: for all keys.
+        """
+        of_key = not isinstance(self._calls, dict)
+        calls, quick, key = self._calls, self._quick, key_of(self._units, self._sole, options)
         try:
-            calls[words_of(options)] = call
+            if not of_key:
+                if len(calls) >= _MOST_COSTS:
+                    calls.clear()
+                    quick.clear()
+                calls[words_of(options)] = call
+            if key is not None and (not of_key or call._binding.backend is self._backend):
+                if len(quick) >= _MOST_COSTS:
+                    quick.clear()
+                quick[key] = (call._binding.charge, type(call), call._terms) if of_key else call
         except TypeError:
-            pass
+            pass  # something that cannot be looked up, as an array of one number
 
     def _call_of(self, costs: Mapping[str, Any]) -> Call:
         """The call of these costs, none of which is a function."""
+        words = (*costs.items(),)[0] if len(costs) == 1 else (*costs.items(),)
         plain = RESERVED.isdisjoint(costs)  # else the words are those of another call: `limiter(flow="alice")`
         try:
-            call: Call | None = self._calls.get(words_of(costs)) if plain else None
+            call: Call | None = self._calls.get(words) if plain else None
         except TypeError:
             call = None
         if call is None:
@@ -301,10 +321,11 @@ class Limiter:
         terms = PLAIN if plain else Terms.read(max_wait, priority, flow, block=False)
         call = self._call_of(costs if cost is None else merge_given("costs", cost, costs))
         binding = call._binding
-        permit = permits_of(binding)()
+        charge = binding.charge
+        permit = WatchedPermit() if charge.watched else Permit()
         try:
-            if not binding.charge.grant(binding, permit):
-                bound = call._bound_anew()
+            if not charge.grant(binding, permit):
+                bound = binding.current()
                 permit = await wait(bound, permits_of(bound), terms.max_wait, terms.priority, terms.flow)
             elif binding.caller.on_event is not None:
                 emit_grant(binding, 0.0, permit, terms.flow)
@@ -329,7 +350,7 @@ class Limiter:
         permit = permits_of(binding)()
         try:
             if not binding.charge.grant(binding, permit):
-                bound = call._bound_anew()
+                bound = binding.current()
                 permit = answer_at_once(bound, permits_of(bound), priority, flow)
             elif binding.caller.on_event is not None:
                 emit_grant(binding, 0.0, permit, flow)
@@ -352,7 +373,7 @@ class Limiter:
         Over a shared store: by what the store answered last.
         """
         call = self._call_of(merge_given("costs", cost, costs))
-        return Forecast(*self._backend.forecast(call._bound_anew()))
+        return Forecast(*self._backend.forecast(call._binding.current()))
 
     def statistics(self) -> Statistics:
         """What was granted and refused so far, and how full each limit is now. Over a shared store: as it answered last."""
@@ -482,7 +503,7 @@ class Limiter:
             raise ValueError(f"{self!r} and {other!r}: {error}") from None
         bounds = [bound for bound in (mine.max_queue, theirs.max_queue) if bound is not None]
         name = " & ".join(dict.fromkeys(filter(None, (self.name, other.name)))) or None
-        hook = _joined_hook(mine.on_event, theirs.on_event)
+        hook = joined_hook(mine.on_event, theirs.on_event)
         return Limiter.over(backend, Caller(name, min(bounds, default=None), hook, enforce=mine.enforce))
 
     # The limiter by itself is its own call, with nothing given.
@@ -503,13 +524,13 @@ class Limiter:
         return self._own_call().__enter__()
 
     def __exit__(self, kind: object, error: object, trace: object, /) -> None:
-        own = self._own
-        if own is None or own._entered is not None:
-            self._own_call().__exit__(kind, error, trace)
-        else:
-            permit, own._permit = own._permit, None  # no call comes before, so no exception of a signal handler
-            if permit is not None:
-                permit.close()
+        own: Any = self._own
+        permit = None if own is None else own._entered
+        if permit.__class__ is Entered:
+            own.__exit__(kind, error, trace)
+        elif permit is not None:
+            own._entered = None  # no call comes before, so no exception of a signal handler
+            permit.close()
 
     def __repr__(self) -> str:
         return show_limiter(self._caller, self._backend.plan().units)
@@ -557,34 +578,22 @@ def _made_again(recipe: list[dict[str, Any]]) -> Limiter:
     return made
 
 
-def of_key(key: Any) -> Limiter:
-    """A limiter of a key, which is backend, caller and calls in one. Internal."""
-    limiter: Limiter = _bare(Limiter)
-    limiter._backend = limiter._caller = limiter._calls = key
-    limiter._own = None
-    return limiter
+@lru_cache(256)
+def _face_of(
+    cls: type[Limiter], units: tuple[str, ...], with_default: tuple[str, ...], *, of_key: bool = False
+) -> type[Limiter]:
+    """The class of limiters with these units, some of which have a default."""
+    if cls.__call__ is not Limiter.__call__ or not are_parameters(units):
+        return cls
+    must = [unit for unit in units if unit not in with_default]
+    sole = must[0] if len(must) == 1 else None
+    call = calls_of_units(units, sole, {"general": Limiter.__call__}, of_key=of_key)
+    call.__doc__ = Limiter.__call__.__doc__
+    call.__signature__ = Limiter.__call__.__signature__  # type: ignore[attr-defined]
+    body = {"__slots__": (), "__doc__": cls.__doc__, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return type(cls.__name__, (cls,), {**body, "__call__": call, "_units": units, "_sole": sole})
 
 
-_bare = object.__new__
-
-
-class _Hooks:
-    """The hooks of a joint limiter's parts: each hears an event once, however often it was joined."""
-
-    __slots__ = ("hooks",)
-
-    def __init__(self, hooks: tuple[Callable[[Any], object], ...]) -> None:
-        self.hooks = hooks
-
-    def __call__(self, event: LimiterEvent) -> None:
-        for hook in self.hooks:
-            emit(hook, event)
-
-
-def _joined_hook(*given: Callable[[Any], object] | None) -> Callable[[Any], object] | None:
-    """One hook for all that were given, or None."""
-    single = [hook for one in given if one is not None for hook in (one.hooks if isinstance(one, _Hooks) else (one,))]
-    # A method is another object whenever it is looked up; a hook that is a list besides equals others that are empty.
-    apart = {hook if isinstance(hook, MethodType | BuiltinMethodType) else id(hook): hook for hook in single}
-    hooks = tuple(apart.values())
-    return _Hooks(hooks) if len(hooks) > 1 else hooks[0] if hooks else None
+def key_limiters(plan: ChargePlan) -> type[Limiter]:
+    """The class of the limiters of keys. Internal: `Keyed` makes them, of a key that is backend, caller and calls."""
+    return _face_of(Limiter, tuple(plan.units), tuple(plan.defaults), of_key=True)

@@ -108,14 +108,14 @@ class Permit(Grant):
     def _enter(self) -> None:
         """This task, or thread, ends it: so the places that it may be missed for are known as its own."""
         try:
-            if self.binding is None:
-                _claim(self.receipts)  # no loop here: 3.13 has an instruction in loops that belongs to no `try`
+            _claim(self.receipts)  # no loop here: 3.13 has an instruction in loops that belongs to no `try`
         except BaseException:
             self.close()  # a signal handler has raised, and `__exit__` will not be called
             raise
 
     def __enter__(self) -> Permit:
-        self._enter()
+        if self.binding is None:
+            self._enter()
         return self
 
     def __exit__(self, kind: object, error: object, trace: object, /) -> None:
@@ -126,7 +126,8 @@ class Permit(Grant):
             raise
 
     async def __aenter__(self) -> Permit:
-        self._enter()
+        if self.binding is None:
+            self._enter()
         return self
 
     async def __aexit__(self, kind: object, error: object, trace: object, /) -> None:

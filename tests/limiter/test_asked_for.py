@@ -246,7 +246,7 @@ def test_help_shows_every_option_of_a_call():
         assert option in shown
         assert option in str(inspect.signature(Limiter(requests="1/s")))
     assert "longest wait" in pydoc.render_doc(Limiter.__call__).lower()
-    assert type(Limiter(requests="1/s")()) is Call
+    assert isinstance(Limiter(requests="1/s")(), Call)
 
 
 FORK = """

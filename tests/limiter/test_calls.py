@@ -133,7 +133,7 @@ async def test_the_context_is_left_as_it_was_entered_whatever_the_limits_are_by_
             pass
     async with limiter:
         limiter.reconfigure(requests=per_second(10))
-    assert limiter._own._permit is None, "nothing is left of it"
+    assert limiter._own._entered is None, "nothing is left of it"
 
 
 @pytest.mark.parametrize(

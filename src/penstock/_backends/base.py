@@ -139,11 +139,12 @@ class Charge:
         parts: What the fast path needs of it, in one tuple.
         grant: Charges a call into a `Grant` if that can be done now; False if a backend has to look closer.
         release: Ends a grant that holds places; False if a backend has to look closer. None where nothing is held.
+        shape: What it is made of, as the fast path calls it; empty where that has no function for it.
         held: Whether a part of the charge is held, and comes back when the permit ends.
         watched: Whether it would be held for ever if the permit was never closed.
     """
 
-    __slots__ = ("charges", "cost", "full_cost", "grant", "held", "parts", "release", "watched")
+    __slots__ = ("charges", "cost", "full_cost", "grant", "held", "parts", "release", "shape", "watched")
 
     charges: Charges
     parts: tuple[Any, ...]
@@ -156,6 +157,7 @@ class Charge:
         self.parts = ()
         self.grant = grant
         self.release: Callable[[Grant], bool] | None = None
+        self.shape: str = ""
         self.held: bool = any(state.meter.held for state, _ in charges)
         self.watched: bool = any(state.meter.held and getattr(state.limit, "ttl", None) is None for state, _ in charges)
 
@@ -173,14 +175,28 @@ class Binding:
         caller: For whom.
         charge: What is charged.
         clearance: Whether `charge.grant` may do it by itself.
+        later: The binding that took its place when the limits had changed.
     """
 
-    __slots__ = ("backend", "caller", "charge", "clearance")
+    __slots__ = ("backend", "caller", "charge", "clearance", "later")
 
     backend: Backend
     caller: Caller
     charge: Charge
     clearance: Clearance
+    later: Binding | None
+
+    def __init__(self, backend: Backend, caller: Caller) -> None:
+        self.backend = backend
+        self.caller = caller
+        self.later = None
+
+    def current(self) -> Binding:
+        """This binding, or one of the limits of now."""
+        binding = self if self.later is None else self.later
+        if not binding.backend.current(binding):
+            binding = self.later = binding.backend.bind(binding.caller, binding.charge.cost)
+        return binding
 
 
 class Request(Waiter):

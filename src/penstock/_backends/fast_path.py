@@ -2,7 +2,8 @@
 
 The shape of a charge is what it is made of: so many buckets charged whole units, so many charged fractions, so many limits
 of places. For each shape `_write` writes two functions from one template, as attrs writes `__init__`; they do what
-`turns.charge_if_ready` and `turns.give_back` do, with the loops unrolled and nothing looked up twice.
+`turns.charge_if_ready` and `turns.give_back` do, with the loops unrolled and nothing looked up twice. The same template writes the
+methods by which `async with limiter(...)` enters and leaves (`enter_and_leave`): there the charge is no call of its own.
 
 **Why it needs no lock.** CPython changes threads, and runs signal handlers, at the start of a function, after a call and at a backward
 jump, and the garbage collector runs when a container is made. Between the look at `clearance.given` and the last assignment there
@@ -17,8 +18,10 @@ A limit leaves its last place to the general path, which writes down who took it
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
+from keyword import iskeyword
+from types import CodeType
 from typing import Any
 
 from penstock import clock
@@ -28,16 +31,33 @@ from penstock._core.meter import Unmetered
 from penstock._core.places import Places
 from penstock._core.turns import LimitState
 
-__all__ = ["fits_keys", "look_closer", "prepare", "prepare_key"]
+__all__ = [
+    "WORDS",
+    "are_parameters",
+    "calls_of_units",
+    "enter_and_leave",
+    "fits_keys",
+    "key_of",
+    "look_closer",
+    "new_key",
+    "prepare",
+    "prepare_key",
+]
 
 _MOST = 6
-"""Limits of one charge up to which functions are written; more take the general path."""
+"""Limits of one charge up to which functions are written, of one figure; more take the general path."""
+
+_KEYED = "k"
+"""What the shape of a key's charge begins with."""
+
+_FILE = __file__.replace("fast_path.py", "<fast path>")
+"""The file that written functions are said to be in: one of this package, as everything that looks for the user's code passes over."""
 
 _FULL_SINCE_EVER = -1e300
 """The `tat` of a bucket of which nothing was ever used."""
 
-_SAME_LINE = 0x80 | 13 << 3
-"""The entry of CPython's line table for one to eight instructions on the line of those before (Objects/locations.md)."""
+WORDS = {"flow": "None", "priority": "ABSENT", "max_wait": "None"}
+"""Options of a call that its fast path knows, beside units, and what they are unless given."""
 
 _HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
@@ -46,8 +66,14 @@ def prepare(charge: Charge) -> None:
     """Give a charge the functions of its shape, if every part of it can be written so."""
     shape = "".join([_kind(state.meter, amount) for state, amount in charge.charges])
     if shape and "?" not in shape and len(shape) <= _MOST:
+        charge.shape = shape
         charge.grant, charge.release = _write(shape, locked=not _HAS_GIL)
         charge.parts = tuple([part for state, amount in charge.charges for part in (state.meter, float(amount))])
+
+
+def new_key(states: list[LimitState]) -> tuple[float, ...]:
+    """What a key has used of these limits that was never seen."""
+    return (_FULL_SINCE_EVER,) * len(states)
 
 
 def fits_keys(states: list[LimitState]) -> bool:
@@ -59,9 +85,12 @@ def prepare_key(charge: Charge, states: list[LimitState]) -> None:
     """Give a charge what it takes to charge a key of these limits in its tuple of numbers; whole units only."""
     amounts = {id(state): float(amount) for state, amount in charge.charges}
     charged = tuple([index for index, state in enumerate(states) if id(state) in amounts])
-    whole = not any(amount % 1 for amount in amounts.values())
-    charge.grant = _write_keyed(len(states), charged) if whole and charged else look_closer
     charge.parts = tuple([part for index in charged for part in (states[index].meter, amounts[id(states[index])])])
+    if charged and not any(amount % 1 for amount in amounts.values()):
+        charge.shape = f"{_KEYED}{len(states)}{''.join(map(str, charged))}"
+        charge.grant = _write_keyed(charge.shape)
+    else:
+        charge.grant = look_closer
 
 
 def look_closer(_: Binding, __: Grant) -> bool:
@@ -88,28 +117,203 @@ def _write(shape: str, *, locked: bool) -> tuple[Callable[[Binding, Grant], bool
 
 
 @lru_cache(256)
-def _write_keyed(count: int, charged: tuple[int, ...]) -> Callable[[Binding, Grant], bool]:
-    """The function that charges these buckets of a key that has so many."""
-    names: dict[str, Any] = {"clock": clock, "new": (_FULL_SINCE_EVER,) * count}
-    _run(_keyed_source(count, charged), names)
+def _write_keyed(shape: str) -> Callable[[Binding, Grant], bool]:
+    """The function for a shape of a key: how many buckets it has, and which of them are charged."""
+    names: dict[str, Any] = {"clock": clock}
+    _run(_keyed_source(shape), names)
     return names["grant"]  # type: ignore[no-any-return]  # that is what the source defines
 
 
 def _run(source: str, names: dict[str, Any]) -> None:
-    """Define the one function of a source, with all of it on one line: a tracer is not called in its middle.
+    exec(_in_one_line(compile(source, _FILE, "exec")), names)  # noqa: S102 - of our own template alone
 
-    The line table is written here, and not by way of a tree: `ast.parse` in two threads at once raises SystemError in CPython 3.11.
-    """
-    exec(compile(source, "<penstock fast path>", "exec"), names)  # noqa: S102 - of our own template alone
-    function = names[source[len("def ") : source.index("(")]]
-    units, rest = divmod(len(function.__code__.co_code) // 2, 8)
-    table = bytes([_SAME_LINE | 7, 0]) * units + (bytes([_SAME_LINE | rest - 1, 0]) if rest else b"")
-    function.__code__ = function.__code__.replace(co_linetable=table)
+
+def _in_one_line(code: CodeType) -> CodeType:
+    """The same code, said to be one line: a tracer is not called in the middle."""
+    entries, rest = divmod(len(code.co_code) // 2, 8)
+    # CPython's location table: entries of 8 instructions, or fewer at the end, on the same line as those before, with no columns.
+    table = b"\xef\x00" * entries + (bytes([0xE8 + rest - 1, 0]) if rest else b"")
+    constants = tuple([_in_one_line(each) if isinstance(each, CodeType) else each for each in code.co_consts])
+    return code.replace(co_firstlineno=1, co_linetable=table, co_consts=constants)
 
 
 def _grant_source(shape: str, *, locked: bool) -> str:
+    step = _charge_step(shape)
+    return "\n".join([
+        "def grant(binding, grant):",
+        *_before_charge(shape),
+        *_indented([*step, f"    {_receipts(shape)}", "    return True"], locked=locked),
+        "    return False",
+    ])  # fmt: skip
+
+
+def enter_and_leave(shape: str, names: dict[str, Any], *, locked: bool = not _HAS_GIL) -> dict[str, Any]:
+    """The methods `__aenter__` and `__aexit__` of calls whose charge is of this shape.
+
+    Args:
+        shape: Of the charge: a letter per limit, as `_write` has it.
+        names: What the methods use of the layers above: the class of `Permit`s and that of those which hold places, how to `wait`
+            and to `emit_grant`, and what `__aexit__` returns to be awaited, `DONE`.
+        locked: Whether the charge is made with the lock held.
+    """
+    names = {**names, "clock": clock}
+    _run(_enter_source(shape, locked=locked), names)
+    _run(_leave_source(shape, locked=locked), names)
+    return {name: names[name] for name in ("__aenter__", "__aexit__")}
+
+
+def _enter_source(shape: str, *, locked: bool) -> str:
+    if shape.startswith(_KEYED):
+        return _keyed_enter_source(shape)
+    held = "p" in shape
+    step = [
+        *_charge_step(shape),
+        *(["    if self._entered is None: self._entered = grant", "    else: self._note(grant)"] if held else []),
+        f"    {_receipts(shape)}",
+        "    if caller.on_event is not None: emit_grant(binding, 0.0, grant, self._terms.flow)",
+        "    return grant",
+    ]
+    return "\n".join([
+        "async def __aenter__(self):",
+        "    binding = self._binding",
+        f"    grant = {'EnteredPermit' if held else 'Permit'}()",
+        *_before_charge(shape, given="try:"),
+        *(f"    {line}" for line in _indented(step, locked=locked)),
+        *_WAIT,
+    ])  # fmt: skip
+
+
+_WAIT = (
+    "    except BaseException:",
+    "        self._withdraw(grant)",
+    "        raise",
+    "    del grant",  # it would be one object more for each of many waiters
+    "    terms = self._terms",
+    "    grant = await wait(binding.current(), EnteredPermit, terms.max_wait, terms.priority, terms.flow)",
+    "    if grant.held: self._note_or_undo(grant)",  # the limits may have changed while it waited
+    "    return grant",
+)
+"""How `__aenter__` ends where the call was not charged at once."""
+
+
+def _leave_source(shape: str, *, locked: bool) -> str:
+    if "p" not in shape:
+        release = []
+    else:
+        step = [*_release_step(shape), "    self._entered = None", "    grant.__class__ = Permit", "    return DONE"]
+        release = [
+            "    if grant.__class__ is EnteredPermit and grant.binding is self._binding:",
+            *(f"    {line}" for line in (*_before_release(shape), *_indented(step, locked=locked))),
+        ]
+    return "\n".join([
+        "def __aexit__(self, kind, error, trace, /):",
+        "    grant = self._entered",
+        *release,
+        "    if grant is not None: self._leave()",
+        "    return DONE",
+    ])  # fmt: skip
+
+
+# Of the face
+
+
+class _Absent:
+    """What the parameters of `calls_of_units` are where nothing was given. Not None, which users may give by mistake."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "..."
+
+
+ABSENT = _Absent()
+
+
+def calls_of_units(
+    units: tuple[str, ...], sole: str | None, names: dict[str, Any], *, of_key: bool
+) -> Callable[..., Any]:
+    """The method `__call__` of a limiter with these units: its parameters are these, and so nothing is packed and taken out again.
+
+    Args:
+        units: Names of parameters, which `are_parameters` has found to be such.
+        sole: The unit that is nearly always given, and alone, if there is one.
+        names: What the method uses of the layers above: `general`, which it leaves everything to that it has not seen before.
+        of_key: Whether `_quick` holds calls, or (of a key) what calls are made of.
+    """
+    names = {**names, "ABSENT": ABSENT, "bare": object.__new__, "Binding": Binding}
+    found = [
+        "            mine = self._caller",
+        "            if mine._real is None:",
+        "                binding = bare(Binding)",
+        "                binding.backend = binding.caller = mine",
+        "                binding.charge, new, terms = found",
+        "                binding.later = None",
+        "                call = bare(new)",
+        "                call._binding = binding; call._terms = terms; call._entered = None",
+        "                return call",
+    ] if of_key else [
+        "            if not found._binding.charge.held: return found",
+        "            call = bare(found.__class__)",
+        "            call._binding = found._binding; call._terms = found._terms; call._entered = None",
+        "            return call",
+    ]  # fmt: skip
+    parameters = ", ".join(
+        [*(f"{unit}=ABSENT" for unit in units), *(f"{word}={absent}" for word, absent in WORDS.items())]
+    )
+    plain = " and ".join(f"{word} is {absent}" for word, absent in WORDS.items())
+    alone = " and ".join(f"{unit} is ABSENT" for unit in units if unit != sole) or "True"
+    by_unit = f"({', '.join(units)},)"
+    source = "\n".join([
+        f"def __call__(self, given=None, /, {parameters}, **options):",
+        "    if given is None and not options:",
+        "        try:",
+        f"            if {plain}: found = self._quick[{f'{sole} if {alone} else {by_unit}' if sole else by_unit}]",
+        f"            else: found = self._quick[ABSENT, {', '.join((*units, *WORDS))}]",
+        "        except (KeyError, TypeError): pass",
+        "        else:",
+        *found,
+        *(f"    if {unit} is not ABSENT: options[{unit!r}] = {unit}" for unit in units),
+        *(f"    if {word} is not {absent}: options[{word!r}] = {word}" for word, absent in WORDS.items()),
+        "    return general(self, given, **options)",
+    ])  # fmt: skip
+    _run(source, names)
+    return names["__call__"]  # type: ignore[no-any-return]  # that is what the source defines
+
+
+def key_of(units: tuple[str, ...], sole: str | None, options: Mapping[str, Any]) -> Any:
+    """What the method of `calls_of_units` looks up, given these options; None where it does not."""
+    if not units or not options.keys() <= {*units, *WORDS}:
+        return None
+    given = tuple([options.get(unit, ABSENT) for unit in units])
+    words = [options.get(word, None if absent == "None" else ABSENT) for word, absent in WORDS.items()]
+    if words != [None, ABSENT, None]:
+        return ABSENT, *given, *words
+    return options[sole] if sole is not None and options.keys() == {sole} else given
+
+
+def are_parameters(units: Iterable[str]) -> bool:
+    """Whether these can be names of parameters, beside those that the method of `calls_of_units` has already."""
+    mine = {"self", "given", "options", "found", "call", "mine", "binding", "new", "terms", *WORDS}
+    return all(unit.isascii() and unit.isidentifier() and not iskeyword(unit) and unit not in mine for unit in units)
+
+
+# Steps and what comes before them
+
+
+def _before_charge(shape: str, given: str = "") -> list[str]:
+    """What comes before the step that must not be interrupted, and fills in of a grant what needs an object."""
     parts = ", ".join(f"m{i}, c{i}" for i in range(len(shape)))
-    receipts = ", ".join("0.0" for _ in shape)
+    return [
+        f"    {parts} = binding.charge.parts",
+        "    clearance = binding.clearance; caller = binding.caller",
+        "    grant.binding = binding; grant.ended = False",
+        *([f"    {given}"] if given else []),
+        f"    {'    ' if given else ''}now = clock.now()",
+    ]
+
+
+def _charge_step(shape: str) -> list[str]:
+    """The step: look, and charge all or nothing."""
     look: list[str] = []
     ready = ["clearance.given"]
     take: list[str] = []
@@ -121,9 +325,10 @@ def _grant_source(shape: str, *, locked: bool) -> str:
             take += [f"m{i}.taken += c{i}", f"m{i}.holders += 1"]
             continue
         look.append(f"r{i} = now * m{i}.rate + m{i}.offset")
-        if kind == "w":
-            look += [f"t{i} = m{i}.tat", f"t{i} = (r{i} if t{i} < r{i} else t{i}) + c{i}"]
-            take.append(f"m{i}.tat = receipts[{i}] = t{i}")
+        if kind == "w":  # a full bucket holds it: the binding has seen to that
+            look.append(f"t{i} = m{i}.tat")
+            ready.append(f"(t{i} <= r{i} or t{i} + c{i} - m{i}.ceiling <= r{i})")
+            take.append(f"m{i}.tat = t{i} = (r{i} if t{i} <= r{i} else t{i}) + c{i}")
         else:  # with what the last additions rounded away, as `Bucket.charge` does
             look += [
                 f"b{i} = m{i}.tat",
@@ -131,77 +336,108 @@ def _grant_source(shape: str, *, locked: bool) -> str:
                 f"b{i} = r{i} if b{i} <= r{i} else b{i}",
                 f"t{i} = b{i} + e{i}",
             ]
-            take += [f"m{i}.tat = receipts[{i}] = t{i}", f"m{i}.rounding = (t{i} - b{i}) - e{i}"]
-        ready.append(f"t{i} - m{i}.ceiling <= r{i}")
+            take += [f"m{i}.tat = t{i}", f"m{i}.rounding = (t{i} - b{i}) - e{i}"]
+            ready.append(f"t{i} - m{i}.ceiling <= r{i}")
     step = [*look, f"if {' and '.join(ready)}:", *(f"    {line}" for line in take)]
-    step += ["    caller.granted += 1", "    grant.granted_at = now", "    return True"]
+    return [*step, "    caller.granted += 1", "    grant.granted_at = now"]
+
+
+def _receipts(shape: str) -> str:
+    """What the charge leaves behind of each part. After the step: garbage may be collected where a tuple is made."""
+    return f"grant.receipts = ({''.join('0.0, ' if kind in 'pu' else f't{i}, ' for i, kind in enumerate(shape))})"
+
+
+def _keyed_source(shape: str) -> str:
     return "\n".join([
         "def grant(binding, grant):",
-        f"    {parts} = binding.charge.parts",
-        "    clearance = binding.clearance; caller = binding.caller",
-        f"    grant.receipts = receipts = [{receipts}]",
-        "    grant.binding = binding; grant.ended = False",
-        "    now = clock.now()",
-        *_indented(step, locked=locked),
+        *_before_keyed(shape),
+        *(f"    {line}" for line in _keyed_step(shape, "return True")),
         "    return False",
     ])  # fmt: skip
 
 
-def _keyed_source(count: int, charged: tuple[int, ...]) -> str:
-    """As `_grant_source`, of a tuple in `KeyStates.known`. A user's key may have a Python `__eq__`, so it is done with the lock held."""
-    parts = ", ".join(f"m{i}, c{i}" for i in charged)
-    used = ", ".join(f"t{i}" for i in range(count))
-    step: list[str] = []
-    ready: list[str] = []
-    for i in charged:
-        step += [f"r{i} = now * m{i}.rate", f"t{i} = (r{i} if t{i} < r{i} else t{i}) + c{i}"]
-        ready.append(f"t{i} - m{i}.ceiling <= r{i}")
+def _keyed_enter_source(shape: str) -> str:
     return "\n".join([
-        "def grant(binding, grant):",
-        f"    {parts} = binding.charge.parts",
-        "    backend = binding.backend; key = backend.key; states = backend.states",
-        "    with states.store.lock:",
-        "        if key in states.live: return False",
+        "async def __aenter__(self):",
+        "    binding = self._binding",
+        "    grant = Permit()",
+        *_before_keyed(shape),
+        "    try:",
+        "        charged = False",
+        *(f"        {line}" for line in _keyed_step(shape, "charged = True")),
+        "        if charged:",
+        "            if mine.on_event is not None: emit_grant(binding, 0.0, grant, self._terms.flow)",
+        "            return grant",
+        *_WAIT,
+    ])  # fmt: skip
+
+
+def _before_keyed(shape: str) -> list[str]:
+    return [
+        f"    {', '.join(f'm{i}, c{i}' for i in shape[2:])} = binding.charge.parts",
+        "    mine = binding.backend; key = mine.key; states = mine.states",
+        "    grant.binding = binding; grant.ended = False",
+    ]
+
+
+def _keyed_step(shape: str, charged: str) -> list[str]:
+    """As `_charge_step`, of a tuple in `KeyStates.known`. A user's key may have a Python `__eq__`, so it is done with the lock held."""
+    parts = shape[2:]
+    used = "".join(f"t{i}, " for i in range(int(shape[1])))
+    look = [f"r{i} = now * m{i}.rate; t{i} = (r{i} if t{i} < r{i} else t{i}) + c{i}" for i in parts]
+    receipts = "fresh" if len(parts) == int(shape[1]) else f"({''.join(f't{i}, ' for i in parts)})"
+    return [
+        "with states.store.lock:",
+        "    if key not in states.live:",
         "        now = clock.now()",  # no call comes after it: a signal handler may use this key too
         "        known = states.known; old = states.old",
         "        if key in known: used = known[key]",
         "        elif key in old:",
         "            used = known[key] = old[key]",
         "            del old[key]",
-        "        else: used = new",
-        "        if used.__class__ is not tuple: return False",
-        f"        {used}, = used",
-        *(f"        {line}" for line in step),
-        f"        if {' and '.join(ready)}:",
-        f"            fresh = ({used},)",  # it may have collected garbage, and finalised what used this key
-        "            if (known[key] if key in known else new) is not used: return False",
-        "            known[key] = fresh",
-        "            grant.binding = binding; grant.ended = False",
-        f"            grant.receipts = [{', '.join(f't{i}' for i in charged)}]",
-        "            grant.granted_at = now",
-        "            binding.caller.granted += 1",
-        "            return True",
-        "    return False",
-    ])  # fmt: skip
+        "        else: used = states.new",
+        "        if used.__class__ is tuple:",
+        f"            {used} = used",
+        *(f"            {line}" for line in look),
+        f"            if {' and '.join(f't{i} - m{i}.ceiling <= r{i}' for i in parts)}:",
+        f"                fresh = ({used})",  # it may have collected garbage, and finalised what used this key
+        "                if (known[key] if key in known else states.new) is used:",
+        "                    known[key] = fresh",
+        "                    grant.granted_at = now",
+        "                    binding.caller.granted += 1",
+        f"                    grant.receipts = {receipts}",
+        f"                    {charged}",
+    ]
 
 
 def _release_source(shape: str, *, locked: bool) -> str:
-    places = [i for i, kind in enumerate(shape) if kind == "p"]
-    step = ["if clearance.given and not grant.ended:"]
-    for i in places:
-        step += [
-            f"    m{i}.taken -= c{i}",
-            f"    m{i}.holders -= 1",
-            f"    if not m{i}.holders: m{i}.taken = 0.0",
-        ]
-    step += ["    grant.ended = True", "    return True"]
     return "\n".join([
         "def release(grant):",
-        "    binding = grant.binding; clearance = binding.clearance; parts = binding.charge.parts",
-        *(f"    m{i} = parts[{2 * i}]; c{i} = parts[{2 * i + 1}]" for i in places),
-        *_indented(step, locked=locked),
+        *_before_release(shape),
+        *_indented([*_release_step(shape), "    return True"], locked=locked),
         "    return False",
     ])  # fmt: skip
+
+
+def _before_release(shape: str) -> list[str]:
+    places = [i for i, kind in enumerate(shape) if kind == "p"]
+    return [
+        "    binding = grant.binding; clearance = binding.clearance; parts = binding.charge.parts",
+        *(f"    m{i} = parts[{2 * i}]; c{i} = parts[{2 * i + 1}]" for i in places),
+    ]
+
+
+def _release_step(shape: str) -> list[str]:
+    """The step that gives places back."""
+    step = ["if clearance.given and not grant.ended:"]
+    for i, kind in enumerate(shape):
+        if kind == "p":
+            step += [
+                f"    m{i}.taken -= c{i}",
+                f"    m{i}.holders -= 1",
+                f"    if not m{i}.holders: m{i}.taken = 0.0",
+            ]
+    return [*step, "    grant.ended = True"]
 
 
 def _indented(step: list[str], *, locked: bool) -> list[str]:

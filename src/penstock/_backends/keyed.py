@@ -40,6 +40,9 @@ States = dict[str, tuple[LimitState, ...]]
 SWEEP = 16
 """Uses after which three times as many keys are looked at, whether they can be forgotten."""
 
+PROBE = 64
+"""Uses after which a few keys are looked at, where nearly none of those looked at last could be forgotten."""
+
 
 class _Life(ref[LimitSet]):
     """The limits of a key while something holds them. Their states outlive them here until they are packed."""
@@ -66,15 +69,17 @@ class KeyStates:
         call_of: Makes the call of a binding.
         charges: Costs that some key has been charged, worked out once.
         dead: Keys whose limits nothing holds any more, to be packed.
-        uses: How often keys were used.
+        new: What a key has used that was never seen, on the fast path.
+        quick: What calls of keys are made of, for the limiters above.
+        uses: How often keys were used; at `sweep_at` some of them are looked at.
         known, old: What keys have used whose limits are not: a tuple of numbers, a list of what meters packed where that is not all,
             or the states themselves where the limits are not the usual ones. `old` is being looked through.
         fast: Whether calls may take the fast path: only buckets, all enforced.
     """
 
     __slots__ = (
-        "_ageing", "_fixed", "_forgotten", "_pattern", "_usual", "_weights", "call_of", "charges", "dead", "fast", "known", "like", "live", "old",
-        "store", "uses",
+        "_ageing", "_fixed", "_forgotten", "_pattern", "_rates", "_usual", "_weights", "_yields", "call_of", "charges", "dead", "fast", "known", "like",
+        "live", "new", "old", "quick", "store", "sweep_at", "uses",
     )  # fmt: skip
 
     def __init__(
@@ -100,8 +105,13 @@ class KeyStates:
         self.old: dict[Hashable, Any] = {}
         self.dead: deque[_Life] = deque()
         self.charges: dict[Any, Charge] = {}
+        self.quick: dict[Any, Any] = {}
+        self.new = fast_path.new_key(self.pattern_states()) if self.fast else ()
+        self._rates = tuple([state.meter.rate for state in self.pattern_states()]) if self.fast else ()  # type: ignore[attr-defined]  # of buckets
         self._forgotten: dict[Hashable, tuple[float, float]] = {}  # when it was, and until when that matters
         self.uses = 0
+        self.sweep_at = SWEEP
+        self._yields = True  # whether an eighth of the keys that were looked at last was forgotten
 
     def __len__(self) -> int:
         """How many keys have a limit that is not whole, as far as that is known without looking at all of them."""
@@ -111,13 +121,22 @@ class KeyStates:
         """The limits that every key has, in their order."""
         return [] if self._pattern is None else self._pattern.all_states()
 
+    def plan(self) -> ChargePlan:
+        """What costs of every key are charged on."""
+        assert self._pattern is not None, "limits are fixed"
+        return ChargePlan([self._pattern])
+
     def sweep(self) -> None:
         """Now and then: pack the limits of keys that nothing holds any more, and forget others."""
         with self.store.lock:
             for _ in range(min(2, len(self.dead))):
                 self._put_away(self.dead.popleft())
-            if not self.uses % SWEEP:
-                self._forget(3 * SWEEP)
+            if self.uses >= self.sweep_at:
+                # What has little to forget is looked at less often: with a million keys each look is one at memory far away. As soon as
+                # an eighth of those looked at is whole, all are looked at, faster than new ones can come.
+                looked, forgotten = self._forget(3 * SWEEP if self._yields else PROBE // 8)
+                self._yields = forgotten * 8 >= looked
+                self.sweep_at = self.uses + (SWEEP if self._yields else PROBE)
 
     def backend(self, key: Hashable, limits: Limits | None = None) -> LocalBackend:
         """The limits of a key, materialised; `limits` where they are those of a function."""
@@ -186,12 +205,18 @@ class KeyStates:
         times = self._forgotten.get(key)
         return times is not None and times[0] >= moment
 
-    def _forget(self, most: int) -> None:
-        """Look at keys that were put away long ago: drop those whose limits are whole, keep the others for the next round."""
+    def _forget(self, most: int) -> tuple[int, int]:
+        """Look at keys that were put away long ago: drop those whose limits are whole, keep the others for the next round.
+
+        Returns:
+            How many were looked at, and how many of them dropped.
+        """
         if not self.old:
             self.old, self.known = self.known, {}
         now = clock.now()
-        for _ in range(min(most, len(self.old))):
+        looked = min(most, len(self.old))
+        kept_before = len(self.known)
+        for _ in range(looked):
             key, kept = self.old.popitem()
             if not self._whole(kept, now):
                 self.known.setdefault(key, kept)
@@ -199,9 +224,12 @@ class KeyStates:
                 self._note_forgotten(key, kept, now)
         if not self.old:
             self.old = {}  # an emptied dict keeps its room
+        return looked, looked - (len(self.known) - kept_before)
 
     def _whole(self, kept: Any, now: float) -> bool:
         """Whether the limits of a key are whole again, so that it equals one never seen."""
+        if self.fast and type(kept) is tuple:
+            return not any(tat > now * rate for tat, rate in zip(kept, self._rates, strict=True))
         if isinstance(kept, dict):
             states = _all(kept)
             usual = self._fixed is None or [state.limit for state in states] == self._usual
@@ -233,9 +261,8 @@ class KeyStates:
         except TypeError:
             charge = None  # something that cannot be looked up, as an array of one number
         if charge is None:
-            assert self._pattern is not None, "the fast path needs fixed limits"
-            charge = Charge(cost, ChargePlan([self._pattern]).charges(cost), fast_path.look_closer)
-            fast_path.prepare_key(charge, self._pattern.all_states())
+            charge = Charge(cost, self.plan().charges(cost), fast_path.look_closer)
+            fast_path.prepare_key(charge, self.pattern_states())
             if len(self.charges) >= 1_000:
                 self.charges.clear()
             if plain:
@@ -279,8 +306,7 @@ class Key(Caller):
         charge = states.charges.get(words)
         if charge is None or self._real is not None:
             return None
-        binding = Binding()
-        binding.backend = binding.caller = self
+        binding = Binding(self, self)
         binding.charge = charge
         return states.call_of(binding)
 
@@ -302,9 +328,7 @@ class Key(Caller):
                 charge = self.states.charge(cost)
             except Unsatisfiable:
                 return self.itself().bind(caller, cost)  # this key's limits may have been raised
-            binding = Binding()
-            binding.backend = self
-            binding.caller = caller
+            binding = Binding(self, caller)
             binding.charge = charge
             return binding
         return self.itself().bind(caller, cost)

@@ -73,9 +73,7 @@ class LocalBackend:
 
     def bind(self, caller: Caller, cost: Mapping[str, float]) -> Binding:
         """Bind a cost to the limits. See `Backend.bind`."""
-        binding = Binding()
-        binding.backend = self
-        binding.caller = caller
+        binding = Binding(self, caller)
         binding.clearance = self.queue.clearance  # before the limits are looked at: it is withdrawn when they change
         binding.charge = charge = Charge(
             cost, self.plan().charges(cost, enforce=caller.enforce, unlimited=True), _grant_now

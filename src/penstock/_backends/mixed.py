@@ -115,9 +115,7 @@ class MixedBackend:
     def bind(self, caller: Caller, cost: Mapping[str, float]) -> Binding:
         """Bind a cost to both parts: each takes the units that it knows."""
         plan = self.plan()
-        binding = _MixedBinding()
-        binding.backend = self
-        binding.caller = caller
+        binding = _MixedBinding(self, caller)
         binding.clearance = self._clearance
         binding.charge = Charge(cost, plan.charges(cost), look_closer)
         # The grants of the whole are counted by the store's part.

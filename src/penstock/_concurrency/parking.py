@@ -34,6 +34,7 @@ __all__ = [
     "TrioParker",
     "here",
     "in_trio_task",
+    "is_over",
     "loop_running_here",
     "running_asyncio_loop",
     "time_here",
@@ -307,6 +308,15 @@ def who_am_i() -> object:
     if running_asyncio_loop() is not None:
         return sys.modules["asyncio"].current_task()
     return threading.get_ident()
+
+
+def is_over(who: Any) -> bool:
+    """Whether the task, or thread, that `who_am_i` returned has come to its end."""
+    if isinstance(who, int):
+        return who not in sys._current_frames()
+    if hasattr(who, "done"):
+        return bool(who.done())
+    return who is None or getattr(who.coro, "cr_frame", None) is None  # a trio task
 
 
 def in_trio_task() -> bool:

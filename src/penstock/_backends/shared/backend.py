@@ -105,9 +105,7 @@ class SharedBackend:
     def bind(self, caller: Caller, cost: Mapping[str, float]) -> Binding:
         """Bind a cost to the limits. See `Backend.bind`."""
         charges = self.charges(cost)
-        binding = Binding()
-        binding.backend = self
-        binding.caller = caller
+        binding = Binding(self, caller)
         binding.clearance = self._clearance
         grant = _grant_free if not charges else _grant_leased if self.lease is not None else look_closer
         binding.charge = Charge(cost, charges, grant)
