@@ -6,31 +6,23 @@ the cores; what is left is what the code took. Elsewhere nothing is known, and t
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
-_THREADS = Path("/proc/self/task")
-
-
-def time_without_waits_for_a_core() -> float:
-    """Seconds of the monotonic clock, less those in which this thread was ready to run and had no core."""
-    return time.monotonic() - seconds_without_a_core()
+__all__ = ["seconds_without_a_core", "seconds_without_a_core_of_all"]
 
 
 def seconds_without_a_core() -> float:
     """For how long this thread was ready to run and had no core, so far; 0.0 where the system does not tell."""
+    return _read(Path("/proc/thread-self/schedstat"))
+
+
+def seconds_without_a_core_of_all(process: int | str = "self") -> float:
+    """The same, summed over the threads of a process that live."""
+    return sum(_read(thread) for thread in Path(f"/proc/{process}/task").glob("*/schedstat"))
+
+
+def _read(file: Path) -> float:
     try:
-        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+        return int(file.read_text().split()[1]) / 1e9
     except (OSError, IndexError, ValueError):
         return 0.0
-
-
-def seconds_without_a_core_of_all() -> float:
-    """The same, summed over all threads of this process that live."""
-    total = 0
-    for thread in _THREADS.glob("*/schedstat"):
-        try:
-            total += int(thread.read_text().split()[1])
-        except (OSError, IndexError, ValueError):
-            continue
-    return total / 1e9
