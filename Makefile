@@ -26,7 +26,7 @@ PYRIGHT := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright
 
 PYTEST := $(NEEDS_RANKS) PENSTOCK_OPENAI2_PYTHON="$(CURDIR)/$(VENV)-openai2/bin/python" PENSTOCK_TEST_SERVERS="$(SERVERS)" \
 	$(BIN)/python -m pytest -q
-# Four parts, of which three run beside each other; those of tests/stores mostly wait for real servers.
+# Four parts, of which two run beside each other; those of tests/stores mostly wait for real servers.
 STORES := tests/stores/test_contract.py tests/stores/test_leases.py
 OUTER := $(wildcard tests/llm tests/http tests/openai tests/runner tests/usage tests/simulator tests/cli) $(wildcard tests/test_*.py)
 
@@ -46,12 +46,12 @@ test: environment ## the tests; TESTS="tests/test_x.py -k word" for some of them
 ifdef TESTS
 	$(PYTEST) $(TESTS)
 else
-	@# The outer part begins when the first of the stores ends: tests of several processes need a core now and then.
-	@mkdir -p .cache; trap 'kill $$others $$stores2' INT TERM; \
-	{ $(PYTEST) $(STORES) >.cache/stores1.log 2>&1; first=$$?; $(PYTEST) $(OUTER) >.cache/outer.log 2>&1 && exit $$first; } & others=$$!; \
-	$(PYTEST) tests/stores $(STORES:%=--ignore %) >.cache/stores2.log 2>&1 & stores2=$$!; \
-	$(PYTEST) tests --ignore tests/stores $(OUTER:%=--ignore %); code=$$?; \
-	for part in $$others $$stores2; do wait $$part || code=1; done; \
+	@# Two parts at a time: tests of several real processes need a core now and then.
+	@mkdir -p .cache; trap 'kill $$others' INT TERM; \
+	{ code=0; $(PYTEST) $(STORES) >.cache/stores1.log 2>&1 || code=1; \
+	$(PYTEST) tests/stores $(STORES:%=--ignore %) >.cache/stores2.log 2>&1 || code=1; \
+	$(PYTEST) $(OUTER) >.cache/outer.log 2>&1 || code=1; exit $$code; } & others=$$!; \
+	$(PYTEST) tests --ignore tests/stores $(OUTER:%=--ignore %); code=$$?; wait $$others || code=1; \
 	cat .cache/outer.log .cache/stores1.log .cache/stores2.log; exit $$code
 endif
 

@@ -136,6 +136,25 @@ async def test_the_context_is_left_as_it_was_entered_whatever_the_limits_are_by_
     assert limiter._own._entered is None, "nothing is left of it"
 
 
+async def test_a_call_that_tasks_share_closes_no_permit_of_another_task_after_a_rate_became_places(virtual_time):
+    """The first entered when there was nothing to hold; leaving, it gave back the place of the second."""
+    limiter = Limiter(calls=per_second(10, default=1))
+    shared = limiter(calls=1)
+    in_flight_then = []
+
+    async def second():
+        async with shared:
+            await anyio.sleep(2)
+            in_flight_then.append(limiter.statistics().in_flight)
+
+    async with anyio.create_task_group() as group, shared:
+        limiter.reconfigure(calls=in_flight(5))
+        group.start_soon(second)
+        await anyio.sleep(1)
+    assert in_flight_then == [1]
+    assert limiter.statistics().in_flight == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
