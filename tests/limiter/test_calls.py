@@ -13,14 +13,18 @@ import pytest
 
 from penstock import (
     CostError,
+    Keyed,
     Limiter,
     MissingUnit,
+    Rate,
+    RateLimited,
     UnknownUnit,
     Unsatisfiable,
     in_flight,
     per_minute,
     per_second,
 )
+from penstock._backends.fast_path import WORDS
 
 pytestmark = pytest.mark.anyio
 
@@ -40,6 +44,38 @@ async def test_one_call_object_serves_many_tasks_at_once(virtual_time):
             group.start_soon(call)
     assert max(inside) == 3
     assert limiter.statistics().in_flight == 0
+
+
+def names_in_use():
+    """Those that the written `__call__` of a limiter uses itself, with what Python keeps for itself."""
+    code = type(Limiter(words="10/s")).__call__.__code__
+    return sorted(
+        {*code.co_names, *code.co_varnames, "__debug__", "None", "clock", "type", "object"} - {"words", *WORDS}
+    )
+
+
+@pytest.mark.parametrize("make", [Limiter, lambda **limits: Keyed(**limits)["alice"]], ids=["limiter", "key"])
+@pytest.mark.parametrize("unit", names_in_use())
+async def test_a_unit_may_be_called_like_anything_inside(make, unit, virtual_time):
+    """Its cost is a parameter of a method that has names of its own."""
+    limiter = make(**{unit: Rate(10, 60)})
+    for cost in (3, 3, 4):
+        with limiter({unit: cost}) if unit in {"self", "given"} else limiter(**{unit: cost}):
+            pass
+    with pytest.raises(RateLimited):
+        limiter.acquire_nowait({unit: 1})
+
+
+@pytest.mark.parametrize("cost", [(2, 5), (5,), [2, 5], "5", {}], ids=str)
+async def test_a_cost_that_is_no_number_is_found_by_none_that_was_seen_before(cost, virtual_time):
+    """A tuple equals the costs of all units, in their order, of a call before."""
+    limiter = Limiter(requests="10/s", tokens="100/s")
+    for _ in range(2):
+        with limiter(requests=2, tokens=5):
+            pass
+    with pytest.raises(CostError):
+        limiter(tokens=cost)
+    assert limiter.statistics().granted == 2
 
 
 async def test_a_decorator_computes_the_cost_and_settles_by_the_result(virtual_time):

@@ -59,6 +59,12 @@ _FULL_SINCE_EVER = -1e300
 WORDS = {"flow": "None", "priority": "ABSENT", "max_wait": "None"}
 """Options of a call that its fast path knows, beside units, and what they are unless given."""
 
+_TAKEN = {
+    "ABSENT", "Binding", "KeyError", "TypeError", "__debug__", "bare", "binding", "call", "found", "general", "given", "mine", "new", "options",
+    "self", "terms", *WORDS,
+}  # fmt: skip
+"""Names that the method of `calls_of_units` uses itself, or that no parameter may have."""
+
 _HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
@@ -262,7 +268,7 @@ def calls_of_units(
     )
     plain = " and ".join(f"{word} is {absent}" for word, absent in WORDS.items())
     alone = " and ".join(f"{unit} is ABSENT" for unit in units if unit != sole) or "True"
-    by_unit = f"({', '.join(units)},)"
+    by_unit = f"(ABSENT, {', '.join(units)})"  # a tuple that users gave for a cost is none of these
     source = "\n".join([
         f"def __call__(self, given=None, /, {parameters}, **options):",
         "    if given is None and not options:",
@@ -288,13 +294,12 @@ def key_of(units: tuple[str, ...], sole: str | None, options: Mapping[str, Any])
     words = [options.get(word, None if absent == "None" else ABSENT) for word, absent in WORDS.items()]
     if words != [None, ABSENT, None]:
         return ABSENT, *given, *words
-    return options[sole] if sole is not None and options.keys() == {sole} else given
+    return options[sole] if sole is not None and options.keys() == {sole} else (ABSENT, *given)
 
 
 def are_parameters(units: Iterable[str]) -> bool:
     """Whether these can be names of parameters, beside those that the method of `calls_of_units` has already."""
-    mine = {"self", "given", "options", "found", "call", "mine", "binding", "new", "terms", *WORDS}
-    return all(unit.isascii() and unit.isidentifier() and not iskeyword(unit) and unit not in mine for unit in units)
+    return all(unit.isascii() and unit.isidentifier() and not iskeyword(unit) and unit not in _TAKEN for unit in units)
 
 
 # Steps and what comes before them
