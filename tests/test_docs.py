@@ -52,7 +52,14 @@ def test_the_page_about_testing_does_what_it_says(capsys):
 
 
 @pytest.mark.parametrize(
-    ("page", "count"), [("docs/batching.md", 4), ("docs/many-calls.md", 3), ("docs/shared-stores.md", 6)]
+    ("page", "count"),
+    [
+        ("docs/batching.md", 4),
+        ("docs/many-calls.md", 3),
+        ("docs/shared-stores.md", 6),
+        ("docs/usage-ledger.md", 1),
+        ("docs/open-telemetry.md", 2),
+    ],
 )
 def test_an_example_in_a_time_of_its_own_prints_what_the_page_says(page, count, capsys):
     """Each is a program by itself; together they take less than a second of real time."""

@@ -17,6 +17,8 @@ PUBLIC = (
     "penstock.errors",
     "penstock.openai",
     "penstock.http",
+    "penstock.otel",
+    "penstock.usage",
 )
 
 

@@ -58,20 +58,23 @@ class Telemetry:
     One object serves any number of them, from any task or thread. While a span is recorded, waits, retries and pauses are
     added to it as events.
 
-    | metric | kind, unit | attributes |
-    |---|---|---|
-    | `penstock.limiter.wait.duration` | histogram, s | `penstock.limiter.name` (here and below) |
-    | `penstock.limiter.units` | counter, {unit} | `penstock.unit` |
-    | `penstock.limiter.refusals` | counter, {call} | `penstock.limit` |
-    | `penstock.limiter.withdrawals` | counter, {call} | |
-    | `penstock.limiter.pause.duration` | histogram, s | |
-    | `penstock.limiter.level`, `.capacity` | gauge, {unit} | `penstock.unit`, `penstock.limit` |
-    | `penstock.limiter.waiting`, `.in_flight` | gauge, {call} | |
-    | `penstock.retry.call.duration` | histogram, s | `penstock.call`, `error.type`, `penstock.retry.reason` |
-    | `penstock.retry.attempts` | counter, {attempt} | `penstock.call` |
-    | `penstock.store.outages` | counter, {outage} | `penstock.store` |
-    | `gen_ai.client.operation.duration` | histogram, s | `gen_ai.*`, `error.type` |
-    | `gen_ai.client.token.usage` | histogram, {token} | `gen_ai.*` |
+    Metrics of limiters, by `penstock.limiter.name`:
+
+    - `penstock.limiter.wait.duration`: histogram, s
+    - `penstock.limiter.units`: counter, {unit}; by `penstock.unit`
+    - `penstock.limiter.refusals`: counter, {call}; by `penstock.limit`
+    - `penstock.limiter.withdrawals`: counter, {call}
+    - `penstock.limiter.pause.duration`: histogram, s
+    - `penstock.limiter.level`, `penstock.limiter.capacity`: gauges, {unit}; by `penstock.unit` and `penstock.limit`
+    - `penstock.limiter.waiting`, `penstock.limiter.in_flight`: gauges, {call}
+
+    Metrics of retries, stores and calls of models:
+
+    - `penstock.retry.call.duration`: histogram, s; by `penstock.call`, `error.type` and `penstock.retry.reason`
+    - `penstock.retry.attempts`: counter, {attempt}; by `penstock.call`
+    - `penstock.store.outages`: counter, {outage}; by `penstock.store`
+    - `gen_ai.client.operation.duration`: histogram, s; by the attributes of the conventions
+    - `gen_ai.client.token.usage`: histogram, {token}; the same
 
     The number of calls granted is the count of `penstock.limiter.wait.duration`.
 

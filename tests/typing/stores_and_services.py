@@ -1,4 +1,4 @@
-"""What a type checker sees of shared stores and of the OpenAI adapter. `make check` runs mypy and pyright on this; nothing runs it."""
+"""What a type checker sees of shared stores, services, telemetry and the ledger. `make check` runs mypy and pyright on this; nothing runs it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from openai import AsyncOpenAI, OpenAI
 from penstock import Limiter, Retry
 from penstock.http import limit_http_client, transport
 from penstock.openai import limit_client, limits, limits_of, retry_on
+from penstock.otel import Telemetry
 from penstock.stores import MemoryStore, RedisStore, SQLiteStore, Store
+from penstock.usage import History, Ledger, LedgerError, LedgerStatistics, Minute, RecordedCall, Totals
 
 
 def a_limiter_takes_any_store(store: Store) -> None:
@@ -35,3 +37,32 @@ async def an_http_client_stays_what_it_is(limiter: Limiter) -> None:
     assert_type(limit_http_client(httpx2.Client(), "auto"), httpx2.Client)
     assert_type(limit_http_client(httpx2.Client(), lambda request: limiter), httpx2.Client)
     httpx2.AsyncClient(transport=transport(httpx2.AsyncHTTPTransport(), "auto"))
+
+
+async def telemetry_is_a_hook_and_makes_layers() -> None:
+    telemetry = Telemetry()
+    limiter = Limiter(requests="1/s", on_event=telemetry)
+    telemetry.watch(limiter, name="api")
+
+    @telemetry.traced("fetch", attributes={"peer": "api"})
+    async def fetch(url: str) -> bytes:
+        return url.encode()
+
+    assert_type(await telemetry.gen_ai("openai", operation="chat", model="gpt-4o")(fetch)("/"), bytes)
+
+
+def a_ledger_is_a_hook_that_is_read(path: str) -> None:
+    with Ledger(path, max_pending=10, keep=60) as ledger:
+        Limiter(requests="1/s", on_event=ledger)
+        statistics: LedgerStatistics = ledger.statistics()
+        assert_type(statistics.dropped, int)
+    try:
+        history = History(path)
+    except LedgerError:
+        return
+    call: RecordedCall
+    for call in history.calls():
+        assert_type(call.waited, float)
+    total: Totals = history.totals_by("user")["alice"]
+    minute: Minute = history.minutes("api")[0]
+    assert_type(total.tokens + minute.tokens, float)

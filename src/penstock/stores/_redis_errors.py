@@ -11,7 +11,7 @@ from penstock.stores.contract import Unreachable, damaged_row
 __all__ = ["SMALLEST_ACL", "explain"]
 
 SMALLEST_ACL = "-@all +eval +evalsha +get +set +hmget +hset +expire +time +publish +subscribe"
-"""What a user must be allowed, beside the keys and channels; in a cluster `+cluster|slots` too."""
+"""What a user must be allowed, beside the keys and channels; in a cluster `+cluster|slots +command` too."""
 
 _CANNOT_NOW = frozenset(
     {
@@ -35,7 +35,7 @@ def explain(error: Exception, server: RedisServer, prefix: str, names: Sequence[
     if isinstance(error, errors.NoPermissionError | errors.AuthorizationError) or "NOPERM" in codes:
         return StoreError(
             f"{where}: this user may not do what is needed ({text}). Allow it ~{prefix}:* &{prefix}:* {SMALLEST_ACL}, and in a cluster "
-            "+cluster|slots; for another db than 0 +select"
+            "+cluster|slots +command; for another db than 0 +select"
         )
     if isinstance(error, errors.ReadOnlyError) or "READONLY" in codes:
         return Unreachable(

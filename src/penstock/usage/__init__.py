@@ -1,4 +1,4 @@
-"""Who used how much: the ledger, per-user quotas, and the evidence for a higher limit."""
+"""Who used how much: a ledger of every call, and how it is read."""
 
 from penstock.usage.file import LedgerError
 from penstock.usage.history import History, Minute, RecordedCall, Totals

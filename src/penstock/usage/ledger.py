@@ -82,7 +82,7 @@ class Ledger:
     outcome. Calling the ledger takes a microsecond or so, never blocks and never raises; it may be done from any task, thread or signal
     handler. Any number of processes may write into one file; after a fork the child writes for itself.
 
-    Read it by `History(path)`, `penstock report`, `penstock watch`, or SQL.
+    Read it by `History(path)`, or by SQL.
 
     Args:
         path: The file; made when the first call is written.
