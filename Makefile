@@ -26,9 +26,9 @@ PYRIGHT := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright
 
 PYTEST := $(NEEDS_RANKS) PENSTOCK_OPENAI2_PYTHON="$(CURDIR)/$(VENV)-openai2/bin/python" PENSTOCK_TEST_SERVERS="$(SERVERS)" \
 	$(BIN)/python -m pytest -q
-# Four parts, of which two run beside each other; those of tests/stores mostly wait for real servers.
-STORES := tests/stores/test_contract.py tests/stores/test_leases.py
-OUTER := $(wildcard tests/llm tests/http tests/openai tests/runner tests/usage tests/simulator tests/cli) $(wildcard tests/test_*.py)
+# Two parts run beside each other. Those that measure what several real processes get in a second come after them, alone.
+ALONE := tests/stores/test_flows.py tests/stores/test_processes.py tests/stores/test_faults.py
+OUTER := $(wildcard tests/http tests/openai tests/runner tests/usage tests/simulator tests/cli) $(wildcard tests/test_*.py)
 
 .PHONY: help demo test check bench docs mutation field matrix pins pins-field clean environment
 
@@ -46,13 +46,10 @@ test: environment ## the tests; TESTS="tests/test_x.py -k word" for some of them
 ifdef TESTS
 	$(PYTEST) $(TESTS)
 else
-	@# Two parts at a time: tests of several real processes need a core now and then.
 	@mkdir -p .cache; trap 'kill $$others' INT TERM; \
-	{ code=0; $(PYTEST) $(STORES) >.cache/stores1.log 2>&1 || code=1; \
-	$(PYTEST) tests/stores $(STORES:%=--ignore %) >.cache/stores2.log 2>&1 || code=1; \
-	$(PYTEST) $(OUTER) >.cache/outer.log 2>&1 || code=1; exit $$code; } & others=$$!; \
+	$(PYTEST) tests/stores $(ALONE:%=--ignore %) $(OUTER) >.cache/others.log 2>&1 & others=$$!; \
 	$(PYTEST) tests --ignore tests/stores $(OUTER:%=--ignore %); code=$$?; wait $$others || code=1; \
-	cat .cache/outer.log .cache/stores1.log .cache/stores2.log; exit $$code
+	cat .cache/others.log; $(PYTEST) $(ALONE) || code=1; exit $$code
 endif
 
 check: environment ## ruff, mypy --strict, pyright (every public name has a known type), and the layers
