@@ -8,6 +8,7 @@ It needs the extra `simulator`: Starlette and uvicorn.
     Simulation      what is simulated: limits, Latency, Faults, seed…
     Statistics      what the server did; Admission, LimitStatistics, and `excess` to prove that a limit was kept
     Window, Hidden  kinds of limit beside rates and sliding windows
+    Batches         how batches of requests are worked on
     Change          what becomes of the limits while the server runs
     Stranger        somebody else of the same account
     fingerprint     what an answer begins with, so that a client can prove that it belongs to its question
@@ -32,12 +33,13 @@ from penstock.simulator._headers import format_duration
 from penstock.simulator._meters import Hidden, Window
 from penstock.simulator._replies import charge, count_tokens, embedding_of, fingerprint
 from penstock.simulator._server import Server, run, serve
-from penstock.simulator._simulation import Change, Fault, Faults, Latency, Simulation, Stranger
+from penstock.simulator._simulation import Batches, Change, Fault, Faults, Latency, Simulation, Stranger
 
 del _starlette, _uvicorn
 
 __all__ = [
     "Admission",
+    "Batches",
     "Change",
     "Fault",
     "Faults",

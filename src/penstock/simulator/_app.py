@@ -7,7 +7,6 @@ answered.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -15,24 +14,21 @@ import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from penstock import clock
 from penstock.simulator import _replies
 from penstock.simulator._account import Account, Draw, Refusal
-from penstock.simulator._simulation import Fault, Simulation
+from penstock.simulator._answering import FAILURES, Json, answer_to, no_such_model, parse
+from penstock.simulator._batch_app import BatchEndpoints
+from penstock.simulator._simulation import Simulation
 
 __all__ = ["ABORT", "create_app"]
 
 ABORT = "penstock.abort"
 """Key in the connection's state of a function that closes the connection at once."""
-
-_FAILURES: dict[Fault | None, tuple[int, _replies.Error]] = {
-    "server_error": (500, _replies.server_error()),
-    "overloaded": (503, _replies.overloaded()),
-}
 
 _EXAMPLE_MODELS = ("gpt-4o", "gpt-4o-mini", "text-embedding-3-small")
 
@@ -41,16 +37,18 @@ def create_app(simulation: Simulation) -> Starlette:
     """The simulated service as an ASGI application, with an account of its own.
 
     `app.state.account` is that account: `statistics()`, `inject(fault, times)` and `consume(requests=…, tokens=…)` work
-    as they do on a `Server`. Under a transport that calls the application in-process there is no connection to drop:
+    as they do on a `Server`. `app.state.library` holds its files and batches. Under a transport that calls the application in-process there is no connection to drop:
     there the fault `dropped` raises `ConnectionResetError`.
     """
     account = Account(simulation)
     service = _Service(account)
+    batches = BatchEndpoints(account, service.unauthorized, _hang_up)
     routes = [
         *(
             Route(path, _Endpoint(service, path), methods=["POST"])
             for path in (_replies.CHAT, _replies.RESPONSES, _replies.COMPLETIONS, _replies.EMBEDDINGS)
         ),
+        *batches.routes(),
         Route("/v1/models", service.models),
         Route("/v1/models/{name:path}", service.model),
         Route("/simulator/statistics", service.statistics),
@@ -58,14 +56,8 @@ def create_app(simulation: Simulation) -> Starlette:
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _no_such_endpoint})
     app.state.account = account
+    app.state.library = batches.library
     return app
-
-
-class _Json(JSONResponse):
-    """JSON in ASCII: requests may name what UTF-8 cannot carry (half of a surrogate pair), and answers repeat it."""
-
-    def render(self, content: Any) -> bytes:
-        return json.dumps(content, separators=(",", ":")).encode("ascii")
 
 
 class _Service:
@@ -96,29 +88,29 @@ class _Service:
         else:
             return None
         self.account.failed("401")
-        return _Json(body, 401)
+        return Json(body, 401)
 
     async def models(self, request: Request) -> Response:
         names = self.simulation.models or _EXAMPLE_MODELS
-        return self.unauthorized(request) or _Json({"object": "list", "data": [_model(name) for name in names]})
+        return self.unauthorized(request) or Json({"object": "list", "data": [_model(name) for name in names]})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
         if self.simulation.models and name not in self.simulation.models:
-            return self.unauthorized(request) or _Json(_no_such_model(name), 404)
-        return self.unauthorized(request) or _Json(_model(name))
+            return self.unauthorized(request) or Json(no_such_model(name), 404)
+        return self.unauthorized(request) or Json(_model(name))
 
     async def statistics(self, request: Request) -> Response:
         wanted = request.query_params.get("log", "") not in {"", "0", "false"}
-        return _Json(self.account.statistics().as_json(log=wanted))
+        return Json(self.account.statistics().as_json(log=wanted))
 
     async def inject(self, request: Request) -> Response:
         try:
             wanted = json.loads(await request.body())
             self.account.inject(wanted["fault"], int(wanted.get("times", 1)))
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as problem:
-            return _Json(_replies.invalid(f'wrong fault: {problem}; send {{"fault": name, "times": n}}'), 400)
-        return _Json({"injected": wanted})
+            return Json(_replies.invalid(f'wrong fault: {problem}; send {{"fault": name, "times": n}}'), 400)
+        return Json({"injected": wanted})
 
 
 class _Endpoint:
@@ -144,7 +136,7 @@ class _Endpoint:
         if denied is not None:
             await denied(scope, receive, send)
             return
-        body = _parse(raw)
+        body = parse(raw)
         draw = self.account.draw(self.path, raw)
         if draw.fault == "insufficient_quota":
             verdict: dict[str, str] | Refusal = self.account.refuse(_replies.insufficient_quota(), {})
@@ -154,7 +146,7 @@ class _Endpoint:
             tokens = 0 if body is None else self.simulation.charge(self.path, body)
             verdict = self.account.admit(str((body or {}).get("model")), tokens)
         if isinstance(verdict, Refusal):
-            await _Json(verdict.body, 429, self._about(draw, verdict.headers))(scope, receive, send)
+            await Json(verdict.body, 429, self._about(draw, verdict.headers))(scope, receive, send)
             return
         with self.account.in_flight():
             if self.simulation.concurrency is None:
@@ -168,14 +160,15 @@ class _Endpoint:
     ) -> None:
         """Answer a request that was admitted. Whatever is wrong with it, it is charged already."""
         began = clock.now()
-        status, content = self._answer(request, body, draw)
+        shuffled = "x-simulator-shuffle" in request.headers
+        status, content = answer_to(self.simulation, self.path, body, draw.random, shuffled=shuffled)
         reply = content if isinstance(content, _replies.Answer) else None
         stream = reply is not None and bool(reply.body.get("stream"))
         spoken = 0 if reply is None or stream else reply.output_tokens
         await anyio.sleep(draw.latency + self.simulation.latency.per_token * spoken)
         headers = self._about(draw, headers) | {"openai-processing-ms": str(round((clock.now() - began) * 1000))}
-        if draw.fault in _FAILURES:
-            status, content = _FAILURES[draw.fault]
+        if draw.fault in FAILURES:
+            status, content = FAILURES[draw.fault]
         elif draw.fault == "dropped" and not stream:
             self.account.failed("dropped")
             _hang_up(request)
@@ -192,37 +185,7 @@ class _Endpoint:
             self.account.answered()
         else:
             self.account.failed(str(status))
-        await _Json(content, status, headers)(request.scope, request.receive, send)
-
-    def _answer(
-        self, request: Request, body: dict[str, Any] | None, draw: Draw
-    ) -> tuple[int, _replies.Answer | dict[str, Any]]:
-        """Status and content of what is said to a request if nothing goes wrong on purpose."""
-        simulation = self.simulation
-        if body is None:
-            return 400, _replies.invalid("We could not parse the JSON body of your request: it must be a JSON object.")
-        problem = _replies.fault_in(self.path, body)
-        if problem is not None:
-            return 400, problem
-        if simulation.models and body["model"] not in simulation.models:
-            return 404, _no_such_model(body["model"])
-        count = simulation.count_tokens
-        if simulation.context_length is not None:
-            problem = _replies.too_long(self.path, body, count, simulation.context_length)
-            if problem is not None:
-                return 400, problem
-        if self.path == _replies.EMBEDDINGS:
-            shuffled = simulation.shuffle_embeddings or "x-simulator-shuffle" in request.headers
-            shuffle = draw.random if shuffled else None
-            return 200, _replies.embeddings(body, dimensions=simulation.dimensions, count=count, shuffle=shuffle)
-        return 200, _replies.answer(
-            self.path,
-            body,
-            tokens=simulation.output_tokens,
-            count=count,
-            random=draw.random,
-            created=int(clock.wall()),
-        )
+        await Json(content, status, headers)(request.scope, request.receive, send)
 
     async def _stream(self, reply: _replies.Answer, draw: Draw, request: Request) -> AsyncIterator[str]:
         events = list(_replies.events(reply))
@@ -250,23 +213,6 @@ class _Endpoint:
         }
 
 
-def _parse(raw: bytes) -> dict[str, Any] | None:
-    """The body as a JSON object; None if it is none."""
-    try:
-        body = json.loads(raw, parse_constant=_number, parse_float=_number)
-    except (ValueError, RecursionError):  # what is no JSON, no UTF-8, or nested too deeply
-        return None
-    return body if isinstance(body, dict) else None
-
-
-def _number(text: str) -> float:
-    """A number that JSON knows: `NaN`, `Infinity` and 1e400 are none, and could not be repeated in an answer."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is no number in JSON")
-    return value
-
-
 def _hang_up(request: Request) -> None:
     abort = request.scope.get("state", {}).get(ABORT)
     if abort is None:
@@ -278,15 +224,9 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 1_686_935_002, "owned_by": "penstock"}
 
 
-def _no_such_model(name: str) -> _replies.Error:
-    return _replies.invalid(
-        f"The model `{name}` does not exist or you do not have access to it.", "model_not_found", "model"
-    )
-
-
 async def _no_such_endpoint(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, HTTPException)
     message = f"Invalid URL ({request.method} {request.url.path})"
     if problem.status_code == 405:
         message = f"Not allowed to {request.method} on {request.url.path}"
-    return _Json(_replies.invalid(message), problem.status_code, problem.headers)
+    return Json(_replies.invalid(message), problem.status_code, problem.headers)

@@ -13,7 +13,7 @@ from penstock.limits import Rate, Sliding
 from penstock.simulator import _replies
 from penstock.simulator._meters import Hidden, Window
 
-__all__ = ["Change", "Fault", "Faults", "Latency", "Simulation", "Stranger"]
+__all__ = ["Batches", "Change", "Fault", "Faults", "Latency", "Simulation", "Stranger"]
 
 SimulatedLimit = Rate | Sliding | Window | Hidden
 Given = str | SimulatedLimit
@@ -132,6 +132,42 @@ class Stranger:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Batches:
+    """How the service works on batches of requests: they have a quota of their own, and take what time they like.
+
+    Args:
+        validating: Seconds until a new batch is checked.
+        duration: Seconds from then until its first row is done.
+        per_row: Seconds more for each row.
+        finalizing: Seconds from the last row until the files are there; also from a cancellation to its end.
+        window: Seconds after its creation at which a batch expires: rows that are not done by then never are.
+        enqueued_tokens: Tokens of input that all batches for one model may hold until they end; a batch above them fails
+            when it is checked. None: no bound.
+        max_rows: Rows in a batch.
+        max_bytes: Bytes in its file.
+        one_model: Whether all rows of a batch must name the same model.
+        faults: How often a row fails: `server_error` and `overloaded`; the others mean nothing inside a batch.
+    """
+
+    validating: float = 0.5
+    duration: float = 1.0
+    per_row: float = 0.0
+    finalizing: float = 0.5
+    window: float = 86_400.0
+    enqueued_tokens: int | None = None
+    max_rows: int = 50_000
+    max_bytes: int = 200_000_000
+    one_model: bool = True
+    faults: Faults = field(default_factory=Faults)
+
+    def __post_init__(self) -> None:
+        for name in ("validating", "duration", "per_row", "finalizing", "window"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"batches: {name} must be a finite number of seconds, 0 or more, not {value!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Simulation:
     """A server to simulate: its limits, its speed, its faults.
 
@@ -162,6 +198,7 @@ class Simulation:
         hints: What refusals tell of the wait: `"all"`; `"retry-after"`, whole seconds in that header; `"none"`.
         changes: What becomes of the limits, and when.
         strangers: Who else uses the account.
+        batches: How batches of requests are worked on.
 
     Raises:
         ValueError: A number is out of its range, or a limit is not a rate.
@@ -188,6 +225,7 @@ class Simulation:
     hints: Literal["all", "retry-after", "none"] = "all"
     changes: tuple[Change, ...] = ()
     strangers: tuple[Stranger, ...] = ()
+    batches: Batches = field(default_factory=Batches)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "requests", _limits("requests", self.requests))

@@ -1,0 +1,196 @@
+"""The endpoints of files and batches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import anyio
+import anyio.lowlevel
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from penstock import clock
+from penstock.simulator import _replies
+from penstock.simulator._account import Account
+from penstock.simulator._answering import FAILURES, Json
+from penstock.simulator._batches import ENDED, Batch, Library, StoredFile, wrong_batch
+from penstock.simulator._multipart import read_form
+
+__all__ = ["BatchEndpoints"]
+
+MAX_FILE = 512 * 1024 * 1024
+"""Bytes of a file of any purpose."""
+
+_Entry = TypeVar("_Entry", StoredFile, Batch)
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class BatchEndpoints:
+    """Files and batches of an account.
+
+    Args:
+        account: Whose they are.
+        unauthorized: The answer to a request without a valid key; None if its key is valid.
+        hang_up: Cuts the connection of a request.
+    """
+
+    def __init__(
+        self, account: Account, unauthorized: Callable[[Request], Response | None], hang_up: Callable[[Request], None]
+    ) -> None:
+        self.library = Library(account.simulation)
+        self._account = account
+        self._unauthorized = unauthorized
+        self._hang_up = hang_up
+        self._busy: anyio.Lock | None = None
+
+    def routes(self) -> list[Route]:
+        """Where they are."""
+        return [
+            Route("/v1/files", self._guarded(self._upload), methods=["POST"]),
+            Route("/v1/files", self._guarded(self._list_files), methods=["GET"]),
+            Route("/v1/files/{id}", self._guarded(self._file), methods=["GET"]),
+            Route("/v1/files/{id}", self._guarded(self._delete), methods=["DELETE"]),
+            Route("/v1/files/{id}/content", self._guarded(self._content), methods=["GET"]),
+            Route("/v1/batches", self._guarded(self._create), methods=["POST"]),
+            Route("/v1/batches", self._guarded(self._list), methods=["GET"]),
+            Route("/v1/batches/{id}", self._guarded(self._batch), methods=["GET"]),
+            Route("/v1/batches/{id}/cancel", self._guarded(self._cancel), methods=["POST"]),
+        ]
+
+    def _guarded(self, handler: Handler) -> Handler:
+        """Keys are looked at first, faults happen, and the time is what it is."""
+
+        async def handle(request: Request) -> Response:
+            denied = self._unauthorized(request)
+            if denied is not None:
+                return denied
+            fault = self._account.draw(request.url.path, request.method.encode()).fault
+            if fault in FAILURES:
+                status, content = FAILURES[fault]
+                self._account.failed(str(status))
+                return Json(content, status)
+            if self._busy is None:
+                self._busy = anyio.Lock()
+            async with self._busy:
+                for _ in self.library.advance(clock.wall()):
+                    await anyio.lowlevel.checkpoint()
+            response = await handler(request)
+            if fault == "dropped":
+                self._account.failed("dropped")
+                self._hang_up(request)
+                await request.receive()
+            return response
+
+        return handle
+
+    # Files ------------------------------------------------------------------------------------------------------------
+
+    async def _upload(self, request: Request) -> Response:
+        body = bytearray()
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_FILE:
+                    return self._wrong("File is too large.", 413)
+        except ClientDisconnect:
+            return Response(status_code=400)
+        try:
+            form = read_form(request.headers.get("content-type", ""), bytes(body))
+        except ValueError as problem:
+            return self._wrong(str(problem))
+        del body
+        file, purpose = form.get("file"), form.get("purpose")
+        if file is None or file.filename is None or purpose is None:
+            return self._wrong("Missing required parameters: 'file', with a name, and 'purpose'.")
+        kind = purpose.content.decode("utf-8", "replace")
+        if kind == "batch" and len(file.content) > self.library.rules.max_bytes:
+            return self._wrong("File is too large.")
+        return Json(self.library.store(file.content, file.filename, kind, clock.wall()).as_json())
+
+    async def _list_files(self, request: Request) -> Response:
+        purpose = request.query_params.get("purpose")
+        files = [file for file in self.library.files.values() if purpose in {None, file.purpose}]
+        return self._page(request, files[::-1], StoredFile.as_json, most=10_000)
+
+    async def _file(self, request: Request) -> Response:
+        file = self.library.files.get(request.path_params["id"])
+        return self._no_file(request) if file is None else Json(file.as_json())
+
+    async def _content(self, request: Request) -> Response:
+        file = self.library.files.get(request.path_params["id"])
+        return self._no_file(request) if file is None else Response(file.content, media_type="application/octet-stream")
+
+    async def _delete(self, request: Request) -> Response:
+        file = self.library.files.pop(request.path_params["id"], None)
+        return self._no_file(request) if file is None else Json({"id": file.id, "object": "file", "deleted": True})
+
+    def _no_file(self, request: Request) -> Response:
+        return self._wrong(f"No such File object: {request.path_params['id']}", 404)
+
+    # Batches ----------------------------------------------------------------------------------------------------------
+
+    async def _create(self, request: Request) -> Response:
+        try:
+            wanted: Any = json.loads(await request.body())
+        except (ValueError, RecursionError):
+            wanted = None
+        problem = wrong_batch(wanted, self.library.files.get)
+        if problem is not None:
+            return self._wrong(problem)
+        file = self.library.files[wanted["input_file_id"]]
+        now = clock.wall()
+        batch = self.library.create(file, wanted["endpoint"], "24h", wanted.get("metadata"), now)
+        return Json(self.library.as_json(batch, now))
+
+    async def _list(self, request: Request) -> Response:
+        now = clock.wall()
+        batches = list(self.library.batches.values())[::-1]
+        return self._page(request, batches, lambda batch: self.library.as_json(batch, now), most=100)
+
+    async def _batch(self, request: Request) -> Response:
+        batch = self.library.batches.get(request.path_params["id"])
+        return self._no_batch(request) if batch is None else Json(self.library.as_json(batch, clock.wall()))
+
+    async def _cancel(self, request: Request) -> Response:
+        batch, now = self.library.batches.get(request.path_params["id"]), clock.wall()
+        if batch is None:
+            return self._no_batch(request)
+        status = batch.status(now)
+        if status in ENDED or status == "cancelling":
+            return self._wrong(f"Cannot cancel a batch with status '{status}'.", 409)
+        self.library.cancel(batch, now)
+        return Json(self.library.as_json(batch, now))
+
+    def _no_batch(self, request: Request) -> Response:
+        return self._wrong(f"No batch found with id '{request.path_params['id']}'.", 404)
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _wrong(self, message: str, status: int = 400) -> Response:
+        self._account.failed(str(status))
+        return Json(_replies.invalid(message), status)
+
+    def _page(
+        self, request: Request, entries: list[_Entry], as_json: Callable[[_Entry], dict[str, Any]], *, most: int
+    ) -> Response:
+        """A part of a list, newest first: `limit` entries that come `after` one."""
+        query = request.query_params
+        text = query.get("limit", str(min(most, 20 if most <= 100 else most)))
+        if not text.isdecimal() or not 1 <= int(text) <= most:
+            return self._wrong(f"Invalid 'limit': expected a whole number from 1 to {most}.")
+        after = query.get("after")
+        begin = 0 if after is None else next((n for n, one in enumerate(entries, 1) if one.id == after), len(entries))
+        page = entries[begin : begin + int(text)]
+        return Json(
+            {
+                "object": "list",
+                "data": [as_json(one) for one in page],
+                "first_id": page[0].id if page else None,
+                "last_id": page[-1].id if page else None,
+                "has_more": begin + len(page) < len(entries),
+            }
+        )
