@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.quiet import wait_for_quiet
 from tests.stores.busy import BUSY
 
 HERE = Path(__file__).parent
@@ -18,7 +19,13 @@ HERE = Path(__file__).parent
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.parent == HERE:
-            item.add_marker(pytest.mark.flaky(reruns=2, only_rerun=[re.escape(BUSY)]))
+            item.add_marker(pytest.mark.flaky(reruns=3, only_rerun=[re.escape(BUSY)]))
+
+
+def pytest_runtest_setup(item):
+    """A claim about real time that failed on a busy machine is looked at again when the machine is quieter."""
+    if getattr(item, "execution_count", 1) > 1:
+        wait_for_quiet()
 
 
 _spec = importlib.util.spec_from_file_location("penstock_test_servers", Path(__file__).with_name("servers.py"))

@@ -122,9 +122,11 @@ async def test_a_flow_that_shares_its_process_with_another_gets_its_share_too(st
 @pytest.mark.anyio
 @pytest.mark.parametrize("flow", [None, "everybody"])
 async def test_a_quiet_process_is_not_starved_by_three_busy_ones(stores, flow):
-    """Two tasks of one process wait a fair turn, not for what the others took in advance. Before, they had a fifth of their share at this rate."""
-    _, of_process, waits = await share(stores, [{flow: 20}, {flow: 20}, {flow: 20}, {flow: 2}], rate=1000)
-    assert of_process[3] >= 0.6 * sum(of_process) / 4, BUSY
+    """Two tasks of one process wait a fair turn, not for what the others took in advance.
+
+    Their share in grants is no measure: two tasks that ask again after each answer get what the way to the store allows them.
+    """
+    _, _, waits = await share(stores, [{flow: 20}, {flow: 20}, {flow: 20}, {flow: 2}], rate=1000)
     assert statistics.median(waits[3]) <= 0.5 * min(statistics.median(each) for each in waits[:3]), BUSY
 
 
