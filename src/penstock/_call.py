@@ -180,9 +180,11 @@ class Call:
             self._withdraw(permit)
             raise
         del permit  # it would be one object more for each of many waiters
-        terms = self._terms
-        granted = await wait(binding.current(), EnteredPermit, terms.max_wait, terms.priority, terms.flow)
-        if granted.held:  # the limits may have changed while it waited
+        terms, kind = self._terms, EnteredPermit if held else Permit
+        granted = await wait(binding.current(), kind, terms.max_wait, terms.priority, terms.flow)
+        if granted.held:
+            if not held:  # the limits have changed while it waited
+                granted.__class__ = EnteredPermit
             self._note_or_undo(granted)
         return granted
 

@@ -278,7 +278,7 @@ def _of_module(module: str, name: str) -> Any:
 
 def here() -> Parker:
     """Return a parker for the running task, or for this thread if it runs no loop."""
-    if "trio" in sys.modules and in_trio_task():  # first: trio may run as a guest of asyncio
+    if in_trio_task():  # first: trio may run as a guest of asyncio
         return TrioParker(sys.modules["trio"])
     loop = running_asyncio_loop()
     return ThreadParker() if loop is None else AsyncioParker(loop)
@@ -321,11 +321,19 @@ def is_over(who: Any) -> bool:
 
 def in_trio_task() -> bool:
     """Whether a trio task runs here, also one of a trio that is a guest of asyncio."""
-    is_task = getattr(_of_module("trio", "lowlevel"), "in_trio_task", None)
-    return is_task is not None and is_task()
+    global _in_trio_task
+    if _in_trio_task is None:
+        _in_trio_task = getattr(_of_module("trio", "lowlevel"), "in_trio_task", None)
+    return _in_trio_task is not None and _in_trio_task()
 
 
 def running_asyncio_loop() -> Any:
     """The asyncio loop that runs in this thread, or None."""
-    running_loop = _of_module("asyncio", "_get_running_loop")
-    return None if running_loop is None else running_loop()  # unlike get_running_loop it does not raise
+    global _running_loop
+    if _running_loop is None:
+        _running_loop = _of_module("asyncio", "_get_running_loop")
+    return None if _running_loop is None else _running_loop()  # unlike get_running_loop it does not raise
+
+
+_in_trio_task: Callable[[], bool] | None = None
+_running_loop: Callable[[], Any] | None = None

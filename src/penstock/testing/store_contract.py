@@ -136,13 +136,11 @@ class StoreContract:
     async def test_a_burst_goes_at_once_and_the_next_waits_its_time(self, stores: Callable[..., Store]) -> None:
         """Never early; late only by the machine."""
         limiter = Limiter(requests=per_second(20, burst=3), name="x", store=stores())
-        async with limiter:
-            pass
         with self._measured() as span:
-            for _ in range(6):
+            for _ in range(7):
                 async with limiter:
                     pass
-        assert 0.2 - 0.001 - 0.05 <= span[0] < 0.2 + LATE
+        assert 0.2 - 0.001 <= span[0] < 0.2 + LATE
 
     @pytest.mark.anyio
     async def test_two_processes_share_one_limit(self, stores: Callable[..., Store]) -> None:
@@ -215,13 +213,16 @@ class StoreContract:
     async def test_whoever_gives_up_hands_its_turn_on(self, stores: Callable[..., Store]) -> None:
         """The next is granted when the one who left would have been."""
         limiter = Limiter(requests=per_second(5, burst=1), name="x", store=stores())
+        begin = (
+            time.monotonic()
+        )  # the store's clock began with the first grant, which was at some moment after this one
         await limiter.acquire()
-        begin = time.monotonic()
+        first = time.monotonic()
         moments: list[float] = []
 
         async def wait() -> None:
             await limiter.acquire()
-            moments.append(time.monotonic() - begin)
+            moments.append(time.monotonic())
 
         async with anyio.create_task_group() as tasks, anyio.create_task_group() as impatient:
             impatient.start_soon(limiter.acquire)
@@ -229,7 +230,8 @@ class StoreContract:
             tasks.start_soon(wait)
             await anyio.sleep(0.05)
             impatient.cancel_scope.cancel()
-        assert 0.2 - 0.01 <= moments[0] < 0.2 + 0.15 + LATE / 2
+        assert moments[0] - begin >= 0.2 - 0.001
+        assert moments[0] - first < 0.2 + LATE
         assert limiter.statistics().waiting == 0
 
     @pytest.mark.anyio
@@ -291,10 +293,10 @@ class StoreContract:
     async def test_places_of_a_silent_process_come_back(self, stores: Callable[..., Store]) -> None:
         """After their time to live, and not before."""
         limiter = Limiter(calls=in_flight(1, ttl=0.3), name="x", store=stores())
-        await limiter.acquire()
         with self._measured() as span:
             await limiter.acquire()
-        assert 0.3 - 0.05 <= span[0] < 0.3 + LATE
+            await limiter.acquire()
+        assert 0.3 - 0.001 <= span[0] < 0.3 + LATE
 
     @pytest.mark.anyio
     async def test_a_window_slides_and_a_day_ends(self, stores: Callable[..., Store]) -> None:

@@ -95,6 +95,7 @@ class Asking:
     def _ask_plenty(self, queue: StoreQueue, batch: BatchInFlight, now: float, room: int) -> int:
         """Ask for those who come first and, by all we know, can go at once: the same as `_ask_fresh`, as fast as it can be."""
         fresh, asked, state = queue.fresh, batch.asked, self._state
+        new, on_its_way = Stage.NEW, Stage.ASKED  # looked up once: it costs as much as a call on Python 3.11
         left: dict[LimitState, float] = {}  # units, per bucket
         horizon = LOOKAHEAD if asked else math.inf
         while fresh and room > 0:
@@ -114,13 +115,13 @@ class Asking:
                 request = fresh[0]
                 if (
                     request.charges is not charges
-                    or request.stage is not Stage.NEW
+                    or request.stage is not new
                     or request.latest != math.inf
                     or request.priority
                     or request.flow is not None
                 ):
                     break
-                request.stage = Stage.ASKED
+                request.stage = on_its_way
                 request.batch = batch
                 asked.append(request)
                 fresh.popleft()

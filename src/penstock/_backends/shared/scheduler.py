@@ -293,7 +293,7 @@ class Scheduler:
         for settlement in batch.settlements:  # what was settled again meanwhile can be told now
             if settlement.receipts in self.state.settlements:
                 self.state.urgent = True
-        woken = self.state.woken
+        woken, asked, granted = self.state.woken, Stage.ASKED, Stage.GRANTED
         plain = not self.state.apart and not any(of.renewed for part in batch.offsets for of in part.order)
         refused: list[SharedRequest] = []
         served: dict[StoreQueue, None] = {}
@@ -306,9 +306,9 @@ class Scheduler:
                     self._leasing.refused(request, verdict, now)
             elif isinstance(verdict, Admitted):
                 request.receipts, request.epochs = verdict.receipts, batch.epochs
-                if plain and verdict.wait == 0 and request.stage is Stage.ASKED and request.batch is batch:
+                if plain and verdict.wait == 0 and request.stage is asked and request.batch is batch:
                     request.granted_at = now  # as `state.grant`, for most
-                    request.stage = Stage.GRANTED
+                    request.stage = granted
                     request.caller.granted += 1
                     woken.append(request.parker)
                     continue
