@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import codeop
 import re
+import tomllib
 
 import pytest
 
@@ -71,17 +72,29 @@ def test_an_example_in_a_time_of_its_own_prints_what_the_page_says(page, count, 
 
 
 def test_the_readme_runs(capsys):
-    """As it stands there; its functions work, and each is charged for what it asks."""
+    """As it stands there; the call waits, is charged and settled."""
     names = {"__name__": "__main__"}
     with virtual_time():
         assert run_page("README.md", capsys, names) == 1
-        limiter = names["limiter"]
-        for name, charged in (("summarise", 900), ("classify", 5), ("translate", 1_200)):
-            before = limiter.statistics().limits["tokens"].level
-            call = f"reply = await {name}('text')"
-            run_example(call, "README.md", names)
-            assert before - limiter.statistics().limits["tokens"].level == charged, name
-        assert names["reply"].text == "short text"
+        assert names["limiter"].statistics().granted == 1
+        assert names["limiter"].statistics().limits["tokens"].level == 90_000 - 900 + 150  # refilled in 0.1 s
+
+
+def test_the_example_of_the_readme_has_eight_lines():
+    ((code, _),) = examples_of("README.md")
+    assert len([line for line in code.splitlines() if line.strip()]) == 8
+
+
+def test_every_link_of_the_readme_is_whole_and_leads_to_a_file_of_the_repository():
+    """It is read on PyPI too, where there are no files beside it."""
+    urls = tomllib.loads(text_of("pyproject.toml"))["project"]["urls"]
+    files = re.escape(urls["Repository"]) + "/blob/main/"
+    images = re.escape(urls["Repository"].replace("//github.com", "//raw.githubusercontent.com")) + "/main/"
+    links = [*re.findall(r"(?:\]\(|^\[[^\]]+\]: )([^)\s]+)", text_of("README.md"), re.MULTILINE), *urls.values()]
+    assert [link for link in links if not link.startswith("https://")] == []
+    here = [match[1] for link in links if (match := re.fullmatch(f"(?:{files}|{images})([^#]+)", link))]
+    assert len(here) > 10
+    assert [name for name in here if not (ROOT / name).exists()] == []
 
 
 @pytest.mark.parametrize("page", ALL_PAGES)
@@ -97,4 +110,4 @@ def test_every_page_with_python_is_run_by_a_test(page):
     if "```python" in text_of(page):
         tests = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
         name = page.removeprefix("docs/")
-        assert name in tests or name.removesuffix(".md") in PAGES
+        assert name in tests or f'"{name.removesuffix(".md")}"' in tests

@@ -1,0 +1,37 @@
+"""A picture of the docs shows what was measured, or what a run in virtual time did: its program draws it again, the same."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from tests.docs_examples import ROOT, text_of
+
+
+def _pictures():
+    spec = importlib.util.spec_from_file_location("pictures", ROOT / "tools/pictures.py")
+    module = importlib.util.module_from_spec(spec)
+    path = list(sys.path)
+    spec.loader.exec_module(module)
+    sys.path[:] = path
+    return module.PICTURES
+
+
+PICTURES = _pictures()
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_is_what_its_program_draws(name):
+    there = text_of(f"docs/images/{name}.svg")
+    assert there == PICTURES[name](), "make pictures"
+    assert ET.fromstring(there).findtext("{http://www.w3.org/2000/svg}title")
+
+
+def test_every_drawn_picture_is_shown():
+    pages = "".join(file.read_text(encoding="utf-8") for file in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+    drawn = {file.name for file in (ROOT / "docs/images").glob("*.svg")}
+    assert drawn == {f"{name}.svg" for name in PICTURES}
+    assert [name for name in drawn if name not in pages] == []
