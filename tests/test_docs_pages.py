@@ -1,0 +1,61 @@
+"""The pages of one question each do what they say: how-tos, and how to come from other libraries.
+
+What needs packages that are too heavy for this suite is run by `make field WHAT=pages` (tests/field/pages).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from penstock.testing import virtual_time
+from tests.docs_examples import ROOT, examples_of, run_example
+
+IN_VIRTUAL_TIME = ["interactive-first", "from-tenacity", "from-backoff", "from-stamina"]
+IN_REAL_TIME = ["from-limits", "from-pyrate-limiter", "from-the-cookbook", "in-jupyter"]
+PROGRAMS = ["from-openlimit", "in-aws-lambda", "in-kubernetes", "under-gunicorn"]
+TOO_HEAVY = ["in-celery", "in-django", "in-scrapy"]
+
+
+@pytest.mark.parametrize("page", IN_VIRTUAL_TIME)
+def test_a_page_prints_what_it_says_in_virtual_time(page, capsys):
+    with virtual_time():
+        _run(page, capsys)
+
+
+@pytest.mark.parametrize("page", IN_REAL_TIME)
+def test_a_page_prints_what_it_says(page, capsys):
+    """Libraries of others wait by clocks of their own; each page takes less than two seconds."""
+    _run(page, capsys)
+
+
+def _run(page, capsys):
+    names = {"__name__": "__main__"}
+    for number, (code, output) in enumerate(examples_of(f"docs/{page}.md"), 1):
+        run_example(code, page, names)
+        assert capsys.readouterr().out == output, f"example {number} of {page}"
+
+
+@pytest.mark.parametrize("page", PROGRAMS)
+def test_the_blocks_of_a_page_are_a_program(page, tmp_path):
+    examples = examples_of(f"docs/{page}.md")
+    program = tmp_path / "program.py"
+    program.write_text("\n".join(code for code, _ in examples), encoding="utf-8")
+    run = subprocess.run(
+        [sys.executable, program], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (run.stdout, run.stderr) == ("".join(output for _, output in examples), "")
+
+
+@pytest.mark.parametrize("page", TOO_HEAVY)
+def test_the_others_are_at_least_python(page):
+    assert examples_of(f"docs/{page}.md")
+    for code, _ in examples_of(f"docs/{page}.md"):
+        compile(code, page, "exec")
+
+
+def test_each_of_the_others_is_run_outside_of_this_suite():
+    field = (ROOT / "tests/field/pages/test_pages.py").read_text(encoding="utf-8")
+    assert [page for page in TOO_HEAVY if f'"{page}"' not in field] == []
