@@ -107,3 +107,4 @@ clean: ## remove everything that these commands made
 
 environment:
 	@$(SETUP) $(TESTED)
+	@tools/unpack_redis.sh .cache/tls-server

@@ -16,10 +16,12 @@ class Proxy:
     "refuse"  connections are closed as soon as they are made
 
     With `tls`, a server's `ssl.SSLContext`, it speaks TLS to whoever comes, as programs that end TLS before a server do.
+    `said_for` replaces bytes in what the server says: the address of another server by the one of another proxy.
     """
 
-    def __init__(self, port, tls=None):
+    def __init__(self, port, tls=None, said_for=(b"", b"")):
         self.target = port
+        self.said_for = said_for
         self.tls = tls
         self.mode = "pass"
         self.latency = 0.0
@@ -70,7 +72,7 @@ class Proxy:
                     self.mode = "pass"
                     writer.transport.abort()
                     return
-                writer.write(data)
+                writer.write(data if up or not self.said_for[0] else data.replace(*self.said_for))
                 await writer.drain()
         except OSError:
             pass

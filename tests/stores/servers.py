@@ -15,8 +15,18 @@ from pathlib import Path
 FETCHED = Path(__file__).resolve().parents[2] / ".cache/servers/bin"
 """Where `make environment` puts a Redis server."""
 
+WITH_TLS = Path(__file__).resolve().parents[2] / ".cache/tls-server"
+"""Where `make environment` unpacks one that speaks TLS, which those of wheels do not."""
 
-def free_port():
+
+def free_port(highest=65535):
+    """A port that nobody has. `highest`: 55000 for a node of a cluster, whose bus is 10,000 above."""
+    while (port := _any_free_port()) > highest:
+        pass
+    return port
+
+
+def _any_free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -42,11 +52,27 @@ def binaries():
     return {name: path for name, path in found.items() if path}
 
 
-class Server:
-    """One server process. `kill` ends it as a power cut would; `start` begins another at the same address."""
+def with_tls():
+    """A server that speaks TLS; or why there is none."""
+    unpacked = WITH_TLS / "usr/bin/redis-server"
+    for binary in filter(None, (shutil.which("valkey-server"), shutil.which("redis-server"))):
+        if "libssl" in subprocess.run(["ldd", binary], capture_output=True, text=True, check=False).stdout:
+            return binary, None
+    if unpacked.exists():
+        return str(unpacked), None
+    why = WITH_TLS / "why-not"
+    return None, why.read_text().strip() if why.exists() else "run `make environment`, which unpacks Debian's"
 
-    def __init__(self, binary, *options, port=None):
+
+class Server:
+    """One server process. `kill` ends it as a power cut would; `start` begins another at the same address.
+
+    password: What `command` logs in with, once the server asks for it.
+    """
+
+    def __init__(self, binary, *options, port=None, password=None):
         self.binary = binary
+        self.password = password
         self.options = options
         self.port = port or free_port()
         self.directory = tempfile.mkdtemp(prefix="penstock-test-")
@@ -58,7 +84,11 @@ class Server:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self):
-        self.process = subprocess.Popen(self._command_line(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        libraries = [str(found.parent) for found in Path(self.binary).parents[1].glob("lib/*/libjemalloc.so.2")]
+        environment = {**os.environ, "LD_LIBRARY_PATH": libraries[0]} if libraries else None
+        self.process = subprocess.Popen(
+            self._command_line(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )
         give_up = time.monotonic() + 10
         while True:
             try:
@@ -79,10 +109,10 @@ class Server:
     def command(self, *words):
         """Send one command over a connection of its own; return the first bytes of the reply."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
-            encoded = [str(word).encode() for word in words]
-            connection.sendall(
-                b"*%d\r\n" % len(encoded) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in encoded)
-            )
+            if self.password is not None:
+                connection.sendall(_encoded("AUTH", self.password))
+                connection.recv(65536)
+            connection.sendall(_encoded(*words))
             return connection.recv(65536)
 
     def kill(self):
@@ -95,12 +125,17 @@ class Server:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
+def _encoded(*words):
+    encoded = [str(word).encode() for word in words]
+    return b"*%d\r\n" % len(encoded) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in encoded)
+
+
 class Sentinel(Server):
     """A Sentinel with a configuration file, which it rewrites."""
 
-    def __init__(self, binary, configuration, port):
+    def __init__(self, binary, configuration, port, password=None):
         self.configuration = configuration
-        super().__init__(binary, port=port)
+        super().__init__(binary, port=port, password=password)
 
     def _command_line(self):
         return [self.binary, str(self.configuration), "--sentinel"]
@@ -111,13 +146,11 @@ def outside_url():
     return os.environ.get("PENSTOCK_TEST_REDIS_URL")
 
 
-def cluster(binary, nodes=3, patience=1000):
+def cluster(binary, nodes=3, patience=1000, options_of=lambda port: ()):
     """Primaries without replicas that share all slots; who is silent for `patience` milliseconds is taken for dead."""
     servers = []
     for _ in range(nodes):
-        port = free_port()
-        while port > 55_000:  # the bus is 10,000 above
-            port = free_port()
+        port = free_port(55_000)
         options = (
             "--cluster-enabled",
             "yes",
@@ -127,6 +160,7 @@ def cluster(binary, nodes=3, patience=1000):
             "no",
             "--repl-diskless-sync-delay",
             "0",
+            *options_of(port),
         )
         servers.append(Server(binary, *options, port=port))
     step = 16384 // nodes
@@ -138,7 +172,9 @@ def cluster(binary, nodes=3, patience=1000):
         )
         server.command("CLUSTER", "SET-CONFIG-EPOCH", index + 1)
     for server in servers[1:]:
-        servers[0].command("CLUSTER", "MEET", "127.0.0.1", server.port)
+        tls = "--tls-port" in server.options  # such nodes speak TLS to each other, and their bus is above that port
+        port = server.options[server.options.index("--tls-port") + 1] if tls else server.port
+        servers[0].command("CLUSTER", "MEET", "127.0.0.1", port)
     give_up = time.monotonic() + 20
     while not all(
         b"cluster_state:ok" in server.command("CLUSTER", "INFO")
@@ -153,9 +189,7 @@ def cluster(binary, nodes=3, patience=1000):
 
 def add_replica(binary, primary):
     """One more node of its cluster, which takes over when `primary` dies."""
-    port = free_port()
-    while port > 55_000:
-        port = free_port()
+    port = free_port(55_000)
     replica = Server(binary, *primary.options, port=port)
     replica.command("CLUSTER", "MEET", "127.0.0.1", primary.port)
     (_, name, _) = primary.command("CLUSTER", "MYID").split(b"\r\n")

@@ -54,3 +54,9 @@ class TestCluster(StoreContract):
     @pytest.fixture
     def make_store(self, cluster, prefix):
         return lambda **options: RedisStore(cluster, prefix=prefix, group=lambda name: "all", **options)
+
+
+class TestTLS(StoreContract):
+    @pytest.fixture
+    def make_store(self, tls, prefix):
+        return lambda **options: RedisStore(tls, prefix=prefix, **options)

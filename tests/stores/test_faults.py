@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import socket
 import sqlite3
-import ssl
 import threading
 import time
 from pathlib import Path
@@ -14,7 +13,6 @@ from pathlib import Path
 import anyio
 import pytest
 import redis
-import trustme
 
 from penstock import Limiter, RateLimited, StoreError, clock, in_flight, per_second
 from penstock.events import StoreLost, StoreRecovered
@@ -274,80 +272,12 @@ async def test_an_unreachable_server_is_one_clear_error():
     assert "secret" not in message
 
 
-async def test_user_and_password_are_in_the_url(server, prefix):
-    """A user of its own who may do no more than the error for lack of permission names; and characters that a URL must escape."""
-    server.command(
-        "ACL", "SETUSER", "penstock", "on", ">p@ss/wörd", f"~{prefix}:*", f"&{prefix}:*",
-        "-@all", "+eval", "+evalsha", "+get", "+set", "+hmget", "+hset", "+expire", "+time", "+publish", "+subscribe",
-    )  # fmt: skip
-    server.command("ACL", "SETUSER", "default", "off")
-    where = f"127.0.0.1:{server.port}/0"
-    store = RedisStore(f"redis://penstock:p%40ss%2Fw%C3%B6rd@{where}", prefix=prefix)
-    async with Limiter(requests=per_second(5), name="x", store=store):
-        pass
-    store.close()
-    for user in ("penstock:wrong@", ":wrong@", "nobody:p%40ss@", ""):
-        message = await said(RedisStore(f"redis://{user}{where}", prefix=prefix))
-        assert message.startswith(f"redis://{where} refused us: ")
-        assert message.endswith("Check the user and the password in the URL")
-    message = await said(RedisStore(f"redis://penstock:p%40ss%2Fw%C3%B6rd@{where}", prefix="theirs"))
-    assert "this user may not do what is needed" in message
-    assert (
-        "Allow it ~theirs:* &theirs:* -@all +eval +evalsha +get +set +hmget +hset +expire +time +publish +subscribe"
-        in message
-    )
-
-
 async def test_a_wrong_password_is_one_clear_error(server):
     server.command("CONFIG", "SET", "requirepass", "right")
     assert "Check the user and the password" in await said(RedisStore(f"redis://:wrong@127.0.0.1:{server.port}/0"))
     store = RedisStore(f"redis://:right@127.0.0.1:{server.port}/0")
     await Limiter(requests=per_second(5), name="x", store=store).acquire()
     store.close()
-
-
-@pytest.fixture
-def tls(valkey, tmp_path):
-    """The URL of a server that speaks TLS, and the file of whom to trust.
-
-    The servers that come as wheels are built without TLS, so it ends in a proxy in front of one, as it does in many installations.
-    """
-    authority = trustme.CA()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
-    authority.cert_pem.write_to_path(tmp_path / "trusted.pem")
-    made = _module.Proxy(int(valkey.rpartition(":")[2].split("/")[0]), tls=context)
-    yield made.url, tmp_path / "trusted.pem"
-    made.stop()
-
-
-async def test_tls_by_the_url(tls, prefix):
-    """`rediss://`; both for calls and for what others announce."""
-    url, trusted = tls
-    stores = [RedisStore(f"{url}?ssl_ca_certs={trusted}", prefix=prefix) for _ in range(2)]
-    mine, theirs = (Limiter(requests=per_second(1000), name="x", store=store) for store in stores)
-    await mine.acquire()
-    await theirs.acquire()
-    with anyio.fail_after(RECOVERY):
-        while not stores[1].hears:
-            await anyio.sleep(0.01)
-    mine.reconfigure(requests=per_second(2000))
-    with anyio.fail_after(RECOVERY):
-        while theirs.limits["requests"][0] != per_second(2000):
-            await anyio.sleep(0.01)
-    for store in stores:
-        store.close()
-
-
-async def test_a_certificate_that_nobody_trusts_is_one_clear_error(tls):
-    """And nothing is sent to whoever shows it."""
-    message = await said(RedisStore(tls[0], timeout=0.5, patience=0.2))
-    assert "certificate verify failed" in message
-
-
-async def test_a_server_without_tls_is_one_clear_error(valkey):
-    message = await said(RedisStore(valkey.replace("redis://", "rediss://"), timeout=0.5, patience=0.2))
-    assert "does not answer" in message
 
 
 async def test_a_replica_is_one_clear_error(server):

@@ -28,6 +28,9 @@ def explain(error: Exception, server: RedisServer, prefix: str, names: Sequence[
     """
     from redis import exceptions as errors
 
+    problems = getattr(error, "problems", None)
+    if problems is not None:
+        return _no_primary(server, problems)
     where, text = server.shown, server.without_secrets(str(error))
     codes = {word.strip("-:") for word in text.split() if word.strip("-:").isupper()}
     if isinstance(error, errors.AuthenticationError) or codes & {"WRONGPASS", "NOAUTH"}:
@@ -59,6 +62,22 @@ def explain(error: Exception, server: RedisServer, prefix: str, names: Sequence[
         why = text or type(error).__name__
         return Unreachable(f"{where} does not answer: {why}. Is the server running, and is the address right?")
     return StoreError(f"{where} answers nonsense ({server.without_secrets(repr(error))}). Is it a Redis server?")
+
+
+def _no_primary(server: RedisServer, problems: Sequence[Exception]) -> StoreError:
+    """Why the Sentinels name no primary: `problems` is what those said that gave no answer."""
+    from redis import exceptions as errors
+
+    where, said = server.shown, server.without_secrets("; ".join(map(str, problems)))
+    if any(isinstance(problem, errors.AuthenticationError | errors.NoPermissionError) for problem in problems):
+        return StoreError(
+            f"{where}: its Sentinels refused us: {said}. Their own user and password go into the URL as sentinel_username= and "
+            "sentinel_password="
+        )
+    return Unreachable(
+        f"{where} does not answer: no Sentinel names a primary ({said or 'none of them knows one'}). Are they running, and is the name of "
+        "the service right?"
+    )
 
 
 def _damaged(text: str, where: str, names: Sequence[str]) -> StoreError:

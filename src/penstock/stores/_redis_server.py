@@ -121,12 +121,40 @@ class _Sentinels:
 
     def primary(self, kind: Any, options: Options) -> Any:
         """A client of the primary."""
-        sentinel = _library("sentinel")
-        manager = sentinel.Sentinel([], min_other_sentinels=self.least)
-        manager.sentinels = [_client(*one) for one in self.each]
-        manager._force_master_ip = self.force_ip
-        pool = sentinel.SentinelConnectionPool(self.service, manager, connection_class=_managed(kind), **options)
+        manager = _manager([_client(*one) for one in self.each], self.least, self.force_ip)
+        pool = _library("sentinel").SentinelConnectionPool(
+            self.service, manager, connection_class=_managed(kind), **options
+        )
         return _library("client").Redis(connection_pool=pool)
+
+
+def _manager(sentinels: list[Any], least: int, force_ip: str | None) -> Any:
+    """redis-py's list of Sentinels. Where none names a primary, its error has what each of them said instead as `problems`.
+
+    redis-py's own has their text, among all options of their clients, and stops at the first that lacks a permission.
+    """
+    sentinel, errors = _library("sentinel"), _library("exceptions")
+
+    class Manager(sentinel.Sentinel):  # type: ignore[misc, name-defined]  # a module that is imported late
+        def discover_master(self, service_name: str) -> tuple[str, int]:
+            problems: list[Exception] = []
+            for one in list(self.sentinels):
+                try:
+                    state = one.sentinel_masters().get(service_name)
+                except errors.RedisError as error:
+                    problems.append(error)
+                    continue
+                if state and self.check_master_state(state, service_name):
+                    self.sentinels.remove(one)
+                    self.sentinels.insert(0, one)  # it will be asked first
+                    return self._force_master_ip or state["ip"], state["port"]
+            unknown = sentinel.MasterNotFoundError(f"no primary of {service_name!r} was named")
+            unknown.problems = problems
+            raise unknown
+
+    manager = Manager([], min_other_sentinels=least)
+    manager.sentinels, manager._force_master_ip = sentinels, force_ip
+    return manager
 
 
 def let_go(client: Any) -> None:

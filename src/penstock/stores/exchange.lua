@@ -1,6 +1,12 @@
--- Write one row if nobody has written it since it was read.
--- KEYS[1] a hash: t the terms, r the row.  ARGV: the terms and the row as they were read, or '' for neither; those to write; seconds to keep.
+-- Read one row, or write it if nobody has written it since it was read.
+-- KEYS[1]  a hash: t the terms, r the row
+-- ARGV     to read: none; the reply is the server's time and the row.  To write: the terms and the row as they were read, or '' for
+--          neither; those to write; seconds to keep. The reply is whether they were written.
 local row = redis.call('HMGET', KEYS[1], 't', 'r')
+if #ARGV == 0 then
+  local time = redis.call('TIME')
+  return {time[1], time[2], row[1], row[2]}
+end
 if (row[1] or '') ~= ARGV[1] or (row[2] or '') ~= ARGV[2] then return 0 end
 redis.call('HSET', KEYS[1], 't', ARGV[3], 'r', ARGV[4])
 redis.call('EXPIRE', KEYS[1], ARGV[5])

@@ -250,8 +250,11 @@ class RedisStore(Store):
             raise StoreError("RedisStore exchanges one row at a time: several are for its script to decide")
         key = self._key(names[0])
         for _ in range(100):
-            terms, row, now = self._asked(lambda: self._read_row(key))
-            (new,) = decide([(terms.decode(), row) if terms is not None and row is not None else None], now)
+            seconds, micros, terms, row = self._asked(partial(self._run, self._exchange, [key], ()))
+            (new,) = decide(
+                [(terms.decode(), row) if terms is not None and row is not None else None],
+                int(seconds) * 1e6 + int(micros),
+            )
             if new is None:
                 return
             (text, written), keep = new
@@ -262,14 +265,6 @@ class RedisStore(Store):
         raise Unreachable(
             f"{self._address}: the row of {names[0]!r} was changed by others a hundred times while it was read"
         )
-
-    def _read_row(self, key: str) -> tuple[bytes | None, bytes | None, float]:
-        """The terms and the row under a key, and the time of the server that has it."""
-        client = self._client or self._connect()
-        where = {"target_nodes": client.get_node_from_key(key)} if self._is_cluster else {}
-        seconds, micros = client.execute_command("TIME", **where)
-        terms, row = client.hmget(key, "t", "r")
-        return terms, row, int(seconds) * 1e6 + int(micros)
 
     # What goes wrong
 
@@ -314,8 +309,10 @@ class RedisStore(Store):
         """Publish. See `Store.announce`."""
 
         def publish() -> None:
+            client = self._client or self._connect()
             for name in names:
-                (self._client or self._connect()).publish(f"{self.prefix}:changes", name)
+                where = {"target_nodes": client.get_node_from_key(self._key(name))} if self._is_cluster else {}
+                client.execute_command("PUBLISH", f"{self.prefix}:changes", name, **where)
 
         with contextlib.suppress(StoreError):  # whoever asks the store next will be told all the same
             self._asked(publish)
