@@ -183,9 +183,9 @@ class StoreContract:
     async def test_after_the_time_it_was_told_a_call_is_granted(self, stores: Callable[..., Store]) -> None:
         """`retry_after` is neither too short nor too long."""
         limiter = Limiter(requests=per_second(10, burst=1), name="x", store=stores())
-        await limiter.acquire()
-        with pytest.raises(RateLimited) as caught:
-            await limiter.acquire(max_wait=0)
+        with pytest.raises(RateLimited) as caught:  # noqa: PT012
+            while True:  # on a busy machine, the time of the first turns may pass before the next call
+                await limiter.acquire(max_wait=0)
         assert 0 < caught.value.retry_after <= 0.1
         await anyio.sleep(caught.value.retry_after)
         await limiter.acquire(max_wait=0)
@@ -431,12 +431,12 @@ class StoreContract:
             while True:
                 await limiter.acquire(flow=flow)
                 got[flow] += 1
+                if sum(got.values()) == 40:
+                    tasks.cancel_scope.cancel()
 
         async with anyio.create_task_group() as tasks:
             for flow in ["busy"] * 20 + ["quiet"] * 4:
                 tasks.start_soon(work, flow)
-            await anyio.sleep(0.4)
-            tasks.cancel_scope.cancel()
         assert got["quiet"] >= 0.6 * got["busy"]
 
     @pytest.mark.anyio
