@@ -21,8 +21,9 @@ from penstock._introspect import check_plain
 from penstock.events import Refused, ServiceEvent
 from penstock.llm.discovered import DiscoveredEndpoint
 from penstock.llm.endpoints import Endpoint, Endpoints, by_limiter
+from penstock.llm.exchange import MAX_PAUSE, Plan, Rules, checked_cost
 from penstock.llm.reporting import Listener
-from penstock.llm.transport import MAX_PAUSE, Plan, Rules, checked_cost, limited_client, transports
+from penstock.llm.transport import limited_client, transports
 
 __all__ = ["limit_http_client", "transport"]
 
@@ -30,6 +31,7 @@ C = TypeVar("C")
 
 Limits = Limiter | Callable[[Any], Limiter | None] | Literal["auto"]
 Cost = Callable[[Any], Mapping[str, float] | None]
+OnEvent = Callable[[ServiceEvent | Refused], object]
 
 
 def limit_http_client(
@@ -39,7 +41,7 @@ def limit_http_client(
     max_wait: float | None = None,
     max_pause: float = MAX_PAUSE,
     cost: Cost | None = None,
-    on_event: Callable[[ServiceEvent | Refused], object] | None = None,
+    on_event: OnEvent | None = None,
 ) -> C:
     """A copy of an httpx or httpx2 client, sync or async, whose requests keep limits. The given one is not changed.
 
@@ -71,7 +73,7 @@ def transport(
     max_wait: float | None = None,
     max_pause: float = MAX_PAUSE,
     cost: Cost | None = None,
-    on_event: Callable[[ServiceEvent | Refused], object] | None = None,
+    on_event: OnEvent | None = None,
 ) -> Any:
     """A transport that sends through `inner`, of httpx or httpx2, sync or async: for `httpx.AsyncClient(transport=…)`.
 
@@ -93,15 +95,17 @@ def _rules(limiter: Any, max_wait: float | None, max_pause: float, cost: Cost | 
         check_plain("limit_http_client", "cost", cost)
     endpoint_of = _endpoint_of(limiter)
 
-    def plan(request: Any) -> Plan | None:
-        charged = {"requests": 1.0} if cost is None else checked_cost(cost(request))
+    def count(request: Any) -> Mapping[str, float] | None:
+        return {"requests": 1.0} if cost is None else checked_cost(cost(request))
+
+    def plan(request: Any, charged: Mapping[str, float] | None) -> Plan | None:
         endpoint = None if charged is None else endpoint_of(request)
         return None if charged is None or endpoint is None else Plan(endpoint, charged)
 
     if on_event is not None:
         check_plain("limit_http_client", "on_event", on_event)
     listener = None if on_event is None else Listener(on_event)
-    return Rules(plan, max_wait=max_wait, max_pause=max_pause, answer=False, listener=listener)
+    return Rules(count, plan, max_wait=max_wait, max_pause=max_pause, answer=False, listener=listener)
 
 
 def _endpoint_of(limiter: Any) -> Callable[[Any], Endpoint | None]:

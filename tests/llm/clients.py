@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import anyio
@@ -14,10 +15,17 @@ HELLO = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]} 
 FOUR = {"model": "gpt-4o", "messages": [{"role": "user", "content": "x" * 4 * 96}]}  # 96 + 4 tokens
 
 
-def limited(lib, handler, limits="auto", *, hold=False, kind="AsyncClient", **options):
-    """A client whose requests `handler` answers, with limits under it; what is refused comes back, unless it is held."""
+_keys = itertools.count(1)
+
+
+def limited(lib, handler, limits="auto", *, hold=False, kind="AsyncClient", key=None, **options):
+    """A client whose requests `handler` answers, with limits under it; what is refused comes back, unless it is held.
+
+    It has a key of its own, unless it is given one: clients of one key share what they learn.
+    """
     transport = handler if isinstance(handler, lib.AsyncBaseTransport) else lib.MockTransport(handler)
-    client = limit_client(getattr(lib, kind)(transport=transport), limits, **options)
+    headers = {"authorization": f"Bearer {key or next(_keys)}"}
+    client = limit_client(getattr(lib, kind)(transport=transport, headers=headers), limits, **options)
     client._transport._rules = replace(client._transport._rules, hold=hold)
     return client
 

@@ -6,15 +6,17 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock import simulator
-from penstock.llm import tokens
+from penstock import Limiter, simulator
+from penstock.llm import clients, limit_client, tokens
 
 ROOT = Path(__file__).parents[2]
 RECORDED = [
@@ -246,3 +248,19 @@ def test_without_rank_files_it_counts_bytes_and_warns_once(error, monkeypatch):
 def test_nothing_is_loaded_at_import():
     code = "import sys, penstock.llm.tokens; assert not {'tiktoken', 'openai', 'httpx', 'httpx2'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("characters", "beside"), [(1_000, False), (1_000_000, True)])
+async def test_a_large_body_is_counted_beside_the_event_loop(monkeypatch, characters, beside):
+    def counted(path, body):
+        threads.append(threading.get_ident())
+        return tokens.by_bytes(path, body)
+
+    threads = []
+    monkeypatch.setitem(clients._COSTS, "bytes", counted)
+    transport = httpx.MockTransport(lambda _: httpx.Response(200))
+    client = limit_client(httpx.AsyncClient(transport=transport), Limiter(tokens="1M/min"))
+    body = {"model": "gpt-4o", "messages": [{"role": "user", "content": "x" * characters}]}
+    await client.post("http://api.test/v1/chat/completions", json=body)
+    assert (threads[0] != threading.get_ident()) is beside

@@ -577,7 +577,7 @@ async def test_a_pause_above_max_pause_is_this_requests_and_not_everybodys(lib):
 
 
 async def test_a_long_pause_is_told_once(lib, monkeypatch):
-    monkeypatch.setattr("penstock.llm.transport._warned", set())
+    monkeypatch.setattr("penstock.llm.exchange._warned", set())
     server = Server(lib, refusal(lib, retry_after="90"), refusal(lib, retry_after="90"))
     client = limited(lib, server, Limiter(requests=per_minute(600)), hold=True)
     with pytest.warns(RuntimeWarning, match="the service asks to wait 90 s") as heard:

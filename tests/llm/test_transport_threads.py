@@ -10,7 +10,7 @@ import pytest
 from penstock import Limiter, Rate, RateLimited, in_flight, per_minute
 from penstock.llm.clients import limit_client
 from penstock.llm.failures import Action, judge
-from penstock.llm.transport import refusal
+from penstock.llm.refusals import refusal
 from tests.llm.clients import CHAT, HELLO, limited
 
 

@@ -1,14 +1,53 @@
 """What LLM services share, whatever their SDK.
 
-    headers      what a response says about its limits           pure
-    failures     what an error means: wait, back off, give up
-    tokens       what a request costs, told from its body        pure, but for tiktoken's files
-    tables       the limits that a service has published
+    limit_client       the same client of any SDK with limits under it
+    limits_of          what is known of the limits of such a client
+    rate_limit_info    which limit an error is about
+    RateLimitInfo      limit, current, requested, unit, period, model, organisation, wait
+    retry_on           which errors are worth another try
+
+Inside, from the top down:
+
+    clients      all of it under an SDK's client; `copies` makes a copy of one, `accounts` says whose limits a request has
+    transport    all of it under an HTTP client: the only part that sends anything; `exchange` decides what is sent when
+    refusals     what we answer in the service's stead
+    discovered   the limits that some requests share, where nobody knows them yet
+    endpoints    the same where they were given, here and at the server
     discovery    what the server can be counted on to have       pure
-    endpoints    the limits that some requests share, here and at the server
-    discovered   the same where nobody knows them yet
-    transport    all of it under an HTTP client: the only part that sends anything
-    clients      all of it under an SDK's client
+    tables       the limits that a service has published
+    tokens       what a request costs, told from its body        pure, but for tiktoken's files
+    usage_reader what an answer used, read as it passes          pure
+    failures     what an error means: wait, back off, give up
+    headers      what a response says about its limits           pure
 
 What belongs to one service alone is beside this package: `penstock.openai`, `penstock.anthropic`.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from penstock.llm.clients import limit_client as limit_client
+    from penstock.llm.clients import limits_of as limits_of
+    from penstock.llm.failures import RateLimitInfo as RateLimitInfo
+    from penstock.llm.failures import retry_on as retry_on
+    from penstock.llm.refusals import rate_limit_info as rate_limit_info
+
+__all__ = ["RateLimitInfo", "limit_client", "limits_of", "rate_limit_info", "retry_on"]
+
+_HOMES = {
+    "RateLimitInfo": "failures",
+    "limit_client": "clients",
+    "limits_of": "clients",
+    "rate_limit_info": "refusals",
+    "retry_on": "failures",
+}
+
+
+def __getattr__(name: str) -> Any:  # so that one part does not load all others
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

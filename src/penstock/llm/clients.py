@@ -3,27 +3,35 @@
     limit_client    the same client with limits under it
     limits_of       what is known of the limits of such a client
 
-No SDK is imported here. What is needed of one is that it sends through httpx or httpx2, and can be copied with another
-HTTP client.
+No SDK is imported here. What is needed of one is that it sends through httpx or httpx2, wherever it keeps its client.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
+import sys
 import weakref
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from penstock import Limiter
 from penstock._introspect import check_plain
 from penstock.events import Refused, ServiceEvent
 from penstock.llm import tables
-from penstock.llm.discovered import discovered
+from penstock.llm.accounts import Accounts
+from penstock.llm.copies import copied, library_of
+from penstock.llm.discovered import DiscoveredEndpoint
 from penstock.llm.endpoints import Endpoint, Endpoints, by_limiter, published
+from penstock.llm.exchange import MAX_PAUSE, NoLimitsKnown, Plan, Rules, checked_cost, content_of
+from penstock.llm.refusals import Refusal
 from penstock.llm.reporting import Listener
-from penstock.llm.tokens import by_bytes, by_tiktoken, with_output_added, with_output_if_larger
-from penstock.llm.transport import MAX_PAUSE, NoLimitsKnown, Plan, Rules, checked_cost, content_of, limited_client
+from penstock.llm.streams import minding
+from penstock.llm.tokens import by_bytes, by_tiktoken, generates, most_output, with_output_added, with_output_if_larger
+from penstock.llm.transport import limited_client
+from penstock.llm.usage_reader import OutputEstimate, Usage
 
 if TYPE_CHECKING:
     from penstock.llm.tokens import Body, Cost
@@ -40,12 +48,18 @@ _COSTS: dict[str, Cost] = {
     "tiktoken": by_tiktoken,
     "bytes + output": with_output_added,
     "bytes or output": with_output_if_larger,
+    "total": by_bytes,
 }
 
 _MODEL_IN_PATH = re.compile(r"/(?:deployments|models)/([^/:]+)[/:]")
 """Azure's deployments, and Gemini's models."""
 
 _EVERY_MODEL = "every model"
+
+_REMEMBERED = 256  # models whose answers are remembered
+
+_HEAVY = {"bytes": 65_536, "tiktoken": 2_048}
+"""Bytes of a body that are counted in well under a millisecond; what is larger is counted beside the event loop."""
 
 
 def limit_client(
@@ -54,7 +68,7 @@ def limit_client(
     *,
     tier: str | None = None,
     account: str | None = None,
-    cost: Cost | Literal["bytes", "tiktoken", "bytes + output", "bytes or output"] = "bytes",
+    cost: Cost | Literal["bytes", "tiktoken", "bytes + output", "bytes or output", "total"] = "bytes",
     max_wait: float | None = None,
     max_pause: float = MAX_PAUSE,
     on_event: Callable[[ServiceEvent | Refused], object] | None = None,
@@ -66,23 +80,25 @@ def limit_client(
     everybody waits once, for as long as it says, and the request is sent again. When it says "never" (no money left, too
     large a request), the error comes at once: the SDK does not retry it.
 
-    A request that would wait longer than `max_wait` is not sent, and fails with the SDK's `RateLimitError`; one that can
-    never fit, or has a cost that is wrong, with its `BadRequestError`. Their `code` says why, and their message how much
-    was asked for and how much there is.
+    A request that would wait longer than `max_wait` is not sent, and fails with the SDK's own error for a rate limit; one
+    that can never fit, or has a cost that is wrong, with its error for a bad request. They are in the form of that
+    service's errors: `code` says why, where it has codes, and the message how much was asked for and how much there is.
 
     Args:
-        client: Of an SDK that sends through httpx or httpx2 and has `copy(http_client=…)`: openai 1 and up, and what is made
-            of it such as `AsyncAzureOpenAI`; anthropic; groq; together. Or an httpx or httpx2 client itself. Its key,
-            address, timeouts, retries and connections stay what they are.
-        limits: A `Limiter` for all of its requests together; its units may be `requests`, `tokens`, `images`, and one for
-            places in flight. Or a function of the (HTTP) request that returns one, such as
+        client: Of an SDK that sends through httpx or httpx2: openai 1 and up, and what is made of it such as
+            `AsyncAzureOpenAI`; anthropic; groq; together; cohere; mistralai; google-genai; ollama; litellm's handlers. Or an
+            httpx or httpx2 client itself. Its key, address, timeouts, retries and connections stay what they are.
+        limits: A `Limiter` for all of its requests together; its units may be `requests`, `tokens`, `input_tokens`,
+            `output_tokens`, `images`, and one for places in flight. Output is estimated, and settled when the answer says
+            what it used. Or a function of the (HTTP) request that returns one, such as
             `lambda request: org & per_user[user.get()]`. Or "auto", the default: per model, learned from the answers. One
             request is then in flight until the first answer has come. Clients of one address and key share what they learn.
         tier: Instead of `limits`: the limits published for a usage tier, per model; "tier-1" to "tier-5".
         account: Instead of `limits`: the limits of the early guide for an account, per model; see `penstock.openai.limits`.
         cost: What a request costs: "bytes", OpenAI's own rule; "tiktoken", what `usage` will say went in; "bytes + output",
-            where `max_tokens` is charged on top (Azure, Bedrock); "bytes or output", whichever is more; or a function of path
-            and body, see `penstock.llm.tokens`.
+            where `max_tokens` is charged on top (Azure, Bedrock); "bytes or output", whichever is more; "total", where what
+            really came out is charged too (Groq, Mistral, Together): it is estimated, and settled by `usage`; or a function
+            of path and body, see `penstock.llm.tokens`.
         max_wait: Longest wait for a turn, in seconds.
         max_pause: Longest wait that the service may ask for, in seconds. If it asks for more, its error is raised.
         on_event: Hears a frozen record of each request when its answer is over (`penstock.events.Answered`), of those that were
@@ -94,7 +110,6 @@ def limit_client(
             client that is limited already.
     """
     rules, endpoints = rules_for(
-        client,
         limits,
         tier=tier,
         account=account,
@@ -103,21 +118,12 @@ def limit_client(
         max_pause=max_pause,
         on_event=on_event,
     )
-    if hasattr(client, "_transport") and hasattr(client, "_mounts"):
-        itself = limited_client(client, rules)
-        _ENDPOINTS[itself] = endpoints
-        return itself
-    http_client = getattr(client, "_client", None)
-    if http_client is None or not hasattr(client, "copy"):
+    limited: Client | None = _limited(client, rules)
+    if limited is None:
         raise TypeError(
             f"limit_client needs a client of an SDK that sends through httpx, such as openai.AsyncOpenAI(), or an httpx "
             f"client, not {type(client).__qualname__}; what it needs comes with pip install 'penstock[openai]' openai"
         )
-    copied: Any = client
-    limited: Client = copied.copy(http_client=limited_client(http_client, rules))
-    for part in _AZURE:
-        if hasattr(client, part):
-            setattr(limited, part, getattr(client, part))
     _ENDPOINTS[limited] = endpoints
     return limited
 
@@ -137,12 +143,64 @@ def limits_of(client: Any) -> Mapping[str, Endpoint]:
         raise ValueError(f"{client!r} is not limited: give limits_of what limit_client returned") from None
 
 
-_ENDPOINTS: weakref.WeakKeyDictionary[Any, Endpoints] = weakref.WeakKeyDictionary()
-_SHARED: weakref.WeakValueDictionary[tuple[str, str], Endpoints] = weakref.WeakValueDictionary()
+_ENDPOINTS: weakref.WeakKeyDictionary[Any, Endpoints | Accounts] = weakref.WeakKeyDictionary()
+
+
+def _limited(client: Any, rules: Rules) -> Any:
+    """A copy of a client, with limits under each HTTP client that it has; None if it has none."""
+    if library_of(client) is not None and hasattr(client, "_transport"):
+        return limited_client(client, rules)
+    http_client = getattr(client, "_client", None)
+    if library_of(http_client) is not None and _takes_an_http_client(getattr(client, "copy", None)):
+        limited = client.copy(http_client=limited_client(http_client, rules))
+        for part in _AZURE:
+            if hasattr(client, part):
+                setattr(limited, part, getattr(client, part))
+        return minding(limited) if hasattr(client, "request") else limited
+    packages = {base.__module__.partition(".")[0] for base in type(client).__mro__}
+    if "cohere" in packages:
+        rules = replace(rules, raises=_coheres_own)
+    rules = replace(rules, owner=client)  # which may close its connections when it is collected
+    limited = copied(client, lambda inner: limited_client(inner, rules))
+    if limited is not None and "google" in packages:
+        _keep_google_to_httpx(limited)
+    return limited
+
+
+def _takes_an_http_client(method: Any) -> bool:
+    """Whether this copies a client; ollama's `copy` copies a model."""
+    try:
+        return "http_client" in inspect.signature(method).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _coheres_own(refusal: Refusal) -> BaseException:
+    """Cohere's error: its SDK sends again whatever is answered with 429, after the wait that was just refused."""
+    errors = sys.modules["cohere"]
+    kind = errors.TooManyRequestsError if refusal.status == 429 else errors.BadRequestError
+    error: BaseException = kind(body=refusal.body, headers=refusal.headers)
+    return error
+
+
+def _keep_google_to_httpx(limited: Any) -> None:
+    """Have its async calls sent through httpx. Where aiohttp is installed it takes that, unless it was given a client."""
+    inner = getattr(limited, "_api_client", None)
+    options = getattr(inner, "_http_options", None)
+    if inner is not None and options is not None and getattr(inner, "_async_httpx_client", None) is not None:
+        inner._http_options = options.model_copy(update={"httpx_async_client": inner._async_httpx_client})
+
+
+class _Counted(NamedTuple):
+    """What was read in a request."""
+
+    charged: Mapping[str, float] | None
+    model: str | None
+    output: float | None
+    """The most tokens that its answer may have, 0 if it does not say. None: it generates nothing."""
 
 
 def rules_for(
-    client: Any,
     limits: Any,
     *,
     tier: str | None,
@@ -151,7 +209,7 @@ def rules_for(
     max_wait: float | None,
     max_pause: float,
     on_event: Callable[[Any], object] | None = None,
-) -> tuple[Rules, Endpoints]:
+) -> tuple[Rules, Endpoints | Accounts]:
     """What `limit_client` decides about the requests of a client, and the endpoints that they are for."""
     if callable(cost):
         check_plain("limit_client", "cost", cost)
@@ -162,24 +220,72 @@ def rules_for(
         raise ValueError(
             f"cost must be one of {', '.join(map(repr, _COSTS))}, or a function of path and body, not {cost!r}"
         )
-    endpoints, endpoint_of = _endpoints(client, limits, tier, account)
+    endpoints, endpoint_of = _endpoints(limits, tier, account)
+    answers = _Answers(total=cost == "total", estimates=not callable(cost))
 
-    def plan(request: Any) -> Plan | None:
+    def count(request: Any) -> _Counted:
         path, body = request.url.path, json_object(content_of(request))
         charged = checked_cost(rule(path, body))
-        model = model_of(path, body)
-        endpoint = None if charged is None else endpoint_of(request, model)
-        return None if charged is None or endpoint is None else Plan(endpoint, charged, model)
+        output = most_output(body, 0.0) if body and generates(path, body) else None
+        return _Counted(charged, model_of(path, body), output)
+
+    def plan(request: Any, counted: _Counted) -> Plan | None:
+        if counted.charged is None:
+            return None
+        endpoint = endpoint_of(request, counted.model)
+        return None if endpoint is None else answers.plan(endpoint, counted)
 
     if on_event is not None:
         check_plain("limit_client", "on_event", on_event)
-    listener = None if on_event is None else Listener(on_event)
-    return Rules(plan, max_wait=max_wait, max_pause=max_pause, listener=listener), endpoints
+    heaviest = _HEAVY["tiktoken" if cost == "tiktoken" else "bytes"]
+    rules = Rules(
+        count,
+        plan,
+        heavy=lambda request: not callable(cost) and len(content_of(request)) > heaviest,
+        max_wait=max_wait,
+        max_pause=max_pause,
+        listener=None if on_event is None else Listener(on_event),
+    )
+    return rules, endpoints
+
+
+class _Answers:
+    """How much the answers have, by model: what is estimated of them before, and settled afterwards."""
+
+    def __init__(self, *, total: bool, estimates: bool) -> None:
+        self._total = total
+        self._estimates = estimates
+        self._known: dict[str | None, OutputEstimate] = {}
+
+    def plan(self, endpoint: Endpoint, counted: _Counted) -> Plan:
+        charged, limited = dict(counted.charged or {}), endpoint.limits
+        tokens = charged.get("tokens", 0.0)
+        if "input_tokens" in limited and self._estimates:
+            charged["input_tokens"] = tokens
+        if "output_tokens" in limited and self._estimates:
+            charged["output_tokens"] = 0.0
+        settled = {"tokens"} if self._total else {"input_tokens", "output_tokens"} & charged.keys() & limited.keys()
+        if counted.output is None or not settled or isinstance(endpoint, DiscoveredEndpoint):
+            return Plan(endpoint, charged, counted.model)
+        if len(self._known) > _REMEMBERED:
+            self._known.clear()
+        estimate = self._known.setdefault(counted.model, OutputEstimate())
+        if self._estimates:
+            output = estimate.of(counted.output)
+            charged |= {"output_tokens": output, "tokens": tokens + output if self._total else tokens}
+
+        def settle(usage: Usage) -> dict[str, float]:
+            used = {"input_tokens": usage.input, "output_tokens": usage.output, "tokens": usage.total}
+            if usage.output is not None:
+                estimate.heard(usage.output)
+            return {unit: amount for unit, amount in used.items() if amount is not None and unit in settled}
+
+        return Plan(endpoint, charged, counted.model, settle)
 
 
 def _endpoints(
-    client: Any, limits: Any, tier: str | None, account: str | None
-) -> tuple[Endpoints, Callable[[Any, str | None], Endpoint | None]]:
+    limits: Any, tier: str | None, account: str | None
+) -> tuple[Endpoints | Accounts, Callable[[Any, str | None], Endpoint | None]]:
     if sum(given is not None for given in (limits, tier, account)) > 1:
         raise ValueError("give one of limits=, tier= and account=: they would contradict each other")
     if isinstance(limits, Limiter):
@@ -188,37 +294,29 @@ def _endpoints(
         endpoints.of(_EVERY_MODEL)
         return endpoints, lambda _, __: only
     if tier is not None or account is not None:
-        endpoints = published(checked_account(account, tier))
-    elif limits is None or limits == "auto":
-        endpoints = _shared(client)
-    elif callable(limits):
+        made = published(checked_account(account, tier))
+
+        def endpoint_of(_: Any, model: str | None) -> Endpoint | None:
+            if model is None:  # a list of models, a file: what services count there, they do not say
+                return None
+            try:
+                return made.of(model)
+            except ValueError as error:
+                raise NoLimitsKnown(str(error)) from error
+
+        return made, endpoint_of
+    if limits is None or limits == "auto":
+        accounts = Accounts()
+        return accounts, lambda request, model: None if model is None else accounts.of(request, model)
+    if callable(limits):
         check_plain("limit_client", "limits", limits)
         of = by_limiter(limits)
-        return discovered(), lambda request, _: of(request)
-    else:
-        raise ValueError(f'limits must be a Limiter, a function that returns one, or "auto", not {limits!r}')
-
-    def endpoint_of(_: Any, model: str | None) -> Endpoint | None:
-        if model is None:  # a list of models, a file: what services count there, they do not say
-            return None
-        try:
-            return endpoints.of(model)
-        except ValueError as error:
-            raise NoLimitsKnown(str(error)) from error
-
-    return endpoints, endpoint_of
+        return Endpoints(_nothing_to_see), lambda request, _: of(request)
+    raise ValueError(f'limits must be a Limiter, a function that returns one, or "auto", not {limits!r}')
 
 
-def _shared(client: Any) -> Endpoints:
-    """What all clients of one address and key learn together."""
-    address, key = getattr(client, "base_url", None), getattr(client, "api_key", None)
-    if address is None or not isinstance(key, str):
-        return discovered()
-    where = str(address), key
-    endpoints = _SHARED.get(where)
-    if endpoints is None:
-        endpoints = _SHARED[where] = discovered()
-    return endpoints
+def _nothing_to_see(_: str) -> Endpoint:
+    raise ValueError("a function of the request knows its limiters; nobody else does")
 
 
 def checked_account(account: str | None, tier: str | None) -> str:

@@ -46,8 +46,12 @@ __all__ = [
     "published",
 ]
 
-_COUNTED_AS = {"input-tokens": "tokens", "input-images": "images"}
-"""What is told by a name of its own, and estimated by ours."""
+_COUNTED_AS = {
+    "input-tokens": ("input_tokens", "tokens"),
+    "output-tokens": ("output_tokens",),
+    "input-images": ("images",),
+}
+"""What is told by a name of its own, and estimated by one of ours: the first that is limited."""
 
 _REMEMBERED = 256  # limiters that a function returned, and what is known of their servers
 _LONGEST_UNTOLD_PAUSE = (
@@ -238,6 +242,18 @@ class Endpoint:
                 self._hear(request, quota, now)
         self._settle_levels()
 
+    def settled(self, request: RequestInFlight, used: Mapping[str, float]) -> None:
+        """Its answer says what it really took, in units that were estimated."""
+        with self._lock:
+            now = clock.now()
+            known = {unit: amount for unit, amount in used.items() if unit in self._limits}
+            for unit, amount in known.items():
+                if unit in self._buckets:
+                    self._buckets[unit].charge(amount - request.charged.get(unit, 0.0), now)
+                    request.charged[unit] = amount
+        if known:
+            request.permit.settle(known)
+
     def refused(self, request: RequestInFlight, verdict: Verdict) -> None:
         """The service says that the limit is used up: nobody goes until it says that somebody may."""
         wait = self._pause_for(request, verdict)
@@ -292,8 +308,9 @@ class Endpoint:
 
     def _hear(self, request: RequestInFlight, quota: Quota, now: float) -> None:
         """One limit, as one answer tells it."""
-        told, unit = _told(quota), _COUNTED_AS.get(quota.unit, quota.unit)
-        departure = request.departures.get(unit)
+        told, departures = _told(quota), request.departures
+        unit = next((name for name in _COUNTED_AS.get(quota.unit, ()) if name in departures), quota.unit)
+        departure = departures.get(unit)
         if told is not None and departure is not None:
             self._units[unit].heard(quota.name, departure, told, now)
 

@@ -14,15 +14,26 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, NamedTuple
 
 from penstock import clock
+from penstock._retry_after import attribute_of
 from penstock.errors import AttemptTimeout, CircuitOpen, CostError, PenstockError, RateLimited
 from penstock.llm import headers as _headers
 
-__all__ = ["Action", "RateLimitInfo", "Verdict", "judge", "message_wait", "retry_on"]
+__all__ = [
+    "Action",
+    "Failure",
+    "RateLimitInfo",
+    "Verdict",
+    "failure_of",
+    "info_in",
+    "judge",
+    "message_wait",
+    "retry_on",
+]
 
 
 class Action(enum.Enum):
@@ -182,7 +193,8 @@ def judge(status: int, body: Any = None, headers: Mapping[str, str] | None = Non
     action = _action(status, error)
     should_retry = _should_retry(headers)
     # Our own refusals forbid retries to SDKs, which would make the wait that was just refused. Others may know better.
-    if should_retry is False and error.kind != OURS and action in {Action.WAIT, Action.BACK_OFF}:
+    ours = error.kind == OURS or _header(headers, "x-refused-by") == OURS
+    if should_retry is False and not ours and action in {Action.WAIT, Action.BACK_OFF}:
         action = Action.PERMANENT
     elif should_retry is True and action is Action.PERMANENT:
         action = Action.BACK_OFF
@@ -229,44 +241,64 @@ def retry_on(error: BaseException) -> bool | float:
         if isinstance(link, PenstockError):
             return isinstance(link, AttemptTimeout)
     for link in _chain(error):
-        failure = _failure_of(link)
+        failure = failure_of(link)
         if failure is not None:
-            status, body, headers = failure
-            if status < 400:
+            if failure.status < 400:
                 return False  # an answer that could not be read: sending again costs the same and reads the same
-            verdict = judge(status, body, headers)
+            verdict = judge(failure.status, failure.body, failure.headers)
             return verdict.retryable and (True if verdict.wait is None else verdict.wait)
     return any(_is_connection_trouble(link) for link in _chain(error))
 
 
-def _failure_of(error: BaseException) -> tuple[int, Any, Mapping[str, str] | None] | None:
+class Failure(NamedTuple):
+    """What an error of some library knows of the answer that it stands for."""
+
+    status: int
+    body: Any
+    headers: Mapping[str, str] | None
+    text: Any
+    """The whole body, where `body` is only the error in it; None: it was not read."""
+
+
+def failure_of(error: BaseException) -> Failure | None:
     """Status, body and headers, wherever an error of some library keeps them; None: it is no answer's."""
-    response = getattr(error, "response", None)
+    response = attribute_of(error, "response")
     if isinstance(response, Mapping):  # botocore's
-        metadata, told = response.get("ResponseMetadata"), response.get("Error")
-        metadata = metadata if isinstance(metadata, Mapping) else {}
-        code = str(told.get("Code", "")) if isinstance(told, Mapping) else ""
-        status = metadata.get("HTTPStatusCode")
-        if _THROTTLED.search(code):
-            status = 429
-        return (status, {"error": told}, metadata.get("HTTPHeaders")) if isinstance(status, int) else None
+        return _botocores(response)
     for holder, name in ((error, "status_code"), (error, "status"), (response, "status_code"), (error, "code")):
-        status = getattr(holder, name, None)
+        status = attribute_of(holder, name)
         if isinstance(status, int) and not isinstance(status, bool) and 100 <= status < 600:
-            headers = getattr(response, "headers", None) or getattr(error, "headers", None)
-            body = getattr(error, "body", None)
-            if body is None:
-                body = _text_of(response)
-            return status, body, headers if callable(getattr(headers, "items", None)) else None
-    return None
-
-
-def _text_of(response: Any) -> Any:
-    """The body of a response; None if it has none, or it was not read."""
-    try:
-        return getattr(response, "text", None)
-    except Exception:  # noqa: BLE001 - of a stream that nobody has read
+            break
+    else:
         return None
+    headers = attribute_of(response, "headers") or attribute_of(error, "headers")
+    text, body = attribute_of(response, "text"), attribute_of(error, "body")
+    if body is None:
+        others = (attribute_of(error, name) for name in ("details", "error"))  # Google's, Ollama's
+        body = text if text is not None else next((each for each in others if isinstance(each, (str, Mapping))), None)
+    return Failure(int(status), body, headers if callable(attribute_of(headers, "items")) else None, text)
+
+
+def _botocores(response: Mapping[str, Any]) -> Failure | None:
+    metadata, told = response.get("ResponseMetadata"), response.get("Error")
+    metadata = metadata if isinstance(metadata, Mapping) else {}
+    code = str(told.get("Code", "")) if isinstance(told, Mapping) else ""
+    status = 429 if _THROTTLED.search(code) else metadata.get("HTTPStatusCode")
+    headers = metadata.get("HTTPHeaders")
+    if not isinstance(status, int):
+        return None
+    return Failure(status, {"error": told}, headers if isinstance(headers, Mapping) else None, None)
+
+
+def info_in(*bodies: Any) -> RateLimitInfo:
+    """Which limit an error is about, by what our own transport noted in a body, or by the service's message."""
+    for body in bodies:
+        content = _json(body)
+        noted = content.get("rate_limit") if isinstance(content, dict) else None
+        if isinstance(noted, dict):
+            values: Any = (noted.get(each.name) for each in fields(RateLimitInfo))
+            return RateLimitInfo(*values)
+    return _info(next((message for body in bodies if (message := _error(body).message)), ""))
 
 
 def _action(status: int, error: _Error) -> Action:
@@ -328,14 +360,10 @@ class _Error:
 
 def _error(body: Any) -> _Error:
     """The error in a body of any of the shapes in use."""
-    if isinstance(body, (bytes, bytearray)):
-        body = bytes(body).decode("utf-8", "replace")
-    if isinstance(body, str):
-        text = body
-        try:
-            body = json.loads(text)
-        except (ValueError, RecursionError):  # no JSON, or nested without end
-            return _Error(message=text.strip()[:1_000])  # a proxy's page of HTML, as a rule
+    content = _json(body)
+    if content is None and body is not None:
+        return _Error(message=str(body).strip()[:1_000])  # a proxy's page of HTML, as a rule
+    body = content
     if isinstance(body, list) and body:  # Gemini wraps its error in a list
         body = body[0]
     if not isinstance(body, dict):
@@ -356,6 +384,18 @@ def _error(body: Any) -> _Error:
         wait=wait,
         for_the_day=for_the_day,
     )
+
+
+def _json(body: Any) -> Any:
+    """A body that came as bytes or as text, read; None: it is no JSON, or nested without end. Others are left as they are."""
+    if isinstance(body, (bytes, bytearray)):
+        body = bytes(body).decode("utf-8", "replace")
+    if not isinstance(body, str):
+        return body
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _word(value: Any) -> str:
@@ -381,10 +421,12 @@ def _details(details: Any) -> tuple[float | None, bool]:
 
 def _should_retry(headers: Mapping[str, str] | None) -> bool | None:
     """What `x-should-retry` says. Servers, and our own transport, use it to overrule the status."""
-    for name, value in (headers or {}).items():
-        if name.lower() == "x-should-retry":
-            return {"true": True, "false": False}.get(value.strip().lower())
-    return None
+    return {"true": True, "false": False}.get(_header(headers, "x-should-retry").lower())
+
+
+def _header(headers: Mapping[str, str] | None, wanted: str) -> str:
+    """A header, named in any case; "" if there is none."""
+    return next((str(value).strip() for name, value in (headers or {}).items() if str(name).lower() == wanted), "")
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -31,6 +31,8 @@ __all__ = [
     "by_tiktoken",
     "chat_tokens",
     "count",
+    "generates",
+    "most_output",
     "with_output_added",
     "with_output_if_larger",
 ]
@@ -62,7 +64,7 @@ def by_bytes(path: str, body: Body | None) -> dict[str, float]:
     content = _content(body)
     size = sum(len(text.encode("utf-8", "surrogatepass")) for text in content.texts)
     tokens = math.ceil(size / 4) + content.ids + content.images * IMAGE_TOKENS
-    if body and _framed(path, body):
+    if body and generates(path, body):
         tokens += _OVERHEAD
     return _units(tokens, path, body)
 
@@ -73,19 +75,20 @@ def with_output_added(path: str, body: Body | None) -> dict[str, float]:
     That is `max_tokens` (16 where it is not given), for each of `n` answers.
     """
     cost = by_bytes(path, body)
-    if body and _framed(path, body):
-        cost["tokens"] += _number(body.get("n"), 1) * _most_output(body, 16)
+    if body and generates(path, body):
+        cost["tokens"] += _number(body.get("n"), 1) * most_output(body, 16)
     return cost
 
 
 def with_output_if_larger(path: str, body: Body | None) -> dict[str, float]:
     """The rule that OpenAI's documentation tells: the input, or the output that may come, whichever is more."""
     cost = by_bytes(path, body)
-    cost["tokens"] = max(cost["tokens"], _most_output(body or {}, 0))
+    cost["tokens"] = max(cost["tokens"], most_output(body or {}, 0))
     return cost
 
 
-def _most_output(body: Body, default: float) -> float:
+def most_output(body: Body, default: float) -> float:
+    """The most tokens that an answer may have, as the request says; `default` where it does not."""
     config = body.get("generationConfig")
     inner = config.get("maxOutputTokens") if isinstance(config, Mapping) else None
     given = (body.get("max_completion_tokens"), body.get("max_output_tokens"), body.get("max_tokens"), inner)
@@ -112,7 +115,7 @@ def by_tiktoken(path: str, body: Body | None) -> dict[str, float]:
         tokens = chat_tokens(body["messages"], model)
     else:
         tokens = sum(count(text, model) for text in content.texts) + content.ids
-        if body and "prompt" not in body and _framed(path, body):
+        if body and "prompt" not in body and generates(path, body):
             # instructions, and an input of bare text, are messages too: 3 each, 1 for the role, 3 for the reply
             bare = sum(isinstance(body.get(key), str) for key in ("instructions", "input"))
             tokens += 4 * (content.messages + bare) + 3
@@ -235,7 +238,7 @@ def _as_json(value: Any) -> str | None:
         return None
 
 
-def _framed(path: str, body: Body) -> bool:
+def generates(path: str, body: Body) -> bool:
     """Whether the text goes in as a prompt or as messages, which costs a few tokens more than embedding or reading it."""
     if path:
         return path.endswith(("/completions", "/responses"))

@@ -1,0 +1,58 @@
+"""Whose limits a request falls under, where they are learned: those of its address, its key, and its model.
+
+Clients of one address and key share what they learn, for as long as one of them is there.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Any
+
+from penstock.llm.discovered import discovered
+from penstock.llm.endpoints import Endpoint, Endpoints
+
+__all__ = ["Accounts"]
+
+_KEYS = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
+_shared: weakref.WeakValueDictionary[tuple[str, str], _Account] = weakref.WeakValueDictionary()
+_lock = threading.Lock()
+
+
+class _Account:
+    """What is learned at one address with one key."""
+
+    def __init__(self) -> None:
+        self.endpoints: Endpoints = discovered()
+
+
+class Accounts:
+    """The accounts that one client uses: one as a rule."""
+
+    def __init__(self) -> None:
+        self._used: dict[tuple[str, str], _Account] = {}
+
+    def of(self, request: Any, model: str) -> Endpoint:
+        """The endpoint of a request, of httpx or httpx2."""
+        key = next((value for name in _KEYS if (value := request.headers.get(name))), "")
+        where = f"{request.url.scheme}://{request.url.netloc.decode('ascii', 'replace')}", key
+        account = self._used.get(where)
+        if account is None:
+            with _lock:
+                account = _shared.get(where)
+                if account is None:
+                    account = _shared[where] = _Account()
+                self._used[where] = account
+        return account.endpoints.of(model)
+
+    def made(self) -> dict[str, Endpoint]:
+        """All endpoints by now, by model; of several addresses or keys, by model and address."""
+        used = list(self._used.items())
+        if len(used) == 1:
+            return used[0][1].endpoints.made()
+        found: dict[str, Endpoint] = {}
+        for number, ((address, _), account) in enumerate(used):
+            for model, endpoint in account.endpoints.made().items():
+                name = f"{model} at {address}"
+                found[name if name not in found else f"{name} ({number})"] = endpoint
+        return found

@@ -1,0 +1,496 @@
+"""One request on its way through our transport, and its answer: what async and sync, httpx and httpx2 have in common.
+
+    Rules       what is decided about the requests of one client
+    Plan        what is known of a request before it is sent
+    Visit       a request that waits for its turn, is sent, and perhaps is held and sent again
+    Exchange    one time that it is sent, and what comes back
+    Hold        what ends with the answer: a place in flight, and what was estimated of the answer
+
+    Visit ─▶ admit ─▶ Exchange ─▶ answered ─▶ hold ─▶ (the answer is read) ─▶ give_back
+      ▲                  │
+      └───── again ◀── refused
+
+Nothing here sends anything: `transport` does.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import sys
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from penstock import InFlight, clock
+from penstock._turn import Turn, turn_here
+from penstock.errors import CostError, PenstockError, RateLimited, Unsatisfiable
+from penstock.llm import headers as _headers
+from penstock.llm.failures import Action, judge
+from penstock.llm.refusals import Refusal, describe
+from penstock.llm.reporting import Listener
+from penstock.llm.usage_reader import Usage, UsageReader
+
+if TYPE_CHECKING:
+    from penstock import Limiter
+    from penstock.llm.endpoints import Endpoint, RequestInFlight
+
+__all__ = [
+    "MAX_PAUSE",
+    "Exchange",
+    "Hold",
+    "NoLimitsKnown",
+    "Plan",
+    "Rules",
+    "Visit",
+    "checked_cost",
+    "content_of",
+    "warn_once",
+]
+
+MAX_PAUSE = 3_600.0
+"""Seconds that a service may ask us to wait, unless told otherwise: nobody sits through more."""
+
+LONG_PAUSE = 60.0
+"""Seconds of a pause from which on it is told to the user, once."""
+
+_NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"})
+
+
+class NoLimitsKnown(PenstockError, ValueError):  # noqa: N818 - as it reads
+    """The requests for a model are to be limited, and nobody knows to what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is known of a request before it is sent."""
+
+    endpoint: Endpoint
+    cost: Mapping[str, float]
+    model: str | None = None
+    settle: Callable[[Usage], Mapping[str, float]] | None = None
+    """What was used as the answer tells it, per unit; None: nothing of the cost depends on the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What is decided about the requests of one client.
+
+    Attributes:
+        count: Reads a request, and counts what it costs; of any type. May run in a thread beside the loop.
+        plan: What there is to know of a request and of what was counted; None: it is not limited. May raise a PenstockError.
+        heavy: Whether it would take long to count a request, so that an event loop should have it done beside it.
+        max_wait: Longest wait for a turn, in seconds, where no `penstock.turn` says another. A request that would wait longer
+            is refused at once. None: any.
+        max_pause: Longest wait that the service may ask for, in seconds. If it asks for more, the request fails, and the
+            others look again after a minute at most. No request is held for longer either.
+        hold: Whether a request that the service refuses for now is held, and sent again.
+        answer: Whether a refusal of ours is an answer, in the service's stead, and not an exception.
+        raises: The SDK's own error for a refusal of ours, where the SDK would send an answer of ours again.
+        listener: Who hears of each request; None: nobody.
+        owner: What has to live as long as the client's connections are used.
+    """
+
+    count: Callable[[Any], Any]
+    plan: Callable[[Any, Any], Plan | None]
+    heavy: Callable[[Any], bool] = lambda _: False
+    max_wait: float | None = None
+    max_pause: float = MAX_PAUSE
+    hold: bool = True
+    answer: bool = True
+    raises: Callable[[Refusal], BaseException] | None = None
+    listener: Listener | None = None
+    owner: Any = None
+
+    def __post_init__(self) -> None:
+        if self.max_wait is not None and not self.max_wait >= 0:
+            raise ValueError(f"max_wait must be a number of seconds, 0 or more, or None, not {self.max_wait!r}")
+        if not self.max_pause >= 0:
+            raise ValueError(f"max_pause must be a number of seconds, 0 or more, not {self.max_pause!r}")
+
+    def turn(self) -> Turn:
+        """Whose call is being made here, by the blocks that it is made in; the client's own longest wait is for the others."""
+        here = turn_here()
+        return here if here.max_wait is not None else here._replace(max_wait=self.max_wait)
+
+
+class Visit:
+    """One request on its way through, held and sent again as often as need be: what async and sync have in common."""
+
+    def __init__(self, rules: Rules, plan: Plan, request: Any) -> None:
+        turn = rules.turn()
+        self._rules = rules
+        self._plan = plan
+        self._turn = turn
+        now = clock.now()
+        self._until = math.inf if turn.max_wait is None else now + turn.max_wait
+        self._held_until = min(self._until, now + rules.max_pause)
+        self._tries = 0
+        self._repeatable = _is_repeatable(request)
+
+    def _asked(self) -> tuple[Any, dict[str, float], dict[str, Any]]:
+        limiter, charges = self._plan.endpoint.ask(self._plan.cost)
+        left = max(0.0, self._until - clock.now())
+        # A request that was refused goes before those that were never sent: it is the oldest.
+        priority = (self._turn.priority or 0) + min(self._tries, 1)
+        options = {"max_wait": None if math.isinf(left) else left, "priority": priority, "flow": self._turn.flow}
+        if self._plan.endpoint.holds:
+            _collector.free_a_place(self._plan.endpoint, limiter, charges)
+        return limiter, charges, options
+
+    def _admitted(self, permit: Any, asked_at: float) -> RequestInFlight:
+        self._tries += 1
+        plan, listener = self._plan, self._rules.listener
+        sent = plan.endpoint.granted(permit, plan.cost)
+        if listener is not None:
+            limiter = plan.endpoint.limiter
+            sent.report = listener.granted(limiter, plan.model, plan.cost, self._turn.flow, permit, asked_at)
+        return sent
+
+    def _refused(self, error: PenstockError, limiter: Limiter, charges: Mapping[str, float]) -> bool:
+        """Note which limit it was, and tell who hears of it. False: the limits changed meanwhile, so ask again."""
+        if isinstance(error, Unsatisfiable) and self._asked()[1] != charges:
+            return False  # it is charged less under the new ones
+        describe(error, limiter, charges, self._plan.model)
+        listener = self._rules.listener
+        if listener is not None and isinstance(error, RateLimited):
+            listener.refused(limiter, self._plan.cost, self._turn.flow, error.retry_after, error.blocked_by)
+        return True
+
+    async def admit(self) -> RequestInFlight:
+        """Wait for the request's turn and charge it.
+
+        Raises:
+            PenstockError: It is refused: not now, or never.
+        """
+        while True:
+            limiter, charges, options = self._asked()
+            asked_at = clock.now()
+            try:
+                permit = await limiter.acquire(charges, **options)
+            except PenstockError as error:
+                if self._refused(error, limiter, charges):
+                    raise
+                continue
+            return self._admitted(permit, asked_at)
+
+    def admit_in_thread(self) -> RequestInFlight:
+        """The same, blocking this thread, and a loop that runs in it: the call of a sync client blocks anyway."""
+        while True:
+            limiter, charges, options = self._asked()
+            asked_at = clock.now()
+            try:
+                permit = limiter(charges, block=True, **options).__enter__()
+            except PenstockError as error:
+                if self._refused(error, limiter, charges):
+                    raise
+                continue
+            return self._admitted(permit, asked_at)
+
+    def again(self, exchange: Exchange) -> bool:
+        """Whether a request that was refused is to be held and sent again."""
+        return self._rules.hold and exchange.may_go_again and clock.now() < self._held_until and self._repeatable
+
+
+class Exchange:
+    """One request and its answer: what the async and the sync transport have in common.
+
+    Attributes:
+        may_go_again: Whether the service refused it for now, so that the same request may be sent later.
+    """
+
+    def __init__(
+        self, rules: Rules, plan: Plan, sent: RequestInFlight, request: Any, *, traced: bool, module: Any
+    ) -> None:
+        self._rules = rules
+        self._plan = plan
+        self.sent = sent
+        self.endpoint: Endpoint = sent.endpoint
+        self.may_go_again: bool = False
+        self._module = module
+        self._before = request.extensions.get("trace")
+        if not traced:  # a transport of another kind does not say when it sends
+            self.endpoint.left(sent)
+
+    # What happens below us: the moment at which a request leaves is the one that counts.
+
+    async def trace(self, event: str, info: Any) -> None:
+        """What httpcore tells of each step."""
+        self._note(event)
+        if self._before is not None:
+            await self._before(event, info)
+
+    def trace_in_thread(self, event: str, info: Any) -> None:
+        """The same, of a sync client."""
+        self._note(event)
+        if self._before is not None:
+            self._before(event, info)
+
+    def _note(self, event: str) -> None:
+        if event.endswith("send_request_headers.started"):
+            self.endpoint.left(self.sent)
+
+    def answered(self, response: Any) -> None:
+        """The headers are there. Nothing that is read in them can cost the answer."""
+        try:
+            self.endpoint.left(self.sent)
+            reading = _headers.read(response.headers, response.status_code, wall=clock.wall())
+            self.endpoint.answered(self.sent, response.status_code, reading)
+            if self.sent.report is not None:
+                self.sent.report.answered(response.status_code, self.endpoint.limits)
+        except Exception as error:  # noqa: BLE001
+            warn_once(f"could not read what an answer's headers say about limits: {type(error).__name__}: {error}")
+
+    def refused(self, response: Any, raw: bytes) -> None:
+        """It is a 429, and this is its body, as it came over the wire."""
+        try:
+            body = self._module.Response(429, headers=response.headers, content=raw).content
+        except self._module.DecodingError:
+            body = raw
+        try:
+            verdict = judge(429, body, response.headers)
+            if verdict.action is Action.WAIT:
+                wait = verdict.wait or 0.0
+                self.may_go_again = wait <= self._rules.max_pause
+                if wait > LONG_PAUSE:
+                    warn_once(
+                        f"the service asks to wait {wait:,.0f} s: {verdict.message[:200] or 'it does not say why'}"
+                    )
+                self.endpoint.refused(self.sent, verdict if self.may_go_again else replace(verdict, wait=None))
+            elif not verdict.retryable:
+                response.headers["x-should-retry"] = "false"
+        except Exception as error:  # noqa: BLE001
+            warn_once(f"could not read why a request was refused: {type(error).__name__}: {error}")
+        finally:
+            self.sent.permit.close()
+            self.sent.over()
+
+    def failed(self, error: BaseException) -> None:
+        """There is no answer, and there will be none."""
+        # A proxy is sent a request to connect first, which is traced like any other; it may refuse, or get nowhere.
+        if self.sent.left_at is not None and type(error).__name__ not in _NEVER_SENT:
+            self.sent.permit.close()
+            self.sent.over()
+        else:
+            self.endpoint.never_left(self.sent)
+
+    def hold(self, response: Any) -> Hold | None:
+        """What ends with an answer that is still to be read; None: nothing does."""
+        settle = self._plan.settle
+        if settle is None and self.sent.report is None and not self.endpoint.holds:
+            self.sent.permit.close()
+            return None
+        reads = response.status_code < 400 and (settle is not None or self.sent.report is not None)
+        hold = Hold(self.sent, settle, UsageReader(response.headers.get("content-encoding", "")) if reads else None)
+        if response.is_closed:  # it was read already, by whatever is below us
+            hold.give_back(getattr(response, "_content", b""))
+            return None
+        return hold
+
+
+class Hold:
+    """What ends when the answer was read, is closed, or is lost: a place in flight, an estimate, and a report."""
+
+    def __init__(
+        self,
+        sent: RequestInFlight,
+        settle: Callable[[Usage], Mapping[str, float]] | None,
+        reader: UsageReader | None,
+    ) -> None:
+        self._sent = sent
+        self._settle = settle
+        self._reader = reader
+        self.is_being_read = False
+        self._soon = _soon()
+        self._finalizer = weakref.finalize(self, _lost, sent, self._soon)
+        self._finalizer.atexit = False
+        _holds.add(self)
+
+    def may_be_lost(self, endpoint: Endpoint) -> bool:
+        """Whether nobody waits for its next piece at this moment: it is being worked on, or was left."""
+        return not self.is_being_read and self._finalizer.alive and self._sent.endpoint is endpoint
+
+    def feed(self, chunk: bytes) -> None:
+        """Hear of a piece of the answer, as it came over the wire."""
+        if self._reader is not None:
+            self._reader.feed(chunk)
+
+    def give_back(self, decoded: bytes | None = None) -> None:
+        """The answer is over; `decoded` is its body, where it was read before. Again: nothing happens."""
+        if self._finalizer.detach() is None:
+            return
+        try:
+            if decoded is not None and self._reader is not None:
+                self._reader = UsageReader()
+                self._reader.feed(decoded)
+            usage = None if self._reader is None else self._reader.usage()
+            if usage is not None:
+                self._used(usage)
+        except Exception as error:  # noqa: BLE001
+            warn_once(f"could not settle what an answer used: {type(error).__name__}: {error}")
+        finally:
+            self._sent.permit.close()
+            self._sent.over()
+
+    def left(self) -> None:
+        """A loop over the answer was left; whoever has the answer still may read on. May be called in the middle of anything."""
+        if self._finalizer.alive:
+            self._sent.endpoint.lose(self._sent)
+            _have_swept(self._sent, self._soon)
+
+    def abandon(self, response: Any) -> None:
+        """Nobody can read the answer any more: close it. May be called in the middle of anything."""
+        self.left()
+        if not response.is_closed and self._soon is not None:
+            try:
+                self._soon(lambda: _close_in_loop(response))
+            except RuntimeError:
+                pass  # that loop is closed
+
+    def _used(self, usage: Usage) -> None:
+        if self._sent.report is not None:
+            self._sent.report.used(usage)
+        if self._settle is not None:
+            self._sent.endpoint.settled(self._sent, self._settle(usage))
+
+
+def _lost(sent: RequestInFlight, soon: Callable[[Callable[[], None]], object] | None) -> None:
+    """An answer was collected that nobody closed.
+
+    This may run in the middle of anything, the limiter's own code included, so the place is given back a moment later: by
+    the loop that the answer came to, or by the next request.
+    """
+    sent.endpoint.lose(sent)
+    _have_swept(sent, soon)
+
+
+def _have_swept(sent: RequestInFlight, soon: Callable[[Callable[[], None]], object] | None) -> None:
+    if soon is not None:
+        try:
+            soon(sent.endpoint.sweep)
+        except RuntimeError:
+            pass  # that loop is closed
+
+
+_closing: set[Any] = set()  # tasks, which asyncio refers to weakly
+
+
+def _close_in_loop(response: Any) -> None:
+    """Close a response in the loop that runs here."""
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_run():
+        trio.lowlevel.spawn_system_task(_close, response)
+        return
+    import asyncio
+
+    task = asyncio.get_running_loop().create_task(_close(response))
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)
+
+
+async def _close(response: Any) -> None:
+    try:
+        await response.aclose()
+    except Exception:  # noqa: BLE001, S110 - nobody is there to hear of it
+        pass
+
+
+_holds: weakref.WeakSet[Hold] = weakref.WeakSet()
+_FIRST_GAP, _LONGEST_GAP = 0.5, 600.0  # seconds
+
+
+class _Collector:
+    """Finds answers that nobody can read any more, where something waits for the places that they have.
+
+    Some SDKs' streams refer to themselves, so that only the garbage collector sees that one was left. What it costs is
+    paid only if a place is waited for and an answer is there that nobody reads at this moment; if it finds nothing, it
+    is not asked again for a while, and longer each time.
+    """
+
+    def __init__(self) -> None:
+        self._not_before = -math.inf
+        self._gap = _FIRST_GAP
+
+    def free_a_place(self, endpoint: Endpoint, limiter: Limiter, charges: Mapping[str, float]) -> None:
+        """Have the places of lost answers come back, if a request would have to wait for one."""
+        now = clock.now()
+        if now < self._not_before or not any(each.may_be_lost(endpoint) for each in tuple(_holds)):
+            return
+        try:
+            blocked_by = limiter.forecast(charges).blocked_by
+        except Exception:  # noqa: BLE001 - a store that is far away does not know
+            return
+        if not any(isinstance(limit, InFlight) for limit in limiter.limits.get(blocked_by or "", ())):
+            return
+        before = len(_holds)
+        gc.collect()
+        endpoint.sweep()
+        self._gap = _FIRST_GAP if len(_holds) < before else min(2 * self._gap, _LONGEST_GAP)
+        self._not_before = clock.now() + (0.0 if self._gap == _FIRST_GAP else self._gap)
+
+
+_collector = _Collector()
+
+
+def _soon() -> Callable[[Callable[[], None]], object] | None:
+    """How to have something done soon in the loop that runs here, from anywhere; None where no loop runs."""
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_run():
+        later: Callable[[Callable[[], None]], object] = trio.lowlevel.current_trio_token().run_sync_soon
+        return later
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None:
+        return None
+    try:
+        return asyncio.get_running_loop().call_soon_threadsafe  # type: ignore[no-any-return]
+    except RuntimeError:
+        return None
+
+
+def content_of(request: Any) -> bytes:
+    """The request's body; empty where it is a stream, as files are."""
+    try:
+        content: bytes = request.content
+    except RuntimeError:  # RequestNotRead
+        return b""
+    return content
+
+
+def checked_cost(cost: Any) -> Mapping[str, float] | None:
+    """What a rule of the user's returned.
+
+    Raises:
+        CostError: It is something else than numbers.
+    """
+    if cost is None:
+        return None
+    if not isinstance(cost, Mapping) or not all(isinstance(amount, (int, float)) for amount in cost.values()):
+        raise CostError(
+            f'cost= must return a number per unit, such as {{"tokens": 12}}, or None for a request that is not '
+            f"limited, not {cost!r}"
+        )
+    return cost
+
+
+def _is_repeatable(request: Any) -> bool:
+    try:
+        request.content  # noqa: B018
+    except RuntimeError:
+        return False
+    return True
+
+
+_warned: set[str] = set()
+
+
+def warn_once(message: str) -> None:
+    """Warn the user, once for each kind of message."""
+    kind = message.partition(":")[0][:40]
+    if kind not in _warned:
+        _warned.add(kind)
+        try:
+            warnings.warn(message, RuntimeWarning, stacklevel=6)
+        except Warning:  # where warnings are errors: it must not cost the answer that it stands beside
+            pass

@@ -1,0 +1,139 @@
+"""A limited copy of an SDK's client, wherever the SDK keeps its HTTP client; the original stays as it was."""
+
+from __future__ import annotations
+
+import functools
+import threading
+
+import httpx
+import pytest
+
+from penstock import Limiter, per_minute
+from penstock.llm.clients import limit_client, limits_of
+from penstock.llm.copies import copied, library_of
+
+URL = "http://api.test/v1/things"
+ANY = Limiter(requests=per_minute(60))
+
+
+class Settings:
+    """What an SDK's objects share, and what nobody copies."""
+
+    def __init__(self):
+        self.key, self.lock = "key", threading.Lock()
+
+
+class Wrapper:
+    """Keeps an HTTP client in a slot, as some SDKs' own wrappers do."""
+
+    __slots__ = ("__dict__", "_private", "http")
+
+    def __init__(self, http):
+        self.http, self._private = http, "kept"
+
+    def send(self):
+        return self.http.get(URL).status_code
+
+
+class Resource:
+    """Has the client that it belongs to, as resources of SDKs do, or only a way to send."""
+
+    def __init__(self, client, send):
+        self.client, self.send = client, send
+
+
+class SDK:
+    """Hands its HTTP client around as attribute, bound method, closure, partial, list and dict."""
+
+    def __init__(self):
+        http = httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200)))
+        self.settings = Settings()
+        self.inner = Wrapper(http)
+        self.inner.__dict__["http_again"] = http
+        self.resource = Resource(self, http.get)
+        self.closed_over = lambda: http.get(URL).status_code
+        self.partial = functools.partial(http.get, URL)
+        self.listed = [http, "a"]
+        self.named = {"sync": http}
+        self.tuple = (1, (http,))
+
+
+WAYS = {
+    "bound method": lambda sdk: sdk.resource.send(URL),
+    "of its owner": lambda sdk: sdk.resource.client.closed_over(),
+    "closure": lambda sdk: sdk.closed_over(),
+    "partial": lambda sdk: sdk.partial(),
+    "list": lambda sdk: sdk.listed[0].get(URL),
+    "dict": lambda sdk: sdk.named["sync"].get(URL),
+    "tuple": lambda sdk: sdk.tuple[1][0].get(URL),
+    "below": lambda sdk: sdk.inner.http_again.get(URL),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_every_way_to_the_http_client_is_limited_and_the_originals_is_not(way):
+    sdk, limiter = SDK(), Limiter(requests=per_minute(60))
+    limited = limit_client(sdk, limiter)
+    way(sdk)
+    assert limiter.statistics().granted == 0
+    way(limited)
+    assert limiter.statistics().granted == 1
+
+
+def test_a_copy_has_the_type_of_its_original_and_shares_what_is_no_way_to_the_http_client():
+    sdk = SDK()
+    before = dict(vars(sdk))
+    limited = limit_client(sdk, ANY)
+    assert type(limited) is SDK
+    assert limited.settings is sdk.settings
+    assert limited.resource.client is limited
+    assert limited.inner._private == "kept"
+    assert vars(sdk) == before
+    assert list(limits_of(limited)) == ["every model"]
+
+
+def test_one_http_client_becomes_one_limited_client_however_often_it_is_referred_to():
+    limited = limit_client(SDK(), ANY)
+    assert limited.listed[0] is limited.named["sync"] is limited.tuple[1][0] is limited.inner.http_again
+
+
+class Closing(SDK):
+    """Closes its connections when it is collected, as litellm's handlers do."""
+
+    def __del__(self):
+        self.listed[0].close()
+
+
+def test_a_copy_that_is_dropped_closes_nothing():
+    sdk = Closing()
+    limited = limit_client(sdk, ANY)
+    assert isinstance(limited, Closing)
+    del limited
+    assert sdk.closed_over() == 200
+
+
+def test_the_original_is_kept_for_as_long_as_its_copy_uses_its_connections():
+    limited = limit_client(Closing(), ANY)
+    assert limited.closed_over() == 200
+
+
+class Nothing:
+    """No client of anything."""
+
+    def __init__(self):
+        self.inside = SDK  # a class is no object of an SDK's
+
+
+@pytest.mark.parametrize("thing", [Nothing(), object(), None, 5, httpx.Response(200)])
+def test_what_has_no_http_client_is_refused_and_says_what_is_needed(thing):
+    with pytest.raises(TypeError, match="an SDK that sends through httpx"):
+        limit_client(thing, ANY)
+    assert copied(thing, lambda client: client) is None
+
+
+def test_a_client_of_a_users_own_class_is_known_by_what_it_is_made_of(lib):
+    class Mine(lib.AsyncClient):
+        pass
+
+    assert library_of(Mine()) == lib.__name__
+    assert library_of(lib.Response(200)) is None

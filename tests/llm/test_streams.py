@@ -1,0 +1,174 @@
+"""A stream that is left gives its place back at once: on every event loop, in threads, and without the garbage collector."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+
+import anyio
+import httpx2
+import openai
+import pytest
+
+from penstock import Limiter, in_flight
+from penstock.llm import limit_client
+
+pytestmark = pytest.mark.anyio
+
+CHUNK = (
+    b'data: {"id": "1", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": "a"}}]}\n\n'
+)
+ASKED = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}], "stream": True}
+AGAIN = 8
+
+
+@pytest.fixture(autouse=True)
+def _no_collector():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # asyncio's, of generators that nobody closed
+        gc.collect()
+
+
+class Endless(httpx2.AsyncByteStream, httpx2.SyncByteStream):
+    """An answer without an end, which notes that it was closed."""
+
+    closed = 0
+
+    def __iter__(self):
+        while True:
+            yield CHUNK
+
+    async def __aiter__(self):
+        while True:
+            await anyio.sleep(0)
+            yield CHUNK
+
+    def close(self):
+        type(self).closed += 1
+
+    async def aclose(self):
+        type(self).closed += 1
+
+
+class Answers:
+    """A server all of whose answers are endless."""
+
+    def __init__(self):
+        self.kind = type("Mine", (Endless,), {"closed": 0})
+
+    def __call__(self, _):
+        return httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=self.kind())
+
+
+def limited(answers, kind="Async", **options):
+    http_client = getattr(httpx2, f"{kind}Client")(transport=httpx2.MockTransport(answers))
+    client = getattr(openai, f"{kind}OpenAI")(api_key="key", base_url="http://api.test/v1", http_client=http_client)
+    limiter = Limiter(places=in_flight(2))
+    return limit_client(client, limiter, max_wait=5, **options), limiter
+
+
+async def until(holds):
+    """Wait for what the loop does next."""
+    with anyio.fail_after(30):
+        while not holds():
+            await anyio.sleep(0.001)
+
+
+async def by_break(stream):
+    async for _ in stream:
+        break
+
+
+async def by_return(stream):
+    async for _ in stream:
+        return
+
+
+async def by_exception(stream):
+    try:
+        async for _ in stream:
+            raise ZeroDivisionError
+    except ZeroDivisionError:
+        pass
+
+
+async def by_closing(stream):
+    async with stream:
+        await anext(aiter(stream))
+
+
+async def by_cancelling(stream):
+    with anyio.CancelScope() as scope:
+        async for _ in stream:
+            scope.cancel()
+
+
+async def unread(stream):
+    pass
+
+
+LEFT = {each.__name__: each for each in (by_break, by_return, by_exception, by_closing, by_cancelling, unread)}
+
+
+@pytest.mark.parametrize("how", LEFT.values(), ids=LEFT)
+@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
+async def test_a_stream_that_is_left_gives_its_place_back(how):
+    answers = Answers()
+    client, limiter = limited(answers)
+    with anyio.fail_after(30):
+        for _ in range(AGAIN):
+            await how(await client.chat.completions.create(**ASKED))
+    await until(lambda: limiter.statistics().in_flight == 0 and answers.kind.closed == AGAIN)
+
+
+@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
+async def test_a_stream_that_is_left_and_kept_gives_its_place_back_and_may_be_read_on():
+    client, limiter = limited(Answers())
+    stream = await client.chat.completions.create(**ASKED)
+    await by_break(stream)
+    await until(lambda: limiter.statistics().in_flight == 0)
+    assert (await anext(aiter(stream))).choices[0].delta.content == "a"
+    await stream.close()
+
+
+@pytest.mark.parametrize("change", ["copy", "with_options"])
+@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
+async def test_so_does_a_stream_of_a_client_with_other_options(change):
+    client, limiter = limited(Answers())
+    changed = getattr(client, change)(timeout=5)
+    assert type(changed) is openai.AsyncOpenAI
+    with anyio.fail_after(30):
+        for _ in range(AGAIN):
+            await by_break(await changed.chat.completions.create(**ASKED))
+    await until(lambda: limiter.statistics().in_flight == 0)
+
+
+async def test_a_stream_is_of_its_own_type():
+    client, _ = limited(Answers())
+    stream = await client.chat.completions.create(**ASKED)
+    assert isinstance(stream, openai.AsyncStream)
+    assert type(stream).__qualname__ == "AsyncStream"
+    await stream.close()
+
+
+def test_a_stream_that_is_left_in_a_thread_gives_its_place_back():
+    answers = Answers()
+    client, limiter = limited(answers, kind="")
+    for _ in range(AGAIN):
+        for _ in client.chat.completions.create(**ASKED):
+            break
+    client.chat.completions.create(**ASKED).close()
+    assert limiter.statistics().in_flight == 0
+
+
+async def test_a_stream_of_an_http_client_that_is_dropped_gives_its_place_back():
+    client, limiter = limited(Answers())
+    http = client._client
+    with anyio.fail_after(30):
+        for _ in range(AGAIN):
+            await http.send(http.build_request("POST", "http://api.test/v1/x", json=ASKED), stream=True)
+    await until(lambda: limiter.statistics().in_flight == 0)
