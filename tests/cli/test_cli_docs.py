@@ -11,6 +11,7 @@ from penstock import runner
 from penstock.cli import main
 
 PAGE = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
+BATCH_PAGE = (Path(__file__).parents[2] / "docs" / "batch-api.md").read_text(encoding="utf-8")
 
 
 def blocks(language):
@@ -44,7 +45,7 @@ def test_every_option_is_on_the_page_and_every_option_there_exists(capsys, monke
     for command in ("run", "plan", "errors", "simulate"):
         assert main([command, "--help"]) == 0
         options |= set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out))
-    assert set(re.findall(r"--[a-z][a-z-]+", PAGE)) | {"--help", "--out", "--host", "--port"} == options
+    assert set(re.findall(r"--[a-z][a-z-]+", PAGE + BATCH_PAGE)) | {"--help", "--out", "--host", "--port"} == options
 
 
 def test_every_code_of_an_error_is_on_the_page():
@@ -52,4 +53,4 @@ def test_every_code_of_an_error_is_on_the_page():
     source = "".join(file.read_text(encoding="utf-8") for file in Path(runner.__file__).parent.glob("*.py"))
     codes = set(re.findall(r'(?:_reject|_Bad|_fail|_give_up|Rejected|Verdict)\([^"()]*"([a-z_0-9]+)"', source))
     assert {"invalid_json", "request_too_large", "internal_error", "invalid_response"} <= codes
-    assert [code for code in codes if f"`{code}`" not in PAGE] == []
+    assert [code for code in codes if f"`{code}`" not in PAGE + BATCH_PAGE] == []

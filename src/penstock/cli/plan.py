@@ -46,6 +46,10 @@ def plan(
     prices: Annotated[
         Path | None, typer.Option(metavar="JSON", help="What models cost. [default: the list prices that came along]")
     ] = None,
+    queue_tokens: Annotated[
+        float | None,
+        typer.Option(min=1.0, metavar="TOKENS", help="By the Batch API: tokens that the batches of a model may hold."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> int:
     """Say what a file would take: rows, tokens, dollars, time. Nothing is sent."""
@@ -59,7 +63,12 @@ def plan(
     )  # fmt: skip
     with open_lines(file, None if prompt is None else Prompt(prompt)) as lines:
         found = make_plan(
-            lines, partial(read_row, cost=tokens.by_bytes, change=change, salt=salt), limits_of, known, rows
+            lines,
+            partial(read_row, cost=tokens.by_bytes, change=change, salt=salt),
+            limits_of,
+            known,
+            rows,
+            queue_tokens,
         )
     write(json.dumps(found.as_json(), indent=2) if as_json else "\n".join(plan_sentences(found, known)))
     return 0 if found.sendable == found.rows else 3

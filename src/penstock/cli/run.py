@@ -13,11 +13,12 @@ from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import anyio
 import typer
 
+from penstock.cli.batch import check_batch_options, refuse_live_batches, run_batches
 from penstock.cli.files import check_files, is_stdout, open_lines, places
 from penstock.cli.frame import app
 from penstock.cli.options import (
@@ -36,6 +37,8 @@ from penstock.cli.simulate import simulated, simulation_of
 from penstock.cli.terminal import complain, say, write
 from penstock.llm import tokens
 from penstock.runner import progress
+from penstock.runner.batch_api import BatchHttp
+from penstock.runner.batch_summary import batch_sentences
 from penstock.runner.client import Http, Server
 from penstock.runner.engine import Run
 from penstock.runner.formats import Prompt
@@ -45,6 +48,8 @@ from penstock.runner.source import Lines, read_row
 from penstock.runner.summary import sentences, summarise
 
 __all__ = ["EXIT_CODES"]
+
+_Client = TypeVar("_Client", bound=Http)
 
 EXIT_CODES = {
     0: "every row is answered",
@@ -142,6 +147,17 @@ def run(
         Path | None, typer.Option(metavar="JSON", help="What models cost. [default: the list prices that came along]")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, as penstock plan does.")] = False,
+    via: Annotated[
+        Literal["requests", "batch"],
+        typer.Option(help="Send each row by itself, or all by the Batch API: half the price, within a day."),
+    ] = "requests",
+    queue_tokens: Annotated[
+        float | None,
+        typer.Option(min=1.0, metavar="TOKENS", help="With --via batch: tokens that the batches of a model may hold."),
+    ] = None,
+    poll: Annotated[
+        float, typer.Option(min=0.1, help="With --via batch: longest pause between two looks, in seconds.")
+    ] = 60.0,
     latency: Annotated[float, typer.Option(min=0.0, help="With --simulate: median seconds until an answer.")] = 0.4,
     seed: Annotated[int, typer.Option(help="With --simulate: what latencies are drawn from.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin OUT anew.")] = False,
@@ -156,7 +172,7 @@ def run(
     change, salt = change_of(model, settings or ())
     priced = prices_of(prices) if prices is not None or max_cost is not None else None
     if dry_run:
-        return plan(file, limits, account, model, settings, prompt, rows, prices)
+        return plan(file, limits, account, model, settings, prompt, rows, prices, queue_tokens)
     server = None if simulate else server_of(base_url, header or (), timeout)
     with ExitStack() as stack:
         lines = stack.enter_context(open_lines(file, None if prompt is None else Prompt(prompt)))
@@ -170,6 +186,10 @@ def run(
             targets = check_files(lines, out, errors, journal)
         except OSError as error:  # a name that is too long, a folder that may not be looked into
             raise Fault(f"cannot write {error.filename or out}: {error.strerror or error}") from None
+        if via == "batch":
+            check_batch_options(lines, targets.journal, limits=limits is not None or account is not None)
+        elif targets.journal is not None and not overwrite:
+            refuse_live_batches(out)
         if order == "input" and targets.journal is None:
             raise Fault("--order input puts the results in order out of the journal: give --journal FILE too")
         tell: Callable[[str], None] = (lambda _: None) if quiet else say
@@ -212,14 +232,17 @@ def run(
             max_cost=max_cost,
             secrets=server.secrets,
         )
-        try:
-            client = Http(server)
-        except (OSError, ValueError) as error:  # a certificate file that is not there
-            raise Fault(f"the proxies or certificates that the environment names cannot be used: {error}") from None
-        pass_ = Run(lines, results, chosen, limits_of, client, say=tell)
-        numbers, code = _drive(pass_, lines, quiet=quiet, priced=priced is not None)
+        if via == "batch":
+            numbers, code = run_batches(
+                lines, results, chosen, _client(BatchHttp, server), queue_tokens=queue_tokens, poll=poll, changed=changed,
+                overwrite=overwrite, tell=tell, codes=_CODES,
+            )  # fmt: skip
+        else:
+            pass_ = Run(lines, results, chosen, limits_of, _client(Http, server), say=tell)
+            numbers, code = _drive(pass_, lines, quiet=quiet, priced=priced is not None)
     if not quiet:
-        write("\n".join(sentences(numbers)), sys.stderr if is_stdout(out) else sys.stdout)
+        words = batch_sentences(numbers) if via == "batch" else sentences(numbers)
+        write("\n".join(words), sys.stderr if is_stdout(out) else sys.stdout)
     try:
         if targets.summary is not None:
             write_summary(targets.summary, numbers)
@@ -228,6 +251,13 @@ def run(
             complain(str(error))
         code = code or 2
     return code
+
+
+def _client(kind: type[_Client], server: Server) -> _Client:
+    try:
+        return kind(server)
+    except (OSError, ValueError) as error:  # a certificate file that is not there
+        raise Fault(f"the proxies or certificates that the environment names cannot be used: {error}") from None
 
 
 def _tell_what_was_found(results: Results, tell: Callable[[str], None]) -> None:

@@ -1,6 +1,8 @@
 """What models cost in dollars, by a dated file of list prices or one of the user's in the same form.
 
-    {"as_of": "2025-08-07", "per": 1000000, "models": {"gpt-4o-mini": {"input": 0.15, "output": 0.60}}}
+    {"as_of": "2025-08-07", "per": 1000000, "batch": 0.5, "models": {"gpt-4o-mini": {"input": 0.15, "output": 0.60}}}
+
+`batch` is the share of these prices that the Batch API takes; half of them unless given.
 
 Discounts, cached tokens and taxes are in no such file: this is what the price list says, and not the bill.
 """
@@ -43,10 +45,12 @@ class Prices:
 
     Attributes:
         as_of: Their date, as the file has it.
+        batch: The share of them that the Batch API takes.
     """
 
-    def __init__(self, models: Mapping[str, Price], as_of: str) -> None:
+    def __init__(self, models: Mapping[str, Price], as_of: str, batch: float = 0.5) -> None:
         self.as_of = as_of
+        self.batch = batch
         self._models = dict(models)
 
     @classmethod
@@ -71,7 +75,7 @@ class Prices:
     def _read(cls, text: str, name: str) -> Self:
         try:
             given = json.loads(text)
-            per = float(given.get("per", 1_000_000))
+            per, batch = float(given.get("per", 1_000_000)), float(given.get("batch", 0.5))
             models = {
                 model: Price(float(price["input"]) / per, float(price.get("output", 0.0)) / per)
                 for model, price in given["models"].items()
@@ -84,7 +88,7 @@ class Prices:
         wrong = [model for model, price in models.items() if not 0 <= price.input + price.output < math.inf]
         if wrong:
             raise PriceFileError(f"{name}: the price of {wrong[0]} is no amount of dollars")
-        return cls(models, str(given.get("as_of", "no date")))
+        return cls(models, str(given.get("as_of", "no date")), batch if 0 <= batch <= 1 else 0.5)
 
     def price(self, model: str) -> Price | None:
         """What a model costs; None: nobody knows."""

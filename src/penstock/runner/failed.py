@@ -12,11 +12,13 @@ __all__ = ["Failures", "advice", "group_errors", "sentences"]
 
 _ADVICE = {
     "ambiguous": "look in the service's own log whether it was billed; --on-ambiguous rerun sends it again",
+    "batch_expired": "run the command again: the service had no time for it within its window",
     "connection_error": "run the command again: the server, or what is between, dropped it",
     "duplicate_custom_id": "give each row a custom_id of its own",
     "empty_answer": "run the command again, with fewer rows at once (--max-in-flight): services answer so under load",
     "internal_error": "report it, with the row",
     "invalid_response": "the answer is in the errors file, whole, and was paid for; running again pays again",
+    "no_result": "run the command again: the batch ended without a word about it",
     "request_too_large": "split the request, or raise the limit",
     "unknown_model": "give --limits: nothing is published about that model",
     "unknown_price": "give --prices FILE with that model, or leave --max-cost out",

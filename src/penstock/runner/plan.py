@@ -5,16 +5,21 @@ The time is a lower bound by the limits alone, as the summary's optimum is; how 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from penstock.runner.batch_parts import HEADROOM, QueueLimits, Sizer
 from penstock.runner.group import Group, LimitsOf
 from penstock.runner.prices import Prices, output_bound
 from penstock.runner.source import IdSet, Rejected, Row
 
 __all__ = ["ModelPlan", "Plan", "make_plan", "plan_sentences"]
+
+WINDOW = 86_400.0
+"""Seconds within which the service ends a batch."""
 
 
 @dataclass(slots=True)
@@ -29,6 +34,7 @@ class ModelPlan:
         output_tokens: What those may answer at most, together.
         input_dollars: For the tokens that are sent; None: the price is not known.
         output_dollars: For the answers that are bounded, at most; None: the price is not known.
+        batches: That the Batch API would take for them.
     """
 
     rows: int = 0
@@ -38,6 +44,7 @@ class ModelPlan:
     output_tokens: float = 0.0
     input_dollars: float | None = None
     output_dollars: float | None = None
+    batches: int = 0
 
 
 @dataclass(slots=True)
@@ -53,6 +60,9 @@ class Plan:
         limits: For each limit: which, of what models, the work, and the seconds that it alone takes.
         seconds: That the limits take at least; None: they are not known.
         binding: The limit that takes so long; None: none does.
+        batch_share: What the Batch API takes, of the dollars.
+        batch_windows: Windows of a day that the Batch API takes at most, one after the other, since a model's queue holds so
+            many tokens; 1 if nobody said how many.
     """
 
     rows: int = 0
@@ -63,6 +73,8 @@ class Plan:
     limits: list[dict[str, Any]] = field(default_factory=list)
     seconds: float | None = None
     binding: str | None = None
+    batch_share: float = 0.5
+    batch_windows: int = 1
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain objects."""
@@ -78,7 +90,22 @@ class Plan:
             "limits": self.limits,
             "seconds": self.seconds,
             "binding": self.binding,
+            "batch": {
+                "batches": sum(one.batches for one in self.models.values()),
+                "dollars": _times(self.dollars, self.batch_share),
+                "at_most_seconds": self.batch_windows * WINDOW,
+            },
         }
+
+    @property
+    def dollars(self) -> float | None:
+        """What all that is sent costs, and the answers that are bounded, at most; None: the price of a model is not known."""
+        total = 0.0
+        for one in self.models.values():
+            if one.input_dollars is None or one.output_dollars is None:
+                return None
+            total += one.input_dollars + one.output_dollars
+        return total
 
 
 def make_plan(
@@ -87,6 +114,7 @@ def make_plan(
     limits_of: LimitsOf,
     prices: Prices,
     rows: int | None = None,
+    queue_tokens: float | None = None,
 ) -> Plan:
     """Go over a file.
 
@@ -96,8 +124,10 @@ def make_plan(
         limits_of: The limits of a model. None: they are not known before its first answer.
         prices: What models cost.
         rows: How many rows are looked at, at most.
+        queue_tokens: Tokens that all batches of a model may hold; None: nobody said.
     """
-    plan, seen, groups = Plan(), IdSet(), dict[str, Group]()
+    plan, seen, groups = Plan(batch_share=prices.batch), IdSet(), dict[str, Group]()
+    sizer = Sizer(QueueLimits(queue_tokens))
     work: dict[tuple[str, str], float] = {}
     for number, line in entries:
         if rows is not None and plan.rows >= rows:
@@ -122,10 +152,14 @@ def make_plan(
             _problem(plan, "request_too_large", number)
             continue
         plan.sendable += 1
-        _count(plan.models.setdefault(row.model, ModelPlan()), row, prices)
+        model = plan.models.setdefault(row.model, ModelPlan())
+        _count(model, row, prices)
+        model.batches += sizer.begins_another(row)
         for unit, units in row.cost.items():
             work[name, unit] = work.get((name, unit), 0.0) + units
     _decide(plan, groups, work)
+    queue = max((model.tokens for model in plan.models.values()), default=0.0) / (queue_tokens or math.inf)
+    plan.batch_windows = max(1, math.ceil(queue / HEADROOM))
     return plan
 
 
@@ -202,3 +236,24 @@ def plan_sentences(plan: Plan, prices: Prices) -> Iterator[str]:
         yield "no limit is reached: it takes as long as the answers do"
     else:
         yield f"at least {plan.seconds:,.1f} s, by {plan.binding}"
+    yield from _side_by_side(plan)
+
+
+def _side_by_side(plan: Plan) -> Iterator[str]:
+    """Both ways to send it, with what they cost and how long they take."""
+    batches = sum(one.batches for one in plan.models.values())
+    if not batches:
+        return
+    now, later = (
+        "price not known" if dollars is None else f"${dollars:,.4f}"
+        for dollars in (plan.dollars, _times(plan.dollars, plan.batch_share))
+    )
+    time = "as long as the limits take" if plan.seconds is None else f"at least {plan.seconds:,.1f} s"
+    hours = f"within {24 * plan.batch_windows} h, mostly sooner"
+    word = "batch" if batches == 1 else "batches"
+    yield f"one by one:    {now:>16}   {time}"
+    yield f"--via batch:   {later:>16}   {hours}, in {batches:,} {word}"
+
+
+def _times(dollars: float | None, share: float) -> float | None:
+    return None if dollars is None else dollars * share

@@ -1,0 +1,310 @@
+"""The endpoints of files and batches, as a run uses them: each call sees itself through, or says why it cannot.
+
+What fails on the way is tried again for as long as the run is willing to wait. One call must not be: to create a batch whose
+first answer was lost would pay twice. So a batch carries the name of its part in its metadata, and is looked for by it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import Any, BinaryIO, Protocol, Self
+
+import aiohttp
+import anyio
+import yarl
+
+from penstock import clock, exponential
+from penstock.llm import failures
+from penstock.llm.failures import Action, Verdict
+from penstock.runner.client import MAX_REDIRECTS, Http, Lost, NotSent, Reply, url_of
+
+__all__ = ["BatchHttp", "Batches", "NoBatchesError", "RefusedError", "ServiceError", "Transport"]
+
+NAME = "penstock"
+"""Key of the metadata that holds the name of a part."""
+
+NEVER_CONNECTED = 300.0
+"""Seconds after which a server that never answered is given up."""
+
+LOOKS = (1.0, 10.0)
+"""Seconds before each look for a batch whose answer was lost: lists may be late."""
+
+_BACKOFF = exponential(first=1, cap=60, jitter="full")
+_CHUNK = 1 << 20
+
+
+class ServiceError(Exception):
+    """A call cannot be seen through.
+
+    Attributes:
+        code: Why the run ends: `account`, `unreachable` or `service`.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class RefusedError(Exception):
+    """The service refuses a call, and would again; or asks to wait before the next one.
+
+    Attributes:
+        verdict: What it said.
+        status: The HTTP status.
+    """
+
+    def __init__(self, verdict: Verdict, status: int) -> None:
+        super().__init__(verdict.message or f"the server answered with status {status}")
+        self.verdict = verdict
+        self.status = status
+
+
+class NoBatchesError(ServiceError):
+    """The service has no such endpoint."""
+
+
+class Transport(Protocol):
+    """How requests get there; an async context manager."""
+
+    async def request(
+        self, method: str, path: str, body: bytes | BinaryIO | None = None, content_type: str = "application/json"
+    ) -> Reply:
+        """Send a request and wait for the whole answer.
+
+        Raises:
+            NotSent: There was no connection.
+            Lost: The request left, and no whole answer came.
+        """
+        ...
+
+    async def download(self, path: str, into: BinaryIO) -> Reply:
+        """Write the body of a success into a file; `content` of the reply holds that of any other answer.
+
+        Raises:
+            NotSent: There was no connection.
+            Lost: The answer is not whole.
+        """
+        ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+class BatchHttp(Http):
+    """The transport over aiohttp."""
+
+    async def request(
+        self, method: str, path: str, body: bytes | BinaryIO | None = None, content_type: str = "application/json"
+    ) -> Reply:
+        """See `Transport`."""
+        return await self._exchange(method, path, body, {"content-type": content_type} if body else {}, None)
+
+    async def download(self, path: str, into: BinaryIO) -> Reply:
+        """See `Transport`."""
+        return await self._exchange("GET", path, None, {}, into)
+
+    async def _exchange(
+        self, method: str, path: str, body: bytes | BinaryIO | None, more: dict[str, str], into: BinaryIO | None
+    ) -> Reply:
+        assert self._session is not None, "a client is entered before it sends"
+        url = yarl.URL(url_of(self._server.base_url, path), encoded=True)
+        patience = self._server.timeout
+        # A file of 200 MB may take any time, but not any time without a byte.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=min(30.0, patience), sock_read=patience)
+        try:
+            for _ in range(MAX_REDIRECTS):
+                ours = (url.scheme, url.host, url.port) == self._origin
+                headers = dict(self._headers if ours else self._public) | {"accept-encoding": "identity"} | more
+                if body is None:
+                    headers = {name: value for name, value in headers.items() if name.lower() != "content-type"}
+                async with self._session.request(
+                    method, url, data=body, headers=headers, allow_redirects=False, proxy=self._proxy, timeout=timeout,
+                    trace_request_ctx=_Untold(),
+                ) as response:  # fmt: skip
+                    target = response.headers.get("location")
+                    if method == "GET" and response.status in {301, 302, 303, 307, 308} and target:
+                        url = url.join(yarl.URL(target))
+                        continue
+                    if into is None or response.status != 200:
+                        return Reply(response.status, response.headers, await response.read())
+                    async for chunk in response.content.iter_chunked(_CHUNK):
+                        into.write(chunk)
+                    return Reply(200, response.headers, b"")
+            return Reply(508, {}, b"")
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            kind = NotSent if isinstance(error, aiohttp.ClientConnectorError) else Lost
+            raise kind(self._words(error)) from error
+
+
+class _Untold:
+    """Nobody needs to know when these requests leave."""
+
+    def leaves(self) -> None:
+        pass
+
+
+class Batches:
+    """Files and batches of an account.
+
+    Args:
+        transport: How requests get there.
+        give_up_after: Seconds for which the service may be away.
+        on_trouble: Told in words what goes wrong, each time.
+        hide: Takes keys out of what the service says.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        give_up_after: float,
+        on_trouble: Callable[[str], None] = lambda _: None,
+        hide: Callable[[str], str] = str,
+    ) -> None:
+        self._transport = transport
+        self._give_up_after = give_up_after
+        self._on_trouble = on_trouble
+        self._hide = hide
+        self._has_answered = False
+
+    async def upload(self, form: BinaryIO, content_type: str) -> dict[str, Any]:
+        """Store a file: a form with it, from its beginning; return what the service calls it."""
+
+        async def send() -> Reply:
+            with os.fdopen(os.dup(form.fileno()), "rb") as body:  # a client may close what it has sent
+                body.seek(0)
+                return await self._transport.request("POST", "/v1/files", body, content_type)
+
+        return await self._see_through(send, "files")
+
+    async def create(self, file: str, endpoint: str, name: str) -> dict[str, Any] | None:
+        """Create a batch of an uploaded file; None: it may or may not be there, and has to be looked for.
+
+        Raises:
+            RefusedError: The service refuses, or asks to wait.
+            ServiceError: It cannot be reached, or the account is at its end.
+        """
+        body = json.dumps(
+            {
+                "input_file_id": file,
+                "endpoint": endpoint,
+                "completion_window": "24h",
+                "metadata": {NAME: name},
+            }
+        ).encode()
+        began, tries = clock.now(), 0
+        while True:
+            try:
+                reply = await self._transport.request("POST", "/v1/batches", body)
+                if reply.status >= 500:
+                    raise Lost(f"the server answers with status {reply.status}")
+                return self._read(reply, "batches")
+            except NotSent as error:
+                await self._pause(str(error), began, tries, 0.0)
+                tries += 1
+            except Lost as error:
+                self._on_trouble(str(error))
+                return None
+            except RefusedError as refused:
+                if refused.status >= 300:
+                    raise
+                return None  # a success that cannot be read
+
+    async def find(self, name: str, since: float, *, looks: tuple[float, ...] = LOOKS) -> dict[str, Any] | None:
+        """Look for the batch of a part among those that were created after a moment; None: there is none.
+
+        Raises:
+            NoBatchesError: The service does not list batches.
+            ServiceError: It cannot be reached, or the account is at its end.
+        """
+        for wait in looks:
+            await anyio.sleep(wait)
+            async for batch in self._list():
+                if (batch.get("metadata") or {}).get(NAME) == name:
+                    return batch
+                if (batch.get("created_at") or 0) < since:  # newest first
+                    break
+        return None
+
+    async def _list(self) -> AsyncIterator[dict[str, Any]]:
+        after = ""
+        while True:
+            page = await self._get(f"/v1/batches?limit=100{after}", "batches")
+            batches = page.get("data") or []
+            for batch in batches:
+                yield batch
+            if not page.get("has_more") or not batches:
+                return
+            after = f"&after={batches[-1]['id']}"
+
+    async def retrieve(self, batch: str) -> dict[str, Any]:
+        """Look at a batch."""
+        return await self._get(f"/v1/batches/{batch}", "batches")
+
+    async def download(self, file: str, into: BinaryIO) -> None:
+        """Write the content of a file of the service into one of ours."""
+
+        async def send() -> Reply:
+            into.seek(0)
+            into.truncate()
+            return await self._transport.download(f"/v1/files/{file}/content", into)
+
+        await self._see_through(send, "files", into=into)
+
+    async def _get(self, path: str, what: str) -> dict[str, Any]:
+        return await self._see_through(lambda: self._transport.request("GET", path), what)
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    async def _see_through(self, send: Callable[[], Any], what: str, into: BinaryIO | None = None) -> dict[str, Any]:
+        """Send until there is an answer; for calls that may be made twice."""
+        began, tries = clock.now(), 0
+        while True:
+            try:
+                reply: Reply = await send()
+                if into is not None and reply.status == 200:
+                    return {}
+                return self._read(reply, what)
+            except (NotSent, Lost) as error:
+                reason, wait = str(error), 0.0
+            except RefusedError as refused:
+                if refused.verdict.action is Action.PERMANENT:
+                    raise ServiceError("service", self._hide(str(refused))) from None
+                reason, wait = self._hide(str(refused)), refused.verdict.wait or 0.0
+            await self._pause(reason, began, tries, wait)
+            tries += 1
+
+    def _read(self, reply: Reply, what: str) -> dict[str, Any]:
+        """The object that the service answered with."""
+        self._has_answered = True
+        if 200 <= reply.status < 300:
+            try:
+                value = json.loads(reply.content)
+                if isinstance(value, dict):
+                    return value
+            except (ValueError, RecursionError):
+                pass
+            raise RefusedError(Verdict(Action.BACK_OFF, None, "invalid_response", "the answer is no JSON object"), 200)
+        if reply.status in {404, 405, 501} and b'"No ' not in reply.content:
+            raise NoBatchesError(
+                "service", f"the server has no /v1/{what} (status {reply.status}): it does not offer the Batch API"
+            )
+        verdict = failures.judge(reply.status, reply.content, reply.headers)
+        if verdict.action is Action.STOP:
+            message = self._hide(verdict.message or verdict.code or "the server takes no request with this key")
+            raise ServiceError("account", f"{message} (status {reply.status})")
+        raise RefusedError(verdict, reply.status)
+
+    async def _pause(self, reason: str, began: float, tries: int, wait: float) -> None:
+        self._on_trouble(reason)
+        patience = self._give_up_after if self._has_answered else min(self._give_up_after, NEVER_CONNECTED)
+        if clock.now() - began >= patience:
+            raise ServiceError("unreachable", f"the server is away since {clock.now() - began:,.0f} s: {reason}")
+        await anyio.sleep(max(wait, _BACKOFF.delay(min(tries, 20), None, random.random())))

@@ -1,0 +1,572 @@
+"""A run by the Batch API: rows into parts, parts into batches, and answers into the same results.
+
+One task does all of it, since nothing here is in a hurry: it reads, uploads a part as soon as it is full, creates its batch as
+soon as the queue of its model takes it, looks at the batches now and then, and merges those that have ended. Rows that expired,
+or met the service's own trouble, are read once more and go into a further part.
+
+Each step is in the journal of the batches before the next one begins, so a run may end at any instant: batches go on without
+it, and the same command finds them again.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+
+from penstock import clock
+from penstock.llm import failures
+from penstock.llm.failures import Action
+from penstock.runner import batch_answers
+from penstock.runner.batch_api import Batches, NoBatchesError, RefusedError, ServiceError, Transport
+from penstock.runner.batch_parts import CONTENT_TYPE, BatchJournal, Part, QueueLimits, Splitter, TooLargeError
+from penstock.runner.files import OutputError
+from penstock.runner.formats import FormatError
+from penstock.runner.output import Results
+from penstock.runner.ports import Known
+from penstock.runner.secrets import Secrets
+from penstock.runner.settings import Settings, Stopped
+from penstock.runner.source import IdSet, Lines, Rejected, Row, read_row
+from penstock.runner.summary import Counts
+from penstock.runner.work import AMBIGUOUS
+
+__all__ = ["BatchRun", "Ended"]
+
+FIRST_LOOK = 2.0
+"""Seconds before the first look at a batch; later ones come less and less often, up to the longest pause."""
+
+MANY = 1000
+"""Rows that need another batch and are not kept waiting until the others have ended."""
+
+HELD = 30.0
+"""Seconds for which a model's full queue is left alone at first, where none of our batches can end and make room."""
+
+ENDED = frozenset({"completed", "expired", "failed", "cancelled"})
+
+_LIMIT = re.compile(r"[Ll]imit: ([\d,]+) enqueued")
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A batch whose answers are merged.
+
+    Attributes:
+        batch: Its id.
+        model: Of its rows.
+        rows: How many.
+        status: How it ended.
+        answered: Rows that it answered.
+        failed: Rows that it gave up.
+        again: Rows that go into a further batch.
+    """
+
+    batch: str
+    model: str
+    rows: int
+    status: str
+    answered: int
+    failed: int
+    again: int
+
+
+@dataclass(slots=True)
+class _Hold:
+    """A model whose queue is full.
+
+    Attributes:
+        until: When it is tried again.
+        since: When it was full for the first time.
+        wait: Seconds to hold next.
+    """
+
+    until: float
+    since: float
+    wait: float = HELD
+
+
+class BatchRun:
+    """One pass over a file by the Batch API. `await run()` once.
+
+    Attributes:
+        counts: What happened so far; an attempt is a row in a batch.
+        ended: The batches that are merged.
+        last_error: What went wrong last, in words.
+        stopped: Why the run ends early; None while it does not.
+    """
+
+    def __init__(
+        self,
+        lines: Lines,
+        results: Results,
+        settings: Settings,
+        transport: Transport,
+        journal: BatchJournal,
+        *,
+        queue_tokens: float | None = None,
+        poll: float = 60.0,
+        changed: str | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Nothing is read or sent before the run is awaited.
+
+        Args:
+            lines: The requests, of a regular file.
+            results: Where results and errors go.
+            settings: How to run; what is about limits means nothing here.
+            transport: How requests get there. It is entered by the run.
+            journal: Where it is written down what became of each part.
+            queue_tokens: Tokens that all batches of a model may hold; None: the service will say when they are too many.
+            poll: Longest pause between two looks at the batches, in seconds.
+            changed: What becomes of rows in a batch that were edited since. None: they are refused.
+            say: Is told, once each, what a person should know while it goes on.
+        """
+        self.counts: Counts = Counts()
+        self.ended: list[Ended] = []
+        self.last_error: str = ""
+        self.stopped: Stopped | None = None
+        self.journal: BatchJournal = journal
+        self._lines, self._results, self._settings, self._say = lines, results, settings, say
+        self._transport, self._poll, self._changed = transport, poll, changed
+        secrets = Secrets(settings.secrets)
+        self._service = Batches(
+            transport, give_up_after=settings.give_up_after, on_trouble=self._trouble, hide=secrets.hide
+        )
+        self._secrets = secrets
+        self._queue = QueueLimits(queue_tokens)
+        self._splitter = Splitter(self._queue, results.out_path.parent)
+        self._scope: anyio.CancelScope | None = None
+        self._seen = IdSet()
+        self._again: dict[int, int] = {}  # rows that are to be submitted once more, by name, with the round
+        self._held: dict[str, _Hold] = {}
+        self._said: set[str] = set()
+        self._is_urgent = False
+        self._lost: dict[int, tuple[int, str, str]] = {}  # rows to give up, by name: round, code, message
+        self._account: str | None = None  # why the account takes nothing more
+        self._pause = min(poll, FIRST_LOOK)
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts that are not merged yet."""
+        return list(self.journal.parts.values())
+
+    async def __call__(self) -> None:
+        """Work through the file; return when every row is done, or the run was stopped."""
+        self.counts.began = self.counts.ended = clock.now()
+        deadline, self._scope = self._settings.deadline, anyio.CancelScope()
+        try:
+            async with self._transport:
+                with anyio.move_on_after(deadline) as timer, self._scope:
+                    await self._see_through()
+            if timer.cancelled_caught:
+                self.stop("deadline", f"the deadline of {deadline:g} s is over")
+            self._results.finish()
+        except ServiceError as error:
+            self.stop(error.code, str(error))
+        except OutputError as error:
+            self.stop("output", str(error))
+        except FormatError as error:
+            self.stop("input", str(error))
+        finally:
+            self._splitter.discard()
+        self.counts.ended = clock.now()
+
+    def stop(self, code: str, message: str) -> None:
+        """End; batches go on without us. The first reason counts."""
+        if self.stopped is None:
+            self.stopped = Stopped(code, message)
+            if self._scope is not None:
+                self._scope.cancel()
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # The steps
+
+    async def _see_through(self) -> None:
+        await self._resume()
+        await self._read()
+        while True:
+            await self._submit()
+            await self._look()
+            self._results.check()
+            if self._again and (self._is_urgent or len(self._again) >= MANY or not self.parts):
+                await self._read_again()
+            elif self.parts:
+                await anyio.sleep(self._pause)
+                self._pause = min(self._poll, self._pause * 1.5)
+            else:
+                return
+
+    async def _resume(self) -> None:
+        """Find the batches of which an earlier run did not hear whether they were created."""
+        for part in self.parts:
+            if part.creating:
+                await self._settle(part, looks=(0.0, 2.0))
+        live = [part for part in self.parts if part.batch is not None]
+        if live:
+            rows = sum(map(len, live))
+            self._say(f"{rows:,} rows are in {len(live):,} batches of an earlier run, which go on")
+
+    async def _settle(self, part: Part, looks: tuple[float, ...] = (1.0, 10.0)) -> None:
+        """Know whether a batch was created whose answer was lost."""
+        try:
+            found = await self._service.find(part.name, part.since, looks=looks)
+        except NoBatchesError:
+            found = None
+            if self._settings.on_ambiguous == "fail":
+                raise ServiceError(
+                    "service",
+                    f"a batch of {len(part):,} rows may have been created, and the server does not list batches",
+                ) from None
+            self.counts.ambiguous += len(part)
+        if found is None:
+            self.journal.refused(part)
+        else:
+            self._created(part, found)
+
+    async def _read(self) -> None:
+        """Put every row of the file where it belongs, for the first time."""
+        places = {
+            name: (part, index) for part in self.parts for index, name in enumerate(part.names)
+        }  # of rows in batches of an earlier run
+        settings = self._settings
+        for number, line in self._lines:
+            passed, self._lines.passed = self._lines.passed, 0
+            self.counts.rows += passed
+            self.counts.skipped += passed
+            if settings.rows is not None and self.counts.rows >= settings.rows:
+                break
+            self.counts.rows += 1
+            row = read_row(number, line, settings.cost, settings.change, settings.salt)
+            if isinstance(row, Rejected):
+                self._fail(row, row.code, row.message)
+            elif self._is_open(row) and not self._is_in_batch(row, places.get(row.name)):
+                await self._admit(row)
+            if self.counts.rows % 64 == 0:
+                await anyio.lowlevel.checkpoint()
+        self.counts.rows += self._lines.passed
+        self.counts.skipped += self._lines.passed
+        self._lines.passed = 0
+        await self._flush()
+
+    def _is_in_batch(self, row: Row, place: tuple[Part, int] | None) -> bool:
+        """Whether a row is in a batch of an earlier run, which then is waited for."""
+        if place is None:
+            return False
+        part, index = place
+        if part.keys[index] != row.key and self._changed is None:
+            raise ServiceError(
+                "changed",
+                f"line {row.line} asks something else than the row of its custom_id in batch {part.batch}: "
+                "--changed=rerun asks again and drops that answer, --changed=keep keeps it",
+            )
+        if part.keys[index] != row.key and self._changed == "rerun":
+            return False
+        part.attach(index, row)
+        return True
+
+    async def _admit(self, row: Row) -> None:
+        settings, may_be_billed = self._settings, self._results.may_be_billed(row)
+        if settings.only is not None and row.raw not in settings.only:
+            self.counts.left_out += 1
+        elif may_be_billed and settings.on_ambiguous == "fail":
+            self._fail(row, "ambiguous", AMBIGUOUS)
+        else:
+            self.counts.ambiguous += may_be_billed
+            await self._add(row, 1)
+
+    def _is_open(self, row: Row) -> bool:
+        """Whether a row has neither an answer nor an earlier line of its name."""
+        known = self._results.known(row)
+        if known is Known.DUPLICATE or (known is Known.NEW and not self._seen.add_digest(row.name)):
+            self._fail(row, "duplicate_custom_id", f"an earlier line has the custom_id {row.custom_id!r} too")
+        elif known is Known.ANSWERED:
+            self.counts.skipped += 1
+        elif known is Known.CHANGED:
+            raise ServiceError(
+                "changed",
+                f"line {row.line} asks something else than what is answered under its custom_id: give --changed=rerun or =keep",
+            )
+        else:
+            return True
+        return False
+
+    async def _read_again(self) -> None:
+        """Read those rows once more that need another batch."""
+        again, self._again, self._is_urgent = self._again, {}, False
+        settings = self._settings
+        for number, line in self._lines.again():
+            row = read_row(number, line, settings.cost, settings.change, settings.salt)
+            if isinstance(row, Row) and row.name in again:
+                await self._add(row, again.pop(row.name))
+            if number % 64 == 0:
+                await anyio.lowlevel.checkpoint()
+            if not again:
+                break
+        await self._flush()
+        self._pause = min(self._poll, FIRST_LOOK)
+
+    async def _add(self, row: Row, round_: int) -> None:
+        prices = self._settings.prices
+        at_most = 0.0 if prices is None else prices.at_most(row)
+        if at_most is None and self._settings.max_cost is not None:
+            self._fail(
+                row, "unknown_price", f"the price of {row.model!r} is not known, so --max-cost could not be kept"
+            )
+            return
+        dollars = 0.0 if prices is None else (at_most or 0.0) * prices.batch
+        try:
+            full = self._splitter.add(row, round_, dollars)
+        except TooLargeError as error:
+            self._fail(row, "request_too_large", str(error))
+            return
+        if full is not None:
+            await self._upload(full)
+            await self._submit()
+
+    async def _flush(self) -> None:
+        for part in self._splitter.close():
+            await self._upload(part)
+
+    async def _upload(self, part: Part) -> None:
+        assert part.form is not None
+        with part.form as form:
+            told = await self._service.upload(form, CONTENT_TYPE)
+        part.form = None
+        created = told.get("created_at")
+        self.journal.uploaded(part, str(told.get("id")), float(created) if isinstance(created, int | float) else 0.0)
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Batches
+
+    async def _submit(self) -> None:
+        """Create as many batches as the queues of their models take."""
+        for part in self.parts:
+            if part.batch is None and self._may_submit(part):
+                await self._create(part)
+
+    def _may_submit(self, part: Part) -> bool:
+        live = [other for other in self.parts if other.batch is not None]
+        held, limit = self._held.get(part.model), self._queue.of(part.model)
+        if held is not None and clock.now() < held.until:
+            return False
+        queued = sum(other.tokens for other in live if other.model == part.model)
+        if limit is not None and queued and queued + part.tokens > limit:
+            return False
+        most = self._settings.max_cost
+        reserved = self.counts.dollars + sum(other.dollars for other in live)
+        if most is None or reserved + part.dollars <= most:
+            return True
+        if not live:
+            self.stop(
+                "cost",
+                f"a batch of {len(part):,} rows may cost ${part.dollars:,.4f}, and of --max-cost ${most:,.4f} "
+                f"${self.counts.dollars:,.4f} are spent",
+            )
+        return False
+
+    async def _create(self, part: Part) -> None:
+        self.journal.creating(part)
+        try:
+            told = await self._service.create(part.file, part.endpoint, part.name)
+        except RefusedError as refused:
+            self.journal.refused(part)
+            verdict = refused.verdict
+            if verdict.action in {Action.WAIT, Action.BACK_OFF}:
+                self._hold(part.model, verdict.wait or 0.0, str(refused))
+                return
+            self._lose(part, verdict.code or f"http_{refused.status}", self._secrets.hide(str(refused)))
+            await self._fail_lost()
+            self.journal.dropped(part)
+            return
+        if told is None:
+            await self._settle(part)
+        else:
+            self._created(part, told)
+
+    def _created(self, part: Part, told: dict[str, Any]) -> None:
+        self.journal.created(part, str(told.get("id")))
+        part.status = str(told.get("status"))
+        self.counts.sent += len(part)
+        self.counts.retries += len(part) if part.round > 1 else 0
+        self._say(f"batch {part.batch}: {len(part):,} rows for {part.model or 'no model'} are submitted")
+
+    def _hold(self, model: str, wait: float, reason: str) -> None:
+        """Leave a model's queue alone for a while."""
+        now = clock.now()
+        hold = self._held.setdefault(model, _Hold(now, now))
+        if now - hold.since >= self._settings.give_up_after:
+            raise ServiceError("account", f"the queue of {model} takes nothing more: {reason}")
+        hold.until = now + max(wait, hold.wait)
+        hold.wait = min(hold.wait * 2, 600.0)
+        self._trouble(reason)
+
+    async def _look(self) -> None:
+        """Look at every batch, and merge those that have ended."""
+        for part in self.parts:
+            if part.batch is None:
+                continue
+            told = await self._service.retrieve(part.batch)
+            counts = told.get("request_counts") or {}
+            status, done = str(told.get("status")), int(counts.get("completed") or 0) + int(counts.get("failed") or 0)
+            if (status, done) != (part.status, part.done):
+                part.status, part.done = status, done
+                self._pause = min(self._poll, max(FIRST_LOOK, self._pause / 2))
+                self._say(f"batch {part.batch}: {status}, {done:,} of {len(part):,} rows done")
+            if status in ENDED:
+                await self._end(part, told)
+
+    async def _end(self, part: Part, told: dict[str, Any]) -> None:
+        """A batch has ended: merge what it brought."""
+        errors = ((told.get("errors") or {}).get("data") or []) if part.status == "failed" else []
+        full = next((error for error in errors if error.get("code") == "token_limit_exceeded"), None)
+        if full is not None:
+            self._queue_is_full(part, str(full.get("message")))
+            return
+        self._held.pop(part.model, None)
+        before = self.counts.answered, self.counts.failed, len(self._again)
+        if part.status == "failed":
+            self._refuse_rows(part, errors)
+        else:
+            await self._merge(part, told)
+        await self._fail_lost()
+        batch, rows, cancelled = str(part.batch), len(part), part.status == "cancelled"
+        answered, failed = self.counts.answered - before[0], self.counts.failed - before[1]
+        again = len(self._again) - before[2]
+        self.ended.append(Ended(batch, part.model, rows, part.status, answered, failed, again))
+        self._results.check()
+        self.journal.merged(part)
+        if self._account is not None:
+            raise ServiceError("account", self._account)
+        if cancelled and again:
+            self.stop("interrupted", f"batch {batch} was cancelled at the service: {again:,} of its rows are not done")
+
+    def _queue_is_full(self, part: Part, message: str) -> None:
+        """A batch was refused because its model's queue holds too many tokens."""
+        told = _LIMIT.search(message)
+        limit = float(told[1].replace(",", "")) if told else None
+        others = [other for other in self.parts if other.batch and other.model == part.model and other is not part]
+        self.counts.sent -= len(part)
+        self.journal.refused(part)
+        if limit is not None:
+            self._queue.told(part.model, limit)
+        most, hold = self._queue.of(part.model), self._held.get(part.model)
+        is_too_large = most is not None and part.tokens > most
+        # The service may count otherwise: where nothing of ours is in the way and it says no again, a smaller one may do.
+        if is_too_large or (
+            not others and len(part) > 1 and hold is not None and (limit is None or hold.wait > 4 * HELD)
+        ):
+            self._say(
+                f"{part.tokens:,.0f} tokens are above the queue of {part.model}: the rows go into smaller batches"
+            )
+            if not is_too_large:
+                self._queue.halve(part.model, part.tokens)
+            for index, name in enumerate(part.names):
+                if part.lines[index]:
+                    self._again[name] = part.round
+            self._is_urgent = True
+            self.journal.dropped(part)
+        elif not others:
+            self._hold(part.model, 0.0, message)
+        else:
+            self._trouble(message)
+            self._held[part.model] = _Hold(math.inf, clock.now())  # until one of the others ends
+
+    def _lose(self, part: Part, code: str, message: str) -> None:
+        """The service refuses a part as a whole."""
+        for index, name in enumerate(part.names):
+            if part.lines[index]:
+                self._lost[name] = part.round, code, message
+
+    def _refuse_rows(self, part: Part, errors: list[dict[str, Any]]) -> None:
+        """A batch was refused when it was checked: the rows that were named are given up, the others go into a further one."""
+        named = {error["line"]: error for error in errors if isinstance(error.get("line"), int)}
+        first = errors[0] if errors else {"code": "batch_failed", "message": "the batch failed, and nothing says why"}
+        verdict = failures.judge(400, {"error": first}, {})
+        if verdict.action is Action.STOP:
+            self._account = self._secrets.hide(verdict.message or str(first.get("code")))
+        for index, name in enumerate(part.names):
+            if not part.lines[index]:
+                continue
+            error = named.get(index + 1) if named else first
+            if error is None or self._account is not None:
+                self._again[name] = part.round
+            else:
+                self._lost[name] = part.round, str(error.get("code")), self._secrets.hide(str(error.get("message")))
+
+    async def _merge(self, part: Part, told: dict[str, Any]) -> None:
+        """Write the answers of a batch to where they belong. Made twice, it does the same."""
+        places = {name: index for index, name in enumerate(part.names) if part.lines[index]}
+        for file in filter(None, (told.get("output_file_id"), told.get("error_file_id"))):
+            with tempfile.TemporaryFile(dir=self._results.out_path.parent) as content:
+                await self._service.download(str(file), content)
+                content.seek(0)
+                for number, line in enumerate(content):
+                    entry = batch_answers.read(line)
+                    index = None if entry is None else places.pop(entry.name, None)
+                    if entry is not None and index is not None:
+                        self._take(part, index, entry)
+                    if number % 64 == 63:
+                        await anyio.lowlevel.checkpoint()
+        for name in places:
+            self._try_again(part, name, "no_result", "the batch ended without a word about this row")
+
+    def _take(self, part: Part, index: int, entry: batch_answers.Entry) -> None:
+        """Write down what became of a row."""
+        row, prices = part.row(index, entry.custom_id), self._settings.prices
+        outcome = batch_answers.judge(part.endpoint, entry)
+        if isinstance(outcome, batch_answers.Answer):
+            self._results.answer(row, entry.status, entry.request_id, outcome.body)
+            self.counts.answered += 1
+            if prices is not None:
+                self.counts.dollars += prices.paid(part.model, outcome.body) * prices.batch
+            return
+        code = outcome.code or f"http_{entry.status}"
+        message = self._secrets.hide(outcome.message) or f"the batch answered with status {entry.status}"
+        if outcome.action is Action.STOP:
+            self._account = message
+            self._again[row.name] = part.round
+        elif outcome.action in {Action.WAIT, Action.BACK_OFF}:
+            self._try_again(part, row.name, code, message)
+        else:
+            more = {"status_code": entry.status, "body": entry.body} if entry.status else {}
+            self._fail(row, code, message, attempts=part.round, **more)
+
+    def _try_again(self, part: Part, name: int, code: str, message: str) -> None:
+        """A row met the service's own trouble, or no time: it goes into a further batch, if it was not in too many."""
+        if part.round < self._settings.attempts:
+            self._again[name] = part.round + 1
+        else:
+            self._lost[name] = part.round, code, message
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    async def _fail_lost(self) -> None:
+        """Give rows up of which only their number is known: the file has their names."""
+        lost, self._lost = self._lost, {}
+        settings = self._settings
+        for number, line in self._lines.again() if lost else ():
+            row = read_row(number, line, settings.cost, settings.change, settings.salt)
+            found = lost.pop(row.name, None) if isinstance(row, Row) else None
+            if found is not None:
+                self._fail(row, found[1], found[2], attempts=found[0])
+            if number % 64 == 0:
+                await anyio.lowlevel.checkpoint()
+            if not lost:
+                break
+
+    def _fail(self, row: Row | Rejected, code: str, message: str, **more: Any) -> None:
+        self._results.fail(row, code, message, **more)
+        self.counts.failed += 1
+        self.last_error = message
+
+    def _trouble(self, reason: str) -> None:
+        """Say once what goes wrong."""
+        self.last_error = reason
+        if reason not in self._said and len(self._said) < 1000:
+            self._said.add(reason)
+            self._say(reason)

@@ -1,0 +1,87 @@
+"""What a run by the Batch API did, in numbers and sentences. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from penstock.runner.batch_parts import Part
+from penstock.runner.batch_run import Ended
+from penstock.runner.summary import Counts
+
+__all__ = ["batch_sentences", "batch_summary"]
+
+
+def batch_summary(
+    counts: Counts,
+    ended: Sequence[Ended],
+    parts: Sequence[Part],
+    *,
+    stopped: Mapping[str, Any] | None = None,
+    priced: bool = False,
+) -> dict[str, Any]:
+    """The summary as it is written next to the results.
+
+    Args:
+        counts: What happened.
+        ended: The batches that are merged.
+        parts: The others.
+        stopped: Why the run ended before its file did, as `code` and `message`; None if it did not.
+        priced: Whether prices are known.
+    """
+    return {
+        "via": "batch",
+        "rows": counts.rows,
+        "answered": counts.answered,
+        "failed": counts.failed,
+        "skipped": counts.skipped,
+        "left_out": counts.left_out,
+        "untouched": max(0, counts.rows - counts.answered - counts.failed - counts.skipped - counts.left_out),
+        "sent": counts.sent,
+        "retries": counts.retries,
+        "possibly_billed_twice": counts.ambiguous,
+        "dollars": round(counts.dollars, 6) if priced else None,
+        "makespan": round(counts.makespan, 3),
+        "batches": [
+            {
+                "id": one.batch,
+                "model": one.model,
+                "rows": one.rows,
+                "status": one.status,
+                "answered": one.answered,
+                "failed": one.failed,
+                "again": one.again,
+            }
+            for one in ended
+        ],
+        "under_way": [
+            {"id": part.batch, "model": part.model, "rows": len(part), "status": part.status}
+            for part in parts
+            if part.batch is not None
+        ],
+        "stopped": stopped,
+    }
+
+
+def batch_sentences(summary: Mapping[str, Any]) -> list[str]:
+    """The summary as lines for people."""
+    counted = [f"{summary['answered']} answered", f"{summary['failed']} failed"]
+    words = (("skipped", "skipped (answered before)"), ("left_out", "left out"), ("untouched", "untouched"))
+    counted += [f"{summary[name]} {word}" for name, word in words if summary[name]]
+    lines = [
+        f"{summary['rows']} rows{' read' if summary['stopped'] else ''}: {', '.join(counted)}",
+        f"{summary['sent']} rows submitted, {summary['retries']} of them again",
+        f"{len(summary['batches'])} batches merged in {summary['makespan']:,.0f} s",
+    ]
+    if summary["under_way"]:
+        rows = sum(one["rows"] for one in summary["under_way"])
+        lines.append(
+            f"{len(summary['under_way'])} batches with {rows:,} rows go on at the service; the same command merges them"
+        )
+    if summary["possibly_billed_twice"]:
+        lines.append(
+            f"{summary['possibly_billed_twice']} rows may have been billed twice: what became of them first is not known"
+        )
+    if summary["dollars"] is not None:
+        lines.append(f"${summary['dollars']:,.4f} for the answers, at the Batch API's prices")
+    return lines
