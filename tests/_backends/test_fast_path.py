@@ -207,7 +207,7 @@ def test_every_shape_does_what_the_general_path_does(data):
             if data.draw(st.booleans()):
                 cost = {unit: data.draw(COSTS[unit[0]]) for unit in units}
                 answers = [acquire(limiter, cost) for limiter in (quick, general)]
-                assert answers[0][1:] == answers[1][1:]
+                assert alike(answers[0][1:], answers[1][1:])
                 for mine, (permit, *_) in zip(permits, answers, strict=True):
                     mine.extend([permit] if permit else [])
             else:
@@ -218,8 +218,19 @@ def test_every_shape_does_what_the_general_path_does(data):
                     unit = data.draw(st.sampled_from(sorted(units)))
                     for limiter, mine in zip((quick, general), permits, strict=True):
                         do(limiter, mine, step, unit)
-            assert shown(quick) == shown(general)
+            assert alike(shown(quick), shown(general))
             assert [permit.cost for permit in permits[0]] == [permit.cost for permit in permits[1]]
+
+
+def alike(one, other):
+    """Whether all is the same, but for the last bit of a number: the two paths add up in another order."""
+    if isinstance(one, float):
+        return math.isclose(one, other, rel_tol=1e-12, abs_tol=1e-12)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(alike, one, other))
+    return one == other
 
 
 def acquire(limiter, cost):
@@ -227,7 +238,7 @@ def acquire(limiter, cost):
     try:
         permit = limiter.acquire_nowait(cost)
     except RateLimited as late:
-        return None, late.retry_after, late.blocked_by, str(late)
+        return None, late.retry_after, late.blocked_by, type(late)
     except ValueError as wrong:
         return None, type(wrong), str(wrong)
     return permit, permit.granted_at, permit.cost
