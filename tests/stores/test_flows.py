@@ -86,6 +86,7 @@ async def share(stores, processes, *, rate=400, seconds=1.0, weights=None, lease
     for number, flow in counted:
         of_flow[flow] = of_flow.get(flow, 0) + 1
         of_process[number] += 1
+    assert all(waits), f"a process that the others began long after had its share already {BUSY}"
     calls = sum(limiter.store.dispatcher.calls for limiter in limiters) / len(counted)
     medians = [f"{1e3 * statistics.median(each):.0f} ms" for each in waits]
     print(of_flow, of_process, f"{calls:.2f} calls per grant, median waits {medians}")  # noqa: T201 - `-rP` shows it
