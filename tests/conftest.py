@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
+from types import SimpleNamespace
 
+import anyio
 import anyio._backends._asyncio
-import anyio._backends._trio  # noqa: F401
+import anyio._backends._trio
 import pytest
 from hypothesis import settings
 
@@ -38,3 +41,24 @@ def pytest_collection_finish():
 def anyio_backend(request):
     """A test marked `anyio` runs on each of the loops that penstock promises to work on."""
     return request.param
+
+
+@pytest.fixture
+def poor(monkeypatch):
+    """A system without what Windows lacks: `pread`, file locks, `select` on pipes, signals for event loops, limits of open files."""
+    from penstock.runner import system
+
+    monkeypatch.delattr(os, "pread")
+    monkeypatch.delattr(os, "fdatasync", raising=False)
+    monkeypatch.setattr(system, "_fcntl", None)
+
+    def sockets_only(*_):
+        raise OSError(10038, "An operation was attempted on something that is not a socket")
+
+    monkeypatch.setattr(system, "select", SimpleNamespace(select=sockets_only))
+
+    def no_receiver(*_):
+        raise NotImplementedError
+
+    monkeypatch.setattr(anyio, "open_signal_receiver", no_receiver)
+    monkeypatch.setitem(sys.modules, "resource", None)

@@ -46,6 +46,7 @@ from penstock.runner.output import OutputError, Results, write_summary
 from penstock.runner.settings import DAY, HOUR, Settings
 from penstock.runner.source import Lines, read_row
 from penstock.runner.summary import sentences, summarise
+from penstock.runner.system import signals_here
 
 __all__ = ["EXIT_CODES"]
 
@@ -307,7 +308,7 @@ def _drive(run: Run, lines: Lines, *, quiet: bool, priced: bool = False) -> tupl
 
 async def _obey_signals(run: Run, quiet: bool) -> None:
     """First Ctrl-C: what was sent may come back. Second: it may not. A polite kill is the same."""
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with signals_here(signal.SIGINT, signal.SIGTERM) as signals:
         async for _ in signals:
             if run.stopped is None:
                 run.stop("interrupted", "interrupted")

@@ -8,16 +8,13 @@ import json
 import os
 import queue
 import stat
-import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from penstock.errors import PenstockError
-
-if sys.platform != "win32":
-    import fcntl
+from penstock.runner.system import BINARY, NO_LINKS, pread, try_lock
 
 __all__ = [
     "Appended",
@@ -27,7 +24,6 @@ __all__ = [
     "beside",
     "cannot_write",
     "create_beside",
-    "pread",
     "truncate_at_last_line",
     "write_summary",
 ]
@@ -141,7 +137,7 @@ class Appended:
 
     def _restore(self) -> None:
         try:
-            copy = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+            copy = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
         except OSError:
             return  # its folder is gone too
         with contextlib.suppress(OSError), os.fdopen(copy, "wb") as file:
@@ -178,14 +174,8 @@ class Appended:
             self.descriptor = -1
 
     def _lock(self, option: str) -> None:
-        if sys.platform == "win32" or not self.is_regular or not self._is_ours:
-            return  # two runs on one file are not kept apart there
-        try:
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(f"another run is writing {self.path}: wait for it, or give another {option}") from None
-        except OSError:  # a file system without locks
-            return
+        if self.is_regular and self._is_ours and not try_lock(self.descriptor):
+            raise OutputError(f"another run is writing {self.path}: wait for it, or give another {option}")
 
 
 class Pipe:
@@ -257,15 +247,7 @@ def _open(path: Path) -> int:
         # Whoever also holds the reading end of a pipe never hears that nobody reads it any more.
         return os.open(path, os.O_WRONLY | os.O_APPEND)
     # Appending: a write goes to the end whatever else happened, and is one step.
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
-
-
-def pread(file: int, size: int, at: int) -> bytes:
-    """Read `size` bytes at a place, where the system can do so in one step and where it cannot."""
-    if hasattr(os, "pread"):
-        return os.pread(file, size, at)
-    os.lseek(file, at, os.SEEK_SET)
-    return os.read(file, size)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | BINARY, 0o666)
 
 
 def truncate_at_last_line(file: Appended) -> int:
@@ -294,7 +276,7 @@ def create_beside(path: Path) -> tuple[Path, int]:
         try:
             return draft, os.open(
                 draft,
-                os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0),
+                os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_LINKS | BINARY,
                 0o666,
             )
         except FileExistsError:

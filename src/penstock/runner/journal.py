@@ -31,8 +31,9 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from penstock.runner.files import Appended, OutputError, pread, truncate_at_last_line
+from penstock.runner.files import Appended, OutputError, truncate_at_last_line
 from penstock.runner.source import Row, dump_json
+from penstock.runner.system import pread, sync_data
 
 __all__ = ["SYNC_EVERY", "Answered", "Journal", "Syncer", "result_line"]
 
@@ -384,7 +385,7 @@ class Syncer:
             self._dirty.clear()
             for file in self._descriptors:
                 try:
-                    os.fdatasync(file) if hasattr(os, "fdatasync") else os.fsync(file)
+                    sync_data(file)
                 except OSError as error:
                     self._error = (error,)
                     return

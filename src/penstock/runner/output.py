@@ -30,12 +30,12 @@ from penstock.runner.files import (
     beside,
     cannot_write,
     create_beside,
-    pread,
     write_summary,
 )
 from penstock.runner.journal import Journal, Syncer, result_line
 from penstock.runner.ports import Known
 from penstock.runner.source import Lines, Rejected, Row, custom_id_digest, dump_json, load_json, named_keys, unnamed_key
+from penstock.runner.system import pread
 
 __all__ = ["ChangedError", "Known", "OutputError", "ReplacedError", "Results", "beside", "journal_of", "write_summary"]
 

@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import os
-import select
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ import anyio.to_thread
 from penstock.llm.tokens import Cost
 from penstock.runner import formats
 from penstock.runner.formats import Prompt
+from penstock.runner.system import BINARY, in_binary, is_readable, pread
 
 __all__ = [
     "IdSet",
@@ -134,7 +134,7 @@ class Lines:
         self._reads = 0
         self._iterator: Iterator[tuple[int, bytes | None]] | None = None
         if self.is_regular:
-            self.is_plain = prompt is None and formats.is_plain(os.pread(file, 64, self.began_at))
+            self.is_plain = prompt is None and formats.is_plain(pread(file, 64, self.began_at))
             next(self.again(), None)  # says now what cannot be read at all
 
     def stop(self) -> None:
@@ -168,7 +168,7 @@ class Lines:
     def chunks(self) -> Iterator[bytes]:
         """The bytes of a regular file from where this began, in pieces; the place of the iteration stays."""
         at = self.began_at
-        while chunk := os.pread(self._file, _CHUNK, at):
+        while chunk := pread(self._file, _CHUNK, at):
             at += len(chunk)
             yield chunk
 
@@ -212,7 +212,7 @@ class Lines:
 
     def _read(self) -> bytes:
         if not self.is_regular:
-            while not self._stopped and not select.select([self._file], [], [], 0.25)[0]:
+            while not self._stopped and not is_readable(self._file, 0.25):
                 pass
         return b"" if self._stopped else os.read(self._file, _CHUNK)
 
@@ -493,8 +493,8 @@ def open_source(path: str) -> int:
         OSError: It cannot be read.
     """
     if path == "-":
-        return 0
-    file = os.open(Path(path), os.O_RDONLY)
+        return in_binary(0)
+    file = os.open(Path(path), os.O_RDONLY | BINARY)
     if stat.S_ISDIR(os.fstat(file).st_mode):
         os.close(file)
         raise IsADirectoryError(21, "Is a directory", path)
