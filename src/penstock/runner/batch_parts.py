@@ -23,8 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from penstock.runner.files import Appended, OutputError, pread, truncate_at_last_line
+from penstock.runner.files import Appended, OutputError, truncate_at_last_line
 from penstock.runner.source import Row, dump_json, load_json
+from penstock.runner.system import pread
 
 __all__ = ["BatchJournal", "Part", "QueueLimits", "Sizer", "Splitter", "TooLargeError", "batches_of"]
 
