@@ -389,6 +389,24 @@ class StoreContract:
         assert caught.group_contains(Unsatisfiable)
 
     @pytest.mark.anyio
+    async def test_a_call_on_limits_that_another_process_has_replaced_is_charged_on_the_new_ones(
+        self, stores: Callable[..., Store]
+    ) -> None:
+        """Also the very call by which a process hears of them: one that they can never hold is told, and none slips through."""
+        limits: dict[str, Limit] = {"requests": per_second(0.01, burst=20), "tokens": unlimited}
+        mine, theirs = (Limiter(limits, name="x", store=stores()) for _ in range(2))
+        for limiter in (mine, theirs):
+            await limiter.acquire(tokens=1)
+        mine.reconfigure(requests=per_second(0.01, burst=5), tokens=per_second(0.01, burst=5))
+        await mine.acquire(tokens=1, requests=0)
+        with anyio.fail_after(LATE + 1):
+            with pytest.raises(Unsatisfiable):
+                await theirs.acquire(tokens=0, requests=10)
+            await theirs.acquire(tokens=4, requests=0)
+            with pytest.raises(RateLimited):
+                await mine.acquire(tokens=1, requests=0, max_wait=0)
+
+    @pytest.mark.anyio
     async def test_what_the_server_says_lowers_the_level_for_all(self, stores: Callable[..., Store]) -> None:
         """Never raises it; and a word about an earlier call does not forget what went since."""
         mine, theirs = (Limiter(tokens=per_second(0.01, burst=100), name="x", store=stores()) for _ in range(2))

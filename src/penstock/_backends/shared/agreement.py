@@ -25,8 +25,13 @@ class Agreement:
         self._state = state
         self._leasing = leasing
 
-    def disagree(self, batch: BatchInFlight, others: Mapping[str, str], now: float) -> None:
-        """Some names are counted for other limits than ours: adopt those, or tell the callers. Nothing was decided."""
+    def disagree(self, batch: BatchInFlight, others: Mapping[str, str], now: float) -> list[SharedLimitSet]:
+        """Some names are counted for other limits than ours: adopt those, or tell the callers. Nothing was decided.
+
+        Returns:
+            The names whose limits are others now. Whoever waits for them must be charged anew: see `recharge`.
+        """
+        adopted = []
         for part in batch.offsets:
             text = others.get(part.name)
             if text is None:
@@ -34,6 +39,7 @@ class Agreement:
             theirs = Terms.of_text(part.name, text, part.place_ttl)
             if part.agreed and theirs.limits.keys() <= part.states.keys() and theirs.lease == part.lease:
                 self._adopt(part, theirs, now)
+                adopted.append(part)
             else:
                 error = conflict(part.name, str(theirs), str(part.terms))
                 part.confirming = False
@@ -44,6 +50,7 @@ class Agreement:
                 for look in looks:
                     batch.looks.remove(look)
                     self._state.answer_look(look, error)
+        return adopted
 
     def _refuse_if_of(self, request: Any, part: SharedLimitSet, error: Exception) -> None:
         if type(request) is LeaseAsked or request.stage not in {Stage.ASKED, Stage.QUEUED}:
@@ -52,7 +59,8 @@ class Agreement:
             self._state.queue_of(request).waiters.leave(request)
             self._state.refuse(request, again(error))
 
-    def _adopt(self, part: SharedLimitSet, theirs: Terms, now: float) -> None:
+    @staticmethod
+    def _adopt(part: SharedLimitSet, theirs: Terms, now: float) -> None:
         """Another process has reconfigured: its limits are ours from now on; what calls cost by default stays ours."""
         limits: dict[str, tuple[Limit, ...]] = {}
         for unit, before in part.limits().items():
@@ -60,7 +68,6 @@ class Agreement:
             kinds: tuple[Any, ...] = theirs.limits.get(unit, (Unlimited(),))
             limits[unit] = tuple(replace(limit, default=default) for limit in kinds)
         part.promise(limits, now)
-        self.recharge(part, now)
 
     def recharge(self, part: SharedLimitSet, now: float) -> None:
         """The limits have changed: let all waiters be charged on those of now."""
@@ -76,19 +83,25 @@ class Agreement:
         for request in waiters:
             queue.waiters.leave(request)
         for request in waiters:
-            try:
-                charges = request.backend.charges(request.cost)
-            except PenstockError as error:
-                state.refuse(request, error)
-                continue
-            if charges:
-                request.charges = charges
+            if self.charge_anew(request, now):
                 queue.waiters.restore(request)
-            else:  # nothing of it is limited any more
-                request.charges = charges
-                state.grant(request, now)
+        for request in list(queue.fresh):
+            if request.stage is Stage.NEW:
+                self.charge_anew(request, now)
         queue.blocked.clear()
         state.dirty[queue] = None
+
+    def charge_anew(self, request: Any, now: float) -> bool:
+        """Charge a request on the limits of now; return whether it waits for them still, and has no answer."""
+        try:
+            request.charges = request.backend.charges(request.cost)
+        except PenstockError as error:
+            self._state.refuse(request, error)
+            return False
+        if request.charges:
+            return True
+        self._state.grant(request, now)  # nothing of it is limited any more
+        return False
 
 
 def conflict(name: str, there: str, here: str) -> ConfigurationConflict:

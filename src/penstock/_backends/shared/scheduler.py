@@ -119,6 +119,8 @@ class Scheduler:
         if self.outage is not None and not self.open():
             state.refuse(request, again(self.outage.error))
             return
+        if any(of.limit_set.version > 1 for of, _ in request.charges) and not self._agreement.charge_anew(request, now):
+            return  # the limits have changed, perhaps since it was bound to them
         bound = request.caller.max_queue
         if bound is not None and request.latest > now and len(queue) >= bound:
             ready, blocker = state.expected(request, queue, now)
@@ -285,8 +287,12 @@ class Scheduler:
             StoreError: It makes no sense. Nothing was taken in then.
         """
         if reply.others:
-            self._agreement.disagree(batch, reply.others, now)
-            self.unsend(batch, now)
+            adopted = self._agreement.disagree(batch, reply.others, now)
+            self.unsend(
+                batch, now
+            )  # what was asked waits again, and is charged on the limits of now like all that wait
+            for part in adopted:
+                self._agreement.recharge(part, now)
             return
         verdicts = batch.read(reply)
         self._mirror(batch, reply, now)
