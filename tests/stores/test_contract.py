@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from penstock import clock
+from penstock.errors import StoreError
 from penstock.stores import RedisStore, SQLiteStore, Store
 from penstock.testing.store_contract import StoreContract
 
@@ -60,3 +61,31 @@ class TestTLS(StoreContract):
     @pytest.fixture
     def make_store(self, tls, prefix):
         return lambda **options: RedisStore(tls, prefix=prefix, **options)
+
+
+@pytest.mark.parametrize("kind", ["SQLite", "Valkey", "Cluster"])
+def test_names_are_listed_by_how_they_begin(kind, request, tmp_path, prefix):
+    """Of one store, with odd characters; and a store that was made once more, by its address, has the same ones."""
+    options = {"prefix": prefix, "group": _all} if kind == "Cluster" else {"prefix": prefix}
+    store = (
+        SQLiteStore(tmp_path / "x.db")
+        if kind == "SQLite"
+        else RedisStore(request.getfixturevalue(kind.lower()), **options)
+    )
+    again = store.another()
+    for name in ("a/é*", "a/b", "a?b", "b/c", "A/b"):
+        store.exchange([name], lambda _rows, _now: [(("terms", b"row"), 60.0)])
+    assert again.names("a/") == ["a/b", "a/é*"]
+    assert again.names("a?") == ["a?b"]
+    assert again.names("c") == []
+    for each in (store, again):
+        each.disconnect()
+
+
+def _all(_name):
+    return "all"
+
+
+def test_a_store_that_cannot_list_says_so():
+    with pytest.raises(StoreError, match=r"give RowsInMemory a method names\(prefix\)"):
+        RowsInMemory({}, threading.Lock()).names("a")

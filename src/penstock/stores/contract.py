@@ -237,10 +237,13 @@ _known: WeakValueDictionary[Any, Store] = WeakValueDictionary()
 _unpickled: dict[Any, Store] = {}  # they are used again and again, by each task of an engine: one per address is kept
 
 
+def _arguments_of(recipe: Recipe) -> tuple[Any, ...]:
+    return tuple(arg.read() if isinstance(arg, FromEnvironment) else arg for arg in recipe.arguments)
+
+
 def _key_of(recipe: Recipe) -> Any:
     """What two stores have in common that are one; None if that cannot be told."""
-    arguments = tuple(arg.read() if isinstance(arg, FromEnvironment) else arg for arg in recipe.arguments)
-    key = (recipe.make, arguments, tuple(sorted(recipe.options.items())))
+    key = (recipe.make, _arguments_of(recipe), tuple(sorted(recipe.options.items())))
     try:
         hash(key)
     except TypeError:
@@ -253,8 +256,7 @@ def _made_again(recipe: Recipe) -> Store:
     key = _key_of(recipe)
     store = None if key is None else _known.get(key)
     if store is None:
-        arguments = [arg.read() if isinstance(arg, FromEnvironment) else arg for arg in recipe.arguments]
-        store = recipe.make(*arguments, **recipe.options)
+        store = recipe.make(*_arguments_of(recipe), **recipe.options)
         if key is not None:
             _known[key] = _unpickled[key] = store
     return store
@@ -388,6 +390,14 @@ class Store(ABC):
         self.exchange([terms.name], decide)
         self.announce([terms.name])
 
+    def names(self, prefix: str) -> list[str]:
+        """The names that begin with `prefix` and have a row, in order.
+
+        Raises:
+            Unreachable, StoreError: As in `exchange`; or this kind of store cannot tell.
+        """
+        raise StoreError(f"{self!r} cannot list the names in it: give {type(self).__name__} a method names(prefix)")
+
     def prepare(self) -> None:  # noqa: B027 - most stores have nothing to do here
         """Connect, so that what depends on the server is known before the first batch is written.
 
@@ -444,6 +454,15 @@ class Store(ABC):
             f"{type(self).__name__} cannot be pickled: give it a method recipe() that returns what another process makes it from, as a "
             "penstock.stores.contract.Recipe, or make the limiter in each process"
         )
+
+    def another(self) -> Store:
+        """A store of the same address, with connections of its own.
+
+        Raises:
+            TypeError: It cannot be made again.
+        """
+        recipe = self.recipe()
+        return recipe.make(*_arguments_of(recipe), **recipe.options)
 
     def slowest_answer(self) -> float:
         """Seconds after which there is an answer or none will come: the patience, and one call."""

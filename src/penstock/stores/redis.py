@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import math
 import random
+import re
 import struct
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -265,6 +266,13 @@ class RedisStore(Store):
         raise Unreachable(
             f"{self._address}: the row of {names[0]!r} was changed by others a hundred times while it was read"
         )
+
+    def names(self, prefix: str) -> list[str]:
+        """Scan the keys, on all nodes of a cluster. See `Store.names`."""
+        begin = f"{self.prefix}:{{"
+        pattern = re.sub(r"([*?\[\]\\])", r"\\\1", begin) + "*}:" + re.sub(r"([*?\[\]\\])", r"\\\1", prefix) + "*"
+        keys = self._asked(lambda: list((self._client or self._connect()).scan_iter(match=pattern, count=1_000)))
+        return sorted({key.decode("utf-8", "replace").partition("}:")[2] for key in keys})
 
     # What goes wrong
 

@@ -108,6 +108,19 @@ class SQLiteStore(Store):
                 raise
             raise self._explain(error) from error
 
+    def names(self, prefix: str) -> list[str]:
+        """Look them up in the index. See `Store.names`."""
+        query = "SELECT name FROM penstock_rows WHERE name >= ? AND name < ? AND expires >= ? ORDER BY name"
+        try:
+            connection = self._connection or self._connect()
+            found = connection.execute(query, (prefix, prefix + chr(0x10FFFF), int(clock.wall()))).fetchall()
+        except (sqlite3.Error, StoreError) as error:
+            self.disconnect()
+            if isinstance(error, StoreError):
+                raise
+            raise self._explain(error) from error
+        return [name for (name,) in found]
+
     def _decide(
         self,
         connection: sqlite3.Connection,
