@@ -59,6 +59,7 @@ def test_the_page_about_testing_does_what_it_says(capsys):
         ("docs/many-calls.md", 3),
         ("docs/shared-stores.md", 6),
         ("docs/usage-ledger.md", 1),
+        ("docs/user-quotas.md", 2),
         ("docs/open-telemetry.md", 2),
     ],
 )

@@ -7,12 +7,25 @@ from typing import assert_type
 import httpx2
 from openai import AsyncOpenAI, OpenAI
 
-from penstock import Limiter, Retry
+from penstock import Limiter, Permit, Retry
 from penstock.http import limit_http_client, transport
 from penstock.openai import limit_client, limits, limits_of, retry_on
 from penstock.otel import Telemetry
 from penstock.stores import MemoryStore, RedisStore, SQLiteStore, Store
-from penstock.usage import History, Ledger, LedgerError, LedgerStatistics, Minute, RecordedCall, Totals
+from penstock.usage import (
+    Cap,
+    History,
+    Ledger,
+    LedgerError,
+    LedgerStatistics,
+    Minute,
+    Quota,
+    QuotaExceeded,
+    Quotas,
+    RecordedCall,
+    Review,
+    Totals,
+)
 
 
 def a_limiter_takes_any_store(store: Store) -> None:
@@ -66,3 +79,18 @@ def a_ledger_is_a_hook_that_is_read(path: str) -> None:
     total: Totals = history.totals_by("user")["alice"]
     minute: Minute = history.minutes("api")[0]
     assert_type(total.tokens + minute.tokens, float)
+
+
+async def users_have_caps(store: RedisStore) -> None:
+    async def decide(refused: QuotaExceeded) -> float:
+        return refused.missing
+
+    Quotas(store, review="queue")
+    Quotas(store, review="perhaps")  # type: ignore[arg-type]
+    with Quotas("quotas.db", {"requests": "100/day", "dollars": [Cap(5, "month")]}, review=decide) as quotas:
+        async with quotas("alice", dollars=0.5) as permit:
+            assert_type(permit, Permit)
+        assert_type(await quotas.acquire("alice", {"tokens": 5}), Permit)
+        assert_type(quotas.all(), list[Quota])
+        assert_type(quotas.reviews("pending"), list[Review])
+        Quotas("quotas.db", {"requests": 100})  # type: ignore[dict-item]

@@ -1,7 +1,23 @@
-"""Who used how much: a ledger of every call, and how it is read."""
+"""Who used how much: a ledger of every call, how it is read, and caps per user."""
 
+from penstock.usage.caps import Cap
 from penstock.usage.file import LedgerError
 from penstock.usage.history import History, Minute, RecordedCall, Totals
 from penstock.usage.ledger import Ledger, LedgerStatistics
+from penstock.usage.quota_records import Review
+from penstock.usage.quotas import Quota, QuotaExceeded, Quotas
 
-__all__ = ["History", "Ledger", "LedgerError", "LedgerStatistics", "Minute", "RecordedCall", "Totals"]
+__all__ = [
+    "Cap",
+    "History",
+    "Ledger",
+    "LedgerError",
+    "LedgerStatistics",
+    "Minute",
+    "Quota",
+    "QuotaExceeded",
+    "Quotas",
+    "RecordedCall",
+    "Review",
+    "Totals",
+]

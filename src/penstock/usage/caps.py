@@ -1,0 +1,193 @@
+"""What a user may take: so much of a unit per day, week or month of a time zone. Pure: no clock, no I/O."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from penstock import limits as _limits
+from penstock._numbers import show
+from penstock.errors import UnknownUnit
+from penstock.limits import Calendar, Limit, Period, Unlimited
+
+__all__ = [
+    "UNITS",
+    "Cap",
+    "CapLike",
+    "Caps",
+    "limits_of",
+    "origins",
+    "plain_caps",
+    "read_cap",
+    "read_caps",
+    "read_plain_caps",
+    "with_extra",
+]
+
+UNITS = ("requests", "tokens", "dollars")
+"""What is always counted. Others are those that the caps for everybody name."""
+
+_NOTHING = 1e-9
+"""Stands for a cap of 0, which no limit can have: less than any call takes."""
+
+_ANYTHING = 1e15
+"""A month's amount that stands for no cap. It is counted all the same: a cap may come at any time, and must find what was used."""
+
+_SCALES = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000, "B": 1_000_000_000}
+_TEXT = re.compile(r"\s*\$?\s*(\d{1,15}(?:_\d{3}){0,4}(?:\.\d{1,9})?)\s*([kMGB]?)\s*(?:/|per\b)\s*([a-z]{1,10})\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Cap:
+    """So much per period of the calendar.
+
+    Args:
+        amount: Units; 0 or more. 0 lets nothing through.
+        period: "day", "week" (from Monday), "month"; also "hour" and "minute".
+        tz: The time zone in which periods begin at midnight, by its IANA name.
+
+    Raises:
+        ValueError: The amount is negative or no number, or there is no such period or time zone.
+    """
+
+    amount: float
+    period: Period
+    tz: str = "UTC"
+
+    def __post_init__(self) -> None:
+        amount: object = self.amount
+        if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < math.inf:
+            raise ValueError(f"a cap must be a finite number of units, 0 or more, not {amount!r}")
+        self.limit("")
+
+    def limit(self, unit: str) -> Calendar:
+        """The limit that counts it. A call that does not say how much it takes is charged the least until it is settled."""
+        return Calendar(max(self.amount, _NOTHING), self.period, self.tz, _least(unit))
+
+    def __str__(self) -> str:
+        return f"{show(self.amount)} a {self.period}" + ("" if self.tz == "UTC" else f" ({self.tz})")
+
+
+CapLike = Cap | Calendar | str
+Caps = Mapping[str, tuple[Cap, ...]]
+"""Per unit; a unit with none is not capped."""
+
+
+def _least(unit: str) -> float:
+    """What a call takes at least: enough to be refused where nothing is left."""
+    return 1e-6 if unit == "dollars" else 1.0
+
+
+def read_cap(given: Any, tz: str = "UTC") -> Cap:
+    """Read `"100/day"`, `"2M/month"` or `"$20/week"`, in the time zone `tz`, or a `calendar(...)`.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    if isinstance(given, Cap):
+        return given
+    if isinstance(given, Calendar):
+        return Cap(given.amount, given.period, given.tz)
+    match = _TEXT.fullmatch(given) if isinstance(given, str) else None
+    if match is None or match[3] not in _limits.PERIODS:
+        raise ValueError(
+            f'cannot read {given!r:.80} as a cap: write it like "100/day", "2M/month" or "20.50/week" '
+            f'(periods: {", ".join(_limits.PERIODS)}; 0 or more), or as calendar(100, "day", "Europe/Berlin")'
+        )
+    digits, scale, _ = match.groups()
+    period: Any = match[3]
+    amount = float(digits.replace("_", "")) * _SCALES[scale]
+    return Cap(int(amount) if amount.is_integer() else amount, period, tz)
+
+
+def read_caps(given: Mapping[Any, Any], tz: str = "UTC") -> dict[str, tuple[Cap, ...]]:
+    """Read caps as users write them: per unit one, a list of them, or "unlimited".
+
+    Raises:
+        ValueError: One of them is wrong; the message names its unit.
+    """
+    caps: dict[str, tuple[Cap, ...]] = {}
+    for unit, written in given.items():
+        if not isinstance(unit, str) or not unit.isidentifier():
+            raise ValueError(f"a unit must be a word, such as requests, tokens or dollars, not {unit!r}")
+        each = written if isinstance(written, list | tuple) else (written,)
+        try:
+            kinds = [read_cap(one, tz) for one in each if not _is_unlimited(one)]
+        except ValueError as error:
+            raise ValueError(f"{unit}: {error}") from None
+        spans = [(cap.period, cap.tz) for cap in kinds]
+        if len(set(spans)) < len(spans):
+            raise ValueError(f"{unit}: there are two caps for one period: {', '.join(map(str, kinds))}")
+        caps[unit] = tuple(kinds)
+    return caps
+
+
+def _is_unlimited(given: object) -> bool:
+    return isinstance(given, Unlimited) or given == "unlimited"
+
+
+def check_units(units: Iterable[str], known: Iterable[str]) -> None:
+    """See that each unit is known.
+
+    Raises:
+        UnknownUnit: One is not.
+    """
+    there = tuple(known)
+    for unit in units:
+        if unit not in there:
+            raise UnknownUnit(
+                f"quotas count no {unit!r}; they count {', '.join(there)}. Another unit needs a cap for everybody first",
+                unit=unit,
+                known=there,
+            )
+
+
+def limits_of(caps: Caps, units: Iterable[str]) -> dict[str, tuple[Limit, ...]]:
+    """The limits of a user's caps: of each unit, as the processes that share a quota must know the same ones."""
+    nothing = (Cap(_ANYTHING, "month"),)
+    return {unit: tuple(cap.limit(unit) for cap in caps.get(unit, ()) or nothing) for unit in sorted(units)}
+
+
+def with_extra(caps: Caps, extra: Iterable[tuple[str, str, str, float]]) -> Caps:
+    """The caps with what was allowed on top of them: (unit, period, time zone, units)."""
+    more = {(unit, period, tz): amount for unit, period, tz, amount in extra}
+    return {
+        unit: tuple(
+            Cap(cap.amount + more.get((unit, cap.period, cap.tz), 0), cap.period, cap.tz) for cap in kinds
+        )
+        for unit, kinds in caps.items()
+    }  # fmt: skip
+
+
+def plain_caps(caps: Caps) -> dict[str, Any]:
+    """As JSON has them."""
+    return {unit: [[cap.amount, cap.period, cap.tz] for cap in kinds] for unit, kinds in caps.items()}
+
+
+def origins(before: Sequence[tuple[str, Calendar]], after: Sequence[tuple[str, Calendar]]) -> list[int]:
+    """Per limit of `after`, the one of `before` whose use it goes on from; below 0: none, it begins with nothing used.
+
+    The one for the same period, else the longest one for a shorter period: what was used today was used this month too.
+    """
+    found = []
+    for unit, limit in after:
+        length = _limits.PERIODS.index(limit.period)
+        earlier = [
+            ((old.tz == limit.tz and old.period == limit.period, _limits.PERIODS.index(old.period)), index)
+            for index, (its_unit, old) in enumerate(before)
+            if its_unit == unit and _limits.PERIODS.index(old.period) <= length
+        ]
+        found.append(max(earlier)[1] if earlier else -1)
+    return found
+
+
+def read_plain_caps(plain: Mapping[str, Any]) -> dict[str, tuple[Cap, ...]]:
+    """Read what `plain_caps` wrote.
+
+    Raises:
+        ValueError, TypeError, AttributeError: It is not that.
+    """
+    return {unit: tuple(Cap(*cap) for cap in kinds) for unit, kinds in plain.items()}

@@ -1,0 +1,328 @@
+"""What is kept of quotas in a shared store: the caps for everybody, a record per user, and what each has used.
+
+What was used is counted by limiters, in rows of theirs. Beside those rows this keeps JSON: `{name}/caps`, and `{name}/user/{user}` for users
+with caps of their own, reviews, or units that a review has allowed. Everything here blocks: on the disk, or on a server.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeVar
+from zoneinfo import ZoneInfo
+
+from penstock._core import ledger
+from penstock._core.windows import period_around
+from penstock.errors import StoreError
+from penstock.limits import Calendar, Limit
+from penstock.stores.contract import Row, Store, Terms
+from penstock.usage.caps import Cap, Caps, origins, plain_caps, read_plain_caps, with_extra
+
+__all__ = ["Records", "Review", "ReviewState", "Spent", "UserRecord", "end_of"]
+
+_T = TypeVar("_T")
+ReviewState = Literal["pending", "approved", "refused"]
+_MOST_REVIEWS = 50
+_FOR_EVER = 1e9
+_STATE = b"json"
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """A user came to a cap, and somebody, or a function, is to decide.
+
+    Attributes:
+        user, unit, period, tz: Whose cap it is, and which.
+        asked: Units beyond the cap that were asked for last.
+        at: When it was first asked for, in seconds since 1970.
+        until: When the period ends, and with it the review.
+        state: "pending", "approved" or "refused".
+        allowed: Units that were allowed on top of the cap, for this period.
+        by: What decided: "" while nothing has.
+        calls: How many calls asked.
+    """
+
+    user: str
+    unit: str
+    period: str
+    tz: str
+    asked: float
+    at: float
+    until: float
+    state: ReviewState = "pending"
+    allowed: float = 0.0
+    by: str = ""
+    calls: int = 1
+
+    @property
+    def cap(self) -> tuple[str, str, str]:
+        """Which cap it is about."""
+        return self.unit, self.period, self.tz
+
+
+@dataclass(frozen=True, slots=True)
+class UserRecord:
+    """What is kept of a user.
+
+    Attributes:
+        own: Caps that are not those for everybody, per unit.
+        extra: Per cap, units that are allowed on top of it, and the moment at which that ends.
+        reviews: The last ones.
+    """
+
+    user: str
+    own: Caps
+    extra: Mapping[tuple[str, str, str], tuple[float, float]]
+    reviews: tuple[Review, ...] = ()
+
+    def caps(self, for_everybody: Caps, now: float) -> Caps:
+        """The user's caps at a moment."""
+        return with_extra({**for_everybody, **self.own}, self.extra_at(now))
+
+    def extra_at(self, now: float) -> list[tuple[str, str, str, float]]:
+        """What is allowed on top of caps at a moment."""
+        return [(*cap, amount) for cap, (amount, until) in self.extra.items() if now < until]
+
+    def changes_at(self, now: float) -> float:
+        """When the caps change by themselves next."""
+        return min((until for _, until in self.extra.values() if now < until), default=float("inf"))
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What was used of one limit, and the end of its period in seconds since 1970."""
+
+    unit: str
+    limit: Calendar
+    used: float
+    resets_at: float
+
+
+def end_of(cap: Cap | Calendar, now: float) -> float:
+    """When the period that holds the moment `now` ends."""
+    return period_around(now, cap.period, ZoneInfo(cap.tz))[1]
+
+
+class Records:
+    """The records of one quota. Safe to use from any thread; a fork in between is no harm."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.name: str = name
+        self.place_ttl: float = store.place_ttl
+        self._own = store.another()  # the store of the limiters is its dispatcher's alone
+        self._lock = threading.RLock()
+        _all.add(self)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        with self._lock:
+            self._own.disconnect()
+
+    @contextmanager
+    def _store(self) -> Iterator[Store]:
+        with self._lock:
+            yield self._own
+
+    # Names
+
+    def used_name(self, user: str) -> str:
+        """What the limiter of a user is called."""
+        return f"{self.name}/used/{_escaped(user)}"
+
+    def _user_name(self, user: str) -> str:
+        return f"{self.name}/user/{_escaped(user)}"
+
+    def users(self) -> list[str]:
+        """Users with a record, or that have used something."""
+        found = set()
+        with self._store() as store:
+            for kind in ("used", "user"):
+                prefix = f"{self.name}/{kind}/"
+                found |= {_unescaped(name.removeprefix(prefix)) for name in store.names(prefix)}
+        return sorted(found)
+
+    # Records
+
+    def for_everybody(self, wanted: Caps | None) -> Caps:
+        """The caps for everybody; `wanted` become those first, if they are given."""
+        plain = None if wanted is None else {"caps": plain_caps(wanted)}
+
+        def put(there: Any) -> Any:
+            return there if plain is None or there == plain else plain
+
+        found = self._changed(f"{self.name}/caps", put)
+        return self._read(read_plain_caps, (found or {}).get("caps", {}))
+
+    def user(self, user: str) -> UserRecord:
+        """The record of a user; an empty one if there is none."""
+        return self._read(_record_of, user, self._changed(self._user_name(user), lambda there: there))
+
+    def change_user(self, user: str, change: Callable[[UserRecord], UserRecord]) -> UserRecord:
+        """Replace the record of a user, atomically, and return the new one."""
+
+        def put(there: Any) -> Any:
+            return _plain_record(change(self._read(_record_of, user, there)))
+
+        return self._read(_record_of, user, self._changed(self._user_name(user), put))
+
+    def _changed(self, name: str, change: Callable[[Any], Any]) -> Any:
+        """Read a document, and write what `change` makes of it, if that is another."""
+        document: Any = None
+
+        def decide(rows: list[Row | None], _: float) -> list[tuple[Row, float] | None]:
+            nonlocal document
+            (row,) = rows
+            before = None if row is None else self._read(json.loads, row[0])
+            document = change(before)
+            text = json.dumps(document, separators=(",", ":"))
+            return [None if document is None or (row and row[0] == text) else ((text, _STATE), _FOR_EVER)]
+
+        with self._store() as store:
+            store.exchange([name], decide)
+        return document
+
+    def _read(self, read: Callable[..., _T], *what: Any) -> _T:
+        try:
+            return read(*what)
+        except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+            raise StoreError(
+                f'what is kept of the quota "{self.name}" in {self._own!r} cannot be read ({type(error).__name__}: {error}): another version of '
+                "penstock has written it, or another program"
+            ) from error
+
+    # What was used
+
+    def terms(self, user: str, limits: Mapping[str, tuple[Limit, ...]]) -> Terms:
+        """The limits of a user, as the store knows them."""
+        return Terms(self.used_name(user), limits, self.place_ttl)
+
+    def agree(self, user: str, limits: Mapping[str, tuple[Limit, ...]]) -> None:
+        """Count a user by these limits from now on, in all processes."""
+        terms = self.terms(user, limits)
+
+        def put(rows: list[Row | None], now: float) -> list[tuple[Row, float] | None]:
+            (row,) = rows
+            if row is None or row[0] == terms.text:
+                return [None]
+            before = Terms.of_text(terms.name, row[0], self.place_ttl)
+            origin = origins(_each(before), _each(terms))
+            with self._whole(user):
+                state, keep = ledger.reshape(row[1], before.numbers(now), terms.numbers(now), origin, now)
+            return [((terms.text, state), keep)]
+
+        with self._store() as store:
+            store.exchange([terms.name], put)
+            store.announce([terms.name])
+
+    def spent(self, user: str) -> list[Spent]:
+        """What a user has used, limit by limit; empty: nothing."""
+        found: list[Spent] = []
+
+        def look(rows: list[Row | None], now: float) -> list[tuple[Row, float] | None]:
+            (row,) = rows
+            found.clear()
+            if row is not None:
+                terms = Terms.of_text(self.used_name(user), row[0], self.place_ttl)
+                with self._whole(user):
+                    states = ledger.decide([row[1]], [terms.numbers(now)], (), 0.0, now).states
+                for index, (unit, limit) in enumerate(_each(terms)):
+                    found.append(Spent(unit, limit, states[3 * index + 1], states[3 * index + 2] / 1e6))
+            return [None]
+
+        with self._store() as store:
+            store.exchange([self.used_name(user)], look)
+        return found
+
+    @contextmanager
+    def _whole(self, user: str) -> Iterator[None]:
+        try:
+            yield
+        except ledger.DamagedRow:
+            raise StoreError(
+                f"what {user!r:.200} has used is damaged in {self._own!r}: reset it, and it begins with nothing used"
+            ) from None
+
+    def reset(self, user: str) -> bool:
+        """Forget what a user has used; return whether there was anything. Calls that are under way give nothing back any more."""
+        was = False
+
+        def begin(rows: list[Row | None], now: float) -> list[tuple[Row, float] | None]:
+            nonlocal was
+            (row,) = rows
+            was = row is not None
+            if row is None:
+                return [None]
+            terms = Terms.of_text(self.used_name(user), row[0], self.place_ttl)
+            decision = ledger.decide([None], [terms.numbers(now)], (), 0.0, now)
+            return [((row[0], decision.rows[0]), decision.keep[0])]
+
+        with self._store() as store:
+            store.exchange([self.used_name(user)], begin)
+        return was
+
+
+def _each(terms: Terms) -> list[tuple[str, Calendar]]:
+    """The limits in the order of the rows. Those of quotas are all of the calendar."""
+    each = [(unit, limit) for unit, kinds in terms.limits.items() for limit in kinds]
+    if not all(isinstance(limit, Calendar) for _, limit in each):
+        raise StoreError(f'"{terms.name}" counts {terms}, which is no quota: another limiter has taken its name')
+    return each  # type: ignore[return-value]  # as was just seen
+
+
+def _record_of(user: str, plain: Any) -> UserRecord:
+    if plain is None:
+        return UserRecord(user, {}, {})
+    extra = {(unit, period, tz): (float(amount), float(until)) for unit, period, tz, amount, until in plain["extra"]}
+    return UserRecord(user, read_plain_caps(plain["own"]), extra, tuple(Review(**one) for one in plain["reviews"]))
+
+
+def _plain_record(record: UserRecord) -> dict[str, Any]:
+    return {
+        "own": plain_caps(record.own),
+        "extra": [[*cap, amount, until] for cap, (amount, until) in record.extra.items()],
+        "reviews": [asdict(one) for one in record.reviews[-_MOST_REVIEWS:]],
+    }
+
+
+_ESCAPES: Sequence[tuple[str, str]] = (("%", "%25"), ("{", "%7B"), ("}", "%7D"))
+
+
+def _escaped(user: str) -> str:
+    for character, escape in _ESCAPES:
+        user = user.replace(character, escape)
+    return user
+
+
+def _unescaped(name: str) -> str:
+    for character, escape in reversed(_ESCAPES):
+        name = name.replace(escape, character)
+    return name
+
+
+_all: weakref.WeakSet[Records] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    """A child must not have SQLite's idea of its parent's locks, nor a connection that its parent reads."""
+    for records in list(_all):
+        records._lock.acquire()
+        records._own.disconnect()
+
+
+def _after_fork_in_parent() -> None:
+    for records in list(_all):
+        records._lock.release()
+
+
+def _after_fork_in_child() -> None:
+    for records in list(_all):
+        records._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -1,0 +1,603 @@
+"""Caps per user, by day, week and month: hard, or with a review.
+
+    quotas = Quotas("quotas.db", {"requests": "100/day", "dollars": "20/month"}, tz="Europe/Berlin")
+    async with quotas("alice", dollars=0.01) as permit:      # or QuotaExceeded, at once
+        reply = await client.chat.completions.create(...)
+        permit.settle(dollars=cost_of(reply))
+
+A user's caps are a limiter with `calendar` limits in a shared store, so all that holds of limiters holds here: a call is charged on all caps
+or on none, cancelling charges nothing, the true cost is settled afterwards, and a process that is killed has lost nothing. What is
+particular to quotas is that nobody waits, and that caps differ by user and may be changed at any time, by any process.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from types import TracebackType
+from typing import Any, Literal, Self
+from zoneinfo import ZoneInfo
+
+from anyio import to_thread
+
+from penstock import clock
+from penstock._numbers import Number, amount, show
+from penstock._validation import merge_given
+from penstock.errors import ConfigurationConflict, RateLimited, Unsatisfiable, WouldBlockEventLoop
+from penstock.limiter import Limiter
+from penstock.permit import Permit
+from penstock.stores.contract import Store
+from penstock.stores.sqlite import SQLiteStore
+from penstock.usage.caps import UNITS, Cap, CapLike, Caps, check_units, limits_of, read_caps
+from penstock.usage.quota_records import Records, Review, UserRecord, end_of
+
+__all__ = ["Quota", "QuotaExceeded", "Quotas"]
+
+Verdict = bool | float
+Reviewer = Callable[["QuotaExceeded"], "Verdict | Awaitable[Verdict]"]
+GivenCaps = Mapping[str, CapLike | list[CapLike] | tuple[CapLike, ...]]
+
+_LOOK_AGAIN = 5.0
+"""Seconds after which a user's record is read again, for what another process has changed and the store did not tell."""
+
+_MOST_USERS = 10_000
+"""Users whose limiters are kept at hand."""
+
+_ROUNDS = 8
+"""Times that a call tries again because the caps have changed, or were raised by a review."""
+
+
+class QuotaExceeded(RateLimited):
+    """A user has come to a cap.
+
+    Attributes:
+        user, unit: Whose cap it is, and of what.
+        limit: Units per period, with what a review allowed.
+        used: Units used in this period.
+        asked: Units that the call asks for.
+        period, tz: The period of the cap, and its time zone.
+        resets_at: When the period ends, in seconds since 1970.
+        retry_after: Seconds until then; `inf` where the call is more than the whole cap.
+        review: "pending" or "refused": what became of the review; None: there is none.
+    """
+
+    user: str
+    unit: str
+    limit: float
+    used: float
+    asked: float
+    period: str
+    tz: str
+    resets_at: float
+    review: str | None
+
+    @classmethod
+    def of(cls, quota: Quota, asked: float, now: float) -> Self:
+        """The error of a call that asks for so much of that."""
+        ever = asked <= quota.limit * (1 + 1e-12)
+        again = _moment(quota.resets_at, quota.tz) if ever else "never, as it is more than all of it"
+        money, unit = ("$", "") if quota.unit == "dollars" else ("", f" {quota.unit}")
+        error = cls(
+            f"{quota.user!r:.200} has used {money}{show(round(quota.used, 6))} of {money}{show(quota.limit)}{unit} a {quota.period} "
+            f"and asks for {money}{show(asked)}: again {again}",
+            retry_after=max(0.0, quota.resets_at - now) if ever else math.inf,
+            blocked_by=f"{quota.unit} a {quota.period} of {quota.user!r:.200}",
+        )
+        error.user, error.unit, error.limit, error.used, error.asked = (
+            quota.user, quota.unit, quota.limit, quota.used, asked,
+        )  # fmt: skip
+        error.period, error.tz, error.resets_at, error.review = quota.period, quota.tz, quota.resets_at, None
+        return error
+
+    @property
+    def missing(self) -> float:
+        """Units by which the call is beyond the cap."""
+        return max(0.0, self.used + self.asked - self.limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """One cap of one user, and how much of it is used.
+
+    Attributes:
+        user, unit, period, tz: Whose, of what, for how long, by which calendar.
+        limit: Units per period, with `extra`.
+        used: Units used in this period. More than `limit`: calls took more than was thought.
+        resets_at: When the period ends, in seconds since 1970.
+        is_own: Whether the cap was set for this user alone.
+        extra: Units that a review has allowed on top, until the period ends.
+    """
+
+    user: str
+    unit: str
+    period: str
+    tz: str
+    limit: float
+    used: float
+    resets_at: float
+    is_own: bool = False
+    extra: float = 0.0
+
+    @property
+    def remaining(self) -> float:
+        """Units left; 0 if more was used."""
+        return max(0.0, self.limit - self.used)
+
+
+class Quotas:
+    """Caps per user, kept in a store: shared by all processes that use it, and still there tomorrow.
+
+    `quotas(user, tokens=5)` is an async context manager, and one for threads, like `limiter(tokens=5)`. It never waits: beyond a cap it
+    raises `QuotaExceeded` at once. A call costs one request, and the least of every other unit that has a cap (a token, a
+    millionth of a dollar) unless it says more, so that a user with nothing left is refused; `permit.settle()` says what it took.
+
+    Safe to use from any number of tasks, threads and processes. A change of caps by another process holds from the next call on, after
+    five seconds at the latest.
+
+    Args:
+        store: The path of a SQLite file, made if it is not there; or a `SQLiteStore` or `RedisStore`.
+        caps: For everybody: per unit `"100/day"`, `"2M/month"`, `calendar(100, "day", "Europe/Berlin")`, or a list of those. None: those that the
+            store has.
+        tz: The time zone of caps that are written as texts.
+        name: What these quotas are called in the store.
+        review: What happens beyond a cap. None: the call is refused. "queue": it is refused, and a review is noted, for somebody to
+            `approve` or `refuse`. A function of the `QuotaExceeded`, plain or async: False refuses; True lets this call
+            through; a number allows so many units more until the period ends. Decisions are recorded, see `reviews`.
+        on_event: Hears of grants and refusals, as of a limiter's: a `Ledger`, for example.
+
+    Raises:
+        ValueError: A cap or an option is wrong.
+        StoreError: When it is used: the store cannot be read or written.
+    """
+
+    def __init__(
+        self,
+        store: str | os.PathLike[str] | Store,
+        caps: GivenCaps | None = None,
+        *,
+        tz: str = "UTC",
+        name: str = "quota",
+        review: Literal["queue"] | Reviewer | None = None,
+        on_event: Callable[[Any], object] | None = None,
+    ) -> None:
+        if review is not None and review != "queue" and not callable(review):
+            raise ValueError(f'review= must be "queue", a function of what was refused, or None, not {review!r}')
+        if on_event is not None and not callable(on_event):
+            raise ValueError(f"on_event= must be a function of an event, not {on_event!r}")
+        self._is_ours = not isinstance(store, Store)
+        self.store: Store = store if isinstance(store, Store) else SQLiteStore(store)
+        self.store.check_name(name)
+        if "/" in name:
+            raise ValueError(
+                f"the name {name!r} has a slash, which comes between it and the user: use other characters"
+            )
+        self.name: str = name
+        self.review: Literal["queue"] | Reviewer | None = review
+        self._wanted = None if caps is None else read_caps(caps, tz)
+        if self._wanted is None:
+            Cap(1, "day", tz)  # is there such a time zone?
+        self._tz = tz
+        self._on_event = on_event
+        self._records = Records(self.store, name)
+        self._for_everybody: tuple[float, Caps] | None = None
+        self._users: OrderedDict[str, _User] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"Quotas({self.store!r}, name={self.name!r})"
+
+    def close(self) -> None:
+        """Let go of the file, or of the connection. A store that was given as one stays open. The next use begins anew."""
+        with self._lock:
+            self._users.clear()
+        self._records.close()
+        if self._is_ours:
+            self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Calls
+
+    def __call__(self, user: object, cost: Mapping[str, Number] | None = None, /, **costs: Number) -> _Charge:
+        """A call of that user: to enter with `async with` or `with`, which yields a `Permit`.
+
+        Args:
+            user: Whose call it is: a name, or anything that shows itself as one.
+            cost: Amount per unit, as one mapping; or by keyword. Units of which this user has no cap are let through.
+            costs: Amount per unit.
+
+        Raises:
+            QuotaExceeded: When it is entered: the user has come to a cap, and no review lets it through.
+            UnknownUnit, CostError: The cost is wrong.
+            ValueError: The user has no name.
+        """
+        return _Charge(self, _read_user(user), dict(merge_given("costs", cost, costs)))
+
+    async def acquire(self, user: object, cost: Mapping[str, Number] | None = None, /, **costs: Number) -> Permit:
+        """Charge a call of that user, and return its permit. Arguments and errors: as in `quotas(user, ...)`."""
+        return await self(user, cost, **costs).__aenter__()
+
+    def _known(self, user: str, *, anew: bool = False) -> _User:
+        """The user's limiter, with the caps that hold now. Blocks where they have to be read.
+
+        Args:
+            anew: Read them, however short a time ago that was done.
+        """
+        with self._lock:
+            now = clock.wall()
+            known = self._users.get(user)
+            if known is not None and not anew and known.is_fresh(now):
+                self._users.move_to_end(user)
+                return known
+            everybody = self._caps_for_everybody(now, anew=anew)
+            record = self._records.user(user)
+            caps = record.caps(everybody, now)
+            if known is None or known.caps != caps:
+                limits = limits_of(caps, {*UNITS, *everybody})
+                if known is None or not known.has_units_of(limits):
+                    limiter = Limiter(
+                        limits, name=self._records.used_name(user), store=self.store, on_event=self._on_event
+                    )
+                else:  # the store first: it has to know them before the limiter goes by them
+                    limiter = known.limiter
+                    self._records.agree(user, limits)
+                    limiter.reconfigure(limits)
+                known = _User(limiter, caps)
+            else:
+                known = _User(known.limiter, caps)
+            known.read_at, known.changes_at = now, record.changes_at(now)
+            self._users[user] = known
+            self._users.move_to_end(user)
+            while len(self._users) > _MOST_USERS:
+                self._users.popitem(last=False)
+            return known
+
+    def _caps_for_everybody(self, now: float, *, anew: bool = False) -> Caps:
+        found = self._for_everybody
+        if found is None or anew or not 0 <= now - found[0] < _LOOK_AGAIN:
+            wanted = self._wanted if found is None else None  # they are written once: a later process may want others
+            self._for_everybody = found = (now, self._records.for_everybody(wanted))
+        return found[1]
+
+    def _settle_conflict(self, user: str) -> None:
+        """The store counts a user by other caps than ours: read them, and see that it counts by those."""
+        known = self._known(user, anew=True)
+        self._records.agree(user, known.limiter.limits)
+
+    def _refusal(self, user: str, cost: Mapping[str, float], before: _User) -> QuotaExceeded | None:
+        """The error of a call that was refused; None: the caps have changed since, so that it should be tried again."""
+        known = self._known(user, anew=True)
+        if known.caps != before.caps:
+            return None
+        now = clock.wall()
+        found = [
+            QuotaExceeded.of(quota, cost.get(quota.unit, _least(known.limiter, quota.unit)), now)
+            for quota in self._quotas_of(user, self._records.user(user))
+        ]
+        beyond = [error for error in found if error.missing > 1e-9 * max(1.0, error.limit)]
+        return max(beyond, key=lambda error: error.retry_after, default=None)
+
+    # Reviews
+
+    def _note(self, error: QuotaExceeded, verdict: Verdict | None, by: str) -> QuotaExceeded | None:
+        """Record a decision, or that one is wanted; return what the call is to raise, None: nothing."""
+        wanted = _units(verdict, error.missing)
+        cap = (error.unit, error.period, error.tz)
+
+        def put(record: UserRecord) -> UserRecord:
+            now = clock.wall()
+            mine = [one for one in record.reviews if one.cap == cap and now < one.until]
+            last = mine[-1] if mine else None
+            if verdict is None:
+                if last is not None and last.state in {"pending", "refused"}:
+                    error.review = last.state
+                    return _with_review(record, last, replace(last, asked=error.missing, calls=last.calls + 1))
+                error.review = "pending"
+            else:
+                error.review = None if wanted else "refused"
+            state: Any = "pending" if verdict is None else "approved" if wanted else "refused"
+            review = Review(error.user, *cap, error.missing, now, error.resets_at, state, wanted, by)
+            if last is not None and verdict is not None and last.state == state and last.by == by:
+                review = replace(review, at=last.at, allowed=last.allowed + wanted, calls=last.calls + 1)
+                record = _without(record, last)
+            return _with_extra(_with_review(record, None, review), review, wanted, now)
+
+        self._records.change_user(error.user, put)
+        if verdict is None or not wanted:
+            words = {"pending": "a review is pending", "refused": "a review has refused more"}
+            error.args = (f"{error.args[0]}; {words[str(error.review)]}",)
+            return error
+        self._settle_conflict(error.user)
+        return None
+
+    def reviews(self, state: str | None = None) -> list[Review]:
+        """What was decided of calls beyond caps, and what is to be decided, the latest last. Blocks.
+
+        Args:
+            state: "pending", "approved" or "refused" alone.
+        """
+        now = clock.wall()
+        found = [one for user in self._records.users() for one in self._records.user(user).reviews]
+        found = [one for one in found if one.state != "pending" or now < one.until]
+        return sorted((one for one in found if state in {None, one.state}), key=lambda one: one.at)
+
+    def approve(self, user: object, unit: str, more: float | None = None, *, by: str = "") -> Review:
+        """Allow a user so many units more until the period ends. Blocks.
+
+        Args:
+            user, unit: Whose cap it is.
+            more: Units; what was asked for last unless given.
+            by: Who decides; it is recorded.
+
+        Raises:
+            ValueError: There is no pending review, and no `more`; or the user has no such cap.
+        """
+        return self._decided(user, unit, more, "approved", by)
+
+    def refuse(self, user: object, unit: str, *, by: str = "") -> Review:
+        """Refuse a review: until the period ends no other is noted. Blocks. Arguments and errors: as in `approve`."""
+        return self._decided(user, unit, 0.0, "refused", by)
+
+    def _decided(self, user: object, unit: str, more: float | None, state: Any, by: str) -> Review:
+        name = _read_user(user)
+        allowed = None if more is None else amount(more)
+        if (more is not None and allowed is None) or (state == "approved" and allowed == 0):
+            raise ValueError(f"more must be a finite number of units above 0, not {more!r}")
+        caps = self._known(name, anew=True).caps
+        decided: list[Review] = []
+
+        def put(record: UserRecord) -> UserRecord:
+            now = clock.wall()
+            pending = [one for one in record.reviews if one.unit == unit and one.state == "pending" and now < one.until]
+            if pending:
+                old: Review | None = pending[-1]
+                assert old is not None
+                review = replace(old, state=state, allowed=old.asked if allowed is None else allowed, by=by)
+            else:
+                old = None
+                kinds = caps.get(unit, ())
+                if allowed is None or not kinds:
+                    what = "no cap" if not kinds else "no pending review"
+                    raise ValueError(f"{name!r} has {what} of {unit}" + (": say how many units more" if kinds else ""))
+                cap = kinds[0]
+                review = Review(name, unit, cap.period, cap.tz, 0.0, now, end_of(cap, now), state, allowed, by, 0)
+            decided[:] = [review]
+            return _with_extra(_with_review(record, old, review), review, review.allowed, now)
+
+        self._records.change_user(name, put)
+        self._settle_conflict(name)
+        return decided[0]
+
+    # Administration
+
+    def set(self, user: object, caps: GivenCaps | None = None, /, **more_caps: Any) -> None:
+        """Give a user caps of their own for some units; other units stay as they are. Holds in all processes. Blocks.
+
+        Args:
+            user: Whose.
+            caps: As in the constructor; "unlimited": no cap. What was used stays used.
+            more_caps: The same, by keyword.
+
+        Raises:
+            ValueError: A cap is wrong. UnknownUnit: There is no such unit.
+        """
+        name = _read_user(user)
+        own = read_caps(merge_given("caps", caps, more_caps), self._tz)
+        if not own:
+            raise ValueError('set() needs at least one cap, for example set("alice", requests="200/day")')
+        check_units(own, self._units())
+        self._records.change_user(name, lambda record: replace(record, own={**record.own, **own}))
+        self._settle_conflict(name)
+
+    def unset(self, user: object) -> None:
+        """Take a user's own caps back: those for everybody hold. Blocks."""
+        name = _read_user(user)
+        self._records.change_user(name, lambda record: replace(record, own={}))
+        self._settle_conflict(name)
+
+    def reset(self, user: object) -> bool:
+        """Forget what a user has used; return whether there was anything. Blocks."""
+        return self._records.reset(_read_user(user))
+
+    def of(self, user: object) -> list[Quota]:
+        """The caps of a user, and how much is used of each. Blocks."""
+        name = _read_user(user)
+        return self._quotas_of(name, self._records.user(name))
+
+    def all(self) -> list[Quota]:
+        """All caps of all users that have used something in this period, or have caps of their own. Blocks."""
+        return [quota for user in self._records.users() for quota in self._quotas_of(user, self._records.user(user))]
+
+    def _units(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*UNITS, *self._caps_for_everybody(clock.wall(), anew=True))))
+
+    def _quotas_of(self, user: str, record: UserRecord) -> list[Quota]:
+        now = clock.wall()
+        spent = {(one.unit, one.limit.period, one.limit.tz): one for one in self._records.spent(user)}
+        extra = {(unit, period, tz): more for unit, period, tz, more in record.extra_at(now)}
+        quotas = []
+        for unit, kinds in sorted(record.caps(self._caps_for_everybody(now), now).items()):
+            for cap in kinds:
+                found = spent.get((unit, cap.period, cap.tz))
+                used, end = (0.0, end_of(cap, now)) if found is None else (found.used, found.resets_at)
+                quotas.append(
+                    Quota(
+                        user, unit, cap.period, cap.tz, cap.amount, used, end, unit in record.own,
+                        extra.get((unit, cap.period, cap.tz), 0.0),
+                    )
+                )  # fmt: skip
+        return quotas
+
+
+class _User:
+    """The limiter of a user, and until when its caps are known to hold."""
+
+    __slots__ = ("caps", "changes_at", "limiter", "read_at")
+
+    def __init__(self, limiter: Limiter, caps: Caps) -> None:
+        self.limiter = limiter
+        self.caps = caps
+        self.read_at = -math.inf
+        self.changes_at = math.inf
+
+    def is_fresh(self, now: float) -> bool:
+        """Whether the caps need not be read again: also a clock that steps back makes them old."""
+        return 0 <= now - self.read_at < _LOOK_AGAIN and now < self.changes_at
+
+    def has_units_of(self, limits: Mapping[str, Any]) -> bool:
+        return self.limiter.limits.keys() == limits.keys()
+
+
+class _Charge:
+    """What `quotas(user, ...)` is. Each time it is entered a call is charged."""
+
+    __slots__ = ("_cost", "_quotas", "_user")
+
+    def __init__(self, quotas: Quotas, user: str, cost: dict[str, Number]) -> None:
+        self._quotas = quotas
+        self._user = user
+        self._cost: dict[str, Any] = cost
+
+    async def __aenter__(self) -> Permit:
+        quotas, user = self._quotas, self._user
+        for _ in range(_ROUNDS):
+            known = quotas._users.get(user)
+            if known is None or not known.is_fresh(clock.wall()):
+                known = await to_thread.run_sync(quotas._known, user)
+            try:
+                return await known.limiter(self._cost, max_wait=0, flow=user).__aenter__()
+            except ConfigurationConflict:
+                await to_thread.run_sync(quotas._settle_conflict, user)
+                continue
+            except (RateLimited, Unsatisfiable):
+                error = await to_thread.run_sync(quotas._refusal, user, self._cost, known)
+            if error is None:
+                continue
+            refused = await self._review(error)
+            if refused is not None:
+                raise refused
+        raise self._unsettled()
+
+    async def _review(self, error: QuotaExceeded) -> QuotaExceeded | None:
+        quotas = self._quotas
+        if quotas.review is None:
+            return error
+        verdict: Any = None
+        if quotas.review != "queue":
+            verdict = quotas.review(error)
+            if inspect.isawaitable(verdict):
+                verdict = await verdict
+            _units(verdict, 1.0)
+        return await to_thread.run_sync(partial(quotas._note, error, verdict, _by(quotas.review)))
+
+    async def __aexit__(self, kind: object, error: object, trace: object, /) -> None:
+        """Nothing is held. What was charged stays charged."""
+
+    def __enter__(self) -> Permit:
+        quotas, user = self._quotas, self._user
+        for _ in range(_ROUNDS):
+            known = quotas._known(user)
+            try:
+                return known.limiter(self._cost, max_wait=0, flow=user).__enter__()
+            except WouldBlockEventLoop:
+                raise
+            except ConfigurationConflict:
+                quotas._settle_conflict(user)
+                continue
+            except (RateLimited, Unsatisfiable):
+                error = quotas._refusal(user, self._cost, known)
+            if error is None:
+                continue
+            if quotas.review is None:
+                raise error
+            verdict: Any = None if quotas.review == "queue" else quotas.review(error)
+            if inspect.isawaitable(verdict):
+                raise ValueError("review= is an async function, and a thread cannot wait for it: use `async with`")
+            refused = quotas._note(error, verdict, _by(quotas.review))
+            if refused is not None:
+                raise refused
+        raise self._unsettled()
+
+    def __exit__(self, kind: object, error: object, trace: object, /) -> None:
+        """Nothing is held. What was charged stays charged."""
+
+    def _unsettled(self) -> RateLimited:
+        return RateLimited(
+            f"the caps of {self._user!r:.200} change faster than a call can be charged: try again",
+            retry_after=1.0,
+            blocked_by="quota",
+        )
+
+
+def _by(review: Any) -> str:
+    return "" if review == "queue" else str(getattr(review, "__name__", "function"))
+
+
+def _units(verdict: Any, missing: float) -> float:
+    """How many units more a verdict allows."""
+    if verdict is None or verdict is False:
+        return 0.0
+    if verdict is True:
+        return missing
+    units = amount(verdict)
+    if units is None:
+        raise ValueError(f"a review must return True, False, or a number of units more, not {verdict!r}")
+    return units
+
+
+def _least(limiter: Limiter, unit: str) -> float:
+    return next((limit.default for limit in limiter.limits.get(unit, ()) if limit.default is not None), 0.0)
+
+
+def _without(record: UserRecord, review: Review) -> UserRecord:
+    return replace(record, reviews=tuple(one for one in record.reviews if one != review))
+
+
+def _with_review(record: UserRecord, old: Review | None, new: Review) -> UserRecord:
+    rest = record if old is None else _without(record, old)
+    return replace(rest, reviews=(*rest.reviews, new))
+
+
+def _with_extra(record: UserRecord, review: Review, units: float, now: float) -> UserRecord:
+    if not units:
+        return record
+    live = {cap: (more, until) for cap, (more, until) in record.extra.items() if now < until}
+    more, _ = live.get(review.cap, (0.0, 0.0))
+    return replace(record, extra={**live, review.cap: (more + units, review.until)})
+
+
+def _read_user(user: object) -> str:
+    """A user's name.
+
+    Raises:
+        ValueError: It is none, or one that no store can keep.
+    """
+    text = "" if user is None else str(user)
+    if not text or len(text) > 1_000:
+        raise ValueError(
+            f"a user must have a name of 1 to 1,000 characters, not {'none' if not text else f'{len(text):,}'}: "
+            "every call must say whose it is"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the user {text!r:.200} has a lone surrogate in the name, which no store can keep") from None
+    return text
+
+
+def _moment(at: float, tz: str) -> str:
+    from datetime import datetime
+
+    return f"at {datetime.fromtimestamp(at, ZoneInfo(tz)):%Y-%m-%d %H:%M %Z}"
