@@ -12,7 +12,7 @@ import pytest
 from penstock.testing import virtual_time
 from tests.docs_examples import ROOT, examples_of, run_example, text_of
 
-PAGES = ("tutorial", "limits", "waiting", "keys", "logging", "why", "from-aiolimiter")
+PAGES = ("tutorial", "tour", "limits", "waiting", "keys", "logging", "from-aiolimiter")
 ALL_PAGES = ["README.md", *(str(file.relative_to(ROOT)) for file in sorted((ROOT / "docs").rglob("*.md")))]
 
 
@@ -31,12 +31,15 @@ def test_an_example_prints_what_the_page_says(page, capsys):
         assert run_page(f"docs/{page}.md", capsys, {"__name__": "__main__"}) >= 1
 
 
-@pytest.mark.parametrize("number", range(len(examples_of("docs/tutorial.md"))))
-def test_a_block_of_the_tutorial_can_be_pasted_into_a_console(number):
+@pytest.mark.parametrize(
+    ("page", "number"),
+    [(page, number) for page in ("tutorial", "tour") for number in range(len(examples_of(f"docs/{page}.md")))],
+)
+def test_a_block_of_the_tutorial_can_be_pasted_into_a_console(page, number):
     """A line at a time, as consoles before Python 3.13 take it: there an empty line ends a block, and nothing else does."""
     compiler, waiting = codeop.CommandCompiler(), []
     compiler.compiler.flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-    code, _ = examples_of("docs/tutorial.md")[number]
+    code, _ = examples_of(f"docs/{page}.md")[number]
     for line in [*code.splitlines(), ""]:
         waiting.append(line)
         if compiler("\n".join(waiting)) is not None:  # what is wrong so far raises

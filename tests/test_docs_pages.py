@@ -5,15 +5,16 @@ What needs packages that are too heavy for this suite is run by `make field WHAT
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
 
 from penstock.testing import virtual_time
-from tests.docs_examples import ROOT, examples_of, run_example
+from tests.docs_examples import ROOT, examples_of, run_example, text_of
 
-IN_VIRTUAL_TIME = ["interactive-first", "from-tenacity", "from-backoff", "from-stamina"]
+IN_VIRTUAL_TIME = ["interactive-first", "why-bucket", "why-refunds", "from-tenacity", "from-backoff", "from-stamina"]
 IN_REAL_TIME = ["from-limits", "from-pyrate-limiter", "from-the-cookbook", "in-jupyter"]
 PROGRAMS = ["from-openlimit", "in-aws-lambda", "in-kubernetes", "under-gunicorn"]
 TOO_HEAVY = ["in-celery", "in-django", "in-scrapy"]
@@ -47,6 +48,18 @@ def test_the_blocks_of_a_page_are_a_program(page, tmp_path):
         [sys.executable, program], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )
     assert (run.stdout, run.stderr) == ("".join(output for _, output in examples), "")
+
+
+def test_two_workers_of_the_tutorial_share_one_limit(tmp_path):
+    """Ten calls at 5 a second, the first at once: 1.8 s at least, which two limiters would do in 0.8."""
+    (program,) = re.findall(r"```py\n(.*?)```", text_of("docs/tutorial.md"), re.DOTALL)
+    told = program.replace("import sys", "import sys, time").replace("sys.argv[1], number", "time.time()")
+    (tmp_path / "worker.py").write_text(told, encoding="utf-8")
+    command = [sys.executable, "worker.py"]
+    workers = [subprocess.Popen([*command, name], cwd=tmp_path, stdout=subprocess.PIPE, text=True) for name in "ab"]
+    moments = sorted(float(line) for worker in workers for line in worker.communicate(timeout=120)[0].splitlines())
+    assert len(moments) == 10
+    assert moments[-1] - moments[0] > 1.7
 
 
 @pytest.mark.parametrize("page", TOO_HEAVY)

@@ -82,7 +82,8 @@ class Axes:
         left, top, width, height = area
         for value in _steps(*y):
             drawing.line([(left, self.y(value)), (left + width, self.y(value))], GRID, width=1)
-            drawing.text(left - 6, self.y(value) + 4, f"{value:,g}", colour=FAINT, anchor="end", size=11)
+            if labels[1]:
+                drawing.text(left - 6, self.y(value) + 4, f"{value:,g}", colour=FAINT, anchor="end", size=11)
         for value in _steps(*x):
             drawing.text(self.x(value), top + height + 16, f"{value:,g}", colour=FAINT, anchor="middle", size=11)
         drawing.text(left + width, top + height + 32, labels[0], colour=FAINT, anchor="end", size=11)
