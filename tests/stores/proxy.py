@@ -13,6 +13,8 @@ class Proxy:
     "pass"    nothing
     "cut"     the next reply is lost, and its connection with it, after the server has executed what was asked
     "hole"    everything is swallowed, in both directions
+    "deaf"    what the server says is swallowed
+    "twice"   the next reply is said twice
     "refuse"  connections are closed as soon as they are made
 
     With `tls`, a server's `ssl.SSLContext`, it speaks TLS to whoever comes, as programs that end TLS before a server do.
@@ -65,7 +67,7 @@ class Proxy:
             while data := await reader.read(65536):
                 if self.latency:
                     await asyncio.sleep(self.latency)
-                if self.mode == "hole":
+                if self.mode == "hole" or (self.mode == "deaf" and not up):
                     continue
                 if self.mode == "cut" and not up and data[:1] == b"$" and len(data) > 40:  # the answer to a batch
                     self.cuts += 1
@@ -73,6 +75,9 @@ class Proxy:
                     writer.transport.abort()
                     return
                 writer.write(data if up or not self.said_for[0] else data.replace(*self.said_for))
+                if self.mode == "twice" and not up and data[:1] == b"$" and len(data) > 40:
+                    self.mode = "pass"
+                    writer.write(data)
                 await writer.drain()
         except OSError:
             pass

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import threading
-
 import anyio
 import pytest
 
 from penstock import Limiter, StoreError, per_second
 from penstock.stores import RedisStore
+from tests.stores.talker import Talker
 
 pytestmark = pytest.mark.anyio
 
@@ -50,39 +47,17 @@ OUTAGES = ("cannot answer now", "read-only", "no memory left", "does not answer"
 
 @pytest.fixture
 def talker():
-    """A server that answers every question with the same bytes, but for the first ones of a connection."""
-    answers = []
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve(connection):
-        with contextlib.closing(connection), contextlib.suppress(OSError):
-            while asked := connection.recv(65536):
-                for command in asked.split(b"*")[1:]:
-                    if b"EVAL" in command:
-                        connection.sendall(answers[0])
-                    elif b"INFO" in command:
-                        info = b"redis_version:7.0.0\r\ncluster_enabled:0\r\n"
-                        connection.sendall(b"$%d\r\n%b\r\n" % (len(info), info))
-                    elif b"CLIENT" in command or b"SELECT" in command:
-                        connection.sendall(b"+OK\r\n")
-
-    def accept():
-        with contextlib.suppress(OSError):
-            while True:
-                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    yield answers, f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
-    listener.close()
+    made = Talker()
+    yield made
+    made.stop()
 
 
 @pytest.mark.parametrize(("words", "says"), SAID.items(), ids=lambda text: text[:40])
 async def test_what_a_server_says_is_sorted(words, says, talker):
     """What passes is an outage, for which `on_outage` says what happens; what somebody must mend is an error at once."""
-    answers, url = talker
-    answers[:] = [b"-%b\r\n" % words.encode()]
+    talker.answer = b"-%b\r\n" % words.encode()
     events = []
-    store = RedisStore(url, timeout=0.3, patience=0.1, on_outage="open", on_event=events.append)
+    store = RedisStore(talker.url, timeout=0.3, patience=0.1, on_outage="open", on_event=events.append)
     limiter = Limiter(requests=per_second(5), name="x", store=store)
     if says.startswith(OUTAGES):
         with anyio.fail_after(2):
@@ -95,17 +70,15 @@ async def test_what_a_server_says_is_sorted(words, says, talker):
     store.close(timeout=1)
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [b"$3\r\nabc\r\n", b":5\r\n", b"*0\r\n", b"*2\r\n$1\r\na\r\n$1\r\nb\r\n", b"*3\r\n$8\r\n00000000\r\n:7\r\n$1\r\nb\r\n", b"+OK\r\n", b"$-1\r\n", b"*-1\r\n",
+ODD = [b"$3\r\nabc\r\n", b":5\r\n", b"*0\r\n", b"*2\r\n$1\r\na\r\n$1\r\nb\r\n", b"*3\r\n$8\r\n00000000\r\n:7\r\n$1\r\nb\r\n", b"+OK\r\n", b"$-1\r\n", b"*-1\r\n",
      b"$8\r\n00000000\r\n", b"$16\r\n" + b"\xff" * 16 + b"\r\n", b"$800\r\n" + b"\x7f\xf0" * 400 + b"\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"%1\r\n", b"$9999999999\r\n",
-     b"*1000000000\r\n", b"-\r\n", b"\r\n\r\n", b"-DAMAGED 9\r\n", b"-DAMAGED x\r\n"],
-    ids=repr,
-)  # fmt: skip
+     b"*1000000000\r\n", b"-\r\n", b"\r\n\r\n", b"-DAMAGED 9\r\n", b"-DAMAGED x\r\n"]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", ODD, ids=repr)
 async def test_an_odd_reply_is_an_error_and_no_grant(answer, talker):
-    answers, url = talker
-    answers[:] = [answer]
-    store = RedisStore(url, timeout=0.3, patience=0.1)
+    talker.answer = answer
+    store = RedisStore(talker.url, timeout=0.3, patience=0.1)
     limiter = Limiter(requests=per_second(5), name="x", store=store)
     for _ in range(2):
         with anyio.fail_after(2), pytest.raises(StoreError):

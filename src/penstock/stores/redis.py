@@ -104,6 +104,7 @@ class RedisStore(Store):
         self._server = server_at(server, self.timeout) if isinstance(server, str) else server_of(server, self.timeout)
         self._address = self._server.shown
         self._client: Any = None
+        self._last_answer: tuple[int, Any] = (0, None)  # and the number of its batch
         self._nodes = self._server.nodes  # of a cluster: all ever heard of, as the URL's may be the one that dies
         self._is_cluster = bool(self._nodes)
         self._subscriber: Subscriber | None = None
@@ -221,12 +222,19 @@ class RedisStore(Store):
         keys = [told, *(self._key(one.name) for one in terms)]
         arguments = [struct.pack(f">{len(numbers)}d", *numbers), *(one.text for one in terms)]
         answer = self._asked(lambda: self._run(self._decide, keys, arguments), [one.name for one in terms])
+        number, last = self._last_answer
+        if answer == last and batch.number != number and not now:  # no two have the same time: this one was said twice
+            self._drop()
+            raise Unreachable(f"{self._address} repeats an answer. Is there a proxy before it?")
         try:
-            return self._read(answer, terms, limits)
+            reply = self._read(answer, terms, limits)
         except (struct.error, IndexError, ValueError, TypeError, AttributeError) as error:
+            self._drop()  # the next reply on this connection may be another question's
             raise StoreError(
                 f"{self._address} answers nonsense: {str(answer)[:80]!r}. Is it a Redis server?"
             ) from error
+        self._last_answer = batch.number, answer
+        return reply
 
     @staticmethod
     def _read(answer: Any, terms: Sequence[Terms], limits: int) -> Reply:
