@@ -60,7 +60,12 @@ def test_the_page_about_testing_does_what_it_says(capsys):
     [
         ("docs/batching.md", 4),
         ("docs/many-calls.md", 3),
-        ("docs/shared-stores.md", 6),
+        ("docs/shared-stores.md", 2),
+        ("docs/store-leases.md", 1),
+        ("docs/store-of-your-own.md", 1),
+        ("docs/store-outages.md", 1),
+        ("docs/store-redis.md", 2),
+        ("docs/store-sqlite.md", 1),
         ("docs/usage-ledger.md", 1),
         ("docs/user-quotas.md", 2),
         ("docs/open-telemetry.md", 2),

@@ -62,6 +62,16 @@ def test_two_workers_of_the_tutorial_share_one_limit(tmp_path):
     assert moments[-1] - moments[0] > 1.7
 
 
+@pytest.mark.parametrize("number", range(3))
+def test_each_block_about_many_machines_is_a_program(number, tmp_path):
+    """Its workers import the program again, so it has to be a file."""
+    code, output = examples_of("docs/many-machines.md")[number]
+    program = tmp_path / "program.py"
+    program.write_text(code, encoding="utf-8")
+    run = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=120, check=False)
+    assert (run.stdout, run.stderr) == (output, "")
+
+
 @pytest.mark.parametrize("page", TOO_HEAVY)
 def test_the_others_are_at_least_python(page):
     assert examples_of(f"docs/{page}.md")

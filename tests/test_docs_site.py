@@ -17,7 +17,7 @@ from tests.docs_examples import ROOT, text_of
 DOCS = ROOT / "docs"
 PAGES = sorted(str(file.relative_to(ROOT)) for file in DOCS.rglob("*.md"))
 WORDS, COLUMNS = 1_200, 120
-TOO_LONG = {"docs/command-line.md", "docs/shared-stores.md"}  # to be split
+TOO_LONG = {"docs/command-line.md"}  # to be split
 SIZES = [
     pytest.param(page, marks=pytest.mark.xfail(page in TOO_LONG, strict=True, reason="to be split")) for page in PAGES
 ]
