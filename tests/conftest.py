@@ -31,6 +31,13 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture(scope="module")
+def quick_collections():
+    """The garbage collector looks at what this module makes, and not at all that the modules before have left alive."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(
     params=[
         pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),

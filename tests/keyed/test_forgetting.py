@@ -26,6 +26,8 @@ from penstock import (
 )
 from tests.keyed.looking import level, look_at_all
 
+pytestmark = pytest.mark.usefixtures("quick_collections")
+
 anyio_test = pytest.mark.anyio
 
 

@@ -31,7 +31,7 @@ from penstock._call import Call
 from penstock.stores.memory import MemoryStore
 from penstock.testing import manual_clock
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_collections")]
 
 
 async def enter(limiter, log, **cost):

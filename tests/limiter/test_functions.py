@@ -20,7 +20,7 @@ from penstock import CostError, Keyed, Limiter, Rate, RateLimited, in_flight
 from penstock.stores.memory import MemoryStore
 from penstock.testing import manual_clock
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_collections")]
 
 TOKENS = Limiter(tokens=Rate(1e6, 1e12), name="openai")
 

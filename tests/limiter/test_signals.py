@@ -17,7 +17,10 @@ from penstock import Keyed, Limiter, Rate, RateLimited, in_flight
 from tests.alarms import alarms
 from tests.limiter.interrupts import Interrupted, every_point, raise_interrupted
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("quick_collections"),
+]
 
 SHAPES = {
     "a rate": {"requests": Rate(1_000, 1)},

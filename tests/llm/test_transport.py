@@ -15,7 +15,7 @@ from penstock.llm.clients import limit_client
 from penstock.simulator import Simulation, create_app
 from tests.llm.clients import CHAT, FOUR, HELLO, Server, at_once, levels, limited, refusal
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_collections")]
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ import pytest
 
 from penstock.retry import Budget, Retry, constant, current_attempt
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_collections")]
 
 
 class Mine(Exception):  # noqa: N818
