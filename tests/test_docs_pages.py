@@ -16,7 +16,7 @@ from tests.docs_examples import ROOT, examples_of, run_example, text_of
 
 IN_VIRTUAL_TIME = ["interactive-first", "why-bucket", "why-refunds", "from-tenacity", "from-backoff", "from-stamina"]
 IN_REAL_TIME = ["from-limits", "from-pyrate-limiter", "from-the-cookbook", "in-jupyter"]
-PROGRAMS = ["from-openlimit", "in-aws-lambda", "in-kubernetes", "under-gunicorn"]
+PROGRAMS = ["prometheus-grafana", "from-openlimit", "in-aws-lambda", "in-kubernetes", "under-gunicorn"]
 TOO_HEAVY = ["in-celery", "in-django", "in-scrapy"]
 
 
