@@ -18,6 +18,7 @@ from penstock.runner.batch_summary import batch_summary
 from penstock.runner.output import Results
 from penstock.runner.settings import Settings
 from penstock.runner.source import Lines
+from penstock.runner.summary import Counts
 
 __all__ = ["check_batch_options", "refuse_live_batches", "run_batches"]
 
@@ -68,8 +69,8 @@ def run_batches(
     overwrite: bool,
     tell: Callable[[str], None],
     codes: dict[str, int],
-) -> tuple[dict[str, Any], int]:
-    """Run it; return the summary and the exit code."""
+) -> tuple[dict[str, Any], Counts, int]:
+    """Run it; return the summary, what happened, and the exit code."""
     journal = BatchJournal(batches_of(results.out_path), overwrite=overwrite)
     try:
         if journal.forgotten:
@@ -84,10 +85,10 @@ def run_batches(
     finally:
         journal.close()
     if stopped is None:
-        return numbers, 3 if run.counts.failed else 0
+        return numbers, run.counts, 3 if run.counts.failed else 0
     if not (stopped.code == "interrupted" and stopped.message == _INTERRUPTED):
         complain(stopped.message)
-    return numbers, codes.get(stopped.code, 2)
+    return numbers, run.counts, codes.get(stopped.code, 2)
 
 
 _INTERRUPTED = "interrupted"

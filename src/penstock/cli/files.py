@@ -60,12 +60,16 @@ def open_lines(file: str, prompt: Prompt | None = None) -> Iterator[Lines]:
             os.close(descriptor)
 
 
-def check_files(lines: Lines, out: Path, errors: Path | None, journal: Path | None) -> Targets:
+def check_files(
+    lines: Lines, out: Path, errors: Path | None, journal: Path | None, report: Path | None = None
+) -> Targets:
     """Where everything goes. Refuses to write over what is read, or one output over another.
 
     Where OUT is no regular file, nothing is put beside it: there is no summary and no journal, and the errors need a name
     of their own. Where it is standard output, they go to standard error.
     """
+    if report is not None and not os.access(report.parent, os.W_OK):
+        raise Fault(f"cannot write {report}: the folder {report.parent} is not there, or not ours to write to")
     if out in _STDOUTS:
         return Targets(out, errors or Path("standard error"), None, journal, 1, None if errors else 2)
     if out.is_dir():
@@ -77,7 +81,13 @@ def check_files(lines: Lines, out: Path, errors: Path | None, journal: Path | No
     if journal is None and not is_special:
         journal = journal_of(out)
     seen: dict[object, str] = {}
-    for name, path in {"-o": out, "--errors": errors, "the summary": summary, "the journal": journal}.items():
+    for name, path in {
+        "-o": out,
+        "--errors": errors,
+        "the summary": summary,
+        "the journal": journal,
+        "--report": report,
+    }.items():
         if path is None:
             continue
         # A terminal may well be read from and written to.

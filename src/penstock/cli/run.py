@@ -41,12 +41,15 @@ from penstock.runner.batch_api import BatchHttp
 from penstock.runner.batch_summary import batch_sentences
 from penstock.runner.client import Http, Server
 from penstock.runner.engine import Run
+from penstock.runner.files import write_beside
 from penstock.runner.formats import Prompt
 from penstock.runner.output import OutputError, Results, write_summary
+from penstock.runner.report import render
 from penstock.runner.settings import DAY, HOUR, Settings
 from penstock.runner.source import Lines, read_row
 from penstock.runner.summary import sentences, summarise
 from penstock.runner.system import signals_here
+from penstock.runner.timeline import Timeline
 
 __all__ = ["EXIT_CODES"]
 
@@ -147,6 +150,9 @@ def run(
     prices: Annotated[
         Path | None, typer.Option(metavar="JSON", help="What models cost. [default: the list prices that came along]")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="HTML", help="Write how it went as one page, with pictures over time.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, as penstock plan does.")] = False,
     via: Annotated[
         Literal["requests", "batch"],
@@ -175,6 +181,7 @@ def run(
     if dry_run:
         return plan(file, limits, account, model, settings, prompt, rows, prices, queue_tokens)
     server = None if simulate else server_of(base_url, header or (), timeout)
+    timeline = None if report is None else Timeline()
     with ExitStack() as stack:
         lines = stack.enter_context(open_lines(file, None if prompt is None else Prompt(prompt)))
         if given is None and account is not None:
@@ -184,7 +191,7 @@ def run(
         limits_of = the_same(given) if given is not None else learned if account is None else published(account)
         simulation = simulation_of(given or parse_limits(SIMULATED), latency, seed) if simulate else None
         try:
-            targets = check_files(lines, out, errors, journal)
+            targets = check_files(lines, out, errors, journal, report)
         except OSError as error:  # a name that is too long, a folder that may not be looked into
             raise Fault(f"cannot write {error.filename or out}: {error.strerror or error}") from None
         if via == "batch":
@@ -234,19 +241,23 @@ def run(
             secrets=server.secrets,
         )
         if via == "batch":
-            numbers, code = run_batches(
+            numbers, counts, code = run_batches(
                 lines, results, chosen, _client(BatchHttp, server), queue_tokens=queue_tokens, poll=poll, changed=changed,
                 overwrite=overwrite, tell=tell, codes=_CODES,
             )  # fmt: skip
         else:
             pass_ = Run(lines, results, chosen, limits_of, _client(Http, server), say=tell)
-            numbers, code = _drive(pass_, lines, quiet=quiet, priced=priced is not None)
+            numbers, code = _drive(pass_, lines, timeline, quiet=quiet, priced=priced is not None)
+            counts = pass_.counts
     if not quiet:
         words = batch_sentences(numbers) if via == "batch" else sentences(numbers)
         write("\n".join(words), sys.stderr if is_stdout(out) else sys.stdout)
     try:
         if targets.summary is not None:
             write_summary(targets.summary, numbers)
+        if report is not None:
+            page = render(numbers, counts, None if via == "batch" else timeline, title=f"{file} → {out}")
+            write_beside(report, page.encode("utf-8", "replace"))
     except OutputError as error:
         if (numbers["stopped"] or {}).get("code") != "output":  # else the full disk was named already
             complain(str(error))
@@ -280,7 +291,9 @@ def _tell_what_was_found(results: Results, tell: Callable[[str], None]) -> None:
 # A run, watched and interruptible
 
 
-def _drive(run: Run, lines: Lines, *, quiet: bool, priced: bool = False) -> tuple[dict[str, Any], int]:
+def _drive(
+    run: Run, lines: Lines, timeline: Timeline | None, *, quiet: bool, priced: bool = False
+) -> tuple[dict[str, Any], int]:
     """Run it; return the summary and the exit code."""
     quiet = quiet or sys.stderr is None
     live = not quiet and progress.redraws(sys.stderr)
@@ -291,7 +304,11 @@ def _drive(run: Run, lines: Lines, *, quiet: bool, priced: bool = False) -> tupl
                 tasks.start_soon(_obey_signals, run, quiet)
                 if display is not None:
                     tasks.start_soon(progress.follow, run, lines, display)
+                if timeline is not None:
+                    tasks.start_soon(timeline.follow, run)
                 await run()
+                if timeline is not None:
+                    timeline.look(run)
                 tasks.cancel_scope.cancel()
 
         anyio.run(go)

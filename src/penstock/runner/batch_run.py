@@ -561,7 +561,7 @@ class BatchRun:
 
     def _fail(self, row: Row | Rejected, code: str, message: str, **more: Any) -> None:
         self._results.fail(row, code, message, **more)
-        self.counts.failed += 1
+        self.counts.gave_up(code)
         self.last_error = message
 
     def _trouble(self, reason: str) -> None:

@@ -277,7 +277,7 @@ class Run:
 
     def _fail(self, row: Row | Rejected, code: str, message: str, **more: Any) -> None:
         self._results.fail(row, code, message, **more)
-        self.counts.failed += 1
+        self.counts.gave_up(code)
         self.last_error = message
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -398,10 +398,12 @@ class Run:
     async def _acquire(self, work: Work) -> RequestInFlight:
         work.enter_line()
         self.counts.waiting += 1
+        since = clock.now()
         try:
             # A row that was sent before goes first: it is the oldest, and its place in memory is wanted.
             return await work.group.acquire(work.row.cost, min(work.sent, 1))
         finally:
+            self.counts.waits.add(clock.now() - since)
             self.counts.waiting -= 1
             work.leave_line()
             self._tell()

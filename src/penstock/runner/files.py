@@ -25,6 +25,7 @@ __all__ = [
     "cannot_write",
     "create_beside",
     "truncate_at_last_line",
+    "write_beside",
     "write_summary",
 ]
 
@@ -291,7 +292,15 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     Raises:
         OutputError: It cannot be written.
     """
-    text = (json.dumps(summary, indent=2) + "\n").encode()
+    write_beside(path, (json.dumps(summary, indent=2) + "\n").encode())
+
+
+def write_beside(path: Path, text: bytes) -> None:
+    """Write a file, all of it or nothing: a reader never sees half.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
     draft, descriptor = create_beside(path)
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -12,11 +12,13 @@ once: what is sent again is not work, so retries show as lost time.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from penstock.limits import Rate
+from penstock.runner.histogram import Histogram
 
 __all__ = ["Allowance", "Allowances", "Counts", "optimum", "sentences", "summarise"]
 
@@ -36,6 +38,11 @@ class Allowance(NamedTuple):
         """Seconds that it takes at least to let `work` through."""
         return max(0.0, work - self.at_start) / self.limit.rate
 
+
+MOST_CODES = 100
+"""Codes of failures that are counted one by one; a server may invent any number of them."""
+
+OTHER_CODES = "other codes"
 
 Allowances = Mapping[str, tuple[Allowance, ...]]
 """Unit → what its limits allow."""
@@ -66,6 +73,9 @@ class Counts:
         best_end: Seconds from the beginning before which the answers that came could not all have been there.
         work: What the rows that were sent cost, per group of models and unit, each row counted once.
         spent: What all attempts cost, per group of models and unit.
+        failures: Rows that failed, by the code of their error.
+        latencies: Seconds from the grant of an attempt to its answer.
+        waits: Seconds in line for the limits, of each attempt.
     """
 
     rows: int = 0
@@ -88,6 +98,9 @@ class Counts:
     best_end: float = 0.0
     work: dict[tuple[str, str], float] = field(default_factory=dict)
     spent: dict[tuple[str, str], float] = field(default_factory=dict)
+    failures: Counter[str] = field(default_factory=Counter)
+    latencies: Histogram = field(default_factory=Histogram)
+    waits: Histogram = field(default_factory=Histogram)
 
     @property
     def makespan(self) -> float:
@@ -109,9 +122,15 @@ class Counts:
             default=0.0,
         )
 
+    def gave_up(self, code: str) -> None:
+        """Count a row that failed."""
+        self.failed += 1
+        self.failures[code if code in self.failures or len(self.failures) < MOST_CODES else OTHER_CODES] += 1
+
     def took(self, earliest: float, latency: float) -> None:
         """Count the latency of an attempt that could have been sent after `earliest` seconds."""
         self.latency_sum += latency
+        self.latencies.add(latency)
         self.best_end = max(self.best_end, earliest + latency)
 
 
