@@ -261,3 +261,10 @@ def caused(error, cause):
 )
 def test_retry_on_reads_what_errors_carry_and_imports_no_sdk(error, answer):
     assert retry_on(error) is answer if isinstance(answer, bool) else retry_on(error) == answer
+
+
+@pytest.mark.parametrize(
+    ("body", "message"), [(b"", ""), (b"<h1>Bad Gateway</h1>", "<h1>Bad Gateway</h1>"), (b"\xff", "\ufffd")]
+)
+def test_a_body_of_bytes_that_is_no_json_is_the_message_as_text(body, message):
+    assert judge(401, body, {}).message == message

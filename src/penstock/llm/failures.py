@@ -362,7 +362,8 @@ def _error(body: Any) -> _Error:
     """The error in a body of any of the shapes in use."""
     content = _json(body)
     if content is None and body is not None:
-        return _Error(message=str(body).strip()[:1_000])  # a proxy's page of HTML, as a rule
+        text = body.decode("utf-8", "replace") if isinstance(body, bytes | bytearray) else str(body)
+        return _Error(message=text.strip()[:1_000])  # a proxy's page of HTML, as a rule
     body = content
     if isinstance(body, list) and body:  # Gemini wraps its error in a list
         body = body[0]
