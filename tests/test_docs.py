@@ -80,6 +80,10 @@ def test_an_example_in_a_time_of_its_own_prints_what_the_page_says(page, count, 
     assert count == 0
 
 
+def test_the_page_about_caps_in_fastapi_does_what_it_says(capsys):
+    assert run_page("docs/caps-in-fastapi.md", capsys, {"__name__": "__main__"}) == 2
+
+
 def test_the_readme_runs(capsys):
     """As it stands there; the call waits, is charged and settled."""
     names = {"__name__": "__main__"}

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
+from typer import Typer
 from typer.models import OptionInfo
 
 from penstock.cli import app as command_line
@@ -59,16 +61,25 @@ class Commands(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Write the text and let Sphinx read it."""
         lines: list[str] = []
-        for command in sorted(command_line.registered_commands, key=lambda each: str(each.name)):
-            assert command.callback is not None
-            lines += [f".. rubric:: penstock {command.name}", "", _escaped(inspect.getdoc(command.callback) or ""), ""]
-            signature = inspect.signature(command.callback, eval_str=True)
+        for name, callback in sorted(_commands_of(command_line)):
+            lines += [f".. rubric:: penstock {name}", "", _escaped(inspect.getdoc(callback) or ""), ""]
+            signature = inspect.signature(callback, eval_str=True)
             lines += _table([_row_of(parameter) for parameter in signature.parameters.values()])
         lines += [".. rubric:: Exit codes of penstock run", ""]
         lines += _table([(f"``{code}``", _escaped(meaning)) for code, meaning in EXIT_CODES.items()])
         container = nodes.container()
         self.state.nested_parse(StringList(lines, "commands"), 0, container)
         return list(container.children)
+
+
+def _commands_of(app: Typer, before: str = "") -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Each command's name, with that of its group before it, and its function."""
+    for command in app.registered_commands:
+        assert command.callback is not None
+        yield f"{before}{command.name}", command.callback
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        yield from _commands_of(group.typer_instance, f"{before}{group.name} ")
 
 
 def _row_of(parameter: inspect.Parameter) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from penstock.cli import plan as plan
+from penstock.cli import quota as quota
 from penstock.cli import run as run
 from penstock.cli import simulate as simulate
 from penstock.cli.frame import app

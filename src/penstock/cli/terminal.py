@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Container, Iterable, Sequence
 from typing import TextIO
 
-__all__ = ["complain", "say", "write"]
+__all__ = ["complain", "say", "table", "write"]
 
 
 def say(text: str) -> None:
@@ -33,3 +34,16 @@ def complain(text: str) -> int:
     """Say in one line what is wrong; return the exit code for it."""
     say(" ".join(text.split()))
     return 2
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Container[int] = ()) -> str:
+    """Columns as wide as what is in them. `right`: those whose texts stand to the right, as numbers do."""
+    lines = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            text.rjust(width) if index in right else text.ljust(width)
+            for index, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )

@@ -4,8 +4,9 @@ from penstock.usage.caps import Cap
 from penstock.usage.file import LedgerError
 from penstock.usage.history import History, Minute, RecordedCall, Totals
 from penstock.usage.ledger import Ledger, LedgerStatistics
+from penstock.usage.quota import Quota, QuotaExceeded
 from penstock.usage.quota_records import Review
-from penstock.usage.quotas import Quota, QuotaExceeded, Quotas
+from penstock.usage.quotas import Quotas
 
 __all__ = [
     "Cap",

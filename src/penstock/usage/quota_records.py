@@ -23,7 +23,7 @@ from penstock.limits import Calendar, Limit
 from penstock.stores.contract import Row, Store, Terms
 from penstock.usage.caps import Cap, Caps, origins, plain_caps, read_plain_caps, with_extra
 
-__all__ = ["Records", "Review", "ReviewState", "Spent", "UserRecord", "end_of"]
+__all__ = ["Records", "Review", "ReviewState", "Spent", "UserRecord", "period_of"]
 
 _T = TypeVar("_T")
 ReviewState = Literal["pending", "approved", "refused"]
@@ -103,9 +103,9 @@ class Spent:
     resets_at: float
 
 
-def end_of(cap: Cap | Calendar, now: float) -> float:
-    """When the period that holds the moment `now` ends."""
-    return period_around(now, cap.period, ZoneInfo(cap.tz))[1]
+def period_of(cap: Cap | Calendar, now: float) -> tuple[float, float]:
+    """When the period that holds the moment `now` begins and ends."""
+    return period_around(now, cap.period, ZoneInfo(cap.tz))
 
 
 class Records:

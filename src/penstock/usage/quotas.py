@@ -18,16 +18,15 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
-from zoneinfo import ZoneInfo
 
 from anyio import to_thread
 
 from penstock import clock
-from penstock._numbers import Number, amount, show
+from penstock._numbers import Number, amount
 from penstock._validation import merge_given
 from penstock.errors import ConfigurationConflict, RateLimited, Unsatisfiable, WouldBlockEventLoop
 from penstock.limiter import Limiter
@@ -35,12 +34,13 @@ from penstock.permit import Permit
 from penstock.stores.contract import Store
 from penstock.stores.sqlite import SQLiteStore
 from penstock.usage.caps import UNITS, Cap, CapLike, Caps, check_units, limits_of, read_caps
-from penstock.usage.quota_records import Records, Review, UserRecord, end_of
+from penstock.usage.quota import Quota, QuotaExceeded
+from penstock.usage.quota_records import Records, Review, UserRecord, period_of
 
-__all__ = ["Quota", "QuotaExceeded", "Quotas"]
+__all__ = ["Quotas"]
 
 Verdict = bool | float
-Reviewer = Callable[["QuotaExceeded"], "Verdict | Awaitable[Verdict]"]
+Reviewer = Callable[[QuotaExceeded], Verdict | Awaitable[Verdict]]
 GivenCaps = Mapping[str, CapLike | list[CapLike] | tuple[CapLike, ...]]
 
 _LOOK_AGAIN = 5.0
@@ -51,83 +51,6 @@ _MOST_USERS = 10_000
 
 _ROUNDS = 8
 """Times that a call tries again because the caps have changed, or were raised by a review."""
-
-
-class QuotaExceeded(RateLimited):
-    """A user has come to a cap.
-
-    Attributes:
-        user, unit: Whose cap it is, and of what.
-        limit: Units per period, with what a review allowed.
-        used: Units used in this period.
-        asked: Units that the call asks for.
-        period, tz: The period of the cap, and its time zone.
-        resets_at: When the period ends, in seconds since 1970.
-        retry_after: Seconds until then; `inf` where the call is more than the whole cap.
-        review: "pending" or "refused": what became of the review; None: there is none.
-    """
-
-    user: str
-    unit: str
-    limit: float
-    used: float
-    asked: float
-    period: str
-    tz: str
-    resets_at: float
-    review: str | None
-
-    @classmethod
-    def of(cls, quota: Quota, asked: float, now: float) -> Self:
-        """The error of a call that asks for so much of that."""
-        ever = asked <= quota.limit * (1 + 1e-12)
-        again = _moment(quota.resets_at, quota.tz) if ever else "never, as it is more than all of it"
-        money, unit = ("$", "") if quota.unit == "dollars" else ("", f" {quota.unit}")
-        error = cls(
-            f"{quota.user!r:.200} has used {money}{show(round(quota.used, 6))} of {money}{show(quota.limit)}{unit} a {quota.period} "
-            f"and asks for {money}{show(asked)}: again {again}",
-            retry_after=max(0.0, quota.resets_at - now) if ever else math.inf,
-            blocked_by=f"{quota.unit} a {quota.period} of {quota.user!r:.200}",
-        )
-        error.user, error.unit, error.limit, error.used, error.asked = (
-            quota.user, quota.unit, quota.limit, quota.used, asked,
-        )  # fmt: skip
-        error.period, error.tz, error.resets_at, error.review = quota.period, quota.tz, quota.resets_at, None
-        return error
-
-    @property
-    def missing(self) -> float:
-        """Units by which the call is beyond the cap."""
-        return max(0.0, self.used + self.asked - self.limit)
-
-
-@dataclass(frozen=True, slots=True)
-class Quota:
-    """One cap of one user, and how much of it is used.
-
-    Attributes:
-        user, unit, period, tz: Whose, of what, for how long, by which calendar.
-        limit: Units per period, with `extra`.
-        used: Units used in this period. More than `limit`: calls took more than was thought.
-        resets_at: When the period ends, in seconds since 1970.
-        is_own: Whether the cap was set for this user alone.
-        extra: Units that a review has allowed on top, until the period ends.
-    """
-
-    user: str
-    unit: str
-    period: str
-    tz: str
-    limit: float
-    used: float
-    resets_at: float
-    is_own: bool = False
-    extra: float = 0.0
-
-    @property
-    def remaining(self) -> float:
-        """Units left; 0 if more was used."""
-        return max(0.0, self.limit - self.used)
 
 
 class Quotas:
@@ -372,7 +295,7 @@ class Quotas:
                     what = "no cap" if not kinds else "no pending review"
                     raise ValueError(f"{name!r} has {what} of {unit}" + (": say how many units more" if kinds else ""))
                 cap = kinds[0]
-                review = Review(name, unit, cap.period, cap.tz, 0.0, now, end_of(cap, now), state, allowed, by, 0)
+                review = Review(name, unit, cap.period, cap.tz, 0.0, now, period_of(cap, now)[1], state, allowed, by, 0)
             decided[:] = [review]
             return _with_extra(_with_review(record, old, review), review, review.allowed, now)
 
@@ -416,6 +339,23 @@ class Quotas:
         name = _read_user(user)
         return self._quotas_of(name, self._records.user(name))
 
+    def last(self, user: object) -> list[Quota]:
+        """The caps of a user, and how much was used of each when this process heard of it last. Asks nobody; empty: it never heard."""
+        name = _read_user(user)
+        known = self._users.get(name)
+        if known is None:
+            return []
+        now = clock.wall()
+        left = {(one.unit, one.limit): one.level for one in known.limiter.statistics().limits.values()}
+        quotas = []
+        for unit, kinds in sorted(known.caps.items()):
+            for cap in kinds:
+                limit = cap.limit(unit)
+                begin, end = period_of(cap, now)
+                used = max(0.0, limit.amount - left.get((unit, limit), limit.amount))
+                quotas.append(Quota(name, unit, cap.period, cap.tz, cap.amount, used, end, begin))
+        return quotas
+
     def all(self) -> list[Quota]:
         """All caps of all users that have used something in this period, or have caps of their own. Blocks."""
         return [quota for user in self._records.users() for quota in self._quotas_of(user, self._records.user(user))]
@@ -431,10 +371,11 @@ class Quotas:
         for unit, kinds in sorted(record.caps(self._caps_for_everybody(now), now).items()):
             for cap in kinds:
                 found = spent.get((unit, cap.period, cap.tz))
-                used, end = (0.0, end_of(cap, now)) if found is None else (found.used, found.resets_at)
+                used = 0.0 if found is None else found.used
+                begin, end = period_of(cap, now if found is None else found.resets_at - 1)
                 quotas.append(
                     Quota(
-                        user, unit, cap.period, cap.tz, cap.amount, used, end, unit in record.own,
+                        user, unit, cap.period, cap.tz, cap.amount, used, end, begin, unit in record.own,
                         extra.get((unit, cap.period, cap.tz), 0.0),
                     )
                 )  # fmt: skip
@@ -595,9 +536,3 @@ def _read_user(user: object) -> str:
     except UnicodeEncodeError:
         raise ValueError(f"the user {text!r:.200} has a lone surrogate in the name, which no store can keep") from None
     return text
-
-
-def _moment(at: float, tz: str) -> str:
-    from datetime import datetime
-
-    return f"at {datetime.fromtimestamp(at, ZoneInfo(tz)):%Y-%m-%d %H:%M %Z}"

@@ -1,0 +1,191 @@
+"""Caps per user in front of a web application: 429 with `Retry-After`, and the IETF's RateLimit headers.
+
+`QuotaMiddleware` goes around any ASGI application and depends on nothing. `quota_dependency` is for FastAPI's `Depends`. The headers are
+those of draft-ietf-httpapi-ratelimit-headers-10: `RateLimit-Policy` says what is promised, `RateLimit` what is left, each with
+an item per cap.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+from penstock import clock
+from penstock.permit import Permit
+from penstock.usage.quota import Quota, QuotaExceeded
+from penstock.usage.quotas import Quotas
+
+__all__ = ["QuotaMiddleware", "quota_dependency", "rate_limit_headers"]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_MOST = 999_999_999_999_999
+"""The largest integer of a structured field (RFC 9651)."""
+
+_PROBLEM = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+
+
+def rate_limit_headers(quotas: list[Quota], now: float) -> dict[str, str]:
+    """`RateLimit-Policy` and `RateLimit` of a user's caps, as they stand at the moment `now`; empty if there are no caps.
+
+    Dollars are counted in cents there, as these fields hold whole numbers.
+    """
+    policies, limits = [], []
+    names: set[str] = set()
+    for quota in quotas:
+        name = f"{quota.unit}-{quota.period}".encode("ascii", "replace").decode()
+        while name in names:  # the same period in another time zone
+            name += "'"
+        names.add(name)
+        scale, unit = (100, "cents") if quota.unit == "dollars" else (1, quota.unit.encode("ascii", "replace").decode())
+        counts = "" if unit == "requests" else f';qu="{unit}"'
+        policies.append(
+            f'"{name}";q={_whole(quota.limit * scale)}{counts};w={_whole(quota.resets_at - quota.began_at)}'
+        )
+        limits.append(f'"{name}";r={_whole(quota.remaining * scale)};t={math.ceil(max(0.0, quota.resets_at - now))}')
+    return {"ratelimit-policy": ", ".join(policies), "ratelimit": ", ".join(limits)} if policies else {}
+
+
+def _whole(amount: float) -> int:
+    """Never more than there is; a sum of many parts that falls short of a whole number by rounding is that number."""
+    return min(_MOST, math.floor(amount * (1 + 1e-12) + 1e-9))
+
+
+def _refusal(quotas: Quotas, error: QuotaExceeded) -> dict[str, str]:
+    """The headers of an answer 429."""
+    headers = _headers_now(quotas, error.user)
+    if error.retry_after < math.inf:
+        headers["retry-after"] = f"{max(1, math.ceil(error.retry_after))}"
+    return headers
+
+
+class QuotaMiddleware:
+    """Charges each HTTP request to its user, and answers 429 for the application where the user has come to a cap.
+
+    Answers get the RateLimit headers, streams as well. The permit is `request.state.permit`: the application says by its
+    `settle()` what the request took. Requests stay charged if the application fails or the client goes away. Websockets,
+    lifespans and requests of nobody pass through as they are.
+
+    Args:
+        app: The application.
+        quotas: The caps.
+        user: A function of the ASGI scope that returns whose request it is, plain or async; None: nobody's, it is not limited. It must not
+            trust what a client can write at will.
+        cost: A function of the scope that returns what the request costs at first, as `{"tokens": 500}`; one request, and the
+            least of the other units, unless given.
+
+    Raises:
+        ValueError: An argument is wrong.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        quotas: Quotas,
+        *,
+        user: Callable[[Scope], Any],
+        cost: Callable[[Scope], Mapping[str, float]] | None = None,
+    ) -> None:
+        _check(quotas, user, cost)
+        self.app = app
+        self.quotas = quotas
+        self.user = user
+        self.cost = cost
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, as ASGI says."""
+        user = await _answer(self.user, scope) if scope["type"] == "http" else None
+        if user is None:
+            await self.app(scope, receive, send)
+            return
+        try:
+            permit = await self.quotas.acquire(user, {} if self.cost is None else self.cost(scope))
+        except QuotaExceeded as error:
+            await _refuse(send, error, _refusal(self.quotas, error), with_body=scope.get("method") != "HEAD")
+            return
+        headers = [(name.encode(), value.encode()) for name, value in _headers_now(self.quotas, user).items()]
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), *headers]}
+            await send(message)
+
+        scope = dict(scope)
+        scope.setdefault("state", {})["permit"] = permit
+        await self.app(scope, receive, send_with_headers)
+
+
+async def _refuse(send: Send, error: QuotaExceeded, headers: Mapping[str, str], *, with_body: bool) -> None:
+    problem = {
+        "type": _PROBLEM,
+        "title": "Request cannot be satisfied as assigned quota has been exceeded",
+        "status": 429,
+        "detail": str(error),
+        "violated-policies": [f"{error.unit}-{error.period}"],
+    }
+    body = json.dumps(problem).encode()
+    fields = {"content-type": "application/problem+json", "content-length": f"{len(body)}", **headers}
+    encoded = [(name.encode(), value.encode()) for name, value in fields.items()]
+    await send({"type": "http.response.start", "status": 429, "headers": encoded})
+    await send({"type": "http.response.body", "body": body if with_body else b""})
+
+
+def quota_dependency(
+    quotas: Quotas,
+    *,
+    user: Callable[[Any], Any],
+    cost: Callable[[Any], Mapping[str, float]] | None = None,
+) -> Callable[..., Awaitable[Permit | None]]:
+    """A dependency for FastAPI: `permit: Annotated[Permit, Depends(quota_dependency(quotas, user=...))]`.
+
+    It charges the request, adds the RateLimit headers to the answer, and gives the endpoint the permit, to `settle()`. Beyond a
+    cap FastAPI answers 429, with `Retry-After`.
+
+    Args:
+        quotas: The caps.
+        user: A function of the `Request` that returns whose it is, plain or async; None: nobody's. The permit is None then.
+        cost: A function of the `Request` that returns what it costs at first, as `{"tokens": 500}`.
+
+    Raises:
+        ValueError: An argument is wrong. ImportError: FastAPI is not installed.
+    """
+    from fastapi import HTTPException, Request, Response
+
+    _check(quotas, user, cost)
+
+    async def charge_user(request: Any, response: Any) -> Permit | None:
+        name = await _answer(user, request)
+        if name is None:
+            return None
+        try:
+            permit = await quotas.acquire(name, {} if cost is None else cost(request))
+        except QuotaExceeded as error:
+            raise HTTPException(429, str(error), _refusal(quotas, error)) from error
+        response.headers.update(_headers_now(quotas, name))
+        return permit
+
+    charge_user.__annotations__ = {"request": Request, "response": Response}
+    return charge_user
+
+
+def _check(quotas: object, user: object, cost: object) -> None:
+    if not isinstance(quotas, Quotas):
+        raise ValueError(f"quotas must be a Quotas, not {quotas!r}")
+    if not callable(user) or not (cost is None or callable(cost)):
+        raise ValueError("user= and cost= must be functions of the request")
+
+
+async def _answer(function: Callable[[Any], Any], request: Any) -> Any:
+    answer = function(request)
+    return await answer if inspect.isawaitable(answer) else answer
+
+
+def _headers_now(quotas: Quotas, user: object) -> dict[str, str]:
+    return rate_limit_headers(quotas.last(user), clock.wall())

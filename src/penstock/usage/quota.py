@@ -1,0 +1,92 @@
+"""One cap of one user, and the error of a call beyond it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+from penstock._numbers import show
+from penstock.errors import RateLimited
+from penstock.usage.words import moment
+
+__all__ = ["Quota", "QuotaExceeded"]
+
+
+class QuotaExceeded(RateLimited):
+    """A user has come to a cap.
+
+    Attributes:
+        user, unit: Whose cap it is, and of what.
+        limit: Units per period, with what a review allowed.
+        used: Units used in this period.
+        asked: Units that the call asks for.
+        period, tz: The period of the cap, and its time zone.
+        resets_at: When the period ends, in seconds since 1970.
+        retry_after: Seconds until then; `inf` where the call is more than the whole cap.
+        review: "pending" or "refused": what became of the review; None: there is none.
+    """
+
+    user: str
+    unit: str
+    limit: float
+    used: float
+    asked: float
+    period: str
+    tz: str
+    resets_at: float
+    review: str | None
+
+    @classmethod
+    def of(cls, quota: Quota, asked: float, now: float) -> Self:
+        """The error of a call that asks for so much of that."""
+        ever = asked <= quota.limit * (1 + 1e-12)
+        again = "at " + moment(quota.resets_at, quota.tz) if ever else "never, as it is more than all of it"
+        money, unit = ("$", "") if quota.unit == "dollars" else ("", f" {quota.unit}")
+        error = cls(
+            f"{quota.user!r:.200} has used {money}{show(round(quota.used, 6))} of {money}{show(quota.limit)}{unit} a {quota.period} "
+            f"and asks for {money}{show(asked)}: again {again}",
+            retry_after=max(0.0, quota.resets_at - now) if ever else math.inf,
+            blocked_by=f"{quota.unit} a {quota.period} of {quota.user!r:.200}",
+        )
+        error.user, error.unit, error.limit, error.used, error.asked = (
+            quota.user, quota.unit, quota.limit, quota.used, asked,
+        )  # fmt: skip
+        error.period, error.tz, error.resets_at, error.review = quota.period, quota.tz, quota.resets_at, None
+        return error
+
+    @property
+    def missing(self) -> float:
+        """Units by which the call is beyond the cap."""
+        return max(0.0, self.used + self.asked - self.limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """One cap of one user, and how much of it is used.
+
+    Attributes:
+        user, unit, period, tz: Whose, of what, for how long, by which calendar.
+        limit: Units per period, with `extra`.
+        used: Units used in this period. More than `limit`: calls took more than was thought.
+        resets_at: When the period ends, in seconds since 1970.
+        began_at: When it began.
+        is_own: Whether the cap was set for this user alone.
+        extra: Units that a review has allowed on top, until the period ends.
+    """
+
+    user: str
+    unit: str
+    period: str
+    tz: str
+    limit: float
+    used: float
+    resets_at: float
+    began_at: float
+    is_own: bool = False
+    extra: float = 0.0
+
+    @property
+    def remaining(self) -> float:
+        """Units left; 0 if more was used."""
+        return max(0.0, self.limit - self.used)
