@@ -13,6 +13,14 @@ from penstock.testing import virtual_time
 from tests.docs_examples import ROOT, examples_of, run_example, text_of
 
 PAGES = ("tutorial", "tour", "limits", "waiting", "keys", "logging", "from-aiolimiter")
+CONSOLE = (
+    "tutorial",
+    "tour",
+    "from-aiolimiter",
+    "interactive-first",
+    "logging",
+    "waiting",
+)  # and not classes, which have empty lines
 ALL_PAGES = ["README.md", *(str(file.relative_to(ROOT)) for file in sorted((ROOT / "docs").rglob("*.md")))]
 
 
@@ -33,7 +41,7 @@ def test_an_example_prints_what_the_page_says(page, capsys):
 
 @pytest.mark.parametrize(
     ("page", "number"),
-    [(page, number) for page in ("tutorial", "tour") for number in range(len(examples_of(f"docs/{page}.md")))],
+    [(page, number) for page in CONSOLE for number in range(len(examples_of(f"docs/{page}.md")))],
 )
 def test_a_block_of_the_tutorial_can_be_pasted_into_a_console(page, number):
     """A line at a time, as consoles before Python 3.13 take it: there an empty line ends a block, and nothing else does."""
