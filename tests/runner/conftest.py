@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+import uuid
+
 import pytest
+
+from tests.stores import servers
 
 
 @pytest.fixture
 def anyio_backend():
     """asyncio is what the command line runs on; the parts below run on more, and their own tests hold that."""
     return "asyncio", {"use_uvloop": False}
+
+
+@pytest.fixture(scope="session")
+def valkey():
+    """The URL of a Valkey server."""
+    if servers.outside_url():
+        yield servers.outside_url()
+        return
+    server = servers.Server(servers.binaries()["valkey"])
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture
+def prefix():
+    """What the keys of one test begin with."""
+    return f"test-{uuid.uuid4().hex[:8]}"

@@ -34,7 +34,8 @@ from penstock.llm.failures import Verdict
 from penstock.llm.headers import Quota, Reading
 from penstock.llm.reporting import Report
 from penstock.llm.server_estimate import Told
-from penstock.llm.traffic import Departure, DepartureBucket
+from penstock.llm.traffic import HEADROOM, SHARED_HEADROOM, Departure, DepartureBucket
+from penstock.stores import MemoryStore
 
 __all__ = [
     "Endpoint",
@@ -134,6 +135,9 @@ class Endpoint:
     def __init__(self, limiter: Limiter) -> None:
         self.limiter = limiter
         self._lock = threading.RLock()
+        self._is_shared = not isinstance(limiter.store, MemoryStore)
+        self._asked = False
+        self._made_up_at = -math.inf
         self._strikes = 0
         self._paused_at = -math.inf
         self._sent = self._refused = self._pauses = 0
@@ -184,7 +188,11 @@ class Endpoint:
         self.sweep()
         with self._lock:
             self._look_again()
-            return self.limiter, {unit: amount for unit, amount in cost.items() if unit in self._limits}
+            asked = {unit: amount for unit, amount in cost.items() if unit in self._limits}
+        if self._is_shared and not self._asked:
+            self._asked = True
+            self._settle_levels()  # before many are granted at once, in many processes, what nobody should use
+        return self.limiter, asked
 
     def granted(self, permit: Permit, cost: Mapping[str, float]) -> RequestInFlight:
         """A request was allowed to leave."""
@@ -241,6 +249,25 @@ class Endpoint:
             for quota in reading.quotas:
                 self._hear(request, quota, now)
         self._settle_levels()
+        if self._is_shared and reading.quotas:
+            self._make_up_reserve(request)
+
+    def _make_up_reserve(self, request: RequestInFlight) -> None:
+        """Charge for what the server has less than is to be kept back there, where others use the limiter too.
+
+        What processes were granted and send late finds the server full meanwhile, and uses up what was kept back for that. Each
+        process makes up for a part, as none knows how many do.
+        """
+        with self._lock:
+            now = clock.now()
+            if now < self._made_up_at + SHARED_HEADROOM:
+                return
+            lacking = {unit: bucket.reserve - self._units[unit].level(now) for unit, bucket in self._buckets.items()}
+            debts = {unit: lack for unit, lack in lacking.items() if lack > self._buckets[unit].reserve / 2}
+            if not debts:
+                return
+            self._made_up_at = now
+        request.permit.settle({unit: request.charged.get(unit, 0.0) + lack / 4 for unit, lack in debts.items()})
 
     def settled(self, request: RequestInFlight, used: Mapping[str, float]) -> None:
         """Its answer says what it really took, in units that were estimated."""
@@ -300,7 +327,8 @@ class Endpoint:
                 continue
             bucket = self._buckets.get(unit)
             if bucket is None:
-                self._buckets[unit] = DepartureBucket(rate.burst, rate.rate)
+                headroom = SHARED_HEADROOM if self._is_shared else HEADROOM
+                self._buckets[unit] = DepartureBucket(rate.burst, rate.rate, headroom)
                 self._units[unit] = UnitEstimate(charges_refused=unit == "requests", trusted=True)
             elif self._limits.get(unit) != kinds:
                 bucket.change(rate.burst, rate.rate, clock.now())

@@ -9,10 +9,13 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-__all__ = ["HEADROOM", "OVERTAKING", "Departure", "DepartureBucket", "Traffic"]
+__all__ = ["HEADROOM", "OVERTAKING", "SHARED_HEADROOM", "Departure", "DepartureBucket", "Traffic"]
 
 HEADROOM = 0.25
 """Seconds of refill that are kept back: for the part of the way, from our socket to admission, that nobody can time."""
+
+SHARED_HEADROOM = 1.0
+"""The same where several processes share the limits: none of them knows what others were granted and have not sent yet."""
 
 OVERTAKING = 0.05
 """Seconds between two departures within which the second may well arrive first."""
@@ -106,12 +109,18 @@ class DepartureBucket:
 
     Args:
         capacity: Units that the server's holds at most, and at first. This one holds less, by what comes in during
-            `HEADROOM`, but never less than half.
+            `headroom`, but never less than half.
         rate: Units per second.
+        headroom: Seconds.
+
+    Attributes:
+        reserve: What is kept back, in units.
     """
 
     capacity: float
     rate: float
+    headroom: float = HEADROOM
+    reserve: float = field(init=False)
     _level: float = field(init=False)
     _at: float = field(init=False, default=0.0)
 
@@ -128,7 +137,9 @@ class DepartureBucket:
         self._at = max(self._at, now)
 
     def _hold_back(self) -> None:
-        self.capacity = max(self.capacity / 2, min(self.capacity, 1.0), self.capacity - HEADROOM * self.rate)
+        whole = self.capacity
+        self.capacity = max(whole / 2, min(whole, 1.0), whole - self.headroom * self.rate)
+        self.reserve = whole - self.capacity
 
     def charge(self, cost: float, now: float) -> None:
         """A request left. A negative cost: it was thought to have left, and had not."""

@@ -1,6 +1,7 @@
 """Requests in, results out: what `penstock run` does with files, and `run` and `Sender` do in a program.
 
-    library     `run` and `Sender`: rows and results as Python objects
+    library     `run`: rows and results as Python objects
+    sender      `Sender`: the same for batches of rows, in many workers
     ports       what a run reads from and writes to
     source      the rows of a file, and what is wrong with them;  formats: lines, arrays, CSV, compressed or not
     mix         which of them goes next, so that no limit is left unused
@@ -16,6 +17,7 @@
 It needs the extra `cli`. What options mean, and which server is asked, is the command line's business (`penstock.cli`).
 """
 
-from penstock.runner.library import Result, RunStoppedError, Sender, run
+from penstock.runner.library import Result, RunStoppedError, run
+from penstock.runner.sender import Sender
 
 __all__ = ["Result", "RunStoppedError", "Sender", "run"]

@@ -60,9 +60,6 @@ READ_AT_ONCE = 32
 WORKING_BYTES = 256 * 1024 * 1024
 """Bytes of the rows that are worked on. At least one row always is."""
 
-LINE = 2
-"""Rows that wait in a limiter's line: enough that it never runs dry, and few, because their order is settled."""
-
 IN_TROUBLE = 3
 """Rows that fail one after the other, with no answer in between, before that is taken for an outage; one less where it would
 cost the row."""
@@ -291,7 +288,7 @@ class Run:
                     await anyio.sleep(0.05)
                     continue
                 for group in self.groups.values():
-                    if group.in_line < LINE and len(group.mix):
+                    if group.wants_more and len(group.mix):
                         work = Work(group, group.mix.take(group.levels))
                         if not self._read_all and self._window_has_room():
                             self._room.set()
@@ -379,6 +376,7 @@ class Run:
         self.counts.in_flight += 1
         work.is_sending = True
         granted = request.permit.granted_at
+        work.is_unsent = True
         try:
             with request.permit:
                 over = await self._send(work, request)
@@ -390,6 +388,7 @@ class Run:
                 self.counts.took(work.earliest, self.counts.ended - granted)
             self.counts.in_flight -= 1
             work.is_sending = False
+            work.is_unsent = False
         if work.wait and not over and self.stopped is None:
             wait, work.wait = work.wait, 0.0
             await anyio.sleep(wait)
@@ -415,6 +414,8 @@ class Run:
 
         def left() -> None:
             group.endpoint.left(request)
+            work.is_unsent = False
+            self._tell()
             self.outage.connected()
             first = work.sent == 0
             work.sent += 1

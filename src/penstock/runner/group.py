@@ -18,41 +18,52 @@ from penstock.runner.mix import Level, Mix
 from penstock.runner.source import Row
 from penstock.runner.summary import Allowance, Allowances
 from penstock.runner.throttle import Throttle
+from penstock.stores import MemoryStore
 
 __all__ = ["Group", "Limits", "LimitsOf"]
 
 Limits = Mapping[str, tuple[Rate, ...]]
 """Unit → its limits."""
 
-LimitsOf = Callable[[str], tuple[str, "Limits | Limiter | None"]]
-"""Model → (name of the models that share its limits, the limits; a limiter that others use too; None: the server's answers
-will tell)."""
+LimitsOf = Callable[[str], tuple[str, "Limits | Limiter | Endpoint | None"]]
+"""Model → (name of the models that share its limits, the limits; a limiter that others use too; an endpoint, which other runs
+in this loop use too; None: the server's answers will tell)."""
+
+LINE = 2
+"""Rows that wait in a limiter's line: enough that it never runs dry, and few, because their order is settled."""
+
+SHARED_LINE = 6
+"""The same where the limits live in a store, whose answers are for as many as wait; rows that were granted and are still here
+count too. So a process that is slow asks for no more than it can send, and what all were granted reaches the server evenly."""
 
 
 class Group:
     """The models that share limits: their endpoint, and their rows that wait to be chosen."""
 
-    def __init__(self, name: str, limits: Limits | Limiter | None, idle: float = math.inf) -> None:
+    def __init__(self, name: str, limits: Limits | Limiter | Endpoint | None, idle: float = math.inf) -> None:
         """Begin with what the limits have regained since they were last used, taken for empty then.
 
         Args:
             name: Of the models; `""` where all models share the limits.
-            limits: What the server enforces, at least one per unit; a limiter that others use too, which keeps its own; None:
-                the server's answers will tell.
+            limits: What the server enforces, at least one per unit; a limiter or an endpoint that others use too, which keeps
+                its own; None: the server's answers will tell.
             idle: Seconds since an earlier run used these limits up; `inf`: they are whole.
         """
         self.name = name
         self.mix: Mix = Mix()
         self.in_line: int = 0
+        self.unsent: int = 0
         self._line: dict[str, float] = {}
-        self._is_shared = isinstance(limits, Limiter)
-        self._promised: Limits | None = _rates_of(limits) if isinstance(limits, Limiter) else limits
+        self._is_shared = isinstance(limits, Limiter | Endpoint)
+        self._promised: Limits | None = _promised(limits)
         self._idle = idle
         self._throttle = Throttle()
         self._known: Allowances | None = None
         self._told: tuple[Limiter, Limits] | None = None
         if limits is None:
             self.endpoint: Endpoint = DiscoveredEndpoint()
+        elif isinstance(limits, Endpoint):
+            self.endpoint = limits
         elif isinstance(limits, Limiter):
             self.endpoint = Endpoint(limits)
         else:
@@ -63,6 +74,7 @@ class Group:
                     remaining={unit: min(each.at_start for each in those) for unit, those in self.allowances.items()}
                 )
             self.endpoint = Endpoint(limiter)
+        self._is_stored = not isinstance(self.endpoint.limiter.store, MemoryStore)
 
     @property
     def limits(self) -> Limits:
@@ -109,6 +121,11 @@ class Group:
                         "Split the request, or raise the limit"
                     )
         return None
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether there is room in the limiter's line for another row."""
+        return self.in_line + self.unsent < SHARED_LINE if self._is_stored else self.in_line < LINE
 
     async def acquire(self, cost: Mapping[str, float], priority: int) -> RequestInFlight:
         """Wait for a turn and charge it.
@@ -178,6 +195,13 @@ class Group:
             Level(one.unit, one.capacity, one.rate, one.level - self._line.get(one.unit, 0.0))
             for one in self.endpoint.levels()
         ]
+
+
+def _promised(limits: Limits | Limiter | Endpoint | None) -> Limits | None:
+    """What is known of the limits before the first answer; None: they are learned."""
+    if isinstance(limits, Endpoint):
+        limits = None if isinstance(limits, DiscoveredEndpoint) else limits.limiter
+    return _rates_of(limits) if isinstance(limits, Limiter) else limits
 
 
 def _rates_of(limiter: Limiter) -> Limits:

@@ -1,4 +1,4 @@
-"""A run out of a program: rows in, results out as they come; and a class for frameworks that hand out batches of rows.
+"""A run out of a program: rows in, results out as they come.
 
     async for result in penstock.runner.run(rows, "https://api.openai.com/v1", limits="auto", journal="run.journal"):
         ...
@@ -12,15 +12,12 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import json
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import anyio
-import anyio.from_thread
 import anyio.lowlevel
 
 from penstock import Limiter, Rate
@@ -36,7 +33,7 @@ from penstock.runner.ports import Known
 from penstock.runner.settings import DAY, HOUR, Settings
 from penstock.runner.source import Rejected, Row, dump_json, load_json
 
-__all__ = ["Result", "RunStoppedError", "Sender", "run"]
+__all__ = ["LimitsLike", "Result", "RowLike", "RunStoppedError", "run"]
 
 LimitsLike = Mapping[str, Any] | Limiter | Literal["auto"]
 RowLike = Mapping[str, Any]
@@ -47,11 +44,13 @@ class RunStoppedError(PenstockError):
 
     Attributes:
         code: `account`, `unreachable`, `output`, `changed`, `deadline` or `input`.
+        results: Those of a `Sender`'s batch that were there by then, and paid for; `run` yields them instead.
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, results: Sequence[Result] = ()) -> None:
         super().__init__(message)
-        self.code = code
+        self.code: str = code
+        self.results: tuple[Result, ...] = tuple(results)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ class Result:
 async def run(
     rows: Iterable[RowLike] | AsyncIterable[RowLike],
     client_or_url: Client | str,
-    limits: LimitsLike = "auto",
+    limits: LimitsLike | LimitsOf = "auto",
     journal: Path | str | None = None,
     *,
     headers: Mapping[str, str] | None = None,
@@ -92,7 +91,7 @@ async def run(
     timeout: float = 600.0,  # noqa: ASYNC109 - of each attempt
     give_up_after: float = DAY,
     max_pause: float = HOUR,
-) -> AsyncIterator[Result]:
+) -> AsyncGenerator[Result, None]:
     """Send rows at full quota and yield what becomes of each, in the order of the answers.
 
     It runs on asyncio. Leaving the loop early stops it: what is on its way is dropped. Rows are read as they are needed; no more
@@ -102,7 +101,7 @@ async def run(
         rows: Mappings, in OpenAI's Batch format (`custom_id`, `url`, `body`) or bare bodies.
         client_or_url: The base URL of a server, as SDKs want it, or what sends.
         limits: Limits by unit, such as `{"requests": "3500/min", "tokens": "90k/min"}`; a `Limiter`, which may be shared with others
-            through a store; or "auto": the server's answers tell, for each model.
+            through a store; "auto": the server's answers tell, for each model; or a function of the model, see `group.LimitsOf`.
         journal: A file that is written as `penstock run` writes its own; None: nothing is kept.
         headers: Sent with every request: `{"authorization": f"Bearer {key}"}`.
         cost: What a request takes from the limits, of (path, body).
@@ -120,6 +119,7 @@ async def run(
         ValueError: A limit that is none.
     """
     client = Http(Server(client_or_url, headers or {}, timeout)) if isinstance(client_or_url, str) else client_or_url
+    limits_of = limits if callable(limits) and not isinstance(limits, Limiter) else _limits_of(limits)
     settings = Settings(
         cost=cost,
         max_in_flight=max_in_flight,
@@ -127,12 +127,12 @@ async def run(
         give_up_after=give_up_after,
         max_pause=max_pause,
         on_ambiguous=on_ambiguous,
-        secrets=client.secrets if isinstance(client, Http) else (),
+        secrets=tuple(getattr(client, "secrets", ())),
     )
     source = _Given(rows)
     with contextlib.ExitStack() as stack:
         sink = _Yielded(None if journal is None else Path(journal), changed, stack)
-        this = Run(source, sink, settings, _limits_of(limits), client)
+        this = Run(source, sink, settings, limits_of, client)
         # A task of its own and no task group: whoever leaves the loop may close this generator from another task.
         work = asyncio.create_task(this())
         work.add_done_callback(lambda _: sink.end())
@@ -146,98 +146,6 @@ async def run(
             await work
         if this.stopped is not None and this.stopped.code != "interrupted":
             raise RunStoppedError(this.stopped.code, this.stopped.message)
-
-
-class Sender:
-    """Sends batches of rows from many workers under one limit; for Ray Data's `map_batches` and its like.
-
-        ds.map_batches(Sender, fn_constructor_kwargs={"url": URL, "limiter": limiter}, concurrency=4)
-
-    A limiter over a shared store can be pickled, so every worker is given the same one. Connections are made when the first batch
-    comes and kept until `close()`. Calls from several threads are allowed.
-
-    Args:
-        url: The base URL of the server.
-        limiter: Whose limits every worker keeps; None: each learns them from the answers it gets.
-        headers: Sent with every request.
-        options: The other options of `run`.
-    """
-
-    def __init__(
-        self, url: str, limiter: Limiter | None = None, *, headers: Mapping[str, str] | None = None, **options: Any
-    ) -> None:
-        self._url, self._limiter, self._headers, self._options = url, limiter, headers, options
-        self._stack: contextlib.ExitStack | None = None
-        self._portal: anyio.from_thread.BlockingPortal | None = None
-
-    def __call__(self, batch: Any) -> Any:
-        """Send a batch and wait for all of its answers.
-
-        Args:
-            batch: A sequence of rows, as `run` takes them; or columns, as Ray and pandas hand them out: a mapping of names to
-                sequences, in which each column is a field of a row and text in `body` is JSON.
-
-        Returns:
-            For rows: a list of `Result`, in their order. For columns: the same columns and, beside them, `answer` and `error`:
-            JSON as text, `""` where there is none.
-
-        Raises:
-            RunStoppedError: No money, no server.
-        """
-        if isinstance(batch, Mapping):
-            found = self._send(_rows_of(batch))
-            answers = ["" if one.body is None else dump_json(one.body).decode() for one in found]
-            errors = ["" if one.error is None else dump_json(one.error).decode() for one in found]
-            return {**batch, "answer": answers, "error": errors}
-        return self._send(list(batch))
-
-    def close(self) -> None:
-        """Close the connections."""
-        stack, self._stack, self._portal = self._stack, None, None
-        if stack is not None:
-            stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Connections stay where they are."""
-        return {**self.__dict__, "_stack": None, "_portal": None}
-
-    def _send(self, rows: Sequence[RowLike]) -> list[Result]:
-        if self._portal is None:
-            self._stack = contextlib.ExitStack()
-            self._portal = self._stack.enter_context(anyio.from_thread.start_blocking_portal())
-        return self._portal.call(self._collect, rows)
-
-    async def _collect(self, rows: Sequence[RowLike]) -> list[Result]:
-        limits: LimitsLike = "auto" if self._limiter is None else self._limiter
-        # Names are for joining results to rows; a batch may well hold one of them twice, and here numbers do that.
-        plain = [{key: value for key, value in row.items() if key != "custom_id"} for row in rows]
-        found: list[Result | None] = [None] * len(rows)
-        async for one in run(plain, self._url, limits, headers=self._headers, **self._options):
-            name = rows[one.number - 1].get("custom_id", one.custom_id)
-            found[one.number - 1] = Result(one.number, name, one.body, one.error, one.status_code, one.request_id)
-        return [one for one in found if one is not None]
-
-
-def _rows_of(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
-    names = [name for name in columns if name not in {"answer", "error"}]
-    rows = [dict(zip(names, values, strict=True)) for values in zip(*(columns[name] for name in names), strict=True)]
-    for row in rows:
-        if isinstance(row.get("body"), str):
-            row["body"] = json.loads(row["body"])
-        for name, value in row.items():
-            if hasattr(value, "item"):  # numpy's numbers are none of JSON's
-                row[name] = value.item()
-            elif hasattr(value, "tolist"):
-                row[name] = value.tolist()
-    return rows
 
 
 def _limits_of(limits: LimitsLike) -> LimitsOf:

@@ -23,7 +23,7 @@ class Work:
     """A row that is worked on. It counts as one in the limiter's line from the moment it is chosen."""
 
     __slots__ = (
-        "earliest", "failures", "group", "in_line", "is_sending", "may_be_billed", "reserved", "row", "scope", "sent", "wait", "waits",
+        "_is_unsent", "earliest", "failures", "group", "in_line", "is_sending", "may_be_billed", "reserved", "row", "scope", "sent", "wait", "waits",
         "waits_since",
     )  # fmt: skip
 
@@ -41,7 +41,18 @@ class Work:
         self.may_be_billed: bool | None = None
         self.earliest: float = 0.0
         self.in_line: bool = False
+        self._is_unsent: bool = False
         self.enter_line()
+
+    @property
+    def is_unsent(self) -> bool:
+        """Whether it was granted its turn and has not left."""
+        return self._is_unsent
+
+    @is_unsent.setter
+    def is_unsent(self, now: bool) -> None:
+        self.group.unsent += now - self._is_unsent
+        self._is_unsent = now
 
     def enter_line(self) -> None:
         """Count it into the limiter's line."""

@@ -1,0 +1,245 @@
+"""Batches of rows out of many workers, under one limit: for Ray Data's `map_batches` and its like.
+
+    ds.map_batches(Sender, fn_constructor_kwargs={"url": URL, "limiter": limiter}, concurrency=4)
+
+Each batch is a run of its own (`library`), in a thread of this object's, which keeps connections and what was learned of the
+server's limits from one batch to the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Self
+
+from penstock import Limiter
+from penstock.llm.discovered import DiscoveredEndpoint
+from penstock.llm.endpoints import Endpoint
+from penstock.runner.client import Client, Http, Reply, Server
+from penstock.runner.library import Result, RowLike, RunStoppedError, run
+from penstock.runner.source import dump_json
+
+__all__ = ["Sender"]
+
+LONGEST_CLOSE = 5.0
+"""Seconds to wait for connections to close."""
+
+_left_behind: list[_Open] = []
+"""What a fork has copied. It is kept for ever: to drop it would close the sockets and selectors that the parent uses."""
+
+
+class Sender:
+    """Sends batches of rows and returns what becomes of each; for workers that share a limit.
+
+    A limiter over a shared store can be pickled, so every worker is given the same one; a sender can be too. Connections are made
+    when the first batch comes and kept until `close()`. Several threads may call it at once: their batches share everything.
+
+    Limits of a shared store are used but for a second's worth of their burst, which is kept back once: no process knows what
+    others were granted and have not sent yet.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        limiter: Limiter | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 600.0,
+        **options: Any,
+    ) -> None:
+        """Nothing is connected before the first batch.
+
+        Args:
+            url: The base URL of the server, as SDKs want it.
+            limiter: Whose limits every worker keeps; None: each learns them from the answers it gets.
+            headers: Sent with every request: `{"authorization": f"Bearer {key}"}`.
+            timeout: Seconds an attempt may take.
+            options: Others of `run`: `cost`, `max_in_flight`, `attempts`, `give_up_after`, `max_pause`, `on_ambiguous`.
+        """
+        self._server = Server(url, headers or {}, timeout)
+        self._limiter, self._options = limiter, options
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+        self._open: _Open | None = None
+
+    def __call__(self, batch: Any) -> Any:
+        """Send a batch and wait for all of its answers.
+
+        Args:
+            batch: A sequence of rows, as `run` takes them; or columns, as Ray and pandas hand them out: a mapping of names to
+                sequences, in which each column is a field of a row and text in `body` is JSON.
+
+        Returns:
+            For rows: a list of `Result`, in their order. For columns: the same columns and, beside them, `answer` and `error`:
+            JSON as text, `""` where there is none.
+
+        Raises:
+            RunStoppedError: No money, no server. Its `results` are those that were there by then.
+        """
+        if isinstance(batch, Mapping):
+            found = self._send(_rows_of(batch))
+            answers = ["" if one.body is None else dump_json(one.body).decode() for one in found]
+            errors = ["" if one.error is None else dump_json(one.error).decode() for one in found]
+            return {**batch, "answer": answers, "error": errors}
+        return self._send(list(batch))
+
+    def close(self) -> None:
+        """Close the connections. The next batch makes new ones."""
+        self._forked()
+        with self._lock:
+            this, self._open = self._open, None
+        if this is not None:
+            this.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Connections stay where they are."""
+        return {"server": self._server, "limiter": self._limiter, "options": self._options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._server, self._limiter, self._options = state["server"], state["limiter"], state["options"]
+        self._begin()
+
+    def _forked(self) -> None:
+        """Begin anew in a process that has this object, and not its thread, from a fork."""
+        if self._process != os.getpid():
+            if self._open is not None:
+                _left_behind.append(self._open)
+            self._begin()
+
+    def _send(self, rows: Sequence[RowLike]) -> list[Result]:
+        self._forked()
+        with self._lock:
+            if self._open is None:
+                self._open = _Open(self._server, self._limiter)
+                weakref.finalize(self, self._open.close)
+            this = self._open
+        # Names are for joining results to rows; a batch may well hold one of them twice, and here numbers do that.
+        plain = [{key: value for key, value in row.items() if key != "custom_id"} for row in rows]
+        found: list[Result | None] = [None] * len(rows)
+        try:
+            this.call(plain, found, self._options)
+        except RunStoppedError as error:
+            raise RunStoppedError(error.code, str(error), _named(found, rows)) from None
+        except Exception as error:
+            while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+                error = error.exceptions[0]
+            if not any(found):
+                raise error from None
+            raise RunStoppedError("internal", f"{type(error).__name__}: {error}", _named(found, rows)) from error
+        return _named(found, rows)
+
+
+class _Open:
+    """A thread with a loop, and in it the connections and the limits of a sender."""
+
+    def __init__(self, server: Server, limiter: Limiter | None) -> None:
+        self._client = _Kept(server)
+        self._limiter = limiter
+        self._endpoints: dict[str, Endpoint] = {}
+        self._process = os.getpid()
+        started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        self._thread = threading.Thread(target=self._run, args=(started,), name="penstock sender", daemon=True)
+        self._thread.start()
+        self._loop, self._end = started.result()
+
+    def _run(self, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
+        async def live() -> None:
+            async with self._client.http:
+                end = asyncio.Event()
+                started.set_result((asyncio.get_running_loop(), end))
+                await end.wait()
+
+        try:
+            asyncio.run(live())
+        except BaseException as error:
+            if started.done():
+                raise
+            started.set_exception(error)
+
+    def close(self) -> None:
+        """End the thread. In a process that was forked since there is none."""
+        if self._process == os.getpid() and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._end.set)
+            self._thread.join(LONGEST_CLOSE)
+
+    def call(self, rows: Sequence[RowLike], found: list[Result | None], options: Mapping[str, Any]) -> None:
+        """Send rows from another thread. What is on its way is dropped if that thread is interrupted."""
+        sending = asyncio.run_coroutine_threadsafe(self._send(rows, found, options), self._loop)
+        try:
+            sending.result()
+        finally:
+            sending.cancel()
+
+    async def _send(self, rows: Sequence[RowLike], found: list[Result | None], options: Mapping[str, Any]) -> None:
+        async with contextlib.aclosing(run(rows, self._client, self._limits_of, **options)) as results:
+            async for one in results:
+                found[one.number - 1] = one
+
+    def _limits_of(self, model: str) -> tuple[str, Endpoint]:
+        name = model if self._limiter is None else ""
+        if name not in self._endpoints:
+            self._endpoints[name] = DiscoveredEndpoint() if self._limiter is None else Endpoint(self._limiter)
+        return name, self._endpoints[name]
+
+
+class _Kept(Client):
+    """A client that stays open when a run is over."""
+
+    def __init__(self, server: Server) -> None:
+        self.http = Http(server)
+
+    @property
+    def secrets(self) -> tuple[bytes, ...]:
+        return self.http.secrets
+
+    async def send(self, path: str, body: bytes, left: Callable[[], None]) -> Reply:
+        return await self.http.send(path, body, left)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """It stays open."""
+
+
+def _named(found: Sequence[Result | None], rows: Sequence[RowLike]) -> list[Result]:
+    """The results that there are, under the names of their rows."""
+    return [
+        Result(one.number, row.get("custom_id", one.custom_id), one.body, one.error, one.status_code, one.request_id)
+        for one, row in zip(found, rows, strict=True)
+        if one is not None
+    ]
+
+
+def _rows_of(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    names = [name for name in columns if name not in {"answer", "error"}]
+    rows = [dict(zip(names, values, strict=True)) for values in zip(*(columns[name] for name in names), strict=True)]
+    for row in rows:
+        if isinstance(row.get("body"), str):
+            row["body"] = json.loads(row["body"])
+        for name, value in row.items():
+            if hasattr(value, "item"):  # numpy's numbers are none of JSON's
+                row[name] = value.item()
+            elif hasattr(value, "tolist"):
+                row[name] = value.tolist()
+    return rows

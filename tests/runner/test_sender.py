@@ -1,0 +1,217 @@
+"""Batches of rows from several processes and threads, under one limit, to one server that enforces it."""
+
+from __future__ import annotations
+
+import base64
+import gc
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from penstock import Limiter, Rate, runner, simulator
+from penstock.runner.mix import Mix
+from penstock.simulator import Latency, Simulation
+from penstock.stores import RedisStore
+from tests.runner.sending import chat
+from tests.runner.service import ANSWER
+
+ROOT = Path(__file__).resolve().parents[2]
+KEY = {"authorization": "Bearer key"}
+
+
+def workers(count, sender, rows, batch):
+    """Processes that send `rows` rows each; started, and waiting for a line."""
+    packed = base64.b64encode(pickle.dumps(sender)).decode()
+    plans = [{"sender": packed, "first": number * rows, "rows": rows, "batch": batch} for number in range(count)]
+    found = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.runner.sending", json.dumps(plan)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for plan in plans
+    ]
+    for one in found:
+        assert one.stdout.readline() == "ready\n"
+    return found
+
+
+def begin(those):
+    for one in those:
+        one.stdin.write("\n")
+        one.stdin.flush()
+
+
+def outcomes(those):
+    return [json.loads(one.communicate(timeout=60)[0]) for one in those]
+
+
+def four_processes_and_a_kill(valkey, prefix):
+    """The share of the limit that was used while there were rows, and how many requests were refused."""
+    rate, burst, each = 20, 40, 33
+    limiter = Limiter(name="senders", store=RedisStore(valkey, prefix=prefix), requests=Rate(rate, 1, burst))
+    with simulator.serve(Simulation(requests=f"{rate}/s burst {burst}", latency=Latency(0.1))) as server:
+        those = workers(4, runner.Sender(server.base_url, limiter, headers=KEY), each, 11)
+        begin(those)
+        while len(server.statistics().admissions) < burst + 5:
+            time.sleep(0.05)
+        killed = those.pop()
+        killed.kill()
+        killed.communicate()
+        told = outcomes(those)
+        statistics = server.statistics()
+    assert [one["answered"] for one in told] == [each] * 3
+    moments = [one.at_ns / 1e9 for one in statistics.admissions]
+    ends = [one["ended"] for one in told]
+    since, until = moments[burst], moments[-1] - (max(ends) - min(ends)) - 0.2
+    let_through = sum(since < at <= until for at in moments) + 2  # one was its turn, one is being counted
+    return let_through / max(1.0, rate * (until - since)), sum(statistics.refused.values())
+
+
+def test_four_processes_use_all_of_one_limit_and_meet_no_429_though_one_is_killed(valkey, prefix):
+    """In one of three runs at least: a machine that keeps a process from running for a second shows nothing."""
+    found = []
+    while len(found) < 3 and not any(used >= 0.97 and not refused for used, refused in found):
+        found.append(four_processes_and_a_kill(valkey, f"{prefix}-{len(found)}"))
+    used, refused = found[-1]
+    assert used >= 0.97, found
+    assert not refused, found
+
+
+def test_batches_of_several_threads_share_connections_and_limits():
+    limiter = Limiter(requests=Rate(100, 1, 50))
+    with (
+        simulator.serve(Simulation(requests="100/s burst 50", latency=Latency(0.05))) as server,
+        runner.Sender(server.base_url, limiter, headers=KEY) as send,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        batches = [[chat(number) for number in range(first, first + 25)] for first in range(0, 150, 25)]
+        before = threading.active_count()
+        found = list(pool.map(send, batches))
+        assert threading.active_count() <= before + 4 + 4  # the pool's, and those of one loop
+        assert [one.custom_id for batch in found for one in batch] == [f"row-{number}" for number in range(150)]
+        assert server.statistics().refused == {}
+
+
+def test_what_was_learned_of_the_limits_is_kept_from_batch_to_batch():
+    """Only the very first request of all has to come back before others leave."""
+    with (
+        simulator.serve(Simulation(requests="6000/min", latency=Latency(0.2))) as server,
+        runner.Sender(server.base_url, headers=KEY) as send,
+    ):
+        took = []
+        for first in range(0, 30, 10):
+            began = time.monotonic()
+            send([chat(number) for number in range(first, first + 10)])
+            took.append(time.monotonic() - began)
+    assert min(took[1:]) < took[0] - 0.1
+
+
+class OutOfCredit(BaseHTTPRequestHandler):
+    """Answers two requests, and then takes no more."""
+
+    protocol_version = "HTTP/1.1"
+    answered = 0
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        type(self).answered += 1
+        status, said = (200, ANSWER) if self.answered <= 2 else (402, b'{"error": {"message": "Insufficient Balance"}}')
+        self.send_response(status)
+        self.send_header("content-length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_what_was_answered_before_the_money_ended_comes_with_the_error():
+    with ThreadingHTTPServer(("127.0.0.1", 0), OutOfCredit) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        stopped = pytest.raises(runner.RunStoppedError, match="Insufficient Balance")
+        with runner.Sender(url, headers=KEY, max_in_flight=1) as send, stopped as caught:
+            send([chat(number) for number in range(5)])
+        server.shutdown()
+    error = pickle.loads(pickle.dumps(caught.value))  # a worker's error travels
+    assert error.code == "account"
+    assert [one.custom_id for one in error.results] == ["row-0", "row-1"]
+
+
+def test_what_was_answered_before_a_defect_comes_with_the_error(monkeypatch):
+    """Whatever breaks: an answer that was paid for is handed over."""
+    taken = []
+
+    def take(mix, levels, whole=Mix.take):
+        taken.append(mix)
+        if len(taken) > 2:
+            raise ZeroDivisionError("a defect")
+        return whole(mix, levels)
+
+    monkeypatch.setattr(Mix, "take", take)
+    serving = simulator.serve(Simulation(requests="600/min", latency=Latency(0.01)))
+    stopped = pytest.raises(runner.RunStoppedError, match="ZeroDivisionError: a defect")
+    with serving as server, runner.Sender(server.base_url, headers=KEY, max_in_flight=1) as send, stopped as caught:
+        send([chat(number) for number in range(5)])
+    assert caught.value.code == "internal"
+    assert [one.custom_id for one in caught.value.results] == ["row-0", "row-1"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a fork is a thing of POSIX")
+def test_a_fork_makes_connections_of_its_own():
+    serving = simulator.serve(Simulation(requests="600/min", latency=Latency(0.01)))
+    with serving as server, runner.Sender(server.base_url, headers=KEY) as send:
+        send([chat(0)])
+        child = os.fork()
+        if not child:
+            try:
+                os._exit(0 if send([chat(1)])[0].error is None else 1)
+            finally:
+                os._exit(2)
+        assert os.waitpid(child, 0)[1] == 0
+        assert send([chat(2)])[0].error is None
+
+
+def test_a_thread_that_is_interrupted_ends_its_batch():
+    """What was not sent by then is not sent, and the next batch finds all as it was."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with (
+        simulator.serve(Simulation(requests="60/min burst 2", latency=Latency(0.01))) as server,
+        runner.Sender(server.base_url, Limiter(requests=Rate(60, 60, 2)), headers=KEY) as send,
+    ):
+        before = signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                send([chat(number) for number in range(100)])
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        sent = len(server.statistics().admissions)
+        assert send([chat(0)])[0].error is None
+        assert len(server.statistics().admissions) <= sent + 2
+
+
+def test_a_sender_that_is_dropped_ends_its_thread():
+    with simulator.serve(Simulation(requests="600/min")) as server:
+        send = runner.Sender(server.base_url, headers=KEY)
+        send([chat(0)])
+        assert "penstock sender" in {one.name for one in threading.enumerate()}
+        del send
+        gc.collect()
+        assert "penstock sender" not in {one.name for one in threading.enumerate()}
