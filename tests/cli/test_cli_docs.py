@@ -12,6 +12,7 @@ from penstock.cli import main
 
 PAGE = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
 BATCH_PAGE = (Path(__file__).parents[2] / "docs" / "batch-api.md").read_text(encoding="utf-8")
+FAULTS_PAGE = (Path(__file__).parents[2] / "docs" / "simulator-faults.md").read_text(encoding="utf-8")
 
 
 def blocks(language):
@@ -45,7 +46,10 @@ def test_every_option_is_on_the_page_and_every_option_there_exists(capsys, monke
     for command in ("run", "plan", "errors", "simulate"):
         assert main([command, "--help"]) == 0
         options |= set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out))
-    assert set(re.findall(r"--[a-z][a-z-]+", PAGE + BATCH_PAGE)) | {"--help", "--out", "--host", "--port"} == options
+    assert (
+        set(re.findall(r"--[a-z][a-z-]+", PAGE + BATCH_PAGE + FAULTS_PAGE)) | {"--help", "--out", "--host", "--port"}
+        == options
+    )
 
 
 def test_every_code_of_an_error_is_on_the_page():

@@ -6,11 +6,11 @@ import pytest
 
 from tests.docs_examples import examples_of, run_example
 
-EXAMPLES = examples_of("docs/simulator.md")
+EXAMPLES = [*examples_of("docs/simulator.md"), *examples_of("docs/simulator-faults.md")]
 
 
 def test_every_example_shows_its_output():
-    assert [bool(output) for _, output in EXAMPLES] == [True] * 4
+    assert [bool(output) for _, output in EXAMPLES] == [True] * 5
 
 
 @pytest.mark.parametrize(("code", "output"), EXAMPLES, ids=range(len(EXAMPLES)))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -25,10 +25,44 @@ def _simulate(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000,
     latency: Annotated[float, typer.Option(min=0.0, help="Median seconds until an answer.")] = 0.4,
     seed: Annotated[int, typer.Option(help="What latencies are drawn from.")] = 0,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=ODDS", help="What goes wrong how often: server_error=0.02, gzip=1…"),
+    ] = None,
+    charge: Annotated[
+        str, typer.Option(metavar="RULE", help="What admission takes: input, sum, largest; with a factor: input*1.15.")
+    ] = "input",
+    stranger: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TAKES", help="Somebody else of the account: requests=100,tokens=30000,begin=60,end=120."),
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHEN", help="What becomes of the limits: at=60,factor=0.5; with unit=tokens, of those alone."
+        ),
+    ] = None,
+    tell: Annotated[
+        Literal["openai", "remaining", "none"], typer.Option(help="What the headers of answers tell of the limits.")
+    ] = "openai",
+    hints: Annotated[
+        Literal["all", "retry-after", "date", "duration", "milliseconds", "message", "none"],
+        typer.Option(help="How a refusal tells the wait."),
+    ] = "all",
 ) -> int:
     """Serve an OpenAI-compatible API with faithful limits, until Ctrl-C."""
     simulator = _simulator()
-    simulation = simulation_of(parse_limits(limits), latency, seed)
+    simulation = simulation_of(
+        parse_limits(limits),
+        latency,
+        seed,
+        faults=_made("--fault", simulator.Faults, [",".join(fault or ())]),
+        charge=_made("--charge", lambda: simulator.charge_rule(charge)),
+        strangers=tuple(_made("--stranger", simulator.Stranger, [text]) for text in stranger or ()),
+        changes=tuple(_made("--change", simulator.Change, [text]) for text in change or ()),
+        headers=tell,
+        hints=hints,
+    )
     try:
         statistics = simulator.run(simulation, host, port, on_ready=lambda url: write(f"OPENAI_BASE_URL={url}"))
     except OSError as error:
@@ -36,6 +70,29 @@ def _simulate(
         raise Fault(f"cannot listen on {host}:{port}: {reason}") from None
     write(f"{statistics.admitted} requests admitted, {sum(statistics.refused.values())} refused")
     return 0
+
+
+def _made(option: str, kind: Callable[..., Any], texts: Sequence[str] = ()) -> Any:
+    """A value out of `name=number,name=number`.
+
+    Raises:
+        Fault: It cannot be read.
+    """
+    values: dict[str, Any] = {}
+    for pair in filter(None, (part.strip() for text in texts for part in text.split(","))):
+        name, _, value = pair.partition("=")
+        try:
+            values[name.strip()] = value.strip() if name == "unit" else float(value)
+        except ValueError:
+            raise Fault(f"{option}: cannot read {pair!r}: write it like name=0.5") from None
+    if "insufficient_quota_after" in values:
+        values["insufficient_quota_after"] = int(values["insufficient_quota_after"])
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise Fault(f"{option}: {str(error).partition('() ')[2] or error}") from None
+    except ValueError as error:
+        raise Fault(f"{option}: {error}") from None
 
 
 def _simulator() -> Any:
@@ -46,7 +103,7 @@ def _simulator() -> Any:
     return simulator
 
 
-def simulation_of(limits: Limits, latency: float, seed: int) -> Any:
+def simulation_of(limits: Limits, latency: float, seed: int, **more: Any) -> Any:
     """What an embedded server simulates.
 
     Raises:
@@ -62,6 +119,7 @@ def simulation_of(limits: Limits, latency: float, seed: int) -> Any:
         tokens=limits.get("tokens"),
         latency=simulator.Latency(median=latency, sigma=0.4),
         seed=seed,
+        **more,
     )
 
 

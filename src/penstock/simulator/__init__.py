@@ -13,6 +13,7 @@ It needs the extra `simulator`: Starlette and uvicorn.
     Stranger        somebody else of the same account
     fingerprint     what an answer begins with, so that a client can prove that it belongs to its question
     embedding_of    the embedding of a text
+    charge_rule     other rules for it, by name
     charge          what admission takes, unless told otherwise
     format_duration durations as headers write them
 """
@@ -29,6 +30,7 @@ except ImportError as _missing:
 from penstock.simulator._account import Admission, LimitStatistics, Statistics
 from penstock.simulator._app import create_app
 from penstock.simulator._buckets import excess
+from penstock.simulator._charges import charge_rule
 from penstock.simulator._headers import format_duration
 from penstock.simulator._meters import Hidden, Window
 from penstock.simulator._replies import charge, count_tokens, embedding_of, fingerprint
@@ -52,6 +54,7 @@ __all__ = [
     "Stranger",
     "Window",
     "charge",
+    "charge_rule",
     "count_tokens",
     "create_app",
     "embedding_of",

@@ -23,8 +23,8 @@ from penstock.simulator import _replies
 from penstock.simulator._headers import (
     ceil_milliseconds,
     format_milliseconds,
+    hint_headers,
     rate_limit_headers,
-    retry_headers,
 )
 from penstock.simulator._meters import Meter, Unit, Window, meter_of
 from penstock.simulator._simulation import FAULTS, Fault, Simulation
@@ -343,11 +343,9 @@ class Account:
             requested=cost[meter.unit],
             wait=format_milliseconds(ceil_milliseconds(wait_ns)),
         )
-        hints = retry_headers(wait_ns)
-        if self.simulation.hints != "all":
-            message = body["error"]["message"]
-            body["error"]["message"] = message.partition(" Please try again")[0]
-            hints = {"retry-after": hints["retry-after"]} if self.simulation.hints == "retry-after" else {}
+        hints = hint_headers(wait_ns, self.simulation.hints, clock.wall())
+        if self.simulation.hints not in {"all", "message"}:
+            body["error"]["message"] = body["error"]["message"].partition(" Please try again")[0]
         return Refusal(body, {**self._headers(), **hints})
 
 

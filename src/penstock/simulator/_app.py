@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import anyio
@@ -23,12 +24,25 @@ from penstock.simulator import _replies
 from penstock.simulator._account import Account, Draw, Refusal
 from penstock.simulator._answering import FAILURES, Json, answer_to, no_such_model, parse
 from penstock.simulator._batch_app import BatchEndpoints
-from penstock.simulator._simulation import Simulation
+from penstock.simulator._faulty import answer_badly, hang
+from penstock.simulator._simulation import FAULTS, Simulation
 
-__all__ = ["ABORT", "create_app"]
+__all__ = ["ABORT", "SILENCE", "create_app"]
 
 ABORT = "penstock.abort"
 """Key in the connection's state of a function that closes the connection at once."""
+
+SILENCE = 60.0
+"""Seconds for which a client may send nothing in the middle of a request."""
+
+_OF_ANSWERS = frozenset(FAULTS) - {"slow_down", "insufficient_quota", "broken_stream"}
+"""Faults of an answer that comes at once."""
+
+_IN_STREAMS = frozenset({"dropped", "hang", "cut_short", "truncated"})
+"""Faults that happen in the middle of a stream."""
+
+_OF_STREAMS = _OF_ANSWERS - _IN_STREAMS - {"gzip", "no_headers"}
+"""Those that come in its stead."""
 
 _EXAMPLE_MODELS = ("gpt-4o", "gpt-4o-mini", "text-embedding-3-small")
 
@@ -129,8 +143,14 @@ class _Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         try:
-            raw = await request.body()
+            raw = await read_body(request, self.simulation.max_body)
         except ClientDisconnect:
+            return
+        if not isinstance(raw, bytes):
+            self.account.failed(str(raw))
+            words = "is too large" if raw == 413 else f"did not come within {SILENCE:g} s"
+            refusal = Json(_replies.invalid(f"The body of the request {words}."), raw, {"connection": "close"})
+            await refusal(scope, receive, send)
             return
         denied = self.service.unauthorized(request)
         if denied is not None:
@@ -167,12 +187,15 @@ class _Endpoint:
         spoken = 0 if reply is None or stream else reply.output_tokens
         await anyio.sleep(draw.latency + self.simulation.latency.per_token * spoken)
         headers = self._about(draw, headers) | {"openai-processing-ms": str(round((clock.now() - began) * 1000))}
-        if draw.fault in FAILURES:
-            status, content = FAILURES[draw.fault]
-        elif draw.fault == "dropped" and not stream:
-            self.account.failed("dropped")
-            _hang_up(request)
-            await request.receive()  # returns when the connection is gone, so that nothing is sent in its stead
+        if draw.fault in (_OF_STREAMS if stream else _OF_ANSWERS):
+            assert draw.fault is not None
+            bad = _replies.render(reply) if reply is not None else content
+            assert not isinstance(bad, _replies.Answer)
+            name = str(FAILURES[draw.fault][0]) if draw.fault in FAILURES else draw.fault
+            if draw.fault not in {"gzip", "no_headers"}:
+                self.account.failed(name)
+            if await answer_badly(draw.fault, bad, headers, request, send, _hang_up):
+                self.account.answered()
             return
         if reply is not None and content is reply:
             if stream:
@@ -191,9 +214,12 @@ class _Endpoint:
         events = list(_replies.events(reply))
         middle = len(events) // 2
         for number, (event, brings) in enumerate(events):
-            if number == middle and draw.fault == "dropped":
-                self.account.failed("dropped")
-                _hang_up(request)
+            if number == middle and draw.fault in _IN_STREAMS:
+                self.account.failed(draw.fault)
+                if draw.fault == "hang":
+                    await hang(request)
+                elif draw.fault != "truncated":
+                    _hang_up(request)
                 return
             if number == middle and draw.fault == "broken_stream":
                 self.account.failed("broken_stream")
@@ -211,6 +237,24 @@ class _Endpoint:
             "openai-organization": self.simulation.organization,
             "openai-version": "2020-10-01",
         }
+
+
+async def read_body(request: Request, most: int) -> bytes | int:
+    """The body of a request; the status of the refusal if it has more than `most` bytes, or does not come.
+
+    Raises:
+        ClientDisconnect: The client is gone.
+    """
+    body = bytearray()
+    with anyio.move_on_after(SILENCE) as patience:
+        async with aclosing(request.stream()) as chunks:
+            async for chunk in chunks:
+                body += chunk
+                if len(body) > most:
+                    return 413
+                patience.deadline = anyio.current_time() + SILENCE
+        return bytes(body)
+    return 408
 
 
 def _hang_up(request: Request) -> None:

@@ -6,9 +6,10 @@ Pure functions; reading them is the business of `penstock.llm.headers`.
 from __future__ import annotations
 
 import math
+from email.utils import formatdate
 from fractions import Fraction
 
-__all__ = ["format_duration", "rate_limit_headers", "retry_headers"]
+__all__ = ["format_duration", "hint_headers", "rate_limit_headers", "retry_headers"]
 
 
 def format_duration(seconds: float | Fraction) -> str:
@@ -54,6 +55,27 @@ def retry_headers(wait_ns: int) -> dict[str, str]:
     """
     milliseconds = ceil_milliseconds(wait_ns)
     return {"retry-after": str(-(-milliseconds // 1000)), "retry-after-ms": str(milliseconds)}
+
+
+def hint_headers(wait_ns: int, form: str, wall: float) -> dict[str, str]:
+    """The same in one of the forms in which services say it, those of `Simulation.hints`.
+
+    Args:
+        wait_ns: Above 0.
+        form: Which one.
+        wall: Seconds since 1970, for dates.
+    """
+    all_ = retry_headers(wait_ns)
+    if form == "all":
+        return all_
+    seconds = all_["retry-after"]
+    forms = {
+        "retry-after": {"retry-after": seconds},
+        "duration": {"retry-after": f"{seconds}s"},
+        "date": {"retry-after": formatdate(math.ceil(wall + wait_ns / 1e9), usegmt=True)},
+        "milliseconds": {"retry-after-ms": all_["retry-after-ms"]},
+    }
+    return forms.get(form, {})
 
 
 def ceil_milliseconds(ns: int) -> int:

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from penstock import clock
 from penstock.simulator._account import Account, Statistics
-from penstock.simulator._app import ABORT, create_app
+from penstock.simulator._app import ABORT, SILENCE, create_app
 from penstock.simulator._simulation import Fault, Simulation
 
 __all__ = ["Server", "run", "serve"]
@@ -165,7 +165,14 @@ class _Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.loop.call_later(SILENCE, self._close_if_silent)
         self.app_state = {**self.app_state, ABORT: transport.abort}
+
+    def _close_if_silent(self) -> None:
+        """Close a connection on which no request has come, or half of its head."""
+        cycle: object = self.cycle
+        if cycle is None and not self.transport.is_closing():
+            self.transport.close()
 
 
 class _Uvicorn(uvicorn.Server):

@@ -18,7 +18,24 @@ __all__ = ["Batches", "Change", "Fault", "Faults", "Latency", "Simulation", "Str
 SimulatedLimit = Rate | Sliding | Window | Hidden
 Given = str | SimulatedLimit
 
-Fault = Literal["server_error", "overloaded", "slow_down", "dropped", "broken_stream", "insufficient_quota"]
+Fault = Literal[
+    "server_error",
+    "overloaded",
+    "slow_down",
+    "dropped",
+    "broken_stream",
+    "insufficient_quota",
+    "bad_gateway",
+    "hang",
+    "cut_short",
+    "truncated",
+    "error_in_200",
+    "empty",
+    "null",
+    "no_choices",
+    "no_headers",
+    "gzip",
+]
 """What can go wrong with a request on purpose.
 
 - `server_error`: 500. Charged.
@@ -27,6 +44,12 @@ Fault = Literal["server_error", "overloaded", "slow_down", "dropped", "broken_st
 - `dropped`: the connection is closed without an answer; that of a stream, in the middle of it. Charged.
 - `broken_stream`: an error event in the middle of a stream that began with 200. Charged. Means nothing without `stream`.
 - `insufficient_quota`: 429 with that code, which no wait mends. Not admitted.
+- `bad_gateway`: 502 with a page of HTML and no header of a limit. Charged, as all that follow.
+- `hang`: nothing comes, or nothing more of a stream, until the client is gone.
+- `cut_short`: the connection is closed after the headers and half of the answer; that of a stream, in the middle of it.
+- `truncated`: half of the answer, as if it were all of it; a stream that ends in the middle, politely.
+- `error_in_200`: 200 with an error and no choices. `empty`: with nothing. `null`: with null. `no_choices`: with none of them.
+- `no_headers`: an answer without headers of limits. `gzip`: a compressed one. Both are answers, and mean nothing to a stream.
 """
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 
@@ -72,6 +95,16 @@ class Faults:
     slow_down: float = 0.0
     dropped: float = 0.0
     broken_stream: float = 0.0
+    bad_gateway: float = 0.0
+    hang: float = 0.0
+    cut_short: float = 0.0
+    truncated: float = 0.0
+    error_in_200: float = 0.0
+    empty: float = 0.0
+    null: float = 0.0
+    no_choices: float = 0.0
+    no_headers: float = 0.0
+    gzip: float = 0.0
     insufficient_quota_after: int | None = None
 
     def __post_init__(self) -> None:
@@ -195,10 +228,12 @@ class Simulation:
         shuffle_embeddings: Answer the entries of a list in any order, so that only `index` tells which is which.
         organization: The name that messages and headers give to the account.
         headers: What answers tell: `"openai"`, all; `"remaining"`, no resets; `"none"`, nothing.
-        hints: What refusals tell of the wait: `"all"`; `"retry-after"`, whole seconds in that header; `"none"`.
+        hints: What refusals tell of the wait: `"all"`; `"retry-after"`, whole seconds in that header; the same as a `"date"`
+            or as a `"duration"` like 5s; `"milliseconds"`, in `retry-after-ms`; `"message"`, in words alone; `"none"`.
         changes: What becomes of the limits, and when.
         strangers: Who else uses the account.
         batches: How batches of requests are worked on.
+        max_body: Bytes of a request that is no file; more is answered with 413.
 
     Raises:
         ValueError: A number is out of its range, or a limit is not a rate.
@@ -222,10 +257,11 @@ class Simulation:
     shuffle_embeddings: bool = False
     organization: str = "org-simulated"
     headers: Literal["openai", "remaining", "none"] = "openai"
-    hints: Literal["all", "retry-after", "none"] = "all"
+    hints: Literal["all", "retry-after", "date", "duration", "milliseconds", "message", "none"] = "all"
     changes: tuple[Change, ...] = ()
     strangers: tuple[Stranger, ...] = ()
     batches: Batches = field(default_factory=Batches)
+    max_body: int = 64 * 1024 * 1024
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "requests", _limits("requests", self.requests))
