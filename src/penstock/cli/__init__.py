@@ -1,4 +1,4 @@
-"""The command line: `penstock run`, `plan`, `errors` and `simulate`.
+"""The command line: `penstock run`, `plan`, `errors`, `report`, `quota`, `watch` and `simulate`.
 
 The key is read from the environment and nowhere else: a command line is seen by everybody on the machine.
 """
@@ -13,8 +13,10 @@ import typer
 
 from penstock.cli import plan as plan
 from penstock.cli import quota as quota
+from penstock.cli import report as report
 from penstock.cli import run as run
 from penstock.cli import simulate as simulate
+from penstock.cli import watch as watch
 from penstock.cli.frame import app
 from penstock.cli.options import Fault, parse_limits
 from penstock.cli.terminal import complain

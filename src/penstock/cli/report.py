@@ -1,0 +1,130 @@
+"""`penstock report`: what a ledger proves of a need for higher limits."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+from zoneinfo import ZoneInfo
+
+import typer
+
+from penstock.cli.frame import app
+from penstock.cli.options import Fault, parse_limits
+from penstock.cli.plan import prices_of
+from penstock.cli.terminal import say, write
+from penstock.limits import Calendar
+from penstock.llm.prices import Price, Prices
+from penstock.usage import History
+from penstock.usage.evidence import Evidence, evidence_of
+from penstock.usage.report import as_csv, as_html, as_markdown
+
+__all__ = ["report"]
+
+
+class Form(StrEnum):
+    """What a report is written in."""
+
+    markdown = "markdown"
+    csv = "csv"
+    html = "html"
+
+
+_ENDINGS = {".md": Form.markdown, ".markdown": Form.markdown, ".csv": Form.csv, ".html": Form.html, ".htm": Form.html}
+
+
+@app.command("report")
+def report(
+    ledger: Annotated[Path, typer.Argument(metavar="LEDGER", help="The file of a penstock.usage.Ledger.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="OUT", help="Where to write. [default: to the terminal]")
+    ] = None,
+    form: Annotated[Form | None, typer.Option("--format", help="[default: by OUT's ending, else markdown]")] = None,
+    models: Annotated[
+        list[str] | None, typer.Option("--model", help="This model, or limiter, alone; may come again.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="WHEN", help='Calls from then on: "2026-05-01", "2026-05-01T12:00", "30d".')
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="WHEN", help="Calls before then.")] = None,
+    tz: Annotated[str, typer.Option("--tz", help="Time zone of the days.")] = "UTC",
+    limits: Annotated[
+        str | None, typer.Option(metavar="LIMITS", help='Such as "tokens=325k/min". [default: as they were told last]')
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option(metavar="DOLLARS", help="What 1,000 tokens cost. [default: by the list of prices]")
+    ] = None,
+    prices: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="What models cost. [default: the list prices that came along]")
+    ] = None,
+    growth: Annotated[
+        float | None, typer.Option(metavar="PERCENT", help="By which use grows a week. [default: as it grew]")
+    ] = None,
+) -> int:
+    """Write the evidence for higher limits: use per minute, minutes near a limit, waits, 429s, business days, growth, cost."""
+    if price is not None and not 0 <= price < math.inf:
+        raise Fault(f"--price: {price} is no amount of dollars")
+    if growth is not None and not -100 < growth < 10_000:
+        raise Fault(f"--growth: {growth} is no percentage a week; write it like 10")
+    _check_zone(tz)
+    begin, end = _when("--since", since, tz), _when("--until", until, tz)
+    given = None if limits is None else parse_limits(limits)
+    known = prices_of(prices)
+    if out is not None and out.exists() and ledger.exists() and out.samefile(ledger):
+        raise Fault(f"{out} is the ledger itself: write the report somewhere else")
+    with History(ledger) as history:
+        subjects = models or list(history.totals_by("subject", begin, end))
+        found = [
+            evidence_of(
+                history, subject, since=begin, until=end, tz=tz, limits=given, price=_price(subject, price, known),
+                growth=None if growth is None else 1 + growth / 100,
+            )
+            for subject in subjects
+        ]  # fmt: skip
+    missing = [one.subject for one in found if models and not one.totals.calls and not one.totals.refused]
+    if missing:
+        raise Fault(f"--model: {ledger} has no call of {missing[0]!r} in that time")
+    text = _written(found, form or _ENDINGS.get(out.suffix.lower() if out else "", Form.markdown), ledger.name, tz)
+    if out is None:
+        write(text.rstrip("\n"))
+        return 0
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Fault(f"cannot write {out}: {error.strerror or error}") from None
+    say(f"written to {out}")
+    return 0
+
+
+def _written(found: list[Evidence], form: Form, name: str, tz: str) -> str:
+    if form is Form.csv:
+        return as_csv(found)
+    return as_html(found, name, tz) if form is Form.html else as_markdown(found, name, tz)
+
+
+def _price(subject: str, given: float | None, known: Prices) -> Price | None:
+    return known.price(subject) if given is None else Price(given / 1_000, given / 1_000)
+
+
+def _check_zone(tz: str) -> None:
+    try:
+        Calendar(1, "day", tz)
+    except ValueError as error:
+        raise Fault(f"--tz: {error}") from None
+
+
+def _when(option: str, text: str | None, tz: str) -> float | None:
+    """The moment that a date, a date with a time, or a span until now names."""
+    if text is None:
+        return None
+    zone = ZoneInfo(tz)
+    try:
+        if text[-1:] in {"d", "h"} and text[:-1].isdigit():
+            span = timedelta(hours=int(text[:-1]) * (24 if text.endswith("d") else 1))
+            return (datetime.now(zone) - span).timestamp()
+        found = datetime.fromisoformat(text)
+        return (found if found.tzinfo else found.replace(tzinfo=zone)).timestamp()
+    except (ValueError, OverflowError):
+        raise Fault(f"{option}: cannot read {text!r}: write it like 2026-05-01, 2026-05-01T12:00 or 30d") from None

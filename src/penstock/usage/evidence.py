@@ -1,0 +1,256 @@
+"""What a ledger proves of a need for higher limits, in the figures that services ask for. Pure but for the ledger that it reads.
+
+A minute is *active* if something was sent in it; percentiles are over active minutes, as nights would hide every peak. Business days are
+Monday to Friday, of the time zone that is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from zoneinfo import ZoneInfo
+
+from penstock.limits import Rate
+from penstock.llm.prices import Price
+from penstock.usage.history import History, Minute, Totals
+
+__all__ = ["Day", "Evidence", "NearLimit", "Projection", "Spread", "evidence_of", "hour_at_most"]
+
+BUSINESS_DAYS = 10
+NEAR = 0.9
+"""Part of a limit from which on it is as good as reached."""
+
+_COUNTED = ("requests", "tokens")
+"""Units of which a ledger knows each minute."""
+
+AHEAD = (4, 8, 12)
+"""Weeks for which peaks are projected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Units per minute, over active minutes: the median, the 95th percentile (nearest rank), the most."""
+
+    p50: float
+    p95: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """The spread of some values; zeros if there are none."""
+        ordered = sorted(values)
+        if not ordered:
+            return cls(0.0, 0.0, 0.0)
+        return cls(*(ordered[max(0, math.ceil(part * len(ordered)) - 1)] for part in (0.5, 0.95, 1.0)))
+
+
+@dataclass(frozen=True, slots=True)
+class NearLimit:
+    """How often a limit was as good as reached.
+
+    Attributes:
+        unit, limit: Which.
+        minutes: Active minutes at whose end 90 % of it or more were used.
+    """
+
+    unit: str
+    limit: Rate
+    minutes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """One day: its totals and its busiest minutes."""
+
+    day: date
+    totals: Totals
+    requests: Spread
+    tokens: Spread
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """What the busiest minute becomes if use grows on as it did.
+
+    Attributes:
+        unit: Of the limit.
+        growth: Factor by which use grows a week; 1: it does not.
+        peaks: (weeks from now, units in the busiest minute).
+        reached_in: Weeks until the busiest minute takes all of the limit; 0: it does now; `inf`: never; None: no limit is known.
+    """
+
+    unit: str
+    growth: float
+    peaks: tuple[tuple[int, float], ...]
+    reached_in: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known of one model, or limiter.
+
+    Attributes:
+        subject: Its name.
+        since, until: The first call and the last, in seconds since 1970.
+        totals: Of all calls.
+        minutes: Those that were active.
+        requests, tokens: Per active minute.
+        limits: As they were told last, or given, per unit.
+        near: Per limit, the minutes at 90 % of it or more.
+        days: The last ten business days, the earliest first.
+        projections: For requests and tokens; empty: fewer than ten business days were recorded.
+        price: Dollars a token; None: nobody knows.
+        hour: Dollars that an hour at the full token limit costs, all as input and all as output; None: no limit or price is known.
+        dropped: Events of the whole ledger that are missing.
+    """
+
+    subject: str
+    since: float
+    until: float
+    totals: Totals
+    minutes: tuple[Minute, ...]
+    requests: Spread
+    tokens: Spread
+    limits: Mapping[str, tuple[Rate, ...]]
+    near: tuple[NearLimit, ...]
+    days: tuple[Day, ...]
+    projections: tuple[Projection, ...]
+    price: Price | None
+    hour: tuple[float, float] | None
+    dropped: int
+
+
+def evidence_of(
+    history: History,
+    subject: str,
+    *,
+    since: float | None = None,
+    until: float | None = None,
+    tz: str = "UTC",
+    limits: Mapping[str, Sequence[Rate]] | None = None,
+    price: Price | None = None,
+    growth: float | None = None,
+) -> Evidence:
+    """What a ledger says of a model, or limiter.
+
+    Args:
+        history: The ledger.
+        subject: Which model, or limiter.
+        since, until: Moments that bound what is looked at, in seconds since 1970.
+        tz: The time zone of days.
+        limits: Per unit; None: as they were told last.
+        price: Dollars a token; None: nobody knows.
+        growth: Factor by which use grows a week; None: as it grew from the first five business days of ten to the last five.
+    """
+    zone = ZoneInfo(tz)
+    minutes = tuple(history.minutes(subject, since, until))
+    known = {unit: tuple(kinds) for unit, kinds in (history.limits(subject) if limits is None else limits).items()}
+    first = minutes[0].at if minutes else (since or 0.0)
+    last = minutes[-1].at + 60 if minutes else first
+    days = tuple(_days(history, subject, minutes, zone, since, until))
+    return Evidence(
+        subject=subject,
+        since=first,
+        until=last,
+        totals=history.totals(since, until, subject=subject),
+        minutes=minutes,
+        requests=Spread.of(minute.requests for minute in minutes),
+        tokens=Spread.of(minute.tokens for minute in minutes),
+        limits=known,
+        near=tuple(
+            _near(unit, limit, minutes) for unit, kinds in sorted(known.items()) for limit in kinds if unit in _COUNTED
+        ),
+        days=days,
+        projections=tuple(_projections(minutes, days, known, growth, zone)),
+        price=price,
+        hour=_hour(known, price),
+        dropped=history.dropped(since, until),
+    )
+
+
+def _near(unit: str, limit: Rate, minutes: Sequence[Minute]) -> NearLimit:
+    """Count the minutes at whose end nearly all of a limit was used in the time that it is for, a minute at least."""
+    span = max(60.0, limit.per)
+    enough = NEAR * limit.amount * span / limit.per
+    window: deque[tuple[float, float]] = deque()
+    used, count = 0.0, 0
+    for minute in minutes:
+        amount = minute.requests if unit == "requests" else minute.tokens
+        window.append((minute.at, amount))
+        used += amount
+        while window[0][0] <= minute.at - span:
+            used -= window.popleft()[1]
+        count += used >= enough * (1 - 1e-9)
+    return NearLimit(unit, limit, count)
+
+
+def _days(
+    history: History, subject: str, minutes: Sequence[Minute], zone: ZoneInfo, since: float | None, until: float | None
+) -> Iterable[Day]:
+    """The last ten business days, up to that of the last call."""
+    if not minutes:
+        return
+    day = datetime.fromtimestamp(minutes[-1].at, zone).date()
+    wanted: list[date] = []
+    while len(wanted) < BUSINESS_DAYS:
+        if day.weekday() < 5:
+            wanted.append(day)
+        day -= timedelta(days=1)
+    for one in reversed(wanted):
+        begin, end = (datetime.combine(one + timedelta(days=more), time(), zone).timestamp() for more in (0, 1))
+        begin, end = max(begin, since or begin), min(end, until or end)
+        mine = [minute for minute in minutes if begin <= minute.at < end]
+        yield Day(
+            one,
+            history.totals(begin, end, subject=subject),
+            Spread.of(minute.requests for minute in mine),
+            Spread.of(minute.tokens for minute in mine),
+        )
+
+
+def _projections(
+    minutes: Sequence[Minute],
+    days: Sequence[Day],
+    limits: Mapping[str, Sequence[Rate]],
+    growth: float | None,
+    zone: ZoneInfo,
+) -> Iterable[Projection]:
+    if not minutes or (growth is None and datetime.fromtimestamp(minutes[0].at, zone).date() > days[0].day):
+        return
+    half = BUSINESS_DAYS // 2
+    for unit, of_day, spread in (
+        ("requests", lambda day: day.totals.requests, Spread.of(minute.requests for minute in minutes)),
+        ("tokens", lambda day: day.totals.tokens, Spread.of(minute.tokens for minute in minutes)),
+    ):
+        before, after = sum(map(of_day, days[:half])), sum(map(of_day, days[half:]))
+        weekly = growth if growth is not None else after / before if before > 0 and after > 0 else None
+        if weekly is None or spread.most <= 0:
+            continue
+        at_most = min((60 * limit.amount / limit.per for limit in limits.get(unit, ())), default=None)
+        yield Projection(
+            unit,
+            weekly,
+            tuple((weeks, spread.most * weekly**weeks) for weeks in AHEAD),
+            None if at_most is None else _weeks_until(spread.most, at_most, weekly),
+        )
+
+
+def _weeks_until(peak: float, limit: float, weekly: float) -> float:
+    if peak >= limit:
+        return 0.0
+    return math.log(limit / peak) / math.log(weekly) if weekly > 1 else math.inf
+
+
+def _hour(limits: Mapping[str, Sequence[Rate]], price: Price | None) -> tuple[float, float] | None:
+    at_most = min((60 * limit.amount / limit.per for limit in limits.get("tokens", ())), default=None)
+    if at_most is None or price is None:
+        return None
+    return hour_at_most(at_most, price.input), hour_at_most(at_most, price.output or price.input)
+
+
+def hour_at_most(tokens_a_minute: float, dollars_a_token: float) -> float:
+    """Dollars that an hour at the full limit costs: 325,000 tokens a minute at $0.02 per 1,000 are $390."""
+    return tokens_a_minute * 60 * dollars_a_token

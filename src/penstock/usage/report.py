@@ -1,0 +1,254 @@
+"""Evidence as a document: Markdown, CSV, or one HTML file that asks for nothing else."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from penstock.limits import Rate
+from penstock.usage.charts import Line, chart
+from penstock.usage.evidence import Day, Evidence, Projection, Spread
+from penstock.usage.words import counted, lasting, moment, visible
+
+__all__ = ["as_csv", "as_html", "as_markdown"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Heading:
+    level: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """`left`: how many columns are texts; the others are numbers."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    title: str
+    unit: str
+    evidence: Evidence
+
+
+_Block = _Heading | _Table | _Picture | str
+
+
+def _blocks(found: Sequence[Evidence], name: str, tz: str) -> Iterator[_Block]:
+    """What a report says, whatever it is written in."""
+    yield _Heading(1, f"Use of models: {visible(name)}")
+    if not found:
+        yield "No call was recorded."
+        return
+    begin, end = min(one.since for one in found), max(one.until for one in found)
+    yield f"From {moment(begin, tz)} to {moment(end, tz)}. Figures per minute are over the minutes in which something was sent."
+    if found[0].dropped:
+        yield f"{found[0].dropped:,} events are missing, as they came while the disk was slow or full."
+    for one in found:
+        yield from _of_subject(one)
+
+
+def _of_subject(one: Evidence) -> Iterator[_Block]:
+    yield _Heading(2, visible(one.subject) or "(no name)")
+    yield _Table(("", "p50", "p95", "max", "limit"), [_spread_row(one, "tokens"), _spread_row(one, "requests")])
+    yield _Table(("", ""), list(_figures(one)))
+    yield _Picture("Tokens a minute", "tokens", one)
+    yield _Picture("Requests a minute", "requests", one)
+    if one.days:
+        yield _Heading(3, "The last 10 business days")
+        head = (
+            "day",
+            "requests",
+            "tokens",
+            "requests/min max",
+            "tokens/min p95",
+            "tokens/min max",
+            "users",
+            "429s",
+            "waited",
+            "cost",
+        )
+        yield _Table(head, [_day_row(day) for day in one.days])
+    yield from _ahead(one)
+
+
+def _spread_row(one: Evidence, unit: str) -> tuple[str, ...]:
+    spread: Spread = one.tokens if unit == "tokens" else one.requests
+    limits = ", ".join(map(_limit, one.limits.get(unit, ()))) or "not known"
+    return f"{unit} a minute", counted(unit, spread.p50), counted(unit, spread.p95), counted(unit, spread.most), limits
+
+
+def _limit(limit: Rate) -> str:
+    return f"{counted('', limit.amount)}/{'min' if limit.per == 60 else lasting(limit.per)}"
+
+
+def _figures(one: Evidence) -> Iterator[tuple[str, str]]:
+    totals, active = one.totals, len(one.minutes)
+    yield "calls", f"{totals.calls:,}"
+    yield "users", f"{totals.users:,}"
+    yield "active minutes", f"{active:,}"
+    for near in one.near:
+        share = f" ({near.minutes / active:.1%})" if active else ""
+        yield f"minutes at ≥ 90 % of {_limit(near.limit)} {near.unit}", f"{near.minutes:,}{share}"
+    mean = f" ({lasting(totals.waited / totals.calls)} a call)" if totals.calls else ""
+    yield "time lost waiting", lasting(totals.waited) + mean
+    yield "429s", f"{totals.rejected:,}"
+    yield "refused before they were sent", f"{totals.refused:,}"
+    yield "failed otherwise", f"{totals.failed:,}"
+    yield "cost", f"${totals.dollars:,.2f}" if totals.dollars or one.price else "not known: give --prices"
+
+
+def _day_row(day: Day) -> tuple[str, ...]:
+    totals = day.totals
+    return (
+        f"{day.day:%a %Y-%m-%d}", counted("", totals.requests), counted("", totals.tokens), counted("", day.requests.most),
+        counted("", day.tokens.p95), counted("", day.tokens.most), f"{totals.users:,}", f"{totals.rejected:,}", lasting(totals.waited),
+        f"${totals.dollars:,.2f}",
+    )  # fmt: skip
+
+
+def _ahead(one: Evidence) -> Iterator[_Block]:
+    yield _Heading(3, "Growth")
+    if one.projections:
+        weeks = [f"in {ahead} weeks" for ahead, _ in one.projections[0].peaks]
+        yield _Table(
+            ("busiest minute", "growth a week", *weeks, "limit reached"),
+            [_projection_row(each) for each in one.projections],
+        )
+    else:
+        yield "Too little is recorded to tell: it takes ten business days, with something sent in both halves."
+    if one.hour is not None and one.price is not None:
+        yield _Heading(3, "One hour at the full limit")
+        limit = min(60 * limit.amount / limit.per for limit in one.limits["tokens"])
+        prices = {"input": one.price.input, "output": one.price.output or one.price.input}
+        for (kind, price), dollars in zip(prices.items(), one.hour, strict=True):
+            yield f"All {kind}: {limit:,.0f} tokens a minute × 60 × ${price * 1_000:.6g} per 1,000 tokens = ${dollars:,.2f}."
+            if prices["input"] == prices["output"]:
+                break
+
+
+def _projection_row(each: Projection) -> tuple[str, ...]:
+    reached = each.reached_in
+    when = (
+        "not known" if reached is None else "never, at that pace" if reached == math.inf
+        else "now" if reached == 0 else f"in {reached:.0f} weeks" if reached >= 2 else f"in {reached * 7:.0f} days"
+    )  # fmt: skip
+    return each.unit, f"{each.growth - 1:+.0%}", *(counted("", peak) for _, peak in each.peaks), when
+
+
+# Markdown
+
+
+def as_markdown(found: Sequence[Evidence], name: str, tz: str) -> str:
+    """The report as Markdown: tables, no pictures."""
+    parts = []
+    for block in _blocks(found, name, tz):
+        if isinstance(block, _Heading):
+            parts.append("#" * block.level + " " + _marked(block.text))
+        elif isinstance(block, _Table):
+            marks = ["---" if column < block.left else "---:" for column in range(len(block.head))]
+            lines = [map(_marked, block.head), marks, *(map(_marked, row) for row in block.rows)]
+            parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+        elif isinstance(block, str):
+            parts.append(_marked(block))
+    return "\n\n".join(parts) + "\n"
+
+
+def _marked(text: str) -> str:
+    """A text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", text)
+
+
+# CSV
+
+_COLUMNS = (
+    "model", "period", "calls", "requests", "tokens", "requests_per_min_p50", "requests_per_min_p95", "requests_per_min_max",
+    "tokens_per_min_p50", "tokens_per_min_p95", "tokens_per_min_max", "users", "rejected_429", "refused", "failed", "waited_seconds", "dollars",
+)  # fmt: skip
+
+
+def as_csv(found: Sequence[Evidence]) -> str:
+    """The figures as CSV: per model a row for all of the time, and one for each of the last ten business days."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for one in found:
+        periods = [("all", one.totals, one.requests, one.tokens)]
+        periods += [(f"{day.day}", day.totals, day.requests, day.tokens) for day in one.days]
+        for period, totals, requests, tokens in periods:
+            writer.writerow([
+                _cell(one.subject), period, totals.calls, totals.requests, totals.tokens, requests.p50, requests.p95, requests.most,
+                tokens.p50, tokens.p95, tokens.most, totals.users, totals.rejected, totals.refused, totals.failed,
+                round(totals.waited, 3), round(totals.dollars, 6),
+            ])  # fmt: skip
+    return out.getvalue()
+
+
+def _cell(text: str) -> str:
+    """A text that no spreadsheet takes for a formula."""
+    return f"'{text}" if text[:1] in {"=", "+", "-", "@", "\t", "\r"} else text
+
+
+# HTML
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --quiet: #777; --blue: #2a6fdb; --red: #c33; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }
+th, td { padding: .2rem .7rem .2rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+.left { text-align: left; } th { color: var(--quiet); font-weight: 500; }
+figure { margin: 1rem 0; } figcaption { color: var(--quiet); } svg { width: 100%; height: auto; }
+"""
+
+
+def as_html(found: Sequence[Evidence], name: str, tz: str) -> str:
+    """The report as one HTML file with its pictures in it: no script, and nothing is loaded."""
+    parts = []
+    for block in _blocks(found, name, tz):
+        if isinstance(block, _Heading):
+            parts.append(f"<h{block.level}>{html.escape(block.text)}</h{block.level}>")
+        elif isinstance(block, _Table):
+            parts.append(_html_table(block))
+        elif isinstance(block, _Picture):
+            parts.append(_figure(block, tz))
+        else:
+            parts.append(f"<p>{html.escape(block)}</p>")
+    title = html.escape(f"Use of models: {visible(name)}")
+    body = "\n".join(parts)
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f'<meta name="viewport" content="width=device-width">\n<link rel="icon" href="data:,">\n<style>{_STYLE}</style>\n</head>\n'
+        f"<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _html_table(table: _Table) -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        return "".join(
+            f"<{tag}{' class=left' if column < table.left else ''}>{html.escape(cell)}</{tag}>"
+            for column, cell in enumerate(cells)
+        )
+
+    head = f"<thead><tr>{row(table.head, 'th')}</tr></thead>\n" if any(table.head) else ""
+    body = "\n".join(f"<tr>{row(cells, 'td')}</tr>" for cells in table.rows)
+    return f"<table>\n{head}<tbody>\n{body}\n</tbody>\n</table>"
+
+
+def _figure(picture: _Picture, tz: str) -> str:
+    one, unit = picture.evidence, picture.unit
+    limits = [60 * limit.amount / limit.per for limit in one.limits.get(unit, ())]
+    points = [(minute.at, minute.tokens if unit == "tokens" else minute.requests) for minute in one.minutes]
+    picture_of = chart(Line(picture.title, points), min(limits, default=None), lambda at: moment(at, tz))
+    return f"<figure>\n<figcaption>{html.escape(picture.title)}</figcaption>\n{picture_of}\n</figure>"

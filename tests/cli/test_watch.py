@@ -1,0 +1,131 @@
+"""`penstock watch`: what it shows at 80 and at 200 columns, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from penstock import Limiter, per_minute
+from penstock.cli import main
+from penstock.cli.watch import screen_of_ledger, screen_of_store
+from penstock.stores import SQLiteStore
+from penstock.usage import Ledger, Totals
+from penstock.usage.live import Gauge, Now
+from tests.cli.commands import started
+
+SNAPSHOTS = Path(__file__).parent / "screens"
+
+LEDGER = [
+    Now("gpt-4o-mini", Totals(1_742, 1_742, 80_412, 0.0213, 42.5, 3, 1, 0, 12),
+        (Gauge("gpt-4o-mini", "requests", "3500/min", 1_742, 3_500), Gauge("gpt-4o-mini", "tokens", "90000/min", 80_412, 90_000)),
+        (*[0.0] * 10, *range(0, 80_000, 8_000))),
+    Now("a-model-whose-name-is-much-longer-than-a-screen-is-wide/2026-05-04\x1b[31m", Totals(0, 0, 0, 0, 0, 0, 0, 0, 0), (), (0.0,) * 20),
+]  # fmt: skip
+STORE = [
+    Gauge("openai", "requests", "3500/min", 35, 3_500),
+    Gauge("openai", "tokens", "90000/min", 120_000, 90_000, paused=12),
+]
+
+
+@pytest.mark.parametrize("width", [80, 200])
+@pytest.mark.parametrize(
+    ("name", "screen"),
+    [("ledger", lambda width: screen_of_ledger(LEDGER, width)), ("store", lambda width: screen_of_store(STORE, width))],
+)
+def test_the_screen_is_as_it_was_looked_at(name, screen, width):
+    """To look at a new one: remove the file, and run this twice."""
+    file = SNAPSHOTS / f"watch-{name}-{width}.txt"
+    text = screen(width) + "\n"
+    if not file.exists():
+        file.write_text(text, encoding="utf-8")
+        pytest.fail(f"{file.name} is new: look at it")
+    assert text == file.read_text(encoding="utf-8")
+    assert max(map(len, text.splitlines())) <= width
+    assert "\x1b" not in text
+
+
+def test_nothing_to_show_is_said():
+    assert screen_of_ledger([], 80) == "nothing was sent in the last 20 minutes"
+    assert screen_of_store([], 80) == "no limit in this store is in use"
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    path = tmp_path / "usage.db"
+    with Ledger(path) as ledger:
+        limiter = Limiter(requests=per_minute(60), name="chat", on_event=ledger)
+        for _ in range(3):
+            limiter.acquire_nowait(flow="alice")
+    return path
+
+
+def test_one_look_at_a_ledger_and_at_a_store(ledger, tmp_path, capsys):
+    assert main(["watch", str(ledger), "--once"]) == 0
+    assert "chat" in capsys.readouterr().out
+    store = SQLiteStore(tmp_path / "limits.db")
+    with Limiter(requests=per_minute(60), name="shared", store=store):
+        pass
+    assert main(["watch", f"sqlite:{tmp_path / 'limits.db'}", "--once"]) == 0
+    assert "shared  requests  60/min" in capsys.readouterr().out
+    store.close()
+
+
+def test_without_a_terminal_it_writes_plain_lines_until_ctrl_c(ledger):
+    process = started("watch", str(ledger), "--every", "0.1")
+    lines = [process.stdout.readline() for _ in range(6)]
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert err == ""
+    assert "\x1b" not in "".join(lines) + out
+    assert sum("chat" in line for line in lines) >= 2
+
+
+def test_on_a_terminal_it_draws_over_what_it_drew(ledger):
+    """And leaves the terminal as it was: the cursor is shown again."""
+    outer, inner = pty.openpty()
+    process = started_on(inner, "watch", str(ledger), "--every", "0.1")
+    os.close(inner)
+    shown, until = "", time.monotonic() + 60
+    while shown.count("LAST MINUTE") < 3 and time.monotonic() < until:
+        shown += os.read(outer, 4_096).decode()
+    process.send_signal(signal.SIGINT)
+    while True:
+        try:
+            shown += os.read(outer, 4_096).decode()
+        except OSError:  # the other end is closed
+            break
+    assert process.wait(60) == 0
+    os.close(outer)
+    assert shown.count("LAST MINUTE") >= 3
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
+
+
+def started_on(terminal, *arguments):
+    import subprocess
+    import sys
+
+    return subprocess.Popen(
+        [sys.executable, "-m", "penstock", *arguments], stdin=terminal, stdout=terminal, stderr=terminal
+    )
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("nowhere.db", "there is no ledger at nowhere.db"),
+        (__file__, "cannot be read as a ledger"),
+        ("redis://localhost:1", "localhost:1"),
+    ],
+)
+def test_what_cannot_be_watched_is_one_sentence(where, words, capsys):
+    assert main(["watch", where, "--once"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err
+    assert len(err.splitlines()) == 1
