@@ -30,7 +30,7 @@ PYTEST := $(NEEDS_RANKS) PENSTOCK_OPENAI2_PYTHON="$(CURDIR)/$(VENV)-openai2/bin/
 ALONE := tests/stores/test_flows.py tests/stores/test_processes.py tests/stores/test_faults.py tests/runner/test_sender.py
 OUTER := $(wildcard tests/http tests/openai tests/runner tests/usage tests/simulator tests/cli) $(wildcard tests/test_*.py)
 
-.PHONY: help demo test check bench docs pictures mutation field matrix pins pins-field clean environment
+.PHONY: help demo test check bench docs try-it pictures mutation field matrix pins pins-field clean environment
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -70,6 +70,9 @@ docs: environment ## build the site into build/site, without a warning or a wron
 	$(VENV)-docs/bin/python -m sphinx -W --keep-going -q -d build/doctrees docs build/site
 	$(VENV)-docs/bin/codespell README.md CHANGELOG.md CONTRIBUTING.md docs src examples benchmarks
 	$(NEEDS_RANKS) $(BIN)/python -m pytest -q tests/test_*docs*.py tests/*/test_*docs*.py
+
+try-it: docs ## the site with its page that runs penstock in the browser; needs npm
+	$(BIN)/python tools/try_it.py build/site
 
 pictures: environment ## draw the pictures of the docs anew, from runs in virtual time and from benchmarks/RESULTS.md
 	$(BIN)/python tools/pictures.py
