@@ -10,7 +10,7 @@ EXAMPLES = examples_of("docs/openai.md")
 
 
 def test_the_examples_are_found():
-    assert len(EXAMPLES) == 6
+    assert len(EXAMPLES) == 5
 
 
 @pytest.mark.parametrize(("code", "output"), EXAMPLES, ids=range(len(EXAMPLES)))

@@ -3,18 +3,22 @@
     client = limit_http_client(httpx.AsyncClient(), limiter, max_wait=30)
     client = limit_http_client(httpx.AsyncClient(), lambda request: per_host[request.url.host])
     client = limit_http_client(httpx.AsyncClient(), "auto")      # any REST API: learned per host
+    client = httpx.AsyncClient(transport=AsyncHTTPXTransport(limiter))
 
-    limit_http_client    a copy of a client, with limits under it
-    transport            the same as a transport, for clients that are given one
+    limit_http_client                      a copy of a client, with limits under it
+    HTTPXTransport, AsyncHTTPXTransport    the same as a transport of httpx, for clients that are given one
+    HTTPX2Transport, AsyncHTTPX2Transport  of httpx2
+    transport                              of whichever library a given transport is
 
-For httpx and httpx2, sync and async. Neither is imported before a client or a transport of theirs is given.
+Neither httpx nor httpx2 is imported before a client, a transport or a class of theirs is asked for.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from penstock import Limiter
 from penstock._introspect import check_plain
@@ -25,7 +29,18 @@ from penstock.llm.exchange import MAX_PAUSE, Plan, Rules, checked_cost
 from penstock.llm.reporting import Listener
 from penstock.llm.transport import limited_client, transports
 
-__all__ = ["limit_http_client", "transport"]
+if TYPE_CHECKING:
+    import httpx
+    import httpx2
+
+__all__ = [
+    "AsyncHTTPX2Transport",
+    "AsyncHTTPXTransport",
+    "HTTPX2Transport",
+    "HTTPXTransport",
+    "limit_http_client",
+    "transport",
+]
 
 C = TypeVar("C")
 
@@ -88,6 +103,79 @@ def transport(
     raise TypeError(
         f"a transport of httpx or httpx2 is needed, not {type(inner).__module__}.{type(inner).__qualname__}"
     )
+
+
+_CLASSES = {
+    "HTTPXTransport": ("httpx", False),
+    "AsyncHTTPXTransport": ("httpx", True),
+    "HTTPX2Transport": ("httpx2", False),
+    "AsyncHTTPX2Transport": ("httpx2", True),
+}
+
+if TYPE_CHECKING:
+
+    class _Limited:
+        def __init__(
+            self,
+            limiter: Limits,
+            inner: Any = None,
+            *,
+            max_wait: float | None = None,
+            max_pause: float = MAX_PAUSE,
+            cost: Cost | None = None,
+            on_event: OnEvent | None = None,
+        ) -> None:
+            """A transport that sends through `inner`; None: through the library's own, with its defaults.
+
+            The other arguments, and what is raised, are those of `limit_http_client`.
+            """
+
+    class HTTPXTransport(_Limited, httpx.BaseTransport):
+        """A transport of httpx under limits, for `httpx.Client(transport=…)`."""
+
+    class AsyncHTTPXTransport(_Limited, httpx.AsyncBaseTransport):
+        """A transport of httpx under limits, for `httpx.AsyncClient(transport=…)`."""
+
+    class HTTPX2Transport(_Limited, httpx2.BaseTransport):
+        """A transport of httpx2 under limits, for `httpx2.Client(transport=…)`."""
+
+    class AsyncHTTPX2Transport(_Limited, httpx2.AsyncBaseTransport):
+        """A transport of httpx2 under limits, for `httpx2.AsyncClient(transport=…)`."""
+
+
+def __getattr__(name: str) -> Any:  # so that no HTTP library is loaded before it is asked for
+    if name not in _CLASSES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _transport_class(name)
+
+
+@functools.cache
+def _transport_class(name: str) -> Any:
+    library, is_async = _CLASSES[name]
+    module = importlib.import_module(library)
+    own = module.AsyncHTTPTransport if is_async else module.HTTPTransport
+    base: Any = transports(library)[is_async]
+
+    def __init__(  # noqa: N807 - a class that is made here
+        self: Any,
+        limiter: Limits,
+        inner: Any = None,
+        *,
+        max_wait: float | None = None,
+        max_pause: float = MAX_PAUSE,
+        cost: Cost | None = None,
+        on_event: OnEvent | None = None,
+    ) -> None:
+        rules = _rules(limiter, max_wait, max_pause, cost, on_event)
+        base.__init__(self, own() if inner is None else inner, rules)
+
+    about = f"""A transport of {library} under limits, for `{library}.{"AsyncClient" if is_async else "Client"}(transport=…)`.
+
+    Args:
+        limiter: As in `limit_http_client`, and so are the others.
+        inner: The transport that it sends through. None: {library}'s own, with its defaults.
+    """
+    return type(name, (base,), {"__init__": __init__, "__doc__": about, "__module__": __name__, "__qualname__": name})
 
 
 def _rules(limiter: Any, max_wait: float | None, max_pause: float, cost: Cost | None, on_event: Any) -> Rules:

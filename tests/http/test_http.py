@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import anyio
 import httpx
 import httpx2
 import pytest
 
+import penstock.http
 from penstock import Keyed, Limiter, Rate, RateLimited, Unsatisfiable, per_minute
 from penstock.http import limit_http_client, transport
 
@@ -154,6 +158,46 @@ async def test_a_transport_for_clients_that_are_given_one(lib):
         await client.get(URL)
         await client.get(URL)
     assert server.times == [0, 1]
+
+
+def transport_class(lib, is_async):
+    return getattr(penstock.http, f"{'Async' if is_async else ''}{lib.__name__.upper()}Transport")
+
+
+async def test_a_transport_class_of_each_library(lib):
+    server, kind = Server(lib), transport_class(lib, is_async=True)
+    assert issubclass(kind, lib.AsyncBaseTransport)
+    limiter = Limiter(requests=Rate(60, 60, burst=1))
+    async with lib.AsyncClient(transport=kind(limiter, lib.MockTransport(server))) as client:
+        await client.get(URL)
+        await client.get(URL)
+        with pytest.raises(ValueError, match="limited already"):
+            limit_http_client(client, limiter)
+    assert server.times == [0, 1]
+
+
+def test_a_sync_transport_class_of_each_library(lib):
+    kind, limiter = transport_class(lib, is_async=False), Limiter(requests=Rate(60, 60, burst=1))
+    assert issubclass(kind, lib.BaseTransport)
+    inner = lib.MockTransport(lambda _: lib.Response(200))
+    with lib.Client(transport=kind(limiter, inner, max_wait=0.1)) as client:
+        assert client.get(URL).status_code == 200
+        with pytest.raises(RateLimited):
+            client.get(URL)
+
+
+async def test_a_transport_class_sends_by_itself_where_it_is_given_nothing_to_send_through(lib):
+    for is_async in (True, False):
+        made = transport_class(lib, is_async)(Limiter(requests=Rate(60, 60)))
+        assert isinstance(made._inner, lib.AsyncHTTPTransport if is_async else lib.HTTPTransport)
+
+
+def test_no_http_library_is_loaded_before_its_class_is_asked_for():
+    code = "import sys, penstock.http; print([m for m in ('httpx', 'httpx2') if m in sys.modules])"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == "[]\n"
+    with pytest.raises(AttributeError, match="NoTransport"):
+        penstock.http.NoTransport  # noqa: B018
 
 
 @pytest.mark.parametrize("limiter", [None, 5, "automatic"])

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import assert_type
 
+import httpx
 import httpx2
 from openai import AsyncOpenAI, OpenAI
 
 from penstock import Limiter, Permit, Retry
-from penstock.http import limit_http_client, transport
+from penstock.http import (
+    AsyncHTTPX2Transport,
+    AsyncHTTPXTransport,
+    HTTPX2Transport,
+    HTTPXTransport,
+    limit_http_client,
+    transport,
+)
 from penstock.openai import limit_client, limits, limits_of, retry_on
 from penstock.otel import Telemetry
 from penstock.stores import MemoryStore, RedisStore, SQLiteStore, Store
@@ -48,6 +56,11 @@ async def a_client_stays_what_it_is() -> None:
 async def an_http_client_stays_what_it_is(limiter: Limiter) -> None:
     assert_type(limit_http_client(httpx2.AsyncClient(), limiter, max_wait=30), httpx2.AsyncClient)
     assert_type(limit_http_client(httpx2.Client(), "auto"), httpx2.Client)
+    httpx2.AsyncClient(transport=AsyncHTTPX2Transport(limiter, max_wait=30))
+    httpx.Client(transport=HTTPXTransport("auto"))
+    httpx.AsyncClient(transport=AsyncHTTPXTransport(lambda request: limiter))
+    httpx2.Client(transport=HTTPX2Transport(limiter, httpx2.HTTPTransport(), cost=lambda request: {"requests": 1}))
+    httpx2.AsyncClient(transport=HTTPXTransport("auto"))  # type: ignore[arg-type]
     assert_type(limit_http_client(httpx2.Client(), lambda request: limiter), httpx2.Client)
     httpx2.AsyncClient(transport=transport(httpx2.AsyncHTTPTransport(), "auto"))
 
