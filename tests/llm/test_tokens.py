@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -248,6 +249,27 @@ def test_without_rank_files_it_counts_bytes_and_warns_once(error, monkeypatch):
 def test_nothing_is_loaded_at_import():
     code = "import sys, penstock.llm.tokens; assert not {'tiktoken', 'openai', 'httpx', 'httpx2'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+WORDS = ["water", "runs,", "(through", "a", "gate.", "1,234", "über", "水", "don't", "\n", "x_y", "=="]
+
+
+@pytest.mark.parametrize("model", ["gpt-4o", "gpt-4"])
+def test_a_long_text_is_counted_in_pieces_and_exactly(ranks, model):
+    draw = random.Random(1)
+    for _ in range(20):
+        text = draw.choice([" ", "  "]).join(draw.choices(WORDS, k=9_000))
+        whole = len(tokens._encoding(model).encode_ordinary(text))
+        assert len(list(tokens._pieces(text))) > 3
+        assert tokens.count(text, model) == whole
+
+
+@pytest.mark.parametrize(
+    "text", ["水" * 20_000, "0" * 20_000, " " * 20_000, "\ud800" * 20_000, "<|endoftext|>" * 5_000]
+)
+def test_a_long_text_without_words_is_counted_to_a_token_for_each_piece(ranks, text):
+    whole = len(tokens._encoding("gpt-4o").encode_ordinary(text))
+    assert whole <= tokens.count(text, "gpt-4o") <= whole + 2 * len(text) / 4_096
 
 
 @pytest.mark.anyio

@@ -18,8 +18,10 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
+import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -123,11 +125,36 @@ def by_tiktoken(path: str, body: Body | None) -> dict[str, float]:
 
 
 def count(text: str, model: str = "") -> int:
-    """The tokens of a text. Markers such as `<|endoftext|>` in it are text like any other: it may be a user's."""
+    """The tokens of a text. Markers such as `<|endoftext|>` in it are text like any other: it may be a user's.
+
+    A long text is counted in pieces, so that other threads can run in between. Where it has words, the sum is exact; else
+    it may be one or two more for every 4,096 characters.
+    """
     encoding = _encoding(model)
     if encoding is None:
         return math.ceil(len(text.encode("utf-8", "surrogatepass")) / 4)
-    return len(encoding.encode_ordinary(text))
+    total = 0
+    for number, piece in enumerate(_pieces(text)):
+        if number:
+            time.sleep(0)  # lets another thread have the interpreter, which it would else wait 5 ms for
+        total += len(encoding.encode_ordinary(piece))
+    return total
+
+
+_PIECE = 4_096  # characters, which are counted in half a millisecond
+_BEFORE_A_WORD = re.compile(r" (?=[^\W\d_])")
+"""Where every encoding begins a new token, whatever is before and after."""
+
+
+def _pieces(text: str) -> Iterator[str]:
+    begin = 0
+    while len(text) - begin > _PIECE:
+        end = begin + _PIECE
+        cut = next(_BEFORE_A_WORD.finditer(text, end - 256, end), None)
+        end = end if cut is None else cut.start()
+        yield text[begin:end]
+        begin = end
+    yield text[begin:]
 
 
 def chat_tokens(messages: Sequence[Any], model: str = "") -> int:
