@@ -105,6 +105,16 @@ def test_the_limit_is_found_in_errors_that_wrap_it():
     assert rate_limit_info(caught.value) == RateLimitInfo(unit="tokens", wait=3.0)
 
 
+def test_the_limit_is_found_in_a_text_that_quotes_our_answer():
+    """As litellm's errors do, which keep nothing else of an answer."""
+    error = RuntimeError(f"litellm.RateLimitError: AnthropicException - {refusal(LATE, ANTHROPIC).content.decode()}")
+    error.status_code = 429
+    assert rate_limit_info(error) == RateLimitInfo(unit="tokens", wait=3.0)
+    error = RuntimeError('"rate_limit": {' * 100)
+    error.status_code = 429
+    assert rate_limit_info(error) == RateLimitInfo()
+
+
 def test_the_guides_sentence_is_read_in_an_sdks_error():
     text = (
         "Rate limit reached for default-text-davinci-002 in organization org-1 on requests per min. "

@@ -293,12 +293,28 @@ def _botocores(response: Mapping[str, Any]) -> Failure | None:
 def info_in(*bodies: Any) -> RateLimitInfo:
     """Which limit an error is about, by what our own transport noted in a body, or by the service's message."""
     for body in bodies:
-        content = _json(body)
-        noted = content.get("rate_limit") if isinstance(content, dict) else None
+        noted = _noted(body)
         if isinstance(noted, dict):
             values: Any = (noted.get(each.name) for each in fields(RateLimitInfo))
             return RateLimitInfo(*values)
     return _info(next((message for body in bodies if (message := _error(body).message)), ""))
+
+
+_NOTED = re.compile(r'"rate_limit":\s?(?=\{)')
+
+
+def _noted(body: Any) -> Any:
+    """What our own transport noted in a body, or in a text that quotes one, as litellm's errors do."""
+    content = _json(body)
+    if isinstance(content, dict):
+        return content.get("rate_limit")
+    found = _NOTED.search(body) if isinstance(body, str) else None
+    if found is None:
+        return None
+    try:
+        return json.JSONDecoder().raw_decode(body, found.end())[0]
+    except (ValueError, RecursionError):  # cut off, or nested without end
+        return None
 
 
 def _action(status: int, error: _Error) -> Action:

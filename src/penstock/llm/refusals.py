@@ -90,9 +90,16 @@ def rate_limit_info(error: BaseException) -> RateLimitInfo | None:
             return _info_of(link)
         failure = failure_of(link)
         if failure is not None:
-            return info_in(failure.body, failure.text)
+            return info_in(failure.body, failure.text, _text_of(link))
         link = link.__cause__
     return None
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - an error of any library's
+        return ""
 
 
 def _info_of(error: PenstockError) -> RateLimitInfo:
