@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Self
 
-from penstock._numbers import show
 from penstock.errors import RateLimited
 from penstock.usage.words import moment
 
@@ -42,10 +41,10 @@ class QuotaExceeded(RateLimited):
         """The error of a call that asks for so much of that."""
         ever = asked <= quota.limit * (1 + 1e-12)
         again = "at " + moment(quota.resets_at, quota.tz) if ever else "never, as it is more than all of it"
-        money, unit = ("$", "") if quota.unit == "dollars" else ("", f" {quota.unit}")
+        unit = "" if quota.unit == "dollars" else f" {quota.unit}"
+        used, limit, more = (_shown(quota.unit, amount) for amount in (quota.used, quota.limit, asked))
         error = cls(
-            f"{quota.user!r:.200} has used {money}{show(round(quota.used, 6))} of {money}{show(quota.limit)}{unit} a {quota.period} "
-            f"and asks for {money}{show(asked)}: again {again}",
+            f"{quota.user!r:.200} has used {used} of {limit}{unit} a {quota.period} and asks for {more}: again {again}",
             retry_after=max(0.0, quota.resets_at - now) if ever else math.inf,
             blocked_by=f"{quota.unit} a {quota.period} of {quota.user!r:.200}",
         )
@@ -90,3 +89,9 @@ class Quota:
     def remaining(self) -> float:
         """Units left; 0 if more was used."""
         return max(0.0, self.limit - self.used)
+
+
+def _shown(unit: str, amount: float) -> str:
+    """An amount to the sixth digit behind the point, without the noughts at its end."""
+    text = f"{amount:.6f}".rstrip("0").rstrip(".")
+    return f"${text}" if unit == "dollars" else text

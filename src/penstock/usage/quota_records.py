@@ -109,23 +109,27 @@ def period_of(cap: Cap | Calendar, now: float) -> tuple[float, float]:
 
 
 class Records:
-    """The records of one quota. Safe to use from any thread; a fork in between is no harm."""
+    """The records of one quota. Safe to use from any thread; a fork in between is no harm.
+
+    Attributes:
+        lock: Held while the store is asked; also by what must not be forked in the middle.
+    """
 
     def __init__(self, store: Store, name: str) -> None:
         self.name: str = name
         self.place_ttl: float = store.place_ttl
         self._own = store.another()  # the store of the limiters is its dispatcher's alone
-        self._lock = threading.RLock()
+        self.lock: threading.RLock = threading.RLock()
         _all.add(self)
 
     def close(self) -> None:
         """Let go of the connection."""
-        with self._lock:
+        with self.lock:
             self._own.disconnect()
 
     @contextmanager
     def _store(self) -> Iterator[Store]:
-        with self._lock:
+        with self.lock:
             yield self._own
 
     # Names
@@ -310,18 +314,18 @@ _all: weakref.WeakSet[Records] = weakref.WeakSet()
 def _before_fork() -> None:
     """A child must not have SQLite's idea of its parent's locks, nor a connection that its parent reads."""
     for records in list(_all):
-        records._lock.acquire()
+        records.lock.acquire()
         records._own.disconnect()
 
 
 def _after_fork_in_parent() -> None:
     for records in list(_all):
-        records._lock.release()
+        records.lock.release()
 
 
 def _after_fork_in_child() -> None:
     for records in list(_all):
-        records._lock = threading.RLock()
+        records.lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

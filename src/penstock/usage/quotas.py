@@ -15,7 +15,6 @@ from __future__ import annotations
 import inspect
 import math
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -110,14 +109,13 @@ class Quotas:
         self._records = Records(self.store, name)
         self._for_everybody: tuple[float, Caps] | None = None
         self._users: OrderedDict[str, _User] = OrderedDict()
-        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"Quotas({self.store!r}, name={self.name!r})"
 
     def close(self) -> None:
         """Let go of the file, or of the connection. A store that was given as one stays open. The next use begins anew."""
-        with self._lock:
+        with self._records.lock:
             self._users.clear()
         self._records.close()
         if self._is_ours:
@@ -158,7 +156,7 @@ class Quotas:
         Args:
             anew: Read them, however short a time ago that was done.
         """
-        with self._lock:
+        with self._records.lock:
             now = clock.wall()
             known = self._users.get(user)
             if known is not None and not anew and known.is_fresh(now):
