@@ -25,6 +25,10 @@ def _simulate(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000,
     latency: Annotated[float, typer.Option(min=0.0, help="Median seconds until an answer.")] = 0.4,
     seed: Annotated[int, typer.Option(help="What latencies are drawn from.")] = 0,
+    dialect: Annotated[
+        Literal["openai", "azure", "anthropic", "groq", "mistral", "together", "gemini", "cohere", "vllm"],
+        typer.Option(help="Whose words headers, refusals and errors are in."),
+    ] = "openai",
     fault: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=ODDS", help="What goes wrong how often: server_error=0.02, gzip=1…"),
@@ -62,6 +66,7 @@ def _simulate(
         changes=tuple(_made("--change", simulator.Change, [text]) for text in change or ()),
         headers=tell,
         hints=hints,
+        dialect=dialect,
     )
     try:
         statistics = simulator.run(simulation, host, port, on_ready=lambda url: write(f"OPENAI_BASE_URL={url}"))

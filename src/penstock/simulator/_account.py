@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 from penstock import clock
 from penstock.limits import Rate, Sliding
 from penstock.simulator import _replies
+from penstock.simulator._dialects import Shown, error_in, headers_in, hints_in
 from penstock.simulator._headers import (
     ceil_milliseconds,
     format_milliseconds,
     hint_headers,
-    rate_limit_headers,
 )
 from penstock.simulator._meters import Meter, Unit, Window, meter_of
 from penstock.simulator._simulation import FAULTS, Fault, Simulation
@@ -187,14 +187,14 @@ class Account:
                 meter.take(cost[meter.unit])
             self._admissions.append(Admission(self._at_ns, tokens))
             self._tokens_used += tokens
-            return self._headers()
+            return self._headers(tokens)
 
     def refuse(self, body: _replies.Error, headers: dict[str, str]) -> Refusal:
         """Refuse a request for another reason than a limit, without a charge."""
         with self._lock:
             self._refill()
             self._refused[body["error"]["code"]] += 1
-            return Refusal(body, {**self._headers(), **headers})
+            return Refusal(error_in(self.simulation.dialect, 429, body), {**self._headers(), **headers})
 
     def failed(self, how: str) -> None:
         """Count a failure."""
@@ -300,17 +300,13 @@ class Account:
                     if meter.unit == unit:
                         meter.take_at_most(whole)
 
-    def _headers(self) -> dict[str, str]:
-        headers: dict[str, str] = {}
+    def _headers(self, charged: int = 0) -> dict[str, str]:
         if self.simulation.headers == "none":
-            return headers
-        for meter in self._shown:
-            remaining = max(0, math.floor(meter.level()))
-            told = rate_limit_headers(meter.unit, meter.limit.amount, remaining, meter.reset_ns())
-            if self.simulation.headers == "remaining":
-                told.pop(f"x-ratelimit-reset-{meter.unit}")
-            headers |= told
-        return headers
+            return {}
+        told = headers_in(self.simulation.dialect, [_shown(meter, charged) for meter in self._shown], clock.wall())
+        if self.simulation.headers == "remaining":
+            told = {name: value for name, value in told.items() if "-reset" not in name}
+        return told
 
     def _count_refused(self, reason: str) -> None:
         self._refused[reason] += 1
@@ -324,7 +320,7 @@ class Account:
         body = _replies.too_large(
             model, self.simulation.organization, meter.unit, meter.limit.per, limit=meter.burst, requested=requested
         )
-        return Refusal(body, self._headers())
+        return Refusal(error_in(self.simulation.dialect, 429, body), self._headers())
 
     def _not_now(self, model: str, cost: dict[Unit, int], short: list[Meter]) -> Refusal:
         # The limit that has to be waited for longest is the one that is named, so that the wait it names is enough.
@@ -343,10 +339,17 @@ class Account:
             requested=cost[meter.unit],
             wait=format_milliseconds(ceil_milliseconds(wait_ns)),
         )
-        hints = hint_headers(wait_ns, self.simulation.hints, clock.wall())
+        dialect, form = self.simulation.dialect, self.simulation.hints
+        hints = hints_in(dialect, wait_ns) if form == "all" else hint_headers(wait_ns, form, clock.wall())
         if self.simulation.hints not in {"all", "message"}:
             body["error"]["message"] = body["error"]["message"].partition(" Please try again")[0]
+        body = error_in(dialect, 429, body, wait_ns, _shown(meter, cost[meter.unit]))
         return Refusal(body, {**self._headers(), **hints})
+
+
+def _shown(meter: Meter, charged: int) -> Shown:
+    remaining = max(0, math.floor(meter.level()))
+    return Shown(meter.unit, meter.limit.amount, remaining, meter.reset_ns(), meter.limit.per, charged)
 
 
 def _ns(seconds: float) -> int:

@@ -24,6 +24,7 @@ from penstock.simulator import _replies
 from penstock.simulator._account import Account, Draw, Refusal
 from penstock.simulator._answering import FAILURES, Json, answer_to, no_such_model, parse
 from penstock.simulator._batch_app import BatchEndpoints
+from penstock.simulator._dialects import COHERE_CHAT, GENERATE, MESSAGES, error_in, render_in, request_in
 from penstock.simulator._faulty import answer_badly, hang
 from penstock.simulator._simulation import FAULTS, Simulation
 
@@ -35,7 +36,7 @@ ABORT = "penstock.abort"
 SILENCE = 60.0
 """Seconds for which a client may send nothing in the middle of a request."""
 
-_OF_ANSWERS = frozenset(FAULTS) - {"slow_down", "insufficient_quota", "broken_stream"}
+_OF_ANSWERS = frozenset(FAULTS) - {"slow_down", "insufficient_quota", "broken_stream", *FAILURES}
 """Faults of an answer that comes at once."""
 
 _IN_STREAMS = frozenset({"dropped", "hang", "cut_short", "truncated"})
@@ -57,7 +58,9 @@ def create_app(simulation: Simulation) -> Starlette:
     account = Account(simulation)
     service = _Service(account)
     batches = BatchEndpoints(account, service.unauthorized, _hang_up)
+    own = {MESSAGES, GENERATE, COHERE_CHAT} if simulation.dialect in {"anthropic", "gemini", "cohere"} else set()
     routes = [
+        *(Route(path, _Endpoint(service, _replies.CHAT, path), methods=["POST"]) for path in own),
         *(
             Route(path, _Endpoint(service, path), methods=["POST"])
             for path in (_replies.CHAT, _replies.RESPONSES, _replies.COMPLETIONS, _replies.EMBEDDINGS)
@@ -92,7 +95,12 @@ class _Service:
     def unauthorized(self, request: Request) -> Response | None:
         """The answer to a request without a valid key; None if its key is valid."""
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
+        names = ("x-api-key", "api-key", "x-goog-api-key")
+        key = next(
+            (request.headers[name] for name in names if name in request.headers),
+            key if scheme.lower() == "bearer" else "",
+        )
+        if not key.strip():
             body = _replies.invalid(
                 "You didn't provide an API key. You need to provide your API key in an Authorization header using "
                 "Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
@@ -102,7 +110,11 @@ class _Service:
         else:
             return None
         self.account.failed("401")
-        return Json(body, 401)
+        return Json(self.said(401, body), 401)
+
+    def said(self, status: int, body: _replies.Error) -> dict[str, Any]:
+        """An error in the words of the service."""
+        return error_in(self.simulation.dialect, status, body)
 
     async def models(self, request: Request) -> Response:
         names = self.simulation.models or _EXAMPLE_MODELS
@@ -134,11 +146,12 @@ class _Endpoint:
     is sent, also if the client hangs up before the first.
     """
 
-    def __init__(self, service: _Service, path: str) -> None:
+    def __init__(self, service: _Service, path: str, outside: str | None = None) -> None:
         self.service = service
         self.account = service.account
         self.simulation = service.simulation
         self.path = path
+        self.outside = outside or path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -149,14 +162,19 @@ class _Endpoint:
         if not isinstance(raw, bytes):
             self.account.failed(str(raw))
             words = "is too large" if raw == 413 else f"did not come within {SILENCE:g} s"
-            refusal = Json(_replies.invalid(f"The body of the request {words}."), raw, {"connection": "close"})
+            wrong = self.service.said(raw, _replies.invalid(f"The body of the request {words}."))
+            refusal = Json(wrong, raw, {"connection": "close"})
             await refusal(scope, receive, send)
             return
         denied = self.service.unauthorized(request)
         if denied is not None:
             await denied(scope, receive, send)
             return
-        body = parse(raw)
+        body = request_in(self.outside, parse(raw), request.path_params.get("model"))
+        if body is not None and body.get("stream") and self.outside != self.path:
+            wrong = self.service.said(400, _replies.invalid("Streams of this endpoint are not simulated."))
+            await Json(wrong, 400)(scope, receive, send)
+            return
         draw = self.account.draw(self.path, raw)
         if draw.fault == "insufficient_quota":
             verdict: dict[str, str] | Refusal = self.account.refuse(_replies.insufficient_quota(), {})
@@ -187,13 +205,18 @@ class _Endpoint:
         spoken = 0 if reply is None or stream else reply.output_tokens
         await anyio.sleep(draw.latency + self.simulation.latency.per_token * spoken)
         headers = self._about(draw, headers) | {"openai-processing-ms": str(round((clock.now() - began) * 1000))}
-        if draw.fault in (_OF_STREAMS if stream else _OF_ANSWERS):
+        if reply is None and status != 200:
+            assert not isinstance(content, _replies.Answer)
+            content = self.service.said(status, content)
+        if draw.fault in FAILURES:
+            status, content = FAILURES[draw.fault]
+            content = self.service.said(status, content)
+        elif draw.fault in (_OF_STREAMS if stream else _OF_ANSWERS):
             assert draw.fault is not None
-            bad = _replies.render(reply) if reply is not None else content
+            bad = render_in(self.outside, reply) if reply is not None else content
             assert not isinstance(bad, _replies.Answer)
-            name = str(FAILURES[draw.fault][0]) if draw.fault in FAILURES else draw.fault
             if draw.fault not in {"gzip", "no_headers"}:
-                self.account.failed(name)
+                self.account.failed(draw.fault)
             if await answer_badly(draw.fault, bad, headers, request, send, _hang_up):
                 self.account.answered()
             return
@@ -203,7 +226,7 @@ class _Endpoint:
                 response: Response = StreamingResponse(events, headers=headers, media_type="text/event-stream")
                 await response(request.scope, request.receive, send)
                 return
-            content = _replies.render(reply)
+            content = render_in(self.outside, reply)
         if status == 200:
             self.account.answered()
         else:

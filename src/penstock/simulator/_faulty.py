@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Send
 
-from penstock.simulator._answering import FAILURES, Json
+from penstock.simulator._answering import Json
 from penstock.simulator._simulation import Fault
 
 __all__ = ["answer_badly", "hang"]
@@ -58,9 +58,7 @@ async def answer_badly(
         await request.receive()
         return False
     response: Response
-    if fault in FAILURES:
-        response = Json(FAILURES[fault][1], FAILURES[fault][0], headers)
-    elif fault == "bad_gateway":
+    if fault == "bad_gateway":
         response = Response(_PAGE, 502, bare, "text/html")
     elif fault == "gzip":
         response = Response(gzip.compress(payload), 200, {**headers, "content-encoding": "gzip"}, _JSON)

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from penstock import limits
 from penstock.limits import Rate, Sliding
 from penstock.simulator import _replies
+from penstock.simulator._dialects import DIALECTS, Dialect
 from penstock.simulator._meters import Hidden, Window
 
 __all__ = ["Batches", "Change", "Fault", "Faults", "Latency", "Simulation", "Stranger"]
@@ -233,6 +234,7 @@ class Simulation:
         changes: What becomes of the limits, and when.
         strangers: Who else uses the account.
         batches: How batches of requests are worked on.
+        dialect: Whose words headers, refusals and errors are in; and whose endpoint there is beside OpenAI's.
         max_body: Bytes of a request that is no file; more is answered with 413.
 
     Raises:
@@ -261,9 +263,12 @@ class Simulation:
     changes: tuple[Change, ...] = ()
     strangers: tuple[Stranger, ...] = ()
     batches: Batches = field(default_factory=Batches)
+    dialect: Dialect = "openai"
     max_body: int = 64 * 1024 * 1024
 
     def __post_init__(self) -> None:
+        if self.dialect not in DIALECTS:
+            raise ValueError(f"simulation: there is no dialect {self.dialect!r}: use one of {', '.join(DIALECTS)}")
         object.__setattr__(self, "requests", _limits("requests", self.requests))
         object.__setattr__(self, "tokens", _limits("tokens", self.tokens))
         if not (math.isfinite(self.tolerance) and self.tolerance >= 0):

@@ -1,0 +1,276 @@
+"""How services other than OpenAI say the same: headers of limits, refusals, errors, and requests and answers of their own.
+
+Pure. Inside, everything is OpenAI's; here it is put into a service's words on the way out, and out of them on the way in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from fractions import Fraction
+from typing import Any, Literal, NamedTuple, get_args
+
+from penstock.simulator import _replies
+from penstock.simulator._headers import rate_limit_headers, retry_headers
+
+__all__ = ["DIALECTS", "Dialect", "Shown", "error_in", "headers_in", "hints_in", "render_in", "request_in"]
+
+Dialect = Literal["openai", "azure", "anthropic", "groq", "mistral", "together", "gemini", "cohere", "vllm"]
+DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
+
+MESSAGES = "/v1/messages"
+GENERATE = "/v1beta/models/{model:path}:generateContent"
+COHERE_CHAT = "/v2/chat"
+
+
+class Shown(NamedTuple):
+    """A limit as headers show it.
+
+    Attributes:
+        unit: `requests` or `tokens`.
+        limit: Units per period.
+        remaining: Whole units left.
+        reset_ns: Nanoseconds until all is there again.
+        per: The period in seconds.
+        charged: Units of this request.
+    """
+
+    unit: str
+    limit: float
+    remaining: int
+    reset_ns: int
+    per: float
+    charged: int
+
+
+def headers_in(dialect: Dialect, shown: Sequence[Shown], wall: float) -> dict[str, str]:
+    """The headers of limits.
+
+    Args:
+        dialect: Whose.
+        shown: The limits that are shown.
+        wall: Now, in seconds since 1970.
+    """
+    headers: dict[str, str] = {}
+    for one in shown:
+        headers |= _of_one(dialect, one, wall)
+    return headers
+
+
+def _of_one(dialect: Dialect, one: Shown, wall: float) -> dict[str, str]:
+    limit, seconds = math.floor(one.limit), Fraction(one.reset_ns, 1_000_000_000)
+    if dialect in {"gemini", "vllm"}:
+        return {}
+    if dialect == "anthropic":
+        remaining = one.remaining if one.unit == "requests" else round(one.remaining / 1000) * 1000
+        moment = datetime.fromtimestamp(math.ceil(wall + one.reset_ns / 1e9), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        units = ("requests",) if one.unit == "requests" else ("tokens", "input-tokens")
+        told = {"limit": str(limit), "remaining": str(remaining), "reset": moment}
+        return {f"anthropic-ratelimit-{unit}-{field}": value for unit in units for field, value in told.items()}
+    if dialect == "azure":
+        # Milliseconds, of a bucket that is full again; and the period beside them.
+        told = rate_limit_headers(one.unit, one.limit, one.remaining, one.reset_ns)
+        told[f"x-ratelimit-reset-{one.unit}"] = str(one.reset_ns // 1_000_000)
+        return told | {f"x-ratelimit-renewalperiod-{one.unit}": f"{one.per:.0f}"}
+    if dialect == "mistral":
+        period = {1.0: "second", 60.0: "minute", 3600.0: "hour", 86_400.0: "day"}.get(one.per, f"{one.per:.0f}-second")
+        name = f"{'req' if one.unit == 'requests' else 'tokens'}-{period}"
+        told = {f"x-ratelimit-limit-{name}": str(limit), f"x-ratelimit-remaining-{name}": str(one.remaining)}
+        return told | ({"x-ratelimit-tokens-query-cost": str(one.charged)} if one.unit == "tokens" else {})
+    if dialect == "together":
+        names = ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset")
+        names = (
+            names if one.unit == "requests" else ("x-tokenlimit-limit", "x-tokenlimit-remaining", "x-tokenlimit-reset")
+        )
+        return dict(zip(names, (str(limit), str(one.remaining), str(math.ceil(seconds))), strict=True))
+    if dialect == "cohere":
+        return {
+            f"x-trial-endpoint-call-{field}": str(value)
+            for field, value in (("limit", limit), ("remaining", one.remaining))
+            if one.unit == "requests"
+        }
+    told = rate_limit_headers(one.unit, one.limit, one.remaining, one.reset_ns)
+    if dialect == "groq" and seconds < 60:
+        told[f"x-ratelimit-reset-{one.unit}"] = f"{float(seconds):.9f}".rstrip("0").rstrip(".") + "s"
+    return told
+
+
+def hints_in(dialect: Dialect, wait_ns: int) -> dict[str, str]:
+    """The headers by which a service tells the wait, where it does."""
+    if dialect in {"gemini", "vllm", "mistral"}:
+        return {}
+    told = retry_headers(wait_ns)
+    return told if dialect in {"openai", "azure"} else {"retry-after": told["retry-after"]}
+
+
+def error_in(
+    dialect: Dialect, status: int, body: Mapping[str, Any], wait_ns: int | None = None, named: Shown | None = None
+) -> dict[str, Any]:
+    """The body of an error.
+
+    Args:
+        dialect: Whose.
+        status: Of the answer.
+        body: As OpenAI says it.
+        wait_ns: That the refusal tells; None: it is not one that a wait mends.
+        named: The limit that it names.
+    """
+    inner = dict(body["error"])
+    message, wait = str(inner["message"]), None if wait_ns is None else wait_ns / 1e9
+    if dialect == "azure" and wait is not None:
+        unit = "token" if named is not None and named.unit == "tokens" else "call"
+        words = (
+            f"Requests to the ChatCompletions_Create Operation under Azure OpenAI API have exceeded {unit} rate limit of your "
+            f"current pricing tier. Please retry after {math.ceil(wait)} seconds."
+        )
+        return {"error": {"code": "429", "message": words}}
+    if dialect == "anthropic":
+        kinds = {
+            429: "rate_limit_error",
+            400: "invalid_request_error",
+            401: "authentication_error",
+            404: "not_found_error",
+        }
+        kinds |= {413: "request_too_large", 503: "overloaded_error"}
+        return {"type": "error", "error": {"type": kinds.get(status, "api_error"), "message": message}}
+    if dialect == "gemini":
+        return _google(status, message, wait, named)
+    if dialect == "cohere":
+        return {
+            "message": message
+            if wait is None
+            else "You are past the per minute request limit, please wait and try again later."
+        }
+    if dialect == "mistral":
+        words = "Requests rate limit exceeded" if wait is not None else message
+        kind = "rate_limited" if status == 429 else "invalid_request_error"
+        return {
+            "object": "error",
+            "message": words,
+            "type": kind,
+            "param": None,
+            "code": "1300" if status == 429 else "3000",
+        }
+    if dialect == "together" and wait is not None:
+        words = "You have reached the rate limit specific to this model. Please try again later."
+        return {"id": None, "error": {"message": words, "type": "model_rate_limit", "param": None, "code": None}}
+    if dialect == "vllm":
+        kinds = {429: "TooManyRequestsError", 404: "NotFoundError"}
+        words = "Too many requests" if wait is not None else message
+        return {
+            "object": "error",
+            "message": words,
+            "type": kinds.get(status, "BadRequestError"),
+            "param": None,
+            "code": status,
+        }
+    return {"error": inner}
+
+
+def _google(status: int, message: str, wait: float | None, named: Shown | None) -> dict[str, Any]:
+    kinds = {
+        400: "INVALID_ARGUMENT",
+        401: "UNAUTHENTICATED",
+        404: "NOT_FOUND",
+        429: "RESOURCE_EXHAUSTED",
+        503: "UNAVAILABLE",
+    }
+    error: dict[str, Any] = {"code": status, "message": message, "status": kinds.get(status, "INTERNAL")}
+    if wait is not None and named is not None:
+        unit = "Requests" if named.unit == "requests" else "InputTokens"
+        period = {60.0: "PerMinute", 86_400.0: "PerDay"}.get(named.per, "PerMinute")
+        error["message"] = (
+            f"You exceeded your current quota, please check your plan and billing details. Please retry in {wait:.9f}s."
+        )
+        error["details"] = [
+            {
+                "@type": "type.googleapis.com/google.rpc.QuotaFailure",
+                "violations": [
+                    {
+                        "quotaId": f"Generate{unit}{period}PerProjectPerModel",
+                        "quotaValue": str(math.floor(named.limit)),
+                    }
+                ],
+            },
+            {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": f"{wait:.9f}s"},
+        ]
+    return {"error": error}
+
+
+# Requests and answers -------------------------------------------------------------------------------------------------
+
+
+def request_in(path: str, body: dict[str, Any] | None, model: str | None) -> dict[str, Any] | None:
+    """A request of a service's own endpoint as one for chat; None: it is none."""
+    if body is None:
+        return None
+    if path == MESSAGES:
+        system = body.get("system")
+        first = [] if system is None else [{"role": "system", "content": system}]
+        messages = body.get("messages")
+        return body | {"messages": [*first, *messages] if isinstance(messages, list) else messages}
+    if path == GENERATE:
+        contents = body.get("contents")
+        system = body.get("systemInstruction")
+        all_ = [*([system] if isinstance(system, dict) else []), *(contents if isinstance(contents, list) else [])]
+        settings = body.get("generationConfig")
+        most = settings.get("maxOutputTokens") if isinstance(settings, dict) else None
+        return {
+            "model": model,
+            "messages": [
+                {"role": one.get("role", "user"), "content": one.get("parts")} if isinstance(one, dict) else one
+                for one in all_
+            ],
+            **({} if most is None else {"max_tokens": most}),
+        }
+    return body
+
+
+def render_in(path: str, reply: _replies.Answer) -> dict[str, Any]:
+    """An answer of a service's own endpoint; of any other, OpenAI's."""
+    text, used, output = reply.text, reply.prompt_tokens, reply.output_tokens
+    if path == MESSAGES:
+        return {
+            "id": f"msg_{reply.identity[:24]}",
+            "type": "message",
+            "role": "assistant",
+            "model": reply.model,
+            "content": [{"type": "text", "text": text}],
+            "stop_reason": "max_tokens" if reply.cut else "end_turn",
+            "stop_sequence": None,
+            "usage": {
+                "input_tokens": used,
+                "cache_creation_input_tokens": 0,
+                "cache_read_input_tokens": 0,
+                "output_tokens": output,
+            },
+        }
+    if path == GENERATE:
+        return {
+            "candidates": [
+                {
+                    "content": {"parts": [{"text": text}], "role": "model"},
+                    "finishReason": "MAX_TOKENS" if reply.cut else "STOP",
+                    "index": 0,
+                }
+            ],
+            "usageMetadata": {
+                "promptTokenCount": used,
+                "candidatesTokenCount": output,
+                "totalTokenCount": used + output,
+            },
+            "modelVersion": reply.model,
+            "responseId": reply.identity[:22],
+        }
+    if path == COHERE_CHAT:
+        return {
+            "id": reply.identity,
+            "finish_reason": "MAX_TOKENS" if reply.cut else "COMPLETE",
+            "message": {"role": "assistant", "content": [{"type": "text", "text": text}]},
+            "usage": {
+                "billed_units": {"input_tokens": used, "output_tokens": output},
+                "tokens": {"input_tokens": used, "output_tokens": output},
+            },
+        }
+    return _replies.render(reply)
