@@ -79,6 +79,28 @@ async def test_a_row_of_another_kind_is_an_error(row, used):
     assert await granted(used) in ({0} if row is not None else {LEFT})
 
 
+async def test_a_row_that_cannot_be_found_any_more_is_no_full_limit(used):
+    """Its name is damaged: names without a row are refused, since each may be it; those that have one go on."""
+    other = Limiter(requests=per_second(1000), name="y", store=SQLiteStore(used))
+    await other.acquire()
+    await anyio.to_thread.run_sync(other.store.close)
+    with contextlib.closing(sqlite3.connect(used, isolation_level=None)) as file:
+        file.execute("UPDATE penstock_rows SET name = 'w' WHERE name = 'x'")
+    for _ in range(2):
+        limiter = limiter_on(used)
+        with pytest.raises(StoreError, match="has damaged rows, and that of 'x', which is missing, may be one of them"):
+            await limiter.acquire()
+        await Limiter(requests=per_second(1000), name="y", store=limiter.store).acquire()
+        await anyio.to_thread.run_sync(limiter.store.close)
+
+
+async def test_a_row_whose_time_to_be_forgotten_is_damaged_is_an_error_and_stays(used):
+    with contextlib.closing(sqlite3.connect(used, isolation_level=None)) as file:
+        file.execute("UPDATE penstock_rows SET expires = 5")
+    for _ in range(2):
+        assert await granted(used) == 0
+
+
 async def test_damaged_files_never_grant_more_than_was_left(used, tmp_path):
     """Bytes changed anywhere, and files cut anywhere but to nothing: a file of no bytes is a new one."""
     whole = used.read_bytes()

@@ -1,6 +1,7 @@
 """State in a file of this machine, for all of its processes: durable, and without a server.
 
-Each row has a checksum, so a flipped bit is an error and never a grant. A file that was removed or replaced while it was open is found out by
+Each row has a checksum, so a flipped bit is an error and never a grant. Once for each file all rows are looked at, since a name that cannot be
+found any more would be a limit that is full: if any row is damaged, names without a row are refused, and the others go on. A file that was removed or replaced while it was open is found out by
 its inode.
 
 One transaction decides a whole batch, in the dispatcher's thread, so the event loop is never blocked by the disk. The journal is
@@ -20,6 +21,7 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +51,33 @@ _KEPT_LONGER = 3600
 """Seconds for which a row that means nothing any more is kept: the terms in it are what newcomers are compared with."""
 
 
-def _checksum(name: str, terms: str, state: bytes) -> bytes:
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _checksum(name: str, terms: str, state: bytes, expires: int) -> bytes:
     """Eight bytes that tell a row from what a damaged file holds."""
     digest = hashlib.blake2b(state, digest_size=8)
-    digest.update(f"{len(name)} {name}{terms}".encode())
+    digest.update(f"{expires} {len(name)} {name}{terms}".encode())
     return digest.digest()
+
+
+def _is_whole(name: Any, terms: Any, state: Any, expires: Any) -> bool:
+    """Whether a row is what was once written."""
+    kinds_are_right = isinstance(name, str) and isinstance(terms, str) and isinstance(state, bytes)
+    return kinds_are_right and _checksum(name, terms, state[:-8], expires) == state[-8:]
+
+
+def _is_whole_in_bytes(name: Any, terms: Any, state: Any, expires: Any) -> bool:
+    """The same, of texts that need not be any."""
+    try:
+        return _is_whole(name.decode(), terms.decode(), state, expires)
+    except (AttributeError, UnicodeDecodeError):
+        return False
+
+
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's own, less what it says of the place."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 class SQLiteStore(Store):
@@ -74,6 +98,8 @@ class SQLiteStore(Store):
         self.path: Path = Path(path)
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None  # device and inode of the file that was opened last
+        self._verified: tuple[int, int] | None = None  # the file whose rows were all looked at
+        self._damaged_rows = False  # whether it has some: then a name without a row may be one of them
         self._sweep_after = 0.0
 
     def __repr__(self) -> str:
@@ -106,6 +132,8 @@ class SQLiteStore(Store):
             self.disconnect()
             if isinstance(error, StoreError):
                 raise
+            if _code(error) in _DAMAGED:
+                self._verified = None
             raise self._explain(error) from error
 
     def names(self, prefix: str) -> list[str]:
@@ -129,7 +157,9 @@ class SQLiteStore(Store):
     ) -> None:
         read = connection.execute
         rows = [
-            self._checked(name, read("SELECT terms, row FROM penstock_rows WHERE name = ?", (name,)).fetchone())
+            self._checked(
+                name, read("SELECT terms, row, expires FROM penstock_rows WHERE name = ?", (name,)).fetchone()
+            )
             for name in names
         ]
         wall = clock.wall()
@@ -137,18 +167,16 @@ class SQLiteStore(Store):
             if new is None:
                 continue
             (terms, state), keep = new
-            state += _checksum(name, terms, state)
+            expires = int(wall + keep + _KEPT_LONGER)
+            state += _checksum(name, terms, state, expires)
             if row is None:
-                read(
-                    "INSERT INTO penstock_rows VALUES (?, ?, ?, ?)",
-                    (name, terms, state, int(wall + keep + _KEPT_LONGER)),
-                )
+                read("INSERT INTO penstock_rows VALUES (?, ?, ?, ?)", (name, terms, state, expires))
             else:
                 read(
                     "UPDATE penstock_rows SET terms = ?, row = ?, expires = ? WHERE name = ?",
-                    (terms, state, int(wall + keep + _KEPT_LONGER), name),
+                    (terms, state, expires, name),
                 )
-        if wall > self._sweep_after:
+        if wall > self._sweep_after and not self._damaged_rows:
             self._sweep_after = wall + 60
             read(
                 "DELETE FROM penstock_rows WHERE name IN (SELECT name FROM penstock_rows WHERE expires < ? LIMIT 1000)",
@@ -162,15 +190,31 @@ class SQLiteStore(Store):
             StoreError: It is not what was once written.
         """
         if row is None:
+            if self._damaged_rows:
+                raise StoreError(
+                    f"{str(self.path)!r} has damaged rows, and that of {name!r}, which is missing, may be one of them: nothing was granted. Move "
+                    "the file away; a new one begins with full limits"
+                )
             return None
-        terms, state = row
-        if (
-            not isinstance(terms, str)
-            or not isinstance(state, bytes)
-            or _checksum(name, terms, state[:-8]) != state[-8:]
-        ):
+        terms, state, expires = row
+        if not _is_whole(name, terms, state, expires):
             raise damaged_row(repr(str(self.path)), name)
         return terms, state[:-8]
+
+    def _verify(self, connection: sqlite3.Connection) -> None:
+        """Look at all of the file, once: a row that cannot be found any more would be a limit that is full again.
+
+        Raises:
+            StoreError: The file is damaged.
+        """
+        if self._verified == self._file:
+            return
+        (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if said != "ok":
+            raise self._damaged(said)
+        rows = connection.execute("SELECT CAST(name AS BLOB), CAST(terms AS BLOB), row, expires FROM penstock_rows")
+        self._damaged_rows = not all(starmap(_is_whole_in_bytes, rows))
+        self._verified = self._file
 
     def _check_file(self) -> None:
         """Refuse to go on in a file that is not at its path any more, where other processes would not see what is granted.
@@ -195,7 +239,7 @@ class SQLiteStore(Store):
             try:
                 connection.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError as error:
-                if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY or clock.now() > give_up:
+                if _code(error) != sqlite3.SQLITE_BUSY or clock.now() > give_up:
                     raise
                 time.sleep(random.uniform(50e-6, 200e-6))
             else:
@@ -207,11 +251,12 @@ class SQLiteStore(Store):
         connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
         try:
             self._prepare(connection)
+            self._file = self._file_there()
+            self._verify(connection)
         except BaseException:
             connection.close()
             raise
         self._connection = connection
-        self._file = self._file_there()
         return connection
 
     def _file_there(self) -> tuple[int, int]:
@@ -227,7 +272,7 @@ class SQLiteStore(Store):
                 connection.execute("BEGIN IMMEDIATE")
                 break
             except sqlite3.OperationalError as error:
-                if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY or clock.now() > give_up:
+                if _code(error) != sqlite3.SQLITE_BUSY or clock.now() > give_up:
                     raise
                 time.sleep(random.uniform(1e-3, 5e-3))
         try:
@@ -260,7 +305,7 @@ class SQLiteStore(Store):
             raise
 
     def _explain(self, error: sqlite3.Error) -> StoreError:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        code = _code(error)
         path = repr(str(self.path))
         if code == sqlite3.SQLITE_BUSY:
             return Unreachable(
@@ -281,11 +326,14 @@ class SQLiteStore(Store):
             return StoreError(
                 f"{path} cannot be written: let this user write to the file and to its directory ({error})"
             )
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            return StoreError(
-                f"{path} is damaged, or no SQLite database ({error}): nothing was granted. Move it away; a new one begins with full limits"
-            )
+        if code in _DAMAGED:
+            return self._damaged(str(error))
         return StoreError(f"{path}: SQLite says {error} ({getattr(error, 'sqlite_errorname', 'no code')})")
+
+    def _damaged(self, how: str) -> StoreError:
+        return StoreError(
+            f"{str(self.path)!r} is damaged, or no SQLite database ({how}): nothing was granted. Move it away; a new one begins with full limits"
+        )
 
     def before_fork(self) -> None:
         """Close the file. See `Store.before_fork`.

@@ -138,6 +138,7 @@ class Dispatcher:
             if type(message) is SharedRequest:
                 raise StoreError(f"{self.store!r} cannot be asked any more: this process is ending")
             return
+        self.store.in_use = True
         self._inbox.put(message)
         if self._thread is None:
             self._start()
@@ -146,7 +147,6 @@ class Dispatcher:
         with self.lock:
             if self._thread is None:
                 self._stopping = False
-                self.store.in_use = True
                 thread = threading.Thread(
                     target=_serve, args=(ref(self), self._inbox), name=f"penstock {self.store!r}", daemon=True
                 )
