@@ -33,8 +33,8 @@ def test_both_clocks_run_on_while_time_is_frozen(frozen):
     before, wall_before = clock.now(), clock.wall()
     with frozen():
         time.sleep(0.01)
-        assert 0.01 <= clock.now() - before < 5
-        assert 0.005 <= clock.wall() - wall_before < 5
+        assert 0.01 <= clock.now() - before < 100
+        assert 0.005 <= clock.wall() - wall_before < 100
         assert clock.is_tampered_with()
         assert clock.is_real()
     assert not clock.is_tampered_with()
