@@ -1,6 +1,6 @@
 """What models cost in dollars, by a dated file of list prices or one of the user's in the same form.
 
-    {"as_of": "2025-08-07", "per": 1000000, "batch": 0.5, "models": {"gpt-4o-mini": {"input": 0.15, "output": 0.60}}}
+    {"as_of": "2026-11-29", "per": 1000000, "batch": 0.5, "models": {"gpt-4o-mini": {"input": 0.15, "output": 0.60}}}
 
 `batch` is the share of these prices that the Batch API takes; half of them unless given.
 
