@@ -17,10 +17,6 @@ from tests.docs_examples import ROOT, text_of
 DOCS = ROOT / "docs"
 PAGES = sorted(str(file.relative_to(ROOT)) for file in DOCS.rglob("*.md"))
 WORDS, COLUMNS = 1_200, 120
-TOO_LONG = {"docs/command-line.md"}  # to be split
-SIZES = [
-    pytest.param(page, marks=pytest.mark.xfail(page in TOO_LONG, strict=True, reason="to be split")) for page in PAGES
-]
 
 REFERENCE = "\n".join(file.read_text(encoding="utf-8") for file in (DOCS / "reference").glob("*.md"))
 DOCUMENTED = set(re.findall(r"^ *\.\. auto(?:class|function|data|exception):: ([\w.]+)", REFERENCE, re.MULTILINE))
@@ -63,7 +59,7 @@ def _toctrees():
     return re.findall(r"```\{toctree\}\n(.*?)```", text_of("docs/index.md"), re.DOTALL)
 
 
-@pytest.mark.parametrize("page", SIZES)
+@pytest.mark.parametrize("page", PAGES)
 def test_no_page_takes_longer_than_a_break(page):
     """Words of prose are counted, and not those of code."""
     words = len(
@@ -72,7 +68,7 @@ def test_no_page_takes_longer_than_a_break(page):
     assert words <= WORDS, f"{words} words: a page answers one question, split it"
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *SIZES])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *PAGES])
 def test_no_line_is_wider_than_a_screen(page):
     """Code and prose; a row of a table cannot be broken."""
     lines = enumerate(text_of(page).splitlines(), 1)

@@ -1,18 +1,25 @@
-"""The page about the command line says what is so: its example runs, its options exist, its codes are those there are."""
+"""The pages about the command line say what is so: its example runs, its options exist, its codes are those there are."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
-from penstock import runner
+import penstock
+from penstock import Limiter, runner, simulator
 from penstock.cli import main
+from penstock.simulator import Latency, Simulation
 
-PAGE = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
-BATCH_PAGE = (Path(__file__).parents[2] / "docs" / "batch-api.md").read_text(encoding="utf-8")
-FAULTS_PAGE = (Path(__file__).parents[2] / "docs" / "simulator-faults.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+RESULTS_PAGE = (DOCS / "run-results.md").read_text(encoding="utf-8")
+PAGES = [DOCS / "command-line.md", *sorted(DOCS.glob("run-*.md"))]
+PAGE = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+BATCH_PAGE = (DOCS / "batch-api.md").read_text(encoding="utf-8")
+FAULTS_PAGE = (DOCS / "simulator-faults.md").read_text(encoding="utf-8")
 
 
 def blocks(language):
@@ -35,7 +42,7 @@ def test_the_example_runs_and_prints_what_the_page_says(tmp_path, monkeypatch, c
         "requests.jsonl", "results.jsonl", "results.errors.jsonl", "results.summary.json", "results.jsonl.journal",
     }  # fmt: skip
     summary = json.loads(Path("results.summary.json").read_text())
-    told = PAGE[PAGE.index("The summary:") : PAGE.index("## Exit codes")]
+    told = RESULTS_PAGE[RESULTS_PAGE.index("The summary:") :]
     keys = {*summary, *summary["limits"]["tokens"][0]} - {"limits", "limit", "models"}
     assert [key for key in keys if f"`{key}`" not in told] == []
 
@@ -58,3 +65,26 @@ def test_every_code_of_an_error_is_on_the_page():
     codes = set(re.findall(r'(?:_reject|_Bad|_fail|_give_up|Rejected|Verdict)\([^"()]*"([a-z_0-9]+)"', source))
     assert {"invalid_json", "request_too_large", "internal_error", "invalid_response"} <= codes
     assert [code for code in codes if f"`{code}`" not in PAGE + BATCH_PAGE] == []
+
+
+def test_the_program_of_the_page_gets_an_answer_to_each_row(monkeypatch, tmp_path, capsys):
+    """And so do the batches that an engine hands to a sender."""
+    monkeypatch.chdir(tmp_path)
+    page = (DOCS / "run-in-a-program.md").read_text(encoding="utf-8")
+    program, engine = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    rows = [{"model": "m", "messages": [{"role": "user", "content": str(number)}]} for number in range(3)]
+
+    class Engine:
+        def map_batches(self, kind, fn_constructor_kwargs, concurrency):
+            with kind(**fn_constructor_kwargs, headers={"authorization": "Bearer key"}) as send:
+                return send(rows)
+
+    with simulator.serve(Simulation(requests="600/min", latency=Latency(0.01))) as server:
+        program = program.replace("https://api.openai.com/v1", server.base_url)
+        names = {"penstock": penstock, "rows": rows, "key": "key"}
+        exec("async def main():\n" + textwrap.indent(program, "    "), names)
+        asyncio.run(names["main"]())
+        assert capsys.readouterr().out.count("'choices'") == 3
+        limiter = Limiter(requests="600/min")
+        names = {"ds": Engine(), "Sender": runner.Sender, "url": server.base_url, "limiter": limiter}
+        assert [one.error for one in eval(engine, names)] == [None] * 3

@@ -10,7 +10,7 @@ import math
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -33,6 +33,7 @@ from penstock.cli.options import (
     the_same,
 )
 from penstock.cli.plan import plan, prices_of
+from penstock.cli.shared import shard_of, shared
 from penstock.cli.simulate import simulated, simulation_of
 from penstock.cli.terminal import complain, say, write
 from penstock.llm import tokens
@@ -92,6 +93,10 @@ def run(
         str | None,
         typer.Option(help="Take the limits that are published for this kind of account: tier-1, pay-as-you-go…"),
     ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Share the limits with other runs through sqlite:FILE or redis://HOST."),
+    ] = None,
     base_url: Annotated[
         str | None, typer.Option(help="The server. [default: OPENAI_BASE_URL, else OpenAI's own]")
     ] = None,
@@ -114,6 +119,10 @@ def run(
         typer.Option(metavar="TEMPLATE", help="What to ask for each row of CSV, with {column} for its value."),
     ] = None,
     rows: Annotated[int | None, typer.Option(min=1, metavar="N", help="Do the first N rows alone.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Of N parts of FILE do the I-th alone: 2/4, and 1/4, 3/4, 4/4 elsewhere."),
+    ] = None,
     only: Annotated[
         Literal["failed"] | None, typer.Option(help="Do those rows alone that failed in an earlier run.")
     ] = None,
@@ -168,6 +177,9 @@ def run(
     latency: Annotated[float, typer.Option(min=0.0, help="With --simulate: median seconds until an answer.")] = 0.4,
     seed: Annotated[int, typer.Option(help="With --simulate: what latencies are drawn from.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin OUT anew.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Tell how it goes, and the summary, in JSON, one object a line.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> int:
     """Run a file of requests at full quota; resumable."""
@@ -176,6 +188,9 @@ def run(
     given = None if limits in {None, "auto"} else parse_limits(limits or "")
     if simulate and base_url is not None:
         raise Fault("--simulate brings a server of its own: leave --base-url out")
+    if store is not None and (simulate or (given is None and account is None)):
+        raise Fault("--store shares the limits that --limits or --account names, of a server that is not simulated")
+    part = shard_of(shard)
     change, salt = change_of(model, settings or ())
     priced = prices_of(prices) if prices is not None or max_cost is not None else None
     if dry_run:
@@ -189,17 +204,22 @@ def run(
         elif given is None and simulate and limits is None:
             given = parse_limits(SIMULATED)
         limits_of = the_same(given) if given is not None else learned if account is None else published(account)
+        if store is not None and server is not None:
+            limits_of = shared(store, limits_of, server, stack)
         simulation = simulation_of(given or parse_limits(SIMULATED), latency, seed) if simulate else None
         try:
             targets = check_files(lines, out, errors, journal, report)
         except OSError as error:  # a name that is too long, a folder that may not be looked into
             raise Fault(f"cannot write {error.filename or out}: {error.strerror or error}") from None
         if via == "batch":
+            if store is not None or part != (1, 1):
+                raise Fault("--via batch takes whole files and has a quota of its own: leave --store and --shard out")
             check_batch_options(lines, targets.journal, limits=limits is not None or account is not None)
         elif targets.journal is not None and not overwrite:
             refuse_live_batches(out)
         if order == "input" and targets.journal is None:
             raise Fault("--order input puts the results in order out of the journal: give --journal FILE too")
+        events = progress.Events(sys.stderr if is_stdout(out) else sys.stdout) if as_json else None
         tell: Callable[[str], None] = (lambda _: None) if quiet else say
         results = stack.enter_context(
             Results(
@@ -234,6 +254,7 @@ def run(
             change=change,
             salt=salt,
             rows=rows,
+            shard=part,
             only=None if only is None else results.failed,
             deadline=deadline,
             prices=priced,
@@ -247,9 +268,10 @@ def run(
             )  # fmt: skip
         else:
             pass_ = Run(lines, results, chosen, limits_of, _client(Http, server), say=tell)
-            numbers, code = _drive(pass_, lines, timeline, quiet=quiet, priced=priced is not None)
+            shown = _display(events, quiet=quiet)
+            numbers, code = _drive(pass_, lines, timeline, shown, quiet=quiet, priced=priced is not None)
             counts = pass_.counts
-    if not quiet:
+    if not quiet and events is None:
         words = batch_sentences(numbers) if via == "batch" else sentences(numbers)
         write("\n".join(words), sys.stderr if is_stdout(out) else sys.stdout)
     try:
@@ -262,6 +284,9 @@ def run(
         if (numbers["stopped"] or {}).get("code") != "output":  # else the full disk was named already
             complain(str(error))
         code = code or 2
+    if events is not None:
+        with suppress(OSError, ValueError):  # nobody reads them any more
+            events.tell({"event": "end", "exit_code": code, **numbers})
     return code
 
 
@@ -291,13 +316,27 @@ def _tell_what_was_found(results: Results, tell: Callable[[str], None]) -> None:
 # A run, watched and interruptible
 
 
+def _display(events: progress.Events | None, *, quiet: bool) -> AbstractContextManager[progress.Display | None]:
+    """What shows how it goes."""
+    if events is not None:
+        return nullcontext(events)
+    if quiet or sys.stderr is None:
+        return nullcontext(None)
+    return progress.Rich(sys.stderr) if progress.redraws(sys.stderr) else nullcontext(progress.Plain(sys.stderr))
+
+
 def _drive(
-    run: Run, lines: Lines, timeline: Timeline | None, *, quiet: bool, priced: bool = False
+    run: Run,
+    lines: Lines,
+    timeline: Timeline | None,
+    shown: AbstractContextManager[progress.Display | None],
+    *,
+    quiet: bool,
+    priced: bool = False,
 ) -> tuple[dict[str, Any], int]:
     """Run it; return the summary and the exit code."""
     quiet = quiet or sys.stderr is None
-    live = not quiet and progress.redraws(sys.stderr)
-    with progress.Rich(sys.stderr) if live else nullcontext(None if quiet else progress.Plain(sys.stderr)) as display:
+    with shown as display:
 
         async def go() -> None:
             async with anyio.create_task_group() as tasks:

@@ -29,7 +29,7 @@ import anyio
 import anyio.to_thread
 
 from penstock import clock, exponential
-from penstock.errors import CostError
+from penstock.errors import CostError, StoreError
 from penstock.llm.endpoints import RequestInFlight
 from penstock.llm.failures import Action, Verdict
 from penstock.runner import answers
@@ -186,8 +186,7 @@ class Run:
         if self._finishing is not None:
             self._finishing.cancel()
 
-    # ------------------------------------------------------------------------------------------------------------------
-    # Reading ahead
+    # Reading ahead ----------------------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
         """Keep the window full until the file ends."""
@@ -205,7 +204,10 @@ class Run:
                 if entry is None or (self._settings.rows is not None and self.counts.rows >= self._settings.rows):
                     break
                 self.counts.rows += 1
-                self._sort_in(read_row(*entry, self._settings.cost, self._settings.change, self._settings.salt))
+                if self._settings.has(entry[0]):
+                    self._sort_in(read_row(*entry, self._settings.cost, self._settings.change, self._settings.salt))
+                else:
+                    self.counts.left_out += 1
         except OSError as error:
             self.stop("input", f"cannot read {self._lines.name}: {error.strerror or error}")
         except FormatError as error:
@@ -225,8 +227,10 @@ class Run:
     def _window_rows(self) -> int:
         return sum(len(group.mix) for group in self.groups.values())
 
-    def _window_is_full(self) -> bool:
-        return self._window_rows() >= WINDOW or sum(group.mix.bytes for group in self.groups.values()) >= WINDOW_BYTES
+    def _window_is_full(self, more: int = 0) -> bool:
+        """Whether no more rows should be read; with `more`: whether that would be so with so many more."""
+        rows, size = self._window_rows() + more, sum(group.mix.bytes for group in self.groups.values())
+        return rows >= WINDOW or size >= WINDOW_BYTES
 
     def _sort_in(self, row: Row | Rejected) -> None:
         """Put a row where it belongs: into the window, among the errors, or nowhere if it is answered already."""
@@ -277,8 +281,7 @@ class Run:
         self.counts.gave_up(code)
         self.last_error = message
 
-    # ------------------------------------------------------------------------------------------------------------------
-    # Choosing
+    # Choosing ---------------------------------------------------------------------------------------------------------
 
     async def _choose(self) -> Work | None:
         """Wait for a row that should go next; None when there will be none."""
@@ -290,7 +293,7 @@ class Run:
                 for group in self.groups.values():
                     if group.wants_more and len(group.mix):
                         work = Work(group, group.mix.take(group.levels))
-                        if not self._read_all and self._window_has_room():
+                        if not self._read_all and not self._window_is_full(READ_AT_ONCE - 1):
                             self._room.set()
                         return work
             if self._read_all and not any(len(group.mix) for group in self.groups.values()):
@@ -303,10 +306,6 @@ class Run:
         if self._sleepers:
             self._changed.set()
             self._changed = anyio.Event()
-
-    def _window_has_room(self) -> bool:
-        """Whether so many rows were taken that reading on is worth waking up for."""
-        return self._window_rows() <= WINDOW - READ_AT_ONCE and not self._window_is_full()
 
     async def _sleep(self) -> None:
         """Return after a change."""
@@ -329,8 +328,7 @@ class Run:
                     self.stop("deadline", f"the deadline of {settings.deadline:g} s is over")
                 await anyio.sleep(TICK)
 
-    # ------------------------------------------------------------------------------------------------------------------
-    # Working on a row
+    # Working on a row -------------------------------------------------------------------------------------------------
 
     async def _work(self, work: Work) -> None:
         """See a row through: answered, among the errors, or untouched because the run was stopped."""
@@ -342,6 +340,8 @@ class Run:
                     pass
         except OutputError as error:
             self.stop("output", str(error))
+        except StoreError as error:
+            self.stop("unreachable", f"the store of the limits gives no answer: {error}")
         except CostError as error:
             self._give_up(work, "request_too_large", str(error))
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one row must not end all others
@@ -463,14 +463,12 @@ class Run:
             self._answering.add(row.model)
             self._end_set_aside()
 
-    # ------------------------------------------------------------------------------------------------------------------
-    # What is no answer
+    # What is no answer ------------------------------------------------------------------------------------------------
 
     def _unreachable(self, work: Work, reason: str) -> bool:
         """There was no connection: the row waits for the server, and nothing is counted."""
         self.last_error = reason
-        over = self.outage.failed(work, reason)
-        if over is not None:
+        if (over := self.outage.failed(work, reason)) is not None:
             self.stop("unreachable", over)
         return False
 

@@ -1,11 +1,13 @@
-"""What a person sees while a run goes on: a live display in a terminal, a plain line now and then elsewhere.
+"""What is seen while a run goes on: a live display in a terminal, a plain line now and then elsewhere, events for programs.
 
 Only reads the run; nothing here can change or slow it but by the time it takes to draw, four times a second.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, Self, TextIO
+import json
+from collections import deque
+from typing import Any, NamedTuple, Protocol, Self, TextIO
 
 import anyio
 import anyio.to_thread
@@ -19,7 +21,7 @@ from penstock import clock
 from penstock.runner.engine import Run
 from penstock.runner.source import Lines
 
-__all__ = ["Display", "Plain", "Rich", "count_lines", "follow", "redraws"]
+__all__ = ["Display", "Events", "Gauge", "Plain", "Rich", "count_lines", "follow", "redraws"]
 
 REDRAW = 0.25
 """Seconds between two pictures."""
@@ -27,7 +29,35 @@ REDRAW = 0.25
 SPEAK = 10.0
 """Seconds between two plain lines."""
 
+TELL = 1.0
+"""Seconds between two events."""
+
 _SPAN = 10.0  # seconds over which rates are shown
+_BARS = "▁▂▃▄▅▆▇█"
+_REMEMBERED = 60  # seconds of throughput that are drawn
+
+
+class Gauge(NamedTuple):
+    """How much of a limit is used.
+
+    Attributes:
+        name: Its unit, and the models that it is for.
+        per_minute: Units that were sent, over the last seconds.
+        share: Of all that the limit allowed in those seconds, what was left of its burst included: 0 to 1.
+    """
+
+    name: str
+    per_minute: float
+    share: float
+
+
+class _Look(NamedTuple):
+    """What was spent and done by a moment, and what every limit held then, by group and unit."""
+
+    at: float
+    spent: dict[tuple[str, str], float]
+    done: int
+    levels: dict[tuple[str, str], list[float]]
 
 
 class Display(Protocol):
@@ -47,13 +77,23 @@ class View:
         self._run = run
         self._lines = lines
         self.total: int | None = None
-        self._history: list[tuple[float, dict[tuple[str, str], float]]] = []
+        self._history: deque[_Look] = deque()
+        self._throughput: deque[float] = deque(maxlen=_REMEMBERED)
+        self._second: tuple[float, int] | None = None
 
     def look(self) -> None:
-        """Remember how much was spent until now, for the rates."""
-        self._history.append((clock.now(), dict(self._run.counts.spent)))
-        while len(self._history) > 2 and self._history[1][0] < clock.now() - _SPAN:
-            del self._history[0]
+        """Remember how much was spent and done until now, for the rates."""
+        now, levels = clock.now(), dict[tuple[str, str], list[float]]()
+        for group in self._run.groups.values():
+            for one in group.endpoint.levels():
+                levels.setdefault((group.name, one.unit), []).append(one.level)
+        self._history.append(_Look(now, dict(self._run.counts.spent), self.done, levels))
+        while len(self._history) > 2 and self._history[1].at < now - _SPAN:
+            self._history.popleft()
+        if self._second is None or now - self._second[0] >= 1.0:
+            if self._second is not None:
+                self._throughput.append((self.done - self._second[1]) / (now - self._second[0]))
+            self._second = now, self.done
 
     @property
     def done(self) -> int:
@@ -67,15 +107,20 @@ class View:
         return self.done > 0 or self._run.counts.sent > 0 or bool(self.trouble)
 
     @property
+    def waiting(self) -> int:
+        """Rows that were read and wait: for their turn, or for their next attempt."""
+        counts = self._run.counts
+        return max(0, counts.rows - counts.left_out - self.done - counts.in_flight)
+
+    @property
     def numbers(self) -> str:
         """What is counted, in words."""
         counts = self._run.counts
         words = [f"{self.done:,} of {self.total:,}" if self.total else f"{self.done:,} done"]
         words += [f"{counts.failed:,} failed"] if counts.failed else []
-        # For their turn, or for their next attempt.
-        waiting = max(0, counts.rows - self.done - counts.in_flight)
-        words += [f"{counts.in_flight:,} in flight", f"{waiting:,} waiting", f"{counts.status_429:,} × 429"]
+        words += [f"{counts.in_flight:,} in flight", f"{self.waiting:,} waiting", f"{counts.status_429:,} × 429"]
         words += [f"{counts.retries:,} sent again"] if counts.retries else []
+        words += [f"${counts.dollars:,.2f}"] if counts.dollars else []
         return ", ".join(words)
 
     @property
@@ -94,21 +139,82 @@ class View:
             f"tried again in {_span(outage.next_probe)}"
         )
 
-    def rates(self) -> list[tuple[str, float, float]]:
-        """(limit, units per second now, share of the limit's own rate), over the last seconds."""
-        (begin, before), (end, now) = self._history[0], self._history[-1]
-        span = end - begin
+    def gauges(self) -> list[Gauge]:
+        """How much of each unit's limits was used, over the last seconds."""
+        first, last = self._history[0], self._history[-1]
+        span = last.at - first.at
         if span <= 0:
             return []
-        return [
-            (
-                f"{unit} of {group.name}" if group.name else unit,
-                (spent := (now.get((group.name, unit), 0.0) - before.get((group.name, unit), 0.0)) / span) * 60,
-                spent / min(rate.rate for rate in rates),
-            )
-            for group in self._run.groups.values()
-            for unit, rates in group.limits.items()
-        ]
+        found = []
+        for group in self._run.groups.values():
+            for unit, rates in group.limits.items():
+                key = group.name, unit
+                spent = last.spent.get(key, 0.0) - first.spent.get(key, 0.0)
+                held = first.levels.get(key, [rate.burst for rate in rates])
+                allowed = min(level + rate.rate * span for level, rate in zip(held, rates, strict=False))
+                name = f"{unit} of {group.name}" if group.name else unit
+                share = 1.0 if allowed <= spent else spent / allowed
+                found.append(Gauge(name, spent / span * 60, share))
+        return found
+
+    @property
+    def throughput(self) -> float:
+        """Rows that were done each second, over the last seconds."""
+        first, last = self._history[0], self._history[-1]
+        return (last.done - first.done) / (last.at - first.at) if last.at > first.at else 0.0
+
+    @property
+    def sparkline(self) -> str:
+        """The same for each second of the last minute, as bars."""
+        highest = max(self._throughput, default=0.0)
+        return "".join(_BARS[round(value / highest * 7)] if highest else _BARS[0] for value in self._throughput)
+
+    def remaining(self) -> tuple[float, float] | None:
+        """Seconds that the rest will take: by the limits, and as it went lately if that was slower; None: nobody knows."""
+        least = self.left()
+        if least is None or self.total is None:
+            return None
+        rest, pace = max(0, self.total - self.done), self.throughput
+        return least, max(least, rest / pace) if pace else least
+
+    @property
+    def remaining_words(self) -> str:
+        """The same in words; nothing where nobody knows."""
+        both = self.remaining()
+        if both is None:
+            return ""
+        least, most = both
+        if most <= 1.2 * least + 3:
+            return f"{_span(least)} left"
+        return f"{_span(least)} to {_span(most)} left"
+
+    @property
+    def last_error(self) -> str:
+        """What went wrong last, in words and on one line."""
+        return " ".join(self._run.last_error.split())
+
+    def as_event(self) -> dict[str, Any]:
+        """All of it, for programs."""
+        counts, left = self._run.counts, self.remaining()
+        return {
+            "event": "progress",
+            "seconds": round(clock.now() - counts.began, 3),
+            "done": self.done,
+            "total": self.total,
+            "answered": counts.answered,
+            "failed": counts.failed,
+            "skipped": counts.skipped,
+            "in_flight": counts.in_flight,
+            "waiting": self.waiting,
+            "status_429": counts.status_429,
+            "retries": counts.retries,
+            "dollars": round(counts.dollars, 6),
+            "paused": round(self.paused, 3),
+            "left": None if left is None else [round(seconds, 1) for seconds in left],
+            "limits": [{**one._asdict(), "share": round(one.share, 4)} for one in self.gauges()],
+            "trouble": self.trouble or None,
+            "last_error": self.last_error or None,
+        }
 
     def left(self) -> float | None:
         """Seconds that the rest will take; None: nobody knows.
@@ -178,10 +284,10 @@ class Plain:
         """Print a line; nothing before there is something to say."""
         if not seen.begun:
             return
-        left = seen.left()
-        rates = "; ".join(f"{name} {rate:,.0f}/min ({share:.0%})" for name, rate, share in seen.rates())
+        gauges = "; ".join(f"{one.name} {one.per_minute:,.0f}/min ({one.share:.0%})" for one in seen.gauges())
         paused = f"paused for {_span(seen.paused)}" if seen.paused else ""
-        words = [seen.numbers, seen.trouble, paused, rates, "" if left is None else f"{_span(left)} left"]
+        error = f"last error: {seen.last_error[:200]}" if seen.last_error and not seen.trouble else ""
+        words = [seen.numbers, seen.trouble, paused, gauges, seen.remaining_words, error]
         self._file.write("penstock: " + "; ".join(filter(None, words)) + "\n")
         self._file.flush()
 
@@ -206,23 +312,50 @@ class Rich:
 
     def show(self, seen: View) -> None:
         """Draw."""
-        left = seen.left()
-        head = Text(seen.numbers)
-        if seen.paused:
-            head.append(f", paused for {_span(seen.paused)}", style="yellow")
-        if left is not None:
-            head.append(f", {_span(left)} left", style="bold")
-        if seen.trouble:
-            head.append(f"\n{seen.trouble}", style="red")
-        table = Table.grid(padding=(0, 1))
-        table.add_row("rows", ProgressBar(total=seen.total, completed=seen.done, width=30), "")
-        for name, rate, share in seen.rates():
-            table.add_row(
-                Text(name),
-                ProgressBar(total=1.0, completed=min(1.0, share), width=30),
-                f"{rate:,.0f}/min, {share:.0%} of its rate",
-            )
-        self._live.update(Group(head, table), refresh=True)
+        self._live.update(picture(seen), refresh=True)
+
+
+class Events:
+    """One JSON object a line, for programs."""
+
+    every = TELL
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def show(self, seen: View) -> None:
+        """Write an event."""
+        self.tell(seen.as_event())
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Write an event of another kind."""
+        self._file.write(json.dumps(event) + "\n")
+        self._file.flush()
+
+
+def picture(seen: View) -> Group:
+    """What a terminal shows, over its whole width."""
+    head = Text(seen.numbers)
+    if seen.paused:
+        head.append(f", paused for {_span(seen.paused)}", style="yellow")
+    if seen.remaining_words:
+        head.append(f", {seen.remaining_words}", style="bold")
+    if seen.trouble:
+        head.append(f"\n{seen.trouble}", style="red")
+    table = Table.grid(padding=(0, 1), expand=True)
+    table.add_column(no_wrap=True)
+    table.add_column(ratio=1)
+    table.add_column(no_wrap=True)
+    table.add_row("rows", ProgressBar(total=seen.total, completed=seen.done), f"{seen.throughput:,.1f}/s")
+    for one in seen.gauges():
+        says = f"{one.per_minute:,.0f}/min, {one.share:.0%} of what is allowed"
+        table.add_row(Text(one.name), ProgressBar(total=1.0, completed=one.share), says)
+    if seen.sparkline:
+        table.add_row("last minute", Text(seen.sparkline, no_wrap=True, overflow="crop"), "")
+    parts: list[Text | Table] = [head, table]
+    if seen.last_error and not seen.trouble:
+        parts.append(Text(f"last error: {seen.last_error}", style="dim", no_wrap=True, overflow="ellipsis"))
+    return Group(*parts)
 
 
 def _span(seconds: float) -> str:

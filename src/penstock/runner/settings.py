@@ -31,6 +31,7 @@ class Settings:
         change: What is done to each body before it is sent.
         salt: Stands for `change`: rows that are changed otherwise are other rows.
         rows: How many rows of the file are done, at most; None: all.
+        shard: (I, N): of N parts of the file the I-th is done, from 1, and line L is in part (L - 1) % N + 1.
         only: Lines that are done, and no others, by `Row.raw`; None: all.
         deadline: Seconds after which nothing more is sent; None: never.
         prices: What answers cost; None: nobody asks.
@@ -48,11 +49,17 @@ class Settings:
     change: Change | None = None
     salt: bytes = b""
     rows: int | None = None
+    shard: tuple[int, int] = (1, 1)
     only: frozenset[int] | None = None
     deadline: float | None = None
     prices: Prices | None = None
     max_cost: float | None = None
     secrets: tuple[bytes, ...] = ()
+
+    def has(self, line: int) -> bool:
+        """Whether a line is in the part of the file that is done."""
+        part, parts = self.shard
+        return (line - part) % parts == 0
 
 
 @dataclass(frozen=True, slots=True)

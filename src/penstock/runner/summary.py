@@ -60,7 +60,7 @@ class Counts:
         sent: Attempts that left for the server.
         retries: Attempts beyond the first of their row.
         status_429: Answers with status 429.
-        left_out: Rows that were not asked for: `--only`.
+        left_out: Rows that were not asked for: `--only`, `--shard`.
         lost: Attempts that left and have no answer: the connection broke, or time ran out.
         ambiguous: Attempts of rows that may have been billed by an attempt before.
         dollars: What the answers of this run cost, where prices are known.

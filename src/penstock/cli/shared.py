@@ -1,0 +1,77 @@
+"""Limits that several runs share: `--store`, and the part of the rows that is one run's: `--shard`."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from contextlib import ExitStack
+
+from penstock import Limiter
+from penstock.cli.options import Fault
+from penstock.runner.client import Server
+from penstock.runner.group import LimitsOf
+from penstock.stores import Store
+
+__all__ = ["shard_of", "shared"]
+
+
+def shard_of(text: str | None) -> tuple[int, int]:
+    """Read `2/4`: the second of four parts.
+
+    Raises:
+        Fault: It is not that.
+    """
+    if text is None:
+        return 1, 1
+    found = re.fullmatch(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise Fault(f"--shard: {text!r} is no part of a whole; write it like 2/4, from 1/4 to 4/4")
+    return int(found[1]), int(found[2])
+
+
+def shared(url: str, limits_of: LimitsOf, server: Server, stack: ExitStack) -> LimitsOf:
+    """The same limits, in a store: all runs that name it, and ask the same server with the same key, use them together.
+
+    Args:
+        url: `sqlite:FILE`, or what a `RedisStore` takes.
+        limits_of: What the limits are.
+        server: Whose limits they are.
+        stack: Closes the store at its end.
+
+    Raises:
+        Fault: There is no such store, or what it needs is not installed.
+    """
+    try:
+        store = _open(url)
+    except ImportError as error:
+        raise Fault(f'--store: {error}: pip install "penstock[redis]"') from None
+    except (OSError, ValueError) as error:
+        raise Fault(f"--store: {error}") from None
+    stack.callback(store.close)
+    account = hashlib.blake2b(b"\n".join((server.base_url.encode(), *server.secrets)), digest_size=8).hexdigest()
+    made: dict[str, Limiter] = {}
+
+    def shared_of(model: str) -> tuple[str, Limiter]:
+        name, limits = limits_of(model)
+        assert isinstance(limits, dict)
+        if name not in made:
+            given = {unit: list(rates) for unit, rates in limits.items()}
+            made[name] = Limiter(given, name=f"run-{account}-{name}", store=store)
+        return name, made[name]
+
+    return shared_of
+
+
+def _open(url: str) -> Store:
+    kind, _, rest = url.partition(":")
+    if kind == "sqlite":
+        from penstock.stores import SQLiteStore
+
+        if not rest.strip("/"):
+            raise ValueError("sqlite: names no file; write it like sqlite:limits.db")
+        return SQLiteStore(rest)
+    if kind not in {"redis", "rediss", "unix", "valkey", "valkeys"} and not kind.startswith("redis+"):
+        raise ValueError(f"{url!r} is no store; write it like sqlite:limits.db or redis://host")
+    from penstock.stores import RedisStore
+
+    return RedisStore(url)

@@ -1,0 +1,89 @@
+"""Several runs for one file and one account: parts of the rows, limits in a store, and events for the program above them."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from penstock import simulator
+from penstock.cli.options import Fault
+from penstock.cli.shared import shard_of
+from penstock.simulator import Latency, Simulation
+from tests.cli.commands import started
+
+
+def penstock(*arguments):
+    """The command, to its end."""
+    process = started(*map(str, arguments))
+    out, error = process.communicate(timeout=120)
+    return process.returncode, out, error
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """A file of 60."""
+    source = tmp_path / "in.jsonl"
+    bodies = ({"model": "m", "messages": [{"role": "user", "content": f"{number:04}"}]} for number in range(60))
+    source.write_text("".join(json.dumps({"body": body}) + "\n" for body in bodies), encoding="utf-8")
+    return source
+
+
+def test_parts_share_limits_through_a_store_and_make_the_whole(tmp_path, rows):
+    """Three runs, each with the true limits and all at once: each row once, and no 429."""
+    with simulator.serve(Simulation(requests="10/s burst 20", latency=Latency(0.05))) as server:
+
+        def run(part):
+            out = tmp_path / f"out-{part}.jsonl"
+            limits = ["--limits", "requests=10/s burst 20", "--store", f"sqlite:{tmp_path / 'limits.db'}"]
+            command = ["run", rows, "-o", out, "--shard", f"{part}/3", "--base-url", server.base_url, "--json", *limits]
+            return penstock(*command), [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+
+        with ThreadPoolExecutor(3) as pool:
+            done = list(pool.map(run, (1, 2, 3)))
+        refused = server.statistics().refused
+    assert [ended[0] for ended, _ in done] == [0, 0, 0], done
+    assert [len(answers) for _, answers in done] == [20, 20, 20]
+    names = {answer["custom_id"] for _, answers in done for answer in answers}
+    assert names == {f"line-{number}" for number in range(1, 61)}
+    assert sum(refused.values()) <= 1  # of a machine that stands still for a second
+    events = [json.loads(line) for line in done[0][0][1].splitlines()]
+    assert {event["event"] for event in events[:-1]} == {"progress"}
+    end = events[-1]
+    assert (end["event"], end["exit_code"], end["answered"], end["left_out"]) == ("end", 0, 20, 40)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--shard", "4/3"], "--shard: '4/3' is no part of a whole; write it like 2/4"),
+        (["--shard", "0/3"], "--shard: '0/3'"),
+        (["--store", "redis://host"], "--store shares the limits that --limits or --account names"),
+        (["--store", "postgres://host", "--limits", "requests=1/s"], "'postgres://host' is no store"),
+        (["--store", "sqlite:", "--limits", "requests=1/s"], "names no file"),
+        (["--store", "sqlite:x", "--simulate", "--limits", "requests=1/s"], "of a server that is not simulated"),
+        (["--shard", "1/2", "--via", "batch"], "--via batch takes whole files"),
+    ],
+)
+def test_what_cannot_be_shared_is_said(tmp_path, rows, options, said):
+    code, _, error = penstock("run", rows, "-o", tmp_path / "out.jsonl", *options)
+    assert code == 2
+    assert said in error
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_store_that_is_away_ends_the_run_and_costs_no_row(tmp_path, rows):
+    with simulator.serve(Simulation(requests="10/s burst 20")) as server:
+        limits = ["--limits", "requests=10/s burst 20", "--store", "redis://127.0.0.1:1"]
+        code, _, error = penstock("run", rows, "-o", tmp_path / "out.jsonl", "--base-url", server.base_url, *limits)
+        assert not server.statistics().admissions
+    assert code == 5
+    assert "the store of the limits gives no answer" in error
+    assert (tmp_path / "out.errors.jsonl").read_text(encoding="utf-8") == ""
+
+
+def test_parts_are_read():
+    assert [shard_of(text) for text in (None, "1/1", " 2 / 4 ")] == [(1, 1), (1, 1), (2, 4)]
+    with pytest.raises(Fault):
+        shard_of("half")
