@@ -38,6 +38,34 @@ def test_an_answer_is_kept_as_it_is(path, content):
     assert judge(path, 200, {}, content) == Answer(content.strip())
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "utf-16-le"])
+def test_an_answer_is_written_as_utf_8_whatever_it_came_as(encoding):
+    """A byte order mark inside a line of results makes all of that line unreadable."""
+    said = '{"choices": [{"message": {"content": "naïve"}}]}'
+    assert judge(CHAT, 200, {}, said.encode(encoding)) == Answer(said.encode())
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, b'{"choices": [{"index": 0, "message": null}]}'),
+        (CHAT, b'{"choices": [null]}'),
+        (CHAT, b'{"choices": [{}, {"message": null}]}'),
+        ("/v1/embeddings", b'{"data": [{"index": 0, "embedding": null}]}'),
+        ("/v1/embeddings", b'{"data": [{"index": 0, "embedding": []}]}'),
+    ],
+)
+def test_a_choice_that_is_nothing_is_no_answer(path, body):
+    verdict = judge(path, 200, {}, body)
+    assert (verdict.action, verdict.code) == (Action.BACK_OFF, "empty_answer")
+
+
+def test_one_choice_of_two_that_is_there_is_an_answer():
+    """It was paid for."""
+    body = b'{"choices": [{"message": null}, {"message": {"content": "x"}}]}'
+    assert judge(CHAT, 200, {}, body) == Answer(body)
+
+
 def test_an_answer_is_on_one_line_whatever_the_server_wrote():
     """Nothing of its numbers and words is changed."""
     said = judge(CHAT, 200, {}, b'{\r\n "choices": [\n{"n": 1e999, "t": "a\xe2\x80\xa8b"}]}')

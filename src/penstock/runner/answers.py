@@ -7,6 +7,7 @@ kept, and nothing that is read beside an answer can cost it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -68,6 +69,8 @@ def _success(path: str, status: int, content: bytes) -> Answer | Verdict:
     if not text:
         return Verdict(Action.BACK_OFF, None, "empty_answer", f"the answer with status {status} is empty")
     try:
+        if json.detect_encoding(text) != "utf-8":  # UTF-16, or a byte order mark: results are UTF-8 without one
+            text = content.decode(json.detect_encoding(content)).strip().encode()
         value = load_json(text)
     except (ValueError, RecursionError):
         return Verdict(Action.PERMANENT, None, "invalid_response", f"the answer with status {status} is not JSON")
@@ -111,7 +114,17 @@ def _missing(path: str, value: Any) -> str | None:
         return None if isinstance(value, dict | list) else "is neither an object nor a list"
     if not isinstance(value, dict) or not value.get(name):
         return f"has no {name}"
+    entries = value[name] if isinstance(value[name], list) else []
+    if entries and all(map(_is_hollow, entries)):
+        return f"has {name} with nothing in them"
     return None
+
+
+def _is_hollow(entry: Any) -> bool:
+    """Whether a choice or an embedding is nothing, and says so."""
+    if not isinstance(entry, dict):
+        return entry is None
+    return not entry or any(name in entry and entry[name] in (None, []) for name in ("message", "embedding"))
 
 
 def _failure(status: int, body: Any, headers: Mapping[str, str] | None) -> Verdict:
