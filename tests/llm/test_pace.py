@@ -80,3 +80,30 @@ def test_a_rate_that_was_told_is_believed_until_it_is_refused_again_and_again():
 def test_after_a_pause_it_goes_on_at_the_rate_and_not_all_at_once():
     pace = Pace(10.0, 0.0, 1.0)
     assert pace.level(1_000.0) == 5.0  # half a second's worth, however long nothing was sent
+
+
+def test_a_window_that_is_used_up_is_no_rate_of_nothing():
+    """Refused again and again while nothing comes back, it goes on at what was admitted in the long run: it never stops."""
+    traffic, pace = Traffic(), Pace(10.0, 0.0, 1.0)
+    for number in range(100):  # all that the window has
+        traffic.left(1_000.0, number / 10)
+    for now in (10.0, 11.0, 13.0):
+        departure = traffic.left(1_000.0, now)
+        departure.refused = True
+        pace.refused(departure, traffic, now)
+    assert pace.rate > 1_000.0
+    assert pace.ready_at(1_000.0, 14.0) < 16.0
+
+
+def test_the_search_doubles_as_fast_as_answers_come():
+    """A fast server is found out in seconds; a slow one is not sent a minute's quota before its first refusal is heard of."""
+    rates = []
+    for latency in (0.1, 5.0):
+        pace = Pace(10.0, 0.0, 8.0, searching=True)
+        for step in range(100):
+            now = step / 10
+            pace.charge(pace.level(now) + 1.0, now)
+            pace.passed(now, latency)
+        rates.append(pace.rate)
+    assert rates[0] > 8 * rates[1]
+    assert rates[1] < 50

@@ -241,3 +241,32 @@ def test_what_the_departure_bucket_allows_a_server_with_the_same_bucket_admits(r
             waiting += cost
             heapq.heappush(leaving, (now + delay, cost))
     leave(math.inf)
+
+
+def test_a_limit_that_changes_counts_what_left_before_and_may_arrive_after():
+    """Of a burst that left at once, the last is admitted early: its answer knows nothing of the others."""
+    traffic = Traffic()
+    estimate = ServerEstimate(traffic, Told(100.0, 60.0, 99.0, None, sure=False), charges_refused=True)
+    traffic.waiting = 1.0
+    estimate.begin(traffic.left(1.0, 0.0), 0.0, cautious=False)
+    traffic.waiting = 80.0
+    burst = [traffic.left(1.0, 1.0) for _ in range(80)]
+    estimate.heard(burst[-1], Told(100.0, 10.0, 96.0, 0.4, sure=True, fits=True), 1.1)
+    assert estimate.level(1.1) < 25.0
+
+
+def test_a_limit_of_unknown_period_is_spent_as_far_as_answers_tell_and_no_further():
+    """Its reset says that all comes back in seven seconds, or that one does: nothing is counted on before it is seen."""
+    traffic = Traffic()
+    estimate = ServerEstimate(traffic, Told(100.0, 60.0, 99.0, 7.0, sure=False), charges_refused=True)
+    traffic.waiting = 1.0
+    estimate.begin(traffic.left(1.0, 0.0), 0.0, cautious=True)
+    sent = 0
+    while estimate.ready_at(1.0, 1.0) <= 1.0:
+        traffic.waiting = 1.0
+        departure = traffic.left(1.0, 1.0)
+        estimate.charge(1.0, 1.0)
+        sent += 1
+        estimate.heard(departure, Told(100.0, 60.0, 99.0 - sent, 6.0, sure=False), 1.0)
+    assert 80 <= sent < 99
+    assert 1.0 < estimate.ready_at(1.0, 1.0) <= 7.1

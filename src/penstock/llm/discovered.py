@@ -196,9 +196,10 @@ class DiscoveredEndpoint(Endpoint):
             for quota in reading.quotas:
                 self._hear(request, quota, now)
             if status < 400:
+                latency = None if request.left_at is None else now - request.left_at
                 for estimate in self._units.values():
                     if estimate.pace is not None:
-                        estimate.pace.passed(now)
+                        estimate.pace.passed(now, latency)
             places = self._places_for(status, now)
             rose = any(estimate.level(now) > before[unit] for unit, estimate in self._units.items())
         if places is not None:
@@ -214,7 +215,7 @@ class DiscoveredEndpoint(Endpoint):
             self._answered = self._is_told = True
             for estimate in self._units.values():
                 estimate.stop_searching()
-            rates = [each.rate for each in requests.told.values() if each.per <= 60]
+            rates = [each.fastest for each in requests.told.values() if each.per <= 60]
             requests.search(max(SEARCH_FROM, 4 * max(rates, default=0.0)), now)
             return in_flight(ANY_NUMBER)
         if self._answered:

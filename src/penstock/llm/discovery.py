@@ -15,6 +15,9 @@ Each unit of an endpoint is in one of these states:
         │             than any refill could bring       │
         └───────────────────────────────────────────────┘
 
+A limit whose period no answer names is UNSURE until its resets are those of a bucket: then only what the newest answer
+said is left is counted on, and the last of it is spent on looks, one by one, for what has come back (`returns`).
+
 Three things make a client that counts exactly still run into 429s.
 
 **Requests leave later than they were allowed to.** A bucket that is full does not refill, so a burst that leaves half a
@@ -143,8 +146,8 @@ class UnitEstimate:
     def explained(self, departure: Departure, wait: float | None) -> None:
         """A request was refused for what was told; the server asked to wait for that long."""
         for name, each in self.told.items():
-            if wait is not None and name in departure.remaining:
-                each.refused(departure, departure.remaining[name], wait)
+            if wait is not None:
+                each.refused(departure, departure.remaining.get(name, 0.0), wait)
 
     def explains(self, departure: Departure, now: float) -> bool:
         """Whether what is thought of the limits that were told explains that a request was refused just now."""

@@ -372,7 +372,7 @@ def _told(quota: Quota) -> Told | None:
     if quota.limit is None or quota.remaining is None or quota.limit < 1:
         return None
     remaining = quota.remaining
-    if quota.reset is not None and quota.per is not None:
+    if quota.reset is not None and quota.per is not None and quota.exact:
         # The header says it in whole units, rounded down; the reset, where it is told, to the millisecond.
         remaining = min(max(remaining, quota.limit * (1 - quota.reset / quota.per)), remaining + 1)
     return Told(
@@ -380,8 +380,9 @@ def _told(quota: Quota) -> Told | None:
         quota.per or 60.0,
         remaining,
         quota.resets_in,
-        sure=quota.per is not None,
-        fits=quota.reset is not None,
+        sure=quota.exact,
+        fits=quota.exact and quota.reset is not None,
+        step=quota.step,
     )
 
 

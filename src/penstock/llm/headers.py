@@ -77,6 +77,8 @@ class Quota:
         reset: Seconds until all of it is there again. None: not told, or not believable.
         per: Length of the period in seconds. None: it could not be told.
         resets_in: The reset as it was told, in seconds, whether or not it fits a bucket. None: not told.
+        exact: Whether the period is certain: the service names it, or it follows from a reset in fractions of a second.
+        step: Seconds by which the reset may have been rounded.
     """
 
     name: str
@@ -86,6 +88,8 @@ class Quota:
     reset: float | None
     per: float | None
     resets_in: float | None = None
+    exact: bool = False
+    step: float = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,16 +229,19 @@ def _quota(name: str, fields: Mapping[str, str], sent: float) -> Quota | None:
         per = float(named[1] or 1) * _NAMED_PERIODS[named[2]]
     base = base.partition(":")[0]
     reset = resets_in = None
+    exact = per is not None
     text = fields.get("reset")
+    step = _step(text or "")
     if text is not None and limit is not None and remaining is not None:
         reset, per = _reset(text.strip(), limit, remaining, per, sent)
+        exact = exact or (reset is not None and limit - remaining >= 1 and step < 0.1)
         resets_in = _seconds_until(text.strip(), sent) if reset is None else reset
         just_begun = limit - remaining <= 1 and resets_in in {60.0, 3_600.0} and per is not None and resets_in < per
         if resets_in is not None and (per is None or just_begun):
             # No bucket, but a window: `60 left of a minute` would otherwise have to be a bucket of an hour or a day. Of the
             # usual lengths it is the first that is long enough, and a minute at least.
             reset, per = None, next((length for length in _LENGTHS if resets_in <= length), None)
-    return Quota(_cut(name), _UNITS.get(base, base), limit, remaining, reset, per, resets_in)
+    return Quota(_cut(name), _UNITS.get(base, base), limit, remaining, reset, per, resets_in, exact, step)
 
 
 def _cut(name: str) -> str:
@@ -265,7 +272,9 @@ def _reset(
     if seconds is not None:
         readings = [(seconds, 0.001)]  # cut to whole milliseconds
     elif (bare := _number(text)) is not None:
-        readings = [(bare / 1_000, 0.001), (bare, 1.0)]  # which of them it is, only the formula can say
+        readings = [(bare, _step(text))]
+        if per is not None:  # which of them it is, the formula can say where the period is known
+            readings.insert(0, (bare / 1_000, 0.001))
     elif (moment := _rfc3339(text)) is not None:
         # Anthropic's: moments in whole seconds, and remaining tokens rounded to thousands, of limits per minute.
         return (moment - sent if 0 <= moment - sent <= 60 else None), per or 60.0
@@ -276,6 +285,15 @@ def _reset(
             if _fits(limit, remaining, reset, step, period):
                 return reset, period
     return None, per
+
+
+def _step(text: str) -> float:
+    """Seconds by which a reset may have been rounded: numbers by their last digit, durations by a millisecond."""
+    number = _NUMBER.fullmatch(text.strip())
+    if number is None:
+        return 0.001
+    whole, _, decimals = number[0].partition(".")
+    return 1.0 if not decimals or len(whole) > 9 else max(0.001, 10.0 ** -len(decimals))
 
 
 def _fits(limit: float, remaining: float, reset: float, step: float, period: float) -> bool:

@@ -19,8 +19,14 @@ BURST = 0.5
 FIRST_UNTOLD = 8.0
 """Requests that may be sent at once to a server that tells nothing, before anything was refused."""
 
-SEARCH = math.log(2) / 8.0
-"""Growth per second while nothing was refused yet."""
+DOUBLED = 8.0
+"""Seconds in which the rate doubles while nothing was refused yet, at most."""
+
+DOUBLED_SOONEST = 1.0
+"""The same at least."""
+
+LATENCIES = 2.0
+"""The same in seconds that an answer takes: what is sent too much before the first refusal is heard of stays a share of it."""
 
 BACK = 0.7
 """Share of what was measured that is tried after a refusal, so that the server has a little to spare again."""
@@ -51,6 +57,9 @@ LONG_AGO = 120.0
 
 SHORTEST_SPAN = 3.0
 """Seconds between two refusals below which what was admitted in between is no measurement."""
+
+LONGEST_SPAN = 600.0
+"""Seconds that are looked back over, when nothing was admitted since the last refusal."""
 
 AGREES = 0.15
 """Share by which two measurements may differ and still be of the same rate."""
@@ -98,6 +107,8 @@ class Pace:
     _grown_at: float = field(init=False)
     _measured: float = field(init=False, default=0.0)  # what was admitted per second, as last measured
     _burst: float = field(init=False, default=BURST)  # in seconds' worth
+    _doubled: float = field(init=False, default=DOUBLED)  # seconds in which it doubles while searching
+    _is_guess: bool = field(init=False, default=False)  # what was measured was mostly a burst
     _refused_at: list[float] = field(init=False, default_factory=list)  # the rates that were refused
     _slow: float = field(init=False, default=RECOVER)  # growth above it
     _span: float = field(init=False, default=0.0)  # seconds that the last measurement took
@@ -133,8 +144,11 @@ class Pace:
         missing = min(cost, self.burst) + ahead - self.level(now)
         return now if missing <= ROUNDING * (self.burst + self.rate) else now + missing / self.rate
 
-    def passed(self, now: float) -> None:
-        """A request was admitted: try a little more, if it was this that held requests up."""
+    def passed(self, now: float, latency: float | None = None) -> None:
+        """A request was admitted, and took so long: try a little more, if it was this that held requests up."""
+        if latency is not None:
+            doubled = min(DOUBLED, max(DOUBLED_SOONEST, LATENCIES * latency))
+            self._doubled += 0.1 * (doubled - self._doubled)
         since = now - self._grown_at
         if since < 0.25:
             return
@@ -151,14 +165,14 @@ class Pace:
             return
         growth = self._growth(now) * min(since, max(1.0, 1.5 / self.rate))
         rate = self.rate * math.exp(min(growth, MOST_AT_ONCE))
-        if not self.searching and self.rate < CLOSE * self._measured:
+        if not self.searching and not self._is_guess and self.rate < CLOSE * self._measured:
             rate = min(rate, CLOSE * self._measured)
         self._set(rate, now)
 
     def _growth(self, now: float) -> float:
         """Growth per second: what a measurement is wrong by, in about the time that it took; ever more if that is long ago."""
-        if self.searching:
-            return SEARCH
+        if self.searching or self._is_guess:
+            return math.log(2) / self._doubled
         if self.rate < CLOSE * self._measured:
             return RECOVER
         growth = self._slow + GROW * ((now - self._cut_at) / LONG_AGO) ** 3
@@ -194,14 +208,14 @@ class Pace:
         if named is not None and self._disproved <= DISPROVED and (first or self._measured < UNSURE * named):
             if not first and self.rate <= named:
                 self._disproved = self._disproved * math.exp((self._cut_at - now) / 60.0) + 1.0
-            self._measured, self._slow = named, GROW
+            self._measured, self._slow, self._is_guess = named, GROW, False
         if known is None or self._disproved > DISPROVED:
             self.most = math.inf
         else:
             self.most = CLOSE * known
             if not first and self.rate <= known:
                 self._disproved = self._disproved * math.exp((self._cut_at - now) / 60.0) + 1.0
-            self._measured = self.most
+            self._measured, self._is_guess = self.most, False
         if not self._is_trying and not self._fallen_from:
             self._trust_same_again(departure)
         self._remember(now)
@@ -238,9 +252,16 @@ class Pace:
             admitted = list(traffic.between(now - 60.0, now))
             seconds = min(60.0, 3.0 * max(1, len(admitted)))
             self._measured = max(sum(each.cost for each in admitted), self.smallest) / seconds
+            self._is_guess = True
             self._anchors.append(now)
             return
         span, measured, count = self._since(self._anchors[-1], now, traffic)
+        if not count:
+            # Nothing came back yet: a window that has not begun, perhaps. What it admits in the long run is no more than
+            # all that it did, over all the time that is over.
+            self._measured = min(self._measured, self._in_the_long_run(now, traffic))
+            return
+        self._is_guess = False
         if span < SHORTEST_SPAN:
             if self.rate < self._measured:  # not too fast, so too many at once
                 self._burst /= 2
@@ -255,6 +276,13 @@ class Pace:
         self._anchors = [*self._anchors[-ANCHORS:], now]
         self._measured = max(measured, self.smallest / 600.0)
         self._slow = max(GROW, min(RECOVER, 3.0 / (count + 1) / span))
+
+    def _in_the_long_run(self, now: float, traffic: Traffic) -> float:
+        """Units per second that were admitted in the last minutes, from the first one on; one request, if it was none."""
+        admitted = list(traffic.between(now - LONGEST_SPAN, now))
+        if not admitted:
+            return max(self.smallest, traffic.last.cost if traffic.last is not None else 0.0) / LONGEST_SPAN
+        return sum(each.cost for each in admitted) / max(now - admitted[0].at, SHORTEST_SPAN)
 
     @staticmethod
     def _since(anchor: float, now: float, traffic: Traffic) -> tuple[float, float, int]:

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 
+from penstock.llm.returns import USUAL, BucketFormula, Returns
 from penstock.llm.traffic import HEADROOM, OVERTAKING, Departure, Traffic
 
 __all__ = ["DOUBT", "FIRST_BURST", "ROUNDING", "Kind", "ServerEstimate", "Told"]
@@ -43,6 +44,12 @@ MOST_STEP = 4.0
 
 _SAMPLES = 12  # whose variation is the reserve
 
+LITTLE = 0.05
+"""Share of a limit of which nobody knows how it comes back: below it, requests leave one by one, and look."""
+
+FEW = 8.0
+"""The same in requests as large as the last one; whichever is more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Told:
@@ -55,6 +62,7 @@ class Told:
         reset: Seconds until all of it is there again, whatever kind of limit that fits. None: not told.
         sure: Whether `per` was told, and not only assumed.
         fits: Whether all of it is what a bucket as large as the limit says.
+        step: Seconds by which the reset may have been rounded.
     """
 
     limit: float
@@ -63,11 +71,13 @@ class Told:
     reset: float | None = None
     sure: bool = True
     fits: bool = False
+    step: float = 0.001
 
 
 class Kind(Enum):
     """How a limit comes back."""
 
+    UNSURE = "unsure"
     BUCKET = "bucket"
     WINDOW = "window"
 
@@ -83,7 +93,8 @@ class ServerEstimate:
     Attributes:
         limit: Units per `per` seconds.
         capacity: The most that it ever has at once. Not the limit: bursts may be smaller.
-        kind: Whether it refills all the time, or all at once when a window begins.
+        kind: Whether it refills all the time, or all at once when a window begins; or whether nobody knows: then nothing is
+            counted on but what the newest answer said was left.
         boundary: When the window began, or one of those before it.
         factor: What the server charges, over what we estimate.
         samples: How often that was learned.
@@ -96,10 +107,12 @@ class ServerEstimate:
     per: float = field(init=False)
     rate: float = field(init=False)
     capacity: float = field(init=False)
-    kind: Kind = field(init=False, default=Kind.BUCKET)
+    kind: Kind = field(init=False)
     boundary: float = field(init=False, default=0.0)
     factor: float = field(init=False, default=1.0)
     samples: int = field(init=False, default=0)
+    _formula: BucketFormula = field(init=False, default_factory=BucketFormula)
+    _returns: Returns = field(init=False)
     _fits: bool = field(init=False, default=False)  # its answers say what only a bucket says
     _held_back: float = field(init=False, default=0.0)
     _level: float = field(init=False)
@@ -117,22 +130,35 @@ class ServerEstimate:
         told = self.told
         self.limit, self.per, self.rate = told.limit, told.per, told.limit / told.per
         self.capacity = told.limit
+        # Without a reset it is taken for a limit per minute, until something comes back that contradicts it.
+        self.kind = Kind.BUCKET if told.sure or told.reset is None else Kind.UNSURE
+        self._returns = Returns(0.0)
         self._level = told.remaining
+
+    @property
+    def fastest(self) -> float:
+        """Units per second that may come back at most, as far as the period is known."""
+        return self.rate if self.kind is not Kind.UNSURE else self.limit / USUAL[0]
 
     # What happens
 
     def begin(self, departure: Departure, now: float, *, cautious: bool) -> None:
         """Hear the first answer that tells of it."""
         self._newest = self._anchor = (departure, self.told.remaining)
+        self._returns = Returns(departure.at)
         self._judge_kind(departure, self.told)
         self._level, self._at = self._replayed(departure, self.told.remaining, now), now
         first = max(FIRST_BURST * self.rate, 0.05 * self.capacity, 3.0)
-        self._held_back = max(0.0, self._level - first) if cautious and self.per <= 60 else 0.0
+        self._held_back = (
+            max(0.0, self._level - first) if cautious and self.per <= 60 and self.kind is not Kind.UNSURE else 0.0
+        )
 
     def charge(self, cost: float, now: float) -> None:
         """A request left, or, with a negative cost, had not left after all."""
         self._advance(now)
         self._level -= self.factor * cost
+        if self.kind is Kind.UNSURE and cost > 0 and self._level < self._little():
+            self._returns.looked(now)
 
     def heard(self, departure: Departure, told: Told, now: float) -> None:
         """Hear what an answer tells. What an older one told is never put over what a newer one did."""
@@ -143,25 +169,33 @@ class ServerEstimate:
         if told.limit != self.limit or (told.sure and told.per != self.per):
             self._change(told)
             self._newest = self._anchor = (departure, told.remaining)
-            self._level = self._replayed(departure, told.remaining, now)
+            overtaken = self.factor * self._around(departure)[0]  # they left before it, and may arrive after it
+            self._level = self._replayed(departure, told.remaining, now) - overtaken
             return
         if newest is not None:
             self._notice_window(newest, departure, told)
         self._judge_kind(departure, told)
+        if self.kind is Kind.UNSURE:
+            self._notice_return(newest, departure, told)
         self.capacity = min(self.limit, max(self.capacity, told.remaining + self.factor * departure.cost))
         self._newest = (departure, told.remaining)
         self._correct(departure, told.remaining, now)
-        if departure.refused:
+        if departure.refused or self.kind is Kind.UNSURE:
             pass  # of those around it, nobody knows yet which were refused too
         elif self._anchor is None:
             self._anchor = self._newest
         else:
             self._sample(*self._anchor, departure, told.remaining)
-        if self.samples and self._held_back:
+        if (self.samples or self.kind is Kind.UNSURE) and self._held_back:
             self._held_back = max(0.0, self._held_back - RISE * self.capacity)
 
     def refused(self, departure: Departure, remaining: float, wait: float) -> None:
         """A request was refused, with so much left, for so long: a bucket would not take longer than its refill."""
+        if self.kind is Kind.UNSURE:
+            self._level = min(self._level, 0.0)
+            if wait <= USUAL[-1]:
+                self._returns.told(departure.at + wait)
+            return
         missing = self.factor * departure.cost - remaining
         could_be_bucket = self._fits or missing <= 0 or wait <= 2.0 + 3.0 * missing / self.rate
         if self.kind is Kind.BUCKET and not could_be_bucket and wait <= 1.05 * self.per:
@@ -177,12 +211,34 @@ class ServerEstimate:
 
     def ready_at(self, cost: float, now: float, ahead: float = 0.0) -> float:
         """When `cost`, in our units, is there after `ahead` went first."""
+        if self.kind is Kind.UNSURE:
+            return self._look_at(cost, now, ahead)
         missing = self.need(cost) + (1 + DOUBT) * self.factor * ahead - self.level(now)
         if missing <= ROUNDING * (self.capacity + self.rate):
             return now
         if self.kind is Kind.WINDOW:
             return self.boundary + math.ceil(missing / self.capacity) * self.per + HEADROOM
         return now + missing / self.rate
+
+    def _look_at(self, cost: float, now: float, ahead: float) -> float:
+        """The same where nobody knows how it comes back: the last units go one by one, and whoever goes looks for more."""
+        left = self.level(now) - self.need(cost) - (1 + DOUBT) * self.factor * ahead
+        if left >= self._little():
+            return now
+        look = self._returns.look_at(now, self.factor * cost, empty=left < 0)
+        if ahead or self.traffic.waiting > 0 or (left < 0 and self._newest_is_late(now)):
+            return max(look, now + HEADROOM)  # one at a time
+        return look
+
+    def _newest_is_late(self, now: float) -> bool:
+        """Whether an answer is on its way that may well tell of more."""
+        last, newest = self.traffic.last, self._newest
+        return last is not None and newest is not None and last is not newest[0] and now - last.at < 5.0
+
+    def _little(self) -> float:
+        last = self.traffic.last
+        few = FEW * self.factor * last.cost if last is not None else 0.0
+        return min(0.25 * self.limit, max(LITTLE * self.limit, few))
 
     def need(self, cost: float) -> float:
         """What must be there for `cost` to go, in the server's units. Nothing the server would take is too large for it."""
@@ -199,7 +255,7 @@ class ServerEstimate:
             doubt += min(0.15 * self.capacity, 2 * deviation * math.sqrt(SAMPLE * self.capacity * since))
             if self.kind is Kind.BUCKET:  # of a window it would be lost; of a bucket it is kept back once
                 doubt += min(2 * DOUBT, 2 * deviation) * self.capacity
-        if self.kind is Kind.WINDOW:
+        if self.kind is not Kind.BUCKET:
             return doubt
         if self.factor > 1.1 and self.samples > 3:
             # All who share a bucket see the same level: whoever takes most leaves most of it to the others.
@@ -213,7 +269,7 @@ class ServerEstimate:
             return
         if self.kind is Kind.BUCKET:
             self._level = min(self.capacity, self._level + self.rate * (now - self._at))
-        else:
+        elif self.kind is Kind.WINDOW:
             over = self._windows_over(now)
             if over:
                 self.boundary += over * self.per
@@ -227,17 +283,18 @@ class ServerEstimate:
         """What is there now, after all that left since: as far as nobody else took anything."""
         level, at = remaining, departure.at
         window = self.kind is Kind.WINDOW
+        rate = self.rate if self.kind is Kind.BUCKET else 0.0
         for each in self.traffic.after(departure):
             if window:
                 level = self.capacity if self._crosses(at, each.at) else level
             else:
-                level = min(self.capacity, level + self.rate * (each.at - at))
+                level = min(self.capacity, level + rate * (each.at - at))
             if self.charges_refused or not each.refused:
                 level -= self.factor * each.cost
             at = each.at
         if window:
             return self.capacity if self._crosses(at, now) else level
-        return min(self.capacity, level + self.rate * max(0.0, now - at))
+        return min(self.capacity, level + rate * max(0.0, now - at))
 
     def _crosses(self, first: float, last: float) -> bool:
         """Whether a window begins in (first, last]."""
@@ -252,7 +309,7 @@ class ServerEstimate:
         if self._level > highest:
             self._level = highest
         elif self._level < lowest:
-            if not traffic.waiting and traffic.last is departure:
+            if self.kind is Kind.UNSURE or (not traffic.waiting and traffic.last is departure):
                 self._level = lowest  # nothing is on its way: there is nothing to be careful about
             elif now - self._rose_at >= RISE_EVERY:
                 self._level += RISE * (lowest - self._level)
@@ -266,10 +323,16 @@ class ServerEstimate:
             self.capacity = min(told.limit, self.capacity * told.limit / self.limit)
         self.limit, self.per, self.rate = told.limit, told.per, told.limit / told.per
         self._held_back = 0.0
+        self._formula = BucketFormula()
+        if told.sure and self.kind is Kind.UNSURE:
+            self.kind = Kind.BUCKET
 
     def _judge_kind(self, departure: Departure, told: Told) -> None:
         """See from one answer how the limit comes back: `remaining + reset × rate` is the capacity of a bucket."""
-        if told.reset is None or not told.sure:
+        if told.reset is None:
+            return
+        if not told.sure:
+            self._work_period_out(departure, told, told.reset)
             return
         whole = told.remaining + told.reset * self.rate
         slack = 1.5 + 0.02 * self.limit + self.rate
@@ -280,6 +343,33 @@ class ServerEstimate:
         elif self.kind is Kind.BUCKET and self.limit - whole > slack:
             self.capacity = max(1.0, whole)
 
+    def _work_period_out(self, departure: Departure, told: Told, reset: float) -> None:
+        """The same where the period is not told: see whether the resets are those of a bucket, and of which period."""
+        self._formula.hear(told.limit, told.remaining, reset, told.step)
+        period = self._formula.period
+        if period is not None:
+            self.kind, self.per, self.rate = Kind.BUCKET, period, self.limit / period
+        elif self.kind is Kind.BUCKET and self._formula.refuted:
+            self.kind = Kind.UNSURE
+        if self.kind is Kind.UNSURE:
+            self._returns.told(departure.at + reset)
+
+    def _notice_return(self, newest: tuple[Departure, float] | None, departure: Departure, told: Told) -> None:
+        """See whether something came back between two answers, and whether it was all."""
+        if newest is None:
+            return
+        before, remained = newest
+        sent = self.factor * (departure.sent - before.sent)
+        crowd = self.factor * sum(self._around(departure))
+        came = told.remaining + sent - remained
+        if remained >= self.limit - 1:
+            return
+        at_once = came - crowd > 0.25 * self.limit
+        if at_once and told.remaining + min(sent, crowd + departure.cost) > 0.97 * self.limit - 1:
+            self._returns.jumped(before.at, departure.at)
+        else:
+            self._returns.came(came, before.at, departure.at)
+
     def _notice_window(self, newest: tuple[Departure, float], departure: Departure, told: Told) -> None:
         """More is there than any refill could have brought: a window began between the two."""
         before, remained = newest
@@ -287,8 +377,11 @@ class ServerEstimate:
         if self.kind is Kind.BUCKET:
             most = remained + self.rate * max(0.0, departure.at - before.at + 1.0) + 0.05 * self.limit + crowd
             if not told.fits and told.remaining > most and told.remaining > 0.5 * self.limit:
-                self._become_window(departure.at)
-        elif (
+                if not told.sure and departure.at - self._returns.began < 0.8 * self.per:
+                    self.kind = Kind.UNSURE  # so soon that it is no minute's
+                else:
+                    self._become_window(departure.at)
+        elif self.kind is Kind.WINDOW and (
             told.remaining > remained + 0.05 * self.limit + crowd
             and self._since_boundary(departure.at) > 0.25 * self.per
         ):
@@ -304,7 +397,7 @@ class ServerEstimate:
         return (moment - self.boundary) % self.per
 
     def _become_window(self, boundary: float) -> None:
-        if self.kind is Kind.BUCKET:
+        if self.kind is not Kind.WINDOW:
             self.kind = Kind.WINDOW
             self.factor, self._charged, self._estimated = 1.0, 0.0, 0.0
             self._ratios.clear()

@@ -1,0 +1,153 @@
+"""How a limit comes back of which an answer tells too little: what was seen, and when to look again.
+
+Pure arithmetic; see `discovery` for the states. Two questions are decided here:
+
+    BucketFormula    are the resets those of a bucket, and of which period?
+    Returns          does all come back at once, and when next? how soon is another look worth a request?
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+__all__ = ["USUAL", "BucketFormula", "Returns"]
+
+USUAL = (1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1_800.0, 3_600.0, 86_400.0)
+"""The lengths that limits have as a rule, in seconds."""
+
+FIRST_LOOK = 0.25
+"""Seconds to the next look, when nothing came back yet."""
+
+SHORTEST_LOOK = 0.05
+"""The same at least, when it is due."""
+
+FINE = 0.02
+"""Share of a window between two looks when its end is due."""
+
+SELDOM = 0.2
+"""The same before it is."""
+
+ROUGHLY = 0.1
+"""The same before the latest moment at which a window may begin, when the first look is due."""
+
+LAST_LOOK = 30.0
+"""The same after many looks in vain."""
+
+NEAR = 1.5
+"""Seconds by which two moments may differ and still be the same one, told in whole seconds."""
+
+FASTER = 1.3
+"""How much faster than they came back the last units are sent, so that they do not stay unused."""
+
+
+@dataclass(slots=True)
+class BucketFormula:
+    """Narrows the period with every answer, as reset = used / limit × period; or finds that no period will do."""
+
+    least: float = 0.0
+    most: float = math.inf
+    refuted: bool = False
+
+    def hear(self, limit: float, remaining: float, reset: float, step: float) -> None:
+        """Take one answer in, whose reset was rounded by less than `step` seconds, in whichever direction."""
+        used = limit - remaining
+        if used < 1 or self.refuted:
+            return
+        self.least = max(self.least, (reset - step) * limit / used)
+        if used >= 2:
+            self.most = min(self.most, (reset + step) * limit / (used - 1))
+        self.refuted = self.least > self.most * (1 + 1e-6)
+
+    @property
+    def period(self) -> float | None:
+        """The period, once it is known to a few per cent; None: not yet, or it is no bucket."""
+        if self.refuted or self.most > 1.35 * self.least:
+            return None
+        usual = (each for each in USUAL if self.least * (1 - 1e-3) <= each <= self.most * (1 + 1e-3))
+        return next(usual, math.sqrt(self.least * self.most))
+
+
+@dataclass(slots=True)
+class Returns:
+    """What was seen of one limit's returns.
+
+    Args:
+        began: When the first answer that tells of it left.
+
+    Attributes:
+        due: From when on it may come back at once, as told or as seen so far; `inf`: nobody knows.
+        length: Seconds from one such moment to the next, as seen; None: not seen yet.
+        rate: Units per second that came back while it did; 0: not seen yet.
+    """
+
+    began: float
+    due: float = math.inf
+    length: float | None = None
+    rate: float = 0.0
+    _gap: float = FIRST_LOOK
+    _looked_at: float = -math.inf
+    _jumps: list[tuple[float, float]] = field(default_factory=list)
+    _anchor: tuple[float, float] | None = None  # from when on returns are counted, and how much came since
+
+    def told(self, moment: float) -> None:
+        """An answer told when it is back. What was seen is believed more: such moments are rounded, and mean many things."""
+        if self.length is None and moment > self._looked_at:
+            self.due = min(moment, self.due) if abs(moment - self.due) < NEAR else moment
+
+    def looked(self, now: float) -> None:
+        """A request left although little is left."""
+        if self._looked_at < self.due <= now:  # it may come a moment later: look again soon
+            self._gap = FIRST_LOOK if self.length is None else max(SHORTEST_LOOK, FINE * self.length)
+        elif self.length is None or now < self.due:
+            self._gap = min(LAST_LOOK, 2 * self._gap)
+        else:
+            self._gap = min(LAST_LOOK, 1.3 * self._gap)
+        self._looked_at = now
+
+    def look_at(self, now: float, cost: float, *, empty: bool) -> float:
+        """When the next request may go, of `cost` in the server's units, while little is left, or nothing."""
+        gap = self._gap
+        if self.length is not None:
+            gap = max(gap, SELDOM * self.length) if self._looked_at < self.due else gap
+        elif self.rate:
+            gap = max(gap - FIRST_LOOK, cost / (FASTER * self.rate))
+        look = self._looked_at + gap
+        if self._looked_at < self.due < math.inf:
+            look = self.due if empty else min(look, self.due)
+        return max(now, look)
+
+    def came(self, amount: float, before: float, now: float) -> None:
+        """That much came back from one answer to the next, or, if it is below 0, somebody else took it."""
+        if amount > 0 and now < self.due:
+            self._gap = FIRST_LOOK
+        since, sum_ = self._anchor if self._anchor is not None else (before, 0.0)
+        sum_ += amount
+        seconds = now - since
+        if seconds < 1.0:
+            self._anchor = since, sum_
+            return
+        if sum_ > 0:
+            rate = sum_ / seconds
+            self.rate = rate if not self.rate else (self.rate + rate) / 2
+        self._anchor = None
+
+    def jumped(self, first: float, last: float) -> None:
+        """All came back between two moments."""
+        if first < self.due <= last:  # as was told or expected, so hardly before that
+            first = max(first, self.due - NEAR)
+        length = self._length(first, last)
+        self._jumps = [*self._jumps[-3:], (first, last)]
+        self._gap, self._anchor = FIRST_LOOK, None
+        self.length = length
+        self.due = math.inf if length is None else max(first, last - ROUGHLY * length) + length
+
+    def _length(self, first: float, last: float) -> float | None:
+        """The length of the window, as far as the returns before this one tell: the shortest usual one that fits."""
+        if not self._jumps:
+            return None
+        least, most = first - self._jumps[-1][1], last - self._jumps[-1][0]
+        fitting = [each for each in USUAL if least - 0.1 <= each <= most + 0.1]
+        if fitting:
+            return fitting[0]
+        return (least + most) / 2 if most < 1.3 * least else None
