@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -20,8 +21,8 @@ WITH_TLS = Path(__file__).resolve().parents[2] / ".cache/tls-server"
 
 
 def free_port(highest=65535):
-    """A port that nobody has. `highest`: 55000 for a node of a cluster, whose bus is 10,000 above."""
-    while (port := _any_free_port()) > highest:
+    """A port that nobody has. `highest`: 55000 for a node of a cluster, whose bus is 10,000 above and free as well."""
+    while (port := _any_free_port()) > highest or (highest <= 55_000 and not _is_free(port + 10_000)):
         pass
     return port
 
@@ -30,6 +31,25 @@ def _any_free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def _is_free(port):
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _node(binary, options_of):
+    """A node of a cluster: on other ports if somebody takes these while it starts."""
+    for _ in range(2):
+        with contextlib.suppress(RuntimeError):
+            port = free_port(55_000)
+            return Server(binary, *options_of(port), port=port)
+    port = free_port(55_000)
+    return Server(binary, *options_of(port), port=port)
 
 
 def _of_package(package, *parts):
@@ -89,7 +109,7 @@ class Server:
         self.process = subprocess.Popen(
             self._command_line(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
         )
-        give_up = time.monotonic() + 10
+        give_up = time.monotonic() + 30
         while True:
             try:
                 if self.command("PING").startswith((b"+PONG", b"-NOAUTH")):
@@ -148,21 +168,17 @@ def outside_url():
 
 def cluster(binary, nodes=3, patience=1000, options_of=lambda port: ()):
     """Primaries without replicas that share all slots; who is silent for `patience` milliseconds is taken for dead."""
-    servers = []
-    for _ in range(nodes):
-        port = free_port(55_000)
-        options = (
-            "--cluster-enabled",
-            "yes",
-            "--cluster-node-timeout",
-            str(patience),
-            "--cluster-require-full-coverage",
-            "no",
-            "--repl-diskless-sync-delay",
-            "0",
-            *options_of(port),
-        )
-        servers.append(Server(binary, *options, port=port))
+    options = (
+        "--cluster-enabled",
+        "yes",
+        "--cluster-node-timeout",
+        str(patience),
+        "--cluster-require-full-coverage",
+        "no",
+        "--repl-diskless-sync-delay",
+        "0",
+    )
+    servers = [_node(binary, lambda port: (*options, *options_of(port))) for _ in range(nodes)]
     step = 16384 // nodes
     for index, server in enumerate(servers):
         first = index * step
@@ -189,8 +205,7 @@ def cluster(binary, nodes=3, patience=1000, options_of=lambda port: ()):
 
 def add_replica(binary, primary):
     """One more node of its cluster, which takes over when `primary` dies."""
-    port = free_port(55_000)
-    replica = Server(binary, *primary.options, port=port)
+    replica = _node(binary, lambda port: primary.options)
     replica.command("CLUSTER", "MEET", "127.0.0.1", primary.port)
     (_, name, _) = primary.command("CLUSTER", "MYID").split(b"\r\n")
     give_up = time.monotonic() + 20
