@@ -93,7 +93,7 @@ def _row_of(parameter: inspect.Parameter) -> tuple[str, str]:
     names = ", ".join(given or ["--" + parameter.name.replace("_", "-")])
     choices = [str(each) for part in (kind, *get_args(kind)) if get_origin(part) is Literal for each in get_args(part)]
     value = info.metavar or " | ".join(choices)
-    if default is not parameter.empty and default is not None and default is not False:
+    if default is not parameter.empty and default is not None and default is not False and default != "":
         told += f" Default: ``{default:g}``." if isinstance(default, float) else f" Default: ``{default}``."
     elif default is parameter.empty:
         told += " Must be given."
