@@ -215,3 +215,22 @@ def test_a_sender_that_is_dropped_ends_its_thread():
         del send
         gc.collect()
         assert "penstock sender" not in {one.name for one in threading.enumerate()}
+
+
+def test_a_key_that_the_environment_holds_does_not_travel(monkeypatch):
+    monkeypatch.setenv("SERVICE_KEY", "sk-of-the-team")
+    sender = runner.Sender(
+        "http://localhost:9/v1", headers={"authorization": "Bearer sk-of-the-team", "x-team": "blue"}
+    )
+    packed = pickle.dumps(sender)
+    assert b"sk-of-the-team" not in packed
+    monkeypatch.setenv("SERVICE_KEY", "sk-of-the-worker")
+    assert dict(pickle.loads(packed)._server.headers) == {"authorization": "Bearer sk-of-the-worker", "x-team": "blue"}
+    monkeypatch.delenv("SERVICE_KEY")
+    with pytest.raises(ValueError, match="SERVICE_KEY, which is not set here"):
+        pickle.loads(packed)
+
+
+def test_a_key_that_no_variable_holds_travels_as_it_is():
+    sender = runner.Sender("http://localhost:9/v1", headers={"authorization": "Bearer sk-nobody-else-has-this"})
+    assert pickle.loads(pickle.dumps(sender))._server.headers == {"authorization": "Bearer sk-nobody-else-has-this"}

@@ -16,13 +16,14 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
 from penstock import Limiter
 from penstock.llm.discovered import DiscoveredEndpoint
 from penstock.llm.endpoints import Endpoint
-from penstock.runner.client import Client, Http, Reply, Server
+from penstock.runner.client import SECRETS, Client, Http, Reply, Server
 from penstock.runner.library import Result, RowLike, RunStoppedError, run
 from penstock.runner.source import dump_json
 
@@ -40,6 +41,9 @@ class Sender:
 
     A limiter over a shared store can be pickled, so every worker is given the same one; a sender can be too. Connections are made
     when the first batch comes and kept until `close()`. Several threads may call it at once: their batches share everything.
+
+    A key in a header that an environment variable holds is not pickled: the variable's name is, and it must be set where the sender
+    is used.
 
     Limits of a shared store are used but for a second's worth of their burst, which is kept back once: no process knows what
     others were granted and have not sent yet.
@@ -110,11 +114,16 @@ class Sender:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Connections stay where they are."""
-        return {"server": self._server, "limiter": self._limiter, "options": self._options}
+        """Connections stay where they are; of a key that the environment holds, the variable's name travels."""
+        headers, names = _without_keys(self._server.headers)
+        server = replace(self._server, headers=headers)
+        return {"server": server, "names": names, "limiter": self._limiter, "options": self._options}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._server, self._limiter, self._options = state["server"], state["limiter"], state["options"]
+        server: Server = state["server"]
+        keys = {header: before + _from_environment(name) for header, (before, name) in state["names"].items()}
+        self._server = replace(server, headers={**server.headers, **keys})
+        self._limiter, self._options = state["limiter"], state["options"]
         self._begin()
 
     def _forked(self) -> None:
@@ -243,3 +252,25 @@ def _rows_of(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
             elif hasattr(value, "tolist"):
                 row[name] = value.tolist()
     return rows
+
+
+def _without_keys(headers: Mapping[str, str]) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
+    """Headers as they may travel; and for each key that the environment holds, what stands before it and the variable's name."""
+    rest, names = dict(headers), {}
+    for header, value in headers.items():
+        before, space, key = value.rpartition(" ")
+        held = sorted(name for name, word in os.environ.items() if word and word == key)
+        if header.lower() in SECRETS and held:
+            names[header] = before + space, held[0]
+            del rest[header]
+    return rest, names
+
+
+def _from_environment(name: str) -> str:
+    value = os.environ.get(name)
+    if value is None:
+        raise ValueError(
+            f"the key of a Sender is read from the environment variable {name}, which is not set here: set it in every process that "
+            "sends, as where the Sender was made"
+        )
+    return value
