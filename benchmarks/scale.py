@@ -13,6 +13,9 @@ rate × its length. "Used" is of burst + rate × T. A share is what a process go
 **Keys** have 10 calls a second each with a burst of 5. Ten processes go through all keys once, 25 at a time each, while they fight for 20 hot
 keys with 10 tasks a key. Over and used are those of the hot keys. The rows are what the store keeps: names, terms and
 state; an idle key is in no process, and its row leaves the store an hour after it means nothing any more.
+
+**Urgent**: one process asks ten times less often than the limit grants, and is more urgent than so many batch processes with 20 tasks each: by its
+priority, by a flow that has had less, or for small calls (20 of 5,000 tokens a second) beside large ones (500). Else it is 50 calls a second with a burst of 1.
 """
 
 from __future__ import annotations
@@ -47,7 +50,12 @@ _spec.loader.exec_module(admissions)
 RATE, BURST = 1_000.0, 100.0
 PROCESSES = (1, 2, 4, 10, 30, 100, 300, 1_000)
 KEYS = (100, 1_000, 10_000, 100_000, 1_000_000)
+URGENT = {"priority": (1, 8, 64, 256, 1_000), "flow": (1, 8, 64), "small": (1, 8, 64)}
 HOT_RATE, HOT_BURST, HOT = 10.0, 5.0, 20
+SLOW, LARGE = (
+    (50.0, 1.0, 1.0, 1.0),
+    (5_000.0, 500.0, 500.0, 20.0),
+)  # rate, burst, cost of a batch call and of an urgent one
 LANES = 25  # keys of the sweep that a process has under way at a time
 
 
@@ -161,18 +169,18 @@ class Woken(Parker):
 
 
 class Task:
-    """Wants one turn after another. `give_up`: which part of its waits it leaves early, and after how long at most."""
+    """Wants one turn after another. `give_up`: which part of its waits it leaves early, and after how long at most. `who`: its priority or flow."""
 
-    def __init__(self, world, limiter, granted, give_up=(0.0, 0.0)):
-        self.world, self.limiter, self.granted = world, limiter, granted
+    def __init__(self, world, limiter, granted, give_up=(0.0, 0.0), cost=None, **who):
+        self.world, self.limiter, self.granted, self.who = world, limiter, granted, who
         self.impatient, self.patience = give_up
         self.request = None
         self.backend = limiter._backend
-        self.binding = self.backend.bind(limiter._caller, {})
+        self.binding = self.backend.bind(limiter._caller, cost or {})
         self.again()
 
     def again(self):
-        request = SharedRequest(self.binding, Woken(self.world, None))
+        request = SharedRequest(self.binding, Woken(self.world, None), **self.who)
         request.parker.call = partial(self.woken, request)
         self.request = request
         self.backend.enter(request)
@@ -232,6 +240,65 @@ def with_processes(count):
         "jain": sum(shares) ** 2 / (count * sum(share * share for share in shares)),
         "calls": calls / len(moments),
         "load": calls / span,
+    }
+
+
+def with_urgent(count, how):
+    """So many batch processes, and one that asks now and then and is more urgent."""
+    world, rows = World(), {}
+    rate, burst, cost, small = SLOW if how != "small" else LARGE
+    unit = "tokens" if how == "small" else "requests"
+    batch, urgent = ({"flow": "batch"}, {"flow": "interactive"}) if how == "flow" else ({}, {"priority": 10})
+    span = max(200.0, 4 * count * cost / rate)
+    moments, waits, dispatchers, shares = [], [], [], [0] * count
+
+    def limiter():
+        store, admitted = Rows(world, rows), {}
+        dispatchers.append(store.dispatcher)
+        admissions.record(store, admitted)
+        return Limiter({unit: per_second(rate, burst=burst)}, name="shared", store=store), admitted
+
+    begin = world.now
+    for number in range(count):
+        mine, admitted = limiter()
+
+        def granted(request, number=number, admitted=admitted):
+            moments.append((admitted.pop(admissions.charge_of(request)), cost))
+            shares[number] += 1
+            return True
+
+        for _ in range(20):
+            world.at(
+                begin + world.random.uniform(0, 0.1), partial(Task, world, mine, granted, cost={unit: cost}, **batch)
+            )
+    mine, admitted = limiter()
+
+    def answered(request):
+        moments.append((admitted.pop(admissions.charge_of(request)), small))
+        waits.append(world.now - request.arrived)
+        world.at(world.now + world.random.expovariate(0.1 * rate / cost), ask)
+        return False
+
+    def ask():
+        Task(world, mine, answered, cost={unit: small}, **urgent)
+
+    world.at(begin + 2.0, ask)
+    world.run(begin + span)
+    promised = burst + rate * (max(moments)[0] - min(moments)[0])
+    waits.sort()
+    calls = sum(dispatcher.calls for dispatcher in dispatchers)
+    return {
+        "processes": count,
+        "how": how,
+        "grant": cost / rate,
+        "waits": len(waits),
+        "p50": waits[len(waits) // 2],
+        "p90": waits[int(0.9 * len(waits))],
+        "most": waits[-1],
+        "used": sum(amount for _, amount in moments) / promised,
+        "over": max(0.0, admissions.excess_of_amounts(moments, rate, burst)),
+        "calls": calls / len(moments),
+        "least": min(shares) / (sum(shares) / count),
     }
 
 
@@ -308,10 +375,10 @@ def resident():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 / (1024 if sys.platform == "darwin" else 1)
 
 
-def in_a_process_of_its_own(what, count):
+def in_a_process_of_its_own(what, count, *how):
     """So that memory is that of one simulation, and two run at a time."""
     begin = time.perf_counter()
-    command = [sys.executable, __file__, "--one", what, str(count)]
+    command = [sys.executable, __file__, "--one", what, str(count), *how]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)
@@ -350,18 +417,26 @@ def picture(path, processes, keys):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--picture", type=Path, help="draw it there, which needs matplotlib")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        what, count = options.one
-        print(json.dumps({"processes": with_processes, "keys": with_keys}[what](int(count))))
+        what, count, *how = options.one
+        print(
+            json.dumps({"processes": with_processes, "keys": with_keys, "urgent": with_urgent}[what](int(count), *how))
+        )
         return
     begin = time.perf_counter()
     where()
     with ThreadPoolExecutor(2) as two:  # the long ones first
         keys = [two.submit(in_a_process_of_its_own, "keys", count) for count in reversed(KEYS)]
         processes = [two.submit(in_a_process_of_its_own, "processes", count) for count in reversed(PROCESSES)]
+        urgent = [
+            two.submit(in_a_process_of_its_own, "urgent", count, how)
+            for how, counts in URGENT.items()
+            for count in counts
+        ]
     keys, processes = [one.result() for one in reversed(keys)], [one.result() for one in reversed(processes)]
+    urgent = [one.result() for one in urgent]
     table(
         ["processes", "virtual s", "grants", "over", "used", "share: least", "5 %", "95 %", "most", "Jain's index", "calls/grant", "calls/s"],
         [
@@ -381,6 +456,16 @@ def main():
                 f"{row['calls']:.3f}", row["alive"], f"{row['mb']:.0f}", f"{2**20 * row['mb'] / row['keys']:,.0f}" if row["keys"] >= 100_000 else "",
             ]
             for row in keys
+        ],
+    )  # fmt: skip
+    table(
+        ["urgent by", "batch processes", "waits", "p50, ms", "p90, ms", "most, ms", "one grant, ms", "used", "over", "calls/grant"],
+        [
+            [
+                row["how"], f"{row['processes']:,}", row["waits"], *(f"{1e3 * row[name]:.0f}" for name in ("p50", "p90", "most", "grant")),
+                f"{row['used']:.2%}", f"{row['over']:.3f}", f"{row['calls']:.2f}",
+            ]
+            for row in urgent
         ],
     )  # fmt: skip
     if options.picture:

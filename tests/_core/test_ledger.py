@@ -167,8 +167,8 @@ def test_what_is_not_an_operation_is_refused():
 
 
 def flows_of(decision, limits):
-    """The entries of flows in a row of buckets of which nothing was given back."""
-    numbers = struct.unpack(f">{len(decision.rows[0]) // 8}d", decision.rows[0])[2 + 5 * len(limits) :]
+    """The entries of flows in a row of buckets of which nothing was given back or booked."""
+    numbers = struct.unpack(f">{len(decision.rows[0]) // 8}d", decision.rows[0])[3 + 5 * len(limits) :]
     return [list(numbers[i : i + 4]) for i in range(0, len(numbers), 4)]
 
 
@@ -181,7 +181,7 @@ def test_what_a_flow_has_had_is_kept_with_the_limit_it_was_counted_by_until_it_i
     later = asked(limits, row=first.rows[0], now=NOW + SECOND / 2)
     assert flows_of(later, limits) == [[5, 0, 1, -0.5], [6, 5, 1, -0.5]]
     both = decide([None, None], [limits, limits], [float(x) for x in (FLOW, 7, 0, 1, 2, 0.25, *ask)], 1.0, NOW)
-    assert [len(row) // 8 for row in both.rows] == [2 + 10 + 8, 2 + 10 + 4]
+    assert [len(row) // 8 for row in both.rows] == [2 + 10 + 1 + 8, 2 + 10 + 1 + 4]
     back = asked(limits, LEAVE, 5, 6, 0.25, 0, row=first.rows[0])
     assert flows_of(back, limits) == [[5, 0, 0.75, 0], [6, 5, 0.75, 0]]
     other = asked(limits, LEAVE, 5, 9, 0.25, 0, LEAVE, 8, 6, 0.25, 0, row=first.rows[0])
@@ -393,7 +393,25 @@ def test_nothing_is_reserved_beyond_a_pause_but_behind_a_longer_wait():
 
 # Rows that are not what was once written
 
-SOUND = (NOW, NOW, 0.0, 0.0, 3.0, 3.0, 1.0, 3.0, 0.0, 1.0, 5.0, 0.0, 0.5, 1.0)  # a bucket with a refund; a flow
+BOOKING = (7.0, 0.5, 1.0, 2.0, 30.0, 5.0, 0.25, -1e9, 0.1, 1.0)  # as in `bookings`, and an amount
+SOUND = (
+    NOW,
+    NOW,
+    0.0,
+    0.0,
+    3.0,
+    3.0,
+    1.0,
+    3.0,
+    0.0,
+    1.0,
+    1.0,
+    *BOOKING,
+    5.0,
+    0.0,
+    0.5,
+    1.0,
+)  # a bucket with a refund; a flow
 
 
 def packed(numbers):
@@ -407,14 +425,15 @@ def changed(at, value):
 
 
 def test_a_row_that_was_written_is_read():
-    assert used(asked([bucket(1, 10)], row=packed(SOUND))) == 3
+    assert used(asked([bucket(1, 10)], row=packed(SOUND))) == 3 + 1  # with what is booked
 
 
 @pytest.mark.parametrize(
     "row",
-    [b"", packed(SOUND)[:-1], packed(SOUND[:1]), packed(SOUND[:2]), packed(SOUND[:-1]), packed((*SOUND, 0.0)), packed(SOUND[:9]), packed(SOUND[:6]),
+    [b"", packed(SOUND)[:-1], packed(SOUND[:1]), packed(SOUND[:2]), packed(SOUND[:-1]), packed((*SOUND, 0.0)), packed(SOUND[:10]), packed(SOUND[:9]), packed(SOUND[:6]),
      *(changed(at, value) for at in range(len(SOUND)) for value in (math.nan, math.inf, -math.inf)),
-     *(changed(at, -1.0) for at in (2, 3, 4, 5, 6, 9)), changed(6, 0.5), changed(6, 2.0), changed(6, 1e300),
+     *(changed(at, -1.0) for at in (2, 3, 4, 5, 6, 9, 10, 15, 19, 20)), changed(6, 0.5), changed(6, 2.0), changed(6, 1e300),
+     changed(10, 0.5), changed(10, 2.0), changed(10, 1e300), changed(15, 0.0),
      packed((NOW, NOW)) + packed([0.0] * 5) * 30_000],
 )  # fmt: skip
 def test_a_damaged_row_is_found_out(row):
@@ -425,9 +444,9 @@ def test_a_damaged_row_is_found_out(row):
 
 def test_a_row_of_many_numbers_is_read():
     limits = [bucket(1, 10)] * 19_999
-    assert len(asked(limits, row=packed((NOW, NOW)) + packed([0.0] * 5) * 19_999).states) == 3 * 19_999
+    assert len(asked(limits, row=packed((NOW, NOW)) + packed([0.0] * (5 * 19_999 + 1))).states) == 3 * 19_999
     with pytest.raises(DamagedRow):
-        asked([*limits, limits[0]], row=packed((NOW, NOW)) + packed([0.0] * 5) * 20_000)
+        asked([*limits, limits[0]], row=packed((NOW, NOW)) + packed([0.0] * (5 * 20_000 + 1)))
 
 
 def test_no_row_is_kept_for_longer_than_stores_can_count():

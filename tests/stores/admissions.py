@@ -15,6 +15,9 @@ import anyio
 from penstock import StoreError
 from penstock._core import ledger
 
+SIZES = {ledger.FLOW: 6, ledger.LEAVE: 5, ledger.RANK: 4, ledger.PLACE: 4, ledger.DROP: 3}
+"""Numbers in operations that grant nothing."""
+
 RECOVERY = 1.0
 """Seconds from the end of a fault to the next grant, at most."""
 
@@ -61,8 +64,8 @@ def _admissions(batch, reply):
             at += 4 + 2 * count
         elif operation == ledger.GIVE_BACK:
             at += 2 + 4 * int(operations[at + 1])
-        elif operation in {ledger.FLOW, ledger.LEAVE}:
-            at += 6 if operation == ledger.FLOW else 5
+        elif operation in SIZES:
+            at += SIZES[operation]
         else:
             assert operation == ledger.RENEW, f"operation {operation} says something that is not read here"
             at += 2 + int(operations[at + 1])

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["AGAIN", "FLOWS", "FORGET", "GRACE", "LATE", "LEAD", "Turn", "kept", "leave"]
+__all__ = ["AGAIN", "ALONE", "FLOWS", "FORGET", "GRACE", "LATE", "LEAD", "Turn", "kept", "leave"]
 
 LEAD = 0.020
 """Seconds of throughput by which a flow may be ahead of another that waits."""
@@ -34,10 +34,14 @@ LATE = 0.020
 FORGET = 1.0
 """Seconds after its last admission for which the entry of a flow is kept."""
 
-FLOWS = 64
-"""Entries that are kept: those that wait, and have had least. Of more, the others go in the order in which they ask."""
+FLOWS = 128
+"""Entries that are kept: those that wait, flows before members, and then those that have had least. Of more, the others go in the order in
+which they ask."""
 
 _NEVER = -1e9
+
+ALONE = -1e9
+"""In the place of a member's tag: the flow has no members."""
 
 KEY, OF, TAG, AHEAD = range(4)
 """What an entry consists of. `OF` is 0 for a flow, and the flow's key for one of its members."""
@@ -54,18 +58,33 @@ class Turn:
         inverse: Of its weight.
     """
 
-    __slots__ = ("_entries", "back", "inverse", "room")
+    __slots__ = ("_entries", "back", "inverse", "key", "room")
 
-    def __init__(self, entries: list[Entry], key: float, member: float, weight: float) -> None:
-        """Find the entries of the flow `key`, and of its member, unless that is 0; make them where there are none."""
+    def __init__(
+        self,
+        entries: list[Entry],
+        key: float,
+        member: float,
+        weight: float,
+        booked: tuple[float, float] = (math.inf, math.inf),
+    ) -> None:
+        """Find the entries of the flow `key`, and of its member, unless that is 0; make them where there are none.
+
+        `booked`: where the flow, and its member, begins among those that have bookings.
+        """
         self.room = math.inf
         self.back = 0.0
         self.inverse = 1.0 / weight
-        self._entries = [self._enter(entries, key, 0.0)]
+        self.key = key
+        self._entries = [self._enter(entries, key, 0.0, booked[0], first=bool(member))]
         if member:
-            self._entries.append(self._enter(entries, member, key))
+            self._entries.append(self._enter(entries, member, key, booked[1], first=False))
 
-    def _enter(self, entries: list[Entry], key: float, of: float) -> Entry:
+    def starts(self, spent: float) -> tuple[float, float]:
+        """The tags of the flow, and of its member, once it has spent so much; `ALONE` where there is no member."""
+        return self._entries[0][TAG] + spent, self._entries[1][TAG] + spent if len(self._entries) > 1 else ALONE
+
+    def _enter(self, entries: list[Entry], key: float, of: float, booked: float, *, first: bool) -> Entry:
         mine, least, back = None, math.inf, 0.0
         for entry in entries:
             if entry[OF] != of:
@@ -76,15 +95,20 @@ class Turn:
                 tag = entry[TAG] + max(0.0, -entry[AHEAD])
                 if tag < least:
                     least, back = tag, entry[AHEAD]
+        turn = min(least, booked) if first or booked == math.inf else booked
         if mine is None:
-            mine = [key, of, least if least < math.inf else 0.0, _NEVER]
+            mine = [key, of, turn if turn < math.inf else 0.0, _NEVER]
             entries.append(mine)
-        elif _NEVER < mine[AHEAD] < 0 and least < math.inf:
-            mine[TAG] = max(mine[TAG], min(mine[TAG] - mine[AHEAD], least))
+        elif _NEVER < mine[AHEAD] < 0 and turn < math.inf:
+            mine[TAG] = max(mine[TAG], min(mine[TAG] - mine[AHEAD], turn))
         room = least + LEAD - mine[TAG]
         if room < self.room:
             self.room, self.back = room, back
         return mine
+
+    def passed(self, share: float) -> None:
+        """A turn of this process went to others: it takes the next one like all, and not one more to make up for it, as each time costs questions."""
+        self._entries[-1][TAG] += share
 
     def again(self, spent: float) -> float:
         """In how many seconds the flow is to come again, which has spent more than its room."""
@@ -109,4 +133,9 @@ def leave(entries: list[Entry], key: float, member: float, seconds: float) -> No
 def kept(entries: list[Entry]) -> list[Entry]:
     """The entries that are worth keeping."""
     known = [entry for entry in entries if entry[AHEAD] > -FORGET]
-    return known if len(known) <= FLOWS else sorted(known, key=lambda e: (e[AHEAD] <= -GRACE, e[TAG]))[:FLOWS]
+    return known if len(known) <= FLOWS else sorted(known, key=_worth)[:FLOWS]
+
+
+def _worth(entry: Entry) -> tuple[bool, bool, float]:
+    """Those that wait first, then flows before their members, then those that have had less."""
+    return entry[AHEAD] <= -GRACE, entry[OF] != 0, entry[TAG]

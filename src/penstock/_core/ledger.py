@@ -16,6 +16,8 @@ two limits by about twice the burst.
 that saw `total = receipt` right after its own charge leaves at least `min(debt, F · rate + total − receipt)` of debt, F being how
 far ahead of now the last reservation is: what was charged since then, and what is still to be admitted, stays.
 
+**Bookings** tell a request that would wait longer than its horizon when to come again, and hold nothing until then: see `bookings`.
+
 **Flows** share by what a row remembers of them: see `flows`.
 
 A batch, its verdicts and the rows are plain lists of floats, so that all stores can speak the same:
@@ -31,6 +33,11 @@ A batch, its verdicts and the rows are plain lists of floats, so that all stores
     FLOW         key member weight limit waits      whose the following requests are, as the row of that limit knows it; there may be
                                                     none, as it waits behind others of its process, for so many seconds
     LEAVE        key member seconds limit     a reservation worth so much of its throughput goes back
+    RANK         priority waited ageing       how urgent and how old the requests that follow are, and in how many seconds they rise by a level
+    PLACE        number due within            the next request is given a booking of that number if it would have to wait longer than its
+                                              horizon, and at most `within` seconds: −1 − wait BOOKED. `due`: it has one already, for that moment
+                                              (seconds from now), and claims it; NEW: it has none
+    DROP         number limit                 the booking of that number is not needed any more, as far as the row of that limit knows it
 
 Moments (`now`, ends, epochs) are microseconds since 1970, whole; durations are seconds. `epoch` is when a row was born: a permit
 of a row that was lost since gives nothing back to its successor.
@@ -39,23 +46,34 @@ of a row that was lost since gives nothing back to its successor.
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Sequence
+from itertools import accumulate
 
-from penstock._core.flows import LATE, Turn, kept, leave
+from penstock._core import bookings
+from penstock._core.bookings import AMOUNTS, NEW, Asker, Booking
+from penstock._core.flows import ALONE, LATE, Turn, leave
+from penstock._core.rows import BUCKET, CALENDAR, LOG, RENEWED, TIMED, WINDOW, DamagedRow, new_row, read_row, write_row
 
 __all__ = [
     "ACQUIRE",
+    "BOOKED",
     "BUCKET",
     "CALENDAR",
     "CHARGE",
+    "DROP",
     "FLOW",
     "GIVE_BACK",
     "LEAVE",
+    "LOG",
     "LOWER",
+    "NEW",
     "PAUSE",
+    "PLACE",
+    "RANK",
     "RENEW",
+    "RENEWED",
     "RESUME",
+    "TIMED",
     "WINDOW",
     "DamagedRow",
     "Decision",
@@ -63,15 +81,18 @@ __all__ = [
     "reshape",
 ]
 
-BUCKET, CALENDAR, WINDOW = 0.0, 1.0, 2.0
-"""Kinds of limit."""
-
-LOG, TIMED, RENEWED = 0.0, 1.0, 2.0
-"""Modes of a WINDOW. What is charged counts for `ttl` seconds and then comes back: LOG, always (a sliding window); TIMED, unless the
-permit ends before (places with a time to live); RENEWED, unless it does, or its owner renews (places of living processes)."""
-
 ACQUIRE, GIVE_BACK, CHARGE, PAUSE, LOWER, RENEW, FLOW, LEAVE, RESUME = 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0
+RANK, PLACE, DROP = 10.0, 11.0, 12.0
 """Operations."""
+
+BOOKED = -0.5
+"""In a verdict, where the number of a limit would be: the request has a booking."""
+
+NOWHERE = (0.0, NEW, -1.0)
+"""In the place of a booking, its moment and the longest wait, of requests that get none."""
+
+AGEING = 30.0
+"""Of requests whose age was not said."""
 
 REFUNDS = 32
 """Refunds that a bucket remembers; of more, the two with the lowest receipts become one, which gives back a little less."""
@@ -80,38 +101,6 @@ LONGEST_LOG = 256
 """Entries of a window beyond which neighbours are merged into the later one: that keeps the limit and frees the earlier part late."""
 
 _ROUNDING = 1 + 1e-12
-
-
-LONGEST_KEPT = 1e9
-"""Seconds for which a row is kept at most: a debt may take longer to pay, but no store can count that far."""
-
-MOST_NUMBERS = 100_000
-"""Numbers in a row beyond which it cannot be ours."""
-
-
-class DamagedRow(Exception):  # noqa: N818 - what is wrong, as in all of ours
-    """A row is not what was once written: numbers are missing, or are no numbers. `index`: which of the rows."""
-
-    def __init__(self, index: int = 0) -> None:
-        super().__init__(index)
-        self.index = index
-
-
-class _Row:
-    """What one name has used, taken apart: per limit, in parallel lists."""
-
-    __slots__ = ("born", "entries", "flows", "last", "pause", "used", "what")
-
-    def __init__(self, born: float) -> None:
-        self.born = born
-        self.flows: list[list[float]] = []  # [key, of, tag, ahead], as in `flows`
-        self.pause: list[float] = []  # seconds until the pause ends
-        self.last: list[float] = []  # seconds until the last admission that was handed out
-        self.used: list[float] = []  # debt of a bucket; what a calendar period has spent
-        self.what: list[float] = []  # total of a bucket; the end of a calendar period
-        self.entries: list[
-            list[list[float]]
-        ] = []  # of a window: [until, owner, amount], of a bucket's refunds: [receipt, 0, amount]
 
 
 class Decision:
@@ -135,109 +124,6 @@ class Decision:
         self.verdicts = verdicts
         self.states = states
         self.keep = keep
-
-
-def _read(row: bytes | None, now: float, limits: Sequence[Sequence[float]], born: float) -> _Row:
-    """Take a row apart and let the time since it was written pass; an absent one is full, or empty at the moment `born`."""
-    if row is None:
-        return _new(now, limits, born)
-    numbers = _numbers_of(row, len(limits))
-    state = _Row(numbers[1])
-    passed = max(0.0, now - numbers[0]) / 1e6
-    at = 2
-    for kind, first, second, third, _ in limits:
-        pause, last, used, what, count = numbers[at : at + 5]
-        at += 5
-        entries = [list(numbers[i : i + 3]) for i in range(at, at + 3 * int(count), 3)]
-        at += 3 * int(count)
-        if kind == BUCKET:
-            used = max(0.0, used - passed * first)
-            if used == 0:
-                entries = []
-        elif kind == CALENDAR:
-            if now >= what and now < third:
-                used, what = 0.0, second if now < second else third
-        else:
-            latest = now + math.ceil(second * 1e6) + last * 1e6  # the clock may have stepped back
-            entries = [[min(until, latest), owner, amount] for until, owner, amount in entries if until > now]
-        state.pause.append(max(0.0, pause - passed))
-        state.last.append(max(0.0, last - passed))
-        state.used.append(used)
-        state.what.append(what)
-        state.entries.append(entries)
-    for i in range(at, len(numbers), 4):
-        state.flows.append([numbers[i], numbers[i + 1], numbers[i + 2], numbers[i + 3] - passed])
-    return state
-
-
-def _numbers_of(row: bytes, limits: int) -> tuple[float, ...]:
-    """The numbers of a row that counts so many limits.
-
-    Raises:
-        DamagedRow: It is not what was once written.
-    """
-    had = len(row) // 8
-    if len(row) % 8 or had < 2 or had > MOST_NUMBERS:
-        raise DamagedRow
-    numbers = struct.unpack(f">{had}d", row)
-    if not all(map(math.isfinite, numbers)):
-        raise DamagedRow
-    at = 2
-    for _ in range(limits):
-        if at + 5 > had or min(numbers[at : at + 4]) < 0:
-            raise DamagedRow
-        size = numbers[at + 4]
-        end = at + 5 + 3 * size
-        if size < 0 or size % 1 or end > had or any(amount < 0 for amount in numbers[at + 7 : int(end) : 3]):
-            raise DamagedRow
-        at = int(end)
-    if (had - at) % 4:
-        raise DamagedRow
-    return numbers
-
-
-def _new(now: float, limits: Sequence[Sequence[float]], born: float) -> _Row:
-    state = _Row(now)
-    lost = born >= 0  # the store's memory begins at `born`: whatever was used before that is taken for all of it
-    age = (now - born) / 1e6
-    for kind, first, second, third, _ in limits:
-        used = what = 0.0
-        entries: list[list[float]] = []
-        if kind == BUCKET:
-            used = max(0.0, second - age * first) if lost else 0.0
-        elif kind == CALENDAR:
-            if now < third:
-                what = second if now < second else third
-            used = first if lost and born < what and now - born < what - now else 0.0
-        elif lost and age < second:
-            entries.append([born + math.ceil(second * 1e6), 0.0, first])
-        state.pause.append(0.0)
-        state.last.append(0.0)
-        state.used.append(used)
-        state.what.append(what)
-        state.entries.append(entries)
-    return state
-
-
-def _write(state: _Row, now: float, limits: Sequence[Sequence[float]]) -> tuple[bytes, float]:
-    numbers = [now, state.born]
-    keep = 0.0
-    for index, (kind, first, *_) in enumerate(limits):
-        entries = state.entries[index]
-        used, what = state.used[index], state.what[index]
-        if kind == BUCKET:
-            keep = max(keep, used / first)
-        elif kind == CALENDAR:
-            keep = max(keep, (what - now) / 1e6)
-        elif entries:
-            keep = max(keep, (entries[-1][0] - now) / 1e6)
-        keep = max(keep, state.pause[index])
-        numbers += (state.pause[index], state.last[index], used, what, float(len(entries)))
-        for entry in entries:
-            numbers += entry
-    for flow in kept(state.flows):
-        numbers += flow
-    return struct.pack(f">{len(numbers)}d", *numbers), min(keep, LONGEST_KEPT)
 
 
 def decide(
@@ -264,7 +150,7 @@ def decide(
     states = []
     for index, (row, kinds) in enumerate(zip(rows, limits, strict=True)):
         try:
-            states.append(_read(row, now, kinds, born))
+            states.append(read_row(row, now, kinds, born))
         except DamagedRow:
             raise DamagedRow(index) from None
     flat = [limit for kinds in limits for limit in kinds]
@@ -329,12 +215,95 @@ def decide(
         back = sum([amount for of, _, amount in entries[limit] if of > receipt])
         return max(0.0, what[limit] - receipt - back)
 
+    def seconds_of(charges: Sequence[tuple[int, float]]) -> float:
+        """Seconds of throughput that a request takes, of whatever it takes most of."""
+        return max([amount * _seconds(flat[limit]) for limit, amount in charges])
+
+    def amounts_of(charges: Sequence[tuple[int, float]], row: int) -> list[float]:
+        """What a request takes from each limit of a row."""
+        amounts = [0.0] * len(limits[row])
+        for limit, amount in charges:
+            if row_of[limit] == row:
+                amounts[limit - begin_of[row]] += amount
+        return amounts
+
+    def asker_of(charges: Sequence[tuple[int, float]]) -> Asker:
+        """What a request passes others by."""
+        share = seconds_of(charges)
+        asker = Asker(priority, waited, ageing, share)
+        if turn is not None:
+            asker.key, asker.share = turn.key, share * turn.inverse
+            asker.start, asker.member_start = turn.starts(spent)
+        return asker
+
+    def claim(
+        charges: Sequence[tuple[int, float]], rows: Sequence[int], number: float, due: float, asker: Asker
+    ) -> bool:
+        """Take the booking of a request out of its rows; whether there was one."""
+        claimed = False
+        for row in rows:
+            booking = bookings.mine(states[row].bookings, number, due, amounts_of(charges, row))
+            claimed = claimed or booking is not None
+            if booking is not None and booking[bookings.ID] and row == payer:
+                asker.start, asker.member_start = booking[bookings.START], booking[bookings.MEMBER_START]
+        return claimed
+
+    def others(rows: Sequence[int], asker: Asker, *, claims: bool) -> dict[int, list[Booking]]:
+        """Per row, the bookings that a request must not delay."""
+        return {
+            row: bookings.before(states[row].bookings, asker if row == payer else asker.without_flow(), claims=claims)
+            for row in rows
+        }
+
+    def delays(charges: Sequence[tuple[int, float]], found: dict[int, list[Booking]], after: float) -> bool:
+        """Whether one of these would come later if a request went `after` seconds from now."""
+        for limit, amount in charges:
+            kind, first, second, third, _ = flat[limit]
+            row = row_of[limit]
+            if kind == BUCKET and found[row]:
+                column, need = bookings.AMOUNTS + limit - begin_of[row], min(amount, second) if third else amount
+                if bookings.delays(found[row], column, (used[limit], first, second), need, after):
+                    return True
+        return False
+
+    def behind(charges: Sequence[tuple[int, float]], found: dict[int, list[Booking]]) -> tuple[float, int]:
+        """In how many seconds a request may go once all of these have had theirs, and the limit that is ready last."""
+        longest, blocker = 1e-6, charges[0][0]
+        for limit, amount in charges:
+            kind, first, second, third, _ = flat[limit]
+            if kind == BUCKET:
+                row = row_of[limit]
+                need = min(amount, second) if third else amount
+                over = (
+                    used[limit] + bookings.taken(found[row], bookings.AMOUNTS + limit - begin_of[row]) + need - second
+                )
+                if over / first > longest:
+                    longest, blocker = over / first, limit
+        return longest, blocker
+
+    def book(
+        charges: Sequence[tuple[int, float]], rows: Sequence[int], number: float, due: float, asker: Asker
+    ) -> None:
+        """Note when a request is to come again, in all rows that it is about."""
+        for row in rows:
+            of = asker if row == payer else asker.without_flow()
+            booking = [number, due, priority, waited, ageing, of.key, of.start, of.member_start, of.share]
+            bookings.add(states[row].bookings, booking + amounts_of(charges, row))
+            for limit in range(begin_of[row], begin_of[row + 1]):
+                free_until[limit] = -1.0
+
     # How far each bucket may fill up before somebody has to wait; of anything else, and where there is a pause, it is not that simple.
+    row_of = [row for row, kinds in enumerate(limits) for _ in kinds]
+    begin_of = list(accumulate([len(kinds) for kinds in limits], initial=0))
     free_until = [
-        -1.0 if kind != BUCKET or third or pause[limit] else second + 0.5e-6 * first + 1e-12 * second
+        -1.0
+        if kind != BUCKET or third or pause[limit] or states[row_of[limit]].bookings
+        else second + 0.5e-6 * first + 1e-12 * second
         for limit, (kind, first, second, third, _) in enumerate(flat)
     ]
-    row_of = [row for row, kinds in enumerate(limits) for _ in kinds]
+    priority, waited, ageing = 0.0, 0.0, AGEING
+    place: tuple[float, float, float] | None = None  # of the request that follows: number, due, within
+    payer = -1  # the row that knows the flow
     turn: Turn | None = None  # of the flow whose the requests that follow are
     room, spent, ahead = (
         math.inf,
@@ -352,6 +321,7 @@ def decide(
                 full, filled = used[one] + first_amount, used[two] + second_amount
                 if full <= free_until[one] and filled <= free_until[two] and one != two:
                     at += 8
+                    place = None
                     if turn is not None:
                         share, other = first_amount / flat[one][1], second_amount / flat[two][1]
                         spent += (share if share > other else other) * turn.inverse
@@ -374,34 +344,54 @@ def decide(
                     fixed = True
                 if wait > longest or (fixed and blocker < 0):
                     longest, blocker = wait, limit
+            charges = [(int(operations[index]), operations[index + 1]) for index in range(first_of, at, 2)]
             if not fixed and longest > 0:
-                for index in range(first_of, at, 2):
-                    limit = int(operations[index])
+                for limit, _ in charges:
                     if flat[limit][0] == CALENDAR and now + longest * 1e6 >= what[limit]:
                         fixed, blocker, longest = True, limit, max(longest, (what[limit] - now) / 1e6)
-            if longest > 0 and spent > room and stops and not fixed:
+            (number, due, within), place = place or NOWHERE, None
+            asker, claims, crowded, passes = None, False, False, True
+            rows_of = [row_of[limit] for limit, _ in charges]
+            if number or any(states[row].bookings for row in rows_of):
+                rows_of, asker = list(dict.fromkeys(rows_of)), asker_of(charges)
+                claims = due != NEW and claim(charges, rows_of, number, due, asker)
+                crowded = any(states[row].bookings for row in rows_of)
+            if asker is not None and crowded and not fixed:
+                passes = longest <= horizon and not delays(charges, others(rows_of, asker, claims=claims), longest)
+                if not passes:  # where it was passed it goes to the end, so the next ones keep their moments
+                    after_all, last_ready = behind(charges, others(rows_of, asker, claims=False))
+                    if after_all > longest:
+                        longest, blocker = after_all, last_ready
+            goes = passes and longest <= horizon and not fixed
+            if longest > 0 and spent > room and stops and not (fixed or crowded or claims or (number and not goes)):
                 assert turn is not None, "nobody else has bounds"
                 again = turn.again(spent)
                 ahead = max(ahead, again + LATE)
                 verdicts += (-1.0 - again, -1.0 - (spent - room))
-            elif longest <= horizon and not fixed:
+                continue
+            if goes:
                 verdicts.append(longest)
-                for index in range(first_of, at, 2):
-                    verdicts.append(charge(int(operations[index]), operations[index + 1], longest))
-                if turn is not None:
-                    shares = [
-                        operations[index + 1] * _seconds(flat[int(operations[index])])
-                        for index in range(first_of, at, 2)
-                    ]
-                    spent += max(shares) * turn.inverse
-                    ahead = max(ahead, longest)
+                verdicts += [charge(limit, amount, longest) for limit, amount in charges]
+            elif asker is not None and longest <= within and not fixed:
+                verdicts += (-1.0 - longest, BOOKED)
+                if claims:  # who comes behind it is to have no place of its own beside it
+                    stopped.update([of for of, _ in charges])
+                if claims and turn is not None:
+                    start, member_start = turn.starts(spent)
+                    asker.start, asker.member_start = start if member_start == ALONE else asker.start, member_start
+                    turn.passed(asker.share)
+                book(charges, rows_of, number, longest, asker)
             else:
                 verdicts += (-1.0 - longest, blocker)
                 if stops:
-                    for index in range(first_of, at, 2):
-                        limit = int(operations[index])
-                        if max(wait_of(limit, operations[index + 1]), pause[limit]) > 0:
-                            stopped.add(limit)
+                    stopped.update(
+                        [of for of, amount in charges if not passes or max(wait_of(of, amount), pause[of]) > 0]
+                    )
+                continue
+            if turn is not None:
+                if not claims:
+                    spent += seconds_of(charges) * turn.inverse
+                ahead = max(ahead, longest)
         elif operation == GIVE_BACK:
             first_of, at = at + 2, at + 2 + 4 * int(operations[at + 1])
             for index in range(first_of, at, 4):
@@ -457,12 +447,23 @@ def decide(
                 turn.close(spent, ahead)
             key, member, weight, of, waits = operations[at + 1 : at + 6]
             at += 6
-            turn = Turn(states[row_of[int(of)]].flows, key, member, weight)
+            payer = row_of[int(of)]
+            knows = states[payer]
+            turn = Turn(knows.flows, key, member, weight, bookings.starts(knows.bookings, key, alone=not member))
             room, spent, ahead = turn.room, 0.0, waits or -math.inf
         elif operation == LEAVE:
             key, member, seconds, of = operations[at + 1 : at + 5]
             at += 5
             leave(states[row_of[int(of)]].flows, key, member, seconds)
+        elif operation == RANK:
+            priority, waited, ageing = operations[at + 1 : at + 4]
+            at += 4
+        elif operation == PLACE:
+            place = (operations[at + 1], operations[at + 2], operations[at + 3])
+            at += 4
+        elif operation == DROP:
+            bookings.drop(states[row_of[int(operations[at + 2])]].bookings, operations[at + 1])
+            at += 3
         else:
             assert operation == RENEW, f"operation {operation} at {at}"
             first_of, at = at + 2, at + 2 + int(operations[at + 1])
@@ -481,13 +482,16 @@ def decide(
         if kind == WINDOW:
             told += (pause[limit], sum([entry[2] for entry in log]), log[0][0] if log else 0.0)
         else:
-            told += (pause[limit], used[limit], what[limit])
+            booked_too = sum(
+                [booking[AMOUNTS + limit - begin_of[row_of[limit]]] for booking in states[row_of[limit]].bookings]
+            )
+            told += (pause[limit], used[limit] + booked_too if kind == BUCKET else used[limit], what[limit])
     written, keep, begin = [], [], 0
     for state, kinds in zip(states, limits, strict=True):
         stop = begin + len(kinds)
         state.pause, state.last, state.used = pause[begin:stop], last[begin:stop], used[begin:stop]
         state.what, state.entries = what[begin:stop], entries[begin:stop]
-        row, seconds = _write(state, now, kinds)
+        row, seconds = write_row(state, now, kinds)
         written.append(row)
         keep.append(seconds)
         begin = stop
@@ -548,8 +552,8 @@ def reshape(
     Args:
         origin: Per new limit, the old one that it goes on from; below 0: none.
     """
-    old = _read(row, now, before, -1.0)
-    new = _new(now, after, -1.0)
+    old = read_row(row, now, before, -1.0)
+    new = new_row(now, after, -1.0)
     new.born = old.born
     new.flows = old.flows
     for index, (limit, source) in enumerate(zip(after, origin, strict=True)):
@@ -567,4 +571,4 @@ def reshape(
                 new.entries[index].append([now + math.ceil(limit[2] * 1e6), 0.0, spent])
         else:
             new.used[index] = spent
-    return _write(new, now, after)
+    return write_row(new, now, after)

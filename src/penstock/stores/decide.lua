@@ -12,8 +12,11 @@
 local BUCKET, CALENDAR, WINDOW = 0, 1, 2
 local LOG, RENEWED = 0, 2
 local ACQUIRE, GIVE_BACK, CHARGE, PAUSE, LOWER, RENEW, FLOW, LEAVE, RESUME = 1, 2, 3, 4, 5, 6, 7, 8, 9
-local LEAD, GRACE, AGAIN_LEAST, AGAIN_MOST, LATE, FORGET, FLOWS, NEVER = 0.020, 0.020, 0.001, 0.050, 0.020, 1, 64, -1e9
+local LEAD, GRACE, AGAIN_LEAST, AGAIN_MOST, LATE, FORGET, FLOWS, NEVER = 0.020, 0.020, 0.001, 0.050, 0.020, 1, 128, -1e9
 local KEY, OF, TAG, AHEAD = 1, 2, 3, 4  -- of an entry of a flow, as in _core/flows.py
+local RANK, PLACE, DROP = 10, 11, 12
+local ID, DUE, PRIORITY, WAITED, AGED, WHOSE, START, MEMBER_START, SHARE, AMOUNTS = 1, 2, 3, 4, 5, 6, 7, 8, 9, 9  -- of a booking, as in _core/bookings.py
+local BOOKED, NEW, ALONE, MOST, TARDY, EXPIRED, AGEING = -0.5, -1e9, -1e9, 128, 0.050, 0.5, 30
 local KEPT_IF_EMPTY = 2592000  -- where an absent row counts as used up, idle rows are kept for 30 days
 local REFUNDS, LONGEST_LOG, KEPT_LONGER, TOLD_FOR, LONGEST_KEPT, MOST_NUMBERS = 32, 256, 3600, 600, 1e9, 1e5
 local ROUNDING = 1 + 1e-12
@@ -62,7 +65,18 @@ local function sound(bytes, limits)  -- whether a row is what was once written: 
     end
     at = at + 5 + 3 * size
   end
-  return (had - at + 1) % 4 == 0
+  local count = numbers[at]
+  if not count or count < 0 or count > MOST or count % 1 ~= 0 then return false end
+  local width = AMOUNTS + limits
+  local left = had - at - width * count
+  if left < 0 or left % 4 ~= 0 or left > 4 * FLOWS then return false end
+  for begin = at, at + width * (count - 1), width do
+    if numbers[begin + AGED] <= 0 then return false end
+    for i = begin + SHARE, begin + width do
+      if numbers[i] < 0 then return false end
+    end
+  end
+  return true
 end
 
 local asked = read(ARGV[1])
@@ -83,6 +97,7 @@ local born = remembers == 1 and now or -1  -- the moment before which what is no
 local kind, first, second, third = {}, {}, {}, {}       -- the limits, counted through all names from 1
 local pause, last, used, what, entries, epochs = {}, {}, {}, {}, {}, {}
 local begins, born_at, others, flows, row_of = {}, {}, {}, {}, {}  -- flows: per name its entries
+local booked = {}  -- per name its bookings
 local limits = 0
 
 for name = 1, names do
@@ -150,14 +165,22 @@ for name = 1, names do
     end
     pause[limit], last[limit], used[limit], what[limit], entries[limit] = p, l, u, w, log
   end
-  local known = {}
+  local known, bookings = {}, {}
   if numbers then
+    local width, bound = AMOUNTS + count, numbers[at]
+    at = at + 1
+    for i = 1, bound do
+      local booking = {unpack(numbers, at, at + width - 1)}
+      booking[DUE], booking[WAITED] = booking[DUE] - passed, booking[WAITED] + passed
+      if booking[DUE] >= -EXPIRED then bookings[#bookings + 1] = booking end
+      at = at + width
+    end
     while at < #numbers do
       known[#known + 1] = {numbers[at], numbers[at + 1], numbers[at + 2], numbers[at + 3] - passed}
       at = at + 4
     end
   end
-  flows[name] = known
+  flows[name], booked[name] = known, bookings
   limits = limits + count
 end
 begins[names + 1] = limits
@@ -176,7 +199,7 @@ end
 local free_until = {}
 for limit = 1, limits do
   local a, b = first[limit], second[limit]
-  local plain = kind[limit] == BUCKET and third[limit] == 0 and pause[limit] == 0
+  local plain = kind[limit] == BUCKET and third[limit] == 0 and pause[limit] == 0 and #booked[row_of[limit]] == 0
   free_until[limit] = plain and b + 0.5e-6 * a + 1e-12 * b or -1
 end
 
@@ -284,7 +307,7 @@ end
 -- Of the flow whose the requests that follow are: its entries, and seconds of throughput that it may have, and has had.
 local mine, room, back, inverse, spent, ahead = nil, huge, 0, 1, 0, -huge
 
-local function enter(known, key, of)
+local function enter(known, key, of, before, next)  -- before: where it begins among those that have bookings
   local entry, least, its_ahead = nil, huge, 0
   for i = 1, #known do
     local one = known[i]
@@ -297,11 +320,12 @@ local function enter(known, key, of)
       end
     end
   end
+  local turn = (next or before == huge) and min(least, before) or before
   if not entry then
-    entry = {key, of, least < huge and least or 0, NEVER}
+    entry = {key, of, turn < huge and turn or 0, NEVER}
     known[#known + 1] = entry
-  elseif entry[AHEAD] > NEVER and entry[AHEAD] < 0 and least < huge then
-    entry[TAG] = max(entry[TAG], min(entry[TAG] - entry[AHEAD], least))
+  elseif entry[AHEAD] > NEVER and entry[AHEAD] < 0 and turn < huge then
+    entry[TAG] = max(entry[TAG], min(entry[TAG] - entry[AHEAD], turn))
   end
   local its_room = least + LEAD - entry[TAG]
   if its_room < room then room, back = its_room, its_ahead end
@@ -319,14 +343,159 @@ local function kept(entries)
   for i = 1, #entries do
     if entries[i][AHEAD] > -FORGET then known[#known + 1] = entries[i] end
   end
-  if #known > FLOWS then  -- those that wait, and had least
+  if #known > FLOWS then  -- those that wait, flows before members, and had least
     table.sort(known, function(one, other)
       local away, gone = one[AHEAD] <= -GRACE, other[AHEAD] <= -GRACE
       if away ~= gone then return gone end
+      if (one[OF] == 0) ~= (other[OF] == 0) then return one[OF] == 0 end
       return one[TAG] < other[TAG]
     end)
   end
   return known
+end
+
+-- Bookings, as in _core/bookings.py.
+
+local priority, waited, ageing, payer = 0, 0, AGEING, -1  -- of the requests that follow: rank, age, and the name that knows their flow
+local place_number, place_due, place_within = 0, NEW, -1  -- and of the next one
+
+local function level_of(urgency, age, step) return urgency + math.floor(age / step + 1e-9) end
+
+local function asker_of(share)  -- what a request passes others by: its priority, age and ageing, and of its flow the key, start, start of the member, and share
+  if mine then share = share * inverse end
+  local plain = {priority, waited, ageing, 0, 0, ALONE, share}
+  if not mine then return plain, plain end
+  return {priority, waited, ageing, mine[1][KEY], mine[1][TAG] + spent, mine[2] and mine[2][TAG] + spent or ALONE, share}, plain
+end
+
+local function rank(asker, booking)  -- above 0: the request goes before the booking; below 0: the other way round
+  if asker[1] ~= booking[PRIORITY] then
+    local above = level_of(asker[1], asker[2], asker[3]) - level_of(booking[PRIORITY], booking[WAITED], booking[AGED])
+    if above ~= 0 then return above end
+  end
+  local share, other, apart, wide = asker[7], booking[SHARE], 0, true
+  if booking[WHOSE] == asker[4] then
+    apart = booking[MEMBER_START] - asker[6]
+  else
+    apart = booking[START] - asker[5]
+    wide = asker[6] == ALONE and booking[MEMBER_START] == ALONE
+  end
+  if apart > (wide and LEAD + share + other or min(LEAD, other / 2)) then return 1 end
+  return -apart > (wide and LEAD + share + other or min(LEAD, share / 2)) and -1 or 0
+end
+
+local function needs_at(booking) return booking[ID] ~= 0 and booking[DUE] or 0 end  -- of those that are kept as one, nobody knows
+
+local function before(bookings, asker, claims)  -- those that a request must not delay, by their moments
+  local found = {}
+  for i = 1, #bookings do
+    local booking = bookings[i]
+    if booking[DUE] >= -TARDY and (booking[ID] ~= 0 or not claims) then
+      local order = rank(asker, booking)
+      if order < 0 or (order == 0 and not claims) then
+        local at = #found + 1
+        while at > 1 and needs_at(found[at - 1]) > needs_at(booking) do at = at - 1 end
+        table.insert(found, at, booking)
+      end
+    end
+  end
+  return found
+end
+
+local function need_of(limit, amount) return third[limit] ~= 0 and min(amount, second[limit]) or amount end
+
+local function delays(found, column, limit, amount, after)  -- whether a charge then leaves too little for one of these at its moment
+  local a, b = first[limit], second[limit]
+  local without, there = max(0, used[limit] - after * a), after
+  local debt, grain = without + amount, 0.5e-6 * a + 1e-12 * b
+  for i = 1, #found do
+    local booking = found[i]
+    if booking[column] ~= 0 then
+      local moment = max(needs_at(booking), there)
+      without = max(0, without - (moment - there) * a) + booking[column]
+      debt = max(0, debt - (moment - there) * a) + booking[column]
+      if debt <= without + grain then return false end  -- what was charged has flowed in again
+      if debt > b + grain then return true end
+      there = moment
+    end
+  end
+  return false
+end
+
+local function take_booking(bookings, id, due, amounts)
+  for i = 1, #bookings do
+    if bookings[i][ID] == id then return table.remove(bookings, i) end
+  end
+  for i = 1, #bookings do
+    local booking = bookings[i]
+    if booking[ID] == 0 and due <= booking[DUE] + EXPIRED then
+      local left = 0
+      for j = 1, #amounts do
+        booking[AMOUNTS + j] = max(0, booking[AMOUNTS + j] - amounts[j])
+        left = left + booking[AMOUNTS + j]
+      end
+      if left == 0 then table.remove(bookings, i) end
+      return booking
+    end
+  end
+end
+
+local function comes_last(bookings, rest)
+  local last, its_level
+  for i = 1, #bookings do
+    local one = bookings[i]
+    if one ~= rest then
+      local level = level_of(one[PRIORITY], one[WAITED], one[AGED])
+      if not last or level < its_level or (level == its_level and one[DUE] > bookings[last][DUE]) then last, its_level = i, level end
+    end
+  end
+  return last
+end
+
+local function add_booking(bookings, booking)
+  bookings[#bookings + 1] = booking
+  if #bookings <= MOST then return end
+  local rest
+  for i = 1, #bookings do
+    if bookings[i][ID] == 0 then rest = bookings[i]; break end
+  end
+  if not rest then
+    rest = bookings[comes_last(bookings)]
+    rest[ID] = 0
+  end
+  local last = table.remove(bookings, comes_last(bookings, rest))
+  rest[DUE], rest[WAITED] = max(rest[DUE], last[DUE]), max(rest[WAITED], last[WAITED])
+  rest[PRIORITY] = max(rest[PRIORITY], last[PRIORITY])
+  rest[START] = min(rest[START], last[START])
+  for column = AMOUNTS + 1, #rest do rest[column] = rest[column] + last[column] end
+end
+
+local function starts(bookings, key, alone)  -- where a flow that comes anew begins, and a member of it
+  local of_flows, last = huge, -huge
+  for i = 1, #bookings do
+    local booking = bookings[i]
+    if alone or booking[WHOSE] == key then last = max(last, booking[alone and START or MEMBER_START])
+    elseif booking[WHOSE] ~= 0 then of_flows = min(of_flows, booking[START]) end
+  end
+  if last <= ALONE then last = huge end
+  if alone then return last, huge end
+  return of_flows, last
+end
+
+local function share_of(from, upto)  -- seconds of throughput that a request takes
+  local share = 0
+  for i = from, upto, 2 do share = max(share, asked[i + 1] * seconds_of(asked[i] + 1)) end
+  return share
+end
+
+local function amounts_of(from, upto, name)  -- what a request takes from each limit of a name
+  local amounts = {}
+  for limit = begins[name] + 1, begins[name + 1] do amounts[limit - begins[name]] = 0 end
+  for i = from, upto, 2 do
+    local limit = asked[i] + 1
+    if row_of[limit] == name then amounts[limit - begins[name]] = amounts[limit - begins[name]] + asked[i + 1] end
+  end
+  return amounts
 end
 
 local stop = #asked
@@ -343,6 +512,7 @@ while position <= stop do
     end
   end
   if one > 0 and one ~= two and full <= free_until[one] and (two < 0 or filled <= free_until[two]) then  -- as most: all can
+    place_number, place_due, place_within = 0, NEW, -1
     used[one], what[one] = full, what[one] + asked[position + 5]
     verdicts[said + 1], verdicts[said + 2] = 0, what[one]
     said = said + 2
@@ -378,26 +548,96 @@ while position <= stop do
         end
       end
     end
-    if longest > 0 and spent > room and stops ~= 0 and not fixed then  -- another flow's turn
+    local id, due, within = place_number, place_due, place_within
+    place_number, place_due, place_within = 0, NEW, -1
+    local rows, crowded, claims, passes, asker, plain = {}, false, false, true, nil, nil
+    for i = from, position - 1, 2 do
+      local name = row_of[asked[i] + 1]
+      local known = false
+      for j = 1, #rows do known = known or rows[j] == name end
+      if not known then rows[#rows + 1] = name end
+      crowded = crowded or #booked[name] > 0
+    end
+    if id ~= 0 or crowded then
+      asker, plain = asker_of(share_of(from, position - 1))
+      crowded = false
+      for j = 1, #rows do
+        local name = rows[j]
+        local booking = due ~= NEW and take_booking(booked[name], id, due, amounts_of(from, position - 1, name))
+        if booking then
+          claims = true
+          if booking[ID] ~= 0 and name == payer then asker[5], asker[6] = booking[START], booking[MEMBER_START] end
+        end
+        crowded = crowded or #booked[name] > 0
+      end
+    end
+    if asker and crowded and not fixed then
+      local found, all = {}, {}
+      for j = 1, #rows do
+        local of = rows[j] == payer and asker or plain
+        found[rows[j]], all[rows[j]] = before(booked[rows[j]], of, claims), before(booked[rows[j]], of, false)
+      end
+      passes = longest <= horizon
+      for i = from, position - 1, 2 do
+        local limit = asked[i] + 1
+        local column = AMOUNTS + limit - begins[row_of[limit]]
+        if passes and kind[limit] == BUCKET then
+          passes = not delays(found[row_of[limit]], column, limit, need_of(limit, asked[i + 1]), longest)
+        end
+      end
+      if not passes then  -- where it was passed it goes to the end, so the next ones keep their moments
+        local after_all, last_ready = 1e-6, asked[from]
+        for i = from, position - 1, 2 do
+          local limit = asked[i] + 1
+          if kind[limit] == BUCKET then
+            local column, sum = AMOUNTS + limit - begins[row_of[limit]], 0
+            for _, booking in ipairs(all[row_of[limit]]) do sum = sum + booking[column] end
+            local over = (used[limit] + sum + need_of(limit, asked[i + 1]) - second[limit]) / first[limit]
+            if over > after_all then after_all, last_ready = over, limit - 1 end
+          end
+        end
+        if after_all > longest then longest, blocker = after_all, last_ready end
+      end
+    end
+    local goes = passes and longest <= horizon and not fixed
+    local books = not goes and asker and longest <= within and not fixed
+    if longest > 0 and spent > room and stops ~= 0 and not (fixed or crowded or claims or (id ~= 0 and not goes)) then  -- another flow's turn
       local again = min(max(spent - room, back, AGAIN_LEAST), AGAIN_MOST)
       ahead = max(ahead, again + LATE)
       say(-1 - again)
       say(-1 - (spent - room))
-    elseif longest <= horizon and not fixed then
-      say(longest)
-      local share = 0
-      for i = from, position - 1, 2 do
-        say(charge(asked[i] + 1, asked[i + 1], longest))
-        share = max(share, asked[i + 1] * seconds_of(asked[i] + 1))
+    elseif goes or books then
+      if goes then
+        say(longest)
+        for i = from, position - 1, 2 do say(charge(asked[i] + 1, asked[i + 1], longest)) end
+      else
+        say(-1 - longest)
+        say(BOOKED)
+        if claims and mine then  -- it takes the next turn like all, and not one more
+          if mine[2] then asker[6] = mine[2][TAG] + spent else asker[5], asker[6] = mine[1][TAG] + spent, ALONE end
+          mine[#mine][TAG] = mine[#mine][TAG] + asker[7]
+        end
+        for j = 1, #rows do
+          local name = rows[j]
+          local of = name == payer and asker or plain
+          add_booking(booked[name], {id, longest, priority, waited, ageing, of[4], of[5], of[6], of[7], unpack(amounts_of(from, position - 1, name))})
+          for limit = begins[name] + 1, begins[name + 1] do free_until[limit] = -1 end
+        end
+        if claims then  -- who comes behind it is to have no place of its own beside it
+          for i = from, position - 1, 2 do stopped[asked[i] + 1], any_stopped = true, true end
+        end
       end
-      if mine then spent, ahead = spent + share * inverse, max(ahead, longest) end
+      if mine then
+        if not claims then spent = spent + share_of(from, position - 1) * inverse end
+        ahead = max(ahead, longest)
+      end
     else
       say(-1 - longest)
       say(blocker)
       if stops ~= 0 then
         for i = from, position - 1, 2 do
           local limit = asked[i] + 1
-          if wait_of(limit, asked[i + 1]) > 0 or pause[limit] > 0 then stopped[limit], any_stopped = true, true end
+          if not passes or wait_of(limit, asked[i + 1]) > 0 or pause[limit] > 0 then stopped[limit], any_stopped = true, true end
         end
       end
     end
@@ -464,11 +704,12 @@ while position <= stop do
   elseif operation == FLOW then
     close_turn()
     local key, member = asked[position + 1], asked[position + 2]
-    local known = flows[row_of[asked[position + 4] + 1]]
-    local waits = asked[position + 5]
+    payer = row_of[asked[position + 4] + 1]
+    local known, waits = flows[payer], asked[position + 5]
+    local of_flows, of_members = starts(booked[payer], key, member == 0)
     room, back, inverse, spent, ahead = huge, 0, 1 / asked[position + 3], 0, waits > 0 and waits or -huge
-    mine = {enter(known, key, 0)}
-    if member ~= 0 then mine[2] = enter(known, member, key) end
+    mine = {enter(known, key, 0, of_flows, member ~= 0)}
+    if member ~= 0 then mine[2] = enter(known, member, key, of_members, false) end
     position = position + 6
   elseif operation == LEAVE then
     local key, member, known = asked[position + 1], asked[position + 2], flows[row_of[asked[position + 4] + 1]]
@@ -479,6 +720,18 @@ while position <= stop do
       end
     end
     position = position + 5
+  elseif operation == RANK then
+    priority, waited, ageing = asked[position + 1], asked[position + 2], asked[position + 3]
+    position = position + 4
+  elseif operation == PLACE then
+    place_number, place_due, place_within = asked[position + 1], asked[position + 2], asked[position + 3]
+    position = position + 4
+  elseif operation == DROP then
+    local bookings = booked[row_of[asked[position + 2] + 1]]
+    for i = #bookings, 1, -1 do
+      if bookings[i][ID] == asked[position + 1] then table.remove(bookings, i) end
+    end
+    position = position + 3
   else  -- RENEW
     local from = position + 2
     position = from + asked[position + 1]
@@ -506,7 +759,11 @@ for limit = 1, limits do
   if kind[limit] == WINDOW then
     reply[at + 2], reply[at + 3] = total(log), log[1] and log[1][1] or 0
   else
-    reply[at + 2], reply[at + 3] = used[limit], what[limit]
+    local sum = 0
+    if kind[limit] == BUCKET then
+      for _, booking in ipairs(booked[row_of[limit]]) do sum = sum + booking[AMOUNTS + limit - begins[row_of[limit]]] end
+    end
+    reply[at + 2], reply[at + 3] = used[limit] + sum, what[limit]
   end
 end
 for name = 1, names do
@@ -527,6 +784,11 @@ for name = 1, names do
       at = #row
       row[at + 1], row[at + 2], row[at + 3] = log[i][1], log[i][2], log[i][3]
     end
+  end
+  row[#row + 1] = #booked[name]
+  for _, booking in ipairs(booked[name]) do
+    keep = max(keep, booking[DUE] + EXPIRED)
+    for i = 1, #booking do row[#row + 1] = booking[i] end
   end
   local known = kept(flows[name])
   for i = 1, min(#known, FLOWS) do

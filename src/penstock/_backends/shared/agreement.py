@@ -77,6 +77,7 @@ class Agreement:
                 queue.reserved.remove(request)
                 state.give_back(request)
                 state.stay(request, queue, now)
+        queue.bookings.clear()  # the store has forgotten them
         for of in part.order:
             self._leasing.return_leases(of, of.pool.drain())
         waiters: list[Any] = sorted(queue.waiters, key=lambda waiter: waiter.number)

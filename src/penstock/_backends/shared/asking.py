@@ -10,17 +10,17 @@ from heapq import heapify, heappop, heappush
 from typing import Any
 
 from penstock._backends.shared.queue import StoreQueue
-from penstock._backends.shared.requests import SharedRequest, Stage
+from penstock._backends.shared.requests import Booking, SharedRequest, Stage
 from penstock._backends.shared.state import SchedulerState
 from penstock._backends.shared.wire import BatchInFlight
-from penstock._backends.shared.writing import MARGIN, Writing
+from penstock._backends.shared.writing import LOOKAHEAD, MARGIN, MOST_TOLD, Writing
 from penstock._core.bucket import Bucket
 from penstock._core.turns import LimitState, ready_at
 
 __all__ = ["LOOKAHEAD", "Asking"]
 
-LOOKAHEAD = 0.020
-"""Seconds ahead for which turns are reserved in one batch."""
+FORGOTTEN = 1.0
+"""Seconds after which a booking that could not be claimed is forgotten."""
 
 
 class Asking:
@@ -35,8 +35,11 @@ class Asking:
         fresh, state = queue.fresh, self._state
         room = state.store.batch - len(batch.asked)
         later: list[SharedRequest] = []
-        held = {of for request in queue.reserved if request.due > now + MARGIN for of, _ in request.charges}
-        if not len(queue.waiters) and not queue.reserved and fresh and not queue.blocked:
+        held: dict[Any, float] = {}  # the most urgent that has a reservation
+        for request in queue.reserved:
+            if request.due > now + MARGIN:
+                held.update((of, max(held.get(of, -math.inf), request.priority)) for of, _ in request.charges)
+        if not len(queue.waiters) and not queue.reserved and fresh and not queue.blocked and not queue.bookings:
             room = self._ask_plenty(queue, batch, now, room)
         room = self._ask_fresh(queue, batch, now, room, held, later)
         if room < 0:
@@ -50,6 +53,8 @@ class Asking:
             room = self._ask_waiters(queue, batch, now, room, held)
         for request in later:
             self._writing.put(request, batch, 0.0, now, now)
+        if queue.bookings and not fresh:
+            self._drop_unused(queue, now)
         if not fresh and (room > 0 or not len(queue.waiters)):
             state.dirty.pop(queue, None)
 
@@ -59,12 +64,13 @@ class Asking:
         batch: BatchInFlight,
         now: float,
         room: int,
-        held: set[Any],
+        held: dict[Any, float],
         later: list[SharedRequest],
     ) -> int:
         """Ask for requests that came just now and need not queue; collect those for now or never. Returns the room left; −1: none."""
         fresh, state = queue.fresh, self._state
-        straight = not len(queue.waiters) and not queue.reserved
+        straight = not len(queue.waiters) and not queue.reserved and not queue.bookings
+        begun = False
         while fresh and room > 0:
             request = fresh[0]
             if request.stage is not Stage.NEW:
@@ -82,14 +88,18 @@ class Asking:
             if not straight or request.priority or request.flow is not None or queue.blocked:
                 break
             ready, _ = ready_at(request.charges, now)
-            first = held.isdisjoint(of for of, _ in request.charges)
+            first = not any(of in held for of, _ in request.charges)
             if ready > now + LOOKAHEAD and not first:
                 break
             fresh.popleft()
             room -= 1
-            self._writing.put(request, batch, math.inf if first else LOOKAHEAD, ready, now)
+            if first and (ready > now or not begun):
+                self._writing.put_first(request, batch, ready, now)
+            else:
+                self._writing.put(request, batch, LOOKAHEAD, ready, now)
+            begun = True
             if ready > now:
-                held.update(of for of, _ in request.charges)
+                held.update((of, request.priority) for of, _ in request.charges)
         return room
 
     def _ask_plenty(self, queue: StoreQueue, batch: BatchInFlight, now: float, room: int) -> int:
@@ -97,7 +107,7 @@ class Asking:
         fresh, asked, state = queue.fresh, batch.asked, self._state
         new, on_its_way = Stage.NEW, Stage.ASKED  # looked up once: it costs as much as a call on Python 3.11
         left: dict[LimitState, float] = {}  # units, per bucket
-        horizon = LOOKAHEAD if asked else math.inf
+        horizon = LOOKAHEAD if asked else state.lead + LOOKAHEAD
         while fresh and room > 0:
             charges = fresh[0].charges
             most = room
@@ -137,43 +147,63 @@ class Asking:
             of.meter.charge(max(0.0, of.meter.level(now) - level), now)
         return room
 
-    def _ask_waiters(self, queue: StoreQueue, batch: BatchInFlight, now: float, room: int, held: set[Any]) -> int:
+    def _ask_waiters(
+        self, queue: StoreQueue, batch: BatchInFlight, now: float, room: int, held: dict[Any, float]
+    ) -> int:
         """Ask for the first of each shape of calls, and for those behind it that could go soon. Returns the room left."""
-        waiters, state = queue.waiters, self._state
         queue.behind = {flow: until for flow, until in queue.behind.items() if until > now}
-        heads: list[Any] = waiters.heads(now, queue.behind)
-        heapify(heads)
-        mine = set(held)
-        blocked = {of for of, until in queue.blocked.items() if until > now}
-        look_again = min((until for until in queue.blocked.values() if until > now), default=math.inf)
-        look_again = min(look_again, min(queue.behind.values(), default=math.inf))
-        begun, until = False, now
+        asking = _Round(queue, dict(held), now)
+        while room > 0:
+            skipped = len(asking.skipped)
+            heads: list[Any] = queue.waiters.heads(now, queue.behind.keys() | asking.skipped)
+            heapify(heads)
+            room = self._ask_heads(queue, batch, room, asking, heads)
+            if room < 0:
+                return 0  # stays dirty, for a batch of its own
+            if len(asking.skipped) == skipped:
+                break
+        if asking.begun and asking.until < math.inf:
+            self._writing.name_waiting(queue, batch, asking.until, now)
+        if room > 0 and asking.look_again < math.inf:
+            self._look_again(queue, max(asking.look_again, now + 0.0002), now)
+        return room
+
+    def _ask_heads(self, queue: StoreQueue, batch: BatchInFlight, room: int, asking: _Round, heads: list[Any]) -> int:
+        """Ask for these, and for those behind them. Returns the room left; −1: a request does not fit into this batch."""
+        waiters, state, now = queue.waiters, self._state, asking.now
         while heads and room > 0:
             _, request = heappop(heads)
             while True:
                 if not state.all_fit(batch, request.charges):
-                    return 0  # stays dirty, for a batch of its own
+                    return -1
                 limits = [of for of, _ in request.charges]
-                if not blocked.isdisjoint(limits):
-                    held.update(limits)
+                if not asking.blocked.isdisjoint(limits):
+                    asking.hold(request)
+                    break
+                claimed, waits = asking.booking_of(request, limits)
+                if waits:
                     break
                 ready, _ = ready_at(request.charges, now)
-                first = held.isdisjoint(limits)
-                if not first and ready > now + (LOOKAHEAD if begun else 2 * MARGIN):
-                    held.update(limits)
-                    look_again = min(look_again, ready - MARGIN)
-                    if not mine.isdisjoint(limits):
-                        look_again = min(look_again, max((of.due for of in queue.reserved), default=math.inf))
+                first = claimed is not None or asking.first(request, limits)
+                if not first and ready > now + (LOOKAHEAD if asking.begun else 2 * MARGIN):
+                    asking.wait_for(request, ready, limits)
                     break
-                begun = True
-                until = max(until, ready)
+                asking.until = max(asking.until, ready)
                 room -= 1
                 behind: Any = waiters.take(request)
-                self._writing.put(request, batch, math.inf if first else LOOKAHEAD, ready, now)
-                if first and ready > now:
-                    held.update(limits)
-                if queue.behind:  # the next of this shape may be of a flow that is to come again later
-                    heads = waiters.heads(now, queue.behind)
+                if first and (claimed is not None or ready > now or not asking.begun):
+                    self._writing.put_first(request, batch, ready, now, claimed)
+                    if claimed is not None:
+                        state.was_late(now - claimed.claim_at)
+                    else:
+                        asking.placed.append(request.booking)
+                else:
+                    self._writing.put(request, batch, LOOKAHEAD, ready, now)
+                asking.begun = True
+                if (
+                    queue.behind or asking.skipped
+                ):  # the next of this shape may be of a flow that is to come again later
+                    heads = waiters.heads(now, queue.behind.keys() | asking.skipped)
                     heapify(heads)
                     break
                 if behind is None or room <= 0:
@@ -182,11 +212,16 @@ class Asking:
                     heappush(heads, behind)
                     break
                 request = behind[1]
-        if begun and until < math.inf:
-            self._writing.name_waiting(queue, batch, until, now)
-        if room > 0 and look_again < math.inf:
-            self._look_again(queue, max(look_again, now + 0.0002), now)
         return room
+
+    def _drop_unused(self, queue: StoreQueue, now: float) -> None:
+        """Give up the bookings for which nobody waits any more, and forget those of long ago."""
+        for booking in list(queue.bookings):
+            if booking.due < now - FORGOTTEN:
+                queue.bookings.remove(booking)
+            elif not queue.waiters.waits(booking.flow):
+                queue.bookings.remove(booking)
+                self._state.drop(booking, queue)
 
     def _look_again(self, queue: StoreQueue, moment: float, now: float) -> None:
         if now < queue.alarm <= moment:
@@ -194,7 +229,84 @@ class Asking:
         queue.alarm = moment
 
         def ring(_: float) -> None:
-            if len(queue.waiters):
+            if len(queue.waiters) or queue.bookings:
                 self._state.dirty[queue] = None
 
         self._state.at(moment, ring)
+
+
+class _Round:
+    """One look at a queue: what is asked for, and what waits.
+
+    Attributes:
+        held: Per limit, the priority of the most urgent request that has a reservation, or must have its turn first.
+        blocked: Limits of which nothing can be had now.
+        placed: Bookings that are asked for in this batch.
+        skipped: Flows whose bookings are for later.
+        begun: Whether a request was written.
+        until: When the last of those is expected to be ready.
+        look_again: When the queue must be looked at again.
+    """
+
+    __slots__ = (
+        "_queue",
+        "_reserved",
+        "begun",
+        "blocked",
+        "held",
+        "look_again",
+        "now",
+        "placed",
+        "skipped",
+        "until",
+    )
+
+    def __init__(self, queue: StoreQueue, held: dict[Any, float], now: float) -> None:
+        self._queue = queue
+        self._reserved = set(held)
+        self.held = held
+        self.now = now
+        self.blocked = {of for of, until in queue.blocked.items() if until > now}
+        self.look_again = min(
+            [*(at for at in queue.blocked.values() if at > now), *queue.behind.values()], default=math.inf
+        )
+        self.placed: list[Any] = []
+        self.skipped: set[Any] = set()
+        self.begun = False
+        self.until = now
+
+    def hold(self, request: SharedRequest) -> None:
+        """Let no request pass this one, unless it is more urgent."""
+        for of, _ in request.charges:
+            self.held[of] = max(self.held.get(of, -math.inf), request.priority)
+
+    def first(self, request: SharedRequest, limits: list[Any]) -> bool:
+        """Whether a request is the first of its priority that needs these limits."""
+        if any(self.held.get(of, -math.inf) >= request.priority for of in limits):
+            return False
+        return len(self._queue.bookings) < MOST_TOLD and not any(
+            booking.flow == request.flow and booking.priority >= request.priority for booking in self.placed
+        )
+
+    def booking_of(self, request: SharedRequest, limits: list[Any]) -> tuple[Booking | None, bool]:
+        """The booking that a request claims now, or whether it waits for the moment of one."""
+        waits = False
+        for booking in self._queue.bookings:
+            if booking.flow != request.flow or [of for of, _ in booking.charges] != limits:
+                continue
+            if booking.claim_at <= self.now:
+                self._queue.bookings.remove(booking)
+                return booking, False
+            if booking.priority >= request.priority:
+                waits = True
+                self.look_again = min(self.look_again, booking.claim_at)
+        if waits:
+            self.skipped.add(request.flow)
+        return None, waits
+
+    def wait_for(self, request: SharedRequest, ready: float, limits: list[Any]) -> None:
+        """Look again when a request that is not asked for now could go."""
+        self.hold(request)
+        self.look_again = min(self.look_again, ready - MARGIN)
+        if not self._reserved.isdisjoint(limits):
+            self.look_again = min(self.look_again, max((of.due for of in self._queue.reserved), default=math.inf))

@@ -33,6 +33,7 @@ class StoreQueue:
         sets: The limit sets behind this queue.
         lease: Seconds for which leases may be held; None: no leases.
         blocked: Limits whose units come back only when somebody gives them back: when to ask for them again.
+        bookings: What the store has told requests that wait here: when to come again.
         behind: Flows that are ahead of those of other processes: when to ask for them again.
         told: Flows of which the store knows that they wait here.
         poll: Seconds until a blocked limit is asked for again.
@@ -42,7 +43,7 @@ class StoreQueue:
     """
 
     __slots__ = (
-        "__weakref__", "_into", "_merged", "alarm", "behind", "blocked", "coming", "fresh", "lease", "more_at", "poll",
+        "__weakref__", "_into", "_merged", "alarm", "behind", "blocked", "bookings", "coming", "fresh", "lease", "more_at", "poll",
         "reserved", "sets", "tended", "told", "waiters",
     )  # fmt: skip
 
@@ -63,6 +64,7 @@ class StoreQueue:
         self.waiters = Queue(self.waiters.ageing, self.waiters.weights)
         self.fresh: deque[Any] = deque()
         self.reserved: list[Any] = []
+        self.bookings: list[Any] = []
         self.coming = 0
         self.alarm = math.inf
         self.more_at = self.tended = -math.inf
@@ -110,5 +112,6 @@ class StoreQueue:
             self.lease = min(self.lease, other.lease)
         self.fresh.extend(other.fresh)
         self.reserved.extend(other.reserved)
+        self.bookings.extend(other.bookings)
         self.blocked.update(other.blocked)
         return self

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from penstock._backends.shared.queue import StoreQueue
     from penstock._concurrency.parking import Parker
 
-__all__ = ["Debit", "LeaseAsked", "Refund", "SharedRequest", "Stage", "StoreReceipts"]
+__all__ = ["Booking", "Debit", "LeaseAsked", "Refund", "SharedRequest", "Stage", "StoreReceipts"]
 
 
 class Stage(Enum):
@@ -37,12 +37,35 @@ _NEW, _GRANTED = (
 )  # to look a member up in an enumeration costs as much as a call on Python 3.11
 
 
+class Booking:
+    """The store has told a request when to come again; whichever request of its flow is first then claims it.
+
+    Attributes:
+        number: What the store knows it by.
+        charges: The limits that it is about, with what was asked for.
+        flow: Whose it is.
+        priority: How urgent the request was that it was made for.
+        due: The moment that the store has told; `inf`: it has not told yet.
+        claim_at: When to ask for it.
+    """
+
+    __slots__ = ("charges", "claim_at", "due", "flow", "number", "priority")
+
+    def __init__(self, number: float, request: SharedRequest) -> None:
+        self.number = number
+        self.charges: Any = request.charges
+        self.flow = request.flow
+        self.priority = request.priority
+        self.due = self.claim_at = math.inf
+
+
 class SharedRequest(Request):
     """A request of a store.
 
     Attributes:
         backend: What it was made for.
         batch: The batch that asks for it.
+        booking: What it claims in that batch, or is given if it must wait.
         confirmed: Whether its reservation was confirmed, or need not be.
         due: When its reservation begins.
         latest: The last moment at which a grant is of use; `inf`: any; `-inf`: now or never.
@@ -54,7 +77,7 @@ class SharedRequest(Request):
     """
 
     __slots__ = (
-        "backend", "batch", "confirmed", "due", "epochs", "latest", "shares", "stage", "waited",
+        "backend", "batch", "booking", "confirmed", "due", "epochs", "latest", "shares", "stage", "waited",
     )  # fmt: skip
 
     charges: Any
@@ -75,6 +98,7 @@ class SharedRequest(Request):
         self.latest = math.inf if wait == math.inf else now + max(wait, 0.0) if wait else -math.inf
         self.stage: Stage = _NEW
         self.batch: object = None
+        self.booking: Booking | None = None
         self.due = self.waited = 0.0
         self.confirmed = False
         self.receipts = ()

@@ -27,13 +27,16 @@ from penstock._backends.shared.queue import PAUSE_WATCHED, POLL, StoreQueue
 from penstock._backends.shared.requests import LeaseAsked, Refund, SharedRequest, Stage, StoreReceipts
 from penstock._backends.shared.settling import Settling
 from penstock._backends.shared.state import SchedulerState, again
-from penstock._backends.shared.wire import Admitted, BatchInFlight, Look, NotNow, Order, OthersTurn
+from penstock._backends.shared.wire import Admitted, BatchInFlight, BookedFor, Look, NotNow, Order, OthersTurn
 from penstock._backends.shared.writing import Writing
 from penstock._core.windows import CalendarWindow
 from penstock.errors import StoreError
 from penstock.stores.contract import Batch, Reply, Store
 
 __all__ = ["Scheduler"]
+
+UNCONFIRMED = 2.5 * LOOKAHEAD
+"""Seconds up to which a reservation is used without asking whether everything was paused meanwhile, where the store tells nobody."""
 
 SEPARATE = 10.0
 """Seconds for which each batch is about one queue, after one about several has failed."""
@@ -85,7 +88,7 @@ class Scheduler:
                 self._leasing.ask(queue, batch, now)
             else:
                 self._asking.ask(queue, batch, now)
-        if batch.offsets and state.refunds:
+        if batch.offsets and (state.refunds or state.drops):
             self._settling.write_refunds(batch)  # those that could wait
         return batch if batch.offsets else None
 
@@ -207,9 +210,12 @@ class Scheduler:
                 state.give_back(request)
                 state.refuse(request, again(closed))
             queue.reserved.clear()
+            for booking in queue.bookings:
+                state.drop(booking, queue)
+            queue.bookings.clear()
             for of in queue.states():
                 self._leasing.return_leases(of, of.pool.drain())
-        state.urgent = state.urgent or bool(state.refunds)
+        state.urgent = state.urgent or bool(state.refunds or state.drops)
         self.fail_all(closed)
 
     def _confirm(self, part: SharedLimitSet) -> None:
@@ -243,7 +249,7 @@ class Scheduler:
         if request.stage is not Stage.RESERVED or request.due > now:
             return
         parts = {of.limit_set for of, _ in request.charges}
-        if not self.store.hears and request.waited > LOOKAHEAD and not request.confirmed and self.outage is None:
+        if not self.store.hears and request.waited > UNCONFIRMED and not request.confirmed and self.outage is None:
             request.confirmed = True  # somebody may have paused everything meanwhile, and this process would not know
             for part in parts:
                 self._confirm(part)
@@ -295,6 +301,7 @@ class Scheduler:
                 self._agreement.recharge(part, now)
             return
         verdicts = batch.read(reply)
+        self.state.round_trip += (now - batch.sent - self.state.round_trip) / 8
         self._mirror(batch, reply, now)
         for settlement in batch.settlements:  # what was settled again meanwhile can be told now
             if settlement.receipts in self.state.settlements:
@@ -308,9 +315,10 @@ class Scheduler:
                 served[request.queue.standing()] = None
                 if isinstance(verdict, Admitted):
                     self._leasing.granted(request, verdict, batch, now, reply.now)
-                else:
+                elif not isinstance(verdict, BookedFor):  # a lease asks for none
                     self._leasing.refused(request, verdict, now)
-            elif isinstance(verdict, Admitted):
+                continue
+            if isinstance(verdict, Admitted):
                 request.receipts, request.epochs = verdict.receipts, batch.epochs
                 if plain and verdict.wait == 0 and request.stage is asked and request.batch is batch:
                     request.granted_at = now  # as `state.grant`, for most
@@ -319,7 +327,10 @@ class Scheduler:
                     woken.append(request.parker)
                     continue
                 self._admitted(request, batch, verdict.wait, now)
-            elif request.batch is batch and request.stage is Stage.ASKED:
+                continue
+            if isinstance(verdict, BookedFor):
+                self._booked(request, verdict, now)
+            if request.batch is batch and request.stage is Stage.ASKED:
                 self._not_admitted(request, verdict, now, refused)
         for request in reversed(refused):
             queue = self.state.queue_of(request)
@@ -364,10 +375,23 @@ class Scheduler:
             request.confirmed = False
             self._reserve(request, queue, now + wait)
 
+    def _booked(self, request: SharedRequest, verdict: BookedFor, now: float) -> None:
+        """The store has told a request when to come again."""
+        queue, booking = self.state.queue_of(request), request.booking
+        assert booking is not None, "it was asked for"
+        booking.due = now + verdict.wait
+        booking.claim_at = booking.due - self.state.lead
+        booking.priority = request.priority
+        queue.bookings.append(booking)
+        self.state.dirty[queue] = None  # where nobody waits any more, it is dropped
+
     def _not_admitted(
-        self, request: SharedRequest, verdict: NotNow | OthersTurn, now: float, refused: list[SharedRequest]
+        self, request: SharedRequest, verdict: NotNow | OthersTurn | BookedFor, now: float, refused: list[SharedRequest]
     ) -> None:
         queue = self.state.queue_of(request)
+        if isinstance(verdict, BookedFor):
+            refused.append(request)
+            return
         if isinstance(verdict, OthersTurn):
             if queue.behind.get(request.flow, -math.inf) <= now:  # once a batch
                 queue.waiters.delay(request.flow, verdict.ahead)
@@ -410,9 +434,12 @@ class Scheduler:
                 state.dirty[request.queue.standing()] = None
             elif request.stage is Stage.ASKED and request.batch is batch:
                 queue = state.queue_of(request)
+                if request.booking is not None and request.booking.due < math.inf:
+                    queue.bookings.append(request.booking)
                 state.stay(request, queue, now)
                 state.dirty[queue] = None
         batch.asked = []
+        state.drops += batch.drops
         state.orders += batch.orders
         state.refunds += batch.refunds
         state.looks += batch.looks
@@ -423,7 +450,9 @@ class Scheduler:
             else:
                 for debit in settlement.debits:
                     state.owed[debit.state] = state.owed.get(debit.state, 0.0) + debit.amount
-        state.urgent = bool(state.orders or state.refunds or state.settlements or state.looks or state.owed)
+        state.urgent = bool(
+            state.orders or state.refunds or state.drops or state.settlements or state.looks or state.owed
+        )
 
     def failed(self, batch: BatchInFlight, error: Exception, now: float) -> None:
         """The store said no: nothing was decided. Where a batch was about several queues, each is asked for by itself: one is to blame."""

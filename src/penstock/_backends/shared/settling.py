@@ -33,7 +33,7 @@ class Settling:
         if not state.apart:
             self._write_owed(batch)
         self._write_renewals(batch, now)
-        left = bool(state.orders or state.refunds or state.looks or state.owed)
+        left = bool(state.orders or state.refunds or state.drops or state.looks or state.owed)
         left = left or any(not receipts.open() for receipts in state.settlements)
         state.urgent = left and bool(batch.offsets)
 
@@ -60,6 +60,12 @@ class Settling:
                 state.freed(refund.state, refund.amount)
             else:
                 state.refunds.append(refund)
+        drops, state.drops = state.drops, []
+        for booking in drops:
+            if state.all_fit(batch, booking.charges):
+                batch.drop(booking)
+            else:
+                state.drops.append(booking)
         departures, state.departures = state.departures, []
         for departure in departures:
             if departure.state.limit_set in batch.offsets:

@@ -17,7 +17,7 @@ from weakref import WeakSet, WeakValueDictionary
 from penstock._backends.charges import not_now
 from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
 from penstock._backends.shared.queue import StoreQueue
-from penstock._backends.shared.requests import Refund, SharedRequest, Stage, StoreReceipts
+from penstock._backends.shared.requests import Booking, Refund, SharedRequest, Stage, StoreReceipts
 from penstock._backends.shared.wire import NOBODY, BatchInFlight, FlowName, Look, Order
 from penstock._concurrency.parking import Parker
 from penstock._core.lease import LeasePool
@@ -25,7 +25,14 @@ from penstock._core.turns import ready_at
 from penstock._validation import show_seconds
 from penstock.stores.contract import Store
 
-__all__ = ["Departure", "SchedulerState", "again", "flow_key"]
+__all__ = ["MARGIN", "Departure", "SchedulerState", "again", "flow_key"]
+
+
+MARGIN = 0.002
+"""Seconds before the last reserved turn at which the next batch is sent."""
+
+LONGEST_LEAD = 0.1
+"""Seconds before its moment at which a booking is claimed at the earliest."""
 
 
 @lru_cache(4096)
@@ -70,7 +77,9 @@ class SchedulerState:
         queues: All queues.
         dirty: Queues that must be looked at.
         urgent: Whether there is something to say that cannot wait for the next batch.
-        orders, refunds, departures, settlements, looks, owed, renewing: What is to be said.
+        round_trip: Seconds that the store takes to answer, on average.
+        lateness: Seconds by which this process is late where it is to ask at a moment, on average.
+        orders, refunds, drops, departures, settlements, looks, owed, renewing: What is to be said.
         changes: Limit sets with new limits.
         woken: Parkers to wake, once the lock is free.
         separate_until: Until then each batch is about one queue: a batch about several failed, and one of them is to blame.
@@ -90,6 +99,7 @@ class SchedulerState:
         self.urgent = False
         self.orders: list[Order] = []
         self.refunds: list[Refund] = []
+        self.drops: list[Booking] = []
         self.departures: list[Departure] = []
         self.settlements: dict[StoreReceipts, None] = {}
         self.looks: list[Look] = []
@@ -97,6 +107,7 @@ class SchedulerState:
         self.renewing: dict[SharedLimitSet, None] = {}
         self.changes: dict[SharedLimitSet, None] = {}
         self.woken: list[Parker] = []
+        self.round_trip = self.lateness = 0.0
         self.separate_until = -math.inf
         self.separate = False
         self.apart = False
@@ -232,6 +243,27 @@ class SchedulerState:
 
     # Of the store
 
+    @property
+    def lead(self) -> float:
+        """Seconds before its moment at which a booking is claimed: for the way to the store, and as late as this thread tends to be."""
+        return min(MARGIN + 1.5 * self.round_trip + 2 * self.lateness, LONGEST_LEAD)
+
+    def was_late(self, seconds: float) -> None:
+        """A booking was claimed so much later than it should have been."""
+        self.lateness += (seconds - self.lateness) / 8
+
+    def book(self, request: SharedRequest) -> Booking:
+        """A booking for a request, of which the store has not heard yet."""
+        return Booking(float(random.getrandbits(52) or 1), request)
+
+    def drop(self, booking: Booking, queue: StoreQueue) -> None:
+        """Tell the store, with the next batch, that a booking is not needed any more."""
+        self.drops.append(booking)
+        share = max(amount / state.throughput for state, amount in booking.charges)
+        flow = self.flow_name(booking.flow, queue)
+        self.departures.append(Departure(booking.charges[0][0], flow, share / flow.weight))
+        self.urgent = True
+
     def fits(self, batch: BatchInFlight, part: SharedLimitSet) -> bool:
         """Whether a limit set can be decided together with what is in the batch already."""
         group = self.store.group_of(part.name)
@@ -270,6 +302,7 @@ class SchedulerState:
         about = [
             *(order.limit_set for order in self.orders),
             *(refund.state.limit_set for refund in self.refunds),
+            *(drop.charges[0][0].limit_set for drop in self.drops),
             *(look.limit_set for look in self.looks),
             *(state.limit_set for state in self.owed),
         ]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
-from penstock._backends.shared.requests import Debit, Refund, StoreReceipts
+from penstock._backends.shared.requests import Booking, Debit, Refund, StoreReceipts
 from penstock._concurrency.parking import Parker
 from penstock._core import ledger
 from penstock.errors import StoreError
@@ -20,6 +20,7 @@ __all__ = [
     "NOBODY",
     "Admitted",
     "BatchInFlight",
+    "BookedFor",
     "FlowName",
     "Look",
     "NotNow",
@@ -53,6 +54,15 @@ class NotNow:
         self.limit = limit
 
 
+class BookedFor:
+    """A request is to come again in `wait` seconds: it has a booking for that moment."""
+
+    __slots__ = ("wait",)
+
+    def __init__(self, wait: float) -> None:
+        self.wait = wait
+
+
 class OthersTurn:
     """There is enough, but another flow, which had less, is to have it: ask again in `wait` seconds.
 
@@ -66,7 +76,7 @@ class OthersTurn:
         self.ahead = ahead
 
 
-Verdict = Admitted | NotNow | OthersTurn
+Verdict = Admitted | NotNow | OthersTurn | BookedFor
 
 
 class FlowName:
@@ -130,15 +140,30 @@ class BatchInFlight:
         operations: As in `_core.ledger`.
         sent: When it was sent first.
         flow, payer: The flow that was written last, and the limit set that knows it.
+        priority: The priority that was written last.
         asked: Requests and parts of leases, in the order in which they were written.
-        orders, settlements, refunds, looks: What else is in it.
+        orders, settlements, refunds, drops, looks: What else is in it.
         announce: Names whose change the other processes must hear of.
         epochs: When the row of each limit set was born, once that was answered.
     """
 
     __slots__ = (
-        "announce", "asked", "epochs", "flow", "group", "looks", "offsets", "operations", "orders", "payer", "refunds", "sent",
-        "settlements", "width",
+        "announce",
+        "asked",
+        "drops",
+        "epochs",
+        "flow",
+        "group",
+        "looks",
+        "offsets",
+        "operations",
+        "orders",
+        "payer",
+        "priority",
+        "refunds",
+        "sent",
+        "settlements",
+        "width",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -149,6 +174,8 @@ class BatchInFlight:
         self.sent = 0.0
         self.flow: Hashable = NOBODY
         self.payer: SharedLimitSet | None = None
+        self.priority = 0.0
+        self.drops: list[Booking] = []
         self.asked: list[Any] = []
         self.orders: list[Order] = []
         self.settlements: list[Settlement] = []
@@ -183,6 +210,22 @@ class BatchInFlight:
             words += (self.at(state), amount)
         words[3] = float(len(words) // 2 - 2)
         self.operations += words * times
+
+    def rank(self, priority: float, waited: float, ageing: float) -> None:
+        """Write how urgent and how old the requests that follow are."""
+        self.priority = priority
+        self.operations += (ledger.RANK, priority, waited, ageing)
+
+    def place(self, booking: Booking, within: float, now: float) -> None:
+        """Write that the next request claims a booking, or is given it if it must wait for at most `within` seconds."""
+        due = ledger.NEW if booking.due == math.inf else booking.due - now
+        self.operations += (ledger.PLACE, booking.number, due, within)
+
+    def drop(self, booking: Booking) -> None:
+        """Write that a booking is not needed any more."""
+        for state in {state.limit_set: state for state, _ in booking.charges}.values():
+            self.operations += (ledger.DROP, booking.number, self.at(state))
+        self.drops.append(booking)
 
     def give_back(self, refund: Refund) -> None:
         """Write a refund."""
@@ -260,6 +303,9 @@ class BatchInFlight:
                     continue
                 what = numbers[at + 1]
                 at += 2
+                if what == ledger.BOOKED:
+                    verdicts.append(BookedFor(-1.0 - wait))
+                    continue
                 verdicts.append(
                     OthersTurn(-1.0 - wait, -1.0 - what) if what < 0 else NotNow(-1.0 - wait, self._limit(int(what)))
                 )

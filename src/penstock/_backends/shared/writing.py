@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 
 from penstock._backends.shared.queue import StoreQueue
-from penstock._backends.shared.requests import SharedRequest, Stage
-from penstock._backends.shared.state import SchedulerState
+from penstock._backends.shared.requests import Booking, SharedRequest, Stage
+from penstock._backends.shared.state import MARGIN, SchedulerState
 from penstock._backends.shared.wire import BatchInFlight
 
-__all__ = ["MARGIN", "MOST_TOLD", "Writing"]
+__all__ = ["LOOKAHEAD", "MARGIN", "MOST_TOLD", "Writing"]
 
-MARGIN = 0.002
-"""Seconds before the last reserved turn at which the next batch is sent."""
+LOOKAHEAD = 0.020
+"""Seconds ahead for which turns are reserved in one batch."""
+
+NEVER = 1e9
+"""Seconds after which a request rises a level where requests do not."""
 
 MOST_TOLD = 8
 """Flows that wait behind others here, of which the store is told: so it does not forget them while it is not their turn."""
@@ -24,7 +27,25 @@ class Writing:
     def __init__(self, state: SchedulerState) -> None:
         self._state = state
 
-    def put(self, request: SharedRequest, batch: BatchInFlight, horizon: float, ready: float, now: float) -> None:
+    def put_first(
+        self, request: SharedRequest, batch: BatchInFlight, ready: float, now: float, claimed: Booking | None = None
+    ) -> None:
+        """Write a request that claims a booking, or is to be told when to come again if it must wait for long."""
+        state = self._state
+        ahead = max(LOOKAHEAD, *[amount / of.throughput for of, amount in request.charges])
+        if claimed is None:
+            ahead *= 2  # it may be one that passes all others, and is spared the way here for one of them
+        self.put(request, batch, state.lead + ahead, ready, now, claimed or state.book(request))
+
+    def put(
+        self,
+        request: SharedRequest,
+        batch: BatchInFlight,
+        horizon: float,
+        ready: float,
+        now: float,
+        booking: Booking | None = None,
+    ) -> None:
         """Write a request that may be reserved up to `horizon` seconds ahead, and is expected to be ready at `ready`."""
         wait = request.latest - now
         stops = True
@@ -32,6 +53,12 @@ class Writing:
             horizon = max(wait, 0.0)
             stops = wait > 0
         self.name_flow(request, batch)
+        if booking is not None or request.priority != batch.priority:
+            ageing = min(self._state.queue_of(request).waiters.ageing, NEVER)
+            batch.rank(float(request.priority), max(0.0, now - request.arrived), ageing)
+        request.booking = booking
+        if booking is not None:
+            batch.place(booking, wait, now)
         batch.acquire(request.charges, horizon, stops=stops)
         at = max(ready, now)
         if at < math.inf:
