@@ -27,7 +27,7 @@ PYRIGHT := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright
 PYTEST := $(NEEDS_RANKS) PENSTOCK_OPENAI2_PYTHON="$(CURDIR)/$(VENV)-openai2/bin/python" PENSTOCK_TEST_SERVERS="$(SERVERS)" \
 	$(BIN)/python -m pytest -q
 # Two parts run beside each other. Those that measure what several real processes get in a second come after them, alone.
-ALONE := tests/stores/test_flows.py tests/stores/test_processes.py tests/stores/test_faults.py tests/runner/test_sender.py
+ALONE := tests/stores/test_flows.py tests/stores/test_processes.py tests/stores/test_faults.py tests/runner/test_sender.py tests/stores/test_order.py tests/stores/test_fault_table.py
 OUTER := $(wildcard tests/http tests/openai tests/runner tests/usage tests/simulator tests/cli) $(wildcard tests/test_*.py)
 
 .PHONY: help demo test check bench docs try-it pictures mutation field matrix pins pins-field clean environment
