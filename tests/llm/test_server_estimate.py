@@ -255,10 +255,22 @@ def test_a_limit_that_changes_counts_what_left_before_and_may_arrive_after():
     assert estimate.level(1.1) < 25.0
 
 
+def test_a_bucket_that_holds_less_than_its_limit_refills_by_the_minute_all_the_same():
+    """600 a minute, of which 15 at once: `14 left, all of it in 100 ms`, which would fit a limit of 600 in a tenth of a second."""
+    traffic = Traffic()
+    estimate = ServerEstimate(traffic, Told(600.0, 60.0, 14.0, 0.1, sure=False), charges_refused=True)
+    first = traffic.left(1.0, 0.0)
+    estimate.begin(first, 0.0, cautious=False)
+    estimate.heard(traffic.left(1.0, 0.0), Told(600.0, 60.0, 13.0, 0.2, sure=False), 0.1)
+    assert estimate.per == 60.0
+    there = estimate.level(0.1)
+    assert estimate.level(1.1) == pytest.approx(there + 10.0, abs=1.5)
+
+
 def test_a_limit_of_unknown_period_is_spent_as_far_as_answers_tell_and_no_further():
     """Its reset says that all comes back in seven seconds, or that one does: nothing is counted on before it is seen."""
     traffic = Traffic()
-    estimate = ServerEstimate(traffic, Told(100.0, 60.0, 99.0, 7.0, sure=False), charges_refused=True)
+    estimate = ServerEstimate(traffic, Told(100.0, 60.0, 99.0, 7.0, sure=False, step=1.0), charges_refused=True)
     traffic.waiting = 1.0
     estimate.begin(traffic.left(1.0, 0.0), 0.0, cautious=True)
     sent = 0
@@ -267,6 +279,6 @@ def test_a_limit_of_unknown_period_is_spent_as_far_as_answers_tell_and_no_furthe
         departure = traffic.left(1.0, 1.0)
         estimate.charge(1.0, 1.0)
         sent += 1
-        estimate.heard(departure, Told(100.0, 60.0, 99.0 - sent, 6.0, sure=False), 1.0)
+        estimate.heard(departure, Told(100.0, 60.0, 99.0 - sent, 6.0, sure=False, step=1.0), 1.0)
     assert 80 <= sent < 99
     assert 1.0 < estimate.ready_at(1.0, 1.0) <= 7.1

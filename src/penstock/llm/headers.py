@@ -241,6 +241,7 @@ def _quota(name: str, fields: Mapping[str, str], sent: float) -> Quota | None:
             # No bucket, but a window: `60 left of a minute` would otherwise have to be a bucket of an hour or a day. Of the
             # usual lengths it is the first that is long enough, and a minute at least.
             reset, per = None, next((length for length in _LENGTHS if resets_in <= length), None)
+    exact = exact or (per is not None and text is not None and duration(text.strip()) is not None)
     return Quota(_cut(name), _UNITS.get(base, base), limit, remaining, reset, per, resets_in, exact, step)
 
 

@@ -61,8 +61,11 @@ class BucketFormula:
 
     @property
     def period(self) -> float | None:
-        """The period, once it is known to a few per cent; None: not yet, or it is no bucket."""
-        if self.refuted or self.most > 1.35 * self.least:
+        """The period, once it is known to a few per cent; None: not yet, or it is no bucket that holds all of its limit.
+
+        Below the shortest usual length it is none: that is a bucket which holds less than its limit at once.
+        """
+        if self.refuted or self.most > 1.35 * self.least or self.most < USUAL[0]:
             return None
         usual = (each for each in USUAL if self.least * (1 - 1e-3) <= each <= self.most * (1 + 1e-3))
         return next(usual, math.sqrt(self.least * self.most))

@@ -44,6 +44,9 @@ MOST_STEP = 4.0
 
 _SAMPLES = 12  # whose variation is the reserve
 
+EXACTLY = 0.001
+"""Seconds by which a reset may be rounded that is told as exactly as buckets tell theirs."""
+
 LITTLE = 0.05
 """Share of a limit of which nobody knows how it comes back: below it, requests leave one by one, and look."""
 
@@ -130,8 +133,9 @@ class ServerEstimate:
         told = self.told
         self.limit, self.per, self.rate = told.limit, told.per, told.limit / told.per
         self.capacity = told.limit
-        # Without a reset it is taken for a limit per minute, until something comes back that contradicts it.
-        self.kind = Kind.BUCKET if told.sure or told.reset is None else Kind.UNSURE
+        # Without a reset it is taken for a limit per minute, until something comes back that contradicts it. So is one whose reset is told
+        # to the millisecond: only buckets are, and one that holds less than its limit hides its period.
+        self.kind = Kind.BUCKET if told.sure or told.reset is None or told.step <= EXACTLY else Kind.UNSURE
         self._returns = Returns(0.0)
         self._level = told.remaining
 
@@ -332,7 +336,8 @@ class ServerEstimate:
         if told.reset is None:
             return
         if not told.sure:
-            self._work_period_out(departure, told, told.reset)
+            if told.step > EXACTLY:
+                self._work_period_out(departure, told, told.reset)
             return
         whole = told.remaining + told.reset * self.rate
         slack = 1.5 + 0.02 * self.limit + self.rate
