@@ -231,6 +231,15 @@ def test_a_key_that_the_environment_holds_does_not_travel(monkeypatch):
         pickle.loads(packed)
 
 
+@pytest.mark.parametrize("value", ["sk-of-the-team", "Bearer sk-of-the-team", "session=sk-of-the-team; theme=dark"])
+@pytest.mark.parametrize("name", ["x-api-key", "API-Key", "cookie"])
+def test_wherever_a_header_holds_it(monkeypatch, name, value):
+    monkeypatch.setenv("SERVICE_KEY", "sk-of-the-team")
+    packed = pickle.dumps(runner.Sender("http://localhost:9/v1", headers={name: value}))
+    assert b"sk-of-the-team" not in packed
+    assert pickle.loads(packed)._server.headers == {name: value}
+
+
 def test_a_key_that_no_variable_holds_travels_as_it_is():
     sender = runner.Sender("http://localhost:9/v1", headers={"authorization": "Bearer sk-nobody-else-has-this"})
     assert pickle.loads(pickle.dumps(sender))._server.headers == {"authorization": "Bearer sk-nobody-else-has-this"}

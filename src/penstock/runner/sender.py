@@ -121,7 +121,10 @@ class Sender:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         server: Server = state["server"]
-        keys = {header: before + _from_environment(name) for header, (before, name) in state["names"].items()}
+        names: dict[str, tuple[str, str, str]] = state["names"]
+        keys = {
+            header: f"{before}{_from_environment(name)}{behind}" for header, (before, name, behind) in names.items()
+        }
         self._server = replace(server, headers={**server.headers, **keys})
         self._limiter, self._options = state["limiter"], state["options"]
         self._begin()
@@ -254,14 +257,18 @@ def _rows_of(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _without_keys(headers: Mapping[str, str]) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
-    """Headers as they may travel; and for each key that the environment holds, what stands before it and the variable's name."""
+def _without_keys(headers: Mapping[str, str]) -> tuple[dict[str, str], dict[str, tuple[str, str, str]]]:
+    """Headers as they may travel; and for each key that the environment holds, what stands before and behind it, and the variable's name."""
     rest, names = dict(headers), {}
     for header, value in headers.items():
-        before, space, key = value.rpartition(" ")
-        held = sorted(name for name, word in os.environ.items() if word and word == key)
+        last = value.rpartition(" ")[2]
+        held = [
+            name for name, word in os.environ.items() if word and (word == last or (len(word) >= 8 and word in value))
+        ]
         if header.lower() in SECRETS and held:
-            names[header] = before + space, held[0]
+            name = max(sorted(held), key=lambda name: len(os.environ[name]))
+            before, _, behind = value.rpartition(os.environ[name])
+            names[header] = before, name, behind
             del rest[header]
     return rest, names
 
