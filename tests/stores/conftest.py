@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import trustme
 
+from penstock.stores import RedisStore, SQLiteStore
 from tests.quiet import wait_for_quiet
 from tests.stores.busy import BUSY
+from tests.stores.in_memory import RowsInMemory
 from tests.stores.proxy import Proxy
 
 HERE = Path(__file__).parent
@@ -168,3 +170,22 @@ def prefix():
 def anyio_backend(request):
     """Both loops; which asyncio it is does not matter to a thread that speaks to a store."""
     return request.param
+
+
+@pytest.fixture(params=["memory", "sqlite", "valkey"])
+def stores(request, tmp_path, prefix):
+    """A function that returns a store as another process would have it."""
+    rows, lock, made = {}, threading.Lock(), []
+
+    def make(**options):
+        if request.param == "memory":
+            made.append(RowsInMemory(rows, lock, **options))
+        elif request.param == "sqlite":
+            made.append(SQLiteStore(tmp_path / "limits.db", **options))
+        else:
+            made.append(RedisStore(request.getfixturevalue("valkey"), prefix=prefix, **options))
+        return made[-1]
+
+    yield make
+    for store in made:
+        store.close()

@@ -6,24 +6,10 @@ import threading
 
 import pytest
 
-from penstock import clock
 from penstock.errors import StoreError
-from penstock.stores import RedisStore, SQLiteStore, Store
+from penstock.stores import RedisStore, SQLiteStore
 from penstock.testing.store_contract import StoreContract
-
-
-class RowsInMemory(Store):
-    """The smallest store there is: a dict of one process."""
-
-    def __init__(self, rows, lock, **options):
-        super().__init__(**options)
-        self.rows = rows
-        self.row_lock = lock
-
-    def exchange(self, names, decide):
-        with self.row_lock:
-            new = decide([self.rows.get(name) for name in names], float(int(clock.wall() * 1e6)))
-            self.rows.update({name: row[0] for name, row in zip(names, new, strict=True) if row})
+from tests.stores.in_memory import RowsInMemory
 
 
 class TestMemory(StoreContract):

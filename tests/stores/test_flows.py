@@ -5,50 +5,19 @@ from __future__ import annotations
 import asyncio
 import random
 import statistics
-import threading
 import time
 
 import pytest
 
-from penstock import Limiter, clock, in_flight, per_second, sliding
+from penstock import Limiter, in_flight, per_second, sliding
 from penstock._core import flows, ledger
 from penstock._core.queue import Queue, Waiter
 from penstock._core.turns import LimitState
-from penstock.stores import RedisStore, SQLiteStore, Store
+from penstock.stores import RedisStore
 from penstock.stores.contract import Batch, Terms
 from tests.stores.busy import BUSY
 
 START = 1_785_000_000_000_000.0
-
-
-class RowsInMemory(Store):
-    def __init__(self, rows, guard):
-        super().__init__()
-        self.rows, self.guard = rows, guard
-
-    def exchange(self, names, decide):
-        with self.guard:
-            new = decide([self.rows.get(name) for name in names], float(int(clock.wall() * 1e6)))
-            self.rows.update({name: row[0] for name, row in zip(names, new, strict=True) if row})
-
-
-@pytest.fixture(params=["memory", "sqlite", "valkey"])
-def stores(request, tmp_path, prefix):
-    """A function that returns a store as another process would have it."""
-    rows, guard, made = {}, threading.Lock(), []
-
-    def make():
-        if request.param == "memory":
-            made.append(RowsInMemory(rows, guard))
-        elif request.param == "sqlite":
-            made.append(SQLiteStore(tmp_path / "limits.db"))
-        else:
-            made.append(RedisStore(request.getfixturevalue("valkey"), prefix=prefix))
-        return made[-1]
-
-    yield make
-    for store in made:
-        store.close()
 
 
 async def share(stores, processes, *, rate=400, seconds=1.0, weights=None, lease=None, burst=4):

@@ -27,7 +27,7 @@ from penstock import (
     per_second,
     sliding,
 )
-from penstock.stores import MemoryStore, RedisStore, SQLiteStore, Store
+from penstock.stores import MemoryStore, RedisStore, SQLiteStore
 from tests.stores.admissions import excess, excess_of_amounts
 from tests.stores.busy import BUSY
 
@@ -63,40 +63,6 @@ def test_a_lease_needs_a_store_to_lease_from(store):
 
 
 # The limiter
-
-
-class RowsInMemory(Store):
-    """The smallest store there is: a dict of one process."""
-
-    def __init__(self, rows, guard, **options):
-        super().__init__(**options)
-        self.rows, self.guard = rows, guard
-        self.given_back = 0.0
-
-    def exchange(self, names, decide):
-        with self.guard:
-            new = decide([self.rows.get(name) for name in names], float(int(clock.wall() * 1e6)))
-            self.rows.update({name: row[0] for name, row in zip(names, new, strict=True) if row})
-
-
-@pytest.fixture(params=["memory", "sqlite", "valkey"])
-def stores(request, tmp_path, prefix):
-    """A function that returns a store as another process would have it."""
-    rows, guard, made = {}, threading.Lock(), []
-
-    def make(**options):
-        kind = request.param
-        if kind == "memory":
-            made.append(RowsInMemory(rows, guard, **options))
-        elif kind == "sqlite":
-            made.append(SQLiteStore(tmp_path / "limits.db", **options))
-        else:
-            made.append(RedisStore(request.getfixturevalue("valkey"), prefix=prefix, **options))
-        return made[-1]
-
-    yield make
-    for store in made:
-        store.close()
 
 
 async def level_of(limiter, unit):

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-import threading
 import time
 
 import pytest
 
 from penstock import Limiter, per_second
-from penstock.stores import RedisStore, SQLiteStore
 from tests.stores.busy import BUSY
-from tests.stores.test_flows import RowsInMemory
 
 RATE, BATCH = 20.0, 12
 GRANT = 1 / RATE
@@ -21,25 +18,6 @@ GRANT = 1 / RATE
 @pytest.fixture
 def anyio_backend():
     return "asyncio"
-
-
-@pytest.fixture(params=["memory", "sqlite", "valkey"])
-def stores(request, tmp_path, prefix):
-    """A function that returns a store as another process would have it."""
-    rows, guard, made = {}, threading.Lock(), []
-
-    def make():
-        if request.param == "memory":
-            made.append(RowsInMemory(rows, guard))
-        elif request.param == "sqlite":
-            made.append(SQLiteStore(tmp_path / "limits.db"))
-        else:
-            made.append(RedisStore(request.getfixturevalue("valkey"), prefix=prefix))
-        return made[-1]
-
-    yield make
-    for store in made:
-        store.close()
 
 
 class Batch:

@@ -240,7 +240,7 @@ class Exchange:
             self.endpoint.answered(self.sent, response.status_code, reading)
             if self.sent.report is not None:
                 self.sent.report.answered(response.status_code, self.endpoint.limits)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - nothing read beside an answer may cost it
             warn_once(f"could not read what an answer's headers say about limits: {type(error).__name__}: {error}")
 
     def refused(self, response: Any, raw: bytes) -> None:
@@ -261,7 +261,7 @@ class Exchange:
                 self.endpoint.refused(self.sent, verdict if self.may_go_again else replace(verdict, wait=None))
             elif not verdict.retryable:
                 response.headers["x-should-retry"] = "false"
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - nothing read beside an answer may cost it
             warn_once(f"could not read why a request was refused: {type(error).__name__}: {error}")
         finally:
             self.sent.permit.close()
@@ -328,7 +328,7 @@ class Hold:
             usage = None if self._reader is None else self._reader.usage()
             if usage is not None:
                 self._used(usage)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - nothing read beside an answer may cost it
             warn_once(f"could not settle what an answer used: {type(error).__name__}: {error}")
         finally:
             self._sent.permit.close()
@@ -444,7 +444,7 @@ def _soon() -> Callable[[Callable[[], None]], object] | None:
     if asyncio is None:
         return None
     try:
-        return asyncio.get_running_loop().call_soon_threadsafe  # type: ignore[no-any-return]
+        return asyncio.get_running_loop().call_soon_threadsafe  # type: ignore[no-any-return]  # of a loop
     except RuntimeError:
         return None
 
@@ -476,7 +476,7 @@ def checked_cost(cost: Any) -> Mapping[str, float] | None:
 
 def _is_repeatable(request: Any) -> bool:
     try:
-        request.content  # noqa: B018
+        request.content  # noqa: B018 - it raises where a body is a stream
     except RuntimeError:
         return False
     return True

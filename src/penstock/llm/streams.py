@@ -62,7 +62,7 @@ def _minded(result: Any) -> Any:
 
 @functools.cache
 def _stream(kind: Any) -> Any:
-    class Minded(kind):  # type: ignore[misc]
+    class Minded(kind):  # type: ignore[misc]  # a class of the SDK's
         def __iter__(self) -> Any:
             return _Reading(self)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from penstock.runner.batch_parts import Part
 from penstock.runner.batch_run import Ended
-from penstock.runner.summary import Counts
+from penstock.runner.summary import Counts, of_rows
 
 __all__ = ["batch_sentences", "batch_summary"]
 
@@ -31,14 +31,7 @@ def batch_summary(
     """
     return {
         "via": "batch",
-        "rows": counts.rows,
-        "answered": counts.answered,
-        "failed": counts.failed,
-        "skipped": counts.skipped,
-        "left_out": counts.left_out,
-        "untouched": max(0, counts.rows - counts.answered - counts.failed - counts.skipped - counts.left_out),
-        "sent": counts.sent,
-        "retries": counts.retries,
+        **of_rows(counts),
         "possibly_billed_twice": counts.ambiguous,
         "dollars": round(counts.dollars, 6) if priced else None,
         "makespan": round(counts.makespan, 3),

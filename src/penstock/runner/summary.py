@@ -139,6 +139,20 @@ def optimum(counts: Counts, concurrency: int) -> float:
     return max(counts.best_end, counts.latency_sum / concurrency)
 
 
+def of_rows(counts: Counts) -> dict[str, Any]:
+    """What became of the rows, as every summary begins."""
+    return {
+        "rows": counts.rows,
+        "answered": counts.answered,
+        "failed": counts.failed,
+        "skipped": counts.skipped,
+        "left_out": counts.left_out,
+        "untouched": max(0, counts.rows - counts.answered - counts.failed - counts.skipped - counts.left_out),
+        "sent": counts.sent,
+        "retries": counts.retries,
+    }
+
+
 def summarise(
     counts: Counts,
     groups: Mapping[str, Allowances],
@@ -177,14 +191,7 @@ def summarise(
                 for each in those
             )
     return {
-        "rows": counts.rows,
-        "answered": counts.answered,
-        "failed": counts.failed,
-        "skipped": counts.skipped,
-        "left_out": counts.left_out,
-        "untouched": max(0, counts.rows - counts.answered - counts.failed - counts.skipped - counts.left_out),
-        "sent": counts.sent,
-        "retries": counts.retries,
+        **of_rows(counts),
         "status_429": counts.status_429,
         "lost": counts.lost,
         "possibly_billed_twice": counts.ambiguous,
