@@ -1,6 +1,6 @@
 """How event loops are made to follow a virtual time.
 
-A loop is caught at the door through which it starts to run, so it does not matter who made it, when, and with which
+A loop is caught at the door through which it starts to run, whatever made it, at any moment, and with any
 options. From then on it shows our time, and time jumps when nothing is left to do but to wait for a moment.
 
 Every asyncio loop is followed in one way, by its public methods alone, since the timers of uvloop are out of reach: our
@@ -57,7 +57,7 @@ def follow(time: VirtualTime, stack: ExitStack) -> None:
             raise RuntimeError(TOO_LATE)
         clock = _trio_clock(time, doors.outside)
         for run in trio.run, trio.lowlevel.start_guest_run:
-            defaults: Any = run.__kwdefaults__  # which also serve those who said `from trio import run`
+            defaults: Any = run.__kwdefaults__  # which also serve modules that said `from trio import run`
             stack.enter_context(mock.patch.dict(defaults, clock=clock))
         patch(trio, "run", doors.trio_run)
         patch(trio.lowlevel, "start_guest_run", doors.trio_guest_run)
@@ -203,7 +203,7 @@ class _Timer(asyncio.TimerHandle):
 
 
 class _AsyncioFollower:
-    """Stands between one loop and those who use it: keeps their timers, and sees whether anybody is at work."""
+    """Stands between one loop and its users: keeps their timers, and sees whether anything is at work."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, time: VirtualTime, outside: _Outside) -> None:
         self._loop, self._time, self._outside = loop, time, outside
