@@ -38,9 +38,12 @@ def record(store, admitted):
 def charge_of(granted):
     """What tells the charge of a permit, or a request, on its first limit from all others: the name, its epoch, and the running total."""
     if hasattr(granted, "epochs"):
-        part = granted.charges[0][0].limit_set
-        return part.name, granted.epochs[part], granted.receipts[0]
-    return granted.receipts.first_charge()
+        charges, epochs, receipts = granted.charges, granted.epochs, granted.receipts
+    else:
+        record = granted.receipts
+        charges, epochs, receipts = record._charges, record._epochs, record._receipts
+    limit_set = charges[0][0].limit_set
+    return limit_set.name, epochs[limit_set], receipts[0]
 
 
 def _admissions(batch, reply):

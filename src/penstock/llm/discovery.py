@@ -101,12 +101,10 @@ class UnitEstimate:
         for each in self.told.values():
             each.charge(-departure.cost, now)
         self.traffic.waiting += departure.cost
-        self.traffic.unanswered -= 1
         departure.cost = 0.0
 
     def answered(self, departure: Departure, *, refused: bool) -> None:
         """Its answer is there, and says nothing about this unit, or something that `heard` is told next."""
-        self.traffic.unanswered -= 1
         departure.refused = refused
 
     def heard(self, name: str, departure: Departure, told: Told, now: float) -> None:

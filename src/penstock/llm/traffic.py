@@ -51,12 +51,10 @@ class Traffic:
     Attributes:
         waiting: Units granted that have not left.
         sent: Units that left.
-        unanswered: Requests that left and were not answered yet.
     """
 
     waiting: float = 0.0
     sent: float = 0.0
-    unanswered: int = 0
     _log: list[Departure] = field(default_factory=list)
     _first: int = 0  # the number of the first one in it
 
@@ -69,7 +67,6 @@ class Traffic:
         """A request left that was granted before."""
         self.waiting -= cost
         self.sent += cost
-        self.unanswered += 1
         departure = Departure(self._first + len(self._log), now, cost, self.sent)
         self._log.append(departure)
         if len(self._log) > _LONGEST_LOG:

@@ -49,10 +49,6 @@ class Bucket:
         """Whether `cost` units are in it, or will be within the tolerance."""
         return level + self.refill * tolerance_ns >= cost * self.scale
 
-    def never_holds(self, cost: int) -> bool:
-        """Whether `cost` units are more than it holds when full."""
-        return cost * self.scale > self.full
-
     def remaining(self, level: int) -> int:
         """Whole units in it, as the header shows them: rounded down."""
         return max(0, level // self.scale)

@@ -108,7 +108,6 @@ class RedisStore(Store):
         self._nodes = self._server.nodes  # of a cluster: all ever heard of, as the URL's may be the one that dies
         self._is_cluster = bool(self._nodes)
         self._subscriber: Subscriber | None = None
-        self._heard: Callable[[str], None] | None = None
         self._decide = _Script("decide.lua")
         self._exchange = _Script("exchange.lua")
 

@@ -191,11 +191,6 @@ class StoreReceipts:
         """The queue in front of these limits."""
         return self._charges[0][0].limit_set.queue
 
-    def first_charge(self) -> tuple[str, float, float]:
-        """What tells this charge from all others: a name, its epoch, and the receipt of its first limit."""
-        part = self._charges[0][0].limit_set
-        return part.name, self._epochs[part], self._receipts[0]
-
     def entries(self) -> list[_Entry]:
         """What the store has charged."""
         if self._entries is None:
