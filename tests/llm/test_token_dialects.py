@@ -42,6 +42,19 @@ ROWS = {
     ),
     "cohere's message": ("/v1/chat", {"message": FORTY, "preamble": FORTY, "chat_history": [{"message": FORTY}]}, 30),
     "cohere's texts": ("/v1/embed", {"texts": [FORTY, FORTY]}, 20),
+    "gemini's embedding": ("/v1beta/models/g:embedContent", {"content": {"parts": [{"text": FORTY}]}}, 10),
+    "gemini's embeddings": (
+        "/v1beta/models/g:batchEmbedContents",
+        {"requests": [{"content": {"parts": [{"text": FORTY}]}}] * 2},
+        20,
+    ),
+    "what is to be ranked": ("/v2/rerank", {"query": FORTY, "documents": [FORTY, {"text": FORTY}]}, 30),
+    "tokens as numbers": ("/v1/embeddings", {"input": [[1, 2, 3], [4, True]]}, 4),
+    "a tool of one's own": (
+        "/v1/messages",
+        {"messages": [{"role": "assistant", "tool_calls": [{"type": "custom", "custom": {"input": FORTY}}]}]},
+        10,
+    ),
     "a legacy function call": (
         "/v1/messages",
         {"messages": [{"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": FORTY}}]},
@@ -105,6 +118,11 @@ def test_no_body_breaks_the_count(rule, body):
         ({"max_tokens": 100}, 100, 100),
         ({"max_completion_tokens": 100, "n": 3}, 300, 100),
         ({"max_tokens": 5}, 5, 10),
+        ({"max_tokens": 100.0, "n": True}, 100, 100),
+        ({"max_tokens": float("nan")}, 16, 10),
+        ({"inferenceConfig": {"maxTokens": 100}}, 100, 100),
+        ({"options": {"num_predict": 100}}, 100, 100),
+        ({"generationConfig": {"maxOutputTokens": 100, "candidateCount": 2}}, 200, 100),
     ],
 )
 def test_output_that_may_come_is_charged_where_services_do(body, added, larger):

@@ -117,6 +117,57 @@ async def test_output_is_charged_as_expected_and_settled_when_the_answer_tells(l
     assert after["input_tokens"] == pytest.approx(before["input_tokens"] + 13 - 20)
 
 
+PLACES = {
+    "anthropic": ("/v1/messages", {"messages": []}, ANSWERS["anthropic"]),
+    "vertex": ("/v1/projects/p/publishers/anthropic/models/c:rawPredict", {"messages": []}, ANSWERS["anthropic"]),
+    "gemini": ("/v1beta/models/g:generateContent", {"contents": []}, ANSWERS["gemini"]),
+    "gemini, as a stream": ("/v1beta/models/g:streamGenerateContent", {"contents": []}, ANSWERS["gemini"]),
+    "cohere": ("/v2/chat", {"model": "m", "messages": []}, ANSWERS["cohere"]),
+    "cohere, before": ("/v1/chat", {"model": "m", "message": ""}, {"meta": ANSWERS["cohere"]["usage"]}),
+    "ollama": ("/api/chat", {"model": "m", "messages": []}, ANSWERS["ollama"]),
+    "bedrock": ("/model/m/converse", {"messages": []}, {"usage": {"inputTokens": 20, "outputTokens": 30}}),
+    "mistral": ("/v1/fim/completions", {"model": "m", "prompt": ""}, OPENAI),
+    "a path of its own": ("/answer", {"model": "m", "messages": []}, OPENAI),
+}
+
+
+@pytest.mark.parametrize(("path", "body", "answer"), PLACES.values(), ids=PLACES)
+async def test_what_came_out_is_charged_whatever_service_it_is(lib, path, body, answer):
+    """It is expected before, and the limits of input, output and both are settled by what the answer says."""
+    units = ("input_tokens", "output_tokens", "tokens")
+    limiter = Limiter(requests=per_minute(60), **dict.fromkeys(units, per_minute(1_000)))
+    before = {}
+
+    async def answering(_):
+        before.update(levels(limiter))
+        return lib.Response(200, json=answer)
+
+    await limited(lib, answering, limiter, cost="total").post(f"http://api.test{path}", json=body)
+    assert before["output_tokens"] <= 500
+    after = levels(limiter)
+    assert [1_000 - round(after[unit], -1) for unit in units] == [20, 30, 50]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/messages/count_tokens", {"messages": []}),
+        ("/v1beta/models/g:countTokens", {"contents": []}),
+        ("/v1beta/models/g:batchEmbedContents", {"requests": []}),
+        ("/v1/moderations", {"model": "m", "input": "x"}),
+        ("/v1/images/generations", {"model": "m", "prompt": "x"}),
+        ("/v1/audio/speech", {"model": "m", "input": "x"}),
+        ("/v2/embed", {"model": "m", "texts": ["x"]}),
+        ("/v1/messages/batches", {"requests": []}),
+        ("/v1/models", None),
+    ],
+)
+async def test_what_answers_without_tokens_is_not_charged_for_any(lib, path, body):
+    limiter = two_limits()
+    await limited(lib, Server(lib), limiter).post(f"http://api.test{path}", json=body)
+    assert levels(limiter)["output_tokens"] >= 1_000 - 5
+
+
 async def test_max_tokens_is_the_most_that_is_charged(lib):
     limiter = two_limits()
     await limited(lib, Server(lib), limiter).post(CHAT, json=BODY | {"max_tokens": 50})

@@ -29,7 +29,14 @@ from penstock.llm.exchange import MAX_PAUSE, NoLimitsKnown, Plan, Rules, checked
 from penstock.llm.refusals import Refusal
 from penstock.llm.reporting import Listener
 from penstock.llm.streams import minding
-from penstock.llm.tokens import by_bytes, by_tiktoken, generates, most_output, with_output_added, with_output_if_larger
+from penstock.llm.tokens import (
+    answers_with_tokens,
+    by_bytes,
+    by_tiktoken,
+    most_output,
+    with_output_added,
+    with_output_if_larger,
+)
 from penstock.llm.transport import limited_client
 from penstock.llm.usage_reader import OutputEstimate, Usage
 
@@ -51,8 +58,8 @@ _COSTS: dict[str, Cost] = {
     "total": by_bytes,
 }
 
-_MODEL_IN_PATH = re.compile(r"/(?:deployments|models)/([^/:]+)[/:]")
-"""Azure's deployments, and Gemini's models."""
+_MODEL_IN_PATH = re.compile(r"/(?:deployments|models?)/([^/:]+)[/:]")
+"""Azure's deployments, Gemini's models, and Bedrock's."""
 
 _EVERY_MODEL = "every model"
 
@@ -226,7 +233,7 @@ def rules_for(
     def count(request: Any) -> _Counted:
         path, body = request.url.path, json_object(content_of(request))
         charged = checked_cost(rule(path, body))
-        output = most_output(body, 0.0) if body and generates(path, body) else None
+        output = most_output(body, 0.0) if body and answers_with_tokens(path, body) else None
         return _Counted(charged, model_of(path, body), output)
 
     def plan(request: Any, counted: _Counted) -> Plan | None:
@@ -264,7 +271,9 @@ class _Answers:
             charged["input_tokens"] = tokens
         if "output_tokens" in limited and self._estimates:
             charged["output_tokens"] = 0.0
-        settled = {"tokens"} if self._total else {"input_tokens", "output_tokens"} & charged.keys() & limited.keys()
+        settled = {"input_tokens", "output_tokens"} & charged.keys() & limited.keys()
+        if self._total:
+            settled |= {"tokens"}
         if counted.output is None or not settled or isinstance(endpoint, DiscoveredEndpoint):
             return Plan(endpoint, charged, counted.model)
         if len(self._known) > _REMEMBERED:

@@ -10,7 +10,8 @@ Both are plain functions of a path and a body, so a rule of your own is one too:
     def mine(path, body):                      # path: "/v1/chat/completions"; body: its JSON, or None if it has none
         return {"tokens": len(str(body))}      # None instead: this request is not limited
 
-Neither tool schemas nor response formats are charged at admission, so neither is counted here.
+Neither tool schemas nor response formats are charged at admission, so `by_bytes` leaves them out; `usage` has them, and so
+has `by_tiktoken`.
 """
 
 from __future__ import annotations
@@ -25,10 +26,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from penstock.llm.media import IMAGE_TOKENS, media_in
+from penstock.llm.tool_tokens import calls_tokens, offered_tokens
+
 __all__ = [
     "IMAGE_TOKENS",
     "Body",
     "Cost",
+    "answers_with_tokens",
     "by_bytes",
     "by_tiktoken",
     "chat_tokens",
@@ -42,9 +47,6 @@ __all__ = [
 Body = Mapping[str, Any]
 Cost = Callable[[str, Body | None], Mapping[str, float] | None]
 """Units per call, of a request's path and its JSON body; None: this request is not limited."""
-
-IMAGE_TOKENS = 765
-"""What an image costs at admission, measured; its size is not known before it was fetched."""
 
 _OVERHEAD = 4  # tokens beyond the text that are charged per request, where it is not embeddings
 
@@ -65,7 +67,7 @@ def by_bytes(path: str, body: Body | None) -> dict[str, float]:
     """
     content = _content(body)
     size = sum(len(text.encode("utf-8", "surrogatepass")) for text in content.texts)
-    tokens = math.ceil(size / 4) + content.ids + content.images * IMAGE_TOKENS
+    tokens = math.ceil(size / 4) + content.ids + content.media
     if body and generates(path, body):
         tokens += _OVERHEAD
     return _units(tokens, path, body)
@@ -77,8 +79,8 @@ def with_output_added(path: str, body: Body | None) -> dict[str, float]:
     That is `max_tokens` (16 where it is not given), for each of `n` answers.
     """
     cost = by_bytes(path, body)
-    if body and generates(path, body):
-        cost["tokens"] += _number(body.get("n"), 1) * most_output(body, 16)
+    if body and answers_with_tokens(path, body):
+        cost["tokens"] += _answers(body) * most_output(body, 16)
     return cost
 
 
@@ -91,19 +93,36 @@ def with_output_if_larger(path: str, body: Body | None) -> dict[str, float]:
 
 def most_output(body: Body, default: float) -> float:
     """The most tokens that an answer may have, as the request says; `default` where it does not."""
-    config = body.get("generationConfig")
-    inner = config.get("maxOutputTokens") if isinstance(config, Mapping) else None
-    given = (body.get("max_completion_tokens"), body.get("max_output_tokens"), body.get("max_tokens"), inner)
+    given = [body.get(name) for name in ("max_completion_tokens", "max_output_tokens", "max_tokens")]
+    for holder, names in _SETTINGS.items():
+        inside = body.get(holder)
+        given += [inside.get(name) for name in names] if isinstance(inside, Mapping) else []
     return next((_number(each, default) for each in given if each is not None), default)
 
 
+_SETTINGS = {
+    "generationConfig": ("maxOutputTokens",),  # Gemini's
+    "generation_config": ("max_output_tokens",),
+    "inferenceConfig": ("maxTokens",),  # Bedrock's
+    "options": ("num_predict",),  # Ollama's
+}
+
+
+def _answers(body: Body) -> float:
+    """How many answers a request asks for."""
+    config = body.get("generationConfig")
+    return _number(body.get("n", config.get("candidateCount") if isinstance(config, Mapping) else None), 1)
+
+
 def _number(value: Any, default: float) -> float:
-    """A number of 0 or more, as far as a float can hold it."""
-    return float(min(value, 10**18)) if isinstance(value, int) and value > 0 else default
+    """A number above 0, as far as a float can hold it; what is none is the default."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        return default
+    return float(min(value, 10**18))
 
 
 def by_tiktoken(path: str, body: Body | None) -> dict[str, float]:
-    """The tokens that `usage` will say went in, by tiktoken; exact for messages of text.
+    """The tokens that `usage` will say went in, by tiktoken; exact for messages of text, a few off where there are tools.
 
     Without tiktoken, or without its rank files and a network to get them from, it counts bytes / 4 and warns once. The
     first call loads the ranks: up to half a second and 90 MB.
@@ -112,16 +131,19 @@ def by_tiktoken(path: str, body: Body | None) -> dict[str, float]:
         `requests`, always 1; `tokens`; and `images`, above 0 for requests that make images.
     """
     model = str((body or {}).get("model") or "")
-    content = _content(body)
+    content = _content(body, _family(model))
     if body and isinstance(body.get("messages"), list):
         tokens = chat_tokens(body["messages"], model)
+        system = _content({"system": body["system"]}) if "system" in body else _Content()
+        tokens += sum(count(text, model) for text in system.texts)
     else:
         tokens = sum(count(text, model) for text in content.texts) + content.ids
         if body and "prompt" not in body and generates(path, body):
             # instructions, and an input of bare text, are messages too: 3 each, 1 for the role, 3 for the reply
             bare = sum(isinstance(body.get(key), str) for key in ("instructions", "input"))
             tokens += 4 * (content.messages + bare) + 3
-    return _units(tokens + content.images * IMAGE_TOKENS, path, body)
+    offered = offered_tokens(body, lambda text: count(text, model)) if body else 0
+    return _units(tokens + offered + content.media, path, body)
 
 
 def count(text: str, model: str = "") -> int:
@@ -174,26 +196,28 @@ def chat_tokens(messages: Sequence[Any], model: str = "") -> int:
         content = _Content()
         _add([message], content)
         tokens += sum(count(text, model) for text in content.texts)
+        tokens += calls_tokens(message, lambda text: count(text, model))
     return tokens
 
 
 @dataclass(slots=True)
 class _Content:
-    """What of a body is charged: its texts, how many images, how many tokens that came as numbers already."""
+    """What of a body is charged: its texts, tokens of images, sounds and files, and tokens that came as numbers already."""
 
+    model: str = ""
     texts: list[str] = field(default_factory=list)
-    images: int = 0
+    media: int = 0
     ids: int = 0
     messages: int = 0
 
 
-def _content(body: Body | None) -> _Content:
+def _content(body: Body | None, model: str = "") -> _Content:
     """All text content of a body.
 
     Chat `messages`, responses' `instructions` and `input`, `prompt`, embeddings' `input`; Anthropic's `system`; Gemini's
-    `contents` and `systemInstruction`; Cohere's `message`, `preamble`, `chat_history` and `texts`.
+    `contents` and `systemInstruction`; Cohere's `message`, `preamble`, `chat_history` and `texts`; what is to be ranked.
     """
-    content = _Content()
+    content = _Content(model)
     for key in _BODY_KEYS:
         _add(None if body is None else body.get(key), content)
     return content
@@ -212,9 +236,14 @@ _BODY_KEYS = (
     "chat_history",
     "message",
     "texts",
+    "inputs",
+    "content",
+    "requests",
+    "query",
+    "documents",
+    "suffix",
 )
 _TEXT_KEYS = ("content", "text", "refusal", "output", "arguments", "parts", "message")
-_IMAGES = ("image_url", "input_image", "image")
 
 
 def _add(value: Any, content: _Content) -> None:
@@ -227,25 +256,26 @@ def _add(value: Any, content: _Content) -> None:
         elif isinstance(value, Mapping):
             waiting.extend(reversed(_inside(value, content)))
         elif isinstance(value, list):
-            ids = sum(isinstance(item, int) for item in value)
+            ids = sum(type(item) is int for item in value)
             content.ids += ids
-            waiting.extend(
-                reversed(value) if not ids else [item for item in reversed(value) if not isinstance(item, int)]
-            )
+            waiting.extend(reversed(value) if not ids else [item for item in reversed(value) if type(item) is not int])
 
 
 def _inside(item: Mapping[str, Any], content: _Content) -> list[Any]:
     """What counts of a message, a part of one, or an item of a response's input."""
     if "role" in item:
         content.messages += 1
-    if item.get("type") in _IMAGES or "inlineData" in item or "inline_data" in item:
-        content.images += 1
-        return []
-    found: list[Any] = [value for key in _TEXT_KEYS if isinstance(value := item.get(key), (str, list))]
+    media = media_in(item, content.model)
+    if media is not None:
+        content.media += media.tokens
+        return [media.text]
+    found: list[Any] = [value for key in _TEXT_KEYS if isinstance(value := item.get(key), (str, list, Mapping))]
     calls = item.get("tool_calls")
     for call in calls if isinstance(calls, list) else ():
-        function = call.get("function") if isinstance(call, Mapping) else None
-        found.append(function.get("arguments") if isinstance(function, Mapping) else None)
+        for key, inner in (("function", "arguments"), ("custom", "input")):
+            called = call.get(key) if isinstance(call, Mapping) else None
+            text = called.get(inner) if isinstance(called, Mapping) else None
+            found.append(text if isinstance(text, (str, list)) else _as_json(text))
     legacy = item.get("function_call")
     if isinstance(legacy, Mapping):
         found.append(legacy.get("arguments"))
@@ -274,6 +304,23 @@ def generates(path: str, body: Body) -> bool:
     )
 
 
+_ANSWERING = re.compile(
+    r"(?:/completions|/responses|/messages|/chat|/generate|/converse|/converse-stream|/invoke"
+    r"|/invoke-with-response-stream|:(?:generate|streamGenerate)Content|:(?:streamR|r)awPredict)/?$"
+)
+_READING = re.compile(
+    r"(?:/(?:embed|embeddings|moderations|rerank|classify|tokenize|detokenize|count_tokens|input_tokens|ocr)"
+    r"|:(?:count\w*|embed\w*|batch\w*)|/(?:images|audio|videos|files|batches)/[\w/]*)/?$"
+)
+
+
+def answers_with_tokens(path: str, body: Body) -> bool:
+    """Whether an answer has tokens of output, whoever's endpoint it is; "" as a path: the body's keys tell."""
+    if not path or not _ANSWERING.search(path):
+        return not _READING.search(path) and (generates("", body) or "contents" in body)
+    return True
+
+
 def _units(tokens: float, path: str, body: Body | None) -> dict[str, float]:
     images = 0.0
     if "/images/" in path:
@@ -284,8 +331,8 @@ def _units(tokens: float, path: str, body: Body | None) -> dict[str, float]:
 
 
 def _family(model: str) -> str:
-    """The model below a fine-tuned one's name: `ft:gpt-4o:org::id` is `gpt-4o`."""
-    return model.removeprefix("ft:").partition(":")[0]
+    """The model below a fine-tuned one's name, or a gateway's: `ft:gpt-4o:org::id` is `gpt-4o`, and so is `openai/gpt-4o`."""
+    return model.rpartition("/")[2].removeprefix("ft:").partition(":")[0]
 
 
 @functools.lru_cache(maxsize=256)
