@@ -25,12 +25,12 @@ DEMO := demo-out/results.jsonl
 PYRIGHT := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright
 
 PYTEST := $(NEEDS_RANKS) PENSTOCK_OPENAI2_PYTHON="$(CURDIR)/$(VENV)-openai2/bin/python" PENSTOCK_TEST_SERVERS="$(SERVERS)" \
-	$(BIN)/python -m pytest -q
+	$(BIN)/python $(MEASURED) -m pytest -q
 # Two parts run beside each other. Those that measure what several real processes get in a second come after them, alone.
 ALONE := tests/stores/test_flows.py tests/stores/test_processes.py tests/stores/test_faults.py tests/runner/test_sender.py tests/stores/test_order.py tests/stores/test_fault_table.py
 OUTER := $(wildcard tests/http tests/openai tests/runner tests/usage tests/simulator tests/cli) $(wildcard tests/test_*.py)
 
-.PHONY: help demo test check bench docs try-it pictures mutation field matrix pins pins-field clean environment
+.PHONY: help demo test coverage check bench docs try-it pictures mutation field matrix pins pins-field clean environment
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -51,6 +51,13 @@ else
 	$(PYTEST) tests --ignore tests/stores $(OUTER:%=--ignore %); code=$$?; wait $$others || code=1; \
 	cat .cache/others.log; $(PYTEST) $(ALONE) || code=1; exit $$code
 endif
+
+coverage: environment ## the tests once more, and which lines and branches of src/ none of them takes (build/coverage); half an hour
+	@rm -rf build/coverage && mkdir -p build/coverage
+	-$(MAKE) test MEASURED="-m coverage run" # a test that measures time may fail beside a tracer
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python -m coverage html -q
+	$(BIN)/python -m coverage report --skip-covered --fail-under=97
 
 check: environment ## ruff, mypy --strict, pyright (every public name has a known type), and the layers
 	$(BIN)/ruff check .
