@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock._core.flows import AGAIN, FLOWS, FORGET, GRACE, LEAD, Turn, kept, leave
+from penstock._core.flows import AGAIN, FLOWS, FORGET, GRACE, LATE, LEAD, Turn, kept, leave
 
 # An entry: whose it is, of which flow (0: it is one), what it has had, and how far ahead its last admission is; seconds.
 
@@ -20,8 +20,9 @@ def test_where_nobody_else_waits_there_is_no_bound():
     entries = []
     turn = Turn(entries, 1.0, 0.0, 4.0)
     assert (turn.room, turn.back, turn.inverse) == (math.inf, 0.0, 0.25)
-    turn.close(3.0, 0.5)
-    assert entries == [[1.0, 0.0, 3.0, 0.5]]
+    turn.took(12.0, 0.5)
+    turn.close()
+    assert entries == [[1.0, 0.0, 3.0, 0.5]], "by its weight"
     again = Turn(entries, 1.0, 0.0, 1.0)
     assert (again.room, again.back) == (math.inf, 0.0)
 
@@ -32,22 +33,29 @@ def test_a_flow_may_go_as_far_as_the_one_that_has_had_least_and_the_lead():
     turn = Turn(entries, 4.0, 0.0, 1.0)
     assert (turn.room, turn.back) == (5.0 + LEAD - 5.5, 0.5)
     assert len(entries) == 4
-    turn.close(2.0, 0.05)
+    turn.took(2.0, 0.05)
+    turn.close()
     assert entries[3] == [4.0, 0.0, 7.5, 0.1], "no nearer than what it was granted before"
-    turn.close(1.0, 0.3)
+    turn = Turn(entries, 4.0, 0.0, 1.0)
+    turn.took(0.75, 0.3)
+    turn.took(0.25, 0.2)
+    turn.close()
     assert entries[3] == [4.0, 0.0, 8.5, 0.3]
-    turn.close(1.0, -math.inf)
+    Turn(entries, 4.0, 0.0, 1.0).close()
     assert entries[3] == [4.0, 0.0, 8.5, 0.3], "nothing was granted"
+    Turn(entries, 4.0, 0.0, 1.0, ahead=0.4).close()
+    assert entries[3] == [4.0, 0.0, 8.5, 0.4], "it waits behind others of its process"
 
 
 def test_a_newcomer_begins_where_the_one_is_that_has_had_least():
     entries = [[1.0, 0.0, 7.0, 0.25], [2.0, 0.0, 5.0, 0.5]]
     turn = Turn(entries, 9.0, 0.0, 1.0)
     assert (turn.room, turn.back) == (pytest.approx(LEAD), 0.5)
-    turn.close(1.0, 0.0)
+    turn.took(1.0, 0.0)
+    turn.close()
     assert entries[2] == [9.0, 0.0, 6.0, 0.0]
     first = []
-    Turn(first, 9.0, 0.0, 1.0).close(0.0, 0.0)
+    Turn(first, 9.0, 0.0, 1.0, ahead=0.0).close()
     assert first == [[9.0, 0.0, 0.0, 0.0]]
 
 
@@ -92,7 +100,8 @@ def test_members_of_a_flow_share_what_it_has_and_other_flows_are_none_of_their_b
     members[0][2] = 4.0
     turn = Turn(entries, 1.0, 11.0, 1.0)
     assert (turn.room, turn.back) == (2.5 + LEAD - 4.0, 0.4), "the member is"
-    turn.close(1.0, 0.7)
+    turn.took(1.0, 0.7)
+    turn.close()
     assert entries == [
         [1.0, 0.0, 6.0, 0.7],
         [2.0, 0.0, 4.0, 0.2],
@@ -101,7 +110,9 @@ def test_members_of_a_flow_share_what_it_has_and_other_flows_are_none_of_their_b
         [11.0, 2.0, 0.0, 0.5],
         [12.0, 0.0, 50.0, 0.6],
     ]
-    Turn(entries, 2.0, 13.0, 1.0).close(1.0, 0.0)
+    newcomer = Turn(entries, 2.0, 13.0, 1.0)
+    newcomer.took(1.0, 0.0)
+    newcomer.close()
     assert entries[6:] == [[13.0, 2.0, 1.0, 0.0]], "a new member of another flow begins where those of that flow are"
 
 
@@ -112,12 +123,24 @@ def test_of_equals_the_first_says_when_it_asks_again():
 
 def test_who_is_ahead_is_told_to_come_again_when_the_other_has_caught_up():
     """Or asks again, whichever is later; within a millisecond and a twentieth of a second."""
-    turn = Turn([[1.0, 0.0, 5.0, 0.01], [2.0, 0.0, 5.0, 0.0]], 2.0, 0.0, 1.0)
-    assert turn.again(LEAD + 0.03) == pytest.approx(0.03)
-    assert turn.again(LEAD + 0.005) == 0.01
-    assert turn.again(9.0) == AGAIN[1] == 0.05
-    turn.back = -1.0
-    assert turn.again(LEAD) == AGAIN[0] == 0.001
+    entries = [[1.0, 0.0, 5.0, 0.01], [2.0, 0.0, 5.0, 0.0]]
+
+    def again_after(spent, back=0.01):
+        turn = Turn([list(entry) for entry in entries], 2.0, 0.0, 1.0)
+        turn.took(spent, 0.0)
+        turn.back = back
+        assert turn.is_over == (spent > LEAD)
+        return turn.again()
+
+    assert again_after(LEAD + 0.03) == pytest.approx(0.03)
+    assert again_after(LEAD + 0.005) == 0.01
+    assert again_after(9.0) == AGAIN[1] == 0.05
+    assert again_after(LEAD - 0.001, back=-1.0) == AGAIN[0] == 0.001
+    turn = Turn(entries, 2.0, 0.0, 1.0)
+    turn.took(9.0, 0.0)
+    turn.again()
+    turn.close()
+    assert entries[1] == [2.0, 0.0, 14.0, AGAIN[1] + LATE], "until then it counts as waiting"
 
 
 TAGS = st.lists(st.integers(0, 400), min_size=2, max_size=8)

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from penstock._core import ledger
+from penstock._core import entries
 from penstock._core.ledger import (
     ACQUIRE,
     BUCKET,
@@ -242,18 +242,18 @@ def test_a_place_whose_time_has_passed_gives_nothing_back():
 def test_refunds_are_remembered_in_the_order_of_their_marks_and_of_one_mark_once():
     refunds: list[list[float]] = []
     for receipt, amount in ((5.0, 1.0), (9.0, 2.0), (7.0, 3.0), (9.0, 4.0), (1.0, 5.0), (5.0, 0.5), (5.0, 0.25)):
-        ledger._remember(refunds, receipt, amount)
+        entries.remember(refunds, receipt, amount)
     assert refunds == [[1.0, 0.0, 5.0], [5.0, 0.0, 1.75], [7.0, 0.0, 3.0], [9.0, 0.0, 6.0]]
 
 
 def test_of_more_refunds_than_it_remembers_the_two_lowest_become_one():
     refunds: list[list[float]] = []
-    for receipt in range(ledger.REFUNDS):
-        ledger._remember(refunds, float(receipt), 1.0 + receipt)
-    assert len(refunds) == ledger.REFUNDS
-    ledger._remember(refunds, 99.0, 7.0)
+    for receipt in range(entries.REFUNDS):
+        entries.remember(refunds, float(receipt), 1.0 + receipt)
+    assert len(refunds) == entries.REFUNDS
+    entries.remember(refunds, 99.0, 7.0)
     assert refunds[:3] == [[0.0, 0.0, 3.0], [2.0, 0.0, 3.0], [3.0, 0.0, 4.0]]
-    assert (len(refunds), refunds[-1]) == (ledger.REFUNDS, [99.0, 0.0, 7.0])
+    assert (len(refunds), refunds[-1]) == (entries.REFUNDS, [99.0, 0.0, 7.0])
 
 
 def test_a_refund_counts_only_for_those_who_were_charged_before_it():
@@ -284,7 +284,7 @@ def test_refunds_are_remembered_until_the_bucket_is_full():
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7])
 def test_a_log_is_halved_into_the_later_of_each_pair(count):
     log = [[float(10 * i), float(100 + i), 1.0 + i] for i in range(count)]
-    ledger._merge(log)
+    entries.merge(log)
     expected = [[10.0 * (i + 1), 101.0 + i, 3.0 + 2 * i] for i in range(0, count - 1, 2)]
     if count % 2:
         expected.append([10.0 * (count - 1), 99.0 + count, float(count)])
@@ -306,7 +306,7 @@ def test_a_log_is_halved_into_the_later_of_each_pair(count):
 )
 def test_what_is_released_comes_out_of_the_first_entry_that_can_be_meant(amount, owner, receipt, mode, left):
     log = [[10.0, 1.0, 4.0], [20.0, 2.0, 4.0], [30.0, 1.0, 2.0]]
-    ledger._release(log, amount, owner, receipt, mode)
+    entries.release(log, amount, owner, receipt, mode)
     assert [entry[2] for entry in log] == left
 
 

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from penstock._core import ledger
+from penstock._core import entries, ledger
 from penstock._core.ledger import (
     ACQUIRE,
     BUCKET,
@@ -245,7 +245,7 @@ def test_more_entries_than_a_window_keeps_are_merged_so_that_they_count_longer()
     for _ in range(3_000):
         book.now += 10_000
         assert book.ask(1, horizon=0)[0] == 0
-    assert len(book.row) < 8 * (7 + 3 * (ledger.LONGEST_LOG + 1))
+    assert len(book.row) < 8 * (7 + 3 * (entries.LONGEST_LOG + 1))
     assert book.used() == 3_000
 
 

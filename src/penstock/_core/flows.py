@@ -53,12 +53,14 @@ class Turn:
     """One flow's requests in one batch, and how far they may go.
 
     Attributes:
-        room: Seconds of throughput that it may have, and then one request more, before others must have theirs.
-        back: In how many seconds the flow asks again that it must wait for.
+        key: Of the flow.
         inverse: Of its weight.
+        room: How far the flow may run ahead of the least-served waiting flow, in seconds of throughput.
+        back: In how many seconds the flow asks again that it must wait for.
+        spent: Seconds of throughput that its requests in this batch have taken.
     """
 
-    __slots__ = ("_entries", "back", "inverse", "key", "room")
+    __slots__ = ("_ahead", "_entries", "back", "inverse", "key", "room", "spent")
 
     def __init__(
         self,
@@ -67,12 +69,20 @@ class Turn:
         member: float,
         weight: float,
         booked: tuple[float, float] = (math.inf, math.inf),
+        ahead: float = -math.inf,
     ) -> None:
         """Find the entries of the flow `key`, and of its member, unless that is 0; make them where there are none.
 
-        `booked`: where the flow, and its member, begins among those that have bookings.
+        Args:
+            entries: Of all flows of the row.
+            key, member: Of the flow.
+            weight: Of the flow; above 0.
+            booked: Where the flow, and its member, begins among those that have bookings.
+            ahead: Seconds for which it waits behind others of its process; `-inf`: it does not.
         """
         self.room = math.inf
+        self.spent = 0.0
+        self._ahead = ahead  # seconds until the last admission of its requests, or until its next question
         self.back = 0.0
         self.inverse = 1.0 / weight
         self.key = key
@@ -80,9 +90,15 @@ class Turn:
         if member:
             self._entries.append(self._enter(entries, member, key, booked[1], first=False))
 
-    def starts(self, spent: float) -> tuple[float, float]:
-        """The tags of the flow, and of its member, once it has spent so much; `ALONE` where there is no member."""
-        return self._entries[0][TAG] + spent, self._entries[1][TAG] + spent if len(self._entries) > 1 else ALONE
+    @property
+    def is_over(self) -> bool:
+        """Whether others must have theirs first."""
+        return self.spent > self.room
+
+    def starts(self) -> tuple[float, float]:
+        """The tags of the flow, and of its member, as they are now; `ALONE` where there is no member."""
+        own = self._entries
+        return own[0][TAG] + self.spent, own[1][TAG] + self.spent if len(own) > 1 else ALONE
 
     def _enter(self, entries: list[Entry], key: float, of: float, booked: float, *, first: bool) -> Entry:
         mine, least, back = None, math.inf, 0.0
@@ -110,16 +126,24 @@ class Turn:
         """A turn of this process went to others: it takes the next one like all, and not one more to make up for it, as each time costs questions."""
         self._entries[-1][TAG] += share
 
-    def again(self, spent: float) -> float:
-        """In how many seconds the flow is to come again, which has spent more than its room."""
-        return min(max(spent - self.room, self.back, AGAIN[0]), AGAIN[1])
+    def took(self, share: float, after: float) -> None:
+        """A request took so many seconds of throughput, and is admitted `after` seconds from now."""
+        self.spent += share * self.inverse
+        if after > self._ahead:
+            self._ahead = after
 
-    def close(self, spent: float, ahead: float) -> None:
-        """The flow has been granted so many seconds of throughput, the last of it, or its next question, so far ahead; `-inf`: nothing."""
-        if ahead > -math.inf:
+    def again(self) -> float:
+        """In how many seconds the flow is to come again, which has spent more than its room."""
+        seconds = min(max(self.spent - self.room, self.back, AGAIN[0]), AGAIN[1])
+        self._ahead = max(self._ahead, seconds + LATE)
+        return seconds
+
+    def close(self) -> None:
+        """Note in the entries what the requests of this batch have taken, if there were any."""
+        if self._ahead > -math.inf:
             for entry in self._entries:
-                entry[TAG] += spent
-                entry[AHEAD] = max(entry[AHEAD], ahead)
+                entry[TAG] += self.spent
+                entry[AHEAD] = max(entry[AHEAD], self._ahead)
 
 
 def leave(entries: list[Entry], key: float, member: float, seconds: float) -> None:

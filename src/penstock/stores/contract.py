@@ -148,7 +148,7 @@ class Batch:
 
     Attributes:
         terms: The names that it is about.
-        operations: As in `_core.ledger`; limits are counted through all names, from 0.
+        operations: As in `_core.operations`; limits are counted through all names, from 0.
         owner: Who asks: the same number for all batches of a process, and no other's.
         number: The owner's number of this batch; the same when it is sent again.
         now: What the asker takes the store's time to be, in microseconds since 1970; for the calendar.

@@ -1,6 +1,6 @@
 """A batch on its way to a store: writing what is asked, and reading the answer.
 
-What the numbers mean is in `_core.ledger`. Here alone they are packed, and verdicts become `Admitted`, `NotNow` and `OthersTurn`.
+What the numbers mean is in `_core.operations`. Here alone they are packed, and verdicts become `Admitted`, `NotNow` and `OthersTurn`.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class BatchInFlight:
         group: What all of its limit sets must have in common.
         offsets: Its limit sets, with the number of the first limit of each.
         width: Limits in all.
-        operations: As in `_core.ledger`.
+        operations: As in `_core.operations`.
         sent: When it was sent first.
         flow, payer: The flow that was written last, and the limit set that knows it.
         priority: The priority that was written last.

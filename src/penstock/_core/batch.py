@@ -1,0 +1,529 @@
+"""A batch on its way through the ledger: the rows taken apart, and what each operation makes of them.
+
+Nothing here waits, reads a clock or does I/O. `ledger` says what the rules are, `operations` how they are asked for. All limits
+of all rows are counted through, from 0, and what is known of them stands in parallel lists, as most batches ask for two buckets and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+
+from penstock._core import bookings, entries
+from penstock._core.bookings import AMOUNTS, NEW, Asker, Booking
+from penstock._core.flows import ALONE, Turn, leave
+from penstock._core.operations import (
+    ACQUIRE,
+    BOOKED,
+    CHARGE,
+    DROP,
+    FLOW,
+    GIVE_BACK,
+    LEAVE,
+    LOWER,
+    PAUSE,
+    PLACE,
+    RANK,
+    RENEW,
+    RESUME,
+)  # fmt: skip
+from penstock._core.rows import BUCKET, CALENDAR, LOG, RENEWED, WINDOW, Row, write_row
+
+__all__ = ["Batch"]
+
+_NOWHERE = (0.0, NEW, -1.0)
+"""In the place of a booking, its moment and the longest wait, of requests that get none."""
+
+_AGEING = 30.0
+"""Of requests whose age was not said, in seconds."""
+
+_ROUNDING = 1 + 1e-12
+
+Charges = list[tuple[int, float]]
+"""What a request takes: (limit, amount), at least one."""
+
+
+class _Wait:
+    """How long a request would have to wait.
+
+    Attributes:
+        longest: Seconds until all its limits are ready.
+        blocker: The limit that is ready last; below 0: all are ready.
+        fixed: Whether no place can be had in advance: what comes back all at once, or is paused, is charged when it is there.
+    """
+
+    __slots__ = ("blocker", "fixed", "longest")
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self.blocker = -1
+        self.fixed = False
+
+
+class Batch:
+    """The rows of a batch, at the moment `now`.
+
+    Attributes:
+        verdicts: What the operations so far have found.
+    """
+
+    __slots__ = (
+        "_ageing", "_begin_of", "_entries", "_epochs", "_flat", "_free_until", "_last", "_limits", "_now", "_owner", "_pause",
+        "_payer", "_place", "_priority", "_row_of", "_rows", "_stopped", "_turn", "_used", "_waited", "_what", "verdicts",
+    )  # fmt: skip
+
+    def __init__(self, rows: list[Row], limits: Sequence[Sequence[Sequence[float]]], owner: float, now: float) -> None:
+        self._rows = rows
+        self._limits = limits
+        self._owner = owner
+        self._now = now
+        self._flat = flat = [limit for kinds in limits for limit in kinds]
+        self._pause = pause = [value for row in rows for value in row.pause]
+        self._last = [value for row in rows for value in row.last]
+        self._used = [value for row in rows for value in row.used]
+        self._what = [value for row in rows for value in row.what]
+        self._entries = [value for row in rows for value in row.entries]
+        self._epochs = [row.born for row, kinds in zip(rows, limits, strict=True) for _ in kinds]
+        self._row_of = row_of = [number for number, kinds in enumerate(limits) for _ in kinds]
+        self._begin_of = list(accumulate([len(kinds) for kinds in limits], initial=0))
+        # How far each bucket may fill up before a request has to wait; of anything else, and where there is a pause, it is not that simple.
+        self._free_until = [
+            -1.0
+            if kind != BUCKET or third or pause[limit] or rows[row_of[limit]].bookings
+            else second + 0.5e-6 * first + 1e-12 * second
+            for limit, (kind, first, second, third, _) in enumerate(flat)
+        ]
+        self._stopped: set[int] = set()  # limits that later requests must not take before an earlier one
+        self._priority, self._waited, self._ageing = 0.0, 0.0, _AGEING  # of the requests that follow
+        self._place: tuple[float, float, float] | None = None  # of the next request: number, due, within
+        self._payer = -1  # the row that knows the flow of the requests that follow
+        self._turn: Turn | None = None  # and where that flow stands
+        self.verdicts: list[float] = []
+
+    def run(self, operations: Sequence[float]) -> None:
+        """Run all operations, in their order."""
+        at, end = 0, len(operations)
+        while at < end:
+            operation = operations[at]
+            if operation == ACQUIRE and not self._stopped:
+                count = operations[at + 3]
+                if count == 2 and self._take_two(*operations[at + 4 : at + 8]):
+                    at += 8
+                    continue
+                if count == 1 and self._take_one(*operations[at + 4 : at + 6]):
+                    at += 6
+                    continue
+            run = _RUN.get(operation)
+            assert run is not None, f"operation {operation} at {at}"
+            at = run(self, operations, at)
+        if self._turn is not None:
+            self._turn.close()
+
+    def states(self) -> list[float]:
+        """Per limit: seconds of pause left, used, and what the kind has beside it."""
+        told: list[float] = []
+        for limit, (kind, *_) in enumerate(self._flat):
+            log, used = self._entries[limit], self._used[limit]
+            if kind == WINDOW:
+                told += (self._pause[limit], entries.held(log), log[0][0] if log else 0.0)
+                continue
+            if kind == BUCKET:
+                row = self._row_of[limit]
+                used += bookings.taken(self._rows[row].bookings, AMOUNTS + limit - self._begin_of[row])
+            told += (self._pause[limit], used, self._what[limit])
+        return told
+
+    def written(self) -> tuple[list[bytes], list[float]]:
+        """The rows as bytes, and the seconds for which each means something."""
+        rows, keep = [], []
+        for row, kinds, begin in zip(self._rows, self._limits, self._begin_of, strict=False):
+            mine = slice(begin, begin + len(kinds))
+            row.pause, row.last, row.used = self._pause[mine], self._last[mine], self._used[mine]
+            row.what, row.entries = self._what[mine], self._entries[mine]
+            packed, seconds = write_row(row, self._now, kinds)
+            rows.append(packed)
+            keep.append(seconds)
+        return rows, keep
+
+    # Limits
+
+    def _seconds_until(self, limit: int, amount: float) -> float:
+        """Seconds until `amount` could be charged; `inf`: only when somebody gives back."""
+        kind, first, second, third, _ = self._flat[limit]
+        if kind == BUCKET:
+            over = self._used[limit] + (min(amount, second) if third else amount) - second
+            return over / first if over > 0.5e-6 * first + 1e-12 * second else 0.0
+        if kind == CALENDAR:
+            ends = self._what[limit]
+            if self._now >= ends:
+                return 1e-6  # the asker is a period behind: its next question will know better
+            over = self._used[limit] + amount - first * _ROUNDING
+            return (ends - self._now) / 1e6 if over > 0 else 0.0
+        log = self._entries[limit]
+        over = entries.held(log) + amount - first * _ROUNDING
+        if over <= 0:
+            return 0.0
+        if third != RENEWED:
+            for until, _, units in log:
+                over -= units
+                if over <= 0:
+                    return (until - self._now) / 1e6
+        return math.inf
+
+    def _charge(self, limit: int, amount: float, after: float) -> float:
+        """Charge at the moment `now + after`; return the receipt that a refund needs."""
+        kind, first, second, third, _ = self._flat[limit]
+        self._last[limit] = max(self._last[limit], after)
+        if kind == BUCKET:
+            self._used[limit] = max(self._used[limit], after * first) + amount
+            self._what[limit] += amount
+            return self._what[limit]
+        if kind == CALENDAR:
+            self._used[limit] += amount
+            return self._what[limit]
+        log = self._entries[limit]
+        until = self._now + math.ceil((after + second) * 1e6)
+        if third == RENEWED:
+            for entry in log:
+                if entry[1] == self._owner:
+                    entry[0] = max(entry[0], until)
+                    entry[2] += amount
+                    entries.in_order(log)
+                    return until
+        log.append([until, self._owner, amount])
+        entries.in_order(log)
+        if third == LOG and len(log) > entries.LONGEST_LOG:
+            entries.merge(log)
+        return until
+
+    def _charged_since(self, limit: int, receipt: float) -> float:
+        """What a bucket charged after the charge of that receipt, and was not given back."""
+        back = sum([amount for of, _, amount in self._entries[limit] if of > receipt])
+        return max(0.0, self._what[limit] - receipt - back)
+
+    # Requests
+
+    def _take_two(self, limit: float, amount: float, other: float, other_amount: float) -> bool:
+        """Grant a request of two buckets at once, as most are; False: it is not that simple, and nothing has changed."""
+        one, two = int(limit), int(other)
+        used, what = self._used, self._what
+        full, filled = used[one] + amount, used[two] + other_amount
+        if full > self._free_until[one] or filled > self._free_until[two] or one == two:
+            return False
+        used[one], used[two] = full, filled
+        what[one] += amount
+        what[two] += other_amount
+        self.verdicts += (0.0, what[one], what[two])
+        self._place = None
+        if self._turn is not None:
+            share, other_share = amount / self._flat[one][1], other_amount / self._flat[two][1]
+            self._turn.took(share if share > other_share else other_share, 0.0)
+        return True
+
+    def _take_one(self, limit: float, amount: float) -> bool:
+        """The same for a request of one bucket."""
+        one = int(limit)
+        full = self._used[one] + amount
+        if full > self._free_until[one]:
+            return False
+        self._used[one] = full
+        self._what[one] += amount
+        self.verdicts += (0.0, self._what[one])
+        self._place = None
+        if self._turn is not None:
+            self._turn.took(amount / self._flat[one][1], 0.0)
+        return True
+
+    def _acquire(self, operations: Sequence[float], at: int) -> int:
+        horizon, stops, count = operations[at + 1 : at + 4]
+        begin, end = at + 4, at + 4 + 2 * int(count)
+        charges = [(int(operations[index]), operations[index + 1]) for index in range(begin, end, 2)]
+        wait = self._wait(charges)
+        (number, due, within), self._place = self._place or _NOWHERE, None
+        asker, claims, crowded, passes = None, False, False, True
+        rows = [self._row_of[limit] for limit, _ in charges]
+        if number or self._crowded(rows):
+            rows, asker = list(dict.fromkeys(rows)), self._asker(charges)
+            claims = due != NEW and self._claim(charges, rows, number, due, asker)
+            crowded = self._crowded(rows)
+        if asker is not None and crowded and not wait.fixed:
+            found = self._before(rows, asker, claims=claims)
+            passes = wait.longest <= horizon and not self._delays(charges, found, wait.longest)
+            if not passes:  # where it was passed it goes to the end, so the next ones keep their moments
+                self._wait_behind(charges, self._before(rows, asker, claims=False), wait)
+        goes = passes and wait.longest <= horizon and not wait.fixed
+        must_wait = stops and wait.longest > 0
+        if must_wait and self._is_others_turn() and not (wait.fixed or crowded or claims or (number and not goes)):
+            self._let_others_go()
+        elif goes:
+            self.verdicts.append(wait.longest)
+            self.verdicts += [self._charge(limit, amount, wait.longest) for limit, amount in charges]
+            self._count_turn(charges, wait.longest, claims=claims)
+        elif asker is not None and wait.longest <= within and not wait.fixed:
+            self.verdicts += (-1.0 - wait.longest, BOOKED)
+            self._book(charges, rows, number, wait.longest, asker, claims=claims)
+            self._count_turn(charges, wait.longest, claims=claims)
+        else:
+            self.verdicts += (-1.0 - wait.longest, wait.blocker)
+            if stops:
+                self._stopped.update([limit for limit, amount in charges if not passes or self._blocks(limit, amount)])
+        return end
+
+    def _wait(self, charges: Charges) -> _Wait:
+        """How long a request would have to wait if nobody else asked."""
+        wait = _Wait()
+        for limit, amount in charges:
+            seconds = self._seconds_until(limit, amount)
+            if seconds > 0 and self._flat[limit][0] != BUCKET:
+                wait.fixed = True  # what comes back all at once cannot be had in advance
+            if self._pause[limit] > seconds:
+                seconds, wait.fixed = (
+                    self._pause[limit],
+                    True,
+                )  # it may be lifted, and a reservation would stay where it is
+            if limit in self._stopped:
+                wait.fixed = True
+            if seconds > wait.longest or (wait.fixed and wait.blocker < 0):
+                wait.longest, wait.blocker = seconds, limit
+        if wait.longest > 0 and not wait.fixed:
+            for limit, _ in charges:
+                if self._flat[limit][0] == CALENDAR and self._now + wait.longest * 1e6 >= self._what[limit]:
+                    wait.fixed, wait.blocker = True, limit
+                    wait.longest = max(wait.longest, (self._what[limit] - self._now) / 1e6)
+        return wait
+
+    def _blocks(self, limit: int, amount: float) -> bool:
+        return max(self._seconds_until(limit, amount), self._pause[limit]) > 0
+
+    def _share_of(self, charges: Charges) -> float:
+        """Seconds of throughput that a request takes, of the limit that it takes most of."""
+        return max([amount * _seconds(self._flat[limit]) for limit, amount in charges])
+
+    # The turn of a flow
+
+    def _is_others_turn(self) -> bool:
+        return self._turn is not None and self._turn.is_over
+
+    def _let_others_go(self) -> None:
+        """Tell a request when to come again, as its flow is ahead of another that waits."""
+        assert self._turn is not None, "nobody else has bounds"
+        self.verdicts += (-1.0 - self._turn.again(), -1.0 - (self._turn.spent - self._turn.room))
+
+    def _count_turn(self, charges: Charges, after: float, *, claims: bool) -> None:
+        """Count a request that goes, or will, as its flow's; one that claims a booking was counted when it was booked."""
+        if self._turn is not None:
+            self._turn.took(0.0 if claims else self._share_of(charges), after)
+
+    # Bookings
+
+    def _crowded(self, rows: Sequence[int]) -> bool:
+        return any(self._rows[row].bookings for row in rows)
+
+    def _amounts_of(self, charges: Charges, row: int) -> list[float]:
+        """What a request takes from each limit of a row."""
+        amounts = [0.0] * len(self._limits[row])
+        for limit, amount in charges:
+            if self._row_of[limit] == row:
+                amounts[limit - self._begin_of[row]] += amount
+        return amounts
+
+    def _asker(self, charges: Charges) -> Asker:
+        """What a request passes others by."""
+        share, turn = self._share_of(charges), self._turn
+        asker = Asker(self._priority, self._waited, self._ageing, share)
+        if turn is not None:
+            asker.key, asker.share = turn.key, share * turn.inverse
+            asker.start, asker.member_start = turn.starts()
+        return asker
+
+    def _claim(self, charges: Charges, rows: Sequence[int], number: float, due: float, asker: Asker) -> bool:
+        """Take the booking of a request out of its rows; whether there was one."""
+        claimed = False
+        for row in rows:
+            booking = bookings.mine(self._rows[row].bookings, number, due, self._amounts_of(charges, row))
+            claimed = claimed or booking is not None
+            if booking is not None and booking[bookings.ID] and row == self._payer:
+                asker.start, asker.member_start = booking[bookings.START], booking[bookings.MEMBER_START]
+        return claimed
+
+    def _before(self, rows: Sequence[int], asker: Asker, *, claims: bool) -> dict[int, list[Booking]]:
+        """Per row, the bookings that a request must not delay."""
+        return {
+            row: bookings.before(self._rows[row].bookings, self._known_to(row, asker), claims=claims) for row in rows
+        }
+
+    def _known_to(self, row: int, asker: Asker) -> Asker:
+        return asker if row == self._payer else asker.without_flow()
+
+    def _delays(self, charges: Charges, found: dict[int, list[Booking]], after: float) -> bool:
+        """Whether one of these would come later if a request went `after` seconds from now."""
+        for limit, amount in charges:
+            kind, first, second, third, _ = self._flat[limit]
+            row = self._row_of[limit]
+            if kind == BUCKET and found[row]:
+                column, need = AMOUNTS + limit - self._begin_of[row], min(amount, second) if third else amount
+                if bookings.delays(found[row], column, (self._used[limit], first, second), need, after):
+                    return True
+        return False
+
+    def _wait_behind(self, charges: Charges, found: dict[int, list[Booking]], wait: _Wait) -> None:
+        """Let a request wait until all of these have had theirs."""
+        longest, blocker = 1e-6, charges[0][0]
+        for limit, amount in charges:
+            kind, first, second, third, _ = self._flat[limit]
+            if kind == BUCKET:
+                row = self._row_of[limit]
+                need = min(amount, second) if third else amount
+                booked = bookings.taken(found[row], AMOUNTS + limit - self._begin_of[row])
+                over = self._used[limit] + booked + need - second
+                if over / first > longest:
+                    longest, blocker = over / first, limit
+        if longest > wait.longest:
+            wait.longest, wait.blocker = longest, blocker
+
+    def _book(
+        self, charges: Charges, rows: Sequence[int], number: float, due: float, asker: Asker, *, claims: bool
+    ) -> None:
+        """Note when a request is to come again, in all rows that it is about."""
+        if claims:
+            self._stopped.update(
+                [limit for limit, _ in charges]
+            )  # a later one is to have no place of its own beside it
+            if self._turn is not None:
+                start, member_start = self._turn.starts()
+                asker.start, asker.member_start = start if member_start == ALONE else asker.start, member_start
+                self._turn.passed(asker.share)
+        for row in rows:
+            of = self._known_to(row, asker)
+            booking = [
+                number, due, self._priority, self._waited, self._ageing, of.key, of.start, of.member_start, of.share,
+            ]  # fmt: skip
+            bookings.add(self._rows[row].bookings, booking + self._amounts_of(charges, row))
+            for limit in range(self._begin_of[row], self._begin_of[row + 1]):
+                self._free_until[limit] = -1.0
+
+    # Other operations: each returns where the next one begins
+
+    def _give_back(self, operations: Sequence[float], at: int) -> int:
+        begin, end = at + 2, at + 2 + 4 * int(operations[at + 1])
+        for index in range(begin, end, 4):
+            limit, amount, epoch, receipt = int(operations[index]), *operations[index + 1 : index + 4]
+            if epoch != self._epochs[limit]:
+                continue
+            kind, first, _, third, _ = self._flat[limit]
+            log, used = self._entries[limit], self._used[limit]
+            if kind == BUCKET:
+                least = min(used, self._last[limit] * first + self._charged_since(limit, receipt))
+                self._used[limit] = max(used - amount, least)
+                entries.remember(log, receipt, amount)
+            elif kind == CALENDAR:
+                if receipt == self._what[limit]:
+                    self._used[limit] = max(0.0, used - amount)
+            elif (
+                third == RENEWED or receipt > self._now
+            ):  # else it has come back by itself, and what is there is others'
+                entries.release(log, amount, self._owner, receipt, third)
+        return end
+
+    def _charge_all(self, operations: Sequence[float], at: int) -> int:
+        begin, end = at + 2, at + 2 + 2 * int(operations[at + 1])
+        for index in range(begin, end, 2):
+            self.verdicts.append(self._charge(int(operations[index]), operations[index + 1], 0.0))
+        return end
+
+    def _start_pause(self, operations: Sequence[float], at: int) -> int:
+        seconds = operations[at + 1]
+        begin, end = at + 3, at + 3 + int(operations[at + 2])
+        for index in range(begin, end):
+            limit = int(operations[index])
+            self._pause[limit] = max(self._pause[limit], seconds)
+            if seconds > 0:
+                self._free_until[limit] = -1.0
+        return end
+
+    def _resume(self, operations: Sequence[float], at: int) -> int:
+        begin, end = at + 2, at + 2 + int(operations[at + 1])
+        for index in range(begin, end):
+            self._pause[int(operations[index])] = 0.0
+        return end
+
+    def _lower(self, operations: Sequence[float], at: int) -> int:
+        begin, end = at + 2, at + 2 + 5 * int(operations[at + 1])
+        for index in range(begin, end, 5):
+            limit, level, age, epoch, receipt = int(operations[index]), *operations[index + 1 : index + 5]
+            kind, first, second, third, _ = self._flat[limit]
+            if kind == BUCKET:
+                if epoch == self._epochs[limit]:
+                    level += age * first - self._charged_since(limit, receipt)
+                missing = second - level - self._used[limit]
+                if missing > 0:
+                    self._used[limit] += missing
+                    self._what[limit] += missing
+            elif kind == CALENDAR:
+                self._used[limit] = max(self._used[limit], first - level)
+            elif third == LOG:
+                missing = first - entries.held(self._entries[limit]) - level
+                if missing > 0:
+                    self._charge(limit, missing, 0.0)
+        return end
+
+    def _renew(self, operations: Sequence[float], at: int) -> int:
+        begin, end = at + 2, at + 2 + int(operations[at + 1])
+        for index in range(begin, end):
+            limit = int(operations[index])
+            for entry in self._entries[limit]:
+                if entry[1] == self._owner:
+                    entry[0] = self._now + math.ceil(self._flat[limit][2] * 1e6)
+            entries.in_order(self._entries[limit])
+        return end
+
+    def _begin_flow(self, operations: Sequence[float], at: int) -> int:
+        if self._turn is not None:
+            self._turn.close()
+        key, member, weight, of, waits = operations[at + 1 : at + 6]
+        self._payer = self._row_of[int(of)]
+        row = self._rows[self._payer]
+        booked = bookings.starts(row.bookings, key, alone=not member)
+        self._turn = Turn(row.flows, key, member, weight, booked, waits or -math.inf)
+        return at + 6
+
+    def _leave(self, operations: Sequence[float], at: int) -> int:
+        key, member, seconds, of = operations[at + 1 : at + 5]
+        leave(self._rows[self._row_of[int(of)]].flows, key, member, seconds)
+        return at + 5
+
+    def _rank(self, operations: Sequence[float], at: int) -> int:
+        self._priority, self._waited, self._ageing = operations[at + 1 : at + 4]
+        return at + 4
+
+    def _choose_place(self, operations: Sequence[float], at: int) -> int:
+        self._place = (operations[at + 1], operations[at + 2], operations[at + 3])
+        return at + 4
+
+    def _drop(self, operations: Sequence[float], at: int) -> int:
+        bookings.drop(self._rows[self._row_of[int(operations[at + 2])]].bookings, operations[at + 1])
+        return at + 3
+
+
+_RUN: dict[float, Callable[[Batch, Sequence[float], int], int]] = {
+    ACQUIRE: Batch._acquire,
+    GIVE_BACK: Batch._give_back,
+    CHARGE: Batch._charge_all,
+    PAUSE: Batch._start_pause,
+    LOWER: Batch._lower,
+    RENEW: Batch._renew,
+    FLOW: Batch._begin_flow,
+    LEAVE: Batch._leave,
+    RESUME: Batch._resume,
+    RANK: Batch._rank,
+    PLACE: Batch._choose_place,
+    DROP: Batch._drop,
+}
+
+
+def _seconds(limit: Sequence[float]) -> float:
+    """How long one unit of that limit takes to flow in. What comes back all at once counts as if it took a second, or its window."""
+    kind, first, second, third, _ = limit
+    return second / first if kind == WINDOW and third == LOG else 1.0 / first

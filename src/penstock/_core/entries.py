@@ -1,0 +1,65 @@
+"""The entries of a limit in a row: what a bucket was given back, and what a window has charged.
+
+Nothing here waits, reads a clock or does I/O. An entry is three numbers: receipt, 0 and amount of a bucket's refunds; end, owner and amount of a
+window's charges. Entries are kept in the order of their first number.
+"""
+
+from __future__ import annotations
+
+from penstock._core.rows import RENEWED
+
+__all__ = ["LONGEST_LOG", "REFUNDS", "Log", "held", "in_order", "merge", "release", "remember"]
+
+REFUNDS = 32
+"""Refunds that a bucket remembers; of more, the two with the lowest receipts become one, which gives back a little less."""
+
+LONGEST_LOG = 256
+"""Entries of a window beyond which neighbours are merged into the later one: that keeps the limit and frees the earlier part late."""
+
+Log = list[list[float]]
+
+
+def held(log: Log) -> float:
+    """Units in all entries."""
+    return sum([entry[2] for entry in log])
+
+
+def in_order(log: Log) -> None:
+    """Sort the entries by their first number; equals stay as they are."""
+    log.sort(key=_first)
+
+
+def _first(entry: list[float]) -> float:
+    return entry[0]
+
+
+def remember(refunds: Log, receipt: float, amount: float) -> None:
+    """Note that `amount` of the charge of that receipt was given back."""
+    index = len(refunds)
+    while index and refunds[index - 1][0] > receipt:
+        index -= 1
+    if index and refunds[index - 1][0] == receipt:
+        refunds[index - 1][2] += amount
+        return
+    refunds.insert(index, [receipt, 0.0, amount])
+    if len(refunds) > REFUNDS:
+        refunds[0][2] += refunds[1][2]  # the lower receipt: only charges before both may count on either
+        del refunds[1]
+
+
+def merge(log: Log) -> None:
+    """Halve a log: each entry of two goes into its later neighbour."""
+    merged = [[later[0], later[1], earlier[2] + later[2]] for earlier, later in zip(log[::2], log[1::2], strict=False)]
+    if len(log) % 2:
+        merged.append(log[-1])
+    log[:] = merged
+
+
+def release(log: Log, amount: float, owner: float, receipt: float, mode: float) -> None:
+    """Take `amount` out of the first entry that can be the one of that owner and receipt; `mode`: of the window."""
+    for index, entry in enumerate(log):
+        if entry[1] == owner and (mode == RENEWED or entry[0] >= receipt):
+            entry[2] -= min(amount, entry[2])
+            if entry[2] <= 0:
+                del log[index]
+            return

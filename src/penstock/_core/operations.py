@@ -1,0 +1,34 @@
+"""What a batch asks of a store, and what it is told: operations and verdicts, as plain lists of floats, so that all stores can speak the same.
+
+    limit        kind, and four numbers:  BUCKET rate burst overdraft –   CALENDAR amount end next_end –   WINDOW amount ttl mode –
+    ACQUIRE      horizon stops n (limit amount)ⁿ           → wait receiptⁿ, or −1 − wait and the limit that is ready last; −1 − seconds where it is another flow's turn
+    GIVE_BACK    n (limit amount epoch receipt)ⁿ
+    CHARGE       n (limit amount)ⁿ                         → receiptⁿ
+    PAUSE        seconds n (limit)ⁿ
+    RESUME       n (limit)ⁿ                                 a pause ends
+    LOWER        n (limit level age epoch receipt)ⁿ
+    RENEW        n (limit)ⁿ
+    FLOW         key member weight limit waits      the flow of the following requests, as the row of that limit knows it; there may be no
+                                                    request, as it waits behind others of its process, for so many seconds
+    LEAVE        key member seconds limit     a reservation worth so much of its throughput goes back
+    RANK         priority waited ageing       how urgent and how old the requests that follow are, and in how many seconds they rise by a level
+    PLACE        number due within            the next request is given a booking of that number if it would have to wait longer than its
+                                              horizon, and at most `within` seconds: −1 − wait BOOKED. `due`: it has one already, for that moment
+                                              (seconds from now), and claims it; NEW: it has none
+    DROP         number limit                 the booking of that number is not needed any more, as far as the row of that limit knows it
+
+Moments (`now`, ends, epochs) are microseconds since 1970, whole; durations are seconds. `epoch` is when a row was born: a permit
+of a row that was lost since gives nothing back to its successor.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ACQUIRE", "BOOKED", "CHARGE", "DROP", "FLOW", "GIVE_BACK", "LEAVE", "LOWER", "PAUSE", "PLACE", "RANK", "RENEW", "RESUME",
+]  # fmt: skip
+
+ACQUIRE, GIVE_BACK, CHARGE, PAUSE, LOWER, RENEW, FLOW, LEAVE, RESUME = 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0
+RANK, PLACE, DROP = 10.0, 11.0, 12.0
+
+BOOKED = -0.5
+"""In a verdict, where the number of a limit would be: the request has a booking."""
