@@ -18,6 +18,7 @@ Inside, from the top down:
     tokens       what a request costs, told from its body        pure, but for tiktoken's files
     usage_reader what an answer used, read as it passes          pure
     failures     what an error means: wait, back off, give up
+    wording      which limit an error's words are about, and for how long    pure
     headers      what a response says about its limits           pure
 
 What belongs to one service alone is beside this package: `penstock.openai`, `penstock.anthropic`.
@@ -30,14 +31,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from penstock.llm.clients import limit_client as limit_client
     from penstock.llm.clients import limits_of as limits_of
-    from penstock.llm.failures import RateLimitInfo as RateLimitInfo
     from penstock.llm.failures import retry_on as retry_on
     from penstock.llm.refusals import rate_limit_info as rate_limit_info
+    from penstock.llm.wording import RateLimitInfo as RateLimitInfo
 
 __all__ = ["RateLimitInfo", "limit_client", "limits_of", "rate_limit_info", "retry_on"]
 
 _HOMES = {
-    "RateLimitInfo": "failures",
+    "RateLimitInfo": "wording",
     "limit_client": "clients",
     "limits_of": "clients",
     "rate_limit_info": "refusals",

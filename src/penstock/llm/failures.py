@@ -13,15 +13,15 @@ import enum
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from decimal import Decimal, InvalidOperation
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from penstock import clock
 from penstock._retry_after import attribute_of
 from penstock.errors import AttemptTimeout, CircuitOpen, CostError, PenstockError, RateLimited
 from penstock.llm import headers as _headers
+from penstock.llm.wording import LONGEST, RateLimitInfo, info_of, message_wait, never_fits, quota_named
 
 __all__ = [
     "Action",
@@ -49,29 +49,7 @@ class Action(enum.Enum):
     """No request of this account will do until somebody acts: end the run."""
 
 
-@dataclass(frozen=True, slots=True)
-class RateLimitInfo:
-    """Which limit it was, as far as the service's words tell. None: they do not.
-
-    Attributes:
-        unit: `requests`, `tokens`, `images`…
-        period: Of the limit, in seconds.
-        limit: Units per period.
-        current: Units that were used.
-        requested: Units that the request would have taken.
-        model: As the service names it.
-        organisation: The same.
-        wait: Seconds to wait.
-    """
-
-    unit: str | None = None
-    period: float | None = None
-    limit: float | None = None
-    current: float | None = None
-    requested: float | None = None
-    model: str | None = None
-    organisation: str | None = None
-    wait: float | None = None
+_UNKNOWN = RateLimitInfo()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +61,19 @@ class Verdict:
         wait: Seconds to wait before the next try, as the server put it, above 0. None: it did not say.
         code: The service's own code or type, `""` if it gave none.
         message: The service's own words, `""` if it gave none.
+        details: Which limit it was, as far as the body tells it beside its words.
     """
 
     action: Action
     wait: float | None
     code: str
     message: str
+    details: RateLimitInfo = _UNKNOWN
 
     @property
     def info(self) -> RateLimitInfo:
-        """Which limit it was, read from the message."""
-        return _info(self.message)
+        """Which limit it was, by the body's details and its message."""
+        return self.details.completed_by(info_of(self.message))
 
     @property
     def retryable(self) -> bool:
@@ -116,62 +96,68 @@ STOPS = frozenset(
         "enforced_spend_limit_reached",  # Anthropic
         "exceeded_current_quota_error",  # Moonshot
         "1113",  # Z.ai: no balance
+        "billing_error",  # Anthropic
+        "unsupported_country_region_territory",
     }
 )
 """Codes after which no request of the account does, whatever the status."""
 
 _CONNECTION_TROUBLE = {
+    ("TransportError", "httpx"),
+    ("TransportError", "httpx2"),
     ("ClientConnectionError", "aiohttp"),
     ("ClientPayloadError", "aiohttp"),
     ("ConnectionError", "requests"),
     ("Timeout", "requests"),
+    ("ChunkedEncodingError", "requests"),
     ("HTTPClientError", "botocore"),
+    ("ConnectionError", "botocore"),
+    ("ProtocolError", "urllib3"),
+    ("TimeoutError", "urllib3"),
+    ("NewConnectionError", "urllib3"),
+    ("IncompleteRead", "http"),
 }
+_OUR_FAULT = {
+    ("UnsupportedProtocol", "httpx"),
+    ("UnsupportedProtocol", "httpx2"),
+    ("LocalProtocolError", "httpx"),
+    ("LocalProtocolError", "httpx2"),
+    ("InvalidURL", "httpx"),
+    ("InvalidURL", "httpx2"),
+    ("InvalidURL", "requests"),
+    ("InvalidURL", "aiohttp"),
+    ("ClientConnectorCertificateError", "aiohttp"),
+}
+"""What looks like trouble with a connection, and is a wrong address or request: sending it again does not mend it."""
+
+_STATUSES = {
+    **dict.fromkeys(("rate_limit_exceeded", "rate_limit_error", "rate_limited", "slow_down", "too_many_requests"), 429),
+    **dict.fromkeys(("RESOURCE_EXHAUSTED", "requests", "tokens"), 429),
+    **dict.fromkeys(("server_is_overloaded", "service_unavailable_error", "UNAVAILABLE"), 503),
+    **dict.fromkeys(("overloaded", "overloaded_error"), 529),
+    **dict.fromkeys(("server_error", "api_error", "internal_error", "internal_server_error", "INTERNAL"), 500),
+    **dict.fromkeys(("timeout", "timeout_error", "DEADLINE_EXCEEDED"), 504),
+    **dict.fromkeys(("invalid_request_error", "INVALID_ARGUMENT", "content_filter"), 400),
+    "authentication_error": 401,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+}
+"""The status that an error inside a success stands for, by its code or type."""
 
 OURS = "penstock"
 """The type of the errors that our own transport answers with, in the service's stead."""
 
-_PERIODS = {
-    **dict.fromkeys(("second", "sec", "s"), 1.0),
-    **dict.fromkeys(("minute", "min"), 60.0),
-    "hour": 3_600.0,
-    "day": 86_400.0,
-    "month": 2_592_000.0,
-}
-
 _STOPS_IN_WORDS = re.compile(
     r"credit balance|insufficient (?:balance|credits?|funds)|spend(?:ing)?[ _](?:limit|cap)|out of credits?"
-    r"|exceeded[ _]current[ _]quota|billing (?:hard )?limit",
+    r"|exceeded[ _]current[ _]quota|billing (?:hard )?limit|specified (?:workspace )?api usage limits|key limit exceeded"
+    r"|\bcalls / month",
     re.IGNORECASE,
 )
 _ROWS_OWN = re.compile(r"fewer max_tokens|can only afford", re.IGNORECASE)
+_FOR_A_DAY = re.compile(r"free-models-per-day", re.IGNORECASE)  # OpenRouter's
+_DAY = 86_400.0
 _THROTTLED = re.compile(r"throttl|toomanyrequests|requestlimitexceeded|slowdown", re.IGNORECASE)
-
-_TOO_LARGE = re.compile(r"request too large", re.IGNORECASE)
-_NEVER = re.compile(r"\blimit: 0(?![\d.])", re.IGNORECASE)
-_LIMIT = re.compile(r"\bLimit:? (\d[\d,]*(?:\.\d+)?)", re.IGNORECASE)
-_USED = re.compile(r"\b(?:Used|Current):? (\d[\d,]*(?:\.\d+)?)", re.IGNORECASE)
-_REQUESTED = re.compile(r"\bRequested:? ~?(\d[\d,]*(?:\.\d+)?)", re.IGNORECASE)
-_UNIT_AND_PERIOD = re.compile(
-    r"\b([a-z]{1,30}) per (?:(\d{1,6})[ -]?)?(second|sec|s|minute|min|hour|day|month)s?\b", re.IGNORECASE
-)
-_FOR_MODEL = re.compile(r"\bfor (?:model )?`?([\w.:/-]{1,100})`? (?:in|on)\b")
-_ORGANISATION = re.compile(r"\bin organization `?([\w-]{1,100})")
-_AGAIN_IN = re.compile(
-    r"(?:(?:try|retry)(?: again)?[ _](?:in|after)|\bwait)(?:\s*[:=]\s*|\s+)(?:about\s+)?(?=\d|\.\d)", re.IGNORECASE
-)
-_WORDED = re.compile(r"\s*(?:and\s+|,\s*)?(\d[\d,]*(?:\.\d+)*|\.\d+)\s*([a-zµμ]*)", re.IGNORECASE)
-_BARE_ENDS = re.compile(r"\s*(?:[.,;!)]|$)")
-_LONGEST = 2_000
-"""Characters of a message that are read."""
-
-_UNITS = {
-    **dict.fromkeys(("ms", "millisecond", "milliseconds"), Decimal("0.001")),
-    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), Decimal(1)),
-    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), Decimal(60)),
-    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), Decimal(3_600)),
-    **dict.fromkeys(("d", "day", "days"), Decimal(86_400)),
-}
 
 
 def judge(status: int, body: Any = None, headers: Mapping[str, str] | None = None) -> Verdict:
@@ -188,9 +174,13 @@ def judge(status: int, body: Any = None, headers: Mapping[str, str] | None = Non
     # Header and message round differently ("1" and "6ms"): believing the longer one is never too early. A hint of 0, or a
     # date that has passed, is none: who resends at once is refused again.
     wait = max(asked or 0.0, worded or 0.0, error.wait or 0.0) or None
-    if status < 400 and error.status is not None:
-        status = error.status  # an answer with 200 may hold an error
+    if status < 400:
+        status = _status_inside(status, error)
+    elif status == 400 and (_THROTTLED.search(error.kind) or _THROTTLED.search(_header(headers, "x-amzn-errortype"))):
+        status = 429
     action = _action(status, error)
+    if action is Action.WAIT and error.code == "429" and (worded or 0.0) >= _DAY:
+        action = Action.PERMANENT  # Azure's way to say that it is more than the whole quota
     should_retry = _should_retry(headers)
     # Our own refusals forbid retries to SDKs, which would make the wait that was just refused. Others may know better.
     ours = error.kind == OURS or _header(headers, "x-refused-by") == OURS
@@ -200,29 +190,7 @@ def judge(status: int, body: Any = None, headers: Mapping[str, str] | None = Non
         action = Action.BACK_OFF
     if action in {Action.PERMANENT, Action.STOP}:
         wait = None
-    return Verdict(action=action, wait=wait, code=error.code or error.kind, message=error.message)
-
-
-def message_wait(message: str) -> float | None:
-    """Seconds in "Please try again in 6ms", "… in 2m5.5s", "Please wait 23 seconds", "Retry after: 30". None: nothing of the kind."""
-    message = message[:_LONGEST]
-    found = _AGAIN_IN.search(message)
-    if found is None:
-        return None
-    at, seconds, known = found.end(), Decimal(0), False  # in binary, 950 ms would be a little more than 0.95 s
-    while (part := _WORDED.match(message, at)) is not None:
-        number, unit = part[1].replace(",", ""), part[2].lower()
-        # Without a unit it is seconds, if nothing else follows: not "30 apples".
-        bare = not unit and not known and _BARE_ENDS.match(message, part.end())
-        step = Decimal(1) if bare else _UNITS.get(unit)
-        if step is None:  # the sentence goes on: "in 5 s or less"
-            break
-        try:
-            seconds += Decimal(number) * step
-        except InvalidOperation:
-            return None
-        known, at = True, part.end()
-    return float(seconds) if known and math.isfinite(seconds) else None
+    return Verdict(action, wait, error.code or error.kind, error.message, error.details)
 
 
 def retry_on(error: BaseException) -> bool | float:
@@ -230,24 +198,34 @@ def retry_on(error: BaseException) -> bool | float:
 
     Reads what the errors of SDKs, httpx, requests, aiohttp and botocore carry (`status_code`, `status`, `code`, `body`,
     `response`); none of them is imported. Of an error that wraps another (`raise … from`), the first that says something
-    counts. Connections that failed or timed out are worth another try. So is our own `RateLimited`; a cost that can never be
-    granted is not. Anything unknown is False: a bug is no reason to send again.
+    counts; of a group every one must be worth another try, after the longest of their waits. Connections that failed or
+    timed out are worth another try. So is our own `RateLimited`; a cost that can never be granted is not. Anything unknown
+    is False: a bug is no reason to send again.
     """
-    for link in _chain(error):
+    links = _chain(error)
+    for link in links:
         if isinstance(link, CostError):
             return False
         if isinstance(link, (RateLimited, CircuitOpen)):
             return link.retry_after if math.isfinite(link.retry_after) else True
         if isinstance(link, PenstockError):
             return isinstance(link, AttemptTimeout)
-    for link in _chain(error):
+    for link in links:
+        if isinstance(link, BaseExceptionGroup):
+            return _retry_on_all(link.exceptions)
         failure = failure_of(link)
         if failure is not None:
-            if failure.status < 400:
-                return False  # an answer that could not be read: sending again costs the same and reads the same
+            # A success is one that nobody could read, and would read the same again, unless it holds an error.
             verdict = judge(failure.status, failure.body, failure.headers)
             return verdict.retryable and (True if verdict.wait is None else verdict.wait)
-    return any(_is_connection_trouble(link) for link in _chain(error))
+    return not any(_is_of(link, _OUR_FAULT) for link in links) and any(_is_connection_trouble(link) for link in links)
+
+
+def _retry_on_all(errors: Sequence[BaseException]) -> bool | float:
+    verdicts = [retry_on(each) for each in errors[:100]]
+    if any(verdict is False for verdict in verdicts):
+        return False
+    return max((verdict for verdict in verdicts if verdict is not True), default=True)
 
 
 class Failure(NamedTuple):
@@ -270,7 +248,8 @@ def failure_of(error: BaseException) -> Failure | None:
         if isinstance(status, int) and not isinstance(status, bool) and 100 <= status < 600:
             break
     else:
-        return None
+        body = attribute_of(error, "body")
+        return Failure(200, body, None, None) if isinstance(body, Mapping) else None  # an error event in a stream
     headers = attribute_of(response, "headers") or attribute_of(error, "headers")
     text, body = attribute_of(response, "text"), attribute_of(error, "body")
     if body is None:
@@ -297,7 +276,9 @@ def info_in(*bodies: Any) -> RateLimitInfo:
         if isinstance(noted, dict):
             values: Any = (noted.get(each.name) for each in fields(RateLimitInfo))
             return RateLimitInfo(*values)
-    return _info(next((message for body in bodies if (message := _error(body).message)), ""))
+    errors = [_error(body) for body in bodies]
+    told = next((error for error in errors if error.message), _Error())
+    return told.details.completed_by(info_of(told.message))
 
 
 _NOTED = re.compile(r'"rate_limit":\s?(?=\{)')
@@ -317,6 +298,16 @@ def _noted(body: Any) -> Any:
         return None
 
 
+def _status_inside(status: int, error: _Error) -> int:
+    """The status that an error stands for which came in an answer with 200, or in the middle of a stream."""
+    if error.status is not None:
+        return error.status
+    known = _STATUSES.get(error.code) or _STATUSES.get(error.kind)
+    if known is None and error.is_one:
+        return 500
+    return status if known is None else known
+
+
 def _action(status: int, error: _Error) -> Action:
     words = f"{error.code} {error.message}"
     if error.code in STOPS or error.kind in STOPS:
@@ -326,40 +317,13 @@ def _action(status: int, error: _Error) -> Action:
     if status == 402 or (status in {400, 403, 429} and _STOPS_IN_WORDS.search(words)):
         return Action.STOP
     if status == 429:
-        return Action.PERMANENT if error.for_the_day or _never_fits(error.message) else Action.WAIT
+        hopeless = error.for_the_day or _FOR_A_DAY.search(error.message) or never_fits(error.message)
+        return Action.PERMANENT if hopeless else Action.WAIT
     if status == 401:  # the key is wrong, and it is wrong for every request
         return Action.STOP
     if status in {408, 409, 425, 498} or status >= 500:
         return Action.PERMANENT if status in {501, 505} else Action.BACK_OFF
     return Action.PERMANENT
-
-
-def _never_fits(message: str) -> bool:
-    """Whether no wait would do: "Request too large …: Limit 10000, Requested 11454", "limit: 0"."""
-    if _TOO_LARGE.search(message) or _NEVER.search(message):
-        return True
-    limit, requested = _number_after(_LIMIT, message), _number_after(_REQUESTED, message)
-    return limit is not None and requested is not None and requested > limit
-
-
-def _number_after(words: re.Pattern[str], message: str) -> float | None:
-    """The number that a message has after a word. As a float: there is no end to the digits that a server may send."""
-    found = words.search(message)
-    return None if found is None else float(found[1].replace(",", ""))
-
-
-def _info(message: str) -> RateLimitInfo:
-    unit, model, organisation = (each.search(message) for each in (_UNIT_AND_PERIOD, _FOR_MODEL, _ORGANISATION))
-    return RateLimitInfo(
-        unit=unit[1].lower() if unit else None,
-        period=_PERIODS[unit[3].lower()] * int(unit[2] or 1) if unit else None,
-        limit=_number_after(_LIMIT, message),
-        current=_number_after(_USED, message),
-        requested=_number_after(_REQUESTED, message),
-        model=model[1] if model else None,
-        organisation=organisation[1] if organisation else None,
-        wait=message_wait(message),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,6 +336,8 @@ class _Error:
     status: int | None = None
     wait: float | None = None
     for_the_day: bool = False
+    is_one: bool = False  # and not a body that may be of anything
+    details: RateLimitInfo = _UNKNOWN
 
 
 def _error(body: Any) -> _Error:
@@ -384,22 +350,28 @@ def _error(body: Any) -> _Error:
     if isinstance(body, list) and body:  # Gemini wraps its error in a list
         body = body[0]
     if not isinstance(body, dict):
-        return _Error(message=body[:_LONGEST] if isinstance(body, str) else "")
-    error = body.get("error", body)
+        return _Error(message=body[:LONGEST] if isinstance(body, str) else "")
+    if isinstance(body.get("response"), dict) and body["response"].get("error"):
+        body = body["response"]  # of an event that says that a response failed
+    error = body.get("error") or body
     if isinstance(error, str):
-        return _Error(code=_word(body.get("code")), message=error[:_LONGEST])
+        wait = _number(body.get("estimated_time"))  # Hugging Face's, until a model is loaded
+        return _Error(code=_word(body.get("code")), message=error[:LONGEST], wait=wait, is_one=True)
     if not isinstance(error, dict):
-        return _Error()
-    code, kind = error.get("code") or error.get("Code"), error.get("type") or error.get("status")
+        return _Error(is_one=True)
+    code, kind = error.get("code") or error.get("Code"), error.get("type") or error.get("status") or error.get("__type")
     message = error.get("message") or error.get("detail") or error.get("Message")
-    wait, for_the_day = _details(error.get("details"))
+    number = int(code) if isinstance(code, str) and code.isascii() and code.isdigit() and len(code) == 3 else code
+    details, for_the_day = _details(error.get("details"))
     return _Error(
         code=_word(code),
         kind=_word(kind),
-        message=message[:_LONGEST] if isinstance(message, str) else "",
-        status=code if isinstance(code, int) and 400 <= code < 600 else None,
-        wait=wait,
+        message=message[:LONGEST] if isinstance(message, str) else "",
+        status=number if isinstance(number, int) and 400 <= number < 600 else None,
+        wait=details.wait,
         for_the_day=for_the_day,
+        is_one=error is not body or body.get("type") == "error",
+        details=details,
     )
 
 
@@ -419,21 +391,35 @@ def _word(value: Any) -> str:
     return str(value)[:200] if isinstance(value, (str, int)) else ""
 
 
-def _details(details: Any) -> tuple[float | None, bool]:
-    """Gemini's: the delay that it asks for, and whether it is the quota of a day that is used up, or there is none."""
-    wait, for_the_day = None, False
+def _details(details: Any) -> tuple[RateLimitInfo, bool]:
+    """Gemini's: which quota it was, and the delay that it asks for; and whether it is that of a day, or there is none."""
+    info, for_the_day = RateLimitInfo(), False
     for detail in details[:20] if isinstance(details, list) else ():
         if not isinstance(detail, dict):
             continue
         delay = detail.get("retryDelay")
         if isinstance(delay, str):
-            wait = _headers.duration(delay[:50])
+            info = replace(info, wait=_headers.duration(delay[:50]))
         violations = detail.get("violations")
         for violation in violations[:20] if isinstance(violations, list) else ():
             if isinstance(violation, dict):
-                quota = _word(violation.get("quotaId"))
-                for_the_day = for_the_day or "PerDay" in quota or violation.get("quotaValue") == "0"
-    return wait, for_the_day
+                quota, value = _word(violation.get("quotaId")), violation.get("quotaValue")
+                for_the_day = for_the_day or "PerDay" in quota or value == "0"
+                unit, period = quota_named(quota)
+                where = violation.get("quotaDimensions")
+                model = where.get("model") if isinstance(where, dict) else None
+                told = RateLimitInfo(unit, period, _number(value), model=_word(model) or None)
+                info = info.completed_by(told)
+    return info, for_the_day
+
+
+def _number(value: Any) -> float | None:
+    """A number above 0, of JSON or in a text; None for what is none."""
+    try:
+        number = float(value[:30] if isinstance(value, str) else value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if 0 < number < math.inf and not isinstance(value, bool) else None
 
 
 def _should_retry(headers: Mapping[str, str] | None) -> bool | None:
@@ -459,10 +445,14 @@ def _chain(error: BaseException) -> list[BaseException]:
 def _is_connection_trouble(error: BaseException) -> bool:
     if isinstance(error, (ConnectionError, TimeoutError)):
         return True
-    # By name, so that no SDK need be installed: openai and anthropic share the first, httpx and httpx2 the second.
-    return any(
-        base.__name__ == "APIConnectionError"
-        or (base.__name__ == "TransportError" and base.__module__.partition(".")[0] in {"httpx", "httpx2"})
-        or (base.__name__, base.__module__.partition(".")[0]) in _CONNECTION_TROUBLE
-        for base in type(error).__mro__
+    reason = attribute_of(error, "reason")  # urllib's
+    if isinstance(error, OSError) and isinstance(reason, (ConnectionError, TimeoutError)):
+        return True
+    return _is_of(error, _CONNECTION_TROUBLE) or any(
+        base.__name__ == "APIConnectionError" for base in type(error).__mro__
     )
+
+
+def _is_of(error: BaseException, kinds: set[tuple[str, str]]) -> bool:
+    """Whether it is one of these, by name and library, so that none need be installed."""
+    return any((base.__name__, base.__module__.partition(".")[0]) in kinds for base in type(error).__mro__)

@@ -17,19 +17,6 @@ from penstock.runner.source import dump_json, load_json
 
 __all__ = ["Answer", "judge", "readable", "writable"]
 
-_KINDS = {
-    "rate_limit_exceeded": 429,
-    "rate_limit_error": 429,
-    "too_many_requests": 429,
-    "overloaded": 529,
-    "overloaded_error": 529,
-    "invalid_request_error": 400,
-    "authentication_error": 401,
-    "permission_error": 403,
-    "not_found_error": 404,
-}
-"""The status that an error inside a success stands for, by its code or type; 500 for all others."""
-
 
 class Answer(NamedTuple):
     """An answer to a row: JSON on one line, as the server wrote it."""
@@ -76,7 +63,7 @@ def _success(path: str, status: int, content: bytes) -> Answer | Verdict:
         return Verdict(Action.PERMANENT, None, "invalid_response", f"the answer with status {status} is not JSON")
     inside = _error_inside(value)
     if inside is not None:
-        return _failure(_status_of(inside), {"error": inside}, None)
+        return _failure(status, {"error": inside}, None)
     missing = _missing(path, value)
     if missing is not None:
         return Verdict(Action.BACK_OFF, None, "empty_answer", f"the answer with status {status} {missing}")
@@ -93,15 +80,6 @@ def _error_inside(value: Any) -> Any:
     choices = value.get("choices")
     first = choices[0] if isinstance(choices, list) and choices else None
     return (first.get("error") or None) if isinstance(first, dict) else None
-
-
-def _status_of(error: Any) -> int:
-    code = error.get("code") if isinstance(error, dict) else None
-    number = int(code) if isinstance(code, str) and code.isascii() and code.isdigit() and len(code) == 3 else code
-    if isinstance(number, int) and 400 <= number < 600:
-        return number
-    kinds = (code, error.get("type"), error.get("status")) if isinstance(error, dict) else ()
-    return next((_KINDS[kind] for kind in kinds if isinstance(kind, str) and kind in _KINDS), 500)
 
 
 def _missing(path: str, value: Any) -> str | None:

@@ -1,0 +1,174 @@
+"""What a service's words say about a limit: how long to wait, and which limit it was.
+
+Pure, and linear in a message's length, of which 2,000 characters are read.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, fields, replace
+from decimal import Decimal, InvalidOperation
+
+__all__ = ["LONGEST", "RateLimitInfo", "info_of", "message_wait", "never_fits", "quota_named"]
+
+LONGEST = 2_000
+"""Characters of a message that are read."""
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimitInfo:
+    """Which limit it was, as far as the service's words tell. None: they do not.
+
+    Attributes:
+        unit: `requests`, `tokens`, `input_tokens`, `images`…
+        period: Of the limit, in seconds.
+        limit: Units per period.
+        current: Units that were used.
+        requested: Units that the request would have taken.
+        model: As the service names it.
+        organisation: The same.
+        wait: Seconds to wait.
+    """
+
+    unit: str | None = None
+    period: float | None = None
+    limit: float | None = None
+    current: float | None = None
+    requested: float | None = None
+    model: str | None = None
+    organisation: str | None = None
+    wait: float | None = None
+
+    def completed_by(self, other: RateLimitInfo) -> RateLimitInfo:
+        """The same, with what only the other one tells."""
+        missing = {each.name: getattr(other, each.name) for each in fields(self) if getattr(self, each.name) is None}
+        return replace(self, **missing)
+
+
+_PERIODS = {
+    **dict.fromkeys(("second", "sec", "s"), 1.0),
+    **dict.fromkeys(("minute", "min"), 60.0),
+    "hour": 3_600.0,
+    "day": 86_400.0,
+    "month": 2_592_000.0,
+}
+_NUMBER = r"(\d[\d,]*(?:\.\d+)?)"
+_PERIOD = r"(second|sec|s|minute|min|hour|day|month)"
+
+_TOO_LARGE = re.compile(r"request too large", re.IGNORECASE)
+_NEVER = re.compile(r"\blimit: 0(?![\d.])", re.IGNORECASE)
+_LIMIT = re.compile(rf"\blimit(?:ed to| of| is|:)? {_NUMBER}", re.IGNORECASE)
+_LIMIT_OF = re.compile(rf"\bof {_NUMBER} (?:[a-z]{{1,20}} ){{1,2}}per\b", re.IGNORECASE)
+_USED = re.compile(rf"\b(?:Used|Current):? {_NUMBER}", re.IGNORECASE)
+_REQUESTED = re.compile(rf"\bRequested:? ~?{_NUMBER}", re.IGNORECASE)
+_UNIT_AND_PERIOD = re.compile(
+    rf"\b(?:(input|output|prompt|completion) )?([a-z]{{1,30}})(?: per | / )(?:(\d{{1,6}})[ -]?)?{_PERIOD}s?\b",
+    re.IGNORECASE,
+)
+_BARE_PERIOD = re.compile(rf"(?:\bper[- ]| / ?)(\d{{1,6}})?{_PERIOD}s?\b", re.IGNORECASE)
+_METRIC = re.compile(r"\bmetric: [\w./-]{0,200}_(requests|(?:(?:input|output)_)?token)", re.IGNORECASE)  # Gemini's
+_EXCEEDED = re.compile(r"\bexceeded (token|call|request)s? rate limit", re.IGNORECASE)  # Azure's
+_MODEL = re.compile(
+    r"\bfor (?:model )?`?([\w.:/-]{1,100})`?(?: \(for limit [\w.:/-]{1,100}\))? (?:in|on)\b|\bmodel: ([\w./-]{1,100})"
+)
+_ORGANISATION = re.compile(r"\bin organization `?([\w{}-]{1,100})")
+_QUOTA_UNIT = re.compile(r"InputTokens|OutputTokens|Tokens|Requests")
+_QUOTA_PERIOD = re.compile(r"Per(Second|Minute|Hour|Day|Month)")
+
+_AGAIN_IN = re.compile(
+    r"(?:(?:try|retry)(?: again| your request)?[ _](?:in|after)|retry[-_ ]?(?:after|delay)(-ms)?|\bwait(?: for)?"
+    r"|\bavailable(?: again)? in|\bresets? in)(?:\s*[:=]\s*|\s+)(?:about\s+)?(?=\d|\.\d|an?\s)",
+    re.IGNORECASE,
+)
+_WORDED = re.compile(r"\s*(?:and\s+|,\s*)?(\d[\d,]*(?:\.\d+)*|\.\d+|an?(?=\s))\s*([a-zµμ]*)", re.IGNORECASE)
+_BARE_ENDS = re.compile(r"\s*(?:[.,;!)]|$)")
+
+_UNITS = {
+    **dict.fromkeys(("ms", "millisecond", "milliseconds"), Decimal("0.001")),
+    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), Decimal(1)),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), Decimal(60)),
+    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), Decimal(3_600)),
+    **dict.fromkeys(("d", "day", "days"), Decimal(86_400)),
+}
+
+
+def message_wait(message: str) -> float | None:
+    """Seconds in "Please try again in 6ms", "… in 2m5.5s", "Please wait 23 seconds", "Retry after: 30". None: nothing of the kind."""
+    message = message[:LONGEST]
+    found = _AGAIN_IN.search(message)
+    if found is None:
+        return None
+    step_of_bare = _UNITS["ms"] if found[1] else Decimal(1)
+    at, seconds, known = found.end(), Decimal(0), False  # in binary, 950 ms would be a little more than 0.95 s
+    while (part := _WORDED.match(message, at)) is not None:
+        number, unit = part[1].replace(",", ""), part[2].lower()
+        # Without a unit it is seconds, if nothing else follows: not "30 apples".
+        bare = not unit and not known and _BARE_ENDS.match(message, part.end())
+        step = step_of_bare if bare else _UNITS.get(unit)
+        if step is None:  # the sentence goes on: "in 5 s or less"
+            break
+        try:
+            seconds += (Decimal(1) if number[:1] in "aA" else Decimal(number)) * step
+        except InvalidOperation:
+            return None
+        known, at = True, part.end()
+    return float(seconds) if known and math.isfinite(seconds) else None
+
+
+def never_fits(message: str) -> bool:
+    """Whether no wait would do: "Request too large …: Limit 10000, Requested 11454", "limit: 0"."""
+    if _TOO_LARGE.search(message) or _NEVER.search(message):
+        return True
+    limit, requested = _number_after(_LIMIT, message), _number_after(_REQUESTED, message)
+    return limit is not None and requested is not None and requested > limit
+
+
+def info_of(message: str) -> RateLimitInfo:
+    """Which limit a message is about."""
+    message = message[:LONGEST]
+    unit, period = _unit_and_period(message)
+    model, organisation = _MODEL.search(message), _ORGANISATION.search(message)
+    limit = _number_after(_LIMIT, message)
+    return RateLimitInfo(
+        unit=unit,
+        period=period,
+        limit=_number_after(_LIMIT_OF, message) if limit is None else limit,
+        current=_number_after(_USED, message),
+        requested=_number_after(_REQUESTED, message),
+        model=(model[1] or model[2]).rstrip(".") if model else None,
+        organisation=organisation[1] if organisation else None,
+        wait=message_wait(message),
+    )
+
+
+def quota_named(quota: str) -> tuple[str | None, float | None]:
+    """Unit and period in the id of a quota of Gemini's, such as `GenerateRequestsPerMinutePerProjectPerModel`."""
+    unit, period = _QUOTA_UNIT.search(quota), _QUOTA_PERIOD.search(quota)
+    names = {"InputTokens": "input_tokens", "OutputTokens": "output_tokens"}
+    return (
+        names.get(unit[0], unit[0].lower()) if unit else None,
+        _PERIODS[period[1].lower()] if period else None,
+    )
+
+
+def _unit_and_period(message: str) -> tuple[str | None, float | None]:
+    found = _UNIT_AND_PERIOD.search(message)
+    if found is not None:
+        whose = {"input": "input_", "prompt": "input_", "output": "output_", "completion": "output_"}
+        unit = whose.get((found[1] or "").lower(), "") + found[2].lower()
+        return unit, _PERIODS[found[4].lower()] * int(found[3] or 1)
+    period = _BARE_PERIOD.search(message)
+    seconds = _PERIODS[period[2].lower()] * int(period[1] or 1) if period else None
+    metric, exceeded = _METRIC.search(message), _EXCEEDED.search(message)
+    if metric is not None:
+        return metric[1].lower().replace("token", "tokens"), seconds
+    if exceeded is not None:
+        return "tokens" if exceeded[1].lower() == "token" else "requests", seconds
+    return None, seconds
+
+
+def _number_after(words: re.Pattern[str], message: str) -> float | None:
+    """The number that a message has after a word. As a float: there is no end to the digits that a server may send."""
+    found = words.search(message)
+    return None if found is None else float(found[1].replace(",", ""))

@@ -1,0 +1,194 @@
+"""What services' words say: how long to wait, and which limit it was. Each sentence is one that was seen."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from penstock.llm.failures import judge
+from penstock.llm.wording import RateLimitInfo, info_of, message_wait
+
+WAITS = [
+    ("Request was throttled. Expected available in 5 seconds.", 5),
+    ("Please retry in 14.123s.", 14.123),
+    ("Please try again in 1h2m3s", 3723),
+    ("Try again in 59 seconds.", 59),
+    ("Rate limit exceeded, retry in 1m", 60),
+    ("Please wait 20s before making another request", 20),
+    ("try again in 2 min 3 sec", 123),
+    ("retry after 1.5 seconds", 1.5),
+    ("wait for 10 seconds", 10),
+    ("Please try again in 8.64s.", 8.64),
+    ("Please try again in 450ms.", 0.45),
+    ("Please try again after 30 seconds", 30),
+    ("retryDelay: 14s", 14),
+    ("Retry-After: 7", 7),
+    ("retry_after: 3.5", 3.5),
+    ("retry-after-ms: 500", 0.5),
+    ("Please try again in 1 minutes, 4 seconds", 64),
+    ("please retry your request after 6 seconds", 6),
+    ("available again in 12 seconds", 12),
+    ("You can retry in 3 seconds", 3),
+    ("limit resets in 45 seconds", 45),
+    ("Please try again in 6m0s.", 360),
+    ("try again in an hour", 3600),
+    ("Please try again in 7m12s", 432),
+    ("Please wait a minute", 60),
+    ("in about 3 minutes", None),
+]
+
+SENTENCES = [
+    (
+        (
+            "Rate limit reached for default-text-davinci-002 in organization org-{id} on requests per "
+            "min. Limit: 20.000000 / min. Current: 24.000000 / min."
+        ),
+        {
+            "unit": "requests",
+            "period": 60,
+            "limit": 20,
+            "current": 24,
+            "model": "default-text-davinci-002",
+            "organisation": "org-{id}",
+        },
+    ),
+    (
+        (
+            "Rate limit reached for default-gpt-3.5-turbo in organization org-abc on tokens per min. "
+            "Limit: 90000 / min. Current: 89512 / min. Contact us through our help center"
+        ),
+        {
+            "unit": "tokens",
+            "period": 60,
+            "limit": 90000,
+            "current": 89512,
+            "model": "default-gpt-3.5-turbo",
+            "organisation": "org-abc",
+        },
+    ),
+    (
+        (
+            "Rate limit reached for gpt-4 in organization org-abc on requests per day. Limit: 200 / "
+            "day. Please try again in 7m12s. Contact us"
+        ),
+        {"unit": "requests", "period": 86400, "limit": 200, "wait": 432},
+    ),
+    (
+        "Rate limit reached for images per minute. Limit: 50 / 1min. Current: 51 / 1min.",
+        {"unit": "images", "period": 60, "limit": 50, "current": 51},
+    ),
+    (
+        (
+            "Rate limit reached for gpt-3.5-turbo in organization org-x on requests per min (RPM): "
+            "Limit 3, Used 3, Requested 1. Please try again in 20s."
+        ),
+        {"unit": "requests", "period": 60, "limit": 3, "current": 3, "requested": 1, "wait": 20},
+    ),
+    (
+        (
+            "Request too large for gpt-4o in organization org-x on tokens per min (TPM): Limit 10000, "
+            "Requested 11454. The input"
+        ),
+        {"unit": "tokens", "limit": 10000, "requested": 11454, "model": "gpt-4o"},
+    ),
+    (
+        (
+            "Request too large for gpt-4-turbo-preview (for limit gpt-4-turbo) in organization org-x on "
+            "tokens per min (TPM): Limit 30000, Requested 31000."
+        ),
+        {"model": "gpt-4-turbo-preview", "organisation": "org-x", "limit": 30000},
+    ),
+    (
+        "This request would exceed your organization's rate limit of 40,000 input tokens per minute. For details",
+        {"unit": "input_tokens", "period": 60, "limit": 40000},
+    ),
+    (
+        "This request would exceed the rate limit for your organization (abc) of 8,000 output tokens per minute.",
+        {"unit": "output_tokens", "period": 60, "limit": 8000},
+    ),
+    ("Number of request tokens has exceeded your per-minute rate limit", {"period": 60}),
+    (
+        "You have been rate limited. Your rate limit is 60 queries per minute. ",
+        {"unit": "queries", "period": 60, "limit": 60},
+    ),
+    ("You are using a Trial key, which is limited to 10 API calls / minute.", {"limit": 10, "period": 60}),
+    (
+        (
+            "* Quota exceeded for metric: "
+            "generativelanguage.googleapis.com/generate_content_free_tier_requests, limit: 15, model: "
+            "gemini-2.0-flash\nPlease retry in 14.5s."
+        ),
+        {"unit": "requests", "limit": 15, "model": "gemini-2.0-flash", "wait": 14.5},
+    ),
+    (
+        (
+            "Requests to the ChatCompletions_Create Operation under Azure OpenAI API version 2023-05-15 "
+            "have exceeded token rate limit of your current OpenAI S0 pricing tier. Please retry after "
+            "6 seconds."
+        ),
+        {"unit": "tokens", "wait": 6},
+    ),
+    (
+        (
+            "Requests to the ChatCompletions_Create Operation under Azure OpenAI API version 2023-05-15 "
+            "have exceeded call rate limit of your current OpenAI S0 pricing tier. Please retry after 6 "
+            "seconds."
+        ),
+        {"unit": "requests", "wait": 6},
+    ),
+    (
+        (
+            "Rate limit reached for model `llama3-70b` in organization `org_01` service tier "
+            "`on_demand` on tokens per minute (TPM): Limit 6000, Used 5998, Requested 251. Please try "
+            "again in 2.49s."
+        ),
+        {
+            "unit": "tokens",
+            "limit": 6000,
+            "current": 5998,
+            "requested": 251,
+            "model": "llama3-70b",
+            "organisation": "org_01",
+            "wait": 2.49,
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("message", "seconds"), WAITS)
+def test_a_wait_in_words(message, seconds):
+    assert message_wait(message) == seconds
+
+
+@pytest.mark.parametrize(("message", "told"), SENTENCES, ids=range(len(SENTENCES)))
+def test_which_limit_it_was(message, told):
+    info = info_of(message)
+    assert {name: getattr(info, name) for name in told} == told
+
+
+def test_gemini_tells_the_limit_in_details_and_not_in_words():
+    violation = {
+        "quotaId": "GenerateContentInputTokensPerModelPerMinute-FreeTier",
+        "quotaDimensions": {"model": "gemini-2.0-flash"},
+        "quotaValue": "250000",
+    }
+    details = [{"violations": [violation]}, {"retryDelay": "14s"}]
+    body = {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "no", "details": details}}
+    told = RateLimitInfo("input_tokens", 60, 250_000, model="gemini-2.0-flash", wait=14)
+    assert judge(429, body).info == told
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["metric: a" * 8_000, "metric: " + "_" * 65_536, "available again in " * 3_000,
+     "retry-after-ms: " * 4_000, "in an hour " * 6_000, "of 1 a b " * 8_000,
+     "input tokens / " * 4_000, "a" * 65_536,
+     "for x (for limit " * 4_000, "per-1" * 13_000, "model: " * 9_000],
+    ids=range(11),
+)  # fmt: skip
+def test_no_sentence_takes_long(words):
+    began = time.process_time()
+    for _ in range(10):
+        info_of(words)
+    assert time.process_time() - began < 10 * 0.01
