@@ -237,7 +237,9 @@ def _sentinel(address: Address, timeout: float) -> RedisServer:
     if not service:
         raise ValueError(f"{address.shown!r} names no service: use redis+sentinel://host:26379/mymaster")
     if db and not db.isdecimal():
-        raise ValueError(f"{address.shown!r}: the db behind the service must be a number, not {db!r}")
+        raise ValueError(
+            f"'{address.scheme}://{address.hosts}/{service}/…': what stands behind the service is the number of a db, such as /0"
+        )
     theirs = {
         key.removeprefix("sentinel_"): value for key, value in address.options.items() if key.startswith("sentinel_")
     }

@@ -17,6 +17,8 @@ _ESCAPES = (
     "(urllib.parse.quote does it)"
 )
 
+_FORGOTTEN = "Is there an @ between the password and the host?"
+
 
 def made_from(server: Any) -> str | FromEnvironment | None:
     """The address as it travels to other processes; None if it is a client."""
@@ -112,11 +114,18 @@ class Address:
             self._check_ports()
         if self.scheme in ("redis", "rediss") and where.strip("/") and not where.strip("/").isdecimal():
             raise ValueError(
-                f"{self.shown!r}: what stands behind the host is the number of a db, not {where.strip('/')!r}"
+                f"'{self.scheme}://{self.hosts}/…': what stands behind the host is the number of a db, such as /0"
             )
 
     def _check_ports(self) -> None:
+        """Refuse hosts and ports that are none, without a word of theirs: where an @ was forgotten, they are a password."""
         for host in self.hosts.split(","):
-            port = host.rpartition("]")[2].rpartition(":")[2] if ":" in host.rpartition("]")[2] else ""
+            bracketed, _, behind = host.rpartition("]")
+            name, _, port = behind.partition(":")
+            if "%" in name:
+                raise ValueError(f"'{self.scheme}://…' has a % in the name of its host. {_FORGOTTEN}")
             if port and not (port.isdecimal() and 0 < int(port) < 65536):
-                raise ValueError(f"{self.shown!r}: the port must be a number from 1 to 65535, not {port!r}")
+                shown = f"{bracketed}]" if bracketed else name
+                raise ValueError(
+                    f"'{self.scheme}://{shown}:…': the port must be a number from 1 to 65535. {_FORGOTTEN}"
+                )
