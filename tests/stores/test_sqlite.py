@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import sqlite3
+from pathlib import Path
 
 import anyio
 import pytest
@@ -156,3 +157,76 @@ async def test_a_file_that_is_emptied_under_an_open_store_grants_nothing(used):
     with pytest.raises(StoreError, match="emptied while it was in use"):
         await limiter.acquire(max_wait=0)
     await anyio.to_thread.run_sync(limiter.store.close)
+
+
+@pytest.mark.parametrize("beside", [["-wal"], ["-shm"], ["-wal", "-shm"]])
+async def test_a_log_that_is_removed_under_open_stores_is_an_error_once_and_loses_nothing(beside, used):
+    """Who opens the file from then on would begin another log, and see nothing of what is granted in the old one."""
+    mine, theirs = limiter_on(used), limiter_on(used)
+    await mine.acquire(requests=5)
+    await theirs.acquire(requests=5)
+    for suffix in beside:
+        Path(f"{used}{suffix}").unlink()
+    for limiter in (mine, theirs):
+        with pytest.raises(StoreError, match="the log of"):
+            await limiter.acquire(max_wait=0)
+    assert await granted(used) == LEFT - 10
+    for limiter in (mine, theirs):
+        with pytest.raises(RateLimited):
+            await limiter.acquire(max_wait=0)
+        await anyio.to_thread.run_sync(limiter.store.close)
+
+
+async def test_a_file_with_a_second_name_is_refused(used, tmp_path):
+    """SQLite would keep a log for each name, and a process under one would not see what is granted under the other."""
+    os.link(used, tmp_path / "second.db")
+    for path in (used, tmp_path / "second.db"):
+        limiter = limiter_on(path)
+        with pytest.raises(StoreError, match="hard links"):
+            await limiter.acquire()
+        await anyio.to_thread.run_sync(limiter.store.close)
+
+
+async def test_a_directory_that_comes_back_begins_a_new_file(tmp_path):
+    """Also if the new file has the inode of the old one, as is usual."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    limiter = limiter_on(folder / "x.db")
+    await limiter.acquire()
+    shutil.rmtree(folder)
+    with pytest.raises(StoreError, match="removed or replaced"):
+        await limiter.acquire()
+    with pytest.raises(StoreError, match="does its directory exist"):
+        await limiter.acquire()
+    folder.mkdir()
+    await limiter.acquire()
+    await anyio.to_thread.run_sync(limiter.store.close)
+
+
+async def test_a_file_that_is_removed_while_its_store_is_closed_is_a_new_one(used):
+    limiter = limiter_on(used)
+    await limiter.acquire()
+    await anyio.to_thread.run_sync(limiter.store.close)
+    used.unlink()
+    await limiter.acquire(requests=60)
+    await anyio.to_thread.run_sync(limiter.store.close)
+
+
+async def test_another_current_directory_makes_no_other_file(tmp_path, monkeypatch):
+    """As daemons do once they have begun."""
+    monkeypatch.chdir(tmp_path)
+    limiter = limiter_on("x.db")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    await limiter.acquire()
+    assert (tmp_path / "x.db").exists()
+    monkeypatch.chdir(tmp_path)
+    await limiter.acquire()
+    await anyio.to_thread.run_sync(limiter.store.close)
+    assert not (tmp_path / "elsewhere/x.db").exists()
+
+
+@pytest.mark.parametrize("path", [":memory:", "a\0b.db", "\ud800.db"])
+def test_a_path_that_no_file_can_have_is_an_error_at_once(path):
+    with pytest.raises(ValueError, match="file"):
+        SQLiteStore(path)

@@ -2,7 +2,7 @@
 
 Each row has a checksum, so a flipped bit is an error and never a grant. Once for each file all rows are looked at, since a name that cannot be
 found any more would be a limit that is full: if any row is damaged, names without a row are refused, and the others go on. A file that was removed or replaced while it was open is found out by
-its inode.
+its inode, and so are the two that SQLite keeps beside it: the log, and the index of the log, through which processes see what the others have written.
 
 One transaction decides a whole batch, in the dispatcher's thread, so the event loop is never blocked by the disk. The journal is
 a write-ahead log with `synchronous=NORMAL`: a process may be killed at any instruction, and after a power cut the file is
@@ -10,7 +10,7 @@ whole, though the last moments may be missing. Time is the machine's wall clock;
 written, so a clock that steps back grants nothing (a clock that steps forward refills, as it must look to everybody).
 
 SQLite's own `busy_timeout` sleeps in ever longer steps, so that one of four processes hardly ever gets the lock. Here it is 0, and
-whoever finds the file locked tries again after a random 50 to 200 µs.
+whoever finds the file locked tries again after a random 50 to 200 µs; after a tenth of a second, twenty times as rarely.
 """
 
 from __future__ import annotations
@@ -51,7 +51,41 @@ _KEPT_LONGER = 3600
 """Seconds for which a row that means nothing any more is kept: the terms in it are what newcomers are compared with."""
 
 
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_QUICK = 0.1
+"""Seconds for which the lock is asked for again and again; after that it is somebody's who keeps it, and is asked for more rarely."""
+
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+"""Codes of errors that only a damaged file, or one that somebody else has changed, can bring about: our statements are right."""
+
+_FileId = tuple[int, int] | None
+"""Device and inode of a file; None: there is none."""
+
+
+def _file_id(path: str) -> _FileId:
+    try:
+        found = os.stat(path)  # noqa: PTH116 - asked three times in each transaction
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _path_of(path: str | os.PathLike[str]) -> Path:
+    """The path, whatever the current directory will be.
+
+    Raises:
+        ValueError: No file can have it.
+    """
+    if os.fspath(path) == ":memory:":
+        raise ValueError(
+            "SQLiteStore needs a file, which other processes can open: for this process alone, leave store= out"
+        )
+    try:
+        possible = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise ValueError(f"no file can have the path {os.fspath(path)!r}: it has a NUL or a lone surrogate")
+    return Path(path).absolute()
 
 
 def _checksum(name: str, terms: str, state: bytes, expires: int) -> bytes:
@@ -84,21 +118,23 @@ class SQLiteStore(Store):
     """The limits of one machine, in one file.
 
     Args:
-        path: The file; made if it is not there. Not on a network drive: SQLite's locks do not hold there.
+        path: The file; made if it is not there. Not on a network drive: SQLite's locks do not hold there. A relative path is one of the directory
+            that is current now.
         options: As for every shared store: `place_ttl`, `patience`, `on_outage`, `share`, `on_event`.
 
     Raises:
-        ValueError: An option is wrong. What is wrong with the file is found at first use, as `StoreError`.
+        ValueError: An option is wrong, or no file can have that path. What is wrong with the file is found at first use, as `StoreError`.
     """
 
     batch = 256
 
     def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:
         super().__init__(**options)
-        self.path: Path = Path(path)
+        self.path: Path = _path_of(path)
         self._connection: sqlite3.Connection | None = None
-        self._file: tuple[int, int] | None = None  # device and inode of the file that was opened last
-        self._verified: tuple[int, int] | None = None  # the file whose rows were all looked at
+        self._file: _FileId = None  # the file that was opened last
+        self._beside: tuple[_FileId, _FileId] = (None, None)  # the log of its connection, and the index of that
+        self._verified: _FileId = None  # the file whose rows were all looked at
         self._damaged_rows = False  # whether it has some: then a name without a row may be one of them
         self._sweep_after = 0.0
 
@@ -111,7 +147,7 @@ class SQLiteStore(Store):
 
     def recipe(self) -> Recipe:
         """The same file, whatever the directory. See `Store.recipe`."""
-        return Recipe(type(self), (str(self.path.absolute()),), self.options())
+        return Recipe(type(self), (str(self.path),), self.options())
 
     def exchange(
         self, names: Sequence[str], decide: Callable[[list[Row | None], float], list[tuple[Row, float] | None]]
@@ -121,17 +157,19 @@ class SQLiteStore(Store):
             connection = self._connection or self._connect()
             self._begin(connection)
             try:
-                self._check_file()
+                self._check_files(connection)
                 self._decide(connection, names, decide)
                 connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
-        except (sqlite3.Error, StoreError) as error:
+        except (sqlite3.Error, OSError, StoreError) as error:
             self.disconnect()
             if isinstance(error, StoreError):
                 raise
+            if isinstance(error, OSError):
+                raise self._cannot_open(error) from error
             if _code(error) in _DAMAGED:
                 self._verified = None
             raise self._explain(error) from error
@@ -216,52 +254,68 @@ class SQLiteStore(Store):
         self._damaged_rows = not all(starmap(_is_whole_in_bytes, rows))
         self._verified = self._file
 
-    def _check_file(self) -> None:
-        """Refuse to go on in a file that is not at its path any more, where other processes would not see what is granted.
+    def _check_files(self, connection: sqlite3.Connection) -> None:
+        """Refuse to go on in files that are not at their paths any more, where other processes would not see what is granted.
 
         Raises:
-            StoreError: It was removed or replaced. The next call opens what is there then.
+            StoreError: One was removed or replaced. The next call opens what is there then.
         """
-        try:
-            now = self.path.stat()
-        except FileNotFoundError:
-            now = None
-        if now is None or (now.st_dev, now.st_ino) != self._file:
-            raise StoreError(
-                f"{str(self.path)!r} was removed or replaced while it was in use, and what was used is lost: nothing was granted. The next call "
-                "goes on in the file that is there then"
-            )
+        file, beside = self._files_there()
+        if file == self._file and beside == self._beside:
+            return
+        what, lost = repr(str(self.path)), "what was used is lost"
+        if file == self._file:
+            what, lost = f"the log of {what}", "some of what was used may be lost"
+            if (
+                beside[0] is None
+            ):  # nobody has begun another log: what is in this one can still be written into the file
+                connection.execute("ROLLBACK")
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        self._file = self._verified = None  # what is there next may have the same inode, and be another file
+        raise StoreError(
+            f"{what} was removed or replaced while it was in use, and {lost}: nothing was granted. The next call goes on in the file that is "
+            "there then"
+        )
+
+    def _files_there(self) -> tuple[_FileId, tuple[_FileId, _FileId]]:
+        path = str(self.path)
+        return _file_id(path), (_file_id(path + "-wal"), _file_id(path + "-shm"))
 
     def _begin(self, connection: sqlite3.Connection) -> None:
         """Take the lock of the file; give up after `patience`."""
-        give_up = clock.now() + self.patience
+        begun = clock.now()
         while True:
             try:
                 connection.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError as error:
-                if _code(error) != sqlite3.SQLITE_BUSY or clock.now() > give_up:
+                waited = clock.now() - begun
+                if _code(error) != sqlite3.SQLITE_BUSY or waited > self.patience:
                     raise
-                time.sleep(random.uniform(50e-6, 200e-6))
+                pause = random.uniform(50e-6, 200e-6)
+                time.sleep(pause if waited < _QUICK else 20 * pause)
             else:
                 return
 
     def _connect(self) -> sqlite3.Connection:
         if self.path.is_dir():
             raise StoreError(f"{str(self.path)!r} is a directory: SQLiteStore needs the path of a file in it")
+        if not self.path.exists():
+            self._file = None  # it will be a new one
+        elif self.path.stat().st_nlink > 1:
+            raise StoreError(
+                f"{str(self.path)!r} has other names (hard links), and processes that open it by those would not see what is granted here: remove "
+                "them, or use symbolic links"
+            )
         connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
         try:
             self._prepare(connection)
-            self._file = self._file_there()
+            self._file, self._beside = self._files_there()
             self._verify(connection)
         except BaseException:
             connection.close()
             raise
         self._connection = connection
         return connection
-
-    def _file_there(self) -> tuple[int, int]:
-        now = self.path.stat()
-        return now.st_dev, now.st_ino
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         give_up = clock.now() + max(1.0, self.patience)
@@ -288,7 +342,7 @@ class SQLiteStore(Store):
                     f"{str(self.path)!r} was written by a later penstock (tables of version {version}; this one knows "
                     f"{_VERSION}): upgrade penstock here, or use another file"
                 )
-            if version == 0 and self._file == self._file_there():
+            if version == 0 and self._file is not None and self._file == _file_id(str(self.path)):
                 raise StoreError(
                     f"{str(self.path)!r} is damaged: it was emptied while it was in use, and nothing was granted. Remove it; a new one begins with "
                     "full limits"
@@ -317,9 +371,7 @@ class SQLiteStore(Store):
                 f"the disk of {path} is full: nothing was granted. Free some space; the next call tries again"
             )
         if code == sqlite3.SQLITE_CANTOPEN:
-            return StoreError(
-                f"{path} cannot be opened: does its directory exist, and may this user write there? ({error})"
-            )
+            return self._cannot_open(error)
         if code == sqlite3.SQLITE_READONLY or not os.access(
             self.path if self.path.exists() else self.path.parent, os.W_OK
         ):
@@ -329,6 +381,11 @@ class SQLiteStore(Store):
         if code in _DAMAGED:
             return self._damaged(str(error))
         return StoreError(f"{path}: SQLite says {error} ({getattr(error, 'sqlite_errorname', 'no code')})")
+
+    def _cannot_open(self, error: Exception) -> StoreError:
+        return StoreError(
+            f"{str(self.path)!r} cannot be opened: does its directory exist, and may this user write there? ({error})"
+        )
 
     def _damaged(self, how: str) -> StoreError:
         return StoreError(
