@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 
 INFO = b"redis_version:7.0.0\r\ncluster_enabled:0\r\n"
 
@@ -14,10 +15,12 @@ class Talker:
 
     answer: What every EVALSHA gets: bytes, or a function that returns them.
     to_all: What every command gets instead.
+    drip: Seconds between the bytes of an answer to an EVALSHA; 0: all at once.
     """
 
-    def __init__(self, answer=b"", to_all=b""):
+    def __init__(self, answer=b"", to_all=b"", drip=0.0):
         self.answer = answer
+        self.drip = drip
         self.to_all = to_all
         self.asked = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -38,7 +41,11 @@ class Talker:
                 for command in asked.split(b"\r\n")[2::2]:
                     if command in (b"EVALSHA", b"EVAL"):
                         self.asked += 1
-                        connection.sendall(self.answer() if callable(self.answer) else self.answer)
+                        answer = self.answer() if callable(self.answer) else self.answer
+                        step = 1 if self.drip else max(1, len(answer))
+                        for begin in range(0, len(answer), step):
+                            time.sleep(self.drip)
+                            connection.sendall(answer[begin : begin + step])
                     elif command == b"INFO":
                         connection.sendall(b"$%d\r\n%b\r\n" % (len(INFO), INFO))
                     elif command in (b"CLIENT", b"SELECT"):

@@ -96,6 +96,13 @@ async def hostile_reply(answer, case):
     return case.redis(talker.url)
 
 
+async def one_byte_at_a_time(case):
+    """Each byte comes within the time-out, and the answer never ends."""
+    talker = Talker(b"$1000000\r\n" + b"x" * 1_000_000, drip=QUICK["timeout"] / 4)
+    case.stack.callback(talker.stop)
+    return case.redis(talker.url)
+
+
 async def damaged_row(damage, case):
     store = case.redis()
     await use(store)
@@ -290,6 +297,7 @@ FAULTS |= {
     "a file that is cut in its head": (STORE, partial(damaged_file, partial(cut_file, 50))),
     "a file of something else": (STORE, partial(damaged_file, overwritten)),
     "a file that is locked": (STORE, locked_file),
+    "a server that says one byte at a time": (STORE, one_byte_at_a_time),
     "nobody listens": (STORE, partial(wrong_address, "redis://127.0.0.1:1/0")),
     "a host that there is not": (STORE, partial(wrong_address, "redis://nobody.invalid:6379/0")),
     "a socket that there is not": (STORE, partial(wrong_address, "unix:///nowhere/redis.sock")),

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
+from penstock import clock
 from penstock.stores._redis_url import Address, host_and_port, without
 
 __all__ = ["RedisServer", "let_go", "server_at", "server_of"]
@@ -69,16 +71,21 @@ class RedisServer:
             error = error.__cause__
         return False
 
-    def client(self, **more: Any) -> Any:
+    def client(self) -> Any:
         """A client of the server, or of the primary that the Sentinels name."""
+        kind = _bounded(self._kind, self._options)
+        if self.sentinels is not None:
+            return self.sentinels.primary(kind, self._options)
+        return _client(kind, self._options, single_connection_client=True)  # one thread speaks: no pool to go through
+
+    def subscriber(self, node: Node | None) -> Any:
+        """A client to hear with what is announced, also long after it has asked; of this node of a cluster."""
+        if node is not None:
+            host, port = node
+            return _client(*self._of_nodes(), host=host, port=port)
         if self.sentinels is not None:
             return self.sentinels.primary(self._kind, self._options)
-        return _client(self._kind, self._options, **more)
-
-    def client_of_node(self, node: Node) -> Any:
-        """A client of one node of the cluster."""
-        host, port = node
-        return _client(*self._of_nodes(), host=host, port=port)
+        return _client(self._kind, self._options)
 
     def cluster(self, nodes: Sequence[Node]) -> Any:
         """A client of the cluster, which will hear of its other nodes from these.
@@ -91,7 +98,7 @@ class RedisServer:
         return library.RedisCluster(
             url=f"redis://{_bracketed(nodes[0][0])}:{nodes[0][1]}",
             startup_nodes=[library.ClusterNode(host, port) for host, port in nodes[1:]],
-            connection_class=_with_options(kind, options),
+            connection_class=_with_options(_bounded(kind, options), options),
             require_full_coverage=False,  # names whose nodes are there can be decided, whatever others lack
             retry=options["retry"],
             protocol=options["protocol"],
@@ -121,7 +128,9 @@ class _Sentinels:
 
     def primary(self, kind: Any, options: Options) -> Any:
         """A client of the primary."""
-        manager = _manager([_client(*one) for one in self.each], self.least, self.force_ip)
+        manager = _manager(
+            [_client(_bounded(its_kind, its), its) for its_kind, its in self.each], self.least, self.force_ip
+        )
         pool = _library("sentinel").SentinelConnectionPool(
             self.service, manager, connection_class=_managed(kind), **options
         )
@@ -407,6 +416,47 @@ def _ours(kind: Any, timeout: float) -> Options:
     if not issubclass(kind, Connection):
         del options["socket_connect_timeout"]  # a Unix socket knows none
     return options
+
+
+class _BoundedSocket:
+    """A socket on which whole answers have a time-out: a server that says one byte now and then would keep a plain one waiting for ever."""
+
+    __slots__ = ("_socket", "_timeout", "_until")
+
+    def __init__(self, socket: Any, timeout: float) -> None:
+        self._socket = socket
+        self._timeout = timeout
+        self._until = math.inf
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+    def sendall(self, data: bytes) -> None:
+        self._until = clock.now() + self._timeout
+        self._socket.sendall(data)
+
+    def recv(self, size: int) -> bytes:
+        self._check()
+        data: bytes = self._socket.recv(size)
+        return data
+
+    def recv_into(self, buffer: Any) -> int:
+        self._check()
+        count: int = self._socket.recv_into(buffer)
+        return count
+
+    def _check(self) -> None:
+        if clock.now() > self._until:
+            raise TimeoutError(f"the answer was not complete after {self._timeout:g} s")
+
+
+def _bounded(kind: Any, options: Options) -> Any:
+    """A class of connections on which each answer, and not only each of its bytes, has the time-out of these options."""
+
+    def connect(self: Any) -> Any:
+        return _BoundedSocket(kind._connect(self), options["socket_timeout"])
+
+    return type(kind.__name__, (kind,), {"_connect": connect})
 
 
 def _client(kind: Any, options: Mapping[str, Any], *, single_connection_client: bool = False, **more: Any) -> Any:

@@ -137,7 +137,7 @@ class RedisStore(Store):
 
     def _connect(self) -> Any:
         if not self._is_cluster:
-            client = self._server.client(single_connection_client=True)  # one thread speaks: no pool to go through
+            client = self._server.client()
             try:
                 self._is_cluster = self._found_out(client)
             except BaseException:
@@ -176,7 +176,7 @@ class RedisStore(Store):
 
     def make_subscriber(self) -> Any:
         """A client that can hear what is announced: of any node, as a cluster passes it on to all."""
-        return self._server.client_of_node(random.choice(self._nodes)) if self._nodes else self._server.client()
+        return self._server.subscriber(random.choice(self._nodes) if self._nodes else None)
 
     def prepare(self) -> None:
         """Connect, and find out whether it is a cluster. See `Store.prepare`."""
