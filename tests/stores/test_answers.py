@@ -144,6 +144,18 @@ async def test_a_defect_of_ours_is_an_error_and_the_next_call_goes_on(max_wait, 
     assert await answers_of(x, y) == ["granted"] * 2
 
 
+async def test_who_waits_while_a_store_refuses_one_call_after_the_other_hears_why(store, monkeypatch):
+    """And not that it is not its turn, which would be true and no help."""
+
+    def refuse(_):
+        time.sleep(0.15)
+        raise StoreError("it does not want to")
+
+    limiters = [Limiter(requests=per_second(1000), name=name, store=store) for name in "xyz"]
+    monkeypatch.setattr(store, "decide", refuse)
+    assert {str(answer) for answer in await answers_of(*limiters, max_wait=0.25)} == {"it does not want to"}
+
+
 async def test_a_defect_while_an_answer_is_taken_in_reaches_those_who_asked(store, monkeypatch):
     limiter = Limiter(requests=per_second(1000), name="x", store=store)
     await limiter.acquire()

@@ -196,6 +196,24 @@ def test_a_limiter_that_is_used_at_the_very_end_of_a_process_is_an_error_and_no_
     assert out in (["StoreError"], ["granted"]), error
 
 
+def test_threads_of_ours_import_nothing(valkey, tmp_path):
+    """A fork meanwhile would leave the child half a module, and no way to import the rest."""
+    program = """
+        import sys
+        from penstock import Limiter, per_second
+        from penstock.stores import RedisStore, SQLiteStore
+
+        for store in (RedisStore(sys.argv[1].replace("127.0.0.1", "localhost")), SQLiteStore(sys.argv[2])):
+            limiter = Limiter(requests=per_second(50), name="x", store=store)
+            before = set(sys.modules)
+            with limiter:
+                pass
+            print(*set(sys.modules) - before)
+            store.close()
+    """
+    assert run(program, valkey, tmp_path / "x.db") == ([], "")
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_fork_does_not_wait_for_the_network():
     """Nor does what was under way then harm the child."""

@@ -92,6 +92,9 @@ class RedisStore(Store):
                 f"the prefix {prefix!r} has a brace, which would tell Redis Cluster where to put it: use other characters"
             )
         try:
+            import encodings.idna  # noqa: F401 - redis-py would, in a thread of ours: a fork meanwhile would leave the child half of it
+            import secrets  # noqa: F401 - so too
+
             import redis
         except ImportError as error:
             raise StoreError("RedisStore needs redis-py: pip install 'penstock[redis]'") from error

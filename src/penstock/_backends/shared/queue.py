@@ -38,13 +38,14 @@ class StoreQueue:
         told: Flows of which the store knows that they wait here.
         poll: Seconds until a blocked limit is asked for again.
         alarm: When the queue is looked at next.
+        problem: Why the store did not decide the last batch; None: it did.
         more_at: Before that, the store has no more to lease than what the first in the queue need.
         tended: When the leases are looked at next, whether they are used.
     """
 
     __slots__ = (
         "__weakref__", "_into", "_merged", "alarm", "behind", "blocked", "bookings", "coming", "fresh", "lease", "more_at", "poll",
-        "reserved", "sets", "tended", "told", "waiters",
+        "problem", "reserved", "sets", "tended", "told", "waiters",
     )  # fmt: skip
 
     def __init__(self, ageing: float, weights: Mapping[Hashable, float], lease: float | None) -> None:
@@ -67,6 +68,7 @@ class StoreQueue:
         self.bookings: list[Any] = []
         self.coming = 0
         self.alarm = math.inf
+        self.problem: Exception | None = None
         self.more_at = self.tended = -math.inf
         self.blocked.clear()
         self.behind = {}

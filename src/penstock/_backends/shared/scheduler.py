@@ -236,6 +236,9 @@ class Scheduler:
         if request.stage is Stage.QUEUED:
             queue.waiters.leave(request)
             state.dirty[queue] = None
+        if ready <= now and queue.problem is not None:
+            state.refuse(request, again(queue.problem))  # it does not wait for its turn, but for an answer
+            return
         state.refuse_late(request, max(ready - now, 0.0), blocker)
 
     def _reserve(self, request: SharedRequest, queue: StoreQueue, due: float) -> None:
@@ -350,6 +353,7 @@ class Scheduler:
         for part in batch.offsets:
             part.agreed = True
             part.confirming = False
+            part.queue.problem = None
             part.mirror(reply.states, offset, now, reply.now)
             offset += 3 * len(part.order)
 
@@ -458,6 +462,8 @@ class Scheduler:
         """The store said no: nothing was decided. Where a batch was about several queues, each is asked for by itself: one is to blame."""
         state = self.state
         queues = {part.queue for part in batch.offsets}
+        for queue in queues:
+            queue.problem = error
         if len(queues) > 1:
             state.separate_until = now + SEPARATE
             self.unsend(batch, now)
