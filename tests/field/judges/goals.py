@@ -1,0 +1,65 @@
+"""What is aimed at, and where it is missed: all numbers that the tests of this kind hold runs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from judges.judging import COUNTER, FIXED, MOVING, PYRATE, THROTTLED_FIXED, THROTTLED_SLIDING
+
+
+@dataclass(frozen=True)
+class Goal:
+    """How good a run is.
+
+    Attributes:
+        refused: 429s in 1,000 requests, at most.
+        used: Of what the judge would have admitted, the part that is used at least.
+    """
+
+    refused: float
+    used: float
+
+    def met(self, refused: float, used: float) -> bool:
+        """Whether a run is as good as that."""
+        return refused <= self.refused and used >= self.used
+
+
+GOALS = {"headers": Goal(5, 0.95), "retry-after": Goal(10, 0.90), "nothing": Goal(10, 0.90)}
+"""By what answers tell."""
+
+MISSED: dict[tuple[str, str, str], Goal] = {
+    ("auto", FIXED, "retry-after"): Goal(10, 0.85),
+    ("auto", FIXED, "nothing"): Goal(12, 0.75),
+    ("auto", MOVING, "headers"): Goal(14, 0.95),
+    ("auto", MOVING, "retry-after"): Goal(10, 0.67),
+    ("auto", MOVING, "nothing"): Goal(12, 0.67),
+    ("auto", COUNTER, "headers"): Goal(5, 0.90),
+    ("auto", COUNTER, "retry-after"): Goal(10, 0.62),
+    ("auto", COUNTER, "nothing"): Goal(12, 0.62),
+    ("auto", THROTTLED_FIXED, "retry-after"): Goal(10, 0.78),
+    ("auto", THROTTLED_FIXED, "nothing"): Goal(13, 0.54),
+    ("auto", THROTTLED_SLIDING, "headers"): Goal(5, 0.91),
+    ("auto", THROTTLED_SLIDING, "retry-after"): Goal(10, 0.62),
+    ("auto", THROTTLED_SLIDING, "nothing"): Goal(12, 0.62),
+    ("auto", PYRATE, "headers"): Goal(5, 0.77),
+    ("auto", PYRATE, "retry-after"): Goal(10, 0.67),
+    ("auto", PYRATE, "nothing"): Goal(12, 0.67),
+    ("limits given", FIXED, "headers"): Goal(18, 0.95),
+    ("limits given", FIXED, "retry-after"): Goal(18, 0.95),
+    ("limits given", FIXED, "nothing"): Goal(18, 0.95),
+    ("limits given", MOVING, "headers"): Goal(70, 0.92),
+    ("limits given", MOVING, "retry-after"): Goal(70, 0.92),
+    ("limits given", MOVING, "nothing"): Goal(70, 0.92),
+    ("limits given", COUNTER, "headers"): Goal(5, 0.90),
+    ("limits given", THROTTLED_SLIDING, "headers"): Goal(5, 0.90),
+    ("limits given", THROTTLED_FIXED, "headers"): Goal(5, 0.88),
+    ("limits given", PYRATE, "headers"): Goal(240, 0.79),
+    ("limits given", PYRATE, "retry-after"): Goal(240, 0.79),
+    ("limits given", PYRATE, "nothing"): Goal(240, 0.79),
+}
+"""Where a way misses its goal in virtual time, and what holds there: by the way, the judge, and what answers tell."""
+
+
+def goal_of(way: str, judge: str, style: str) -> Goal:
+    """What a run must reach."""
+    return MISSED.get((way, judge, style), GOALS[style])
