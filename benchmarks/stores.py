@@ -109,10 +109,10 @@ def evalsha(where):
     from penstock._core import ledger
     from penstock.limits import per_second
     from penstock.stores.contract import Terms
-    from penstock.stores.redis import _Script
+    from penstock.stores.redis import DECIDE, _Script
 
     client = redis.asyncio.Redis.from_url(where["valkey"], max_connections=600)
-    script = _Script("decide.lua")
+    script = _Script(*DECIDE)
     limits = {"requests": (per_second(PLENTY),), "tokens": (per_second(PLENTY),)}
     terms = Terms("raw", limits, 60.0)
     number, calls = itertools.count(1), itertools.count()

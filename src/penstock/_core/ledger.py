@@ -1,7 +1,7 @@
 """The arithmetic of limits that many processes share: one call decides a batch.
 
 Nothing here waits, reads a clock or does I/O. A store keeps one *row* of bytes per name, hands the rows of a batch to `decide`
-together with its own time, and writes back what comes out. `stores/decide.lua` is the same arithmetic for Redis; a test
+together with its own time, and writes back what comes out. `stores/scripts` is the same arithmetic for Redis; a test
 holds the two together, number by number.
 
 **A row is relative to the moment it was written**: a bucket is its debt at that moment, not an instant at which it will

@@ -42,11 +42,16 @@ _T = TypeVar("_T")
 _abandoned: list[Any] = []
 
 
-class _Script:
-    """The text of a script, and its name on servers."""
+DECIDE = ("format", "rows", "limits", "flows", "bookings", "decide")
+"""The files of the script that decides a batch, in their order."""
 
-    def __init__(self, file: str) -> None:
-        self.text = files("penstock.stores").joinpath(file).read_text(encoding="utf-8")
+
+class _Script:
+    """A script on a server: its text, which is that of some files one after the other, and its name there."""
+
+    def __init__(self, *names: str) -> None:
+        folder = files("penstock.stores").joinpath("scripts")
+        self.text = "\n".join(folder.joinpath(f"{name}.lua").read_text(encoding="utf-8") for name in names)
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -111,8 +116,8 @@ class RedisStore(Store):
         self._nodes = self._server.nodes  # of a cluster: all ever heard of, as the URL's may be the one that dies
         self._is_cluster = bool(self._nodes)
         self._subscriber: Subscriber | None = None
-        self._decide = _Script("decide.lua")
-        self._exchange = _Script("exchange.lua")
+        self._decide = _Script(*DECIDE)
+        self._exchange = _Script("exchange")
 
     def __repr__(self) -> str:
         return f"RedisStore({self._address!r})"

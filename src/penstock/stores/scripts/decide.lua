@@ -1,0 +1,308 @@
+-- Run the operations in their order, write the rows, and reply, as in penstock/_core/batch.py.
+--
+-- The operations stand in one loop, and are no functions: a server makes each function of a script anew in each call, and those of a dozen
+-- operations would cost more than most calls take.
+
+local stop = #asked
+while position <= stop do
+  local operation = asked[position]
+  local charges = asked[position + 3]
+  local one, two, full, filled = -1, -1, 0, 0
+  if operation == ACQUIRE and not any_stopped and charges <= 2 then
+    one = asked[position + 4] + 1
+    full = used[one] + asked[position + 5]
+    if charges == 2 then
+      two = asked[position + 6] + 1
+      filled = used[two] + asked[position + 7]
+    end
+  end
+  if one > 0 and one ~= two and full <= free_until[one] and (two < 0 or filled <= free_until[two]) then  -- as most: all can
+    place_number, place_due, place_within = 0, NEW, -1
+    used[one], what[one] = full, what[one] + asked[position + 5]
+    verdicts[said + 1], verdicts[said + 2] = 0, what[one]
+    said = said + 2
+    if mine then
+      local share = asked[position + 5] * seconds_of(one)
+      if two > 0 then share = max(share, asked[position + 7] * seconds_of(two)) end
+      spent, ahead = spent + share * inverse, max(ahead, 0)
+    end
+    if two > 0 then
+      used[two], what[two] = filled, what[two] + asked[position + 7]
+      said = said + 1
+      verdicts[said] = what[two]
+    end
+    position = position + 4 + 2 * charges
+  elseif operation == ACQUIRE then
+    local horizon, stops = asked[position + 1], asked[position + 2]
+    local from = position + 4
+    position = from + 2 * charges
+    local longest, blocker, fixed = 0, -1, false
+    for i = from, position - 1, 2 do
+      local limit = asked[i] + 1
+      local wait = wait_of(limit, asked[i + 1])
+      if wait > 0 and kind[limit] ~= BUCKET then fixed = true end  -- what comes back all at once cannot be had in advance
+      if pause[limit] > wait then wait, fixed = pause[limit], true end
+      if stopped[limit] then fixed = true end
+      if wait > longest or (fixed and blocker < 0) then longest, blocker = wait, limit - 1 end
+    end
+    if not fixed and longest > 0 then
+      for i = from, position - 1, 2 do
+        local limit = asked[i] + 1
+        if kind[limit] == CALENDAR and now + longest * 1e6 >= what[limit] then
+          fixed, blocker, longest = true, limit - 1, max(longest, (what[limit] - now) / 1e6)
+        end
+      end
+    end
+    local id, due, within = place_number, place_due, place_within
+    place_number, place_due, place_within = 0, NEW, -1
+    local rows, crowded, claims, passes, asker, plain = {}, false, false, true, nil, nil
+    for i = from, position - 1, 2 do
+      local name = row_of[asked[i] + 1]
+      local known = false
+      for j = 1, #rows do known = known or rows[j] == name end
+      if not known then rows[#rows + 1] = name end
+      crowded = crowded or #booked[name] > 0
+    end
+    if id ~= 0 or crowded then
+      asker, plain = asker_of(share_of(from, position - 1))
+      crowded = false
+      for j = 1, #rows do
+        local name = rows[j]
+        local booking = due ~= NEW and take_booking(booked[name], id, due, amounts_of(from, position - 1, name))
+        if booking then
+          claims = true
+          if booking[ID] ~= 0 and name == payer then asker[5], asker[6] = booking[START], booking[MEMBER_START] end
+        end
+        crowded = crowded or #booked[name] > 0
+      end
+    end
+    if asker and crowded and not fixed then
+      local found, all = {}, {}
+      for j = 1, #rows do
+        local of = rows[j] == payer and asker or plain
+        found[rows[j]], all[rows[j]] = before(booked[rows[j]], of, claims), before(booked[rows[j]], of, false)
+      end
+      passes = longest <= horizon
+      for i = from, position - 1, 2 do
+        local limit = asked[i] + 1
+        local column = AMOUNTS + limit - begins[row_of[limit]]
+        if passes and kind[limit] == BUCKET then
+          passes = not delays(found[row_of[limit]], column, limit, need_of(limit, asked[i + 1]), longest)
+        end
+      end
+      if not passes then  -- where it was passed it goes to the end, so the next ones keep their moments
+        local after_all, last_ready = 1e-6, asked[from]
+        for i = from, position - 1, 2 do
+          local limit = asked[i] + 1
+          if kind[limit] == BUCKET then
+            local column, sum = AMOUNTS + limit - begins[row_of[limit]], 0
+            for _, booking in ipairs(all[row_of[limit]]) do sum = sum + booking[column] end
+            local over = (used[limit] + sum + need_of(limit, asked[i + 1]) - second[limit]) / first[limit]
+            if over > after_all then after_all, last_ready = over, limit - 1 end
+          end
+        end
+        if after_all > longest then longest, blocker = after_all, last_ready end
+      end
+    end
+    local goes = passes and longest <= horizon and not fixed
+    local books = not goes and asker and longest <= within and not fixed
+    if longest > 0 and spent > room and stops ~= 0 and not (fixed or crowded or claims or (id ~= 0 and not goes)) then  -- another flow's turn
+      local again = min(max(spent - room, back, AGAIN_LEAST), AGAIN_MOST)
+      ahead = max(ahead, again + LATE)
+      say(-1 - again)
+      say(-1 - (spent - room))
+    elseif goes or books then
+      if goes then
+        say(longest)
+        for i = from, position - 1, 2 do say(charge(asked[i] + 1, asked[i + 1], longest)) end
+      else
+        say(-1 - longest)
+        say(BOOKED)
+        if claims and mine then  -- it takes the next turn like all, and not one more
+          if mine[2] then asker[6] = mine[2][TAG] + spent else asker[5], asker[6] = mine[1][TAG] + spent, ALONE end
+          mine[#mine][TAG] = mine[#mine][TAG] + asker[7]
+        end
+        for j = 1, #rows do
+          local name = rows[j]
+          local of = name == payer and asker or plain
+          add_booking(booked[name], {id, longest, priority, waited, ageing, of[4], of[5], of[6], of[7], unpack(amounts_of(from, position - 1, name))})
+          for limit = begins[name] + 1, begins[name + 1] do free_until[limit] = -1 end
+        end
+        if claims then  -- who comes behind it is to have no place of its own beside it
+          for i = from, position - 1, 2 do stopped[asked[i] + 1], any_stopped = true, true end
+        end
+      end
+      if mine then
+        if not claims then spent = spent + share_of(from, position - 1) * inverse end
+        ahead = max(ahead, longest)
+      end
+    else
+      say(-1 - longest)
+      say(blocker)
+      if stops ~= 0 then
+        for i = from, position - 1, 2 do
+          local limit = asked[i] + 1
+          if not passes or wait_of(limit, asked[i + 1]) > 0 or pause[limit] > 0 then stopped[limit], any_stopped = true, true end
+        end
+      end
+    end
+  elseif operation == GIVE_BACK then
+    local from = position + 2
+    position = from + 4 * asked[position + 1]
+    for i = from, position - 1, 4 do
+      local limit, amount, receipt = asked[i] + 1, asked[i + 1], asked[i + 3]
+      if asked[i + 2] == epochs[limit] then
+        if kind[limit] == BUCKET then
+          local least = min(used[limit], last[limit] * first[limit] + charged_since(limit, receipt))
+          used[limit] = max(used[limit] - amount, least)
+          remember(entries[limit], receipt, amount)
+        elseif kind[limit] == CALENDAR then
+          if receipt == what[limit] then used[limit] = max(0, used[limit] - amount) end
+        elseif third[limit] == RENEWED or receipt > now then  -- else it has come back by itself
+          local log = entries[limit]
+          for j = 1, #log do
+            local entry = log[j]
+            if entry[2] == owner and (third[limit] == RENEWED or entry[1] >= receipt) then
+              entry[3] = entry[3] - min(amount, entry[3])
+              if entry[3] <= 0 then table.remove(log, j) end
+              break
+            end
+          end
+        end
+      end
+    end
+  elseif operation == CHARGE then
+    local from = position + 2
+    position = from + 2 * asked[position + 1]
+    for i = from, position - 1, 2 do say(charge(asked[i] + 1, asked[i + 1], 0)) end
+  elseif operation == PAUSE then
+    local seconds, from = asked[position + 1], position + 3
+    position = from + asked[position + 2]
+    for i = from, position - 1 do
+      local limit = asked[i] + 1
+      pause[limit] = max(pause[limit], seconds)
+      if seconds > 0 then free_until[limit] = -1 end
+    end
+  elseif operation == RESUME then
+    local from = position + 2
+    position = from + asked[position + 1]
+    for i = from, position - 1 do pause[asked[i] + 1] = 0 end
+  elseif operation == LOWER then
+    local from = position + 2
+    position = from + 5 * asked[position + 1]
+    for i = from, position - 1, 5 do
+      local limit, level, age, epoch, receipt = asked[i] + 1, asked[i + 1], asked[i + 2], asked[i + 3], asked[i + 4]
+      local a, b = first[limit], second[limit]
+      if kind[limit] == BUCKET then
+        if epoch == epochs[limit] then level = level + age * a - charged_since(limit, receipt) end
+        local missing = b - level - used[limit]
+        if missing > 0 then
+          used[limit], what[limit] = used[limit] + missing, what[limit] + missing
+        end
+      elseif kind[limit] == CALENDAR then
+        used[limit] = max(used[limit], a - level)
+      elseif third[limit] == LOG then
+        local missing = a - total(entries[limit]) - level
+        if missing > 0 then charge(limit, missing, 0) end
+      end
+    end
+  elseif operation == FLOW then
+    close_turn()
+    local key, member = asked[position + 1], asked[position + 2]
+    payer = row_of[asked[position + 4] + 1]
+    local known, waits = flows[payer], asked[position + 5]
+    local of_flows, of_members = starts(booked[payer], key, member == 0)
+    room, back, inverse, spent, ahead = huge, 0, 1 / asked[position + 3], 0, waits > 0 and waits or -huge
+    mine = {enter(known, key, 0, of_flows, member ~= 0)}
+    if member ~= 0 then mine[2] = enter(known, member, key, of_members, false) end
+    position = position + 6
+  elseif operation == LEAVE then
+    local key, member, known = asked[position + 1], asked[position + 2], flows[row_of[asked[position + 4] + 1]]
+    for i = 1, #known do
+      local one = known[i]
+      if (one[KEY] == key and one[OF] == 0) or (one[KEY] == member and one[OF] == key) then
+        one[TAG], one[AHEAD] = one[TAG] - asked[position + 3], min(one[AHEAD], 0)
+      end
+    end
+    position = position + 5
+  elseif operation == RANK then
+    priority, waited, ageing = asked[position + 1], asked[position + 2], asked[position + 3]
+    position = position + 4
+  elseif operation == PLACE then
+    place_number, place_due, place_within = asked[position + 1], asked[position + 2], asked[position + 3]
+    position = position + 4
+  elseif operation == DROP then
+    local bookings = booked[row_of[asked[position + 2] + 1]]
+    for i = #bookings, 1, -1 do
+      if bookings[i][ID] == asked[position + 1] then table.remove(bookings, i) end
+    end
+    position = position + 3
+  else  -- RENEW
+    local from = position + 2
+    position = from + asked[position + 1]
+    for i = from, position - 1 do
+      local limit = asked[i] + 1
+      local log = entries[limit]
+      for j = 1, #log do
+        if log[j][2] == owner then log[j][1] = now + ceil(second[limit] * 1e6) end
+      end
+      table.sort(log, earlier)
+    end
+  end
+end
+
+close_turn()
+
+-- Write the rows, and say how things stand.
+
+local reply = {now}
+for name = 1, names do reply[name + 1] = born_at[name] end
+for i = 1, #verdicts do reply[#reply + 1] = verdicts[i] end
+for limit = 1, limits do
+  local log, at = entries[limit], #reply
+  reply[at + 1] = pause[limit]
+  if kind[limit] == WINDOW then
+    reply[at + 2], reply[at + 3] = total(log), log[1] and log[1][1] or 0
+  else
+    local sum = 0
+    if kind[limit] == BUCKET then
+      for _, booking in ipairs(booked[row_of[limit]]) do sum = sum + booking[AMOUNTS + limit - begins[row_of[limit]]] end
+    end
+    reply[at + 2], reply[at + 3] = used[limit] + sum, what[limit]
+  end
+end
+for name = 1, names do
+  local row, keep, at = {now, born_at[name]}, 0, 0
+  for limit = begins[name] + 1, begins[name + 1] do
+    local log, u, w = entries[limit], used[limit], what[limit]
+    if kind[limit] == BUCKET then
+      keep = max(keep, u / first[limit])
+    elseif kind[limit] == CALENDAR then
+      keep = max(keep, (w - now) / 1e6)
+    else
+      if #log > 0 then keep = max(keep, (log[#log][1] - now) / 1e6) end
+    end
+    keep = max(keep, pause[limit])
+    at = #row
+    row[at + 1], row[at + 2], row[at + 3], row[at + 4], row[at + 5] = pause[limit], last[limit], u, w, #log
+    for i = 1, #log do
+      at = #row
+      row[at + 1], row[at + 2], row[at + 3] = log[i][1], log[i][2], log[i][3]
+    end
+  end
+  row[#row + 1] = #booked[name]
+  for _, booking in ipairs(booked[name]) do
+    keep = max(keep, booking[DUE] + EXPIRED)
+    for i = 1, #booking do row[#row + 1] = booking[i] end
+  end
+  local known = kept(flows[name])
+  for i = 1, min(#known, FLOWS) do
+    at = #row
+    row[at + 1], row[at + 2], row[at + 3], row[at + 4] = unpack(known[i])
+  end
+  redis.call('HSET', KEYS[name + 1], 't', ARGV[name + 1], 'r', pack(row))
+  redis.call('EXPIRE', KEYS[name + 1], ceil(min(keep, LONGEST_KEPT)) + (remembers == 1 and KEPT_IF_EMPTY or KEPT_LONGER))
+end
+local bytes = pack(reply)
+redis.call('SET', KEYS[1], struct.pack('>d', number) .. bytes, 'EX', TOLD_FOR)
+return bytes

@@ -1,0 +1,83 @@
+-- Decide a batch over limits that many processes share. The same arithmetic as penstock/_core/ledger.py, which explains it; a test
+-- holds the two together, number by number. All of it happens at one moment of the server's clock, or not at all.
+--
+-- The script is this file and then rows, limits, flows, bookings and decide.lua, one after the other: each uses the names of
+-- those before it. Here: what the script is given and what it replies, its constants, and how numbers are packed.
+--
+-- KEYS[1]      what this owner was told last, so that a batch that is sent again is decided once
+-- KEYS[2..]    per name a hash: t the terms, r the row
+-- ARGV[1]      packed doubles: now (0: the server's), owner, number of the batch, whether an absent row counts as used up, names,
+--              then per name: how many limits, and five numbers for each; then the operations
+-- ARGV[2..]    per name the terms
+-- Reply        packed doubles: now, then per name its epoch, the verdicts, and three numbers per limit;
+--              or {now, name, terms, ...} of names with other terms, and nothing was decided
+
+local BUCKET, CALENDAR, WINDOW = 0, 1, 2
+local LOG, RENEWED = 0, 2
+local ACQUIRE, GIVE_BACK, CHARGE, PAUSE, LOWER, RENEW, FLOW, LEAVE, RESUME = 1, 2, 3, 4, 5, 6, 7, 8, 9
+local LEAD, GRACE, AGAIN_LEAST, AGAIN_MOST, LATE, FORGET, FLOWS, NEVER = 0.020, 0.020, 0.001, 0.050, 0.020, 1, 128, -1e9
+local KEY, OF, TAG, AHEAD = 1, 2, 3, 4  -- of an entry of a flow, as in _core/flows.py
+local RANK, PLACE, DROP = 10, 11, 12
+local ID, DUE, PRIORITY, WAITED, AGED, WHOSE, START, MEMBER_START, SHARE, AMOUNTS = 1, 2, 3, 4, 5, 6, 7, 8, 9, 9  -- of a booking, as in _core/bookings.py
+local BOOKED, NEW, ALONE, MOST, TARDY, EXPIRED, AGEING = -0.5, -1e9, -1e9, 128, 0.050, 0.5, 30
+local KEPT_IF_EMPTY = 2592000  -- where an absent row counts as used up, idle rows are kept for 30 days
+local REFUNDS, LONGEST_LOG, KEPT_LONGER, TOLD_FOR, LONGEST_KEPT, MOST_NUMBERS = 32, 256, 3600, 600, 1e9, 1e5
+local ROUNDING = 1 + 1e-12
+local max, min, ceil, huge = math.max, math.min, math.ceil, math.huge
+local format = {}
+
+local function read(bytes)  -- packed doubles as a table, in pieces that fit Lua's stack
+  local numbers, count, at = {}, #bytes / 8, 1
+  while count > 0 do
+    local piece = min(count, 200)
+    local form = format[piece]
+    if not form then form = '>' .. string.rep('d', piece); format[piece] = form end
+    local got = {struct.unpack(form, bytes, at)}
+    local had = #numbers
+    for i = 1, piece do numbers[had + i] = got[i] end
+    at, count = at + 8 * piece, count - piece
+  end
+  return numbers
+end
+
+local function pack(numbers)
+  local pieces, at = {}, 1
+  while at <= #numbers do
+    local piece = min(#numbers - at + 1, 200)
+    pieces[#pieces + 1] = struct.pack('>' .. string.rep('d', piece), unpack(numbers, at, at + piece - 1))
+    at = at + piece
+  end
+  return table.concat(pieces)
+end
+
+local function sound(bytes, limits)  -- whether a row is what was once written: all numbers finite, none cut off, nothing below 0 that cannot be
+  if #bytes % 8 ~= 0 or #bytes < 16 or #bytes > 8 * MOST_NUMBERS then return false end
+  local numbers = read(bytes)
+  local had, at = #numbers, 3
+  for i = 1, had do
+    if not (numbers[i] > -huge and numbers[i] < huge) then return false end
+  end
+  for limit = 1, limits do
+    local size = numbers[at + 4]
+    if not size or size < 0 or size % 1 ~= 0 or at + 4 + 3 * size > had then return false end
+    for i = at, at + 3 do
+      if numbers[i] < 0 then return false end
+    end
+    for i = at + 7, at + 4 + 3 * size, 3 do
+      if numbers[i] < 0 then return false end
+    end
+    at = at + 5 + 3 * size
+  end
+  local count = numbers[at]
+  if not count or count < 0 or count > MOST or count % 1 ~= 0 then return false end
+  local width = AMOUNTS + limits
+  local left = had - at - width * count
+  if left < 0 or left % 4 ~= 0 or left > 4 * FLOWS then return false end
+  for begin = at, at + width * (count - 1), width do
+    if numbers[begin + AGED] <= 0 then return false end
+    for i = begin + SHARE, begin + width do
+      if numbers[i] < 0 then return false end
+    end
+  end
+  return true
+end

@@ -1,0 +1,117 @@
+-- The rules of the three kinds of limit: what may be charged when, and what comes back, as in penstock/_core/batch.py and entries.py.
+
+local stopped, any_stopped, verdicts, said = {}, false, {}, 0
+
+local function say(value)
+  said = said + 1
+  verdicts[said] = value
+end
+
+-- How far each bucket may fill up before somebody has to wait; of anything else, and where there is a pause, it is not that simple.
+local free_until = {}
+for limit = 1, limits do
+  local a, b = first[limit], second[limit]
+  local plain = kind[limit] == BUCKET and third[limit] == 0 and pause[limit] == 0 and #booked[row_of[limit]] == 0
+  free_until[limit] = plain and b + 0.5e-6 * a + 1e-12 * b or -1
+end
+
+local function total(log)
+  local sum = 0
+  for i = 1, #log do sum = sum + log[i][3] end
+  return sum
+end
+
+local function earlier(one, other) return one[1] < other[1] end
+
+local function insert(log, entry)  -- in order of `until`, after its equals
+  local at = #log + 1
+  while at > 1 and log[at - 1][1] > entry[1] do at = at - 1 end
+  table.insert(log, at, entry)
+end
+
+local function wait_of(limit, amount)  -- seconds until `amount` could be charged
+  local k, a, b = kind[limit], first[limit], second[limit]
+  if k == BUCKET then
+    local need = amount
+    if third[limit] ~= 0 then need = min(amount, b) end
+    local over = used[limit] + need - b
+    if over > 0.5e-6 * a + 1e-12 * b then return over / a end
+    return 0
+  elseif k == CALENDAR then
+    if now >= what[limit] then return 1e-6 end
+    if used[limit] + amount - a * ROUNDING > 0 then return (what[limit] - now) / 1e6 end
+    return 0
+  end
+  local log = entries[limit]
+  local over = total(log) + amount - a * ROUNDING
+  if over <= 0 then return 0 end
+  if third[limit] ~= RENEWED then
+    for i = 1, #log do
+      over = over - log[i][3]
+      if over <= 0 then return (log[i][1] - now) / 1e6 end
+    end
+  end
+  return huge
+end
+
+local function charge(limit, amount, after)  -- at the moment now + after; returns the receipt
+  local k, a = kind[limit], first[limit]
+  last[limit] = max(last[limit], after)
+  if k == BUCKET then
+    used[limit] = max(used[limit], after * a) + amount
+    what[limit] = what[limit] + amount
+    return what[limit]
+  elseif k == CALENDAR then
+    used[limit] = used[limit] + amount
+    return what[limit]
+  end
+  local log, ends = entries[limit], now + ceil((after + second[limit]) * 1e6)
+  if third[limit] == RENEWED then
+    for i = 1, #log do
+      if log[i][2] == owner then
+        local entry = table.remove(log, i)
+        entry[1] = max(entry[1], ends)
+        entry[3] = entry[3] + amount
+        insert(log, entry)
+        return ends
+      end
+    end
+  end
+  insert(log, {ends, owner, amount})
+  if third[limit] == LOG and #log > LONGEST_LOG then
+    local merged = {}
+    for i = 1, #log - 1, 2 do
+      merged[#merged + 1] = {log[i + 1][1], log[i + 1][2], log[i][3] + log[i + 1][3]}
+    end
+    if #log % 2 == 1 then merged[#merged + 1] = log[#log] end
+    entries[limit] = merged
+  end
+  return ends
+end
+
+local function charged_since(limit, receipt)  -- what a bucket charged after that receipt, and was not given back
+  local log, back = entries[limit], 0
+  for i = 1, #log do
+    if log[i][1] > receipt then back = back + log[i][3] end
+  end
+  return max(0, what[limit] - receipt - back)
+end
+
+local function remember(refunds, receipt, amount)
+  local at = #refunds + 1
+  while at > 1 and refunds[at - 1][1] > receipt do at = at - 1 end
+  if at > 1 and refunds[at - 1][1] == receipt then
+    refunds[at - 1][3] = refunds[at - 1][3] + amount
+    return
+  end
+  table.insert(refunds, at, {receipt, 0, amount})
+  if #refunds > REFUNDS then
+    refunds[1][3] = refunds[1][3] + refunds[2][3]
+    table.remove(refunds, 2)
+  end
+end
+
+local function seconds_of(limit)  -- in which one unit flows in
+  if kind[limit] == WINDOW and third[limit] == LOG then return second[limit] / first[limit] end
+  return 1 / first[limit]
+end
