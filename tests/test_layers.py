@@ -26,6 +26,7 @@ ORDER = (
     "_log",  # what happens, for the standard library's logging
     "_concurrency",  # how a task or a thread waits and is woken
     "_introspect",  # what kind of function one decorates
+    "_run_inside",  # each call of it inside a context manager
     "_retry_after",  # what the server asked for
     "_classify",  # which errors count
     "_user_errors",  # looking at the user's exceptions without losing them

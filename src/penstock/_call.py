@@ -17,8 +17,9 @@ from penstock._backends import fast_path
 from penstock._backends.base import Binding, Caller
 from penstock._backends.wait import emit_grant, wait, wait_in_thread
 from penstock._concurrency.parking import is_over, who_am_i
-from penstock._introspect import check_answer, kind_of, name_of, run_inside
+from penstock._introspect import check_answer, kind_of, name_of
 from penstock._numbers import Number
+from penstock._run_inside import run_inside
 from penstock._validation import RESERVED, merge_given, read_flow, read_priority, read_wait
 from penstock.errors import CostError
 from penstock.permit import EnteredPermit, Permit, WatchedPermit

@@ -1,11 +1,8 @@
 """What a function is: how it has to be called, how messages name it, and which of the user's functions is running.
 
-Decorators of other people's functions use this. `run_inside` decorates a function of any kind, so that each call runs
-inside a context manager: a permit of a limiter, the watch of a circuit breaker.
-
-A plain callable may return an awaitable: a bound method of an SDK, a lambda around an async function. Nothing shows it
-before the call. So there are two tools: `to_be_awaited` tells it of a result, and `run_inside` keeps its context
-manager entered until that result has been awaited.
+Decorators of other people's functions use this. A plain callable may return an awaitable: a bound method of an SDK, a
+lambda around an async function. Nothing shows it before the call; `to_be_awaited` tells it of the result.
+`_run_inside` decorates functions of all these kinds.
 """
 
 from __future__ import annotations
@@ -14,42 +11,42 @@ import contextlib
 import functools
 import inspect
 import sys
-import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from types import AsyncGeneratorType, FrameType, GeneratorType, TracebackType
-from typing import Any, Generic, NoReturn, TypeVar, cast
+from collections.abc import Callable, Coroutine
+from types import AsyncGeneratorType, FrameType, GeneratorType
+from typing import Any, Literal, NoReturn
 
 from penstock._concurrency.parking import loop_running_here
-from penstock.errors import WouldBlockEventLoop
 
 __all__ = [
+    "CONTEXT_MANAGERS",
+    "GENERATORS",
+    "Kind",
     "check_answer",
     "check_plain",
     "kind_of",
     "name_of",
     "refuse_awaitable",
-    "run_inside",
     "runs_later",
-    "stream_inside",
     "to_be_awaited",
     "users_frame",
     "users_line",
 ]
 
-_F = TypeVar("_F", bound=Callable[..., Any])
-_Entered = TypeVar("_Entered")
+Kind = Literal["async", "stream", "generator", "async context", "context", "sync"]
+"""What a function is: see `kind_of`."""
 
 _OURS = __file__.removesuffix("_introspect.py")
 
 _SAMPLE: Any = len  # to see what these two decorators make of a function: it is one code object for all of them
 _CONTEXT = contextlib.contextmanager(_SAMPLE).__code__
 _ASYNC_CONTEXT = contextlib.asynccontextmanager(_SAMPLE).__code__
-_GENERATORS = (GeneratorType, AsyncGeneratorType)
-_CONTEXT_MANAGERS = (contextlib._GeneratorContextManager, contextlib._AsyncGeneratorContextManager)
+
+GENERATORS = (GeneratorType, AsyncGeneratorType)
+CONTEXT_MANAGERS = (contextlib._GeneratorContextManager, contextlib._AsyncGeneratorContextManager)
+"""What a call may return that has yet to run: a generator, or a block under `@contextmanager`."""
 
 
-def kind_of(fn: Callable[..., Any]) -> str:
+def kind_of(fn: Callable[..., Any]) -> Kind:
     """Return "async", "stream" (an async generator function), "generator", "async context", "context" or "sync".
 
     The contexts are functions under `@asynccontextmanager` and `@contextmanager`. Looks through `functools.partial`,
@@ -79,7 +76,7 @@ def kind_of(fn: Callable[..., Any]) -> str:
             target = type(target).__call__
 
 
-def _kind_of_plain(routine: Callable[..., Any]) -> str:
+def _kind_of_plain(routine: Callable[..., Any]) -> Kind:
     """Look under the wrappers of a routine that is a plain function itself."""
     while True:
         code = getattr(routine, "__code__", None)
@@ -153,380 +150,4 @@ def to_be_awaited(result: object) -> bool:
 
 def runs_later(result: object) -> bool:
     """Whether a plain callable returned code that has yet to run: a generator, or a block under `@contextmanager`."""
-    return isinstance(result, (*_GENERATORS, *_CONTEXT_MANAGERS))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Calls inside a context manager
-
-
-def run_inside(
-    fn: _F,
-    enter: Callable[[tuple[Any, ...], dict[str, Any]], AbstractContextManager[_Entered]],
-    enter_async: Callable[[tuple[Any, ...], dict[str, Any]], AbstractAsyncContextManager[_Entered]] | None = None,
-    *,
-    seen: Callable[[_Entered, Any], object] | None = None,
-) -> _F:
-    """Decorate a function of any kind: each of its calls runs inside a context manager, from its beginning to its end.
-
-    A generator's call ends with its last item. A call of a function under `@contextmanager` or `@asynccontextmanager`
-    is the whole block. A plain callable's call ends when it returns. If it returns an awaitable, the call ends when
-    that has been awaited (or left again, where it is used by `async with`, as HTTP clients allow); if a generator, when
-    that ends.
-
-    A plain callable is entered by `enter` at first, as by a thread: in a running event loop that may refuse to wait.
-    Once it has returned an awaitable it is known as async, and each call of it in a running event loop uses
-    `enter_async`.
-
-    Args:
-        fn: What to decorate.
-        enter: Makes the context manager for a call with these positional and keyword arguments.
-        enter_async: The same for async calls; None: `enter` never waits, and serves these as well.
-        seen: Called with what the context manager returned and with the call's result, inside the context manager. Not
-            for generators and context managers, which have no result.
-    """
-    kind = kind_of(fn)
-    wrapper: Any
-    in_loop: Any = enter_async or (lambda args, kwargs: _NeverWaits(enter(args, kwargs)))
-    if kind == "async":
-        wrapper = _async_inside(fn, enter_async, seen) if enter_async else _async_inside_plain(fn, enter, seen)
-    elif kind == "stream":
-        return cast("_F", stream_inside(in_loop, fn))
-    elif kind == "generator":
-
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with enter(args, kwargs):
-                return (yield from fn(*args, **kwargs))
-
-    elif kind == "async context":
-
-        async def block(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-            async with in_loop(args, kwargs), fn(*args, **kwargs) as value:
-                yield value
-
-        wrapper = contextlib.asynccontextmanager(block)
-    elif kind == "context":
-
-        def plain_block(*args: Any, **kwargs: Any) -> Iterator[Any]:
-            with enter(args, kwargs), fn(*args, **kwargs) as value:
-                yield value
-
-        wrapper = contextlib.contextmanager(plain_block)
-    else:
-        wrapper = _plain_inside(fn, enter, enter_async, seen)
-    return cast("_F", functools.wraps(fn)(wrapper))
-
-
-def _async_inside_plain(fn: Any, enter: Any, seen: Any) -> Any:
-    async def wrapper(*args: Any, **kwargs: Any) -> Any:
-        with enter(args, kwargs) as inside:
-            result = await fn(*args, **kwargs)
-            if seen is not None:
-                seen(inside, result)
-            return result
-
-    return wrapper
-
-
-def _async_inside(fn: Any, enter_async: Any, seen: Any) -> Any:
-    async def wrapper(*args: Any, **kwargs: Any) -> Any:
-        async with enter_async(args, kwargs) as inside:
-            result = await fn(*args, **kwargs)
-            if seen is not None:
-                seen(inside, result)
-            return result
-
-    return wrapper
-
-
-def _plain_inside(fn: Any, enter: Any, enter_async: Any, seen: Any) -> Any:
-    name = name_of(fn)
-    is_async = False  # nothing shows it before it has returned an awaitable
-
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        nonlocal is_async
-        if is_async and enter_async is not None and loop_running_here():
-            return _CallToBegin(name, functools.partial(fn, *args, **kwargs), enter_async(args, kwargs), seen)
-        hold = _Hold(name, enter(args, kwargs))
-        with hold as inside:
-            result = fn(*args, **kwargs)
-            if to_be_awaited(result):
-                is_async = True
-                hold.until_later = True
-                return _CallBegun(name, result, hold, None if seen is None else functools.partial(seen, inside))
-            if isinstance(result, _CONTEXT_MANAGERS):
-                raise TypeError(
-                    f"{name} returned a context manager, whose block would run outside of what decorates {name}. "
-                    "Decorate the function below @contextmanager or @asynccontextmanager"
-                )
-            if seen is not None:
-                seen(inside, result)
-            if isinstance(result, _GENERATORS):
-                hold.until_later = True
-                return _items_inside(result, hold)
-            return result
-
-    return wrapper
-
-
-def _items_inside(items: Any, hold: _Hold[Any]) -> Any:
-    """Run the generator that a plain callable returned inside the context manager, until it ends or is collected."""
-    if isinstance(items, AsyncGeneratorType):
-        left_behind = _NeverWaits(_Left(hold))
-        return stream_inside(lambda _args, _kwargs: left_behind, lambda: items)()
-
-    def generate(left: _Left) -> Any:
-        with left:
-            return (yield from items)
-
-    return generate(_Left(hold))
-
-
-class _NeverWaits(AbstractAsyncContextManager[_Entered]):
-    """A context manager that never waits, for `async with`."""
-
-    __slots__ = ("_manager",)
-
-    def __init__(self, manager: AbstractContextManager[_Entered]) -> None:
-        self._manager = manager
-
-    async def __aenter__(self) -> _Entered:
-        return self._manager.__enter__()
-
-    async def __aexit__(self, *error: Any) -> bool | None:  # noqa: PYI036 - three, whatever they are
-        return self._manager.__exit__(*error)
-
-
-class _Hold(Generic[_Entered]):
-    """A context manager that may stay entered when the `with` block of a plain call ends."""
-
-    __slots__ = ("_manager", "_name", "until_later")
-
-    def __init__(self, name: str, manager: AbstractContextManager[_Entered]) -> None:
-        self._name = name
-        self._manager = manager
-        self.until_later = False
-
-    def __enter__(self) -> _Entered:
-        try:
-            return self._manager.__enter__()
-        except WouldBlockEventLoop as error:
-            error.add_note(
-                f"penstock: {self._name} is a plain callable. "
-                "If it returns an awaitable, decorate an async function that awaits it"
-            )
-            raise
-
-    def __exit__(self, *error: Any) -> bool | None:  # noqa: PYI036
-        return None if self.until_later else self._manager.__exit__(*error)
-
-    def leave(self, kind: Any, error: Any, traceback: Any) -> bool | None:
-        return self._manager.__exit__(kind, error, traceback)
-
-    def abandon(self) -> None:
-        """Leave a call that nobody will finish."""
-        left = GeneratorExit()
-        self._manager.__exit__(GeneratorExit, left, None)
-
-
-class _LateCall(Coroutine[Any, Any, Any]):
-    """A call of a plain callable that runs when it is awaited. It is a coroutine, for `create_task` and task groups.
-
-    What it returns can also be entered by `async with`, if the callable's own result can:
-    `async with get(url) as response`.
-    """
-
-    __slots__ = ("_name", "_running", "_used", "_within")
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._running: Coroutine[Any, Any, Any] | None = None
-        self._within: AbstractAsyncContextManager[Any] | None = None
-        self._used = False
-
-    def _run(self) -> Coroutine[Any, Any, Any]:
-        """Run the call and return its result."""
-        raise NotImplementedError
-
-    def _entered(self) -> AbstractAsyncContextManager[Any]:
-        """Run the call as an async context manager."""
-        raise NotImplementedError
-
-    def _abandon(self) -> None:
-        """Nobody awaits the call."""
-
-    def _begun(self) -> Coroutine[Any, Any, Any]:
-        if self._running is None:
-            if self._used:
-                raise RuntimeError(f"the call of {self._name} was used already: it can be awaited once")
-            self._used = True
-            self._running = self._run()
-        return self._running
-
-    def __await__(self) -> Any:
-        return self._begun().__await__()
-
-    def send(self, value: Any) -> Any:
-        return self._begun().send(value)
-
-    def throw(self, *error: Any) -> Any:
-        if self._running is None:  # a task that was cancelled before its first step
-            self.close()
-            raise error[-1] if isinstance(error[-1], BaseException) else error[0]
-        return self._running.throw(*error)
-
-    def close(self) -> None:
-        if self._running is not None:
-            self._running.close()
-        elif not self._used:
-            self._used = True
-            self._abandon()
-
-    async def __aenter__(self) -> Any:
-        if self._used:
-            raise RuntimeError(f"the call of {self._name} was used already: it can be entered once")
-        self._used = True
-        self._within = self._entered()
-        return await self._within.__aenter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        assert self._within is not None
-        return await self._within.__aexit__(kind, error, traceback)
-
-    def __del__(self) -> None:
-        if not self._used:
-            self._used = True
-            self._abandon()  # first: a filter may turn the warning into an error
-            warnings.warn(f"the call of {self._name} was never awaited", RuntimeWarning, stacklevel=2, source=self)
-
-    def __repr__(self) -> str:
-        return f"<call of {self._name}, to be awaited>"
-
-
-class _CallBegun(_LateCall):
-    """The callable has been called, inside its context manager; what it returned is to be awaited."""
-
-    __slots__ = ("_hold", "_result", "_seen")
-
-    def __init__(self, name: str, result: Any, hold: _Hold[Any], seen: Callable[[Any], object] | None) -> None:
-        super().__init__(name)
-        self._result = result
-        self._hold = hold
-        self._seen = seen
-
-    async def _run(self) -> Any:
-        self._hold.until_later = False
-        with _Left(self._hold):
-            result = await self._result
-            if self._seen is not None:
-                self._seen(result)
-            return result
-
-    @contextlib.asynccontextmanager
-    async def _entered(self) -> AsyncIterator[Any]:
-        with _Left(self._hold):
-            async with _enterable(self._name, self._result) as value:
-                if self._seen is not None:
-                    self._seen(value)
-                yield value
-
-    def _abandon(self) -> None:
-        if isinstance(self._result, Coroutine):
-            self._result.close()
-        self._hold.abandon()
-
-
-class _CallToBegin(_LateCall):
-    """The callable is known as async: it is called when its turn has come."""
-
-    __slots__ = ("_call", "_manager", "_seen")
-
-    def __init__(
-        self,
-        name: str,
-        call: Callable[[], Any],
-        manager: AbstractAsyncContextManager[Any],
-        seen: Callable[[Any, Any], object] | None,
-    ) -> None:
-        super().__init__(name)
-        self._call = call
-        self._manager = manager
-        self._seen = seen
-
-    async def _run(self) -> Any:
-        async with self._manager as inside:
-            result = self._call()
-            if inspect.isawaitable(result):
-                result = await result
-            if self._seen is not None:
-                self._seen(inside, result)
-            return result
-
-    @contextlib.asynccontextmanager
-    async def _entered(self) -> AsyncIterator[Any]:
-        async with self._manager as inside, _enterable(self._name, self._call()) as value:
-            if self._seen is not None:
-                self._seen(inside, value)
-            yield value
-
-
-class _Left:
-    """Leaves what was entered before: at the end of its block, or when it is collected without one."""
-
-    __slots__ = ("_hold",)
-
-    def __init__(self, hold: _Hold[Any]) -> None:
-        self._hold: _Hold[Any] | None = hold
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *error: Any) -> bool | None:  # noqa: PYI036
-        hold, self._hold = self._hold, None
-        return None if hold is None else hold.leave(*error)
-
-    def __del__(self) -> None:
-        if self._hold is not None:
-            self._hold.abandon()
-
-
-def _enterable(name: str, result: Awaitable[Any]) -> AbstractAsyncContextManager[Any]:
-    if not hasattr(type(result), "__aenter__"):
-        refuse_awaitable(result, f"what {name} returns is to be awaited, and no async context manager: await the call")
-    return cast("AbstractAsyncContextManager[Any]", result)
-
-
-def stream_inside(
-    enter: Callable[[tuple[Any, ...], dict[str, Any]], AbstractAsyncContextManager[Any]],
-    fn: Callable[..., AsyncGenerator[Any, Any]],
-) -> Callable[..., AsyncGenerator[Any, Any]]:
-    """Decorate an async generator function: each of its generators runs inside what `enter(args, kwargs)` returns.
-
-    What the caller sends or throws in goes on to the generator itself, as by the `yield from` that async generators
-    lack. So it may answer, or handle an error, as one does under `@asynccontextmanager`. The generator ends before the
-    context does.
-    """
-
-    @functools.wraps(fn)
-    async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        async with enter(args, kwargs):
-            items = fn(*args, **kwargs)
-            try:
-                item = await anext(items)
-                while True:
-                    try:
-                        sent = yield item
-                    except GeneratorExit:
-                        raise
-                    except BaseException as thrown:  # noqa: BLE001 - it is the generator's to handle or to raise
-                        item = await items.athrow(thrown)
-                    else:
-                        item = await items.asend(sent)
-            except StopAsyncIteration:
-                return
-            finally:
-                await items.aclose()
-
-    return wrapper
+    return isinstance(result, (*GENERATORS, *CONTEXT_MANAGERS))

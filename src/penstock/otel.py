@@ -25,7 +25,8 @@ from opentelemetry.trace import Span, SpanKind, StatusCode, TracerProvider
 from opentelemetry.util.types import AttributeValue
 
 from penstock import clock, events
-from penstock._introspect import kind_of, name_of, refuse_awaitable, run_inside, to_be_awaited
+from penstock._introspect import kind_of, name_of, refuse_awaitable, to_be_awaited
+from penstock._run_inside import run_inside
 from penstock.statistics import Statistics
 
 __all__ = ["Telemetry"]

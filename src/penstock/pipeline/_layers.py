@@ -7,8 +7,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn, TypeVar
 
-from penstock._introspect import kind_of, name_of, run_inside
+from penstock._introspect import kind_of, name_of
 from penstock._numbers import read_seconds
+from penstock._run_inside import run_inside
 
 __all__ = ["check_async", "check_callable_once", "refuse", "span", "watched"]
 

@@ -9,7 +9,8 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, cast
 
-from penstock._introspect import kind_of, name_of, refuse_awaitable, run_inside, to_be_awaited
+from penstock._introspect import kind_of, name_of, refuse_awaitable, to_be_awaited
+from penstock._run_inside import run_inside
 
 __all__ = ["Pipeline", "PipelineOrderWarning"]
 

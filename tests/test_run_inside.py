@@ -14,7 +14,8 @@ import anyio
 import pytest
 
 from penstock import testing
-from penstock._introspect import run_inside, to_be_awaited
+from penstock._introspect import to_be_awaited
+from penstock._run_inside import run_inside
 from penstock.errors import WouldBlockEventLoop
 
 
