@@ -1,12 +1,12 @@
-"""Who used how much: a ledger of every call, how it is read, and caps per user."""
+"""Use per user: a ledger of every call, how it is read, and caps for each user."""
 
 from penstock.usage.caps import Cap
 from penstock.usage.file import LedgerError
 from penstock.usage.history import History, Minute, RecordedCall, Totals
 from penstock.usage.ledger import Ledger, LedgerStatistics
 from penstock.usage.quota import Quota, QuotaExceeded
-from penstock.usage.quota_records import Review
 from penstock.usage.quotas import Quotas
+from penstock.usage.reviews import Review
 
 __all__ = [
     "Cap",

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from penstock import limits as _limits
 from penstock._numbers import show
@@ -16,6 +16,7 @@ from penstock.limits import Calendar, Limit, Period, Unlimited
 __all__ = [
     "UNITS",
     "Cap",
+    "CapKey",
     "CapLike",
     "Caps",
     "limits_of",
@@ -69,6 +70,14 @@ class Cap:
 
     def __str__(self) -> str:
         return f"{show(self.amount)} a {self.period}" + ("" if self.tz == "UTC" else f" ({self.tz})")
+
+
+class CapKey(NamedTuple):
+    """Which of a user's caps."""
+
+    unit: str
+    period: str
+    tz: str
 
 
 CapLike = Cap | Calendar | str
@@ -151,15 +160,14 @@ def limits_of(caps: Caps, units: Iterable[str]) -> dict[str, tuple[Limit, ...]]:
     return {unit: tuple(cap.limit(unit) for cap in caps.get(unit, ()) or nothing) for unit in sorted(units)}
 
 
-def with_extra(caps: Caps, extra: Iterable[tuple[str, str, str, float]]) -> Caps:
-    """The caps with what was allowed on top of them: (unit, period, time zone, units)."""
-    more = {(unit, period, tz): amount for unit, period, tz, amount in extra}
+def with_extra(caps: Caps, extra: Mapping[CapKey, float]) -> Caps:
+    """The caps with what was allowed on top of them, in units."""
     return {
         unit: tuple(
-            Cap(cap.amount + more.get((unit, cap.period, cap.tz), 0), cap.period, cap.tz) for cap in kinds
+            Cap(cap.amount + extra.get(CapKey(unit, cap.period, cap.tz), 0), cap.period, cap.tz) for cap in kinds
         )
         for unit, kinds in caps.items()
-    }  # fmt: skip
+    }
 
 
 def plain_caps(caps: Caps) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
 from penstock._core import ledger
@@ -21,76 +21,21 @@ from penstock._core.windows import period_around
 from penstock.errors import StoreError
 from penstock.limits import Calendar, Limit
 from penstock.stores.contract import Row, Store, Terms
-from penstock.usage.caps import Cap, Caps, origins, plain_caps, read_plain_caps, with_extra
+from penstock.usage.caps import Cap, CapKey, Caps, origins, plain_caps, read_plain_caps
+from penstock.usage.reviews import Extra, Review, UserRecord
 
-__all__ = ["Records", "Review", "ReviewState", "Spent", "UserRecord", "period_of"]
+__all__ = ["Records", "Spent", "period_of"]
 
 _T = TypeVar("_T")
-ReviewState = Literal["pending", "approved", "refused"]
+
 _MOST_REVIEWS = 50
+"""Reviews of a user that are kept."""
+
 _FOR_EVER = 1e9
+"""Seconds for which a document is kept."""
+
 _STATE = b"json"
-
-
-@dataclass(frozen=True, slots=True)
-class Review:
-    """A user came to a cap, and somebody, or a function, is to decide.
-
-    Attributes:
-        user, unit, period, tz: Whose cap it is, and which.
-        asked: Units beyond the cap that were asked for last.
-        at: When it was first asked for, in seconds since 1970.
-        until: When the period ends, and with it the review.
-        state: "pending", "approved" or "refused".
-        allowed: Units that were allowed on top of the cap, for this period.
-        by: What decided: "" while nothing has.
-        calls: How many calls asked.
-    """
-
-    user: str
-    unit: str
-    period: str
-    tz: str
-    asked: float
-    at: float
-    until: float
-    state: ReviewState = "pending"
-    allowed: float = 0.0
-    by: str = ""
-    calls: int = 1
-
-    @property
-    def cap(self) -> tuple[str, str, str]:
-        """Which cap it is about."""
-        return self.unit, self.period, self.tz
-
-
-@dataclass(frozen=True, slots=True)
-class UserRecord:
-    """What is kept of a user.
-
-    Attributes:
-        own: Caps that are not those for everybody, per unit.
-        extra: Per cap, units that are allowed on top of it, and the moment at which that ends.
-        reviews: The last ones.
-    """
-
-    user: str
-    own: Caps
-    extra: Mapping[tuple[str, str, str], tuple[float, float]]
-    reviews: tuple[Review, ...] = ()
-
-    def caps(self, for_everybody: Caps, now: float) -> Caps:
-        """The user's caps at a moment."""
-        return with_extra({**for_everybody, **self.own}, self.extra_at(now))
-
-    def extra_at(self, now: float) -> list[tuple[str, str, str, float]]:
-        """What is allowed on top of caps at a moment."""
-        return [(*cap, amount) for cap, (amount, until) in self.extra.items() if now < until]
-
-    def changes_at(self, now: float) -> float:
-        """When the caps change by themselves next."""
-        return min((until for _, until in self.extra.values() if now < until), default=float("inf"))
+"""In the place of the numbers that a limiter's row has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,14 +226,14 @@ def _each(terms: Terms) -> list[tuple[str, Calendar]]:
 def _record_of(user: str, plain: Any) -> UserRecord:
     if plain is None:
         return UserRecord(user, {}, {})
-    extra = {(unit, period, tz): (float(amount), float(until)) for unit, period, tz, amount, until in plain["extra"]}
+    extra = {CapKey(*cap): Extra(float(units), float(until)) for *cap, units, until in plain["extra"]}
     return UserRecord(user, read_plain_caps(plain["own"]), extra, tuple(Review(**one) for one in plain["reviews"]))
 
 
 def _plain_record(record: UserRecord) -> dict[str, Any]:
     return {
         "own": plain_caps(record.own),
-        "extra": [[*cap, amount, until] for cap, (amount, until) in record.extra.items()],
+        "extra": [[*cap, *extra] for cap, extra in record.extra.items()],
         "reviews": [asdict(one) for one in record.reviews[-_MOST_REVIEWS:]],
     }
 

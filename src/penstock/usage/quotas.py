@@ -32,9 +32,10 @@ from penstock.limiter import Limiter
 from penstock.permit import Permit
 from penstock.stores.contract import Store
 from penstock.stores.sqlite import SQLiteStore
-from penstock.usage.caps import UNITS, Cap, CapLike, Caps, check_units, limits_of, read_caps
+from penstock.usage.caps import UNITS, Cap, CapKey, CapLike, Caps, check_units, limits_of, read_caps
 from penstock.usage.quota import Quota, QuotaExceeded
-from penstock.usage.quota_records import Records, Review, UserRecord, period_of
+from penstock.usage.quota_records import Records, period_of
+from penstock.usage.reviews import Review, UserRecord
 
 __all__ = ["Quotas"]
 
@@ -213,35 +214,21 @@ class Quotas:
     # Reviews
 
     def _note(self, error: QuotaExceeded, verdict: Verdict | None, by: str) -> QuotaExceeded | None:
-        """Record a decision, or that one is wanted; return what the call is to raise, None: nothing."""
-        wanted = _units(verdict, error.missing)
-        cap = (error.unit, error.period, error.tz)
+        """Record a verdict, or with None that one is wanted; return what the call is to raise, None: nothing."""
+        allowed = _units(verdict, error.missing)
 
         def put(record: UserRecord) -> UserRecord:
             now = clock.wall()
-            mine = [one for one in record.reviews if one.cap == cap and now < one.until]
-            last = mine[-1] if mine else None
-            if verdict is None:
-                if last is not None and last.state in {"pending", "refused"}:
-                    error.review = last.state
-                    return _with_review(record, last, replace(last, asked=error.missing, calls=last.calls + 1))
-                error.review = "pending"
-            else:
-                error.review = None if wanted else "refused"
-            state: Any = "pending" if verdict is None else "approved" if wanted else "refused"
-            review = Review(error.user, *cap, error.missing, now, error.resets_at, state, wanted, by)
-            if last is not None and verdict is not None and last.state == state and last.by == by:
-                review = replace(review, at=last.at, allowed=last.allowed + wanted, calls=last.calls + 1)
-                record = _without(record, last)
-            return _with_extra(_with_review(record, None, review), review, wanted, now)
+            return record.asked(error, now) if verdict is None else record.decided_at_once(error, allowed, by, now)
 
-        self._records.change_user(error.user, put)
-        if verdict is None or not wanted:
-            words = {"pending": "a review is pending", "refused": "a review has refused more"}
-            error.args = (f"{error.args[0]}; {words[str(error.review)]}",)
-            return error
-        self._settle_conflict(error.user)
-        return None
+        review = self._records.change_user(error.user, put).reviews[-1]
+        if allowed:
+            self._settle_conflict(error.user)
+            return None
+        error.review = review.state
+        words = "a review is pending" if review.state == "pending" else "a review has refused more"
+        error.args = (f"{error.args[0]}; {words}",)
+        return error
 
     def reviews(self, state: str | None = None) -> list[Review]:
         """What was decided of calls beyond caps, and what is to be decided, the latest last. Blocks.
@@ -251,7 +238,7 @@ class Quotas:
         """
         now = clock.wall()
         found = [one for user in self._records.users() for one in self._records.user(user).reviews]
-        found = [one for one in found if one.state != "pending" or now < one.until]
+        found = [one for one in found if one.state != "pending" or one.is_open(now)]
         return sorted((one for one in found if state in {None, one.state}), key=lambda one: one.at)
 
     def approve(self, user: object, unit: str, more: float | None = None, *, by: str = "") -> Review:
@@ -265,41 +252,27 @@ class Quotas:
         Raises:
             ValueError: There is no pending review, and no `more`; or the user has no such cap.
         """
-        return self._decided(user, unit, more, "approved", by)
+        allowed = None if more is None else amount(more)
+        if more is not None and not allowed:
+            raise ValueError(f"more must be a finite number of units above 0, not {more!r}")
+        return self._decided(user, unit, allowed, by)
 
     def refuse(self, user: object, unit: str, *, by: str = "") -> Review:
         """Refuse a review: until the period ends no other is noted. Blocks. Arguments and errors: as in `approve`."""
-        return self._decided(user, unit, 0.0, "refused", by)
+        return self._decided(user, unit, 0.0, by)
 
-    def _decided(self, user: object, unit: str, more: float | None, state: Any, by: str) -> Review:
+    def _decided(self, user: object, unit: str, allowed: float | None, by: str) -> Review:
         name = _read_user(user)
-        allowed = None if more is None else amount(more)
-        if (more is not None and allowed is None) or (state == "approved" and allowed == 0):
-            raise ValueError(f"more must be a finite number of units above 0, not {more!r}")
-        caps = self._known(name, anew=True).caps
-        decided: list[Review] = []
+        kinds = self._known(name, anew=True).caps.get(unit, ())
 
         def put(record: UserRecord) -> UserRecord:
             now = clock.wall()
-            pending = [one for one in record.reviews if one.unit == unit and one.state == "pending" and now < one.until]
-            if pending:
-                old: Review | None = pending[-1]
-                assert old is not None
-                review = replace(old, state=state, allowed=old.asked if allowed is None else allowed, by=by)
-            else:
-                old = None
-                kinds = caps.get(unit, ())
-                if allowed is None or not kinds:
-                    what = "no cap" if not kinds else "no pending review"
-                    raise ValueError(f"{name!r} has {what} of {unit}" + (": say how many units more" if kinds else ""))
-                cap = kinds[0]
-                review = Review(name, unit, cap.period, cap.tz, 0.0, now, period_of(cap, now)[1], state, allowed, by, 0)
-            decided[:] = [review]
-            return _with_extra(_with_review(record, old, review), review, review.allowed, now)
+            cap = (kinds[0], period_of(kinds[0], now)[1]) if kinds else None
+            return record.decided(unit, cap, allowed, by, now)
 
-        self._records.change_user(name, put)
+        review = self._records.change_user(name, put).reviews[-1]
         self._settle_conflict(name)
-        return decided[0]
+        return review
 
     # Administration
 
@@ -364,7 +337,7 @@ class Quotas:
     def _quotas_of(self, user: str, record: UserRecord) -> list[Quota]:
         now = clock.wall()
         spent = {(one.unit, one.limit.period, one.limit.tz): one for one in self._records.spent(user)}
-        extra = {(unit, period, tz): more for unit, period, tz, more in record.extra_at(now)}
+        extra = record.extra_at(now)
         quotas = []
         for unit, kinds in sorted(record.caps(self._caps_for_everybody(now), now).items()):
             for cap in kinds:
@@ -374,7 +347,7 @@ class Quotas:
                 quotas.append(
                     Quota(
                         user, unit, cap.period, cap.tz, cap.amount, used, end, begin, unit in record.own,
-                        extra.get((unit, cap.period, cap.tz), 0.0),
+                        extra.get(CapKey(unit, cap.period, cap.tz), 0.0),
                     )
                 )  # fmt: skip
         return quotas
@@ -498,23 +471,6 @@ def _units(verdict: Any, missing: float) -> float:
 
 def _least(limiter: Limiter, unit: str) -> float:
     return next((limit.default for limit in limiter.limits.get(unit, ()) if limit.default is not None), 0.0)
-
-
-def _without(record: UserRecord, review: Review) -> UserRecord:
-    return replace(record, reviews=tuple(one for one in record.reviews if one != review))
-
-
-def _with_review(record: UserRecord, old: Review | None, new: Review) -> UserRecord:
-    rest = record if old is None else _without(record, old)
-    return replace(rest, reviews=(*rest.reviews, new))
-
-
-def _with_extra(record: UserRecord, review: Review, units: float, now: float) -> UserRecord:
-    if not units:
-        return record
-    live = {cap: (more, until) for cap, (more, until) in record.extra.items() if now < until}
-    more, _ = live.get(review.cap, (0.0, 0.0))
-    return replace(record, extra={**live, review.cap: (more + units, review.until)})
 
 
 def _read_user(user: object) -> str:
