@@ -102,6 +102,7 @@ def prepared(folder, rows, service, *, limits=LIMITS, overwrite=False, order="co
             yield SimpleNamespace(
                 run=run,
                 only_failed=only_failed,
+                all_results=results,
                 examine=lambda: results.examine(
                     run._lines, partial(read_row, cost=by_bytes, change=chosen.change, salt=chosen.salt), chosen.salt
                 ),

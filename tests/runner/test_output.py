@@ -181,6 +181,74 @@ def test_a_journal_that_was_torn_anywhere_loses_nothing_that_the_results_hold(ou
         assert out.read_bytes().startswith(whole)
 
 
+@pytest.mark.parametrize("order", ["completed", "input"])
+def test_a_journal_that_was_damaged_anywhere_costs_no_answer_that_the_results_hold(out, order):
+    """Each bit of it may turn over: the file as it was is kept, and every row has one answer."""
+    whole = answered(out, "a", "b")
+    journal = journal_of(out).read_bytes()
+    head = journal.index(b"\n") + 1
+    for at in range(head, len(journal), 7):
+        out.write_bytes(whole)
+        damaged = bytearray(journal)
+        damaged[at] ^= (1, 2, 4, 8, 16, 64, 128)[at % 7]
+        journal_of(out).write_bytes(damaged)
+        with opened(out, order=order) as results:
+            assert [results.known(row(name)) for name in "abc"] == [Known.ANSWERED, Known.ANSWERED, Known.NEW]
+            results.answer(row("c"), 200, None, b"{}")
+        if results.damaged is not None:  # neither the last line end nor the words around a checksum
+            assert results.damaged[1].read_bytes() == damaged
+        with opened(out) as results:
+            assert (results.found, results.damaged) == (3, None)
+        assert sorted(json.loads(line)["custom_id"] for line in out.read_text().splitlines()) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("damage", [b"\n", b"x\n", b'{"sent":"12"}\n', b"\0" * 100 + b"\n", b"\xff" * 300 + b"\n"])
+def test_a_line_that_is_no_record_costs_nothing(out, damage):
+    answered(out, "a", "b")
+    journal = journal_of(out).read_bytes()
+    second = journal.index(b"\n", journal.index(b"\n") + 1) + 1
+    journal_of(out).write_bytes(journal[:second] + damage + journal[second:])
+    with opened(out) as results:
+        assert (results.found, results.damaged[0]) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"my notes, the last of them without an end", "is no journal of a run"),
+        (b"a\nb", "is no journal of a run"),
+        (b'{"journal":"penstock","version":1}\n{"sent', "of another version of penstock"),
+    ],
+)
+def test_a_file_that_is_no_journal_is_left_as_it_is(out, tmp_path, content, message):
+    (tmp_path / "notes").write_bytes(content)
+    with pytest.raises(OutputError, match=message):
+        opened(out, journal=tmp_path / "notes")
+    assert (tmp_path / "notes").read_bytes() == content
+
+
+def test_a_duplicate_does_not_settle_what_became_of_the_row_that_it_repeats(out):
+    """They share all their keys, and the first may be on its way when the run is killed."""
+    with opened(out) as results:
+        results.sent(row("a"), 1)
+        results.fail(row("a"), "duplicate_custom_id", "an earlier line has it too")
+    with opened(out) as results:
+        assert results.may_be_billed(row("a"))
+
+
+def test_results_in_the_order_of_the_input_are_where_they_were_and_nobody_else_may_read_them(tmp_path):
+    """A link stays a link, and a private file private."""
+    real, out = tmp_path / "real.jsonl", tmp_path / "out.jsonl"
+    real.touch(mode=0o600)
+    out.symlink_to(real)
+    with opened(out, order="input") as results:
+        results.answer(row("a"), 200, None, b"{}")
+        results.finish()
+    assert out.is_symlink()
+    assert real.stat().st_mode & 0o777 == 0o600
+    assert json.loads(real.read_text())["custom_id"] == "a"
+
+
 def test_results_that_were_deleted_are_written_again_out_of_the_journal(out):
     """They were paid for."""
     whole = answered(out, "a", "b")

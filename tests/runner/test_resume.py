@@ -69,6 +69,16 @@ async def test_rows_that_were_edited_are_refused_before_anything_is_sent(tmp_pat
     assert (tmp_path / "out.jsonl").read_bytes() == before
 
 
+async def test_answers_to_rows_that_the_file_has_not_any_more_are_counted(tmp_path):
+    """Nobody should take them for those of this file unknowingly."""
+    await done(tmp_path, [chat(number) for number in range(10)])
+    service = Service(answer=echo)
+    rows = [chat(2), {"custom_id": "row-3", "url": "/v1/chat/completions", **chat(3)}, chat(11)]
+    with prepared(tmp_path, rows, service) as this:
+        this.examine()
+        assert this.all_results.elsewhere == 8
+
+
 async def test_another_file_under_the_same_ids_is_refused(tmp_path):
     await done(tmp_path, [chat(number) for number in range(10)])
     refused(tmp_path, [edited(number, "other") for number in range(10)], "10 rows ask something else")

@@ -235,6 +235,8 @@ def run(
         )
         _tell_what_was_found(results, tell)
         results.examine(lines, partial(read_row, cost=tokens.by_bytes, change=change, salt=salt), salt)
+        if results.elsewhere:
+            tell(f"{results.elsewhere:,} answers in {out} are to rows that {file} does not have, and stay there")
         if simulation is not None:
             server = Server(
                 stack.enter_context(simulated(simulation)),
@@ -303,6 +305,12 @@ def _tell_what_was_found(results: Results, tell: Callable[[str], None]) -> None:
         tell(f"{out} ended in the middle of a line: its last {results.repaired} bytes are taken off")
     if results.restored:
         tell(f"{out} lacked {results.restored:,} answers that its journal holds: they are written there again")
+    if results.damaged is not None:
+        records, kept = results.damaged
+        tell(
+            f"{records:,} records of the journal were damaged and are taken out; what {out} holds counts instead, and {kept} is the "
+            "journal as it was"
+        )
     if results.found:
         tell(f"{results.found:,} rows are answered in {out} already and are skipped; --overwrite begins anew")
     if results.ambiguous:

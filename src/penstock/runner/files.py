@@ -269,21 +269,27 @@ def truncate_at_last_line(file: Appended) -> int:
 def create_beside(path: Path) -> tuple[Path, int]:
     """A new file in the folder of `path`, which nobody can have laid out for us: its path and descriptor.
 
+    It may be read by those who may read the file that is at `path`.
+
     Raises:
         OutputError: None can be made there.
     """
     while True:
         draft = path.with_name(f".{path.name[:100]}.{os.urandom(6).hex()}")
         try:
-            return draft, os.open(
-                draft,
-                os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_LINKS | BINARY,
-                0o666,
-            )
+            return draft, os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_LINKS | BINARY, _mode_of(path))
         except FileExistsError:
             continue
         except OSError as error:
             raise cannot_write(path, error) from None
+
+
+def _mode_of(path: Path) -> int:
+    try:
+        there = path.lstat().st_mode
+    except OSError:
+        return 0o666
+    return stat.S_IMODE(there) if stat.S_ISREG(there) else 0o666
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:

@@ -2,17 +2,18 @@
 
 A file that only grows, a record a line, each written by one call of the system and never changed:
 
-    {"journal":"penstock","version":1}
-    {"sent":"<keys>"}                      written before the request is sent
-    {"done":"<keys>","result":{…}}         the whole answer: the line of the results file as it stands there
-    {"over":"<keys>"}                      what was sent is known not to be answered: it was refused, or never left
-    {"fail":"<keys>"}                      the row was given up, and is among the errors
-    {"drop":"<keys>"}                      this answer does not count any more: its row was edited, and is asked again
-    {"order":"input"}                      the results file was put in the order of the input
+    {"journal":"penstock","version":2}
+    {"sent":"<keys>",…}                    written before the request is sent
+    {"done":"<keys>","result":{…},…}       the whole answer: the line of the results file as it stands there
+    {"over":"<keys>",…}                    what was sent is known not to be answered: it was refused, or never left
+    {"fail":"<keys>",…}                    the row was given up, and is among the errors
+    {"drop":"<keys>",…}                    this answer does not count any more: its row was edited, and is asked again
+    {"order":"input",…}                    the results file was put in the order of the input
 
 `keys` are three digests of 64 bits, in hex: of the line as it stands in the file, of the custom_id, and of all that is asked
 (custom_id, endpoint, body). The first lets a run pass over a million answered rows without reading them as JSON; the others
-tell a row that was edited from one that was only written differently.
+tell a row that was edited from one that was only written differently. Each record ends in its checksum, `"crc":"<8 digits>"}`: one that
+a disk or a person has damaged is found, and the whole ones go on.
 
 A process that is killed loses nothing: a record is the system's once it is written. Against a power failure the file is
 synced within `SYNC_EVERY` seconds, for many records at once and beside the event loop.
@@ -23,15 +24,18 @@ from __future__ import annotations
 import array
 import binascii
 import bisect
+import contextlib
 import os
 import stat
 import struct
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
-from penstock.runner.files import Appended, OutputError, truncate_at_last_line
+from penstock.runner.files import Appended, OutputError, cannot_write, create_beside, truncate_at_last_line
 from penstock.runner.source import Row, dump_json
 from penstock.runner.system import pread, sync_data
 
@@ -40,10 +44,15 @@ __all__ = ["SYNC_EVERY", "Answered", "Journal", "Syncer", "result_line"]
 SYNC_EVERY = 0.1
 """Seconds for which a record may be the system's and not yet the disk's."""
 
-HEAD = b'{"journal":"penstock","version":1}\n'
+HEAD = b'{"journal":"penstock","version":2}\n'
 _KEYS = slice(9, 57)
 _RESULT = 58 + len(b',"result":')
 """Where the result begins in a record of what is done."""
+
+_CRC = len(b',"crc":"12345678"}')
+"""Bytes of the checksum that ends a record."""
+
+_BEGINNINGS = frozenset({b'{"sent":"', b'{"done":"', b'{"over":"', b'{"fail":"', b'{"drop":"'})
 
 _CHUNK = 1 << 20
 
@@ -123,6 +132,10 @@ class Answered:
         """Those of some digests of custom_ids to which there is an answer, dropped ones included."""
         return names.intersection(self._ids)
 
+    def unmet(self, but: Container[int | None]) -> int:
+        """How many answers are to rows that no line was, as far as was asked, those with one of these names left out."""
+        return sum(self._ids[place] not in but for place in self._by_line.values() if place not in self.dropped)
+
     def _in_order(self) -> array.array[int]:
         if self._sorted_ids is None:
             self._sorted_ids = array.array("Q", sorted(self._ids))
@@ -150,6 +163,7 @@ class Journal:
         open: Lines that were sent and of which nothing more is known: they may have been billed.
         failed: Lines whose row was given up by the last run that tried it.
         repaired: Bytes of a torn last record that were taken off.
+        damaged: Records that were not whole any more, and were taken out. The file as it was is kept beside it (`damaged_path`).
         size: Bytes of all the results that it holds, dropped ones included, as they stand in a results file.
         last: The last of them.
         in_input_order: Whether the results file was last put in the order of the input.
@@ -172,6 +186,7 @@ class Journal:
         self.open: set[int] = set()
         self.failed: set[int] = set()
         self.repaired: int = 0
+        self.damaged: int = 0
         self.size: int = 0
         self.last: bytes = b""
         self.in_input_order: bool = False
@@ -196,7 +211,7 @@ class Journal:
         Raises:
             OutputError: The disk is full or gone.
         """
-        self._file.append(b'{"sent":"%b","attempt":%d}\n' % (_keys(row), attempt))
+        self._add(b'{"sent":"%b","attempt":%d' % (_keys(row), attempt))
 
     def answer(self, row: Row, status_code: int, request_id: str | None, body: bytes) -> bytes:
         """Write down an answer, whose `body` is JSON on one line; return it as a line of the results file."""
@@ -208,7 +223,7 @@ class Journal:
         """Write down an answer: a line of the results file, with its end."""
         if self.offsets is not None:
             self.offsets.append(self._file.size)
-        self._file.append(b'{"done":"%b","result":%b}\n' % (_keys(row), result.rstrip(b"\n")))
+        self._add(b'{"done":"%b","result":%b' % (_keys(row), result.rstrip(b"\n")))
         self.size += len(result)
 
     def adopt(self, row: Row, result: bytes) -> None:
@@ -218,21 +233,21 @@ class Journal:
 
     def over(self, row: Row) -> None:
         """Write down that what was sent was not answered and is not billed as an answer."""
-        self._file.append(b'{"over":"%b"}\n' % _keys(row))
+        self._add(b'{"over":"%b"' % _keys(row))
 
     def fail(self, row: Row, code: str) -> None:
         """Write down that a row was given up."""
-        self._file.append(b'{"fail":"%b","code":"%b"}\n' % (_keys(row), code.encode("ascii", "replace")[:100]))
+        self._add(b'{"fail":"%b","code":"%b"' % (_keys(row), code.encode("ascii", "replace")[:100]))
 
     def drop(self, place: int) -> None:
         """Write down that an answer of an earlier run does not count any more."""
-        self._file.append(b'{"drop":"%b"}\n' % binascii.hexlify(self.answered.keys(place)))
+        self._add(b'{"drop":"%b"' % binascii.hexlify(self.answered.keys(place)))
         self.answered.drop(place)
 
     def ordered(self, order: bytes) -> None:
         """Write down in which order the results file stands."""
         self.in_input_order = order == b"input"
-        self._file.append(b'{"order":"%b"}\n' % order)
+        self._add(b'{"order":"%b"' % order)
 
     def results(self) -> Iterator[bytes]:
         """The lines of the results file, in the order in which they came, without those that were dropped."""
@@ -241,7 +256,7 @@ class Journal:
             if line[2:6] == b"done":
                 place += 1
                 if place not in dropped:
-                    yield line[_RESULT:-1] + b"\n"
+                    yield line[_RESULT:-_CRC] + b"\n"
 
     def result_at(self, place: int) -> bytes:
         """The line of the results file of the answer at a place; needs `offsets`."""
@@ -252,7 +267,7 @@ class Journal:
             end = part.find(b"\n")
             parts.append(part if end < 0 else part[:end])
             if end >= 0 or not part:
-                return b"".join(parts)[_RESULT:-1] + b"\n"
+                return b"".join(parts)[_RESULT:-_CRC] + b"\n"
             at += len(part)
 
     def check(self) -> None:
@@ -269,17 +284,59 @@ class Journal:
 
     # ------------------------------------------------------------------------------------------------------------------
 
+    @property
+    def damaged_path(self) -> Path:
+        """Where the file is kept as it was before damaged records were taken out."""
+        return self.path.with_name(self.path.name + ".damaged")
+
+    def _add(self, record: bytes) -> None:
+        self._file.append(b'%b,"crc":"%08x"}\n' % (record, zlib.crc32(record)))
+
     def _begin(self) -> None:
+        begin = self._pread(len(HEAD), 0)
+        if not HEAD.startswith(begin) and begin.strip(b"\0"):  # a power failure may leave zeros
+            other = b'{"journal":"penstock"'
+            raise OutputError(
+                f"{self.path} is the journal of another version of penstock: move it away, and the results are read instead"
+                if begin.startswith(other)
+                else f"{self.path} exists and is no journal of a run: move it away, or --overwrite begins anew"
+            )
         self.repaired = truncate_at_last_line(self._file)
-        begin = pread(self._file.descriptor, len(HEAD), 0)
-        if not begin:
+        if not self._file.size:
             self._file.append(HEAD)
             return
-        if begin != HEAD:
-            raise OutputError(
-                f"{self.path} exists and is no journal of a run: move it away, or --overwrite begins anew"
-            )
+        self.damaged = sum(len(lines) - len(_sound(lines)) for lines in self._batches())
+        if self.damaged:
+            self._take_out_damaged()
         self._read()
+
+    def _pread(self, size: int, at: int) -> bytes:
+        try:
+            return pread(self._file.descriptor, size, at)
+        except OSError as error:  # a pipe
+            raise cannot_write(self.path, error) from None
+
+    def _take_out_damaged(self) -> None:
+        """Go on in a copy that has the whole records alone. A crash on the way changes nothing, or has done it."""
+        draft, descriptor = create_beside(self.path)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(HEAD)
+                for lines in self._batches():
+                    file.writelines(line + b"\n" for line in _sound(lines))
+                file.flush()
+                os.fsync(file.fileno())
+            self._file.close()
+            with contextlib.suppress(FileNotFoundError):
+                self.damaged_path.unlink()
+            try:
+                os.link(self.path, self.damaged_path)
+            except OSError:  # a file system without them
+                self.path.replace(self.damaged_path)
+            draft.replace(self.path)
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
+        self._file = Appended(self.path, "--journal")
 
     def _read(self) -> None:
         """Go over all records once. A million of them take about a second, so this looks at bytes and not at JSON."""
@@ -287,14 +344,14 @@ class Journal:
         open_: set[bytes] = set()
         failed: set[bytes] = set()
         dropped: list[bytes] = []
-        size, at, last = 0, 0, b""
+        size, at, last = 0, len(HEAD), b""
         for lines in self._batches():
             done = [line for line in lines if line[2] == _D and line[3] == _O]
             keys = [line[_KEYS] for line in done]
             sent = [line[_KEYS] for line in lines if line[2] == _S]
             self.answered.extend(unhex(b"".join(keys)))
             if done:
-                size += sum(map(len, done)) - _RESULT * len(done)
+                size += sum(map(len, done)) - (_RESULT + _CRC - 1) * len(done)
                 last = done[-1]
             if len(sent) + len(done) == len(lines):
                 open_.update(sent)
@@ -316,19 +373,39 @@ class Journal:
         self.answered.drop_by_keys(dropped)
         self.open = {int.from_bytes(unhex(key[:16]), "little") for key in open_}
         self.failed = {int.from_bytes(unhex(key[:16]), "little") for key in failed}
-        self.size, self.last = size, last[_RESULT:-1] + b"\n" if last else b""
+        self.size, self.last = size, last[_RESULT:-_CRC] + b"\n" if last else b""
 
     def _records(self) -> Iterator[bytes]:
-        for lines in self._batches():
-            yield from lines
+        return chain.from_iterable(self._batches())
 
     def _batches(self) -> Iterator[list[bytes]]:
-        at, rest = 0, b""
+        at, rest = len(HEAD), b""
         while chunk := pread(self._file.descriptor, _CHUNK, at):
             at += len(chunk)
             whole = (rest + chunk).split(b"\n")
             rest = whole.pop()
             yield whole
+
+
+def _sound(lines: list[bytes]) -> list[bytes]:
+    """Those that are whole records; most often all of them."""
+    sums = b"".join([line[-10:-2] for line in lines])
+    try:
+        told = array.array("I", binascii.unhexlify(sums))
+    except ValueError:
+        return list(filter(_is_sound, lines))
+    if sys.byteorder == "little":
+        told.byteswap()
+    is_whole = {line[:9] for line in lines} <= _BEGINNINGS and told == array.array(
+        "I", [zlib.crc32(line[:-_CRC]) for line in lines]
+    )
+    return lines if is_whole else list(filter(_is_sound, lines))
+
+
+def _is_sound(line: bytes) -> bool:
+    record = line[:-_CRC]
+    is_known = record[:9] in _BEGINNINGS or record.startswith(b'{"order":')
+    return is_known and line[-_CRC:] == b',"crc":"%08x"}' % zlib.crc32(record)
 
 
 def result_line(row: Row, status_code: int, request_id: str | None, body: bytes) -> bytes:

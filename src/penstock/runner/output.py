@@ -16,12 +16,13 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from penstock import clock
+from penstock.runner.agreement import Agreement, check_adoptable
 from penstock.runner.files import (
     Appended,
     OutputError,
@@ -34,7 +35,7 @@ from penstock.runner.files import (
 )
 from penstock.runner.journal import Journal, Syncer, result_line
 from penstock.runner.ports import Known
-from penstock.runner.source import Lines, Rejected, Row, custom_id_digest, dump_json, load_json, named_keys, unnamed_key
+from penstock.runner.source import Lines, Rejected, Row, custom_id_digest, dump_json, named_keys, unnamed_key
 from penstock.runner.system import pread
 
 __all__ = ["ChangedError", "Known", "OutputError", "ReplacedError", "Results", "beside", "journal_of", "write_summary"]
@@ -76,6 +77,8 @@ class Results:
         found: How many answers earlier runs left.
         idle: Seconds since an earlier run wrote its last record, dropped by now or not; `inf` if it left none.
         repaired: Bytes of a torn last line that were taken off the results.
+        damaged: Records of the journal that were not whole any more; where the file is kept as it was.
+        elsewhere: Answers to rows that the file of requests does not have; known after `examine`.
         restored: Results that the journal held and the results file did not.
     """
 
@@ -110,6 +113,8 @@ class Results:
         self.errors_path: Path = errors
         self.repaired: int = 0
         self.restored: int = 0
+        self.damaged: tuple[int, Path] | None = None
+        self.elsewhere: int = 0
         self._order, self._changed = order, changed
         self._places = array.array("Q")  # of each row in the order of the input: 1 + where its answer is, 0: nowhere
         self._doubtful: set[int | None] | None = None
@@ -129,14 +134,19 @@ class Results:
             if overwrite:
                 self._out.truncate(0)
             self._journal: Journal | None = None
+            self._agreement: Agreement | None = None
             if path is not None:
                 if not there and ours and self._out.size and not overwrite:
-                    self._check_adoptable()
+                    check_adoptable(self._out)
                 self._journal = opening.enter_context(
                     contextlib.closing(Journal(path, overwrite=overwrite, offsets=order == "input"))
                 )
+                if self._journal.damaged:
+                    self.damaged = self._journal.damaged, self._journal.damaged_path
                 if ours:
-                    self._reconcile()
+                    self._agreement = Agreement(self._out, self._journal, in_input_order=order == "input")
+                    self._agreement.reach()
+                    self.repaired, self.restored = self._agreement.repaired, self._agreement.restored
             self.found: int = 0 if self._journal is None else len(self._journal.answered)
             self._errors = opening.enter_context(
                 contextlib.closing(Appended(errors, "--errors", descriptor=errors_descriptor))
@@ -195,12 +205,15 @@ class Results:
                 drop.append(found)
         lines.pass_over(skip)
         self._doubtful = doubtful
+        if None not in doubtful:
+            self.elsewhere = answered.unmet(doubtful)
         if count and self._changed is None:
             raise ChangedError(count, first, self.out_path)
         if drop:
             for place in drop:
                 self._journal.drop(place)
-            self._rewrite()
+            if self._agreement is not None:
+                self._agreement.rewrite()
 
     def _meet_lines(self, lines: Lines, salt: bytes) -> tuple[bytearray, set[int | None]]:
         """Which rows are answered as they stand there, and the names of others that are answered; None: of rows without a clear name.
@@ -311,7 +324,8 @@ class Results:
         """
         error = {"code": code, "message": message, **more}
         line = dump_json({"line": row.line, "custom_id": row.custom_id, "error": error})
-        if self._journal is not None and isinstance(row, Row) and code != "ambiguous":  # what became of that stays open
+        # What became of an ambiguous row stays open; and so does that of the row which a duplicate has all its keys from.
+        if self._journal is not None and isinstance(row, Row) and code not in {"ambiguous", "duplicate_custom_id"}:
             self._journal.fail(row, code)
         if self._errors_pipe is not None:
             self._errors_pipe.put(line + b"\n")
@@ -354,13 +368,14 @@ class Results:
             return
         self._check_files()
         if self._order == "input" and self._journal is not None:
-            draft, descriptor = create_beside(self.out_path)
+            path = self.out_path.resolve()  # a link to it stays one
+            draft, descriptor = create_beside(path)
             try:
                 with os.fdopen(descriptor, "wb") as file:
                     self._write_in_order(file.write)
                     file.flush()
                     os.fsync(file.fileno())
-                draft.replace(self.out_path)
+                draft.replace(path)
             except OSError as error:
                 with contextlib.suppress(OSError):
                     draft.unlink()
@@ -420,93 +435,6 @@ class Results:
             raise ReplacedError(f"{gone}{where and where + ' writes them again'}") from None
         self._errors.check()
 
-    def _reconcile(self) -> None:
-        """Make the results file what the journal says it is."""
-        journal, out = self._journal, self._out
-        assert journal is not None
-        if self._order == "input":
-            if not len(journal.answered) and out.size:
-                self._adopt(0)
-            return
-        if journal.in_input_order:
-            self._rewrite()
-            journal.ordered(b"completed")
-            return
-        expected = journal.size - self._dropped_size()
-        if out.size < expected:
-            self._fill_up()
-        elif expected and not self._has_last_at(expected):
-            raise self._foreign_change()
-        elif out.size > expected:
-            self._adopt(expected)
-
-    def _dropped_size(self) -> int:
-        assert self._journal is not None
-        if not self._journal.answered.dropped:
-            return 0
-        return self._journal.size - sum(map(len, self._journal.results()))
-
-    def _fill_up(self) -> None:
-        """Add the results that the file lacks; what it has must be the beginning of what it should have."""
-        assert self._journal is not None
-        out, at, keep, last = self._out, 0, True, b""
-        for line in self._journal.results():
-            if keep and at + len(line) <= out.size:
-                at += len(line)
-                last = line
-                continue
-            if keep:
-                keep = False
-                if at and pread(out.descriptor, len(last), at - len(last)) != last:
-                    raise self._foreign_change()
-                torn = pread(out.descriptor, out.size - at, at)
-                if not line.startswith(torn):
-                    raise self._foreign_change()
-                self.repaired = len(torn)
-                out.truncate(at)
-            out.append(line)
-            self.restored += 1
-
-    def _has_last_at(self, end: int) -> bool:
-        assert self._journal is not None
-        last = b"" if self._journal.answered.dropped else self._journal.last
-        return pread(self._out.descriptor, len(last), end - len(last)) == last
-
-    def _rewrite(self) -> None:
-        """Write the results file anew out of the journal. A crash on the way is repaired by the next run."""
-        if self._order == "input" or self._journal is None or not self._out.is_regular:
-            return
-        self._out.truncate(0)
-        for line in self._journal.results():
-            self._out.append(line)
-
-    def _check_adoptable(self) -> None:
-        """Refuse a file of something else before anything is made beside it."""
-        begin = pread(self._out.descriptor, len(_BEGINNING), 0)
-        if not _BEGINNING.startswith(begin):
-            raise self._foreign(1)
-
-    def _adopt(self, begin: int) -> None:
-        """Take over the results that the file holds and the journal does not; cut off a last line that was left unfinished."""
-        assert self._journal is not None
-        size, at, number, torn = self._out.size, begin, 0, 0
-        for number, line, whole in _lines_from(self._out, begin):
-            result = _result_row(line)
-            if torn:
-                raise self._foreign(torn)
-            if result is None:
-                if whole or (not number and not begin and not _BEGINNING.startswith(line[: len(_BEGINNING)])):
-                    raise self._foreign(number)
-                torn = number
-                break
-            if not whole:
-                self._out.append(b"\n")  # whole but for its end
-            self._journal.adopt(result, line + b"\n")
-            at += len(line) + 1
-        if torn:
-            self._out.truncate(at)
-            self.repaired = size - at
-
     def _begin_errors(self, *, anything: bool) -> None:
         """Cut the errors of earlier runs off; nothing else, unless it may be `anything`."""
         if not self._errors.is_regular:
@@ -520,21 +448,7 @@ class Results:
             )
         self._errors.truncate(0)
 
-    def _foreign(self, number: int) -> OutputError:
-        return OutputError(
-            f"{self.out_path} exists, and its line {number} is not a result of a run: "
-            "give another -o, or --overwrite to begin it anew"
-        )
 
-    def _foreign_change(self) -> OutputError:
-        assert self._journal is not None
-        return OutputError(
-            f"{self.out_path} was changed since the last run, so that it does not match {self._journal.path.name}: move it away, and "
-            "it is written again as it was; or --overwrite to begin anew"
-        )
-
-
-_BEGINNING = b'{"id":"batch_req_'
 _ERROR_BEGINNING = b'{"line":'
 _NAME = re.compile(rb'"custom_id"\s*:\s*"([^"]*)"')
 _MANY = 200_000
@@ -548,42 +462,3 @@ def _name_of(number: int, line: bytes) -> int | None:
     if name is None or b"\\" in name[1] or line.count(b"custom_id") != 1:
         return None
     return custom_id_digest(name[1].decode("utf-8", "replace"))
-
-
-def _lines_from(file: Appended, begin: int) -> Iterator[tuple[int, bytes, bool]]:
-    """(number, line, whether it ends) of a file's lines from a place on."""
-    number, rest, at = 0, b"", begin
-    while chunk := pread(file.descriptor, 1 << 20, at):
-        at += len(chunk)
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
-            number += 1
-            yield number, line, True
-    if rest:
-        yield number + 1, rest, False
-
-
-def _result_row(line: bytes) -> Row | None:
-    """What a line of results answers, as far as it says; None if it is no result."""
-    try:
-        result = load_json(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(result, dict) or not isinstance(result.get("response"), dict):
-        return None
-    custom_id = result.get("custom_id")
-    if not isinstance(custom_id, str | int):
-        return None
-    return _Adopted(0, custom_id, "", "", str(result.get("id")).encode(), {}, raw=custom_id_digest(f"\0{custom_id}"))
-
-
-class _Adopted(Row):
-    """A row of which only the answer is known. Its id says what was asked."""
-
-    @property
-    def key(self) -> int:
-        digits = self.body.rpartition(b"_")[2]
-        try:
-            return int(digits, 16) & ((1 << 64) - 1)
-        except ValueError:
-            return 0

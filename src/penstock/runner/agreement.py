@@ -1,0 +1,200 @@
+"""A results file and its journal, made to agree when a run begins.
+
+The journal is the record: what the results file lacks is written there again, a torn end is taken off, and one that somebody
+else changed is left alone and named. Where the journal is gone or damaged, the results are read instead: their ids say what
+was asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from penstock.runner.files import Appended, OutputError
+from penstock.runner.journal import Journal
+from penstock.runner.source import Row, custom_id_digest, load_json
+from penstock.runner.system import pread
+
+__all__ = ["Agreement", "check_adoptable"]
+
+_BEGINNING = b'{"id":"batch_req_'
+
+
+class Agreement:
+    """What a results file should hold, by its journal.
+
+    Attributes:
+        repaired: Bytes of a torn last line that were taken off the results.
+        restored: Results that the journal held and the results file did not.
+    """
+
+    def __init__(self, out: Appended, journal: Journal, *, in_input_order: bool) -> None:
+        """Nothing is read or changed.
+
+        Args:
+            out: The results, a regular file.
+            journal: Its journal.
+            in_input_order: The file is made at the end of the run, and holds what an earlier one made until then.
+        """
+        self._out, self._journal, self._in_input_order = out, journal, in_input_order
+        self.repaired: int = 0
+        self.restored: int = 0
+
+    def reach(self) -> None:
+        """Make the results file what the journal says it is.
+
+        Raises:
+            OutputError: It cannot be written, or somebody else changed it.
+        """
+        journal, out = self._journal, self._out
+        if journal.damaged and out.size:
+            self._adopt_missing()
+            self._write_anew()
+            return
+        if self._in_input_order:
+            if not len(journal.answered) and out.size:
+                self._adopt(0)
+            return
+        if journal.in_input_order:
+            self.rewrite()
+            journal.ordered(b"completed")
+            return
+        expected = journal.size - self._dropped_size()
+        if out.size < expected:
+            self._fill_up()
+        elif expected and not self._has_last_at(expected):
+            raise self._foreign_change()
+        elif out.size > expected:
+            self._adopt(expected)
+
+    def _dropped_size(self) -> int:
+        if not self._journal.answered.dropped:
+            return 0
+        return self._journal.size - sum(map(len, self._journal.results()))
+
+    def _fill_up(self) -> None:
+        """Add the results that the file lacks; what it has must be the beginning of what it should have."""
+        out, at, keep, last = self._out, 0, True, b""
+        for line in self._journal.results():
+            if keep and at + len(line) <= out.size:
+                at += len(line)
+                last = line
+                continue
+            if keep:
+                keep = False
+                if at and pread(out.descriptor, len(last), at - len(last)) != last:
+                    raise self._foreign_change()
+                torn = pread(out.descriptor, out.size - at, at)
+                if not line.startswith(torn):
+                    raise self._foreign_change()
+                self.repaired = len(torn)
+                out.truncate(at)
+            out.append(line)
+            self.restored += 1
+
+    def _has_last_at(self, end: int) -> bool:
+        last = b"" if self._journal.answered.dropped else self._journal.last
+        return pread(self._out.descriptor, len(last), end - len(last)) == last
+
+    def rewrite(self) -> None:
+        """Write the results file anew out of the journal. A crash on the way is repaired by the next run."""
+        if not self._in_input_order:
+            self._write_anew()
+
+    def _write_anew(self) -> None:
+        self._out.truncate(0)
+        for line in self._journal.results():
+            self._out.append(line)
+
+    def _adopt(self, begin: int) -> None:
+        """Take over the results that the file holds and the journal does not; cut off a last line that was left unfinished."""
+        size, at, number, torn = self._out.size, begin, 0, 0
+        for number, line, whole in _lines_from(self._out, begin):
+            result = _result_row(line)
+            if torn:
+                raise _foreign(self._out, torn)
+            if result is None:
+                if whole or (not number and not begin and not _BEGINNING.startswith(line[: len(_BEGINNING)])):
+                    raise _foreign(self._out, number)
+                torn = number
+                break
+            if not whole:
+                self._out.append(b"\n")  # whole but for its end
+            self._journal.adopt(result, line + b"\n")
+            at += len(line) + 1
+        if torn:
+            self._out.truncate(at)
+            self.repaired = size - at
+
+    def _adopt_missing(self) -> None:
+        """Take over those results, wherever they stand in the file, whose records were damaged."""
+        missing: list[tuple[Row, bytes]] = []
+        for number, line, whole in _lines_from(self._out, 0):
+            result = _result_row(line)
+            if result is not None and self._journal.answered.find(result) is None:
+                missing.append((result, line))
+            elif result is None and whole and line.strip(b"\0"):
+                raise _foreign(self._out, number)
+        for row, line in missing:
+            self._journal.adopt(row, line + b"\n")
+
+    def _foreign_change(self) -> OutputError:
+        return OutputError(
+            f"{self._out.path} was changed since the last run, so that it does not match {self._journal.path.name}: move it away, and "
+            "it is written again as it was; or --overwrite to begin anew"
+        )
+
+
+def check_adoptable(out: Appended) -> None:
+    """Refuse a file of something else before anything is made beside it.
+
+    Raises:
+        OutputError: It is one.
+    """
+    if not _BEGINNING.startswith(pread(out.descriptor, len(_BEGINNING), 0)):
+        raise _foreign(out, 1)
+
+
+def _foreign(out: Appended, number: int) -> OutputError:
+    return OutputError(
+        f"{out.path} exists, and its line {number} is not a result of a run: "
+        "give another -o, or --overwrite to begin it anew"
+    )
+
+
+def _lines_from(file: Appended, begin: int) -> Iterator[tuple[int, bytes, bool]]:
+    """(number, line, whether it ends) of a file's lines from a place on."""
+    number, rest, at = 0, b"", begin
+    while chunk := pread(file.descriptor, 1 << 20, at):
+        at += len(chunk)
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            number += 1
+            yield number, line, True
+    if rest:
+        yield number + 1, rest, False
+
+
+def _result_row(line: bytes) -> Row | None:
+    """What a line of results answers, as far as it says; None if it is no result."""
+    try:
+        result = load_json(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(result, dict) or not isinstance(result.get("response"), dict):
+        return None
+    custom_id = result.get("custom_id")
+    if not isinstance(custom_id, str | int):
+        return None
+    return _Adopted(0, custom_id, "", "", str(result.get("id")).encode(), {}, raw=custom_id_digest(f"\0{custom_id}"))
+
+
+class _Adopted(Row):
+    """A row of which only the answer is known. Its id says what was asked."""
+
+    @property
+    def key(self) -> int:
+        digits = self.body.rpartition(b"_")[2]
+        try:
+            return int(digits, 16) & ((1 << 64) - 1)
+        except ValueError:
+            return 0
