@@ -54,7 +54,7 @@ class Entered:
     Where it was entered in another task (a fixture, an exit stack) one permit is as good as another, as all cost the same.
 
     Attributes:
-        first: The permit of whoever entered first, which is nearly always the only one: nobody has asked who that was.
+        first: The permit of the first entry, which is nearly always the only one: its task or thread is not looked up.
     """
 
     __slots__ = ("_permits", "first")
@@ -95,7 +95,7 @@ class Entered:
             if first is not None:
                 self.first = None  # no call comes between, so nobody else takes it too
                 return first
-            # Whoever entered last; a copy, as other threads come and go.
+            # The last entry; a copy, as other threads come and go.
             others = [*permits.items()][::-1]
             me, mine = next(((who, theirs) for who, theirs in others if theirs and (alike or is_over(who))), (me, None))
         if not mine:

@@ -1,4 +1,4 @@
-"""Whose the limited calls of a block are, where nobody can pass an argument: `with penstock.turn(flow="alice"):`.
+"""Flow, priority and longest wait of all limited calls in a block, where no argument can be passed: `with penstock.turn(flow="alice"):`.
 
 A context variable, so it holds for the tasks and threads that the block starts with a copy of its context, and for nothing
 else. Only calls that have to wait look at it: a call that goes at once goes before nobody.
@@ -34,7 +34,7 @@ def turn_here() -> Turn:
 
 
 class turn:  # noqa: N801 - it reads as a word: with turn(priority=10)
-    """Say whose the limited calls inside are: of SDKs, of HTTP clients, of decorated functions, of any limiter.
+    """Set flow, priority and longest wait of the limited calls inside: of SDKs, HTTP clients, decorated functions, any limiter.
 
         with penstock.turn(priority=10, flow="alice", max_wait=5):
             reply = await client.chat.completions.create(...)
@@ -43,7 +43,7 @@ class turn:  # noqa: N801 - it reads as a word: with turn(priority=10)
 
     Args:
         priority: A whole number; higher goes first.
-        flow: Whose work it is.
+        flow: The flow that the calls belong to.
         max_wait: Longest wait, in seconds or as a timedelta.
 
     Raises:

@@ -1,6 +1,6 @@
 """Records of what happened. Nothing in here acts on them.
 
-Each is a frozen value that is handed to the hook of whoever asked (`Limiter(on_event=…)`, `Retry(on_event=…)`) at the moment it happens. A hook
+Each is a frozen value that is handed to the hook that was given (`Limiter(on_event=…)`, `Retry(on_event=…)`) at the moment it happens. A hook
 runs in the task or thread that made the call and should be quick. What it raises is logged and goes no further: watching a
 call must not break it.
 """
@@ -126,7 +126,7 @@ class Granted:
         limiter: The limiter's name, here and below.
         cost: Amount per unit.
         waited: Seconds.
-        flow: Whose work it is: as the call says, or the `penstock.turn` that it is made in.
+        flow: The flow that the call belongs to: as it says, or the `penstock.turn` that it is made in.
         call: A number that all events of one permit have in common, here and below. Other permits may have it later. 0: none was granted.
     """
 

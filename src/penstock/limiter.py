@@ -197,7 +197,7 @@ class Limiter:
                 is logged, and the result reaches the caller.
             max_wait: Longest wait, in seconds or as a timedelta. A longer one is refused at once.
             priority: A whole number; higher goes first.
-            flow: Whose work it is.
+            flow: The flow that the call belongs to.
             block: Whether `with` may block the event loop of this thread, as in a notebook.
             costs: Amount per unit.
 
@@ -308,7 +308,7 @@ class Limiter:
             max_wait: Longest wait, in seconds or as a timedelta. A longer one is refused at once, not after the time is up; so is
                 one that would pass the deadline of the enclosing anyio cancel scope.
             priority: A whole number; higher goes first.
-            flow: Whose work it is; flows share fairly.
+            flow: The flow that the call belongs to, such as a user; flows share fairly.
             costs: Amount per unit, as named in the constructor; `requests` is 1 unless given.
 
         Raises:
@@ -340,7 +340,7 @@ class Limiter:
         """Charge `cost` and return the permit, if that can be done now.
 
         Raises:
-            RateLimited: It cannot, or others wait whom it would delay. `retry_after` says when it could.
+            RateLimited: It cannot, or it would delay others that wait. `retry_after` says when it could.
             WouldBlockEventLoop: The limiter has a shared store, whose answer takes a moment: `await acquire(max_wait=0)`.
             Unsatisfiable, MissingUnit, UnknownUnit, CostError: As in `acquire`.
         """

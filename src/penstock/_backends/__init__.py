@@ -3,7 +3,7 @@
 base.py        the protocol: what a limiter asks, and what a backend answers
 charges.py     from what a call costs to what it is charged, limit by limit
 limit_set.py   the limits of one limiter as it was constructed
-queue.py       the queue in front of limits of this process, and who keeps its time
+queue.py       the queue in front of limits of this process, and its timer's owner
 local.py       the backend of this process
 wait.py        how a task or a thread waits for an answer: the one wait loop
 mixed.py       places of this process beside limits of a shared store
@@ -88,7 +88,7 @@ def backend_over(
             part = LimitSet(limits, WaitQueue(ageing, flow_weights), name)
             if name is not None:
                 memory.keep(name, part)
-        elif part.limits() != limits:  # nobody is left who was promised those
+        elif part.limits() != limits:  # no limiter with those promises is left
             part.forget_others(limits)
             part.promise(limits, now)
             part.queue.withdraw_clearance()

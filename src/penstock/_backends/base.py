@@ -175,7 +175,7 @@ class Binding:
 
     Attributes:
         backend: What decides.
-        caller: For whom.
+        caller: The limiter that asks.
         charge: What is charged.
         clearance: Whether `charge.grant` may do it by itself.
         later: The binding that took its place when the limits had changed.

@@ -8,11 +8,11 @@ methods by which `async with limiter(...)` enters and leaves (`enter_and_leave`)
 **Why it needs no lock.** CPython changes threads, and runs signal handlers, at the start of a function, after a call and at a backward
 jump, and the garbage collector runs when a container is made. Between the look at `clearance.given` and the last assignment there
 is none of these, so no thread and no handler can come between: the block is one step. (A tracer is called between lines: the
-whole function is one line.) Whoever decides with the lock held withdraws the clearance first, so a call never charges
+whole function is one line.) Code that decides with the lock held withdraws the clearance first, so a call never charges
 into the middle of a decision. Without the GIL the same block runs with the lock held. `tests/_backends/test_fast_path.py` takes the
 functions apart and looks.
 
-A limit leaves its last place to the general path, which writes down who took it.
+A limit leaves its last place to the general path, which writes down its holder.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The queue in front of limits of this process, and who keeps its time.
+"""The queue in front of limits of this process, and the owner of its timer.
 
 Limiters that share a limit share a queue, so that there is one order for all waiters that need it. The queue knows nothing of
 decorators, permits or units. It grants, refuses, and sees to it that something is awake when the next turn comes.
@@ -151,7 +151,7 @@ class WaitQueue:
                 home.timekeeper = next(iter(home.parked), None)
         parked = [request for home in self._homes.values() for request in home.parked]
         self.waiters = self.waiters.rebuild(parked)
-        self._alarm = -math.inf  # whoever comes next looks for turns
+        self._alarm = -math.inf  # the next call looks for turns
         self._ring_all()
 
     # Turns

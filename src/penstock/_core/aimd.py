@@ -1,7 +1,7 @@
 """Which share of the promised rate to use while a server reports overload: additive increase, multiplicative decrease.
 
 Nothing here waits or reads a clock. The rule is that of TCP's congestion avoidance (Chiu and Jain, 1989): among many
-clients who follow it, shares become equal and the server's capacity is used, although no client knows either.
+clients that follow it, shares become equal and the server's capacity is used, although no client knows either.
 
 The result is a share of the promise, from `floor` to 1. It is cut at most once per `cooldown`, because what was sent
 before a cut is refused after it and would be counted again. It grows by the time in which calls were made and

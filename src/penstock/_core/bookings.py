@@ -12,10 +12,10 @@ is to come again. Shortly before that its process *claims* it, and only then the
 - **A booking that was passed is not told.** When it is claimed, less has flowed in than was expected. If what is missing flows in within its
   horizon, it goes by that much later, as the next ones do. Else it goes to the end, and the next ones keep their moments: one more question,
   however many are booked. It keeps its age, so it is not passed for ever.
-- **Charges are never made ahead of a gap.** Who must let another go first is told when to come again; a bucket is one number, and what
+- **Charges are never made ahead of a gap.** A request that must let another go first is told when to come again; a bucket is one number, and what
   it left free before a charge to come would be lost.
 
-The tag of a flow counts what its processes have booked, and a booking keeps the tag that its flow had before it: its *start*. Who comes from a flow
+The tag of a flow counts what its processes have booked, and a booking keeps the tag that its flow had before it: its *start*. A request of a flow
 that was away begins at the least start of those that wait, which is the turn that is next, and passes the rest.
 
 A booking is known by a number that its process draws. Of more than `MOST` those that come last are kept as one, with what all of them take.
@@ -80,7 +80,7 @@ def level_of(priority: float, waited: float, ageing: float) -> float:
 def _rank(asker: Asker, booking: Booking) -> float:
     """Above 0 where a request goes before a booking, below 0 where it is the other way round, and 0 where the moments decide.
 
-    Of one priority, the moments are the order of age: who has waited for long passes those that are more urgent, and not its equals.
+    Of one priority, the moments are the order of age: one that has waited for long passes those that are more urgent, and not its equals.
     Between flows that have names, half a call is enough. Processes without a flow, and the members of one, take turns anyway; they pass
     each other only when they are more than a call of each apart, as each time costs a question.
     """

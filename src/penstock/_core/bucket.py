@@ -171,7 +171,7 @@ class Bucket(Meter):
         return self.tat <= now * self.rate + self.offset
 
     def pack(self) -> float | tuple[float, float]:
-        # On the scale of `tat`, which receipts are on too: so those of before are right for whoever unpacks this.
+        # On the scale of `tat`, which receipts are on too: so earlier receipts are right for the bucket that is unpacked from this.
         return (self.tat, self.offset) if self.offset else self.tat
 
     def unpack(self, packed: float | tuple[float, float]) -> None:

@@ -1,4 +1,4 @@
-"""Whose turn it is where several processes ask: what a store remembers of the flows that share its limits.
+"""The turns of several processes: what a store remembers of the flows that share its limits.
 
 Nothing here waits or reads a clock. Of each flow that waits there is an *entry*: its tag, which is what it has had so far, in
 seconds of the throughput of whatever it had most of, divided by its weight; and how many seconds ahead its last admission is. A
@@ -7,10 +7,10 @@ is told to come again when that one has caught up. (What need not wait takes nob
 process, so a process with a long queue cannot take the next turns of all others; and within a flow that several processes work
 for, these share in the same way, as its *members*.
 
-Who is away has no credit for it: its tag goes on with the time, and a newcomer begins where the one is that has had least. Who is ahead does
-not get rid of that by waiting: its entry is kept for a while. This is start-time fair queueing (Goyal et al., 1996) with a bound on
-the lead, as what was once admitted for a moment to come cannot be taken back. It needs no knowledge of who waits how
-long: whoever has an admission to come, or was told when to come again, waits.
+A flow that is away gets no credit for it: its tag goes on with the time, and a newcomer begins where the least-served flow is. A flow that is
+ahead does not get rid of that by waiting: its entry is kept for a while. This is start-time fair queueing (Goyal et al., 1996) with a bound on
+the lead, as what was once admitted for a moment to come cannot be taken back. It needs no list of
+waiters: a flow that has an admission to come, or was told when to come again, waits.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ what was promised.
 2. The store counts buckets with a burst of `burst − rate · lease_seconds`, and sliding windows as `lease_seconds` longer than they are.
 
 What is used in a span of T seconds is of leases that were admitted in that span or up to `lease_seconds` before it. Of those the store
-admits at most `(burst − rate · lease_seconds) + rate · (T + lease_seconds)`, which is `burst + rate · T`: what was promised, whoever asks, and
+admits at most `(burst − rate · lease_seconds) + rate · (T + lease_seconds)`, which is `burst + rate · T`: what was promised, for any caller, and
 however leases are split, returned, or lost with the process that had them. A window that holds at most n in `per + lease_seconds`
 seconds of admissions holds at most n in any `per` seconds of use. A calendar period needs nothing but that a lease is not used
 beyond its end.
@@ -256,9 +256,9 @@ def put_back(shares: Iterable[Share], now: float) -> list[Share]:
 
 
 def serve(queue: Queue, now: float, grant: Callable[[Waiter, list[Share]], None]) -> None:
-    """Give everybody in `queue` their turn for whom enough is held: take it, take them out of the queue, and call `grant`.
+    """Grant every waiter in `queue` for which enough is held: take it, take the waiter out of the queue, and call `grant`.
 
-    Who has to wait is not delayed by those behind: they get nothing of a limit that is short, and of the others only what
+    A waiter is not delayed by those behind it: they get nothing of a limit that is short, and of the others only what
     is more than those before them need.
     """
     heads: list[tuple[Key, Waiter]] = queue.heads(now)
@@ -299,7 +299,7 @@ def plan(
 ) -> tuple[list[LeaseRequest], float]:
     """What to ask the store for, first things first; nothing if what is held, or coming, will do for a while.
 
-    First what the first of each shape needs, whenever the store can give it; then what those behind, and those who may come,
+    First what the first of each shape needs, whenever the store can give it; then what those behind, and calls to come,
     could use: of that only what is there, or will be within a part of the lease_seconds.
 
     Args:
@@ -307,7 +307,7 @@ def plan(
         more: Whether to ask for more than the first in the queue need.
 
     Returns:
-        The requests, and when to look again for somebody who waits for the end of a pause or of a period; `inf` if nobody does.
+        The requests, and when to look again for a waiter for the end of a pause or of a period; `inf`: there is none.
     """
     requests: list[LeaseRequest] = []
     again = math.inf

@@ -113,7 +113,7 @@ def decide(
         rows: Per name what was written last, or None.
         limits: Per name its limits. Operations count the limits of all names through, from 0.
         operations: One after the other, as in `operations`.
-        owner: Whose batch it is; a whole number below 2⁵³.
+        owner: The number of the process that asks; whole, below 2⁵³.
         now: The store's time in microseconds.
         born: The moment before which the store has forgotten everything; below 0: absent rows were never used.
 

@@ -118,7 +118,7 @@ def _identity(path: Path) -> object:
 
 
 def is_stdout(out: Path) -> bool:
-    """Whether standard output goes where the results go: whoever reads them there wants nothing else among them."""
+    """Whether standard output goes where the results go: its reader wants nothing else among them."""
     if out in _STDOUTS:
         return True
     try:

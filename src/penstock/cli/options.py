@@ -150,7 +150,7 @@ def _from_environment(header: str) -> str:
 
 
 def _address(given: str | None) -> str:
-    # An empty option is a variable that was not set: the requests, and the key, are not for whoever is the default.
+    # An empty option is a variable that was not set: the requests, and the key, are not for the default service.
     address = given if given is not None else os.environ.get("OPENAI_BASE_URL") or OPENAI
     where = "--base-url" if given is not None else "OPENAI_BASE_URL"
     try:

@@ -35,7 +35,7 @@ def shared(url: str, limits_of: LimitsOf, server: Server, stack: ExitStack) -> L
     Args:
         url: `sqlite:FILE`, or what a `RedisStore` takes.
         limits_of: What the limits are.
-        server: Whose limits they are.
+        server: The server that has those limits.
         stack: Closes the store at its end.
 
     Raises:

@@ -3,7 +3,7 @@
     from penstock.compat.aiolimiter import AsyncLimiter      # was: from aiolimiter import AsyncLimiter
 
 What aiolimiter promises is kept, its order too: the smallest amount goes first, so a large one is served only when no smaller
-one wants to. Whoever does not want that has outgrown this module: `penstock.Limiter` serves in order of arrival.
+one wants to. Where that is not wanted, use `penstock.Limiter`: it serves in order of arrival.
 
 Beyond it: trio as well as asyncio, any number of loops and threads at the same time, and one timer however many wait.
 """

@@ -1,4 +1,4 @@
-"""Whose limits a request falls under, where they are learned: those of its address, its key, and its model.
+"""Which learned limits a request falls under: those of its address, its key, and its model.
 
 Clients of one address and key share what they learn, for as long as one of them is there.
 """

@@ -64,7 +64,7 @@ class _Found:
         self.objects: dict[int, Any] = {}
         self.http_clients: dict[int, Any] = {}
         self._packages = packages
-        self._users: dict[int, list[int]] = {}  # of what is referred to: who refers to it
+        self._users: dict[int, list[int]] = {}  # per object, by its id: the objects that refer to it
 
     def walk(self, start: Any) -> None:
         waiting = [start]

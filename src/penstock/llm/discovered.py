@@ -36,7 +36,7 @@ UNKNOWN = 0.2
 SEARCH_FROM = 10.0
 """Requests per second that a server that tells nothing is sent at first."""
 
-_WAKES_APART = 0.1  # seconds between two looks at all who wait, because the server has more than was thought
+_WAKES_APART = 0.1  # seconds between two looks at all waiters, because the server has more than was thought
 _COUNTED = ("requests", "tokens", "images")  # the units that costs are told in
 
 
@@ -230,7 +230,7 @@ class DiscoveredEndpoint(Endpoint):
         return in_flight(UNTOLD, ttl=HOLD)
 
     def _wake(self, now: float) -> None:
-        """Have all who wait looked at anew: there is more than they were told to wait for."""
+        """Have all waiters looked at anew: there is more than they were told to wait for."""
         self._woken_at = now
         self._learned = {unit: replace(limit, revision=limit.revision + 1) for unit, limit in self._learned.items()}
         limits: dict[str, Any] = dict(self._learned)

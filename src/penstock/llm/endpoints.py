@@ -81,7 +81,7 @@ class RequestInFlight:
     report: Report | None = None
 
     def over(self) -> None:
-        """Tell who listens that it is over."""
+        """Tell the listener that it is over."""
         if self.report is not None:
             self.report.over()
 
@@ -108,7 +108,7 @@ class EndpointStatistics:
     """What an endpoint knows, at one moment.
 
     Attributes:
-        limiter: Of the limiter: what was granted, who waits, the longest pause.
+        limiter: Of the limiter: what was granted, what waits, the longest pause.
         learned: Per unit, in words: what was told, and what was measured. Empty: nothing was.
         levels: Per unit, what the server can be counted on to have. Units of which nothing is known are left out.
         factors: Per unit, what the server charges over what was estimated.
@@ -286,7 +286,7 @@ class Endpoint:
         wait = self._pause_for(request, verdict)
         if wait is not None:
             self._pauses += 1
-            # A little more, never less: whoever else shares the account was told the same moment.
+            # A little more, never less: other processes of the account were told the same moment.
             self.limiter.pause(wait * random.uniform(1.0, 1.1) + 0.01)
 
     def _pause_for(self, request: RequestInFlight, verdict: Verdict) -> float | None:

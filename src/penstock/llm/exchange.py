@@ -89,7 +89,7 @@ class Rules:
         hold: Whether a request that the service refuses for now is held, and sent again.
         answer: Whether a refusal of ours is an answer, in the service's stead, and not an exception.
         raises: The SDK's own error for a refusal of ours, where the SDK would send an answer of ours again.
-        listener: Who hears of each request; None: nobody.
+        listener: Hears of each request; None: nothing does.
         owner: What has to live as long as the client's connections are used.
     """
 
@@ -111,7 +111,7 @@ class Rules:
             raise ValueError(f"max_pause must be a number of seconds, 0 or more, not {self.max_pause!r}")
 
     def turn(self) -> Turn:
-        """Whose call is being made here, by the blocks that it is made in; the client's own longest wait is for the others."""
+        """Flow, priority and longest wait by the blocks that the call is made in; the client's own longest wait where they name none."""
         here = turn_here()
         return here if here.max_wait is not None else here._replace(max_wait=self.max_wait)
 
@@ -150,7 +150,7 @@ class Visit:
         return sent
 
     def _refused(self, error: PenstockError, limiter: Limiter, charges: Mapping[str, float]) -> bool:
-        """Note which limit it was, and tell who hears of it. False: the limits changed meanwhile, so ask again."""
+        """Note which limit it was, and tell the listener. False: the limits changed meanwhile, so ask again."""
         if isinstance(error, Unsatisfiable) and self._asked()[1] != charges:
             return False  # it is charged less under the new ones
         describe(error, limiter, charges, self._plan.model)
@@ -335,7 +335,7 @@ class Hold:
             self._sent.over()
 
     def left(self) -> None:
-        """A loop over the answer was left; whoever has the answer still may read on. May be called in the middle of anything."""
+        """A loop over the answer was left; its holder may still read on. May be called in the middle of anything."""
         if self._finalizer.alive:
             self._sent.endpoint.lose(self._sent)
             _have_swept(self._sent, self._soon)

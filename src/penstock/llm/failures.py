@@ -1,7 +1,7 @@
 """What a failed request means: wait, back off, give this request up, or give the run up.
 
 A status, a body and headers in, a `Verdict` out; the clock is asked only where a `Retry-After` names a date and the response
-has none of its own. Who waits, and how, is decided by `transport` and by `Retry`.
+has none of its own. How the caller waits is decided by `transport` and by `Retry`.
 
 The same status means opposite things: a 429 may say "in 6 ms", "this request is larger than your whole limit" or "there
 is no money left". So the body's words decide, its code first, and the status only where the body says nothing.
@@ -172,7 +172,7 @@ def judge(status: int, body: Any = None, headers: Mapping[str, str] | None = Non
     asked = None if headers is None else _headers.retry_after(headers, wall=clock.wall())
     worded = message_wait(error.message)
     # Header and message round differently ("1" and "6ms"): believing the longer one is never too early. A hint of 0, or a
-    # date that has passed, is none: who resends at once is refused again.
+    # date that has passed, is none: a request that is sent again at once is refused again.
     wait = max(asked or 0.0, worded or 0.0, error.wait or 0.0) or None
     if status < 400:
         status = _status_inside(status, error)

@@ -118,7 +118,7 @@ def _finite(seconds: float | None) -> float | None:
 
 
 def _dialect_of(request: Any) -> str:
-    """Whose form of error a request's SDK reads."""
+    """The service whose form of error the request's SDK reads."""
     try:
         headers, path = request.headers, request.url.path
     except AttributeError:

@@ -18,7 +18,7 @@ _REMEMBERED = 1_000  # models of which the limits are known to have been told
 
 
 class Listener:
-    """Who hears of a client's requests."""
+    """Hears of a client's requests."""
 
     def __init__(self, hook: Callable[[Any], object]) -> None:
         self.hook = hook
@@ -60,12 +60,12 @@ class Report:
     """One request, from its grant to the end of its answer.
 
     Args:
-        listener: Who is told.
+        listener: Is told.
         limiter: The name of the limiter.
         model: Which is asked.
         cost: What it was charged, as estimated.
         waited: Seconds in the queue.
-        flow: Whose it is.
+        flow: The flow that the request belongs to.
         call: The number of its permit.
         granted_at: When it was granted.
     """

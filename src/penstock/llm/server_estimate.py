@@ -32,7 +32,7 @@ SAMPLE = 0.1
 """Share of the capacity that a sample goes over; over less, overtaking would teach more than charging."""
 
 FAIR = 0.07
-"""Share of the capacity, times our own share of what is taken, that is left to strangers: so that whoever takes most goes last."""
+"""Share of the capacity, times our own share of what is taken, that is left to strangers: so that the process that takes most goes last."""
 
 ROUNDING = 1e-8
 """Share of a capacity, or seconds of a rate, by which a level may be short of a cost: floats do not add up better."""
@@ -225,7 +225,7 @@ class ServerEstimate:
         return now + missing / self.rate
 
     def _look_at(self, cost: float, now: float, ahead: float) -> float:
-        """The same where nobody knows how it comes back: the last units go one by one, and whoever goes looks for more."""
+        """The same where nobody knows how it comes back: the last units go one by one, and each of them looks for more."""
         left = self.level(now) - self.need(cost) - (1 + DOUBT) * self.factor * ahead
         if left >= self._little():
             return now
@@ -262,7 +262,7 @@ class ServerEstimate:
         if self.kind is not Kind.BUCKET:
             return doubt
         if self.factor > 1.1 and self.samples > 3:
-            # All who share a bucket see the same level: whoever takes most leaves most of it to the others.
+            # All processes that share a bucket see the same level: the one that takes most leaves most of it to the others.
             doubt = doubt / self.factor + FAIR * self.capacity / self.factor
         return doubt + min(HEADROOM * self.rate, self.capacity / 2)
 
@@ -448,7 +448,7 @@ class ServerEstimate:
             return  # a full bucket confirms whatever is thought of the factor
         self._charged = DECAY * self._charged + charged
         self._estimated = DECAY * self._estimated + estimated
-        # One sample may be of a stranger who took much at once, so it is believed by and by.
+        # One sample may be of a stranger that took much at once, so it is believed by and by.
         most = min(MOST_FACTOR, MOST_STEP * self.factor)
         self.factor = min(most, max(LEAST_FACTOR, self._charged / self._estimated))
         self._charged = self.factor * self._estimated

@@ -315,7 +315,7 @@ _READING = re.compile(
 
 
 def answers_with_tokens(path: str, body: Body) -> bool:
-    """Whether an answer has tokens of output, whoever's endpoint it is; "" as a path: the body's keys tell."""
+    """Whether an answer has tokens of output, of any service; "" as a path: the body's keys tell."""
     if not path or not _ANSWERING.search(path):
         return not _READING.search(path) and (generates("", body) or "contents" in body)
     return True

@@ -68,7 +68,7 @@ TICK = 0.5
 """Seconds between two looks at deadlines and files."""
 
 _BACKOFF = exponential(first=1, cap=60, jitter="full")
-_PATIENCE = exponential(first=0.05, cap=5, jitter="full")  # for those who are told again and again to wait a moment
+_PATIENCE = exponential(first=0.05, cap=5, jitter="full")  # for rows that are told again and again to wait a moment
 _GATEWAY = frozenset({502, 503, 504, 529})  # what stands in front of a server that is down says
 
 
@@ -302,7 +302,7 @@ class Run:
         return None
 
     def _tell(self) -> None:
-        """Wake whoever waits for a change."""
+        """Wake all that wait for a change."""
         if self._sleepers:
             self._changed.set()
             self._changed = anyio.Event()

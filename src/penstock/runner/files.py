@@ -245,7 +245,7 @@ def _open(path: Path) -> int:
     except OSError:
         there = stat.S_IFREG
     if there not in {stat.S_IFREG, stat.S_IFDIR}:
-        # Whoever also holds the reading end of a pipe never hears that nobody reads it any more.
+        # A process that also holds the reading end of a pipe never hears that nobody reads it any more.
         return os.open(path, os.O_WRONLY | os.O_APPEND)
     # Appending: a write goes to the end whatever else happened, and is one step.
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | BINARY, 0o666)

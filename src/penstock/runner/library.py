@@ -133,7 +133,7 @@ async def run(
     with contextlib.ExitStack() as stack:
         sink = _Yielded(None if journal is None else Path(journal), changed, stack)
         this = Run(source, sink, settings, limits_of, client)
-        # A task of its own and no task group: whoever leaves the loop may close this generator from another task.
+        # A task of its own and no task group: the consumer that leaves the loop may close this generator from another task.
         work = asyncio.create_task(this())
         work.add_done_callback(lambda _: sink.end())
         try:

@@ -33,7 +33,7 @@ class Level(NamedTuple):
         unit: What it counts.
         capacity: Units it holds when full.
         rate: Units it regains per second.
-        level: Units that are there, less what those who wait already will take. Below 0: they have to wait for it.
+        level: Units that are there, less what the waiters will take. Below 0: they have to wait for it.
     """
 
     unit: str

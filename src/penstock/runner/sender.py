@@ -62,7 +62,7 @@ class Sender:
 
         Args:
             url: The base URL of the server, as SDKs want it.
-            limiter: Whose limits every worker keeps; None: each learns them from the answers it gets.
+            limiter: Every worker keeps its limits; None: each learns them from the answers it gets.
             headers: Sent with every request: `{"authorization": f"Bearer {key}"}`.
             timeout: Seconds an attempt may take.
             options: Others of `run`: `cost`, `max_in_flight`, `attempts`, `give_up_after`, `max_pause`, `on_ambiguous`.

@@ -4,7 +4,7 @@ A row is JSON, in one of two shapes, which may be mixed: OpenAI's Batch format (
 the bare body of a request; how rows stand in a file is the business of `formats`. A file is read once, from front to back,
 and only what is asked for: nothing here waits for anything but the file.
 
-A row that cannot be sent is a `Rejected`, a value like any other: whoever reads goes on with the next.
+A row that cannot be sent is a `Rejected`, a value like any other: the reader goes on with the next.
 """
 
 from __future__ import annotations
@@ -382,7 +382,7 @@ class IdSet:
 
 
 def custom_id_digest(custom_id: str | int) -> int:
-    """64 bits that stand for a custom_id. 7 and "7" are the same: whoever joins results to requests may read either."""
+    """64 bits that stand for a custom_id. 7 and "7" are the same: a program that joins results to requests may read either."""
     return _digest(str(custom_id).encode("utf-8", "surrogatepass"))
 
 
@@ -446,7 +446,7 @@ def _read_batch_row(given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         _reject("invalid_method", f'"method" must be "POST", not {json.dumps(method)[:40]}')
     if url is None:
         return _endpoint_of(body), body
-    # Only a path: a whole address would take the key to whoever wrote the file.
+    # Only a path: a whole address would take the key to the author of the file.
     if not isinstance(url, str) or not url.startswith("/") or not url.isascii() or not url.isprintable() or " " in url:
         _reject("invalid_url", f'"url" must be a path such as "/v1/chat/completions", not {json.dumps(url)[:80]}')
     return url, body

@@ -33,7 +33,7 @@ class BatchEndpoints:
     """Files and batches of an account.
 
     Args:
-        account: Whose they are.
+        account: The account that they belong to.
         unauthorized: The answer to a request without a valid key; None if its key is valid.
         hang_up: Cuts the connection of a request.
     """

@@ -1,6 +1,6 @@
 """Files of an account, and batches of requests: what becomes of them, and when.
 
-A batch is decided when its time comes, and not by a task that waits for it: whoever looks at it later tells the time, and
+A batch is decided when its time comes, and not by a task that waits for it: each later look tells the time, and
 everything that happened until then has happened. So nothing here waits or reads a clock, and virtual time works.
 
     validating → in_progress → finalizing → completed

@@ -48,7 +48,7 @@ def headers_in(dialect: Dialect, shown: Sequence[Shown], wall: float) -> dict[st
     """The headers of limits.
 
     Args:
-        dialect: Whose.
+        dialect: The service's.
         shown: The limits that are shown.
         wall: Now, in seconds since 1970.
     """
@@ -110,7 +110,7 @@ def error_in(
     """The body of an error.
 
     Args:
-        dialect: Whose.
+        dialect: The service's.
         status: Of the answer.
         body: As OpenAI says it.
         wait_ns: That the refusal tells; None: it is not one that a wait mends.

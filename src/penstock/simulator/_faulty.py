@@ -36,7 +36,7 @@ async def answer_badly(
         fault: One that concerns the whole answer.
         content: What the answer would have been.
         headers: The same.
-        request: Whose answer it is.
+        request: The request that is answered.
         send: How to send it.
         hang_up: Cuts its connection.
     """

@@ -51,7 +51,7 @@ def rate_limit_headers(unit: str, limit: float, remaining: int, reset_ns: int) -
 def retry_headers(wait_ns: int) -> dict[str, str]:
     """How long a refused caller should wait, above 0: `retry-after` in whole seconds, and `retry-after-ms`.
 
-    Both are rounded up, to 1 at least, so whoever waits as told is not refused again by what was left of a millisecond.
+    Both are rounded up, to 1 at least, so a client that waits as told is not refused again by what was left of a millisecond.
     """
     milliseconds = ceil_milliseconds(wait_ns)
     return {"retry-after": str(-(-milliseconds // 1000)), "retry-after-ms": str(milliseconds)}

@@ -1,6 +1,6 @@
 """What an OpenAI-compatible service says: bodies of answers and errors, and what a request costs.
 
-Pure functions of the request's body; what is random in an answer comes in as a `Random`. Who is admitted, and when, is
+Pure functions of the request's body; what is random in an answer comes in as a `Random`. Which requests are admitted, and when, is
 decided elsewhere.
 """
 

@@ -150,7 +150,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Stranger:
-    """Somebody else of the same account, who takes as much as there is, up to so much a minute.
+    """Another client of the same account, which takes as much as there is, up to so much a minute.
 
     Args:
         requests: A minute.
@@ -216,8 +216,8 @@ class Simulation:
             whatever came before or at the same time.
         charge: Tokens that admission takes, of (path, body). Default: `simulator.charge`, the service's own rule.
         count_tokens: Tokens in a text, for the numbers in `usage`. Default: its UTF-8 bytes / 4, rounded up.
-        count_refused: Whether a request refused with 429 takes from the limits on requests too, as OpenAI's do: who
-            resends without waiting is never served.
+        count_refused: Whether a request refused with 429 takes from the limits on requests too, as OpenAI's do: a
+            client that resends without waiting is never served.
         tolerance: Seconds by which a request may come too early and still be admitted; the level goes below 0 for it, so
             this does not add up. By default what a client's rounding may amount to; 0: not a nanosecond.
         output_tokens: Length of an answer, in tokens of 4 bytes; never below the 4 that the fingerprint takes.
@@ -232,9 +232,9 @@ class Simulation:
         hints: What refusals tell of the wait: `"all"`; `"retry-after"`, whole seconds in that header; the same as a `"date"`
             or as a `"duration"` like 5s; `"milliseconds"`, in `retry-after-ms`; `"message"`, in words alone; `"none"`.
         changes: What becomes of the limits, and when.
-        strangers: Who else uses the account.
+        strangers: Other clients of the account.
         batches: How batches of requests are worked on.
-        dialect: Whose words headers, refusals and errors are in; and whose endpoint there is beside OpenAI's.
+        dialect: The service that headers, refusals and errors are those of; its endpoint is there beside OpenAI's.
         max_body: Bytes of a request that is no file; more is answered with 413.
 
     Raises:

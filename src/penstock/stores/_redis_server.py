@@ -116,7 +116,7 @@ class RedisServer:
 
 
 class _Sentinels:
-    """Those who know which server is the primary."""
+    """The servers that know which one is the primary."""
 
     def __init__(
         self, service: str, each: list[tuple[Any, Options]], least: int = 0, force_ip: str | None = None

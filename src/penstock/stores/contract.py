@@ -1,6 +1,6 @@
 """What a shared store is: one call that decides a batch, with the store's own time.
 
-A store never learns who waits. It keeps a row of bytes per name, and beside it the limits that the row is counted for, so
+A store knows no waiters. It keeps a row of bytes per name, and beside it the limits that the row is counted for, so
 that a process with other limits under the same name is found out. All arithmetic is in `_core.ledger`, or in its twin in Lua.
 
 To write a store of your own, subclass `Store` and give it one method, `exchange`: read some rows, call a function, write what
@@ -149,7 +149,7 @@ class Batch:
     Attributes:
         terms: The names that it is about.
         operations: As in `_core.operations`; limits are counted through all names, from 0.
-        owner: Who asks: the same number for all batches of a process, and no other's.
+        owner: The process that asks: one number for all its batches, and for no other's.
         number: The owner's number of this batch; the same when it is sent again.
         now: What the asker takes the store's time to be, in microseconds since 1970; for the calendar.
     """
@@ -269,7 +269,7 @@ class Store(ABC):
         place_ttl: Seconds after which the places in flight of a process that died come back, where the limit says nothing else.
             A living process renews its places three times as often.
         patience: Seconds without an answer after which `on_outage` says what happens.
-        on_outage: "raise": whoever waits, or comes, gets `StoreError` until there is an answer. "share": this process goes on by itself
+        on_outage: "raise": waiters and new calls get `StoreError` until there is an answer. "share": this process goes on by itself
             with `share` of every limit. "open": everything is let through. What was let through is charged afterwards.
         share: The part of the limits that this process may use while there is no answer: 1/n where n processes share them.
         on_event: Hears a `penstock.events.StoreLost` or `StoreRecovered` whenever that changes.

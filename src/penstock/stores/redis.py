@@ -337,7 +337,7 @@ class RedisStore(Store):
                 where = {"target_nodes": client.get_node_from_key(self._key(name))} if self._is_cluster else {}
                 client.execute_command("PUBLISH", f"{self.prefix}:changes", name, **where)
 
-        with contextlib.suppress(StoreError):  # whoever asks the store next will be told all the same
+        with contextlib.suppress(StoreError):  # the next caller of the store is told all the same
             self._asked(publish)
 
     def disconnect(self) -> None:

@@ -10,7 +10,7 @@ whole, though the last moments may be missing. Time is the machine's wall clock;
 written, so a clock that steps back grants nothing (a clock that steps forward refills, as it must look to everybody).
 
 SQLite's own `busy_timeout` sleeps in ever longer steps, so that one of four processes hardly ever gets the lock. Here it is 0, and
-whoever finds the file locked tries again after a random 50 to 200 µs; after a tenth of a second, twenty times as rarely.
+a process that finds the file locked tries again after a random 50 to 200 µs; after a tenth of a second, twenty times as rarely.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _KEPT_LONGER = 3600
 
 
 _QUICK = 0.1
-"""Seconds for which the lock is asked for again and again; after that it is somebody's who keeps it, and is asked for more rarely."""
+"""Seconds for which the lock is asked for again and again; after that another process keeps it, and it is asked for more rarely."""
 
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 """Codes of errors that only a damaged file, or one that somebody else has changed, can bring about: our statements are right."""

@@ -76,7 +76,7 @@ class QuotaMiddleware:
     Args:
         app: The application.
         quotas: The caps.
-        user: A function of the ASGI scope that returns whose request it is, plain or async; None: nobody's, it is not limited. It must not
+        user: A function of the ASGI scope that returns the request's user, plain or async; None: it is not limited. It must not
             trust what a client can write at will.
         cost: A function of the scope that returns what the request costs at first, as `{"tokens": 500}`; one request, and the
             least of the other units, unless given.
@@ -150,7 +150,7 @@ def quota_dependency(
 
     Args:
         quotas: The caps.
-        user: A function of the `Request` that returns whose it is, plain or async; None: nobody's. The permit is None then.
+        user: A function of the `Request` that returns its user, plain or async. None: it is not limited, and the permit is None.
         cost: A function of the `Request` that returns what it costs at first, as `{"tokens": 500}`.
 
     Raises:

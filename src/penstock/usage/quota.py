@@ -16,7 +16,7 @@ class QuotaExceeded(RateLimited):
     """A user has come to a cap.
 
     Attributes:
-        user, unit: Whose cap it is, and of what.
+        user, unit: The user that has the cap, and what it counts.
         limit: Units per period, with what a review allowed.
         used: Units used in this period.
         asked: Units that the call asks for.
@@ -65,7 +65,7 @@ class Quota:
     """One cap of one user, and how much of it is used.
 
     Attributes:
-        user, unit, period, tz: Whose, of what, for how long, by which calendar.
+        user, unit, period, tz: The user that has the cap; what it counts, for how long, by which calendar.
         limit: Units per period, with `extra`.
         used: Units used in this period. More than `limit`: calls took more than was thought.
         resets_at: When the period ends, in seconds since 1970.

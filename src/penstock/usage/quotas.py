@@ -136,7 +136,7 @@ class Quotas:
         """A call of that user: to enter with `async with` or `with`, which yields a `Permit`.
 
         Args:
-            user: Whose call it is: a name, or anything that shows itself as one.
+            user: The user that calls: a name, or anything that shows itself as one.
             cost: Amount per unit, as one mapping; or by keyword. Units of which this user has no cap are let through.
             costs: Amount per unit.
 
@@ -245,9 +245,9 @@ class Quotas:
         """Allow a user so many units more until the period ends. Blocks.
 
         Args:
-            user, unit: Whose cap it is.
+            user, unit: The user that has the cap, and what it counts.
             more: Units; what was asked for last unless given.
-            by: Who decides; it is recorded.
+            by: The name of the person that decides; it is recorded.
 
         Raises:
             ValueError: There is no pending review, and no `more`; or the user has no such cap.
@@ -280,7 +280,7 @@ class Quotas:
         """Give a user caps of their own for some units; other units stay as they are. Holds in all processes. Blocks.
 
         Args:
-            user: Whose.
+            user: The user that gets them.
             caps: As in the constructor; "unlimited": no cap. What was used stays used.
             more_caps: The same, by keyword.
 

@@ -30,13 +30,13 @@ class Review:
     """A user came to a cap, and a person, or a function, is to decide.
 
     Attributes:
-        user, unit, period, tz: Whose cap it is, and which.
+        user, unit, period, tz: The user that has the cap, and which one.
         asked: Units beyond the cap that were asked for last.
         at: When it was first asked for, in seconds since 1970.
         until: When the period ends, and with it the review.
         state: "pending", "approved" or "refused".
         allowed: Units that were allowed on top of the cap, for this period.
-        by: Who or which function decided: "" while nothing has.
+        by: The person or function that decided; "": none has.
         calls: How many calls asked.
     """
 
@@ -114,7 +114,7 @@ class UserRecord:
             unit: Of the cap.
             cap: The first of that unit, and when its period ends; None: the user has none.
             allowed: Units more; 0: it is refused; None: as many as were asked for last.
-            by: Who decides.
+            by: The name of the person that decides.
             now: In seconds since 1970.
 
         Raises:

@@ -2,8 +2,8 @@
 
 backend.py      the protocol: what callers ask and say
 dispatcher.py   the thread and the way to the store
-scheduler.py    whom to ask for, and what to do with the answers; pure
-asking.py       for whom the store is asked next
+scheduler.py    which requests to ask for, and what to do with the answers; pure
+asking.py       which requests the store is asked for next
 agreement.py    limits that differ from those in the store, or change
 leasing.py      grants out of leases that this process holds
 settling.py     refunds, true costs, pauses: what the store is told

@@ -29,7 +29,7 @@ class Agreement:
         """Some names are counted for other limits than ours: adopt those, or tell the callers. Nothing was decided.
 
         Returns:
-            The names whose limits are others now. Whoever waits for them must be charged anew: see `recharge`.
+            The names whose limits are others now. Their waiters must be charged anew: see `recharge`.
         """
         adopted = []
         for part in batch.offsets:

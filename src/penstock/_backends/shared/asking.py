@@ -1,4 +1,4 @@
-"""For whom the store is asked next: for the first waiter, and for everybody who could go within about 20 ms.
+"""Which requests the store is asked for next: the first waiter's, and those that could go within about 20 ms.
 
 The rest hold nothing, so giving up costs no quota, and a process that dies takes one reservation along.
 """
@@ -31,7 +31,7 @@ class Asking:
         self._writing = writing
 
     def ask(self, queue: StoreQueue, batch: BatchInFlight, now: float) -> None:
-        """Ask for the first waiter of a queue, and for those who could go soon."""
+        """Ask for the first waiter of a queue, and for those that could go soon."""
         fresh, state = queue.fresh, self._state
         room = state.store.batch - len(batch.asked)
         later: list[SharedRequest] = []
@@ -103,7 +103,7 @@ class Asking:
         return room
 
     def _ask_plenty(self, queue: StoreQueue, batch: BatchInFlight, now: float, room: int) -> int:
-        """Ask for those who come first and, by all we know, can go at once: the same as `_ask_fresh`, as fast as it can be."""
+        """Ask for those that come first and, by all we know, can go at once: the same as `_ask_fresh`, as fast as it can be."""
         fresh, asked, state = queue.fresh, batch.asked, self._state
         new, on_its_way = Stage.NEW, Stage.ASKED  # looked up once: it costs as much as a call on Python 3.11
         left: dict[LimitState, float] = {}  # units, per bucket

@@ -143,7 +143,7 @@ class SharedBackend:
         if self._plan.held:
             self._warn_of_orphans(request.charges)
         if self.lease is not None:
-            with self.store.lock:  # who comes after this one is not to be granted before it is there
+            with self.store.lock:  # a later call must not be granted before this one is there
                 self.queue.coming += 1
         self.dispatcher.post(request)
         return math.inf if request.latest == math.inf else self._until_answered(request)
@@ -348,7 +348,7 @@ class SharedBackend:
         for part in self.sets:
             states = [state for state in part.order if not units or state.unit in units]
             if states:
-                with self.store.lock:  # who comes next is not to wait for the store to hear of it
+                with self.store.lock:  # the next call must not wait until the store hears of it
                     for state in states:
                         state.paused_until = max(state.paused_until, until)
 

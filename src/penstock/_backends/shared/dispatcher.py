@@ -174,7 +174,7 @@ class Dispatcher:
     # The thread
 
     def prepare(self) -> None:
-        """Get to know the store. What is wrong with it will be said to whoever asks."""
+        """Get to know the store. What is wrong with it will be said to the callers that ask."""
         inbox = self._inbox
         try:
             with self._io:

@@ -1,6 +1,6 @@
 """The limits of one name in a shared store, as this process knows them.
 
-The store decides; the meters here mirror what it answered last. They say for whom to ask next, and what to show. Everything is
+The store decides; the meters here mirror what it answered last. They say which requests to ask for next, and what to show. Everything is
 changed with the lock of the store held.
 """
 
@@ -75,7 +75,7 @@ class SharedLimitSet:
         confirming: Whether the store is being asked if reservations still hold.
         places: Places of this process that must be renewed, per limit.
         renew_at: When they are renewed next.
-        orphans: Permits that were collected unclosed, for whoever waits for their places.
+        orphans: Permits that were collected unclosed, for the waiters for their places.
     """
 
     __slots__ = (

@@ -43,7 +43,7 @@ class Booking:
     Attributes:
         number: What the store knows it by.
         charges: The limits that it is about, with what was asked for.
-        flow: Whose it is.
+        flow: The flow that it belongs to.
         priority: How urgent the request was that it was made for.
         due: The moment that the store has told; `inf`: it has not told yet.
         claim_at: When to ask for it.

@@ -1,13 +1,13 @@
-"""The scheduler: whom a process asks its store for, and what it does with the answers.
+"""The scheduler: which requests a process asks its store for, and what it does with the answers.
 
 It decides, and nothing else: the dispatcher is the thread and the way to the store, so `benchmarks/scale.py` can drive a thousand schedulers
 through one virtual time. `take_in` and the `on_…` methods take in what came, `turn` returns what to ask; `apply` takes in the answer.
 
-**The head reserves.** The store is asked for the first waiter and for those who could go within about 20 ms; the rest hold
+**The head reserves.** The store is asked for the first waiter and for those that could go within about 20 ms; the rest hold
 nothing. A request that is granted for a moment to come is woken then. If its caller leaves before, the reservation is *handed on* to the
-next waiter who can use it, and only if there is none it goes back to the store. So the quota is used even if most give up.
+next waiter that can use it, and only if there is none it goes back to the store. So the quota is used even if most give up.
 
-Whose turn it is among several processes is the store's to say (`_core.flows`): each request names its flow, and one that is told that it
+The store decides between the flows of several processes (`_core.flows`): each request names its flow, and one that is told that it
 is another's turn stands back in the queue.
 """
 
@@ -202,7 +202,7 @@ class Scheduler:
             state.dirty[part.queue] = None
 
     def on_stop(self, now: float) -> None:
-        """No more after this: who waits would wait for ever."""
+        """Refuse all that comes after this: it would wait for ever."""
         state = self.state
         closed = StoreError(f"{self.store!r} was closed while this call was waiting")
         for queue in list(state.queues):

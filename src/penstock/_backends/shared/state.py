@@ -71,7 +71,7 @@ class SchedulerState:
     """What is known, what waits, and what is to be said.
 
     Attributes:
-        store: Whose facts count here (how much fits into a batch, what can be decided together); it is never asked.
+        store: Its facts count here (how much fits into a batch, what can be decided together); it is never asked.
         owner: The number of this process among all that ask the store.
         limit_sets: By name.
         queues: All queues.
@@ -178,7 +178,7 @@ class SchedulerState:
             self.woken.append(parker)
 
     def answer_look(self, look: Look, error: Exception | None) -> None:
-        """Tell whoever wants to see how things stand that the answer is there, or why there is none."""
+        """Tell the caller that wants to see how things stand that the answer is there, or why there is none."""
         look.error = error
         look.done = True
         if look.parker is not None:

@@ -128,7 +128,7 @@ while position <= stop do
           add_booking(booked[name], {id, longest, priority, waited, ageing, of[4], of[5], of[6], of[7], unpack(amounts_of(from, position - 1, name))})
           for limit = begins[name] + 1, begins[name + 1] do free_until[limit] = -1 end
         end
-        if claims then  -- who comes behind it is to have no place of its own beside it
+        if claims then  -- a later request is to have no place of its own beside it
           for i = from, position - 1, 2 do stopped[asked[i] + 1], any_stopped = true, true end
         end
       end
