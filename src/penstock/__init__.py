@@ -2,7 +2,8 @@
 
 The public names are listed in `_names.py`. See the README for what they are for, and `docs/` for how to use them.
 
-Each name is loaded when it is first asked for, so that `import penstock` costs a program that only retries nothing for limits.
+Each name is loaded when it is first asked for, so that `import penstock` costs a program that only retries nothing for
+limits.
 """
 
 from __future__ import annotations

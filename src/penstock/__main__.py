@@ -14,12 +14,16 @@ def main() -> int:
     try:
         return _run()
     finally:
-        # All is on disk. One Ctrl-C more, while Python takes itself down, would only change the exit code that tells so.
+        # All is on disk. One Ctrl-C more, while Python takes itself down, would only change the exit code that tells
+        # so.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _interrupt(*_: object) -> None:
-    """End by the first Ctrl-C: a second one, on the way out, would end in a traceback. A run has its own way (`cli`)."""
+    """End by the first Ctrl-C: a second one, on the way out, would end in a traceback.
+
+    A run has its own way (`cli`).
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 

@@ -1,8 +1,8 @@
-"""Functions of a call's arguments (its cost, its flow, its key), called with what the decorated function was called with.
+"""Functions of a call's arguments (its cost, its flow, its key), called with the arguments of the decorated function.
 
-A cost function takes what it needs, by the names of the decorated function's parameters: `lambda prompt: len(prompt)` fits
-`ask(self, prompt, *, model="m")`, however `ask` is called. A function whose parameters have other names (`len`) gets the arguments in
-their order, without `self` or `cls`.
+A cost function takes what it needs, by the names of the decorated function's parameters: `lambda prompt: len(prompt)`
+fits `ask(self, prompt, *, model="m")`, however `ask` is called. A function whose parameters have other names (`len`)
+gets the arguments in their order, without `self` or `cls`.
 """
 
 from __future__ import annotations

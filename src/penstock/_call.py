@@ -51,7 +51,8 @@ class NeitherCostNorFunction(CostError, TypeError):  # noqa: N818 - as all of ou
 class Entered:
     """The permits of an object that is entered more than once at a time: leaving ends the one that was entered last.
 
-    Where it was entered in another task (a fixture, an exit stack) one permit is as good as another, as all cost the same.
+    Where it was entered in another task (a fixture, an exit stack) one permit is as good as another, as all cost the
+    same.
 
     Attributes:
         first: The permit of the first entry, which is nearly always the only one: its task or thread is not looked up.
@@ -85,8 +86,8 @@ class Entered:
         """This task, or thread, leaves: return the permit that ends, if there is one.
 
         Args:
-            alike: Whether all that entered have a permit here. Else this one may have none, and that of another task or thread is
-                taken only if that is over, and cannot leave by itself.
+            alike: Whether all that entered have a permit here. Else this one may have none, and that of another task or
+                thread is taken only if that is over, and cannot leave by itself.
         """
         permits, me = self._permits, who_am_i()
         mine = permits.get(me)
@@ -141,7 +142,7 @@ next(cast("Generator[None, None, None]", DONE), None)
 
 
 class Call:
-    """What `limiter(...)` is: an async context manager, a context manager for threads, and a decorator, as often as you like.
+    """What `limiter(...)` is: an async context manager, a context manager for threads, and a decorator.
 
     It charges nothing by itself. `async with limiter(tokens=5) as permit:` waits for its turn and yields the permit.
     """
@@ -442,7 +443,10 @@ def _chosen(option: str, value: Any, function: Callable[..., Any], owner: str) -
 
 
 def _settle(permit: Permit, settle: Settle, result: Any, owner: str) -> None:
-    """Settle a call whose result is there. What goes wrong is logged: the result was paid for, and must reach the caller."""
+    """Settle a call whose result is there.
+
+    What goes wrong is logged: the result was paid for, and must reach the caller.
+    """
     try:
         true_cost = settle(result)
         check_answer(owner, "settle", true_cost)
@@ -456,5 +460,8 @@ def _settle(permit: Permit, settle: Settle, result: Any, owner: str) -> None:
 
 
 def permits_of(binding: Binding) -> type[Permit]:
-    """The permits for callers that close them by themselves: watched, if they hold something that nothing else would free."""
+    """The permits for callers that close them by themselves.
+
+    Watched, if they hold something that nothing else would free.
+    """
     return WatchedPermit if binding.charge.watched else Permit

@@ -1,7 +1,7 @@
 """What happens, for the standard library's logging: the loggers `penstock.limiter` and `penstock.retry`.
 
-A program that never imported `logging` has no handler, so nothing is loaded or written for it. Records carry their numbers in
-`extra`: `limiter`, `cost`, `wait`, `blocked_by`, `units`, `seconds`.
+A program that never imported `logging` has no handler, so nothing is loaded or written for it. Records carry their
+numbers in `extra`: `limiter`, `cost`, `wait`, `blocked_by`, `units`, `seconds`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ __all__ = ["logger", "paused", "refused", "resumed", "waiting"]
 
 
 def logger(name: str, level: str) -> Any:
-    """The logger of that name if it takes records of that level ("DEBUG", "INFO"), else None. Cheap when it does not."""
+    """The logger of that name if it takes records of that level ("DEBUG", "INFO"), else None.
+
+    Cheap when it does not.
+    """
     logging = sys.modules.get("logging")
     if logging is None:
         return None

@@ -1,7 +1,7 @@
 """The public names, each once, and the module that has it. `penstock` offers them; nothing imports this file.
 
-Type checkers read it as what it is. At run time `penstock` runs it with an `__import__` that loads nothing and notes which module
-has what, so that a name is loaded when it is first asked for. Therefore it holds imports alone.
+Type checkers read it as what it is. At run time `penstock` runs it with an `__import__` that loads nothing and notes
+which module has what, so that a name is loaded when it is first asked for. Therefore it holds imports alone.
 """
 
 from penstock._call import Call as Call

@@ -1,7 +1,8 @@
 """Numbers of users, made exact Python numbers on entry: whatever Python calls a number, and spans of time.
 
-State is kept in Python floats. A `numpy.float32` that slipped in would stick: `float + float32` is a `float32`, whose 24 bits
-lose a small cost on a large sum. So a number is converted where it comes in, and nothing below sees another kind.
+State is kept in Python floats. A `numpy.float32` that slipped in would stick: `float + float32` is a `float32`, whose
+24 bits lose a small cost on a large sum. So a number is converted where it comes in, and nothing below sees another
+kind.
 
 Nothing here knows which numbers are allowed: each caller checks its own range and writes its own message.
 """

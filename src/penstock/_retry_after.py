@@ -1,10 +1,10 @@
 """What the server asked for: `retry_after(error)`.
 
-Every client library keeps it somewhere else: in an attribute of the error, in the headers of its response, as seconds, as
-milliseconds or as a date. Here it becomes a number of seconds, or None.
+Every client library keeps it somewhere else: in an attribute of the error, in the headers of its response, as seconds,
+as milliseconds or as a date. Here it becomes a number of seconds, or None.
 
-Errors are the user's objects. Whatever an attribute, a header or a property of theirs raises, reading it only gives None: it
-never replaces the error.
+Errors are the user's objects. Whatever an attribute, a header or a property of theirs raises, reading it only gives
+None: it never replaces the error.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def retry_after(exception: BaseException | None) -> float | None:
 
     Looks at the exception's `retry_after` (seconds, or a timedelta), then at the headers of its `response`, or its own
     `headers`: `retry-after-ms`, then `retry-after` in seconds or as an HTTP date. A date is compared with the `Date`
-    header of the same response, so that a wrong clock on either side does no harm. Names of headers are found in any case.
-    Of an exception group it is the longest wait of its leaves.
+    header of the same response, so that a wrong clock on either side does no harm. Names of headers are found in any
+    case. Of an exception group it is the longest wait of its leaves.
 
     Past moments are 0. A value that is infinite, negative or no number gives None. So do headers of a response that
     succeeded (2xx): some servers send them there without meaning it. A property that raises counts as absent.

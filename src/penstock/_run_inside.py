@@ -1,7 +1,9 @@
-"""Run each call of a function of any kind inside a context manager: a permit of a limiter, the watch of a circuit breaker.
+"""Run each call of a function of any kind inside a context manager.
 
-A plain callable may turn out to return an awaitable. Its context manager stays entered until that has been awaited, and later calls of it
-are known as async. `_introspect` says what kinds of function there are.
+A permit of a limiter, the watch of a circuit breaker.
+
+A plain callable may turn out to return an awaitable. Its context manager stays entered until that has been awaited, and
+later calls of it are known as async. `_introspect` says what kinds of function there are.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Flow, priority and longest wait of all limited calls in a block, where no argument can be passed: `with penstock.turn(flow="alice"):`.
+"""Flow, priority and longest wait of all limited calls in a block, where no argument can be passed.
 
-A context variable, so it holds for the tasks and threads that the block starts with a copy of its context, and for nothing
-else. Only calls that have to wait look at it: a call that goes at once goes before nobody.
+`with penstock.turn(flow="alice"):`.
+
+A context variable, so it holds for the tasks and threads that the block starts with a copy of its context, and for
+nothing else. Only calls that have to wait look at it: a call that goes at once goes before nobody.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ def turn_here() -> Turn:
 
 
 class turn:  # noqa: N801 - it reads as a word: with turn(priority=10)
-    """Set flow, priority and longest wait of the limited calls inside: of SDKs, HTTP clients, decorated functions, any limiter.
+    """Set flow, priority and longest wait of the limited calls inside.
+
+    Of SDKs, HTTP clients, decorated functions, any limiter.
 
         with penstock.turn(priority=10, flow="alice", max_wait=5):
             reply = await client.chat.completions.create(...)

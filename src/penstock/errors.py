@@ -38,7 +38,10 @@ __all__ = [
 
 
 class PenstockError(Exception):
-    """The root of all errors that penstock raises. They can be copied, and pickled: a worker process may raise them too."""
+    """The root of all errors that penstock raises.
+
+    They can be copied, and pickled: a worker process may raise them too.
+    """
 
     def __reduce__(self) -> tuple[Any, ...]:
         # An exception's own way calls its class with `args` alone, and the numbers of ours must be given by name.

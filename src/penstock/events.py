@@ -1,8 +1,8 @@
 """Records of what happened. Nothing in here acts on them.
 
-Each is a frozen value that is handed to the hook that was given (`Limiter(on_event=…)`, `Retry(on_event=…)`) at the moment it happens. A hook
-runs in the task or thread that made the call and should be quick. What it raises is logged and goes no further: watching a
-call must not break it.
+Each is a frozen value that is handed to the hook that was given (`Limiter(on_event=…)`, `Retry(on_event=…)`) at the
+moment it happens. A hook runs in the task or thread that made the call and should be quick. What it raises is logged
+and goes no further: watching a call must not break it.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ __all__ = [
 Reason = Literal["attempts", "within", "deadline", "hint", "budget", "unretryable", "nested", "stream", "consumed"]
 """Why there is no further attempt.
 
-`attempts`, `within`: that bound of the policy. `deadline`: the wait would pass the deadline of an enclosing cancel scope.
-`hint`: the server asked for a longer wait than `max_hint` or the time left. `budget`: it has no retry left. `unretryable`:
-`on` said no. `nested`: an outer policy is in charge. `stream`: an item was handed out already, and there is no `resume`. `consumed`: an argument of the
-call can be read once only, and was.
+`attempts`, `within`: that bound of the policy. `deadline`: the wait would pass the deadline of an enclosing cancel
+scope. `hint`: the server asked for a longer wait than `max_hint` or the time left. `budget`: it has no retry left.
+`unretryable`: `on` said no. `nested`: an outer policy is in charge. `stream`: an item was handed out already, and there
+is no `resume`. `consumed`: an argument of the call can be read once only, and was.
 """
 
 
@@ -127,7 +127,8 @@ class Granted:
         cost: Amount per unit.
         waited: Seconds.
         flow: The flow that the call belongs to: as it says, or the `penstock.turn` that it is made in.
-        call: A number that all events of one permit have in common, here and below. Other permits may have it later. 0: none was granted.
+        call: A number that all events of one permit have in common, here and below. Other permits may have it later. 0:
+            none was granted.
     """
 
     limiter: str | None
@@ -139,7 +140,10 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A call was told "not now". With `enforce=False`: would have been told, and `Granted` follows; `retry_after` may be `inf`."""
+    """A call was told "not now".
+
+    With `enforce=False`: would have been told, and `Granted` follows; `retry_after` may be `inf`.
+    """
 
     limiter: str | None
     cost: Mapping[str, float]
@@ -171,7 +175,8 @@ class Answered:
     """A request to a service is over: of a client that `limit_client` made, or of a run.
 
     Attributes:
-        limiter, flow, call: As in `Granted`; where the limiter tells the same listener of its grant, both are about one request.
+        limiter, flow, call: As in `Granted`; where the limiter tells the same listener of its grant, both are about one
+            request.
         model: Which was asked; None: the request names none.
         cost: What it was charged, as estimated, per unit.
         usage: What the service says that it took: `input_tokens` and `output_tokens`; empty: it did not say.

@@ -61,17 +61,18 @@ def limit_http_client(
     """A copy of an httpx or httpx2 client, sync or async, whose requests keep limits. The given one is not changed.
 
     A request waits for its turn before it is sent; no timeout of the client sees that wait. When a server answers with
-    429, everybody under that limiter waits once, for as long as it says, and the request is sent again, unless its body is a
-    stream. Where the server's headers tell of less than the limiter has, the limiter is lowered to that.
+    429, everybody under that limiter waits once, for as long as it says, and the request is sent again, unless its body
+    is a stream. Where the server's headers tell of less than the limiter has, the limiter is lowered to that.
 
     Args:
         client: Of httpx or httpx2. The copy shares its connections, proxies, hooks and timeouts.
-        limiter: A `Limiter`; or a function of the request that returns one, or None for a request that is not limited; or
-            "auto": learned per host, from `RateLimit` and `X-RateLimit` headers, `Retry-After`, and refusals.
+        limiter: A `Limiter`; or a function of the request that returns one, or None for a request that is not limited;
+            or "auto": learned per host, from `RateLimit` and `X-RateLimit` headers, `Retry-After`, and refusals.
         max_wait: Longest wait for a turn, in seconds; a request that would wait longer raises `RateLimited` at once.
-        max_pause: Longest wait that a server may ask for, in seconds. If it asks for more, its 429 is what the caller gets.
-        cost: What a request costs, per unit, as a function of the request; None: it is not limited. Default: one request.
-            Units that the limiter does not count are left out.
+        max_pause: Longest wait that a server may ask for, in seconds. If it asks for more, its 429 is what the caller
+            gets.
+        cost: What a request costs, per unit, as a function of the request; None: it is not limited. Default: one
+            request. Units that the limiter does not count are left out.
         on_event: Hears of each request when its answer is over, as in `penstock.llm.limit_client`.
 
     Raises:

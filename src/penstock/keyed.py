@@ -6,9 +6,9 @@
     @per_user(key=lambda user, *_: user, tokens=count)    # a decorator, with the key out of the call's arguments
     async def answer(user, prompt): ...
 
-`per_user["alice"]` is a limiter, made anew at each use. What a key has used is kept until its limits are whole again, and then
-forgotten, as a key that was never seen is in the same state. A key that is paused is kept until the pause ends, and one whose limits
-were changed by `reconfigure` for good.
+`per_user["alice"]` is a limiter, made anew at each use. What a key has used is kept until its limits are whole again,
+and then forgotten, as a key that was never seen is in the same state. A key that is paused is kept until the pause
+ends, and one whose limits were changed by `reconfigure` for good.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ class Keyed:
 
     Args:
         limits: As for `Limiter`, as one mapping; or by keyword. Or a function of the key that returns its limits, as
-            `{"requests": per_minute(60)}`. It is asked whenever a key that nobody holds is used, in the task or thread that uses it and
-            with no lock held; where its answer has changed, what was used stays used. An error of its own passes
-            through, and nothing has changed then.
+            `{"requests": per_minute(60)}`. It is asked whenever a key that nobody holds is used, in the task or thread
+            that uses it and with no lock held; where its answer has changed, what was used stays used. An error of its
+            own passes through, and nothing has changed then.
         name: With a shared store: what the names of the keys' limiters begin with.
         options: As for `Limiter`: `store`, `max_queue`, `ageing`, `flow_weights`, `enforce`, `on_event`.
 
-    Safe to use from any number of tasks and threads. A key is anything hashable that equals itself; over a shared store keys are
-    told apart by `str(key)`.
+    Safe to use from any number of tasks and threads. A key is anything hashable that equals itself; over a shared store
+    keys are told apart by `str(key)`.
 
     Raises:
         ValueError: A limit or an option is wrong.
@@ -115,8 +115,8 @@ class Keyed:
         """The limiter of `key`. Cheap: made anew, with all that the key has used.
 
         Raises:
-            ValueError: The key is not hashable, or does not equal itself (NaN). Or the function of the key returned no limits, or
-                a wrong one.
+            ValueError: The key is not hashable, or does not equal itself (NaN). Or the function of the key returned no
+                limits, or a wrong one.
         """
         if key.__class__ is not str:
             _check_key(key)
@@ -177,11 +177,15 @@ class Keyed:
     def __reduce__(self) -> Any:
         return _made_again, (self._keys.recipe(),)
 
-    # Without this, Python would ask for the limiters of 0, 1, 2… for ever, to iterate, or to see whether a key is among them.
+    # Without this, Python would ask for the limiters of 0, 1, 2… for ever, to iterate, or to see whether a key is among
+    # them.
     __iter__ = None
 
     def __len__(self) -> int:
-        """How many keys have a limit that is not whole, as far as that is known; over a shared store: how many are held here."""
+        """How many keys have a limit that is not whole, as far as that is known.
+
+        Over a shared store: how many are held here.
+        """
         return len(self._keys)
 
 

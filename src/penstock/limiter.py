@@ -1,7 +1,7 @@
 """Limiter: several limits, charged together or not at all.
 
-The face that users see. It turns what they write into bindings (`_backends.base`), calls (`_call`) and permits (`permit`); its
-backend decides. There is one class, whatever the backend.
+The face that users see. It turns what they write into bindings (`_backends.base`), calls (`_call`) and permits
+(`permit`); its backend decides. There is one class, whatever the backend.
 """
 
 from __future__ import annotations
@@ -69,28 +69,28 @@ class Limiter:
 
         Limiter(requests=per_minute(3_500), tokens=["90k/min", "2M/day"], calls=in_flight(64))
 
-    `limiter(tokens=5)` is an async context manager, a context manager for threads, and a decorator; `limiter` by itself is the
-    same with nothing given. `requests`, and a unit whose limit is `in_flight`, cost 1 unless given.
+    `limiter(tokens=5)` is an async context manager, a context manager for threads, and a decorator; `limiter` by itself
+    is the same with nothing given. `requests`, and a unit whose limit is `in_flight`, cost 1 unless given.
 
-    **Order.** Higher `priority` first; a waiter rises one level for every `ageing` seconds. Within a level flows share by
-    dominant-resource fairness; within a flow it is first come, first served. A later call passes an earlier one only where
-    that cannot delay it.
+    **Order.** Higher `priority` first; a waiter rises one level for every `ageing` seconds. Within a level flows share
+    by dominant-resource fairness; within a flow it is first come, first served. A later call passes an earlier one only
+    where that cannot delay it.
 
-    **Sharing.** A limiter may be made at import time and used in any number of event loops, of asyncio and trio, and threads, at
-    the same time. **Cancellation** at any await charges nothing; the next in the queue moves up. A call that need not wait
-    does not yield to the event loop.
+    **Sharing.** A limiter may be made at import time and used in any number of event loops, of asyncio and trio, and
+    threads, at the same time. **Cancellation** at any await charges nothing; the next in the queue moves up. A call
+    that need not wait does not yield to the event loop.
 
     Args:
-        limits: Per unit a `Limit`, a string such as "90k/min", or a list of them. By keyword, or as one mapping: for units whose names
-            are keywords here, and for type checkers.
+        limits: Per unit a `Limit`, a string such as "90k/min", or a list of them. By keyword, or as one mapping: for
+            units whose names are keywords here, and for type checkers.
         name: What it is called in errors and events. In one store, limiters of one name share their state, which
             outlives them until it is whole again.
         store: Where the state lives; this process unless given.
         max_queue: How many may wait; `QueueFull` beyond that. None: any number.
         ageing: Seconds in the queue after which a waiter rises one level.
         flow_weights: Share of a flow that is not 1.
-        enforce: False lets everything through, charges it, and counts what would have waited, or could never have gone: a
-            rehearsal. `on_event` hears `Refused` of that, and then `Granted`.
+        enforce: False lets everything through, charges it, and counts what would have waited, or could never have gone:
+            a rehearsal. `on_event` hears `Refused` of that, and then `Granted`.
         on_event: Hears a frozen record (`penstock.events`) of everything that happens.
         lease: With a shared store: seconds for which a process may hold a chunk of quota and grant out of it by itself.
 
@@ -99,7 +99,8 @@ class Limiter:
         ConfigurationConflict: The store has a limiter of that name with other limits.
     """
 
-    # Of the units that the fast path knows as parameters there are subclasses, with a `__call__` of these units: see `_face_of`.
+    # Of the units that the fast path knows as parameters there are subclasses, with a `__call__` of these units: see
+    # `_face_of`.
 
     __slots__ = ("__weakref__", "_backend", "_caller", "_calls", "_own", "_quick")
 
@@ -193,16 +194,16 @@ class Limiter:
 
         Args:
             given: What to decorate, in the form `@limiter`; or the cost as one mapping, `limiter({"tokens": 5})`.
-            settle: In a decorator: a function of the result that returns the true cost, as `{"tokens": 123}`. What goes wrong in it
-                is logged, and the result reaches the caller.
+            settle: In a decorator: a function of the result that returns the true cost, as `{"tokens": 123}`. What goes
+                wrong in it is logged, and the result reaches the caller.
             max_wait: Longest wait, in seconds or as a timedelta. A longer one is refused at once.
             priority: A whole number; higher goes first.
             flow: The flow that the call belongs to.
             block: Whether `with` may block the event loop of this thread, as in a notebook.
             costs: Amount per unit.
 
-        In a decorator the costs, `max_wait`, `priority` and `flow` may be functions of the call's arguments: of those that they
-        name, or of the first ones.
+        In a decorator the costs, `max_wait`, `priority` and `flow` may be functions of the call's arguments: of those
+        that they name, or of the first ones.
 
         Raises:
             MissingUnit, UnknownUnit, CostError: The cost is wrong.
@@ -300,13 +301,13 @@ class Limiter:
     ) -> Permit:
         """Wait for our turn, charge `cost`, and return the permit.
 
-        The permit must be ended where the limiter has `in_flight` limits: `with await limiter.acquire():`, or `permit.close()`.
-        Cancelling charges nothing; the next in the queue moves up.
+        The permit must be ended where the limiter has `in_flight` limits: `with await limiter.acquire():`, or
+        `permit.close()`. Cancelling charges nothing; the next in the queue moves up.
 
         Args:
             cost: Amount per unit, as one mapping; or by keyword.
-            max_wait: Longest wait, in seconds or as a timedelta. A longer one is refused at once, not after the time is up; so is
-                one that would pass the deadline of the enclosing anyio cancel scope.
+            max_wait: Longest wait, in seconds or as a timedelta. A longer one is refused at once, not after the time is
+                up; so is one that would pass the deadline of the enclosing anyio cancel scope.
             priority: A whole number; higher goes first.
             flow: The flow that the call belongs to, such as a user; flows share fairly.
             costs: Amount per unit, as named in the constructor; `requests` is 1 unless given.
@@ -341,7 +342,8 @@ class Limiter:
 
         Raises:
             RateLimited: It cannot, or it would delay others that wait. `retry_after` says when it could.
-            WouldBlockEventLoop: The limiter has a shared store, whose answer takes a moment: `await acquire(max_wait=0)`.
+            WouldBlockEventLoop: The limiter has a shared store, whose answer takes a moment: `await
+                acquire(max_wait=0)`.
             Unsatisfiable, MissingUnit, UnknownUnit, CostError: As in `acquire`.
         """
         priority, flow = read_priority(priority), read_flow(flow)
@@ -360,7 +362,9 @@ class Limiter:
         return permit
 
     async def refresh(self) -> None:
-        """Ask a shared store how things stand, for `statistics` and `forecast` to show. In this process they always know.
+        """Ask a shared store how things stand, for `statistics` and `forecast` to show.
+
+        In this process they always know.
 
         Raises:
             StoreError: It does not answer.
@@ -376,7 +380,10 @@ class Limiter:
         return Forecast(*self._backend.forecast(call._binding.current()))
 
     def statistics(self) -> Statistics:
-        """What was granted and refused so far, and how full each limit is now. Over a shared store: as it answered last."""
+        """What was granted and refused so far, and how full each limit is now.
+
+        Over a shared store: as it answered last.
+        """
         now = self._backend.snapshot()
         limits: dict[str, LimitStatistics] = {}
         for label, state, level in now.levels:
@@ -462,13 +469,13 @@ class Limiter:
     ) -> None:
         """Say what the server says is left now. Only ever lowers a level; raising it would break what was promised.
 
-        Where a unit has several limits, it is taken for the one that holds least at once. To reconcile with the answer to a
-        certain call, use `permit.observe`, which knows what was sent since.
+        Where a unit has several limits, it is taken for the one that holds least at once. To reconcile with the answer
+        to a certain call, use `permit.observe`, which knows what was sent since.
 
         Args:
             remaining: Units left, per unit.
-            reset: Seconds until the limit is whole again, per unit; used where `remaining` does not name the unit, and of rates
-                only. More than an empty one takes means that nothing is left.
+            reset: Seconds until the limit is whole again, per unit; used where `remaining` does not name the unit, and
+                of rates only. More than an empty one takes means that nothing is left.
 
         Raises:
             UnknownUnit: The limiter has no such unit.
@@ -485,8 +492,8 @@ class Limiter:
         Each part takes the units that it knows. From now on both share one queue, with all that either was joined with.
 
         Raises:
-            ValueError: They live in different shared stores, or only one of them enforces its limits; or one lives in a shared store, and
-                the other has more than places in this process.
+            ValueError: They live in different shared stores, or only one of them enforces its limits; or one lives in a
+                shared store, and the other has more than places in this process.
         """
         if not isinstance(other, Limiter):
             return NotImplemented

@@ -6,8 +6,8 @@
     InFlight    so many at the same time: held, not spent
     Unlimited   any number: a limit that never binds
 
-A limit here knows its numbers and nothing else: it does not count, wait, or know which unit it is for. The arithmetic is
-in `_core`; to add a kind of your own, see `Limit`.
+A limit here knows its numbers and nothing else: it does not count, wait, or know which unit it is for. The arithmetic
+is in `_core`; to add a kind of your own, see `Limit`.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ def limits(model: str, *, account: str | None = None, tier: str | None = None) -
     """A limiter with the limits that were published for a model.
 
     Accounts are those of the guide of early 2023: "free-trial", "pay-as-you-go-48h" (its first 48 hours) and
-    "pay-as-you-go". They count a text model's tokens in units: a limit of 250,000 TPM is 50 million tokens of ada. Tiers
-    are those of the model pages of 2026, "tier-1" to "tier-5". Sources and dates are in `penstock.llm.tables`.
+    "pay-as-you-go". They count a text model's tokens in units: a limit of 250,000 TPM is 50 million tokens of ada.
+    Tiers are those of the model pages of 2026, "tier-1" to "tier-5". Sources and dates are in `penstock.llm.tables`.
 
     Raises:
         ValueError: There are none for that model, or there is no such account; the message lists those there are.

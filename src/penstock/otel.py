@@ -5,10 +5,12 @@
     retry = Retry(on=ConnectionError, on_event=telemetry)
     telemetry.watch(limiter)
 
-It needs the extra `otel` (OpenTelemetry's API). Which exporter gets the numbers is the application's choice, as ever: the SDK's
-providers, or Prometheus through `opentelemetry-exporter-prometheus`. Without an SDK everything here does nothing.
+It needs the extra `otel` (OpenTelemetry's API). Which exporter gets the numbers is the application's choice, as ever:
+the SDK's providers, or Prometheus through `opentelemetry-exporter-prometheus`. Without an SDK everything here does
+nothing.
 
-The names of calls to LLM services follow OpenTelemetry's conventions for generative AI, which are still in development there.
+The names of calls to LLM services follow OpenTelemetry's conventions for generative AI, which are still in development
+there.
 """
 
 from __future__ import annotations
@@ -56,8 +58,8 @@ class _Watched(Protocol):
 class Telemetry:
     """Report to OpenTelemetry. Give it as `on_event=` to limiters, retries and stores, and as a layer to calls.
 
-    One object serves any number of them, from any task or thread. While a span is recorded, waits, retries and pauses are
-    added to it as events.
+    One object serves any number of them, from any task or thread. While a span is recorded, waits, retries and pauses
+    are added to it as events.
 
     Metrics of limiters, by `penstock.limiter.name`:
 
@@ -163,10 +165,10 @@ class Telemetry:
         )
 
     def gen_ai(self, provider: str, *, operation: str = "chat", model: str | None = None) -> Callable[[_F], _F]:
-        """Make a layer that records a span and the metrics of each call of a model, by the conventions for generative AI.
+        """Make a layer that records a span and metrics of each call of a model, by the conventions for generative AI.
 
-        Tokens are read off the result's `usage`, and the answering model off its `model`. What cannot be read is left out, and
-        never costs the result.
+        Tokens are read off the result's `usage`, and the answering model off its `model`. What cannot be read is left
+        out, and never costs the result.
 
         Args:
             provider: `gen_ai.provider.name`: "openai", "anthropic", "gcp.gemini"…

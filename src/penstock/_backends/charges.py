@@ -28,7 +28,9 @@ class _LimitSet(Protocol):
 
 
 class ChargePlan:
-    """What costs are charged on: all limits of one or several limit sets, by unit. A value: another one follows a change.
+    """What costs are charged on: all limits of one or several limit sets, by unit.
+
+    A value: another one follows a change.
 
     Attributes:
         units: The limits of each unit.
@@ -130,7 +132,10 @@ class ChargePlan:
         )
 
     def label(self, state: LimitState) -> str:
-        """What a limit is called in messages: its unit, and what was promised where several limits here count that unit."""
+        """What a limit is called in messages.
+
+        Its unit, and what was promised where several limits here count that unit.
+        """
         return state.label if len(self.units.get(state.unit, ())) < 2 else f"{state.unit} ({state.limit})"
 
     def blocker(self, state: LimitState | None, now: float) -> str | None:

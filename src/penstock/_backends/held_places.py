@@ -1,7 +1,7 @@
 """Places that may never come back: their holders are written down, and a call that has to wait for them is told.
 
-Three ways lead there: a permit outlives its time to live, a permit is collected and was never closed, a task that holds the last
-place waits for another. Each is warned of once, as of the line that acquired the permit.
+Three ways lead there: a permit outlives its time to live, a permit is collected and was never closed, a task that holds
+the last place waits for another. Each is warned of once, as of the line that acquired the permit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ __all__ = ["expired", "note_holder", "note_orphan", "warn_of_expired", "warn_of_
 
 
 def note_holder(grant: Grant) -> bool:
-    """Write down the holder of places that may be missed later: those with a time to live, and the last ones of a limit.
+    """Write down the holder of places that may be missed later.
+
+    Those with a time to live, and the last ones of a limit.
 
     Returns:
         Whether some have a time to live, so that others may have outlived it.

@@ -1,19 +1,20 @@
 """The queue in front of limits of this process, and the owner of its timer.
 
-Limiters that share a limit share a queue, so that there is one order for all waiters that need it. The queue knows nothing of
-decorators, permits or units. It grants, refuses, and sees to it that something is awake when the next turn comes.
+Limiters that share a limit share a queue, so that there is one order for all waiters that need it. The queue knows
+nothing of decorators, permits or units. It grants, refuses, and sees to it that something is awake when the next turn
+comes.
 
-**One waiter keeps the time for all.** In each home (an event loop, or all threads that run none) one waiter, the timekeeper, has
-a timer; the others park until they are woken. When the timer rings, its owner grants every waiter whose turn has come,
-by filling in its grant and waking it. There is no background task, no polling and no thundering herd. A call that changes
-something (gives back, leaves, arrives first) grants on the spot what that makes possible.
+**One waiter keeps the time for all.** In each home (an event loop, or all threads that run none) one waiter, the
+timekeeper, has a timer; the others park until they are woken. When the timer rings, its owner grants every waiter whose
+turn has come, by filling in its grant and waking it. There is no background task, no polling and no thundering herd. A
+call that changes something (gives back, leaves, arrives first) grants on the spot what that makes possible.
 
-**A busy loop loses no capacity.** A loop may be blocked, or busy with a hundred thousand first steps, while its timer is due. So
-every arrival grants what is due, and the timekeepers of the other homes ring `GRACE` seconds after the first one: they
-find its work done, or do it.
+**A busy loop loses no capacity.** A loop may be blocked, or busy with a hundred thousand first steps, while its timer
+is due. So every arrival grants what is due, and the timekeepers of the other homes ring `GRACE` seconds after the first
+one: they find its work done, or do it.
 
-**Waiters hold nothing.** Leaving the queue gives back what was never taken. Only a grant that was made at the very instant of the
-cancellation has to be undone, and it is undone exactly.
+**Waiters hold nothing.** Leaving the queue gives back what was never taken. Only a grant that was made at the very
+instant of the cancellation has to be undone, and it is undone exactly.
 
 Every method is called inside a decision, with the lock of the store held: see `local`.
 """
@@ -38,7 +39,8 @@ GRACE = 0.005
 """Seconds after a turn at which the other homes look whether it was given: a timer's resolution, and some."""
 
 LATE = 0.0005
-"""Seconds by which a timer may be late before an arrival grants in its place. At once would do as much work for one as for many."""
+"""Seconds by which a timer may be late before an arrival grants in its place. At once would do as much work for one as
+for many."""
 
 _NEVER = math.inf
 
@@ -168,8 +170,8 @@ class WaitQueue:
         if not first:
             return
         if home is not None and home.waking:
-            # Don't grant the newcomer in this call: it would run ahead of waiters of this loop that were granted a moment ago and
-            # are still asleep. The next arrival grants it, or the timekeeper.
+            # Don't grant the newcomer in this call: it would run ahead of waiters of this loop that were granted a
+            # moment ago and are still asleep. The next arrival grants it, or the timekeeper.
             self._set_alarm(min(self._alarm, now))
         else:
             self._running = request
@@ -341,10 +343,10 @@ class WaitQueue:
     # Forecasts
 
     def expected(self, request: Request, now: float) -> tuple[float, LimitState | None]:
-        """When `request`, which does not wait, would be granted if it joined now, and the limit that it would wait for longest.
+        """When `request` would be granted if it joined now, and the limit that it would wait for longest.
 
-        Exact with nobody waiting; else the moment at which it would be ready after all waiters that go first and need the
-        same limits.
+        Exact with nobody waiting; else the moment at which it would be ready after all waiters that go first and need
+        the same limits.
         """
         first = self.waiters.join(request, now)
         try:
@@ -355,7 +357,10 @@ class WaitQueue:
             self.waiters.leave(request)
 
     def expected_of(self, request: Request, now: float, *, in_turns: bool = False) -> tuple[float, LimitState | None]:
-        """`expected`, of one that waits. Without `in_turns` as if all other flows went first, which is found out at once."""
+        """When a waiter will be granted: see `expected`.
+
+        Without `in_turns` as if all other flows went first, which is found out at once.
+        """
         waiters = self.waiters
         ahead = waiters.due_before(request) if in_turns and waiters.shared() else waiters.queued_ahead(request)
         return ready_behind(request.charges, ahead, now)
@@ -372,8 +377,8 @@ class WaitQueue:
     def merge(self, other: WaitQueue) -> WaitQueue:
         """Become one with `other`, with one order for all waiters; return the queue that is left.
 
-        That is the one with more waiters, else the one that was made of more queues. So a limiter that is joined with a new one for
-        every call stays where it is, and does not drag a chain of former queues behind it.
+        That is the one with more waiters, else the one that was made of more queues. So a limiter that is joined with a
+        new one for every call stays where it is, and does not drag a chain of former queues behind it.
         """
         if other is self:
             return self

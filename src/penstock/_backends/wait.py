@@ -1,4 +1,7 @@
-"""How a task or a thread waits for a backend's answer, and what listeners hear of it: the one wait loop, in its two forms."""
+"""How a task or a thread waits for a backend's answer, and what listeners hear of it.
+
+The one wait loop, in its two forms.
+"""
 
 from __future__ import annotations
 

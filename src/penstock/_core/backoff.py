@@ -1,7 +1,7 @@
 """How long to wait before the next attempt.
 
-Pure formulas: callers pass in the random draw `u` (0 ≤ u < 1), and the wait before, on which decorrelated jitter builds.
-Other code decides whether there is a next attempt at all.
+Pure formulas: callers pass in the random draw `u` (0 ≤ u < 1), and the wait before, on which decorrelated jitter
+builds. Other code decides whether there is a next attempt at all.
 
 With v = min(cap, first · factorⁿ), n = 0 before the first retry:
 
@@ -37,7 +37,10 @@ class Backoff(Protocol):
 
     @property
     def jitter(self) -> str:
-        """How waits are drawn. With "none" the wait for a server's hint is exact too; otherwise it is spread above the hint."""
+        """How waits are drawn.
+
+        With "none" the wait for a server's hint is exact too; otherwise it is spread above the hint.
+        """
         ...
 
     def delay(self, retry: int, previous: float | None, u: float) -> float:
@@ -112,7 +115,8 @@ def exponential(first: Seconds = 1, cap: Seconds = 60, factor: float = 2, jitter
 
     Args:
         first: The wait before the first retry, before jitter; seconds or a `timedelta`.
-        cap: No wait is longer; seconds or a `timedelta`. It is applied before the draw, so that waits at the cap still spread.
+        cap: No wait is longer; seconds or a `timedelta`. It is applied before the draw, so that waits at the cap still
+            spread.
         factor: What each wait is multiplied by, 1 or more.
         jitter: "full" draws from [0, v), "equal" from [v/2, v), "decorrelated" from [first, 3 × the wait before),
             "none" takes v itself. "full" spreads load best; "equal" never retries at once.
@@ -127,7 +131,9 @@ def exponential(first: Seconds = 1, cap: Seconds = 60, factor: float = 2, jitter
 
 
 def constant(seconds: Seconds, jitter: Jitter = "none") -> Constant:
-    """The same wait each time, in seconds or as a `timedelta`: exactly that, or drawn from [0, v) ("full") or [v/2, v) ("equal").
+    """The same wait each time, in seconds or as a `timedelta`.
+
+    Exactly that, or drawn from [0, v) ("full") or [v/2, v) ("equal").
 
     Raises:
         ValueError: `seconds` is negative or not finite, or the jitter is unknown or "decorrelated".
@@ -138,7 +144,8 @@ def constant(seconds: Seconds, jitter: Jitter = "none") -> Constant:
 def spread(hint: float, left: float, u: float) -> float:
     """Return a wait that is never shorter than the server's `hint`, at most a tenth longer, and below `left`; seconds.
 
-    The draw is from the range that fits, and not cut to it: calls whose time runs out together must not arrive together.
+    The draw is from the range that fits, and not cut to it: calls whose time runs out together must not arrive
+    together.
     """
     return hint + u * min(HINT_SPREAD * hint, max(0.0, left - hint))
 

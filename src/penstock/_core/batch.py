@@ -1,8 +1,8 @@
 """A batch on its way through the ledger: the rows taken apart, and what each operation makes of them.
 
-Nothing here waits, reads a clock or does I/O. `ledger` says what the rules are, `operations` how they are asked for. All limits
-of all rows are counted through, from 0, and what is known of them stands in parallel lists, as most batches ask for two buckets and
-nothing else.
+Nothing here waits, reads a clock or does I/O. `ledger` says what the rules are, `operations` how they are asked for.
+All limits of all rows are counted through, from 0, and what is known of them stands in parallel lists, as most batches
+ask for two buckets and nothing else.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class _Wait:
     Attributes:
         longest: Seconds until all its limits are ready.
         blocker: The limit that is ready last; below 0: all are ready.
-        fixed: Whether no place can be had in advance: what comes back all at once, or is paused, is charged when it is there.
+        fixed: Whether no place can be had in advance: what comes back all at once, or is paused, is charged when it is
+            there.
     """
 
     __slots__ = ("blocker", "fixed", "longest")
@@ -88,7 +89,8 @@ class Batch:
         self._epochs = [row.born for row, kinds in zip(rows, limits, strict=True) for _ in kinds]
         self._row_of = row_of = [number for number, kinds in enumerate(limits) for _ in kinds]
         self._begin_of = list(accumulate([len(kinds) for kinds in limits], initial=0))
-        # How far each bucket may fill up before a request has to wait; of anything else, and where there is a pause, it is not that simple.
+        # How far each bucket may fill up before a request has to wait; of anything else, and where there is a pause, it
+        # is not that simple.
         self._free_until = [
             -1.0
             if kind != BUCKET or third or pause[limit] or rows[row_of[limit]].bookings
@@ -524,6 +526,9 @@ _RUN: dict[float, Callable[[Batch, Sequence[float], int], int]] = {
 
 
 def _seconds(limit: Sequence[float]) -> float:
-    """How long one unit of that limit takes to flow in. What comes back all at once counts as if it took a second, or its window."""
+    """How long one unit of that limit takes to flow in.
+
+    What comes back all at once counts as if it took a second, or its window.
+    """
     kind, first, second, third, _ = limit
     return second / first if kind == WINDOW and third == LOG else 1.0 / first

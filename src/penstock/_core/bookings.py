@@ -1,24 +1,28 @@
 """Turns that a store has told processes of, and that hold nothing until they are taken: the order across processes.
 
-Nothing here waits or reads a clock. A request that would wait longer than its horizon is not charged: it gets a *booking*, which says when it
-is to come again. Shortly before that its process *claims* it, and only then the store charges. So a booking is a place in an order, and no debt:
+Nothing here waits or reads a clock. A request that would wait longer than its horizon is not charged: it gets a
+*booking*, which says when it is to come again. Shortly before that its process *claims* it, and only then the store
+charges. So a booking is a place in an order, and no debt:
 
-- **Whatever is booked, claimed, passed, dropped or forgotten, only charges count.** The rule of the bucket decides about each of them, so
-  bookings cannot break a limit, and a process that dies takes nothing along.
-- **The order** is that of all queues: the higher level first (`priority`, and one more for every `ageing` seconds that the request has waited), then
-  the flow that has had less, then the earlier booking.
-- **A newcomer is told the moment at which all that are before it will have had theirs** (`taken`). It goes at once where that delays none of
-  them (`delays`): it passes those that come after it, and takes what they do not need.
-- **A booking that was passed is not told.** When it is claimed, less has flowed in than was expected. If what is missing flows in within its
-  horizon, it goes by that much later, as the next ones do. Else it goes to the end, and the next ones keep their moments: one more question,
-  however many are booked. It keeps its age, so it is not passed for ever.
-- **Charges are never made ahead of a gap.** A request that must let another go first is told when to come again; a bucket is one number, and what
-  it left free before a charge to come would be lost.
+- **Whatever is booked, claimed, passed, dropped or forgotten, only charges count.** The rule of the bucket decides
+  about each of them, so bookings cannot break a limit, and a process that dies takes nothing along.
+- **The order** is that of all queues: the higher level first (`priority`, and one more for every `ageing` seconds that
+  the request has waited), then the flow that has had less, then the earlier booking.
+- **A newcomer is told the moment at which all that are before it will have had theirs** (`taken`). It goes at once
+  where that delays none of them (`delays`): it passes those that come after it, and takes what they do not need.
+- **A booking that was passed is not told.** When it is claimed, less has flowed in than was expected. If what is
+  missing flows in within its horizon, it goes by that much later, as the next ones do. Else it goes to the end, and the
+  next ones keep their moments: one more question, however many are booked. It keeps its age, so it is not passed for
+  ever.
+- **Charges are never made ahead of a gap.** A request that must let another go first is told when to come again; a
+  bucket is one number, and what it left free before a charge to come would be lost.
 
-The tag of a flow counts what its processes have booked, and a booking keeps the tag that its flow had before it: its *start*. A request of a flow
-that was away begins at the least start of those that wait, which is the turn that is next, and passes the rest.
+The tag of a flow counts what its processes have booked, and a booking keeps the tag that its flow had before it: its
+*start*. A request of a flow that was away begins at the least start of those that wait, which is the turn that is next,
+and passes the rest.
 
-A booking is known by a number that its process draws. Of more than `MOST` those that come last are kept as one, with what all of them take.
+A booking is known by a number that its process draws. Of more than `MOST` those that come last are kept as one, with
+what all of them take.
 """
 
 from __future__ import annotations
@@ -34,8 +38,8 @@ __all__ = [
 ]  # fmt: skip
 
 ID, DUE, PRIORITY, WAITED, AGEING, KEY, START, MEMBER_START, SHARE = range(9)
-"""What a booking consists of, and then the amount on each limit of its row. DUE: seconds from now. WAITED, AGEING: seconds.
-SHARE: what it adds to the tag of its flow."""
+"""What a booking consists of, and then the amount on each limit of its row. DUE: seconds from now. WAITED, AGEING:
+seconds. SHARE: what it adds to the tag of its flow."""
 
 AMOUNTS = 9
 
@@ -55,7 +59,10 @@ Booking = list[float]
 
 
 class Asker:
-    """What decides whether a request passes a booking: its rank, its flow and where that stands, and what it would add to the tag."""
+    """What decides whether a request passes a booking.
+
+    Its rank, its flow and where that stands, and what it would add to the tag.
+    """
 
     __slots__ = ("ageing", "key", "member_start", "priority", "share", "start", "waited")
 
@@ -78,11 +85,12 @@ def level_of(priority: float, waited: float, ageing: float) -> float:
 
 
 def _rank(asker: Asker, booking: Booking) -> float:
-    """Above 0 where a request goes before a booking, below 0 where it is the other way round, and 0 where the moments decide.
+    """Above 0 where a request goes before a booking, below 0 where it goes after it, 0 where the moments decide.
 
-    Of one priority, the moments are the order of age: one that has waited for long passes those that are more urgent, and not its equals.
-    Between flows that have names, half a call is enough. Processes without a flow, and the members of one, take turns anyway; they pass
-    each other only when they are more than a call of each apart, as each time costs a question.
+    Of one priority, the moments are the order of age: one that has waited for long passes those that are more urgent,
+    and not its equals. Between flows that have names, half a call is enough. Processes without a flow, and the members
+    of one, take turns anyway; they pass each other only when they are more than a call of each apart, as each time
+    costs a question.
     """
     if asker.priority != booking[PRIORITY]:
         above = level_of(asker.priority, asker.waited, asker.ageing) - level_of(*booking[PRIORITY:KEY])
@@ -148,7 +156,10 @@ def delays(found: Sequence[Booking], column: int, bucket: Sequence[float], amoun
 
 
 def mine(bookings: list[Booking], number: float, due: float, amounts: Sequence[float]) -> Booking | None:
-    """Take the booking of that number out of a row, or what it takes out of those that are kept as one; None: there is none."""
+    """Take the booking of that number out of a row, or what it takes out of those that are kept as one.
+
+    None: there is none.
+    """
     for index, booking in enumerate(bookings):
         if booking[ID] == number:
             return bookings.pop(index)
@@ -193,8 +204,8 @@ def add(bookings: list[Booking], booking: Booking) -> None:
 def starts(bookings: Sequence[Booking], key: float, *, alone: bool) -> tuple[float, float]:
     """Where a flow that comes anew begins, and a member of it; `inf` where that is for others to say.
 
-    A flow with a name begins where the one is that has had least, so its turn is next. A process begins with those that came last, as each of
-    them has one turn a round.
+    A flow with a name begins where the one is that has had least, so its turn is next. A process begins with those that
+    came last, as each of them has one turn a round.
     """
     of_flows = math.inf
     last = -math.inf

@@ -1,20 +1,20 @@
 """How many retries there may be, so that an outage is not multiplied.
 
-Two published schemes. Nothing here reads a clock or takes a lock: callers pass the time in (seconds that never step back)
-and see to it that one thread at a time is in here.
+Two published schemes. Nothing here reads a clock or takes a lock: callers pass the time in (seconds that never step
+back) and see to it that one thread at a time is in here.
 
 `RatioCredit` (Finagle's RetryBudget): every call earns `ratio` of a retry, which is lost when it has not been used for
-`ttl` seconds; beside it `floor` retries a second are free, so that a program that calls rarely can still retry. In any span of T
-seconds
+`ttl` seconds; beside it `floor` retries a second are free, so that a program that calls rarely can still retry. In any
+span of T seconds
 
     retries ≤ ratio · (calls in the span and the ttl before it) + floor · T + max(1, floor)
 
 Finagle keeps `floor · ttl` free retries in hand; we keep one second's worth, so that a herd cannot spend ten seconds'
 worth in its first instant.
 
-`TokenCredit` (the standard retry mode of the AWS SDKs): a pot of tokens that starts full. A retry takes some out, one after
-a timeout takes more; a success puts back what its last retry took, or 1 if it took none. When a service is down the pot
-runs dry, and refills only as calls succeed.
+`TokenCredit` (the standard retry mode of the AWS SDKs): a pot of tokens that starts full. A retry takes some out, one
+after a timeout takes more; a success puts back what its last retry took, or 1 if it took none. When a service is down
+the pot runs dry, and refills only as calls succeed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The entries of a limit in a row: what a bucket was given back, and what a window has charged.
 
-Nothing here waits, reads a clock or does I/O. An entry is three numbers: receipt, 0 and amount of a bucket's refunds; end, owner and amount of a
-window's charges. Entries are kept in the order of their first number.
+Nothing here waits, reads a clock or does I/O. An entry is three numbers: receipt, 0 and amount of a bucket's refunds;
+end, owner and amount of a window's charges. Entries are kept in the order of their first number.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from penstock._core.rows import RENEWED
 __all__ = ["LONGEST_LOG", "REFUNDS", "Log", "held", "in_order", "merge", "release", "remember"]
 
 REFUNDS = 32
-"""Refunds that a bucket remembers; of more, the two with the lowest receipts become one, which gives back a little less."""
+"""Refunds that a bucket remembers; of more, the two with the lowest receipts become one, which gives back a little
+less."""
 
 LONGEST_LOG = 256
-"""Entries of a window beyond which neighbours are merged into the later one: that keeps the limit and frees the earlier part late."""
+"""Entries of a window beyond which neighbours are merged into the later one: that keeps the limit and frees the earlier
+part late."""
 
 Log = list[list[float]]
 

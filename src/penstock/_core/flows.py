@@ -1,16 +1,17 @@
 """The turns of several processes: what a store remembers of the flows that share its limits.
 
-Nothing here waits or reads a clock. Of each flow that waits there is an *entry*: its tag, which is what it has had so far, in
-seconds of the throughput of whatever it had most of, divided by its weight; and how many seconds ahead its last admission is. A
-request that would have to wait, of a flow whose tag is more than `LEAD` beyond that of the flow that has had least, of those that wait,
-is told to come again when that one has caught up. (What need not wait takes nobody's turn.) So flows share fairly whichever processes they are in. Calls without a flow are a flow of their
-process, so a process with a long queue cannot take the next turns of all others; and within a flow that several processes work
-for, these share in the same way, as its *members*.
+Nothing here waits or reads a clock. Of each flow that waits there is an *entry*: its tag, which is what it has had so
+far, in seconds of the throughput of whatever it had most of, divided by its weight; and how many seconds ahead its last
+admission is. A request that would have to wait, of a flow whose tag is more than `LEAD` beyond that of the flow that
+has had least, of those that wait, is told to come again when that one has caught up. (What need not wait takes nobody's
+turn.) So flows share fairly whichever processes they are in. Calls without a flow are a flow of their process, so a
+process with a long queue cannot take the next turns of all others; and within a flow that several processes work for,
+these share in the same way, as its *members*.
 
-A flow that is away gets no credit for it: its tag goes on with the time, and a newcomer begins where the least-served flow is. A flow that is
-ahead does not get rid of that by waiting: its entry is kept for a while. This is start-time fair queueing (Goyal et al., 1996) with a bound on
-the lead, as what was once admitted for a moment to come cannot be taken back. It needs no list of
-waiters: a flow that has an admission to come, or was told when to come again, waits.
+A flow that is away gets no credit for it: its tag goes on with the time, and a newcomer begins where the least-served
+flow is. A flow that is ahead does not get rid of that by waiting: its entry is kept for a while. This is start-time
+fair queueing (Goyal et al., 1996) with a bound on the lead, as what was once admitted for a moment to come cannot be
+taken back. It needs no list of waiters: a flow that has an admission to come, or was told when to come again, waits.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ LEAD = 0.020
 """Seconds of throughput by which a flow may be ahead of another that waits."""
 
 GRACE = 0.020
-"""Seconds for which a flow still counts as waiting after its last admission: until its process has asked for the next."""
+"""Seconds for which a flow still counts as waiting after its last admission: until its process has asked for the
+next."""
 
 AGAIN = (0.001, 0.050)
 """Seconds, least and most, after which a flow that is ahead is to come again."""
@@ -35,8 +37,8 @@ FORGET = 1.0
 """Seconds after its last admission for which the entry of a flow is kept."""
 
 FLOWS = 128
-"""Entries that are kept: those that wait, flows before members, and then those that have had least. Of more, the others go in the order in
-which they ask."""
+"""Entries that are kept: those that wait, flows before members, and then those that have had least. Of more, the others
+go in the order in which they ask."""
 
 _NEVER = -1e9
 
@@ -123,7 +125,10 @@ class Turn:
         return mine
 
     def passed(self, share: float) -> None:
-        """A turn of this process went to others: it takes the next one like all, and not one more to make up for it, as each time costs questions."""
+        """A turn of this process went to others.
+
+        It takes the next one like all, and not one more to make up for it, as each time costs questions.
+        """
         self._entries[-1][TAG] += share
 
     def took(self, share: float, after: float) -> None:

@@ -1,22 +1,24 @@
 """Leases: quota that one process hands out by itself for a while.
 
-Nothing here waits, reads a clock or talks to a store. The store charges a *lease* at one moment, `a`; the process uses it up at
-moments of its own, without asking. So what counts at `a` is used later, and the shared limit has to be a little tighter than
-what was promised.
+Nothing here waits, reads a clock or talks to a store. The store charges a *lease* at one moment, `a`; the process uses
+it up at moments of its own, without asking. So what counts at `a` is used later, and the shared limit has to be a
+little tighter than what was promised.
 
 **The invariant**, for a lease of `lease_seconds` seconds:
 
 1. A lease is used within `[a, a + lease_seconds]`, never before and never after, and never more of it than was charged.
-2. The store counts buckets with a burst of `burst − rate · lease_seconds`, and sliding windows as `lease_seconds` longer than they are.
+2. The store counts buckets with a burst of `burst − rate · lease_seconds`, and sliding windows as `lease_seconds`
+longer than they are.
 
-What is used in a span of T seconds is of leases that were admitted in that span or up to `lease_seconds` before it. Of those the store
-admits at most `(burst − rate · lease_seconds) + rate · (T + lease_seconds)`, which is `burst + rate · T`: what was promised, for any caller, and
-however leases are split, returned, or lost with the process that had them. A window that holds at most n in `per + lease_seconds`
-seconds of admissions holds at most n in any `per` seconds of use. A calendar period needs nothing but that a lease is not used
-beyond its end.
+What is used in a span of T seconds is of leases that were admitted in that span or up to `lease_seconds` before it. Of
+those the store admits at most `(burst − rate · lease_seconds) + rate · (T + lease_seconds)`, which is `burst + rate ·
+T`: what was promised, for any caller, and however leases are split, returned, or lost with the process that had them. A
+window that holds at most n in `per + lease_seconds` seconds of admissions holds at most n in any `per` seconds of use.
+A calendar period needs nothing but that a lease is not used beyond its end.
 
-The process does not know `a`, only that it lies between the moments at which it asked and was answered, each `wait` later. So it uses the
-lease in `[received + wait, sent + wait + lease_seconds]`, by a clock that never steps: that lies within `[a, a + lease_seconds]` wherever `a` is.
+The process does not know `a`, only that it lies between the moments at which it asked and was answered, each `wait`
+later. So it uses the lease in `[received + wait, sent + wait + lease_seconds]`, by a clock that never steps: that lies
+within `[a, a + lease_seconds]` wherever `a` is.
 
 What is not used goes back to the store by its rule for refunds, after which it is not used here any more.
 """
@@ -53,7 +55,8 @@ MOST_REQUESTS = 8
 """The most parts in which a lease is asked for, so that a limit that is nearly used up gives what it has."""
 
 STEP = 0.020
-"""Seconds of a limit's throughput below which a lease is not cut: the requests of a reserved one arrive about that far apart."""
+"""Seconds of a limit's throughput below which a lease is not cut: the requests of a reserved one arrive about that far
+apart."""
 
 FAIR = 1 / 4
 """The part of `rate · lease_seconds` that one process may hold beyond what its queue needs now."""
@@ -190,7 +193,10 @@ class LeasePool:
         return None
 
     def put_back(self, amount: float, epoch: float, receipt: float, now: float) -> bool:
-        """Have back what was taken of a lease and not used after all. False: it is closed, so the store must have it."""
+        """Have back what was taken of a lease and not used after all.
+
+        False: it is closed, so the store must have it.
+        """
         for lease in self.leases:
             if lease.receipt == receipt and lease.epoch == epoch and now <= lease.closes:
                 lease.left += amount
@@ -214,7 +220,7 @@ class LeasePool:
         return [lease for lease in leases if lease.left > 0]
 
     def demand(self, now: float, lease_seconds: float, bound: float) -> float:
-        """Units that this process could well use in its next `lease_seconds` seconds, by what it used since it asked last.
+        """Units that this process could use in its next `lease_seconds`, by what it used since it asked last.
 
         It grows by doubling from what is really used, and is never more than would be used up in time.
         """
@@ -256,7 +262,9 @@ def put_back(shares: Iterable[Share], now: float) -> list[Share]:
 
 
 def serve(queue: Queue, now: float, grant: Callable[[Waiter, list[Share]], None]) -> None:
-    """Grant every waiter in `queue` for which enough is held: take it, take the waiter out of the queue, and call `grant`.
+    """Grant every waiter in `queue` for which enough is held.
+
+    Take it, take the waiter out of the queue, and call `grant`.
 
     A waiter is not delayed by those behind it: they get nothing of a limit that is short, and of the others only what
     is more than those before them need.
@@ -353,10 +361,10 @@ def plan(
 
 
 def _needed(charges: Charges, spread: float) -> list[tuple[Leased, float]]:
-    """What to ask for on behalf of the first in the queue, and of as many like it as wait behind it and flow in within `spread` seconds.
+    """What to ask for, for the first in the queue and for those like it behind it that flow in within `spread` seconds.
 
-    Of a bucket all that it needs, so that it can go when that comes, even if what is held now has gone back by then. What does not flow
-    in may be used up to its last unit, so of that only what is missing.
+    Of a bucket all that it needs, so that it can go when that comes, even if what is held now has gone back by then.
+    What does not flow in may be used up to its last unit, so of that only what is missing.
     """
     alike = max(
         1, min(math.floor(min(state.queued, _rate(state) * spread, _most(state)) / amount) for state, amount in charges)

@@ -1,26 +1,29 @@
 """The arithmetic of limits that many processes share: one call decides a batch.
 
-Nothing here waits, reads a clock or does I/O. A store keeps one *row* of bytes per name, hands the rows of a batch to `decide`
-together with its own time, and writes back what comes out. `stores/scripts` is the same arithmetic for Redis; a test
-holds the two together, number by number.
+Nothing here waits, reads a clock or does I/O. A store keeps one *row* of bytes per name, hands the rows of a batch to
+`decide` together with its own time, and writes back what comes out. `stores/scripts` is the same arithmetic for Redis;
+a test holds the two together, number by number.
 
 **A row is relative to the moment it was written**: a bucket is its debt at that moment, not an instant at which it will
-be full. Debts in units survive any change of the rate, whole costs add up without rounding however far the clock has run, and a
-clock that steps back neither grants anything nor stalls anybody: no time has passed, that is all.
+be full. Debts in units survive any change of the rate, whole costs add up without rounding however far the clock has
+run, and a clock that steps back neither grants anything nor stalls anybody: no time has passed, that is all.
 
-**Reservations.** A request that may wait is granted now for later: it is charged *at its admission*, the moment when all its
-limits are ready, in each of them. Charging the ready ones at once would let them refill before the call is made, which breaks
-two limits by about twice the burst.
+**Reservations.** A request that may wait is granted now for later: it is charged *at its admission*, the moment when
+all its limits are ready, in each of them. Charging the ready ones at once would let them refill before the call is
+made, which breaks two limits by about twice the burst.
 
-**Refunds** follow the rule of the cumulative counter. `total` is all a bucket ever charged. A refund of `back` by a permit
-that saw `total = receipt` right after its own charge leaves at least `min(debt, F · rate + total − receipt)` of debt, F being how
-far ahead of now the last reservation is: what was charged since then, and what is still to be admitted, stays.
+**Refunds** follow the rule of the cumulative counter. `total` is all a bucket ever charged. A refund of `back` by a
+permit that saw `total = receipt` right after its own charge leaves at least `min(debt, F · rate + total − receipt)` of
+debt, F being how far ahead of now the last reservation is: what was charged since then, and what is still to be
+admitted, stays.
 
-**Bookings** tell a request that would wait longer than its horizon when to come again, and hold nothing until then: see `bookings`.
+**Bookings** tell a request that would wait longer than its horizon when to come again, and hold nothing until then: see
+`bookings`.
 
 **Flows** share by what a row remembers of them: see `flows`.
 
-A batch and its verdicts are lists of floats: see `operations`. The rows are taken apart in `rows`, and `batch` runs the operations on them.
+A batch and its verdicts are lists of floats: see `operations`. The rows are taken apart in `rows`, and `batch` runs the
+operations on them.
 """
 
 from __future__ import annotations
@@ -140,10 +143,13 @@ def reshape(
     origin: Sequence[int],
     now: float,
 ) -> tuple[bytes, float]:
-    """The row, and the seconds for which it means something, for the limits `after`, where `before` were counted until now. What was used stays used.
+    """The row, and the seconds for which it means something, for new limits. What was used stays used.
 
     Args:
-        origin: Per new limit, the old one that it goes on from; below 0: none.
+    row: As it was written last.
+    before, after: The limits that were counted until now, and the new ones.
+    now: In microseconds since 1970.
+    origin: Per new limit, the old one that it goes on from; below 0: none.
     """
     old = read_row(row, now, before, -1.0)
     new = new_row(now, after, -1.0)

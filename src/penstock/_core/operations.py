@@ -1,24 +1,34 @@
-"""What a batch asks of a store, and what it is told: operations and verdicts, as plain lists of floats, so that all stores can speak the same.
+"""What a batch asks of a store, and what it is told: operations and verdicts.
 
-    limit        kind, and four numbers:  BUCKET rate burst overdraft –   CALENDAR amount end next_end –   WINDOW amount ttl mode –
-    ACQUIRE      horizon stops n (limit amount)ⁿ           → wait receiptⁿ, or −1 − wait and the limit that is ready last; −1 − seconds where it is another flow's turn
-    GIVE_BACK    n (limit amount epoch receipt)ⁿ
-    CHARGE       n (limit amount)ⁿ                         → receiptⁿ
-    PAUSE        seconds n (limit)ⁿ
-    RESUME       n (limit)ⁿ                                 a pause ends
-    LOWER        n (limit level age epoch receipt)ⁿ
-    RENEW        n (limit)ⁿ
-    FLOW         key member weight limit waits      the flow of the following requests, as the row of that limit knows it; there may be no
-                                                    request, as it waits behind others of its process, for so many seconds
-    LEAVE        key member seconds limit     a reservation worth so much of its throughput goes back
-    RANK         priority waited ageing       how urgent and how old the requests that follow are, and in how many seconds they rise by a level
-    PLACE        number due within            the next request is given a booking of that number if it would have to wait longer than its
-                                              horizon, and at most `within` seconds: −1 − wait BOOKED. `due`: it has one already, for that moment
-                                              (seconds from now), and claims it; NEW: it has none
-    DROP         number limit                 the booking of that number is not needed any more, as far as the row of that limit knows it
+They are plain lists of floats, so that all stores can speak the same. A number with ⁿ behind it, or several in
+brackets, stands n times.
 
-Moments (`now`, ends, epochs) are microseconds since 1970, whole; durations are seconds. `epoch` is when a row was born: a permit
-of a row that was lost since gives nothing back to its successor.
+    limit       kind, and four numbers for each kind:
+                BUCKET rate burst overdraft –   CALENDAR amount end next_end –   WINDOW amount ttl mode –
+    ACQUIRE     horizon stops n (limit amount)ⁿ
+                → wait receiptⁿ; or −1 − wait, and the limit that is ready last, or BOOKED;
+                or −1 − seconds where it is another flow's turn, and −1 − the seconds by which the flow is ahead
+    GIVE_BACK   n (limit amount epoch receipt)ⁿ
+    CHARGE      n (limit amount)ⁿ                       → receiptⁿ
+    PAUSE       seconds n (limit)ⁿ
+    RESUME      n (limit)ⁿ                              a pause ends
+    LOWER       n (limit level age epoch receipt)ⁿ
+    RENEW       n (limit)ⁿ
+    FLOW        key member weight limit waits           the flow of the following requests, as the row of that limit
+                                                        knows it. Without requests: it waits for so many seconds behind
+                                                        others of its process
+    LEAVE       key member seconds limit                a reservation worth so much of its throughput goes back
+    RANK        priority waited ageing                  of the requests that follow: how urgent and how old they are, and
+                                                        in how many seconds they rise by a level
+    PLACE       number due within                       the next request gets a booking of that number if it would wait
+                                                        longer than its horizon, and at most `within` seconds. `due`:
+                                                        it claims a booking for that moment, seconds from now; NEW: it
+                                                        has none
+    DROP        number limit                            the booking of that number is not needed any more, as far as the
+                                                        row of that limit knows it
+
+Moments (`now`, ends, epochs) are microseconds since 1970, whole; durations are seconds. `epoch` is when a row was born:
+a permit of a row that was lost since gives nothing back to its successor.
 """
 
 from __future__ import annotations

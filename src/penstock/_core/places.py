@@ -134,7 +134,8 @@ class Places(Meter):
         return self.taken == 0
 
     def pack(self) -> float | None:
-        # Nobody has a permit any more, so nothing is held: but for those that were never closed, until they have outlived it.
+        # Nobody has a permit any more, so nothing is held: but for those that were never closed, until they have
+        # outlived it.
         return 0.0 if self.ttl is None or not self.taken else None
 
     def unpack(self, packed: float) -> None:

@@ -2,14 +2,15 @@
 
 Nothing here waits or grants. A queue is an ordered collection of waiters, and tells which of them is next.
 
-The order is: higher level first (`priority`, plus one for every `ageing` seconds in the queue); within a level, the flow that
-has had least of its dominant resource; within a flow, order of arrival. Waiters that charge the same limits form a shape. Its
-first waiter speaks for all of them, as the others need the same limits. So there are as many candidates for the next turn as
-there are shapes, not as there are waiters, and 100,000 equal waiters cost no more than ten.
+The order is: higher level first (`priority`, plus one for every `ageing` seconds in the queue); within a level, the
+flow that has had least of its dominant resource; within a flow, order of arrival. Waiters that charge the same limits
+form a shape. Its first waiter speaks for all of them, as the others need the same limits. So there are as many
+candidates for the next turn as there are shapes, not as there are waiters, and 100,000 equal waiters cost no more than
+ten.
 
 Flows share by dominant-resource fairness (Ghodsi et al., NSDI 2011), in the memoryless form of start-time fair queueing
-(Goyal et al., 1996): a flow's tag is the largest of its usages, each in seconds of that limit's throughput divided by the
-flow's weight; a flow that was away begins at the tag of the last turn, so that idleness earns no credit.
+(Goyal et al., 1996): a flow's tag is the largest of its usages, each in seconds of that limit's throughput divided by
+the flow's weight; a flow that was away begins at the tag of the last turn, so that idleness earns no credit.
 """
 
 from __future__ import annotations
@@ -150,7 +151,9 @@ class Queue:
         return flow
 
     def _sweep(self) -> None:
-        """Forget flows without waiters: all that have had no more than others, and of the rest all but the 500 that had most.
+        """Forget flows without waiters.
+
+        All that have had no more than others, and of the rest all but the 500 that had most.
 
         Else a program with a flow per request would keep them all, as each has had one call more than the next new one.
         """
@@ -289,7 +292,9 @@ class Queue:
             self._reenter(waiter, flow)
 
     def rebuild(self, waiters: Iterable[Waiter]) -> Queue:
-        """Begin anew with exactly these waiters, after an exception has cut a change of the queue short; return the queue.
+        """Begin anew with exactly these waiters, after an exception has cut a change of the queue short.
+
+        Return the queue.
 
         Each has joined before, and keeps its place: its level, and its arrival. Flows keep what they have used.
         """
@@ -359,7 +364,10 @@ class Queue:
         return heads[0][1] if heads else None
 
     def wake(self, states: Iterable[Any] | None) -> None:
-        """Something was given back to these limits, or they changed (None: any of them): `admit` looks at them again."""
+        """Note that something was given back to these limits, or that they changed; None: any of them.
+
+        `admit` looks at them again.
+        """
         if self.index is not None:
             self.index.wake(states)
 
@@ -380,7 +388,9 @@ class Queue:
         return ahead
 
     def due_before(self, waiter: Waiter) -> dict[Charged, float]:
-        """`queued_ahead` where flows take turns: of another flow only the calls that go before `waiter` as things stand.
+        """`queued_ahead` where flows take turns.
+
+        Of another flow only the calls that go before `waiter` as things stand.
 
         It looks at all waiters, so it is for rare questions.
         """

@@ -1,27 +1,30 @@
-"""What a bucket may give back of a charge that was too high: just what it would miss less had the charge been that much lower.
+"""What a bucket may give back of a charge that was too high.
 
-Nothing here reads a clock. A bucket tells how far its charges and its refill have come (`tat` and `refill`, see `bucket`), and
-what it is to give back of which charge; here is remembered what earlier refunds found out.
+Just what it would miss less had the charge been that much lower.
 
-**The rule.** What a bucket misses rises with each charge, and falls as it is refilled, down to nothing: then it is full, and what
-flows in is lost. Had a charge been lower by `back`, the bucket would have missed that much less at every moment since, as
-long as it missed at least that much at all of them. So
+Nothing here reads a clock. A bucket tells how far its charges and its refill have come (`tat` and `refill`, see
+`bucket`), and what it is to give back of which charge; here is remembered what earlier refunds found out.
+
+**The rule.** What a bucket misses rises with each charge, and falls as it is refilled, down to nothing: then it is
+full, and what flows in is lost. Had a charge been lower by `back`, the bucket would have missed that much less at every
+moment since, as long as it missed at least that much at all of them. So
 
     back = min(amount, the least that it missed since, at any moment)
 
-is exact: it is what the bucket would be fuller by, and less would be capacity lost. Adding `amount` and cutting it off at the burst
-lets up to 3 × the burst through: what would have overflowed in the meantime is then refilled twice.
+is exact: it is what the bucket would be fuller by, and less would be capacity lost. Adding `amount` and cutting it off
+at the burst lets up to 3 × the burst through: what would have overflowed in the meantime is then refilled twice.
 
-**The least that it missed.** It is least right before a charge, or now. Remembering that of every charge would cost each of them; so
-nothing is remembered of charges, and refunds take a look each. Between two looks a bucket can only have lost what flowed in
-meanwhile, so right before each charge of that *stretch* it missed at least
+**The least that it missed.** It is least right before a charge, or now. Remembering that of every charge would cost
+each of them; so nothing is remembered of charges, and refunds take a look each. Between two looks a bucket can only
+have lost what flowed in meanwhile, so right before each charge of that *stretch* it missed at least
 
     tat at the look before − refill at the look after
 
-Besides, of a charge itself its receipt is known, `tat` right after it. Up to any later moment the bucket missed at least that, less what
-has flowed in since and less what was given back of this charge and of earlier ones. Later charges only add to it, as no more is
-given back of them than they were. Either bound is safe, so the higher one of each stretch counts, and the least of all stretches since.
-With refunds that come as often as charges, and with those that come at one moment, nothing is lost.
+Besides, of a charge itself its receipt is known, `tat` right after it. Up to any later moment the bucket missed at
+least that, less what has flowed in since and less what was given back of this charge and of earlier ones. Later charges
+only add to it, as no more is given back of them than they were. Either bound is safe, so the higher one of each stretch
+counts, and the least of all stretches since. With refunds that come as often as charges, and with those that come at
+one moment, nothing is lost.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ from itertools import groupby
 __all__ = ["Refunds"]
 
 _MOST = 256
-"""How many stretches are told apart. Of more, neighbours are taken together, and what is given back may be a little less."""
+"""How many stretches are told apart. Of more, neighbours are taken together, and what is given back may be a little
+less."""
 
 
 class Refunds:

@@ -1,7 +1,8 @@
 """The rows of a store: what one name has used, as bytes, and taken apart.
 
-Nothing here waits, reads a clock or does I/O. A row is doubles: when it was written and born; per limit its pause, its last admission, what is used,
-what its kind has beside that, and its entries; then the bookings, with an amount for each limit; then the flows.
+Nothing here waits, reads a clock or does I/O. A row is doubles: when it was written and born; per limit its pause, its
+last admission, what is used, what its kind has beside that, and its entries; then the bookings, with an amount for each
+limit; then the flows.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ BUCKET, CALENDAR, WINDOW = 0.0, 1.0, 2.0
 """Kinds of limit."""
 
 LOG, TIMED, RENEWED = 0.0, 1.0, 2.0
-"""Modes of a WINDOW. What is charged counts for `ttl` seconds and then comes back: LOG, always (a sliding window); TIMED, unless the
-permit ends before (places with a time to live); RENEWED, unless it does, or its owner renews (places of living processes)."""
+"""Modes of a WINDOW. What is charged counts for `ttl` seconds and then comes back: LOG, always (a sliding window);
+TIMED, unless the permit ends before (places with a time to live); RENEWED, unless it does, or its owner renews (places
+of living processes)."""
 
 LONGEST_KEPT = 1e9
 """Seconds for which a row is kept at most: a debt may take longer to pay, but no store can count that far."""
@@ -70,7 +72,10 @@ class Row:
 
 
 def read_row(row: bytes | None, now: float, limits: Sequence[Sequence[float]], born: float) -> Row:
-    """Take a row apart and let the time since it was written pass; an absent one is full, or empty at the moment `born`."""
+    """Take a row apart and let the time since it was written pass.
+
+    An absent one is full, or empty at the moment `born`.
+    """
     if row is None:
         return new_row(now, limits, born)
     numbers = _numbers_of(row, len(limits))

@@ -2,16 +2,17 @@
 
 Nothing here grants: `turns.admit` does, and asks an `Index` for the shapes that may have a turn, in the queue's order.
 
-**Order.** An `Order` keeps subqueues in the order of their turns in two tiers of heaps: groups (one level, one flow), and in each
-group its subqueues. When a flow's tag grows, one group moves, however many shapes the flow has. All keys are lower
-bounds: an entry with an outdated key is corrected when it comes to the top.
+**Order.** An `Order` keeps subqueues in the order of their turns in two tiers of heaps: groups (one level, one flow),
+and in each group its subqueues. When a flow's tag grows, one group moves, however many shapes the flow has. All keys
+are lower bounds: an entry with an outdated key is corrected when it comes to the top.
 
-**Sleep.** A shape that had no turn sleeps on one limit that excludes it: the limit is not ready for the shape's smallest
-amount, or charging that amount would delay a protected waiter. Both hold for every larger amount too. So sleepers of one limit with amounts of
-one magnitude form a class, which remembers its least amount. While a class is excluded for that, no turn looks at its shapes.
+**Sleep.** A shape that had no turn sleeps on one limit that excludes it: the limit is not ready for the shape's
+smallest amount, or charging that amount would delay a protected waiter. Both hold for every larger amount too. So
+sleepers of one limit with amounts of one magnitude form a class, which remembers its least amount. While a class is
+excluded for that, no turn looks at its shapes.
 
-**Waking.** A class is looked at when its limit becomes ready (a heap of alarms), when `wake` reports that something was given
-back or changed, and in every turn while its limit is ready and only protected waiters exclude it.
+**Waking.** A class is looked at when its limit becomes ready (a heap of alarms), when `wake` reports that something was
+given back or changed, and in every turn while its limit is ready and only protected waiters exclude it.
 """
 
 from __future__ import annotations

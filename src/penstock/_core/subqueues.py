@@ -42,8 +42,9 @@ class Index(Protocol):
 class Waiter:
     """A call that waits in a queue, once: a call that comes back is a new waiter.
 
-    `number` is the order of arrival, 0 before it. `subqueue` is None while it is in no queue. `receipts` are what `admit` charged,
-    None before its turn. The queue sets the moment of its arrival, its level and since when it has had that.
+    `number` is the order of arrival, 0 before it. `subqueue` is None while it is in no queue. `receipts` are what
+    `admit` charged, None before its turn. The queue sets the moment of its arrival, its level and since when it has had
+    that.
     """
 
     __slots__ = ("arrived", "charges", "entered", "flow", "level", "number", "priority", "receipts", "subqueue")
@@ -109,7 +110,10 @@ class Subqueue:
 
 
 class Level:
-    """All subqueues of one shape and level. `joined` and `risen` hold all waiters that entered it, earliest first, to raise them."""
+    """All subqueues of one shape and level.
+
+    `joined` and `risen` hold all waiters that entered it, earliest first, to raise them.
+    """
 
     __slots__ = ("heap", "joined", "number", "risen", "shape", "subqueues")
 

@@ -2,8 +2,8 @@
 
     from penstock.compat.aiolimiter import AsyncLimiter      # was: from aiolimiter import AsyncLimiter
 
-What aiolimiter promises is kept, its order too: the smallest amount goes first, so a large one is served only when no smaller
-one wants to. Where that is not wanted, use `penstock.Limiter`: it serves in order of arrival.
+What aiolimiter promises is kept, its order too: the smallest amount goes first, so a large one is served only when no
+smaller one wants to. Where that is not wanted, use `penstock.Limiter`: it serves in order of arrival.
 
 Beyond it: trio as well as asyncio, any number of loops and threads at the same time, and one timer however many wait.
 """
@@ -43,8 +43,9 @@ class _LoopsQueue(WaitQueue):
 class AsyncLimiter(AbstractAsyncContextManager[None]):
     """At most `max_rate` at once, and `max_rate / time_period` a second after that. `async with limiter:` takes 1.
 
-    **Order.** The smallest amount first, and those of one amount in order of arrival. **Cancellation** at any await charges
-    nothing. **Sharing.** Any loop and thread; a loop that was closed in the meantime is warned of, as aiolimiter does.
+    **Order.** The smallest amount first, and those of one amount in order of arrival. **Cancellation** at any await
+    charges nothing. **Sharing.** Any loop and thread; a loop that was closed in the meantime is warned of, as
+    aiolimiter does.
 
     Args:
         max_rate: Units per period, and the most at once; above 0.

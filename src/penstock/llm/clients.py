@@ -82,39 +82,42 @@ def limit_client(
 ) -> Client:
     """Make a client like `client`, of the same type, that keeps the limits. The given one is not changed.
 
-    Every request is charged before it is sent, whatever endpoint it is for: streams, and the retries of the SDK, too. It
-    waits for its turn; neither timeouts of the SDK nor its retries see that wait. When the service says "not now",
-    everybody waits once, for as long as it says, and the request is sent again. When it says "never" (no money left, too
-    large a request), the error comes at once: the SDK does not retry it.
+    Every request is charged before it is sent, whatever endpoint it is for: streams, and the retries of the SDK, too.
+    It waits for its turn; neither timeouts of the SDK nor its retries see that wait. When the service says "not now",
+    everybody waits once, for as long as it says, and the request is sent again. When it says "never" (no money left,
+    too large a request), the error comes at once: the SDK does not retry it.
 
-    A request that would wait longer than `max_wait` is not sent, and fails with the SDK's own error for a rate limit; one
-    that can never fit, or has a cost that is wrong, with its error for a bad request. They are in the form of that
+    A request that would wait longer than `max_wait` is not sent, and fails with the SDK's own error for a rate limit;
+    one that can never fit, or has a cost that is wrong, with its error for a bad request. They are in the form of that
     service's errors: `code` says why, where it has codes, and the message how much was asked for and how much there is.
 
     Args:
         client: Of an SDK that sends through httpx or httpx2: openai 1 and up, and what is made of it such as
-            `AsyncAzureOpenAI`; anthropic; groq; together; cohere; mistralai; google-genai; ollama; litellm's handlers. Or an
-            httpx or httpx2 client itself. Its key, address, timeouts, retries and connections stay what they are.
+            `AsyncAzureOpenAI`; anthropic; groq; together; cohere; mistralai; google-genai; ollama; litellm's handlers.
+            Or an httpx or httpx2 client itself. Its key, address, timeouts, retries and connections stay what they are.
         limits: A `Limiter` for all of its requests together; its units may be `requests`, `tokens`, `input_tokens`,
-            `output_tokens`, `images`, and one for places in flight. Output is estimated, and settled when the answer says
-            what it used. Or a function of the (HTTP) request that returns one, such as
-            `lambda request: org & per_user[user.get()]`. Or "auto", the default: per model, learned from the answers. One
-            request is then in flight until the first answer has come. Clients of one address and key share what they learn.
+            `output_tokens`, `images`, and one for places in flight. Output is estimated, and settled when the answer
+            says what it used. Or a function of the (HTTP) request that returns one, such as
+            `lambda request: org & per_user[user.get()]`. Or "auto", the default: per model, learned from the answers.
+            One request is then in flight until the first answer has come. Clients of one address and key share what
+            they learn.
         tier: Instead of `limits`: the limits published for a usage tier, per model; "tier-1" to "tier-5".
-        account: Instead of `limits`: the limits of the early guide for an account, per model; see `penstock.openai.limits`.
-        cost: What a request costs: "bytes", OpenAI's own rule; "tiktoken", what `usage` will say went in; "bytes + output",
-            where `max_tokens` is charged on top (Azure, Bedrock); "bytes or output", whichever is more; "total", where what
-            really came out is charged too (Groq, Mistral, Together): it is estimated, and settled by `usage`; or a function
-            of path and body, see `penstock.llm.tokens`.
+        account: Instead of `limits`: the limits of the early guide for an account, per model; see
+            `penstock.openai.limits`.
+        cost: What a request costs: "bytes", OpenAI's own rule; "tiktoken", what `usage` will say went in; "bytes +
+            output", where `max_tokens` is charged on top (Azure, Bedrock); "bytes or output", whichever is more;
+            "total", where what really came out is charged too (Groq, Mistral, Together): it is estimated, and settled
+            by `usage`; or a function of path and body, see `penstock.llm.tokens`.
         max_wait: Longest wait for a turn, in seconds.
         max_pause: Longest wait that the service may ask for, in seconds. If it asks for more, its error is raised.
-        on_event: Hears a frozen record of each request when its answer is over (`penstock.events.Answered`), of those that were
-            refused here, and of limits when they are learned: a `penstock.usage.Ledger`, or a function of yours.
+        on_event: Hears a frozen record of each request when its answer is over (`penstock.events.Answered`), of those
+            that were refused here, and of limits when they are learned: a `penstock.usage.Ledger`, or a function of
+            yours.
 
     Raises:
         TypeError: It is no such client; or `cost` is a function that would have to be awaited.
-        ValueError: More than one of limits, tier and account; an unknown tier or account; a number that is out of its range; a
-            client that is limited already.
+        ValueError: More than one of limits, tier and account; an unknown tier or account; a number that is out of its
+            range; a client that is limited already.
     """
     rules, endpoints = rules_for(
         limits,
@@ -138,8 +141,8 @@ def limit_client(
 def limits_of(client: Any) -> Mapping[str, Endpoint]:
     """What is known of the limits of a client that `limit_client` returned: per model, an endpoint with `statistics()`.
 
-    With one limiter for all, its name is "every model". With a function of the request there is nothing to be seen here: ask
-    the limiters that it returns.
+    With one limiter for all, its name is "every model". With a function of the request there is nothing to be seen
+    here: ask the limiters that it returns.
 
     Raises:
         ValueError: The client is not limited.
@@ -191,7 +194,10 @@ def _coheres_own(refusal: Refusal) -> BaseException:
 
 
 def _keep_google_to_httpx(limited: Any) -> None:
-    """Have its async calls sent through httpx. Where aiohttp is installed it takes that, unless it was given a client."""
+    """Have its async calls sent through httpx.
+
+    Where aiohttp is installed it takes that, unless it was given a client.
+    """
     inner = getattr(limited, "_api_client", None)
     options = getattr(inner, "_http_options", None)
     if inner is not None and options is not None and getattr(inner, "_async_httpx_client", None) is not None:

@@ -2,9 +2,9 @@
 
     copied(client, replace)    the copy, or None if no HTTP client is found in it
 
-Some SDKs have `copy(http_client=…)`; most keep their HTTP client some objects deep, and hand it around as bound methods and
-closures. So the objects between the client and its HTTP clients are copied, and what they refer to is moved to the copies.
-Everything else is shared: keys, settings, locks, executors. The original is not changed.
+Some SDKs have `copy(http_client=…)`; most keep their HTTP client some objects deep, and hand it around as bound methods
+and closures. So the objects between the client and its HTTP clients are copied, and what they refer to is moved to the
+copies. Everything else is shared: keys, settings, locks, executors. The original is not changed.
 """
 
 from __future__ import annotations

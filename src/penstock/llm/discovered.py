@@ -66,7 +66,8 @@ class Learned:
 class _EstimateMeter(Meter):
     """Charges the estimate itself, so that limiter and estimate cannot differ.
 
-    A limiter calls it with its own lock held. The lock here is the endpoint's, which never calls a limiter with it held.
+    A limiter calls it with its own lock held. The lock here is the endpoint's, which never calls a limiter with it
+    held.
     """
 
     __slots__ = ("_estimate", "_lock")
@@ -113,9 +114,9 @@ class _EstimateMeter(Meter):
 class DiscoveredEndpoint(Endpoint):
     """Limits that nobody knows until answers tell them, and that follow what later answers tell.
 
-    Until the first answer one request is in flight (and another every five seconds), and the others wait for its headers.
-    A server that answers and tells no limits is sent more and more until it refuses something; then what it admits between
-    refusals is its limit.
+    Until the first answer one request is in flight (and another every five seconds), and the others wait for its
+    headers. A server that answers and tells no limits is sent more and more until it refuses something; then what it
+    admits between refusals is its limit.
     """
 
     def __init__(self, units: tuple[str, ...] = _COUNTED) -> None:

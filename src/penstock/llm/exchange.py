@@ -80,12 +80,13 @@ class Rules:
 
     Attributes:
         count: Reads a request, and counts what it costs; of any type. May run in a thread beside the loop.
-        plan: What there is to know of a request and of what was counted; None: it is not limited. May raise a PenstockError.
+        plan: What there is to know of a request and of what was counted; None: it is not limited. May raise a
+            PenstockError.
         heavy: Whether it would take long to count a request, so that an event loop should have it done beside it.
-        max_wait: Longest wait for a turn, in seconds, where no `penstock.turn` says another. A request that would wait longer
-            is refused at once. None: any.
-        max_pause: Longest wait that the service may ask for, in seconds. If it asks for more, the request fails, and the
-            others look again after a minute at most. No request is held for longer either.
+        max_wait: Longest wait for a turn, in seconds, where no `penstock.turn` says another. A request that would wait
+            longer is refused at once. None: any.
+        max_pause: Longest wait that the service may ask for, in seconds. If it asks for more, the request fails, and
+            the others look again after a minute at most. No request is held for longer either.
         hold: Whether a request that the service refuses for now is held, and sent again.
         answer: Whether a refusal of ours is an answer, in the service's stead, and not an exception.
         raises: The SDK's own error for a refusal of ours, where the SDK would send an answer of ours again.
@@ -111,7 +112,10 @@ class Rules:
             raise ValueError(f"max_pause must be a number of seconds, 0 or more, not {self.max_pause!r}")
 
     def turn(self) -> Turn:
-        """Flow, priority and longest wait by the blocks that the call is made in; the client's own longest wait where they name none."""
+        """Flow, priority and longest wait by the blocks that the call is made in.
+
+        The client's own longest wait where they name none.
+        """
         here = turn_here()
         return here if here.max_wait is not None else here._replace(max_wait=self.max_wait)
 
@@ -359,8 +363,8 @@ class Hold:
 def _lost(sent: RequestInFlight, soon: Callable[[Callable[[], None]], object] | None) -> None:
     """An answer was collected that nobody closed.
 
-    This may run in the middle of anything, the limiter's own code included, so the place is given back a moment later: by
-    the loop that the answer came to, or by the next request.
+    This may run in the middle of anything, the limiter's own code included, so the place is given back a moment later:
+    by the loop that the answer came to, or by the next request.
     """
     sent.endpoint.lose(sent)
     _have_swept(sent, soon)

@@ -1,7 +1,7 @@
 """What a failed request means: wait, back off, give this request up, or give the run up.
 
-A status, a body and headers in, a `Verdict` out; the clock is asked only where a `Retry-After` names a date and the response
-has none of its own. How the caller waits is decided by `transport` and by `Retry`.
+A status, a body and headers in, a `Verdict` out; the clock is asked only where a `Retry-After` names a date and the
+response has none of its own. How the caller waits is decided by `transport` and by `Retry`.
 
 The same status means opposite things: a 429 may say "in 6 ms", "this request is larger than your whole limit" or "there
 is no money left". So the body's words decide, its code first, and the status only where the body says nothing.
@@ -171,8 +171,8 @@ def judge(status: int, body: Any = None, headers: Mapping[str, str] | None = Non
     error = _error(body)
     asked = None if headers is None else _headers.retry_after(headers, wall=clock.wall())
     worded = message_wait(error.message)
-    # Header and message round differently ("1" and "6ms"): believing the longer one is never too early. A hint of 0, or a
-    # date that has passed, is none: a request that is sent again at once is refused again.
+    # Header and message round differently ("1" and "6ms"): believing the longer one is never too early. A hint of 0, or
+    # a date that has passed, is none: a request that is sent again at once is refused again.
     wait = max(asked or 0.0, worded or 0.0, error.wait or 0.0) or None
     if status < 400:
         status = _status_inside(status, error)
@@ -197,10 +197,10 @@ def retry_on(error: BaseException) -> bool | float:
     """Whether to try again after an error, for `Retry(on=retry_on)`: True, False, or the seconds to wait first.
 
     Reads what the errors of SDKs, httpx, requests, aiohttp and botocore carry (`status_code`, `status`, `code`, `body`,
-    `response`); none of them is imported. Of an error that wraps another (`raise … from`), the first that says something
-    counts; of a group every one must be worth another try, after the longest of their waits. Connections that failed or
-    timed out are worth another try. So is our own `RateLimited`; a cost that can never be granted is not. Anything unknown
-    is False: a bug is no reason to send again.
+    `response`); none of them is imported. Of an error that wraps another (`raise … from`), the first that says
+    something counts; of a group every one must be worth another try, after the longest of their waits. Connections that
+    failed or timed out are worth another try. So is our own `RateLimited`; a cost that can never be granted is not.
+    Anything unknown is False: a bug is no reason to send again.
     """
     links = _chain(error)
     for link in links:
@@ -376,7 +376,10 @@ def _error(body: Any) -> _Error:
 
 
 def _json(body: Any) -> Any:
-    """A body that came as bytes or as text, read; None: it is no JSON, or nested without end. Others are left as they are."""
+    """A body that came as bytes or as text, read; None: it is no JSON, or nested without end.
+
+    Others are left as they are.
+    """
     if isinstance(body, (bytes, bytearray)):
         body = bytes(body).decode("utf-8", "replace")
     if not isinstance(body, str):

@@ -26,7 +26,8 @@ DOUBLED_SOONEST = 1.0
 """The same at least."""
 
 LATENCIES = 2.0
-"""The same in seconds that an answer takes: what is sent too much before the first refusal is heard of stays a share of it."""
+"""The same in seconds that an answer takes: what is sent too much before the first refusal is heard of stays a share of
+it."""
 
 BACK = 0.7
 """Share of what was measured that is tried after a refusal, so that the server has a little to spare again."""
@@ -140,7 +141,10 @@ class Pace:
         return min(self.burst, self._level + self.rate * max(0.0, now - self._at))
 
     def ready_at(self, cost: float, now: float, ahead: float = 0.0) -> float:
-        """When `cost` may go after `ahead`: a cost above the burst when the bucket is full, and it is paid for afterwards."""
+        """When `cost` may go after `ahead`.
+
+        A cost above the burst when the bucket is full, and it is paid for afterwards.
+        """
         missing = min(cost, self.burst) + ahead - self.level(now)
         return now if missing <= ROUNDING * (self.burst + self.rate) else now + missing / self.rate
 
@@ -170,7 +174,10 @@ class Pace:
         self._set(rate, now)
 
     def _growth(self, now: float) -> float:
-        """Growth per second: what a measurement is wrong by, in about the time that it took; ever more if that is long ago."""
+        """Growth per second: what a measurement is wrong by, in about the time that it took.
+
+        Ever more if that is long ago.
+        """
         if self.searching or self._is_guess:
             return math.log(2) / self._doubled
         if self.rate < CLOSE * self._measured:
@@ -192,8 +199,8 @@ class Pace:
         """A request was refused that left at that moment: what was admitted since the last refusal is what there is.
 
         Args:
-            known: Units per second that were told of. The hidden limit may well be the same, with less at once, so that is
-                believed until it was refused several times.
+            known: Units per second that were told of. The hidden limit may well be the same, with less at once, so that
+                is believed until it was refused several times.
             named: Units per second that the refusal itself names: that is the rate, unless more was admitted.
         """
         if departure.at <= self._cut_at:
@@ -235,7 +242,10 @@ class Pace:
             self._anchors = [departure.at]
 
     def _remember(self, now: float) -> None:
-        """If the rate fell far below one that was established, try that one again now and then: a drop may be over soon."""
+        """If the rate fell far below one that was established, try that one again now and then.
+
+        A drop may be over soon.
+        """
         self._is_trying = False
         if not self._fallen_from and self._measured < FELL * self._established:
             self._fallen_from, self._fell_at = self._established, now
@@ -245,7 +255,10 @@ class Pace:
         self._try_at = now + max(TRY_AGAIN, TRY_AGAIN_SHARE * (now - self._fell_at))
 
     def _measure(self, departure: Departure, traffic: Traffic) -> None:
-        """What was admitted since an earlier refusal, over the time since: as far back as that agrees with the last span."""
+        """What was admitted since an earlier refusal, over the time since.
+
+        As far back as that agrees with the last span.
+        """
         now = departure.at
         if not self._anchors:
             # Much of it was the burst. Of a few requests that tells less, and to be wrong about them costs less.
@@ -257,8 +270,8 @@ class Pace:
             return
         span, measured, count = self._since(self._anchors[-1], now, traffic)
         if not count:
-            # Nothing came back yet: a window that has not begun, perhaps. What it admits in the long run is no more than
-            # all that it did, over all the time that is over.
+            # Nothing came back yet: a window that has not begun, perhaps. What it admits in the long run is no more
+            # than all that it did, over all the time that is over.
             self._measured = min(self._measured, self._in_the_long_run(now, traffic))
             return
         self._is_guess = False

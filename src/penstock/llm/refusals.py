@@ -3,8 +3,8 @@
     refusal            the answer to a request that must not be sent, in the form of its service's errors
     rate_limit_info    which limit an error is about: limit, used, requested, unit, period, model, organisation, wait
 
-An answer, and not an exception: SDKs retry what a transport raises, and wrap it as trouble with the connection. "Not now" is
-a 429 that says when, "never" a 400, which nobody retries. So what users catch already catches ours.
+An answer, and not an exception: SDKs retry what a transport raises, and wrap it as trouble with the connection. "Not
+now" is a 429 that says when, "never" a 400, which nobody retries. So what users catch already catches ours.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def describe(error: PenstockError, limiter: Limiter, charges: Mapping[str, float
 def rate_limit_info(error: BaseException) -> RateLimitInfo | None:
     """Which limit an error is about, of any SDK or of ours; None: it is about none, or does not say.
 
-    Reads the error, and those that it wraps (`raise … from`): what our own transport noted, or else the service's message,
-    that of OpenAI's early guide included ("Limit: 20.000000 / min. Current: 24.000000 / min.").
+    Reads the error, and those that it wraps (`raise … from`): what our own transport noted, or else the service's
+    message, that of OpenAI's early guide included ("Limit: 20.000000 / min. Current: 24.000000 / min.").
     """
     link: BaseException | None = error
     for _ in range(20):

@@ -2,10 +2,10 @@
 
     minding(client)    the same client, whose streams are minded
 
-Streams of OpenAI's SDK, and of those that are generated alike, refer to a generator that refers to them. So nothing ends
-when the last reader goes: only the garbage collector, some time later, closes what nobody reads. A minded stream is a copy
-that the generator does not know. When the loop over it is left, its place in flight comes back, and it may still be read
-on; when it is dropped itself, its connection is closed.
+Streams of OpenAI's SDK, and of those that are generated alike, refer to a generator that refers to them. So nothing
+ends when the last reader goes: only the garbage collector, some time later, closes what nobody reads. A minded stream
+is a copy that the generator does not know. When the loop over it is left, its place in flight comes back, and it may
+still be read on; when it is dropped itself, its connection is closed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ HOLD = "penstock.hold"
 
 
 def minding(client: Any) -> Any:
-    """Change an SDK's client, so that streams of it, and of what its `copy` returns, are minded. Its type stays the same."""
+    """Change an SDK's client, so that streams of it, and of what its `copy` returns, are minded.
+
+    Its type stays the same.
+    """
     request: Any = client.request
 
     async def minded(*args: Any, **options: Any) -> Any:

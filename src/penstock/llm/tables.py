@@ -47,7 +47,10 @@ def tiers() -> tuple[str, ...]:
 
 
 def family(model: str) -> str:
-    """The model whose limits a model shares: dated snapshots and fine-tuned ones are limited together with what they are made of."""
+    """The model whose limits a model shares.
+
+    Dated snapshots and fine-tuned ones are limited together with what they are made of.
+    """
     return _SNAPSHOT.sub("", _base(model))
 
 

@@ -4,14 +4,14 @@ Pure but for tiktoken's rank files, which are read (or downloaded, once) at the 
 
 Services charge a request when they admit it, by an estimate of their own, and the answer's `usage` says something else.
 To stay under a limit it is the charge that matters. OpenAI's is, since March 2025, a quarter of the text's UTF-8 bytes
-and a few tokens more; `by_bytes` is that rule, and the default. `by_tiktoken` counts what `usage.prompt_tokens` will say.
-Both are plain functions of a path and a body, so a rule of your own is one too:
+and a few tokens more; `by_bytes` is that rule, and the default. `by_tiktoken` counts what `usage.prompt_tokens` will
+say. Both are plain functions of a path and a body, so a rule of your own is one too:
 
     def mine(path, body):                      # path: "/v1/chat/completions"; body: its JSON, or None if it has none
         return {"tokens": len(str(body))}      # None instead: this request is not limited
 
-Neither tool schemas nor response formats are charged at admission, so `by_bytes` leaves them out; `usage` has them, and so
-has `by_tiktoken`.
+Neither tool schemas nor response formats are charged at admission, so `by_bytes` leaves them out; `usage` has them, and
+so has `by_tiktoken`.
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ def _number(value: Any, default: float) -> float:
 
 
 def by_tiktoken(path: str, body: Body | None) -> dict[str, float]:
-    """The tokens that `usage` will say went in, by tiktoken; exact for messages of text, a few off where there are tools.
+    """The tokens that `usage` will say went in, by tiktoken.
+
+    Exact for messages of text, a few off where there are tools.
 
     Without tiktoken, or without its rank files and a network to get them from, it counts bytes / 4 and warns once. The
     first call loads the ranks: up to half a second and 90 MB.
@@ -149,8 +151,8 @@ def by_tiktoken(path: str, body: Body | None) -> dict[str, float]:
 def count(text: str, model: str = "") -> int:
     """The tokens of a text. Markers such as `<|endoftext|>` in it are text like any other: it may be a user's.
 
-    A long text is counted in pieces, so that other threads can run in between. Where it has words, the sum is exact; else
-    it may be one or two more for every 4,096 characters.
+    A long text is counted in pieces, so that other threads can run in between. Where it has words, the sum is exact;
+    else it may be one or two more for every 4,096 characters.
     """
     encoding = _encoding(model)
     if encoding is None:
@@ -202,7 +204,10 @@ def chat_tokens(messages: Sequence[Any], model: str = "") -> int:
 
 @dataclass(slots=True)
 class _Content:
-    """What of a body is charged: its texts, tokens of images, sounds and files, and tokens that came as numbers already."""
+    """What of a body is charged.
+
+    Its texts, tokens of images, sounds and files, and tokens that came as numbers already.
+    """
 
     model: str = ""
     texts: list[str] = field(default_factory=list)
@@ -214,8 +219,9 @@ class _Content:
 def _content(body: Body | None, model: str = "") -> _Content:
     """All text content of a body.
 
-    Chat `messages`, responses' `instructions` and `input`, `prompt`, embeddings' `input`; Anthropic's `system`; Gemini's
-    `contents` and `systemInstruction`; Cohere's `message`, `preamble`, `chat_history` and `texts`; what is to be ranked.
+    Chat `messages`, responses' `instructions` and `input`, `prompt`, embeddings' `input`; Anthropic's `system`;
+    Gemini's `contents` and `systemInstruction`; Cohere's `message`, `preamble`, `chat_history` and `texts`; what is to
+    be ranked.
     """
     content = _Content(model)
     for key in _BODY_KEYS:
@@ -331,7 +337,10 @@ def _units(tokens: float, path: str, body: Body | None) -> dict[str, float]:
 
 
 def _family(model: str) -> str:
-    """The model below a fine-tuned one's name, or a gateway's: `ft:gpt-4o:org::id` is `gpt-4o`, and so is `openai/gpt-4o`."""
+    """The model below a fine-tuned one's name, or a gateway's.
+
+    `ft:gpt-4o:org::id` is `gpt-4o`, and so is `openai/gpt-4o`.
+    """
     return model.rpartition("/")[2].removeprefix("ft:").partition(":")[0]
 
 

@@ -1,7 +1,7 @@
 """What tools on offer, and formats of answers, cost in `usage`. At admission they are free.
 
-Pure, but for the function that counts a text. OpenAI writes tools into the prompt in the way of TypeScript, and a schema of
-the answer as it is. No service documents that; of 26 recorded requests with tools none is more than 2 off.
+Pure, but for the function that counts a text. OpenAI writes tools into the prompt in the way of TypeScript, and a
+schema of the answer as it is. No service documents that; of 26 recorded requests with tools none is more than 2 off.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
     client = limited_client(httpx2.AsyncClient(), rules)
 
-Clients send through httpx (or its successor httpx2), whose transports take a request and return a response. Ours sits in
-between: it charges each request before it is sent, hears each answer's headers, and lets everybody wait once when the
-service says that a limit is used up.
+Clients send through httpx (or its successor httpx2), whose transports take a request and return a response. Ours sits
+in between: it charges each request before it is sent, hears each answer's headers, and lets everybody wait once when
+the service says that a limit is used up.
 
-A refused request is held here, and sent again when its turn has come, for as long as its `max_wait` allows: an SDK's own
-two retries must not decide whether a user sees an error. Nothing is sent again whose answer anybody has seen, nor a
+A refused request is held here, and sent again when its turn has come, for as long as its `max_wait` allows: an SDK's
+own two retries must not decide whether a user sees an error. Nothing is sent again whose answer anybody has seen, nor a
 request whose body is a stream.
 
 What is decided about a request, and what is made of its answer, is in `exchange`. Neither httpx nor httpx2 is imported
@@ -93,7 +93,10 @@ class _LoopsOwn:
 
 
 class _Chunks:
-    """What is read of a stream. No generator: one that is left waits for its loop, or for the collector, to be closed."""
+    """What is read of a stream.
+
+    No generator: one that is left waits for its loop, or for the collector, to be closed.
+    """
 
     def __init__(self, chunks: Any, hold: Hold) -> None:
         self._chunks = chunks

@@ -94,7 +94,10 @@ _UNITS = {
 
 
 def message_wait(message: str) -> float | None:
-    """Seconds in "Please try again in 6ms", "… in 2m5.5s", "Please wait 23 seconds", "Retry after: 30". None: nothing of the kind."""
+    """Seconds in "Please try again in 6ms", "… in 2m5.5s", "Please wait 23 seconds", "Retry after: 30".
+
+    None: nothing of the kind.
+    """
     message = message[:LONGEST]
     found = _AGAIN_IN.search(message)
     if found is None:

@@ -11,12 +11,12 @@
         with attempt:
             ...
 
-A `Retry` is a frozen value and holds no state: the state of one call lives in that call's `Call`, so any number of tasks and
-threads can share a policy. Only a `Budget` is shared on purpose.
+A `Retry` is a frozen value and holds no state: the state of one call lives in that call's `Call`, so any number of
+tasks and threads can share a policy. Only a `Budget` is shared on purpose.
 
-Only an `Exception` is ever classified. Cancellation, KeyboardInterrupt and GeneratorExit pass through untouched, also in the
-middle of a wait. The last error is raised itself. Notes on it list the attempts before, and name the bound that ended the call. No
-property or method of the error that we read can replace it.
+Only an `Exception` is ever classified. Cancellation, KeyboardInterrupt and GeneratorExit pass through untouched, also
+in the middle of a wait. The last error is raised itself. Notes on it list the attempts before, and name the bound that
+ended the call. No property or method of the error that we read can replace it.
 
 The formulas of waits and budgets are in `_core`, the option `on` is in `_classify`, and the server's hints are read in
 `_retry_after`. Limiters are no business of this package, but it hears the `retry_after` of any error.

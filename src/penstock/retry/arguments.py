@@ -20,8 +20,9 @@ _ENDLESS = (itertools.count, itertools.cycle, itertools.repeat)
 def consumed_argument(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
     """Return a clause that names an argument that the last attempt has used up; None if there is none.
 
-    Generators and coroutines tell whether they have begun. The iterators of builtins and itertools do not, so they count as
-    used. Other iterators may well be fit for another attempt, as database cursors and files are: they are left alone.
+    Generators and coroutines tell whether they have begun. The iterators of builtins and itertools do not, so they
+    count as used. Other iterators may well be fit for another attempt, as database cursors and files are: they are left
+    alone.
     """
     while isinstance(fn, functools.partial):
         args, kwargs, fn = (*fn.args, *args), {**fn.keywords, **kwargs}, fn.func

@@ -24,12 +24,13 @@ _CONTEXT: Any = BaseException.__context__
 class Attempt:
     """One attempt of a call.
 
-    In the loop form it is a context manager, for `with` and for `async with`. An error inside it is retried, as the policy says.
+    In the loop form it is a context manager, for `with` and for `async with`. An error inside it is retried, as the
+    policy says.
 
     Attributes:
         number: Which attempt it is, from 1.
-        previous: The error of the attempt before, without its traceback, which would keep your frames alive. None in the first
-            attempt, and after a result that was refused.
+        previous: The error of the attempt before, without its traceback, which would keep your frames alive. None in
+            the first attempt, and after a result that was refused.
         result: In the loop form, set this for `on_result` to look at.
     """
 
@@ -146,8 +147,8 @@ def current_attempt() -> Attempt | None:
 def _drop_frames(error: BaseException | None) -> None:
     """Take the tracebacks off an error that was retried, and off its causes.
 
-    They hold the frame of the attempt's caller, which holds the attempt, which holds the error: only the garbage collector
-    would free them.
+    They hold the frame of the attempt's caller, which holds the attempt, which holds the error: only the garbage
+    collector would free them.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:

@@ -1,4 +1,7 @@
-"""How many retries all calls together may make. The arithmetic is in `_core.budget`; here are the lock and the clock."""
+"""How many retries all calls together may make.
+
+The arithmetic is in `_core.budget`; here are the lock and the clock.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ class Budget(SharedState):
     `Budget(ratio, floor, ttl)` (Finagle's scheme): retries ≤ ratio × calls + floor per second. Each first attempt earns
     `ratio` of a retry. Credit that is not used within `ttl` seconds is lost.
 
-    `Budget.tokens(...)` (the AWS SDKs' scheme): a pot of tokens. Retries take tokens out, and successes put tokens back.
+    `Budget.tokens(...)` (the AWS SDKs' scheme): a pot of tokens. Retries take tokens out, and successes put tokens
+    back.
 
     Without a budget an outage multiplies the load on the service by `attempts`, right when it can bear it least. When a
     budget is spent, errors go to the caller at once, with a note that says so.
@@ -48,8 +52,8 @@ class Budget(SharedState):
     def tokens(cls, capacity: float = 500, retry: float = 5, timeout: float = 10, success: float = 1) -> Budget:
         """A pot of `capacity` tokens, full at first.
 
-        A retry costs `retry`, or `timeout` if the attempt before it failed with a `TimeoutError`. A call that succeeds puts
-        back the cost of its last retry, or `success` if it needed none.
+        A retry costs `retry`, or `timeout` if the attempt before it failed with a `TimeoutError`. A call that succeeds
+        puts back the cost of its last retry, or `success` if it needed none.
 
         Raises:
             ValueError: A number is not above 0 (`success`: 0 or more), or not finite.

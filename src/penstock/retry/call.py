@@ -59,7 +59,8 @@ class Call:
 
     Attributes:
         running: Whether an attempt is under way.
-        doomed: The enclosing scope is cancelled or its deadline has passed. No attempt follows; the cancellation is raised.
+        doomed: The enclosing scope is cancelled or its deadline has passed. No attempt follows; the cancellation is
+            raised.
         previous: The error of the last attempt, while another follows.
         frame: The generator that the attempt's block is in, if the block can yield; see `calls_in_charge`.
     """
@@ -139,7 +140,10 @@ class Call:
             current.set(outer)
 
     def abandon(self) -> None:
-        """End with a cancellation or another BaseException. Drop the kept error: it holds its frames, and they hold us."""
+        """End with a cancellation or another BaseException.
+
+        Drop the kept error: it holds its frames, and they hold us.
+        """
         self.leave()
         self.previous = None
 
@@ -237,7 +241,8 @@ class Call:
         policy, now = self.policy, clock.now()
         deadline = self._time_to_deadline()
         if deadline <= 0:
-            # The scope is cancelled, or about to be: the next await raises that, and it must not come out as the last error.
+            # The scope is cancelled, or about to be: the next await raises that, and it must not come out as the last
+            # error.
             self.doomed = True
             return 0.0
         attempts = policy.attempts if self.fast is None else min(self.fast, policy.attempts or self.fast)
@@ -339,9 +344,9 @@ def calls_in_charge() -> Iterator[Call]:
 
     Child tasks and threads inherit the attempt that starts them, and are part of it while it runs.
 
-    A block in a generator is special where it can yield: the context variable then stays set while the consumer runs, and
-    in each task that the consumer starts. The consumer is not part of the attempt. So such an attempt is in charge only of
-    code that runs below the generator on the same stack.
+    A block in a generator is special where it can yield: the context variable then stays set while the consumer runs,
+    and in each task that the consumer starts. The consumer is not part of the attempt. So such an attempt is in charge
+    only of code that runs below the generator on the same stack.
     """
     call = current.get()
     while call is not None:

@@ -20,7 +20,8 @@ PLAIN = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict, 
 """Types of results that cannot be unfinished: asking about the others takes longer than all the rest."""
 
 Unfinished = Callable[[Call, Sent, Any], Any]
-"""Is given a call, its function and arguments, and a result. Returns what the caller gets instead, or None: the result itself."""
+"""Is given a call, its function and arguments, and a result. Returns what the caller gets instead, or None: the result
+itself."""
 
 
 def is_awaitable(result: object) -> bool:

@@ -1,7 +1,10 @@
-"""Whether a `with attempt:` block can yield to a consumer: then the consumer runs inside the block, and is no part of it.
+"""Whether a `with attempt:` block can yield to a consumer.
 
-Python has no hook for "a generator was suspended". But its bytecode says which blocks contain a `yield`, and that is known
-when the block is entered. The look at the bytecode is taken once per block, and only where the block is in a generator.
+Then the consumer runs inside the block, and is no part of it.
+
+Python has no hook for "a generator was suspended". But its bytecode says which blocks contain a `yield`, and that is
+known when the block is entered. The look at the bytecode is taken once per block, and only where the block is in a
+generator.
 """
 
 from __future__ import annotations
@@ -36,7 +39,10 @@ def frame_that_yields(frame: FrameType | None) -> FrameType | None:
 
 @lru_cache(maxsize=1024)
 def _can_yield(code: CodeType, entered_at: int | None) -> bool:
-    """Return whether there is a `yield` in the `with` block that the instruction at `entered_at` enters; None for anywhere."""
+    """Return whether there is a `yield` in the `with` block that the instruction at `entered_at` enters.
+
+    None for anywhere.
+    """
     instructions = code.co_code
     yields = [
         at - 2

@@ -1,7 +1,7 @@
 """`Retry`: the policy as users meet it. It decides nothing itself: it starts calls and puts them around functions.
 
-Below it, from the bottom: `settings` (what the policy says) and `budget`; `call` (one call: whether there is another attempt);
-`functions`, `streams`, `blocks` and `unfinished` (what makes the attempts, for each form of call).
+Below it, from the bottom: `settings` (what the policy says) and `budget`; `call` (one call: whether there is another
+attempt); `functions`, `streams`, `blocks` and `unfinished` (what makes the attempts, for each form of call).
 """
 
 from __future__ import annotations
@@ -39,34 +39,36 @@ class Retry(RetrySettings):
     Spans of time are numbers of seconds, or `timedelta`s.
 
     Args:
-        on: Which errors are worth another attempt; there is no default. Exception types, or a function of the error that
-            returns False (give up), True (retry) or a span of time (retry after exactly that, or after the server's hint if
-            that is longer). Of an exception group every leaf must be worth it.
+        on: Which errors are worth another attempt; there is no default. Exception types, or a function of the error
+            that returns False (give up), True (retry) or a span of time (retry after exactly that, or after the
+            server's hint if that is longer). Of an exception group every leaf must be worth it.
         attempts: How many attempts there are at most, the first included; None for any number.
-        within: The time from the start of the call after which no attempt starts, and which no wait passes; above 0, None
-            for no bound. It does not cut a running attempt: `attempt_timeout` does.
+        within: The time from the start of the call after which no attempt starts, and which no wait passes; above 0,
+            None for no bound. It does not cut a running attempt: `attempt_timeout` does.
         backoff: How long to wait; see `exponential` and `constant`.
         budget: What bounds the retries of all calls that share it; see `Budget`.
-        on_result: The same as `on` for results: a function that returns True for a result that is to be tried again. When
-            there are no attempts left, the last result is returned. If the function raises, the result is returned.
+        on_result: The same as `on` for results: a function that returns True for a result that is to be tried again.
+            When there are no attempts left, the last result is returned. If the function raises, the result is
+            returned.
         hint: A function that finds how long the server asked to wait; None not to ask. A wait is never shorter than the
-            hint, and spread over a tenth above it, unless the backoff has jitter "none". Answers that are None, negative or
-            NaN count as no hint. So does an error of the function, which is logged.
-        max_hint: Give up at once when the server asks for more than this, 0 or more. A call always gives up when the server
-            asks for more than the time left, or for more than a year.
-        attempt_timeout: The time for one attempt, above 0. `AttemptTimeout` is raised in a longer one, and retried only if
-            `on` says so. Async only. Of an async generator, and of a context manager, it bounds the wait for the first item:
-            one that keeps a task group or a cancel scope open over that item cannot be bounded so (PEP 789).
+            hint, and spread over a tenth above it, unless the backoff has jitter "none". Answers that are None,
+            negative or NaN count as no hint. So does an error of the function, which is logged.
+        max_hint: Give up at once when the server asks for more than this, 0 or more. A call always gives up when the
+            server asks for more than the time left, or for more than a year.
+        attempt_timeout: The time for one attempt, above 0. `AttemptTimeout` is raised in a longer one, and retried only
+            if `on` says so. Async only. Of an async generator, and of a context manager, it bounds the wait for the
+            first item: one that keeps a task group or a cancel scope open over that item cannot be bounded so (PEP
+            789).
         on_event: Called with each record of `penstock.events` as it happens. Its errors are logged and go no further.
-        nested: Retry even inside another policy's attempt. By default an inner policy makes one attempt and leaves the rest
-            to the outer one: 3 attempts of 3 attempts each are 9 calls.
+        nested: Retry even inside another policy's attempt. By default an inner policy makes one attempt and leaves the
+            rest to the outer one: 3 attempts of 3 attempts each are 9 calls.
         random: Draws a number from [0, 1), for jitter.
 
     The deadline of enclosing anyio or trio cancel scopes is obeyed: a wait that would pass it is not begun. (That of
     `asyncio.timeout` cannot be seen beforehand; it cancels the wait.)
 
-    A task that is started inside an attempt counts as part of it while that attempt runs, because its failure is usually
-    the attempt's. A task that outlives it retries by itself again.
+    A task that is started inside an attempt counts as part of it while that attempt runs, because its failure is
+    usually the attempt's. A task that outlives it retries by itself again.
 
     Raises:
         TypeError: `on` is neither types of `Exception` nor a function, or an argument is of a wrong type. None of the
@@ -85,16 +87,17 @@ class Retry(RetrySettings):
     def __call__(self, fn: _F | None = None, /, *, resume: Resume | None = None) -> _F | Callable[[_F], _F]:
         """Decorate an async function, a plain function (its waits block the thread) or an async generator function.
 
-        A plain function that returns an awaitable is retried when it is awaited. A function that returns a context manager,
-        as one under `@asynccontextmanager` or `@contextmanager` does, is retried until the context manager was entered;
-        errors of the `with` block go to the caller.
+        A plain function that returns an awaitable is retried when it is awaited. A function that returns a context
+        manager, as one under `@asynccontextmanager` or `@contextmanager` does, is retried until the context manager was
+        entered; errors of the `with` block go to the caller.
 
         An async generator is retried only until its first item: after that a new attempt would repeat items. With
         `resume(last, *args, **kwargs)`, a function that returns an async iterator over the items after `last`, it is
         retried to its end.
 
         Raises:
-            TypeError: A sync generator function: it fails after its items were handed out, and there is no call to repeat.
+            TypeError: A sync generator function: it fails after its items were handed out, and there is no call to
+                repeat.
         """
         if fn is None:
             return lambda fn: self._decorate(fn, resume)
@@ -163,7 +166,8 @@ class Retry(RetrySettings):
 
         Raises:
             WouldBlockEventLoop: There would be a wait, and this thread runs an event loop, which the wait would stop.
-            TypeError: A generator function of either kind, or a function that returns an awaitable or a context manager.
+            TypeError: A generator function of either kind, or a function that returns an awaitable or a context
+                manager.
         """
         self._check_no_timeout(name_of(fn))
         result = call_sync(Call(self, name_of(fn)), fn, args, kwargs, unfinished=refuse_unfinished)
@@ -174,8 +178,8 @@ class Retry(RetrySettings):
     def __aiter__(self) -> AsyncIterator[Attempt]:
         """Attempts, one after the other: `async for attempt in retry:` with `with attempt:` around what may fail.
 
-        `async with attempt, limiter(tokens=5):` charges each attempt. Each loop is a call of its own. With `on_result`, set
-        `attempt.result` inside the `with` block.
+        `async with attempt, limiter(tokens=5):` charges each attempt. Each loop is a call of its own. With `on_result`,
+        set `attempt.result` inside the `with` block.
         """
         return AsyncAttempts(Call(self, "block"))
 

@@ -1,10 +1,11 @@
 """What a call tells about its retries: notes on the user's error, and log records.
 
-The error is the user's object, so each step here guards against it: whatever its `__repr__` or `add_note` raises, the error
-itself goes to the caller.
+The error is the user's object, so each step here guards against it: whatever its `__repr__` or `add_note` raises, the
+error itself goes to the caller.
 
-Log records go to the logger `penstock.retry`: DEBUG for each retry that is scheduled, INFO when a call gives up. A program
-that never imported `logging` has set no level, and the default level shows neither. So this module never imports it.
+Log records go to the logger `penstock.retry`: DEBUG for each retry that is scheduled, INFO when a call gives up. A
+program that never imported `logging` has set no level, and the default level shows neither. So this module never
+imports it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from penstock.retry.settings import RetrySettings
 __all__ = ["LONGEST_WAIT", "annotate", "attach_hint", "log_broken", "log_gave_up", "log_scheduled", "repr_of", "why"]
 
 LONGEST_WAIT = 366 * 86_400.0
-"""Seconds. No wait is longer: a server that asks for more has made a mistake, and clocks refuse to sleep for centuries."""
+"""Seconds. No wait is longer: a server that asks for more has made a mistake, and clocks refuse to sleep for
+centuries."""
 
 _MOST_NOTES = 40  # on one error, which may be shared by many calls, and raised again and again
 

@@ -1,10 +1,10 @@
 """Results of plain functions that have done nothing yet: awaitables, and context managers that wait to be entered.
 
-They fail when they are awaited or entered. So these steps are part of the attempt, and each new attempt calls the function
-again. The body of the `with` block is not part of it.
+They fail when they are awaited or entered. So these steps are part of the attempt, and each new attempt calls the
+function again. The body of the `with` block is not part of it.
 
-A result counts as a context manager to be entered if `@contextmanager` or `@asynccontextmanager` made it, or if `async with`
-is the only way into it. Files, locks and permits, which also work with `with`, are results like any other.
+A result counts as a context manager to be entered if `@contextmanager` or `@asynccontextmanager` made it, or if `async
+with` is the only way into it. Files, locks and permits, which also work with `with`, are results like any other.
 """
 
 from __future__ import annotations
@@ -125,7 +125,10 @@ def _starting_with(first: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _RetriedEntry:
-    """What a decorated function returns in place of a context manager. Each attempt calls the function for a new one."""
+    """What a decorated function returns in place of a context manager.
+
+    Each attempt calls the function for a new one.
+    """
 
     def __init__(self, policy: RetrySettings, sent: Sent, manager: Any, call: Call | None = None) -> None:
         self._policy = policy
@@ -176,7 +179,10 @@ class _Entry(_RetriedEntry, contextlib.ContextDecorator):
 
 
 class _AsyncEntry(_RetriedEntry, contextlib.AsyncContextDecorator):
-    """For `async with`, and as a decorator. Everything else is that of the context manager which the function returned."""
+    """For `async with`, and as a decorator.
+
+    Everything else is that of the context manager which the function returned.
+    """
 
     async def __aenter__(self) -> Any:
         @functools.wraps(self._fn)

@@ -1,8 +1,8 @@
 """Whether what came back is the answer to a row, and if not, what that means for the row and for the run.
 
-Pure: a status, headers and bytes in; an `Answer` or a `Verdict` out. A success is judged by its body, since services send
-errors, nulls and empty lists of choices with status 200. Nothing here raises, whatever a server sends: what was paid for is
-kept, and nothing that is read beside an answer can cost it.
+Pure: a status, headers and bytes in; an `Answer` or a `Verdict` out. A success is judged by its body, since services
+send errors, nulls and empty lists of choices with status 200. Nothing here raises, whatever a server sends: what was
+paid for is kept, and nothing that is read beside an answer can cost it.
 """
 
 from __future__ import annotations
@@ -114,7 +114,10 @@ def _failure(status: int, body: Any, headers: Mapping[str, str] | None) -> Verdi
 
 
 def _on_one_line(text: bytes) -> bytes:
-    """Valid JSON without line ends: between tokens they are white space, and in strings there are none but those of Unicode."""
+    """Valid JSON without line ends.
+
+    Between tokens they are white space, and in strings there are none but those of Unicode.
+    """
     text = text.replace(b"\r", b" ").replace(b"\n", b" ")
     for end, escaped in _LINE_ENDS:
         if end in text:

@@ -1,7 +1,8 @@
 """The endpoints of files and batches, as a run uses them: each call sees itself through, or says why it cannot.
 
-What fails on the way is tried again for as long as the run is willing to wait. One call must not be: to create a batch whose
-first answer was lost would pay twice. So a batch carries the name of its part in its metadata, and is looked for by it.
+What fails on the way is tried again for as long as the run is willing to wait. One call must not be: to create a batch
+whose first answer was lost would pay twice. So a batch carries the name of its part in its metadata, and is looked for
+by it.
 """
 
 from __future__ import annotations

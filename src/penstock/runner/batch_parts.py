@@ -1,7 +1,7 @@
 """A file of requests in parts that the Batch API takes, and the journal that remembers which part is where.
 
-A part holds rows of one endpoint and one model, as many as the service's limits allow. Of its rows it keeps numbers alone: 33
-bytes each. The journal has a line for each step of a part, on the disk before the next step begins:
+A part holds rows of one endpoint and one model, as many as the service's limits allow. Of its rows it keeps numbers
+alone: 33 bytes each. The journal has a line for each step of a part, on the disk before the next step begins:
 
     {"part": name, "file": …, "rows": …}      it is uploaded, which costs nothing: a part without this line is made anew
     {"creating": name}                        a batch is about to be created: it may exist from now on

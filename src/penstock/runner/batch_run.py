@@ -1,11 +1,11 @@
 """A run by the Batch API: rows into parts, parts into batches, and answers into the same results.
 
-One task does all of it, since nothing here is in a hurry: it reads, uploads a part as soon as it is full, creates its batch as
-soon as the queue of its model takes it, looks at the batches now and then, and merges those that have ended. Rows that expired,
-or met the service's own trouble, are read once more and go into a further part.
+One task does all of it, since nothing here is in a hurry: it reads, uploads a part as soon as it is full, creates its
+batch as soon as the queue of its model takes it, looks at the batches now and then, and merges those that have ended.
+Rows that expired, or met the service's own trouble, are read once more and go into a further part.
 
-Each step is in the journal of the batches before the next one begins, so a run may end at any instant: batches go on without
-it, and the same command finds them again.
+Each step is in the journal of the batches before the next one begins, so a run may end at any instant: batches go on
+without it, and the same command finds them again.
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ class BatchRun:
             settings: How to run; what is about limits means nothing here.
             transport: How requests get there. It is entered by the run.
             journal: Where it is written down what became of each part.
-            queue_tokens: Tokens that all batches of a model may hold; None: the service will say when they are too many.
+            queue_tokens: Tokens that all batches of a model may hold; None: the service will say when they are too
+                many.
             poll: Longest pause between two looks at the batches, in seconds.
             changed: What becomes of rows in a batch that were edited since. None: they are refused.
             say: Is told, once each, what a person should know while it goes on.
@@ -456,7 +457,8 @@ class BatchRun:
             self._queue.told(part.model, limit)
         most, hold = self._queue.of(part.model), self._held.get(part.model)
         is_too_large = most is not None and part.tokens > most
-        # The service may count otherwise: where nothing of ours is in the way and it says no again, a smaller one may do.
+        # The service may count otherwise: where nothing of ours is in the way and it says no again, a smaller one may
+        # do.
         if is_too_large or (
             not others and len(part) > 1 and hold is not None and (limit is None or hold.wait > 4 * HELD)
         ):
@@ -483,7 +485,10 @@ class BatchRun:
                 self._lost[name] = part.round, code, message
 
     def _refuse_rows(self, part: Part, errors: list[dict[str, Any]]) -> None:
-        """A batch was refused when it was checked: the rows that were named are given up, the others go into a further one."""
+        """A batch was refused when it was checked.
+
+        The rows that were named are given up, the others go into a further one.
+        """
         named = {error["line"]: error for error in errors if isinstance(error.get("line"), int)}
         first = errors[0] if errors else {"code": "batch_failed", "message": "the batch failed, and nothing says why"}
         verdict = failures.judge(400, {"error": first}, {})

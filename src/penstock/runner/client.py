@@ -161,7 +161,10 @@ class Http:
             await self._session.close()
 
     async def send(self, path: str, body: bytes, left: Callable[[], None]) -> Reply:
-        """See `Client.send`. A redirect that keeps the method (307, 308) is followed, without the key to other hosts."""
+        """See `Client.send`.
+
+        A redirect that keeps the method (307, 308) is followed, without the key to other hosts.
+        """
         url = self._urls.get(path)
         if url is None:
             url = self._urls[path] = yarl.URL(url_of(self._server.base_url, path), encoded=True)

@@ -1,8 +1,9 @@
 """A run: rows in, results out, as fast as the limits allow and never faster.
 
-Three kinds of tasks: one reads ahead, one chooses which row goes next (`mix`), and each chosen row has one of its own, which
-waits for the limiter, sends, and tries again if that is worth it. Every attempt is charged, and nobody sleeps while holding
-a permit. How the limiter keeps in step with the server's own buckets is the business of `penstock.llm.endpoints`.
+Three kinds of tasks: one reads ahead, one chooses which row goes next (`mix`), and each chosen row has one of its own,
+which waits for the limiter, sends, and tries again if that is worth it. Every attempt is charged, and nobody sleeps
+while holding a permit. How the limiter keeps in step with the server's own buckets is the business of
+`penstock.llm.endpoints`.
 
 What an attempt can end in, and what it counts as:
 
@@ -15,8 +16,8 @@ What an attempt can end in, and what it counts as:
 
 Memory is bounded: so many rows are read ahead, so many are on their way, and of all others there is a digest.
 
-Stopping has two steps. `stop` lets what is on its way to the server come back and leaves the rest untouched; `abandon` waits
-for nothing. Either way the results are on disk, and the same command goes on from there.
+Stopping has two steps. `stop` lets what is on its way to the server come back and leaves the rest untouched; `abandon`
+waits for nothing. Either way the results are on disk, and the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ WORKING_BYTES = 256 * 1024 * 1024
 """Bytes of the rows that are worked on. At least one row always is."""
 
 IN_TROUBLE = 3
-"""Rows that fail one after the other, with no answer in between, before that is taken for an outage; one less where it would
-cost the row."""
+"""Rows that fail one after the other, with no answer in between, before that is taken for an outage; one less where it
+would cost the row."""
 
 TICK = 0.5
 """Seconds between two looks at deadlines and files."""
@@ -508,7 +509,10 @@ class Run:
         return False
 
     def _told_to_wait(self, work: Work, request: RequestInFlight, refused: Refused) -> bool:
-        """Everybody waits, once, for as long as the server asks and is bearable. The row itself has done nothing wrong."""
+        """Everybody waits, once, for as long as the server asks and is bearable.
+
+        The row itself has done nothing wrong.
+        """
         verdict, settings, now = refused.verdict, self._settings, clock.now()
         if work.waits_since is None:
             work.waits_since = now
@@ -520,7 +524,8 @@ class Run:
             if work.waits > 3:
                 work.wait = (verdict.wait or 0.0) + _PATIENCE.delay(work.waits - 4, None, random.random())
             return False
-        # One row may be above a quota of its own, so it waits alone; when a second one is told the same, it is everybody's.
+        # One row may be above a quota of its own, so it waits alone; when a second one is told the same, it is
+        # everybody's.
         self._long_waits.add(work.row.custom_id)
         if not self._said_long_wait:
             self._said_long_wait = True
@@ -571,7 +576,10 @@ class Run:
             self._set_aside.append(work)
 
     def _end_set_aside(self) -> None:
-        """Decide about rows of models that were refused: their own trouble if anything else was answered, else the key's."""
+        """Decide about rows of models that were refused.
+
+        Their own trouble if anything else was answered, else the key's.
+        """
         if not self._set_aside:
             return
         if self._answering:

@@ -2,8 +2,8 @@
 
     bytes ─► compression (gzip, zstd, bzip2, xz) ─► characters (UTF-8, UTF-16, UTF-32) ─► rows (lines, a JSON array, CSV)
 
-Each step is told by the first bytes, so nobody has to say it, and each takes and gives pieces: a file of any size is read
-in a few megabytes. What cannot be read is a `FormatError`: one sentence that names the way out.
+Each step is told by the first bytes, so nobody has to say it, and each takes and gives pieces: a file of any size is
+read in a few megabytes. What cannot be read is a `FormatError`: one sentence that names the way out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from penstock.errors import PenstockError
 __all__ = ["MAX_LINE", "FormatError", "Prompt", "batches", "is_plain", "numbered", "rows"]
 
 MAX_LINE = 64 * 1024 * 1024
-"""Bytes of a row that are held in memory; a longer one is an error of that row. No service takes requests that large."""
+"""Bytes of a row that are held in memory; a longer one is an error of that row. No service takes requests that
+large."""
 
 Numbered = Iterator[tuple[int, bytes | None]]
 """(number from 1, the bytes of a row); None instead of a row above `MAX_LINE`."""

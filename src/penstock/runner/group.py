@@ -26,15 +26,16 @@ Limits = Mapping[str, tuple[Rate, ...]]
 """Unit → its limits."""
 
 LimitsOf = Callable[[str], tuple[str, "Limits | Limiter | Endpoint | None"]]
-"""Model → (name of the models that share its limits, the limits; a limiter that others use too; an endpoint, which other runs
-in this loop use too; None: the server's answers will tell)."""
+"""Model → (name of the models that share its limits, the limits; a limiter that others use too; an endpoint, which
+other runs in this loop use too; None: the server's answers will tell)."""
 
 LINE = 2
 """Rows that wait in a limiter's line: enough that it never runs dry, and few, because their order is settled."""
 
 SHARED_LINE = 6
-"""The same where the limits live in a store, whose answers are for as many as wait; rows that were granted and are still here
-count too. So a process that is slow asks for no more than it can send, and what all were granted reaches the server evenly."""
+"""The same where the limits live in a store, whose answers are for as many as wait; rows that were granted and are
+still here count too. So a process that is slow asks for no more than it can send, and what all were granted reaches the
+server evenly."""
 
 
 class Group:
@@ -45,8 +46,8 @@ class Group:
 
         Args:
             name: Of the models; `""` where all models share the limits.
-            limits: What the server enforces, at least one per unit; a limiter or an endpoint that others use too, which keeps
-                its own; None: the server's answers will tell.
+            limits: What the server enforces, at least one per unit; a limiter or an endpoint that others use too, which
+                keeps its own; None: the server's answers will tell.
             idle: Seconds since an earlier run used these limits up; `inf`: they are whole.
         """
         self.name = name
@@ -179,7 +180,10 @@ class Group:
         self.endpoint.limiter.reconfigure(**rates)
 
     def _comparable(self, quota: Quota) -> bool:
-        """Whether what remains, as headers tell it, is of a bucket of the size that they tell. We may know of a smaller one."""
+        """Whether what remains, as headers tell it, is of a bucket of the size that they tell.
+
+        We may know of a smaller one.
+        """
         known = () if self._promised is None else self._promised.get(quota.unit, ())
         return not any(rate.amount == quota.limit != rate.burst for rate in known)
 

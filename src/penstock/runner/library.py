@@ -3,8 +3,8 @@
     async for result in penstock.runner.run(rows, "https://api.openai.com/v1", limits="auto", journal="run.journal"):
         ...
 
-It is the engine of `penstock run` with other ends: rows are Python objects and results too. With a journal a run that was
-interrupted, in whatever way, goes on: what was answered is yielded again out of the journal and not sent.
+It is the engine of `penstock run` with other ends: rows are Python objects and results too. With a journal a run that
+was interrupted, in whatever way, goes on: what was answered is yielded again out of the journal and not sent.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Result:
         number: Of the row, from 1.
         custom_id: Its name, as given; `line-N` where none was; None where it could not be read.
         body: The answer as Python objects; None if there is none.
-        error: Why there is none: `code`, `message`, and what the service said as `status_code` and `body`; None if there is one.
+        error: Why there is none: `code`, `message`, and what the service said as `status_code` and `body`; None if
+            there is one.
         status_code: Of the answer; 0 if there is none.
         request_id: The service's own name of the request, if it told one.
         from_journal: Whether an earlier run got the answer.
@@ -94,14 +95,15 @@ async def run(
 ) -> AsyncGenerator[Result, None]:
     """Send rows at full quota and yield what becomes of each, in the order of the answers.
 
-    It runs on asyncio. Leaving the loop early stops it: what is on its way is dropped. Rows are read as they are needed; no more
-    than some hundreds beyond what was yielded.
+    It runs on asyncio. Leaving the loop early stops it: what is on its way is dropped. Rows are read as they are
+    needed; no more than some hundreds beyond what was yielded.
 
     Args:
         rows: Mappings, in OpenAI's Batch format (`custom_id`, `url`, `body`) or bare bodies.
         client_or_url: The base URL of a server, as SDKs want it, or what sends.
-        limits: Limits by unit, such as `{"requests": "3500/min", "tokens": "90k/min"}`; a `Limiter`, which may be shared with others
-            through a store; "auto": the server's answers tell, for each model; or a function of the model, see `group.LimitsOf`.
+        limits: Limits by unit, such as `{"requests": "3500/min", "tokens": "90k/min"}`; a `Limiter`, which may be
+            shared with others through a store; "auto": the server's answers tell, for each model; or a function of the
+            model, see `group.LimitsOf`.
         journal: A file that is written as `penstock run` writes its own; None: nothing is kept.
         headers: Sent with every request: `{"authorization": f"Bearer {key}"}`.
         cost: What a request takes from the limits, of (path, body).
@@ -114,7 +116,8 @@ async def run(
         max_pause: Longest wait that the server may ask of all rows, in seconds.
 
     Raises:
-        RunStoppedError: It ended before the rows did: no money, no server, no disk. What was answered was yielded before.
+        RunStoppedError: It ended before the rows did: no money, no server, no disk. What was answered was yielded
+            before.
         OutputError: The journal cannot be written, or is none.
         ValueError: A limit that is none.
     """
@@ -133,7 +136,8 @@ async def run(
     with contextlib.ExitStack() as stack:
         sink = _Yielded(None if journal is None else Path(journal), changed, stack)
         this = Run(source, sink, settings, limits_of, client)
-        # A task of its own and no task group: the consumer that leaves the loop may close this generator from another task.
+        # A task of its own and no task group: the consumer that leaves the loop may close this generator from another
+        # task.
         work = asyncio.create_task(this())
         work.add_done_callback(lambda _: sink.end())
         try:

@@ -6,8 +6,8 @@
      │  connected(), answered()      │  └──later each time──┘
      └───────────────────────────────┘
 
-A row that cannot connect has done nothing wrong and used nothing up, so nobody counts it against the row or the limits. What is
-bounded is time: how long a server may stay away, and how long one that was never reached may be tried.
+A row that cannot connect has done nothing wrong and used nothing up, so nobody counts it against the row or the limits.
+What is bounded is time: how long a server may stay away, and how long one that was never reached may be tried.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ class Plan:
         seconds: That the limits take at least; None: they are not known.
         binding: The limit that takes so long; None: none does.
         batch_share: What the Batch API takes, of the dollars.
-        batch_windows: Windows of a day that the Batch API takes at most, one after the other, since a model's queue holds so
-            many tokens; 1 if nobody said how many.
+        batch_windows: Windows of a day that the Batch API takes at most, one after the other, since a model's queue
+            holds so many tokens; 1 if nobody said how many.
     """
 
     rows: int = 0
@@ -99,7 +99,10 @@ class Plan:
 
     @property
     def dollars(self) -> float | None:
-        """What all that is sent costs, and the answers that are bounded, at most; None: the price of a model is not known."""
+        """What all that is sent costs, and the answers that are bounded, at most.
+
+        None: the price of a model is not known.
+        """
         total = 0.0
         for one in self.models.values():
             if one.input_dollars is None or one.output_dollars is None:

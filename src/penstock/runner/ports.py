@@ -34,7 +34,10 @@ class Source(Protocol):
     passed: int
 
     async def read(self) -> tuple[int, bytes | None] | None:
-        """The next row: its number from 1, and its JSON; None instead of JSON that is too long. None after the last row."""
+        """The next row: its number from 1, and its JSON; None instead of JSON that is too long.
+
+        None after the last row.
+        """
         ...
 
     def stop(self) -> None:

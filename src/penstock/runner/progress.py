@@ -1,4 +1,6 @@
-"""What is seen while a run goes on: a live display in a terminal, a plain line now and then elsewhere, events for programs.
+"""What is seen while a run goes on.
+
+A live display in a terminal, a plain line now and then elsewhere, events for programs.
 
 Only reads the run; nothing here can change or slow it but by the time it takes to draw, four times a second.
 """
@@ -257,7 +259,10 @@ async def _count(view: View, lines: Lines) -> None:
 
 
 def count_lines(lines: Lines) -> int | None:
-    """The lines of a regular file, its last one whether it ends or not; None for pipes. Looks for nothing else in it."""
+    """The lines of a regular file, its last one whether it ends or not; None for pipes.
+
+    Looks for nothing else in it.
+    """
     if not lines.is_regular:
         return None
     count, last = 0, b"\n"

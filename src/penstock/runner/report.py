@@ -1,7 +1,7 @@
 """A run as one HTML page: numbers, and pictures of them over time. It holds all it needs and asks nobody for anything.
 
-Pure: numbers in, text out. Every figure carries its value, `data-figure="answered" data-value="300"`, so that programs read
-what people see.
+Pure: numbers in, text out. Every figure carries its value, `data-figure="answered" data-value="300"`, so that programs
+read what people see.
 """
 
 from __future__ import annotations

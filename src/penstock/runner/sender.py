@@ -2,8 +2,8 @@
 
     ds.map_batches(Sender, fn_constructor_kwargs={"url": URL, "limiter": limiter}, concurrency=4)
 
-Each batch is a run of its own (`library`), in a thread of this object's, which keeps connections and what was learned of the
-server's limits from one batch to the next.
+Each batch is a run of its own (`library`), in a thread of this object's, which keeps connections and what was learned
+of the server's limits from one batch to the next.
 """
 
 from __future__ import annotations
@@ -33,20 +33,22 @@ LONGEST_CLOSE = 5.0
 """Seconds to wait for connections to close."""
 
 _left_behind: list[_Open] = []
-"""What a fork has copied. It is kept for ever: to drop it would close the sockets and selectors that the parent uses."""
+"""What a fork has copied. It is kept for ever: to drop it would close the sockets and selectors that the parent
+uses."""
 
 
 class Sender:
     """Sends batches of rows and returns what becomes of each; for workers that share a limit.
 
-    A limiter over a shared store can be pickled, so every worker is given the same one; a sender can be too. Connections are made
-    when the first batch comes and kept until `close()`. Several threads may call it at once: their batches share everything.
+    A limiter over a shared store can be pickled, so every worker is given the same one; a sender can be too.
+    Connections are made when the first batch comes and kept until `close()`. Several threads may call it at once: their
+    batches share everything.
 
-    A key in a header that an environment variable holds is not pickled: the variable's name is, and it must be set where the sender
-    is used.
+    A key in a header that an environment variable holds is not pickled: the variable's name is, and it must be set
+    where the sender is used.
 
-    Limits of a shared store are used but for a second's worth of their burst, which is kept back once: no process knows what
-    others were granted and have not sent yet.
+    Limits of a shared store are used but for a second's worth of their burst, which is kept back once: no process knows
+    what others were granted and have not sent yet.
     """
 
     def __init__(
@@ -80,12 +82,12 @@ class Sender:
         """Send a batch and wait for all of its answers.
 
         Args:
-            batch: A sequence of rows, as `run` takes them; or columns, as Ray and pandas hand them out: a mapping of names to
-                sequences, in which each column is a field of a row and text in `body` is JSON.
+            batch: A sequence of rows, as `run` takes them; or columns, as Ray and pandas hand them out: a mapping of
+                names to sequences, in which each column is a field of a row and text in `body` is JSON.
 
         Returns:
-            For rows: a list of `Result`, in their order. For columns: the same columns and, beside them, `answer` and `error`:
-            JSON as text, `""` where there is none.
+            For rows: a list of `Result`, in their order. For columns: the same columns and, beside them, `answer` and
+            `error`: JSON as text, `""` where there is none.
 
         Raises:
             RunStoppedError: No money, no server. Its `results` are those that were there by then.
@@ -258,7 +260,10 @@ def _rows_of(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _without_keys(headers: Mapping[str, str]) -> tuple[dict[str, str], dict[str, tuple[str, str, str]]]:
-    """Headers as they may travel; and for each key that the environment holds, what stands before and behind it, and the variable's name."""
+    """Headers as they may travel.
+
+    And for each key that the environment holds, what stands before and behind it, and the variable's name.
+    """
     rest, names = dict(headers), {}
     for header, value in headers.items():
         last = value.rpartition(" ")[2]

@@ -27,7 +27,8 @@ class Settings:
         give_up_after: Seconds for which a row may be told to wait, and the server may be away.
         max_pause: Longest wait that the server may ask of everybody, in seconds.
         idle: Seconds since an earlier run used these limits up; `inf`: they are whole.
-        on_ambiguous: What becomes of a row that was sent and may have been billed: "rerun" sends it again, "fail" gives it up.
+        on_ambiguous: What becomes of a row that was sent and may have been billed: "rerun" sends it again, "fail" gives
+            it up.
         change: What is done to each body before it is sent.
         salt: Stands for `change`: rows that are changed otherwise are other rows.
         rows: How many rows of the file are done, at most; None: all.

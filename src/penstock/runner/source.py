@@ -1,8 +1,8 @@
 """The rows of a file of requests: what is read, what each row asks for, and what is wrong with it.
 
-A row is JSON, in one of two shapes, which may be mixed: OpenAI's Batch format (`{"custom_id", "method", "url", "body"}`) or
-the bare body of a request; how rows stand in a file is the business of `formats`. A file is read once, from front to back,
-and only what is asked for: nothing here waits for anything but the file.
+A row is JSON, in one of two shapes, which may be mixed: OpenAI's Batch format (`{"custom_id", "method", "url",
+"body"}`) or the bare body of a request; how rows stand in a file is the business of `formats`. A file is read once,
+from front to back, and only what is asked for: nothing here waits for anything but the file.
 
 A row that cannot be sent is a `Rejected`, a value like any other: the reader goes on with the next.
 """
@@ -203,7 +203,10 @@ class Lines:
                     yield number, line
 
     def batches(self) -> Iterator[tuple[int, list[bytes | None]]]:
-        """The rows of a regular file once more, many at a time: (number of the first, rows). Blank lines may be among them."""
+        """The rows of a regular file once more, many at a time: (number of the first, rows).
+
+        Blank lines may be among them.
+        """
         if self.is_plain:
             yield from formats.batches(self.chunks())
         else:
@@ -285,7 +288,10 @@ def unnamed_key(number: int, line: bytes, salt: bytes = b"") -> int:
 
 
 def _cost_of(cost: Cost, path: str, body: dict[str, Any], dumped: bytes) -> Mapping[str, float]:
-    """What a request takes; by its size where the rule is at a loss with it: the service will say what is wrong with it."""
+    """What a request takes.
+
+    By its size where the rule is at a loss with it: the service will say what is wrong with it.
+    """
     try:
         return cost(path, body) or {}
     except Exception:  # noqa: BLE001 - the rule is a user's, or meets a body of a shape that no service takes
@@ -335,7 +341,8 @@ _LINE_ENDS = (("\u2028", "\\u2028"), ("\u2029", "\\u2029"), ("\x85", "\\u0085"))
 class IdSet:
     """A set of custom_ids that takes 8 bytes for each of them, and room to grow: 10 million rows fit into 160 MB.
 
-    It holds digests of 64 bits: two different ids are taken for one with a probability of 3 in a million for 10 million rows.
+    It holds digests of 64 bits: two different ids are taken for one with a probability of 3 in a million for 10 million
+    rows.
     """
 
     def __init__(self) -> None:
@@ -382,7 +389,10 @@ class IdSet:
 
 
 def custom_id_digest(custom_id: str | int) -> int:
-    """64 bits that stand for a custom_id. 7 and "7" are the same: a program that joins results to requests may read either."""
+    """64 bits that stand for a custom_id.
+
+    7 and "7" are the same: a program that joins results to requests may read either.
+    """
     return _digest(str(custom_id).encode("utf-8", "surrogatepass"))
 
 

@@ -5,9 +5,9 @@ Pure: counts in, numbers and sentences out. The optimum is a true lower bound: w
     T* = max( max over limits of (work - burst)+ / rate + tail latency,  sum of latencies / concurrency )
 
 where burst is what the limit held when the run began: all of it, unless an earlier run had just used it up.
-A request cannot be sent before the limits have let it and all the work before it through, and then it has to be answered.
-The tail latency is what the answer that ends last then adds to the time that the limits take. Work is what the rows cost
-once: what is sent again is not work, so retries show as lost time.
+A request cannot be sent before the limits have let it and all the work before it through, and then it has to be
+answered. The tail latency is what the answer that ends last then adds to the time that the limits take. Work is what
+the rows cost once: what is sent again is not work, so retries show as lost time.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Counts:
                 self.work[key] = self.work.get(key, 0.0) + units
 
     def earliest(self, group: str, allowances: Allowances) -> float:
-        """Seconds from the beginning before which the limits could not have let through all the work there was until now."""
+        """Seconds, from the beginning, that the limits made all the work until now take at least."""
         return max(
             (each.shortest(self.work.get((group, unit), 0.0)) for unit, those in allowances.items() for each in those),
             default=0.0,

@@ -1,7 +1,7 @@
 """What operating systems differ in, in one place: places in files, locks, pipes, signals.
 
-Each function does what is best here, and the next best where the system lacks it. Windows has no `pread`, no `flock`, opens files in text
-mode unless told otherwise, can `select` sockets only, and gives an event loop no signals.
+Each function does what is best here, and the next best where the system lacks it. Windows has no `pread`, no `flock`,
+opens files in text mode unless told otherwise, can `select` sockets only, and gives an event loop no signals.
 """
 
 from __future__ import annotations
@@ -73,7 +73,10 @@ def sync_data(file: int) -> None:
 
 
 def try_lock(file: int) -> bool:
-    """Keep other processes from locking a file; False if one has. True also where the system, or the file system, has no such locks."""
+    """Keep other processes from locking a file; False if one has.
+
+    True also where the system, or the file system, has no such locks.
+    """
     if _fcntl is None:
         return True
     try:

@@ -1,7 +1,7 @@
 """How a run went over time, in a bounded number of spans: what was sent, used, answered and refused in each.
 
-A span is as long as the run needs it to be: when there are too many, two become one. So a run of a minute is seen second by
-second, one of a week hour by hour, and memory is the same. Nothing is kept of a row.
+A span is as long as the run needs it to be: when there are too many, two become one. So a run of a minute is seen
+second by second, one of a week hour by hour, and memory is the same. Nothing is kept of a row.
 """
 
 from __future__ import annotations

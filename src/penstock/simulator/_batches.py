@@ -238,7 +238,8 @@ class Library:
             )
         batch.tokens[model] += self.simulation.charge(batch.endpoint, body)
 
-    # What comes out -----------------------------------------------------------------------------------------------------
+    # What comes out
+    # -----------------------------------------------------------------------------------------------------
 
     def done_until(self, batch: Batch, now: float) -> int:
         """Rows that are worked on until a moment: in order, one after the other."""

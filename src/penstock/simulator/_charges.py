@@ -32,8 +32,8 @@ def _largest(path: str, body: Mapping[str, Any]) -> int:
 
 
 CHARGES: dict[str, Charge] = {"input": _replies.charge, "sum": _sum, "largest": _largest}
-"""`input`: OpenAI's today. `sum`: input and all that may be answered, as Azure charges, and OpenAI did until 2025. `largest`: the
-larger of both, as OpenAI's documentation has it."""
+"""`input`: OpenAI's today. `sum`: input and all that may be answered, as Azure charges, and OpenAI did until 2025.
+`largest`: the larger of both, as OpenAI's documentation has it."""
 
 
 def charge_rule(text: str) -> Charge:

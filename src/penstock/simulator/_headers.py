@@ -15,8 +15,8 @@ __all__ = ["format_duration", "hint_headers", "rate_limit_headers", "retry_heade
 def format_duration(seconds: float | Fraction) -> str:
     """Write a duration like Go's `time.Duration`, cut to milliseconds.
 
-    `0s`, `12ms`, `8.64s`, `1m6.779s`, `6m0s`, `23h18m29.144s`. A float is taken as the decimal number that it prints as,
-    so 0.12 is 120ms and not the 119 that its binary value would be cut to.
+    `0s`, `12ms`, `8.64s`, `1m6.779s`, `6m0s`, `23h18m29.144s`. A float is taken as the decimal number that it prints
+    as, so 0.12 is 120ms and not the 119 that its binary value would be cut to.
 
     Raises:
         ValueError: It is below 0 or not finite.
@@ -51,7 +51,8 @@ def rate_limit_headers(unit: str, limit: float, remaining: int, reset_ns: int) -
 def retry_headers(wait_ns: int) -> dict[str, str]:
     """How long a refused caller should wait, above 0: `retry-after` in whole seconds, and `retry-after-ms`.
 
-    Both are rounded up, to 1 at least, so a client that waits as told is not refused again by what was left of a millisecond.
+    Both are rounded up, to 1 at least, so a client that waits as told is not refused again by what was left of a
+    millisecond.
     """
     milliseconds = ceil_milliseconds(wait_ns)
     return {"retry-after": str(-(-milliseconds // 1000)), "retry-after-ms": str(milliseconds)}

@@ -188,7 +188,8 @@ class _Uvicorn(uvicorn.Server):
                 # Otherwise this is our own `shutdown`: nobody is connected any more, and nothing went wrong.
 
         options: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "ws": "none"}
-        # By itself uvicorn closes connections that were idle for 5 s, just when clients that pace themselves use them again.
+        # By itself uvicorn closes connections that were idle for 5 s, just when clients that pace themselves use them
+        # again.
         options |= {"lifespan": "off", "timeout_keep_alive": 600}
         super().__init__(uvicorn.Config(application, http=_Connection, **options))
         self.ready = threading.Event()

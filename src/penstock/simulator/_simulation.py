@@ -43,14 +43,17 @@ Fault = Literal[
 - `overloaded`: 503 with code `server_is_overloaded`. Charged.
 - `slow_down`: 429 with code `slow_down`. Not admitted.
 - `dropped`: the connection is closed without an answer; that of a stream, in the middle of it. Charged.
-- `broken_stream`: an error event in the middle of a stream that began with 200. Charged. Means nothing without `stream`.
+- `broken_stream`: an error event in the middle of a stream that began with 200. Charged. Means nothing without
+  `stream`.
 - `insufficient_quota`: 429 with that code, which no wait mends. Not admitted.
 - `bad_gateway`: 502 with a page of HTML and no header of a limit. Charged, as all that follow.
 - `hang`: nothing comes, or nothing more of a stream, until the client is gone.
 - `cut_short`: the connection is closed after the headers and half of the answer; that of a stream, in the middle of it.
 - `truncated`: half of the answer, as if it were all of it; a stream that ends in the middle, politely.
-- `error_in_200`: 200 with an error and no choices. `empty`: with nothing. `null`: with null. `no_choices`: with none of them.
-- `no_headers`: an answer without headers of limits. `gzip`: a compressed one. Both are answers, and mean nothing to a stream.
+- `error_in_200`: 200 with an error and no choices. `empty`: with nothing. `null`: with null. `no_choices`: with none of
+  them.
+- `no_headers`: an answer without headers of limits. `gzip`: a compressed one. Both are answers, and mean nothing to a
+  stream.
 """
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 
@@ -175,8 +178,8 @@ class Batches:
         per_row: Seconds more for each row.
         finalizing: Seconds from the last row until the files are there; also from a cancellation to its end.
         window: Seconds after its creation at which a batch expires: rows that are not done by then never are.
-        enqueued_tokens: Tokens of input that all batches for one model may hold until they end; a batch above them fails
-            when it is checked. None: no bound.
+        enqueued_tokens: Tokens of input that all batches for one model may hold until they end; a batch above them
+            fails when it is checked. None: no bound.
         max_rows: Rows in a batch.
         max_bytes: Bytes in its file.
         one_model: Whether all rows of a batch must name the same model.
@@ -206,9 +209,9 @@ class Simulation:
     """A server to simulate: its limits, its speed, its faults.
 
     Args:
-        requests: Limits on requests: a `Rate`, a string such as `"3500/min"`, a `Window`, `penstock.sliding(…)`, one of these
-            in `Hidden(…)`, or several. None: no limit. The headers show the one with the longest period that is not hidden, as
-            OpenAI shows requests per day where there is such a limit.
+        requests: Limits on requests: a `Rate`, a string such as `"3500/min"`, a `Window`, `penstock.sliding(…)`, one of
+            these in `Hidden(…)`, or several. None: no limit. The headers show the one with the longest period that is
+            not hidden, as OpenAI shows requests per day where there is such a limit.
         tokens: The same for tokens; the headers show the one with the shortest period.
         latency: How long answers take.
         faults: How often something goes wrong.
@@ -218,8 +221,8 @@ class Simulation:
         count_tokens: Tokens in a text, for the numbers in `usage`. Default: its UTF-8 bytes / 4, rounded up.
         count_refused: Whether a request refused with 429 takes from the limits on requests too, as OpenAI's do: a
             client that resends without waiting is never served.
-        tolerance: Seconds by which a request may come too early and still be admitted; the level goes below 0 for it, so
-            this does not add up. By default what a client's rounding may amount to; 0: not a nanosecond.
+        tolerance: Seconds by which a request may come too early and still be admitted; the level goes below 0 for it,
+            so this does not add up. By default what a client's rounding may amount to; 0: not a nanosecond.
         output_tokens: Length of an answer, in tokens of 4 bytes; never below the 4 that the fingerprint takes.
         dimensions: Length of an embedding, unless the request says.
         concurrency: Requests that are worked on at once; more wait, after their admission. None: no bound.
@@ -229,8 +232,9 @@ class Simulation:
         shuffle_embeddings: Answer the entries of a list in any order, so that only `index` tells which is which.
         organization: The name that messages and headers give to the account.
         headers: What answers tell: `"openai"`, all; `"remaining"`, no resets; `"none"`, nothing.
-        hints: What refusals tell of the wait: `"all"`; `"retry-after"`, whole seconds in that header; the same as a `"date"`
-            or as a `"duration"` like 5s; `"milliseconds"`, in `retry-after-ms`; `"message"`, in words alone; `"none"`.
+        hints: What refusals tell of the wait: `"all"`; `"retry-after"`, whole seconds in that header; the same as a
+            `"date"` or as a `"duration"` like 5s; `"milliseconds"`, in `retry-after-ms`; `"message"`, in words alone;
+            `"none"`.
         changes: What becomes of the limits, and when.
         strangers: Other clients of the account.
         batches: How batches of requests are worked on.

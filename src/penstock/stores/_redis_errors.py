@@ -1,4 +1,7 @@
-"""What a Redis server or its client says instead of an answer, sorted: what passes by itself, and what somebody must mend."""
+"""What a Redis server or its client says instead of an answer, sorted.
+
+What passes by itself, and what somebody must mend.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ _CANNOT_NOW = frozenset(
 
 
 def explain(error: Exception, server: RedisServer, prefix: str, names: Sequence[str]) -> StoreError:
-    """Our error for one of the client's, which has taken the code off some of the server's errors, and left it on others.
+    """Our error for one of the client's. It takes the code off some errors of the server's, and leaves it on others.
 
     `names`: of the rows that were asked for, in their order.
     """

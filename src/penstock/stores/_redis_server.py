@@ -1,7 +1,10 @@
-"""How a Redis server is reached: every connection of a store is made here, with all that its URL or the user's own client says.
+"""How a Redis server is reached.
 
-That is: the address, TLS, user and password, or what provides them; for the server itself, for every node of a cluster, for what listens to
-announcements, and for Sentinels what was said of those. Time-outs, encoding and retries are the store's own everywhere.
+Every connection of a store is made here, with all that its URL or the user's own client says.
+
+That is: the address, TLS, user and password, or what provides them; for the server itself, for every node of a cluster,
+for what listens to announcements, and for Sentinels what was said of those. Time-outs, encoding and retries are the
+store's own everywhere.
 """
 
 from __future__ import annotations
@@ -90,7 +93,8 @@ class RedisServer:
     def cluster(self, nodes: Sequence[Node]) -> Any:
         """A client of the cluster, which will hear of its other nodes from these.
 
-        It hands the options that it knows to the connections of the nodes, and no others; so the class of those connections adds all.
+        It hands the options that it knows to the connections of the nodes, and no others; so the class of those
+        connections adds all.
         """
         library = _library("cluster")
         kind, options = self._of_nodes()
@@ -138,7 +142,9 @@ class _Sentinels:
 
 
 def _manager(sentinels: list[Any], least: int, force_ip: str | None) -> Any:
-    """redis-py's list of Sentinels. Where none names a primary, its error has what each of them said instead as `problems`.
+    """redis-py's list of Sentinels.
+
+    Where none names a primary, its error has what each of them said instead as `problems`.
 
     redis-py's own has their text, among all options of their clients, and stops at the first that lacks a permission.
     """
@@ -241,7 +247,10 @@ def _wrong_option(address: Address, problem: str) -> ValueError:
 
 
 def _sentinel(address: Address, timeout: float) -> RedisServer:
-    """The primary of a service. Options whose names begin with `sentinel_` are about the Sentinels, and all of TLS about both."""
+    """The primary of a service.
+
+    Options whose names begin with `sentinel_` are about the Sentinels, and all of TLS about both.
+    """
     service, _, db = address.path.strip("/").partition("/")
     if not service:
         raise ValueError(f"{address.shown!r} names no service: use redis+sentinel://host:26379/mymaster")
@@ -285,7 +294,7 @@ def _kind_and_options(
 
 
 def server_of(client: Any, timeout: float) -> RedisServer:
-    """The server of a client: one of redis-py (plain, of a cluster, or made by a Sentinel; asyncio too), or of valkey-py.
+    """The server of a client of redis-py (plain, of a cluster, or made by a Sentinel; asyncio too) or of valkey-py.
 
     Raises:
         ValueError: It is none of those.
@@ -419,7 +428,10 @@ def _ours(kind: Any, timeout: float) -> Options:
 
 
 class _BoundedSocket:
-    """A socket on which whole answers have a time-out: a server that says one byte now and then would keep a plain one waiting for ever."""
+    """A socket on which whole answers have a time-out.
+
+    A server that says one byte now and then would keep a plain one waiting for ever.
+    """
 
     __slots__ = ("_socket", "_timeout", "_until")
 

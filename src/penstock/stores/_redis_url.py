@@ -118,7 +118,10 @@ class Address:
             )
 
     def _check_ports(self) -> None:
-        """Refuse hosts and ports that are none, without a word of theirs: where an @ was forgotten, they are a password."""
+        """Refuse hosts and ports that are none, without a word of theirs.
+
+        Where an @ was forgotten, they are a password.
+        """
         for host in self.hosts.split(","):
             bracketed, _, behind = host.rpartition("]")
             name, _, port = behind.partition(":")

@@ -1,10 +1,11 @@
 """What a shared store is: one call that decides a batch, with the store's own time.
 
 A store knows no waiters. It keeps a row of bytes per name, and beside it the limits that the row is counted for, so
-that a process with other limits under the same name is found out. All arithmetic is in `_core.ledger`, or in its twin in Lua.
+that a process with other limits under the same name is found out. All arithmetic is in `_core.ledger`, or in its twin
+in Lua.
 
-To write a store of your own, subclass `Store` and give it one method, `exchange`: read some rows, call a function, write what
-it returns, all of it atomically. `penstock.testing.store_contract` holds what it must then keep.
+To write a store of your own, subclass `Store` and give it one method, `exchange`: read some rows, call a function,
+write what it returns, all of it atomically. `penstock.testing.store_contract` holds what it must then keep.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Terms:
 
     Attributes:
         name: What the state is kept under.
-        limits: Per unit, in the order of the units' names, so that the order in which they were written does not matter.
+        limits: Per unit, in the order of the units' names, so that the order in which they were written does not
+            matter.
         lease: Seconds for which processes may hold what they were granted before they use it; None: they do not.
         text: The same in one line, to be compared, and read back by `of_text`.
     """
@@ -266,19 +268,22 @@ class Store(ABC):
     """A shared store. Its methods block, and are called by one thread: the dispatcher's, which begins at first use.
 
     Args:
-        place_ttl: Seconds after which the places in flight of a process that died come back, where the limit says nothing else.
-            A living process renews its places three times as often.
+        place_ttl: Seconds after which the places in flight of a process that died come back, where the limit says
+            nothing else. A living process renews its places three times as often.
         patience: Seconds without an answer after which `on_outage` says what happens.
-        on_outage: "raise": waiters and new calls get `StoreError` until there is an answer. "share": this process goes on by itself
-            with `share` of every limit. "open": everything is let through. What was let through is charged afterwards.
-        share: The part of the limits that this process may use while there is no answer: 1/n where n processes share them.
+        on_outage: "raise": waiters and new calls get `StoreError` until there is an answer. "share": this process goes
+            on by itself with `share` of every limit. "open": everything is let through. What was let through is charged
+            afterwards.
+        share: The part of the limits that this process may use while there is no answer: 1/n where n processes share
+            them.
         on_event: Hears a `penstock.events.StoreLost` or `StoreRecovered` whenever that changes.
     """
 
     batch: ClassVar[int] = 64
     """The most requests in one call."""
     quiet_at_fork: ClassVar[bool] = True
-    """Whether a fork waits until nothing is being asked, so that `before_fork` can let go of what a child must not inherit."""
+    """Whether a fork waits until nothing is being asked, so that `before_fork` can let go of what a child must not
+    inherit."""
     lost_is_empty: bool = False
     """Whether a row that is not there counts as used up."""
     hears: ClassVar[bool] = False
@@ -322,8 +327,9 @@ class Store(ABC):
     ) -> None:
         """Read the rows of `names`, call `decide` with them and the time, and write what it returns: atomically.
 
-        `decide` gets the store's time in microseconds since 1970, whole, and returns per name the row to write and the seconds
-        for which it means something, or None for "leave it". It may be called again if the rows have changed meanwhile.
+        `decide` gets the store's time in microseconds since 1970, whole, and returns per name the row to write and the
+        seconds for which it means something, or None for "leave it". It may be called again if the rows have changed
+        meanwhile.
 
         Raises:
             Unreachable: No answer; trying again may help.
@@ -445,7 +451,9 @@ class Store(ABC):
         self.disconnect()
 
     def recipe(self) -> Recipe:
-        """What another process makes this store from, so that its limiters can be pickled; without secrets that the environment holds.
+        """What another process makes this store from, so that its limiters can be pickled.
+
+        Without secrets that the environment holds.
 
         Raises:
             TypeError: It cannot be made again.
@@ -497,8 +505,8 @@ class Store(ABC):
         Requests that still wait get a `StoreError`.
 
         Args:
-            timeout: Seconds to wait for that, at most; `patience` and the time of a call unless given. What takes longer goes on in the
-                background.
+            timeout: Seconds to wait for that, at most; `patience` and the time of a call unless given. What takes
+                longer goes on in the background.
         """
         self.in_use = False
         if self.dispatcher is None:

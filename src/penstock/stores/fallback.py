@@ -1,4 +1,7 @@
-"""What decides while a shared store does not answer and `on_outage` lets the process go on: memory, by the same arithmetic."""
+"""What decides while a shared store does not answer and `on_outage` lets the process go on.
+
+Memory, by the same arithmetic.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
 """State on a Redis or Valkey server (6.2 or later; alone, behind Sentinel, or a cluster), for any number of machines.
 
-One script decides a batch, at one moment of the server's own clock. The dispatcher's thread owns the connection, with redis-py's plain
-blocking client: so asyncio, trio and threads are all the same to this store, and no reply is ever lost to a cancelled task.
+One script decides a batch, at one moment of the server's own clock. The dispatcher's thread owns the connection, with
+redis-py's plain blocking client: so asyncio, trio and threads are all the same to this store, and no reply is ever lost
+to a cancelled task.
 
-Nothing is sent twice by accident. The client's own retries are off, since they would execute a script again; a batch whose reply was lost is
-sent again under its number, and the script then repeats what it answered (it remembers each process's last answer for ten
-minutes). A server that lost its scripts is given them anew; one that lost its memory is what `on_state_loss` is about.
+Nothing is sent twice by accident. The client's own retries are off, since they would execute a script again; a batch
+whose reply was lost is sent again under its number, and the script then repeats what it answered (it remembers each
+process's last answer for ten minutes). A server that lost its scripts is given them anew; one that lost its memory is
+what `on_state_loss` is about.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from penstock.stores.contract import Batch, Recipe, Reply, Row, Store, Terms, Un
 __all__ = ["RedisStore"]
 
 OLDEST = (6, 2)
-"""The first version with what the script needs (`EXPIRE` inside scripts that are replicated by effect, and RESP as it is now)."""
+"""The first version with what the script needs (`EXPIRE` inside scripts that are replicated by effect, and RESP as it
+is now)."""
 
 
 KEPT_IF_EMPTY = 30 * 86_400
@@ -59,15 +62,17 @@ class RedisStore(Store):
     """The limits of many machines, on a Redis or Valkey server.
 
     Args:
-        server: A URL, or your own redis-py client, of which the address and the credentials are taken, not the connections.
-            `redis://[user:password@]host[:port][/db]`, `rediss://` for TLS, `unix://path`, and
-            `redis+sentinel://[user:password@]host:port[,host:port…]/service[/db]`. A cluster is recognised by any of its nodes.
+        server: A URL, or your own redis-py client, of which the address and the credentials are taken, not the
+            connections. `redis://[user:password@]host[:port][/db]`, `rediss://` for TLS, `unix://path`, and
+            `redis+sentinel://[user:password@]host:port[,host:port…]/service[/db]`. A cluster is recognised by any of
+            its nodes.
         prefix: What all keys begin with.
-        group: Cluster only: a function of a limiter's name; names of one group live together, and can be joined with `&`.
+        group: Cluster only: a function of a limiter's name; names of one group live together, and can be joined with
+            `&`.
         timeout: Seconds to wait for a connection, and for a reply.
-        on_state_loss: After the server has lost what it knew of a limiter (a restart, an eviction, a key that somebody deleted), it begins "full"
-            (at most one burst too much each time), or "empty" (never too much; costs one burst, at the very first start too, and
-            after 30 days without use).
+        on_state_loss: After the server has lost what it knew of a limiter (a restart, an eviction, a key that somebody
+            deleted), it begins "full" (at most one burst too much each time), or "empty" (never too much; costs one
+            burst, at the very first start too, and after 30 days without use).
         options: As for every shared store: `place_ttl`, `patience`, `on_outage`, `share`, `on_event`.
 
     Raises:
@@ -214,7 +219,10 @@ class RedisStore(Store):
         return self.decide_at(batch, 0.0)
 
     def decide_at(self, batch: Batch, now: float) -> Reply:
-        """`decide`, at a moment of the caller's choice, in microseconds since 1970; 0: the server's. For tests of the arithmetic."""
+        """`decide`, at a moment of the caller's choice, in microseconds since 1970; 0: the server's.
+
+        For tests of the arithmetic.
+        """
         terms = batch.terms
         numbers: list[float] = [now, batch.owner, batch.number, 1.0 if self.lost_is_empty else 0.0, len(terms)]
         limits = 0
@@ -295,7 +303,8 @@ class RedisStore(Store):
         """The answer of the server. `names`: of the rows that it is asked for, in their order.
 
         Raises:
-            Unreachable, StoreError: What the client raised, as ours. An error of the client's that tells a password is left out.
+            Unreachable, StoreError: What the client raised, as ours. An error of the client's that tells a password is
+                left out.
         """
         try:
             return ask()

@@ -1,16 +1,20 @@
 """State in a file of this machine, for all of its processes: durable, and without a server.
 
-Each row has a checksum, so a flipped bit is an error and never a grant. Once for each file all rows are looked at, since a name that cannot be
-found any more would be a limit that is full: if any row is damaged, names without a row are refused, and the others go on. A file that was removed or replaced while it was open is found out by
-its inode, and so are the two that SQLite keeps beside it: the log, and the index of the log, through which processes see what the others have written.
+Each row has a checksum, so a flipped bit is an error and never a grant. Once for each file all rows are looked at,
+since a name that cannot be found any more would be a limit that is full: if any row is damaged, names without a row are
+refused, and the others go on. A file that was removed or replaced while it was open is found out by its inode, and so
+are the two that SQLite keeps beside it: the log, and the index of the log, through which processes see what the others
+have written.
 
-One transaction decides a whole batch, in the dispatcher's thread, so the event loop is never blocked by the disk. The journal is
-a write-ahead log with `synchronous=NORMAL`: a process may be killed at any instruction, and after a power cut the file is
-whole, though the last moments may be missing. Time is the machine's wall clock; rows are relative to the moment they were
-written, so a clock that steps back grants nothing (a clock that steps forward refills, as it must look to everybody).
+One transaction decides a whole batch, in the dispatcher's thread, so the event loop is never blocked by the disk. The
+journal is a write-ahead log with `synchronous=NORMAL`: a process may be killed at any instruction, and after a power
+cut the file is whole, though the last moments may be missing. Time is the machine's wall clock; rows are relative to
+the moment they were written, so a clock that steps back grants nothing (a clock that steps forward refills, as it must
+look to everybody).
 
-SQLite's own `busy_timeout` sleeps in ever longer steps, so that one of four processes hardly ever gets the lock. Here it is 0, and
-a process that finds the file locked tries again after a random 50 to 200 µs; after a tenth of a second, twenty times as rarely.
+SQLite's own `busy_timeout` sleeps in ever longer steps, so that one of four processes hardly ever gets the lock. Here
+it is 0, and a process that finds the file locked tries again after a random 50 to 200 µs; after a tenth of a second,
+twenty times as rarely.
 """
 
 from __future__ import annotations
@@ -52,10 +56,12 @@ _KEPT_LONGER = 3600
 
 
 _QUICK = 0.1
-"""Seconds for which the lock is asked for again and again; after that another process keeps it, and it is asked for more rarely."""
+"""Seconds for which the lock is asked for again and again; after that another process keeps it, and it is asked for
+more rarely."""
 
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
-"""Codes of errors that only a damaged file, or one that somebody else has changed, can bring about: our statements are right."""
+"""Codes of errors that only a damaged file, or one that somebody else has changed, can bring about: our statements are
+right."""
 
 _FileId = tuple[int, int] | None
 """Device and inode of a file; None: there is none."""
@@ -118,12 +124,13 @@ class SQLiteStore(Store):
     """The limits of one machine, in one file.
 
     Args:
-        path: The file; made if it is not there. Not on a network drive: SQLite's locks do not hold there. A relative path is one of the directory
-            that is current now.
+        path: The file; made if it is not there. Not on a network drive: SQLite's locks do not hold there. A relative
+            path is one of the directory that is current now.
         options: As for every shared store: `place_ttl`, `patience`, `on_outage`, `share`, `on_event`.
 
     Raises:
-        ValueError: An option is wrong, or no file can have that path. What is wrong with the file is found at first use, as `StoreError`.
+        ValueError: An option is wrong, or no file can have that path. What is wrong with the file is found at first
+            use, as `StoreError`.
     """
 
     batch = 256
@@ -255,7 +262,7 @@ class SQLiteStore(Store):
         self._verified = self._file
 
     def _check_files(self, connection: sqlite3.Connection) -> None:
-        """Refuse to go on in files that are not at their paths any more, where other processes would not see what is granted.
+        """Refuse to go on in files that are not at their paths any more: other processes would not see what is granted.
 
         Raises:
             StoreError: One was removed or replaced. The next call opens what is there then.

@@ -1,8 +1,8 @@
 """Caps per user in front of a web application: 429 with `Retry-After`, and the IETF's RateLimit headers.
 
-`QuotaMiddleware` goes around any ASGI application and depends on nothing. `quota_dependency` is for FastAPI's `Depends`. The headers are
-those of draft-ietf-httpapi-ratelimit-headers-10: `RateLimit-Policy` says what is promised, `RateLimit` what is left, each with
-an item per cap.
+`QuotaMiddleware` goes around any ASGI application and depends on nothing. `quota_dependency` is for FastAPI's
+`Depends`. The headers are those of draft-ietf-httpapi-ratelimit-headers-10: `RateLimit-Policy` says what is promised,
+`RateLimit` what is left, each with an item per cap.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ _PROBLEM = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 
 
 def rate_limit_headers(quotas: list[Quota], now: float) -> dict[str, str]:
-    """`RateLimit-Policy` and `RateLimit` of a user's caps, as they stand at the moment `now`; empty if there are no caps.
+    """`RateLimit-Policy` and `RateLimit` of a user's caps, as they stand at the moment `now`.
+
+    Empty if there are no caps.
 
     Dollars are counted in cents there, as these fields hold whole numbers.
     """
@@ -69,17 +71,17 @@ def _refusal(quotas: Quotas, error: QuotaExceeded) -> dict[str, str]:
 class QuotaMiddleware:
     """Charges each HTTP request to its user, and answers 429 for the application where the user has come to a cap.
 
-    Answers get the RateLimit headers, streams as well. The permit is `request.state.permit`: the application says by its
-    `settle()` what the request took. Requests stay charged if the application fails or the client goes away. Websockets,
-    lifespans and requests of nobody pass through as they are.
+    Answers get the RateLimit headers, streams as well. The permit is `request.state.permit`: the application says by
+    its `settle()` what the request took. Requests stay charged if the application fails or the client goes away.
+    Websockets, lifespans and requests of nobody pass through as they are.
 
     Args:
         app: The application.
         quotas: The caps.
-        user: A function of the ASGI scope that returns the request's user, plain or async; None: it is not limited. It must not
-            trust what a client can write at will.
-        cost: A function of the scope that returns what the request costs at first, as `{"tokens": 500}`; one request, and the
-            least of the other units, unless given.
+        user: A function of the ASGI scope that returns the request's user, plain or async; None: it is not limited. It
+            must not trust what a client can write at will.
+        cost: A function of the scope that returns what the request costs at first, as `{"tokens": 500}`; one request,
+            and the least of the other units, unless given.
 
     Raises:
         ValueError: An argument is wrong.
@@ -145,12 +147,13 @@ def quota_dependency(
 ) -> Callable[..., Awaitable[Permit | None]]:
     """A dependency for FastAPI: `permit: Annotated[Permit, Depends(quota_dependency(quotas, user=...))]`.
 
-    It charges the request, adds the RateLimit headers to the answer, and gives the endpoint the permit, to `settle()`. Beyond a
-    cap FastAPI answers 429, with `Retry-After`.
+    It charges the request, adds the RateLimit headers to the answer, and gives the endpoint the permit, to `settle()`.
+    Beyond a cap FastAPI answers 429, with `Retry-After`.
 
     Args:
         quotas: The caps.
-        user: A function of the `Request` that returns its user, plain or async. None: it is not limited, and the permit is None.
+        user: A function of the `Request` that returns its user, plain or async. None: it is not limited, and the permit
+            is None.
         cost: A function of the `Request` that returns what it costs at first, as `{"tokens": 500}`.
 
     Raises:

@@ -35,7 +35,8 @@ _NOTHING = 1e-9
 """Stands for a cap of 0, which no limit can have: less than any call takes."""
 
 _ANYTHING = 1e15
-"""A month's amount that stands for no cap. It is counted all the same: a cap may come at any time, and must find what was used."""
+"""A month's amount that stands for no cap. It is counted all the same: a cap may come at any time, and must find what
+was used."""
 
 _SCALES = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000, "B": 1_000_000_000}
 _TEXT = re.compile(r"\s*\$?\s*(\d{1,15}(?:_\d{3}){0,4}(?:\.\d{1,9})?)\s*([kMGB]?)\s*(?:/|per\b)\s*([a-z]{1,10})\s*")
@@ -65,7 +66,10 @@ class Cap:
         self.limit("")
 
     def limit(self, unit: str) -> Calendar:
-        """The limit that counts it. A call that does not say how much it takes is charged the least until it is settled."""
+        """The limit that counts it.
+
+        A call that does not say how much it takes is charged the least until it is settled.
+        """
         return Calendar(max(self.amount, _NOTHING), self.period, self.tz, _least(unit))
 
     def __str__(self) -> str:

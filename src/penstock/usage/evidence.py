@@ -1,7 +1,9 @@
-"""What a ledger proves of a need for higher limits, in the figures that services ask for. Pure but for the ledger that it reads.
+"""What a ledger proves of a need for higher limits, in the figures that services ask for.
 
-A minute is *active* if something was sent in it; percentiles are over active minutes, as nights would hide every peak. Business days are
-Monday to Friday, of the time zone that is asked for.
+Pure but for the ledger that it reads.
+
+A minute is *active* if something was sent in it; percentiles are over active minutes, as nights would hide every peak.
+Business days are Monday to Friday, of the time zone that is asked for.
 """
 
 from __future__ import annotations
@@ -79,7 +81,8 @@ class Projection:
         unit: Of the limit.
         growth: Factor by which use grows a week; 1: it does not.
         peaks: (weeks from now, units in the busiest minute).
-        reached_in: Weeks until the busiest minute takes all of the limit; 0: it does now; `inf`: never; None: no limit is known.
+        reached_in: Weeks until the busiest minute takes all of the limit; 0: it does now; `inf`: never; None: no limit
+            is known.
     """
 
     unit: str
@@ -103,7 +106,8 @@ class Evidence:
         days: The last ten business days, the earliest first.
         projections: For requests and tokens; empty: fewer than ten business days were recorded.
         price: Dollars a token; None: nobody knows.
-        hour: Dollars that an hour at the full token limit costs, all as input and all as output; None: no limit or price is known.
+        hour: Dollars that an hour at the full token limit costs, all as input and all as output; None: no limit or
+            price is known.
         dropped: Events of the whole ledger that are missing.
     """
 
@@ -143,7 +147,8 @@ def evidence_of(
         tz: The time zone of days.
         limits: Per unit; None: as they were told last.
         price: Dollars a token; None: nobody knows.
-        growth: Factor by which use grows a week; None: as it grew from the first five business days of ten to the last five.
+        growth: Factor by which use grows a week; None: as it grew from the first five business days of ten to the last
+            five.
     """
     zone = ZoneInfo(tz)
     minutes = tuple(history.minutes(subject, since, until))

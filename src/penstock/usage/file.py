@@ -1,7 +1,7 @@
 """The file of a ledger: its tables, and how it is opened.
 
-It is a SQLite database in the write-ahead mode, so that several processes may write and read at once, and a process may be killed
-at any instruction. What was committed survives that; a power cut may take the last moments.
+It is a SQLite database in the write-ahead mode, so that several processes may write and read at once, and a process may
+be killed at any instruction. What was committed survives that; a power cut may take the last moments.
 """
 
 from __future__ import annotations

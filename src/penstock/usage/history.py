@@ -31,8 +31,8 @@ class RecordedCall:
         user: Its flow; None: nobody said.
         limiter: The limiter's name.
         model: Which was asked.
-        outcome: "granted": nobody said what became of it. "answered", "rejected" (429), "failed", "lost": as the service answered, or
-            did not. "refused": the limiter said "not now". "withdrawn": it was never sent.
+        outcome: "granted": nobody said what became of it. "answered", "rejected" (429), "failed", "lost": as the
+            service answered, or did not. "refused": the limiter said "not now". "withdrawn": it was never sent.
         status: Of the service's answer.
         waited: Seconds in the queue.
         elapsed: Seconds from the grant to the end of the answer.
@@ -174,7 +174,10 @@ class History:
     def totals_by(
         self, what: Literal["user", "subject", "outcome"], since: float | None = None, until: float | None = None
     ) -> dict[str, Totals]:
-        """The totals of each user (`""`: nobody said), each model (or limiter, where no model is known), or each outcome."""
+        """The totals of each user, each model (or limiter, where no model is known), or each outcome.
+
+        The user `""` is that of calls without one.
+        """
         column = _COLUMNS[what]
         query = f"SELECT {column}, {_TOTALS} FROM calls WHERE {_BETWEEN} GROUP BY 1 ORDER BY 3 DESC, 1"  # noqa: S608
         return {name: Totals(*row) for name, *row in self._rows(query, _span(since, until))}

@@ -4,10 +4,10 @@
     limiter = Limiter(requests=per_minute(3_500), on_event=ledger)
     client = limit_client(AsyncOpenAI(), on_event=ledger)
 
-A call hands its event to a queue in memory and goes on. A thread writes what is in the queue into the file, twenty times a second at
-most, one transaction each. So a process that ends, in whatever way but kill -9, loses nothing; kill -9 costs what happened in the last
-100 ms. A disk that is slow or full stops nobody: the queue fills up to `max_pending` events, and what comes then is dropped, counted,
-and noted in the file as a gap.
+A call hands its event to a queue in memory and goes on. A thread writes what is in the queue into the file, twenty
+times a second at most, one transaction each. So a process that ends, in whatever way but kill -9, loses nothing; kill
+-9 costs what happened in the last 100 ms. A disk that is slow or full stops nobody: the queue fills up to `max_pending`
+events, and what comes then is dropped, counted, and noted in the file as a gap.
 """
 
 from __future__ import annotations
@@ -78,9 +78,10 @@ class LedgerStatistics:
 class Ledger:
     """Writes down every call that it hears of: a listener for `on_event=` of limiters, clients and runs.
 
-    One call is one row, whatever the number of its events: user (the flow), model, units as estimated and as settled, dollars, wait,
-    outcome. Calling the ledger takes a microsecond or so, never blocks and never raises; it may be done from any task, thread or signal
-    handler. Any number of processes may write into one file; after a fork the child writes for itself.
+    One call is one row, whatever the number of its events: user (the flow), model, units as estimated and as settled,
+    dollars, wait, outcome. Calling the ledger takes a microsecond or so, never blocks and never raises; it may be done
+    from any task, thread or signal handler. Any number of processes may write into one file; after a fork the child
+    writes for itself.
 
     Read it by `History(path)`, or by SQL.
 
@@ -186,10 +187,13 @@ class _Marker:
 
 
 class _Writer:
-    """The queue of a ledger, the thread that empties it, and the file. Does not know the ledger, so that one may be forgotten.
+    """The queue of a ledger, the thread that empties it, and the file.
+
+    Does not know the ledger, so that one may be forgotten.
 
     Attributes:
-        queue: (moment, event) of what happened, and markers. `SimpleQueue.put` may be interrupted by itself, as by a signal handler.
+        queue: (moment, event) of what happened, and markers. `SimpleQueue.put` may be interrupted by itself, as by a
+            signal handler.
         thread: What writes; None: nothing was heard since the last `close`.
         drops: Counts what is dropped, in one step.
     """
@@ -419,7 +423,10 @@ class _Writer:
     # Forks
 
     def before_fork(self) -> None:
-        """No transaction is under way, and the file is closed: a child must not have SQLite's idea of its parent's locks."""
+        """No transaction is under way, and the file is closed.
+
+        A child must not have SQLite's idea of its parent's locks.
+        """
         self._forking = self._writing.acquire(timeout=2 * _LOCKED)
         if self._forking:
             self._disconnect()

@@ -1,7 +1,8 @@
 """What is kept of quotas in a shared store: the caps for everybody, a record per user, and what each has used.
 
-What was used is counted by limiters, in rows of theirs. Beside those rows this keeps JSON: `{name}/caps`, and `{name}/user/{user}` for users
-with caps of their own, reviews, or units that a review has allowed. Everything here blocks: on the disk, or on a server.
+What was used is counted by limiters, in rows of theirs. Beside those rows this keeps JSON: `{name}/caps`, and
+`{name}/user/{user}` for users with caps of their own, reviews, or units that a review has allowed. Everything here
+blocks: on the disk, or on a server.
 """
 
 from __future__ import annotations
@@ -197,7 +198,10 @@ class Records:
             ) from None
 
     def reset(self, user: str) -> bool:
-        """Forget what a user has used; return whether there was anything. Calls that are under way give nothing back any more."""
+        """Forget what a user has used; return whether there was anything.
+
+        Calls that are under way give nothing back any more.
+        """
         was = False
 
         def begin(rows: list[Row | None], now: float) -> list[tuple[Row, float] | None]:

@@ -5,9 +5,10 @@
         reply = await client.chat.completions.create(...)
         permit.settle(dollars=cost_of(reply))
 
-A user's caps are a limiter with `calendar` limits in a shared store, so all that holds of limiters holds here: a call is charged on all caps
-or on none, cancelling charges nothing, the true cost is settled afterwards, and a process that is killed has lost nothing. What is
-particular to quotas is that nobody waits, and that caps differ by user and may be changed at any time, by any process.
+A user's caps are a limiter with `calendar` limits in a shared store, so all that holds of limiters holds here: a call
+is charged on all caps or on none, cancelling charges nothing, the true cost is settled afterwards, and a process that
+is killed has lost nothing. What is particular to quotas is that nobody waits, and that caps differ by user and may be
+changed at any time, by any process.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ Reviewer = Callable[[QuotaExceeded], Verdict | Awaitable[Verdict]]
 GivenCaps = Mapping[str, CapLike | list[CapLike] | tuple[CapLike, ...]]
 
 _LOOK_AGAIN = 5.0
-"""Seconds after which a user's record is read again, for what another process has changed and the store did not tell."""
+"""Seconds after which a user's record is read again, for what another process has changed and the store did not
+tell."""
 
 _MOST_USERS = 10_000
 """Users whose limiters are kept at hand."""
@@ -56,22 +58,24 @@ _ROUNDS = 8
 class Quotas:
     """Caps per user, kept in a store: shared by all processes that use it, and still there tomorrow.
 
-    `quotas(user, tokens=5)` is an async context manager, and one for threads, like `limiter(tokens=5)`. It never waits: beyond a cap it
-    raises `QuotaExceeded` at once. A call costs one request, and the least of every other unit that has a cap (a token, a
-    millionth of a dollar) unless it says more, so that a user with nothing left is refused; `permit.settle()` says what it took.
+    `quotas(user, tokens=5)` is an async context manager, and one for threads, like `limiter(tokens=5)`. It never waits:
+    beyond a cap it raises `QuotaExceeded` at once. A call costs one request, and the least of every other unit that has
+    a cap (a token, a millionth of a dollar) unless it says more, so that a user with nothing left is refused;
+    `permit.settle()` says what it took.
 
-    Safe to use from any number of tasks, threads and processes. A change of caps by another process holds from the next call on, after
-    five seconds at the latest.
+    Safe to use from any number of tasks, threads and processes. A change of caps by another process holds from the next
+    call on, after five seconds at the latest.
 
     Args:
         store: The path of a SQLite file, made if it is not there; or a `SQLiteStore` or `RedisStore`.
-        caps: For everybody: per unit `"100/day"`, `"2M/month"`, `calendar(100, "day", "Europe/Berlin")`, or a list of those. None: those that the
-            store has.
+        caps: For everybody: per unit `"100/day"`, `"2M/month"`, `calendar(100, "day", "Europe/Berlin")`, or a list of
+            those. None: those that the store has.
         tz: The time zone of caps that are written as texts.
         name: What these quotas are called in the store.
-        review: What happens beyond a cap. None: the call is refused. "queue": it is refused, and a review is noted, for somebody to
-            `approve` or `refuse`. A function of the `QuotaExceeded`, plain or async: False refuses; True lets this call
-            through; a number allows so many units more until the period ends. Decisions are recorded, see `reviews`.
+        review: What happens beyond a cap. None: the call is refused. "queue": it is refused, and a review is noted, for
+            somebody to `approve` or `refuse`. A function of the `QuotaExceeded`, plain or async: False refuses; True
+            lets this call through; a number allows so many units more until the period ends. Decisions are recorded,
+            see `reviews`.
         on_event: Hears of grants and refusals, as of a limiter's: a `Ledger`, for example.
 
     Raises:
@@ -115,7 +119,10 @@ class Quotas:
         return f"Quotas({self.store!r}, name={self.name!r})"
 
     def close(self) -> None:
-        """Let go of the file, or of the connection. A store that was given as one stays open. The next use begins anew."""
+        """Let go of the file, or of the connection.
+
+        A store that was given as one stays open. The next use begins anew.
+        """
         with self._records.lock:
             self._users.clear()
         self._records.close()
@@ -311,7 +318,10 @@ class Quotas:
         return self._quotas_of(name, self._records.user(name))
 
     def last(self, user: object) -> list[Quota]:
-        """The caps of a user, and how much was used of each when this process heard of it last. Asks nobody; empty: it never heard."""
+        """The caps of a user, and how much was used of each when this process heard of it last.
+
+        Asks nobody; empty: it never heard.
+        """
         name = _read_user(user)
         known = self._users.get(name)
         if known is None:

@@ -67,7 +67,10 @@ class Asking:
         held: dict[Any, float],
         later: list[SharedRequest],
     ) -> int:
-        """Ask for requests that came just now and need not queue; collect those for now or never. Returns the room left; −1: none."""
+        """Ask for requests that came just now and need not queue; collect those for now or never.
+
+        Returns the room left; −1: none.
+        """
         fresh, state = queue.fresh, self._state
         straight = not len(queue.waiters) and not queue.reserved and not queue.bookings
         begun = False
@@ -103,7 +106,10 @@ class Asking:
         return room
 
     def _ask_plenty(self, queue: StoreQueue, batch: BatchInFlight, now: float, room: int) -> int:
-        """Ask for those that come first and, by all we know, can go at once: the same as `_ask_fresh`, as fast as it can be."""
+        """Ask for those that come first and, by all we know, can go at once.
+
+        The same as `_ask_fresh`, as fast as it can be.
+        """
         fresh, asked, state = queue.fresh, batch.asked, self._state
         new, on_its_way = Stage.NEW, Stage.ASKED  # looked up once: it costs as much as a call on Python 3.11
         left: dict[LimitState, float] = {}  # units, per bucket
@@ -150,7 +156,10 @@ class Asking:
     def _ask_waiters(
         self, queue: StoreQueue, batch: BatchInFlight, now: float, room: int, held: dict[Any, float]
     ) -> int:
-        """Ask for the first of each shape of calls, and for those behind it that could go soon. Returns the room left."""
+        """Ask for the first of each shape of calls, and for those behind it that could go soon.
+
+        Returns the room left.
+        """
         queue.behind = {flow: until for flow, until in queue.behind.items() if until > now}
         asking = _Round(queue, dict(held), now)
         while room > 0:
@@ -169,7 +178,10 @@ class Asking:
         return room
 
     def _ask_heads(self, queue: StoreQueue, batch: BatchInFlight, room: int, asking: _Round, heads: list[Any]) -> int:
-        """Ask for these, and for those behind them. Returns the room left; −1: a request does not fit into this batch."""
+        """Ask for these, and for those behind them.
+
+        Returns the room left; −1: a request does not fit into this batch.
+        """
         waiters, state, now = queue.waiters, self._state, asking.now
         while heads and room > 0:
             _, request = heappop(heads)

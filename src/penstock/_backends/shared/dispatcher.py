@@ -1,11 +1,12 @@
 """The dispatcher of a store: the thread that takes what this process asks to the store, and brings the answers back.
 
-There is one per store and process; its thread begins at first use. Whatever waits (tasks of any number of loops, of asyncio and trio, and
-threads) puts a request into its inbox and parks. So one call decides for all of them, one connection serves all, and a call's outcome is
-known however its callers end. Only the dispatcher's thread talks to the store.
+There is one per store and process; its thread begins at first use. Whatever waits (tasks of any number of loops, of
+asyncio and trio, and threads) puts a request into its inbox and parks. So one call decides for all of them, one
+connection serves all, and a call's outcome is known however its callers end. Only the dispatcher's thread talks to the
+store.
 
-What is asked, and what an answer means, is the scheduler's to say. The lock of the store guards all that the scheduler touches;
-it is never held while the store is being asked, nor while a user's hook is called.
+What is asked, and what an answer means, is the scheduler's to say. The lock of the store guards all that the scheduler
+touches; it is never held while the store is being asked, nor while a user's hook is called.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ def dispatcher_of(store: Store) -> Dispatcher:
 class Dispatcher:
     """See the module's docstring.
 
-    Its thread holds it by a weak reference while there is nothing to do, so a store that nobody holds any more is freed, and its thread
-    ends.
+    Its thread holds it by a weak reference while there is nothing to do, so a store that nobody holds any more is
+    freed, and its thread ends.
 
     Attributes:
         scheduler: What decides.
@@ -190,7 +191,10 @@ class Dispatcher:
         return self.scheduler.idle(clock.now())
 
     def take_turn(self, messages: list[Any]) -> bool:
-        """Let the scheduler take in messages, and ask the store what it then wants to know. False: that was the last turn."""
+        """Let the scheduler take in messages, and ask the store what it then wants to know.
+
+        False: that was the last turn.
+        """
         try:
             with self.lock:
                 changes, batch = self.decide(messages, clock.now())

@@ -1,7 +1,7 @@
 """Grants out of leases that this process holds.
 
-`_core.lease` says how much may be asked for, when it may be used, and which waiter is served first. Here that is written into batches;
-what comes back is kept, handed out, and returned when nothing uses it.
+`_core.lease` says how much may be asked for, when it may be used, and which waiter is served first. Here that is
+written into batches; what comes back is kept, handed out, and returned when nothing uses it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,10 @@ class Leasing:
             state.dirty.pop(queue, None)
 
     def _look_again(self, queue: StoreQueue, moment: float, now: float) -> None:
-        """Look at the queue when a pause, or a period, ends; and before that whether another process has lifted the pause, if nothing tells."""
+        """Look at the queue when a pause, or a period, ends.
+
+        And before that whether another process has lifted the pause, if nothing tells.
+        """
         state = self._state
         if not state.store.hears:
             moment = min(moment, now + PAUSE_WATCHED)

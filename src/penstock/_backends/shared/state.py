@@ -1,6 +1,7 @@
 """What the scheduler of a process knows, and the steps that all of its parts take.
 
-Nothing here talks to a store, waits or reads a clock. All of it is changed in the dispatcher's thread, with the lock of the store held.
+Nothing here talks to a store, waits or reads a clock. All of it is changed in the dispatcher's thread, with the lock of
+the store held.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ def _digest(flow: str) -> float:
 
 
 def flow_key(flow: Hashable) -> float | None:
-    """A flow's name for stores: the same number in all processes, for all that look alike as text. None: a flow of its own."""
+    """A flow's name for stores: the same number in all processes, for all that look alike as text.
+
+    None: a flow of its own.
+    """
     return None if flow is None else _digest(str(flow))
 
 
@@ -82,7 +86,8 @@ class SchedulerState:
         orders, refunds, drops, departures, settlements, looks, owed, renewing: What is to be said.
         changes: Limit sets with new limits.
         woken: Parkers to wake, once the lock is free.
-        separate_until: Until then each batch is about one queue: a batch about several failed, and one of them is to blame.
+        separate_until: Until then each batch is about one queue: a batch about several failed, and one of them is to
+            blame.
         apart: Whether this process decides by itself, since the store does not answer.
     """
 
@@ -245,7 +250,10 @@ class SchedulerState:
 
     @property
     def lead(self) -> float:
-        """Seconds before its moment at which a booking is claimed: for the way to the store, and as late as this thread tends to be."""
+        """Seconds before its moment at which a booking is claimed.
+
+        For the way to the store, and as late as this thread tends to be.
+        """
         return min(MARGIN + 1.5 * self.round_trip + 2 * self.lateness, LONGEST_LEAD)
 
     def was_late(self, seconds: float) -> None:
@@ -293,7 +301,10 @@ class SchedulerState:
         self.urgent = True
 
     def depart(self, request: SharedRequest, queue: StoreQueue, seconds: float) -> None:
-        """Tell the store, with the next batch, that a flow needs no turn any more; it had reserved so many seconds of throughput."""
+        """Tell the store, with the next batch, that a flow needs no turn any more.
+
+        It had reserved so many seconds of throughput.
+        """
         flow = self.flow_name(request.flow, queue)
         self.departures.append(Departure(request.charges[0][0], flow, seconds / flow.weight))
 

@@ -1,6 +1,7 @@
 """A batch on its way to a store: writing what is asked, and reading the answer.
 
-What the numbers mean is in `_core.operations`. Here alone they are packed, and verdicts become `Admitted`, `NotNow` and `OthersTurn`.
+What the numbers mean is in `_core.operations`. Here alone they are packed, and verdicts become `Admitted`, `NotNow` and
+`OthersTurn`.
 """
 
 from __future__ import annotations
@@ -118,7 +119,10 @@ class Settlement:
 
 
 class Order:
-    """Something that the store is to be told of a limit set. `announce`: whether the other processes must hear of it at once."""
+    """Something that the store is to be told of a limit set.
+
+    `announce`: whether the other processes must hear of it at once.
+    """
 
     __slots__ = ("announce", "limit_set", "write")
 
@@ -250,7 +254,11 @@ class BatchInFlight:
         self.operations += (ledger.RESUME, float(len(states)), *[self.at(state) for state in states])
 
     def lower(self, state: SharedLimitState, level: float, age: float, entry: tuple[float, float] | None) -> None:
-        """Write that a limit had `level` units left `age` seconds ago, right after the charge `entry` (epoch and receipt)."""
+        """Write that a limit had `level` units left `age` seconds ago, right after a charge.
+
+        `entry`: its epoch and receipt.
+
+        """
         self.operations += (ledger.LOWER, 1.0, self.at(state), level, age, *(entry or (-1.0, -1.0)))
 
     def renew(self, state: SharedLimitState) -> None:

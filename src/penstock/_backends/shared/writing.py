@@ -18,7 +18,8 @@ NEVER = 1e9
 """Seconds after which a request rises a level where requests do not."""
 
 MOST_TOLD = 8
-"""Flows that wait behind others here, of which the store is told: so it does not forget them while it is not their turn."""
+"""Flows that wait behind others here, of which the store is told: so it does not forget them while it is not their
+turn."""
 
 
 class Writing:

@@ -62,7 +62,10 @@ class ChangeContract(StoreTests):
     async def test_a_call_on_limits_that_another_process_has_replaced_is_charged_on_the_new_ones(
         self, stores: Callable[..., Store]
     ) -> None:
-        """Also the very call by which a process hears of them: one that they can never hold is told, and none slips through."""
+        """Also the very call by which a process hears of them.
+
+        One that they can never hold is told, and none slips through.
+        """
         limits: dict[str, Limit] = {"requests": per_second(0.01, burst=20), "tokens": unlimited}
         mine, theirs = (Limiter(limits, name="x", store=stores()) for _ in range(2))
         for limiter in (mine, theirs):

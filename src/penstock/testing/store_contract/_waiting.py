@@ -190,7 +190,8 @@ class WaitingContract(StoreTests):
     async def test_cancelled_at_any_moment_nothing_is_lost(self, stores: Callable[..., Store]) -> None:
         """Hundreds of calls that give up at random: in the end everything is back but what was granted, and never more.
 
-        A bucket remembers its latest 32 refunds one by one; what it has to forget of more may cost a unit here and there.
+        A bucket remembers its latest 32 refunds one by one; what it has to forget of more may cost a unit here and
+        there.
         """
         limiter = Limiter(requests=per_second(0.001, burst=1000), name="x", store=stores())
         granted = 0
