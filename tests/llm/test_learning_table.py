@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.learning import COLUMNS, run
+from benchmarks.learning import COLUMNS, SECONDS, Result, run
+
+THEIR_OWN = {"four clients", "no headers, a drop"}
 
 
-@pytest.mark.parametrize("name", COLUMNS)
-def test_whatever_the_server_is_its_quota_is_used_and_next_to_nothing_is_refused(name):
+def run_within(name: str, seconds: float) -> Result:
+    """One run of a column, which holds what the column promises; one seed, and a short run, vary more than the mean of twenty."""
     column = COLUMNS[name]
-    result = run(column, seed=1)
-    # One seed varies more than the mean of twenty does.
+    result = run(column, seed=1, seconds=seconds)
     assert result.refused <= column.most + 2.5
-    assert result.used >= column.least - 0.01
+    assert result.used >= column.least - 0.02
+    return result
+
+
+@pytest.mark.parametrize("name", [each for each in COLUMNS if each not in THEIR_OWN])
+def test_whatever_the_server_is_its_quota_is_used_and_next_to_nothing_is_refused(name):
+    run_within(name, SECONDS if "changes" in COLUMNS[name].simulation else SECONDS / 2)
 
 
 def test_four_clients_that_know_nothing_of_each_other_share_evenly():
-    result = run(COLUMNS["four clients"], seed=1)
+    result = run_within("four clients", SECONDS / 2)
     assert max(result.clients) <= 4 * min(result.clients)
 
 
 def test_after_a_drop_the_rate_is_back_within_ten_seconds():
     """Nothing is told, the quota halves for a minute, and comes back at 300 s."""
-    result = run(COLUMNS["no headers, a drop"], seed=1, seconds=330.0)
+    result = run_within("no headers, a drop", 330.0)
     assert sum(310 <= at < 320 for at in result.admitted) >= 0.85 * 500

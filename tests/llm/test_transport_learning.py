@@ -5,6 +5,8 @@ from __future__ import annotations
 from random import Random
 
 import anyio
+import httpx
+import httpx2
 import pytest
 
 from penstock import Rate
@@ -172,7 +174,7 @@ async def test_the_first_burst_is_capped_until_it_is_known_how_it_is_counted(lib
     assert 15 <= len(at_once_left) <= 21
 
 
-@pytest.mark.parametrize("charges", [0.7, 1.15, 2.0])
+@pytest.mark.parametrize(("lib", "charges"), [(httpx2, 0.7), (httpx, 1.15), (httpx2, 2.0)])
 async def test_those_who_waited_while_limits_were_learned_are_held_to_what_was_learned(lib, charges):
     """The service charges otherwise than we estimate. Hundreds asked before that was known; they neither overrun it nor waste it."""
 
