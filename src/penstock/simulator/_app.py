@@ -20,7 +20,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from penstock import clock
-from penstock.simulator import _replies
+from penstock.simulator import _replies, _streams
 from penstock.simulator._account import Account, Draw, Refusal
 from penstock.simulator._answering import FAILURES, Json, answer_to, no_such_model, parse
 from penstock.simulator._batch_app import BatchEndpoints
@@ -234,7 +234,7 @@ class _Endpoint:
         await Json(content, status, headers)(request.scope, request.receive, send)
 
     async def _stream(self, reply: _replies.Answer, draw: Draw, request: Request) -> AsyncIterator[str]:
-        events = list(_replies.events(reply))
+        events = list(_streams.events(reply))
         middle = len(events) // 2
         for number, (event, brings) in enumerate(events):
             if number == middle and draw.fault in _IN_STREAMS:
@@ -246,7 +246,7 @@ class _Endpoint:
                 return
             if number == middle and draw.fault == "broken_stream":
                 self.account.failed("broken_stream")
-                yield _replies.broken_stream_event(self.path, number)
+                yield _streams.broken_stream_event(self.path, number)
                 return
             await anyio.sleep(self.simulation.latency.per_token * brings)
             yield event

@@ -5,6 +5,7 @@ Pure. Inside, everything is OpenAI's; here it is put into a service's words on t
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -223,8 +224,34 @@ def request_in(path: str, body: dict[str, Any] | None, model: str | None) -> dic
                 for one in all_
             ],
             **({} if most is None else {"max_tokens": most}),
+            **_geminis_form(body, settings if isinstance(settings, dict) else {}),
         }
     return body
+
+
+def _geminis_form(body: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """What Gemini's request says of the form of its answer, in OpenAI's words."""
+    form: dict[str, Any] = {}
+    schema = settings.get("responseJsonSchema", settings.get("responseSchema"))
+    if schema is not None:
+        form["response_format"] = {"type": "json_schema", "json_schema": {"schema": schema}}
+    elif settings.get("responseMimeType") == "application/json":
+        form["response_format"] = {"type": "json_object"}
+    config = body.get("toolConfig")
+    calling = config.get("functionCallingConfig") if isinstance(config, dict) else None
+    if isinstance(calling, dict) and calling.get("mode") == "ANY":
+        offered = [each for each in body.get("tools") or () if isinstance(each, dict)]
+        form["tools"] = [tool for each in offered for tool in each.get("functionDeclarations") or ()]
+        form["tool_choice"] = "required"
+    return form
+
+
+def _called_with(reply: _replies.Answer) -> Any:
+    """What a tool is called with; nothing, if that was cut off."""
+    try:
+        return json.loads(reply.text)
+    except ValueError:
+        return {}
 
 
 def render_in(path: str, reply: _replies.Answer) -> dict[str, Any]:
@@ -236,8 +263,17 @@ def render_in(path: str, reply: _replies.Answer) -> dict[str, Any]:
             "type": "message",
             "role": "assistant",
             "model": reply.model,
-            "content": [{"type": "text", "text": text}],
-            "stop_reason": "max_tokens" if reply.cut else "end_turn",
+            "content": [
+                {
+                    "type": "tool_use",
+                    "id": f"toolu_{reply.identity[:24]}",
+                    "name": reply.tool,
+                    "input": _called_with(reply),
+                }
+                if reply.tool
+                else {"type": "text", "text": text}
+            ],
+            "stop_reason": "max_tokens" if reply.cut else "tool_use" if reply.tool else "end_turn",
             "stop_sequence": None,
             "usage": {
                 "input_tokens": used,
@@ -250,7 +286,14 @@ def render_in(path: str, reply: _replies.Answer) -> dict[str, Any]:
         return {
             "candidates": [
                 {
-                    "content": {"parts": [{"text": text}], "role": "model"},
+                    "content": {
+                        "parts": [
+                            {"functionCall": {"name": reply.tool, "args": _called_with(reply)}}
+                            if reply.tool
+                            else {"text": text}
+                        ],
+                        "role": "model",
+                    },
                     "finishReason": "MAX_TOKENS" if reply.cut else "STOP",
                     "index": 0,
                 }
@@ -264,10 +307,13 @@ def render_in(path: str, reply: _replies.Answer) -> dict[str, Any]:
             "responseId": reply.identity[:22],
         }
     if path == COHERE_CHAT:
+        message: dict[str, Any] = {"role": "assistant", "content": [{"type": "text", "text": text}]}
+        if reply.tool:
+            message = {"role": "assistant", **_replies.call_of(reply)}
         return {
             "id": reply.identity,
-            "finish_reason": "MAX_TOKENS" if reply.cut else "COMPLETE",
-            "message": {"role": "assistant", "content": [{"type": "text", "text": text}]},
+            "finish_reason": "MAX_TOKENS" if reply.cut else "TOOL_CALL" if reply.tool else "COMPLETE",
+            "message": message,
             "usage": {
                 "billed_units": {"input_tokens": used, "output_tokens": output},
                 "tokens": {"input_tokens": used, "output_tokens": output},

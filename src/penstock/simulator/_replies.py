@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import math
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,8 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from random import Random
 from typing import Any
+
+from penstock.simulator._structured import Form, form_of
 
 __all__ = ["charge", "count_tokens", "embedding_of", "fingerprint"]
 
@@ -154,6 +155,7 @@ class Answer:
         cut: Whether the request asked for fewer tokens than there would have been.
         identity: Random hex digits for the ids.
         created: Seconds since 1970.
+        form: What it was asked to be, where it is JSON.
     """
 
     path: str
@@ -164,13 +166,21 @@ class Answer:
     cut: bool
     identity: str
     created: int
+    form: Form | None = None
 
     @property
     def model(self) -> str:
         return str(self.body.get("model"))
 
+    @property
+    def tool(self) -> str:
+        """The tool that it is a call of; "": it is text."""
+        return "" if self.form is None else self.form.tool
+
     def pieces(self) -> list[str]:
-        """The text in the pieces in which a stream brings it: the fingerprint first, then word by word."""
+        """The text in the pieces in which a stream brings it: the fingerprint first, then word by word; JSON by 16 characters."""
+        if self.form is not None:
+            return [self.text[at : at + 16] for at in range(0, len(self.text), 16)]
         words = self.text[16:].split(" ")
         return [self.text[:16], *(f" {word}" for word in words[1:])]
 
@@ -187,30 +197,45 @@ def prompt_tokens(path: str, body: Body, count: Callable[[str], int]) -> int:
 
 def answer(path: str, body: Body, *, tokens: int, count: Callable[[str], int], random: Random, created: int) -> Answer:
     """The answer to a valid request that asked for text, `tokens` long unless the request wants less."""
-    asked = next((body[k] for k in ("max_completion_tokens", "max_output_tokens", "max_tokens") if body.get(k)), tokens)
-    length = max(16, 4 * min(tokens, asked))
-    text = (fingerprint(question(path, body)) + "".join(islice(cycle(_FILLER), length - 16)))[:length]
+    asked = _wanted(body, tokens)
+    form, begin = (None if path == COMPLETIONS else form_of(body)), fingerprint(question(path, body))
+    if form is not None:  # as long as it must be, unless the request wants less: then it is cut, as a model would be
+        whole = form.text(begin)
+        tokens, asked = count(whole), _wanted(body, count(whole))
+        text = whole[: 4 * asked] if asked < tokens else whole
+    else:
+        length = max(16, 4 * min(tokens, asked))
+        text = (begin + "".join(islice(cycle(_FILLER), length - 16)))[:length].rstrip()
     return Answer(
         path,
         body,
-        text.rstrip(),
+        text,
         prompt_tokens(path, body, count),
         min(count(text), asked),
         asked < tokens,
         f"{random.getrandbits(128):032x}",
         created,
+        form,
     )
+
+
+def _wanted(body: Body, otherwise: int) -> int:
+    """The most tokens that a request wants."""
+    names = ("max_completion_tokens", "max_output_tokens", "max_tokens")
+    return next((int(body[name]) for name in names if body.get(name)), otherwise)
 
 
 def render(reply: Answer) -> dict[str, Any]:
     """The whole body of an answer."""
     if reply.path == CHAT:
         return _chat(reply)
-    return _response(reply, "completed", text=reply.text) if reply.path == RESPONSES else _completion(reply)
+    return response_of(reply, "completed", text=reply.text) if reply.path == RESPONSES else _completion(reply)
 
 
 def _chat(reply: Answer) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": reply.text, "refusal": None, "annotations": []}
+    if reply.tool:
+        message |= {"content": None, **call_of(reply)}
     return {
         "id": f"chatcmpl-{reply.identity}",
         "object": "chat.completion",
@@ -224,6 +249,14 @@ def _chat(reply: Answer) -> dict[str, Any]:
         "service_tier": "default",
         "system_fingerprint": None,
     }
+
+
+def call_of(reply: Answer, arguments: str | None = None) -> dict[str, Any]:
+    """The call of a tool, in a message or in a piece of one."""
+    function = {"name": reply.tool, "arguments": reply.text if arguments is None else arguments}
+    if "functions" in reply.body:
+        return {"function_call": function}
+    return {"tool_calls": [{"id": f"call_{reply.identity[:24]}", "type": "function", "function": function}]}
 
 
 def _completion(reply: Answer) -> dict[str, Any]:
@@ -247,7 +280,9 @@ def _choices(reply: Answer) -> int:
 
 
 def _finish(reply: Answer) -> str:
-    return "length" if reply.cut else "stop"
+    if reply.cut:
+        return "length"
+    return ("function_call" if "functions" in reply.body else "tool_calls") if reply.tool else "stop"
 
 
 def _usage(reply: Answer, choices: int | None = None) -> dict[str, Any]:
@@ -268,8 +303,18 @@ def _usage(reply: Answer, choices: int | None = None) -> dict[str, Any]:
     return usage
 
 
-def _item(reply: Answer, status: str, text: str | None) -> dict[str, Any]:
-    content = [] if text is None else [_part(text)]
+def item_of(reply: Answer, status: str, text: str | None) -> dict[str, Any]:
+    """The only item of a response's output; with text None: as it begins."""
+    if reply.tool:
+        return {
+            "id": f"fc_{reply.identity}",
+            "type": "function_call",
+            "status": status,
+            "call_id": f"call_{reply.identity[:24]}",
+            "name": reply.tool,
+            "arguments": text or "",
+        }
+    content = [] if text is None else [part_of(text)]
     return {
         "id": f"msg_{reply.identity}",
         "type": "message",
@@ -279,11 +324,13 @@ def _item(reply: Answer, status: str, text: str | None) -> dict[str, Any]:
     }
 
 
-def _part(text: str) -> dict[str, Any]:
+def part_of(text: str) -> dict[str, Any]:
+    """A part of an item that is text."""
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-def _response(reply: Answer, status: str, text: str | None) -> dict[str, Any]:
+def response_of(reply: Answer, status: str, text: str | None) -> dict[str, Any]:
+    """A response; with text None: as it begins."""
     body = reply.body
     done = text is not None
     if done and reply.cut:
@@ -299,16 +346,16 @@ def _response(reply: Answer, status: str, text: str | None) -> dict[str, Any]:
         "instructions": body.get("instructions"),
         "max_output_tokens": body.get("max_output_tokens"),
         "model": reply.model,
-        "output": [_item(reply, status, text)] if done else [],
+        "output": [item_of(reply, status, text)] if done else [],
         "parallel_tool_calls": True,
         "previous_response_id": body.get("previous_response_id"),
         "reasoning": {"effort": None, "summary": None},
         "service_tier": "default",
         "store": body.get("store", True),
         "temperature": body.get("temperature", 1.0),
-        "text": {"format": {"type": "text"}},
-        "tool_choice": "auto",
-        "tools": [],
+        "text": body.get("text") or {"format": {"type": "text"}},
+        "tool_choice": body.get("tool_choice") or "auto",
+        "tools": body.get("tools") or [],
         "top_p": body.get("top_p", 1.0),
         "truncation": "disabled",
         "usage": {
@@ -345,80 +392,6 @@ def embeddings(body: Body, *, dimensions: int, count: Callable[[str], int], shuf
         "model": body.get("model"),
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
-
-
-# Streams --------------------------------------------------------------------------------------------------------------
-
-
-def events(reply: Answer) -> Iterator[tuple[str, int]]:
-    """The events of an answer as a stream: (text as it goes over the wire, tokens of output that it brings)."""
-    return _response_events(reply) if reply.path == RESPONSES else _chunk_events(reply)
-
-
-def _chunk_events(reply: Answer) -> Iterator[tuple[str, int]]:
-    whole = render(reply)
-    with_usage = bool((reply.body.get("stream_options") or {}).get("include_usage"))
-    chat = reply.path == CHAT
-    head = {k: whole[k] for k in ("id", "object", "created", "model", "system_fingerprint") if k in whole}
-    head["object"] = "chat.completion.chunk" if chat else "text_completion"
-    count = len(whole["choices"])
-
-    def chunk(choices: list[dict[str, Any]], usage: object = None) -> str:
-        return _data(head | {"choices": choices} | ({"usage": usage} if with_usage else {}))
-
-    def choice(index: int, delta: dict[str, Any], finish: str | None = None) -> list[dict[str, Any]]:
-        if chat:
-            return [{"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}]
-        return [{"index": index, "text": delta.get("content", ""), "logprobs": None, "finish_reason": finish}]
-
-    if chat:
-        for index in range(count):
-            yield chunk(choice(index, {"role": "assistant", "content": "", "refusal": None})), 0
-    pieces = reply.pieces()
-    for index in range(count):
-        first = pieces[0] if chat else whole["choices"][index]["text"][:16]
-        for piece in (first, *pieces[1:]):
-            yield chunk(choice(index, {"content": piece})), count_tokens(piece)
-    for index in range(count):
-        yield chunk(choice(index, {}, whole["choices"][index]["finish_reason"])), 0
-    if with_usage:
-        yield chunk([], whole["usage"]), 0
-    yield "data: [DONE]\n\n", 0
-
-
-def _response_events(reply: Answer) -> Iterator[tuple[str, int]]:
-    number = -1
-
-    def event(kind: str, **more: object) -> str:
-        nonlocal number
-        number += 1
-        return f"event: {kind}\n" + _data({"type": kind, "sequence_number": number, **more})
-
-    place = {"item_id": f"msg_{reply.identity}", "output_index": 0, "content_index": 0}
-    whole = render(reply)
-    yield event("response.created", response=_response(reply, "in_progress", None)), 0
-    yield event("response.in_progress", response=_response(reply, "in_progress", None)), 0
-    yield event("response.output_item.added", output_index=0, item=_item(reply, "in_progress", None)), 0
-    yield event("response.content_part.added", **place, part=_part("")), 0
-    for piece in reply.pieces():
-        yield event("response.output_text.delta", **place, delta=piece, logprobs=[]), count_tokens(piece)
-    yield event("response.output_text.done", **place, text=reply.text, logprobs=[]), 0
-    yield event("response.content_part.done", **place, part=_part(reply.text)), 0
-    yield event("response.output_item.done", output_index=0, item=whole["output"][0]), 0
-    yield event(f"response.{whole['status']}", response=whole), 0
-
-
-def broken_stream_event(path: str, number: int) -> str:
-    """The error event that ends a stream which began well, as its event `number`."""
-    body = server_error()["error"]
-    if path == RESPONSES:  # the one event whose error stands beside its type, not below it
-        flat: dict[str, Any] = {"type": "error", "code": "server_error", "message": body["message"], "param": None}
-        return "event: error\n" + _data({**flat, "sequence_number": number})
-    return _data({"error": body})
-
-
-def _data(value: object) -> str:
-    return f"data: {json.dumps(value, separators=(',', ':'))}\n\n"
 
 
 # Errors ---------------------------------------------------------------------------------------------------------------
