@@ -1,6 +1,6 @@
 """The pages of one question each do what they say: how-tos, and how to come from other libraries.
 
-What needs packages that are too heavy for this suite is run by `make field WHAT=pages` (tests/field/pages).
+What needs packages that are too heavy for this suite is run by `make field WHAT=pages` and `WHAT=frameworks`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.docs_examples import ROOT, examples_of, run_example, text_of
 IN_VIRTUAL_TIME = ["interactive-first", "why-bucket", "why-refunds", "from-tenacity", "from-backoff", "from-stamina"]
 IN_REAL_TIME = ["from-limits", "from-pyrate-limiter", "from-the-cookbook", "in-jupyter"]
 PROGRAMS = ["prometheus-grafana", "from-openlimit", "in-aws-lambda", "in-kubernetes", "under-gunicorn"]
-TOO_HEAVY = ["in-celery", "in-django", "in-scrapy"]
+TOO_HEAVY = ["in-celery", "in-django", "in-scrapy", "your-framework"]
 
 
 @pytest.mark.parametrize("page", IN_VIRTUAL_TIME)
@@ -80,5 +80,13 @@ def test_the_others_are_at_least_python(page):
 
 
 def test_each_of_the_others_is_run_outside_of_this_suite():
-    field = (ROOT / "tests/field/pages/test_pages.py").read_text(encoding="utf-8")
-    assert [page for page in TOO_HEAVY if f'"{page}"' not in field] == []
+    field = "".join(each.read_text(encoding="utf-8") for each in (ROOT / "tests/field").glob("*/test_*.py"))
+    assert [page for page in TOO_HEAVY if not re.search(rf'"{page}"|docs/{page}\.md', field)] == []
+
+
+def test_each_framework_of_its_page_is_an_environment():
+    uses = (ROOT / "tests/field/frameworks/uses.py").read_text(encoding="utf-8")
+    sections = set(re.findall(r"^## (.*)$", text_of("docs/your-framework.md"), re.MULTILINE)) - {"Another framework"}
+    assert sections == set(re.findall(r"Use\(\s*\"([^\"]+)\"", uses))
+    environments = {file.stem for file in (ROOT / "tests/field/frameworks").glob("*.txt")}
+    assert environments == set(re.findall(r"^    \"([\w-]+)\": Use", uses, re.MULTILINE))
