@@ -142,12 +142,19 @@ def read_wait(max_wait: Any) -> float | None:
     return span
 
 
+MOST_URGENT = 2**53
+"""The highest priority, and the lowest with a minus: ages are counted in floats, and so are priorities where stores keep them."""
+
+
 def read_priority(priority: Any) -> int:
     """The priority, as an int."""
     try:
-        return index(priority)  # a whole number of any kind, numpy's too
+        whole = index(priority)  # a whole number of any kind, numpy's too
     except TypeError:
         raise ValueError(f"priority must be a whole number (higher goes first), not {priority!r}") from None
+    if abs(whole) > MOST_URGENT:
+        raise ValueError("priority must be between -2**53 and 2**53, so that waiting still makes a difference")
+    return whole
 
 
 def equals_itself(value: object) -> bool:

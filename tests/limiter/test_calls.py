@@ -196,9 +196,13 @@ async def test_a_call_that_tasks_share_closes_no_permit_of_another_task_after_a_
     [
         ({"priority": lambda _: None}, "priority must be a whole number (higher goes first), not None"),
         ({"priority": lambda _: "high"}, "priority must be a whole number (higher goes first), not 'high'"),
+        (
+            {"priority": lambda _: 10**400},
+            "priority must be between -2**53 and 2**53, so that waiting still makes a difference",
+        ),
         ({"flow": lambda _: []}, "flow must be hashable, such as a string, not []"),
     ],
-    ids=["no priority", "a word for a priority", "no name of a flow"],
+    ids=["no priority", "a word for a priority", "a priority without measure", "no name of a flow"],
 )
 async def test_a_wrong_answer_about_a_turn_is_refused_before_anybody_stands_in_line(virtual_time, options, message):
     """Also by the first call, which need not wait; and nobody is left in the line whom nobody will ever serve."""
