@@ -170,19 +170,21 @@ class Call:
         binding = self._binding
         charge = binding.charge
         held = charge.held
-        permit = EnteredPermit() if held else Permit()
-        try:
-            if charge.grant(binding, permit):
-                if held:
-                    self._note(permit)
-                if binding.caller.on_event is not None:
-                    emit_grant(binding, 0.0, permit, self._terms.flow)
-                return permit
-        except BaseException:
-            self._withdraw(permit)
-            raise
-        del permit  # it would be one object more for each of many waiters
-        terms, kind = self._terms, EnteredPermit if held else Permit
+        kind = EnteredPermit if held else Permit
+        if charge.grant is not fast_path.look_closer:
+            permit = kind()
+            try:
+                if charge.grant(binding, permit):
+                    if held:
+                        self._note(permit)
+                    if binding.caller.on_event is not None:
+                        emit_grant(binding, 0.0, permit, self._terms.flow)
+                    return permit
+            except BaseException:
+                self._withdraw(permit)
+                raise
+            del permit  # it would be one object more for each of many waiters
+        terms = self._terms
         granted = await wait(binding.current(), kind, terms.max_wait, terms.priority, terms.flow)
         if granted.held:
             if not held:  # the limits have changed while it waited

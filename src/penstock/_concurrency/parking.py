@@ -17,8 +17,6 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-import anyio
-
 from penstock import clock
 
 if TYPE_CHECKING:
@@ -126,10 +124,13 @@ class AsyncioParker(Parker):
             timer.cancel()
 
     def time_left(self) -> float:
-        if _of_module("anyio._backends._asyncio", "backend_class") is None:
+        backend = _anyio_backend or _find_anyio_backend()
+        if backend is None:
             return math.inf  # no scope can be open yet
-        deadline = anyio.current_effective_deadline()
-        return deadline if math.isinf(deadline) else deadline - anyio.current_time()
+        deadline: float = (
+            backend.current_effective_deadline()
+        )  # anyio's own function would ask first which loop runs here
+        return deadline if math.isinf(deadline) else deadline - self._loop.time()
 
     def alive(self) -> bool:
         return not self._loop.is_closed()
@@ -239,9 +240,14 @@ class ThreadParker(Parker):
 def wake_all(parkers: Iterable[Parker]) -> None:
     """Wake them all, with one call into each event loop. For threads that run no loop."""
     loops: dict[Any, list[Any]] = {}
+    last: object = None
+    futures: list[Any] = []
     for parker in parkers:
         if type(parker) is AsyncioParker:
-            loops.setdefault(parker._loop, []).append(parker._future)
+            if parker._loop is not last:  # nearly always all are of one
+                last = parker._loop
+                futures = loops.setdefault(last, [])
+            futures.append(parker._future)
         else:
             parker.wake()
     for loop, futures in loops.items():
@@ -274,6 +280,13 @@ def _timer(seconds: float, wake: Callable[[], object]) -> threading.Timer | None
 def _of_module(module: str, name: str) -> Any:
     """An attribute of a module; None while the module is not loaded that far."""
     return getattr(sys.modules.get(module), name, None)
+
+
+def _find_anyio_backend() -> Any:
+    global _anyio_backend
+    if "anyio._backends._asyncio" in sys.modules:
+        _anyio_backend = _of_module("anyio._backends._asyncio", "backend_class")
+    return _anyio_backend
 
 
 def here() -> Parker:
@@ -323,6 +336,8 @@ def in_trio_task() -> bool:
     """Whether a trio task runs here, also one of a trio that is a guest of asyncio."""
     global _in_trio_task
     if _in_trio_task is None:
+        if "trio" not in sys.modules:  # as in most programs
+            return False
         _in_trio_task = getattr(_of_module("trio", "lowlevel"), "in_trio_task", None)
     return _in_trio_task is not None and _in_trio_task()
 
@@ -335,5 +350,6 @@ def running_asyncio_loop() -> Any:
     return None if _running_loop is None else _running_loop()  # unlike get_running_loop it does not raise
 
 
+_anyio_backend: Any = None
 _in_trio_task: Callable[[], bool] | None = None
 _running_loop: Callable[[], Any] | None = None

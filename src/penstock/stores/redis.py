@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 from penstock.errors import StoreError
 from penstock.stores._redis_errors import explain
-from penstock.stores._redis_server import let_go, server_at, server_of
+from penstock.stores._redis_server import ask, let_go, server_at, server_of
 from penstock.stores._redis_subscriber import Subscriber
 from penstock.stores._redis_url import made_from
 from penstock.stores.contract import Batch, Recipe, Reply, Row, Store, Terms, Unreachable
@@ -210,9 +210,9 @@ class RedisStore(Store):
     def _run(self, script: _Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         client = self._client or self._connect()
         try:
-            return client.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
+            return ask(client, "EVALSHA", script.sha, len(keys), *keys, *arguments)
         except self._redis.exceptions.NoScriptError:
-            return client.execute_command("EVAL", script.text, len(keys), *keys, *arguments)
+            return ask(client, "EVAL", script.text, len(keys), *keys, *arguments)
 
     def decide(self, batch: Batch) -> Reply:
         """Decide by the script. See `Store.decide`."""

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from penstock import clock
-from penstock._backends.base import Binding, Caller, Charge, Clearance, Grant, Request, Snapshot
+from penstock._backends.base import Binding, Caller, Charge, Clearance, Grant, Snapshot
 from penstock._backends.charges import ChargePlan
 from penstock._backends.fast_path import look_closer
 from penstock._backends.shared.dispatcher import Dispatcher
@@ -115,18 +115,18 @@ class SharedBackend:
 
     def current(self, binding: Binding) -> bool:
         """Whether the limits are still those of the binding."""
-        self.plan()
+        if self._plan.version != self.sets[0].version or len(self.sets) > 1:
+            self.plan()
         return binding.clearance is self._clearance
 
     # Turns
 
-    def enter(self, request: Request) -> float | None:
+    def enter(self, request: Any) -> float | None:
         """Hand a request to the dispatcher. See `base`.
 
         Raises:
             WouldBlockEventLoop: It cannot wait for the answer.
         """
-        assert isinstance(request, SharedRequest), "wait.py makes what request_type says"
         if not request.charges:  # the limits were changed since it was bound: nothing of it is limited now
             request.granted_at = clock.now()
             request.caller.granted += 1
@@ -155,9 +155,8 @@ class SharedBackend:
         latest = max(request.latest, request.arrived)
         return max(0.0, latest + self.store.slowest_answer() - clock.now())
 
-    def advance(self, request: Request) -> float | None:
+    def advance(self, request: Any) -> float | None:
         """What a waiter that was woken has to do: take its grant or error, or wait on. See `base`."""
-        assert isinstance(request, SharedRequest), "wait.py makes what request_type says"
         if request.stage is _GRANTED or request.error is not None:
             return None
         request.parker.rearm()
@@ -171,9 +170,8 @@ class SharedBackend:
             return None
         return seconds
 
-    def leave(self, request: Request) -> None:
+    def leave(self, request: Any) -> None:
         """The caller is gone: nothing is charged. See `base`."""
-        assert isinstance(request, SharedRequest), "wait.py makes what request_type says"
         if request.parker is None or not request.charges or request.stage is Stage.REFUSED:
             return  # it never entered, or has its answer
 
@@ -182,9 +180,8 @@ class SharedBackend:
 
         self.dispatcher.post(on_leave)
 
-    def hand_over(self, request: Request, grant: Grant) -> None:
+    def hand_over(self, request: Any, grant: Grant) -> None:
         """Fill in the grant of a request that was granted. See `base`."""
-        assert isinstance(request, SharedRequest), "wait.py makes what request_type says"
         receipts = StoreReceipts(request.charges, request.epochs, request.receipts, request.shares)
         grant.of(self, request.caller, request.charges, receipts, request.granted_at)
 

@@ -114,7 +114,9 @@ class SharedLimitSet:
     @property
     def queue(self) -> StoreQueue:
         """The queue that these limits are behind now."""
-        self._queue = queue = self._queue.standing()
+        queue = self._queue
+        if queue._into is not None:
+            self._queue = queue = queue.standing()
         return queue
 
     def terms_of(self, limits: Limits) -> Terms:

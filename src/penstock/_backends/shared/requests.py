@@ -91,7 +91,20 @@ class SharedRequest(Request):
         priority: int = 0,
         flow: Hashable = None,
     ) -> None:
-        super().__init__(binding, parker, max_wait, time_left, priority, flow)
+        # Each call makes one: what every request has is written out, less what only queues in this process use.
+        charge = binding.charge
+        self.charges = charge.charges
+        self.priority = priority
+        self.flow = flow
+        self.number = 0
+        self.subqueue = None
+        self.caller = binding.caller
+        self.cost = charge.cost
+        self.granted_at = math.nan
+        self.parker = parker
+        self.max_wait = max_wait
+        self.time_left = time_left
+        self.error = None
         self.backend: Any = binding.backend
         self.arrived = now = clock.now()
         wait = time_left if max_wait is None else min(max_wait, time_left)

@@ -35,6 +35,11 @@ from penstock.stores.contract import Batch, Reply, Store
 
 __all__ = ["Scheduler"]
 
+_NEW, _ASKED, _GRANTED = Stage.NEW, Stage.ASKED, Stage.GRANTED
+"""To look a member up in an enumeration costs as much as a call on Python 3.11."""
+
+_NEVER = math.inf
+
 UNCONFIRMED = 2.5 * LOOKAHEAD
 """Seconds up to which a reservation is used without asking whether everything was paused meanwhile, where the store tells nobody."""
 
@@ -117,20 +122,23 @@ class Scheduler:
         state, queue = self.state, request.charges[0][0].limit_set.queue
         if queue.lease is not None:
             queue.coming -= 1
-        if request.stage is not Stage.NEW:
+        if request.stage is not _NEW:
             return
         if self.outage is not None and not self.open():
             state.refuse(request, again(self.outage.error))
             return
-        if any(of.limit_set.version > 1 for of, _ in request.charges) and not self._agreement.charge_anew(request, now):
-            return  # the limits have changed, perhaps since it was bound to them
+        for of, _ in request.charges:
+            if of.limit_set.version > 1:  # the limits have changed, perhaps since it was bound to them
+                if not self._agreement.charge_anew(request, now):
+                    return
+                break
         bound = request.caller.max_queue
         if bound is not None and request.latest > now and len(queue) >= bound:
             ready, blocker = state.expected(request, queue, now)
             if ready > now:
                 state.refuse(request, queue_full(bound, ready - now, blocker))
                 return
-        if now < request.latest < math.inf:
+        if now < request.latest < _NEVER:
             state.at(request.latest, lambda at: self._too_late(request, at))
         queue.fresh.append(request)
         state.dirty[queue] = None
@@ -309,7 +317,7 @@ class Scheduler:
         for settlement in batch.settlements:  # what was settled again meanwhile can be told now
             if settlement.receipts in self.state.settlements:
                 self.state.urgent = True
-        woken, asked, granted = self.state.woken, Stage.ASKED, Stage.GRANTED
+        woken, asked, granted = self.state.woken, _ASKED, _GRANTED
         plain = not self.state.apart and not any(of.renewed for part in batch.offsets for of in part.order)
         refused: list[SharedRequest] = []
         served: dict[StoreQueue, None] = {}
