@@ -390,6 +390,7 @@ def _keyed_step(shape: str, charged: str) -> list[str]:
     parts = shape[2:]
     used = "".join(f"t{i}, " for i in range(int(shape[1])))
     look = [f"r{i} = now * m{i}.rate; t{i} = (r{i} if t{i} < r{i} else t{i}) + c{i}" for i in parts]
+    unless_live = " and key not in states.live" if sys.version_info < (3, 12) else ""  # later no garbage is collected there
     receipts = "fresh" if len(parts) == int(shape[1]) else f"({''.join(f't{i}, ' for i in parts)})"
     return [
         "with states.store.lock:",
@@ -400,13 +401,14 @@ def _keyed_step(shape: str, charged: str) -> list[str]:
         "        elif key in old:",
         "            used = known[key] = old[key]",
         "            del old[key]",
+        "        elif states.moving: used = None",
         "        else: used = states.new",
         "        if used.__class__ is tuple:",
         f"            {used} = used",
         *(f"            {line}" for line in look),
         f"            if {' and '.join(f't{i} - m{i}.ceiling <= r{i}' for i in parts)}:",
         f"                fresh = ({used})",  # it may have collected garbage, and finalised what used this key
-        "                if (known[key] if key in known else states.new) is used:",
+        f"                if (known[key] if key in known else states.new) is used{unless_live}:",
         "                    known[key] = fresh",
         "                    grant.granted_at = now",
         "                    binding.caller.granted += 1",

@@ -8,6 +8,10 @@ the key is forgotten, as a key that was never seen is in the same state.
 A permit of the fast path remembers the `tat` after its charge. So the scale of a key's `tat` must not change under it: a bucket that
 was given something back is packed with its offset. When such a key is forgotten, a new one begins without an offset; until
 the old `tat` has passed, the moment is kept, and permits of before it give nothing back, as the limits were whole since.
+
+All of it is done with the lock held, which keeps out other threads, and no signal handler or finaliser of this one. They run where a
+call ends or begins. So what a key has used is at every such moment in one of `live`, `known`, `old` and `moving`, and a change
+that was prepared is made only if nothing has happened to the key since: looked at and made with no call in between.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
+from itertools import islice
 from typing import Any
 from weakref import ref
 
@@ -69,6 +74,7 @@ class KeyStates:
         call_of: Makes the call of a binding.
         charges: Costs that some key has been charged, worked out once.
         dead: Keys whose limits nothing holds any more, to be packed.
+        moving: What was taken out of `old` to be looked at.
         new: What a key has used that was never seen, on the fast path.
         quick: What calls of keys are made of, for the limiters above.
         uses: How often keys were used; at `sweep_at` some of them are looked at.
@@ -79,7 +85,7 @@ class KeyStates:
 
     __slots__ = (
         "_ageing", "_fixed", "_forgotten", "_pattern", "_rates", "_usual", "_weights", "_yields", "call_of", "charges", "dead", "fast", "known", "like",
-        "live", "new", "old", "quick", "store", "sweep_at", "uses",
+        "live", "moving", "new", "old", "quick", "store", "sweep_at", "uses",
     )  # fmt: skip
 
     def __init__(
@@ -103,6 +109,7 @@ class KeyStates:
         self.live: dict[Hashable, _Life] = {}
         self.known: dict[Hashable, Any] = {}
         self.old: dict[Hashable, Any] = {}
+        self.moving: list[tuple[Hashable, Any]] = []
         self.dead: deque[_Life] = deque()
         self.charges: dict[Any, Charge] = {}
         self.quick: dict[Any, Any] = {}
@@ -129,8 +136,12 @@ class KeyStates:
     def sweep(self) -> None:
         """Now and then: pack the limits of keys that nothing holds any more, and forget others."""
         with self.store.lock:
-            for _ in range(min(2, len(self.dead))):
-                self._put_away(self.dead.popleft())
+            dead = self.dead
+            for _ in range(2):
+                if dead:
+                    self._put_away(life := dead[0])
+                    if dead and dead[0] is life:
+                        dead.popleft()
             if self.uses >= self.sweep_at:
                 # What has little to forget is looked at less often: with a million keys each look is one at memory far away. As soon as
                 # an eighth of those looked at is whole, all are looked at, faster than new ones can come.
@@ -141,10 +152,12 @@ class KeyStates:
     def backend(self, key: Hashable, limits: Limits | None = None) -> LocalBackend:
         """The limits of a key, materialised; `limits` where they are those of a function."""
         with self.store.lock:
-            life = self.live.get(key)
-            part = life() if life is not None else None
-            if part is None:
-                part = self._materialise(key, life, limits)
+            part = None
+            while part is None:
+                life = self.live.get(key)
+                part = life() if life is not None else None
+                if part is None:
+                    part = self._materialise(key, life, limits)
             return LocalBackend(self.store, (part,))
 
     def is_live(self, key: Hashable) -> bool:
@@ -152,25 +165,35 @@ class KeyStates:
         life = self.live.get(key)
         return life is not None and life() is not None
 
-    def _materialise(self, key: Hashable, life: _Life | None, limits: Limits | None) -> LimitSet:
+    def _materialise(self, key: Hashable, life: _Life | None, limits: Limits | None) -> LimitSet | None:
+        """Give a key limits of its own; None if a signal handler or a finaliser has used the key in the meantime."""
         wanted = limits if self._fixed is None else self._fixed
         assert wanted is not None, "limits are fixed, or the answer of a function"
+        self._keep_what_moves()
         part = LimitSet(wanted, WaitQueue(self._ageing, self._weights), f"{key}")
         # If its holder is gone but what it used was not put away yet, that is the last word.
-        kept = life.states if life is not None else self.known.pop(key, None) or self.old.pop(key, None)
+        kept = life.states if life is not None else self.known.get(key) or self.old.get(key)
         if isinstance(kept, dict):
             part.take_over(kept, clock.now(), keep_limits=self._fixed is not None)
         elif kept is not None:
             for state, packed in zip(part.all_states(), kept, strict=True):
                 state.meter.unpack(packed)
-        self.live[key] = _Life.of(part, self.dead.append, key)
+        new = _Life.of(part, self.dead.append, key)
+        live, known, old = self.live, self.known, self.old
+        if (live[key] if key in live else None) is not life:  # noqa: SIM401 - no call until it is in `live`
+            return None
+        if life is None and (known[key] if key in known else old[key] if key in old else None) is not kept:
+            return None
+        live[key] = new
+        known.pop(key, None)
+        old.pop(key, None)
         return part
 
     def _put_away(self, life: _Life) -> None:
         """Keep of a key that nothing holds only what it used, or nothing if it used nothing."""
-        if self.live.get(life.key) is not life:
+        key, live, known = life.key, self.live, self.known
+        if live.get(key) is not life:
             return  # it was materialised again in the meantime
-        del self.live[life.key]
         now = clock.now()
         states = _all(life.states)
         kept: Any = life.states
@@ -178,10 +201,15 @@ class KeyStates:
             packed = [state.meter.pack() for state in states]
             if None not in packed:
                 kept = tuple(packed) if all(type(used) is float for used in packed) else packed
-        if not self._whole(kept, now):
-            self.known[life.key] = kept
-        elif type(kept) is not tuple:
-            self._note_forgotten(life.key, kept, now)
+        whole = self._whole(kept, now)
+        if whole and type(kept) is not tuple:
+            self._note_forgotten(key, kept, now)
+        if key in live and live[key] is life:  # no call from here on
+            if not whole:
+                known[key] = kept
+            elif key in known:  # an exception came when it was materialised
+                del known[key]
+            del live[key]
 
     def _note_forgotten(self, key: Hashable, kept: Any, now: float) -> None:
         """Remember that the limits of a key were whole, for permits of before, as long as their receipts do not show it.
@@ -198,7 +226,8 @@ class KeyStates:
             until = max(until, (used[0] if isinstance(used, tuple) else used) / state.meter.rate)  # type: ignore[attr-defined]  # keys on the fast path have buckets
         self._forgotten[key] = now, until
         if len(self._forgotten) % SWEEP == 0:
-            self._forgotten = {key: times for key, times in self._forgotten.items() if times[1] > now}
+            for over in [key for key, times in list(self._forgotten.items()) if times[1] <= now]:
+                self._forgotten.pop(over, None)
 
     def whole_since(self, key: Hashable, moment: float) -> bool:
         """Whether the limits of a key were whole at some time since `moment`, and are on another scale now."""
@@ -211,20 +240,39 @@ class KeyStates:
         Returns:
             How many were looked at, and how many of them dropped.
         """
+        self._keep_what_moves()  # if an exception has cut the last look short
         if not self.old:
             self.old, self.known = self.known, {}
         now = clock.now()
+        moving = self.moving
         looked = min(most, len(self.old))
         kept_before = len(self.known)
-        for _ in range(looked):
-            key, kept = self.old.popitem()
-            if not self._whole(kept, now):
+        try:
+            moving.extend(islice(iter(self.old.popitem, None), looked))  # in C: no signal handler comes between
+        except KeyError:
+            pass  # one came before, and has used them
+        while moving:
+            item = moving[-1]
+            key, kept = item
+            if self._whole(kept, now):
+                if type(kept) is not tuple:
+                    self._note_forgotten(key, kept, now)
+            elif moving and moving[-1] is item:
                 self.known.setdefault(key, kept)
-            elif type(kept) is not tuple:
-                self._note_forgotten(key, kept, now)
+            if moving and moving[-1] is item:
+                del moving[-1]
         if not self.old:
             self.old = {}  # an emptied dict keeps its room
         return looked, looked - (len(self.known) - kept_before)
+
+    def _keep_what_moves(self) -> None:
+        """Put what is being looked at where it is found: an exception, or a signal handler, comes in the middle of the look."""
+        moving = self.moving
+        while moving:
+            item = moving[-1]
+            self.known.setdefault(*item)
+            if moving and moving[-1] is item:
+                del moving[-1]
 
     def _whole(self, kept: Any, now: float) -> bool:
         """Whether the limits of a key are whole again, so that it equals one never seen."""
