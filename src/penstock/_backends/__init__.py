@@ -82,14 +82,15 @@ def backend_over(
             "store=SQLiteStore(...). In one process every grant is local already: leave lease= out"
         )
     with memory.lock:
-        now = clock.now()
-        part = memory.find(name, limits, now) if name is not None else None
-        if part is None:
-            part = LimitSet(limits, WaitQueue(ageing, flow_weights), name)
-            if name is not None:
-                memory.keep(name, part)
-        elif part.limits() != limits:  # no limiter with those promises is left
-            part.forget_others(limits)
-            part.promise(limits, now)
-            part.queue.withdraw_clearance()
-        return LocalBackend(memory, (part,))
+        while True:
+            now = clock.now()
+            part = memory.find(name, limits, now) if name is not None else None
+            if part is None:
+                part = LimitSet(limits, WaitQueue(ageing, flow_weights), name)
+            elif part.limits() != limits:  # no limiter with those promises is left
+                part.forget_others(limits)
+                part.promise(limits, now)
+                part.queue.withdraw_clearance()
+            backend = LocalBackend(memory, (part,))  # now that it is in use, nobody forgets it
+            if name is None or memory.keep(name, part) is part:
+                return backend

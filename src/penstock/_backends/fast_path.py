@@ -390,7 +390,9 @@ def _keyed_step(shape: str, charged: str) -> list[str]:
     parts = shape[2:]
     used = "".join(f"t{i}, " for i in range(int(shape[1])))
     look = [f"r{i} = now * m{i}.rate; t{i} = (r{i} if t{i} < r{i} else t{i}) + c{i}" for i in parts]
-    unless_live = " and key not in states.live" if sys.version_info < (3, 12) else ""  # later no garbage is collected there
+    unless_live = (
+        " and key not in states.live" if sys.version_info < (3, 12) else ""
+    )  # later no garbage is collected there
     receipts = "fresh" if len(parts) == int(shape[1]) else f"({''.join(f't{i}, ' for i in parts)})"
     return [
         "with states.store.lock:",

@@ -180,9 +180,10 @@ class KeyStates:
                 state.meter.unpack(packed)
         new = _Life.of(part, self.dead.append, key)
         live, known, old = self.live, self.known, self.old
-        if (live[key] if key in live else None) is not life:  # noqa: SIM401 - no call until it is in `live`
+        # No call from here on, until it is in `live`.
+        if (live[key] if key in live else None) is not life:  # noqa: SIM401
             return None
-        if life is None and (known[key] if key in known else old[key] if key in old else None) is not kept:
+        if life is None and (known[key] if key in known else old[key] if key in old else None) is not kept:  # noqa: SIM401
             return None
         live[key] = new
         known.pop(key, None)

@@ -85,9 +85,9 @@ class LimitSet:
                         state.go_on_from(old[0].meter, now, lead)
                 states.append(state)
             self.states[unit] = tuple(states)
+            self.version += 1  # of each unit: an exception may cut the rest short
             self._set_default(unit, kinds)
-        self.version += 1
-        self._follow_calendars()
+            self._follow_calendars()
 
     def forget_others(self, units: Iterable[str]) -> None:
         """Forget the units that are not among these."""

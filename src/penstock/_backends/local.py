@@ -22,6 +22,7 @@ from penstock._backends.held_places import expired, note_holder, note_orphan, wa
 from penstock._backends.limit_set import LimitSet
 from penstock._backends.queue import WaitQueue
 from penstock._core.bucket import Bucket
+from penstock._core.places import Hold
 from penstock._core.turns import Charges, LimitState, Receipts, charge, charge_if_ready, give_back, undo
 from penstock._validation import exact_cost, show_seconds, told_of
 from penstock.errors import RateLimited
@@ -276,20 +277,18 @@ class LocalBackend:
         self._decide_soon(lambda queue, now, grant: self._settle(queue, now, grant, exact), grant)
 
     def _settle(self, queue: WaitQueue, now: float, grant: Grant, true_cost: Mapping[str, float]) -> None:
-        old_charges, old_receipts = grant.charged()
-        charges, receipts = list(old_charges), list(old_receipts)
+        grant.charged()
         for unit, amount in true_cost.items():
             charged: dict[LimitState, float] = {}
-            for state, part in charges:
+            for state, part in grant.charges:
                 if state.unit == unit:
                     charged[state] = charged.get(state, 0.0) + part
             before = max(charged.values(), default=0.0)  # what a limit that was added since has taken over
             for state in [state for part in self.sets for state in part.states.get(unit, ())]:
                 if grant.ended and state.meter.held:
                     continue  # nobody would give back what it holds from now on
-                _adjust(charges, receipts, state, amount - charged.get(state, before), now)
-        grant.charges, grant.receipts = charges, receipts
-        queue.run(now, [state for state, _ in charges])
+                _adjust(grant, state, amount - charged.get(state, before), now)
+        queue.run(now, [state for state, _ in grant.charges])
 
     def cancel(self, grant: Grant) -> bool:
         """Give everything back; False if that was done before."""
@@ -408,13 +407,16 @@ class LocalBackend:
 
         def replace(queue: WaitQueue, now: float) -> None:
             changed = []
-            for part in self.sets:
-                mine = {unit: kinds for unit, kinds in limits.items() if unit in part.states}
-                if mine:
-                    before = {unit: part.states[unit] for unit in mine}
-                    part.promise(mine, now)
-                    changed += [(before[unit], part.states[unit]) for unit in mine]
-            queue.withdraw_clearance()
+            queue.withdraw_clearance()  # also if an exception cuts it short
+            try:
+                for part in self.sets:
+                    mine = {unit: kinds for unit, kinds in limits.items() if unit in part.states}
+                    if mine:
+                        before = {unit: part.states[unit] for unit in mine}
+                        part.promise(mine, now)
+                        changed += [(before[unit], part.states[unit]) for unit in mine]
+            finally:
+                queue.withdraw_clearance()  # of what was bound in the meantime
             queue.recharge(changed)
             queue.run(now, None)
             queue.refuse_oversized(self.plan().never)
@@ -503,9 +505,11 @@ def _charge_if_ready(queue: WaitQueue, now: float, binding: Binding, grant: Gran
 
 def _free(charges: Charges, receipts: Receipts, now: float) -> list[LimitState]:
     """Give back what a grant holds, and do nothing the second time; return the limits."""
-    held = [(charged, receipt) for charged, receipt in zip(charges, receipts, strict=True) if receipt[0].held]
-    give_back([charged for charged, _ in held], [receipt for _, receipt in held], now)
-    return [state for (state, _), _ in held]
+    held = [(*charged, receipt) for charged, receipt in zip(charges, receipts, strict=True) if receipt[0].held]
+    # Of places all that is held, whatever a settlement that was cut short has written down.
+    back = [(state, receipt[1].amount if type(receipt[1]) is Hold else amount) for state, amount, receipt in held]
+    give_back(back, [receipt for *_, receipt in held], now)
+    return [state for state, *_ in held]
 
 
 def _charge(_: WaitQueue, now: float, binding: Binding, grant: Grant) -> None:
@@ -515,8 +519,13 @@ def _charge(_: WaitQueue, now: float, binding: Binding, grant: Grant) -> None:
     binding.caller.granted += 1
 
 
-def _adjust(charges: list[tuple[LimitState, float]], receipts: Any, state: LimitState, more: float, now: float) -> None:
-    """Charge a grant `more` of a limit, or give back as much if it is below 0."""
+def _adjust(grant: Grant, state: LimitState, more: float, now: float) -> None:
+    """Charge a grant `more` of a limit, or give back as much if it is below 0.
+
+    An exception in the middle may cost capacity, and no more: what is charged is written down with no call in between, and
+    what comes back is written down before it comes, so it cannot come twice.
+    """
+    charges, receipts = list(grant.charges), list(grant.receipts)
     mine = [index for index, (of, _) in enumerate(charges) if of is state and receipts[index][0] is state.meter]
     if more > 0:
         if mine:
@@ -525,12 +534,12 @@ def _adjust(charges: list[tuple[LimitState, float]], receipts: Any, state: Limit
             charges[mine[-1]] = (state, kept)
         else:
             topped, receipt = more, state.meter.charge(more, now)
-        charges.append((state, topped))
-        receipts.append((state.meter, receipt))
+        grant.charges, grant.receipts = [*charges, (state, topped)], [*receipts, (state.meter, receipt)]
     for index in reversed(mine):  # the latest first
         if more < 0:
             amount = charges[index][1]
             back = min(amount, -more)
-            give_back([(state, back)], [receipts[index]], now)
             charges[index] = (state, amount - back)
+            grant.charges = charges
+            give_back([(state, back)], [receipts[index]], now)
             more += back

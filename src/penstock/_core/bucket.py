@@ -52,7 +52,7 @@ class Bucket(Meter):
     predictable = True
 
     def __init__(self, limit: Rate) -> None:
-        self._promise(limit)
+        self.rate, self.burst, self.ceiling, self.overdraft, self.catch_up = _numbers_of(limit)
         self.tat = _FULL_SINCE_EVER  # in units; anything below the refill means full
         self.offset = 0.0  # units given back, and what makes changes of the rate continuous
         self.rounding = 0.0  # what the last additions of fractions rounded away
@@ -68,17 +68,13 @@ class Bucket(Meter):
         bucket.refunds = bucket.heard = None
         return bucket
 
-    def _promise(self, limit: Rate) -> None:
-        self.rate = rate = limit.amount / limit.per
-        self.burst = burst = float(limit.burst)
-        self.ceiling = burst + min(0.5e-6 * rate, 1e-8 * rate + 1e-12 * burst)
-        self.overdraft = limit.overdraft
-        self.catch_up = CATCH_UP * max(0.0, 2.0 - burst) / rate
-
     def change(self, limit: Rate, now: float) -> bool:
-        refill = now * self.rate + self.offset
-        self._promise(limit)
-        self.offset = refill - now * self.rate
+        rate, burst, ceiling, overdraft, catch_up = _numbers_of(limit)
+        offset = now * self.rate + self.offset - now * rate
+        # In one statement, here and below: a signal handler that raises finds all or nothing.
+        self.rate, self.burst, self.ceiling, self.overdraft, self.catch_up, self.offset = (
+            rate, burst, ceiling, overdraft, catch_up, offset
+        )  # fmt: skip
         return True
 
     def ready_at(self, cost: float, now: float) -> float:
@@ -107,21 +103,21 @@ class Bucket(Meter):
         return self.ready_after(ahead, cost, now) if self.overdraft else self.ready_at(ahead + cost, now)
 
     def charge(self, cost: float, now: float) -> Receipt:
-        tat, refill, rounding = self.tat, now * self.rate + self.offset, self.rounding
+        charged, rounding = self._charged(cost, now * self.rate + self.offset)
+        receipt = charged, now
+        self.tat, self.rounding = charged, rounding
+        return receipt
+
+    def _charged(self, cost: float, refill: float) -> tuple[float, float]:
+        """`tat` after a charge, and what that rounds away."""
+        tat, rounding = self.tat, self.rounding
         if tat <= refill:
             tat, rounding = refill, 0.0
-        if cost % 1:
-            exact = cost - rounding
-            charged = tat + exact
-            rounding = (charged - tat) - exact
-        else:
-            charged = tat + cost
-        receipt = charged, now
-        self.tat, self.rounding = (
-            charged,
-            rounding,
-        )  # last, and at once: a signal handler that raises finds all or nothing
-        return receipt
+        if not cost % 1:
+            return tat + cost, rounding
+        exact = cost - rounding
+        charged = tat + exact
+        return charged, (charged - tat) - exact
 
     def charge_if_ready(self, cost: float, now: float) -> Receipt | None:
         refill = now * self.rate + self.offset
@@ -135,20 +131,19 @@ class Bucket(Meter):
 
     def give_back(self, amount: float, receipt: Receipt, now: float) -> None:
         """Undo `amount` of a charge, as far as the bucket would have missed less with a lower one. See `refunds`."""
-        self._give_back(amount, receipt, now)
+        self.offset += self._back(amount, receipt, now)
 
-    def _give_back(self, amount: float, receipt: Receipt, now: float) -> float:
+    def _back(self, amount: float, receipt: Receipt, now: float) -> float:
+        """How much of `amount` comes back. From then on it counts as given back."""
         if self.refunds is None:
             self.refunds = Refunds()
-        back = self.refunds.give(amount, receipt[0], self.tat, now * self.rate + self.offset)
-        self.offset += back
-        return back
+        return self.refunds.give(amount, receipt[0], self.tat, now * self.rate + self.offset)
 
     def undo(self, amount: float, receipt: Receipt, now: float) -> None:
         """Give back all that is left of a charge, whose receipt is not used again."""
         tat = self.tat
         if receipt[0] < tat or (self.refunds is not None and self.refunds.seen(tat)):
-            self._give_back(amount, receipt, now)
+            self.give_back(amount, receipt, now)
             return
         # No charge came after it, so take it off the sum as if it had never been: a call that was tried in vain leaves no trace.
         exact = -max(0.0, min(amount, self.used(now))) - self.rounding
@@ -158,8 +153,11 @@ class Bucket(Meter):
 
     def top_up(self, amount: float, more: float, receipt: Receipt, now: float) -> tuple[float, float, Receipt]:
         # As if what can still be given back were charged again now, with the rest: one receipt then stands for both.
-        back = self._give_back(amount, receipt, now)
-        return amount - back, back + more, self.charge(back + more, now)
+        back = self._back(amount, receipt, now)
+        charged, rounding = self._charged(back + more, now * self.rate + self.offset + back)
+        topped = charged, now
+        self.offset, self.tat, self.rounding = self.offset + back, charged, rounding
+        return amount - back, back + more, topped
 
     def level(self, now: float) -> float:
         return self.burst - self.used(now)
@@ -206,3 +204,10 @@ class Bucket(Meter):
             elif len(self.heard) >= _MOST_HEARD:
                 del self.heard[0]  # of calls that have been answered long ago
             self.heard.append((self.tat, missing))
+
+
+def _numbers_of(limit: Rate) -> tuple[float, float, float, bool, float]:
+    """Rate, burst, ceiling, overdraft and `catch_up` of a bucket for this limit."""
+    rate, burst = limit.amount / limit.per, float(limit.burst)
+    ceiling = burst + min(0.5e-6 * rate, 1e-8 * rate + 1e-12 * burst)
+    return rate, burst, ceiling, limit.overdraft, CATCH_UP * max(0.0, 2.0 - burst) / rate

@@ -91,24 +91,16 @@ class LimitState:
 
     def promise(self, limit: Any, now: float, lead: float = 0.0) -> None:
         """Count for `limit` from now on. What was used stays used. `lead`: how far the wall clock is ahead of `now`."""
-        if type(limit) is not type(self.limit) or not self.meter.change(limit, now):
-            before, self.meter = self.meter, meter_for(limit)
-            self.go_on_from(before, now, lead)
-        self.limit = limit
+        meter = self.meter
+        if type(limit) is not type(self.limit) or not meter.change(limit, now):
+            meter = meter_for(limit)
+            _carry_over(self.meter, meter, now, lead)
+        self.limit, self.meter = limit, meter
         self._weigh()
 
     def go_on_from(self, meter: Meter, now: float, lead: float) -> None:
-        """Count in this new meter what another meter has counted as used.
-
-        Not in one of places: only a permit that was charged here can give them back, so they would be held for ever.
-        """
-        if self.meter.held:
-            return
-        if self.meter.calendar:
-            self.meter.follow(lead)  # type: ignore[attr-defined]
-        used = meter.used(now)
-        if used > 0:
-            self.meter.charge(used, now)
+        """Count here, where nothing was used, what another meter has counted as used."""
+        _carry_over(meter, self.meter, now, lead)
 
     def _weigh(self) -> None:
         limit = self.limit
@@ -120,6 +112,20 @@ class LimitState:
         """When `amount` could be charged here: after any pause, and when the meter allows."""
         ready = self.meter.ready_at(amount, now) if amount else now
         return max(ready, self.paused_until)
+
+
+def _carry_over(before: Meter, after: Meter, now: float, lead: float) -> None:
+    """Count in a new meter what another has counted as used.
+
+    Not in one of places: only a permit that was charged there can give them back, so they would be held for ever.
+    """
+    if after.held:
+        return
+    if after.calendar:
+        after.follow(lead)  # type: ignore[attr-defined]  # calendars have it
+    used = before.used(now)
+    if used > 0:
+        after.charge(used, now)
 
 
 Charges = Sequence[tuple[LimitState, float]]

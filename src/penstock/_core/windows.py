@@ -58,9 +58,8 @@ class SlidingWindow(Meter):
         self._promise(limit)
 
     def _promise(self, limit: Sliding) -> None:
-        self.amount = limit.amount
-        self.per = limit.per
-        self._slices = max(1_000, math.ceil(limit.amount))
+        # In one statement, here and below: a signal handler that raises finds all or nothing.
+        self.amount, self.per, self._slices = limit.amount, limit.per, max(1_000, math.ceil(limit.amount))
 
     def change(self, limit: Sliding, now: float) -> bool:
         self._promise(limit)
@@ -91,13 +90,14 @@ class SlidingWindow(Meter):
 
     def ready_after(self, other: float, cost: float, now: float) -> float:
         self._expire(now)
-        total = self._total
-        self.log.append(Entry(now, other))
-        self._total += other
+        total, entry = self._total, Entry(now, other)
         try:
+            self.log.append(entry)
+            self._total += other
             return self.ready_at(cost, now)
         finally:
-            self.log.pop()
+            if self.log and self.log[-1] is entry:
+                self.log.pop()
             self._total = total
 
     def ready_behind(self, ahead: float, cost: float, now: float) -> float:
@@ -123,7 +123,6 @@ class SlidingWindow(Meter):
         entry = Entry(now, 0.0)
         self.log.append(entry)
         total, rounding = _add(self._total, self._rounding, cost)
-        # In one statement: a signal handler that raises finds all or nothing.
         self._total, self._rounding, entry.amount = total, rounding, cost
         return entry
 
@@ -132,17 +131,13 @@ class SlidingWindow(Meter):
 
         Not simply neighbours: what is old would be merged again and again, and end up as one entry that never leaves.
         """
-        merged: deque[Entry] = deque()
-        slice_of_last = None
+        earlier = slice_of_earlier = None
         for entry in self.log:
             slice_of = entry.at // (self.per / self._slices)
-            if slice_of == slice_of_last:
-                earlier = merged.pop()
-                entry.amount += earlier.amount
-                earlier.into = entry
-            merged.append(entry)
-            slice_of_last = slice_of
-        self.log = merged
+            if earlier is not None and slice_of == slice_of_earlier:
+                entry.amount, earlier.amount, earlier.into = entry.amount + earlier.amount, 0.0, entry
+            earlier, slice_of_earlier = entry, slice_of
+        self.log = deque([entry for entry in self.log if entry.into is None])
 
     def give_back(self, amount: float, receipt: Entry, now: float) -> None:
         """Take `amount` out of the log, if it is still in it: exactly as if it had never been charged."""
@@ -188,10 +183,9 @@ class CalendarWindow(Meter):
 
     def change(self, limit: Calendar, now: float) -> bool:
         self._turn_page(now)
-        self.amount = limit.amount
-        self.period = limit.period
-        self.zone = _zone(limit.tz)
-        self._end = period_around(now + self.offset, self.period, self.zone)[1]
+        zone = _zone(limit.tz)
+        end = period_around(now + self.offset, limit.period, zone)[1]
+        self.amount, self.period, self.zone, self._end = limit.amount, limit.period, zone, end
         return True
 
     def follow(self, offset: float) -> None:

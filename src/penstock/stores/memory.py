@@ -46,13 +46,14 @@ class MemoryStore:
     a fork begins with a copy, and from then on counts for itself; waiters wait in the parent.
     """
 
-    __slots__ = ("__weakref__", "_giving_back", "_names", "_sweep", "deciding", "lock", "postponed")
+    __slots__ = ("__weakref__", "_finds", "_giving_back", "_names", "_sweep", "deciding", "lock", "postponed")
 
     def __init__(self) -> None:
         self.lock: threading.RLock = threading.RLock()
         self.deciding: bool = False  # whether the thread that holds the lock is in the middle of a decision
         self.postponed: deque[Callable[[], object]] = deque()  # what is to be given back at its end
         self._giving_back = False
+        self._finds = 0
         self._names: dict[str, Any] = {}
         self._sweep: list[str] = []  # names to look at next
         _all.add(self)
@@ -63,6 +64,7 @@ class MemoryStore:
         Raises:
             ConfigurationConflict: A limiter of that name is alive, and has other limits.
         """
+        self._finds += 1
         self._forget_two(now)
         found: _Named | None = self._names.get(name)
         if found is not None and found.users and found.limits() != limits:
@@ -72,9 +74,13 @@ class MemoryStore:
             )
         return found
 
-    def keep(self, name: str, limits: _Named) -> None:
-        """Let others find these limits under their name."""
-        self._names[name] = limits
+    def keep(self, name: str, limits: _Named) -> _Named:
+        """Let others find these limits under their name; return those that are found now.
+
+        They are others if a signal handler has made some in the middle of the making of these.
+        """
+        kept: _Named = self._names.setdefault(name, limits)
+        return kept
 
     def _forget_two(self, now: float) -> None:
         """Look at two names, in turn: forget those of which nobody would notice it."""
@@ -82,9 +88,10 @@ class MemoryStore:
             if not self._sweep:
                 self._sweep = list(self._names)
             if self._sweep:
-                name = self._sweep.pop()
+                finds, name = self._finds, self._sweep.pop()
                 kept: _Named | None = self._names.get(name)
-                if kept is not None and not kept.users and kept.whole(now):
+                # Not if a signal handler has looked for names in the meantime: it may have used this one.
+                if kept is not None and not kept.users and kept.whole(now) and self._finds == finds:
                     del self._names[name]
 
     def give_back_postponed(self) -> None:
