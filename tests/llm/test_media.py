@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import struct
 
+import httpx2
 import pytest
 
+from penstock import Limiter
+from penstock.llm import limit_client
 from penstock.llm.media import IMAGE_TOKENS, PAGE_TOKENS
 from penstock.llm.tokens import by_bytes, by_tiktoken
 
@@ -136,3 +139,21 @@ def test_nothing_that_claims_to_be_a_medium_breaks_the_count(kind):
         for value in ODD:
             for part in ({"type": kind, key: value}, {kind: value, key: value}):
                 assert by_bytes(CHAT, in_chat(part))["tokens"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("body", "beside"),
+    [
+        ({"messages": [{"role": "user", "content": "x" * 2_000}]}, False),
+        ({"messages": [{"role": "user", "content": "some words, and more. " * 2_000}]}, False),
+        ({"messages": [{"role": "user", "content": "x" * 70_000}]}, True),
+        ({"messages": [{"content": [{"text": "a"}]}] * 60}, True),
+        ({"model": "m", "input": [[1] * 11_000]}, True),
+    ],
+    ids=["usual", "a text", "a long text", "many parts", "many numbers"],
+)
+def test_what_takes_long_to_count_is_counted_beside_the_loop(body, beside):
+    """However few bytes it has: 60 kB of small parts take 200 times as long as 60 kB of text."""
+    client = limit_client(httpx2.AsyncClient(), Limiter(tokens="1M/min"))
+    request = client.build_request("POST", "http://api.test" + CHAT, json=body)
+    assert client._transport._rules.heavy(request) is beside

@@ -66,7 +66,10 @@ _EVERY_MODEL = "every model"
 _REMEMBERED = 256  # models whose answers are remembered
 
 _HEAVY = {"bytes": 65_536, "tiktoken": 2_048}
-"""Bytes of a body that are counted in well under a millisecond; what is larger is counted beside the event loop."""
+"""Bytes of a text that are counted in well under a millisecond; what is larger is counted beside the event loop."""
+
+_OBJECTS, _NUMBERS = 100, 10_000
+"""Objects and numbers in a body that take as long; smaller bodies than these many bytes do not have them."""
 
 
 def limit_client(
@@ -254,12 +257,20 @@ def rules_for(
     rules = Rules(
         count,
         plan,
-        heavy=lambda request: not callable(cost) and len(content_of(request)) > heaviest,
+        heavy=lambda request: not callable(cost) and _is_heavy(content_of(request), heaviest),
         max_wait=max_wait,
         max_pause=max_pause,
         listener=None if on_event is None else Listener(on_event),
     )
     return rules, endpoints
+
+
+def _is_heavy(content: bytes, most: int) -> bool:
+    """Whether a body takes longer to count than an event loop should stand still."""
+    size = len(content)
+    if size <= _OBJECTS:
+        return False
+    return size / most + content.count(b"{") / _OBJECTS + content.count(b",") / _NUMBERS > 1
 
 
 class _Answers:

@@ -30,6 +30,8 @@ _IMAGES = {"image_url", "input_image", "image"}
 _SOUNDS = {"input_audio", "audio"}
 _FILES = {"file", "input_file", "document"}
 
+_KINDS = _IMAGES | _SOUNDS | _FILES
+
 _TILES = (("gpt-4o-mini", 2_833, 5_667), ("gpt-5", 70, 140), ("o1", 75, 150), ("o3", 75, 150))
 """Of a family: what an image costs in low detail, and what each tile adds. Of all others 85 and 170."""
 
@@ -61,12 +63,12 @@ def media_in(part: Mapping[str, Any], model: str = "") -> Media | None:
         model: As the request names it; "": the rule of most.
     """
     kind = part.get("type")
-    inline = part.get("inlineData", part.get("inline_data"))
-    if isinstance(inline, Mapping):
-        return _geminis(str(inline.get("mimeType", inline.get("mime_type", ""))), _text(inline.get("data")))
-    if "fileData" in part or ("file_data" in part and kind is None):
-        return Media(IMAGE_TOKENS)
-    if not isinstance(kind, str):
+    if kind is None:
+        inline = part.get("inlineData", part.get("inline_data"))
+        if isinstance(inline, Mapping):
+            return _geminis(str(inline.get("mimeType", inline.get("mime_type", ""))), _text(inline.get("data")))
+        return Media(IMAGE_TOKENS) if "fileData" in part or "file_data" in part else None
+    if not isinstance(kind, str) or kind not in _KINDS:
         return None
     if kind in _IMAGES:
         return Media(_image(part, model))

@@ -249,17 +249,19 @@ _BODY_KEYS = (
     "documents",
     "suffix",
 )
-_TEXT_KEYS = ("content", "text", "refusal", "output", "arguments", "parts", "message")
+_TEXT_KEYS = frozenset(("content", "text", "refusal", "output", "arguments", "parts", "message"))
 
 
 def _add(value: Any, content: _Content) -> None:
     """Count whatever is in it, in order, however deeply it is nested: a body is a user's, and may be anything."""
-    waiting = [value]
+    waiting, steps = [value], 0
     while waiting:
-        value = waiting.pop()
+        value, steps = waiting.pop(), steps + 1
+        if not steps % _STEPS:
+            time.sleep(0)  # lets another thread have the interpreter, if this is one beside an event loop
         if isinstance(value, str):
             content.texts.append(value)
-        elif isinstance(value, Mapping):
+        elif isinstance(value, (dict, Mapping)):
             waiting.extend(reversed(_inside(value, content)))
         elif isinstance(value, list):
             ids = sum(type(item) is int for item in value)
@@ -267,30 +269,45 @@ def _add(value: Any, content: _Content) -> None:
             waiting.extend(reversed(value) if not ids else [item for item in reversed(value) if type(item) is not int])
 
 
+_STEPS = 128
+"""Values that are looked at in less than half a millisecond."""
+
+
 def _inside(item: Mapping[str, Any], content: _Content) -> list[Any]:
     """What counts of a message, a part of one, or an item of a response's input."""
-    if "role" in item:
-        content.messages += 1
     media = media_in(item, content.model)
     if media is not None:
+        content.messages += "role" in item
         content.media += media.tokens
         return [media.text]
-    found: list[Any] = [value for key in _TEXT_KEYS if isinstance(value := item.get(key), (str, list, Mapping))]
-    calls = item.get("tool_calls")
+    found: list[Any] = []
+    for key, value in item.items():
+        if key in _TEXT_KEYS:
+            found.append(value)
+        elif key == "role":
+            content.messages += 1
+        elif key == "tool_calls":
+            found += _called(value)
+        elif key == "function_call":
+            found.append(value.get("arguments") if isinstance(value, Mapping) else None)
+        elif key in _CALLS and isinstance(value, Mapping):
+            found.append(_as_json(value.get(_CALLS[key])))
+        elif key == "input" and item.get("type") == "tool_use":
+            found.append(_as_json(value))
+    return found
+
+
+_CALLS = {"functionCall": "args", "functionResponse": "response"}  # Gemini's
+
+
+def _called(calls: Any) -> list[Any]:
+    """What tools were called with."""
+    found = []
     for call in calls if isinstance(calls, list) else ():
         for key, inner in (("function", "arguments"), ("custom", "input")):
             called = call.get(key) if isinstance(call, Mapping) else None
             text = called.get(inner) if isinstance(called, Mapping) else None
             found.append(text if isinstance(text, (str, list)) else _as_json(text))
-    legacy = item.get("function_call")
-    if isinstance(legacy, Mapping):
-        found.append(legacy.get("arguments"))
-    if item.get("type") == "tool_use":
-        found.append(_as_json(item.get("input")))
-    for key, inner in (("functionCall", "args"), ("functionResponse", "response")):
-        called = item.get(key)
-        if isinstance(called, Mapping):
-            found.append(_as_json(called.get(inner)))
     return found
 
 
