@@ -141,168 +141,201 @@ class _AsyncChunks:
         return chunk
 
 
-@functools.cache
-def transports(library: str) -> tuple[type, type]:
-    """Our transports for a library: (sync, async). Made once each, since each library has base classes of its own."""
-    module: Any = importlib.import_module(library)
+class _ReleasingStream:
+    """A stream whose hold ends when it was read, or is closed."""
 
-    class ReleasingStream(module.SyncByteStream):  # type: ignore[misc]
-        """A stream whose hold ends when it was read, or is closed."""
+    def __init__(self, stream: Any, hold: Hold) -> None:
+        self._stream = stream
+        self._hold = hold
 
-        def __init__(self, stream: Any, hold: Hold) -> None:
-            self._stream = stream
-            self._hold = hold
+    def __iter__(self) -> Any:
+        return _Chunks(iter(self._stream), self._hold)
 
-        def __iter__(self) -> Any:
-            return _Chunks(iter(self._stream), self._hold)
+    def close(self) -> None:
+        try:
+            self._stream.close()
+        finally:
+            self._hold.give_back()
 
-        def close(self) -> None:
-            try:
-                self._stream.close()
-            finally:
-                self._hold.give_back()
 
-    class AsyncReleasingStream(module.AsyncByteStream):  # type: ignore[misc]
-        """A stream whose hold ends when it was read, or is closed."""
+class _AsyncReleasingStream:
+    """The same of an async stream."""
 
-        def __init__(self, stream: Any, hold: Hold) -> None:
-            self._stream = stream
-            self._hold = hold
+    def __init__(self, stream: Any, hold: Hold) -> None:
+        self._stream = stream
+        self._hold = hold
 
-        def __aiter__(self) -> Any:
-            return _AsyncChunks(aiter(self._stream), self._hold)
+    def __aiter__(self) -> Any:
+        return _AsyncChunks(aiter(self._stream), self._hold)
 
-        async def aclose(self) -> None:
-            try:
-                await self._stream.aclose()
-            finally:
-                self._hold.give_back()
+    async def aclose(self) -> None:
+        try:
+            await self._stream.aclose()
+        finally:
+            self._hold.give_back()
 
-    def refuse(rules: Rules, error: PenstockError, request: Any) -> Any:
+
+class _Limited:
+    """What both transports share.
+
+    Attributes:
+        module: The library, httpx or httpx2.
+        stream: The class of a stream that holds something, for that library.
+    """
+
+    module: Any
+    stream: Any
+
+    def __init__(self, inner: Any, rules: Rules, *, keep: Any = None) -> None:
+        self._inner = inner
+        self._rules = rules
+        self._keep = keep  # referred to for as long as this is: its connections must not be closed
+        own = (self.module.HTTPTransport, self.module.AsyncHTTPTransport, _LoopsOwn)
+        self._traced = isinstance(inner, own)
+
+    def _refuse(self, error: PenstockError, request: Any) -> Any:
+        rules = self._rules
         if not rules.answer:
             raise error
         answer = refusal(error, request)
         if rules.raises is not None:
             raise rules.raises(answer) from error
-        return module.Response(answer.status, headers=answer.headers, content=answer.content, request=request)
+        return self.module.Response(answer.status, headers=answer.headers, content=answer.content, request=request)
 
-    class LimitedTransport(module.BaseTransport):  # type: ignore[misc]
-        """A transport of another that every request passes when its turn has come."""
+    def _exchange(self, request: Any, plan: Plan, sent: RequestInFlight) -> Exchange:
+        return Exchange(self._rules, plan, sent, request, traced=self._traced, module=self.module)
 
-        def __init__(self, inner: Any, rules: Rules, *, keep: Any = None) -> None:
-            self._inner = inner
-            self._rules = rules
-            self._keep = keep
-            self._traced = isinstance(inner, module.HTTPTransport)
+    def _hold(self, exchange: Exchange, response: Any) -> None:
+        """Let a stream be read under what it holds, if it holds anything."""
+        hold = exchange.hold(response)
+        if hold is not None:
+            response.stream = self.stream(response.stream, hold)
+            response.extensions[HOLD] = hold
 
-        def handle_request(self, request: Any) -> Any:
-            response = None
-            try:
-                plan = self._rules.plan(request, self._rules.count(request))
-                if plan is None:
-                    return self._inner.handle_request(request)
-                visit = Visit(self._rules, plan, request)
-                while True:
-                    sent = visit.admit_in_thread()
-                    response, exchange = self._send(request, plan, sent)
-                    if not visit.again(exchange):
-                        return response
-            except PenstockError as error:
-                return refuse(self._rules, error, request) if response is None else response
 
-        def _send(self, request: Any, plan: Plan, sent: RequestInFlight) -> tuple[Any, Exchange]:
-            exchange = Exchange(self._rules, plan, sent, request, traced=self._traced, module=module)
-            before, request.extensions = request.extensions, {**request.extensions, "trace": exchange.trace_in_thread}
-            try:
-                response = self._inner.handle_request(request)
-                exchange.answered(response)
-                if response.status_code == 429:
-                    raw = b""
-                    try:
-                        raw = b"".join(response.stream)
-                        response.stream.close()
-                    finally:
-                        exchange.refused(response, raw)
-                    response.stream = module.ByteStream(raw)
-                elif (hold := exchange.hold(response)) is not None:
-                    response.stream = ReleasingStream(response.stream, hold)
-                    response.extensions[HOLD] = hold
-            except BaseException as error:
-                exchange.failed(error)
-                raise
-            finally:
-                request.extensions = before
-            return response, exchange
+class _LimitedTransport(_Limited):
+    """A transport of another that every request passes when its turn has come."""
 
-        def close(self) -> None:
-            self._inner.close()
+    def handle_request(self, request: Any) -> Any:
+        response = None
+        try:
+            plan = self._rules.plan(request, self._rules.count(request))
+            if plan is None:
+                return self._inner.handle_request(request)
+            visit = Visit(self._rules, plan, request)
+            while True:
+                sent = visit.admit_in_thread()
+                response, exchange = self._send(request, plan, sent)
+                if not visit.again(exchange):
+                    return response
+        except PenstockError as error:
+            return self._refuse(error, request) if response is None else response
 
-        def __enter__(self) -> Any:
-            self._inner.__enter__()
-            return self
+    def _send(self, request: Any, plan: Plan, sent: RequestInFlight) -> tuple[Any, Exchange]:
+        exchange = self._exchange(request, plan, sent)
+        before, request.extensions = request.extensions, {**request.extensions, "trace": exchange.trace_in_thread}
+        try:
+            response = self._inner.handle_request(request)
+            exchange.answered(response)
+            if response.status_code == 429:
+                raw = b""
+                try:
+                    raw = b"".join(response.stream)
+                    response.stream.close()
+                finally:
+                    exchange.refused(response, raw)
+                response.stream = self.module.ByteStream(raw)
+            else:
+                self._hold(exchange, response)
+        except BaseException as error:
+            exchange.failed(error)
+            raise
+        finally:
+            request.extensions = before
+        return response, exchange
 
-        def __exit__(self, *what: object) -> None:
-            self._inner.__exit__(*what)
+    def close(self) -> None:
+        self._inner.close()
 
-    class AsyncLimitedTransport(module.AsyncBaseTransport):  # type: ignore[misc]
-        """A transport of another that every request passes when its turn has come."""
+    def __enter__(self) -> Any:
+        self._inner.__enter__()
+        return self
 
-        def __init__(self, inner: Any, rules: Rules, *, keep: Any = None) -> None:
-            self._inner = inner
-            self._rules = rules
-            self._keep = keep
-            self._traced = isinstance(inner, (module.AsyncHTTPTransport, _LoopsOwn))
+    def __exit__(self, *what: object) -> None:
+        self._inner.__exit__(*what)
 
-        async def handle_async_request(self, request: Any) -> Any:
-            response = None
-            try:
-                rules = self._rules
-                heavy = rules.heavy(request)
-                counted = await anyio.to_thread.run_sync(rules.count, request) if heavy else rules.count(request)
-                plan = rules.plan(request, counted)
-                if plan is None:
-                    return await self._inner.handle_async_request(request)
-                visit = Visit(rules, plan, request)
-                while True:
-                    sent = await visit.admit()
-                    response, exchange = await self._send(request, plan, sent)
-                    if not visit.again(exchange):
-                        return response
-            except PenstockError as error:
-                return refuse(self._rules, error, request) if response is None else response
 
-        async def _send(self, request: Any, plan: Plan, sent: RequestInFlight) -> tuple[Any, Exchange]:
-            exchange = Exchange(self._rules, plan, sent, request, traced=self._traced, module=module)
-            before, request.extensions = request.extensions, {**request.extensions, "trace": exchange.trace}
-            try:
-                response = await self._inner.handle_async_request(request)
-                exchange.answered(response)
-                if response.status_code == 429:
-                    raw = b""
-                    try:
-                        raw = b"".join([chunk async for chunk in response.stream])
-                        await response.stream.aclose()
-                    finally:
-                        exchange.refused(response, raw)
-                    response.stream = module.ByteStream(raw)
-                elif (hold := exchange.hold(response)) is not None:
-                    response.stream = AsyncReleasingStream(response.stream, hold)
-                    response.extensions[HOLD] = hold
-            except BaseException as error:
-                exchange.failed(error)
-                raise
-            finally:
-                request.extensions = before
-            return response, exchange
+class _AsyncLimitedTransport(_Limited):
+    """The same for async clients."""
 
-        async def aclose(self) -> None:
-            await self._inner.aclose()
+    async def handle_async_request(self, request: Any) -> Any:
+        response = None
+        try:
+            rules = self._rules
+            heavy = rules.heavy(request)
+            counted = await anyio.to_thread.run_sync(rules.count, request) if heavy else rules.count(request)
+            plan = rules.plan(request, counted)
+            if plan is None:
+                return await self._inner.handle_async_request(request)
+            visit = Visit(rules, plan, request)
+            while True:
+                sent = await visit.admit()
+                response, exchange = await self._send(request, plan, sent)
+                if not visit.again(exchange):
+                    return response
+        except PenstockError as error:
+            return self._refuse(error, request) if response is None else response
 
-        async def __aenter__(self) -> Any:
-            await self._inner.__aenter__()
-            return self
+    async def _send(self, request: Any, plan: Plan, sent: RequestInFlight) -> tuple[Any, Exchange]:
+        exchange = self._exchange(request, plan, sent)
+        before, request.extensions = request.extensions, {**request.extensions, "trace": exchange.trace}
+        try:
+            response = await self._inner.handle_async_request(request)
+            exchange.answered(response)
+            if response.status_code == 429:
+                raw = b""
+                try:
+                    raw = b"".join([chunk async for chunk in response.stream])
+                    await response.stream.aclose()
+                finally:
+                    exchange.refused(response, raw)
+                response.stream = self.module.ByteStream(raw)
+            else:
+                self._hold(exchange, response)
+        except BaseException as error:
+            exchange.failed(error)
+            raise
+        finally:
+            request.extensions = before
+        return response, exchange
 
-        async def __aexit__(self, *what: object) -> None:
-            await self._inner.__aexit__(*what)
+    async def aclose(self) -> None:
+        await self._inner.aclose()
 
-    return LimitedTransport, AsyncLimitedTransport
+    async def __aenter__(self) -> Any:
+        await self._inner.__aenter__()
+        return self
+
+    async def __aexit__(self, *what: object) -> None:
+        await self._inner.__aexit__(*what)
+
+
+@functools.cache
+def transports(library: str) -> tuple[type, type]:
+    """Our transports for a library: (sync, async). Made once each, since each library has base classes of its own."""
+    module: Any = importlib.import_module(library)
+
+    def made(name: str, ours: type, base: type, stream: type, stream_base: type) -> type:
+        releasing = type(stream.__name__.lstrip("_"), (stream, stream_base), {})
+        return type(name, (ours, base), {"module": module, "stream": releasing})
+
+    return (
+        made("LimitedTransport", _LimitedTransport, module.BaseTransport, _ReleasingStream, module.SyncByteStream),
+        made(
+            "AsyncLimitedTransport",
+            _AsyncLimitedTransport,
+            module.AsyncBaseTransport,
+            _AsyncReleasingStream,
+            module.AsyncByteStream,
+        ),
+    )
