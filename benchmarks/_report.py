@@ -9,7 +9,8 @@ from importlib.metadata import version
 
 
 def where(*distributions):
-    """Print the date, the machine, the versions, and how busy the machine was: numbers of a shared machine are ratios."""
+    """Print the date, the machine, the versions, and how busy the machine was: numbers of a shared machine are
+    ratios."""
     load = os.getloadavg()[0]
     versions = ", ".join(f"{name} {version(name)}" for name in distributions)
     print(

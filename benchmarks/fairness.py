@@ -1,9 +1,10 @@
 """Who waits how long, under three orders: strict first come first served, greedy (whoever fits goes), and penstock's.
 
-Fifteen minutes of arrivals at random moments, with a fixed seed, at 500 requests and 100,000 tokens a minute, with a burst of 10
-requests and 10,000 tokens. Penstock is the real `Limiter`, one task a call, in virtual time; the other two are simulated
-on the same arrivals. By default a call rises one level for every 30 s in the line (`ageing`), which in a line longer than
-that weighs more than flows do, so penstock is also shown without. Who is still in line at the end is counted as left, with no wait.
+Fifteen minutes of arrivals at random moments, with a fixed seed, at 500 requests and 100,000 tokens a minute, with a
+burst of 10 requests and 10,000 tokens. Penstock is the real `Limiter`, one task a call, in virtual time; the other two
+are simulated on the same arrivals. By default a call rises one level for every 30 s in the line (`ageing`), which in a
+line longer than that weighs more than flows do, so penstock is also shown without. Who is still in line at the end is
+counted as left, with no wait.
 
     whales and minnows   2 % of the calls take 9,000 tokens, the others 900; together 106 % of the tokens
     another bottleneck   5 % of the calls take 9,000 tokens, the others none

@@ -1,7 +1,7 @@
 """How long `import penstock` takes, beside what it imports itself and what others take.
 
-Each import runs in a fresh interpreter, in turns; what the table shows is the median of the rounds, less an interpreter that
-imports nothing. Everything is in the file cache and compiled after the first round, which does not count.
+Each import runs in a fresh interpreter, in turns; what the table shows is the median of the rounds, less an interpreter
+that imports nothing. Everything is in the file cache and compiled after the first round, which does not count.
 
     python benchmarks/import_time.py [--rounds 15]
 """

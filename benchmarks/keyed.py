@@ -1,9 +1,9 @@
 """What a limiter per key costs: memory for a key that was used and is not in use, and time for a use of one of them.
 
-Two limits a key, which take a day to fill again, so that no key is forgotten meanwhile. Beside it: a dict of aiolimiters, two a
-key, and the most that a user saves by having one. Each size runs in a process of its own. Memory is the growth of
-the process (resident pages) from when the keys, as strings in a list, were there to when each had been used once; time is
-CPU, the median of rounds of 1,000 uses of random keys.
+Two limits a key, which take a day to fill again, so that no key is forgotten meanwhile. Beside it: a dict of
+aiolimiters, two a key, and the most that a user saves by having one. Each size runs in a process of its own. Memory is
+the growth of the process (resident pages) from when the keys, as strings in a list, were there to when each had been
+used once; time is CPU, the median of rounds of 1,000 uses of random keys.
 
     python benchmarks/keyed.py [--sizes 1000 100000 1000000] [--rounds 41]
 """

@@ -3,11 +3,12 @@
     python benchmarks/leases.py                         # both tables: a few seconds a row
     python benchmarks/leases.py --seconds 5 --store valkey
 
-The first table is one process with 50 tasks on a limit that is never reached: grants a second, and store calls per grant. The second is
-four processes on one limit of 2,000 a second: three of 50 tasks that always want more, and a light one with a single task, which
-asks every 20 ms. Excess is the most that any span of time had beyond burst + rate × span, by the moments of all grants on the clock that
-the processes of one machine share; below 0 is what the lease keeps off the burst. Without a lease a grant is seen
-a moment after it was admitted, so a little above 0 is lateness, and not quota.
+The first table is one process with 50 tasks on a limit that is never reached: grants a second, and store calls per
+grant. The second is four processes on one limit of 2,000 a second: three of 50 tasks that always want more, and a light
+one with a single task, which asks every 20 ms. Excess is the most that any span of time had beyond burst + rate × span,
+by the moments of all grants on the clock that the processes of one machine share; below 0 is what the lease keeps off
+the burst. Without a lease a grant is seen a moment after it was admitted, so a little above 0 is lateness, and not
+quota.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What a ledger costs a call: the hook by itself, and a limiter with it, beside what one would write instead.
 
-By itself: handing an event to the ledger, beside appending it to a list, and beside a logging call to a file. In a limiter: a call of
-two rates with `on_event=` a plain function, and with a ledger; what the ledger's own thread takes meanwhile is in it.
+By itself: handing an event to the ledger, beside appending it to a list, and beside a logging call to a file. In a
+limiter: a call of two rates with `on_event=` a plain function, and with a ledger; what the ledger's own thread takes
+meanwhile is in it.
 
     python benchmarks/ledger.py [--calls 20000] [--rounds 7]
 """
@@ -22,7 +23,8 @@ from penstock.usage import Ledger
 
 
 def microseconds(call, calls):
-    """Per call, of this thread alone: what the ledger's thread takes from it by the GIL counts, its own work does not."""
+    """Per call, of this thread alone: what the ledger's thread takes from it by the GIL counts, its own work does
+    not."""
     began, cpu = time.perf_counter(), time.thread_time()
     for _ in range(calls):
         call()

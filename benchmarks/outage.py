@@ -1,8 +1,9 @@
 """An outage of 30 seconds, and what 1,000 clients do to the server during it and after it.
 
 Each client makes a call every ten seconds on average, whatever becomes of the last one: 100 calls/s. A call takes three
-seconds, so that 300 are under way when the server goes down at 30 s; they all break at that instant. While the server is
-down it refuses at once. When it is up it can begin twice the usual load in any tenth of a second and refuses what is above.
+seconds, so that 300 are under way when the server goes down at 30 s; they all break at that instant. While the server
+is down it refuses at once. When it is up it can begin twice the usual load in any tenth of a second and refuses what is
+above.
 
 All in virtual time, on one event loop, with a fixed seed; tenacity and stamina take part as they are, with the settings
 that their documentation shows.

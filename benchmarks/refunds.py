@@ -1,8 +1,9 @@
 """What comes back of calls that were charged too much, by four safe rules.
 
-1,000 tokens a second. A call is charged 100, and 30 is what it took; that is known when its answer is there. As many calls at once as
-use up the rate. Time is the bucket's, so that nothing waits. What could be given back at most, so that the bucket is never fuller than
-if the calls had been charged right, is worked out from what it missed before each charge ("exact"); no real bucket can remember that.
+1,000 tokens a second. A call is charged 100, and 30 is what it took; that is known when its answer is there. As many
+calls at once as use up the rate. Time is the bucket's, so that nothing waits. What could be given back at most, so that
+the bucket is never fuller than if the calls had been charged right, is worked out from what it missed before each
+charge ("exact"); no real bucket can remember that.
 
     python benchmarks/refunds.py [--seconds 60]
 """

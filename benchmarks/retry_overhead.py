@@ -1,8 +1,8 @@
 """What a retry costs when there is nothing to retry: calls that succeed at once.
 
-Tenacity, stamina and backoff with the settings their documentation shows, penstock with its defaults. The candidates take
-turns in one run, so that whatever else the machine does hits all of them; each number is the median of the rounds, less
-the cost of the bare call.
+Tenacity, stamina and backoff with the settings their documentation shows, penstock with its defaults. The candidates
+take turns in one run, so that whatever else the machine does hits all of them; each number is the median of the rounds,
+less the cost of the bare call.
 
     python benchmarks/retry_overhead.py [--rounds 15] [--calls 2000]
 """

@@ -1,21 +1,25 @@
-"""One limit for ever more processes, and limits for ever more keys: error, fairness and the load of the store as both grow.
+"""One limit for ever more processes, and limits for ever more keys: error, fairness and the load of the store as both
+grow.
 
     python benchmarks/scale.py [--picture docs/images/scale.png]        # under 3 minutes on two cores that are idle
 
-The dispatchers, accounts, lines, terms and the ledger are penstock's own; only the threads and the network are not there: every dispatcher
-takes its turns in one virtual time, and a call takes 0.5 to 1.5 ms there and back, at random with a fixed seed. The store is a dict, decided by
-the real ledger at the moment a call arrives.
+The dispatchers, accounts, lines, terms and the ledger are penstock's own; only the threads and the network are not
+there: every dispatcher takes its turns in one virtual time, and a call takes 0.5 to 1.5 ms there and back, at random
+with a fixed seed. The store is a dict, decided by the real ledger at the moment a call arrives.
 
-**Processes** share 1,000 calls a second with a burst of 100. Half of the processes have 2 tasks that always want the next turn, the
-others 20, and 40 % of those who wait give up (after 0 to 2 shares' time). "Over" is the worst interval: what was admitted in it beyond burst +
-rate × its length. "Used" is of burst + rate × T. A share is what a process got, by the mean of all.
+**Processes** share 1,000 calls a second with a burst of 100. Half of the processes have 2 tasks that always want the
+next turn, the others 20, and 40 % of those who wait give up (after 0 to 2 shares' time). "Over" is the worst interval:
+what was admitted in it beyond burst + rate × its length. "Used" is of burst + rate × T. A share is what a process got,
+by the mean of all.
 
-**Keys** have 10 calls a second each with a burst of 5. Ten processes go through all keys once, 25 at a time each, while they fight for 20 hot
-keys with 10 tasks a key. Over and used are those of the hot keys. The rows are what the store keeps: names, terms and
-state; an idle key is in no process, and its row leaves the store an hour after it means nothing any more.
+**Keys** have 10 calls a second each with a burst of 5. Ten processes go through all keys once, 25 at a time each, while
+they fight for 20 hot keys with 10 tasks a key. Over and used are those of the hot keys. The rows are what the store
+keeps: names, terms and state; an idle key is in no process, and its row leaves the store an hour after it means nothing
+any more.
 
-**Urgent**: one process asks ten times less often than the limit grants, and is more urgent than so many batch processes with 20 tasks each: by its
-priority, by a flow that has had less, or for small calls (20 of 5,000 tokens a second) beside large ones (500). Else it is 50 calls a second with a burst of 1.
+**Urgent**: one process asks ten times less often than the limit grants, and is more urgent than so many batch processes
+with 20 tasks each: by its priority, by a flow that has had less, or for small calls (20 of 5,000 tokens a second)
+beside large ones (500). Else it is 50 calls a second with a burst of 1.
 """
 
 from __future__ import annotations
@@ -169,7 +173,8 @@ class Woken(Parker):
 
 
 class Task:
-    """Wants one turn after another. `give_up`: which part of its waits it leaves early, and after how long at most. `who`: its priority or flow."""
+    """Wants one turn after another. `give_up`: which part of its waits it leaves early, and after how long at most.
+    `who`: its priority or flow."""
 
     def __init__(self, world, limiter, granted, give_up=(0.0, 0.0), cost=None, **who):
         self.world, self.limiter, self.granted, self.who = world, limiter, granted, who

@@ -1,9 +1,9 @@
 """Four processes that send batches of rows under one limit of a shared store, to one server that enforces it.
 
-Each has a `penstock.runner.Sender`, unpickled as Ray Data, Dask or Spark would, and its own part of the rows. The server is
-the simulator, the store a Valkey or Redis process; both are on this machine, so they and the workers share its cores. What is
-counted: what the server let through while all had rows, beyond the burst that was there at first, as a share of the limit;
-and what it refused.
+Each has a `penstock.runner.Sender`, unpickled as Ray Data, Dask or Spark would, and its own part of the rows. The
+server is the simulator, the store a Valkey or Redis process; both are on this machine, so they and the workers share
+its cores. What is counted: what the server let through while all had rows, beyond the burst that was there at first, as
+a share of the limit; and what it refused.
 
     python benchmarks/senders.py [--rows 12000] [--rate 300] [--workers 4] [--batch 500]
 """

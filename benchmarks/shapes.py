@@ -1,8 +1,9 @@
 """What a call costs that need not wait, in every shape that users have, beside what they would write by hand.
 
-By hand is one `aiolimiter.AsyncLimiter` per rate and an `asyncio.Semaphore` for places, entered one after another (which is not one
-decision); for keys a dict of two that never forgets. All candidates take turns in many short rounds of one run, so that
-whatever else the machine does hits all of them. The ratio is the median of the ratios round by round.
+By hand is one `aiolimiter.AsyncLimiter` per rate and an `asyncio.Semaphore` for places, entered one after another
+(which is not one decision); for keys a dict of two that never forgets. All candidates take turns in many short rounds
+of one run, so that whatever else the machine does hits all of them. The ratio is the median of the ratios round by
+round.
 
     python benchmarks/shapes.py [--rounds 51] [--calls 1000] [--only TEXT]
 """

@@ -4,10 +4,11 @@
     python benchmarks/stores.py --seconds 3 --only sqlite,valkey,evalsha --tasks 50 --processes 1
 
 Every row is a limit that is never reached, so what is measured is the way there and back. Nothing is a comparison of
-algorithms: each library is asked for one grant at a time, the way its users ask, and penstock packs what its tasks ask at
-the same moment into one call. "evalsha" is redis-py sending penstock's own script once per grant. penstock, evalsha, limits and throttled
-decide two limits (limits and throttled one after another, which is two calls and no transaction), pyrate one. Calls are counted where they leave: what a
-client writes to its socket, or a transaction. The servers are started here, on free ports; `PENSTOCK_TEST_REDIS_URL` names another.
+algorithms: each library is asked for one grant at a time, the way its users ask, and penstock packs what its tasks ask
+at the same moment into one call. "evalsha" is redis-py sending penstock's own script once per grant. penstock, evalsha,
+limits and throttled decide two limits (limits and throttled one after another, which is two calls and no transaction),
+pyrate one. Calls are counted where they leave: what a client writes to its socket, or a transaction. The servers are
+started here, on free ports; `PENSTOCK_TEST_REDIS_URL` names another.
 """
 
 from __future__ import annotations
@@ -208,9 +209,11 @@ def pyrate_sqlite(where):
 
 
 class Stretches:
-    """How long the dispatcher computes at a stretch, by its thread's own CPU time: for so long it can keep a loop waiting for the interpreter.
+    """How long the dispatcher computes at a stretch, by its thread's own CPU time: for so long it can keep a loop
+    waiting for the interpreter.
 
-    From one call of the store to the next, and, where the arithmetic is in Python, within a call. Other programs do not count.
+    From one call of the store to the next, and, where the arithmetic is in Python, within a call. Other programs do not
+    count.
     """
 
     def __init__(self, store):
@@ -397,7 +400,8 @@ def reached(what, value, bound):
 
 
 def lateness(options, where):
-    """How late a timer of the loop is while 50 and 500 tasks are at it, and for how long the dispatcher computes at a stretch."""
+    """How late a timer of the loop is while 50 and 500 tasks are at it, and for how long the dispatcher computes at a
+    stretch."""
     rows = []
     for tasks in (50, 500):
         for row in ("nothing", "sqlite", "valkey"):

@@ -61,7 +61,8 @@ BATCHERS = {
 
 
 async def through_a_batcher(make, items):
-    """Seconds of CPU and of the clock for `items` items by 1,000 callers, each with the next item as soon as it has its result."""
+    """Seconds of CPU and of the clock for `items` items by 1,000 callers, each with the next item as soon as it has its
+    result."""
     batcher = make()
     start = anyio.Event()
 

@@ -1,11 +1,12 @@
-"""A batch of calls to an LLM service with two limits, sent in the usual ways and by penstock: quota used, 429s, calls lost.
+"""A batch of calls to an LLM service with two limits, sent in the usual ways and by penstock: quota used, 429s, calls
+lost.
 
-1,500 calls of mixed size, 100 at a time, through the openai SDK to penstock's simulator in this process, in virtual time, so
-the numbers are the same on every machine. The service admits 1,200 requests a minute with a burst of 40 and 400,000 tokens
-with a burst of 12,000; an answer takes 0.4 s in the middle, and the way there 0.03 s.
-A refused request takes nothing from the limits, which is kinder than the services are. Every candidate retries what the SDK or
-tenacity retries; a call that still fails is lost. "Quota used" is what the answered calls took of the limit that binds, until
-the last call was over.
+1,500 calls of mixed size, 100 at a time, through the openai SDK to penstock's simulator in this process, in virtual
+time, so the numbers are the same on every machine. The service admits 1,200 requests a minute with a burst of 40 and
+400,000 tokens with a burst of 12,000; an answer takes 0.4 s in the middle, and the way there 0.03 s.
+A refused request takes nothing from the limits, which is kinder than the services are. Every candidate retries what the
+SDK or tenacity retries; a call that still fails is lost. "Quota used" is what the answered calls took of the limit that
+binds, until the last call was over.
 
     python benchmarks/usual_ways.py [word of a candidate's name …]
 

@@ -1,9 +1,9 @@
 """What many waiters cost on one limiter: all arrive at once, and the limits let them through in some seconds.
 
-Penstock has two limits (1 request and 5 tokens a call, both binding), decided together. Beside it: one aiolimiter, two of
-them one after another, asynciolimiter's leaky bucket, which knows no weights, and the floor: tasks that wait for one Event. Each
-runs in a process of its own, with the garbage collector as it is by default; they take turns, and the table shows the round
-with the least CPU.
+Penstock has two limits (1 request and 5 tokens a call, both binding), decided together. Beside it: one aiolimiter, two
+of them one after another, asynciolimiter's leaky bucket, which knows no weights, and the floor: tasks that wait for one
+Event. Each runs in a process of its own, with the garbage collector as it is by default; they take turns, and the table
+shows the round with the least CPU.
 
     CPU          of the process, from the first task's start to the last one's end
     wall/ideal   time from the first grant to the last, by (waiters − burst) / rate
@@ -102,7 +102,8 @@ CANDIDATES = {
 
 
 def excess(moments, rate, burst):
-    """The most that any span holds above burst + rate · T: the largest rise of (grants so far − rate · time), less the burst."""
+    """The most that any span holds above burst + rate · T: the largest rise of (grants so far − rate · time), less the
+    burst."""
     lowest, most = math.inf, 0.0
     for count, moment in enumerate(moments):
         flowed = rate * (moment - moments[0])

@@ -2,8 +2,9 @@
 
 Time is in `penstock.testing`: a test that waits asks for its `virtual_time` fixture.
 
-anyio's backends are imported here, by one thread: pytest parses them when they are first imported, to rewrite their assertions,
-and in CPython 3.11 two threads that parse at once may fail (SystemError: AST constructor recursion depth mismatch).
+anyio's backends are imported here, by one thread: pytest parses them when they are first imported, to rewrite their
+assertions, and in CPython 3.11 two threads that parse at once may fail (SystemError: AST constructor recursion depth
+mismatch).
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.enviro
 
 
 def pytest_collection_finish():
-    """Let the many tests that collect garbage look at their own, and not at all that was imported: it takes them a tenth of the time."""
+    """Let the many tests that collect garbage look at their own, and not at all that was imported: it takes them a
+    tenth of the time."""
     gc.collect()
     gc.freeze()
 
@@ -52,7 +54,8 @@ def anyio_backend(request):
 
 @pytest.fixture
 def poor(monkeypatch):
-    """A system without what Windows lacks: `pread`, file locks, `select` on pipes, signals for event loops, limits of open files."""
+    """A system without what Windows lacks: `pread`, file locks, `select` on pipes, signals for event loops, limits of
+    open files."""
     from penstock.runner import system
 
     monkeypatch.delattr(os, "pread")

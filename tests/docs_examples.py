@@ -27,7 +27,8 @@ def examples_of(page):
 
 
 def run_example(code, page, names):
-    """Run a block with `names` as its module; a block that awaits at its top level runs in an asyncio loop of its own."""
+    """Run a block with `names` as its module; a block that awaits at its top level runs in an asyncio loop of its
+    own."""
     compiled = compile(code, page, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     if compiled.co_flags & CO_COROUTINE:
         anyio.run(FunctionType(compiled, names))

@@ -36,8 +36,8 @@ def client_of(url, kind=openai.AsyncOpenAI, **options):
 async def close_all():
     """Close what a scenario made.
 
-    The SDK's clients that are collected with open connections close them a moment later, by descriptors that others have
-    by then: the requests on those are never answered.
+    The SDK's clients that are collected with open connections close them a moment later, by descriptors that others
+    have by then: the requests on those are never answered.
     """
     while _made:
         closing = _made.pop().close()

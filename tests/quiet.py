@@ -1,7 +1,8 @@
 """How long this process had to wait for a core: time that a test of real time must not take for the library's.
 
-A test that measures seconds on a busy machine measures the machine. Linux counts how long a thread was ready to run while others had
-the cores; what is left is what the code took. Elsewhere nothing is known, and the tests take the clock as it is.
+A test that measures seconds on a busy machine measures the machine. Linux counts how long a thread was ready to run
+while others had the cores; what is left is what the code took. Elsewhere nothing is known, and the tests take the clock
+as it is.
 """
 
 from __future__ import annotations

@@ -244,7 +244,8 @@ STEPS = st.lists(st.tuples(st.sampled_from(["begin", "good", "bad", "overload"])
     steps=STEPS, cut=st.floats(0.1, 0.9), cooldown=st.floats(0, 10), grow=st.floats(0.001, 1), floor=st.floats(0.01, 1)
 )
 def test_the_share_stays_in_its_range_and_grows_no_faster_than_time(steps, cut, cooldown, grow, floor):
-    """Whatever happens: floor ≤ share ≤ 1; between cuts it grows by at most grow × the time since; cuts are a cooldown apart."""
+    """Whatever happens: floor ≤ share ≤ 1; between cuts it grows by at most grow × the time since; cuts are a cooldown
+    apart."""
     aimd = Aimd(cut, cooldown, grow, floor)
     now, running, cut_at, share_then = 0.0, 0, -float("inf"), 1.0
     for step, pause in steps:

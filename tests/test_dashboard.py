@@ -1,4 +1,5 @@
-"""Each metric and label of the dashboard is one that the exporter of Prometheus tells, and every metric of ours is shown."""
+"""Each metric and label of the dashboard is one that the exporter of Prometheus tells, and every metric of ours is
+shown."""
 
 from __future__ import annotations
 

@@ -44,7 +44,8 @@ def test_an_example_prints_what_the_page_says(page, capsys):
     [(page, number) for page in CONSOLE for number in range(len(examples_of(f"docs/{page}.md")))],
 )
 def test_a_block_of_the_tutorial_can_be_pasted_into_a_console(page, number):
-    """A line at a time, as consoles before Python 3.13 take it: there an empty line ends a block, and nothing else does."""
+    """A line at a time, as consoles before Python 3.13 take it: there an empty line ends a block, and nothing else
+    does."""
     compiler, waiting = codeop.CommandCompiler(), []
     compiler.compiler.flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     code, _ = examples_of(f"docs/{page}.md")[number]

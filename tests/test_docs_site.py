@@ -1,4 +1,5 @@
-"""The site: every page can be reached and fits a reader's screen and patience, and the reference names all that is public.
+"""The site: every page can be reached and fits a reader's screen and patience, and the reference names all that is
+public.
 
 That it builds without a warning is seen by `make docs`, which has what builds it.
 """

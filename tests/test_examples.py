@@ -34,7 +34,8 @@ def rows():
 
 @pytest.fixture(scope="module")
 def costs(rows):
-    """Tokens by the service's own rule: a quarter of the bytes of all text, and four more unless it is to be embedded."""
+    """Tokens by the service's own rule: a quarter of the bytes of all text, and four more unless it is to be
+    embedded."""
 
     def cost(row):
         size = sum(len(text.encode()) for text in texts(row["body"]))
@@ -74,7 +75,8 @@ def best_time(costs, demo_limits):
 
 
 def test_the_demo_is_bound_by_requests_and_by_tokens_in_turn(costs, demo_limits):
-    """First come, first served, in plain arithmetic: each limit is waited for at some time, and nothing is lost by order."""
+    """First come, first served, in plain arithmetic: each limit is waited for at some time, and nothing is lost by
+    order."""
     rates = list(demo_limits.values())
     levels = [rate.burst for rate in rates]
     waited = dict.fromkeys(demo_limits, 0.0)

@@ -79,7 +79,8 @@ def around(function):
     ids=lambda value: value if isinstance(value, str) else name_of(value),
 )
 def test_a_function_is_seen_for_what_calling_it_gives(function, kind):
-    """Through partials, objects that can be called, and plain functions around async ones; a context manager is no generator."""
+    """Through partials, objects that can be called, and plain functions around async ones; a context manager is no
+    generator."""
     assert kind_of(function) == kind
 
 

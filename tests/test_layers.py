@@ -1,8 +1,9 @@
 """Who may import whom, read off the source itself.
 
 The order is that of the design: a module imports only from those above it. An import inside a function counts as
-well: a lazy import hides a dependency from the reader, not from the program. So does one under `if TYPE_CHECKING:`, as a reader has to
-follow it all the same; and no module imports another by a string, but the package itself, whose names are loaded when asked for.
+well: a lazy import hides a dependency from the reader, not from the program. So does one under `if TYPE_CHECKING:`, as
+a reader has to follow it all the same; and no module imports another by a string, but the package itself, whose names
+are loaded when asked for.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ IMPURE = {
     "time",
     "trio",
 }
-"""Modules that read a clock, draw, wait, or touch the world: the arithmetic below `_core` is told everything instead."""
+"""Modules that read a clock, draw, wait, or touch the world: the arithmetic below `_core` is told everything
+instead."""
 
 FILES = sorted(SOURCE.rglob("*.py"))
 
@@ -149,7 +151,8 @@ def module_of(name):
 
 def test_no_modules_import_each_other_in_a_circle():
     """Each file's imports, those of types included, lead to files that do not lead back."""
-    # The package itself hands out everybody's names, and asks for them by name: it is the end of every circle, and of none.
+    # The package itself hands out everybody's names, and asks for them by name: it is the end of every circle, and of
+    # none.
     edges = {
         file: {
             other

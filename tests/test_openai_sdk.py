@@ -20,8 +20,8 @@ from penstock.simulator import Latency, Simulation, serve
 
 ROOT = Path(__file__).parent.parent
 
-# A machine with other things to do delays the server as well, by more than any headroom; that is forgiven here, and it does
-# not add up. What holds to the nanosecond is in llm/test_transport.py, in virtual time.
+# A machine with other things to do delays the server as well, by more than any headroom; that is forgiven here, and it
+# does not add up. What holds to the nanosecond is in llm/test_transport.py, in virtual time.
 BUSY = {"latency": Latency(0.05, 0.5), "tolerance": 0.5}
 
 SERVERS = {

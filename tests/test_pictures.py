@@ -1,4 +1,5 @@
-"""A picture of the docs shows what was measured, or what a run in virtual time did: its program draws it again, the same."""
+"""A picture of the docs shows what was measured, or what a run in virtual time did: its program draws it again, the
+same."""
 
 from __future__ import annotations
 

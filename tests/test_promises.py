@@ -1,7 +1,8 @@
-"""The promises of the design: on random traces, in virtual time, against a reference in exact fractions; and where each is sharpest.
+"""The promises of the design: on random traces, in virtual time, against a reference in exact fractions; and where each
+is sharpest.
 
-The reference keeps no state that could be wrong: it sees only what was charged when, and counts every interval. Which test
-holds which promise, and what was broken to see it fail, is in MUTATION.md.
+The reference keeps no state that could be wrong: it sees only what was charged when, and counts every interval. Which
+test holds which promise, and what was broken to see it fail, is in MUTATION.md.
 """
 
 from __future__ import annotations
@@ -277,7 +278,8 @@ async def test_a_wait_ends_at_the_first_moment_at_which_it_can(virtual_time, amo
 
 @pytest.mark.anyio
 async def test_one_refusal_of_the_server_stops_everybody_once(virtual_time):
-    """Promise 9: who waits, who comes, and who is let in by a shorter pause; and then all go at what the rate allows."""
+    """Promise 9: who waits, who comes, and who is let in by a shorter pause; and then all go at what the rate
+    allows."""
     limiter = Limiter(requests=per_second(10, burst=2))
     limiter.acquire_nowait(requests=2)
     moments = []

@@ -1,4 +1,5 @@
-"""What `make` relies on: a Python that works, environments that are whole, and pins that have hashes and name no host."""
+"""What `make` relies on: a Python that works, environments that are whole, and pins that have hashes and name no
+host."""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ def test_a_python_may_be_in_a_folder_with_a_space(tmp_path):
 
 
 class Setup:
-    """tools/environment.py in a folder of its own. `commands` are what it would have run; they make the folder they name."""
+    """tools/environment.py in a folder of its own. `commands` are what it would have run; they make the folder they
+    name."""
 
     def __init__(self, root):
         spec = importlib.util.spec_from_file_location("environment", ROOT / "tools/environment.py")
@@ -169,7 +171,8 @@ def test_everything_is_installed_by_hash(setup):
 
 @pytest.mark.parametrize("file", PINS, ids=lambda file: file.stem)
 def test_requirements_are_pins_with_hashes(file):
-    """A name and a version, perhaps a marker, and what its files hash to: no address, nothing that belongs to one network."""
+    """A name and a version, perhaps a marker, and what its files hash to: no address, nothing that belongs to one
+    network."""
     plain = re.compile(
         r"[a-z0-9-]+==[0-9a-z.]+( ; \(*[a-z_]+ (==|!=|<|>=) '[^']+'( and .*| or .*)?)?( --hash=sha256:[0-9a-f]{64})+"
     )

@@ -1,4 +1,5 @@
-"""What the page "Try it" runs in the browser, run here: its loop jumps through a minute, and its ways do what the page says."""
+"""What the page "Try it" runs in the browser, run here: its loop jumps through a minute, and its ways do what the page
+says."""
 
 from __future__ import annotations
 

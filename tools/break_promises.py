@@ -2,8 +2,8 @@
 
     python tools/break_promises.py
 
-Works in a copy of the tree. Prints a table; ends with 1 if a promise can be broken without a test that says so. A line that
-is to be broken and is not found, or found twice, is an error: the source has changed, and this file must follow.
+Works in a copy of the tree. Prints a table; ends with 1 if a promise can be broken without a test that says so. A line
+that is to be broken and is not found, or found twice, is an error: the source has changed, and this file must follow.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What the pictures of the docs are drawn with: SVG as text, the same on every machine, readable on light and dark pages."""
+"""What the pictures of the docs are drawn with: SVG as text.
+
+The same on every machine, and readable on light and dark pages.
+"""
 
 from __future__ import annotations
 

@@ -2,10 +2,11 @@
 
     python tools/environment.py .venv=requirements/dev.txt .cache/ranks=requirements/ranks.txt
 
-A folder named `.venv…` becomes a virtual environment, with this project in it; any other one holds the unpacked packages,
-of which tests read single files. Installing is uv's work, by hash alone; pip brings uv, by hash too.
-Here is what uv leaves to its caller: to be there at all, to begin anew after a run that was interrupted, to let two runs at
-once take turns, and to cost milliseconds when nothing has changed. Any Python >= 3.11 runs this; the environments get it.
+A folder named `.venv…` becomes a virtual environment, with this project in it; any other one holds the unpacked
+packages, of which tests read single files. Installing is uv's work, by hash alone; pip brings uv, by hash too.
+Here is what uv leaves to its caller: to be there at all, to begin anew after a run that was interrupted, to let two
+runs at once take turns, and to cost milliseconds when nothing has changed. Any Python >= 3.11 runs this; the
+environments get it.
 """
 
 from __future__ import annotations
@@ -75,7 +76,10 @@ def is_environment(folder: Path) -> bool:
 
 
 def make(folder: Path, pins: Path) -> None:
-    """Make a folder of these pins, if it is not: an environment that is whole is changed, all else is made from nothing."""
+    """Make a folder of these pins, if it is not.
+
+    An environment that is whole is changed, all else is made from nothing.
+    """
     if is_current(folder, pins):
         return
     if folder != UV:
@@ -127,7 +131,10 @@ def run(*command: str | Path) -> None:
 
 
 def can_cache() -> bool:
-    """Whether uv can keep what it fetches at home. Tried, not asked: root may write everywhere, but not on every file system."""
+    """Whether uv can keep what it fetches at home.
+
+    Tried, not asked: root may write everywhere, but not on every file system.
+    """
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
         folder.mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,8 @@
 
 With --this only on the Python that runs it.
 
-On the oldest Python the oldest versions are taken that pyproject.toml allows, on the others the newest. What an extra must then
-be able to do is said in tools/smoke.py. Ends with 1 if anything did not work, after a table of all.
+On the oldest Python the oldest versions are taken that pyproject.toml allows, on the others the newest. What an extra
+must then be able to do is said in tools/smoke.py. Ends with 1 if anything did not work, after a table of all.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ NEWEST = (3, 14)
 
 
 def pythons() -> dict[str, Path]:
-    """The interpreters on this machine from the oldest supported version on: on PATH, of pyenv, of uv; one for each version."""
+    """The interpreters on this machine from the oldest supported version on, one for each version.
+
+    On PATH, of pyenv, of uv.
+    """
     found: dict[str, Path] = {}
     homes = [Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"]
     for minor in range(OLDEST[1], NEWEST[1] + 1):

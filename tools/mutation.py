@@ -2,10 +2,10 @@
 
     python tools/mutation.py [names of mutants]
 
-Runs mutmut as `[tool.mutmut]` in pyproject.toml says, prints a table per file, and lists what survived. Ends with 1 if of any
-file fewer than 95 % were killed, or hung. What was run before and has not changed is not run again; `rm -rf mutants` begins anew,
-as is needed after a change of the tests. Names may have stars: `'penstock._core.lease*'`; then the table is of those that were
-run. Which survivors change nothing that anybody could see is said in tests/MUTATION.md.
+Runs mutmut as `[tool.mutmut]` in pyproject.toml says, prints a table per file, and lists what survived. Ends with 1 if
+of any file fewer than 95 % were killed, or hung. What was run before and has not changed is not run again; `rm -rf
+mutants` begins anew, as is needed after a change of the tests. Names may have stars: `'penstock._core.lease*'`; then
+the table is of those that were run. Which survivors change nothing that anybody could see is said in tests/MUTATION.md.
 """
 
 from __future__ import annotations

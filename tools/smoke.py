@@ -1,4 +1,7 @@
-"""What an installed extra must be able to do, with nothing but the wheel and what it asked for: `python -I tools/smoke.py EXTRA`."""
+"""What an installed extra must be able to do, with nothing but the wheel and what it asked for.
+
+python -I tools/smoke.py EXTRA
+"""
 
 from __future__ import annotations
 

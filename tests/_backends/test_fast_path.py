@@ -93,7 +93,8 @@ class Finalised:
 
 
 def test_threads_may_meet_new_shapes_at_the_same_time(many_interruptions):
-    """The first call of a shape writes its functions: two threads that did so at once got a SystemError of CPython 3.11's."""
+    """The first call of a shape writes its functions: two threads that did so at once got a SystemError of CPython
+    3.11's."""
     fast_path._write.cache_clear()
     errors = []
 

@@ -16,7 +16,8 @@ class Counted:
 
 
 def check_books(queue: Queue) -> None:
-    """What a queue remembers beside the order is what can be counted: who stands where once, who is gone, who waits of a flow."""
+    """What a queue remembers beside the order is what can be counted: who stands where once, who is gone, who waits of
+    a flow."""
     everybody, of_flow = list(queue), Counter()
     assert len(everybody) == len(set(everybody)) == len(queue)
     subqueues = [

@@ -32,7 +32,8 @@ class Queue:
     def ask(
         self, *amounts, number=0, due=NEW, priority=0, waited=0.0, flow=0.0, member=0.0, within=math.inf, horizon=None
     ):
-        """Ask as a request that claims the booking `number`, or has none; returns its wait and its booking, or None and 0."""
+        """Ask as a request that claims the booking `number`, or has none; returns its wait and its booking, or None and
+        0."""
         if not number:
             self.numbers += 1
             number = self.numbers
@@ -188,7 +189,8 @@ def test_a_row_keeps_a_bounded_number_of_bookings_and_counts_all():
 
 @pytest.mark.parametrize("seed", range(12))
 def test_no_history_of_bookings_breaks_a_limit(seed):
-    """Requests that book, come early, late, never or twice, pass, drop and give back, with pauses and two limits: the worst interval holds."""
+    """Requests that book, come early, late, never or twice, pass, drop and give back, with pauses and two limits: the
+    worst interval holds."""
     rng = random.Random(seed)
     queue = Queue(
         (rng.choice([20.0, 100.0]), rng.choice([1.0, 5.0])), (rng.choice([100.0, 1000.0]), rng.choice([20.0, 100.0]))
@@ -236,7 +238,8 @@ def test_no_history_of_bookings_breaks_a_limit(seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_all_that_is_there_is_used_while_somebody_waits(seed):
-    """Each process claims in time and asks for its next one: whatever they pass each other, nothing is lost, at one question a grant and one more per passing."""
+    """Each process claims in time and asks for its next one: whatever they pass each other, nothing is lost, at one
+    question a grant and one more per passing."""
     rng = random.Random(seed)
     queue, asked, passings, span = Queue((50.0, 1.0)), 0, 0, 10.0
     coming = [(0.0, process, 0, 0.0) for process in range((3, 20, 60)[seed])]

@@ -1,4 +1,5 @@
-"""When a circuit breaker lets calls through: plain numbers. As a layer it is tested in tests/pipeline/test_breaker.py."""
+"""When a circuit breaker lets calls through: plain numbers. As a layer it is tested in
+tests/pipeline/test_breaker.py."""
 
 from __future__ import annotations
 

@@ -73,7 +73,8 @@ BEGINNINGS = st.sampled_from([0.0, 3.7, 1e5, 1e7])
 
 @given(limit=rates(), begin=BEGINNINGS, steps=st.lists(st.tuples(GAPS, SHARES, st.booleans()), max_size=30))
 def test_it_is_ready_at_the_exact_moment_and_its_level_is_exact(limit, begin, steps):
-    """Whole costs and fractions of a unit, at any rate and hour: right to a microsecond, or to what a float of units holds."""
+    """Whole costs and fractions of a unit, at any rate and hour: right to a microsecond, or to what a float of units
+    holds."""
     bucket, exact, now = Bucket(limit), Exact(limit), begin
     grain = max(1e-5, (begin + 3_000) * limit.rate * 2**-49)  # units
     for gap, share, whole in steps:
@@ -157,7 +158,8 @@ def test_what_rounding_took_from_fractions_is_forgotten_when_the_bucket_is_full(
     ),
 )
 def test_refunds_never_lift_it_above_what_it_would_be_without_the_calls(burst, per_second, steps):
-    """Promise 6, against the exact counterfactual: the level after a history in which the refunded parts never happened.
+    """Promise 6, against the exact counterfactual: the level after a history in which the refunded parts never
+    happened.
 
     And promise 1 with it: what stays charged never passes burst + rate · T, but for what settling upwards adds unasked.
     """
@@ -410,7 +412,8 @@ def test_a_comparison_forgives_rounding_and_no_more(limit, forgiven):
 
 
 def used_and_given_back(limit: Rate, begin: float) -> Bucket:
-    """A bucket whose clock runs ahead of `now` by what was given back: 7 of 10 units, of which 3 remain used at `begin`."""
+    """A bucket whose clock runs ahead of `now` by what was given back: 7 of 10 units, of which 3 remain used at
+    `begin`."""
     bucket = Bucket(limit)
     receipt = bucket.charge(10, begin)
     bucket.give_back(7, receipt, begin)

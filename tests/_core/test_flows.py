@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from penstock._core.flows import AGAIN, FLOWS, FORGET, GRACE, LATE, LEAD, Turn, kept, leave
 
-# An entry: whose it is, of which flow (0: it is one), what it has had, and how far ahead its last admission is; seconds.
+# An entry: whose it is, of which flow (0: it is one), what it has had, and how far ahead its last admission is;
+# seconds.
 
 
 def test_where_nobody_else_waits_there_is_no_bound():

@@ -1,4 +1,5 @@
-"""A signal handler that raises, or another asynchronous exception, at any point of a change: all or nothing, and the queue is made whole."""
+"""A signal handler that raises, or another asynchronous exception, at any point of a change: all or nothing, and the
+queue is made whole."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ class Interrupt(BaseException):
 def interrupted_at(line: int, work) -> bool:
     """Do the work, and raise at that line of it that is in `_core`; whether there was such a line.
 
-    Not at a `return`: the interpreter runs signal handlers after calls of C functions, at jumps and where functions begin.
+    Not at a `return`: the interpreter runs signal handlers after calls of C functions, at jumps and where functions
+    begin.
     """
     seen = 0
 

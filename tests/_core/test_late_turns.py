@@ -1,4 +1,5 @@
-"""Leaky buckets whose timer rings late: the next turn makes up for it, never two go at once, and nothing changes for punctual turns."""
+"""Leaky buckets whose timer rings late: the next turn makes up for it, never two go at once, and nothing changes for
+punctual turns."""
 
 from __future__ import annotations
 

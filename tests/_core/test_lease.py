@@ -1,4 +1,5 @@
-"""Leases with plain numbers: when a lease may be used, and who gets what is held. What is asked for is in test_lease_plan.py.
+"""Leases with plain numbers: when a lease may be used, and who gets what is held. What is asked for is in
+test_lease_plan.py.
 
 That nobody gets more than was promised, with several processes and a store, is in tests/stores/test_leases.py.
 """
@@ -184,7 +185,8 @@ STEPS = st.lists(
 
 @given(steps=STEPS)
 def test_what_is_held_is_what_came_in_less_what_was_taken(steps):
-    """Against the same in exact numbers: no unit comes out that was not charged, none before or after its time, and none is lost."""
+    """Against the same in exact numbers: no unit comes out that was not charged, none before or after its time, and
+    none is lost."""
     pool, exact, now, open_ = LeasePool(), Exact(), NOW, []
     whole = True
     for receipt, (kind, *values) in enumerate(steps):

@@ -205,7 +205,8 @@ def test_nobody_who_used_nothing_asks_in_advance():
     ],
 )
 def test_what_is_held_in_advance_is_bounded(limit, used, most, asks):
-    """By a quarter of what flows in during a lease, or an eighth of what is there: the rest is for the other processes."""
+    """By a quarter of what flows in during a lease, or an eighth of what is there: the rest is for the other
+    processes."""
     state = hungry(leased(limit, used=used), 5000)
     assert asked(Queue(), state, more=True)[0] == [({state: part}, 0.0) for part in asks]
     assert state.pool.low == most / 2
@@ -231,7 +232,8 @@ def test_what_goes_back_soon_does_not_count_as_held(lease_seconds, soon):
 
 
 def test_a_line_asks_for_as_much_as_it_could_use():
-    """For the first at any time; for those behind it, so much as is there, or flows in within a quarter of the lease."""
+    """For the first at any time; for those behind it, so much as is there, or flows in within a quarter of the
+    lease."""
     queue, state = Queue(), leased(per_second(10, burst=180), used=70)  # 30 are there, and 20 come
     for _ in range(12):
         waits(queue, (state, 10))
@@ -347,8 +349,8 @@ KINDS = st.sampled_from([per_second(5, burst=60), per_second(1000, burst=9000), 
 def test_whatever_is_wanted_what_is_asked_for_can_be_given_and_is_no_more_than_is_wanted(
     limits, held, used, before, calls
 ):
-    """Of no limit more than the queue needs, with 20 ms of it for each shape, and the bound on what is held in advance; and who has to
-    wait for the store, asks it or knows when to."""
+    """Of no limit more than the queue needs, with 20 ms of it for each shape, and the bound on what is held in advance;
+    and who has to wait for the store, asks it or knows when to."""
     queue = Queue(math.inf)
     states = [
         hungry(leased(limit, held=h, used=u), b) for limit, h, u, b in zip(limits, held, used, before, strict=True)

@@ -1,4 +1,5 @@
-"""The ledger where the random tests of tests/stores seldom come: rows that were lost, limits that change, and all that is at an end."""
+"""The ledger where the random tests of tests/stores seldom come: rows that were lost, limits that change, and all that
+is at an end."""
 
 from __future__ import annotations
 
@@ -357,7 +358,8 @@ def test_nothing_used_is_nothing_in_a_window():
     ids=["of the rate", "of the burst"],
 )
 def test_rounding_is_forgiven_and_no_more(limit, fits, waits):
-    """Half a microsecond's worth of the rate, and 10⁻¹² of the burst: on the quick way for two and on the general one."""
+    """Half a microsecond's worth of the rate, and 10⁻¹² of the burst: on the quick way for two and on the general
+    one."""
     wide = bucket(1, 1e15)
     for charges in ([1, 0], [2, 1, 1, 0]):
         assert asked([limit, wide], ACQUIRE, 0, 0, *charges, fits).verdicts[0] == 0

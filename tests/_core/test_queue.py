@@ -15,7 +15,8 @@ from tests._core.queues import Counted, check_books
 
 
 def test_who_is_charged_anew_stands_in_the_line_once():
-    """Also who keeps its limits, in the queue where others change theirs; each change of a limiter's limits may do this."""
+    """Also who keeps its limits, in the queue where others change theirs; each change of a limiter's limits may do
+    this."""
     requests, tokens, more = Counted(), Counted(), Counted()
     queue = Queue(10.0)
     small = [Waiter(((requests, 1.0),)) for _ in range(5)]
@@ -107,7 +108,8 @@ def test_ageing_raises_one_level_for_every_span_and_then_arrival_decides():
     weights=st.tuples(*[st.sampled_from([0.5, 1.0, 3.0])] * 3),
 )
 def test_flows_that_always_wait_get_equal_dominant_shares_by_weight(costs, weights):
-    """Dominant-resource fairness: whoever has had least of what it needs most is next, so nobody is a call ahead for long."""
+    """Dominant-resource fairness: whoever has had least of what it needs most is next, so nobody is a call ahead for
+    long."""
     tokens, requests = Counted(10.0), Counted(1.0)
     queue = Queue(math.inf, dict(enumerate(weights)))
     had = [{tokens: 0.0, requests: 0.0} for _ in weights]
@@ -374,7 +376,8 @@ def test_a_flow_that_was_forgotten_while_its_call_was_out_is_known_again():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_what_is_due_before_a_call_is_what_has_a_turn_before_it(seed):
-    """Flows, weights, levels and shapes, after a life of some length: whoever came last counts what then goes before it."""
+    """Flows, weights, levels and shapes, after a life of some length: whoever came last counts what then goes before
+    it."""
     luck = random.Random(seed)
     limits = [Counted(1.0), Counted(4.0)]
     shapes = [((limits[0], 2.0),), ((limits[0], 0.25), (limits[1], 8.0)), ((limits[0], 1.0), (limits[1], 0.5))]

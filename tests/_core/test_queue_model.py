@@ -91,7 +91,8 @@ STEPS = st.lists(
 
 @given(steps=STEPS, ageing=st.sampled_from([10.0, math.inf]), weights=st.sampled_from([{}, {"a": 2.0, None: 0.5}]))
 def test_the_order_is_level_then_flow_then_arrival_whoever_leaves_wherever(steps, ageing, weights):
-    """Joining at any priority, leaving anywhere, turns and ageing: the heads are those of the naive model at every step."""
+    """Joining at any priority, leaving anywhere, turns and ageing: the heads are those of the naive model at every
+    step."""
     limits = [Counted(1.0), Counted(4.0)]
     shapes = [((limits[0], 2.0),), ((limits[0], 1.0), (limits[1], 8.0)), ((limits[1], 4.0),)]
     queue, naive, now = Queue(ageing, weights), Naive(ageing, weights), 0.0

@@ -81,8 +81,8 @@ def test_it_never_gives_more_than_would_have_been_missed_less_at_every_moment_si
 def test_of_calls_that_were_thought_too_expensive_nearly_as_much_comes_back_as_by_the_rule(burst, latency):
     """1,000 tokens a second, charged 100 a call, which turn out to be 30 once the answer is there.
 
-    With all refunds taken for refill, which is safe too, it was 57 % with the last of these, and 27 % where an answer takes as long
-    as it takes to fill the bucket.
+    With all refunds taken for refill, which is safe too, it was 57 % with the last of these, and 27 % where an answer
+    takes as long as it takes to fill the bucket.
     """
     totals = []
     for exactly in (True, False):

@@ -1,4 +1,5 @@
-"""Many shapes, as on `org & per_user[user]`: every decision is that of a look at all heads, at a cost that does not grow with them."""
+"""Many shapes, as on `org & per_user[user]`: every decision is that of a look at all heads, at a cost that does not
+grow with them."""
 
 from __future__ import annotations
 
@@ -127,7 +128,8 @@ class World:
 
 @given(seed=st.integers(0, 10**9), steps=st.integers(1, 120), protected=st.sampled_from([1, 2, 16]))
 def test_every_decision_is_that_of_a_look_at_the_heads_of_all_shapes(seed, steps, protected):
-    """Joins, leaves, refunds, pauses, new promises, ageing, flows, priorities: the same grants in the same order at every turn."""
+    """Joins, leaves, refunds, pauses, new promises, ageing, flows, priorities: the same grants in the same order at
+    every turn."""
     compare(seed, steps, protected)
 
 

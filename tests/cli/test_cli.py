@@ -345,7 +345,8 @@ def test_two_names_of_one_file_are_one_file(folder, capsys):
 
 
 def test_nothing_is_put_beside_a_device(folder):
-    """Not in /dev, where it would be in everybody's way; the errors have a name of their own, so there is no summary."""
+    """Not in /dev, where it would be in everybody's way; the errors have a name of their own, so there is no
+    summary."""
     before = set(Path("/dev").iterdir())
     assert main(["run", "in.jsonl", "-o", os.devnull, "--errors", "e.jsonl", "--simulate", "--latency", "0.01"]) == 0
     assert set(Path("/dev").iterdir()) - before == set()
@@ -368,7 +369,8 @@ def test_results_on_standard_output_stand_there_alone(folder, out):
 
 
 def test_a_disk_that_is_full_is_named_once(folder, monkeypatch, capsys):
-    """Results first: the run ends by what it could not write, and what was done is said although the summary is not there."""
+    """Results first: the run ends by what it could not write, and what was done is said although the summary is not
+    there."""
     append = Appended.append
 
     def full(file, data):

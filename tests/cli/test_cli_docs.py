@@ -1,4 +1,5 @@
-"""The pages about the command line say what is so: its example runs, its options exist, its codes are those there are."""
+"""The pages about the command line say what is so: its example runs, its options exist, its codes are those there
+are."""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ from tests.cli.commands import KEY, LIMITS, chat, count, lines_of, simulated, st
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_keeps_what_came_back_and_goes_on_later(folder, monkeypatch, capsys, sent):
-    """What was in flight ends and is on disk, nothing else is sent, exit code 130; then the same command does the rest."""
+    """What was in flight ends and is on disk, nothing else is sent, exit code 130; then the same command does the
+    rest."""
     write(folder, range(60))
     with simulator.serve(Simulation(latency=Latency(median=0.3))) as server:
         command = ["run", "in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url, "--limits"]
@@ -66,7 +67,8 @@ def test_an_interrupt_ends_the_wait_for_a_silent_pipe(tmp_path):
 
 
 def test_a_killed_run_goes_on_where_it_was(folder, monkeypatch, capsys):
-    """kill -9 in the middle, and a torn last line on top: every row is answered once in the end, nothing answered is lost."""
+    """kill -9 in the middle, and a torn last line on top: every row is answered once in the end, nothing answered is
+    lost."""
     write(folder, range(80))
     out = folder / "out.jsonl"
     with simulator.serve(Simulation(latency=Latency(median=0.05))) as server:

@@ -1,4 +1,5 @@
-"""Several runs for one file and one account: parts of the rows, limits in a store, and events for the program above them."""
+"""Several runs for one file and one account: parts of the rows, limits in a store, and events for the program above
+them."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ import gc
 
 
 def look_at_all(per_user, generation=2):
-    """Use another key until all that nobody holds have been looked at twice; not even an error's traceback holds one."""
+    """Use another key until all that nobody holds have been looked at twice; not even an error's traceback holds
+    one."""
     gc.collect(generation)
     for _ in range(64 * (len(per_user) // 32 + 3)):
         per_user["another"]

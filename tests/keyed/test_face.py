@@ -141,7 +141,8 @@ def test_what_is_not_hashable_is_refused_with_the_way_out():
     "make", [lambda nan: nan, lambda nan: ("team", nan), lambda nan: (1, (nan,)), lambda nan: frozenset({nan})]
 )
 def test_what_does_not_equal_itself_is_refused(make):
-    """Each NaN, and what contains one, would be a key of its own: the limit would limit nothing, and the keys would pile up."""
+    """Each NaN, and what contains one, would be a key of its own: the limit would limit nothing, and the keys would
+    pile up."""
     per_user = Keyed(requests=per_minute(5))
     for _ in range(3):
         key = make(float("nan"))

@@ -170,7 +170,8 @@ async def test_keys_with_limits_of_the_calendar_vanish_when_their_day_ends(virtu
 
 
 def test_a_hundred_thousand_keys_cost_nothing_once_they_are_idle():
-    """After they were touched, were idle, and 50,000 uses of another looked at them: not a key, nor the room that they had."""
+    """After they were touched, were idle, and 50,000 uses of another looked at them: not a key, nor the room that they
+    had."""
     with testing.manual_clock() as time:
         per_user = Keyed(requests=per_minute(60), tokens=per_minute(1_000))
         per_user[0].acquire_nowait(tokens=1)
@@ -228,7 +229,8 @@ async def test_looking_costs_the_same_however_many_keys_there_are(virtual_time):
 
 @anyio_test
 async def test_a_place_of_a_key_comes_back_after_its_time_to_live_and_not_when_its_permit_is_forgotten(virtual_time):
-    """Who forgets the permit may be at work still: as with any limiter, the place is taken until it has outlived that."""
+    """Who forgets the permit may be at work still: as with any limiter, the place is taken until it has outlived
+    that."""
     per_user = Keyed(calls=in_flight(1, ttl=10))
     per_user["alice"].acquire_nowait()
     look_at_all(per_user)

@@ -185,7 +185,8 @@ def test_two_threads_with_loops_of_their_own_are_never_over_on_the_same_key():
 
 
 def test_threads_that_make_and_drop_keys_lose_nothing():
-    """Without a store's lock around every step two threads would make two limiters of one key, and each grant a burst."""
+    """Without a store's lock around every step two threads would make two limiters of one key, and each grant a
+    burst."""
     per_user = Keyed(requests=per_day(100))
     granted = []
 

@@ -1,8 +1,9 @@
 """Signal handlers at every point of a call at which CPython would run one.
 
-CPython runs signal handlers, and raises asynchronous exceptions, where a Python function begins, after a call of a function in C
-and where a loop goes back. A profile function is called at the first two and a trace function at the third, so they can stand for
-a handler that comes at just one of these points: the tests go through all, one after another.
+CPython runs signal handlers, and raises asynchronous exceptions, where a Python function begins, after a call of a
+function in C and where a loop goes back. A profile function is called at the first two and a trace function at the
+third, so they can stand for a handler that comes at just one of these points: the tests go through all, one after
+another.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ def raise_interrupted():
 
 
 def at_point(number, handler, function):
-    """Call `function` with `handler` at its point of that number; return the point, or None if there are not so many."""
+    """Call `function` with `handler` at its point of that number; return the point, or None if there are not so
+    many."""
     point = None
     passed = 0
 

@@ -1,4 +1,5 @@
-"""What users of other limiters asked for: pauses that are lifted, units without a limit, names that keep their state, warnings, logs."""
+"""What users of other limiters asked for: pauses that are lifted, units without a limit, names that keep their state,
+warnings, logs."""
 
 from __future__ import annotations
 

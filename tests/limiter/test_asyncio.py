@@ -1,4 +1,5 @@
-"""What is asyncio's own: `task.cancel()` at every await and at the very instant of a grant, timeouts, loops that die."""
+"""What is asyncio's own: `task.cancel()` at every await and at the very instant of a grant, timeouts, loops that
+die."""
 
 from __future__ import annotations
 
@@ -105,7 +106,8 @@ def test_a_loop_that_was_closed_under_its_waiters_does_not_hold_up_the_others():
 
 
 def test_a_loop_that_was_stopped_keeps_its_place_and_does_not_hold_up_the_others():
-    """As where `run_until_complete` is called now and then: the timer of who is on post there does not ring meanwhile."""
+    """As where `run_until_complete` is called now and then: the timer of who is on post there does not ring
+    meanwhile."""
     limiter = Limiter(requests=per_second(50, burst=1))
     limiter.acquire_nowait()
     now_and_then = asyncio.new_event_loop()

@@ -1,5 +1,6 @@
 # ruff: noqa: PLW0108 - a lambda, and not what it calls, is what is given
-"""Costs and true costs that are functions of a call's arguments and result, and callables that only turn out to be async."""
+"""Costs and true costs that are functions of a call's arguments and result, and callables that only turn out to be
+async."""
 
 from __future__ import annotations
 
@@ -297,7 +298,8 @@ KEY = Keyed(tokens="5/day")
 
 @pytest.mark.parametrize("refused", REFUSED.values(), ids=REFUSED)
 async def test_an_error_keeps_nothing_of_its_caller_alive(virtual_time, refused, anyio_backend_name):
-    """No reference cycle through the traceback: what a frame holds is gone with it, and not when garbage is collected."""
+    """No reference cycle through the traceback: what a frame holds is gone with it, and not when garbage is
+    collected."""
 
     class Large:
         pass

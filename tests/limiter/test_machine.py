@@ -1,8 +1,8 @@
 """Random lives of limiters, in virtual time, held to the promises; and the quick calls to the general way.
 
-A life is a list of steps, so that Hypothesis can shorten it: acquire, nowait, give up (later, after any number of awaits, or at
-the very instant of the grant), cancel, settle, close (here or in a thread), pause, reconfigure, observe, join, calls of joint
-limiters and of keys. Every await is a place where a step may meet a waiter.
+A life is a list of steps, so that Hypothesis can shorten it: acquire, nowait, give up (later, after any number of
+awaits, or at the very instant of the grant), cancel, settle, close (here or in a thread), pause, reconfigure, observe,
+join, calls of joint limiters and of keys. Every await is a place where a step may meet a waiter.
 """
 
 from __future__ import annotations

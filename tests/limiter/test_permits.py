@@ -234,7 +234,8 @@ async def test_permits_that_are_cancelled_one_after_the_other_give_all_back(virt
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 2, 0]], ids=["in order", "reversed", "mixed"])
 async def test_answers_that_say_the_same_lower_the_level_once(virtual_time, order):
-    """Others had used 40 of 100. Each of three calls that were on their way heard of it, and each took 40 off again: 20 below 0."""
+    """Others had used 40 of 100. Each of three calls that were on their way heard of it, and each took 40 off again: 20
+    below 0."""
     limiter = Limiter(tokens=per_second(10, burst=100))
     permits = [await limiter.acquire(tokens=1) for _ in range(3)]
     for index in order:

@@ -66,7 +66,8 @@ async def test_a_call_that_was_made_before_a_reconfiguration_is_charged_by_the_l
 
 
 async def test_a_reconfiguration_binds_every_limiter_over_these_limits(virtual_time):
-    """One that was made under the same name went on with the one bucket that it remembered: 50 in five seconds, not 20."""
+    """One that was made under the same name went on with the one bucket that it remembered: 50 in five seconds, not
+    20."""
     store = MemoryStore()
     mine, theirs = (Limiter(name="both", store=store, tokens=per_second(10)) for _ in range(2))
     async with mine(tokens=10):
@@ -249,7 +250,8 @@ async def test_a_call_of_before_a_reconfiguration_to_places_gives_them_back(virt
 
 
 async def test_those_in_line_give_back_the_places_that_a_reconfiguration_has_brought(virtual_time):
-    """Their calls were plain when they came. One of the limiters does not know of it, as another one was reconfigured."""
+    """Their calls were plain when they came. One of the limiters does not know of it, as another one was
+    reconfigured."""
     store = MemoryStore()
     mine, theirs = (Limiter(name="x", store=store, requests=per_second(1, burst=1)) for _ in range(2))
     await mine.acquire()

@@ -66,8 +66,9 @@ def settle(limiter):
 USES = [enter, enter_by_itself, enter_twice, decorate, acquire, cancel, settle]
 
 LEFT_BEHIND = {
-    # Nothing of ours runs before the first instruction of a function, so an exception that strikes there is like one in the user's code
-    # just before: `with limiter:` has no object of its own that could notice, `limiter(...)` has; a permit is its owner's to close.
+    # Nothing of ours runs before the first instruction of a function, so an exception that strikes there is like one in
+    # the user's code just before: `with limiter:` has no object of its own that could notice, `limiter(...)` has; a
+    # permit is its owner's to close.
     enter_by_itself: {"Limiter.__exit__ (call)"},
     acquire: {"Permit.__enter__ (call)", "Permit._enter (call)", "Permit.__exit__ (call)"},
 }
@@ -126,7 +127,8 @@ def suppress_not_now():
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("limits", SHAPES.values(), ids=SHAPES)
 def test_a_handler_that_uses_the_limiter_itself_is_charged_or_told_not_now(limits, use):
-    """In the middle of a call of its own thread. What it was granted is charged, once; and so is the call that it interrupted."""
+    """In the middle of a call of its own thread. What it was granted is charged, once; and so is the call that it
+    interrupted."""
     granted = []
 
     def handler(limiter):
@@ -245,7 +247,8 @@ def test_real_signals_whose_handler_raises_keep_nobody_out(limits):
     statistics = limiter.statistics()
     assert statistics.waiting == 0
     assert enter_and_tell(limiter) == "a turn"
-    # Two signals within microseconds, at the very instructions that mend what the first has broken, are beyond what can be held.
+    # Two signals within microseconds, at the very instructions that mend what the first has broken, are beyond what can
+    # be held.
     assert statistics.in_flight <= 1 + struck / 100
 
 
@@ -333,7 +336,8 @@ def test_a_finaliser_in_the_middle_of_a_decision_gives_back_and_takes_no_turn():
 
 
 def test_a_task_that_hands_its_permits_on_is_not_warned_of_a_deadlock(recwarn):
-    """A dispatcher acquires, hands the permit to a task that closes it, and acquires the next: it waits for that task alone."""
+    """A dispatcher acquires, hands the permit to a task that closes it, and acquires the next: it waits for that task
+    alone."""
     limiter = Limiter(calls=in_flight(1))
 
     async def work(permit):

@@ -1,4 +1,5 @@
-"""Everything at once, in real time: threads, loops, cancels, signals, joint limiters, and a switch of threads every microsecond.
+"""Everything at once, in real time: threads, loops, cancels, signals, joint limiters, and a switch of threads every
+microsecond.
 
 2 seconds; for a longer look, `PENSTOCK_STRESS=60`.
 """
@@ -151,7 +152,8 @@ def many_switches():
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timers that send signals")
 def test_under_stress_no_limit_is_passed_nobody_hangs_and_nothing_is_left_behind(many_switches):
-    """Promises 1, 2, 5, 10 and 11; a signal handler of the main thread, which makes calls too, uses the limiters in between."""
+    """Promises 1, 2, 5, 10 and 11; a signal handler of the main thread, which makes calls too, uses the limiters in
+    between."""
     load = Load()
     errors: list[BaseException] = []
     luck = random.Random(7)
@@ -274,7 +276,8 @@ def test_a_loop_that_somebody_blocks_holds_up_nobody_elses_turn(blocked, others)
 
 @pytest.mark.parametrize("use_uvloop", [False, True], ids=["asyncio", "uvloop"])
 def test_ten_thousand_tasks_at_once_are_granted_all_the_while(use_uvloop):
-    """While the loop runs all their first steps, arrivals grant what is due: no stretch of the bucket's length goes by without."""
+    """While the loop runs all their first steps, arrivals grant what is due: no stretch of the bucket's length goes by
+    without."""
     rate, burst = 20_000.0, 1_000
     limiter = Limiter(requests=Rate(rate, 1.0, burst), tokens=Rate(1e9, 1.0))
     granted: list[float] = []
@@ -297,7 +300,7 @@ def test_ten_thousand_tasks_at_once_are_granted_all_the_while(use_uvloop):
     busy += seconds_without_a_core()
     assert granted == sorted(granted), "in the order of arrival"
     assert excess([(at, 1) for at in granted], Rate(rate, 1.0, burst)) <= 1e-6 * rate
-    # Where an interval holds fewer than the rate allows by more than a burst, the bucket overflowed, and capacity was lost. The machine
-    # may stop for a moment that is not ours.
+    # Where an interval holds fewer than the rate allows by more than a burst, the bucket overflowed, and capacity was
+    # lost. The machine may stop for a moment that is not ours.
     total = granted[-1] - granted[0]
     assert total - busy <= (10_000 - burst) / rate * 1.3 + 0.1

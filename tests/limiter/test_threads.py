@@ -22,7 +22,8 @@ SECONDS = float(os.environ.get("PENSTOCK_STRESS") or 2)
 
 
 def excess(grants: list[tuple[float, float]], limit: Rate) -> float:
-    """By how much the worst interval of all passes burst + rate · T: the largest rise of `total − rate · t`, in one pass."""
+    """By how much the worst interval of all passes burst + rate · T: the largest rise of `total − rate · t`, in one
+    pass."""
     rate, total = Fraction(limit.amount) / Fraction(limit.per), Fraction(0)
     lowest, worst = None, -Fraction(limit.burst)
     for at, amount in sorted(grants):
@@ -34,7 +35,8 @@ def excess(grants: list[tuple[float, float]], limit: Rate) -> float:
 
 
 def test_many_threads_and_loops_share_one_limiter_without_a_violation():
-    """Promises 1, 2, 5 and 10, with waiters that give up, cancels, refunds, pauses; nobody hangs, and nothing is left behind."""
+    """Promises 1, 2, 5 and 10, with waiters that give up, cancels, refunds, pauses; nobody hangs, and nothing is left
+    behind."""
     requests, tokens = Rate(400, 1.0, 20), Rate(3_000, 1.0, 150)
     limiter = Limiter(requests=requests, tokens=tokens, calls=in_flight(6))
     end = time.monotonic() + SECONDS
@@ -191,7 +193,8 @@ print(os.waitstatus_to_exitcode(os.wait()[1]))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_the_child_of_a_fork_waits_for_no_thread_of_its_parent():
-    """One that held the lock at that moment held it in the child for ever; and who waited there was on post, and never rang."""
+    """One that held the lock at that moment held it in the child for ever; and who waited there was on post, and never
+    rang."""
     child = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=20, check=False
     )

@@ -83,7 +83,8 @@ def test_after_a_pause_it_goes_on_at_the_rate_and_not_all_at_once():
 
 
 def test_a_window_that_is_used_up_is_no_rate_of_nothing():
-    """Refused again and again while nothing comes back, it goes on at what was admitted in the long run: it never stops."""
+    """Refused again and again while nothing comes back, it goes on at what was admitted in the long run: it never
+    stops."""
     traffic, pace = Traffic(), Pace(10.0, 0.0, 1.0)
     for number in range(100):  # all that the window has
         traffic.left(1_000.0, number / 10)
@@ -96,7 +97,8 @@ def test_a_window_that_is_used_up_is_no_rate_of_nothing():
 
 
 def test_the_search_doubles_as_fast_as_answers_come():
-    """A fast server is found out in seconds; a slow one is not sent a minute's quota before its first refusal is heard of."""
+    """A fast server is found out in seconds; a slow one is not sent a minute's quota before its first refusal is heard
+    of."""
     rates = []
     for latency in (0.1, 5.0):
         pace = Pace(10.0, 0.0, 8.0, searching=True)

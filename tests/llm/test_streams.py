@@ -1,4 +1,5 @@
-"""A stream that is left gives its place back at once: on every event loop, in threads, and without the garbage collector."""
+"""A stream that is left gives its place back at once: on every event loop, in threads, and without the garbage
+collector."""
 
 from __future__ import annotations
 

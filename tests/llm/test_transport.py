@@ -96,7 +96,8 @@ async def test_a_request_that_never_left_costs_nothing(lib):
 
 @pytest.mark.parametrize("error", ["ProxyError", "ConnectError"])
 async def test_a_request_that_got_no_further_than_the_proxy_costs_nothing(lib, error):
-    """The request to connect is sent, and traced as one; then the proxy refuses, or the server's certificate is wrong."""
+    """The request to connect is sent, and traced as one; then the proxy refuses, or the server's certificate is
+    wrong."""
 
     class Transport(lib.AsyncHTTPTransport):
         async def handle_async_request(self, request):
@@ -527,7 +528,8 @@ async def test_a_refused_request_is_held_and_sent_again_first_of_all(lib):
 
 
 async def test_a_block_says_whose_requests_go_first_and_a_held_one_stays_as_urgent(lib):
-    """Interactive traffic and batch through one client; a held request of the batch does not go before what is urgent."""
+    """Interactive traffic and batch through one client; a held request of the batch does not go before what is
+    urgent."""
     server = Server(lib, refusal(lib, retry_after="2"))
     client = limited(lib, server, Limiter(requests=Rate(60, 60, burst=1)), hold=True)
 

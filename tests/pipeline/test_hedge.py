@@ -84,7 +84,8 @@ async def test_when_both_fail_the_first_error_is_raised(virtual_time):
 
 @anyio_test
 async def test_the_percentile_is_that_of_recent_calls(virtual_time):
-    """Of 1 to 20 seconds the 95th percentile is 19; before 20 calls are known, `initial` is waited, or there is no second."""
+    """Of 1 to 20 seconds the 95th percentile is 19; before 20 calls are known, `initial` is waited, or there is no
+    second."""
     layer, by = hedge("p95"), hedge("p50", initial=7)
     assert layer.delay() is None
     assert by.delay() == 7

@@ -106,7 +106,8 @@ async def test_a_plain_function_around_an_async_one_is_awaited(virtual_time):
 
 @anyio_test
 async def test_call_refuses_what_could_not_be_retried(virtual_time):
-    """A generator fails when it is iterated, and by then the call is over. A function that returns one is another matter."""
+    """A generator fails when it is iterated, and by then the call is over. A function that returns one is another
+    matter."""
     retry = Retry(on=ConnectionError)
 
     def items():

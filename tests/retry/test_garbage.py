@@ -1,4 +1,5 @@
-"""An error holds its frames. If the frames held the error too, only the garbage collector would free the caller's objects.
+"""An error holds its frames. If the frames held the error too, only the garbage collector would free the caller's
+objects.
 
 Cancelled calls are not here: what anyio and asyncio raise then keeps its frames without any help of ours.
 """

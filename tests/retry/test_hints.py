@@ -257,7 +257,8 @@ async def test_a_hint_beyond_the_enclosing_deadline_gives_up_at_once(virtual_tim
 
 @pytest.mark.anyio
 async def test_the_spread_never_passes_the_time_left(virtual_time):
-    """A hint that just fits is met, though a tenth on top would not fit: in `within`, and before an enclosing deadline."""
+    """A hint that just fits is met, though a tenth on top would not fit: in `within`, and before an enclosing
+    deadline."""
     retry = Retry(on=Asked, within=20, random=lambda: 0.999)
     assert await retry.call(failing(Asked(19.5))) == "reply"
     assert 19.99 < virtual_time.now() < 20

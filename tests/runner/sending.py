@@ -1,4 +1,5 @@
-"""One worker of several that send batches under one limit: waits for a line on stdin, sends, and says as JSON what it did."""
+"""One worker of several that send batches under one limit: waits for a line on stdin, sends, and says as JSON what it
+did."""
 
 from __future__ import annotations
 

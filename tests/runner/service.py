@@ -38,8 +38,8 @@ ANSWER = json.dumps({"choices": [{"message": {"content": "yes"}}]}).encode()
 class Service:
     """A client whose server is the simulated service, and a record of what it was asked.
 
-    `script` answers in its stead as long as it lasts: replies as (status, headers, content), or what is raised: `NotSent`
-    before the request leaves, all others after. `answer` is a function that does so for ever.
+    `script` answers in its stead as long as it lasts: replies as (status, headers, content), or what is raised:
+    `NotSent` before the request leaves, all others after. `answer` is a function that does so for ever.
     """
 
     def __init__(self, simulation=None, script=(), answer=None):

@@ -1,4 +1,5 @@
-"""Runs by the Batch API against the simulated service, in virtual time: split, submitted, merged, gone on with, given up."""
+"""Runs by the Batch API against the simulated service, in virtual time: split, submitted, merged, gone on with, given
+up."""
 
 from __future__ import annotations
 
@@ -247,7 +248,8 @@ async def test_a_batch_that_fails_its_check_costs_only_the_rows_it_names(virtual
 
 @pytest.mark.parametrize("lost", ["before", "after"])
 async def test_a_killed_run_goes_on_from_any_call(virtual_time, tmp_path, lost):
-    """Killed before or after every single call to the service, the same command does the rest: each row is worked on once."""
+    """Killed before or after every single call to the service, the same command does the rest: each row is worked on
+    once."""
     rows = [chat(n, model="m" if n % 3 else "other") for n in range(12)]
 
     def service_of():
@@ -443,7 +445,8 @@ async def test_costs_are_half_the_price_and_bounded(virtual_time, tmp_path):
 
 
 async def test_answers_that_are_none_and_lines_that_are_none_cost_no_other_row(virtual_time, tmp_path, monkeypatch):
-    """A 200 with an error inside, without choices, with NaN, a torn line, a row of nobody, and a row that is missing."""
+    """A 200 with an error inside, without choices, with NaN, a torn line, a row of nobody, and a row that is
+    missing."""
     service, rows = Service(), [chat(n) for n in range(6)]
 
     def reply(number, body):

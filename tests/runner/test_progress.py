@@ -134,7 +134,8 @@ async def test_a_terminal_gets_a_picture_that_moves(watched):
 
 
 async def test_a_burst_is_no_more_than_what_is_allowed(watched):
-    """The first seconds spend what the limit held at first: it is all of what it allows, and not a multiple of its rate."""
+    """The first seconds spend what the limit held at first: it is all of what it allows, and not a multiple of its
+    rate."""
     terminal = Terminal()
     with Rich(terminal) as display:
         await watched(display, seconds=5)

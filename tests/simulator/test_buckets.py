@@ -1,4 +1,5 @@
-"""The simulated limits are OpenAI's: held against every recorded triple of headers, recorded refusals, and fractions."""
+"""The simulated limits are OpenAI's: held against every recorded triple of headers, recorded refusals, and
+fractions."""
 
 from __future__ import annotations
 
@@ -94,7 +95,8 @@ def test_a_refusal_announces_the_recorded_wait(limit, used, requested, wait):
 
 
 def test_an_announced_wait_counts_whole_units():
-    """Half a unit that is there already does not shorten the wait that is told: `used` is rounded up, as in the message."""
+    """Half a unit that is there already does not shorten the wait that is told: `used` is rounded up, as in the
+    message."""
     bucket = Bucket.of(parse("60/min"))
     level = 11 * bucket.scale // 2
     assert (bucket.used(level), bucket.remaining(level)) == (55, 5)
@@ -239,7 +241,8 @@ def test_what_a_bucket_admits_never_exceeds_burst_plus_rate(rate, moves, toleran
 
 @given(rates, st.data())
 def test_who_comes_when_told_uses_all_there_is(rate, data):
-    """Requests that each wait exactly `wait_ns` use the limit up: what is left over is less than one wait's rounding."""
+    """Requests that each wait exactly `wait_ns` use the limit up: what is left over is less than one wait's
+    rounding."""
     bucket = Bucket.of(rate)
     costs = data.draw(st.lists(st.integers(1, math.floor(rate.burst)), min_size=1, max_size=30))
     level, now = bucket.full, 0

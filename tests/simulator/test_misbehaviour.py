@@ -1,4 +1,5 @@
-"""What goes wrong on purpose, in each of its forms: as an answer, in a stream, over a socket, and from the command line."""
+"""What goes wrong on purpose, in each of its forms: as an answer, in a stream, over a socket, and from the command
+line."""
 
 from __future__ import annotations
 

@@ -130,7 +130,8 @@ def certificates(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tls(certificates, valkey):
-    """The URL of a server that speaks TLS itself; where none can be had, of a proxy that ends TLS in front of a Valkey."""
+    """The URL of a server that speaks TLS itself; where none can be had, of a proxy that ends TLS in front of a
+    Valkey."""
     query = "&".join(f"{name}={value}" for name, value in certificates.of_client.items())
     binary, _ = servers.with_tls()
     if binary is None:

@@ -1,4 +1,5 @@
-"""The smallest store there is: a dict of one process. What is done with it is done by the part that all stores share."""
+"""The smallest store there is: a dict of one process. What is done with it is done by the part that all stores
+share."""
 
 from __future__ import annotations
 

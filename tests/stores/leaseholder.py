@@ -1,9 +1,12 @@
-"""One process of several that lease one limit: writes the moment of each grant, by the monotonic clock that all processes of a machine share.
+"""One process of several that lease one limit: writes the moment of each grant, by the monotonic clock that all
+processes of a machine share.
 
-python leaseholder.py '{"store": ["sqlite", "/path"], "rate": 500, "burst": 400, "lease": 0.5, "seconds": 4, "waiters": 20, "work": 0.001,
+python leaseholder.py '{"store": ["sqlite", "/path"], "rate": 500, "burst": 400, "lease": 0.5, "seconds": 4, "waiters":
+20, "work": 0.001,
                         "give_up": 0.2, "settle": 0.3}'
 
-At last a line of JSON: how many were granted, how many calls that took, and the waits' median and 99th percentile in seconds.
+At last a line of JSON: how many were granted, how many calls that took, and the waits' median and 99th percentile in
+seconds.
 """
 
 from __future__ import annotations

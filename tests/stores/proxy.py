@@ -17,8 +17,8 @@ class Proxy:
     "twice"   the next reply is said twice
     "refuse"  connections are closed as soon as they are made
 
-    With `tls`, a server's `ssl.SSLContext`, it speaks TLS to whoever comes, as programs that end TLS before a server do.
-    `said_for` replaces bytes in what the server says: the address of another server by the one of another proxy.
+    With `tls`, a server's `ssl.SSLContext`, it speaks TLS to whoever comes, as programs that end TLS before a server
+    do. `said_for` replaces bytes in what the server says: the address of another server by the one of another proxy.
     """
 
     def __init__(self, port, tls=None, said_for=(b"", b"")):

@@ -221,7 +221,8 @@ def add_replica(binary, primary):
 
 
 def follows(replica, primary):
-    """Whether what `primary` writes is seen on `replica`, which begins up to a second after both say that they are connected.
+    """Whether what `primary` writes is seen on `replica`, which begins up to a second after both say that they are
+    connected.
 
     The first key may be of the copy that it begins with, and is there before anything follows; the second is not.
     """

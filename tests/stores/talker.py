@@ -1,4 +1,5 @@
-"""A server of bytes: it answers each decision that it is asked for with the same bytes, and all else as a Redis would."""
+"""A server of bytes: it answers each decision that it is asked for with the same bytes, and all else as a Redis
+would."""
 
 from __future__ import annotations
 

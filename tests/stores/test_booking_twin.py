@@ -53,7 +53,8 @@ def some_request(rng, limits, known, number, claims):
 @pytest.mark.parametrize("names", [1, 2])
 @pytest.mark.parametrize("which", ["redis", "valkey"])
 def test_the_script_books_as_the_ledger_does(which, names, request, prefix):
-    """Requests of many ages, flows and shapes that book, claim, pass and drop; more of them than are kept one by one."""
+    """Requests of many ages, flows and shapes that book, claim, pass and drop; more of them than are kept one by
+    one."""
     store = RedisStore(request.getfixturevalue(which), prefix=prefix)
     counts = dict.fromkeys(("booked", "claimed", "dropped", "several"), 0)
     for seed in range(8):

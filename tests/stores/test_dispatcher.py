@@ -25,7 +25,8 @@ from penstock.stores.contract import Unreachable
 
 @pytest.mark.parametrize("waits", [False, True], ids=["at once", "in the queue"])
 def test_what_was_granted_is_freed_without_the_garbage_collector(waits, tmp_path):
-    """Else half of the time of a busy process goes into collections, each of which stops all of its threads for milliseconds."""
+    """Else half of the time of a busy process goes into collections, each of which stops all of its threads for
+    milliseconds."""
     store = SQLiteStore(tmp_path / "x.db")
     limiter = Limiter(requests=per_second(500 if waits else 1e6, burst=1 if waits else None), name="x", store=store)
 

@@ -1,7 +1,8 @@
 """More than 60 faults, each with callers that say how long they wait, callers that do not, and bystanders.
 
-Whatever happens, each caller is answered, no call is granted beyond the limit, bystanders go on, and the store's threads rest while the
-fault lasts. The faults happen at the same time, each to a store and a server of its own, so that the table takes seconds.
+Whatever happens, each caller is answered, no call is granted beyond the limit, bystanders go on, and the store's
+threads rest while the fault lasts. The faults happen at the same time, each to a store and a server of its own, so that
+the table takes seconds.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from tests.stores.test_replies import ODD, SAID
 servers = sys.modules["penstock_test_servers"]
 
 LEFT = 4
-"""What is left of the limit: as many as there are callers, so that one that is charged twice leaves another waiting for ever."""
+"""What is left of the limit: as many as there are callers, so that one that is charged twice leaves another waiting for
+ever."""
 
 QUICK = {"timeout": 0.2, "patience": 0.1}
 
@@ -39,7 +41,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-# The faults. Each makes a store, breaks something, and says what must be heard: "granted" (the fault passes, and nobody notices) or "error"
+# The faults. Each makes a store, breaks something, and says what must be heard: "granted" (the fault passes, and nobody
+# notices) or "error"
 
 
 @dataclass

@@ -83,8 +83,8 @@ async def test_a_lost_reply_gives_back_once(proxy, store):
 async def test_after_a_fault_everybody_goes_on_within_a_second(fault, patience, proxy, store, valkey):
     """At the full rate; and in no interval of the store's time one more than promised.
 
-    From a black hole the way out is the time-out of the reply that will never come, here 0.3 s. An impatient store has told
-    everybody of the outage by then, and found the server again.
+    From a black hole the way out is the time-out of the reply that will never come, here 0.3 s. An impatient store has
+    told everybody of the outage by then, and found the server again.
     """
     store.patience = patience
     rate, burst = 300, 30
@@ -160,7 +160,8 @@ async def test_on_outage_share_goes_on_with_a_part_and_charges_it_afterwards(pro
 
 
 async def test_on_outage_open_lets_everything_through_and_charges_at_most_a_burst_afterwards(proxy, prefix):
-    """Else a long outage would be followed by one as long, for a debt that nobody is owed: what the service counts has flowed back."""
+    """Else a long outage would be followed by one as long, for a debt that nobody is owed: what the service counts has
+    flowed back."""
     store = RedisStore(proxy.url, prefix=prefix, timeout=0.2, patience=0.2, on_outage="open")
     limiter = Limiter(requests=per_second(0.001, burst=100), name="x", store=store)
     await limiter.acquire(requests=10)
@@ -417,7 +418,8 @@ async def test_a_locked_file_is_waited_for_and_then_one_clear_error(tmp_path):
 
 @pytest.mark.parametrize("kind", ["sqlite", "valkey"])
 async def test_a_clock_that_steps_back_grants_nothing_and_stalls_nobody(kind, tmp_path, monkeypatch, valkey, prefix):
-    """By an hour, twice. The file's clock is this machine's; the script is told the time instead of asking its server."""
+    """By an hour, twice. The file's clock is this machine's; the script is told the time instead of asking its
+    server."""
     step = 0.0
     real = clock.wall
     if kind == "sqlite":

@@ -21,7 +21,8 @@ START = 1_785_000_000_000_000.0
 
 
 async def share(stores, processes, *, rate=400, seconds=1.0, weights=None, lease=None, burst=4):
-    """What each flow of each process was granted, with so many tasks that always want the next turn; and the waits of each process."""
+    """What each flow of each process was granted, with so many tasks that always want the next turn; and the waits of
+    each process."""
     limiters = [
         Limiter(requests=per_second(rate, burst=burst), name="x", store=stores(), flow_weights=weights, lease=lease)
         for _ in processes
@@ -94,7 +95,8 @@ async def test_a_flow_that_shares_its_process_with_another_gets_its_share_too(st
 async def test_a_quiet_process_is_not_starved_by_three_busy_ones(stores, flow):
     """Two tasks of one process wait a fair turn, not for what the others took in advance.
 
-    Their share in grants is no measure: two tasks that ask again after each answer get what the way to the store allows them.
+    Their share in grants is no measure: two tasks that ask again after each answer get what the way to the store allows
+    them.
     """
     _, _, waits = await share(stores, [{flow: 20}, {flow: 20}, {flow: 20}, {flow: 2}], rate=1000)
     assert statistics.median(waits[3]) <= 0.5 * min(statistics.median(each) for each in waits[:3]), BUSY

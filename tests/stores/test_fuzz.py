@@ -65,7 +65,8 @@ def bulk(data):
 
 
 def spoiled(rng, reply):
-    """One reply of a hostile server: bytes changed, cut, added, numbers replaced, or another kind of reply altogether."""
+    """One reply of a hostile server: bytes changed, cut, added, numbers replaced, or another kind of reply
+    altogether."""
     kind = rng.randrange(8)
     data = bytearray(reply)
     if kind == 0:

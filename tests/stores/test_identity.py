@@ -1,7 +1,8 @@
 """TLS, users, passwords and whatever provides them reach every connection that a store opens.
 
-The servers that come as wheels are built without TLS. So each test has TLS in a proxy in front of one, as it is in many installations; and,
-where there is a server that speaks TLS (Debian's does, and `make environment` unpacks it without root), that one too.
+The servers that come as wheels are built without TLS. So each test has TLS in a proxy in front of one, as it is in many
+installations; and, where there is a server that speaks TLS (Debian's does, and `make environment` unpacks it without
+root), that one too.
 """
 
 from __future__ import annotations
@@ -318,7 +319,8 @@ def test_a_client_that_names_no_server_is_refused(client, says):
 
 
 async def test_user_and_password_are_in_the_url(server, prefix):
-    """A user of its own who may do no more than the error for lack of permission names; and characters that a URL must escape."""
+    """A user of its own who may do no more than the error for lack of permission names; and characters that a URL must
+    escape."""
     server.command(
         "ACL", "SETUSER", "penstock", "on", ">p@ss/wörd", f"~{prefix}:*", f"&{prefix}:*",
         "-@all", "+eval", "+evalsha", "+get", "+set", "+hmget", "+hset", "+expire", "+time", "+publish", "+subscribe",

@@ -17,7 +17,8 @@ from tests.stores.admissions import excess_of_amounts
 
 
 class World:
-    """A store, and processes that hold leases of it: each call takes a while on its way there, and a while on its way back."""
+    """A store, and processes that hold leases of it: each call takes a while on its way there, and a while on its way
+    back."""
 
     def __init__(self, seed, limit, lease_seconds, *, counted=None):
         self.rng = random.Random(seed)
@@ -91,7 +92,8 @@ class World:
         )
 
     def live(self, steps):
-        """Ask again and again, use now and then, most of it at once, undo and return: as bad for the limit as chance makes it."""
+        """Ask again and again, use now and then, most of it at once, undo and return: as bad for the limit as chance
+        makes it."""
         rng, open_ = self.rng, []
         for _ in range(steps):
             draw, process = rng.random(), rng.randrange(3)
@@ -123,7 +125,8 @@ class World:
 
 @pytest.mark.parametrize("seed", range(200))
 def test_never_more_than_promised_however_late_a_chunk_is_used(seed):
-    """In every span: of three processes that ask, use, undo, return and die, with calls on their way for up to 0.4 lives."""
+    """In every span: of three processes that ask, use, undo, return and die, with calls on their way for up to 0.4
+    lives."""
     rng = random.Random(seed)
     lease_seconds = rng.choice([0.1, 0.5, 2.0])
     rate = rng.choice([5, 20.5, 100]) / lease_seconds
@@ -133,7 +136,8 @@ def test_never_more_than_promised_however_late_a_chunk_is_used(seed):
 
 
 def test_the_whole_burst_would_be_too_much():
-    """The same, with a store that counts for the burst as it was promised: so the test above can fail, and why it is reduced."""
+    """The same, with a store that counts for the burst as it was promised: so the test above can fail, and why it is
+    reduced."""
     worst = max(
         excess_of_amounts(World(seed, per_second(200, burst=120), 0.5, counted="in full").live(400), 200, 120)
         for seed in range(20)
@@ -152,7 +156,8 @@ def test_a_sliding_window_holds_in_every_window_however_late_a_chunk_is_used(see
 
 @pytest.mark.parametrize("mode", [ledger.LOG, ledger.TIMED])
 def test_what_a_window_has_let_go_by_itself_is_not_given_back_again(mode):
-    """Else a permit that outlived its place, or a lease its window, would free what another permit of the same process has."""
+    """Else a permit that outlived its place, or a lease its window, would free what another permit of the same process
+    has."""
     limit = (ledger.WINDOW, 2.0, 10.0, mode, 0.0)
     now, row, receipts = 1e15, None, []
     for _ in range(2):

@@ -465,8 +465,9 @@ class Crew:
 
 @pytest.mark.parametrize("kind", ["sqlite", "valkey"])
 def test_four_processes_that_lease_and_are_killed_are_never_granted_more_than_promised(kind, request, tmp_path, prefix):
-    """By the moments of their grants, on the clock that they share: of one process a second that dies by SIGKILL, of callers that give up, and
-    of permits that are cancelled. Who dies takes at most its lease along: a quarter of what flows in during a lease."""
+    """By the moments of their grants, on the clock that they share: of one process a second that dies by SIGKILL, of
+    callers that give up, and of permits that are cancelled. Who dies takes at most its lease along: a quarter of what
+    flows in during a lease."""
     where = (
         ["sqlite", str(tmp_path / "x.db")] if kind == "sqlite" else ["redis", request.getfixturevalue("valkey"), prefix]
     )

@@ -1,4 +1,5 @@
-"""The arithmetic of shared limits: what is admitted, in any order of reservations, refunds, debts and reconfigurations."""
+"""The arithmetic of shared limits: what is admitted, in any order of reservations, refunds, debts and
+reconfigurations."""
 
 from __future__ import annotations
 

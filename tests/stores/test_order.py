@@ -1,4 +1,5 @@
-"""The order holds across processes: who is more urgent waits for what is under way, however many others have told the store that they wait."""
+"""The order holds across processes: who is more urgent waits for what is under way, however many others have told the
+store that they wait."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ WORKER = str(Path(__file__).with_name("worker.py"))
 
 
 class Crew:
-    """Worker processes, and of all their grants the moments at which the store admitted them, and at which they were seen."""
+    """Worker processes, and of all their grants the moments at which the store admitted them, and at which they were
+    seen."""
 
     def __init__(self, **plan):
         self.plan = plan
@@ -70,8 +71,8 @@ def store(request, tmp_path, prefix):
 def test_four_processes_that_are_killed_use_all_of_the_quota_and_never_more(store):
     """40 % of the waiters give up, and every second one process dies by SIGKILL and another begins.
 
-    What a dying process takes with it is what it had reserved: one turn a kill, as measured. The burst is what a machine may
-    stall all four (0.25 s) without losing anything, since what flows in meanwhile is kept.
+    What a dying process takes with it is what it had reserved: one turn a kill, as measured. The burst is what a
+    machine may stall all four (0.25 s) without losing anything, since what flows in meanwhile is kept.
     """
     rate, burst = 200, 50
     crew = Crew(store=store, limits={"requests": [rate, 1, burst]}, waiters=25, give_up=0.4)

@@ -54,7 +54,8 @@ def talker():
 
 @pytest.mark.parametrize(("words", "says"), SAID.items(), ids=lambda text: text[:40])
 async def test_what_a_server_says_is_sorted(words, says, talker):
-    """What passes is an outage, for which `on_outage` says what happens; what somebody must mend is an error at once."""
+    """What passes is an outage, for which `on_outage` says what happens; what somebody must mend is an error at
+    once."""
     talker.answer = b"-%b\r\n" % words.encode()
     events = []
     store = RedisStore(talker.url, timeout=0.3, patience=0.1, on_outage="open", on_event=events.append)

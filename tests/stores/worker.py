@@ -1,7 +1,8 @@
-"""One process of several that share a limit: writes a line per grant (when the store admitted it, and when it was seen), and at last
-how often it asked the store.
+"""One process of several that share a limit: writes a line per grant (when the store admitted it, and when it was
+seen), and at last how often it asked the store.
 
-python worker.py '{"store": ["sqlite", "/path"], "limits": {"requests": [200, 1, 10]}, "seconds": 4, "waiters": 25, "give_up": 0.4}'
+python worker.py '{"store": ["sqlite", "/path"], "limits": {"requests": [200, 1, 10]}, "seconds": 4, "waiters": 25,
+"give_up": 0.4}'
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What a type checker sees of the errors that a program catches. `make check` runs mypy and pyright on this; nothing runs it."""
+"""What a type checker sees of the errors that a program catches. `make check` runs mypy and pyright on this; nothing
+runs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What a type checker sees of limits, limiters and permits. `make check` runs mypy and pyright on this; nothing runs it.
+"""What a type checker sees of limits, limiters and permits. `make check` runs mypy and pyright on this; nothing runs
+it.
 
 A line that must be wrong says so by an ignore: both are told to complain about an ignore that is not needed.
 """

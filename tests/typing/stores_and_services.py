@@ -1,4 +1,5 @@
-"""What a type checker sees of shared stores, services, telemetry and the ledger. `make check` runs mypy and pyright on this; nothing runs it."""
+"""What a type checker sees of shared stores, services, telemetry and the ledger. `make check` runs mypy and pyright on
+this; nothing runs it."""
 
 from __future__ import annotations
 

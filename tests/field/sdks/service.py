@@ -1,7 +1,7 @@
 """Services of many dialects over one account of our simulator: what it decides, said as each of them says it.
 
-OpenAI's own paths are the simulator's; the others are answered here, with the limits, the count and the ledger of the same
-account.
+OpenAI's own paths are the simulator's; the others are answered here, with the limits, the count and the ledger of the
+same account.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Every SDK under `limit_client`, over real sockets: nobody sees an error, and the service hardly ever says "not now"."""
+"""Every SDK under `limit_client`, over real sockets: nobody sees an error, and the service hardly ever says "not
+now"."""
 
 from __future__ import annotations
 
