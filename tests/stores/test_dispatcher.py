@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import subprocess
@@ -15,12 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from penstock import Limiter, StoreError, in_flight, per_second
+from penstock import Limiter, RateLimited, StoreError, in_flight, per_second
 from penstock._backends.shared.requests import SharedRequest
 from penstock._concurrency.parking import AsyncioParker
 from penstock.permit import Permit
 from penstock.stores import RedisStore, SQLiteStore
 from penstock.stores.contract import Unreachable
+from tests.stores.in_memory import RowsInMemory
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["at once", "in the queue"])
@@ -134,6 +136,60 @@ def test_close_never_takes_longer_than_asked(tmp_path):
     store.close(timeout=0.2)
     assert time.monotonic() - begin < 0.5
     assert gone()
+
+
+class Down(RowsInMemory):
+    """Can be taken away."""
+
+    down = False
+
+    def decide(self, batch):
+        if self.down:
+            raise Unreachable("it is down")
+        return super().decide(batch)
+
+
+@pytest.mark.parametrize("options", [{}, {"on_outage": "open"}, {"on_outage": "share", "share": 0.5}])
+def test_a_store_that_is_closed_while_it_is_down_begins_anew(options):
+    """Nobody asks any more whether it is back: so that must not be waited for."""
+    store = Down({}, threading.Lock(), patience=0.05, **options)
+    limiter = Limiter(requests=per_second(1e-6, burst=3), name="x", store=store)
+    store.down = True
+    with contextlib.suppress(StoreError):
+        limiter(max_wait=0).__enter__()
+    assert store.dispatcher.down is not None
+    store.close()
+    store.down = False
+    with limiter(max_wait=1):
+        pass
+    assert store.dispatcher.down is None
+    time.sleep(0.3)  # whoever asked before it was closed would say something now
+    with limiter(requests=1, max_wait=1), pytest.raises(RateLimited):
+        limiter(requests=2, max_wait=0).__enter__()
+    store.close()
+
+
+def test_who_comes_with_the_word_to_close_is_served(tmp_path):
+    store = SQLiteStore(tmp_path / "x.db")
+    limiter = Limiter(requests=per_second(10, burst=1), name="x", store=store)
+    with limiter:
+        pass
+    store.close()
+    granted = threading.Event()
+
+    def enter():
+        with limiter:
+            granted.set()
+
+    busy = threading.Event()
+    with limiter:
+        store.dispatcher.post(lambda *_: busy.wait(5))
+    store.dispatcher.stop_soon()
+    threading.Thread(target=enter).start()
+    time.sleep(0.1)
+    busy.set()
+    assert granted.wait(5)
+    store.close()
 
 
 def test_a_hook_is_called_with_the_lock_free(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from penstock import Limiter, per_second
+from penstock import Limiter, StoreError, per_second
 from penstock.stores import RedisStore
 from tests.stores.admissions import Crowd, excess
 
@@ -94,10 +95,14 @@ def nodes():
 def limiter_on(node, nodes, prefix):
     """A limiter whose state that node keeps, over a store that was given the address of no other."""
     store = RedisStore(node.url, prefix=prefix, timeout=0.3, patience=0.3)
-    name = next(
+    return Crowd(Limiter(requests=per_second(RATE, burst=BURST), name=name_on(node, store), store=store))
+
+
+def name_on(node, store):
+    """A name whose state that node keeps."""
+    return next(
         name for name in map(str, range(1000)) if not node.command("GET", store._key(name)).startswith(b"-MOVED")
     )
-    return Crowd(Limiter(requests=per_second(RATE, burst=BURST), name=name, store=store))
 
 
 @pytest.mark.anyio
@@ -147,3 +152,51 @@ async def test_a_node_of_a_cluster_is_killed_and_comes_back(nodes, prefix):
     assert len(crowd.epochs) == 2
     assert excess(crowd.moments, RATE, BURST) <= BURST + 0.01
     crowd.limiter.store.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("closed", [False, True], ids=["", "and the store is closed meanwhile"])
+async def test_a_silent_node_of_a_cluster_holds_up_what_lives_there_and_nothing_else(closed, nodes, prefix):
+    """Its callers hear it after the store's patience; others wait once, for as long as one reply may take."""
+    _, silent, other, _ = nodes
+    events = []
+    store = RedisStore(other.url, prefix=prefix, timeout=0.3, patience=0.3, on_event=events.append)
+    held_up, bystander = (
+        Limiter(requests=per_second(1000), name=name_on(node, store), store=store) for node in (silent, other)
+    )
+    with anyio.fail_after(30):
+        await held_up.acquire()
+        await bystander.acquire()
+        silent.process.send_signal(signal.SIGSTOP)
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(refused, held_up)
+                group.start_soon(refused, held_up, 0)
+                for _ in range(20):
+                    await bystander.acquire(max_wait=5)
+            await refused(held_up, 0)
+            held_up.pause(0.01)  # what is to be said there waits, and holds up nothing either
+            for _ in range(20):
+                await bystander.acquire(max_wait=5)
+            with pytest.raises(StoreError):
+                await held_up.refresh()
+            assert [type(event).__name__ for event in events] == ["StoreLost"]
+            if closed:
+                await anyio.to_thread.run_sync(store.close, 2)
+        finally:
+            silent.process.send_signal(signal.SIGCONT)
+        await until(lambda: b"cluster_state:ok" in silent.command("CLUSTER", "INFO"), "rejoining")
+        while True:
+            try:
+                await held_up.acquire()
+                break
+            except StoreError:
+                await anyio.sleep(0.05)
+        await bystander.acquire()
+    assert closed or [type(event).__name__ for event in events] == ["StoreLost", "StoreRecovered"]
+    await anyio.to_thread.run_sync(store.close)
+
+
+async def refused(limiter, max_wait=None):
+    with pytest.raises(StoreError):
+        await limiter.acquire(max_wait=max_wait)

@@ -421,6 +421,14 @@ class Store(ABC):
         """Names of one group can be decided in one call. Here all can."""
         return None
 
+    def node_of(self, name: str) -> object:
+        """The part of the store that can fail alone, and on which that name lives; None: all of it answers or none does."""
+        return None
+
+    def beside(self) -> Store:
+        """The same store by connections of its own, to ask a silent node again and again without holding up the others."""
+        return self
+
     def check_name(self, name: str | None) -> None:
         """Refuse names that the store cannot keep.
 

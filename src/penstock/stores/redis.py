@@ -207,6 +207,25 @@ class RedisStore(Store):
             return None
         return self._group(name) if self._group is not None else name
 
+    def node_of(self, name: str) -> object:
+        """In a cluster, the node that has the hash slot of a name now. See `Store.node_of`."""
+        if not self._is_cluster or self._client is None:
+            return None
+        try:
+            node = self._client.get_node_from_key(self._key(name))
+        except self._redis.exceptions.RedisClusterException:
+            return None  # nobody has it
+        return node.host, node.port
+
+    def beside(self) -> RedisStore:
+        """A client of its own. See `Store.beside`."""
+        other = object.__new__(type(self))  # copy.copy would return this one: a store is an address
+        other.__dict__.update(self.__dict__)
+        other._client = other._subscriber = other.dispatcher = None
+        other._nodes = list(self._nodes)
+        other.in_use = False
+        return other
+
     def _run(self, script: _Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         client = self._client or self._connect()
         try:
@@ -313,8 +332,9 @@ class RedisStore(Store):
             self._drop()
         except Exception as error:  # noqa: BLE001 - a hostile server can make a client raise anything
             problem = explain(error, self._server, self.prefix, names)
-            if not isinstance(error, self._redis.exceptions.ResponseError) or isinstance(problem, Unreachable):
-                self._drop()
+            odd = not isinstance(error, self._redis.exceptions.ResponseError) or isinstance(problem, Unreachable)
+            if odd and not (names and isinstance(problem, Unreachable) and self.node_of(names[0]) is not None):
+                self._drop()  # else it is about one node of a cluster, and the client has looked for the others already
             if not self._server.tells_secrets(error):
                 problem.__cause__ = error
         raise problem  # not in an `except`: it would take the client's error along

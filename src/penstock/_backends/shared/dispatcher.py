@@ -25,12 +25,14 @@ from typing import Any
 from weakref import WeakSet, finalize, ref
 
 from penstock import clock
+from penstock._backends.shared import nodes
 from penstock._backends.shared.agreement import conflict
 from penstock._backends.shared.limit_set import SharedLimitSet
-from penstock._backends.shared.outage import RETRY
+from penstock._backends.shared.outage import RETRY, Outage
 from penstock._backends.shared.queue import StoreQueue
 from penstock._backends.shared.requests import SharedRequest
 from penstock._backends.shared.scheduler import Scheduler
+from penstock._backends.shared.silence import Silence
 from penstock._backends.shared.wire import BatchInFlight
 from penstock._concurrency.parking import wake_all
 from penstock.errors import PenstockError, StoreError
@@ -225,11 +227,14 @@ class Dispatcher:
         """The thread ends."""
         with self._io:
             self.store.disconnect()
+        with self.lock:
+            self.scheduler.on_end()
+            waits = any(len(queue) for queue in self.scheduler.state.queues)  # who came after the word to end
         self._thread = None
         came = [message for message in _receive(self._inbox, 0.0) if not isinstance(message, _Announced)]
         for message in came:  # in the meantime
             self._inbox.put(message)
-        if came and not _ended:
+        if (came or waits) and not _ended:
             self._start()
 
     def decide(self, messages: list[Any], now: float) -> tuple[list[SharedLimitSet], BatchInFlight | None]:
@@ -280,7 +285,11 @@ class Dispatcher:
             with self.lock:
                 self.apply(batch, reply, clock.now(), ours=store is not self.store)
         except Unreachable as error:
-            self._lost(batch, packed, error)
+            node = self._node_of(packed, store)
+            if node is None:
+                self._lost(batch, packed, error)
+            else:
+                self._node_silent(node, Silence(batch, packed, error))
             return
         except PenstockError as error:
             with self.lock:
@@ -304,8 +313,8 @@ class Dispatcher:
                 with self._io if store is self.store else contextlib.nullcontext():  # the prober may hold it
                     return store.decide(packed)
             except Unreachable:
-                if clock.now() + pause > until or self._stopping:
-                    raise
+                if clock.now() + pause > until or self._stopping or self._node_of(packed, store) is not None:
+                    raise  # what the store's other nodes have is not to wait for this one
                 time.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, RETRY[1])
             except PenstockError:
@@ -332,30 +341,71 @@ class Dispatcher:
 
     def probe(self, packed: Batch, inbox: SimpleQueue[Any]) -> bool:
         """Ask once more. False: that is over."""
-        if inbox is not self._inbox or self._stopping:
+        outage = self.scheduler.outage
+        if inbox is not self._inbox or self._stopping or outage is None or outage.packed is not packed:
             return False
         answer: Reply | Exception
         try:
             with self._io:
                 answer = self.store.decide(packed)
         except Unreachable as error:
-            outage = self.scheduler.outage
-            if outage is not None:
-                outage.error = error
+            outage.error = error
             return True
         except PenstockError as error:
             answer = error
         except Exception as error:  # noqa: BLE001 - an answer of a kind
-            answer = StoreError(f"{self.store!r} could not decide: {error!r}")
-            answer.__cause__ = error
-        inbox.put(partial(self._found, answer))
+            answer = _could_not(self.store, error)
+        inbox.put(partial(self._found, outage, answer))
         return False
 
-    def _found(self, answer: Reply | Exception, scheduler: Scheduler, now: float) -> None:
+    def _node_of(self, packed: Batch, store: Store) -> object:
+        """The node that was asked, if that can be silent alone. Where this process decides meanwhile, it decides for all."""
+        return store.node_of(packed.terms[0].name) if store is self.store and store.on_outage == "raise" else None
+
+    def _node_silent(self, node: object, silence: Silence) -> None:
+        with self.lock:
+            nodes.fall_silent(self.scheduler, node, silence)
+        threading.Thread(
+            target=_probe_node,
+            args=(ref(self), silence, self._inbox),
+            name=f"penstock asks {self.store!r}",
+            daemon=True,
+        ).start()
+
+    def probe_node(self, store: Store, silence: Silence, inbox: SimpleQueue[Any]) -> bool:
+        """Ask a silent node once more, by a store beside ours. False: that is over."""
+        if inbox is not self._inbox or self._stopping:
+            return False
+        answer: Reply | Exception
+        try:
+            answer = store.decide(silence.packed)
+        except Unreachable as error:
+            silence.error = error
+            if not silence.told and clock.now() > silence.batch.sent + self.store.patience:
+                inbox.put(partial(self._node_lost, silence))
+            return True
+        except Exception as error:  # noqa: BLE001 - an answer of a kind
+            answer = error if isinstance(error, PenstockError) else _could_not(store, error)
+        inbox.put(partial(self._node_found, silence, answer))
+        return False
+
+    def _node_lost(self, silence: Silence, scheduler: Scheduler, _: float) -> None:
+        if not silence.told:
+            nodes.lost(scheduler, silence)
+            _log.warning("%s; what lives there is held up until it answers", silence.error)
+            self._events.append(StoreLost(repr(self.store), str(silence.error), self.store.on_outage))
+
+    def _node_found(self, silence: Silence, answer: Reply | Exception, scheduler: Scheduler, now: float) -> None:
+        nodes.found(scheduler, silence, answer, now)
+        if silence.told:
+            _log.warning("%r answers again", self.store)
+            self._events.append(StoreRecovered(repr(self.store)))
+
+    def _found(self, outage: Outage, answer: Reply | Exception, scheduler: Scheduler, now: float) -> None:
         if not isinstance(answer, Exception):
             self._lead = answer.now - now * 1e6
-        if scheduler.outage is None:
-            return  # a defect has ended it
+        if scheduler.outage is not outage:
+            return  # a defect has ended it, or the store was closed
         scheduler.found(answer, now)
         _log.warning("%r answers again", self.store)
         self._events.append(StoreRecovered(repr(self.store)))
@@ -376,10 +426,16 @@ class Dispatcher:
         except Exception as error:  # noqa: BLE001 - every caller must hear of it
             _log.exception("the store refused new limits for %r", terms.name)
             with self.lock:
-                self.scheduler.fail_queue(part, error)
+                self.scheduler.state.fail_queue(part, error)
             self._wake()
         else:
             part.agreed = True
+
+
+def _could_not(store: Store, error: Exception) -> StoreError:
+    answer = StoreError(f"{store!r} could not decide: {error!r}")
+    answer.__cause__ = error
+    return answer
 
 
 class _Announced:
@@ -439,6 +495,25 @@ def _probe(dispatcher_ref: ref[Dispatcher], packed: Batch, inbox: SimpleQueue[An
         dispatcher = dispatcher_ref()
         going_on = dispatcher is not None and dispatcher.probe(packed, inbox)
         del dispatcher
+
+
+def _probe_node(dispatcher_ref: ref[Dispatcher], silence: Silence, inbox: SimpleQueue[Any]) -> None:
+    """Ask one node again and again, until there is an answer or nobody holds the store."""
+    dispatcher = dispatcher_ref()
+    if dispatcher is None:
+        return
+    beside = dispatcher.store.beside()
+    pause, going_on = RETRY[0], True
+    try:
+        while going_on:
+            going_on = dispatcher is not None and dispatcher.probe_node(beside, silence, inbox)
+            del dispatcher
+            if going_on:
+                time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, RETRY[1])
+            dispatcher = dispatcher_ref()
+    finally:
+        beside.disconnect()
 
 
 def _stop_all() -> None:

@@ -35,10 +35,7 @@ from penstock.stores.contract import Batch, Reply, Store
 
 __all__ = ["Scheduler"]
 
-_NEW, _ASKED, _GRANTED = Stage.NEW, Stage.ASKED, Stage.GRANTED
-"""To look a member up in an enumeration costs as much as a call on Python 3.11."""
-
-_NEVER = math.inf
+_NEW, _ASKED, _GRANTED = Stage.NEW, Stage.ASKED, Stage.GRANTED  # to look members up costs as much as a call on 3.11
 
 UNCONFIRMED = 2.5 * LOOKAHEAD
 """Seconds up to which a reservation is used without asking whether everything was paused meanwhile, where the store tells nobody."""
@@ -89,6 +86,8 @@ class Scheduler:
             if queue.moved:
                 state.dirty.pop(queue)
                 state.dirty[queue.standing()] = None
+            elif state.silent and state.held_up(queue) is not None:
+                state.dirty.pop(queue)  # until there is an answer
             elif queue.lease is not None and not state.apart:
                 self._leasing.ask(queue, batch, now)
             else:
@@ -104,17 +103,22 @@ class Scheduler:
     def idle(self, now: float) -> float | None:
         """Seconds until something must be done if nothing comes in; None: for ever."""
         state = self.state
-        if (state.changes and self.outage is None) or ((state.dirty or state.urgent) and self.open()):
+        if self._changes() or ((state.dirty or state.urgent) and self.open()):
             return 0.0
         alarm = state.next_alarm()
         return None if alarm == math.inf else min(max(0.0, alarm - now), 3600.0)
 
     def take_changes(self) -> list[SharedLimitSet]:
-        """Limit sets whose new limits the store must hear of."""
+        """Limit sets whose new limits the store must hear of, and can."""
+        changes = self._changes()
+        for part in changes:
+            del self.state.changes[part]
+        return changes
+
+    def _changes(self) -> list[SharedLimitSet]:
         if self.outage is not None:
             return []
-        changes, self.state.changes = list(self.state.changes), {}
-        return changes
+        return [part for part in self.state.changes if self.state.silence_of(part) is None]
 
     # What comes in
 
@@ -127,6 +131,11 @@ class Scheduler:
         if self.outage is not None and not self.open():
             state.refuse(request, again(self.outage.error))
             return
+        if state.silent:
+            silence = state.held_up(queue)
+            if silence is not None and silence.told:
+                state.refuse(request, again(silence.error))
+                return
         for of, _ in request.charges:
             if of.limit_set.version > 1:  # the limits have changed, perhaps since it was bound to them
                 if not self._agreement.charge_anew(request, now):
@@ -138,7 +147,7 @@ class Scheduler:
             if ready > now:
                 state.refuse(request, queue_full(bound, ready - now, blocker))
                 return
-        if now < request.latest < _NEVER:
+        if now < request.latest < math.inf:
             state.at(request.latest, lambda at: self._too_late(request, at))
         queue.fresh.append(request)
         state.dirty[queue] = None
@@ -193,8 +202,9 @@ class Scheduler:
 
     def on_look(self, look: Look) -> None:
         """Somebody wants to see how a limit set stands."""
-        if self.outage is not None:
-            self.state.answer_look(look, self.outage.error)
+        down = self.outage or self.state.silence_of(look.limit_set)
+        if down is not None and down.told:
+            self.state.answer_look(look, down.error)
             return
         self.state.looks.append(look)
         self.state.urgent = True
@@ -224,11 +234,18 @@ class Scheduler:
             for of in queue.states():
                 self._leasing.return_leases(of, of.pool.drain())
         state.urgent = state.urgent or bool(state.refunds or state.drops)
-        self.fail_all(closed)
+        for silence in state.silent.values():
+            self.refuse_asked(silence.batch, closed)
+        self.state.fail_all(closed)
+
+    def on_end(self) -> None:
+        """Nobody asks any more: whether the store answers is not known."""
+        self.outage, self.state.apart = None, False
+        self.state.silent.clear()
 
     def _confirm(self, part: SharedLimitSet) -> None:
         """Ask the store whether the reservations still hold, before they are used."""
-        if self.outage is not None:
+        if self.outage is not None or self.state.silence_of(part) is not None:
             return
         part.confirming = True
         self.on_look(Look(part, None))
@@ -479,7 +496,7 @@ class Scheduler:
         for request in batch.asked:
             if type(request) is LeaseAsked:
                 for part in list(request.queue.standing().sets):
-                    self.fail_queue(part, error)
+                    self.state.fail_queue(part, error)
             elif request.stage is Stage.ASKED and request.batch is batch:
                 state.refuse(request, again(error))
         looks, batch.looks = batch.looks, []
@@ -507,10 +524,8 @@ class Scheduler:
         for part in batch.offsets:
             part.confirming = False
         if self.outage.fallback is None:
-            for request in batch.asked:
-                if type(request) is not LeaseAsked and request.stage is Stage.ASKED:
-                    state.refuse(request, again(error))
-            self.fail_all(error)
+            self.refuse_asked(batch, error)
+            self.state.fail_all(error)
             return
         state.apart = True
         for request in reversed(batch.asked):
@@ -521,19 +536,29 @@ class Scheduler:
                 state.stay(request, queue, now)
                 state.dirty[queue] = None
 
+    def take_answer(self, batch: BatchInFlight, answer: Reply | Exception, now: float) -> None:
+        """`apply`, or `failed` if there is nothing to apply."""
+        if isinstance(answer, Exception):
+            self.failed(batch, answer, now)
+            return
+        try:
+            self.apply(batch, answer, now)
+        except StoreError as error:
+            self.failed(batch, error, now)
+
+    def refuse_asked(self, batch: BatchInFlight, error: Exception) -> None:
+        """Tell all whom a batch asks for that there is no answer, and why."""
+        for request in batch.asked:
+            if type(request) is not LeaseAsked and request.stage is Stage.ASKED:
+                self.state.refuse(request, again(error))
+
     def found(self, answer: Reply | Exception, now: float) -> None:
         """The store answers again."""
         state, outage = self.state, self.outage
         assert outage is not None, "there was an outage"
         self.outage, state.apart = None, False
         batch = outage.batch
-        if isinstance(answer, Exception):
-            self.failed(batch, answer, now)
-        else:
-            try:
-                self.apply(batch, answer, now)
-            except StoreError as error:
-                self.failed(batch, error, now)
+        self.take_answer(batch, answer, now)
         if outage.fallback is not None:
             born = outage.fallback.born
             for queue in list(state.queues):
@@ -555,6 +580,7 @@ class Scheduler:
         for queue in list(state.queues):
             known += [*queue.fresh, *queue.waiters, *queue.reserved]
         batches = [self._current, None if self.outage is None else self.outage.batch]
+        batches += [silence.batch for silence in state.silent.values()]
         for batch in [batch for batch in batches if batch is not None]:
             known += [request for request in batch.asked if type(request) is not LeaseAsked]
             state.looks += batch.looks
@@ -567,19 +593,3 @@ class Scheduler:
         woken = state.woken
         self.forget()
         state.woken = woken
-
-    def fail_queue(self, part: SharedLimitSet, error: Exception) -> None:
-        """Tell all that wait behind a limit set that there is no answer, and why."""
-        state, queue = self.state, part.queue
-        waiting: list[Any] = [*queue.fresh, *queue.waiters]
-        for request in waiting:
-            if request.stage in {Stage.NEW, Stage.QUEUED}:
-                queue.waiters.leave(request)
-                state.refuse(request, again(error))
-        queue.fresh.clear()
-        state.dirty.pop(queue, None)
-
-    def fail_all(self, error: Exception) -> None:
-        """`fail_queue`, for all."""
-        for part in list(self.state.limit_sets.values()):
-            self.fail_queue(part, error)

@@ -19,6 +19,7 @@ from penstock._backends.charges import not_now
 from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
 from penstock._backends.shared.queue import StoreQueue
 from penstock._backends.shared.requests import Booking, Refund, SharedRequest, Stage, StoreReceipts
+from penstock._backends.shared.silence import Silence
 from penstock._backends.shared.wire import NOBODY, BatchInFlight, FlowName, Look, Order
 from penstock._concurrency.parking import Parker
 from penstock._core.lease import LeasePool
@@ -89,6 +90,7 @@ class SchedulerState:
         separate_until: Until then each batch is about one queue: a batch about several failed, and one of them is to
             blame.
         apart: Whether this process decides by itself, since the store does not answer.
+        silent: Nodes of the store that do not answer, as `Store.node_of` names them.
     """
 
     def __init__(self, store: Store) -> None:
@@ -116,6 +118,7 @@ class SchedulerState:
         self.separate_until = -math.inf
         self.separate = False
         self.apart = False
+        self.silent: dict[object, Silence] = {}
         self._alarms: list[tuple[float, int, Callable[[float], None]]] = []
         self._alarm_count = 0
 
@@ -176,6 +179,22 @@ class SchedulerState:
         request.stage = Stage.REFUSED
         request.caller.refused += 1
         self._wake(request)
+
+    def fail_queue(self, part: SharedLimitSet, error: Exception) -> None:
+        """Tell all that wait behind a limit set that there is no answer, and why."""
+        queue = part.queue
+        waiting: list[Any] = [*queue.fresh, *queue.waiters]
+        for request in waiting:
+            if request.stage in {Stage.NEW, Stage.QUEUED}:
+                queue.waiters.leave(request)
+                self.refuse(request, again(error))
+        queue.fresh.clear()
+        self.dirty.pop(queue, None)
+
+    def fail_all(self, error: Exception) -> None:
+        """`fail_queue`, for all."""
+        for part in list(self.limit_sets.values()):
+            self.fail_queue(part, error)
 
     def _wake(self, request: SharedRequest) -> None:
         parker = request.parker
@@ -272,8 +291,25 @@ class SchedulerState:
         self.departures.append(Departure(booking.charges[0][0], flow, share / flow.weight))
         self.urgent = True
 
+    def silence_of(self, part: SharedLimitSet) -> Silence | None:
+        """The silence that holds a limit set up: of its node, or of the one that was asked for it last."""
+        for silence in self.silent.values():
+            if part in silence.batch.offsets:
+                return silence
+        return self.silent.get(self.store.node_of(part.name)) if self.silent else None
+
+    def held_up(self, queue: StoreQueue) -> Silence | None:
+        """The silence that holds up all that waits in a queue."""
+        for part in queue.sets:
+            silence = self.silence_of(part)
+            if silence is not None:
+                return silence
+        return None
+
     def fits(self, batch: BatchInFlight, part: SharedLimitSet) -> bool:
         """Whether a limit set can be decided together with what is in the batch already."""
+        if self.silent and self.silence_of(part) is not None:
+            return False
         group = self.store.group_of(part.name)
         if self.separate:
             group = (group, id(part.queue))
