@@ -134,7 +134,7 @@ async def test_as_a_decorator_and_a_layer_of_a_pipeline(virtual_time):
 
 
 @anyio_test
-async def test_those_who_wait_wait_for_the_new_rate(virtual_time):
+async def test_waiters_wait_for_the_new_rate(virtual_time):
     limiter = Limiter(requests=per_second(1))
     adaptive = Adaptive(limiter)
     await limiter.acquire()

@@ -100,7 +100,7 @@ async def test_a_small_one_passes_a_large_one_that_waits(virtual_time):
 
 
 @anyio_test
-async def test_whoever_gives_up_took_nothing(virtual_time):
+async def test_a_waiter_that_gives_up_took_nothing(virtual_time):
     limiter = AsyncLimiter(3, 3)
     await limiter.acquire(1)
     async with anyio.create_task_group() as tasks:

@@ -142,7 +142,7 @@ def test_no_interval_ever_holds_more_than_its_burst_and_its_rate(backend, option
 
 
 @pytest.mark.anyio
-async def test_who_waits_for_one_limit_has_taken_nothing_of_another(virtual_time):
+async def test_a_call_that_waits_for_one_limit_has_taken_nothing_of_another(virtual_time):
     """Promise 2, all the while: however often its turn is looked at, and also when it gives up."""
     limiter = Limiter(requests=Rate(1, 1_000.0, 5), tokens=per_second(10))
     limiter.acquire_nowait(tokens=10)
@@ -197,7 +197,7 @@ async def test_a_grant_at_the_instant_of_the_cancellation_is_undone_or_arrives(v
 
 
 @pytest.mark.anyio
-async def test_a_grant_to_one_who_was_just_cancelled_is_undone(virtual_time):
+async def test_a_grant_to_one_that_was_just_cancelled_is_undone(virtual_time):
     """Promise 5, at its sharpest on every loop: it has been cancelled and has not run yet, and is handed its grant."""
     limiter = Limiter(calls=in_flight(1), tokens=per_minute(100))
     first = await limiter.acquire(tokens=10)
@@ -330,7 +330,7 @@ def test_one_limiter_serves_loop_after_loop_and_several_at_once():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("end", ["close", "cancel"])
-async def test_a_place_given_back_by_a_thread_wakes_who_waits_in_a_loop(anyio_backend, end):
+async def test_a_place_given_back_by_a_thread_wakes_a_waiter_in_a_loop(anyio_backend, end):
     """Promise 10, in real time: the loop sleeps, and nothing in it would wake it."""
     limiter = Limiter(calls=in_flight(1))
     permit = limiter.acquire_nowait()

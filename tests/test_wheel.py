@@ -66,7 +66,7 @@ def built(folder, kind):
 
 
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
-def test_who_builds_it_again_gets_the_same_bytes(tmp_path, kind):
+def test_a_second_build_gives_the_same_bytes(tmp_path, kind):
     first, second = (built(tmp_path / name, kind) for name in ("first", "second"))
     assert first.name == second.name
     assert first.read_bytes() == second.read_bytes()

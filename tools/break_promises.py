@@ -30,7 +30,7 @@ class Break(NamedTuple):
 
 
 RANDOM = "test_promises.py::test_no_interval_ever_holds_more_than_its_burst_and_its_rate[{loop}]"
-GIVING_UP = "test_promises.py::test_a_grant_to_one_who_was_just_cancelled_is_undone[{loop}]"
+GIVING_UP = "test_promises.py::test_a_grant_to_one_that_was_just_cancelled_is_undone[{loop}]"
 
 BREAKS = (
     Break(
@@ -43,7 +43,7 @@ BREAKS = (
         2,
         "what was charged before a limit that is not ready stays charged",
         (("_core/turns.py", "        receipt = None\n        _take_back(charges, receipts, now)\n", "        receipt = None\n"),),
-        ("test_promises.py::test_who_waits_for_one_limit_has_taken_nothing_of_another[{loop}]",),
+        ("test_promises.py::test_a_call_that_waits_for_one_limit_has_taken_nothing_of_another[{loop}]",),
     ),
     Break(
         3,
@@ -112,7 +112,7 @@ BREAKS = (
         9,
         "a call that comes during a pause is not told of it",
         (("_backends/queue.py", "        self._paused.append(state)\n", "        pass\n"),),
-        ("limiter/test_pauses.py::test_a_pause_outlives_those_who_give_up_in_it[{loop}]",
+        ("limiter/test_pauses.py::test_a_pause_outlives_those_that_give_up_in_it[{loop}]",
          "test_promises.py::test_one_refusal_of_the_server_stops_everybody_once[{loop}]"),
     ),
     Break(
@@ -123,8 +123,8 @@ BREAKS = (
             ("_concurrency/parking.py", "        if in_trio_task() and trio.lowlevel.current_trio_token() is self._token:", "        if True:"),
         ),
         (
-            "test_promises.py::test_a_place_given_back_by_a_thread_wakes_who_waits_in_a_loop[{loop}-close]",
-            "test_promises.py::test_a_place_given_back_by_a_thread_wakes_who_waits_in_a_loop[{loop}-cancel]",
+            "test_promises.py::test_a_place_given_back_by_a_thread_wakes_a_waiter_in_a_loop[{loop}-close]",
+            "test_promises.py::test_a_place_given_back_by_a_thread_wakes_a_waiter_in_a_loop[{loop}-cancel]",
         ),
     ),
 )  # fmt: skip

@@ -114,7 +114,7 @@ async def test_a_place_that_is_not_there_is_refused_as_one(store):
     assert await left(org) == 98
 
 
-async def test_whoever_gives_up_at_any_moment_leaves_nothing_behind(store):
+async def test_a_call_that_gives_up_at_any_moment_leaves_nothing_behind(store):
     org, local = parts(store, places=3, burst=1000, rate=1000)
     both = org & local
     rng = random.Random(3)

@@ -70,7 +70,7 @@ async def test_a_task_that_was_cancelled_before_it_began_is_heard_of_too(virtual
     assert virtual_time.now() == 0
 
 
-async def test_who_listens_to_nothing_is_told_nothing(virtual_time):
+async def test_without_a_listener_nothing_is_told(virtual_time):
     await tasks.join(tasks.start(value_after, 1))
 
 

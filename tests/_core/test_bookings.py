@@ -75,7 +75,7 @@ def lined_up(count, *, amount=1.0, rate=50.0, burst=1.0, **who):
     return queue, waiting
 
 
-def test_who_comes_later_is_told_a_later_moment_and_holds_nothing():
+def test_a_call_that_comes_later_is_told_a_later_moment_and_holds_nothing():
     queue, waiting = lined_up(10)
     moments = [moment for _, moment in waiting]
     assert [after - before for before, after in pairwise(moments)] == pytest.approx([0.02] * 9, abs=1e-6)
@@ -93,7 +93,7 @@ def test_a_booking_is_charged_at_the_moment_that_was_told():
 
 
 @pytest.mark.parametrize("urgent", [{"priority": 1}, {"flow": 9.0, "member": 2.0}], ids=["priority", "flow"])
-def test_who_is_more_urgent_passes_all_that_only_have_a_booking(urgent):
+def test_a_call_that_is_more_urgent_passes_all_that_only_have_a_booking(urgent):
     """However many there are."""
     waits = []
     for count in (5, 50, 200):
@@ -119,7 +119,7 @@ def test_one_that_was_passed_goes_to_the_end_and_the_next_ones_keep_their_moment
     assert queue.ask(1.0, number=others[2][0], due=0.003)[1] == 0, missing
 
 
-def test_who_has_waited_for_long_passes_those_of_a_higher_priority():
+def test_a_call_that_has_waited_for_long_passes_those_of_a_higher_priority():
     """One level for every 30 seconds."""
     queue, _ = lined_up(10, priority=1)
     behind, _ = queue.ask(1.0)
@@ -167,7 +167,7 @@ def test_a_booking_that_nobody_claims_is_waited_for_for_a_moment_and_then_forgot
     assert all(booking[bookings.PRIORITY] == 0 for booking in queue.booked)
 
 
-def test_who_does_not_wait_so_long_is_told_so_and_has_no_booking():
+def test_a_call_that_does_not_wait_so_long_is_told_so_and_has_no_booking():
     queue, _ = lined_up(5)
     before = len(queue.booked)
     assert queue.ask(1.0, within=0.05)[1] is None

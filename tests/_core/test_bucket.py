@@ -543,7 +543,7 @@ def test_the_latest_is_taken_off_as_if_it_had_never_been(begin):
 
 
 @pytest.mark.parametrize("cost", [1, 0.1])
-def test_who_tries_and_is_refused_leaves_no_trace(cost):
+def test_a_call_that_tries_and_is_refused_leaves_no_trace(cost):
     """Charged on one limit, refused by the next: others' calls can be given back as if nobody had tried."""
     tokens, requests = LimitState("tokens", Rate(10, 1.0), "tokens"), LimitState("requests", Rate(1, 1.0), "requests")
     charges = ((tokens, cost), (requests, 1))

@@ -73,7 +73,7 @@ def test_a_flow_waits_until_a_moment_after_its_last_admission(ahead, counts):
     [(5.0, 0.25, 5.25), (5.0, 3.0, 6.0), (7.0, 3.0, 7.0), (5.0, 0.0, 5.0), (6.0, 0.5, 6.0)],
     ids=["a while", "for long", "who is ahead", "just now", "at the least"],
 )
-def test_who_was_away_has_no_credit_for_it_and_does_not_fall_behind(mine, away, tag):
+def test_a_flow_that_was_away_has_no_credit_for_it_and_does_not_fall_behind(mine, away, tag):
     """Its tag goes on with the time, up to that of the one that has had least; who is ahead stays ahead."""
     entries = [[1.0, 0.0, 6.0, 0.5], [2.0, 0.0, mine, -away]]
     Turn(entries, 2.0, 0.0, 1.0)
@@ -83,7 +83,7 @@ def test_who_was_away_has_no_credit_for_it_and_does_not_fall_behind(mine, away, 
     assert alone[0][2] == mine, "nobody is there to fall behind"
 
 
-def test_who_asks_twice_in_one_batch_was_not_away_between():
+def test_a_flow_that_asks_twice_in_one_batch_was_not_away_between():
     entries = [[1.0, 0.0, 6.0, 0.5]]
     Turn(entries, 2.0, 0.0, 1.0)
     entries[0][2] = 9.0
@@ -122,7 +122,7 @@ def test_of_equals_the_first_says_when_it_asks_again():
     assert turn.back == 0.1
 
 
-def test_who_is_ahead_is_told_to_come_again_when_the_other_has_caught_up():
+def test_a_flow_that_is_ahead_is_told_to_come_again_when_the_other_has_caught_up():
     """Or asks again, whichever is later; within a millisecond and a twentieth of a second."""
     entries = [[1.0, 0.0, 5.0, 0.01], [2.0, 0.0, 5.0, 0.0]]
 

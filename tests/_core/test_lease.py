@@ -314,7 +314,7 @@ def test_appetite_of_a_short_lease_is_measured_over_the_moments_since_the_last_q
     assert pool.demand(NOW, 0.5, math.inf) == 15
 
 
-def test_who_never_asked_and_never_used_anything_wants_nothing():
+def test_a_process_that_never_asked_and_never_used_anything_wants_nothing():
     """However much it was given by then: nobody knows since when it has been using that."""
     pool = LeasePool()
     assert pool.low == 0
@@ -398,7 +398,7 @@ class Served:
         return [waiter for waiter, _ in self.got]
 
 
-def test_everybody_is_served_for_whom_enough_is_held_in_order_of_arrival():
+def test_all_are_served_for_which_enough_is_held_in_order_of_arrival():
     queue, state = Queue(), leased(per_second(1, burst=99), held=7)
     first, second, third = waits(queue, (state, 3)), waits(queue, (state, 4)), waits(queue, (state, 1))
     served = Served.of(queue)
@@ -407,7 +407,7 @@ def test_everybody_is_served_for_whom_enough_is_held_in_order_of_arrival():
     assert state.pool.left == 0
 
 
-def test_whoever_is_behind_one_that_has_to_wait_gets_nothing_of_what_it_needs():
+def test_a_call_that_is_behind_one_that_has_to_wait_gets_nothing_of_what_it_needs():
     """Neither of the same shape, nor of another; what it has enough of may go on, but for what it needs itself."""
     queue = Queue()
     scarce, plenty = leased(per_second(1, burst=99), held=4), leased(per_second(1, burst=99), held=10)
@@ -419,7 +419,7 @@ def test_whoever_is_behind_one_that_has_to_wait_gets_nothing_of_what_it_needs():
     assert plenty.pool.left == 4
 
 
-def test_who_waits_needs_what_it_needs_beside_what_others_before_it_need():
+def test_a_call_that_waits_needs_what_it_needs_beside_what_others_before_it_need():
     queue = Queue()
     one, two = leased(per_second(1, burst=99), held=1), leased(per_second(1, burst=99), held=1)
     plenty = leased(per_second(1, burst=99), held=10)
@@ -432,7 +432,7 @@ def test_who_waits_needs_what_it_needs_beside_what_others_before_it_need():
     assert list(queue)[-1] is over
 
 
-def test_who_needs_the_last_unit_of_another_limit_gets_it():
+def test_a_call_that_needs_the_last_unit_of_another_limit_gets_it():
     queue = Queue()
     scarce, other = leased(per_second(1, burst=99), held=4), leased(per_second(1, burst=99), held=3)
     waits(queue, (scarce, 5))

@@ -22,7 +22,7 @@ def asked(queue, *states, lease_seconds=8.0, more=False):
     return [(dict(request.charges), request.horizon) for request in requests], again
 
 
-def test_who_can_be_served_out_of_what_is_held_needs_no_store():
+def test_a_call_that_can_be_served_out_of_what_is_held_needs_no_store():
     queue, state = Queue(), leased(per_second(1, burst=99), held=5)
     assert asked(queue, state) == ([], math.inf)
     waits(queue, (state, 5))
@@ -89,7 +89,7 @@ def test_what_flows_in_least_says_how_many_are_alike():
 
 
 @pytest.mark.parametrize(("lease_seconds", "soon"), [(8.0, 0.020), (0.04, 0.010)])
-def test_who_is_not_first_for_a_limit_asks_only_for_what_comes_soon(lease_seconds, soon):
+def test_a_call_that_is_not_first_for_a_limit_asks_only_for_what_comes_soon(lease_seconds, soon):
     """Else it would reserve what the one before it needs. Who shares nothing with those before it is first."""
     queue = Queue()
     one, two, three = (leased(per_second(1, burst=99), lease_seconds=lease_seconds) for _ in range(3))
@@ -105,7 +105,7 @@ def test_who_is_not_first_for_a_limit_asks_only_for_what_comes_soon(lease_second
     ]
 
 
-def test_who_has_enough_here_is_first_for_its_limits_all_the_same():
+def test_a_call_that_has_enough_here_is_first_for_its_limits_all_the_same():
     queue, state = Queue(), leased(per_second(1, burst=99), held=5)
     other = leased(per_second(1, burst=99))
     waits(queue, (state, 5))
@@ -113,7 +113,7 @@ def test_who_has_enough_here_is_first_for_its_limits_all_the_same():
     assert asked(queue, state, other)[0] == [({state: 1, other: 1}, 0.020)]
 
 
-def test_while_a_limit_is_paused_nothing_is_asked_for_those_who_need_it():
+def test_while_a_limit_is_paused_nothing_is_asked_for_those_that_need_it():
     """And it is known when to look again: at the end of the pause that ends first."""
     queue = Queue()
     one, two, three = (leased(per_second(1, burst=99)) for _ in range(3))
@@ -131,7 +131,7 @@ def test_while_a_limit_is_paused_nothing_is_asked_for_those_who_need_it():
     )
 
 
-def test_who_needs_two_limits_waits_for_the_later_end_of_their_pauses():
+def test_a_call_that_needs_two_limits_waits_for_the_later_end_of_their_pauses():
     queue, one, two = Queue(), leased(per_second(1, burst=99)), leased(per_second(1, burst=99))
     one.paused_until, two.paused_until = NOW + 5, NOW + 3
     waits(queue, (one, 5), (two, 1))
@@ -179,7 +179,7 @@ def test_what_is_used_is_asked_for_in_advance():
     assert asked(Queue(), state) == ([], math.inf), "not unless more is wanted"
 
 
-def test_nobody_who_used_nothing_asks_in_advance():
+def test_a_process_that_used_nothing_asks_for_nothing_in_advance():
     state = leased(per_second(100, burst=2000))
     assert asked(Queue(), state, more=True) == ([], math.inf)
     assert state.pool.low == 0

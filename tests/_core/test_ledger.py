@@ -99,7 +99,7 @@ def test_a_period_that_was_lost_is_taken_for_spent_if_it_may_have_been(left, age
     assert decision.states[2] == NOW + (left if left > 0 else left + 60) * SECOND
 
 
-def test_who_is_two_periods_behind_is_told_to_ask_again_at_once():
+def test_a_caller_that_is_two_periods_behind_is_told_to_ask_again_at_once():
     decision = asked([day(7, -100)], ACQUIRE, 0, 0, 1, 0, 1)
     assert decision.verdicts == [pytest.approx(-1 - 1e-6, abs=1e-9), 0]
     ended = asked([day(7, 10)], CHARGE, 1, 0, 7)
@@ -189,7 +189,7 @@ def test_what_a_flow_has_had_is_kept_with_the_limit_it_was_counted_by_until_it_i
     assert flows_of(other, limits) == [[5, 0, 0.75, 0], [6, 5, 1, 0]]
 
 
-def test_who_must_stop_stops_those_behind_it_at_that_limit_and_no_other():
+def test_a_call_that_must_stop_stops_those_behind_it_at_that_limit_and_no_other():
     """Or a small call would pass a large one of its own line."""
     limits = [bucket(10, 10), bucket(10, 10), bucket(10, 10)]
     spent = asked(limits, CHARGE, 1, 0, 5)
@@ -200,7 +200,7 @@ def test_who_must_stop_stops_those_behind_it_at_that_limit_and_no_other():
     assert other.verdicts[2:] == [0.0, 1.0, 1.0]
 
 
-def test_a_pause_holds_those_who_come_in_the_same_batch():
+def test_a_pause_holds_those_that_come_in_the_same_batch():
     limits = [bucket(10, 10), bucket(10, 10)]
     for paused in (0, 1):
         found = asked(limits, PAUSE, 0.5, 1, paused, ACQUIRE, 0, 0, 2, 0, 0.5, 1, 0.5)
@@ -257,7 +257,7 @@ def test_of_more_refunds_than_it_remembers_the_two_lowest_become_one():
     assert (len(refunds), refunds[-1]) == (entries.REFUNDS, [99.0, 0.0, 7.0])
 
 
-def test_a_refund_counts_only_for_those_who_were_charged_before_it():
+def test_a_refund_counts_only_for_those_that_were_charged_before_it():
     """Its own charge is in its receipt already."""
     limits = [bucket(1, 100)]
     first = asked(limits, CHARGE, 1, 0, 10)

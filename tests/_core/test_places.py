@@ -130,7 +130,7 @@ def test_never_more_are_held_than_there_are_places_and_none_is_lost(n, ttl, step
             assert places.ready_at(more, now) == expected
 
 
-def test_whose_time_to_live_has_passed_is_among_the_lost_and_who_gave_back_is_not():
+def test_holds_past_their_time_to_live_are_among_the_lost_and_those_given_back_are_not():
     places = Places(in_flight(4, ttl=10))
     back, part, lost = (places.charge(amount, 0.0) for amount in (1, 2, 1))
     assert lost.where is None

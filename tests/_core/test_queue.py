@@ -14,7 +14,7 @@ from penstock._core.queue import Queue, Waiter
 from tests._core.queues import Counted, check_books
 
 
-def test_who_is_charged_anew_stands_in_the_line_once():
+def test_a_waiter_that_is_charged_anew_stands_in_the_queue_once():
     """Also who keeps its limits, in the queue where others change theirs; each change of a limiter's limits may do
     this."""
     requests, tokens, more = Counted(), Counted(), Counted()
@@ -196,7 +196,7 @@ def test_flows_that_owe_nothing_are_forgotten_first():
     assert len(queue._flows) > 1, "not all at each arrival"
 
 
-def test_of_those_who_owe_the_500_who_owe_most_are_remembered():
+def test_of_those_that_owe_the_500_that_owe_most_are_remembered():
     """All who wait are known, and of those who are away whoever had most."""
     limit = Counted()
     queue = Queue(math.inf)
@@ -318,7 +318,7 @@ def test_what_is_gone_is_swept_when_it_is_more_than_64_and_more_than_half(waiter
         queue.take(one)
 
 
-def test_who_comes_and_goes_leaves_nothing_behind_though_somebody_always_waits():
+def test_a_call_that_comes_and_goes_leaves_nothing_behind_though_somebody_always_waits():
     """A saturated limiter's queue is never empty, for days; what it holds is those who wait."""
     limit, other = Counted(), Counted()
     charges = ((limit, 1.0),)
@@ -341,7 +341,7 @@ def test_who_comes_and_goes_leaves_nothing_behind_though_somebody_always_waits()
         assert held <= 20 * len(queue)
 
 
-def test_who_comes_when_all_before_it_have_left_is_the_first_of_its_shape():
+def test_a_call_that_comes_when_all_before_it_have_left_is_the_first_of_its_shape():
     queue, rate, place = Queue(), Counted(), Counted()
     queue.join(Waiter(((place, 1),)), 0.0)  # somebody else waits, so that the queue is not empty
     probe = Waiter(((rate, 1),))
@@ -351,7 +351,7 @@ def test_who_comes_when_all_before_it_have_left_is_the_first_of_its_shape():
     assert not queue.join(Waiter(((rate, 1),)), 0.0)
 
 
-def test_who_has_not_joined_stands_nowhere():
+def test_a_call_that_has_not_joined_stands_nowhere():
     waiter = Waiter(())
     assert (waiter.number, waiter.subqueue, waiter.flow) == (0, None, None)
 

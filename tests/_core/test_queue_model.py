@@ -90,7 +90,7 @@ STEPS = st.lists(
 
 
 @given(steps=STEPS, ageing=st.sampled_from([10.0, math.inf]), weights=st.sampled_from([{}, {"a": 2.0, None: 0.5}]))
-def test_the_order_is_level_then_flow_then_arrival_whoever_leaves_wherever(steps, ageing, weights):
+def test_the_order_is_level_then_flow_then_arrival_and_leaving_anywhere_keeps_it(steps, ageing, weights):
     """Joining at any priority, leaving anywhere, turns and ageing: the heads are those of the naive model at every
     step."""
     limits = [Counted(1.0), Counted(4.0)]
@@ -129,7 +129,7 @@ def test_the_order_is_level_then_flow_then_arrival_whoever_leaves_wherever(steps
 
 
 @given(steps=STEPS, again=st.integers(0, 5))
-def test_who_was_taken_without_a_turn_goes_back_to_where_it_stood(steps, again):
+def test_a_call_that_was_taken_without_a_turn_goes_back_to_where_it_stood(steps, again):
     """As if nothing had happened, to those who wait and to the flows' shares."""
     limit = Counted(2.0)
     queue, now = Queue(10.0, {"a": 2.0}), 0.0

@@ -55,7 +55,7 @@ def after(states, charges, now) -> dict[LimitState, Meter]:
 
 
 @given(limits=st.tuples(LIMITS, LIMITS, LIMITS), used=st.tuples(*[st.integers(0, 30)] * 3), calls=CALLS)
-def test_nobody_who_passes_delays_anybody_before_it_and_nobody_is_held_back_for_nothing(limits, used, calls):
+def test_passing_delays_nobody_and_nobody_is_held_back_for_nothing(limits, used, calls):
     """EASY backfill against brute force: what each would be able to do is tried on copies of all limits.
 
     All or nothing with it: what is missing afterwards is exactly what was granted.
@@ -114,7 +114,7 @@ def test_nobody_who_passes_delays_anybody_before_it_and_nobody_is_held_back_for_
         st.tuples(st.sampled_from([0.0, 0.0, 0.05, 0.3, 1.0]), st.integers(0, 12), st.integers(0, 12)), max_size=40
     ),
 )
-def test_whoever_is_first_is_served_by_the_moment_that_was_projected_for_it(limits, arrivals):
+def test_a_call_that_is_first_is_served_by_the_moment_that_was_projected_for_it(limits, arrivals):
     """Promise 4, through time: whatever arrives behind it, the head never gets later."""
     states = slots_of(limits)
     charge(charges_of(states, [12, 12]), 0.0)
@@ -176,7 +176,7 @@ def test_ready_at_names_the_slot_that_is_ready_last():
     assert states[1].ready_at(2, 0.0) == 2.0
 
 
-def test_who_stands_behind_others_is_ready_after_them_in_each_of_its_limits():
+def test_a_call_that_stands_behind_others_is_ready_after_them_in_each_of_its_limits():
     """Those in front may need more of one limit, and nothing of another."""
     states = slots_of([Rate(10, 1.0), Rate(1, 1.0, 10), Rate(5, 1.0)])
     charges = charges_of(states[:2], [10, 2])
@@ -207,7 +207,7 @@ def test_nothing_is_charged_on_a_paused_slot_until_its_last_moment():
     assert len(granted) == 1
 
 
-def test_who_waits_for_a_place_lets_pass_what_leaves_it_what_it_needs():
+def test_a_call_that_waits_for_a_place_lets_pass_what_leaves_it_what_it_needs():
     """When a place comes back nobody knows; what is known, the tokens, is kept for whoever waits for both."""
     states = slots_of([in_flight(1), Rate(10, 1.0)])
     charge(charges_of(states, [1, 0]), 0.0)
@@ -223,7 +223,7 @@ def test_who_waits_for_a_place_lets_pass_what_leaves_it_what_it_needs():
 
 
 @pytest.mark.parametrize(("needy", "passes"), [(0, False), (15, False), (16, True)])
-def test_sixteen_who_must_wait_are_protected_from_being_delayed(needy, passes):
+def test_sixteen_waiters_are_protected_from_being_delayed(needy, passes):
     """Beyond them the work of looking would be for everybody's time, and the order of the rest is theirs by turn."""
     states = slots_of([Rate(1, 1.0, 10)] * 18)
     charge(charges_of(states, [10] * 17 + [0]), 0.0)
@@ -396,7 +396,7 @@ def test_each_charge_has_its_mark():
         undo(charges, receipts[:1], 0.0)
 
 
-def test_who_waits_for_two_places_is_not_starved_by_those_who_need_one():
+def test_a_call_that_waits_for_two_places_is_not_starved_by_those_that_need_one():
     """Nobody knows when places come back; what is free now is kept for whoever is first."""
     states = slots_of([in_flight(3)])
     holding = charge(charges_of(states, [2]), 0.0)
@@ -415,7 +415,7 @@ def test_who_waits_for_two_places_is_not_starved_by_those_who_need_one():
     assert granted == [two, one]
 
 
-def test_who_is_granted_gets_the_marks_of_its_charge():
+def test_a_waiter_that_is_granted_gets_the_receipts_of_its_charge():
     states = slots_of([Rate(10, 1.0), in_flight(2)])
     queue, granted = Queue(math.inf), []
     waiter = Waiter(charges_of(states, [6, 1]))
@@ -428,7 +428,7 @@ def test_who_is_granted_gets_the_marks_of_its_charge():
     assert [state.meter.level(3.0) for state in states] == [10, 2]
 
 
-def test_who_is_behind_its_equal_could_not_go_though_both_would_fit():
+def test_a_call_that_is_behind_its_equal_could_not_go_though_both_would_fit():
     states = slots_of([Rate(10, 1.0)])
     queue = Queue(30.0)
     first, second = (Waiter(charges_of(states, [1])) for _ in range(2))

@@ -129,7 +129,7 @@ async def test_the_oldest_item_waits_for_max_delay_and_no_longer(virtual_time):
     assert service.times == [0.5, 1.01, 2.5]
 
 
-async def test_who_is_left_over_from_a_full_batch_does_not_wait_anew(virtual_time):
+async def test_a_call_that_is_left_over_from_a_full_batch_does_not_wait_anew(virtual_time):
     service = Service()
     batcher = Batcher(service, max_items=2, max_delay=1)
     async with anyio.create_task_group() as tasks:

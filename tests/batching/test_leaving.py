@@ -14,7 +14,7 @@ from tests.batching.service import Callers, Service
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_caller_who_left_is_not_sent(virtual_time):
+async def test_a_caller_that_left_is_not_sent(virtual_time):
     service = Service()
     async with anyio.create_task_group() as tasks:
         callers = Callers(Batcher(service, max_delay=1), tasks)
@@ -26,7 +26,7 @@ async def test_a_caller_who_left_is_not_sent(virtual_time):
     assert callers.results == {"a": "cancelled", "b": ("got", "b"), "c": ("got", "c")}
 
 
-async def test_a_caller_who_leaves_while_sent_costs_nobody_a_result(virtual_time):
+async def test_a_caller_that_leaves_while_sent_costs_nobody_a_result(virtual_time):
     service = Service(seconds=10)
     async with anyio.create_task_group() as tasks:
         callers = Callers(Batcher(service), tasks)
@@ -81,7 +81,7 @@ async def test_when_all_have_left_the_call_is_cancelled_and_the_last_waits_for_i
     assert virtual_time.now() == 5
 
 
-async def test_who_comes_when_the_others_have_just_left_gets_a_batch(virtual_time):
+async def test_a_call_that_comes_when_the_others_have_just_left_gets_a_batch(virtual_time):
     service = Service()
     async with anyio.create_task_group() as tasks:
         callers = Callers(Batcher(service, max_delay=1), tasks)
@@ -93,7 +93,7 @@ async def test_who_comes_when_the_others_have_just_left_gets_a_batch(virtual_tim
     assert service.times == [1.5]
 
 
-async def test_who_left_between_two_halves_is_not_sent_again(virtual_time):
+async def test_a_call_that_left_between_two_halves_is_not_sent_again(virtual_time):
     service = Service(seconds=1, poison=["a"])
     async with anyio.create_task_group() as tasks:
         callers = Callers(Batcher(service, max_delay=0.1), tasks)
@@ -106,7 +106,7 @@ async def test_who_left_between_two_halves_is_not_sent_again(virtual_time):
     assert callers.results["b"] == ("got", "b")
 
 
-async def test_who_was_sent_alone_after_the_other_left_is_not_sent_again(virtual_time):
+async def test_a_call_that_was_sent_alone_after_the_other_left_is_not_sent_again(virtual_time):
     service = Service(poison=["a"])
     limiter = Limiter(requests="1/s")
     async with anyio.create_task_group() as tasks:
@@ -119,7 +119,7 @@ async def test_who_was_sent_alone_after_the_other_left_is_not_sent_again(virtual
     assert [sorted(call) for call in service.calls] == [["a", "b", "c", "d"], ["a"]]
 
 
-async def test_callers_who_give_up_behind_a_slow_limiter_do_not_pile_up(virtual_time):
+async def test_callers_that_give_up_behind_a_slow_limiter_do_not_pile_up(virtual_time):
     limiter = Limiter(requests="1/hour")
     limiter.acquire_nowait()
     batcher = Batcher(Service(), limiter=limiter)

@@ -158,7 +158,7 @@ async def test_each_half_is_charged_as_the_server_charges_it(virtual_time):
     assert levels == {"requests": 100 - 5, "tokens": 1_000 - 10 * (4 + 2 + 2 + 1 + 1)}
 
 
-async def test_who_leaves_while_the_limiter_blocks_costs_nothing(virtual_time):
+async def test_a_call_that_leaves_while_the_limiter_blocks_costs_nothing(virtual_time):
     service = Service()
     limiter = Limiter(requests="1/min", tokens="100/min")
     limiter.acquire_nowait(tokens=100)
@@ -233,7 +233,7 @@ async def test_when_all_leave_the_line_of_the_limiter_is_left_too(virtual_time):
     assert limiter.statistics().granted == 1
 
 
-async def test_what_was_paid_for_one_who_left_is_no_use_to_one_who_costs_more(virtual_time):
+async def test_what_was_paid_for_one_that_left_is_no_use_to_one_that_costs_more(virtual_time):
     """Then the batch stands in line again; nobody goes on credit."""
     service = Service()
     limiter = Limiter(tokens="10/s")

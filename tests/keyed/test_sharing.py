@@ -106,7 +106,7 @@ async def test_users_of_one_organisation_stand_in_one_line(virtual_time):
         max_size=30,
     )
 )
-def test_no_key_ever_passes_its_limit_whoever_comes_and_goes(backend, steps):
+def test_no_key_passes_its_limit_as_callers_come_and_go(backend, steps):
     """Promise 1 of every key, and of the organisation over all of them; charged on both, or on none."""
 
     async def main():

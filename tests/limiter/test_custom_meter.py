@@ -36,7 +36,7 @@ class OneAMinute:
         return AtMostOneAMinute()
 
 
-async def test_a_meter_without_marks_serves_those_who_wait(virtual_time):
+async def test_a_meter_without_receipts_serves_waiters(virtual_time):
     """`charge` may return None: that is no receipt, and not "not ready"."""
     limiter = Limiter(visits=OneAMinute())
     for moment in (0, 60, 120):

@@ -89,7 +89,7 @@ async def test_a_rehearsal_is_not_decided_together_with_the_performance(virtual_
 
 
 @pytest.mark.parametrize("join", [lambda a, b: a & b, lambda a, b: b & a], ids=["left", "right"])
-def test_who_is_cancelled_at_its_grant_gives_back_to_those_who_came_after_a_join(join):
+def test_a_call_that_is_cancelled_at_its_grant_gives_back_to_those_that_came_after_a_join(join):
     """The place goes back to a line that has become part of another one in the meantime."""
 
     async def main():
@@ -136,7 +136,7 @@ async def test_every_hook_of_a_joint_limiter_hears_an_event_once():
     assert first == second == third == []
 
 
-async def test_who_waits_is_counted_in_full_when_two_lines_become_one(virtual_time):
+async def test_waiters_are_counted_in_full_when_two_queues_become_one(virtual_time):
     org, user = Limiter(requests=per_second(1, burst=1)), Limiter(tokens=per_second(1, burst=1))
     await org.acquire()
     await user.acquire(tokens=1)

@@ -33,7 +33,7 @@ async def test_a_pause_holds_everybody_and_is_never_shortened(virtual_time):
         assert clock.now() == 7.0
 
 
-async def test_a_pause_outlives_those_who_give_up_in_it(virtual_time):
+async def test_a_pause_outlives_those_that_give_up_in_it(virtual_time):
     limiter = Limiter(requests=per_second(100))
     limiter.pause(5.0)
     with anyio.CancelScope() as scope:

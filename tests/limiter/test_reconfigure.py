@@ -23,7 +23,7 @@ from tests.limiter.lines import PLAIN, granted_at_once, line_up
 pytestmark = pytest.mark.anyio
 
 
-async def test_reconfiguring_keeps_what_was_used_and_looks_at_who_waits(virtual_time):
+async def test_reconfiguring_keeps_what_was_used_and_looks_at_the_waiters(virtual_time):
     limiter = Limiter(tokens=per_minute(60))
     limiter.acquire_nowait(tokens=60)
     log = []
@@ -116,7 +116,7 @@ async def test_a_permit_of_before_a_reconfiguration_can_be_settled_and_cancelled
         assert limit.level <= limit.limit.capacity - 3 or limit.unit == "requests"
 
 
-async def test_who_has_its_turn_in_a_reconfiguration_passes_the_post_on(virtual_time):
+async def test_a_waiter_that_is_granted_in_a_reconfiguration_passes_the_timer_on(virtual_time):
     """All is handed over to a new gate: those in line, who is on post, and one that is granted and not awake yet."""
     limiter = Limiter(requests=per_second(1, burst=1))
     await limiter.acquire()
@@ -197,7 +197,7 @@ async def test_a_permit_outlives_the_limits_that_it_was_granted_by(virtual_time,
     assert [now.level <= now.capacity for now in limiter.statistics().limits.values()]
 
 
-async def test_whoever_was_inside_when_the_limits_changed_can_leave(virtual_time):
+async def test_a_block_that_was_entered_when_the_limits_changed_can_end(virtual_time):
     limiter = Limiter(requests=per_second(10))
     async with limiter:
         limiter.reconfigure(requests=in_flight(1))

@@ -70,7 +70,7 @@ def test_what_a_call_earned_is_lost_after_the_ttl():
     assert credit.left(10) == 0
 
 
-def test_whoever_calls_rarely_lives_on_the_floor():
+def test_calls_that_are_rare_live_on_the_floor():
     credit = RatioCredit(0, 0.5, 10)  # one retry every two seconds
     assert [credit.spend(t, timed_out=False) is not None for t in (0, 0, 1, 2, 3, 4, 100, 100)] == [
         True, False, False, True, False, True, True, False,

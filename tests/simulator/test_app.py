@@ -78,7 +78,7 @@ async def test_a_request_above_the_limit_is_refused_for_good(virtual_time):
 
 
 @pytest.mark.parametrize("header", ["retry-after-ms", "message"])
-async def test_who_waits_as_told_is_admitted(virtual_time, header):
+async def test_a_client_that_waits_as_told_is_admitted(virtual_time, header):
     """At the end of the announced wait the same request gets in; a millisecond earlier it does not."""
     for early, status in ((0.0, 200), (0.001, 429)):
         client = Client(requests="70/min", tokens="9k/min", count_refused=False)

@@ -240,7 +240,7 @@ def test_what_a_bucket_admits_never_exceeds_burst_plus_rate(rate, moves, toleran
 
 
 @given(rates, st.data())
-def test_who_comes_when_told_uses_all_there_is(rate, data):
+def test_a_call_that_comes_when_told_uses_all_there_is(rate, data):
     """Requests that each wait exactly `wait_ns` use the limit up: what is left over is less than one wait's
     rounding."""
     bucket = Bucket.of(rate)

@@ -144,7 +144,7 @@ async def test_a_defect_of_ours_is_an_error_and_the_next_call_goes_on(max_wait, 
     assert await answers_of(x, y) == ["granted"] * 2
 
 
-async def test_who_waits_while_a_store_refuses_one_call_after_the_other_hears_why(store, monkeypatch):
+async def test_a_call_that_waits_while_a_store_refuses_one_call_after_the_other_hears_why(store, monkeypatch):
     """And not that it is not its turn, which would be true and no help."""
 
     def refuse(_):
@@ -156,7 +156,7 @@ async def test_who_waits_while_a_store_refuses_one_call_after_the_other_hears_wh
     assert {str(answer) for answer in await answers_of(*limiters, max_wait=0.25)} == {"it does not want to"}
 
 
-async def test_a_defect_while_an_answer_is_taken_in_reaches_those_who_asked(store, monkeypatch):
+async def test_a_defect_while_an_answer_is_taken_in_reaches_those_that_asked(store, monkeypatch):
     limiter = Limiter(requests=per_second(1000), name="x", store=store)
     await limiter.acquire()
     monkeypatch.setattr(store.dispatcher.scheduler, "_mirror", lambda *_: 1 / 0)
@@ -176,7 +176,7 @@ async def test_a_store_that_cannot_be_prepared_says_so_to_each_call(store):
 
 
 @pytest.mark.parametrize("max_wait", [0, 0.2])
-async def test_a_store_that_hangs_answers_who_said_how_long_they_wait(max_wait, monkeypatch):
+async def test_a_store_that_hangs_answers_waiters_with_a_longest_wait(max_wait, monkeypatch):
     store = Rows(patience=0.2)
     hung = threading.Event()
     monkeypatch.setattr(store, "slowest_answer", lambda: 0.3)

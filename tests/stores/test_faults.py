@@ -231,7 +231,7 @@ async def test_new_limits_for_a_row_that_was_lost_begin_empty_too(valkey, prefix
     store.close()
 
 
-async def test_pauses_are_heard_at_once_by_those_who_have_a_reservation(valkey, prefix):
+async def test_pauses_are_heard_at_once_by_those_that_have_a_reservation(valkey, prefix):
     """Within milliseconds, not when they next ask."""
     stores = [RedisStore(valkey, prefix=prefix) for _ in range(2)]
     mine, theirs = (Limiter(requests=per_second(5, burst=1), name="x", store=store) for store in stores)

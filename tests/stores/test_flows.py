@@ -110,7 +110,7 @@ async def test_processes_that_lease_share_too(stores):
 
 
 @pytest.mark.anyio
-async def test_a_burst_is_not_withheld_from_one_who_asks_for_all_of_it(stores):
+async def test_a_burst_is_not_withheld_from_one_that_asks_for_all_of_it(stores):
     """What need not wait takes nobody's turn."""
     busy, quiet = (Limiter(requests=per_second(50, burst=500), name="x", store=stores()) for _ in range(2))
     await quiet.acquire(flow="bob")
@@ -121,7 +121,7 @@ async def test_a_burst_is_not_withheld_from_one_who_asks_for_all_of_it(stores):
 
 
 @pytest.mark.anyio
-async def test_who_leaves_the_line_holds_nobody_up(stores):
+async def test_a_waiter_that_leaves_the_queue_holds_nobody_up(stores):
     """A flow that was there and gave up is no reason for others to wait."""
     mine, theirs = (Limiter(requests=per_second(200, burst=1), name="x", store=stores()) for _ in range(2))
     for _ in range(5):
@@ -186,7 +186,7 @@ def test_a_weight_lets_a_flow_go_that_much_further():
     assert row.ask(2.0, 50, weight=4.0) == 11
 
 
-def test_who_takes_more_at_once_is_further():
+def test_a_flow_that_takes_more_at_once_is_further():
     row = Row(burst=10.0)
     row.ask(1.0)
     row.ask(1.0, 10)
@@ -208,7 +208,7 @@ def test_a_newcomer_begins_where_the_others_are():
     assert row.ask(2.0, 20) == 3
 
 
-def test_who_is_away_for_long_is_no_reason_to_wait():
+def test_a_flow_that_is_away_for_long_is_no_reason_to_wait():
     row = Row()
     row.ask(1.0)
     row.ask(2.0, 20)
@@ -218,7 +218,7 @@ def test_who_is_away_for_long_is_no_reason_to_wait():
     assert row.ask(2.0, 20) >= 10
 
 
-def test_who_is_ahead_does_not_get_rid_of_that_by_waiting():
+def test_a_flow_that_is_ahead_does_not_get_rid_of_that_by_waiting():
     row = Row()
     for _ in range(5):
         row.ask(1.0)
@@ -243,7 +243,7 @@ def test_what_need_not_wait_is_never_held_back():
     assert row.ask(2.0, 500) == 500
 
 
-def test_who_will_not_wait_is_told_what_the_limit_says():
+def test_a_call_that_will_not_wait_is_told_what_the_limit_says():
     """And not that it is another flow's turn."""
     row = Row()
     row.ask(1.0)

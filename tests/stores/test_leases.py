@@ -246,7 +246,7 @@ async def test_a_large_call_is_not_starved_by_small_ones(stores):
 
 
 @pytest.mark.anyio
-async def test_who_leaves_the_line_takes_nothing_with_them(stores):
+async def test_a_waiter_that_leaves_the_queue_takes_nothing_with_it(stores):
     """Cancelled at any moment, and the next in the queue goes; all that was not granted is there in the end."""
     limiter = Limiter(requests=per_second(0.001, burst=500), name="x", store=stores(), lease=1)
     granted = 0

@@ -100,7 +100,7 @@ def test_two_limits_are_charged_both_or_neither():
     assert (book.used(0), book.used(1)) == (1, 1)
 
 
-def test_a_refused_one_who_waits_is_not_passed_where_that_could_delay_it():
+def test_a_refused_waiter_is_not_passed_where_that_could_delay_it():
     book = Book(rate(1, 10), rate(1, 10))
     book.ask(5, 0)
     verdicts = book.do(ACQUIRE, 0.02, 1, 1, 0, 8, ACQUIRE, 0.02, 1, 1, 0, 1, ACQUIRE, 0.02, 1, 1, 1, 1)
@@ -109,7 +109,7 @@ def test_a_refused_one_who_waits_is_not_passed_where_that_could_delay_it():
     assert verdicts[4] == 0
 
 
-def test_one_who_does_not_wait_stops_nobody():
+def test_one_that_does_not_wait_stops_nobody():
     book = Book(rate(1, 10))
     assert book.do(ACQUIRE, 0, 0, 1, 0, 11, ACQUIRE, 0, 1, 1, 0, 1)[2] == 0
 

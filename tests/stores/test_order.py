@@ -81,7 +81,7 @@ async def test_every_process_has_its_turns_while_others_are_more_urgent(stores):
 
 
 @pytest.mark.anyio
-async def test_who_leaves_while_it_waits_for_its_moment_takes_nothing_along(stores):
+async def test_a_call_that_leaves_while_it_waits_for_its_moment_takes_nothing_along(stores):
     """It has a place and no charge, so all of it is there for the next one."""
     mine, other = (Limiter(tokens=per_second(5, burst=5), name="x", store=stores()) for _ in range(2))
     await mine.acquire(tokens=5)

@@ -192,7 +192,7 @@ async def test_what_became_due_by_advance_fires_also_while_others_run(virtual_ti
 
 
 @pytest.mark.anyio
-async def test_who_is_due_is_not_blocked(virtual_time):
+async def test_a_call_that_is_due_is_not_blocked(virtual_time):
     fired = []
 
     async def sleeper():

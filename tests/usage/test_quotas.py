@@ -118,7 +118,7 @@ def test_quotas_are_still_there_tomorrow(make):
     assert make().all()[0] == make().of("alice")[0]
 
 
-def test_who_opens_them_without_caps_has_those_of_the_store(make):
+def test_quotas_that_are_opened_without_caps_have_those_of_the_store(make):
     make({"requests": "3/day", "images": "2/day"}, tz=BERLIN).of("alice")
     assert [(quota.unit, quota.limit, quota.tz) for quota in make().of("bob")] == [
         ("images", 2, BERLIN),
@@ -158,7 +158,7 @@ def test_a_larger_call_than_the_old_cap_is_let_through_after_a_raise(make):
     assert used(quotas, "alice", "tokens") == 51
 
 
-def test_new_caps_for_everybody_hold_for_those_who_used_something(make):
+def test_new_caps_for_everybody_hold_for_those_that_used_something(make):
     spend(make({"requests": "2/day"}), "alice", 2)
     assert spend(make({"requests": "4/day"}), "alice", 3) == 1
 
@@ -314,7 +314,7 @@ def test_a_queue_keeps_one_review_for_many_calls_until_somebody_decides(make):
     ]
 
 
-def test_who_approves_without_a_review_says_how_much(make):
+def test_an_approval_without_a_review_says_how_much(make):
     quotas = make({"requests": "1/day"})
     with pytest.raises(ValueError, match="'alice' has no pending review of requests: say how many units more"):
         quotas.approve("alice", "requests")
