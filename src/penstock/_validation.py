@@ -40,7 +40,10 @@ _OF_A_LIMITER = frozenset({"name", "store", "max_queue", "ageing", "flow_weights
 
 
 class Shown(dict[str, Any]):
-    """A dict that stays as it is. Unlike a `MappingProxyType` it can be copied, pickled and given to `dataclasses.asdict`."""
+    """A dict that stays as it is.
+
+    Unlike a `MappingProxyType` it can be copied, pickled and given to `dataclasses.asdict`.
+    """
 
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise TypeError("this is what was true when you asked: it cannot be changed")
@@ -143,7 +146,8 @@ def read_wait(max_wait: Any) -> float | None:
 
 
 MOST_URGENT = 2**53
-"""The highest priority, and the lowest with a minus: ages are counted in floats, and so are priorities where stores keep them."""
+"""The highest priority, and the lowest with a minus: ages are counted in floats, and so are priorities where stores
+keep them."""
 
 
 def read_priority(priority: Any) -> int:
@@ -196,12 +200,18 @@ def exact_cost(unit: str, cost: Any) -> float:
 
 
 def exact_costs(costs: Mapping[str, Any]) -> dict[str, float]:
-    """Costs that were found right, as Python numbers: an array or a tensor of one number may change, and stay the same key."""
+    """Costs that were found right, as Python numbers.
+
+    An array or a tensor of one number may change, and stay the same key.
+    """
     return {unit: exact_cost(unit, cost) for unit, cost in costs.items()}
 
 
 def exact_heard(what: str, heard: Any) -> dict[str, float]:
-    """What a server said, per unit, as Python numbers. Refuses what it cannot have meant: `-1`, or a header that was no number."""
+    """What a server said, per unit, as Python numbers.
+
+    Refuses what it cannot have meant: `-1`, or a header that was no number.
+    """
     if heard is None:
         return {}
     if not isinstance(heard, Mapping):

@@ -36,7 +36,9 @@ def memory_store(store: Any) -> MemoryStore | None:
 
 
 def joined(one: Backend, other: Backend) -> Backend:
-    """A backend over the limits of both, with one queue; or one over places of this process beside limits of a shared store.
+    """A backend over the limits of both, with one queue.
+
+    Or one over places of this process beside limits of a shared store.
 
     Raises:
         ValueError: They cannot be decided together.

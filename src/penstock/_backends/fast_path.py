@@ -1,16 +1,17 @@
 """The fast path: charging a call that need not wait, in a function written for the shape of its charge.
 
-The shape of a charge is what it is made of: so many buckets charged whole units, so many charged fractions, so many limits
-of places. For each shape `_write` writes two functions from one template, as attrs writes `__init__`; they do what
-`turns.charge_if_ready` and `turns.give_back` do, with the loops unrolled and nothing looked up twice. The same template writes the
-methods by which `async with limiter(...)` enters and leaves (`enter_and_leave`): there the charge is no call of its own.
+The shape of a charge is what it is made of: so many buckets charged whole units, so many charged fractions, so many
+limits of places. For each shape `_write` writes two functions from one template, as attrs writes `__init__`; they do
+what `turns.charge_if_ready` and `turns.give_back` do, with the loops unrolled and nothing looked up twice. The same
+template writes the methods by which `async with limiter(...)` enters and leaves (`enter_and_leave`): there the charge
+is no call of its own.
 
-**Why it needs no lock.** CPython changes threads, and runs signal handlers, at the start of a function, after a call and at a backward
-jump, and the garbage collector runs when a container is made. Between the look at `clearance.given` and the last assignment there
-is none of these, so no thread and no handler can come between: the block is one step. (A tracer is called between lines: the
-whole function is one line.) Code that decides with the lock held withdraws the clearance first, so a call never charges
-into the middle of a decision. Without the GIL the same block runs with the lock held. `tests/_backends/test_fast_path.py` takes the
-functions apart and looks.
+**Why it needs no lock.** CPython changes threads, and runs signal handlers, at the start of a function, after a call
+and at a backward jump, and the garbage collector runs when a container is made. Between the look at `clearance.given`
+and the last assignment there is none of these, so no thread and no handler can come between: the block is one step. (A
+tracer is called between lines: the whole function is one line.) Code that decides with the lock held withdraws the
+clearance first, so a call never charges into the middle of a decision. Without the GIL the same block runs with the
+lock held. `tests/_backends/test_fast_path.py` takes the functions apart and looks.
 
 A limit leaves its last place to the general path, which writes down its holder.
 """
@@ -51,7 +52,8 @@ _KEYED = "k"
 """What the shape of a key's charge begins with."""
 
 _FILE = __file__.replace("fast_path.py", "<fast path>")
-"""The file that written functions are said to be in: one of this package, as everything that looks for the user's code passes over."""
+"""The file that written functions are said to be in: one of this package, as everything that looks for the user's code
+passes over."""
 
 _FULL_SINCE_EVER = -1e300
 """The `tat` of a bucket of which nothing was ever used."""
@@ -114,7 +116,10 @@ def _kind(meter: Any, amount: float) -> str:
 
 @lru_cache(256)
 def _write(shape: str, *, locked: bool) -> tuple[Callable[[Binding, Grant], bool], Callable[[Grant], bool] | None]:
-    """The functions for a shape: a letter per limit, `w` or `f` for a bucket charged whole units or fractions, `p` for places, `u` for none."""
+    """The functions for a shape.
+
+    A letter per limit, `w` or `f` for a bucket charged whole units or fractions, `p` for places, `u` for none.
+    """
     names: dict[str, Any] = {"clock": clock}
     _run(_grant_source(shape, locked=locked), names)
     if "p" in shape:
@@ -137,7 +142,8 @@ def _run(source: str, names: dict[str, Any]) -> None:
 def _in_one_line(code: CodeType) -> CodeType:
     """The same code, said to be one line: a tracer is not called in the middle."""
     entries, rest = divmod(len(code.co_code) // 2, 8)
-    # CPython's location table: entries of 8 instructions, or fewer at the end, on the same line as those before, with no columns.
+    # CPython's location table: entries of 8 instructions, or fewer at the end, on the same line as those before, with
+    # no columns.
     table = b"\xef\x00" * entries + (bytes([0xE8 + rest - 1, 0]) if rest else b"")
     constants = tuple([_in_one_line(each) if isinstance(each, CodeType) else each for each in code.co_consts])
     return code.replace(co_firstlineno=1, co_linetable=table, co_consts=constants)
@@ -158,8 +164,8 @@ def enter_and_leave(shape: str, names: dict[str, Any], *, locked: bool = not _HA
 
     Args:
         shape: Of the charge: a letter per limit, as `_write` has it.
-        names: What the methods use of the layers above: the class of `Permit`s and that of those which hold places, how to `wait`
-            and to `emit_grant`, and what `__aexit__` returns to be awaited, `DONE`.
+        names: What the methods use of the layers above: the class of `Permit`s and that of those which hold places, how
+            to `wait` and to `emit_grant`, and what `__aexit__` returns to be awaited, `DONE`.
         locked: Whether the charge is made with the lock held.
     """
     names = {**names, "clock": clock}
@@ -224,7 +230,10 @@ def _leave_source(shape: str, *, locked: bool) -> str:
 
 
 class _Absent:
-    """What the parameters of `calls_of_units` are where nothing was given. Not None, which users may give by mistake."""
+    """What the parameters of `calls_of_units` are where nothing was given.
+
+    Not None, which users may give by mistake.
+    """
 
     __slots__ = ()
 
@@ -238,12 +247,15 @@ ABSENT = _Absent()
 def calls_of_units(
     units: tuple[str, ...], sole: str | None, names: dict[str, Any], *, of_key: bool
 ) -> Callable[..., Any]:
-    """The method `__call__` of a limiter with these units: its parameters are these, and so nothing is packed and taken out again.
+    """The method `__call__` of a limiter with these units.
+
+    Its parameters are these, and so nothing is packed and taken out again.
 
     Args:
         units: Names of parameters, which `are_parameters` has found to be such.
         sole: The unit that is nearly always given, and alone, if there is one.
-        names: What the method uses of the layers above: `general`, which it leaves everything to that it has not seen before.
+        names: What the method uses of the layers above: `general`, which it leaves everything to that it has not seen
+            before.
         of_key: Whether `_quick` holds calls, or (of a key) what calls are made of.
     """
     names = {**names, "ABSENT": ABSENT, "bare": object.__new__, "Binding": Binding}
@@ -386,7 +398,10 @@ def _before_keyed(shape: str) -> list[str]:
 
 
 def _keyed_step(shape: str, charged: str) -> list[str]:
-    """As `_charge_step`, of a tuple in `KeyStates.known`. A user's key may have a Python `__eq__`, so it is done with the lock held."""
+    """As `_charge_step`, of a tuple in `KeyStates.known`.
+
+    A user's key may have a Python `__eq__`, so it is done with the lock held.
+    """
     parts = shape[2:]
     used = "".join(f"t{i}, " for i in range(int(shape[1])))
     look = [f"r{i} = now * m{i}.rate; t{i} = (r{i} if t{i} < r{i} else t{i}) + c{i}" for i in parts]

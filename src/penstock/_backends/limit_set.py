@@ -1,4 +1,7 @@
-"""A limit set: the limits of one limiter as it was constructed, with what is used of them. Joint limiters have several."""
+"""A limit set: the limits of one limiter as it was constructed, with what is used of them.
+
+Joint limiters have several.
+"""
 
 from __future__ import annotations
 

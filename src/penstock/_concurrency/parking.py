@@ -150,7 +150,10 @@ class AsyncioParker(Parker):
 
 
 def _task_running_in(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether a task of this loop runs here. Not so in a signal handler that came while the loop slept: then it must be woken."""
+    """Whether a task of this loop runs here.
+
+    Not so in a signal handler that came while the loop slept: then it must be woken.
+    """
     return running_asyncio_loop() is loop and sys.modules["asyncio"].current_task(loop) is not None
 
 
@@ -208,8 +211,8 @@ class TrioParker(Parker):
 class ThreadParker(Parker):
     """A thread without an event loop.
 
-    It waits for a bare lock to be released. The lock of a `threading.Event` stays locked for ever if a signal handler raises in
-    `Event.wait`, which is written in Python, and then `wake` would never return.
+    It waits for a bare lock to be released. The lock of a `threading.Event` stays locked for ever if a signal handler
+    raises in `Event.wait`, which is written in Python, and then `wake` would never return.
     """
 
     __slots__ = ("_asleep",)

@@ -1,19 +1,19 @@
 """Token-bucket arithmetic.
 
-Nothing here waits, reads a clock or remembers more than it must. A bucket is one number, the moment at which it will next
-be full (GCRA's "theoretical arrival time"), kept in units rather than seconds: by `now`, `refill = now · rate` units have
-flowed since the clock began, so
+Nothing here waits, reads a clock or remembers more than it must. A bucket is one number, the moment at which it will
+next be full (GCRA's "theoretical arrival time"), kept in units rather than seconds: by `now`, `refill = now · rate`
+units have flowed since the clock began, so
 
     tat' = max(tat, refill) + cost              grant iff  tat' − burst ≤ refill
     level = burst − (tat − refill)              retry after  (tat' − burst − refill) / rate
 
-In this form whole costs add up without rounding, however many there are (below 2⁵³ units), and the only rounding left is
-that of one multiplication. Fractions of a unit are added with compensation (Kahan 1965), so that a thousand 0.001s are 1.
-What rounding is left is forgiven in the comparison and never in the state, so it cannot add up: 10 ns' worth of the rate and
-10⁻¹² of the burst, at most 0.5 µs' worth.
+In this form whole costs add up without rounding, however many there are (below 2⁵³ units), and the only rounding left
+is that of one multiplication. Fractions of a unit are added with compensation (Kahan 1965), so that a thousand 0.001s
+are 1. What rounding is left is forgiven in the comparison and never in the state, so it cannot add up: 10 ns' worth of
+the rate and 10⁻¹² of the burst, at most 0.5 µs' worth.
 
-What is given back is added to the refill (`offset`), as if the clock had run ahead: then `tat` is the sum of all charges, and
-what a charge left behind can be compared with what is there now, whatever was given back in between.
+What is given back is added to the refill (`offset`), as if the clock had run ahead: then `tat` is the sum of all
+charges, and what a charge left behind can be compared with what is there now, whatever was given back in between.
 
 An idle bucket equals a new one: a full bucket can be forgotten with no loss of truth.
 """
@@ -41,10 +41,10 @@ CATCH_UP = 0.75
 class Bucket(Meter):
     """The meter of a `Rate`: token bucket, and leaky bucket where the burst is 1.
 
-    A leaky bucket is full as soon as its next unit is ready, and loses what flows in until a late timer rings. So a bucket that cannot
-    hold 2 units lets the charge of a late turn be dated back, by at most `CATCH_UP` of what it lacks to 2 units (`catch_up`
-    seconds). The next turn then comes earlier by as much, and never two at once. In any span T it grants at most
-    `burst + rate·T + CATCH_UP · (2 − burst)`; `burst + rate·T` where no timer is late.
+    A leaky bucket is full as soon as its next unit is ready, and loses what flows in until a late timer rings. So a
+    bucket that cannot hold 2 units lets the charge of a late turn be dated back, by at most `CATCH_UP` of what it lacks
+    to 2 units (`catch_up` seconds). The next turn then comes earlier by as much, and never two at once. In any span T
+    it grants at most `burst + rate·T + CATCH_UP · (2 − burst)`; `burst + rate·T` where no timer is late.
     """
 
     __slots__ = ("burst", "catch_up", "ceiling", "heard", "offset", "overdraft", "rate", "refunds", "rounding", "tat")
@@ -99,7 +99,8 @@ class Bucket(Meter):
             self.tat = tat
 
     def ready_behind(self, ahead: float, cost: float, now: float) -> float:
-        # Not the sum where an overdraft is allowed: that would go as soon as the bucket is full, and then it is paid for.
+        # Not the sum where an overdraft is allowed: that would go as soon as the bucket is full, and then it is paid
+        # for.
         return self.ready_after(ahead, cost, now) if self.overdraft else self.ready_at(ahead + cost, now)
 
     def charge(self, cost: float, now: float) -> Receipt:
@@ -145,7 +146,8 @@ class Bucket(Meter):
         if receipt[0] < tat or (self.refunds is not None and self.refunds.seen(tat)):
             self.give_back(amount, receipt, now)
             return
-        # No charge came after it, so take it off the sum as if it had never been: a call that was tried in vain leaves no trace.
+        # No charge came after it, so take it off the sum as if it had never been: a call that was tried in vain leaves
+        # no trace.
         exact = -max(0.0, min(amount, self.used(now))) - self.rounding
         reduced = tat + exact
         rounding = (reduced - tat) - exact
@@ -169,7 +171,8 @@ class Bucket(Meter):
         return self.tat <= now * self.rate + self.offset
 
     def pack(self) -> float | tuple[float, float]:
-        # On the scale of `tat`, which receipts are on too: so earlier receipts are right for the bucket that is unpacked from this.
+        # On the scale of `tat`, which receipts are on too: so earlier receipts are right for the bucket that is
+        # unpacked from this.
         return (self.tat, self.offset) if self.offset else self.tat
 
     def unpack(self, packed: float | tuple[float, float]) -> None:
@@ -185,8 +188,8 @@ class Bucket(Meter):
         """The level now, if `remaining` units were left at the server right after the charge that returned `receipt`.
 
         What was charged since then is subtracted, what was refilled is added: a server's word is as old as the call
-        that it answers, and taking it for the present forgets everything sent since. What overflowed since is in `tat` as if
-        it had been charged, so the burst must not cut off what was refilled as well; only the level here does.
+        that it answers, and taking it for the present forgets everything sent since. What overflowed since is in `tat`
+        as if it had been charged, so the burst must not cut off what was refilled as well; only the level here does.
         """
         tat_after, then = receipt
         charged = self.tat - tat_after

@@ -1,8 +1,8 @@
 """A results file and its journal, made to agree when a run begins.
 
-The journal is the record: what the results file lacks is written there again, a torn end is taken off, and one that somebody
-else changed is left alone and named. Where the journal is gone or damaged, the results are read instead: their ids say what
-was asked.
+The journal is the record: what the results file lacks is written there again, a torn end is taken off, and one that
+somebody else changed is left alone and named. Where the journal is gone or damaged, the results are read instead: their
+ids say what was asked.
 """
 
 from __future__ import annotations
@@ -106,7 +106,10 @@ class Agreement:
             self._out.append(line)
 
     def _adopt(self, begin: int) -> None:
-        """Take over the results that the file holds and the journal does not; cut off a last line that was left unfinished."""
+        """Take over the results that the file holds and the journal does not.
+
+        Cut off a last line that was left unfinished.
+        """
         size, at, number, torn = self._out.size, begin, 0, 0
         for number, line, whole in _lines_from(self._out, begin):
             result = _result_row(line)

@@ -1,4 +1,7 @@
-"""Files that a run writes: opened once, only ever added to, and watched, since others may delete or replace them meanwhile."""
+"""Files that a run writes: opened once, and only ever added to.
+
+They are watched, since others may delete or replace them meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -116,7 +119,9 @@ class Appended:
         self.size = size
 
     def check(self) -> None:
-        """See that the file is still where it was opened. One that was deleted is written there again, out of what is open.
+        """See that the file is still where it was opened.
+
+        One that was deleted is written there again, out of what is open.
 
         Raises:
             ReplacedError: It was deleted, or something else has its name.

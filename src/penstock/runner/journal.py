@@ -1,4 +1,4 @@
-"""The journal of a run: what was sent and what came of it, so that a run that was killed goes on and pays for nothing twice.
+"""The journal of a run: what was sent, and how it ended. A run that was killed goes on, and pays for nothing twice.
 
 A file that only grows, a record a line, each written by one call of the system and never changed:
 
@@ -10,10 +10,10 @@ A file that only grows, a record a line, each written by one call of the system 
     {"drop":"<keys>",…}                    this answer does not count any more: its row was edited, and is asked again
     {"order":"input",…}                    the results file was put in the order of the input
 
-`keys` are three digests of 64 bits, in hex: of the line as it stands in the file, of the custom_id, and of all that is asked
-(custom_id, endpoint, body). The first lets a run pass over a million answered rows without reading them as JSON; the others
-tell a row that was edited from one that was only written differently. Each record ends in its checksum, `"crc":"<8 digits>"}`: one that
-a disk or a person has damaged is found, and the whole ones go on.
+`keys` are three digests of 64 bits, in hex: of the line as it stands in the file, of the custom_id, and of all that is
+asked (custom_id, endpoint, body). The first lets a run pass over a million answered rows without reading them as JSON;
+the others tell a row that was edited from one that was only written differently. Each record ends in its checksum,
+`"crc":"<8 digits>"}`: one that a disk or a person has damaged is found, and the whole ones go on.
 
 A process that is killed loses nothing: a record is the system's once it is written. Against a power failure the file is
 synced within `SYNC_EVERY` seconds, for many records at once and beside the event loop.
@@ -163,7 +163,8 @@ class Journal:
         open: Lines that were sent and of which nothing more is known: they may have been billed.
         failed: Lines whose row was given up by the last run that tried it.
         repaired: Bytes of a torn last record that were taken off.
-        damaged: Records that were not whole any more, and were taken out. The file as it was is kept beside it (`damaged_path`).
+        damaged: Records that were not whole any more, and were taken out. The file as it was is kept beside it
+            (`damaged_path`).
         size: Bytes of all the results that it holds, dropped ones included, as they stand in a results file.
         last: The last of them.
         in_input_order: Whether the results file was last put in the order of the input.

@@ -1,12 +1,12 @@
 """What a run leaves: results, errors and the journal; and how an interrupted run finds its place again.
 
-The journal is the record (`journal`): an answer is written there first, and the results file is made of it. Usually the results
-file grows with it, line by line; in the order of the input it is made at the end. So a results file that was torn, deleted
-or cut is made whole again, and one that somebody else changed is left alone and named. A results file whose journal is gone
-is read instead: its ids say what was asked.
+The journal is the record (`journal`): an answer is written there first, and the results file is made of it. Usually the
+results file grows with it, line by line; in the order of the input it is made at the end. So a results file that was
+torn, deleted or cut is made whole again, and one that somebody else changed is left alone and named. A results file
+whose journal is gone is read instead: its ids say what was asked.
 
-What fails goes to a file of its own, which each run begins anew: the rows in it have no result, so they are tried again. Where
-results go into a pipe there is no journal, unless one is asked for, and nothing to go on from.
+What fails goes to a file of its own, which each run begins anew: the rows in it have no result, so they are tried
+again. Where results go into a pipe there is no journal, unless one is asked for, and nothing to go on from.
 """
 
 from __future__ import annotations
@@ -216,7 +216,9 @@ class Results:
                 self._agreement.rewrite()
 
     def _meet_lines(self, lines: Lines, salt: bytes) -> tuple[bytearray, set[int | None]]:
-        """Which rows are answered as they stand there, and the names of others that are answered; None: of rows without a clear name.
+        """Which rows are answered as they stand there, and the names of others that are answered.
+
+        None: of rows without a clear name.
 
         A million rows take a second: nothing is read as JSON, and names are looked up many at a time.
         """
@@ -324,7 +326,8 @@ class Results:
         """
         error = {"code": code, "message": message, **more}
         line = dump_json({"line": row.line, "custom_id": row.custom_id, "error": error})
-        # What became of an ambiguous row stays open; and so does that of the row which a duplicate has all its keys from.
+        # What became of an ambiguous row stays open; and so does that of the row which a duplicate has all its keys
+        # from.
         if self._journal is not None and isinstance(row, Row) and code not in {"ambiguous", "duplicate_custom_id"}:
             self._journal.fail(row, code)
         if self._errors_pipe is not None:
@@ -353,7 +356,9 @@ class Results:
                 pipe.give_up()
 
     def finish(self) -> None:
-        """Put the results in the order of the input if that was asked for; see that all of them are where they should be.
+        """Put the results in the order of the input if that was asked for.
+
+        See that all of them are where they should be.
 
         Raises:
             OutputError: They cannot be written, or are gone.

@@ -1,7 +1,7 @@
 """State in this process: for every task, thread and event loop of it.
 
-One lock guards all limiters of a store. What it guards takes a microsecond, and limiters that are joined (`a & b`) must be
-decided together anyway, so finer locks would buy little and cost an order to take them in.
+One lock guards all limiters of a store. What it guards takes a microsecond, and limiters that are joined (`a & b`) must
+be decided together anyway, so finer locks would buy little and cost an order to take them in.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _forking: list[MemoryStore] = []
 class MemoryStore:
     """The limits of one process.
 
-    Limiters of one name in one store share their state. The state outlives them: it is forgotten once it is whole again, when it
-    equals that of a new limiter. Limiters that are given no store share one that belongs to the process. The child of
-    a fork begins with a copy, and from then on counts for itself; waiters wait in the parent.
+    Limiters of one name in one store share their state. The state outlives them: it is forgotten once it is whole
+    again, when it equals that of a new limiter. Limiters that are given no store share one that belongs to the process.
+    The child of a fork begins with a copy, and from then on counts for itself; waiters wait in the parent.
     """
 
     __slots__ = ("__weakref__", "_finds", "_giving_back", "_names", "_sweep", "deciding", "lock", "postponed")

@@ -1,7 +1,7 @@
 """The limits of one name in a shared store, as this process knows them.
 
-The store decides; the meters here mirror what it answered last. They say which requests to ask for next, and what to show. Everything is
-changed with the lock of the store held.
+The store decides; the meters here mirror what it answered last. They say which requests to ask for next, and what to
+show. Everything is changed with the lock of the store held.
 """
 
 from __future__ import annotations

@@ -161,7 +161,8 @@ class _Entry:
 class StoreReceipts:
     """What the store has charged a grant, and what it is to be charged instead.
 
-    `wanted` is set by callers, from any thread; the entries are the dispatcher's. Their difference is what the store is told next.
+    `wanted` is set by callers, from any thread; the entries are the dispatcher's. Their difference is what the store is
+    told next.
     """
 
     __slots__ = ("_charges", "_entries", "_epochs", "_receipts", "shares", "wanted")
