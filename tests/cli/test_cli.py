@@ -239,8 +239,8 @@ RUN = ["run", "in.jsonl", "-o", "out.jsonl"]
         ([*RUN, "--limits", "requests=5/min,", "--simulate"], "--limits: cannot read ''"),
         ([*RUN, "--limits", "", "--simulate"], "--limits: cannot read ''"),
         (
-            [*RUN, "--limits", "images=5/min", "--simulate"],
-            "--limits: the simulated server counts requests and tokens, not images",
+            [*RUN, "--limits", "output_tokens=5/min", "--simulate"],
+            "--limits: 'output_tokens' is not counted; there are requests, tokens, images",
         ),
         (
             [*RUN, "--limits", LIMITS, "--account", "tier-1"],

@@ -36,7 +36,7 @@ class Fault(Exception):  # noqa: N818 - never leaves the command line
 # Limits ---------------------------------------------------------------------------------------------------------------
 
 
-def parse_limits(text: str) -> Limits:
+def parse_limits(text: str, units: tuple[str, ...] = UNITS) -> Limits:
     """Read `requests=3500/min,tokens=90k/min burst 20k`; a unit may come more than once.
 
     Raises:
@@ -49,8 +49,8 @@ def parse_limits(text: str) -> Limits:
         unit = unit.strip()
         if not equals:
             raise Fault(f'--limits: cannot read {part.strip()!r}: write it like "requests=3500/min,tokens=90k/min"')
-        if unit not in UNITS:
-            raise Fault(f"--limits: {unit!r} is not counted; there are {', '.join(UNITS)}")
+        if unit not in units:
+            raise Fault(f"--limits: {unit!r} is not counted; there are {', '.join(units)}")
         try:
             limit = _limits.parse(rate)
             if not isinstance(limit, _limits.Rate):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from penstock.cli.frame import app
-from penstock.cli.options import SIMULATED, Fault, parse_limits
+from penstock.cli.options import SIMULATED, UNITS, Fault, parse_limits
 from penstock.cli.terminal import write
 from penstock.runner.group import Limits
 
@@ -20,7 +20,9 @@ __all__ = ["simulated", "simulation_of"]
 
 @app.command("simulate")
 def _simulate(
-    limits: Annotated[str, typer.Option(metavar="LIMITS", help="What the server enforces.")] = SIMULATED,
+    limits: Annotated[
+        str, typer.Option(metavar="LIMITS", help="What the server enforces: requests, tokens, images, output_tokens.")
+    ] = SIMULATED,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000,
     latency: Annotated[float, typer.Option(min=0.0, help="Median seconds until an answer.")] = 0.4,
@@ -57,7 +59,7 @@ def _simulate(
     """Serve an OpenAI-compatible API with faithful limits, until Ctrl-C."""
     simulator = _simulator()
     simulation = simulation_of(
-        parse_limits(limits),
+        parse_limits(limits, (*UNITS, "output_tokens")),
         latency,
         seed,
         faults=_made("--fault", simulator.Faults, [",".join(fault or ())]),
@@ -117,11 +119,11 @@ def simulation_of(limits: Limits, latency: float, seed: int, **more: Any) -> Any
     simulator = _simulator()
     if not math.isfinite(latency):
         raise Fault(f"--latency: {latency} is no number of seconds until an answer; write it like 0.4")
-    if "images" in limits:
-        raise Fault("--limits: the simulated server counts requests and tokens, not images")
     return simulator.Simulation(
         requests=limits.get("requests"),
         tokens=limits.get("tokens"),
+        output=limits.get("output_tokens"),
+        images=limits.get("images"),
         latency=simulator.Latency(median=latency, sigma=0.4),
         seed=seed,
         **more,

@@ -55,7 +55,7 @@ class LimitStatistics:
     """One limit, as it is now.
 
     Attributes:
-        unit: `requests` or `tokens`.
+        unit: `requests`, `tokens`, `output_tokens` or `images`.
         limit: What is promised.
         level: Units left, parts of one included.
         used: Units that admitted requests took.
@@ -76,10 +76,12 @@ class Statistics:
     Attributes:
         admitted: Requests that were charged and let in, those that failed afterwards included.
         answered: Requests that were answered in full, with 200.
-        refused: 429s, by reason: `requests`, `tokens`, `too_large`, `slow_down`, `insufficient_quota`.
+        refused: 429s, by reason: `requests`, `tokens`, `output_tokens`, `images`, `too_large`, `slow_down`, `insufficient_quota`.
         failed: What else went wrong: HTTP statuses as text (`"400"`, `"401"`, `"500"`…), `dropped`, `broken_stream`.
         requests_used: Requests charged to admitted ones: one each.
         tokens_used: Tokens charged to admitted requests.
+        output_used: Tokens of output that answers had.
+        images_used: Images charged to admitted requests.
         in_flight: Requests admitted and not yet answered.
         peak_in_flight: The most there ever were.
         span: Seconds between the first admission and the last.
@@ -93,6 +95,8 @@ class Statistics:
     failed: dict[str, int]
     requests_used: int
     tokens_used: int
+    output_used: int
+    images_used: int
     in_flight: int
     peak_in_flight: int
     span: float
@@ -137,7 +141,7 @@ class Account:
         ]
         self._shown = [
             chosen(meters, key=lambda meter: meter.limit.per)
-            for unit, chosen in (("requests", max), ("tokens", min))
+            for unit, chosen in (("requests", max), ("tokens", min), ("output_tokens", min), ("images", min))
             if (meters := [meter for meter in self._meters if meter.unit == unit and not meter.hidden])
         ]
         self._tolerance_ns = round(simulation.tolerance * 1_000_000_000)
@@ -146,7 +150,7 @@ class Account:
         self._injected: deque[Fault] = deque()
         self._seen: Counter[bytes] = Counter()
         self._admissions: list[Admission] = []
-        self._tokens_used = 0
+        self._used: Counter[Unit] = Counter()
         self._answered = 0
         self._refused: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
@@ -168,26 +172,39 @@ class Account:
         latency = self.simulation.latency.draw(random)
         return Draw(injected or fault, latency, random)
 
-    def admit(self, model: str, tokens: int) -> dict[str, str] | Refusal:
+    def admit(self, model: str, tokens: int, *, images: int = 0, generates: bool = True) -> dict[str, str] | Refusal:
         """Charge a request of `tokens`, or refuse it: on all limits at once, or on none.
+
+        What comes out is charged when it does, by `spoke`; here it is only seen that there is one left.
 
         Returns:
             The headers of its answer, a snapshot of this moment; or the refusal.
         """
-        cost: dict[Unit, int] = {"requests": 1, "tokens": tokens}
+        cost: dict[Unit, int] = {"requests": 1, "tokens": tokens, "output_tokens": int(generates), "images": images}
         with self._lock:
             self._refill()
             for meter in self._meters:
                 if cost[meter.unit] > meter.burst:
                     return self._too_large(model, meter, cost[meter.unit])
-            short = [meter for meter in self._meters if meter.wait_ns(cost[meter.unit]) > self._tolerance_ns]
+            asked = [meter for meter in self._meters if cost[meter.unit]]
+            short = [meter for meter in asked if meter.wait_ns(cost[meter.unit]) > self._tolerance_ns]
             if short:
-                return self._not_now(model, cost, short)
+                return self._not_now(model, cost, asked, short)
             for meter in self._meters:
-                meter.take(cost[meter.unit])
+                if meter.unit != "output_tokens":
+                    meter.take(cost[meter.unit])
             self._admissions.append(Admission(self._at_ns, tokens))
-            self._tokens_used += tokens
+            self._used.update({"requests": 1, "tokens": tokens, "images": images})
             return self._headers(tokens)
+
+    def spoke(self, tokens: int) -> None:
+        """Charge what came out of an answer, whether or not it is there: the next ones wait until it is paid back."""
+        with self._lock:
+            self._refill()
+            self._used["output_tokens"] += tokens
+            for meter in self._meters:
+                if meter.unit == "output_tokens":
+                    meter.take(tokens)
 
     def refuse(self, body: _replies.Error, headers: dict[str, str]) -> Refusal:
         """Refuse a request for another reason than a limit, without a charge."""
@@ -233,10 +250,11 @@ class Account:
 
     def consume(self, *, requests: int = 0, tokens: int = 0) -> None:
         """Take from the limits what somebody else of the same account used; never more than there is."""
+        taken = {"requests": requests, "tokens": tokens}
         with self._lock:
             self._refill()
             for meter in self._meters:
-                meter.take_at_most(requests if meter.unit == "requests" else tokens)
+                meter.take_at_most(taken.get(meter.unit, 0))
 
     def statistics(self) -> Statistics:
         """What happened so far, at one moment."""
@@ -244,14 +262,16 @@ class Account:
             self._refill()
             log = tuple(self._admissions)
             span_ns = log[-1].at_ns - log[0].at_ns if log else 0
-            used = {"requests": len(log), "tokens": self._tokens_used}
+            used = self._used
             return Statistics(
                 admitted=len(log),
                 answered=self._answered,
                 refused=dict(self._refused),
                 failed=dict(self._failed),
                 requests_used=len(log),
-                tokens_used=self._tokens_used,
+                tokens_used=used["tokens"],
+                output_used=used["output_tokens"],
+                images_used=used["images"],
                 in_flight=self._in_flight,
                 peak_in_flight=self._peak_in_flight,
                 span=span_ns / 1e9,
@@ -322,12 +342,12 @@ class Account:
         )
         return Refusal(error_in(self.simulation.dialect, 429, body), self._headers())
 
-    def _not_now(self, model: str, cost: dict[Unit, int], short: list[Meter]) -> Refusal:
+    def _not_now(self, model: str, cost: dict[Unit, int], asked: list[Meter], short: list[Meter]) -> Refusal:
         # The limit that has to be waited for longest is the one that is named, so that the wait it names is enough.
         meter = max(short, key=lambda each: each.announced_wait_ns(cost[each.unit]))
         self._count_refused(meter.unit)
         # That may have taken the last request.
-        meter = max(self._meters, key=lambda each: each.announced_wait_ns(cost[each.unit]))
+        meter = max(asked, key=lambda each: each.announced_wait_ns(cost[each.unit]))
         wait_ns = meter.announced_wait_ns(cost[meter.unit])
         body = _replies.rate_limited(
             model,

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from penstock import clock
-from penstock.simulator import _replies
+from penstock.simulator import _media, _replies
 from penstock.simulator._simulation import Fault, Simulation
 
 __all__ = ["FAILURES", "Json", "answer_to", "no_such_model", "parse"]
@@ -40,15 +40,18 @@ def parse(raw: bytes) -> dict[str, Any] | None:
 
 def answer_to(
     simulation: Simulation, path: str, body: dict[str, Any] | None, random: Random, *, shuffled: bool = False
-) -> tuple[int, _replies.Answer | dict[str, Any]]:
-    """Status and content of the answer to a body; None: it is no JSON object."""
+) -> tuple[int, _replies.Answer | dict[str, Any] | bytes]:
+    """Status and content of the answer to a body; None: it is no JSON object, and no form where one is expected."""
     if body is None:
         return 400, _replies.invalid("We could not parse the JSON body of your request: it must be a JSON object.")
-    problem = _replies.fault_in(path, body)
+    problem = _media.fault_in(path, body) if path in _media.MEDIA else _replies.fault_in(path, body)
     if problem is not None:
         return 400, problem
-    if simulation.models and body["model"] not in simulation.models:
-        return 404, no_such_model(body["model"])
+    model = body.get("model")
+    if simulation.models and model is not None and model not in simulation.models:
+        return 404, no_such_model(model)
+    if path in _media.MEDIA:
+        return 200, _media.answer(path, body, int(clock.wall()), f"{random.getrandbits(128):032x}")
     count = simulation.count_tokens
     if simulation.context_length is not None:
         problem = _replies.too_long(path, body, count, simulation.context_length)

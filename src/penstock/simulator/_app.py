@@ -20,7 +20,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from penstock import clock
-from penstock.simulator import _replies, _streams
+from penstock.simulator import _media, _replies, _streams
 from penstock.simulator._account import Account, Draw, Refusal
 from penstock.simulator._answering import FAILURES, Json, answer_to, no_such_model, parse
 from penstock.simulator._batch_app import BatchEndpoints
@@ -45,6 +45,9 @@ _IN_STREAMS = frozenset({"dropped", "hang", "cut_short", "truncated"})
 _OF_STREAMS = _OF_ANSWERS - _IN_STREAMS - {"gzip", "no_headers"}
 """Those that come in its stead."""
 
+_GENERATING = (_replies.CHAT, _replies.RESPONSES, _replies.COMPLETIONS)
+"""Whose answers have tokens of output."""
+
 _EXAMPLE_MODELS = ("gpt-4o", "gpt-4o-mini", "text-embedding-3-small")
 
 
@@ -63,7 +66,7 @@ def create_app(simulation: Simulation) -> Starlette:
         *(Route(path, _Endpoint(service, _replies.CHAT, path), methods=["POST"]) for path in own),
         *(
             Route(path, _Endpoint(service, path), methods=["POST"])
-            for path in (_replies.CHAT, _replies.RESPONSES, _replies.COMPLETIONS, _replies.EMBEDDINGS)
+            for path in (*_GENERATING, _replies.EMBEDDINGS, *_media.MEDIA)
         ),
         *batches.routes(),
         Route("/v1/models", service.models),
@@ -170,7 +173,7 @@ class _Endpoint:
         if denied is not None:
             await denied(scope, receive, send)
             return
-        body = request_in(self.outside, parse(raw), request.path_params.get("model"))
+        body = request_in(self.outside, self._read(request, raw), request.path_params.get("model"))
         if body is not None and body.get("stream") and self.outside != self.path:
             wrong = self.service.said(400, _replies.invalid("Streams of this endpoint are not simulated."))
             await Json(wrong, 400)(scope, receive, send)
@@ -181,8 +184,10 @@ class _Endpoint:
         elif draw.fault == "slow_down":
             verdict = self.account.refuse(_replies.slow_down(), {"retry-after": "1"})
         else:
-            tokens = 0 if body is None else self.simulation.charge(self.path, body)
-            verdict = self.account.admit(str((body or {}).get("model")), tokens)
+            counted = body is not None and (self.path not in _media.MEDIA or self.path == _replies.MODERATIONS)
+            tokens = self.simulation.charge(self.path, body or {}) if counted else 0
+            images, generates = _media.images_in(self.path, body), self.path in _GENERATING
+            verdict = self.account.admit(str((body or {}).get("model")), tokens, images=images, generates=generates)
         if isinstance(verdict, Refusal):
             await Json(verdict.body, 429, self._about(draw, verdict.headers))(scope, receive, send)
             return
@@ -192,6 +197,12 @@ class _Endpoint:
             else:
                 async with self.service.places():
                     await self._work(request, body, draw, verdict, send)
+
+    def _read(self, request: Request, raw: bytes) -> dict[str, Any] | None:
+        kind = request.headers.get("content-type", "")
+        if self.path in _media.MEDIA and kind.startswith("multipart/"):
+            return _media.body_of(kind, raw)
+        return parse(raw)
 
     async def _work(
         self, request: Request, body: dict[str, Any] | None, draw: Draw, headers: dict[str, str], send: Send
@@ -205,8 +216,7 @@ class _Endpoint:
         spoken = 0 if reply is None or stream else reply.output_tokens
         await anyio.sleep(draw.latency + self.simulation.latency.per_token * spoken)
         headers = self._about(draw, headers) | {"openai-processing-ms": str(round((clock.now() - began) * 1000))}
-        if reply is None and status != 200:
-            assert not isinstance(content, _replies.Answer)
+        if isinstance(content, dict) and status != 200:
             content = self.service.said(status, content)
         if draw.fault in FAILURES:
             status, content = FAILURES[draw.fault]
@@ -214,7 +224,7 @@ class _Endpoint:
         elif draw.fault in (_OF_STREAMS if stream else _OF_ANSWERS):
             assert draw.fault is not None
             bad = render_in(self.outside, reply) if reply is not None else content
-            assert not isinstance(bad, _replies.Answer)
+            bad = bad if isinstance(bad, dict) else {}
             if draw.fault not in {"gzip", "no_headers"}:
                 self.account.failed(draw.fault)
             if await answer_badly(draw.fault, bad, headers, request, send, _hang_up):
@@ -227,11 +237,17 @@ class _Endpoint:
                 await response(request.scope, request.receive, send)
                 return
             content = render_in(self.outside, reply)
+            self.account.spoke(reply.spoken)
         if status == 200:
             self.account.answered()
         else:
             self.account.failed(str(status))
-        await Json(content, status, headers)(request.scope, request.receive, send)
+        if isinstance(content, bytes):
+            kind = "audio/wav" if content.startswith(b"RIFF") else "text/plain"
+            said: Response = Response(content, status, headers, kind)
+        else:
+            said = Json(content, status, headers)
+        await said(request.scope, request.receive, send)
 
     async def _stream(self, reply: _replies.Answer, draw: Draw, request: Request) -> AsyncIterator[str]:
         events = list(_streams.events(reply))
@@ -249,6 +265,7 @@ class _Endpoint:
                 yield _streams.broken_stream_event(self.path, number)
                 return
             await anyio.sleep(self.simulation.latency.per_token * brings)
+            self.account.spoke(brings)
             yield event
         self.account.answered()
 

@@ -295,6 +295,7 @@ class Library:
         status, content = answer_to(self.simulation, path, body, random)
         if status == 200 and fault in FAILURES:
             return FAILURES[fault]
+        assert not isinstance(content, bytes)  # no endpoint of a batch answers with a sound
         return status, _replies.render(content) if isinstance(content, _replies.Answer) else content
 
     def as_json(self, batch: Batch, now: float) -> dict[str, Any]:

@@ -69,9 +69,9 @@ class Bucket:
         """The wait that a refusal announces: (used + requested - limit) / limit × period, with `used` in whole units.
 
         That is how OpenAI's messages count (limit 30000, used 14567, requested 24754: 18.642 s). As `used` is rounded
-        up it is never below `wait_ns`.
+        up it is never below `wait_ns`, which counts where more than the limit is used.
         """
-        return self.wait_ns(self.remaining(level) * self.scale, cost)
+        return max(self.wait_ns(level, cost), self.wait_ns(self.remaining(level) * self.scale, cost))
 
 
 def excess(charges: Iterable[tuple[int, int]], rate: Rate) -> Fraction:

@@ -29,7 +29,7 @@ class Shown(NamedTuple):
     """A limit as headers show it.
 
     Attributes:
-        unit: `requests` or `tokens`.
+        unit: `requests`, `tokens`, `output_tokens` or `images`.
         limit: Units per period.
         remaining: Whole units left.
         reset_ns: Nanoseconds until all is there again.
@@ -61,12 +61,16 @@ def headers_in(dialect: Dialect, shown: Sequence[Shown], wall: float) -> dict[st
 
 def _of_one(dialect: Dialect, one: Shown, wall: float) -> dict[str, str]:
     limit, seconds = math.floor(one.limit), Fraction(one.reset_ns, 1_000_000_000)
-    if dialect in {"gemini", "vllm"}:
+    if dialect in {"gemini", "vllm"} or (one.unit == "output_tokens" and dialect != "anthropic"):
+        return {}
+    if one.unit == "images" and dialect not in {"openai", "azure"}:
         return {}
     if dialect == "anthropic":
         remaining = one.remaining if one.unit == "requests" else round(one.remaining / 1000) * 1000
         moment = datetime.fromtimestamp(math.ceil(wall + one.reset_ns / 1e9), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        units = ("requests",) if one.unit == "requests" else ("tokens", "input-tokens")
+        units = {"requests": ("requests",), "output_tokens": ("output-tokens",)}.get(
+            one.unit, ("tokens", "input-tokens")
+        )
         told = {"limit": str(limit), "remaining": str(remaining), "reset": moment}
         return {f"anthropic-ratelimit-{unit}-{field}": value for unit in units for field, value in told.items()}
     if dialect == "azure":
@@ -127,6 +131,12 @@ def error_in(
         )
         return {"error": {"code": "429", "message": words}}
     if dialect == "anthropic":
+        if wait is not None and named is not None:
+            unit = {"tokens": "input tokens", "output_tokens": "output tokens"}.get(named.unit, named.unit)
+            period = {60.0: "minute", 3_600.0: "hour", 86_400.0: "day"}.get(named.per, f"{named.per:g} s")
+            message = (
+                f"This request would exceed your organization's rate limit of {named.limit:,.0f} {unit} per {period}."
+            )
         kinds = {
             429: "rate_limit_error",
             400: "invalid_request_error",

@@ -17,7 +17,7 @@ from penstock.simulator._buckets import Bucket
 
 __all__ = ["Hidden", "Meter", "Unit", "Window", "meter_of"]
 
-Unit = Literal["requests", "tokens"]
+Unit = Literal["requests", "tokens", "output_tokens", "images"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ CHAT = "/v1/chat/completions"
 RESPONSES = "/v1/responses"
 COMPLETIONS = "/v1/completions"
 EMBEDDINGS = "/v1/embeddings"
+MODERATIONS = "/v1/moderations"
 
 Body = Mapping[str, Any]
 
@@ -66,7 +67,7 @@ def charge(path: str, body: Body) -> int:
     size = sum(_bytes(text) for text in _texts(path, body))
     kinds = [part.get("type") for part in _parts(path, body)]  # anything at all, also what no set can hold
     images = kinds.count("image_url") + kinds.count("input_image")
-    return -(-size // 4) + 765 * images + (0 if path == EMBEDDINGS else 4)
+    return -(-size // 4) + 765 * images + (4 if path in {CHAT, RESPONSES, COMPLETIONS} else 0)
 
 
 def count_tokens(text: str) -> int:
@@ -80,7 +81,7 @@ def _bytes(text: str) -> int:
 
 def _texts(path: str, body: Body) -> Iterator[str]:
     """All text content of a body, which may be wrong in any way: what is not text is passed over."""
-    if path in {COMPLETIONS, EMBEDDINGS}:
+    if path in {COMPLETIONS, EMBEDDINGS, MODERATIONS}:
         for entry in _inputs(body.get("prompt" if path == COMPLETIONS else "input")):
             yield entry if isinstance(entry, str) else "0000" * len(entry)
         return
@@ -171,6 +172,11 @@ class Answer:
     @property
     def model(self) -> str:
         return str(self.body.get("model"))
+
+    @property
+    def spoken(self) -> int:
+        """Tokens of output in all of its choices."""
+        return self.output_tokens * (1 if self.path == RESPONSES else _choices(self))
 
     @property
     def tool(self) -> str:
@@ -412,7 +418,8 @@ def invalid(message: str, code: str | None = None, param: str | None = None) -> 
 def measure(unit: str, per: float) -> str:
     """A limit's name in messages: `tokens per min (TPM)`."""
     word, letter = {60.0: ("min", "M"), 3600.0: ("hour", "H"), 86400.0: ("day", "D")}.get(per, (f"{per:g} s", ""))
-    return f"{unit} per {word}" + (f" ({unit[0].upper()}P{letter})" if letter else "")
+    initials = "OT" if unit == "output_tokens" else unit[0].upper()
+    return f"{unit.replace('_', ' ')} per {word}" + (f" ({initials}P{letter})" if letter else "")
 
 
 def rate_limited(

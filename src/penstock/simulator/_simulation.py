@@ -12,7 +12,7 @@ from penstock import limits
 from penstock.limits import Rate, Sliding
 from penstock.simulator import _replies
 from penstock.simulator._dialects import DIALECTS, Dialect
-from penstock.simulator._meters import Hidden, Window
+from penstock.simulator._meters import Hidden, Unit, Window
 
 __all__ = ["Batches", "Change", "Fault", "Faults", "Latency", "Simulation", "Stranger"]
 
@@ -137,12 +137,12 @@ class Change:
     Args:
         at: Seconds after the server began.
         factor: What the limits are multiplied with; above 0.
-        unit: `"requests"` or `"tokens"`; None: both.
+        unit: `"requests"`, `"tokens"`, `"output_tokens"` or `"images"`; None: all of them.
     """
 
     at: float
     factor: float
-    unit: Literal["requests", "tokens"] | None = None
+    unit: Unit | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.at) and self.at >= 0 and math.isfinite(self.factor) and self.factor > 0):
@@ -213,6 +213,9 @@ class Simulation:
             these in `Hidden(…)`, or several. None: no limit. The headers show the one with the longest period that is
             not hidden, as OpenAI shows requests per day where there is such a limit.
         tokens: The same for tokens; the headers show the one with the shortest period.
+        output: The same for tokens of output, as Anthropic has it: a request is let in while there is one left, and its answer
+            takes what it has. Anthropic's headers show it; those of other services do not.
+        images: The same for images that are made.
         latency: How long answers take.
         faults: How often something goes wrong.
         seed: Makes a run repeatable: the same request, sent for the n-th time, has the same latency, faults and ids,
@@ -247,6 +250,8 @@ class Simulation:
 
     requests: Given | Sequence[Given] | None = None
     tokens: Given | Sequence[Given] | None = None
+    output: Given | Sequence[Given] | None = None
+    images: Given | Sequence[Given] | None = None
     latency: Latency = field(default_factory=Latency)
     faults: Faults = field(default_factory=Faults)
     seed: int = 0
@@ -273,8 +278,8 @@ class Simulation:
     def __post_init__(self) -> None:
         if self.dialect not in DIALECTS:
             raise ValueError(f"simulation: there is no dialect {self.dialect!r}: use one of {', '.join(DIALECTS)}")
-        object.__setattr__(self, "requests", _limits("requests", self.requests))
-        object.__setattr__(self, "tokens", _limits("tokens", self.tokens))
+        for name in ("requests", "tokens", "output", "images"):
+            object.__setattr__(self, name, _limits(name, getattr(self, name)))
         if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
             raise ValueError(
                 f"simulation: tolerance must be a finite number of seconds, 0 or more, not {self.tolerance!r}"
@@ -285,9 +290,11 @@ class Simulation:
                 raise ValueError(f"simulation: {name} must be a whole number, 1 or more, not {value!r}")
 
     @property
-    def limits(self) -> dict[Literal["requests", "tokens"], tuple[SimulatedLimit, ...]]:
+    def limits(self) -> dict[Unit, tuple[SimulatedLimit, ...]]:
         """The limits of each unit."""
-        return {"requests": _limits("requests", self.requests), "tokens": _limits("tokens", self.tokens)}
+        given: dict[Unit, Any] = {"requests": self.requests, "tokens": self.tokens, "images": self.images}
+        given["output_tokens"] = self.output
+        return {unit: _limits(unit, limits) for unit, limits in given.items()}
 
 
 def _limits(unit: str, given: Given | Sequence[Given] | None) -> tuple[SimulatedLimit, ...]:
