@@ -17,7 +17,7 @@ from penstock.simulator import Latency, Simulation
 from tests.cli.commands import KEY, LIMITS, chat, count, lines_of, simulated, started, wait_for, write
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_keeps_what_came_back_and_goes_on_later(folder, monkeypatch, capsys, sent):
     """What was in flight ends and is on disk, nothing else is sent, exit code 130; then the same command does the
     rest."""

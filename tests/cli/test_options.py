@@ -6,9 +6,11 @@ import json
 
 import pytest
 
+from penstock import simulator
 from penstock.cli import main
-from penstock.cli.options import Fault, change_of, server_of
-from tests.cli.commands import LIMITS, chat, lines_of
+from penstock.cli.options import Fault, change_of, server_of, servers_of
+from penstock.simulator import Simulation
+from tests.cli.commands import LIMITS, chat, count, lines_of, simulated
 
 AZURE = "https://me.openai.azure.com/openai/deployments/d?api-version=1"
 
@@ -158,3 +160,70 @@ def test_a_run_that_is_priced_says_what_it_cost(folder):
     assert main(["run", "in.jsonl", "-o", "out.jsonl", "--prices", "p.json", *SIMULATED]) == 0
     assert json.loads((folder / "out.summary.json").read_text())["dollars"] > 0
     assert main(["run", "in.jsonl", "-o", "o2.jsonl", "--prices", "p.json", "--max-cost", "0.02", *SIMULATED]) == 6
+
+
+@pytest.mark.parametrize(
+    ("urls", "keys", "found"),
+    [
+        ([], [], {"api.openai.com": "usual"}),
+        ([], ["A", "B"], {"api.openai.com (A)": "a", "api.openai.com (B)": "b"}),
+        (["https://x.example/v1", "https://y.example/v1"], ["A", "B"], {"x.example": "a", "y.example": "b"}),
+        (["https://x.example/v1", "https://y.example/v1"], ["A"], {"x.example": "a", "y.example": "a"}),
+        (["https://x.example/v1", "https://y.example/v1"], [], {"x.example": "usual", "y.example": "usual"}),
+        (["https://x.example/v1"] * 2, ["A", "B"], {"x.example (A)": "a", "x.example (B)": "b"}),
+        (
+            ["https://x.example/a/v1", "https://x.example/b/v1"],
+            ["A"],
+            {"x.example": "a", "x.example (A)": "a"},
+        ),
+    ],
+)
+def test_each_server_of_a_pool_gets_its_key(folder, monkeypatch, urls, keys, found):
+    for name, value in {"OPENAI_API_KEY": "usual", "A": "a", "B": "b"}.items():
+        monkeypatch.setenv(name, value)
+    servers = servers_of(urls, keys, (), 60)
+    assert {name: server.headers["authorization"] for name, server in servers.items()} == {
+        name: f"Bearer {key}" for name, key in found.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("urls", "keys", "message"),
+    [
+        (["https://x.example"] * 2, [], "named twice"),
+        ([], ["A", "A"], "named twice"),
+        (["https://x.example", "https://y.example", "https://z.example"], ["A", "B"], "one for each --base-url"),
+        ([], ["NOWHERE"], "NOWHERE is not set"),
+        (["http://localhost:1"], ["NOWHERE"], "NOWHERE is not set"),
+        (["https://me:secret@x.example/v1"], [], "holds a name or a password"),
+    ],
+)
+def test_a_pool_that_is_none_is_said_without_a_secret(folder, monkeypatch, urls, keys, message):
+    for name, value in {"OPENAI_API_KEY": "usual", "A": "a", "B": "b"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Fault, match=message) as caught:
+        servers_of(urls, keys, (), 60)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_pool_of_two_servers_answers_every_row_once(folder, monkeypatch):
+    """Though one of them is not there."""
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    with simulator.serve(Simulation()) as one, simulator.serve(Simulation()) as two:
+        addresses = [one.base_url, two.base_url, "http://127.0.0.1:9/v1"]
+        bases = [word for address in addresses for word in ("--base-url", address)]
+        limits = ["--limits", "requests=600/min burst 5"]
+        assert main(["run", "in.jsonl", "-o", "out.jsonl", *bases, *limits, "--quiet"]) == 0
+        assert one.statistics().admitted > 3
+        assert two.statistics().admitted > 3
+    assert len({line["custom_id"] for line in lines_of(folder / "out.jsonl")}) == count(folder / "out.jsonl") == 20
+
+
+def test_links_that_lead_to_each_other_and_folders_are_refused_before_anything_is_sent(folder, capsys):
+    (folder / "out.jsonl.journal").symlink_to("out.jsonl.journal")
+    assert simulated() == 2
+    assert "cannot write out.jsonl.journal: Too many levels of symbolic links" in capsys.readouterr().err
+    (folder / "out.jsonl.journal").unlink()
+    assert simulated("--report", str(folder)) == 2
+    assert "Is a directory" in capsys.readouterr().err
+    assert not (folder / "out.jsonl").exists()

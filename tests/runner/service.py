@@ -17,6 +17,7 @@ from penstock.llm.tokens import by_bytes
 from penstock.runner.client import Lost, Reply
 from penstock.runner.engine import Run
 from penstock.runner.output import Results, beside
+from penstock.runner.place import Place
 from penstock.runner.settings import Settings
 from penstock.runner.source import Lines, read_row
 from penstock.runner.summary import summarise
@@ -84,7 +85,9 @@ class Service:
 
 
 @contextmanager
-def prepared(folder, rows, service, *, limits=LIMITS, overwrite=False, order="completed", changed=None, **settings):
+def prepared(
+    folder, rows, service, *, limits=LIMITS, others=(), overwrite=False, order="completed", changed=None, **settings
+):
     """A run over these rows; its results are read with `.results()` and `.errors()`."""
     source, out = folder / "in.jsonl", folder / "out.jsonl"
     source.write_bytes(b"".join(row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows))
@@ -94,7 +97,8 @@ def prepared(folder, rows, service, *, limits=LIMITS, overwrite=False, order="co
     said = []
     try:
         with Results(out, beside(out, ".errors.jsonl"), overwrite=overwrite, order=order, changed=changed) as results:
-            run = Run(Lines(descriptor), results, chosen, lambda _: ("", rates), service, say=said.append)
+            places = [Place(each, lambda _: ("", rates), f"server-{n}") for n, each in enumerate((service, *others), 1)]
+            run = Run(Lines(descriptor), results, chosen, places, say=said.append)
 
             def only_failed():
                 run._settings = dataclasses.replace(chosen, only=results.failed)

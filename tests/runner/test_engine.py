@@ -192,7 +192,7 @@ async def test_a_row_above_the_limits_that_were_learned_is_an_error(tmp_path):
     """It was read before the first answer told them."""
     service = Service(Simulation(requests="600/min", tokens="4000/min"))
     with prepared(tmp_path, [chat(0), chat(1, 20_000), chat(2)], service) as this:
-        this.run._limits_of = lambda model: (model, None)
+        this.run.places[0].limits_of = lambda model: (model, None)
         await this.run()
         (error,) = this.errors()
         assert len(this.results()) == 2
@@ -207,7 +207,7 @@ async def test_limits_that_were_learned_are_those_that_were_told_whatever_the_se
     rows = [chat(number, size=400) for number in range(60)]
     rows.insert(30, chat(60, size=4 * 2_990))
     with prepared(tmp_path, rows, service, limits=told) as this:
-        this.run._limits_of = lambda model: (model, None)
+        this.run.places[0].limits_of = lambda model: (model, None)
         await this.run()
         (group,) = this.run.groups.values()
         assert {unit: str(rate) for unit, (rate,) in group.limits.items()} == {
@@ -257,7 +257,7 @@ async def test_being_told_to_wait_is_no_fault_of_the_row(tmp_path):
     service = Service(Simulation(requests="60/min"))
     limits = {"requests": "6000/min"}
     with prepared(tmp_path, [chat(number) for number in range(70)], service, attempts=4) as this:
-        this.run._limits_of = lambda _: ("", Simulation(**limits).limits | {"tokens": (parse("1M/min"),)})
+        this.run.places[0].limits_of = lambda _: ("", Simulation(**limits).limits | {"tokens": (parse("1M/min"),)})
         await this.run()
         assert (len(this.results()), this.errors()) == (70, [])
     assert this.counts.status_429 >= 10
@@ -433,7 +433,7 @@ async def test_models_with_limits_of_their_own_do_not_wait_for_each_other(tmp_pa
         rows[number]["body"]["model"] = "slow"
     service = Service(Simulation())
     with prepared(tmp_path, rows, service) as this:
-        this.run._limits_of = lambda model: (model, slow if model == "slow" else fast)
+        this.run.places[0].limits_of = lambda model: (model, slow if model == "slow" else fast)
         await this.run()
         assert len(this.results()) == 100
     assert sorted(moment for moment, _ in service.asked)[89] < 5
@@ -446,7 +446,7 @@ async def test_a_model_without_known_limits_is_an_error_of_its_row(tmp_path):
         raise ValueError(f"no limits are known for {model!r}")
 
     with prepared(tmp_path, [chat(0)], Service(Simulation())) as this:
-        this.run._limits_of = limits_of
+        this.run.places[0].limits_of = limits_of
         await this.run()
         assert this.errors()[0]["error"] == {"code": "unknown_model", "message": "no limits are known for 'm'"}
 

@@ -390,7 +390,7 @@ async def test_limits_of_a_minute_are_kept_while_others_use_the_account_too(tmp_
     """Rows told to wait go on as soon as they may: the whole takes as long as the limits say."""
     service = Service(Simulation(requests="60/min"))
     with prepared(tmp_path, [chat(number) for number in range(100)], service) as this:
-        this.run._limits_of = lambda _: ("", {"requests": (parse("6000/min"),)})
+        this.run.places[0].limits_of = lambda _: ("", {"requests": (parse("6000/min"),)})
         await this.run()
         assert len(this.results()) == 100
     assert clock.now() < 40 * 1.35

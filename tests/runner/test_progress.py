@@ -19,6 +19,7 @@ from penstock.runner import progress
 from penstock.runner.client import Reply
 from penstock.runner.engine import Run
 from penstock.runner.output import Results, beside
+from penstock.runner.place import Place
 from penstock.runner.progress import Events, Plain, Rich, count_lines, follow, redraws
 from penstock.runner.settings import Settings
 from penstock.runner.source import Lines
@@ -95,7 +96,7 @@ def watched(tmp_path, virtual_time):
         with Results(out, beside(out, ".errors.jsonl")) as results, source.open("rb") as file:
             lines = Lines(file.fileno())
             limits = {"requests": (parse("60/min burst 10"),), "tokens": (parse("12k/min"),)}
-            run = Run(lines, results, Settings(by_bytes), lambda _: (name, limits), Slow(*answer))
+            run = Run(lines, results, Settings(by_bytes), [Place(Slow(*answer), lambda _: (name, limits))])
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(run)
                 tasks.start_soon(follow, run, lines, display)
@@ -151,7 +152,9 @@ async def test_the_picture_fills_the_screen(watched, columns, monkeypatch):
     monkeypatch.setattr(progress.Plain, "every", 0.25)
     run = await watched(Plain(io.StringIO()), seconds=45.1)
     run.counts.dollars = 1.2
-    run.last_error = "Rate limit reached for m in organization org-1 on requests per min (RPM): Limit 60, Used 60"
+    run._troubles.last_error = (
+        "Rate limit reached for m in organization org-1 on requests per min (RPM): Limit 60, Used 60"
+    )
     screen = io.StringIO()
     Console(file=screen, width=columns, color_system=None, force_terminal=True).print(progress.picture(views[-1]))
     drawn = "".join(line.rstrip() + "\n" for line in screen.getvalue().splitlines())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from penstock.runner.output import Results
 from penstock.runner.settings import Settings
 from penstock.runner.source import Lines
 from penstock.runner.summary import Counts
+from penstock.runner.system import ending_signals, signals_here
 
 __all__ = ["check_batch_options", "refuse_live_batches", "run_batches"]
 
@@ -103,6 +103,6 @@ async def _drive(run: BatchRun) -> None:
 
 async def _obey_signals(run: BatchRun) -> None:
     """Ctrl-C ends it at once: batches go on without us."""
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with signals_here(*ending_signals()) as signals:
         async for _ in signals:
             run.stop("interrupted", _INTERRUPTED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -72,8 +73,9 @@ def check_files(
         raise Fault(f"cannot write {report}: the folder {report.parent} is not there, or not ours to write to")
     if out in _STDOUTS:
         return Targets(out, errors or Path("standard error"), None, journal, 1, None if errors else 2)
-    if out.is_dir():
-        raise Fault(f"cannot write {out}: Is a directory")
+    for path in (out, report):
+        if path is not None and path.is_dir():
+            raise Fault(f"cannot write {path}: Is a directory")
     is_special = out.parent in _SPECIAL or (out.exists() and not out.is_file())
     if errors is None and is_special:
         raise Fault(f"{out} is no regular file, so nothing can be put beside it: give --errors too")
@@ -91,9 +93,7 @@ def check_files(
         if path is None:
             continue
         # A terminal may well be read from and written to.
-        other = (
-            "FILE" if lines.is_regular and lines.come_from(path.resolve()) else seen.setdefault(_identity(path), name)
-        )
+        other = "FILE" if lines.is_regular and lines.come_from(path) else seen.setdefault(_identity(path), name)
         if other != name:
             raise Fault(f"{other} and {name} are the same file: {path}")
     if not out.parent.is_dir():
@@ -110,7 +110,10 @@ _SPECIAL = frozenset({Path("/dev"), Path("/dev/fd")})
 
 def _identity(path: Path) -> object:
     """What tells a file from all others, under whatever names it goes."""
-    path = path.resolve()
+    try:
+        path = path.resolve()
+    except RuntimeError:  # links that lead to each other, before Python 3.13
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
     if not path.exists():
         return path
     status = path.stat()

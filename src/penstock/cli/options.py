@@ -9,16 +9,26 @@ import math
 import os
 import re
 import urllib.parse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from penstock import limits as _limits
 from penstock.llm import tables, tokens
 from penstock.runner.client import Server, headers_of
-from penstock.runner.group import Limits, LimitsOf
+from penstock.runner.place import Limits, LimitsOf
 from penstock.runner.source import Change, Lines, Row, read_row
 
-__all__ = ["Fault", "change_of", "learned", "limits_of_first_row", "parse_limits", "published", "server_of", "the_same"]
+__all__ = [
+    "Fault",
+    "change_of",
+    "learned",
+    "limits_of_first_row",
+    "parse_limits",
+    "published",
+    "server_of",
+    "servers_of",
+    "the_same",
+]
 
 OPENAI = "https://api.openai.com/v1"
 SIMULATED = "requests=3500/min,tokens=90k/min"
@@ -113,8 +123,39 @@ def check_account(account: str) -> None:
 # Servers --------------------------------------------------------------------------------------------------------------
 
 
-def server_of(base_url: str | None, headers: Iterable[str], timeout: float) -> Server:
+def servers_of(
+    base_urls: Sequence[str], key_variables: Sequence[str], headers: Sequence[str], timeout: float
+) -> dict[str, Server]:
+    """The servers of a pool, by what to call them: each address with the key of the variable that was given for it.
+
+    Raises:
+        Fault: As `server_of`; and one that is named twice, or as many keys as nobody can pair.
+    """
+    if len(base_urls) > 1 and len(key_variables) > 1 and len(base_urls) != len(key_variables):
+        raise Fault("--api-key-env: give one for each --base-url, in their order, or one for all of them")
+    addresses: list[str | None] = [*base_urls] or [None]
+    keys: list[str | None] = [*key_variables] or [None]
+    many = max(len(addresses), len(keys))
+    found: dict[str, Server] = {}
+    for address, key in zip(addresses * (many // len(addresses)), keys * (many // len(keys)), strict=True):
+        server = server_of(address, headers, timeout, key)
+        name = urllib.parse.urlsplit(server.base_url).netloc
+        is_shared = (many > 1 and len(addresses) == 1) or addresses.count(address) > 1 or name in found
+        label = f"{name} ({key or server.base_url})" if is_shared else name
+        if label in found or server in found.values():
+            raise Fault(f"{label} is named twice: a server is in a pool once for each key")
+        found[label] = server
+    return found
+
+
+def server_of(base_url: str | None, headers: Iterable[str], timeout: float, key_variable: str | None = None) -> Server:
     """The server that the options and the environment name, with the key that it wants.
+
+    Args:
+        base_url: Its address; None: the environment has it.
+        headers: `Name: value` pairs to send.
+        timeout: Seconds an attempt may take.
+        key_variable: The variable of the environment that holds the key; None: the usual one.
 
     Raises:
         Fault: There is no such address, no key, or a header that is none.
@@ -129,7 +170,7 @@ def server_of(base_url: str | None, headers: Iterable[str], timeout: float) -> S
     names = {name.lower() for name in given}
     found: dict[str, str] = {}
     if not names & {"authorization", "api-key", "x-api-key"}:
-        found |= _credentials(address)
+        found |= _credentials(address, key_variable)
     for variable, name in (("OPENAI_ORG_ID", "openai-organization"), ("OPENAI_PROJECT_ID", "openai-project")):
         value = os.environ.get(variable, "").strip()
         if value and name not in names:
@@ -153,6 +194,7 @@ def _address(given: str | None) -> str:
     # An empty option is a variable that was not set: the requests, and the key, are not for the default service.
     address = given if given is not None else os.environ.get("OPENAI_BASE_URL") or OPENAI
     where = "--base-url" if given is not None else "OPENAI_BASE_URL"
+    parts = urllib.parse.SplitResult("", "", "", "", "")
     try:
         parts = urllib.parse.urlsplit(address)
         is_web = parts.scheme in {"http", "https"} and bool(parts.hostname) and 0 <= (parts.port or 0) <= 65535
@@ -160,16 +202,21 @@ def _address(given: str | None) -> str:
         is_web = False
     if not is_web or " " in address or not address.isprintable():
         raise Fault(f"{where}: {address!r} is no address of a server; write it like http://localhost:8000/v1")
+    if "@" in parts.netloc:
+        raise Fault(
+            f"{where}: it holds a name or a password, which everybody on the machine sees: give a --header instead"
+        )
     if "#" in address:
         raise Fault(f"{where}: {address!r} goes on with a #, which no server is ever sent: end it there")
     return address
 
 
-def _credentials(address: str) -> dict[str, str]:
+def _credentials(address: str, variable: str | None) -> dict[str, str]:
     """The header that carries the key; none for a server of this network without one."""
     host = (urllib.parse.urlsplit(address).hostname or "").lower()
     is_azure = host.endswith(_AZURE)
-    names = ("AZURE_OPENAI_API_KEY", "OPENAI_API_KEY") if is_azure else ("OPENAI_API_KEY",)
+    usual = ("AZURE_OPENAI_API_KEY", "OPENAI_API_KEY") if is_azure else ("OPENAI_API_KEY",)
+    names = usual if variable is None else (variable,)
     for name in names:
         key = os.environ.get(name, "").strip()
         if key:
@@ -177,7 +224,7 @@ def _credentials(address: str) -> dict[str, str]:
             if " " in key:
                 raise Fault(f"{name} holds characters that no key has: look at how it was exported")
             return {"api-key": key} if is_azure else {"authorization": f"Bearer {key}"}
-    if _is_near(host):
+    if variable is None and _is_near(host):
         return {}
     raise Fault(f"{names[0]} is not set: export it (any value will do for a server that asks for none)")
 
@@ -235,7 +282,7 @@ def _value(text: str) -> Any:
     """JSON where it is some, else the text as it is."""
     try:
         return json.loads(text, parse_constant=_refuse)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -7,7 +7,6 @@ is done elsewhere (`runner`).
 from __future__ import annotations
 
 import math
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
@@ -29,7 +28,7 @@ from penstock.cli.options import (
     limits_of_first_row,
     parse_limits,
     published,
-    server_of,
+    servers_of,
     the_same,
 )
 from penstock.cli.plan import plan, prices_of
@@ -45,11 +44,12 @@ from penstock.runner.engine import Run
 from penstock.runner.files import write_beside
 from penstock.runner.formats import Prompt
 from penstock.runner.output import OutputError, Results, write_summary
+from penstock.runner.place import Place
 from penstock.runner.report import render
 from penstock.runner.settings import DAY, HOUR, Settings
 from penstock.runner.source import Lines, read_row
 from penstock.runner.summary import sentences, summarise
-from penstock.runner.system import signals_here
+from penstock.runner.system import ending_signals, signals_here
 from penstock.runner.timeline import Timeline
 
 __all__ = ["EXIT_CODES"]
@@ -98,7 +98,14 @@ def run(
         typer.Option(metavar="URL", help="Share the limits with other runs through sqlite:FILE or redis://HOST."),
     ] = None,
     base_url: Annotated[
-        str | None, typer.Option(help="The server. [default: OPENAI_BASE_URL, else OpenAI's own]")
+        list[str] | None,
+        typer.Option(help="The server; several are one pool. [default: OPENAI_BASE_URL, else OpenAI's own]"),
+    ] = None,
+    api_key_env: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="VARIABLE", help="Where the key is: one for each server, or for all. [default: OPENAI_API_KEY]"
+        ),
     ] = None,
     header: Annotated[
         list[str] | None,
@@ -186,8 +193,8 @@ def run(
     if limits is not None and account is not None:
         raise Fault("--limits and --account both say what the limits are: give one of them")
     given = None if limits in {None, "auto"} else parse_limits(limits or "")
-    if simulate and base_url is not None:
-        raise Fault("--simulate brings a server of its own: leave --base-url out")
+    if simulate and (base_url or api_key_env):
+        raise Fault("--simulate brings a server of its own: leave --base-url and --api-key-env out")
     if store is not None and (simulate or (given is None and account is None)):
         raise Fault("--store shares the limits that --limits or --account names, of a server that is not simulated")
     part = shard_of(shard)
@@ -195,7 +202,9 @@ def run(
     priced = prices_of(prices) if prices is not None or max_cost is not None else None
     if dry_run:
         return plan(file, limits, account, model, settings, prompt, rows, prices, queue_tokens)
-    server = None if simulate else server_of(base_url, header or (), timeout)
+    servers = {} if simulate else servers_of(base_url or (), api_key_env or (), header or (), timeout)
+    if via == "batch" and len(servers) > 1:
+        raise Fault("--via batch sends to one server: give one --base-url and one --api-key-env")
     timeline = None if report is None else Timeline()
     with ExitStack() as stack:
         lines = stack.enter_context(open_lines(file, None if prompt is None else Prompt(prompt)))
@@ -204,8 +213,7 @@ def run(
         elif given is None and simulate and limits is None:
             given = parse_limits(SIMULATED)
         limits_of = the_same(given) if given is not None else learned if account is None else published(account)
-        if store is not None and server is not None:
-            limits_of = shared(store, limits_of, server, stack)
+        kept = [limits_of if store is None else shared(store, limits_of, each, stack) for each in servers.values()]
         simulation = simulation_of(given or parse_limits(SIMULATED), latency, seed) if simulate else None
         try:
             targets = check_files(lines, out, errors, journal, report)
@@ -238,13 +246,9 @@ def run(
         if results.elsewhere:
             tell(f"{results.elsewhere:,} answers in {out} are to rows that {file} does not have, and stay there")
         if simulation is not None:
-            server = Server(
-                stack.enter_context(simulated(simulation)),
-                headers={"authorization": "Bearer simulated"},
-                timeout=timeout,
-                direct=True,
-            )
-        assert server is not None
+            headers = {"authorization": "Bearer simulated"}
+            address = stack.enter_context(simulated(simulation))
+            servers, kept = {"": Server(address, headers, timeout, direct=True)}, [limits_of]
         chosen = Settings(
             cost=tokens.by_bytes,
             max_in_flight=places(max_in_flight, 2 if simulate else 1, tell),
@@ -261,15 +265,19 @@ def run(
             deadline=deadline,
             prices=priced,
             max_cost=max_cost,
-            secrets=server.secrets,
+            secrets=tuple(secret for each in servers.values() for secret in each.secrets),
         )
         if via == "batch":
             numbers, counts, code = run_batches(
-                lines, results, chosen, _client(BatchHttp, server), queue_tokens=queue_tokens, poll=poll, changed=changed,
+                lines, results, chosen, _client(BatchHttp, next(iter(servers.values()))), queue_tokens=queue_tokens, poll=poll, changed=changed,
                 overwrite=overwrite, tell=tell, codes=_CODES,
             )  # fmt: skip
         else:
-            pass_ = Run(lines, results, chosen, limits_of, _client(Http, server), say=tell)
+            pool = [
+                Place(_client(Http, each), limits, label)
+                for (label, each), limits in zip(servers.items(), kept, strict=True)
+            ]
+            pass_ = Run(lines, results, chosen, pool, say=tell)
             shown = _display(events, quiet=quiet)
             numbers, code = _drive(pass_, lines, timeline, shown, quiet=quiet, priced=priced is not None)
             counts = pass_.counts
@@ -371,8 +379,8 @@ def _drive(
 
 
 async def _obey_signals(run: Run, quiet: bool) -> None:
-    """First Ctrl-C: what was sent may come back. Second: it may not. A polite kill is the same."""
-    with signals_here(signal.SIGINT, signal.SIGTERM) as signals:
+    """First Ctrl-C: what was sent may come back. Second: it may not. A polite kill, or the end of the terminal, is the same."""
+    with signals_here(*ending_signals()) as signals:
         async for _ in signals:
             if run.stopped is None:
                 run.stop("interrupted", "interrupted")

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from penstock import Limiter
 from penstock.cli.options import Fault
 from penstock.runner.client import Server
-from penstock.runner.group import LimitsOf
+from penstock.runner.place import LimitsOf
 from penstock.stores import Store
 
 __all__ = ["shard_of", "shared"]

@@ -13,7 +13,7 @@ import typer
 from penstock.cli.frame import app
 from penstock.cli.options import SIMULATED, UNITS, Fault, parse_limits
 from penstock.cli.terminal import write
-from penstock.runner.group import Limits
+from penstock.runner.place import Limits
 
 __all__ = ["simulated", "simulation_of"]
 

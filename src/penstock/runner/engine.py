@@ -5,14 +5,7 @@ which waits for the limiter, sends, and tries again if that is worth it. Every a
 while holding a permit. How the limiter keeps in step with the server's own buckets is the business of
 `penstock.llm.endpoints`.
 
-What an attempt can end in, and what it counts as:
-
-    answered                        the row is done
-    told to wait                    nothing: a matter of time (`give_up_after`), not of this row
-    no connection                   nothing, and nothing was used: one pause for everybody (`outage`)
-    server's trouble, answer lost   an attempt; several rows at once and nobody answered: an outage
-    refused for good                the row is given up, and is among the errors
-    no money, no key                the run ends, unless it is about one model of several
+What is done about an attempt that was not answered is the business of `troubles`.
 
 Memory is bounded: so many rows are read ahead, so many are on their way, and of all others there is a digest.
 
@@ -22,29 +15,31 @@ waits for nothing. Either way the results are on disk, and the same command goes
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
+import contextlib
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import anyio
 import anyio.to_thread
 
-from penstock import clock, exponential
+from penstock import clock
 from penstock.errors import CostError, StoreError
 from penstock.llm.endpoints import RequestInFlight
-from penstock.llm.failures import Action, Verdict
 from penstock.runner import answers
-from penstock.runner.client import Client, Lost, NotSent, Reply
+from penstock.runner.client import Lost, NotSent, Reply
 from penstock.runner.files import OutputError
 from penstock.runner.formats import FormatError
-from penstock.runner.group import Group, LimitsOf
+from penstock.runner.group import Group
 from penstock.runner.outage import Outage
+from penstock.runner.place import Place
+from penstock.runner.pool import Pool, settle
 from penstock.runner.ports import Known, Sink, Source
-from penstock.runner.secrets import Secrets
 from penstock.runner.settings import Settings, Stopped
 from penstock.runner.source import IdSet, Rejected, Row, read_row
 from penstock.runner.spending import Spending
 from penstock.runner.summary import Counts
+from penstock.runner.troubles import Troubles
 from penstock.runner.work import AMBIGUOUS, Refused, Work
 
 __all__ = ["Run"]
@@ -61,16 +56,11 @@ READ_AT_ONCE = 32
 WORKING_BYTES = 256 * 1024 * 1024
 """Bytes of the rows that are worked on. At least one row always is."""
 
-IN_TROUBLE = 3
-"""Rows that fail one after the other, with no answer in between, before that is taken for an outage; one less where it
-would cost the row."""
+LOOK_AROUND = 5.0
+"""Seconds for which a row waits at one of several places before it is looked whether another would take it sooner."""
 
 TICK = 0.5
 """Seconds between two looks at deadlines and files."""
-
-_BACKOFF = exponential(first=1, cap=60, jitter="full")
-_PATIENCE = exponential(first=0.05, cap=5, jitter="full")  # for rows that are told again and again to wait a moment
-_GATEWAY = frozenset({502, 503, 504, 529})  # what stands in front of a server that is down says
 
 
 class Run:
@@ -79,9 +69,8 @@ class Run:
     Attributes:
         concurrency: Rows that are worked on at once.
         counts: What happened so far.
-        groups: The limits in use, by the name of their models.
-        outage: Whether the server is there.
-        last_error: What went wrong last, in words.
+        groups: The limits in use, by the name of their models, and of their place if there are several.
+        places: Where rows may go.
         stopped: Why the run ends early; None while it does not.
     """
 
@@ -90,8 +79,7 @@ class Run:
         lines: Source,
         results: Sink,
         settings: Settings,
-        limits_of: LimitsOf,
-        client: Client,
+        places: Sequence[Place],
         *,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -101,21 +89,20 @@ class Run:
             lines: The requests.
             results: Where results and errors go; rows that are answered there already are skipped.
             settings: How to run.
-            limits_of: The limits of a model. ValueError: it has none.
-            client: What sends. It is entered by the run.
+            places: Where rows may go, at least one; of several, each row goes to the one that can take it first. The run enters
+                their clients.
             say: Is told, once each, what a person should know while it goes on.
         """
         self.counts: Counts = Counts()
         self.groups: dict[str, Group] = {}
-        self.outage: Outage = Outage(settings.give_up_after)
-        self.last_error: str = ""
+        self.places: tuple[Place, ...] = tuple(places)
+        for place in self.places:
+            place.outage = Outage(settings.give_up_after)
         self.stopped: Stopped | None = None
         self._lines = lines
         self._results = results
         self._settings = settings
-        self._limits_of = limits_of
-        self._client = client
-        self._say = say
+        self._pools: dict[str, Pool] = {}
         self._seen = IdSet()
         self._read_all = False
         # A choice is the better the more there is to choose from, and a file is read in no time.
@@ -124,24 +111,32 @@ class Run:
         self._working_bytes = 0
         self._changed = anyio.Event()
         self._spending = Spending.of(settings.max_cost, settings.prices)
-        self._secrets = Secrets(settings.secrets)
         self._sleepers = 0
         self._room = anyio.Event()
         self._works: set[Work] = set()
         self._finishing: anyio.CancelScope | None = None
-        self._in_trouble: set[str | int] = set()
-        self._long_waits: set[str | int] = set()
-        self._said_long_wait = False
-        self._models: set[str] = set()
-        self._answering: set[str] = set()  # models of which the service has answered a row
-        self._blocked: dict[str, Refused] = {}
-        self._set_aside: list[Work] = []
+        self._troubles = Troubles(
+            settings, self.counts, self.places, left=self._left, give_up=self._give_up, stop=self.stop, say=say
+        )
         self.concurrency: int = settings.max_in_flight
+
+    @property
+    def outage(self) -> Outage:
+        """Whether the server is there; of several, whether any of them is."""
+        outages = [place.outage for place in self.places if not place.closed]
+        return next((one for one in outages if one.since is None), outages[0] if outages else self.places[0].outage)
+
+    @property
+    def last_error(self) -> str:
+        """What went wrong last, in words."""
+        return self._troubles.last_error
 
     async def __call__(self) -> None:
         """Work through the file; return when every row is done, or the run was stopped and nothing is on its way."""
         self.counts.began = self.counts.ended = clock.now()
-        async with self._client, anyio.create_task_group() as tasks:
+        async with contextlib.AsyncExitStack() as clients, anyio.create_task_group() as tasks:
+            for place in self.places:
+                await clients.enter_async_context(place.client)
             watch = anyio.CancelScope()
             tasks.start_soon(self._watch, watch)
             async with anyio.create_task_group() as work:
@@ -151,7 +146,8 @@ class Run:
                     self._working_bytes += len(chosen.row.body)
                     work.start_soon(self._work, chosen)
             watch.cancel()
-        self._end_set_aside()
+        if self.stopped is None:
+            self._troubles.end()
         await self._finish()
 
     async def _finish(self) -> None:
@@ -226,11 +222,11 @@ class Run:
             self._tell()
 
     def _window_rows(self) -> int:
-        return sum(len(group.mix) for group in self.groups.values())
+        return sum(len(pool.mix) for pool in self._pools.values())
 
     def _window_is_full(self, more: int = 0) -> bool:
         """Whether no more rows should be read; with `more`: whether that would be so with so many more."""
-        rows, size = self._window_rows() + more, sum(group.mix.bytes for group in self.groups.values())
+        rows, size = self._window_rows() + more, sum(pool.mix.bytes for pool in self._pools.values())
         return rows >= WINDOW or size >= WINDOW_BYTES
 
     def _sort_in(self, row: Row | Rejected) -> None:
@@ -257,30 +253,43 @@ class Run:
 
     def _admit(self, row: Row) -> None:
         try:
-            name, limits = self._limits_of(row.model)
+            pool = self._pool_of(row.model)
         except ValueError as error:
             self._fail(row, "unknown_model", str(error))
             return
-        group = self.groups.get(name)
-        if group is None:
-            group = self.groups[name] = Group(name, limits, self._settings.idle)
-        reason = group.too_large(row)
+        reason = pool.too_large(row)
         prices = self._settings.prices
         if self._settings.max_cost is not None and prices is not None and prices.price(row.model) is None:
             self._fail(
                 row, "unknown_price", f"the price of {row.model!r} is not known, so --max-cost could not be kept"
             )
         elif reason is None:
-            self._models.add(row.model)
-            group.mix.add(row)
+            self._troubles.models.add(row.model)
+            pool.mix.add(row)
             self._tell()
         else:
             self._fail(row, "request_too_large", reason)
 
+    def _pool_of(self, model: str) -> Pool:
+        """Where the rows of a model may go.
+
+        Raises:
+            ValueError: Nobody knows its limits.
+        """
+        name = self.places[0].limits_of(model)[0]
+        pool = self._pools.get(name)
+        if pool is None:
+            pool = Pool()
+            for place in self.places:
+                label = f"{name or 'all'} at {place.name}" if len(self.places) > 1 else name
+                self.groups[label] = pool.add(label, place.limits_of(model)[1], self._settings.idle, place)
+            self._pools[name] = pool
+        return pool
+
     def _fail(self, row: Row | Rejected, code: str, message: str, **more: Any) -> None:
         self._results.fail(row, code, message, **more)
         self.counts.gave_up(code)
-        self.last_error = message
+        self._troubles.last_error = message
 
     # Choosing ---------------------------------------------------------------------------------------------------------
 
@@ -291,16 +300,21 @@ class Run:
                 if self._results.full:
                     await anyio.sleep(0.05)
                     continue
-                for group in self.groups.values():
-                    if group.wants_more and len(group.mix):
-                        work = Work(group, group.mix.take(group.levels))
+                for pool in self._pools.values():
+                    group = pool.next_group() if len(pool.mix) else None
+                    if group is not None:
+                        work = Work(group, pool.mix.take(group.levels), pool.groups if len(pool.groups) > 1 else ())
                         if not self._read_all and not self._window_is_full(READ_AT_ONCE - 1):
                             self._room.set()
                         return work
-            if self._read_all and not any(len(group.mix) for group in self.groups.values()):
+            if self._read_all and not any(len(pool.mix) for pool in self._pools.values()):
                 return None
             await self._sleep()
         return None
+
+    def _left(self) -> set[Work] | None:
+        """The rows that are left, if all of them are worked on."""
+        return self._works if self._read_all and not self._window_rows() else None
 
     def _tell(self) -> None:
         """Wake all that wait for a change."""
@@ -349,8 +363,8 @@ class Run:
             self._give_up(work, "internal_error", f"{type(error).__name__}: {error}")
         finally:
             self._works.discard(work)
-            self.outage.leave(work)
-            work.leave_line()
+            work.group.place.outage.leave(work)
+            work.end()
             self._working -= 1
             self._working_bytes -= len(work.row.body)
             self._tell()
@@ -366,14 +380,19 @@ class Run:
 
     async def _attempt(self, work: Work) -> bool:
         """Wait for the limiter, send, and write down what came of it. Whether that is the end of the row."""
-        blocked = self._blocked.get(work.row.model)
-        if blocked is not None:
-            self._leave_blocked(work, blocked)
+        if self._troubles.is_blocked(work):
             return True
-        if self.outage.since is not None:
+        if work.groups:
+            settle(work)
+        outage = work.group.place.outage
+        if outage.since is not None:
             work.leave_line()
-            await self.outage.wait(work)
+            await outage.wait(work, LOOK_AROUND if work.groups else math.inf)
+            if not outage.lets(work):
+                return False
         request = await self._acquire(work)
+        if request is None:
+            return False
         self.counts.in_flight += 1
         work.is_sending = True
         granted = request.permit.granted_at
@@ -395,13 +414,23 @@ class Run:
             await anyio.sleep(wait)
         return over
 
-    async def _acquire(self, work: Work) -> RequestInFlight:
+    async def _acquire(self, work: Work) -> RequestInFlight | None:
+        """Wait for a turn; None: it should be looked whether another place takes it sooner."""
         work.enter_line()
         self.counts.waiting += 1
         since = clock.now()
         try:
             # A row that was sent before goes first: it is the oldest, and its place in memory is wanted.
-            return await work.group.acquire(work.row.cost, min(work.sent, 1))
+            if not work.groups:
+                return await work.group.acquire(work.row.cost, min(work.sent, 1))
+            with anyio.move_on_after(LOOK_AROUND):
+                return await work.group.acquire(work.row.cost, min(work.sent, 1))
+            return None
+        except CostError:
+            if len(work.unfit) + 1 >= len(work.groups):
+                raise
+            work.unfit = (*work.unfit, work.group)
+            return None
         finally:
             self.counts.waits.add(clock.now() - since)
             self.counts.waiting -= 1
@@ -417,7 +446,7 @@ class Run:
             group.endpoint.left(request)
             work.is_unsent = False
             self._tell()
-            self.outage.connected()
+            group.place.outage.connected()
             first = work.sent == 0
             work.sent += 1
             counts.sent += 1
@@ -432,19 +461,19 @@ class Run:
 
         self._results.sent(row, work.sent + 1)
         try:
-            reply = await self._client.send(row.path, row.body, left)
+            reply = await group.place.client.send(row.path, row.body, left)
         except NotSent as error:
             self._results.over(row)
-            return self._unreachable(work, str(error))
+            return self._troubles.unreachable(work, str(error))
         except Lost as error:
-            return self._lost(work, str(error))
+            return self._troubles.lost(work, str(error))
         group.on_reply(request, reply)
         verdict = answers.judge(row.path, reply.status, reply.headers, reply.content)
         if isinstance(verdict, answers.Answer):
             self._answered(work, reply, verdict.body)
             return True
         self._results.over(row)
-        return self._refused(work, request, Refused(verdict, reply))
+        return self._troubles.refused(work, request, Refused(verdict, reply))
 
     def _answered(self, work: Work, reply: Reply, body: bytes) -> None:
         row = work.row
@@ -455,150 +484,7 @@ class Run:
             self.counts.dollars += paid
             if self._spending is not None:
                 self._spending.paid(paid)
-        self.outage.answered()
-        if self._in_trouble:
-            self._in_trouble.clear()
-        if self._long_waits:
-            self._long_waits.clear()
-        if row.model not in self._answering:
-            self._answering.add(row.model)
-            self._end_set_aside()
-
-    # What is no answer ------------------------------------------------------------------------------------------------
-
-    def _unreachable(self, work: Work, reason: str) -> bool:
-        """There was no connection: the row waits for the server, and nothing is counted."""
-        self.last_error = reason
-        if (over := self.outage.failed(work, reason)) is not None:
-            self.stop("unreachable", over)
-        return False
-
-    def _lost(self, work: Work, reason: str) -> bool:
-        self.last_error = reason
-        self.counts.lost += 1
-        if self._settings.on_ambiguous == "fail":
-            return self._give_up(work, "ambiguous", f"{reason}. {AMBIGUOUS}")
-        work.may_be_billed = True
-        if self._server_is_down(work, reason):
-            return False
-        work.failures += 1
-        if work.failures >= self._settings.attempts:
-            return self._give_up(work, "connection_error", reason)
-        work.wait = _BACKOFF.delay(work.failures - 1, None, random.random())
-        return False
-
-    def _refused(self, work: Work, request: RequestInFlight, refused: Refused) -> bool:
-        verdict, status = refused.verdict, refused.reply.status
-        if verdict.message:
-            self.last_error = self._secrets.hide(verdict.message)
-        if status == 429:
-            self.counts.status_429 += 1
-        if verdict.action is Action.STOP:
-            return self._block(work, refused)
-        if verdict.action is Action.PERMANENT:
-            return self._give_up_refused(work, refused)
-        if verdict.action is Action.WAIT:
-            return self._told_to_wait(work, request, refused)
-        if status in _GATEWAY and self._server_is_down(work, f"the server answers with status {status}"):
-            return False
-        work.failures += 1
-        if work.failures >= self._settings.attempts:
-            return self._give_up_refused(work, refused)
-        backoff = _BACKOFF.delay(work.failures - 1, None, random.random())
-        work.wait = min(self._settings.max_pause, max(backoff, verdict.wait or 0.0))
-        return False
-
-    def _told_to_wait(self, work: Work, request: RequestInFlight, refused: Refused) -> bool:
-        """Everybody waits, once, for as long as the server asks and is bearable.
-
-        The row itself has done nothing wrong.
-        """
-        verdict, settings, now = refused.verdict, self._settings, clock.now()
-        if work.waits_since is None:
-            work.waits_since = now
-        if now - work.waits_since >= settings.give_up_after:
-            return self._give_up_refused(work, refused)
-        work.waits += 1
-        if verdict.wait is None or verdict.wait <= settings.max_pause:
-            work.group.on_refusal(request, verdict)
-            if work.waits > 3:
-                work.wait = (verdict.wait or 0.0) + _PATIENCE.delay(work.waits - 4, None, random.random())
-            return False
-        # One row may be above a quota of its own, so it waits alone; when a second one is told the same, it is
-        # everybody's.
-        self._long_waits.add(work.row.custom_id)
-        if not self._said_long_wait:
-            self._said_long_wait = True
-            self._say(
-                f"the server asks to wait {verdict.wait:,.0f} s ({self._secrets.hide(verdict.message)[:200] or 'without a word why'}); "
-                f"it is asked again after {settings.max_pause:,.0f} s"
-            )
-        if len(self._long_waits) > 1:
-            work.group.on_refusal(request, Verdict(verdict.action, settings.max_pause, verdict.code, verdict.message))
-        else:
-            work.wait = settings.max_pause
-        return False
-
-    def _server_is_down(self, work: Work, reason: str) -> bool:
-        """Whether it is the server that fails and not this row: so many fail, and nobody is answered."""
-        self._in_trouble.add(work.row.custom_id)
-        is_last = work.failures + 1 >= self._settings.attempts
-        if len(self._in_trouble) < IN_TROUBLE - is_last:
-            return False
-        over = self.outage.failed(work, reason, until_answer=True)
-        if over is not None:
-            self.stop("unreachable", over)
-        return True
-
-    def _block(self, work: Work, refused: Refused) -> bool:
-        """The service takes no request like this any more: of this account, or of this model where others are served."""
-        model, about_key = work.row.model, refused.reply.status in {401, 403}
-        if about_key and (self._models | self._answering) - {model}:
-            self._blocked[model] = refused
-            if self._models <= self._blocked.keys() and not self._answering - {model}:
-                return self._end_account(refused)
-            self._leave_blocked(work, refused)
-            return True
-        return self._end_account(refused)
-
-    def _end_account(self, refused: Refused) -> bool:
-        verdict, status = refused.verdict, refused.reply.status
-        said = self._secrets.hide(verdict.message or verdict.code or "the server takes no request with this key")
-        code = f", {verdict.code}" if verdict.code else ""
-        self.stop("account", f"{said} (status {status}{code})")
-        return True
-
-    def _leave_blocked(self, work: Work, refused: Refused) -> None:
-        """A row of a model that is not served: given up once it is sure that others are."""
-        if self._answering - {work.row.model}:
-            self._give_up_refused(work, refused)
-        else:
-            self._set_aside.append(work)
-
-    def _end_set_aside(self) -> None:
-        """Decide about rows of models that were refused.
-
-        Their own trouble if anything else was answered, else the key's.
-        """
-        if not self._set_aside:
-            return
-        if self._answering:
-            rows, self._set_aside = self._set_aside, []
-            for work in rows:
-                self._give_up_refused(work, self._blocked[work.row.model])
-        elif self._working == 0 and self.stopped is None:
-            self._end_account(self._blocked[self._set_aside[0].row.model])
-
-    def _give_up_refused(self, work: Work, refused: Refused) -> bool:
-        verdict, reply = refused.verdict, refused.reply
-        return self._give_up(
-            work,
-            verdict.code or f"http_{reply.status}",
-            self._secrets.hide(verdict.message) or f"the server answered with status {reply.status}",
-            status_code=reply.status,
-            request_id=reply.headers.get("x-request-id"),
-            body=answers.writable(self._secrets.hide_bytes(reply.content)),
-        )
+        self._troubles.answered(work)
 
     def _give_up(self, work: Work, code: str, message: str, **more: Any) -> bool:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from penstock import Limiter, Rate, clock
@@ -15,19 +15,13 @@ from penstock.llm.failures import Verdict
 from penstock.llm.headers import Quota, Reading
 from penstock.runner.client import Reply
 from penstock.runner.mix import Level, Mix
+from penstock.runner.place import Limits, Place
 from penstock.runner.source import Row
 from penstock.runner.summary import Allowance, Allowances
 from penstock.runner.throttle import Throttle
 from penstock.stores import MemoryStore
 
-__all__ = ["Group", "Limits", "LimitsOf"]
-
-Limits = Mapping[str, tuple[Rate, ...]]
-"""Unit → its limits."""
-
-LimitsOf = Callable[[str], tuple[str, "Limits | Limiter | Endpoint | None"]]
-"""Model → (name of the models that share its limits, the limits; a limiter that others use too; an endpoint, which
-other runs in this loop use too; None: the server's answers will tell)."""
+__all__ = ["Group"]
 
 LINE = 2
 """Rows that wait in a limiter's line: enough that it never runs dry, and few, because their order is settled."""
@@ -39,9 +33,27 @@ server evenly."""
 
 
 class Group:
-    """The models that share limits: their endpoint, and their rows that wait to be chosen."""
+    """The models that share limits: their endpoint, and their rows that wait to be chosen.
 
-    def __init__(self, name: str, limits: Limits | Limiter | Endpoint | None, idle: float = math.inf) -> None:
+    Attributes:
+        name: Of the models.
+        mix: The rows that wait to be chosen.
+        answers: How many rows were answered.
+        rows: Rows that are worked on here.
+        in_line: Rows in the limiter's line.
+        unsent: Rows that were granted their turn and are still here.
+        endpoint: The limits, in step with the server's own.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        limits: Limits | Limiter | Endpoint | None,
+        idle: float = math.inf,
+        *,
+        place: Place | None = None,
+        mix: Mix | None = None,
+    ) -> None:
         """Begin with what the limits have regained since they were last used, taken for empty then.
 
         Args:
@@ -49,15 +61,20 @@ class Group:
             limits: What the server enforces, at least one per unit; a limiter or an endpoint that others use too, which
                 keeps its own; None: the server's answers will tell.
             idle: Seconds since an earlier run used these limits up; `inf`: they are whole.
+            place: The server that keeps the limits; None where nothing is sent.
+            mix: The rows that wait; several places may take from it.
         """
         self.name = name
-        self.mix: Mix = Mix()
+        self.mix: Mix = Mix() if mix is None else mix
+        self.answers: int = 0
+        self.rows: int = 0
         self.in_line: int = 0
         self.unsent: int = 0
         self._line: dict[str, float] = {}
         self._is_shared = isinstance(limits, Limiter | Endpoint)
         self._promised: Limits | None = _promised(limits)
         self._idle = idle
+        self._place = place
         self._throttle = Throttle()
         self._known: Allowances | None = None
         self._told: tuple[Limiter, Limits] | None = None
@@ -76,6 +93,12 @@ class Group:
                 )
             self.endpoint = Endpoint(limiter)
         self._is_stored = not isinstance(self.endpoint.limiter.store, MemoryStore)
+
+    @property
+    def place(self) -> Place:
+        """The server that keeps the limits."""
+        assert self._place is not None, "rows are sent from a group that has one"
+        return self._place
 
     @property
     def limits(self) -> Limits:

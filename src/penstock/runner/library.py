@@ -27,8 +27,8 @@ from penstock.llm import tokens
 from penstock.llm.tokens import Cost
 from penstock.runner.client import Client, Http, Server
 from penstock.runner.engine import Run
-from penstock.runner.group import LimitsOf
 from penstock.runner.journal import Journal, Syncer
+from penstock.runner.place import LimitsOf, Place
 from penstock.runner.ports import Known
 from penstock.runner.settings import DAY, HOUR, Settings
 from penstock.runner.source import Rejected, Row, dump_json, load_json
@@ -79,7 +79,7 @@ class Result:
 
 async def run(
     rows: Iterable[RowLike] | AsyncIterable[RowLike],
-    client_or_url: Client | str,
+    client_or_url: Client | str | Sequence[Client | str],
     limits: LimitsLike | LimitsOf = "auto",
     journal: Path | str | None = None,
     *,
@@ -100,10 +100,10 @@ async def run(
 
     Args:
         rows: Mappings, in OpenAI's Batch format (`custom_id`, `url`, `body`) or bare bodies.
-        client_or_url: The base URL of a server, as SDKs want it, or what sends.
-        limits: Limits by unit, such as `{"requests": "3500/min", "tokens": "90k/min"}`; a `Limiter`, which may be
-            shared with others through a store; "auto": the server's answers tell, for each model; or a function of the
-            model, see `group.LimitsOf`.
+        client_or_url: The base URL of a server, as SDKs want it, or what sends; of several, each row goes to the one that can take
+            it first, and each keeps the limits by itself.
+        limits: Limits by unit, such as `{"requests": "3500/min", "tokens": "90k/min"}`; a `Limiter`, which may be shared with others
+            through a store; "auto": the server's answers tell, for each model; or a function of the model, see `place.LimitsOf`.
         journal: A file that is written as `penstock run` writes its own; None: nothing is kept.
         headers: Sent with every request: `{"authorization": f"Bearer {key}"}`.
         cost: What a request takes from the limits, of (path, body).
@@ -121,7 +121,12 @@ async def run(
         OutputError: The journal cannot be written, or is none.
         ValueError: A limit that is none.
     """
-    client = Http(Server(client_or_url, headers or {}, timeout)) if isinstance(client_or_url, str) else client_or_url
+    given: Sequence[Any] = client_or_url if isinstance(client_or_url, list | tuple) else [client_or_url]
+    clients: list[Client] = [
+        Http(Server(each, headers or {}, timeout)) if isinstance(each, str) else each for each in given
+    ]
+    if not clients:
+        raise ValueError("a run needs a server: the list of them is empty")
     limits_of = limits if callable(limits) and not isinstance(limits, Limiter) else _limits_of(limits)
     settings = Settings(
         cost=cost,
@@ -130,14 +135,14 @@ async def run(
         give_up_after=give_up_after,
         max_pause=max_pause,
         on_ambiguous=on_ambiguous,
-        secrets=tuple(getattr(client, "secrets", ())),
+        secrets=tuple(secret for client in clients for secret in getattr(client, "secrets", ())),
     )
+    places = [Place(client, limits_of, f"server {number}") for number, client in enumerate(clients, 1)]
     source = _Given(rows)
     with contextlib.ExitStack() as stack:
         sink = _Yielded(None if journal is None else Path(journal), changed, stack)
-        this = Run(source, sink, settings, limits_of, client)
-        # A task of its own and no task group: the consumer that leaves the loop may close this generator from another
-        # task.
+        this = Run(source, sink, settings, places)
+        # A task of its own and no task group: whoever leaves the loop may close this generator from another task.
         work = asyncio.create_task(this())
         work.add_done_callback(lambda _: sink.end())
         try:

@@ -12,6 +12,8 @@ What is bounded is time: how long a server may stay away, and how long one that 
 
 from __future__ import annotations
 
+import math
+
 import anyio
 
 from penstock import clock
@@ -50,6 +52,7 @@ class Outage:
         self._delay = FIRST_DELAY
         self._next = 0.0
         self._prober: object | None = None
+        self._line: dict[object, None] = {}
         self._changed = anyio.Event()
 
     @property
@@ -57,22 +60,47 @@ class Outage:
         """Seconds until the next probe leaves; 0 while it is under way."""
         return max(0.0, self._next - clock.now())
 
-    async def wait(self, who: object) -> None:
-        """Return when `who` may send: at once while the server is there, else as the next probe or after the outage."""
+    @property
+    def is_probed(self) -> bool:
+        """Whether somebody looks already whether it is back."""
+        return self._prober is not None
+
+    def lets(self, who: object) -> bool:
+        """Whether `who` may send: the server is there, or `who` is the one that looks."""
+        return self.since is None or self._prober is who
+
+    async def wait(self, who: object, longest: float = math.inf) -> None:
+        """Return when `who` may send: at once while the server is there, else as the next probe or after the outage.
+
+        Args:
+            who: What waits.
+            longest: Seconds after which to return in any case, if `who` is not the one that probes.
+        """
         if self._began is None:
             self._began = clock.now()
-        while self.since is not None:
+        self._line[who] = None  # at its end: whoever probed last lets others
+        try:
+            while self.since is not None and self._prober is not who:
+                if self._prober is None and next(iter(self._line)) is who:
+                    await self._probe(who)
+                    return
+                changed = self._changed
+                with anyio.move_on_after(longest):
+                    await changed.wait()
+                if not changed.is_set():
+                    return
+        finally:
+            del self._line[who]
             if self._prober is None:
-                self._prober = who
-                try:
-                    await anyio.sleep(max(0.0, self._next - clock.now()))
-                except BaseException:
-                    self.leave(who)
-                    raise
-                return
-            if self._prober is who:
-                return
-            await self._changed.wait()
+                self._tell()
+
+    async def _probe(self, who: object) -> None:
+        self._prober = who
+        try:
+            await anyio.sleep(max(0.0, self._next - clock.now()))
+        except BaseException:
+            self.leave(who)
+            raise
 
     def failed(self, who: object, reason: str, *, until_answer: bool = False) -> str | None:
         """The server did not take a request.
@@ -115,6 +143,10 @@ class Outage:
         self._reached = True
         if self.since is not None:
             self._over()
+
+    def give_up(self) -> None:
+        """Nobody need wait for it any more."""
+        self._over()
 
     def leave(self, who: object) -> None:
         """`who` sends nothing after all: another may be the probe."""

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from penstock.runner.batch_parts import HEADROOM, QueueLimits, Sizer
-from penstock.runner.group import Group, LimitsOf
+from penstock.runner.group import Group
+from penstock.runner.place import LimitsOf
 from penstock.runner.prices import Prices, output_bound
 from penstock.runner.source import IdSet, Rejected, Row
 

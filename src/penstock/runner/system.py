@@ -29,7 +29,17 @@ try:
 except ImportError:  # everywhere else
     _msvcrt = None
 
-__all__ = ["BINARY", "NO_LINKS", "in_binary", "is_readable", "pread", "signals_here", "sync_data", "try_lock"]
+__all__ = [
+    "BINARY",
+    "NO_LINKS",
+    "ending_signals",
+    "in_binary",
+    "is_readable",
+    "pread",
+    "signals_here",
+    "sync_data",
+    "try_lock",
+]
 
 BINARY: int = getattr(os, "O_BINARY", 0)
 """A flag for `os.open`: bytes as they are. Needed where text mode is the default."""
@@ -97,6 +107,14 @@ def is_readable(file: int, seconds: float) -> bool:
         return bool(select.select([file], [], [], seconds)[0])
     except OSError:  # it knows sockets only
         return True
+
+
+def ending_signals() -> list[signal.Signals]:
+    """What asks a program to end: Ctrl-C, a polite kill, and the end of its terminal, unless it was started to outlive that (nohup)."""
+    hangup: signal.Signals | None = getattr(signal, "SIGHUP", None)
+    if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
+        return [signal.SIGINT, signal.SIGTERM]
+    return [signal.SIGINT, signal.SIGTERM, hangup]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import anyio
@@ -23,11 +24,13 @@ class Work:
     """A row that is worked on. It counts as one in the limiter's line from the moment it is chosen."""
 
     __slots__ = (
-        "_is_unsent", "earliest", "failures", "group", "in_line", "is_sending", "may_be_billed", "reserved", "row", "scope", "sent", "wait", "waits",
-        "waits_since",
+        "_is_unsent", "answers_then", "avoid", "earliest", "failures", "group", "groups", "in_line", "is_sending", "may_be_billed", "probes",
+        "reserved", "row", "scope", "sent", "unfit", "wait", "waits", "waits_since",
     )  # fmt: skip
 
-    def __init__(self, group: Group, row: Row) -> None:
+    def __init__(self, group: Group, row: Row, groups: Sequence[Group] = ()) -> None:
+        """A row that was chosen for a group; it may move to another one of `groups`, if there are any."""
+        self.groups: Sequence[Group] = groups
         self.group: Group = group
         self.row: Row = row
         self.scope: anyio.CancelScope = anyio.CancelScope()
@@ -36,13 +39,32 @@ class Work:
         self.failures: int = 0  # those that count
         self.waits: int = 0  # how often it was told to wait
         self.waits_since: float | None = None
+        self.answers_then: int = 0  # of its group, when it was told to wait last
+        self.probes: int = 0  # attempts that failed in an outage
+        self.avoid: Group | None = None  # where it failed last
+        self.unfit: tuple[Group, ...] = ()  # whose limits it is too large for
         self.reserved: float = 0.0  # dollars
         self.wait: float = 0.0  # seconds before its next attempt
         self.may_be_billed: bool | None = None
         self.earliest: float = 0.0
         self.in_line: bool = False
         self._is_unsent: bool = False
+        group.rows += 1
         self.enter_line()
+
+    def move(self, group: Group) -> None:
+        """Let it wait elsewhere."""
+        was_in_line = self.in_line
+        self.end()
+        self.group = group
+        group.rows += 1
+        if was_in_line:
+            self.enter_line()
+
+    def end(self) -> None:
+        """Nothing more is done about it, at least not here."""
+        self.leave_line()
+        self.group.rows -= 1
 
     @property
     def is_unsent(self) -> bool:

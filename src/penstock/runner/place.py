@@ -1,0 +1,51 @@
+"""A server that rows may go to: how they get there, which limits it keeps, and whether it is there.
+
+A run has one of them, or several as a pool: other servers, or other keys of the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from penstock import Limiter, Rate
+from penstock.llm.endpoints import Endpoint
+from penstock.runner.client import Client
+from penstock.runner.outage import Outage
+
+__all__ = ["Limits", "LimitsOf", "Place"]
+
+Limits = Mapping[str, tuple[Rate, ...]]
+"""Unit → its limits."""
+
+LimitsOf = Callable[[str], tuple[str, "Limits | Limiter | Endpoint | None"]]
+"""Model → (name of the models that share its limits, the limits; a limiter that others use too; an endpoint, which
+other runs in this loop use too; None: the server's answers will tell)."""
+
+
+class Place:
+    """A server that rows may go to.
+
+    Attributes:
+        client: What sends.
+        limits_of: The limits of a model there. ValueError: it has none.
+        name: What to call it, where there are several.
+        outage: Whether it is there; a run sets how long it may be away.
+        in_trouble: Rows that failed there one after the other, by their custom_ids, with no answer in between.
+        closed: Why nothing is sent there any more; "" while it is.
+    """
+
+    __slots__ = ("client", "closed", "in_trouble", "limits_of", "name", "outage")
+
+    def __init__(self, client: Client, limits_of: LimitsOf, name: str = "") -> None:
+        """A place that is open and thought to be there."""
+        self.client: Client = client
+        self.limits_of: LimitsOf = limits_of
+        self.name: str = name
+        self.outage: Outage = Outage(0.0)
+        self.in_trouble: set[str | int] = set()
+        self.closed: str = ""
+
+    @property
+    def is_up(self) -> bool:
+        """Whether rows may well be sent there now."""
+        return not self.closed and self.outage.since is None

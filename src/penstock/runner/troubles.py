@@ -1,0 +1,290 @@
+"""What is done about an attempt that was not answered.
+
+What it can have ended in, and what that counts as:
+
+    told to wait                    nothing: a matter of time (`give_up_after`), not of this row
+    no connection                   nothing, and nothing was used: one pause for everybody (`outage`)
+    server's trouble, answer lost   an attempt; several rows at once and nobody answered: an outage
+    refused for good                the row is given up, and is among the errors
+    no money, no key                the run ends, unless it is about one model of several, or one place of several
+
+The hard question is whose trouble it is: the row's, or everybody's. A row that fails while others are answered is in trouble by
+itself; where nobody is answered any more, everybody waits for the server. Only the last rows of a run, of which none is answered for
+minutes, are given up together.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Protocol
+
+from penstock import clock, exponential
+from penstock.llm.endpoints import RequestInFlight
+from penstock.llm.failures import Action, Verdict
+from penstock.runner import answers
+from penstock.runner.place import Place
+from penstock.runner.secrets import Secrets
+from penstock.runner.settings import Settings
+from penstock.runner.summary import Counts
+from penstock.runner.work import AMBIGUOUS, Refused, Work
+
+__all__ = ["Troubles"]
+
+IN_TROUBLE = 3
+"""Rows that fail one after the other, with no answer in between, before that is taken for an outage; one less where it would
+cost the row."""
+
+SURE = 300.0
+"""Seconds of an outage after which what fails in it may count against its row: the last few rows may be what the server falls over."""
+
+OWN_WAITS = 5
+"""Times that a row is told to wait, while others are answered, before it is taken for the row's own matter and nobody else waits."""
+
+_BACKOFF = exponential(first=1, cap=60, jitter="full")
+_PATIENCE = exponential(first=0.05, cap=5, jitter="full")  # for those who are told again and again to wait a moment
+_GATEWAY = frozenset({502, 503, 504, 529})  # what stands in front of a server that is down says
+
+
+class GiveUp(Protocol):
+    """Puts a row among the errors; returns True."""
+
+    def __call__(self, work: Work, code: str, message: str, **more: Any) -> bool:
+        """Do it."""
+        ...
+
+
+class Troubles:
+    """Decides what becomes of rows whose attempts were not answered. Each method says whether that is the end of the row.
+
+    Attributes:
+        last_error: What went wrong last, in words; "": nothing.
+        models: The models that were asked for.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        counts: Counts,
+        places: Sequence[Place],
+        *,
+        left: Callable[[], Collection[Work] | None],
+        give_up: GiveUp,
+        stop: Callable[[str, str], None],
+        say: Callable[[str], None],
+    ) -> None:
+        """Nothing is wrong.
+
+        Args:
+            settings: How to run.
+            counts: What happened so far.
+            places: Where rows may go.
+            left: The rows that are left, if all of them are worked on; None: more will come.
+            give_up: Puts a row among the errors.
+            stop: Ends the run, with a code and a message.
+            say: Is told, once each, what a person should know.
+        """
+        self.last_error: str = ""
+        self.models: set[str] = set()
+        self._settings, self._counts, self._places = settings, counts, places
+        self._left = left
+        self._give_up, self._stop, self._say = give_up, stop, say
+        self._secrets = Secrets(settings.secrets)
+        self._long_waits: set[str | int] = set()
+        self._said_long_wait = False
+        self._answering: set[str] = set()  # models of which the service has answered a row
+        self._blocked: dict[str, Refused] = {}
+        self._set_aside: list[Work] = []
+
+    def answered(self, work: Work) -> None:
+        """A row was answered: whatever failed at its place meanwhile is no outage."""
+        group, place, model = work.group, work.group.place, work.row.model
+        group.answers += 1
+        place.outage.answered()
+        if place.in_trouble:
+            place.in_trouble.clear()
+        if self._long_waits:
+            self._long_waits.clear()
+        if model not in self._answering:
+            self._answering.add(model)
+            self._end_set_aside()
+
+    def is_blocked(self, work: Work) -> bool:
+        """Whether the model of a row is one that the service does not serve; then it is the end of the row, or it is set aside."""
+        refused = self._blocked.get(work.row.model)
+        if refused is not None:
+            self._leave_blocked(work, refused)
+        return refused is not None
+
+    def end(self) -> None:
+        """Nothing more will be answered: rows of models that were refused had the wrong key, if no other was answered."""
+        self._end_set_aside()
+        if self._set_aside:
+            self._end_account(self._blocked[self._set_aside[0].row.model])
+
+    # Connections ------------------------------------------------------------------------------------------------------
+
+    def unreachable(self, work: Work, reason: str) -> bool:
+        """There was no connection: the row waits for the server, and nothing is counted."""
+        self.last_error = reason
+        work.avoid = work.group
+        self._fail_place(work, reason)
+        return False
+
+    def lost(self, work: Work, reason: str) -> bool:
+        """It was sent, and there is no answer: it may have been billed."""
+        self.last_error = reason
+        self._counts.lost += 1
+        if self._settings.on_ambiguous == "fail":
+            return self._give_up(work, "ambiguous", f"{reason}. {AMBIGUOUS}")
+        work.may_be_billed = True
+        if self._server_is_down(work, reason):
+            return False
+        work.failures += 1
+        if work.failures >= self._settings.attempts:
+            return self._give_up(work, "connection_error", reason)
+        work.wait = _BACKOFF.delay(work.failures - 1, None, random.random())
+        return False
+
+    def _fail_place(self, work: Work, reason: str, *, until_answer: bool = False) -> None:
+        """The place of a row did not serve it. One that stays away is closed; the last one ends the run."""
+        place = work.group.place
+        over = place.outage.failed(work, reason, until_answer=until_answer)
+        if over is not None and not self._close(place, over):
+            self._stop("unreachable", over)
+
+    def _close(self, place: Place, reason: str) -> bool:
+        """Send nothing there any more; False: there is no other place."""
+        if not any(other is not place and not other.closed for other in self._places):
+            return False
+        if not place.closed:
+            place.closed = reason
+            place.outage.give_up()
+            self._say(f"nothing more is sent to {place.name}, and the others go on: {reason}")
+        return True
+
+    def _server_is_down(self, work: Work, reason: str) -> bool:
+        """Whether it is the server that fails and not this row: so many fail, and nobody is answered."""
+        place = work.group.place
+        place.in_trouble.add(work.row.custom_id)
+        is_last = work.failures + 1 >= self._settings.attempts
+        if len(place.in_trouble) < IN_TROUBLE - is_last:
+            return False
+        self._fail_place(work, reason, until_answer=True)
+        since = place.outage.since
+        work.probes += 1
+        if since is not None and clock.now() - since >= SURE and self._nobody_else_can_tell():
+            work.failures = self._settings.attempts - 1  # this one is the last
+            return False
+        return True
+
+    def _nobody_else_can_tell(self) -> bool:
+        """Whether all rows that are left have failed so often in this outage that it may as well be their own trouble."""
+        left = self._left()
+        return left is not None and all(each.probes >= self._settings.attempts for each in left)
+
+    # Refusals ---------------------------------------------------------------------------------------------------------
+
+    def refused(self, work: Work, request: RequestInFlight, refused: Refused) -> bool:
+        """The server answered, but not with a result."""
+        verdict, status = refused.verdict, refused.reply.status
+        if verdict.message:
+            self.last_error = self._secrets.hide(verdict.message)
+        if status == 429:
+            self._counts.status_429 += 1
+        if verdict.action is Action.STOP:
+            return self._block(work, refused)
+        if verdict.action is Action.PERMANENT:
+            return self._give_up_refused(work, refused)
+        if verdict.action is Action.WAIT:
+            return self._told_to_wait(work, request, refused)
+        if status in _GATEWAY and self._server_is_down(work, f"the server answers with status {status}"):
+            return False
+        work.failures += 1
+        if work.failures >= self._settings.attempts:
+            return self._give_up_refused(work, refused)
+        backoff = _BACKOFF.delay(work.failures - 1, None, random.random())
+        work.wait = min(self._settings.max_pause, max(backoff, verdict.wait or 0.0))
+        return False
+
+    def _told_to_wait(self, work: Work, request: RequestInFlight, refused: Refused) -> bool:
+        """Everybody waits, once, for as long as the server asks and is bearable. The row itself has done nothing wrong."""
+        verdict, settings, now = refused.verdict, self._settings, clock.now()
+        if work.waits_since is None:
+            work.waits_since = now
+        if now - work.waits_since >= settings.give_up_after:
+            return self._give_up_refused(work, refused)
+        work.waits += 1
+        others_go_on, work.answers_then = work.group.answers > work.answers_then, work.group.answers
+        if verdict.wait is None or verdict.wait <= settings.max_pause:
+            if work.waits > OWN_WAITS and others_go_on:
+                work.wait = (verdict.wait or 0.0) + _BACKOFF.delay(work.waits - OWN_WAITS, None, random.random())
+                return False
+            work.group.on_refusal(request, verdict)
+            if work.waits > 3:
+                work.wait = (verdict.wait or 0.0) + _PATIENCE.delay(work.waits - 4, None, random.random())
+            return False
+        # One row may be above a quota of its own, so it waits alone; when a second one is told the same, it is everybody's.
+        self._long_waits.add(work.row.custom_id)
+        if not self._said_long_wait:
+            self._said_long_wait = True
+            self._say(
+                f"the server asks to wait {verdict.wait:,.0f} s ({self._secrets.hide(verdict.message)[:200] or 'without a word why'}); "
+                f"it is asked again after {settings.max_pause:,.0f} s"
+            )
+        if len(self._long_waits) > 1:
+            work.group.on_refusal(request, Verdict(verdict.action, settings.max_pause, verdict.code, verdict.message))
+        else:
+            work.wait = settings.max_pause
+        return False
+
+    def _give_up_refused(self, work: Work, refused: Refused) -> bool:
+        verdict, reply = refused.verdict, refused.reply
+        return self._give_up(
+            work,
+            verdict.code or f"http_{reply.status}",
+            self._secrets.hide(verdict.message) or f"the server answered with status {reply.status}",
+            status_code=reply.status,
+            request_id=reply.headers.get("x-request-id"),
+            body=answers.writable(self._secrets.hide_bytes(reply.content)),
+        )
+
+    # No money, no key -------------------------------------------------------------------------------------------------
+
+    def _block(self, work: Work, refused: Refused) -> bool:
+        """The service takes no request like this any more: of this account, or of this model where others are served."""
+        if self._close(work.group.place, self._said(refused)):
+            work.avoid = work.group
+            return False
+        model, about_key = work.row.model, refused.reply.status in {401, 403}
+        if about_key and (self.models | self._answering) - {model}:
+            self._blocked[model] = refused
+            if self.models <= self._blocked.keys() and not self._answering - {model}:
+                return self._end_account(refused)
+            self._leave_blocked(work, refused)
+            return True
+        return self._end_account(refused)
+
+    def _said(self, refused: Refused) -> str:
+        verdict = refused.verdict
+        said = self._secrets.hide(verdict.message or verdict.code or "the server takes no request with this key")
+        code = f", {verdict.code}" if verdict.code else ""
+        return f"{said} (status {refused.reply.status}{code})"
+
+    def _end_account(self, refused: Refused) -> bool:
+        self._stop("account", self._said(refused))
+        return True
+
+    def _leave_blocked(self, work: Work, refused: Refused) -> None:
+        """A row of a model that is not served: given up once it is sure that others are."""
+        if self._answering - {work.row.model}:
+            self._give_up_refused(work, refused)
+        else:
+            self._set_aside.append(work)
+
+    def _end_set_aside(self) -> None:
+        """Give up rows of models that were refused, once any other was answered."""
+        if self._answering:
+            rows, self._set_aside = self._set_aside, []
+            for work in rows:
+                self._give_up_refused(work, self._blocked[work.row.model])
