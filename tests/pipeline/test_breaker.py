@@ -19,24 +19,9 @@ from penstock._core.breaker import Breaker
 from penstock.errors import CircuitOpen, RateLimited
 from penstock.pipeline import Pipeline, circuit_breaker, fallback, timeout
 from penstock.retry import Retry, constant
+from tests.pipeline.calls import echo, raises
 
 anyio_test = pytest.mark.anyio
-
-
-def _raises(error):
-    async def fail(*_args):
-        raise error
-
-    return fail
-
-
-async def echo(value):
-    await anyio.lowlevel.checkpoint()
-    return value
-
-
-async def stuck(*_args):
-    await anyio.sleep_forever()
 
 
 class Service:
@@ -396,7 +381,7 @@ async def test_an_error_whose_properties_raise_is_raised_itself(broken, virtual_
     error = Broken(broken)
     breaker = circuit_breaker(on=Broken, failures=1)
     with pytest.raises(Broken) as caught:
-        await breaker(_raises(error))()
+        await breaker(raises(error))()
     assert (caught.value is error, breaker.state) == (True, "open")
 
 
@@ -423,7 +408,7 @@ async def test_a_hint_that_raises_does_not_cost_the_error(virtual_time):
     breaker = circuit_breaker(on=OSError, failures=1, hint=lambda error: error.no_such_attribute)
     error = OSError()
     with pytest.raises(OSError):
-        await breaker(_raises(error))()
+        await breaker(raises(error))()
     assert breaker.state == "open"
     assert "circuit_breaker: `hint` raised AttributeError" in error.__notes__[0]
 
@@ -434,7 +419,7 @@ async def test_a_hint_that_returns_an_awaitable_is_refused(virtual_time):
     with pytest.raises(
         TypeError, match=r"circuit_breaker\(hint=\.\.\.\) returned coroutine: it is called and not awaited"
     ):
-        await breaker(_raises(OSError()))()
+        await breaker(raises(OSError()))()
 
 
 @anyio_test
@@ -442,7 +427,7 @@ async def test_no_hint_keeps_a_breaker_open_for_years(virtual_time):
     breaker = circuit_breaker(on=OSError, failures=1, hint=lambda _: 9_999_999_999, max_open=timedelta(hours=2))
     service = Service()
     with pytest.raises(OSError):
-        await breaker(_raises(OSError()))()
+        await breaker(raises(OSError()))()
     await anyio.sleep(7_199)
     await times(1, breaker(service), CircuitOpen)
     await anyio.sleep(1)

@@ -8,29 +8,14 @@ import anyio
 import pytest
 
 from penstock.pipeline import fallback
+from tests.pipeline.calls import echo, raises, stuck
 
 anyio_test = pytest.mark.anyio
 
 
-def _raises(error):
-    async def fail(*_args):
-        raise error
-
-    return fail
-
-
-async def echo(value):
-    await anyio.lowlevel.checkpoint()
-    return value
-
-
-async def stuck(*_args):
-    await anyio.sleep_forever()
-
-
 @anyio_test
 async def test_a_fallback_answers_when_the_call_fails():
-    fail = _raises(OSError())
+    fail = raises(OSError())
     assert await fallback("sorry", on=OSError)(fail)(1) == "sorry"
     assert await fallback(None, on=OSError)(fail)(1) is None
     assert await fallback(echo, on=lambda error: isinstance(error, OSError))(fail)("asked") == "asked"
@@ -63,7 +48,7 @@ async def test_a_fallback_does_not_hide_cancellation(virtual_time):
 @anyio_test
 async def test_a_plain_callable_that_returns_an_awaitable_is_answered_for(virtual_time):
     """What it returned fails when it is awaited, and not before."""
-    fail = _raises(OSError())
+    fail = raises(OSError())
     for plain in (lambda *args: fail(*args), functools.partial(lambda *args: fail(*args))):  # noqa: PLW0108
         assert await fallback("sorry", on=OSError)(plain)(1) == "sorry"
         assert await fallback(lambda value: echo(value), on=OSError)(plain)(1) == 1  # noqa: PLW0108

@@ -12,15 +12,9 @@ import pytest
 from penstock import Limiter, per_second
 from penstock.pipeline import Pipeline, hedge
 from penstock.retry import Budget, Retry, current_attempt
+from tests.pipeline.calls import raises
 
 anyio_test = pytest.mark.anyio
-
-
-def _raises(error):
-    async def fail(*_args):
-        raise error
-
-    return fail
 
 
 class Answers:
@@ -107,7 +101,7 @@ async def test_failures_say_nothing_about_how_long_calls_take(virtual_time):
     layer = hedge("p95", initial=100)
     for _ in range(30):
         with pytest.raises(OSError):
-            await layer(_raises(OSError()))()
+            await layer(raises(OSError()))()
     assert layer.delay() == 100
 
 

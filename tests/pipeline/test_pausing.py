@@ -12,24 +12,9 @@ import pytest
 from penstock import Limiter
 from penstock.pipeline import Pipeline, pausing
 from penstock.retry import Retry
+from tests.pipeline.calls import echo, raises, stuck
 
 anyio_test = pytest.mark.anyio
-
-
-def _raises(error):
-    async def fail(*_args):
-        raise error
-
-    return fail
-
-
-async def echo(value):
-    await anyio.lowlevel.checkpoint()
-    return value
-
-
-async def stuck(*_args):
-    await anyio.sleep_forever()
 
 
 def _items():
@@ -91,7 +76,7 @@ async def test_one_refusal_stops_everybody_once(paused, virtual_time):
 async def test_a_limiter_is_paused_for_what_the_error_says(layer, error, seconds, virtual_time):
     limiter = Limiter(requests="10/s")
     with pytest.raises(type(error)):
-        await pausing(limiter, **layer)(_raises(error))()
+        await pausing(limiter, **layer)(raises(error))()
     assert limiter.statistics().paused_for == seconds
 
 
@@ -142,7 +127,7 @@ async def test_one_wrong_header_does_not_stop_everybody_for_years(longest, virtu
     layer = pausing(limiter, on=TooMany, max_pause=longest)
     for _ in range(3):
         with pytest.raises(TooMany):
-            await layer(_raises(TooMany(9_999_999_999)))()
+            await layer(raises(TooMany(9_999_999_999)))()
     assert limiter.statistics().paused_for == 3600
     (record,) = [record for record in caplog.records if record.name == "penstock.pipeline"]
     assert record.levelno == logging.WARNING
@@ -155,7 +140,7 @@ async def test_a_pause_within_the_bound_is_not_spoken_of(virtual_time, caplog):
     limiter = Limiter(requests="10/s")
     layer = pausing(limiter, on=lambda _: 3600)
     with pytest.raises(OSError):
-        await layer(_raises(OSError()))()
+        await layer(raises(OSError()))()
     assert limiter.statistics().paused_for == 3600
     assert caplog.records == []
 
@@ -164,7 +149,7 @@ async def test_a_pause_within_the_bound_is_not_spoken_of(virtual_time, caplog):
 async def test_no_bound_is_infinity(virtual_time):
     limiter = Limiter(requests="10/s")
     with pytest.raises(TooMany):
-        await pausing(limiter, on=TooMany, max_pause=float("inf"))(_raises(TooMany(1e6)))()
+        await pausing(limiter, on=TooMany, max_pause=float("inf"))(raises(TooMany(1e6)))()
     assert limiter.statistics().paused_for == 1e6
 
 
@@ -179,11 +164,11 @@ async def test_a_hint_may_be_a_timedelta_and_may_break(virtual_time):
     limiter = Limiter(requests="10/s")
     error = KeyError()
     with pytest.raises(KeyError):
-        await pausing(limiter, on=KeyError, hint=lambda _: timedelta(seconds=7))(_raises(error))()
+        await pausing(limiter, on=KeyError, hint=lambda _: timedelta(seconds=7))(raises(error))()
     assert limiter.statistics().paused_for == 7
     for broken in (lambda error: error.nothing, lambda _: "soon", lambda _: float("nan"), lambda _: -5):
         with pytest.raises(KeyError):
-            await pausing(limiter, on=KeyError, hint=broken)(_raises(error))()
+            await pausing(limiter, on=KeyError, hint=broken)(raises(error))()
     assert limiter.statistics().paused_for == 7
     (note,) = error.__notes__
     assert note == (
@@ -195,7 +180,7 @@ async def test_a_hint_may_be_a_timedelta_and_may_break(virtual_time):
 @anyio_test
 async def test_a_plain_callable_that_returns_an_awaitable_pauses_too(virtual_time):
     limiter = Limiter(requests="10/s")
-    fail = _raises(TooMany(7))
+    fail = raises(TooMany(7))
     with pytest.raises(TooMany):
         await pausing(limiter, on=TooMany)(lambda: fail())()  # noqa: PLW0108
     assert limiter.statistics().paused_for == 7

@@ -17,6 +17,7 @@ import pytest
 from penstock import Limiter, per_minute, per_second, testing
 from penstock.pipeline import Pipeline, PipelineOrderWarning, circuit_breaker, fallback, hedge, pausing, timeout
 from penstock.retry import Budget, Retry, constant
+from tests.pipeline.calls import echo
 
 anyio_test = pytest.mark.anyio
 
@@ -35,11 +36,6 @@ def tracing(name, log):
         return wrapper
 
     return layer
-
-
-async def echo(value):
-    await anyio.lowlevel.checkpoint()
-    return value
 
 
 @anyio_test

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import contextlib
 
-import anyio
 import pytest
 
 from penstock.pipeline import circuit_breaker, fallback, hedge, timeout
+from tests.pipeline.calls import echo
 
 anyio_test = pytest.mark.anyio
-
-
-async def echo(value):
-    await anyio.lowlevel.checkpoint()
-    return value
 
 
 def _items():

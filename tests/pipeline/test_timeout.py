@@ -10,12 +10,9 @@ import pytest
 from penstock.errors import AttemptTimeout
 from penstock.pipeline import Pipeline, timeout
 from penstock.retry import Retry, constant
+from tests.pipeline.calls import raises, stuck
 
 anyio_test = pytest.mark.anyio
-
-
-async def stuck(*_args):
-    await anyio.sleep_forever()
 
 
 @anyio_test
@@ -43,14 +40,7 @@ async def test_a_timeout_leaves_the_cancellation_of_others_alone(virtual_time):
         await timeout(5)(stuck)()
     assert scope.cancelled_caught
     with pytest.raises(TimeoutError, match="mine"):
-        await timeout(5)(_raises(TimeoutError("mine")))()
-
-
-def _raises(error):
-    async def fail(*_args):
-        raise error
-
-    return fail
+        await timeout(5)(raises(TimeoutError("mine")))()
 
 
 @anyio_test
