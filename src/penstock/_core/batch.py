@@ -12,23 +12,10 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 from penstock._core import bookings, entries
+from penstock._core import operations as codes
 from penstock._core.bookings import AMOUNTS, NEW, Asker, Booking
 from penstock._core.flows import ALONE, Turn, leave
-from penstock._core.operations import (
-    ACQUIRE,
-    BOOKED,
-    CHARGE,
-    DROP,
-    FLOW,
-    GIVE_BACK,
-    LEAVE,
-    LOWER,
-    PAUSE,
-    PLACE,
-    RANK,
-    RENEW,
-    RESUME,
-)  # fmt: skip
+from penstock._core.operations import ACQUIRE, BOOKED
 from penstock._core.rows import BUCKET, CALENDAR, LOG, RENEWED, WINDOW, Row, write_row
 
 __all__ = ["Batch"]
@@ -510,18 +497,18 @@ class Batch:
 
 
 _RUN: dict[float, Callable[[Batch, Sequence[float], int], int]] = {
-    ACQUIRE: Batch._acquire,
-    GIVE_BACK: Batch._give_back,
-    CHARGE: Batch._charge_all,
-    PAUSE: Batch._start_pause,
-    LOWER: Batch._lower,
-    RENEW: Batch._renew,
-    FLOW: Batch._begin_flow,
-    LEAVE: Batch._leave,
-    RESUME: Batch._resume,
-    RANK: Batch._rank,
-    PLACE: Batch._choose_place,
-    DROP: Batch._drop,
+    codes.ACQUIRE: Batch._acquire,
+    codes.GIVE_BACK: Batch._give_back,
+    codes.CHARGE: Batch._charge_all,
+    codes.PAUSE: Batch._start_pause,
+    codes.LOWER: Batch._lower,
+    codes.RENEW: Batch._renew,
+    codes.FLOW: Batch._begin_flow,
+    codes.LEAVE: Batch._leave,
+    codes.RESUME: Batch._resume,
+    codes.RANK: Batch._rank,
+    codes.PLACE: Batch._choose_place,
+    codes.DROP: Batch._drop,
 }
 
 

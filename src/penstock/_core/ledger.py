@@ -48,7 +48,7 @@ from penstock._core.operations import (
     RANK,
     RENEW,
     RESUME,
-)  # fmt: skip
+)
 from penstock._core.rows import BUCKET, CALENDAR, LOG, RENEWED, TIMED, WINDOW, DamagedRow, new_row, read_row, write_row
 
 __all__ = [

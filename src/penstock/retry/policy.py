@@ -76,7 +76,8 @@ class Retry(RetrySettings):
         ValueError: A number is out of range, or no number.
     """
 
-    __slots__ = ()  # the fields are those of the settings; a second `@dataclass` would only take a millisecond to import
+    # The fields are those of the settings; a second `@dataclass` would only take a millisecond to import.
+    __slots__ = ()
 
     _penstock_kind: ClassVar[str] = "retry"
 

@@ -119,7 +119,8 @@ def _show(limits: Mapping[str, tuple[Limit, ...]]) -> str:
 
 def _before_fork() -> None:
     for store in sorted(_all, key=id):
-        store.lock.acquire()  # if another thread held it at the moment of the fork, nobody in the child could ever have it
+        # If another thread held it at the moment of the fork, nobody in the child could ever have it.
+        store.lock.acquire()
         _forking.append(store)
 
 

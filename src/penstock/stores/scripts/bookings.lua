@@ -1,15 +1,19 @@
 -- Bookings: when requests are to come again, as in penstock/_core/bookings.py.
 
-local priority, waited, ageing, payer = 0, 0, AGEING, -1  -- of the requests that follow: rank, age, and the name that knows their flow
+-- Of the requests that follow: rank, age, and the name that knows their flow.
+local priority, waited, ageing, payer = 0, 0, AGEING, -1
 local place_number, place_due, place_within = 0, NEW, -1  -- and of the next one
 
 local function level_of(urgency, age, step) return urgency + math.floor(age / step + 1e-9) end
 
-local function asker_of(share)  -- what a request passes others by: its priority, age and ageing, and of its flow the key, start, start of the member, and share
+-- What a request passes others by: its priority, age and ageing, and of its flow the key, start, start of the member,
+-- and share.
+local function asker_of(share)
   if mine then share = share * inverse end
   local plain = {priority, waited, ageing, 0, 0, ALONE, share}
   if not mine then return plain, plain end
-  return {priority, waited, ageing, mine[1][KEY], mine[1][TAG] + spent, mine[2] and mine[2][TAG] + spent or ALONE, share}, plain
+  local member_start = mine[2] and mine[2][TAG] + spent or ALONE
+  return {priority, waited, ageing, mine[1][KEY], mine[1][TAG] + spent, member_start, share}, plain
 end
 
 local function rank(asker, booking)  -- above 0: the request goes before the booking; below 0: the other way round
@@ -28,7 +32,9 @@ local function rank(asker, booking)  -- above 0: the request goes before the boo
   return -apart > (wide and LEAD + share + other or min(LEAD, share / 2)) and -1 or 0
 end
 
-local function needs_at(booking) return booking[ID] ~= 0 and booking[DUE] or 0 end  -- of those that are kept as one, nobody knows
+local function needs_at(booking)  -- of those that are kept as one, nobody knows
+  return booking[ID] ~= 0 and booking[DUE] or 0
+end
 
 local function before(bookings, asker, claims)  -- those that a request must not delay, by their moments
   local found = {}
@@ -48,7 +54,8 @@ end
 
 local function need_of(limit, amount) return third[limit] ~= 0 and min(amount, second[limit]) or amount end
 
-local function delays(found, column, limit, amount, after)  -- whether a charge then leaves too little for one of these at its moment
+-- Whether a charge then leaves too little for one of these at its moment.
+local function delays(found, column, limit, amount, after)
   local a, b = first[limit], second[limit]
   local without, there = max(0, used[limit] - after * a), after
   local debt, grain = without + amount, 0.5e-6 * a + 1e-12 * b
@@ -90,7 +97,9 @@ local function comes_last(bookings, rest)
     local one = bookings[i]
     if one ~= rest then
       local level = level_of(one[PRIORITY], one[WAITED], one[AGED])
-      if not last or level < its_level or (level == its_level and one[DUE] > bookings[last][DUE]) then last, its_level = i, level end
+      if not last or level < its_level or (level == its_level and one[DUE] > bookings[last][DUE]) then
+        last, its_level = i, level
+      end
     end
   end
   return last

@@ -1,7 +1,7 @@
 -- Run the operations in their order, write the rows, and reply, as in penstock/_core/batch.py.
 --
--- The operations stand in one loop, and are no functions: a server makes each function of a script anew in each call, and those of a dozen
--- operations would cost more than most calls take.
+-- The operations stand in one loop, and are no functions: a server makes each function of a script anew in each call,
+-- and those of a dozen operations would cost a third of what most calls take.
 
 local stop = #asked
 while position <= stop do
@@ -16,7 +16,8 @@ while position <= stop do
       filled = used[two] + asked[position + 7]
     end
   end
-  if one > 0 and one ~= two and full <= free_until[one] and (two < 0 or filled <= free_until[two]) then  -- as most: all can
+  -- As most: all can.
+  if one > 0 and one ~= two and full <= free_until[one] and (two < 0 or filled <= free_until[two]) then
     place_number, place_due, place_within = 0, NEW, -1
     used[one], what[one] = full, what[one] + asked[position + 5]
     verdicts[said + 1], verdicts[said + 2] = 0, what[one]
@@ -40,7 +41,8 @@ while position <= stop do
     for i = from, position - 1, 2 do
       local limit = asked[i] + 1
       local wait = wait_of(limit, asked[i + 1])
-      if wait > 0 and kind[limit] ~= BUCKET then fixed = true end  -- what comes back all at once cannot be had in advance
+      -- What comes back all at once cannot be had in advance.
+      if wait > 0 and kind[limit] ~= BUCKET then fixed = true end
       if pause[limit] > wait then wait, fixed = pause[limit], true end
       if stopped[limit] then fixed = true end
       if wait > longest or (fixed and blocker < 0) then longest, blocker = wait, limit - 1 end
@@ -106,7 +108,8 @@ while position <= stop do
     end
     local goes = passes and longest <= horizon and not fixed
     local books = not goes and asker and longest <= within and not fixed
-    if longest > 0 and spent > room and stops ~= 0 and not (fixed or crowded or claims or (id ~= 0 and not goes)) then  -- another flow's turn
+    local may_stand_back = not (fixed or crowded or claims or (id ~= 0 and not goes))
+    if longest > 0 and spent > room and stops ~= 0 and may_stand_back then  -- another flow's turn
       local again = min(max(spent - room, back, AGAIN_LEAST), AGAIN_MOST)
       ahead = max(ahead, again + LATE)
       say(-1 - again)
@@ -125,7 +128,9 @@ while position <= stop do
         for j = 1, #rows do
           local name = rows[j]
           local of = name == payer and asker or plain
-          add_booking(booked[name], {id, longest, priority, waited, ageing, of[4], of[5], of[6], of[7], unpack(amounts_of(from, position - 1, name))})
+          local amounts = amounts_of(from, position - 1, name)
+          local booking = {id, longest, priority, waited, ageing, of[4], of[5], of[6], of[7], unpack(amounts)}
+          add_booking(booked[name], booking)
           for limit = begins[name] + 1, begins[name + 1] do free_until[limit] = -1 end
         end
         if claims then  -- a later request is to have no place of its own beside it
@@ -142,7 +147,9 @@ while position <= stop do
       if stops ~= 0 then
         for i = from, position - 1, 2 do
           local limit = asked[i] + 1
-          if not passes or wait_of(limit, asked[i + 1]) > 0 or pause[limit] > 0 then stopped[limit], any_stopped = true, true end
+          if not passes or wait_of(limit, asked[i + 1]) > 0 or pause[limit] > 0 then
+            stopped[limit], any_stopped = true, true
+          end
         end
       end
     end
@@ -266,7 +273,8 @@ for limit = 1, limits do
   else
     local sum = 0
     if kind[limit] == BUCKET then
-      for _, booking in ipairs(booked[row_of[limit]]) do sum = sum + booking[AMOUNTS + limit - begins[row_of[limit]]] end
+      local name = row_of[limit]
+      for _, booking in ipairs(booked[name]) do sum = sum + booking[AMOUNTS + limit - begins[name]] end
     end
     reply[at + 2], reply[at + 3] = used[limit] + sum, what[limit]
   end
@@ -301,7 +309,8 @@ for name = 1, names do
     row[at + 1], row[at + 2], row[at + 3], row[at + 4] = unpack(known[i])
   end
   redis.call('HSET', KEYS[name + 1], 't', ARGV[name + 1], 'r', pack(row))
-  redis.call('EXPIRE', KEYS[name + 1], ceil(min(keep, LONGEST_KEPT)) + (remembers == 1 and KEPT_IF_EMPTY or KEPT_LONGER))
+  local longer = remembers == 1 and KEPT_IF_EMPTY or KEPT_LONGER
+  redis.call('EXPIRE', KEYS[name + 1], ceil(min(keep, LONGEST_KEPT)) + longer)
 end
 local bytes = pack(reply)
 redis.call('SET', KEYS[1], struct.pack('>d', number) .. bytes, 'EX', TOLD_FOR)

@@ -1,7 +1,7 @@
 -- Read one row, or write it if nobody has written it since it was read.
 -- KEYS[1]  a hash: t the terms, r the row
--- ARGV     to read: none; the reply is the server's time and the row.  To write: the terms and the row as they were read, or '' for
---          neither; those to write; seconds to keep. The reply is whether they were written.
+-- ARGV     to read: none; the reply is the server's time and the row.  To write: the terms and the row as they were
+--          read, or '' for neither; those to write; seconds to keep. The reply is whether they were written.
 local row = redis.call('HMGET', KEYS[1], 't', 'r')
 if #ARGV == 0 then
   local time = redis.call('TIME')

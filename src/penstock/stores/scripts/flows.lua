@@ -1,6 +1,7 @@
 -- Flows that share limits, as in penstock/_core/flows.py.
 
--- Of the flow of the requests that follow: its entries, how far it may run ahead, and what it has had, in seconds of throughput.
+-- Of the flow of the requests that follow: its entries, how far it may run ahead, and what it has had, in seconds of
+-- throughput.
 local mine, room, back, inverse, spent, ahead = nil, huge, 0, 1, 0, -huge
 
 local function enter(known, key, of, before, next)  -- before: where it begins among those that have bookings

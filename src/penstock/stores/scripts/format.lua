@@ -1,13 +1,15 @@
--- Decide a batch over limits that many processes share. The same arithmetic as penstock/_core/ledger.py, which explains it; a test
--- holds the two together, number by number. All of it happens at one moment of the server's clock, or not at all.
+-- Decide a batch over limits that many processes share. The same arithmetic as penstock/_core/ledger.py, which explains
+-- it; a test holds the two together, number by number. All of it happens at one moment of the server's clock, or not at
+-- all.
 --
--- The script is this file and then rows, limits, flows, bookings and decide.lua, one after the other: each uses the names of
--- those before it. Here: what the script is given and what it replies, its constants, and how numbers are packed.
+-- The script is this file and then rows, limits, flows, bookings and decide.lua, one after the other: each uses the
+-- names of those before it. Here: what the script is given and what it replies, its constants, and how numbers are
+-- packed.
 --
 -- KEYS[1]      what this owner was told last, so that a batch that is sent again is decided once
 -- KEYS[2..]    per name a hash: t the terms, r the row
--- ARGV[1]      packed doubles: now (0: the server's), owner, number of the batch, whether an absent row counts as used up, names,
---              then per name: how many limits, and five numbers for each; then the operations
+-- ARGV[1]      packed doubles: now (0: the server's), owner, number of the batch, whether an absent row counts as used
+--              up, names, then per name: how many limits, and five numbers for each; then the operations
 -- ARGV[2..]    per name the terms
 -- Reply        packed doubles: now, then per name its epoch, the verdicts, and three numbers per limit;
 --              or {now, name, terms, ...} of names with other terms, and nothing was decided
@@ -18,7 +20,8 @@ local ACQUIRE, GIVE_BACK, CHARGE, PAUSE, LOWER, RENEW, FLOW, LEAVE, RESUME = 1, 
 local LEAD, GRACE, AGAIN_LEAST, AGAIN_MOST, LATE, FORGET, FLOWS, NEVER = 0.020, 0.020, 0.001, 0.050, 0.020, 1, 128, -1e9
 local KEY, OF, TAG, AHEAD = 1, 2, 3, 4  -- of an entry of a flow, as in _core/flows.py
 local RANK, PLACE, DROP = 10, 11, 12
-local ID, DUE, PRIORITY, WAITED, AGED, WHOSE, START, MEMBER_START, SHARE, AMOUNTS = 1, 2, 3, 4, 5, 6, 7, 8, 9, 9  -- of a booking, as in _core/bookings.py
+-- Of a booking, as in _core/bookings.py.
+local ID, DUE, PRIORITY, WAITED, AGED, WHOSE, START, MEMBER_START, SHARE, AMOUNTS = 1, 2, 3, 4, 5, 6, 7, 8, 9, 9
 local BOOKED, NEW, ALONE, MOST, TARDY, EXPIRED, AGEING = -0.5, -1e9, -1e9, 128, 0.050, 0.5, 30
 local KEPT_IF_EMPTY = 2592000  -- where an absent row counts as used up, idle rows are kept for 30 days
 local REFUNDS, LONGEST_LOG, KEPT_LONGER, TOLD_FOR, LONGEST_KEPT, MOST_NUMBERS = 32, 256, 3600, 600, 1e9, 1e5
@@ -50,7 +53,8 @@ local function pack(numbers)
   return table.concat(pieces)
 end
 
-local function sound(bytes, limits)  -- whether a row is what was once written: all numbers finite, none cut off, nothing below 0 that cannot be
+-- Whether a row is what was once written: all numbers finite, none cut off, nothing below 0 that cannot be.
+local function sound(bytes, limits)
   if #bytes % 8 ~= 0 or #bytes < 16 or #bytes > 8 * MOST_NUMBERS then return false end
   local numbers = read(bytes)
   local had, at = #numbers, 3

@@ -1,4 +1,5 @@
--- The rules of the three kinds of limit: what may be charged when, and what comes back, as in penstock/_core/batch.py and entries.py.
+-- The rules of the three kinds of limit: what may be charged when, and what comes back, as in penstock/_core/batch.py
+-- and entries.py.
 
 local stopped, any_stopped, verdicts, said = {}, false, {}, 0
 
@@ -7,7 +8,8 @@ local function say(value)
   verdicts[said] = value
 end
 
--- How far each bucket may fill up before somebody has to wait; of anything else, and where there is a pause, it is not that simple.
+-- How far each bucket may fill up before somebody has to wait; of anything else, and where there is a pause, it is not
+-- that simple.
 local free_until = {}
 for limit = 1, limits do
   local a, b = first[limit], second[limit]
