@@ -55,8 +55,8 @@ def create_app(simulation: Simulation) -> Starlette:
     """The simulated service as an ASGI application, with an account of its own.
 
     `app.state.account` is that account: `statistics()`, `inject(fault, times)` and `consume(requests=…, tokens=…)` work
-    as they do on a `Server`. `app.state.library` holds its files and batches. Under a transport that calls the application in-process there is no connection to drop:
-    there the fault `dropped` raises `ConnectionResetError`.
+    as they do on a `Server`. `app.state.library` holds its files and batches. Under a transport that calls the
+    application in-process there is no connection to drop: there the fault `dropped` raises `ConnectionResetError`.
     """
     account = Account(simulation)
     service = _Service(account)

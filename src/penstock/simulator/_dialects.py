@@ -1,6 +1,9 @@
-"""How services other than OpenAI say the same: headers of limits, refusals, errors, and requests and answers of their own.
+"""How services other than OpenAI say the same.
 
-Pure. Inside, everything is OpenAI's; here it is put into a service's words on the way out, and out of them on the way in.
+Headers of limits, refusals, errors, and requests and answers of their own.
+
+Pure. Inside, everything is OpenAI's; here it is put into a service's words on the way out, and out of them on the way
+in.
 """
 
 from __future__ import annotations

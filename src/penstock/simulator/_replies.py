@@ -1,7 +1,7 @@
 """What an OpenAI-compatible service says: bodies of answers and errors, and what a request costs.
 
-Pure functions of the request's body; what is random in an answer comes in as a `Random`. Which requests are admitted, and when, is
-decided elsewhere.
+Pure functions of the request's body; what is random in an answer comes in as a `Random`. Which requests are admitted,
+and when, is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -184,7 +184,10 @@ class Answer:
         return "" if self.form is None else self.form.tool
 
     def pieces(self) -> list[str]:
-        """The text in the pieces in which a stream brings it: the fingerprint first, then word by word; JSON by 16 characters."""
+        """The text in the pieces in which a stream brings it: the fingerprint first, then word by word.
+
+        JSON by 16 characters.
+        """
         if self.form is not None:
             return [self.text[at : at + 16] for at in range(0, len(self.text), 16)]
         words = self.text[16:].split(" ")
