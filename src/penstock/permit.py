@@ -100,6 +100,10 @@ class Permit(Grant):
     def _caller(self) -> Caller:
         return self.caller if self.binding is None else self.binding.caller
 
+    def _leave(self, travel: float) -> None:
+        """Its call leaves only now, and the server counts it within `travel` seconds: windows here count it from then on."""
+        self._decider().postpone(self, travel)
+
     def _undo(self) -> None:
         """Give back a grant that never reached the call: an exception came in between."""
         if self.granted:

@@ -508,3 +508,54 @@ def test_who_stands_in_line_is_ready_when_those_ahead_have_gone_one_by_one(amoun
         moment = window.ready_at(1, moment)
         window.charge(1, moment)
     assert ready == pytest.approx(window.ready_at(1, moment))
+
+
+@given(
+    amount=st.integers(1, 20),
+    steps=st.lists(
+        st.tuples(GAPS, st.integers(0, 12), st.sampled_from(["try", "leave", "leave", "back"])), max_size=40
+    ),
+)
+def test_a_call_that_leaves_late_is_counted_from_then_on(amount, steps):
+    """It counts as if it had been charged at the moment at which the server counts it, whatever was charged since."""
+    window, now = SlidingWindow(sliding(amount, 10)), 0.0
+    charges: list[list] = []
+    for gap, wanted, kind in steps:
+        now += gap
+        if kind == "try":
+            receipt = window.charge_if_ready(min(wanted, amount), now)
+            if receipt is not None:
+                charges.append([now, min(wanted, amount), receipt])
+        elif charges:
+            entry = charges[wanted % len(charges)]
+            if kind == "leave":
+                entry[0], entry[2] = now + 0.25, window.postpone(entry[1], entry[2], now + 0.25, now)
+            elif entry[0] > now - 10 + GRAIN:
+                window.give_back(entry[1], entry[2], now)
+                entry[1] = 0
+        plain = [(at, a) for at, a, _ in charges]
+        assert window.used(now) == in_window(plain, 10, now)
+        assert [entry.at for entry in window.log] == sorted(entry.at for entry in window.log)
+        ready = window.ready_at(1, now)
+        assert in_window(plain, 10, ready) + 1 <= amount
+
+
+def test_a_call_that_leaves_at_the_end_of_a_period_is_counted_in_the_next_one_too():
+    """Nobody knows in which of them the server counts it."""
+    window = day_window(10, 2026, 3, 28, 12, tz="UTC")
+    noon, midnight = 0.0, 12 * 3600.0
+    early, late = window.charge(3, noon), window.charge(4, noon)
+    assert window.postpone(3, early, noon + 0.25, noon) == early
+    assert window.postpone(4, late, midnight + 0.1, midnight - 0.15) == late
+    assert window.level(midnight - 0.1) == 3
+    assert window.level(midnight) == 6
+    assert window.level(midnight + 86_400) == 10
+
+
+def test_a_call_that_leaves_when_its_period_is_over_is_counted_in_the_one_it_leaves_in():
+    window = day_window(10, 2026, 3, 28, 12, tz="UTC")
+    receipt = window.charge(3, 0.0)
+    receipt = window.postpone(3, receipt, 86_400.25, 86_400.0)
+    assert window.level(86_400.0) == 7
+    window.give_back(3, receipt, 86_400.0)
+    assert window.level(86_400.0) == 10

@@ -318,6 +318,9 @@ class Backend(Protocol):
     def close(self, grant: Grant) -> None:
         """End it: give back what it holds."""
 
+    def postpone(self, grant: Grant, travel: float) -> None:
+        """Its call leaves only now, and is counted by the server within `travel` seconds: windows in this process do so too."""
+
     def lose(self, grant: Grant, where: tuple[str, int]) -> None:
         """Nobody can end this grant any more: its permit, acquired at that line, was collected."""
 

@@ -431,6 +431,9 @@ class Key(Caller):
     def close(self, grant: Grant) -> None:
         self._adopt(grant).close(grant)
 
+    def postpone(self, grant: Grant, travel: float) -> None:
+        self._adopt(grant).postpone(grant, travel)
+
     def lose(self, grant: Grant, where: tuple[str, int]) -> None:
         self._adopt(grant).lose(grant, where)
 

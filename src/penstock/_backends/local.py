@@ -23,7 +23,7 @@ from penstock._backends.limit_set import LimitSet
 from penstock._backends.queue import WaitQueue
 from penstock._core.bucket import Bucket
 from penstock._core.places import Hold
-from penstock._core.turns import Charges, LimitState, Receipts, charge, charge_if_ready, give_back, undo
+from penstock._core.turns import Charges, LimitState, Receipts, charge, charge_if_ready, give_back, postponed, undo
 from penstock._validation import exact_cost, show_seconds, told_of
 from penstock.errors import RateLimited
 from penstock.events import Refused, emit
@@ -331,6 +331,14 @@ class LocalBackend:
         grant.ended = True
         if freed:
             queue.run(now, freed)
+
+    def postpone(self, grant: Grant, travel: float) -> None:
+        """Count a grant in windows as if it had been charged `travel` seconds after now."""
+
+        def count(_: WaitQueue, now: float) -> None:
+            grant.receipts = postponed(*grant.charged(), now + travel, now)
+
+        self._decide_soon(count)
 
     # Of the limits
 

@@ -259,6 +259,9 @@ class MixedBackend:
         if any(state.meter.held for state, _ in parts.shared.charges):
             self.shared.lose(parts.shared, where)
 
+    def postpone(self, grant: Grant, travel: float) -> None:
+        """The store has counted the call at its grant, and keeps to that."""
+
     # Of the limits
 
     def forecast(self, binding: Binding) -> tuple[float, str | None]:

@@ -83,6 +83,17 @@ class Meter:
         """
         return amount, more, self.charge(more, now)
 
+    def postpone(self, amount: float, receipt: Any, at: float, now: float) -> Any:
+        """Count `amount`, of the charge that returned `receipt`, as if it had been charged at `at`, which is `now` or later.
+
+        For a call that leaves some time after it was granted: a window of the server's counts it from its arrival on. A bucket
+        refills meanwhile in either case, so by default nothing changes.
+
+        Returns:
+            The receipt to give it back with.
+        """
+        return receipt
+
     def ready_after(self, other: float, cost: float, now: float) -> float:
         """`ready_at(cost, now)` as it would be if `other` were charged first."""
         twin = copy.deepcopy(self)

@@ -244,6 +244,14 @@ def give_back(charges: Charges, receipts: Receipts, now: float) -> None:
             meter.give_back(amount, receipt, now)
 
 
+def postponed(charges: Charges, receipts: Receipts, at: float, now: float) -> Receipts:
+    """Count a call as if it had been charged at `at`, where that makes a difference; return its receipts from now on."""
+    return [
+        (meter, meter.postpone(amount, receipt, at, now) if state.meter is meter else receipt)
+        for (state, amount), (meter, receipt) in zip(charges, receipts, strict=True)
+    ]
+
+
 def _horizon(charges: Charges, now: float) -> float:
     """When all of `charges` are ready at the latest, as far as that is known: places may be given back at any moment."""
     return max((ready for state, amount in charges if (ready := state.ready_at(amount, now)) < math.inf), default=now)

@@ -41,7 +41,9 @@ class Entry:
 
 
 class SlidingWindow(Meter):
-    """The meter of `sliding(n, per)`: an exact log, one entry a moment.
+    """The meter of `sliding(n, per)`: an exact log, one entry a moment, in the order of their moments.
+
+    A call that was postponed stands there under a moment that is still to come.
 
     The log is bounded: once it holds twice as many entries as there are units (at least 2,000), those of one slice of time, a
     thousandth of the window or less, are merged into the latest of them. That keeps the limit, and frees what the earlier ones
@@ -92,12 +94,14 @@ class SlidingWindow(Meter):
         self._expire(now)
         total, entry = self._total, Entry(now, other)
         try:
-            self.log.append(entry)
+            self._insert(entry)
             self._total += other
             return self.ready_at(cost, now)
         finally:
             if self.log and self.log[-1] is entry:
                 self.log.pop()
+            elif entry in self.log:  # before those that were postponed
+                self.log.remove(entry)
             self._total = total
 
     def ready_behind(self, ahead: float, cost: float, now: float) -> float:
@@ -109,7 +113,7 @@ class SlidingWindow(Meter):
         windows = math.ceil(over / self.amount) - 1
         over -= windows * self.amount
         leaves = now
-        for entry in (*self.log, Entry(now, self.amount - self._total)):
+        for entry in sorted((*self.log, Entry(now, self.amount - self._total)), key=_moment):
             over -= entry.amount
             leaves = entry.at
             if over <= 0:
@@ -120,11 +124,30 @@ class SlidingWindow(Meter):
         self._expire(now)
         if len(self.log) >= 2 * self._slices:
             self._compress()
-        entry = Entry(now, 0.0)
-        self.log.append(entry)
+        return self._count(cost, now)
+
+    def _count(self, cost: float, at: float) -> Entry:
+        entry = Entry(at, 0.0)
+        self._insert(entry)
         total, rounding = _add(self._total, self._rounding, cost)
         self._total, self._rounding, entry.amount = total, rounding, cost
         return entry
+
+    def _insert(self, entry: Entry) -> None:
+        """Put an entry in its place: at the end, but for the postponed ones."""
+        log = self.log
+        if not log or log[-1].at <= entry.at:
+            log.append(entry)
+            return
+        later = len(log) - 1
+        while later and log[later - 1].at > entry.at:
+            later -= 1
+        log.insert(later, entry)
+
+    def postpone(self, amount: float, receipt: Entry, at: float, now: float) -> Entry:
+        counted = self._count(amount, at)  # first, so that a signal handler that raises makes nothing free
+        self.give_back(amount, receipt, now)
+        return counted
 
     def _compress(self) -> None:
         """Merge what was charged within one slice.
@@ -161,6 +184,10 @@ class SlidingWindow(Meter):
         return not self.log
 
 
+def _moment(entry: Entry) -> float:
+    return entry.at
+
+
 class CalendarWindow(Meter):
     """The meter of `calendar(n, period, tz)`: a number, and the end of the period it is for.
 
@@ -168,7 +195,7 @@ class CalendarWindow(Meter):
     clock that steps back never reopens a period that has ended: the later one goes on until its own end.
     """
 
-    __slots__ = ("__weakref__", "_end", "_rounding", "_spent", "amount", "offset", "period", "zone")
+    __slots__ = ("__weakref__", "_ahead", "_end", "_rounding", "_spent", "amount", "offset", "period", "zone")
 
     calendar = True
     predictable = True
@@ -180,6 +207,7 @@ class CalendarWindow(Meter):
         self.offset = 0.0
         self._end = -math.inf  # wall-clock seconds
         self._spent = self._rounding = 0.0
+        self._ahead = 0.0  # of what was spent, what may well be counted in the next period
 
     def change(self, limit: Calendar, now: float) -> bool:
         self._turn_page(now)
@@ -195,8 +223,9 @@ class CalendarWindow(Meter):
     def _turn_page(self, now: float) -> None:
         wall = now + self.offset
         if wall + _CLOCK_GRAIN * 100 >= self._end:  # a float of seconds since 1970 is exact to 0.24 µs
-            self._end = period_around(max(wall, self._end), self.period, self.zone)[1]
-            self._spent = self._rounding = 0.0
+            begin, end = period_around(max(wall, self._end), self.period, self.zone)
+            self._spent = self._ahead if begin <= self._end else 0.0
+            self._end, self._ahead, self._rounding = end, 0.0, 0.0
 
     def ready_at(self, cost: float, now: float) -> float:
         self._turn_page(now)
@@ -223,6 +252,14 @@ class CalendarWindow(Meter):
         self._spent, self._rounding = _add(self._spent, self._rounding, cost)
         return self._end
 
+    def postpone(self, amount: float, receipt: float, at: float, now: float) -> float:
+        self._turn_page(now)
+        if receipt != self._end:
+            receipt = self.charge(amount, now)
+        if at + self.offset >= self._end:
+            self._ahead += amount
+        return receipt
+
     def give_back(self, amount: float, receipt: float, now: float) -> None:
         """Take `amount` back, if the period in which it was charged has not ended."""
         self._turn_page(now)
@@ -247,7 +284,7 @@ class CalendarWindow(Meter):
 
     def unpack(self, packed: tuple[float, float]) -> None:
         self._end, self._spent = packed
-        self._rounding = 0.0
+        self._rounding = self._ahead = 0.0
 
 
 def _zone(name: str) -> ZoneInfo:

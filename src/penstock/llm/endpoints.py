@@ -27,14 +27,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from penstock import InFlight, Limit, Limiter, Permit, Rate, Statistics, clock
+from penstock import Calendar, InFlight, Limit, Limiter, Permit, Rate, Sliding, Statistics, clock
 from penstock.llm import tables
 from penstock.llm.discovery import UnitEstimate
 from penstock.llm.failures import Verdict
 from penstock.llm.headers import Quota, Reading
 from penstock.llm.reporting import Report
 from penstock.llm.server_estimate import Told
-from penstock.llm.traffic import HEADROOM, SHARED_HEADROOM, Departure, DepartureBucket
+from penstock.llm.traffic import HEADROOM, SHARED_HEADROOM, WINDOWS_HEADROOM, Departure, DepartureBucket
 from penstock.stores import MemoryStore
 
 __all__ = [
@@ -54,6 +54,7 @@ _COUNTED_AS = {
 }
 """What is told by a name of its own, and estimated by one of ours: the first that is limited."""
 
+_SHORTEST_PERIOD = 60.0  # of the calendar, in seconds
 _REMEMBERED = 256  # limiters that a function returned, and what is known of their servers
 _LONGEST_UNTOLD_PAUSE = (
     60.0  # seconds to stay away from a service that refuses again and again and never says for how long
@@ -145,6 +146,7 @@ class Endpoint:
         self._units: dict[str, UnitEstimate] = {}
         self._buckets: dict[str, DepartureBucket] = {}
         self._limits: dict[str, tuple[Limit, ...]] = {}
+        self._travel: float | None = None  # seconds after a departure in which windows count it; None: there are none
         self._look_again()
 
     @property
@@ -218,6 +220,8 @@ class Endpoint:
                 request.departures[unit] = self._units[unit].left(amount, now)
                 if unit in self._buckets:
                     self._buckets[unit].charge(amount, now)
+        if self._travel is not None:
+            request.permit._leave(self._travel)
         self._settle_levels()
 
     # On the way back
@@ -333,6 +337,8 @@ class Endpoint:
             elif self._limits.get(unit) != kinds:
                 bucket.change(rate.burst, rate.rate, clock.now())
         self._limits = limits
+        windows = [length for kinds in limits.values() for limit in kinds if (length := _length(limit)) is not None]
+        self._travel = min(HEADROOM, WINDOWS_HEADROOM * min(windows)) if windows else None
 
     def _hear(self, request: RequestInFlight, quota: Quota, now: float) -> None:
         """One limit, as one answer tells it."""
@@ -366,6 +372,13 @@ class Endpoint:
             if limit.unit not in levels or limit.capacity < levels[limit.unit][0]:
                 levels[limit.unit] = limit.capacity, limit.level
         return levels
+
+
+def _length(limit: Limit) -> float | None:
+    """The seconds of a window, at least; None: it is none."""
+    if isinstance(limit, Sliding):
+        return limit.per
+    return _SHORTEST_PERIOD if isinstance(limit, Calendar) else None
 
 
 def _told(quota: Quota) -> Told | None:

@@ -9,13 +9,16 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-__all__ = ["HEADROOM", "OVERTAKING", "SHARED_HEADROOM", "Departure", "DepartureBucket", "Traffic"]
+__all__ = ["HEADROOM", "OVERTAKING", "SHARED_HEADROOM", "WINDOWS_HEADROOM", "Departure", "DepartureBucket", "Traffic"]
 
 HEADROOM = 0.25
 """Seconds of refill that are kept back: for the part of the way, from our socket to admission, that nobody can time."""
 
 SHARED_HEADROOM = 1.0
 """The same where several processes share the limits: none of them knows what others were granted and have not sent yet."""
+
+WINDOWS_HEADROOM = 0.05
+"""The same of windows, as a share of their length, where that is less: it is lost in each window anew."""
 
 OVERTAKING = 0.05
 """Seconds between two departures within which the second may well arrive first."""

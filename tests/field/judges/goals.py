@@ -44,18 +44,9 @@ MISSED: dict[tuple[str, str, str], Goal] = {
     ("auto", PYRATE, "headers"): Goal(5, 0.77),
     ("auto", PYRATE, "retry-after"): Goal(10, 0.67),
     ("auto", PYRATE, "nothing"): Goal(12, 0.67),
-    ("limits given", FIXED, "headers"): Goal(18, 0.95),
-    ("limits given", FIXED, "retry-after"): Goal(18, 0.95),
-    ("limits given", FIXED, "nothing"): Goal(18, 0.95),
-    ("limits given", MOVING, "headers"): Goal(70, 0.92),
-    ("limits given", MOVING, "retry-after"): Goal(70, 0.92),
-    ("limits given", MOVING, "nothing"): Goal(70, 0.92),
     ("limits given", COUNTER, "headers"): Goal(5, 0.90),
     ("limits given", THROTTLED_SLIDING, "headers"): Goal(5, 0.90),
     ("limits given", THROTTLED_FIXED, "headers"): Goal(5, 0.88),
-    ("limits given", PYRATE, "headers"): Goal(240, 0.79),
-    ("limits given", PYRATE, "retry-after"): Goal(240, 0.79),
-    ("limits given", PYRATE, "nothing"): Goal(240, 0.79),
 }
 """Where a way misses its goal in virtual time, and what holds there: by the way, the judge, and what answers tell."""
 

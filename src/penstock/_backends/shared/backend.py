@@ -297,6 +297,9 @@ class SharedBackend:
         if not receipts.empty:
             self.dispatcher.post(partial(_settled, receipts))
 
+    def postpone(self, grant: Grant, travel: float) -> None:
+        """The store has counted the call at its grant, and keeps to that."""
+
     # Of the limits
 
     def forecast(self, binding: Binding) -> tuple[float, str | None]:
