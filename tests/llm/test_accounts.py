@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 
 import httpx
+import httpx2
+import openai
 import pytest
 
 from penstock.llm.clients import limit_client, limits_of
@@ -74,6 +77,24 @@ async def test_what_was_learned_is_forgotten_with_the_last_client(lib):
     again = limited(lib, server, key="gone")
     await again.post(CHAT, json=HELLO)
     assert limits_of(again)["gpt-4o"].statistics().sent == 1
+
+
+@pytest.mark.parametrize(
+    "copy", [copy.copy, lambda client: client.copy(), lambda client: client.with_options(timeout=9)]
+)
+async def test_a_copy_of_a_limited_client_has_its_limits(copy):
+    sdk = openai.AsyncOpenAI(api_key="ours", http_client=httpx2.AsyncClient(transport=httpx2.MockTransport(_answer)))
+    client = limit_client(sdk)
+    await client.models.with_raw_response.retrieve("gpt-4o")
+    await client.chat.completions.with_raw_response.create(model="gpt-4o", messages=[])
+    assert limits_of(copy(client))["gpt-4o"] is limits_of(client)["gpt-4o"]
+    assert limits_of(copy(copy(client))) == limits_of(client)
+    with pytest.raises(ValueError, match="is not limited"):
+        limits_of(copy(sdk))
+
+
+def _answer(request):
+    return httpx2.Response(200, json={}, headers=TOLD)
 
 
 def test_only_limited_clients_have_limits():

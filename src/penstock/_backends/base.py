@@ -285,6 +285,10 @@ class Backend(Protocol):
     def joint(self) -> bool:
         """Whether it decides over several limit sets."""
 
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """The limit sets that it decides over: backends with the same ones have one state."""
+
     def plan(self) -> ChargePlan:
         """What costs are charged on now."""
 

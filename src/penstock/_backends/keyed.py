@@ -363,6 +363,10 @@ class Key(Caller):
     def store(self) -> MemoryStore:
         return self.states.store
 
+    @property
+    def parts(self) -> tuple[object, ...]:
+        return self.itself().parts
+
     def itself(self) -> LocalBackend:
         """The key's limits, materialised for as long as this backend lives."""
         real = self._real

@@ -100,6 +100,11 @@ class MixedBackend:
         """The shared store."""
         return self.shared.store
 
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """The limit sets of both: backends with the same ones have one state."""
+        return (*self.local.sets, *self.shared.sets)
+
     def plan(self) -> ChargePlan:
         """What costs are charged on now."""
         if self._plan.version != sum([part.version for part in self.local.sets]) + sum(

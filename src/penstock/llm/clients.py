@@ -12,7 +12,6 @@ import inspect
 import json
 import re
 import sys
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
@@ -22,7 +21,7 @@ from penstock._introspect import check_plain
 from penstock.events import Refused, ServiceEvent
 from penstock.llm import tables
 from penstock.llm.accounts import Accounts
-from penstock.llm.copies import copied, library_of
+from penstock.llm.copies import copied, http_clients_in, library_of
 from penstock.llm.discovered import DiscoveredEndpoint
 from penstock.llm.endpoints import Endpoint, Endpoints, by_limiter, published
 from penstock.llm.exchange import MAX_PAUSE, NoLimitsKnown, Plan, Rules, checked_cost, content_of
@@ -37,7 +36,7 @@ from penstock.llm.tokens import (
     with_output_added,
     with_output_if_larger,
 )
-from penstock.llm.transport import limited_client
+from penstock.llm.transport import endpoints_under, limited_client
 from penstock.llm.usage_reader import OutputEstimate, Usage
 
 if TYPE_CHECKING:
@@ -122,7 +121,7 @@ def limit_client(
         ValueError: More than one of limits, tier and account; an unknown tier or account; a number that is out of its
             range; a client that is limited already.
     """
-    rules, endpoints = rules_for(
+    rules = rules_for(
         limits,
         tier=tier,
         account=account,
@@ -137,12 +136,13 @@ def limit_client(
             f"limit_client needs a client of an SDK that sends through httpx, such as openai.AsyncOpenAI(), or an httpx "
             f"client, not {type(client).__qualname__}; what it needs comes with pip install 'penstock[openai]' openai"
         )
-    _ENDPOINTS[limited] = endpoints
     return limited
 
 
 def limits_of(client: Any) -> Mapping[str, Endpoint]:
     """What is known of the limits of a client that `limit_client` returned: per model, an endpoint with `statistics()`.
+
+    A copy of it, such as `client.with_options(timeout=60)`, has the same ones.
 
     With one limiter for all, its name is "every model". With a function of the request there is nothing to be seen
     here: ask the limiters that it returns.
@@ -150,13 +150,11 @@ def limits_of(client: Any) -> Mapping[str, Endpoint]:
     Raises:
         ValueError: The client is not limited.
     """
-    try:
-        return _ENDPOINTS[client].made()
-    except (KeyError, TypeError):
-        raise ValueError(f"{client!r} is not limited: give limits_of what limit_client returned") from None
-
-
-_ENDPOINTS: weakref.WeakKeyDictionary[Any, Endpoints | Accounts] = weakref.WeakKeyDictionary()
+    for inner in http_clients_in(client):
+        endpoints: Endpoints | Accounts | None = endpoints_under(inner)
+        if endpoints is not None:
+            return endpoints.made()
+    raise ValueError(f"{client!r} is not limited: give limits_of what limit_client returned")
 
 
 def _limited(client: Any, rules: Rules) -> Any:
@@ -225,8 +223,8 @@ def rules_for(
     max_wait: float | None,
     max_pause: float,
     on_event: Callable[[Any], object] | None = None,
-) -> tuple[Rules, Endpoints | Accounts]:
-    """What `limit_client` decides about the requests of a client, and the endpoints that they are for."""
+) -> Rules:
+    """What `limit_client` decides about the requests of a client."""
     if callable(cost):
         check_plain("limit_client", "cost", cost)
         rule: Cost = cost
@@ -254,15 +252,15 @@ def rules_for(
     if on_event is not None:
         check_plain("limit_client", "on_event", on_event)
     heaviest = _HEAVY["tiktoken" if cost == "tiktoken" else "bytes"]
-    rules = Rules(
+    return Rules(
         count,
         plan,
         heavy=lambda request: not callable(cost) and _is_heavy(content_of(request), heaviest),
         max_wait=max_wait,
         max_pause=max_pause,
         listener=None if on_event is None else Listener(on_event),
+        endpoints=endpoints,
     )
-    return rules, endpoints
 
 
 def _is_heavy(content: bytes, most: int) -> bool:

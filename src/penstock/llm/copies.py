@@ -1,6 +1,7 @@
 """A copy of an SDK's client that sends through other HTTP clients, wherever the SDK keeps its own.
 
     copied(client, replace)    the copy, or None if no HTTP client is found in it
+    http_clients_in(client)    those that it has
 
 Some SDKs have `copy(http_client=…)`; most keep their HTTP client some objects deep, and hand it around as bound methods
 and closures. So the objects between the client and its HTTP clients are copied, and what they refer to is moved to the
@@ -14,7 +15,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["copied", "library_of", "uncollected"]
+__all__ = ["copied", "http_clients_in", "library_of", "uncollected"]
 
 _NOBODYS = frozenset({"builtins", "abc", "typing", "collections", "contextlib", "enum", "pydantic"})
 _DEEPEST = 12
@@ -22,11 +23,7 @@ _DEEPEST = 12
 
 def copied(client: Any, replace: Callable[[Any], Any]) -> Any | None:
     """A copy of `client` in which `replace(http_client)` stands for each HTTP client. None: there is none in it."""
-    if not hasattr(client, "__dict__"):
-        return None
-    packages = {base.__module__.partition(".")[0] for base in type(client).__mro__} - _NOBODYS
-    found = _Found(packages)
-    found.walk(client)
+    found = _found_in(client)
     affected = found.leading_to_http_clients()
     if id(client) not in affected:
         return None
@@ -39,6 +36,19 @@ def copied(client: Any, replace: Callable[[Any], Any]) -> Any | None:
         for name, value in list(attributes.items()):
             attributes[name] = move(value)
     return copies[id(client)]
+
+
+def http_clients_in(client: Any) -> list[Any]:
+    """The HTTP clients that a client sends through; itself, if it is one."""
+    return [client] if library_of(client) is not None else list(_found_in(client).http_clients.values())
+
+
+def _found_in(client: Any) -> _Found:
+    packages = {base.__module__.partition(".")[0] for base in type(client).__mro__} - _NOBODYS
+    found = _Found(packages)
+    if hasattr(client, "__dict__"):
+        found.walk(client)
+    return found
 
 
 def library_of(client: Any) -> str | None:

@@ -449,8 +449,8 @@ def published(account: str) -> Endpoints:
 
 
 def by_limiter(limiter_of: Callable[[Any], Limiter | None]) -> Callable[[Any], Endpoint | None]:
-    """The endpoint of whatever limiter a function returns."""
-    known: dict[int, Endpoint] = {}
+    """The endpoint of whatever limiter a function returns; of limiters with the same limits, such as `a & b` made anew, one."""
+    known: dict[tuple[object, ...], Endpoint] = {}
 
     def endpoint_of(request: Any) -> Endpoint | None:
         limiter = limiter_of(request)
@@ -458,11 +458,12 @@ def by_limiter(limiter_of: Callable[[Any], Limiter | None]) -> Callable[[Any], E
             return None
         if not isinstance(limiter, Limiter):
             raise TypeError(f"the function must return a Limiter, or None for no limit, not {limiter!r}")
-        endpoint = known.get(id(limiter))  # which it keeps alive, so the number stays its own
+        state = (limiter._caller.enforce, *limiter._backend.parts)
+        endpoint = known.get(state)
         if endpoint is None:
             while len(known) >= _REMEMBERED:
                 known.pop(next(iter(known)), None)
-            endpoint = known[id(limiter)] = Endpoint(limiter)
+            endpoint = known[state] = Endpoint(limiter)
         return endpoint
 
     return endpoint_of

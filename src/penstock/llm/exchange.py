@@ -92,6 +92,7 @@ class Rules:
         raises: The SDK's own error for a refusal of ours, where the SDK would send an answer of ours again.
         listener: Hears of each request; None: nothing does.
         owner: What has to live as long as the client's connections are used.
+        endpoints: Those of the client's requests, as `limits_of` shows them; None: nobody asks.
     """
 
     count: Callable[[Any], Any]
@@ -104,6 +105,7 @@ class Rules:
     raises: Callable[[Refusal], BaseException] | None = None
     listener: Listener | None = None
     owner: Any = None
+    endpoints: Any = None
 
     def __post_init__(self) -> None:
         if self.max_wait is not None and not self.max_wait >= 0:

@@ -32,7 +32,7 @@ from penstock.llm.streams import HOLD
 if TYPE_CHECKING:
     from penstock.llm.endpoints import RequestInFlight
 
-__all__ = ["limited_client", "transports"]
+__all__ = ["endpoints_under", "limited_client", "transports"]
 
 C = TypeVar("C")
 
@@ -70,6 +70,12 @@ def limited_client(client: C, rules: Rules) -> C:
     }
     typed: C = limited
     return typed
+
+
+def endpoints_under(client: Any) -> Any:
+    """The endpoints that a limited client of httpx or httpx2 was given, or the one that it is a copy of; None: it has none."""
+    rules = getattr(getattr(client, "_transport", None), "_rules", None)
+    return rules.endpoints if isinstance(rules, Rules) else None
 
 
 class _LoopsOwn:

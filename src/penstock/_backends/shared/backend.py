@@ -68,6 +68,11 @@ class SharedBackend:
         return plan
 
     @property
+    def parts(self) -> tuple[object, ...]:
+        """The limit sets: backends with the same ones have one state."""
+        return self.sets
+
+    @property
     def joint(self) -> bool:
         """Whether there are several sets."""
         return len(self.sets) > 1
