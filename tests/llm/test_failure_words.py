@@ -390,6 +390,29 @@ def test_what_libraries_raise_is_sent_again_where_that_may_help(error, again):
     assert (type(answer), answer) == (type(again), again)
 
 
+class EventStreamError(Exception):
+    """As botocore's: an event in a stream, which has no status."""
+
+    def __init__(self, code):
+        super().__init__("no")
+        self.response = {"Error": {"Code": code, "Message": "x"}}
+
+
+@pytest.mark.parametrize(
+    ("code", "again"),
+    [("modelStreamErrorException", True), ("internalServerException", True), ("throttlingException", True),
+     ("validationException", False)],
+)  # fmt: skip
+def test_an_event_of_bedrocks_in_a_stream_is_judged_by_its_code(code, again):
+    assert retry_on(EventStreamError(code)) is again
+
+
+def test_the_wait_of_a_limit_is_the_headers_where_words_tell_none():
+    error = status_error(429, o("Limit 3, Used 3, Requested 1.", "rate_limit_exceeded"), **{"retry-after": "7"})
+    assert (rate_limit_info(error).limit, rate_limit_info(error).wait) == (3, 7)
+    assert rate_limit_info(status_error(429, o("no"), **{"retry-after": "soon"})).wait is None
+
+
 def test_the_limit_is_read_from_an_event_in_a_stream_too():
     info = rate_limit_info(event(message="Limit 3, Used 3, Requested 1. Please try again in 20s.", code="x"))
     assert (info.limit, info.current, info.wait) == (3, 3, 20)

@@ -116,6 +116,7 @@ _CONNECTION_TROUBLE = {
     ("TimeoutError", "urllib3"),
     ("NewConnectionError", "urllib3"),
     ("IncompleteRead", "http"),
+    ("NoResponseError", "mistralai"),
 }
 _OUR_FAULT = {
     ("UnsupportedProtocol", "httpx"),
@@ -157,6 +158,7 @@ _STOPS_IN_WORDS = re.compile(
 _ROWS_OWN = re.compile(r"fewer max_tokens|can only afford", re.IGNORECASE)
 _FOR_A_DAY = re.compile(r"free-models-per-day", re.IGNORECASE)  # OpenRouter's
 _DAY = 86_400.0
+_TROUBLED = re.compile(r"internal(?:server|failure)|unavailable|modelstreamerror|modeltimeout", re.IGNORECASE)
 _THROTTLED = re.compile(r"throttl|toomanyrequests|requestlimitexceeded|slowdown", re.IGNORECASE)
 
 
@@ -264,6 +266,8 @@ def _botocores(response: Mapping[str, Any]) -> Failure | None:
     code = str(told.get("Code", "")) if isinstance(told, Mapping) else ""
     status = 429 if _THROTTLED.search(code) else metadata.get("HTTPStatusCode")
     headers = metadata.get("HTTPHeaders")
+    if not isinstance(status, int) and _TROUBLED.search(code):  # an event in a stream, which has no status
+        status = 500
     if not isinstance(status, int):
         return None
     return Failure(status, {"error": told}, headers if isinstance(headers, Mapping) else None, None)

@@ -13,12 +13,14 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from penstock import clock
 from penstock.errors import PenstockError, RateLimited, Unsatisfiable
 from penstock.limits import Rate
-from penstock.llm.failures import OURS, RateLimitInfo, failure_of, info_in
+from penstock.llm import headers as _headers
+from penstock.llm.failures import OURS, Failure, RateLimitInfo, failure_of, info_in
 
 if TYPE_CHECKING:
     from penstock import Limiter
@@ -90,9 +92,17 @@ def rate_limit_info(error: BaseException) -> RateLimitInfo | None:
             return _info_of(link)
         failure = failure_of(link)
         if failure is not None:
-            return info_in(failure.body, failure.text, _text_of(link))
+            info = info_in(failure.body, failure.text, _text_of(link))
+            return info if info.wait is not None else replace(info, wait=_asked(failure))
         link = link.__cause__
     return None
+
+
+def _asked(failure: Failure) -> float | None:
+    """Seconds that the headers of an answer ask to wait; None: they do not."""
+    if failure.headers is None or failure.status < 400:
+        return None
+    return _headers.retry_after(failure.headers, wall=clock.wall()) or None
 
 
 def _text_of(error: BaseException) -> str:
