@@ -171,7 +171,7 @@ def test_a_store_that_is_closed_while_it_is_down_begins_anew(options):
 
 def test_who_comes_with_the_word_to_close_is_served(tmp_path):
     store = SQLiteStore(tmp_path / "x.db")
-    limiter = Limiter(requests=per_second(10, burst=1), name="x", store=store)
+    limiter = Limiter(requests=per_second(2, burst=1), name="x", store=store)
     with limiter:
         pass
     store.close()
@@ -184,6 +184,7 @@ def test_who_comes_with_the_word_to_close_is_served(tmp_path):
     busy = threading.Event()
     with limiter:
         store.dispatcher.post(lambda *_: busy.wait(5))
+        time.sleep(0.1)
     store.dispatcher.stop_soon()
     threading.Thread(target=enter).start()
     time.sleep(0.1)
@@ -218,6 +219,44 @@ def test_a_hook_is_called_with_the_lock_free(tmp_path):
     while len(heard) < 4 and time.monotonic() < until:
         time.sleep(0.01)
     assert heard == [0, "StoreLost", 0, "StoreRecovered"]
+    store.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("kind", ["takes its time", "waits for the store", "raises", "exits"])
+def test_whatever_a_stores_hook_does_holds_up_nobody(kind):
+    heard = []
+
+    def hook(event):
+        heard.append(type(event).__name__)
+        if kind == "takes its time":
+            time.sleep(2)
+        elif kind == "waits for the store":
+            with contextlib.suppress(StoreError):
+                limiter().__enter__()
+        elif kind == "raises":
+            raise RuntimeError(kind)
+        elif kind == "exits":
+            raise SystemExit(kind)
+
+    store = Down({}, threading.Lock(), patience=0.05, on_event=hook)
+    limiter = Limiter(requests=per_second(1000), name="x", store=store)
+    store.down = True
+    begin = time.monotonic()
+    with pytest.raises(StoreError):
+        limiter().__enter__()
+    store.down = False
+    while True:
+        try:
+            limiter().__enter__()
+            break
+        except StoreError:
+            time.sleep(0.01)
+    assert time.monotonic() - begin < 1.5
+    until = time.monotonic() + 10
+    while len(heard) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert heard == ["StoreLost", "StoreRecovered"]
     store.close()
 
 

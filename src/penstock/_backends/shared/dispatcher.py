@@ -44,6 +44,9 @@ __all__ = ["Dispatcher", "dispatcher_of"]
 
 Message = Callable[[Scheduler, float], None]
 
+_HEARD = 0.1
+"""Seconds that callers wait for a store's hook: one that is quick has heard what happened before they do."""
+
 _MOST_AT_ONCE = 1024
 """Messages that are taken in before the store is asked."""
 
@@ -90,6 +93,7 @@ class Dispatcher:
         self._number = 0
         self._lead: float | None = None  # the store's clock ahead of ours, in microseconds
         self._events: list[StoreLost | StoreRecovered] = []  # for the store's hook, once the lock is free
+        self._teller: threading.Thread | None = None  # that told it last
         finalize(self, self._inbox.put, None).atexit = False  # wakes the thread, to end
 
     def forget(self) -> None:
@@ -253,16 +257,23 @@ class Dispatcher:
         return changes, None if changes else scheduler.turn(now)
 
     def _wake(self) -> None:
-        """With the lock free: wake the callers that have an answer, and tell the store's hook what happened."""
+        """With the lock free: tell the store's hook what happened, and wake the callers that have an answer."""
+        if self._events:
+            self._tell()
         state = self.scheduler.state
         if state.woken:
             with self.lock:
                 woken, state.woken = state.woken, []
             wake_all(woken)
-        while self._events:
-            event = self._events.pop(0)
-            if self.store.on_event is not None:
-                emit(self.store.on_event, event)
+
+    def _tell(self) -> None:
+        """Call the store's hook in a thread of its own, as it may take its time, and use limiters of this very store."""
+        hook, events, self._events = self.store.on_event, self._events, []
+        if hook is not None:
+            arguments = (hook, events, self._teller)
+            self._teller = threading.Thread(target=_tell_all, args=arguments, name="penstock tells", daemon=True)
+            self._teller.start()
+            self._teller.join(_HEARD)
 
     # The way to the store
 
@@ -448,6 +459,14 @@ class _Announced:
 
     def __call__(self, scheduler: Scheduler, _: float) -> None:
         scheduler.on_announced(self._name)
+
+
+def _tell_all(hook: Callable[[Any], object], events: list[Any], before: threading.Thread | None) -> None:
+    """The thread that calls a store's hook, once the one `before` has done so."""
+    if before is not None:
+        before.join()
+    for event in events:
+        emit(hook, event)
 
 
 def _serve(dispatcher_ref: ref[Dispatcher], inbox: SimpleQueue[Any]) -> None:
