@@ -186,9 +186,9 @@ def run(column: Column, seed: int, seconds: float = SECONDS) -> Result:
         async with anyio.create_task_group() as tasks:
             for number in range(200):
                 tasks.start_soon(work, clients[number % len(clients)])
-            await anyio.sleep(FIRST)
+            await anyio.sleep(min(FIRST, seconds))
             at_first.extend(one.level for one in account.statistics().limits)
-            await anyio.sleep(seconds - FIRST)
+            await anyio.sleep(max(0.0, seconds - FIRST))
             tasks.cancel_scope.cancel()
         for client in clients:
             client.admitted = [(at - began, charge) for at, charge in client.admitted]

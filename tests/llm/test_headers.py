@@ -175,12 +175,12 @@ def test_moments_are_measured_against_the_responses_own_date():
     quota = read(
         {
             "anthropic-ratelimit-input-tokens-limit": "80000",
-            "anthropic-ratelimit-input-tokens-remaining": "79000",
+            "anthropic-ratelimit-input-tokens-remaining": "74000",
             "anthropic-ratelimit-input-tokens-reset": "2026-03-31T13:28:45Z",
         },
         date="Tue, 31 Mar 2026 13:28:40 GMT",
     ).quota("input-tokens")
-    assert (quota.limit, quota.remaining, quota.reset, quota.per) == (80_000, 79_000, 5.0, 60.0)
+    assert (quota.limit, quota.remaining, quota.reset, quota.per) == (80_000, 74_000, 5.0, 60.0)
 
 
 @pytest.mark.parametrize(
@@ -214,3 +214,12 @@ def test_retry_after_on_a_success_is_ignored():
 def test_headers_that_are_none_of_ours_are_left_alone():
     assert read({"content-type": "x", "x-ratelimit-abusepenalty-active": "False"}).quotas == ()
     assert read({"x-ratelimit-limit-requests": "many"}).quotas == ()
+
+
+def test_a_bare_reset_beside_azures_period_may_be_either_where_no_formula_decides():
+    """14 left of 600 a minute: 100 ms until a burst of 15 is back. The IETF's resets are seconds, always."""
+    told = {f"x-ratelimit-{field}-requests": text for field, text in (("limit", "600"), ("remaining", "14"))}
+    azure = read(told | {"x-ratelimit-reset-requests": "40", "x-ratelimit-renewalperiod-requests": "60"})
+    assert (azure.quota("requests").per, azure.quota("requests").bare) == (60.0, 40.0)
+    ietf = read({"RateLimit": '"default";r=14;t=40', "RateLimit-Policy": '"default";q=600;w=60'}).quotas[0]
+    assert (ietf.per, ietf.resets_in, ietf.bare) == (60.0, 40.0, None)

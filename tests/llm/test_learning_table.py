@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.learning import COLUMNS, SECONDS, Result, run
+from benchmarks.learning import COLUMNS, SECONDS, Column, Result, run
+from penstock import Rate
 
 THEIR_OWN = {"four clients", "no headers, a drop"}
 
@@ -32,3 +33,14 @@ def test_after_a_drop_the_rate_is_back_within_ten_seconds():
     """Nothing is told, the quota halves for a minute, and comes back at 300 s."""
     result = run_within("no headers, a drop", 330.0)
     assert sum(310 <= at < 320 for at in result.admitted) >= 0.85 * 500
+
+
+@pytest.mark.parametrize("burst", [5, 40])
+@pytest.mark.parametrize("dialect", ["openai", "azure", "anthropic", "groq", "mistral"])
+def test_a_burst_far_below_the_limit_is_learned_from_every_services_headers(dialect, burst):
+    """600 a minute, of which a few at once; each service tells in its own words when all of those are back."""
+    account = {"dialect": dialect, "requests": Rate(600, 60, burst), "tokens": None}
+    result = run(Column(account, latency=0.3, tokens=False), seed=1, seconds=14.0)
+    first = result.admitted[1]  # until the first answer is there, one request is in flight
+    assert result.admitted[burst + 60 - 1] - first <= 1.3 * 6.0
+    assert result.refused == 0

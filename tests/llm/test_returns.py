@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from penstock.llm.returns import BucketFormula, Returns
+from penstock.llm.returns import BareResets, BucketFormula, Returns
 
 
 @pytest.mark.parametrize("period", [1.0, 10.0, 60.0, 3_600.0])
@@ -16,6 +16,32 @@ def test_the_period_of_a_bucket_follows_from_its_resets(period):
     for used in (1.0, 2.5, 7.25, 20.125):
         formula.hear(100.0, math.floor(100.0 - used), used / 100.0 * period, 0.001)
     assert formula.period == period
+
+
+def test_bare_resets_that_tell_one_size_of_a_bucket_are_milliseconds():
+    """3,000 a minute, 50 at once: 20 ms for each that is gone. In seconds they would tell ever later ends of a window."""
+    resets = BareResets()
+    assert resets.hear(20.0, 0.0, 3_000.0, 60.0, 49.0) is None  # either may be
+    assert resets.hear(40.0, 0.0, 3_000.0, 60.0, 48.0) == 0.04
+    assert resets.hear(20.0, 0.5, 3_000.0, 60.0, 49.0) == 0.02
+
+
+def test_a_bare_reset_that_is_longer_than_its_window_is_milliseconds():
+    assert BareResets().hear(100.0, 0.0, 600.0, 60.0, 14.0) == 0.1
+
+
+@pytest.mark.parametrize("begun", [0.0, 59.0])
+def test_bare_resets_that_tell_one_moment_are_seconds(begun):
+    """The window's end, or, one window later, the next one's."""
+    resets = BareResets()
+    assert resets.hear(60.0 - begun, begun, 100.0, 60.0, 90.0) is None
+    assert resets.hear(55.0, 65.0, 100.0, 60.0, 70.0) == 55.0
+
+
+def test_bare_resets_that_are_neither_stay_unknown():
+    resets = BareResets()
+    resets.hear(20.0, 0.0, 100.0, 60.0, 90.0)
+    assert resets.hear(45.0, 1.0, 100.0, 60.0, 30.0) is None
 
 
 def test_the_resets_of_a_window_are_no_buckets():

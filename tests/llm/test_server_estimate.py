@@ -88,14 +88,15 @@ def test_only_what_is_newer_in_send_order_counts():
 
 
 def test_what_left_since_is_subtracted_and_what_was_refilled_is_added():
-    client = Client(remaining=96_000)
+    client = Client()
+    client.leave(197_000, 0.5)
     told = client.leave(1_000, 1.0)
     client.leave(2_000, 1.5)
-    client.hear(told, 100_000, 2.0)
+    client.hear(told, 104_500, 2.0)
     kept = HEADROOM * RATE + 0.02 * 2_000
-    assert client.estimate.level(2.0) == pytest.approx(100_000 + RATE - 2_000 - kept)
+    assert client.estimate.level(2.0) == pytest.approx(104_500 + RATE - 2_000 - kept)
     client.traffic.waiting += 500
-    assert client.estimate.level(2.0) == pytest.approx(100_000 + RATE - 2_000 - kept - 1.04 * 500)
+    assert client.estimate.level(2.0) == pytest.approx(104_500 + RATE - 2_000 - kept - 1.04 * 500)
 
 
 def test_too_high_is_corrected_at_once_and_too_low_by_and_by():
@@ -258,13 +259,48 @@ def test_a_limit_that_changes_counts_what_left_before_and_may_arrive_after():
 def test_a_bucket_that_holds_less_than_its_limit_refills_by_the_minute_all_the_same():
     """600 a minute, of which 15 at once: `14 left, all of it in 100 ms`, which would fit a limit of 600 in a tenth of a second."""
     traffic = Traffic()
-    estimate = ServerEstimate(traffic, Told(600.0, 60.0, 14.0, 0.1, sure=False), charges_refused=True)
-    first = traffic.left(1.0, 0.0)
-    estimate.begin(first, 0.0, cautious=False)
-    estimate.heard(traffic.left(1.0, 0.0), Told(600.0, 60.0, 13.0, 0.2, sure=False), 0.1)
-    assert estimate.per == 60.0
+    estimate = ServerEstimate(traffic, Told(600.0, 60.0, 14.0, 0.1), charges_refused=True)
+    estimate.begin(traffic.left(1.0, 0.0), 0.0, cautious=False)
+    departures = [traffic.left(1.0, 0.0) for _ in range(10)]
+    for _ in departures:
+        estimate.charge(1.0, 0.0)
+    estimate.heard(departures[-1], Told(600.0, 60.0, 4.0, 1.1), 0.1)
+    assert (estimate.per, estimate.capacity) == (60.0, 15.0)
     there = estimate.level(0.1)
-    assert estimate.level(1.1) == pytest.approx(there + 10.0, abs=1.5)
+    assert estimate.level(0.6) == pytest.approx(there + 5.0)
+
+
+def test_a_reset_that_would_also_be_that_of_a_faster_limit_changes_nothing_once_the_bucket_is_known_to_hold_less():
+    """5 left of 15, of 600 a minute: 990 ms, as a bucket of 600 a second would tell with 5 left."""
+    traffic = Traffic()
+    estimate = ServerEstimate(traffic, Told(600.0, 60.0, 14.0, 0.1), charges_refused=True)
+    estimate.begin(traffic.left(1.0, 0.0), 0.0, cautious=False)
+    departure = traffic.left(1.0, 0.1)
+    estimate.charge(1.0, 0.1)
+    estimate.heard(departure, Told(600.0, 1.0, 5.0, 0.99, fits=True), 0.2)
+    assert (estimate.per, estimate.capacity) == (60.0, 15.0)
+
+
+@pytest.mark.parametrize("reset", [None, 1.0])
+def test_a_bucket_is_thought_to_hold_no_more_than_was_ever_left(reset):
+    """A reset in whole seconds says no more than none."""
+    told = Told(600.0, 60.0, 14.0, reset, sure=reset is None, step=1.0)
+    estimate = ServerEstimate(Traffic(), told, charges_refused=True)
+    first = estimate.traffic.left(1.0, 0.0)
+    estimate.begin(first, 0.0, cautious=False)
+    assert estimate.level(100.0) <= 15.1
+
+
+def test_refused_requests_are_charged_no_more_than_there_was():
+    """Of fifteen that were sent at once to a bucket with five left, ten were refused: it is empty, and no emptier."""
+    traffic = Traffic()
+    estimate = ServerEstimate(traffic, Told(600.0, 60.0, 599.0), charges_refused=True)
+    estimate.begin(traffic.left(1.0, 0.0), 0.0, cautious=False)
+    told = traffic.left(1.0, 1.0)
+    for index in range(15):
+        traffic.left(1.0, 1.0).refused = index >= 5
+    estimate.heard(told, Told(600.0, 60.0, 5.0), 1.1)
+    assert estimate.level(2.1) > 0.0
 
 
 def test_a_limit_of_unknown_period_is_spent_as_far_as_answers_tell_and_no_further():

@@ -393,9 +393,10 @@ def _told(quota: Quota) -> Told | None:
         quota.per or 60.0,
         remaining,
         quota.resets_in,
-        sure=quota.exact,
+        sure=quota.exact and quota.bare is None,
         fits=quota.exact and quota.reset is not None,
         step=quota.step,
+        bare=quota.bare,
     )
 
 

@@ -51,7 +51,7 @@ _LENGTHS = (60.0, 3_600.0, DAY, MONTH)
 _EPOCH = 1e9
 """A number above this is no span of seconds, but a moment since 1970."""
 
-_FIELDS = ("limit", "remaining", "reset", "renewalperiod")
+_FIELDS = ("limit", "remaining", "reset", "renewalperiod", "window")
 _LONGEST = 256
 """Characters of a header that is worth reading: what is longer is no number and no date."""
 
@@ -79,6 +79,8 @@ class Quota:
         resets_in: The reset as it was told, in seconds, whether or not it fits a bucket. None: not told.
         exact: Whether the period is certain: the service names it, or it follows from a reset in fractions of a second.
         step: Seconds by which the reset may have been rounded.
+        bare: The number of a reset that may be seconds, as `resets_in` has it, or milliseconds: one service means either, and
+            both fit. None: it is clear.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Quota:
     resets_in: float | None = None
     exact: bool = False
     step: float = 0.001
+    bare: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +191,7 @@ def _readable(headers: Mapping[str, str]) -> dict[str, str]:
 def _ietf(headers: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """`RateLimit: "default";r=50;t=30` with `RateLimit-Policy: "default";q=100;w=60`; `RateLimit: limit=100, remaining=50, reset=30`."""
     told: dict[str, dict[str, str]] = {}
-    words = {"r": "remaining", "t": "reset", "q": "limit", "w": "renewalperiod"}
+    words = {"r": "remaining", "t": "reset", "q": "limit", "w": "window"}
     for header in ("ratelimit", "ratelimit-policy"):
         text = headers.get(header, "")
         flat: dict[str, str] = {}
@@ -222,27 +225,30 @@ def _quota(name: str, fields: Mapping[str, str], sent: float) -> Quota | None:
         return None  # -1/-1/0 is what a service says that does not know
     if limit is None and remaining is None:
         return None
-    base, per = name, _number(fields.get("renewalperiod", "")) or None
+    renewal = _number(fields.get("renewalperiod", "")) or None
+    base, per = name, renewal or _number(fields.get("window", "")) or None
     named = _PER_NAME.search(name)
     if named:
         base = name[: max(0, named.start())].rstrip("-")
         per = float(named[1] or 1) * _NAMED_PERIODS[named[2]]
     base = base.partition(":")[0]
-    reset = resets_in = None
+    reset = resets_in = bare = None
     exact = per is not None
     text = fields.get("reset")
-    step = _step(text or "")
+    is_moment = _rfc3339(text or "") is not None
+    step = 1.0 if is_moment else _step(text or "")
     if text is not None and limit is not None and remaining is not None:
         reset, per = _reset(text.strip(), limit, remaining, per, sent)
         exact = exact or (reset is not None and limit - remaining >= 1 and step < 0.1)
         resets_in = _seconds_until(text.strip(), sent) if reset is None else reset
+        bare = _number(text) if reset is None and renewal is not None else None
         just_begun = limit - remaining <= 1 and resets_in in {60.0, 3_600.0} and per is not None and resets_in < per
         if resets_in is not None and (per is None or just_begun):
             # No bucket, but a window: `60 left of a minute` would otherwise have to be a bucket of an hour or a day. Of the
             # usual lengths it is the first that is long enough, and a minute at least.
             reset, per = None, next((length for length in _LENGTHS if resets_in <= length), None)
-    exact = exact or (per is not None and text is not None and duration(text.strip()) is not None)
-    return Quota(_cut(name), _UNITS.get(base, base), limit, remaining, reset, per, resets_in, exact, step)
+    exact = exact or (per is not None and text is not None and (is_moment or duration(text.strip()) is not None))
+    return Quota(_cut(name), _UNITS.get(base, base), limit, remaining, reset, per, resets_in, exact, step, bare)
 
 
 def _cut(name: str) -> str:
@@ -257,6 +263,8 @@ def _seconds_until(text: str, sent: float) -> float | None:
         seconds = _number(text)
         if seconds is not None and seconds >= _EPOCH:
             seconds = max(0.0, _moment(seconds) - sent)
+    if seconds is None and (moment := _rfc3339(text)) is not None:
+        seconds = max(0.0, moment - sent)
     return seconds if seconds is not None and seconds <= MONTH else None
 
 
@@ -278,7 +286,11 @@ def _reset(
             readings.insert(0, (bare / 1_000, 0.001))
     elif (moment := _rfc3339(text)) is not None:
         # Anthropic's: moments in whole seconds, and remaining tokens rounded to thousands, of limits per minute.
-        return (moment - sent if 0 <= moment - sent <= 60 else None), per or 60.0
+        period = per or 60.0
+        rounded = 500 if limit >= 1_000 and remaining % 1_000 == 0 else 0
+        used = limit - remaining
+        least, most = (max(0.0, used - 1 - rounded) / limit * period, (used + rounded) / limit * period)
+        return (moment - sent if least - 1 <= moment - sent <= most + 1 else None), period
     else:
         return None, per
     for reset, step in readings:

@@ -1,7 +1,8 @@
 """How a limit comes back of which an answer tells too little: what was seen, and when to look again.
 
-Pure arithmetic; see `discovery` for the states. Two questions are decided here:
+Pure arithmetic; see `discovery` for the states. Three questions are decided here:
 
+    BareResets       does a bare number mean seconds, or milliseconds?
     BucketFormula    are the resets those of a bucket, and of which period?
     Returns          does all come back at once, and when next? how soon is another look worth a request?
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-__all__ = ["USUAL", "BucketFormula", "Returns"]
+__all__ = ["USUAL", "BareResets", "BucketFormula", "Returns"]
 
 USUAL = (1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1_800.0, 3_600.0, 86_400.0)
 """The lengths that limits have as a rule, in seconds."""
@@ -69,6 +70,38 @@ class BucketFormula:
             return None
         usual = (each for each in USUAL if self.least * (1 - 1e-3) <= each <= self.most * (1 + 1e-3))
         return next(usual, math.sqrt(self.least * self.most))
+
+
+@dataclass(slots=True)
+class BareResets:
+    """Finds out whether bare numbers are the seconds to a window's end, or the milliseconds until a bucket is full.
+
+    In seconds they would all tell the same moment, or one whole windows later. In milliseconds all would tell the same size
+    of a bucket, `remaining + reset × rate`. Either may be refuted, also by a number that is longer than the window, or a bucket
+    that is larger than its limit.
+    """
+
+    _seconds: bool = True
+    _milliseconds: bool = True
+    _ends: float | None = None  # the first moment that was told, if they are seconds
+    _least: float = math.inf  # the sizes of the bucket, if they are milliseconds
+    _most: float = 0.0
+
+    def hear(self, number: float, at: float, limit: float, per: float, remaining: float) -> float | None:
+        """The reset in seconds, of one answer that was told at a moment; None: nobody knows yet."""
+        if self._ends is None:
+            self._ends = at + number
+        off = abs(at + number - self._ends)
+        if number > per + 1 or min(off, abs(off - per * round(off / per))) > NEAR:
+            self._seconds = False
+        size = remaining + number / 1_000 * limit / per
+        self._least, self._most = min(self._least, size), max(self._most, size)
+        # `remaining` is rounded down to a whole unit, and the reset to a millisecond.
+        if self._most > min(limit, self._least) + 1 + limit / per / 1_000:
+            self._milliseconds = False
+        if self._seconds == self._milliseconds:
+            return None
+        return number if self._seconds else number / 1_000
 
 
 @dataclass(slots=True)

@@ -6,10 +6,10 @@ Pure arithmetic; see `discovery` for why it is done this way.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from penstock.llm.returns import USUAL, BucketFormula, Returns
+from penstock.llm.returns import USUAL, BareResets, BucketFormula, Returns
 from penstock.llm.traffic import HEADROOM, OVERTAKING, Departure, Traffic
 
 __all__ = ["DOUBT", "FIRST_BURST", "ROUNDING", "Kind", "ServerEstimate", "Told"]
@@ -48,7 +48,8 @@ EXACTLY = 0.001
 """Seconds by which a reset may be rounded that is told as exactly as buckets tell theirs."""
 
 LITTLE = 0.05
-"""Share of a limit of which nobody knows how it comes back: below it, requests leave one by one, and look."""
+"""Share of the most that was ever left of a limit of which nobody knows how it comes back: below it, requests leave one by one, and
+look."""
 
 FEW = 8.0
 """The same in requests as large as the last one; whichever is more."""
@@ -66,6 +67,7 @@ class Told:
         sure: Whether `per` was told, and not only assumed.
         fits: Whether all of it is what a bucket as large as the limit says.
         step: Seconds by which the reset may have been rounded.
+        bare: The number of a reset of which the answer leaves open whether it means seconds or milliseconds; `sure` is False.
     """
 
     limit: float
@@ -75,6 +77,7 @@ class Told:
     sure: bool = True
     fits: bool = False
     step: float = 0.001
+    bare: float | None = None
 
 
 class Kind(Enum):
@@ -114,9 +117,14 @@ class ServerEstimate:
     boundary: float = field(init=False, default=0.0)
     factor: float = field(init=False, default=1.0)
     samples: int = field(init=False, default=0)
+    _bare: BareResets = field(init=False, default_factory=BareResets)
     _formula: BucketFormula = field(init=False, default_factory=BucketFormula)
     _returns: Returns = field(init=False)
-    _fits: bool = field(init=False, default=False)  # its answers say what only a bucket says
+    _fits: bool = field(
+        init=False, default=False
+    )  # its answers say what only a bucket says that holds all of the limit
+    _is_partial: bool = field(init=False, default=False)  # an answer said what no such bucket says
+    _seen: float = field(init=False)  # the most that ever was left, and what its request took
     _held_back: float = field(init=False, default=0.0)
     _level: float = field(init=False)
     _at: float = field(init=False, default=0.0)
@@ -137,7 +145,7 @@ class ServerEstimate:
         # to the millisecond: only buckets are, and one that holds less than its limit hides its period.
         self.kind = Kind.BUCKET if told.sure or told.reset is None or told.step <= EXACTLY else Kind.UNSURE
         self._returns = Returns(0.0)
-        self._level = told.remaining
+        self._level = self._seen = told.remaining
 
     @property
     def fastest(self) -> float:
@@ -150,7 +158,9 @@ class ServerEstimate:
         """Hear the first answer that tells of it."""
         self._newest = self._anchor = (departure, self.told.remaining)
         self._returns = Returns(departure.at)
-        self._judge_kind(departure, self.told)
+        told = self._in_seconds(departure, self.told)
+        self._judge_kind(departure, told)
+        self._size(departure, told)
         self._level, self._at = self._replayed(departure, self.told.remaining, now), now
         first = max(FIRST_BURST * self.rate, 0.05 * self.capacity, 3.0)
         self._held_back = (
@@ -170,6 +180,9 @@ class ServerEstimate:
         newest = self._newest
         if newest is not None and departure.number <= newest[0].number:
             return
+        told = self._in_seconds(departure, told)
+        if self._is_partial and told.limit == self.limit and told.fits:
+            told = replace(told, per=self.per, fits=False)  # which another period's bucket would say too
         if told.limit != self.limit or (told.sure and told.per != self.per):
             self._change(told)
             self._newest = self._anchor = (departure, told.remaining)
@@ -181,7 +194,7 @@ class ServerEstimate:
         self._judge_kind(departure, told)
         if self.kind is Kind.UNSURE:
             self._notice_return(newest, departure, told)
-        self.capacity = min(self.limit, max(self.capacity, told.remaining + self.factor * departure.cost))
+        self._size(departure, told)
         self._newest = (departure, told.remaining)
         self._correct(departure, told.remaining, now)
         if departure.refused or self.kind is Kind.UNSURE:
@@ -242,7 +255,7 @@ class ServerEstimate:
     def _little(self) -> float:
         last = self.traffic.last
         few = FEW * self.factor * last.cost if last is not None else 0.0
-        return min(0.25 * self.limit, max(LITTLE * self.limit, few))
+        return min(0.25 * self._seen, max(LITTLE * self._seen, few))
 
     def need(self, cost: float) -> float:
         """What must be there for `cost` to go, in the server's units. Nothing the server would take is too large for it."""
@@ -293,8 +306,12 @@ class ServerEstimate:
                 level = self.capacity if self._crosses(at, each.at) else level
             else:
                 level = min(self.capacity, level + rate * (each.at - at))
-            if self.charges_refused or not each.refused:
+            if not each.refused:
                 level -= self.factor * each.cost
+            elif self.charges_refused:
+                level -= min(
+                    self.factor * each.cost, max(0.0, level)
+                )  # it had too little, and cannot charge more than that
             at = each.at
         if window:
             return self.capacity if self._crosses(at, now) else level
@@ -326,27 +343,47 @@ class ServerEstimate:
         else:
             self.capacity = min(told.limit, self.capacity * told.limit / self.limit)
         self.limit, self.per, self.rate = told.limit, told.per, told.limit / told.per
-        self._held_back = 0.0
-        self._formula = BucketFormula()
+        self._held_back, self._seen = 0.0, self.capacity
+        self._formula, self._is_partial = BucketFormula(), False
         if told.sure and self.kind is Kind.UNSURE:
             self.kind = Kind.BUCKET
+
+    def _in_seconds(self, departure: Departure, told: Told) -> Told:
+        """What was told, with its reset in seconds, as far as it is known what bare numbers mean."""
+        if told.bare is None:
+            return told
+        reset = self._bare.hear(told.bare, departure.at, told.limit, told.per, told.remaining)
+        return told if reset is None else replace(told, reset=reset, sure=True, bare=None)
 
     def _judge_kind(self, departure: Departure, told: Told) -> None:
         """See from one answer how the limit comes back: `remaining + reset × rate` is the capacity of a bucket."""
         if told.reset is None:
             return
         if not told.sure:
-            if told.step > EXACTLY:
+            if told.step > EXACTLY and told.bare is None:
                 self._work_period_out(departure, told, told.reset)
             return
+        if self.kind is Kind.UNSURE:
+            self.kind = Kind.BUCKET
         whole = told.remaining + told.reset * self.rate
         slack = 1.5 + 0.02 * self.limit + self.rate
-        if whole > self.limit + slack:
+        if whole > self.limit + slack and not told.fits:
             self._become_window(departure.at + told.reset - self.per)
         elif told.fits and self.limit - told.remaining > 0.05 * self.limit:
             self.kind, self._fits = Kind.BUCKET, True
-        elif self.kind is Kind.BUCKET and self.limit - whole > slack:
-            self.capacity = max(1.0, whole)
+        elif self.kind is Kind.BUCKET and told.step <= EXACTLY and self.limit - whole > slack:
+            self._is_partial = True
+
+    def _size(self, departure: Departure, told: Told) -> None:
+        """See from one answer what it holds at most: a bucket the most that was ever left, or what an exact reset says."""
+        self._seen = max(self._seen, told.remaining + self.factor * departure.cost)
+        if self.kind is not Kind.BUCKET or self._fits:
+            self.capacity = self.limit
+            return
+        whole = self._seen
+        if told.reset is not None and told.sure and told.step <= EXACTLY:
+            whole = max(whole, told.remaining + told.reset * self.rate)
+        self.capacity = min(self.limit, max(1.0, whole))
 
     def _work_period_out(self, departure: Departure, told: Told, reset: float) -> None:
         """The same where the period is not told: see whether the resets are those of a bucket, and of which period."""
@@ -403,7 +440,7 @@ class ServerEstimate:
 
     def _become_window(self, boundary: float) -> None:
         if self.kind is not Kind.WINDOW:
-            self.kind = Kind.WINDOW
+            self.kind, self.capacity = Kind.WINDOW, self.limit
             self.factor, self._charged, self._estimated = 1.0, 0.0, 0.0
             self._ratios.clear()
             self._anchor = None
@@ -417,7 +454,7 @@ class ServerEstimate:
         """Learn from two snapshots what the server charges for what we estimate."""
         estimated, level, at, spilled = 0.0, remained, before.at, 0.0
         refill = self.rate * (departure.at - before.at) if self.kind is Kind.BUCKET else 0.0
-        size = SAMPLE * self.capacity * (1.0 if self.samples else 0.3)
+        size = max(SAMPLE * self.capacity * (1.0 if self.samples else 0.3), min(self.rate, SAMPLE * self.limit))
         if max(self.factor * (departure.sent - before.sent), remained + refill - remaining) < size:
             return
         if self.kind is Kind.WINDOW and self._crosses(before.at, departure.at):
