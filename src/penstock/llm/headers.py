@@ -79,8 +79,8 @@ class Quota:
         resets_in: The reset as it was told, in seconds, whether or not it fits a bucket. None: not told.
         exact: Whether the period is certain: the service names it, or it follows from a reset in fractions of a second.
         step: Seconds by which the reset may have been rounded.
-        bare: The number of a reset that may be seconds, as `resets_in` has it, or milliseconds: one service means either, and
-            both fit. None: it is clear.
+        bare: The number of a reset that may be seconds, as `resets_in` has it, or milliseconds: one service means
+            either, and both fit. None: it is clear.
     """
 
     name: str

@@ -76,9 +76,9 @@ class BucketFormula:
 class BareResets:
     """Finds out whether bare numbers are the seconds to a window's end, or the milliseconds until a bucket is full.
 
-    In seconds they would all tell the same moment, or one whole windows later. In milliseconds all would tell the same size
-    of a bucket, `remaining + reset × rate`. Either may be refuted, also by a number that is longer than the window, or a bucket
-    that is larger than its limit.
+    In seconds they would all tell the same moment, or one whole windows later. In milliseconds all would tell the same
+    size of a bucket, `remaining + reset × rate`. Either may be refuted, also by a number that is longer than the
+    window, or a bucket that is larger than its limit.
     """
 
     _seconds: bool = True

@@ -44,12 +44,14 @@ MOST_STEP = 4.0
 
 _SAMPLES = 12  # whose variation is the reserve
 
+UNSEEN = 0.15
+"""That variation before there are enough samples, where the server charges for more than we count."""
+
 EXACTLY = 0.001
 """Seconds by which a reset may be rounded that is told as exactly as buckets tell theirs."""
 
 LITTLE = 0.05
-"""Share of the most that was ever left of a limit of which nobody knows how it comes back: below it, requests leave one by one, and
-look."""
+"""Share of the most that was ever left of a limit whose returns nobody knows: below it, requests leave one by one, and look."""
 
 FEW = 8.0
 """The same in requests as large as the last one; whichever is more."""
@@ -67,7 +69,7 @@ class Told:
         sure: Whether `per` was told, and not only assumed.
         fits: Whether all of it is what a bucket as large as the limit says.
         step: Seconds by which the reset may have been rounded.
-        bare: The number of a reset of which the answer leaves open whether it means seconds or milliseconds; `sure` is False.
+        bare: The number of a reset that may mean seconds or milliseconds; `sure` is False then.
     """
 
     limit: float
@@ -266,9 +268,8 @@ class ServerEstimate:
         traffic, newest = self.traffic, self._newest
         since = self.factor * (traffic.waiting + (traffic.sent - newest[0].sent if newest is not None else 0.0))
         doubt = DOUBT * since
-        if len(self._ratios) > 2:
-            mean = sum(self._ratios) / len(self._ratios)
-            deviation = math.sqrt(sum((each - mean) ** 2 for each in self._ratios) / len(self._ratios))
+        deviation = self._deviation()
+        if deviation:
             doubt += min(0.15 * self.capacity, 2 * deviation * math.sqrt(SAMPLE * self.capacity * since))
             if self.kind is Kind.BUCKET:  # of a window it would be lost; of a bucket it is kept back once
                 doubt += min(2 * DOUBT, 2 * deviation) * self.capacity
@@ -278,6 +279,14 @@ class ServerEstimate:
             # All processes that share a bucket see the same level: the one that takes most leaves most of it to the others.
             doubt = doubt / self.factor + FAIR * self.capacity / self.factor
         return doubt + min(HEADROOM * self.rate, self.capacity / 2)
+
+    def _deviation(self) -> float:
+        """By what share the server's charges vary around the factor, from sample to sample."""
+        ratios = self._ratios
+        if len(ratios) < 3:
+            return UNSEEN if self.samples and self.factor > 1.1 else 0.0
+        mean = sum(ratios) / len(ratios)
+        return math.sqrt(sum((each - mean) ** 2 for each in ratios) / len(ratios))
 
     # The state
 
@@ -375,7 +384,7 @@ class ServerEstimate:
             self._is_partial = True
 
     def _size(self, departure: Departure, told: Told) -> None:
-        """See from one answer what it holds at most: a bucket the most that was ever left, or what an exact reset says."""
+        """See from one answer what it holds at most: for a bucket, the most that was ever left, or what a reset says."""
         self._seen = max(self._seen, told.remaining + self.factor * departure.cost)
         if self.kind is not Kind.BUCKET or self._fits:
             self.capacity = self.limit
@@ -480,7 +489,10 @@ class ServerEstimate:
         too_little = max(self.factor * estimated, charged) < size
         if estimated <= 0 or too_little or sum(self._around(departure)) > 0.2 * estimated:
             return
+        left_in_crowd = sum(self._around(before)) > 0.2 * estimated
         self._anchor = (departure, remaining)
+        if left_in_crowd and charged < 0.5 * self.factor * estimated:
+            return  # what seems to be cheap may well have been in the first of the two snapshots already
         if spilled > 0.1 * refill and self.kind is Kind.BUCKET and self.samples:
             return  # a full bucket confirms whatever is thought of the factor
         self._charged = DECAY * self._charged + charged
