@@ -109,3 +109,42 @@ def test_the_search_doubles_as_fast_as_answers_come():
         rates.append(pace.rate)
     assert rates[0] > 8 * rates[1]
     assert rates[1] < 50
+
+
+def refuse(pace, traffic, left_at, now):
+    departure = traffic.left(1.0, left_at)
+    departure.refused = True
+    pace.refused(departure, traffic, now)
+
+
+def test_refusals_with_nothing_admitted_in_between_are_one_measurement():
+    """A window of ten seconds is used up: that it still is, seconds later, says nothing of the rate."""
+    traffic, pace = Traffic(), Pace(10.0, 0.0, 1.0)
+    for number in range(100):
+        traffic.left(1.0, number / 10)
+    refuse(pace, traffic, 10.0, 10.1)
+    for number in range(100):
+        traffic.left(1.0, 20.0 + number / 10)
+    refuse(pace, traffic, 30.0, 30.1)
+    rate = pace.rate
+    for now in (31.0, 33.0, 37.0):
+        refuse(pace, traffic, now, now + 0.1)
+    assert pace.rate == rate
+
+
+def test_after_a_refusal_one_request_goes_first_however_long_the_pause_was():
+    traffic, pace = Traffic(), Pace(10.0, 0.0, 1.0)
+    traffic.left(1.0, 0.0)
+    refuse(pace, traffic, 10.0, 10.1)
+    assert pace.level(60.0) == 1.0
+    pace.charge(1.0, 60.0)
+    pace.passed(60.2, 0.2)  # it left after the refusal, and was admitted
+    assert pace.burst == max(1.0, pace.rate / 2)
+
+
+def test_what_was_on_its_way_when_something_was_refused_shows_nothing_by_being_admitted():
+    traffic, pace = Traffic(), Pace(10.0, 0.0, 1.0)
+    traffic.left(1.0, 0.0)
+    refuse(pace, traffic, 10.0, 10.1)
+    pace.passed(10.5, 2.0)
+    assert pace.level(60.0) == 1.0

@@ -187,7 +187,7 @@ class DiscoveredEndpoint(Endpoint):
     def answered(self, request: RequestInFlight, status: int, reading: Reading) -> None:
         """The headers of its answer are there."""
         with self._lock:
-            if status < 400:
+            if status < 400 and request.permit.granted_at > self._paused_at:
                 self._strikes = 0
             self._refused += status == 429
             now = clock.now()
@@ -248,12 +248,12 @@ class DiscoveredEndpoint(Endpoint):
                     self._units[unit].explained(departure, verdict.wait)
             if not explained and self._answered:  # before, there is nothing that it could be measured from
                 unit = self._unit_of(request, verdict)
-                searching = self._units["requests"]
+                searched = self._units["requests"].pace
                 if unit != "requests":
-                    searching.stop_searching()
+                    self._units["requests"].stop_searching()
                 info = verdict.info
                 named = info.limit / info.period if info.limit and info.period and info.period <= 3_600 else None
-                self._units[unit].refused_unexplained(request.departures[unit], now, named)
+                self._units[unit].refused_unexplained(request.departures[unit], now, named, searched)
         super().refused(request, verdict)
 
     def _unit_of(self, request: RequestInFlight, verdict: Verdict) -> str:

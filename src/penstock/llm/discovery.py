@@ -127,10 +127,14 @@ class UnitEstimate:
         if self.pace is not None and self.pace.searching:
             self.pace = None
 
-    def refused_unexplained(self, departure: Departure, now: float, named: float | None = None) -> None:
+    def refused_unexplained(
+        self, departure: Departure, now: float, named: float | None = None, searched: Pace | None = None
+    ) -> None:
         """A request was refused, and nothing that headers told explains it; its message may have named a rate."""
         if self.pace is None:
             self.pace = Pace(1.0, now, smallest=1.0)
+            if searched is not None:
+                self.pace.doubled = searched.doubled
         known = min(
             (
                 each.rate / (1.0 if self._charges_refused else each.factor)

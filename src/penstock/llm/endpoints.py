@@ -244,7 +244,7 @@ class Endpoint:
     def answered(self, request: RequestInFlight, status: int, reading: Reading) -> None:
         """The headers of its answer are there."""
         with self._lock:
-            if status < 400:
+            if status < 400 and request.permit.granted_at > self._paused_at:
                 self._strikes = 0
             self._refused += status == 429
             now = clock.now()

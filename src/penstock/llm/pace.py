@@ -1,6 +1,13 @@
 """How fast a server lets requests through that tells no limit: a refusal is a measurement.
 
-Pure arithmetic; see `discovery` for the states.
+Pure arithmetic. It is in one of these states, of which `discovery` knows the first and the last:
+
+    SEARCHING ── a refusal ──▶ EMPTY ── what left since is admitted ──▶ PACED
+                               ▲   │                                     │
+                               │   └── a refusal: no rate was tried      │
+                               └────────────── a refusal ────────────────┘
+
+While it is EMPTY, one request goes first. Only a refusal that ends SEARCHING or PACED is a measurement.
 """
 
 from __future__ import annotations
@@ -9,7 +16,7 @@ import math
 from dataclasses import dataclass, field
 
 from penstock.llm.server_estimate import ROUNDING
-from penstock.llm.traffic import Departure, Traffic
+from penstock.llm.traffic import OVERTAKING, Departure, Traffic
 
 __all__ = ["FIRST_UNTOLD", "Pace"]
 
@@ -59,9 +66,6 @@ LONG_AGO = 120.0
 SHORTEST_SPAN = 3.0
 """Seconds between two refusals below which what was admitted in between is no measurement."""
 
-LONGEST_SPAN = 600.0
-"""Seconds that are looked back over, when nothing was admitted since the last refusal."""
-
 AGREES = 0.15
 """Share by which two measurements may differ and still be of the same rate."""
 
@@ -94,6 +98,7 @@ class Pace:
         rate: Units per second that are tried now.
         searching: Whether nothing was refused yet.
         most: The rate that is known to be the most; `inf` if none is.
+        doubled: Seconds in which it doubles while searching.
     """
 
     rate: float
@@ -103,12 +108,13 @@ class Pace:
     most: float = field(init=False, default=math.inf)
     _level: float = field(init=False, default=0.0)
     _at: float = field(init=False)
+    _is_empty: bool = field(init=False, default=False)  # refused, and nothing that left since was admitted yet
     _anchors: list[float] = field(init=False, default_factory=list)  # when something was refused
     _cut_at: float = field(init=False, default=-math.inf)
     _grown_at: float = field(init=False)
     _measured: float = field(init=False, default=0.0)  # what was admitted per second, as last measured
     _burst: float = field(init=False, default=BURST)  # in seconds' worth
-    _doubled: float = field(init=False, default=DOUBLED)  # seconds in which it doubles while searching
+    doubled: float = field(init=False, default=DOUBLED)
     _is_guess: bool = field(init=False, default=False)  # what was measured was mostly a burst
     _refused_at: list[float] = field(init=False, default_factory=list)  # the rates that were refused
     _slow: float = field(init=False, default=RECOVER)  # growth above it
@@ -129,7 +135,7 @@ class Pace:
     @property
     def burst(self) -> float:
         """Units that may be sent at once."""
-        return max(self.smallest, self.rate * self._burst)
+        return self.smallest if self._is_empty else max(self.smallest, self.rate * self._burst)
 
     def charge(self, cost: float, now: float) -> None:
         """A request was granted; or, with a negative cost, withdrawn."""
@@ -152,7 +158,9 @@ class Pace:
         """A request was admitted, and took so long: try a little more, if it was this that held requests up."""
         if latency is not None:
             doubled = min(DOUBLED, max(DOUBLED_SOONEST, LATENCIES * latency))
-            self._doubled += 0.1 * (doubled - self._doubled)
+            self.doubled += 0.1 * (doubled - self.doubled)
+        if now - (latency or 0.0) > self._cut_at:
+            self._is_empty = False
         since = now - self._grown_at
         if since < 0.25:
             return
@@ -179,13 +187,13 @@ class Pace:
         Ever more if that is long ago.
         """
         if self.searching or self._is_guess:
-            return math.log(2) / self._doubled
+            return math.log(2) / self.doubled
         if self.rate < CLOSE * self._measured:
             return RECOVER
         growth = self._slow + GROW * ((now - self._cut_at) / LONG_AGO) ** 3
         refused_at = self._refused_at[-1] if self._refused_at else 0.0
         if refused_at > UNSURE * self._measured:  # it may be anything in between
-            growth += max(0.0, CLOSE * refused_at / self.rate - 1.0) / APPROACH
+            growth += min(RECOVER / 2, max(0.0, CLOSE * refused_at / self.rate - 1.0) / APPROACH)
         return growth
 
     def refused(
@@ -205,7 +213,12 @@ class Pace:
         """
         if departure.at <= self._cut_at:
             return  # it was on its way when the last one was refused
-        self.searching, self.smallest = False, 1.0
+        if self._anchors and not any(traffic.between(self._cut_at, departure.at - OVERTAKING)):
+            # The first that left since was refused as well: it is used up still, and no rate was tried.
+            self._cut_at, self._is_empty = now, True
+            self._level = min(self._level, 0.0)
+            return
+        self.searching, self.smallest, self._is_empty = False, 1.0, True
         first = not self._anchors
         if not self._is_trying:
             self._refused_at = [*self._refused_at[1 - SAME_AGAIN :], self.rate]
@@ -269,11 +282,6 @@ class Pace:
             self._anchors.append(now)
             return
         span, measured, count = self._since(self._anchors[-1], now, traffic)
-        if not count:
-            # Nothing came back yet: a window that has not begun, perhaps. What it admits in the long run is no more
-            # than all that it did, over all the time that is over.
-            self._measured = min(self._measured, self._in_the_long_run(now, traffic))
-            return
         self._is_guess = False
         if span < SHORTEST_SPAN:
             if self.rate < self._measured:  # not too fast, so too many at once
@@ -289,13 +297,6 @@ class Pace:
         self._anchors = [*self._anchors[-ANCHORS:], now]
         self._measured = max(measured, self.smallest / 600.0)
         self._slow = max(GROW, min(RECOVER, 3.0 / (count + 1) / span))
-
-    def _in_the_long_run(self, now: float, traffic: Traffic) -> float:
-        """Units per second that were admitted in the last minutes, from the first one on; one request, if it was none."""
-        admitted = list(traffic.between(now - LONGEST_SPAN, now))
-        if not admitted:
-            return max(self.smallest, traffic.last.cost if traffic.last is not None else 0.0) / LONGEST_SPAN
-        return sum(each.cost for each in admitted) / max(now - admitted[0].at, SHORTEST_SPAN)
 
     @staticmethod
     def _since(anchor: float, now: float, traffic: Traffic) -> tuple[float, float, int]:
