@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import zlib
 from contextlib import asynccontextmanager
 
 import pytest
@@ -105,6 +106,46 @@ async def test_what_was_compressed_is_read_and_what_cannot_be_is_kept(content):
     async with serving(lambda *_: reply(200, content, "content-encoding: gzip\r\n")) as (base, _):
         said, _ = await sent(base)
     assert said.content in {b'{"c":3}', b"not gzip at all"}
+
+
+@pytest.mark.parametrize(
+    ("content", "coding"),
+    [
+        (gzip.compress(gzip.compress(b'{"c":3}')), "gzip, gzip"),
+        (gzip.compress(b'{"c"') + gzip.compress(b":3}"), "gzip"),
+        (gzip.compress(b'{"c":3}')[:-8], "gzip"),
+        (gzip.compress(b'{"c":3}')[:-8] + b"12345678", "gzip"),
+        (gzip.compress(b'{"c":3}') + b"\0" * 5, "x-gzip"),
+        (zlib.compress(b'{"c":3}')[2:-4], "deflate"),
+        (zlib.compress(b'{"c":3}')[:-4], "deflate"),
+        (b'{"c":3}', "br"),
+    ],
+    ids=[
+        "twice",
+        "two members",
+        "no checksum",
+        "a wrong one",
+        "padded",
+        "no head",
+        "cut",
+        "by a name that was not asked for",
+    ],
+)
+async def test_what_was_paid_for_is_read_however_it_was_compressed(content, coding):
+    async with serving(lambda *_: reply(200, content, f"content-encoding: {coding}\r\n")) as (base, _):
+        assert (await sent(base))[0].content == b'{"c":3}'
+
+
+@pytest.mark.parametrize("target", ["http://[::1", "ftp://x/", "http://", "mailto:me", "http://a:b:c/"])
+async def test_a_redirect_to_nowhere_is_an_answer(target):
+    """Nothing was billed, and nothing is in doubt."""
+    async with serving(lambda *_: reply(307, b"", f"location: {target}\r\n")) as (base, _):
+        assert (await sent(base))[0].status == 307
+
+
+async def test_a_long_header_costs_no_answer():
+    async with serving(lambda *_: reply(200, b"{}", f"x-long: {'a' * 500_000}\r\n")) as (base, _):
+        assert (await sent(base))[0].content == b"{}"
 
 
 async def test_no_connection_is_no_use():

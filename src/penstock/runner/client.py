@@ -37,6 +37,9 @@ KEEP_ALIVE = 4.0
 
 MAX_REDIRECTS = 10
 
+LONGEST_HEADER = 1024 * 1024
+"""Bytes of one header of an answer. An answer was paid for, whatever stands above it."""
+
 SECRETS = frozenset({"authorization", "api-key", "x-api-key", "proxy-authorization", "cookie"})
 """Headers that a redirect to another host must not take along, and whose values are never written anywhere."""
 
@@ -149,8 +152,8 @@ class Http:
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             trace_configs=[trace],
-            max_line_size=65_536,
-            max_field_size=65_536,
+            max_line_size=LONGEST_HEADER,
+            max_field_size=LONGEST_HEADER,
         )
         return self
 
@@ -175,9 +178,10 @@ class Http:
                 target = reply.headers.get("location") if reply.status in {307, 308} else None
                 if not target:
                     return reply
-                url = url.join(yarl.URL(target))
-                if url.scheme not in {"http", "https"}:
+                joined = _joined(url, target)
+                if joined is None:
                     return reply
+                url = joined
                 reply = await self._post(url, body, departure)
             return reply
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
@@ -253,15 +257,43 @@ def _origin(url: yarl.URL) -> tuple[str, str | None, int | None]:
     return url.scheme, url.host, url.port
 
 
+def _joined(url: yarl.URL, target: str) -> yarl.URL | None:
+    """Where a redirect leads; None: nowhere that requests are sent to."""
+    try:
+        joined = url.join(yarl.URL(target))
+    except ValueError:
+        return None
+    return joined if joined.scheme in {"http", "https"} and joined.host else None
+
+
 def _decompressed(content: bytes, headers: Mapping[str, str]) -> bytes:
     """The body as it was before it was compressed; as it came if it cannot be read: it was paid for all the same."""
-    coding = headers.get("content-encoding", "").strip().lower()
-    if coding not in {"gzip", "x-gzip", "deflate"}:
-        return content
-    for bits in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):  # gzip or zlib by its head; some send deflate without any
-        with contextlib.suppress(zlib.error):
-            return zlib.decompress(content, bits)
+    codings = [coding.strip().lower() for coding in headers.get("content-encoding", "").split(",")]
+    for coding in reversed(codings):
+        if coding in {"gzip", "x-gzip", "deflate"}:
+            content = _inflated(content)
     return content
+
+
+def _inflated(content: bytes) -> bytes:
+    """All members, one after the other. What is cut, or has a wrong checksum, is read as far as it goes."""
+    for bits in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):  # gzip or zlib by its head; some send deflate without any
+        found, rest = bytearray(), content
+        while rest:
+            one = zlib.decompressobj(bits)
+            try:
+                found += one.decompress(rest[:-_CHECKSUM])
+                found += one.decompress(one.unconsumed_tail + rest[-_CHECKSUM:])
+            except zlib.error:
+                break
+            rest = one.unused_data if one.eof else b""
+        if found:
+            return bytes(found)
+    return content
+
+
+_CHECKSUM = 8
+"""Bytes that follow the data of a gzip member."""
 
 
 def _proxy(base_url: str) -> str | None:
