@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import shutil
+import sqlite3
 import subprocess
+from contextlib import closing
 from datetime import timedelta
 from html.parser import HTMLParser
 from xml.etree import ElementTree as ET
@@ -13,6 +15,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from penstock.cli import main
+from tests.cli import commands as requests
 from tests.docs_examples import ROOT
 from tests.usage.recorded import MONDAY, recorded
 from tests.usage.test_evidence import growing
@@ -187,3 +190,35 @@ def test_what_is_wrong_is_one_sentence(path, capsys, arguments, words):
     assert words in err
     assert len(err.splitlines()) == 1
     assert path.read_bytes() == before
+
+
+def test_a_run_writes_the_ledger_that_a_report_reads(tmp_path, monkeypatch, capsys):
+    """Every attempt once, those that were refused too, with what the answers say that they took."""
+    monkeypatch.chdir(tmp_path)
+    requests.write(tmp_path, range(30))
+    command = ["run", "in.jsonl", "-o", "out.jsonl", "--ledger", "usage.db", "--quiet"]
+    assert main([*command, "--simulate", "--latency", "0.01", "--limits", "requests=6000/min,tokens=600k/min"]) == 0
+    with closing(sqlite3.connect(tmp_path / "usage.db")) as file:
+        rows = file.execute(
+            "SELECT model, outcome, status, input_tokens, output_tokens, dollars, elapsed FROM calls"
+        ).fetchall()
+        limits = dict(file.execute("SELECT unit, amount FROM limits").fetchall())
+    answers = [line["response"]["body"]["usage"] for line in requests.lines_of(tmp_path / "out.jsonl")]
+    assert {row[:3] for row in rows} == {("gpt-4o-mini", "answered", 200)}
+    assert sum(row[3] for row in rows) == sum(usage["prompt_tokens"] for usage in answers)
+    assert sum(row[4] for row in rows) == sum(usage["completion_tokens"] for usage in answers)
+    assert all(row[5] > 0 and row[6] > 0 for row in rows)
+    assert len(rows) == 30
+    assert limits == {"requests": 6_000, "tokens": 600_000}
+    assert main(["report", "usage.db"]) == 0
+    assert "gpt-4o-mini" in capsys.readouterr().out
+
+
+def test_a_ledger_that_is_none_is_said_before_anything_is_sent(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    requests.write(tmp_path, range(3))
+    (tmp_path / "notes").write_text("my notes\n" * 1_000)
+    assert main(["run", "in.jsonl", "-o", "out.jsonl", "--simulate", "--ledger", "notes"]) == 2
+    assert main(["run", "in.jsonl", "-o", "out.jsonl", "--simulate", "--ledger", "."]) == 2
+    assert capsys.readouterr().err.count("--ledger: cannot write") == 2
+    assert (tmp_path / "notes").read_text() == "my notes\n" * 1_000

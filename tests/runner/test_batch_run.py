@@ -81,7 +81,16 @@ class Service:
 
 @contextmanager
 def prepared(
-    folder, given, service, *, order="completed", changed=None, queue_tokens=None, overwrite=False, **settings
+    folder,
+    given,
+    service,
+    *,
+    order="completed",
+    changed=None,
+    queue_tokens=None,
+    overwrite=False,
+    cancel=False,
+    **settings,
 ):
     """A run over these rows."""
     source, out = folder / "in.jsonl", folder / "out.jsonl"
@@ -96,7 +105,8 @@ def prepared(
             try:
                 chosen = Settings(**{"cost": by_bytes, **settings})
                 run = BatchRun(
-                    Lines(descriptor), results, chosen, service, journal, queue_tokens=queue_tokens, changed=changed, say=said.append
+                    Lines(descriptor), results, chosen, service, journal, queue_tokens=queue_tokens, changed=changed,
+                    cancel=cancel, say=said.append
                 )  # fmt: skip
                 yield SimpleNamespace(
                     run=run,
@@ -395,6 +405,28 @@ async def test_a_cancelled_batch_ends_the_run_with_what_is_done(virtual_time, tm
     assert made.run.stopped.code == "interrupted"
     assert "was cancelled at the service: 13 of its rows are not done" in made.run.stopped.message
     assert len(made.results()) == 7
+    with prepared(tmp_path, rows, service) as made:
+        await made.run()
+        check_all_answered(made, rows)
+
+
+async def test_batches_may_be_cancelled_and_what_they_did_is_kept(virtual_time, tmp_path):
+    """Nothing is submitted any more, until the command is given without it."""
+    service = Service(Simulation(batches=Batches(validating=0, duration=0, per_row=10)))
+    rows = [chat(n, model=f"m{n % 3}") for n in range(30)]
+    with prepared(tmp_path, rows, service, deadline=65.0) as made:
+        await made.run()
+    with prepared(tmp_path, [*rows, chat(99)], service, cancel=True) as made:
+        await made.run()
+        answered = len(made.results())
+        assert made.run.stopped.code == "cancelled"
+        assert f"3 batches are cancelled: {answered} of their rows were answered" in made.run.stopped.message
+        assert made.run.parts == []
+    assert 15 <= answered < 30
+    assert len(service.library.batches) == 3
+    with prepared(tmp_path, rows, service, cancel=True) as made:
+        await made.run()
+        assert "0 batches are cancelled" in made.run.stopped.message
     with prepared(tmp_path, rows, service) as made:
         await made.run()
         check_all_answered(made, rows)

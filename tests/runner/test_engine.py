@@ -464,3 +464,19 @@ async def test_a_model_without_known_limits_is_an_error_of_its_row(tmp_path):
 )
 def test_a_path_is_put_behind_the_base_as_sdks_do(base, path, url):
     assert url_of(base, path) == url
+
+
+async def test_rows_that_ask_for_a_stream_are_answered_like_any_other(tmp_path):
+    """What the service tells word by word is one answer, and its usage is kept."""
+    service = Service(Simulation(**LIMITS))
+    rows = [chat(number) for number in range(4)]
+    for row in rows[::2]:
+        row["body"] |= {"stream": True, "stream_options": {"include_usage": True}}
+    with prepared(tmp_path, rows, service) as this:
+        await this.run()
+        assert this.errors() == []
+        answers = {result["custom_id"]: result["response"]["body"] for result in this.results()}
+    assert all(map(belongs, this.results()))
+    assert {answer["object"] for answer in answers.values()} == {"chat.completion"}
+    assert all(answer["usage"]["completion_tokens"] > 0 for answer in answers.values())
+    assert answers["row-0"].keys() <= answers["row-1"].keys()

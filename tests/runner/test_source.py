@@ -184,7 +184,6 @@ def nested(depth):
         ({"url": "https://elsewhere.example/v1/x", "body": CHAT}, "invalid_url", '"url" must be a path such as'),
         ({"url": "/v1/\n", "body": CHAT}, "invalid_url", '"url" must be a path such as'),
         ({"url": 7, "body": CHAT}, "invalid_url", '"url" must be a path such as'),
-        ({"body": {**CHAT, "stream": True}}, "stream_not_supported", "the body asks for a stream"),
     ],
 )
 def test_a_line_that_cannot_be_sent_says_why(line, code, message):

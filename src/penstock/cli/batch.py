@@ -67,6 +67,7 @@ def run_batches(
     poll: float,
     changed: str | None,
     overwrite: bool,
+    cancel: bool,
     tell: Callable[[str], None],
     codes: dict[str, int],
 ) -> tuple[dict[str, Any], Counts, int]:
@@ -76,7 +77,7 @@ def run_batches(
         if journal.forgotten:
             tell(f"batches of an earlier run go on at the service, and are forgotten: {', '.join(journal.forgotten)}")
         run = BatchRun(
-            lines, results, settings, transport, journal, queue_tokens=queue_tokens, poll=poll, changed=changed, say=tell
+            lines, results, settings, transport, journal, queue_tokens=queue_tokens, poll=poll, changed=changed, cancel=cancel, say=tell
         )  # fmt: skip
         anyio.run(_drive, run)
         stopped = run.stopped

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,9 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.cli.options import Fault
+from penstock.errors import PenstockError
 from penstock.runner.formats import FormatError, Prompt
 from penstock.runner.output import beside, journal_of
 from penstock.runner.source import Lines, open_source
+from penstock.usage import Ledger
+from penstock.usage.file import open_writer
+from penstock.usage.ledger import DollarsOf
 
 __all__ = ["Targets", "check_files", "is_stdout", "open_lines", "places"]
 
@@ -59,6 +64,19 @@ def open_lines(file: str, prompt: Prompt | None = None) -> Iterator[Lines]:
     finally:
         if descriptor:
             os.close(descriptor)
+
+
+def ledger_of(path: Path, prices: DollarsOf | None) -> Ledger:
+    """The ledger that a run writes into.
+
+    Raises:
+        Fault: It cannot be written, or is a file of another kind.
+    """
+    try:
+        open_writer(path.absolute(), 2.0).close()
+    except (OSError, sqlite3.Error, PenstockError) as error:
+        raise Fault(f"--ledger: cannot write {path}: {error}") from None
+    return Ledger(path, prices=prices)
 
 
 def check_files(

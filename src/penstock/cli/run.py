@@ -18,7 +18,7 @@ import anyio
 import typer
 
 from penstock.cli.batch import check_batch_options, refuse_live_batches, run_batches
-from penstock.cli.files import check_files, is_stdout, open_lines, places
+from penstock.cli.files import check_files, is_stdout, ledger_of, open_lines, places
 from penstock.cli.frame import app
 from penstock.cli.options import (
     SIMULATED,
@@ -62,11 +62,11 @@ EXIT_CODES = {
     3: "some rows failed; they are in the errors file",
     4: "the account takes no request any more; the same command goes on later",
     5: "the server cannot be reached; the same command goes on later",
-    6: "--deadline or --max-cost ended it; the same command goes on",
+    6: "--deadline, --max-cost or --cancel ended it; the same command goes on",
     130: "interrupted; the same command goes on",
 }
 
-_CODES = {"account": 4, "unreachable": 5, "deadline": 6, "cost": 6, "interrupted": 130}
+_CODES = {"account": 4, "unreachable": 5, "deadline": 6, "cost": 6, "cancelled": 6, "interrupted": 130}
 
 EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
 
@@ -166,6 +166,9 @@ def run(
     prices: Annotated[
         Path | None, typer.Option(metavar="JSON", help="What models cost. [default: the list prices that came along]")
     ] = None,
+    ledger: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write each call down for penstock report and penstock watch.")
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="HTML", help="Write how it went as one page, with pictures over time.")
     ] = None,
@@ -178,6 +181,10 @@ def run(
         float | None,
         typer.Option(min=1.0, metavar="TOKENS", help="With --via batch: tokens that the batches of a model may hold."),
     ] = None,
+    cancel: Annotated[
+        bool,
+        typer.Option("--cancel", help="With --via batch: cancel the batches under way, and merge what they have done."),
+    ] = False,
     poll: Annotated[
         float, typer.Option(min=0.1, help="With --via batch: longest pause between two looks, in seconds.")
     ] = 60.0,
@@ -197,6 +204,8 @@ def run(
         raise Fault("--simulate brings a server of its own: leave --base-url and --api-key-env out")
     if store is not None and (simulate or (given is None and account is None)):
         raise Fault("--store shares the limits that --limits or --account names, of a server that is not simulated")
+    if cancel and (via != "batch" or overwrite):
+        raise Fault("--cancel ends the batches of an earlier run: give --via batch too, and leave --overwrite out")
     part = shard_of(shard)
     change, salt = change_of(model, settings or ())
     priced = prices_of(prices) if prices is not None or max_cost is not None else None
@@ -220,6 +229,8 @@ def run(
         except OSError as error:  # a name that is too long, a folder that may not be looked into
             raise Fault(f"cannot write {error.filename or out}: {error.strerror or error}") from None
         if via == "batch":
+            if ledger is not None:
+                raise Fault("--ledger writes down what is sent row by row: leave it out with --via batch")
             if store is not None or part != (1, 1):
                 raise Fault("--via batch takes whole files and has a quota of its own: leave --store and --shard out")
             check_batch_options(lines, targets.journal, limits=limits is not None or account is not None)
@@ -265,12 +276,13 @@ def run(
             deadline=deadline,
             prices=priced,
             max_cost=max_cost,
+            on_event=None if ledger is None else stack.enter_context(ledger_of(ledger, priced)),
             secrets=tuple(secret for each in servers.values() for secret in each.secrets),
         )
         if via == "batch":
             numbers, counts, code = run_batches(
                 lines, results, chosen, _client(BatchHttp, next(iter(servers.values()))), queue_tokens=queue_tokens, poll=poll, changed=changed,
-                overwrite=overwrite, tell=tell, codes=_CODES,
+                overwrite=overwrite, cancel=cancel, tell=tell, codes=_CODES,
             )  # fmt: skip
         else:
             pool = [

@@ -1,7 +1,7 @@
 """Whether what came back is the answer to a row, and if not, what that means for the row and for the run.
 
 Pure: a status, headers and bytes in; an `Answer` or a `Verdict` out. A success is judged by its body, since services
-send errors, nulls and empty lists of choices with status 200. Nothing here raises, whatever a server sends: what was
+send errors, nulls and empty lists of choices with status 200; a stream of events is judged by the answer that it tells. Nothing here raises, whatever a server sends: what was
 paid for is kept, and nothing that is read beside an answer can cost it.
 """
 
@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 from penstock.llm import failures
 from penstock.llm.failures import Action, Verdict
+from penstock.runner import streams
 from penstock.runner.source import dump_json, load_json
+from penstock.runner.streams import StreamError
 
 __all__ = ["Answer", "judge", "readable", "writable"]
 
@@ -38,7 +40,7 @@ def readable(content: bytes) -> Any:
     try:
         return load_json(content)
     except (ValueError, RecursionError):
-        return content.decode("utf-8", "replace")
+        return content.decode("utf-8", "backslashreplace")
 
 
 def writable(content: bytes) -> Any:
@@ -48,13 +50,22 @@ def writable(content: bytes) -> Any:
         dump_json(value)
         return value
     except (ValueError, RecursionError):
-        return content.decode("utf-8", "replace")
+        return content.decode("utf-8", "backslashreplace")
 
 
 def _success(path: str, status: int, content: bytes) -> Answer | Verdict:
     text = content.strip()
     if not text:
         return Verdict(Action.BACK_OFF, None, "empty_answer", f"the answer with status {status} is empty")
+    if streams.is_stream(text):
+        try:
+            text = streams.assemble(text)
+        except StreamError as error:
+            if error.error is not None:
+                return _failure(status, {"error": error.error}, None)
+            return Verdict(Action.BACK_OFF, None, "stream_cut", f"{error}")
+        except Exception:  # noqa: BLE001 - pieces of a shape that nobody foresaw
+            return Verdict(Action.BACK_OFF, None, "stream_cut", "the stream holds what is no event of an answer")
     try:
         if json.detect_encoding(text) != "utf-8":  # UTF-16, or a byte order mark: results are UTF-8 without one
             text = content.decode(json.detect_encoding(content)).strip().encode()

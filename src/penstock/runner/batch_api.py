@@ -249,6 +249,15 @@ class Batches:
         """Look at a batch."""
         return await self._get(f"/v1/batches/{batch}", "batches")
 
+    async def cancel(self, batch: str) -> None:
+        """Ask for the end of a batch. One that has ended, or is being cancelled, is left as it is."""
+
+        async def send() -> Reply:
+            reply: Reply = await self._transport.request("POST", f"/v1/batches/{batch}/cancel", b"{}")
+            return Reply(200, reply.headers, b"{}") if reply.status == 409 else reply
+
+        await self._see_through(send, "batches")
+
     async def download(self, file: str, into: BinaryIO) -> None:
         """Write the content of a file of the service into one of ours."""
 

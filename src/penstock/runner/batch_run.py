@@ -26,17 +26,18 @@ from penstock.llm.failures import Action
 from penstock.runner import batch_answers
 from penstock.runner.batch_api import Batches, NoBatchesError, RefusedError, ServiceError, Transport
 from penstock.runner.batch_parts import CONTENT_TYPE, BatchJournal, Part, QueueLimits, Splitter, TooLargeError
+from penstock.runner.batch_summary import Ended
 from penstock.runner.files import OutputError
 from penstock.runner.formats import FormatError
 from penstock.runner.output import Results
 from penstock.runner.ports import Known
 from penstock.runner.secrets import Secrets
 from penstock.runner.settings import Settings, Stopped
-from penstock.runner.source import IdSet, Lines, Rejected, Row, read_row
+from penstock.runner.source import IdSet, Lines, Rejected, Row, load_json, read_row
 from penstock.runner.summary import Counts
 from penstock.runner.work import AMBIGUOUS
 
-__all__ = ["BatchRun", "Ended"]
+__all__ = ["BatchRun"]
 
 FIRST_LOOK = 2.0
 """Seconds before the first look at a batch; later ones come less and less often, up to the longest pause."""
@@ -50,29 +51,6 @@ HELD = 30.0
 ENDED = frozenset({"completed", "expired", "failed", "cancelled"})
 
 _LIMIT = re.compile(r"[Ll]imit: ([\d,]+) enqueued")
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A batch whose answers are merged.
-
-    Attributes:
-        batch: Its id.
-        model: Of its rows.
-        rows: How many.
-        status: How it ended.
-        answered: Rows that it answered.
-        failed: Rows that it gave up.
-        again: Rows that go into a further batch.
-    """
-
-    batch: str
-    model: str
-    rows: int
-    status: str
-    answered: int
-    failed: int
-    again: int
 
 
 @dataclass(slots=True)
@@ -111,6 +89,7 @@ class BatchRun:
         queue_tokens: float | None = None,
         poll: float = 60.0,
         changed: str | None = None,
+        cancel: bool = False,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Nothing is read or sent before the run is awaited.
@@ -125,6 +104,7 @@ class BatchRun:
                 many.
             poll: Longest pause between two looks at the batches, in seconds.
             changed: What becomes of rows in a batch that were edited since. None: they are refused.
+            cancel: Submit nothing; cancel the batches that are under way, and merge what they have done.
             say: Is told, once each, what a person should know while it goes on.
         """
         self.counts: Counts = Counts()
@@ -133,7 +113,7 @@ class BatchRun:
         self.stopped: Stopped | None = None
         self.journal: BatchJournal = journal
         self._lines, self._results, self._settings, self._say = lines, results, settings, say
-        self._transport, self._poll, self._changed = transport, poll, changed
+        self._transport, self._poll, self._changed, self._cancel = transport, poll, changed, cancel
         secrets = Secrets(settings.secrets)
         self._service = Batches(
             transport, give_up_after=settings.give_up_after, on_trouble=self._trouble, hide=secrets.hide
@@ -190,6 +170,9 @@ class BatchRun:
     async def _see_through(self) -> None:
         await self._resume()
         await self._read()
+        if self._cancel:
+            await self._cancel_all()
+            return
         while True:
             await self._submit()
             await self._look()
@@ -211,6 +194,25 @@ class BatchRun:
         if live:
             rows = sum(map(len, live))
             self._say(f"{rows:,} rows are in {len(live):,} batches of an earlier run, which go on")
+
+    async def _cancel_all(self) -> None:
+        """End all batches, and merge what was done in them until then."""
+        live = [part for part in self.parts if part.batch is not None]
+        for part in self.parts:
+            if part.batch is None:
+                self.journal.dropped(part)
+            else:
+                await self._service.cancel(part.batch)
+        while self.parts:
+            await self._look()
+            if self.parts:
+                await anyio.sleep(self._pause)
+                self._pause = min(self._poll, self._pause * 1.5)
+        self.stop(
+            "cancelled",
+            f"{len(live):,} batches are cancelled: {self.counts.answered:,} of their rows were answered until then, and the same command "
+            "without --cancel submits the others",
+        )
 
     async def _settle(self, part: Part, looks: tuple[float, ...] = (1.0, 10.0)) -> None:
         """Know whether a batch was created whose answer was lost."""
@@ -272,10 +274,12 @@ class BatchRun:
 
     async def _admit(self, row: Row) -> None:
         settings, may_be_billed = self._settings, self._results.may_be_billed(row)
-        if settings.only is not None and row.raw not in settings.only:
+        if self._cancel or (settings.only is not None and row.raw not in settings.only):
             self.counts.left_out += 1
         elif may_be_billed and settings.on_ambiguous == "fail":
             self._fail(row, "ambiguous", AMBIGUOUS)
+        elif b'"stream":true' in row.body and load_json(row.body).get("stream") is True:
+            self._fail(row, "stream_not_supported", 'the Batch API has no streams: leave "stream" out')
         else:
             self.counts.ambiguous += may_be_billed
             await self._add(row, 1)
@@ -443,7 +447,7 @@ class BatchRun:
         self.journal.merged(part)
         if self._account is not None:
             raise ServiceError("account", self._account)
-        if cancelled and again:
+        if cancelled and again and not self._cancel:
             self.stop("interrupted", f"batch {batch} was cancelled at the service: {again:,} of its rows are not done")
 
     def _queue_is_full(self, part: Part, message: str) -> None:

@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from penstock.runner.batch_parts import Part
-from penstock.runner.batch_run import Ended
 from penstock.runner.summary import Counts, of_rows
 
-__all__ = ["batch_sentences", "batch_summary"]
+__all__ = ["Ended", "batch_sentences", "batch_summary"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A batch whose answers are merged.
+
+    Attributes:
+        batch: Its id.
+        model: Of its rows.
+        rows: How many.
+        status: How it ended.
+        answered: Rows that it answered.
+        failed: Rows that it gave up.
+        again: Rows that go into a further batch.
+    """
+
+    batch: str
+    model: str
+    rows: int
+    status: str
+    answered: int
+    failed: int
+    again: int
 
 
 def batch_summary(

@@ -25,6 +25,7 @@ import anyio.to_thread
 
 from penstock import clock
 from penstock.errors import CostError, StoreError
+from penstock.events import Answered, Reconfigured
 from penstock.llm.endpoints import RequestInFlight
 from penstock.runner import answers
 from penstock.runner.client import Lost, NotSent, Reply
@@ -32,9 +33,10 @@ from penstock.runner.files import OutputError
 from penstock.runner.formats import FormatError
 from penstock.runner.group import Group
 from penstock.runner.outage import Outage
-from penstock.runner.place import Place
+from penstock.runner.place import Limits, Place
 from penstock.runner.pool import Pool, settle
 from penstock.runner.ports import Known, Sink, Source
+from penstock.runner.prices import usage_of
 from penstock.runner.settings import Settings, Stopped
 from penstock.runner.source import IdSet, Rejected, Row, read_row
 from penstock.runner.spending import Spending
@@ -112,6 +114,7 @@ class Run:
         self._changed = anyio.Event()
         self._spending = Spending.of(settings.max_cost, settings.prices)
         self._sleepers = 0
+        self._told_limits: dict[str, Limits] = {}
         self._room = anyio.Event()
         self._works: set[Work] = set()
         self._finishing: anyio.CancelScope | None = None
@@ -406,6 +409,7 @@ class Run:
             else:
                 self.counts.ended = clock.now()
                 self.counts.took(work.earliest, self.counts.ended - granted)
+                self._report(work, self.counts.ended - granted)
             self.counts.in_flight -= 1
             work.is_sending = False
             work.is_unsent = False
@@ -432,7 +436,8 @@ class Run:
             work.unfit = (*work.unfit, work.group)
             return None
         finally:
-            self.counts.waits.add(clock.now() - since)
+            work.waited = clock.now() - since
+            self.counts.waits.add(work.waited)
             self.counts.waiting -= 1
             work.leave_line()
             self._tell()
@@ -459,6 +464,7 @@ class Run:
                 work.may_be_billed = False
                 counts.ambiguous += 1
 
+        work.status, work.usage = 0, {}
         self._results.sent(row, work.sent + 1)
         try:
             reply = await group.place.client.send(row.path, row.body, left)
@@ -468,6 +474,7 @@ class Run:
         except Lost as error:
             return self._troubles.lost(work, str(error))
         group.on_reply(request, reply)
+        work.status = reply.status
         verdict = answers.judge(row.path, reply.status, reply.headers, reply.content)
         if isinstance(verdict, answers.Answer):
             self._answered(work, reply, verdict.body)
@@ -475,8 +482,22 @@ class Run:
         self._results.over(row)
         return self._troubles.refused(work, request, Refused(verdict, reply))
 
+    def _report(self, work: Work, elapsed: float) -> None:
+        """Tell a listener of an attempt, and of the limits of a model when they become known."""
+        tell, row = self._settings.on_event, work.row
+        if tell is None:
+            return
+        limits = work.group.limits
+        if self._told_limits.get(row.model) != limits:
+            self._told_limits[row.model] = limits
+            tell(Reconfigured(row.model, limits))
+        model, status = row.model or None, work.status
+        tell(Answered(None, model, row.cost, work.usage, work.waited, elapsed, status))
+
     def _answered(self, work: Work, reply: Reply, body: bytes) -> None:
         row = work.row
+        if self._settings.on_event is not None and (usage := usage_of(body)) is not None:
+            work.usage = dict(zip(("input_tokens", "output_tokens"), usage, strict=True))
         self._results.answer(row, reply.status, reply.headers.get("x-request-id"), body)
         self.counts.answered += 1
         if self._settings.prices is not None:

@@ -20,6 +20,8 @@ _ADVICE = {
     "invalid_response": "the answer is in the errors file, whole, and was paid for; running again pays again",
     "no_result": "run the command again: the batch ended without a word about it",
     "request_too_large": "split the request, or raise the limit",
+    "stream_cut": "run the command again: the service ended its answer too early",
+    "stream_not_supported": 'leave "stream" out: a batch has no streams',
     "unknown_model": "give --limits: nothing is published about that model",
     "unknown_price": "give --prices FILE with that model, or leave --max-cost out",
     "context_length_exceeded": "shorten the request: the model does not take so much",
@@ -30,7 +32,7 @@ _ADVICE = {
 _LINE = frozenset(
     {
         "invalid_json", "invalid_utf8", "not_an_object", "too_deep", "line_too_long", "missing_body", "invalid_custom_id",
-        "invalid_method", "invalid_url", "stream_not_supported",
+        "invalid_method", "invalid_url",
     }
 )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,6 +38,7 @@ class Settings:
         deadline: Seconds after which nothing more is sent; None: never.
         prices: What answers cost; None: nobody asks.
         max_cost: Dollars that answers may cost; a row that might go beyond is not sent. None: no matter.
+        on_event: Is told of each attempt when it is over, and of limits (`penstock.events`); it must not raise.
         secrets: Keys that must not be written down when a server repeats them.
     """
 
@@ -55,6 +57,7 @@ class Settings:
     deadline: float | None = None
     prices: Prices | None = None
     max_cost: float | None = None
+    on_event: Callable[[object], object] | None = None
     secrets: tuple[bytes, ...] = ()
 
     def has(self, line: int) -> bool:

@@ -250,8 +250,6 @@ def read_row(
             path = _endpoint_of(body)
         if change is not None:
             body = change(body)
-        if body.get("stream"):
-            _reject("stream_not_supported", 'the body asks for a stream; leave "stream" out: a result is one line')
         model = body.get("model")
         dumped = _dump_body(body)
         return Row(

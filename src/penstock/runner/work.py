@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import anyio
@@ -25,7 +25,7 @@ class Work:
 
     __slots__ = (
         "_is_unsent", "answers_then", "avoid", "earliest", "failures", "group", "groups", "in_line", "is_sending", "may_be_billed", "probes",
-        "reserved", "row", "scope", "sent", "unfit", "wait", "waits", "waits_since",
+        "reserved", "row", "scope", "sent", "status", "unfit", "usage", "wait", "waited", "waits", "waits_since",
     )  # fmt: skip
 
     def __init__(self, group: Group, row: Row, groups: Sequence[Group] = ()) -> None:
@@ -42,6 +42,9 @@ class Work:
         self.answers_then: int = 0  # of its group, when it was told to wait last
         self.probes: int = 0  # attempts that failed in an outage
         self.avoid: Group | None = None  # where it failed last
+        self.waited: float = 0.0  # seconds in line for the last attempt
+        self.status: int = 0  # of the last answer; 0: there is none
+        self.usage: Mapping[str, float] = {}  # tokens that the last answer says it took
         self.unfit: tuple[Group, ...] = ()  # whose limits it is too large for
         self.reserved: float = 0.0  # dollars
         self.wait: float = 0.0  # seconds before its next attempt
