@@ -24,7 +24,8 @@ from penstock.simulator import _media, _replies, _streams
 from penstock.simulator._account import Account, Draw, Refusal
 from penstock.simulator._answering import FAILURES, Json, answer_to, no_such_model, parse
 from penstock.simulator._batch_app import BatchEndpoints
-from penstock.simulator._dialects import COHERE_CHAT, GENERATE, MESSAGES, error_in, render_in, request_in
+from penstock.simulator._dialect_streams import broken_event_in, events_in
+from penstock.simulator._dialects import COHERE_CHAT, GENERATE, MESSAGES, STREAM, error_in, render_in, request_in
 from penstock.simulator._faulty import answer_badly, hang
 from penstock.simulator._simulation import FAULTS, Simulation
 
@@ -61,7 +62,9 @@ def create_app(simulation: Simulation) -> Starlette:
     account = Account(simulation)
     service = _Service(account)
     batches = BatchEndpoints(account, service.unauthorized, _hang_up)
-    own = {MESSAGES, GENERATE, COHERE_CHAT} if simulation.dialect in {"anthropic", "gemini", "cohere"} else set()
+    own = (
+        {MESSAGES, GENERATE, STREAM, COHERE_CHAT} if simulation.dialect in {"anthropic", "gemini", "cohere"} else set()
+    )
     routes = [
         *(Route(path, _Endpoint(service, _replies.CHAT, path), methods=["POST"]) for path in own),
         *(
@@ -174,10 +177,6 @@ class _Endpoint:
             await denied(scope, receive, send)
             return
         body = request_in(self.outside, self._read(request, raw), request.path_params.get("model"))
-        if body is not None and body.get("stream") and self.outside != self.path:
-            wrong = self.service.said(400, _replies.invalid("Streams of this endpoint are not simulated."))
-            await Json(wrong, 400)(scope, receive, send)
-            return
         draw = self.account.draw(self.path, raw)
         if draw.fault == "insufficient_quota":
             verdict: dict[str, str] | Refusal = self.account.refuse(_replies.insufficient_quota(), {})
@@ -250,7 +249,8 @@ class _Endpoint:
         await said(request.scope, request.receive, send)
 
     async def _stream(self, reply: _replies.Answer, draw: Draw, request: Request) -> AsyncIterator[str]:
-        events = list(_streams.events(reply))
+        own = self.outside != self.path
+        events = list(events_in(self.outside, reply) if own else _streams.events(reply))
         middle = len(events) // 2
         for number, (event, brings) in enumerate(events):
             if number == middle and draw.fault in _IN_STREAMS:
@@ -262,7 +262,9 @@ class _Endpoint:
                 return
             if number == middle and draw.fault == "broken_stream":
                 self.account.failed("broken_stream")
-                yield _streams.broken_stream_event(self.path, number)
+                failed = _replies.server_error()
+                told = broken_event_in(self.outside, self.service.said(500, failed)) if own else None
+                yield told or _streams.broken_stream_event(self.path, number)
                 return
             await anyio.sleep(self.simulation.latency.per_token * brings)
             self.account.spoke(brings)

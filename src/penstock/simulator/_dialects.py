@@ -25,6 +25,7 @@ DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
 
 MESSAGES = "/v1/messages"
 GENERATE = "/v1beta/models/{model:path}:generateContent"
+STREAM = "/v1beta/models/{model:path}:streamGenerateContent"
 COHERE_CHAT = "/v2/chat"
 
 
@@ -224,7 +225,7 @@ def request_in(path: str, body: dict[str, Any] | None, model: str | None) -> dic
         first = [] if system is None else [{"role": "system", "content": system}]
         messages = body.get("messages")
         return body | {"messages": [*first, *messages] if isinstance(messages, list) else messages}
-    if path == GENERATE:
+    if path in {GENERATE, STREAM}:
         contents = body.get("contents")
         system = body.get("systemInstruction")
         all_ = [*([system] if isinstance(system, dict) else []), *(contents if isinstance(contents, list) else [])]
@@ -237,6 +238,7 @@ def request_in(path: str, body: dict[str, Any] | None, model: str | None) -> dic
                 for one in all_
             ],
             **({} if most is None else {"max_tokens": most}),
+            **({"stream": True} if path == STREAM else {}),
             **_geminis_form(body, settings if isinstance(settings, dict) else {}),
         }
     return body
@@ -295,7 +297,7 @@ def render_in(path: str, reply: _replies.Answer) -> dict[str, Any]:
                 "output_tokens": output,
             },
         }
-    if path == GENERATE:
+    if path in {GENERATE, STREAM}:
         return {
             "candidates": [
                 {
