@@ -1,4 +1,4 @@
-"""What a limiter shows of itself: frozen records of one moment."""
+"""The state of a limiter at one moment, as frozen records."""
 
 from __future__ import annotations
 

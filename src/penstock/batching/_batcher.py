@@ -1,4 +1,4 @@
-"""`Batcher`: its options, and one call of it."""
+"""`Batcher`: its options, and one call of it. The queue and the batches are in `_batch`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an item costs, in all the ways in which one may write it."""
+"""The cost of an item: all the ways to write it are read into one, and checked against the bounds of a batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which entry of a reply belongs to which item."""
+"""Match the entries of a reply to the items of a call: by their order, or by an index that each entry has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all commands hang on."""
+"""The application of the command line: each command adds itself to it."""
 
 from __future__ import annotations
 

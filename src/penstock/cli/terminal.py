@@ -1,4 +1,4 @@
-"""What the command line says to people, whether or not anybody is there to read it."""
+"""Messages of the command line to people, also where nothing reads them any more. Results go elsewhere."""
 
 from __future__ import annotations
 

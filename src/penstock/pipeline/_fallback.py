@@ -1,4 +1,4 @@
-"""`fallback`: answer with something else when a call fails."""
+"""`fallback`: answer with something else when a call fails. It makes no second attempt of the call itself."""
 
 from __future__ import annotations
 

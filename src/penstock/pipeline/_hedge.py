@@ -1,4 +1,4 @@
-"""`hedge`: start a second attempt when the first is slow."""
+"""`hedge`: start a second attempt when the first is slow. One that fails is up to a retry around it."""
 
 from __future__ import annotations
 

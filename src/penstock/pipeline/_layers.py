@@ -1,4 +1,4 @@
-"""What the layers of a pipeline have in common: which functions they refuse, and how they read spans of time."""
+"""Shared by the layers of a pipeline: which functions they refuse, and how they read spans of time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`timeout`: cut calls that take too long."""
+"""`timeout`: cut calls that take too long. Trying again is up to a retry around it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often something took how long: a few numbers, however many times."""
+"""A histogram of durations, in a fixed number of buckets, however many durations there are. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys in what a server says: files and logs are passed on."""
+"""Hide keys in what a server says, as files and logs are passed on to others."""
 
 from __future__ import annotations
 

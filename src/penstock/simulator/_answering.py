@@ -1,4 +1,4 @@
-"""What an endpoint says to a request if nothing goes wrong on purpose, at once or in a batch."""
+"""The answers of endpoints, at once or in a batch, if no limit refuses and no fault is asked for."""
 
 from __future__ import annotations
 

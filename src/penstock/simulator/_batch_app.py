@@ -1,4 +1,4 @@
-"""The endpoints of files and batches."""
+"""The HTTP endpoints of files and batches. `_batches` decides when a batch is done, and what is in it."""
 
 from __future__ import annotations
 

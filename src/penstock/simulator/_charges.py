@@ -1,4 +1,4 @@
-"""What admission takes, by the rules that services have had. Pure."""
+"""The tokens that admission takes for a request, by the rules that services have had. Pure."""
 
 from __future__ import annotations
 

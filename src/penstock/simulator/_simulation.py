@@ -1,4 +1,4 @@
-"""What is to be simulated: frozen values, checked where they are written down."""
+"""The options of a simulation: frozen values, checked when they are made. `_account` acts on them."""
 
 from __future__ import annotations
 

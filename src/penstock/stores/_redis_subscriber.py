@@ -1,4 +1,4 @@
-"""Hearing what other processes announce on a Redis server."""
+"""A thread that hears what other processes announce on a Redis server, and tells its listener."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user may take: so much of a unit per day, week or month of a time zone. Pure: no clock, no I/O."""
+"""Caps of a user: so much of a unit per day, week or month of a time zone. Pure: no clock, no I/O."""
 
 from __future__ import annotations
 

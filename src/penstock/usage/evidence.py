@@ -1,4 +1,4 @@
-"""What a ledger proves of a need for higher limits, in the figures that services ask for.
+"""Evidence for higher limits, from a ledger, in the figures that services ask for.
 
 Pure but for the ledger that it reads.
 

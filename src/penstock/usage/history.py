@@ -1,4 +1,4 @@
-"""What a ledger holds, for reading: calls, totals, minutes."""
+"""Read a ledger: its calls, totals and minutes. `ledger` writes it, and `evidence` draws conclusions."""
 
 from __future__ import annotations
 

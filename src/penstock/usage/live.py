@@ -1,4 +1,4 @@
-"""How things stand now: what a ledger has of the last minutes, and how full the limits in a shared store are."""
+"""A look at this moment: the last minutes in a ledger, and how full the limits in a shared store are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept of quotas in a shared store: the caps for everybody, a record per user, and what each has used.
+"""The records of quotas in a shared store: the caps for everybody, a record per user, and what each has used.
 
 What was used is counted by limiters, in rows of theirs. Beside those rows this keeps JSON: `{name}/caps`, and
 `{name}/user/{user}` for users with caps of their own, reviews, or units that a review has allowed. Everything here

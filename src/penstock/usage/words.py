@@ -1,4 +1,4 @@
-"""Numbers, moments and names as people read them."""
+"""Numbers, moments and names as people read them. Pure."""
 
 from __future__ import annotations
 

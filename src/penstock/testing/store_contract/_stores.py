@@ -1,4 +1,4 @@
-"""What all parts of the contract need: the stores under test, and how late a machine may be."""
+"""Shared by all parts of the contract: the stores under test, and how late a machine may be."""
 
 from __future__ import annotations
 
