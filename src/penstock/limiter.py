@@ -555,20 +555,13 @@ class Limiter:
         return self.__deepcopy__({})
 
 
+_OPTIONS = {"settle": None, "max_wait": None, "priority": 0, "flow": None, "block": False}
+
 Limiter.__call__.__signature__ = Signature(  # type: ignore[attr-defined]  # what `help` and editors show: every option
     [
         Parameter("self", Parameter.POSITIONAL_ONLY),
         Parameter("given", Parameter.POSITIONAL_ONLY, default=None),
-        *(
-            Parameter(word, Parameter.KEYWORD_ONLY, default=default)
-            for word, default in (
-                ("settle", None),
-                ("max_wait", None),
-                ("priority", 0),
-                ("flow", None),
-                ("block", False),
-            )
-        ),
+        *(Parameter(word, Parameter.KEYWORD_ONLY, default=default) for word, default in _OPTIONS.items()),
         Parameter("costs", Parameter.VAR_KEYWORD),
     ]
 )
