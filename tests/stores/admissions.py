@@ -29,7 +29,7 @@ def record(store, admitted):
     def recording(batch):
         reply = decide(batch)
         if not reply.others:
-            admitted.update(_admissions(batch, reply))
+            admitted.update(admissions_of(batch, reply))
         return reply
 
     store.decide = recording
@@ -46,7 +46,8 @@ def charge_of(granted):
     return limit_set.name, epochs[limit_set], receipts[0]
 
 
-def _admissions(batch, reply):
+def admissions_of(batch, reply):
+    """Each admission that a reply tells of: what tells its charge from all others, and its moment."""
     operations = batch.operations
     rows = [
         (terms.name, epoch)
