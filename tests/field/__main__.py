@@ -11,6 +11,7 @@ import datetime as dt
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ PAGES = ROOT / "docs/field"
 
 
 def main(arguments: list[str]) -> int:
-    """Run the tests of a kind; write its page if all of its environments passed. Return the exit code."""
+    """Run the tests of a kind; write its page if all of its environments passed today. Return the exit code."""
     kinds = sorted({file.parent.name for file in HERE.glob("*/*.txt")})
     if not arguments or arguments[0] not in kinds:
         print(f"which kind? {', '.join(kinds)}: make field WHAT=...", file=sys.stderr)
@@ -33,44 +34,69 @@ def main(arguments: list[str]) -> int:
     if only and only[0] not in environments:
         print(f"{kind} has no environment {only[0]}, but {', '.join(environments)}", file=sys.stderr)
         return 2
-    with tempfile.TemporaryDirectory() as folder:
-        rows = Path(folder, "rows.jsonl")
-        rows.touch()
-        failed = [name for name in only or environments if not run(kind, name, rows)]
-        if failed:
-            print(f"failed: {', '.join(failed)}; the page of {kind} is left as it was", file=sys.stderr)
-            return 1
-        found = [json.loads(line) for line in rows.read_text().splitlines()]
-    if only:
-        print("\n".join(tables_of(found)))
-    else:
-        PAGES.mkdir(exist_ok=True)
-        (PAGES / f"{kind}.md").write_text(page(kind, found))
-        print(f"wrote docs/field/{kind}.md")
+    failed = [name for name in only or environments if not run(kind, name)]
+    found = [row for name in only or environments if name not in failed for row in rows_of(kind, name)]
+    print("\n".join(tables_of(found)))
+    if failed:
+        print(f"failed: {', '.join(failed)}; the page of {kind} is left as it was", file=sys.stderr)
+        return 1
+    if old := [name for name in environments if not is_of_today(kind, name)]:
+        print(f"not measured today: {', '.join(old)}; the page of {kind} is left as it was")
+        return 0
+    PAGES.mkdir(exist_ok=True)
+    (PAGES / f"{kind}.md").write_text(page(kind, [row for name in environments for row in rows_of(kind, name)]))
+    print(f"wrote docs/field/{kind}.md")
     return 0
 
 
-def run(kind: str, name: str, rows: Path) -> bool:
-    """Set an environment up and run the kind's tests in it; whether they passed."""
+def run(kind: str, name: str) -> bool:
+    """Set an environment up and run the kind's tests in it, and keep their rows if they passed; whether they did."""
     environment = f".venv-field-{kind}-{name}"
     pins = f"tests/field/{kind}/{name}.txt"
     setup = [sys.executable, "tools/environment.py", f"{environment}={pins}"]
     if subprocess.run(setup, cwd=ROOT, check=False).returncode != 0:
         return False
     python = ROOT / environment / "bin/python"
-    variables = os.environ | {"PENSTOCK_FIELD_ENVIRONMENT": name, "PENSTOCK_FIELD_ROWS": str(rows)}
-    variables["PATH"] = f"{python.parent}{os.pathsep}{variables['PATH']}"
     print(f"{kind}: {name}", flush=True)
-    tests = [python, "-m", "pytest", "-q", "-c", HERE / "pytest.ini", "--rootdir", HERE, HERE / kind]
-    return subprocess.run(tests, cwd=ROOT, env=variables, check=False).returncode == 0
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder, "rows.jsonl")
+        rows.touch()
+        variables = os.environ | {"PENSTOCK_FIELD_ENVIRONMENT": name, "PENSTOCK_FIELD_ROWS": str(rows)}
+        variables["PATH"] = f"{python.parent}{os.pathsep}{variables['PATH']}"
+        tests = [python, "-m", "pytest", "-q", "-c", HERE / "pytest.ini", "--rootdir", HERE, HERE / kind]
+        passed = subprocess.run(tests, cwd=ROOT, env=variables, check=False).returncode == 0
+        if passed:
+            kept_in(kind, name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(rows, kept_in(kind, name))
+    return passed
+
+
+def kept_in(kind: str, name: str) -> Path:
+    """The file with the rows of the last run of an environment that passed."""
+    return ROOT / f".cache/field/{kind}/{name}.jsonl"
+
+
+def rows_of(kind: str, name: str) -> list[dict]:
+    """What that run measured."""
+    return [json.loads(line) for line in kept_in(kind, name).read_text().splitlines()]
+
+
+def is_of_today(kind: str, name: str) -> bool:
+    """Whether there was such a run, today."""
+    file = kept_in(kind, name)
+    return file.exists() and dt.datetime.fromtimestamp(file.stat().st_mtime, tz=dt.UTC).date() == today()
+
+
+def today() -> dt.date:
+    """The date, wherever the machine is."""
+    return dt.datetime.now(tz=dt.UTC).date()
 
 
 def page(kind: str, rows: list[dict]) -> str:
     """The page of a kind: what its README says, when and where it was measured, and the tables."""
     about = (HERE / kind / "README.md").read_text().strip()
-    today = dt.datetime.now(tz=dt.UTC).date().isoformat()
     measured = (
-        f"Measured on {today} with Python {platform.python_version()} on {os.cpu_count()} cores by "
+        f"Measured on {today()} with Python {platform.python_version()} on {os.cpu_count()} cores by "
         f"`make field WHAT={kind}`, which wrote this page."
     )
     return "\n".join([about, "", measured, *tables_of(rows)]) + "\n"
