@@ -2,8 +2,8 @@
 
     python tools/pictures.py [usual-ways queue …]     all of them, or these
 
-`usual-ways` shows what benchmarks/RESULTS.md says; the others show a run in virtual time. Both are the same on every machine, so
-a test compares what is in docs/images with what this draws.
+`usual-ways` shows what benchmarks/RESULTS.md says, and `peers` what docs/field/peers.md says; the others show a run in virtual time.
+All are the same on every machine, so a test compares what is in docs/images with what this draws.
 """
 
 from __future__ import annotations
@@ -46,6 +46,35 @@ def usual_ways() -> str:
         drawing.text(left + used + refused + 180, y + 16, lost, bold=lost != "0", colour=BAD if lost != "0" else INK)
     words = "1,500 calls; 1,200 requests and 400,000 tokens a minute; python benchmarks/usual_ways.py"
     drawing.text(14, height - 12, words, colour=FAINT, size=11)
+    return drawing.svg()
+
+
+def peers() -> str:
+    """How long a job takes over what its limits allow, what is refused and what is lost: penstock run beside its peers."""
+    rows = _rows(_section("docs/field/peers.md", "Peers"))
+    rows.sort(key=lambda row: (not row[0].startswith("**"), _number(row[3]), _number(row[1])))
+    drawing = Drawing(
+        900, 62 + 34 * len(rows) + 28, "Time, 429s, lost rows and CPU of one job: penstock run beside its peers"
+    )
+    longest, most = max(_number(row[1]) for row in rows), max(_number(row[2]) for row in rows)
+    left, wide, refused = 400, 130, 110
+    lost = left + wide + 60 + refused + 70
+    for x, words in ((left, "time / optimum"), (left + wide + 60, "429s"), (lost, "rows lost"), (lost + 80, "CPU s")):
+        drawing.text(x, 34, words, bold=True)
+    for number, (name, times, refusals, rows_lost, cpu, _) in enumerate(rows):
+        y = 52 + 34 * number
+        ours = name.startswith("**")
+        drawing.text(left - 14, y + 16, name.strip("*"), anchor="end", bold=ours)
+        for x, width, share, text, colour in (
+            (left, wide, _number(times) / longest, times, OURS if ours else OTHERS),
+            (left + wide + 60, refused, _number(refusals) / most, refusals, BAD),
+        ):
+            drawing.box(x, y + 3, width * share, 18, colour)
+            drawing.text(x + width * share + 6, y + 16, text)
+        drawing.text(lost, y + 16, rows_lost, bold=rows_lost != "0", colour=BAD if rows_lost != "0" else INK)
+        drawing.text(lost + 80, y + 16, cpu)
+    words = "600 rows; 600 requests and 200,000 tokens a minute; make field WHAT=peers"
+    drawing.text(14, 62 + 34 * len(rows) + 16, words, colour=FAINT, size=11)
     return drawing.svg()
 
 
@@ -198,8 +227,17 @@ def _in_virtual_time(run: Callable[[], Any]) -> Any:
 
 def _table_of(benchmark: str) -> list[list[str]]:
     """The rows of the first table that a benchmark printed."""
-    text = (ROOT / "benchmarks/RESULTS.md").read_text(encoding="utf-8")
-    section = text.split(f"## `python benchmarks/{benchmark}`", 1)[1].split("\n## ", 1)[0]
+    return _rows(_section("benchmarks/RESULTS.md", f"`python benchmarks/{benchmark}`"))
+
+
+def _section(page: str, heading: str) -> str:
+    """What stands below a heading of a page, up to the next one."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.split(rf"^#+ {re.escape(heading)}$", text, flags=re.MULTILINE)[1].split("\n## ", 1)[0]
+
+
+def _rows(section: str) -> list[list[str]]:
+    """The rows of a table in Markdown."""
     lines = re.findall(r"^\|(.*)\|$", section, re.MULTILINE)
     return [[cell.strip() for cell in line.split("|")] for line in lines[2:]]
 
@@ -210,6 +248,7 @@ def _number(text: str) -> float:
 
 PICTURES: dict[str, Callable[[], str]] = {
     "usual-ways": usual_ways,
+    "peers": peers,
     "queue": queue,
     "bucket": bucket,
     "refunds": refunds,

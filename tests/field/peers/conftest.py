@@ -1,0 +1,10 @@
+"""Where the tests of peers find what they import."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+sys.path[:0] = [str(HERE), str(HERE.parents[2])]
