@@ -89,3 +89,14 @@ def test_without_anything_told_one_looks_at_first_often_and_then_seldom():
     gaps = [second - first for first, second in itertools.pairwise(looks)]
     assert gaps == sorted(gaps)
     assert gaps[-1] == 30.0
+
+
+def test_much_that_came_back_at_once_in_a_window_that_slides_is_due_again_a_window_later():
+    """It is what was sent at once; the rest came back by and by, so it is not all."""
+    returns = Returns(0.0)
+    returns.jumped(9.8, 10.1)
+    returns.jumped(19.9, 20.1)
+    returns.came(3.0, 28.0, 28.5)
+    assert returns.due < 30.2
+    returns.came(80.0, 30.2, 30.5, much=True)
+    assert returns.due == pytest.approx(40.2)

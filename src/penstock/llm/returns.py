@@ -153,8 +153,14 @@ class Returns:
             look = self.due if empty else min(look, self.due)
         return max(now, look)
 
-    def came(self, amount: float, before: float, now: float) -> None:
-        """That much came back from one answer to the next, or, if it is below 0, somebody else took it."""
+    def came(self, amount: float, before: float, now: float, *, much: bool = False) -> None:
+        """That much came back from one answer to the next, or, if it is below 0, somebody else took it.
+
+        Much at once, in a window that slides, is what was sent at once a window ago: the next comes a window later.
+        """
+        if much and self.length is not None and now >= self.due:
+            self.due = max(before, now - ROUGHLY * self.length) + self.length
+            self._gap = FIRST_LOOK
         if amount > 0 and now < self.due:
             self._gap = FIRST_LOOK
         since, sum_ = self._anchor if self._anchor is not None else (before, 0.0)

@@ -419,7 +419,7 @@ class ServerEstimate:
         if at_once and told.remaining + min(sent, crowd + departure.cost) > 0.97 * self.limit - 1:
             self._returns.jumped(before.at, departure.at)
         else:
-            self._returns.came(came, before.at, departure.at)
+            self._returns.came(came, before.at, departure.at, much=at_once)
 
     def _notice_window(self, newest: tuple[Departure, float], departure: Departure, told: Told) -> None:
         """More is there than any refill could have brought: a window began between the two."""
