@@ -197,6 +197,34 @@ async def test_a_silent_node_of_a_cluster_holds_up_what_lives_there_and_nothing_
     await anyio.to_thread.run_sync(store.close)
 
 
+@pytest.mark.anyio
+async def test_a_cluster_of_which_all_is_silent_is_one_outage(nodes, prefix):
+    """Not one node after the other, each of which would be waited for."""
+    store = RedisStore(nodes[2].url, prefix=prefix, timeout=0.3, patience=0.3)
+    limiters = [Limiter(requests=per_second(1000), name=str(number), store=store) for number in range(6)]
+    with anyio.fail_after(60):
+        for limiter in limiters:
+            await limiter.acquire()
+        alive = [node.process for node in nodes if node.process.poll() is None]
+        for process in alive:
+            process.send_signal(signal.SIGSTOP)
+        try:
+            async with anyio.create_task_group() as group:
+                for limiter in limiters:
+                    group.start_soon(refused, limiter)
+            assert store.dispatcher.down is not None
+        finally:
+            for process in alive:
+                process.send_signal(signal.SIGCONT)
+        while True:
+            try:
+                await limiters[0].acquire()
+                break
+            except StoreError:
+                await anyio.sleep(0.05)
+    await anyio.to_thread.run_sync(store.close)
+
+
 async def refused(limiter, max_wait=None):
     with pytest.raises(StoreError):
         await limiter.acquire(max_wait=max_wait)

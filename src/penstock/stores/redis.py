@@ -332,9 +332,10 @@ class RedisStore(Store):
             self._drop()
         except Exception as error:  # noqa: BLE001 - a hostile server can make a client raise anything
             problem = explain(error, self._server, self.prefix, names)
-            odd = not isinstance(error, self._redis.exceptions.ResponseError) or isinstance(problem, Unreachable)
-            if odd and not (names and isinstance(problem, Unreachable) and self.node_of(names[0]) is not None):
-                self._drop()  # else it is about one node of a cluster, and the client has looked for the others already
+            if not isinstance(error, self._redis.exceptions.ResponseError) or isinstance(problem, Unreachable):
+                one_node = names and isinstance(problem, Unreachable) and self.node_of(names[0]) is not None
+                if not one_node or isinstance(error, self._redis.exceptions.RedisClusterException):
+                    self._drop()  # else the client has found the other nodes already, and goes on with them
             if not self._server.tells_secrets(error):
                 problem.__cause__ = error
         raise problem  # not in an `except`: it would take the client's error along
