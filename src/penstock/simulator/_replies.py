@@ -421,7 +421,7 @@ def invalid(message: str, code: str | None = None, param: str | None = None) -> 
 def measure(unit: str, per: float) -> str:
     """A limit's name in messages: `tokens per min (TPM)`."""
     word, letter = {60.0: ("min", "M"), 3600.0: ("hour", "H"), 86400.0: ("day", "D")}.get(per, (f"{per:g} s", ""))
-    initials = "OT" if unit == "output_tokens" else unit[0].upper()
+    initials = "".join(name[0] for name in unit.split("_")).upper()
     return f"{unit.replace('_', ' ')} per {word}" + (f" ({initials}P{letter})" if letter else "")
 
 
