@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 
+import anyio
 import pytest
 
 from penstock import Limiter, clock, runner, simulator
@@ -80,6 +81,46 @@ async def test_what_cannot_be_sent_or_is_refused_is_a_result_too(virtual_time):
         None, "missing_body", "no", "invalid_json", "duplicate_custom_id",
     ]  # fmt: skip
     assert found[3].error["status_code"] == 400
+
+
+async def test_rows_that_are_none_end_nothing(virtual_time):
+    """They are no requests, and the others are."""
+    rows = [None, chat(0), 5, "text", [chat(1)], {1: 2}, float("nan"), chat(2)]
+    found = {one.number: one for one in await collected(iter(rows), Service(answer=echo), limits=LIMITS)}
+    codes = [found[number].error and found[number].error["code"] for number in range(1, 9)]
+    assert codes == [
+        "not_an_object",
+        None,
+        "not_an_object",
+        "not_an_object",
+        "not_an_object",
+        "missing_body",
+        "invalid_json",
+        None,
+    ]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_an_error_of_the_rows_is_raised_as_it_is(virtual_time, is_async):
+    def rows():
+        yield chat(0)
+        raise KeyError("a mistake of mine")
+
+    async def later():
+        for row in rows():
+            yield row
+
+    with pytest.raises(KeyError, match="a mistake of mine"):
+        await collected(later() if is_async else rows(), Service(answer=echo), limits=LIMITS)
+
+
+def test_another_loop_than_asyncios_is_told_so():
+    async def first():
+        async for _ in runner.run([chat(0)], Service(answer=echo), LIMITS):
+            pass
+
+    with pytest.raises(RuntimeError, match="a run needs asyncio"):
+        anyio.run(first, backend="trio")
 
 
 async def test_a_run_that_was_left_goes_on_out_of_its_journal(virtual_time, tmp_path):
@@ -165,6 +206,7 @@ def test_a_sender_sends_batches_under_one_limiter():
             assert [bool(json.loads(one)["choices"]) for one in out["answer"]] == [True] * 3
             assert out["error"] == [""] * 3
             assert [one.error["code"] for one in send([{"custom_id": "x"}])] == ["missing_body"]
+            assert [one.error["code"] for one in send([None, 5])] == ["not_an_object"] * 2
         assert server.statistics().answered == 23
 
 

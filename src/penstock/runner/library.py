@@ -100,10 +100,11 @@ async def run(
 
     Args:
         rows: Mappings, in OpenAI's Batch format (`custom_id`, `url`, `body`) or bare bodies.
-        client_or_url: The base URL of a server, as SDKs want it, or what sends; of several, each row goes to the one that can take
-            it first, and each keeps the limits by itself.
-        limits: Limits by unit, such as `{"requests": "3500/min", "tokens": "90k/min"}`; a `Limiter`, which may be shared with others
-            through a store; "auto": the server's answers tell, for each model; or a function of the model, see `place.LimitsOf`.
+        client_or_url: The base URL of a server, as SDKs want it, or what sends; of several, each row goes to the one
+            that can take it first, and each keeps the limits by itself.
+        limits: Limits by unit, such as `{"requests": "3500/min", "tokens": "90k/min"}`; a `Limiter`, which may be
+            shared with others through a store; "auto": the server's answers tell, for each model; or a function of the
+            model, see `place.LimitsOf`.
         journal: A file that is written as `penstock run` writes its own; None: nothing is kept.
         headers: Sent with every request: `{"authorization": f"Bearer {key}"}`.
         cost: What a request takes from the limits, of (path, body).
@@ -121,6 +122,12 @@ async def run(
         OutputError: The journal cannot be written, or is none.
         ValueError: A limit that is none.
     """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(
+            "a run needs asyncio, as its HTTP client does: under trio, call a Sender in a thread"
+        ) from None
     given: Sequence[Any] = client_or_url if isinstance(client_or_url, list | tuple) else [client_or_url]
     clients: list[Client] = [
         Http(Server(each, headers or {}, timeout)) if isinstance(each, str) else each for each in given
@@ -152,9 +159,22 @@ async def run(
             if not sink.ended:
                 this.stop("interrupted", "nobody reads the results")
                 this.abandon()
-            await work
+            with _one_error():
+                await work
         if this.stopped is not None and this.stopped.code != "interrupted":
             raise RunStoppedError(this.stopped.code, this.stopped.message)
+
+
+@contextlib.contextmanager
+def _one_error() -> Iterator[None]:
+    """An error of the caller's own, as of the iterable of rows, is raised as it is."""
+    try:
+        yield
+    except ExceptionGroup as group:
+        error: Exception = group
+        while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        raise error from None
 
 
 def _limits_of(limits: LimitsLike) -> LimitsOf:
@@ -179,6 +199,10 @@ def _several(given: Any) -> Sequence[Any]:
     return given if isinstance(given, list | tuple) else (given,)
 
 
+_END: Any = object()
+"""Stands behind the last row: a row may be anything, None included, and is then told that it is no request."""
+
+
 class _Given:
     """Rows that a program hands over, as a source."""
 
@@ -196,11 +220,11 @@ class _Given:
         if self._stopped:
             return None
         if isinstance(self._rows, AsyncIterator):
-            row = await anext(self._rows, None)
+            row = await anext(self._rows, _END)
         else:
             await anyio.lowlevel.checkpoint()
-            row = next(self._rows, None)
-        if row is None:
+            row = next(self._rows, _END)
+        if row is _END:
             return None
         self._number += 1
         try:

@@ -1,7 +1,8 @@
 """Rows that may go to several places, and where each goes: to the one that can take it first.
 
-Each place has limits of its own, and is learned and waited for by itself. The rows wait in one mix, and a place takes one whenever
-it has room in its limiter's line; so a place with twice the limits does twice the work, and one that is down does none.
+Each place has limits of its own, and is learned and waited for by itself. The rows wait in one mix, and a place takes
+one whenever it has room in its limiter's line; so a place with twice the limits does twice the work, and one that is
+down does none.
 """
 
 from __future__ import annotations

@@ -146,7 +146,11 @@ class Sender:
                 weakref.finalize(self, self._open.close)
             this = self._open
         # Names are for joining results to rows; a batch may well hold one of them twice, and here numbers do that.
-        plain = [{key: value for key, value in row.items() if key != "custom_id"} for row in rows]
+        given: Sequence[Any] = rows  # whatever a program hands over
+        plain = [
+            {key: value for key, value in row.items() if key != "custom_id"} if isinstance(row, Mapping) else row
+            for row in given
+        ]
         found: list[Result | None] = [None] * len(rows)
         try:
             this.call(plain, found, self._options)
@@ -239,10 +243,15 @@ class _Kept(Client):
 def _named(found: Sequence[Result | None], rows: Sequence[RowLike]) -> list[Result]:
     """The results that there are, under the names of their rows."""
     return [
-        Result(one.number, row.get("custom_id", one.custom_id), one.body, one.error, one.status_code, one.request_id)
+        Result(one.number, _name(row, one.custom_id), one.body, one.error, one.status_code, one.request_id)
         for one, row in zip(found, rows, strict=True)
         if one is not None
     ]
+
+
+def _name(row: Any, otherwise: Any) -> Any:
+    """What a row is called; rows that are none have no name."""
+    return row.get("custom_id", otherwise) if isinstance(row, Mapping) else otherwise
 
 
 def _rows_of(columns: Mapping[str, Any]) -> list[dict[str, Any]]:

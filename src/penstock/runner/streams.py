@@ -1,7 +1,8 @@
 """One answer out of a stream of events, for rows that ask for a stream and services that have nothing else.
 
-Pure: the whole body of a stream in, the JSON of the answer out, as the service would have sent it without `"stream": true`. It
-knows the streams of OpenAI's endpoints (chat, completions, responses) and of Anthropic's messages, by what is in them.
+Pure: the whole body of a stream in, the JSON of the answer out, as the service would have sent it without `"stream":
+true`. It knows the streams of OpenAI's endpoints (chat, completions, responses) and of Anthropic's messages, by what
+is in them.
 """
 
 from __future__ import annotations

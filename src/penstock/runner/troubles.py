@@ -8,9 +8,9 @@ What it can have ended in, and what that counts as:
     refused for good                the row is given up, and is among the errors
     no money, no key                the run ends, unless it is about one model of several, or one place of several
 
-The hard question is whose trouble it is: the row's, or everybody's. A row that fails while others are answered is in trouble by
-itself; where nobody is answered any more, everybody waits for the server. Only the last rows of a run, of which none is answered for
-minutes, are given up together.
+The hard question is whose trouble it is: the row's, or everybody's. A row that fails while others are answered is in
+trouble by itself; where nobody is answered any more, everybody waits for the server. Only the last rows of a run, of
+which none is answered for minutes, are given up together.
 """
 
 from __future__ import annotations
