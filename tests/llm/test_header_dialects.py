@@ -102,6 +102,14 @@ ROWS = {
         {"x-ratelimit-limit-req-10-second": "5", "x-ratelimit-remaining-req-10-second": "4"},
         ("req-10-second", "requests", 5, 4, 10, None),
     ),
+    "litellm's proxy": (
+        {"x-ratelimit-api_key-limit-requests": "60", "x-ratelimit-api_key-remaining-requests": "59"},
+        ("requests:api_key", "requests", 60, 59, None, None),
+    ),
+    "litellm's proxy, tokens": (
+        {"x-ratelimit-model_per_key-limit-tokens": "900", "x-ratelimit-model_per_key-remaining-tokens": "650"},
+        ("tokens:model_per_key", "tokens", 900, 650, None, None),
+    ),
     "two proxies": (
         {"X-RateLimit-Limit": "500, 100", "X-RateLimit-Remaining": "499, 99"},
         ("requests", "requests", 100, 99, None, None),

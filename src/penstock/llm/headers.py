@@ -51,6 +51,9 @@ _LENGTHS = (60.0, 3_600.0, DAY, MONTH)
 _EPOCH = 1e9
 """A number above this is no span of seconds, but a moment since 1970."""
 
+_WHOSE = re.compile(r"(.+)-(limit|remaining|reset)-(requests|tokens)")
+"""LiteLLM's proxy says whose limit it is: `x-ratelimit-api_key-remaining-requests`."""
+
 _FIELDS = ("limit", "remaining", "reset", "renewalperiod", "window")
 _LONGEST = 256
 """Characters of a header that is worth reading: what is longer is no number and no date."""
@@ -126,6 +129,8 @@ def read(headers: Mapping[str, str], status: int, *, wall: float) -> Reading:
         # Names below are `x-ratelimit-reset-tokens`, and the other way round `anthropic-ratelimit-tokens-reset`.
         if header.startswith("x-ratelimit-"):
             field, _, name = header.removeprefix("x-ratelimit-").partition("-")
+            if field not in _FIELDS and (whose := _WHOSE.fullmatch(header.removeprefix("x-ratelimit-"))):
+                field, name = whose[2], f"{whose[3]}:{whose[1]}"
         elif header.startswith("anthropic-ratelimit-"):
             name, _, field = header.removeprefix("anthropic-ratelimit-").rpartition("-")
         elif header.startswith("ratelimit-"):

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from judges.judging import COUNTER, FIXED, MOVING, PYRATE, THROTTLED_FIXED, THROTTLED_SLIDING
+from judges.names import (
+    COUNTER,
+    FIXED,
+    LITELLM_REQUESTS,
+    LITELLM_TOKENS,
+    MOVING,
+    PYRATE,
+    THROTTLED_FIXED,
+    THROTTLED_SLIDING,
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,21 @@ class Goal:
     def met(self, refused: float, used: float) -> bool:
         """Whether a run is as good as that."""
         return refused <= self.refused and used >= self.used
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run measured.
+
+    Attributes:
+        refused: 429s in 1,000 requests.
+        lost: Calls that failed for good.
+        used: Of what the judge would have admitted, the part that was used.
+    """
+
+    refused: float
+    lost: int
+    used: float
 
 
 GOALS = {"headers": Goal(5, 0.95), "retry-after": Goal(10, 0.90), "nothing": Goal(10, 0.90)}
@@ -44,6 +68,8 @@ MISSED: dict[tuple[str, str, str], Goal] = {
     ("auto", PYRATE, "headers"): Goal(5, 0.77),
     ("auto", PYRATE, "retry-after"): Goal(10, 0.67),
     ("auto", PYRATE, "nothing"): Goal(12, 0.67),
+    ("auto", LITELLM_REQUESTS, "headers"): Goal(260, 0.45),
+    ("auto", LITELLM_TOKENS, "headers"): Goal(300, 0.30),
     ("limits given", COUNTER, "headers"): Goal(5, 0.90),
     ("limits given", THROTTLED_SLIDING, "headers"): Goal(5, 0.90),
     ("limits given", THROTTLED_FIXED, "headers"): Goal(5, 0.88),
@@ -51,6 +77,17 @@ MISSED: dict[tuple[str, str, str], Goal] = {
 """Where a way misses its goal in virtual time, and what holds there: by the way, the judge, and what answers tell."""
 
 
-def goal_of(way: str, judge: str, style: str) -> Goal:
+ROOM = Goal(5, -0.05)
+"""What is added over sockets: a machine that does other work sends bunches, and reads answers late."""
+
+
+def goal_of(way: str, judge: str, style: str, *, over_sockets: bool = False) -> Goal:
     """What a run must reach."""
-    return MISSED.get((way, judge, style), GOALS[style])
+    goal = MISSED.get((way, judge, style), GOALS[style])
+    return Goal(goal.refused + ROOM.refused, goal.used + ROOM.used) if over_sockets else goal
+
+
+def cell(outcome: Outcome, style: str) -> str:
+    """What a table shows of an outcome: 429s, lost calls and the share, and whether that misses the goal."""
+    missed = outcome.lost or not GOALS[style].met(outcome.refused, outcome.used)
+    return f"{outcome.refused:.0f}, {outcome.lost}, {100 * outcome.used:.0f} %{' ✗' if missed else ''}"

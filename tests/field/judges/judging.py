@@ -19,31 +19,9 @@ from typing import Any, Protocol
 import limits
 import pyrate_limiter
 import throttled
+from judges.names import COUNTER, FIXED, GCRA, MOVING, PYRATE, THROTTLED_FIXED, THROTTLED_SLIDING
 
 from penstock import Rate, sliding
-
-AMOUNT, SECONDS = 100, 10
-"""The limit of every judge: requests, and the period in seconds. A thousand requests are ten of its windows."""
-
-LATENCY = 0.1
-"""Seconds to an answer. A refusal comes at once."""
-
-STYLES = {
-    "headers": "With headers",
-    "retry-after": "With `Retry-After` on refusals alone",
-    "nothing": "Told nothing",
-}
-"""What an answer tells: all that the judge knows, on a refusal for how long to stay away, or nothing at all."""
-
-ANSWER: dict[str, Any] = {
-    "id": "chatcmpl-1",
-    "object": "chat.completion",
-    "created": 0,
-    "model": "m",
-    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "yes"}}],
-    "usage": {"prompt_tokens": 10, "completion_tokens": 1, "total_tokens": 11},
-}
-REFUSAL = {"error": {"message": "Too many requests.", "type": "requests", "code": "rate_limit_exceeded", "param": None}}
 
 
 @dataclass(frozen=True)
@@ -68,8 +46,7 @@ class Judge(Protocol):
 
 
 class ByLimits:
-    """`limits`, with the headers that web frameworks make of its window statistics: the reset is a moment since
-    1970."""
+    """`limits`, with the headers that web frameworks make of its window statistics: the reset is a moment since 1970."""
 
     def __init__(self, strategy: str, amount: int, seconds: int) -> None:
         self._item = limits.RateLimitItemPerSecond(amount, seconds)
@@ -124,9 +101,6 @@ class ByPyrate:
         return Verdict(admitted, told, 0.0 if admitted else self._bucket.waiting(item) / 1_000)
 
 
-FIXED, MOVING, COUNTER = "limits, fixed window", "limits, moving window", "limits, sliding-window counter"
-GCRA, PYRATE = "throttled-py, GCRA", "pyrate-limiter, sliding window"
-THROTTLED_FIXED, THROTTLED_SLIDING = "throttled-py, fixed window", "throttled-py, sliding window"
 THROTTLED = {
     GCRA: "gcra",
     "throttled-py, token bucket": "token_bucket",

@@ -22,7 +22,9 @@ import limits
 import pyrate_limiter
 import throttled
 from judges import judging
-from judges.judging import AMOUNT, ANSWER, JUDGES, LATENCY, REFUSAL, SECONDS, STYLES, Ledger, headers_of, true_limit
+from judges.goals import Outcome
+from judges.judging import JUDGES, Ledger, headers_of, true_limit
+from judges.names import AMOUNT, ANSWER, LATENCY, REFUSAL, SECONDS, STYLES
 
 from penstock import Limiter, clock, testing
 from penstock.llm import limit_client, limits_of
@@ -43,27 +45,21 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one run measured.
+class Simulated(Outcome):
+    """What one run measured, and more.
 
     Attributes:
-        refused: 429s in 1,000 requests.
-        lost: Requests that failed for good.
-        used: Of what the judge would have admitted in whole periods, the part that was used.
         seconds: How long it took.
         ledger: When the judge admitted and refused, in seconds since 1970.
         learned: What was known of the limits in the end, by unit.
     """
 
-    refused: float
-    lost: int
-    used: float
     seconds: float
     ledger: Ledger
     learned: dict[str, str]
 
 
-def simulate(judge: str, style: str, seed: int, *, given: bool = False, load: Load = Load()) -> Outcome:
+def simulate(judge: str, style: str, seed: int, *, given: bool = False, load: Load = Load()) -> Simulated:
     """Send a load through one judge.
 
     Args:
@@ -75,7 +71,7 @@ def simulate(judge: str, style: str, seed: int, *, given: bool = False, load: Lo
     """
     random.seed(seed)
 
-    async def main() -> Outcome:
+    async def main() -> Simulated:
         await anyio.sleep(random.uniform(0, load.seconds))  # windows begin whenever they do
         ledger = Ledger(JUDGES[judge](load.amount, load.seconds))
         http = httpx2.AsyncClient(transport=_Judged(ledger, style, load.latency), base_url="http://judge")
@@ -97,7 +93,7 @@ def simulate(judge: str, style: str, seed: int, *, given: bool = False, load: Lo
         learned = {
             unit: words for each in limits_of(client).values() for unit, words in each.statistics().learned.items()
         }
-        return Outcome(1_000 * len(ledger.refused) / load.requests, lost, used, took, ledger, learned)
+        return Simulated(1_000 * len(ledger.refused) / load.requests, lost, used, took, ledger, learned)
 
     with judged_by_penstocks_clock():
         return testing.run(main)
