@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import types
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 
 import anyio
@@ -30,6 +31,12 @@ async def stream():
 
 def items():
     yield "item"
+
+
+@types.coroutine
+def fetch_of_old():
+    yield from ()
+    return "value"
 
 
 class Service:
@@ -59,6 +66,8 @@ def around(function):
         (fetch, "async"),
         (stream, "stream"),
         (items, "generator"),
+        (fetch_of_old, "async"),
+        (functools.partial(fetch_of_old), "async"),
         (functools.partial(fetch), "async"),
         (Service(), "async"),
         (Service().method, "async"),
@@ -116,6 +125,32 @@ def test_what_is_no_function_is_refused_by_name(wrong, message):
     with pytest.raises(TypeError) as caught:
         kind_of(wrong)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("wrapper", [classmethod, staticmethod])
+@pytest.mark.parametrize(
+    "limiter",
+    [Limiter(requests="5/s"), Limiter(requests="5/s")(), Limiter(requests="5/s")(requests=lambda: 1)],
+    ids=repr,
+)
+def test_a_limiter_above_a_classmethod_says_where_it_belongs(limiter, wrapper):
+    with pytest.raises(TypeError, match=f"put the decorator below @{wrapper.__name__}"):
+        limiter(wrapper(plain))
+
+
+@pytest.mark.anyio
+async def test_a_coroutine_of_old_holds_its_place_while_it_runs():
+    """It is a generator function, so what the limiter made of it was a generator that nobody can await."""
+    limiter = Limiter(calls=in_flight(1))
+
+    @limiter
+    @types.coroutine
+    def call():
+        yield from anyio.sleep(0).__await__()
+        return limiter.statistics().in_flight
+
+    assert await call() == 1
+    assert limiter.statistics().in_flight == 0
 
 
 def test_a_limited_context_manager_is_charged_when_it_is_entered():

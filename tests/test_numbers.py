@@ -9,6 +9,7 @@ from fractions import Fraction
 
 import pytest
 
+from penstock import CostError, Limiter
 from penstock._numbers import read_number, read_seconds
 
 
@@ -69,3 +70,12 @@ def test_an_object_whose_conversion_fails_is_none():
 def test_a_plain_number_is_no_timedelta():
     assert read_number(timedelta(seconds=1)) is None
     assert read_number(5) == 5
+
+
+def test_a_text_of_numpy_is_no_number():
+    """It has a `__float__`, as its complex numbers have."""
+    for kind in "cSUMm":
+        text = type("Text", (), {"dtype": type("dtype", (), {"kind": kind}), "__float__": lambda _: 1.0})()
+        assert read_seconds(text) is None
+        with pytest.raises(CostError):
+            Limiter(tokens="5/s").acquire_nowait(tokens=text)

@@ -17,7 +17,7 @@ from penstock._backends import fast_path
 from penstock._backends.base import Binding, Caller
 from penstock._backends.wait import emit_grant, wait, wait_in_thread
 from penstock._concurrency.parking import is_over, who_am_i
-from penstock._introspect import check_answer, kind_of, name_of
+from penstock._introspect import check_answer, check_decorable, kind_of, name_of
 from penstock._numbers import Number
 from penstock._run_inside import run_inside
 from penstock._validation import RESERVED, merge_given, read_flow, read_priority, read_wait
@@ -187,8 +187,6 @@ class Call:
         terms = self._terms
         granted = await wait(binding.current(), kind, terms.max_wait, terms.priority, terms.flow)
         if granted.held:
-            if not held:  # the limits have changed while it waited
-                granted.__class__ = EnteredPermit
             self._note_or_undo(granted)
         return granted
 
@@ -221,7 +219,7 @@ class Call:
             self._leave()
         elif entered is not None:
             self._entered = None  # no call comes before, so no exception of a signal handler
-            entered.close()
+            entered._end()
 
     def _note(self, permit: Permit) -> None:
         """Remember a permit that holds places until the call is left."""
@@ -238,6 +236,7 @@ class Call:
         entered.add(permit)
 
     def _note_or_undo(self, permit: Permit) -> None:
+        permit.__class__ = EnteredPermit
         try:
             self._note(permit)
         except BaseException:
@@ -259,12 +258,11 @@ class Call:
         else:
             self._entered = None
         if permit is not None:
-            permit.close()
+            permit._end()
 
     def __call__(self, function: F, /) -> F:
         """Decorate `function`: every call is charged first. See `Limiter.__call__`."""
-        if not callable(function):
-            raise TypeError(f"a limiter decorates functions, not {function!r}")
+        check_decorable(function)
         binding, terms = self._binding, self._terms
 
         def enter(_: Any, __: Any) -> Call:
@@ -365,8 +363,7 @@ class CallByArguments(Call):
 
     def __call__(self, function: F, /) -> F:
         """Decorate `function`: every call is charged first. See `Limiter.__call__`."""
-        if not callable(function):
-            raise TypeError(f"a limiter decorates functions, not {function!r}")
+        check_decorable(function)
         name = self._binding.caller.name
         return decorated(function, lambda _, __: self._bind, self._cost, self._settle, self._functions, name)
 

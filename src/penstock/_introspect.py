@@ -22,6 +22,7 @@ __all__ = [
     "GENERATORS",
     "Kind",
     "check_answer",
+    "check_decorable",
     "check_plain",
     "kind_of",
     "name_of",
@@ -62,7 +63,7 @@ def kind_of(fn: Callable[..., Any]) -> Kind:
         if inspect.isasyncgenfunction(target):
             return "stream"
         if inspect.isgeneratorfunction(target):
-            return "generator"
+            return "async" if _is_old_coroutine(target) else "generator"
         if isinstance(target, classmethod | staticmethod):
             wrapper = type(target).__name__
             raise TypeError(f"{name_of(target.__func__)} is a {wrapper} already: put the decorator below @{wrapper}")
@@ -74,6 +75,13 @@ def kind_of(fn: Callable[..., Any]) -> Kind:
             return _kind_of_plain(target)
         else:
             target = type(target).__call__
+
+
+def _is_old_coroutine(generator_function: Any) -> bool:
+    """Whether what it makes is to be awaited: it is decorated by `types.coroutine`."""
+    while isinstance(generator_function, functools.partial):
+        generator_function = generator_function.func
+    return bool(generator_function.__code__.co_flags & inspect.CO_ITERABLE_COROUTINE)
 
 
 def _kind_of_plain(routine: Callable[..., Any]) -> Kind:
@@ -111,6 +119,14 @@ def users_frame() -> FrameType:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
         frame = frame.f_back
     return frame
+
+
+def check_decorable(function: object) -> None:
+    """Refuse what a limiter cannot decorate."""
+    if isinstance(function, classmethod | staticmethod):
+        kind_of(function)  # type: ignore[arg-type]  # it says where the decorator belongs
+    if not callable(function):
+        raise TypeError(f"a limiter decorates functions, not {function!r}")
 
 
 def check_plain(owner: str, option: str, fn: object) -> None:

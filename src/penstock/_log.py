@@ -18,11 +18,16 @@ def logger(name: str, level: str) -> Any:
 
     Cheap when it does not.
     """
-    logging = sys.modules.get("logging")
-    if logging is None:
-        return None
-    log = logging.getLogger(name)
-    return log if log.isEnabledFor(getattr(logging, level)) else None
+    log = _loggers.get(name)
+    if log is None:
+        logging = sys.modules.get("logging")
+        if logging is None:
+            return None
+        log = _loggers[name] = logging.getLogger(name)
+    return log if log.isEnabledFor(10 if level == "DEBUG" else 20) else None
+
+
+_loggers: dict[str, Any] = {}
 
 
 def _named(limiter: str | None) -> str:

@@ -15,6 +15,9 @@ from typing import Any, SupportsFloat, SupportsIndex
 
 __all__ = ["Number", "Seconds", "amount", "exact", "is_bool", "read_number", "read_seconds", "show"]
 
+_NO_NUMBERS = frozenset("cSUMmV")
+"""Kinds of numpy's types: complex numbers, bytes, text, dates, spans of time, records."""
+
 Number = SupportsFloat | SupportsIndex
 """Whatever Python calls a number: its own, numpy's, `Decimal`, `Fraction`."""
 
@@ -30,7 +33,9 @@ def exact(value: Any) -> float | None:
     kind = type(value)
     if kind is int or kind is float:
         return value  # type: ignore[no-any-return]
-    if getattr(getattr(value, "dtype", None), "kind", "") == "c":  # numpy's complex numbers have a __float__
+    if (
+        getattr(getattr(value, "dtype", None), "kind", "") in _NO_NUMBERS
+    ):  # numpy's complex numbers and texts have a __float__
         return None
     try:
         if hasattr(kind, "__index__"):

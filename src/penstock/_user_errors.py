@@ -38,8 +38,10 @@ def add_note(error: BaseException, note: str) -> None:
     try:
         if len(getattr(error, "__notes__", ())) < _MOST_NOTES:
             error.add_note(note)
-    except (AttributeError, TypeError):
-        pass  # a frozen exception goes without
+    except ENDS_A_PROGRAM:
+        raise
+    except BaseException:  # noqa: BLE001, S110 - a frozen exception, or a strange one, goes without
+        pass
 
 
 def verdict(owner: str, on: On, error: Exception) -> bool | float:

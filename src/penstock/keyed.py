@@ -22,6 +22,7 @@ from penstock._backends import backend_over, memory_store
 from penstock._backends.base import Caller
 from penstock._backends.keyed import Key, KeyStates
 from penstock._call import Call, check_functions, decorated
+from penstock._introspect import check_decorable
 from penstock._numbers import Seconds
 from penstock._validation import LimitLike, check_options, equals_itself, merge_given, read_limits
 from penstock.limiter import Limiter, key_limiters
@@ -165,8 +166,7 @@ class Keyed:
         check_functions(settle, {"key": key, **words, **amounts})
 
         def decorate(function: F) -> F:
-            if not callable(function):
-                raise TypeError(f"a limiter decorates functions, not {function!r}")
+            check_decorable(function)
             key_of = of_call("key", key, function)
             return decorated(
                 function, lambda args, kwargs: self[key_of(args, kwargs)]._bind, amounts, settle, words, name

@@ -225,7 +225,7 @@ class Limiter:
             return again
         if isinstance(given, Mapping):
             return self._make_call(options, given)
-        if not callable(given):
+        if not callable(given) and not isinstance(given, classmethod):
             raise NeitherCostNorFunction(
                 f"a limiter is called with costs, as limiter(tokens=5), or decorates a function: {given!r} is neither"
             )
@@ -314,7 +314,7 @@ class Limiter:
 
         Raises:
             RateLimited: The turn would come after `max_wait`. `retry_after` says when it would.
-            QueueFull: `max_queue` are waiting.
+            QueueFull: It would have to wait, no longer than `max_wait`, and as many as `max_queue` allows are waiting.
             Unsatisfiable: `cost` is above what a limit can ever hold, so no wait would do.
             MissingUnit, UnknownUnit, CostError: The cost is wrong.
         """
@@ -537,7 +537,7 @@ class Limiter:
             own.__exit__(kind, error, trace)
         elif permit is not None:
             own._entered = None  # no call comes before, so no exception of a signal handler
-            permit.close()
+            permit._end()
 
     def __repr__(self) -> str:
         return show_limiter(self._caller, self._backend.plan().units)

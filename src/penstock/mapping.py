@@ -369,7 +369,7 @@ class _Work:
     def fail(self, error: BaseException) -> None:
         """Keep the first error, and stop."""
         if self.error is None:
-            if isinstance(error, StopAsyncIteration):  # to the consumer it would look like the end of the results
+            if issubclass(type(error), StopAsyncIteration):  # to the consumer it would look like the end of the results
                 error, stop = RuntimeError(f"{name_of(self.fn)} raised StopAsyncIteration"), error
                 error.__cause__ = stop
             self.error = error

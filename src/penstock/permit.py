@@ -104,6 +104,10 @@ class Permit(Grant):
         """Its call leaves only now, and the server counts it within `travel` seconds: windows here count it from then on."""
         self._decider().postpone(self, travel)
 
+    def _end(self) -> None:
+        """End it, because the call that it was granted to is left."""
+        self.close()
+
     def _undo(self) -> None:
         """Give back a grant that never reached the call: an exception came in between."""
         if self.granted:
@@ -157,6 +161,11 @@ class EnteredPermit(Permit):
     __slots__ = ()
 
     entered = True
+
+    def _end(self) -> None:
+        """End it; and it needs no finaliser any more, which would swallow the exception of a signal handler that raises in it."""
+        self.close()
+        self.__class__ = Permit  # type: ignore[assignment]  # of the same form
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         try:  # when the interpreter ends, modules are taken apart, and nobody waits

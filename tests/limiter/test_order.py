@@ -168,8 +168,23 @@ async def test_the_line_is_bounded(virtual_time):
         for _ in range(2):
             group.start_soon(limiter.acquire)
         await anyio.wait_all_tasks_blocked()
-        with pytest.raises(QueueFull, match="2 calls are waiting already"):
+        with pytest.raises(QueueFull, match=r"the queue is full \(max_queue=2\): the next call would have to wait 3 s"):
             await limiter.acquire()
+        with pytest.raises(QueueFull):
+            await limiter.acquire(max_wait=3)
+
+
+async def test_a_call_that_would_not_wait_so_long_is_told_that_and_not_that_the_line_is_full(virtual_time):
+    """Room in the line would not help it, so `max_queue` was the wrong thing to change."""
+    limiter = Limiter(requests=per_second(1, burst=1), max_queue=1)
+    limiter.acquire_nowait()
+    async with anyio.create_task_group() as group:
+        group.start_soon(limiter.acquire)
+        await anyio.wait_all_tasks_blocked()
+        for max_wait, bound in ((0, math.inf), (1.5, math.inf), (None, 1.5)):
+            with pytest.raises(RateLimited, match="would have to wait 2 s") as caught, anyio.fail_after(bound):
+                await limiter.acquire(max_wait=max_wait)
+            assert type(caught.value) is RateLimited
 
 
 async def test_a_forecast_leaves_nothing_behind_that_others_would_wait_for(virtual_time):

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from penstock import Keyed, Limiter, Rate, RateLimited, in_flight
+from penstock import Keyed, Limiter, Rate, RateLimited, calendar, in_flight, sliding, unlimited
 from tests.alarms import alarms
 from tests.limiter.interrupts import Interrupted, every_point, raise_interrupted
 
@@ -136,22 +136,64 @@ def test_a_handler_that_uses_the_limiter_itself_is_charged_or_told_not_now(limit
             with suppress_not_now():
                 each(limiter)
                 granted.append(1)
-        limiter.statistics().granted  # noqa: B018 - a look is answered as well
-        limiter.acquire_nowait(requests=0).close()
-
-    def look(limiter):
         with suppress_not_now():
-            handler(limiter)
+            limiter.acquire_nowait(requests=0).close()
 
     def check(limiter):
         limiter_granted = limiter.statistics().granted
         wrong = what_is_wrong(limiter)
         return wrong or ([f"{limiter_granted} granted"] if limiter_granted < 1 else [])
 
-    found, points = every_point(look, lambda: Limiter(**limits), use, check)
+    found, points = every_point(handler, lambda: Limiter(**limits), use, check)
     assert points > 3
     assert found == {}
     assert granted
+
+
+@pytest.mark.parametrize(
+    "limit", [Rate(1_000, 1e9), sliding(1_000, 1e9), calendar(1_000, "month"), in_flight(1_000), in_flight(1_000, ttl=1e9), unlimited],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("use", [enter, settle])
+def test_a_handler_may_look_in_the_middle_of_a_decision(limit, use):
+    """It was told that it had interrupted one. A forecast says what a call would be told there."""
+    seen = []
+
+    def look(limiter):
+        statistics = limiter.statistics()
+        left = statistics.limits["requests"].level
+        forecast = limiter.forecast(requests=1)
+        seen.append(forecast.blocked_by)
+        if not (limit is unlimited or 990 < left <= 1_000) or statistics.waiting > 1 or forecast.wait:
+            raise AssertionError(f"{statistics}, {forecast}")
+
+    found, points = every_point(look, lambda: Limiter(requests=limit), use, what_is_wrong)
+    assert points > 3
+    assert found == {}
+    assert set(seen) <= {None, "a decision under way"}
+
+
+@pytest.mark.parametrize("use", [enter, enter_by_itself, enter_twice, decorate])
+@pytest.mark.parametrize("limits", SHAPES.values(), ids=SHAPES)
+def test_a_control_c_that_strikes_as_a_call_ends_is_not_swallowed(limits, use):
+    """The permit of each call that held a place had a finaliser, in which Python ignores exceptions."""
+
+    def raised(limiter):
+        struck.append(limiter)
+        raise_interrupted()
+
+    def use_and_tell(limiter):
+        use(limiter)
+        went_on.append(limiter)
+
+    def swallowed(limiter):
+        return limiter in struck and limiter in went_on
+
+    struck, went_on = [], []
+    found, points = every_point(raised, lambda: Limiter(**limits), use_and_tell, swallowed)
+    assert points > 3
+    # A generator that is closed before its end is called to end: Python runs no signal handler there.
+    assert [point for point in found if "<genexpr>" not in point] == []
 
 
 def test_a_handler_that_uses_a_key_in_the_middle_of_a_call_of_that_key_is_counted():

@@ -148,10 +148,10 @@ class ChargePlan:
 
 def not_now(charges: Charges, wait: float, blocker: str | None, bound: str = "") -> RateLimited:
     """The error for a call that would wait too long; `bound` says what it would pass."""
-    cost = ", ".join(f"{amount:g} {unit}" for unit, amount in cost_of(charges).items())
+    cost = ", ".join(f"{unit}={_numbers.show(amount)}" for unit, amount in cost_of(charges).items())
     blocker = blocker or "the queue"
     return RateLimited(
-        f"{cost} would have to wait {show_seconds(wait)} for {blocker}" + (f"; {bound}" if bound else ""),
+        f"{cost or 'a call'} would have to wait {show_seconds(wait)} for {blocker}" + (f"; {bound}" if bound else ""),
         retry_after=wait,
         blocked_by=blocker,
     )
@@ -161,8 +161,7 @@ def queue_full(max_queue: int, wait: float, blocker: str | None) -> QueueFull:
     """The error for a call that finds as many waiters as there may be."""
     blocker = blocker or "the queue"
     return QueueFull(
-        f"{max_queue} calls are waiting already, as many as max_queue allows; the next would wait "
-        f"{show_seconds(wait)} for {blocker}",
+        f"the queue is full (max_queue={max_queue}): the next call would have to wait {show_seconds(wait)} for {blocker}",
         retry_after=wait,
         blocked_by=blocker,
     )

@@ -191,21 +191,22 @@ def _enter_source(shape: str, *, locked: bool) -> str:
         f"    grant = {'EnteredPermit' if held else 'Permit'}()",
         *_before_charge(shape, given="try:"),
         *(f"    {line}" for line in _indented(step, locked=locked)),
-        *_WAIT,
+        *_waiting("EnteredPermit" if held else "Permit"),
     ])  # fmt: skip
 
 
-_WAIT = (
-    "    except BaseException:",
-    "        self._withdraw(grant)",
-    "        raise",
-    "    del grant",  # it would be one object more for each of many waiters
-    "    terms = self._terms",
-    "    grant = await wait(binding.current(), EnteredPermit, terms.max_wait, terms.priority, terms.flow)",
-    "    if grant.held: self._note_or_undo(grant)",  # the limits may have changed while it waited
-    "    return grant",
-)
-"""How `__aenter__` ends where the call was not charged at once."""
+def _waiting(permit: str) -> list[str]:
+    """How `__aenter__` ends where the call was not charged at once, with the class of the permit."""
+    return [
+        "    except BaseException:",
+        "        self._withdraw(grant)",
+        "        raise",
+        "    del grant",  # it would be one object more for each of many waiters
+        "    terms = self._terms",
+        f"    grant = await wait(binding.current(), {permit}, terms.max_wait, terms.priority, terms.flow)",
+        "    if grant.held: self._note_or_undo(grant)",  # the limits may have changed while it waited
+        "    return grant",
+    ]
 
 
 def _leave_source(shape: str, *, locked: bool) -> str:
@@ -385,7 +386,7 @@ def _keyed_enter_source(shape: str) -> str:
         "        if charged:",
         "            if mine.on_event is not None: emit_grant(binding, 0.0, grant, self._terms.flow)",
         "            return grant",
-        *_WAIT,
+        *_waiting("Permit"),
     ])  # fmt: skip
 
 

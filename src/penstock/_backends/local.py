@@ -34,6 +34,9 @@ __all__ = ["LocalBackend"]
 
 R = TypeVar("R")
 
+_DECISION = "a decision under way"
+"""What a call is blocked by in a signal handler that came in the middle of one."""
+
 
 class LocalBackend:
     """Decides over one or several limit sets of this process, which share a queue. See `base.Backend`."""
@@ -101,11 +104,13 @@ class LocalBackend:
                     "a signal handler or finaliser interrupted this thread in the middle of a decision, which cannot be made "
                     "inside another: call from another thread, or let the event loop call it soon",
                     retry_after=0.0,
-                    blocked_by="a decision under way",
+                    blocked_by=_DECISION,
                 )
             try:
                 store.deciding = True  # set inside of `try`, and reset by one assignment: no exception comes between
-                queue = self.queue
+                queue = self._queue
+                if queue.into is not None:
+                    queue = self.queue
                 now = queue.begin()
                 try:
                     result = decision(queue, now, *args)
@@ -215,17 +220,15 @@ class LocalBackend:
         wait = ready - now
         charges: Charges = request.charges
         error: RateLimited | None = None
-        if full and max_wait != 0:
-            assert max_queue is not None
-            error = queue_full(max_queue, wait, self.plan().blocker(state, now))
-        elif (
-            max_wait is not None and (wait < math.inf or max_wait == 0) and (wait > max_wait or request.parker is None)
-        ):
+        if max_wait is not None and (wait < math.inf or max_wait == 0) and (wait > max_wait or request.parker is None):
             bound = f"max_wait is {show_seconds(max_wait)}" if max_wait else ""
             error = not_now(charges, wait, self.plan().blocker(state, now), bound)
         elif time_left < wait < math.inf:
             bound = f"the enclosing deadline is in {show_seconds(max(0.0, time_left))}"
             error = not_now(charges, wait, self.plan().blocker(state, now), bound)
+        elif full:  # of those that would wait
+            assert max_queue is not None
+            error = queue_full(max_queue, wait, self.plan().blocker(state, now))
         if error is not None:
             queue.refuse(request, error)
             request.caller.refused += 1
@@ -349,6 +352,8 @@ class LocalBackend:
 
     def forecast(self, binding: Binding) -> tuple[float, str | None]:
         """Seconds that a call would wait if it came now, and for which limit."""
+        if self._interrupted():
+            return 0.0, _DECISION  # which is what a call is told there
         request = Request(binding, None)
 
         def look(queue: WaitQueue, now: float) -> tuple[float, str | None]:
@@ -439,19 +444,31 @@ class LocalBackend:
 
     def snapshot(self) -> Snapshot:
         """How things stand."""
+        if self._interrupted():
+            return self._snapshot(self.queue, clock.now(), interrupted=True)
         if self.plan().expires:
             self._warn_of_expired(None)
+        return self._decide(self._snapshot)
 
-        def look(queue: WaitQueue, now: float) -> Snapshot:
-            plan = self.plan()
-            return Snapshot(
-                waiting=len(queue.waiters),
-                in_flight=max((state.meter.used(now) for state in plan.states if state.meter.held), default=0),
-                paused_for=max(0.0, *(state.paused_until - now for state in plan.states)),
-                levels=[(plan.label(state), state, state.meter.level(now)) for state in plan.states],
-            )
+    def _snapshot(self, queue: WaitQueue, now: float, *, interrupted: bool = False) -> Snapshot:
+        def level(state: LimitState) -> float:
+            return state.meter.glance(now) if interrupted else state.meter.level(now)
 
-        return self._decide(look)
+        def used(state: LimitState) -> float:
+            return state.limit.capacity - level(state) if interrupted else state.meter.used(now)
+
+        plan = self.plan()
+        return Snapshot(
+            waiting=len(queue.waiters),
+            in_flight=max((used(state) for state in plan.states if state.meter.held), default=0),
+            paused_for=max(0.0, *(state.paused_until - now for state in plan.states)),
+            levels=[(plan.label(state), state, level(state)) for state in plan.states],
+        )
+
+    def _interrupted(self) -> bool:
+        """Whether this runs in a signal handler or a finaliser that came in the middle of a decision of this thread."""
+        with self.store.lock:
+            return self.store.deciding
 
     async def refresh(self) -> None:
         """In this process everything is known already."""

@@ -164,6 +164,8 @@ class Bucket(Meter):
     def level(self, now: float) -> float:
         return self.burst - self.used(now)
 
+    glance = level
+
     def used(self, now: float) -> float:
         return max(0.0, self.tat - (now * self.rate + self.offset))
 

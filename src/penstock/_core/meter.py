@@ -65,6 +65,10 @@ class Meter:
         """Units that could be charged now; below 0 while there is a debt."""
         raise NotImplementedError
 
+    def glance(self, now: float) -> float:
+        """`level(now)` for a signal handler, which may come in the middle of any other method: changes nothing."""
+        return copy.deepcopy(self).level(now)
+
     def give_back(self, amount: float, receipt: Any, now: float) -> None:
         """Undo `amount` of the charge that returned `receipt`, as far as that cannot break the limit.
 
@@ -157,6 +161,8 @@ class Unmetered(Meter):
 
     def level(self, now: float) -> float:
         return math.inf
+
+    glance = level
 
     def used(self, now: float) -> float:
         return 0.0

@@ -120,6 +120,9 @@ class Places(Meter):
         self._expire(now)
         return self.amount - self.taken
 
+    def glance(self, now: float) -> float:
+        return self.amount - self.taken
+
     def used(self, now: float) -> float:
         self._expire(now)
         return self.taken

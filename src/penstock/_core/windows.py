@@ -175,6 +175,10 @@ class SlidingWindow(Meter):
         self._expire(now)
         return self.amount - self._total
 
+    def glance(self, now: float) -> float:
+        horizon = now - self.per + _CLOCK_GRAIN
+        return self.amount - math.fsum([entry.amount for entry in self.log if entry.at > horizon])
+
     def used(self, now: float) -> float:
         self._expire(now)
         return self._total
@@ -270,6 +274,9 @@ class CalendarWindow(Meter):
     def level(self, now: float) -> float:
         self._turn_page(now)
         return self.amount - self._spent
+
+    def glance(self, now: float) -> float:
+        return self.amount - (self._spent if now + self.offset < self._end else 0.0)
 
     def used(self, now: float) -> float:
         self._turn_page(now)

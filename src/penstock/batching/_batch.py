@@ -25,6 +25,8 @@ __all__ = ["Caller", "Queue", "Terms"]
 Item = TypeVar("Item")
 Entry = TypeVar("Entry")
 
+_TRACEBACK: Any = BaseException.__traceback__
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:
@@ -66,14 +68,14 @@ class Caller(Generic[Item, Entry]):
         self.home = None
         self.error = error
         # Many callers raise the same exception: each from here, so that its traceback does not grow with their number.
-        self.traceback = error.__traceback__
+        self.traceback = _TRACEBACK.__get__(error)  # by way of the class: an attribute of the error itself may raise
         self.parker.wake()
 
     def reraise(self) -> NoReturn:
         error, self.error = self.error, None  # a frame in the traceback refers to us: no cycle
         assert error is not None
         try:
-            raise error.with_traceback(self.traceback)
+            raise BaseException.with_traceback(error, self.traceback)
         finally:
             del error, self.traceback
 
@@ -329,7 +331,7 @@ class Batch(Generic[Item, Entry]):
         if (
             callers
             and len(self.callers or ()) > 1
-            and (isinstance(error, Unsatisfiable) or self.queue.terms.split_on(error))
+            and (issubclass(type(error), Unsatisfiable) or self.queue.terms.split_on(error))
         ):
             middle = (len(callers) + 1) // 2
             for part in callers[:middle], callers[middle:]:

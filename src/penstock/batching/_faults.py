@@ -25,7 +25,9 @@ def may_be_an_items_fault(error: Exception) -> bool:
     no reply, and the HTTP statuses 401, 403, 407, 408, 425, 429 and from 500. Yes for all others: 400, 413, 422 and
     unknown errors. A property of the error that raises counts as absent.
     """
-    if isinstance(error, PenstockError | OSError | MemoryError):
+    if issubclass(
+        type(error), PenstockError | OSError | MemoryError
+    ):  # `isinstance` may ask the error, which may raise
         return False
     reply = attribute_of(error, "response")
     for status in (
@@ -56,7 +58,7 @@ def judge_of(split_on: SplitOn | None) -> Callable[[Exception], bool]:
         for kind in given:
             if not (isinstance(kind, type) and issubclass(kind, BaseException)):
                 raise TypeError(f"Batcher(split_on={split_on!r}): exception types, or a function of the exception")
-        return lambda error: isinstance(error, given)
+        return lambda error: issubclass(type(error), given)
     check_plain("Batcher", "split_on", split_on)
     judge: Callable[[Exception], bool] = split_on
     return lambda error: is_true_of("Batcher", "split_on", judge, error)

@@ -144,7 +144,7 @@ class Scheduler:
         bound = request.caller.max_queue
         if bound is not None and request.latest > now and len(queue) >= bound:
             ready, blocker = state.expected(request, queue, now)
-            if ready > now:
+            if now < ready <= request.latest:  # else it is refused, as it does not wait so long
                 state.refuse(request, queue_full(bound, ready - now, blocker))
                 return
         if now < request.latest < math.inf:
