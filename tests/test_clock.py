@@ -14,7 +14,7 @@ import pytest
 import time_machine
 from freezegun import freeze_time
 
-from penstock import Batcher, Limiter, RateLimited, calendar, clock
+from penstock import Batcher, Limiter, RateLimited, Retry, calendar, clock, constant, hedge
 
 
 @pytest.fixture(params=["freezegun", "a patch"])
@@ -63,8 +63,8 @@ def test_a_limiter_made_before_does_too(frozen):
 
 @pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 def test_tasks_get_their_turn_though_their_loops_timers_stand_still(frozen, backend):
-    """`asyncio.sleep` would never return here; a limiter's wait, and a batch's, do."""
-    limiter, answers = slow(), []
+    """`asyncio.sleep` would never return here; a limiter's wait, a batch's, a retry's and a hedge's do."""
+    limiter, answers, tries = slow(), [], []
 
     async def main():
         async def send(items):
@@ -72,7 +72,14 @@ def test_tasks_get_their_turn_though_their_loops_timers_stand_still(frozen, back
 
         ask = Batcher(send, max_delay=0.01)
 
+        @Retry(on=ConnectionError, attempts=2, backoff=constant(0.01))
+        @hedge(after=0.01)
         async def one(number):
+            tries.append(number)
+            if tries.count(number) == 1:
+                raise ConnectionError
+            if tries.count(number) == 2:
+                await anyio.sleep_forever()
             async with limiter():
                 answers.append(await ask(number))
 

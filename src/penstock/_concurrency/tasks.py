@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from penstock import clock
 from penstock._concurrency import parking
 
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["OwnedTask", "TaskCancelledError", "join", "running_loop", "start"]
+__all__ = ["OwnedTask", "TaskCancelledError", "join", "running_loop", "sleep", "start"]
 
 Landed = Callable[[Any, BaseException | None], None]
 
@@ -174,6 +175,14 @@ async def join(*tasks: OwnedTask) -> None:
             raise cancelled
         finally:
             del cancelled  # its traceback refers to this frame: no cycle
+
+
+async def sleep(seconds: float) -> None:
+    """Sleep as this task; by a timer of our own if somebody has frozen the loop's clock."""
+    if seconds > 0 and clock.is_real() and clock.is_tampered_with():
+        await parking.here().park(seconds)
+    else:
+        await anyio.sleep(seconds)
 
 
 def running_loop() -> object:

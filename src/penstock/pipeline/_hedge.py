@@ -13,6 +13,7 @@ import anyio
 
 from penstock import clock
 from penstock._concurrency.shared_state import SharedState
+from penstock._concurrency.tasks import sleep
 from penstock._numbers import Seconds
 from penstock._user_errors import add_note, repr_of
 from penstock.pipeline._layers import check_async, span
@@ -149,7 +150,7 @@ class _Race:
 
     async def _run_second(self, after: float) -> None:
         with self._second:
-            await anyio.sleep(after)
+            await sleep(after)
             if self._hedge.budget is not None and self._hedge.budget.spend() is None:
                 return
             self._second_began = True

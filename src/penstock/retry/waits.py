@@ -6,6 +6,7 @@ import time
 
 import anyio
 
+from penstock._concurrency.tasks import sleep
 from penstock.errors import AttemptTimeout
 from penstock.retry.call import Call
 
@@ -18,7 +19,7 @@ async def wait(call: Call, delay: float) -> bool:
         if call.doomed:
             # A deadline that is due but has not struck yet strikes while we sleep.
             await anyio.sleep_forever()
-        await anyio.sleep(delay)
+        await sleep(delay)
     except BaseException:
         call.abandon()
         raise
