@@ -148,3 +148,17 @@ def test_what_was_on_its_way_when_something_was_refused_shows_nothing_by_being_a
     refuse(pace, traffic, 10.0, 10.1)
     pace.passed(10.5, 2.0)
     assert pace.level(60.0) == 1.0
+
+
+def test_a_few_that_were_admitted_between_two_refusals_are_no_measurement():
+    """A window that slides lets two through while it is all but used up."""
+    traffic, pace = Traffic(), Pace(10.0, 0.0, 1.0)
+    for begin in (0.0, 20.0):
+        for number in range(100):
+            traffic.left(1.0, begin + number / 10)
+        refuse(pace, traffic, begin + 10.0, begin + 10.1)
+    rate = pace.rate
+    for left_at in (33.0, 34.0):
+        traffic.left(1.0, left_at)
+    refuse(pace, traffic, 36.0, 36.1)
+    assert pace.rate > 0.6 * rate

@@ -66,6 +66,9 @@ LONG_AGO = 120.0
 SHORTEST_SPAN = 3.0
 """Seconds between two refusals below which what was admitted in between is no measurement."""
 
+FEWEST = 8
+"""Requests between two refusals below which it is measured from an earlier refusal: a few are no measurement."""
+
 AGREES = 0.15
 """Share by which two measurements may differ and still be of the same rate."""
 
@@ -288,6 +291,10 @@ class Pace:
                 self._burst /= 2
             self._measured = min(self._measured, max(measured, 0.85 * self._measured))
             return
+        for anchor in reversed(self._anchors[:-1]):
+            if count >= FEWEST:
+                break
+            span, measured, count = self._since(anchor, now, traffic)
         self._span = span
         for anchor in self._anchors[:-1]:
             longer, rate, more = self._since(anchor, now, traffic)
