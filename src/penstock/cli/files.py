@@ -111,7 +111,8 @@ def check_files(
         if path is None:
             continue
         # A terminal may well be read from and written to.
-        other = "FILE" if lines.is_regular and lines.come_from(path) else seen.setdefault(_identity(path), name)
+        is_file = lines.is_regular and lines.come_from(_resolved(path))
+        other = "FILE" if is_file else seen.setdefault(_identity(path), name)
         if other != name:
             raise Fault(f"{other} and {name} are the same file: {path}")
     if not out.parent.is_dir():
@@ -126,12 +127,17 @@ _SPECIAL = frozenset({Path("/dev"), Path("/dev/fd")})
 """Folders of names for what was opened by others, regular files among them; nobody's results are beside those."""
 
 
-def _identity(path: Path) -> object:
-    """What tells a file from all others, under whatever names it goes."""
+def _resolved(path: Path) -> Path:
+    """Where a name leads to, links followed and `..` taken back, also where there is nothing yet."""
     try:
-        path = path.resolve()
+        return path.resolve()
     except RuntimeError:  # links that lead to each other, before Python 3.13
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
+
+
+def _identity(path: Path) -> object:
+    """What tells a file from all others, under whatever names it goes."""
+    path = _resolved(path)
     if not path.exists():
         return path
     status = path.stat()
