@@ -15,7 +15,9 @@ import anyio
 from penstock import StoreError
 from penstock._core import ledger
 
-SIZES = {ledger.FLOW: 6, ledger.LEAVE: 5, ledger.RANK: 4, ledger.PLACE: 4, ledger.DROP: 3}
+SIZES = {
+    ledger.FLOW: 6, ledger.LEAVE: 5, ledger.RANK: 4, ledger.PLACE: 4, ledger.DROP: 3, ledger.LOWER: 7, ledger.CHARGE: 4
+}  # fmt: skip
 """Numbers in operations that grant nothing."""
 
 RECOVERY = 1.0
