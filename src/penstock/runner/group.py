@@ -64,6 +64,8 @@ class Group:
             place: The server that keeps the limits; None where nothing is sent.
             mix: The rows that wait; several places may take from it.
         """
+        if isinstance(limits, Mapping):
+            limits = {unit: rates for unit, rates in limits.items() if rates}
         self.name = name
         self.mix: Mix = Mix() if mix is None else mix
         self.answers: int = 0
