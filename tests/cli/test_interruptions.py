@@ -17,6 +17,15 @@ from penstock.simulator import Latency, Simulation
 from tests.cli.commands import KEY, LIMITS, chat, count, lines_of, simulated, started, wait_for, write
 
 
+@pytest.fixture
+def a_terminal_that_may_hang_up():
+    """Below `nohup` the signal is ignored, by us as well."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("a_terminal_that_may_hang_up")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_keeps_what_came_back_and_goes_on_later(folder, monkeypatch, capsys, sent):
     """What was in flight ends and is on disk, nothing else is sent, exit code 130; then the same command does the

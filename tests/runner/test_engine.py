@@ -174,7 +174,7 @@ async def test_an_answer_that_is_no_json_is_an_error_and_is_kept(tmp_path, conte
         assert this.results() == []
     assert error["error"]["code"] == "invalid_response"
     assert error["error"]["message"] == "the answer with status 200 is not JSON"
-    assert error["error"]["body"] == content.decode("utf-8", "replace")
+    assert error["error"]["body"] == content.decode("utf-8", "backslashreplace")
     assert this.counts.retries == 0
 
 

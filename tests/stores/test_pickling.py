@@ -155,7 +155,7 @@ def test_a_password_alone_may_come_from_the_environment(monkeypatch):
     sent = pickle.dumps(RedisStore("redis://user:s3cret%2F%3F@host:6379/1"))
     assert b"s3cret" not in sent
     monkeypatch.setenv("REDIS_PASSWORD", "n#w")
-    client = pickle.loads(sent)._server.client()
+    client = pickle.loads(sent)._server.subscriber(None)
     assert client.connection_pool.connection_kwargs["password"] == "n#w"
 
 

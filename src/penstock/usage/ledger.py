@@ -13,16 +13,17 @@ events, and what comes then is dropped, counted, and noted in the file as a gap.
 from __future__ import annotations
 
 import atexit
-import itertools
 import json
 import os
 import queue
 import sqlite3
+import sys
 import threading
 import warnings
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import length_hint
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -119,7 +120,7 @@ class Ledger:
         if writer.queue.qsize() < writer.max_pending:
             writer.queue.put((clock.wall(), event))
         else:
-            writer.dropped = next(writer.drops)
+            next(writer.drops)
         if writer.thread is None:
             writer.start()
 
@@ -195,7 +196,7 @@ class _Writer:
         queue: (moment, event) of what happened, and markers. `SimpleQueue.put` may be interrupted by itself, as by a
             signal handler.
         thread: What writes; None: nothing was heard since the last `close`.
-        drops: Counts what is dropped, in one step.
+        drops: Gives one number for each event that is dropped: one step, also where a signal handler drops one meanwhile.
     """
 
     def __init__(self, path: Path, max_pending: int, keep: float | None, prices: DollarsOf | None) -> None:
@@ -204,8 +205,7 @@ class _Writer:
         self.keep = keep
         self.prices = prices
         self.error = ""
-        self.dropped = 0
-        self.drops = itertools.count(1)
+        self.drops = iter(range(sys.maxsize))
         self.entries: Entries = Entries(self._dollars)
         self._noted_drops = 0
         self._known_prices: DollarsOf | None = prices
@@ -213,6 +213,11 @@ class _Writer:
         self._file: tuple[int, int] | None = None
         self._begin()
         _writers.add(self)
+
+    @property
+    def dropped(self) -> int:
+        """How many events were dropped."""
+        return sys.maxsize - length_hint(self.drops)
 
     def _begin(self) -> None:
         self.queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
