@@ -150,6 +150,38 @@ def test_a_wait_that_no_bucket_would_ask_for_tells_a_window():
     assert client.estimate.ready_at(1, 21.0) == pytest.approx(60 + HEADROOM)
 
 
+def test_a_window_that_nothing_dates_begins_with_the_first_request_after_the_last_one():
+    """And not whole periods after the first one, at which there may be none yet."""
+    client = Client(100.0, 60.0, remaining=99, requests=True)
+    departure = client.leave(1, 1.7)
+    client.estimate.refused(departure, 0, 60.0)  # so it lasts until 61.7 at most
+    for ready_at, leaves_at in ((61.7, 73.0), (133.0, 140.0)):
+        assert client.estimate.ready_at(1.0, leaves_at - 15.0) == pytest.approx(ready_at + HEADROOM)
+        for _ in range(100):
+            client.leave(1, leaves_at)
+    assert client.estimate.ready_at(1.0, 141.0) == pytest.approx(200.0 + HEADROOM)
+
+
+def test_a_window_that_came_sooner_than_that_begins_by_the_clock_though_nobody_sends():
+    client = Client(100.0, 60.0, remaining=50, requests=True)
+    client.hear(client.leave(1, 20.0), 40, 20.0)
+    client.hear(client.leave(1, 30.0), 99, 30.0)  # half a minute after the first
+    assert client.estimate.kind is Kind.WINDOW
+    for _ in range(100):
+        client.leave(1, 130.0)
+    assert client.estimate.ready_at(1.0, 131.0) == pytest.approx(150.0 + HEADROOM)
+
+
+@pytest.mark.parametrize("began", [3.755, 195.9])
+def test_when_a_window_is_said_to_be_over_it_is(began):
+    """Floats do not add up: a moment too early, what leaves would be charged to the last one."""
+    client = Client(100.0, 60.0, remaining=99, requests=True)
+    departure = client.leave(1, began)
+    client.estimate.refused(departure, 0, 60.0)
+    ready = client.estimate.ready_at(1.0, began + 1.0)
+    assert client.estimate.level(ready) > 99
+
+
 def test_answers_that_only_a_bucket_gives_take_a_window_back():
     client = Client(600, 60, 599, 60, requests=True)
     assert client.estimate.kind is Kind.WINDOW

@@ -258,3 +258,29 @@ async def test_a_hidden_limit_that_a_message_names_is_kept_from_then_on(lib):
     assert {answer.status_code for answer in answers} == {200}
     assert sum(simulated.statistics().refused.values()) <= 6
     assert anyio.current_time() < 1.15 * (300 - 120) / 2
+
+
+async def test_a_window_that_begins_with_its_first_request_is_met_where_it_is(lib):
+    """LiteLLM's proxy never tells when it ends, and always asks to stay away for a whole one."""
+    began, used, refused, chance = -60.0, 0, 0, Random(3)
+
+    async def answer(_):
+        nonlocal began, used, refused
+        await anyio.sleep(0.003 * chance.lognormvariate(0, 0.5))  # so that they overtake each other
+        if anyio.current_time() - began >= 60:
+            began, used = anyio.current_time(), 0
+        if used >= 100:
+            refused += 1
+            return refusal(lib, retry_after="60")
+        used += 1
+        told = {
+            "x-ratelimit-api_key-limit-requests": "100",
+            "x-ratelimit-api_key-remaining-requests": str(100 - used),
+        }
+        await anyio.sleep(0.1)
+        return lib.Response(200, json={}, headers=told)
+
+    client = limited(lib, answer, hold=True)
+    await at_once(*(client.post(CHAT, json=HELLO) for _ in range(450)))
+    assert refused <= 2
+    assert anyio.current_time() < 330  # 240, and the minute that the refusal asked for

@@ -50,6 +50,9 @@ UNSEEN = 0.15
 EXACTLY = 0.001
 """Seconds by which a reset may be rounded that is told as exactly as buckets tell theirs."""
 
+PAUSE = 0.1
+"""Share of a window that may be lost because it is thought to begin with a request, where it seems to begin by the clock."""
+
 LITTLE = 0.05
 """Share of the most that was ever left of a limit whose returns nobody knows: below it, requests leave one by one, and look."""
 
@@ -127,6 +130,9 @@ class ServerEstimate:
     )  # its answers say what only a bucket says that holds all of the limit
     _is_partial: bool = field(init=False, default=False)  # an answer said what no such bucket says
     _seen: float = field(init=False)  # the most that ever was left, and what its request took
+    _is_dated: bool = field(init=False, default=False)  # an answer told when all is back
+    _is_by_clock: bool = field(init=False, default=False)  # a window began sooner than a period after our first request
+    _is_unopened: bool = field(init=False, default=False)  # the window is thought to be over, and nothing left since
     _held_back: float = field(init=False, default=0.0)
     _level: float = field(init=False)
     _at: float = field(init=False, default=0.0)
@@ -172,6 +178,8 @@ class ServerEstimate:
     def charge(self, cost: float, now: float) -> None:
         """A request left, or, with a negative cost, had not left after all."""
         self._advance(now)
+        if self._is_unopened and cost > 0:
+            self._open(now)
         self._level -= self.factor * cost
         if self.kind is Kind.UNSURE and cost > 0 and self._level < self._little():
             self._returns.looked(now)
@@ -299,11 +307,19 @@ class ServerEstimate:
             over = self._windows_over(now)
             if over:
                 self.boundary += over * self.per
-                self._level = self.capacity
+                self._level, self._is_unopened = self.capacity, True
         self._at = now
 
+    def _open(self, now: float) -> None:
+        """The first request leaves after a window ended: unless more is known, the next one begins with it."""
+        self._is_unopened = False
+        after_a_pause = now - self.boundary > PAUSE * self.per
+        if not self._is_dated and not (self._is_by_clock and after_a_pause):
+            self.boundary = now
+
     def _windows_over(self, now: float) -> int:
-        return max(0, math.floor((now - HEADROOM - self.boundary) / self.per))
+        """How many have ended: one at the very moment that `ready_at` tells, though floats do not add up."""
+        return max(0, math.floor((now - HEADROOM - self.boundary) / self.per + ROUNDING))
 
     def _replayed(self, departure: Departure, remaining: float, now: float) -> float:
         """What is there now, after all that left since: as far as nobody else took anything."""
@@ -368,6 +384,7 @@ class ServerEstimate:
         """See from one answer how the limit comes back: `remaining + reset × rate` is the capacity of a bucket."""
         if told.reset is None:
             return
+        self._is_dated = True
         if not told.sure:
             if told.step > EXACTLY and told.bare is None:
                 self._work_period_out(departure, told, told.reset)
@@ -431,11 +448,13 @@ class ServerEstimate:
                 if not told.sure and departure.at - self._returns.began < 0.8 * self.per:
                     self.kind = Kind.UNSURE  # so soon that it is no minute's
                 else:
+                    self._is_by_clock = departure.at - self._returns.began < 0.9 * self.per
                     self._become_window(departure.at)
         elif self.kind is Kind.WINDOW and (
             told.remaining > remained + 0.05 * self.limit + crowd
             and self._since_boundary(departure.at) > 0.25 * self.per
         ):
+            self._is_by_clock |= self._since_boundary(departure.at) < 0.9 * self.per
             self._become_window(departure.at)  # earlier than was thought
 
     def _around(self, departure: Departure) -> tuple[float, float]:
@@ -455,7 +474,7 @@ class ServerEstimate:
             self._anchor = None
         elif abs(boundary - self.boundary - self.per * round((boundary - self.boundary) / self.per)) > 1.0:
             self._anchor = None
-        self.boundary = boundary
+        self.boundary, self._is_unopened = boundary, False
 
     # How it charges
 
