@@ -162,6 +162,16 @@ def test_a_window_that_nothing_dates_begins_with_the_first_request_after_the_las
     assert client.estimate.ready_at(1.0, 141.0) == pytest.approx(200.0 + HEADROOM)
 
 
+def test_what_is_overtaken_by_a_later_answer_takes_its_part_of_a_window_all_the_same():
+    """A new connection may wait for seconds to be accepted, while others are used again."""
+    client = Client(100.0, 60.0, remaining=99, requests=True)
+    client.estimate.refused(client.leave(1, 1.7), 0, 60.0)
+    for number in range(60):
+        last = client.leave(1, 73.0 + number)
+    client.hear(last, 70, 132.9)  # 30 of those that left before it are not there yet
+    assert client.estimate.level(132.9) <= 40
+
+
 def test_a_window_that_came_sooner_than_that_begins_by_the_clock_though_nobody_sends():
     client = Client(100.0, 60.0, remaining=50, requests=True)
     client.hear(client.leave(1, 20.0), 40, 20.0)

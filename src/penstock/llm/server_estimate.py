@@ -352,6 +352,8 @@ class ServerEstimate:
         level = self._replayed(departure, remaining, now)
         earlier, later = self._around(departure)
         highest, lowest = level + self.factor * later, level - self.factor * earlier
+        if self.kind is Kind.WINDOW and self.charges_refused:
+            lowest = min(lowest, self._unsent())
         if self._level > highest:
             self._level = highest
         elif self._level < lowest:
@@ -360,6 +362,10 @@ class ServerEstimate:
             elif now - self._rose_at >= RISE_EVERY:
                 self._level += RISE * (lowest - self._level)
                 self._rose_at = now
+
+    def _unsent(self) -> float:
+        """What is left of a window for more: a request that others overtake takes its part in the end, and no answer shows it."""
+        return self.capacity - self.factor * (self.traffic.sent - self.traffic.sent_before(self.boundary))
 
     def _change(self, told: Told) -> None:
         """A new limit: what is known of the old one's charges stays known."""
