@@ -29,6 +29,7 @@ class Proxy:
         self.latency = 0.0
         self.cuts = 0
         self._writers = set()
+        self._serving = set()
         self._loop = asyncio.new_event_loop()
         ready = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(ready,), daemon=True)
@@ -41,14 +42,27 @@ class Proxy:
 
     def _run(self, ready):
         async def begin():
-            self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self.tls)
+            self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self.tls)
             self.port = self._server.sockets[0].getsockname()[1]
             ready.set()
 
         self._loop.run_until_complete(begin())
         self._loop.run_forever()
 
+    def _accept(self, reader, writer):
+        """No coroutine: one that `stop` cancels before its first step would leave the connection open."""
+        self._writers.add(writer)
+        serving = self._loop.create_task(self._serve(reader, writer))
+        self._serving.add(serving)
+        serving.add_done_callback(self._serving.discard)
+
     async def _serve(self, reader, writer):
+        try:
+            await self._carry(reader, writer)
+        finally:
+            self._writers.discard(writer)
+
+    async def _carry(self, reader, writer):
         if self.mode == "refuse":
             writer.transport.abort()
             return
@@ -57,10 +71,10 @@ class Proxy:
         except OSError:
             writer.transport.abort()
             return
-        self._writers |= {writer, up_writer}
+        self._writers.add(up_writer)
         with contextlib.suppress(asyncio.CancelledError):  # by `stop`; asyncio would log it as a failure of ours
             await asyncio.gather(self._pump(reader, up_writer, up=True), self._pump(up_reader, writer, up=False))
-        self._writers -= {writer, up_writer}
+        self._writers.discard(up_writer)
 
     async def _pump(self, reader, writer, *, up):
         try:
