@@ -13,7 +13,12 @@ import threading
 from itertools import count
 from opcode import opname
 
+from penstock._backends import memory_store
+
 _OURS = ("penstock", threading.__file__)
+
+
+LOCK = memory_store(None).lock
 
 
 class Interrupted(BaseException):
@@ -82,6 +87,7 @@ def every_point(handler, make, function, check):
         number = next(numbers)
         thing = make()
         point = at_point(number, lambda thing=thing: handler(thing), lambda thing=thing: function(thing))
+        assert not LOCK._is_owned(), f"after an exception at {point}, the lock of the process is held for ever"
         wrong = check(thing)
         if wrong:
             found[point] = wrong

@@ -84,15 +84,26 @@ def backend_over(
             "store=SQLiteStore(...). In one process every grant is local already: leave lease= out"
         )
     with memory.lock:
-        while True:
-            now = clock.now()
-            part = memory.find(name, limits, now) if name is not None else None
-            if part is None:
-                part = LimitSet(limits, WaitQueue(ageing, flow_weights), name)
-            elif part.limits() != limits:  # no limiter with those promises is left
-                part.forget_others(limits)
-                part.promise(limits, now)
-                part.queue.withdraw_clearance()
-            backend = LocalBackend(memory, (part,))  # now that it is in use, nobody forgets it
-            if name is None or memory.keep(name, part) is part:
-                return backend
+        return _kept(memory, name, limits, ageing, flow_weights)
+
+
+def _kept(
+    memory: MemoryStore,
+    name: str | None,
+    limits: dict[str, tuple[Limit, ...]],
+    ageing: float,
+    flow_weights: Mapping[Hashable, float] | None,
+) -> Backend:
+    """The backend over the limits of this name, or over new ones. With the lock held."""
+    while True:
+        now = clock.now()
+        part = memory.find(name, limits, now) if name is not None else None
+        if part is None:
+            part = LimitSet(limits, WaitQueue(ageing, flow_weights), name)
+        elif part.limits() != limits:  # no limiter with those promises is left
+            part.forget_others(limits)
+            part.promise(limits, now)
+            part.queue.withdraw_clearance()
+        backend = LocalBackend(memory, (part,))  # now that it is in use, nobody forgets it
+        if name is None or memory.keep(name, part) is part:
+            return backend

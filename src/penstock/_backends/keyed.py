@@ -136,12 +136,8 @@ class KeyStates:
     def sweep(self) -> None:
         """Now and then: pack the limits of keys that nothing holds any more, and forget others."""
         with self.store.lock:
-            dead = self.dead
-            for _ in range(2):
-                if dead:
-                    self._put_away(life := dead[0])
-                    if dead and dead[0] is life:
-                        dead.popleft()
+            self._put_one_away()
+            self._put_one_away()
             if self.uses >= self.sweep_at:
                 # What has little to forget is looked at less often: with a million keys each look is one at memory far away. As soon as
                 # an eighth of those looked at is whole, all are looked at, faster than new ones can come.
@@ -149,16 +145,26 @@ class KeyStates:
                 self._yields = forgotten * 8 >= looked
                 self.sweep_at = self.uses + (SWEEP if self._yields else PROBE)
 
+    def _put_one_away(self) -> None:
+        dead = self.dead
+        if dead:
+            self._put_away(life := dead[0])
+            if dead and dead[0] is life:
+                dead.popleft()
+
     def backend(self, key: Hashable, limits: Limits | None = None) -> LocalBackend:
         """The limits of a key, materialised; `limits` where they are those of a function."""
         with self.store.lock:
-            part = None
-            while part is None:
-                life = self.live.get(key)
-                part = life() if life is not None else None
-                if part is None:
-                    part = self._materialise(key, life, limits)
-            return LocalBackend(self.store, (part,))
+            return LocalBackend(self.store, (self._part_of(key, limits),))
+
+    def _part_of(self, key: Hashable, limits: Limits | None) -> LimitSet:
+        while True:
+            life = self.live.get(key)
+            part = life() if life is not None else None
+            if part is None:
+                part = self._materialise(key, life, limits)
+            if part is not None:
+                return part
 
     def is_live(self, key: Hashable) -> bool:
         """Whether the limits of a key are materialised."""

@@ -1,9 +1,11 @@
 """The backend of this process: limits in memory, for every task, thread and event loop.
 
-**A decision** is all that is done under the lock of the store, at one moment: `_decide` is the one way in. It uses `with lock:` alone,
-as CPython handles signals and asynchronous exceptions neither between taking a lock in C and the body of `with`, nor before its end.
-An exception that cuts a decision short leaves a queue that `repair` makes whole. A signal handler or a finaliser that comes back in the
-middle of a decision of its own thread is told "not now"; what it gives back is given back at the end of that decision.
+**A decision** is all that is done under the lock of the store, at one moment: `_decide` is the one way in. It uses
+`with lock:` alone, as CPython handles signals and asynchronous exceptions neither between taking a lock in C and the
+body of `with`, nor before its end; loops stand in functions of their own, as CPython 3.13 does not count every jump
+back as inside. An exception that cuts a decision short leaves a queue that `repair` makes whole. A signal handler or a
+finaliser that comes back in the middle of a decision of its own thread is told "not now"; what it gives back is given
+back at the end of that decision.
 
 **The fast path** (`fast_path`) charges a call without any of this while nobody waits: see there why it may.
 """
@@ -424,15 +426,9 @@ class LocalBackend:
         """Replace the limits of these units; what was used stays used, and all waiters are looked at anew."""
 
         def replace(queue: WaitQueue, now: float) -> None:
-            changed = []
             queue.withdraw_clearance()  # also if an exception cuts it short
             try:
-                for part in self.sets:
-                    mine = {unit: kinds for unit, kinds in limits.items() if unit in part.states}
-                    if mine:
-                        before = {unit: part.states[unit] for unit in mine}
-                        part.promise(mine, now)
-                        changed += [(before[unit], part.states[unit]) for unit in mine]
+                changed = self._promise(limits, now)
             finally:
                 queue.withdraw_clearance()  # of what was bound in the meantime
             queue.recharge(changed)
@@ -441,6 +437,17 @@ class LocalBackend:
             queue.run(now, None)
 
         self._decide_soon(replace)
+
+    def _promise(self, limits: Mapping[str, tuple[Limit, ...]], now: float) -> list[tuple[Any, Any]]:
+        """Promise these limits; return what counted before, with what counts now."""
+        changed = []
+        for part in self.sets:
+            mine = {unit: kinds for unit, kinds in limits.items() if unit in part.states}
+            if mine:
+                before = {unit: part.states[unit] for unit in mine}
+                part.promise(mine, now)
+                changed += [(before[unit], part.states[unit]) for unit in mine]
+        return changed
 
     def snapshot(self) -> Snapshot:
         """How things stand."""

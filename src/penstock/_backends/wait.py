@@ -41,7 +41,9 @@ async def wait(
         grant: G | None = None  # made at the end: it would be one object more for each of many waiters
         try:
             seconds = backend.enter(request)
-            while seconds is not None:
+            while True:  # no condition at the top: see `tests/test_guards.py`
+                if seconds is None:
+                    break
                 await parker.park(seconds)
                 seconds = backend.advance(request)
             grant = new()
@@ -86,7 +88,9 @@ def wait_in_thread(
         grant: G | None = None
         try:
             seconds = backend.enter(request)
-            while seconds is not None:
+            while True:  # as in `wait`
+                if seconds is None:
+                    break
                 parker.park_thread(seconds)
                 seconds = backend.advance(request)
             grant = new()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import copy_context
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
@@ -159,22 +159,28 @@ def start(fn: Callable[..., Awaitable[Any]], *args: Any, landed: Landed | None =
 
 async def join(*tasks: OwnedTask) -> None:
     """Wait until all have ended, even when the waiting itself is cancelled; the cancellation is raised afterwards."""
-    cancelled = None
     with anyio.CancelScope(shield=True):
-        for task in tasks:
-            parker = parking.here()
-            task._joining.append(parker)
-            while not task.ended:
-                parker.rearm()
-                try:
-                    await parker.park(math.inf)
-                except anyio.get_cancelled_exc_class() as again:  # asyncio's task.cancel() heeds no shield
-                    cancelled = again
+        cancelled = await _ends_of(tasks)
     if cancelled is not None:
         try:
             raise cancelled
         finally:
             del cancelled  # its traceback refers to this frame: no cycle
+
+
+async def _ends_of(tasks: Iterable[OwnedTask]) -> BaseException | None:
+    """Wait until all have ended; return the cancellation that came meanwhile, if there was one."""
+    cancelled = None
+    for task in tasks:
+        parker = parking.here()
+        task._joining.append(parker)
+        while not task.ended:
+            parker.rearm()
+            try:
+                await parker.park(math.inf)
+            except anyio.get_cancelled_exc_class() as again:  # asyncio's task.cancel() heeds no shield
+                cancelled = again
+    return cancelled
 
 
 async def sleep(seconds: float) -> None:

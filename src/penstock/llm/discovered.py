@@ -197,10 +197,7 @@ class DiscoveredEndpoint(Endpoint):
             for quota in reading.quotas:
                 self._hear(request, quota, now)
             if status < 400:
-                latency = None if request.left_at is None else now - request.left_at
-                for estimate in self._units.values():
-                    if estimate.pace is not None:
-                        estimate.pace.passed(now, latency)
+                self._passed(request, now)
             places = self._places_for(status, now)
             rose = any(estimate.level(now) > before[unit] for unit, estimate in self._units.items())
         if places is not None:
@@ -230,6 +227,13 @@ class DiscoveredEndpoint(Endpoint):
             requests.pace.charge(-1.0, now)  # the next one goes, to ask once more
         return in_flight(UNTOLD, ttl=HOLD)
 
+    def _passed(self, request: RequestInFlight, now: float) -> None:
+        """Tell those who search for a rate that a request was let through."""
+        latency = None if request.left_at is None else now - request.left_at
+        for estimate in self._units.values():
+            if estimate.pace is not None:
+                estimate.pace.passed(now, latency)
+
     def _wake(self, now: float) -> None:
         """Have all waiters looked at anew: there is more than they were told to wait for."""
         self._woken_at = now
@@ -241,12 +245,9 @@ class DiscoveredEndpoint(Endpoint):
         """The service says that a limit is used up: one that was told, or one that is hidden."""
         with self._lock:
             now = clock.now()
-            explained = False
-            for unit, departure in request.departures.items():
-                if self._units[unit].explains(departure, now):
-                    explained = True
-                    self._units[unit].explained(departure, verdict.wait)
-            if not explained and self._answered:  # before, there is nothing that it could be measured from
+            if (
+                not self._explained(request, verdict, now) and self._answered
+            ):  # before, there is nothing that it could be measured from
                 unit = self._unit_of(request, verdict)
                 searched = self._units["requests"].pace
                 if unit != "requests":
@@ -255,6 +256,13 @@ class DiscoveredEndpoint(Endpoint):
                 named = info.limit / info.period if info.limit and info.period and info.period <= 3_600 else None
                 self._units[unit].refused_unexplained(request.departures[unit], now, named, searched)
         super().refused(request, verdict)
+
+    def _explained(self, request: RequestInFlight, verdict: Verdict, now: float) -> bool:
+        """Whether a limit that was told explains it; its estimate hears of that."""
+        mine = [unit for unit, departure in request.departures.items() if self._units[unit].explains(departure, now)]
+        for unit in mine:
+            self._units[unit].explained(request.departures[unit], verdict.wait)
+        return bool(mine)
 
     def _unit_of(self, request: RequestInFlight, verdict: Verdict) -> str:
         """What it was refused for: the unit that the message names, or else the one that is scarcer, as a rule."""

@@ -215,14 +215,18 @@ class Endpoint:
             if request.left_at is not None:
                 return
             self._sent += 1
-            now = request.left_at = clock.now()
-            for unit, amount in request.charged.items():
-                request.departures[unit] = self._units[unit].left(amount, now)
-                if unit in self._buckets:
-                    self._buckets[unit].charge(amount, now)
+            request.left_at = clock.now()
+            self._charge_server(request, request.left_at)
         if self._travel is not None:
             request.permit._leave(self._travel)
         self._settle_levels()
+
+    def _charge_server(self, request: RequestInFlight, now: float) -> None:
+        """What the server will charge, once the request is there."""
+        for unit, amount in request.charged.items():
+            request.departures[unit] = self._units[unit].left(amount, now)
+            if unit in self._buckets:
+                self._buckets[unit].charge(amount, now)
 
     # On the way back
 
@@ -276,14 +280,16 @@ class Endpoint:
     def settled(self, request: RequestInFlight, used: Mapping[str, float]) -> None:
         """Its answer says what it really took, in units that were estimated."""
         with self._lock:
-            now = clock.now()
             known = {unit: amount for unit, amount in used.items() if unit in self._limits}
-            for unit, amount in known.items():
-                if unit in self._buckets:
-                    self._buckets[unit].charge(amount - request.charged.get(unit, 0.0), now)
-                    request.charged[unit] = amount
+            self._charge_rest(request, known, clock.now())
         if known:
             request.permit.settle(known)
+
+    def _charge_rest(self, request: RequestInFlight, used: Mapping[str, float], now: float) -> None:
+        for unit, amount in used.items():
+            if unit in self._buckets:
+                self._buckets[unit].charge(amount - request.charged.get(unit, 0.0), now)
+                request.charged[unit] = amount
 
     def refused(self, request: RequestInFlight, verdict: Verdict) -> None:
         """The service says that the limit is used up: nobody goes until it says that somebody may."""
@@ -353,17 +359,21 @@ class Endpoint:
         if not self._buckets:
             return
         with self._lock:
-            now = clock.now()
-            levels = self._levels()
-            reset: dict[str, float] = {}
-            for unit, bucket in self._buckets.items():
-                estimate = self._units[unit]
-                bound = min(bucket.level(now) - estimate.traffic.waiting, estimate.level(now))
-                capacity, level = levels[unit]
-                if bound < level - 1e-9 * (1 + abs(bound)):  # not for what floats make of equal sums
-                    reset[unit] = (capacity - bound) / bucket.rate
+            reset = self._resets(clock.now())
         if reset:
             self.limiter.observe(reset=reset)
+
+    def _resets(self, now: float) -> dict[str, float]:
+        """In how many seconds each unit would be full that the limiter believes to have more of."""
+        levels = self._levels()
+        resets: dict[str, float] = {}
+        for unit, bucket in self._buckets.items():
+            estimate = self._units[unit]
+            bound = min(bucket.level(now) - estimate.traffic.waiting, estimate.level(now))
+            capacity, level = levels[unit]
+            if bound < level - 1e-9 * (1 + abs(bound)):  # not for what floats make of equal sums
+                resets[unit] = (capacity - bound) / bucket.rate
+        return resets
 
     def _levels(self) -> dict[str, tuple[float, float]]:
         """Capacity and level of the limiter, by unit: those of its smallest limit."""

@@ -100,11 +100,14 @@ class MemoryStore:
             return
         try:
             self._giving_back = True
-            while self.postponed:
-                self.postponed[0]()  # it stays until it is done, whatever signal handlers raise meanwhile
-                self.postponed.popleft()
+            self._give_all_back()
         finally:
             self._giving_back = False
+
+    def _give_all_back(self) -> None:
+        while self.postponed:
+            self.postponed[0]()  # it stays until it is done, whatever signal handlers raise meanwhile
+            self.postponed.popleft()
 
     def __reduce__(self) -> Any:
         raise TypeError(

@@ -189,7 +189,7 @@ class Quotas:
             known.read_at, known.changes_at = now, record.changes_at(now)
             self._users[user] = known
             self._users.move_to_end(user)
-            while len(self._users) > _MOST_USERS:
+            if len(self._users) > _MOST_USERS:  # one came, so one goes
                 self._users.popitem(last=False)
             return known
 

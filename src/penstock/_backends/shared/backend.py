@@ -204,13 +204,17 @@ class SharedBackend:
             if shares is None:
                 return False
             binding.caller.granted += 1
-            for state, _ in charges:
-                pool = state.pool
-                if pool.left < pool.low and now >= queue.more_at:
-                    pool.low = 0.0  # say it once
-                    self.dispatcher.post(partial(_short, queue))
+            self._lease_more(charges, now)
         grant.of(self, binding.caller, charges, StoreReceipts(charges, {}, (), shares), now)
         return True
+
+    def _lease_more(self, charges: Any, now: float) -> None:
+        """Ask for more of what is running out, once."""
+        for state, _ in charges:
+            pool = state.pool
+            if pool.left < pool.low and now >= self.queue.more_at:
+                pool.low = 0.0
+                self.dispatcher.post(partial(_short, self.queue))
 
     # Permits that are never closed
 
@@ -256,12 +260,10 @@ class SharedBackend:
             plan.check_unit(unit)
             exact[unit] = min(exact_cost(unit, amount), MOST)
         receipts: StoreReceipts = grant.receipts
+        charged = [(state, amount) for unit, amount in exact.items() for state in self._counted(plan, unit)]
         with self.store.lock:
-            wanted = receipts.wants()
-            for unit, amount in exact.items():
-                for state in self._counted(plan, unit):
-                    if not (grant.ended and state.held):
-                        wanted[state] = amount
+            ended = grant.ended
+            wanted = receipts.wants() | {state: amount for state, amount in charged if not (ended and state.held)}
             if wanted:
                 self._want(receipts, wanted)
 

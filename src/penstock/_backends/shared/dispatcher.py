@@ -477,15 +477,15 @@ def _serve(dispatcher_ref: ref[Dispatcher], inbox: SimpleQueue[Any]) -> None:
     messages: list[Any] = []
     try:
         dispatcher.prepare()
-        going_on = True
-        while going_on:
+        while True:
             timeout = dispatcher.idle()
             dispatcher = None
             messages = _receive(inbox, timeout)
             dispatcher = dispatcher_ref()
             if dispatcher is None:
                 return
-            going_on = dispatcher.take_turn([message for message in messages if message is not None])
+            if not dispatcher.take_turn([message for message in messages if message is not None]):
+                return
             messages = []
     except BaseException as error:  # out of memory, or told to exit
         if dispatcher is not None:
@@ -522,13 +522,13 @@ def _probe_node(dispatcher_ref: ref[Dispatcher], silence: Silence, inbox: Simple
     if dispatcher is None:
         return
     beside = dispatcher.store.beside()
-    pause, going_on = RETRY[0], True
+    pause = RETRY[0]
     try:
-        while going_on:
-            going_on = dispatcher is not None and dispatcher.probe_node(beside, silence, inbox)
+        while True:
+            if dispatcher is None or not dispatcher.probe_node(beside, silence, inbox):
+                return
             del dispatcher
-            if going_on:
-                time.sleep(pause * random.uniform(0.5, 1.0))
+            time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, RETRY[1])
             dispatcher = dispatcher_ref()
     finally:

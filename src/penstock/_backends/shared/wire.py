@@ -299,33 +299,41 @@ class BatchInFlight:
             or not -math.inf <= sum(numbers) < math.inf
         ):
             raise self._nonsense(reply)
-        at = len(debits)
-        verdicts: list[Verdict] = []
         try:
-            for request in self.asked:
-                wait = numbers[at]
-                if wait >= 0:
-                    end = at + 1 + len(request.charges)
-                    verdicts.append(Admitted(wait, numbers[at + 1 : end]))
-                    at = end
-                    continue
-                what = numbers[at + 1]
-                at += 2
-                if what == ledger.BOOKED:
-                    verdicts.append(BookedFor(-1.0 - wait))
-                    continue
-                verdicts.append(
-                    OthersTurn(-1.0 - wait, -1.0 - what) if what < 0 else NotNow(-1.0 - wait, self._limit(int(what)))
-                )
+            verdicts, end = self._verdicts(numbers, len(debits))
         except IndexError:
             raise self._nonsense(reply) from None
-        if at != len(numbers):
+        if end != len(numbers):
             raise self._nonsense(reply)
         self.epochs = dict(zip(self.offsets, reply.epochs, strict=True))
         for (receipts, state), receipt in zip(debits, numbers, strict=False):
             if receipts is not None:
                 receipts.charged(state, self.epochs[state.limit_set], receipt)
         return verdicts
+
+    def _verdicts(self, numbers: Sequence[float], at: int) -> tuple[list[Verdict], int]:
+        """The verdicts that begin at this index, and the index behind them.
+
+        Raises:
+            IndexError: There are too few numbers, or one names a limit that is not there.
+        """
+        verdicts: list[Verdict] = []
+        for request in self.asked:
+            wait = numbers[at]
+            if wait >= 0:
+                end = at + 1 + len(request.charges)
+                verdicts.append(Admitted(wait, numbers[at + 1 : end]))
+                at = end
+                continue
+            what = numbers[at + 1]
+            at += 2
+            if what == ledger.BOOKED:
+                verdicts.append(BookedFor(-1.0 - wait))
+            elif what < 0:
+                verdicts.append(OthersTurn(-1.0 - wait, -1.0 - what))
+            else:
+                verdicts.append(NotNow(-1.0 - wait, self._limit(int(what))))
+        return verdicts, at
 
     def _limit(self, number: int) -> SharedLimitState:
         for part, offset in self.offsets.items():
