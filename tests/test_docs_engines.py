@@ -66,12 +66,8 @@ def test_workers_of_joblib_share_one_limit(tmp_path):
 
 @pytest.fixture
 def server():
-    if servers.outside_url():
-        yield servers.outside_url()
-        return
-    server = servers.Server(servers.binaries()["valkey"])
-    yield server.url
-    server.stop()
+    with servers.one_server() as url:
+        yield url
 
 
 def test_workers_of_celery_share_one_limit(server, tmp_path):

@@ -18,12 +18,8 @@ def anyio_backend():
 @pytest.fixture(scope="session")
 def valkey():
     """The URL of a Valkey server."""
-    if servers.outside_url():
-        yield servers.outside_url()
-        return
-    server = servers.Server(servers.binaries()["valkey"])
-    yield server.url
-    server.stop()
+    with servers.one_server() as url:
+        yield url
 
 
 @pytest.fixture

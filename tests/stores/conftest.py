@@ -52,12 +52,8 @@ def _server(name):
 @pytest.fixture(scope="session")
 def valkey():
     """The URL of a Valkey server."""
-    if servers.outside_url():
-        yield servers.outside_url()
-        return
-    server = _server("valkey")
-    yield server.url
-    server.stop()
+    with servers.one_server(lambda: _server("valkey")) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

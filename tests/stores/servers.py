@@ -166,6 +166,17 @@ def outside_url():
     return os.environ.get("PENSTOCK_TEST_REDIS_URL")
 
 
+@contextlib.contextmanager
+def one_server(start=lambda: Server(binaries()["valkey"])):
+    """The URL of that server, or else of one that lives as long as the context."""
+    if outside_url():
+        yield outside_url()
+        return
+    server = start()
+    yield server.url
+    server.stop()
+
+
 def cluster(binary, nodes=3, patience=1000, options_of=lambda port: ()):
     """Primaries without replicas that share all slots; who is silent for `patience` milliseconds is taken for dead."""
     options = (
