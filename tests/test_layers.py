@@ -18,8 +18,9 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "penstock"
 
 ORDER = (
-    "errors",
     "_numbers",  # numbers and spans of time as users write them
+    "errors",
+    "_notation",  # limits as people write them
     "events",  # frozen records of what happened
     "limits",
     "_core",

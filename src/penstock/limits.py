@@ -13,12 +13,11 @@ is in `_core`; to add a kind of your own, see `Limit`.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from penstock import _numbers
+from penstock import _notation, _numbers
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -293,47 +292,35 @@ def in_flight(amount: float, *, ttl: float | timedelta | None = None, default: f
     return InFlight(amount, ttl, default)  # type: ignore[arg-type]  # it becomes a number there
 
 
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 _NAMES = {1.0: "s", 60.0: "min", 3600.0: "hour", 86_400.0: "day", 604_800.0: "week"}
-_SCALES = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000, "B": 1_000_000_000}
-_NUMBER = r"(\d+(?:_\d+)*(?:\.\d+)?)\s*([kMGB]?)"
-_PERIOD = r"(\d+(?:\.\d+)?)?\s*(ms|s|secs?|seconds?|m|mins?|minutes?|h|hours?|d|days?|w|weeks?)"
-_LONGEST = 200  # characters: a pattern may take time that grows with the square of the text
-_RATE = re.compile(rf"\s*{_NUMBER}\s*(?:/|\bper\b)\s*{_PERIOD}\s*(?:,?\s*burst\s*=?\s*{_NUMBER})?\s*")
 
 
 def parse(text: str) -> Rate | Unlimited:
     """Read a rate such as `"3500/min"`, `"90k/min"`, `"10/s burst 1"`, `"100/5s"` or `"2M/day"`; or `"unlimited"`.
 
-    Amounts may end in k (thousand), M (million), G or B (10⁹). Periods: ms, s, min, h, day, week, with a number before
-    them or not.
+    Amounts may have thousands (`"3,500"`, `"3_500"`) and end in k (thousand), M (million), G or B (10⁹). Periods: ms,
+    s, min, h, day, week, with a number before them or not, after `/`, `per` or `a`.
 
     Raises:
-        ValueError: It is none of these, or a number is out of its range.
+        ValueError: It is none of these, could mean several things, or a number is out of its range.
     """
-    if text.strip() == "unlimited":
+    if not isinstance(text, str):
+        raise ValueError(f'a limit is read from a string such as "3500/min", not from {text!r}')
+    if text.strip().lower() == "unlimited":
         return unlimited
-    match = _RATE.fullmatch(text) if len(text) <= _LONGEST else None
-    if match is None:
+    written = _notation.read_rate(text)
+    if written is None:
+        said = _notation.advice(text)
         raise ValueError(
-            f'cannot read {text[:_LONGEST]!r} as a limit: write it like "3500/min", "90k/min", "10/s burst 1" or "100/5s"'
+            f"cannot read {text[: _notation.TOO_LONG]!r} as a limit: "
+            + (said or 'write it like "3500/min", "90k/min", "10/s burst 1" or "100/5s"')
         )
-    amount, scale, count, period, burst, burst_scale = match.groups()
-    return Rate(
-        _amount(amount, scale),
-        float(count or 1) * (_SECONDS.get(period) or _SECONDS[period[0]]),
-        _amount(burst, burst_scale) if burst else None,
-    )
+    return Rate(written.amount, written.seconds, written.burst)
 
 
 def with_default(limit: Any, default: float) -> Any:
     """The same limit, with a default cost."""
     return limit if limit.default is not None else replace(limit, default=default)
-
-
-def _amount(digits: str, scale: str) -> float:
-    value = float(digits.replace("_", "")) * _SCALES[scale]
-    return int(value) if value.is_integer() else value
 
 
 def _positive(what: str, value: Any, of: str, read: Callable[[Any], float | None] = _numbers.exact) -> float:

@@ -53,8 +53,8 @@ def parse_limits(text: str, units: tuple[str, ...] = UNITS) -> Limits:
         Fault: It is not that; or it names what is not counted.
     """
     found: dict[str, tuple[Any, ...]] = {}
-    # A comma may also stand before "burst", and inside no number.
-    for part in re.split(r",(?!\s*burst\b)", text):
+    # A comma may also stand before "burst", and between thousands.
+    for part in re.split(r",(?!\s*burst\b)(?!\d{3}(?!\d))", text):
         unit, equals, rate = part.partition("=")
         unit = unit.strip()
         if not equals:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from penstock import _notation
 from penstock import limits as _limits
 from penstock._numbers import show
 from penstock.errors import UnknownUnit
@@ -38,8 +39,7 @@ _ANYTHING = 1e15
 """A month's amount that stands for no cap. It is counted all the same: a cap may come at any time, and must find what
 was used."""
 
-_SCALES = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000, "B": 1_000_000_000}
-_TEXT = re.compile(r"\s*\$?\s*(\d{1,15}(?:_\d{3}){0,4}(?:\.\d{1,9})?)\s*([kMGB]?)\s*(?:/|per\b)\s*([a-z]{1,10})\s*")
+_TEXT = re.compile(rf"\s*\$?\s*{_notation.NUMBER}\s*{_notation.PER}\s*([a-z]{{1,10}})\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +104,15 @@ def read_cap(given: Any, tz: str = "UTC") -> Cap:
         return given
     if isinstance(given, Calendar):
         return Cap(given.amount, given.period, given.tz)
-    match = _TEXT.fullmatch(given) if isinstance(given, str) else None
+    readable = isinstance(given, str) and len(given) <= _notation.TOO_LONG
+    match = _TEXT.fullmatch(given) if readable else None
     if match is None or match[3] not in _limits.PERIODS:
         raise ValueError(
             f'cannot read {given!r:.80} as a cap: write it like "100/day", "2M/month" or "20.50/week" '
             f'(periods: {", ".join(_limits.PERIODS)}; 0 or more), or as calendar(100, "day", "Europe/Berlin")'
         )
-    digits, scale, _ = match.groups()
     period: Any = match[3]
-    amount = float(digits.replace("_", "")) * _SCALES[scale]
-    return Cap(int(amount) if amount.is_integer() else amount, period, tz)
+    return Cap(_notation.amount_of(match[1], match[2]), period, tz)
 
 
 def read_caps(given: Mapping[Any, Any], tz: str = "UTC") -> dict[str, tuple[Cap, ...]]:
