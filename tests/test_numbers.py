@@ -9,8 +9,8 @@ from fractions import Fraction
 
 import pytest
 
-from penstock import CostError, Limiter
-from penstock._numbers import read_number, read_seconds
+from penstock import CostError, Limiter, RateLimited
+from penstock._numbers import read_number, read_seconds, show_seconds
 
 
 class float32:  # noqa: N801 - as numpy's, which is no subclass of float
@@ -79,3 +79,45 @@ def test_a_text_of_numpy_is_no_number():
         assert read_seconds(text) is None
         with pytest.raises(CostError):
             Limiter(tokens="5/s").acquire_nowait(tokens=text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0, "0 s"),
+        (1e-9, "less than 1 µs"),
+        (0.0004, "0.4 ms"),
+        (0.0123, "0.0123 s"),
+        (59.96, "60 s"),
+        (90, "90 s"),
+        (185, "3 min 5 s"),
+        (3_599.7, "1 h"),
+        (3_600, "1 h"),
+        (5_400, "1 h 30 min"),
+        (86_399, "1 day"),
+        (100_000, "1 day 4 h"),
+        (1e9, "11,574 days 2 h"),
+        (1e300, "over 1,000,000 days"),
+        (math.inf, "inf s"),
+        (math.nan, "nan s"),
+        (-185, "-3 min 5 s"),
+    ],
+)
+def test_spans_are_shown_as_people_read_them(seconds, shown):
+    assert show_seconds(seconds) == shown
+
+
+def test_no_error_and_no_log_shows_a_long_wait_in_powers_of_ten(caplog):
+    """An hour is read as an hour: not as 3.6e+03 s."""
+    caplog.set_level("DEBUG")
+    limiter = Limiter(requests="1/hour", name="slow")
+    limiter.acquire_nowait()
+    with pytest.raises(RateLimited, match="would have to wait 1 h for requests"):
+        limiter.acquire_nowait()
+    limiter.pause(timedelta(days=2))
+    assert str(RateLimited(retry_after=5_400, blocked_by="tokens")) == "wait 1 h 30 min for tokens"
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [
+        '"slow" refuses a call of its default cost: it would wait 1 h for requests',
+        '"slow" is paused for 2 days',
+    ]

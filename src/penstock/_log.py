@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from penstock._numbers import show_seconds
+
 __all__ = ["logger", "paused", "refused", "resumed", "waiting"]
 
 
@@ -37,7 +39,7 @@ def _named(limiter: str | None) -> str:
 def waiting(log: Any, limiter: str | None, cost: Mapping[str, float], wait: float, blocked_by: str | None) -> None:
     """A call has to wait."""
     log.debug(
-        "%s makes a call of %s wait %.3g s for %s", _named(limiter), dict(cost) or "its default cost", wait, blocked_by or "the queue",
+        "%s makes a call of %s wait %s for %s", _named(limiter), dict(cost) or "its default cost", show_seconds(wait), blocked_by or "the queue",
         extra={"limiter": limiter, "cost": dict(cost), "wait": wait, "blocked_by": blocked_by},
     )  # fmt: skip
 
@@ -47,8 +49,8 @@ def refused(limiter: str | None, cost: Mapping[str, float], retry_after: float, 
     log = logger("penstock.limiter", "INFO")
     if log is not None:
         log.info(
-            "%s refuses a call of %s: it would wait %.3g s for %s", _named(limiter), dict(cost) or "its default cost", retry_after,
-            blocked_by, extra={"limiter": limiter, "cost": dict(cost), "wait": retry_after, "blocked_by": blocked_by},
+            "%s refuses a call of %s: it would wait %s for %s", _named(limiter), dict(cost) or "its default cost",
+            show_seconds(retry_after), blocked_by, extra={"limiter": limiter, "cost": dict(cost), "wait": retry_after, "blocked_by": blocked_by},
         )  # fmt: skip
 
 
@@ -57,7 +59,7 @@ def paused(limiter: str | None, seconds: float, units: tuple[str, ...]) -> None:
     log = logger("penstock.limiter", "INFO")
     if log is not None:
         log.info(
-            "%s is paused for %.3g s%s", _named(limiter), seconds, f" ({', '.join(units)})" if units else "",
+            "%s is paused for %s%s", _named(limiter), show_seconds(seconds), f" ({', '.join(units)})" if units else "",
             extra={"limiter": limiter, "seconds": seconds, "units": units},
         )  # fmt: skip
 

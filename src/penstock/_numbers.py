@@ -13,7 +13,7 @@ import math
 from datetime import timedelta
 from typing import Any, SupportsFloat, SupportsIndex
 
-__all__ = ["Number", "Seconds", "amount", "exact", "is_bool", "read_number", "read_seconds", "show"]
+__all__ = ["Number", "Seconds", "amount", "exact", "is_bool", "read_number", "read_seconds", "show", "show_seconds"]
 
 _NO_NUMBERS = frozenset("cSUMmV")
 """Kinds of numpy's types: complex numbers, bytes, text, dates, spans of time, records."""
@@ -80,3 +80,28 @@ def read_seconds(value: Any) -> float | None:
 def show(value: float) -> str:
     """A number as people write it: 90000, 0.5, 1.5e+12."""
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else f"{value:g}"
+
+
+def show_seconds(value: float) -> str:
+    """A span of time as people read it: `0.05 s`, `90 s`, `3 min 5 s`, `1 h`, `2 days 3 h`."""
+    if value < 0:
+        return f"-{show_seconds(-value)}"
+    if 0 < value < 1e-3:
+        return f"{value * 1e3:.3g} ms" if value >= 1e-6 else "less than 1 µs"
+    if value < 119.5 or not math.isfinite(value):
+        return f"{value:.3g} s"
+    seconds = round(value)
+    if seconds < 3600:
+        return _two(seconds, 60, "min", "s")
+    minutes = round(seconds / 60)
+    if minutes < 24 * 60:
+        return _two(minutes, 60, "h", "min")
+    hours = round(minutes / 60)
+    if hours >= 24 * 1_000_000:
+        return "over 1,000,000 days"
+    return _two(hours, 24, "day" if hours < 48 else "days", "h")
+
+
+def _two(amount: int, in_one: int, large: str, small: str) -> str:
+    whole, rest = divmod(amount, in_one)
+    return f"{whole:,} {large}" + (f" {rest} {small}" if rest else "")

@@ -28,7 +28,7 @@ __all__ = [
     "read_pause",
     "read_priority",
     "read_wait",
-    "show_seconds",
+    "show_wait",
 ]
 
 LimitLike = Limit | str
@@ -225,9 +225,9 @@ def exact_heard(what: str, heard: Any) -> dict[str, float]:
     return numbers
 
 
-def show_seconds(value: float) -> str:
-    """Seconds as people read them."""
-    return "until somebody gives back what they hold" if value == math.inf else f"{value:.3g} s"
+def show_wait(value: float) -> str:
+    """How long a call would wait, in words."""
+    return "until somebody gives back what they hold" if value == math.inf else _numbers.show_seconds(value)
 
 
 def told_of(states: Sequence[Any]) -> Any:

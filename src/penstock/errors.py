@@ -21,6 +21,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from penstock._numbers import show_seconds
+
 __all__ = [
     "AttemptTimeout",
     "CircuitOpen",
@@ -112,7 +114,7 @@ class RateLimited(PenstockError):  # noqa: N818
     """
 
     def __init__(self, message: str = "", *, retry_after: float, blocked_by: str) -> None:
-        super().__init__(message or f"wait {retry_after:.3g} s for {blocked_by}")
+        super().__init__(message or f"wait {show_seconds(retry_after)} for {blocked_by}")
         self.retry_after = retry_after
         self.blocked_by = blocked_by
 

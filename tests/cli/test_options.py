@@ -145,7 +145,7 @@ def test_a_plan_and_what_failed(folder, capsys):
     assert main(["plan", "in.jsonl", "--limits", "requests=60/min burst 5"]) == 3
     said = capsys.readouterr().out
     assert "21 rows: 20 would be sent, 1 would not" in said
-    assert "at least 15.0 s, by requests (60/min burst 5)" in said
+    assert "at least 15 s, by requests (60/min burst 5)" in said
     assert main(["run", "in.jsonl", "-o", "out.jsonl", "--dry-run"]) == 3
     assert not (folder / "out.jsonl").exists()
     assert main(["plan", "in.jsonl", "--json"]) == 3

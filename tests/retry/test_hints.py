@@ -231,8 +231,8 @@ async def test_what_on_says_is_exact_but_never_before_the_hint(said, asked, wait
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({"max_hint": 60}, "the server asks to wait 90.0 s, which is more than max_hint=60 s"),
-        ({"within": 80}, "the server asks to wait 90.0 s, which is more than the time left"),
+        ({"max_hint": 60}, "the server asks to wait 90 s, which is more than max_hint=60 s"),
+        ({"within": 80}, "the server asks to wait 90 s, which is more than the time left"),
     ],
     ids=["max_hint", "within"],
 )

@@ -156,7 +156,7 @@ async def test_one_row_that_is_told_to_wait_for_a_day_does_not_stop_the_others(t
     assert 2 * 3_600 <= times[-1] < 2 * 3_600 + 60
     assert len(this.said) == 1
     assert "the server asks to wait" in this.said[0]
-    assert "it is asked again after 3,600 s" in this.said[0]
+    assert "it is asked again after 1 h" in this.said[0]
 
 
 async def test_a_service_that_refuses_everybody_for_a_day_is_asked_once_an_hour(tmp_path):
@@ -262,7 +262,7 @@ async def test_a_server_that_stays_away_ends_the_run_and_the_next_goes_on(tmp_pa
     with prepared(tmp_path, rows, service, give_up_after=600) as this:
         await this.run()
         assert this.run.stopped.code == "unreachable"
-        assert "Connection refused; the server has been away for 6" in this.run.stopped.message
+        assert "Connection refused; the server has been away for 10 min" in this.run.stopped.message
         assert this.errors() == []
         before = len(this.results())
     assert 605 <= clock.now() < 650

@@ -9,7 +9,7 @@ from penstock import _numbers
 from penstock._core.bucket import Bucket
 from penstock._core.places import Places
 from penstock._core.turns import Charges, LimitState
-from penstock._validation import RESERVED, cost_of, exact_cost, show_seconds
+from penstock._validation import RESERVED, cost_of, exact_cost, show_wait
 from penstock.errors import CostError, MissingUnit, QueueFull, RateLimited, UnknownUnit, Unsatisfiable
 from penstock.limits import Unlimited
 
@@ -151,7 +151,7 @@ def not_now(charges: Charges, wait: float, blocker: str | None, bound: str = "")
     cost = ", ".join(f"{unit}={_numbers.show(amount)}" for unit, amount in cost_of(charges).items())
     blocker = blocker or "the queue"
     return RateLimited(
-        f"{cost or 'a call'} would have to wait {show_seconds(wait)} for {blocker}" + (f"; {bound}" if bound else ""),
+        f"{cost or 'a call'} would have to wait {show_wait(wait)} for {blocker}" + (f"; {bound}" if bound else ""),
         retry_after=wait,
         blocked_by=blocker,
     )
@@ -161,7 +161,7 @@ def queue_full(max_queue: int, wait: float, blocker: str | None) -> QueueFull:
     """The error for a call that finds as many waiters as there may be."""
     blocker = blocker or "the queue"
     return QueueFull(
-        f"the queue is full (max_queue={max_queue}): the next call would have to wait {show_seconds(wait)} for {blocker}",
+        f"the queue is full (max_queue={max_queue}): the next call would have to wait {show_wait(wait)} for {blocker}",
         retry_after=wait,
         blocked_by=blocker,
     )

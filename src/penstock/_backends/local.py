@@ -26,7 +26,8 @@ from penstock._backends.queue import WaitQueue
 from penstock._core.bucket import Bucket
 from penstock._core.places import Hold
 from penstock._core.turns import Charges, LimitState, Receipts, charge, charge_if_ready, give_back, postponed, undo
-from penstock._validation import exact_cost, show_seconds, told_of
+from penstock._numbers import show_seconds
+from penstock._validation import exact_cost, told_of
 from penstock.errors import RateLimited
 from penstock.events import Refused, emit
 from penstock.limits import Limit

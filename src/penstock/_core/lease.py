@@ -34,6 +34,7 @@ from typing import Any
 from penstock._core.bucket import Bucket
 from penstock._core.queue import Key, Queue, Waiter
 from penstock._core.turns import LimitState
+from penstock._numbers import show_seconds
 from penstock.limits import Calendar, InFlight, Rate, Sliding
 
 __all__ = [
@@ -90,7 +91,7 @@ def check(unit: str, limit: Any, lease_seconds: float) -> None:
         if burst - spread < 1:
             way_out = f"raise burst to at least {spread + 1:g}"
             if burst > 1:
-                way_out = f"use a lease of at most {(burst - 1) / limit.rate:.3g} s, or {way_out}"
+                way_out = f"use a lease of at most {show_seconds((burst - 1) / limit.rate)}, or {way_out}"
             raise ValueError(
                 f"{unit}={limit} cannot be leased for {lease_seconds:g} s: what is leased may be used that much later, so the shared "
                 f"bucket works with burst − rate × lease = {burst:g} − {limit.rate:g} × {lease_seconds:g} = {burst - spread:g}, and "

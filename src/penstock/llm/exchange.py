@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from penstock import InFlight, clock
+from penstock._numbers import show_seconds
 from penstock._turn import Turn, turn_here
 from penstock.errors import CostError, PenstockError, RateLimited, Unsatisfiable
 from penstock.llm import headers as _headers
@@ -262,7 +263,7 @@ class Exchange:
                 self.may_go_again = wait <= self._rules.max_pause
                 if wait > LONG_PAUSE:
                     warn_once(
-                        f"the service asks to wait {wait:,.0f} s: {verdict.message[:200] or 'it does not say why'}"
+                        f"the service asks to wait {show_seconds(wait)}: {verdict.message[:200] or 'it does not say why'}"
                     )
                 self.endpoint.refused(self.sent, verdict if self.may_go_again else replace(verdict, wait=None))
             elif not verdict.retryable:

@@ -10,7 +10,7 @@ from penstock._classify import On, check_on, shown_on
 from penstock._concurrency.shared_state import SharedState
 from penstock._core.breaker import Breaker, Ticket
 from penstock._introspect import check_plain, name_of
-from penstock._numbers import Seconds
+from penstock._numbers import Seconds, show_seconds
 from penstock._retry_after import retry_after
 from penstock._user_errors import seconds_asked, verdict
 from penstock.errors import CircuitOpen
@@ -97,7 +97,7 @@ class circuit_breaker(SharedState):  # noqa: N801 - used like a function
                 return ticket
             state, wait, (failures, calls) = breaker.state, breaker.retry_after(now), breaker.opened_by
         why = f"{failures} of {calls} calls had failed" if state == "open" else "a probe is under way"
-        when = f"; it lets a probe through in {wait:.3g} s" if state == "open" else ""
+        when = f"; it lets a probe through in {show_seconds(wait)}" if state == "open" else ""
         raise CircuitOpen(f"{name}: the circuit breaker is {state}, for {why}{when}", retry_after=wait)
 
     def _report(self, ticket: Ticket, error: BaseException | None) -> None:

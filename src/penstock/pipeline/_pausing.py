@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from penstock._classify import On, check_on, shown_on
 from penstock._introspect import check_plain
-from penstock._numbers import Seconds
+from penstock._numbers import Seconds, show, show_seconds
 from penstock._retry_after import retry_after
 from penstock._user_errors import repr_of, seconds_asked, verdict
 from penstock.pipeline._layers import span, watched
@@ -90,11 +90,11 @@ class pausing:  # noqa: N801 - used like a function
         if not self._warned:
             self._warned = True
             _logger.warning(
-                "pausing: %s asks for a pause of %.6g s, and max_pause=%g s is the longest. "
+                "pausing: %s asks for a pause of %s, and max_pause=%s s is the longest. "
                 "Longer ones are cut in silence from now on; max_pause= says where",
                 repr_of(error),
-                seconds,
-                self._max_pause,
+                show_seconds(seconds),
+                show(self._max_pause),
                 extra={"penstock": {"asked": seconds, "max_pause": self._max_pause}},
             )
         return self._max_pause

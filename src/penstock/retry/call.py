@@ -19,7 +19,7 @@ from penstock import clock
 from penstock._classify import Nonsense, verdict_of, verdict_on
 from penstock._concurrency.parking import loop_running_here
 from penstock._core.backoff import spread
-from penstock._numbers import read_seconds
+from penstock._numbers import read_seconds, show_seconds
 from penstock._retry_after import ENDS_A_PROGRAM
 from penstock.errors import WouldBlockEventLoop
 from penstock.events import AttemptStarted, GaveUp, Reason, RetryScheduled, Succeeded, emit
@@ -263,7 +263,7 @@ class Call:
             return self._give_up("consumed", error, hint, argument)
         if delay > 0 and not self.in_loop and loop_running_here():
             raise WouldBlockEventLoop(
-                f"{self.name}: waiting {delay:.3g} s for the next attempt would stop the event loop that this thread runs. "
+                f"{self.name}: waiting {show_seconds(delay)} for the next attempt would stop the event loop that this thread runs. "
                 "Decorate an async function, or call from a worker thread"
             ) from error
         if self.budget is not None:
@@ -301,7 +301,7 @@ class Call:
         if self.history is None:
             self.history = deque(maxlen=_REMEMBERED)
         self.history.append(
-            f"penstock: attempt {self.number} ended at {now - self.started:.3g} s: {repr_of(error)}; waited {delay:.3g} s"
+            f"penstock: attempt {self.number} ended at {show_seconds(now - self.started)}: {repr_of(error)}; waited {show_seconds(delay)}"
         )
         self.previous = error
         log_scheduled(self.name, lambda: self.idempotency_key, self.number, error, delay, hint)
@@ -329,7 +329,7 @@ class Call:
                 log_gave_up(self.name, lambda: self.idempotency_key, self.number, error, reason, elapsed, words)
             if error is not None:
                 attempts = f"{self.number} attempts" if self.number > 1 else "1 attempt"
-                first = f"penstock: {self.name} gave up after {attempts} in {elapsed:.3g} s: {words}"
+                first = f"penstock: {self.name} gave up after {attempts} in {show_seconds(elapsed)}: {words}"
                 annotate(error, first, self.history or (), self.number)
         if reason == "hint" and error is not None:
             attach_hint(error, hint)

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from penstock._numbers import show_seconds
 from penstock._retry_after import ENDS_A_PROGRAM, attribute_of
 from penstock.events import Reason
 from penstock.retry.settings import RetrySettings
@@ -39,7 +40,7 @@ def why(policy: RetrySettings, reason: Reason, *, hint: float | None, fast: int 
         case "deadline":
             return "the wait would pass the deadline of the enclosing cancel scope"
         case "hint":
-            return f"the server asks to wait {hint} s, which is more than {_bound_of_hints(policy, hint or 0.0)}"
+            return f"the server asks to wait {show_seconds(hint or 0.0)}, which is more than {_bound_of_hints(policy, hint or 0.0)}"
         case "budget":
             return f"{policy.budget!r} has no retry left"
         case "unretryable":
@@ -110,9 +111,9 @@ def log_scheduled(
     """Log at DEBUG that attempt `number` failed and that another follows in `delay` seconds."""
     logger = _logger(10)
     if logger is not None:
-        message = "%s: attempt %d failed with %s; the next one starts in %.3g s"
+        message = "%s: attempt %d failed with %s; the next one starts in %s"
         extra = _extra(name, key, number, error) | {"retry_delay": delay, "retry_hint": hint}
-        _log(logger, 10, message, (name, number, extra["retry_error"], delay), extra)
+        _log(logger, 10, message, (name, number, extra["retry_error"], show_seconds(delay)), extra)
 
 
 def log_gave_up(
@@ -121,9 +122,9 @@ def log_gave_up(
     """Log at INFO that a call gave up after `number` attempts; `words` say why."""
     logger = _logger(20)
     if logger is not None:
-        message = "%s: gave up after %d attempts in %.3g s with %s: %s"
+        message = "%s: gave up after %d attempts in %s with %s: %s"
         extra = _extra(name, key, number, error) | {"retry_reason": reason, "retry_elapsed": elapsed}
-        _log(logger, 20, message, (name, number, elapsed, extra["retry_error"], words), extra)
+        _log(logger, 20, message, (name, number, show_seconds(elapsed), extra["retry_error"], words), extra)
 
 
 def log_broken(option: str, function: object, raised: BaseException) -> None:

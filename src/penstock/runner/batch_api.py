@@ -19,6 +19,7 @@ import anyio
 import yarl
 
 from penstock import clock, exponential
+from penstock._numbers import show_seconds
 from penstock.llm import failures
 from penstock.llm.failures import Action, Verdict
 from penstock.runner.client import MAX_REDIRECTS, Http, Lost, NotSent, Reply, url_of
@@ -316,5 +317,7 @@ class Batches:
         self._on_trouble(reason)
         patience = self._give_up_after if self._has_answered else min(self._give_up_after, NEVER_CONNECTED)
         if clock.now() - began >= patience:
-            raise ServiceError("unreachable", f"the server is away since {clock.now() - began:,.0f} s: {reason}")
+            raise ServiceError(
+                "unreachable", f"the server has been away for {show_seconds(clock.now() - began)}: {reason}"
+            )
         await anyio.sleep(max(wait, _BACKOFF.delay(min(tries, 20), None, random.random())))

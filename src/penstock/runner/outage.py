@@ -17,6 +17,7 @@ import math
 import anyio
 
 from penstock import clock
+from penstock._numbers import show_seconds
 
 __all__ = ["Outage"]
 
@@ -127,9 +128,9 @@ class Outage:
         if not self._reached and now - (self.since if self._began is None else self._began) >= min(
             NEVER_REACHED, self._give_up_after
         ):
-            return f"{reason}; the server was not reached even once in {away:.0f} s"
+            return f"{reason}; the server was not reached even once in {show_seconds(away)}"
         if away >= self._give_up_after:
-            return f"{reason}; the server has been away for {away:.0f} s"
+            return f"{reason}; the server has been away for {show_seconds(away)}"
         return None
 
     def connected(self) -> None:

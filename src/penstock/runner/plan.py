@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from penstock._numbers import show_seconds
 from penstock.runner.batch_parts import HEADROOM, QueueLimits, Sizer
 from penstock.runner.group import Group
 from penstock.runner.place import LimitsOf
@@ -232,14 +233,14 @@ def plan_sentences(plan: Plan, prices: Prices) -> Iterator[str]:
     for limit in plan.limits:
         yield (
             f"{limit['unit']}{' of ' + limit['models'] if limit['models'] else ''} ({limit['limit']}): {limit['work']:,.0f}, "
-            f"which takes {limit['seconds']:,.1f} s"
+            f"which takes {show_seconds(limit['seconds'])}"
         )
     if plan.seconds is None:
         yield "how long it takes is not known: the server's answers will tell its limits (or give --limits or --account)"
     elif plan.binding is None:
         yield "no limit is reached: it takes as long as the answers do"
     else:
-        yield f"at least {plan.seconds:,.1f} s, by {plan.binding}"
+        yield f"at least {show_seconds(plan.seconds)}, by {plan.binding}"
     yield from _side_by_side(plan)
 
 
@@ -252,7 +253,7 @@ def _side_by_side(plan: Plan) -> Iterator[str]:
         "price not known" if dollars is None else f"${dollars:,.4f}"
         for dollars in (plan.dollars, _times(plan.dollars, plan.batch_share))
     )
-    time = "as long as the limits take" if plan.seconds is None else f"at least {plan.seconds:,.1f} s"
+    time = "as long as the limits take" if plan.seconds is None else f"at least {show_seconds(plan.seconds)}"
     hours = f"within {24 * plan.batch_windows} h, mostly sooner"
     word = "batch" if batches == 1 else "batches"
     yield f"one by one:    {now:>16}   {time}"

@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 from penstock import clock, exponential
+from penstock._numbers import show_seconds
 from penstock.llm.endpoints import RequestInFlight
 from penstock.llm.failures import Action, Verdict
 from penstock.runner import answers
@@ -229,8 +230,8 @@ class Troubles:
         if not self._said_long_wait:
             self._said_long_wait = True
             self._say(
-                f"the server asks to wait {verdict.wait:,.0f} s ({self._secrets.hide(verdict.message)[:200] or 'without a word why'}); "
-                f"it is asked again after {settings.max_pause:,.0f} s"
+                f"the server asks to wait {show_seconds(verdict.wait)} ({self._secrets.hide(verdict.message)[:200] or 'without a word why'}); "
+                f"it is asked again after {show_seconds(settings.max_pause)}"
             )
         if len(self._long_waits) > 1:
             work.group.on_refusal(request, Verdict(verdict.action, settings.max_pause, verdict.code, verdict.message))

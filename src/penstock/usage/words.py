@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
-from penstock._numbers import show
+from penstock._numbers import show, show_seconds
 
 __all__ = ["counted", "lasting", "moment", "visible"]
 
@@ -28,13 +28,5 @@ def moment(at: float, tz: str) -> str:
 
 
 def lasting(seconds: float) -> str:
-    """A span of time: `0.2 s`, `12 s`, `3 min 5 s`, `2 h 10 min`, `1,204 h`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    whole = round(seconds)
-    if whole < 3_600:
-        return f"{whole // 60} min {whole % 60} s"
-    hours, minutes = whole // 3_600, whole % 3_600 // 60
-    return f"{hours} h {minutes} min" if hours < 100 else f"{hours:,} h"
+    """A span of time in a table: `0.2 s`, `12 s`, `3 min 5 s`, `2 h 10 min`, `50 days 4 h`."""
+    return show_seconds(round(seconds, 1) if seconds < 10 else round(seconds))

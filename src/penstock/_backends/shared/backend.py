@@ -27,6 +27,7 @@ from penstock._concurrency.parking import here
 from penstock._core import lease as leases
 from penstock._core.bucket import Bucket
 from penstock._core.turns import Charges, ready_at
+from penstock._numbers import show_seconds
 from penstock._validation import exact_cost, told_of
 from penstock.errors import StoreError, Unsatisfiable, WouldBlockEventLoop
 from penstock.limits import Limit
@@ -170,7 +171,7 @@ class SharedBackend:
         seconds = self._until_answered(request)
         if seconds <= 0:
             request.error = StoreError(
-                f"{self.store!r} gave no answer for {clock.now() - request.arrived:.3g} s: nothing was granted. Is it hanging?"
+                f"{self.store!r} gave no answer for {show_seconds(clock.now() - request.arrived)}: nothing was granted. Is it hanging?"
             )
             return None
         return seconds

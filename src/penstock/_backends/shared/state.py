@@ -24,7 +24,7 @@ from penstock._backends.shared.wire import NOBODY, BatchInFlight, FlowName, Look
 from penstock._concurrency.parking import Parker
 from penstock._core.lease import LeasePool
 from penstock._core.turns import ready_at
-from penstock._validation import show_seconds
+from penstock._numbers import show_seconds
 from penstock.stores.contract import Store
 
 __all__ = ["MARGIN", "Departure", "SchedulerState", "again", "flow_key"]
