@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from penstock.runner.client import Http, Lost, NotSent, Server, headers_of, url_of
+from penstock.runner.client import Http, Lost, NotSent, Server, Unreadable, headers_of, url_of
 
 pytestmark = pytest.mark.anyio
 
@@ -146,6 +146,27 @@ async def test_a_redirect_to_nowhere_is_an_answer(target):
 async def test_a_long_header_costs_no_answer():
     async with serving(lambda *_: reply(200, b"{}", f"x-long: {'a' * 500_000}\r\n")) as (base, _):
         assert (await sent(base))[0].content == b"{}"
+
+
+async def test_many_headers_cost_no_answer():
+    many = "".join(f"x-{number}: a\r\n" for number in range(2_000))
+    async with serving(lambda *_: reply(200, b"{}", many)) as (base, _):
+        assert (await sent(base))[0].content == b"{}"
+
+
+@pytest.mark.parametrize("header", ["content-length: 2", "transfer-encoding: chunked", "x y: 1", "x", "x: \0"])
+async def test_an_answer_that_breaks_http_was_an_answer(header):
+    """Sent twice by a proxy, for example; whatever it was, the service may have billed it."""
+    async with serving(lambda *_: reply(200, b"{}", f"{header}\r\n")) as (base, _):
+        with pytest.raises(Unreadable, match="the answer breaks HTTP: "):
+            await sent(base)
+
+
+async def test_what_is_no_http_at_all_is_no_answer():
+    async with serving(lambda *_: b"\x15\x03\x03\x00\x02\x02\x32") as (base, _):  # an alert of TLS
+        with pytest.raises(Lost) as raised:
+            await sent(base)
+    assert not isinstance(raised.value, Unreadable)
 
 
 async def test_no_connection_is_no_use():

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from penstock import clock
-from penstock.runner.client import Lost
+from penstock.runner.client import Lost, Unreadable
 from tests.runner.service import ANSWER, Service, chat, prepared
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_time")]
@@ -31,6 +31,27 @@ async def test_a_few_rows_that_the_server_falls_over_do_not_keep_the_run_for_a_d
         assert len(this.results()) == 296
         assert {error["custom_id"] for error in this.errors()} == {f"row-{number}" for number in bad}
     assert this.counts.makespan < 3_600
+
+
+async def test_an_answer_that_cannot_be_read_is_not_paid_for_twice(tmp_path):
+    broken = Unreadable("the answer breaks HTTP: Duplicate Content-Length")
+    service = Service(answer=lambda body: broken if number_of(body) == 7 else (200, {}, ANSWER))
+    with prepared(tmp_path, [chat(number) for number in range(20)], service, limits=FAST) as this:
+        await this.run()
+        (error,) = this.errors()
+        assert len(this.results()) == 19
+    assert len(service.asked) == 20
+    assert (error["custom_id"], error["error"]["code"]) == ("row-7", "unreadable_answer")
+    assert "may have been billed" in error["error"]["message"]
+
+
+async def test_where_no_answer_can_be_read_the_run_ends_before_all_rows_are_paid_for(tmp_path):
+    service = Service(answer=lambda _: Unreadable("the answer breaks HTTP: Duplicate Content-Length"))
+    rows = [chat(number) for number in range(1_000)]
+    with prepared(tmp_path, rows, service, limits={"requests": "60/min burst 1"}, give_up_after=600.0) as this:
+        await this.run()
+        assert this.run.stopped is not None
+    assert len(service.asked) < 100
 
 
 async def test_one_row_that_is_always_told_to_wait_does_not_stop_the_others(tmp_path):

@@ -2,11 +2,12 @@
 
     reply = await client.send("/v1/chat/completions", body, left)
 
-A client sends; it judges nothing. Three things can happen, and only the first is a reply:
+A client sends; it judges nothing. Four things can happen, and only the first is a reply:
 
-    Reply      the server answered, whatever it said
-    NotSent    no connection: not one byte of the request left, so nothing was used and nothing can be billed
-    Lost       the request left, and no whole answer came back: it may have been billed
+    Reply         the server answered, whatever it said
+    NotSent       no connection: not one byte of the request left, so nothing was used and nothing can be billed
+    Lost          the request left, and no whole answer came back: it may have been billed
+    Unreadable    the same, as the answer breaks HTTP: the next one would too
 
 `Http` is the one for servers, over aiohttp: of the clients that tell when a request's first byte leaves, it costs the
 least CPU per request (`benchmarks/clients.py`). Tests bring their own.
@@ -15,6 +16,7 @@ least CPU per request (`benchmarks/clients.py`). Tests bring their own.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import ssl
 import urllib.parse
 import urllib.request
@@ -22,12 +24,12 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace, TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, TypeGuard
 
 import aiohttp
 import yarl
 
-__all__ = ["Client", "Http", "Lost", "NotSent", "Reply", "Server", "url_of"]
+__all__ = ["Client", "Http", "Lost", "NotSent", "Reply", "Server", "Unreadable", "url_of"]
 
 LONGEST_CONNECT = 30.0
 """Seconds to wait for a connection, however long the answer may take afterwards."""
@@ -36,6 +38,9 @@ KEEP_ALIVE = 4.0
 """Seconds for which an idle connection is kept: a little less than the 5 after which many servers hang up."""
 
 MAX_REDIRECTS = 10
+
+MOST_HEADERS = 10_000
+"""Headers of an answer, whatever stands in them."""
 
 LONGEST_HEADER = 1024 * 1024
 """Bytes of one header of an answer. An answer was paid for, whatever stands above it."""
@@ -66,6 +71,10 @@ class Lost(Exception):  # noqa: N818
     """The request left, and there is no whole answer."""
 
 
+class Unreadable(Lost):
+    """There was an answer, and it breaks HTTP: two lengths, a header without a name. It may well have been billed."""
+
+
 class Client(Protocol):
     """What a run sends through; an async context manager."""
 
@@ -80,6 +89,7 @@ class Client(Protocol):
         Raises:
             NotSent: There was no connection. `left` was not called.
             Lost: The request left, and no whole answer came.
+            Unreadable: The request left, and its answer breaks HTTP.
         """
         ...
 
@@ -154,6 +164,7 @@ class Http:
             trace_configs=[trace],
             max_line_size=LONGEST_HEADER,
             max_field_size=LONGEST_HEADER,
+            **_most_headers(),
         )
         return self
 
@@ -187,7 +198,7 @@ class Http:
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             # A proxy that refuses to connect us has been sent a request, but not ours.
             if departure.left and not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError):
-                raise Lost(self._words(error)) from error
+                raise (Unreadable if _breaks_http(error) else Lost)(self._words(error)) from error
             raise NotSent(self._words(error)) from error
 
     async def _post(self, url: yarl.URL, body: bytes, departure: _Departure) -> Reply:
@@ -216,7 +227,20 @@ class Http:
             return f"cannot connect to {error.host}:{error.port}: {reason}"
         if isinstance(error, aiohttp.ServerDisconnectedError):
             return "the server closed the connection without an answer"
+        if _breaks_http(error):
+            return f"the answer breaks HTTP: {' '.join(error.message.split())}"
         return f"{type(error).__name__}: {str(error) or 'the connection was lost'}"
+
+
+def _most_headers() -> dict[str, Any]:
+    """The option of sessions that allows as many, where this version of aiohttp has one."""
+    known = "max_headers" in inspect.signature(aiohttp.ClientSession).parameters
+    return {"max_headers": MOST_HEADERS} if known else {}
+
+
+def _breaks_http(error: Exception) -> TypeGuard[aiohttp.ClientResponseError]:
+    """Whether the server answered, and not in HTTP; what does not even begin as HTTP is no server's answer."""
+    return type(error) is aiohttp.ClientResponseError and not error.message.startswith("Bad status line")
 
 
 class _Departure:

@@ -28,7 +28,7 @@ from penstock.errors import CostError, StoreError
 from penstock.events import Answered, Reconfigured
 from penstock.llm.endpoints import RequestInFlight
 from penstock.runner import answers
-from penstock.runner.client import Lost, NotSent, Reply
+from penstock.runner.client import Lost, NotSent, Reply, Unreadable
 from penstock.runner.files import OutputError
 from penstock.runner.formats import FormatError
 from penstock.runner.group import Group
@@ -472,7 +472,7 @@ class Run:
             self._results.over(row)
             return self._troubles.unreachable(work, str(error))
         except Lost as error:
-            return self._troubles.lost(work, str(error))
+            return self._troubles.lost(work, str(error), unreadable=isinstance(error, Unreadable))
         group.on_reply(request, reply)
         work.status = reply.status
         verdict = answers.judge(row.path, reply.status, reply.headers, reply.content)

@@ -22,6 +22,7 @@ _ADVICE = {
     "request_too_large": "split the request, or raise the limit",
     "stream_cut": "run the command again: the service ended its answer too early",
     "stream_not_supported": 'leave "stream" out: a batch has no streams',
+    "unreadable_answer": "look what stands between here and the service; running again may well pay again",
     "unknown_model": "give --limits: nothing is published about that model",
     "unknown_price": "give --prices FILE with that model, or leave --max-cost out",
     "context_length_exceeded": "shorten the request: the model does not take so much",

@@ -132,8 +132,11 @@ class Troubles:
         self._fail_place(work, reason)
         return False
 
-    def lost(self, work: Work, reason: str) -> bool:
-        """It was sent, and there is no answer: it may have been billed."""
+    def lost(self, work: Work, reason: str, *, unreadable: bool = False) -> bool:
+        """It was sent, and there is no answer, or none that can be read: it may have been billed.
+
+        To send it once more would only bring, and perhaps cost, the same answer that cannot be read.
+        """
         self.last_error = reason
         self._counts.lost += 1
         if self._settings.on_ambiguous == "fail":
@@ -141,6 +144,8 @@ class Troubles:
         work.may_be_billed = True
         if self._server_is_down(work, reason):
             return False
+        if unreadable:
+            return self._give_up(work, "unreadable_answer", f"{reason}. It was sent, and may have been billed")
         work.failures += 1
         if work.failures >= self._settings.attempts:
             return self._give_up(work, "connection_error", reason)
