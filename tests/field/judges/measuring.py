@@ -1,4 +1,4 @@
-"""All runs over sockets: so many side by side, those of ours in one process and the others in another."""
+"""All runs over sockets: each client in a process of its own, as users have it, and the judges in another."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
 import httpx2
@@ -16,8 +16,8 @@ from judges.names import AMOUNT, SECONDS, STYLES
 from judges.serving import address, served
 from judges.ways import OURS, USUAL, Account, send
 
-AT_ONCE = 12
-"""Runs side by side in each process: they mostly wait."""
+AT_ONCE = 8
+"""Clients at a time: each takes a twentieth of a core."""
 
 TELL = {"headers", "nothing"}
 """What is told to the others: most of them read nothing but `Retry-After`, which is told among the headers."""
@@ -28,31 +28,22 @@ Run = tuple[str, str, str]
 
 def measured() -> dict[Run, Outcome]:
     """Every way against every judge."""
-    ours = [(way, judge, style) for way in OURS for judge in JUDGES for style in STYLES]
-    others = [(way, judge, style) for way in USUAL for judge in JUDGES for style in STYLES if style in TELL]
-    with served() as port, ProcessPoolExecutor(2, get_context("spawn")) as processes:
-        parts = [processes.submit(_side_by_side, runs, port) for runs in (ours, others)]
-        return {run: outcome for part in parts for run, outcome in part.result().items()}
-
-
-def _side_by_side(runs: list[Run], port: int) -> dict[Run, Outcome]:
+    runs = [(way, judge, style) for way in OURS for judge in JUDGES for style in STYLES]
+    runs += [(way, judge, style) for way in USUAL for judge in JUDGES for style in STYLES if style in TELL]
     random.Random(1).shuffle(runs)  # so that those that send in bursts are spread over others
-    return asyncio.run(_measure(runs, port))
+    outcomes: dict[Run, Outcome] = {}
+    with served() as port, ProcessPoolExecutor(AT_ONCE, get_context("spawn")) as clients:
+        under_way = {clients.submit(_one, run, number, port): run for number, run in enumerate(runs)}
+        for done in as_completed(under_way):
+            outcomes[under_way[done]] = done.result()
+            print(*under_way[done], done.result(), sep=": ", flush=True)
+    return outcomes
 
 
-async def _measure(runs: list[Run], port: int) -> dict[Run, Outcome]:
-    places = asyncio.Semaphore(AT_ONCE)
-
-    async def one(number: int, run: Run) -> Outcome:
-        async with places:
-            if number < AT_ONCE:  # their windows should not begin together
-                await asyncio.sleep(number * SECONDS / AT_ONCE)
-            outcome = await _run(*run, port)
-            print(*run, outcome, sep=": ", flush=True)
-            return outcome
-
-    outcomes = await asyncio.gather(*(one(number, run) for number, run in enumerate(runs)))
-    return dict(zip(runs, outcomes, strict=True))
+def _one(run: Run, number: int, port: int) -> Outcome:
+    if number < AT_ONCE:  # their windows should not begin together
+        time.sleep(number * SECONDS / AT_ONCE)
+    return asyncio.run(_run(*run, port))
 
 
 async def _run(way: str, judge: str, style: str, port: int) -> Outcome:

@@ -1,0 +1,63 @@
+"""Runs through LiteLLM's proxy: each client in a process of its own, as users have it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+from judges.goals import Outcome
+from judges.names import LITELLM_REQUESTS, LITELLM_TOKENS
+from judges.proxying import USAGE
+from judges.ways import OURS, USUAL, Account, send
+
+from penstock import sliding
+
+__all__ = ["LIMITS", "Run", "measured"]
+
+AT_ONCE = 3
+"""Clients at a time: the proxy takes most of a core for them."""
+
+MINUTE = 60.0
+RPM = 400
+TOKENS = sum(USAGE.values())
+"""Of a request and its answer, as the service counts them: about as many as the proxy takes for granted before."""
+
+LIMITS = {LITELLM_REQUESTS: (RPM, 1_000_000), LITELLM_TOKENS: (100_000, RPM * TOKENS)}
+"""Requests and tokens a minute."""
+
+Run = tuple[str, str]
+"""A way, and a judge."""
+
+
+def measured(base_url: str) -> dict[Run, Outcome]:
+    """Our ways against both limits, and the usual ways against the one in requests."""
+    runs = [(way, judge) for way in OURS for judge in LIMITS] + [(way, LITELLM_REQUESTS) for way in USUAL]
+    with ProcessPoolExecutor(AT_ONCE, get_context("spawn")) as clients:
+        under_way = [clients.submit(_one, *run, base_url) for run in runs]
+        return {run: each.result() for run, each in zip(runs, under_way, strict=True)}
+
+
+def _one(way: str, judge: str, base_url: str) -> Outcome:
+    return asyncio.run(_run(way, judge, base_url))
+
+
+async def _run(way: str, judge: str, base_url: str) -> Outcome:
+    rpm, tpm = LIMITS[judge]
+    limits = {"requests": sliding(rpm, MINUTE), "tokens": sliding(tpm, MINUTE)}
+    account = Account(base_url, f"sk-{rpm}-{tpm}-{way.split(maxsplit=1)[0]}", limits, rpm, tpm, MINUTE, cost="total")
+    began = time.time()
+    lost = await send(way, account)
+    admitted = [moment for moment, status in account.answers if status == 200]
+    refused = sum(status == 429 for _, status in account.answers)
+    outcome = Outcome(refused, lost, _share(admitted, began))
+    print(way, judge, outcome, sep=": ", flush=True)
+    return outcome
+
+
+def _share(admitted: list[float], began: float) -> float:
+    """Of a minute's worth for each whole minute that there was demand in, the part that was used."""
+    whole = math.floor((max(admitted, default=began) - began) / MINUTE) * MINUTE
+    return min(1.0, sum(moment < began + whole for moment in admitted) / (RPM * whole / MINUTE)) if whole else 0.0
