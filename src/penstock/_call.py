@@ -185,8 +185,9 @@ class Call:
                 raise
             del permit  # it would be one object more for each of many waiters
         terms = self._terms
-        granted = await wait(binding.current(), kind, terms.max_wait, terms.priority, terms.flow)
-        if granted.held:
+        binding = binding.current()
+        granted = await wait(binding, kind, terms.max_wait, terms.priority, terms.flow)
+        if (binding.charge.held or granted.charges is not binding.charge.charges) and granted.held:
             self._note_or_undo(granted)
         return granted
 

@@ -68,6 +68,14 @@ def admissions_of(batch, reply):
             else:
                 verdict += 2
             at += 4 + 2 * count
+        elif operation == ledger.SERIES:
+            count, times = map(int, operations[at + 3 : at + 5])
+            for _ in range(times):
+                wait = reply.verdicts[verdict]
+                if wait >= 0:
+                    yield (*rows[int(operations[at + 5])], reply.verdicts[verdict + 1]), reply.now / 1e6 + wait
+                verdict += 1 + count if wait >= 0 else 2
+            at += 5 + count + count * times
         elif operation == ledger.GIVE_BACK:
             at += 2 + 4 * int(operations[at + 1])
         elif operation in SIZES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import random
+import struct
 
 import pytest
 
@@ -14,11 +15,15 @@ from penstock._core.ledger import (
     BUCKET,
     CALENDAR,
     CHARGE,
+    FLOW,
     GIVE_BACK,
     LOWER,
+    NEW,
     PAUSE,
+    PLACE,
     RENEW,
     RESUME,
+    SERIES,
     WINDOW,
     decide,
     reshape,
@@ -107,6 +112,40 @@ def test_a_refused_waiter_is_not_passed_where_that_could_delay_it():
     assert verdicts[0] == -4
     assert verdicts[2] < 0
     assert verdicts[4] == 0
+
+
+SERIES_OF = {
+    "all can go": ([rate(1, 100), rate(1, 100)], [(1, 5), (2, 7), (1, 80)], ()),
+    "the second must wait": ([rate(1, 10), rate(1, 100)], [(6, 1), (6, 1), (1, 1)], ()),
+    "none can go": ([rate(1, 10), rate(1, 100)], [(6, 1), (5, 1)], (CHARGE, 1, 0, 9)),
+    "one limit": ([rate(1, 10)], [(4,), (4,), (4,)], ()),
+    "three limits": ([rate(1, 10), rate(2, 20), rate(3, 30)], [(4, 1, 1), (4, 1, 28)], ()),
+    "windows and overdraft": ([rate(1, 10, 1), (WINDOW, 9, 60, 0, 0)], [(4, 1), (12, 1)], ()),
+    "paused": ([rate(1, 10), rate(1, 10)], [(1, 1), (1, 1)], (PAUSE, 5, 1, 1)),
+    "an earlier one has stopped it": ([rate(1, 10), rate(1, 10)], [(1, 1)], (ACQUIRE, 0, 1, 1, 0, 11)),
+    "one that is told its moment": ([rate(1, 10), rate(1, 10)], [(9, 1), (9, 1)], (PLACE, 7, NEW, 60)),
+    "the second is told its moment": ([rate(1, 10), rate(1, 10)], [(1, 1)], (CHARGE, 1, 0, 10, PLACE, 7, NEW, 60)),
+}
+
+
+@pytest.mark.parametrize("which", SERIES_OF)
+@pytest.mark.parametrize("flow", [(), (FLOW, 3, 4, 2, 0, 0)], ids=["", "of a flow"])
+def test_a_series_is_decided_as_its_requests_one_after_the_other(which, flow):
+    limits, asked, before = SERIES_OF[which]
+    one, other = Book(*limits), Book(*limits)
+    numbers = range(len(limits))
+    each = [
+        x
+        for amounts in asked
+        for x in (ACQUIRE, 0.02, 1, len(limits), *(y for pair in zip(numbers, amounts, strict=True) for y in pair))
+    ]
+    series = (SERIES, 0.02, 1, len(limits), len(asked), *numbers, *(amount for amounts in asked for amount in amounts))
+    behind = (CHARGE, 1, 0, 1)
+    assert one.do(*flow, *before, *series, *behind) == pytest.approx(other.do(*flow, *before, *each, *behind))
+    assert one.decision.states == pytest.approx(other.decision.states)
+    assert struct.unpack(f">{len(one.row) // 8}d", one.row) == pytest.approx(
+        struct.unpack(f">{len(other.row) // 8}d", other.row)
+    )
 
 
 def test_one_that_does_not_wait_stops_nobody():

@@ -57,9 +57,17 @@ def test_the_script_decides_as_the_ledger_does(which, lost, request, prefix):
                         (one, rng.randint(1, max(1, int(flat[one][1]) // rng.choice([1, 3])) if flat[one][0] else 9))
                         for one in chosen
                     ]
-                    operations += [ledger.ACQUIRE, rng.choice([0, 0.02, 5, 1e9]), rng.choice([0, 1]), len(charges)]
-                    operations += [x for pair in charges for x in pair]
-                    asked.append(("acquire", charges))
+                    terms_of_it = [rng.choice([0, 0.02, 5, 1e9]), rng.choice([0, 1]), len(charges)]
+                    if rng.random() < 0.5:
+                        operations += [ledger.ACQUIRE, *terms_of_it, *(x for pair in charges for x in pair)]
+                        asked.append(("acquire", charges))
+                    else:
+                        series = [
+                            [(one, rng.randint(1, amount)) for one, amount in charges] for _ in range(rng.randint(1, 5))
+                        ]
+                        operations += [ledger.SERIES, *terms_of_it, len(series), *(one for one, _ in charges)]
+                        operations += [amount for each in series for _, amount in each]
+                        asked += [("acquire", each) for each in series]
                 elif draw < 0.75 and receipts:
                     one = receipts.pop(rng.randrange(len(receipts)))
                     owner = one[4]

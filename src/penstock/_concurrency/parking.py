@@ -294,9 +294,9 @@ def _find_anyio_backend() -> Any:
 
 def here() -> Parker:
     """Return a parker for the running task, or for this thread if it runs no loop."""
-    if in_trio_task():  # first: trio may run as a guest of asyncio
+    if (_in_trio_task is not None or "trio" in sys.modules) and in_trio_task():  # first: it may be a guest of asyncio
         return TrioParker(sys.modules["trio"])
-    loop = running_asyncio_loop()
+    loop = running_asyncio_loop() if _running_loop is None else _running_loop()
     return ThreadParker() if loop is None else AsyncioParker(loop)
 
 

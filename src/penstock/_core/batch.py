@@ -8,8 +8,9 @@ ask for two buckets and nothing else.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain, repeat
 
 from penstock._core import bookings, entries
 from penstock._core import operations as codes
@@ -96,14 +97,6 @@ class Batch:
         at, end = 0, len(operations)
         while at < end:
             operation = operations[at]
-            if operation == ACQUIRE and not self._stopped:
-                count = operations[at + 3]
-                if count == 2 and self._take_two(*operations[at + 4 : at + 8]):
-                    at += 8
-                    continue
-                if count == 1 and self._take_one(*operations[at + 4 : at + 6]):
-                    at += 6
-                    continue
             run = _RUN.get(operation)
             assert run is not None, f"operation {operation} at {at}"
             at = run(self, operations, at)
@@ -194,36 +187,42 @@ class Batch:
 
     # Requests
 
-    def _take_two(self, limit: float, amount: float, other: float, other_amount: float) -> bool:
-        """Grant a request of two buckets at once, as most are; False: it is not that simple, and nothing has changed."""
-        one, two = int(limit), int(other)
-        used, what = self._used, self._what
-        full, filled = used[one] + amount, used[two] + other_amount
-        if full > self._free_until[one] or filled > self._free_until[two] or one == two:
-            return False
-        used[one], used[two] = full, filled
-        what[one] += amount
-        what[two] += other_amount
-        self.verdicts += (0.0, what[one], what[two])
-        self._place = None
-        if self._turn is not None:
-            share, other_share = amount / self._flat[one][1], other_amount / self._flat[two][1]
-            self._turn.took(share if share > other_share else other_share, 0.0)
-        return True
+    def _series(self, operations: Sequence[float], at: int) -> int:
+        horizon, stops, width, times = operations[at + 1 : at + 5]
+        each, begin = int(width), at + 5 + int(width)
+        end = begin + each * int(times)
+        limits = [int(limit) for limit in operations[at + 5 : begin]]
+        begin += each * self._take(limits, [operations[begin + i : end : each] for i in range(each)])
+        for index in range(begin, end, each):
+            charges = zip(limits, operations[index : index + each], strict=True)
+            self._acquire([ACQUIRE, horizon, stops, width, *chain.from_iterable(charges)], 0)
+        return end
 
-    def _take_one(self, limit: float, amount: float) -> bool:
-        """The same for a request of one bucket."""
-        one = int(limit)
-        full = self._used[one] + amount
-        if full > self._free_until[one]:
-            return False
-        self._used[one] = full
-        self._what[one] += amount
-        self.verdicts += (0.0, self._what[one])
+    def _take(self, limits: list[int], amounts: list[Sequence[float]]) -> int:
+        """Grant the first of a series, for as long as they can go at once; return how many those are.
+
+        `amounts`: per limit, what each of the series takes.
+        """
+        if self._stopped or len(set(limits)) < len(limits):
+            return 0
+        filled = [
+            list(accumulate(each, initial=self._used[limit])) for limit, each in zip(limits, amounts, strict=True)
+        ]
+        fitting = [bisect_right(full, self._free_until[limit]) for limit, full in zip(limits, filled, strict=True)]
+        count = min(fitting) - 1
+        if count <= 0:
+            return 0
+        receipts, shares = [], []
+        for limit, each, full in zip(limits, amounts, filled, strict=True):
+            _, *totals = accumulate(each[:count], initial=self._what[limit])
+            self._used[limit], self._what[limit] = full[count], totals[-1]
+            receipts.append(totals)
+            shares.append([amount / self._flat[limit][1] for amount in each[:count]])
+        self.verdicts += chain.from_iterable(zip(repeat(0.0), *receipts))
         self._place = None
         if self._turn is not None:
-            self._turn.took(amount / self._flat[one][1], 0.0)
-        return True
+            self._turn.took(sum(map(max, *shares)) if len(shares) > 1 else sum(shares[0]), 0.0)
+        return count
 
     def _acquire(self, operations: Sequence[float], at: int) -> int:
         horizon, stops, count = operations[at + 1 : at + 4]
@@ -498,6 +497,7 @@ class Batch:
 
 _RUN: dict[float, Callable[[Batch, Sequence[float], int], int]] = {
     codes.ACQUIRE: Batch._acquire,
+    codes.SERIES: Batch._series,
     codes.GIVE_BACK: Batch._give_back,
     codes.CHARGE: Batch._charge_all,
     codes.PAUSE: Batch._start_pause,

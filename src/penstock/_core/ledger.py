@@ -48,6 +48,7 @@ from penstock._core.operations import (
     RANK,
     RENEW,
     RESUME,
+    SERIES,
 )
 from penstock._core.rows import BUCKET, CALENDAR, LOG, RENEWED, TIMED, WINDOW, DamagedRow, new_row, read_row, write_row
 
@@ -70,6 +71,7 @@ __all__ = [
     "RENEW",
     "RENEWED",
     "RESUME",
+    "SERIES",
     "TIMED",
     "WINDOW",
     "DamagedRow",

@@ -8,6 +8,9 @@ brackets, stands n times.
     ACQUIRE     horizon stops n (limit amount)ⁿ
                 → wait receiptⁿ; or −1 − wait, and the limit that is ready last, or BOOKED;
                 or −1 − seconds where it is another flow's turn, and −1 − the seconds by which the flow is ahead
+    SERIES      horizon stops n m (limit)ⁿ (amountⁿ)ᵐ
+                m ACQUIREs on the same limits, one after the other
+                → as of those
     GIVE_BACK   n (limit amount epoch receipt)ⁿ
     CHARGE      n (limit amount)ⁿ                       → receiptⁿ
     PAUSE       seconds n (limit)ⁿ
@@ -35,10 +38,11 @@ from __future__ import annotations
 
 __all__ = [
     "ACQUIRE", "BOOKED", "CHARGE", "DROP", "FLOW", "GIVE_BACK", "LEAVE", "LOWER", "PAUSE", "PLACE", "RANK", "RENEW", "RESUME",
+    "SERIES",
 ]  # fmt: skip
 
 ACQUIRE, GIVE_BACK, CHARGE, PAUSE, LOWER, RENEW, FLOW, LEAVE, RESUME = 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0
-RANK, PLACE, DROP = 10.0, 11.0, 12.0
+RANK, PLACE, DROP, SERIES = 10.0, 11.0, 12.0, 13.0
 
 BOOKED = -0.5
 """In a verdict, where the number of a limit would be: the request has a booking."""

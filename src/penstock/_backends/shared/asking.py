@@ -110,10 +110,11 @@ class Asking:
 
         The same as `_ask_fresh`, as fast as it can be.
         """
-        fresh, asked, state = queue.fresh, batch.asked, self._state
+        fresh, state = queue.fresh, self._state
         new, on_its_way = Stage.NEW, Stage.ASKED  # looked up once: it costs as much as a call on Python 3.11
         left: dict[LimitState, float] = {}  # units, per bucket
-        horizon = LOOKAHEAD if asked else state.lead + LOOKAHEAD
+        horizon = LOOKAHEAD if batch.asked else state.lead + LOOKAHEAD
+        latest = now + horizon  # those that wait for less may be asked for less far ahead
         while fresh and room > 0:
             charges = fresh[0].charges
             most = room
@@ -126,29 +127,28 @@ class Asking:
                         break
                     level = left[of] = meter.level(now)
                 most = min(most, int(level // amount))
-            taken = 0
-            while taken < most and fresh:  # programs use the same charges again and again
+            taken: list[Any] = []
+            while fresh and len(taken) < most:  # programs use the same charges again and again
                 request = fresh[0]
                 if (
                     request.charges is not charges
                     or request.stage is not new
-                    or request.latest != math.inf
+                    or request.latest < latest
                     or request.priority
                     or request.flow is not None
                 ):
                     break
                 request.stage = on_its_way
                 request.batch = batch
-                asked.append(request)
+                taken.append(request)
                 fresh.popleft()
-                taken += 1
             if not taken:
                 break
-            self._writing.name_flow(asked[-1], batch)
-            batch.acquire(charges, horizon, stops=True, times=taken)
+            self._writing.name_flow(taken[0], batch)
+            batch.acquire_each(taken, charges, horizon)
             for of, amount in charges:
-                left[of] -= amount * taken
-            room -= taken
+                left[of] -= amount * len(taken)
+            room -= len(taken)
         for of, level in left.items():
             of.meter.charge(max(0.0, of.meter.level(now) - level), now)
         return room

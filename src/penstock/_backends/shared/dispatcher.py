@@ -25,14 +25,13 @@ from typing import Any
 from weakref import WeakSet, finalize, ref
 
 from penstock import clock
-from penstock._backends.shared import nodes
+from penstock._backends.shared import loss
 from penstock._backends.shared.agreement import conflict
 from penstock._backends.shared.limit_set import SharedLimitSet
-from penstock._backends.shared.outage import RETRY, Outage
+from penstock._backends.shared.outage import RETRY, Outage, Silence
 from penstock._backends.shared.queue import StoreQueue
 from penstock._backends.shared.requests import SharedRequest
 from penstock._backends.shared.scheduler import Scheduler
-from penstock._backends.shared.silence import Silence
 from penstock._backends.shared.wire import BatchInFlight
 from penstock._concurrency.parking import wake_all
 from penstock.errors import PenstockError, StoreError
@@ -342,7 +341,7 @@ class Dispatcher:
     def _lost(self, batch: BatchInFlight, packed: Batch, error: StoreError) -> None:
         store = self.store
         with self.lock:
-            self.scheduler.lost(batch, packed, error, clock.now())
+            loss.store_lost(self.scheduler, batch, packed, error, clock.now())
         _log.warning("%s; until it answers: on_outage=%r", error, store.on_outage)
         self._events.append(StoreLost(repr(store), str(error), store.on_outage))
         threading.Thread(
@@ -375,7 +374,7 @@ class Dispatcher:
 
     def _node_silent(self, node: object, silence: Silence) -> None:
         with self.lock:
-            nodes.fall_silent(self.scheduler, node, silence)
+            loss.node_silent(self.scheduler, node, silence)
         threading.Thread(
             target=_probe_node,
             args=(ref(self), silence, self._inbox),
@@ -402,12 +401,12 @@ class Dispatcher:
 
     def _node_lost(self, silence: Silence, scheduler: Scheduler, _: float) -> None:
         if not silence.told:
-            nodes.lost(scheduler, silence)
+            loss.node_lost(scheduler, silence)
             _log.warning("%s; what lives there is held up until it answers", silence.error)
             self._events.append(StoreLost(repr(self.store), str(silence.error), self.store.on_outage))
 
     def _node_found(self, silence: Silence, answer: Reply | Exception, scheduler: Scheduler, now: float) -> None:
-        nodes.found(scheduler, silence, answer, now)
+        loss.node_found(scheduler, silence, answer, now)
         if silence.told:
             _log.warning("%r answers again", self.store)
             self._events.append(StoreRecovered(repr(self.store)))
@@ -417,7 +416,7 @@ class Dispatcher:
             self._lead = answer.now - now * 1e6
         if scheduler.outage is not outage:
             return  # a defect has ended it, or the store was closed
-        scheduler.found(answer, now)
+        loss.store_found(scheduler, answer, now)
         _log.warning("%r answers again", self.store)
         self._events.append(StoreRecovered(repr(self.store)))
 

@@ -1,4 +1,4 @@
-"""What is known of a store that does not answer, and what decides meanwhile."""
+"""What is known of a store, or one node of it, that does not answer, and what decides meanwhile."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from penstock.errors import StoreError
 from penstock.stores.contract import Batch, Store
 from penstock.stores.fallback import FallbackStore
 
-__all__ = ["RETRY", "Outage"]
+__all__ = ["RETRY", "Outage", "Silence"]
 
 RETRY = (0.01, 0.25)
 """Seconds, first and longest, between attempts to reach a store that does not answer."""
@@ -35,3 +35,21 @@ class Outage:
         self.fallback: FallbackStore | None = None
         if store.on_outage != "raise":
             self.fallback = FallbackStore(store, math.inf if store.on_outage == "open" else store.share or 1.0)
+
+
+class Silence:
+    """One node does not answer, while the others do.
+
+    Attributes:
+        batch, packed: What it was asked last. Whether it was decided is not known; it is asked until it is.
+        error: Why there is no answer, as of the last attempt.
+        told: Whether the store's patience is over, so that those who wait for this node were told, and so are those who come.
+    """
+
+    __slots__ = ("batch", "error", "packed", "told")
+
+    def __init__(self, batch: BatchInFlight, packed: Batch, error: StoreError) -> None:
+        self.batch = batch
+        self.packed = packed
+        self.error = error
+        self.told = False

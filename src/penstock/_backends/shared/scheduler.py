@@ -14,6 +14,7 @@ is another's turn stands back in the queue.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ from penstock._backends.shared.wire import Admitted, BatchInFlight, BookedFor, L
 from penstock._backends.shared.writing import Writing
 from penstock._core.windows import CalendarWindow
 from penstock.errors import StoreError
-from penstock.stores.contract import Batch, Reply, Store
+from penstock.stores.contract import Reply, Store
 
 __all__ = ["Scheduler"]
 
@@ -67,8 +68,13 @@ class Scheduler:
 
     def take_in(self, requests: Sequence[SharedRequest], now: float) -> None:
         """Take in new requests."""
+        backend = fresh = None
         for request in requests:
-            self._enter(request, now)
+            plain = request.latest == math.inf and request.caller.max_queue is None and request.stage is _NEW
+            if plain and fresh is not None and request.backend is backend:
+                fresh.append(request)  # as of the one before, there is nothing to be said of it
+            else:
+                backend, fresh = request.backend, self._enter(request, now)
 
     def turn(self, now: float) -> BatchInFlight | None:
         """Let happen what is due, and return what to ask next; None: nothing."""
@@ -122,35 +128,35 @@ class Scheduler:
 
     # What comes in
 
-    def _enter(self, request: SharedRequest, now: float) -> None:
+    def _enter(self, request: SharedRequest, now: float) -> deque[Any] | None:
+        """Take in a request; return where others of its backend may go unseen, if they wait for as long as it takes."""
         state, queue = self.state, request.charges[0][0].limit_set.queue
         if queue.lease is not None:
             queue.coming -= 1
         if request.stage is not _NEW:
-            return
+            return None
         if self.outage is not None and not self.open():
             state.refuse(request, again(self.outage.error))
-            return
+            return None
         if state.silent:
             silence = state.held_up(queue)
             if silence is not None and silence.told:
                 state.refuse(request, again(silence.error))
-                return
-        for of, _ in request.charges:
-            if of.limit_set.version > 1:  # the limits have changed, perhaps since it was bound to them
-                if not self._agreement.charge_anew(request, now):
-                    return
-                break
+                return None
+        changed = any(of.limit_set.version > 1 for of, _ in request.charges)  # perhaps since it was bound to them
+        if changed and not self._agreement.charge_anew(request, now):
+            return None
         bound = request.caller.max_queue
         if bound is not None and request.latest > now and len(queue) >= bound:
             ready, blocker = state.expected(request, queue, now)
             if now < ready <= request.latest:  # else it is refused, as it does not wait so long
                 state.refuse(request, queue_full(bound, ready - now, blocker))
-                return
+                return None
         if now < request.latest < math.inf:
             state.at(request.latest, lambda at: self._too_late(request, at))
         queue.fresh.append(request)
         state.dirty[queue] = None
+        return None if changed or queue.lease is not None or state.silent else queue.fresh
 
     def on_leave(self, request: SharedRequest, now: float) -> None:
         """The caller of a request has left, however far that had come."""
@@ -334,11 +340,21 @@ class Scheduler:
         for settlement in batch.settlements:  # what was settled again meanwhile can be told now
             if settlement.receipts in self.state.settlements:
                 self.state.urgent = True
-        woken, asked, granted = self.state.woken, _ASKED, _GRANTED
+        woken, asked, granted, epochs = self.state.woken, _ASKED, _GRANTED, batch.epochs
         plain = not self.state.apart and not any(of.renewed for part in batch.offsets for of in part.order)
         refused: list[SharedRequest] = []
         served: dict[StoreQueue, None] = {}
         for request, verdict in zip(batch.asked, verdicts, strict=True):
+            if isinstance(verdict, tuple):
+                request.receipts, request.epochs = verdict, epochs
+                if plain and request.stage is asked and request.batch is batch:
+                    request.granted_at = now  # as `state.grant`, for most
+                    request.stage = granted
+                    request.caller.granted += 1
+                    woken.append(request.parker)
+                else:
+                    self._admitted(request, batch, 0.0, now)
+                continue
             if type(request) is LeaseAsked:
                 served[request.queue.standing()] = None
                 if isinstance(verdict, Admitted):
@@ -348,12 +364,6 @@ class Scheduler:
                 continue
             if isinstance(verdict, Admitted):
                 request.receipts, request.epochs = verdict.receipts, batch.epochs
-                if plain and verdict.wait == 0 and request.stage is asked and request.batch is batch:
-                    request.granted_at = now  # as `state.grant`, for most
-                    request.stage = granted
-                    request.caller.granted += 1
-                    woken.append(request.parker)
-                    continue
                 self._admitted(request, batch, verdict.wait, now)
                 continue
             if isinstance(verdict, BookedFor):
@@ -513,29 +523,6 @@ class Scheduler:
             if len(queue.waiters):
                 state.dirty[queue] = None
 
-    def lost(self, batch: BatchInFlight, packed: Batch, error: StoreError, now: float) -> None:
-        """No answer for `patience`: whether the batch was decided is not known."""
-        state, store = self.state, self.store
-        self.outage = Outage(store, error, batch, packed)
-        looks, batch.looks = batch.looks, []
-        for look in [*looks, *state.looks]:
-            self.state.answer_look(look, error)
-        state.looks.clear()
-        for part in batch.offsets:
-            part.confirming = False
-        if self.outage.fallback is None:
-            self.refuse_asked(batch, error)
-            self.state.fail_all(error)
-            return
-        state.apart = True
-        for request in reversed(batch.asked):
-            if type(request) is LeaseAsked:
-                state.dirty[request.queue.standing()] = None
-            elif request.stage is Stage.ASKED and request.batch is batch:
-                queue = state.queue_of(request)
-                state.stay(request, queue, now)
-                state.dirty[queue] = None
-
     def take_answer(self, batch: BatchInFlight, answer: Reply | Exception, now: float) -> None:
         """`apply`, or `failed` if there is nothing to apply."""
         if isinstance(answer, Exception):
@@ -551,27 +538,6 @@ class Scheduler:
         for request in batch.asked:
             if type(request) is not LeaseAsked and request.stage is Stage.ASKED:
                 self.state.refuse(request, again(error))
-
-    def found(self, answer: Reply | Exception, now: float) -> None:
-        """The store answers again."""
-        state, outage = self.state, self.outage
-        assert outage is not None, "there was an outage"
-        self.outage, state.apart = None, False
-        batch = outage.batch
-        self.take_answer(batch, answer, now)
-        if outage.fallback is not None:
-            born = outage.fallback.born
-            for queue in list(state.queues):
-                for request in list(queue.reserved):
-                    if request.epochs is not batch.epochs and all(epoch == born for epoch in request.epochs.values()):
-                        queue.reserved.remove(request)
-                        for of, amount in request.charges:
-                            state.owed[of] -= amount
-                        state.stay(request, queue, now)
-        for queue in list(state.queues):
-            queue.blocked.clear()
-            state.dirty[queue] = None
-        state.urgent = True
 
     def break_down(self, requests: Sequence[SharedRequest], error: StoreError) -> None:
         """After a defect: tell every caller, and know of nothing any more. What was reserved or leased is lost to others for its time."""

@@ -77,7 +77,10 @@ class OthersTurn:
         self.ahead = ahead
 
 
-Verdict = Admitted | NotNow | OthersTurn | BookedFor
+Receipts = tuple[float, ...]
+"""The store has granted a request of a series at once: one receipt per charge."""
+
+Verdict = Admitted | NotNow | OthersTurn | BookedFor | Receipts
 
 
 class FlowName:
@@ -134,6 +137,18 @@ class Order:
         self.announce = announce
 
 
+class _Series:
+    """A series that is written: its limits and horizon, where it says how many there are, and where it ends."""
+
+    __slots__ = ("end", "horizon", "limits", "times")
+
+    def __init__(self, limits: tuple[Any, ...], horizon: float, times: int) -> None:
+        self.limits = limits
+        self.horizon = horizon
+        self.times = times
+        self.end = 0
+
+
 class BatchInFlight:
     """One batch: what is asked, and what hears the answer.
 
@@ -146,12 +161,14 @@ class BatchInFlight:
         flow, payer: The flow that was written last, and the limit set that knows it.
         priority: The priority that was written last.
         asked: Requests and parts of leases, in the order in which they were written.
+        series: Which of them are series: the index of the first, how many there are, and how many limits they charge.
         orders, settlements, refunds, drops, looks: What else is in it.
         announce: Names whose change the other processes must hear of.
         epochs: When the row of each limit set was born, once that was answered.
     """
 
     __slots__ = (
+        "_written",
         "announce",
         "asked",
         "drops",
@@ -166,6 +183,7 @@ class BatchInFlight:
         "priority",
         "refunds",
         "sent",
+        "series",
         "settlements",
         "width",
     )  # fmt: skip
@@ -181,6 +199,8 @@ class BatchInFlight:
         self.priority = 0.0
         self.drops: list[Booking] = []
         self.asked: list[Any] = []
+        self.series: list[tuple[int, int, int]] = []
+        self._written: _Series | None = None  # the series that was written last
         self.orders: list[Order] = []
         self.settlements: list[Settlement] = []
         self.refunds: list[Refund] = []
@@ -202,10 +222,8 @@ class BatchInFlight:
         """The number of a limit here."""
         return float(self.include(state.limit_set) + state.index)
 
-    def acquire(
-        self, charges: Iterable[tuple[SharedLimitState, float]], horizon: float, *, stops: bool, times: int = 1
-    ) -> None:
-        """Ask for these charges, so many times, at most `horizon` seconds ahead each.
+    def acquire(self, charges: Iterable[tuple[SharedLimitState, float]], horizon: float, *, stops: bool) -> None:
+        """Ask for these charges, at most `horizon` seconds ahead.
 
         `stops`: whether later requests may not take what this one needs and does not get.
         """
@@ -213,7 +231,25 @@ class BatchInFlight:
         for state, amount in charges:
             words += (self.at(state), amount)
         words[3] = float(len(words) // 2 - 2)
-        self.operations += words * times
+        self.operations += words
+
+    def acquire_each(self, requests: list[Any], charges: Iterable[tuple[Any, float]], horizon: float) -> None:
+        """Ask for requests that have these charges, one by one, each at most `horizon` seconds ahead."""
+        limits, amounts = zip(*charges, strict=True)
+        operations, series = self.operations, self._written
+        times = len(requests)
+        if series is None or limits != series.limits or len(operations) != series.end or horizon != series.horizon:
+            width = float(len(limits))
+            header = (ledger.SERIES, horizon, 1.0, width, 0.0, *[self.at(state) for state in limits])
+            series = self._written = _Series(limits, horizon, len(operations) + 4)
+            operations += header
+            self.series.append((len(self.asked), 0, len(limits)))
+        operations[series.times] += times
+        operations += amounts * times
+        series.end = len(operations)
+        first, count, width = self.series[-1]
+        self.series[-1] = (first, count + times, width)
+        self.asked += requests
 
     def rank(self, priority: float, waited: float, ageing: float) -> None:
         """Write how urgent and how old the requests that follow are."""
@@ -318,7 +354,20 @@ class BatchInFlight:
             IndexError: There are too few numbers, or one names a limit that is not there.
         """
         verdicts: list[Verdict] = []
-        for request in self.asked:
+        done = 0
+        for first, count, width in self.series:
+            at = self._read_each(numbers, at, self.asked[done:first], verdicts)
+            done, end = first + count, at + count * (1 + width)
+            if end <= len(numbers) and not any(numbers[at : end : 1 + width]):  # all were granted at once
+                verdicts += zip(*[numbers[at + i : end : 1 + width] for i in range(1, 1 + width)], strict=True)
+                at = end
+            else:
+                at = self._read_each(numbers, at, self.asked[first:done], verdicts)
+        return verdicts, self._read_each(numbers, at, self.asked[done:], verdicts)
+
+    def _read_each(self, numbers: Sequence[float], at: int, asked: Sequence[Any], verdicts: list[Verdict]) -> int:
+        """Read the verdicts on these; return the index behind them."""
+        for request in asked:
             wait = numbers[at]
             if wait >= 0:
                 end = at + 1 + len(request.charges)
@@ -333,7 +382,7 @@ class BatchInFlight:
                 verdicts.append(OthersTurn(-1.0 - wait, -1.0 - what))
             else:
                 verdicts.append(NotNow(-1.0 - wait, self._limit(int(what))))
-        return verdicts, at
+        return at
 
     def _limit(self, number: int) -> SharedLimitState:
         for part, offset in self.offsets.items():

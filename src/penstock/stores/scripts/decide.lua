@@ -6,35 +6,46 @@
 local stop = #asked
 while position <= stop do
   local operation = asked[position]
-  local charges = asked[position + 3]
-  local one, two, full, filled = -1, -1, 0, 0
-  if operation == ACQUIRE and not any_stopped and charges <= 2 then
-    one = asked[position + 4] + 1
-    full = used[one] + asked[position + 5]
-    if charges == 2 then
-      two = asked[position + 6] + 1
-      filled = used[two] + asked[position + 7]
+  if operation == SERIES then
+    local horizon, stops, width = asked[position + 1], asked[position + 2], asked[position + 3]
+    local from = position + 5 + width
+    local after = from + width * asked[position + 4]
+    local of, seconds, fits = {}, {}, not any_stopped
+    for i = 1, width do
+      of[i] = asked[position + 4 + i] + 1
+      seconds[i] = seconds_of(of[i])
+      for j = 1, i - 1 do fits = fits and of[j] ~= of[i] end
     end
-  end
-  -- As most: all can.
-  if one > 0 and one ~= two and full <= free_until[one] and (two < 0 or filled <= free_until[two]) then
-    place_number, place_due, place_within = 0, NEW, -1
-    used[one], what[one] = full, what[one] + asked[position + 5]
-    verdicts[said + 1], verdicts[said + 2] = 0, what[one]
-    said = said + 2
-    if mine then
-      local share = asked[position + 5] * seconds_of(one)
-      if two > 0 then share = max(share, asked[position + 7] * seconds_of(two)) end
-      spent, ahead = spent + share * inverse, max(ahead, 0)
-    end
-    if two > 0 then
-      used[two], what[two] = filled, what[two] + asked[position + 7]
+    while from < after do  -- as most: all can
+      for i = 1, width do fits = fits and used[of[i]] + asked[from + i - 1] <= free_until[of[i]] end
+      if not fits then break end
+      place_number, place_due, place_within = 0, NEW, -1
       said = said + 1
-      verdicts[said] = what[two]
+      verdicts[said] = 0
+      local share = 0
+      for i = 1, width do
+        local limit, amount = of[i], asked[from + i - 1]
+        local sum = what[limit] + amount
+        used[limit], what[limit], verdicts[said + i] = used[limit] + amount, sum, sum
+        if amount * seconds[i] > share then share = amount * seconds[i] end
+      end
+      said = said + width
+      if mine then spent, ahead = spent + share * inverse, max(ahead, 0) end
+      from = from + width
     end
-    position = position + 4 + 2 * charges
+    position = after
+    if from < after then  -- the others one by one
+      local left = {}
+      for one = from, after - 1, width do
+        local at = #left
+        left[at + 1], left[at + 2], left[at + 3], left[at + 4] = ACQUIRE, horizon, stops, width
+        for i = 1, width do left[at + 3 + 2 * i], left[at + 4 + 2 * i] = of[i] - 1, asked[one + i - 1] end
+      end
+      for i = after, stop do left[#left + 1] = asked[i] end
+      asked, position, stop = left, 1, #left
+    end
   elseif operation == ACQUIRE then
-    local horizon, stops = asked[position + 1], asked[position + 2]
+    local horizon, stops, charges = asked[position + 1], asked[position + 2], asked[position + 3]
     local from = position + 4
     position = from + 2 * charges
     local longest, blocker, fixed = 0, -1, false
