@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
 
-from penstock import Keyed, Limiter, per_minute
+from penstock import Keyed, Limiter, RateLimited, clock, per_minute, turn
+from penstock.http import limit_http_client
+from penstock.llm.traffic import HEADROOM
 from tests.llm.clients import CHAT, HELLO, Server, limited, refusal
 
 pytestmark = pytest.mark.anyio
@@ -27,3 +30,20 @@ async def test_a_limiter_that_is_made_anew_for_every_request_is_known(lib, made_
     for seconds in (1, 2, 4):
         await client.post(CHAT, json=HELLO)
         assert seconds <= made_anew(org, users).statistics().paused_for <= seconds * 1.1 + 0.02
+
+
+async def test_all_that_a_user_may_do_at_once_goes_at_once(virtual_time):
+    """And nothing more: a call of which it is not sure that the server has room for it waits, headroom included."""
+    org, per_user = Limiter(requests="100/min"), Keyed(requests="2/min")
+    transport = httpx.MockTransport(lambda _: httpx.Response(200))
+    client = limit_http_client(httpx.AsyncClient(transport=transport), lambda _: org & per_user["alice"])
+    began = clock.now()
+    with turn(max_wait=0.1):
+        await client.get("http://service/")
+        await client.get("http://service/")
+        with pytest.raises(RateLimited) as refused:
+            await client.get("http://service/")
+    assert clock.now() == began
+    assert refused.value.retry_after == pytest.approx(30 + HEADROOM)
+    await client.get("http://service/")
+    assert clock.now() - began == pytest.approx(30 + HEADROOM)

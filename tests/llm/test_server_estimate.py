@@ -286,6 +286,48 @@ def test_what_the_departure_bucket_allows_a_server_with_the_same_bucket_admits(r
     leave(math.inf)
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([0.0, 0.1, 0.3, 2.0, 30.0]), st.floats(0.0, HEADROOM), st.sampled_from([1.0, 0.5, 2.0])
+        ),
+        max_size=60,
+    )
+)
+def test_what_may_leave_at_once_is_admitted_however_long_the_way_takes(requests):
+    """Up to the headroom, and overtaking each other. All of a full bucket may go: nothing of it is kept back."""
+    bucket, server = DepartureBucket(2.0, 0.1), Bucket(2.0, 0.1)
+    on_their_way, now = [], 100.0
+
+    def arrive(until):
+        while on_their_way and on_their_way[0][0] <= until:
+            at, cost = heapq.heappop(on_their_way)
+            server.refill(at)
+            assert server.level >= cost - 1e-6
+            server.level -= cost
+
+    for gap, way, cost in requests:
+        now += gap
+        arrive(now)
+        if max(bucket.level(now), bucket.room) >= cost:
+            bucket.charge(cost, now)
+            heapq.heappush(on_their_way, (now + way, cost))
+    arrive(math.inf)
+
+
+def test_all_of_a_full_bucket_may_leave_at_once_and_is_full_again_later():
+    """Of two requests a minute the second one was kept for a quarter of a second, though nobody had asked for it."""
+    bucket = DepartureBucket(2, 2 / 60)
+    assert bucket.room == 2
+    bucket.charge(1, 100.0)
+    assert bucket.room == 1
+    assert bucket.level(100.0) < 1
+    bucket.charge(1, 100.0)
+    assert bucket.room == 0
+    bucket.charge(1, 160.0 + HEADROOM)  # as full as it can be seen to be
+    assert bucket.room == 1
+
+
 def test_a_limit_that_changes_counts_what_left_before_and_may_arrive_after():
     """Of a burst that left at once, the last is admitted early: its answer knows nothing of the others."""
     traffic = Traffic()

@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from penstock import Calendar, InFlight, Limit, Limiter, Permit, Rate, Sliding, Statistics, clock
+from penstock import Calendar, InFlight, Limit, Limiter, LimitStatistics, Permit, Rate, Sliding, Statistics, clock
 from penstock.llm import tables
 from penstock.llm.discovery import UnitEstimate
 from penstock.llm.failures import Verdict
@@ -54,6 +54,7 @@ _COUNTED_AS = {
 }
 """What is told by a name of its own, and estimated by one of ours: the first that is limited."""
 
+_NOTHING: Mapping[str, float] = {}
 _SHORTEST_PERIOD = 60.0  # of the calendar, in seconds
 _REMEMBERED = 256  # limiters that a function returned, and what is known of their servers
 _LONGEST_UNTOLD_PAUSE = (
@@ -191,7 +192,9 @@ class Endpoint:
         with self._lock:
             self._look_again()
             asked = {unit: amount for unit, amount in cost.items() if unit in self._limits}
-        if self._is_shared and not self._asked:
+        if not self._is_shared:
+            self._settle_levels(asked)
+        elif not self._asked:
             self._asked = True
             self._settle_levels()  # before many are granted at once, in many processes, what nobody should use
         return self.limiter, asked
@@ -354,34 +357,47 @@ class Endpoint:
         if told is not None and departure is not None:
             self._units[unit].heard(quota.name, departure, told, now)
 
-    def _settle_levels(self) -> None:
-        """Lower the limiter to what the server can be counted on to have, below 0 if need be."""
+    def _settle_levels(self, asked: Mapping[str, float] = _NOTHING) -> None:
+        """Lower the limiter to what the server can be counted on to have, below 0 by the headroom.
+
+        Args:
+            asked: What a request is about to ask for.
+        """
         if not self._buckets:
             return
         with self._lock:
-            reset = self._resets(clock.now())
-        if reset:
-            self.limiter.observe(reset=reset)
+            levels = self._too_high(clock.now(), asked)
+        if levels:
+            self.limiter._backend.observe(levels, {}, None)  # `Limiter.observe` takes what a server says, 0 or more
 
-    def _resets(self, now: float) -> dict[str, float]:
-        """In how many seconds each unit would be full that the limiter believes to have more of."""
-        levels = self._levels()
-        resets: dict[str, float] = {}
+    def _too_high(self, now: float, asked: Mapping[str, float]) -> dict[str, float]:
+        """What there is of each unit that the limiter believes to have more of.
+
+        While nobody waits, what the server surely holds may go without headroom. A waiter is granted by the limiter
+        alone when enough has come in, so the headroom must be in its level before.
+        """
+        limiter = self.limiter.statistics()
+        levels = _levels_of(limiter)
+        may_go = not self._is_shared and not limiter.waiting
+        for unit, bucket in self._buckets.items():
+            may_go = may_go and bucket.room - self._units[unit].traffic.waiting >= asked.get(unit, 0.0)
+        lower: dict[str, float] = {}
         for unit, bucket in self._buckets.items():
             estimate = self._units[unit]
-            bound = min(bucket.level(now) - estimate.traffic.waiting, estimate.level(now))
-            capacity, level = levels[unit]
-            if bound < level - 1e-9 * (1 + abs(bound)):  # not for what floats make of equal sums
-                resets[unit] = (capacity - bound) / bucket.rate
-        return resets
+            room = max(bucket.level(now), bucket.room) if may_go else bucket.level(now)
+            bound = min(room - estimate.traffic.waiting, estimate.level(now))
+            if bound < levels[unit] - 1e-9 * (1 + abs(bound)):  # not for what floats make of equal sums
+                lower[unit] = max(bound, 0.0 if self._is_shared else -bucket.reserve)
+        return lower
 
-    def _levels(self) -> dict[str, tuple[float, float]]:
-        """Capacity and level of the limiter, by unit: those of its smallest limit."""
-        levels: dict[str, tuple[float, float]] = {}
-        for limit in self.limiter.statistics().limits.values():
-            if limit.unit not in levels or limit.capacity < levels[limit.unit][0]:
-                levels[limit.unit] = limit.capacity, limit.level
-        return levels
+
+def _levels_of(limiter: Statistics) -> dict[str, float]:
+    """The level of a limiter by unit: that of its smallest limit."""
+    smallest: dict[str, LimitStatistics] = {}
+    for limit in limiter.limits.values():
+        if limit.unit not in smallest or limit.capacity < smallest[limit.unit].capacity:
+            smallest[limit.unit] = limit
+    return {unit: limit.level for unit, limit in smallest.items()}
 
 
 def _length(limit: Limit) -> float | None:

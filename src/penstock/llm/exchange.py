@@ -138,8 +138,8 @@ class Visit:
         self._repeatable = _is_repeatable(request)
 
     def _asked(self) -> tuple[Any, dict[str, float], dict[str, Any]]:
-        limiter, charges = self._plan.endpoint.ask(self._plan.cost)
         left = max(0.0, self._until - clock.now())
+        limiter, charges = self._plan.endpoint.ask(self._plan.cost)
         # A request that was refused goes before those that were never sent: it is the oldest.
         priority = (self._turn.priority or 0) + min(self._tries, 1)
         options = {"max_wait": None if math.isinf(left) else left, "priority": priority, "flow": self._turn.flow}

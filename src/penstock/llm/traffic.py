@@ -115,18 +115,22 @@ class DepartureBucket:
 
     Attributes:
         reserve: What is kept back, in units.
+        room: Units that may leave at once, whatever comes in: what the server's held when it was last surely full, less
+            what left since. Nothing has to be kept back of these.
     """
 
     capacity: float
     rate: float
     headroom: float = HEADROOM
     reserve: float = field(init=False)
+    room: float = field(init=False)
     _level: float = field(init=False)
     _at: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         self._hold_back()
         self._level = self.capacity
+        self.room = self.capacity + self.reserve
 
     def change(self, capacity: float, rate: float, now: float) -> None:
         """Replace the numbers it was made of. What was used stays used."""
@@ -135,6 +139,7 @@ class DepartureBucket:
         self._hold_back()
         self._level = self.capacity - used
         self._at = max(self._at, now)
+        self.room = self._level
 
     def _hold_back(self) -> None:
         whole = self.capacity
@@ -143,6 +148,10 @@ class DepartureBucket:
 
     def charge(self, cost: float, now: float) -> None:
         """A request left. A negative cost: it was thought to have left, and had not."""
+        all_are_there = now - self.headroom  # that had left by then
+        if all_are_there >= self._at and self.level(all_are_there) >= self.capacity:
+            self.room = self.capacity + self.reserve
+        self.room -= cost
         self._level = self.level(now) - cost
         self._at = max(self._at, now)
 
