@@ -150,6 +150,26 @@ def test_a_handler_that_uses_the_limiter_itself_is_charged_or_told_not_now(limit
     assert granted
 
 
+@pytest.mark.parametrize("use", [enter, cancel, settle])
+@pytest.mark.parametrize("limits", SHAPES.values(), ids=SHAPES)
+def test_a_handler_may_join_limiters_in_the_middle_of_a_decision(limits, use):
+    """It was told that it had come in the middle of one, though nobody asked for a turn."""
+    joint = []
+
+    def join(limiter):
+        joint.append(limiter & Limiter(requests=Rate(1_000, 1)))
+        with suppress_not_now():
+            joint[-1].acquire_nowait(requests=1).close()
+
+    def check(limiter):
+        return [*what_is_wrong(limiter), *what_is_wrong(joint[-1])] if joint else []
+
+    found, points = every_point(join, lambda: Limiter(**limits), use, check)
+    assert points > 3
+    assert found == {}
+    assert joint
+
+
 @pytest.mark.parametrize(
     "limit", [Rate(1_000, 1e9), sliding(1_000, 1e9), calendar(1_000, "month"), in_flight(1_000), in_flight(1_000, ttl=1e9), unlimited],
     ids=str,

@@ -499,9 +499,15 @@ class LocalBackend:
             raise ValueError("they live in different stores and cannot be decided together: give both the same store")
         with self.store.lock:
             sets = tuple(dict.fromkeys((*self.sets, *other.sets)))
+            if self.store.deciding:  # in a signal handler: until the queues are one, no call goes by the first alone
+                self.queue.clearance.given = False
             for part in sets[1:]:
-                self._decide(lambda queue, _, part=part: queue.merge(part.queue))
+                self._decide_soon(_merge, part)
             return LocalBackend(self.store, sets, fast=self.fast and other.fast)
+
+
+def _merge(queue: WaitQueue, _: float, part: LimitSet) -> None:
+    queue.merge(part.queue)
 
 
 def _grant_now(binding: Binding, grant: Grant) -> bool:
