@@ -44,6 +44,9 @@ class LimitStatistics:
 class Statistics:
     """A limiter at one moment.
 
+    `granted`, `refused`, `cancelled` and `would_refuse` count what this limiter object was asked for; another one with
+    the same `name=`, or of the same key, counts its own. The rest is about the limits.
+
     Attributes:
         granted: Calls that were charged, since the limiter was made.
         refused: Calls that were told "not now".

@@ -221,3 +221,15 @@ def test_keys_are_not_iterated_over():
         iter(per_user)
     with pytest.raises(TypeError, match="not iterable"):
         "alice" in per_user  # noqa: B015 - it raises
+
+
+def test_counts_of_calls_are_those_of_one_limiter_object_and_levels_those_of_the_key():
+    """Each use of a key makes its limiter anew: one that is kept counts on."""
+    per_user = Keyed(requests="10/min")
+    kept = per_user["alice"]
+    for _ in range(3):
+        kept.acquire_nowait()
+    per_user["alice"].acquire_nowait()
+    assert kept.statistics().granted == 3
+    assert per_user["alice"].statistics().granted == 0
+    assert per_user["alice"].statistics().limits["requests"].level == pytest.approx(6, abs=0.1)
