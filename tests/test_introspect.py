@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 import anyio
 import pytest
 
-from penstock import Limiter, Pipeline, Retry, in_flight, pausing, per_second, timeout
+from penstock import Batcher, Keyed, Limiter, Pipeline, Retry, amap, in_flight, pausing, per_second, timeout
 from penstock._introspect import kind_of, name_of
 from penstock.pipeline import circuit_breaker, fallback, hedge
 
@@ -311,3 +311,57 @@ def test_a_generator_runs_inside_a_layer_that_is_a_context_manager():
     with pytest.raises(StopIteration):
         items.send("word")
     assert log == ["entered", "word", "left"]
+
+
+def _a_generator(*_):
+    yield 1
+
+
+async def _an_async_generator(*_):
+    yield 1
+
+
+@contextlib.contextmanager
+def _a_block(*_):
+    yield 1
+
+
+ASKED = {
+    "Retry on=": lambda fn: Retry(on=fn),
+    "Retry on_result=": lambda fn: Retry(on=ValueError, on_result=fn),
+    "Retry hint=": lambda fn: Retry(on=ValueError, hint=fn),
+    "on_event= of a retry": lambda fn: Retry(on=ValueError, on_event=fn),
+    "on_event= of a limiter": lambda fn: Limiter(requests="1/s", on_event=fn),
+    "a cost": lambda fn: Limiter(requests="1/s")(requests=fn),
+    "flow=": lambda fn: Limiter(requests="1/s")(flow=fn),
+    "settle=": lambda fn: Limiter(requests="1/s")(settle=fn),
+    "key=": lambda fn: Keyed(requests="1/s")(key=fn),
+    "a breaker's on=": lambda fn: circuit_breaker(on=fn),
+    "a breaker's hint=": lambda fn: circuit_breaker(on=ValueError, hint=fn),
+    "an item's cost": lambda fn: Batcher(len, cost=fn),
+    "split_on=": lambda fn: Batcher(len, split_on=fn),
+    "on_progress=": lambda fn: amap(len, [], in_flight=1, on_progress=fn),
+}
+
+
+@pytest.mark.parametrize("function", [_a_generator, _an_async_generator, _a_block], ids=lambda fn: fn.__name__)
+@pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
+def test_a_function_that_only_begins_when_it_is_called_gives_no_answer(ask, function):
+    """What it returns is true, and a new one each time: every error was retried, and every call had a key of its own."""
+    with pytest.raises(
+        (TypeError, ValueError), match=r"called for its answer, and a (generator|context manager) has none"
+    ):
+        ask(function)
+
+
+def test_a_key_or_verdict_that_has_yet_to_run_is_refused_where_it_is_asked_for():
+    """A lambda around a generator or an async function does not show what it returns before it is called."""
+
+    async def async_key(user):
+        return user
+
+    for key in (lambda user: _a_generator(), lambda user: async_key(user)):  # noqa: PLW0108 - a lambda is the point
+        with pytest.raises(TypeError, match="give a plain function"):
+            Keyed(requests="1/s")(key=key)(str)("alice")
+    with pytest.raises(TypeError, match="has yet to run: give a plain function"):
+        Retry(on=lambda _: _a_generator()).call_sync(lambda: 1 / 0)

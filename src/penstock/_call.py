@@ -17,8 +17,8 @@ from penstock._backends import fast_path
 from penstock._backends.base import Binding, Caller
 from penstock._backends.wait import emit_grant, wait, wait_in_thread
 from penstock._concurrency.parking import is_over, who_am_i
-from penstock._introspect import check_answer, check_decorable, kind_of, name_of
-from penstock._numbers import Number
+from penstock._introspect import check_answer, check_decorable, kind_of, name_of, why_not_plain
+from penstock._numbers import Number, read_flag
 from penstock._run_inside import run_inside
 from penstock._validation import RESERVED, merge_given, read_flow, read_priority, read_wait
 from penstock.errors import CostError
@@ -34,6 +34,7 @@ __all__ = [
     "Settle",
     "Terms",
     "check_functions",
+    "chosen",
     "decorated",
     "permits_of",
     "show_limiter",
@@ -123,7 +124,7 @@ class Terms:
     @classmethod
     def read(cls, max_wait: Any, priority: Any, flow: Any, *, block: bool) -> Terms:
         """What users wrote, checked."""
-        return cls(read_wait(max_wait), read_priority(priority), read_flow(flow), block=bool(block))
+        return cls(read_wait(max_wait), read_priority(priority), read_flow(flow), block=read_flag("block", block))
 
 
 PLAIN = Terms()
@@ -334,7 +335,9 @@ class CallByArguments(Call):
         check_functions(settle, {**terms, **cost})
         # What is a function is checked when it has answered, the rest now.
         plain = {name: None if callable(value) else value for name, value in terms.items()}
-        self._terms = Terms.read(plain["max_wait"], plain["priority"] or 0, plain["flow"], block=bool(plain["block"]))
+        self._terms = Terms.read(
+            plain["max_wait"], plain["priority"] or 0, plain["flow"], block=plain["block"] or False
+        )
         self._binding = bind({unit: 0 if callable(value) else value for unit, value in cost.items()})
 
     async def __aenter__(self) -> Permit:
@@ -378,8 +381,8 @@ def check_functions(settle: Any, others: Mapping[str, Any]) -> None:
     if settle is not None and not callable(settle):
         raise CostError(f"settle= must be a function of the result that returns the true cost, not {settle!r}")
     for given, function in (("settle", settle), *others.items()):
-        if callable(function) and kind_of(function) == "async":
-            raise CostError(f"{given}={name_of(function)}: it is called and not awaited; give a plain function")
+        if callable(function) and (why := why_not_plain(function)):
+            raise CostError(f"{given}={name_of(function)}: {why}")
 
 
 def decorated(
@@ -405,8 +408,8 @@ def decorated(
             "settle= needs a result, and a generator or a context manager has none: settle inside, on the permit of "
             "`with limiter(...)`"
         )
-    costs = {unit: _chosen(unit, value, function, owner) for unit, value in cost.items()}
-    words = {name: _chosen(name, value, function, owner) for name, value in terms.items()}
+    costs = {unit: chosen(unit, value, function, owner) for unit, value in cost.items()}
+    words = {name: chosen(name, value, function, owner) for name, value in terms.items()}
 
     def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         amounts = {unit: value(args, kwargs) if callable(value) else value for unit, value in costs.items()}
@@ -423,7 +426,7 @@ def decorated(
     return run_inside(function, enter, enter, seen=lambda permit, result: _settle(permit, settle, result, owner))
 
 
-def _chosen(option: str, value: Any, function: Callable[..., Any], owner: str) -> Any:
+def chosen(option: str, value: Any, function: Callable[..., Any], owner: str) -> Any:
     """A value, or a function of a call's arguments as a function of `(args, kwargs)`."""
     if not callable(value):
         return value

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from inspect import isawaitable
 from typing import Any
 
-from penstock._introspect import check_plain, name_of
+from penstock._introspect import check_plain, name_of, runs_later
 from penstock._numbers import Seconds, read_seconds
 
 __all__ = ["Nonsense", "On", "check_on", "shown_on", "verdict_of", "verdict_on"]
@@ -82,6 +82,8 @@ def verdict_of(answer: object) -> bool | float:
         if isinstance(answer, Coroutine):
             answer.close()  # or it would warn that nobody awaited it
         raise _NotAwaited(f"a classifier returned {answer!r}, which is not awaited: give a plain function")
+    if runs_later(answer):
+        raise _NotAwaited(f"a classifier returned {answer!r}, which has yet to run: give a plain function")
     return bool(answer)
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "to_be_awaited",
     "users_frame",
     "users_line",
+    "why_not_plain",
 ]
 
 Kind = Literal["async", "stream", "generator", "async context", "context", "sync"]
@@ -133,18 +134,35 @@ def check_plain(owner: str, option: str, fn: object) -> None:
     """Refuse what cannot be called, and what would have to be awaited: `owner(option=fn)` does not."""
     if not callable(fn):
         raise TypeError(f"{owner}({option}={fn!r}): a function is needed")
-    if kind_of(fn) == "async":
-        # What it returns is a coroutine, which is true, and would be taken for a yes.
-        raise TypeError(f"{owner}({option}={name_of(fn)}): it is called and not awaited; give a plain function")
+    if why := why_not_plain(fn):
+        raise TypeError(f"{owner}({option}={name_of(fn)}): {why}")
+
+
+def why_not_plain(fn: Callable[..., Any]) -> str:
+    """Why a function gives no answer when it is called; empty if it does.
+
+    What it returns is a coroutine or a generator, which is true, and would be taken for a yes.
+    """
+    kind = kind_of(fn.__func__ if isinstance(fn, staticmethod) else fn)
+    if kind == "sync":
+        return ""
+    if kind == "async":
+        return "it is called and not awaited; give a plain function"
+    what = "generator" if kind in {"stream", "generator"} else "context manager"
+    return f"it is called for its answer, and a {what} has none; give a plain function"
 
 
 def check_answer(owner: str, option: str, answer: object) -> None:
-    """Refuse an awaitable that a function of the user's returned: `owner(option=...)` is called and not awaited."""
+    """Refuse what has yet to run that a function of the user's returned: `owner(option=...)` is called, and no more."""
     if inspect.isawaitable(answer):
         refuse_awaitable(
             answer,
             f"{owner}({option}=...) returned {type(answer).__name__}: "
             "it is called and not awaited; give a plain function",
+        )
+    if runs_later(answer):
+        raise TypeError(
+            f"{owner}({option}=...) returned {type(answer).__name__}, which has yet to run: give a plain function"
         )
 
 

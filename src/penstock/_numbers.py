@@ -11,9 +11,22 @@ from __future__ import annotations
 
 import math
 from datetime import timedelta
+from operator import index
 from typing import Any, SupportsFloat, SupportsIndex
 
-__all__ = ["Number", "Seconds", "amount", "exact", "is_bool", "read_number", "read_seconds", "show", "show_seconds"]
+__all__ = [
+    "Number",
+    "Seconds",
+    "amount",
+    "exact",
+    "is_bool",
+    "read_count",
+    "read_flag",
+    "read_number",
+    "read_seconds",
+    "show",
+    "show_seconds",
+]
 
 _NO_NUMBERS = frozenset("cSUMmV")
 """Kinds of numpy's types: complex numbers, bytes, text, dates, spans of time, records."""
@@ -59,6 +72,28 @@ def amount(value: Any) -> float | None:
 def is_bool(value: Any) -> bool:
     """Whether it is a bool, Python's or numpy's."""
     return type(value).__name__ in {"bool", "bool_"}
+
+
+def read_count(value: Any, least: int = 1) -> int | None:
+    """A whole number of any kind, from `least` on, as a Python int; None if it is anything else, or a bool."""
+    if is_bool(value):
+        return None
+    try:
+        number = index(value)
+    except TypeError:
+        return None
+    return number if number >= least else None
+
+
+def read_flag(option: str, value: Any) -> bool:
+    """True or False. Text is refused: `"false"`, as environments have it, would count as true.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if is_bool(value) or (isinstance(value, int) and value in (0, 1)):
+        return bool(value)
+    raise ValueError(f"{option} must be True or False, not {value!r}")
 
 
 def read_number(value: Any) -> float | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from operator import index
 from typing import Any
 
 from penstock import _numbers
-from penstock._introspect import kind_of, name_of
+from penstock._introspect import name_of, why_not_plain
 from penstock.errors import CostError
 from penstock.limits import Limit, Rate, parse
 
@@ -106,7 +106,7 @@ def check_options(
     """Check the options of a limiter; return `ageing` in seconds, and the weights as Python numbers."""
     if name is not None and not isinstance(name, str):
         raise ValueError(f"name= must be a string, not {name!r} (a unit cannot be called 'name')")
-    if max_queue is not None and (not isinstance(max_queue, int) or isinstance(max_queue, bool) or max_queue < 0):
+    if max_queue is not None and _numbers.read_count(max_queue, 0) is None:
         raise ValueError(f"max_queue must be a whole number of waiters, 0 or more, or None, not {max_queue!r}")
     span = None if isinstance(ageing, bool) else _numbers.read_seconds(ageing)
     if span is None or not span > 0:
@@ -131,8 +131,8 @@ def check_hook(on_event: Any) -> None:
         return
     if not callable(on_event):
         raise ValueError(f"on_event= must be a function of one event, not {on_event!r}")
-    if kind_of(on_event) == "async":
-        raise ValueError(f"on_event={name_of(on_event)}: it is called and not awaited; give a plain function")
+    if why := why_not_plain(on_event):
+        raise ValueError(f"on_event={name_of(on_event)}: {why}")
 
 
 def read_wait(max_wait: Any) -> float | None:
@@ -207,7 +207,7 @@ def exact_costs(costs: Mapping[str, Any]) -> dict[str, float]:
     return {unit: exact_cost(unit, cost) for unit, cost in costs.items()}
 
 
-def exact_heard(what: str, heard: Any) -> dict[str, float]:
+def exact_heard(what: str, heard: Any, read: Callable[[Any], float | None] = _numbers.read_number) -> dict[str, float]:
     """What a server said, per unit, as Python numbers.
 
     Refuses what it cannot have meant: `-1`, or a header that was no number.
@@ -218,7 +218,7 @@ def exact_heard(what: str, heard: Any) -> dict[str, float]:
         raise CostError(f'{what} the units must be a mapping such as {{"tokens": 5}}, not {heard!r}')
     numbers = {}
     for unit, value in heard.items():
-        number = _numbers.read_seconds(value)  # a reset may be a timedelta
+        number = read(value)
         if number is None or not 0 <= number < math.inf:
             raise CostError(f"{what} {unit} must be a finite number, 0 or more, not {value!r}")
         numbers[unit] = number

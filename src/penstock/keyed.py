@@ -17,13 +17,12 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from penstock._arguments import of_call
 from penstock._backends import backend_over, memory_store
 from penstock._backends.base import Caller
 from penstock._backends.keyed import Key, KeyStates
-from penstock._call import Call, check_functions, decorated
-from penstock._introspect import check_decorable
-from penstock._numbers import Seconds
+from penstock._call import Call, check_functions, chosen, decorated
+from penstock._introspect import check_decorable, name_of
+from penstock._numbers import Seconds, read_flag
 from penstock._validation import LimitLike, check_options, equals_itself, merge_given, read_limits
 from penstock.limiter import Limiter, key_limiters
 from penstock.limits import Limit
@@ -45,6 +44,8 @@ class _Keys(Protocol):
     def recipe(self) -> dict[str, Any]: ...
 
     def limiter(self, key: Hashable) -> Limiter: ...
+
+    def __str__(self) -> str: ...
 
     def __len__(self) -> int: ...
 
@@ -98,13 +99,14 @@ class Keyed:
         seconds, weights = check_options(name, max_queue, ageing, flow_weights, on_event)
         memory = memory_store(store)
         self._fast, self._new = None, Limiter
-        options = {"max_queue": max_queue, "on_event": on_event, "enforce": bool(enforce)}
+        enforce = read_flag("enforce", enforce)
+        options = {"max_queue": max_queue, "on_event": on_event, "enforce": enforce}
         self._keys: _Keys
         if memory is None:
             shared = {"ageing": seconds, "flow_weights": weights, **options}
             self._keys = _SharedKeys(store, name, fixed, limits_of, shared)
         else:
-            like = Caller(None, max_queue, on_event, enforce=bool(enforce))
+            like = Caller(None, max_queue, on_event, enforce=enforce)
             states = KeyStates(memory, fixed or None, seconds, weights, like, Call.of)
             self._keys = _LocalKeys(states, limits_of)
             if states.fast:
@@ -113,7 +115,7 @@ class Keyed:
         self._name = name
 
     def __getitem__(self, key: Hashable) -> Limiter:
-        """The limiter of `key`. Cheap: made anew, with all that the key has used.
+        """The limiter of `key`. Cheap: made anew, with all that the key has used. Its counts of calls begin at 0.
 
         Raises:
             ValueError: The key is not hashable, or does not equal itself (NaN). Or the function of the key returned no
@@ -167,7 +169,7 @@ class Keyed:
 
         def decorate(function: F) -> F:
             check_decorable(function)
-            key_of = of_call("key", key, function)
+            key_of = chosen("key", key, function, f"Keyed of {name_of(function)}")
             return decorated(
                 function, lambda args, kwargs: self[key_of(args, kwargs)]._bind, amounts, settle, words, name
             )
@@ -176,6 +178,9 @@ class Keyed:
 
     def __reduce__(self) -> Any:
         return _made_again, (self._keys.recipe(),)
+
+    def __repr__(self) -> str:
+        return f"Keyed({self._name + ': ' if self._name else ''}{self._keys})"
 
     # Without this, Python would ask for the limiters of 0, 1, 2… for ever, to iterate, or to see whether a key is among
     # them.
@@ -211,6 +216,9 @@ class _LocalKeys:
 
     def __len__(self) -> int:
         return len(self._states)
+
+    def __str__(self) -> str:
+        return _shown(self._states.limits, self._limits_of)
 
     def limiter(self, key: Hashable) -> Limiter:
         states = self._states
@@ -251,6 +259,9 @@ class _SharedKeys:
     def __len__(self) -> int:
         return len(self._limiters)
 
+    def __str__(self) -> str:
+        return _shown(self._fixed, self._limits_of)
+
     def recipe(self) -> dict[str, Any]:
         limits: Any = self._limits_of or {unit: list(kinds) for unit, kinds in self._fixed.items()}
         return {"limits": limits, "name": self._name, "store": self._store, **self._options}
@@ -269,6 +280,13 @@ class _SharedKeys:
                 elif dict(limiter.limits) != wanted:
                     limiter.reconfigure(limits)
             return limiter
+
+
+def _shown(limits: Mapping[str, tuple[Limit, ...]] | None, limits_of: Callable[[Any], LimitsLike] | None) -> str:
+    """The limits of keys, as the `repr` of a `Keyed` shows them."""
+    if limits_of is not None:
+        return name_of(limits_of)
+    return ", ".join(f"{unit}={' and '.join(map(str, kinds))}" for unit, kinds in (limits or {}).items())
 
 
 def _limits_for(limits_of: Callable[[Any], LimitsLike], key: Hashable) -> dict[str, tuple[Limit, ...]]:

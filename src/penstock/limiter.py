@@ -28,7 +28,7 @@ from penstock._call import (
     permits_of,
     show_limiter,
 )
-from penstock._numbers import Number, Seconds
+from penstock._numbers import Number, Seconds, read_flag, read_seconds
 from penstock._validation import (
     RESERVED,
     LimitLike,
@@ -137,7 +137,7 @@ class Limiter:
         merge_given("limits", limits, more_limits)
         if not wanted:
             raise ValueError("a limiter needs at least one limit, for example Limiter(requests=per_minute(60))")
-        caller = Caller(name, max_queue, on_event, enforce=bool(enforce))
+        caller = Caller(name, max_queue, on_event, enforce=read_flag("enforce", enforce))
         self._begin(backend_over(store, name, wanted, seconds, weights, lease, enforce=caller.enforce), caller)
 
     def _begin(self, backend: Backend, caller: Caller) -> None:
@@ -481,7 +481,8 @@ class Limiter:
             UnknownUnit: The limiter has no such unit.
             CostError: Not a number, negative or infinite; nothing has changed then.
         """
-        left, resets = exact_heard("what remains of", remaining), exact_heard("the seconds until the reset of", reset)
+        left = exact_heard("what remains of", remaining)
+        resets = exact_heard("the seconds until the reset of", reset, read_seconds)
         self._backend.observe(left, resets, None)
         if self._caller.on_event is not None:
             emit(self._caller.on_event, Observed(self.name, left, resets))

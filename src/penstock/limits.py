@@ -117,7 +117,7 @@ class Rate:
             ("amount", amount),
             ("per", seconds),
             ("burst", burst),
-            ("overdraft", bool(overdraft)),
+            ("overdraft", _numbers.read_flag("overdraft", overdraft)),
             ("default", _default(default)),
         ):
             object.__setattr__(self, name, value)
@@ -177,6 +177,8 @@ class Calendar:
         import zoneinfo  # 20 ms that only limits which follow the calendar need
 
         try:
+            if not isinstance(self.tz, str):
+                raise TypeError
             zoneinfo.ZoneInfo(self.tz)
         except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError, TypeError):
             raise ValueError(

@@ -37,6 +37,7 @@ import anyio
 from penstock._concurrency import parking, tasks
 from penstock._concurrency.shared_state import OfThisProcess
 from penstock._introspect import check_answer, check_plain, kind_of, name_of
+from penstock._numbers import read_count, read_flag
 from penstock._user_errors import add_note, repr_of
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def amap(
         ValueError: `in_flight` is below 1.
         TypeError: `items` cannot be iterated over, `fn` cannot be called, or `on_progress` is async.
     """
-    if isinstance(in_flight, bool) or not hasattr(in_flight, "__index__") or in_flight < 1:
+    if read_count(in_flight) is None:
         raise ValueError(f"in_flight must be 1 or more, not {in_flight!r}")
     _check_function(fn)
     if on_progress is not None:
@@ -135,7 +136,14 @@ def amap(
     if not isinstance(items, AsyncIterable | Iterable):
         raise TypeError(f"amap needs something to iterate over, not {type(items).__name__}")
     return Results(
-        _Work(fn, items, int(in_flight), ordered=ordered, return_errors=return_errors, on_progress=on_progress)
+        _Work(
+            fn,
+            items,
+            int(in_flight),
+            ordered=read_flag("ordered", ordered),
+            return_errors=read_flag("return_errors", return_errors),
+            on_progress=on_progress,
+        )
     )
 
 

@@ -12,7 +12,7 @@ from penstock._concurrency.parking import who_am_i
 from penstock._core.places import Hold
 from penstock._core.turns import Receipts
 from penstock._introspect import users_frame
-from penstock._numbers import Number, Seconds
+from penstock._numbers import Number, Seconds, read_seconds
 from penstock._validation import exact_heard, merge_given
 from penstock.events import Observed, Settled, Withdrawn, emit
 
@@ -88,7 +88,8 @@ class Permit(Grant):
         `remaining` was true when the server admitted the call: what was charged since then is subtracted, what was refilled
         since then is added. The level is only ever lowered to that, never raised. See `Limiter.observe`.
         """
-        left, resets = exact_heard("what remains of", remaining), exact_heard("the seconds until the reset of", reset)
+        left = exact_heard("what remains of", remaining)
+        resets = exact_heard("the seconds until the reset of", reset, read_seconds)
         self._decider().observe(left, resets, self)
         caller = self._caller()
         if caller.on_event is not None:

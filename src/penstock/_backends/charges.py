@@ -96,7 +96,7 @@ class ChargePlan:
 
     def check_unit(self, unit: Any) -> None:
         """Refuse a unit that no limit counts."""
-        if unit not in self.units:
+        if not isinstance(unit, str) or unit not in self.units:
             known = tuple(self.units)
             raise UnknownUnit(
                 f"no limit counts {unit!r}: this limiter knows {', '.join(known)}", unit=unit, known=known

@@ -124,6 +124,11 @@ class KeyStates:
         """How many keys have a limit that is not whole, as far as that is known without looking at all of them."""
         return len(self.known) + len(self.old) + len(self.live)
 
+    @property
+    def limits(self) -> Limits | None:
+        """Those of every key; None where a function of the key says which."""
+        return self._fixed
+
     def pattern_states(self) -> list[LimitState]:
         """The limits that every key has, in their order."""
         return [] if self._pattern is None else self._pattern.all_states()

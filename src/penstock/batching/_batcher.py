@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from penstock._concurrency import tasks
 from penstock._concurrency.shared_state import OfThisProcess
 from penstock._introspect import check_plain, kind_of, name_of
-from penstock._numbers import Seconds, read_seconds
+from penstock._numbers import Seconds, read_count, read_seconds
 from penstock.batching._batch import Caller, Queue, Terms
 from penstock.batching._costs import CostOf, cost_function, price, read_max_cost
 from penstock.batching._faults import SplitOn, judge_of
-
-if TYPE_CHECKING:
-    from penstock.limiter import Limiter
+from penstock.limiter import Limiter
 
 __all__ = ["Batcher"]
 
@@ -82,6 +80,8 @@ class Batcher(OfThisProcess, Generic[Item, Entry]):
             raise ValueError(
                 f"max_delay must be a finite number of seconds, 0 or more, or a timedelta, not {max_delay!r}"
             )
+        if limiter is not None and not isinstance(limiter, Limiter):
+            raise TypeError(f"Batcher(limiter={limiter!r}): a Limiter is needed, or None")
         bounds = read_max_cost(max_cost)
         self._terms = Terms(
             send=send,
@@ -139,6 +139,7 @@ def _check_send(send: object) -> None:
 
 
 def _read_max_items(given: Any) -> int:
-    if isinstance(given, bool) or not hasattr(given, "__index__") or given < 1:
+    count = read_count(given)
+    if count is None:
         raise ValueError(f"max_items must be 1 or more, not {given!r}")
-    return int(given.__index__())
+    return count

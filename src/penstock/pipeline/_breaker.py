@@ -10,7 +10,7 @@ from penstock._classify import On, check_on, shown_on
 from penstock._concurrency.shared_state import SharedState
 from penstock._core.breaker import Breaker, Ticket
 from penstock._introspect import check_plain, name_of
-from penstock._numbers import Seconds, show_seconds
+from penstock._numbers import Seconds, read_count, read_number, show_seconds
 from penstock._retry_after import retry_after
 from penstock._user_errors import seconds_asked, verdict
 from penstock.errors import CircuitOpen
@@ -67,14 +67,23 @@ class circuit_breaker(SharedState):  # noqa: N801 - used like a function
         check_on("circuit_breaker", on)
         if hint is not None:
             check_plain("circuit_breaker", "hint", hint)
+        for name, given, what in (
+            ("failures", failures, "how many failures open it"),
+            ("probes", probes, "how many calls must succeed to close it"),
+        ):
+            if read_count(given) is None:
+                raise ValueError(f"circuit_breaker({name}={given!r}): {what}, 1 or more")
+        share = read_number(ratio)
+        if share is None or not 0 <= share <= 1:
+            raise ValueError(f"circuit_breaker(ratio={ratio!r}): the share of calls that must have failed, from 0 to 1")
         window = span(f"circuit_breaker(window={window!r})", window)
         open_for = span(f"circuit_breaker(open_for={open_for!r})", open_for)
         self._max_open = span(f"circuit_breaker(max_open={max_open!r})", max_open, forever=True)
-        self._breaker = Breaker(failures, ratio, window, open_for, probes)
+        self._breaker = Breaker(int(failures), share, window, open_for, int(probes))
         self._on = on
         self._hint = hint
         self._shown = (
-            f"circuit_breaker(on={shown_on(on)}, failures={failures}, ratio={ratio:g}, window={window:g}, "
+            f"circuit_breaker(on={shown_on(on)}, failures={failures}, ratio={share:g}, window={window:g}, "
             f"open_for={open_for:g}, probes={probes})"
         )
 

@@ -14,7 +14,7 @@ import anyio
 from penstock import clock
 from penstock._concurrency.shared_state import SharedState
 from penstock._concurrency.tasks import sleep
-from penstock._numbers import Seconds
+from penstock._numbers import Seconds, read_count
 from penstock._user_errors import add_note, repr_of
 from penstock.pipeline._layers import check_async, span
 from penstock.retry import Budget
@@ -48,6 +48,7 @@ class hedge(SharedState):  # noqa: N801 - used like a function
     __slots__ = ("_durations", "after", "budget", "initial", "percentile")
 
     ENOUGH = 20
+    MOST = 1_000_000
 
     _penstock_kind = "hedge"
 
@@ -67,16 +68,18 @@ class hedge(SharedState):  # noqa: N801 - used like a function
                 raise ValueError(f'hedge({after!r}): a number of seconds, or a percentile such as "p95"')
         else:
             after = span(f"hedge({after!r})", after, zero=True)
-        if not samples >= self.ENOUGH:
+        if read_count(samples, self.ENOUGH) is None:
             raise ValueError(
                 f"hedge(samples={samples!r}): {self.ENOUGH} or more; fewer say little about how long calls take"
             )
+        if budget is not None and not isinstance(budget, Budget):
+            raise TypeError(f"hedge(budget={budget!r}): a Budget(...), or None")
         self.after: str | float = after
         self.initial: float | None = (
             None if initial is None else span(f"hedge(initial={initial!r})", initial, zero=True)
         )
         self.budget: Budget | None = budget
-        self._durations: deque[float] = deque(maxlen=samples)
+        self._durations: deque[float] = deque(maxlen=min(samples, self.MOST))
 
     def delay(self) -> float | None:
         """Return the seconds until a second attempt would start now; None if there would be none."""

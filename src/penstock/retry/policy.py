@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any, ClassVar, ParamSpec, TypeVar, cast, overload
 
-from penstock._introspect import kind_of, name_of
+from penstock._introspect import kind_of, name_of, refuse_awaitable
 from penstock.retry.attempt import Attempt
 from penstock.retry.blocks import AsyncAttempts, Attempts
 from penstock.retry.call import Call
@@ -156,6 +156,7 @@ class Retry(RetrySettings):
         Raises:
             TypeError: A generator function of either kind, or one that returns a context manager: decorate it instead.
         """
+        _check_callable(fn)
         result = await call_async(Call(self, name_of(fn)), fn, args, kwargs)
         if isinstance(result, _GENERATORS):
             _check_no_generator(fn)
@@ -170,6 +171,7 @@ class Retry(RetrySettings):
             TypeError: A generator function of either kind, or a function that returns an awaitable or a context
                 manager.
         """
+        _check_callable(fn)
         self._check_no_timeout(name_of(fn))
         result = call_sync(Call(self, name_of(fn)), fn, args, kwargs, unfinished=refuse_unfinished)
         if isinstance(result, _GENERATORS):
@@ -201,6 +203,14 @@ class Retry(RetrySettings):
 
 
 _GENERATORS = (GeneratorType, AsyncGeneratorType)
+
+
+def _check_callable(fn: object) -> None:
+    if not callable(fn):
+        refuse_awaitable(
+            fn,
+            f"{fn!r} cannot be called again: give the function and its arguments apart, as retry.call(fetch, url)",
+        )
 
 
 def _check_no_generator(fn: Callable[..., Any]) -> None:

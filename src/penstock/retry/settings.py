@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, SupportsIndex, cast
+from typing import Any, cast
 
 from penstock._classify import On, check_on, shown_on
 from penstock._core.backoff import Backoff, exponential
 from penstock._introspect import check_plain, name_of
-from penstock._numbers import Seconds, read_seconds
+from penstock._numbers import Seconds, read_count, read_flag, read_seconds
 from penstock._retry_after import retry_after
 from penstock.events import RetryEvent
 from penstock.retry.budget import Budget
@@ -48,10 +48,11 @@ class RetrySettings:
             if getattr(self, name) is not None:
                 check_plain("Retry", name, getattr(self, name))
         _check_parts(self.backoff, self.budget)
-        if self.attempts is not None and not _is_count(self.attempts):
+        if self.attempts is not None and read_count(self.attempts) is None:
             raise ValueError(
                 f"Retry(attempts={self.attempts!r}): a whole number from 1, the first attempt included; or None"
             )
+        object.__setattr__(self, "nested", read_flag("nested", self.nested))
         for name in ("within", "attempt_timeout", "max_hint"):
             self._read_span(name)
 
@@ -107,7 +108,3 @@ def _check_parts(backoff: object, budget: object) -> None:
         )
     if budget is not None and not isinstance(budget, Budget):
         raise TypeError(f"Retry(budget={budget!r}): a Budget(...), or None")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, SupportsIndex) and not isinstance(value, bool) and value.__index__() >= 1
