@@ -111,12 +111,14 @@ class RateLimited(PenstockError):  # noqa: N818
             when others give back what they hold.
         blocked_by: The limit that has to be waited for longest, as it is shown in messages: `"tokens"`, or
             `"tokens (2M/day)"` where several limits count the same unit; `"pause"` during a pause.
+        limiter: The name of the limiter, or the key; None if it has none.
     """
 
-    def __init__(self, message: str = "", *, retry_after: float, blocked_by: str) -> None:
+    def __init__(self, message: str = "", *, retry_after: float, blocked_by: str, limiter: str | None = None) -> None:
         super().__init__(message or f"wait {show_seconds(retry_after)} for {blocked_by}")
         self.retry_after = retry_after
         self.blocked_by = blocked_by
+        self.limiter = limiter
 
 
 class QueueFull(RateLimited):

@@ -204,7 +204,7 @@ async def test_options_are_those_of_every_keys_limiter(virtual_time):
     seen = []
     per_user = Keyed(requests=per_second(1, burst=1), max_queue=0, on_event=seen.append)
     per_user["alice"].acquire_nowait()
-    with pytest.raises(RateLimited, match="the queue is full"):
+    with pytest.raises(RateLimited, match='the queue of "alice" is full'):
         await per_user["alice"].acquire()
     assert [(type(event).__name__, event.limiter) for event in seen] == [("Granted", "alice"), ("Refused", "alice")]
     shadow = Keyed(requests=per_second(1, burst=1), enforce=False)

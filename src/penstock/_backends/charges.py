@@ -146,22 +146,30 @@ class ChargePlan:
         return "pause" if paused else self.label(state)
 
 
-def not_now(charges: Charges, wait: float, blocker: str | None, bound: str = "") -> RateLimited:
-    """The error for a call that would wait too long; `bound` says what it would pass."""
+def not_now(charges: Charges, wait: float, blocker: str | None, limiter: str | None, bound: str = "") -> RateLimited:
+    """The error for a call that would wait too long at the limiter of that name; `bound` says what it would pass."""
     cost = ", ".join(f"{unit}={_numbers.show(amount)}" for unit, amount in cost_of(charges).items())
     blocker = blocker or "the queue"
     return RateLimited(
-        f"{cost or 'a call'} would have to wait {show_wait(wait)} for {blocker}" + (f"; {bound}" if bound else ""),
+        f"{cost or 'a call'} would have to wait {show_wait(wait)} for {blocker}{_of(limiter)}"
+        + (f"; {bound}" if bound else ""),
         retry_after=wait,
         blocked_by=blocker,
+        limiter=limiter,
     )
 
 
-def queue_full(max_queue: int, wait: float, blocker: str | None) -> QueueFull:
+def _of(limiter: str | None) -> str:
+    return f' of "{limiter}"' if limiter else ""
+
+
+def queue_full(max_queue: int, wait: float, blocker: str | None, limiter: str | None) -> QueueFull:
     """The error for a call that finds as many waiters as there may be."""
     blocker = blocker or "the queue"
     return QueueFull(
-        f"the queue is full (max_queue={max_queue}): the next call would have to wait {show_wait(wait)} for {blocker}",
+        f"the queue{_of(limiter)} is full (max_queue={max_queue}): the next call would have to wait {show_wait(wait)} "
+        f"for {blocker}",
         retry_after=wait,
         blocked_by=blocker,
+        limiter=limiter,
     )

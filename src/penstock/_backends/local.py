@@ -161,7 +161,7 @@ class LocalBackend:
             if request.error is not None:
                 return None
         if request.parker is None:  # it cannot be woken: only a meter of a user's own that changed its mind comes here
-            queue.refuse(request, not_now(request.charges, 0.0, None))
+            queue.refuse(request, not_now(request.charges, 0.0, None, caller.name))
             caller.refused += 1
             return None
         return queue.park(request, now)
@@ -180,6 +180,7 @@ class LocalBackend:
                 request.charges,
                 max(ready - now, 0.0),
                 self.plan().blocker(state, now),
+                request.caller.name,
                 "max_wait has passed",
             )
             return None
@@ -216,6 +217,7 @@ class LocalBackend:
     def _refuse_if_too_long(self, queue: WaitQueue, now: float, request: Request) -> None:
         """Refuse a request at once that would wait too long, or finds the queue full."""
         max_queue, max_wait, time_left = request.caller.max_queue, request.max_wait, request.time_left
+        name = request.caller.name
         full = max_queue is not None and len(queue.waiters) > max_queue
         ready, state = queue.expected_of(request, now)
         if min(math.inf if max_wait is None else max_wait, time_left) < ready - now:
@@ -225,13 +227,13 @@ class LocalBackend:
         error: RateLimited | None = None
         if max_wait is not None and (wait < math.inf or max_wait == 0) and (wait > max_wait or request.parker is None):
             bound = f"max_wait is {show_seconds(max_wait)}" if max_wait else ""
-            error = not_now(charges, wait, self.plan().blocker(state, now), bound)
+            error = not_now(charges, wait, self.plan().blocker(state, now), name, bound)
         elif time_left < wait < math.inf:
             bound = f"the enclosing deadline is in {show_seconds(max(0.0, time_left))}"
-            error = not_now(charges, wait, self.plan().blocker(state, now), bound)
+            error = not_now(charges, wait, self.plan().blocker(state, now), name, bound)
         elif full:  # of those that would wait
             assert max_queue is not None
-            error = queue_full(max_queue, wait, self.plan().blocker(state, now))
+            error = queue_full(max_queue, wait, self.plan().blocker(state, now), name)
         if error is not None:
             queue.refuse(request, error)
             request.caller.refused += 1

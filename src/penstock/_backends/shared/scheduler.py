@@ -150,7 +150,7 @@ class Scheduler:
         if bound is not None and request.latest > now and len(queue) >= bound:
             ready, blocker = state.expected(request, queue, now)
             if now < ready <= request.latest:  # else it is refused, as it does not wait so long
-                state.refuse(request, queue_full(bound, ready - now, blocker))
+                state.refuse(request, queue_full(bound, ready - now, blocker, request.caller.name))
                 return None
         if now < request.latest < math.inf:
             state.at(request.latest, lambda at: self._too_late(request, at))

@@ -215,7 +215,7 @@ class SchedulerState:
             bound = f"max_wait is {show_seconds(request.max_wait)}" if request.max_wait else ""
         elif request.time_left < math.inf:
             bound = f"the enclosing deadline was {show_seconds(max(0.0, request.time_left))} away"
-        self.refuse(request, not_now(request.charges, wait, blocker, bound))
+        self.refuse(request, not_now(request.charges, wait, blocker, request.caller.name, bound))
 
     def expected(self, request: SharedRequest, queue: StoreQueue, now: float) -> tuple[float, str | None]:
         """When a request would have its turn, as far as this process knows, and what it waits for."""
