@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
+from decimal import Decimal
 from unittest import mock
 
 import anyio
@@ -156,3 +158,13 @@ async def test_it_goes_by_the_time_of_the_loop_which_tests_of_its_users_set_by_h
         assert not limiter.has_capacity()
         time.return_value = 13
         assert limiter.has_capacity()
+
+
+@anyio_test
+@pytest.mark.parametrize("given", ["5", Decimal("nan"), math.nan, None, 1j], ids=repr)
+async def test_what_is_no_number_is_refused_with_it(given):
+    with pytest.raises(ValueError, match="rate must be a finite number"):
+        AsyncLimiter(given)
+    with pytest.raises(ValueError, match=re.escape(f"cannot take {given!r}: the amount must be a number")):
+        await AsyncLimiter(5).acquire(given)
+    assert not AsyncLimiter(5).has_capacity(given)

@@ -250,5 +250,7 @@ async def test_fast_retries_hold_in_their_own_context_only(virtual_time):
 
 
 def test_fast_retries_take_at_least_one_attempt():
+    with pytest.raises(ValueError, match=r"attempts=1\.5"), fast_retries(attempts=1.5):
+        pass
     with pytest.raises(ValueError, match="attempts=0"), fast_retries(attempts=0):
         pass

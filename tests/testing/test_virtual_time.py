@@ -258,6 +258,8 @@ async def test_the_calendar_moves_along_and_can_be_set(virtual_time):
 def test_a_calendar_without_a_time_zone_is_refused():
     with pytest.raises(ValueError, match="give it a tzinfo"):
         VirtualTime(wall=datetime(2026, 1, 1))
+    with pytest.raises(ValueError, match="a datetime with a tzinfo, not 1767225600"):
+        VirtualTime(wall=1767225600)
 
 
 def test_a_clock_shows_itself():

@@ -281,3 +281,11 @@ def test_threads_lose_nothing(ledger):
     for thread in threads:
         thread.join()
     assert len(calls_of(ledger)) == 4_000
+
+
+def test_prices_must_be_able_to_tell_dollars(tmp_path):
+    """They were asked for the first time in the ledger's own thread."""
+    with pytest.raises(
+        ValueError, match=r"prices= must have a method dollars\(model, input_tokens, output_tokens\), not 0.5"
+    ):
+        Ledger(tmp_path / "usage.db", prices=0.5)

@@ -47,6 +47,10 @@ def charge(quotas, user, **cost):
         return permit
 
 
+async def spend_later(_):
+    raise AssertionError("nobody awaits it")
+
+
 def spend(quotas, user, count):
     """Charge `count` calls; return how many were refused."""
     refused = 0
@@ -212,6 +216,9 @@ def test_a_unit_that_nobody_counts_is_an_error_and_one_without_a_cap_is_not(make
         ({"requests": "1/day"}, {"name": "a/b"}, "has a slash"),
         ({"requests": "1/day"}, {"name": ""}, "needs a name"),
         ({"requests": "1/day"}, {"on_event": 3}, "on_event="),
+        ({"requests": "1/day"}, {"on_event": spend_later}, "on_event=spend_later: it is called and not awaited"),
+        ({"requests": "1/day"}, {"name": 5}, "name= must be a string, not 5"),
+        ("100/day", {}, "caps are a mapping of units to caps"),
     ],
 )
 def test_what_is_wrong_is_said_when_it_is_written_down(path, arguments, options, words):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 import anyio
 
@@ -21,6 +22,7 @@ from penstock._backends.limit_set import LimitSet
 from penstock._backends.local import LocalBackend
 from penstock._backends.queue import WaitQueue
 from penstock._concurrency.parking import Parker, here, time_here
+from penstock._numbers import exact
 from penstock.errors import RateLimited
 from penstock.limiter import Limiter
 from penstock.limits import Rate
@@ -58,7 +60,10 @@ class AsyncLimiter(AbstractAsyncContextManager[None]):
     __slots__ = ("_home", "_limiter", "_max_rate", "_scale", "_time_period")
 
     def __init__(self, max_rate: float, time_period: float = 60) -> None:
-        self._max_rate = max_rate
+        number = exact(max_rate)
+        if number is None:
+            raise ValueError(f"max_rate must be a finite number above 0, not {max_rate!r}")
+        self._max_rate = max_rate = number
         self._time_period = time_period
         self._home: Parker | None = None
         # A bucket holds at least one unit; where aiolimiter's holds less, its units are counted in smaller ones.
@@ -79,6 +84,7 @@ class AsyncLimiter(AbstractAsyncContextManager[None]):
 
     def has_capacity(self, amount: float = 1) -> bool:
         """Whether `amount` could be taken now. Takes nothing."""
+        amount = _exact(amount)
         if not 0 < amount <= self._max_rate:
             return amount <= 0
         return self._limiter.forecast(units=amount * self._scale).wait == 0
@@ -89,9 +95,10 @@ class AsyncLimiter(AbstractAsyncContextManager[None]):
         Raises:
             ValueError: `amount` is not a number from 0 to `max_rate`: it would never fit.
         """
+        given, amount = amount, _exact(amount)
         if not 0 <= amount <= self._max_rate:
             raise ValueError(
-                f"cannot take {amount!r}: the amount must be a number from 0 to the capacity, max_rate={self._max_rate!r}"
+                f"cannot take {given!r}: the amount must be a number from 0 to the capacity, max_rate={self._max_rate!r}"
             )
         if self._home is None or not self._home.alive():
             self._move()
@@ -128,3 +135,9 @@ class AsyncLimiter(AbstractAsyncContextManager[None]):
             f"<AsyncLimiter(max_rate={self._max_rate!r}, time_period={self._time_period!r}) at {id(self):#x} "
             f"[level: {level:f}, waiters: {now.waiting}]>"
         )
+
+
+def _exact(amount: Any) -> float:
+    """An amount as a Python number; NaN, which fits nowhere, if it is none."""
+    number = exact(amount)
+    return math.nan if number is None else number

@@ -31,6 +31,7 @@ from unittest import mock
 import anyio
 
 from penstock import clock
+from penstock._numbers import read_count
 from penstock.retry.call import fast_attempts
 from penstock.testing import _loops
 from penstock.testing._clocks import NEW_YEAR, ManualClock, Patience, VirtualTime
@@ -128,9 +129,10 @@ def fast_retries(attempts: int = 2) -> Iterator[None]:
 
     Only what this task does inside the block, and tasks that it starts there: nothing is switched off globally.
     """
-    if attempts < 1:
+    count = read_count(attempts)
+    if count is None:
         raise ValueError(f"a call takes at least one attempt: attempts={attempts!r}")
-    token = fast_attempts.set(attempts)
+    token = fast_attempts.set(count)
     try:
         yield
     finally:

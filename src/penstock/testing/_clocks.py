@@ -48,6 +48,8 @@ class ManualClock:
 
     def set_wall(self, moment: datetime) -> None:
         """Let the calendar show `moment` from here on, as an operator or a time server would. `now` does not move."""
+        if not isinstance(moment, datetime):
+            raise ValueError(f"a moment of the calendar is a datetime with a tzinfo, not {moment!r}")
         if moment.tzinfo is None:
             raise ValueError(
                 f"{moment!r} names a different moment in each time zone: give it a tzinfo, such as datetime.UTC"

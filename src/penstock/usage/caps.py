@@ -121,6 +121,8 @@ def read_caps(given: Mapping[Any, Any], tz: str = "UTC") -> dict[str, tuple[Cap,
     Raises:
         ValueError: One of them is wrong; the message names its unit.
     """
+    if not isinstance(given, Mapping):
+        raise ValueError(f'caps are a mapping of units to caps, such as {{"requests": "100/day"}}, not {given!r:.80}')
     caps: dict[str, tuple[Cap, ...]] = {}
     for unit, written in given.items():
         if not isinstance(unit, str) or not unit.isidentifier():

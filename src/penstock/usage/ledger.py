@@ -111,6 +111,8 @@ class Ledger:
         seconds = None if keep is None else read_seconds(keep)
         if keep is not None and (seconds is None or not seconds > 0):
             raise ValueError(f"keep must be a number of seconds above 0, a timedelta, or None, not {keep!r}")
+        if prices is not None and not callable(getattr(prices, "dollars", None)):
+            raise ValueError(f"prices= must have a method dollars(model, input_tokens, output_tokens), not {prices!r}")
         self.path: Path = Path(path)
         self._writer = _Writer(self.path.absolute(), max_pending, seconds, prices)
 

@@ -27,7 +27,7 @@ from anyio import to_thread
 
 from penstock import clock
 from penstock._numbers import Number, amount
-from penstock._validation import merge_given
+from penstock._validation import check_hook, merge_given
 from penstock.errors import ConfigurationConflict, RateLimited, Unsatisfiable, WouldBlockEventLoop
 from penstock.limiter import Limiter
 from penstock.permit import Permit
@@ -95,8 +95,9 @@ class Quotas:
     ) -> None:
         if review is not None and review != "queue" and not callable(review):
             raise ValueError(f'review= must be "queue", a function of what was refused, or None, not {review!r}')
-        if on_event is not None and not callable(on_event):
-            raise ValueError(f"on_event= must be a function of an event, not {on_event!r}")
+        check_hook(on_event)
+        if not isinstance(name, str):
+            raise ValueError(f"name= must be a string, not {name!r}")
         self._is_ours = not isinstance(store, Store)
         self.store: Store = store if isinstance(store, Store) else SQLiteStore(store)
         self.store.check_name(name)
