@@ -344,7 +344,7 @@ def test_a_number_that_changes_is_read_at_every_call():
 @pytest.mark.parametrize("word", ["flow", "priority", "max_wait", "block", "settle"])
 def test_a_unit_that_is_called_as_a_keyword_is_never_taken_for_it(word):
     """Whichever was given first: a cost `{"flow": 5}` and the option `flow=5` were remembered as one."""
-    value = None if word == "settle" else 5
+    value = {"settle": None, "block": True}.get(word, 5)
     for first in ("cost", "option"):
         limiter = Limiter({word: "100/day", "requests": Rate(100, 86_400, default=1)})
         keyed = Keyed({word: Rate(100, 86_400, default=1), "requests": "100/day"})
