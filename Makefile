@@ -5,6 +5,10 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 unexport PYTHONHOME PYTHONPATH # which would point every Python here elsewhere
 
+# The tests start hundreds of processes, and each would compile again what it imports: what is compiled is kept, in one place.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/compiled
+
 # Each Python that is asked for has environments of its own, so that two runs at once do not change each other's.
 VENV := .venv$(if $(PYTHON),-$(shell "$(PYTHON)" -c "import sys; print('%d.%d' % sys.version_info[:2])" 2>/dev/null))
 BIN := $(VENV)/bin
@@ -26,9 +30,9 @@ PYRIGHT := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright
 
 PYTEST := $(NEEDS_RANKS) PENSTOCK_OPENAI2_PYTHON="$(CURDIR)/$(VENV)-openai2/bin/python" PENSTOCK_TEST_SERVERS="$(SERVERS)" \
 	$(BIN)/python $(MEASURED) -m pytest -q
-# Two parts run beside each other. Those that measure what several real processes get in a second come after them, alone.
-ALONE := tests/stores/test_flows.py tests/stores/test_processes.py tests/stores/test_faults.py tests/runner/test_sender.py tests/stores/test_order.py tests/stores/test_fault_table.py
-OUTER := $(wildcard tests/http tests/openai tests/runner tests/usage tests/simulator tests/cli) $(wildcard tests/test_*.py)
+# So many runs share the tests (tests/parts.py): more than cores, since many tests wait for processes and servers. Those
+# that measure what several processes get in a second come after them, alone.
+PARTS := 1 2 3 4
 
 .PHONY: help demo test coverage check bench docs try-it pictures mutation field matrix pins pins-field clean environment
 
@@ -46,10 +50,13 @@ test: environment ## the tests; TESTS="tests/test_x.py -k word" for some of them
 ifdef TESTS
 	$(PYTEST) $(TESTS)
 else
-	@mkdir -p .cache; trap 'kill $$others' INT TERM; \
-	$(PYTEST) tests/stores $(ALONE:%=--ignore %) $(OUTER) >.cache/others.log 2>&1 & others=$$!; \
-	$(PYTEST) tests --ignore tests/stores $(OUTER:%=--ignore %); code=$$?; wait $$others || code=1; \
-	cat .cache/others.log; $(PYTEST) $(ALONE) || code=1; exit $$code
+	@rm -rf .cache/parts && mkdir -p .cache/parts && claims=$$(mktemp -d); \
+	trap 'kill $$parts 2>/dev/null; rm -r $$claims' EXIT; trap 'exit 130' INT TERM; \
+	for part in $(PARTS); do \
+		PENSTOCK_PARTS=$$claims $(PYTEST) -p tests.parts -m "not alone" tests >.cache/parts/$$part.log 2>&1 & parts="$$parts $$!"; \
+	done; \
+	code=0; for part in $$parts; do wait $$part || code=1; done; parts=; cat .cache/parts/*.log; \
+	$(PYTEST) -m alone tests || code=1; exit $$code
 endif
 
 coverage: environment ## the tests once more, and which lines and branches of src/ none of them takes (build/coverage); half an hour

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,13 @@ def layer_of(file):
     return file.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
+@cache
+def nodes_of(file):
+    """All that a file consists of, read once for all tests."""
+    return list(ast.walk(ast.parse(file.read_text(encoding="utf-8"), str(file))))
+
+
+@cache
 def imports_of(file):
     """Every (line, module) that a file names in an import, wherever it stands, as absolute dotted names."""
     package = ("penstock", *file.relative_to(SOURCE).parts[:-1])
@@ -104,7 +112,7 @@ def imports_of(file):
         for child in ast.iter_child_nodes(node):
             yield from walk(child)
 
-    yield from walk(ast.parse(file.read_text(encoding="utf-8"), str(file)))
+    return list(walk(nodes_of(file)[0]))
 
 
 def our_layer(module):
@@ -182,7 +190,7 @@ def test_no_module_imports_another_by_a_string():
     by_string = {
         str(file.relative_to(SOURCE))
         for file in FILES
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        for node in nodes_of(file)
         if isinstance(node, ast.Call)
         and ast.unparse(node.func).endswith(("import_module", "__import__"))
         and "penstock" in "".join(map(ast.unparse, node.args))
@@ -197,7 +205,7 @@ def test_the_arithmetic_is_pure(name):
         impure = [module for _, module in imports_of(file) if module.split(".")[0] in IMPURE]
         assert impure == [], file
         waits = (ast.Await, ast.AsyncFunctionDef, ast.AsyncWith, ast.AsyncFor)
-        assert not any(isinstance(node, waits) for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))), file
+        assert not any(isinstance(node, waits) for node in nodes_of(file)), file
 
 
 def test_the_core_knows_nothing_of_ours_but_errors_and_limits():
@@ -222,12 +230,12 @@ def test_only_the_clock_reads_time():
     A thread may sleep by itself, and anybody may ask which clock it is (`clock.now is time.monotonic`).
     """
     for file in (file for file in FILES if layer_of(file) not in {"clock", "testing"}):
-        nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+        nodes = nodes_of(file)
         compared = {
             id(each) for node in nodes if isinstance(node, ast.Compare) for each in (node.left, *node.comparators)
         }
         used = [node for node in nodes if isinstance(node, ast.Attribute) and id(node) not in compared]
-        read = [ast.unparse(node) for node in used if ast.unparse(node.value) == "time"]
+        read = [ast.unparse(node) for node in used if isinstance(node.value, ast.Name) and node.value.id == "time"]
         by_name = [module for _, module in imports_of(file) if module.startswith("time.")]
         assert set(read + by_name) <= {"time.sleep"}, file
 

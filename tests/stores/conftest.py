@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 import ssl
 import sys
 import threading
@@ -14,25 +13,8 @@ import pytest
 import trustme
 
 from penstock.stores import RedisStore, SQLiteStore
-from tests.quiet import wait_for_quiet
-from tests.stores.busy import BUSY
 from tests.stores.in_memory import RowsInMemory
 from tests.stores.proxy import Proxy
-
-HERE = Path(__file__).parent
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.path.parent == HERE:
-            item.add_marker(pytest.mark.flaky(reruns=3, only_rerun=[re.escape(BUSY)]))
-
-
-def pytest_runtest_setup(item):
-    """A claim about real time that failed on a busy machine is looked at again when the machine is quieter."""
-    if getattr(item, "execution_count", 1) > 1:
-        wait_for_quiet()
-
 
 _spec = importlib.util.spec_from_file_location("penstock_test_servers", Path(__file__).with_name("servers.py"))
 servers = sys.modules.setdefault("penstock_test_servers", importlib.util.module_from_spec(_spec))

@@ -36,9 +36,10 @@ ever."""
 
 QUICK = {"timeout": 0.2, "patience": 0.1}
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/task").exists(), reason="the CPU time of a thread is read in /proc"
-)
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the CPU time of a thread is read in /proc"),
+]
 
 
 # The faults. Each makes a store, breaks something, and says what must be heard: "granted" (the fault passes, and nobody

@@ -12,6 +12,8 @@ import pytest
 from penstock import Limiter, per_second
 from tests.stores.busy import BUSY
 
+pytestmark = pytest.mark.alone
+
 RATE, BATCH = 20.0, 12
 GRANT = 1 / RATE
 
