@@ -18,6 +18,8 @@ IN_VIRTUAL_TIME = ["interactive-first", "why-bucket", "why-refunds", "from-tenac
 IN_REAL_TIME = ["from-limits", "from-pyrate-limiter", "from-the-cookbook", "in-jupyter"]
 PROGRAMS = ["in-celery", "prometheus-grafana", "from-openlimit", "in-aws-lambda", "in-kubernetes", "under-gunicorn"]
 TOO_HEAVY = ["in-django", "in-scrapy", "your-framework"]
+EXTRAS = {"openai": "openai", "RedisStore": "redis", "runner": "cli", "simulator": "simulator", "otel": "otel"}
+"""What brings what a name of ours needs."""
 
 
 @pytest.mark.parametrize("page", IN_VIRTUAL_TIME)
@@ -70,6 +72,17 @@ def test_each_block_about_many_machines_is_a_program(number, tmp_path):
     program.write_text(code, encoding="utf-8")
     run = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=120, check=False)
     assert (run.stdout, run.stderr) == (output, "")
+
+
+@pytest.mark.parametrize("page", sorted(file.stem for file in (ROOT / "docs").glob("*.md")))
+def test_a_page_names_the_extras_that_its_code_needs(page):
+    """Who has installed penstock alone is told before the import fails."""
+    text = text_of(f"docs/{page}.md")
+    code = "".join(re.findall(r"```(?:python|py)\n(.*?)```", text, re.DOTALL))
+    uses = re.findall(r"^ *(?:from|import) (penstock.*)$", code, re.MULTILINE)
+    needed = {extra for name, extra in EXTRAS.items() if any(re.search(rf"\b{name}\b", use) for use in uses)}
+    named = {extra for some in re.findall(r"penstock\[([\w,]+)\]", text) for extra in some.split(",")}
+    assert needed - named == set()
 
 
 @pytest.mark.parametrize("page", TOO_HEAVY)

@@ -48,7 +48,7 @@ def test_the_wheel_asks_for_anyio_alone(wheel):
         message = email.message_from_bytes(archive.read(metadata))
     asked = [line for line in message.get_all("Requires-Dist") if "extra ==" not in line]
     assert [line.partition(">")[0].strip() for line in asked] == ["anyio"]
-    assert set(message.get_all("Provides-Extra")) == {"openai", "redis", "cli", "simulator", "report", "otel", "all"}
+    assert set(message.get_all("Provides-Extra")) == {"openai", "redis", "cli", "simulator", "otel", "all"}
 
 
 def test_the_wheel_works_on_its_own(wheel):

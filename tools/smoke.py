@@ -79,6 +79,18 @@ def redis() -> None:
     asyncio.run(call())
 
 
+def otel() -> None:
+    """Without an SDK of OpenTelemetry, telemetry is silent and the calls go on."""
+    from penstock import Limiter
+    from penstock.otel import Telemetry
+
+    telemetry = Telemetry()
+    limiter = Limiter(requests="10/s", name="smoke", on_event=telemetry)
+    telemetry.watch(limiter)
+    with limiter:
+        assert limiter.statistics().granted == 1
+
+
 def cli() -> None:
     """The commands show their help, with defaults, and plan a file."""
     said = subprocess.run([SCRIPT, "run", "--help"], capture_output=True, text=True, check=True)
@@ -90,6 +102,9 @@ def cli() -> None:
         subprocess.run(
             [SCRIPT, "plan", file, "--limits", "requests=10/s,tokens=90k/min"], check=True, capture_output=True
         )
+    from penstock import runner
+
+    assert callable(runner.run)
 
 
 def simulator() -> None:
@@ -108,14 +123,22 @@ def simulator() -> None:
 
 def everything() -> None:
     """All of them at once."""
-    for check in (openai, redis, cli, simulator):
+    for check in (openai, redis, otel, cli, simulator):
         check()
 
 
-CHECKS = {"": [], "openai": [openai], "redis": [redis], "cli": [cli], "simulator": [simulator], "all": [everything]}
+CHECKS = {
+    "": [],
+    "openai": [openai],
+    "redis": [redis],
+    "cli": [cli],
+    "simulator": [simulator],
+    "otel": [otel],
+    "all": [everything],
+}
 
 if __name__ == "__main__":
     extra = sys.argv[1] if len(sys.argv) > 1 else ""
     base()
-    for check in CHECKS.get(extra, []):
+    for check in CHECKS[extra]:
         check()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 
 import anyio
 import pytest
@@ -214,3 +215,15 @@ def test_a_sender_may_travel_to_a_worker():
     sender = pickle.loads(pickle.dumps(runner.Sender("http://127.0.0.1:1/v1", give_up_after=0.1)))
     with sender, pytest.raises(runner.RunStoppedError, match="cannot connect"):
         sender([chat(0)])
+
+
+async def test_without_its_package_the_extra_is_named(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith(("aiohttp", "penstock.runner"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        __import__("penstock.runner")
+    assert str(caught.value) == (
+        "penstock.runner needs the package 'aiohttp': install the extra, pip install \"penstock[cli]\""
+    )
+    assert caught.value.name == "aiohttp"

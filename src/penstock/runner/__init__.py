@@ -17,7 +17,17 @@
 It needs the extra `cli`. What options mean, and which server is asked, is the command line's business (`penstock.cli`).
 """
 
+try:
+    import aiohttp as _aiohttp
+except ModuleNotFoundError as _missing:
+    raise ModuleNotFoundError(
+        f'penstock.runner needs the package {_missing.name!r}: install the extra, pip install "penstock[cli]"',
+        name=_missing.name,
+    ) from _missing
+
 from penstock.runner.library import Result, RunStoppedError, run
 from penstock.runner.sender import Sender
+
+del _aiohttp
 
 __all__ = ["Result", "RunStoppedError", "Sender", "run"]
