@@ -132,3 +132,13 @@ def test_what_is_about_no_limit_says_nothing():
     loop = ValueError("x")
     loop.__cause__ = loop
     assert rate_limit_info(loop) is None
+
+
+async def test_a_refusal_can_be_read_as_a_stream(lib):
+    """As any answer of a service can."""
+    client = limited(lib, Server(lib), Limiter(requests=per_minute(1)), max_wait=0)
+    await client.post(CHAT, json=HELLO)
+    async with client.stream("POST", CHAT, json=HELLO) as response:
+        raw = b"".join([piece async for piece in response.aiter_raw()])
+    assert (response.status_code, int(response.headers["content-length"])) == (429, len(raw))
+    assert b"would have to wait" in raw

@@ -4,7 +4,9 @@ collector."""
 from __future__ import annotations
 
 import gc
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import anyio
 import httpx2
@@ -65,10 +67,10 @@ class Answers:
         return httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=self.kind())
 
 
-def limited(answers, kind="Async", **options):
+def limited(answers, kind="Async", places=2, **options):
     http_client = getattr(httpx2, f"{kind}Client")(transport=httpx2.MockTransport(answers))
     client = getattr(openai, f"{kind}OpenAI")(api_key="key", base_url="http://api.test/v1", http_client=http_client)
-    limiter = Limiter(places=in_flight(2))
+    limiter = Limiter(places=in_flight(places))
     return limit_client(client, limiter, max_wait=5, **options), limiter
 
 
@@ -154,6 +156,90 @@ async def test_a_stream_is_of_its_own_type():
     assert isinstance(stream, openai.AsyncStream)
     assert type(stream).__qualname__ == "AsyncStream"
     await stream.close()
+
+
+def sync_break(stream):
+    for _ in stream:
+        break
+
+
+def sync_return(stream):
+    for _ in stream:
+        return
+
+
+def sync_exception(stream):
+    try:
+        for _ in stream:
+            raise ZeroDivisionError
+    except ZeroDivisionError:
+        pass
+
+
+def sync_unread(stream):
+    pass
+
+
+def another_gets_a_place(limiter):
+    def work():
+        with limiter(max_wait=30):
+            pass
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(work).result()
+
+
+LEFT_IN_A_THREAD = (sync_break, sync_return, sync_exception, sync_unread)
+
+
+@pytest.mark.parametrize(
+    ("how", "kept"),
+    [(how, kept) for how in LEFT_IN_A_THREAD for kept in (False, True) if how is not sync_unread or not kept],
+)
+def test_a_stream_that_is_left_in_a_thread_gives_its_place_to_who_waits(how, kept):
+    """Though no other request comes to look for it."""
+    answers = Answers()
+    client, limiter = limited(answers, kind="", places=1)
+    stream = client.chat.completions.create(**ASKED)
+    how(stream)
+    if not kept:
+        del stream
+    another_gets_a_place(limiter)
+    assert answers.kind.closed == 1 or kept
+
+
+def test_a_stream_of_a_sync_http_client_that_is_dropped_gives_its_place_to_who_waits():
+    client, limiter = limited(Answers(), kind="", places=1)
+    http = client._client
+    http.send(http.build_request("POST", "http://api.test/v1/x", json=ASKED), stream=True)
+    another_gets_a_place(limiter)
+
+
+@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
+def test_a_stream_that_outlives_its_loop_gives_its_place_to_who_waits():
+    client, limiter = limited(Answers(), places=1)
+
+    async def ask():
+        return await client.chat.completions.create(**ASKED)
+
+    stream = anyio.run(ask)
+    del stream
+    another_gets_a_place(limiter)
+
+
+def test_many_streams_that_are_left_in_threads_at_once_give_all_places_back():
+    client, limiter = limited(Answers(), kind="")
+
+    def ask(_):
+        for _ in range(20):
+            sync_break(client.chat.completions.create(**ASKED))
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(ask, range(8)))
+    until = time.monotonic() + 30
+    while limiter.statistics().in_flight and time.monotonic() < until:
+        time.sleep(0.001)
+    assert limiter.statistics().in_flight == 0
 
 
 def test_a_stream_that_is_left_in_a_thread_gives_its_place_back():

@@ -321,9 +321,12 @@ class Endpoint:
         self._lost.append(request)
 
     def sweep(self) -> None:
-        """Give back the places of answers that were lost."""
+        """Give back the places of answers that were lost. Several threads may do so at once."""
         while self._lost:
-            request = self._lost.popleft()
+            try:
+                request = self._lost.popleft()
+            except IndexError:  # another one was quicker
+                return
             request.permit.close()
             request.over()
 

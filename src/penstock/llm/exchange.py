@@ -15,6 +15,7 @@ Nothing here sends anything: `transport` does.
 
 from __future__ import annotations
 
+import _thread
 import gc
 import math
 import sys
@@ -350,11 +351,15 @@ class Hold:
     def abandon(self, response: Any) -> None:
         """Nobody can read the answer any more: close it. May be called in the middle of anything."""
         self.left()
-        if not response.is_closed and self._soon is not None:
-            try:
-                self._soon(lambda: _close_in_loop(response))
-            except RuntimeError:
-                pass  # that loop is closed
+        if response.is_closed:
+            return
+        if self._soon is None:
+            _in_a_thread(response.close)
+            return
+        try:
+            self._soon(lambda: _close_in_loop(response))
+        except RuntimeError:
+            pass  # that loop is closed
 
     def _used(self, usage: Usage) -> None:
         if self._sent.report is not None:
@@ -367,7 +372,7 @@ def _lost(sent: RequestInFlight, soon: Callable[[Callable[[], None]], object] | 
     """An answer was collected that nobody closed.
 
     This may run in the middle of anything, the limiter's own code included, so the place is given back a moment later:
-    by the loop that the answer came to, or by the next request.
+    by the loop that the answer came to, or by a thread.
     """
     sent.endpoint.lose(sent)
     _have_swept(sent, soon)
@@ -379,6 +384,21 @@ def _have_swept(sent: RequestInFlight, soon: Callable[[Callable[[], None]], obje
             soon(sent.endpoint.sweep)
         except RuntimeError:
             pass  # that loop is closed
+        else:
+            return
+    _in_a_thread(sent.endpoint.sweep)
+
+
+def _in_a_thread(function: Callable[[], object]) -> None:
+    """Have something done soon where no loop runs. May be called in the middle of anything: it takes no lock.
+
+    `threading` takes locks to start a thread, and this may run while they are held. Where no thread can be had, as when
+    the interpreter ends, the next request does it.
+    """
+    try:
+        _thread.start_new_thread(function, ())
+    except RuntimeError:
+        pass
 
 
 _closing: set[Any] = set()  # tasks, which asyncio refers to weakly

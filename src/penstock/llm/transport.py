@@ -206,7 +206,9 @@ class _Limited:
         answer = refusal(error, request)
         if rules.raises is not None:
             raise rules.raises(answer) from error
-        return self.module.Response(answer.status, headers=answer.headers, content=answer.content, request=request)
+        headers = {**answer.headers, "content-length": str(len(answer.content))}
+        stream = self.module.ByteStream(answer.content)  # and not content=, which nobody could read as a stream
+        return self.module.Response(answer.status, headers=headers, stream=stream, request=request)
 
     def _exchange(self, request: Any, plan: Plan, sent: RequestInFlight) -> Exchange:
         return Exchange(self._rules, plan, sent, request, traced=self._traced, module=self.module)
