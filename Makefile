@@ -34,7 +34,7 @@ PYTEST := $(NEEDS_RANKS) PENSTOCK_OPENAI2_PYTHON="$(CURDIR)/$(VENV)-openai2/bin/
 # that measure what several processes get in a second come after them, alone.
 PARTS := 1 2 3 4
 
-.PHONY: help demo test coverage check bench docs try-it pictures mutation field matrix pins pins-field clean environment
+.PHONY: help demo test fuzz coverage check bench docs try-it pictures mutation field matrix pins pins-field clean environment
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -58,6 +58,10 @@ else
 	code=0; for part in $$parts; do wait $$part || code=1; done; parts=; cat .cache/parts/*.log; \
 	$(PYTEST) -m alone tests || code=1; exit $$code
 endif
+
+fuzz: environment ## headers, bodies, events and dates of any kind, 100,000 of each, each read at once and in linear time; MANY= for another number
+	PENSTOCK_FUZZ=$(or $(MANY),100000) $(BIN)/python -m pytest -q -o faulthandler_timeout=0 tests/llm/test_hostile_text.py \
+		tests/llm/test_hostile_answers.py
 
 coverage: environment ## the tests once more, and which lines and branches of src/ none of them takes (build/coverage); half an hour
 	@rm -rf build/coverage && mkdir -p build/coverage
