@@ -9,7 +9,7 @@ nothing else. Only calls that have to wait look at it: a call that goes at once 
 from __future__ import annotations
 
 from collections.abc import Hashable
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from types import TracebackType
 from typing import NamedTuple
 
@@ -27,12 +27,19 @@ class Turn(NamedTuple):
     flow: Hashable = None
 
 
-_here: ContextVar[Turn] = ContextVar("penstock.turn", default=Turn())  # noqa: B039 - a Turn does not change
+class _Here(NamedTuple):
+    """The blocks that are entered in a context, the outermost first, and what they say together."""
+
+    blocks: tuple[turn, ...] = ()
+    turn: Turn = Turn()
+
+
+_here: ContextVar[_Here] = ContextVar("penstock.turn", default=_Here())  # noqa: B039 - it does not change
 
 
 def turn_here() -> Turn:
     """What the innermost blocks say of the calls made here."""
-    return _here.get()
+    return _here.get().turn
 
 
 class turn:  # noqa: N801 - it reads as a word: with turn(priority=10)
@@ -43,7 +50,8 @@ class turn:  # noqa: N801 - it reads as a word: with turn(priority=10)
         with penstock.turn(priority=10, flow="alice", max_wait=5):
             reply = await client.chat.completions.create(...)
 
-    Blocks nest: an inner one refines what it names, and leaves the rest. What a call says itself goes first.
+    Blocks nest: an inner one refines what it names, and leaves the rest. What a call says itself goes first. One object
+    may be entered many times, by several tasks and threads at once too: `URGENT = turn(priority=10)`.
 
     Args:
         priority: A whole number; higher goes first.
@@ -54,18 +62,27 @@ class turn:  # noqa: N801 - it reads as a word: with turn(priority=10)
         ValueError: One of these is wrong.
     """
 
-    __slots__ = ("_tokens", "_turn")
+    __slots__ = ("_said",)
 
     def __init__(self, *, priority: int | None = None, flow: Hashable = None, max_wait: Seconds | None = None) -> None:
-        self._turn = Turn(read_wait(max_wait), None if priority is None else read_priority(priority), read_flow(flow))
-        self._tokens: list[Token[Turn]] = []
+        said = Turn(read_wait(max_wait), None if priority is None else read_priority(priority), read_flow(flow))
+        self._said = {name: value for name, value in said._asdict().items() if value is not None}
 
     def __enter__(self) -> None:
-        outer, mine = _here.get(), self._turn
-        refined = {name: value for name, value in mine._asdict().items() if value is not None}
-        self._tokens.append(_here.set(outer._replace(**refined)))
+        here = _here.get()
+        _here.set(_Here((*here.blocks, self), here.turn._replace(**self._said)))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _here.reset(self._tokens.pop())
+        # By a token this could not be done where a block ends in another context than it began in, as in a generator
+        # that a framework runs in threads.
+        blocks = list(_here.get().blocks)
+        for place in reversed(range(len(blocks))):
+            if blocks[place] is self:
+                del blocks[place]
+                break
+        rest = Turn()
+        for block in blocks:
+            rest = rest._replace(**block._said)
+        _here.set(_Here(tuple(blocks), rest))

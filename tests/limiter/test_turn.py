@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from penstock import Limiter, RateLimited, clock, per_second, turn
+from penstock._turn import Turn, turn_here
 
 pytestmark = pytest.mark.anyio
 
@@ -103,6 +104,58 @@ def test_it_holds_in_a_thread_that_runs_in_a_copy_of_the_context():
         thread.start()
     thread.join()
     assert said == ["requests"]
+
+
+async def test_tasks_may_be_in_one_block_at_once_and_leave_it_in_any_order(virtual_time):
+    urgent, seen = turn(priority=10), []
+
+    async def call(seconds):
+        with urgent:
+            await anyio.sleep(seconds)
+            seen.append(turn_here().priority)
+        seen.append(turn_here().priority)
+
+    async with anyio.create_task_group() as group:
+        for seconds in (1, 3, 2):
+            group.start_soon(call, seconds)
+    assert seen == [10, None] * 3
+
+
+def test_a_block_may_be_entered_again_inside_of_itself():
+    urgent = turn(priority=10)
+    with urgent, turn(flow="alice"):
+        with urgent, turn(priority=5):
+            assert turn_here() == Turn(None, 5, "alice")
+        assert turn_here() == Turn(None, 10, "alice")
+    assert turn_here() == Turn()
+
+
+def test_a_block_of_a_generator_that_ends_elsewhere_ends_there():
+    """As dependencies of FastAPI do that are no coroutines: each step runs in a copy of the context, in a thread."""
+
+    def dependency():
+        with turn(flow="alice"):
+            yield
+
+    generator = dependency()
+    inside = contextvars.copy_context()
+    inside.run(next, generator)
+    assert inside.run(turn_here).flow == "alice"
+    contextvars.copy_context().run(next, generator, None)
+    assert turn_here() == Turn()
+
+
+def test_a_generator_that_ends_before_the_block_around_it_takes_only_its_own_along():
+    def generator():
+        with turn(flow="alice", priority=1):
+            yield
+
+    one = generator()
+    next(one)
+    with turn(priority=2):
+        one.close()
+        assert turn_here() == Turn(None, 2, None)
+    assert turn_here() == Turn()
 
 
 @pytest.mark.parametrize("wrong", [{"priority": "high"}, {"flow": []}, {"max_wait": -1}, {"flow": float("nan")}])
