@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import json
 import struct
+import threading
+from dataclasses import replace
 
 import httpx2
 import pytest
 
 from penstock import Limiter
-from penstock.llm import limit_client
+from penstock.llm import clients, limit_client
 from penstock.llm.media import IMAGE_TOKENS, PAGE_TOKENS
 from penstock.llm.tokens import by_bytes, by_tiktoken
 
@@ -157,3 +160,69 @@ def test_what_takes_long_to_count_is_counted_beside_the_loop(body, beside):
     client = limit_client(httpx2.AsyncClient(), Limiter(tokens="1M/min"))
     request = client.build_request("POST", "http://api.test" + CHAT, json=body)
     assert client._transport._rules.heavy(request) is beside
+
+
+def test_a_very_large_body_is_known_by_its_size_alone():
+    """To look for braces in 100 MB takes longer than a loop may stand still."""
+
+    class Large(bytes):
+        def count(self, *_):
+            raise AssertionError("it was looked at")
+
+        def __len__(self):
+            return 100_000_000
+
+    assert clients._is_heavy(Large(b"{}"))
+
+
+def test_the_first_request_for_a_model_is_counted_beside_the_loop_by_tiktoken():
+    """Ranks are loaded then, which takes half a second."""
+    client = limit_client(httpx2.AsyncClient(), Limiter(tokens="1M/min"), cost="tiktoken")
+    heavy = client._transport._rules.heavy
+    body = {"messages": [{"role": "user", "content": "x"}], "model": "a model that nobody asked before"}
+    request = client.build_request("POST", "http://api.test" + CHAT, json=body)
+    assert heavy(request)
+    client._transport._rules.count(request)
+    assert not heavy(request)
+    assert heavy(client.build_request("POST", "http://api.test" + CHAT, json=body | {"model": "another"}))
+
+
+@pytest.mark.anyio
+async def test_a_large_body_is_read_beside_the_loop_for_a_rule_of_ones_own_too(anyio_backend):
+    """The rule itself runs where it was given."""
+    read, ruled = [], []
+
+    def rule(_, body):
+        ruled.append(threading.get_ident())
+        return {"tokens": len(body["input"])}
+
+    limiter = Limiter(tokens="1M/min")
+    http = httpx2.AsyncClient(transport=httpx2.MockTransport(lambda _: httpx2.Response(200)))
+    client = limit_client(http, limiter, cost=rule)
+    rules = client._transport._rules
+
+    def count(request):
+        read.append(threading.get_ident())
+        return rules.count(request)
+
+    client._transport._rules = replace(rules, count=count)
+    await client.post("http://api.test" + CHAT, json={"model": "m", "input": "x" * 100_000})
+    assert read[0] != threading.get_ident()
+    assert ruled == [threading.get_ident()]
+    assert limiter.statistics().limits["tokens"].level < 901_000
+
+
+def test_a_large_body_is_read_so_that_others_run_in_between(monkeypatch):
+    yields = []
+    monkeypatch.setattr(clients.time, "sleep", yields.append)
+    numbers, parts = list(range(100_000)), [{"text": "a", "number": 1.5}] * 5_000
+    for body in ({"input": numbers}, {"messages": parts}):
+        before = len(yields)
+        assert clients.json_object(json.dumps(body).encode()) == body
+        assert len(yields) > before + 10
+
+
+def test_a_list_of_many_numbers_counts_as_many_tokens():
+    for many in (1, 4_096, 4_097, 50_000):
+        assert by_bytes("/v1/embeddings", {"input": [7] * many})["tokens"] == many
+        assert by_bytes("/v1/embeddings", {"input": ["abcd"] * many})["tokens"] == many

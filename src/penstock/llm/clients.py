@@ -12,6 +12,7 @@ import inspect
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
@@ -33,6 +34,7 @@ from penstock.llm.tokens import (
     by_bytes,
     by_tiktoken,
     most_output,
+    ranks_are_loaded,
     with_output_added,
     with_output_if_larger,
 )
@@ -60,12 +62,17 @@ _COSTS: dict[str, Cost] = {
 _MODEL_IN_PATH = re.compile(r"/(?:deployments|models?)/([^/:]+)[/:]")
 """Azure's deployments, Gemini's models, and Bedrock's."""
 
+_MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]*)"')
+
 _EVERY_MODEL = "every model"
 
 _REMEMBERED = 256  # models whose answers are remembered
 
 _HEAVY = {"bytes": 65_536, "tiktoken": 2_048}
 """Bytes of a text that are counted in well under a millisecond; what is larger is counted beside the event loop."""
+
+_STEPS = 512
+"""Numbers and objects that are read in a part of a millisecond."""
 
 _OBJECTS, _NUMBERS = 100, 10_000
 """Objects and numbers in a body that take as long; smaller bodies than these many bytes do not have them."""
@@ -208,7 +215,10 @@ def _keep_google_to_httpx(limited: Any) -> None:
 class _Counted(NamedTuple):
     """What was read in a request."""
 
+    path: str
+    body: Body | None
     charged: Mapping[str, float] | None
+    """None: it is not limited, or a function of the user's is still to say what it costs."""
     model: str | None
     output: float | None
     """The most tokens that its answer may have, 0 if it does not say. None: it generates nothing."""
@@ -239,11 +249,13 @@ def rules_for(
 
     def count(request: Any) -> _Counted:
         path, body = request.url.path, json_object(content_of(request))
-        charged = checked_cost(rule(path, body))
+        charged = None if callable(cost) else checked_cost(rule(path, body))
         output = most_output(body, 0.0) if body and answers_with_tokens(path, body) else None
-        return _Counted(charged, model_of(path, body), output)
+        return _Counted(path, body, charged, model_of(path, body), output)
 
     def plan(request: Any, counted: _Counted) -> Plan | None:
+        if callable(cost):  # called in the loop, as any function of the user's: it may use what belongs there
+            counted = counted._replace(charged=checked_cost(rule(counted.path, counted.body)))
         if counted.charged is None:
             return None
         endpoint = endpoint_of(request, counted.model)
@@ -251,11 +263,11 @@ def rules_for(
 
     if on_event is not None:
         check_plain("limit_client", "on_event", on_event)
-    heaviest = _HEAVY["tiktoken" if cost == "tiktoken" else "bytes"]
+    heavy = _is_heavy_for_tiktoken if cost == "tiktoken" else _is_heavy
     return Rules(
         count,
         plan,
-        heavy=lambda request: not callable(cost) and _is_heavy(content_of(request), heaviest),
+        heavy=lambda request: heavy(content_of(request)),
         max_wait=max_wait,
         max_pause=max_pause,
         listener=None if on_event is None else Listener(on_event),
@@ -263,12 +275,20 @@ def rules_for(
     )
 
 
-def _is_heavy(content: bytes, most: int) -> bool:
+def _is_heavy(content: bytes, most: int = _HEAVY["bytes"]) -> bool:
     """Whether a body takes longer to count than an event loop should stand still."""
     size = len(content)
-    if size <= _OBJECTS:
-        return False
+    if size <= _OBJECTS or size > most:
+        return size > most
     return size / most + content.count(b"{") / _OBJECTS + content.count(b",") / _NUMBERS > 1
+
+
+def _is_heavy_for_tiktoken(content: bytes) -> bool:
+    """The same where tokens are counted; the first time for a model, ranks are loaded."""
+    if _is_heavy(content, _HEAVY["tiktoken"]):
+        return True
+    found = _MODEL.search(content)
+    return not ranks_are_loaded("" if found is None else found[1].decode("utf-8", "replace"))
 
 
 class _Answers:
@@ -368,7 +388,25 @@ def json_object(content: bytes) -> Body | None:
     if content.lstrip()[:1] != b"{":
         return None
     try:
-        body = json.loads(content)
+        body = json.loads(content, **(_in_steps() if len(content) > _HEAVY["bytes"] else {}))
     except (ValueError, RecursionError):  # no JSON, or nested too deeply to be read
         return None
     return body if isinstance(body, dict) else None
+
+
+def _in_steps() -> dict[str, Any]:
+    """Have a large body read so that an event loop can run in between: in one go, nobody else has the interpreter."""
+    steps = 0
+
+    def step(value: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if not steps % _STEPS:
+            time.sleep(0)
+        return value
+
+    return {
+        "object_hook": step,
+        "parse_int": lambda text: step(int(text)),
+        "parse_float": lambda text: step(float(text)),
+    }

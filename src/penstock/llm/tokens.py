@@ -40,6 +40,7 @@ __all__ = [
     "count",
     "generates",
     "most_output",
+    "ranks_are_loaded",
     "with_output_added",
     "with_output_if_larger",
 ]
@@ -155,6 +156,8 @@ def count(text: str, model: str = "") -> int:
     else it may be one or two more for every 4,096 characters.
     """
     encoding = _encoding(model)
+    if model not in _loaded:
+        _note_loaded(model)
     if encoding is None:
         return math.ceil(len(text.encode("utf-8", "surrogatepass")) / 4)
     total = 0
@@ -165,7 +168,7 @@ def count(text: str, model: str = "") -> int:
     return total
 
 
-_PIECE = 4_096  # characters, which are counted in half a millisecond
+_PIECE = 4_096  # characters, which are counted in half a millisecond; or items of a list
 _BEFORE_A_WORD = re.compile(r" (?=[^\W\d_])")
 """Where every encoding begins a new token, whatever is before and after."""
 
@@ -263,6 +266,8 @@ def _add(value: Any, content: _Content) -> None:
             content.texts.append(value)
         elif isinstance(value, (dict, Mapping)):
             waiting.extend(reversed(_inside(value, content)))
+        elif isinstance(value, list) and len(value) > _PIECE:
+            waiting.extend(value[at : at + _PIECE] for at in reversed(range(0, len(value), _PIECE)))
         elif isinstance(value, list):
             ids = sum(type(item) is int for item in value)
             content.ids += ids
@@ -361,7 +366,22 @@ def _family(model: str) -> str:
     return model.rpartition("/")[2].removeprefix("ft:").partition(":")[0]
 
 
-@functools.lru_cache(maxsize=256)
+def ranks_are_loaded(model: str) -> bool:
+    """Whether texts for a model are counted without loading anything first."""
+    return model in _loaded
+
+
+_REMEMBERED = 256  # models
+_loaded: set[str] = set()
+
+
+def _note_loaded(model: str) -> None:
+    if len(_loaded) >= _REMEMBERED:
+        _loaded.clear()
+    _loaded.add(model)
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
 def _encoding(model: str) -> _Encoding | None:
     """The encoding tiktoken has for a model; o200k_base for those it does not know; None where there is none to be had."""
     try:
