@@ -89,8 +89,9 @@ docs: environment ## build the site into build/site, without a warning or a wron
 	$(VENV)-docs/bin/codespell README.md CHANGELOG.md CONTRIBUTING.md docs src examples benchmarks
 	$(NEEDS_RANKS) $(BIN)/python -m pytest -q tests/test_*docs*.py tests/*/test_*docs*.py
 
-try-it: docs ## the site with its page that runs penstock in the browser; needs npm
+try-it: docs ## the site with its page that runs penstock in the browser; needs npm, and chromium to see it run
 	$(BIN)/python tools/try_it.py build/site
+	PENSTOCK_SITE=build/site $(BIN)/python -m pytest -q tests/test_try_it.py
 
 pictures: environment ## draw the pictures of the docs anew, from runs in virtual time and from benchmarks/RESULTS.md
 	$(BIN)/python tools/pictures.py
