@@ -230,9 +230,8 @@ class DiscoveredEndpoint(Endpoint):
     def _passed(self, request: RequestInFlight, now: float) -> None:
         """Tell those who search for a rate that a request was let through."""
         latency = None if request.left_at is None else now - request.left_at
-        for estimate in self._units.values():
-            if estimate.pace is not None:
-                estimate.pace.passed(now, latency)
+        for unit, departure in request.departures.items():
+            self._units[unit].passed(departure, now, latency)
 
     def _wake(self, now: float) -> None:
         """Have all waiters looked at anew: there is more than they were told to wait for."""
@@ -254,7 +253,7 @@ class DiscoveredEndpoint(Endpoint):
                     self._units["requests"].stop_searching()
                 info = verdict.info
                 named = info.limit / info.period if info.limit and info.period and info.period <= 3_600 else None
-                self._units[unit].refused_unexplained(request.departures[unit], now, named, searched)
+                self._units[unit].refused_unexplained(request.departures[unit], now, named, searched, verdict.wait)
         super().refused(request, verdict)
 
     def _explained(self, request: RequestInFlight, verdict: Verdict, now: float) -> bool:

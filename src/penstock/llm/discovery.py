@@ -34,13 +34,14 @@ low costs a moment and too high costs a refusal.
 on the same account, become one `factor` over our estimates; how much that varies becomes a reserve.
 
 Where nothing is told, a refusal is a measurement: what was admitted between two of them, over the time between, is what
-the server refills (`Pace`).
+the server refills (`Pace`); or all of it comes back at once, after so long that it can be no refill (`HiddenWindow`).
 """
 
 from __future__ import annotations
 
 import math
 
+from penstock.llm.hidden_window import HiddenWindow
 from penstock.llm.pace import FIRST_UNTOLD, Pace
 from penstock.llm.server_estimate import ServerEstimate, Told
 from penstock.llm.traffic import Departure, Traffic
@@ -62,12 +63,15 @@ class UnitEstimate:
         self.pace: Pace | None = None
         self._charges_refused = charges_refused
         self._trusted = trusted
+        self._window = HiddenWindow()
 
     def describe(self) -> str:
         """What is known, in words; empty: nothing."""
         words = [f"{each.limit:g}/{each.per:g}s {each.kind.value}" for each in self.told.values()]
         if self.pace is not None:
             words.append(f"{'searching' if self.pace.searching else 'paced'} at {self.pace.rate * 60:.4g}/min")
+        if self._window.found is not None:
+            words.append("hidden window of {:g}/{:g}s".format(*self._window.found))
         return ", ".join(words)
 
     @property
@@ -108,7 +112,24 @@ class UnitEstimate:
 
     def answered(self, departure: Departure, *, refused: bool) -> None:
         """Its answer is there, and says nothing about this unit, or something that `heard` is told next."""
-        departure.refused = refused
+        if refused:
+            self.traffic.refused(departure)
+
+    def passed(self, departure: Departure, now: float, latency: float | None) -> None:
+        """It was admitted, and took so long."""
+        if self.pace is None:
+            return
+        found = self._window.found
+        self._window.passed(departure, self.traffic)
+        self.pace.passed(now, latency)
+        if found is None and self._window.found is not None:
+            self._settle(now)
+
+    def _settle(self, now: float) -> None:
+        """Go on at the rate of the window that was found."""
+        if self.pace is not None and self._window.found is not None:
+            amount, length = self._window.found
+            self.pace.settle_on(amount / length, now)
 
     def heard(self, name: str, departure: Departure, told: Told, now: float) -> None:
         """Hear one limit of this unit."""
@@ -131,9 +152,18 @@ class UnitEstimate:
             self.pace = None
 
     def refused_unexplained(
-        self, departure: Departure, now: float, named: float | None = None, searched: Pace | None = None
+        self,
+        departure: Departure,
+        now: float,
+        named: float | None = None,
+        searched: Pace | None = None,
+        wait: float | None = None,
     ) -> None:
-        """A request was refused, and nothing that headers told explains it; its message may have named a rate."""
+        """A request was refused, and nothing that headers told explains it; its message may have named a rate.
+
+        Args:
+            wait: Seconds to stay away, as the server says.
+        """
         if self.pace is None:
             self.pace = Pace(1.0, now, smallest=1.0)
             if searched is not None:
@@ -147,6 +177,9 @@ class UnitEstimate:
             default=None,
         )
         self.pace.refused(departure, self.traffic, now, known, named)
+        if known is None and named is None:
+            self._window.refused(departure, self.traffic, now, wait)
+            self._settle(now)
 
     def explained(self, departure: Departure, wait: float | None) -> None:
         """A request was refused for what was told; the server asked to wait for that long."""
@@ -173,4 +206,5 @@ class UnitEstimate:
         ready = max((each.ready_at(cost, now, ahead) for each in self.told.values()), default=now)
         if self.pace is not None:
             ready = max(ready, self.pace.ready_at(cost, now, ahead))
+            ready = max(ready, self._window.ready_at(cost, now, self.traffic, ahead, self.pace.rate))
         return ready

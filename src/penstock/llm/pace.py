@@ -15,8 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from penstock.llm.server_estimate import ROUNDING
-from penstock.llm.traffic import OVERTAKING, Departure, Traffic
+from penstock.llm.traffic import OVERTAKING, ROUNDING, Departure, Traffic
 
 __all__ = ["FIRST_UNTOLD", "Pace"]
 
@@ -245,6 +244,12 @@ class Pace:
         self._cut_at = now
         self._set(BACK * self._measured, now)
         self._level = min(self._level, 0.0)
+
+    def settle_on(self, rate: float, now: float) -> None:
+        """It is known by other means how much gets through."""
+        self._measured, self._slow, self._is_guess = rate, GROW, False
+        self._fallen_from, self._is_trying, self._refused_at = 0.0, False, []
+        self._set(CLOSE * rate, now)
 
     def _trust_same_again(self, departure: Departure) -> None:
         """If it is always the same rate that is refused, what was not used before is lost, and that rate is the limit.

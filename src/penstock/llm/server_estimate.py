@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from penstock.llm.returns import USUAL, BareResets, BucketFormula, Returns
-from penstock.llm.traffic import HEADROOM, OVERTAKING, Departure, Traffic
+from penstock.llm.traffic import HEADROOM, OVERTAKING, ROUNDING, Departure, Traffic
 
-__all__ = ["DOUBT", "FIRST_BURST", "ROUNDING", "Kind", "ServerEstimate", "Told"]
+__all__ = ["DOUBT", "FIRST_BURST", "Kind", "ServerEstimate", "Told"]
 
 DOUBT = 0.02
 """Share that is added to what left since a snapshot, for what is not known yet of how the server counts it."""
@@ -33,9 +33,6 @@ SAMPLE = 0.1
 
 FAIR = 0.07
 """Share of the capacity, times our own share of what is taken, that is left to strangers: so that the process that takes most goes last."""
-
-ROUNDING = 1e-8
-"""Share of a capacity, or seconds of a rate, by which a level may be short of a cost: floats do not add up better."""
 
 LEAST_FACTOR, MOST_FACTOR = 0.01, 1_000.0
 

@@ -9,7 +9,16 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-__all__ = ["HEADROOM", "OVERTAKING", "SHARED_HEADROOM", "WINDOWS_HEADROOM", "Departure", "DepartureBucket", "Traffic"]
+__all__ = [
+    "HEADROOM",
+    "OVERTAKING",
+    "ROUNDING",
+    "SHARED_HEADROOM",
+    "WINDOWS_HEADROOM",
+    "Departure",
+    "DepartureBucket",
+    "Traffic",
+]
 
 HEADROOM = 0.25
 """Seconds of refill that are kept back: for the part of the way, from our socket to admission, that nobody can time."""
@@ -22,6 +31,9 @@ WINDOWS_HEADROOM = 0.05
 
 OVERTAKING = 0.05
 """Seconds between two departures within which the second may well arrive first."""
+
+ROUNDING = 1e-8
+"""Share of a capacity, or seconds of a rate, by which a level may be short of a cost: floats do not add up better."""
 
 _LONGEST_LOG = 20_000  # departures that are remembered
 
@@ -60,6 +72,7 @@ class Traffic:
     sent: float = 0.0
     _log: list[Departure] = field(default_factory=list)
     _first: int = 0  # the number of the first one in it
+    _refused: list[Departure] = field(default_factory=list)  # those of them that were refused
 
     @property
     def last(self) -> Departure | None:
@@ -75,7 +88,18 @@ class Traffic:
         if len(self._log) > _LONGEST_LOG:
             del self._log[: _LONGEST_LOG // 2]
             self._first += _LONGEST_LOG // 2
+            self._refused = [each for each in self._refused if each.number >= self._first]
         return departure
+
+    def refused(self, departure: Departure) -> None:
+        """It was not admitted."""
+        departure.refused = True
+        self._refused.append(departure)
+
+    def admitted(self, first: float, last: float) -> float:
+        """Units that left in (first, last] and were not refused, as far as is known."""
+        refused = sum(each.cost for each in self._refused if first < each.at <= last)
+        return self.sent_by(last) - self.sent_by(first) - refused
 
     def after(self, departure: Departure) -> Iterator[Departure]:
         """What left after it, in order."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from judges.names import (
     COUNTER,
-    FIXED,
     LITELLM_REQUESTS,
     LITELLM_TOKENS,
     MOVING,
@@ -52,22 +51,16 @@ GOALS = {"headers": Goal(5, 0.95), "retry-after": Goal(10, 0.90), "nothing": Goa
 """By what answers tell."""
 
 MISSED: dict[tuple[str, str, str], Goal] = {
-    ("auto", FIXED, "retry-after"): Goal(10, 0.85),
-    ("auto", FIXED, "nothing"): Goal(12, 0.75),
     ("auto", MOVING, "headers"): Goal(14, 0.95),
-    ("auto", MOVING, "retry-after"): Goal(10, 0.67),
-    ("auto", MOVING, "nothing"): Goal(12, 0.67),
     ("auto", COUNTER, "headers"): Goal(5, 0.90),
     ("auto", COUNTER, "retry-after"): Goal(10, 0.62),
-    ("auto", COUNTER, "nothing"): Goal(12, 0.62),
-    ("auto", THROTTLED_FIXED, "retry-after"): Goal(10, 0.78),
-    ("auto", THROTTLED_FIXED, "nothing"): Goal(13, 0.54),
+    ("auto", COUNTER, "nothing"): Goal(10, 0.62),
+    ("auto", THROTTLED_FIXED, "retry-after"): Goal(10, 0.85),
+    ("auto", THROTTLED_FIXED, "nothing"): Goal(10, 0.85),
     ("auto", THROTTLED_SLIDING, "headers"): Goal(5, 0.91),
     ("auto", THROTTLED_SLIDING, "retry-after"): Goal(10, 0.62),
-    ("auto", THROTTLED_SLIDING, "nothing"): Goal(12, 0.62),
+    ("auto", THROTTLED_SLIDING, "nothing"): Goal(10, 0.62),
     ("auto", PYRATE, "headers"): Goal(5, 0.77),
-    ("auto", PYRATE, "retry-after"): Goal(10, 0.67),
-    ("auto", PYRATE, "nothing"): Goal(12, 0.67),
     ("auto", LITELLM_REQUESTS, "headers"): Goal(260, 0.45),
     ("auto", LITELLM_TOKENS, "headers"): Goal(300, 0.30),
     ("limits given", COUNTER, "headers"): Goal(5, 0.90),
