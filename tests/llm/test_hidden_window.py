@@ -80,7 +80,7 @@ def run(server, seconds, *, told=False, changes=()):
         estimate.granted(1.0, now)
         departure = estimate.left(1.0, now)
         admitted = server.admits(now)
-        estimate.answered(departure, refused=not admitted)
+        estimate.answered(departure, now, refused=not admitted)
         if admitted:
             estimate.passed(departure, now, 0.0)
             strikes = 0

@@ -54,6 +54,15 @@ class Client:
         self.estimate.heard(departure, Told(limit or self.limit, self.per, remaining, reset), now)
 
 
+def test_what_was_on_its_way_when_a_request_left_is_not_in_its_snapshot_where_answers_are_charged():
+    traffic = Traffic(charged_late=True)
+    first, second, third, fourth = (traffic.left(cost, at) for at, cost in enumerate((1.0, 20.0, 300.0, 4_000.0)))
+    first.charged_at = 2.5
+    assert traffic.uncharged(second) == 1
+    assert traffic.uncharged(third) == 21
+    assert traffic.uncharged(fourth) == 320  # the first was charged before the fourth left
+
+
 @pytest.mark.parametrize("charges", [0.2, 0.7, 1.0, 1.15, 2.0, 20.0])
 def test_the_factor_is_what_the_server_charges_over_what_we_estimate(charges):
     client, level = Client(), LIMIT

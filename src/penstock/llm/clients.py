@@ -304,19 +304,21 @@ class _Answers:
         tokens = charged.get("tokens", 0.0)
         if "input_tokens" in limited and self._estimates:
             charged["input_tokens"] = tokens
-        if "output_tokens" in limited and self._estimates:
+        learns = isinstance(endpoint, DiscoveredEndpoint)
+        # Of a server that told nothing yet, what comes out may be limited as well.
+        if self._estimates and ("output_tokens" in limited or (learns and not limited)):
             charged["output_tokens"] = 0.0
-        settled = {"input_tokens", "output_tokens"} & charged.keys() & limited.keys()
-        if self._total:
+        settled = {"input_tokens", "output_tokens"} & charged.keys() & (limited.keys() or {"output_tokens"})
+        if self._total and not learns:
             settled |= {"tokens"}
-        if counted.output is None or not settled or isinstance(endpoint, DiscoveredEndpoint):
+        if counted.output is None or not settled:
             return Plan(endpoint, charged, counted.model)
         if len(self._known) > _REMEMBERED:
             self._known.clear()
         estimate = self._known.setdefault(counted.model, OutputEstimate())
         if self._estimates:
             output = estimate.of(counted.output)
-            charged |= {"output_tokens": output, "tokens": tokens + output if self._total else tokens}
+            charged |= {"output_tokens": output, "tokens": tokens + output if self._total and not learns else tokens}
 
         def settle(usage: Usage) -> dict[str, float]:
             used = {"input_tokens": usage.input, "output_tokens": usage.output, "tokens": usage.total}

@@ -37,7 +37,7 @@ SEARCH_FROM = 10.0
 """Requests per second that a server that tells nothing is sent at first."""
 
 _WAKES_APART = 0.1  # seconds between two looks at all waiters, because the server has more than was thought
-_COUNTED = ("requests", "tokens", "images")  # the units that costs are told in
+_COUNTED = ("requests", "tokens", "output_tokens", "images")  # the units that costs are told in
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,10 @@ class DiscoveredEndpoint(Endpoint):
         self._is_told = False
         self._woken_at = -math.inf
         lock = threading.RLock()
-        estimates = {unit: UnitEstimate(charges_refused=unit == "requests") for unit in units}
+        estimates = {
+            unit: UnitEstimate(charges_refused=unit == "requests", charged_late=unit == "output_tokens")
+            for unit in units
+        }
         self._learned = {unit: Learned(unit, estimate, lock) for unit, estimate in estimates.items()}
         limits: dict[str, Any] = dict(self._learned)
         super().__init__(Limiter(**limits, calls=in_flight(UNTOLD, ttl=HOLD)))
@@ -193,7 +196,7 @@ class DiscoveredEndpoint(Endpoint):
             now = clock.now()
             before = {unit: estimate.level(now) for unit, estimate in self._units.items()}
             for unit, departure in request.departures.items():
-                self._units[unit].answered(departure, refused=status == 429)
+                self._units[unit].answered(departure, now, refused=status == 429)
             for quota in reading.quotas:
                 self._hear(request, quota, now)
             if status < 400:
@@ -204,6 +207,14 @@ class DiscoveredEndpoint(Endpoint):
             self.limiter.reconfigure(calls=places)
         if places is not None or (rose and now - self._woken_at >= _WAKES_APART):
             self._wake(now)
+
+    def settled(self, request: RequestInFlight, used: Mapping[str, float]) -> None:
+        """Its answer says what came out of it. What went in was learned from the headers of answers."""
+        output = used.get("output_tokens")
+        departure = request.departures.get("output_tokens")
+        if output is not None and departure is not None:
+            with self._lock:
+                self._units["output_tokens"].settled(departure, output, clock.now())
 
     def _places_for(self, status: int, now: float) -> InFlight | None:
         """How many may be in flight from now on, if that has changed."""

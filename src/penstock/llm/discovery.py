@@ -55,10 +55,11 @@ class UnitEstimate:
     Args:
         charges_refused: Whether the server charges requests that it refuses, as services do in requests.
         trusted: Whether the limits were given to us, so that no first burst need be held back.
+        charged_late: Whether the server charges a request when its answer is there.
     """
 
-    def __init__(self, *, charges_refused: bool = False, trusted: bool = False) -> None:
-        self.traffic: Traffic = Traffic()
+    def __init__(self, *, charges_refused: bool = False, trusted: bool = False, charged_late: bool = False) -> None:
+        self.traffic: Traffic = Traffic(charged_late=charged_late)
         self.told: dict[str, ServerEstimate] = {}
         self.pace: Pace | None = None
         self._charges_refused = charges_refused
@@ -110,10 +111,17 @@ class UnitEstimate:
         self.traffic.waiting += departure.cost
         departure.cost = 0.0
 
-    def answered(self, departure: Departure, *, refused: bool) -> None:
+    def answered(self, departure: Departure, now: float, *, refused: bool) -> None:
         """Its answer is there, and says nothing about this unit, or something that `heard` is told next."""
         if refused:
             self.traffic.refused(departure)
+        departure.charged_at = now
+
+    def settled(self, departure: Departure, amount: float, now: float) -> None:
+        """Its answer is over, and says what it took."""
+        for each in self.told.values():
+            each.settled(amount - departure.cost, now)
+        departure.cost, departure.charged_at = amount, now
 
     def passed(self, departure: Departure, now: float, latency: float | None) -> None:
         """It was admitted, and took so long."""

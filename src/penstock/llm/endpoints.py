@@ -256,7 +256,7 @@ class Endpoint:
             self._refused += status == 429
             now = clock.now()
             for unit, departure in request.departures.items():
-                self._units[unit].answered(departure, refused=status == 429)
+                self._units[unit].answered(departure, now, refused=status == 429)
             for quota in reading.quotas:
                 self._hear(request, quota, now)
         self._settle_levels()

@@ -181,6 +181,11 @@ class ServerEstimate:
         if self.kind is Kind.UNSURE and cost > 0 and self._level < self._little():
             self._returns.looked(now)
 
+    def settled(self, more: float, now: float) -> None:
+        """It is known that a request takes more than was charged; or less, if it is below 0."""
+        self._advance(now)
+        self._level -= self.factor * more
+
     def heard(self, departure: Departure, told: Told, now: float) -> None:
         """Hear what an answer tells. What an older one told is never put over what a newer one did."""
         self._advance(now)
@@ -204,13 +209,13 @@ class ServerEstimate:
         self._size(departure, told)
         self._newest = (departure, told.remaining)
         self._correct(departure, told.remaining, now)
-        if departure.refused or self.kind is Kind.UNSURE:
+        if departure.refused or self.kind is Kind.UNSURE or self.traffic.charged_late:
             pass  # of those around it, nobody knows yet which were refused too
         elif self._anchor is None:
             self._anchor = self._newest
         else:
             self._sample(*self._anchor, departure, told.remaining)
-        if (self.samples or self.kind is Kind.UNSURE) and self._held_back:
+        if (self.samples or self.kind is Kind.UNSURE or self.traffic.charged_late) and self._held_back:
             self._held_back = max(0.0, self._held_back - RISE * self.capacity)
 
     def refused(self, departure: Departure, remaining: float, wait: float) -> None:
@@ -320,7 +325,7 @@ class ServerEstimate:
 
     def _replayed(self, departure: Departure, remaining: float, now: float) -> float:
         """What is there now, after all that left since: as far as nobody else took anything."""
-        level, at = remaining, departure.at
+        level, at = remaining - self.factor * self.traffic.uncharged(departure), departure.at
         window = self.kind is Kind.WINDOW
         rate = self.rate if self.kind is Kind.BUCKET else 0.0
         for each in self.traffic.after(departure):

@@ -35,6 +35,9 @@ OVERTAKING = 0.05
 ROUNDING = 1e-8
 """Share of a capacity, or seconds of a rate, by which a level may be short of a cost: floats do not add up better."""
 
+LONGEST_ANSWER = 300.0
+"""Seconds after which an answer that was never over is thought to have been charged."""
+
 _LONGEST_LOG = 20_000  # departures that are remembered
 
 
@@ -48,6 +51,7 @@ class Departure:
         cost: Its units, as estimated.
         sent: Units that had left by then, its own included.
         refused: Whether the server did not admit it.
+        charged_at: Where what comes out is counted: when its answer was there, and was charged. None: it is on its way.
         remaining: What its answer said was left, by the name of the limit.
     """
 
@@ -56,6 +60,7 @@ class Departure:
     cost: float
     sent: float
     refused: bool = False
+    charged_at: float | None = None
     remaining: dict[str, float] = field(default_factory=dict)
 
 
@@ -66,13 +71,16 @@ class Traffic:
     Attributes:
         waiting: Units granted that have not left.
         sent: Units that left.
+        charged_late: Whether the server charges a request when its answer is there, as it does for what comes out.
     """
 
     waiting: float = 0.0
     sent: float = 0.0
+    charged_late: bool = False
     _log: list[Departure] = field(default_factory=list)
     _first: int = 0  # the number of the first one in it
     _refused: list[Departure] = field(default_factory=list)  # those of them that were refused
+    _uncharged: list[Departure] = field(default_factory=list)  # not yet, as far as answers tell
 
     @property
     def last(self) -> Departure | None:
@@ -85,6 +93,8 @@ class Traffic:
         self.sent += cost
         departure = Departure(self._first + len(self._log), now, cost, self.sent)
         self._log.append(departure)
+        if self.charged_late:
+            self._uncharged.append(departure)
         if len(self._log) > _LONGEST_LOG:
             del self._log[: _LONGEST_LOG // 2]
             self._first += _LONGEST_LOG // 2
@@ -95,6 +105,16 @@ class Traffic:
         """It was not admitted."""
         departure.refused = True
         self._refused.append(departure)
+
+    def uncharged(self, departure: Departure) -> float:
+        """Units that had left before it, and were charged since. No older departure may be asked for afterwards."""
+        began = departure.at - LONGEST_ANSWER
+        self._uncharged = [
+            each
+            for each in self._uncharged
+            if each.at > began and (each.charged_at is None or each.charged_at > departure.at)
+        ]
+        return sum(each.cost for each in self._uncharged if each.number < departure.number)
 
     def admitted(self, first: float, last: float) -> float:
         """Units that left in (first, last] and were not refused, as far as is known."""
