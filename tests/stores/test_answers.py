@@ -14,7 +14,7 @@ import redis
 
 from penstock import Limiter, PenstockError, RateLimited, StoreError, in_flight, per_second
 from penstock.stores import RedisStore, Store
-from penstock.stores.contract import Reply
+from penstock.stores.contract import Reply, Unreachable
 
 pytestmark = pytest.mark.anyio
 
@@ -343,3 +343,30 @@ async def test_no_reply_of_a_hostile_store_hangs_or_breaks_anything(seed, store)
         await limiter.refresh()
         await limiter.acquire(max_wait=2)
     assert store.dispatcher.down is None
+
+
+async def test_a_call_that_waited_for_the_store_and_not_for_its_turn_is_asked_for_all_the_same(store, monkeypatch):
+    """Its longest wait is over once the store has answered another call; its limit has enough."""
+    monkeypatch.setattr(store, "group_of", lambda name: name)  # so that each name is asked for by itself
+    slow, quick = (Limiter(requests=per_second(1000), name=name, store=store) for name in ("x", "y"))
+    await quick.acquire()
+    store.spoil = lambda batch, reply: time.sleep(0.3) or reply if batch.terms[0].name == "x" else reply
+    assert await answers_of(slow, quick, max_wait=0.1) == ["granted", "granted"]
+
+
+async def test_a_call_for_a_silent_node_that_was_asked_for_another_name_hears_of_it(store, monkeypatch):
+    """And not that it would have to wait for 0 s."""
+    monkeypatch.setattr(store, "group_of", lambda name: name)
+    monkeypatch.setattr(store, "node_of", lambda name: "the only one")
+    limiters = [Limiter(requests=per_second(1000), name=name, store=store) for name in ("x", "y")]
+    await limiters[1].acquire()
+    store.patience = 0.5
+
+    def silent(batch, reply):
+        time.sleep(0.2)
+        raise Unreachable("nobody answers")
+
+    store.spoil = silent
+    for error in await answers_of(*limiters, max_wait=0.1):
+        assert isinstance(error, StoreError)
+        assert "nobody answers" in str(error)

@@ -267,10 +267,18 @@ class Scheduler:
         if request.stage is Stage.QUEUED:
             queue.waiters.leave(request)
             state.dirty[queue] = None
-        if ready <= now and queue.problem is not None:
-            state.refuse(request, again(queue.problem))  # it does not wait for its turn, but for an answer
+        if ready > now:
+            state.refuse_late(request, ready - now, blocker)
             return
-        state.refuse_late(request, max(ready - now, 0.0), blocker)
+        silence = state.held_up(queue)
+        problem = queue.problem if silence is None else silence.error
+        if problem is not None:
+            state.refuse(request, again(problem))
+        elif (
+            request.stage is Stage.QUEUED
+        ):  # it has not waited for its turn, but for the store: it is asked for now, or never
+            request.stage = Stage.NEW
+            queue.fresh.append(request)
 
     def _reserve(self, request: SharedRequest, queue: StoreQueue, due: float) -> None:
         request.stage = Stage.RESERVED
