@@ -30,7 +30,7 @@ def take(limiter):
 
 
 def test_a_limiter_is_made_again_with_all_that_was_said_of_it(tmp_path):
-    store = SQLiteStore(tmp_path / "x.db", patience=3.0, place_ttl=7.0)
+    store = SQLiteStore(tmp_path / "x.db", on_state_loss="empty", patience=3.0, place_ttl=7.0)
     limiter = Limiter(
         {"class": "5/s"}, tokens=["90k/min", per_day(10**6)], calls=in_flight(3), name="x", store=store, max_queue=5, ageing=7,
         flow_weights={"alice": 2},
@@ -41,7 +41,7 @@ def test_a_limiter_is_made_again_with_all_that_was_said_of_it(tmp_path):
     assert again._caller.max_queue == 5
     assert again._backend.queue.waiters.ageing == 7
     assert again._backend.queue.waiters.weights == limiter._backend.queue.waiters.weights != {}
-    assert (again.store.patience, again.store.place_ttl) == (3.0, 7.0)
+    assert (again.store.patience, again.store.place_ttl, again.store.lost_is_empty) == (3.0, 7.0, True)
     store.close()
 
 

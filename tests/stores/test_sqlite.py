@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import sqlite3
+import time
 from pathlib import Path
 
 import anyio
@@ -144,17 +145,21 @@ async def test_a_file_that_is_replaced_under_an_open_store_is_an_error_once(used
     await anyio.to_thread.run_sync(limiter.store.close)
 
 
-async def test_a_file_that_is_emptied_under_an_open_store_grants_nothing(used):
+@pytest.mark.parametrize("log", [True, False], ids=["with its log", "after its log was written into it"])
+async def test_a_file_that_is_emptied_under_an_open_store_grants_nothing(log, used):
     limiter = limiter_on(used)
     await limiter.acquire(requests=LEFT)
-    for _ in range(2):  # once with what SQLite remembers of it, then with a new connection
+    for _ in range(3):  # once with what SQLite remembers of it, then with new connections
+        if not log:
+            with contextlib.closing(sqlite3.connect(used)) as file, contextlib.suppress(sqlite3.Error):
+                file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         for file in (used, used.with_name("x.db-wal")):
             if file.exists():
                 os.truncate(file, 0)
         with pytest.raises((StoreError, RateLimited)):
             await limiter.acquire(max_wait=0)
         await anyio.to_thread.run_sync(limiter.store.close)
-    with pytest.raises(StoreError, match="emptied while it was in use"):
+    with pytest.raises(StoreError, match=r"(emptied|cut) while it was in use"):
         await limiter.acquire(max_wait=0)
     await anyio.to_thread.run_sync(limiter.store.close)
 
@@ -230,3 +235,98 @@ async def test_another_current_directory_makes_no_other_file(tmp_path, monkeypat
 def test_a_path_that_no_file_can_have_is_an_error_at_once(path):
     with pytest.raises(ValueError, match="file"):
         SQLiteStore(path)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.9])
+async def test_a_log_that_is_cut_under_open_stores_is_an_error_once_and_grants_nothing_more(part, tmp_path):
+    """What was in it is lost, so everything counts as used up; also for processes that open the file later."""
+    mine, theirs = limiter_on(tmp_path / "x.db"), limiter_on(tmp_path / "x.db")
+    for _ in range(30):
+        await mine.acquire()
+    await theirs.acquire(requests=20)
+    log = tmp_path / "x.db-wal"
+    os.truncate(log, int(part * log.stat().st_size))
+    with pytest.raises(StoreError, match="cut while it was in use, and all limits count as used up now"):
+        await mine.acquire(max_wait=0)
+    for limiter in (theirs, mine):
+        with pytest.raises(RateLimited):
+            await limiter.acquire(max_wait=0)
+        await anyio.to_thread.run_sync(limiter.store.close)
+    assert await granted(tmp_path / "x.db") == 0
+
+
+async def test_after_a_log_was_cut_limits_refill(tmp_path):
+    """Of all names, also those that nobody has used since."""
+    store = SQLiteStore(tmp_path / "x.db")
+    quick = Limiter(requests=per_second(100, burst=5), name="quick", store=store)
+    slow = Limiter(requests=per_second(1e-6, burst=5), name="slow", store=store)
+    for _ in range(5):
+        await quick.acquire()
+    os.truncate(tmp_path / "x.db-wal", 0)
+    with pytest.raises(StoreError, match="was cut"):
+        await quick.acquire()
+    for _ in range(5):
+        await quick.acquire(max_wait=10)
+    with pytest.raises(RateLimited):
+        await slow.acquire(max_wait=0)
+    assert await anyio.to_thread.run_sync(store.names, "") == ["quick", "slow"]
+    await anyio.to_thread.run_sync(store.close)
+
+
+@pytest.mark.parametrize("size", [0, 9000, 20_000])
+async def test_an_index_of_the_log_that_is_cut_under_open_stores_loses_nothing(size, tmp_path):
+    """It would kill a process that reads behind its end, and hide what is in the log from the others."""
+    mine, theirs = limiter_on(tmp_path / "x.db"), limiter_on(tmp_path / "x.db")
+    for limiter in (mine, theirs):
+        for _ in range(20):
+            await limiter.acquire()
+    for limiter in (mine, theirs):
+        os.truncate(tmp_path / "x.db-shm", size)
+        await limiter.acquire(requests=20, max_wait=0)
+    third = limiter_on(tmp_path / "x.db")
+    await third.acquire()
+    os.truncate(tmp_path / "x.db-shm", size)
+    await anyio.to_thread.run_sync(third.store.close)
+    os.truncate(tmp_path / "x.db-shm", size)
+    assert await anyio.to_thread.run_sync(mine.store.names, "") == ["x"]
+    os.truncate(tmp_path / "x.db-shm", size)
+    assert await granted(tmp_path / "x.db") == 19
+    for limiter in (mine, theirs):
+        with pytest.raises(RateLimited):
+            await limiter.acquire(max_wait=0)
+        await anyio.to_thread.run_sync(limiter.store.close)
+
+
+async def test_a_log_that_somebody_emptied_into_the_file_is_no_error(tmp_path):
+    """As those who make a copy of the file do."""
+    limiter = limiter_on(tmp_path / "x.db")
+    for _ in range(3):
+        for _ in range(10):
+            await limiter.acquire()
+        with contextlib.closing(sqlite3.connect(tmp_path / "x.db")) as file:
+            file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        assert not (tmp_path / "x.db-wal").stat().st_size
+    await limiter.acquire(requests=70)
+    with pytest.raises(RateLimited):
+        await limiter.acquire(max_wait=0)
+    await anyio.to_thread.run_sync(limiter.store.close)
+
+
+async def test_where_lost_is_empty_a_file_that_is_removed_grants_nothing(used):
+    """Nor does a new one begin with anything; what flows in from then on is granted."""
+    store = SQLiteStore(used, on_state_loss="empty")
+    limiter = Limiter(requests=per_second(1e-6, burst=100), name="x", store=store)
+    await limiter.acquire(requests=LEFT)
+    for file in used.parent.glob("x.db*"):
+        file.unlink()
+    with pytest.raises(StoreError, match="removed or replaced"):
+        await limiter.acquire(max_wait=0)
+    with pytest.raises(RateLimited):
+        await limiter.acquire(max_wait=0)
+    await Limiter(requests=per_second(100, burst=5), name="y", store=store).acquire(max_wait=10)
+    await anyio.to_thread.run_sync(store.close)
+    with contextlib.closing(sqlite3.connect(used)) as file:
+        ((kept,),) = file.execute("SELECT min(expires) FROM penstock_rows").fetchall()
+    assert kept > time.time() + 29 * 86_400
+    with pytest.raises(ValueError, match='on_state_loss must be "full" or "empty", not 5'):
+        SQLiteStore(used, on_state_loss=5)

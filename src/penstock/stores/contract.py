@@ -29,7 +29,10 @@ from penstock._core.windows import period_around
 from penstock.errors import StoreError
 from penstock.limits import Calendar, InFlight, Limit, Rate, Sliding
 
-__all__ = ["Batch", "FromEnvironment", "Recipe", "Reply", "Row", "Store", "Terms", "Unreachable"]
+__all__ = ["KEPT_IF_EMPTY", "Batch", "FromEnvironment", "Recipe", "Reply", "Row", "Store", "Terms", "Unreachable"]
+
+KEPT_IF_EMPTY = 30 * 86_400
+"""Seconds for which idle rows are kept where an absent row counts as used up."""
 
 Row = tuple[str, bytes]
 """Of one name: the text of its terms, and what it has used."""
@@ -185,6 +188,17 @@ def damaged_row(where: str, name: str) -> StoreError:
     return StoreError(
         f"{where}: what is kept under {name!r} is damaged: nothing was granted. Remove it there, and {name!r} begins with full limits"
     )
+
+
+def begins_empty(on_state_loss: str) -> bool:
+    """What `on_state_loss=` says of rows that are not there: whether they count as used up.
+
+    Raises:
+        ValueError: It says neither.
+    """
+    if on_state_loss not in ("full", "empty"):
+        raise ValueError(f'on_state_loss must be "full" or "empty", not {on_state_loss!r}')
+    return on_state_loss == "empty"
 
 
 class Recipe:
@@ -353,8 +367,9 @@ class Store(ABC):
                 reply = Reply(now, others, (), (), ())
                 return [None] * len(rows)
             limits = [terms.numbers(now) for terms in batch.terms]
+            known = [row and row[1] for row in rows]
             try:
-                decision = ledger.decide([row and row[1] for row in rows], limits, batch.operations, batch.owner, now)
+                decision = ledger.decide(known, limits, batch.operations, batch.owner, now, self._born(now))
             except ledger.DamagedRow as damaged:
                 raise damaged_row(repr(self), batch.terms[damaged.index].name) from None
             reply = Reply(now, {}, decision.epochs, decision.verdicts, decision.states)
@@ -377,8 +392,7 @@ class Store(ABC):
         def decide(rows: list[Row | None], now: float) -> list[tuple[Row, float] | None]:
             (row,) = rows
             if row is None:
-                born = now if self.lost_is_empty else -1.0
-                decision = ledger.decide([None], [terms.numbers(now)], (), 0.0, now, born)
+                decision = ledger.decide([None], [terms.numbers(now)], (), 0.0, now, self._born(now))
                 return [((terms.text, decision.rows[0]), decision.keep[0])]
             before = Terms.of_text(terms.name, row[0], terms.place_ttl)
             keys = [(unit, index) for unit, kinds in before.limits.items() for index in range(len(kinds))]
@@ -395,6 +409,10 @@ class Store(ABC):
 
         self.exchange([terms.name], decide)
         self.announce([terms.name])
+
+    def _born(self, now: float) -> float:
+        """The moment before which a row that is not there was used, as `ledger.decide` wants it."""
+        return now if self.lost_is_empty else -1.0
 
     def names(self, prefix: str) -> list[str]:
         """The names that begin with `prefix` and have a row, in order.

@@ -28,7 +28,7 @@ from penstock.stores._redis_errors import explain
 from penstock.stores._redis_server import ask, let_go, server_at, server_of
 from penstock.stores._redis_subscriber import Subscriber
 from penstock.stores._redis_url import made_from
-from penstock.stores.contract import Batch, Recipe, Reply, Row, Store, Terms, Unreachable
+from penstock.stores.contract import KEPT_IF_EMPTY, Batch, Recipe, Reply, Row, Store, Terms, Unreachable, begins_empty
 
 __all__ = ["RedisStore"]
 
@@ -36,9 +36,6 @@ OLDEST = (6, 2)
 """The first version with what the script needs (`EXPIRE` inside scripts that are replicated by effect, and RESP as it
 is now)."""
 
-
-KEPT_IF_EMPTY = 30 * 86_400
-"""Seconds for which idle rows are kept where an absent row counts as used up."""
 
 _T = TypeVar("_T")
 
@@ -93,8 +90,7 @@ class RedisStore(Store):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if on_state_loss not in ("full", "empty"):
-            raise ValueError(f'on_state_loss must be "full" or "empty", not {on_state_loss!r}')
+        self.lost_is_empty: bool = begins_empty(on_state_loss)
         if not 0 < timeout < math.inf:
             raise ValueError(f"timeout must be a finite number of seconds above 0, not {timeout!r}")
         if "{" in prefix or "}" in prefix:
@@ -112,7 +108,6 @@ class RedisStore(Store):
         self.timeout: float = float(timeout)
         self.prefix = prefix
         self._group = group
-        self.lost_is_empty: bool = on_state_loss == "empty"
         self._made_from = made_from(server)
         self._server = server_at(server, self.timeout) if isinstance(server, str) else server_of(server, self.timeout)
         self._address = self._server.shown

@@ -4,7 +4,8 @@ Each row has a checksum, so a flipped bit is an error and never a grant. Once fo
 since a name that cannot be found any more would be a limit that is full: if any row is damaged, names without a row are
 refused, and the others go on. A file that was removed or replaced while it was open is found out by its inode, and so
 are the two that SQLite keeps beside it: the log, and the index of the log, through which processes see what the others
-have written.
+have written. Those two never shrink while they are in use, so one that did was cut. An index is made anew out of the
+log, and loses nothing. What was in a log that was cut is lost: from then on all limits count as used up at that moment.
 
 One transaction decides a whole batch, in the dispatcher's thread, so the event loop is never blocked by the disk. The
 journal is a write-ahead log with `synchronous=NORMAL`: a process may be killed at any instruction, and after a power
@@ -19,6 +20,7 @@ twenty times as rarely.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -31,7 +33,7 @@ from typing import Any
 
 from penstock import clock
 from penstock.errors import StoreError
-from penstock.stores.contract import Recipe, Row, Store, Unreachable, damaged_row
+from penstock.stores.contract import KEPT_IF_EMPTY, Recipe, Row, Store, Unreachable, begins_empty, damaged_row
 
 __all__ = ["SQLiteStore"]
 
@@ -51,9 +53,17 @@ CREATE TABLE penstock_rows (
 CREATE INDEX penstock_expires ON penstock_rows (expires);
 """
 
+_SELECT = "SELECT terms, row, expires FROM penstock_rows WHERE name = ?"
+
 _KEPT_LONGER = 3600
 """Seconds for which a row that means nothing any more is kept: the terms in it are what newcomers are compared with."""
 
+
+_LOSS = ""
+"""In the place of a name, which is never empty: the moment at which the log was last cut, in microseconds since 1970."""
+
+_NOTED = 0.25
+"""Seconds in which a process that has found the log cut has noted that in the file: until then its new index looks right."""
 
 _QUICK = 0.1
 """Seconds for which the lock is asked for again and again; after that another process keeps it, and it is asked for
@@ -63,16 +73,23 @@ _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 """Codes of errors that only a damaged file, or one that somebody else has changed, can bring about: our statements are
 right."""
 
+_INDEX_GROWS_BY, _INDEX_HEADER, _LOG_HEADER, _FRAME_HEADER = 32_768, 136, 32, 24
+"""Bytes: of SQLite's formats of the log and its index. A process that reads behind the index's end is killed by the system;
+an index whose header is zeros is made anew by the next that reads it."""
+
+_kept_open: list[int] = []
+"""Files in which an index was mended: to close one would let go of all locks that SQLite has on it in this process."""
+
 _FileId = tuple[int, int] | None
 """Device and inode of a file; None: there is none."""
 
 
-def _file_id(path: str) -> _FileId:
+def _file_and_size(path: str) -> tuple[_FileId, int]:
     try:
-        found = os.stat(path)  # noqa: PTH116 - asked three times in each transaction
+        found = os.stat(path)  # noqa: PTH116 - asked several times in each transaction
     except (FileNotFoundError, NotADirectoryError):
-        return None
-    return found.st_dev, found.st_ino
+        return None, 0
+    return (found.st_dev, found.st_ino), found.st_size
 
 
 def _path_of(path: str | os.PathLike[str]) -> Path:
@@ -115,6 +132,11 @@ def _is_whole_in_bytes(name: Any, terms: Any, state: Any, expires: Any) -> bool:
         return False
 
 
+def _is_cut(error: Exception) -> bool:
+    """Whether SQLite has read behind the end of a file that must be longer."""
+    return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_SHORT_READ
+
+
 def _code(error: sqlite3.Error) -> int:
     """SQLite's own, less what it says of the place."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -126,6 +148,9 @@ class SQLiteStore(Store):
     Args:
         path: The file; made if it is not there. Not on a network drive: SQLite's locks do not hold there. A relative
             path is one of the directory that is current now.
+        on_state_loss: After the file or its log was removed or replaced, a limiter begins "full" (at most one burst too
+            much each time), or "empty" (never too much; costs one burst, at the very first start too, and after 30 days
+            without use).
         options: As for every shared store: `place_ttl`, `patience`, `on_outage`, `share`, `on_event`.
 
     Raises:
@@ -135,18 +160,24 @@ class SQLiteStore(Store):
 
     batch = 256
 
-    def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, on_state_loss: str = "full", **options: Any) -> None:
         super().__init__(**options)
         self.path: Path = _path_of(path)
+        self._here, self._log, self._index = (f"{self.path}{beside}" for beside in ("", "-wal", "-shm"))
+        self.lost_is_empty: bool = begins_empty(on_state_loss)
         self._connection: sqlite3.Connection | None = None
         self._file: _FileId = None  # the file that was opened last
         self._beside: tuple[_FileId, _FileId] = (None, None)  # the log of its connection, and the index of that
+        self._sizes = (0, 0)  # of those, at least
+        self._index_is_wrong = False  # it must be made anew
+        self._lost = False  # rows may tell of an earlier moment than the last: they must be taken for used up
+        self._lost_at = -1.0  # the moment of that, as the file has it; below 0: it never was so
         self._verified: _FileId = None  # the file whose rows were all looked at
         self._damaged_rows = False  # whether it has some: then a name without a row may be one of them
         self._sweep_after = 0.0
 
     def __repr__(self) -> str:
-        return f"SQLiteStore({str(self.path)!r})"
+        return f"SQLiteStore({self._here!r})"
 
     def slowest_answer(self) -> float:
         """The patience, which is for the lock, and a transaction. See `Store.slowest_answer`."""
@@ -154,7 +185,8 @@ class SQLiteStore(Store):
 
     def recipe(self) -> Recipe:
         """The same file, whatever the directory. See `Store.recipe`."""
-        return Recipe(type(self), (str(self.path),), self.options())
+        lost = "empty" if self.lost_is_empty else "full"
+        return Recipe(type(self), (str(self.path),), {**self.options(), "on_state_loss": lost})
 
     def exchange(
         self, names: Sequence[str], decide: Callable[[list[Row | None], float], list[tuple[Row, float] | None]]
@@ -162,17 +194,24 @@ class SQLiteStore(Store):
         """Run a transaction over the rows. See `Store.exchange`."""
         try:
             connection = self._connection or self._connect()
+            self._mend_index(connection)
             self._begin(connection)
             try:
                 self._check_files(connection)
                 self._decide(connection, names, decide)
                 connection.execute("COMMIT")
+                self._sizes = (_file_and_size(self._log)[1], self._sizes[1])
             except BaseException:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
         except (sqlite3.Error, OSError, StoreError) as error:
+            if _is_cut(error):
+                self._index_is_wrong = self._lost = True
             self.disconnect()
+            if self._lost:
+                with contextlib.suppress(sqlite3.Error, OSError, StoreError):
+                    self._connect()  # which notes it in the file, before anybody goes on there
             if isinstance(error, StoreError):
                 raise
             if isinstance(error, OSError):
@@ -183,9 +222,12 @@ class SQLiteStore(Store):
 
     def names(self, prefix: str) -> list[str]:
         """Look them up in the index. See `Store.names`."""
-        query = "SELECT name FROM penstock_rows WHERE name >= ? AND name < ? AND expires >= ? ORDER BY name"
+        query = (
+            "SELECT name FROM penstock_rows WHERE name >= ? AND name < ? AND name != '' AND expires >= ? ORDER BY name"
+        )
         try:
             connection = self._connection or self._connect()
+            self._mend_index(connection)
             found = connection.execute(query, (prefix, prefix + chr(0x10FFFF), int(clock.wall()))).fetchall()
         except (sqlite3.Error, StoreError) as error:
             self.disconnect()
@@ -201,18 +243,16 @@ class SQLiteStore(Store):
         decide: Callable[[list[Row | None], float], list[tuple[Row, float] | None]],
     ) -> None:
         read = connection.execute
-        rows = [
-            self._checked(
-                name, read("SELECT terms, row, expires FROM penstock_rows WHERE name = ?", (name,)).fetchone()
-            )
-            for name in names
-        ]
+        rows = [self._known(name, read(_SELECT, (name,)).fetchone()) for name in names]
+        if None in rows:
+            loss = read(_SELECT, (_LOSS,)).fetchone()
+            self._lost_at = -1.0 if loss is None else float(self._checked(_LOSS, loss)[0])
         wall = clock.wall()
         for name, row, new in zip(names, rows, decide(rows, float(int(wall * 1e6))), strict=True):
             if new is None:
                 continue
             (terms, state), keep = new
-            expires = int(wall + keep + _KEPT_LONGER)
+            expires = int(wall + keep + (KEPT_IF_EMPTY if self.lost_is_empty else _KEPT_LONGER))
             state += _checksum(name, terms, state, expires)
             if row is None:
                 read("INSERT INTO penstock_rows VALUES (?, ?, ?, ?)", (name, terms, state, expires))
@@ -228,22 +268,30 @@ class SQLiteStore(Store):
                 (wall,),
             )
 
-    def _checked(self, name: str, row: Any) -> Row | None:
+    def _known(self, name: str, row: Any) -> Row | None:
+        """What is known of a name.
+
+        Raises:
+            StoreError: It is not what was once written, or it may be missing.
+        """
+        if row is None:
+            if self._damaged_rows:
+                raise StoreError(
+                    f"{self._here!r} has damaged rows, and that of {name!r}, which is missing, may be one of them: nothing was granted. Move "
+                    "the file away; a new one begins with full limits"
+                )
+            return None
+        return self._checked(name, row)
+
+    def _checked(self, name: str, row: Any) -> Row:
         """A row without its checksum.
 
         Raises:
             StoreError: It is not what was once written.
         """
-        if row is None:
-            if self._damaged_rows:
-                raise StoreError(
-                    f"{str(self.path)!r} has damaged rows, and that of {name!r}, which is missing, may be one of them: nothing was granted. Move "
-                    "the file away; a new one begins with full limits"
-                )
-            return None
         terms, state, expires = row
         if not _is_whole(name, terms, state, expires):
-            raise damaged_row(repr(str(self.path)), name)
+            raise damaged_row(repr(self._here), name)
         return terms, state[:-8]
 
     def _verify(self, connection: sqlite3.Connection) -> None:
@@ -261,32 +309,84 @@ class SQLiteStore(Store):
         self._damaged_rows = not all(starmap(_is_whole_in_bytes, rows))
         self._verified = self._file
 
+    def _take_all_for_used_up(self, connection: sqlite3.Connection) -> None:
+        """Forget all rows, and note the moment: names without a row were used up then."""
+        self._begin(connection)
+        now = clock.wall()
+        terms, expires = f"{now * 1e6:.0f}", int(now + KEPT_IF_EMPTY)
+        connection.execute("DELETE FROM penstock_rows")
+        marker = (_LOSS, terms, _checksum(_LOSS, terms, b"", expires), expires)
+        connection.execute("INSERT INTO penstock_rows VALUES (?, ?, ?, ?)", marker)
+        connection.execute("COMMIT")
+        self._damaged_rows = self._lost = False
+
+    def _born(self, now: float) -> float:
+        """The last loss, unless what is not there counts as used up anyway. See `Store._born`."""
+        return now if self.lost_is_empty else self._lost_at
+
     def _check_files(self, connection: sqlite3.Connection) -> None:
         """Refuse to go on in files that are not at their paths any more: other processes would not see what is granted.
 
         Raises:
-            StoreError: One was removed or replaced. The next call opens what is there then.
+            StoreError: One was removed, replaced or cut. The next call opens what is there then.
         """
-        file, beside = self._files_there()
-        if file == self._file and beside == self._beside:
+        file = _file_and_size(self._here)[0]
+        beside, sizes = self._beside_there()
+        here = file == self._file and beside == self._beside
+        if here and (sizes[0] >= self._sizes[0] or self._log_is_whole(connection, sizes[0])):
+            self._sizes = sizes
             return
-        what, lost = repr(str(self.path)), "what was used is lost"
+        what, how, lost = repr(self._here), "removed or replaced", "what was used is lost"
         if file == self._file:
             what, lost = f"the log of {what}", "some of what was used may be lost"
-            if (
-                beside[0] is None
-            ):  # nobody has begun another log: what is in this one can still be written into the file
-                connection.execute("ROLLBACK")
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        self._lost = here or self.lost_is_empty
+        if here:
+            how, lost, self._index_is_wrong = "cut", "all limits count as used up now", True
+        elif file == self._file and beside[0] is None:
+            # Nobody has begun another log: what is in this one can still be written into the file.
+            connection.execute("ROLLBACK")
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         self._file = self._verified = None  # what is there next may have the same inode, and be another file
         raise StoreError(
-            f"{what} was removed or replaced while it was in use, and {lost}: nothing was granted. The next call goes on in the file that is "
-            "there then"
+            f"{what} was {how} while it was in use, and {lost}: nothing was granted. The next call goes on in the file that is there then"
         )
 
-    def _files_there(self) -> tuple[_FileId, tuple[_FileId, _FileId]]:
-        path = str(self.path)
-        return _file_id(path), (_file_id(path + "-wal"), _file_id(path + "-shm"))
+    def _log_is_whole(self, connection: sqlite3.Connection, size: int) -> bool:
+        """Whether a log that became shorter has all that its index tells of: somebody may have emptied it as SQLite does."""
+        connection.execute("ROLLBACK")
+        try:
+            _, frames, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except sqlite3.Error:
+            return False
+        (page,) = connection.execute("PRAGMA page_size").fetchone()
+        time.sleep(_NOTED)
+        self._begin(connection)
+        return bool(frames <= 0 or size >= _LOG_HEADER + frames * (_FRAME_HEADER + page))
+
+    def _beside_there(self) -> tuple[tuple[_FileId, _FileId], tuple[int, int]]:
+        """The log and its index, and their sizes."""
+        (log, log_size), (index, index_size) = _file_and_size(self._log), _file_and_size(self._index)
+        return (log, index), (log_size, index_size)
+
+    def _mend_index(self, connection: sqlite3.Connection) -> None:
+        """Let SQLite make an index that was cut anew out of the log, before anybody reads behind its end."""
+        index, size = _file_and_size(self._index)
+        least = self._sizes[1] if index == self._beside[1] else 0
+        whole = max(least, _INDEX_GROWS_BY, -(-size // _INDEX_GROWS_BY) * _INDEX_GROWS_BY)
+        if index is None or (size == whole and not self._index_is_wrong):
+            return
+        os.truncate(self._index, whole)
+        try:
+            self._begin(connection)  # nobody must be writing
+        except sqlite3.Error as error:
+            if _code(error) == sqlite3.SQLITE_BUSY:
+                raise
+        file = os.open(self._index, os.O_RDWR)
+        _kept_open.append(file)
+        os.write(file, bytes(_INDEX_HEADER))
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        self._index_is_wrong = False
 
     def _begin(self, connection: sqlite3.Connection) -> None:
         """Take the lock of the file; give up after `patience`."""
@@ -305,19 +405,23 @@ class SQLiteStore(Store):
 
     def _connect(self) -> sqlite3.Connection:
         if self.path.is_dir():
-            raise StoreError(f"{str(self.path)!r} is a directory: SQLiteStore needs the path of a file in it")
+            raise StoreError(f"{self._here!r} is a directory: SQLiteStore needs the path of a file in it")
         if not self.path.exists():
             self._file = None  # it will be a new one
         elif self.path.stat().st_nlink > 1:
             raise StoreError(
-                f"{str(self.path)!r} has other names (hard links), and processes that open it by those would not see what is granted here: remove "
+                f"{self._here!r} has other names (hard links), and processes that open it by those would not see what is granted here: remove "
                 "them, or use symbolic links"
             )
         connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
         try:
+            self._mend_index(connection)
             self._prepare(connection)
-            self._file, self._beside = self._files_there()
+            self._file = _file_and_size(self._here)[0]
+            self._beside, self._sizes = self._beside_there()
             self._verify(connection)
+            if self._lost:
+                self._take_all_for_used_up(connection)
         except BaseException:
             connection.close()
             raise
@@ -342,16 +446,21 @@ class SQLiteStore(Store):
             (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if application != _OURS and (tables or version):
                 raise StoreError(
-                    f"{str(self.path)!r} is the database of another program, which SQLiteStore leaves alone: give it a file of its own"
+                    f"{self._here!r} is the database of another program, which SQLiteStore leaves alone: give it a file of its own"
                 )
             if version > _VERSION:
                 raise StoreError(
-                    f"{str(self.path)!r} was written by a later penstock (tables of version {version}; this one knows "
+                    f"{self._here!r} was written by a later penstock (tables of version {version}; this one knows "
                     f"{_VERSION}): upgrade penstock here, or use another file"
                 )
-            if version == 0 and self._file is not None and self._file == _file_id(str(self.path)):
+            if (
+                version == 0
+                and not self._lost
+                and self._file is not None
+                and self._file == _file_and_size(self._here)[0]
+            ):
                 raise StoreError(
-                    f"{str(self.path)!r} is damaged: it was emptied while it was in use, and nothing was granted. Remove it; a new one begins with "
+                    f"{self._here!r} is damaged: it was emptied while it was in use, and nothing was granted. Remove it; a new one begins with "
                     "full limits"
                 )
             if version == 0:
@@ -367,7 +476,7 @@ class SQLiteStore(Store):
 
     def _explain(self, error: sqlite3.Error) -> StoreError:
         code = _code(error)
-        path = repr(str(self.path))
+        path = repr(self._here)
         if code == sqlite3.SQLITE_BUSY:
             return Unreachable(
                 f"{path} has been locked by another process for {self.patience:g} s: find the one that holds a transaction "
@@ -387,16 +496,21 @@ class SQLiteStore(Store):
             )
         if code in _DAMAGED:
             return self._damaged(str(error))
+        if _is_cut(error):
+            return StoreError(
+                f"the log of {path} was cut while it was in use, and all limits count as used up now: nothing was granted. The next call goes on "
+                "with what is there"
+            )
         return StoreError(f"{path}: SQLite says {error} ({getattr(error, 'sqlite_errorname', 'no code')})")
 
     def _cannot_open(self, error: Exception) -> StoreError:
         return StoreError(
-            f"{str(self.path)!r} cannot be opened: does its directory exist, and may this user write there? ({error})"
+            f"{self._here!r} cannot be opened: does its directory exist, and may this user write there? ({error})"
         )
 
     def _damaged(self, how: str) -> StoreError:
         return StoreError(
-            f"{str(self.path)!r} is damaged, or no SQLite database ({how}): nothing was granted. Move it away; a new one begins with full limits"
+            f"{self._here!r} is damaged, or no SQLite database ({how}): nothing was granted. Move it away; a new one begins with full limits"
         )
 
     def before_fork(self) -> None:
@@ -410,4 +524,7 @@ class SQLiteStore(Store):
         """Close the connection. See `Store.disconnect`."""
         connection, self._connection = self._connection, None
         if connection is not None:
+            if not self._index_is_wrong:
+                with contextlib.suppress(sqlite3.Error, OSError):
+                    self._mend_index(connection)  # to close it reads the index
             connection.close()
