@@ -341,63 +341,47 @@ class Dispatcher:
     def _lost(self, batch: BatchInFlight, packed: Batch, error: StoreError) -> None:
         store = self.store
         with self.lock:
-            loss.store_lost(self.scheduler, batch, packed, error, clock.now())
+            outage = loss.store_lost(self.scheduler, batch, packed, error, clock.now())
         _log.warning("%s; until it answers: on_outage=%r", error, store.on_outage)
         self._events.append(StoreLost(repr(store), str(error), store.on_outage))
-        threading.Thread(
-            target=_probe, args=(ref(self), packed, self._inbox), name=f"penstock asks {store!r}", daemon=True
-        ).start()
+        self._begin_to_probe(outage)
         self._wake()
 
-    def probe(self, packed: Batch, inbox: SimpleQueue[Any]) -> bool:
-        """Ask once more. False: that is over."""
+    def _node_silent(self, node: object, silence: Silence) -> None:
+        with self.lock:
+            loss.node_silent(self.scheduler, node, silence)
+        self._begin_to_probe(silence)
+
+    def _begin_to_probe(self, lost: Outage | Silence) -> None:
+        name = f"penstock asks {self.store!r}"
+        threading.Thread(target=_probe, args=(ref(self), lost, self._inbox), name=name, daemon=True).start()
+
+    def probe(self, lost: Outage | Silence, beside: Store | None, inbox: SimpleQueue[Any]) -> bool:
+        """Ask what does not answer once more, by a store beside ours if there is one. False: that is over."""
+        store = beside or self.store
         outage = self.scheduler.outage
-        if inbox is not self._inbox or self._stopping or outage is None or outage.packed is not packed:
+        if inbox is not self._inbox or self._stopping or not (isinstance(lost, Silence) or outage is lost):
             return False
         answer: Reply | Exception
         try:
-            with self._io:
-                answer = self.store.decide(packed)
+            with self._io if store is self.store else contextlib.nullcontext():
+                answer = store.decide(lost.packed)
         except Unreachable as error:
-            outage.error = error
+            lost.error = error
+            if isinstance(lost, Silence) and not lost.told and clock.now() > lost.batch.sent + self.store.patience:
+                inbox.put(partial(self._node_lost, lost))
             return True
         except PenstockError as error:
             answer = error
         except Exception as error:  # noqa: BLE001 - an answer of a kind
-            answer = _could_not(self.store, error)
-        inbox.put(partial(self._found, outage, answer))
+            answer = StoreError(f"{store!r} could not decide: {error!r}")
+            answer.__cause__ = error
+        inbox.put(partial(self._found, lost, answer))
         return False
 
     def _node_of(self, packed: Batch, store: Store) -> object:
         """The node that was asked, if that can be silent alone. Where this process decides meanwhile, it decides for all."""
         return store.node_of(packed.terms[0].name) if store is self.store and store.on_outage == "raise" else None
-
-    def _node_silent(self, node: object, silence: Silence) -> None:
-        with self.lock:
-            loss.node_silent(self.scheduler, node, silence)
-        threading.Thread(
-            target=_probe_node,
-            args=(ref(self), silence, self._inbox),
-            name=f"penstock asks {self.store!r}",
-            daemon=True,
-        ).start()
-
-    def probe_node(self, store: Store, silence: Silence, inbox: SimpleQueue[Any]) -> bool:
-        """Ask a silent node once more, by a store beside ours. False: that is over."""
-        if inbox is not self._inbox or self._stopping:
-            return False
-        answer: Reply | Exception
-        try:
-            answer = store.decide(silence.packed)
-        except Unreachable as error:
-            silence.error = error
-            if not silence.told and clock.now() > silence.batch.sent + self.store.patience:
-                inbox.put(partial(self._node_lost, silence))
-            return True
-        except Exception as error:  # noqa: BLE001 - an answer of a kind
-            answer = error if isinstance(error, PenstockError) else _could_not(store, error)
-        inbox.put(partial(self._node_found, silence, answer))
-        return False
 
     def _node_lost(self, silence: Silence, scheduler: Scheduler, _: float) -> None:
         if not silence.told:
@@ -405,20 +389,18 @@ class Dispatcher:
             _log.warning("%s; what lives there is held up until it answers", silence.error)
             self._events.append(StoreLost(repr(self.store), str(silence.error), self.store.on_outage))
 
-    def _node_found(self, silence: Silence, answer: Reply | Exception, scheduler: Scheduler, now: float) -> None:
-        loss.node_found(scheduler, silence, answer, now)
-        if silence.told:
+    def _found(self, lost: Outage | Silence, answer: Reply | Exception, scheduler: Scheduler, now: float) -> None:
+        if isinstance(lost, Silence):
+            loss.node_found(scheduler, lost, answer, now)
+        elif scheduler.outage is lost:  # else a defect has ended it, or the store was closed
+            if not isinstance(answer, Exception):
+                self._lead = answer.now - now * 1e6
+            loss.store_found(scheduler, answer, now)
+        else:
+            return
+        if lost.told:
             _log.warning("%r answers again", self.store)
             self._events.append(StoreRecovered(repr(self.store)))
-
-    def _found(self, outage: Outage, answer: Reply | Exception, scheduler: Scheduler, now: float) -> None:
-        if not isinstance(answer, Exception):
-            self._lead = answer.now - now * 1e6
-        if scheduler.outage is not outage:
-            return  # a defect has ended it, or the store was closed
-        loss.store_found(scheduler, answer, now)
-        _log.warning("%r answers again", self.store)
-        self._events.append(StoreRecovered(repr(self.store)))
 
     def _change(self, part: SharedLimitSet) -> None:
         """Tell the store of new limits."""
@@ -440,12 +422,6 @@ class Dispatcher:
             self._wake()
         else:
             part.agreed = True
-
-
-def _could_not(store: Store, error: Exception) -> StoreError:
-    answer = StoreError(f"{store!r} could not decide: {error!r}")
-    answer.__cause__ = error
-    return answer
 
 
 class _Announced:
@@ -504,34 +480,22 @@ def _receive(inbox: SimpleQueue[Any], timeout: float | None) -> list[Any]:
     return messages
 
 
-def _probe(dispatcher_ref: ref[Dispatcher], packed: Batch, inbox: SimpleQueue[Any]) -> None:
-    """Ask a store again and again, until there is an answer or nobody holds the store."""
-    pause, going_on = RETRY[0], True
-    while going_on:
-        time.sleep(pause * random.uniform(0.5, 1.0))
-        pause = min(2 * pause, RETRY[1])
-        dispatcher = dispatcher_ref()
-        going_on = dispatcher is not None and dispatcher.probe(packed, inbox)
-        del dispatcher
-
-
-def _probe_node(dispatcher_ref: ref[Dispatcher], silence: Silence, inbox: SimpleQueue[Any]) -> None:
-    """Ask one node again and again, until there is an answer or nobody holds the store."""
+def _probe(dispatcher_ref: ref[Dispatcher], lost: Outage | Silence, inbox: SimpleQueue[Any]) -> None:
+    """Ask what does not answer again and again, until there is an answer or nobody holds the store."""
     dispatcher = dispatcher_ref()
-    if dispatcher is None:
-        return
-    beside = dispatcher.store.beside()
+    beside = dispatcher.store.beside() if dispatcher is not None and isinstance(lost, Silence) else None
     pause = RETRY[0]
     try:
-        while True:
-            if dispatcher is None or not dispatcher.probe_node(beside, silence, inbox):
-                return
-            del dispatcher
+        while dispatcher is not None:
+            dispatcher = None  # not held while this thread sleeps
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, RETRY[1])
             dispatcher = dispatcher_ref()
+            if dispatcher is not None and not dispatcher.probe(lost, beside, inbox):
+                return
     finally:
-        beside.disconnect()
+        if beside is not None:
+            beside.disconnect()
 
 
 def _stop_all() -> None:

@@ -15,7 +15,7 @@ from penstock.stores.contract import Batch, Reply
 __all__ = ["node_found", "node_lost", "node_silent", "store_found", "store_lost"]
 
 
-def store_lost(scheduler: Scheduler, batch: BatchInFlight, packed: Batch, error: StoreError, now: float) -> None:
+def store_lost(scheduler: Scheduler, batch: BatchInFlight, packed: Batch, error: StoreError, now: float) -> Outage:
     """No answer for `patience`: whether the batch was decided is not known."""
     state = scheduler.state
     outage = scheduler.outage = Outage(scheduler.store, error, batch, packed)
@@ -28,7 +28,7 @@ def store_lost(scheduler: Scheduler, batch: BatchInFlight, packed: Batch, error:
     if outage.fallback is None:
         scheduler.refuse_asked(batch, error)
         state.fail_all(error)
-        return
+        return outage
     state.apart = True
     for request in reversed(batch.asked):
         if type(request) is LeaseAsked:
@@ -37,6 +37,7 @@ def store_lost(scheduler: Scheduler, batch: BatchInFlight, packed: Batch, error:
             queue = state.queue_of(request)
             state.stay(request, queue, now)
             state.dirty[queue] = None
+    return outage
 
 
 def store_found(scheduler: Scheduler, answer: Reply | Exception, now: float) -> None:

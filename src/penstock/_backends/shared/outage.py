@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from penstock._backends.shared.wire import BatchInFlight
 from penstock.errors import StoreError
@@ -37,6 +38,7 @@ class Outage:
             self.fallback = FallbackStore(store, math.inf if store.on_outage == "open" else store.share or 1.0)
 
 
+@dataclass(slots=True, eq=False)
 class Silence:
     """One node does not answer, while the others do.
 
@@ -46,10 +48,7 @@ class Silence:
         told: Whether the store's patience is over, so that those who wait for this node were told, and so are those who come.
     """
 
-    __slots__ = ("batch", "error", "packed", "told")
-
-    def __init__(self, batch: BatchInFlight, packed: Batch, error: StoreError) -> None:
-        self.batch = batch
-        self.packed = packed
-        self.error = error
-        self.told = False
+    batch: BatchInFlight
+    packed: Batch
+    error: StoreError
+    told: bool = False

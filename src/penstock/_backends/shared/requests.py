@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -127,38 +128,32 @@ class SharedRequest(Request):
         return self.stage is _GRANTED or self.error is not None
 
 
+@dataclass(slots=True, eq=False)
 class Refund:
     """To be given back to the store: an amount of a charge, which its epoch and receipt name."""
 
-    __slots__ = ("amount", "epoch", "receipt", "state")
-
-    def __init__(self, state: SharedLimitState, amount: float, epoch: float, receipt: float) -> None:
-        self.state = state
-        self.amount = amount
-        self.epoch = epoch
-        self.receipt = receipt
+    state: SharedLimitState
+    amount: float
+    epoch: float
+    receipt: float
 
 
+@dataclass(slots=True, eq=False)
 class Debit:
     """To be charged by the store beyond what was: an amount of a limit."""
 
-    __slots__ = ("amount", "state")
-
-    def __init__(self, state: SharedLimitState, amount: float) -> None:
-        self.state = state
-        self.amount = amount
+    state: SharedLimitState
+    amount: float
 
 
+@dataclass(slots=True, eq=False)
 class _Entry:
     """A charge in the store: `epoch` and `receipt` are None until the store has answered."""
 
-    __slots__ = ("amount", "epoch", "receipt", "state")
-
-    def __init__(self, state: SharedLimitState, amount: float, epoch: float | None, receipt: float | None) -> None:
-        self.state = state
-        self.amount = amount
-        self.epoch = epoch
-        self.receipt = receipt
+    state: SharedLimitState
+    amount: float
+    epoch: float | None
+    receipt: float | None
 
 
 class StoreReceipts:

@@ -10,6 +10,7 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from heapq import heappop, heappush
 from typing import Any
@@ -61,15 +62,13 @@ def again(error: Exception) -> Exception:
     return twin
 
 
+@dataclass(slots=True, eq=False)
 class Departure:
     """A flow has given a reservation back that was worth so many seconds of its throughput."""
 
-    __slots__ = ("flow", "seconds", "state")
-
-    def __init__(self, state: SharedLimitState, flow: FlowName, seconds: float) -> None:
-        self.state = state
-        self.flow = flow
-        self.seconds = seconds
+    state: SharedLimitState
+    flow: FlowName
+    seconds: float
 
 
 class SchedulerState:

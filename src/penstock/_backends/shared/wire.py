@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
@@ -35,46 +36,38 @@ NOBODY: Any = object()
 """No group, and no flow, yet."""
 
 
+@dataclass(slots=True, eq=False)
 class Admitted:
     """The store has granted a request, `wait` seconds from its own moment on. `receipts`: one per charge."""
 
-    __slots__ = ("receipts", "wait")
-
-    def __init__(self, wait: float, receipts: Sequence[float]) -> None:
-        self.wait = wait
-        self.receipts = receipts
+    wait: float
+    receipts: Sequence[float]
 
 
+@dataclass(slots=True, eq=False)
 class NotNow:
     """The store has refused a request: `limit` has enough in `wait` seconds; `inf`: when somebody gives back."""
 
-    __slots__ = ("limit", "wait")
-
-    def __init__(self, wait: float, limit: SharedLimitState) -> None:
-        self.wait = wait
-        self.limit = limit
+    wait: float
+    limit: SharedLimitState
 
 
+@dataclass(slots=True, eq=False)
 class BookedFor:
     """A request is to come again in `wait` seconds: it has a booking for that moment."""
 
-    __slots__ = ("wait",)
-
-    def __init__(self, wait: float) -> None:
-        self.wait = wait
+    wait: float
 
 
+@dataclass(slots=True, eq=False)
 class OthersTurn:
     """There is enough, but another flow, which had less, is to have it: ask again in `wait` seconds.
 
     `ahead`: how far this flow is ahead of that one, in seconds of throughput.
     """
 
-    __slots__ = ("ahead", "wait")
-
-    def __init__(self, wait: float, ahead: float) -> None:
-        self.wait = wait
-        self.ahead = ahead
+    wait: float
+    ahead: float
 
 
 Receipts = tuple[float, ...]
@@ -83,17 +76,16 @@ Receipts = tuple[float, ...]
 Verdict = Admitted | NotNow | OthersTurn | BookedFor | Receipts
 
 
+@dataclass(slots=True, eq=False)
 class FlowName:
     """A flow as stores know it: its key, which member of it this process is (0: it is the only one), and its weight."""
 
-    __slots__ = ("key", "member", "weight")
-
-    def __init__(self, key: float, member: float, weight: float) -> None:
-        self.key = key
-        self.member = member
-        self.weight = weight
+    key: float
+    member: float
+    weight: float
 
 
+@dataclass(slots=True, eq=False)
 class Look:
     """Somebody wants to see how a limit set stands; `parker` is woken when the answer is there.
 
@@ -102,51 +94,40 @@ class Look:
         done: Whether there is one, or an error.
     """
 
-    __slots__ = ("done", "error", "limit_set", "parker")
-
-    def __init__(self, limit_set: SharedLimitSet, parker: Parker | None) -> None:
-        self.limit_set = limit_set
-        self.parker = parker
-        self.error: Exception | None = None
-        self.done = False
+    limit_set: SharedLimitSet
+    parker: Parker | None
+    error: Exception | None = None
+    done: bool = False
 
 
+@dataclass(slots=True, eq=False)
 class Settlement:
     """Debits that a batch tells the store of. `receipts` is None where they are nobody's: those of an outage."""
 
-    __slots__ = ("debits", "receipts")
-
-    def __init__(self, receipts: StoreReceipts | None, debits: list[Debit]) -> None:
-        self.receipts = receipts
-        self.debits = debits
+    receipts: StoreReceipts | None
+    debits: list[Debit]
 
 
+@dataclass(slots=True, eq=False)
 class Order:
     """Something that the store is to be told of a limit set.
 
     `announce`: whether the other processes must hear of it at once.
     """
 
-    __slots__ = ("announce", "limit_set", "write")
-
-    def __init__(
-        self, limit_set: SharedLimitSet, write: Callable[[BatchInFlight, float], None], *, announce: bool
-    ) -> None:
-        self.limit_set = limit_set
-        self.write = write
-        self.announce = announce
+    limit_set: SharedLimitSet
+    write: Callable[[BatchInFlight, float], None]
+    announce: bool = field(kw_only=True)
 
 
+@dataclass(slots=True, eq=False)
 class _Series:
     """A series that is written: its limits and horizon, where it says how many there are, and where it ends."""
 
-    __slots__ = ("end", "horizon", "limits", "times")
-
-    def __init__(self, limits: tuple[Any, ...], horizon: float, times: int) -> None:
-        self.limits = limits
-        self.horizon = horizon
-        self.times = times
-        self.end = 0
+    limits: tuple[Any, ...]
+    horizon: float
+    times: int
+    end: int = 0
 
 
 class BatchInFlight:
