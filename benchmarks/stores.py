@@ -7,7 +7,8 @@ Every row is a limit that is never reached, so what is measured is the way there
 algorithms: each library is asked for one grant at a time, the way its users ask, and penstock packs what its tasks ask
 at the same moment into one call. "evalsha" is redis-py sending penstock's own script once per grant. penstock, evalsha,
 limits and throttled decide two limits (limits and throttled one after another, which is two calls and no transaction),
-pyrate one. Calls are counted where they leave: what a client writes to its socket, or a transaction. The servers are
+pyrate one. "floor" is what no thread beside an event loop can pass: each grant is a bare future, and a thread sends the
+script once for all that wait; it knows no limiter, no queue, no permit and no fault. Calls are counted where they leave: what a client writes to its socket, or a transaction. The servers are
 started here, on free ports; `PENSTOCK_TEST_REDIS_URL` names another.
 """
 
@@ -19,12 +20,14 @@ import importlib.util
 import itertools
 import json
 import os
+import queue
 import shutil
 import statistics
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from array import array
 from pathlib import Path
@@ -38,7 +41,18 @@ servers = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(servers)
 
 PLENTY = 10**9
-ROWS = ("sqlite", "valkey", "redis", "evalsha", "limits", "throttled", "pyrate", "pyrate-sqlite")
+ROWS = (
+    "sqlite",
+    "valkey",
+    "redis",
+    "floor",
+    "floor-sqlite",
+    "evalsha",
+    "limits",
+    "throttled",
+    "pyrate",
+    "pyrate-sqlite",
+)
 PEERS = ("limits", "throttled", "pyrate")
 
 
@@ -144,6 +158,51 @@ def evalsha(where):
         ]
         next(calls)
         await client.evalsha(sha, 2, "{raw}t", "{raw}r", struct.pack(f">{len(words)}d", *words), terms.text)
+
+    return grant, None, None
+
+
+def floor(where):
+    """A bare future per grant, and a thread that asks once for all that wait."""
+    from penstock.stores import RedisStore
+
+    return futures_over(RedisStore(where["valkey"], timeout=5))
+
+
+def floor_sqlite(where):
+    """The same over a file."""
+    from penstock.stores import SQLiteStore
+
+    return futures_over(SQLiteStore(where["file"]))
+
+
+def futures_over(store):
+    from penstock._core import ledger
+    from penstock.limits import per_second
+    from penstock.stores.contract import Batch, Terms
+
+    terms = [Terms("floor", {"requests": (per_second(PLENTY),), "tokens": (per_second(PLENTY),)}, 60.0)]
+    loop, inbox = asyncio.get_running_loop(), queue.SimpleQueue()
+
+    def finish(futures):
+        for future in futures:
+            future.set_result(None)
+
+    def serve():
+        for number in itertools.count(1):
+            waiting = [inbox.get()]
+            waiting += [inbox.get_nowait() for _ in range(inbox.qsize())]
+            many = len(waiting)
+            asked = [ledger.SERIES, 0.0, 1.0, 2.0, float(many), 0.0, 1.0, *[1.0, 5.0] * many]
+            store.decide(Batch(terms, asked, 7.0, number, time.time() * 1e6))
+            loop.call_soon_threadsafe(finish, waiting)
+
+    threading.Thread(target=serve, daemon=True).start()
+
+    async def grant():
+        future = loop.create_future()
+        inbox.put(future)
+        await future
 
     return grant, None, None
 
@@ -370,7 +429,7 @@ def speed_and_latency(options, where):
 
 def against_the_design(options, where):
     """The rows of the design for 50 tasks in one process: several rounds, interleaved, and the median ratio of each."""
-    names = ("sqlite", "valkey", "evalsha", *PEERS)
+    names = ("sqlite", "floor-sqlite", "valkey", "floor", "evalsha", *PEERS)
     rounds = []
     for _ in range(options.rounds):
         got = {name: measure(name, where, 50, 1, options.seconds) for name in names}
@@ -393,6 +452,8 @@ def against_the_design(options, where):
     reached(f"Valkey / best peer ({best})", statistics.median(one["valkey"] / one[best] for one in rounds), 12)
     reached("Valkey / evalsha", statistics.median(one["valkey"] / one["evalsha"] for one in rounds), 8)
     reached("SQLite, grants/s", statistics.median(one["sqlite"] for one in rounds), 120_000)
+    of_floor = [statistics.median(one[name] / one["evalsha"] for one in rounds) for name in ("valkey", "floor")]
+    print(f"- Valkey and its floor, in evalsha: {of_floor[0]:.1f} of {of_floor[1]:.1f}")
     print()
 
 
