@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from penstock._concurrency import tasks
 from penstock._concurrency.shared_state import OfThisProcess
@@ -14,7 +14,9 @@ from penstock._numbers import Seconds, read_count, read_seconds
 from penstock.batching._batch import Caller, Queue, Terms
 from penstock.batching._costs import CostOf, cost_function, price, read_max_cost
 from penstock.batching._faults import SplitOn, judge_of
-from penstock.limiter import Limiter
+
+if TYPE_CHECKING:
+    from penstock.limiter import Limiter
 
 __all__ = ["Batcher"]
 
@@ -80,7 +82,7 @@ class Batcher(OfThisProcess, Generic[Item, Entry]):
             raise ValueError(
                 f"max_delay must be a finite number of seconds, 0 or more, or a timedelta, not {max_delay!r}"
             )
-        if limiter is not None and not isinstance(limiter, Limiter):
+        if limiter is not None and not callable(getattr(limiter, "acquire", None)):
             raise TypeError(f"Batcher(limiter={limiter!r}): a Limiter is needed, or None")
         bounds = read_max_cost(max_cost)
         self._terms = Terms(
