@@ -31,8 +31,9 @@ PYRIGHT := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright
 PYTEST := $(NEEDS_RANKS) PENSTOCK_OPENAI2_PYTHON="$(CURDIR)/$(VENV)-openai2/bin/python" PENSTOCK_TEST_SERVERS="$(SERVERS)" \
 	$(BIN)/python $(MEASURED) -m pytest -q
 # So many runs share the tests (tests/parts.py): more than cores, since many tests wait for processes and servers. Those
-# that measure what several processes get in a second come after them, alone.
+# that measure what several processes get in a second come after them, in files that mostly sleep.
 PARTS := 1 2 3 4
+THROUGHPUT := $(shell grep -rl "pytest\.mark\.throughput" tests --include="test_*.py")
 
 .PHONY: help demo test fuzz coverage check bench docs try-it pictures mutation field matrix pins pins-field clean environment
 
@@ -50,13 +51,16 @@ test: environment ## the tests; TESTS="tests/test_x.py -k word" for some of them
 ifdef TESTS
 	$(PYTEST) $(TESTS)
 else
-	@rm -rf .cache/parts && mkdir -p .cache/parts && claims=$$(mktemp -d); \
-	trap 'kill $$parts 2>/dev/null; rm -r $$claims' EXIT; trap 'exit 130' INT TERM; \
-	for part in $(PARTS); do \
-		PENSTOCK_PARTS=$$claims $(PYTEST) -p tests.parts -m "not alone" tests >.cache/parts/$$part.log 2>&1 & parts="$$parts $$!"; \
-	done; \
-	code=0; for part in $$parts; do wait $$part || code=1; done; parts=; cat .cache/parts/*.log; \
-	$(PYTEST) -m alone tests || code=1; exit $$code
+	@rm -rf .cache/parts && mkdir -p .cache/parts; code=0; trap '[ -z "$$parts" ] || kill $$parts' EXIT; trap 'exit 130' INT TERM; \
+	share() { \
+		which=$$1 runs=$$2 parts= claims=$$(mktemp -d); shift 2; \
+		for part in $$runs; do \
+			PENSTOCK_PARTS=$$claims $(PYTEST) -p tests.parts -m "$$which" "$$@" >.cache/parts/$$part.log 2>&1 & parts="$$parts $$!"; \
+		done; \
+		for part in $$parts; do wait $$part || code=1; done; \
+		parts=; rm -r $$claims; cat .cache/parts/*.log; rm .cache/parts/*.log; \
+	}; \
+	share "not throughput" "$(PARTS)" tests; share throughput "1 2" $(THROUGHPUT); exit $$code
 endif
 
 fuzz: environment ## headers, bodies, events and dates of any kind, 100,000 of each, each read at once and in linear time; MANY= for another number

@@ -80,7 +80,7 @@ def four_processes_and_a_kill(valkey, prefix):
     return let_through / max(1.0, rate * (until - since)), sum(statistics.refused.values())
 
 
-@pytest.mark.alone
+@pytest.mark.throughput
 def test_four_processes_use_all_of_one_limit_and_meet_no_429_though_one_is_killed(valkey, prefix):
     """In one of three runs at least: a machine that keeps a process from running for a second shows nothing."""
     found = []

@@ -37,7 +37,7 @@ ever."""
 QUICK = {"timeout": 0.2, "patience": 0.1}
 
 pytestmark = [
-    pytest.mark.alone,
+    pytest.mark.throughput,
     pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the CPU time of a thread is read in /proc"),
 ]
 

@@ -73,7 +73,7 @@ async def test_a_lost_reply_gives_back_once(proxy, store):
     assert limiter.statistics().limits["requests"].level == pytest.approx(70, abs=0.1)
 
 
-@pytest.mark.alone
+@pytest.mark.throughput
 @pytest.mark.parametrize(
     ("fault", "patience"),
     [

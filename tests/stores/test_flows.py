@@ -69,7 +69,7 @@ def anyio_backend():
     return "asyncio"
 
 
-@pytest.mark.alone
+@pytest.mark.throughput
 @pytest.mark.anyio
 async def test_a_flow_in_one_process_gets_as_much_as_one_in_three(stores):
     """Half each, as if all were in one process. Before flows counted globally, it was a quarter and three."""
@@ -77,14 +77,14 @@ async def test_a_flow_in_one_process_gets_as_much_as_one_in_three(stores):
     assert 0.8 <= of_flow["bob"] / of_flow["alice"] <= 1.25, BUSY
 
 
-@pytest.mark.alone
+@pytest.mark.throughput
 @pytest.mark.anyio
 async def test_weights_hold_across_processes(stores):
     of_flow, _, _ = await share(stores, [{"alice": 20}, {"alice": 20}, {"bob": 20}], weights={"bob": 3})
     assert 2.3 <= of_flow["bob"] / of_flow["alice"] <= 3.7, BUSY
 
 
-@pytest.mark.alone
+@pytest.mark.throughput
 @pytest.mark.anyio
 async def test_a_flow_that_shares_its_process_with_another_gets_its_share_too(stores):
     """And within the flow that is in all three, no process is forgotten."""
@@ -93,7 +93,7 @@ async def test_a_flow_that_shares_its_process_with_another_gets_its_share_too(st
     assert min(of_process) >= 0.1 * sum(of_process), BUSY
 
 
-@pytest.mark.alone
+@pytest.mark.throughput
 @pytest.mark.anyio
 @pytest.mark.parametrize("flow", [None, "everybody"])
 async def test_a_quiet_process_is_not_starved_by_three_busy_ones(stores, flow):
@@ -106,7 +106,7 @@ async def test_a_quiet_process_is_not_starved_by_three_busy_ones(stores, flow):
     assert statistics.median(waits[3]) <= 0.5 * min(statistics.median(each) for each in waits[:3]), BUSY
 
 
-@pytest.mark.alone
+@pytest.mark.throughput
 @pytest.mark.anyio
 async def test_processes_that_lease_share_too(stores):
     """A process takes its chunks as one flow among the others."""
@@ -114,7 +114,7 @@ async def test_processes_that_lease_share_too(stores):
     assert min(of_process) >= 0.5 * sum(of_process) / 3, BUSY
 
 
-@pytest.mark.alone
+@pytest.mark.throughput
 @pytest.mark.anyio
 async def test_a_burst_is_not_withheld_from_one_that_asks_for_all_of_it(stores):
     """What need not wait takes nobody's turn."""
@@ -126,7 +126,7 @@ async def test_a_burst_is_not_withheld_from_one_that_asks_for_all_of_it(stores):
     assert time.monotonic() - begin < 1.0, f"at 50 a second, 400 would take 8 {BUSY}"
 
 
-@pytest.mark.alone
+@pytest.mark.throughput
 @pytest.mark.anyio
 async def test_a_waiter_that_leaves_the_queue_holds_nobody_up(stores):
     """A flow that was there and gave up is no reason for others to wait."""

@@ -463,7 +463,7 @@ class Crew:
             thread.join()
 
 
-@pytest.mark.alone
+@pytest.mark.throughput
 @pytest.mark.parametrize("kind", ["sqlite", "valkey"])
 def test_four_processes_that_lease_and_are_killed_are_never_granted_more_than_promised(kind, request, tmp_path, prefix):
     """By the moments of their grants, on the clock that they share: of one process a second that dies by SIGKILL, of

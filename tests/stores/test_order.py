@@ -12,7 +12,7 @@ import pytest
 from penstock import Limiter, per_second
 from tests.stores.busy import BUSY
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.throughput
 
 RATE, BATCH = 20.0, 12
 GRANT = 1 / RATE

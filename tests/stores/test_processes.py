@@ -68,7 +68,7 @@ def store(request, tmp_path, prefix):
     )
 
 
-@pytest.mark.alone
+@pytest.mark.throughput
 def test_four_processes_that_are_killed_use_all_of_the_quota_and_never_more(store):
     """40 % of the waiters give up, and every second one process dies by SIGKILL and another begins.
 
@@ -102,7 +102,7 @@ def test_four_processes_that_are_killed_use_all_of_the_quota_and_never_more(stor
     assert len(moments) >= 0.99 * promised, BUSY
 
 
-@pytest.mark.alone
+@pytest.mark.throughput
 def test_one_process_that_saturates_a_limit_asks_rarely(store):
     """At most one call for ten grants."""
     crew = Crew(store=store, limits={"requests": [2000, 1, 50]}, waiters=50, give_up=0.0)
@@ -113,7 +113,7 @@ def test_one_process_that_saturates_a_limit_asks_rarely(store):
     assert crew.calls <= 0.1 * crew.of_the_counted, BUSY
 
 
-@pytest.mark.alone
+@pytest.mark.throughput
 def test_four_processes_that_share_a_slow_limit_ask_about_once_a_grant(store):
     """Not again and again until it is their turn."""
     crew = Crew(store=store, limits={"requests": [40, 1, 1]}, waiters=10, give_up=0.0)
