@@ -13,6 +13,7 @@ A backend knows requests and grants; it never sees a limiter, a permit or a deco
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
     from penstock.events import LimiterEvent
     from penstock.limits import Limit
 
-__all__ = ["Backend", "Binding", "Caller", "Charge", "Clearance", "Grant", "Request", "Snapshot", "words_of"]
+__all__ = ["HAS_GIL", "Backend", "Binding", "Caller", "Charge", "Clearance", "Grant", "Request", "Snapshot", "words_of"]
+
+HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+"""Whether a block of Python without a call is one step for other threads: see `fast_path`."""
 
 
 class Caller:
@@ -54,10 +58,12 @@ class Caller:
 
 
 class Clearance:
-    """Permission to charge a call without a look at the queue: nobody waits, nothing is paused, no decision is under way.
+    """Permission to charge a call without a look at the queue.
 
-    Bindings hold on to it. When the limits change it is withdrawn for good, so a binding that is out of date takes the slow
-    path, which finds the new one.
+    It is given while nobody waits, nothing is paused and no decision is under way.
+
+    Bindings hold on to it. When the limits change it is withdrawn for good, so a binding that is out of date takes the
+    slow path, which finds the new one.
     """
 
     __slots__ = ("given",)
@@ -69,8 +75,8 @@ class Clearance:
 class Grant:
     """What a call was charged, and when. A permit is a grant with the verbs that users call.
 
-    Empty until a backend fills it in. The fast path fills in `binding`, `granted_at`, and of each bucket its `tat` after the charge as
-    `receipts`; `charged()` gives the full form.
+    Empty until a backend fills it in. The fast path fills in `binding`, `granted_at`, and of each bucket its `tat`
+    after the charge as `receipts`; `charged()` gives the full form.
     """
 
     __slots__ = ("backend", "binding", "caller", "charges", "ended", "granted_at", "receipts")
@@ -240,9 +246,10 @@ class Request(Waiter):
         priority: int = 0,
         flow: Hashable = None,
     ) -> None:
-        super().__init__(binding.charge.charges, priority, flow)  # type: ignore[arg-type]  # limit states are what is charged
+        charge = binding.charge
+        super().__init__(charge.charges, priority, flow)  # type: ignore[arg-type]  # limit states are what is charged
         self.caller: Caller = binding.caller
-        self.cost: Mapping[str, float] = binding.charge.cost
+        self.cost: Mapping[str, float] = charge.cost
         self.granted_at: float = math.nan
         self.parker: Any = parker  # whatever parks has one
         self.max_wait: float | None = max_wait
@@ -254,7 +261,7 @@ class Request(Waiter):
         self.error: Exception | None = None
 
     def take_error(self) -> Exception:
-        """The error, to be raised. The request lets go of it: an error whose traceback led back to it would be a cycle."""
+        """The error, to be raised. The request lets go of it, as its traceback may lead back to the request."""
         error, self.error = self.error, None
         assert error is not None, "there is an error to raise"
         return error
@@ -323,7 +330,7 @@ class Backend(Protocol):
         """End it: give back what it holds."""
 
     def postpone(self, grant: Grant, travel: float) -> None:
-        """Its call leaves only now, and is counted by the server within `travel` seconds: windows in this process do so too."""
+        """Count a grant in windows as the server does whose call leaves only now, and arrives within `travel` seconds."""
 
     def lose(self, grant: Grant, where: tuple[str, int]) -> None:
         """Nobody can end this grant any more: its permit, acquired at that line, was collected."""
@@ -347,13 +354,21 @@ class Backend(Protocol):
         """Ask how things stand, for `snapshot` and `forecast` to show."""
 
     def recipe(self, caller: Caller) -> list[dict[str, Any]]:
-        """The options of limiters that together are the one of `caller`, for `pickle`; raises TypeError where it cannot be pickled."""
+        """The options of limiters that together are the one of `caller`, for `pickle`.
+
+        Raises:
+            TypeError: It cannot be pickled.
+        """
 
     def itself(self) -> Backend:
         """This backend, or the one that it stands for."""
 
     def joined(self, other: Backend) -> Backend:
-        """A backend over the limits of both, with one queue; raises ValueError where they cannot be decided together."""
+        """A backend over the limits of both, with one queue.
+
+        Raises:
+            ValueError: They cannot be decided together.
+        """
 
 
 class Snapshot:

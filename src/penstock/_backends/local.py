@@ -168,6 +168,8 @@ class LocalBackend:
 
     def advance(self, request: Request) -> float | None:
         """What a waiter that was woken has to do. See `base`."""
+        if request.done and self.queue.awake(request):
+            return None
         return self._decide(self._advance, request)
 
     def _advance(self, queue: WaitQueue, now: float, request: Request) -> float | None:
@@ -568,8 +570,8 @@ def _charge(_: WaitQueue, now: float, binding: Binding, grant: Grant) -> None:
 def _adjust(grant: Grant, state: LimitState, more: float, now: float) -> None:
     """Charge a grant `more` of a limit, or give back as much if it is below 0.
 
-    An exception in the middle may cost capacity, and no more: what is charged is written down with no call in between, and
-    what comes back is written down before it comes, so it cannot come twice.
+    An exception in the middle may cost capacity, and no more: what is charged is written down with no call in between,
+    and what comes back is written down before it comes, so it cannot come twice.
     """
     charges, receipts = list(grant.charges), list(grant.receipts)
     mine = [index for index, (of, _) in enumerate(charges) if of is state and receipts[index][0] is state.meter]

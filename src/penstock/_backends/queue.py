@@ -27,7 +27,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from weakref import WeakSet
 
 from penstock import clock
-from penstock._backends.base import Clearance, Request
+from penstock._backends.base import HAS_GIL, Clearance, Request
 from penstock._concurrency import parking
 from penstock._core.queue import Queue, Waiter
 from penstock._core.turns import Charges, LimitState, Receipts, admit, could_go, ready_behind, undo
@@ -165,10 +165,9 @@ class WaitQueue:
         patient = request.parker is not None and request.deadline is None
         if now >= self._alarm + (LATE if patient else 0.0):
             self.run(now)  # the timer has not rung yet: grant in its place, before a bucket overflows
-        home = self._homes.get(request.home) if patient else None
-        first = self.waiters.join(request, now)
-        if not first:
+        if not self.waiters.join(request, now):
             return
+        home = self._homes.get(request.home) if patient else None
         if home is not None and home.waking:
             # Don't grant the newcomer in this call: it would run ahead of waiters of this loop that were granted a
             # moment ago and are still asleep. The next arrival grants it, or the timekeeper.
@@ -234,6 +233,24 @@ class WaitQueue:
             request.waking = False
             home.waking -= 1
             self._waking -= 1
+
+    def awake(self, request: Request) -> bool:
+        """Take note that a waiter that is done runs again; False if that needs a decision.
+
+        The timekeeper needs one, to pass the time on, and the last of its home, after which newcomers may be granted at
+        once again. This method alone may be called outside of a decision, and without the lock: see `fast_path` for why
+        a block without a call is one step.
+        """
+        home = self._homes.get(request.home)
+        if home is None or not HAS_GIL:
+            return False
+        # The first look is at `into`, which is set before the homes of this queue are counted in another.
+        if self.into is None and request.waking and home.waking > 1 and home.timekeeper is not request:
+            request.waking = False
+            home.waking -= 1
+            self._waking -= 1
+            return True
+        return False
 
     def advance(self, request: Request, now: float) -> float | None:
         """What a waiter that was woken has to do: park for so many seconds, `inf` for until woken. None: it is done.

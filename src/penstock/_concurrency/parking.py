@@ -62,14 +62,15 @@ THREADS = "threads"
 
 
 class Parker:
-    """How one task or thread waits. See the module's docstring."""
+    """How one task or thread waits. See the module's docstring.
 
-    __slots__ = ()
+    Attributes:
+        home: What it waits in: its event loop, or `THREADS`.
+    """
 
-    @property
-    def home(self) -> object:
-        """What it waits in: its event loop, or `THREADS`."""
-        return THREADS
+    __slots__ = ("home",)
+
+    home: Any
 
     def rearm(self) -> None:
         raise NotImplementedError
@@ -97,19 +98,15 @@ class Parker:
 class AsyncioParker(Parker):
     """An asyncio task, on any loop."""
 
-    __slots__ = ("_future", "_loop")
+    __slots__ = ("_future",)
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self.home = loop
         self._future: asyncio.Future[None] = loop.create_future()
 
     def rearm(self) -> None:
         if self._future.done():
-            self._future = self._loop.create_future()
-
-    @property
-    def home(self) -> object:
-        return self._loop
+            self._future = self.home.create_future()
 
     def park(self, seconds: float) -> Awaitable[None]:
         # The future itself where that is enough: it saves a coroutine for each of 100,000 waiters.
@@ -117,7 +114,7 @@ class AsyncioParker(Parker):
 
     async def _park_for(self, seconds: float) -> None:
         future = self._future
-        timer = _timer(seconds, self.wake) or self._loop.call_later(seconds, _finish, future)
+        timer = _timer(seconds, self.wake) or self.home.call_later(seconds, _finish, future)
         try:
             await future
         finally:
@@ -130,20 +127,20 @@ class AsyncioParker(Parker):
         deadline: float = (
             backend.current_effective_deadline()
         )  # anyio's own function would ask first which loop runs here
-        return deadline if math.isinf(deadline) else deadline - self._loop.time()
+        return deadline if math.isinf(deadline) else deadline - self.home.time()
 
     def alive(self) -> bool:
-        return not self._loop.is_closed()
+        return not self.home.is_closed()
 
     def awake(self) -> bool:
-        return self._loop.is_running()
+        return bool(self.home.is_running())
 
     def wake(self, here: object = None) -> bool:
-        if here is self._loop or _task_running_in(self._loop):
+        if here is self.home or _task_running_in(self.home):
             _finish(self._future)
             return True
         try:
-            self._loop.call_soon_threadsafe(_finish, self._future)
+            self.home.call_soon_threadsafe(_finish, self._future)
         except RuntimeError:  # the loop is closed: so are its tasks
             return False
         return True
@@ -165,20 +162,16 @@ def _finish(future: asyncio.Future[None]) -> None:
 class TrioParker(Parker):
     """A trio task."""
 
-    __slots__ = ("_event", "_token", "_trio")
+    __slots__ = ("_event", "_trio")
 
     def __init__(self, trio_module: Any) -> None:
         self._trio = trio_module
-        self._token: trio.lowlevel.TrioToken = trio_module.lowlevel.current_trio_token()
+        self.home = trio_module.lowlevel.current_trio_token()
         self._event: trio.Event = trio_module.Event()
 
     def rearm(self) -> None:
         if self._event.is_set():
             self._event = self._trio.Event()
-
-    @property
-    def home(self) -> object:
-        return self._token
 
     async def park(self, seconds: float) -> None:
         if seconds == math.inf:
@@ -198,11 +191,11 @@ class TrioParker(Parker):
 
     def wake(self, here: object = None) -> bool:
         trio = self._trio
-        if in_trio_task() and trio.lowlevel.current_trio_token() is self._token:
+        if in_trio_task() and trio.lowlevel.current_trio_token() is self.home:
             self._event.set()
             return True
         try:
-            self._token.run_sync_soon(self._event.set)
+            self.home.run_sync_soon(self._event.set)
         except trio.RunFinishedError:
             return False
         return True
@@ -218,6 +211,7 @@ class ThreadParker(Parker):
     __slots__ = ("_asleep",)
 
     def __init__(self) -> None:
+        self.home = THREADS
         self._asleep = threading.Lock()
         self._asleep.acquire(blocking=False)
 
@@ -247,8 +241,8 @@ def wake_all(parkers: Iterable[Parker]) -> None:
     futures: list[Any] = []
     for parker in parkers:
         if type(parker) is AsyncioParker:
-            if parker._loop is not last:  # nearly always all are of one
-                last = parker._loop
+            if parker.home is not last:  # nearly always all are of one
+                last = parker.home
                 futures = loops.setdefault(last, [])
             futures.append(parker._future)
         else:
