@@ -121,9 +121,11 @@ class Keyed:
             ValueError: The key is not hashable, or does not equal itself (NaN). Or the function of the key returned no
                 limits, or a wrong one.
         """
+        states = self._fast
         if key.__class__ is not str:
             _check_key(key)
-        states = self._fast
+            if states is not None and states.plain and key.__class__ is not int:
+                states.take_any_key()
         if states is None:
             return self._limiter(key)
         states.uses += 1

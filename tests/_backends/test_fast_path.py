@@ -75,6 +75,23 @@ def test_from_the_look_to_the_charge_nothing_can_come_between(shape):
         assert release is None
 
 
+@pytest.mark.parametrize("shape", ["k10", "k201", "k21", "k6012345"])
+def test_from_the_look_at_a_plain_key_to_its_charge_nothing_can_come_between(shape):
+    """But for garbage that older CPythons collect where the new tuple is made: after that the key is looked at again."""
+    enter = fast_path.enter_and_leave(shape, {})["__aenter__"]
+    for function in (fast_path._write_keyed(shape), enter):
+        code = list(dis.get_instructions(function))
+        begin = next(index for index, now in enumerate(code) if now.argval == "plain")
+        end = max(index for index, now in enumerate(code) if now.argval == "granted" and now.opname == "STORE_ATTR")
+        step = code[begin : end + 1]
+        assert {"live", "known", "old", "moving", "granted_at"} <= {now.argval for now in step}
+        found = [index for index, now in enumerate(step) if may_be_interrupted(now)]
+        assert {step[index].opname for index in found} <= {"BUILD_TUPLE", "STORE_SUBSCR"}
+        for made in (index for index in found if step[index].opname == "BUILD_TUPLE"):
+            later = [now.argval for now in step[made:]]
+            assert sys.version_info >= (3, 12) or {"new", "live"} <= set(later), "it is looked at again"
+
+
 @pytest.mark.parametrize("function", fast_path._write("wfp", locked=False), ids=["grant", "release"])
 def test_a_tracer_sees_one_line(function):
     """It is called between lines, and could call anything."""

@@ -25,9 +25,40 @@ from penstock import (
     per_second,
     testing,
 )
+from penstock._backends import memory_store
 from tests.keyed.looking import level, look_at_all
 
 anyio_test = pytest.mark.anyio
+
+
+class User(str):
+    """A key of a user's own class: the same key as the string, by a comparison in Python."""
+
+    __slots__ = ()
+    lock = memory_store(None).lock
+    compared_outside = 0
+
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        User.compared_outside += other is not self and not self.lock._is_owned()
+        return str.__eq__(self, other)
+
+
+@pytest.mark.parametrize("first", ["alice", User("alice")], ids=["a string first", "a user's class first"])
+async def test_keys_that_are_compared_by_python_are_charged_with_the_lock_held(first, anyio_backend):
+    """Others could come in the middle of a comparison, so what was made for strings alone is not used any more."""
+    with testing.manual_clock():
+        per_user = Keyed(requests=per_minute(10))
+        before = per_user[first](requests=1)
+        async with before:
+            User.compared_outside = 0
+        for _ in range(2):
+            async with per_user[User("alice")](requests=1), per_user["alice"](requests=1), before:
+                pass
+        per_user[User("alice")].acquire_nowait(requests=1)
+        assert level(per_user["alice"]) == level(per_user[User("alice")]) == 2
+        assert User.compared_outside == 0
 
 
 @anyio_test

@@ -26,7 +26,7 @@ from types import CodeType
 from typing import Any
 
 from penstock import clock
-from penstock._backends.base import Binding, Charge, Grant
+from penstock._backends.base import HAS_GIL, Binding, Charge, Grant
 from penstock._core.bucket import Bucket
 from penstock._core.meter import Unmetered
 from penstock._core.places import Places
@@ -48,8 +48,9 @@ __all__ = [
 _MOST = 6
 """Limits of one charge up to which functions are written, of one figure; more take the general path."""
 
-_KEYED = "k"
-"""What the shape of a key's charge begins with."""
+_KEYED, _KEYED_LOCKED = "k", "K"
+"""What the shape of a key's charge begins with: of plain keys, which are charged without the lock, and of all others.
+"""
 
 _FILE = __file__.replace("fast_path.py", "<fast path>")
 """The file that written functions are said to be in: one of this package, as everything that looks for the user's code
@@ -62,12 +63,10 @@ WORDS = {"flow": "None", "priority": "ABSENT", "max_wait": "None"}
 """Options of a call that its fast path knows, beside units, and what they are unless given."""
 
 _TAKEN = {
-    "ABSENT", "Binding", "KeyError", "TypeError", "__debug__", "bare", "binding", "call", "found", "general", "given", "mine", "new", "options",
-    "self", "terms", *WORDS,
+    "ABSENT", "Binding", "KeyError", "TypeError", "__debug__", "bare", "binding", "call", "found", "general", "given",
+    "mine", "new", "options", "self", "terms", *WORDS,
 }  # fmt: skip
 """Names that the method of `calls_of_units` uses itself, or that no parameter may have."""
-
-_HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 def prepare(charge: Charge) -> None:
@@ -75,7 +74,7 @@ def prepare(charge: Charge) -> None:
     shape = "".join([_kind(state.meter, amount) for state, amount in charge.charges])
     if shape and "?" not in shape and len(shape) <= _MOST:
         charge.shape = shape
-        charge.grant, charge.release = _write(shape, locked=not _HAS_GIL)
+        charge.grant, charge.release = _write(shape, locked=not HAS_GIL)
         charge.parts = tuple([part for state, amount in charge.charges for part in (state.meter, float(amount))])
 
 
@@ -89,13 +88,19 @@ def fits_keys(states: list[LimitState]) -> bool:
     return len(states) <= _MOST and all(type(state.meter) is Bucket and not state.meter.overdraft for state in states)
 
 
-def prepare_key(charge: Charge, states: list[LimitState]) -> None:
-    """Give a charge what it takes to charge a key of these limits in its tuple of numbers; whole units only."""
+def prepare_key(charge: Charge, states: list[LimitState], *, locked: bool) -> None:
+    """Give a charge what it takes to charge a key of these limits in its tuple of numbers; whole units only.
+
+    Args:
+        charge: Of any key.
+        states: The limits that every key has.
+        locked: Whether keys may have a Python `__eq__`, so that they are charged with the lock held.
+    """
     amounts = {id(state): float(amount) for state, amount in charge.charges}
     charged = tuple([index for index, state in enumerate(states) if id(state) in amounts])
     charge.parts = tuple([part for index in charged for part in (states[index].meter, amounts[id(states[index])])])
     if charged and not any(amount % 1 for amount in amounts.values()):
-        charge.shape = f"{_KEYED}{len(states)}{''.join(map(str, charged))}"
+        charge.shape = f"{_KEYED_LOCKED if locked else _KEYED}{len(states)}{''.join(map(str, charged))}"
         charge.grant = _write_keyed(charge.shape)
     else:
         charge.grant = look_closer
@@ -159,7 +164,7 @@ def _grant_source(shape: str, *, locked: bool) -> str:
     ])  # fmt: skip
 
 
-def enter_and_leave(shape: str, names: dict[str, Any], *, locked: bool = not _HAS_GIL) -> dict[str, Any]:
+def enter_and_leave(shape: str, names: dict[str, Any], *, locked: bool = not HAS_GIL) -> dict[str, Any]:
     """The methods `__aenter__` and `__aexit__` of calls whose charge is of this shape.
 
     Args:
@@ -175,7 +180,7 @@ def enter_and_leave(shape: str, names: dict[str, Any], *, locked: bool = not _HA
 
 
 def _enter_source(shape: str, *, locked: bool) -> str:
-    if shape.startswith(_KEYED):
+    if shape[0] in {_KEYED, _KEYED_LOCKED}:
         return _keyed_enter_source(shape)
     held = "p" in shape
     step = [
@@ -369,7 +374,7 @@ def _keyed_source(shape: str) -> str:
     return "\n".join([
         "def grant(binding, grant):",
         *_before_keyed(shape),
-        *(f"    {line}" for line in _keyed_step(shape, "return True")),
+        *_keyed_step(shape, "return True"),
         "    return False",
     ])  # fmt: skip
 
@@ -382,7 +387,7 @@ def _keyed_enter_source(shape: str) -> str:
         *_before_keyed(shape),
         "    try:",
         "        charged = False",
-        *(f"        {line}" for line in _keyed_step(shape, "charged = True")),
+        *(f"    {line}" for line in _keyed_step(shape, "charged = True")),
         "        if charged:",
         "            if mine.on_event is not None: emit_grant(binding, 0.0, grant, self._terms.flow)",
         "            return grant",
@@ -401,38 +406,37 @@ def _before_keyed(shape: str) -> list[str]:
 def _keyed_step(shape: str, charged: str) -> list[str]:
     """As `_charge_step`, of a tuple in `KeyStates.known`.
 
-    A user's key may have a Python `__eq__`, so it is done with the lock held.
+    Of plain keys it is one step, as that is. A user's key may have a Python `__eq__`, so it is done with the lock held.
     """
     parts = shape[2:]
+    locked = shape[0] == _KEYED_LOCKED
     used = "".join(f"t{i}, " for i in range(int(shape[1])))
     look = [f"r{i} = now * m{i}.rate; t{i} = (r{i} if t{i} < r{i} else t{i}) + c{i}" for i in parts]
-    unless_live = (
-        " and key not in states.live" if sys.version_info < (3, 12) else ""
-    )  # later no garbage is collected there
+    # Where a tuple is made, CPython before 3.12 may collect garbage, and finalise what uses this key.
+    again = " and key not in states.live" if locked or sys.version_info < (3, 12) else ""
     receipts = "fresh" if len(parts) == int(shape[1]) else f"({''.join(f't{i}, ' for i in parts)})"
-    return [
-        "with states.store.lock:",
-        "    if key not in states.live:",
-        "        now = clock.now()",  # no call comes after it: a signal handler may use this key too
-        "        known = states.known; old = states.old",
-        "        if key in known: used = known[key]",
-        "        elif key in old:",
-        "            used = known[key] = old[key]",
-        "            del old[key]",
-        "        elif states.moving: used = None",
-        "        else: used = states.new",
-        "        if used.__class__ is tuple:",
-        f"            {used} = used",
-        *(f"            {line}" for line in look),
-        f"            if {' and '.join(f't{i} - m{i}.ceiling <= r{i}' for i in parts)}:",
-        f"                fresh = ({used})",  # it may have collected garbage, and finalised what used this key
-        f"                if (known[key] if key in known else states.new) is used{unless_live}:",
-        "                    known[key] = fresh",
-        "                    grant.granted_at = now",
-        "                    binding.caller.granted += 1",
-        f"                    grant.receipts = {receipts}",
-        f"                    {charged}",
-    ]
+    return _indented([
+        "now = clock.now()",  # no call comes after it: a signal handler may use this key too
+        f"if {'' if locked else 'states.plain and '}key not in states.live:",
+        "    known = states.known; old = states.old",
+        "    if key in known: used = known[key]",
+        "    elif key in old:",
+        "        used = known[key] = old[key]",
+        "        del old[key]",
+        "    elif states.moving: used = None",
+        "    else: used = states.new",
+        "    if used.__class__ is tuple:",
+        f"        {used} = used",
+        *(f"        {line}" for line in look),
+        f"        if {' and '.join(f't{i} - m{i}.ceiling <= r{i}' for i in parts)}:",
+        f"            fresh = ({used})",
+        f"            if (known[key] if key in known else states.new) is used{again}:",
+        "                known[key] = fresh",
+        "                grant.granted_at = now",
+        "                binding.caller.granted += 1",
+        f"                grant.receipts = {receipts}",
+        f"                {charged}",
+    ], locked=locked, lock="states.store.lock")  # fmt: skip
 
 
 def _release_source(shape: str, *, locked: bool) -> str:
@@ -465,8 +469,8 @@ def _release_step(shape: str) -> list[str]:
     return [*step, "    grant.ended = True"]
 
 
-def _indented(step: list[str], *, locked: bool) -> list[str]:
+def _indented(step: list[str], *, locked: bool, lock: str = "binding.backend.store.lock") -> list[str]:
     """The step that must not be interrupted: by itself, or with the lock held where there is no GIL."""
     if not locked:
         return [f"    {line}" for line in step]
-    return ["    with binding.backend.store.lock:", *(f"        {line}" for line in step)]
+    return [f"    with {lock}:", *(f"        {line}" for line in step)]

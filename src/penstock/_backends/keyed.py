@@ -1,17 +1,21 @@
 """The limits of many keys: a million of them cost what a million tuples cost, and idle keys nothing.
 
-What a key has used is a tuple with a number per bucket, the bucket's `tat`. A call that need not wait reads and writes that tuple
-and makes nothing else (`fast_path.prepare_key`). Only where more is asked, a wait, a refund, a forecast, the key gets limits of its own,
-*materialised* as a `LocalBackend`, for as long as something holds them. Then they are packed again; and once they are whole,
-the key is forgotten, as a key that was never seen is in the same state.
+What a key has used is a tuple with a number per bucket, the bucket's `tat`. A call that need not wait reads and writes
+that tuple and makes nothing else (`fast_path.prepare_key`). Only where more is asked, a wait, a refund, a forecast, the
+key gets limits of its own, *materialised* as a `LocalBackend`, for as long as something holds them. Then they are
+packed again; and once they are whole, the key is forgotten, as a key that was never seen is in the same state.
 
-A permit of the fast path remembers the `tat` after its charge. So the scale of a key's `tat` must not change under it: a bucket that
-was given something back is packed with its offset. When such a key is forgotten, a new one begins without an offset; until
-the old `tat` has passed, the moment is kept, and permits of before it give nothing back, as the limits were whole since.
+A permit of the fast path remembers the `tat` after its charge. So the scale of a key's `tat` must not change under it:
+a bucket that was given something back is packed with its offset. When such a key is forgotten, a new one begins without
+an offset; until the old `tat` has passed, the moment is kept, and permits of before it give nothing back, as the limits
+were whole since.
 
-All of it is done with the lock held, which keeps out other threads, and no signal handler or finaliser of this one. They run where a
-call ends or begins. So what a key has used is at every such moment in one of `live`, `known`, `old` and `moving`, and a change
-that was prepared is made only if nothing has happened to the key since: looked at and made with no call in between.
+All of it is done with the lock held, which keeps out other threads, but for the fast path of plain keys, and no signal
+handler or finaliser of this one. They run where a call ends or begins. So what a key has used is at every such moment
+in one of `live`, `known`,
+`old` and `moving`, and a change that was prepared is made only if nothing has happened to the key since: looked at and
+made with no call in between. The fast path is itself such a block, so it needs no lock as long as all keys are plain:
+strings and whole numbers, whose comparison is no call.
 """
 
 from __future__ import annotations
@@ -20,12 +24,13 @@ import math
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from itertools import islice
+from operator import gt
 from typing import Any
 from weakref import ref
 
 from penstock import clock
 from penstock._backends import fast_path
-from penstock._backends.base import Binding, Caller, Charge, Grant, Request, Snapshot, words_of
+from penstock._backends.base import HAS_GIL, Binding, Caller, Charge, Grant, Request, Snapshot, words_of
 from penstock._backends.charges import ChargePlan
 from penstock._backends.held_places import expired, warn_of_expired
 from penstock._backends.limit_set import LimitSet
@@ -42,7 +47,7 @@ __all__ = ["SWEEP", "Key", "KeyStates"]
 Limits = dict[str, tuple[Limit, ...]]
 States = dict[str, tuple[LimitState, ...]]
 
-SWEEP = 16
+SWEEP = 20
 """Uses after which three times as many keys are looked at, whether they can be forgotten."""
 
 PROBE = 64
@@ -66,7 +71,9 @@ class _Life(ref[LimitSet]):
 
 
 class KeyStates:
-    """What each key has used of its limits, which are the same for all keys or those that a function of the key returns.
+    """What each key has used of its limits.
+
+    These are the same for all keys, or those that a function of the key returns.
 
     Attributes:
         live: Keys whose limits are materialised.
@@ -76,16 +83,18 @@ class KeyStates:
         dead: Keys whose limits nothing holds any more, to be packed.
         moving: What was taken out of `old` to be looked at.
         new: What a key has used that was never seen, on the fast path.
+        plain: Whether all keys so far are compared without a call of Python's.
         quick: What calls of keys are made of, for the limiters above.
         uses: How often keys were used; at `sweep_at` some of them are looked at.
-        known, old: What keys have used whose limits are not: a tuple of numbers, a list of what meters packed where that is not all,
-            or the states themselves where the limits are not the usual ones. `old` is being looked through.
+        known, old: What keys have used whose limits are not: a tuple of numbers, a list of what meters packed where
+            that is not all, or the states themselves where the limits are not the usual ones. `old` is being looked
+            through.
         fast: Whether calls may take the fast path: only buckets, all enforced.
     """
 
     __slots__ = (
-        "_ageing", "_fixed", "_forgotten", "_pattern", "_rates", "_usual", "_weights", "_yields", "call_of", "charges", "dead", "fast", "known", "like",
-        "live", "moving", "new", "old", "quick", "store", "sweep_at", "uses",
+        "_ageing", "_fixed", "_forgotten", "_pattern", "_rates", "_usual", "_weights", "_yields", "call_of", "charges",
+        "dead", "fast", "known", "like", "live", "moving", "new", "old", "plain", "quick", "store", "sweep_at", "uses",
     )  # fmt: skip
 
     def __init__(
@@ -111,10 +120,12 @@ class KeyStates:
         self.old: dict[Hashable, Any] = {}
         self.moving: list[tuple[Hashable, Any]] = []
         self.dead: deque[_Life] = deque()
+        self.plain: bool = HAS_GIL
         self.charges: dict[Any, Charge] = {}
         self.quick: dict[Any, Any] = {}
         self.new = fast_path.new_key(self.pattern_states()) if self.fast else ()
-        self._rates = tuple([state.meter.rate for state in self.pattern_states()]) if self.fast else ()  # type: ignore[attr-defined]  # of buckets
+        buckets: list[Any] = self.pattern_states() if self.fast else []
+        self._rates = tuple([state.meter.rate for state in buckets])
         self._forgotten: dict[Hashable, tuple[float, float]] = {}  # when it was, and until when that matters
         self.uses = 0
         self.sweep_at = SWEEP
@@ -138,15 +149,23 @@ class KeyStates:
         assert self._pattern is not None, "limits are fixed"
         return ChargePlan([self._pattern])
 
+    def take_any_key(self) -> None:
+        """From now on keys are compared by Python: charge them with the lock held."""
+        with self.store.lock:
+            self.plain = False
+            self.charges.clear()
+            self.quick.clear()
+
     def sweep(self) -> None:
         """Now and then: pack the limits of keys that nothing holds any more, and forget others."""
         with self.store.lock:
             self._put_one_away()
             self._put_one_away()
             if self.uses >= self.sweep_at:
-                # What has little to forget is looked at less often: with a million keys each look is one at memory far away. As soon as
-                # an eighth of those looked at is whole, all are looked at, faster than new ones can come.
-                looked, forgotten = self._forget(3 * SWEEP if self._yields else PROBE // 8)
+                # What has little to forget is looked at less often: with a million keys each look is one at memory far
+                # away. As soon as an eighth of those looked at is whole, all are looked at, faster than new ones can
+                # come.
+                looked, forgotten = self._forget(3 * SWEEP if self._yields else PROBE // 16)
                 self._yields = forgotten * 8 >= looked
                 self.sweep_at = self.uses + (SWEEP if self._yields else PROBE)
 
@@ -224,7 +243,7 @@ class KeyStates:
             del live[key]
 
     def _note_forgotten(self, key: Hashable, kept: Any, now: float) -> None:
-        """Remember that the limits of a key were whole, for permits of before, as long as their receipts do not show it.
+        """Remember for permits of before that the limits of a key were whole, until their receipts show it.
 
         Warns of places that came back by their time to live, of which nobody could be told before.
         """
@@ -234,8 +253,8 @@ class KeyStates:
             return
         packed = [state.meter.pack() for state in _all(kept)] if isinstance(kept, dict) else kept
         until = now
-        for state, used in zip(self.pattern_states(), packed, strict=True):
-            until = max(until, (used[0] if isinstance(used, tuple) else used) / state.meter.rate)  # type: ignore[attr-defined]  # keys on the fast path have buckets
+        for rate, used in zip(self._rates, packed, strict=True):
+            until = max(until, (used[0] if isinstance(used, tuple) else used) / rate)
         self._forgotten[key] = now, until
         if len(self._forgotten) % SWEEP == 0:
             for over in [key for key, times in list(self._forgotten.items()) if times[1] <= now]:
@@ -247,7 +266,7 @@ class KeyStates:
         return times is not None and times[0] >= moment
 
     def _forget(self, most: int) -> tuple[int, int]:
-        """Look at keys that were put away long ago: drop those whose limits are whole, keep the others for the next round.
+        """Look at keys that were put away long ago, and drop those whose limits are whole.
 
         Returns:
             How many were looked at, and how many of them dropped.
@@ -263,10 +282,13 @@ class KeyStates:
             moving.extend(islice(iter(self.old.popitem, None), looked))  # in C: no signal handler comes between
         except KeyError:
             pass  # one came before, and has used them
+        if self.fast and moving:
+            self._drop_the_whole(moving, moving[-1], now)
+            moving = self.moving
         while moving:
             item = moving[-1]
             key, kept = item
-            if self._whole(kept, now):
+            if not (self.fast and type(kept) is tuple) and self._whole(kept, now):
                 if type(kept) is not tuple:
                     self._note_forgotten(key, kept, now)
             elif moving and moving[-1] is item:
@@ -277,8 +299,16 @@ class KeyStates:
             self.old = {}  # an emptied dict keeps its room
         return looked, looked - (len(self.known) - kept_before)
 
+    def _drop_the_whole(self, moving: list[tuple[Hashable, Any]], last: tuple[Hashable, Any], now: float) -> None:
+        """Drop all keys that are whole again and were kept as numbers, which nearly all are, in one step."""
+        full = [now * rate for rate in self._rates]
+        rest = [item for item in moving if item[1].__class__ is not tuple or any(map(gt, item[1], full))]
+        if moving and moving[-1] is last:  # else a signal handler has put them back; no call until they are dropped
+            self.moving = rest
+            moving.clear()
+
     def _keep_what_moves(self) -> None:
-        """Put what is being looked at where it is found: an exception, or a signal handler, comes in the middle of the look."""
+        """Put what is being looked at where it is found, as an exception or a signal handler cuts the look short."""
         moving = self.moving
         while moving:
             item = moving[-1]
@@ -321,17 +351,20 @@ class KeyStates:
         except TypeError:
             charge = None  # something that cannot be looked up, as an array of one number
         if charge is None:
+            locked = not self.plain
             charge = Charge(cost, self.plan().charges(cost), fast_path.look_closer)
-            fast_path.prepare_key(charge, self.pattern_states())
+            fast_path.prepare_key(charge, self.pattern_states(), locked=locked)
             if len(self.charges) >= 1_000:
                 self.charges.clear()
-            if plain:
+            if plain and locked is not self.plain:  # else another thread has brought a key that is not plain
                 self.charges[words_of(exact_costs(cost))] = charge
         return charge
 
 
 class Key(Caller):
-    """One key, as caller and as backend: the fast path by itself, and for everything else the key's limits, materialised.
+    """One key, as caller and as backend.
+
+    The fast path it takes by itself; for everything else the key's limits are materialised.
 
     It is made at every use of a key, so it is one object: the caller, the backend, and (`get`) the calls that the key's
     limiter has made before.
