@@ -22,8 +22,9 @@ __all__ = ["EnteredPermit", "Permit", "WatchedPermit"]
 class Permit(Grant):
     """The proof that a call was charged.
 
-    It ends when its context ends, or by `close()`: what it only held (places in flight) is given back, what it spent stays
-    spent, also if the call failed. Safe to use from any thread. After its end it can still be settled or cancelled.
+    It ends when its context ends, or by `close()`: what it only held (places in flight) is given back, what it spent
+    stays spent, also if the call failed. Safe to use from any thread. After its end it can still be settled or
+    cancelled.
 
     Attributes:
         granted_at: The moment of the grant, by `penstock.clock.now()`.
@@ -40,8 +41,8 @@ class Permit(Grant):
         """Say what the call really took.
 
         Less than charged: the difference is given back, as far as that cannot break the limit. More: it becomes a debt,
-        which later calls wait for. Units not named stay as they are, and so do places once the permit has ended. May be called
-        again: the last word counts.
+        which later calls wait for. Units not named stay as they are, and so do places once the permit has ended. May be
+        called again: the last word counts.
 
         Args:
             cost: Amount per unit, as one mapping; or by keyword.
@@ -85,8 +86,8 @@ class Permit(Grant):
     ) -> None:
         """Say what the server said in its answer to this call.
 
-        `remaining` was true when the server admitted the call: what was charged since then is subtracted, what was refilled
-        since then is added. The level is only ever lowered to that, never raised. See `Limiter.observe`.
+        `remaining` was true when the server admitted the call: what was charged since then is subtracted, what was
+        refilled since then is added. The level is only ever lowered to that, never raised. See `Limiter.observe`.
         """
         left = exact_heard("what remains of", remaining)
         resets = exact_heard("the seconds until the reset of", reset, read_seconds)
@@ -102,7 +103,7 @@ class Permit(Grant):
         return self.caller if self.binding is None else self.binding.caller
 
     def _leave(self, travel: float) -> None:
-        """Its call leaves only now, and the server counts it within `travel` seconds: windows here count it from then on."""
+        """Count it in windows as the server does, as its call leaves only now and arrives within `travel` seconds."""
         self._decider().postpone(self, travel)
 
     def _end(self) -> None:
@@ -155,8 +156,8 @@ class Permit(Grant):
 class EnteredPermit(Permit):
     """A permit that holds places, of a call that is entered: leaving the call ends it.
 
-    If an exception keeps the call from leaving (a signal handler may raise at the first instruction of `__exit__`), the permit
-    gives its places back when it is collected: the block of the call is over then.
+    If an exception keeps the call from leaving (a signal handler may raise at the first instruction of `__exit__`), the
+    permit gives its places back when it is collected: the block of the call is over then.
     """
 
     __slots__ = ()
@@ -164,7 +165,7 @@ class EnteredPermit(Permit):
     entered = True
 
     def _end(self) -> None:
-        """End it; and it needs no finaliser any more, which would swallow the exception of a signal handler that raises in it."""
+        """End it, and drop its finaliser, which would swallow the exception of a signal handler that raises in it."""
         self.close()
         self.__class__ = Permit  # type: ignore[assignment]  # of the same form
 
@@ -181,7 +182,8 @@ class EnteredPermit(Permit):
 class WatchedPermit(Permit):
     """A permit that holds places and must be closed by its owner.
 
-    Collected unclosed, it holds them for ever: its call may still run. The next call that has to wait for them warns of it.
+    Collected unclosed, it holds them for ever: its call may still run. The next call that has to wait for them warns of
+    it.
     """
 
     __slots__ = ("_where",)

@@ -1,10 +1,13 @@
-"""Limits in a shared store beside places of this process: "our organisation's tokens in Redis, and 64 calls at once here".
+"""Limits in a shared store beside places of this process.
 
-A call first waits for its places in this process, in their own queue, and holds them while it waits for the store. So the store is asked for
-no more calls than can be made, nothing that the store grants waits for a place here, and giving up gives both back, exactly.
+As "our organisation's tokens in Redis, and 64 calls at once here".
 
-Only what is held may be this process's part. A rate would be charged when the call begins to wait for the store, and be broken when many that
-have waited go at once.
+A call first waits for its places in this process, in their own queue, and holds them while it waits for the store. So
+the store is asked for no more calls than can be made, nothing that the store grants waits for a place here, and giving
+up gives both back, exactly.
+
+Only what is held may be this process's part. A rate would be charged when the call begins to wait for the store, and be
+broken when many that have waited go at once.
 """
 
 from __future__ import annotations

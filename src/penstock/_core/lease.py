@@ -175,7 +175,7 @@ class LeasePool:
         return sum([lease.left for lease in self.leases if lease.closes >= until])
 
     def take(self, amount: float, now: float) -> list[tuple[Lease, float]] | None:
-        """Use `amount` of the open leases, those that close first first; None, and nothing is used, if they have less."""
+        """Use `amount` of the open leases, those that close first first. None if they have less: nothing is used."""
         taken: list[tuple[Lease, float]] = []
         missing = amount
         if amount % 1:

@@ -32,9 +32,10 @@ class Meter:
     """Whether `follow(offset)` must be called with the wall clock's offset before anything else."""
 
     predictable: ClassVar[bool] = False
-    """Whether the moment of `ready_at` comes nearer only by `give_back`, `undo`, `change` and `follow`, no larger cost is ready
-    earlier, and `undo` takes back all of a charge. Then a waiter need not be looked at before its moment, and a charge may be
-    tried before all others of the call are known to be ready, which is faster."""
+    """Whether the moment of `ready_at` comes nearer only by `give_back`, `undo`, `change` and `follow`, no larger cost
+    is ready earlier, and `undo` takes back all of a charge. Then a waiter need not be looked at before its moment, and
+    a charge may be tried before all others of the call are known to be ready, which is faster.
+    """
 
     catch_up: float = 0.0
     """Seconds by which a charge may be dated back, at most to `ready_since`, where a timer was late."""
@@ -42,7 +43,8 @@ class Meter:
     def ready_at(self, cost: float, now: float) -> float:
         """The earliest moment, `now` or later, at which `cost` could be charged if no other call came.
 
-        Never refuses for size: the caller checks that a cost does not exceed the capacity. `inf`: only after a give-back.
+        Never refuses for size: the caller checks that a cost does not exceed the capacity. `inf`: only after a
+        give-back.
         """
         raise NotImplementedError
 
@@ -88,10 +90,10 @@ class Meter:
         return amount, more, self.charge(more, now)
 
     def postpone(self, amount: float, receipt: Any, at: float, now: float) -> Any:
-        """Count `amount`, of the charge that returned `receipt`, as if it had been charged at `at`, which is `now` or later.
+        """Count `amount`, of the charge that returned `receipt`, as if charged at `at`, which is `now` or later.
 
-        For a call that leaves some time after it was granted: a window of the server's counts it from its arrival on. A bucket
-        refills meanwhile in either case, so by default nothing changes.
+        For a call that leaves some time after it was granted: a window of the server's counts it from its arrival on. A
+        bucket refills meanwhile in either case, so by default nothing changes.
 
         Returns:
             The receipt to give it back with.

@@ -21,8 +21,8 @@ brackets, stands n times.
                                                         knows it. Without requests: it waits for so many seconds behind
                                                         others of its process
     LEAVE       key member seconds limit                a reservation worth so much of its throughput goes back
-    RANK        priority waited ageing                  of the requests that follow: how urgent and how old they are, and
-                                                        in how many seconds they rise by a level
+    RANK        priority waited ageing                  of the requests that follow: how urgent and how old they are,
+                                                        and in how many seconds they rise by a level
     PLACE       number due within                       the next request gets a booking of that number if it would wait
                                                         longer than its horizon, and at most `within` seconds. `due`:
                                                         it claims a booking for that moment, seconds from now; NEW: it

@@ -1,9 +1,10 @@
 """Turns: all or nothing over several limits, and which waiter may pass which.
 
-Nothing here waits or reads a clock. A call is charged on all its limits at one instant, or on none. The first in the queue goes
-as soon as it can; a later one may pass only where that cannot make an earlier one later (EASY backfill, Lifka 1995): after
-charging the later one, the earlier one would still be ready at the moment projected for it. So a large call is never
-starved by small ones, and a small one that does not need what the large one waits for does not queue behind it.
+Nothing here waits or reads a clock. A call is charged on all its limits at one instant, or on none. The first in the
+queue goes as soon as it can; a later one may pass only where that cannot make an earlier one later (EASY backfill,
+Lifka 1995): after charging the later one, the earlier one would still be ready at the moment projected for it. So a
+large call is never starved by small ones, and a small one that does not need what the large one waits for does not
+queue behind it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 _PROTECTED = 16
-"""How many blocked waiters are protected from delay by later ones. Those behind them are looked at in the queue's order only."""
+"""How many blocked waiters are protected from delay by later ones. Those behind them are only looked at in order."""
 
 _ROUNDING = 1e-6
 """Seconds by which a turn may be late and count as punctual."""
@@ -104,7 +105,8 @@ class LimitState:
 
     def _weigh(self) -> None:
         limit = self.limit
-        # Places have no throughput: a whole set of them counts as one second of it. Nor has what is unlimited: it counts as nothing.
+        # Places have no throughput: a whole set of them counts as one second of it. Nor has what is unlimited: it
+        # counts as nothing.
         plain = 1.0 if limit.capacity < math.inf else math.inf
         self.throughput: float = limit.amount / getattr(limit, "per", 1.0) if hasattr(limit, "amount") else plain
 
@@ -170,7 +172,9 @@ def _ready_at(charges: Charges, now: float) -> float:
 
 
 def charge_if_ready(charges: Charges, now: float, due: float = math.inf) -> Receipts | None:
-    """`charge`, if all of it is ready now; else nothing is charged, and None. Nothing either if an exception strikes in between.
+    """`charge`, if all of it is ready now; else None.
+
+    Then nothing is charged, and nothing either if an exception strikes in between.
 
     Args:
         due: When the call should have been charged; a limit that spaces calls evenly then counts the next interval from
@@ -245,7 +249,7 @@ def give_back(charges: Charges, receipts: Receipts, now: float) -> None:
 
 
 def postponed(charges: Charges, receipts: Receipts, at: float, now: float) -> Receipts:
-    """Count a call as if it had been charged at `at`, where that makes a difference; return its receipts from now on."""
+    """Count a call as if charged at `at`, where that makes a difference; return its receipts from now on."""
     return [
         (meter, meter.postpone(amount, receipt, at, now) if state.meter is meter else receipt)
         for (state, amount), (meter, receipt) in zip(charges, receipts, strict=True)
@@ -253,7 +257,7 @@ def postponed(charges: Charges, receipts: Receipts, at: float, now: float) -> Re
 
 
 def _horizon(charges: Charges, now: float) -> float:
-    """When all of `charges` are ready at the latest, as far as that is known: places may be given back at any moment."""
+    """When all of `charges` are ready, as far as that is known: places may be given back at any moment."""
     return max((ready for state, amount in charges if (ready := state.ready_at(amount, now)) < math.inf), default=now)
 
 
@@ -277,8 +281,8 @@ Grant = Callable[[Waiter, Receipts, float], None]
 def admit(queue: Queue, now: float, grant: Grant, *, changed: bool = True) -> float:
     """Give all waiters their turn whose turn has come: charge them, take them out of the queue, and call `grant`.
 
-    A waiter has its `receipts` before it leaves the queue: from then on the charge is its own. If an exception strikes, what was
-    charged for a waiter without receipts is undone, and `Queue.rebuild` makes the queue whole.
+    A waiter has its `receipts` before it leaves the queue: from then on the charge is its own. If an exception strikes,
+    what was charged for a waiter without receipts is undone, and `Queue.rebuild` makes the queue whole.
 
     Args:
         changed: Whether anything may have been given back, or a limit changed, without `queue.wake` having been told
@@ -357,8 +361,8 @@ def _admit_many(queue: Queue, now: float, grant: Grant) -> float:
 class _Turn:
     """One turn over many shapes.
 
-    In the queue's order it looks at every head until `_PROTECTED` of them are blocked, and then only at those that are awake.
-    It ends as soon as all the others are asleep.
+    In the queue's order it looks at every head until `_PROTECTED` of them are blocked, and then only at those that are
+    awake. It ends as soon as all the others are asleep.
     """
 
     __slots__ = ("_again", "_awake", "_blocked", "_index", "_next_turn", "_now", "_open", "_opened", "_seen")
@@ -447,7 +451,7 @@ class _Turn:
         return False
 
     def _excluded(self, sleepers: Sleepers) -> bool:
-        """Whether the limit excludes all shapes of the class: it is not ready, or a protected waiter would be delayed."""
+        """Whether the limit is not ready for any shape of the class, or a protected waiter would be delayed."""
         if sleepers.opens(self._now) > self._now:
             return True
         return self._delayed(((sleepers.state, sleepers.least),)) is not None
@@ -473,7 +477,7 @@ class _Turn:
             self.serve(queue, waiter, grant)
 
     def serve(self, queue: Queue, waiter: Waiter, grant: Grant) -> None:
-        """Grant this head, and those behind it as long as no other shape's head comes between; or find what blocks it."""
+        """Grant this head, and those behind it while no other shape's head comes between; or find what blocks it."""
         now = self._now
         shape: Shape = waiter.subqueue.level.shape  # type: ignore[union-attr]  # it waits
         if shape.sleepers.state is None or shape.sleepers.open:

@@ -1,7 +1,7 @@
 """Windows: so much in any span of a length, and so much per period of the calendar.
 
-Neither refills bit by bit as a bucket does. A sliding window is a log of what was charged when; a calendar window is one
-number and the moment at which it starts anew.
+Neither refills bit by bit as a bucket does. A sliding window is a log of what was charged when; a calendar window is
+one number and the moment at which it starts anew.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class SlidingWindow(Meter):
 
     A call that was postponed stands there under a moment that is still to come.
 
-    The log is bounded: once it holds twice as many entries as there are units (at least 2,000), those of one slice of time, a
-    thousandth of the window or less, are merged into the latest of them. That keeps the limit, and frees what the earlier ones
-    took a slice later at most.
+    The log is bounded: once it holds twice as many entries as there are units (at least 2,000), those of one slice of
+    time, a thousandth of the window or less, are merged into the latest of them. That keeps the limit, and frees what
+    the earlier ones took a slice later at most.
     """
 
     __slots__ = ("_rounding", "_slices", "_total", "amount", "log", "per")
@@ -105,7 +105,8 @@ class SlidingWindow(Meter):
             self._total = total
 
     def ready_behind(self, ahead: float, cost: float, now: float) -> float:
-        # What leaves the window is charged again at that moment, by those ahead: so it all leaves once more a window later.
+        # What leaves the window is charged again at that moment, by those ahead: so it all leaves once more a window
+        # later.
         self._expire(now)
         over = self._total + ahead + cost - self.amount * (1 + 1e-12)
         if over <= 0:
