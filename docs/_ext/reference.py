@@ -21,7 +21,7 @@ from sphinx.util.docutils import SphinxDirective
 from typer import Typer
 from typer.models import OptionInfo
 
-from penstock.cli import app as command_line
+from penstock.cli.commands import app as command_line
 from penstock.cli.run import EXIT_CODES
 
 __all__ = ["setup"]

@@ -34,6 +34,8 @@ def _run() -> int:
         return 0
     try:
         from penstock.cli import main as run
+
+        return run()
     except KeyboardInterrupt:  # Ctrl-C while all of it was still being loaded
         return 130
     except ModuleNotFoundError as error:
@@ -41,7 +43,6 @@ def _run() -> int:
             raise
         print(f'penstock: the command line needs {error.name}: pip install "penstock[cli]"', file=sys.stderr)
         return 2
-    return run()
 
 
 if __name__ == "__main__":

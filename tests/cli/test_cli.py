@@ -14,8 +14,8 @@ import pytest
 
 from penstock import simulator
 from penstock.cli import files as cli_files
-from penstock.cli import main, parse_limits
-from penstock.cli import run as cli_run
+from penstock.cli import main, outcome, requests
+from penstock.cli.options import parse_limits
 from penstock.limits import Rate
 from penstock.runner.files import Appended, OutputError
 from penstock.simulator import Faults, Simulation
@@ -382,7 +382,7 @@ def test_a_disk_that_is_full_is_named_once(folder, monkeypatch, capsys):
         raise OutputError(f"cannot write {path}: No space left on device")
 
     monkeypatch.setattr(Appended, "append", full)
-    monkeypatch.setattr(cli_run, "write_summary", no_room)
+    monkeypatch.setattr(outcome, "write_summary", no_room)
     assert simulated() == 2
     said = capsys.readouterr()
     assert said.err == "penstock: cannot write out.jsonl: No space left on device\n"
@@ -426,7 +426,7 @@ def test_a_mistake_of_our_own_is_one_line_too(folder, monkeypatch, capsys):
     def wrong(*_, **__):
         raise ExceptionGroup("", [RuntimeError("unheard of")])
 
-    monkeypatch.setattr(cli_run, "_drive", wrong)
+    monkeypatch.setattr(requests, "_drive", wrong)
     assert simulated() == 1
     assert capsys.readouterr().err == (
         "penstock: a mistake of penstock's own: RuntimeError: unheard of (PENSTOCK_TRACEBACK=1 shows where)\n"
@@ -463,6 +463,21 @@ def test_a_process_ends_with_the_code_and_the_line_alone(folder):
     process = started("run", "nowhere.jsonl", "-o", "out.jsonl", "--limits", LIMITS)
     assert process.communicate() == ("", "penstock: cannot read nowhere.jsonl: No such file or directory\n")
     assert process.returncode == 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run", "--help"], [*RUN, "--limits", "requests=many"], ["run", "nowhere.jsonl", "-o", "out.jsonl"]]
+)
+def test_what_sends_is_loaded_when_something_is_sent(folder, arguments):
+    """It takes most of the time until a command is refused."""
+    program = (
+        "import sys; from penstock.cli import main; main(sys.argv[1:]); "
+        "print({'aiohttp', 'rich.live', 'penstock.runner.engine', 'penstock.usage'} & sys.modules.keys())"
+    )
+    environment = {**os.environ, "OPENAI_API_KEY": KEY}
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
 
 
 # Options

@@ -8,7 +8,8 @@ import pytest
 
 from penstock import simulator
 from penstock.cli import main
-from penstock.cli.options import Fault, change_of, server_of, servers_of
+from penstock.cli.options import change_of, server_of, servers_of
+from penstock.cli.terminal import Fault
 from penstock.simulator import Simulation
 from tests.cli.commands import LIMITS, chat, count, lines_of, simulated
 

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from penstock import simulator
-from penstock.cli.options import Fault
 from penstock.cli.shared import shard_of
+from penstock.cli.terminal import Fault
 from penstock.simulator import Latency, Simulation
 from tests.cli.commands import started
 

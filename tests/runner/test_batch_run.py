@@ -21,7 +21,7 @@ from penstock.runner.batch_summary import batch_sentences, batch_summary
 from penstock.runner.client import Lost, NotSent, Reply
 from penstock.runner.output import Results, beside
 from penstock.runner.prices import Prices
-from penstock.runner.settings import Settings
+from penstock.runner.settings import Settings, Stopped
 from penstock.runner.source import Lines
 from penstock.simulator import Batches, Faults, Simulation, fingerprint
 from tests.runner.service import chat, soon
@@ -355,6 +355,15 @@ async def test_a_server_that_never_answers_is_given_up_after_five_minutes(virtua
     assert made.said == ["cannot connect to test:80: refused"]
 
 
+async def test_a_certificate_that_is_not_trusted_ends_it_at_once(virtual_time, tmp_path):
+    service = Service()
+    service.before = dict.fromkeys(range(1000), NotSent("it is not trusted", is_lasting=True))
+    with prepared(tmp_path, [chat(1)], service) as made:
+        await made.run()
+    assert (made.run.stopped.code, made.run.stopped.message) == ("unreachable", "it is not trusted")
+    assert clock.now() < 1
+
+
 async def test_no_money_and_no_key_end_the_run_and_the_next_one_goes_on(virtual_time, tmp_path):
     for at, status, code in ((0, 401, "invalid_api_key"), (1, 429, "insufficient_quota")):
         service = Service()
@@ -373,7 +382,7 @@ async def test_an_interrupted_run_leaves_its_batches_and_says_so(virtual_time, t
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(soon, 100, lambda: made.run.stop("interrupted", "interrupted"))
             await made.run()
-        summary = batch_summary(made.run.counts, made.run.ended, made.run.parts, stopped={"code": "interrupted"})
+        summary = batch_summary(made.run.counts, made.run.ended, made.run.parts, stopped=Stopped("interrupted", ""))
     assert clock.now() < 101
     assert summary["under_way"][0]["status"] == "in_progress"
     assert summary["untouched"] == 5

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import io
 import json
+import ssl
 import zlib
 from contextlib import asynccontextmanager
 
 import pytest
+import trustme
 
-from penstock.runner.client import Http, Lost, NotSent, Server, Unreadable, headers_of, url_of
+from penstock.runner.batch_http import BatchHttp
+from penstock.runner.client import Lost, NotSent, Server, Unreadable, headers_of, url_of
+from penstock.runner.http import Http
 
 pytestmark = pytest.mark.anyio
 
 
 @asynccontextmanager
-async def serving(answer):
+async def serving(answer, tls=None):
     """A server that hands each request's head and body to `answer`, which returns what to send, or None to hang up."""
     seen = []
 
@@ -36,9 +41,9 @@ async def serving(answer):
         finally:
             writer.close()
 
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=tls)
     try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", seen
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}", seen
     finally:
         server.close()
 
@@ -174,6 +179,40 @@ async def test_no_connection_is_no_use():
         await sent("http://127.0.0.1:1/v1")
     with pytest.raises(NotSent, match=r"cannot connect to no-such-host\.invalid"):
         await sent("http://no-such-host.invalid/v1")
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "elsewhere.example"])
+async def test_a_certificate_is_trusted_if_somebody_known_vouches_for_it(tmp_path, monkeypatch, name):
+    """Else nothing is sent, and it is said that to try again is no use, and what is."""
+    authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(tls)
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    async with serving(lambda *_: reply(200), tls) as (base, seen):
+        with pytest.raises(
+            NotSent, match=r"the certificate of 127.0.0.1:\d+ is not trusted \(.+\): SSL_CERT_FILE"
+        ) as told:
+            await sent(base)
+        assert told.value.is_lasting
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+        if name == "127.0.0.1":
+            assert (await sent(base))[0].status == 200
+        else:
+            with pytest.raises(NotSent, match="not trusted"):
+                await sent(base)
+    assert len(seen) == (name == "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    "head", [b"content-length: 9000\r\n\r\n", b"transfer-encoding: chunked\r\n\r\n2328\r\n"], ids=["length", "chunks"]
+)
+async def test_a_file_of_answers_that_is_cut_in_the_middle_is_no_file(head):
+    async def cut():
+        yield b"HTTP/1.1 200 OK\r\n" + head + b'{"custom_id":"a"}\n' * 100
+        raise ConnectionError
+
+    async with serving(lambda *_: cut()) as (base, _), BatchHttp(Server(base, direct=True)) as client:
+        with pytest.raises(Lost):
+            await client.download("/v1/files/f/content", io.BytesIO())
 
 
 async def test_a_server_that_hangs_up_may_have_taken_the_request():

@@ -234,6 +234,16 @@ class Down(Service):
             raise NotSent("cannot connect to test:80: Connection refused")
 
 
+class Distrusted(Down):
+    """A server whose certificate nobody vouches for meanwhile."""
+
+    async def send(self, path, body, left):
+        try:
+            return await super().send(path, body, left)
+        except NotSent:
+            raise NotSent("it is not trusted", is_lasting=True) from None
+
+
 async def test_a_server_that_is_down_for_a_minute_costs_no_row_and_no_quota(tmp_path):
     service = Down(5, 65)
     with prepared(tmp_path, [chat(number) for number in range(400)], service) as this:
@@ -281,6 +291,19 @@ async def test_a_server_that_was_never_there_is_given_up_after_five_minutes(tmp_
         assert "not reached even once" in this.run.stopped.message
         assert this.errors() == []
     assert 300 <= clock.now() <= 335
+
+
+async def test_a_certificate_that_is_not_trusted_ends_the_run_at_once(tmp_path):
+    """To wait for another one is of no use; unless there was one before, as when a proxy steps in for a while."""
+    with prepared(tmp_path, [chat(0), chat(1)], Distrusted(0, 1e9)) as this:
+        await this.run()
+        assert (this.run.stopped.code, this.run.stopped.message) == ("unreachable", "it is not trusted")
+        assert this.errors() == []
+    assert clock.now() < 1
+    rows = [chat(number) for number in range(200)]
+    with prepared(tmp_path, rows, Distrusted(2, 30), overwrite=True) as this:
+        await this.run()
+        assert (this.run.stopped, len(this.results())) == (None, 200)
 
 
 async def test_a_gateway_whose_server_is_down_costs_no_row(tmp_path):

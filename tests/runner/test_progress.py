@@ -20,7 +20,8 @@ from penstock.runner.client import Reply
 from penstock.runner.engine import Run
 from penstock.runner.output import Results, beside
 from penstock.runner.place import Place
-from penstock.runner.progress import Events, Plain, Rich, count_lines, follow, redraws
+from penstock.runner.progress import Events, Plain, count_lines, follow
+from penstock.runner.screen import Rich, picture, redraws
 from penstock.runner.settings import Settings
 from penstock.runner.source import Lines
 from tests.runner.service import ANSWER, Service, prepared
@@ -156,7 +157,7 @@ async def test_the_picture_fills_the_screen(watched, columns, monkeypatch):
         "Rate limit reached for m in organization org-1 on requests per min (RPM): Limit 60, Used 60"
     )
     screen = io.StringIO()
-    Console(file=screen, width=columns, color_system=None, force_terminal=True).print(progress.picture(views[-1]))
+    Console(file=screen, width=columns, color_system=None, force_terminal=True).print(picture(views[-1]))
     drawn = "".join(line.rstrip() + "\n" for line in screen.getvalue().splitlines())
     assert max(map(len, drawn.splitlines())) <= columns
     assert drawn == (SCREENS / f"{columns}.txt").read_text(encoding="utf-8")
@@ -234,7 +235,7 @@ def test_lines_of_a_pipe_are_not_counted():
     ("seconds", "shown"), [(0.4, "0 s"), (59, "59 s"), (61, "1:01 min"), (3_599, "59:59 min"), (7_384, "2:03:04 h")]
 )
 def test_times_are_short(seconds, shown):
-    assert progress._span(seconds) == shown
+    assert progress.span_words(seconds) == shown
 
 
 @pytest.mark.parametrize(("kind", "answer"), [("xterm", True), ("dumb", False)])

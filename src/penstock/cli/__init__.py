@@ -11,18 +11,10 @@ from collections.abc import Sequence
 
 import typer
 
-from penstock.cli import plan as plan
-from penstock.cli import quota as quota
-from penstock.cli import report as report
-from penstock.cli import run as run
-from penstock.cli import simulate as simulate
-from penstock.cli import watch as watch
-from penstock.cli.frame import app
-from penstock.cli.options import Fault, parse_limits
-from penstock.cli.terminal import complain
+from penstock.cli.terminal import Fault, complain
 from penstock.errors import PenstockError
 
-__all__ = ["app", "main", "parse_limits"]
+__all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        app = _app_for(given[0] if given else "")
         code = app(args=given or ["--help"], prog_name="penstock", standalone_mode=False)
     except (Fault, PenstockError) as fault:
         return complain(str(fault))
@@ -40,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except KeyboardInterrupt:
         return 130
+    except ModuleNotFoundError:
+        raise  # `__main__` says what to install
     except Exception as error:
         # Wrong options arrive as exceptions of the option parser, which typer carries inside since 0.16 and not before.
         show = getattr(error, "format_message", None)
@@ -52,3 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(f"a mistake of penstock's own: {type(error).__name__}: {error} (PENSTOCK_TRACEBACK=1 shows where)")
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _app_for(command: str) -> typer.Typer:
+    """The application with one command, or with all of them where it is none, as for help: each loads what it needs."""
+    match command:
+        case "run":
+            from penstock.cli.run import app
+        case "plan" | "errors":
+            from penstock.cli.plan import app
+        case "simulate":
+            from penstock.cli.simulate import app
+        case _:
+            from penstock.cli.commands import app
+    return app

@@ -1,101 +1,56 @@
-"""`penstock run --via batch`: the Batch API for the same file, results and exit codes."""
+"""A run by the Batch API, for the same file, results and exit codes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from contextlib import closing
 
 import anyio
 
-from penstock.cli.options import Fault
-from penstock.cli.terminal import complain
-from penstock.runner.batch_api import BatchHttp
+from penstock.cli.outcome import Outcome, client_of
+from penstock.cli.run_options import RunOptions
+from penstock.runner.batch_http import BatchHttp
 from penstock.runner.batch_parts import BatchJournal, batches_of
 from penstock.runner.batch_run import BatchRun
-from penstock.runner.batch_summary import batch_summary
+from penstock.runner.batch_summary import batch_sentences, batch_summary
+from penstock.runner.client import Server
 from penstock.runner.output import Results
 from penstock.runner.settings import Settings
 from penstock.runner.source import Lines
-from penstock.runner.summary import Counts
 from penstock.runner.system import ending_signals, signals_here
 
-__all__ = ["check_batch_options", "refuse_live_batches", "run_batches"]
-
-
-def check_batch_options(lines: Lines, journal: Path | None, *, limits: bool) -> None:
-    """See that the Batch API can do what the other options ask for.
-
-    Raises:
-        Fault: It cannot.
-    """
-    if not lines.is_regular:
-        raise Fault("--via batch reads rows that expire once more, and cannot in a pipe: put them into a file")
-    if journal is None:
-        raise Fault("--via batch needs results that it can go on from: -o must be a regular file")
-    if limits:
-        raise Fault("--via batch has a quota of its own: leave --limits and --account out, and give --queue-tokens")
-
-
-def refuse_live_batches(out: Path) -> None:
-    """Refuse to send rows that are in batches already.
-
-    Raises:
-        Fault: There are such rows.
-    """
-    path = batches_of(out)
-    if not path.is_file():
-        return
-    journal = BatchJournal(path)
-    journal.close()
-    live = [part for part in journal.parts.values() if part.batch or part.creating]
-    if live:
-        rows = sum(map(len, live))
-        raise Fault(
-            f"{rows:,} rows are in {len(live):,} batches of an earlier run, and would be paid twice: --via batch merges their "
-            "answers first, --overwrite begins anew"
-        )
+__all__ = ["run_batches"]
 
 
 def run_batches(
+    options: RunOptions,
     lines: Lines,
     results: Results,
     settings: Settings,
-    transport: BatchHttp,
+    server: Server,
     *,
-    queue_tokens: float | None,
-    poll: float,
-    changed: str | None,
-    overwrite: bool,
-    cancel: bool,
     tell: Callable[[str], None],
-    codes: dict[str, int],
-) -> tuple[dict[str, Any], Counts, int]:
-    """Run it; return the summary, what happened, and the exit code."""
-    journal = BatchJournal(batches_of(results.out_path), overwrite=overwrite)
-    try:
+) -> Outcome:
+    """Send all rows by the Batch API of a server.
+
+    Raises:
+        Fault: The environment names a proxy or a certificate that cannot be used.
+    """
+    with closing(BatchJournal(batches_of(results.out_path), overwrite=options.overwrite)) as journal:
         if journal.forgotten:
             tell(f"batches of an earlier run go on at the service, and are forgotten: {', '.join(journal.forgotten)}")
         run = BatchRun(
-            lines, results, settings, transport, journal, queue_tokens=queue_tokens, poll=poll, changed=changed, cancel=cancel, say=tell
+            lines, results, settings, client_of(BatchHttp, server), journal, queue_tokens=options.queue_tokens,
+            poll=options.poll, changed=options.changed, cancel=options.cancel, say=tell,
         )  # fmt: skip
         anyio.run(_drive, run)
-        stopped = run.stopped
-        why = None if stopped is None else {"code": stopped.code, "message": stopped.message}
-        numbers = batch_summary(run.counts, run.ended, run.parts, stopped=why, priced=settings.prices is not None)
-    finally:
-        journal.close()
-    if stopped is None:
-        return numbers, run.counts, 3 if run.counts.failed else 0
-    if not (stopped.code == "interrupted" and stopped.message == _INTERRUPTED):
-        complain(stopped.message)
-    return numbers, run.counts, codes.get(stopped.code, 2)
-
-
-_INTERRUPTED = "interrupted"
+        priced = settings.prices is not None
+        summary = batch_summary(run.counts, run.ended, run.parts, stopped=run.stopped, priced=priced)
+    return Outcome(summary, batch_sentences(summary), run.counts, None, run.stopped)
 
 
 async def _drive(run: BatchRun) -> None:
+    """Carry out a run until it ends or is interrupted."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_obey_signals, run)
         await run()
@@ -106,4 +61,4 @@ async def _obey_signals(run: BatchRun) -> None:
     """Ctrl-C ends it at once: batches go on without us."""
     with signals_here(*ending_signals()) as signals:
         async for _ in signals:
-            run.stop("interrupted", _INTERRUPTED)
+            run.stop("interrupted", "interrupted")

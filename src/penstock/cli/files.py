@@ -10,17 +10,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from penstock.cli.options import Fault
+from penstock.cli.terminal import Fault
 from penstock.errors import PenstockError
+from penstock.runner.batch_parts import BatchJournal, batches_of
+from penstock.runner.files import beside, journal_of
 from penstock.runner.formats import FormatError, Prompt
-from penstock.runner.output import beside, journal_of
 from penstock.runner.source import Lines, open_source
-from penstock.usage import Ledger
-from penstock.usage.file import open_writer
-from penstock.usage.ledger import DollarsOf
 
-__all__ = ["Targets", "check_files", "is_stdout", "open_lines", "places"]
+if TYPE_CHECKING:
+    from penstock.usage import Ledger
+    from penstock.usage.ledger import DollarsOf
+
+__all__ = [
+    "Targets",
+    "check_batch_files",
+    "check_files",
+    "is_stdout",
+    "ledger_of",
+    "open_lines",
+    "places",
+    "refuse_live_batches",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +84,9 @@ def ledger_of(path: Path, prices: DollarsOf | None) -> Ledger:
     Raises:
         Fault: It cannot be written, or is a file of another kind.
     """
+    from penstock.usage import Ledger
+    from penstock.usage.file import open_writer
+
     try:
         open_writer(path.absolute(), 2.0).close()
     except (OSError, sqlite3.Error, PenstockError) as error:
@@ -120,6 +135,38 @@ def check_files(
     if summary is not None and not os.access(summary.parent, os.W_OK):
         raise Fault(f"cannot write {summary if out.exists() else out}: the folder {out.parent} is not ours to write to")
     return Targets(out, errors, summary, journal)
+
+
+def check_batch_files(lines: Lines, journal: Path | None) -> None:
+    """See that the Batch API can do what is asked for with these files.
+
+    Raises:
+        Fault: It cannot.
+    """
+    if not lines.is_regular:
+        raise Fault("--via batch reads rows that expire once more, and cannot in a pipe: put them into a file")
+    if journal is None:
+        raise Fault("--via batch needs results that it can go on from: -o must be a regular file")
+
+
+def refuse_live_batches(out: Path) -> None:
+    """Refuse to send rows that are in batches already.
+
+    Raises:
+        Fault: There are such rows.
+    """
+    path = batches_of(out)
+    if not path.is_file():
+        return
+    journal = BatchJournal(path)
+    journal.close()
+    live = [part for part in journal.parts.values() if part.batch or part.creating]
+    if live:
+        rows = sum(map(len, live))
+        raise Fault(
+            f"{rows:,} rows are in {len(live):,} batches of an earlier run, and would be paid twice: --via batch merges their "
+            "answers first, --overwrite begins anew"
+        )
 
 
 _STDOUTS = frozenset({Path("-"), Path("/dev/stdout"), Path("/dev/fd/1")})

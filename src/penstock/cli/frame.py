@@ -1,15 +1,24 @@
-"""The application of the command line: each command adds itself to it."""
+"""The application of the command line: each command adds itself to it.
+
+A command of many options is a function of one dataclass: each field is an argument or an option, and what the command
+does gets all of them as one value.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from typing import Annotated, Any, TypeVar, cast, get_type_hints
 
 import typer
 
 from penstock import __version__
 from penstock.cli.terminal import write
 
-__all__ = ["app"]
+__all__ = ["app", "command"]
+
+_Options = TypeVar("_Options")
 
 app: typer.Typer = typer.Typer(
     name="penstock",
@@ -27,3 +36,36 @@ def _penstock(
     if version:
         write(__version__)
         raise typer.Exit
+
+
+def command(
+    name: str, options: type[_Options], *, epilog: str = ""
+) -> Callable[[Callable[[_Options], int]], Callable[[_Options], int]]:
+    """Add a command: a decorator of a function that takes its options and returns an exit code.
+
+    Args:
+        name: What it is called on the command line.
+        options: A dataclass, each of whose fields is `Annotated` with a `typer.Argument` or a `typer.Option`.
+        epilog: What its help says at the end.
+    """
+    hints = get_type_hints(options, include_extras=True)
+    parameters = [
+        inspect.Parameter(
+            each.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if each.default is MISSING else each.default,
+            annotation=hints[each.name],
+        )
+        for each in fields(cast("Any", options))
+    ]
+
+    def add(function: Callable[[_Options], int]) -> Callable[[_Options], int]:
+        def called(**given: Any) -> int:
+            return function(options(**given))
+
+        called.__doc__, called.__annotations__ = function.__doc__, hints
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        app.command(name, epilog=epilog)(called)
+        return function
+
+    return add

@@ -10,16 +10,18 @@ import os
 import re
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from penstock import limits as _limits
+from penstock.cli.terminal import Fault
 from penstock.llm import tables, tokens
 from penstock.runner.client import Server, headers_of
-from penstock.runner.place import Limits, LimitsOf
 from penstock.runner.source import Change, Lines, Row, read_row
 
+if TYPE_CHECKING:  # to load it takes longer than to read the options
+    from penstock.runner.place import Limits, LimitsOf
+
 __all__ = [
-    "Fault",
     "change_of",
     "learned",
     "limits_of_first_row",
@@ -37,10 +39,6 @@ SIMULATED = "requests=3500/min,tokens=90k/min"
 UNITS = ("requests", "tokens", "images")
 
 _AZURE = (".openai.azure.com", ".cognitiveservices.azure.com", ".services.ai.azure.com")
-
-
-class Fault(Exception):  # noqa: N818 - never leaves the command line
-    """What is wrong with the command, in one line."""
 
 
 # Limits ---------------------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ import typer
 
 from penstock.cli.files import open_lines
 from penstock.cli.frame import app
-from penstock.cli.options import Fault, change_of, learned, parse_limits, published, the_same
-from penstock.cli.terminal import write
+from penstock.cli.options import change_of, learned, parse_limits, published, the_same
+from penstock.cli.terminal import Fault, write
 from penstock.llm import tokens
 from penstock.runner import failed
 from penstock.runner.formats import Prompt
@@ -22,7 +22,7 @@ from penstock.runner.plan import make_plan, plan_sentences
 from penstock.runner.prices import PriceFileError, Prices
 from penstock.runner.source import Lines, read_row
 
-__all__ = ["plan", "prices_of"]
+__all__ = ["app", "plan", "prices_of"]
 
 
 @app.command("plan")

@@ -12,8 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from penstock.cli.frame import app
-from penstock.cli.options import Fault
-from penstock.cli.terminal import table, write
+from penstock.cli.terminal import Fault, table, write
 from penstock.stores import RedisStore, SQLiteStore
 from penstock.usage import Quota, Quotas, Review
 from penstock.usage.words import counted, moment, visible

@@ -12,9 +12,9 @@ from zoneinfo import ZoneInfo
 import typer
 
 from penstock.cli.frame import app
-from penstock.cli.options import Fault, parse_limits
+from penstock.cli.options import parse_limits
 from penstock.cli.plan import prices_of
-from penstock.cli.terminal import say, write
+from penstock.cli.terminal import Fault, say, write
 from penstock.limits import Calendar
 from penstock.llm.prices import Price, Prices
 from penstock.usage import History

@@ -7,7 +7,7 @@ import re
 from contextlib import ExitStack
 
 from penstock import Limiter
-from penstock.cli.options import Fault
+from penstock.cli.terminal import Fault
 from penstock.runner.client import Server
 from penstock.runner.place import LimitsOf
 from penstock.stores import Store

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from penstock.cli.frame import app
-from penstock.cli.options import SIMULATED, UNITS, Fault, parse_limits
-from penstock.cli.terminal import write
+from penstock.cli.options import SIMULATED, UNITS, parse_limits
+from penstock.cli.terminal import Fault, write
 from penstock.runner.place import Limits
 
-__all__ = ["simulated", "simulation_of"]
+__all__ = ["app", "simulated", "simulation_of"]
 
 
 @app.command("simulate")

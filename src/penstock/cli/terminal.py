@@ -7,7 +7,11 @@ import sys
 from collections.abc import Container, Iterable, Sequence
 from typing import TextIO
 
-__all__ = ["complain", "say", "table", "write"]
+__all__ = ["Fault", "complain", "say", "table", "write"]
+
+
+class Fault(Exception):  # noqa: N818 - never leaves the command line
+    """What is wrong with the command, in one line."""
 
 
 def say(text: str) -> None:

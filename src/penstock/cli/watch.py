@@ -15,9 +15,8 @@ import typer
 
 from penstock import clock
 from penstock.cli.frame import app
-from penstock.cli.options import Fault
 from penstock.cli.quota import SERVERS
-from penstock.cli.terminal import table, write
+from penstock.cli.terminal import Fault, table, write
 from penstock.stores import RedisStore, SQLiteStore, Store
 from penstock.usage import History
 from penstock.usage.live import Gauge, Now, gauges_in, now_in

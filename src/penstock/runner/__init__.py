@@ -8,26 +8,37 @@
     engine      the run itself: charge, send, try again;  work, settings: its records
     group       the models that share limits;  throttle: how much of them is used while others use the account too
     outage      a server that is down: one pause, one probe
-    client      how a request reaches the server;  answers: whether what came back is an answer
+    client      how a request reaches the server;  http: over aiohttp;  answers: whether what came back is an answer
     journal     what was sent and what came of it
     output      results and errors on disk, and where an interrupted run goes on;  files: how they are written
     summary     what happened, and how near it came to the optimum
-    progress    the same while it happens, for people
+    progress    the same while it happens, for people;  screen: in a terminal
 
 It needs the extra `cli`. What options mean, and which server is asked, is the command line's business (`penstock.cli`).
 """
 
-try:
-    import aiohttp as _aiohttp
-except ModuleNotFoundError as _missing:
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if find_spec("aiohttp") is None:
     raise ModuleNotFoundError(
-        f'penstock.runner needs the package {_missing.name!r}: install the extra, pip install "penstock[cli]"',
-        name=_missing.name,
-    ) from _missing
+        "penstock.runner needs the package 'aiohttp': install the extra, pip install \"penstock[cli]\"", name="aiohttp"
+    )
 
-from penstock.runner.library import Result, RunStoppedError, run
-from penstock.runner.sender import Sender
-
-del _aiohttp
+if TYPE_CHECKING:
+    from penstock.runner.library import Result, RunStoppedError, run
+    from penstock.runner.sender import Sender
 
 __all__ = ["Result", "RunStoppedError", "Sender", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what programs use when it is first asked for: the command line reads its options without it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from penstock.runner import library, sender
+
+    globals().update(
+        Result=library.Result, RunStoppedError=library.RunStoppedError, Sender=sender.Sender, run=library.run
+    )
+    return globals()[name]

@@ -14,17 +14,15 @@ from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, Self
 
-import aiohttp
 import anyio
-import yarl
 
 from penstock import clock, exponential
 from penstock._numbers import show_seconds
 from penstock.llm import failures
 from penstock.llm.failures import Action, Verdict
-from penstock.runner.client import MAX_REDIRECTS, Http, Lost, NotSent, Reply, url_of
+from penstock.runner.client import Lost, NotSent, Reply
 
-__all__ = ["BatchHttp", "Batches", "NoBatchesError", "RefusedError", "ServiceError", "Transport"]
+__all__ = ["Batches", "NoBatchesError", "RefusedError", "ServiceError", "Transport"]
 
 NAME = "penstock"
 """Key of the metadata that holds the name of a part."""
@@ -36,7 +34,6 @@ LOOKS = (1.0, 10.0)
 """Seconds before each look for a batch whose answer was lost: lists may be late."""
 
 _BACKOFF = exponential(first=1, cap=60, jitter="full")
-_CHUNK = 1 << 20
 
 
 class ServiceError(Exception):
@@ -99,59 +96,6 @@ class Transport(Protocol):
     ) -> None: ...
 
 
-class BatchHttp(Http):
-    """The transport over aiohttp."""
-
-    async def request(
-        self, method: str, path: str, body: bytes | BinaryIO | None = None, content_type: str = "application/json"
-    ) -> Reply:
-        """See `Transport`."""
-        return await self._exchange(method, path, body, {"content-type": content_type} if body else {}, None)
-
-    async def download(self, path: str, into: BinaryIO) -> Reply:
-        """See `Transport`."""
-        return await self._exchange("GET", path, None, {}, into)
-
-    async def _exchange(
-        self, method: str, path: str, body: bytes | BinaryIO | None, more: dict[str, str], into: BinaryIO | None
-    ) -> Reply:
-        assert self._session is not None, "a client is entered before it sends"
-        url = yarl.URL(url_of(self._server.base_url, path), encoded=True)
-        patience = self._server.timeout
-        # A file of 200 MB may take any time, but not any time without a byte.
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=min(30.0, patience), sock_read=patience)
-        try:
-            for _ in range(MAX_REDIRECTS):
-                ours = (url.scheme, url.host, url.port) == self._origin
-                headers = dict(self._headers if ours else self._public) | {"accept-encoding": "identity"} | more
-                if body is None:
-                    headers = {name: value for name, value in headers.items() if name.lower() != "content-type"}
-                async with self._session.request(
-                    method, url, data=body, headers=headers, allow_redirects=False, proxy=self._proxy, timeout=timeout,
-                    trace_request_ctx=_Untold(),
-                ) as response:  # fmt: skip
-                    target = response.headers.get("location")
-                    if method == "GET" and response.status in {301, 302, 303, 307, 308} and target:
-                        url = url.join(yarl.URL(target))
-                        continue
-                    if into is None or response.status != 200:
-                        return Reply(response.status, response.headers, await response.read())
-                    async for chunk in response.content.iter_chunked(_CHUNK):
-                        into.write(chunk)
-                    return Reply(200, response.headers, b"")
-            return Reply(508, {}, b"")
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            kind = NotSent if isinstance(error, aiohttp.ClientConnectorError) else Lost
-            raise kind(self._words(error)) from error
-
-
-class _Untold:
-    """Nobody needs to know when these requests leave."""
-
-    def leaves(self) -> None:
-        pass
-
-
 class Batches:
     """Files and batches of an account.
 
@@ -209,7 +153,7 @@ class Batches:
                     raise Lost(f"the server answers with status {reply.status}")
                 return self._read(reply, "batches")
             except NotSent as error:
-                await self._pause(str(error), began, tries, 0.0)
+                await self._pause(str(error), began, tries, 0.0, is_lasting=error.is_lasting)
                 tries += 1
             except Lost as error:
                 self._on_trouble(str(error))
@@ -278,6 +222,7 @@ class Batches:
         """Send until there is an answer; for calls that may be made twice."""
         began, tries = clock.now(), 0
         while True:
+            is_lasting = False
             try:
                 reply: Reply = await send()
                 if into is not None and reply.status == 200:
@@ -285,11 +230,12 @@ class Batches:
                 return self._read(reply, what)
             except (NotSent, Lost) as error:
                 reason, wait = str(error), 0.0
+                is_lasting = isinstance(error, NotSent) and error.is_lasting
             except RefusedError as refused:
                 if refused.verdict.action is Action.PERMANENT:
                     raise ServiceError("service", self._hide(str(refused))) from None
                 reason, wait = self._hide(str(refused)), refused.verdict.wait or 0.0
-            await self._pause(reason, began, tries, wait)
+            await self._pause(reason, began, tries, wait, is_lasting=is_lasting)
             tries += 1
 
     def _read(self, reply: Reply, what: str) -> dict[str, Any]:
@@ -313,8 +259,10 @@ class Batches:
             raise ServiceError("account", f"{message} (status {reply.status})")
         raise RefusedError(verdict, reply.status)
 
-    async def _pause(self, reason: str, began: float, tries: int, wait: float) -> None:
+    async def _pause(self, reason: str, began: float, tries: int, wait: float, *, is_lasting: bool) -> None:
         self._on_trouble(reason)
+        if is_lasting and not self._has_answered:
+            raise ServiceError("unreachable", reason)
         patience = self._give_up_after if self._has_answered else min(self._give_up_after, NEVER_CONNECTED)
         if clock.now() - began >= patience:
             raise ServiceError(

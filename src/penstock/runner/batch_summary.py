@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from penstock.runner.batch_parts import Part
+from penstock.runner.settings import Stopped
 from penstock.runner.summary import Counts, of_rows
 
 __all__ = ["Ended", "batch_sentences", "batch_summary"]
@@ -40,7 +41,7 @@ def batch_summary(
     ended: Sequence[Ended],
     parts: Sequence[Part],
     *,
-    stopped: Mapping[str, Any] | None = None,
+    stopped: Stopped | None = None,
     priced: bool = False,
 ) -> dict[str, Any]:
     """The summary as it is written next to the results.
@@ -49,7 +50,7 @@ def batch_summary(
         counts: What happened.
         ended: The batches that are merged.
         parts: The others.
-        stopped: Why the run ended before its file did, as `code` and `message`; None if it did not.
+        stopped: Why the run ended before its file did; None if it did not.
         priced: Whether prices are known.
     """
     return {
@@ -75,7 +76,7 @@ def batch_summary(
             for part in parts
             if part.batch is not None
         ],
-        "stopped": stopped,
+        "stopped": None if stopped is None else asdict(stopped),
     }
 
 

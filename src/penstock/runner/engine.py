@@ -470,7 +470,7 @@ class Run:
             reply = await group.place.client.send(row.path, row.body, left)
         except NotSent as error:
             self._results.over(row)
-            return self._troubles.unreachable(work, str(error))
+            return self._troubles.unreachable(work, str(error), is_lasting=error.is_lasting)
         except Lost as error:
             return self._troubles.lost(work, str(error), unreadable=isinstance(error, Unreadable))
         group.on_reply(request, reply)

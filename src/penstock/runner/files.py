@@ -27,6 +27,7 @@ __all__ = [
     "beside",
     "cannot_write",
     "create_beside",
+    "journal_of",
     "truncate_at_last_line",
     "write_beside",
     "write_summary",
@@ -48,6 +49,11 @@ def beside(path: Path, ending: str) -> Path:
     `results.json-errors.jsonl`.
     """
     return path.with_suffix(ending) if path.suffix == ".jsonl" else path.with_name(f"{path.name}-{ending.lstrip('.')}")
+
+
+def journal_of(out: Path) -> Path:
+    """Where the journal of a results file is."""
+    return out.with_name(out.name + ".journal")
 
 
 def cannot_write(path: Path, error: OSError) -> OutputError:

@@ -25,7 +25,7 @@ from penstock import limits as _limits
 from penstock.errors import PenstockError
 from penstock.llm import tokens
 from penstock.llm.tokens import Cost
-from penstock.runner.client import Client, Http, Server
+from penstock.runner.client import Client, Server
 from penstock.runner.engine import Run
 from penstock.runner.journal import Journal, Syncer
 from penstock.runner.place import LimitsOf, Place
@@ -130,7 +130,7 @@ async def run(
         ) from None
     given: Sequence[Any] = client_or_url if isinstance(client_or_url, list | tuple) else [client_or_url]
     clients: list[Client] = [
-        Http(Server(each, headers or {}, timeout)) if isinstance(each, str) else each for each in given
+        _over_http(Server(each, headers or {}, timeout)) if isinstance(each, str) else each for each in given
     ]
     if not clients:
         raise ValueError("a run needs a server: the list of them is empty")
@@ -163,6 +163,12 @@ async def run(
                 await work
         if this.stopped is not None and this.stopped.code != "interrupted":
             raise RunStoppedError(this.stopped.code, this.stopped.message)
+
+
+def _over_http(server: Server) -> Client:
+    from penstock.runner.http import Http
+
+    return Http(server)
 
 
 @contextlib.contextmanager

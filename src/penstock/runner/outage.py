@@ -103,13 +103,14 @@ class Outage:
             self.leave(who)
             raise
 
-    def failed(self, who: object, reason: str, *, until_answer: bool = False) -> str | None:
+    def failed(self, who: object, reason: str, *, until_answer: bool = False, is_lasting: bool = False) -> str | None:
         """The server did not take a request.
 
         Args:
             who: What `wait` was called with.
             reason: What happened.
             until_answer: It can be connected to, but does not serve: only an answer ends this outage.
+            is_lasting: The next attempt will meet the same; so there is no use in going on unless it was reached before.
 
         Returns:
             Why there is no use in going on; None while there is.
@@ -124,6 +125,8 @@ class Outage:
             self._prober = None
         self.reason = reason
         self._tell()
+        if is_lasting and not self._reached:
+            return reason
         away = now - self.since
         if not self._reached and now - (self.since if self._began is None else self._began) >= min(
             NEVER_REACHED, self._give_up_after

@@ -1,6 +1,6 @@
 """What is seen while a run goes on.
 
-A live display in a terminal, a plain line now and then elsewhere, events for programs.
+A live picture in a terminal (`screen`), a plain line now and then elsewhere, events for programs.
 
 Only reads the run; nothing here can change or slow it but by the time it takes to draw, four times a second.
 """
@@ -9,24 +9,16 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from typing import Any, NamedTuple, Protocol, Self, TextIO
+from typing import Any, NamedTuple, Protocol, TextIO
 
 import anyio
 import anyio.to_thread
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
 from penstock import clock
 from penstock.runner.engine import Run
 from penstock.runner.source import Lines
 
-__all__ = ["Display", "Events", "Gauge", "Plain", "Rich", "count_lines", "follow", "redraws"]
-
-REDRAW = 0.25
-"""Seconds between two pictures."""
+__all__ = ["Display", "Events", "Gauge", "Plain", "View", "count_lines", "follow", "span_words"]
 
 SPEAK = 10.0
 """Seconds between two plain lines."""
@@ -137,8 +129,8 @@ class View:
         if outage.since is None:
             return ""
         return (
-            f"the server is away for {_span(clock.now() - outage.since)}: {outage.reason}; "
-            f"tried again in {_span(outage.next_probe)}"
+            f"the server is away for {span_words(clock.now() - outage.since)}: {outage.reason}; "
+            f"tried again in {span_words(outage.next_probe)}"
         )
 
     def gauges(self) -> list[Gauge]:
@@ -187,8 +179,8 @@ class View:
             return ""
         least, most = both
         if most <= 1.2 * least + 3:
-            return f"{_span(least)} left"
-        return f"{_span(least)} to {_span(most)} left"
+            return f"{span_words(least)} left"
+        return f"{span_words(least)} to {span_words(most)} left"
 
     @property
     def last_error(self) -> str:
@@ -272,11 +264,6 @@ def count_lines(lines: Lines) -> int | None:
     return count + (last != b"\n")
 
 
-def redraws(file: TextIO) -> bool:
-    """Whether a picture can be redrawn in place there: in a terminal, unless it can do no more than print."""
-    return file.isatty() and not Console(file=file).is_dumb_terminal
-
-
 class Plain:
     """A line now and then, for logs."""
 
@@ -290,34 +277,11 @@ class Plain:
         if not seen.begun:
             return
         gauges = "; ".join(f"{one.name} {one.per_minute:,.0f}/min ({one.share:.0%})" for one in seen.gauges())
-        paused = f"paused for {_span(seen.paused)}" if seen.paused else ""
+        paused = f"paused for {span_words(seen.paused)}" if seen.paused else ""
         error = f"last error: {seen.last_error[:200]}" if seen.last_error and not seen.trouble else ""
         words = [seen.numbers, seen.trouble, paused, gauges, seen.remaining_words, error]
         self._file.write("penstock: " + "; ".join(filter(None, words)) + "\n")
         self._file.flush()
-
-
-class Rich:
-    """A picture in a terminal that is redrawn in place; a context manager."""
-
-    every = REDRAW
-
-    def __init__(self, file: TextIO) -> None:
-        self._live = Live(console=Console(file=file), auto_refresh=False, transient=True)
-
-    def __enter__(self) -> Self:
-        self._live.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        try:
-            self._live.__exit__(None, None, None)
-        except OSError:
-            return  # the terminal is gone
-
-    def show(self, seen: View) -> None:
-        """Draw."""
-        self._live.update(picture(seen), refresh=True)
 
 
 class Events:
@@ -338,32 +302,7 @@ class Events:
         self._file.flush()
 
 
-def picture(seen: View) -> Group:
-    """What a terminal shows, over its whole width."""
-    head = Text(seen.numbers)
-    if seen.paused:
-        head.append(f", paused for {_span(seen.paused)}", style="yellow")
-    if seen.remaining_words:
-        head.append(f", {seen.remaining_words}", style="bold")
-    if seen.trouble:
-        head.append(f"\n{seen.trouble}", style="red")
-    table = Table.grid(padding=(0, 1), expand=True)
-    table.add_column(no_wrap=True)
-    table.add_column(ratio=1)
-    table.add_column(no_wrap=True)
-    table.add_row("rows", ProgressBar(total=seen.total, completed=seen.done), f"{seen.throughput:,.1f}/s")
-    for one in seen.gauges():
-        says = f"{one.per_minute:,.0f}/min, {one.share:.0%} of what is allowed"
-        table.add_row(Text(one.name), ProgressBar(total=1.0, completed=one.share), says)
-    if seen.sparkline:
-        table.add_row("last minute", Text(seen.sparkline, no_wrap=True, overflow="crop"), "")
-    parts: list[Text | Table] = [head, table]
-    if seen.last_error and not seen.trouble:
-        parts.append(Text(f"last error: {seen.last_error}", style="dim", no_wrap=True, overflow="ellipsis"))
-    return Group(*parts)
-
-
-def _span(seconds: float) -> str:
+def span_words(seconds: float) -> str:
     """3.2 s, 1:05 min, 2:03:04 h."""
     if seconds < 60:
         return f"{seconds:.0f} s"

@@ -23,7 +23,7 @@ from typing import Any, Self
 from penstock import Limiter
 from penstock.llm.discovered import DiscoveredEndpoint
 from penstock.llm.endpoints import Endpoint
-from penstock.runner.client import SECRETS, Client, Http, Reply, Server
+from penstock.runner.client import SECRETS, Client, Reply, Server
 from penstock.runner.library import Result, RowLike, RunStoppedError, run
 from penstock.runner.source import dump_json
 
@@ -222,6 +222,8 @@ class _Kept(Client):
     """A client that stays open when a run is over."""
 
     def __init__(self, server: Server) -> None:
+        from penstock.runner.http import Http
+
         self.http = Http(server)
 
     @property

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from penstock.limits import Rate
 from penstock.runner.histogram import Histogram
+from penstock.runner.settings import Stopped
 
 __all__ = ["Allowance", "Allowances", "Counts", "optimum", "sentences", "summarise"]
 
@@ -158,7 +159,7 @@ def summarise(
     groups: Mapping[str, Allowances],
     concurrency: int,
     *,
-    stopped: Mapping[str, Any] | None = None,
+    stopped: Stopped | None = None,
     priced: bool = False,
 ) -> dict[str, Any]:
     """The summary as it is written next to the results.
@@ -167,7 +168,7 @@ def summarise(
         counts: What happened.
         groups: What the limits allow, by the models that share them; `""` where all do.
         concurrency: Requests that could be in flight at once.
-        stopped: Why the run ended before its file did, as `code` and `message`; None if it did not.
+        stopped: Why the run ended before its file did; None if it did not.
         priced: Whether prices are known.
     """
     best = optimum(counts, concurrency)
@@ -203,7 +204,7 @@ def summarise(
         "mean_latency": round(counts.latency_sum / counts.sent, 3) if counts.sent else 0.0,
         "concurrency": concurrency,
         "limits": used,
-        "stopped": stopped,
+        "stopped": None if stopped is None else asdict(stopped),
     }
 
 

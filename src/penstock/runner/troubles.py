@@ -125,11 +125,11 @@ class Troubles:
 
     # Connections ------------------------------------------------------------------------------------------------------
 
-    def unreachable(self, work: Work, reason: str) -> bool:
+    def unreachable(self, work: Work, reason: str, *, is_lasting: bool = False) -> bool:
         """There was no connection: the row waits for the server, and nothing is counted."""
         self.last_error = reason
         work.avoid = work.group
-        self._fail_place(work, reason)
+        self._fail_place(work, reason, is_lasting=is_lasting)
         return False
 
     def lost(self, work: Work, reason: str, *, unreadable: bool = False) -> bool:
@@ -152,10 +152,10 @@ class Troubles:
         work.wait = _BACKOFF.delay(work.failures - 1, None, random.random())
         return False
 
-    def _fail_place(self, work: Work, reason: str, *, until_answer: bool = False) -> None:
+    def _fail_place(self, work: Work, reason: str, *, until_answer: bool = False, is_lasting: bool = False) -> None:
         """The place of a row did not serve it. One that stays away is closed; the last one ends the run."""
         place = work.group.place
-        over = place.outage.failed(work, reason, until_answer=until_answer)
+        over = place.outage.failed(work, reason, until_answer=until_answer, is_lasting=is_lasting)
         if over is not None and not self._close(place, over):
             self._stop("unreachable", over)
 

@@ -1,0 +1,93 @@
+"""A run that sends each row by itself: watched, and interruptible."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import anyio
+
+from penstock.cli.outcome import Outcome, client_of, for_people
+from penstock.cli.run_options import RunOptions
+from penstock.cli.terminal import say
+from penstock.runner import progress
+from penstock.runner.client import Server
+from penstock.runner.engine import Run
+from penstock.runner.http import Http
+from penstock.runner.output import Results
+from penstock.runner.place import LimitsOf, Place
+from penstock.runner.settings import Settings
+from penstock.runner.source import Lines
+from penstock.runner.summary import sentences, summarise
+from penstock.runner.system import ending_signals, signals_here
+from penstock.runner.timeline import Timeline
+
+__all__ = ["run_requests"]
+
+
+def run_requests(
+    options: RunOptions,
+    lines: Lines,
+    results: Results,
+    settings: Settings,
+    servers: Mapping[str, Server],
+    limits: Mapping[str, LimitsOf],
+    *,
+    tell: Callable[[str], None],
+) -> Outcome:
+    """Send the rows to the servers, each of which has a name and the limits of that name.
+
+    Raises:
+        Fault: The environment names a proxy or a certificate that cannot be used.
+    """
+    places = [Place(client_of(Http, server), limits[name], name) for name, server in servers.items()]
+    run = Run(lines, results, settings, places, say=tell)
+    timeline = None if options.report is None else Timeline()
+    with _display(options) as display:
+        anyio.run(_drive, run, lines, display, timeline, options.quiet or sys.stderr is None)
+    allowed = {name: group.allowances for name, group in run.groups.items()}
+    priced = settings.prices is not None
+    summary = summarise(run.counts, allowed, run.concurrency, stopped=run.stopped, priced=priced)
+    return Outcome(summary, sentences(summary), run.counts, timeline, run.stopped)
+
+
+async def _drive(
+    run: Run, lines: Lines, display: progress.Display | None, timeline: Timeline | None, quiet: bool
+) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_obey_signals, run, quiet)
+        if display is not None:
+            tasks.start_soon(progress.follow, run, lines, display)
+        if timeline is not None:
+            tasks.start_soon(timeline.follow, run)
+        await run()
+        if timeline is not None:
+            timeline.look(run)
+        tasks.cancel_scope.cancel()
+
+
+async def _obey_signals(run: Run, quiet: bool) -> None:
+    """First Ctrl-C: what was sent may come back. Second: it may not. A polite kill, or the end of the terminal, is the same."""
+    with signals_here(*ending_signals()) as signals:
+        async for _ in signals:
+            if run.stopped is None:
+                run.stop("interrupted", "interrupted")
+                if not quiet:
+                    say(f"interrupted: waiting for {run.counts.in_flight} answers; Ctrl-C again drops them")
+            else:
+                run.abandon()
+
+
+def _display(options: RunOptions) -> AbstractContextManager[progress.Display | None]:
+    """What shows how it goes."""
+    if options.as_json:
+        return nullcontext(progress.Events(for_people(options)))
+    if options.quiet or sys.stderr is None:
+        return nullcontext(None)
+    if sys.stderr.isatty():
+        from penstock.runner.screen import Rich, redraws
+
+        if redraws(sys.stderr):
+            return Rich(sys.stderr)
+    return nullcontext(progress.Plain(sys.stderr))

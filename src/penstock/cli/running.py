@@ -1,0 +1,221 @@
+"""What `penstock run` does: options checked and put together, the file run, and the exit code decided.
+
+What is wrong with a command is said in one line on stderr, with exit code 2, before anything is sent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+
+from penstock.cli.files import (
+    Targets,
+    check_batch_files,
+    check_files,
+    ledger_of,
+    open_lines,
+    places,
+    refuse_live_batches,
+)
+from penstock.cli.options import (
+    SIMULATED,
+    change_of,
+    learned,
+    limits_of_first_row,
+    parse_limits,
+    published,
+    servers_of,
+    the_same,
+)
+from penstock.cli.plan import plan, prices_of
+from penstock.cli.run_options import RunOptions
+from penstock.cli.shared import shard_of, shared
+from penstock.cli.simulate import simulated, simulation_of
+from penstock.cli.terminal import Fault, say
+from penstock.llm import tokens
+from penstock.runner.client import Server
+from penstock.runner.formats import Prompt
+from penstock.runner.output import Results
+from penstock.runner.place import Limits, LimitsOf
+from penstock.runner.prices import Prices
+from penstock.runner.settings import Settings
+from penstock.runner.source import Lines, read_row
+
+__all__ = ["carry_out"]
+
+
+def carry_out(options: RunOptions) -> int:
+    """Check the options, run the file, say and write down how it went; return the exit code.
+
+    Raises:
+        Fault: The command cannot be carried out.
+    """
+    _check(options)
+    prices = prices_of(options.prices) if options.prices is not None or options.max_cost is not None else None
+    if options.dry_run:
+        return plan(
+            options.file, options.limits, options.account, options.model, options.settings, options.prompt,
+            options.rows, options.prices, options.queue_tokens,
+        )  # fmt: skip
+    servers = {} if options.simulate else _servers(options)
+    tell = _nothing if options.quiet else say
+    with ExitStack() as stack:
+        prompt = None if options.prompt is None else Prompt(options.prompt)
+        lines = stack.enter_context(open_lines(options.file, prompt))
+        limits_of, limits = _limits(options, lines)
+        kept = {label: _kept(options, limits_of, server, stack) for label, server in servers.items()}
+        simulation = simulation_of(limits, options.latency, options.seed) if options.simulate else None
+        targets = _targets(options, lines)
+        results = stack.enter_context(_results(options, targets))
+        _meet_earlier_runs(options, results, lines, tell)
+        if simulation is not None:
+            address, headers = stack.enter_context(simulated(simulation)), {"authorization": "Bearer simulated"}
+            servers, kept = {"": Server(address, headers, options.timeout, direct=True)}, {"": limits_of}
+        secrets = [secret for server in servers.values() for secret in server.secrets]
+        settings = _settings(options, results, prices, secrets, tell)
+        if options.ledger is not None:
+            settings = replace(settings, on_event=stack.enter_context(ledger_of(options.ledger, prices)))
+        # What sends is loaded now: it takes a second, and all that could be wrong with the command was looked at before.
+        if options.via == "batch":
+            from penstock.cli.batch import run_batches
+
+            outcome = run_batches(options, lines, results, settings, *servers.values(), tell=tell)
+        else:
+            from penstock.cli.requests import run_requests
+
+            outcome = run_requests(options, lines, results, settings, servers, kept, tell=tell)
+    from penstock.cli.outcome import conclude
+
+    return conclude(options, targets, outcome)
+
+
+def _check(options: RunOptions) -> None:
+    """See that the options go together, as far as they tell it by themselves."""
+    limits, account, store, via = options.limits, options.account, options.store, options.via
+    if limits is not None and account is not None:
+        raise Fault("--limits and --account both say what the limits are: give one of them")
+    if options.simulate and (options.base_url or options.api_key_env):
+        raise Fault("--simulate brings a server of its own: leave --base-url and --api-key-env out")
+    if store is not None and (options.simulate or (limits in {None, "auto"} and account is None)):
+        raise Fault("--store shares the limits that --limits or --account names, of a server that is not simulated")
+    if options.cancel and (via != "batch" or options.overwrite):
+        raise Fault("--cancel ends the batches of an earlier run: give --via batch too, and leave --overwrite out")
+    if via == "batch" and options.ledger is not None:
+        raise Fault("--ledger writes down what is sent row by row: leave it out with --via batch")
+    if via == "batch" and (store is not None or options.shard is not None):
+        raise Fault("--via batch takes whole files and has a quota of its own: leave --store and --shard out")
+    if via == "batch" and (limits is not None or account is not None):
+        raise Fault("--via batch has a quota of its own: leave --limits and --account out, and give --queue-tokens")
+    change_of(options.model, options.settings or ())
+    shard_of(options.shard)
+
+
+def _servers(options: RunOptions) -> dict[str, Server]:
+    servers = servers_of(options.base_url or (), options.api_key_env or (), options.header or (), options.timeout)
+    if options.via == "batch" and len(servers) > 1:
+        raise Fault("--via batch sends to one server: give one --base-url and one --api-key-env")
+    return servers
+
+
+def _limits(options: RunOptions, lines: Lines) -> tuple[LimitsOf, Limits]:
+    """The limits of each model, and those that an embedded server has."""
+    if options.limits not in {None, "auto"}:
+        given = parse_limits(options.limits or "")
+        return the_same(given), given
+    if options.account is None:
+        given = parse_limits(SIMULATED)
+        return the_same(given) if options.simulate and options.limits is None else learned, given
+    if not options.simulate:
+        return published(options.account), {}
+    given = limits_of_first_row(lines, options.account)
+    return the_same(given), given
+
+
+def _kept(options: RunOptions, limits_of: LimitsOf, server: Server, stack: ExitStack) -> LimitsOf:
+    """The limits as they are kept for a server: by this run alone, or with others in a store."""
+    return limits_of if options.store is None else shared(options.store, limits_of, server, stack)
+
+
+def _targets(options: RunOptions, lines: Lines) -> Targets:
+    """Where everything goes."""
+    try:
+        targets = check_files(lines, options.out, options.errors, options.journal, options.report)
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise Fault(f"cannot write {error.filename or options.out}: {error.strerror or error}") from None
+    if options.via == "batch":
+        check_batch_files(lines, targets.journal)
+    elif targets.journal is not None and not options.overwrite:
+        refuse_live_batches(options.out)
+    if options.order == "input" and targets.journal is None:
+        raise Fault("--order input puts the results in order out of the journal: give --journal FILE too")
+    return targets
+
+
+def _results(options: RunOptions, targets: Targets) -> Results:
+    return Results(
+        targets.out,
+        targets.errors,
+        journal=targets.journal,
+        order=options.order,
+        changed=options.changed,
+        overwrite=options.overwrite,
+        descriptor=targets.descriptor,
+        errors_descriptor=targets.errors_descriptor,
+    )
+
+
+def _meet_earlier_runs(options: RunOptions, results: Results, lines: Lines, tell: Callable[[str], None]) -> None:
+    """Say what earlier runs left, and see which rows of the file they answered."""
+    out = results.out_path
+    if results.repaired:
+        tell(f"{out} ended in the middle of a line: its last {results.repaired} bytes are taken off")
+    if results.restored:
+        tell(f"{out} lacked {results.restored:,} answers that its journal holds: they are written there again")
+    if results.damaged is not None:
+        records, kept = results.damaged
+        tell(
+            f"{records:,} records of the journal were damaged and are taken out; what {out} holds counts instead, and {kept} is the "
+            "journal as it was"
+        )
+    if results.found:
+        tell(f"{results.found:,} rows are answered in {out} already and are skipped; --overwrite begins anew")
+    if results.ambiguous:
+        tell(
+            f"{results.ambiguous:,} rows were under way when the last run was ended: what became of them is not known, and "
+            "they may have been billed"
+        )
+    change, salt = change_of(options.model, options.settings or ())
+    results.examine(lines, partial(read_row, cost=tokens.by_bytes, change=change, salt=salt), salt)
+    if results.elsewhere:
+        tell(f"{results.elsewhere:,} answers in {out} are to rows that {lines.name} does not have, and stay there")
+
+
+def _settings(
+    options: RunOptions, results: Results, prices: Prices | None, secrets: Iterable[bytes], tell: Callable[[str], None]
+) -> Settings:
+    change, salt = change_of(options.model, options.settings or ())
+    return Settings(
+        cost=tokens.by_bytes,
+        max_in_flight=places(options.max_in_flight, 2 if options.simulate else 1, tell),
+        attempts=options.attempts,
+        give_up_after=options.give_up_after,
+        max_pause=options.max_pause,
+        idle=math.inf if options.simulate else results.idle,
+        on_ambiguous=options.on_ambiguous,
+        change=change,
+        salt=salt,
+        rows=options.rows,
+        shard=shard_of(options.shard),
+        only=None if options.only is None else results.failed,
+        deadline=options.deadline,
+        prices=prices,
+        max_cost=options.max_cost,
+        secrets=tuple(secrets),
+    )
+
+
+def _nothing(_: str) -> None:
+    """Say nothing."""

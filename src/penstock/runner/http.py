@@ -1,0 +1,259 @@
+"""Requests to servers over HTTP: connections that are kept, redirects, proxies, certificates.
+
+aiohttp does the work: of the clients that tell when a request's first byte leaves, it costs the least CPU per request
+(`benchmarks/clients.py`). It takes a third of a second to load, so nothing imports this module before something is
+sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import ssl
+import urllib.parse
+import urllib.request
+import zlib
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace, TracebackType
+from typing import Any, Self, TypeGuard
+
+import aiohttp
+import yarl
+
+from penstock.runner.client import SECRETS, Lost, NotSent, Reply, Server, Unreadable, url_of
+
+__all__ = ["MAX_REDIRECTS", "Http"]
+
+LONGEST_CONNECT = 30.0
+"""Seconds to wait for a connection, however long the answer may take afterwards."""
+
+KEEP_ALIVE = 4.0
+"""Seconds for which an idle connection is kept: a little less than the 5 after which many servers hang up."""
+
+MAX_REDIRECTS = 10
+
+MOST_HEADERS = 10_000
+"""Headers of an answer, whatever stands in them."""
+
+LONGEST_HEADER = 1024 * 1024
+"""Bytes of one header of an answer. An answer was paid for, whatever stands above it."""
+
+
+class Http:
+    """Sends over connections that are kept; an async context manager, for asyncio alone.
+
+    Raises:
+        OSError: A certificate file that the environment names is not there.
+        ValueError: A proxy that the environment names cannot be used.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._origin = _origin(yarl.URL(server.base_url))
+        self._urls: dict[str, yarl.URL] = {}
+        self._proxy = None if server.direct else _proxy(server.base_url)
+        self._tls: ssl.SSLContext | bool = True
+        if self._origin[0] == "https" or (self._proxy or "").startswith("https:"):
+            self._tls = _tls()
+        base = {"content-type": "application/json", "user-agent": "penstock", "accept-encoding": "gzip, deflate"}
+        given = {name.lower() for name in server.headers}
+        self._headers = {name: value for name, value in base.items() if name not in given} | dict(server.headers)
+        self._public = {name: value for name, value in self._headers.items() if name.lower() not in SECRETS}
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def secrets(self) -> tuple[bytes, ...]:
+        """What must not be written down."""
+        return self._server.secrets
+
+    async def __aenter__(self) -> Self:
+        trace = aiohttp.TraceConfig()
+        trace.on_request_headers_sent.append(_leaves)
+        timeout = self._server.timeout
+        self._session = aiohttp.ClientSession(
+            # Rows in flight are bounded by the run: a second bound here would only make granted requests wait.
+            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, keepalive_timeout=KEEP_ALIVE, ssl=self._tls),
+            timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=min(LONGEST_CONNECT, timeout)),
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trace_configs=[trace],
+            max_line_size=LONGEST_HEADER,
+            max_field_size=LONGEST_HEADER,
+            **_most_headers(),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def send(self, path: str, body: bytes, left: Callable[[], None]) -> Reply:
+        """See `Client.send`.
+
+        A redirect that keeps the method (307, 308) is followed, without the key to other hosts.
+        """
+        url = self._urls.get(path)
+        if url is None:
+            url = self._urls[path] = yarl.URL(url_of(self._server.base_url, path), encoded=True)
+        departure = _Departure(left)
+        try:
+            reply = await self._post(url, body, departure)
+            for _ in range(MAX_REDIRECTS):
+                target = reply.headers.get("location") if reply.status in {307, 308} else None
+                if not target:
+                    return reply
+                joined = _joined(url, target)
+                if joined is None:
+                    return reply
+                url = joined
+                reply = await self._post(url, body, departure)
+            return reply
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            # A proxy that refuses to connect us has been sent a request, but not ours.
+            if departure.left and not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError):
+                raise (Unreadable if _breaks_http(error) else Lost)(self._words(error)) from error
+            is_lasting = isinstance(error, aiohttp.ClientConnectorCertificateError)
+            raise NotSent(self._words(error), is_lasting=is_lasting) from error
+
+    async def _post(self, url: yarl.URL, body: bytes, departure: _Departure) -> Reply:
+        assert self._session is not None, "a client is entered before it sends"
+        response = await self._session.post(
+            url,
+            data=body,
+            headers=self._headers if _origin(url) == self._origin else self._public,
+            allow_redirects=False,
+            proxy=self._proxy,
+            trace_request_ctx=departure,
+        )
+        try:
+            content = await response.read()
+        finally:
+            response.release()
+        return Reply(response.status, response.headers, _decompressed(content, response.headers))
+
+    def _words(self, error: Exception) -> str:
+        if isinstance(error, aiohttp.ConnectionTimeoutError):
+            return f"no connection within {min(LONGEST_CONNECT, self._server.timeout):g} s"
+        if isinstance(error, TimeoutError):
+            return f"no answer within {self._server.timeout:g} s"
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            reason = getattr(error.certificate_error, "verify_message", "") or str(error.certificate_error)
+            return (
+                f"the certificate of {error.host}:{error.port} is not trusted ({reason}): "
+                "SSL_CERT_FILE may name a file with the certificate that vouches for it"
+            )
+        if isinstance(error, aiohttp.ClientConnectorError):
+            reason = error.os_error.strerror or str(error.os_error) or str(error)
+            return f"cannot connect to {error.host}:{error.port}: {reason}"
+        if isinstance(error, aiohttp.ServerDisconnectedError):
+            return "the server closed the connection without an answer"
+        if _breaks_http(error):
+            return f"the answer breaks HTTP: {' '.join(error.message.split())}"
+        return f"{type(error).__name__}: {str(error) or 'the connection was lost'}"
+
+
+def _most_headers() -> dict[str, Any]:
+    """The option of sessions that allows as many, where this version of aiohttp has one."""
+    known = "max_headers" in inspect.signature(aiohttp.ClientSession).parameters
+    return {"max_headers": MOST_HEADERS} if known else {}
+
+
+def _breaks_http(error: Exception) -> TypeGuard[aiohttp.ClientResponseError]:
+    """Whether the server answered, and not in HTTP; what does not even begin as HTTP is no server's answer."""
+    return type(error) is aiohttp.ClientResponseError and not error.message.startswith("Bad status line")
+
+
+class _Departure:
+    """Says once that a request leaves, whatever redirects follow."""
+
+    __slots__ = ("_tell", "left")
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self._tell = tell
+        self.left = False
+
+    def leaves(self) -> None:
+        if not self.left:
+            self.left = True
+            self._tell()
+
+
+async def _leaves(_: aiohttp.ClientSession, context: SimpleNamespace, __: Any) -> None:
+    context.trace_request_ctx.leaves()
+
+
+def _origin(url: yarl.URL) -> tuple[str, str | None, int | None]:
+    return url.scheme, url.host, url.port
+
+
+def _joined(url: yarl.URL, target: str) -> yarl.URL | None:
+    """Where a redirect leads; None: nowhere that requests are sent to."""
+    try:
+        joined = url.join(yarl.URL(target))
+    except ValueError:
+        return None
+    return joined if joined.scheme in {"http", "https"} and joined.host else None
+
+
+def _decompressed(content: bytes, headers: Mapping[str, str]) -> bytes:
+    """The body as it was before it was compressed; as it came if it cannot be read: it was paid for all the same."""
+    codings = [coding.strip().lower() for coding in headers.get("content-encoding", "").split(",")]
+    for coding in reversed(codings):
+        if coding in {"gzip", "x-gzip", "deflate"}:
+            content = _inflated(content)
+    return content
+
+
+def _inflated(content: bytes) -> bytes:
+    """All members, one after the other. What is cut, or has a wrong checksum, is read as far as it goes."""
+    for bits in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):  # gzip or zlib by its head; some send deflate without any
+        found, rest = bytearray(), content
+        while rest:
+            one = zlib.decompressobj(bits)
+            try:
+                found += one.decompress(rest[:-_CHECKSUM])
+                found += one.decompress(one.unconsumed_tail + rest[-_CHECKSUM:])
+            except zlib.error:
+                break
+            rest = one.unused_data if one.eof else b""
+        if found:
+            return bytes(found)
+    return content
+
+
+_CHECKSUM = 8
+"""Bytes that follow the data of a gzip member."""
+
+
+def _proxy(base_url: str) -> str | None:
+    """The proxy that the environment names for this server."""
+    parts = urllib.parse.urlsplit(base_url)
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None
+    if "://" not in proxy:
+        proxy = f"http://{proxy}"
+    if urllib.parse.urlsplit(proxy).scheme not in {"http", "https"}:
+        raise ValueError(f"a proxy must be http:// or https://, not {proxy.partition('@')[2] or proxy}")
+    return proxy
+
+
+def _tls() -> ssl.SSLContext:
+    """The certificates that the environment or the system names, else those of certifi if it is there."""
+    file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+    context = ssl.create_default_context(cafile=file or None, capath=folder or None)
+    if not file and not folder and not context.cert_store_stats()["x509_ca"] and not _paths_hold_certificates():
+        with contextlib.suppress(ImportError):
+            import certifi
+
+            context.load_verify_locations(certifi.where())
+    return context
+
+
+def _paths_hold_certificates() -> bool:
+    paths = ssl.get_default_verify_paths()
+    return bool(paths.cafile or paths.capath)
