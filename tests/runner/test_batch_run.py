@@ -335,6 +335,44 @@ async def test_a_batch_whose_creation_was_not_confirmed_is_found_and_not_made_tw
     assert service.calls[1:3] == [("POST", "/v1/batches"), ("GET", "/v1/batches")]
 
 
+class Cut(Service):
+    """A service whose files of answers end too early, and politely, the first times that they are read."""
+
+    times = 1
+
+    async def download(self, path, into):
+        reply = await super().download(path, into)
+        if self.times > 0:
+            self.times -= 1
+            into.truncate(into.tell() // 2)
+        return reply
+
+
+async def test_a_file_of_answers_that_is_cut_without_a_word_is_read_again_and_nothing_is_paid_for_twice(
+    virtual_time, tmp_path
+):
+    """The batch says how many rows it has done."""
+    service = Cut()
+    with prepared(tmp_path, [chat(number) for number in range(50)], service) as made:
+        await made.run()
+    assert len({result["custom_id"] for result in made.results()}) == len(made.results()) == 50
+    assert (made.errors(), service.submitted(), made.run.counts.ambiguous) == ([], 50, 0)
+    assert "says that 50 rows are done, and its files have 2" in "".join(made.said)
+
+
+@pytest.mark.parametrize("on_ambiguous", ["rerun", "fail"])
+async def test_answers_that_never_come_may_have_been_paid_for_and_are_reported(virtual_time, tmp_path, on_ambiguous):
+    service = Cut()
+    service.times = 4
+    with prepared(tmp_path, [chat(number) for number in range(50)], service, on_ambiguous=on_ambiguous) as made:
+        await made.run()
+    lost = service.submitted() - 50 if on_ambiguous == "rerun" else len(made.errors())
+    assert 20 < lost < 30
+    assert made.run.counts.ambiguous == lost
+    assert len(made.results()) == (50 if on_ambiguous == "rerun" else 50 - lost)
+    assert {error["error"]["code"] for error in made.errors()} <= {"ambiguous"}
+
+
 async def test_a_server_without_batches_is_said_at_once(virtual_time, tmp_path):
     service = Service()
     service.before[0] = Reply(404, {}, b'{"error": {"message": "Invalid URL"}}')

@@ -27,12 +27,15 @@ from penstock.runner.files import Appended, OutputError, truncate_at_last_line
 from penstock.runner.source import Row, dump_json, load_json
 from penstock.runner.system import pread
 
-__all__ = ["BatchJournal", "Part", "QueueLimits", "Sizer", "Splitter", "TooLargeError", "batches_of"]
+__all__ = ["HELD", "BatchJournal", "Hold", "Part", "QueueLimits", "Sizer", "Splitter", "TooLargeError", "batches_of"]
 
 MAX_ROWS = 50_000
 MAX_BYTES = 200_000_000
 MAX_INPUTS = 50_000
 """Texts of all embeddings in a batch."""
+
+HELD = 30.0
+"""Seconds for which a model's full queue is left alone at first, where none of our batches can end and make room."""
 
 HEADROOM = 0.9
 """Of the tokens that a model's queue takes, so much is used: the service counts them in its own way."""
@@ -113,6 +116,21 @@ class Part:
         return Row(
             self.lines[index], name, self.endpoint, self.model, b"", {}, self.raws[index], self.keys[index], self.names[index]
         )  # fmt: skip
+
+
+@dataclass(slots=True)
+class Hold:
+    """A model whose queue is full.
+
+    Attributes:
+        until: When it is tried again.
+        since: When it was full for the first time.
+        wait: Seconds to hold next.
+    """
+
+    until: float
+    since: float
+    wait: float = HELD
 
 
 class QueueLimits:

@@ -14,7 +14,6 @@ import math
 import re
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -25,7 +24,16 @@ from penstock.llm import failures
 from penstock.llm.failures import Action
 from penstock.runner import batch_answers
 from penstock.runner.batch_api import Batches, NoBatchesError, RefusedError, ServiceError, Transport
-from penstock.runner.batch_parts import CONTENT_TYPE, BatchJournal, Part, QueueLimits, Splitter, TooLargeError
+from penstock.runner.batch_parts import (
+    CONTENT_TYPE,
+    HELD,
+    BatchJournal,
+    Hold,
+    Part,
+    QueueLimits,
+    Splitter,
+    TooLargeError,
+)
 from penstock.runner.batch_summary import Ended
 from penstock.runner.files import OutputError
 from penstock.runner.formats import FormatError
@@ -45,27 +53,12 @@ FIRST_LOOK = 2.0
 MANY = 1000
 """Rows that need another batch and are not kept waiting until the others have ended."""
 
-HELD = 30.0
-"""Seconds for which a model's full queue is left alone at first, where none of our batches can end and make room."""
+REREAD = (2.0, 20.0, 60.0)
+"""Seconds before each further look at the files of a batch that has more answers than they."""
 
 ENDED = frozenset({"completed", "expired", "failed", "cancelled"})
 
 _LIMIT = re.compile(r"[Ll]imit: ([\d,]+) enqueued")
-
-
-@dataclass(slots=True)
-class _Hold:
-    """A model whose queue is full.
-
-    Attributes:
-        until: When it is tried again.
-        since: When it was full for the first time.
-        wait: Seconds to hold next.
-    """
-
-    until: float
-    since: float
-    wait: float = HELD
 
 
 class BatchRun:
@@ -124,7 +117,7 @@ class BatchRun:
         self._scope: anyio.CancelScope | None = None
         self._seen = IdSet()
         self._again: dict[int, int] = {}  # rows that are to be submitted once more, by name, with the round
-        self._held: dict[str, _Hold] = {}
+        self._held: dict[str, Hold] = {}
         self._said: set[str] = set()
         self._is_urgent = False
         self._lost: dict[int, tuple[int, str, str]] = {}  # rows to give up, by name: round, code, message
@@ -403,7 +396,7 @@ class BatchRun:
     def _hold(self, model: str, wait: float, reason: str) -> None:
         """Leave a model's queue alone for a while."""
         now = clock.now()
-        hold = self._held.setdefault(model, _Hold(now, now))
+        hold = self._held.setdefault(model, Hold(now, now))
         if now - hold.since >= self._settings.give_up_after:
             raise ServiceError("account", f"the queue of {model} takes nothing more: {reason}")
         hold.until = now + max(wait, hold.wait)
@@ -480,7 +473,7 @@ class BatchRun:
             self._hold(part.model, 0.0, message)
         else:
             self._trouble(message)
-            self._held[part.model] = _Hold(math.inf, clock.now())  # until one of the others ends
+            self._held[part.model] = Hold(math.inf, clock.now())  # until one of the others ends
 
     def _lose(self, part: Part, code: str, message: str) -> None:
         """The service refuses a part as a whole."""
@@ -510,19 +503,41 @@ class BatchRun:
     async def _merge(self, part: Part, told: dict[str, Any]) -> None:
         """Write the answers of a batch to where they belong. Made twice, it does the same."""
         places = {name: index for index, name in enumerate(part.names) if part.lines[index]}
-        for file in filter(None, (told.get("output_file_id"), told.get("error_file_id"))):
-            with tempfile.TemporaryFile(dir=self._results.out_path.parent) as content:
-                await self._service.download(str(file), content)
-                content.seek(0)
-                for number, line in enumerate(content):
-                    entry = batch_answers.read(line)
-                    index = None if entry is None else places.pop(entry.name, None)
-                    if entry is not None and index is not None:
-                        self._take(part, index, entry)
-                    if number % 64 == 63:
-                        await anyio.lowlevel.checkpoint()
+        done = int((told.get("request_counts") or {}).get("completed") or 0)
+        files = [str(file) for file in (told.get("output_file_id"), told.get("error_file_id")) if file]
+        found = 0
+        for wait in (*REREAD, None):
+            found = sum([await self._merge_file(part, file, places) for file in files])
+            if found >= done or not places or wait is None:
+                break
+            # An answer that is not found would be paid for twice, and a file may be cut or late without a word.
+            self._trouble(
+                f"batch {part.batch} says that {done:,} rows are done, and its files have {found:,}: they are read again"
+            )
+            await anyio.sleep(wait)
+        missing = max(0, done - found)
+        self.counts.ambiguous += min(missing, len(places))
         for name in places:
-            self._try_again(part, name, "no_result", "the batch ended without a word about this row")
+            if missing and self._settings.on_ambiguous == "fail":
+                self._lost[name] = part.round, "ambiguous", AMBIGUOUS
+            else:
+                self._try_again(part, name, "no_result", "the batch ended without a word about this row")
+
+    async def _merge_file(self, part: Part, file: str, places: dict[int, int]) -> int:
+        """Write down what a file says of the rows that are in `places`, and take them out; return the rows it is about."""
+        found = 0
+        with tempfile.TemporaryFile(dir=self._results.out_path.parent) as content:
+            await self._service.download(file, content)
+            content.seek(0)
+            for number, line in enumerate(content):
+                entry = batch_answers.read(line)
+                found += entry is not None
+                index = None if entry is None else places.pop(entry.name, None)
+                if entry is not None and index is not None:
+                    self._take(part, index, entry)
+                if number % 64 == 63:
+                    await anyio.lowlevel.checkpoint()
+        return found
 
     def _take(self, part: Part, index: int, entry: batch_answers.Entry) -> None:
         """Write down what became of a row."""
