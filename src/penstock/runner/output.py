@@ -31,6 +31,7 @@ from penstock.runner.files import (
     beside,
     cannot_write,
     create_beside,
+    journal_of,
     write_summary,
 )
 from penstock.runner.journal import Journal, Syncer, result_line
@@ -42,6 +43,9 @@ __all__ = ["ChangedError", "Known", "OutputError", "ReplacedError", "Results", "
 
 CHECK_EVERY = 1.0
 """Seconds after which it is looked whether the files are still there."""
+
+ARRIVAL = 1.0
+"""Seconds in which what an earlier run sent last has reached the server, and is used up there."""
 
 BACKLOG = 4 * 1024 * 1024
 """Bytes that may wait for the reader of a pipe before no further row is begun."""
@@ -65,17 +69,13 @@ class ChangedError(OutputError):
         self.line: int = line
 
 
-def journal_of(out: Path) -> Path:
-    """Where the journal of a results file is."""
-    return out.with_name(out.name + ".journal")
-
-
 class Results:
     """The results, errors and journal of a run, open for writing; a context manager.
 
     Attributes:
         found: How many answers earlier runs left.
-        idle: Seconds since an earlier run wrote its last record, dropped by now or not; `inf` if it left none.
+        idle: Seconds for which an earlier run, whose answers may be dropped by now, has used the limits no more; `inf`: there
+            was none.
         repaired: Bytes of a torn last line that were taken off the results.
         damaged: Records of the journal that were not whole any more; where the file is kept as it was.
         elsewhere: Answers to rows that the file of requests does not have; known after `examine`.
@@ -130,7 +130,7 @@ class Results:
             with contextlib.suppress(OSError):
                 times += [path.stat().st_mtime] if path is not None and there else []
             # What is dropped now, or was torn off, has been paid for all the same.
-            self.idle: float = max(0.0, clock.wall() - max(times)) if times else math.inf
+            self.idle: float = max(0.0, clock.wall() - max(times) - ARRIVAL) if times else math.inf
             if overwrite:
                 self._out.truncate(0)
             self._journal: Journal | None = None
