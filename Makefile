@@ -35,7 +35,7 @@ PYTEST := $(NEEDS_RANKS) PENSTOCK_OPENAI2_PYTHON="$(CURDIR)/$(VENV)-openai2/bin/
 PARTS := 1 2 3 4
 THROUGHPUT := $(shell grep -rl "pytest\.mark\.throughput" tests --include="test_*.py")
 
-.PHONY: help demo test fuzz coverage check bench docs try-it pictures mutation field matrix pins pins-field clean environment
+.PHONY: help demo test fuzz coverage check bench docs try-it pictures mutation kills field matrix pins pins-field clean environment
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -103,6 +103,9 @@ pictures: environment ## draw the pictures of the docs anew, from runs in virtua
 mutation: environment ## change the core one thing at a time, break each promise, and see a test fail; JOBS=2 for two at a time
 	JOBS=$(or $(JOBS),1) $(BIN)/python tools/mutation.py
 	$(BIN)/python tools/break_promises.py
+
+kills: environment ## kill penstock run 145 times at random instants, and see that nothing is lost and nothing paid for twice (half an hour)
+	$(BIN)/python tools/kill_runs.py
 
 field: ## the outside world, WHAT=judges, sdks, frameworks, engines or peers; writes docs/field/ (tests/field/README.md)
 	@$(SETUP) $(TESTED)
