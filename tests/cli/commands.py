@@ -46,7 +46,7 @@ def started(*arguments, **options):
     )
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=180):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "waited in vain"

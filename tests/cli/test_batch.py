@@ -57,7 +57,7 @@ def test_an_interrupted_run_by_the_batch_api_ends_at_once(folder, monkeypatch, c
         process = started(*BATCH, "--base-url", server.base_url)
         wait_for(lambda: server._app.state.library.batches)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=180)
         assert (process.returncode, "Traceback" in err) == (130, False)
         assert "1 batches with 20 rows go on at the service; the same command merges them" in out
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
