@@ -484,18 +484,25 @@ def _probe(dispatcher_ref: ref[Dispatcher], lost: Outage | Silence, inbox: Simpl
     """Ask what does not answer again and again, until there is an answer or nobody holds the store."""
     dispatcher = dispatcher_ref()
     beside = dispatcher.store.beside() if dispatcher is not None and isinstance(lost, Silence) else None
-    pause = RETRY[0]
+    dispatcher = None  # not held while this thread sleeps
     try:
-        while dispatcher is not None:
-            dispatcher = None  # not held while this thread sleeps
-            time.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, RETRY[1])
-            dispatcher = dispatcher_ref()
-            if dispatcher is not None and not dispatcher.probe(lost, beside, inbox):
-                return
+        _probe_until_answered(dispatcher_ref, lost, beside, inbox)
     finally:
         if beside is not None:
             beside.disconnect()
+
+
+def _probe_until_answered(
+    dispatcher_ref: ref[Dispatcher], lost: Outage | Silence, beside: Store | None, inbox: SimpleQueue[Any]
+) -> None:
+    pause = RETRY[0]
+    while dispatcher_ref() is not None:
+        time.sleep(pause * random.uniform(0.5, 1.0))
+        pause = min(2 * pause, RETRY[1])
+        dispatcher = dispatcher_ref()
+        if dispatcher is not None and not dispatcher.probe(lost, beside, inbox):
+            return
+        dispatcher = None
 
 
 def _stop_all() -> None:
