@@ -52,7 +52,7 @@ def main():
     ]
     table(("import", "CPU ms, median", "CPU ms, least", "wall ms, median"), rows)
     for name in ("penstock", "penstock, and its Limiter"):
-        verdict(f"{name}: CPU ms beyond anyio's own", cpu[name] - cpu["asyncio, anyio"], 15)
+        verdict(f"{name}: CPU ms beyond anyio's own", cpu[name] - cpu["asyncio, anyio"], 12)
 
 
 if __name__ == "__main__":
