@@ -94,6 +94,10 @@ ROWS = {
         {"x-ratelimit-limit-tokens-prompt": "60000", "x-ratelimit-remaining-tokens-prompt": "59000"},
         ("tokens-prompt", "input-tokens", 60_000, 59_000, None, None),
     ),
+    "fireworks, what comes out": (
+        {"x-ratelimit-limit-tokens-generated": "6000", "x-ratelimit-remaining-tokens-generated": "5000"},
+        ("tokens-generated", "output-tokens", 6_000, 5_000, None, None),
+    ),
     "kong": (
         {"X-RateLimit-Limit-Minute": "20", "X-RateLimit-Remaining-Minute": "19"},
         ("minute", "requests", 20, 19, 60, None),
@@ -113,6 +117,47 @@ ROWS = {
     "two proxies": (
         {"X-RateLimit-Limit": "500, 100", "X-RateLimit-Remaining": "499, 99"},
         ("requests", "requests", 100, 99, None, None),
+    ),
+    "anthropic, requests": (
+        {
+            "anthropic-ratelimit-requests-limit": "50",
+            "anthropic-ratelimit-requests-remaining": "49",
+            "anthropic-ratelimit-requests-reset": "2023-11-14T22:13:21Z",
+        },
+        ("requests", "requests", 50, 49, 60, 1),
+    ),
+    "anthropic, what comes out": (
+        {
+            "anthropic-ratelimit-output-tokens-limit": "8000",
+            "anthropic-ratelimit-output-tokens-remaining": "4000",
+            "anthropic-ratelimit-output-tokens-reset": "2023-11-14T22:13:50Z",
+        },
+        ("output-tokens", "output-tokens", 8_000, 4_000, 60, 30),
+    ),
+    "groq, a day": (
+        {
+            "x-ratelimit-limit-requests": "14400",
+            "x-ratelimit-remaining-requests": "14399",
+            "x-ratelimit-reset-requests": "6s",
+        },
+        ("requests", "requests", 14_400, 14_399, DAY, 6),
+    ),
+    "groq, nanoseconds": (
+        {
+            "x-ratelimit-limit-tokens": "6000",
+            "x-ratelimit-remaining-tokens": "4260",
+            "x-ratelimit-reset-tokens": "17.399999999s",
+        },
+        ("tokens", "tokens", 6_000, 4_260, 60, 17.4),
+    ),
+    "azure, milliseconds": (
+        {
+            "x-ratelimit-limit-requests": "120",
+            "x-ratelimit-remaining-requests": "119",
+            "x-ratelimit-reset-requests": "500",
+            "x-ratelimit-renewalperiod-requests": "60",
+        },
+        ("requests", "requests", 120, 119, 60, 0.5),
     ),
     "anthropic": (
         {"anthropic-ratelimit-input-tokens-limit": "40000", "anthropic-ratelimit-input-tokens-remaining": "39000"},

@@ -76,6 +76,18 @@ def test_every_recorded_header_is_understood():
     assert told == 464 + 463 + 5 + 2 * 13 + 2 * 48 + 2 * 2  # openai's three, groq, azure, a gateway
 
 
+def test_no_recorded_header_about_a_limit_is_read_in_vain():
+    """Each says something: without it, less is known."""
+    seen, of_no_limit = 0, {"x-ratelimit-tokens-query-cost", "x-ratelimit-abusepenalty-active"}
+    for row in RECORDED:
+        whole = read(row["headers"], row["status"], row["date"])
+        for name in row["headers"].keys() - of_no_limit:
+            rest = {other: value for other, value in row["headers"].items() if other != name}
+            assert read(rest, row["status"], row["date"]) != whole, (row["host"], name)
+            seen += 1
+    assert (len(RECORDED), seen) == (549, 3_366)
+
+
 def test_recorded_triples_obey_the_formula_within_a_millisecond():
     """reset = used / limit x period, with used rounded down to whole units: no counter-example in 1,000 triples."""
     checked = 0
