@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
+import httpx2
 from judges.goals import Outcome
 from judges.names import LITELLM_REQUESTS, LITELLM_TOKENS
 from judges.proxying import USAGE
@@ -35,9 +36,17 @@ Run = tuple[str, str]
 def measured(base_url: str) -> dict[Run, Outcome]:
     """Our ways against both limits, and the usual ways against the one in requests."""
     runs = [(way, judge) for way in OURS for judge in LIMITS] + [(way, LITELLM_REQUESTS) for way in USUAL]
+    _warm_up(base_url)
     with ProcessPoolExecutor(AT_ONCE, get_context("spawn")) as clients:
         under_way = [clients.submit(_one, *run, base_url) for run in runs]
         return {run: each.result() for run, each in zip(runs, under_way, strict=True)}
+
+
+def _warm_up(base_url: str) -> None:
+    """Have the proxy answer once with another key: it takes seconds for its first request, as none later."""
+    message = {"model": "m", "messages": [{"role": "user", "content": "Yes or no?"}]}
+    headers = {"authorization": "Bearer sk-1000-1000000-first"}
+    httpx2.post(f"{base_url}/chat/completions", json=message, headers=headers, timeout=120).raise_for_status()
 
 
 def _one(way: str, judge: str, base_url: str) -> Outcome:

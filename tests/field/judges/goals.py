@@ -66,12 +66,13 @@ MISSED: dict[tuple[str, str, str], Goal] = {
     ("limits given", COUNTER, "headers"): Goal(5, 0.90),
     ("limits given", THROTTLED_SLIDING, "headers"): Goal(5, 0.90),
     ("limits given", THROTTLED_FIXED, "headers"): Goal(5, 0.88),
+    ("limits given", LITELLM_TOKENS, "headers"): Goal(850, 0.20),
 }
 """Where a way misses its goal in virtual time, and what holds there: by the way, the judge, and what answers tell."""
 
 
-ROOM = Goal(5, -0.05)
-"""What is added over sockets: a machine that does other work sends bunches, and reads answers late."""
+ROOM = Goal(55, -0.10)
+"""What is added over sockets, where one run is measured: a machine that does other work sends bunches, and reads answers late."""
 
 
 def goal_of(way: str, judge: str, style: str, *, over_sockets: bool = False) -> Goal:

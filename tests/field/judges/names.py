@@ -15,11 +15,7 @@ AMOUNT, SECONDS = 100, 10
 LATENCY = 0.1
 """Seconds to an answer. A refusal comes at once."""
 
-STYLES = {
-    "headers": "With headers",
-    "retry-after": "With `Retry-After` on refusals alone",
-    "nothing": "Told nothing",
-}
+STYLES = {"headers": "headers", "retry-after": "`Retry-After`", "nothing": "nothing"}
 """What an answer tells: all that the judge knows, on a refusal for how long to stay away, or nothing at all."""
 
 ANSWER: dict[str, Any] = {

@@ -29,7 +29,7 @@ def outcomes() -> dict[Run, Outcome]:
 def test_a_judge_that_we_did_not_write(judge: str, style: str, outcomes, field) -> None:
     """No call is lost, hardly anything is refused, and nearly all is used of what the judge would have admitted."""
     mine = {way: outcomes[way, judge, style] for way in WAYS if (way, judge, style) in outcomes}
-    field.row(judge, {way: cell(outcome, style) for way, outcome in mine.items()}, table=STYLES[style])
+    field.row(f"{judge}: {STYLES[style]}", {way: cell(outcome, style) for way, outcome in mine.items()})
     for way in OURS:
         assert mine[way].lost == 0, (way, mine[way])
         assert goal_of(way, judge, style, over_sockets=True).met(mine[way].refused, mine[way].used), (way, mine[way])

@@ -28,8 +28,7 @@ def outcomes() -> dict[Run, Outcome]:
 def test_a_proxy_that_we_did_not_write(judge: str, outcomes: dict[Run, Outcome], field) -> None:
     """No call is lost, hardly anything is refused, and nearly all is used of what it would have admitted."""
     mine = {way: outcomes[way, judge] for way in WAYS if (way, judge) in outcomes}
-    table = "With headers: LiteLLM's proxy"
-    field.row(judge, {way: cell(outcome, "headers") for way, outcome in mine.items()}, table=table)
+    field.row(f"{judge}: headers", {way: cell(outcome, "headers") for way, outcome in mine.items()})
     for way in OURS:
         assert mine[way].lost == 0, (way, mine[way])
         goal = goal_of(way, judge, "headers", over_sockets=True)
