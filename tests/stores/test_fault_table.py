@@ -143,6 +143,14 @@ def cut_file(size, store):
     os.truncate(store.path, size)
 
 
+def cut_index(store):
+    os.truncate(f"{store.path}-shm", 0)
+
+
+def emptied_log(store):
+    in_file("PRAGMA wal_checkpoint(TRUNCATE)", store)
+
+
 def overwritten(store):
     store.close()
     store.path.write_bytes(b"this is no database" * 1000)
@@ -299,6 +307,8 @@ FAULTS |= {
     "a file of a later version": (STORE, partial(damaged_file, lambda store: (store.close(), in_file("PRAGMA user_version = 9", store)))),
     "a file that is cut": (STORE, partial(damaged_file, partial(cut_file, 5000))),
     "a file that is cut in its head": (STORE, partial(damaged_file, partial(cut_file, 50))),
+    "a file whose log's index is cut": (PASSES, partial(damaged_file, cut_index)),
+    "a file whose log is written into it": (PASSES, partial(damaged_file, emptied_log)),
     "a file of something else": (STORE, partial(damaged_file, overwritten)),
     "a file that is locked": (STORE, locked_file),
     "a server that says one byte at a time": (STORE, one_byte_at_a_time),
