@@ -146,6 +146,26 @@ def test_the_longest_window_that_explains_everything_is_found_once_it_can_be_no_
     assert window.found == (100.0, 10.0)
 
 
+@pytest.mark.parametrize(("explained", "amount"), [(False, 100.0), (True, 109.0)])
+def test_what_left_beside_the_first_refusal_and_was_refused_too_is_no_part_of_the_window(explained, amount):
+    """Ten left at once and were refused; the first refusal was heard before the others, which may have named a rate.
+
+    They were thought to be admitted until then: 109 in a day would have explained it, and nothing would have left for a
+    day.
+    """
+    window, traffic = HiddenWindow(), Traffic()
+    for number in range(100):
+        traffic.left(1.0, 0.04 * number)
+    refused = [traffic.left(1.0, 4.0 + 0.001 * number) for number in range(10)]
+    for number, departure in enumerate(refused):
+        traffic.refused(departure)
+        if number == 0 or not explained:
+            window.refused(departure, traffic, 4.5 + 0.01 * number, 6.0)
+    for number in range(5):
+        window.passed(traffic.left(1.0, 10.1 + 0.2 * number), traffic)
+    assert window.found == (amount, 10.0)
+
+
 def test_no_more_leaves_within_a_window_than_it_has():
     window, traffic = HiddenWindow(found=(100.0, 10.0)), Traffic()
     for number in range(90):

@@ -6,7 +6,7 @@ what was seen:
     a bucket     refills less than a request in the time that this request has to wait: it is ruled out when several
                  requests of that size are admitted in as much time afterwards
     a window     had admitted at least its amount, within its length, before each refusal: a length is ruled out when
-                 one more is admitted
+                 one more is admitted, and is not believed before something is older than it, and so came back
 
 A window that was found is believed until more than it has is admitted. Then all is open again.
 """
@@ -53,6 +53,8 @@ class HiddenWindow:
 
     def refused(self, departure: Departure, traffic: Traffic, now: float, wait: float | None) -> None:
         """A request was refused, for as long as the server says, if it says so."""
+        lengths = self._amounts or ({} if self.found else dict.fromkeys(USUAL, math.inf))
+        self._amounts = {each: _least(amount, each, departure, traffic) for each, amount in lengths.items()}
         if departure.at <= self._heard_at:
             return  # it was on its way when the last one was refused
         self._heard_at = now
@@ -63,9 +65,6 @@ class HiddenWindow:
         if self.found is not None:
             amount, length = self.found
             self.found = _least(LESS * amount, length, departure, traffic), length
-            return
-        lengths = self._amounts or dict.fromkeys(USUAL, math.inf)
-        self._amounts = {each: _least(amount, each, departure, traffic) for each, amount in lengths.items()}
 
     def passed(self, departure: Departure, traffic: Traffic) -> None:
         """A request was admitted."""
@@ -86,9 +85,11 @@ class HiddenWindow:
         if departure.at - self._admitted_at > self._waited:
             return
         self._admitted += departure.cost
-        if self._amounts and self._admitted >= SEVERAL * self._first.cost:
-            length = max(self._amounts)
-            self.found, self._amounts = (self._amounts[length], length), {}
+        if self._admitted >= SEVERAL * self._first.cost:
+            gave_back = [each for each in self._amounts if traffic.admitted(-math.inf, departure.at - each) > 0]
+            if gave_back:
+                length = max(gave_back)
+                self.found, self._amounts = (self._amounts[length], length), {}
 
     def ready_at(self, cost: float, now: float, traffic: Traffic, ahead: float = 0.0, rate: float = 0.0) -> float:
         """When `cost` may leave after `ahead`: the window then holds no more than its amount.
