@@ -53,9 +53,9 @@ ifdef TESTS
 else
 	@rm -rf .cache/parts && mkdir -p .cache/parts; code=0; trap '[ -z "$$parts" ] || kill $$parts' EXIT; trap 'exit 130' INT TERM; \
 	share() { \
-		which=$$1 runs=$$2 parts= claims=$$(mktemp -d); shift 2; \
+		which=$$1 runs=$$2 parts= claims=.cache/parts/claims; shift 2; mkdir $$claims; \
 		for part in $$runs; do \
-			PENSTOCK_PARTS=$$claims $(PYTEST) -p tests.parts -m "$$which" "$$@" >.cache/parts/$$part.log 2>&1 & parts="$$parts $$!"; \
+			PENSTOCK_PARTS="$(CURDIR)/$$claims" $(PYTEST) -p tests.parts -m "$$which" "$$@" >.cache/parts/$$part.log 2>&1 & parts="$$parts $$!"; \
 		done; \
 		for part in $$parts; do wait $$part || code=1; done; \
 		parts=; rm -r $$claims; cat .cache/parts/*.log; rm .cache/parts/*.log; \

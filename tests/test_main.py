@@ -44,7 +44,7 @@ def test_ctrl_c_is_heard_once(monkeypatch, capsys, again):
             for _ in range(again):
                 signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("penstock.cli.app", lambda **_: pressed())
+    monkeypatch.setattr("penstock.cli._app_for", lambda _: lambda **_: pressed())
     assert entry.main() == 130
     signal.raise_signal(signal.SIGINT)  # Python is about to end
     assert capsys.readouterr() == ("", "")

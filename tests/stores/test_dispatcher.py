@@ -60,10 +60,10 @@ def threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("penstock")]
 
 
-def gone(names=()):
-    """Whether all threads of ours but these have ended, within twenty seconds."""
+def gone(before):
+    """Whether all threads of ours but those have ended, within twenty seconds."""
     until = time.monotonic() + 20
-    while set(threads()) - set(names):
+    while set(threads()) - set(before):
         if time.monotonic() > until:
             return False
         time.sleep(0.01)
@@ -126,6 +126,7 @@ class Slow(SQLiteStore):
 
 
 def test_close_never_takes_longer_than_asked(tmp_path):
+    before = threads()  # of other tests
     store = Slow(tmp_path / "x.db")
     limiter = Limiter(calls=in_flight(1), name="x", store=store)
     permit = limiter().__enter__()
@@ -135,7 +136,7 @@ def test_close_never_takes_longer_than_asked(tmp_path):
     begin = time.monotonic()
     store.close(timeout=0.2)
     assert time.monotonic() - begin < 0.9
-    assert gone()
+    assert gone(before)
 
 
 class Down(RowsInMemory):
