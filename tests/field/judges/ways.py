@@ -21,6 +21,9 @@ from penstock.openai import limit_client
 
 REQUESTS, TASKS = 1_000, 200
 
+REQUEST: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Yes or no?"}], "max_tokens": 240}
+"""Without `max_tokens`, LiteLLM's proxy would set a thousand tokens aside for its answer."""
+
 Ask = Callable[[], Awaitable[Any]]
 
 
@@ -67,7 +70,7 @@ def _client(account: Account, retries: int) -> openai.AsyncOpenAI:
 
 def _asking(client: openai.AsyncOpenAI) -> Ask:
     assert client.chat.completions  # imports what it needs, before anything is timed
-    return lambda: client.chat.completions.create(model="m", messages=[{"role": "user", "content": "Yes or no?"}])
+    return lambda: client.chat.completions.create(**REQUEST)
 
 
 def auto(account: Account) -> Ask:
@@ -112,9 +115,7 @@ def overwrite(account: Account) -> Ask:
                 left = max(left, 1) if time.monotonic() >= opens else left
             left -= 1
             try:
-                answer = await client.chat.completions.with_raw_response.create(
-                    model="m", messages=[{"role": "user", "content": "Yes or no?"}]
-                )
+                answer = await client.chat.completions.with_raw_response.create(**REQUEST)
             except openai.RateLimitError as error:
                 wait = float(error.response.headers.get("retry-after", 2.0**attempt * random.uniform(0.5, 1.0)))
                 left, opens = 1, time.monotonic() + wait
