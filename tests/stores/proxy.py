@@ -57,12 +57,6 @@ class Proxy:
         serving.add_done_callback(self._serving.discard)
 
     async def _serve(self, reader, writer):
-        try:
-            await self._carry(reader, writer)
-        finally:
-            self._writers.discard(writer)
-
-    async def _carry(self, reader, writer):
         if self.mode == "refuse":
             writer.transport.abort()
             return
@@ -74,7 +68,6 @@ class Proxy:
         self._writers.add(up_writer)
         with contextlib.suppress(asyncio.CancelledError):  # by `stop`; asyncio would log it as a failure of ours
             await asyncio.gather(self._pump(reader, up_writer, up=True), self._pump(up_reader, writer, up=False))
-        self._writers.discard(up_writer)
 
     async def _pump(self, reader, writer, *, up):
         try:
@@ -110,13 +103,19 @@ class Proxy:
     def stop(self):
 
         async def end():
+            # asyncio forgets a connection that it accepted in the step before `close`: nobody comes, then one step more.
+            for listener in self._server.sockets:
+                self._loop.remove_reader(listener)
+            await asyncio.sleep(0)
             self._server.close()
-            for writer in list(self._writers):
+            while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await asyncio.sleep(0)  # in which a connection that was ready begins a task of ours
+            for writer in self._writers:
                 writer.transport.abort()
-            tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0)  # in which they are closed
             self._loop.stop()
 
         asyncio.run_coroutine_threadsafe(end(), self._loop)
