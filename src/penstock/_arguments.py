@@ -53,8 +53,8 @@ def of_call(option: str, chosen: Callable[..., Any], function: Callable[..., Any
     )
     if keywords or (needed > len(own) and not open_ended):
         raise CostError(
-            f"{option}={name_of(chosen)} takes {_shown(chosen)}, which {name_of(function)}{_shown(function)} does not have: name its "
-            f"parameters as those of {name_of(function)}"
+            f"{option}={name_of(chosen)} takes {_shown(chosen)}, which "
+            f"{name_of(function)}{_shown(function)} does not have: name its parameters as those of {name_of(function)}"
         )
     return _in_order(chosen, function, places)
 

@@ -283,7 +283,8 @@ class Call:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"{self!r} cannot be pickled or copied: share it, as it may be entered by any number of tasks, or call the limiter again"
+            f"{self!r} cannot be pickled or copied: "
+            "share it, as it may be entered by any number of tasks, or call the limiter again"
         )
 
 
@@ -357,7 +358,8 @@ class CallByArguments(Call):
         for option, value in self._functions.items():
             if callable(value):
                 raise CostError(
-                    f"{option}={name_of(value)} is a function of the call's arguments: use it in a decorator, not in `with`"
+                    f"{option}={name_of(value)} is a function of the call's arguments: "
+                    "use it in a decorator, not in `with`"
                 )
         if self._settle is not None:
             raise CostError(

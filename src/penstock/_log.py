@@ -39,7 +39,8 @@ def _named(limiter: str | None) -> str:
 def waiting(log: Any, limiter: str | None, cost: Mapping[str, float], wait: float, blocked_by: str | None) -> None:
     """A call has to wait."""
     log.debug(
-        "%s makes a call of %s wait %s for %s", _named(limiter), dict(cost) or "its default cost", show_seconds(wait), blocked_by or "the queue",
+        "%s makes a call of %s wait %s for %s", _named(limiter), dict(cost) or "its default cost", show_seconds(wait),
+        blocked_by or "the queue",
         extra={"limiter": limiter, "cost": dict(cost), "wait": wait, "blocked_by": blocked_by},
     )  # fmt: skip
 
@@ -50,7 +51,8 @@ def refused(limiter: str | None, cost: Mapping[str, float], retry_after: float, 
     if log is not None:
         log.info(
             "%s refuses a call of %s: it would wait %s for %s", _named(limiter), dict(cost) or "its default cost",
-            show_seconds(retry_after), blocked_by, extra={"limiter": limiter, "cost": dict(cost), "wait": retry_after, "blocked_by": blocked_by},
+            show_seconds(retry_after), blocked_by,
+            extra={"limiter": limiter, "cost": dict(cost), "wait": retry_after, "blocked_by": blocked_by},
         )  # fmt: skip
 
 

@@ -76,8 +76,8 @@ def read_limits(given: Mapping[str, Any], *, by_keyword: bool = True) -> dict[st
     for unit, kinds in given.items():
         if by_keyword and unit in RESERVED:
             raise ValueError(
-                f"a unit cannot be called {unit!r}: that is a keyword of limiter(...). Choose another word, or give limits and "
-                "costs as mappings"
+                f"a unit cannot be called {unit!r}: that is a keyword of limiter(...). "
+                "Choose another word, or give limits and costs as mappings"
             )
         read: list[Limit] = []
         for kind in kinds if isinstance(kinds, list | tuple) else [kinds]:

@@ -3,7 +3,7 @@
     limiter = Limiter(requests="3500/min", calls=in_flight(64))
     adaptive = Adaptive(limiter, on=Overloaded)
 
-    async with limiter(), adaptive: ...          # or `with adaptive:` in a thread, `@adaptive`, or a layer of a pipeline
+    async with limiter(), adaptive: ...  # or `with adaptive:` in a thread, `@adaptive`, or a layer of a pipeline
     adaptive.overloaded()                        # or say so yourself
 
 The rule is in `_core.aimd`. `Adaptive` reports calls to it, and sets the limiter's rates to the share that it computes.
@@ -90,7 +90,8 @@ class Adaptive(SharedState):
         self._on = on
         if not isinstance(limiter.store, MemoryStore):
             raise ValueError(
-                f"{limiter!r} lives in a shared store: its limits are everybody's. Adapt a limiter of this process, joined to nothing"
+                f"{limiter!r} lives in a shared store: its limits are everybody's. "
+                "Adapt a limiter of this process, joined to nothing"
             )
         if limiter.joint:
             raise ValueError(f"{limiter!r} is joint: adapt the limiters that it was made of, each by itself")

@@ -170,7 +170,8 @@ def _transport_class(name: str) -> Any:
         rules = _rules(limiter, max_wait, max_pause, cost, on_event)
         base.__init__(self, own() if inner is None else inner, rules)
 
-    about = f"""A transport of {library} under limits, for `{library}.{"AsyncClient" if is_async else "Client"}(transport=…)`.
+    client = "AsyncClient" if is_async else "Client"
+    about = f"""A transport of {library} under limits, for `{library}.{client}(transport=…)`.
 
     Args:
         limiter: As in `limit_http_client`, and so are the others.

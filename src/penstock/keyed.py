@@ -208,8 +208,8 @@ class _LocalKeys:
 
     def recipe(self) -> dict[str, Any]:
         raise TypeError(
-            "what these keys have used lives in the memory of one process and cannot be pickled: make a Keyed in each process, or give it a "
-            "name= and a store= that processes share (SQLiteStore, RedisStore)"
+            "what these keys have used lives in the memory of one process and cannot be pickled: make "
+            "a Keyed in each process, or give it a name= and a store= that processes share (SQLiteStore, RedisStore)"
         )
 
     def __init__(self, states: KeyStates, limits_of: Callable[[Any], LimitsLike] | None) -> None:

@@ -108,7 +108,7 @@ class Limiter:
 
     _backend: Backend
     _caller: Caller
-    _calls: Any  # by what was given, a dict or (of a key) what has a `get`; each call is shared where nothing is held, else copied
+    _calls: Any  # by what was given: a dict, or for a key what has a `get`; a call that holds something is copied
     _own: Call | None  # of `limiter` by itself
     _quick: dict[Any, Any]  # what `_calls` has too, as the `__call__` of its units looks it up
     _units: ClassVar[tuple[str, ...]] = ()  # that are parameters of its `__call__`
@@ -502,8 +502,8 @@ class Limiter:
         if mine.enforce is not theirs.enforce:
             real, rehearsal = (self, other) if mine.enforce else (other, self)
             raise ValueError(
-                f"{rehearsal!r} is a rehearsal (enforce=False) and {real!r} is not, so they cannot be decided together: enter one "
-                "after the other, or give both the same enforce="
+                f"{rehearsal!r} is a rehearsal (enforce=False) and {real!r} is not, "
+                "so they cannot be decided together: enter one after the other, or give both the same enforce="
             )
         try:
             backend = joined(self._backend, other._backend)
@@ -548,8 +548,8 @@ class Limiter:
 
     def __deepcopy__(self, _: Any) -> Limiter:
         raise TypeError(
-            f"{self!r} cannot be copied: a copy would grant the same quota once more. Share the limiter itself; or make another one, "
-            "with a name= for both to share one state"
+            f"{self!r} cannot be copied: a copy would grant the same quota once more. "
+            "Share the limiter itself; or make another one, with a name= for both to share one state"
         )
 
     def __copy__(self) -> Limiter:

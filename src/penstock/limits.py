@@ -101,12 +101,13 @@ class Rate:
             burst = amount
             if burst < 1:
                 raise ValueError(
-                    f"a rate of {_numbers.show(amount)} per {_numbers.show(seconds)} s would hold less than one unit at once: "
-                    f"write Rate(1, per={_numbers.show(seconds / amount)}), or count in smaller units"
+                    f"a rate of {_numbers.show(amount)} per {_numbers.show(seconds)} s would hold less than "
+                    f"one unit at once: write Rate(1, per={_numbers.show(seconds / amount)}), or count in smaller units"
                 )
         if not 0 < amount / seconds < math.inf:
             raise ValueError(
-                f"a rate of {_numbers.show(amount)} per {_numbers.show(seconds)} s is beyond what a float can hold in units per second"
+                f"a rate of {_numbers.show(amount)} "
+                f"per {_numbers.show(seconds)} s is beyond what a float can hold in units per second"
             )
         burst = _positive("burst", burst, "units")
         if burst < 1:

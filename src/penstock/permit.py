@@ -145,8 +145,8 @@ class Permit(Grant):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"{self!r} cannot be pickled or copied: it is the proof of one charge, to be settled and ended where it was granted. Send "
-            "its cost"
+            f"{self!r} cannot be pickled or copied: "
+            "it is the proof of one charge, to be settled and ended where it was granted. Send its cost"
         )
 
     def __repr__(self) -> str:

@@ -330,7 +330,7 @@ class Backend(Protocol):
         """End it: give back what it holds."""
 
     def postpone(self, grant: Grant, travel: float) -> None:
-        """Count a grant in windows as the server does whose call leaves only now, and arrives within `travel` seconds."""
+        """Count a grant in windows as a server does whose call leaves only now and arrives within `travel` seconds."""
 
     def lose(self, grant: Grant, where: tuple[str, int]) -> None:
         """Nobody can end this grant any more: its permit, acquired at that line, was collected."""

@@ -57,8 +57,8 @@ def warn_of_hang(charges: Charges) -> None:
         if last is not None and last.amount and last.holder == who_am_i():
             file, line = last.where or ("<unknown>", 0)
             _warn(
-                f"this task holds the last place of {state.label}, acquired at {file}:{line}, and waits for another: nobody may "
-                "ever give one back. Enter the limiter once, or raise the limit",
+                f"this task holds the last place of {state.label}, acquired at {file}:{line}, and waits for another: "
+                "nobody may ever give one back. Enter the limiter once, or raise the limit",
                 file,
                 line,
             )
@@ -66,8 +66,8 @@ def warn_of_hang(charges: Charges) -> None:
         for hold in orphans:
             file, line = hold.where or ("<unknown>", 0)
             _warn(
-                f"a permit acquired at {file}:{line} was never closed, so it holds places of {state.label} for ever, which a call "
-                "waits for. Use `with await limiter.acquire():`, or close() it",
+                f"a permit acquired at {file}:{line} was never closed, so it holds places of {state.label} for ever, "
+                "which a call waits for. Use `with await limiter.acquire():`, or close() it",
                 file,
                 line,
             )
@@ -90,8 +90,8 @@ def warn_of_expired(lost: list[Hold], name: str | None) -> None:
     for hold in lost:
         file, line = hold.where or ("<unknown>", 0)
         _warn(
-            f"a permit of {name or 'a limiter'} acquired at {file}:{line} was not closed within its time to live, so its place was "
-            "given to others. Use `with await limiter.acquire():`, or close() it",
+            f"a permit of {name or 'a limiter'} acquired at {file}:{line} was not closed within its time to live, "
+            "so its place was given to others. Use `with await limiter.acquire():`, or close() it",
             file,
             line,
         )

@@ -104,8 +104,8 @@ class LocalBackend:
         with store.lock:
             if store.deciding:
                 raise RateLimited(
-                    "a signal handler or finaliser interrupted this thread in the middle of a decision, which cannot be made "
-                    "inside another: call from another thread, or let the event loop call it soon",
+                    "a signal handler or finaliser interrupted this thread in the middle of a decision, "
+                    "which cannot be made inside another: call from another thread, or let the event loop call it soon",
                     retry_after=0.0,
                     blocked_by=_DECISION,
                 )
@@ -489,8 +489,8 @@ class LocalBackend:
         """How to make the limiter again in another process: not at all."""
         name = f'"{caller.name}"' if caller.name else "a limiter"
         raise TypeError(
-            f"{name} lives in the memory of one process and cannot be pickled: make it in each process, or give it a name= and a "
-            "store= that processes share (SQLiteStore, RedisStore)"
+            f"{name} lives in the memory of one process and cannot be pickled: "
+            "make it in each process, or give it a name= and a store= that processes share (SQLiteStore, RedisStore)"
         )
 
     def itself(self) -> LocalBackend:

@@ -359,6 +359,7 @@ def _check_held(limits: Mapping[str, tuple[Limit, ...]]) -> None:
         for limit in kinds:
             if not isinstance(limit, Unlimited | InFlight):
                 raise ValueError(
-                    f"{unit}={limit} of this process cannot be decided together with a shared store: only places (in_flight) can, which are held "
-                    "while the call waits for the store. Put the rate into the shared store, or enter one limiter after the other"
+                    f"{unit}={limit} of this process cannot be decided together with a shared store: "
+                    "only places (in_flight) can, which are held while the call waits for the store. "
+                    "Put the rate into the shared store, or enter one limiter after the other"
                 )

@@ -151,14 +151,16 @@ def answer_at_once(
         _emit_failure(binding, error, flow)
         if not (in_loop and isinstance(error, RateLimited)):
             raise
-        message = f"{error}: waiting here would block the running event loop. Use `async with`, run this function in a thread (for "
+        message = (
+            f"{error}: waiting here would block the running event loop. Use `async with`, "
+            "run this function in a thread (for example with anyio.to_thread.run_sync), "
+            "or allow it with block=True, as in a notebook"
+        )
     else:
         if binding.caller.on_event is not None:
             emit_grant(binding, grant.granted_at - request.arrived, grant, flow)
         return grant
-    raise WouldBlockEventLoop(
-        f"{message}example with anyio.to_thread.run_sync), or allow it with block=True, as in a notebook"
-    )
+    raise WouldBlockEventLoop(message)
 
 
 def emit_grant(binding: Binding, waited: float, grant: Grant, flow: Hashable) -> None:

@@ -59,8 +59,9 @@ class Batch:
     """
 
     __slots__ = (
-        "_ageing", "_begin_of", "_entries", "_epochs", "_flat", "_free_until", "_last", "_limits", "_now", "_owner", "_pause",
-        "_payer", "_place", "_priority", "_row_of", "_rows", "_stopped", "_turn", "_used", "_waited", "_what", "verdicts",
+        "_ageing", "_begin_of", "_entries", "_epochs", "_flat", "_free_until", "_last", "_limits", "_now", "_owner",
+        "_pause", "_payer", "_place", "_priority", "_row_of", "_rows", "_stopped", "_turn", "_used", "_waited", "_what",
+        "verdicts",
     )  # fmt: skip
 
     def __init__(self, rows: list[Row], limits: Sequence[Sequence[Sequence[float]]], owner: float, now: float) -> None:
@@ -300,7 +301,7 @@ class Batch:
         self.verdicts += (-1.0 - self._turn.again(), -1.0 - (self._turn.spent - self._turn.room))
 
     def _count_turn(self, charges: Charges, after: float, *, claims: bool) -> None:
-        """Count a request that goes, or will, as its flow's; one that claims a booking was counted when it was booked."""
+        """Count a request that goes, or will, as its flow's. A claimed booking was counted when it was booked."""
         if self._turn is not None:
             self._turn.took(0.0 if claims else self._share_of(charges), after)
 

@@ -83,8 +83,8 @@ def check(unit: str, limit: Any, lease_seconds: float) -> None:
     """
     if isinstance(limit, InFlight):
         raise ValueError(
-            f"{unit}: places in flight are held, not spent, so there is nothing to lease: give them a limiter of their own, "
-            "without lease=, and enter it first"
+            f"{unit}: places in flight are held, not spent, so there is nothing to lease: "
+            "give them a limiter of their own, without lease=, and enter it first"
         )
     if isinstance(limit, Rate):
         burst, spread = float(limit.burst), limit.rate * lease_seconds
@@ -93,15 +93,16 @@ def check(unit: str, limit: Any, lease_seconds: float) -> None:
             if burst > 1:
                 way_out = f"use a lease of at most {show_seconds((burst - 1) / limit.rate)}, or {way_out}"
             raise ValueError(
-                f"{unit}={limit} cannot be leased for {lease_seconds:g} s: what is leased may be used that much later, so the shared "
-                f"bucket works with burst − rate × lease = {burst:g} − {limit.rate:g} × {lease_seconds:g} = {burst - spread:g}, and "
-                f"needs at least 1. So {way_out}"
+                f"{unit}={limit} cannot be leased for {lease_seconds:g} s: what is leased may be used that much later, "
+                f"so the shared bucket works with burst − rate × lease = {burst:g} "
+                f"− {limit.rate:g} × {lease_seconds:g} = {burst - spread:g}, and needs at least 1. So {way_out}"
             )
     elif isinstance(limit, Sliding):
         if lease_seconds > limit.per:
             raise ValueError(
-                f"{unit}={limit} cannot be leased for {lease_seconds:g} s, longer than its window: it would be counted as a window "
-                f"of {limit.per + lease_seconds:g} s. Use a lease well below {limit.per:g} s"
+                f"{unit}={limit} cannot be leased for {lease_seconds:g} s, longer than its window: "
+                f"it would be counted as a window of {limit.per + lease_seconds:g} s. "
+                f"Use a lease well below {limit.per:g} s"
             )
     elif not isinstance(limit, Calendar):
         raise ValueError(f"{unit}: {limit!r} cannot be leased: leave lease= out")

@@ -65,7 +65,8 @@ def cost_function(cost: Any, max_cost: Cost, limiter: Limiter | None) -> Callabl
             ]
         if len(units) != 1:
             raise TypeError(
-                f"cost returned {amount!r} for an item, and the units are {', '.join(units) or 'none'}: return {{unit: amount}}"
+                f"cost returned {amount!r} for an item, and the units are {', '.join(units) or 'none'}: "
+                "return {unit: amount}"
             )
         return {units[0]: amount}
 
@@ -115,7 +116,8 @@ def price(item: object, given: Mapping[str, Any], max_cost: Cost) -> Cost:
 
 def _too_large(unit: str, amount: float, most: float) -> Unsatisfiable:
     return Unsatisfiable(
-        f"an item of {amount:g} {unit} fits in no batch: max_cost is {most:g} {unit}. Split the item, or raise max_cost",
+        f"an item of {amount:g} {unit} fits in no batch: max_cost is {most:g} {unit}. "
+        "Split the item, or raise max_cost",
         unit=unit,
         cost=amount,
         capacity=most,

@@ -99,8 +99,8 @@ def check_files(
 ) -> Targets:
     """Where everything goes. Refuses to write over what is read, or one output over another.
 
-    Where OUT is no regular file, nothing is put beside it: there is no summary and no journal, and the errors need a name
-    of their own. Where it is standard output, they go to standard error.
+    Where OUT is no regular file, nothing is put beside it: there is no summary and no journal, and the errors need a
+    name of their own. Where it is standard output, they go to standard error.
     """
     if report is not None and not os.access(report.parent, os.W_OK):
         raise Fault(f"cannot write {report}: the folder {report.parent} is not there, or not ours to write to")
@@ -164,8 +164,8 @@ def refuse_live_batches(out: Path) -> None:
     if live:
         rows = sum(map(len, live))
         raise Fault(
-            f"{rows:,} rows are in {len(live):,} batches of an earlier run, and would be paid twice: --via batch merges their "
-            "answers first, --overwrite begins anew"
+            f"{rows:,} rows are in {len(live):,} batches of an earlier run, and would be paid twice: "
+            "--via batch merges their answers first, --overwrite begins anew"
         )
 
 

@@ -126,7 +126,8 @@ def set_caps(
         found = quotas.of(user)
     for one in found:
         write(
-            f"{visible(user)}: {counted(one.unit, one.limit)} {one.unit} a {one.period} ({one.tz}), {counted(one.unit, one.used)} used"
+            f"{visible(user)}: "
+            f"{counted(one.unit, one.limit)} {one.unit} a {one.period} ({one.tz}), {counted(one.unit, one.used)} used"
         )
     if not found:
         write(f"{visible(user)}: no caps")
@@ -164,8 +165,8 @@ def reviews(
 
 def _review_row(one: Review) -> tuple[str, ...]:
     return (
-        visible(one.user), one.unit, one.period, one.state, counted(one.unit, one.asked), counted(one.unit, one.allowed),
-        f"{one.calls}", moment(one.at, one.tz), visible(one.by),
+        visible(one.user), one.unit, one.period, one.state, counted(one.unit, one.asked),
+        counted(one.unit, one.allowed), f"{one.calls}", moment(one.at, one.tz), visible(one.by),
     )  # fmt: skip
 
 

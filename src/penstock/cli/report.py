@@ -63,7 +63,7 @@ def report(
         float | None, typer.Option(metavar="PERCENT", help="By which use grows a week. [default: as it grew]")
     ] = None,
 ) -> int:
-    """Write the evidence for higher limits: use per minute, minutes near a limit, waits, 429s, business days, growth, cost."""
+    """Write the evidence for higher limits: use, minutes near a limit, waits, 429s, business days, growth, cost."""
     if price is not None and not 0 <= price < math.inf:
         raise Fault(f"--price: {price} is no amount of dollars")
     if growth is not None and not -100 < growth < 10_000:

@@ -68,7 +68,7 @@ async def _drive(
 
 
 async def _obey_signals(run: Run, quiet: bool) -> None:
-    """First Ctrl-C: what was sent may come back. Second: it may not. A polite kill, or the end of the terminal, is the same."""
+    """First Ctrl-C: what was sent may come back. Second: it may not. SIGTERM and SIGHUP count as a Ctrl-C."""
     with signals_here(*ending_signals()) as signals:
         async for _ in signals:
             if run.stopped is None:

@@ -78,7 +78,7 @@ def carry_out(options: RunOptions) -> int:
         settings = _settings(options, results, prices, secrets, tell)
         if options.ledger is not None:
             settings = replace(settings, on_event=stack.enter_context(ledger_of(options.ledger, prices)))
-        # What sends is loaded now: it takes a second, and all that could be wrong with the command was looked at before.
+        # Only now load what sends: that takes a second, and a wrong command was refused before.
         if options.via == "batch":
             from penstock.cli.batch import run_batches
 
@@ -177,15 +177,15 @@ def _meet_earlier_runs(options: RunOptions, results: Results, lines: Lines, tell
     if results.damaged is not None:
         records, kept = results.damaged
         tell(
-            f"{records:,} records of the journal were damaged and are taken out; what {out} holds counts instead, and {kept} is the "
-            "journal as it was"
+            f"{records:,} records of the journal were damaged and are taken out; "
+            f"what {out} holds counts instead, and {kept} is the journal as it was"
         )
     if results.found:
         tell(f"{results.found:,} rows are answered in {out} already and are skipped; --overwrite begins anew")
     if results.ambiguous:
         tell(
-            f"{results.ambiguous:,} rows were under way when the last run was ended: what became of them is not known, and "
-            "they may have been billed"
+            f"{results.ambiguous:,} rows were under way when the last run was ended: "
+            "what became of them is not known, and they may have been billed"
         )
     change, salt = change_of(options.model, options.settings or ())
     results.examine(lines, partial(read_row, cost=tokens.by_bytes, change=change, salt=salt), salt)

@@ -36,7 +36,7 @@ def watch(
     every: Annotated[float, typer.Option(min=0.1, max=3600, metavar="SECONDS", help="Time between two looks.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Look once.")] = False,
 ) -> int:
-    """Show what was sent in the last minute and how full each limit is, until Ctrl-C. Plain lines where there is no terminal."""
+    """Show what was sent in the last minute and how full each limit is, until Ctrl-C. Plain lines if piped."""
     with _looks(where) as look:
         try:
             if once or not sys.stdout.isatty():
@@ -129,8 +129,9 @@ def screen_of_ledger(found: list[Now], width: int) -> str:
     for one in found:
         totals = one.totals
         rows.append((
-            _short(one.subject, width), counted("", totals.requests), counted("", totals.tokens), f"{totals.users:,}", lasting(totals.waited),
-            f"{totals.rejected:,}", f"{totals.failed:,}", f"${totals.dollars:,.2f}", _sparkline(one.trend[-trend:]),
+            _short(one.subject, width), counted("", totals.requests), counted("", totals.tokens), f"{totals.users:,}",
+            lasting(totals.waited), f"{totals.rejected:,}", f"{totals.failed:,}", f"${totals.dollars:,.2f}",
+            _sparkline(one.trend[-trend:]),
         ))  # fmt: skip
     text = table(head, rows, right={1, 2, 3, 4, 5, 6, 7})
     gauges = [gauge for one in found for gauge in one.gauges]
@@ -146,8 +147,10 @@ def _gauges(found: list[Gauge], width: int) -> str:
     bar = max(10, min(40, width - 70))
     rows = [
         (
-            _short(gauge.name, width), gauge.unit, gauge.limit, _bar(gauge.used / gauge.capacity if gauge.capacity else 0.0, bar),
-            f"{gauge.used / gauge.capacity:.0%}" if gauge.capacity else "", f"paused {lasting(gauge.paused)}" if gauge.paused > 0 else "",
+            _short(gauge.name, width), gauge.unit, gauge.limit,
+            _bar(gauge.used / gauge.capacity if gauge.capacity else 0.0, bar),
+            f"{gauge.used / gauge.capacity:.0%}" if gauge.capacity else "",
+            f"paused {lasting(gauge.paused)}" if gauge.paused > 0 else "",
         )
         for gauge in found
     ]  # fmt: skip

@@ -98,7 +98,8 @@ class AsyncLimiter(AbstractAsyncContextManager[None]):
         given, amount = amount, _exact(amount)
         if not 0 <= amount <= self._max_rate:
             raise ValueError(
-                f"cannot take {given!r}: the amount must be a number from 0 to the capacity, max_rate={self._max_rate!r}"
+                f"cannot take {given!r}: "
+                f"the amount must be a number from 0 to the capacity, max_rate={self._max_rate!r}"
             )
         if self._home is None or not self._home.alive():
             self._move()
@@ -114,7 +115,8 @@ class AsyncLimiter(AbstractAsyncContextManager[None]):
         """Remember where it is used; warn if that was another loop before, which is closed now."""
         if self._home is not None:
             warnings.warn(
-                "This AsyncLimiter instance is being re-used across loops. Here that is safe: what was used stays used. "
+                "This AsyncLimiter instance is being re-used across loops. "
+                "Here that is safe: what was used stays used. "
                 "aiolimiter would ask for a new limiter per event loop; penstock.Limiter needs none and does not warn.",
                 RuntimeWarning,
                 stacklevel=3,

@@ -140,8 +140,9 @@ def limit_client(
     limited: Client | None = _limited(client, rules)
     if limited is None:
         raise TypeError(
-            f"limit_client needs a client of an SDK that sends through httpx, such as openai.AsyncOpenAI(), or an httpx "
-            f"client, not {type(client).__qualname__}; what it needs comes with pip install 'penstock[openai]' openai"
+            "limit_client needs a client of an SDK that sends through httpx, such as openai.AsyncOpenAI(), "
+            f"or an httpx client, not {type(client).__qualname__}; "
+            "what it needs comes with pip install 'penstock[openai]' openai"
         )
     return limited
 
@@ -366,7 +367,7 @@ def _nothing_to_see(_: str) -> Endpoint:
 
 
 def checked_account(account: str | None, tier: str | None) -> str:
-    """The account, or the tier: which of both is asked for is part of the question, so neither stands in for the other."""
+    """The tier or the account that was asked for, once the table of its kind has it."""
     if tier is not None and tier not in tables.tiers():
         raise ValueError(f"there is no tier {tier!r}: there are {', '.join(tables.tiers())}")
     if account is not None and account not in tables.accounts():

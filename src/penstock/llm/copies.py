@@ -61,7 +61,7 @@ def library_of(client: Any) -> str | None:
 
 @functools.cache
 def uncollected(kind: type) -> type:
-    """The same class, whose objects do nothing when they are collected: a copy must not close what the original uses."""
+    """A subclass whose objects do nothing when they are collected: a copy must not close what the original uses."""
     return type(
         kind.__name__, (kind,), {"__del__": lambda _: None, "__module__": kind.__module__, "__doc__": kind.__doc__}
     )

@@ -131,7 +131,7 @@ class EndpointStatistics:
 class Endpoint:
     """Limits that were given, and what is known of the server's side of them. Safe to use from any thread.
 
-    The limits stay what they were given as. Where the server has less left than we thought, the level is lowered to that.
+    The limits stay as they were given. Where the server has less left than we thought, the level is lowered to that.
     """
 
     def __init__(self, limiter: Limiter) -> None:
@@ -266,8 +266,8 @@ class Endpoint:
     def _make_up_reserve(self, request: RequestInFlight) -> None:
         """Charge for what the server has less than is to be kept back there, where others use the limiter too.
 
-        What processes were granted and send late finds the server full meanwhile, and uses up what was kept back for that. Each
-        process makes up for a part, as none knows how many do.
+        Requests that were granted and are sent late find the server full meanwhile, and use up what was kept back for
+        that. Each process makes up for a part, as none knows how many do.
         """
         with self._lock:
             now = clock.now()
@@ -317,7 +317,7 @@ class Endpoint:
     # Places in flight
 
     def lose(self, request: RequestInFlight) -> None:
-        """Its answer was dropped, and nobody will close it. Does next to nothing: it may be called in the middle of anything."""
+        """Its answer was dropped and will not be closed. Does next to nothing, as it may interrupt any other code."""
         self._lost.append(request)
 
     def sweep(self) -> None:
@@ -479,7 +479,7 @@ def published(account: str) -> Endpoints:
 
 
 def by_limiter(limiter_of: Callable[[Any], Limiter | None]) -> Callable[[Any], Endpoint | None]:
-    """The endpoint of whatever limiter a function returns; of limiters with the same limits, such as `a & b` made anew, one."""
+    """The endpoint of the limiter that a function returns; one for all that have the same limits, as `a & b` has."""
     known: dict[tuple[object, ...], Endpoint] = {}
 
     def endpoint_of(request: Any) -> Endpoint | None:

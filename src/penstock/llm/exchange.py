@@ -264,7 +264,8 @@ class Exchange:
                 self.may_go_again = wait <= self._rules.max_pause
                 if wait > LONG_PAUSE:
                     warn_once(
-                        f"the service asks to wait {show_seconds(wait)}: {verdict.message[:200] or 'it does not say why'}"
+                        f"the service asks to wait {show_seconds(wait)}: "
+                        f"{verdict.message[:200] or 'it does not say why'}"
                     )
                 self.endpoint.refused(self.sent, verdict if self.may_go_again else replace(verdict, wait=None))
             elif not verdict.retryable:

@@ -151,7 +151,8 @@ OURS = "penstock"
 
 _STOPS_IN_WORDS = re.compile(
     r"credit balance|insufficient (?:balance|credits?|funds)|spend(?:ing)?[ _](?:limit|cap)|out of credits?"
-    r"|exceeded[ _]current[ _]quota|billing (?:hard )?limit|specified (?:workspace )?api usage limits|key limit exceeded"
+    r"|exceeded[ _]current[ _]quota|billing (?:hard )?limit"
+    r"|specified (?:workspace )?api usage limits|key limit exceeded"
     r"|\bcalls / month",
     re.IGNORECASE,
 )
@@ -399,7 +400,7 @@ def _word(value: Any) -> str:
 
 
 def _details(details: Any) -> tuple[RateLimitInfo, bool]:
-    """Gemini's: which quota it was, and the delay that it asks for; and whether it is that of a day, or there is none."""
+    """Gemini's: the quota, the delay that it asks for, and whether that quota is a day's or zero."""
     info, for_the_day = RateLimitInfo(), False
     for detail in details[:20] if isinstance(details, list) else ():
         if not isinstance(detail, dict):

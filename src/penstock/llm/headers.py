@@ -1,6 +1,6 @@
 """What a response's headers say about its limits, and for how long to stay away.
 
-Pure: headers in, numbers out. What the numbers are used for is decided in `learning` and `transport`.
+Pure: headers in, numbers out. `discovery` and `transport` decide what the numbers are used for.
 
 The services agree on little: durations are Go's (`1m6.779s`), floats of them (`17.399999999s`), bare numbers that mean
 seconds or milliseconds, or moments (RFC 3339). So nothing is believed that contradicts the rest. A reset is the time
@@ -8,8 +8,8 @@ until the limit's bucket is full again,
 
     reset = (limit - level) / limit x period        remaining = floor(level)
 
-and a triple of headers with anything used therefore tells its period: `limit 10000, remaining 9999, reset 8.64s` can only
-be a limit per day. A reset that fits no period is dropped; limit and remaining are kept.
+and a triple of headers with anything used therefore tells its period: `limit 10000, remaining 9999, reset 8.64s` can
+only be a limit per day. A reset that fits no period is dropped; limit and remaining are kept.
 """
 
 from __future__ import annotations
@@ -194,7 +194,11 @@ def _readable(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _ietf(headers: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """`RateLimit: "default";r=50;t=30` with `RateLimit-Policy: "default";q=100;w=60`; `RateLimit: limit=100, remaining=50, reset=30`."""
+    """The IETF draft's fields, in its newer and its older form.
+
+    `RateLimit: "default";r=50;t=30` with `RateLimit-Policy: "default";q=100;w=60`, or
+    `RateLimit: limit=100, remaining=50, reset=30`.
+    """
     told: dict[str, dict[str, str]] = {}
     words = {"r": "remaining", "t": "reset", "q": "limit", "w": "window"}
     for header in ("ratelimit", "ratelimit-policy"):
@@ -249,8 +253,8 @@ def _quota(name: str, fields: Mapping[str, str], sent: float) -> Quota | None:
         bare = _number(text) if reset is None and renewal is not None else None
         just_begun = limit - remaining <= 1 and resets_in in {60.0, 3_600.0} and per is not None and resets_in < per
         if resets_in is not None and (per is None or just_begun):
-            # No bucket, but a window: `60 left of a minute` would otherwise have to be a bucket of an hour or a day. Of the
-            # usual lengths it is the first that is long enough, and a minute at least.
+            # No bucket, but a window: `60 left of a minute` would otherwise have to be a bucket of an hour or a day.
+            # Of the usual lengths it is the first that is long enough, and a minute at least.
             reset, per = None, next((length for length in _LENGTHS if resets_in <= length), None)
     exact = exact or (per is not None and text is not None and (is_moment or duration(text.strip()) is not None))
     return Quota(_cut(name), _UNITS.get(base, base), limit, remaining, reset, per, resets_in, exact, step, bare)
@@ -262,7 +266,7 @@ def _cut(name: str) -> str:
 
 
 def _seconds_until(text: str, sent: float) -> float | None:
-    """A reset in seconds, in whatever form it comes: a duration, a number, a moment since 1970 in seconds or milliseconds."""
+    """A reset in seconds, from any form: a duration, a number, a moment since 1970 in seconds or milliseconds."""
     seconds = duration(text)
     if seconds is None:
         seconds = _number(text)
@@ -315,7 +319,7 @@ def _step(text: str) -> float:
 
 
 def _fits(limit: float, remaining: float, reset: float, step: float, period: float) -> bool:
-    """Whether the three numbers can be a bucket's: used = limit - level lies in (limit - remaining - 1, limit - remaining].
+    """Whether the three can be a bucket's: used = limit - level lies in (limit - remaining - 1, limit - remaining].
 
     A snapshot is taken at admission, after its own request was charged. So a bucket with all but one left has used one
     whole unit; that is what tells a limit per day from one per minute after a single request.

@@ -1,7 +1,7 @@
 """A window of which nothing is told: which amount in how many seconds explains all that was admitted and refused.
 
-Pure arithmetic. A limit is thought to be a bucket until it cannot be one; then the longest window is found that explains
-what was seen:
+Pure arithmetic. A limit is thought to be a bucket until it cannot be one; then the longest window is found that
+explains what was seen:
 
     a bucket     refills less than a request in the time that this request has to wait: it is ruled out when several
                  requests of that size are admitted in as much time afterwards

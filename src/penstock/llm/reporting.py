@@ -71,7 +71,8 @@ class Report:
     """
 
     __slots__ = (
-        "_call", "_cost", "_flow", "_granted_at", "_limiter", "_listener", "_model", "_over", "_status", "_used", "_waited",
+        "_call", "_cost", "_flow", "_granted_at", "_limiter", "_listener", "_model", "_over", "_status", "_used",
+        "_waited",
     )  # fmt: skip
 
     def __init__(
@@ -110,6 +111,7 @@ class Report:
         self._over = True
         elapsed = max(0.0, clock.now() - self._granted_at)
         event: ServiceEvent = Answered(
-            self._limiter, self._model, self._cost, self._used, self._waited, elapsed, self._status, self._flow, self._call
+            self._limiter, self._model, self._cost, self._used, self._waited, elapsed, self._status, self._flow,
+            self._call,
         )  # fmt: skip
         emit(self._listener.hook, event)

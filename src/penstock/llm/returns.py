@@ -62,7 +62,7 @@ class BucketFormula:
 
     @property
     def period(self) -> float | None:
-        """The period, once it is known to a few per cent; None: not yet, or it is no bucket that holds all of its limit.
+        """The period in seconds, once it is known to a few per cent; None: not yet, or no bucket holds the whole limit.
 
         Below the shortest usual length it is none: that is a bucket which holds less than its limit at once.
         """
@@ -127,7 +127,7 @@ class Returns:
     _anchor: tuple[float, float] | None = None  # from when on returns are counted, and how much came since
 
     def told(self, moment: float) -> None:
-        """An answer told when it is back. What was seen is believed more: such moments are rounded, and mean many things."""
+        """An answer told when it is back. What was seen is believed more: told moments are rounded and ambiguous."""
         if self.length is None and moment > self._looked_at:
             self.due = min(moment, self.due) if abs(moment - self.due) < NEAR else moment
 

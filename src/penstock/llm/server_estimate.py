@@ -32,7 +32,7 @@ SAMPLE = 0.1
 """Share of the capacity that a sample goes over; over less, overtaking would teach more than charging."""
 
 FAIR = 0.07
-"""Share of the capacity, times our own share of what is taken, that is left to strangers: so that the process that takes most goes last."""
+"""Share of the capacity, times our share of the use, that is left to other processes: the largest user goes last."""
 
 LEAST_FACTOR, MOST_FACTOR = 0.01, 1_000.0
 
@@ -48,10 +48,10 @@ EXACTLY = 0.001
 """Seconds by which a reset may be rounded that is told as exactly as buckets tell theirs."""
 
 PAUSE = 0.1
-"""Share of a window that may be lost because it is thought to begin with a request, where it seems to begin by the clock."""
+"""Share of a window that may be lost while it is taken to begin with a request but seems to begin by the clock."""
 
 LITTLE = 0.05
-"""Share of the most that was ever left of a limit whose returns nobody knows: below it, requests leave one by one, and look."""
+"""Share of the most ever left of a limit whose returns are unknown: below it, requests leave one by one, and look."""
 
 FEW = 8.0
 """The same in requests as large as the last one; whichever is more."""
@@ -101,7 +101,7 @@ class ServerEstimate:
     Attributes:
         limit: Units per `per` seconds.
         capacity: The most that it ever has at once. Not the limit: bursts may be smaller.
-        kind: Whether it refills all the time, or all at once when a window begins; or whether nobody knows: then nothing is
+        kind: Whether it refills all the time, or all at once when a window begins; or that is unknown: then nothing is
             counted on but what the newest answer said was left.
         boundary: When the window began, or one of those before it.
         factor: What the server charges, over what we estimate.
@@ -146,8 +146,9 @@ class ServerEstimate:
         told = self.told
         self.limit, self.per, self.rate = told.limit, told.per, told.limit / told.per
         self.capacity = told.limit
-        # Without a reset it is taken for a limit per minute, until something comes back that contradicts it. So is one whose reset is told
-        # to the millisecond: only buckets are, and one that holds less than its limit hides its period.
+        # Without a reset it is taken for a limit per minute, until something comes back that contradicts it. So is one
+        # whose reset is told to the millisecond: only buckets are, and one that holds less than its limit hides its
+        # period.
         self.kind = Kind.BUCKET if told.sure or told.reset is None or told.step <= EXACTLY else Kind.UNSURE
         self._returns = Returns(0.0)
         self._level = self._seen = told.remaining
@@ -234,7 +235,7 @@ class ServerEstimate:
     # What can be counted on
 
     def level(self, now: float) -> float:
-        """The server's units that can be counted on at `now`, less what was granted and has not left; may be below 0."""
+        """The server's units that can be counted on at `now`, less what was granted and has not left; may be < 0."""
         self._advance(now)
         return self._level - self._held_back - self._reserve() - (1 + DOUBT) * self.factor * self.traffic.waiting
 
@@ -250,7 +251,7 @@ class ServerEstimate:
         return now + missing / self.rate
 
     def _look_at(self, cost: float, now: float, ahead: float) -> float:
-        """The same where nobody knows how it comes back: the last units go one by one, and each of them looks for more."""
+        """The same where it is unknown how it comes back: the last units go one by one, and each looks for more."""
         left = self.level(now) - self.need(cost) - (1 + DOUBT) * self.factor * ahead
         if left >= self._little():
             return now
@@ -270,7 +271,7 @@ class ServerEstimate:
         return min(0.25 * self._seen, max(LITTLE * self._seen, few))
 
     def need(self, cost: float) -> float:
-        """What must be there for `cost` to go, in the server's units. Nothing the server would take is too large for it."""
+        """What must be there for `cost` to go, in the server's units: never more than the server can hold."""
         most = self.capacity - self._reserve() - self._held_back
         return min(self.factor * cost, max(most, 0.01 * self.capacity))
 
@@ -286,7 +287,7 @@ class ServerEstimate:
         if self.kind is not Kind.BUCKET:
             return doubt
         if self.factor > 1.1 and self.samples > 3:
-            # All processes that share a bucket see the same level: the one that takes most leaves most of it to the others.
+            # All processes that share a bucket see the same level: the largest user leaves most of it to the others.
             doubt = doubt / self.factor + FAIR * self.capacity / self.factor
         return doubt + min(HEADROOM * self.rate, self.capacity / 2)
 
@@ -366,7 +367,7 @@ class ServerEstimate:
                 self._rose_at = now
 
     def _unsent(self) -> float:
-        """What is left of a window for more: a request that others overtake takes its part in the end, and no answer shows it."""
+        """What a window has left for more. An overtaken request takes its part in the end, and no answer shows that."""
         return self.capacity - self.factor * (self.traffic.sent - self.traffic.sent_before(self.boundary))
 
     def _change(self, told: Told) -> None:
@@ -409,7 +410,7 @@ class ServerEstimate:
             self._is_partial = True
 
     def _size(self, departure: Departure, told: Told) -> None:
-        """See from one answer what it holds at most: for a bucket, the most that was ever left, or what a reset says."""
+        """See from one answer what it holds at most: for a bucket, the most that was ever left or what a reset says."""
         self._seen = max(self._seen, told.remaining + self.factor * departure.cost)
         if self.kind is not Kind.BUCKET or self._fits:
             self.capacity = self.limit

@@ -324,7 +324,7 @@ def _as_json(value: Any) -> str | None:
 
 
 def generates(path: str, body: Body) -> bool:
-    """Whether the text goes in as a prompt or as messages, which costs a few tokens more than embedding or reading it."""
+    """Whether the text is a prompt or messages: that costs a few tokens more than an embedding or speech of it."""
     if path:
         return path.endswith(("/completions", "/responses"))
     return any(key in body for key in ("messages", "prompt", "instructions")) or (
@@ -383,7 +383,7 @@ def _note_loaded(model: str) -> None:
 
 @functools.lru_cache(maxsize=_REMEMBERED)
 def _encoding(model: str) -> _Encoding | None:
-    """The encoding tiktoken has for a model; o200k_base for those it does not know; None where there is none to be had."""
+    """The encoding that tiktoken has for a model; o200k_base for unknown models; None where none can be loaded."""
     try:
         import tiktoken
     except ModuleNotFoundError:
@@ -397,8 +397,9 @@ def _encoding(model: str) -> _Encoding | None:
         encoding: _Encoding = tiktoken.get_encoding(name)
     except Exception as error:  # noqa: BLE001 - a network's or a file system's errors of every kind end here
         _warn(
-            f"tiktoken could not load {name} ({type(error).__name__}: {str(error)[:200]}); it downloads its rank files at "
-            f"first use: allow that once, or point TIKTOKEN_CACHE_DIR to a folder that has them"
+            f"tiktoken could not load {name} ({type(error).__name__}: "
+            f"{str(error)[:200]}); it downloads its rank files at first use: "
+            "allow that once, or point TIKTOKEN_CACHE_DIR to a folder that has them"
         )
         return None
     return encoding

@@ -24,7 +24,7 @@ HEADROOM = 0.25
 """Seconds of refill that are kept back: for the part of the way, from our socket to admission, that nobody can time."""
 
 SHARED_HEADROOM = 1.0
-"""The same where several processes share the limits: none of them knows what others were granted and have not sent yet."""
+"""The same where several processes share the limits: none knows what the others were granted and have not sent."""
 
 WINDOWS_HEADROOM = 0.05
 """The same of windows, as a share of their length, where that is less: it is lost in each window anew."""

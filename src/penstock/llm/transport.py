@@ -73,7 +73,7 @@ def limited_client(client: C, rules: Rules) -> C:
 
 
 def endpoints_under(client: Any) -> Any:
-    """The endpoints that a limited client of httpx or httpx2 was given, or the one that it is a copy of; None: it has none."""
+    """The endpoints of a limited client of httpx or httpx2, or of the one that it is a copy of; None: it has none."""
     rules = getattr(getattr(client, "_transport", None), "_rules", None)
     return rules.endpoints if isinstance(rules, Rules) else None
 

@@ -57,8 +57,8 @@ class Pipeline:
         if "limiter" in kinds[:innermost] and "limiter" not in kinds[innermost:]:
             limiter = flat[kinds.index("limiter")]
             warnings.warn(
-                f"{_shown(limiter)} is outside {_shown(flat[innermost])}: it would charge a call once, however often it is "
-                "tried, and servers count every attempt. "
+                f"{_shown(limiter)} is outside {_shown(flat[innermost])}: "
+                "it would charge a call once, however often it is tried, and servers count every attempt. "
                 f"Put it inside: Pipeline({repeating[kinds[innermost]]}, limiter(...), ...)",
                 PipelineOrderWarning,
                 stacklevel=2,

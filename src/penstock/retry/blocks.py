@@ -63,6 +63,7 @@ def _wait_after(last: Attempt | None) -> float | None:
         return 0.0
     if last._state != "done":
         raise RuntimeError(
-            f"attempt {last.number} was never made: put `with attempt:` around what may fail, inside the loop over the policy"
+            f"attempt {last.number} was never made: "
+            "put `with attempt:` around what may fail, inside the loop over the policy"
         )
     return last._delay

@@ -263,7 +263,8 @@ class Call:
             return self._give_up("consumed", error, hint, argument)
         if delay > 0 and not self.in_loop and loop_running_here():
             raise WouldBlockEventLoop(
-                f"{self.name}: waiting {show_seconds(delay)} for the next attempt would stop the event loop that this thread runs. "
+                f"{self.name}: "
+                f"waiting {show_seconds(delay)} for the next attempt would stop the event loop that this thread runs. "
                 "Decorate an async function, or call from a worker thread"
             ) from error
         if self.budget is not None:
@@ -301,7 +302,8 @@ class Call:
         if self.history is None:
             self.history = deque(maxlen=_REMEMBERED)
         self.history.append(
-            f"penstock: attempt {self.number} ended at {show_seconds(now - self.started)}: {repr_of(error)}; waited {show_seconds(delay)}"
+            f"penstock: attempt {self.number} ended at {show_seconds(now - self.started)}: "
+            f"{repr_of(error)}; waited {show_seconds(delay)}"
         )
         self.previous = error
         log_scheduled(self.name, lambda: self.idempotency_key, self.number, error, delay, hint)

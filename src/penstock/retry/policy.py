@@ -108,7 +108,8 @@ class Retry(RetrySettings):
         kind = kind_of(fn)
         if kind == "generator":
             raise TypeError(
-                f"{name_of(fn)} is a generator function, which cannot be retried: its items are handed out before it fails. "
+                f"{name_of(fn)} is a generator function, which cannot be retried: "
+                "its items are handed out before it fails. "
                 "Retry what it calls, return a list, or make it an async generator"
             )
         if kind == "stream":
@@ -218,6 +219,7 @@ def _check_no_generator(fn: Callable[..., Any]) -> None:
     kind = kind_of(fn)
     if kind in {"generator", "stream"}:
         raise TypeError(
-            f"{name_of(fn)} is {'an async' if kind == 'stream' else 'a'} generator function: calling it does nothing yet, "
-            "so there is nothing to retry. Decorate an async one, and retry what the other calls"
+            f"{name_of(fn)} is {'an async' if kind == 'stream' else 'a'} generator function: "
+            "calling it does nothing yet, so there is nothing to retry. "
+            "Decorate an async one, and retry what the other calls"
         )

@@ -40,7 +40,8 @@ def why(policy: RetrySettings, reason: Reason, *, hint: float | None, fast: int 
         case "deadline":
             return "the wait would pass the deadline of the enclosing cancel scope"
         case "hint":
-            return f"the server asks to wait {show_seconds(hint or 0.0)}, which is more than {_bound_of_hints(policy, hint or 0.0)}"
+            hint = hint or 0.0
+            return f"the server asks to wait {show_seconds(hint)}, which is more than {_bound_of_hints(policy, hint)}"
         case "budget":
             return f"{policy.budget!r} has no retry left"
         case "unretryable":

@@ -107,7 +107,7 @@ class _Stream:
             sent = None
 
     async def throw(self, error: BaseException) -> bool:
-        """Throw into the source what the caller threw, as @asynccontextmanager does; return whether an item came back."""
+        """Throw what the caller threw into the source, as @asynccontextmanager does; return whether an item came."""
         try:
             if not isinstance(self.source, AsyncGenerator):
                 raise error

@@ -71,8 +71,9 @@ def finish_later_of_async(policy: RetrySettings, sent: Sent, result: Any) -> Any
         return _AsyncEntry(policy, sent, result)
     if isinstance(result, _MANAGER):
         raise TypeError(
-            f"{name_of(sent[0])} is an async function that returns a context manager for `with`: retrying its entry would block "
-            "the event loop. Use @asynccontextmanager, or retry what the context manager calls"
+            f"{name_of(sent[0])} is an async function that returns a context manager for `with`: "
+            "retrying its entry would block the event loop. "
+            "Use @asynccontextmanager, or retry what the context manager calls"
         )
     return result
 
@@ -212,7 +213,7 @@ class _AsyncEntry(_RetriedEntry, contextlib.AsyncContextDecorator):
 
 
 class _AwaitableEntry(_AsyncEntry, Coroutine[Any, Any, Any]):
-    """For `async with` and for `await`, as aiohttp's requests and the connections of asyncpg are: retried either way."""
+    """For `async with` and `await`, as aiohttp's requests and the connections of asyncpg are: retried either way."""
 
     _started: Coroutine[Any, Any, Any] | None = None
 

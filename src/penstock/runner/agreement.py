@@ -142,8 +142,8 @@ class Agreement:
 
     def _foreign_change(self) -> OutputError:
         return OutputError(
-            f"{self._out.path} was changed since the last run, so that it does not match {self._journal.path.name}: move it away, and "
-            "it is written again as it was; or --overwrite to begin anew"
+            f"{self._out.path} was changed since the last run, so that it does not match {self._journal.path.name}: "
+            "move it away, and it is written again as it was; or --overwrite to begin anew"
         )
 
 

@@ -1,8 +1,9 @@
 """Whether what came back is the answer to a row, and if not, what that means for the row and for the run.
 
 Pure: a status, headers and bytes in; an `Answer` or a `Verdict` out. A success is judged by its body, since services
-send errors, nulls and empty lists of choices with status 200; a stream of events is judged by the answer that it tells. Nothing here raises, whatever a server sends: what was
-paid for is kept, and nothing that is read beside an answer can cost it.
+send errors, nulls and empty lists of choices with status 200; a stream of events is judged by the answer that it
+tells. Nothing here raises, whatever a server sends: what was paid for is kept, and nothing that is read beside an
+answer can cost it.
 """
 
 from __future__ import annotations

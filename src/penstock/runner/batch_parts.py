@@ -114,7 +114,8 @@ class Part:
         """The row at a place, without its body."""
         name: str | int = int(custom_id) if self.numbers[index] else custom_id
         return Row(
-            self.lines[index], name, self.endpoint, self.model, b"", {}, self.raws[index], self.keys[index], self.names[index]
+            self.lines[index], name, self.endpoint, self.model, b"", {}, self.raws[index], self.keys[index],
+            self.names[index],
         )  # fmt: skip
 
 
@@ -204,7 +205,8 @@ class Sizer:
             raise TooLargeError(f"the row holds {adds[3]:,.0f} tokens, and the queue of {row.model} takes {queue:,.0f}")
         if adds[1] > MAX_BYTES or adds[2] > MAX_INPUTS:
             raise TooLargeError(
-                f"the row holds {adds[1]:,} bytes and {adds[2]:,} inputs, and a batch takes {MAX_BYTES:,} and {MAX_INPUTS:,}"
+                f"the row holds {adds[1]:,} bytes and {adds[2]:,} inputs, "
+                f"and a batch takes {MAX_BYTES:,} and {MAX_INPUTS:,}"
             )
 
 

@@ -203,8 +203,8 @@ class BatchRun:
                 self._pause = min(self._poll, self._pause * 1.5)
         self.stop(
             "cancelled",
-            f"{len(live):,} batches are cancelled: {self.counts.answered:,} of their rows were answered until then, and the same command "
-            "without --cancel submits the others",
+            f"{len(live):,} batches are cancelled: {self.counts.answered:,} of their rows were answered until then, "
+            "and the same command without --cancel submits the others",
         )
 
     async def _settle(self, part: Part, looks: tuple[float, ...] = (1.0, 10.0)) -> None:
@@ -287,7 +287,8 @@ class BatchRun:
         elif known is Known.CHANGED:
             raise ServiceError(
                 "changed",
-                f"line {row.line} asks something else than what is answered under its custom_id: give --changed=rerun or =keep",
+                f"line {row.line} asks something else than what is answered under its custom_id: "
+                "give --changed=rerun or =keep",
             )
         else:
             return True
@@ -512,7 +513,8 @@ class BatchRun:
                 break
             # An answer that is not found would be paid for twice, and a file may be cut or late without a word.
             self._trouble(
-                f"batch {part.batch} says that {done:,} rows are done, and its files have {found:,}: they are read again"
+                f"batch {part.batch} says that {done:,} rows are done, and its files have {found:,}: "
+                "they are read again"
             )
             await anyio.sleep(wait)
         missing = max(0, done - found)
@@ -524,7 +526,7 @@ class BatchRun:
                 self._try_again(part, name, "no_result", "the batch ended without a word about this row")
 
     async def _merge_file(self, part: Part, file: str, places: dict[int, int]) -> int:
-        """Write down what a file says of the rows that are in `places`, and take them out; return the rows it is about."""
+        """Write what a file says of the rows that are in `places`, and take them out; return the rows it is about."""
         found = 0
         with tempfile.TemporaryFile(dir=self._results.out_path.parent) as content:
             await self._service.download(file, content)

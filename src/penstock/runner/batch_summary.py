@@ -97,7 +97,8 @@ def batch_sentences(summary: Mapping[str, Any]) -> list[str]:
         )
     if summary["possibly_billed_twice"]:
         lines.append(
-            f"{summary['possibly_billed_twice']} rows may have been billed twice: what became of them first is not known"
+            f"{summary['possibly_billed_twice']} rows may have been billed twice: "
+            "what became of them first is not known"
         )
     if summary["dollars"] is not None:
         lines.append(f"${summary['dollars']:,.4f} for the answers, at the Batch API's prices")

@@ -91,8 +91,8 @@ class Run:
             lines: The requests.
             results: Where results and errors go; rows that are answered there already are skipped.
             settings: How to run.
-            places: Where rows may go, at least one; of several, each row goes to the one that can take it first. The run enters
-                their clients.
+            places: Where rows may go, at least one; of several, each row goes to the one that can take it first. The
+                run enters their clients.
             say: Is told, once each, what a person should know while it goes on.
         """
         self.counts: Counts = Counts()
@@ -245,7 +245,8 @@ class Run:
         elif known is Known.CHANGED:
             self.stop(
                 "changed",
-                f"line {row.line} asks something else than what is answered under its custom_id: give --changed=rerun or =keep",
+                f"line {row.line} asks something else than what is answered under its custom_id: "
+                "give --changed=rerun or =keep",
             )
         elif self._settings.only is not None and row.raw not in self._settings.only:
             self.counts.left_out += 1

@@ -32,8 +32,8 @@ _ADVICE = {
 }
 _LINE = frozenset(
     {
-        "invalid_json", "invalid_utf8", "not_an_object", "too_deep", "line_too_long", "missing_body", "invalid_custom_id",
-        "invalid_method", "invalid_url",
+        "invalid_json", "invalid_utf8", "not_an_object", "too_deep", "line_too_long", "missing_body",
+        "invalid_custom_id", "invalid_method", "invalid_url",
     }
 )  # fmt: skip
 

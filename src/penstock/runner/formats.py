@@ -1,6 +1,9 @@
 """What a file of requests may look like: its compression, its characters, and how its rows are put one after the other.
 
-    bytes ─► compression (gzip, zstd, bzip2, xz) ─► characters (UTF-8, UTF-16, UTF-32) ─► rows (lines, a JSON array, CSV)
+    bytes
+      ─► compression (gzip, zstd, bzip2, xz)
+      ─► characters  (UTF-8, UTF-16, UTF-32)
+      ─► rows        (lines, a JSON array, CSV)
 
 Each step is told by the first bytes, so nobody has to say it, and each takes and gives pieces: a file of any size is
 read in a few megabytes. What cannot be read is a `FormatError`: one sentence that names the way out.

@@ -143,7 +143,8 @@ class Group:
             for rate in rates:
                 if cost > rate.burst:
                     return (
-                        f"{cost:,.0f} {unit} can never be granted: the limit {rate} holds at most {rate.burst:,.0f} at once. "
+                        f"{cost:,.0f} {unit} can never be granted: "
+                        f"the limit {rate} holds at most {rate.burst:,.0f} at once. "
                         "Split the request, or raise the limit"
                     )
         return None

@@ -135,7 +135,7 @@ class Answered:
         return names.intersection(self._ids)
 
     def unmet(self, but: Container[int | None]) -> int:
-        """How many answers are to rows that no line was, as far as was asked, those with one of these names left out."""
+        """How many answers are to rows that no line asked for so far, without those under one of these names."""
         return sum(self._ids[place] not in but for place in self._by_line.values() if place not in self.dropped)
 
     def _in_order(self) -> array.array[int]:
@@ -300,7 +300,8 @@ class Journal:
         if not HEAD.startswith(begin) and begin.strip(b"\0"):  # a power failure may leave zeros
             other = b'{"journal":"penstock"'
             raise OutputError(
-                f"{self.path} is the journal of another version of penstock: move it away, and the results are read instead"
+                f"{self.path} is the journal of another version of penstock: "
+                "move it away, and the results are read instead"
                 if begin.startswith(other)
                 else f"{self.path} exists and is no journal of a run: move it away, or --overwrite begins anew"
             )

@@ -84,7 +84,7 @@ class Mix:
 
 
 def _loss(cost: Mapping[str, float], levels: Sequence[Level]) -> tuple[float, float]:
-    """(seconds of a limit that overflow while this cost is waited for, how unequally full the limits are afterwards)."""
+    """(seconds of a limit that overflow while this cost waits, how unequally full the limits are afterwards)."""
     wait = 0.0
     for unit, _, rate, level in levels:
         need = cost.get(unit, 0.0) - level

@@ -110,7 +110,7 @@ class Outage:
             who: What `wait` was called with.
             reason: What happened.
             until_answer: It can be connected to, but does not serve: only an answer ends this outage.
-            is_lasting: The next attempt will meet the same; so there is no use in going on unless it was reached before.
+            is_lasting: The next attempt will meet the same: going on is of use only if it was reached before.
 
         Returns:
             Why there is no use in going on; None while there is.

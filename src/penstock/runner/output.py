@@ -74,8 +74,8 @@ class Results:
 
     Attributes:
         found: How many answers earlier runs left.
-        idle: Seconds for which an earlier run, whose answers may be dropped by now, has used the limits no more; `inf`: there
-            was none.
+        idle: Seconds for which an earlier run, whose answers may be dropped by now, has used the limits no more;
+            `inf`: there was none.
         repaired: Bytes of a torn last line that were taken off the results.
         damaged: Records of the journal that were not whole any more; where the file is kept as it was.
         elsewhere: Answers to rows that the file of requests does not have; known after `examine`.

@@ -232,11 +232,13 @@ def plan_sentences(plan: Plan, prices: Prices) -> Iterator[str]:
         yield f"prices as of {prices.as_of}"
     for limit in plan.limits:
         yield (
-            f"{limit['unit']}{' of ' + limit['models'] if limit['models'] else ''} ({limit['limit']}): {limit['work']:,.0f}, "
-            f"which takes {show_seconds(limit['seconds'])}"
+            f"{limit['unit']}{' of ' + limit['models'] if limit['models'] else ''} ({limit['limit']}): "
+            f"{limit['work']:,.0f}, which takes {show_seconds(limit['seconds'])}"
         )
     if plan.seconds is None:
-        yield "how long it takes is not known: the server's answers will tell its limits (or give --limits or --account)"
+        yield (
+            "how long it takes is not known: the server's answers will tell its limits (or give --limits or --account)"
+        )
     elif plan.binding is None:
         yield "no limit is reached: it takes as long as the answers do"
     else:

@@ -44,7 +44,7 @@ class Pool:
         return reasons[0] if all(reasons) else None
 
     def next_group(self) -> Group | None:
-        """Where the next row should wait; None: nowhere is room. A place that is down gets one row, which looks whether it is back."""
+        """Where the next row should wait; None: no place has room. A place that is down gets one row, as a probe."""
         if len(self.groups) == 1:
             return self.groups[0] if self.groups[0].wants_more else None
         return min(filter(_has_room, self.groups), key=lambda group: group.rows, default=None)

@@ -164,7 +164,7 @@ class View:
         return "".join(_BARS[round(value / highest * 7)] if highest else _BARS[0] for value in self._throughput)
 
     def remaining(self) -> tuple[float, float] | None:
-        """Seconds that the rest will take: by the limits, and as it went lately if that was slower; None: nobody knows."""
+        """Seconds that the rest will take: at least (by the limits), at most (at the latest pace); None: unknown."""
         least = self.left()
         if least is None or self.total is None:
             return None
@@ -233,7 +233,7 @@ class View:
 
 
 async def follow(run: Run, lines: Lines, display: Display) -> None:
-    """Show the run until cancelled, or until nobody can see it any more: a terminal that is gone is no reason to end."""
+    """Show the run until cancelled, or until its terminal is gone: that is no reason to end the run."""
     view = View(run, lines)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_count, view, lines)

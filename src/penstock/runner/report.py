@@ -36,14 +36,18 @@ _FIGURES = {
 _CSS = """
 :root{--ink:#1b2733;--soft:#5b6b7a;--line:#d5dde5;--paper:#fff;--fill:#2f7fb8;--warm:#c8553d;--bar:#e8f1f8}
 @media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9fb0c0;--line:#33414f;--paper:#12181f;--fill:#58a6d6;--warm:#e5806b;--bar:#1d2a36}}
-body{margin:0 auto;max-width:62rem;padding:2rem 1.25rem;font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper)}
+body{margin:0 auto;max-width:62rem;padding:2rem 1.25rem;font:15px/1.5 system-ui,sans-serif}
+body{color:var(--ink);background:var(--paper)}
 h1{font-size:1.5rem;margin:0}h2{font-size:1.1rem;margin:2.2rem 0 .6rem}p{margin:.3rem 0 1rem;color:var(--soft)}
 .figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(9rem,1fr));gap:.6rem;margin-top:1.2rem}
 .figures div{border:1px solid var(--line);border-radius:.4rem;padding:.5rem .7rem}
-.figures b{display:block;font-size:1.25rem;font-variant-numeric:tabular-nums}.figures span{color:var(--soft);font-size:.85rem}
-table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.35rem .6rem .35rem 0;border-bottom:1px solid var(--line)}
+.figures b{display:block;font-size:1.25rem;font-variant-numeric:tabular-nums}
+.figures span{color:var(--soft);font-size:.85rem}
+table{border-collapse:collapse;width:100%}
+th,td{text-align:left;padding:.35rem .6rem .35rem 0;border-bottom:1px solid var(--line)}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}th{font-weight:600;color:var(--soft);font-size:.85rem}
-figure{margin:1rem 0 1.6rem}figcaption{font-size:.9rem;margin-bottom:.3rem}figcaption em{color:var(--soft);font-style:normal}
+figure{margin:1rem 0 1.6rem}figcaption{font-size:.9rem;margin-bottom:.3rem}
+figcaption em{color:var(--soft);font-style:normal}
 svg{width:100%;height:auto;display:block}.area{fill:var(--fill)}.warm{fill:var(--warm)}.grid{stroke:var(--line)}
 svg text{fill:var(--soft);font:11px system-ui,sans-serif}.back{fill:var(--bar)}
 """.strip()
@@ -124,7 +128,8 @@ def _limits(summary: Mapping[str, Any], timeline: Timeline | None) -> Iterator[s
     limits = [(unit, one) for unit, those in summary.get("limits", {}).items() for one in those]
     if limits:
         yield "<h2>Limits</h2><p>Share: of all that a limit allowed while requests were sent.</p>"
-        yield "<table><tr><th>limit</th><th class=n>used</th><th class=n>share</th><th class=n>seconds at least</th></tr>"
+        yield "<table><tr><th>limit</th><th class=n>used</th><th class=n>share</th>"
+        yield "<th class=n>seconds at least</th></tr>"
         for unit, one in limits:
             words = html.escape(f"{unit}{' of ' + one['models'] if one['models'] else ''} ({one['limit']})")
             cells = [
@@ -170,7 +175,8 @@ def _failures(counts: Counts) -> Iterator[str]:
     yield "<h2>Failures</h2><p>By their code; the errors file has each of them.</p>"
     yield "<table><tr><th>code</th><th class=n>rows</th></tr>"
     for code, count in counts.failures.most_common():
-        yield f"<tr><td>{html.escape(code)}</td><td class=n>{_figure('failure:' + html.escape(code), count, 'span')}</td></tr>"
+        shown = html.escape(code)
+        yield f"<tr><td>{shown}</td><td class=n>{_figure('failure:' + shown, count, 'span')}</td></tr>"
     yield "</table>"
 
 
@@ -246,7 +252,8 @@ def _chart(
         f'<svg viewBox="0 0 {_LEFT + _WIDTH} {_HEIGHT}" role="img" aria-label="{label}">'
         f'<rect class="back" x="{_LEFT}" y="0" width="{_WIDTH}" height="{height}"/><path class="{kind}" d="{path}"/>'
         f'<path class="grid" fill="none" d="M{_LEFT} {height}h{_WIDTH}M{_LEFT} {rule:.1f}h{_WIDTH}"/>'
-        f'<text x="{_LEFT - 6}" y="12" text-anchor="end">{shown}</text><text x="{_LEFT - 6}" y="{height}" text-anchor="end">0</text>'
+        f'<text x="{_LEFT - 6}" y="12" text-anchor="end">{shown}</text>'
+        f'<text x="{_LEFT - 6}" y="{height}" text-anchor="end">0</text>'
         f'<text x="{_LEFT}" y="{_HEIGHT - 4}">0 s</text>'
         f'<text x="{_LEFT + _WIDTH}" y="{_HEIGHT - 4}" text-anchor="end">{_span(seconds)}</text></svg></figure>'
     )
@@ -257,7 +264,8 @@ def _bars(bars: Sequence[tuple[str, int]], label: str) -> str:
     step, height = _WIDTH / len(bars), _HEIGHT - _BOTTOM
     marks = "".join(
         f'<rect class="area" x="{_LEFT + n * step:.1f}" y="{height - count / most * (height - 8):.1f}" '
-        f'width="{max(1.0, step - 1):.1f}" height="{count / most * (height - 8):.1f}"><title>{count:,} up to {words}</title></rect>'
+        f'width="{max(1.0, step - 1):.1f}" height="{count / most * (height - 8):.1f}">'
+        f"<title>{count:,} up to {words}</title></rect>"
         for n, (words, count) in enumerate(bars)
     )
     return (

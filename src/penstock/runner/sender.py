@@ -293,7 +293,7 @@ def _from_environment(name: str) -> str:
     value = os.environ.get(name)
     if value is None:
         raise ValueError(
-            f"the key of a Sender is read from the environment variable {name}, which is not set here: set it in every process that "
-            "sends, as where the Sender was made"
+            f"the key of a Sender is read from the environment variable {name}, which is not set here: "
+            "set it in every process that sends, as where the Sender was made"
         )
     return value

@@ -42,7 +42,10 @@ class Spending:
 
     def refusal(self, work: Work, spent: float) -> str:
         """Why a row is not sent any more, in words."""
-        return f"line {work.row.line} may cost ${self._most(work):,.4f}, and of --max-cost ${self._limit:,.4f} ${spent:,.4f} are spent"
+        most = self._most(work)
+        return (
+            f"line {work.row.line} may cost ${most:,.4f}, and of --max-cost ${self._limit:,.4f} ${spent:,.4f} are spent"
+        )
 
     def _most(self, work: Work) -> float:
         most = self._prices.at_most(work.row) or 0.0

@@ -217,13 +217,15 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
         counted.append(f"{summary['left_out']} left out")
     if summary["untouched"]:
         counted.append(f"{summary['untouched']} untouched")
+    sent, again, refused = summary["sent"], summary["retries"], summary["status_429"]
     lines = [
         f"{summary['rows']} rows{' read' if summary['stopped'] else ''}: {', '.join(counted)}",
-        f"{summary['sent']} requests sent, {summary['retries']} of them again; {summary['status_429']} answered with 429",
+        f"{sent} requests sent, {again} of them again; {refused} answered with 429",
     ]
     if summary["possibly_billed_twice"]:
         lines.append(
-            f"{summary['possibly_billed_twice']} sent again whose first answer was lost: they may have been billed twice"
+            f"{summary['possibly_billed_twice']} sent again whose first answer was lost: "
+            "they may have been billed twice"
         )
     if summary["dollars"] is not None:
         lines.append(f"${summary['dollars']:,.4f} for the answers")
@@ -233,8 +235,8 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
             f"({summary['optimum']:.2f} s, of which {summary['tail_latency']:.2f} s for the last answers)"
         )
     lines += [
-        f"{unit}{' of ' + one['models'] if one['models'] else ''} ({one['limit']}): {one['spent']:,.0f} used, {one['share']:.1%} "
-        f"of the quota; this limit alone takes {one['shortest']:.2f} s"
+        f"{unit}{' of ' + one['models'] if one['models'] else ''} ({one['limit']}): "
+        f"{one['spent']:,.0f} used, {one['share']:.1%} of the quota; this limit alone takes {one['shortest']:.2f} s"
         for unit, limits in summary["limits"].items()
         for one in limits
         if summary["sent"]

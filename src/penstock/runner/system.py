@@ -110,7 +110,7 @@ def is_readable(file: int, seconds: float) -> bool:
 
 
 def ending_signals() -> list[signal.Signals]:
-    """What asks a program to end: Ctrl-C, a polite kill, and the end of its terminal, unless it was started to outlive that (nohup)."""
+    """The signals that ask a program to end: SIGINT, SIGTERM, and SIGHUP unless the parent ignores it (nohup)."""
     hangup: signal.Signals | None = getattr(signal, "SIGHUP", None)
     if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
         return [signal.SIGINT, signal.SIGTERM]

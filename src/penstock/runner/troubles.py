@@ -33,14 +33,14 @@ from penstock.runner.work import AMBIGUOUS, Refused, Work
 __all__ = ["Troubles"]
 
 IN_TROUBLE = 3
-"""Rows that fail one after the other, with no answer in between, before that is taken for an outage; one less where it would
-cost the row."""
+"""Rows that fail one after the other, with no answer in between, before that is taken for an outage; one less where it
+would cost the row."""
 
 SURE = 300.0
-"""Seconds of an outage after which what fails in it may count against its row: the last few rows may be what the server falls over."""
+"""Seconds of an outage after which a failure may count against its row: the last few rows may cause the outage."""
 
 OWN_WAITS = 5
-"""Times that a row is told to wait, while others are answered, before it is taken for the row's own matter and nobody else waits."""
+"""Times that a row is told to wait, while others are answered, before it waits alone."""
 
 _BACKOFF = exponential(first=1, cap=60, jitter="full")
 _PATIENCE = exponential(first=0.05, cap=5, jitter="full")  # for those who are told again and again to wait a moment
@@ -56,7 +56,7 @@ class GiveUp(Protocol):
 
 
 class Troubles:
-    """Decides what becomes of rows whose attempts were not answered. Each method says whether that is the end of the row.
+    """Decides what becomes of rows whose attempts were not answered. Each method returns whether that ends the row.
 
     Attributes:
         last_error: What went wrong last, in words; "": nothing.
@@ -111,14 +111,14 @@ class Troubles:
             self._end_set_aside()
 
     def is_blocked(self, work: Work) -> bool:
-        """Whether the model of a row is one that the service does not serve; then it is the end of the row, or it is set aside."""
+        """Whether the service does not serve the model of a row; then the row ends, or is set aside."""
         refused = self._blocked.get(work.row.model)
         if refused is not None:
             self._leave_blocked(work, refused)
         return refused is not None
 
     def end(self) -> None:
-        """Nothing more will be answered: rows of models that were refused had the wrong key, if no other was answered."""
+        """Nothing more will be answered: if no row was, the rows whose models were refused had the wrong key."""
         self._end_set_aside()
         if self._set_aside:
             self._end_account(self._blocked[self._set_aside[0].row.model])
@@ -185,7 +185,7 @@ class Troubles:
         return True
 
     def _nobody_else_can_tell(self) -> bool:
-        """Whether all rows that are left have failed so often in this outage that it may as well be their own trouble."""
+        """Whether all rows that are left have failed so often in this outage that they may be its cause."""
         left = self._left()
         return left is not None and all(each.probes >= self._settings.attempts for each in left)
 
@@ -214,7 +214,7 @@ class Troubles:
         return False
 
     def _told_to_wait(self, work: Work, request: RequestInFlight, refused: Refused) -> bool:
-        """Everybody waits, once, for as long as the server asks and is bearable. The row itself has done nothing wrong."""
+        """All rows wait, once, for as long as the server asks, up to `max_pause`. It does not count against the row."""
         verdict, settings, now = refused.verdict, self._settings, clock.now()
         if work.waits_since is None:
             work.waits_since = now
@@ -230,12 +230,13 @@ class Troubles:
             if work.waits > 3:
                 work.wait = (verdict.wait or 0.0) + _PATIENCE.delay(work.waits - 4, None, random.random())
             return False
-        # One row may be above a quota of its own, so it waits alone; when a second one is told the same, it is everybody's.
+        # One row may be above a quota of its own, so it waits alone; when a second one is told the same, all wait.
         self._long_waits.add(work.row.custom_id)
         if not self._said_long_wait:
             self._said_long_wait = True
             self._say(
-                f"the server asks to wait {show_seconds(verdict.wait)} ({self._secrets.hide(verdict.message)[:200] or 'without a word why'}); "
+                f"the server asks to wait {show_seconds(verdict.wait)} "
+                f"({self._secrets.hide(verdict.message)[:200] or 'without a word why'}); "
                 f"it is asked again after {show_seconds(settings.max_pause)}"
             )
         if len(self._long_waits) > 1:
@@ -258,7 +259,7 @@ class Troubles:
     # No money, no key -------------------------------------------------------------------------------------------------
 
     def _block(self, work: Work, refused: Refused) -> bool:
-        """The service takes no request like this any more: of this account, or of this model where others are served."""
+        """The service takes no such request any more: from this account, or for this model if others are served."""
         if self._close(work.group.place, self._said(refused)):
             work.avoid = work.group
             return False

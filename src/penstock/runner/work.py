@@ -24,8 +24,9 @@ class Work:
     """A row that is worked on. It counts as one in the limiter's line from the moment it is chosen."""
 
     __slots__ = (
-        "_is_unsent", "answers_then", "avoid", "earliest", "failures", "group", "groups", "in_line", "is_sending", "may_be_billed", "probes",
-        "reserved", "row", "scope", "sent", "status", "unfit", "usage", "wait", "waited", "waits", "waits_since",
+        "_is_unsent", "answers_then", "avoid", "earliest", "failures", "group", "groups", "in_line", "is_sending",
+        "may_be_billed", "probes", "reserved", "row", "scope", "sent", "status", "unfit", "usage", "wait", "waited",
+        "waits", "waits_since",
     )  # fmt: skip
 
     def __init__(self, group: Group, row: Row, groups: Sequence[Group] = ()) -> None:

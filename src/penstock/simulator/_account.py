@@ -76,7 +76,8 @@ class Statistics:
     Attributes:
         admitted: Requests that were charged and let in, those that failed afterwards included.
         answered: Requests that were answered in full, with 200.
-        refused: 429s, by reason: `requests`, `tokens`, `output_tokens`, `images`, `too_large`, `slow_down`, `insufficient_quota`.
+        refused: 429s, by reason: `requests`, `tokens`, `output_tokens`, `images`, `too_large`, `slow_down`,
+            `insufficient_quota`.
         failed: What else went wrong: HTTP statuses as text (`"400"`, `"401"`, `"500"`…), `dropped`, `broken_stream`.
         requests_used: Requests charged to admitted ones: one each.
         tokens_used: Tokens charged to admitted requests.

@@ -209,8 +209,8 @@ class Library:
             yield (
                 "duplicate_custom_id",
                 (
-                    f"The custom_id '{name}' for this request is a duplicate of another request. The custom_id parameter must be "
-                    "unique for each request in a batch."
+                    f"The custom_id '{name}' for this request is a duplicate of another request. "
+                    "The custom_id parameter must be unique for each request in a batch."
                 ),
                 "custom_id",
             )
@@ -231,8 +231,8 @@ class Library:
             yield (
                 "mismatched_model",
                 (
-                    f"The model '{model}' of this request does not match the rest of the batch, '{batch.model}'. Each batch must "
-                    "contain requests for a single model."
+                    f"The model '{model}' of this request does not match the rest of the batch, '{batch.model}'. "
+                    "Each batch must contain requests for a single model."
                 ),
                 "body.model",
             )

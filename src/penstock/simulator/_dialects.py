@@ -130,8 +130,8 @@ def error_in(
     if dialect == "azure" and wait is not None:
         unit = "token" if named is not None and named.unit == "tokens" else "call"
         words = (
-            f"Requests to the ChatCompletions_Create Operation under Azure OpenAI API have exceeded {unit} rate limit of your "
-            f"current pricing tier. Please retry after {math.ceil(wait)} seconds."
+            "Requests to the ChatCompletions_Create Operation under Azure OpenAI API have "
+            f"exceeded {unit} rate limit of your current pricing tier. Please retry after {math.ceil(wait)} seconds."
         )
         return {"error": {"code": "429", "message": words}}
     if dialect == "anthropic":

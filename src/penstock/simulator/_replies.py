@@ -461,8 +461,9 @@ def insufficient_quota() -> Error:
 def slow_down() -> Error:
     """The rate rose faster than the service can follow."""
     return error(
-        "Slow down: a sudden increase in your request rate is impacting service reliability. Please reduce your request "
-        "rate to its original level, maintain a consistent rate for at least 15 minutes, and then gradually increase it.",
+        "Slow down: a sudden increase in your request rate is impacting service reliability. "
+        "Please reduce your request rate to its original level, "
+        "maintain a consistent rate for at least 15 minutes, and then gradually increase it.",
         "requests",
         "slow_down",
     )

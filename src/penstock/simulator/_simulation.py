@@ -213,8 +213,8 @@ class Simulation:
             these in `Hidden(…)`, or several. None: no limit. The headers show the one with the longest period that is
             not hidden, as OpenAI shows requests per day where there is such a limit.
         tokens: The same for tokens; the headers show the one with the shortest period.
-        output: The same for tokens of output, as Anthropic has it: a request is let in while there is one left, and its answer
-            takes what it has. Anthropic's headers show it; those of other services do not.
+        output: The same for tokens of output, as Anthropic has it: a request is let in while there is one left, and its
+            answer takes what it has. Anthropic's headers show it; those of other services do not.
         images: The same for images that are made.
         latency: How long answers take.
         faults: How often something goes wrong.
@@ -306,8 +306,8 @@ def _limits(unit: str, given: Given | Sequence[Given] | None) -> tuple[Simulated
         inner = limit.limit if isinstance(limit, Hidden) else limit
         if not isinstance(inner, Rate | Sliding | Window):
             raise ValueError(
-                f'simulation: {unit} must be a Rate or a string such as "3500/min", a Window, sliding(…), one of these in '
-                f"Hidden(…), or a list of them, not {each!r}"
+                f'simulation: {unit} must be a Rate or a string such as "3500/min", '
+                f"a Window, sliding(…), one of these in Hidden(…), or a list of them, not {each!r}"
             )
         found.append(limit)
     return tuple(found)

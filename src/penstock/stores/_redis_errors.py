@@ -18,7 +18,8 @@ SMALLEST_ACL = "-@all +eval +evalsha +get +set +hmget +hset +expire +time +publi
 
 _CANNOT_NOW = frozenset(
     {
-        "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "UNKILLABLE", "NOREPLICAS", "MISCONF", "MOVED", "ASK", "IOERR",
+        "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "UNKILLABLE", "NOREPLICAS", "MISCONF", "MOVED",
+        "ASK", "IOERR",
     }
 )  # fmt: skip
 """Codes of errors that pass: the server is there, and cannot decide at the moment."""
@@ -40,8 +41,8 @@ def explain(error: Exception, server: RedisServer, prefix: str, names: Sequence[
         return StoreError(f"{where} refused us: {text}. Check the user and the password in the URL")
     if isinstance(error, errors.NoPermissionError | errors.AuthorizationError) or "NOPERM" in codes:
         return StoreError(
-            f"{where}: this user may not do what is needed ({text}). Allow it ~{prefix}:* &{prefix}:* {SMALLEST_ACL}, and in a cluster "
-            "+cluster|slots +command; for another db than 0 +select"
+            f"{where}: this user may not do what is needed ({text}). Allow it ~{prefix}:* &{prefix}:* {SMALLEST_ACL}, "
+            "and in a cluster +cluster|slots +command; for another db than 0 +select"
         )
     if isinstance(error, errors.ReadOnlyError) or "READONLY" in codes:
         return Unreachable(
@@ -74,12 +75,12 @@ def _no_primary(server: RedisServer, problems: Sequence[Exception]) -> StoreErro
     where, said = server.shown, server.without_secrets("; ".join(map(str, problems)))
     if any(isinstance(problem, errors.AuthenticationError | errors.NoPermissionError) for problem in problems):
         return StoreError(
-            f"{where}: its Sentinels refused us: {said}. Their own user and password go into the URL as sentinel_username= and "
-            "sentinel_password="
+            f"{where}: its Sentinels refused us: {said}. "
+            "Their own user and password go into the URL as sentinel_username= and sentinel_password="
         )
     return Unreachable(
-        f"{where} does not answer: no Sentinel names a primary ({said or 'none of them knows one'}). Are they running, and is the name of "
-        "the service right?"
+        f"{where} does not answer: no Sentinel names a primary ({said or 'none of them knows one'}). "
+        "Are they running, and is the name of the service right?"
     )
 
 

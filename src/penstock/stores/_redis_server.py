@@ -27,9 +27,10 @@ Node = tuple[str, int]
 
 _NOT_TAKEN = frozenset(
     {
-        "retry", "retry_on_error", "retry_on_timeout", "parser_class", "encoder_class", "event_dispatcher", "connection_pool",
-        "legacy_responses", "driver_info", "lib_name", "lib_version", "max_connections", "response_callbacks", "command_packer",
-        "client_cache", "connection_class", "connection_pool_class", "queue_class", "ssl",
+        "retry", "retry_on_error", "retry_on_timeout", "parser_class", "encoder_class", "event_dispatcher",
+        "connection_pool", "legacy_responses", "driver_info", "lib_name", "lib_version", "max_connections",
+        "response_callbacks", "command_packer", "client_cache", "connection_class", "connection_pool_class",
+        "queue_class", "ssl",
     }
 )  # fmt: skip
 """What a client says of itself, and not of how its server is reached."""
@@ -220,8 +221,8 @@ def server_at(url: str, timeout: float) -> RedisServer:
         return _sentinel(address, timeout)
     if address.scheme not in kinds:
         raise ValueError(
-            f"{address.shown!r} is no address of a Redis server: use redis://host:6379/0, rediss:// for TLS, unix:// or "
-            "redis+sentinel://host:26379/service"
+            f"{address.shown!r} is no address of a Redis server: "
+            "use redis://host:6379/0, rediss:// for TLS, unix:// or redis+sentinel://host:26379/service"
         )
     kind = kinds[address.scheme]
     options = {**_read(url, address), **_ours(kind, timeout)}
@@ -268,7 +269,8 @@ def _sentinel(address: Address, timeout: float) -> RedisServer:
         raise ValueError(f"{address.shown!r} names no service: use redis+sentinel://host:26379/mymaster")
     if db and not db.isdecimal():
         raise ValueError(
-            f"'{address.scheme}://{address.hosts}/{service}/…': what stands behind the service is the number of a db, such as /0"
+            f"'{address.scheme}://{address.hosts}/{service}/…': "
+            "what stands behind the service is the number of a db, such as /0"
         )
     theirs = {
         key.removeprefix("sentinel_"): value for key, value in address.options.items() if key.startswith("sentinel_")
@@ -406,7 +408,8 @@ def _kind_here(theirs: Any) -> Any:
     if theirs.__module__.startswith(("redis.asyncio.", "valkey.")) and theirs.__name__ in known | managed:
         return getattr(connection if theirs.__name__ in known else sentinel, theirs.__name__)
     raise ValueError(
-        f"connections of the class {theirs.__module__}.{theirs.__name__} cannot be made in a thread: give RedisStore a URL, or a redis.Redis"
+        f"connections of the class {theirs.__module__}.{theirs.__name__} cannot be made in a thread: "
+        "give RedisStore a URL, or a redis.Redis"
     )
 
 
@@ -475,7 +478,7 @@ class _BoundedSocket:
 
 
 def _bounded(kind: Any, options: Options) -> Any:
-    """A class of connections on which each answer, and not only each of its bytes, has the time-out of these options."""
+    """A class of connections that gives a whole answer, not each of its bytes, the time-out of these options."""
 
     def connect(self: Any) -> Any:
         return _BoundedSocket(kind._connect(self), options["socket_timeout"])

@@ -85,8 +85,8 @@ class Terms:
             return cls(name, limits, place_ttl, lease)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError) as error:
             raise StoreError(
-                f'the limits kept under "{name}" cannot be read: {text[:80]!r}. Another version of penstock, or another '
-                "program, has written there: use another name, or remove that entry"
+                f'the limits kept under "{name}" cannot be read: {text[:80]!r}. Another version of penstock, '
+                "or another program, has written there: use another name, or remove that entry"
             ) from error
 
     def __str__(self) -> str:
@@ -186,7 +186,8 @@ class Reply:
 def damaged_row(where: str, name: str) -> StoreError:
     """The error for a row that is not what was once written."""
     return StoreError(
-        f"{where}: what is kept under {name!r} is damaged: nothing was granted. Remove it there, and {name!r} begins with full limits"
+        f"{where}: what is kept under {name!r} is damaged: nothing was granted. "
+        f"Remove it there, and {name!r} begins with full limits"
     )
 
 
@@ -243,8 +244,8 @@ class FromEnvironment:
         value = os.environ.get(name)
         if value is None:
             raise ValueError(
-                f"the address of a store is read from the environment variable {name}, which is not set here: set it in every "
-                "process that uses the store, as where the store was made"
+                f"the address of a store is read from the environment variable {name}, which is not set here: "
+                "set it in every process that uses the store, as where the store was made"
             )
         return quote(value, safe="") if quoted else value
 
@@ -433,18 +434,18 @@ class Store(ABC):
         """Tell other processes that something about these names has changed, where the store can."""
 
     def listen(self, heard: Callable[[str], None]) -> None:  # noqa: B027
-        """From now on call `heard(name)`, in any thread, when another process announces a change, where the store can."""
+        """From now on call `heard(name)`, in any thread, when another process announces a change, if the store can."""
 
     def group_of(self, name: str) -> object:
         """Names of one group can be decided in one call. Here all can."""
         return None
 
     def node_of(self, name: str) -> object:
-        """The part of the store that can fail alone, and on which that name lives; None: all of it answers or none does."""
+        """The part of the store that can fail alone and has that name; None: all of the store answers or none does."""
         return None
 
     def beside(self) -> Store:
-        """The same store by connections of its own, to ask a silent node again and again without holding up the others."""
+        """The same store by connections of its own, to ask a silent node again without holding up the others."""
         return self
 
     def check_name(self, name: str | None) -> None:
@@ -470,7 +471,7 @@ class Store(ABC):
         """Let go of connections. The next call makes new ones."""
 
     def before_fork(self) -> None:  # noqa: B027
-        """This process is about to fork, and nobody is speaking to the store: let go of what a child must not inherit."""
+        """This process is about to fork, and no call is under way: let go of what a child must not inherit."""
 
     def forget(self) -> None:
         """In the child of a fork: connections are the parent's. Let go of them without a word to the other end."""
@@ -485,8 +486,8 @@ class Store(ABC):
             TypeError: It cannot be made again.
         """
         raise TypeError(
-            f"{type(self).__name__} cannot be pickled: give it a method recipe() that returns what another process makes it from, as a "
-            "penstock.stores.contract.Recipe, or make the limiter in each process"
+            f"{type(self).__name__} cannot be pickled: give it a method recipe() that returns what "
+            "another process makes it from, as a penstock.stores.contract.Recipe, or make the limiter in each process"
         )
 
     def another(self) -> Store:

@@ -111,8 +111,8 @@ class MemoryStore:
 
     def __reduce__(self) -> Any:
         raise TypeError(
-            "a MemoryStore lives in one process and cannot be copied or pickled: make a limiter in each process, or let them share "
-            "one through a SQLiteStore or RedisStore"
+            "a MemoryStore lives in one process and cannot be copied or pickled: "
+            "make a limiter in each process, or let them share one through a SQLiteStore or RedisStore"
         )
 
 

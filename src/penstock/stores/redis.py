@@ -95,7 +95,8 @@ class RedisStore(Store):
             raise ValueError(f"timeout must be a finite number of seconds above 0, not {timeout!r}")
         if "{" in prefix or "}" in prefix:
             raise ValueError(
-                f"the prefix {prefix!r} has a brace, which would tell Redis Cluster where to put it: use other characters"
+                f"the prefix {prefix!r} has a brace, which would tell Redis Cluster where to put it: "
+                "use other characters"
             )
         try:
             import encodings.idna  # noqa: F401 - redis-py would, in a thread of ours: a fork meanwhile would leave the child half of it
@@ -134,8 +135,8 @@ class RedisStore(Store):
         """
         if self._made_from is None:
             raise TypeError(
-                f"{self!r} was made of a client object and cannot be pickled: give RedisStore a URL, best from an environment variable "
-                "that every process has"
+                f"{self!r} was made of a client object and cannot be pickled: "
+                "give RedisStore a URL, best from an environment variable that every process has"
             )
         options = {**self.options(), "prefix": self.prefix, "group": self._group, "timeout": self.timeout}
         options["on_state_loss"] = "empty" if self.lost_is_empty else "full"

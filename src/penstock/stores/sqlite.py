@@ -60,10 +60,10 @@ _KEPT_LONGER = 3600
 
 
 _LOSS = ""
-"""In the place of a name, which is never empty: the moment at which the log was last cut, in microseconds since 1970."""
+"""Stands for a name, which is never empty: the row has the moment when the log was last cut, in µs since 1970."""
 
 _NOTED = 0.25
-"""Seconds in which a process that has found the log cut has noted that in the file: until then its new index looks right."""
+"""Seconds within which a process that finds the log cut notes it in the file: until then its new index looks right."""
 
 _QUICK = 0.1
 """Seconds for which the lock is asked for again and again; after that another process keeps it, and it is asked for
@@ -74,8 +74,8 @@ _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 right."""
 
 _INDEX_GROWS_BY, _INDEX_HEADER, _LOG_HEADER, _FRAME_HEADER = 32_768, 136, 32, 24
-"""Bytes: of SQLite's formats of the log and its index. A process that reads behind the index's end is killed by the system;
-an index whose header is zeros is made anew by the next that reads it."""
+"""Bytes, of SQLite's formats of the log and its index. The system kills a process that reads behind the index's end;
+an index whose header is zeros is made anew by the next process that reads it."""
 
 _kept_open: list[int] = []
 """Files in which an index was mended: to close one would let go of all locks that SQLite has on it in this process."""
@@ -277,8 +277,8 @@ class SQLiteStore(Store):
         if row is None:
             if self._damaged_rows:
                 raise StoreError(
-                    f"{self._here!r} has damaged rows, and that of {name!r}, which is missing, may be one of them: nothing was granted. Move "
-                    "the file away; a new one begins with full limits"
+                    f"{self._here!r} has damaged rows, and that of {name!r}, which is missing, may be one of them: "
+                    "nothing was granted. Move the file away; a new one begins with full limits"
                 )
             return None
         return self._checked(name, row)
@@ -348,11 +348,12 @@ class SQLiteStore(Store):
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         self._file = self._verified = None  # what is there next may have the same inode, and be another file
         raise StoreError(
-            f"{what} was {how} while it was in use, and {lost}: nothing was granted. The next call goes on in the file that is there then"
+            f"{what} was {how} while it was in use, and {lost}: nothing was granted. "
+            "The next call goes on in the file that is there then"
         )
 
     def _log_is_whole(self, connection: sqlite3.Connection, size: int) -> bool:
-        """Whether a log that became shorter has all that its index tells of: somebody may have emptied it as SQLite does."""
+        """Whether a log that became shorter has all that its index tells of: SQLite itself may have emptied it."""
         connection.execute("ROLLBACK")
         try:
             _, frames, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
@@ -410,8 +411,8 @@ class SQLiteStore(Store):
             self._file = None  # it will be a new one
         elif self.path.stat().st_nlink > 1:
             raise StoreError(
-                f"{self._here!r} has other names (hard links), and processes that open it by those would not see what is granted here: remove "
-                "them, or use symbolic links"
+                f"{self._here!r} has other names (hard links), and "
+                "processes that open it by those would not see what is granted here: remove them, or use symbolic links"
             )
         connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
         try:
@@ -446,7 +447,8 @@ class SQLiteStore(Store):
             (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if application != _OURS and (tables or version):
                 raise StoreError(
-                    f"{self._here!r} is the database of another program, which SQLiteStore leaves alone: give it a file of its own"
+                    f"{self._here!r} is the database of another program, which SQLiteStore leaves alone: "
+                    "give it a file of its own"
                 )
             if version > _VERSION:
                 raise StoreError(
@@ -460,8 +462,8 @@ class SQLiteStore(Store):
                 and self._file == _file_and_size(self._here)[0]
             ):
                 raise StoreError(
-                    f"{self._here!r} is damaged: it was emptied while it was in use, and nothing was granted. Remove it; a new one begins with "
-                    "full limits"
+                    f"{self._here!r} is damaged: it was emptied while it was in use, and nothing was granted. "
+                    "Remove it; a new one begins with full limits"
                 )
             if version == 0:
                 for statement in _TABLES.split(";"):
@@ -479,8 +481,8 @@ class SQLiteStore(Store):
         path = repr(self._here)
         if code == sqlite3.SQLITE_BUSY:
             return Unreachable(
-                f"{path} has been locked by another process for {self.patience:g} s: find the one that holds a transaction "
-                "open on it, or raise patience="
+                f"{path} has been locked by another process for {self.patience:g} s: "
+                "find the one that holds a transaction open on it, or raise patience="
             )
         if code == sqlite3.SQLITE_FULL:
             return StoreError(
@@ -498,8 +500,8 @@ class SQLiteStore(Store):
             return self._damaged(str(error))
         if _is_cut(error):
             return StoreError(
-                f"the log of {path} was cut while it was in use, and all limits count as used up now: nothing was granted. The next call goes on "
-                "with what is there"
+                f"the log of {path} was cut while it was in use, and all limits count as used up now: "
+                "nothing was granted. The next call goes on with what is there"
             )
         return StoreError(f"{path}: SQLite says {error} ({getattr(error, 'sqlite_errorname', 'no code')})")
 
@@ -510,7 +512,8 @@ class SQLiteStore(Store):
 
     def _damaged(self, how: str) -> StoreError:
         return StoreError(
-            f"{self._here!r} is damaged, or no SQLite database ({how}): nothing was granted. Move it away; a new one begins with full limits"
+            f"{self._here!r} is damaged, or no SQLite database ({how}): nothing was granted. "
+            "Move it away; a new one begins with full limits"
         )
 
     def before_fork(self) -> None:

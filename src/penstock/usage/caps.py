@@ -153,7 +153,8 @@ def check_units(units: Iterable[str], known: Iterable[str]) -> None:
     for unit in units:
         if unit not in there:
             raise UnknownUnit(
-                f"quotas count no {unit!r}; they count {', '.join(there)}. Another unit needs a cap for everybody first",
+                f"quotas count no {unit!r}; they count {', '.join(there)}. "
+                "Another unit needs a cap for everybody first",
                 unit=unit,
                 known=there,
             )

@@ -48,7 +48,8 @@ def chart(line: Line, limit: float | None, moment: Callable[[float], str]) -> st
         return _TOP + high * (1 - amount / top)
 
     drawn = [
-        f'<text x="{_LEFT - 8}" y="{y(part * top) + 4:.1f}" text-anchor="end">{html.escape(counted("", part * top))}</text>'
+        f'<text x="{_LEFT - 8}" y="{y(part * top) + 4:.1f}" text-anchor="end">'
+        f"{html.escape(counted('', part * top))}</text>"
         f'<path d="M{_LEFT} {y(part * top):.1f}H{_WIDTH - _RIGHT}" stroke="var(--line)"/>'
         for part in (0.0, 0.5, 1.0)
     ]
@@ -71,7 +72,8 @@ def chart(line: Line, limit: float | None, moment: Callable[[float], str]) -> st
     if limit is not None:
         label += f", limit {counted('', limit)}"
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(label)}" font-size="12" fill="currentColor">'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(label)}" '
+        'font-size="12" fill="currentColor">'
         f"<title>{html.escape(label)}</title>{''.join(drawn)}</svg>"
     )
 

@@ -27,7 +27,8 @@ class Entry:
     """What is known of one call. `id` is its number in the file; None before it is written."""
 
     __slots__ = (
-        "at", "dollars", "elapsed", "estimated", "id", "limiter", "model", "outcome", "settled", "status", "usage", "user", "waited",
+        "at", "dollars", "elapsed", "estimated", "id", "limiter", "model", "outcome", "settled", "status", "usage",
+        "user", "waited",
     )  # fmt: skip
 
     def __init__(self, at: float, limiter: str | None, user: Hashable, outcome: str, cost: Mapping[str, float]) -> None:

@@ -18,7 +18,10 @@ __all__ = ["History", "Minute", "RecordedCall", "Totals"]
 
 _SUBJECT = "coalesce(model, limiter, '')"
 _COLUMNS = {"user": "coalesce(user, '')", "subject": _SUBJECT, "outcome": "outcome"}
-_CALL = "at, user, limiter, model, outcome, status, waited, elapsed, estimated, settled, input_tokens, output_tokens, dollars"
+_CALL = (
+    "at, user, limiter, model, outcome, status, waited, elapsed, "
+    "estimated, settled, input_tokens, output_tokens, dollars"
+)
 _SENT = "outcome IN ('granted', 'answered', 'rejected', 'failed', 'lost')"
 
 

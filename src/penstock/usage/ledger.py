@@ -174,8 +174,8 @@ def _made_again(path: str, max_pending: int, keep: float | None, prices: Dollars
 
 _INSERT = "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _UPDATE = (
-    "UPDATE calls SET user = ?, model = ?, outcome = ?, status = ?, waited = ?, elapsed = ?, settled = ?, input_tokens = ?, "
-    "output_tokens = ?, dollars = ? WHERE id = ?"
+    "UPDATE calls SET user = ?, model = ?, outcome = ?, status = ?, waited = ?, elapsed = ?, "
+    "settled = ?, input_tokens = ?, output_tokens = ?, dollars = ? WHERE id = ?"
 )
 
 
@@ -198,7 +198,7 @@ class _Writer:
         queue: (moment, event) of what happened, and markers. `SimpleQueue.put` may be interrupted by itself, as by a
             signal handler.
         thread: What writes; None: nothing was heard since the last `close`.
-        drops: Gives one number for each event that is dropped: one step, also where a signal handler drops one meanwhile.
+        drops: Gives one number for each event that is dropped: one step, which no signal handler can interrupt.
     """
 
     def __init__(self, path: Path, max_pending: int, keep: float | None, prices: DollarsOf | None) -> None:
@@ -374,14 +374,17 @@ class _Writer:
         for number, entry in enumerate(entries.new, last + 1):
             entry.id = number
             rows.append((
-                number, entry.at, process, entry.user, entry.limiter, entry.model, entry.outcome, entry.status, entry.waited,
-                entry.elapsed, _plain(entry.estimated), *_settled(entry),
+                number, entry.at, process, entry.user, entry.limiter, entry.model, entry.outcome, entry.status,
+                entry.waited, entry.elapsed, _plain(entry.estimated), *_settled(entry),
             ))  # fmt: skip
         connection.executemany(_INSERT, rows)
         connection.executemany(
             _UPDATE,
             [
-                (entry.user, entry.model, entry.outcome, entry.status, entry.waited, entry.elapsed, *_settled(entry), entry.id)
+                (
+                    entry.user, entry.model, entry.outcome, entry.status, entry.waited, entry.elapsed,
+                    *_settled(entry), entry.id,
+                )
                 for entry in entries.changed.values()
             ],
         )  # fmt: skip

@@ -141,8 +141,8 @@ class Records:
             return read(*what)
         except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
             raise StoreError(
-                f'what is kept of the quota "{self.name}" in {self._own!r} cannot be read ({type(error).__name__}: {error}): another version of '
-                "penstock has written it, or another program"
+                f'what is kept of the quota "{self.name}" in {self._own!r} cannot be read ({type(error).__name__}: '
+                f"{error}): another version of penstock has written it, or another program"
             ) from error
 
     # What was used

@@ -50,7 +50,10 @@ def _blocks(found: Sequence[Evidence], name: str, tz: str) -> Iterator[_Block]:
         yield "No call was recorded."
         return
     begin, end = min(one.since for one in found), max(one.until for one in found)
-    yield f"From {moment(begin, tz)} to {moment(end, tz)}. Figures per minute are over the minutes in which something was sent."
+    yield (
+        f"From {moment(begin, tz)} to {moment(end, tz)}. "
+        "Figures per minute are over the minutes in which something was sent."
+    )
     if found[0].dropped:
         yield f"{found[0].dropped:,} events are missing, as they came while the disk was slow or full."
     for one in found:
@@ -110,9 +113,9 @@ def _figures(one: Evidence) -> Iterator[tuple[str, str]]:
 def _day_row(day: Day) -> tuple[str, ...]:
     totals = day.totals
     return (
-        f"{day.day:%a %Y-%m-%d}", counted("", totals.requests), counted("", totals.tokens), counted("", day.requests.most),
-        counted("", day.tokens.p95), counted("", day.tokens.most), f"{totals.users:,}", f"{totals.rejected:,}", lasting(totals.waited),
-        f"${totals.dollars:,.2f}",
+        f"{day.day:%a %Y-%m-%d}", counted("", totals.requests), counted("", totals.tokens),
+        counted("", day.requests.most), counted("", day.tokens.p95), counted("", day.tokens.most), f"{totals.users:,}",
+        f"{totals.rejected:,}", lasting(totals.waited), f"${totals.dollars:,.2f}",
     )  # fmt: skip
 
 
@@ -131,7 +134,8 @@ def _ahead(one: Evidence) -> Iterator[_Block]:
         limit = min(60 * limit.amount / limit.per for limit in one.limits["tokens"])
         prices = {"input": one.price.input, "output": one.price.output or one.price.input}
         for (kind, price), dollars in zip(prices.items(), one.hour, strict=True):
-            yield f"All {kind}: {limit:,.0f} tokens a minute × 60 × ${price * 1_000:.6g} per 1,000 tokens = ${dollars:,.2f}."
+            per_thousand = f"${price * 1_000:.6g} per 1,000 tokens"
+            yield f"All {kind}: {limit:,.0f} tokens a minute × 60 × {per_thousand} = ${dollars:,.2f}."
             if prices["input"] == prices["output"]:
                 break
 
@@ -171,8 +175,9 @@ def _marked(text: str) -> str:
 # CSV
 
 _COLUMNS = (
-    "model", "period", "calls", "requests", "tokens", "requests_per_min_p50", "requests_per_min_p95", "requests_per_min_max",
-    "tokens_per_min_p50", "tokens_per_min_p95", "tokens_per_min_max", "users", "rejected_429", "refused", "failed", "waited_seconds", "dollars",
+    "model", "period", "calls", "requests", "tokens", "requests_per_min_p50", "requests_per_min_p95",
+    "requests_per_min_max", "tokens_per_min_p50", "tokens_per_min_p95", "tokens_per_min_max", "users", "rejected_429",
+    "refused", "failed", "waited_seconds", "dollars",
 )  # fmt: skip
 
 
@@ -186,9 +191,9 @@ def as_csv(found: Sequence[Evidence]) -> str:
         periods += [(f"{day.day}", day.totals, day.requests, day.tokens) for day in one.days]
         for period, totals, requests, tokens in periods:
             writer.writerow([
-                _cell(one.subject), period, totals.calls, totals.requests, totals.tokens, requests.p50, requests.p95, requests.most,
-                tokens.p50, tokens.p95, tokens.most, totals.users, totals.rejected, totals.refused, totals.failed,
-                round(totals.waited, 3), round(totals.dollars, 6),
+                _cell(one.subject), period, totals.calls, totals.requests, totals.tokens, requests.p50, requests.p95,
+                requests.most, tokens.p50, tokens.p95, tokens.most, totals.users, totals.rejected, totals.refused,
+                totals.failed, round(totals.waited, 3), round(totals.dollars, 6),
             ])  # fmt: skip
     return out.getvalue()
 
@@ -204,7 +209,8 @@ _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --quiet: #777; --blue: #2a6fdb; --red: #c33; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+table { display: block; overflow-x: auto; }
 th, td { padding: .2rem .7rem .2rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 .left { text-align: left; } th { color: var(--quiet); font-weight: 500; }
 figure { margin: 1rem 0; } figcaption { color: var(--quiet); } svg { width: 100%; height: auto; }
@@ -229,8 +235,8 @@ def as_html(found: Sequence[Evidence], name: str, tz: str) -> str:
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        f'<meta name="viewport" content="width=device-width">\n<link rel="icon" href="data:,">\n<style>{_STYLE}</style>\n</head>\n'
-        f"<body>\n{body}\n</body>\n</html>\n"
+        '<meta name="viewport" content="width=device-width">\n<link rel="icon" href="data:,">\n'
+        f"<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 

@@ -1,7 +1,8 @@
 """The backend in front of a shared store: callers hand their requests to the dispatcher, and park.
 
-What is charged, and when, is the store's to say. What callers say of a grant (its true cost, its end) is written down here, and is true from
-then on; the dispatcher tells the store. Only grants out of leases that this process holds are made in the caller's own thread.
+The store decides what is charged, and when. What a caller says of its grant (the true cost, the end) is noted here
+and counts from then on; the dispatcher tells the store. Only grants out of leases that this process holds are made in
+the caller's own thread.
 """
 
 from __future__ import annotations
@@ -102,9 +103,10 @@ class SharedBackend:
     def _more_than_leases_leave(self, state: Any, amount: float) -> Unsatisfiable:
         meter = state.meter
         return Unsatisfiable(
-            f'{amount:g} {state.unit} can never be granted: "{self.plan().label(state)}" holds at most {meter.burst:g} at once, '
-            f"its burst of {state.limit.burst:g} less what flows in during a lease of {state.limit_set.lease:g} s. Split the call, "
-            "shorten the lease, or raise burst.",
+            f"{amount:g} {state.unit} can never be granted: "
+            f'"{self.plan().label(state)}" holds at most {meter.burst:g} at once, '
+            f"its burst of {state.limit.burst:g} less what flows in during a lease of {state.limit_set.lease:g} s. "
+            "Split the call, shorten the lease, or raise burst.",
             unit=state.unit,
             cost=amount,
             capacity=meter.burst,
@@ -140,9 +142,9 @@ class SharedBackend:
             return None
         if request.parker is None:
             raise WouldBlockEventLoop(
-                f"{request.caller.name!r} has to ask its store, and waiting for the answer here would block the running event loop: use "
-                "`await limiter.acquire(max_wait=0)`, or `async with`, or run this function in a thread (for example with "
-                "anyio.to_thread.run_sync) with `with limiter(max_wait=0):`"
+                f"{request.caller.name!r} has to ask its store, and waiting for the answer here "
+                "would block the running event loop: use `await limiter.acquire(max_wait=0)`, or `async with`, or run "
+                "this function in a thread (for example with anyio.to_thread.run_sync) with `with limiter(max_wait=0):`"
             )
         if request.flow is not None:
             request.flow = flow_key(request.flow)
@@ -155,7 +157,7 @@ class SharedBackend:
         return math.inf if request.latest == math.inf else self._until_answered(request)
 
     def _until_answered(self, request: SharedRequest) -> float:
-        """Seconds to wait for the dispatcher: for ever, or, where the caller said how long it waits, as long and as the store may take to answer."""
+        """Seconds to wait for the dispatcher: infinite, or the caller's longest wait and the store's patience."""
         if request.latest == math.inf:
             return math.inf
         latest = max(request.latest, request.arrived)
@@ -171,7 +173,8 @@ class SharedBackend:
         seconds = self._until_answered(request)
         if seconds <= 0:
             request.error = StoreError(
-                f"{self.store!r} gave no answer for {show_seconds(clock.now() - request.arrived)}: nothing was granted. Is it hanging?"
+                f"{self.store!r} gave no answer for {show_seconds(clock.now() - request.arrived)}: "
+                "nothing was granted. Is it hanging?"
             )
             return None
         return seconds
@@ -233,8 +236,9 @@ class SharedBackend:
                 orphans, part.orphans = part.orphans, []
                 for file, line in orphans:
                     warnings.warn_explicit(
-                        f"a permit acquired at {file}:{line} was never closed, so it holds places of {state.label} for as long as this "
-                        "process lives, which a call waits for. Use `with await limiter.acquire():`, or close() it",
+                        f"a permit acquired at {file}:{line} was never closed, "
+                        f"so it holds places of {state.label} for as long as this process lives, "
+                        "which a call waits for. Use `with await limiter.acquire():`, or close() it",
                         RuntimeWarning,
                         file,
                         line,
@@ -380,7 +384,7 @@ class SharedBackend:
                 self.dispatcher.post(partial(_resumed, part, Order(part, write, announce=True)))
 
     def reconfigure(self, limits: Mapping[str, tuple[Limit, ...]]) -> None:
-        """Replace the limits of these units, for every process; what was used stays used, and all waiters are looked at anew."""
+        """Replace the limits of these units for every process. What was used stays used; waiters are decided anew."""
         changed = []
         for part in self.sets:
             mine = {unit: kinds for unit, kinds in limits.items() if unit in part.states}
@@ -450,9 +454,9 @@ class SharedBackend:
         sets = tuple(dict.fromkeys((*self.sets, *other.sets)))
         if len({self.store.group_of(part.name) for part in sets}) > 1:
             raise ValueError(
-                "they live in different hash slots of the cluster, which cannot be decided together: write "
-                "their limits into one limiter, or give both names of one group, such as 'org:chat' and 'org:embed' with "
-                'RedisStore(..., group=lambda name: name.split(":")[0])'
+                "they live in different hash slots of the cluster, which cannot be decided together: "
+                "write their limits into one limiter, or give both names of one group, "
+                """such as 'org:chat' and 'org:embed' with RedisStore(..., group=lambda name: name.split(":")[0])"""
             )
         with self.store.lock:
             queue = sets[0].queue

@@ -266,7 +266,7 @@ class Dispatcher:
             wake_all(woken)
 
     def _tell(self) -> None:
-        """Call the store's hook in a thread of its own, as it may take its time, and use limiters of this very store."""
+        """Call the store's hook in a thread of its own: it may be slow, and may use limiters of this very store."""
         hook, events, self._events = self.store.on_event, self._events, []
         if hook is not None:
             arguments = (hook, events, self._teller)
@@ -380,7 +380,7 @@ class Dispatcher:
         return False
 
     def _node_of(self, packed: Batch, store: Store) -> object:
-        """The node that was asked, if that can be silent alone. Where this process decides meanwhile, it decides for all."""
+        """The node that was asked, if it can be silent alone. A process that decides itself does so for all nodes."""
         return store.node_of(packed.terms[0].name) if store is self.store and store.on_outage == "raise" else None
 
     def _node_lost(self, silence: Silence, scheduler: Scheduler, _: float) -> None:
@@ -520,7 +520,7 @@ _forking: list[tuple[Dispatcher, bool]] = []
 
 def _before_fork() -> None:
     for dispatcher in list(_all):
-        dispatcher.lock.acquire()  # if another thread held it at the moment of the fork, nobody in the child could ever have it
+        dispatcher.lock.acquire()  # held by another thread at the moment of the fork, it would stay held in the child
         quiet = dispatcher.store.quiet_at_fork
         if quiet:
             dispatcher._io.acquire()

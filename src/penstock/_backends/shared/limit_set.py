@@ -79,8 +79,8 @@ class SharedLimitSet:
     """
 
     __slots__ = (
-        "__weakref__", "_queue", "agreed", "confirming", "defaults", "flow_weights", "lease", "name", "order", "orphans", "place_ttl", "places",
-        "renew_at", "states", "terms", "users", "version",
+        "__weakref__", "_queue", "agreed", "confirming", "defaults", "flow_weights", "lease", "name", "order",
+        "orphans", "place_ttl", "places", "renew_at", "states", "terms", "users", "version",
     )  # fmt: skip
 
     def __init__(self, name: str, limits: Limits, queue: StoreQueue, place_ttl: float, lease: float | None) -> None:

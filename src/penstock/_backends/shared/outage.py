@@ -45,7 +45,7 @@ class Silence:
     Attributes:
         batch, packed: What it was asked last. Whether it was decided is not known; it is asked until it is.
         error: Why there is no answer, as of the last attempt.
-        told: Whether the store's patience is over, so that those who wait for this node were told, and so are those who come.
+        told: Whether the store's patience is over: the requests that wait for this node were told, and so are new ones.
     """
 
     batch: BatchInFlight

@@ -44,8 +44,8 @@ class StoreQueue:
     """
 
     __slots__ = (
-        "__weakref__", "_into", "_merged", "alarm", "behind", "blocked", "bookings", "coming", "fresh", "lease", "more_at", "poll",
-        "problem", "reserved", "sets", "tended", "told", "waiters",
+        "__weakref__", "_into", "_merged", "alarm", "behind", "blocked", "bookings", "coming", "fresh", "lease",
+        "more_at", "poll", "problem", "reserved", "sets", "tended", "told", "waiters",
     )  # fmt: skip
 
     def __init__(self, ageing: float, weights: Mapping[Hashable, float], lease: float | None) -> None:

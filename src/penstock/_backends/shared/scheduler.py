@@ -1,14 +1,16 @@
 """The scheduler: which requests a process asks its store for, and what it does with the answers.
 
-It decides, and nothing else: the dispatcher is the thread and the way to the store, so `benchmarks/scale.py` can drive a thousand schedulers
-through one virtual time. `take_in` and the `on_…` methods take in what came, `turn` returns what to ask; `apply` takes in the answer.
+It decides, and nothing else: the dispatcher is the thread and the way to the store, so `benchmarks/scale.py` can drive
+a thousand schedulers through one virtual time. `take_in` and the `on_…` methods take in what came, `turn` returns what
+to ask; `apply` takes in the answer.
 
-**The head reserves.** The store is asked for the first waiter and for those that could go within about 20 ms; the rest hold
-nothing. A request that is granted for a moment to come is woken then. If its caller leaves before, the reservation is *handed on* to the
-next waiter that can use it, and only if there is none it goes back to the store. So the quota is used even if most give up.
+**The head reserves.** The store is asked for the first waiter and for those that could go within about 20 ms; the rest
+hold nothing. A request that is granted for a moment to come is woken then. If its caller leaves before, the
+reservation is *handed on* to the next waiter that can use it; it goes back to the store only if there is none. So the
+quota is used even if most give up.
 
-The store decides between the flows of several processes (`_core.flows`): each request names its flow, and one that is told that it
-is another's turn stands back in the queue.
+The store decides between the flows of several processes (`_core.flows`): each request names its flow, and a request
+that is told to let another flow go first returns to the queue.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ __all__ = ["Scheduler"]
 _NEW, _ASKED, _GRANTED = Stage.NEW, Stage.ASKED, Stage.GRANTED  # to look members up costs as much as a call on 3.11
 
 UNCONFIRMED = 2.5 * LOOKAHEAD
-"""Seconds up to which a reservation is used without asking whether everything was paused meanwhile, where the store tells nobody."""
+"""Seconds for which a reservation is used without asking whether all was paused, where the store announces nothing."""
 
 SEPARATE = 10.0
 """Seconds for which each batch is about one queue, after one about several has failed."""
@@ -216,7 +218,7 @@ class Scheduler:
         self.state.urgent = True
 
     def on_announced(self, name: str) -> None:
-        """Another process has paused or changed something, or given something back; empty: anything may have happened."""
+        """Another process has paused, changed or given back something under these names; empty: under any name."""
         state = self.state
         for part in [state.limit_sets.get(name)] if name else list(state.limit_sets.values()):
             if part is None:
@@ -274,9 +276,7 @@ class Scheduler:
         problem = queue.problem if silence is None else silence.error
         if problem is not None:
             state.refuse(request, again(problem))
-        elif (
-            request.stage is Stage.QUEUED
-        ):  # it has not waited for its turn, but for the store: it is asked for now, or never
+        elif request.stage is Stage.QUEUED:  # it waited for the store, not for its turn: ask for it now, or never
             request.stage = Stage.NEW
             queue.fresh.append(request)
 
@@ -502,7 +502,7 @@ class Scheduler:
         )
 
     def failed(self, batch: BatchInFlight, error: Exception, now: float) -> None:
-        """The store said no: nothing was decided. Where a batch was about several queues, each is asked for by itself: one is to blame."""
+        """The store said no: nothing was decided. One of the batch's queues is to blame, so ask for each by itself."""
         state = self.state
         queues = {part.queue for part in batch.offsets}
         for queue in queues:
@@ -548,7 +548,7 @@ class Scheduler:
                 self.state.refuse(request, again(error))
 
     def break_down(self, requests: Sequence[SharedRequest], error: StoreError) -> None:
-        """After a defect: tell every caller, and know of nothing any more. What was reserved or leased is lost to others for its time."""
+        """After a defect: tell every caller and forget all. What was reserved or leased is unused until it ends."""
         state = self.state
         known: list[Any] = [*requests]
         for queue in list(state.queues):

@@ -374,7 +374,7 @@ class BatchInFlight:
     def _nonsense(self, reply: Reply) -> StoreError:
         names = ", ".join(repr(part.name) for part in self.offsets)
         return StoreError(
-            f"the store's answer about {names} makes no sense ({len(reply.epochs)} epochs, {len(reply.states)} states and "
-            f"{len(reply.verdicts)} verdicts to {len(self.asked)} requests): nothing was granted. Another program, or another "
-            "version of penstock, may have written there"
+            f"the store's answer about {names} makes no sense ({len(reply.epochs)} epochs, "
+            f"{len(reply.states)} states and {len(reply.verdicts)} verdicts to {len(self.asked)} requests): "
+            "nothing was granted. Another program, or another version of penstock, may have written there"
         )

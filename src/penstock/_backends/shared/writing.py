@@ -47,7 +47,7 @@ class Writing:
         now: float,
         booking: Booking | None = None,
     ) -> None:
-        """Write a request that may be reserved up to `horizon` seconds ahead, and is expected to be ready at `ready`."""
+        """Write a request that may be reserved up to `horizon` seconds ahead and is expected to be ready at `ready`."""
         wait = request.latest - now
         stops = True
         if wait < horizon:

@@ -26,4 +26,4 @@ __all__ = ["StoreContract"]
 
 
 class StoreContract(DecisionContract, ChargeContract, WaitingContract, ChangeContract):
-    """Subclass it with a fixture `make_store`: a function of options that returns a store over one and the same state."""
+    """Subclass it with a fixture `make_store`: a function of options that returns a store, always over one state."""
