@@ -35,7 +35,7 @@ PYTEST := $(NEEDS_RANKS) PENSTOCK_OPENAI2_PYTHON="$(CURDIR)/$(VENV)-openai2/bin/
 PARTS := 1 2 3 4
 THROUGHPUT := $(shell grep -rl "pytest\.mark\.throughput" tests --include="test_*.py")
 
-.PHONY: help demo test fuzz coverage check bench docs try-it pictures mutation kills field matrix pins pins-field clean environment
+.PHONY: help demo test fuzz coverage check bench docs try-it pictures mutation kills field matrix pages pins pins-field clean environment
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -113,6 +113,9 @@ field: ## the outside world, WHAT=judges, sdks, frameworks, engines or peers; wr
 
 matrix: environment ## the wheel with each extra, on every Python that is here: the oldest versions on the oldest, the newest on the others
 	$(BIN)/python tools/matrix.py $(EXTRA)
+
+pages: environment ## each page of the docs as a reader runs it: the wheel, what the page says to install, its programs as printed
+	$(BIN)/python tools/pages.py $(PAGES)
 
 PIN = .cache/uv/bin/uv pip compile --quiet --python $(BIN)/python --universal --python-version 3.11 --generate-hashes \
 	--no-annotate --no-header $(UPGRADE)
