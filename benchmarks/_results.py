@@ -15,7 +15,8 @@ RESULTS = HERE / "RESULTS.md"
 INTRO = """# Results
 
 Written by `make bench`, which runs each command below and keeps what it prints. Candidates are interleaved in one run;
-numbers of a shared machine are ratios, not speeds. "MISSED" says that a number the design asks for was not reached in this run.
+numbers of a shared machine are ratios, not speeds. "MISSED" says that a number the design asks for was not reached in
+this run.
 """
 
 

@@ -30,7 +30,11 @@ HEADERS = {"content-type": "application/json", "authorization": "Bearer x"}
 
 SERVER = r"""
 import asyncio
-ANSWER = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"' + b"z" * 200 + b'"}}],"usage":{"total_tokens":20}}'
+ANSWER = (
+    b'{"choices":[{"index":0,"message":{"role":"assistant","content":"'
+    + b"z" * 200
+    + b'"}}],"usage":{"total_tokens":20}}'
+)
 REPLY = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(ANSWER) + ANSWER
 class Server(asyncio.Protocol):
     def connection_made(self, transport):

@@ -3,10 +3,10 @@
     python benchmarks/learning.py                   every server, 20 seeds (a quarter of an hour)
     python benchmarks/learning.py exact windows -n 3
 
-Ten minutes of endless demand from 200 workers, in virtual time, against the simulator's accounts in process; 500 requests
-and 300,000 tokens a minute unless it says otherwise. Sizes and latencies are lognormal, and requests overtake each other
-on their way. Counted are 429s per 1,000 requests, and the share that was used after the first minute of what there was:
-the level at its end, and the refill from then on.
+Ten minutes of endless demand from 200 workers, in virtual time, against the simulator's accounts in process; 500
+requests and 300,000 tokens a minute unless it says otherwise. Sizes and latencies are lognormal, and requests overtake
+each other on their way. Counted are 429s per 1,000 requests, and the share that was used after the first minute of what
+there was: the level at its end, and the refill from then on.
 """
 
 from __future__ import annotations
@@ -245,8 +245,9 @@ def main() -> None:
         results = [run(column, seed) for seed in range(given.n)]
         refused, used = [each.refused for each in results], [100 * each.used for each in results]
         print(
-            f"| {name} | {statistics.mean(refused):.2f} | {max(refused):.2f} | {statistics.mean(used):.2f} % | {min(used):.2f} % "
-            f"| {column.most:g}, {100 * column.least:g} % | {(time.process_time() - began) / given.n:.1f} |",
+            f"| {name} | {statistics.mean(refused):.2f} | {max(refused):.2f} "
+            f"| {statistics.mean(used):.2f} % | {min(used):.2f} % | {column.most:g}, {100 * column.least:g} % "
+            f"| {(time.process_time() - began) / given.n:.1f} |",
             flush=True,
         )
 

@@ -443,32 +443,43 @@ def main():
     keys, processes = [one.result() for one in reversed(keys)], [one.result() for one in reversed(processes)]
     urgent = [one.result() for one in urgent]
     table(
-        ["processes", "virtual s", "grants", "over", "used", "share: least", "5 %", "95 %", "most", "Jain's index", "calls/grant", "calls/s"],
+        [
+            "processes", "virtual s", "grants", "over", "used", "share: least", "5 %", "95 %", "most", "Jain's index",
+            "calls/grant", "calls/s",
+        ],
         [
             [
-                f"{row['processes']:,}", f"{row['seconds']:g}", f"{row['grants']:,}", f"{row['over']:.3f}", f"{row['used']:.2%}",
-                *(f"{row[name]:.2f}" for name in ("least", "p5", "p95", "most")), f"{row['jain']:.4f}",
-                f"{row['calls']:.2f}", f"{row['load']:,.0f}",
+                f"{row['processes']:,}", f"{row['seconds']:g}", f"{row['grants']:,}", f"{row['over']:.3f}",
+                f"{row['used']:.2%}", *(f"{row[name]:.2f}" for name in ("least", "p5", "p95", "most")),
+                f"{row['jain']:.4f}", f"{row['calls']:.2f}", f"{row['load']:,.0f}",
             ]
             for row in processes
         ],
     )  # fmt: skip
     table(
-        ["keys", "grants", "over", "used", "used, least key", "calls/grant", "limiters alive in a process", "memory, MB", "bytes a key"],
+        [
+            "keys", "grants", "over", "used", "used, least key", "calls/grant", "limiters alive in a process",
+            "memory, MB", "bytes a key",
+        ],
         [
             [
-                f"{row['keys']:,}", f"{row['grants']:,}", f"{row['over']:.3f}", f"{row['used']:.2%}", f"{row['used least']:.2%}",
-                f"{row['calls']:.3f}", row["alive"], f"{row['mb']:.0f}", f"{2**20 * row['mb'] / row['keys']:,.0f}" if row["keys"] >= 100_000 else "",
+                f"{row['keys']:,}", f"{row['grants']:,}", f"{row['over']:.3f}", f"{row['used']:.2%}",
+                f"{row['used least']:.2%}", f"{row['calls']:.3f}", row["alive"], f"{row['mb']:.0f}",
+                f"{2**20 * row['mb'] / row['keys']:,.0f}" if row["keys"] >= 100_000 else "",
             ]
             for row in keys
         ],
     )  # fmt: skip
     table(
-        ["urgent by", "batch processes", "waits", "p50, ms", "p90, ms", "most, ms", "one grant, ms", "used", "over", "calls/grant"],
+        [
+            "urgent by", "batch processes", "waits", "p50, ms", "p90, ms", "most, ms", "one grant, ms", "used", "over",
+            "calls/grant",
+        ],
         [
             [
-                row["how"], f"{row['processes']:,}", row["waits"], *(f"{1e3 * row[name]:.0f}" for name in ("p50", "p90", "most", "grant")),
-                f"{row['used']:.2%}", f"{row['over']:.3f}", f"{row['calls']:.2f}",
+                row["how"], f"{row['processes']:,}", row["waits"],
+                *(f"{1e3 * row[name]:.0f}" for name in ("p50", "p90", "most", "grant")), f"{row['used']:.2%}",
+                f"{row['over']:.3f}", f"{row['calls']:.2f}",
             ]
             for row in urgent
         ],

@@ -123,6 +123,10 @@ def hand_keyed(keys):
 # By penstock
 
 
+def one():
+    return Limiter(tokens=Rate(PLENTY, 1))
+
+
 def two(**options):
     return Limiter(requests=per_second(PLENTY), tokens=Rate(PLENTY, 1), **options)
 
@@ -196,7 +200,7 @@ FEW, MANY = ([f"user {number}" for number in range(count)] for count in (100, 10
 ROWS = [
     # What, by hand, by penstock, to reach
     ("one rate, `async with limiter`", hand_one, by_itself, 0.9),
-    ("one rate, `async with limiter(tokens=5)`", hand_one, lambda: entered(Limiter(tokens=Rate(PLENTY, 1)), tokens=5), 0.9),
+    ("one rate, `async with limiter(tokens=5)`", hand_one, lambda: entered(one(), tokens=5), 0.9),
     ("two rates", hand_two, lambda: entered(two(), tokens=5), 0.7),
     ("the README's: two rates and in_flight(64)", hand_places, lambda: entered(with_places(), tokens=5), 0.7),
     ("three rates", hand_three, lambda: entered(three(), tokens=5, images=2), 0.75),

@@ -1,6 +1,6 @@
 """Shared stores: grants a second, and how long one grant takes, beside what a user would write instead.
 
-    python benchmarks/stores.py                         # everything: 1, 50 and 500 tasks, 1, 2 and 4 processes; under 4 minutes
+    python benchmarks/stores.py      # everything: 1, 50 and 500 tasks, 1, 2 and 4 processes; under 4 minutes
     python benchmarks/stores.py --seconds 3 --only sqlite,valkey,evalsha --tasks 50 --processes 1
 
 Every row is a limit that is never reached, so what is measured is the way there and back. Nothing is a comparison of
@@ -8,8 +8,9 @@ algorithms: each library is asked for one grant at a time, the way its users ask
 at the same moment into one call. "evalsha" is redis-py sending penstock's own script once per grant. penstock, evalsha,
 limits and throttled decide two limits (limits and throttled one after another, which is two calls and no transaction),
 pyrate one. "floor" is what no thread beside an event loop can pass: each grant is a bare future, and a thread sends the
-script once for all that wait; it knows no limiter, no queue, no permit and no fault. Calls are counted where they leave: what a client writes to its socket, or a transaction. The servers are
-started here, on free ports; `PENSTOCK_TEST_REDIS_URL` names another.
+script once for all that wait; it knows no limiter, no queue, no permit and no fault. Calls are counted where they
+leave: what a client writes to its socket, or a transaction. The servers are started here, on free ports;
+`PENSTOCK_TEST_REDIS_URL` names another.
 """
 
 from __future__ import annotations
@@ -440,7 +441,8 @@ def against_the_design(options, where):
         return
     best = max(PEERS, key=lambda name: statistics.median(one[name] for one in rounds))
     print(
-        f"50 tasks, one process, {len(rounds)} interleaved rounds; medians, and of what was measured against them the median ratio:\n"
+        f"50 tasks, one process, {len(rounds)} interleaved rounds; "
+        "medians, and of what was measured against them the median ratio:\n"
     )
     table(
         ["", "grants/s: least", "median", "most"],

@@ -164,7 +164,8 @@ def maps(items):
             cpu, clock, grown = results.get()
             process.join()
             print(
-                f"| {loop:7} | {name:22} | {count:9,} | {cpu / count * 1e6:17.2f} | {count / clock:20,.0f} | {grown:17.1f} |"
+                f"| {loop:7} | {name:22} | {count:9,} | {cpu / count * 1e6:17.2f} "
+                f"| {count / clock:20,.0f} | {grown:17.1f} |"
             )
             if name.startswith("amap"):
                 reached = reached and grown < CONSTANT

@@ -8,8 +8,8 @@ shows the round with the least CPU.
     CPU          of the process, from the first task's start to the last one's end
     wall/ideal   time from the first grant to the last, by (waiters − burst) / rate
     inversions   grants that came after one of a later arrival
-    excess       the most grants above burst + rate · T in any span T, in grants, exactly from the moments of the grants: the
-                 permit's for penstock, for the others the moment at which the caller got through
+    excess       the most grants above burst + rate · T in any span T, in grants, exactly from the moments of the
+                 grants: the permit's for penstock, for the others the moment at which the caller got through
 
 The clock of a limiter forgives 10 ns, so that much of the rate counts as no excess.
 

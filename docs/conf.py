@@ -1,4 +1,4 @@
-"""How Sphinx makes the site: `make docs`. Nothing here, and nothing on a page of the site, asks the network for anything."""
+"""How Sphinx makes the site: `make docs`. Neither this file nor any page of the site uses the network."""
 
 from __future__ import annotations
 

@@ -40,7 +40,8 @@ async def main() -> None:
     begin = clock.now()
     replies = await asyncio.gather(*map(classify, prompts))
     print(
-        f"{len(replies)} calls in {clock.now() - begin:.2f} s, {sum(reply.text == 'kind' for reply in replies)} of them kind"
+        f"{len(replies)} calls in {clock.now() - begin:.2f} s, "
+        f"{sum(reply.text == 'kind' for reply in replies)} of them kind"
     )
     print(f"tokens: {sum(map(count, prompts))} charged at first, {sum(reply.tokens for reply in replies)} in the end")
 

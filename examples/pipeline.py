@@ -1,4 +1,4 @@
-"""A pipeline: retries around a limiter around a timeout, over a service that loses one call in five, and over many calls.
+"""A pipeline: retries around a limiter around a timeout, for many calls to a service that loses one call in five.
 
 python examples/pipeline.py
 """

@@ -13,9 +13,9 @@ import pytest
 
 @contextmanager
 def alarms(handler: Callable[[int, FrameType | None], object], every: float | None = None) -> Iterator[None]:
-    """Alarms go to `handler`, one `every` so many seconds. None outlives the block: to ignore a signal drops those on their way.
+    """Alarms go to `handler`, one `every` so many seconds; none outlives the block.
 
-    A handler that raises must not do so while the block is left.
+    To ignore a signal drops those on their way. A handler that raises must not do so while the block is left.
     """
     if every is not None and "coverage" in sys.modules:
         pytest.skip("an exception inside coverage's own tracer leaves its lock held for ever")

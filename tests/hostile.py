@@ -33,7 +33,7 @@ def error_whose(name, raised):
 
 
 NAMES = [
-    "__str__", "__repr__", "__notes__", "add_note", "__setattr__", "__reduce__", "__eq__", "__hash__", "__bool__", "__len__",
-    "__getattribute__", "__class__", "__cause__", "__context__", "__traceback__", "with_traceback", "__dict__",
-    "response", "retry_after", "headers", "status_code", "exceptions",
+    "__str__", "__repr__", "__notes__", "add_note", "__setattr__", "__reduce__", "__eq__", "__hash__", "__bool__",
+    "__len__", "__getattribute__", "__class__", "__cause__", "__context__", "__traceback__", "with_traceback",
+    "__dict__", "response", "retry_after", "headers", "status_code", "exceptions",
 ]  # fmt: skip

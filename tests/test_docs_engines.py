@@ -1,4 +1,4 @@
-"""The recipes for joblib and Celery, as they are printed: real workers share one limit. `make field WHAT=engines` runs the heavier ones."""
+"""The recipes for joblib and Celery, as printed: real workers share one limit. `make field` runs others."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 CPython looks for signals where a loop goes back. Up to 3.12 that is inside of the `with` or `try` around the loop. In
 3.13 a jump back that depends on a condition is not: an exception raised there passes the lock's `__exit__` by, and the
-lock is held for ever. So loops whose jump depends on a condition stand in functions of their own, which guards call. What runs there under signals is in the tests of signals.
+lock is held for ever. So loops whose jump depends on a condition stand in functions of their own, which guards call.
+What runs there under signals is in the tests of signals.
 """
 
 from __future__ import annotations

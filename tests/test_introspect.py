@@ -347,7 +347,7 @@ ASKED = {
 @pytest.mark.parametrize("function", [_a_generator, _an_async_generator, _a_block], ids=lambda fn: fn.__name__)
 @pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
 def test_a_function_that_only_begins_when_it_is_called_gives_no_answer(ask, function):
-    """What it returns is true, and a new one each time: every error was retried, and every call had a key of its own."""
+    """What it returns is true, and new each time: every error was retried, and every call had a key of its own."""
     with pytest.raises(
         (TypeError, ValueError), match=r"called for its answer, and a (generator|context manager) has none"
     ):

@@ -1,4 +1,4 @@
-"""Limits are read as people write them; what has several meanings is refused, and the message says how to write each."""
+"""Limits are read as people write them; what has several meanings is refused, and the message says how to write it."""
 
 from __future__ import annotations
 

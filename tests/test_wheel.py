@@ -88,8 +88,8 @@ def test_the_version_stands_once(wheel):
     """In `penstock/__init__.py`; the wheel and the command say the same, also where no extra is installed."""
     assert f"penstock-{penstock.__version__}-" in wheel.name
     program = (
-        f"import sys; sys.path.insert(0, {str(wheel)!r}); sys.modules['typer'] = None; sys.argv = ['penstock', '--version']; "
-        "from penstock.__main__ import main; sys.exit(main())"
+        f"import sys; sys.path.insert(0, {str(wheel)!r}); sys.modules['typer'] = None; "
+        "sys.argv = ['penstock', '--version']; from penstock.__main__ import main; sys.exit(main())"
     )
     done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == f"{penstock.__version__}\n"

@@ -48,7 +48,8 @@ class Drawing:
         """Fill a rectangle."""
         clear = f' opacity="{opacity:g}"' if opacity < 1 else ""
         self._parts.append(
-            f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(width, 0):.1f}" height="{height:.1f}" rx="2" fill="{colour}"{clear}/>'
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(width, 0):.1f}" height="{height:.1f}" '
+            f'rx="2" fill="{colour}"{clear}/>'
         )
 
     def line(self, points: list[tuple[float, float]], colour: str, *, width: float = 1.5, dashed: bool = False) -> None:

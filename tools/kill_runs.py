@@ -1,10 +1,10 @@
-"""Kill `penstock run` at random instants, again and again, and see that nothing is lost and nothing is paid for twice unknowingly.
+"""Kill `penstock run` at random instants, again and again: nothing is lost, nothing is paid for twice unknowingly.
 
     python tools/kill_runs.py [--rows 20000] [--seed 1]
 
 A simulated server answers; the run is killed by SIGKILL, begun again by the same command, and so on until it ends by
-itself. Three rounds: 100 kills without limits, 30 under limits that bind, and 15 with results in the order of the input.
-Of each round it is shown that
+itself. Three rounds: 100 kills without limits, 30 under limits that bind, and 15 with results in the order of the
+input. Of each round it is shown that
 
 - every row has one answer, and it is the answer to that row;
 - a row reached the server a second time only if the run that sent it again had said that it may have been billed;

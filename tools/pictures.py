@@ -2,8 +2,8 @@
 
     python tools/pictures.py [usual-ways queue …]     all of them, or these
 
-`usual-ways` shows what benchmarks/RESULTS.md says, and `peers` what docs/field/peers.md says; the others show a run in virtual time.
-All are the same on every machine, so a test compares what is in docs/images with what this draws.
+`usual-ways` shows what benchmarks/RESULTS.md says, and `peers` what docs/field/peers.md says; the others show a run in
+virtual time. All are the same on every machine, so a test compares what is in docs/images with what this draws.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def usual_ways() -> str:
 
 
 def peers() -> str:
-    """How long a job takes over what its limits allow, what is refused and what is lost: penstock run beside its peers."""
+    """How long a job takes beside what its limits allow, what is refused, what is lost: penstock run and its peers."""
     rows = _rows(_section("docs/field/peers.md", "Peers"))
     rows.sort(key=lambda row: (not row[0].startswith("**"), _number(row[3]), _number(row[1])))
     drawing = Drawing(
@@ -148,7 +148,7 @@ async def _bucket() -> tuple[list[tuple[float, float]], list[tuple[float, bool]]
 
 
 def refunds() -> str:
-    """What is let through when refunds are added to the level, and by penstock, under the bound that a limit promises."""
+    """What is let through when refunds are added to the level, and by penstock, under the bound of the limit."""
     ours, naive = _in_virtual_time(_refunds), _naive_refunds()
     drawing = Drawing(760, 320, "Refunds: added to the level they break the limit; penstock's do not")
     axes = Axes(drawing, (56, 44, 520, 220), (0, 240, 60), (0, 1000, 200), labels=("seconds", "tokens let through"))

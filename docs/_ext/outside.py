@@ -1,4 +1,4 @@
-"""Links of a page to files of the repository that are no pages: tests, benchmarks, sources. The site names them; it has no copy."""
+"""Links of a page to files of the repository that are no pages: tests, benchmarks, sources. The site has no copy."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """What the pages of reference are generated from: docstrings, the options of the command line, and exit codes.
 
-Docstrings are Markdown, with the sections that Google's style has. Sphinx reads reStructuredText, so what differs is rewritten.
+Docstrings are Markdown, with the sections that Google's style has. Sphinx reads reStructuredText, so what differs is
+rewritten.
 
     ```{eval-rst}
     .. commands::              every command of `penstock`, its options, their defaults, and its exit codes

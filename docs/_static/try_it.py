@@ -1,6 +1,7 @@
 """What the page "Try it" runs in the browser: load on a service with limits, in virtual time, sent in three ways.
 
-A browser's Python has no threads and no sockets, so its event loop here has nothing to select: it jumps to the next timer.
+A browser's Python has no threads and no sockets, so its event loop here has nothing to select: it jumps to the next
+timer.
 """
 
 from __future__ import annotations

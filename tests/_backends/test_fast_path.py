@@ -77,7 +77,7 @@ def test_from_the_look_to_the_charge_nothing_can_come_between(shape):
 
 @pytest.mark.parametrize("shape", ["k10", "k201", "k21", "k6012345"])
 def test_from_the_look_at_a_plain_key_to_its_charge_nothing_can_come_between(shape):
-    """But for garbage that older CPythons collect where the new tuple is made: after that the key is looked at again."""
+    """Older CPythons may collect garbage where the new tuple is made: after that the key is looked at again."""
     enter = fast_path.enter_and_leave(shape, {})["__aenter__"]
     for function in (fast_path._write_keyed(shape), enter):
         code = list(dis.get_instructions(function))

@@ -38,7 +38,8 @@ if (sniffio := sys.argv[2]) == "sniffio":
 
 def use():
     limiter = Limiter(requests="100/s burst 1")
-    call = Pipeline(Retry(on=OSError), limiter(), circuit_breaker(on=OSError), pausing(limiter, on=OSError))(lambda: "value")
+    layers = Retry(on=OSError), limiter(), circuit_breaker(on=OSError), pausing(limiter, on=OSError)
+    call = Pipeline(*layers)(lambda: "value")
     assert [call() for _ in range(3)] == ["value"] * 3        # the second and the third wait
     with limiter(), Adaptive(limiter):
         pass

@@ -40,8 +40,8 @@ class Queue:
         charges = [x for limit, amount in enumerate(amounts) if amount for x in (limit, amount)]
         ahead = self.horizon if horizon is None else horizon
         decision = self.do(
-            *((FLOW, flow, member, 1.0, 0.0, 0.0) if flow else ()), RANK, priority, waited, 30.0, PLACE, number, due, within,
-            ACQUIRE, ahead, 1.0, len(charges) // 2, *charges,
+            *((FLOW, flow, member, 1.0, 0.0, 0.0) if flow else ()), RANK, priority, waited, 30.0, PLACE, number, due,
+            within, ACQUIRE, ahead, 1.0, len(charges) // 2, *charges,
         )  # fmt: skip
         wait = decision.verdicts[0]
         if wait >= 0:

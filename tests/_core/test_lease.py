@@ -65,13 +65,13 @@ PLACES = (
     "without lease=, and enter it first"
 )
 BUCKET = (
-    "u=10/s burst 20.5 cannot be leased for 2 s: what is leased may be used that much later, so the shared bucket works with "
-    "burst − rate × lease = 20.5 − 10 × 2 = 0.5, and needs at least 1. So use a lease of at most 1.95 s, or raise burst to at "
-    "least 21"
+    "u=10/s burst 20.5 cannot be leased for 2 s: what is leased may be used that much later, "
+    "so the shared bucket works with burst − rate × lease = 20.5 − 10 × 2 = 0.5, and needs at least 1. "
+    "So use a lease of at most 1.95 s, or raise burst to at least 21"
 )
 LEAKY = (
-    "u=10/s burst 1 cannot be leased for 2 s: what is leased may be used that much later, so the shared bucket works with "
-    "burst − rate × lease = 1 − 10 × 2 = -19, and needs at least 1. So raise burst to at least 21"
+    "u=10/s burst 1 cannot be leased for 2 s: what is leased may be used that much later, so the shared "
+    "bucket works with burst − rate × lease = 1 − 10 × 2 = -19, and needs at least 1. So raise burst to at least 21"
 )
 WINDOW = (
     "u=5 in any 1.5s cannot be leased for 2 s, longer than its window: it would be counted as a window of 3.5 s. "

@@ -37,7 +37,7 @@ def in_window(charges: list[tuple[float, float]], per: float, now: float) -> flo
     steps=st.lists(st.tuples(GAPS, st.integers(0, 12), st.sampled_from(["try", "try", "back", "wait"])), max_size=40),
 )
 def test_no_window_ever_holds_more_and_none_that_could_go_is_refused(amount, begin, steps):
-    """Promise 1 in its strict form, and promise 3: it grants exactly what a list of all charges would, refunds included."""
+    """Promise 1 in its strict form, and promise 3: it grants what a list of all charges would, refunds included."""
     window, now = SlidingWindow(sliding(amount, 10)), begin
     charges: list[list] = []
     for gap, wanted, kind in steps:
@@ -238,7 +238,7 @@ def wall(*moment: int, tz: str = "Europe/Berlin", fold: int = 0) -> float:
     ],
 )  # fmt: skip
 def test_days_weeks_and_months_begin_at_local_midnight(moment, period, tz, begin, hours):
-    """A day may have 23 or 25 hours; a midnight that does not exist, or exists twice, is the first moment of its day."""
+    """A day may have 23 or 25 hours. A midnight that is missing, or comes twice, is the first moment of its day."""
     first, after = period_around(wall(*moment, tz=tz), period, ZoneInfo(tz))
     assert first == wall(*begin, tz=tz)
     assert after - first == hours * 3600
@@ -247,8 +247,9 @@ def test_days_weeks_and_months_begin_at_local_midnight(moment, period, tz, begin
 @pytest.mark.parametrize(
     ("period", "tz", "into", "length"),
     [
-        ("minute", "UTC", 59.25, 60), ("hour", "UTC", 59 * 60 + 59.25, 3600), ("hour", "Asia/Kolkata", 29 * 60 + 59.25, 3600),
-        ("minute", "Asia/Kathmandu", 59.25, 60), ("hour", "Asia/Kathmandu", 44 * 60 + 59.25, 3600),
+        ("minute", "UTC", 59.25, 60), ("hour", "UTC", 59 * 60 + 59.25, 3600),
+        ("hour", "Asia/Kolkata", 29 * 60 + 59.25, 3600), ("minute", "Asia/Kathmandu", 59.25, 60),
+        ("hour", "Asia/Kathmandu", 44 * 60 + 59.25, 3600),
     ],
 )  # fmt: skip
 def test_hours_and_minutes_follow_the_zones_offset(period, tz, into, length):
@@ -436,8 +437,8 @@ def test_what_is_given_back_after_merging_leaves_the_log_and_not_only_the_sum():
 
 
 @pytest.mark.parametrize("period", ["minute", "hour", "day"])
-def test_who_sleeps_until_the_end_of_a_period_finds_the_next_one(period):
-    """Wherever the wall clock stands: seconds since 1970 are rounded to 0.24 µs, and the sum with a process's time again."""
+def test_a_sleep_until_the_end_of_a_period_ends_in_the_next_one(period):
+    """Wherever the wall clock stands: seconds since 1970 are rounded to 0.24 µs, and so is the sum with a process's."""
     luck = random.Random(1)
     for _ in range(2_000):
         window = CalendarWindow(calendar(1, period))

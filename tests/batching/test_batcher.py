@@ -236,7 +236,8 @@ async def test_a_cost_that_is_not_known_is_said_to_be_missing(virtual_time):
         await Batcher(Service(), max_cost={"images": 10})("a text")
     assert caught.value.unit == "images"
     assert str(caught.value) == (
-        "max_cost bounds images, but the cost of 'a text' is not known: give cost={'images': …}, a number or a function of the item"
+        "max_cost bounds images, but the cost of 'a text' is not known: "
+        "give cost={'images': …}, a number or a function of the item"
     )
     with pytest.raises(MissingUnit, match="tokens"):
         await Batcher(Service(), max_cost={"tokens": 10})(object())

@@ -1,4 +1,4 @@
-"""Runs one kind of the tests against the outside world, each environment in turn, and writes what they measured into the docs.
+"""Runs one kind of the tests against the outside world, each environment in turn, and writes the figures into the docs.
 
     python tests/field KIND [ENVIRONMENT]
 

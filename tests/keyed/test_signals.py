@@ -1,4 +1,4 @@
-"""Signal handlers that strike while keys are put away, looked through or materialised: what a key has used is never forgotten."""
+"""Signal handlers that strike while keys are put away, swept or materialised: what a key has used is kept."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ WAYS = [look_through, materialise, put_away, use_materialised]
 
 @pytest.mark.parametrize("way", WAYS)
 def test_what_a_handler_uses_of_keys_is_counted_whatever_it_interrupts(way):
-    """It found a key that was just being looked at in no place, so it had a full bucket; or it broke the interrupted call."""
+    """The handler found no state for a key that was being looked at, so it had a full bucket; or it broke that call."""
     found, points = every_point(Users.use_all, Users, way, Users.wrong)
     assert points > 20
     assert found == {}

@@ -1,6 +1,6 @@
 """A change that an exception cuts short, at any point, lets nobody have more than was promised.
 
-The exception is that of a signal handler, such as KeyboardInterrupt. What it may cost is capacity: a refund that is lost.
+The exception is that of a signal handler, such as KeyboardInterrupt. It may cost capacity: a refund that is lost.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def look(used):
 
 
 WAYS = [
-    settle_up, settle_down, settle_up_and_down, settle_places, to_a_faster_rate, to_a_window, to_a_bucket, to_several, look
+    settle_up, settle_down, settle_up_and_down, settle_places, to_a_faster_rate, to_a_window, to_a_bucket, to_several,
+    look,
 ]  # fmt: skip
 
 

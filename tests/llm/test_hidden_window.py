@@ -67,7 +67,7 @@ class Bucket:
 
 
 def run(server, seconds, *, told=False, changes=()):
-    """Endless demand through an estimate that is told nothing, or only for how long to stay away; it, and the refusals."""
+    """Endless demand on an estimate that is told nothing, or how long to stay away; returns it and the refusals."""
     estimate, now, strikes, refused, changes = UnitEstimate(), 0.0, 0, 0, list(changes)
     estimate.search(10.0, 0.0)
     while now < seconds:

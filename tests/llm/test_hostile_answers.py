@@ -160,7 +160,7 @@ def told(headers):
 
 @pytest.mark.parametrize("kind", CLIENTS)
 async def test_an_answer_of_any_kind_reaches_the_caller_as_it_was_sent(lib, kind, virtual_time, warned):
-    """Or a refusal of ours does: what the service said may well keep everybody away for longer than the caller waits."""
+    """Or a refusal of ours does: the service may have asked for a longer wait than the caller accepts."""
     draw, answered = random.Random(kind), 0
     for number in range(0, MANY, AGAIN):
         service = Service(lib)

@@ -11,7 +11,7 @@ THEIR_OWN = {"four clients", "no headers, a drop"}
 
 
 def run_within(name: str, seconds: float) -> Result:
-    """One run of a column, which holds what the column promises; one seed, and a short run, vary more than the mean of twenty."""
+    """One run of a column holds what the column promises; one short run varies more than the mean of twenty seeds."""
     column = COLUMNS[name]
     result = run(column, seed=1, seconds=seconds)
     assert result.refused <= column.most + 2.5

@@ -96,7 +96,8 @@ async def test_the_limits_are_told_when_they_are_new(lib, events):
 
 async def test_learned_limits_are_told(lib, events):
     headers = {
-        "x-ratelimit-limit-requests": "600", "x-ratelimit-remaining-requests": "599", "x-ratelimit-reset-requests": "100ms",
+        "x-ratelimit-limit-requests": "600", "x-ratelimit-remaining-requests": "599",
+        "x-ratelimit-reset-requests": "100ms",
     }  # fmt: skip
     client = limited(lib, Server(lib, headers=headers), on_event=events)
     for _ in range(3):
@@ -157,8 +158,8 @@ async def test_the_usage_of_a_stream_is_told_when_it_ends(lib, events, events_of
 @pytest.mark.parametrize(
     "content",
     [
-        b'{"usage": {"prompt_tokens": "many"}}', b'{"usage": [1]}', b"[1]", b"{", b'{"usage": {"prompt_tokens": 1e999}}', b"\xff\xfe",
-        b"[" * 100_000, b"",
+        b'{"usage": {"prompt_tokens": "many"}}', b'{"usage": [1]}', b"[1]", b"{",
+        b'{"usage": {"prompt_tokens": 1e999}}', b"\xff\xfe", b"[" * 100_000, b"",
     ],
 )  # fmt: skip
 async def test_whatever_an_answer_says_of_its_usage_the_caller_gets_it(lib, events, content):

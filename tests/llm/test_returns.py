@@ -19,7 +19,7 @@ def test_the_period_of_a_bucket_follows_from_its_resets(period):
 
 
 def test_bare_resets_that_tell_one_size_of_a_bucket_are_milliseconds():
-    """3,000 a minute, 50 at once: 20 ms for each that is gone. In seconds they would tell ever later ends of a window."""
+    """3,000 a minute, 50 at once: 20 ms for each that is gone. Rounded to seconds, they would look like a window's."""
     resets = BareResets()
     assert resets.hear(20.0, 0.0, 3_000.0, 60.0, 49.0) is None  # either may be
     assert resets.hear(40.0, 0.0, 3_000.0, 60.0, 48.0) == 0.04

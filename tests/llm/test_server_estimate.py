@@ -350,7 +350,7 @@ def test_a_limit_that_changes_counts_what_left_before_and_may_arrive_after():
 
 
 def test_a_bucket_that_holds_less_than_its_limit_refills_by_the_minute_all_the_same():
-    """600 a minute, of which 15 at once: `14 left, all of it in 100 ms`, which would fit a limit of 600 in a tenth of a second."""
+    """600 a minute, 15 at once: `14 left, all of it in 100 ms` would fit a limit of 600 in a tenth of a second."""
     traffic = Traffic()
     estimate = ServerEstimate(traffic, Told(600.0, 60.0, 14.0, 0.1), charges_refused=True)
     estimate.begin(traffic.left(1.0, 0.0), 0.0, cautious=False)
@@ -397,7 +397,7 @@ def test_refused_requests_are_charged_no_more_than_there_was():
 
 
 def test_a_limit_of_unknown_period_is_spent_as_far_as_answers_tell_and_no_further():
-    """Its reset says that all comes back in seven seconds, or that one does: nothing is counted on before it is seen."""
+    """Its reset says that all comes back in seven seconds, or that one does: count on nothing before it is seen."""
     traffic = Traffic()
     estimate = ServerEstimate(traffic, Told(100.0, 60.0, 99.0, 7.0, sure=False, step=1.0), charges_refused=True)
     traffic.waiting = 1.0

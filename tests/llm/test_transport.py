@@ -63,7 +63,7 @@ async def test_units_that_are_not_limited_are_not_charged(lib):
 
 
 async def test_requests_wait_for_their_turn_before_they_are_sent(lib):
-    """Six at once, four may leave at once, and one a second is refilled; those that wait do so 0.25 s longer, as headroom."""
+    """Six arrive, four may leave at once, and one a second is refilled; 0.25 s are added to a wait as headroom."""
     server = Server(lib, latency=5.0)
     client = limited(lib, server, Limiter(requests=Rate(60, 60, burst=4)))
     await at_once(*(client.post(CHAT, json=HELLO) for _ in range(6)))

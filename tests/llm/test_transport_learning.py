@@ -63,7 +63,7 @@ async def test_a_server_that_tells_no_limits_is_sent_more_and_more_until_it_refu
 
 
 async def test_limits_that_are_told_later_than_by_the_first_answer_are_kept_from_then_on(lib):
-    """Not every endpoint tells them: one that counts tokens, or begins a fine-tuning, may well be the first to be asked."""
+    """Not every endpoint tells them: one that counts tokens, or begins a fine-tuning, may be the first to be asked."""
     told = {
         "x-ratelimit-limit-requests": "60",
         "x-ratelimit-remaining-requests": "2",
@@ -176,7 +176,7 @@ async def test_the_first_burst_is_capped_until_it_is_known_how_it_is_counted(lib
 
 @pytest.mark.parametrize(("lib", "charges"), [(httpx2, 0.7), (httpx, 1.15), (httpx2, 2.0)])
 async def test_those_who_waited_while_limits_were_learned_are_held_to_what_was_learned(lib, charges):
-    """The service charges otherwise than we estimate. Hundreds asked before that was known; they neither overrun it nor waste it."""
+    """The service charges otherwise than we estimate. Hundreds of requests came before that was known; none is lost."""
 
     def charge(path, body):
         return round(charges * len(body["messages"][0]["content"]) / 4) + 4
@@ -219,7 +219,7 @@ async def test_a_limit_per_day_is_not_spread_over_the_day(lib):
 
 
 async def test_a_large_request_that_waits_while_limits_are_learned_is_sent_all_the_same(lib):
-    """A stranger takes as much as we do, so each of our tokens counts as two. What fits the service's limit fits still."""
+    """Another client takes as much as we do, so each of our tokens counts as two. What fits the limit still fits."""
     simulated, transport = account(lib, Simulation(tokens="6k/min", tolerance=0.05, latency=Latency(0.1)))
     client = limited(lib, transport)
     key = {"authorization": "Bearer x"}

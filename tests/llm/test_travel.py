@@ -1,4 +1,4 @@
-"""An endpoint with limits that we were given, and a server that counts requests when they arrive, which takes a while."""
+"""An endpoint with given limits, and a server that counts requests when they arrive, which takes a while."""
 
 from __future__ import annotations
 

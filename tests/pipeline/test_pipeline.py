@@ -141,8 +141,8 @@ def test_a_limiter_outside_a_retry_is_warned_of():
     with pytest.warns(PipelineOrderWarning) as caught:
         Pipeline(limiter(), timeout(5), retry)
     assert str(caught[0].message) == (
-        f"{limiter()!r} is outside {retry!r}: it would charge a call once, however often it is tried, and servers count every "
-        "attempt. Put it inside: Pipeline(retry, limiter(...), ...)"
+        f"{limiter()!r} is outside {retry!r}: it would charge a call once, "
+        "however often it is tried, and servers count every attempt. Put it inside: Pipeline(retry, limiter(...), ...)"
     )
     assert caught[0].filename == __file__
     with pytest.warns(PipelineOrderWarning):
@@ -156,8 +156,8 @@ def test_a_limiter_outside_a_hedge_is_warned_of():
     with pytest.warns(PipelineOrderWarning) as caught:
         Pipeline(limiter(), hedge(1))
     assert str(caught[0].message) == (
-        f"{limiter()!r} is outside hedge(1): it would charge a call once, however often it is tried, and servers count every "
-        "attempt. Put it inside: Pipeline(hedge(...), limiter(...), ...)"
+        f"{limiter()!r} is outside hedge(1): it would charge a call once, however often it is tried, "
+        "and servers count every attempt. Put it inside: Pipeline(hedge(...), limiter(...), ...)"
     )
     with pytest.warns(PipelineOrderWarning, match=r"is outside hedge\(1\)"):
         Pipeline(Retry(on=OSError), limiter(), hedge(1))

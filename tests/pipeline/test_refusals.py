@@ -36,14 +36,17 @@ async def _aitems():
         (
             hedge(1),
             abs,
-            "hedge(1) cannot be put around abs, which is no async function: a second attempt beside the first needs an event loop",
+            (
+                "hedge(1) cannot be put around abs, which is no async function: "
+                "a second attempt beside the first needs an event loop"
+            ),
         ),
         (
             fallback(1, on=OSError),
             _items,
             (
-                "fallback(1, on=OSError) cannot be put around _items, which is a generator: when it fails, items may have been "
-                "handed out already"
+                "fallback(1, on=OSError) cannot be put around _items, which is a generator: "
+                "when it fails, items may have been handed out already"
             ),
         ),
         (

@@ -68,8 +68,8 @@ async def test_an_argument_that_was_used_up_ends_the_call_with_a_note(kind, virt
         assert len(upload.sent) == 1, number
         (note,) = caught.value.__notes__
         assert note == (
-            f"penstock: Upload.sync gave up after 1 attempt in 0 s: the last attempt used up the argument body, {kind}, so "
-            "another attempt would find nothing in it: pass a list, or make it inside the function"
+            "penstock: Upload.sync gave up after 1 attempt in 0 s: the last attempt used up the argument body, "
+            f"{kind}, so another attempt would find nothing in it: pass a list, or make it inside the function"
         )
     upload = Upload()
     with pytest.raises(ConnectionError) as caught:

@@ -150,7 +150,8 @@ async def test_a_wait_that_would_pass_the_enclosing_deadline_is_not_begun(virtua
     assert flaky.at == [0, 1, 2]
     assert virtual_time.now() == 2
     assert caught.value.__notes__[0] == (
-        "penstock: Flaky gave up after 3 attempts in 2 s: the wait would pass the deadline of the enclosing cancel scope"
+        "penstock: "
+        "Flaky gave up after 3 attempts in 2 s: the wait would pass the deadline of the enclosing cancel scope"
     )
 
 

@@ -190,8 +190,8 @@ def test_a_backoff_of_your_own_that_answers_nonsense_is_named(answer):
             lambda: Retry(on=BaseException),
             TypeError,
             (
-                "Retry(on=BaseException): only types of Exception can be given; cancellation, KeyboardInterrupt and their like "
-                "always pass through"
+                "Retry(on=BaseException): only types of Exception can be given; "
+                "cancellation, KeyboardInterrupt and their like always pass through"
             ),
         ),
         (
@@ -203,8 +203,8 @@ def test_a_backoff_of_your_own_that_answers_nonsense_is_named(answer):
             lambda: Retry(on=[ValueError]),
             TypeError,
             (
-                "Retry(on=[<class 'ValueError'>]): an exception type, a tuple of them, or a function of the exception that returns "
-                "True, False or seconds"
+                "Retry(on=[<class 'ValueError'>]): "
+                "an exception type, a tuple of them, or a function of the exception that returns True, False or seconds"
             ),
         ),
         (lambda: Retry(on=(ValueError, 429)), TypeError, "a tuple of them"),

@@ -143,7 +143,10 @@ def test_no_money_ends_the_run(status, error):
 
 
 def test_a_402_that_a_smaller_request_would_not_meet_is_of_its_row():
-    words = "This request requires more credits, or fewer max_tokens. You requested up to 65536 tokens, but can only afford 4000"
+    words = (
+        "This request requires more credits, or fewer max_tokens. "
+        "You requested up to 65536 tokens, but can only afford 4000"
+    )
     assert verdict(CHAT, 402, {"error": {"message": words, "code": 402}}).action is Action.PERMANENT
 
 

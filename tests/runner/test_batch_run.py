@@ -204,7 +204,8 @@ async def test_others_may_fill_the_queue_for_a_while(virtual_time, tmp_path):
         await made.run()
     rows = [chat(100 + n) for n in range(10)]
     with prepared(tmp_path, [chat(n) for n in range(30)] + rows, service) as made:
-        stranger = service.library.create(service.library.batches[next(iter(service.library.batches))].file, "/v1/chat/completions", "24h", None, clock.wall())  # fmt: skip
+        file = service.library.batches[next(iter(service.library.batches))].file
+        stranger = service.library.create(file, "/v1/chat/completions", "24h", None, clock.wall())
         await made.run()
         assert made.run.counts.answered == 10
     assert any(batch.errors for batch in service.library.batches.values() if batch is not stranger)

@@ -1,4 +1,4 @@
-"""A run, in virtual time, against the simulated service in the same process: what is sent when, and what becomes of it."""
+"""A run, in virtual time, against the simulated service in the same process: what is sent when, and how rows end."""
 
 from __future__ import annotations
 
@@ -237,8 +237,9 @@ async def test_a_file_that_cannot_be_read_any_further_ends_the_run(tmp_path, mon
 
 
 async def test_one_429_stops_everybody_for_as_long_as_the_service_asks(tmp_path):
-    """Whoever sends meanwhile would only be refused, and be charged for it."""
-    body = b'{"error": {"message": "Rate limit reached. Please try again in 5s.", "type": "tokens", "code": "rate_limit_exceeded"}}'
+    """A request that is sent meanwhile would only be refused, and be charged."""
+    error = {"message": "Rate limit reached. Please try again in 5s.", "type": "tokens", "code": "rate_limit_exceeded"}
+    body = json.dumps({"error": error}).encode()
     rows = [chat(number, 1_200) for number in range(60)]
     service = Service(Simulation(**LIMITS), [(429, {"retry-after": "5"}, body)])
     with prepared(tmp_path, rows, service) as this:
@@ -253,7 +254,7 @@ async def test_one_429_stops_everybody_for_as_long_as_the_service_asks(tmp_path)
 
 
 async def test_being_told_to_wait_is_no_fault_of_the_row(tmp_path):
-    """As long as others get through, it is a matter of time: limits that were given a hundred times too high lose nothing."""
+    """As long as others get through, it is a matter of time: limits given a hundred times too high lose nothing."""
     service = Service(Simulation(requests="60/min"))
     limits = {"requests": "6000/min"}
     with prepared(tmp_path, [chat(number) for number in range(70)], service, attempts=4) as this:

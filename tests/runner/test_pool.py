@@ -81,7 +81,10 @@ async def test_an_account_that_is_at_its_end_leaves_the_rest_to_the_others(tmp_p
         await this.run()
         assert (len(this.results()), this.errors(), this.run.stopped) == (300, [], None)
         assert this.said == [
-            "nothing more is sent to server-2, and the others go on: You exceeded your current quota (status 429, insufficient_quota)"
+            (
+                "nothing more is sent to server-2, and the others go on: "
+                "You exceeded your current quota (status 429, insufficient_quota)"
+            )
         ]
     assert len(poor.asked) <= 4
 

@@ -46,8 +46,9 @@ async def test_a_refusal_is_shaped_like_openais(virtual_time):
     assert reply.status_code == 429
     assert reply.json() == {
         "error": {
-            "message": "Rate limit reached for m in organization org-abc on requests per min (RPM): Limit 3, Used 3, "
-            "Requested 1. Please try again in 20s. Visit https://platform.openai.com/account/rate-limits to learn more.",
+            "message": "Rate limit reached for m in organization org-abc on requests per min (RPM): "
+            "Limit 3, Used 3, Requested 1. Please try again in 20s. "
+            "Visit https://platform.openai.com/account/rate-limits to learn more.",
             "type": "requests",
             "param": None,
             "code": "rate_limit_exceeded",
@@ -65,9 +66,9 @@ async def test_a_request_above_the_limit_is_refused_for_good(virtual_time):
     reply = await client.ask("x" * 45_800)
     assert reply.status_code == 429
     assert reply.json()["error"] == {
-        "message": "Request too large for m in organization org-simulated on tokens per min (TPM): Limit 10000, Requested "
-        "11454. The input or output tokens must be reduced in order to run successfully. Visit "
-        "https://platform.openai.com/account/rate-limits to learn more.",
+        "message": "Request too large for m in organization org-simulated on tokens per min (TPM): "
+        "Limit 10000, Requested 11454. The input or output tokens must be reduced in order to run successfully. "
+        "Visit https://platform.openai.com/account/rate-limits to learn more.",
         "type": "tokens",
         "param": None,
         "code": "rate_limit_exceeded",

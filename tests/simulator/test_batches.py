@@ -147,7 +147,8 @@ async def test_the_tokens_of_a_models_queue_are_limited(virtual_time):
     assert second["errors"]["data"] == [
         {
             "code": "token_limit_exceeded",
-            "message": "Enqueued token limit reached for m in organization org-simulated. Limit: 100 enqueued tokens. Please "
+            "message": "Enqueued token limit reached for m in organization org-simulated. "
+            "Limit: 100 enqueued tokens. Please "
             "try again once some in_progress batches have been completed.",
             "param": None,
             "line": None,

@@ -1,4 +1,4 @@
-"""Streams of Anthropic's, Gemini's and Cohere's own endpoints: whole, settled by their usage, broken as theirs break."""
+"""Streams of Anthropic's, Gemini's and Cohere's own endpoints: whole, settled by usage, broken as theirs break."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers that are JSON parse, and are what their schema says, whatever the schema; calls of tools are what SDKs read."""
+"""Answers in JSON parse, and are what their schema says, whatever the schema; calls of tools are what SDKs read."""
 
 from __future__ import annotations
 

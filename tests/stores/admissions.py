@@ -1,7 +1,7 @@
 """When the store admitted each grant, by its own clock: so "never more than promised" is checked to the microsecond.
 
-What a process sees of a grant is late by as much as the machine is busy, and two grants that are seen together need not have been
-admitted together. So `record` writes down what the store says, and each grant is looked up by its charge.
+What a process sees of a grant is late by as much as the machine is busy, and two grants that are seen together need not
+have been admitted together. So `record` writes down what the store says, and each grant is looked up by its charge.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RECOVERY = 1.0
 
 
 def record(store, admitted):
-    """From now on put the moments of all admissions into `admitted`: seconds since 1970, by `charge_of` what was granted."""
+    """From now on put the moments of all admissions into `admitted`: seconds since 1970, by `charge_of` the grant."""
     decide = store.decide
 
     def recording(batch):
@@ -38,7 +38,7 @@ def record(store, admitted):
 
 
 def charge_of(granted):
-    """What tells the charge of a permit, or a request, on its first limit from all others: the name, its epoch, and the running total."""
+    """What identifies the charge of a permit or request on its first limit: the name, its epoch, the running total."""
     if hasattr(granted, "epochs"):
         charges, epochs, receipts = granted.charges, granted.epochs, granted.receipts
     else:
@@ -86,7 +86,7 @@ def admissions_of(batch, reply):
 
 
 def excess(moments, rate, burst):
-    """By how many more than burst + rate × span were admitted, in that interval between two admissions where it is worst."""
+    """How many more than burst + rate × span were admitted, in the worst interval between two admissions."""
     return excess_of_amounts([(moment, 1) for moment in moments], rate, burst)
 
 

@@ -90,7 +90,8 @@ class Certificates:
         """The options of a server of its own TLS, which asks clients for a certificate."""
         certificate, key = self.server
         return (
-            "--tls-cert-file", certificate, "--tls-key-file", key, "--tls-ca-cert-file", self.trusted, "--tls-auth-clients", "yes",
+            "--tls-cert-file", certificate, "--tls-key-file", key, "--tls-ca-cert-file", self.trusted,
+            "--tls-auth-clients", "yes",
         )  # fmt: skip
 
     @property

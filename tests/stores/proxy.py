@@ -103,7 +103,7 @@ class Proxy:
     def stop(self):
 
         async def end():
-            # asyncio forgets a connection that it accepted in the step before `close`: nobody comes, then one step more.
+            # asyncio forgets a connection that it accepted in the step before `close`: stop accepting, wait one step.
             for listener in self._server.sockets:
                 self._loop.remove_reader(listener)
             await asyncio.sleep(0)

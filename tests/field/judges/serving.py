@@ -2,8 +2,8 @@
 
     python -m judges.serving PORT     serves on loopback until it is told to end
 
-The path says which judge and what it tells, `/JUDGE/STYLE/RUN/v1/chat/completions`; the first request of a run makes its
-judge. `/ledgers/RUN` is what it decided.
+The path says which judge and what it tells, `/JUDGE/STYLE/RUN/v1/chat/completions`; the first request of a run makes
+its judge. `/ledgers/RUN` is what it decided.
 """
 
 from __future__ import annotations

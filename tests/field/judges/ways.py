@@ -37,7 +37,8 @@ class Account:
         limits: The limits as penstock takes them.
         requests, tokens, seconds: The same as numbers: so much of each in so many seconds.
         cost: What a request is charged, as `limit_client` takes it.
-        answers: When each answer came, in seconds since 1970, and its status: also of those that nobody above the HTTP client sees.
+        answers: When each answer came, in seconds since 1970, and its status, also of those that only the HTTP client
+            sees.
     """
 
     url: str
@@ -103,7 +104,7 @@ def two_limiters(account: Account) -> Ask:
 
 
 def overwrite(account: Account) -> Ask:
-    """A counter that the newest answer's `remaining` overwrites; at 0, everybody waits for the reset, or for a second."""
+    """A counter that the newest answer's `remaining` overwrites; at 0, all wait for the reset, or for a second."""
     client = _client(account, 0)
     left, opens = 1, 0.0
 

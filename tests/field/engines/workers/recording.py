@@ -1,8 +1,8 @@
-"""Writes down what a shared store admits, in every process of an engine: so a recipe runs as it is printed, and is seen all the same.
+"""Writes down what a shared store admits, in every process of an engine: so a recipe runs as printed, and is observed.
 
-`begin()` makes the stores of this process append a line for each admission (the limiter's name, and the store's time of it) to a file of
-the process, in the folder that the environment variable PENSTOCK_ADMISSIONS names. `read` gathers them. Nothing gives up in these tests, so
-each admission is a grant.
+`begin()` makes the stores of this process append a line for each admission (the limiter's name, and the store's time
+of it) to a file of the process, in the folder that the environment variable PENSTOCK_ADMISSIONS names. `read` gathers
+them. Nothing gives up in these tests, so each admission is a grant.
 """
 
 from __future__ import annotations

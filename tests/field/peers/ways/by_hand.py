@@ -90,7 +90,7 @@ def with_openlimit(url, limits):
 
 
 def with_token_throttle(url, limits):
-    """By the second: its bursts are what a quota has in its time, which is whole seconds, and the service's are below two."""
+    """By the second: its bursts are a quota's whole amount, for whole seconds; the service's are below two seconds."""
     from token_throttle import MemoryBackendBuilder, PerModelConfig, Quota, RateLimiter, UsageQuotas
 
     quotas = [

@@ -1,6 +1,7 @@
 """The scheme of the service's cookbook for many requests, as it is today: what is left of each minute is counted.
 
-A refusal shall stop everything for 15 s. It is known by the code "429", and services say "rate_limit_exceeded": nothing ever stops.
+A refusal shall stop everything for 15 s. It is known by the code "429", and services say "rate_limit_exceeded": nothing
+ever stops.
 
 python cookbook.py URL ROWS OUT REQUESTS TOKENS
 """
