@@ -1,7 +1,7 @@
 """What `limiter(...)` is: an async context manager, a context manager for threads, and a decorator in one.
 
 A `Call` is no permit: a permit exists once something was granted. Entering a call charges it, by the fast path of its
-binding if nobody waits (`_backends.fast_path`), else by the wait loop (`_backends.wait`).
+binding if no call waits (`_backends.fast_path`), else by the wait loop (`_backends.wait`).
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Entered:
         if not mine:
             first = self.first
             if first is not None:
-                self.first = None  # no call comes between, so nobody else takes it too
+                self.first = None  # no call comes between, so no other caller takes it too
                 return first
             # The last entry; a copy, as other threads come and go.
             others = [*permits.items()][::-1]
@@ -231,7 +231,7 @@ class Call:
             return
         if entered.__class__ is not Entered:
             several = Entered()
-            entered = self._entered  # from this look to the last assignment no call comes, so nobody between
+            entered = self._entered  # no call comes from this look to the last assignment, so nothing comes between
             if entered.__class__ is not Entered:
                 several.first = entered
                 self._entered = entered = several

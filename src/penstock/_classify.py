@@ -31,7 +31,7 @@ class _NotAwaited(Nonsense, TypeError):  # noqa: N818
 
 
 class _NoWait(Nonsense, ValueError):  # noqa: N818
-    """It returned a number of seconds that nobody can wait."""
+    """It returned a number of seconds that cannot be waited."""
 
 
 def check_on(where: str, on: object) -> None:
@@ -80,7 +80,7 @@ def verdict_of(answer: object) -> bool | float:
         raise _NoWait(f"a classifier asked for a retry after {answer!r} s: a wait is 0 or more, and finite")
     if isawaitable(answer):
         if isinstance(answer, Coroutine):
-            answer.close()  # or it would warn that nobody awaited it
+            answer.close()  # or it would warn that it was never awaited
         raise _NotAwaited(f"a classifier returned {answer!r}, which is not awaited: give a plain function")
     if runs_later(answer):
         raise _NotAwaited(f"a classifier returned {answer!r}, which has yet to run: give a plain function")

@@ -167,9 +167,9 @@ def check_answer(owner: str, option: str, answer: object) -> None:
 
 
 def refuse_awaitable(result: object, message: str) -> NoReturn:
-    """Raise a TypeError for an awaitable that nobody will await."""
+    """Raise a TypeError for an awaitable that would never be awaited."""
     if isinstance(result, Coroutine):
-        result.close()  # or it would warn that nobody awaited it
+        result.close()  # or it would warn that it was never awaited
     raise TypeError(message)
 
 

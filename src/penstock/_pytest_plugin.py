@@ -1,6 +1,6 @@
 """The pytest fixture `virtual_time`, for tests run by anyio's plugin, by pytest-asyncio, or by themselves.
 
-Pytest loads this file in every run, so it imports nothing before somebody asks for virtual time.
+Pytest loads this file in every run, so it imports nothing before a test asks for virtual time.
 """
 
 from __future__ import annotations

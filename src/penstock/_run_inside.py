@@ -191,7 +191,7 @@ class _Hold(Generic[_Entered]):
         return self._manager.__exit__(kind, error, traceback)
 
     def abandon(self) -> None:
-        """Leave a call that nobody will finish."""
+        """Leave a call that will not be finished."""
         left = GeneratorExit()
         self._manager.__exit__(GeneratorExit, left, None)
 
@@ -220,7 +220,7 @@ class _LateCall(Coroutine[Any, Any, Any]):
         raise NotImplementedError
 
     def _abandon(self) -> None:
-        """Nobody awaits the call."""
+        """The call will not be awaited."""
 
     def _begun(self) -> Coroutine[Any, Any, Any]:
         if self._running is None:

@@ -3,7 +3,7 @@
 `with penstock.turn(flow="alice"):`.
 
 A context variable, so it holds for the tasks and threads that the block starts with a copy of its context, and for
-nothing else. Only calls that have to wait look at it: a call that goes at once goes before nobody.
+nothing else. Only calls that have to wait look at it: a call that goes at once overtakes none.
 """
 
 from __future__ import annotations

@@ -48,5 +48,5 @@ def is_real() -> bool:
 
 
 def is_tampered_with() -> bool:
-    """Whether somebody has replaced the clocks of event loops, so that their timers may never fire."""
+    """Whether a tool such as freezegun has replaced the clocks of event loops, so that their timers may never fire."""
     return type(time.monotonic) is not BuiltinFunctionType or type(time.perf_counter) is not BuiltinFunctionType

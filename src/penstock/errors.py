@@ -107,7 +107,7 @@ class RateLimited(PenstockError):  # noqa: N818
     """Not now: the turn would come too late.
 
     Attributes:
-        retry_after: Seconds until the same call would be granted if nobody else came. `inf` if that depends on
+        retry_after: Seconds until the same call would be granted if no other call came. `inf` if that depends on
             when others give back what they hold.
         blocked_by: The limit that has to be waited for longest, as it is shown in messages: `"tokens"`, or
             `"tokens (2M/day)"` where several limits count the same unit; `"pause"` during a pause.
@@ -122,7 +122,7 @@ class RateLimited(PenstockError):  # noqa: N818
 
 
 class QueueFull(RateLimited):
-    """As many calls wait as `max_queue` allows, so this one was not let into the line."""
+    """As many calls wait as `max_queue` allows, so this one was not let into the queue."""
 
 
 class WouldBlockEventLoop(PenstockError, RuntimeError):  # noqa: N818

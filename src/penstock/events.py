@@ -198,7 +198,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """Nobody gets through for so many seconds; only calls that cost one of `units`, if any are named."""
+    """No call gets through for so many seconds, or none that costs one of `units`, if any are named."""
 
     limiter: str | None
     seconds: float

@@ -61,7 +61,7 @@ def limit_http_client(
     """A copy of an httpx or httpx2 client, sync or async, whose requests keep limits. The given one is not changed.
 
     A request waits for its turn before it is sent; no timeout of the client sees that wait. When a server answers with
-    429, everybody under that limiter waits once, for as long as it says, and the request is sent again, unless its body
+    429, all calls under that limiter wait once, for as long as it says, and the request is sent again, unless its body
     is a stream. Where the server's headers tell of less than the limiter has, the limiter is lowered to that.
 
     Args:

@@ -55,7 +55,7 @@ class Keyed:
 
     Args:
         limits: As for `Limiter`, as one mapping; or by keyword. Or a function of the key that returns its limits, as
-            `{"requests": per_minute(60)}`. It is asked whenever a key that nobody holds is used, in the task or thread
+            `{"requests": per_minute(60)}`. It is asked whenever a key is used that nothing holds, in the task or thread
             that uses it and with no lock held; where its answer has changed, what was used stays used. An error of its
             own passes through, and nothing has changed then.
         name: With a shared store: what the names of the keys' limiters begin with.
@@ -254,7 +254,7 @@ class _SharedKeys:
         self._limits_of = limits_of
         self._options = options
         self._limiters: WeakValueDictionary[str, Limiter] = WeakValueDictionary()
-        # Finds now what is wrong with the limits, and asks nobody.
+        # Finds now what is wrong with the limits, without asking a store.
         probe: dict[str, Any] = fixed or read_limits({"requests": "1/s"})
         backend_over(store, name, probe, options["ageing"], options["flow_weights"], None, enforce=options["enforce"])
 

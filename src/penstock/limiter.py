@@ -409,7 +409,7 @@ class Limiter:
         return Shown({unit: tuple(state.limit for state in states) for unit, states in units.items()})
 
     def pause(self, seconds: Seconds, *units: str) -> None:
-        """Let nobody through for so long; a pause is never shortened by another, only by `resume`.
+        """Let no call through for so long; a pause is never shortened by another, only by `resume`.
 
         Args:
             seconds: From now; 0 or more, finite. Or a timedelta.

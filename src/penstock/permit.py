@@ -170,7 +170,7 @@ class EnteredPermit(Permit):
         self.__class__ = Permit  # type: ignore[assignment]  # of the same form
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        try:  # when the interpreter ends, modules are taken apart, and nobody waits
+        try:  # when the interpreter ends, modules are taken apart, and no call waits
             if not getattr(self, "ended", True) and self.granted and not is_finalizing():
                 self.close()
         except BaseException:  # a signal handler has raised once more

@@ -155,7 +155,7 @@ async def test_a_plain_callable_may_return_an_awaitable(virtual_time):
 
 
 async def test_a_plain_function_is_told_apart_when_it_was_called(virtual_time):
-    with pytest.raises(TypeError, match=r"<lambda> returned int, which nobody can await: give an async function"):
+    with pytest.raises(TypeError, match=r"<lambda> returned int, which cannot be awaited: give an async function"):
         await anext(amap(lambda item: item, [1]))
 
 

@@ -104,6 +104,6 @@ def _kept(
             part.forget_others(limits)
             part.promise(limits, now)
             part.queue.withdraw_clearance()
-        backend = LocalBackend(memory, (part,))  # now that it is in use, nobody forgets it
+        backend = LocalBackend(memory, (part,))  # now that it is in use, it is not forgotten
         if name is None or memory.keep(name, part) is part:
             return backend

@@ -60,7 +60,7 @@ class Caller:
 class Clearance:
     """Permission to charge a call without a look at the queue.
 
-    It is given while nobody waits, nothing is paused and no decision is under way.
+    It is given while no call waits, nothing is paused and no decision is under way.
 
     Bindings hold on to it. When the limits change it is withdrawn for good, so a binding that is out of date takes the
     slow path, which finds the new one.
@@ -333,7 +333,7 @@ class Backend(Protocol):
         """Count a grant in windows as a server does whose call leaves only now and arrives within `travel` seconds."""
 
     def lose(self, grant: Grant, where: tuple[str, int]) -> None:
-        """Nobody can end this grant any more: its permit, acquired at that line, was collected."""
+        """No code can end this grant any more: its permit, acquired at that line, was collected."""
 
     # Of the limits
 

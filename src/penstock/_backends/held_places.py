@@ -31,14 +31,14 @@ def note_holder(grant: Grant) -> bool:
         meter = state.meter
         if type(receipt) is Hold and isinstance(meter, Places) and (meter.ttl is not None or meter.exhausted):
             receipt.where = users_line()
-            receipt.holder = who_am_i() if grant.entered else None  # else it may be handed to others, who end it
+            receipt.holder = who_am_i() if grant.entered else None  # else it may be handed to others, which end it
             meter.last_hold = receipt
             may_expire = may_expire or meter.ttl is not None
     return may_expire
 
 
 def note_orphan(grant: Grant, where: tuple[str, int]) -> None:
-    """Nobody can end this grant any more: its permit, acquired at that line, was collected."""
+    """No code can end this grant any more: its permit, acquired at that line, was collected."""
     _, receipts = grant.charged()
     for meter, receipt in receipts:
         if type(receipt) is Hold and isinstance(meter, Places) and meter.ttl is None and receipt.amount:
@@ -47,7 +47,7 @@ def note_orphan(grant: Grant, where: tuple[str, int]) -> None:
 
 
 def warn_of_hang(charges: Charges) -> None:
-    """Warn of places that a call waits for and that nobody may ever give back."""
+    """Warn of places that a call waits for and that may never come back."""
     # With no lock held: what shows warnings is the user's, and may take its time, or raise.
     for state, _ in charges:
         meter = state.meter
@@ -74,7 +74,7 @@ def warn_of_hang(charges: Charges) -> None:
 
 
 def expired(states: Iterable[LimitState], now: float) -> list[Hold]:
-    """Take the holds that have outlived their time to live, and that nobody was told of yet."""
+    """Take the holds that have outlived their time to live, and that were not warned of yet."""
     lost: list[Hold] = []
     for state in states:
         meter = state.meter

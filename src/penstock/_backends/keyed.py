@@ -245,7 +245,7 @@ class KeyStates:
     def _note_forgotten(self, key: Hashable, kept: Any, now: float) -> None:
         """Remember for permits of before that the limits of a key were whole, until their receipts show it.
 
-        Warns of places that came back by their time to live, of which nobody could be told before.
+        Warns of places that came back by their time to live, that could not be warned of before.
         """
         if isinstance(kept, dict):
             warn_of_expired(expired(_all(kept), now), f"{key}")

@@ -61,7 +61,7 @@ class LimitSet:
         return [state for states in self.states.values() for state in states]
 
     def whole(self, now: float) -> bool:
-        """Whether this set equals a new one, so that nobody would miss it."""
+        """Whether this set equals a new one, so that it would not be missed."""
         lead = clock.wall() - now
         for state in self.all_states():
             if state.meter.calendar:

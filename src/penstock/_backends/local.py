@@ -7,7 +7,7 @@ back as inside. An exception that cuts a decision short leaves a queue that `rep
 finaliser that comes back in the middle of a decision of its own thread is told "not now"; what it gives back is given
 back at the end of that decision.
 
-**The fast path** (`fast_path`) charges a call without any of this while nobody waits: see there why it may.
+**The fast path** (`fast_path`) charges a call without any of this while no call waits: see there why it may.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class LocalBackend:
         return binding.clearance is self.queue.clearance
 
     def _decide(self, decision: Callable[..., R], *args: Any) -> R:
-        """Run `decision(queue, now, *args)` with nobody else deciding."""
+        """Run `decision(queue, now, *args)` with no other thread deciding."""
         store = self.store
         with store.lock:
             if store.deciding:
@@ -247,7 +247,7 @@ class LocalBackend:
             self._warn_of_expired(grant)
 
     def lose(self, grant: Grant, where: tuple[str, int]) -> None:
-        """Nobody can end this grant any more. See `base`."""
+        """No code can end this grant any more. See `base`."""
 
         def note(queue: WaitQueue, _: float, grant: Grant) -> None:
             note_orphan(grant, where)
@@ -263,7 +263,7 @@ class LocalBackend:
             lost = expired(self.plan().states, clock.now())
         try:
             warn_of_expired(lost, self.sets[0].name)
-        except Warning:  # where users want warnings to be errors; nobody will ever have this permit
+        except Warning:  # where users want warnings to be errors; no caller will ever have this permit
             if grant is not None:
                 self.cancel(grant)
             raise
@@ -301,7 +301,7 @@ class LocalBackend:
             before = max(charged.values(), default=0.0)  # what a limit that was added since has taken over
             for state in [state for part in self.sets for state in part.states.get(unit, ())]:
                 if grant.ended and state.meter.held:
-                    continue  # nobody would give back what it holds from now on
+                    continue  # nothing would give back what it holds from now on
                 _adjust(grant, state, amount - charged.get(state, before), now)
         queue.run(now, [state for state, _ in grant.charges])
 
@@ -405,7 +405,7 @@ class LocalBackend:
         self._decide_soon(hear)
 
     def pause(self, seconds: float, units: tuple[str, ...]) -> None:
-        """Let nobody through for so long; a pause is never shortened by another."""
+        """Let no call through for so long; a pause is never shortened by another."""
 
         def begin(queue: WaitQueue, now: float) -> None:
             until = now + seconds
@@ -515,7 +515,7 @@ def _merge(queue: WaitQueue, _: float, part: LimitSet) -> None:
 
 
 def _grant_now(binding: Binding, grant: Grant) -> bool:
-    """Charge a call of any limits, if nobody waits and nothing has to be waited for."""
+    """Charge a call of any limits, if no call waits and nothing has to be waited for."""
     backend: Any = binding.backend
     caller = binding.caller
     if caller.enforce:

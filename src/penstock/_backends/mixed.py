@@ -261,7 +261,7 @@ class MixedBackend:
         self.shared.close(parts.shared)
 
     def lose(self, grant: Grant, where: tuple[str, int]) -> None:
-        """Nobody can end this grant any more. See `base`."""
+        """No code can end this grant any more. See `base`."""
         parts: _Parts = grant.receipts
         self.local.lose(parts.local, where)
         if any(state.meter.held for state, _ in parts.shared.charges):
@@ -288,7 +288,7 @@ class MixedBackend:
         self.shared.observe(_only(remaining, there), _only(reset, there), charged)
 
     def pause(self, seconds: float, units: tuple[str, ...]) -> None:
-        """Let nobody through for so long; what the store counts is paused for every process."""
+        """Let no call through for so long; what the store counts is paused for every process."""
         self._both("pause", units, seconds)
 
     def resume(self, units: tuple[str, ...]) -> None:

@@ -112,7 +112,7 @@ class WaitQueue:
         return now
 
     def end(self, now: float) -> None:
-        """End a decision: calls may be charged without a look here again, if nobody waits and nothing is paused."""
+        """End a decision: calls may be charged without a look here again, if no call waits and nothing is paused."""
         self._here = None
         if self._paused:
             self._paused = [state for state in self._paused if state.paused_until > now]
@@ -362,7 +362,7 @@ class WaitQueue:
     def expected(self, request: Request, now: float) -> tuple[float, LimitState | None]:
         """When `request` would be granted if it joined now, and the limit that it would wait for longest.
 
-        Exact with nobody waiting; else the moment at which it would be ready after all waiters that go first and need
+        Exact with no call waiting; else the moment at which it would be ready after all waiters that go first and need
         the same limits.
         """
         first = self.waiters.join(request, now)

@@ -91,7 +91,7 @@ class Parker:
         return True
 
     def awake(self) -> bool:
-        """False if its loop is closed, or stopped, perhaps until somebody runs it again."""
+        """False if its loop is closed, or stopped, perhaps until it is run again."""
         return True
 
 
@@ -261,7 +261,7 @@ def _finish_all(futures: list[asyncio.Future[None]]) -> None:
 
 
 def _timer(seconds: float, wake: Callable[[], object]) -> threading.Timer | None:
-    """Start a timer of our own, if somebody (freezegun) has frozen the loop's clock: the loop's timers never fire."""
+    """Start a timer of our own, if the loop's clock is frozen (by freezegun): the loop's timers never fire."""
     if not (clock.is_real() and clock.is_tampered_with()):  # virtual time sets the loop's timers itself
         return None
     timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), wake)
@@ -305,7 +305,7 @@ def loop_running_here() -> bool:
 def time_here() -> float:
     """Return the time by which the running asyncio loop sets its timers; in trio and in threads, `penstock.clock`'s.
 
-    Both are one clock, unless somebody has given the loop another.
+    Both are one clock, unless the loop was given another.
     """
     loop = running_asyncio_loop()
     return clock.now() if loop is None else loop.time()

@@ -100,7 +100,7 @@ async def _call(fn: Callable[..., Awaitable[Any]], args: Any) -> Any:
     call: Any = fn(*args)
     if not hasattr(call, "__await__") and not isawaitable(call):
         name = getattr(fn, "__qualname__", type(fn).__qualname__)
-        raise TypeError(f"{name} returned {type(call).__name__}, which nobody can await: give an async function")
+        raise TypeError(f"{name} returned {type(call).__name__}, which cannot be awaited: give an async function")
     return await call
 
 
@@ -184,7 +184,7 @@ async def _ends_of(tasks: Iterable[OwnedTask]) -> BaseException | None:
 
 
 async def sleep(seconds: float) -> None:
-    """Sleep as this task; by a timer of our own if somebody has frozen the loop's clock."""
+    """Sleep as this task; by a timer of our own if the loop's clock is frozen."""
     if seconds > 0 and clock.is_real() and clock.is_tampered_with():
         await parking.here().park(seconds)
     else:

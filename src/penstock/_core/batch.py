@@ -133,7 +133,7 @@ class Batch:
     # Limits
 
     def _seconds_until(self, limit: int, amount: float) -> float:
-        """Seconds until `amount` could be charged; `inf`: only when somebody gives back."""
+        """Seconds until `amount` could be charged; `inf`: only when another gives back."""
         kind, first, second, third, _ = self._flat[limit]
         if kind == BUCKET:
             over = self._used[limit] + (min(amount, second) if third else amount) - second
@@ -261,7 +261,7 @@ class Batch:
         return end
 
     def _wait(self, charges: Charges) -> _Wait:
-        """How long a request would have to wait if nobody else asked."""
+        """How long a request would have to wait if no other asked."""
         wait = _Wait()
         for limit, amount in charges:
             seconds = self._seconds_until(limit, amount)
@@ -297,7 +297,7 @@ class Batch:
 
     def _let_others_go(self) -> None:
         """Tell a request when to come again, as its flow is ahead of another that waits."""
-        assert self._turn is not None, "nobody else has bounds"
+        assert self._turn is not None, "only these have bounds"
         self.verdicts += (-1.0 - self._turn.again(), -1.0 - (self._turn.spent - self._turn.room))
 
     def _count_turn(self, charges: Charges, after: float, *, claims: bool) -> None:

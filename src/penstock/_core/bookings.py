@@ -111,7 +111,7 @@ def _rank(asker: Asker, booking: Booking) -> float:
 def before(bookings: Sequence[Booking], asker: Asker, *, claims: bool) -> list[Booking]:
     """Those that a request must not delay, by their moments: a newcomer, all that do not rank after it.
 
-    One that claims its booking waits for those alone that rank before it. Nobody waits for those that are late.
+    One that claims its booking waits for those alone that rank before it. None waits for those that are late.
     """
     found = []
     for booking in bookings:
@@ -219,7 +219,7 @@ def starts(bookings: Sequence[Booking], key: float, *, alone: bool) -> tuple[flo
 
 
 def _due(booking: Booking) -> float:
-    """When a booking needs what it takes; of those that are kept as one, nobody knows when the first does."""
+    """When a booking needs what it takes; of those that are kept as one, it is unknown when the first does."""
     return booking[DUE] if booking[ID] else 0.0
 
 

@@ -1,12 +1,12 @@
 """The turns of several processes: what a store remembers of the flows that share its limits.
 
 Nothing here waits or reads a clock. Of each flow that waits there is an *entry*: its tag, which is what it has had so
-far, in seconds of the throughput of whatever it had most of, divided by its weight; and how many seconds ahead its last
-admission is. A request that would have to wait, of a flow whose tag is more than `LEAD` beyond that of the flow that
-has had least, of those that wait, is told to come again when that one has caught up. (What need not wait takes nobody's
-turn.) So flows share fairly whichever processes they are in. Calls without a flow are a flow of their process, so a
-process with a long queue cannot take the next turns of all others; and within a flow that several processes work for,
-these share in the same way, as its *members*.
+far, in seconds of the throughput of the unit that it had most of, divided by its weight; and how many seconds ahead its
+last admission is. The least-served flow is the waiting one with the least tag. A request that has to wait is told to
+come again later if the tag of its flow is more than `LEAD` above that one's. (A request that need not wait takes no
+flow's turn.) So flows share fairly whichever processes they are in. Calls without a flow are a flow of their process,
+so a process with a long queue cannot take the next turns of all others; and within a flow that several processes work
+for, these share in the same way, as its *members*.
 
 A flow that is away gets no credit for it: its tag goes on with the time, and a newcomer begins where the least-served
 flow is. A flow that is ahead does not get rid of that by waiting: its entry is kept for a while. This is start-time
@@ -152,7 +152,7 @@ class Turn:
 
 
 def leave(entries: list[Entry], key: float, member: float, seconds: float) -> None:
-    """A reservation worth so much is given back, and for all we know nobody of that flow waits any more."""
+    """A reservation worth so much is given back, and for all we know no request of that flow waits any more."""
     for entry in entries:
         if (entry[KEY] == key and entry[OF] == 0) or (entry[KEY] == member and entry[OF] == key):
             entry[TAG] -= seconds

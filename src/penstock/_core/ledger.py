@@ -6,7 +6,7 @@ a test holds the two together, number by number.
 
 **A row is relative to the moment it was written**: a bucket is its debt at that moment, not an instant at which it will
 be full. Debts in units survive any change of the rate, whole costs add up without rounding however far the clock has
-run, and a clock that steps back neither grants anything nor stalls anybody: no time has passed, that is all.
+run, and a clock that steps back neither grants nor stalls anything: it counts as no time.
 
 **Reservations.** A request that may wait is granted now for later: it is charged *at its admission*, the moment when
 all its limits are ready, in each of them. Charging the ready ones at once would let them refill before the call is

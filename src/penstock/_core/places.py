@@ -11,15 +11,15 @@ from penstock.limits import InFlight
 __all__ = ["Hold", "Places"]
 
 _ROUNDING = 1e-9
-"""What sums of fractions may be off by, as a part of the amount: nobody gets a place by it."""
+"""What sums of fractions may be off by, as a part of the amount: too little to get a place by it."""
 
 
 class Hold:
     """What one permit holds, and the moment from which it no longer counts (`inf` without a time to live).
 
     Attributes:
-        where: File and line that acquired it, where somebody has written that down.
-        holder: The task or thread that acquired it, where somebody has written that down.
+        where: File and line that acquired it, where that was written down.
+        holder: The task or thread that acquired it, where that was written down.
     """
 
     __slots__ = ("amount", "holder", "until", "where")
@@ -37,9 +37,9 @@ class Places(Meter):
     Attributes:
         taken: Places that are held.
         holders: Permits that hold some. With none, nothing is taken, whatever sums of fractions say.
-        lost: Holds whose time to live has passed, until somebody takes them away.
-        last_hold: What took the last place, where somebody has written that down.
-        orphans: Holds that nobody can give back any more, until somebody takes them away.
+        lost: Holds whose time to live has passed, until they are taken away.
+        last_hold: What took the last place, where that was written down.
+        orphans: Holds that no permit can give back any more, until they are taken away.
     """
 
     __slots__ = ("_holds", "amount", "holders", "last_hold", "lost", "orphans", "taken", "ttl")
@@ -137,7 +137,7 @@ class Places(Meter):
         return self.taken == 0
 
     def pack(self) -> float | None:
-        # Nobody has a permit any more, so nothing is held: but for those that were never closed, until they have
+        # No permit is left, so nothing is held: but for those that were never closed, until they have
         # outlived it.
         return 0.0 if self.ttl is None or not self.taken else None
 

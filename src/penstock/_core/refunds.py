@@ -69,7 +69,7 @@ class Refunds:
         return back
 
     def seen(self, receipt: float) -> bool:
-        """Whether anybody took a look since the charge of that receipt."""
+        """Whether the bucket was looked at since the charge of that receipt."""
         return self._seen >= receipt
 
     def _look(self, tat: float, refill: float) -> None:

@@ -463,7 +463,7 @@ class _Turn:
             state = _delays(charges, earlier, horizon, now)
             if state is not None:
                 if horizon <= now:
-                    # Nobody knows when the protected waiter goes. Look again as soon as there is enough for both.
+                    # It is unknown when the protected waiter goes. Look again as soon as there is enough for both.
                     both = dict(charges)[state] + dict(earlier.charges)[state]
                     moment = state.ready_at(both, now) if both <= state.limit.capacity else math.inf
                     if moment > now:

@@ -80,7 +80,7 @@ class Caller(Generic[Item, Entry]):
             del error, self.traceback
 
     async def leave(self) -> None:
-        """Give up. If nobody else waits for the batch, cancel it and wait for its end."""
+        """Give up. If no other caller waits for the batch, cancel it and wait for its end."""
         home, self.home = self.home, None
         if home is None:
             return  # the result came at the very moment of the cancellation
@@ -169,7 +169,7 @@ class Queue(Generic[Item, Entry]):
     def _count_out(self, callers: list[Caller[Item, Entry]]) -> None:
         self.waiting -= len(callers)
         for unit in self.total:
-            # Exactly 0 again when nobody waits: sums of floats drift.
+            # Exactly 0 again when no caller waits: sums of floats drift.
             self.total[unit] = self.total[unit] - _sum(callers, unit) if self.waiting else 0
 
     def _open_batch(self) -> None:

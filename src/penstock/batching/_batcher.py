@@ -36,7 +36,7 @@ class Batcher(OfThisProcess, Generic[Item, Entry]):
     capacity, and while there is none it grows. So the limit that binds decides the size: few requests and tokens to
     spare make large batches, few tokens small ones.
 
-    `send` runs in a copy of the context of the caller that opened the batch, and under nobody's deadline.
+    `send` runs in a copy of the context of the caller that opened the batch, and under no caller's deadline.
 
     Args:
         send: An async function that is given a list of items, at least one, and returns their entries.

@@ -67,7 +67,7 @@ def _by_index(reply: Any, count: int, index: Callable[[Any], int]) -> Sequence[A
         check_answer("Batcher", "index", answer)
         position = operator.index(answer)
         if not 0 <= position < count:
-            # If they were counted from 1, each caller but the first would get its neighbour's. So nobody gets any.
+            # If they were counted from 1, each caller but the first would get its neighbour's. So none gets any.
             raise ReplyMismatch(
                 f"an entry of the reply has index {position}, but the {count} items sent have 0 to {count - 1}",
                 sent=count,

@@ -171,7 +171,7 @@ def refuse_live_batches(out: Path) -> None:
 
 _STDOUTS = frozenset({Path("-"), Path("/dev/stdout"), Path("/dev/fd/1")})
 _SPECIAL = frozenset({Path("/dev"), Path("/dev/fd")})
-"""Folders of names for what was opened by others, regular files among them; nobody's results are beside those."""
+"""Folders of names for what was opened by others, regular files among them; no results are beside those."""
 
 
 def _resolved(path: Path) -> Path:

@@ -127,7 +127,7 @@ def servers_of(
     """The servers of a pool, by what to call them: each address with the key of the variable that was given for it.
 
     Raises:
-        Fault: As `server_of`; and one that is named twice, or as many keys as nobody can pair.
+        Fault: As `server_of`; and one that is named twice, or keys that cannot be paired with servers.
     """
     if len(base_urls) > 1 and len(key_variables) > 1 and len(base_urls) != len(key_variables):
         raise Fault("--api-key-env: give one for each --base-url, in their order, or one for all of them")

@@ -35,7 +35,7 @@ class Outcome:
         summary: As it is written beside the results.
         sentences: The same for people.
         counts: What happened.
-        timeline: How it went over time; None: nobody looked.
+        timeline: How it went over time; None: not recorded.
         stopped: Why it ended before its file did; None if it did not.
     """
 
@@ -68,7 +68,7 @@ def conclude(options: RunOptions, targets: Targets, outcome: Outcome) -> int:
             complain(str(error))
         code = code or 2
     if options.as_json:
-        with suppress(OSError, ValueError):  # nobody reads them any more
+        with suppress(OSError, ValueError):  # they are not read any more
             Events(for_people(options)).tell({"event": "end", "exit_code": code, **outcome.summary})
     return code
 

@@ -40,7 +40,9 @@ def _simulate(
     ] = "input",
     stranger: Annotated[
         list[str] | None,
-        typer.Option(metavar="TAKES", help="Somebody else of the account: requests=100,tokens=30000,begin=60,end=120."),
+        typer.Option(
+            metavar="TAKES", help="Another client of the account: requests=100,tokens=30000,begin=60,end=120."
+        ),
     ] = None,
     change: Annotated[
         list[str] | None,

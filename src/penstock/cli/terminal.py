@@ -20,7 +20,7 @@ def say(text: str) -> None:
 
 
 def write(text: str, file: TextIO | None = None) -> None:
-    """Print, if anybody is there to read it: a closed pipe or terminal is no reason to fail."""
+    """Print, if it can still be read: a closed pipe or terminal is no reason to fail."""
     file = file or sys.stdout
     if file is None:  # closed before we began
         return

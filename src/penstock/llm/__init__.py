@@ -11,7 +11,7 @@ Inside, from the top down:
     clients      all of it under an SDK's client; `copies` copies one, `accounts` says whose limits a request has
     transport    all of it under an HTTP client: the only part that sends anything; `exchange` decides what is sent when
     refusals     what we answer in the service's stead
-    discovered   the limits that some requests share, where nobody knows them yet
+    discovered   the limits that some requests share, where they are not known yet
     endpoints    the same where they were given, here and at the server
     discovery    what the server can be counted on to have       pure
     tables       the limits that a service has published

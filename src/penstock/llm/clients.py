@@ -93,7 +93,7 @@ def limit_client(
 
     Every request is charged before it is sent, whatever endpoint it is for: streams, and the retries of the SDK, too.
     It waits for its turn; neither timeouts of the SDK nor its retries see that wait. When the service says "not now",
-    everybody waits once, for as long as it says, and the request is sent again. When it says "never" (no money left,
+    all requests wait once, for as long as it says, and the request is sent again. When it says "never" (no money left,
     too large a request), the error comes at once: the SDK does not retry it.
 
     A request that would wait longer than `max_wait` is not sent, and fails with the SDK's own error for a rate limit;
@@ -363,7 +363,7 @@ def _endpoints(
 
 
 def _nothing_to_see(_: str) -> Endpoint:
-    raise ValueError("a function of the request knows its limiters; nobody else does")
+    raise ValueError("only the function of the request that was given knows its limiters: ask them")
 
 
 def checked_account(account: str | None, tier: str | None) -> str:
@@ -398,7 +398,7 @@ def json_object(content: bytes) -> Body | None:
 
 
 def _in_steps() -> dict[str, Any]:
-    """Have a large body read so that an event loop can run in between: in one go, nobody else has the interpreter."""
+    """Have a large body read in steps, so that an event loop runs in between: one step would hold the interpreter."""
     steps = 0
 
     def step(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""An endpoint whose limits nobody knows until the server's answers and refusals tell.
+"""An endpoint whose limits are unknown until the server's answers and refusals tell.
 
 DiscoveredEndpoint    an endpoint that learns; see `discovery` for what, and for the states
 Learned               the kind of limit that its limiter has: its meter is the estimate itself
@@ -28,7 +28,7 @@ ANY_NUMBER = 1_000_000
 """Requests in flight at a server that tells its limits."""
 
 HOLD = 900.0
-"""Seconds after which the place of an answer comes back that nobody read, closed or dropped."""
+"""Seconds after which the place of an answer comes back that was not read, closed or dropped."""
 
 UNKNOWN = 0.2
 """Requests per second before the first answer: one, and another if that takes long."""
@@ -112,7 +112,7 @@ class _EstimateMeter(Meter):
 
 
 class DiscoveredEndpoint(Endpoint):
-    """Limits that nobody knows until answers tell them, and that follow what later answers tell.
+    """Limits that are unknown until answers tell them, and that follow what later answers tell.
 
     Until the first answer one request is in flight (and another every five seconds), and the others wait for its
     headers. A server that answers and tells no limits is sent more and more until it refuses something; then what it
@@ -239,7 +239,7 @@ class DiscoveredEndpoint(Endpoint):
         return in_flight(UNTOLD, ttl=HOLD)
 
     def _passed(self, request: RequestInFlight, now: float) -> None:
-        """Tell those who search for a rate that a request was let through."""
+        """Tell the searches for a rate that a request was let through."""
         latency = None if request.left_at is None else now - request.left_at
         for unit, departure in request.departures.items():
             self._units[unit].passed(departure, now, latency)

@@ -71,7 +71,7 @@ class RequestInFlight:
         charged: Per unit, what the endpoint's estimate was told of.
         left_at: When its first byte was sent; None: it is still here.
         departures: Per unit, once it left.
-        report: What a listener is to be told of it; None: nobody listens.
+        report: What a listener is to be told of it; None: there is no listener.
     """
 
     endpoint: Endpoint
@@ -116,7 +116,7 @@ class EndpointStatistics:
         factors: Per unit, what the server charges over what was estimated.
         sent: Requests that left.
         refused: How many of them were refused with 429.
-        pauses: How often everybody was made to wait.
+        pauses: How often all requests were made to wait.
     """
 
     limiter: Statistics
@@ -196,7 +196,7 @@ class Endpoint:
             self._settle_levels(asked)
         elif not self._asked:
             self._asked = True
-            self._settle_levels()  # before many are granted at once, in many processes, what nobody should use
+            self._settle_levels()  # before many are granted at once, in many processes, what should stay unused
         return self.limiter, asked
 
     def granted(self, permit: Permit, cost: Mapping[str, float]) -> RequestInFlight:
@@ -234,7 +234,7 @@ class Endpoint:
     # On the way back
 
     def never_left(self, request: RequestInFlight) -> None:
-        """There was no connection: nobody charges for what was never sent."""
+        """There was no connection: no server charges for what was never sent."""
         with self._lock:
             now = clock.now()
             for unit, departure in request.departures.items():
@@ -295,7 +295,7 @@ class Endpoint:
                 request.charged[unit] = amount
 
     def refused(self, request: RequestInFlight, verdict: Verdict) -> None:
-        """The service says that the limit is used up: nobody goes until it says that somebody may."""
+        """The service says that the limit is used up: no request goes before the moment that it names."""
         wait = self._pause_for(request, verdict)
         if wait is not None:
             self._pauses += 1
@@ -376,7 +376,7 @@ class Endpoint:
     def _too_high(self, now: float, asked: Mapping[str, float]) -> dict[str, float]:
         """What there is of each unit that the limiter believes to have more of.
 
-        While nobody waits, what the server surely holds may go without headroom. A waiter is granted by the limiter
+        While no request waits, what the server surely holds may go without headroom. A waiter is granted by the limiter
         alone when enough has come in, so the headroom must be in its level before.
         """
         limiter = self.limiter.statistics()

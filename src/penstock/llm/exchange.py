@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 MAX_PAUSE = 3_600.0
-"""Seconds that a service may ask us to wait, unless told otherwise: nobody sits through more."""
+"""Seconds that a service may ask us to wait, unless told otherwise: few callers outlast more."""
 
 LONG_PAUSE = 60.0
 """Seconds of a pause from which on it is told to the user, once."""
@@ -62,7 +62,7 @@ _NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "Proxy
 
 
 class NoLimitsKnown(PenstockError, ValueError):  # noqa: N818 - as it reads
-    """The requests for a model are to be limited, and nobody knows to what."""
+    """The requests for a model are to be limited, and the limits are unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Rules:
         raises: The SDK's own error for a refusal of ours, where the SDK would send an answer of ours again.
         listener: Hears of each request; None: nothing does.
         owner: What has to live as long as the client's connections are used.
-        endpoints: Those of the client's requests, as `limits_of` shows them; None: nobody asks.
+        endpoints: Those of the client's requests, as `limits_of` shows them; None: not asked for.
     """
 
     count: Callable[[Any], Any]
@@ -318,7 +318,7 @@ class Hold:
         _holds.add(self)
 
     def may_be_lost(self, endpoint: Endpoint) -> bool:
-        """Whether nobody waits for its next piece at this moment: it is being worked on, or was left."""
+        """Whether no caller waits for its next piece at this moment: it is being worked on, or was left."""
         return not self.is_being_read and self._finalizer.alive and self._sent.endpoint is endpoint
 
     def feed(self, chunk: bytes) -> None:
@@ -350,7 +350,7 @@ class Hold:
             _have_swept(self._sent, self._soon)
 
     def abandon(self, response: Any) -> None:
-        """Nobody can read the answer any more: close it. May be called in the middle of anything."""
+        """The answer cannot be read any more: close it. May be called in the middle of anything."""
         self.left()
         if response.is_closed:
             return
@@ -370,7 +370,7 @@ class Hold:
 
 
 def _lost(sent: RequestInFlight, soon: Callable[[Callable[[], None]], object] | None) -> None:
-    """An answer was collected that nobody closed.
+    """An answer was collected unclosed.
 
     This may run in the middle of anything, the limiter's own code included, so the place is given back a moment later:
     by the loop that the answer came to, or by a thread.
@@ -421,7 +421,7 @@ def _close_in_loop(response: Any) -> None:
 async def _close(response: Any) -> None:
     try:
         await response.aclose()
-    except Exception:  # noqa: BLE001, S110 - nobody is there to hear of it
+    except Exception:  # noqa: BLE001, S110 - there is no caller to hear of it
         pass
 
 
@@ -430,11 +430,11 @@ _FIRST_GAP, _LONGEST_GAP = 0.5, 600.0  # seconds
 
 
 class _Collector:
-    """Finds answers that nobody can read any more, where something waits for the places that they have.
+    """Finds answers that cannot be read any more, where something waits for the places that they have.
 
-    Some SDKs' streams refer to themselves, so that only the garbage collector sees that one was left. What it costs is
-    paid only if a place is waited for and an answer is there that nobody reads at this moment; if it finds nothing, it
-    is not asked again for a while, and longer each time.
+    Some SDKs' streams refer to themselves, so that only the garbage collector sees that one was left. It is run only if
+    a place is waited for and an answer is there that no caller reads at this moment; if it finds nothing, it is not run
+    again for a while, and longer each time.
     """
 
     def __init__(self) -> None:

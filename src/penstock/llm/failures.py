@@ -40,13 +40,13 @@ class Action(enum.Enum):
     """What to do about a failure."""
 
     WAIT = "wait"
-    """The limit is used up. Everybody under it stays away for a while; then the same request may go."""
+    """The limit is used up. All requests under it wait for a while; then the same one may go."""
     BACK_OFF = "back off"
     """The service has trouble. This request may go again, later each time."""
     PERMANENT = "permanent"
     """This request will never do, as it is. Others may."""
     STOP = "stop"
-    """No request of this account will do until somebody acts: end the run."""
+    """No request of this account will do until its owner acts: end the run."""
 
 
 _UNKNOWN = RateLimitInfo()
@@ -218,7 +218,7 @@ def retry_on(error: BaseException) -> bool | float:
             return _retry_on_all(link.exceptions)
         failure = failure_of(link)
         if failure is not None:
-            # A success is one that nobody could read, and would read the same again, unless it holds an error.
+            # A success is one that could not be read, and would read the same again, unless it holds an error.
             verdict = judge(failure.status, failure.body, failure.headers)
             return verdict.retryable and (True if verdict.wait is None else verdict.wait)
     return not any(_is_of(link, _OUR_FAULT) for link in links) and any(_is_connection_trouble(link) for link in links)

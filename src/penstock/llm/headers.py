@@ -185,7 +185,7 @@ def duration(text: str) -> float | None:
 
 
 def _readable(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers with names in lower case, without those that nobody could read. Never raises."""
+    """The headers with names in lower case, without those that cannot be read. Never raises."""
     return {
         name.lower(): str(value)
         for name, value in headers.items()

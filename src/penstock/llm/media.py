@@ -122,7 +122,7 @@ def _geminis(kind: str, data: str) -> Media:
 
 
 def _size(data: str) -> tuple[int, int] | None:
-    """Width and height of an encoded PNG, GIF, JPEG or WebP, in pixels; None: nobody can tell."""
+    """Width and height of an encoded PNG, GIF, JPEG or WebP, in pixels; None: they cannot be told."""
     head = _decoded(data[:_HEAD])
     try:
         size = _size_in(head)

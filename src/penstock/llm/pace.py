@@ -92,7 +92,7 @@ TRY_AGAIN_SHARE = 0.12
 
 @dataclass(slots=True)
 class Pace:
-    """A limit that nobody told of: how fast requests got through between refusals.
+    """A limit that the server does not tell: how fast requests got through between refusals.
 
     It is a bucket of about a second, so that a pause is not made up for all at once.
 

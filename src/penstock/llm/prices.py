@@ -91,11 +91,11 @@ class Prices:
         return cls(models, str(given.get("as_of", "no date")), batch if 0 <= batch <= 1 else 0.5)
 
     def price(self, model: str) -> Price | None:
-        """What a model costs; None: nobody knows."""
+        """What a model costs; None: unknown."""
         found = self._models.get(model)
         return found if found is not None else self._models.get(_SNAPSHOT.sub("", model))
 
     def dollars(self, model: str, input_tokens: float, output_tokens: float) -> float | None:
-        """Dollars for so many tokens; None: nobody knows the model's price."""
+        """Dollars for so many tokens; None: the model's price is unknown."""
         price = self.price(model)
         return None if price is None else input_tokens * price.input + output_tokens * price.output

@@ -4,7 +4,7 @@
     rate_limit_info    which limit an error is about: limit, used, requested, unit, period, model, organisation, wait
 
 An answer, and not an exception: SDKs retry what a transport raises, and wrap it as trouble with the connection. "Not
-now" is a 429 that says when, "never" a 400, which nobody retries. So what users catch already catches ours.
+now" is a 429 that says when, "never" a 400, which no SDK retries. So what users catch already catches ours.
 """
 
 from __future__ import annotations

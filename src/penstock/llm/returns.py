@@ -88,7 +88,7 @@ class BareResets:
     _most: float = 0.0
 
     def hear(self, number: float, at: float, limit: float, per: float, remaining: float) -> float | None:
-        """The reset in seconds, of one answer that was told at a moment; None: nobody knows yet."""
+        """The reset in seconds, of one answer that was told at a moment; None: not known yet."""
         if self._ends is None:
             self._ends = at + number
         off = abs(at + number - self._ends)
@@ -112,7 +112,7 @@ class Returns:
         began: When the first answer that tells of it left.
 
     Attributes:
-        due: From when on it may come back at once, as told or as seen so far; `inf`: nobody knows.
+        due: From when on it may come back at once, as told or as seen so far; `inf`: unknown.
         length: Seconds from one such moment to the next, as seen; None: not seen yet.
         rate: Units per second that came back while it did; 0: not seen yet.
     """
@@ -154,7 +154,7 @@ class Returns:
         return max(now, look)
 
     def came(self, amount: float, before: float, now: float, *, much: bool = False) -> None:
-        """That much came back from one answer to the next, or, if it is below 0, somebody else took it.
+        """That much came back from one answer to the next, or, if it is below 0, another client took it.
 
         Much at once, in a window that slides, is what was sent at once a window ago: the next comes a window later.
         """

@@ -211,7 +211,7 @@ class ServerEstimate:
         self._newest = (departure, told.remaining)
         self._correct(departure, told.remaining, now)
         if departure.refused or self.kind is Kind.UNSURE or self.traffic.charged_late:
-            pass  # of those around it, nobody knows yet which were refused too
+            pass  # which of those around it were refused too is not known yet
         elif self._anchor is None:
             self._anchor = self._newest
         else:
@@ -325,7 +325,7 @@ class ServerEstimate:
         return max(0, math.floor((now - HEADROOM - self.boundary) / self.per + ROUNDING))
 
     def _replayed(self, departure: Departure, remaining: float, now: float) -> float:
-        """What is there now, after all that left since: as far as nobody else took anything."""
+        """What is there now, after all that left since: if no other client took anything."""
         level, at = remaining - self.factor * self.traffic.uncharged(departure), departure.at
         window = self.kind is Kind.WINDOW
         rate = self.rate if self.kind is Kind.BUCKET else 0.0
@@ -529,7 +529,7 @@ class ServerEstimate:
         most = min(MOST_FACTOR, MOST_STEP * self.factor)
         self.factor = min(most, max(LEAST_FACTOR, self._charged / self._estimated))
         self._charged = self.factor * self._estimated
-        # Nobody counts a request as less than one, and a few per cent more is what rounding makes of whole numbers.
+        # No server counts a request as less than one, and a few per cent more is what rounding makes of whole numbers.
         if self.charges_refused and self.factor < 1.05:
             self.factor = 1.0
         self.samples += 1

@@ -3,7 +3,7 @@
     minding(client)    the same client, whose streams are minded
 
 Streams of OpenAI's SDK, and of those that are generated alike, refer to a generator that refers to them. So nothing
-ends when the last reader goes: only the garbage collector, some time later, closes what nobody reads. A minded stream
+ends when the last reader goes: only the garbage collector, some time later, closes what is not read. A minded stream
 is a copy that the generator does not know. When the loop over it is left, its place in flight comes back, and it may
 still be read on; when it is dropped itself, its connection is closed.
 """

@@ -89,7 +89,7 @@ def _has_system(messages: Any) -> bool:
 
 
 class _Writer:
-    """Writes functions as TypeScript, up to `_MOST` types: a schema may be anybody's."""
+    """Writes functions as TypeScript, up to `_MOST` types: a schema may be of any size."""
 
     def __init__(self) -> None:
         self._left = _MOST

@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 HEADROOM = 0.25
-"""Seconds of refill that are kept back: for the part of the way, from our socket to admission, that nobody can time."""
+"""Seconds of refill that are kept back: for the part of the way, from our socket to admission, that cannot be timed."""
 
 SHARED_HEADROOM = 1.0
 """The same where several processes share the limits: none knows what the others were granted and have not sent."""

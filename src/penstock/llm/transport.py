@@ -3,12 +3,12 @@
     client = limited_client(httpx2.AsyncClient(), rules)
 
 Clients send through httpx (or its successor httpx2), whose transports take a request and return a response. Ours sits
-in between: it charges each request before it is sent, hears each answer's headers, and lets everybody wait once when
+in between: it charges each request before it is sent, hears each answer's headers, and lets all requests wait once when
 the service says that a limit is used up.
 
 A refused request is held here, and sent again when its turn has come, for as long as its `max_wait` allows: an SDK's
-own two retries must not decide whether a user sees an error. Nothing is sent again whose answer anybody has seen, nor a
-request whose body is a stream.
+own two retries must not decide whether a user sees an error. Nothing is sent again whose answer the caller has seen,
+nor a request whose body is a stream.
 
 What is decided about a request, and what is made of its answer, is in `exchange`. Neither httpx nor httpx2 is imported
 before a client of theirs is given.
@@ -207,7 +207,7 @@ class _Limited:
         if rules.raises is not None:
             raise rules.raises(answer) from error
         headers = {**answer.headers, "content-length": str(len(answer.content))}
-        stream = self.module.ByteStream(answer.content)  # and not content=, which nobody could read as a stream
+        stream = self.module.ByteStream(answer.content)  # and not content=, which could not be read as a stream
         return self.module.Response(answer.status, headers=headers, stream=stream, request=request)
 
     def _exchange(self, request: Any, plan: Plan, sent: RequestInFlight) -> Exchange:

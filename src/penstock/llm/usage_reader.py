@@ -72,7 +72,7 @@ class UsageReader:
             del self._tail[:-_TAIL]
 
     def usage(self) -> Usage | None:
-        """What was used; None: the answer did not say, or nobody can read it."""
+        """What was used; None: the answer did not say, or cannot be read."""
         if not self._readable:
             return None
         told: dict[str, Any] = {}
@@ -117,7 +117,7 @@ def _first(told: Mapping[str, Any], names: tuple[str, ...]) -> float | None:
 
 
 def _number(value: Any) -> float | None:
-    """A number of tokens; None for what is none, or more than anybody has."""
+    """A number of tokens; None for what is none, or more than any account has."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if 0 <= value <= _MOST_TOKENS else None

@@ -1,4 +1,4 @@
-"""`pausing`: one refusal by the server pauses the limiter for everybody."""
+"""`pausing`: one refusal by the server pauses the limiter for all its calls."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Pausable(Protocol):
 
 
 class pausing:  # noqa: N801 - used like a function
-    """Pause a limiter when a call fails with an error that says for how long: one 429 stops everybody, once.
+    """Pause a limiter when a call fails with an error that says for how long: one 429 stops all calls, once.
 
         pipe = Pipeline(Retry(on=TooMany), limiter(tokens=count), pausing(limiter, on=TooMany))
 
@@ -40,7 +40,7 @@ class pausing:  # noqa: N801 - used like a function
             for how many seconds; there is no default.
         hint: A function that finds the seconds in the error, where `on` says True.
         max_pause: The longest pause that one error can cause; seconds or a `timedelta`, above 0. A wrong header would
-            stop everybody for years otherwise. The first error that asks for more is logged as a warning
+            stop all calls for years otherwise. The first error that asks for more is logged as a warning
             (`penstock.pipeline`).
 
     Raises:

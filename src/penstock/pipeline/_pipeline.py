@@ -18,7 +18,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class PipelineOrderWarning(UserWarning):
-    """The layers of a pipeline stand in an order that nobody can mean."""
+    """The layers of a pipeline stand in an order that cannot be meant."""
 
 
 @dataclass(frozen=True, slots=True, repr=False, init=False)
@@ -112,7 +112,7 @@ def _entered_around(manager: Any, fn: _F) -> _F:
 
 
 def _never_async(manager: object, fn: _F) -> _F:
-    """Refuse the awaitable that a plain callable returns: nobody could leave the context manager at its end."""
+    """Refuse the awaitable that a plain callable returns: the context manager could not be left at its end."""
     if kind_of(fn) != "sync":
         return fn
 

@@ -102,7 +102,7 @@ class Call:
         self.paid: float | None = None  # what the last retry cost the budget
         self.drawn: float | None = None  # the last wait that the backoff drew
         self.key: str | None = None
-        self.attempt: object = None  # the `Attempt` that shows this one, if anybody asked for it
+        self.attempt: object = None  # the `Attempt` that shows this one, if it was asked for
         self.history: deque[str] | None = None
         self.outer: Call | None = None  # whose attempt was under way when this one began
         self.frame: FrameType | None = None

@@ -96,7 +96,7 @@ def refuse_unfinished(_call: Call, sent: Sent, result: Any) -> None:
     fn = sent[0]
     if is_awaitable(result):
         if isinstance(result, Coroutine):
-            result.close()  # or it would warn that nobody awaited it
+            result.close()  # or it would warn that it was never awaited
         raise TypeError(
             f"{name_of(fn)} returns an awaitable, and `call_sync` awaits nothing, so nothing was tried. "
             f"Use `await retry.call({name_of(fn)}, ...)`"

@@ -1,8 +1,8 @@
 """A results file and its journal, made to agree when a run begins.
 
 The journal is the record: what the results file lacks is written there again, a torn end is taken off, and one that
-somebody else changed is left alone and named. Where the journal is gone or damaged, the results are read instead: their
-ids say what was asked.
+another program changed is left alone and named. Where the journal is gone or damaged, the results are read instead:
+their ids say what was asked.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Agreement:
         """Make the results file what the journal says it is.
 
         Raises:
-            OutputError: It cannot be written, or somebody else changed it.
+            OutputError: It cannot be written, or another program changed it.
         """
         journal, out = self._journal, self._out
         if journal.damaged and out.size:

@@ -65,7 +65,7 @@ def _success(path: str, status: int, content: bytes) -> Answer | Verdict:
             if error.error is not None:
                 return _failure(status, {"error": error.error}, None)
             return Verdict(Action.BACK_OFF, None, "stream_cut", f"{error}")
-        except Exception:  # noqa: BLE001 - pieces of a shape that nobody foresaw
+        except Exception:  # noqa: BLE001 - pieces of an unforeseen shape
             return Verdict(Action.BACK_OFF, None, "stream_cut", "the stream holds what is no event of an answer")
     try:
         if json.detect_encoding(text) != "utf-8":  # UTF-16, or a byte order mark: results are UTF-8 without one
@@ -120,7 +120,7 @@ def _is_hollow(entry: Any) -> bool:
 def _failure(status: int, body: Any, headers: Mapping[str, str] | None) -> Verdict:
     try:
         return failures.judge(status, body, headers)
-    except Exception:  # noqa: BLE001 - a header or a word of the server's that nobody foresaw
+    except Exception:  # noqa: BLE001 - an unforeseen header or word of the server's
         action = Action.WAIT if status == 429 else Action.BACK_OFF if status >= 500 else Action.PERMANENT
         return Verdict(action, None, f"http_{status}", f"the server answered with status {status}")
 

@@ -64,7 +64,7 @@ class BatchHttp(Http):
 
 
 class _Untold:
-    """Nobody needs to know when these requests leave."""
+    """It does not matter when these requests leave."""
 
     def leaves(self) -> None:
         pass

@@ -135,7 +135,7 @@ class Hold:
 
 
 class QueueLimits:
-    """How many tokens the queue of each model takes, as far as anybody said."""
+    """How many tokens the queue of each model takes, as far as it was said."""
 
     def __init__(self, given: float | None = None) -> None:
         self._given = given
@@ -143,7 +143,7 @@ class QueueLimits:
         self._most: dict[str, float] = {}
 
     def of(self, model: str) -> float | None:
-        """Tokens that all batches of a model may hold; None: nobody knows."""
+        """Tokens that all batches of a model may hold; None: unknown."""
         told = self._told.get(model)
         limit = min(filter(None, (told, self._given)), default=None)
         return None if limit is None else limit * HEADROOM

@@ -1,11 +1,9 @@
 """A run: rows in, results out, as fast as the limits allow and never faster.
 
 Three kinds of tasks: one reads ahead, one chooses which row goes next (`mix`), and each chosen row has one of its own,
-which waits for the limiter, sends, and tries again if that is worth it. Every attempt is charged, and nobody sleeps
-while holding a permit. How the limiter keeps in step with the server's own buckets is the business of
-`penstock.llm.endpoints`.
-
-What is done about an attempt that was not answered is the business of `troubles`.
+which waits for the limiter, sends, and tries again if that is worth it. Every attempt is charged, and no task sleeps
+while it holds a permit. `penstock.llm.endpoints` keeps the limiter in step with the server's own buckets; `troubles`
+decides what is done about an attempt that was not answered.
 
 Memory is bounded: so many rows are read ahead, so many are on their way, and of all others there is a digest.
 
@@ -174,7 +172,7 @@ class Run:
                 if not work.is_sending:  # what was sent may come back
                     work.scope.cancel()
             if code == "output" and self._results.is_piped:
-                self.abandon()  # nobody reads what comes back
+                self.abandon()  # nothing reads what comes back
             self._room.set()
             self._tell()
 
@@ -278,7 +276,7 @@ class Run:
         """Where the rows of a model may go.
 
         Raises:
-            ValueError: Nobody knows its limits.
+            ValueError: Its limits are unknown.
         """
         name = self.places[0].limits_of(model)[0]
         pool = self._pools.get(name)
@@ -390,7 +388,7 @@ class Run:
             settle(work)
         outage = work.group.place.outage
         if outage.since is not None:
-            work.leave_line()
+            work.leave_queue()
             await outage.wait(work, LOOK_AROUND if work.groups else math.inf)
             if not outage.lets(work):
                 return False
@@ -421,7 +419,7 @@ class Run:
 
     async def _acquire(self, work: Work) -> RequestInFlight | None:
         """Wait for a turn; None: it should be looked whether another place takes it sooner."""
-        work.enter_line()
+        work.enter_queue()
         self.counts.waiting += 1
         since = clock.now()
         try:
@@ -440,7 +438,7 @@ class Run:
             work.waited = clock.now() - since
             self.counts.waits.add(work.waited)
             self.counts.waiting -= 1
-            work.leave_line()
+            work.leave_queue()
             self._tell()
 
     async def _send(self, work: Work, request: RequestInFlight) -> bool:

@@ -204,7 +204,7 @@ class Pipe:
         """Write a line, some time.
 
         Raises:
-            OutputError: Nobody reads there any more.
+            OutputError: There is no reader any more.
         """
         self.check()
         if self._thread is None:
@@ -217,7 +217,7 @@ class Pipe:
         """Raise what went wrong.
 
         Raises:
-            OutputError: Nobody reads there any more.
+            OutputError: There is no reader any more.
         """
         if self._error is not None:
             raise self._error[0]
@@ -256,7 +256,7 @@ def _open(path: Path) -> int:
     except OSError:
         there = stat.S_IFREG
     if there not in {stat.S_IFREG, stat.S_IFDIR}:
-        # A process that also holds the reading end of a pipe never hears that nobody reads it any more.
+        # A process that also holds the reading end of a pipe never hears that it has no reader any more.
         return os.open(path, os.O_WRONLY | os.O_APPEND)
     # Appending: a write goes to the end whatever else happened, and is one step.
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | BINARY, 0o666)
@@ -278,9 +278,9 @@ def truncate_at_last_line(file: Appended) -> int:
 
 
 def create_beside(path: Path) -> tuple[Path, int]:
-    """A new file in the folder of `path`, which nobody can have laid out for us: its path and descriptor.
+    """A new file in the folder of `path`, which no other program can have put there: its path and descriptor.
 
-    It may be read by those who may read the file that is at `path`.
+    It has the permissions to read of the file that is at `path`.
 
     Raises:
         OutputError: None can be made there.

@@ -5,7 +5,7 @@
       ─► characters  (UTF-8, UTF-16, UTF-32)
       ─► rows        (lines, a JSON array, CSV)
 
-Each step is told by the first bytes, so nobody has to say it, and each takes and gives pieces: a file of any size is
+Each step is told by the first bytes, so it need not be said, and each takes and gives pieces: a file of any size is
 read in a few megabytes. What cannot be read is a `FormatError`: one sentence that names the way out.
 """
 

@@ -23,10 +23,10 @@ from penstock.stores import MemoryStore
 
 __all__ = ["Group"]
 
-LINE = 2
-"""Rows that wait in a limiter's line: enough that it never runs dry, and few, because their order is settled."""
+QUEUE = 2
+"""Rows that wait in a limiter's queue: enough that it is never empty, and few, because their order is settled."""
 
-SHARED_LINE = 6
+SHARED_QUEUE = 6
 """The same where the limits live in a store, whose answers are for as many as wait; rows that were granted and are
 still here count too. So a process that is slow asks for no more than it can send, and what all were granted reaches the
 server evenly."""
@@ -40,7 +40,7 @@ class Group:
         mix: The rows that wait to be chosen.
         answers: How many rows were answered.
         rows: Rows that are worked on here.
-        in_line: Rows in the limiter's line.
+        queued: Rows in the limiter's queue.
         unsent: Rows that were granted their turn and are still here.
         endpoint: The limits, in step with the server's own.
     """
@@ -70,9 +70,9 @@ class Group:
         self.mix: Mix = Mix() if mix is None else mix
         self.answers: int = 0
         self.rows: int = 0
-        self.in_line: int = 0
+        self.queued: int = 0
         self.unsent: int = 0
-        self._line: dict[str, float] = {}
+        self._queued_cost: dict[str, float] = {}
         self._is_shared = isinstance(limits, Limiter | Endpoint)
         self._promised: Limits | None = _promised(limits)
         self._idle = idle
@@ -151,8 +151,8 @@ class Group:
 
     @property
     def wants_more(self) -> bool:
-        """Whether there is room in the limiter's line for another row."""
-        return self.in_line + self.unsent < SHARED_LINE if self._is_stored else self.in_line < LINE
+        """Whether there is room in the limiter's queue for another row."""
+        return self.queued + self.unsent < SHARED_QUEUE if self._is_stored else self.queued < QUEUE
 
     async def acquire(self, cost: Mapping[str, float], priority: int) -> RequestInFlight:
         """Wait for a turn and charge it.
@@ -186,7 +186,7 @@ class Group:
             self._use_share()
 
     def on_refusal(self, request: RequestInFlight, verdict: Verdict) -> None:
-        """The service says that a limit is used up: everybody waits, once, and less of it is used for a while."""
+        """The service says that a limit is used up: all rows wait, once, and less of it is used for a while."""
         self.endpoint.refused(request, verdict)
         if self._is_throttled and self._throttle.refused(clock.now()):
             self._use_share()
@@ -214,15 +214,15 @@ class Group:
         return not any(rate.amount == quota.limit != rate.burst for rate in known)
 
     def enter(self, cost: Mapping[str, float], step: int) -> None:
-        """Count a row into the limiter's line (1) or out of it (-1)."""
-        self.in_line += step
+        """Count a row into the limiter's queue (1) or out of it (-1)."""
+        self.queued += step
         for unit, units in cost.items():
-            self._line[unit] = self._line.get(unit, 0.0) + step * units
+            self._queued_cost[unit] = self._queued_cost.get(unit, 0.0) + step * units
 
     def levels(self) -> list[Level]:
-        """How full the limits are, with what the line will take gone already."""
+        """How full the limits are, less what the queued rows will take."""
         return [
-            Level(one.unit, one.capacity, one.rate, one.level - self._line.get(one.unit, 0.0))
+            Level(one.unit, one.capacity, one.rate, one.level - self._queued_cost.get(one.unit, 0.0))
             for one in self.endpoint.levels()
         ]
 

@@ -149,7 +149,7 @@ async def run(
     with contextlib.ExitStack() as stack:
         sink = _Yielded(None if journal is None else Path(journal), changed, stack)
         this = Run(source, sink, settings, places)
-        # A task of its own and no task group: whoever leaves the loop may close this generator from another task.
+        # A task of its own and no task group: another task may close this generator.
         work = asyncio.create_task(this())
         work.add_done_callback(lambda _: sink.end())
         try:
@@ -327,7 +327,7 @@ class _Yielded:
             self._journal.check()
 
     def give_up(self) -> None:
-        """Nobody is waited for."""
+        """It waits for nothing."""
 
     def finish(self) -> None:
         """All is there already."""

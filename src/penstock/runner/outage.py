@@ -1,4 +1,4 @@
-"""A server that is down: one pause for everybody, and one request at a time that looks whether it is back.
+"""A server that is down: one pause for all rows, and one request at a time that looks whether it is back.
 
                  failed()                        failed(), from the probe
     up ───────────────────────────► down ──────────────────┐
@@ -6,8 +6,8 @@
      │  connected(), answered()      │  └──later each time──┘
      └───────────────────────────────┘
 
-A row that cannot connect has done nothing wrong and used nothing up, so nobody counts it against the row or the limits.
-What is bounded is time: how long a server may stay away, and how long one that was never reached may be tried.
+A row that cannot connect has done nothing wrong and used nothing up, so it does not count against the row or the
+limits. Time is bounded: how long a server may stay away, and how long one that was never reached may be tried.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Outage:
         self._delay = FIRST_DELAY
         self._next = 0.0
         self._prober: object | None = None
-        self._line: dict[object, None] = {}
+        self._waiting: dict[object, None] = {}
         self._changed = anyio.Event()
 
     @property
@@ -63,7 +63,7 @@ class Outage:
 
     @property
     def is_probed(self) -> bool:
-        """Whether somebody looks already whether it is back."""
+        """Whether a request is under way already to see whether it is back."""
         return self._prober is not None
 
     def lets(self, who: object) -> bool:
@@ -79,10 +79,10 @@ class Outage:
         """
         if self._began is None:
             self._began = clock.now()
-        self._line[who] = None  # at its end: whoever probed last lets others
+        self._waiting[who] = None  # at its end: a row that probed last lets others
         try:
             while self.since is not None and self._prober is not who:
-                if self._prober is None and next(iter(self._line)) is who:
+                if self._prober is None and next(iter(self._waiting)) is who:
                     await self._probe(who)
                     return
                 changed = self._changed
@@ -91,7 +91,7 @@ class Outage:
                 if not changed.is_set():
                     return
         finally:
-            del self._line[who]
+            del self._waiting[who]
             if self._prober is None:
                 self._tell()
 
@@ -149,7 +149,7 @@ class Outage:
             self._over()
 
     def give_up(self) -> None:
-        """Nobody need wait for it any more."""
+        """No row has to wait for it any more."""
         self._over()
 
     def leave(self, who: object) -> None:

@@ -2,7 +2,7 @@
 
 The journal is the record (`journal`): an answer is written there first, and the results file is made of it. Usually the
 results file grows with it, line by line; in the order of the input it is made at the end. So a results file that was
-torn, deleted or cut is made whole again, and one that somebody else changed is left alone and named. A results file
+torn, deleted or cut is made whole again, and one that another program changed is left alone and named. A results file
 whose journal is gone is read instead: its ids say what was asked.
 
 What fails goes to a file of its own, which each run begins anew: the rows in it have no result, so they are tried
@@ -179,14 +179,14 @@ class Results:
 
     @property
     def is_piped(self) -> bool:
-        """Whether results go where nobody can go on from."""
+        """Whether results go where no later run can go on from."""
         return self._pipe is not None or self._errors_pipe is not None
 
     def examine(self, lines: Lines, read: Callable[[int, bytes | None], Row | Rejected], salt: bytes = b"") -> None:
         """Go over the rows of a regular file before anything is sent: which are answered, and which were edited since.
 
         Raises:
-            ChangedError: Rows were edited, and nobody said what to do with them.
+            ChangedError: Rows were edited, and `changed` does not say what to do with them.
         """
         if self._journal is None or not len(self._journal.answered) or not lines.is_regular:
             return
@@ -339,7 +339,7 @@ class Results:
         """See that all is where it should be, as often as it is due.
 
         Raises:
-            OutputError: A file was deleted, replaced or cut, or nobody reads the pipe any more.
+            OutputError: A file was deleted, replaced or cut, or the pipe has no reader any more.
         """
         for pipe in (self._pipe, self._errors_pipe):
             if pipe is not None:

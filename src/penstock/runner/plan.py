@@ -64,7 +64,7 @@ class Plan:
         binding: The limit that takes so long; None: none does.
         batch_share: What the Batch API takes, of the dollars.
         batch_windows: Windows of a day that the Batch API takes at most, one after the other, since a model's queue
-            holds so many tokens; 1 if nobody said how many.
+            holds so many tokens; 1 unless said otherwise.
     """
 
     rows: int = 0
@@ -129,7 +129,7 @@ def make_plan(
         limits_of: The limits of a model. None: they are not known before its first answer.
         prices: What models cost.
         rows: How many rows are looked at, at most.
-        queue_tokens: Tokens that all batches of a model may hold; None: nobody said.
+        queue_tokens: Tokens that all batches of a model may hold; None: not said.
     """
     plan, seen, groups = Plan(batch_share=prices.batch), IdSet(), dict[str, Group]()
     sizer = Sizer(QueueLimits(queue_tokens))

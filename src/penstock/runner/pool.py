@@ -1,7 +1,7 @@
 """Rows that may go to several places, and where each goes: to the one that can take it first.
 
 Each place has limits of its own, and is learned and waited for by itself. The rows wait in one mix, and a place takes
-one whenever it has room in its limiter's line; so a place with twice the limits does twice the work, and one that is
+one whenever it has room in its limiter's queue; so a place with twice the limits does twice the work, and one that is
 down does none.
 """
 
@@ -69,7 +69,7 @@ def settle(work: Work) -> None:
 
 def _has_room(group: Group) -> bool:
     place = group.place
-    is_to_be_probed = not place.closed and not place.outage.is_probed and not group.in_line
+    is_to_be_probed = not place.closed and not place.outage.is_probed and not group.queued
     return group.wants_more and (place.is_up or is_to_be_probed)
 
 

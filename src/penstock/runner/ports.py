@@ -55,7 +55,7 @@ class Sink(Protocol):
 
     @property
     def is_piped(self) -> bool:
-        """Whether `finish` may wait for somebody else."""
+        """Whether `finish` may wait for another program."""
         ...
 
     def known(self, row: Row) -> Known:
@@ -87,7 +87,7 @@ class Sink(Protocol):
         ...
 
     def give_up(self) -> None:
-        """Wait for nobody any more."""
+        """Wait for no other program any more."""
         ...
 
     def finish(self) -> None:

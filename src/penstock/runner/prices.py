@@ -17,7 +17,7 @@ class Prices(_prices.Prices):
     """Prices by model, of rows and answers too."""
 
     def at_most(self, row: Row) -> float | None:
-        """Dollars that a row costs, with the longest answer that it allows; None: nobody knows its model's price.
+        """Dollars that a row costs, with the longest answer that it allows; None: its model's price is unknown.
 
         Where a row sets no bound, its answer counts as nothing.
         """

@@ -119,7 +119,7 @@ class View:
 
     @property
     def paused(self) -> float:
-        """Seconds for which everybody waits because the server said so."""
+        """Seconds for which all rows wait because the server said so."""
         return max((group.endpoint.limiter.statistics().paused_for for group in self._run.groups.values()), default=0.0)
 
     @property
@@ -173,7 +173,7 @@ class View:
 
     @property
     def remaining_words(self) -> str:
-        """The same in words; nothing where nobody knows."""
+        """The same in words; nothing where it is unknown."""
         both = self.remaining()
         if both is None:
             return ""
@@ -211,7 +211,7 @@ class View:
         }
 
     def left(self) -> float | None:
-        """Seconds that the rest will take; None: nobody knows.
+        """Seconds that the rest will take; None: unknown.
 
         The rest costs per row what the rows until now cost, and goes as fast as the limit that takes longest lets it.
         """

@@ -1,4 +1,4 @@
-"""A run as one HTML page: numbers, and pictures of them over time. It holds all it needs and asks nobody for anything.
+"""A run as one HTML page: numbers, and pictures of them over time. It holds all it needs and loads nothing.
 
 Pure: numbers in, text out. Every figure carries its value, `data-figure="answered" data-value="300"`, so that programs
 read what people see.
@@ -62,7 +62,7 @@ def render(summary: Mapping[str, Any], counts: Counts, timeline: Timeline | None
     Args:
         summary: As it is written next to the results.
         counts: What happened, for what the summary does not hold.
-        timeline: How it went; None: nobody looked.
+        timeline: How it went; None: not recorded.
         title: What was run.
     """
     name = html.escape(title)
@@ -77,7 +77,7 @@ def render(summary: Mapping[str, Any], counts: Counts, timeline: Timeline | None
         *([] if timeline is None else _over_time(summary, counts, timeline)),
         *_limits(summary, timeline),
         *_times("Latency", "from the moment a request was granted to its whole answer", counts.latencies, "latency"),
-        *_times("Waits", "in line for the limits, before each request", counts.waits, "wait"),
+        *_times("Waits", "in the queue for the limits, before each request", counts.waits, "wait"),
         *_failures(counts),
         "</main></body></html>\n",
     ]
@@ -234,7 +234,7 @@ def _chart(
     kind: str = "area",
     line: float | None = None,
 ) -> str:
-    """Steps over time. Where nobody looked, there is nothing."""
+    """Steps over time. Where nothing was recorded, there is nothing."""
     known = [value for value in values if value is not None]
     top = most or max(known, default=0.0) or 1.0
     step, height = _WIDTH / max(1, len(values)), _HEIGHT - _BOTTOM

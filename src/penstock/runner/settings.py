@@ -26,7 +26,7 @@ class Settings:
         max_in_flight: Rows that are worked on at once, those between two attempts included.
         attempts: Attempts per row that may fail, the first included. Being told to wait is no failure.
         give_up_after: Seconds for which a row may be told to wait, and the server may be away.
-        max_pause: Longest wait that the server may ask of everybody, in seconds.
+        max_pause: Longest wait that the server may ask of all rows, in seconds.
         idle: Seconds since an earlier run used these limits up; `inf`: they are whole.
         on_ambiguous: What becomes of a row that was sent and may have been billed: "rerun" sends it again, "fail" gives
             it up.
@@ -36,7 +36,7 @@ class Settings:
         shard: (I, N): of N parts of the file the I-th is done, from 1, and line L is in part (L - 1) % N + 1.
         only: Lines that are done, and no others, by `Row.raw`; None: all.
         deadline: Seconds after which nothing more is sent; None: never.
-        prices: What answers cost; None: nobody asks.
+        prices: What answers cost; None: not asked for.
         max_cost: Dollars that answers may cost; a row that might go beyond is not sent. None: no matter.
         on_event: Is told of each attempt when it is over, and of limits (`penstock.events`); it must not raise.
         secrets: Keys that must not be written down when a server repeats them.

@@ -26,7 +26,7 @@ class Spending:
     def set_aside(self, work: Work, works: Iterable[Work], spent: float) -> bool:
         """Set aside what a row may cost; False if that may be more than is left.
 
-        An answer that nobody bounds may be as dear as the dearest until now; before the first, one row at a time goes.
+        An answer without a bound may be as dear as the dearest until now; before the first, one row at a time goes.
         """
         most = self._most(work)
         reserved = sum(each.reserved for each in works)

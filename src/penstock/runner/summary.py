@@ -76,7 +76,7 @@ class Counts:
         spent: What all attempts cost, per group of models and unit.
         failures: Rows that failed, by the code of their error.
         latencies: Seconds from the grant of an attempt to its answer.
-        waits: Seconds in line for the limits, of each attempt.
+        waits: Seconds in the queue for the limits, of each attempt.
     """
 
     rows: int = 0

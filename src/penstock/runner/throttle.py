@@ -1,7 +1,7 @@
-"""How much of a promised limit is used while somebody else uses the account too.
+"""How much of a promised limit is used while another program uses the account too.
 
 Pure: times in, a share out. Two runs that each send at the whole rate are refused half of it, and services count what
-they refuse: nobody gets through. So a refusal cuts the share at once, and time without one lets it rise, slowly at
+they refuse: no request gets through. So a refusal cuts the share at once, and time without one lets it rise, slowly at
 first: additive increase, multiplicative decrease, by which any number of runs come to equal shares.
 """
 

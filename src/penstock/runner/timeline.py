@@ -47,7 +47,7 @@ class Span:
         dollars: What the answers cost.
         latency_sum: Seconds that the attempts took which ended here.
         in_flight: The most requests that waited for their answer.
-        paused: Seconds for which everybody waited because the server said so.
+        paused: Seconds for which all rows waited because the server said so.
         away: Seconds for which the server could not be reached.
         spent: Units by (models, unit).
         promised: Units that a limit allows in that time, by (models, unit, limit).

@@ -3,13 +3,13 @@
 What it can have ended in, and what that counts as:
 
     told to wait                    nothing: a matter of time (`give_up_after`), not of this row
-    no connection                   nothing, and nothing was used: one pause for everybody (`outage`)
-    server's trouble, answer lost   an attempt; several rows at once and nobody answered: an outage
+    no connection                   nothing, and nothing was used: one pause for all rows (`outage`)
+    server's trouble, answer lost   an attempt; several rows at once and none answered: an outage
     refused for good                the row is given up, and is among the errors
     no money, no key                the run ends, unless it is about one model of several, or one place of several
 
-The hard question is whose trouble it is: the row's, or everybody's. A row that fails while others are answered is in
-trouble by itself; where nobody is answered any more, everybody waits for the server. Only the last rows of a run, of
+The hard question is whose trouble it is: the row's, or the server's. A row that fails while others are answered is in
+trouble by itself; where none is answered any more, all rows wait for the server. Only the last rows of a run, of
 which none is answered for minutes, are given up together.
 """
 
@@ -43,7 +43,7 @@ OWN_WAITS = 5
 """Times that a row is told to wait, while others are answered, before it waits alone."""
 
 _BACKOFF = exponential(first=1, cap=60, jitter="full")
-_PATIENCE = exponential(first=0.05, cap=5, jitter="full")  # for those who are told again and again to wait a moment
+_PATIENCE = exponential(first=0.05, cap=5, jitter="full")  # for rows that are told again and again to wait a moment
 _GATEWAY = frozenset({502, 503, 504, 529})  # what stands in front of a server that is down says
 
 
@@ -170,7 +170,7 @@ class Troubles:
         return True
 
     def _server_is_down(self, work: Work, reason: str) -> bool:
-        """Whether it is the server that fails and not this row: so many fail, and nobody is answered."""
+        """Whether it is the server that fails and not this row: so many fail, and none is answered."""
         place = work.group.place
         place.in_trouble.add(work.row.custom_id)
         is_last = work.failures + 1 >= self._settings.attempts

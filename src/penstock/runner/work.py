@@ -21,10 +21,10 @@ AMBIGUOUS = (
 
 
 class Work:
-    """A row that is worked on. It counts as one in the limiter's line from the moment it is chosen."""
+    """A row that is worked on. It counts as one in the limiter's queue from the moment it is chosen."""
 
     __slots__ = (
-        "_is_unsent", "answers_then", "avoid", "earliest", "failures", "group", "groups", "in_line", "is_sending",
+        "_is_unsent", "answers_then", "avoid", "earliest", "failures", "group", "groups", "is_queued", "is_sending",
         "may_be_billed", "probes", "reserved", "row", "scope", "sent", "status", "unfit", "usage", "wait", "waited",
         "waits", "waits_since",
     )  # fmt: skip
@@ -43,7 +43,7 @@ class Work:
         self.answers_then: int = 0  # of its group, when it was told to wait last
         self.probes: int = 0  # attempts that failed in an outage
         self.avoid: Group | None = None  # where it failed last
-        self.waited: float = 0.0  # seconds in line for the last attempt
+        self.waited: float = 0.0  # seconds in the queue for the last attempt
         self.status: int = 0  # of the last answer; 0: there is none
         self.usage: Mapping[str, float] = {}  # tokens that the last answer says it took
         self.unfit: tuple[Group, ...] = ()  # whose limits it is too large for
@@ -51,23 +51,23 @@ class Work:
         self.wait: float = 0.0  # seconds before its next attempt
         self.may_be_billed: bool | None = None
         self.earliest: float = 0.0
-        self.in_line: bool = False
+        self.is_queued: bool = False
         self._is_unsent: bool = False
         group.rows += 1
-        self.enter_line()
+        self.enter_queue()
 
     def move(self, group: Group) -> None:
         """Let it wait elsewhere."""
-        was_in_line = self.in_line
+        was_queued = self.is_queued
         self.end()
         self.group = group
         group.rows += 1
-        if was_in_line:
-            self.enter_line()
+        if was_queued:
+            self.enter_queue()
 
     def end(self) -> None:
         """Nothing more is done about it, at least not here."""
-        self.leave_line()
+        self.leave_queue()
         self.group.rows -= 1
 
     @property
@@ -80,16 +80,16 @@ class Work:
         self.group.unsent += now - self._is_unsent
         self._is_unsent = now
 
-    def enter_line(self) -> None:
-        """Count it into the limiter's line."""
-        if not self.in_line:
-            self.in_line = True
+    def enter_queue(self) -> None:
+        """Count it into the limiter's queue."""
+        if not self.is_queued:
+            self.is_queued = True
             self.group.enter(self.row.cost, 1)
 
-    def leave_line(self) -> None:
-        """Count it out of the limiter's line."""
-        if self.in_line:
-            self.in_line = False
+    def leave_queue(self) -> None:
+        """Count it out of the limiter's queue."""
+        if self.is_queued:
+            self.is_queued = False
             self.group.enter(self.row.cost, -1)
 
 

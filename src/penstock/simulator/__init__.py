@@ -10,7 +10,7 @@ It needs the extra `simulator`: Starlette and uvicorn.
     Window, Hidden  kinds of limit beside rates and sliding windows
     Batches         how batches of requests are worked on
     Change          what becomes of the limits while the server runs
-    Stranger        somebody else of the same account
+    Stranger        another client of the same account
     fingerprint     what an answer begins with, so that a client can prove that it belongs to its question
     embedding_of    the embedding of a text
     charge_rule     other rules for it, by name

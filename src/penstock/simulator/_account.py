@@ -250,7 +250,7 @@ class Account:
             self._injected.extend([fault] * times)
 
     def consume(self, *, requests: int = 0, tokens: int = 0) -> None:
-        """Take from the limits what somebody else of the same account used; never more than there is."""
+        """Take from the limits what another client of the account used; never more than there is."""
         taken = {"requests": requests, "tokens": tokens}
         with self._lock:
             self._refill()

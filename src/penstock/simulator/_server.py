@@ -110,7 +110,7 @@ class Server:
         self._account.inject(fault, times)
 
     def consume(self, *, requests: int = 0, tokens: int = 0) -> None:
-        """Take from the limits what somebody else of the same account used; never more than there is."""
+        """Take from the limits what another client of the account used; never more than there is."""
         self._account.consume(requests=requests, tokens=tokens)
 
     def __enter__(self) -> Self:
@@ -185,7 +185,7 @@ class _Uvicorn(uvicorn.Server):
             except asyncio.CancelledError:
                 if not self.should_exit:
                     raise
-                # Otherwise this is our own `shutdown`: nobody is connected any more, and nothing went wrong.
+                # Otherwise this is our own `shutdown`: no client is connected any more, and nothing went wrong.
 
         options: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "ws": "none"}
         # By itself uvicorn closes connections that were idle for 5 s, just when clients that pace themselves use them

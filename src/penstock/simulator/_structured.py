@@ -21,7 +21,7 @@ _DEEP = 4
 
 _DEEPEST = 24
 _MOST = 2_000
-"""Values in an example: a schema may refer to itself, and may be anybody's."""
+"""Values in an example: a schema may refer to itself, and may be of any size."""
 
 _LONGEST = 4_096
 """Characters that a schema can ask a text to have."""

@@ -1,6 +1,6 @@
 """What a Redis server or its client says instead of an answer, sorted.
 
-What passes by itself, and what somebody must mend.
+What passes by itself, and what a person must mend.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class RedisServer:
         return self._options.get("host") or "localhost", int(self._options.get("port") or 6379)
 
     def without_secrets(self, text: str) -> str:
-        """A text of somebody else's, safe to be shown."""
+        """A text that the server sent, safe to be shown."""
         return without(self._secrets, text)
 
     def tells_secrets(self, error: BaseException | None) -> bool:

@@ -348,7 +348,7 @@ class Store(ABC):
 
         Raises:
             Unreachable: No answer; trying again may help.
-            StoreError: No; somebody must change something first.
+            StoreError: It cannot serve before a person changes something.
         """
 
     def decide(self, batch: Batch) -> Reply:

@@ -24,7 +24,7 @@ class FallbackStore(Store):
         self._rows: dict[str, bytes] = {}
 
     def exchange(self, names: Any, decide: Any) -> None:
-        """Never called: nobody else shares these rows."""
+        """Never called: no other process shares these rows."""
         raise NotImplementedError
 
     def decide(self, batch: Batch) -> Reply:

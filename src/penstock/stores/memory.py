@@ -83,7 +83,7 @@ class MemoryStore:
         return kept
 
     def _forget_two(self, now: float) -> None:
-        """Look at two names, in turn: forget those of which nobody would notice it."""
+        """Look at two names, in turn: forget those that are full, so that no call notices it."""
         for _ in range(2):
             if not self._sweep:
                 self._sweep = list(self._names)
@@ -122,7 +122,7 @@ def _show(limits: Mapping[str, tuple[Limit, ...]]) -> str:
 
 def _before_fork() -> None:
     for store in sorted(_all, key=id):
-        # If another thread held it at the moment of the fork, nobody in the child could ever have it.
+        # If another thread held it at the moment of the fork, it would stay held in the child.
         store.lock.acquire()
         _forking.append(store)
 

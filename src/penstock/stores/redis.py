@@ -67,7 +67,7 @@ class RedisStore(Store):
         group: Cluster only: a function of a limiter's name; names of one group live together, and can be joined with
             `&`.
         timeout: Seconds to wait for a connection, and for a reply.
-        on_state_loss: After the server has lost what it knew of a limiter (a restart, an eviction, a key that somebody
+        on_state_loss: After the server has lost what it knew of a limiter (a restart, an eviction, a key that a person
             deleted), it begins "full" (at most one burst too much each time), or "empty" (never too much; costs one
             burst, at the very first start too, and after 30 days without use).
         options: As for every shared store: `place_ttl`, `patience`, `on_outage`, `share`, `on_event`.
@@ -210,7 +210,7 @@ class RedisStore(Store):
         try:
             node = self._client.get_node_from_key(self._key(name))
         except self._redis.exceptions.RedisClusterException:
-            return None  # nobody has it
+            return None  # no server has it
         return node.host, node.port
 
     def beside(self) -> RedisStore:

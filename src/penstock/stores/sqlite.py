@@ -11,7 +11,7 @@ One transaction decides a whole batch, in the dispatcher's thread, so the event 
 journal is a write-ahead log with `synchronous=NORMAL`: a process may be killed at any instruction, and after a power
 cut the file is whole, though the last moments may be missing. Time is the machine's wall clock; rows are relative to
 the moment they were written, so a clock that steps back grants nothing (a clock that steps forward refills, as it must
-look to everybody).
+look to every process).
 
 SQLite's own `busy_timeout` sleeps in ever longer steps, so that one of four processes hardly ever gets the lock. Here
 it is 0, and a process that finds the file locked tries again after a random 50 to 200 µs; after a tenth of a second,
@@ -70,7 +70,7 @@ _QUICK = 0.1
 more rarely."""
 
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
-"""Codes of errors that only a damaged file, or one that somebody else has changed, can bring about: our statements are
+"""Codes of errors that only a damaged file can bring about, or one that another program has changed: our statements are
 right."""
 
 _INDEX_GROWS_BY, _INDEX_HEADER, _LOG_HEADER, _FRAME_HEADER = 32_768, 136, 32, 24
@@ -211,7 +211,7 @@ class SQLiteStore(Store):
             self.disconnect()
             if self._lost:
                 with contextlib.suppress(sqlite3.Error, OSError, StoreError):
-                    self._connect()  # which notes it in the file, before anybody goes on there
+                    self._connect()  # which notes it in the file, before any process goes on there
             if isinstance(error, StoreError):
                 raise
             if isinstance(error, OSError):
@@ -343,7 +343,7 @@ class SQLiteStore(Store):
         if here:
             how, lost, self._index_is_wrong = "cut", "all limits count as used up now", True
         elif file == self._file and beside[0] is None:
-            # Nobody has begun another log: what is in this one can still be written into the file.
+            # No process has begun another log: what is in this one can still be written into the file.
             connection.execute("ROLLBACK")
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         self._file = self._verified = None  # what is there next may have the same inode, and be another file
@@ -370,7 +370,7 @@ class SQLiteStore(Store):
         return (log, index), (log_size, index_size)
 
     def _mend_index(self, connection: sqlite3.Connection) -> None:
-        """Let SQLite make an index that was cut anew out of the log, before anybody reads behind its end."""
+        """Let SQLite make an index that was cut anew out of the log, before a process reads behind its end."""
         index, size = _file_and_size(self._index)
         least = self._sizes[1] if index == self._beside[1] else 0
         whole = max(least, _INDEX_GROWS_BY, -(-size // _INDEX_GROWS_BY) * _INDEX_GROWS_BY)
@@ -378,7 +378,7 @@ class SQLiteStore(Store):
             return
         os.truncate(self._index, whole)
         try:
-            self._begin(connection)  # nobody must be writing
+            self._begin(connection)  # no process may be writing
         except sqlite3.Error as error:
             if _code(error) == sqlite3.SQLITE_BUSY:
                 raise

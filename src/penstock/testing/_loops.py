@@ -1,11 +1,11 @@
 """How event loops are made to follow a virtual time.
 
-A loop is caught at the door through which it starts to run, whatever made it, at any moment, and with any
-options. From then on it shows our time, and time jumps when nothing is left to do but to wait for a moment.
+A loop is taken over where it starts to run, whatever made it, at any moment, and with any options. From then on it
+shows our time, and time jumps when all tasks wait for a moment to come.
 
 Every asyncio loop is followed in one way, by its public methods alone, since the timers of uvloop are out of reach: our
-own heap keeps the timers, and nothing is left to do when a whole round of the loop has passed in which nobody called
-`call_soon`. In trio the jumps are up to its own MockClock.
+own heap keeps the timers, and all tasks wait when a whole round of the loop has passed without a `call_soon`. In trio
+its own MockClock makes the jumps.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ class _AsyncioFollower:
         self._timers_made = itertools.count()
         self._sweep_at = 1_000  # timers: then the cancelled ones are thrown out
         self._waiting_for_idle: list[asyncio.Future[None]] = []
-        self._activity = 0  # how often anybody gave the loop something to do
+        self._activity = 0  # how often the loop was given something to do
         self._activity_before = 0  # the same, when the round before ended
         self._quiet_since: float | None = None  # in real time, while we listen to the outside world
         self._in_rounds = False
@@ -244,7 +244,7 @@ class _AsyncioFollower:
                 self._loop.call_later(max(0.0, when - self._time.now()), timer.fire, context=timer.context)
 
     async def idle(self) -> None:
-        """Wait until nobody else is at work. No time passes."""
+        """Wait until no other task is at work. No time passes."""
         future = self._loop.create_future()
         self._waiting_for_idle.append(future)
         self._watch_rounds()
@@ -296,7 +296,7 @@ class _AsyncioFollower:
             self._call_soon(self._end_round)
 
     def _end_round(self) -> None:
-        """Called once in each round of the loop, while anybody waits for a moment."""
+        """Called once in each round of the loop, while a task waits for a moment."""
         at_work, self._activity_before = self._activity != self._activity_before, self._activity
         quiet_since, self._quiet_since = self._quiet_since, None
         next_moment = self._next_moment()

@@ -73,7 +73,7 @@ class QuotaMiddleware:
 
     Answers get the RateLimit headers, streams as well. The permit is `request.state.permit`: the application says by
     its `settle()` what the request took. Requests stay charged if the application fails or the client goes away.
-    Websockets, lifespans and requests of nobody pass through as they are.
+    Websockets, lifespans and requests without a user pass through as they are.
 
     Args:
         app: The application.

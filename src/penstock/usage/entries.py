@@ -20,7 +20,7 @@ LimitNote = tuple[float, str, str, float, float]
 """(moment, model or limiter, unit, amount, seconds) of a limit that calls are under."""
 
 DollarsOf = Callable[[str, Mapping[str, float], Mapping[str, float]], "float | None"]
-"""(model, units charged, usage) → what that costs; None: nobody knows."""
+"""(model, units charged, usage) → what that costs; None: unknown."""
 
 
 class Entry:

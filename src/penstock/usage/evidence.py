@@ -105,7 +105,7 @@ class Evidence:
         near: Per limit, the minutes at 90 % of it or more.
         days: The last ten business days, the earliest first.
         projections: For requests and tokens; empty: fewer than ten business days were recorded.
-        price: Dollars a token; None: nobody knows.
+        price: Dollars a token; None: unknown.
         hour: Dollars that an hour at the full token limit costs, all as input and all as output; None: no limit or
             price is known.
         dropped: Events of the whole ledger that are missing.
@@ -146,7 +146,7 @@ def evidence_of(
         since, until: Moments that bound what is looked at, in seconds since 1970.
         tz: The time zone of days.
         limits: Per unit; None: as they were told last.
-        price: Dollars a token; None: nobody knows.
+        price: Dollars a token; None: unknown.
         growth: Factor by which use grows a week; None: as it grew from the first five business days of ten to the last
             five.
     """

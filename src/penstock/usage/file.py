@@ -91,7 +91,7 @@ def open_reader(path: Path) -> sqlite3.Connection:
         raise LedgerError(f"there is no ledger at {path}: a Ledger makes it when the first call is recorded")
     address = path.absolute().as_uri()
     last: sqlite3.Error | None = None
-    for options in ("mode=ro", "immutable=1"):  # the latter where the folder cannot be written, and so nobody writes
+    for options in ("mode=ro", "immutable=1"):  # the latter where the folder is read-only, so no process writes
         try:
             connection = sqlite3.connect(
                 f"{address}?{options}", uri=True, timeout=5, isolation_level=None, check_same_thread=False

@@ -31,18 +31,18 @@ class RecordedCall:
 
     Attributes:
         at: When it was granted or refused, in seconds since 1970.
-        user: Its flow; None: nobody said.
+        user: Its flow; None: not said.
         limiter: The limiter's name.
         model: Which was asked.
-        outcome: "granted": nobody said what became of it. "answered", "rejected" (429), "failed", "lost": as the
+        outcome: "granted": how it ended was not said. "answered", "rejected" (429), "failed", "lost": as the
             service answered, or did not. "refused": the limiter said "not now". "withdrawn": it was never sent.
         status: Of the service's answer.
         waited: Seconds in the queue.
         elapsed: Seconds from the grant to the end of the answer.
         estimated: Units that it was charged at first.
-        settled: Units that it turned out to take; None: nobody said.
+        settled: Units that it turned out to take; None: not said.
         usage: `input_tokens` and `output_tokens`, as the service said.
-        dollars: What it cost; None: nobody knows.
+        dollars: What it cost; None: unknown.
     """
 
     at: float

@@ -6,8 +6,8 @@
 
 A call hands its event to a queue in memory and goes on. A thread writes what is in the queue into the file, twenty
 times a second at most, one transaction each. So a process that ends, in whatever way but kill -9, loses nothing; kill
--9 costs what happened in the last 100 ms. A disk that is slow or full stops nobody: the queue fills up to `max_pending`
-events, and what comes then is dropped, counted, and noted in the file as a gap.
+-9 costs what happened in the last 100 ms. A disk that is slow or full stops no call: the queue fills up to
+`max_pending` events, and what comes then is dropped, counted, and noted in the file as a gap.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ class _Writer:
                 self.thread = thread
                 atexit.register(self._at_exit)
         except RuntimeError as error:
-            if "shutdown" in str(error):  # nobody waits for calls any more
+            if "shutdown" in str(error):  # the interpreter ends: no call waits any more
                 self._work([])
             else:
                 self._complain(f"no thread can be started that writes {self.path}: {error}")

@@ -29,7 +29,7 @@ class Gauge:
         unit, limit: What is counted; as it is written.
         used: Units that are taken now.
         capacity: The most that can be taken at once.
-        paused: Seconds for which nobody gets through.
+        paused: Seconds for which no call gets through.
     """
 
     name: str

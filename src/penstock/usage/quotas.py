@@ -7,8 +7,8 @@
 
 A user's caps are a limiter with `calendar` limits in a shared store, so all that holds of limiters holds here: a call
 is charged on all caps or on none, cancelling charges nothing, the true cost is settled afterwards, and a process that
-is killed has lost nothing. What is particular to quotas is that nobody waits, and that caps differ by user and may be
-changed at any time, by any process.
+is killed has lost nothing. Quotas differ from limiters: no call waits, and caps differ by user and may be changed at
+any time, by any process.
 """
 
 from __future__ import annotations
@@ -321,7 +321,7 @@ class Quotas:
     def last(self, user: object) -> list[Quota]:
         """The caps of a user, and how much was used of each when this process heard of it last.
 
-        Asks nobody; empty: it never heard.
+        Does not ask the store; empty: nothing was heard.
         """
         name = _read_user(user)
         known = self._users.get(name)

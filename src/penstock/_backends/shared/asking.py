@@ -227,7 +227,7 @@ class Asking:
         return room
 
     def _drop_unused(self, queue: StoreQueue, now: float) -> None:
-        """Give up the bookings for which nobody waits any more, and forget those of long ago."""
+        """Give up the bookings for which no request waits any more, and forget those of long ago."""
         for booking in list(queue.bookings):
             if booking.due < now - FORGOTTEN:
                 queue.bookings.remove(booking)

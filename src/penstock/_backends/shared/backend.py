@@ -223,7 +223,7 @@ class SharedBackend:
     # Permits that are never closed
 
     def lose(self, _: Grant, where: tuple[str, int]) -> None:
-        """Nobody can end this grant any more: its places stay taken for as long as this process lives. See `base`."""
+        """No code can end this grant any more: its places stay taken for as long as this process lives. See `base`."""
         for part in self.sets:
             part.orphans.append(where)
 
@@ -355,7 +355,7 @@ class SharedBackend:
         self.dispatcher.post(partial(_order, Order(part, write, announce=announce)))
 
     def pause(self, seconds: float, units: tuple[str, ...]) -> None:
-        """Let nobody through for so long, in any process."""
+        """Let no call through for so long, in any process."""
         until = clock.now() + seconds
         for part in self.sets:
             states = [state for state in part.order if not units or state.unit in units]

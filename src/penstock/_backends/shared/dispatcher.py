@@ -68,7 +68,7 @@ def dispatcher_of(store: Store) -> Dispatcher:
 class Dispatcher:
     """See the module's docstring.
 
-    Its thread holds it by a weak reference while there is nothing to do, so a store that nobody holds any more is
+    Its thread holds it by a weak reference while there is nothing to do, so a store that is not referenced any more is
     freed, and its thread ends.
 
     Attributes:
@@ -232,7 +232,7 @@ class Dispatcher:
             self.store.disconnect()
         with self.lock:
             self.scheduler.on_end()
-            waits = any(len(queue) for queue in self.scheduler.state.queues)  # who came after the word to end
+            waits = any(len(queue) for queue in self.scheduler.state.queues)  # those that came after the word to end
         self._thread = None
         came = [message for message in _receive(self._inbox, 0.0) if not isinstance(message, _Announced)]
         for message in came:  # in the meantime
@@ -333,7 +333,7 @@ class Dispatcher:
                 raise StoreError(f"{store!r} could not decide: {error!r}") from error
 
     def apply(self, batch: BatchInFlight, reply: Reply, now: float, *, ours: bool = False) -> None:
-        """Let the scheduler take in an answer. `ours`: it is this process's own, so its clock is nobody else's."""
+        """Let the scheduler take in an answer. `ours`: this process decided itself, so the clock is its own."""
         if not ours:
             self._lead = reply.now - now * 1e6
         self.scheduler.apply(batch, reply, now)
@@ -476,12 +476,12 @@ def _receive(inbox: SimpleQueue[Any], timeout: float | None) -> list[Any]:
     messages: list[Any] = []
     with contextlib.suppress(Empty):
         messages.append(inbox.get(timeout=timeout))
-        messages += [inbox.get_nowait() for _ in range(min(inbox.qsize(), _MOST_AT_ONCE))]  # nobody else takes any
+        messages += [inbox.get_nowait() for _ in range(min(inbox.qsize(), _MOST_AT_ONCE))]  # no other thread takes any
     return messages
 
 
 def _probe(dispatcher_ref: ref[Dispatcher], lost: Outage | Silence, inbox: SimpleQueue[Any]) -> None:
-    """Ask what does not answer again and again, until there is an answer or nobody holds the store."""
+    """Ask what does not answer again and again, until there is an answer or the store is not referenced any more."""
     dispatcher = dispatcher_ref()
     beside = dispatcher.store.beside() if dispatcher is not None and isinstance(lost, Silence) else None
     dispatcher = None  # not held while this thread sleeps

@@ -72,7 +72,7 @@ def node_silent(scheduler: Scheduler, node: object, silence: Silence) -> None:
 
 
 def node_lost(scheduler: Scheduler, silence: Silence) -> None:
-    """The store's patience with a node is over: tell those who wait for it."""
+    """The store's patience with a node is over: tell those that wait for it."""
     state = scheduler.state
     if silence not in state.silent.values():
         return

@@ -27,7 +27,7 @@ class Outage:
 
     __slots__ = ("batch", "error", "fallback", "packed")
 
-    told = True  # those who wait were told at once
+    told = True  # those that wait were told at once
 
     def __init__(self, store: Store, error: StoreError, batch: BatchInFlight, packed: Batch) -> None:
         self.error = error

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["PAUSE_WATCHED", "POLL", "StoreQueue"]
 
 PAUSE_WATCHED = 0.5
-"""Seconds between looks whether a pause was lifted, where the store tells nobody."""
+"""Seconds between looks whether a pause was lifted, where the store announces nothing."""
 
 POLL = (0.002, 0.050)
-"""Seconds, first and longest, between questions for what comes back only when somebody gives it back."""
+"""Seconds, first and longest, between questions for what comes back only when it is given back."""
 
 
 class StoreQueue:
@@ -32,7 +32,7 @@ class StoreQueue:
         coming: How many were sent to the dispatcher and have not arrived.
         sets: The limit sets behind this queue.
         lease: Seconds for which leases may be held; None: no leases.
-        blocked: Limits whose units come back only when somebody gives them back: when to ask for them again.
+        blocked: Limits whose units come back only when they are given back: when to ask for them again.
         bookings: What the store has told requests that wait here: when to come again.
         behind: Flows that are ahead of those of other processes: when to ask for them again.
         told: Flows of which the store knows that they wait here.
@@ -61,7 +61,7 @@ class StoreQueue:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew, with nobody waiting: in the child of a fork all requests are the parent's."""
+        """Begin anew, with nothing waiting: in the child of a fork all requests are the parent's."""
         self.waiters = Queue(self.waiters.ageing, self.waiters.weights)
         self.fresh: deque[Any] = deque()
         self.reserved: list[Any] = []

@@ -62,7 +62,7 @@ class Scheduler:
         self._agreement = Agreement(self.state, self._leasing)
 
     def forget(self) -> None:
-        """In the child of a fork: nobody waits, nothing is held, and the store may answer."""
+        """In the child of a fork: nothing waits, nothing is held, and the store may answer."""
         self.outage = None
         self.state.forget()
 
@@ -209,7 +209,7 @@ class Scheduler:
         self._agreement.recharge(part, now)
 
     def on_look(self, look: Look) -> None:
-        """Somebody wants to see how a limit set stands."""
+        """A caller wants to see how a limit set stands."""
         down = self.outage or self.state.silence_of(look.limit_set)
         if down is not None and down.told:
             self.state.answer_look(look, down.error)
@@ -247,7 +247,7 @@ class Scheduler:
         self.state.fail_all(closed)
 
     def on_end(self) -> None:
-        """Nobody asks any more: whether the store answers is not known."""
+        """Asking has ended: whether the store answers is not known."""
         self.outage, self.state.apart = None, False
         self.state.silent.clear()
 
@@ -292,7 +292,7 @@ class Scheduler:
             return
         parts = {of.limit_set for of, _ in request.charges}
         if not self.store.hears and request.waited > UNCONFIRMED and not request.confirmed and self.outage is None:
-            request.confirmed = True  # somebody may have paused everything meanwhile, and this process would not know
+            request.confirmed = True  # another process may have paused everything, and this one would not know
             for part in parts:
                 self._confirm(part)
         if any(part.confirming for part in parts):
@@ -430,7 +430,7 @@ class Scheduler:
         booking.claim_at = booking.due - self.state.lead
         booking.priority = request.priority
         queue.bookings.append(booking)
-        self.state.dirty[queue] = None  # where nobody waits any more, it is dropped
+        self.state.dirty[queue] = None  # where nothing waits any more, it is dropped
 
     def _not_admitted(
         self, request: SharedRequest, verdict: NotNow | OthersTurn | BookedFor, now: float, refused: list[SharedRequest]

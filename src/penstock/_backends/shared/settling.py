@@ -1,4 +1,4 @@
-"""What the store is to be told before anybody is granted: refunds, true costs, pauses, which places are still held."""
+"""What a store must be told before it grants anything: refunds, true costs, pauses, which places are still held."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class SchedulerState:
         self.begin()
 
     def begin(self) -> None:
-        """Know of nobody that waits."""
+        """Forget all that wait."""
         self.owner = float(random.getrandbits(52))
         self.dirty: dict[StoreQueue, None] = {}
         self.urgent = False

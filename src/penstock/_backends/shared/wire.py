@@ -46,7 +46,7 @@ class Admitted:
 
 @dataclass(slots=True, eq=False)
 class NotNow:
-    """The store has refused a request: `limit` has enough in `wait` seconds; `inf`: when somebody gives back."""
+    """The store has refused a request: `limit` has enough in `wait` seconds; `inf`: when another gives back."""
 
     wait: float
     limit: SharedLimitState
@@ -87,7 +87,7 @@ class FlowName:
 
 @dataclass(slots=True, eq=False)
 class Look:
-    """Somebody wants to see how a limit set stands; `parker` is woken when the answer is there.
+    """A caller wants to see how a limit set stands; `parker` is woken when the answer is there.
 
     Attributes:
         error: Why there is no answer.
@@ -102,7 +102,7 @@ class Look:
 
 @dataclass(slots=True, eq=False)
 class Settlement:
-    """Debits that a batch tells the store of. `receipts` is None where they are nobody's: those of an outage."""
+    """Debits that a batch tells the store of. `receipts` is None where they belong to no permit: those of an outage."""
 
     receipts: StoreReceipts | None
     debits: list[Debit]

@@ -32,7 +32,7 @@ local function rank(asker, booking)  -- above 0: the request goes before the boo
   return -apart > (wide and LEAD + share + other or min(LEAD, share / 2)) and -1 or 0
 end
 
-local function needs_at(booking)  -- of those that are kept as one, nobody knows
+local function needs_at(booking)  -- unknown of those that are kept as one
   return booking[ID] ~= 0 and booking[DUE] or 0
 end
 

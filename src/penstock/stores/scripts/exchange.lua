@@ -1,4 +1,4 @@
--- Read one row, or write it if nobody has written it since it was read.
+-- Read one row, or write it if it was not written since it was read.
 -- KEYS[1]  a hash: t the terms, r the row
 -- ARGV     to read: none; the reply is the server's time and the row.  To write: the terms and the row as they were
 --          read, or '' for neither; those to write; seconds to keep. The reply is whether they were written.

@@ -8,7 +8,7 @@ local function say(value)
   verdicts[said] = value
 end
 
--- How far each bucket may fill up before somebody has to wait; of anything else, and where there is a pause, it is not
+-- How far each bucket may fill up before a call has to wait; of anything else, and where there is a pause, it is not
 -- that simple.
 local free_until = {}
 for limit = 1, limits do

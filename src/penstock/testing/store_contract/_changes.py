@@ -26,7 +26,7 @@ __all__ = ["ChangeContract"]
 
 
 class ChangeContract(StoreTests):
-    """New limits reach every process, and a closed store leaves nobody waiting."""
+    """New limits reach every process, and a closed store leaves no call waiting."""
 
     @pytest.mark.anyio
     async def test_new_limits_reach_every_process(self, stores: Callable[..., Store]) -> None:

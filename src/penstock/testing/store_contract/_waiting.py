@@ -76,7 +76,7 @@ class WaitingContract(StoreTests):
 
     @pytest.mark.anyio
     async def test_giving_up_with_nobody_behind_gives_back(self, stores: Callable[..., Store]) -> None:
-        """The next call finds the bucket as if nobody had waited."""
+        """The next call finds the bucket as if no call had waited."""
         limiter = Limiter(requests=per_second(1, burst=2), name="x", store=stores())
         await limiter.acquire()
         await limiter.acquire()
@@ -158,7 +158,7 @@ class WaitingContract(StoreTests):
         assert got["quiet"] >= 0.6 * got["busy"]
 
     def test_threads_without_an_event_loop_wait_too(self, stores: Callable[..., Store]) -> None:
-        """In one queue with everybody else."""
+        """In one queue with all others."""
         limiter = Limiter(requests=per_second(50, burst=1), name="x", store=stores())
         moments: list[float] = []
 
