@@ -160,7 +160,7 @@ class Call:
 
     @staticmethod
     def of(binding: Binding, terms: Terms = PLAIN) -> Call:
-        """A call of a cost that is bound."""
+        """A call of a cost that is bound. Internal."""
         call = _class_for(binding.charge.shape)()
         call._binding = binding
         call._terms = terms

@@ -163,7 +163,7 @@ class Withdrawn:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The true cost of a call is known."""
+    """The true cost of a call is known: `cost` has the amount per unit."""
 
     limiter: str | None
     cost: Mapping[str, float]
@@ -215,7 +215,7 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What the server said: units left, and seconds until the limit is whole again."""
+    """What the server said, per unit: units left, and seconds until the limit is whole again."""
 
     limiter: str | None
     remaining: Mapping[str, float]

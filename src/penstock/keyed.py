@@ -59,7 +59,7 @@ class Keyed:
             that uses it and with no lock held; where its answer has changed, what was used stays used. An error of its
             own passes through, and nothing has changed then.
         name: With a shared store: what the names of the keys' limiters begin with.
-        options: As for `Limiter`: `store`, `max_queue`, `ageing`, `flow_weights`, `enforce`, `on_event`.
+        store, max_queue, ageing, flow_weights, enforce, on_event: As for `Limiter`.
 
     Safe to use from any number of tasks and threads. A key is anything hashable that equals itself; over a shared store
     keys are told apart by `str(key)`.

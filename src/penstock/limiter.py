@@ -86,13 +86,13 @@ class Limiter:
         name: What it is called in errors and events. In one store, limiters of one name share their state, which
             outlives them until it is whole again.
         store: Where the state lives; this process unless given.
-        max_queue: How many may wait; `QueueFull` beyond that. None: any number.
-        ageing: Seconds in the queue after which a waiter rises one level.
-        flow_weights: Share of a flow that is not 1.
+        max_queue: How many may wait, 0 or more; `QueueFull` beyond that. None: any number.
+        ageing: Seconds in the queue, above 0, after which a waiter rises one level; `math.inf`: never.
+        flow_weights: Share of a flow that is not 1; above 0.
         enforce: False lets everything through, charges it, and counts what would have waited, or could never have gone:
             a rehearsal. `on_event` hears `Refused` of that, and then `Granted`.
         on_event: Hears a frozen record (`penstock.events`) of everything that happens.
-        lease: With a shared store: seconds for which a process may hold a chunk of quota and grant out of it by itself.
+        lease: With a shared store: seconds, above 0, for which a process may hold quota and grant out of it by itself.
 
     Raises:
         ValueError: A limit, or one of the numbers, is wrong, or a unit has the name of a keyword.

@@ -245,33 +245,45 @@ class Unlimited:
 def per_second(
     amount: float, burst: float | None = None, *, overdraft: bool = False, default: float | None = None
 ) -> Rate:
-    """`amount` units a second: see `Rate`."""
+    """`amount` units a second, refilled all the time. Arguments and errors: as of `Rate`."""
     return Rate(amount, 1.0, burst, overdraft=overdraft, default=default)
 
 
 def per_minute(
     amount: float, burst: float | None = None, *, overdraft: bool = False, default: float | None = None
 ) -> Rate:
-    """`amount` units a minute: see `Rate`."""
+    """`amount` units a minute, refilled all the time. Arguments and errors: as of `Rate`."""
     return Rate(amount, 60.0, burst, overdraft=overdraft, default=default)
 
 
 def per_hour(
     amount: float, burst: float | None = None, *, overdraft: bool = False, default: float | None = None
 ) -> Rate:
-    """`amount` units an hour: see `Rate`."""
+    """`amount` units an hour, refilled all the time. Arguments and errors: as of `Rate`."""
     return Rate(amount, 3600.0, burst, overdraft=overdraft, default=default)
 
 
 def per_day(
     amount: float, burst: float | None = None, *, overdraft: bool = False, default: float | None = None
 ) -> Rate:
-    """`amount` units every 24 hours, continuously refilled: see `Rate`. For days that begin at midnight: `calendar`."""
+    """`amount` units every 24 hours, refilled all the time. Arguments and errors: as of `Rate`.
+
+    For days that begin at midnight there is `calendar`.
+    """
     return Rate(amount, 86_400.0, burst, overdraft=overdraft, default=default)
 
 
 def sliding(amount: float, per: float | timedelta, *, default: float | None = None) -> Sliding:
-    """Never more than `amount` units in any window of `per` seconds."""
+    """Never more than `amount` units in any window of `per` seconds, wherever it begins.
+
+    Args:
+        amount: Units per window; above 0. It is also the most that one call can take.
+        per: Length of the window in seconds, or a `timedelta`; above 0.
+        default: What a call costs in this unit unless it says so; 0 or more. None: it must say so.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
     return Sliding(amount, per, default)  # type: ignore[arg-type]  # it becomes a number there
 
 
@@ -280,6 +292,15 @@ def calendar(amount: float, period: Period, tz: str = "UTC", *, default: float |
 
     A day has 23 or 25 hours when the clocks change. Like every fixed window it lets twice the amount pass around the
     moment when one period ends and the next begins.
+
+    Args:
+        amount: Units per period; above 0. It is also the most that one call can take.
+        period: "minute", "hour", "day", "week" or "month".
+        tz: The time zone in which periods begin, by its IANA name, such as "Europe/Berlin".
+        default: What a call costs in this unit unless it says so; 0 or more. None: it must say so.
+
+    Raises:
+        ValueError: A number is out of its range, or there is no such period or time zone.
     """
     return Calendar(amount, period, tz, default)
 
@@ -289,8 +310,12 @@ def in_flight(amount: float, *, ttl: float | timedelta | None = None, default: f
 
     Args:
         amount: Number of places, at least 1.
-        ttl: Seconds after which the place of a permit that was never ended comes back, with a warning.
-        default: Places that a call holds unless given.
+        ttl: Seconds, or a `timedelta`, after which the place of a permit that was never ended comes back, with a
+            warning; above 0. None: never, in this process.
+        default: Places that a call holds unless given; 0 or more. None: it must say how many.
+
+    Raises:
+        ValueError: A number is out of its range.
     """
     return InFlight(amount, ttl, default)  # type: ignore[arg-type]  # it becomes a number there
 

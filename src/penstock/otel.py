@@ -131,7 +131,7 @@ class Telemetry:
         }
 
     def __call__(self, event: object, /) -> None:
-        """Report an event of `penstock.events`; others are none of its business."""
+        """Report an event of `penstock.events`; anything else is passed over."""
         handler = self._handlers.get(type(event))
         if handler is not None:
             handler(event)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
+import re
 import sys
 
 import anyio
@@ -184,6 +186,31 @@ async def clock_passes(seconds):
 async def test_limits_that_are_none_are_refused(limits):
     with pytest.raises(ValueError, match="limit"):
         await collected([chat(0)], Service(answer=echo), limits=limits)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        *((name, value, f"{name} must be a whole number, 1 or more, not {value!r}")
+          for name in ("max_in_flight", "attempts") for value in (0, -1, 1.5, "5", True, None)),
+        *((name, value, f"{name} must be a number of seconds, 0 or more, not {value!r}")
+          for name in ("give_up_after", "max_pause") for value in (-1, math.nan, "5", None)),
+        ("on_ambiguous", "ask", 'on_ambiguous must be "rerun" or "fail", not \'ask\''),
+        ("changed", "ask", 'changed must be "rerun", "keep" or None, not \'ask\''),
+    ],
+)  # fmt: skip
+async def test_an_option_that_is_out_of_its_range_is_refused_before_anything_is_sent(option, value, message):
+    """A run with `max_in_flight=0` waited for ever."""
+    service = Service(answer=echo)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        await collected([chat(0)], service, **{option: value})
+    assert service.asked == []
+
+
+@pytest.mark.parametrize("seconds", [0, -1, math.nan, "5", None])
+def test_an_attempt_takes_time(seconds):
+    with pytest.raises(ValueError, match="timeout must be a number of seconds above 0, not"):
+        runner.Sender("http://127.0.0.1:9/v1", timeout=seconds)
 
 
 # Batches, over real sockets

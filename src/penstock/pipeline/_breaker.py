@@ -38,13 +38,14 @@ class circuit_breaker(SharedState):  # noqa: N801 - used like a function
     Args:
         on: Which errors are failures: exception types, or a function of the error; there is no default. What the server
             itself answers, such as "no such page", should not be among them.
-        failures: How many open it, at least.
+        failures: How many open it, at least; 1 or more.
         ratio: Which share of the calls must have failed, from 0 to 1.
-        window: How long it remembers; seconds or a `timedelta`.
-        open_for: How long it stays open; seconds or a `timedelta`.
-        probes: How many calls it lets through half-open.
+        window: How long it remembers; seconds or a `timedelta`, above 0.
+        open_for: How long it stays open; seconds or a `timedelta`, above 0.
+        probes: How many calls it lets through half-open; 1 or more.
         hint: A function that finds how many seconds a failure asks to wait; None not to ask.
-        max_open: The longest time for which a hint can keep it open; seconds or a `timedelta`.
+        max_open: The longest time for which a hint can keep it open; seconds or a `timedelta`, above 0. `math.inf`: no
+            bound.
 
     Raises:
         ValueError: A number is out of range.

@@ -37,7 +37,7 @@ class hedge(SharedState):  # noqa: N801 - used like a function
             recent first attempts took. Until 20 of them are known there is no second attempt, unless `initial` says
             when.
         initial: Seconds (or a `timedelta`) until the second attempt, as long as fewer than 20 are known.
-        samples: How many recent calls the percentile looks at.
+        samples: How many recent calls the percentile looks at; 20 or more.
         budget: Bounds second attempts as it bounds retries; see `Budget`.
 
     Raises:

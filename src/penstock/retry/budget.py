@@ -29,7 +29,7 @@ class Budget(SharedState):
 
     Args:
         ratio: Retries that each call allows, 0 or more; 0.2 adds at most a fifth to the load.
-        floor: Retries per second that are always free, for programs that call rarely.
+        floor: Retries per second that are always free, 0 or more, for programs that call rarely.
         ttl: How long the credit of a call can be used; seconds or a `timedelta`, above 0.
 
     Raises:

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
+from penstock._numbers import read_number
+
 __all__ = ["SECRETS", "Client", "Lost", "NotSent", "Reply", "Server", "Unreadable", "headers_of", "url_of"]
 
 SECRETS = frozenset({"authorization", "api-key", "x-api-key", "proxy-authorization", "cookie"})
@@ -91,14 +93,22 @@ class Server:
     Attributes:
         base_url: As SDKs want it: `https://api.openai.com/v1`. It may end in a query: `?api-version=2024-10-21`.
         headers: Sent with every request: the key, an organisation.
-        timeout: Seconds that an attempt may take, from its connection to the last byte of its answer.
+        timeout: Seconds that an attempt may take, from its connection to the last byte of its answer; above 0.
         direct: Past any proxy that the environment names.
+
+    Raises:
+        ValueError: `timeout` is not above 0.
     """
 
     base_url: str
     headers: Mapping[str, str] = field(default_factory=dict)
     timeout: float = 600.0
     direct: bool = False
+
+    def __post_init__(self) -> None:
+        seconds = read_number(self.timeout)
+        if seconds is None or seconds <= 0:
+            raise ValueError(f"timeout must be a number of seconds above 0, not {self.timeout!r}")
 
     @property
     def secrets(self) -> tuple[bytes, ...]:

@@ -110,17 +110,18 @@ async def run(
         cost: What a request takes from the limits, of (path, body).
         changed: What becomes of rows that were edited since the journal has their answer. None: that ends the run.
         on_ambiguous: Rows that may have been billed though no answer came are sent again, or given up.
-        max_in_flight: Rows that are worked on at once.
-        attempts: Attempts per row that may fail, the first included. Being told to wait is no failure.
-        timeout: Seconds an attempt may take.
-        give_up_after: Seconds for which a row may be told to wait, and the server may be away.
-        max_pause: Longest wait that the server may ask of all rows, in seconds.
+        max_in_flight: Rows that are worked on at once; 1 or more.
+        attempts: Attempts per row that may fail, the first included; 1 or more. Being told to wait is no failure.
+        timeout: Seconds an attempt may take; above 0.
+        give_up_after: Seconds for which a row may be told to wait, and the server may be away; 0 or more.
+        max_pause: Longest wait that the server may ask of all rows, in seconds; 0 or more.
 
     Raises:
         RunStoppedError: It ended before the rows did: no money, no server, no disk. What was answered was yielded
             before.
         OutputError: The journal cannot be written, or is none.
-        ValueError: A limit that is none.
+        ValueError: A limit that is none, or a number that is out of its range.
+        RuntimeError: No asyncio loop runs here.
     """
     try:
         asyncio.get_running_loop()
@@ -128,6 +129,8 @@ async def run(
         raise RuntimeError(
             "a run needs asyncio, as its HTTP client does: under trio, call a Sender in a thread"
         ) from None
+    if changed not in {"rerun", "keep", None}:
+        raise ValueError(f'changed must be "rerun", "keep" or None, not {changed!r}')
     given: Sequence[Any] = client_or_url if isinstance(client_or_url, list | tuple) else [client_or_url]
     clients: list[Client] = [
         _over_http(Server(each, headers or {}, timeout)) if isinstance(each, str) else each for each in given

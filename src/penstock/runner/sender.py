@@ -66,8 +66,11 @@ class Sender:
             url: The base URL of the server, as SDKs want it.
             limiter: Every worker keeps its limits; None: each learns them from the answers it gets.
             headers: Sent with every request: `{"authorization": f"Bearer {key}"}`.
-            timeout: Seconds an attempt may take.
+            timeout: Seconds an attempt may take; above 0.
             options: Others of `run`: `cost`, `max_in_flight`, `attempts`, `give_up_after`, `max_pause`, `on_ambiguous`.
+
+        Raises:
+            ValueError: `timeout` is not above 0. A wrong one of `options` is found by the first batch.
         """
         self._server = Server(url, headers or {}, timeout)
         self._limiter, self._options = limiter, options

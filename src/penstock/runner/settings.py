@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from penstock._numbers import read_count, read_number
 from penstock.llm.tokens import Cost
 from penstock.runner.prices import Prices
 from penstock.runner.source import Change
@@ -40,6 +41,10 @@ class Settings:
         max_cost: Dollars that answers may cost; a row that might go beyond is not sent. None: no matter.
         on_event: Is told of each attempt when it is over, and of limits (`penstock.events`); it must not raise.
         secrets: Keys that must not be written down when a server repeats them.
+
+    Raises:
+        ValueError: `max_in_flight` or `attempts` is below 1, `give_up_after` or `max_pause` is below 0, or
+            `on_ambiguous` is another word.
     """
 
     cost: Cost
@@ -59,6 +64,17 @@ class Settings:
     max_cost: float | None = None
     on_event: Callable[[object], object] | None = None
     secrets: tuple[bytes, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, count in (("max_in_flight", self.max_in_flight), ("attempts", self.attempts)):
+            if read_count(count) is None:
+                raise ValueError(f"{name} must be a whole number, 1 or more, not {count!r}")
+        for name, seconds in (("give_up_after", self.give_up_after), ("max_pause", self.max_pause)):
+            span = read_number(seconds)
+            if span is None or span < 0:
+                raise ValueError(f"{name} must be a number of seconds, 0 or more, not {seconds!r}")
+        if self.on_ambiguous not in {"rerun", "fail"}:
+            raise ValueError(f'on_ambiguous must be "rerun" or "fail", not {self.on_ambiguous!r}')
 
     def has(self, line: int) -> bool:
         """Whether a line is in the part of the file that is done."""
