@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 
 import anyio
 import pytest
 
-from penstock import clock, simulator
+from penstock import Limiter, clock, in_flight, simulator, unlimited
 from penstock.limits import parse
 from penstock.runner import engine
-from penstock.runner.client import Lost, NotSent, url_of
+from penstock.runner.client import Lost, NotSent, Reply, url_of
 from penstock.simulator import Faults, Latency, Simulation
-from tests.runner.service import LIMITS, Service, chat, prepared
+from tests.runner.service import ANSWER, LIMITS, Service, chat, prepared
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_time")]
 
@@ -344,6 +345,27 @@ async def test_stopping_lets_come_back_what_was_sent(tmp_path):
         assert len(this.results()) == sent > 30
         assert this.errors() == []
         assert this.summary()["untouched"] > 0
+
+
+async def test_a_row_whose_turn_comes_at_the_instant_of_the_stop_is_not_sent_and_dropped(tmp_path):
+    """An event loop cancels no task that it is about to run on: the cancellation would come while the request is on its
+    way, and its answer would be paid for and lost."""
+
+    class Slow(Service):
+        async def send(self, path, body, left):
+            left()
+            self.asked.append(clock.now())
+            await anyio.sleep(1)
+            return Reply(200, {}, ANSWER)
+
+    service = Slow()
+    with prepared(tmp_path, [chat(number) for number in range(4)], service) as this:
+        this.run.places[0].limits_of = lambda _: ("", Limiter(requests=in_flight(1), tokens=unlimited))
+        # The first has given its place to the second, whose task has not run since.
+        this.run._settings = dataclasses.replace(this.run._settings, on_event=lambda _: this.run.stop("test", "stop"))
+        await this.run()
+        assert len(this.results()) == len(service.asked) == 1
+        assert (clock.now(), this.errors()) == (1, [])
 
 
 async def test_abandoning_waits_for_nothing(tmp_path):

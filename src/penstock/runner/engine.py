@@ -401,7 +401,9 @@ class Run:
         work.is_unsent = True
         try:
             with request.permit:
-                over = await self._send(work, request)
+                # `stop` cancels those that wait, but one whose turn has just come runs on until it waits again: for its
+                # answer, which would be paid for and lost.
+                over = self.stopped is not None or await self._send(work, request)
         finally:
             if request.left_at is None:
                 work.group.endpoint.never_left(request)
