@@ -216,7 +216,7 @@ RUN = ["run", "in.jsonl", "-o", "out.jsonl"]
         (["run", "in.jsonl", "-o", "in.jsonl", "--simulate"], "FILE and -o are the same file: in.jsonl"),
         (["run", "in.jsonl", "-o", "./x/../in.jsonl", "--simulate"], "FILE and -o are the same file: "),
         ([*RUN, "--errors", "out.jsonl", "--simulate"], "-o and --errors are the same file: out.jsonl"),
-        ([*RUN, "--errors", "no/e.jsonl", "--simulate"], "cannot write no/e.jsonl: No such file or directory"),
+        ([*RUN, "--errors", "no/e.jsonl", "--simulate"], "cannot write no/e.jsonl: the folder no is not there"),
         (
             ["run", "in.jsonl", "-o", "/dev/null", "--simulate"],
             "/dev/null is no regular file, so nothing can be put beside it",
@@ -306,7 +306,13 @@ def test_a_command_that_cannot_be_carried_out_says_why_in_one_line(folder, capsy
         ("OPENAI_API_KEY", "a b", "OPENAI_API_KEY holds characters that no key has"),
         ("OPENAI_BASE_URL", "nowhere", "OPENAI_BASE_URL: 'nowhere' is no address of a server"),
         ("SSL_CERT_FILE", "nowhere.pem", "the proxies or certificates that the environment names cannot be used: "),
+        ("SSL_CERT_FILE", "in.jsonl", "the proxies or certificates that the environment names cannot be used: "),
+        ("SSL_CERT_FILE", "/", "the proxies or certificates that the environment names cannot be used: "),
         ("ALL_PROXY", "gopher://x", "the proxies or certificates that the environment names cannot be used: "),
+        ("HTTPS_PROXY", "http://user:secret@", "cannot be used: a proxy must have a host and a port below 65,536"),
+        ("HTTPS_PROXY", "http://proxy:99999", "cannot be used: a proxy must have a host and a port below 65,536"),
+        ("HTTPS_PROXY", "http://proxy:port", "cannot be used: a proxy must have a host and a port below 65,536"),
+        ("HTTPS_PROXY", "http://[::1", "cannot be used: a proxy must have a host and a port below 65,536"),
     ],
 )
 def test_an_environment_that_is_wrong_is_named_and_no_key_is_shown(folder, monkeypatch, capsys, name, value, message):
@@ -315,6 +321,8 @@ def test_an_environment_that_is_wrong_is_named_and_no_key_is_shown(folder, monke
     said = refused(capsys, [*RUN, "--limits", LIMITS])
     assert message in said
     assert "ключ" not in said
+    assert "secret" not in said
+    assert [path.name for path in folder.iterdir()] == ["in.jsonl"]
 
 
 def test_results_of_something_else_are_not_written_over(folder, capsys):

@@ -220,5 +220,9 @@ def test_a_ledger_that_is_none_is_said_before_anything_is_sent(tmp_path, monkeyp
     (tmp_path / "notes").write_text("my notes\n" * 1_000)
     assert main(["run", "in.jsonl", "-o", "out.jsonl", "--simulate", "--ledger", "notes"]) == 2
     assert main(["run", "in.jsonl", "-o", "out.jsonl", "--simulate", "--ledger", "."]) == 2
-    assert capsys.readouterr().err.count("--ledger: cannot write") == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "penstock: --ledger: cannot write notes: file is not a database",
+        "penstock: cannot write .: Is a directory",
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "notes"]
     assert (tmp_path / "notes").read_text() == "my notes\n" * 1_000

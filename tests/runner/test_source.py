@@ -162,7 +162,7 @@ def nested(depth):
         (b"{", "invalid_json", "not JSON: Expecting property name enclosed in double quotes at column 2"),
         (b"hello", "invalid_json", "not JSON: Expecting value at column 1"),
         (b'{"a": 1}}', "invalid_json", "not JSON: Extra data at column 9"),
-        (b'{"body": "\x00"}', "invalid_json", "not JSON: Invalid control character at at column 11"),
+        (b'{"body": "\x00"}', "invalid_json", "not JSON: Invalid control character at column 11"),
         (b'{"body": {"messages": [], "seed": NaN}}', "invalid_json", "not JSON that can be sent: NaN is not JSON"),
         (b'{"body": {"messages": [], "seed": -1e999}}', "invalid_json", "a number in it is larger than any number"),
         (b'{"body": "\xff"}', "invalid_utf8", "byte 11 of the line, 0xff, is not UTF-8"),

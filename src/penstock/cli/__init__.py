@@ -44,9 +44,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         while isinstance(error, ExceptionGroup):
             error = error.exceptions[0]
+        if isinstance(error, OSError) and error.filename is not None:  # a name that is too long, a folder of others
+            return complain(f"{error.filename}: {error.strerror or error}")
+        if isinstance(error, UnicodeEncodeError) and any(map(_is_no_text, given)):
+            return complain(
+                "an argument holds a byte that is no UTF-8: look at how the terminal and the shell encode it"
+            )
         complain(f"a mistake of penstock's own: {type(error).__name__}: {error} (PENSTOCK_TRACEBACK=1 shows where)")
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _is_no_text(argument: str) -> bool:
+    """Whether it holds bytes that stand for no character; Python carries them along as lone surrogates."""
+    return any("\ud800" <= character <= "\udfff" for character in argument)
 
 
 def _app_for(command: str) -> typer.Typer:

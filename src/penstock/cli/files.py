@@ -6,7 +6,7 @@ import errno
 import os
 import sqlite3
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from penstock.cli.terminal import Fault
 from penstock.errors import PenstockError
 from penstock.runner.batch_parts import BatchJournal, batches_of
-from penstock.runner.files import beside, journal_of
+from penstock.runner.files import beside, is_special, journal_of
 from penstock.runner.formats import FormatError, Prompt
 from penstock.runner.source import Lines, open_source
 
@@ -71,6 +71,8 @@ def open_lines(file: str, prompt: Prompt | None = None) -> Iterator[Lines]:
         raise Fault(f"cannot read {file}: {error.strerror or error}") from None
     except FormatError as error:
         raise Fault(str(error)) from None
+    except ValueError:
+        raise Fault(f"cannot read {file!r}: no file has a name like that") from None
     try:
         yield lines
     finally:
@@ -95,46 +97,75 @@ def ledger_of(path: Path, prices: DollarsOf | None) -> Ledger:
 
 
 def check_files(
-    lines: Lines, out: Path, errors: Path | None, journal: Path | None, report: Path | None = None
+    lines: Lines,
+    out: Path,
+    errors: Path | None,
+    journal: Path | None,
+    report: Path | None = None,
+    ledger: Path | None = None,
+    prices: Path | None = None,
 ) -> Targets:
-    """Where everything goes. Refuses to write over what is read, or one output over another.
+    """Where everything goes. Refuses to write over what is read, or one output over another; nothing is made yet.
 
     Where OUT is no regular file, nothing is put beside it: there is no summary and no journal, and the errors need a
     name of their own. Where it is standard output, they go to standard error.
     """
-    if report is not None and not os.access(report.parent, os.W_OK):
-        raise Fault(f"cannot write {report}: the folder {report.parent} is not there, or not ours to write to")
+    named = {"--errors": errors, "--journal": journal, "--report": report, "--ledger": ledger}
+    for option, path in named.items():
+        if path is not None:
+            _check_place(path, option)
     if out in _STDOUTS:
-        return Targets(out, errors or Path("standard error"), None, journal, 1, None if errors else 2)
-    for path in (out, report):
-        if path is not None and path.is_dir():
-            raise Fault(f"cannot write {path}: Is a directory")
-    is_special = out.parent in _SPECIAL or (out.exists() and not out.is_file())
-    if errors is None and is_special:
+        targets = Targets(out, errors or Path("standard error"), None, journal, 1, None if errors else 2)
+        _keep_apart(lines, {"--prices": prices, **named})
+        return targets
+    if out.is_dir():
+        raise Fault(f"cannot write {out}: Is a directory")
+    special = out.parent in _SPECIAL or is_special(out)
+    if errors is None and special:
         raise Fault(f"{out} is no regular file, so nothing can be put beside it: give --errors too")
-    errors, summary = errors or beside(out, ".errors.jsonl"), None if is_special else beside(out, ".summary.json")
-    if journal is None and not is_special:
+    errors, summary = errors or beside(out, ".errors.jsonl"), None if special else beside(out, ".summary.json")
+    if journal is None and not special:
         journal = journal_of(out)
-    seen: dict[object, str] = {}
-    for name, path in {
-        "-o": out,
-        "--errors": errors,
-        "the summary": summary,
-        "the journal": journal,
-        "--report": report,
-    }.items():
-        if path is None:
-            continue
-        # A terminal may well be read from and written to.
-        is_file = lines.is_regular and lines.come_from(_resolved(path))
-        other = "FILE" if is_file else seen.setdefault(_identity(path), name)
-        if other != name:
-            raise Fault(f"{other} and {name} are the same file: {path}")
+    _keep_apart(
+        lines,
+        {
+            "--prices": prices, "-o": out, "--errors": errors, "the summary": summary, "the journal": journal,
+            "--report": report, "--ledger": ledger,
+        },
+    )  # fmt: skip
     if not out.parent.is_dir():
         raise Fault(f"cannot write {out}: the folder {out.parent} is not there")
     if summary is not None and not os.access(summary.parent, os.W_OK):
         raise Fault(f"cannot write {summary if out.exists() else out}: the folder {out.parent} is not ours to write to")
     return Targets(out, errors, summary, journal)
+
+
+def _check_place(path: Path, option: str) -> None:
+    """See that the file of an option can be where it was named."""
+    if path == Path("-"):
+        raise Fault(f"{option}: - stands for standard output with -o alone: name a file")
+    if path.is_dir():
+        raise Fault(f"cannot write {path}: Is a directory")
+    if option in {"--journal", "--ledger"} and is_special(path):
+        raise Fault(f"{option}: {path} is no regular file, so nothing could be read there again")
+    folder = _resolved(path).parent
+    if not folder.is_dir():
+        raise Fault(f"cannot write {path}: the folder {folder if path.is_symlink() else path.parent} is not there")
+    if not path.exists() and not os.access(folder, os.W_OK):
+        raise Fault(f"cannot write {path}: the folder {path.parent} is not ours to write to")
+
+
+def _keep_apart(lines: Lines, named: Mapping[str, Path | None]) -> None:
+    """See that no two of these are one file, nor the requests."""
+    seen: dict[object, str] = {}
+    for name, path in named.items():
+        if path is None:
+            continue
+        # A terminal may well be read from and written to.
+        is_file = lines.is_regular and lines.come_from(_resolved(path))
+        other = "FILE" if is_file else seen.setdefault(_identity(path), name)
+        if other != name and not (other == "FILE" and name == "--prices"):
+            raise Fault(f"{other} and {name} are the same file: {path}")
 
 
 def check_batch_files(lines: Lines, journal: Path | None) -> None:

@@ -79,6 +79,8 @@ def errors(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The results of a run, or its errors file.")],
 ) -> int:
     """Say what failed in a run, grouped, with an example and what to do. Exit code 3 if anything did."""
+    if out.is_dir():
+        raise Fault(f"cannot read {out}: Is a directory")
     path = out if out.name.endswith("errors.jsonl") else beside(out, ".errors.jsonl")
     with open_lines(str(path)) as lines:
         groups = failed.group_errors(_lines(lines))

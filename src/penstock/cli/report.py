@@ -17,6 +17,7 @@ from penstock.cli.plan import prices_of
 from penstock.cli.terminal import Fault, say, write
 from penstock.limits import Calendar
 from penstock.llm.prices import Price, Prices
+from penstock.runner.files import write_beside
 from penstock.usage import History
 from penstock.usage.evidence import Evidence, evidence_of
 from penstock.usage.report import as_csv, as_html, as_markdown
@@ -87,13 +88,10 @@ def report(
     if missing:
         raise Fault(f"--model: {ledger} has no call of {missing[0]!r} in that time")
     text = _written(found, form or _ENDINGS.get(out.suffix.lower() if out else "", Form.markdown), ledger.name, tz)
-    if out is None:
+    if out is None or out == Path("-"):
         write(text.rstrip("\n"))
         return 0
-    try:
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise Fault(f"cannot write {out}: {error.strerror or error}") from None
+    write_beside(out, text.encode("utf-8", "replace"))
     say(f"written to {out}")
     return 0
 

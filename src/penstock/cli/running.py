@@ -6,8 +6,9 @@ What is wrong with a command is said in one line on stderr, with exit code 2, be
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -35,9 +36,11 @@ from penstock.cli.run_options import RunOptions
 from penstock.cli.shared import shard_of, shared
 from penstock.cli.simulate import simulated, simulation_of
 from penstock.cli.terminal import Fault, say
+from penstock.errors import PenstockError
 from penstock.llm import tokens
 from penstock.runner.client import Server
 from penstock.runner.formats import Prompt
+from penstock.runner.journal import HEAD
 from penstock.runner.output import Results
 from penstock.runner.place import Limits, LimitsOf
 from penstock.runner.prices import Prices
@@ -142,7 +145,9 @@ def _kept(options: RunOptions, limits_of: LimitsOf, server: Server, stack: ExitS
 def _targets(options: RunOptions, lines: Lines) -> Targets:
     """Where everything goes."""
     try:
-        targets = check_files(lines, options.out, options.errors, options.journal, options.report)
+        targets = check_files(
+            lines, options.out, options.errors, options.journal, options.report, options.ledger, options.prices
+        )
     except OSError as error:  # a name that is too long, a folder that may not be looked into
         raise Fault(f"cannot write {error.filename or options.out}: {error.strerror or error}") from None
     if options.via == "batch":
@@ -154,17 +159,29 @@ def _targets(options: RunOptions, lines: Lines) -> Targets:
     return targets
 
 
-def _results(options: RunOptions, targets: Targets) -> Results:
-    return Results(
-        targets.out,
-        targets.errors,
-        journal=targets.journal,
-        order=options.order,
-        changed=options.changed,
-        overwrite=options.overwrite,
-        descriptor=targets.descriptor,
-        errors_descriptor=targets.errors_descriptor,
-    )
+@contextmanager
+def _results(options: RunOptions, targets: Targets) -> Iterator[Results]:
+    """The files of a run. Those that were not there before it go again if it cannot begin."""
+    named = (targets.out if targets.descriptor is None else None, targets.journal, options.errors or targets.errors)
+    made = [path for path in named if path is not None and not os.path.lexists(path)]
+    try:
+        with Results(
+            targets.out,
+            targets.errors,
+            journal=targets.journal,
+            order=options.order,
+            changed=options.changed,
+            overwrite=options.overwrite,
+            descriptor=targets.descriptor,
+            errors_descriptor=targets.errors_descriptor,
+        ) as results:
+            yield results
+    except (Fault, PenstockError):
+        with suppress(OSError):
+            if all(path.stat().st_size <= len(HEAD) for path in made if path.exists()):
+                for path in made:
+                    path.unlink(missing_ok=True)
+        raise
 
 
 def _meet_earlier_runs(options: RunOptions, results: Results, lines: Lines, tell: Callable[[str], None]) -> None:

@@ -20,6 +20,9 @@ from typing import Self
 
 __all__ = ["Price", "PriceFileError", "Prices"]
 
+_MOST_BYTES = 16 * 1024 * 1024
+"""Of a file of prices. A device may go on for ever."""
+
 _SNAPSHOT = re.compile(r"-(?:\d{4}-\d{2}-\d{2}|\d{4})$")
 
 
@@ -67,7 +70,11 @@ class Prices:
             PriceFileError: It cannot be read.
         """
         try:
-            return cls._read(path.read_text(encoding="utf-8"), str(path))
+            with path.open("rb") as file:
+                text = file.read(_MOST_BYTES + 1)
+            if len(text) > _MOST_BYTES:
+                raise PriceFileError(f"{path} is no file of prices: it is longer than {_MOST_BYTES:,} bytes")
+            return cls._read(text.decode("utf-8-sig"), str(path))
         except (OSError, UnicodeDecodeError) as error:
             raise PriceFileError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
@@ -80,7 +87,15 @@ class Prices:
                 model: Price(float(price["input"]) / per, float(price.get("output", 0.0)) / per)
                 for model, price in given["models"].items()
             }
-        except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, OverflowError) as error:
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            ZeroDivisionError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise PriceFileError(
                 f"{name} is no file of prices ({type(error).__name__}: {error}): write it like "
                 '{"per": 1000000, "models": {"gpt-4o-mini": {"input": 0.15, "output": 0.6}}}'

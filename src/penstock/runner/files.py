@@ -27,6 +27,7 @@ __all__ = [
     "beside",
     "cannot_write",
     "create_beside",
+    "is_special",
     "journal_of",
     "truncate_at_last_line",
     "write_beside",
@@ -303,6 +304,18 @@ def _mode_of(path: Path) -> int:
     return stat.S_IMODE(there) if stat.S_ISREG(there) else 0o666
 
 
+def is_special(path: Path) -> bool:
+    """Whether there is something at a path that is neither a file nor a folder: a pipe, a terminal, a device.
+
+    Links are followed. To put a file in its place would take it from everybody on the machine.
+    """
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False
+    return kind not in {stat.S_IFREG, stat.S_IFDIR}
+
+
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     """Write the summary, all of it or nothing: a reader never sees half.
 
@@ -313,11 +326,21 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
 
 
 def write_beside(path: Path, text: bytes) -> None:
-    """Write a file, all of it or nothing: a reader never sees half.
+    """Write a file, all of it or nothing: a reader never sees half. A pipe or a device is written to as it is.
 
     Raises:
         OutputError: It cannot be written.
     """
+    if is_special(path):
+        try:
+            # A pipe that nobody reads is an error, and nothing to wait for at the end of a run.
+            descriptor = os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0) | BINARY)
+            os.set_blocking(descriptor, True)
+            with os.fdopen(descriptor, "wb") as device:
+                device.write(text)
+        except OSError as error:
+            raise cannot_write(path, error) from None
+        return
     draft, descriptor = create_beside(path)
     try:
         with os.fdopen(descriptor, "wb") as file:

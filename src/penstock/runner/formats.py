@@ -68,7 +68,7 @@ def rows(chunks: Iterable[bytes], name: str = "", prompt: Prompt | None = None) 
     Args:
         chunks: Its bytes, in pieces of any size.
         name: Its name: `.csv` and `.tsv` are told by it.
-        prompt: How to make requests of CSV; with it, FILE is CSV whatever its name.
+        prompt: How to make requests of CSV; with it, FILE is CSV whatever its name, unless it begins as JSON does.
 
     Raises:
         FormatError: It cannot be read, from the beginning or any further.
@@ -87,6 +87,11 @@ def rows(chunks: Iterable[bytes], name: str = "", prompt: Prompt | None = None) 
         if prompt is None:
             raise FormatError(
                 f"{name} is a table: say what to ask with --prompt, such as --prompt 'Translate into French: {{text}}'"
+            )
+        if not table and begin.removeprefix(codecs.BOM_UTF8).lstrip().startswith((b"{", b"[")):
+            raise FormatError(
+                f"--prompt makes requests of the rows of a table, and {name or 'the file'} holds requests already: "
+                "leave it out"
             )
         return _table(chunks, name, prompt)
     if begin.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
@@ -317,7 +322,13 @@ def _table(chunks: Iterator[bytes], name: str, prompt: Prompt) -> Numbered:
     csv.field_size_limit(MAX_LINE)
     try:
         columns = table.fieldnames or ()
-        for wanted in _COLUMN.findall(prompt.template):
+        wanted_columns = _COLUMN.findall(prompt.template)
+        if not wanted_columns:
+            raise FormatError(
+                "--prompt names no column, so that every row would ask the same: write it like 'Translate into French: "
+                f"{{text}}'; there are {', '.join(columns) or 'none'}"
+            )
+        for wanted in wanted_columns:
             if wanted not in columns:
                 raise FormatError(f"--prompt: there is no column {wanted!r}; there are {', '.join(columns) or 'none'}")
         for number, row in enumerate(table, 1):

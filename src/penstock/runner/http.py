@@ -237,8 +237,18 @@ def _proxy(base_url: str) -> str | None:
         return None
     if "://" not in proxy:
         proxy = f"http://{proxy}"
-    if urllib.parse.urlsplit(proxy).scheme not in {"http", "https"}:
-        raise ValueError(f"a proxy must be http:// or https://, not {proxy.partition('@')[2] or proxy}")
+    without_name = proxy.rpartition("@")[2]
+    try:
+        found = urllib.parse.urlsplit(proxy)
+        is_address = bool(found.hostname) and (found.port or 0) >= 0
+    except ValueError:
+        found, is_address = urllib.parse.SplitResult("", "", "", "", ""), False
+    if not is_address:
+        raise ValueError(
+            f"a proxy must have a host and a port below 65,536, like http://proxy:3128; not {without_name!r}"
+        )
+    if found.scheme not in {"http", "https"}:
+        raise ValueError(f"a proxy must be http:// or https://, not {without_name}")
     return proxy
 
 

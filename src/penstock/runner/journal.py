@@ -39,7 +39,7 @@ from penstock.runner.files import Appended, OutputError, cannot_write, create_be
 from penstock.runner.source import Row, dump_json
 from penstock.runner.system import pread, sync_data
 
-__all__ = ["SYNC_EVERY", "Answered", "Journal", "Syncer", "result_line"]
+__all__ = ["HEAD", "SYNC_EVERY", "Answered", "Journal", "Syncer", "result_line"]
 
 SYNC_EVERY = 0.1
 """Seconds for which a record may be the system's and not yet the disk's."""

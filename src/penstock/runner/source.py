@@ -420,7 +420,7 @@ def _read_object(line: bytes) -> dict[str, Any]:
     try:
         given = load_json(text)
     except json.JSONDecodeError as error:
-        _reject("invalid_json", f"not JSON: {error.msg} at column {error.colno}")
+        _reject("invalid_json", f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}")
     except ValueError as error:  # NaN, or a number of more digits than Python reads
         _reject("invalid_json", f"not JSON that can be sent: {error}")
     if not isinstance(given, dict):
