@@ -161,7 +161,9 @@ class Call:
     @staticmethod
     def of(binding: Binding, terms: Terms = PLAIN) -> Call:
         """A call of a cost that is bound. Internal."""
-        call = _class_for(binding.charge.shape)()
+        charge = binding.charge
+        asks = charge.grant is fast_path.look_closer and not charge.held
+        call = _AskingCall() if asks else _class_for(charge.shape)()
         call._binding = binding
         call._terms = terms
         call._entered = None
@@ -286,6 +288,20 @@ class Call:
             f"{self!r} cannot be pickled or copied: "
             "share it, as it may be entered by any number of tasks, or call the limiter again"
         )
+
+
+class _AskingCall(Call):
+    """A call that holds nothing and always asks its backend, as those of stores do: to enter it is to wait."""
+
+    __slots__ = ()
+
+    def __aenter__(self) -> Coroutine[Any, Any, Permit]:
+        terms = self._terms
+        binding = self._binding.current()
+        return wait(binding, Permit, terms.max_wait, terms.priority, terms.flow, self._note_or_undo)
+
+
+_AskingCall.__name__ = _AskingCall.__qualname__ = "Call"
 
 
 @lru_cache(256)

@@ -24,9 +24,16 @@ __all__ = ["answer_at_once", "emit_grant", "wait", "wait_in_thread"]
 
 
 async def wait(
-    binding: Binding, new: Callable[[], G], max_wait: float | None = None, priority: int = 0, flow: Hashable = None
+    binding: Binding,
+    new: Callable[[], G],
+    max_wait: float | None = None,
+    priority: int = 0,
+    flow: Hashable = None,
+    hold: Callable[[G], None] | None = None,
 ) -> G:
     """Wait as this task for its turn; return the grant, a new one made by `new`.
+
+    `hold` hears of a grant that holds places although the binding did not, as the limits have changed meanwhile.
 
     Raises:
         PenstockError: The backend's answer.
@@ -61,6 +68,8 @@ async def wait(
         raise
     if binding.caller.on_event is not None:
         emit_grant(binding, grant.granted_at - request.arrived, grant, flow)
+    if hold is not None and grant.charges is not binding.charge.charges and grant.held:
+        hold(grant)
     return grant
 
 

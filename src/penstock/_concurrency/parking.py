@@ -31,6 +31,7 @@ __all__ = [
     "ThreadParker",
     "TrioParker",
     "here",
+    "in_loop",
     "in_trio_task",
     "is_over",
     "loop_running_here",
@@ -100,9 +101,7 @@ class AsyncioParker(Parker):
 
     __slots__ = ("_future",)
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.home = loop
-        self._future: asyncio.Future[None] = loop.create_future()
+    _future: asyncio.Future[None]
 
     def rearm(self) -> None:
         if self._future.done():
@@ -291,7 +290,15 @@ def here() -> Parker:
     if (_in_trio_task is not None or "trio" in sys.modules) and in_trio_task():  # first: it may be a guest of asyncio
         return TrioParker(sys.modules["trio"])
     loop = running_asyncio_loop() if _running_loop is None else _running_loop()
-    return ThreadParker() if loop is None else AsyncioParker(loop)
+    return ThreadParker() if loop is None else in_loop(loop)
+
+
+def in_loop(loop: Any) -> AsyncioParker:
+    """Return a parker for a task of this asyncio loop."""
+    parker = AsyncioParker()  # filled in here, as `__init__` would cost each waiter another call
+    parker.home = loop
+    parker._future = loop.create_future()
+    return parker
 
 
 def loop_running_here() -> bool:

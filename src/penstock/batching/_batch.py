@@ -100,7 +100,7 @@ class Queue(Generic[Item, Entry]):
         self.loop = loop
         self.parker: Callable[[], parking.Parker] = parking.here
         if isinstance(parking.here(), parking.AsyncioParker):  # or here() would find it out anew for each item
-            self.parker = functools.partial(parking.AsyncioParker, loop)  # type: ignore[arg-type]
+            self.parker = functools.partial(parking.in_loop, loop)
         self.callers: deque[Caller[Item, Entry]] = deque()  # some of them have left: their home is elsewhere
         self.waiting = 0
         self.changes = 0  # how often a caller has come or left, here or in a batch

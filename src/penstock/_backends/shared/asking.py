@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from heapq import heapify, heappop, heappush
+from itertools import islice
 from typing import Any
 
 from penstock._backends.shared.queue import StoreQueue
@@ -128,8 +129,7 @@ class Asking:
                     level = left[of] = meter.level(now)
                 most = min(most, int(level // amount))
             taken: list[Any] = []
-            while fresh and len(taken) < most:  # programs use the same charges again and again
-                request = fresh[0]
+            for request in islice(fresh, max(most, 0)):  # programs use the same charges again and again
                 if (
                     request.charges is not charges
                     or request.stage is not new
@@ -141,9 +141,13 @@ class Asking:
                 request.stage = on_its_way
                 request.batch = batch
                 taken.append(request)
-                fresh.popleft()
             if not taken:
                 break
+            if len(taken) == len(fresh):
+                fresh.clear()
+            else:
+                for _ in taken:
+                    fresh.popleft()
             self._writing.name_flow(taken[0], batch)
             batch.acquire_each(taken, charges, horizon)
             for of, amount in charges:

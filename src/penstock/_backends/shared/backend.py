@@ -153,7 +153,7 @@ class SharedBackend:
         if self.lease is not None:
             with self.store.lock:  # a later call must not be granted before this one is there
                 self.queue.coming += 1
-        self.dispatcher.post(request)
+        self.dispatcher.ask(request)
         return math.inf if request.latest == math.inf else self._until_answered(request)
 
     def _until_answered(self, request: SharedRequest) -> float:

@@ -20,13 +20,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from queue import Empty, SimpleQueue
 from typing import Any
 from weakref import WeakSet, finalize, ref
 
 from penstock import clock
 from penstock._backends.shared import loss
 from penstock._backends.shared.agreement import conflict
+from penstock._backends.shared.inbox import Inbox
 from penstock._backends.shared.limit_set import SharedLimitSet
 from penstock._backends.shared.outage import RETRY, Outage, Silence
 from penstock._backends.shared.queue import StoreQueue
@@ -45,9 +45,6 @@ Message = Callable[[Scheduler, float], None]
 
 _HEARD = 0.1
 """Seconds that callers wait for a store's hook: one that is quick has heard what happened before they do."""
-
-_MOST_AT_ONCE = 1024
-"""Messages that are taken in before the store is asked."""
 
 _all: WeakSet[Dispatcher] = WeakSet()
 _ended: list[bool] = []  # not empty once this process ends: no thread can be started any more
@@ -85,7 +82,7 @@ class Dispatcher:
 
     def _begin(self) -> None:
         self.calls = 0
-        self._inbox: SimpleQueue[Any] = SimpleQueue()
+        self._inbox = Inbox()
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._io = threading.Lock()  # held by the thread that talks to the store
@@ -134,15 +131,25 @@ class Dispatcher:
                     raise conflict(name, str(found.terms), str(here))
             return found
 
-    def post(self, message: SharedRequest | Message) -> None:
-        """Send something to the thread: a request, or what is to be done with the scheduler. Never waits.
+    def ask(self, request: SharedRequest) -> None:
+        """Send a request to the thread. Never waits.
 
         Raises:
-            StoreError: A request came when this process is about to end.
+            StoreError: This process is about to end.
         """
         if _ended:
-            if type(message) is SharedRequest:
-                raise StoreError(f"{self.store!r} cannot be asked any more: this process is ending")
+            raise StoreError(f"{self.store!r} cannot be asked any more: this process is ending")
+        self.store.in_use = True
+        inbox = self._inbox
+        inbox.add(request)
+        if not inbox.called:
+            inbox.call()
+        if self._thread is None:
+            self._start()
+
+    def post(self, message: Message) -> None:
+        """Send the thread what is to be done with the scheduler. Never waits."""
+        if _ended:
             return
         self.store.in_use = True
         self._inbox.put(message)
@@ -170,12 +177,13 @@ class Dispatcher:
         thread = self._thread
         if thread is None or thread is threading.current_thread():
             return None
-        self._inbox.put(self._stop)
+        self._inbox.put(_Stop(self, clock.now()))
         return thread
 
-    def _stop(self, scheduler: Scheduler, now: float) -> None:
+    def on_stop(self, now: float) -> None:
+        """Refuse all that wait; the thread ends once the store has heard what is left to say."""
         self._stopping = True
-        scheduler.on_stop(now)
+        self.scheduler.on_stop(now)
 
     # The thread
 
@@ -195,14 +203,14 @@ class Dispatcher:
         """Seconds until something must be done if nothing comes in; None: for ever."""
         return self.scheduler.idle(clock.now())
 
-    def take_turn(self, messages: list[Any]) -> bool:
-        """Let the scheduler take in messages, and ask the store what it then wants to know.
+    def take_turn(self, requests: list[SharedRequest], messages: list[Any]) -> bool:
+        """Let the scheduler take in what came, and ask the store what it then wants to know.
 
         False: that was the last turn.
         """
         try:
             with self.lock:
-                changes, batch = self.decide(messages, clock.now())
+                changes, batch = self.decide(requests, messages, clock.now())
             self._wake()
             for part in changes:
                 self._change(part)
@@ -210,15 +218,14 @@ class Dispatcher:
                 self._carry(batch)
         except Exception as error:  # noqa: BLE001 - a defect, ours or a store's
             _log.exception("the dispatcher of %r has failed", self.store)
-            self.break_down(messages, error)
+            self.break_down(requests, messages, error)
         return not self._stopping or (self.scheduler.state.urgent and self.scheduler.open())
 
-    def break_down(self, messages: list[Any], error: BaseException) -> None:
+    def break_down(self, requests: list[SharedRequest], messages: list[Any], error: BaseException) -> None:
         """After a defect, ours or a store's: every caller hears of it, and what comes next begins anew."""
         failed = StoreError(f"the dispatcher of {self.store!r} has failed: {error!r}")
         failed.__cause__ = error
         with self.lock:
-            requests = [message for message in messages if type(message) is SharedRequest]
             looks = [message for message in messages if isinstance(message, partial)]
             self.scheduler.break_down(requests, failed)
             for message in looks:
@@ -234,23 +241,22 @@ class Dispatcher:
             self.scheduler.on_end()
             waits = any(len(queue) for queue in self.scheduler.state.queues)  # those that came after the word to end
         self._thread = None
-        came = [message for message in _receive(self._inbox, 0.0) if not isinstance(message, _Announced)]
-        for message in came:  # in the meantime
-            self._inbox.put(message)
-        if (came or waits) and not _ended:
+        requests, messages = self._inbox.receive(0.0)
+        came = [message for message in messages if not isinstance(message, _Announced)]
+        self._inbox.put_back(requests, came)
+        if (requests or came or waits) and not _ended:
             self._start()
 
-    def decide(self, messages: list[Any], now: float) -> tuple[list[SharedLimitSet], BatchInFlight | None]:
-        """What to tell and to ask the store after these messages: new limits, and then a batch."""
+    def decide(
+        self, requests: list[SharedRequest], messages: list[Any], now: float
+    ) -> tuple[list[SharedLimitSet], BatchInFlight | None]:
+        """What to tell and to ask the store after what came: new limits, and then a batch."""
         scheduler = self.scheduler
-        requests = []
         for message in messages:
-            if type(message) is SharedRequest:
-                requests.append(message)
-            else:
-                scheduler.take_in(requests, now)  # first things first
-                requests = []
-                message(scheduler, now)
+            if isinstance(message, _Stop):  # it refuses all that came before, and no others
+                scheduler.take_in([request for request in requests if request.arrived <= message.moment], now)
+                requests = [request for request in requests if request.arrived > message.moment]
+            message(scheduler, now)
         scheduler.take_in(requests, now)
         changes = scheduler.take_changes()
         return changes, None if changes else scheduler.turn(now)
@@ -356,7 +362,7 @@ class Dispatcher:
         name = f"penstock asks {self.store!r}"
         threading.Thread(target=_probe, args=(ref(self), lost, self._inbox), name=name, daemon=True).start()
 
-    def probe(self, lost: Outage | Silence, beside: Store | None, inbox: SimpleQueue[Any]) -> bool:
+    def probe(self, lost: Outage | Silence, beside: Store | None, inbox: Inbox) -> bool:
         """Ask what does not answer once more, by a store beside ours if there is one. False: that is over."""
         store = beside or self.store
         outage = self.scheduler.outage
@@ -436,6 +442,19 @@ class _Announced:
         scheduler.on_announced(self._name)
 
 
+class _Stop:
+    """A message: the thread is to end. `moment`: when that was said."""
+
+    __slots__ = ("_dispatcher", "moment")
+
+    def __init__(self, dispatcher: Dispatcher, moment: float) -> None:
+        self._dispatcher = dispatcher
+        self.moment = moment
+
+    def __call__(self, _: Scheduler, now: float) -> None:
+        self._dispatcher.on_stop(now)
+
+
 def _tell_all(hook: Callable[[Any], object], events: list[Any], before: threading.Thread | None) -> None:
     """The thread that calls a store's hook, once the one `before` has done so."""
     if before is not None:
@@ -444,43 +463,35 @@ def _tell_all(hook: Callable[[Any], object], events: list[Any], before: threadin
         emit(hook, event)
 
 
-def _serve(dispatcher_ref: ref[Dispatcher], inbox: SimpleQueue[Any]) -> None:
+def _serve(dispatcher_ref: ref[Dispatcher], inbox: Inbox) -> None:
     """The thread of a dispatcher. Holds it while there is something to do, and not while it waits."""
     dispatcher = dispatcher_ref()
     if dispatcher is None:
         return
+    requests: list[SharedRequest] = []
     messages: list[Any] = []
     try:
         dispatcher.prepare()
         while True:
             timeout = dispatcher.idle()
             dispatcher = None
-            messages = _receive(inbox, timeout)
+            requests, messages = inbox.receive(timeout)
             dispatcher = dispatcher_ref()
             if dispatcher is None:
                 return
-            if not dispatcher.take_turn([message for message in messages if message is not None]):
+            if not dispatcher.take_turn(requests, messages):
                 return
-            messages = []
+            requests, messages = [], []
     except BaseException as error:  # out of memory, or told to exit
         if dispatcher is not None:
-            dispatcher.break_down(messages, error)
+            dispatcher.break_down(requests, messages, error)
         raise
     finally:
         if dispatcher is not None:
             dispatcher.end()
 
 
-def _receive(inbox: SimpleQueue[Any], timeout: float | None) -> list[Any]:
-    """Wait for messages, or until something must be done."""
-    messages: list[Any] = []
-    with contextlib.suppress(Empty):
-        messages.append(inbox.get(timeout=timeout))
-        messages += [inbox.get_nowait() for _ in range(min(inbox.qsize(), _MOST_AT_ONCE))]  # no other thread takes any
-    return messages
-
-
-def _probe(dispatcher_ref: ref[Dispatcher], lost: Outage | Silence, inbox: SimpleQueue[Any]) -> None:
+def _probe(dispatcher_ref: ref[Dispatcher], lost: Outage | Silence, inbox: Inbox) -> None:
     """Ask what does not answer again and again, until there is an answer or the store is not referenced any more."""
     dispatcher = dispatcher_ref()
     beside = dispatcher.store.beside() if dispatcher is not None and isinstance(lost, Silence) else None
@@ -493,7 +504,7 @@ def _probe(dispatcher_ref: ref[Dispatcher], lost: Outage | Silence, inbox: Simpl
 
 
 def _probe_until_answered(
-    dispatcher_ref: ref[Dispatcher], lost: Outage | Silence, beside: Store | None, inbox: SimpleQueue[Any]
+    dispatcher_ref: ref[Dispatcher], lost: Outage | Silence, beside: Store | None, inbox: Inbox
 ) -> None:
     pause = RETRY[0]
     while dispatcher_ref() is not None:

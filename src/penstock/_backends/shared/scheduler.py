@@ -38,6 +38,7 @@ from penstock.stores.contract import Reply, Store
 
 __all__ = ["Scheduler"]
 
+_EVER = math.inf
 _NEW, _ASKED, _GRANTED = Stage.NEW, Stage.ASKED, Stage.GRANTED  # to look members up costs as much as a call on 3.11
 
 UNCONFIRMED = 2.5 * LOOKAHEAD
@@ -72,8 +73,13 @@ class Scheduler:
         """Take in new requests."""
         backend = fresh = None
         for request in requests:
-            plain = request.latest == math.inf and request.caller.max_queue is None and request.stage is _NEW
-            if plain and fresh is not None and request.backend is backend:
+            if (
+                request.backend is backend
+                and fresh is not None
+                and request.latest == _EVER
+                and request.caller.max_queue is None
+                and request.stage is _NEW
+            ):
                 fresh.append(request)  # as of the one before, there is nothing to be said of it
             else:
                 backend, fresh = request.backend, self._enter(request, now)

@@ -1,0 +1,71 @@
+"""What callers, and other threads, send to a dispatcher: requests, and messages about anything else.
+
+Sending never waits and takes no lock. Requests that come while the dispatcher is busy lie side by side, and one call
+wakes it for all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from penstock._backends.shared.requests import SharedRequest
+
+__all__ = ["Inbox"]
+
+MOST_AT_ONCE = 1024
+"""Requests that are taken in before the store is asked."""
+
+
+class Inbox:
+    """See the module's docstring.
+
+    Attributes:
+        add: Sends a request; `call` must follow, unless `called`.
+        called: Whether the dispatcher will look for requests without another call.
+    """
+
+    __slots__ = ("_messages", "_requests", "add", "called")
+
+    def __init__(self) -> None:
+        self._messages: SimpleQueue[Any] = SimpleQueue()
+        self._requests: deque[SharedRequest] = deque()
+        self.add: Callable[[SharedRequest], None] = self._requests.append
+        self.called: bool = False
+
+    def put(self, message: Any) -> None:
+        """Send a message; None only wakes the dispatcher."""
+        self._messages.put(message)
+
+    def call(self) -> None:
+        """Wake the dispatcher, as there are requests."""
+        self.called = True
+        self._messages.put(None)
+
+    def receive(self, timeout: float | None) -> tuple[list[SharedRequest], list[Any]]:
+        """Wait until something is there, or until `timeout` seconds have passed; for the one thread that reads.
+
+        Whatever was sent before one of these requests is among these messages, or was received earlier. So messages
+        come first: a request never overtakes new limits that its own thread has sent before.
+        """
+        messages: list[Any] = []
+        with contextlib.suppress(Empty):
+            messages.append(self._messages.get(timeout=timeout))
+        self.called = False  # before the look at the requests: the next one calls again
+        many = len(self._requests)
+        messages += [self._messages.get_nowait() for _ in range(self._messages.qsize())]
+        requests = [self._requests.popleft() for _ in range(min(many, MOST_AT_ONCE))]
+        if many > MOST_AT_ONCE:
+            self.call()
+        return requests, [message for message in messages if message is not None]
+
+    def put_back(self, requests: list[SharedRequest], messages: list[Any]) -> None:
+        """Leave what was received to the next thread that reads."""
+        for message in messages:
+            self._messages.put(message)
+        if requests:
+            self._requests.extendleft(reversed(requests))
+            self.call()
