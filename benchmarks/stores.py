@@ -155,6 +155,7 @@ def evalsha(where):
             0.0,
             1.0,
             1.0,
+            1.0,
             5.0,
         ]
         next(calls)
@@ -194,7 +195,7 @@ def futures_over(store):
             waiting = [inbox.get()]
             waiting += [inbox.get_nowait() for _ in range(inbox.qsize())]
             many = len(waiting)
-            asked = [ledger.SERIES, 0.0, 1.0, 2.0, float(many), 0.0, 1.0, *[1.0, 5.0] * many]
+            asked = [ledger.SERIES, 0.0, 1.0, 2.0, 1.0, 0.0, 1.0, float(many), 1.0, 5.0]
             store.decide(Batch(terms, asked, 7.0, number, time.time() * 1e6))
             loop.call_soon_threadsafe(finish, waiting)
 

@@ -69,13 +69,24 @@ def admissions_of(batch, reply):
                 verdict += 2
             at += 4 + 2 * count
         elif operation == ledger.SERIES:
-            count, times = map(int, operations[at + 3 : at + 5])
-            for _ in range(times):
+            count, runs = map(int, operations[at + 3 : at + 5])
+            begin, end = at + 5 + count, at + 5 + count + (1 + count) * runs
+            row, left = rows[int(operations[at + 5])], int(sum(operations[begin : end : 1 + count]))
+            for run in range(begin, end, 1 + count):
+                granted = int(reply.verdicts[verdict])
+                first = reply.verdicts[verdict + 1]
+                for number in range(granted):
+                    yield (*row, first + number * operations[run + 1]), reply.now / 1e6
+                verdict += 1 + (count if granted else 0)
+                left -= granted
+                if granted < operations[run]:
+                    break
+            for _ in range(left):
                 wait = reply.verdicts[verdict]
                 if wait >= 0:
-                    yield (*rows[int(operations[at + 5])], reply.verdicts[verdict + 1]), reply.now / 1e6 + wait
+                    yield (*row, reply.verdicts[verdict + 1]), reply.now / 1e6 + wait
                 verdict += 1 + count if wait >= 0 else 2
-            at += 5 + count + count * times
+            at = end
         elif operation == ledger.GIVE_BACK:
             at += 2 + 4 * int(operations[at + 1])
         elif operation in SIZES:

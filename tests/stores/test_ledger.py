@@ -3,6 +3,7 @@ reconfigurations."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import struct
@@ -119,6 +120,12 @@ SERIES_OF = {
     "the second must wait": ([rate(1, 10), rate(1, 100)], [(6, 1), (6, 1), (1, 1)], ()),
     "none can go": ([rate(1, 10), rate(1, 100)], [(6, 1), (5, 1)], (CHARGE, 1, 0, 9)),
     "one limit": ([rate(1, 10)], [(4,), (4,), (4,)], ()),
+    "all alike": ([rate(1, 100), rate(1, 100)], [(1, 2)] * 50, ()),
+    "some of those that are alike": ([rate(1, 100), rate(1, 60)], [(1, 2)] * 50, ()),
+    "some of the second run": ([rate(1, 100), rate(1, 60)], [(1, 2)] * 20 + [(1, 3)] * 20 + [(2, 1)] * 3, ()),
+    "fractions that are alike": ([rate(1, 1), rate(1, 100)], [(0.1, 1.7)] * 12, ()),
+    "nothing of a limit": ([rate(1, 1), rate(1, 100)], [(0, 40)] * 3, ()),
+    "nothing of what is used up": ([rate(1, 1), rate(1, 100)], [(0, 40)] * 3, (CHARGE, 1, 0, 9)),
     "three limits": ([rate(1, 10), rate(2, 20), rate(3, 30)], [(4, 1, 1), (4, 1, 28)], ()),
     "windows and overdraft": ([rate(1, 10, 1), (WINDOW, 9, 60, 0, 0)], [(4, 1), (12, 1)], ()),
     "paused": ([rate(1, 10), rate(1, 10)], [(1, 1), (1, 1)], (PAUSE, 5, 1, 1)),
@@ -126,6 +133,21 @@ SERIES_OF = {
     "one that is told its moment": ([rate(1, 10), rate(1, 10)], [(9, 1), (9, 1)], (PLACE, 7, NEW, 60)),
     "the second is told its moment": ([rate(1, 10), rate(1, 10)], [(1, 1)], (CHARGE, 1, 0, 10, PLACE, 7, NEW, 60)),
 }
+
+
+def one_by_one(verdicts, runs):
+    """The verdicts on a series as those of its requests."""
+    told, at = [], 0
+    for times, *amounts in runs:
+        granted = verdicts[at]
+        at += 1
+        if granted:
+            for number in range(int(granted)):
+                told += [0.0, *(verdicts[at + i] + number * amount for i, amount in enumerate(amounts))]
+            at += len(amounts)
+        if granted < times:
+            break
+    return [*told, *verdicts[at:]]
 
 
 @pytest.mark.parametrize("which", SERIES_OF)
@@ -139,9 +161,13 @@ def test_a_series_is_decided_as_its_requests_one_after_the_other(which, flow):
         for amounts in asked
         for x in (ACQUIRE, 0.02, 1, len(limits), *(y for pair in zip(numbers, amounts, strict=True) for y in pair))
     ]
-    series = (SERIES, 0.02, 1, len(limits), len(asked), *numbers, *(amount for amounts in asked for amount in amounts))
+    runs = [(len([*same]), *amounts) for amounts, same in itertools.groupby(asked)]
+    series = (SERIES, 0.02, 1, len(limits), len(runs), *numbers, *(number for run in runs for number in run))
     behind = (CHARGE, 1, 0, 1)
-    assert one.do(*flow, *before, *series, *behind) == pytest.approx(other.do(*flow, *before, *each, *behind))
+    begin = len(Book(*limits).do(*flow, *before))  # of the verdicts on the series
+    verdicts = one.do(*flow, *before, *series, *behind)
+    verdicts = [*verdicts[:begin], *one_by_one(verdicts[begin:], runs)]
+    assert verdicts == pytest.approx(other.do(*flow, *before, *each, *behind))
     assert one.decision.states == pytest.approx(other.decision.states)
     assert struct.unpack(f">{len(one.row) // 8}d", one.row) == pytest.approx(
         struct.unpack(f">{len(other.row) // 8}d", other.row)

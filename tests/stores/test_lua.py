@@ -28,6 +28,27 @@ def some_terms(rng, name):
     return Terms(name, limits, 10.0)
 
 
+def receipts_of_series(runs, verdicts, at):
+    """(limit, amount, receipt) of what was granted of a series whose verdicts begin at this index, and the index behind."""
+    receipts, left = [], [each for times, each in runs for _ in range(times)]
+    for times, each in runs:
+        granted = int(verdicts[at])
+        at += 1
+        if granted:
+            for number in range(granted):
+                receipts += [(one, amount, verdicts[at + i] + number * amount) for i, (one, amount) in enumerate(each)]
+            at += len(each)
+            del left[:granted]
+        if granted < times:
+            break
+    for each in left:
+        wait = verdicts[at]
+        if wait >= 0:
+            receipts += [(one, amount, verdicts[at + 1 + i]) for i, (one, amount) in enumerate(each)]
+        at += 1 + len(each) if wait >= 0 else 2
+    return receipts, at
+
+
 @pytest.mark.parametrize("which", ["redis", "valkey"])
 @pytest.mark.parametrize("lost", ["full", "empty"])
 def test_the_script_decides_as_the_ledger_does(which, lost, request, prefix):
@@ -62,12 +83,13 @@ def test_the_script_decides_as_the_ledger_does(which, lost, request, prefix):
                         operations += [ledger.ACQUIRE, *terms_of_it, *(x for pair in charges for x in pair)]
                         asked.append(("acquire", charges))
                     else:
-                        series = [
-                            [(one, rng.randint(1, amount)) for one, amount in charges] for _ in range(rng.randint(1, 5))
+                        runs = [
+                            (rng.choice([1, 1, 2, 30]), [(one, rng.randint(1, amount)) for one, amount in charges])
+                            for _ in range(rng.randint(1, 5))
                         ]
-                        operations += [ledger.SERIES, *terms_of_it, len(series), *(one for one, _ in charges)]
-                        operations += [amount for each in series for _, amount in each]
-                        asked += [("acquire", each) for each in series]
+                        operations += [ledger.SERIES, *terms_of_it, len(runs), *(one for one, _ in charges)]
+                        operations += [x for times, each in runs for x in (times, *(amount for _, amount in each))]
+                        asked.append(("series", runs))
                 elif draw < 0.75 and receipts:
                     one = receipts.pop(rng.randrange(len(receipts)))
                     owner = one[4]
@@ -97,6 +119,10 @@ def test_the_script_decides_as_the_ledger_does(which, lost, request, prefix):
             operations_done += len(operations)
             at, epochs = 0, [epoch for epoch, one in zip(expected.epochs, terms, strict=True) for _ in one.numbers(now)]
             for kind, charges in asked:
+                if kind == "series":
+                    charged, at = receipts_of_series(charges, expected.verdicts, at)
+                    receipts += [(limit, amount, epochs[limit], receipt, owner) for limit, amount, receipt in charged]
+                    continue
                 if kind == "acquire":
                     granted = expected.verdicts[at] >= 0
                     at += 1

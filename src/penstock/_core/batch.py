@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from itertools import accumulate, chain, repeat
+from itertools import accumulate, chain
+from operator import add, mul
 
 from penstock._core import bookings, entries
 from penstock._core import operations as codes
@@ -189,37 +190,56 @@ class Batch:
     # Requests
 
     def _series(self, operations: Sequence[float], at: int) -> int:
-        horizon, stops, width, times = operations[at + 1 : at + 5]
-        each, begin = int(width), at + 5 + int(width)
-        end = begin + each * int(times)
+        horizon, stops, width, runs = operations[at + 1 : at + 5]
+        count, begin = int(width), at + 5 + int(width)
+        end = begin + (1 + count) * int(runs)
         limits = [int(limit) for limit in operations[at + 5 : begin]]
-        begin += each * self._take(limits, [operations[begin + i : end : each] for i in range(each)])
-        for index in range(begin, end, each):
-            charges = zip(limits, operations[index : index + each], strict=True)
-            self._acquire([ACQUIRE, horizon, stops, width, *chain.from_iterable(charges)], 0)
+        times = operations[begin : end : 1 + count]
+        amounts = [operations[begin + 1 + i : end : 1 + count] for i in range(count)]
+        free = not self._stopped and len(set(limits)) == count
+        done = self._take(limits, times, amounts) if free else 0
+        if done < len(times):
+            first = [[each[done]] for each in amounts]
+            part = self._fitting(limits, [amount for (amount,) in first], int(times[done])) if free else 0
+            if part:
+                self._take(limits, [float(part)], first)
+            else:
+                self.verdicts.append(0.0)
+            for run in range(done, len(times)):
+                charges = [x for limit, each in zip(limits, amounts, strict=True) for x in (limit, each[run])]
+                for _ in range(int(times[run]) - (part if run == done else 0)):
+                    self._acquire([ACQUIRE, horizon, stops, width, *charges], 0)
         return end
 
-    def _take(self, limits: list[int], amounts: list[Sequence[float]]) -> int:
-        """Grant the first of a series, for as long as they can go at once; return how many those are.
+    def _fitting(self, limits: list[int], amounts: Sequence[float], most: int) -> int:
+        """How many requests with these amounts can go at once; `most`, at most."""
+        count = most
+        for limit, amount in zip(limits, amounts, strict=True):
+            used, free = self._used[limit], self._free_until[limit]
+            if used + count * amount > free:
+                count = min(count, math.floor((free - used) / amount)) if free > used else 0
+                while count > 0 and used + count * amount > free:
+                    count -= 1
+        return count
 
-        `amounts`: per limit, what each of the series takes.
+    def _take(self, limits: list[int], times: Sequence[float], amounts: Sequence[Sequence[float]]) -> int:
+        """Grant the first runs of a series, for as long as all of a run can go at once; return how many those are.
+
+        `amounts`: per limit, what one request of each run takes.
         """
-        if self._stopped or len(set(limits)) < len(limits):
-            return 0
-        filled = [
-            list(accumulate(each, initial=self._used[limit])) for limit, each in zip(limits, amounts, strict=True)
-        ]
+        taken = [list(map(mul, times, each)) for each in amounts]
+        filled = [list(accumulate(each, initial=self._used[limit])) for limit, each in zip(limits, taken, strict=True)]
         fitting = [bisect_right(full, self._free_until[limit]) for limit, full in zip(limits, filled, strict=True)]
         count = min(fitting) - 1
         if count <= 0:
             return 0
         receipts, shares = [], []
-        for limit, each, full in zip(limits, amounts, filled, strict=True):
-            _, *totals = accumulate(each[:count], initial=self._what[limit])
+        for limit, each, run, full in zip(limits, amounts, taken, filled, strict=True):
+            totals = list(accumulate(run[:count], initial=self._what[limit]))
             self._used[limit], self._what[limit] = full[count], totals[-1]
-            receipts.append(totals)
-            shares.append([amount / self._flat[limit][1] for amount in each[:count]])
-        self.verdicts += chain.from_iterable(zip(repeat(0.0), *receipts))
+            receipts.append(map(add, totals, each))
+            shares.append([amount / self._flat[limit][1] for amount in run[:count]])
+        self.verdicts += chain.from_iterable(zip(times[:count], *receipts, strict=False))
         self._place = None
         if self._turn is not None:
             self._turn.took(sum(map(max, *shares)) if len(shares) > 1 else sum(shares[0]), 0.0)

@@ -8,9 +8,10 @@ brackets, stands n times.
     ACQUIRE     horizon stops n (limit amount)ⁿ
                 → wait receiptⁿ; or −1 − wait, and the limit that is ready last, or BOOKED;
                 or −1 − seconds where it is another flow's turn, and −1 − the seconds by which the flow is ahead
-    SERIES      horizon stops n m (limit)ⁿ (amountⁿ)ᵐ
-                m ACQUIREs on the same limits, one after the other
-                → as of those
+    SERIES      horizon stops n m (limit)ⁿ (times amountⁿ)ᵐ
+                ACQUIREs on the same limits, one after the other, in m runs of so many with the same amounts
+                → per run how many of it are granted at once, and if any, receiptⁿ of its first (of each other it is
+                greater by the amount); behind the first run of which some are not, as of ACQUIREs
     GIVE_BACK   n (limit amount epoch receipt)ⁿ
     CHARGE      n (limit amount)ⁿ                       → receiptⁿ
     PAUSE       seconds n (limit)ⁿ

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, repeat
 from typing import Any
 
 from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
@@ -122,11 +123,21 @@ class Order:
 
 @dataclass(slots=True, eq=False)
 class _Series:
-    """A series that is written: its limits and horizon, where it says how many there are, and where it ends."""
+    """A series that is written.
+
+    Attributes:
+        limits, horizon: What all of its requests have in common.
+        first: The index of its first request among all that are asked.
+        written: Where it says how many runs it has.
+        runs: Of each, how many requests, and their amounts.
+        end: Where it ends.
+    """
 
     limits: tuple[Any, ...]
     horizon: float
-    times: int
+    first: int
+    written: int
+    runs: list[tuple[int, tuple[float, ...]]] = field(default_factory=list)
     end: int = 0
 
 
@@ -142,14 +153,13 @@ class BatchInFlight:
         flow, payer: The flow that was written last, and the limit set that knows it.
         priority: The priority that was written last.
         asked: Requests and parts of leases, in the order in which they were written.
-        series: Which of them are series: the index of the first, how many there are, and how many limits they charge.
+        series: Which of them are series.
         orders, settlements, refunds, drops, looks: What else is in it.
         announce: Names whose change the other processes must hear of.
         epochs: When the row of each limit set was born, once that was answered.
     """
 
     __slots__ = (
-        "_written",
         "announce",
         "asked",
         "drops",
@@ -180,8 +190,7 @@ class BatchInFlight:
         self.priority = 0.0
         self.drops: list[Booking] = []
         self.asked: list[Any] = []
-        self.series: list[tuple[int, int, int]] = []
-        self._written: _Series | None = None  # the series that was written last
+        self.series: list[_Series] = []
         self.orders: list[Order] = []
         self.settlements: list[Settlement] = []
         self.refunds: list[Refund] = []
@@ -217,19 +226,15 @@ class BatchInFlight:
     def acquire_each(self, requests: list[Any], charges: Iterable[tuple[Any, float]], horizon: float) -> None:
         """Ask for requests that have these charges, one by one, each at most `horizon` seconds ahead."""
         limits, amounts = zip(*charges, strict=True)
-        operations, series = self.operations, self._written
-        times = len(requests)
+        operations, series = self.operations, self.series[-1] if self.series else None
         if series is None or limits != series.limits or len(operations) != series.end or horizon != series.horizon:
-            width = float(len(limits))
-            header = (ledger.SERIES, horizon, 1.0, width, 0.0, *[self.at(state) for state in limits])
-            series = self._written = _Series(limits, horizon, len(operations) + 4)
-            operations += header
-            self.series.append((len(self.asked), 0, len(limits)))
-        operations[series.times] += times
-        operations += amounts * times
+            series = _Series(limits, horizon, len(self.asked), len(operations) + 4)
+            self.series.append(series)
+            operations += (ledger.SERIES, horizon, 1.0, float(len(limits)), 0.0, *[self.at(state) for state in limits])
+        operations[series.written] += 1.0
+        operations += (float(len(requests)), *amounts)
+        series.runs.append((len(requests), amounts))
         series.end = len(operations)
-        first, count, width = self.series[-1]
-        self.series[-1] = (first, count + times, width)
         self.asked += requests
 
     def rank(self, priority: float, waited: float, ageing: float) -> None:
@@ -335,16 +340,27 @@ class BatchInFlight:
             IndexError: There are too few numbers, or one names a limit that is not there.
         """
         verdicts: list[Verdict] = []
-        done = 0
-        for first, count, width in self.series:
-            at = self._read_each(numbers, at, self.asked[done:first], verdicts)
-            done, end = first + count, at + count * (1 + width)
-            if end <= len(numbers) and not any(numbers[at : end : 1 + width]):  # all were granted at once
-                verdicts += zip(*[numbers[at + i : end : 1 + width] for i in range(1, 1 + width)], strict=True)
-                at = end
-            else:
-                at = self._read_each(numbers, at, self.asked[first:done], verdicts)
-        return verdicts, self._read_each(numbers, at, self.asked[done:], verdicts)
+        for series in self.series:
+            at = self._read_each(numbers, at, self.asked[len(verdicts) : series.first], verdicts)
+            at = self._read_series(numbers, at, series, verdicts)
+        return verdicts, self._read_each(numbers, at, self.asked[len(verdicts) :], verdicts)
+
+    def _read_series(self, numbers: Sequence[float], at: int, series: _Series, verdicts: list[Verdict]) -> int:
+        """Read the verdicts on a series; return the index behind them."""
+        width = len(series.limits)
+        for times, amounts in series.runs:
+            granted, begin, at = numbers[at], at + 1, at + 1
+            if granted:
+                at += width
+                if not 0 < granted <= times or granted % 1 or at > len(numbers):
+                    raise IndexError(granted)
+                more = int(granted) - 1
+                receipts = zip(numbers[begin:at], amounts, strict=True)
+                verdicts += zip(*[accumulate(repeat(by, more), initial=first) for first, by in receipts], strict=True)
+            if granted < times:
+                break
+        asked = sum([times for times, _ in series.runs])
+        return self._read_each(numbers, at, self.asked[len(verdicts) : series.first + asked], verdicts)
 
     def _read_each(self, numbers: Sequence[float], at: int, asked: Sequence[Any], verdicts: list[Verdict]) -> int:
         """Read the verdicts on these; return the index behind them."""

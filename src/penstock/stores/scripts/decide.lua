@@ -9,37 +9,50 @@ while position <= stop do
   if operation == SERIES then
     local horizon, stops, width = asked[position + 1], asked[position + 2], asked[position + 3]
     local from = position + 5 + width
-    local after = from + width * asked[position + 4]
-    local of, seconds, fits = {}, {}, not any_stopped
+    local after = from + (1 + width) * asked[position + 4]
+    local of, seconds, fits, part = {}, {}, not any_stopped, 0
     for i = 1, width do
       of[i] = asked[position + 4 + i] + 1
       seconds[i] = seconds_of(of[i])
       for j = 1, i - 1 do fits = fits and of[j] ~= of[i] end
     end
     while from < after do  -- as most: all can
-      for i = 1, width do fits = fits and used[of[i]] + asked[from + i - 1] <= free_until[of[i]] end
-      if not fits then break end
-      place_number, place_due, place_within = 0, NEW, -1
-      said = said + 1
-      verdicts[said] = 0
-      local share = 0
+      local times = asked[from]
+      part = fits and times or 0
       for i = 1, width do
-        local limit, amount = of[i], asked[from + i - 1]
-        local sum = what[limit] + amount
-        used[limit], what[limit], verdicts[said + i] = used[limit] + amount, sum, sum
-        if amount * seconds[i] > share then share = amount * seconds[i] end
+        local amount, taken, free = asked[from + i], used[of[i]], free_until[of[i]]
+        if taken + part * amount > free then
+          part = free > taken and min(part, floor((free - taken) / amount)) or 0
+          while part > 0 and taken + part * amount > free do part = part - 1 end
+        end
       end
-      said = said + width
-      if mine then spent, ahead = spent + share * inverse, max(ahead, 0) end
-      from = from + width
+      said = said + 1
+      verdicts[said] = part
+      if part > 0 then
+        place_number, place_due, place_within = 0, NEW, -1
+        local share = 0
+        for i = 1, width do
+          local limit, amount = of[i], asked[from + i]
+          local taken = part * amount
+          verdicts[said + i] = what[limit] + amount
+          used[limit], what[limit] = used[limit] + taken, what[limit] + taken
+          if taken * seconds[i] > share then share = taken * seconds[i] end
+        end
+        said = said + width
+        if mine then spent, ahead = spent + share * inverse, max(ahead, 0) end
+      end
+      if part < times then break end
+      from = from + 1 + width
     end
     position = after
     if from < after then  -- the others one by one
       local left = {}
-      for one = from, after - 1, width do
-        local at = #left
-        left[at + 1], left[at + 2], left[at + 3], left[at + 4] = ACQUIRE, horizon, stops, width
-        for i = 1, width do left[at + 3 + 2 * i], left[at + 4 + 2 * i] = of[i] - 1, asked[one + i - 1] end
+      for run = from, after - 1, 1 + width do
+        for _ = run == from and part + 1 or 1, asked[run] do
+          local at = #left
+          left[at + 1], left[at + 2], left[at + 3], left[at + 4] = ACQUIRE, horizon, stops, width
+          for i = 1, width do left[at + 3 + 2 * i], left[at + 4 + 2 * i] = of[i] - 1, asked[run + i] end
+        end
       end
       for i = after, stop do left[#left + 1] = asked[i] end
       asked, position, stop = left, 1, #left

@@ -26,7 +26,7 @@ local BOOKED, NEW, ALONE, MOST, TARDY, EXPIRED, AGEING = -0.5, -1e9, -1e9, 128, 
 local KEPT_IF_EMPTY = 2592000  -- where an absent row counts as used up, idle rows are kept for 30 days
 local REFUNDS, LONGEST_LOG, KEPT_LONGER, TOLD_FOR, LONGEST_KEPT, MOST_NUMBERS = 32, 256, 3600, 600, 1e9, 1e5
 local ROUNDING = 1 + 1e-12
-local max, min, ceil, huge = math.max, math.min, math.ceil, math.huge
+local max, min, ceil, floor, huge = math.max, math.min, math.ceil, math.floor, math.huge
 local format = {}
 
 local function read(bytes)  -- packed doubles as a table, in pieces that fit Lua's stack
