@@ -123,6 +123,7 @@ SERIES_OF = {
     "all alike": ([rate(1, 100), rate(1, 100)], [(1, 2)] * 50, ()),
     "some of those that are alike": ([rate(1, 100), rate(1, 60)], [(1, 2)] * 50, ()),
     "some of the second run": ([rate(1, 100), rate(1, 60)], [(1, 2)] * 20 + [(1, 3)] * 20 + [(2, 1)] * 3, ()),
+    "many runs": ([rate(1, 100), rate(1, 60)], [(1, 1), (2, 2)] * 12, ()),
     "fractions that are alike": ([rate(1, 1), rate(1, 100)], [(0.1, 1.7)] * 12, ()),
     "nothing of a limit": ([rate(1, 1), rate(1, 100)], [(0, 40)] * 3, ()),
     "nothing of what is used up": ([rate(1, 1), rate(1, 100)], [(0, 40)] * 3, (CHARGE, 1, 0, 9)),

@@ -30,6 +30,9 @@ _AGEING = 30.0
 
 _ROUNDING = 1 + 1e-12
 
+_FEW_RUNS = 4
+"""Runs of a series that are taken one by one."""
+
 Charges = list[tuple[int, float]]
 """What a request takes: (limit, amount), at least one."""
 
@@ -196,20 +199,41 @@ class Batch:
         limits = [int(limit) for limit in operations[at + 5 : begin]]
         times = operations[begin : end : 1 + count]
         amounts = [operations[begin + 1 + i : end : 1 + count] for i in range(count)]
-        free = not self._stopped and len(set(limits)) == count
-        done = self._take(limits, times, amounts) if free else 0
-        if done < len(times):
-            first = [[each[done]] for each in amounts]
-            part = self._fitting(limits, [amount for (amount,) in first], int(times[done])) if free else 0
-            if part:
-                self._take(limits, [float(part)], first)
-            else:
-                self.verdicts.append(0.0)
+        done = part = 0
+        if not self._stopped and len(set(limits)) == count:
+            if len(times) > _FEW_RUNS:
+                done = self._take_runs(limits, times, amounts)
             for run in range(done, len(times)):
-                charges = [x for limit, each in zip(limits, amounts, strict=True) for x in (limit, each[run])]
-                for _ in range(int(times[run]) - (part if run == done else 0)):
-                    self._acquire([ACQUIRE, horizon, stops, width, *charges], 0)
+                part = self._take_some(limits, [each[run] for each in amounts], int(times[run]))
+                if part < times[run]:
+                    break
+                done, part = done + 1, 0
+        elif times:
+            self.verdicts.append(0.0)
+        for run in range(done, len(times)):
+            charges = [x for limit, each in zip(limits, amounts, strict=True) for x in (limit, each[run])]
+            for _ in range(int(times[run]) - part):
+                self._acquire([ACQUIRE, horizon, stops, width, *charges], 0)
+            part = 0
         return end
+
+    def _take_some(self, limits: list[int], amounts: Sequence[float], times: int) -> int:
+        """Grant the first of a run, as many as can go at once; return how many those are."""
+        count = self._fitting(limits, amounts, times)
+        self.verdicts.append(float(count))
+        if not count:
+            return 0
+        share = 0.0
+        for limit, amount in zip(limits, amounts, strict=True):
+            taken = count * amount
+            self.verdicts.append(self._what[limit] + amount)
+            self._used[limit] += taken
+            self._what[limit] += taken
+            share = max(share, taken / self._flat[limit][1])
+        self._place = None
+        if self._turn is not None:
+            self._turn.took(share, 0.0)
+        return count
 
     def _fitting(self, limits: list[int], amounts: Sequence[float], most: int) -> int:
         """How many requests with these amounts can go at once; `most`, at most."""
@@ -222,10 +246,15 @@ class Batch:
                     count -= 1
         return count
 
-    def _take(self, limits: list[int], times: Sequence[float], amounts: Sequence[Sequence[float]]) -> int:
+    def _take_runs(self, limits: list[int], times: Sequence[float], amounts: Sequence[Sequence[float]]) -> int:
         """Grant the first runs of a series, for as long as all of a run can go at once; return how many those are.
 
-        `amounts`: per limit, what one request of each run takes.
+        The same as `_take_some` of each of them, in less time where there are many.
+
+        Args:
+            limits: What each request takes of.
+            times: How many requests each run has.
+            amounts: Per limit, what one request of each run takes.
         """
         taken = [list(map(mul, times, each)) for each in amounts]
         filled = [list(accumulate(each, initial=self._used[limit])) for limit, each in zip(limits, taken, strict=True)]
