@@ -26,6 +26,8 @@ from zoneinfo import ZoneInfo
 from penstock._core import ledger
 from penstock._core.lease import working
 from penstock._core.windows import period_around
+from penstock._numbers import Seconds, read_number, read_seconds
+from penstock._validation import check_hook
 from penstock.errors import StoreError
 from penstock.limits import Calendar, InFlight, Limit, Rate, Sliding
 
@@ -33,6 +35,9 @@ __all__ = ["KEPT_IF_EMPTY", "Batch", "FromEnvironment", "Recipe", "Reply", "Row"
 
 KEPT_IF_EMPTY = 30 * 86_400
 """Seconds for which idle rows are kept where an absent row counts as used up."""
+
+MOST_SECONDS = 1_000_000.0
+"""The longest `patience`, `timeout` and `place_ttl`: eleven days."""
 
 Row = tuple[str, bytes]
 """Of one name: the text of its terms, and what it has used."""
@@ -191,13 +196,38 @@ def damaged_row(where: str, name: str) -> StoreError:
     )
 
 
+def seconds_of(option: str, value: Any, *, zero: bool = False) -> float:
+    """An option of a store that is a span of time, as seconds: a number of them, or a `timedelta`.
+
+    Args:
+        option: Its name, for the message.
+        value: What the user gave.
+        zero: Whether it may be 0.
+
+    Raises:
+        ValueError: It is no span of time, or one that no socket and no thread can wait for.
+    """
+    seconds = read_seconds(value)
+    if seconds is None or not (0 < seconds <= MOST_SECONDS or (zero and seconds == 0)):
+        least = "0" if zero else "above 0"
+        raise ValueError(
+            f"{option} must be a number of seconds, {least} to {MOST_SECONDS:,.0f}, or a timedelta, not {value!r}"
+        )
+    return float(seconds)
+
+
+def _is_one_of(value: Any, *words: str) -> bool:
+    """Whether it is one of these words; whatever else it is, it need not be comparable to any."""
+    return isinstance(value, str) and value in words
+
+
 def begins_empty(on_state_loss: str) -> bool:
     """What `on_state_loss=` says of rows that are not there: whether they count as used up.
 
     Raises:
         ValueError: It says neither.
     """
-    if on_state_loss not in ("full", "empty"):
+    if not _is_one_of(on_state_loss, "full", "empty"):
         raise ValueError(f'on_state_loss must be "full" or "empty", not {on_state_loss!r}')
     return on_state_loss == "empty"
 
@@ -307,30 +337,28 @@ class Store(ABC):
     def __init__(
         self,
         *,
-        place_ttl: float = 60.0,
-        patience: float = 1.0,
+        place_ttl: Seconds = 60.0,
+        patience: Seconds = 1.0,
         on_outage: str = "raise",
         share: float | None = None,
         on_event: Callable[[Any], object] | None = None,
     ) -> None:
-        if not 0 < place_ttl < math.inf:
-            raise ValueError(f"place_ttl must be a finite number of seconds above 0, not {place_ttl!r}")
-        if not 0 <= patience < math.inf:
-            raise ValueError(f"patience must be a finite number of seconds, 0 or more, not {patience!r}")
-        if on_outage not in ("raise", "share", "open"):
+        self.place_ttl: float = seconds_of("place_ttl", place_ttl)
+        self.patience: float = seconds_of("patience", patience, zero=True)
+        if not _is_one_of(on_outage, "raise", "share", "open"):
             raise ValueError(f'on_outage must be "raise", "share" or "open", not {on_outage!r}')
         if (share is not None) != (on_outage == "share"):
             raise ValueError(
                 'share= goes with on_outage="share", which needs it: 1/n where n processes share the limits'
             )
-        if share is not None and not 0 < share <= 1:
+        part = None if share is None else read_number(share)
+        if share is not None and not (part is not None and 0 < part <= 1):
             raise ValueError(
                 f"share must be a part of 1, such as 1/4 where four processes share the limits, not {share!r}"
             )
-        self.place_ttl: float = float(place_ttl)
-        self.patience: float = float(patience)
+        check_hook(on_event)
         self.on_outage = on_outage
-        self.share = share
+        self.share: float | None = part
         self.on_event = on_event
         self.lock: threading.RLock = threading.RLock()
         self.in_use: bool = False  # whether there may be a thread, and connections

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import random
 import re
 import struct
@@ -23,12 +22,25 @@ from functools import partial
 from importlib.resources import files
 from typing import Any, TypeVar
 
+from penstock._introspect import why_not_plain
+from penstock._numbers import Seconds
 from penstock.errors import StoreError
 from penstock.stores._redis_errors import explain
 from penstock.stores._redis_server import ask, let_go, server_at, server_of
 from penstock.stores._redis_subscriber import Subscriber
 from penstock.stores._redis_url import made_from
-from penstock.stores.contract import KEPT_IF_EMPTY, Batch, Recipe, Reply, Row, Store, Terms, Unreachable, begins_empty
+from penstock.stores.contract import (
+    KEPT_IF_EMPTY,
+    Batch,
+    Recipe,
+    Reply,
+    Row,
+    Store,
+    Terms,
+    Unreachable,
+    begins_empty,
+    seconds_of,
+)
 
 __all__ = ["RedisStore"]
 
@@ -55,6 +67,32 @@ class _Script:
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
+def _prefix_of(prefix: Any) -> str:
+    """The prefix of all keys.
+
+    Raises:
+        ValueError: No key can begin with it.
+    """
+    if not isinstance(prefix, str):
+        raise ValueError(f"prefix must be a text, which all keys begin with, not {prefix!r}")
+    if "{" in prefix or "}" in prefix:
+        raise ValueError(
+            f"the prefix {prefix!r} has a brace, which would tell Redis Cluster where to put it: use other characters"
+        )
+    try:
+        prefix.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"the prefix {prefix!r} has a lone surrogate, which no server can keep: use other characters"
+        ) from None
+    return prefix
+
+
+def _check_group(group: Any) -> None:
+    if group is not None and (not callable(group) or why_not_plain(group)):
+        raise ValueError(f"group must be a plain function of a limiter's name that returns a text, not {group!r}")
+
+
 class RedisStore(Store):
     """The limits of many machines, on a Redis or Valkey server.
 
@@ -66,7 +104,7 @@ class RedisStore(Store):
         prefix: What all keys begin with.
         group: Cluster only: a function of a limiter's name; names of one group live together, and can be joined with
             `&`.
-        timeout: Seconds to wait for a connection, and for a reply.
+        timeout: Seconds to wait for a connection, and for a reply; or a `timedelta`.
         on_state_loss: After the server has lost what it knew of a limiter (a restart, an eviction, a key that a person
             deleted), it begins "full" (at most one burst too much each time), or "empty" (never too much; costs one
             burst, at the very first start too, and after 30 days without use).
@@ -85,19 +123,15 @@ class RedisStore(Store):
         *,
         prefix: str = "penstock",
         group: Callable[[str], str] | None = None,
-        timeout: float = 1.0,
+        timeout: Seconds = 1.0,
         on_state_loss: str = "full",
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self.lost_is_empty: bool = begins_empty(on_state_loss)
-        if not 0 < timeout < math.inf:
-            raise ValueError(f"timeout must be a finite number of seconds above 0, not {timeout!r}")
-        if "{" in prefix or "}" in prefix:
-            raise ValueError(
-                f"the prefix {prefix!r} has a brace, which would tell Redis Cluster where to put it: "
-                "use other characters"
-            )
+        self.timeout: float = seconds_of("timeout", timeout)
+        self.prefix: str = _prefix_of(prefix)
+        _check_group(group)
         try:
             import encodings.idna  # noqa: F401 - redis-py would, in a thread of ours: a fork meanwhile would leave the child half of it
             import secrets  # noqa: F401 - so too
@@ -106,8 +140,6 @@ class RedisStore(Store):
         except ImportError as error:
             raise StoreError("RedisStore needs redis-py: pip install 'penstock[redis]'") from error
         self._redis = redis
-        self.timeout: float = float(timeout)
-        self.prefix = prefix
         self._group = group
         self._made_from = made_from(server)
         self._server = server_at(server, self.timeout) if isinstance(server, str) else server_of(server, self.timeout)

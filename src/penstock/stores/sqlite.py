@@ -24,6 +24,7 @@ import contextlib
 import hashlib
 import os
 import random
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -92,23 +93,27 @@ def _file_and_size(path: str) -> tuple[_FileId, int]:
     return (found.st_dev, found.st_ino), found.st_size
 
 
-def _path_of(path: str | os.PathLike[str]) -> Path:
+def _path_of(path: Any) -> Path:
     """The path, whatever the current directory will be.
 
     Raises:
         ValueError: No file can have it.
     """
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise ValueError(f"path must be the path of a file, a text or an os.PathLike, not {path!r}")
     if os.fspath(path) == ":memory:":
         raise ValueError(
             "SQLiteStore needs a file, which other processes can open: for this process alone, leave store= out"
         )
+    if re.match(r"[a-z][a-z0-9+.-]+://", str(path)):
+        raise ValueError(f"path must be the path of a file, and {os.fspath(path)!r} is a URL")
     try:
         possible = b"\0" not in os.fsencode(path)
     except UnicodeEncodeError:
         possible = False
     if not possible:
         raise ValueError(f"no file can have the path {os.fspath(path)!r}: it has a NUL or a lone surrogate")
-    return Path(path).absolute()
+    return Path(os.fsdecode(path)).absolute()
 
 
 def _checksum(name: str, terms: str, state: bytes, expires: int) -> bytes:
