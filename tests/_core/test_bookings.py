@@ -9,7 +9,21 @@ from itertools import pairwise
 import pytest
 
 from penstock._core import bookings
-from penstock._core.ledger import ACQUIRE, BOOKED, BUCKET, DROP, FLOW, GIVE_BACK, NEW, PAUSE, PLACE, RANK, RENEW, decide
+from penstock._core.ledger import (
+    ACQUIRE,
+    BOOKED,
+    BUCKET,
+    CHARGE,
+    DROP,
+    FLOW,
+    GIVE_BACK,
+    NEW,
+    PAUSE,
+    PLACE,
+    RANK,
+    RENEW,
+    decide,
+)
 from penstock._core.rows import read_row
 from tests.stores.admissions import excess_of_amounts
 
@@ -150,6 +164,15 @@ def test_a_booking_that_is_dropped_leaves_nothing_behind():
     for number, _ in waiting:
         queue.do(DROP, number, 0)
     assert (queue.used, queue.booked) == (used, [])
+
+
+def test_a_drop_is_of_the_row_that_it_names_and_the_batch_goes_on_behind_it():
+    limits, numbers = [[BUCKET, 50.0, 1.0, 0.0, 0.0]], [5, 6, 7]
+    booked = [x for number in numbers for x in (PLACE, number, NEW, math.inf, ACQUIRE, 0.0, 1.0, 1, 0, 1.0)]
+    row = decide([None], [limits], [CHARGE, 1, 0, 9.0, RANK, 0, 0.0, 30.0, *booked], 1.0, NOW).rows[0]
+    both = decide([row, row], [limits, limits], [DROP, 6, 1, DROP, 5, 0, DROP, 7, 0, DROP, 9, 0], 1.0, NOW).rows
+    left = [[one[bookings.ID] for one in read_row(each, NOW, limits, -1.0).bookings] for each in both]
+    assert left == [[6.0], [5.0, 7.0]]
 
 
 def test_a_booking_that_nobody_claims_is_waited_for_for_a_moment_and_then_forgotten():

@@ -194,3 +194,19 @@ def test_of_too_many_flows_those_are_kept_that_wait_and_have_had_least():
     few = [*away[5:], *there[: FLOWS - 5]]
     assert kept(few) == few, "as they are, where there is room for all"
     assert kept([*few, away[0]]) != [*few, away[0]]
+
+
+def test_of_too_many_flows_those_are_kept_before_any_member():
+    """Without its flow a member's entry says nothing."""
+    flows = [[float(key), 0.0, 9.0, 0.5] for key in range(1, 6)]
+    members = [[float(key), 1.0, key / 1000, 0.5] for key in range(10, 10 + FLOWS - 3)]
+    assert kept([*members, *flows]) == [*flows, *members[: FLOWS - 5]]
+
+
+def test_a_turn_that_went_to_others_counts_for_the_member_that_gave_it_up():
+    """Its flow has had no more; where there is no member, the flow itself gave it up."""
+    entries = [[1.0, 0.0, 5.0, 0.1], [11.0, 1.0, 3.0, 0.3]]
+    Turn(entries, 1.0, 11.0, 1.0).passed(0.25)
+    assert entries == [[1.0, 0.0, 5.0, 0.1], [11.0, 1.0, 3.25, 0.3]]
+    Turn(entries, 1.0, 0.0, 1.0).passed(0.5)
+    assert entries == [[1.0, 0.0, 5.5, 0.1], [11.0, 1.0, 3.25, 0.3]]

@@ -51,6 +51,10 @@ def asked(limits, *operations, row=None, now=NOW, owner=1.0, born=-1.0):
     return decide([row], [limits], [float(x) for x in operations], owner, now, born)
 
 
+def packed(numbers):
+    return struct.pack(f">{len(numbers)}d", *numbers)
+
+
 def used(decision, limit=0):
     return decision.states[3 * limit + 1]
 
@@ -338,6 +342,82 @@ def test_whatever_kind_takes_over_what_was_used_stays_used():
             assert keep >= 3
 
 
+def row_of(limits, at, booking=(), flow=()):
+    """A row, number by number. `limits`: pause, last, used, what, and the entries."""
+    numbers = [at, 1 * SECOND]
+    for *four, log in limits:
+        numbers += [*four, float(len(log)), *(number for entry in log for number in entry)]
+    return packed([*numbers, 1.0 if booking else 0.0, *booking, *flow])
+
+
+OF_FOUR = [bucket(2, 20), day(50, 6, 60, 2 * SECOND), window(50, 30), window(9, 40, RENEWED)]
+FOUR = row_of(
+    [
+        (4.0, 1.0, 10.0, 33.0, [[30.0, 0.0, 2.0]]),
+        (0.0, 5.0, 7.0, 8 * SECOND, []),
+        (0.0, 0.0, 0.0, 0.0, [[12 * SECOND, 0.0, 3.0], [20 * SECOND, 1.0, 4.0]]),
+        (2.0, 0.0, 0.0, 0.0, [[30 * SECOND, 7.0, 1.0]]),
+    ],
+    2 * SECOND,
+    [5.0, 4.0, 0.0, 1.0, 30.0, 0.0, 0.0, 0.0, 1.0, *[1.0] * 4],
+    [1.0, 0.0, 2.5, 3.25],
+)
+BUCKET_LEFT = (1.0, 0.0, 4.0, 33.0, [[30.0, 0.0, 2.0]])  # three seconds later; of a debt of 10, 6 have flowed in
+LOG_LEFT = (0.0, 0.0, 0.0, 0.0, [[12 * SECOND, 0.0, 3.0], [20 * SECOND, 1.0, 4.0]])
+RENEWED_LEFT = (0.0, 0.0, 0.0, 0.0, [[30 * SECOND, 7.0, 1.0]])
+ANOTHER_DAY = day(70, 9, 60, 5 * SECOND)
+AGAIN = (0.0, 2.0, 7.0, 14 * SECOND, [])  # its own end, and what was spent
+
+
+@pytest.mark.parametrize(
+    ("after", "origin", "left", "keep"),
+    [
+        (OF_FOUR, [0, 1, 2, 3], [BUCKET_LEFT, (0.0, 2.0, 7.0, 8 * SECOND, []), LOG_LEFT, RENEWED_LEFT], 25.0),
+        (
+            [bucket(1, 9), OF_FOUR[3], window(5, 4, TIMED), OF_FOUR[2], ANOTHER_DAY, OF_FOUR[0]],
+            [-1, 3, -1, 2, 1, 0],
+            [(0.0,) * 4 + ([],), RENEWED_LEFT, (0.0,) * 4 + ([],), LOG_LEFT, AGAIN, BUCKET_LEFT],
+            25.0,
+        ),
+        (
+            [window(50, 30), window(50, 30, TIMED), bucket(1, 9), ANOTHER_DAY],
+            [0, 1, 2, 3],
+            [
+                (1.0, 0.0, 0.0, 0.0, [[35 * SECOND, 0.0, 4.0]]),
+                (0.0, 2.0, 0.0, 0.0, []),
+                (0.0, 0.0, 7.0, 0.0, []),
+                (0.0, 0.0, 1.0, 14 * SECOND, []),
+            ],
+            30.0,
+        ),
+        (
+            [bucket(0.5, 90), ANOTHER_DAY, window(50, 10), window(9, 0.25)],
+            [1, 0, 3, 1],
+            [
+                (0.0, 2.0, 7.0, 0.0, []),
+                (1.0, 0.0, 4.0, 14 * SECOND, []),
+                RENEWED_LEFT,
+                (0.0, 2.0, 0.0, 0.0, [[5.25 * SECOND, 0.0, 7.0]]),
+            ],
+            25.0,
+        ),
+        ([window(9, 40)], [0], [(1.0, 0.0, 0.0, 0.0, [[45 * SECOND, 0.0, 4.0]])], 40.0),
+        ([bucket(1, 9)], [-1], [(0.0, 0.0, 0.0, 0.0, [])], 0.0),
+    ],
+    ids=["the same", "moved, with new ones", "other kinds", "other kinds again", "one of four", "new alone"],
+)
+def test_a_row_for_other_limits_number_by_number(after, origin, left, keep):
+    """What goes on is copied, what counts in another way keeps its amount; flows stay, and bookings begin anew."""
+    changed, kept = reshape(FOUR, OF_FOUR, after, origin, 5 * SECOND)
+    assert changed == row_of(left, 5 * SECOND, flow=[1.0, 0.0, 2.5, 0.25])
+    assert kept == keep
+
+
+def test_a_damaged_row_is_the_first_unless_said_otherwise():
+    assert (DamagedRow().index, DamagedRow(3).index) == (0, 3)
+    assert DamagedRow(3).args == (3,), "it is shown, and pickled"
+
+
 def test_each_new_limit_says_where_it_comes_from():
     row = asked([bucket(1, 9)], CHARGE, 1, 0, 2).rows[0]
     with pytest.raises(ValueError, match="zip"):
@@ -414,10 +494,6 @@ SOUND = (
     0.5,
     1.0,
 )  # a bucket with a refund; a flow
-
-
-def packed(numbers):
-    return struct.pack(f">{len(numbers)}d", *numbers)
 
 
 def changed(at, value):
