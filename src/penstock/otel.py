@@ -5,7 +5,7 @@
     retry = Retry(on=ConnectionError, on_event=telemetry)
     telemetry.watch(limiter)
 
-It needs the extra `otel` (OpenTelemetry's API). Which exporter gets the numbers is the application's choice, as ever:
+It needs the extra `otel` (OpenTelemetry's API). Which exporter gets the numbers is the application's choice:
 the SDK's providers, or Prometheus through `opentelemetry-exporter-prometheus`. Without an SDK everything here does
 nothing.
 

@@ -30,8 +30,8 @@ second late finds a bucket that is emptier for ever after. All arithmetic here i
 `ServerEstimate` replays the departures since then upon it. It corrects itself down at once and up slowly, because too
 low costs a moment and too high costs a refusal.
 
-**The server counts in its own way.** Two snapshots tell what it charged in between. Its idea of a token, and strangers
-on the same account, become one `factor` over our estimates; how much that varies becomes a reserve.
+**The server counts in its own way.** Two snapshots tell what it charged in between. Its idea of a token, and other
+clients of the account, become one `factor` over our estimates; how much that varies becomes a reserve.
 
 Where nothing is told, a refusal is a measurement: what was admitted between two of them, over the time between, is what
 the server refills (`Pace`); or all of it comes back at once, after so long that it can be no refill (`HiddenWindow`).

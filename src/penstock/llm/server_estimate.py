@@ -525,7 +525,7 @@ class ServerEstimate:
             return  # a full bucket confirms whatever is thought of the factor
         self._charged = DECAY * self._charged + charged
         self._estimated = DECAY * self._estimated + estimated
-        # One sample may be of a stranger that took much at once, so it is believed by and by.
+        # One sample may be of another client that took much at once, so it is believed gradually.
         most = min(MOST_FACTOR, MOST_STEP * self.factor)
         self.factor = min(most, max(LEAST_FACTOR, self._charged / self._estimated))
         self._charged = self.factor * self._estimated

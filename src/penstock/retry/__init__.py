@@ -19,7 +19,7 @@ in the middle of a wait. The last error is raised itself. Notes on it list the a
 ended the call. No property or method of the error that we read can replace it.
 
 The formulas of waits and budgets are in `_core`, the option `on` is in `_classify`, and the server's hints are read in
-`_retry_after`. Limiters are no business of this package, but it hears the `retry_after` of any error.
+`_retry_after`. This package does not know limiters, but it hears the `retry_after` of any error.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def retried_stream(
                 except GeneratorExit:
                     stream.call.succeeded()  # the caller needs no more items
                     raise
-                except BaseException as thrown:  # noqa: BLE001 - the source's business, and no failure of ours
+                except BaseException as thrown:  # noqa: BLE001 - an error of the source, not of ours
                     more = await stream.throw(thrown)
                 else:
                     more = await stream.advance(sent)
@@ -76,7 +76,7 @@ class _Stream:
         """Get the next item; return whether there is one."""
         call = self.call
         while True:
-            # While a failure would be retried here, policies further in stand back; after that they are on their own.
+            # While a failure would be retried here, inner policies make one attempt; after that they retry.
             ours = self._resume is not None or not self._handed_out
             try:
                 if not self._begun:

@@ -14,7 +14,7 @@
     summary     what happened, and how near it came to the optimum
     progress    the same while it happens, for people;  screen: in a terminal
 
-It needs the extra `cli`. What options mean, and which server is asked, is the command line's business (`penstock.cli`).
+It needs the extra `cli`. `penstock.cli` decides what options mean and which server is asked.
 """
 
 from importlib.util import find_spec

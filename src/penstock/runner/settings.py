@@ -38,7 +38,7 @@ class Settings:
         only: Lines that are done, and no others, by `Row.raw`; None: all.
         deadline: Seconds after which nothing more is sent; None: never.
         prices: What answers cost; None: not asked for.
-        max_cost: Dollars that answers may cost; a row that might go beyond is not sent. None: no matter.
+        max_cost: Dollars that answers may cost; a row that might go beyond is not sent. None: no bound.
         on_event: Is told of each attempt when it is over, and of limits (`penstock.events`); it must not raise.
         secrets: Keys that must not be written down when a server repeats them.
 

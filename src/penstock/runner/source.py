@@ -1,7 +1,7 @@
 """The rows of a file of requests: what is read, what each row asks for, and what is wrong with it.
 
 A row is JSON, in one of two shapes, which may be mixed: OpenAI's Batch format (`{"custom_id", "method", "url",
-"body"}`) or the bare body of a request; how rows stand in a file is the business of `formats`. A file is read once,
+"body"}`) or the bare body of a request; `formats` reads how rows stand in a file. A file is read once,
 from front to back, and only what is asked for: nothing here waits for anything but the file.
 
 A row that cannot be sent is a `Rejected`, a value like any other: the reader goes on with the next.

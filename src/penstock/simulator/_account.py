@@ -32,7 +32,7 @@ from penstock.simulator._simulation import FAULTS, Fault, Simulation
 __all__ = ["Account", "Admission", "LimitStatistics", "Statistics"]
 
 STRANGERS_STEP_NS = 100_000_000
-"""Nanoseconds in which what strangers take is taken at once."""
+"""Nanoseconds in which all that other clients take is taken at once."""
 
 _MOST_FAULTS = 1_000_000
 """Faults that one order may be for: each is remembered."""
@@ -147,7 +147,7 @@ class Account:
         ]
         self._tolerance_ns = round(simulation.tolerance * 1_000_000_000)
         self._changes = deque(sorted(simulation.changes, key=lambda change: change.at))
-        self._owed: Counter[tuple[int, str]] = Counter()  # by a stranger, in nano-units
+        self._owed: Counter[tuple[int, str]] = Counter()  # by other clients, in nano-units
         self._injected: deque[Fault] = deque()
         self._seen: Counter[bytes] = Counter()
         self._admissions: list[Admission] = []
@@ -290,7 +290,7 @@ class Account:
             )
 
     def _refill(self) -> None:
-        """Let time pass until now: what changes in between, and what strangers take, happens in its order."""
+        """Let time pass until now: what changes in between, and what other clients take, happens in its order."""
         now_ns = max(self._at_ns, _now_ns())
         while self._changes and self._began_ns + _ns(self._changes[0].at) <= now_ns:
             change = self._changes.popleft()

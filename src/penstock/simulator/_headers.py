@@ -1,6 +1,6 @@
 """Response headers as OpenAI writes them: what a limit is, what is left of it, and when it will be full again.
 
-Pure functions; reading them is the business of `penstock.llm.headers`.
+Pure functions; `penstock.llm.headers` reads what they write.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ Fault = Literal[
 - `bad_gateway`: 502 with a page of HTML and no header of a limit. Charged, as all that follow.
 - `hang`: nothing comes, or nothing more of a stream, until the client is gone.
 - `cut_short`: the connection is closed after the headers and half of the answer; that of a stream, in the middle of it.
-- `truncated`: half of the answer, as if it were all of it; a stream that ends in the middle, politely.
+- `truncated`: half of the answer, as if it were all of it; a stream that ends in the middle without an error.
 - `error_in_200`: 200 with an error and no choices. `empty`: with nothing. `null`: with null. `no_choices`: with none of
   them.
 - `no_headers`: an answer without headers of limits. `gzip`: a compressed one. Both are answers, and mean nothing to a

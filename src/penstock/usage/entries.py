@@ -117,7 +117,7 @@ class Entries:
         elif entry.outcome == "granted":
             entry.outcome = "withdrawn"
         else:
-            return  # it was answered: what was taken back is the business of the limiter
+            return  # it was answered: the limiter has taken it back
         entry.settled = dict.fromkeys(entry.estimated, 0.0)
         entry.dollars = None
 
