@@ -28,6 +28,7 @@ from penstock import (
     in_flight,
     unlimited,
 )
+from penstock._backends.base import Request
 from penstock._call import Call
 from penstock.stores.memory import MemoryStore
 from penstock.testing import manual_clock
@@ -305,6 +306,22 @@ async def main():
 asyncio.run(main())
 """
     subprocess.run([sys.executable, "-c", code], timeout=20, check=True)
+
+
+@pytest.mark.anyio
+async def test_those_that_give_up_behind_one_that_waits_are_forgotten(virtual_time):
+    limiter = Limiter(requests=Rate(1, 100.0, 1))
+    limiter.acquire_nowait()
+    async with anyio.create_task_group() as group:
+        group.start_soon(limiter.acquire)
+        await anyio.wait_all_tasks_blocked()
+        async with anyio.create_task_group() as others:
+            for _ in range(500):
+                others.start_soon(limiter.acquire)
+            await anyio.wait_all_tasks_blocked()
+            others.cancel_scope.cancel()
+        gc.collect()
+        assert sum(isinstance(thing, Request) for thing in gc.get_objects()) < 200
 
 
 def test_a_loop_that_ended_with_waiters_leaves_nothing_behind():

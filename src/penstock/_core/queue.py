@@ -36,7 +36,6 @@ class Queue:
 
     __slots__ = (
         "_arrivals",
-        "_count",
         "_flows",
         "_last_charges",
         "_last_shape",
@@ -45,6 +44,7 @@ class Queue:
         "_sweep_shapes_at",
         "_turn_tag",
         "ageing",
+        "count",
         "due",
         "index",
         "weights",
@@ -59,14 +59,14 @@ class Queue:
         self._last_shape: Shape | None = None  # of the last waiter that joined; None once it may be gone
         self.due: float = math.inf  # the next turn, as `admit` announced it
         self._arrivals = 0
-        self._count = 0
+        self.count = 0  # how many wait
         self._sweep_shapes_at = 64  # so many shapes are known, and then looked through
         self.index: Index | None = None  # made by `admit` when there are many shapes
         self._sweep_at = 64  # so many flows are known, and then looked through
         self._turn_tag = 0.0  # the tag of the flow that had the last turn
 
     def __len__(self) -> int:
-        return self._count
+        return self.count
 
     def __iter__(self) -> Iterator[Waiter]:
         """All waiters, in no particular order."""
@@ -97,7 +97,7 @@ class Queue:
         elif not flow.count:
             flow.begin(self._turn_tag)
         flow.count += 1
-        self._count += 1
+        self.count += 1
         charges = waiter.charges
         shape = self._last_shape if charges is self._last_charges else None  # equals often come one after another
         if shape is None:
@@ -105,8 +105,8 @@ class Queue:
             self._last_charges = charges
         for charged, amount in charges:
             charged.queued += amount
-        level, first_of_flow = self._enter(shape, waiter, flow)
-        joined = level.joined
+        first_of_flow = self._enter(shape, waiter, flow)
+        joined = waiter.subqueue.level.joined  # type: ignore[union-attr]  # it has just entered one
         joined.append(waiter)
         if self.index is not None:
             while joined[0].subqueue is None:
@@ -162,7 +162,8 @@ class Queue:
         self._flows = {f.name: f for f in (*owing, *(f for f in flows if f.count))}
         self._sweep_at = 64 + 2 * len(self._flows)
 
-    def _enter(self, shape: Shape, waiter: Waiter, flow: Flow) -> tuple[Level, bool]:
+    def _enter(self, shape: Shape, waiter: Waiter, flow: Flow) -> bool:
+        """Put a waiter into its subqueue; return whether it may be the first there."""
         level = shape.levels.get(waiter.level)
         if level is None:
             level = shape.add_level(waiter.level)
@@ -173,12 +174,12 @@ class Queue:
             if run and run[-1].number < waiter.number and not (subqueue.gone and subqueue.first() is None):
                 run.append(waiter)
                 waiter.subqueue = subqueue
-                return level, False
+                return False
         else:
             subqueue = level.subqueues[flow.name] = Subqueue(flow, level)
         subqueue.add(waiter)
         level.note(subqueue)
-        return level, True
+        return True
 
     def leave(self, waiter: Waiter) -> None:
         """Remove `waiter`, wherever it stands. Does nothing if it is not in the queue."""
@@ -189,11 +190,15 @@ class Queue:
         subqueue.gone += 1
         if subqueue.gone > 64 and subqueue.gone * 2 > len(subqueue.run) + len(subqueue.strays):
             subqueue.forget_the_gone()
+        level = subqueue.level
+        level.gone += 1
+        if level.gone > 64 and level.gone * 2 > len(level.joined):
+            level.forget_the_gone()
         subqueue.flow.count -= 1
-        self._count -= 1
+        self.count -= 1
         for charged, amount in waiter.charges:
             charged.queued -= amount
-        if not self._count:
+        if not self.count:
             self._clear()
 
     def take(self, waiter: Waiter) -> tuple[Key, Waiter] | None:
@@ -210,13 +215,13 @@ class Queue:
                 self.index.serve(flow)
             flow.use(waiter.charges)
         run = subqueue.run
-        if subqueue.strays or run[0] is not waiter or self._count == 1:
+        if subqueue.strays or run[0] is not waiter or self.count == 1:
             self.leave(waiter)
         else:  # the same in fewer steps: it stands in front, and does not count among the gone
             run.popleft()
             waiter.subqueue = None
             flow.count -= 1
-            self._count -= 1
+            self.count -= 1
             for charged, amount in waiter.charges:
                 charged.queued -= amount
         if len(level.subqueues) == 1 and len(level.shape.levels) == 1:
@@ -233,7 +238,7 @@ class Queue:
             if charged in flow.usage:
                 flow.usage[charged] -= amount / charged.throughput / flow.weight
         flow.count += 1
-        self._count += 1
+        self.count += 1
         level = shape.levels.get(waiter.level) or shape.add_level(waiter.level)
         subqueue = level.subqueues.get(flow.name)
         if subqueue is None or subqueue.flow is not flow:
@@ -245,7 +250,7 @@ class Queue:
         else:
             subqueue.add(waiter)
         self._retag(flow)
-        heappush(level.risen, (waiter.entered, waiter.number, waiter))
+        _note_risen(waiter)
         if self.index is not None:
             self.index.joined(shape, waiter)
 
@@ -302,7 +307,7 @@ class Queue:
         for waiter in list(self):
             waiter.subqueue = None
         self._clear()
-        self._count = 0
+        self.count = 0
         for flow in self._flows.values():
             flow.count = 0
             flow.tag = max([flow.start, *flow.usage.values()])
@@ -313,7 +318,7 @@ class Queue:
             flow = self._flows.get(waiter.flow) or self._new_flow(waiter.flow)
             self._reenter(waiter, flow)
             flow.count += 1
-            self._count += 1
+            self.count += 1
         return self
 
     def _reenter(self, waiter: Waiter, flow: Flow) -> None:
@@ -321,8 +326,8 @@ class Queue:
         waiter.subqueue = None
         for charged, amount in waiter.charges:
             charged.queued += amount
-        level, _ = self._enter(self._shape_of(waiter.charges), waiter, flow)
-        heappush(level.risen, (waiter.entered, waiter.number, waiter))
+        self._enter(self._shape_of(waiter.charges), waiter, flow)
+        _note_risen(waiter)
 
     def _clear(self) -> None:
         """Begin anew without waiters, and with sums of fractions that are exactly 0."""
@@ -449,5 +454,11 @@ class Queue:
         subqueue.gone += 1
         level.note(subqueue)
         waiter.level, waiter.entered = waiter.level + levels, waiter.entered + levels * self.ageing
-        above, _ = self._enter(level.shape, waiter, subqueue.flow)
-        heappush(above.risen, (waiter.entered, waiter.number, waiter))
+        self._enter(level.shape, waiter, subqueue.flow)
+        _note_risen(waiter)
+
+
+def _note_risen(waiter: Waiter) -> None:
+    """Let its level raise a waiter in time that did not join there."""
+    assert waiter.subqueue is not None, "it stands in the queue"
+    heappush(waiter.subqueue.level.risen, (waiter.entered, waiter.number, waiter))

@@ -115,7 +115,7 @@ class Level:
     `joined` and `risen` hold all waiters that entered it, earliest first, to raise them.
     """
 
-    __slots__ = ("heap", "joined", "number", "risen", "shape", "subqueues")
+    __slots__ = ("gone", "heap", "joined", "number", "risen", "shape", "subqueues")
 
     def __init__(self, number: int, shape: Shape) -> None:
         self.number: int = number
@@ -123,6 +123,7 @@ class Level:
         self.subqueues: dict[Hashable, Subqueue] = {}
         self.heap: list[tuple[float, int, Hashable]] = []
         self.joined: deque[Waiter] = deque()
+        self.gone: int = 0  # so many have left since it was looked through
         self.risen: list[tuple[float, int, Waiter]] = []  # a heap: when it entered, number, waiter
 
     def note(self, subqueue: Subqueue) -> None:
@@ -139,6 +140,10 @@ class Level:
             if len(self.subqueues) == 1:
                 self.heap.clear()  # its entries are outdated
             heappush(self.heap, (*key, subqueue.flow.name))
+
+    def forget_the_gone(self) -> None:
+        self.joined = deque(w for w in self.joined if w.subqueue is not None and w.subqueue.level is self)
+        self.gone = 0
 
     def since(self) -> float:
         """Since when the waiter that rises next has had this level; `inf` without one."""
