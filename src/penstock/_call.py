@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar, cast
 from penstock._arguments import of_call
 from penstock._backends import fast_path
 from penstock._backends.base import Binding, Caller
-from penstock._backends.wait import emit_grant, wait, wait_in_thread
+from penstock._backends.wait import LOOP, emit_grant, wait, wait_in_thread
 from penstock._concurrency.parking import is_over, who_am_i
 from penstock._introspect import check_answer, check_decorable, kind_of, name_of, why_not_plain
 from penstock._numbers import Number, read_flag
@@ -309,7 +309,7 @@ def _class_for(shape: str) -> type[Call]:
     """The class of the calls whose charge is of that shape."""
     if not shape:
         return Call
-    names = {"Permit": Permit, "EnteredPermit": EnteredPermit, "emit_grant": emit_grant, "wait": wait, "DONE": DONE}
+    names = {"Permit": Permit, "EnteredPermit": EnteredPermit, "emit_grant": emit_grant, "DONE": DONE, **LOOP}
     body = {"__slots__": (), "__doc__": Call.__doc__, "__module__": __name__, "__qualname__": "Call"}
     return type("Call", (Call,), {**body, **fast_path.enter_and_leave(shape, names)})
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dis
 import gc
+import inspect
 import itertools
 import math
 import sys
 import threading
+from textwrap import dedent
 
 import pytest
 from hypothesis import given
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from penstock import Keyed, Limiter, Rate, RateLimited, in_flight
 from penstock._backends import fast_path
+from penstock._backends.wait import wait
 from penstock.testing import manual_clock
 
 SHAPES = ["".join(shape) for length in range(1, 5) for shape in itertools.product("wfp", repeat=length)]
@@ -96,6 +99,17 @@ def test_from_the_look_at_a_plain_key_to_its_charge_nothing_can_come_between(sha
 def test_a_tracer_sees_one_line(function):
     """It is called between lines, and could call anything."""
     assert {line for *_, line in function.__code__.co_lines() if line} == {1}
+
+
+def test_a_call_waits_in_the_loop_of_wait():
+    """It is written once more in the methods of a shape, where it needs no coroutine of its own."""
+    source = [line.split("  #")[0] for line in inspect.getsource(wait).splitlines()]
+    loop = dedent("\n".join(source[source.index("    try:") : source.index("        raise") + 1]))
+    written = "\n".join(fast_path._waiting("Permit"))
+    for word in ("max_wait", "priority", "flow"):
+        written = written.replace(f"terms.{word}", word)
+    begin, end = written.index("    try:"), written.index("    if (binding")
+    assert dedent(written[begin:end]).replace("Permit()", "new()").strip() == loop.strip()
 
 
 class Finalised:

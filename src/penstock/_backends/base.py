@@ -25,6 +25,7 @@ from penstock._validation import Shown, cost_of
 if TYPE_CHECKING:
     from penstock._backends.charges import ChargePlan
     from penstock._concurrency.parking import Parker
+    from penstock._core.subqueues import Subqueue
     from penstock.events import LimiterEvent
     from penstock.limits import Limit
 
@@ -220,6 +221,7 @@ class Request(Waiter):
         deadline: The moment at which `max_wait` is over; None for never.
         home: What the parker waits in: an event loop, or the threads that run none.
         queue: The queue that it entered.
+        parked: Whether its home counts it among those that are to be woken.
         waking: Whether it was woken for its grant, and does not run yet.
     """
 
@@ -231,6 +233,7 @@ class Request(Waiter):
         "granted_at",
         "home",
         "max_wait",
+        "parked",
         "parker",
         "queue",
         "time_left",
@@ -247,7 +250,13 @@ class Request(Waiter):
         flow: Hashable = None,
     ) -> None:
         charge = binding.charge
-        super().__init__(charge.charges, priority, flow)  # type: ignore[arg-type]  # limit states are what is charged
+        # What every waiter has is written out, as many of them may be made at once.
+        self.charges: Any = charge.charges
+        self.priority: int = priority
+        self.flow: Hashable = flow
+        self.number: int = 0
+        self.receipts: Any = None
+        self.subqueue: Subqueue | None = None
         self.caller: Caller = binding.caller
         self.cost: Mapping[str, float] = charge.cost
         self.granted_at: float = math.nan
@@ -257,6 +266,7 @@ class Request(Waiter):
         self.home: object = None if parker is None else parker.home
         self.deadline: float | None = None
         self.queue: object = None  # a WaitQueue, which knows requests
+        self.parked: bool = False
         self.waking: bool = False
         self.error: Exception | None = None
 

@@ -170,7 +170,7 @@ def enter_and_leave(shape: str, names: dict[str, Any], *, locked: bool = not HAS
     Args:
         shape: Of the charge: a letter per limit, as `_write` has it.
         names: What the methods use of the layers above: the class of `Permit`s and that of those which hold places, how
-            to `wait` and to `emit_grant`, and what `__aexit__` returns to be awaited, `DONE`.
+            to `emit_grant`, what the `LOOP` of `wait` is made of, and what `__aexit__` returns to be awaited, `DONE`.
         locked: Whether the charge is made with the lock held.
     """
     names = {**names, "clock": clock}
@@ -201,15 +201,31 @@ def _enter_source(shape: str, *, locked: bool) -> str:
 
 
 def _waiting(permit: str) -> list[str]:
-    """How `__aenter__` ends where the call was not charged at once, with the class of the permit."""
+    """How `__aenter__` ends where the call was not charged at once, with the class of the permit: as `wait.wait`."""
     return [
         "    except BaseException:",
         "        self._withdraw(grant)",
         "        raise",
-        "    del grant",  # it would be one object more for each of many waiters
-        "    terms = self._terms",
-        f"    grant = await wait(binding.current(), {permit}, terms.max_wait, terms.priority, terms.flow)",
-        "    if grant.held: self._note_or_undo(grant)",  # the limits may have changed while it waited
+        "    binding = binding.current(); terms = self._terms",
+        "    request = grant = None",
+        "    try:",
+        "        request = request_of(binding, here(), terms.max_wait, terms.priority, terms.flow)",
+        "        if request.time_left == -inf:",
+        "            await checkpoint()",
+        "        seconds = binding.backend.enter(request)",
+        "        while True:",
+        "            if seconds is None:",
+        "                break",
+        "            await request.parker.park(seconds)",
+        "            seconds = binding.backend.advance(request)",
+        f"        grant = {permit}()",
+        "        fill_in(binding, request, grant, terms.flow)",
+        "    except BaseException as error:",
+        "        give_up(binding, request, grant, error, terms.flow)",
+        "        raise",
+        # The limits may have changed while it waited.
+        "    if (binding.charge.held or grant.charges is not binding.charge.charges) and grant.held:",
+        "        self._note_or_undo(grant)",
         "    return grant",
     ]
 

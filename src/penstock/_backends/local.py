@@ -154,7 +154,7 @@ class LocalBackend:
         if request.max_wait is not None:
             request.deadline = now + request.max_wait
         queue.enter(request, now)
-        if request.granted:
+        if request.receipts is not None:  # it is granted
             return None
         if request.deadline is not None or request.time_left < math.inf or caller.max_queue is not None:
             self._refuse_if_too_long(queue, now, request)
@@ -168,7 +168,7 @@ class LocalBackend:
 
     def advance(self, request: Request) -> float | None:
         """What a waiter that was woken has to do. See `base`."""
-        if request.done and self.queue.awake(request):
+        if self.queue.awake(request):
             return None
         return self._decide(self._advance, request)
 

@@ -22,7 +22,7 @@ Every method is called inside a decision, with the lock of the store held: see `
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from weakref import WeakSet
 
@@ -48,14 +48,49 @@ _NEVER = math.inf
 class _Home:
     """The waiters of one event loop, or of all threads that run none; one of them keeps the time."""
 
-    __slots__ = ("parked", "timekeeper", "waking")
+    __slots__ = ("_gone", "_line", "timekeeper", "waking")
 
     def __init__(self) -> None:
-        self.parked: OrderedDict[Request, None] = OrderedDict()  # the oldest first; a plain dict is slow at its front
-        self.timekeeper: Request | None = (
-            None  # it may have been granted and not be awake yet: then it passes the time on
-        )
+        self._line: deque[Request] = deque()  # all that have parked, the oldest first; some are gone
+        self._gone = 0  # how many of them
+        # It may have been granted and not be awake yet: then it passes the time on.
+        self.timekeeper: Request | None = None
         self.waking = 0  # waiters that were granted and are not awake yet
+
+    def park(self, request: Request) -> None:
+        """Count a waiter among those that are to be woken, behind all others. It parks once, however often it wakes."""
+        if not request.parked:
+            self._line.append(request)
+            request.parked = True
+
+    def unpark(self, request: Request) -> None:
+        """Count it no more: it is awake, or gone."""
+        if not request.parked:
+            return
+        request.parked = False
+        line = self._line
+        if line and line[0] is request:
+            line.popleft()
+        else:
+            self._gone += 1
+            if self._gone > 64 and self._gone * 2 > len(line):
+                self._line, self._gone = deque(self.parked()), 0
+
+    def parked(self) -> list[Request]:
+        """All that are to be woken, the oldest first."""
+        return [request for request in self._line if request.parked]
+
+    def take_in(self, other: _Home) -> None:
+        """Count those of another queue too, behind these."""
+        self._line.extend(other.parked())
+
+    def oldest(self) -> Request | None:
+        """The first of them."""
+        line = self._line
+        while line and not line[0].parked:
+            line.popleft()
+            self._gone -= 1
+        return line[0] if line else None
 
 
 class WaitQueue:
@@ -117,7 +152,7 @@ class WaitQueue:
         if self._paused:
             self._paused = [state for state in self._paused if state.paused_until > now]
         self._unfinished = False
-        self.clearance.given = not (len(self.waiters) or self._waking or self._paused or self.into is not None)
+        self.clearance.given = not (self.waiters.count or self._waking or self._paused or self.into is not None)
 
     def now(self) -> float:
         """The time. A method, so that a queue may go by another clock."""
@@ -144,14 +179,15 @@ class WaitQueue:
         now = self.now()
         self._running = self._here = None
         for home in list(self._homes.values()):
-            for request in list(home.parked):
+            for request in home.parked():
                 if request.receipts is not None and not request.done:
                     self._grant(request, request.receipts, now)  # it was charged, and then the exception came
                 elif request.done:
                     self._wake(request, home)
-            if home.timekeeper not in home.parked and not (home.timekeeper and home.timekeeper.waking):
-                home.timekeeper = next(iter(home.parked), None)
-        parked = [request for home in self._homes.values() for request in home.parked]
+            keeper = home.timekeeper
+            if keeper is None or not (keeper.parked or keeper.waking):
+                home.timekeeper = home.oldest()
+        parked = [request for home in self._homes.values() for request in home.parked()]
         self.waiters = self.waiters.rebuild(parked)
         self._alarm = -math.inf  # the next call looks for turns
         self._ring_all()
@@ -183,7 +219,7 @@ class WaitQueue:
         Args:
             back: Limits that something was given back to, or that have changed; None: any.
         """
-        if len(self.waiters):
+        if self.waiters.count:
             if back is None or back:
                 self.waiters.wake(back)
             self._set_alarm(admit(self.waiters, now, self._grant, changed=False))
@@ -206,8 +242,7 @@ class WaitQueue:
     def _grant(self, waiter: Waiter, receipts: Receipts, now: float) -> None:
         request: Request = waiter  # type: ignore[assignment]  # all waiters here are
         request.receipts, request.granted_at = receipts, now
-        home = self._homes.get(request.home)
-        if home is not None and request in home.parked and not self._wake(request, home):
+        if request.parked and not self._wake(request, self._homes[request.home]):
             undo(request.charges, receipts, now)
             request.receipts, request.granted_at = None, math.nan
         else:
@@ -221,10 +256,10 @@ class WaitQueue:
                 home.waking += 1
                 self._waking += 1
             if not request.parker.wake(self._here):
-                del home.parked[request]
+                home.unpark(request)
                 self._awake(request, home)
                 return False
-        del home.parked[request]  # at last: if an exception comes before, `repair` wakes it
+        home.unpark(request)  # at last: if an exception comes before, `repair` wakes it
         return True
 
     def _awake(self, request: Request, home: _Home) -> None:
@@ -235,7 +270,7 @@ class WaitQueue:
             self._waking -= 1
 
     def awake(self, request: Request) -> bool:
-        """Take note that a waiter that is done runs again; False if that needs a decision.
+        """Take note that a waiter runs again which is done; False if that needs a decision.
 
         The timekeeper needs one, to pass the time on, and the last of its home, after which newcomers may be granted at
         once again. This method alone may be called outside of a decision, and without the lock: see `fast_path` for why
@@ -244,7 +279,8 @@ class WaitQueue:
         home = self._homes.get(request.home)
         if home is None or not HAS_GIL:
             return False
-        # The first look is at `into`, which is set before the homes of this queue are counted in another.
+        # The first look is at `into`, which is set before the homes of this queue are counted in another. A waiter that
+        # is not waking is not done, or was granted by itself.
         if self.into is None and request.waking and home.waking > 1 and home.timekeeper is not request:
             request.waking = False
             home.waking -= 1
@@ -268,6 +304,7 @@ class WaitQueue:
         if request.done:
             self._stand_down(request, home)
             return None
+        request.parker.rearm()
         return self.park(request, now)
 
     def park(self, request: Request, now: float) -> float:
@@ -275,8 +312,7 @@ class WaitQueue:
         home = self._homes.get(request.home)
         if home is None:
             home = self._homes[request.home] = _Home()
-        request.parker.rearm()
-        home.parked.setdefault(request)
+        home.park(request)
         if home.timekeeper is None:
             home.timekeeper = request
         until = _NEVER if request.deadline is None else request.deadline
@@ -284,7 +320,7 @@ class WaitQueue:
             alarm = self._alarm if self._leads(home) else self._alarm + GRACE
             # Never at once: `run` has just found out that it is not this waiter's turn yet.
             until = min(until, max(alarm, math.nextafter(now, math.inf)))
-        return max(0.0, until - now)
+        return until - now if until > now else 0.0
 
     def _leads(self, home: _Home) -> bool:
         """Whether this home's timekeeper rings first: it does unless another one does already, in a loop that runs."""
@@ -311,32 +347,29 @@ class WaitQueue:
         else:
             self.run(now)
         if home is not None:
-            home.parked.pop(request, None)
             self._stand_down(request, home)
 
     def refuse(self, request: Request, error: Exception) -> None:
         """Tell a waiter that it gets no turn, and why."""
         request.error = error
         self.waiters.leave(request)
-        home = self._homes.get(request.home)
-        if home is not None and request in home.parked:
-            self._wake(request, home)
+        if request.parked:
+            self._wake(request, self._homes[request.home])
 
     def _stand_down(self, request: Request, home: _Home) -> None:
         """A waiter is done and awake: if it kept the time of its home, the oldest waiter there does from now on."""
         self._awake(request, home)
-        home.parked.pop(request, None)
+        home.unpark(request)
         if home.timekeeper is not request:
-            if not home.parked and not home.waking and home.timekeeper is None:
+            if home.timekeeper is None and not home.waking and home.oldest() is None:
                 self._drop(request.home, home)
             return
         home.timekeeper = None
-        while home.parked:
-            oldest = next(iter(home.parked))
+        while (oldest := home.oldest()) is not None:
             if oldest.parker.wake(self._here):
                 home.timekeeper = oldest
                 return
-            del home.parked[oldest]
+            home.unpark(oldest)
             self.waiters.leave(oldest)  # its loop is gone, and so is the waiter
         self._drop(request.home, home)
 
@@ -399,7 +432,7 @@ class WaitQueue:
         """
         if other is self:
             return self
-        if (len(other.waiters), other._merged) > (len(self.waiters), self._merged):
+        if (len(other.waiters), other._merged) > (self.waiters.count, self._merged):
             return other.merge(self)
         self._merged += other._merged
         waiters = self.waiters
@@ -420,7 +453,7 @@ class WaitQueue:
             waiter.queue = self  # type: ignore[attr-defined]  # all waiters here are requests
         for key, theirs in other._homes.items():
             home = self._homes.setdefault(key, _Home())
-            home.parked.update(theirs.parked)
+            home.take_in(theirs)
             home.waking += theirs.waking
             if home.timekeeper is None:
                 home.timekeeper = theirs.timekeeper

@@ -5,11 +5,11 @@ The one wait loop, in its two forms.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable
+from math import inf
 from typing import TypeVar
 
-import anyio.lowlevel
+from anyio.lowlevel import checkpoint
 
 from penstock import _log
 from penstock._backends.base import Binding, Grant, Request
@@ -20,7 +20,7 @@ from penstock.events import Granted, Refused, Withdrawn, emit
 
 G = TypeVar("G", bound=Grant)
 
-__all__ = ["answer_at_once", "emit_grant", "wait", "wait_in_thread"]
+__all__ = ["LOOP", "answer_at_once", "emit_grant", "wait", "wait_in_thread"]
 
 
 async def wait(
@@ -33,41 +33,28 @@ async def wait(
 ) -> G:
     """Wait as this task for its turn; return the grant, a new one made by `new`.
 
-    `hold` hears of a grant that holds places although the binding did not, as the limits have changed meanwhile.
+    `fast_path` has the same in the methods that it writes: a coroutine less for each of many waiters. `hold` hears of a
+    grant that holds places although the binding did not, as the limits have changed meanwhile.
 
     Raises:
         PenstockError: The backend's answer.
     """
-    backend = binding.backend
+    request = grant = None  # the grant is made at the end: it would be one object more for each of many waiters
     try:
-        parker = here()
-        time_left = parker.time_left()
-        if time_left == -math.inf:
-            await anyio.lowlevel.checkpoint()  # the scope is cancelled already: say so, and not that it is too late
-        request = _request_of(binding, parker, time_left, max_wait, priority, flow)
-        grant: G | None = None  # made at the end: it would be one object more for each of many waiters
-        try:
-            seconds = backend.enter(request)
-            while True:  # no condition at the top: see `tests/test_guards.py`
-                if seconds is None:
-                    break
-                await parker.park(seconds)
-                seconds = backend.advance(request)
-            grant = new()
-            if request.error is None:
-                backend.hand_over(request, grant)
-        except BaseException:
-            if grant is not None:
-                grant.void()
-            backend.leave(request)
-            raise
-        if request.error is not None:
-            raise request.take_error()
+        request = request_of(binding, here(), max_wait, priority, flow)
+        if request.time_left == -inf:
+            await checkpoint()  # the scope is cancelled already: say so, and not that it is too late
+        seconds = binding.backend.enter(request)
+        while True:  # no condition at the top: see `tests/test_guards.py`
+            if seconds is None:
+                break
+            await request.parker.park(seconds)
+            seconds = binding.backend.advance(request)
+        grant = new()
+        fill_in(binding, request, grant, flow)
     except BaseException as error:
-        _emit_failure(binding, error, flow)
+        give_up(binding, request, grant, error, flow)
         raise
-    if binding.caller.on_event is not None:
-        emit_grant(binding, grant.granted_at - request.arrived, grant, flow)
     if hold is not None and grant.charges is not binding.charge.charges and grant.held:
         hold(grant)
     return grant
@@ -90,74 +77,36 @@ def wait_in_thread(
     """
     if not block and loop_running_here():
         return answer_at_once(binding, new, priority, flow, in_loop=max_wait != 0)
-    backend = binding.backend
     parker = ThreadParker()
+    request = grant = None
     try:
-        request = _request_of(binding, parker, math.inf, max_wait, priority, flow)
-        grant: G | None = None
-        try:
-            seconds = backend.enter(request)
-            while True:  # as in `wait`
-                if seconds is None:
-                    break
-                parker.park_thread(seconds)
-                seconds = backend.advance(request)
-            grant = new()
-            if request.error is None:
-                backend.hand_over(request, grant)
-        except BaseException:
-            if grant is not None:
-                grant.void()
-            backend.leave(request)
-            raise
-        if request.error is not None:
-            raise request.take_error()
+        request = request_of(binding, parker, max_wait, priority, flow)
+        seconds = binding.backend.enter(request)
+        while True:  # as in `wait`
+            if seconds is None:
+                break
+            parker.park_thread(seconds)
+            seconds = binding.backend.advance(request)
+        grant = new()
+        fill_in(binding, request, grant, flow)
     except BaseException as error:
-        _emit_failure(binding, error, flow)
+        give_up(binding, request, grant, error, flow)
         raise
-    if binding.caller.on_event is not None:
-        emit_grant(binding, grant.granted_at - request.arrived, grant, flow)
     return grant
-
-
-def _request_of(
-    binding: Binding, parker: Parker, time_left: float, max_wait: float | None, priority: int, flow: Hashable
-) -> Request:
-    """The request of a call; what it leaves open is as `penstock.turn` says here."""
-    turn = turn_here()
-    return binding.backend.request_type(
-        binding,
-        parker,
-        turn.max_wait if max_wait is None else max_wait,
-        time_left,
-        priority or turn.priority or 0,
-        turn.flow if flow is None else flow,
-    )
 
 
 def answer_at_once(
     binding: Binding, new: Callable[[], G], priority: int = 0, flow: Hashable = None, *, in_loop: bool = False
 ) -> G:
     """Return a grant now, or raise: RateLimited, or WouldBlockEventLoop where `in_loop` says that it must not wait."""
-    backend = binding.backend
-    message = ""
+    request = grant = None
     try:
-        request = backend.request_type(binding, None, 0.0, math.inf, priority, flow)
-        grant: G | None = None
-        try:
-            backend.enter(request)
-            grant = new()
-            if request.error is None:
-                backend.hand_over(request, grant)
-        except BaseException:
-            if grant is not None:
-                grant.void()
-            backend.leave(request)
-            raise
-        if request.error is not None:
-            raise request.take_error()
+        request = binding.backend.request_type(binding, None, 0.0, inf, priority, flow)
+        binding.backend.enter(request)
+        grant = new()
+        fill_in(binding, request, grant, flow)
     except BaseException as error:
-        _emit_failure(binding, error, flow)
+        give_up(binding, request, grant, error, flow)
         if not (in_loop and isinstance(error, RateLimited)):
             raise
         message = (
@@ -166,10 +115,55 @@ def answer_at_once(
             "or allow it with block=True, as in a notebook"
         )
     else:
-        if binding.caller.on_event is not None:
-            emit_grant(binding, grant.granted_at - request.arrived, grant, flow)
         return grant
     raise WouldBlockEventLoop(message)
+
+
+def request_of(binding: Binding, parker: Parker, max_wait: float | None, priority: int, flow: Hashable) -> Request:
+    """The request of a call; what it leaves open is as `penstock.turn` says here."""
+    turn = turn_here()
+    return binding.backend.request_type(
+        binding,
+        parker,
+        turn.max_wait if max_wait is None else max_wait,
+        parker.time_left(),
+        priority or turn.priority or 0,
+        turn.flow if flow is None else flow,
+    )
+
+
+def fill_in(binding: Binding, request: Request, grant: Grant, flow: Hashable) -> None:
+    """Let a grant be that of a request which has its answer; or raise that."""
+    if request.error is not None:
+        raise request.error
+    binding.backend.hand_over(request, grant)
+    if binding.caller.on_event is not None:
+        emit_grant(binding, grant.granted_at - request.arrived, grant, flow)
+
+
+def give_up(
+    binding: Binding, request: Request | None, grant: Grant | None, error: BaseException, flow: Hashable
+) -> None:
+    """Leave no trace of a call that ends with this error: the backend's answer, a cancellation, a signal handler's."""
+    if grant is not None:
+        grant.void()
+    if request is not None:
+        if error is request.error:
+            request.error = None  # the error's traceback leads back to the request
+        else:
+            binding.backend.leave(request)
+    _emit_failure(binding, error, flow)
+
+
+LOOP = {
+    "here": here,
+    "request_of": request_of,
+    "inf": inf,
+    "checkpoint": checkpoint,
+    "fill_in": fill_in,
+    "give_up": give_up,
+}
+"""What `wait` is made of, by name."""
 
 
 def emit_grant(binding: Binding, waited: float, grant: Grant, flow: Hashable) -> None:

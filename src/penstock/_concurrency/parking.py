@@ -120,12 +120,12 @@ class AsyncioParker(Parker):
             timer.cancel()
 
     def time_left(self) -> float:
-        backend = _anyio_backend or _find_anyio_backend()
+        # anyio's own function would ask first which loop runs here.
+        asyncio_of_anyio = sys.modules.get("anyio._backends._asyncio")
+        backend = getattr(asyncio_of_anyio, "backend_class", None)
         if backend is None:
             return math.inf  # no scope can be open yet
-        deadline: float = (
-            backend.current_effective_deadline()
-        )  # anyio's own function would ask first which loop runs here
+        deadline: float = backend.current_effective_deadline()
         return deadline if math.isinf(deadline) else deadline - self.home.time()
 
     def alive(self) -> bool:
@@ -278,13 +278,6 @@ def _of_module(module: str, name: str) -> Any:
     return getattr(sys.modules.get(module), name, None)
 
 
-def _find_anyio_backend() -> Any:
-    global _anyio_backend
-    if "anyio._backends._asyncio" in sys.modules:
-        _anyio_backend = _of_module("anyio._backends._asyncio", "backend_class")
-    return _anyio_backend
-
-
 def here() -> Parker:
     """Return a parker for the running task, or for this thread if it runs no loop."""
     if (_in_trio_task is not None or "trio" in sys.modules) and in_trio_task():  # first: it may be a guest of asyncio
@@ -354,6 +347,5 @@ def running_asyncio_loop() -> Any:
     return None if _running_loop is None else _running_loop()  # unlike get_running_loop it does not raise
 
 
-_anyio_backend: Any = None
 _in_trio_task: Callable[[], bool] | None = None
 _running_loop: Callable[[], Any] | None = None
