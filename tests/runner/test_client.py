@@ -6,7 +6,10 @@ import asyncio
 import gzip
 import io
 import json
+import socket
 import ssl
+import threading
+import time
 import zlib
 from contextlib import asynccontextmanager
 
@@ -222,6 +225,38 @@ async def test_a_server_that_hangs_up_may_have_taken_the_request():
     async with serving(lambda *_: b"HTTP/1.1 200 X\r\ncontent-length: 100\r\n\r\nhalf") as (base, _):
         with pytest.raises(Lost):
             await sent(base, timeout=1)
+
+
+async def test_an_answer_that_came_while_this_process_stood_still_is_taken():
+    """Stopped for longer than an attempt may take: it was paid for."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer():
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(65_536)
+                time.sleep(0.8)
+                connection.sendall(reply(200, b'{"choices":[1]}'))
+
+        server = threading.Thread(target=answer)
+        server.start()
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        async with Http(Server(address, timeout=1.0)) as client:
+
+            def left():  # the request goes out behind this, and then nothing runs for a while
+                asyncio.get_running_loop().call_later(0.3, time.sleep, 3.0)
+
+            found = await client.send("/v1/x", b"{}", left)
+        server.join()
+    assert found.content == b'{"choices":[1]}'
+
+
+async def test_a_server_that_does_not_answer_is_left_though_this_process_stood_still():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        async with Http(Server(f"http://127.0.0.1:{listening.getsockname()[1]}", timeout=0.3)) as client:
+            loop = asyncio.get_running_loop()
+            with pytest.raises(Lost, match=r"no answer within 0\.3 s"):
+                await client.send("/v1/x", b"{}", lambda: loop.call_later(0.1, time.sleep, 1.0))
 
 
 async def test_blank_lines_for_ever_end():

@@ -201,7 +201,8 @@ async def test_rows_that_are_told_to_wait_a_moment_are_not_lost_however_often(tm
         assert (len(this.results()), this.errors()) == (500, [])
 
 
-async def test_two_runs_on_one_account_lose_nothing(tmp_path):
+@pytest.mark.parametrize("told", ["by the user", "by the server"])
+async def test_two_runs_on_one_account_lose_nothing(tmp_path, told):
     """Each has the true limits, so that half of what they send must be refused."""
     simulation = Simulation(**LIMITS, latency=Latency(median=0.5))
     service = Service(simulation)
@@ -209,6 +210,9 @@ async def test_two_runs_on_one_account_lose_nothing(tmp_path):
     (tmp_path / "b").mkdir()
     rows = [chat(number) for number in range(300)]
     with prepared(tmp_path / "a", rows, service) as one, prepared(tmp_path / "b", rows, service) as two:
+        if told == "by the server":
+            for each in (one, two):
+                each.run.places[0].limits_of = lambda model: (model, None)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(one.run)
             tasks.start_soon(two.run)

@@ -6,6 +6,7 @@ import errno
 import os
 import sqlite3
 import stat
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ __all__ = [
     "open_lines",
     "places",
     "refuse_live_batches",
+    "unwritten",
 ]
 
 
@@ -80,8 +82,9 @@ def open_lines(file: str, prompt: Prompt | None = None) -> Iterator[Lines]:
             os.close(descriptor)
 
 
-def ledger_of(path: Path, prices: DollarsOf | None) -> Ledger:
-    """The ledger that a run writes into.
+@contextmanager
+def ledger_of(path: Path, prices: DollarsOf | None) -> Iterator[Ledger]:
+    """The ledger that a run writes into; `unwritten` says what it could not.
 
     Raises:
         Fault: It cannot be written, or is a file of another kind.
@@ -93,7 +96,21 @@ def ledger_of(path: Path, prices: DollarsOf | None) -> Ledger:
         open_writer(path.absolute(), 2.0).close()
     except (OSError, sqlite3.Error, PenstockError) as error:
         raise Fault(f"--ledger: cannot write {path}: {error}") from None
-    return Ledger(path, prices=prices)
+    ledger = Ledger(path, prices=prices)
+    try:
+        yield ledger
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # what it warns of, `unwritten` says
+            ledger.close()
+
+
+def unwritten(ledger: Ledger) -> str:
+    """What a ledger that is closed could not write, and why; "": nothing."""
+    state = ledger.statistics()
+    if not state.pending:
+        return ""
+    return f"--ledger: {state.pending:,} events are lost: {state.error or 'the disk is too slow'}"
 
 
 def check_files(

@@ -20,6 +20,7 @@ from penstock.cli.files import (
     open_lines,
     places,
     refuse_live_batches,
+    unwritten,
 )
 from penstock.cli.options import (
     SIMULATED,
@@ -35,7 +36,7 @@ from penstock.cli.plan import plan, prices_of
 from penstock.cli.run_options import RunOptions
 from penstock.cli.shared import shard_of, shared
 from penstock.cli.simulate import simulated, simulation_of
-from penstock.cli.terminal import Fault, say
+from penstock.cli.terminal import Fault, complain, say
 from penstock.errors import PenstockError
 from penstock.llm import tokens
 from penstock.runner.client import Server
@@ -79,8 +80,9 @@ def carry_out(options: RunOptions) -> int:
             servers, kept = {"": Server(address, headers, options.timeout, direct=True)}, {"": limits_of}
         secrets = [secret for server in servers.values() for secret in server.secrets]
         settings = _settings(options, results, prices, secrets, tell)
-        if options.ledger is not None:
-            settings = replace(settings, on_event=stack.enter_context(ledger_of(options.ledger, prices)))
+        ledger = None if options.ledger is None else stack.enter_context(ledger_of(options.ledger, prices))
+        if ledger is not None:
+            settings = replace(settings, on_event=ledger)
         # Only now load what sends: that takes a second, and a wrong command was refused before.
         if options.via == "batch":
             from penstock.cli.batch import run_batches
@@ -92,7 +94,11 @@ def carry_out(options: RunOptions) -> int:
             outcome = run_requests(options, lines, results, settings, servers, kept, tell=tell)
     from penstock.cli.outcome import conclude
 
-    return conclude(options, targets, outcome)
+    code = conclude(options, targets, outcome)
+    if ledger is not None and (lost := unwritten(ledger)):
+        complain(lost)
+        code = code or 2
+    return code
 
 
 def _check(options: RunOptions) -> None:

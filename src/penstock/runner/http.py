@@ -7,6 +7,7 @@ sent.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import os
@@ -74,7 +75,9 @@ class Http:
         self._session = aiohttp.ClientSession(
             # Rows in flight are bounded by the run: a second bound here would only make granted requests wait.
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, keepalive_timeout=KEEP_ALIVE, ssl=self._tls),
-            timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=min(LONGEST_CONNECT, timeout)),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=min(LONGEST_CONNECT, timeout)
+            ),  # `_Patience` ends it
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             trace_configs=[trace],
@@ -98,25 +101,30 @@ class Http:
         url = self._urls.get(path)
         if url is None:
             url = self._urls[path] = yarl.URL(url_of(self._server.base_url, path), encoded=True)
-        departure = _Departure(left)
+        departure, patience = _Departure(left), _Patience(self._server.timeout)
         try:
-            reply = await self._post(url, body, departure)
-            for _ in range(MAX_REDIRECTS):
-                target = reply.headers.get("location") if reply.status in {307, 308} else None
-                if not target:
-                    return reply
-                joined = _joined(url, target)
-                if joined is None:
-                    return reply
-                url = joined
-                reply = await self._post(url, body, departure)
-            return reply
+            async with patience.timeout:
+                return await self._follow(url, body, departure)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             # A proxy that refuses to connect us has been sent a request, but not ours.
             if departure.left and not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError):
                 raise (Unreadable if _breaks_http(error) else Lost)(self._words(error)) from error
             is_lasting = isinstance(error, aiohttp.ClientConnectorCertificateError)
             raise NotSent(self._words(error), is_lasting=is_lasting) from error
+        finally:
+            patience.end()
+
+    async def _follow(self, url: yarl.URL, body: bytes, departure: _Departure) -> Reply:
+        """Post to an address and to where it redirects."""
+        reply = await self._post(url, body, departure)
+        for _ in range(MAX_REDIRECTS):
+            target = reply.headers.get("location") if reply.status in {307, 308} else None
+            joined = _joined(url, target) if target else None
+            if joined is None:
+                return reply
+            url = joined
+            reply = await self._post(url, body, departure)
+        return reply
 
     async def _post(self, url: yarl.URL, body: bytes, departure: _Departure) -> Reply:
         assert self._session is not None, "a client is entered before it sends"
@@ -179,6 +187,43 @@ class _Departure:
         if not self.left:
             self.left = True
             self._tell()
+
+
+class _Patience:
+    """Ends an attempt that takes too long: its `timeout` is to be entered, and `end` called after it.
+
+    Time for which this process stood still (it was stopped, or the loop was busy with something else) does not count:
+    an answer that came meanwhile is still to be read, and was paid for.
+    """
+
+    __slots__ = ("_due", "_handle", "_left", "_loop", "_seconds", "timeout")
+
+    def __init__(self, seconds: float) -> None:
+        self.timeout = asyncio.timeout(None)
+        self._seconds, self._left = seconds, _REPRIEVES
+        self._loop = asyncio.get_running_loop()
+        self._due = self._loop.time() + seconds
+        self._handle = self._loop.call_at(self._due, self._look)
+
+    def end(self) -> None:
+        self._handle.cancel()
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        late = now - self._due
+        if late < _STANDSTILL or not self._left:
+            self.timeout.reschedule(now)
+            return
+        self._left -= 1
+        self._due = now + min(late, self._seconds)
+        self._handle = self._loop.call_at(self._due, self._look)
+
+
+_STANDSTILL = 0.1
+"""Seconds by which a timer must be late to show that nothing was read meanwhile."""
+
+_REPRIEVES = 10
+"""Times that an attempt is given back what a standstill took: a loop that is always late ends it too."""
 
 
 async def _leaves(_: aiohttp.ClientSession, context: SimpleNamespace, __: Any) -> None:

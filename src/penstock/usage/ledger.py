@@ -323,6 +323,8 @@ class _Writer:
             thread.join()
             self._work([])  # what was heard at the last moment
             self._disconnect()
+        self.thread = None
+        atexit.unregister(self._at_exit)
         if self._is_behind or not self.queue.empty():
             warnings.warn(
                 f"{self.path}: {self.queue.qsize() + len(self.entries.new)} events could not be written "
@@ -330,8 +332,6 @@ class _Writer:
                 RuntimeWarning,
                 stacklevel=4,
             )
-        self.thread = None
-        atexit.unregister(self._at_exit)
 
     def end_soon(self) -> None:
         """Write what is there, and end; wait for nothing."""
