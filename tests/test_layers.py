@@ -9,6 +9,7 @@ are loaded when asked for.
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -196,6 +197,17 @@ def test_no_module_imports_another_by_a_string():
         and "penstock" in "".join(map(ast.unparse, node.args))
     }
     assert by_string <= {"__init__.py", "stores/__init__.py"}
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["_backends", "_backends/shared", "_core", "cli", "llm", "retry", "runner", "simulator", "usage"],
+)
+def test_a_package_of_many_modules_opens_with_a_map_of_them(folder):
+    """So a stranger finds the file of a thing by reading one page."""
+    opening = ast.get_docstring(ast.parse((SOURCE / folder / "__init__.py").read_text(encoding="utf-8")))
+    modules = {file.stem for file in (SOURCE / folder).glob("*.py")} - {"__init__"}
+    assert {module for module in modules if not re.search(rf"(?<!\w){module}(?!\w)", opening)} == set()
 
 
 @pytest.mark.parametrize("name", ["errors", "events", "limits", "_core"])

@@ -5,6 +5,9 @@ charges.py     from what a call costs to what it is charged, limit by limit
 limit_set.py   the limits of one limiter as it was constructed
 queue.py       the queue in front of limits of this process, and its timer's owner
 local.py       the backend of this process
+fast_path.py   charging a call that need not wait
+keyed.py       the limits of many keys
+held_places.py places that may never come back
 wait.py        how a task or a thread waits for an answer: the one wait loop
 mixed.py       places of this process beside limits of a shared store
 shared/        the backend in front of a store that processes share

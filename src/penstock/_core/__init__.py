@@ -2,4 +2,29 @@
 
 Nothing below this folder waits, reads a clock, draws a random number or does I/O. Callers pass the time in (seconds, of
 a clock that never steps back) and get plain values out, so every rule can be tested with plain numbers.
+
+Limits and queues of one process:
+
+    meter        what counts the use of one limit: the protocol
+    bucket       rates;  refunds: what a bucket may give back
+    windows      sliding windows, and periods of the calendar
+    places       so many at the same time
+    turns        all or nothing over several limits, and which waiter may pass which
+    queue        all waiters in the order of their turns;  subqueues, shapes: what it is made of
+
+Limits that processes share:
+
+    ledger       one call decides a batch
+    operations   what a batch asks, and what it is told
+    batch        the operations, one after the other;  rows, entries: what a store keeps of a name
+    flows        how far each flow may go before the others
+    bookings     the order across processes
+    lease        quota that one process hands out by itself
+
+Retries and what adapts:
+
+    backoff      how long to wait before the next attempt
+    budget       how many retries there may be
+    breaker      when a circuit breaker lets calls through
+    aimd         which share of a rate to use while a server is overloaded
 """

@@ -1,6 +1,14 @@
 """The command line: `penstock run`, `plan`, `errors`, `report`, `quota`, `watch` and `simulate`.
 
-The key is read from the environment and nowhere else: a command line is seen by everybody on the machine.
+The key is read from the environment and nowhere else: every user of a machine can see its command lines.
+
+    frame       the application, to which each command adds itself;  commands: all of them
+    run         `penstock run`;  run_options: its options;  running: what it does
+    requests    a run that sends each row by itself;  batch: one by the Batch API;  outcome: what both have in common
+    plan, report, quota, watch, simulate: the commands of these names
+    options     what options mean: limits, servers, changes of requests;  shared: `--store` and `--shard`
+    files       the files that a command names
+    terminal    messages to people
 """
 
 from __future__ import annotations

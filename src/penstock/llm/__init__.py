@@ -8,18 +8,26 @@
 
 Inside, from the top down:
 
-    clients      all of it under an SDK's client; `copies` copies one, `accounts` says whose limits a request has
-    transport    all of it under an HTTP client: the only part that sends anything; `exchange` decides what is sent when
-    refusals     what we answer in the service's stead
-    discovered   the limits that some requests share, where they are not known yet
-    endpoints    the same where they were given, here and at the server
-    discovery    what the server can be counted on to have       pure
-    tables       the limits that a service has published
-    tokens       what a request costs, told from its body        pure, but for tiktoken's files
-    usage_reader what an answer used, read as it passes          pure
-    failures     what an error means: wait, back off, give up
-    wording      which limit an error's words are about, and for how long    pure
-    headers      what a response says about its limits           pure
+    clients          all of it under an SDK's client; `copies` copies one, `accounts` says whose limits a request has
+    transport        all of it under an HTTP client: the only part that sends anything
+    exchange         one request and its answer: what is sent when;  streams: those that are left before their end
+    reporting        what listeners are told of a request
+    refusals         what we answer in the service's stead
+    discovered       the limits that some requests share, where they are not known yet
+    endpoints        the same where they were given, here and at the server
+
+What follows is pure, but for tiktoken's files and the tables:
+
+    discovery        what the server can be counted on to have
+    server_estimate  one limit of it, as answers tell it;  traffic: what was sent, and when
+    returns          how a limit comes back of which answers tell too little
+    pace             the same where nothing is told;  hidden_window: where it is a window
+    tables           the limits that a service has published;  prices: what models cost
+    tokens           what a request costs, told from its body;  media, tool_tokens: of images, files and tools
+    usage_reader     what an answer used, read as it passes
+    failures         what an error means: wait, back off, give up
+    wording          which limit an error's words are about, and for how long
+    headers          what a response says about its limits
 
 What belongs to one service alone is beside this package: `penstock.openai`, `penstock.anthropic`.
 """

@@ -18,6 +18,15 @@ Only an `Exception` is ever classified. Cancellation, KeyboardInterrupt and Gene
 in the middle of a wait. The last error is raised itself. Notes on it list the attempts before, and name the bound that
 ended the call. No property or method of the error that we read can replace it.
 
+    policy       `Retry`;  settings: its fields;  budget: `Budget`, over `_core.budget`
+    call         one call: counts attempts, and decides whether another follows;  waits: the wait before it
+    attempt      one attempt as the user sees it
+    functions    the loop over attempts of a function;  streams: of an async generator;  blocks: the loop form
+    unfinished   results that have done nothing yet: awaitables and context managers
+    generators   whether a `with attempt:` block can yield to a consumer
+    arguments    arguments that an attempt has used up
+    report       notes on the user's error, and log records
+
 The formulas of waits and budgets are in `_core`, the option `on` is in `_classify`, and the server's hints are read in
 `_retry_after`. This package does not know limiters, but it hears the `retry_after` of any error.
 """

@@ -6,13 +6,29 @@
     source      the rows of a file, and what is wrong with them;  formats: lines, arrays, CSV, compressed or not
     mix         which of them goes next, so that no limit is left unused
     engine      the run itself: charge, send, try again;  work, settings: its records
+    troubles    what is done about an attempt that was not answered
+    place       a server that rows may go to;  pool: several of them;  outage: one that is down
     group       the models that share limits;  throttle: how much of them is used while others use the account too
-    outage      a server that is down: one pause, one probe
-    client      how a request reaches the server;  http: over aiohttp;  answers: whether what came back is an answer
-    journal     what was sent and what came of it
+    client      how a request reaches the server;  http: over aiohttp
+    answers     whether what came back is an answer;  streams: one out of a stream of events
+    prices      what rows cost in dollars;  spending: how much a run may spend
+    journal     what was sent, and how it ended;  agreement: made to agree with the results when a run begins
     output      results and errors on disk, and where an interrupted run goes on;  files: how they are written
-    summary     what happened, and how near it came to the optimum
-    progress    the same while it happens, for people;  screen: in a terminal
+    secrets     hides keys in what is written;  system: what operating systems differ in
+
+What it tells people:
+
+    plan        what a file would take, before anything is sent
+    progress    what happens;  screen: in a terminal
+    summary     what happened, and how near it came to the optimum;  timeline, histogram: its figures over time
+    report      the same as a page with pictures;  failed: what failed, by its cause
+
+A run by the Batch API:
+
+    batch_run   rows into parts, parts into batches, answers into the same results
+    batch_parts the parts of a file, and the journal of which is where
+    batch_api   the endpoints of files and batches;  batch_http: how they are reached
+    batch_answers, batch_summary: what a batch's files say, and what the run did
 
 It needs the extra `cli`. `penstock.cli` decides what options mean and which server is asked.
 """

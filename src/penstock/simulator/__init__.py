@@ -16,6 +16,16 @@ It needs the extra `simulator`: Starlette and uvicorn.
     charge_rule     other rules for it, by name
     charge          what admission takes, unless told otherwise
     format_duration durations as headers write them
+
+Inside:
+
+    _simulation  the options;  _server: a thread, or the program itself;  _app, _batch_app: the endpoints
+    _account     decides about each request;  _meters, _buckets: its limits;  _batches: files and batches
+    _charges     the rules by which admission charges
+    _answering   answers that do not fail;  _faulty: those that do;  _streams: answers as events
+    _replies     what OpenAI says;  _headers: and its headers;  _structured, _media: JSON, images, sounds
+    _dialects    what other services say;  _dialect_streams: and their streams
+    _multipart   forms with files
 """
 
 try:

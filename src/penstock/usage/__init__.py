@@ -1,4 +1,13 @@
-"""Use per user: a ledger of every call, how it is read, and caps for each user."""
+"""Use per user: a ledger of every call, how it is read, and caps for each user.
+
+ledger      `Ledger` writes every call down;  entries: from events to calls;  file: the SQLite file
+history     `History` reads it
+live        the last minutes of it, and how full the limits in a store are
+evidence    figures for higher limits;  report, charts, words: as a document
+quotas      `Quotas`: caps per user, over limiters;  asgi: in front of a web application
+caps        what a cap is;  quota: how much of it is used, and the error beyond it
+quota_records  what a store keeps of users;  reviews: calls beyond a cap
+"""
 
 from penstock.usage.caps import Cap
 from penstock.usage.file import LedgerError

@@ -1,6 +1,7 @@
 """The backend in front of a store that processes share.
 
 backend.py      the protocol: what callers ask and say
+inbox.py        what callers send to the dispatcher
 dispatcher.py   the thread and the way to the store
 scheduler.py    which requests to ask for, and what to do with the answers; pure
 asking.py       which requests the store is asked for next
