@@ -115,8 +115,14 @@ def users_line() -> tuple[str, int]:
 
 
 def users_frame() -> FrameType:
-    """Return the frame of the innermost running code that is not part of this package."""
-    frame = sys._getframe(2)
+    """Return the frame of the innermost running code that is not part of this package.
+
+    For functions of this package that others of it call.
+    """
+    try:
+        frame = sys._getframe(3)  # the caller and its own are of this package; to look at a frame takes time
+    except ValueError:
+        frame = sys._getframe(2)  # of a thread that runs nothing but a function of ours
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
         frame = frame.f_back
     return frame

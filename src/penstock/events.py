@@ -33,6 +33,7 @@ __all__ = [
     "Succeeded",
     "Withdrawn",
     "emit",
+    "granted",
 ]
 
 Reason = Literal["attempts", "within", "deadline", "hint", "budget", "unretryable", "nested", "stream", "consumed"]
@@ -257,6 +258,24 @@ ServiceEvent = Answered | Reconfigured
 RetryEvent = AttemptStarted | RetryScheduled | GaveUp | Succeeded
 
 _Event = TypeVar("_Event")
+
+
+class _Granted:
+    """What a `Granted` is while it is made: its attributes can be set."""
+
+    __slots__ = ("call", "cost", "flow", "limiter", "waited")
+
+
+def granted(limiter: str | None, cost: Mapping[str, float], waited: float, flow: Hashable, call: int) -> Granted:
+    """A `Granted`, in a quarter of the time: a frozen dataclass sets each of its attributes by a call."""
+    event: Any = _Granted()
+    event.limiter = limiter
+    event.cost = cost
+    event.waited = waited
+    event.flow = flow
+    event.call = call
+    event.__class__ = Granted
+    return event  # type: ignore[no-any-return]  # that is what it is now
 
 
 def emit(hook: Callable[[_Event], object], event: _Event) -> None:

@@ -195,7 +195,8 @@ class WatchedPermit(Permit):
         self._where = frame.f_code, frame.f_lasti
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if self.granted and not self.ended and not is_finalizing():
+        # As nearly all are ended, that comes first.
+        if not getattr(self, "ended", True) and self.granted and not is_finalizing():
             code, instruction = self._where
             lines = [line for start, end, line in code.co_lines() if start <= instruction < end]
             self._decider().lose(self, (code.co_filename, (lines and lines[0]) or code.co_firstlineno))

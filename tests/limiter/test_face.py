@@ -142,3 +142,15 @@ async def test_what_a_limiter_shows_is_frozen_and_can_be_sent_and_written_down(v
             change(limiter.statistics().limits)
     with pytest.raises(dataclasses.FrozenInstanceError):
         limiter.statistics().granted = 5
+
+
+def test_a_grant_that_is_heard_of_is_a_frozen_value():
+    heard = []
+    limiter = Limiter(requests=per_second(5), name="api", on_event=heard.append)
+    limiter.acquire_nowait(flow="alice")
+    (event,) = heard
+    assert event == events.Granted("api", {"requests": 1}, 0.0, "alice")
+    assert repr(event) == "Granted(limiter='api', cost={'requests': 1}, waited=0.0, flow='alice')"
+    assert pickle.loads(pickle.dumps(event)) == dataclasses.replace(event, call=1)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        event.waited = 1.0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import gc
 import math
+import threading
 import warnings
 import weakref
 
@@ -251,3 +253,14 @@ async def test_answers_that_say_the_same_lower_the_level_once(virtual_time, orde
     assert limiter.statistics().limits["tokens"].level == pytest.approx(30)
     later.observe(remaining={"tokens": 20})
     assert limiter.statistics().limits["tokens"].level == pytest.approx(20)
+
+
+def test_a_thread_may_run_nothing_but_acquire():
+    """The line that acquired a permit is asked of the frames below, of which there are none."""
+    limiter = Limiter(calls=in_flight(5))
+    _thread.start_new_thread(limiter.acquire_nowait, ())
+    for _ in range(10_000):
+        if limiter.statistics().granted:
+            break
+        threading.Event().wait(0.001)
+    assert limiter.statistics().in_flight == 1

@@ -16,7 +16,7 @@ from penstock._backends.base import Binding, Grant, Request
 from penstock._concurrency.parking import Parker, ThreadParker, here, loop_running_here
 from penstock._turn import turn_here
 from penstock.errors import PenstockError, RateLimited, WouldBlockEventLoop
-from penstock.events import Granted, Refused, Withdrawn, emit
+from penstock.events import Refused, Withdrawn, emit, granted
 
 G = TypeVar("G", bound=Grant)
 
@@ -171,7 +171,8 @@ def emit_grant(binding: Binding, waited: float, grant: Grant, flow: Hashable) ->
     caller = binding.caller
     if caller.on_event is not None:
         whose = turn_here().flow if flow is None else flow
-        emit(caller.on_event, Granted(caller.name, binding.charge.full_cost, max(0.0, waited), whose, id(grant)))
+        waited = waited if waited > 0.0 else 0.0
+        emit(caller.on_event, granted(caller.name, binding.charge.full_cost, waited, whose, id(grant)))
 
 
 def _emit_failure(binding: Binding, error: BaseException, flow: Hashable) -> None:
