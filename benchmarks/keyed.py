@@ -5,8 +5,8 @@ aiolimiters, two a key, and the most that a user saves by having one. Each size 
 the growth of the process (resident pages) from when the keys, as strings in a list, were there to when each had been
 used once; time is CPU, the median of rounds of 1,000 uses of random keys.
 
-The floor is a plain dict: a use reads a key's tuple of two numbers and puts another in its place. With a million keys the
-memory of all of that is far away, and what this adds is added for whatever keeps a key's state in a dict.
+The floor is a plain dict: a use reads a key's tuple of two numbers and puts another in its place. With a million keys
+the memory of all of that is far away, and what this adds is added for whatever keeps a key's state in a dict.
 
     python benchmarks/keyed.py [--sizes 1000 100000 1000000] [--rounds 41]
 """
@@ -75,7 +75,7 @@ def tuples():
 
     async def use(keys):
         for key in keys:
-            requests, tokens = used[key] if key in used else (0.0, 0.0)
+            requests, tokens = used.get(key, (0.0, 0.0))
             used[key] = (requests + 1.0, tokens + 5_000.0)
 
     return use
