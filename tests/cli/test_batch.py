@@ -34,6 +34,18 @@ def test_a_file_runs_by_the_batch_api(folder, capsys):
     assert "21 rows: 0 answered, 1 failed, 20 skipped" in capsys.readouterr().out
 
 
+def test_the_report_of_a_run_by_the_batch_api_has_pictures_of_what_it_did(folder):
+    """And its figures are those of the summary."""
+    assert main([*BATCH, "--simulate", "--report", "page.html"]) == 0
+    page = (folder / "page.html").read_text(encoding="utf-8")
+    titles = re.findall(r"<figcaption>([^<]+) <em>", page)
+    assert titles[:3] == ["Submitted", "In batches", "Answers"]
+    assert 'aria-label="In batches, rows that the service had: at most 20"' in page
+    assert all(re.search(r'<path class="area" d="M', picture) for picture in page.split("<figure>")[1:4])
+    summary = json.loads((folder / "out.summary.json").read_text())
+    assert f'data-figure="answered" data-value="{summary["answered"]}"' in page
+
+
 def test_a_killed_run_by_the_batch_api_merges_what_it_submitted(folder, monkeypatch, capsys):
     """kill -9 while the batch is under way: the same command finds it; one without --via batch is refused meanwhile."""
     with simulator.serve(Simulation(batches=Batches(validating=0.1, duration=3.0, finalizing=0.1))) as server:

@@ -88,9 +88,14 @@ def test_a_stale_answer_is_refused_by_the_command(folder, capsys):
         in capsys.readouterr().err
     )
     assert (folder / "out.jsonl").read_bytes() == before
+    run.remove("--quiet")
     assert main([*run, "--changed", "keep"]) == 0
+    assert "1 row was edited after the answer: --changed=keep keeps the old answers" in capsys.readouterr().err
     assert (folder / "out.jsonl").read_bytes() == before
     assert main([*run, "--changed=rerun"]) == 0
+    said = capsys.readouterr().err
+    assert "1 row was edited after the answer: --changed=rerun asks again" in said
+    assert "19 rows are answered in out.jsonl already and are skipped" in said
     assert (
         len({row["custom_id"] for row in lines_of(folder / "out.jsonl")}) == len(lines_of(folder / "out.jsonl")) == 20
     )
@@ -107,6 +112,29 @@ def test_a_table_is_asked_row_by_row(folder):
     command = ["run", "in.csv", "-o", "out.jsonl", "--prompt", "Say {text}", "--model", "gpt-4o-mini", *SIMULATED]
     assert main(command) == 0
     assert {row["custom_id"] for row in lines_of(folder / "out.jsonl")} == {"a", "b"}
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "report"])
+def test_defaults_are_in_the_help(capsys, monkeypatch, command):
+    """Those too that are no value."""
+    monkeypatch.setenv("COLUMNS", "250")
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "[default: (the list prices that came along)]" in shown
+    if command == "run":
+        for words in ("OUT with .errors.jsonl", "OUT with .journal", "OPENAI_BASE_URL, else OpenAI's own"):
+            assert f"[default: ({words})]" in shown
+
+
+def test_a_server_that_wants_a_key_and_gets_none_is_said_with_the_way_out(folder, capsys):
+    """A server on this machine is tried without one; and no failed row is all that is wrong then."""
+    with simulator.serve(Simulation()) as server:
+        assert main(["run", "in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url]) == 4
+    said = capsys.readouterr()
+    assert "no key was sent: export OPENAI_API_KEY, or give --api-key-env" in said.err
+    assert "of the optimum" not in said.out
+    assert main(["errors", "out.jsonl"]) == 0
+    assert "the run ended early, and 20 rows are untouched: You didn't provide" in capsys.readouterr().out
 
 
 def test_exit_codes_are_in_the_help(capsys):

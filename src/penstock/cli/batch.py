@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 
 import anyio
@@ -14,10 +14,14 @@ from penstock.runner.batch_parts import BatchJournal, batches_of
 from penstock.runner.batch_run import BatchRun
 from penstock.runner.batch_summary import batch_sentences, batch_summary
 from penstock.runner.client import Server
+from penstock.runner.group import Group
+from penstock.runner.outage import Outage
 from penstock.runner.output import Results
 from penstock.runner.settings import Settings
 from penstock.runner.source import Lines
+from penstock.runner.summary import Counts
 from penstock.runner.system import ending_signals, signals_here
+from penstock.runner.timeline import Timeline
 
 __all__ = ["run_batches"]
 
@@ -43,18 +47,39 @@ def run_batches(
             lines, results, settings, client_of(BatchHttp, server), journal, queue_tokens=options.queue_tokens,
             poll=options.poll, changed=options.changed, cancel=options.cancel, say=tell,
         )  # fmt: skip
-        anyio.run(_drive, run)
+        timeline = None if options.report is None else Timeline()
+        anyio.run(_drive, run, timeline)
         priced = settings.prices is not None
         summary = batch_summary(run.counts, run.ended, run.parts, stopped=run.stopped, priced=priced)
-    return Outcome(summary, batch_sentences(summary), run.counts, None, run.stopped)
+    return Outcome(summary, batch_sentences(summary), run.counts, timeline, run.stopped)
 
 
-async def _drive(run: BatchRun) -> None:
+async def _drive(run: BatchRun, timeline: Timeline | None) -> None:
     """Carry out a run until it ends or is interrupted."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_obey_signals, run)
+        if timeline is not None:
+            tasks.start_soon(timeline.follow, _Seen(run))
         await run()
+        if timeline is not None:
+            timeline.look(_Seen(run))
         tasks.cancel_scope.cancel()
+
+
+class _Seen:
+    """A run by the Batch API as a timeline looks at it: in flight are the rows in batches; no limits are watched."""
+
+    groups: Mapping[str, Group] = {}
+
+    def __init__(self, run: BatchRun) -> None:
+        self._run = run
+        self.outage: Outage = Outage(0.0)
+
+    @property
+    def counts(self) -> Counts:
+        counts = self._run.counts
+        counts.in_flight = sum(len(part) for part in self._run.parts if part.batch is not None)
+        return counts
 
 
 async def _obey_signals(run: BatchRun) -> None:

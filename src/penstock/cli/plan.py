@@ -44,7 +44,8 @@ def plan(
     ] = None,
     rows: Annotated[int | None, typer.Option(min=1, metavar="N", help="Look at the first N rows alone.")] = None,
     prices: Annotated[
-        Path | None, typer.Option(metavar="JSON", help="What models cost. [default: the list prices that came along]")
+        Path | None,
+        typer.Option(metavar="JSON", help="What models cost.", show_default="the list prices that came along"),
     ] = None,
     queue_tokens: Annotated[
         float | None,
@@ -85,6 +86,9 @@ def errors(
     with open_lines(str(path)) as lines:
         groups = failed.group_errors(_lines(lines))
     write("\n".join(failed.sentences(groups)) if groups else f"nothing failed: {path} is empty")
+    early = None if path == out else failed.ended_early(beside(out, ".summary.json"))
+    if early is not None:
+        write(early)
     return 3 if groups else 0
 
 

@@ -176,7 +176,7 @@ def approve(
     user: User,
     unit: Unit,
     more: Annotated[
-        float | None, typer.Argument(metavar="MORE", help="Units more until the period ends. [default: as asked]")
+        float | None, typer.Argument(metavar="MORE", help="Units more until the period ends.", show_default="as asked")
     ] = None,
     by: By = "",
     name: Name = "quota",

@@ -40,9 +40,9 @@ _ENDINGS = {".md": Form.markdown, ".markdown": Form.markdown, ".csv": Form.csv, 
 def report(
     ledger: Annotated[Path, typer.Argument(metavar="LEDGER", help="The file of a penstock.usage.Ledger.")],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="OUT", help="Where to write. [default: to the terminal]")
+        Path | None, typer.Option("-o", "--out", metavar="OUT", help="Where to write.", show_default="to the terminal")
     ] = None,
-    form: Annotated[Form | None, typer.Option("--format", help="[default: by OUT's ending, else markdown]")] = None,
+    form: Annotated[Form | None, typer.Option("--format", show_default="by OUT's ending, else markdown")] = None,
     models: Annotated[
         list[str] | None, typer.Option("--model", help="This model, or limiter, alone; may come again.")
     ] = None,
@@ -52,16 +52,19 @@ def report(
     until: Annotated[str | None, typer.Option(metavar="WHEN", help="Calls before then.")] = None,
     tz: Annotated[str, typer.Option("--tz", help="Time zone of the days.")] = "UTC",
     limits: Annotated[
-        str | None, typer.Option(metavar="LIMITS", help='Such as "tokens=325k/min". [default: as they were told last]')
+        str | None,
+        typer.Option(metavar="LIMITS", help='Such as "tokens=325k/min".', show_default="as they were told last"),
     ] = None,
     price: Annotated[
-        float | None, typer.Option(metavar="DOLLARS", help="What 1,000 tokens cost. [default: by the list of prices]")
+        float | None,
+        typer.Option(metavar="DOLLARS", help="What 1,000 tokens cost.", show_default="by the list of prices"),
     ] = None,
     prices: Annotated[
-        Path | None, typer.Option(metavar="JSON", help="What models cost. [default: the list prices that came along]")
+        Path | None,
+        typer.Option(metavar="JSON", help="What models cost.", show_default="the list prices that came along"),
     ] = None,
     growth: Annotated[
-        float | None, typer.Option(metavar="PERCENT", help="By which use grows a week. [default: as it grew]")
+        float | None, typer.Option(metavar="PERCENT", help="By which use grows a week.", show_default="as it grew")
     ] = None,
 ) -> int:
     """Write the evidence for higher limits: use, minutes near a limit, waits, 429s, business days, growth, cost."""

@@ -28,7 +28,8 @@ class RunOptions:
         typer.Option("-o", "--out", help="Where results go; - for stdout. If it exists, the run goes on from there."),
     ]
     errors: Annotated[
-        Path | None, typer.Option(help="Where errors go, begun anew by each run. [default: OUT with .errors.jsonl]")
+        Path | None,
+        typer.Option(help="Where errors go, begun anew by each run.", show_default="OUT with .errors.jsonl"),
     ] = None
     limits: Annotated[
         str | None, typer.Option(metavar="LIMITS", help='Such as "requests=3500/min,tokens=90k/min burst 20k".')
@@ -43,12 +44,12 @@ class RunOptions:
     ] = None
     base_url: Annotated[
         list[str] | None,
-        typer.Option(help="The server; several are one pool. [default: OPENAI_BASE_URL, else OpenAI's own]"),
+        typer.Option(help="The server; several are one pool.", show_default="OPENAI_BASE_URL, else OpenAI's own"),
     ] = None
     api_key_env: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="VARIABLE", help="Where the key is: one for each server, or for all. [default: OPENAI_API_KEY]"
+            metavar="VARIABLE", help="Where the key is: one for each server, or for all.", show_default="OPENAI_API_KEY"
         ),
     ] = None
     header: Annotated[
@@ -89,7 +90,7 @@ class RunOptions:
         typer.Option(help="Rows that were sent and may have been billed: send again, or give up."),
     ] = "rerun"
     journal: Annotated[
-        Path | None, typer.Option(help="Where it is written down what was sent. [default: OUT with .journal]")
+        Path | None, typer.Option(help="Where it is written down what was sent.", show_default="OUT with .journal")
     ] = None
     max_in_flight: Annotated[int, typer.Option(min=1, help="Rows that are worked on at once.")] = 1000
     attempts: Annotated[int, typer.Option(min=1, help="Attempts per row that may fail, the first included.")] = 8
@@ -108,7 +109,8 @@ class RunOptions:
         typer.Option(min=0.0, metavar="DOLLARS", help="Send no row that might cost more than is left of these."),
     ] = None
     prices: Annotated[
-        Path | None, typer.Option(metavar="JSON", help="What models cost. [default: the list prices that came along]")
+        Path | None,
+        typer.Option(metavar="JSON", help="What models cost.", show_default="the list prices that came along"),
     ] = None
     ledger: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write each call down for penstock report and penstock watch.")

@@ -94,6 +94,9 @@ def carry_out(options: RunOptions) -> int:
             outcome = run_requests(options, lines, results, settings, servers, kept, tell=tell)
     from penstock.cli.outcome import conclude
 
+    if not secrets and outcome.stopped is not None and "(status 401" in outcome.stopped.message:
+        said = f"{outcome.stopped.message}; no key was sent: export OPENAI_API_KEY, or give --api-key-env"
+        outcome = replace(outcome, stopped=replace(outcome.stopped, message=said))
     code = conclude(options, targets, outcome)
     if ledger is not None and (lost := unwritten(ledger)):
         complain(lost)
@@ -203,8 +206,6 @@ def _meet_earlier_runs(options: RunOptions, results: Results, lines: Lines, tell
             f"{records:,} records of the journal were damaged and are taken out; "
             f"what {out} holds counts instead, and {kept} is the journal as it was"
         )
-    if results.found:
-        tell(f"{results.found:,} rows are answered in {out} already and are skipped; --overwrite begins anew")
     if results.ambiguous:
         tell(
             f"{results.ambiguous:,} rows were under way when the last run was ended: "
@@ -212,6 +213,13 @@ def _meet_earlier_runs(options: RunOptions, results: Results, lines: Lines, tell
         )
     change, salt = change_of(options.model, options.settings or ())
     results.examine(lines, partial(read_row, cost=tokens.by_bytes, change=change, salt=salt), salt)
+    if results.edited:
+        rows = "1 row was" if results.edited == 1 else f"{results.edited:,} rows were"
+        does = "keeps the old answers" if options.changed == "keep" else "asks again"
+        tell(f"{rows} edited after the answer: --changed={options.changed} {does}")
+    still = results.found - results.elsewhere - (results.edited if options.changed == "rerun" else 0)
+    if still:
+        tell(f"{still:,} rows are answered in {out} already and are skipped; --overwrite begins anew")
     if results.elsewhere:
         tell(f"{results.elsewhere:,} answers in {out} are to rows that {lines.name} does not have, and stay there")
 

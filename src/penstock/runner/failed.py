@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from penstock.runner.source import load_json
 
-__all__ = ["Failures", "advice", "group_errors", "sentences"]
+__all__ = ["Failures", "advice", "ended_early", "group_errors", "sentences"]
 
 _ADVICE = {
     "ambiguous": "look in the service's own log whether it was billed; --on-ambiguous rerun sends it again",
@@ -77,6 +78,17 @@ def group_errors(lines: Iterable[bytes]) -> list[Failures]:
         else:
             known.count += 1
     return sorted(found.values(), key=lambda each: -each.count)
+
+
+def ended_early(summary: Path) -> str | None:
+    """What a summary says of a run that ended before its file did; None: it did not, or there is no summary to tell."""
+    try:
+        said: Any = load_json(summary.read_bytes())
+        message, untouched = said["stopped"]["message"], int(said["untouched"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    rows = "1 row is" if untouched == 1 else f"{untouched:,} rows are"
+    return f"the run ended early, and {rows} untouched: {' '.join(str(message).split())[:300]}"
 
 
 def advice(failures: Failures) -> str:

@@ -79,6 +79,7 @@ class Results:
         repaired: Bytes of a torn last line that were taken off the results.
         damaged: Records of the journal that were not whole any more; where the file is kept as it was.
         elsewhere: Answers to rows that the file of requests does not have; known after `examine`.
+        edited: Rows that were edited since they were answered; known after `examine`.
         restored: Results that the journal held and the results file did not.
     """
 
@@ -115,6 +116,7 @@ class Results:
         self.restored: int = 0
         self.damaged: tuple[int, Path] | None = None
         self.elsewhere: int = 0
+        self.edited: int = 0
         self._order, self._changed = order, changed
         self._places = array.array("Q")  # of each row in the order of the input: 1 + where its answer is, 0: nowhere
         self._doubtful: set[int | None] | None = None
@@ -207,6 +209,7 @@ class Results:
         self._doubtful = doubtful
         if None not in doubtful:
             self.elsewhere = answered.unmet(doubtful)
+        self.edited = count
         if count and self._changed is None:
             raise ChangedError(count, first, self.out_path)
         if drop:

@@ -200,14 +200,19 @@ def _over_time(summary: Mapping[str, Any], counts: Counts, timeline: Timeline) -
     yield "<h2>Over time</h2>"
 
     def rate(name: str) -> list[float | None]:
-        return [getattr(span, name) / span.seconds * 60 if span.seconds else None for span in spans]
+        # What a service took back was submitted before: the sum is right, and one step may be below nothing.
+        return [max(0.0, getattr(span, name)) / span.seconds * 60 if span.seconds else None for span in spans]
 
-    yield _chart("Answers", "a minute", rate("answered"), None, timeline)
-    yield _chart(
-        "In flight", "requests that waited for their answer", [span.in_flight for span in spans], None, timeline
-    )
-    mean = [span.latency_sum / span.answered if span.answered else None for span in spans]
-    yield _chart("Latency", "mean seconds per answer", mean, None, timeline)
+    in_flight = [span.in_flight for span in spans]
+    if summary.get("via") == "batch":
+        yield _chart("Submitted", "rows a minute", rate("sent"), None, timeline)
+        yield _chart("In batches", "rows that the service had", in_flight, None, timeline)
+        yield _chart("Answers", "merged, a minute", rate("answered"), None, timeline)
+    else:
+        yield _chart("Answers", "a minute", rate("answered"), None, timeline)
+        yield _chart("In flight", "requests that waited for their answer", in_flight, None, timeline)
+        mean = [span.latency_sum / span.answered if span.answered else None for span in spans]
+        yield _chart("Latency", "mean seconds per answer", mean, None, timeline)
     for name, words in (("status_429", "Answers with 429"), ("failed", "Rows given up"), ("retries", "Sent again")):
         if getattr(counts, name):
             yield _chart(words, "a minute", rate(name), None, timeline, kind="warm")

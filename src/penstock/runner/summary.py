@@ -218,9 +218,10 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
     if summary["untouched"]:
         counted.append(f"{summary['untouched']} untouched")
     sent, again, refused = summary["sent"], summary["retries"], summary["status_429"]
+    rows = f"{summary['rows']} row{'' if summary['rows'] == 1 else 's'}{' read' if summary['stopped'] else ''}"
     lines = [
-        f"{summary['rows']} rows{' read' if summary['stopped'] else ''}: {', '.join(counted)}",
-        f"{sent} requests sent, {again} of them again; {refused} answered with 429",
+        f"{rows}: {', '.join(counted)}",
+        f"{sent} request{'' if sent == 1 else 's'} sent, {again} of them again; {refused} answered with 429",
     ]
     if summary["possibly_billed_twice"]:
         lines.append(
@@ -229,7 +230,7 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
         )
     if summary["dollars"] is not None:
         lines.append(f"${summary['dollars']:,.4f} for the answers")
-    if summary["sent"]:
+    if summary["answered"]:
         lines.append(
             f"{summary['makespan']:.2f} s, {summary['efficiency']:.1%} of the optimum "
             f"({summary['optimum']:.2f} s, of which {summary['tail_latency']:.2f} s for the last answers)"

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 
 from penstock import clock
-from penstock.runner.engine import Run
+from penstock.runner.group import Group
+from penstock.runner.outage import Outage
 from penstock.runner.summary import Counts
 
-__all__ = ["MOST_SPANS", "Span", "Timeline"]
+__all__ = ["MOST_SPANS", "Span", "Timeline", "Watched"]
 
 MOST_SPANS = 240
 """Spans that are kept; there are at least half as many in a long run."""
@@ -31,6 +32,25 @@ MOST_LIMITS = 24
 """Limits that are told apart; where they are learned, there may be many."""
 
 _ADDED = ("sent", "answered", "failed", "retries", "status_429", "dollars", "latency_sum")
+
+
+class Watched(Protocol):
+    """A run as a timeline looks at it."""
+
+    @property
+    def counts(self) -> Counts:
+        """What happened so far."""
+        ...
+
+    @property
+    def groups(self) -> Mapping[str, Group]:
+        """The limits in use, by their name."""
+        ...
+
+    @property
+    def outage(self) -> Outage:
+        """Whether the server is there."""
+        ...
 
 
 @dataclass(slots=True)
@@ -92,13 +112,13 @@ class Timeline:
         self._spent: dict[tuple[str, str], float] = {}
         self._limits: set[tuple[str, str, str]] = set()
 
-    async def follow(self, run: Run) -> None:
+    async def follow(self, run: Watched) -> None:
         """Look at a run until cancelled."""
         while True:
             self.look(run)
             await anyio.sleep(min(self.width, SLOWEST))
 
-    def look(self, run: Run) -> None:
+    def look(self, run: Watched) -> None:
         """Put what happened since the last look where it belongs."""
         counts, now = run.counts, clock.now()
         if not (counts.began or counts.rows):  # it has not begun
@@ -114,7 +134,7 @@ class Timeline:
         span.away = span.seconds if run.outage.since is not None else 0.0
         self._put(since - counts.began, now - counts.began, span)
 
-    def _look_at_limits(self, run: Run, span: Span) -> None:
+    def _look_at_limits(self, run: Watched, span: Span) -> None:
         for key, units in run.counts.spent.items():
             span.spent[key] = units - self._spent.get(key, 0.0)
             self._spent[key] = units
