@@ -176,3 +176,27 @@ def test_the_numbers_of_a_row_are_doubles(valkey, prefix):
     row = store._client.hget(store._key("x"), "r")
     assert struct.unpack(f">{len(row) // 8}d", row)[4] == amount
     store.close()
+
+
+@pytest.mark.parametrize("which", ["redis", "valkey"])
+def test_of_a_run_of_fractions_just_as_many_go_at_once(which, request, prefix):
+    """Where a sum of fractions just fits, or just does not, one unit in the last place decides."""
+    store = RedisStore(request.getfixturevalue(which), prefix=prefix)
+    rng, rows = random.Random(7), [None]
+    terms = [Terms("fractions", {"a": (per_second(0.7, burst=9),), "b": (per_second(3.1, burst=2.1),)}, 10.0)]
+    now, partly = START, 0
+    for number in range(1, 400):
+        now += rng.choice([0, 1, 1e5, 3e6])
+        runs = [
+            (float(rng.randint(1, 90)), rng.choice([0.1, 0.3, 1 / 3, 0.7]), rng.choice([0.1, 0.07, 0.0]))
+            for _ in range(rng.choice([1, 2, 6]))
+        ]
+        series = [ledger.SERIES, 0.0, 0.0, 2.0, float(len(runs)), 0.0, 1.0, *(x for run in runs for x in run)]
+        reply = store.decide_at(Batch(terms, series, 1.0, number, now), now)
+        expected = ledger.decide(rows, [one.numbers(now) for one in terms], series, 1.0, now)
+        rows = expected.rows
+        assert len(reply.verdicts) == len(expected.verdicts)
+        assert list(reply.verdicts) == pytest.approx(expected.verdicts, rel=1e-12, abs=1e-12)
+        partly += 0 < expected.verdicts[0] < runs[0][0]
+    assert partly > 30
+    store.close()

@@ -74,11 +74,17 @@ class Batch:
         self._owner = owner
         self._now = now
         self._flat = flat = [limit for kinds in limits for limit in kinds]
-        self._pause = pause = [value for row in rows for value in row.pause]
-        self._last = [value for row in rows for value in row.last]
-        self._used = [value for row in rows for value in row.used]
-        self._what = [value for row in rows for value in row.what]
-        self._entries = [value for row in rows for value in row.entries]
+        if len(rows) == 1:  # as most: what is written goes into the row at once
+            (row,) = rows
+            self._pause, self._last, self._used = row.pause, row.last, row.used
+            self._what, self._entries = row.what, row.entries
+        else:
+            self._pause = [value for row in rows for value in row.pause]
+            self._last = [value for row in rows for value in row.last]
+            self._used = [value for row in rows for value in row.used]
+            self._what = [value for row in rows for value in row.what]
+            self._entries = [value for row in rows for value in row.entries]
+        pause = self._pause
         self._epochs = [row.born for row, kinds in zip(rows, limits, strict=True) for _ in kinds]
         self._row_of = row_of = [number for number, kinds in enumerate(limits) for _ in kinds]
         self._begin_of = list(accumulate([len(kinds) for kinds in limits], initial=0))

@@ -85,8 +85,11 @@ def read_row(row: bytes | None, now: float, limits: Sequence[Sequence[float]], b
     for kind, first, second, third, _ in limits:
         pause, last, used, what, count = numbers[at : at + 5]
         at += 5
-        entries = [list(numbers[i : i + 3]) for i in range(at, at + 3 * int(count), 3)]
-        at += 3 * int(count)
+        entries: list[list[float]] = []
+        if count:
+            end = at + 3 * int(count)
+            entries = [list(numbers[i : i + 3]) for i in range(at, end, 3)]
+            at = end
         if kind == BUCKET:
             used = max(0.0, used - passed * first)
             if used == 0:
@@ -132,10 +135,12 @@ def _numbers_of(row: bytes, limits: int) -> tuple[float, ...]:
         if at + 5 > had or min(numbers[at : at + 4]) < 0:
             raise DamagedRow
         size = numbers[at + 4]
-        end = at + 5 + 3 * size
-        if size < 0 or size % 1 or end > had or any(amount < 0 for amount in numbers[at + 7 : int(end) : 3]):
-            raise DamagedRow
-        at = int(end)
+        at += 5
+        if size:  # most have no entries
+            end = at + 3 * size
+            if size < 0 or size % 1 or end > had or min(numbers[at + 2 : int(end) : 3]) < 0:
+                raise DamagedRow
+            at = int(end)
     count, width = numbers[at] if at < had else -1.0, bookings.AMOUNTS + limits
     flows = at + 1 + width * count
     if not 0 <= count <= bookings.MOST or count % 1 or flows > had or (had - flows) % 4 or had - flows > 4 * FLOWS:

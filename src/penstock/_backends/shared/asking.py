@@ -113,7 +113,9 @@ class Asking:
         """
         fresh, state = queue.fresh, self._state
         new, on_its_way = Stage.NEW, Stage.ASKED  # looked up once: it costs as much as a call on Python 3.11
-        left: dict[LimitState, float] = {}  # units, per bucket
+        levels: dict[LimitState, float] = {}  # units, per bucket
+        left: dict[LimitState, float] = {}  # the same, less what is asked for here
+        fitting: object = None  # the limit set that was found to fit into the batch last
         horizon = LOOKAHEAD if batch.asked else state.lead + LOOKAHEAD
         latest = now + horizon  # those that wait for less may be asked for less far ahead
         while fresh and room > 0:
@@ -123,10 +125,13 @@ class Asking:
                 level = left.get(of)
                 if level is None:
                     meter = of.meter
-                    if not (type(meter) is Bucket and of.paused_until <= now and state.fits(batch, of.limit_set)):
+                    part = of.limit_set
+                    plain = type(meter) is Bucket and of.paused_until <= now
+                    if not (plain and (part is fitting or state.fits(batch, part))):
                         most = 0
                         break
-                    level = left[of] = meter.level(now)
+                    fitting = part
+                    level = left[of] = levels[of] = meter.level(now)
                 most = min(most, int(level // amount))
             taken: list[Any] = []
             for request in islice(fresh, max(most, 0)):  # programs use the same charges again and again
@@ -154,7 +159,8 @@ class Asking:
                 left[of] -= amount * len(taken)
             room -= len(taken)
         for of, level in left.items():
-            of.meter.charge(max(0.0, of.meter.level(now) - level), now)
+            if level < levels[of]:
+                of.meter.charge(levels[of] - level, now)
         return room
 
     def _ask_waiters(
