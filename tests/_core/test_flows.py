@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock._core.flows import AGAIN, FLOWS, FORGET, GRACE, LATE, LEAD, Turn, kept, leave
+from penstock._core.flows import AGAIN, ALONE, FLOWS, FORGET, GRACE, LATE, LEAD, Turn, kept, leave
 
 # An entry: whose it is, of which flow (0: it is one), what it has had, and how far ahead its last admission is;
 # seconds.
@@ -210,3 +210,31 @@ def test_a_turn_that_went_to_others_counts_for_the_member_that_gave_it_up():
     assert entries == [[1.0, 0.0, 5.0, 0.1], [11.0, 1.0, 3.25, 0.3]]
     Turn(entries, 1.0, 0.0, 1.0).passed(0.5)
     assert entries == [[1.0, 0.0, 5.5, 0.1], [11.0, 1.0, 3.25, 0.3]]
+
+
+@pytest.mark.parametrize(
+    ("member", "booked", "begins"),
+    [
+        (0.0, (9.0, 3.0), [9.0]),  # behind its own bookings, whatever the others have had
+        (11.0, (9.0, 4.0), [5.0, 4.0]),  # with members: no later than the flow that has had least
+        (11.0, (3.0, 4.0), [3.0, 4.0]),
+        (11.0, (math.inf, math.inf), [5.0, 2.0]),
+    ],
+    ids=["a flow", "with a member", "with a member, earlier", "nothing booked"],
+)
+def test_a_newcomer_begins_where_the_bookings_of_its_flow_begin(member, booked, begins):
+    entries = [[2.0, 0.0, 5.0, 0.5], [12.0, 1.0, 2.0, 0.5]]
+    turn = Turn(entries, 1.0, member, 1.0, booked)
+    assert [entry[2] for entry in entries[2:]] == begins
+    assert turn.key == 1.0
+
+
+def test_a_turn_tells_how_far_its_flow_and_its_member_are():
+    """With what the batch has taken; a flow without members has no second number."""
+    entries = [[1.0, 0.0, 5.0, 0.1], [11.0, 1.0, 3.0, 0.3]]
+    turn = Turn(entries, 1.0, 11.0, 1.0)
+    turn.took(0.5, 0.0)
+    assert turn.starts() == (5.5, 3.5)
+    alone = Turn(entries, 1.0, 0.0, 1.0)
+    alone.took(0.25, 0.0)
+    assert alone.starts() == (5.25, ALONE)
