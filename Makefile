@@ -100,9 +100,13 @@ try-it: docs ## the site with its page that runs penstock in the browser; needs 
 pictures: environment ## draw the pictures of the docs anew, from runs in virtual time and from benchmarks/RESULTS.md
 	$(BIN)/python tools/pictures.py
 
-mutation: environment ## change the core one thing at a time, break each promise, and see a test fail; JOBS=2 for two at a time
+mutation: environment ## change the core one thing at a time, break each promise, and see a test fail; JOBS=2 for two at a time; QUICK="flows ledger", or QUICK=all, by the pure tests alone
+ifdef QUICK
+	$(BIN)/python tools/quick_mutation.py $(filter-out all,$(QUICK))
+else
 	JOBS=$(or $(JOBS),1) $(BIN)/python tools/mutation.py
 	$(BIN)/python tools/break_promises.py
+endif
 
 kills: environment ## kill penstock run 145 times at random instants, and see that nothing is lost and nothing paid for twice (half an hour)
 	$(BIN)/python tools/kill_runs.py

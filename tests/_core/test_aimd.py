@@ -37,6 +37,16 @@ def test_an_idle_time_counts_as_one_second_of_use():
     aimd.begin(12.5)
     aimd.end(12.5, succeeded=True)
     assert aimd.share == pytest.approx(0.535), "a gap that is shorter counts as long as it was"
+    aimd.begin(60.0)
+    aimd.end(60.0, succeeded=True)
+    assert aimd.share == pytest.approx(0.545), "idle again, as often as it comes"
+
+
+def test_no_use_makes_more_of_the_promise_than_all_of_it():
+    aimd = cut_in_half()
+    aimd.begin(0.0)
+    aimd.end(1_000.0, succeeded=True)
+    assert aimd.share == 1.0
 
 
 def test_time_in_which_calls_failed_is_credited_with_the_next_that_succeeds_unless_it_was_too_much():

@@ -46,9 +46,7 @@ def _simulate(
     ] = None,
     change: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="WHEN", help="What becomes of the limits: at=60,factor=0.5; with unit=tokens, of those alone."
-        ),
+        typer.Option(metavar="WHEN", help="How the limits change: at=60,factor=0.5; with unit=tokens, of those alone."),
     ] = None,
     tell: Annotated[
         Literal["openai", "remaining", "none"], typer.Option(help="What the headers of answers tell of the limits.")

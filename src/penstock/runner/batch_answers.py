@@ -1,4 +1,4 @@
-"""The lines of a batch's output and error files: which row, and what became of it. Pure."""
+"""The lines of a batch's output and error files: which row, and how it ended. Pure."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def read(line: bytes) -> Entry | None:
 
 
 def judge(path: str, entry: Entry) -> Answer | Verdict:
-    """Say what became of a row of an endpoint."""
+    """Say how a row of an endpoint ended."""
     if entry.status:
         try:
             content = dump_json(entry.body)

@@ -289,7 +289,7 @@ def _inputs(row: Row) -> int:
 
 
 class BatchJournal:
-    """What became of the parts of a run; each step is on the disk when its method returns.
+    """The state of the parts of a run; each step is on the disk when its method returns.
 
     Attributes:
         parts: Those whose answers are not among the results yet, by name.

@@ -92,11 +92,11 @@ class BatchRun:
             results: Where results and errors go.
             settings: How to run; what is about limits means nothing here.
             transport: How requests get there. It is entered by the run.
-            journal: Where it is written down what became of each part.
+            journal: Where each step of a part is written down.
             queue_tokens: Tokens that all batches of a model may hold; None: the service will say when they are too
                 many.
             poll: Longest pause between two looks at the batches, in seconds.
-            changed: What becomes of rows in a batch that were edited since. None: they are refused.
+            changed: How rows in a batch are treated that were edited since. None: they are refused.
             cancel: Submit nothing; cancel the batches that are under way, and merge what they have done.
             say: Is told, once each, what a person should know while it goes on.
         """
@@ -542,7 +542,7 @@ class BatchRun:
         return found
 
     def _take(self, part: Part, index: int, entry: batch_answers.Entry) -> None:
-        """Write down what became of a row."""
+        """Write down how a row ended."""
         row, prices = part.row(index, entry.custom_id), self._settings.prices
         outcome = batch_answers.judge(part.endpoint, entry)
         if isinstance(outcome, batch_answers.Answer):

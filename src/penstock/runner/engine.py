@@ -381,7 +381,7 @@ class Run:
             await self._sleep()
 
     async def _attempt(self, work: Work) -> bool:
-        """Wait for the limiter, send, and write down what came of it. Whether that is the end of the row."""
+        """Wait for the limiter, send, and write down the outcome. Whether the row is at its end."""
         if self._troubles.is_blocked(work):
             return True
         if work.groups:

@@ -55,7 +55,7 @@ class RunStoppedError(PenstockError):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of a row.
+    """How a row ended.
 
     Attributes:
         number: Of the row, from 1.
@@ -93,7 +93,7 @@ async def run(
     give_up_after: float = DAY,
     max_pause: float = HOUR,
 ) -> AsyncGenerator[Result, None]:
-    """Send rows at full quota and yield what becomes of each, in the order of the answers.
+    """Send rows at full quota and yield the result of each, in the order of the answers.
 
     It runs on asyncio. Leaving the loop early stops it: what is on its way is dropped. Rows are read as they are
     needed; no more than some hundreds beyond what was yielded.
@@ -108,7 +108,7 @@ async def run(
         journal: A file that is written as `penstock run` writes its own; None: nothing is kept.
         headers: Sent with every request: `{"authorization": f"Bearer {key}"}`.
         cost: What a request takes from the limits, of (path, body).
-        changed: What becomes of rows that were edited since the journal has their answer. None: that ends the run.
+        changed: How rows are treated that were edited since the journal has their answer. None: that ends the run.
         on_ambiguous: Rows that may have been billed though no answer came are sent again, or given up.
         max_in_flight: Rows that are worked on at once; 1 or more.
         attempts: Attempts per row that may fail, the first included; 1 or more. Being told to wait is no failure.

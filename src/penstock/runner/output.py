@@ -102,7 +102,7 @@ class Results:
             errors: Where errors go; those of an earlier run are dropped.
             journal: Where the journal is; "beside" `out`, or nowhere if that is no regular file. None: there is none.
             order: Of the results: as they come, or that of the input, for which they are put in order at the end.
-            changed: What becomes of rows that were edited since they were answered. None: they are refused.
+            changed: How rows are treated that were edited since they were answered. None: they are refused.
             overwrite: Begin the results anew too, and each file whatever it holds.
             descriptor: `out` is open already, as this: standard output.
             errors_descriptor: So is `errors`.
@@ -274,7 +274,7 @@ class Results:
         return Known.CHANGED
 
     def may_be_billed(self, row: Row) -> bool:
-        """Whether an earlier run sent this row and was ended before it knew what came of it."""
+        """Whether an earlier run sent this row and was ended before it knew the outcome."""
         return self._journal is not None and row.raw in self._journal.open
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -329,7 +329,7 @@ class Results:
         """
         error = {"code": code, "message": message, **more}
         line = dump_json({"line": row.line, "custom_id": row.custom_id, "error": error})
-        # What became of an ambiguous row stays open; and so does that of the row which a duplicate has all its keys
+        # How an ambiguous row ended stays open; and so does the end of the row which a duplicate has all its keys
         # from.
         if self._journal is not None and isinstance(row, Row) and code not in {"ambiguous", "duplicate_custom_id"}:
             self._journal.fail(row, code)

@@ -63,7 +63,7 @@ class Sink(Protocol):
         ...
 
     def may_be_billed(self, row: Row) -> bool:
-        """Whether an earlier run sent this row and was ended before it knew what came of it."""
+        """Whether an earlier run sent this row and was ended before it knew the outcome."""
         ...
 
     def sent(self, row: Row, attempt: int) -> None:

@@ -38,7 +38,7 @@ uses."""
 
 
 class Sender:
-    """Sends batches of rows and returns what becomes of each; for workers that share a limit.
+    """Sends batches of rows and returns the result of each; for workers that share a limit.
 
     A limiter over a shared store can be pickled, so every worker is given the same one; a sender can be too.
     Connections are made when the first batch comes and kept until `close()`. Several threads may call it at once: their

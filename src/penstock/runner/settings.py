@@ -29,7 +29,7 @@ class Settings:
         give_up_after: Seconds for which a row may be told to wait, and the server may be away.
         max_pause: Longest wait that the server may ask of all rows, in seconds.
         idle: Seconds since an earlier run used these limits up; `inf`: they are whole.
-        on_ambiguous: What becomes of a row that was sent and may have been billed: "rerun" sends it again, "fail" gives
+        on_ambiguous: How a row is treated that was sent and may have been billed: "rerun" sends it again, "fail" gives
             it up.
         change: What is done to each body before it is sent.
         salt: Stands for `change`: rows that are changed otherwise are other rows.

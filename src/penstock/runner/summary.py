@@ -141,7 +141,7 @@ def optimum(counts: Counts, concurrency: int) -> float:
 
 
 def of_rows(counts: Counts) -> dict[str, Any]:
-    """What became of the rows, as every summary begins."""
+    """How the rows ended, as every summary begins."""
     return {
         "rows": counts.rows,
         "answered": counts.answered,

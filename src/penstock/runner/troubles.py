@@ -56,7 +56,7 @@ class GiveUp(Protocol):
 
 
 class Troubles:
-    """Decides what becomes of rows whose attempts were not answered. Each method returns whether that ends the row.
+    """Decides about rows whose attempts were not answered. Each method returns whether that ends the row.
 
     Attributes:
         last_error: What went wrong last, in words; "": nothing.

@@ -9,7 +9,7 @@ It needs the extra `simulator`: Starlette and uvicorn.
     Statistics      what the server did; Admission, LimitStatistics, and `excess` to prove that a limit was kept
     Window, Hidden  kinds of limit beside rates and sliding windows
     Batches         how batches of requests are worked on
-    Change          what becomes of the limits while the server runs
+    Change          how the limits change while the server runs
     Stranger        another client of the same account
     fingerprint     what an answer begins with, so that a client can prove that it belongs to its question
     embedding_of    the embedding of a text

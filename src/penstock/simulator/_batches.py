@@ -1,4 +1,4 @@
-"""Files of an account, and batches of requests: what becomes of them, and when.
+"""Files of an account, and batches of requests: their states, and when these change.
 
 A batch is decided when its time comes, and not by a task that waits for it: each later look tells the time, and
 everything that happened until then has happened. So nothing here waits or reads a clock, and virtual time works.

@@ -238,7 +238,7 @@ class Simulation:
         hints: What refusals tell of the wait: `"all"`; `"retry-after"`, whole seconds in that header; the same as a
             `"date"` or as a `"duration"` like 5s; `"milliseconds"`, in `retry-after-ms`; `"message"`, in words alone;
             `"none"`.
-        changes: What becomes of the limits, and when.
+        changes: How the limits change, and when.
         strangers: Other clients of the account.
         batches: How batches of requests are worked on.
         dialect: The service that headers, refusals and errors are those of; its endpoint is there beside OpenAI's.

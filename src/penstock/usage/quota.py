@@ -23,7 +23,7 @@ class QuotaExceeded(RateLimited):
         period, tz: The period of the cap, and its time zone.
         resets_at: When the period ends, in seconds since 1970.
         retry_after: Seconds until then; `inf` where the call is more than the whole cap.
-        review: "pending" or "refused": what became of the review; None: there is none.
+        review: "pending" or "refused": the state of the review; None: there is none.
     """
 
     user: str

@@ -1,0 +1,180 @@
+"""Mutation testing of `src/penstock/_core` by its pure tests alone: all 6,000 mutants in an hour and not in days.
+
+    python tools/quick_mutation.py [files]        such as `flows ledger`; all of `_core` unless given
+
+mutmut makes the mutants, and chooses one by an environment variable at each call. So one process imports the tests once
+and calls them as plain functions, those that took least first, until one fails. What needs a fixture, a server, an
+event loop or more than a second is left out, so what survives here may still be killed by `tools/mutation.py`.
+
+Prints the table of that tool, and each survivor as a difference. Ends with 0 in any case.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+MUTANTS = ROOT / "mutants"
+CORE = MUTANTS / "src/penstock/_core"
+
+LONGEST = 1.0
+"""Seconds that a test may take to be among those that are tried."""
+
+MORE = {  # beside tests/_core/test_NAME*.py
+    "batch": ("_core/test_ledger", "_core/test_bookings", "_core/test_flows", "stores/test_ledger"),
+    "bookings": ("_core/test_ledger",),
+    "bucket": ("_core/test_refunds",),
+    "budget": ("retry/test_budget",),
+    "entries": ("_core/test_ledger", "stores/test_ledger"),
+    "flows": ("_core/test_ledger",),
+    "ledger": ("stores/test_ledger",),
+    "meter": ("_core/test_bucket", "_core/test_windows", "_core/test_places", "_core/test_turns"),
+    "places": ("_core/test_turns",),
+    "queue": ("_core/test_shapes", "_core/test_turns"),
+    "refunds": ("_core/test_bucket",),
+    "rows": ("_core/test_ledger", "_core/test_bookings", "stores/test_ledger"),
+    "shapes": ("_core/test_queue", "_core/test_queue_model", "_core/test_turns"),
+    "subqueues": ("_core/test_queue", "_core/test_queue_model", "_core/test_shapes", "_core/test_turns"),
+    "turns": ("_core/test_late_turns", "_core/test_queue", "_core/test_queue_model", "_core/test_shapes"),
+}
+
+Call = tuple[float, Callable[..., object], dict[str, Any]]
+
+
+class Hung(BaseException):
+    """A test has taken many times as long as it takes."""
+
+
+def make_mutants() -> None:
+    """Have mutmut write the mutants of every file, and run nothing."""
+    import mutmut.__main__ as tool
+
+    os.chdir(ROOT)
+    MUTANTS.mkdir(exist_ok=True)
+    tool.set_mutant_under_test("mutant_generation")
+    for step in (tool.copy_src_dir, tool.copy_also_copy_files, tool.setup_source_paths):
+        step()
+    tool.store_lines_covered_by_tests()
+    tool.create_mutants(1)
+
+
+def modules_for(name: str) -> Iterator[ModuleType]:
+    """The test modules of a file of `_core`."""
+    own = [file.relative_to(ROOT / "tests").with_suffix("") for file in (ROOT / "tests/_core").glob(f"test_{name}*.py")]
+    for path in dict.fromkeys([*map(str, sorted(own)), *MORE.get(name, ())]):
+        yield importlib.import_module("tests." + path.replace("/", "."))
+
+
+def cases(test: Callable[..., object]) -> Iterator[dict[str, Any]]:
+    """The arguments of each of its cases."""
+    lists = []
+    for mark in getattr(test, "pytestmark", ()):
+        if mark.name == "parametrize":
+            given, values = mark.args[:2]
+            names = [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
+            several = len(names) > 1
+            rows = [one.values if hasattr(one, "marks") else one if several else (one,) for one in values]
+            lists.append([dict(zip(names, row, strict=True)) for row in rows])
+    for chosen in itertools.product(*lists):
+        yield {name: value for one in chosen for name, value in one.items()}
+
+
+def bounded(test: Callable[..., object], arguments: dict[str, Any], seconds: float) -> None:
+    """Call a test, and raise `Hung` when it takes longer."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        test(**arguments)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def calls_for(name: str) -> list[Call]:
+    """The calls that pass without a mutant: how long each took, the test, its arguments; the quickest first."""
+    found: list[Call] = []
+    for module in modules_for(name):
+        for test in [one for label, one in vars(module).items() if label.startswith("test_")]:
+            if not inspect.isfunction(test) or inspect.iscoroutinefunction(test):
+                continue
+            for arguments in cases(test):
+                if set(inspect.signature(test).parameters) - arguments.keys():
+                    break  # a fixture
+                begin = time.perf_counter()
+                bounded(test, arguments, 60)
+                found.append((time.perf_counter() - begin, test, arguments))
+    return sorted((call for call in found if call[0] < LONGEST), key=lambda call: call[0])
+
+
+def fate_of(mutant: str, calls: list[Call]) -> str:
+    """What the first test says that notices it."""
+    os.environ["MUTANT_UNDER_TEST"] = mutant
+    try:
+        for took, test, arguments in calls:
+            bounded(test, arguments, max(3.0, 40 * took))
+    except Hung:
+        return "hung"
+    except BaseException:  # noqa: BLE001 - however the test fails
+        return "killed"
+    finally:
+        os.environ["MUTANT_UNDER_TEST"] = ""
+    return "survived"
+
+
+def look_at(name: str) -> None:
+    """Try the mutants of one file; print its row of the table, and what survived."""
+    os.environ["MUTANT_UNDER_TEST"] = ""
+    sys.path[:0] = [str(MUTANTS / "src"), str(ROOT)]
+
+    def hang(_: int, __: FrameType | None) -> None:
+        raise Hung
+
+    signal.signal(signal.SIGALRM, hang)
+    import hypothesis
+
+    quick = {"derandomize": True, "database": None, "deadline": None, "max_examples": 30}
+    hypothesis.settings.register_profile("mutants", suppress_health_check=list(hypothesis.HealthCheck), **quick)
+    hypothesis.settings.load_profile("mutants")
+    source = (CORE / f"{name}.py").read_text(encoding="utf-8")
+    names = re.findall(r"^\s*def (x[^ (]*__mutmut_\d+)\(", source, re.MULTILINE)
+    calls = calls_for(name)
+    fates = {f"penstock._core.{name}.{one}": "" for one in names}
+    for mutant in fates:
+        fates[mutant] = fate_of(mutant, calls)
+    counts = Counter(fates.values())
+    noticed = counts["killed"] + counts["hung"]
+    share = 100 * noticed / max(1, len(names))
+    print(f"| {name} | {len(names)} | {counts['killed']} | {counts['hung']} | {counts['survived']} | {share:.1f} % |")
+    for mutant in [one for one, fate in fates.items() if fate == "survived"]:
+        shown = subprocess.run(
+            [sys.executable, "-m", "mutmut", "show", mutant], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        lines = [line for line in shown.stdout.splitlines() if line[:1] in "+-" and line[:3] not in {"+++", "---"}]
+        print(f"  {mutant.rpartition('.')[2]}", *lines, sep="\n    ")
+
+
+def main() -> None:
+    """Make the mutants, and look at each file in a process of its own."""
+    if sys.argv[1:2] == ["--one"]:
+        look_at(sys.argv[2])
+        return
+    make_mutants()
+    files = sys.argv[1:] or [file.stem for file in sorted(CORE.glob("*.py")) if "__mutmut_1(" in file.read_text()]
+    print("| file | mutants | killed | hung | survived | killed or hung |\n|---|---:|---:|---:|---:|---:|", flush=True)
+    for name in files:
+        subprocess.run([sys.executable, __file__, "--one", name], check=True)
+
+
+if __name__ == "__main__":
+    main()
