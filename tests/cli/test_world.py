@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -126,6 +131,149 @@ def test_a_name_that_does_not_resolve_is_said_and_ends_the_run(folder, monkeypat
     assert "the server was not reached even once" in said
     summary = json.loads((folder / "out.summary.json").read_text())
     assert (summary["sent"], summary["untouched"]) == (0, 20)
+
+
+def test_a_name_that_resolves_after_a_while_costs_nothing(folder, monkeypatch):
+    """The network comes up later than the run, as after the start of a machine."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    resolve, asked = socket.getaddrinfo, []
+
+    def resolve_late(host, *more, **options):
+        if host != "service.test":
+            return resolve(host, *more, **options)
+        asked.append(time.monotonic())
+        if asked[-1] < asked[0] + 1:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return resolve("127.0.0.1", *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_late)
+    with simulator.serve(Simulation(latency=Latency(median=0.05))) as server:
+        base = server.base_url.replace("127.0.0.1", "service.test")
+        assert main(["run", "in.jsonl", "-o", "out.jsonl", "--base-url", base, "--limits", LIMITS]) == 0
+        assert server.statistics().admitted == 20
+    assert len(asked) > 2
+    assert json.loads((folder / "out.summary.json").read_text())["sent"] == 20
+
+
+def test_a_proxy_that_is_not_there_is_named_and_no_proxy_goes_past_it(folder, monkeypatch, capsys, port):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("HTTP_PROXY", f"http://user:secret@127.0.0.1:{port}")
+    monkeypatch.setenv("http_proxy", f"http://user:secret@127.0.0.1:{port}")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with simulator.serve(Simulation(latency=Latency(median=0.05))) as server:
+        command = ["run", "in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url, "--limits", LIMITS]
+        assert main([*command, "--give-up-after", "0.5"]) == 5
+        said = capsys.readouterr().err
+        assert f"cannot connect to 127.0.0.1:{port}: " in said
+        assert "secret" not in said
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        assert main(command) == 0
+        assert server.statistics().admitted == 20
+
+
+# Connections that are reset
+
+
+@contextmanager
+def resetting(address, every, burst):
+    """A relay that tears down all its connections, and each new one, for `burst` of every `every` seconds."""
+    host, _, port = address.removeprefix("http://").removesuffix("/v1").partition(":")
+    ready, ports, open_ones, loop = threading.Event(), [], set(), asyncio.new_event_loop()
+
+    def is_bad():
+        return time.monotonic() % every < burst
+
+    def reset(writer):
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+        open_ones.discard(writer)
+
+    async def pump(reader, writer):
+        with suppress(OSError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def relay(reader, writer):
+        open_ones.add(writer)
+        if is_bad():
+            reset(writer)
+            return
+        to_reader, to_writer = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(pump(reader, to_writer), pump(to_reader, writer))
+        open_ones.discard(writer)
+
+    async def serve():
+        server = await asyncio.start_server(relay, "127.0.0.1", 0)
+        ports.append(server.sockets[0].getsockname()[1])
+        ready.set()
+        while ports:
+            if is_bad():
+                for writer in list(open_ones):
+                    reset(writer)
+            await asyncio.sleep(0.01)
+        server.close()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await asyncio.sleep(0.1)
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    ready.wait(60)
+    yield f"http://127.0.0.1:{ports[0]}/v1"
+    ports.clear()
+    thread.join()
+    loop.close()
+
+
+def test_bursts_of_resets_cost_no_row(folder, monkeypatch):
+    """Each is answered once; what was under way is sent again, and said."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    write(folder, range(300))
+    with (
+        simulator.serve(Simulation(latency=Latency(median=0.1))) as server,
+        resetting(server.base_url, 1.0, 0.3) as address,
+    ):
+        command = ["run", "in.jsonl", "-o", "out.jsonl", "--base-url", address, "--quiet"]
+        assert main([*command, "--limits", "requests=6000/min burst 50"]) == 0
+        admitted = server.statistics().admitted
+    assert len(names_in(folder / "out.jsonl")) == 300
+    summary = json.loads((folder / "out.summary.json").read_text())
+    assert summary["retries"] == summary["sent"] - 300 > 0
+    assert 300 <= admitted <= 300 + summary["possibly_billed_twice"]
+
+
+# Folders that may not be written to
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("setpriv") is None, reason="root lets go of its rights by setpriv"
+)
+def test_a_folder_that_becomes_read_only_is_said_and_no_answer_is_lost(folder):
+    write(folder, range(100))
+    (folder / "ours").mkdir()
+    command = [
+        "setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search",
+        sys.executable, "-m", "penstock", "run", "in.jsonl", "-o", "ours/out.jsonl",
+    ]  # fmt: skip
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with simulator.serve(Simulation(latency=Latency(median=0.05))) as server:
+        command += ["--base-url", server.base_url, "--limits", "requests=3000/min burst 5"]
+        environment = {**os.environ, "OPENAI_API_KEY": KEY}
+        with subprocess.Popen(command, env=environment, **options) as process:
+            wait_for(lambda: count(folder / "ours/out.jsonl") >= 10)
+            (folder / "ours").chmod(0o555)
+            said = process.communicate(timeout=180)
+        assert process.returncode == 2, said
+        assert "penstock: cannot write ours/out.summary.json: Permission denied" in said[1]
+        assert len(names_in(folder / "ours/out.jsonl")) == 100
+        again = subprocess.run(command, env=environment, timeout=180, check=False, **options)
+        assert again.returncode == 2
+        assert again.stderr == "penstock: cannot write ours/out.summary.json: the folder ours is not ours to write to\n"
+        assert server.statistics().admitted == 100
 
 
 # Disks that fill up

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from datetime import UTC, datetime
 
 import anyio
 import pytest
@@ -220,6 +222,41 @@ async def test_two_runs_on_one_account_lose_nothing(tmp_path, told):
         assert one.errors() == two.errors() == []
     ideal = (600 - 20) / 15
     assert clock.now() < 1.2 * ideal
+
+
+@pytest.mark.parametrize("steps", [(3_600, -7_200), (86_400, -172_800, 86_400)], ids=["hours", "days"])
+@pytest.mark.parametrize("told", ["by the user", "by the server"])
+async def test_a_clock_that_is_set_forth_and_back_changes_nothing(virtual_time, tmp_path, told, steps):
+    """Nothing waits for a moment of the calendar: what is measured is how much time passed."""
+    service = Service(Simulation(**LIMITS, latency=Latency(median=0.5)))
+    with prepared(tmp_path, [chat(number) for number in range(300)], service) as this:
+        if told == "by the server":
+            this.run.places[0].limits_of = lambda model: (model, None)
+
+        async def set_clock():
+            for step in steps:
+                await anyio.sleep(3)
+                virtual_time.set_wall(datetime.fromtimestamp(clock.wall() + step, UTC))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(set_clock)
+            await this.run()
+        assert len(this.results()) == this.counts.sent == 300
+    assert clock.now() < 1.1 * (300 - 20) / 15
+
+
+@pytest.mark.parametrize(("step", "least", "most"), [(-86_400, 0, 0), (86_400, 86_000, 87_000)])
+async def test_a_clock_that_was_set_between_two_runs_frees_no_limit_too_early(
+    virtual_time, tmp_path, step, least, most
+):
+    """Files of the future were written just now, as far as anybody knows."""
+    with prepared(tmp_path, [chat(0)], Service(Simulation(**LIMITS))) as this:
+        await this.run()
+    for name in ("out.jsonl", "out.jsonl.journal"):
+        os.utime(tmp_path / name, (clock.wall(), clock.wall()))
+    virtual_time.set_wall(datetime.fromtimestamp(clock.wall() + step, UTC))
+    with prepared(tmp_path, [chat(0)], Service(Simulation(**LIMITS))) as this:
+        assert least <= this.all_results.idle <= most
 
 
 # A server that is down

@@ -158,6 +158,8 @@ class Http:
             return f"cannot connect to {error.host}:{error.port}: {reason}"
         if isinstance(error, aiohttp.ServerDisconnectedError):
             return "the server closed the connection without an answer"
+        if isinstance(error, aiohttp.ClientOSError | ConnectionError):
+            return f"the connection was lost: {error.strerror or error}"
         if _breaks_http(error):
             return f"the answer breaks HTTP: {' '.join(error.message.split())}"
         return f"{type(error).__name__}: {str(error) or 'the connection was lost'}"
