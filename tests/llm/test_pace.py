@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from penstock.llm.discovery import UnitEstimate
 from penstock.llm.pace import Pace
-from penstock.llm.traffic import Traffic
+from penstock.llm.traffic import Departure, Traffic
 
 
 class Server:
@@ -162,3 +163,58 @@ def test_a_few_that_were_admitted_between_two_refusals_are_no_measurement():
         traffic.left(1.0, left_at)
     refuse(pace, traffic, 36.0, 36.1)
     assert pace.rate > 0.6 * rate
+
+
+def searching_at(rate, latency, answers=100):
+    """An estimate of a server that has told nothing and answered that often, at this rate; and the time."""
+    estimate, now = UnitEstimate(), 0.0
+    estimate.search(rate, now)
+    under_way = []
+    for _ in range(answers):
+        now = estimate.ready_at(1.0, now)
+        estimate.granted(1.0, now)
+        under_way.append(estimate.left(1.0, now))
+        while under_way and under_way[0].at <= now - latency:
+            departure = under_way.pop(0)
+            estimate.answered(departure, now, refused=False)
+            estimate.passed(departure, now, latency)
+        estimate.pace.rate = rate
+    return estimate, now
+
+
+def sent_within(estimate, now, seconds):
+    """How many leave while no answer comes."""
+    sent, end = 0, now + seconds
+    while now <= end:
+        ready = estimate.ready_at(1.0, now)
+        if ready > now:
+            now = ready
+            continue
+        estimate.granted(1.0, now)
+        estimate.left(1.0, now)
+        sent += 1
+    return sent
+
+
+def test_while_the_rate_is_a_guess_a_standstill_of_the_server_holds_back_what_would_be_sent_on_it():
+    """At 100 a second and 0.1 s, about ten are under way; in half a second without answers it would be fifty."""
+    estimate, now = searching_at(100.0, 0.1)
+    assert sent_within(estimate, now, 0.5) <= 8
+
+
+def test_after_a_standstill_of_our_own_what_piled_up_is_not_sent_on_a_guess():
+    estimate, now = searching_at(100.0, 0.1)
+    for departure in list(estimate.traffic.after(Departure(-1, 0.0, 0.0, 0.0))):
+        estimate.answered(departure, now + 0.5, refused=False)
+    assert sent_within(estimate, now + 0.5, 0.0) <= 11
+
+
+def test_answers_that_never_come_hold_nobody_up_for_ever():
+    estimate, now = searching_at(100.0, 0.1)
+    assert sent_within(estimate, now, 60.0) >= 60.0 / 1.5 * 10
+
+
+def test_beside_limits_that_were_told_a_standstill_holds_nothing_back():
+    estimate, now = searching_at(100.0, 0.1)
+    estimate.pace.alone = False
+    assert sent_within(estimate, now, 0.5) >= 50

@@ -108,6 +108,7 @@ class UnitEstimate:
         """It was thought to have left, and had not: it waits again, to be withdrawn."""
         for each in self.told.values():
             each.charge(-departure.cost, now)
+        self.traffic.arrived(departure)
         self.traffic.waiting += departure.cost
         departure.cost = 0.0
 
@@ -115,6 +116,7 @@ class UnitEstimate:
         """Its answer is there, and says nothing about this unit, or something that `heard` is told next."""
         if refused:
             self.traffic.refused(departure)
+        self.traffic.arrived(departure)
         departure.charged_at = now
 
     def settled(self, departure: Departure, amount: float, now: float) -> None:
@@ -152,7 +154,7 @@ class UnitEstimate:
     def search(self, rate: float, now: float, *, at_once: float = FIRST_UNTOLD) -> None:
         """Nothing is told: begin slowly, and go faster until something is refused."""
         if self.pace is None:
-            self.pace = Pace(rate, now, smallest=at_once, searching=True)
+            self.pace = Pace(rate, now, smallest=at_once, searching=True, alone=not self.told)
 
     def stop_searching(self) -> None:
         """Limits were told after all."""
@@ -173,7 +175,7 @@ class UnitEstimate:
             wait: Seconds to stay away, as the server says.
         """
         if self.pace is None:
-            self.pace = Pace(1.0, now, smallest=1.0)
+            self.pace = Pace(1.0, now, smallest=1.0, alone=not self.told)
             if searched is not None:
                 self.pace.doubled = searched.doubled
         known = min(
@@ -214,5 +216,6 @@ class UnitEstimate:
         ready = max((each.ready_at(cost, now, ahead) for each in self.told.values()), default=now)
         if self.pace is not None:
             ready = max(ready, self.pace.ready_at(cost, now, ahead))
+            ready = max(ready, self.pace.heard_enough_at(cost, now, self.traffic, ahead))
             ready = max(ready, self._window.ready_at(cost, now, self.traffic, ahead, self.pace.rate))
         return ready

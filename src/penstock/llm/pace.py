@@ -8,6 +8,9 @@ Pure arithmetic. It is in one of these states, of which `discovery` knows the fi
                                └────────────── a refusal ────────────────┘
 
 While it is EMPTY, one request goes first. Only a refusal that ends SEARCHING or PACED is a measurement.
+
+Before it, and as long as what was measured was mostly a burst, the rate is a guess. Then no more is under way than the
+rate times the usual latency, so that a standstill of either side is not followed by a bunch of refusals.
 """
 
 from __future__ import annotations
@@ -22,6 +25,9 @@ __all__ = ["FIRST_UNTOLD", "Pace"]
 BURST = 0.5
 """Seconds' worth that may be sent at once where only the pace is known."""
 
+UNCONFIRMED = 0.1
+"""The same before anything was refused: what piles up while we stand still must not be sent on a guess."""
+
 FIRST_UNTOLD = 8.0
 """Requests that may be sent at once to a server that tells nothing, before anything was refused."""
 
@@ -34,6 +40,18 @@ DOUBLED_SOONEST = 1.0
 LATENCIES = 2.0
 """The same in seconds that an answer takes: what is sent too much before the first refusal is heard of stays a share of
 it."""
+
+UNDER_WAY = 4.0
+"""Requests that may be under way beyond rate × latency, which Little's law says are, while the rate is a guess."""
+
+SPREAD = 1.25
+"""The average latency over the median, as latencies of services are spread."""
+
+USUALLY = 0.05
+"""Share by which an answer that took longer or shorter moves the latency that is usual: to the median, in the end."""
+
+LOST, LOST_LATENCIES = 1.0, 4.0
+"""Seconds, and usual latencies, after which an answer is not waited for any more."""
 
 BACK = 0.7
 """Share of what was measured that is tried after a refusal, so that the server has a little to spare again."""
@@ -99,15 +117,19 @@ class Pace:
     Attributes:
         rate: Units per second that are tried now.
         searching: Whether nothing was refused yet.
+        alone: Whether no limit was told of, that holds beside it.
         most: The rate that is known to be the most; `inf` if none is.
         doubled: Seconds in which it doubles while searching.
+        latency: Seconds that an answer usually takes; None: there was none.
     """
 
     rate: float
     now: float
     smallest: float
     searching: bool = False
+    alone: bool = True
     most: float = field(init=False, default=math.inf)
+    latency: float | None = field(init=False, default=None)
     _level: float = field(init=False, default=0.0)
     _at: float = field(init=False)
     _is_empty: bool = field(init=False, default=False)  # refused, and nothing that left since was admitted yet
@@ -137,7 +159,12 @@ class Pace:
     @property
     def burst(self) -> float:
         """Units that may be sent at once."""
-        return self.smallest if self._is_empty else max(self.smallest, self.rate * self._burst)
+        seconds = min(self._burst, UNCONFIRMED) if self._is_unconfirmed else self._burst
+        return self.smallest if self._is_empty else max(self.smallest, self.rate * seconds)
+
+    @property
+    def _is_unconfirmed(self) -> bool:
+        return self.alone and (self.searching or self._is_guess)
 
     def charge(self, cost: float, now: float) -> None:
         """A request was granted; or, with a negative cost, withdrawn."""
@@ -156,9 +183,22 @@ class Pace:
         missing = min(cost, self.burst) + ahead - self.level(now)
         return now if missing <= ROUNDING * (self.burst + self.rate) else now + missing / self.rate
 
+    def heard_enough_at(self, cost: float, now: float, traffic: Traffic, ahead: float = 0.0) -> float:
+        """When `cost` may go after `ahead`, as far as what is under way allows while the rate is a guess.
+
+        If no answers come, because either side stands still, what is sent on a guess is refused all at once.
+        """
+        if self.latency is None or not self._is_unconfirmed:
+            return now
+        traffic.give_up(now - LOST - LOST_LATENCIES * self.latency)
+        most = SPREAD * self.rate * self.latency + UNDER_WAY * cost
+        excess = traffic.under_way + traffic.waiting + ahead + cost - most
+        return now if excess <= ROUNDING * most else now + excess / self.rate
+
     def passed(self, now: float, latency: float | None = None) -> None:
         """A request was admitted, and took so long: try a little more, if it was this that held requests up."""
         if latency is not None:
+            self.latency = _nearer(self.latency, latency)
             doubled = min(DOUBLED, max(DOUBLED_SOONEST, LATENCIES * latency))
             self.doubled += 0.1 * (doubled - self.doubled)
         if now - (latency or 0.0) > self._cut_at:
@@ -321,3 +361,10 @@ class Pace:
         level = self.level(now)
         self._at, self.rate = max(self._at, now), min(rate, self.most)
         self._level = min(level, self.burst)
+
+
+def _nearer(usual: float | None, latency: float) -> float:
+    """The median of latencies, one more taken in. One that is far off, as after a standstill, moves it no further."""
+    if usual is None:
+        return latency
+    return min(latency, usual * (1 + USUALLY)) if latency > usual else max(latency, usual / (1 + USUALLY))

@@ -6,6 +6,7 @@ Pure arithmetic: amounts and times in, amounts out.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -72,11 +73,14 @@ class Traffic:
         waiting: Units granted that have not left.
         sent: Units that left.
         charged_late: Whether the server charges a request when its answer is there, as it does for what comes out.
+        under_way: Units that left, and of which no answer was heard yet.
     """
 
     waiting: float = 0.0
     sent: float = 0.0
     charged_late: bool = False
+    under_way: float = 0.0
+    _open: OrderedDict[int, Departure] = field(default_factory=OrderedDict)  # those that are under way
     _log: list[Departure] = field(default_factory=list)
     _first: int = 0  # the number of the first one in it
     _refused: list[Departure] = field(default_factory=list)  # those of them that were refused
@@ -93,6 +97,8 @@ class Traffic:
         self.sent += cost
         departure = Departure(self._first + len(self._log), now, cost, self.sent)
         self._log.append(departure)
+        self._open[departure.number] = departure
+        self.under_way += cost
         if self.charged_late:
             self._uncharged.append(departure)
         if len(self._log) > _LONGEST_LOG:
@@ -100,6 +106,16 @@ class Traffic:
             self._first += _LONGEST_LOG // 2
             self._refused = [each for each in self._refused if each.number >= self._first]
         return departure
+
+    def arrived(self, departure: Departure) -> None:
+        """Its answer was heard, or there will be none."""
+        if self._open.pop(departure.number, None) is not None:
+            self.under_way -= departure.cost
+
+    def give_up(self, moment: float) -> None:
+        """Take what left before that moment for lost: it is under way no longer."""
+        while self._open and (first := next(iter(self._open.values()))).at < moment:
+            self.arrived(first)
 
     def refused(self, departure: Departure) -> None:
         """It was not admitted."""
