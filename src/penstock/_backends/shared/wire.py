@@ -322,13 +322,14 @@ class BatchInFlight:
         ):
             raise self._nonsense(reply)
         try:
+            told = _receipts(numbers, 0, len(debits))
             verdicts, end = self._verdicts(numbers, len(debits))
         except IndexError:
             raise self._nonsense(reply) from None
         if end != len(numbers):
             raise self._nonsense(reply)
         self.epochs = dict(zip(self.offsets, reply.epochs, strict=True))
-        for (receipts, state), receipt in zip(debits, numbers, strict=False):
+        for (receipts, state), receipt in zip(debits, told, strict=True):
             if receipts is not None:
                 receipts.charged(state, self.epochs[state.limit_set], receipt)
         return verdicts
@@ -352,10 +353,10 @@ class BatchInFlight:
             granted, begin, at = numbers[at], at + 1, at + 1
             if granted:
                 at += width
-                if not 0 < granted <= times or granted % 1 or at > len(numbers):
+                if not 0 < granted <= times or granted % 1:
                     raise IndexError(granted)
                 more = int(granted) - 1
-                receipts = zip(numbers[begin:at], amounts, strict=True)
+                receipts = zip(_receipts(numbers, begin, at), amounts, strict=True)
                 verdicts += zip(*[accumulate(repeat(by, more), initial=first) for first, by in receipts], strict=True)
             if granted < times:
                 break
@@ -368,11 +369,13 @@ class BatchInFlight:
             wait = numbers[at]
             if wait >= 0:
                 end = at + 1 + len(request.charges)
-                verdicts.append(Admitted(wait, numbers[at + 1 : end]))
+                verdicts.append(Admitted(wait, _receipts(numbers, at + 1, end)))
                 at = end
                 continue
             what = numbers[at + 1]
             at += 2
+            if what < 0 and not (wait > -math.inf and what > -math.inf):
+                raise IndexError(what)  # it would never be asked for again
             if what == ledger.BOOKED:
                 verdicts.append(BookedFor(-1.0 - wait))
             elif what < 0:
@@ -394,3 +397,15 @@ class BatchInFlight:
             f"{len(reply.states)} states and {len(reply.verdicts)} verdicts to {len(self.asked)} requests): "
             "nothing was granted. Another program, or another version of penstock, may have written there"
         )
+
+
+def _receipts(numbers: Sequence[float], begin: int, end: int) -> Sequence[float]:
+    """The receipts that stand there.
+
+    Raises:
+        IndexError: There are too few, or one is no number that a store may be sent again: it would damage the row.
+    """
+    receipts = numbers[begin:end]
+    if len(receipts) < end - begin or -math.inf in receipts:  # other numbers that are none were found before
+        raise IndexError(begin)
+    return receipts
