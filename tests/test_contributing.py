@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import tomllib
 from pathlib import Path
 
@@ -65,3 +66,12 @@ def test_the_tests_that_mutants_are_tried_on_are_there():
         test.removeprefix("tests/").partition("[")[0] for test in settings["pytest_add_cli_args_test_selection"]
     ]
     assert [test for test in selected if not exists(test)] == []
+
+
+def test_each_line_that_is_broken_on_purpose_stands_once_in_its_file():
+    """Else `make mutation` would end there, which few run."""
+    breaks = runpy.run_path(str(ROOT / "tools/break_promises.py"))["BREAKS"]
+    lines = [line for each in breaks for line in each.lines]
+    assert len(lines) > 10
+    texts = {file: (ROOT / "src/penstock" / file).read_text(encoding="utf-8") for file, _, _ in lines}
+    assert [(file, old) for file, old, _ in lines if texts[file].count(old) != 1] == []

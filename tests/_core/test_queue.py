@@ -318,6 +318,23 @@ def test_what_is_gone_is_swept_when_it_is_more_than_64_and_more_than_half(waiter
         queue.take(one)
 
 
+@pytest.mark.parametrize(("waiters", "stay"), [(70, 64), (130, 65), (200, 100)])
+def test_those_that_left_a_level_are_swept_when_they_are_more_than_64_and_more_than_half(waiters, stay):
+    """Also of several flows, and behind one that waits for ever."""
+    limit, queue = Counted(), Queue(math.inf)
+    all_of_them = [Waiter(((limit, 1.0),), 0, number % 3) for number in range(waiters)]
+    for one in all_of_them:
+        queue.join(one, 0.0)
+    level = all_of_them[0].subqueue.level
+    for one in all_of_them[1 : stay + 1]:
+        queue.leave(one)
+        assert len(level.joined) == waiters
+    queue.leave(all_of_them[stay + 1])
+    assert list(level.joined) == [all_of_them[0], *all_of_them[stay + 2 :]]
+    assert level.gone == 0
+    check_books(queue)
+
+
 def test_a_call_that_comes_and_goes_leaves_nothing_behind_though_somebody_always_waits():
     """A saturated limiter's queue is never empty, for days; what it holds is those who wait."""
     limit, other = Counted(), Counted()
