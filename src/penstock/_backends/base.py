@@ -270,12 +270,6 @@ class Request(Waiter):
         self.waking: bool = False
         self.error: Exception | None = None
 
-    def take_error(self) -> Exception:
-        """The error, to be raised. The request lets go of it, as its traceback may lead back to the request."""
-        error, self.error = self.error, None
-        assert error is not None, "there is an error to raise"
-        return error
-
     @property
     def granted(self) -> bool:
         """Whether it has been charged."""

@@ -156,7 +156,7 @@ class MixedBackend:
         of_places, request.of_places = request.of_places, None
         assert of_places is not None, "there was one"
         if of_places.error is not None:
-            request.error = of_places.take_error()
+            request.error, of_places.error = of_places.error, None
             request.caller.refused += 1
             return None
         request.places = Grant()
@@ -194,7 +194,7 @@ class MixedBackend:
         of_store = request.of_store
         assert of_store is not None, "it has answered"
         if of_store.error is not None:
-            request.error = of_store.take_error()
+            request.error, of_store.error = of_store.error, None
             places, request.places = request.places, None
             assert places is not None, "it was waiting with them"
             self.local.cancel(places)
