@@ -63,3 +63,24 @@ async def test_a_server_that_has_less_than_is_kept_back_gets_some_of_it_back(lim
     assert (now < before - 1) == made_up
     endpoint.answered(request, 200, told(remaining))
     assert abs(await level_of(limiter) - now) < 0.1  # once, until it has shown
+
+
+async def test_a_server_that_has_less_than_was_thought_is_believed_at_once():
+    """What an answer tells is in the limiter's level before anybody asks again."""
+    limiter = Limiter(requests=Rate(10, 1000, 40))
+    endpoint = Endpoint(limiter)
+    endpoint.answered(await sent(endpoint), 200, told(12))
+    assert limiter.statistics().limits["requests"].level < 12.1
+
+
+async def test_a_request_that_could_use_up_what_may_go_finds_no_more_than_that():
+    """Far from its limits nothing is lowered, which would cost as much as a grant; near them, all that may not go is."""
+    limiter = Limiter(requests=Rate(10, 1, 40))
+    endpoint = Endpoint(limiter)
+    for _ in range(10):
+        await sent(endpoint)
+    far = limiter.statistics().limits["requests"].level
+    endpoint.ask({"requests": 30})
+    assert limiter.statistics().limits["requests"].level <= far
+    with pytest.raises(RateLimited):
+        limiter.acquire_nowait(requests=31)

@@ -300,6 +300,10 @@ class Backend(Protocol):
     def parts(self) -> tuple[object, ...]:
         """The limit sets that it decides over: backends with the same ones have one state."""
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for their turn."""
+
     def plan(self) -> ChargePlan:
         """What costs are charged on now."""
 
@@ -353,6 +357,9 @@ class Backend(Protocol):
     def reconfigure(self, limits: Mapping[str, tuple[Limit, ...]]) -> None: ...
 
     def snapshot(self) -> Snapshot: ...
+
+    def level(self, unit: str) -> float:
+        """What there is of a unit now: the level of that of its limits which holds least. Cheaper than a snapshot."""
 
     async def refresh(self) -> None:
         """Ask how things stand, for `snapshot` and `forecast` to show."""

@@ -9,7 +9,7 @@ from penstock import _numbers
 from penstock._core.bucket import Bucket
 from penstock._core.places import Places
 from penstock._core.turns import Charges, LimitState
-from penstock._validation import RESERVED, cost_of, exact_cost, show_wait
+from penstock._validation import RESERVED, cost_of, exact_cost, show_wait, told_of
 from penstock.errors import CostError, MissingUnit, QueueFull, RateLimited, UnknownUnit, Unsatisfiable
 from penstock.limits import Unlimited
 
@@ -39,7 +39,7 @@ class ChargePlan:
         expires: Whether places have a time to live.
     """
 
-    __slots__ = ("defaults", "expires", "held", "states", "units", "version")
+    __slots__ = ("_smallest", "defaults", "expires", "held", "states", "units", "version")
 
     def __init__(self, sets: Sequence[_LimitSet]) -> None:
         self.version: int = sum([part.version for part in sets])
@@ -51,6 +51,7 @@ class ChargePlan:
             for unit, default in part.defaults.items():
                 defaults.setdefault(unit, default)
         self.units: dict[str, tuple[LimitState, ...]] = units
+        self._smallest: dict[str, LimitState] = {}
         self.defaults: dict[str, float] = defaults
         self.states: list[LimitState] = [state for states in units.values() for state in states]
         self.held: bool = any(state.meter.held for state in self.states)
@@ -93,6 +94,13 @@ class ChargePlan:
                 if given is None:
                     raise CostError(f"the cost of {unit} must be a number, not None")
         return tuple(charges)
+
+    def smallest(self, unit: str) -> LimitState:
+        """Of the limits of a unit, the one that a server speaks of: the one that holds least at once."""
+        state = self._smallest.get(unit)
+        if state is None:
+            state = self._smallest[unit] = told_of(self.units[unit])
+        return state
 
     def check_unit(self, unit: Any) -> None:
         """Refuse a unit that no limit counts."""

@@ -505,6 +505,13 @@ class Key(Caller):
     def snapshot(self) -> Snapshot:
         return self.itself().snapshot()
 
+    @property
+    def waiting(self) -> int:
+        return self.itself().waiting
+
+    def level(self, unit: str) -> float:
+        return self.itself().level(unit)
+
     async def refresh(self) -> None:
         """In this process everything is known already."""
 

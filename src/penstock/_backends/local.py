@@ -27,7 +27,7 @@ from penstock._core.bucket import Bucket
 from penstock._core.places import Hold
 from penstock._core.turns import Charges, LimitState, Receipts, charge, charge_if_ready, give_back, postponed, undo
 from penstock._numbers import show_seconds
-from penstock._validation import exact_cost, told_of
+from penstock._validation import exact_cost
 from penstock.errors import RateLimited
 from penstock.events import Refused, emit
 from penstock.limits import Limit
@@ -74,6 +74,11 @@ class LocalBackend:
     def joint(self) -> bool:
         """Whether there are several sets."""
         return len(self.sets) > 1
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self.queue.waiters)
 
     @property
     def queue(self) -> WaitQueue:
@@ -389,7 +394,7 @@ class LocalBackend:
 
         def hear(_: WaitQueue, now: float) -> None:
             for unit in {**remaining, **reset}:
-                meter = told_of(self.plan().units[unit]).meter
+                meter = self.plan().smallest(unit).meter
                 left = remaining.get(unit)
                 if left is None:
                     if not isinstance(meter, Bucket):
@@ -477,6 +482,12 @@ class LocalBackend:
             levels=[(plan.label(state), state, level(state)) for state in plan.states],
         )
 
+    def level(self, unit: str) -> float:
+        """What there is of a unit now."""
+        with self.store.lock:
+            meter, now = self.plan().smallest(unit).meter, clock.now()
+            return meter.glance(now) if self.store.deciding else meter.level(now)
+
     def _interrupted(self) -> bool:
         """Whether this runs in a signal handler or a finaliser that came in the middle of a decision of this thread."""
         with self.store.lock:
@@ -506,12 +517,8 @@ class LocalBackend:
             if self.store.deciding:  # in a signal handler: until the queues are one, no call goes by the first alone
                 self.queue.clearance.given = False
             for part in sets[1:]:
-                self._decide_soon(_merge, part)
+                self._decide_soon(lambda queue, _, part: queue.merge(part.queue), part)
             return LocalBackend(self.store, sets, fast=self.fast and other.fast)
-
-
-def _merge(queue: WaitQueue, _: float, part: LimitSet) -> None:
-    queue.merge(part.queue)
 
 
 def _grant_now(binding: Binding, grant: Grant) -> bool:

@@ -108,6 +108,11 @@ class MixedBackend:
         """The limit sets of both: backends with the same ones have one state."""
         return (*self.local.sets, *self.shared.sets)
 
+    @property
+    def waiting(self) -> int:
+        """How many wait in either."""
+        return self.local.waiting + self.shared.waiting
+
     def plan(self) -> ChargePlan:
         """What costs are charged on now."""
         if self._plan.version != sum([part.version for part in self.local.sets]) + sum(
@@ -319,6 +324,10 @@ class MixedBackend:
             paused_for=max(here.paused_for, there.paused_for),
             levels=[*here.levels, *there.levels],
         )
+
+    def level(self, unit: str) -> float:
+        """What there is of a unit, by the part that knows it."""
+        return (self.local if unit in self.local.plan().units else self.shared).level(unit)
 
     async def refresh(self) -> None:
         """Ask the store how things stand."""

@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from penstock import Calendar, InFlight, Limit, Limiter, LimitStatistics, Permit, Rate, Sliding, Statistics, clock
+from penstock import Calendar, InFlight, Limit, Limiter, Permit, Rate, Sliding, Statistics, clock
 from penstock.llm import tables
 from penstock.llm.discovery import UnitEstimate
 from penstock.llm.failures import Verdict
@@ -144,6 +144,7 @@ class Endpoint:
         self._paused_at = -math.inf
         self._sent = self._refused = self._pauses = 0
         self._lost: deque[RequestInFlight] = deque()
+        self._plan: object = None  # what the limits were read from
         self._units: dict[str, UnitEstimate] = {}
         self._buckets: dict[str, DepartureBucket] = {}
         self._limits: dict[str, tuple[Limit, ...]] = {}
@@ -209,7 +210,7 @@ class Endpoint:
                 amount = charged.get(unit, 0.0)
                 request.charged[unit] = amount
                 estimate.granted(amount, now)
-        self._settle_levels()
+        self._settle_for_waiters()
         return request
 
     def left(self, request: RequestInFlight) -> None:
@@ -222,7 +223,7 @@ class Endpoint:
             self._charge_server(request, request.left_at)
         if self._travel is not None:
             request.permit._leave(self._travel)
-        self._settle_levels()
+        self._settle_for_waiters()
 
     def _charge_server(self, request: RequestInFlight, now: float) -> None:
         """What the server will charge, once the request is there."""
@@ -259,7 +260,10 @@ class Endpoint:
                 self._units[unit].answered(departure, now, refused=status == 429)
             for quota in reading.quotas:
                 self._hear(request, quota, now)
-        self._settle_levels()
+        if reading.quotas:
+            self._settle_levels()
+        else:
+            self._settle_for_waiters()
         if self._is_shared and reading.quotas:
             self._make_up_reserve(request)
 
@@ -334,6 +338,10 @@ class Endpoint:
 
     def _look_again(self) -> None:
         """Read the limits anew if they have changed: a limiter may be reconfigured at any time."""
+        plan = self.limiter._backend.plan()
+        if plan is self._plan:
+            return
+        self._plan = plan
         limits = dict(self.limiter.limits)
         if limits == self._limits:
             return
@@ -373,15 +381,19 @@ class Endpoint:
         if levels:
             self.limiter._backend.observe(levels, {}, None)  # `Limiter.observe` takes what a server says, 0 or more
 
+    def _settle_for_waiters(self) -> None:
+        """The same, after what only tells those that wait already something: a newcomer asks first, which settles."""
+        if self._is_shared or self.limiter._backend.waiting:
+            self._settle_levels()
+
     def _too_high(self, now: float, asked: Mapping[str, float]) -> dict[str, float]:
         """What there is of each unit that the limiter believes to have more of.
 
         While no request waits, what the server surely holds may go without headroom. A waiter is granted by the limiter
         alone when enough has come in, so the headroom must be in its level before.
         """
-        limiter = self.limiter.statistics()
-        levels = _levels_of(limiter)
-        may_go = not self._is_shared and not limiter.waiting
+        backend = self.limiter._backend
+        may_go = not self._is_shared and not backend.waiting
         for unit, bucket in self._buckets.items():
             may_go = may_go and bucket.room - self._units[unit].traffic.waiting >= asked.get(unit, 0.0)
         lower: dict[str, float] = {}
@@ -389,18 +401,11 @@ class Endpoint:
             estimate = self._units[unit]
             room = max(bucket.level(now), bucket.room) if may_go else bucket.level(now)
             bound = min(room - estimate.traffic.waiting, estimate.level(now))
-            if bound < levels[unit] - 1e-9 * (1 + abs(bound)):  # not for what floats make of equal sums
+            if may_go and unit in asked and bound >= asked[unit] + bucket.capacity / 2:
+                continue  # it is far from all that may go, and so are those that other threads ask for just now
+            if bound < backend.level(unit) - 1e-9 * (1 + abs(bound)):  # not for what floats make of equal sums
                 lower[unit] = max(bound, 0.0 if self._is_shared else -bucket.reserve)
         return lower
-
-
-def _levels_of(limiter: Statistics) -> dict[str, float]:
-    """The level of a limiter by unit: that of its smallest limit."""
-    smallest: dict[str, LimitStatistics] = {}
-    for limit in limiter.limits.values():
-        if limit.unit not in smallest or limit.capacity < smallest[limit.unit].capacity:
-            smallest[limit.unit] = limit
-    return {unit: limit.level for unit, limit in smallest.items()}
 
 
 def _length(limit: Limit) -> float | None:

@@ -351,6 +351,17 @@ class SharedBackend:
                 levels=[(plan.label(state), state, state.meter.level(now) + state.pool.left) for state in states],
             )
 
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self.queue)
+
+    def level(self, unit: str) -> float:
+        """What there is of a unit, by what the store answered last."""
+        with self.store.lock:
+            state: Any = self.plan().smallest(unit)
+            return float(state.meter.level(clock.now()) + state.pool.left)
+
     def _tell(self, part: SharedLimitSet, write: Any, *, announce: bool) -> None:
         self.dispatcher.post(partial(_order, Order(part, write, announce=announce)))
 
