@@ -75,6 +75,23 @@ async def test_a_row_as_large_as_the_burst_is_sent_and_not_refused(tmp_path):
         assert (len(this.results()), this.counts.status_429) == (9, 0)
 
 
+async def test_what_worked_on_a_row_goes_on_with_the_next(tmp_path):
+    """A task for each row would cost as much as a tenth of its request."""
+    wide = {"requests": "100000/s", "tokens": "100M/s"}
+    tasks = []
+
+    class Noting(Service):
+        async def send(self, path, body, left):
+            tasks.append(anyio.get_current_task().id)
+            return await super().send(path, body, left)
+
+    rows = [chat(number) for number in range(100)]
+    with prepared(tmp_path, rows, Noting(Simulation(**wide)), limits=wide, max_in_flight=1) as this:
+        await this.run()
+        assert len(this.results()) == 100
+    assert len(set(tasks)) == 1
+
+
 async def test_bad_lines_are_named_and_the_run_goes_on(tmp_path):
     rows = [chat(0), b"{\n", chat(0), b'{"custom_id": "x"}\n', b"\n", chat(1, 24_001), b"\xff\n", chat(2)]
     with prepared(tmp_path, rows, Service(Simulation(**LIMITS))) as this:

@@ -115,6 +115,9 @@ class Reading:
         return next((quota for quota in self.quotas if quota.name == name), None)
 
 
+_NOTHING_TOLD = Reading((), None)
+
+
 def read(headers: Mapping[str, str], status: int, *, wall: float) -> Reading:
     """Read the headers of one response.
 
@@ -123,6 +126,8 @@ def read(headers: Mapping[str, str], status: int, *, wall: float) -> Reading:
         status: Of the response. A `Retry-After` on a success is noise (one service sends 59 with a 200) and is ignored.
         wall: Now, in seconds since 1970. Only for dates, and only where the response has no `Date` of its own.
     """
+    if 200 <= status < 300 and not any("ratelimit" in name.lower() for name in headers):
+        return _NOTHING_TOLD
     lower = _readable(headers)
     told: dict[str, dict[str, str]] = {}
     for header, value in lower.items():

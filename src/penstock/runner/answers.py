@@ -70,7 +70,7 @@ def _success(path: str, status: int, content: bytes) -> Answer | Verdict:
     try:
         if json.detect_encoding(text) != "utf-8":  # UTF-16, or a byte order mark: results are UTF-8 without one
             text = content.decode(json.detect_encoding(content)).strip().encode()
-        value = load_json(text)
+        value = load_json(text.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError):
         return Verdict(Action.PERMANENT, None, "invalid_response", f"the answer with status {status} is not JSON")
     inside = _error_inside(value)

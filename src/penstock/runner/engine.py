@@ -111,7 +111,7 @@ class Run:
         self._working_bytes = 0
         self._changed = anyio.Event()
         self._spending = Spending.of(settings.max_cost, settings.prices)
-        self._sleepers = 0
+        self._sleepers = False  # whether anything waits for a change that has not come yet
         self._told_limits: dict[str, Limits] = {}
         self._room = anyio.Event()
         self._works: set[Work] = set()
@@ -143,8 +143,6 @@ class Run:
             async with anyio.create_task_group() as work:
                 work.start_soon(self._read)
                 while (chosen := await self._choose()) is not None:
-                    self._working += 1
-                    self._working_bytes += len(chosen.row.body)
                     work.start_soon(self._work, chosen)
             watch.cancel()
         if self.stopped is None:
@@ -298,20 +296,32 @@ class Run:
     async def _choose(self) -> Work | None:
         """Wait for a row that should go next; None when there will be none."""
         while self.stopped is None:
-            if self._may_choose and self._working < self.concurrency and self._working_bytes < WORKING_BYTES:
-                if self._results.full:
-                    await anyio.sleep(0.05)
-                    continue
-                for pool in self._pools.values():
-                    group = pool.next_group() if len(pool.mix) else None
-                    if group is not None:
-                        work = Work(group, pool.mix.take(group.levels), pool.groups if len(pool.groups) > 1 else ())
-                        if not self._read_all and not self._window_is_full(READ_AT_ONCE - 1):
-                            self._room.set()
-                        return work
+            if self._results.full:
+                await anyio.sleep(0.05)
+                continue
+            work = self._choose_now()
+            if work is not None:
+                return work
             if self._read_all and not any(len(pool.mix) for pool in self._pools.values()):
                 return None
             await self._sleep()
+        return None
+
+    def _choose_now(self) -> Work | None:
+        """A row that should go next; None while there is none, or no room for one. From here on it is worked on."""
+        if not self._may_choose or self._working >= self.concurrency or self._working_bytes >= WORKING_BYTES:
+            return None
+        if self._results.full or self.stopped is not None:
+            return None
+        for pool in self._pools.values():
+            group = pool.next_group() if len(pool.mix) else None
+            if group is not None:
+                work = Work(group, pool.mix.take(group.levels), pool.groups if len(pool.groups) > 1 else ())
+                self._working += 1
+                self._working_bytes += len(work.row.body)
+                if not self._read_all and not self._window_is_full(READ_AT_ONCE - 1):
+                    self._room.set()
+                return work
         return None
 
     def _left(self) -> set[Work] | None:
@@ -321,16 +331,15 @@ class Run:
     def _tell(self) -> None:
         """Wake all that wait for a change."""
         if self._sleepers:
+            self._sleepers = False
             self._changed.set()
-            self._changed = anyio.Event()
 
     async def _sleep(self) -> None:
         """Return after a change."""
-        self._sleepers += 1
-        try:
-            await self._changed.wait()
-        finally:
-            self._sleepers -= 1
+        if not self._sleepers:
+            self._sleepers = True
+            self._changed = anyio.Event()
+        await self._changed.wait()
 
     async def _watch(self, scope: anyio.CancelScope) -> None:
         """Look now and then whether it is time to end."""
@@ -347,14 +356,25 @@ class Run:
 
     # Working on a row -------------------------------------------------------------------------------------------------
 
-    async def _work(self, work: Work) -> None:
-        """See a row through: answered, among the errors, or untouched because the run was stopped."""
+    async def _work(self, first: Work) -> None:
+        """See a row through, and then others while there is room for one: a task for each row would cost a lot."""
+        work: Work | None = first
+        with anyio.CancelScope() as scope:
+            while work is not None:
+                await self._see_through(work, scope)
+                work = self._choose_now()
+                if self._spending is not None:  # what was set aside for the row is free again
+                    self._tell()
+        self._tell()
+
+    async def _see_through(self, work: Work, scope: anyio.CancelScope) -> None:
+        """Work on a row to its end: answered, among the errors, or untouched because the run was stopped."""
+        work.scope = scope
         self._works.add(work)
         try:
-            with work.scope:
-                await self._afford(work)
-                while self.stopped is None and not await self._attempt(work):
-                    pass
+            await self._afford(work)
+            while self.stopped is None and not await self._attempt(work):
+                pass
         except OutputError as error:
             self.stop("output", str(error))
         except StoreError as error:
@@ -369,7 +389,6 @@ class Run:
             work.end()
             self._working -= 1
             self._working_bytes -= len(work.row.body)
-            self._tell()
 
     async def _afford(self, work: Work) -> None:
         """Set aside what a row may cost. While others may still cost less than was set aside for them, it waits."""

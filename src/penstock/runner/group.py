@@ -177,11 +177,11 @@ class Group:
             reading = _headers.read(reply.headers, reply.status, wall=clock.wall())
         except Exception:  # noqa: BLE001 - a date or a number that no calendar and no integer has
             reading = Reading((), None)
-        quotas = tuple(quota for quota in reading.quotas if self._comparable(quota))
-        self.endpoint.answered(request, reply.status, Reading(quotas, reading.retry_after))
-        if quotas:
+        if reading.quotas:
             self._told = None  # what they tell may be new
-
+            quotas = tuple(quota for quota in reading.quotas if self._comparable(quota))
+            reading = Reading(quotas, reading.retry_after)
+        self.endpoint.answered(request, reply.status, reading)
         if self._is_throttled and reply.status < 400 and self._throttle.answered(clock.now()):
             self._use_share()
 

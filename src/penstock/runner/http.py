@@ -16,11 +16,12 @@ import urllib.parse
 import urllib.request
 import zlib
 from collections.abc import Callable, Mapping
-from types import SimpleNamespace, TracebackType
+from types import TracebackType
 from typing import Any, Self, TypeGuard
 
 import aiohttp
 import yarl
+from aiohttp.abc import AbstractStreamWriter
 
 from penstock.runner.client import SECRETS, Lost, NotSent, Reply, Server, Unreadable, url_of
 
@@ -69,8 +70,6 @@ class Http:
         return self._server.secrets
 
     async def __aenter__(self) -> Self:
-        trace = aiohttp.TraceConfig()
-        trace.on_request_headers_sent.append(_leaves)
         timeout = self._server.timeout
         self._session = aiohttp.ClientSession(
             # Rows in flight are bounded by the run: a second bound here would only make granted requests wait.
@@ -80,7 +79,6 @@ class Http:
             ),  # `_Patience` ends it
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
-            trace_configs=[trace],
             max_line_size=LONGEST_HEADER,
             max_field_size=LONGEST_HEADER,
             **_most_headers(),
@@ -130,11 +128,10 @@ class Http:
         assert self._session is not None, "a client is entered before it sends"
         response = await self._session.post(
             url,
-            data=body,
+            data=_Body(body, departure),
             headers=self._headers if _origin(url) == self._origin else self._public,
             allow_redirects=False,
             proxy=self._proxy,
-            trace_request_ctx=departure,
         )
         try:
             content = await response.read()
@@ -228,8 +225,20 @@ _REPRIEVES = 10
 """Times that an attempt is given back what a standstill took: a loop that is always late ends it too."""
 
 
-async def _leaves(_: aiohttp.ClientSession, context: SimpleNamespace, __: Any) -> None:
-    context.trace_request_ctx.leaves()
+class _Body(aiohttp.BytesPayload):
+    """A body that says when it leaves, and its headers with it. Tracing would say the same, at a fifth of a request."""
+
+    def __init__(self, body: bytes, departure: _Departure) -> None:
+        super().__init__(body, content_type="application/json")
+        self._departure = departure
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        self._departure.leaves()
+        await super().write(writer)
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        self._departure.leaves()
+        await super().write_with_length(writer, content_length)
 
 
 def _origin(url: yarl.URL) -> tuple[str, str | None, int | None]:

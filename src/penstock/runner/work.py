@@ -23,6 +23,8 @@ AMBIGUOUS = (
 class Work:
     """A row that is worked on. It counts as one in the limiter's queue from the moment it is chosen."""
 
+    scope: anyio.CancelScope  # of the task that works on it, once there is one
+
     __slots__ = (
         "_is_unsent", "answers_then", "avoid", "earliest", "failures", "group", "groups", "is_queued", "is_sending",
         "may_be_billed", "probes", "reserved", "row", "scope", "sent", "status", "unfit", "usage", "wait", "waited",
@@ -34,7 +36,6 @@ class Work:
         self.groups: Sequence[Group] = groups
         self.group: Group = group
         self.row: Row = row
-        self.scope: anyio.CancelScope = anyio.CancelScope()
         self.is_sending: bool = False
         self.sent: int = 0  # attempts that left
         self.failures: int = 0  # those that count
