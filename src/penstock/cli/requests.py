@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import anyio
 
@@ -23,7 +24,10 @@ from penstock.runner.summary import sentences, summarise
 from penstock.runner.system import ending_signals, signals_here
 from penstock.runner.timeline import Timeline
 
-__all__ = ["run_requests"]
+__all__ = ["run_requests", "seldom_collected"]
+
+COLLECT_AFTER = 50_000
+"""Objects that are made before the garbage collector looks: those of the requests of a few seconds at most."""
 
 
 def run_requests(
@@ -44,12 +48,27 @@ def run_requests(
     places = [Place(client_of(Http, server), limits[name], name) for name, server in servers.items()]
     run = Run(lines, results, settings, places, say=tell)
     timeline = None if options.report is None else Timeline()
-    with _display(options) as display:
+    with _display(options) as display, seldom_collected():
         anyio.run(_drive, run, lines, display, timeline, options.quiet or sys.stderr is None)
     allowed = {name: group.allowances for name, group in run.groups.items()}
     priced = settings.prices is not None
     summary = summarise(run.counts, allowed, run.concurrency, stopped=run.stopped, priced=priced)
     return Outcome(summary, sentences(summary), run.counts, timeline, run.stopped)
+
+
+@contextmanager
+def seldom_collected() -> Iterator[None]:
+    """Have the garbage collector look less often while a run goes on.
+
+    A request makes a hundred objects, and the requests that are under way keep theirs. A look at all of the young ones
+    for every 700 more is a fifth of the CPU time of a run, and finds nothing: what is done with is freed by itself.
+    """
+    first, *others = gc.get_threshold()
+    gc.set_threshold(max(first, COLLECT_AFTER) if first else 0, *others)
+    try:
+        yield
+    finally:
+        gc.set_threshold(first, *others)
 
 
 async def _drive(
