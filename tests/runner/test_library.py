@@ -182,7 +182,32 @@ async def clock_passes(seconds):
     await anyio.sleep(seconds)
 
 
-@pytest.mark.parametrize("limits", ["fast", {"requests": "fast"}])
+@pytest.mark.parametrize(
+    ("url", "headers", "message"),
+    [
+        *((url, {}, "is no address of a server; write it like http://")
+          for url in ("nowhere", "", "ftp://x", "http://", "http://x:99999/v1", "http://a b/v1", "http://[::1")),
+        ("http://x/v1", {"a b": "c"}, "no header is called 'a b'"),
+        ("http://x/v1", {7: "c"}, "no header is called 7"),
+        ("http://x/v1", {"x-team": "a\r\nx-other: b"}, "the value of x-team must be text"),
+        ("http://x/v1", {"x-team": 7}, "the value of x-team must be text"),
+    ],
+)  # fmt: skip
+async def test_a_server_that_no_request_can_reach_is_refused_at_once(url, headers, message):
+    """And not taken for one that is away, which is waited for."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        await collected([chat(0)], url, headers=headers)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        runner.Sender(url, headers=headers)
+
+
+@pytest.mark.parametrize("rule", [lambda *_: "x", lambda *_: {"requests": -5}, lambda *_: {"tokens": math.nan}])
+async def test_a_rule_of_cost_that_tells_nonsense_costs_no_row(virtual_time, rule):
+    found = await collected([chat(0), chat(1)], Service(answer=echo), limits=LIMITS, cost=rule)
+    assert [one.error for one in found] == [None, None]
+
+
+@pytest.mark.parametrize("limits", ["fast", {"requests": "fast"}, {}])
 async def test_limits_that_are_none_are_refused(limits):
     with pytest.raises(ValueError, match="limit"):
         await collected([chat(0)], Service(answer=echo), limits=limits)

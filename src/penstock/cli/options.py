@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from penstock import limits as _limits
 from penstock.cli.terminal import Fault
 from penstock.llm import tables, tokens
-from penstock.runner.client import Server, headers_of
+from penstock.runner.client import Server, headers_of, is_address
 from penstock.runner.source import Change, Lines, Row, read_row
 
 if TYPE_CHECKING:  # to load it takes longer than to read the options
@@ -192,15 +192,9 @@ def _address(given: str | None) -> str:
     # An empty option is a variable that was not set: the requests, and the key, are not for the default service.
     address = given if given is not None else os.environ.get("OPENAI_BASE_URL") or OPENAI
     where = "--base-url" if given is not None else "OPENAI_BASE_URL"
-    parts = urllib.parse.SplitResult("", "", "", "", "")
-    try:
-        parts = urllib.parse.urlsplit(address)
-        is_web = parts.scheme in {"http", "https"} and bool(parts.hostname) and 0 <= (parts.port or 0) <= 65535
-    except ValueError:
-        is_web = False
-    if not is_web or " " in address or not address.isprintable():
+    if not is_address(address):
         raise Fault(f"{where}: {address!r} is no address of a server; write it like http://localhost:8000/v1")
-    if "@" in parts.netloc:
+    if "@" in urllib.parse.urlsplit(address).netloc:
         raise Fault(
             f"{where}: it holds a name or a password, which everybody on the machine sees: give a --header instead"
         )

@@ -14,14 +14,26 @@ The one for servers is in `http`; tests bring their own.
 
 from __future__ import annotations
 
+import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from penstock._numbers import read_number
 
-__all__ = ["SECRETS", "Client", "Lost", "NotSent", "Reply", "Server", "Unreadable", "headers_of", "url_of"]
+__all__ = [
+    "SECRETS",
+    "Client",
+    "Lost",
+    "NotSent",
+    "Reply",
+    "Server",
+    "Unreadable",
+    "headers_of",
+    "is_address",
+    "url_of",
+]
 
 SECRETS = frozenset({"authorization", "api-key", "x-api-key", "proxy-authorization", "cookie"})
 """Headers that a redirect to another host must not take along, and whose values are never written anywhere."""
@@ -97,7 +109,7 @@ class Server:
         direct: Past any proxy that the environment names.
 
     Raises:
-        ValueError: `timeout` is not above 0.
+        ValueError: `base_url` is no address, a header cannot be sent, or `timeout` is not above 0.
     """
 
     base_url: str
@@ -109,6 +121,14 @@ class Server:
         seconds = read_number(self.timeout)
         if seconds is None or seconds <= 0:
             raise ValueError(f"timeout must be a number of seconds above 0, not {self.timeout!r}")
+        if not is_address(self.base_url):
+            raise ValueError(f"{self.base_url!r} is no address of a server; write it like http://localhost:8000/v1")
+        given: Mapping[Any, Any] = self.headers
+        for name, value in given.items():
+            if not isinstance(name, str) or not _is_header(name):
+                raise ValueError(f"no header is called {name!r}: write it like X-Team")
+            if not isinstance(value, str) or not value.isprintable():  # the value may be a secret
+                raise ValueError(f"the value of {name} must be text of characters that can be printed")
 
     @property
     def secrets(self) -> tuple[bytes, ...]:
@@ -116,6 +136,20 @@ class Server:
         values = (value for name, value in self.headers.items() if name.lower() in SECRETS)
         words = (value.removeprefix("Bearer ").strip() for value in values)
         return tuple(word.encode("utf-8", "surrogateescape") for word in words if word)
+
+
+def is_address(url: str) -> bool:
+    """Whether requests can be sent to a URL: a web address with a host, and a port that is one if it has any."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        is_web = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 0) >= 0
+    except ValueError:
+        return False
+    return is_web and " " not in url and url.isprintable()
+
+
+def _is_header(name: str) -> bool:
+    return bool(name) and name.isascii() and name.isprintable() and not set(name) & set(' "(),/:;<=>?@[]{}\\')
 
 
 def url_of(base_url: str, path: str) -> str:
@@ -143,7 +177,7 @@ def headers_of(pairs: Iterable[str]) -> dict[str, str]:
     for pair in pairs:
         name, colon, value = pair.partition(":")
         name, value = name.strip(), value.strip()
-        if not colon or not name or not name.isascii() or not name.isprintable() or set(name) & set(' "(),/;<=>?@[]{}'):
+        if not colon or not _is_header(name):
             raise ValueError(f"cannot read {pair.partition(':')[0]!r}: write it like 'X-Team: search'")
         if not value.isprintable():
             raise ValueError(f"the value of {name} holds a character that no header may have")

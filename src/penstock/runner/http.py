@@ -201,7 +201,7 @@ class _Patience:
         self.timeout = asyncio.timeout(None)
         self._seconds, self._left = seconds, _REPRIEVES
         self._loop = asyncio.get_running_loop()
-        self._due = self._loop.time() + seconds
+        self._due = self._loop.time() + min(seconds, _LONGEST)
         self._handle = self._loop.call_at(self._due, self._look)
 
     def end(self) -> None:
@@ -217,6 +217,9 @@ class _Patience:
         self._due = now + min(late, self._seconds)
         self._handle = self._loop.call_at(self._due, self._look)
 
+
+_LONGEST = 1e9
+"""Seconds of a timer: a third of a century, which every event loop takes."""
 
 _STANDSTILL = 0.1
 """Seconds by which a timer must be late to show that nothing was read meanwhile."""

@@ -190,6 +190,8 @@ def _limits_of(limits: LimitsLike) -> LimitsOf:
     if isinstance(limits, Limiter):
         return lambda _: ("", limits)
     if isinstance(limits, Mapping):
+        if not limits:
+            raise ValueError('limits name no unit; write them like {"requests": "3500/min"}, or "auto"')
         rates = {unit: tuple(map(_rate, _several(given))) for unit, given in limits.items()}
         return lambda _: ("", rates)
     if limits != "auto":

@@ -291,7 +291,10 @@ def _cost_of(cost: Cost, path: str, body: dict[str, Any], dumped: bytes) -> Mapp
     By its size where the rule is at a loss with it: the service will say what is wrong with it.
     """
     try:
-        return cost(path, body) or {}
+        found = cost(path, body) or {}
+        if not all(0 <= units < math.inf for units in found.values()):
+            raise ValueError("a request takes no such number of units")
+        return found
     except Exception:  # noqa: BLE001 - the rule is a user's, or meets a body of a shape that no service takes
         return {"requests": 1.0, "tokens": float(math.ceil(len(dumped) / 4))}
 
