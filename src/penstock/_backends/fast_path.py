@@ -428,9 +428,18 @@ def _keyed_step(shape: str, charged: str) -> list[str]:
     locked = shape[0] == _KEYED_LOCKED
     used = "".join(f"t{i}, " for i in range(int(shape[1])))
     look = [f"r{i} = now * m{i}.rate; t{i} = (r{i} if t{i} < r{i} else t{i}) + c{i}" for i in parts]
-    # Where a tuple is made, CPython before 3.12 may collect garbage, and finalise what uses this key.
-    again = " and key not in states.live" if locked or sys.version_info < (3, 12) else ""
     receipts = "fresh" if len(parts) == int(shape[1]) else f"({''.join(f't{i}, ' for i in parts)})"
+    put = [
+        "known[key] = fresh",
+        "grant.granted_at = now",
+        "binding.caller.granted += 1",
+        f"grant.receipts = {receipts}",
+        charged,
+    ]
+    # Where a tuple is made, CPython before 3.12 may collect garbage, and finalise what uses this key: look again.
+    if locked or sys.version_info < (3, 12):
+        again = "if (known[key] if key in known else states.new) is used and key not in states.live:"
+        put = [again, *(f"    {line}" for line in put)]
     return _indented([
         "now = clock.now()",  # no call comes after it: a signal handler may use this key too
         f"if {'' if locked else 'states.plain and '}key not in states.live:",
@@ -446,12 +455,7 @@ def _keyed_step(shape: str, charged: str) -> list[str]:
         *(f"        {line}" for line in look),
         f"        if {' and '.join(f't{i} - m{i}.ceiling <= r{i}' for i in parts)}:",
         f"            fresh = ({used})",
-        f"            if (known[key] if key in known else states.new) is used{again}:",
-        "                known[key] = fresh",
-        "                grant.granted_at = now",
-        "                binding.caller.granted += 1",
-        f"                grant.receipts = {receipts}",
-        f"                {charged}",
+        *(f"            {line}" for line in put),
     ], locked=locked, lock="states.store.lock")  # fmt: skip
 
 
