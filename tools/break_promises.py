@@ -53,7 +53,7 @@ BREAKS = (
     ),
     Break(
         4,
-        "nobody is protected from those who could go before it",
+        "no waiter is protected from those that could go before it",
         (("_core/turns.py", "if after > horizon + _SAME_MOMENT:", "if False:"),),
         (
             "limiter/test_order.py::test_a_whale_is_served_at_its_projected_time_and_free_minnows_pass_it[{loop}]",

@@ -71,6 +71,7 @@ def test_a_call_after_the_clock_began_anew_begins_the_budget_anew():
         ("ratio", math.nan, "retries per call, 0 or more and finite; 0.2 allows one for five calls"),
         ("floor", -0.1, "free retries per second, 0 or more and finite"),
         ("ttl", math.inf, "seconds for which a call's share can be used, above 0 and finite"),
+        ("ttl", 0, "seconds for which a call's share can be used, above 0 and finite"),
     ],
 )
 def test_ranges_of_a_ratio_end_where_they_say(name, value, said):

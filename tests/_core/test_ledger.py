@@ -296,6 +296,12 @@ def test_a_log_is_halved_into_the_later_of_each_pair(count):
     assert log == expected
 
 
+def test_entries_of_one_moment_stay_in_the_order_in_which_they_came():
+    log = [[20.0, 1.0, 1.0], [10.0, 5.0, 1.0], [10.0, 1.0, 2.0]]
+    entries.in_order(log)
+    assert log == [[10.0, 5.0, 1.0], [10.0, 1.0, 2.0], [20.0, 1.0, 1.0]]
+
+
 @pytest.mark.parametrize(
     ("amount", "owner", "receipt", "mode", "left"),
     [

@@ -29,6 +29,21 @@ def test_places_are_held_until_given_back_and_no_time_frees_them():
     assert not places._holds, "without a time to live there is nothing to remember"
 
 
+def test_of_new_places_no_holder_is_known_and_none_is_lost():
+    places = Places(in_flight(3))
+    assert (places.last_hold, places.lost, places.orphans) == (None, [], [])
+    hold = places.charge(2, 0.0)
+    assert (hold.amount, hold.where, hold.holder) == (2, None, None)
+
+
+def test_a_glance_takes_nothing_back():
+    """A signal handler may look in the middle of anything."""
+    places = Places(in_flight(3, ttl=10))
+    places.charge(2, 0.0)
+    assert places.glance(11.0) == 1
+    assert places.level(11.0) == 3
+
+
 def test_a_place_comes_back_when_its_time_to_live_has_passed():
     places = Places(in_flight(3, ttl=10))
     first, second = places.charge(2, 0.0), places.charge(1, 4.0)

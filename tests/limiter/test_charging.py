@@ -73,6 +73,10 @@ async def test_failed_calls_stay_charged(virtual_time):
         async with limiter():
             raise ConnectionError
     assert limiter.statistics().limits["requests"].level == 1
+    permit = await limiter.acquire()
+    with pytest.raises(ConnectionError), permit:
+        raise ConnectionError
+    assert limiter.statistics().limits["requests"].level == 0
 
 
 async def test_sliding_is_strict_in_every_window(virtual_time):
