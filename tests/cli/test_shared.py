@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from penstock import simulator
+from penstock.cli import main
 from penstock.cli.shared import shard_of
 from penstock.cli.terminal import Fault
 from penstock.simulator import Latency, Simulation
@@ -72,6 +73,26 @@ def test_what_cannot_be_shared_is_said(tmp_path, rows, options, said):
     assert code == 2
     assert said in error
     assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("out.jsonl", "-o and --store are the same file: out.jsonl"),
+        ("in.jsonl", "--store: in.jsonl is no database of SQLite"),
+        ("no/limits.db", "cannot write no/limits.db: the folder no is not there"),
+        (".", "cannot write .: Is a directory"),
+        ("/dev/null", "--store: /dev/null is no regular file, so nothing could be read there again"),
+    ],
+)
+@pytest.mark.usefixtures("rows")
+def test_a_file_that_cannot_be_the_store_is_said_before_anything_is_made(tmp_path, monkeypatch, capsys, path, said):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    command = ["run", "in.jsonl", "-o", "out.jsonl", "--limits", "requests=60/min", "--store", f"sqlite:{path}"]
+    assert main([*command, "--base-url", "http://127.0.0.1:9/v1"]) == 2
+    assert capsys.readouterr().err == f"penstock: {said}\n"
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_store_that_is_away_ends_the_run_and_costs_no_row(tmp_path, rows):

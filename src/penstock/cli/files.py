@@ -121,13 +121,14 @@ def check_files(
     report: Path | None = None,
     ledger: Path | None = None,
     prices: Path | None = None,
+    store: Path | None = None,
 ) -> Targets:
     """Where everything goes. Refuses to write over what is read, or one output over another; nothing is made yet.
 
     Where OUT is no regular file, nothing is put beside it: there is no summary and no journal, and the errors need a
     name of their own. Where it is standard output, they go to standard error.
     """
-    named = {"--errors": errors, "--journal": journal, "--report": report, "--ledger": ledger}
+    named = {"--errors": errors, "--journal": journal, "--report": report, "--ledger": ledger, "--store": store}
     for option, path in named.items():
         if path is not None:
             _check_place(path, option)
@@ -147,7 +148,7 @@ def check_files(
         lines,
         {
             "--prices": prices, "-o": out, "--errors": errors, "the summary": summary, "the journal": journal,
-            "--report": report, "--ledger": ledger,
+            "--report": report, "--ledger": ledger, "--store": store,
         },
     )  # fmt: skip
     if not out.parent.is_dir():
@@ -163,13 +164,24 @@ def _check_place(path: Path, option: str) -> None:
         raise Fault(f"{option}: - stands for standard output with -o alone: name a file")
     if path.is_dir():
         raise Fault(f"cannot write {path}: Is a directory")
-    if option in {"--journal", "--ledger"} and is_special(path):
+    if option in {"--journal", "--ledger", "--store"} and is_special(path):
         raise Fault(f"{option}: {path} is no regular file, so nothing could be read there again")
+    if option == "--store" and path.is_file() and not _may_be_a_database(path):
+        raise Fault(f"--store: {path} is no database of SQLite")
     folder = _resolved(path).parent
     if not folder.is_dir():
         raise Fault(f"cannot write {path}: the folder {folder if path.is_symlink() else path.parent} is not there")
     if not path.exists() and not os.access(folder, os.W_OK):
         raise Fault(f"cannot write {path}: the folder {path.parent} is not ours to write to")
+
+
+def _may_be_a_database(path: Path) -> bool:
+    """Whether a file begins as those of SQLite do, or is empty; or nobody may look."""
+    try:
+        with path.open("rb") as file:
+            return file.read(16) in {b"", b"SQLite format 3\0"}
+    except OSError:
+        return True
 
 
 def _keep_apart(lines: Lines, named: Mapping[str, Path | None]) -> None:

@@ -34,7 +34,7 @@ from penstock.cli.options import (
 )
 from penstock.cli.plan import plan, prices_of
 from penstock.cli.run_options import RunOptions
-from penstock.cli.shared import shard_of, shared
+from penstock.cli.shared import file_of_store, shard_of, shared
 from penstock.cli.simulate import simulated, simulation_of
 from penstock.cli.terminal import Fault, complain, say
 from penstock.errors import PenstockError
@@ -70,9 +70,9 @@ def carry_out(options: RunOptions) -> int:
         prompt = None if options.prompt is None else Prompt(options.prompt)
         lines = stack.enter_context(open_lines(options.file, prompt))
         limits_of, limits = _limits(options, lines)
-        kept = {label: _kept(options, limits_of, server, stack) for label, server in servers.items()}
         simulation = simulation_of(limits, options.latency, options.seed) if options.simulate else None
         targets = _targets(options, lines)
+        kept = {label: _kept(options, limits_of, server, stack) for label, server in servers.items()}
         results = stack.enter_context(_results(options, targets))
         _meet_earlier_runs(options, results, lines, tell)
         if simulation is not None:
@@ -155,8 +155,9 @@ def _targets(options: RunOptions, lines: Lines) -> Targets:
     """Where everything goes."""
     try:
         targets = check_files(
-            lines, options.out, options.errors, options.journal, options.report, options.ledger, options.prices
-        )
+            lines, options.out, options.errors, options.journal, options.report, options.ledger, options.prices,
+            file_of_store(options.store),
+        )  # fmt: skip
     except OSError as error:  # a name that is too long, a folder that may not be looked into
         raise Fault(f"cannot write {error.filename or options.out}: {error.strerror or error}") from None
     if options.via == "batch":

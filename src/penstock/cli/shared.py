@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from contextlib import ExitStack
+from pathlib import Path
 
 from penstock import Limiter
 from penstock.cli.terminal import Fault
@@ -12,7 +13,7 @@ from penstock.runner.client import Server
 from penstock.runner.place import LimitsOf
 from penstock.stores import Store
 
-__all__ = ["shard_of", "shared"]
+__all__ = ["file_of_store", "shard_of", "shared"]
 
 
 def shard_of(text: str | None) -> tuple[int, int]:
@@ -27,6 +28,12 @@ def shard_of(text: str | None) -> tuple[int, int]:
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
         raise Fault(f"--shard: {text!r} is no part of a whole; write it like 2/4, from 1/4 to 4/4")
     return int(found[1]), int(found[2])
+
+
+def file_of_store(url: str | None) -> Path | None:
+    """The file of a store that has one."""
+    kind, _, rest = (url or "").partition(":")
+    return Path(rest) if kind == "sqlite" and rest.strip("/") else None
 
 
 def shared(url: str, limits_of: LimitsOf, server: Server, stack: ExitStack) -> LimitsOf:
