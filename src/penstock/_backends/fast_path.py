@@ -63,7 +63,7 @@ WORDS = {"flow": "None", "priority": "ABSENT", "max_wait": "None"}
 """Options of a call that its fast path knows, beside units, and what they are unless given."""
 
 _TAKEN = {
-    "ABSENT", "Binding", "KeyError", "TypeError", "__debug__", "bare", "binding", "call", "found", "general", "given",
+    "ABSENT", "Binding", "KeyError", "TypeError", "__debug__", "binding", "call", "found", "general", "given",
     "mine", "new", "options", "self", "terms", *WORDS,
 }  # fmt: skip
 """Names that the method of `calls_of_units` uses itself, or that no parameter may have."""
@@ -266,6 +266,14 @@ class _Absent:
 ABSENT = _Absent()
 
 
+class _EmptyBinding(Binding):
+    """A binding that is filled in where it is made: a call of `__init__`, or of `object.__new__`, takes longer."""
+
+    __slots__ = ()
+
+    __init__ = object.__init__
+
+
 def calls_of_units(
     units: tuple[str, ...], sole: str | None, names: dict[str, Any], *, of_key: bool
 ) -> Callable[..., Any]:
@@ -280,20 +288,20 @@ def calls_of_units(
             before.
         of_key: Whether `_quick` holds calls, or (of a key) what calls are made of.
     """
-    names = {**names, "ABSENT": ABSENT, "bare": object.__new__, "Binding": Binding}
+    names = {**names, "ABSENT": ABSENT, "Binding": _EmptyBinding}
     found = [
         "            mine = self._caller",
         "            if mine._real is None:",
-        "                binding = bare(Binding)",
+        "                binding = Binding()",
         "                binding.backend = binding.caller = mine",
         "                binding.charge, new, terms = found",
         "                binding.later = None",
-        "                call = bare(new)",
+        "                call = new()",
         "                call._binding = binding; call._terms = terms; call._entered = None",
         "                return call",
     ] if of_key else [
         "            if not found._binding.charge.held: return found",
-        "            call = bare(found.__class__)",
+        "            call = found.__class__()",
         "            call._binding = found._binding; call._terms = found._terms; call._entered = None",
         "            return call",
     ]  # fmt: skip
