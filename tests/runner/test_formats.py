@@ -52,6 +52,8 @@ def test_compressed_files_may_be_appended_to():
         (b"\x1f\x8bnonsense", "in.x cannot be decompressed (gzip): "),
         (b"PK\x03\x04....", "in.x is a zip archive or a spreadsheet: write its rows as JSON, one object a line"),
         (b"PAR1....", "in.x is a Parquet file: write its rows as JSON, one object a line"),
+        (b'{\n  "model": "m"\n}\n', "in.x begins with a JSON object over several lines: write one object a line"),
+        (b'\xef\xbb\xbf {\r\n  "model": "m"}', "in.x begins with a JSON object over several lines: write one object"),
         (b"[{}, {}", "in.x ends in the middle of its JSON array, after row 2"),
         (b"[{} {}]", "in.x is no JSON array: row 1 is not followed by a comma"),
         (b"[{}, x]", "in.x is no JSON array: row 2 is no JSON"),
@@ -64,6 +66,11 @@ def test_what_cannot_be_read_is_one_sentence(content, message):
         read(content, 1_000, name="in.x")
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_a_table_that_ends_within_quotes_says_after_which_line():
+    with pytest.raises(FormatError, match=r"^in\.csv: it is no CSV after line 2: unexpected end of data"):
+        read(b'id,text\na,one\nb,"two\nc,three', name="in.csv", prompt=Prompt("{text}"))
 
 
 def test_zstd_is_read_or_one_sentence_says_how(monkeypatch):

@@ -57,6 +57,10 @@ _COLUMN = re.compile(r"\{([^{}]*)\}")
 _NAMES = ("custom_id", "id")
 
 
+_OPEN_OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{[ \t\r]*\n")
+"""An object that is printed for people: a row of it alone says nothing."""
+
+
 def is_plain(begin: bytes) -> bool:
     """Whether a file that begins so holds lines of UTF-8, so that its rows can be counted by their ends."""
     return not _compression(begin) and not _characters(begin) and not begin.lstrip().startswith(b"[")
@@ -82,6 +86,11 @@ def rows(chunks: Iterable[bytes], name: str = "", prompt: Prompt | None = None) 
     for head, words in _FOREIGN.items():
         if begin.startswith(head):
             raise FormatError(f"{name or 'the file'} is {words}: write its rows as JSON, one object a line")
+    if _OPEN_OBJECT.match(begin):
+        raise FormatError(
+            f"{name or 'the file'} begins with a JSON object over several lines: write one object a line, as "
+            "`jq -c .` does"
+        )
     table = _is_table(name)
     if prompt is not None or table:
         if prompt is None:
@@ -334,7 +343,7 @@ def _table(chunks: Iterator[bytes], name: str, prompt: Prompt) -> Numbered:
         for number, row in enumerate(table, 1):
             yield number, json.dumps(_request(row, columns, prompt)).encode()
     except csv.Error as error:
-        raise FormatError(f"{name or 'the file'}: line {table.line_num} is no CSV: {error}") from None
+        raise FormatError(f"{name or 'the file'}: it is no CSV after line {table.line_num}: {error}") from None
     except UnicodeDecodeError as error:
         raise FormatError(f"{name or 'the file'} is not UTF-8: {error.reason}; save it as UTF-8") from None
 
