@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -100,6 +102,14 @@ def test_what_is_wrong_is_one_sentence(path, capsys, arguments, words):
     assert words in out
     assert "Traceback" not in out
     assert len(out.splitlines()) == 1
+
+
+def test_a_device_is_left_alone(capsys):
+    """SQLite would put a journal beside it."""
+    before = set(Path("/dev").iterdir())
+    assert main(["quota", "list", os.devnull]) == 2
+    assert capsys.readouterr().err == f"penstock: {os.devnull} is no regular file, and cannot hold quotas\n"
+    assert set(Path("/dev").iterdir()) == before
 
 
 def test_a_file_of_another_kind_is_left_alone(tmp_path, capsys):

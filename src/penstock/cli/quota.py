@@ -13,6 +13,7 @@ import typer
 
 from penstock.cli.frame import app
 from penstock.cli.terminal import Fault, table, write
+from penstock.runner.files import is_special
 from penstock.stores import RedisStore, SQLiteStore
 from penstock.usage import Quota, Quotas, Review
 from penstock.usage.words import counted, moment, visible
@@ -47,6 +48,8 @@ def _opened(where: str, name: str, tz: str = "UTC", *, makes: bool = False) -> I
     path = Path(where.removeprefix("sqlite:"))
     if not is_server and not makes and not path.exists():
         raise Fault(f"there are no quotas at {path}: a program's Quotas, or penstock quota set, makes the file")
+    if not is_server and is_special(path):
+        raise Fault(f"{path} is no regular file, and cannot hold quotas")
     try:
         store = RedisStore(where) if is_server else SQLiteStore(path)
         try:
