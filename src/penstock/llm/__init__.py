@@ -20,7 +20,7 @@ What follows is pure, but for tiktoken's files and the tables:
 
     discovery        what the server can be counted on to have
     server_estimate  one limit of it, as answers tell it;  traffic: what was sent, and when
-    returns          how a limit comes back of which answers tell too little
+    returns          how a limit comes back of which answers tell too little;  sliding_window: where it slides
     pace             the same where nothing is told;  hidden_window: where it is a window
     tables           the limits that a service has published;  prices: what models cost
     tokens           what a request costs, told from its body;  media, tool_tokens: of images, files and tools

@@ -18,6 +18,9 @@ Each unit of an endpoint is in one of these states:
 A limit whose period no answer names is UNSURE until its resets are those of a bucket: then only what the newest answer
 said is left is counted on, and the last of it is spent on looks, one by one, for what has come back (`returns`).
 
+It is SLIDING while one length explains all that answers say is left: what left comes back that long after (see
+`sliding_window`). Of what came back and no answer has confirmed, only a little is sent at once.
+
 A WINDOW whose end no answer tells may begin with the first request after the last one ended, and is taken to; but if
 more is there sooner than a period after that request, windows begin by the clock.
 

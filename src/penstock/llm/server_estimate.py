@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from penstock.llm.returns import USUAL, BareResets, BucketFormula, Returns
+from penstock.llm.sliding_window import SlidingWindow
 from penstock.llm.traffic import HEADROOM, OVERTAKING, ROUNDING, Departure, Traffic
 
 __all__ = ["DOUBT", "FIRST_BURST", "Kind", "ServerEstimate", "Told"]
@@ -50,6 +51,9 @@ EXACTLY = 0.001
 PAUSE = 0.1
 """Share of a window that may be lost while it is taken to begin with a request but seems to begin by the clock."""
 
+UNCONFIRMED = 0.05
+"""Share of a window that slides that may be sent before an answer confirms what came back: requests may be late."""
+
 LITTLE = 0.05
 """Share of the most ever left of a limit whose returns are unknown: below it, requests leave one by one, and look."""
 
@@ -88,6 +92,7 @@ class Kind(Enum):
     UNSURE = "unsure"
     BUCKET = "bucket"
     WINDOW = "window"
+    SLIDING = "sliding window"
 
 
 @dataclass(slots=True)
@@ -102,7 +107,7 @@ class ServerEstimate:
         limit: Units per `per` seconds.
         capacity: The most that it ever has at once. Not the limit: bursts may be smaller.
         kind: Whether it refills all the time, or all at once when a window begins; or that is unknown: then nothing is
-            counted on but what the newest answer said was left.
+            counted on but what the newest answer said was left. Or whether each unit comes back a period after it left.
         boundary: When the window began, or one of those before it.
         factor: What the server charges, over what we estimate.
         samples: How often that was learned.
@@ -122,6 +127,7 @@ class ServerEstimate:
     _bare: BareResets = field(init=False, default_factory=BareResets)
     _formula: BucketFormula = field(init=False, default_factory=BucketFormula)
     _returns: Returns = field(init=False)
+    _sliding: SlidingWindow = field(init=False, default_factory=SlidingWindow)
     _fits: bool = field(
         init=False, default=False
     )  # its answers say what only a bucket says that holds all of the limit
@@ -207,10 +213,12 @@ class ServerEstimate:
         self._judge_kind(departure, told)
         if self.kind is Kind.UNSURE:
             self._notice_return(newest, departure, told)
+        if self.kind in (Kind.UNSURE, Kind.SLIDING):
+            self._notice_sliding(departure, told)
         self._size(departure, told)
         self._newest = (departure, told.remaining)
         self._correct(departure, told.remaining, now)
-        if departure.refused or self.kind is Kind.UNSURE or self.traffic.charged_late:
+        if departure.refused or self.kind in (Kind.UNSURE, Kind.SLIDING) or self.traffic.charged_late:
             pass  # which of those around it were refused too is not known yet
         elif self._anchor is None:
             self._anchor = self._newest
@@ -248,6 +256,8 @@ class ServerEstimate:
             return now
         if self.kind is Kind.WINDOW:
             return self.boundary + math.ceil(missing / self.capacity) * self.per + HEADROOM
+        if self.kind is Kind.SLIDING:
+            return self._sliding.ready_at(missing / self.factor, now, self.traffic)
         return now + missing / self.rate
 
     def _look_at(self, cost: float, now: float, ahead: float) -> float:
@@ -311,7 +321,17 @@ class ServerEstimate:
             if over:
                 self.boundary += over * self.per
                 self._level, self._is_unopened = self.capacity, True
+        elif self.kind is Kind.SLIDING and self._newest is not None:
+            self._level = self._slid(*self._newest, now)
         self._at = now
+
+    def _slid(self, departure: Departure, remaining: float, now: float) -> float:
+        """What a window that slides has now: as much as came back of what we took, and as an answer leaves of it."""
+        model = self._sliding.level(now, self.limit, self.factor, self.traffic)
+        back = self._sliding.came_back(departure, now, self.traffic)
+        since = self.traffic.admitted(departure.at, now) + self.traffic.sent_by(departure.at) - departure.sent
+        most = max(UNCONFIRMED * self.limit, self.factor * departure.cost)
+        return min(model, remaining + min(most, self.factor * (back - since)))
 
     def _open(self, now: float) -> None:
         """The first request leaves after a window ended: unless more is known, the next one begins with it."""
@@ -352,6 +372,9 @@ class ServerEstimate:
     def _correct(self, departure: Departure, remaining: float, now: float) -> None:
         """Go down at once, and up slowly, to what the snapshot says; no further than overtaking leaves it certain."""
         traffic = self.traffic
+        if self.kind is Kind.SLIDING:
+            self._level = self._slid(departure, remaining, now)
+            return
         level = self._replayed(departure, remaining, now)
         earlier, later = self._around(departure)
         highest, lowest = level + self.factor * later, level - self.factor * earlier
@@ -379,6 +402,8 @@ class ServerEstimate:
         self.limit, self.per, self.rate = told.limit, told.per, told.limit / told.per
         self._held_back, self._seen = 0.0, self.capacity
         self._formula, self._is_partial = BucketFormula(), False
+        if self.kind is Kind.SLIDING:
+            self.kind, self._sliding = Kind.UNSURE, SlidingWindow()
         if told.sure and self.kind is Kind.UNSURE:
             self.kind = Kind.BUCKET
 
@@ -447,6 +472,15 @@ class ServerEstimate:
         else:
             self._returns.came(came, before.at, departure.at, much=at_once)
 
+    def _notice_sliding(self, departure: Departure, told: Told) -> None:
+        """See whether all that is told is what one length of a window that slides explains."""
+        self._sliding.hear(departure, told.remaining, self.limit, self.factor, self.traffic)
+        length = self._sliding.length
+        if length is not None:
+            self.kind, self.per, self.rate = Kind.SLIDING, length, self.limit / length
+        elif self.kind is Kind.SLIDING:
+            self.kind = Kind.UNSURE
+
     def _notice_window(self, newest: tuple[Departure, float], departure: Departure, told: Told) -> None:
         """More is there than any refill could have brought: a window began between the two."""
         before, remained = newest
@@ -456,6 +490,7 @@ class ServerEstimate:
             if not told.fits and told.remaining > most and told.remaining > 0.5 * self.limit:
                 if not told.sure and departure.at - self._returns.began < 0.8 * self.per:
                     self.kind = Kind.UNSURE  # so soon that it is no minute's
+                    self._forget_charges()
                 else:
                     self._is_by_clock = departure.at - self._returns.began < 0.9 * self.per
                     self._become_window(departure.at)
@@ -478,14 +513,18 @@ class ServerEstimate:
     def _become_window(self, boundary: float) -> None:
         if self.kind is not Kind.WINDOW:
             self.kind, self.capacity = Kind.WINDOW, self.limit
-            self.factor, self._charged, self._estimated = 1.0, 0.0, 0.0
-            self._ratios.clear()
-            self._anchor = None
+            self._forget_charges()
         elif abs(boundary - self.boundary - self.per * round((boundary - self.boundary) / self.per)) > 1.0:
             self._anchor = None
         self.boundary, self._is_unopened = boundary, False
 
     # How it charges
+
+    def _forget_charges(self) -> None:
+        """What was learned of charges took something for refill that was none."""
+        self.factor, self._charged, self._estimated = 1.0, 0.0, 0.0
+        self._ratios.clear()
+        self._anchor = None
 
     def _sample(self, before: Departure, remained: float, departure: Departure, remaining: float) -> None:
         """Learn from two snapshots what the server charges for what we estimate."""

@@ -1,0 +1,92 @@
+"""A window that slides, of which only what is left is told: the length that explains each number.
+
+Pure arithmetic. What left comes back when it is as old as the window is long. So each length predicts, from what left
+before an answer, what this answer says is left. The shortest length is believed whose predictions held when much came
+back, if the next shorter one failed. Where others use the limit too, no length holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from penstock.llm.returns import USUAL
+from penstock.llm.traffic import HEADROOM, OVERTAKING, ROUNDING, WINDOWS_HEADROOM, Departure, Traffic
+
+__all__ = ["SlidingWindow"]
+
+ENOUGH = 5.0
+"""Predictions that must have held, of answers that tell of something that came back, for a length to be believed."""
+
+OFTEN, DISPROVED = 0.2, 0.5
+"""Failures over predictions that held: above the first a length is not believed, above the second no longer."""
+
+SOME, RECENTLY = 0.03, 0.1
+"""Share of the limit that must have come back, within a share of the length or a second, to confirm that length."""
+
+MEMORY = 0.95
+"""How much of what was counted outlives the next answer."""
+
+WHOLE = 1.01
+"""Units by which a number may differ that is told in whole ones."""
+
+
+@dataclass(slots=True)
+class SlidingWindow:
+    """What is known of one.
+
+    Attributes:
+        length: Seconds; None: it is no window that slides, as far as is known.
+    """
+
+    length: float | None = None
+    _held: dict[float, float] = field(default_factory=lambda: dict.fromkeys(USUAL, 0.0))  # and told of a return
+    _failed: dict[float, float] = field(default_factory=lambda: dict.fromkeys(USUAL, 0.0))
+
+    def hear(self, departure: Departure, remaining: float, limit: float, factor: float, traffic: Traffic) -> None:
+        """Take one answer in: what was left when that request was admitted."""
+        at, sent = departure.at, traffic.sent_by
+        for length in USUAL:
+            early, late = at - length - OVERTAKING, at - length + OVERTAKING
+            least = limit - factor * traffic.admitted(early, at + OVERTAKING)
+            most = limit - factor * (traffic.admitted(late, at - OVERTAKING) + departure.cost)
+            came_back = factor * (sent(early) - sent(early - max(1.0, RECENTLY * length))) > SOME * limit
+            if not least - WHOLE <= remaining <= most + WHOLE:
+                self._failed[length] = MEMORY * self._failed[length] + 1.0
+            elif came_back:
+                self._failed[length] *= MEMORY
+                self._held[length] = MEMORY * self._held[length] + 1.0
+        if self.length is None or self._failed[self.length] > DISPROVED * self._held[self.length]:
+            self.length = self._proved()
+
+    def _proved(self) -> float | None:
+        """The shortest length whose predictions held, if the next shorter one failed: what is seen late may be old."""
+        shorter_failed = True
+        for length in USUAL:
+            held, failed = self._held[length], self._failed[length]
+            if held >= ENOUGH and failed <= OFTEN * held:
+                return length if shorter_failed else None
+            shorter_failed = failed > 0.5
+        return None
+
+    def level(self, now: float, limit: float, factor: float, traffic: Traffic) -> float:
+        """What is left at `now`, as far as nobody else took anything."""
+        return limit - factor * traffic.admitted(self._back_by(now), now)
+
+    def came_back(self, departure: Departure, now: float, traffic: Traffic) -> float:
+        """Units that came back since that request was admitted."""
+        length = self.length or 0.0
+        return max(0.0, traffic.admitted(departure.at - length + OVERTAKING, self._back_by(now)))
+
+    def ready_at(self, missing: float, now: float, traffic: Traffic) -> float:
+        """When so many units more will have come back."""
+        by = self._back_by(now)
+        for each in traffic.between(by, now):
+            missing -= each.cost
+            if missing <= ROUNDING:
+                return max(now, each.at + now - by)
+        return 2 * now - by
+
+    def _back_by(self, now: float) -> float:
+        """What left by that moment is back at `now`."""
+        length = self.length or 0.0
+        return now - length - min(HEADROOM, WINDOWS_HEADROOM * length)
