@@ -108,7 +108,7 @@ def test_a_loop_that_was_closed_under_its_waiters_does_not_hold_up_the_others():
 def test_a_loop_that_was_stopped_keeps_its_place_and_does_not_hold_up_the_others():
     """As where `run_until_complete` is called now and then: the timer of who is on post there does not ring
     meanwhile."""
-    limiter = Limiter(requests=per_second(5, burst=1))
+    limiter = Limiter(requests=per_second(1, burst=1))
     limiter.acquire_nowait()
     now_and_then = asyncio.new_event_loop()
     task = now_and_then.create_task(limiter.acquire())
