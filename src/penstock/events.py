@@ -33,7 +33,6 @@ __all__ = [
     "Succeeded",
     "Withdrawn",
     "emit",
-    "granted",
 ]
 
 Reason = Literal["attempts", "within", "deadline", "hint", "budget", "unretryable", "nested", "stream", "consumed"]

@@ -32,13 +32,15 @@ def rows(tmp_path):
     return source
 
 
-def test_parts_share_limits_through_a_store_and_make_the_whole(tmp_path, rows):
-    """Three runs, each with the true limits and all at once: each row once, and no 429."""
-    with simulator.serve(Simulation(requests="10/s burst 20", latency=Latency(0.05))) as server:
+@pytest.mark.parametrize("given", [["--limits", "requests=600/min burst 20"], []], ids=["given", "learned"])
+def test_parts_share_limits_through_a_store_and_make_the_whole(tmp_path, rows, given):
+    """Three runs, each with the true limits and all at once: each row once, and no 429. Or each hears of the limits by
+    its first row."""
+    with simulator.serve(Simulation(requests="600/min burst 20", latency=Latency(0.05))) as server:
 
         def run(part):
             out = tmp_path / f"out-{part}.jsonl"
-            limits = ["--limits", "requests=10/s burst 20", "--store", f"sqlite:{tmp_path / 'limits.db'}"]
+            limits = [*given, "--store", f"sqlite:{tmp_path / 'limits.db'}"]
             command = ["run", rows, "-o", out, "--shard", f"{part}/3", "--base-url", server.base_url, "--json", *limits]
             return penstock(*command), [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
 
@@ -61,7 +63,7 @@ def test_parts_share_limits_through_a_store_and_make_the_whole(tmp_path, rows):
     [
         (["--shard", "4/3"], "--shard: '4/3' is no part of a whole; write it like 2/4"),
         (["--shard", "0/3"], "--shard: '0/3'"),
-        (["--store", "redis://host"], "--store shares the limits that --limits or --account names"),
+        (["--store", "redis://host", "--simulate"], "--store shares the limits of a server that is not simulated"),
         (["--store", "postgres://host", "--limits", "requests=1/s"], "'postgres://host' is no store"),
         (["--store", "sqlite:", "--limits", "requests=1/s"], "names no file"),
         (["--store", "sqlite:x", "--simulate", "--limits", "requests=1/s"], "of a server that is not simulated"),

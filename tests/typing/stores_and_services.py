@@ -49,6 +49,8 @@ async def a_client_stays_what_it_is() -> None:
     client = limit_client(AsyncOpenAI(), limits="auto", max_wait=30)
     assert_type(client, AsyncOpenAI)
     assert_type(limit_client(OpenAI(), limits("gpt-4o", tier="tier-3")), OpenAI)
+    limit_client(client, store=RedisStore("redis://localhost"))
+    limit_client(client, store="redis://localhost")  # type: ignore[arg-type]
     limit_client(client, limits="automatic")  # type: ignore[arg-type]
     assert_type(limits_of(client)["gpt-4o"].statistics().refused, int)
     assert_type(Retry(on=retry_on), Retry)

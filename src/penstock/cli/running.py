@@ -111,8 +111,8 @@ def _check(options: RunOptions) -> None:
         raise Fault("--limits and --account both say what the limits are: give one of them")
     if options.simulate and (options.base_url or options.api_key_env):
         raise Fault("--simulate brings a server of its own: leave --base-url and --api-key-env out")
-    if store is not None and (options.simulate or (limits in {None, "auto"} and account is None)):
-        raise Fault("--store shares the limits that --limits or --account names, of a server that is not simulated")
+    if store is not None and options.simulate:
+        raise Fault("--store shares the limits of a server that is not simulated: leave one of the two out")
     if options.cancel and (via != "batch" or options.overwrite):
         raise Fault("--cancel ends the batches of an earlier run: give --via batch too, and leave --overwrite out")
     if via == "batch" and options.ledger is not None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from penstock import Limiter
 from penstock.cli.terminal import Fault
+from penstock.llm.endpoints import Endpoint
+from penstock.llm.shared_limits import learned_in
 from penstock.runner.client import Server
 from penstock.runner.place import LimitsOf
 from penstock.stores import Store
@@ -41,7 +43,7 @@ def shared(url: str, limits_of: LimitsOf, server: Server, stack: ExitStack) -> L
 
     Args:
         url: `sqlite:FILE`, or what a `RedisStore` takes.
-        limits_of: What the limits are.
+        limits_of: What the limits are; None for those that the server's answers will tell.
         server: The server that has those limits.
         stack: Closes the store at its end.
 
@@ -56,14 +58,17 @@ def shared(url: str, limits_of: LimitsOf, server: Server, stack: ExitStack) -> L
         raise Fault(f"--store: {error}") from None
     stack.callback(store.close)
     account = hashlib.blake2b(b"\n".join((server.base_url.encode(), *server.secrets)), digest_size=8).hexdigest()
-    made: dict[str, Limiter] = {}
+    made: dict[str, Limiter | Endpoint] = {}
 
-    def shared_of(model: str) -> tuple[str, Limiter]:
+    def shared_of(model: str) -> tuple[str, Limiter | Endpoint]:
         name, limits = limits_of(model)
-        assert isinstance(limits, dict)
         if name not in made:
-            given = {unit: list(rates) for unit, rates in limits.items()}
-            made[name] = Limiter(given, name=f"run-{account}-{name}", store=store)
+            if limits is None:
+                made[name] = learned_in(store, f"run-{account}-{name}")
+            else:
+                assert isinstance(limits, dict)
+                given = {unit: list(rates) for unit, rates in limits.items()}
+                made[name] = Limiter(given, name=f"run-{account}-{name}", store=store)
         return name, made[name]
 
     return shared_of

@@ -14,6 +14,7 @@ Inside, from the top down:
     reporting        what listeners are told of a request
     refusals         what we answer in the service's stead
     discovered       the limits that some requests share, where they are not known yet
+    shared_limits    the same, kept in a store once they are known
     endpoints        the same where they were given, here and at the server
 
 What follows is pure, but for tiktoken's files and the tables:

@@ -23,7 +23,6 @@ from penstock.events import Refused, ServiceEvent
 from penstock.llm import tables
 from penstock.llm.accounts import Accounts
 from penstock.llm.copies import copied, http_clients_in, library_of
-from penstock.llm.discovered import DiscoveredEndpoint
 from penstock.llm.endpoints import Endpoint, Endpoints, by_limiter, published
 from penstock.llm.exchange import MAX_PAUSE, NoLimitsKnown, Plan, Rules, checked_cost, content_of
 from penstock.llm.refusals import Refusal
@@ -40,6 +39,7 @@ from penstock.llm.tokens import (
 )
 from penstock.llm.transport import endpoints_under, limited_client
 from penstock.llm.usage_reader import OutputEstimate, Usage
+from penstock.stores import MemoryStore, Store
 
 if TYPE_CHECKING:
     from penstock.llm.tokens import Body, Cost
@@ -88,6 +88,7 @@ def limit_client(
     max_wait: float | None = None,
     max_pause: float = MAX_PAUSE,
     on_event: Callable[[ServiceEvent | Refused], object] | None = None,
+    store: Store | None = None,
 ) -> Client:
     """Make a client like `client`, of the same type, that keeps the limits. The given one is not changed.
 
@@ -123,11 +124,14 @@ def limit_client(
         on_event: Hears a frozen record of each request when its answer is over (`penstock.events.Answered`), of those
             that were refused here, and of limits when they are learned: a `penstock.usage.Ledger`, or a function of
             yours.
+        store: Where processes that send to one address with one key keep the limits together which "auto" has learned,
+            such as `penstock.stores.RedisStore(url)`. Each process learns what the service tells by its first request;
+            what the service does not tell, it measures for itself. Not with a `Limiter`, which has a store of its own.
 
     Raises:
-        TypeError: It is no such client; or `cost` is a function that would have to be awaited.
-        ValueError: More than one of limits, tier and account; an unknown tier or account; a number that is out of its
-            range; a client that is limited already.
+        TypeError: It is no such client; `store` is no store; or `cost` is a function that would have to be awaited.
+        ValueError: More than one of limits, tier and account; `store` with anything but "auto"; an unknown tier or
+            account; a number that is out of its range; a client that is limited already.
     """
     rules = rules_for(
         limits,
@@ -137,6 +141,7 @@ def limit_client(
         max_wait=max_wait,
         max_pause=max_pause,
         on_event=on_event,
+        store=store,
     )
     limited: Client | None = _limited(client, rules)
     if limited is None:
@@ -235,6 +240,7 @@ def rules_for(
     max_wait: float | None,
     max_pause: float,
     on_event: Callable[[Any], object] | None = None,
+    store: Store | None = None,
 ) -> Rules:
     """What `limit_client` decides about the requests of a client."""
     if callable(cost):
@@ -246,7 +252,7 @@ def rules_for(
         raise ValueError(
             f"cost must be one of {', '.join(map(repr, _COSTS))}, or a function of path and body, not {cost!r}"
         )
-    endpoints, endpoint_of = _endpoints(limits, tier, account)
+    endpoints, endpoint_of = _endpoints(limits, tier, account, store)
     answers = _Answers(total=cost == "total", estimates=not callable(cost))
 
     def count(request: Any) -> _Counted:
@@ -306,7 +312,7 @@ class _Answers:
         tokens = charged.get("tokens", 0.0)
         if "input_tokens" in limited and self._estimates:
             charged["input_tokens"] = tokens
-        learns = isinstance(endpoint, DiscoveredEndpoint)
+        learns = endpoint.learns
         # Of a server that told nothing yet, what comes out may be limited as well.
         if self._estimates and ("output_tokens" in limited or (learns and not limited)):
             charged["output_tokens"] = 0.0
@@ -332,10 +338,18 @@ class _Answers:
 
 
 def _endpoints(
-    limits: Any, tier: str | None, account: str | None
+    limits: Any, tier: str | None, account: str | None, store: Any
 ) -> tuple[Endpoints | Accounts, Callable[[Any, str | None], Endpoint | None]]:
     if sum(given is not None for given in (limits, tier, account)) > 1:
         raise ValueError("give one of limits=, tier= and account=: they would contradict each other")
+    if store is not None:
+        if not isinstance(store, Store | MemoryStore):
+            raise TypeError(f"store must be a SQLiteStore, a RedisStore or another store, or None, not {store!r}")
+        if limits not in (None, "auto") or tier is not None or account is not None:
+            raise ValueError(
+                'store= is where limits that are learned are kept, limits="auto": for limits of yours, give a Limiter '
+                "that has the store"
+            )
     if isinstance(limits, Limiter):
         only = Endpoint(limits)
         endpoints = Endpoints(lambda _: only)
@@ -354,7 +368,7 @@ def _endpoints(
 
         return made, endpoint_of
     if limits is None or limits == "auto":
-        accounts = Accounts()
+        accounts = Accounts(None if isinstance(store, MemoryStore) else store)
         return accounts, lambda request, model: None if model is None else accounts.of(request, model)
     if callable(limits):
         check_plain("limit_client", "limits", limits)

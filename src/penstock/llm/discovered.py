@@ -119,6 +119,8 @@ class DiscoveredEndpoint(Endpoint):
     admits between refusals is its limit.
     """
 
+    learns = True
+
     def __init__(self, units: tuple[str, ...] = _COUNTED) -> None:
         self._answered = False
         self._is_told = False

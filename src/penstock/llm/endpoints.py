@@ -23,7 +23,7 @@ import math
 import random
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,8 @@ __all__ = [
     "RequestInFlight",
     "by_limiter",
     "published",
+    "told_by",
+    "unit_told",
 ]
 
 _COUNTED_AS = {
@@ -132,10 +134,18 @@ class Endpoint:
     """Limits that were given, and what is known of the server's side of them. Safe to use from any thread.
 
     The limits stay as they were given. Where the server has less left than we thought, the level is lowered to that.
+
+    Attributes:
+        limiter: The limits, here.
+        learns: Whether they are learned from the server's answers.
+        successor: The endpoint that has its limits from now on; None as a rule. What it granted it sees through.
     """
+
+    learns = False
 
     def __init__(self, limiter: Limiter) -> None:
         self.limiter = limiter
+        self.successor: Endpoint | None = None
         self._lock = threading.RLock()
         self._is_shared = not isinstance(limiter.store, MemoryStore)
         self._asked = False
@@ -155,6 +165,27 @@ class Endpoint:
     def limits(self) -> Mapping[str, tuple[Limit, ...]]:
         """The limits in the server's units."""
         return self.limiter.limits
+
+    def _take_over(self, before: Endpoint) -> None:
+        """Go on with what another endpoint knows of the server, and with what it has on its way."""
+        self._lock = before._lock
+        with self._lock:
+            for unit in self._units.keys() & before._units.keys():
+                self._units[unit] = before._units[unit]
+                self._units[unit].stop_searching()
+
+    @property
+    def measures(self) -> bool:
+        """Whether a limit is known that no answer told."""
+        with self._lock:
+            return any(unit.pace is not None and not unit.pace.searching for unit in self._units.values())
+
+    def latest(self) -> Endpoint:
+        """The endpoint that has the limits now."""
+        endpoint = self
+        while endpoint.successor is not None:
+            endpoint = endpoint.successor
+        return endpoint
 
     @property
     def holds(self) -> bool:
@@ -362,9 +393,8 @@ class Endpoint:
 
     def _hear(self, request: RequestInFlight, quota: Quota, now: float) -> None:
         """One limit, as one answer tells it."""
-        told, departures = _told(quota), request.departures
-        unit = next((name for name in _COUNTED_AS.get(quota.unit, ()) if name in departures), quota.unit)
-        departure = departures.get(unit)
+        told, unit = told_by(quota), unit_told(quota, request.departures)
+        departure = request.departures.get(unit)
         if told is not None and departure is not None:
             self._units[unit].heard(quota.name, departure, told, now)
 
@@ -415,7 +445,13 @@ def _length(limit: Limit) -> float | None:
     return _SHORTEST_PERIOD if isinstance(limit, Calendar) else None
 
 
-def _told(quota: Quota) -> Told | None:
+def unit_told(quota: Quota, counted: Container[str]) -> str:
+    """The unit that a server's word for it means, where these are counted."""
+    return next((name for name in _COUNTED_AS.get(quota.unit, ()) if name in counted), quota.unit)
+
+
+def told_by(quota: Quota) -> Told | None:
+    """What a header says about a limit; None: nothing that can be counted by."""
     if quota.limit is None or quota.remaining is None or quota.limit < 1:
         return None
     remaining = quota.remaining
@@ -459,12 +495,12 @@ class Endpoints:
             endpoint = self._made.get(group)
             if endpoint is None:
                 endpoint = self._made[group] = self._make(name)
-            return endpoint
+            return endpoint.latest()
 
     def made(self) -> dict[str, Endpoint]:
         """All there are by now."""
         with self._lock:
-            return dict(self._made)
+            return {name: endpoint.latest() for name, endpoint in self._made.items()}
 
 
 def published(account: str) -> Endpoints:

@@ -140,6 +140,8 @@ class Visit:
 
     def _asked(self) -> tuple[Any, dict[str, float], dict[str, Any]]:
         left = max(0.0, self._until - clock.now())
+        if self._plan.endpoint.successor is not None:
+            self._plan = replace(self._plan, endpoint=self._plan.endpoint.latest())
         limiter, charges = self._plan.endpoint.ask(self._plan.cost)
         # A request that was refused goes before those that were never sent: it is the oldest.
         priority = (self._turn.priority or 0) + min(self._tries, 1)
@@ -182,7 +184,9 @@ class Visit:
                 if self._refused(error, limiter, charges):
                     raise
                 continue
-            return self._admitted(permit, asked_at)
+            if self._plan.endpoint.successor is None:
+                return self._admitted(permit, asked_at)
+            permit.cancel()  # it waited at an endpoint that has the limits no more
 
     def admit_in_thread(self) -> RequestInFlight:
         """The same, blocking this thread, and a loop that runs in it: the call of a sync client blocks anyway."""
@@ -195,7 +199,9 @@ class Visit:
                 if self._refused(error, limiter, charges):
                     raise
                 continue
-            return self._admitted(permit, asked_at)
+            if self._plan.endpoint.successor is None:
+                return self._admitted(permit, asked_at)
+            permit.cancel()
 
     def again(self, exchange: Exchange) -> bool:
         """Whether a request that was refused is to be held and sent again."""

@@ -425,7 +425,7 @@ class Run:
                 over = self.stopped is not None or await self._send(work, request)
         finally:
             if request.left_at is None:
-                work.group.endpoint.never_left(request)
+                request.endpoint.never_left(request)
             else:
                 self.counts.ended = clock.now()
                 self.counts.took(work.earliest, self.counts.ended - granted)
@@ -468,7 +468,7 @@ class Run:
             work.may_be_billed = self._results.may_be_billed(row)
 
         def left() -> None:
-            group.endpoint.left(request)
+            request.endpoint.left(request)
             work.is_unsent = False
             self._tell()
             group.place.outage.connected()

@@ -94,7 +94,6 @@ class Group:
                     remaining={unit: min(each.at_start for each in those) for unit, those in self.allowances.items()}
                 )
             self.endpoint = Endpoint(limiter)
-        self._is_stored = not isinstance(self.endpoint.limiter.store, MemoryStore)
 
     @property
     def place(self) -> Place:
@@ -152,7 +151,8 @@ class Group:
     @property
     def wants_more(self) -> bool:
         """Whether there is room in the limiter's queue for another row."""
-        return self.queued + self.unsent < SHARED_QUEUE if self._is_stored else self.queued < QUEUE
+        is_stored = not isinstance(self.endpoint.limiter.store, MemoryStore)
+        return self.queued + self.unsent < SHARED_QUEUE if is_stored else self.queued < QUEUE
 
     async def acquire(self, cost: Mapping[str, float], priority: int) -> RequestInFlight:
         """Wait for a turn and charge it.
@@ -161,18 +161,21 @@ class Group:
             CostError: No wait would do.
         """
         while True:
-            limiter, charge = self.endpoint.ask(cost)
+            endpoint = self.endpoint = self.endpoint.latest()
+            limiter, charge = endpoint.ask(cost)
             try:
                 permit = await limiter.acquire(priority=priority, **charge)
             except Unsatisfiable:
-                if self.endpoint.ask(cost)[1] == charge:
+                if endpoint.latest().ask(cost)[1] == charge:
                     raise
                 continue  # the limits were learned meanwhile, and it is charged less under the new ones
-            return self.endpoint.granted(permit, cost)
+            if endpoint.successor is None:
+                return endpoint.granted(permit, cost)
+            permit.cancel()  # it waited at an endpoint that has the limits no more
 
     def on_reply(self, request: RequestInFlight, reply: Reply) -> None:
         """Learn from the headers of an answer. Whatever they are, they cannot cost it."""
-        self.endpoint.left(request)  # at the latest now
+        request.endpoint.left(request)  # at the latest now
         try:
             reading = _headers.read(reply.headers, reply.status, wall=clock.wall())
         except Exception:  # noqa: BLE001 - a date or a number that no calendar and no integer has
@@ -181,13 +184,13 @@ class Group:
             self._told = None  # what they tell may be new
             quotas = tuple(quota for quota in reading.quotas if self._comparable(quota))
             reading = Reading(quotas, reading.retry_after)
-        self.endpoint.answered(request, reply.status, reading)
+        request.endpoint.answered(request, reply.status, reading)
         if self._is_throttled and reply.status < 400 and self._throttle.answered(clock.now()):
             self._use_share()
 
     def on_refusal(self, request: RequestInFlight, verdict: Verdict) -> None:
         """The service says that a limit is used up: all rows wait, once, and less of it is used for a while."""
-        self.endpoint.refused(request, verdict)
+        request.endpoint.refused(request, verdict)
         if self._is_throttled and self._throttle.refused(clock.now()):
             self._use_share()
 
@@ -230,7 +233,7 @@ class Group:
 def _promised(limits: Limits | Limiter | Endpoint | None) -> Limits | None:
     """What is known of the limits before the first answer; None: they are learned."""
     if isinstance(limits, Endpoint):
-        limits = None if isinstance(limits, DiscoveredEndpoint) else limits.limiter
+        limits = None if limits.learns else limits.limiter
     return _rates_of(limits) if isinstance(limits, Limiter) else limits
 
 
