@@ -93,17 +93,17 @@ class Proxy:
 
     def reset(self):
         """Reset every connection."""
+        self._loop.call_soon_threadsafe(self._abort)
 
-        def abort():
-            for writer in list(self._writers):
+    def _abort(self):
+        for writer in self._writers:
+            with contextlib.suppress(AttributeError):  # of a TLS connection that is closed, in Python 3.11.2
                 writer.transport.abort()
-
-        self._loop.call_soon_threadsafe(abort)
 
     def stop(self):
 
         async def end():
-            # asyncio forgets a connection that it accepted in the step before `close`: stop accepting, wait one step.
+            # asyncio forgets a connection that it accepted in the step before `close`: nobody comes, then one step more.
             for listener in self._server.sockets:
                 self._loop.remove_reader(listener)
             await asyncio.sleep(0)
@@ -113,11 +113,12 @@ class Proxy:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
                 await asyncio.sleep(0)  # in which a connection that was ready begins a task of ours
-            for writer in self._writers:
-                writer.transport.abort()
+            self._abort()
             await asyncio.sleep(0)  # in which they are closed
-            self._loop.stop()
 
-        asyncio.run_coroutine_threadsafe(end(), self._loop)
-        self._thread.join()
-        self._loop.close()
+        try:
+            asyncio.run_coroutine_threadsafe(end(), self._loop).result()
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
