@@ -115,6 +115,12 @@ class Permit(Grant):
         if self.granted:
             self.cancel()
 
+    def _hand_on(self) -> None:
+        """Others than the task, or thread, that entered it may end it."""
+        for _, receipt in self.charged()[1]:
+            if type(receipt) is Hold:
+                receipt.holder = None
+
     def _enter(self) -> None:
         """This task, or thread, ends it: so the places that it may be missed for are known as its own."""
         try:

@@ -205,7 +205,8 @@ async def test_rows_that_are_told_to_wait_a_moment_are_not_lost_however_often(tm
 
 @pytest.mark.parametrize("told", ["by the user", "by the server"])
 async def test_two_runs_on_one_account_lose_nothing(tmp_path, told):
-    """Each has the true limits, so that half of what they send must be refused."""
+    """Each has the true limits, so that half of what they send must be refused: as a rule 1.1 × the ideal, and 1.2 by the
+    luck of their waits."""
     simulation = Simulation(**LIMITS, latency=Latency(median=0.5))
     service = Service(simulation)
     (tmp_path / "a").mkdir()
@@ -221,7 +222,7 @@ async def test_two_runs_on_one_account_lose_nothing(tmp_path, told):
         assert len(one.results()) == len(two.results()) == 300
         assert one.errors() == two.errors() == []
     ideal = (600 - 20) / 15
-    assert clock.now() < 1.2 * ideal
+    assert clock.now() < 1.25 * ideal
 
 
 @pytest.mark.parametrize("steps", [(3_600, -7_200), (86_400, -172_800, 86_400)], ids=["hours", "days"])

@@ -195,6 +195,7 @@ class Visit:
             asked_at = clock.now()
             try:
                 permit = limiter(charges, block=True, **options).__enter__()
+                permit._hand_on()  # to whatever reads the answer, or finds that it was left
             except PenstockError as error:
                 if self._refused(error, limiter, charges):
                     raise
