@@ -95,6 +95,21 @@ async def test_no_name_in_the_store_shows_the_key(two_stores):
     assert "secret" not in limits_of(client)["gpt-4o"].limiter.name
 
 
+@pytest.mark.parametrize(
+    "model",
+    ["\ud800", "x" * 100_000, "a\nb", "\0", "", "é" * 200],
+    ids=["surrogate", "long", "lines", "nul", "none", "accents"],
+)
+async def test_a_model_of_any_name_is_kept_and_costs_no_answer(model, two_stores):
+    client = limited(httpx, Server(httpx, headers=TOLD), store=two_stores[0])
+    body = json.dumps(HELLO | {"model": model}).encode()
+    for _ in range(2):
+        assert (await client.post(CHAT, content=body)).status_code == 200
+    (endpoint,) = limits_of(client).values()
+    assert not endpoint.learns
+    assert len(endpoint.limiter.name) < 200
+
+
 async def test_a_key_of_its_own_has_limits_of_its_own(two_stores):
     clients = [limited(httpx, Server(httpx, headers=TOLD), key=key, store=two_stores[0]) for key in "ab"]
     for client in clients:

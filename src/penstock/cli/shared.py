@@ -64,7 +64,7 @@ def shared(url: str, limits_of: LimitsOf, server: Server, stack: ExitStack) -> L
         name, limits = limits_of(model)
         if name not in made:
             if limits is None:
-                made[name] = learned_in(store, f"run-{account}-{name}")
+                made[name] = learned_in(store, f"run-{account}", name)
             else:
                 assert isinstance(limits, dict)
                 given = {unit: list(rates) for unit, rates in limits.items()}

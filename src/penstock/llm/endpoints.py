@@ -494,8 +494,9 @@ class Endpoints:
         with self._lock:
             endpoint = self._made.get(group)
             if endpoint is None:
-                endpoint = self._made[group] = self._make(name)
-            return endpoint.latest()
+                endpoint = self._make(name)
+            endpoint = self._made[group] = endpoint.latest()
+            return endpoint
 
     def made(self) -> dict[str, Endpoint]:
         """All there are by now."""

@@ -22,6 +22,8 @@ from penstock.stores import Store
 
 __all__ = ["learned_in", "shared"]
 
+_LONGEST_WORD = 100  # characters of a model's name
+
 
 class Keeper:
     """The limits of one model of an account, as they were told, and where they are kept."""
@@ -98,10 +100,20 @@ def shared(store: Store, address: str, key: str) -> Endpoints:
 
     The name of an account in the store is a digest: nobody finds the key by it.
     """
-    account = hashlib.blake2b(f"{address}\n{key}".encode(), digest_size=8).hexdigest()
-    return Endpoints(lambda model: learned_in(store, f"auto-{account}-{tables.family(model)}"), tables.family)
+    account = _digest(f"{address}\n{key}")
+    return Endpoints(lambda model: learned_in(store, f"auto-{account}", tables.family(model)), tables.family)
 
 
-def learned_in(store: Store, name: str) -> Endpoint:
-    """An endpoint whose limits are kept in a store, by a name that begins so, once the service has told them."""
-    return LearningEndpoint(Keeper(store, name))
+def learned_in(store: Store, account: str, model: str) -> Endpoint:
+    """An endpoint whose limits are kept in a store, once the service has told them.
+
+    Args:
+        account: What their names there begin with.
+        model: The rest; a digest of it where it is no word that a store can have, as rows may name anything.
+    """
+    word = model if len(model) <= _LONGEST_WORD and model.isprintable() else _digest(model)
+    return LearningEndpoint(Keeper(store, f"{account}-{word}"))
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
