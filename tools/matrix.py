@@ -63,24 +63,17 @@ def build(folder: Path) -> Path:
 
 def attempt(python: Path, wheel: Path, extra: str, resolution: str) -> str:
     """Install and try one combination; return what went wrong, or nothing."""
-    what = f"penstock{f'[{extra}]' if extra else ''} @ {wheel.as_uri()}"
     with tempfile.TemporaryDirectory() as folder:
         inside = Path(folder, *(("Scripts", "python.exe") if os.name == "nt" else ("bin", "python")))
+        install = [UV, "pip", "install", "--quiet", "--python", inside, "--only-binary", ":all:"]
+        if resolution == "highest":  # as a user does
+            installs = [[*install, f"penstock{f'[{extra}]' if extra else ''} @ {wheel.as_uri()}"]]
+        else:  # what a wheel asks for is not direct, so its oldest versions would not be taken
+            asked = ["-r", ROOT / "pyproject.toml", *(["--extra", extra] if extra else [])]
+            installs = [[*install, "--resolution", resolution, *asked], [*install, "--no-deps", wheel]]
         steps = [
             [UV, "venv", "--quiet", "--python", python, folder],
-            [
-                UV,
-                "pip",
-                "install",
-                "--quiet",
-                "--python",
-                inside,
-                "--resolution",
-                resolution,
-                "--only-binary",
-                ":all:",
-                what,
-            ],
+            *installs,
             [inside, "-I", ROOT / "tools/smoke.py", extra],
         ]
         for step in steps:

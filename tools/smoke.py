@@ -122,9 +122,14 @@ def simulator() -> None:
 
 
 def everything() -> None:
-    """All of them at once."""
+    """All of them at once, and a file that is run."""
     for check in (openai, redis, otel, cli, simulator):
         check()
+    with tempfile.TemporaryDirectory() as folder:
+        file, out = Path(folder, "requests.jsonl"), Path(folder, "out.jsonl")
+        file.write_text("".join(json.dumps({"body": HELLO}) + "\n" for _ in range(5)))
+        subprocess.run([SCRIPT, "run", file, "-o", out, "--simulate"], check=True, capture_output=True)
+        assert len(out.read_text().splitlines()) == 5
 
 
 CHECKS = {
