@@ -292,7 +292,7 @@ def mounted(tmp_path):
     def mount(size, *options):
         command = ["mount", "-t", "tmpfs", "-o", ",".join((f"size={size}k", *options)), "none", where]
         if subprocess.run(command, check=False, capture_output=True).returncode:
-            pytest.skip("only root may mount a disk")
+            pytest.skip("this root may not mount a disk")
         return where
 
     if os.geteuid() or shutil.which("mount") is None:

@@ -227,8 +227,10 @@ def _content(body: Body | None, model: str = "") -> _Content:
     be ranked.
     """
     content = _Content(model)
-    for key in _BODY_KEYS if body else ():
-        value = body.get(key)  # type: ignore[union-attr]  # there is one
+    if not body:
+        return content
+    for key in _BODY_KEYS:
+        value = body.get(key)
         if value is not None:
             _add(value, content)
     return content

@@ -74,9 +74,8 @@ class Http:
         self._session = aiohttp.ClientSession(
             # Rows in flight are bounded by the run: a second bound here would only make granted requests wait.
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, keepalive_timeout=KEEP_ALIVE, ssl=self._tls),
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=min(LONGEST_CONNECT, timeout)
-            ),  # `_Patience` ends it
+            # `_Patience` ends what takes too long.
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=min(LONGEST_CONNECT, timeout)),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             max_line_size=LONGEST_HEADER,
