@@ -83,9 +83,9 @@ check: environment ## ruff, mypy --strict, pyright (every public name has a know
 	$(PYRIGHT) --verifytypes penstock --ignoreexternal > .cache/types.log || (cat .cache/types.log; exit 1)
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
-bench: ## the benchmarks of benchmarks/, each beside what a user would write instead; writes benchmarks/RESULTS.md (a quarter of an hour)
+bench: ## the benchmarks of benchmarks/, each beside what a user would write instead; writes benchmarks/RESULTS.md (half an hour); ONLY="shapes.py" for some
 	@$(SETUP) $(TESTED) $(VENV)-bench=requirements/bench.txt
-	$(NEEDS_RANKS) PENSTOCK_TEST_SERVERS="$(SERVERS)" $(VENV)-bench/bin/python benchmarks/_results.py
+	$(NEEDS_RANKS) PENSTOCK_TEST_SERVERS="$(SERVERS)" $(VENV)-bench/bin/python benchmarks/_results.py $(ONLY)
 
 docs: environment ## build the site into build/site, without a warning or a wrong word, and run every example of the docs
 	@$(SETUP) $(VENV)-docs=requirements/docs.txt
