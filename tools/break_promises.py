@@ -120,7 +120,7 @@ BREAKS = (
         "a thread wakes a loop as if it were its own",
         (
             ("_concurrency/parking.py", "        if here is self.home or _task_running_in(self.home):\n            _finish", "        if True:\n            _finish"),
-            ("_concurrency/parking.py", "        if in_trio_task() and trio.lowlevel.current_trio_token() is self.home:", "        if True:"),
+            ("_concurrency/parking.py", "        if here is self.home or (in_trio_task() and trio.lowlevel.current_trio_token() is self.home):", "        if True:"),
         ),
         (
             "test_promises.py::test_a_place_given_back_by_a_thread_wakes_a_waiter_in_a_loop[{loop}-close]",

@@ -306,11 +306,11 @@ class _Work:
 
     def wake_consumer(self) -> None:
         if self.consumer_waits:
-            self.consumer_parker.wake()
+            self.consumer_parker.wake(self.consumer_parker.home)
 
     def wake_reader(self) -> None:
         if self.reader_waits:
-            self.reader_parker.wake()
+            self.reader_parker.wake(self.reader_parker.home)
 
     async def _read(self) -> None:
         try:

@@ -84,7 +84,11 @@ class Parker:
         raise NotImplementedError
 
     def wake(self, here: object = None) -> bool:
-        """Wake it; False if nothing can run there any more. `here`: the home of the caller, where that is known."""
+        """Wake it; False if nothing can run there any more.
+
+        `here` is the home of the caller, where that is known. A callback of the loop has to say it: it is no task, and
+        without it cannot be told from a signal handler that came while the loop slept.
+        """
         raise NotImplementedError
 
     def alive(self) -> bool:
@@ -190,7 +194,7 @@ class TrioParker(Parker):
 
     def wake(self, here: object = None) -> bool:
         trio = self._trio
-        if in_trio_task() and trio.lowlevel.current_trio_token() is self.home:
+        if here is self.home or (in_trio_task() and trio.lowlevel.current_trio_token() is self.home):
             self._event.set()
             return True
         try:

@@ -62,14 +62,14 @@ class Caller(Generic[Item, Entry]):
             return
         self.home = None
         self.entry = entry
-        self.parker.wake()
+        self.parker.wake(self.parker.home)
 
     def fail(self, error: BaseException) -> None:
         self.home = None
         self.error = error
         # Many callers raise the same exception: each from here, so that its traceback does not grow with their number.
         self.traceback = _TRACEBACK.__get__(error)  # by way of the class: an attribute of the error itself may raise
-        self.parker.wake()
+        self.parker.wake(self.parker.home)
 
     def reraise(self) -> NoReturn:
         error, self.error = self.error, None  # a frame in the traceback refers to us: no cycle
@@ -119,7 +119,7 @@ class Queue(Generic[Item, Entry]):
         if self.open is None:
             self._open_batch()
         elif full and self.open.parker is not None:
-            self.open.parker.wake()
+            self.open.parker.wake(self.loop)
 
     def forget(self, caller: Caller[Item, Entry]) -> tasks.OwnedTask | None:
         """Remove a caller that waits here. Return the task that no caller waits for any more."""
