@@ -97,8 +97,9 @@ try-it: docs ## the site with its page that runs penstock in the browser; needs 
 	$(BIN)/python tools/try_it.py build/site
 	PENSTOCK_SITE=build/site $(BIN)/python -m pytest -q tests/test_try_it.py
 
-pictures: environment ## draw the pictures of the docs anew, from runs in virtual time and from benchmarks/RESULTS.md
+pictures: environment ## what the docs show of runs in virtual time and of benchmarks/RESULTS.md, anew: pictures and a table
 	$(BIN)/python tools/pictures.py
+	$(BIN)/python tools/measured.py
 
 mutation: environment ## change the core one thing at a time, break each promise, and see a test fail; JOBS=2 for two at a time; QUICK="flows ledger", or QUICK=all, by the pure tests alone
 ifdef QUICK

@@ -12,17 +12,17 @@ import pytest
 from tests.docs_examples import ROOT, text_of
 
 
-def _pictures():
-    spec = importlib.util.spec_from_file_location("pictures", ROOT / "tools/pictures.py")
+def _tool(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"tools/{name}.py")
     module = importlib.util.module_from_spec(spec)
     path = list(sys.path)
     sys.path.insert(0, str(ROOT / "tools"))
     spec.loader.exec_module(module)
     sys.path[:] = path
-    return module.PICTURES
+    return module
 
 
-PICTURES = _pictures()
+PICTURES = _tool("pictures").PICTURES
 ESTIMATED = {"learning"}  # shows what an estimator did, and changes with it
 
 
@@ -38,3 +38,7 @@ def test_every_drawn_picture_is_shown():
     drawn = {file.name for file in (ROOT / "docs/images").glob("*.svg")}
     assert drawn == {f"{name}.svg" for name in PICTURES}
     assert [name for name in drawn if name not in pages] == []
+
+
+def test_the_measurements_that_are_quoted_are_those_of_the_results():
+    assert text_of("docs/how-to-choose.md") == _tool("measured").page(), "make pictures"

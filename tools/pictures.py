@@ -9,27 +9,25 @@ virtual time. All are the same on every machine, so a test compares what is in d
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from drawing import BAD, FAINT, FLOWS, INK, OTHERS, OURS, Axes, Drawing
+from tables import ROOT, tables, value
 
 from penstock import Limiter, clock, per_minute, per_second
 from penstock.testing import virtual_time
 
-ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs/images"
 
 
 def usual_ways() -> str:
     """Quota used, refusals and lost calls of a batch, beside the usual ways to send it."""
-    rows = _table_of("usual_ways.py")
+    rows = tables("benchmarks/RESULTS.md", "`python benchmarks/usual_ways.py`")[0].rows
     height = 62 + 34 * len(rows) + 28
     drawing = Drawing(900, height, "Quota used, 429s and lost calls: penstock beside the usual ways")
-    most = max(_number(row[2]) for row in rows)
+    most = max(value(row[2]) for row in rows)
     left, used, refused = 330, 180, 130
     for x, words in ((left, "quota used"), (left + used + 70, "429s"), (left + used + refused + 180, "calls lost")):
         drawing.text(x, 34, words, bold=True)
@@ -37,12 +35,12 @@ def usual_ways() -> str:
         y = 52 + 34 * number
         ours = name.startswith("penstock")
         drawing.text(left - 14, y + 16, name, anchor="end", bold=ours)
-        width = used * _number(share) / 100
+        width = used * value(share) / 100
         drawing.box(left, y + 3, used, 18, "#eef1f3")
         drawing.box(left, y + 3, width, 18, OURS if ours else OTHERS)
         drawing.text(left + used + 8, y + 16, share, colour=INK)
-        drawing.box(left + used + 70, y + 3, refused * _number(refusals) / most, 18, BAD)
-        drawing.text(left + used + 76 + refused * _number(refusals) / most, y + 16, refusals)
+        drawing.box(left + used + 70, y + 3, refused * value(refusals) / most, 18, BAD)
+        drawing.text(left + used + 76 + refused * value(refusals) / most, y + 16, refusals)
         drawing.text(left + used + refused + 180, y + 16, lost, bold=lost != "0", colour=BAD if lost != "0" else INK)
     words = "1,500 calls; 1,200 requests and 400,000 tokens a minute; python benchmarks/usual_ways.py"
     drawing.text(14, height - 12, words, colour=FAINT, size=11)
@@ -51,12 +49,12 @@ def usual_ways() -> str:
 
 def peers() -> str:
     """How long a job takes beside what its limits allow, what is refused, what is lost: penstock run and its peers."""
-    rows = _rows(_section("docs/field/peers.md", "Peers"))
-    rows.sort(key=lambda row: (not row[0].startswith("**"), _number(row[3]), _number(row[1])))
+    rows = tables("docs/field/peers.md", "Peers")[0].rows
+    rows.sort(key=lambda row: (not row[0].startswith("**"), value(row[3]), value(row[1])))
     drawing = Drawing(
         900, 62 + 34 * len(rows) + 28, "Time, 429s, lost rows and CPU of one job: penstock run beside its peers"
     )
-    longest, most = max(_number(row[1]) for row in rows), max(_number(row[2]) for row in rows)
+    longest, most = max(value(row[1]) for row in rows), max(value(row[2]) for row in rows)
     left, wide, refused = 400, 130, 110
     lost = left + wide + 60 + refused + 70
     for x, words in ((left, "time / optimum"), (left + wide + 60, "429s"), (lost, "rows lost"), (lost + 80, "CPU s")):
@@ -66,8 +64,8 @@ def peers() -> str:
         ours = name.startswith("**")
         drawing.text(left - 14, y + 16, name.strip("*"), anchor="end", bold=ours)
         for x, width, share, text, colour in (
-            (left, wide, _number(times) / longest, times, OURS if ours else OTHERS),
-            (left + wide + 60, refused, _number(refusals) / most, refusals, BAD),
+            (left, wide, value(times) / longest, times, OURS if ours else OTHERS),
+            (left + wide + 60, refused, value(refusals) / most, refusals, BAD),
         ):
             drawing.box(x, y + 3, width * share, 18, colour)
             drawing.text(x + width * share + 6, y + 16, text)
@@ -223,27 +221,6 @@ def learning() -> str:
 def _in_virtual_time(run: Callable[[], Any]) -> Any:
     with virtual_time():
         return asyncio.run(run())
-
-
-def _table_of(benchmark: str) -> list[list[str]]:
-    """The rows of the first table that a benchmark printed."""
-    return _rows(_section("benchmarks/RESULTS.md", f"`python benchmarks/{benchmark}`"))
-
-
-def _section(page: str, heading: str) -> str:
-    """What stands below a heading of a page, up to the next one."""
-    text = (ROOT / page).read_text(encoding="utf-8")
-    return re.split(rf"^#+ {re.escape(heading)}$", text, flags=re.MULTILINE)[1].split("\n## ", 1)[0]
-
-
-def _rows(section: str) -> list[list[str]]:
-    """The rows of a table in Markdown."""
-    lines = re.findall(r"^\|(.*)\|$", section, re.MULTILINE)
-    return [[cell.strip() for cell in line.split("|")] for line in lines[2:]]
-
-
-def _number(text: str) -> float:
-    return float(text.replace(",", "").rstrip("%"))
 
 
 PICTURES: dict[str, Callable[[], str]] = {
