@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 import anyio
 import pytest
 
-from penstock import Batcher, Keyed, Limiter, Pipeline, Retry, amap, in_flight, pausing, per_second, timeout
+from penstock import Adaptive, Batcher, Keyed, Limiter, Pipeline, Retry, amap, in_flight, pausing, per_second, timeout
 from penstock._introspect import kind_of, name_of
 from penstock.pipeline import circuit_breaker, fallback, hedge
 
@@ -362,6 +362,38 @@ def test_a_key_or_verdict_that_has_yet_to_run_is_refused_where_it_is_asked_for()
 
     for key in (lambda user: _a_generator(), lambda user: async_key(user)):  # noqa: PLW0108 - a lambda is the point
         with pytest.raises(TypeError, match="give a plain function"):
-            Keyed(requests="1/s")(key=key)(str)("alice")
+            Keyed(requests="1/s")(key=key)(len)("alice")
     with pytest.raises(TypeError, match="has yet to run: give a plain function"):
         Retry(on=lambda _: _a_generator()).call_sync(lambda: 1 / 0)
+
+
+DECORATORS = {
+    "limiter": Limiter(requests="1/s"),
+    "limiter(...)": Limiter(requests="1/s")(requests=1),
+    "limiter(unit=function)": Limiter(tokens="1/s")(tokens=lambda _: 1),
+    "keyed": Keyed(requests="1/s")(key=lambda *_: 1),
+    "retry": Retry(on=OSError),
+    "retry(resume=)": Retry(on=OSError)(resume=lambda *_: None),
+    "breaker": circuit_breaker(on=OSError),
+    "fallback": fallback(1, on=OSError),
+    "timeout": timeout(1),
+    "hedge": hedge(1),
+    "pausing": pausing(Limiter(requests="1/s"), on=OSError),
+    "adaptive": Adaptive(Limiter(requests="1/s"), on=OSError),
+    "pipeline": Pipeline(Limiter(requests="1/s")),
+    "a pipeline's block": Pipeline(contextlib.nullcontext()),
+}
+
+
+@pytest.mark.parametrize("decorator", DECORATORS.values(), ids=DECORATORS)
+def test_a_class_is_refused_as_its_name_would_be_that_of_a_function(decorator):
+    """`isinstance` and subclasses of it would fail far from the decorator."""
+    with pytest.raises(TypeError, match="Service is a class, and a decorator would put a function in its place"):
+        decorator(Service)
+
+
+def test_a_class_may_be_what_is_called():
+    """Only as a decorator's target it would lose its name."""
+    made = Retry(on=OSError).call_sync(Service)
+    assert isinstance(made, Service)
+    assert isinstance(Limiter(requests="1/s")(functools.partial(Service))(), Service)

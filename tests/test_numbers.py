@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import operator
 from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
 
 import pytest
 
-from penstock import CostError, Limiter, RateLimited
-from penstock._numbers import read_number, read_seconds, show_seconds
+from penstock import CostError, Keyed, Limiter, RateLimited
+from penstock._numbers import exact, read_number, read_seconds, show_seconds
 
 
 class float32:  # noqa: N801 - as numpy's, which is no subclass of float
@@ -70,6 +71,40 @@ def test_an_object_whose_conversion_fails_is_none():
 def test_a_plain_number_is_no_timedelta():
     assert read_number(timedelta(seconds=1)) is None
     assert read_number(5) == 5
+
+
+def test_a_tensor_of_one_fraction_keeps_it():
+    """Arrays and tensors have an `__index__`, which refuses a fraction; `int()` would cut 5.5 to 5."""
+    tensor = type("Tensor", (), {"__index__": operator.index, "__int__": lambda _: 5, "__float__": lambda _: 5.5})()
+    assert exact(tensor) == 5.5
+
+
+class Refuses(int):
+    """A number of a user's that can be read, and refuses everything else."""
+
+    def _refuse(self, *_):
+        raise RuntimeError
+
+    __eq__ = __hash__ = __lt__ = __le__ = __gt__ = __ge__ = __int__ = __add__ = __mul__ = _refuse
+
+
+@pytest.mark.anyio
+async def test_a_number_that_refuses_to_compare_is_read_all_the_same():
+    limiter, per_user = Limiter(tokens="100/min"), Keyed(tokens="100/min")
+    one = Refuses(1)
+    for each in (limiter, per_user["alice"]):
+        each.acquire_nowait(tokens=one, priority=one).settle(tokens=Refuses(2))
+        with each(tokens=one, max_wait=one, priority=one, block=one):
+            pass
+        (await each.acquire(tokens=one, priority=one)).close()
+        assert each.forecast(tokens=one).wait == 0
+        assert round(each.statistics().limits["tokens"].level) == 96
+    with pytest.raises(ValueError, match="flow must be hashable"):
+        limiter(tokens=1, flow=one)
+    with pytest.raises(ValueError, match="must be hashable"):
+        per_user[one]
+    with pytest.raises(ValueError, match="priority must be a whole number"):
+        await limiter.acquire(tokens=1, priority=Decimal("sNaN"))
 
 
 def test_a_text_of_numpy_is_no_number():

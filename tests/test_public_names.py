@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import pydoc
 import subprocess
 import sys
@@ -55,6 +57,19 @@ def test_a_name_is_loaded_when_it_is_asked_for_and_not_before():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True", "False"]
+
+
+def test_no_signature_shows_an_object_at_an_address():
+    """`help(Retry)` says `hint=retry_after`, as one writes it."""
+    shown = {}
+    for name in NAMES:
+        value = getattr(penstock, name)
+        if callable(value):
+            with contextlib.suppress(TypeError, ValueError):  # aliases and protocols have none
+                shown[name] = str(inspect.signature(value))
+    assert {name: text for name, text in shown.items() if "<" in text} == {}
+    assert "backoff: 'Backoff' = exponential()" in shown["Retry"]
+    assert "hint: 'Callable[[Exception], Seconds | None] | None' = retry_after" in shown["Retry"]
 
 
 def test_help_shows_every_public_name():

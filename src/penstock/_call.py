@@ -12,12 +12,13 @@ from functools import lru_cache
 from types import coroutine
 from typing import Any, NoReturn, TypeVar, cast
 
+from penstock import _log
 from penstock._arguments import of_call
 from penstock._backends import fast_path
 from penstock._backends.base import Binding, Caller
 from penstock._backends.wait import LOOP, emit_grant, wait, wait_in_thread
 from penstock._concurrency.parking import is_over, who_am_i
-from penstock._introspect import check_answer, check_decorable, kind_of, name_of, why_not_plain
+from penstock._introspect import check_answer, decorable_kind, name_of, why_not_plain
 from penstock._numbers import Number, read_flag
 from penstock._run_inside import run_inside
 from penstock._validation import RESERVED, merge_given, read_flow, read_priority, read_wait
@@ -266,7 +267,6 @@ class Call:
 
     def __call__(self, function: F, /) -> F:
         """Decorate `function`: every call is charged first. See `Limiter.__call__`."""
-        check_decorable(function)
         binding, terms = self._binding, self._terms
 
         def enter(_: Any, __: Any) -> Call:
@@ -385,7 +385,6 @@ class CallByArguments(Call):
 
     def __call__(self, function: F, /) -> F:
         """Decorate `function`: every call is charged first. See `Limiter.__call__`."""
-        check_decorable(function)
         name = self._binding.caller.name
         return decorated(function, lambda _, __: self._bind, self._cost, self._settle, self._functions, name)
 
@@ -420,8 +419,9 @@ def decorated(
         terms: `max_wait`, `priority`, `flow` and `block`: values, or functions of the call's arguments.
         limiter: The limiter's name, for messages.
     """
+    kind = decorable_kind(function)
     owner = f"limiter {limiter} of {name_of(function)}" if limiter else f"limiter of {name_of(function)}"
-    if settle is not None and kind_of(function) not in {"async", "sync"}:
+    if settle is not None and kind not in {"async", "sync"}:
         raise CostError(
             "settle= needs a result, and a generator or a context manager has none: settle inside, on the permit of "
             "`with limiter(...)`"
@@ -472,12 +472,9 @@ def _settle(permit: Permit, settle: Settle, result: Any, owner: str) -> None:
         true_cost = settle(result)
         check_answer(owner, "settle", true_cost)
         permit.settle(merge_given("costs", true_cost, {}))
-    except Exception:
-        import logging  # 5 ms that only a failing function needs
-
-        logging.getLogger("penstock").exception(
-            "settle=%s of the %s failed on its result: the call stays charged as it was", name_of(settle), owner
-        )
+    except Exception:  # noqa: BLE001 - the function is the user's
+        message = "settle=%s of the %s failed on its result: the call stays charged as it was"
+        _log.broken("penstock", message, name_of(settle), owner)
 
 
 def permits_of(binding: Binding) -> type[Permit]:

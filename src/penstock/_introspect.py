@@ -22,12 +22,13 @@ __all__ = [
     "GENERATORS",
     "Kind",
     "check_answer",
-    "check_decorable",
     "check_plain",
+    "decorable_kind",
     "kind_of",
     "name_of",
     "refuse_awaitable",
     "runs_later",
+    "show_defaults",
     "to_be_awaited",
     "users_frame",
     "users_line",
@@ -128,12 +129,18 @@ def users_frame() -> FrameType:
     return frame
 
 
-def check_decorable(function: object) -> None:
-    """Refuse what a limiter cannot decorate."""
-    if isinstance(function, classmethod | staticmethod):
-        kind_of(function)  # type: ignore[arg-type]  # it says where the decorator belongs
-    if not callable(function):
-        raise TypeError(f"a limiter decorates functions, not {function!r}")
+def decorable_kind(fn: Any) -> Kind:
+    """The kind of a function that is to be decorated.
+
+    Raises:
+        TypeError: It is no function; or it is a class, whose name would be that of a function from then on.
+    """
+    if isinstance(fn, type):
+        raise TypeError(
+            f"{fn.__qualname__} is a class, and a decorator would put a function in its place, "
+            "of which nothing can be an instance. Decorate its methods, or a function that makes one"
+        )
+    return kind_of(fn)
 
 
 def check_plain(owner: str, option: str, fn: object) -> None:
@@ -170,6 +177,24 @@ def check_answer(owner: str, option: str, answer: object) -> None:
         raise TypeError(
             f"{owner}({option}=...) returned {type(answer).__name__}, which has yet to run: give a plain function"
         )
+
+
+class _Written(str):
+    """A default as one writes it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def show_defaults(method: Any, **written: str) -> None:
+    """Let `help` and editors show these defaults of a method as one writes them, and not as objects at an address."""
+    signature = inspect.signature(method)
+    parameters = signature.parameters.values()
+    method.__signature__ = signature.replace(
+        parameters=[p.replace(default=_Written(written[p.name])) if p.name in written else p for p in parameters]
+    )
 
 
 def refuse_awaitable(result: object, message: str) -> NoReturn:

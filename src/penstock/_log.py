@@ -1,7 +1,9 @@
-"""What happens, for the standard library's logging: the loggers `penstock.limiter` and `penstock.retry`.
+"""What happens, for the standard library's logging: the loggers `penstock.limiter`, `penstock.retry` and others.
 
-A program that never imported `logging` has no handler, so nothing is loaded or written for it. Records carry their
-numbers in `extra`: `limiter`, `cost`, `wait`, `blocked_by`, `units`, `seconds`.
+A program that never imported `logging` has no handler, so nothing is loaded or written for it, unless something broke.
+Records carry their numbers in `extra`: of a limiter `limiter`, `cost`, `wait`, `blocked_by`, `units`, `seconds`.
+
+Filters and handlers are the user's, and may raise. Watching a call must not break it, so that goes no further.
 """
 
 from __future__ import annotations
@@ -12,24 +14,37 @@ from typing import Any
 
 from penstock._numbers import show_seconds
 
-__all__ = ["logger", "paused", "refused", "resumed", "waiting"]
+__all__ = ["DEBUG", "INFO", "broken", "logger", "paused", "refused", "resumed", "waiting", "write"]
 
-
-def logger(name: str, level: str) -> Any:
-    """The logger of that name if it takes records of that level ("DEBUG", "INFO"), else None.
-
-    Cheap when it does not.
-    """
-    log = _loggers.get(name)
-    if log is None:
-        logging = sys.modules.get("logging")
-        if logging is None:
-            return None
-        log = _loggers[name] = logging.getLogger(name)
-    return log if log.isEnabledFor(10 if level == "DEBUG" else 20) else None
-
+DEBUG, INFO, _ERROR = 10, 20, 40  # as `logging` has them, which is not to be imported for that
 
 _loggers: dict[str, Any] = {}
+
+
+def logger(name: str, level: int) -> Any:
+    """The logger of that name if it takes records of that level, else None. Cheap when it does not."""
+    log = _loggers.get(name)
+    if log is None:
+        get = getattr(sys.modules.get("logging"), "getLogger", None)  # another thread may be importing it now
+        if get is None:
+            return None
+        log = _loggers[name] = get(name)
+    return log if log.isEnabledFor(level) else None
+
+
+def write(log: Any, level: int, message: str, *words: object, **how: Any) -> None:
+    """Write a record."""
+    try:
+        log.log(level, message, *words, **how)
+    except Exception:  # noqa: BLE001, S110 - a filter or a handler of the user's
+        pass
+
+
+def broken(name: str, message: str, *words: object, error: BaseException | None = None) -> None:
+    """Write at ERROR that a function of the user's raised; `error`, unless it is the one being handled."""
+    import logging  # 5 ms that only a failing function needs
+
+    write(logging.getLogger(name), _ERROR, message, *words, exc_info=error or True)
 
 
 def _named(limiter: str | None) -> str:
@@ -38,41 +53,37 @@ def _named(limiter: str | None) -> str:
 
 def waiting(log: Any, limiter: str | None, cost: Mapping[str, float], wait: float, blocked_by: str | None) -> None:
     """A call has to wait."""
-    log.debug(
-        "%s makes a call of %s wait %s for %s", _named(limiter), dict(cost) or "its default cost", show_seconds(wait),
-        blocked_by or "the queue",
+    write(
+        log, DEBUG, "%s makes a call of %s wait %s for %s", _named(limiter), dict(cost) or "its default cost",
+        show_seconds(wait), blocked_by or "the queue",
         extra={"limiter": limiter, "cost": dict(cost), "wait": wait, "blocked_by": blocked_by},
     )  # fmt: skip
 
 
 def refused(limiter: str | None, cost: Mapping[str, float], retry_after: float, blocked_by: str) -> None:
     """A call was refused."""
-    log = logger("penstock.limiter", "INFO")
+    log = logger("penstock.limiter", INFO)
     if log is not None:
-        log.info(
-            "%s refuses a call of %s: it would wait %s for %s", _named(limiter), dict(cost) or "its default cost",
-            show_seconds(retry_after), blocked_by,
+        write(
+            log, INFO, "%s refuses a call of %s: it would wait %s for %s", _named(limiter),
+            dict(cost) or "its default cost", show_seconds(retry_after), blocked_by,
             extra={"limiter": limiter, "cost": dict(cost), "wait": retry_after, "blocked_by": blocked_by},
         )  # fmt: skip
 
 
 def paused(limiter: str | None, seconds: float, units: tuple[str, ...]) -> None:
     """A limiter is paused."""
-    log = logger("penstock.limiter", "INFO")
-    if log is not None:
-        log.info(
-            "%s is paused for %s%s", _named(limiter), show_seconds(seconds), f" ({', '.join(units)})" if units else "",
-            extra={"limiter": limiter, "seconds": seconds, "units": units},
-        )  # fmt: skip
+    _of_a_pause(f"is paused for {show_seconds(seconds)}", limiter, units, {"seconds": seconds})
 
 
 def resumed(limiter: str | None, units: tuple[str, ...]) -> None:
     """A pause was lifted."""
-    log = logger("penstock.limiter", "INFO")
+    _of_a_pause("goes on", limiter, units, {})
+
+
+def _of_a_pause(what: str, limiter: str | None, units: tuple[str, ...], extra: dict[str, Any]) -> None:
+    log = logger("penstock.limiter", INFO)
     if log is not None:
-        log.info(
-            "%s goes on%s",
-            _named(limiter),
-            f" ({', '.join(units)})" if units else "",
-            extra={"limiter": limiter, "units": units},
-        )
+        which = f" ({', '.join(units)})" if units else ""
+        extra = {"limiter": limiter, "units": units, **extra}
+        write(log, INFO, "%s %s%s", _named(limiter), what, which, extra=extra)

@@ -46,18 +46,15 @@ def exact(value: Any) -> float | None:
     kind = type(value)
     if kind is int or kind is float:
         return value  # type: ignore[no-any-return]
-    if (
-        getattr(getattr(value, "dtype", None), "kind", "") in _NO_NUMBERS
-    ):  # numpy's complex numbers and texts have a __float__
-        return None
     try:
-        if hasattr(kind, "__index__"):
-            return int(value)
-        if hasattr(kind, "__float__"):
-            return float(value)
+        if getattr(getattr(value, "dtype", None), "kind", "") in _NO_NUMBERS:
+            return None  # numpy's complex numbers and texts have a __float__
+        try:
+            return index(value)
+        except TypeError:  # arrays and tensors have an __index__, whatever they hold
+            return float(value) if hasattr(kind, "__float__") else None
     except Exception:  # noqa: BLE001 - an array of several numbers, a signalling NaN, a class of a user's that refuses
         return None
-    return None
 
 
 def amount(value: Any) -> float | None:
@@ -80,7 +77,7 @@ def read_count(value: Any, least: int = 1) -> int | None:
         return None
     try:
         number = index(value)
-    except TypeError:
+    except Exception:  # noqa: BLE001 - no whole number, or a class of a user's that refuses
         return None
     return number if number >= least else None
 
@@ -91,7 +88,7 @@ def read_flag(option: str, value: Any) -> bool:
     Raises:
         ValueError: It is neither.
     """
-    if is_bool(value) or (isinstance(value, int) and value in (0, 1)):
+    if is_bool(value) or (isinstance(value, int) and index(value) in (0, 1)):
         return bool(value)
     raise ValueError(f"{option} must be True or False, not {value!r}")
 

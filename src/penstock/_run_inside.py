@@ -18,7 +18,7 @@ from types import AsyncGeneratorType, TracebackType
 from typing import Any, Generic, TypeVar, cast
 
 from penstock._concurrency.parking import loop_running_here
-from penstock._introspect import CONTEXT_MANAGERS, GENERATORS, kind_of, name_of, refuse_awaitable, to_be_awaited
+from penstock._introspect import CONTEXT_MANAGERS, GENERATORS, decorable_kind, name_of, refuse_awaitable, to_be_awaited
 from penstock.errors import WouldBlockEventLoop
 
 __all__ = ["run_inside", "stream_inside"]
@@ -52,7 +52,7 @@ def run_inside(
         seen: Called with what the context manager returned and with the call's result, inside the context manager. Not
             for generators and context managers, which have no result.
     """
-    kind = kind_of(fn)
+    kind = decorable_kind(fn)
     wrapper: Any
     in_loop: Any = enter_async or (lambda args, kwargs: _NeverWaits(enter(args, kwargs)))
     if kind == "async":

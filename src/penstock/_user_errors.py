@@ -7,19 +7,19 @@ the caller gets the original, with a note. Only a function whose answer is of th
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
+from penstock import _log
 from penstock._classify import Nonsense, On, verdict_on
 from penstock._introspect import check_answer
 from penstock._numbers import read_seconds
 from penstock._retry_after import ENDS_A_PROGRAM
 
-__all__ = ["add_note", "is_true_of", "repr_of", "seconds_asked", "verdict"]
+__all__ = ["add_notes", "is_true_of", "repr_of", "seconds_asked", "verdict"]
 
 _MOST_NOTES = 40  # on one error, which may be shared by many calls, and raised again and again
-_logger = logging.getLogger("penstock.pipeline")
+_LOG = "penstock.pipeline"
 
 
 def repr_of(value: object, most: int = 200) -> str:
@@ -28,24 +28,25 @@ def repr_of(value: object, most: int = 200) -> str:
         shown = repr(value)
     except ENDS_A_PROGRAM:
         raise
-    except BaseException:  # noqa: BLE001 - whatever an object of the user's raises
-        return f"<{type(value).__name__}>"
+    except BaseException as raised:  # noqa: BLE001 - whatever an object of the user's raises
+        return f"<{type(value).__name__}, whose repr raised {type(raised).__name__}>"
     return shown if len(shown) <= most else shown[: most - 3] + "..."
 
 
-def add_note(error: BaseException, note: str) -> None:
-    """Add a note, if the exception takes notes and has not got many."""
+def add_notes(error: BaseException, *notes: str) -> None:
+    """Add notes, if the exception takes notes and has not got many."""
     try:
         if len(getattr(error, "__notes__", ())) < _MOST_NOTES:
-            error.add_note(note)
+            for note in notes:
+                error.add_note(note)
     except ENDS_A_PROGRAM:
         raise
     except BaseException:  # noqa: BLE001, S110 - a frozen exception, or a strange one, goes without
         pass
 
 
-def verdict(owner: str, on: On, error: Exception) -> bool | float:
-    """Return what `on` says of an error; False if `on` raises.
+def verdict(owner: str, on: On, error: Exception, log: str = _LOG) -> bool | float:
+    """Return what `on` says of an error; False if `on` raises, which goes to the logger of that name.
 
     Raises:
         Nonsense: `on` returned something that is no verdict.
@@ -55,7 +56,7 @@ def verdict(owner: str, on: On, error: Exception) -> bool | float:
     except (Nonsense, *ENDS_A_PROGRAM):
         raise
     except BaseException as raised:  # noqa: BLE001 - a property of the error may raise anything
-        _tell(owner, "on", error, raised)
+        _tell(owner, "on", error, raised, log)
         return False
 
 
@@ -70,26 +71,31 @@ def is_true_of(owner: str, option: str, judge: Callable[[Exception], Any], error
     except ENDS_A_PROGRAM:
         raise
     except BaseException as raised:  # noqa: BLE001
-        _tell(owner, option, error, raised)
+        _tell(owner, option, error, raised, _LOG)
         return False
     check_answer(owner, option, answer)
     return bool(answer)
 
 
-def seconds_asked(owner: str, hint: Callable[[Exception], Any], error: Exception) -> float | None:
+def seconds_asked(owner: str, hint: Callable[[Exception], Any], error: Exception, log: str = _LOG) -> float | None:
     """Return how many seconds a `hint` function found, from 0 to infinity; None if it found none, or raises."""
     try:
         answer = hint(error)
     except ENDS_A_PROGRAM:
         raise
     except BaseException as raised:  # noqa: BLE001
-        _tell(owner, "hint", error, raised)
+        _tell(owner, "hint", error, raised, log)
         return None
     check_answer(owner, "hint", answer)
+    if isinstance(answer, str | bytes):  # a header, as it came
+        try:
+            answer = float(answer)
+        except ValueError:
+            return None
     seconds = read_seconds(answer)
     return seconds if seconds is not None and seconds >= 0 else None
 
 
-def _tell(owner: str, option: str, error: Exception, raised: BaseException) -> None:
-    add_note(error, f"penstock: {owner}: `{option}` raised {repr_of(raised)} when asked about this error")
-    _logger.error("%s: `%s` raised when asked about an error", owner, option, exc_info=raised)
+def _tell(owner: str, option: str, error: Exception, raised: BaseException, log: str) -> None:
+    add_notes(error, f"penstock: {owner}: `{option}` raised {repr_of(raised)} when asked about this error")
+    _log.broken(log, "%s: `%s` raised when asked about an error", owner, option, error=raised)

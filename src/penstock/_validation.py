@@ -154,7 +154,7 @@ def read_priority(priority: Any) -> int:
     """The priority, as an int."""
     try:
         whole = index(priority)  # a whole number of any kind, numpy's too
-    except TypeError:
+    except Exception:  # noqa: BLE001 - a class of a user's may refuse in its own way
         raise ValueError(f"priority must be a whole number (higher goes first), not {priority!r}") from None
     if abs(whole) > MOST_URGENT:
         raise ValueError("priority must be between -2**53 and 2**53, so that waiting still makes a difference")
@@ -172,7 +172,7 @@ def read_flow(flow: Any) -> Any:
     """The flow, which must be a key that can be found again."""
     try:
         hash(flow)
-    except TypeError:
+    except Exception:  # noqa: BLE001 - a class of a user's may refuse in its own way
         raise ValueError(f"flow must be hashable, such as a string, not {flow!r}") from None
     if not equals_itself(flow):  # every call would be a flow of its own
         raise ValueError(f"flow must equal itself, which {flow!r} does not")

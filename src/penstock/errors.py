@@ -66,11 +66,13 @@ class MissingUnit(CostError):  # noqa: N818 - the word of the public face
 
     Attributes:
         unit: The unit that is missing.
+        limiter: The name of the limiter, or the key, here and below; None if it has none.
     """
 
-    def __init__(self, message: str, *, unit: str) -> None:
+    def __init__(self, message: str, *, unit: str, limiter: str | None = None) -> None:
         super().__init__(message)
         self.unit = unit
+        self.limiter = limiter
 
 
 class UnknownUnit(CostError):  # noqa: N818
@@ -81,10 +83,11 @@ class UnknownUnit(CostError):  # noqa: N818
         known: The units there are.
     """
 
-    def __init__(self, message: str, *, unit: str, known: tuple[str, ...]) -> None:
+    def __init__(self, message: str, *, unit: str, known: tuple[str, ...], limiter: str | None = None) -> None:
         super().__init__(message)
         self.unit = unit
         self.known = known
+        self.limiter = limiter
 
 
 class Unsatisfiable(CostError):  # noqa: N818
@@ -96,11 +99,12 @@ class Unsatisfiable(CostError):  # noqa: N818
         capacity: The most that the limit can hold at once.
     """
 
-    def __init__(self, message: str, *, unit: str, cost: float, capacity: float) -> None:
+    def __init__(self, message: str, *, unit: str, cost: float, capacity: float, limiter: str | None = None) -> None:
         super().__init__(message)
         self.unit = unit
         self.cost = cost
         self.capacity = capacity
+        self.limiter = limiter
 
 
 class RateLimited(PenstockError):  # noqa: N818

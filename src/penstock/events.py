@@ -8,6 +8,7 @@ and goes no further: watching a call must not break it.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import BuiltinMethodType, MethodType
 from typing import Any, Literal, TypeVar
@@ -284,7 +285,8 @@ def emit(hook: Callable[[_Event], object], event: _Event) -> None:
     except Exception:
         import logging  # 5 ms that only a failing hook needs
 
-        logging.getLogger("penstock").exception("the event hook %r failed on %r", hook, event)
+        with suppress(Exception):  # of a filter or handler of the user's
+            logging.getLogger("penstock").exception("the event hook %r failed on %r", hook, event)
 
 
 class _Hooks:

@@ -21,7 +21,7 @@ from penstock._backends import backend_over, memory_store
 from penstock._backends.base import Caller
 from penstock._backends.keyed import Key, KeyStates
 from penstock._call import Call, check_functions, chosen, decorated
-from penstock._introspect import check_decorable, name_of
+from penstock._introspect import decorable_kind, name_of
 from penstock._numbers import Seconds, read_flag
 from penstock._validation import LimitLike, check_options, equals_itself, merge_given, read_limits
 from penstock.limiter import Limiter, key_limiters
@@ -170,7 +170,7 @@ class Keyed:
         check_functions(settle, {"key": key, **words, **amounts})
 
         def decorate(function: F) -> F:
-            check_decorable(function)
+            decorable_kind(function)
             key_of = chosen("key", key, function, f"Keyed of {name_of(function)}")
             return decorated(
                 function, lambda args, kwargs: self[key_of(args, kwargs)]._bind, amounts, settle, words, name
@@ -304,7 +304,7 @@ def _limits_for(limits_of: Callable[[Any], LimitsLike], key: Hashable) -> dict[s
 def _check_key(key: Hashable) -> None:
     try:
         hash(key)
-    except TypeError as error:
+    except Exception as error:
         raise ValueError(f"a key must be hashable, such as a string or a tuple, not {key!r}") from error
     if not equals_itself(key):  # every such key would be a new one, and limit nothing
         raise ValueError(f"a key must equal itself, which {key!r} does not: it would not be found again")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 from penstock import _log
 from penstock._backends import backend_over, joined
 from penstock._backends.base import Backend, Binding, Caller, words_of
+from penstock._backends.charges import ChargePlan, joint_name
 from penstock._backends.fast_path import are_parameters, calls_of_units, key_of
 from penstock._backends.wait import answer_at_once, emit_grant, wait
 from penstock._call import (
@@ -49,7 +50,6 @@ from penstock.permit import Permit, WatchedPermit
 from penstock.statistics import Forecast, LimitStatistics, Statistics
 
 if TYPE_CHECKING:
-    from penstock._backends.charges import ChargePlan
     from penstock.stores.contract import Store
     from penstock.stores.memory import MemoryStore
 
@@ -57,6 +57,8 @@ __all__ = ["Limiter"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 Limits = LimitLike | list[LimitLike] | tuple[LimitLike, ...]
+
+_USUAL = 0  # the priority of a call that says nothing of it: by identity, as a user's number may refuse to compare
 
 _MOST_COSTS = 1_000
 """Costs that a limiter remembers the bindings of."""
@@ -212,7 +214,7 @@ class Limiter:
             words: Any = options.popitem() if len(options) == 1 else (*options.items(),)  # the former is faster
             try:
                 call = self._calls.get(words)
-            except TypeError:
+            except Exception:  # noqa: BLE001
                 call = None  # something that cannot be looked up, as an array of one number
             if call is None:
                 return self._make_call(options or dict([words] if words else []), None, words)
@@ -266,7 +268,7 @@ class Limiter:
                 if len(quick) >= _MOST_COSTS:
                     quick.clear()
                 quick[key] = (call._binding.charge, type(call), call._terms) if of_key else call
-        except TypeError:
+        except Exception:  # noqa: BLE001, S110
             pass  # something that cannot be looked up, as an array of one number
 
     def _call_of(self, costs: Mapping[str, Any]) -> Call:
@@ -275,7 +277,7 @@ class Limiter:
         plain = RESERVED.isdisjoint(costs)  # else the words are those of another call: `limiter(flow="alice")`
         try:
             call: Call | None = self._calls.get(words) if plain else None
-        except TypeError:
+        except Exception:  # noqa: BLE001 - as there
             call = None
         if call is None:
             if any(map(callable, costs.values())):
@@ -318,7 +320,7 @@ class Limiter:
             Unsatisfiable: `cost` is above what a limit can ever hold, so no wait would do.
             MissingUnit, UnknownUnit, CostError: The cost is wrong.
         """
-        plain = max_wait is None and priority == 0 and flow is None
+        plain = max_wait is None and priority is _USUAL and flow is None
         terms = PLAIN if plain else Terms.read(max_wait, priority, flow, block=False)
         call = self._call_of(costs if cost is None else merge_given("costs", cost, costs))
         binding = call._binding
@@ -419,7 +421,7 @@ class Limiter:
             ValueError: `seconds` is no such length. UnknownUnit: The limiter has no such unit.
         """
         length = read_pause(seconds)
-        self._check_units(units)
+        self._backend.plan().check(units)
         self._backend.pause(length, units)
         _log.paused(self.name, length, units)
         if self._caller.on_event is not None:
@@ -434,16 +436,11 @@ class Limiter:
         Raises:
             UnknownUnit: The limiter has no such unit.
         """
-        self._check_units(units)
+        self._backend.plan().check(units)
         self._backend.resume(units)
         _log.resumed(self.name, units)
         if self._caller.on_event is not None:
             emit(self._caller.on_event, Resumed(self.name, units))
-
-    def _check_units(self, units: tuple[str, ...]) -> None:
-        plan = self._backend.plan()
-        for unit in units:
-            plan.check_unit(unit)
 
     def reconfigure(self, limits: Mapping[str, Limits] | None = None, /, **more_limits: Limits) -> None:
         """Replace the limits of these units, live. What was used stays used; all waiters are looked at anew.
@@ -459,7 +456,7 @@ class Limiter:
             ValueError: A limit is wrong. Nothing has changed then.
         """
         wanted = read_limits(merge_given("limits", limits, more_limits), by_keyword=False)
-        self._check_units(tuple(wanted))
+        self._backend.plan().check(wanted)
         self._backend.reconfigure(wanted)
         if self._caller.on_event is not None:
             emit(self._caller.on_event, Reconfigured(self.name, wanted))
@@ -510,8 +507,8 @@ class Limiter:
         except ValueError as error:
             raise ValueError(f"{self!r} and {other!r}: {error}") from None
         bounds = [bound for bound in (mine.max_queue, theirs.max_queue) if bound is not None]
-        name = " & ".join(dict.fromkeys(filter(None, (self.name, other.name)))) or None
         hook = joined_hook(mine.on_event, theirs.on_event)
+        name = joint_name(self.name, other.name)
         return Limiter.over(backend, Caller(name, min(bounds, default=None), hook, enforce=mine.enforce))
 
     # The limiter by itself is its own call, with nothing given.

@@ -38,7 +38,7 @@ from penstock._concurrency import parking, tasks
 from penstock._concurrency.shared_state import OfThisProcess
 from penstock._introspect import check_answer, check_plain, kind_of, name_of
 from penstock._numbers import read_count, read_flag
-from penstock._user_errors import add_note, repr_of
+from penstock._user_errors import add_notes, repr_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -363,7 +363,7 @@ class _Work:
             if self.error is None:
                 self.error = error
             else:
-                add_note(self.error, f"penstock: closing the source failed as well: {repr_of(error)}")
+                add_notes(self.error, f"penstock: closing the source failed as well: {repr_of(error)}")
         self.wake_consumer()
 
     def tell_progress(self) -> None:

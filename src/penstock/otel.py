@@ -27,7 +27,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode, TracerProvider
 from opentelemetry.util.types import AttributeValue
 
 from penstock import clock, events
-from penstock._introspect import kind_of, name_of, refuse_awaitable, to_be_awaited
+from penstock._introspect import decorable_kind, name_of, refuse_awaitable, to_be_awaited
 from penstock._run_inside import run_inside
 from penstock.statistics import Statistics
 
@@ -196,7 +196,7 @@ class Telemetry:
             span = self._tracer.start_span(name, kind=kind, attributes=attributes)
             return _Call(span, dict(attributes), clock.now(), on_result, self._operations if on_result else None)
 
-        kind = kind_of(fn)
+        kind = decorable_kind(fn)
         wrapper: Any
         if kind == "async":
 

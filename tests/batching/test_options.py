@@ -188,7 +188,7 @@ async def test_an_item_that_cannot_be_shown_is_told_of(virtual_time):
         def __repr__(self):
             raise AssertionError
 
-    with pytest.raises(ValueError, match="the cost of <Item> is not known"):
+    with pytest.raises(ValueError, match="the cost of <Item, whose repr raised AssertionError> is not known"):
         await Batcher(Service(), max_cost={"tokens": 10})(Item())
 
 

@@ -12,11 +12,13 @@ import pydoc
 import subprocess
 import sys
 import time
+import types
 import warnings
 
 import anyio
 import pytest
 
+import penstock
 from penstock import (
     Keyed,
     Limiter,
@@ -24,8 +26,10 @@ from penstock import (
     RateLimited,
     UnknownUnit,
     WouldBlockEventLoop,
+    circuit_breaker,
     clock,
     in_flight,
+    pausing,
     unlimited,
 )
 from penstock._backends.base import Request
@@ -240,6 +244,49 @@ async def test_nothing_is_formatted_for_a_log_that_is_off(virtual_time, monkeypa
         limiter.acquire_nowait()
     limiter.pause(1)
     limiter.resume()
+
+
+@pytest.fixture(params=["penstock", "penstock.limiter", "penstock.pipeline"])
+def broken_filter(request):
+    """A filter of the user's that raises, of one of our loggers."""
+
+    def broken(_):
+        raise ZeroDivisionError
+
+    logger = logging.getLogger(request.param)
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
+    logger.addFilter(broken)
+    yield
+    logger.removeFilter(broken)
+    logger.setLevel(level)
+
+
+async def test_a_log_filter_that_fails_breaks_no_call(broken_filter, virtual_time):
+    """Neither a wait, nor a refusal, a pause, or a result that was paid for."""
+    limiter = Limiter(requests=Rate(1, 1.0, 1), on_event=lambda _: 1 / 0)
+    for _ in range(2):
+        async with limiter:
+            pass
+    with pytest.raises(RateLimited):
+        limiter.acquire_nowait()
+    limiter.pause(1)
+    limiter.resume()
+    assert Limiter(tokens="5/s")(tokens=1, settle=lambda _: 1 / 0)(lambda: "paid")() == "paid"
+    for layer in (pausing(limiter, on=KeyError, hint=lambda _: 1e9), circuit_breaker(on=lambda _: 1 / 0)):
+        with pytest.raises(KeyError):
+            layer({}.__getitem__)("key")
+
+
+def test_a_thread_that_imports_logging_at_this_moment_breaks_no_call(monkeypatch):
+    """A module is in `sys.modules` while it is empty still."""
+    monkeypatch.setitem(sys.modules, "logging", types.ModuleType("logging"))
+    monkeypatch.setattr(penstock._log, "_loggers", {})
+    limiter = Limiter(requests="1/min")
+    limiter.acquire_nowait()
+    with pytest.raises(RateLimited):
+        limiter.acquire_nowait()
+    limiter.pause(1)
 
 
 def test_help_shows_every_option_of_a_call():

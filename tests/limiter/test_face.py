@@ -13,6 +13,7 @@ import pytest
 import penstock
 from penstock import (
     CostError,
+    Keyed,
     Limiter,
     MissingUnit,
     Rate,
@@ -89,6 +90,31 @@ async def test_a_wrong_cost_is_refused_in_every_form(cost, error, message):
     with pytest.raises(error, match=message), limiter(**cost):
         pass
     assert limiter.statistics().granted == 0
+
+
+@pytest.mark.parametrize(
+    "limiter",
+    [
+        Limiter(tokens=per_minute(10), name="openai"),
+        Limiter(tokens=per_minute(10), name="openai") & Limiter(calls=in_flight(5)),
+        Keyed(tokens=per_minute(10))["openai"],
+        Keyed(lambda _: {"tokens": per_minute(10)})["openai"],
+    ],
+    ids=["named", "joint", "key", "key of a function"],
+)
+def test_a_wrong_cost_names_the_limiter(limiter):
+    """A program with twenty of them, or a key for each user, sees which one."""
+    wrong = {
+        MissingUnit: ('how many tokens of "openai" does this call cost?', limiter),
+        Unsatisfiable: ('"tokens" of "openai" holds at most 10 at once', lambda: limiter.forecast(tokens=11)),
+        UnknownUnit: ("no limit of \"openai\" counts 'words'", lambda: limiter.pause(1, "words")),
+    }
+    for kind, (message, call) in wrong.items():
+        with pytest.raises(kind, match=message.replace("?", r"\?")) as caught:
+            call()
+        assert caught.value.limiter == "openai"
+    with pytest.raises(UnknownUnit, match='no limit of "openai" counts'):
+        limiter.acquire_nowait(tokens=1).settle(words=5)
 
 
 async def test_one_name_has_one_set_of_limits():

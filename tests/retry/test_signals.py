@@ -150,7 +150,7 @@ class Service:
 def test_methods_of_every_kind_are_retried(thread_time):
     assert Service.of_class(Flaky(2)) == (Service, "reply")
     assert Service.of_nobody(Flaky(2)) == "reply"
-    service = retry(Service)()  # a class is called like a function
+    service = retry.call_sync(Service)  # a class is called like a function
     assert isinstance(service, Service)
     assert service.method(Flaky(2)) == "reply"
     service.flaky = Flaky(2)

@@ -322,7 +322,7 @@ async def test_more_than_the_lease_leaves_of_a_burst_can_never_be_granted(stores
     limiter = Limiter(tokens=per_second(100, burst=100), name="x", store=stores(), lease=0.3)
     await limiter.acquire(tokens=70)
     with pytest.raises(
-        Unsatisfiable, match=r'71 tokens can never be granted: "tokens" holds at most 70 at once, its burst of 100'
+        Unsatisfiable, match=r'71 tokens can never be granted: "tokens" of "x" holds at most 70 at once, its burst'
     ):
         await limiter.acquire(tokens=71)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from penstock import _numbers
@@ -13,12 +13,14 @@ from penstock._validation import RESERVED, cost_of, exact_cost, show_wait, told_
 from penstock.errors import CostError, MissingUnit, QueueFull, RateLimited, UnknownUnit, Unsatisfiable
 from penstock.limits import Unlimited
 
-__all__ = ["ChargePlan", "not_now", "queue_full"]
+__all__ = ["ChargePlan", "joint_name", "not_now", "queue_full"]
 
 
 class _LimitSet(Protocol):
     """What a plan needs to know of a limit set."""
 
+    @property
+    def name(self) -> str | None: ...
     @property
     def version(self) -> int: ...
     @property
@@ -33,15 +35,17 @@ class ChargePlan:
     A value: another one follows a change.
 
     Attributes:
+        name: What the limiter is called in messages.
         units: The limits of each unit.
         states: All limits.
         held: Whether any limit is held and not spent, so permits must be closed.
         expires: Whether places have a time to live.
     """
 
-    __slots__ = ("_smallest", "defaults", "expires", "held", "states", "units", "version")
+    __slots__ = ("_smallest", "defaults", "expires", "held", "name", "states", "units", "version")
 
     def __init__(self, sets: Sequence[_LimitSet]) -> None:
+        self.name: str | None = joint_name(*[part.name for part in sets])
         self.version: int = sum([part.version for part in sets])
         units: dict[str, tuple[LimitState, ...]] = {}
         defaults: dict[str, float] = {}
@@ -89,8 +93,8 @@ class ChargePlan:
                     if unlimited or not isinstance(state.limit, Unlimited):
                         charges.append((state, amount))
         if taken < len(cost):
+            self.check(cost)
             for unit, given in cost.items():
-                self.check_unit(unit)
                 if given is None:
                     raise CostError(f"the cost of {unit} must be a number, not None")
         return tuple(charges)
@@ -102,24 +106,29 @@ class ChargePlan:
             state = self._smallest[unit] = told_of(self.units[unit])
         return state
 
-    def check_unit(self, unit: Any) -> None:
-        """Refuse a unit that no limit counts."""
-        if not isinstance(unit, str) or unit not in self.units:
-            known = tuple(self.units)
-            raise UnknownUnit(
-                f"no limit counts {unit!r}: this limiter knows {', '.join(known)}", unit=unit, known=known
-            )
+    def check(self, units: Iterable[Any]) -> None:
+        """Refuse units that no limit counts."""
+        for unit in units:
+            if not isinstance(unit, str) or unit not in self.units:
+                known = tuple(self.units)
+                raise UnknownUnit(
+                    f"no limit{_of(self.name)} counts {unit!r}: this limiter knows {', '.join(known)}",
+                    unit=unit,
+                    known=known,
+                    limiter=self.name,
+                )
 
     def _missing(self, unit: str, cost: Mapping[str, Any]) -> CostError:
-        for given in cost:
-            self.check_unit(given)  # it may be misspelt
+        self.check(cost)  # it may be misspelt
         if unit in cost:
             return CostError(f"the cost of {unit} must be a number, not None")
         by_keyword = unit.isidentifier() and unit not in RESERVED
         said = f"{unit}=…" if by_keyword else f"{{{unit!r}: …}}"
         return MissingUnit(
-            f"how many {unit} does this call cost? Say limiter({said}), 0 if none, or give the limit a default=",
+            f"how many {unit}{_of(self.name)} does this call cost? "
+            f"Say limiter({said}), 0 if none, or give the limit a default=",
             unit=unit,
+            limiter=self.name,
         )
 
     def never(self, state: LimitState, amount: float) -> Unsatisfiable:
@@ -133,11 +142,16 @@ class ChargePlan:
             way_out = "Split the call, or raise the limit."
         return Unsatisfiable(
             f"{_numbers.show(amount)} {state.unit} can never be granted: "
-            f'"{self.label(state)}" holds at most {_numbers.show(capacity)} at once. {way_out}',
+            f"{self.shown(state)} holds at most {_numbers.show(capacity)} at once. {way_out}",
             unit=state.unit,
             cost=amount,
             capacity=capacity,
+            limiter=self.name,
         )
+
+    def shown(self, state: LimitState) -> str:
+        """A limit, and the limiter that it is of: `"tokens" of "openai"`."""
+        return f'"{self.label(state)}"{_of(self.name)}'
 
     def label(self, state: LimitState) -> str:
         """What a limit is called in messages.
@@ -152,6 +166,11 @@ class ChargePlan:
             return None
         paused = state.paused_until > now and state.meter.ready_at(0, now) < state.paused_until
         return "pause" if paused else self.label(state)
+
+
+def joint_name(*names: str | None) -> str | None:
+    """What the limiter over limiters of these names is called."""
+    return " & ".join(dict.fromkeys(filter(None, names))) or None
 
 
 def not_now(charges: Charges, wait: float, blocker: str | None, limiter: str | None, bound: str = "") -> RateLimited:

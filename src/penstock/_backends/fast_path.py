@@ -63,7 +63,7 @@ WORDS = {"flow": "None", "priority": "ABSENT", "max_wait": "None"}
 """Options of a call that its fast path knows, beside units, and what they are unless given."""
 
 _TAKEN = {
-    "ABSENT", "Binding", "KeyError", "TypeError", "__debug__", "binding", "call", "found", "general", "given",
+    "ABSENT", "Binding", "Exception", "__debug__", "binding", "call", "found", "general", "given",
     "mine", "new", "options", "self", "terms", *WORDS,
 }  # fmt: skip
 """Names that the method of `calls_of_units` uses itself, or that no parameter may have."""
@@ -317,7 +317,7 @@ def calls_of_units(
         "        try:",
         f"            if {plain}: found = self._quick[{f'{sole} if {alone} else {by_unit}' if sole else by_unit}]",
         f"            else: found = self._quick[ABSENT, {', '.join((*units, *WORDS))}]",
-        "        except (KeyError, TypeError): pass",
+        "        except Exception: pass",
         "        else:",
         *found,
         *(f"    if {unit} is not ABSENT: options[{unit!r}] = {unit}" for unit in units),

@@ -38,7 +38,7 @@ from penstock._backends.local import LocalBackend
 from penstock._backends.queue import WaitQueue
 from penstock._core.turns import LimitState
 from penstock._validation import RESERVED, exact_costs
-from penstock.errors import Unsatisfiable
+from penstock.errors import CostError
 from penstock.limits import Limit
 from penstock.stores.memory import MemoryStore
 
@@ -348,7 +348,7 @@ class KeyStates:
         plain = RESERVED.isdisjoint(cost)  # else the words are those of another call: `per_user[key](flow="alice")`
         try:
             charge = self.charges.get(words_of(cost)) if plain else None
-        except TypeError:
+        except Exception:  # noqa: BLE001
             charge = None  # something that cannot be looked up, as an array of one number
         if charge is None:
             locked = not self.plain
@@ -423,8 +423,8 @@ class Key(Caller):
         if self._real is None and not self.states.is_live(self.key):
             try:
                 charge = self.states.charge(cost)
-            except Unsatisfiable:
-                return self.itself().bind(caller, cost)  # this key's limits may have been raised
+            except CostError:  # this key's limits may have been raised; and their errors name the key
+                return self.itself().bind(caller, cost)
             binding = Binding(self, caller)
             binding.charge = charge
             return binding

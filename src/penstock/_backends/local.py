@@ -27,7 +27,7 @@ from penstock._core.bucket import Bucket
 from penstock._core.places import Hold
 from penstock._core.turns import Charges, LimitState, Receipts, charge, charge_if_ready, give_back, postponed, undo
 from penstock._numbers import show_seconds
-from penstock._validation import exact_cost
+from penstock._validation import exact_costs
 from penstock.errors import RateLimited
 from penstock.events import Refused, emit
 from penstock.limits import Limit
@@ -150,7 +150,7 @@ class LocalBackend:
             return None
         if self._plan.held:
             warn_of_hang(request.charges)
-        if (log := _log.logger("penstock.limiter", "DEBUG")) is not None:
+        if (log := _log.logger("penstock.limiter", _log.DEBUG)) is not None:
             _log.waiting(log, request.caller.name, request.cost, *self._forecast_of(request))
         return seconds
 
@@ -289,11 +289,8 @@ class LocalBackend:
 
     def settle(self, grant: Grant, true_cost: Mapping[str, float]) -> None:
         """Charge a grant for its true cost. See `Permit.settle`."""
-        plan = self.plan()
-        exact = {}
-        for unit, amount in true_cost.items():
-            plan.check_unit(unit)
-            exact[unit] = exact_cost(unit, amount)
+        self.plan().check(true_cost)
+        exact = exact_costs(true_cost)
         self._decide_soon(lambda queue, now, grant: self._settle(queue, now, grant, exact), grant)
 
     def _settle(self, queue: WaitQueue, now: float, grant: Grant, true_cost: Mapping[str, float]) -> None:
@@ -387,9 +384,7 @@ class LocalBackend:
 
     def observe(self, remaining: Mapping[str, float], reset: Mapping[str, float], grant: Grant | None) -> None:
         """Hear what the server says is left. See `Limiter.observe`."""
-        plan = self.plan()
-        for unit in (*remaining, *reset):
-            plan.check_unit(unit)
+        self.plan().check((*remaining, *reset))
         receipts = [] if grant is None else grant.charged()[1]
 
         def hear(_: WaitQueue, now: float) -> None:

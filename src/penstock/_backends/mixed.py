@@ -241,9 +241,7 @@ class MixedBackend:
 
     def settle(self, grant: Grant, true_cost: Mapping[str, float]) -> None:
         """Charge a grant for its true cost: each part for the units that it knows."""
-        plan = self.plan()
-        for unit in true_cost:
-            plan.check_unit(unit)
+        self.plan().check(true_cost)
         parts: _Parts = grant.receipts
         here, there = _only(true_cost, self.local.plan()), _only(true_cost, self.shared.plan())
         if there:
@@ -285,9 +283,7 @@ class MixedBackend:
 
     def observe(self, remaining: Mapping[str, float], reset: Mapping[str, float], grant: Grant | None) -> None:
         """Hear what the server says is left: of what the store counts, as places are not lowered by hearsay."""
-        plan = self.plan()
-        for unit in (*remaining, *reset):
-            plan.check_unit(unit)
+        self.plan().check((*remaining, *reset))
         there = self.shared.plan()
         charged = None if grant is None else grant.receipts.shared
         self.shared.observe(_only(remaining, there), _only(reset, there), charged)

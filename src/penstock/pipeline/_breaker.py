@@ -9,7 +9,7 @@ from penstock import clock
 from penstock._classify import On, check_on, shown_on
 from penstock._concurrency.shared_state import SharedState
 from penstock._core.breaker import Breaker, Ticket
-from penstock._introspect import check_plain, name_of
+from penstock._introspect import check_plain, name_of, show_defaults
 from penstock._numbers import Seconds, read_count, read_number, show_seconds
 from penstock._retry_after import retry_after
 from penstock._user_errors import seconds_asked, verdict
@@ -130,6 +130,9 @@ class circuit_breaker(SharedState):  # noqa: N801 - used like a function
 
     def __repr__(self) -> str:
         return self._shown
+
+
+show_defaults(circuit_breaker.__init__, hint="retry_after")
 
 
 class _Admission:

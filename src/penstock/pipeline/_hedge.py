@@ -15,7 +15,7 @@ from penstock import clock
 from penstock._concurrency.shared_state import SharedState
 from penstock._concurrency.tasks import sleep
 from penstock._numbers import Seconds, read_count
-from penstock._user_errors import add_note, repr_of
+from penstock._user_errors import add_notes, repr_of
 from penstock.pipeline._layers import check_async, span
 from penstock.retry import Budget
 
@@ -173,5 +173,5 @@ class _Race:
     def _error(self) -> Exception:
         error, other = self._errors.pop("first"), self._errors.pop("second", None)
         if other is not None:
-            add_note(error, f"penstock: a second attempt, beside this one, failed with {repr_of(other)}")
+            add_notes(error, f"penstock: a second attempt, beside this one, failed with {repr_of(other)}")
         return error

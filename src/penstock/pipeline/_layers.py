@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn, TypeVar
 
-from penstock._introspect import kind_of, name_of
+from penstock._introspect import decorable_kind, kind_of, name_of
 from penstock._numbers import read_seconds
 from penstock._run_inside import run_inside
 
@@ -40,7 +40,7 @@ def check_async(layer: object, fn: Callable[..., Any], why: str) -> None:
 
     A plain callable may return an awaitable, but that shows only when it has been called, and then it is too late.
     """
-    kind = kind_of(fn)
+    kind = decorable_kind(fn)
     if kind == "sync":
         refuse(layer, fn, f"{why}. If what it returns is to be awaited, decorate an async function that awaits it")
     if kind != "async":
@@ -49,7 +49,7 @@ def check_async(layer: object, fn: Callable[..., Any], why: str) -> None:
 
 def check_callable_once(layer: object, fn: Callable[..., Any]) -> str:
     """Refuse generators and context managers; return the kind of the function, "async" or "sync"."""
-    kind = kind_of(fn)
+    kind = decorable_kind(fn)
     if kind in {"stream", "generator"}:
         refuse(layer, fn, _ITEMS_ARE_OUT)
     if kind in {"async context", "context"}:

@@ -7,8 +7,9 @@ import math
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+from penstock import _log
 from penstock._classify import On, check_on, shown_on
-from penstock._introspect import check_plain
+from penstock._introspect import check_plain, show_defaults
 from penstock._numbers import Seconds, show, show_seconds
 from penstock._retry_after import retry_after
 from penstock._user_errors import repr_of, seconds_asked, verdict
@@ -17,7 +18,6 @@ from penstock.pipeline._layers import span, watched
 __all__ = ["pausing"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_logger = logging.getLogger("penstock.pipeline")
 
 
 class _Pausable(Protocol):
@@ -89,7 +89,9 @@ class pausing:  # noqa: N801 - used like a function
             return seconds
         if not self._warned:
             self._warned = True
-            _logger.warning(
+            _log.write(
+                logging.getLogger("penstock.pipeline"),
+                logging.WARNING,
                 "pausing: %s asks for a pause of %s, and max_pause=%s s is the longest. "
                 "Longer ones are cut in silence from now on; max_pause= says where",
                 repr_of(error),
@@ -101,3 +103,6 @@ class pausing:  # noqa: N801 - used like a function
 
     def __repr__(self) -> str:
         return f"pausing({self._limiter!r}, on={shown_on(self._on)})"
+
+
+show_defaults(pausing.__init__, hint="retry_after")

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, cast
 
-from penstock._introspect import kind_of, name_of, refuse_awaitable, to_be_awaited
+from penstock._introspect import decorable_kind, kind_of, name_of, refuse_awaitable, to_be_awaited
 from penstock._run_inside import run_inside
 
 __all__ = ["Pipeline", "PipelineOrderWarning"]
@@ -99,7 +99,7 @@ def _shown(layer: object) -> str:
 def _entered_around(manager: Any, fn: _F) -> _F:
     """Enter a context manager around each call of a function."""
     is_async = isinstance(manager, AbstractAsyncContextManager)
-    if kind_of(fn) in {"async", "stream", "async context"}:
+    if decorable_kind(fn) in {"async", "stream", "async context"}:
         if not is_async:
             raise TypeError(
                 f"{_shown(manager)} is no async context manager: around {name_of(fn)} it would block the event loop"

@@ -15,26 +15,18 @@ from typing import Any
 
 import anyio
 
-from penstock import clock
-from penstock._classify import Nonsense, verdict_of, verdict_on
+from penstock import _log, clock
+from penstock._classify import verdict_of
 from penstock._concurrency.parking import loop_running_here
 from penstock._core.backoff import spread
 from penstock._numbers import read_seconds, show_seconds
 from penstock._retry_after import ENDS_A_PROGRAM
+from penstock._user_errors import repr_of, seconds_asked, verdict
 from penstock.errors import WouldBlockEventLoop
 from penstock.events import AttemptStarted, GaveUp, Reason, RetryScheduled, Succeeded, emit
 from penstock.retry.arguments import consumed_argument
 from penstock.retry.budget import Budget
-from penstock.retry.report import (
-    LONGEST_WAIT,
-    annotate,
-    attach_hint,
-    log_broken,
-    log_gave_up,
-    log_scheduled,
-    repr_of,
-    why,
-)
+from penstock.retry.report import LOGGER, LONGEST_WAIT, annotate, attach_hint, log_gave_up, log_scheduled, why
 from penstock.retry.settings import RetrySettings
 
 __all__ = ["Call", "Sent", "calls_in_charge", "current", "fast_attempts"]
@@ -170,12 +162,12 @@ class Call:
     def judged(self, result: object, sent: Sent | None = None) -> float | None:
         """Return the wait until the next attempt; None if `result` goes to the caller."""
         on_result = self.policy.on_result
-        if on_result is None or (verdict := self._verdict_on_result(on_result, result)) is False:
+        if on_result is None or (says := self._verdict_on_result(on_result, result)) is False:
             self.succeeded()
             return None
         if self.stands_back:
             return self._give_up("nested", None, None)
-        return self._again(None, verdict, None, sent)
+        return self._again(None, says, None, sent)
 
     def failed(self, error: Exception, sent: Sent | None = None, *, repeatable: bool = True) -> float | None:
         """Return the wait until the next attempt; None if `error` goes to the caller.
@@ -185,26 +177,16 @@ class Call:
             sent: The function that it called, with its arguments; None for a block.
             repeatable: False when a new attempt would repeat what the caller already has.
         """
-        verdict = self._verdict_on(error)
-        if verdict is False:
+        policy = self.policy
+        says = verdict(self.name, policy.on, error, LOGGER)
+        if says is False:
             return self._give_up("unretryable", error, None)
         if self.stands_back:
             return self._give_up("nested", error, None)
         if not repeatable:
             return self._give_up("stream", error, None)
-        return self._again(error, verdict, self._hint_of(error), sent)
-
-    # The functions of the policy. One that raises does not cost the caller the error, or the result.
-
-    def _verdict_on(self, error: Exception) -> bool | float:
-        try:
-            return verdict_on(self.policy.on, error)
-        except (Nonsense, *ENDS_A_PROGRAM):
-            raise
-        except BaseException as raised:  # noqa: BLE001 - the error that it was asked about matters more
-            log_broken("on", self.policy.on, raised)
-            annotate(error, f"penstock: {self.name}: `on` raised {repr_of(raised)} when asked about this error", (), 1)
-            return False
+        hint = None if policy.hint is None else seconds_asked(self.name, policy.hint, error, LOGGER)
+        return self._again(error, says, hint, sent)
 
     def _verdict_on_result(self, on_result: Callable[[Any], Any], result: object) -> bool | float:
         try:
@@ -212,31 +194,14 @@ class Call:
         except ENDS_A_PROGRAM:
             raise
         except BaseException as raised:  # noqa: BLE001 - the result may have been paid for
-            log_broken("on_result", on_result, raised)
+            _log.broken(LOGGER, "%s: `on_result` raised when asked about a result", self.name, error=raised)
             return False
         return verdict_of(answer)
-
-    def _hint_of(self, error: Exception) -> float | None:
-        """Return the seconds that the server asked for; None if it said nothing, or something that is no time."""
-        hint = self.policy.hint
-        if hint is None:
-            return None
-        try:
-            answer: Any = hint(error)
-            if isinstance(answer, str | bytes):  # a header, as it came
-                answer = float(answer)
-            seconds = read_seconds(answer)
-        except ENDS_A_PROGRAM:
-            raise
-        except BaseException as raised:  # noqa: BLE001 - a property of the error may raise anything
-            log_broken("hint", hint, raised)
-            return None
-        return seconds if seconds is not None and seconds >= 0 else None
 
     # The decision
 
     def _again(
-        self, error: Exception | None, verdict: bool | float, hint: float | None, sent: Sent | None
+        self, error: Exception | None, says: bool | float, hint: float | None, sent: Sent | None
     ) -> float | None:
         policy, now = self.policy, clock.now()
         deadline = self._time_to_deadline()
@@ -253,7 +218,7 @@ class Call:
         most: Any = math.inf if policy.max_hint is None else policy.max_hint
         if hint is not None and hint > min(left + _ROUNDING, deadline, most, LONGEST_WAIT):
             return self._give_up("hint", error, hint)
-        delay = self._delay(verdict, hint, min(left, deadline))
+        delay = self._delay(says, hint, min(left, deadline))
         if delay > left + _ROUNDING:
             return self._give_up("within", error, hint)
         if delay >= deadline:
@@ -281,12 +246,12 @@ class Call:
         deadline = anyio.current_effective_deadline()
         return deadline - anyio.current_time() if deadline < math.inf else deadline
 
-    def _delay(self, verdict: bool | float, hint: float | None, left: float) -> float:
+    def _delay(self, says: bool | float, hint: float | None, left: float) -> float:
         if self.fast is not None:
             return 0.0
         backoff, draw = self.policy.backoff, self.policy.random
-        if verdict is not True:
-            delay: float = verdict
+        if says is not True:
+            delay: float = says
             if hint is None or hint <= delay:
                 return min(delay, LONGEST_WAIT)
         if hint is not None and hint > 0:
@@ -303,7 +268,7 @@ class Call:
             self.history = deque(maxlen=_REMEMBERED)
         self.history.append(
             f"penstock: attempt {self.number} ended at {show_seconds(now - self.started)}: "
-            f"{repr_of(error)}; waited {show_seconds(delay)}"
+            f"{'its result was refused' if error is None else repr_of(error)}; waited {show_seconds(delay)}"
         )
         self.previous = error
         log_scheduled(self.name, lambda: self.idempotency_key, self.number, error, delay, hint)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any, ClassVar, ParamSpec, TypeVar, cast, overload
 
-from penstock._introspect import kind_of, name_of, refuse_awaitable
+from penstock._introspect import decorable_kind, kind_of, name_of, refuse_awaitable
 from penstock.retry.attempt import Attempt
 from penstock.retry.blocks import AsyncAttempts, Attempts
 from penstock.retry.call import Call
@@ -105,7 +105,7 @@ class Retry(RetrySettings):
         return self._decorate(fn, resume)
 
     def _decorate(self, fn: _F, resume: Resume | None) -> _F:
-        kind = kind_of(fn)
+        kind = decorable_kind(fn)
         if kind == "generator":
             raise TypeError(
                 f"{name_of(fn)} is a generator function, which cannot be retried: "

@@ -1,31 +1,27 @@
 """What a call tells about its retries: notes on the user's error, and log records.
 
-The error is the user's object, so each step here guards against it: whatever its `__repr__` or `add_note` raises, the
-error itself goes to the caller.
-
-Log records go to the logger `penstock.retry`: DEBUG for each retry that is scheduled, INFO when a call gives up. A
-program that never imported `logging` has set no level, and the default level shows neither. So this module never
-imports it.
+Log records go to the logger `penstock.retry`: DEBUG for each retry that is scheduled, INFO when a call gives up.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from penstock import _log
 from penstock._numbers import show_seconds
 from penstock._retry_after import ENDS_A_PROGRAM, attribute_of
+from penstock._user_errors import add_notes
 from penstock.events import Reason
 from penstock.retry.settings import RetrySettings
 
-__all__ = ["LONGEST_WAIT", "annotate", "attach_hint", "log_broken", "log_gave_up", "log_scheduled", "repr_of", "why"]
+__all__ = ["LOGGER", "LONGEST_WAIT", "annotate", "attach_hint", "log_gave_up", "log_scheduled", "why"]
+
+LOGGER = "penstock.retry"
 
 LONGEST_WAIT = 366 * 86_400.0
 """Seconds. No wait is longer: a server that asks for more has made a mistake, and clocks refuse to sleep for
 centuries."""
-
-_MOST_NOTES = 40  # on one error, which may be shared by many calls, and raised again and again
 
 
 def why(policy: RetrySettings, reason: Reason, *, hint: float | None, fast: int | None, argument: str) -> str:
@@ -64,17 +60,9 @@ def _bound_of_hints(policy: RetrySettings, hint: float) -> str:
 
 def annotate(error: Exception, first: str, history: Sequence[str], attempts: int) -> None:
     """Put notes on an error: `first` says how the call ended, `history` tells of the attempts before."""
-    notes = [first]
-    if attempts - 1 > len(history) > 0:
-        notes.append(f"penstock: the first {attempts - 1 - len(history)} attempts are not shown")
-    try:
-        if len(getattr(error, "__notes__", ())) < _MOST_NOTES:
-            for note in (*notes, *history):
-                error.add_note(note)
-    except ENDS_A_PROGRAM:
-        raise
-    except BaseException:  # noqa: BLE001, S110 - a frozen exception, or a strange one, goes without notes
-        pass
+    unseen = attempts - 1 - len(history)
+    between = [f"penstock: the first {unseen} attempts are not shown"] if unseen and history else []
+    add_notes(error, first, *between, *history)
 
 
 def attach_hint(error: Exception, hint: float | None) -> None:
@@ -89,19 +77,6 @@ def attach_hint(error: Exception, hint: float | None) -> None:
         pass
 
 
-def repr_of(error: BaseException | None) -> str:
-    """Return an error as a note shows it; None stands for a result that `on_result` refused."""
-    if error is None:
-        return "its result was refused"
-    try:
-        shown = repr(error)
-    except ENDS_A_PROGRAM:
-        raise
-    except BaseException as raised:  # noqa: BLE001 - it is the user's
-        return f"<{type(error).__qualname__}, whose repr raised {type(raised).__qualname__}>"
-    return shown if len(shown) <= 200 else shown[:197] + "..."
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Logging
 
@@ -110,30 +85,24 @@ def log_scheduled(
     name: str, key: Callable[[], str], number: int, error: Exception | None, delay: float, hint: float | None
 ) -> None:
     """Log at DEBUG that attempt `number` failed and that another follows in `delay` seconds."""
-    logger = _logger(10)
-    if logger is not None:
+    log = _log.logger(LOGGER, _log.DEBUG)
+    if log is not None:
         message = "%s: attempt %d failed with %s; the next one starts in %s"
         extra = _extra(name, key, number, error) | {"retry_delay": delay, "retry_hint": hint}
-        _log(logger, 10, message, (name, number, extra["retry_error"], show_seconds(delay)), extra)
+        words = name, number, extra["retry_error"], show_seconds(delay)
+        _log.write(log, _log.DEBUG, message, *words, extra=extra)
 
 
 def log_gave_up(
     name: str, key: Callable[[], str], number: int, error: Exception | None, reason: Reason, elapsed: float, words: str
 ) -> None:
     """Log at INFO that a call gave up after `number` attempts; `words` say why."""
-    logger = _logger(20)
-    if logger is not None:
+    log = _log.logger(LOGGER, _log.INFO)
+    if log is not None:
         message = "%s: gave up after %d attempts in %s with %s: %s"
         extra = _extra(name, key, number, error) | {"retry_reason": reason, "retry_elapsed": elapsed}
-        _log(logger, 20, message, (name, number, show_seconds(elapsed), extra["retry_error"], words), extra)
-
-
-def log_broken(option: str, function: object, raised: BaseException) -> None:
-    """Log at ERROR that a function of the policy raised. The call goes on without its answer."""
-    import logging  # 5 ms that only a failing function needs
-
-    logger = logging.getLogger("penstock.retry")
-    _log(logger, 40, "Retry(%s=%r) raised %s", (option, function, type(raised).__qualname__), {}, exc_info=raised)
+        what = name, number, show_seconds(elapsed), extra["retry_error"], words
+        _log.write(log, _log.INFO, message, *what, extra=extra)
 
 
 def _extra(name: str, key: Callable[[], str], number: int, error: Exception | None) -> dict[str, Any]:
@@ -143,19 +112,3 @@ def _extra(name: str, key: Callable[[], str], number: int, error: Exception | No
         "retry_attempt": number,
         "retry_error": "a refused result" if error is None else type(error).__qualname__,
     }
-
-
-def _logger(level: int) -> Any:
-    """Return the logger if it takes records of this level; else None."""
-    logging = sys.modules.get("logging")
-    if logging is None:
-        return None
-    logger = logging.getLogger("penstock.retry")
-    return logger if logger.isEnabledFor(level) else None
-
-
-def _log(logger: Any, level: int, message: str, args: tuple[object, ...], extra: dict[str, Any], **how: Any) -> None:
-    try:
-        logger.log(level, message, *args, extra=extra, **how)
-    except Exception:  # noqa: BLE001, S110 - a filter or a handler of the user's; watching a call must not break it
-        pass

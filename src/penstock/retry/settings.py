@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from penstock._classify import On, check_on, shown_on
 from penstock._core.backoff import Backoff, exponential
-from penstock._introspect import check_plain, name_of
+from penstock._introspect import check_plain, name_of, show_defaults
 from penstock._numbers import Seconds, read_count, read_flag, read_seconds
 from penstock._retry_after import retry_after
 from penstock.events import RetryEvent
@@ -87,6 +87,8 @@ class RetrySettings:
         ]
         return f"Retry({', '.join(shown)})"
 
+
+show_defaults(RetrySettings.__init__, backoff="exponential()", hint="retry_after", random="random.random")
 
 _SHOWN_IF_SET: tuple[tuple[str, object], ...] = (
     ("budget", None),

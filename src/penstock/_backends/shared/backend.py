@@ -104,12 +104,13 @@ class SharedBackend:
         meter = state.meter
         return Unsatisfiable(
             f"{amount:g} {state.unit} can never be granted: "
-            f'"{self.plan().label(state)}" holds at most {meter.burst:g} at once, '
+            f"{self.plan().shown(state)} holds at most {meter.burst:g} at once, "
             f"its burst of {state.limit.burst:g} less what flows in during a lease of {state.limit_set.lease:g} s. "
             "Split the call, shorten the lease, or raise burst.",
             unit=state.unit,
             cost=amount,
             capacity=meter.burst,
+            limiter=self.plan().name,
         )
 
     def bind(self, caller: Caller, cost: Mapping[str, float]) -> Binding:
@@ -260,10 +261,8 @@ class SharedBackend:
     def settle(self, grant: Grant, true_cost: Mapping[str, float]) -> None:
         """Charge a grant for its true cost. See `Permit.settle`."""
         plan = self.plan()
-        exact = {}
-        for unit, amount in true_cost.items():
-            plan.check_unit(unit)
-            exact[unit] = min(exact_cost(unit, amount), MOST)
+        plan.check(true_cost)
+        exact = {unit: min(exact_cost(unit, amount), MOST) for unit, amount in true_cost.items()}
         receipts: StoreReceipts = grant.receipts
         charged = [(state, amount) for unit, amount in exact.items() for state in self._counted(plan, unit)]
         with self.store.lock:
@@ -415,8 +414,7 @@ class SharedBackend:
     def observe(self, remaining: Mapping[str, float], reset: Mapping[str, float], grant: Grant | None) -> None:
         """Hear what the server says is left. See `Limiter.observe`."""
         plan = self.plan()
-        for unit in (*remaining, *reset):
-            plan.check_unit(unit)
+        plan.check((*remaining, *reset))
         heard = clock.now()
         for unit in {**remaining, **reset}:
             counted = self._counted(plan, unit)
