@@ -50,6 +50,7 @@ def test_compressed_files_may_be_appended_to():
     [
         (gzip.compress(b"{}" * 999)[:-20], "in.x ends in the middle of its gzip data: it was not written to its end"),
         (b"\x1f\x8bnonsense", "in.x cannot be decompressed (gzip): "),
+        (gzip.compress(bz2.compress(b"{}")), "in.x is compressed twice: decompress it once"),
         (b"PK\x03\x04....", "in.x is a zip archive or a spreadsheet: write its rows as JSON, one object a line"),
         (b"PAR1....", "in.x is a Parquet file: write its rows as JSON, one object a line"),
         (b'{\n  "model": "m"\n}\n', "in.x begins with a JSON object over several lines: write one object a line"),

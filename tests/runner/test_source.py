@@ -81,6 +81,11 @@ def test_a_line_that_is_too_long_is_given_up_and_the_next_one_read(tmp_path, mon
     assert read_row(2, None, by_bytes) == Rejected(2, None, "line_too_long", "the line is longer than 0 MiB")
 
 
+@pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b"\n" * 200, b"\xef\xbb\xbf" + b" " * 200], ids=repr)
+def test_an_array_is_one_whatever_stands_before_it(tmp_path, before):
+    assert lines_of(tmp_path, before + b'[{"a":1},\n{"a":2}]') == [(1, b'{"a":1}'), (2, b'{"a":2}')]
+
+
 def test_a_pipe_that_is_silent_can_be_left():
     """Whoever reads it is not held by it: Ctrl-C must work while nobody writes."""
     reading, writing = os.pipe()

@@ -61,9 +61,10 @@ _OPEN_OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{[ \t\r]*\n")
 """An object that is printed for people: a row of it alone says nothing."""
 
 
-def is_plain(begin: bytes) -> bool:
-    """Whether a file that begins so holds lines of UTF-8, so that its rows can be counted by their ends."""
-    return not _compression(begin) and not _characters(begin) and not begin.lstrip().startswith(b"[")
+def is_plain(chunks: Iterator[bytes]) -> bool:
+    """Whether a file of these bytes holds lines of UTF-8, so that its rows can be counted by their ends."""
+    begin, _ = _peek(chunks)
+    return not _compression(begin) and not _characters(begin) and not _is_array(begin)
 
 
 def rows(chunks: Iterable[bytes], name: str = "", prompt: Prompt | None = None) -> Numbered:
@@ -79,6 +80,8 @@ def rows(chunks: Iterable[bytes], name: str = "", prompt: Prompt | None = None) 
     """
     chunks = _decompressed(iter(chunks), name)
     begin, chunks = _peek(chunks)
+    if _compression(begin):
+        raise FormatError(f"{name or 'the file'} is compressed twice: decompress it once")
     characters = _characters(begin)
     if characters is not None:
         chunks = _transcoded(chunks, characters, name)
@@ -103,7 +106,7 @@ def rows(chunks: Iterable[bytes], name: str = "", prompt: Prompt | None = None) 
                 "leave it out"
             )
         return _table(chunks, name, prompt)
-    if begin.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+    if _is_array(begin):
         return _array(chunks, name)
     return numbered(chunks)
 
@@ -264,6 +267,10 @@ def _peek(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
 
 
 # Rows -----------------------------------------------------------------------------------------------------------------
+
+
+def _is_array(begin: bytes) -> bool:
+    return begin.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
 
 
 def _array(chunks: Iterator[bytes], name: str) -> Numbered:

@@ -134,7 +134,7 @@ class Lines:
         self._reads = 0
         self._iterator: Iterator[tuple[int, bytes | None]] | None = None
         if self.is_regular:
-            self.is_plain = prompt is None and formats.is_plain(pread(file, 64, self.began_at))
+            self.is_plain = prompt is None and formats.is_plain(self.chunks())
             next(self.again(), None)  # says now what cannot be read at all
 
     def stop(self) -> None:
