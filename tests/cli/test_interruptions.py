@@ -144,16 +144,24 @@ def test_a_dash_is_standard_output(folder):
 
 
 @pytest.mark.parametrize(
-    ("what", "name"),
-    [("deleted", "out.jsonl"), ("deleted", "out.jsonl.journal"), ("replaced", "out.jsonl"), ("cut", "out.jsonl")],
+    ("what", "name", "order"),
+    [
+        ("deleted", "out.jsonl", "completed"),
+        ("deleted", "out.jsonl", "input"),
+        ("deleted", "out.jsonl.journal", "completed"),
+        ("deleted", "out.jsonl.journal", "input"),
+        ("replaced", "out.jsonl", "completed"),
+        ("replaced", "out.jsonl", "input"),
+        ("cut", "out.jsonl", "completed"),
+    ],
 )
-def test_files_that_others_take_away_end_the_run_and_nothing_is_lost(folder, monkeypatch, capsys, name, what):
+def test_files_that_others_take_away_end_the_run_and_nothing_is_lost(folder, monkeypatch, capsys, name, what, order):
     """Exit code 2; the same command goes on, and nothing that was answered is asked again."""
     write(folder, range(400))
     with simulator.serve(Simulation(latency=Latency(median=0.05))) as server:
-        command = ["run", "in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url, "--limits"]
+        command = ["run", "in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url, "--order", order, "--limits"]
         process = started(*command, "requests=3000/min burst 5")
-        wait_for(lambda: count(folder / "out.jsonl") >= 20)
+        wait_for(lambda: server.statistics().answered >= 20)
         if what == "deleted":
             (folder / name).unlink()
         elif what == "replaced":

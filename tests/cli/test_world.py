@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 
+import aiohttp
 import pytest
 
 from penstock import simulator
@@ -120,6 +122,101 @@ def test_a_server_that_is_killed_comes_back_as_another_process(folder, port):
     assert 200 <= summary["sent"] <= 230
     assert summary["sent"] - 200 == summary["retries"]
     assert summary["possibly_billed_twice"] <= summary["lost"]
+
+
+class Connects:
+    """What the event loop's connections meet: when each began and how many were under way then."""
+
+    def __init__(self, monkeypatch, host=None):
+        self.tried = []
+        self.refused = []
+        loop, ours = asyncio.selector_events.BaseSelectorEventLoop, self
+        connect = loop.sock_connect
+
+        async def sock_connect(self, sock, address):
+            ours.tried.append(time.monotonic())
+            try:
+                await connect(self, sock, address)
+            except OSError:
+                ours.refused.append((ours.tried[-1], time.monotonic()))
+                raise
+
+        monkeypatch.setattr(loop, "sock_connect", sock_connect)
+
+
+def test_a_server_that_is_lost_is_knocked_at_by_one_row_at_a_time_and_costs_none(folder, monkeypatch, port):
+    """Over real sockets, for seconds that grow as minutes would: one pause for all, one probe, and a connection that
+    is refused is no attempt."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    write(folder, range(200))
+    options = ("--latency", "0.2", "--limits", "requests=6000/min")
+    servers, connects, gone = [serving(port, *options)], Connects(monkeypatch), []
+
+    def lose():
+        wait_for(lambda: count(folder / "out.jsonl") >= 40)
+        end(servers.pop())
+        gone.append(time.monotonic())
+        time.sleep(4)
+        gone.append(time.monotonic())
+        servers.append(serving(port, *options))
+
+    thread = threading.Thread(target=lose)
+    thread.start()
+    command = ["run", "in.jsonl", "-o", "out.jsonl", "--base-url", f"http://127.0.0.1:{port}/v1", "--quiet"]
+    code = main([*command, "--limits", "requests=3000/min burst 20"])
+    thread.join()
+    end(servers.pop())
+    assert code == 0
+    assert len(names_in(folder / "out.jsonl")) == 200
+    summary = json.loads((folder / "out.summary.json").read_text())
+    assert (summary["sent"] - 200, summary["failed"]) == (summary["lost"], 0)
+    # Those that were under way knock once each; then one goes at a time, each later than the one before.
+    probes = [moment for moment, _ in connects.refused if gone[0] + 1 < moment < gone[1]]
+    assert 1 <= len(probes) <= 4
+    assert len(connects.refused) <= summary["lost"] + 20 + 8
+    gaps = [later - earlier for earlier, later in itertools.pairwise(probes)]
+    assert gaps == sorted(gaps)
+
+
+def test_a_name_that_no_longer_resolves_costs_no_row(folder, monkeypatch, port):
+    """The server moves, and the name server is away in the same moment: names are asked for again, one at a time."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    write(folder, range(200))
+    resolve, asked, away = socket.getaddrinfo, [], threading.Event()
+
+    def resolve_or_not(host, *more, **options):
+        if host != "service.test":
+            return resolve(host, *more, **options)
+        if away.is_set():
+            asked.append(time.monotonic())
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return resolve("127.0.0.1", *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_or_not)
+    connector = aiohttp.TCPConnector  # which remembers for a minute where a name leads to
+    monkeypatch.setattr(aiohttp, "TCPConnector", lambda **more: connector(**{**more, "use_dns_cache": False}))
+    options = ("--latency", "0.2", "--limits", "requests=6000/min")
+    servers = [serving(port, *options)]
+
+    def lose():
+        wait_for(lambda: count(folder / "out.jsonl") >= 40)
+        away.set()
+        end(servers.pop())
+        servers.append(serving(port, *options))
+        time.sleep(2)
+        away.clear()
+
+    thread = threading.Thread(target=lose)
+    thread.start()
+    command = ["run", "in.jsonl", "-o", "out.jsonl", "--base-url", f"http://service.test:{port}/v1", "--quiet"]
+    code = main([*command, "--limits", "requests=3000/min burst 20"])
+    thread.join()
+    end(servers.pop())
+    assert code == 0
+    assert len(names_in(folder / "out.jsonl")) == 200
+    summary = json.loads((folder / "out.summary.json").read_text())
+    assert (summary["sent"] - 200, summary["failed"]) == (summary["lost"], 0)
+    assert 1 <= len(asked) <= 20 + 10
 
 
 def test_a_name_that_does_not_resolve_is_said_and_ends_the_run(folder, monkeypatch, capsys):
@@ -323,3 +420,23 @@ def test_a_disk_that_fills_up_is_said_and_the_next_run_goes_on(folder, monkeypat
         assert len(names_in(folder / files["-o"])) == 400
         summary = json.loads((folder / files["-o"]).with_name("out.summary.json").read_text())
         assert server.statistics().admitted - 400 <= summary["possibly_billed_twice"]
+
+
+def test_a_disk_without_room_for_the_summary_is_said_and_every_answer_is_kept(folder, monkeypatch, capsys, mounted):
+    """The results are a link to another disk; nothing half is left beside it."""
+    disk = mounted(4)
+    (disk / "out.jsonl").symlink_to(folder / "out.jsonl")
+    (disk / "room").write_bytes(bytes(4096))
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with simulator.serve(Simulation(latency=Latency(median=0.01))) as server:
+        command = ["run", "in.jsonl", "-o", str(disk / "out.jsonl"), "--errors", "e.jsonl", "--journal", "journal"]
+        command += ["--base-url", server.base_url, "--limits", LIMITS]
+        assert main(command) == 2
+        said = capsys.readouterr()
+        assert said.err == f"penstock: cannot write {disk}/out.summary.json: No space left on device\n"
+        assert said.out.startswith("20 rows: 20 answered")
+        assert sorted(path.name for path in disk.iterdir()) == ["out.jsonl", "room"]
+        (disk / "room").unlink()
+        assert main(command) == 0
+        assert server.statistics().admitted == 20
+    assert json.loads((disk / "out.summary.json").read_text())["skipped"] == len(names_in(folder / "out.jsonl")) == 20
