@@ -7,7 +7,8 @@ import time
 import pytest
 
 from penstock import Limiter, Rate, unlimited
-from penstock.cli.options import Fault, parse_limits
+from penstock.cli.limits import parse_limits
+from penstock.cli.terminal import Fault
 from penstock.limits import parse
 from penstock.usage.caps import read_cap
 

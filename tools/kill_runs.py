@@ -141,7 +141,7 @@ class Killed:
     def look_at(self, before: Counter[str], open_: set[str], refused: int, said: str) -> None:
         """What reached the server again in one life must have been open before it, and the run must have said so."""
         again = {text for text, times in (self.server.arrived - before).items() if before[text] or times > 1}
-        found = re.search(r"([\d,]+) rows were under way", said)
+        found = re.search(r"([\d,]+) rows? (?:was|were) under way", said)
         told = int(found[1].replace(",", "")) if found else 0
         self.told, self.again = self.told + told, self.again + len(again)
         if len(again - open_) > refused:  # what was refused is sent again

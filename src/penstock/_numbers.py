@@ -20,6 +20,7 @@ __all__ = [
     "amount",
     "exact",
     "is_bool",
+    "number_of",
     "read_count",
     "read_flag",
     "read_number",
@@ -112,6 +113,11 @@ def read_seconds(value: Any) -> float | None:
 def show(value: float) -> str:
     """A number as people write it: 90000, 0.5, 1.5e+12."""
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else f"{value:g}"
+
+
+def number_of(count: int, one: str, many: str = "") -> str:
+    """A count with its noun, as people write it: `1 row`, `2,000 rows`; `many`: the plural, if not `one` with an s."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def show_seconds(value: float) -> str:

@@ -24,7 +24,7 @@ def test_a_file_runs_by_the_batch_api(folder, capsys):
     write(folder, range(20), b"{torn\n")
     assert main([*BATCH, "--simulate"]) == 3
     out, err = capsys.readouterr()
-    assert "21 rows: 20 answered, 1 failed\n20 rows submitted, 0 of them again\n1 batches merged in" in out
+    assert "21 rows: 20 answered, 1 failed\n20 rows submitted, 0 of them again\n1 batch merged in" in out
     assert ": 20 rows for gpt-4o-mini are submitted" in err
     assert {line["custom_id"] for line in lines_of(folder / "out.jsonl")} == {f"row-{n}" for n in range(20)}
     assert lines_of(folder / "out.errors.jsonl")[0]["error"]["code"] == "invalid_json"
@@ -56,9 +56,9 @@ def test_a_killed_run_by_the_batch_api_merges_what_it_submitted(folder, monkeypa
         process.communicate()
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
         assert main(["run", "in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url]) == 2
-        assert "20 rows are in 1 batches of an earlier run, and would be paid twice" in capsys.readouterr().err
+        assert "20 rows are in 1 batch of an earlier run, and would be paid twice" in capsys.readouterr().err
         assert main([*BATCH, "--base-url", server.base_url]) == 0
-        assert "20 rows are in 1 batches of an earlier run, which go on" in capsys.readouterr().err
+        assert "20 rows are in 1 batch of an earlier run, which goes on" in capsys.readouterr().err
         assert len(library.batches) == 1
         assert set(library.executed.values()) == {1}
     assert len(lines_of(folder / "out.jsonl")) == 20
@@ -71,7 +71,7 @@ def test_an_interrupted_run_by_the_batch_api_ends_at_once(folder, monkeypatch, c
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=180)
         assert (process.returncode, "Traceback" in err) == (130, False)
-        assert "1 batches with 20 rows go on at the service; the same command merges them" in out
+        assert "1 batch with 20 rows goes on at the service; the same command merges them" in out
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
         assert main([*BATCH, "--base-url", server.base_url, "--overwrite", "--deadline", "1"]) == 6
         assert "batches of an earlier run go on at the service, and are forgotten: batch_" in capsys.readouterr().err

@@ -15,7 +15,7 @@ import pytest
 from penstock import simulator
 from penstock.cli import files as cli_files
 from penstock.cli import main, outcome, requests
-from penstock.cli.options import parse_limits
+from penstock.cli.limits import parse_limits
 from penstock.limits import Rate
 from penstock.runner.files import Appended, OutputError
 from penstock.simulator import Faults, Simulation

@@ -425,12 +425,12 @@ async def test_an_interrupted_run_leaves_its_batches_and_says_so(virtual_time, t
     assert clock.now() < 101
     assert summary["under_way"][0]["status"] == "in_progress"
     assert summary["untouched"] == 5
-    assert batch_sentences(summary)[-1] == "1 batches with 5 rows go on at the service; the same command merges them"
+    assert batch_sentences(summary)[-1] == "1 batch with 5 rows goes on at the service; the same command merges them"
     with prepared(tmp_path, rows, service, deadline=1000) as made:
         await made.run()
     assert (made.run.stopped.code, made.said[0]) == (
         "deadline",
-        "5 rows are in 1 batches of an earlier run, which go on",
+        "5 rows are in 1 batch of an earlier run, which goes on",
     )
     with prepared(tmp_path, rows, service) as made:
         await made.run()

@@ -111,7 +111,7 @@ def test_a_plan_says_what_would_be_sent_and_what_decides():
     assert plan.binding == "requests (60/min burst 10)"
     said = "\n".join(plan_sentences(plan, PRICES))
     assert "104 rows: 101 would be sent, 3 would not" in said
-    assert "zz: 1 rows, 29 tokens; its price is not known" in said
+    assert "zz: 1 row, 29 tokens; its price is not known" in said
     assert "at least 91 s, by requests (60/min burst 10)" in said
     assert json.loads(json.dumps(plan.as_json()))["seconds"] == plan.seconds
 

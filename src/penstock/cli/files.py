@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from penstock._numbers import number_of
 from penstock.cli.terminal import Fault
 from penstock.errors import PenstockError
 from penstock.runner.batch_parts import BatchJournal, batches_of
@@ -110,7 +111,8 @@ def unwritten(ledger: Ledger) -> str:
     state = ledger.statistics()
     if not state.pending:
         return ""
-    return f"--ledger: {state.pending:,} events are lost: {state.error or 'the disk is too slow'}"
+    events = number_of(state.pending, "event is", "events are")
+    return f"--ledger: {events} lost: {state.error or 'the disk is too slow'}"
 
 
 def check_files(
@@ -222,9 +224,9 @@ def refuse_live_batches(out: Path) -> None:
     journal.close()
     live = [part for part in journal.parts.values() if part.batch or part.creating]
     if live:
-        rows = sum(map(len, live))
+        rows, batches = number_of(sum(map(len, live)), "row is", "rows are"), number_of(len(live), "batch", "batches")
         raise Fault(
-            f"{rows:,} rows are in {len(live):,} batches of an earlier run, and would be paid twice: "
+            f"{rows} in {batches} of an earlier run, and would be paid twice: "
             "--via batch merges their answers first, --overwrite begins anew"
         )
 

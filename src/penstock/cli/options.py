@@ -1,4 +1,4 @@
-"""What the options of the command line mean: limits, servers, changes of requests."""
+"""What the options of the command line mean: servers, changes of requests. Limits: see `limits`."""
 
 from __future__ import annotations
 
@@ -10,112 +10,17 @@ import os
 import re
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from penstock import limits as _limits
 from penstock.cli.terminal import Fault
-from penstock.llm import tables, tokens
 from penstock.runner.client import Server, headers_of, is_address
-from penstock.runner.source import Change, Lines, Row, read_row
+from penstock.runner.source import Change
 
-if TYPE_CHECKING:  # to load it takes longer than to read the options
-    from penstock.runner.place import Limits, LimitsOf
-
-__all__ = [
-    "change_of",
-    "learned",
-    "limits_of_first_row",
-    "parse_limits",
-    "published",
-    "server_of",
-    "servers_of",
-    "the_same",
-]
+__all__ = ["change_of", "server_of", "servers_of"]
 
 OPENAI = "https://api.openai.com/v1"
-SIMULATED = "requests=3500/min,tokens=90k/min"
-"""Limits of `--simulate` unless given: the guide's, for chat."""
-
-UNITS = ("requests", "tokens", "images")
 
 _AZURE = (".openai.azure.com", ".cognitiveservices.azure.com", ".services.ai.azure.com")
-
-
-# Limits ---------------------------------------------------------------------------------------------------------------
-
-
-def parse_limits(text: str, units: tuple[str, ...] = UNITS) -> Limits:
-    """Read `requests=3500/min,tokens=90k/min burst 20k`; a unit may come more than once.
-
-    Raises:
-        Fault: It is not that; or it names what is not counted.
-    """
-    found: dict[str, tuple[Any, ...]] = {}
-    # A comma may also stand before "burst", and between thousands.
-    for part in re.split(r",(?!\s*burst\b)(?!\d{3}(?!\d))", text):
-        unit, equals, rate = part.partition("=")
-        unit = unit.strip()
-        if not equals:
-            raise Fault(f'--limits: cannot read {part.strip()!r}: write it like "requests=3500/min,tokens=90k/min"')
-        if unit not in units:
-            raise Fault(f"--limits: {unit!r} is not counted; there are {', '.join(units)}")
-        try:
-            limit = _limits.parse(rate)
-            if not isinstance(limit, _limits.Rate):
-                raise ValueError("a unit that is unlimited is left out")
-            found[unit] = (*found.get(unit, ()), limit)
-        except ValueError as error:
-            raise Fault(f"--limits: {unit}: {error}") from None
-    return found
-
-
-def the_same(limits: Limits) -> LimitsOf:
-    """These limits for all models together."""
-    return lambda _: ("", limits)
-
-
-def learned(model: str) -> tuple[str, None]:
-    """The server's answers will tell the limits of each model."""
-    return model, None
-
-
-def published(account: str) -> LimitsOf:
-    """The published limits of each model. Dated snapshots share those of their model."""
-    check_account(account)
-    known: dict[str, tuple[str, Limits | None]] = {}
-
-    def limits_of(model: str) -> tuple[str, Limits | None]:
-        if model not in known:
-            known[model] = (tables.family(model), tables.lookup(model, account).limits)
-        return known[model]
-
-    return limits_of
-
-
-def limits_of_first_row(lines: Lines, account: str) -> Limits:
-    """The published limits of the first row's model: a simulated account has one set of them."""
-    check_account(account)
-    if not lines.is_regular:
-        raise Fault("--simulate with --account looks for the model in FILE first, and cannot in a pipe: give --limits")
-    for number, line in lines.again():
-        row = read_row(number, line, tokens.by_bytes)
-        if isinstance(row, Row):
-            try:
-                return tables.lookup(row.model, account).limits
-            except ValueError as error:
-                raise Fault(f"--account: line {number}: {error}") from None
-    return parse_limits(SIMULATED)  # nothing will be sent
-
-
-def check_account(account: str) -> None:
-    """See that there is such an account.
-
-    Raises:
-        Fault: There is none.
-    """
-    known = (*tables.accounts(), *tables.tiers())
-    if account not in known:
-        raise Fault(f"--account: there is no {account!r}; there are {', '.join(known)}")
 
 
 # Servers --------------------------------------------------------------------------------------------------------------

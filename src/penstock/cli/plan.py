@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from penstock.cli.files import open_lines
 from penstock.cli.frame import app
-from penstock.cli.options import change_of, learned, parse_limits, published, the_same
+from penstock.cli.limits import LIMITS_HELP, limits_given
+from penstock.cli.options import change_of
 from penstock.cli.terminal import Fault, write
 from penstock.llm import tokens
 from penstock.runner import failed
@@ -22,14 +23,17 @@ from penstock.runner.plan import make_plan, plan_sentences
 from penstock.runner.prices import PriceFileError, Prices
 from penstock.runner.source import Lines, read_row
 
-__all__ = ["app", "plan", "prices_of"]
+if TYPE_CHECKING:
+    from penstock.runner.place import LimitsOf
+
+__all__ = ["app", "plan", "prices_of", "show_plan"]
 
 
 @app.command("plan")
 def plan(
     file: Annotated[str, typer.Argument(metavar="FILE", help="Requests, as penstock run reads them.")],
     limits: Annotated[
-        str | None, typer.Option(metavar="LIMITS", help='Such as "requests=3500/min,tokens=90k/min burst 20k".')
+        str | None, typer.Option(metavar="auto|FILE|LIMITS", help=LIMITS_HELP, show_default="auto")
     ] = None,
     account: Annotated[
         str | None, typer.Option(help="Take the limits that are published for this kind of account.")
@@ -54,24 +58,37 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> int:
     """Say what a file would take: rows, tokens, dollars, time. Nothing is sent."""
-    if limits is not None and account is not None:
-        raise Fault("--limits and --account both say what the limits are: give one of them")
-    known = prices_of(prices)
-    change, salt = change_of(model, settings or ())
-    limits_of = (
-        the_same(parse_limits(limits)) if limits not in {None, "auto"} and limits is not None
-        else learned if account is None else published(account)
+    limits_of, _ = limits_given(limits, account)
+    return show_plan(
+        file, limits_of, prices_of(prices), model=model, settings=settings or (), prompt=prompt, rows=rows,
+        queue_tokens=queue_tokens, as_json=as_json,
     )  # fmt: skip
+
+
+def show_plan(
+    file: str,
+    limits_of: LimitsOf,
+    prices: Prices,
+    *,
+    model: str | None,
+    settings: Iterable[str],
+    prompt: str | None,
+    rows: int | None,
+    queue_tokens: float | None,
+    as_json: bool,
+) -> int:
+    """Print what a file would take; return the exit code. The arguments are as the options say."""
+    change, salt = change_of(model, settings)
     with open_lines(file, None if prompt is None else Prompt(prompt)) as lines:
         found = make_plan(
             lines,
             partial(read_row, cost=tokens.by_bytes, change=change, salt=salt),
             limits_of,
-            known,
+            prices,
             rows,
             queue_tokens,
         )
-    write(json.dumps(found.as_json(), indent=2) if as_json else "\n".join(plan_sentences(found, known)))
+    write(json.dumps(found.as_json(), indent=2) if as_json else "\n".join(plan_sentences(found, prices)))
     return 0 if found.sendable == found.rows else 3
 
 

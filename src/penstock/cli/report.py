@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from zoneinfo import ZoneInfo
 
 import typer
 
 from penstock.cli.frame import app
-from penstock.cli.options import parse_limits
+from penstock.cli.limits import limits_given
 from penstock.cli.plan import prices_of
 from penstock.cli.terminal import Fault, say, write
 from penstock.limits import Calendar
@@ -21,6 +22,9 @@ from penstock.runner.files import write_beside
 from penstock.usage import History
 from penstock.usage.evidence import Evidence, evidence_of
 from penstock.usage.report import as_csv, as_html, as_markdown
+
+if TYPE_CHECKING:  # to load it takes longer than a report of a small ledger
+    from penstock.runner.place import Limits, LimitsOf
 
 __all__ = ["report"]
 
@@ -53,7 +57,11 @@ def report(
     tz: Annotated[str, typer.Option("--tz", help="Time zone of the days.")] = "UTC",
     limits: Annotated[
         str | None,
-        typer.Option(metavar="LIMITS", help='Such as "tokens=325k/min".', show_default="as they were told last"),
+        typer.Option(
+            metavar="FILE|LIMITS",
+            help='Such as "tokens=325k/min"; or a FILE of them.',
+            show_default="as they were told last",
+        ),
     ] = None,
     price: Annotated[
         float | None,
@@ -74,7 +82,7 @@ def report(
         raise Fault(f"--growth: {growth} is no percentage a week; write it like 10")
     _check_zone(tz)
     begin, end = _when("--since", since, tz), _when("--until", until, tz)
-    given = None if limits is None else parse_limits(limits)
+    limits_of, _ = limits_given(limits, None)
     known = prices_of(prices)
     if out is not None and out.exists() and ledger.exists() and out.samefile(ledger):
         raise Fault(f"{out} is the ledger itself: write the report somewhere else")
@@ -82,8 +90,8 @@ def report(
         subjects = models or list(history.totals_by("subject", begin, end))
         found = [
             evidence_of(
-                history, subject, since=begin, until=end, tz=tz, limits=given, price=_price(subject, price, known),
-                growth=None if growth is None else 1 + growth / 100,
+                history, subject, since=begin, until=end, tz=tz, limits=_limits(limits_of, subject),
+                price=_price(subject, price, known), growth=None if growth is None else 1 + growth / 100,
             )
             for subject in subjects
         ]  # fmt: skip
@@ -103,6 +111,15 @@ def _written(found: list[Evidence], form: Form, name: str, tz: str) -> str:
     if form is Form.csv:
         return as_csv(found)
     return as_html(found, name, tz) if form is Form.html else as_markdown(found, name, tz)
+
+
+def _limits(limits_of: LimitsOf, subject: str) -> Limits | None:
+    """The limits of a model, or limiter; None: as they were told last."""
+    try:
+        given = limits_of(subject)[1]
+    except ValueError:  # a file that has none for it
+        return None
+    return given if isinstance(given, Mapping) else None
 
 
 def _price(subject: str, given: float | None, known: Prices) -> Price | None:

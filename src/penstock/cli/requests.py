@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import anyio
 
+from penstock._numbers import number_of
 from penstock.cli.outcome import Outcome, client_of, for_people
 from penstock.cli.run_options import RunOptions
 from penstock.cli.terminal import say
@@ -93,7 +94,8 @@ async def _obey_signals(run: Run, quiet: bool) -> None:
             if run.stopped is None:
                 run.stop("interrupted", "interrupted")
                 if not quiet:
-                    say(f"interrupted: waiting for {run.counts.in_flight} answers; Ctrl-C again drops them")
+                    answers = number_of(run.counts.in_flight, "answer")
+                    say(f"interrupted: waiting for {answers}; Ctrl-C again drops them")
             else:
                 run.abandon()
 

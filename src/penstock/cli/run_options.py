@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from penstock.cli.limits import LIMITS_HELP
 from penstock.runner.settings import DAY, HOUR
 
 __all__ = ["RunOptions"]
@@ -31,9 +32,9 @@ class RunOptions:
         Path | None,
         typer.Option(help="Where errors go, begun anew by each run.", show_default="OUT with .errors.jsonl"),
     ] = None
-    limits: Annotated[
-        str | None, typer.Option(metavar="LIMITS", help='Such as "requests=3500/min,tokens=90k/min burst 20k".')
-    ] = None
+    limits: Annotated[str | None, typer.Option(metavar="auto|FILE|LIMITS", help=LIMITS_HELP, show_default="auto")] = (
+        None
+    )
     account: Annotated[
         str | None,
         typer.Option(help="Take the limits that are published for this kind of account: tier-1, pay-as-you-go…"),

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 
+from penstock._numbers import number_of
 from penstock.cli.files import (
     Targets,
     check_batch_files,
@@ -22,17 +23,9 @@ from penstock.cli.files import (
     refuse_live_batches,
     unwritten,
 )
-from penstock.cli.options import (
-    SIMULATED,
-    change_of,
-    learned,
-    limits_of_first_row,
-    parse_limits,
-    published,
-    servers_of,
-    the_same,
-)
-from penstock.cli.plan import plan, prices_of
+from penstock.cli.limits import SIMULATED, limits_given, limits_of_first_row, parse_limits, the_same
+from penstock.cli.options import change_of, servers_of
+from penstock.cli.plan import prices_of, show_plan
 from penstock.cli.run_options import RunOptions
 from penstock.cli.shared import file_of_store, shard_of, shared
 from penstock.cli.simulate import simulated, simulation_of
@@ -58,19 +51,23 @@ def carry_out(options: RunOptions) -> int:
         Fault: The command cannot be carried out.
     """
     _check(options)
+    limits_of, together = limits_given(options.limits, options.account)
     prices = prices_of(options.prices) if options.prices is not None or options.max_cost is not None else None
     if options.dry_run:
-        return plan(
-            options.file, options.limits, options.account, options.model, options.settings, options.prompt,
-            options.rows, options.prices, options.queue_tokens,
+        return show_plan(
+            options.file, limits_of, prices or prices_of(None), model=options.model, settings=options.settings or (),
+            prompt=options.prompt, rows=options.rows, queue_tokens=options.queue_tokens, as_json=options.as_json,
         )  # fmt: skip
     servers = {} if options.simulate else _servers(options)
     tell = _nothing if options.quiet else say
     with ExitStack() as stack:
         prompt = None if options.prompt is None else Prompt(options.prompt)
         lines = stack.enter_context(open_lines(options.file, prompt))
-        limits_of, limits = _limits(options, lines)
-        simulation = simulation_of(limits, options.latency, options.seed) if options.simulate else None
+        simulation = None
+        if options.simulate:
+            enforced = together or _enforced(options, limits_of, lines)
+            limits_of = limits_of if options.limits == "auto" else the_same(enforced)
+            simulation = simulation_of(enforced, options.latency, options.seed)
         targets = _targets(options, lines)
         kept = {label: _kept(options, limits_of, server, stack) for label, server in servers.items()}
         results = stack.enter_context(_results(options, targets))
@@ -94,7 +91,7 @@ def carry_out(options: RunOptions) -> int:
             outcome = run_requests(options, lines, results, settings, servers, kept, tell=tell)
     from penstock.cli.outcome import conclude
 
-    if not secrets and outcome.stopped is not None and "(status 401" in outcome.stopped.message:
+    if not secrets and outcome.stopped is not None and outcome.stopped.status == 401:
         said = f"{outcome.stopped.message}; no key was sent: export OPENAI_API_KEY, or give --api-key-env"
         outcome = replace(outcome, stopped=replace(outcome.stopped, message=said))
     code = conclude(options, targets, outcome)
@@ -107,8 +104,6 @@ def carry_out(options: RunOptions) -> int:
 def _check(options: RunOptions) -> None:
     """See that the options go together, as far as they tell it by themselves."""
     limits, account, store, via = options.limits, options.account, options.store, options.via
-    if limits is not None and account is not None:
-        raise Fault("--limits and --account both say what the limits are: give one of them")
     if options.simulate and (options.base_url or options.api_key_env):
         raise Fault("--simulate brings a server of its own: leave --base-url and --api-key-env out")
     if store is not None and options.simulate:
@@ -132,18 +127,11 @@ def _servers(options: RunOptions) -> dict[str, Server]:
     return servers
 
 
-def _limits(options: RunOptions, lines: Lines) -> tuple[LimitsOf, Limits]:
-    """The limits of each model, and those that an embedded server has."""
-    if options.limits not in {None, "auto"}:
-        given = parse_limits(options.limits or "")
-        return the_same(given), given
-    if options.account is None:
-        given = parse_limits(SIMULATED)
-        return the_same(given) if options.simulate and options.limits is None else learned, given
-    if not options.simulate:
-        return published(options.account), {}
-    given = limits_of_first_row(lines, options.account)
-    return the_same(given), given
+def _enforced(options: RunOptions, limits_of: LimitsOf, lines: Lines) -> Limits:
+    """The limits of an embedded server: nobody says them, or they differ by model."""
+    if options.limits in {None, "auto"} and options.account is None:
+        return parse_limits(SIMULATED)
+    return limits_of_first_row(lines, limits_of, "--account" if options.limits is None else "--limits")
 
 
 def _kept(options: RunOptions, limits_of: LimitsOf, server: Server, stack: ExitStack) -> LimitsOf:
@@ -198,31 +186,35 @@ def _meet_earlier_runs(options: RunOptions, results: Results, lines: Lines, tell
     """Say what earlier runs left, and see which rows of the file they answered."""
     out = results.out_path
     if results.repaired:
-        tell(f"{out} ended in the middle of a line: its last {results.repaired} bytes are taken off")
+        end = number_of(results.repaired, "byte is", "bytes are")
+        tell(f"{out} ended in the middle of a line: its last {end} taken off")
     if results.restored:
-        tell(f"{out} lacked {results.restored:,} answers that its journal holds: they are written there again")
+        answers = number_of(results.restored, "answer")
+        tell(f"{out} lacked {answers} that its journal holds, and that now are written there again")
     if results.damaged is not None:
         records, kept = results.damaged
         tell(
-            f"{records:,} records of the journal were damaged and are taken out; "
+            f"{number_of(records, 'record')} of the journal, which were damaged, are taken out; "
             f"what {out} holds counts instead, and {kept} is the journal as it was"
         )
     if results.ambiguous:
         tell(
-            f"{results.ambiguous:,} rows were under way when the last run was ended: "
+            f"{number_of(results.ambiguous, 'row was', 'rows were')} under way when the last run was ended: "
             "what became of them is not known, and they may have been billed"
         )
     change, salt = change_of(options.model, options.settings or ())
     results.examine(lines, partial(read_row, cost=tokens.by_bytes, change=change, salt=salt), salt)
     if results.edited:
-        rows = "1 row was" if results.edited == 1 else f"{results.edited:,} rows were"
+        rows = number_of(results.edited, "row was", "rows were")
         does = "keeps the old answers" if options.changed == "keep" else "asks again"
         tell(f"{rows} edited after the answer: --changed={options.changed} {does}")
     still = results.found - results.elsewhere - (results.edited if options.changed == "rerun" else 0)
     if still:
-        tell(f"{still:,} rows are answered in {out} already and are skipped; --overwrite begins anew")
+        are = "is" if still == 1 else "are"
+        tell(f"{number_of(still, 'row')} {are} answered in {out} already and {are} skipped; --overwrite begins anew")
     if results.elsewhere:
-        tell(f"{results.elsewhere:,} answers in {out} are to rows that {lines.name} does not have, and stay there")
+        answers = number_of(results.elsewhere, "answer")
+        tell(f"{out} keeps {answers} to rows that {lines.name} does not have")
 
 
 def _settings(

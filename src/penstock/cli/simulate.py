@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from penstock._numbers import number_of
 from penstock.cli.frame import app
-from penstock.cli.options import SIMULATED, UNITS, parse_limits
+from penstock.cli.limits import SIMULATED, UNITS, server_limits
 from penstock.cli.terminal import Fault, write
 from penstock.runner.place import Limits
 
@@ -59,7 +60,7 @@ def _simulate(
     """Serve an OpenAI-compatible API with faithful limits, until Ctrl-C."""
     simulator = _simulator()
     simulation = simulation_of(
-        parse_limits(limits, (*UNITS, "output_tokens")),
+        server_limits(limits, (*UNITS, "output_tokens")),
         latency,
         seed,
         faults=_made("--fault", simulator.Faults, [",".join(fault or ())]),
@@ -75,7 +76,7 @@ def _simulate(
     except OSError as error:
         reason = str(error.strerror or error).partition(" (while attempting")[0]  # which says the address once more
         raise Fault(f"cannot listen on {host}:{port}: {reason}") from None
-    write(f"{statistics.admitted} requests admitted, {sum(statistics.refused.values())} refused")
+    write(f"{number_of(statistics.admitted, 'request')} admitted, {sum(statistics.refused.values())} refused")
     return 0
 
 

@@ -41,11 +41,13 @@ class ServiceError(Exception):
 
     Attributes:
         code: Why the run ends: `account`, `unreachable` or `service`.
+        status: The HTTP status of the answer that says so; None: none does.
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.status = status
 
 
 class RefusedError(Exception):
@@ -256,7 +258,7 @@ class Batches:
         verdict = failures.judge(reply.status, reply.content, reply.headers)
         if verdict.action is Action.STOP:
             message = self._hide(verdict.message or verdict.code or "the server takes no request with this key")
-            raise ServiceError("account", f"{message} (status {reply.status})")
+            raise ServiceError("account", f"{message} (status {reply.status})", reply.status)
         raise RefusedError(verdict, reply.status)
 
     async def _pause(self, reason: str, began: float, tries: int, wait: float, *, is_lasting: bool) -> None:

@@ -20,6 +20,7 @@ import anyio
 import anyio.lowlevel
 
 from penstock import clock
+from penstock._numbers import number_of
 from penstock.llm import failures
 from penstock.llm.failures import Action
 from penstock.runner import batch_answers
@@ -141,7 +142,7 @@ class BatchRun:
                 self.stop("deadline", f"the deadline of {deadline:g} s is over")
             self._results.finish()
         except ServiceError as error:
-            self.stop(error.code, str(error))
+            self.stop(error.code, str(error), error.status)
         except OutputError as error:
             self.stop("output", str(error))
         except FormatError as error:
@@ -150,10 +151,10 @@ class BatchRun:
             self._splitter.discard()
         self.counts.ended = clock.now()
 
-    def stop(self, code: str, message: str) -> None:
-        """End; batches go on without us. The first reason counts."""
+    def stop(self, code: str, message: str, status: int | None = None) -> None:
+        """End; batches go on without us. The first reason counts; see `Stopped`."""
         if self.stopped is None:
-            self.stopped = Stopped(code, message)
+            self.stopped = Stopped(code, message, status)
             if self._scope is not None:
                 self._scope.cancel()
 
@@ -185,8 +186,8 @@ class BatchRun:
                 await self._settle(part, looks=(0.0, 2.0))
         live = [part for part in self.parts if part.batch is not None]
         if live:
-            rows = sum(map(len, live))
-            self._say(f"{rows:,} rows are in {len(live):,} batches of an earlier run, which go on")
+            rows, go = number_of(sum(map(len, live)), "row is", "rows are"), "goes" if len(live) == 1 else "go"
+            self._say(f"{rows} in {number_of(len(live), 'batch', 'batches')} of an earlier run, which {go} on")
 
     async def _cancel_all(self) -> None:
         """End all batches, and merge what was done in them until then."""
@@ -203,7 +204,8 @@ class BatchRun:
                 self._pause = min(self._poll, self._pause * 1.5)
         self.stop(
             "cancelled",
-            f"{len(live):,} batches are cancelled: {self.counts.answered:,} of their rows were answered until then, "
+            f"{number_of(len(live), 'batch is', 'batches are')} cancelled: "
+            f"{self.counts.answered:,} of their rows were answered until then, "
             "and the same command without --cancel submits the others",
         )
 
@@ -214,10 +216,8 @@ class BatchRun:
         except NoBatchesError:
             found = None
             if self._settings.on_ambiguous == "fail":
-                raise ServiceError(
-                    "service",
-                    f"a batch of {len(part):,} rows may have been created, and the server does not list batches",
-                ) from None
+                may_be = f"a batch of {number_of(len(part), 'row')} may have been created"
+                raise ServiceError("service", f"{may_be}, and the server does not list batches") from None
             self.counts.ambiguous += len(part)
         if found is None:
             self.journal.refused(part)
@@ -363,8 +363,8 @@ class BatchRun:
         if not live:
             self.stop(
                 "cost",
-                f"a batch of {len(part):,} rows may cost ${part.dollars:,.4f}, and of --max-cost ${most:,.4f} "
-                f"${self.counts.dollars:,.4f} are spent",
+                f"a batch of {number_of(len(part), 'row')} may cost ${part.dollars:,.4f}, "
+                f"and of --max-cost ${most:,.4f} ${self.counts.dollars:,.4f} are spent",
             )
         return False
 
@@ -392,7 +392,8 @@ class BatchRun:
         part.status = str(told.get("status"))
         self.counts.sent += len(part)
         self.counts.retries += len(part) if part.round > 1 else 0
-        self._say(f"batch {part.batch}: {len(part):,} rows for {part.model or 'no model'} are submitted")
+        rows, are = number_of(len(part), "row"), "is" if len(part) == 1 else "are"
+        self._say(f"batch {part.batch}: {rows} for {part.model or 'no model'} {are} submitted")
 
     def _hold(self, model: str, wait: float, reason: str) -> None:
         """Leave a model's queue alone for a while."""
@@ -415,7 +416,7 @@ class BatchRun:
             if (status, done) != (part.status, part.done):
                 part.status, part.done = status, done
                 self._pause = min(self._poll, max(FIRST_LOOK, self._pause / 2))
-                self._say(f"batch {part.batch}: {status}, {done:,} of {len(part):,} rows done")
+                self._say(f"batch {part.batch}: {status}, {done:,} of {number_of(len(part), 'row')} done")
             if status in ENDED:
                 await self._end(part, told)
 
@@ -513,8 +514,8 @@ class BatchRun:
                 break
             # An answer that is not found would be paid for twice, and a file may be cut or late without a word.
             self._trouble(
-                f"batch {part.batch} says that {done:,} rows are done, and its files have {found:,}: "
-                "they are read again"
+                f"batch {part.batch} says that {number_of(done, 'row is', 'rows are')} done, "
+                f"and its files have {found:,}: they are read again"
             )
             await anyio.sleep(wait)
         missing = max(0, done - found)

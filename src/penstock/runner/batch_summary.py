@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from penstock._numbers import number_of
 from penstock.runner.batch_parts import Part
 from penstock.runner.settings import Stopped
 from penstock.runner.summary import Counts, of_rows
@@ -86,20 +87,24 @@ def batch_sentences(summary: Mapping[str, Any]) -> list[str]:
     words = (("skipped", "skipped (answered before)"), ("left_out", "left out"), ("untouched", "untouched"))
     counted += [f"{summary[name]} {word}" for name, word in words if summary[name]]
     lines = [
-        f"{summary['rows']} rows{' read' if summary['stopped'] else ''}: {', '.join(counted)}",
-        f"{summary['sent']} rows submitted, {summary['retries']} of them again",
-        f"{len(summary['batches'])} batches merged in {summary['makespan']:,.0f} s",
+        f"{summary['rows']} {_rows(summary['rows'])}{' read' if summary['stopped'] else ''}: {', '.join(counted)}",
+        f"{summary['sent']} {_rows(summary['sent'])} submitted, {summary['retries']} of them again",
+        f"{number_of(len(summary['batches']), 'batch', 'batches')} merged in {summary['makespan']:,.0f} s",
     ]
     if summary["under_way"]:
-        rows = sum(one["rows"] for one in summary["under_way"])
-        lines.append(
-            f"{len(summary['under_way'])} batches with {rows:,} rows go on at the service; the same command merges them"
-        )
+        batches = number_of(len(summary["under_way"]), "batch", "batches")
+        rows = number_of(sum(one["rows"] for one in summary["under_way"]), "row")
+        go = "goes" if len(summary["under_way"]) == 1 else "go"
+        lines.append(f"{batches} with {rows} {go} on at the service; the same command merges them")
     if summary["possibly_billed_twice"]:
         lines.append(
-            f"{summary['possibly_billed_twice']} rows may have been billed twice: "
+            f"{summary['possibly_billed_twice']} {_rows(summary['possibly_billed_twice'])} may have been billed twice: "
             "what became of them first is not known"
         )
     if summary["dollars"] is not None:
         lines.append(f"${summary['dollars']:,.4f} for the answers, at the Batch API's prices")
     return lines
+
+
+def _rows(count: int) -> str:
+    return "row" if count == 1 else "rows"

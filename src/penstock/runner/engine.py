@@ -161,10 +161,10 @@ class Run:
         except OutputError as error:
             self.stop("output", str(error))
 
-    def stop(self, code: str, message: str) -> None:
-        """Send nothing more; let what was sent come back. The first reason counts."""
+    def stop(self, code: str, message: str, status: int | None = None) -> None:
+        """Send nothing more; let what was sent come back. The first reason counts; see `Stopped`."""
         if self.stopped is None:
-            self.stopped = Stopped(code, message)
+            self.stopped = Stopped(code, message, status)
             self._lines.stop()
             for work in self._works:
                 if not work.is_sending:  # what was sent may come back

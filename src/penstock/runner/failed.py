@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from penstock._numbers import number_of
 from penstock.runner.source import load_json
 
 __all__ = ["Failures", "advice", "ended_early", "group_errors", "sentences"]
@@ -24,7 +25,7 @@ _ADVICE = {
     "stream_cut": "run the command again: the service ended its answer too early",
     "stream_not_supported": 'leave "stream" out: a batch has no streams',
     "unreadable_answer": "look what stands between here and the service; running again may well pay again",
-    "unknown_model": "give --limits: nothing is published about that model",
+    "unknown_model": "say its limits: by --limits, or in the file that --limits names",
     "unknown_price": "give --prices FILE with that model, or leave --max-cost out",
     "context_length_exceeded": "shorten the request: the model does not take so much",
     "model_not_found": "check the model's name, or who may use it",
@@ -87,7 +88,7 @@ def ended_early(summary: Path) -> str | None:
         message, untouched = said["stopped"]["message"], int(said["untouched"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
-    rows = "1 row is" if untouched == 1 else f"{untouched:,} rows are"
+    rows = number_of(untouched, "row is", "rows are")
     return f"the run ended early, and {rows} untouched: {' '.join(str(message).split())[:300]}"
 
 

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from penstock import clock
+from penstock._numbers import number_of
 from penstock.runner.agreement import Agreement, check_adoptable
 from penstock.runner.files import (
     Appended,
@@ -60,7 +61,7 @@ class ChangedError(OutputError):
     """
 
     def __init__(self, count: int, line: int, where: Path) -> None:
-        rows = "1 row asks" if count == 1 else f"{count:,} rows ask"
+        rows = number_of(count, "row asks", "rows ask")
         super().__init__(
             f"{rows} something else than what {where} answers under the same custom_id (first: line {line}): "
             "--changed=rerun asks again and drops the old answers, --changed=keep keeps them, --overwrite begins anew"

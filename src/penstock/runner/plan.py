@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from penstock._numbers import show_seconds
+from penstock._numbers import number_of, show_seconds
 from penstock.runner.batch_parts import HEADROOM, QueueLimits, Sizer
 from penstock.runner.group import Group
 from penstock.runner.place import LimitsOf
@@ -211,12 +211,12 @@ def _decide(plan: Plan, groups: dict[str, Group], work: dict[tuple[str, str], fl
 
 def plan_sentences(plan: Plan, prices: Prices) -> Iterator[str]:
     """The plan as lines for people."""
-    yield f"{plan.rows:,} rows: {plan.sendable:,} would be sent, {plan.rows - plan.sendable:,} would not"
+    yield f"{number_of(plan.rows, 'row')}: {plan.sendable:,} would be sent, {plan.rows - plan.sendable:,} would not"
     for code, count in plan.problems.most_common():
-        yield f"{code}: {count:,} {'row' if count == 1 else 'rows'}, the first in line {plan.first[code]}"
+        yield f"{code}: {number_of(count, 'row')}, the first in line {plan.first[code]}"
     known = [one for one in plan.models.values() if one.input_dollars is not None]
     for model, one in plan.models.items():
-        line = f"{model or 'no model'}: {one.rows:,} rows, {one.tokens:,.0f} tokens"
+        line = f"{model or 'no model'}: {number_of(one.rows, 'row')}, {one.tokens:,.0f} tokens"
         if one.images:
             line += f", {one.images:,.0f} images"
         if one.input_dollars is None or one.output_dollars is None:
@@ -224,7 +224,8 @@ def plan_sentences(plan: Plan, prices: Prices) -> Iterator[str]:
         else:
             line += f"; ${one.input_dollars:,.4f} for what is sent"
             if one.bounded:
-                line += f", at most ${one.output_dollars:,.4f} for the answers of {one.bounded:,} rows that bound them"
+                rows = number_of(one.bounded, "row")
+                line += f", at most ${one.output_dollars:,.4f} for the answers of {rows} that bound them"
         yield line
     if len(known) > 1:
         yield f"all models: ${sum(one.input_dollars or 0.0 for one in known):,.4f} for what is sent"
@@ -257,9 +258,8 @@ def _side_by_side(plan: Plan) -> Iterator[str]:
     )
     time = "as long as the limits take" if plan.seconds is None else f"at least {show_seconds(plan.seconds)}"
     hours = f"within {24 * plan.batch_windows} h, mostly sooner"
-    word = "batch" if batches == 1 else "batches"
     yield f"one by one:    {now:>16}   {time}"
-    yield f"--via batch:   {later:>16}   {hours}, in {batches:,} {word}"
+    yield f"--via batch:   {later:>16}   {hours}, in {number_of(batches, 'batch', 'batches')}"
 
 
 def _times(dollars: float | None, share: float) -> float | None:

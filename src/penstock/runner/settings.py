@@ -89,7 +89,9 @@ class Stopped:
     Attributes:
         code: `interrupted`, `account`, `output`, `input`, `changed`, `unreachable`, `deadline` or `cost`.
         message: A sentence.
+        status: The HTTP status of the answer that ended it; None: none did.
     """
 
     code: str
     message: str
+    status: int | None = None

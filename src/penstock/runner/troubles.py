@@ -55,6 +55,14 @@ class GiveUp(Protocol):
         ...
 
 
+class Stop(Protocol):
+    """Ends the run."""
+
+    def __call__(self, code: str, message: str, status: int | None = None) -> None:
+        """Do it; see `Stopped`."""
+        ...
+
+
 class Troubles:
     """Decides about rows whose attempts were not answered. Each method returns whether that ends the row.
 
@@ -71,7 +79,7 @@ class Troubles:
         *,
         left: Callable[[], Collection[Work] | None],
         give_up: GiveUp,
-        stop: Callable[[str, str], None],
+        stop: Stop,
         say: Callable[[str], None],
     ) -> None:
         """Nothing is wrong.
@@ -82,7 +90,7 @@ class Troubles:
             places: Where rows may go.
             left: The rows that are left, if all of them are worked on; None: more will come.
             give_up: Puts a row among the errors.
-            stop: Ends the run, with a code and a message.
+            stop: Ends the run.
             say: Is told, once each, what a person should know.
         """
         self.last_error: str = ""
@@ -279,7 +287,7 @@ class Troubles:
         return f"{said} (status {refused.reply.status}{code})"
 
     def _end_account(self, refused: Refused) -> bool:
-        self._stop("account", self._said(refused))
+        self._stop("account", self._said(refused), refused.reply.status)
         return True
 
     def _leave_blocked(self, work: Work, refused: Refused) -> None:

@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from penstock import clock
-from penstock._numbers import Seconds, read_seconds
+from penstock._numbers import Seconds, number_of, read_seconds
 from penstock.errors import PenstockError
 from penstock.llm.prices import Prices
 from penstock.usage.entries import Entries, Entry
@@ -327,7 +327,7 @@ class _Writer:
         atexit.unregister(self._at_exit)
         if self._is_behind or not self.queue.empty():
             warnings.warn(
-                f"{self.path}: {self.queue.qsize() + len(self.entries.new)} events could not be written "
+                f"{self.path}: {number_of(self.queue.qsize() + len(self.entries.new), 'event')} could not be written "
                 f"({self.error or 'the disk is slow'}), and are lost if it goes on so",
                 RuntimeWarning,
                 stacklevel=4,

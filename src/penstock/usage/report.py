@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from penstock._numbers import number_of
 from penstock.limits import Rate
 from penstock.usage.charts import Line, chart
 from penstock.usage.evidence import Day, Evidence, Projection, Spread
@@ -55,7 +56,8 @@ def _blocks(found: Sequence[Evidence], name: str, tz: str) -> Iterator[_Block]:
         "Figures per minute are over the minutes in which something was sent."
     )
     if found[0].dropped:
-        yield f"{found[0].dropped:,} events are missing, as they came while the disk was slow or full."
+        events = number_of(found[0].dropped, "event is", "events are")
+        yield f"{events} missing, which came while the disk was slow or full."
     for one in found:
         yield from _of_subject(one)
 
