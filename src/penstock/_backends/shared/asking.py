@@ -15,7 +15,6 @@ from penstock._backends.shared.requests import Booking, SharedRequest, Stage
 from penstock._backends.shared.state import SchedulerState
 from penstock._backends.shared.wire import BatchInFlight
 from penstock._backends.shared.writing import LOOKAHEAD, MARGIN, MOST_TOLD, Writing
-from penstock._core.bucket import Bucket
 from penstock._core.turns import LimitState, ready_at
 
 __all__ = ["LOOKAHEAD", "Asking"]
@@ -35,85 +34,38 @@ class Asking:
         """Ask for the first waiter of a queue, and for those that could go soon."""
         fresh, state = queue.fresh, self._state
         room = state.store.batch - len(batch.asked)
-        later: list[SharedRequest] = []
-        held: dict[Any, float] = {}  # the most urgent that has a reservation
-        for request in queue.reserved:
-            if request.due > now + MARGIN:
-                held.update((of, max(held.get(of, -math.inf), request.priority)) for of, _ in request.charges)
-        if not len(queue.waiters) and not queue.reserved and fresh and not queue.blocked and not queue.bookings:
+        if fresh and not (len(queue.waiters) or queue.reserved or queue.blocked or queue.bookings):
             room = self._ask_plenty(queue, batch, now, room)
-        room = self._ask_fresh(queue, batch, now, room, held, later)
-        if room < 0:
-            return  # a request does not fit into this batch: the queue stays dirty, for the next
-        if fresh and room > 0:
-            for request in fresh:
-                if request.stage is Stage.NEW:
-                    state.line_up(request, queue, now)
-            fresh.clear()
+        at_once: list[SharedRequest] = []  # for now or never
+        while fresh and room > 0:
+            request = fresh.popleft()
+            if request.stage is not Stage.NEW:
+                continue
+            if request.latest > now:
+                state.line_up(request, queue, now)
+            elif state.all_fit(batch, request.charges):
+                at_once.append(request)
+                room -= 1
+            else:
+                fresh.appendleft(request)
+                break
         if len(queue.waiters) and room > 0:
-            room = self._ask_waiters(queue, batch, now, room, held)
-        for request in later:
+            room = self._ask_waiters(queue, batch, now, room)
+        for request in at_once:  # behind those that wait
             self._writing.put(request, batch, 0.0, now, now)
         if queue.bookings and not fresh:
             self._drop_unused(queue, now)
         if not fresh and (room > 0 or not len(queue.waiters)):
             state.dirty.pop(queue, None)
 
-    def _ask_fresh(
-        self,
-        queue: StoreQueue,
-        batch: BatchInFlight,
-        now: float,
-        room: int,
-        held: dict[Any, float],
-        later: list[SharedRequest],
-    ) -> int:
-        """Ask for requests that came just now and need not queue; collect those for now or never.
-
-        Returns the room left; −1: none.
-        """
-        fresh, state = queue.fresh, self._state
-        straight = not len(queue.waiters) and not queue.reserved and not queue.bookings
-        begun = False
-        while fresh and room > 0:
-            request = fresh[0]
-            if request.stage is not Stage.NEW:
-                fresh.popleft()
-                continue
-            if not state.all_fit(batch, request.charges):
-                for other in later:
-                    self._writing.put(other, batch, 0.0, now, now)
-                return -1
-            if request.latest <= now:  # now or never
-                fresh.popleft()
-                later.append(request)
-                room -= 1
-                continue
-            if not straight or request.priority or request.flow is not None or queue.blocked:
-                break
-            ready, _ = ready_at(request.charges, now)
-            first = not any(of in held for of, _ in request.charges)
-            if ready > now + LOOKAHEAD and not first:
-                break
-            fresh.popleft()
-            room -= 1
-            if first and (ready > now or not begun):
-                self._writing.put_first(request, batch, ready, now)
-            else:
-                self._writing.put(request, batch, LOOKAHEAD, ready, now)
-            begun = True
-            if ready > now:
-                held.update((of, request.priority) for of, _ in request.charges)
-        return room
-
     def _ask_plenty(self, queue: StoreQueue, batch: BatchInFlight, now: float, room: int) -> int:
-        """Ask for those that come first and, by all we know, can go at once.
+        """Ask for those that come first and, by all we know, can go at once: they need not queue.
 
-        The same as `_ask_fresh`, as fast as it can be.
+        Returns the room left.
         """
         fresh, state = queue.fresh, self._state
         new, on_its_way = Stage.NEW, Stage.ASKED  # looked up once: it costs as much as a call on Python 3.11
-        levels: dict[LimitState, float] = {}  # units, per bucket
+        levels: dict[LimitState, float] = {}  # units, per limit
         left: dict[LimitState, float] = {}  # the same, less what is asked for here
         fitting: object = None  # the limit set that was found to fit into the batch last
         horizon = LOOKAHEAD if batch.asked else state.lead + LOOKAHEAD
@@ -124,14 +76,12 @@ class Asking:
             for of, amount in charges:
                 level = left.get(of)
                 if level is None:
-                    meter = of.meter
                     part = of.limit_set
-                    plain = type(meter) is Bucket and of.paused_until <= now
-                    if not (plain and (part is fitting or state.fits(batch, part))):
+                    if of.paused_until > now or not (part is fitting or state.fits(batch, part)):
                         most = 0
                         break
                     fitting = part
-                    level = left[of] = levels[of] = meter.level(now)
+                    level = left[of] = levels[of] = of.meter.level(now)
                 most = min(most, int(level // amount))
             taken: list[Any] = []
             for request in islice(fresh, max(most, 0)):  # programs use the same charges again and again
@@ -163,15 +113,13 @@ class Asking:
                 of.meter.charge(levels[of] - level, now)
         return room
 
-    def _ask_waiters(
-        self, queue: StoreQueue, batch: BatchInFlight, now: float, room: int, held: dict[Any, float]
-    ) -> int:
+    def _ask_waiters(self, queue: StoreQueue, batch: BatchInFlight, now: float, room: int) -> int:
         """Ask for the first of each shape of calls, and for those behind it that could go soon.
 
         Returns the room left.
         """
         queue.behind = {flow: until for flow, until in queue.behind.items() if until > now}
-        asking = _Round(queue, dict(held), now)
+        asking = _Round(queue, now)
         while room > 0:
             skipped = len(asking.skipped)
             heads: list[Any] = queue.waiters.heads(now, queue.behind.keys() | asking.skipped)
@@ -271,22 +219,16 @@ class _Round:
     """
 
     __slots__ = (
-        "_queue",
-        "_reserved",
-        "begun",
-        "blocked",
-        "held",
-        "look_again",
-        "now",
-        "placed",
-        "skipped",
-        "until",
-    )
+        "_queue", "_reserved", "begun", "blocked", "held", "look_again", "now", "placed", "skipped", "until",
+    )  # fmt: skip
 
-    def __init__(self, queue: StoreQueue, held: dict[Any, float], now: float) -> None:
+    def __init__(self, queue: StoreQueue, now: float) -> None:
         self._queue = queue
-        self._reserved = set(held)
-        self.held = held
+        self.held: dict[Any, float] = {}
+        for request in queue.reserved:
+            if request.due > now + MARGIN:
+                self.hold(request)
+        self._reserved = set(self.held)
         self.now = now
         self.blocked = {of for of, until in queue.blocked.items() if until > now}
         self.look_again = min(

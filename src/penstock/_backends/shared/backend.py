@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from penstock._backends.shared.requests import SharedRequest, Stage, StoreReceip
 from penstock._backends.shared.scheduler import Scheduler
 from penstock._backends.shared.state import flow_key
 from penstock._backends.shared.wire import BatchInFlight, Look, Order
-from penstock._concurrency.parking import here
+from penstock._concurrency.parking import Parker, here
 from penstock._core import lease as leases
 from penstock._core.bucket import Bucket
 from penstock._core.turns import Charges, ready_at
@@ -184,11 +184,7 @@ class SharedBackend:
         """The caller is gone: nothing is charged. See `base`."""
         if request.parker is None or not request.charges or request.stage is Stage.REFUSED:
             return  # it never entered, or has its answer
-
-        def on_leave(scheduler: Scheduler, now: float) -> None:
-            scheduler.on_leave(request, now)
-
-        self.dispatcher.post(on_leave)
+        self.dispatcher.post(lambda scheduler, now: scheduler.on_leave(request, now))
 
     def hand_over(self, request: Any, grant: Grant) -> None:
         """Fill in the grant of a request that was granted. See `base`."""
@@ -219,7 +215,7 @@ class SharedBackend:
             pool = state.pool
             if pool.left < pool.low and now >= self.queue.more_at:
                 pool.low = 0.0
-                self.dispatcher.post(partial(_short, self.queue))
+                self.dispatcher.post(lambda scheduler, _: scheduler.on_short(self.queue))
 
     # Permits that are never closed
 
@@ -306,7 +302,7 @@ class SharedBackend:
     def _want(self, receipts: StoreReceipts, wanted: dict[SharedLimitState, float]) -> None:
         receipts.wanted = wanted
         if not receipts.empty:
-            self.dispatcher.post(partial(_settled, receipts))
+            self.dispatcher.post(lambda scheduler, now: scheduler.on_settled(receipts, now))
 
     def postpone(self, grant: Grant, travel: float) -> None:
         """The store has counted the call at its grant, and keeps to that."""
@@ -330,13 +326,18 @@ class SharedBackend:
             StoreError: It does not answer.
         """
         for part in [part for part in self.sets if part.order]:
-            look = Look(part, here())
-            self.dispatcher.post(partial(_look, look))
+            parker = here()
+            look = self._look_at(part, parker)
             while not look.done:
-                await look.parker.park(math.inf)  # type: ignore[union-attr]  # it was given one
-                look.parker.rearm()  # type: ignore[union-attr]
+                await parker.park(math.inf)
+                parker.rearm()
             if look.error is not None:
                 raise look.error
+
+    def _look_at(self, part: SharedLimitSet, parker: Parker) -> Look:
+        look = Look(part, parker)
+        self.dispatcher.post(lambda scheduler, _: scheduler.on_look(look))
+        return look
 
     def snapshot(self) -> Snapshot:
         """How things stand, by what the store answered last."""
@@ -361,37 +362,44 @@ class SharedBackend:
             state: Any = self.plan().smallest(unit)
             return float(state.meter.level(clock.now()) + state.pool.left)
 
-    def _tell(self, part: SharedLimitSet, write: Any, *, announce: bool) -> None:
-        self.dispatcher.post(partial(_order, Order(part, write, announce=announce)))
+    def _tell(
+        self,
+        part: SharedLimitSet,
+        write: Any,
+        *,
+        announce: bool,
+        tell: Callable[[Scheduler, Order], None] = Scheduler.on_order,
+    ) -> None:
+        order = Order(part, write, announce=announce)
+        self.dispatcher.post(lambda scheduler, _: tell(scheduler, order))
+
+    def _counting(self, units: tuple[str, ...]) -> Iterator[tuple[SharedLimitSet, list[SharedLimitState]]]:
+        """The limit sets that count these units, or any, with their limits."""
+        for part in self.sets:
+            states = [state for state in part.order if not units or state.unit in units]
+            if states:
+                yield part, states
 
     def pause(self, seconds: float, units: tuple[str, ...]) -> None:
         """Let no call through for so long, in any process."""
         until = clock.now() + seconds
-        for part in self.sets:
-            states = [state for state in part.order if not units or state.unit in units]
-            if states:
-                with self.store.lock:  # the next call must not wait until the store hears of it
-                    for state in states:
-                        state.paused_until = max(state.paused_until, until)
-
-                def write(batch: BatchInFlight, now: float, states: list[SharedLimitState] = states) -> None:
-                    batch.pause(max(0.0, until - now), states)
-
-                self._tell(part, write, announce=True)
+        for part, states in self._counting(units):
+            with self.store.lock:  # the next call must not wait until the store hears of it
+                for state in states:
+                    state.paused_until = max(state.paused_until, until)
+            self._tell(
+                part, lambda batch, now, states=states: batch.pause(max(0.0, until - now), states), announce=True
+            )
 
     def resume(self, units: tuple[str, ...]) -> None:
         """End the pauses of these units, or of all, in every process."""
-        for part in self.sets:
-            states = [state for state in part.order if not units or state.unit in units]
-            if states:
-
-                def write(batch: BatchInFlight, _: float, states: list[SharedLimitState] = states) -> None:
-                    batch.resume(states)
-
-                with self.store.lock:
-                    for state in states:
-                        state.paused_until = -math.inf
-                self.dispatcher.post(partial(_resumed, part, Order(part, write, announce=True)))
+        for part, states in self._counting(units):
+            with self.store.lock:
+                for state in states:
+                    state.paused_until = -math.inf
+            self._tell(
+                part, lambda batch, _, states=states: batch.resume(states), announce=True, tell=Scheduler.on_resumed
+            )
 
     def reconfigure(self, limits: Mapping[str, tuple[Limit, ...]]) -> None:
         """Replace the limits of these units for every process. What was used stays used; waiters are decided anew."""
@@ -401,15 +409,16 @@ class SharedBackend:
             if mine:
                 if part.lease is not None:
                     check_lease(part.lease, mine)
-                part.terms_of(
-                    {**part.limits(), **mine}
-                )  # refuses what a store cannot count, before anything has changed
+                part.terms_of({**part.limits(), **mine})  # refuses what a store cannot count, before a change
                 changed.append((part, mine))
         with self.store.lock:
             now = clock.now()
             for part, mine in changed:
                 part.promise(mine, now)
-                self.dispatcher.post(partial(_change, part))
+                self._change(part)
+
+    def _change(self, part: SharedLimitSet) -> None:
+        self.dispatcher.post(lambda scheduler, now: scheduler.on_change(part, now))
 
     def observe(self, remaining: Mapping[str, float], reset: Mapping[str, float], grant: Grant | None) -> None:
         """Hear what the server says is left. See `Limiter.observe`."""
@@ -513,30 +522,3 @@ def _lower(
         entry = grant.receipts.entry_of(state)
         since = heard if entry is None else grant.granted_at
     batch.lower(state, left, now - since, entry)
-
-
-# Messages to the dispatcher
-
-
-def _settled(receipts: StoreReceipts, scheduler: Scheduler, now: float) -> None:
-    scheduler.on_settled(receipts, now)
-
-
-def _short(queue: StoreQueue, scheduler: Scheduler, _: float) -> None:
-    scheduler.on_short(queue.standing())
-
-
-def _look(look: Look, scheduler: Scheduler, _: float) -> None:
-    scheduler.on_look(look)
-
-
-def _order(order: Order, scheduler: Scheduler, _: float) -> None:
-    scheduler.on_order(order)
-
-
-def _resumed(part: SharedLimitSet, order: Order, scheduler: Scheduler, _: float) -> None:
-    scheduler.on_resumed(part, order)
-
-
-def _change(part: SharedLimitSet, scheduler: Scheduler, now: float) -> None:
-    scheduler.on_change(part, now)

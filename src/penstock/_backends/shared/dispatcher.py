@@ -226,9 +226,8 @@ class Dispatcher:
         failed = StoreError(f"the dispatcher of {self.store!r} has failed: {error!r}")
         failed.__cause__ = error
         with self.lock:
-            looks = [message for message in messages if isinstance(message, partial)]
             self.scheduler.break_down(requests, failed)
-            for message in looks:
+            for message in messages:
                 with contextlib.suppress(Exception):
                     message(self.scheduler, clock.now())
         self._wake()
@@ -431,7 +430,7 @@ class Dispatcher:
 
 
 class _Announced:
-    """A message: another process has changed something."""
+    """A message: another process has changed something. It begins no thread anew, as others do."""
 
     __slots__ = ("_name",)
 

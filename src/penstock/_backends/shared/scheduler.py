@@ -196,18 +196,19 @@ class Scheduler:
 
     def on_short(self, queue: StoreQueue) -> None:
         """Less is held there than will be used."""
-        self.state.dirty[queue] = None
+        self.state.dirty[queue.standing()] = None
 
     def on_order(self, order: Order) -> None:
         """The store is to be told something."""
         self.state.orders.append(order)
         self.state.urgent = True
 
-    def on_resumed(self, part: SharedLimitSet, order: Order) -> None:
+    def on_resumed(self, order: Order) -> None:
         """The pauses of some limits end: ask for those that waited for that."""
         self.on_order(order)
-        part.queue.blocked.clear()
-        self.state.dirty[part.queue] = None
+        queue = order.limit_set.queue
+        queue.blocked.clear()
+        self.state.dirty[queue] = None
 
     def on_change(self, part: SharedLimitSet, now: float) -> None:
         """Limits were replaced in this process."""
