@@ -22,6 +22,7 @@ EVERY_ERROR = [
     errors.WouldBlockEventLoop("no"),
     errors.ConfigurationConflict("no"),
     errors.StoreError("no"),
+    errors.Unreachable("no"),
     errors.AttemptTimeout("no", seconds=2.0),
     errors.CircuitOpen("no", retry_after=3.0),
 ]

@@ -9,7 +9,8 @@
     │   └── QueueFull                      too many are waiting already
     ├── WouldBlockEventLoop (RuntimeError)          a thread's wait was asked for inside a running event loop
     ├── ConfigurationConflict (ValueError) one name, two different sets of limits
-    ├── StoreError                         the shared store could not answer
+    ├── StoreError                         the shared store could not answer, until a person mends it
+    │   └── Unreachable                    the same, and it may answer again by itself
     ├── AttemptTimeout (TimeoutError)      an attempt, or a call, took longer than it may
     └── CircuitOpen                        the circuit breaker lets nothing through; `retry_after` says until when
 
@@ -34,6 +35,7 @@ __all__ = [
     "RateLimited",
     "StoreError",
     "UnknownUnit",
+    "Unreachable",
     "Unsatisfiable",
     "WouldBlockEventLoop",
 ]
@@ -139,6 +141,10 @@ class ConfigurationConflict(PenstockError, ValueError):  # noqa: N818
 
 class StoreError(PenstockError):
     """A shared store could not answer, or refused to be used as it is."""
+
+
+class Unreachable(StoreError):  # noqa: N818
+    """A shared store gives no answer, or cannot decide now, and may do so again by itself: trying again may help."""
 
 
 class AttemptTimeout(PenstockError, TimeoutError):  # noqa: N818

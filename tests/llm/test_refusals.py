@@ -6,7 +6,9 @@ import httpx
 import pytest
 
 from penstock import Limiter, RateLimited, Unsatisfiable, in_flight, per_minute
+from penstock.errors import StoreError, Unreachable
 from penstock.llm import RateLimitInfo, rate_limit_info
+from penstock.llm.failures import judge, retry_on
 from penstock.llm.refusals import refusal
 from tests.llm.clients import CHAT, HELLO, Server, limited
 
@@ -56,6 +58,21 @@ def test_googles_form(request_):
 
 def test_ollamas_form():
     assert refusal(LATE, OLLAMA).body["error"].startswith("Not sent: too late")
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind"), [(OPENAI, "penstock"), (ANTHROPIC, "api_error"), (GEMINI, "UNAVAILABLE")]
+)
+@pytest.mark.parametrize(("error", "again"), [(Unreachable("no answer"), "true"), (StoreError("damaged"), "false")])
+def test_a_store_that_cannot_decide_is_no_fault_of_the_requests(request_, kind, error, again):
+    """SDKs send it again where the store may answer by then, and so does a `Retry`; nothing else is worth a try."""
+    answer = refusal(error, request_)
+    told = answer.body["error"]
+    assert (answer.status, answer.headers["x-should-retry"]) == (503, again)
+    assert kind in {told.get("type"), told.get("status")}
+    assert told["message"] == f"Not sent: {error}"
+    assert request_ is GEMINI or told["code"] == "store_error"
+    assert judge(answer.status, answer.body, answer.headers).retryable is retry_on(error) is (again == "true")
 
 
 @pytest.mark.parametrize("request_", [OPENAI, ANTHROPIC, GEMINI, OLLAMA])

@@ -203,7 +203,8 @@ def _takes_an_http_client(method: Any) -> bool:
 def _coheres_own(refusal: Refusal) -> BaseException:
     """Cohere's error: its SDK sends again whatever is answered with 429, after the wait that was just refused."""
     errors = sys.modules["cohere"]
-    kind = errors.TooManyRequestsError if refusal.status == 429 else errors.BadRequestError
+    kinds = {400: errors.BadRequestError, 429: errors.TooManyRequestsError, 503: errors.ServiceUnavailableError}
+    kind = kinds[refusal.status]
     error: BaseException = kind(body=refusal.body, headers=refusal.headers)
     return error
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from penstock import clock
 from penstock._retry_after import attribute_of
-from penstock.errors import AttemptTimeout, CircuitOpen, CostError, PenstockError, RateLimited
+from penstock.errors import AttemptTimeout, CircuitOpen, CostError, PenstockError, RateLimited, Unreachable
 from penstock.llm import headers as _headers
 from penstock.llm.wording import LONGEST, RateLimitInfo, info_of, message_wait, never_fits, quota_named
 
@@ -185,9 +185,9 @@ def judge(status: int, body: Any = None, headers: Mapping[str, str] | None = Non
     if action is Action.WAIT and error.code == "429" and (worded or 0.0) >= _DAY:
         action = Action.PERMANENT  # Azure's way to say that it is more than the whole quota
     should_retry = _should_retry(headers)
-    # Our own refusals forbid retries to SDKs, which would make the wait that was just refused. Others may know better.
+    # Our own "not now" forbids retries to SDKs, which would make the wait that was just refused. Others may know more.
     ours = error.kind == OURS or _header(headers, "x-refused-by") == OURS
-    if should_retry is False and not ours and action in {Action.WAIT, Action.BACK_OFF}:
+    if should_retry is False and (action is Action.BACK_OFF or (action is Action.WAIT and not ours)):
         action = Action.PERMANENT
     elif should_retry is True and action is Action.PERMANENT:
         action = Action.BACK_OFF
@@ -202,7 +202,8 @@ def retry_on(error: BaseException) -> bool | float:
     Reads what the errors of SDKs, httpx, requests, aiohttp and botocore carry (`status_code`, `status`, `code`, `body`,
     `response`); none of them is imported. Of an error that wraps another (`raise … from`), the first that says
     something counts; of a group every one must be worth another try, after the longest of their waits. Connections that
-    failed or timed out are worth another try. So is our own `RateLimited`; a cost that can never be granted is not.
+    failed or timed out are worth another try. So are our own `RateLimited`, and a shared store that may answer again; a
+    cost that can never be granted is not.
     Anything unknown is False: a bug is no reason to send again.
     """
     links = _chain(error)
@@ -212,7 +213,7 @@ def retry_on(error: BaseException) -> bool | float:
         if isinstance(link, (RateLimited, CircuitOpen)):
             return link.retry_after if math.isfinite(link.retry_after) else True
         if isinstance(link, PenstockError):
-            return isinstance(link, AttemptTimeout)
+            return isinstance(link, AttemptTimeout | Unreachable)
     for link in links:
         if isinstance(link, BaseExceptionGroup):
             return _retry_on_all(link.exceptions)

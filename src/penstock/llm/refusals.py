@@ -3,8 +3,10 @@
     refusal            the answer to a request that must not be sent, in the form of its service's errors
     rate_limit_info    which limit an error is about: limit, used, requested, unit, period, model, organisation, wait
 
-An answer, and not an exception: SDKs retry what a transport raises, and wrap it as trouble with the connection. "Not
-now" is a 429 that says when, "never" a 400, which no SDK retries. So what users catch already catches ours.
+An answer, and not an exception: SDKs wrap what a transport raises as trouble with the connection, and hide its words.
+"Not now" is a 429 that says when, "never" a 400, which no SDK retries. A shared store that cannot decide is a 503, as
+nothing is wrong with the request: SDKs send it again where the store may answer by then. So what users catch already
+catches ours.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from penstock import clock
-from penstock.errors import PenstockError, RateLimited, Unsatisfiable
+from penstock.errors import PenstockError, RateLimited, StoreError, Unreachable, Unsatisfiable
 from penstock.limits import Rate
 from penstock.llm import headers as _headers
 from penstock.llm.failures import OURS, Failure, RateLimitInfo, failure_of, info_in
@@ -29,6 +31,16 @@ __all__ = ["Refusal", "describe", "rate_limit_info", "refusal"]
 
 _GOOGLE = re.compile(r":(?:generate|streamGenerate|embed|batchEmbed|count|predict)[A-Za-z]*$")
 _OLLAMA = re.compile(r"/api/(?:chat|generate|embed|embeddings|pull|push|create|show|tags|ps|copy|delete)$")
+
+_CODES = ((Unsatisfiable, "request_too_large"), (StoreError, "store_error"))
+"""Codes of errors that are not called as their classes."""
+
+_WORDS = {
+    400: ("invalid_request_error", "INVALID_ARGUMENT"),
+    429: ("rate_limit_error", "RESOURCE_EXHAUSTED"),
+    503: ("api_error", "UNAVAILABLE"),
+}
+"""What Anthropic and Google call an error with that status."""
 
 
 class Refusal(NamedTuple):
@@ -49,14 +61,15 @@ def refusal(error: PenstockError, request: Any = None) -> Refusal:
 
     `request` is one of httpx or httpx2; None: OpenAI's form, which most others share.
     """
-    status, message = 400, f"Not sent: {error}"
-    headers = {"content-type": "application/json", "x-should-retry": "false", "x-refused-by": OURS}
+    status, message = 503 if isinstance(error, StoreError) else 400, f"Not sent: {error}"
+    again = "true" if isinstance(error, Unreachable) else "false"
+    headers = {"content-type": "application/json", "x-should-retry": again, "x-refused-by": OURS}
     if isinstance(error, RateLimited):
         status = 429
         if error.retry_after < math.inf:
             headers["retry-after"] = f"{error.retry_after:.3f}"
             message += f". Try again in {error.retry_after:.3f} s."  # for SDKs whose errors keep nothing but words
-    code = "request_too_large" if isinstance(error, Unsatisfiable) else _snake(type(error).__name__)
+    code = next((code for kind, code in _CODES if isinstance(error, kind)), _snake(type(error).__name__))
     told = {name: value for name, value in asdict(_info_of(error)).items() if value is not None}
     return Refusal(status, headers, _in_the_form_of(_dialect_of(request), status, code, message) | {"rate_limit": told})
 
@@ -141,13 +154,11 @@ def _dialect_of(request: Any) -> str:
 
 
 def _in_the_form_of(dialect: str, status: int, code: str, message: str) -> dict[str, Any]:
-    limited = status == 429
+    anthropics, googles = _WORDS[status]
     if dialect == "anthropic":
-        kind = "rate_limit_error" if limited else "invalid_request_error"
-        return {"type": "error", "error": {"type": kind, "message": message, "code": code}}
+        return {"type": "error", "error": {"type": anthropics, "message": message, "code": code}}
     if dialect == "google":
-        name = "RESOURCE_EXHAUSTED" if limited else "INVALID_ARGUMENT"
-        return {"error": {"code": status, "message": message, "status": name}}
+        return {"error": {"code": status, "message": message, "status": googles}}
     if dialect == "ollama":
         return {"error": message}
     # OpenAI's, which most others share; Cohere and Mistral have their message at the top.

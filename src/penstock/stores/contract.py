@@ -28,7 +28,7 @@ from penstock._core.lease import working
 from penstock._core.windows import period_around
 from penstock._numbers import Seconds, read_number, read_seconds
 from penstock._validation import check_hook
-from penstock.errors import StoreError
+from penstock.errors import StoreError, Unreachable
 from penstock.limits import Calendar, InFlight, Limit, Rate, Sliding
 
 __all__ = ["KEPT_IF_EMPTY", "Batch", "FromEnvironment", "Recipe", "Reply", "Row", "Store", "Terms", "Unreachable"]
@@ -43,10 +43,6 @@ Row = tuple[str, bytes]
 """Of one name: the text of its terms, and what it has used."""
 
 _Numbers = tuple[float, float, float, float, float]
-
-
-class Unreachable(StoreError):  # noqa: N818 - the word of the public face
-    """No answer: the call may have been decided, or not. The same batch may be sent again, and is then decided once."""
 
 
 class Terms:
