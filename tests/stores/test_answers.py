@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import random
@@ -260,6 +261,15 @@ async def test_a_settlement_beyond_measure_is_a_debt_and_no_breakdown(amount, st
         ("redis+sentinel://user:s3cret@h:x/main", "port"),
         ("redis+sentinel://user:s3cret@h:26379/main/x", "db"),
         ("rediss://user:s3cret@h/0?ssl_chek_hostname=no", "ssl_chek_hostname"),
+        ("redis://user:s3cret@h?db=-1", "number of a db"),
+        ("redis://user:s3cret@h?db=zero", "number of a db"),
+        ("redis://user:s3cret@h:６３７９", "port"),
+        ("redis://user:s3cret@h?ssl=true", "rediss://"),
+        ("unix://user:s3cret@run/redis.sock", "begins with a slash"),
+        ("unix://user:s3cret/redis.sock", "begins with a slash"),
+        ("redis://user:s3cret@h/0?db=1&db=2", "'db' twice"),
+        ("redis://h?password=s3cret&password=s3cret", "'password' twice"),
+        ("unix:///run/redis.sock?password=s3cret&db=1&db=1", "'db' twice"),
     ],
 )
 def test_a_wrong_url_is_an_error_at_once_that_tells_no_secret(url, says):
@@ -271,23 +281,42 @@ def test_a_wrong_url_is_an_error_at_once_that_tells_no_secret(url, says):
     assert "s3cret" not in told
 
 
-@pytest.mark.parametrize("kind", ["a row of another type", "a row of nonsense", "a row that is cut"])
+def another_type(client, key):
+    client.delete(key)
+    client.lpush(key, "a")
+
+
+def changed(change):
+    return lambda client, key: client.hset(key, "r", change(client.hget(key, "r")))
+
+
+DAMAGES = {
+    "a row of another type": another_type,
+    "a row of nonsense": changed(lambda _: b"nonsense" * 7),
+    "a row that is cut": changed(lambda row: row[:-8]),
+    "a row of which nothing is used": changed(lambda row: row[:32] + bytes(8) + row[40:]),
+    "a row of one other bit": changed(lambda row: row[:33] + bytes([row[33] ^ 1]) + row[34:]),
+    "a row of another name's": lambda client, key: client.copy(key.replace("x", "y"), key, replace=True),
+    "no row beside the terms": lambda client, key: client.hdel(key, "r"),
+    "a row without its terms": lambda client, key: client.hdel(key, "t"),
+    "terms that limit nothing": lambda client, key: client.hset(key, "t", "{}"),
+    "terms of a larger burst": lambda client, key: client.hset(key, "t", client.hget(key, "t").replace(b"100", b"900")),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
 @pytest.mark.parametrize("max_wait", [None, 1.0, 0])
 async def test_a_damaged_row_is_an_error_and_harms_no_bystander(kind, max_wait, valkey, prefix):
     store = RedisStore(valkey, prefix=prefix)
     x, y = (Limiter(requests=per_second(0.01, burst=100), name=name, store=store) for name in "xy")
     assert await answers_of(x, y) == ["granted"] * 2
-    client = redis.Redis.from_url(valkey)
-    key = store._key("x")
-    if kind == "a row of another type":
-        client.delete(key)
-        client.lpush(key, "a")
-    else:
-        row = client.hget(key, "r")
-        client.hset(key, "r", b"nonsense" * 7 if kind == "a row of nonsense" else row[:-8])
+    with contextlib.closing(redis.Redis.from_url(valkey)) as client:
+        DAMAGES[kind](client, store._key("x"))
     heard = await answers_of(x, y, x, y, max_wait=max_wait)
     assert [type(answer) for answer in heard] == [StoreError, str, StoreError, str]
-    client.close()
+    x.reconfigure(requests=per_second(0.01, burst=200))
+    heard = await answers_of(x, y, max_wait=max_wait)
+    assert [type(answer) for answer in heard] == [StoreError, str]
     store.close()
 
 

@@ -79,6 +79,10 @@ def host_and_port(text: str, port: int) -> tuple[str, int]:
     return name.strip("[]"), int(behind or port)
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal()
+
+
 class Address:
     """A URL, taken apart without ever showing its secrets.
 
@@ -107,15 +111,28 @@ class Address:
             raise ValueError(f"{self.shown!r}: {_ESCAPES}")
         user, _, password = credentials.partition(":")
         self.user, self.password = unquote(user), unquote(password)
-        self.options = dict(parse_qsl(query, keep_blank_values=True))
+        options = parse_qsl(query, keep_blank_values=True)
+        self.options = dict(options)
         written = _written_secrets(url)
         self.secrets: set[str] = {credentials, *written, *map(unquote, written)} - {""}
+        twice = {name for name, _ in options if [other for other, _ in options].count(name) > 1}
+        if twice:  # redis-py would take the first of them
+            raise ValueError(f"{self.shown!r} has the option {without(self.secrets, min(twice))!r} twice")
         if self.scheme != "unix":
             self._check_ports()
-        if self.scheme in ("redis", "rediss") and where.strip("/") and not where.strip("/").isdecimal():
+        elif self.hosts:
+            raise ValueError(
+                f"'unix://…': a socket's path begins with a slash, as in unix:///run/redis.sock. {_FORGOTTEN}"
+            )
+        behind_host = where.strip("/") if self.scheme in ("redis", "rediss") else ""
+        if not _is_number(behind_host or "0"):
             raise ValueError(
                 f"'{self.scheme}://{self.hosts}/…': what stands behind the host is the number of a db, such as /0"
             )
+        if not _is_number(self.options.get("db") or "0"):
+            raise ValueError(f"{self.shown!r}: db must be the number of a db, such as 0")
+        if "ssl" in self.options and not self.scheme.endswith("sentinel"):
+            raise ValueError(f"{self.shown!r} has the option ssl, which would do nothing: TLS is spoken with rediss://")
 
     def _check_ports(self) -> None:
         """Refuse hosts and ports that are none, without a word of theirs.
@@ -127,7 +144,7 @@ class Address:
             name, _, port = behind.partition(":")
             if "%" in name:
                 raise ValueError(f"'{self.scheme}://…' has a % in the name of its host. {_FORGOTTEN}")
-            if port and not (port.isdecimal() and 0 < int(port) < 65536):
+            if port and not (_is_number(port) and 0 < int(port) < 65536):
                 shown = f"{bracketed}]" if bracketed else name
                 raise ValueError(
                     f"'{self.scheme}://{shown}:…': the port must be a number from 1 to 65535. {_FORGOTTEN}"
