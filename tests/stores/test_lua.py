@@ -173,7 +173,7 @@ def test_the_numbers_of_a_row_are_doubles(valkey, prefix):
     terms = Terms("x", {"requests": (per_second(1e9, burst=2**53),)}, 60.0)
     amount = float(2**53 - 1)
     store.decide(Batch([terms], [ledger.ACQUIRE, 0.0, 1.0, 1.0, 0.0, amount], 5.0, 1, START))
-    row = store._client.hget(store._key("x"), "r")
+    row = store._client.hget(store._key("x"), "r")[:-16]
     assert struct.unpack(f">{len(row) // 8}d", row)[4] == amount
     store.close()
 

@@ -63,7 +63,7 @@ def explain(error: Exception, server: RedisServer, prefix: str, names: Sequence[
             "rediss://…?ssl_ca_certs=/path/to/ca.pem, or a host name that the certificate is for"
         )
     if isinstance(error, errors.RedisError | errors.RedisClusterException | OSError):
-        why = text or type(error).__name__
+        why = text.rstrip(".") or type(error).__name__
         return Unreachable(f"{where} does not answer: {why}. Is the server running, and is the address right?")
     return StoreError(f"{where} answers nonsense ({server.without_secrets(repr(error))}). Is it a Redis server?")
 

@@ -39,6 +39,7 @@ from penstock.stores.contract import (
     Terms,
     Unreachable,
     begins_empty,
+    damaged_row,
     seconds_of,
 )
 
@@ -56,6 +57,16 @@ _abandoned: list[Any] = []
 
 DECIDE = ("format", "rows", "limits", "flows", "bookings", "decide")
 """The files of the script that decides a batch, in their order."""
+
+
+_CHECKSUM = 16
+"""Bytes at the end of a row that tell it from one that was damaged."""
+
+
+def _sealed(row: bytes, key: str, terms: bytes) -> bytes:
+    """A row with a checksum of it, its key and its terms, as `format.lua` has it."""
+    whole = row + key.encode() + terms
+    return row + hashlib.sha1(whole, usedforsecurity=False).hexdigest()[:_CHECKSUM].encode()
 
 
 class _Script:
@@ -142,7 +153,10 @@ class RedisStore(Store):
         self._redis = redis
         self._group = group
         self._made_from = made_from(server)
-        self._server = server_at(server, self.timeout) if isinstance(server, str) else server_of(server, self.timeout)
+        if isinstance(server, str):
+            self._server = server_at(server.strip(), self.timeout)  # a file's last line ends with a newline
+        else:
+            self._server = server_of(server, self.timeout)
         self._address = self._server.shown
         self._client: Any = None
         self._last_answer: tuple[int, Any] = (0, None)  # and the number of its batch
@@ -322,20 +336,28 @@ class RedisStore(Store):
         key = self._key(names[0])
         for _ in range(100):
             seconds, micros, terms, row = self._asked(partial(self._run, self._exchange, [key], ()))
-            (new,) = decide(
-                [(terms.decode(), row) if terms is not None and row is not None else None],
-                int(seconds) * 1e6 + int(micros),
-            )
+            known = terms is not None or row is not None
+            (new,) = decide([self._opened(names[0], terms, row) if known else None], int(seconds) * 1e6 + int(micros))
             if new is None:
                 return
             (text, written), keep = new
             keep = int(keep) + (KEPT_IF_EMPTY if self.lost_is_empty else 3601)
-            arguments = [terms or b"", row or b"", text, written, keep]
+            arguments = [terms or b"", row or b"", text, _sealed(written, key, text.encode()), keep]
             if self._asked(partial(self._run, self._exchange, [key], arguments)):
                 return
         raise Unreachable(
             f"{self._address}: the row of {names[0]!r} was changed by others a hundred times while it was read"
         )
+
+    def _opened(self, name: str, terms: bytes | None, row: bytes | None) -> Row:
+        """A row without its checksum.
+
+        Raises:
+            StoreError: It is not what was once written.
+        """
+        if terms is None or row is None or _sealed(row[:-_CHECKSUM], self._key(name), terms) != row:
+            raise damaged_row(self._address, name)
+        return terms.decode(), row[:-_CHECKSUM]
 
     def names(self, prefix: str) -> list[str]:
         """Scan the keys, on all nodes of a cluster. See `Store.names`."""

@@ -5,7 +5,10 @@ local now, owner, number, remembers, names = asked[1], asked[2], asked[3], asked
 local position = 6
 
 local told = redis.call('GET', KEYS[1])
-if told and struct.unpack('>d', told) == number then return string.sub(told, 9) end
+if told and #told > CHECKSUM + 8 and struct.unpack('>d', told) == number then
+  told = opened(told, '')
+  if told then return string.sub(told, 9) end
+end
 
 if now == 0 then
   local time = redis.call('TIME')
@@ -22,6 +25,10 @@ local limits = 0
 for name = 1, names do
   local row = redis.call('HMGET', KEYS[name + 1], 't', 'r')
   local terms, bytes = row[1], row[2]
+  if terms or bytes then
+    bytes = terms and bytes and opened(bytes, KEYS[name + 1] .. terms)
+    if not bytes then return redis.error_reply('DAMAGED ' .. name) end
+  end
   if terms and terms ~= ARGV[name + 1] then
     others[#others + 1] = name
     others[#others + 1] = terms
@@ -29,7 +36,6 @@ for name = 1, names do
   local count = asked[position]
   position = position + 1
   begins[name] = limits
-  if bytes and #others == 0 and not sound(bytes, count) then return redis.error_reply('DAMAGED ' .. name) end
   local numbers = bytes and #others == 0 and read(bytes)
   local at, passed = 3, 0
   if numbers then
