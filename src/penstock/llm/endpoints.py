@@ -235,7 +235,7 @@ class Endpoint:
         """A request was allowed to leave."""
         with self._lock:
             request = RequestInFlight(self, permit, cost)
-            charged = permit.cost
+            charged = cost if self._units.keys() <= cost.keys() else permit.cost
             now = clock.now()
             for unit, estimate in self._units.items():
                 amount = charged.get(unit, 0.0)

@@ -280,7 +280,7 @@ class BatchRun:
     def _is_open(self, row: Row) -> bool:
         """Whether a row has neither an answer nor an earlier line of its name."""
         known = self._results.known(row)
-        if known is Known.DUPLICATE or (known is Known.NEW and not self._seen.add_digest(row.name)):
+        if known is Known.DUPLICATE or (known is Known.NEW and not self._seen.add(row.name)):
             self._fail(row, "duplicate_custom_id", f"an earlier line has the custom_id {row.custom_id!r} too")
         elif known is Known.ANSWERED:
             self.counts.skipped += 1

@@ -1,8 +1,8 @@
 """A run: rows in, results out, as fast as the limits allow and never faster.
 
-Three kinds of tasks: one reads ahead, one chooses which row goes next (`mix`), and each chosen row has one of its own,
-which waits for the limiter, sends, and tries again if that is worth it. Every attempt is charged, and no task sleeps
-while it holds a permit. `penstock.llm.endpoints` keeps the limiter in step with the server's own buckets; `troubles`
+One task reads ahead. All others see rows through, one after another: each takes the row that should go next (`mix`),
+waits for the limiter, sends, and tries again if that is worth it. Every attempt is charged, and no task sleeps while it
+holds a permit. `penstock.llm.endpoints` keeps the limiter in step with the server's own buckets; `troubles`
 decides what is done about an attempt that was not answered.
 
 Memory is bounded: so many rows are read ahead, so many are on their way, and of all others there is a digest.
@@ -20,6 +20,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+from anyio.abc import TaskGroup
 
 from penstock import clock
 from penstock.errors import CostError, StoreError
@@ -107,8 +108,9 @@ class Run:
         self._read_all = False
         # A choice is the better the more there is to choose from, and a file is read in no time.
         self._may_choose = not lines.is_regular
-        self._working = 0
-        self._working_bytes = 0
+        self._workers = self._idle = 0
+        self._choosing = anyio.Lock(fast_acquire=True)
+        self._working_bytes = self._window_rows = self._window_bytes = 0
         self._changed = anyio.Event()
         self._spending = Spending.of(settings.max_cost, settings.prices)
         self._sleepers = False  # whether anything waits for a change that has not come yet
@@ -142,8 +144,7 @@ class Run:
             tasks.start_soon(self._watch, watch)
             async with anyio.create_task_group() as work:
                 work.start_soon(self._read)
-                while (chosen := await self._choose()) is not None:
-                    work.start_soon(self._work, chosen)
+                self._begin_worker(work)
             watch.cancel()
         if self.stopped is None:
             self._troubles.end()
@@ -220,13 +221,9 @@ class Run:
             self._may_choose = True
             self._tell()
 
-    def _window_rows(self) -> int:
-        return sum(len(pool.mix) for pool in self._pools.values())
-
     def _window_is_full(self, more: int = 0) -> bool:
         """Whether no more rows should be read; with `more`: whether that would be so with so many more."""
-        rows, size = self._window_rows() + more, sum(pool.mix.bytes for pool in self._pools.values())
-        return rows >= WINDOW or size >= WINDOW_BYTES
+        return self._window_rows + more >= WINDOW or self._window_bytes >= WINDOW_BYTES
 
     def _sort_in(self, row: Row | Rejected) -> None:
         """Put a row where it belongs: into the window, among the errors, or nowhere if it is answered already."""
@@ -234,7 +231,7 @@ class Run:
             self._fail(row, row.code, row.message)
             return
         known = self._results.known(row)
-        if known is Known.DUPLICATE or (known is Known.NEW and not self._seen.add_digest(row.name)):
+        if known is Known.DUPLICATE or (known is Known.NEW and not self._seen.add(row.name)):
             self._fail(row, "duplicate_custom_id", f"an earlier line has the custom_id {row.custom_id!r} too")
         elif known is Known.ANSWERED:
             self.counts.skipped += 1
@@ -266,6 +263,8 @@ class Run:
         elif reason is None:
             self._troubles.models.add(row.model)
             pool.mix.add(row)
+            self._window_rows += 1
+            self._window_bytes += len(row.body)
             self._tell()
         else:
             self._fail(row, "request_too_large", reason)
@@ -293,23 +292,42 @@ class Run:
 
     # Choosing ---------------------------------------------------------------------------------------------------------
 
-    async def _choose(self) -> Work | None:
+    def _begin_worker(self, tasks: TaskGroup) -> None:
+        self._workers += 1
+        self._idle += 1
+        tasks.start_soon(self._work, tasks)
+
+    async def _work(self, tasks: TaskGroup) -> None:
+        """See rows through, one after another: a task for each would cost a lot.
+
+        One idle task waits for a row, and the others for their turn to do so; the last one begins another.
+        """
+        with anyio.CancelScope() as scope:
+            while (work := self._choose_now() or await self._wait_for_row()) is not None:
+                self._idle -= 1
+                if not self._idle and self._workers < self.concurrency:
+                    self._begin_worker(tasks)
+                await self._see_through(work, scope)
+                self._idle += 1
+
+    async def _wait_for_row(self) -> Work | None:
         """Wait for a row that should go next; None when there will be none."""
-        while self.stopped is None:
-            if self._results.full:
-                await anyio.sleep(0.05)
-                continue
-            work = self._choose_now()
-            if work is not None:
-                return work
-            if self._read_all and not any(len(pool.mix) for pool in self._pools.values()):
-                return None
-            await self._sleep()
+        async with self._choosing:
+            while self.stopped is None:
+                work = self._choose_now()
+                if work is not None:
+                    return work
+                if self._results.full:
+                    await anyio.sleep(0.05)
+                elif self._read_all and not self._window_rows:
+                    return None
+                else:
+                    await self._sleep()
         return None
 
     def _choose_now(self) -> Work | None:
         """A row that should go next; None while there is none, or no room for one. From here on it is worked on."""
-        if not self._may_choose or self._working >= self.concurrency or self._working_bytes >= WORKING_BYTES:
+        if not self._window_rows or not self._may_choose or self._working_bytes >= WORKING_BYTES:
             return None
         if self._results.full or self.stopped is not None:
             return None
@@ -317,8 +335,10 @@ class Run:
             group = pool.next_group() if len(pool.mix) else None
             if group is not None:
                 work = Work(group, pool.mix.take(group.levels), pool.groups if len(pool.groups) > 1 else ())
-                self._working += 1
-                self._working_bytes += len(work.row.body)
+                size = len(work.row.body)
+                self._working_bytes += size
+                self._window_bytes -= size
+                self._window_rows -= 1
                 if not self._read_all and not self._window_is_full(READ_AT_ONCE - 1):
                     self._room.set()
                 return work
@@ -326,7 +346,7 @@ class Run:
 
     def _left(self) -> set[Work] | None:
         """The rows that are left, if all of them are worked on."""
-        return self._works if self._read_all and not self._window_rows() else None
+        return self._works if self._read_all and not self._window_rows else None
 
     def _tell(self) -> None:
         """Wake all that wait for a change."""
@@ -356,17 +376,6 @@ class Run:
 
     # Working on a row -------------------------------------------------------------------------------------------------
 
-    async def _work(self, first: Work) -> None:
-        """See a row through, and then others while there is room for one: a task for each row would cost a lot."""
-        work: Work | None = first
-        with anyio.CancelScope() as scope:
-            while work is not None:
-                await self._see_through(work, scope)
-                work = self._choose_now()
-                if self._spending is not None:  # what was set aside for the row is free again
-                    self._tell()
-        self._tell()
-
     async def _see_through(self, work: Work, scope: anyio.CancelScope) -> None:
         """Work on a row to its end: answered, among the errors, or untouched because the run was stopped."""
         work.scope = scope
@@ -387,8 +396,8 @@ class Run:
             self._works.discard(work)
             work.group.place.outage.leave(work)
             work.end()
-            self._working -= 1
             self._working_bytes -= len(work.row.body)
+            self._tell()
 
     async def _afford(self, work: Work) -> None:
         """Set aside what a row may cost. While others may still cost less than was set aside for them, it waits."""
@@ -417,7 +426,7 @@ class Run:
         self.counts.in_flight += 1
         work.is_sending = True
         granted = request.permit.granted_at
-        work.is_unsent = True
+        work.group.unsent.add(id(work))
         try:
             with request.permit:
                 # `stop` cancels those that wait, but one whose turn has just come runs on until it waits again: for its
@@ -432,7 +441,7 @@ class Run:
                 self._report(work, self.counts.ended - granted)
             self.counts.in_flight -= 1
             work.is_sending = False
-            work.is_unsent = False
+            work.group.unsent.discard(id(work))
         if work.wait and not over and self.stopped is None:
             wait, work.wait = work.wait, 0.0
             await anyio.sleep(wait)
@@ -469,7 +478,7 @@ class Run:
 
         def left() -> None:
             request.endpoint.left(request)
-            work.is_unsent = False
+            group.unsent.discard(id(work))
             self._tell()
             group.place.outage.connected()
             first = work.sent == 0

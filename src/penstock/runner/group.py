@@ -40,8 +40,8 @@ class Group:
         mix: The rows that wait to be chosen.
         answers: How many rows were answered.
         rows: Rows that are worked on here.
-        queued: Rows in the limiter's queue.
-        unsent: Rows that were granted their turn and are still here.
+        queued: What rows in the limiter's queue cost, by the id of their work.
+        unsent: Rows that were granted their turn and are still here, by the same.
         endpoint: The limits, in step with the server's own.
     """
 
@@ -70,9 +70,8 @@ class Group:
         self.mix: Mix = Mix() if mix is None else mix
         self.answers: int = 0
         self.rows: int = 0
-        self.queued: int = 0
-        self.unsent: int = 0
-        self._queued_cost: dict[str, float] = {}
+        self.queued: dict[int, Mapping[str, float]] = {}
+        self.unsent: set[int] = set()
         self._is_shared = isinstance(limits, Limiter | Endpoint)
         self._promised: Limits | None = _promised(limits)
         self._idle = idle
@@ -152,7 +151,7 @@ class Group:
     def wants_more(self) -> bool:
         """Whether there is room in the limiter's queue for another row."""
         is_stored = not isinstance(self.endpoint.limiter.store, MemoryStore)
-        return self.queued + self.unsent < SHARED_QUEUE if is_stored else self.queued < QUEUE
+        return len(self.queued) + len(self.unsent) < SHARED_QUEUE if is_stored else len(self.queued) < QUEUE
 
     async def acquire(self, cost: Mapping[str, float], priority: int) -> RequestInFlight:
         """Wait for a turn and charge it.
@@ -216,16 +215,11 @@ class Group:
         known = () if self._promised is None else self._promised.get(quota.unit, ())
         return not any(rate.amount == quota.limit != rate.burst for rate in known)
 
-    def enter(self, cost: Mapping[str, float], step: int) -> None:
-        """Count a row into the limiter's queue (1) or out of it (-1)."""
-        self.queued += step
-        for unit, units in cost.items():
-            self._queued_cost[unit] = self._queued_cost.get(unit, 0.0) + step * units
-
     def levels(self) -> list[Level]:
         """How full the limits are, less what the queued rows will take."""
+        costs = self.queued.values()
         return [
-            Level(one.unit, one.capacity, one.rate, one.level - self._queued_cost.get(one.unit, 0.0))
+            Level(one.unit, one.capacity, one.rate, one.level - sum(cost.get(one.unit, 0.0) for cost in costs))
             for one in self.endpoint.levels()
         ]
 

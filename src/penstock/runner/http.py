@@ -101,7 +101,8 @@ class Http:
         departure, patience = _Departure(left), _Patience(self._server.timeout)
         try:
             async with patience.timeout:
-                return await self._follow(url, body, departure)
+                reply = await self._post(url, body, departure)
+                return await self._follow(reply, url, body, departure) if reply.status in {307, 308} else reply
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             # A proxy that refuses to connect us has been sent a request, but not ours.
             if departure.left and not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError):
@@ -111,9 +112,8 @@ class Http:
         finally:
             patience.end()
 
-    async def _follow(self, url: yarl.URL, body: bytes, departure: _Departure) -> Reply:
-        """Post to an address and to where it redirects."""
-        reply = await self._post(url, body, departure)
+    async def _follow(self, reply: Reply, url: yarl.URL, body: bytes, departure: _Departure) -> Reply:
+        """Post once more to where a reply redirects, and so on."""
         for _ in range(MAX_REDIRECTS):
             target = reply.headers.get("location") if reply.status in {307, 308} else None
             joined = _joined(url, target) if target else None

@@ -27,7 +27,6 @@ import bisect
 import contextlib
 import os
 import stat
-import struct
 import sys
 import threading
 import zlib
@@ -214,7 +213,7 @@ class Journal:
         Raises:
             OutputError: The disk is full or gone.
         """
-        self._add(b'{"sent":"%b","attempt":%d' % (_keys(row), attempt))
+        self._add(b'{"sent":"%b","attempt":%d' % (row.keys, attempt))
 
     def answer(self, row: Row, status_code: int, request_id: str | None, body: bytes) -> bytes:
         """Write down an answer, whose `body` is JSON on one line; return it as a line of the results file."""
@@ -226,21 +225,21 @@ class Journal:
         """Write down an answer: a line of the results file, with its end."""
         if self.offsets is not None:
             self.offsets.append(self._file.size)
-        self._add(b'{"done":"%b","result":%b' % (_keys(row), result.rstrip(b"\n")))
+        self._add(b'{"done":"%b","result":%b' % (row.keys, result.rstrip(b"\n")))
         self.size += len(result)
 
     def adopt(self, row: Row, result: bytes) -> None:
         """Take over an answer that the results file holds and the journal does not."""
         self.done(row, result)
-        self.answered.extend(_plain_keys(row))
+        self.answered.extend(binascii.unhexlify(row.keys))
 
     def over(self, row: Row) -> None:
         """Write down that what was sent was not answered and is not billed as an answer."""
-        self._add(b'{"over":"%b"' % _keys(row))
+        self._add(b'{"over":"%b"' % row.keys)
 
     def fail(self, row: Row, code: str) -> None:
         """Write down that a row was given up."""
-        self._add(b'{"fail":"%b","code":"%b"' % (_keys(row), code.encode("ascii", "replace")[:100]))
+        self._add(b'{"fail":"%b","code":"%b"' % (row.keys, code.encode("ascii", "replace")[:100]))
 
     def drop(self, place: int) -> None:
         """Write down that an answer of an earlier run does not count any more."""
@@ -475,14 +474,3 @@ class Syncer:
                 except OSError as error:
                     self._error = (error,)
                     return
-
-
-_THREE = struct.Struct("<QQQ")
-
-
-def _plain_keys(row: Row) -> bytes:
-    return _THREE.pack(row.raw, row.name, row.key)
-
-
-def _keys(row: Row) -> bytes:
-    return binascii.hexlify(_plain_keys(row))

@@ -50,7 +50,6 @@ class Mix:
         self._added = 0
         self._chosen = 0
         self._count = 0
-        self.bytes: int = 0
 
     def __len__(self) -> int:
         return self._count
@@ -62,7 +61,6 @@ class Mix:
         self._classes.setdefault(kind, deque()).append((self._added, row))
         self._added += 1
         self._count += 1
-        self.bytes += len(row.body)
 
     def take(self, levels: Callable[[], Sequence[Level]]) -> Row:
         """Take out the row that should go next.
@@ -79,7 +77,6 @@ class Mix:
             del self._classes[kind]
         self._chosen += 1
         self._count -= 1
-        self.bytes -= len(row.body)
         return row
 
 

@@ -37,7 +37,16 @@ from penstock.runner.files import (
 )
 from penstock.runner.journal import Journal, Syncer, result_line
 from penstock.runner.ports import Known
-from penstock.runner.source import Lines, Rejected, Row, custom_id_digest, dump_json, named_keys, unnamed_key
+from penstock.runner.source import (
+    Lines,
+    Rejected,
+    Row,
+    custom_id_digest,
+    dump_json,
+    named_key,
+    named_keys,
+    unnamed_key,
+)
 from penstock.runner.system import pread
 
 __all__ = ["ChangedError", "Known", "OutputError", "ReplacedError", "Results", "beside", "journal_of", "write_summary"]
@@ -459,15 +468,14 @@ class Results:
 
 
 _ERROR_BEGINNING = b'{"line":'
-_NAME = re.compile(rb'"custom_id"\s*:\s*"([^"]*)"')
+_NAME = re.compile(rb'"custom_id"\s*:\s*"([^"\\]*)"')
 _MANY = 200_000
 
 
 def _name_of(number: int, line: bytes) -> int | None:
     """The digest of a row's custom_id, as far as a look at the line tells it; None: only reading it as JSON does."""
-    if b"custom_id" not in line:
+    count = line.count(b"custom_id")
+    if not count:
         return custom_id_digest(f"line-{number}")
-    name = _NAME.search(line)
-    if name is None or b"\\" in name[1] or line.count(b"custom_id") != 1:
-        return None
-    return custom_id_digest(name[1].decode("utf-8", "replace"))
+    name = _NAME.search(line) if count == 1 else None
+    return None if name is None else named_key(name[1])

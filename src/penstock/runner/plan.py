@@ -142,7 +142,7 @@ def make_plan(
         if isinstance(row, Rejected):
             _problem(plan, row.code, number)
             continue
-        if not seen.add_digest(row.name):
+        if not seen.add(row.name):
             _problem(plan, "duplicate_custom_id", number)
             continue
         try:

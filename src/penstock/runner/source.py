@@ -10,11 +10,13 @@ A row that cannot be sent is a `Rejected`, a value like any other: the reader go
 from __future__ import annotations
 
 import array
+import bisect
 import hashlib
 import json
 import math
 import os
 import stat
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +47,8 @@ __all__ = [
 
 _CHUNK = 256 * 1024
 
+_THREE = struct.Struct("<QQQ")
+
 
 @dataclass(slots=True)
 class Row:
@@ -69,6 +73,7 @@ class Row:
     raw: int = 0
     _key: int | None = field(default=None, repr=False, compare=False)
     _name: int | None = field(default=None, repr=False, compare=False)
+    _keys: bytes | None = field(default=None, repr=False, compare=False)
 
     @property
     def key(self) -> int:
@@ -84,6 +89,13 @@ class Row:
         if self._name is None:
             self._name = custom_id_digest(self.custom_id)
         return self._name
+
+    @property
+    def keys(self) -> bytes:
+        """What stands for the row in a journal: `raw`, `name` and `key`, in hex."""
+        if self._keys is None:
+            self._keys = _THREE.pack(self.raw, self.name, self.key).hex().encode()
+        return self._keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,53 +352,23 @@ _LINE_ENDS = (("\u2028", "\\u2028"), ("\u2029", "\\u2029"), ("\x85", "\\u0085"))
 
 
 class IdSet:
-    """A set of custom_ids that takes 8 bytes for each of them, and room to grow: 10 million rows fit into 160 MB.
+    """A set of custom_ids that takes 9 bytes for each of them: 10 million rows fit into 90 MB.
 
-    It holds digests of 64 bits: two different ids are taken for one with a probability of 3 in a million for 10 million
-    rows.
+    It holds their digests (`custom_id_digest`), of 64 bits: two different ids are taken for one with a probability of 3
+    in a million for 10 million rows. They stand in order, in arrays by their last bits: adding one moves few others.
     """
 
     def __init__(self) -> None:
-        self._slots = array.array("Q", bytes(8 * 1024))  # open addressing; 0 is an empty slot
-        self._count = 0
+        self._parts = [array.array("Q") for _ in range(1024)]
 
-    def __len__(self) -> int:
-        return self._count
-
-    def __contains__(self, custom_id: str | int) -> bool:
-        return self._slots[self._find(custom_id_digest(custom_id) or 1)] != 0
-
-    def add(self, custom_id: str | int) -> bool:
-        """Add an id; False if it was there already."""
-        return self.add_digest(custom_id_digest(custom_id))
-
-    def add_digest(self, digest: int) -> bool:
-        """Add an id by its `custom_id_digest`."""
-        digest = digest or 1
-        at = self._find(digest)
-        if self._slots[at]:
+    def add(self, digest: int) -> bool:
+        """Add an id by its digest; False if it was there already."""
+        part = self._parts[digest & 1023]
+        at = bisect.bisect_left(part, digest)
+        if at < len(part) and part[at] == digest:
             return False
-        self._slots[at] = digest
-        self._count += 1
-        if self._count * 3 > len(self._slots) * 2:
-            self._grow()
+        part.insert(at, digest)
         return True
-
-    def _find(self, digest: int) -> int:
-        """The slot of `digest`, or the empty one where it belongs."""
-        slots = self._slots
-        mask = len(slots) - 1
-        at = digest & mask
-        while slots[at] and slots[at] != digest:
-            at = (at + 1) & mask
-        return at
-
-    def _grow(self) -> None:
-        old = self._slots
-        self._slots = array.array("Q", bytes(8 * len(old) * 2))
-        for digest in old:
-            if digest:
-                self._slots[self._find(digest)] = digest
 
 
 def custom_id_digest(custom_id: str | int) -> int:
