@@ -14,7 +14,9 @@ maintains it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -30,6 +32,8 @@ HEADERS = {"content-type": "application/json", "authorization": "Bearer x"}
 
 SERVER = r"""
 import asyncio
+import sys
+LATENCY = float(sys.argv[1])
 ANSWER = (
     b'{"choices":[{"index":0,"message":{"role":"assistant","content":"'
     + b"z" * 200
@@ -48,13 +52,27 @@ class Server(asyncio.Protocol):
             if len(self.begun) < end + 4 + length:
                 return
             self.begun = self.begun[end + 4 + length :]
-            self.transport.write(REPLY)
+            if LATENCY:
+                asyncio.get_running_loop().call_later(LATENCY, self.transport.write, REPLY)
+            else:
+                self.transport.write(REPLY)
 async def main():
     server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", 0, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 asyncio.run(main())
 """
+
+
+@contextlib.contextmanager
+def served(latency=0.0):
+    """The base URL of such a server, which answers after so many seconds."""
+    command = [sys.executable, "-c", SERVER, str(latency)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            yield f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
+        finally:
+            server.terminate()
 
 
 async def over_aiohttp(url, count, in_flight):
@@ -99,55 +117,55 @@ def bare(client, url, count, in_flight):
 def penstock_run(base, count, in_flight):
     """Rows per second, by the run's own makespan: without what starting Python takes."""
     with tempfile.TemporaryDirectory() as folder:
-        rows = Path(folder, "in.jsonl")
-        rows.write_bytes(b"".join(b'{"custom_id":"r%d","body":%b}\n' % (number, BODY) for number in range(count)))
-        command = [
-            "run",
-            str(rows),
-            "-o",
-            f"{folder}/out.jsonl",
-            "--base-url",
-            base,
-            "--max-in-flight",
-            str(in_flight),
-            "--limits",
-            "requests=1000000/s",  # never reached: what is learned of a server that tells nothing begins slowly
-            "-q",
-        ]
-        subprocess.run([sys.executable, "-m", "penstock", *command], check=True)
-        return count / json.loads(Path(folder, "out.summary.json").read_text(encoding="utf-8"))["makespan"]
+        write_rows(Path(folder, "in.jsonl"), count)
+        _, summary = run(folder, base, in_flight)
+        return count / summary["makespan"]
+
+
+def write_rows(path, count):
+    """A file of requests with names."""
+    with path.open("wb") as file:
+        file.writelines(b'{"custom_id":"r%d","body":%b}\n' % (number, BODY) for number in range(count))
+
+
+def run(folder, base, in_flight, *options):
+    """Run `in.jsonl` of a folder; what the process used, and the summary."""
+    command = ["run", "in.jsonl", "-o", "out.jsonl", "--base-url", base, "--max-in-flight", str(in_flight), "-q"]
+    # A limit that is never reached: what is learned of a server that tells nothing begins slowly.
+    command += ["--limits", "requests=1000000/s", *options]
+    process = subprocess.Popen([sys.executable, "-m", "penstock", *command], cwd=folder)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, f"it ended with {process.returncode}"
+    return used, json.loads(Path(folder, "out.summary.json").read_text(encoding="utf-8"))
 
 
 def main():
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 5_000
     where("aiohttp", "httpx2")
-    with subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True) as server:
-        try:
-            base = f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
-            url = f"{base}/chat/completions"
-            lines, ratios = [], []
-            for in_flight in (50, 200, 1_000):
-                of_aiohttp = bare(over_aiohttp, url, count, in_flight)
-                of_httpx2 = bare(over_httpx2, url, count // 10, in_flight) if in_flight < 1_000 else None
-                ours = penstock_run(base, count, in_flight)
-                again = bare(over_aiohttp, url, count, in_flight)
-                fastest = (of_aiohttp[0] + again[0]) / 2
-                ratios.append(ours / fastest)
-                lines.append(
-                    [
-                        in_flight,
-                        f"{fastest:,.0f}",
-                        f"{(of_aiohttp[1] + again[1]) / 2:.0f}",
-                        "–" if of_httpx2 is None else f"{of_httpx2[0]:,.0f}",
-                        "–" if of_httpx2 is None else f"{of_httpx2[1]:.0f}",
-                        f"{ours:,.0f}",
-                        f"{ratios[-1]:.2f}",
-                    ]
-                )
-            table(["in flight", "aiohttp/s", "µs CPU", "httpx2/s", "µs CPU", "penstock run/s", "of aiohttp"], lines)
-            verdict("a bare aiohttp loop is so many times as fast at worst", 1 / min(ratios), 1 / 0.3)
-        finally:
-            server.terminate()
+    lines, ratios = [], []
+    with served() as base:
+        url = f"{base}/chat/completions"
+        for in_flight in (50, 200, 1_000):
+            of_aiohttp = bare(over_aiohttp, url, count, in_flight)
+            of_httpx2 = bare(over_httpx2, url, count // 10, in_flight) if in_flight < 1_000 else None
+            ours = penstock_run(base, count, in_flight)
+            again = bare(over_aiohttp, url, count, in_flight)
+            fastest = (of_aiohttp[0] + again[0]) / 2
+            ratios.append(ours / fastest)
+            lines.append(
+                [
+                    in_flight,
+                    f"{fastest:,.0f}",
+                    f"{(of_aiohttp[1] + again[1]) / 2:.0f}",
+                    "–" if of_httpx2 is None else f"{of_httpx2[0]:,.0f}",
+                    "–" if of_httpx2 is None else f"{of_httpx2[1]:.0f}",
+                    f"{ours:,.0f}",
+                    f"{ratios[-1]:.2f}",
+                ]
+            )
+    table(["in flight", "aiohttp/s", "µs CPU", "httpx2/s", "µs CPU", "penstock run/s", "of aiohttp"], lines)
+    verdict("a bare aiohttp loop is so many times as fast at worst", 1 / min(ratios), 1 / 0.3)
 
 
 if __name__ == "__main__":

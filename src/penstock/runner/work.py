@@ -24,22 +24,22 @@ class Work:
     """A row that is worked on. It counts as one in the limiter's queue from the moment it is chosen."""
 
     scope: anyio.CancelScope  # of the task that works on it, once there is one
-    is_sending = False
-    sent = 0  # attempts that left
-    failures = 0  # those that count
-    waits = 0  # how often it was told to wait
+    is_sending: bool = False
+    sent: int = 0  # attempts that left
+    failures: int = 0  # those that count
+    waits: int = 0  # how often it was told to wait
     waits_since: float | None = None
-    answers_then = 0  # of its group, when it was told to wait last
-    probes = 0  # attempts that failed in an outage
+    answers_then: int = 0  # of its group, when it was told to wait last
+    probes: int = 0  # attempts that failed in an outage
     avoid: Group | None = None  # where it failed last
-    waited = 0.0  # seconds in the queue for the last attempt
-    status = 0  # of the last answer; 0: there is none
+    waited: float = 0.0  # seconds in the queue for the last attempt
+    status: int = 0  # of the last answer; 0: there is none
     usage: Mapping[str, float] = {}
     unfit: tuple[Group, ...] = ()  # whose limits it is too large for
-    reserved = 0.0  # dollars
-    wait = 0.0  # seconds before its next attempt
+    reserved: float = 0.0  # dollars
+    wait: float = 0.0  # seconds before its next attempt
     may_be_billed: bool | None = None
-    earliest = 0.0
+    earliest: float = 0.0
 
     def __init__(self, group: Group, row: Row, groups: Sequence[Group] = ()) -> None:
         """A row that was chosen for a group; it may move to another one of `groups`, if there are any."""
