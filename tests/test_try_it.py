@@ -16,6 +16,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from penstock.testing import virtual_time
 from tests.docs_examples import ROOT, text_of
 
 SPEC = importlib.util.spec_from_file_location("try_it", ROOT / "docs/_static/try_it.py")
@@ -23,8 +24,11 @@ try_it = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(try_it)
 
 
+KINDS = re.findall(r'<option value="(\w+)"', text_of("docs/try-it.md"))
+
+
 def test_at_a_bucket_penstock_is_never_refused_and_uses_what_there_is():
-    ours, retry, overwrite = json.loads(try_it.simulate_all("{}"))
+    ours, retry, overwrite = json.loads(try_it.simulate_all("{}"))["ways"]
     assert (sum(ours["refused"]), sum(retry["refused"]) > 100, sum(overwrite["refused"]) > 100) == (0, True, True)
     assert sum(ours["used"]) >= 60_000  # of 60,000 a minute and a burst of 5,000
     assert all(sum(each["used"]) <= 65_000 for each in (ours, retry, overwrite))
@@ -35,7 +39,7 @@ def test_the_lighter_flow_hardly_waits():
     assert max(ours["waiting"]["bob"]) * 10 < max(ours["waiting"]["alice"])
 
 
-@pytest.mark.parametrize("kind", ["bucket", "window"])
+@pytest.mark.parametrize("kind", KINDS[::2])
 @pytest.mark.parametrize("name", ["min", "max"])
 def test_every_end_of_every_slider_works(kind, name):
     sliders = re.findall(r'<input type="range" ([^>]*)>', text_of("docs/try-it.md"))
@@ -46,6 +50,24 @@ def test_every_end_of_every_slider_works(kind, name):
         result = try_it.simulate("penstock", kind=kind, **options)
         assert len(result["used"]) == try_it.SECONDS
         assert sum(result["used"]) > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_program_to_copy_is_under_the_limits_of_the_curves(kind):
+    names = {"__name__": "__main__"}
+    with virtual_time() as time:
+        exec(try_it.program(kind, load=0.8), names)
+        assert time.now() >= 55
+    limiter = names["limiter"]
+    assert limiter.statistics().granted == 240
+    assert {unit: list(map(str, limits)) for unit, limits in limiter.limits.items()} == {
+        unit: list(map(str, limits)) for unit, limits in try_it.limiter_of(kind, 300, 60_000, 5, 0.9).limits.items()
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS[1::2])
+def test_the_other_kinds_work_too(kind):
+    assert [sum(try_it.simulate(way, kind=kind)["used"]) > 10_000 for way in try_it.WAYS] == [True] * 3
 
 
 def test_the_script_asks_for_what_the_page_has():

@@ -24,7 +24,8 @@ function curves(id, title, lines, top) {
 
 const summed = values => values.reduce((sums, value) => [...sums, (sums.at(-1) ?? 0) + value], []);
 
-function show(results) {
+function show({ ways: results, program }) {
+  document.getElementById("try-it-code").textContent = program;
   const used = results.map(each => ({ name: each.way, colour: COLOURS[each.way], values: summed(each.used) }));
   const allowed = { name: "allowed", colour: "#66727f", dashed: true, values: results[0].used.map((_, at) => results[0].allowed * (at + 1)) };
   const refused = results.map(each => ({ name: each.way, colour: COLOURS[each.way], values: summed(each.refused) }));
@@ -39,17 +40,8 @@ function show(results) {
     + `${summed(each.refused).at(-1).toLocaleString("en")} refusals`).join(" · ");
 }
 
-function code() {
-  const { kind, rpm, tpm, burst } = options();
-  const limits = kind === "window" ? `requests=sliding(${Math.round(rpm / 6)}, per=10), tokens=sliding(${Math.round(tpm / 6)}, per=10)`
-    : `requests="${rpm}/min burst ${Math.round(rpm * burst / 60 * 0.9)}", tokens="${tpm}/min burst ${Math.round(tpm * burst / 60 * 0.9)}"`;
-  document.getElementById("try-it-code").textContent = `from penstock import Limiter${kind === "window" ? ", sliding" : ""}\n\n`
-    + `limiter = Limiter(${limits})\n\nasync with limiter(tokens=count(prompt), flow=user):\n    ...`;
-}
-
 async function update() {
   for (const each of form.querySelectorAll("input")) each.nextElementSibling.textContent = Number(each.value).toLocaleString("en");
-  code();
   if (busy || !simulate) { again = busy; return; }
   busy = true;
   said.textContent = "running…";
@@ -60,7 +52,6 @@ async function update() {
 }
 
 try {
-  code();
   const { loadPyodide } = await import(new URL("pyodide/pyodide.mjs", here));
   const python = await loadPyodide({ indexURL: new URL("pyodide/", here).href });
   python.unpackArchive(await (await fetch(new URL("pyodide/packages.zip", here))).arrayBuffer(), "zip");

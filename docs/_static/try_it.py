@@ -11,7 +11,7 @@ import json
 import random
 from asyncio import events
 
-from penstock import Limiter, Rate, RateLimited, clock, sliding
+from penstock import Limiter, RateLimited, clock, sliding
 from penstock.testing import manual_clock
 
 SECONDS = 60
@@ -63,20 +63,70 @@ def in_virtual_time(main):
         events._set_running_loop(before)
 
 
-def limits_of(kind, rpm, tpm, burst, share=1.0):
-    """The limits of a service, or of a client that keeps a little below its burst."""
-    if kind == "window":
-        return {"requests": sliding(max(1, round(rpm / 6)), per=10), "tokens": sliding(max(1, tpm / 6), per=10)}
-    bursts = [max(1.0, amount * burst / 60 * share) for amount in (rpm, tpm)]
-    return {"requests": Rate(rpm, 60, burst=bursts[0]), "tokens": Rate(tpm, 60, burst=bursts[1])}
+def written(kind, rpm, tpm, burst, share=1.0):
+    """The limits of a service, or of a client that keeps a little below its burst, as a program says them."""
+    told = {}
+    for unit, amount in (("requests", rpm), ("tokens", tpm)):
+        window = f"sliding({max(1, round(amount / 6))}, per=10)"
+        most = 1 if kind == "paced" and unit == "requests" else max(1, round(amount * burst / 60 * share))
+        bucket = f'"{round(amount)}/min burst {most}"'
+        told[unit] = {"window": window, "both": f"[{bucket}, {window}]"}.get(kind, bucket)
+    return ", ".join(f"{unit}={limit}" for unit, limit in told.items())
+
+
+def limiter_of(*limits):
+    return eval(f"Limiter({written(*limits)})", {"Limiter": Limiter, "sliding": sliding})  # noqa: S307 - our own text
+
+
+PROGRAM = """\
+import asyncio
+import random
+from penstock import Limiter{imported}
+
+limiter = Limiter({limits})
+
+async def call(flow, tokens):
+    async with limiter(tokens=tokens, flow=flow):
+        await asyncio.sleep({latency:g})                          # your call to the service
+
+async def main():
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range({calls}):
+            flow = "alice" if random.random() < 0.8 else "bob"
+            tokens = min({most}, max(1, random.lognormvariate(0, 0.6) * {size:g}))
+            tasks.create_task(call(flow, tokens))
+            await asyncio.sleep({pause:.3g})
+
+asyncio.run(main())
+"""
+
+
+def program(kind="bucket", rpm=300, tpm=60_000, burst=5, load=1.5, size=200, latency=1.0):
+    """The way of penstock under the same load, as a program to copy."""
+    per_second = load * min(rpm, tpm / size) / 60
+    return PROGRAM.format(
+        imported=", sliding" if kind in {"window", "both"} else "",
+        limits=written(kind, rpm, tpm, burst, 0.9),
+        latency=latency,
+        calls=max(1, round(per_second * SECONDS)),
+        most=most_of(kind, tpm, burst),
+        size=size,
+        pause=1 / per_second,
+    )
+
+
+def most_of(kind, tpm, burst):
+    """Tokens that a call may have at most."""
+    window, bucket = tpm / 6, tpm * burst / 60 * 0.9
+    return max(1, round({"window": window, "both": min(window, bucket)}.get(kind, bucket)))
 
 
 def simulate(way, *, kind="bucket", rpm=300, tpm=60_000, burst=5, load=1.5, size=200, latency=1.0):
     """What one way lets through, a second at a time. `load` is what is asked for, as a multiple of what is allowed."""
     draw = random.Random(1)
-    service = Limiter(limits_of(kind, rpm, tpm, burst))
-    limiter = Limiter(limits_of(kind, rpm, tpm, burst, 0.9))
-    most = max(1.0, tpm / 6 if kind == "window" else tpm * burst / 60 * 0.9)
+    service = limiter_of(kind, rpm, tpm, burst)
+    limiter = limiter_of(kind, rpm, tpm, burst, 0.9)
+    most = most_of(kind, tpm, burst)
     per_second = load * min(rpm, tpm / size) / 60
     used, refused = [0.0] * SECONDS, [0] * SECONDS
     waiting = {"alice": [0] * SECONDS, "bob": [0] * SECONDS}
@@ -140,5 +190,6 @@ def simulate(way, *, kind="bucket", rpm=300, tpm=60_000, burst=5, load=1.5, size
 
 
 def simulate_all(options):
-    """All ways, as JSON, for the page."""
-    return json.dumps([simulate(way, **json.loads(options)) for way in WAYS])
+    """All ways, and ours as a program, as JSON, for the page."""
+    given = json.loads(options)
+    return json.dumps({"ways": [simulate(way, **given) for way in WAYS], "program": program(**given)})
