@@ -23,7 +23,8 @@ from typer import Typer
 from typer.models import OptionInfo
 
 from penstock.cli.commands import app as command_line
-from penstock.cli.run import EXIT_CODES
+from penstock.cli.frame import EXIT_CODES
+from penstock.cli.run import EXIT_CODES as CODES_OF_RUN
 
 __all__ = ["setup"]
 
@@ -66,8 +67,9 @@ class Commands(SphinxDirective):
             lines += [f".. rubric:: penstock {name}", "", _escaped(inspect.getdoc(callback) or ""), ""]
             signature = inspect.signature(callback, eval_str=True)
             lines += _table([_row_of(parameter) for parameter in signature.parameters.values()])
-        lines += [".. rubric:: Exit codes of penstock run", ""]
-        lines += _table([(f"``{code}``", _escaped(meaning)) for code, meaning in EXIT_CODES.items()])
+        for commands, codes in (("every command", EXIT_CODES), ("penstock run", CODES_OF_RUN)):
+            lines += [f".. rubric:: Exit codes of {commands}", ""]
+            lines += _table([(f"``{code}``", _escaped(meaning)) for code, meaning in codes.items()])
         container = nodes.container()
         self.state.nested_parse(StringList(lines, "commands"), 0, container)
         return list(container.children)

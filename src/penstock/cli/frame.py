@@ -16,7 +16,15 @@ import typer
 from penstock import __version__
 from penstock.cli.terminal import write
 
-__all__ = ["app", "command"]
+__all__ = ["EXIT_CODES", "app", "command"]
+
+EXIT_CODES = {
+    0: "it is done",
+    1: "a mistake of penstock's own; PENSTOCK_TRACEBACK=1 shows where",
+    2: "the command cannot be carried out as it is: an option, a file, an extra that is missing",
+    130: "interrupted",
+}
+"""Those of every command. Where a command has others, its help says so."""
 
 _Options = TypeVar("_Options")
 

@@ -57,7 +57,7 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> int:
-    """Say what a file would take: rows, tokens, dollars, time. Nothing is sent."""
+    """Say what a file would take: rows, tokens, dollars, time; send nothing. Exit code 3 if rows would not be sent."""
     limits_of, _ = limits_given(limits, account)
     return show_plan(
         file, limits_of, prices_of(prices), model=model, settings=settings or (), prompt=prompt, rows=rows,
