@@ -1,4 +1,4 @@
-"""Every example of docs/openai.md runs, and prints what the page says."""
+"""Every example of docs/openai.md and docs/openai-errors.md runs, and prints what the page says."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.docs_examples import examples_of, run_example
 
-EXAMPLES = examples_of("docs/openai.md")
+EXAMPLES = examples_of("docs/openai.md") + examples_of("docs/openai-errors.md")
 
 
 def test_the_examples_are_found():

@@ -33,9 +33,9 @@ PARTS = {"run-in-a-program"}
 REAL_TIME = {
     "any-http-api", "batch-api", "batching", "caps-in-fastapi", "from-limits", "from-openlimit",
     "from-pyrate-limiter", "from-the-cookbook", "in-aws-lambda", "in-jupyter", "in-kubernetes", "many-calls",
-    "open-telemetry", "openai", "prometheus-grafana", "shared-stores", "simulator", "simulator-faults",
-    "store-leases", "store-of-your-own", "store-outages", "store-redis", "store-sqlite", "testing", "under-gunicorn",
-    "usage-ledger", "user-quotas",
+    "open-telemetry", "openai", "openai-errors", "prometheus-grafana", "shared-stores", "simulator",
+    "simulator-checks", "simulator-faults", "store-leases", "store-of-your-own", "store-outages", "store-redis",
+    "store-sqlite", "testing", "under-gunicorn", "usage-ledger", "user-quotas",
 }  # fmt: skip
 """They talk over sockets, wait by others' clocks, or make a virtual time themselves. The other pages run in one."""
 

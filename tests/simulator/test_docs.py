@@ -6,7 +6,11 @@ import pytest
 
 from tests.docs_examples import examples_of, run_example
 
-EXAMPLES = [*examples_of("docs/simulator.md"), *examples_of("docs/simulator-faults.md")]
+EXAMPLES = [
+    example
+    for page in ("simulator", "simulator-checks", "simulator-faults")
+    for example in examples_of(f"docs/{page}.md")
+]
 
 
 def test_every_example_shows_its_output():
