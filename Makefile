@@ -55,12 +55,12 @@ else
 	share() { \
 		which=$$1 runs=$$2 parts= claims=.cache/parts/claims; shift 2; mkdir $$claims; \
 		for part in $$runs; do \
-			PENSTOCK_PARTS="$(CURDIR)/$$claims" $(PYTEST) -p tests.parts -m "$$which" "$$@" >.cache/parts/$$part.log 2>&1 & parts="$$parts $$!"; \
+			PENSTOCK_PARTS="$(CURDIR)/$$claims" $(PYTEST) -p tests.parts -o console_output_style=classic -m "$$which" "$$@" >.cache/parts/$$part.log 2>&1 & parts="$$parts $$!"; \
 		done; \
 		for part in $$parts; do wait $$part || code=1; done; \
 		parts=; rm -r $$claims; cat .cache/parts/*.log; rm .cache/parts/*.log; \
 	}; \
-	share "not throughput" "$(PARTS)" tests; share throughput "1 2" $(THROUGHPUT); exit $$code
+	share "not throughput" "$(PARTS)" tests; share throughput "$(PARTS)" $(THROUGHPUT); exit $$code
 endif
 
 fuzz: environment ## headers, bodies, events and dates of any kind, 100,000 of each, each read at once and in linear time; MANY= for another number

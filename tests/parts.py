@@ -2,13 +2,15 @@
 
     PENSTOCK_PARTS=an/empty/folder python -m pytest -p tests.parts
 
-Each run collects all tests. It runs the files that it is the first to claim, by making a file of that name in the
-folder; so no run is idle while another still has much to do. What a file shares (a fixture of the module, of the
-session) stays within one run, which is an ordinary one: its tests have the main thread and no other beside it.
+Each run sees the names of all files. It imports and runs those that it is the first to claim, by making a file of that
+name in the folder; so no run is idle while another still has much to do, and none reads what another one runs. What a
+file shares (a fixture of the module, of the session) stays within one run, which is an ordinary one: its tests have the
+main thread and no other beside it.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -28,37 +30,67 @@ LONGEST = (
 """The files that take more than ten seconds. They come first, or else the last of them would keep all waiting."""
 
 
-@pytest.hookimpl(trylast=True)
+class File(pytest.Item):
+    """A file of tests that nobody has read so far."""
+
+    def tests(self):
+        """Read it; its tests, without those that the command line leaves out."""
+        module = pytest.Module.from_parent(self.parent.parent, path=self.path)
+        tests = list(self.session.genitems(module))
+        self.config.hook.pytest_collection_modifyitems(session=self.session, config=self.config, items=tests)
+        gc.collect()
+        gc.freeze()  # as tests/conftest.py says
+        return tests
+
+    def runtest(self):
+        raise AssertionError("a file is read, and its tests are run")
+
+
+class Unread(pytest.File):
+    """What pytest takes for a file of tests; it has one item, which stands for all of them."""
+
+    def collect(self):
+        return [File.from_parent(self, name="tests")]
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    return Unread.from_parent(parent, path=module_path)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(config, items):
+    """Marks and fixtures are those of tests: other plugins do not see the files as such."""
     places = {config.rootpath / "tests" / name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path, len(places)))
+    files = sorted(
+        (item for item in items if isinstance(item, File)), key=lambda file: places.get(file.path, len(places))
+    )
+    items[:] = [item for item in items if not isinstance(item, File)]
+    yield
+    items += files
 
 
 def pytest_runtestloop(session):
     """pytest's own loop, over the tests of the files that this run has claimed."""
     if session.testsfailed or session.config.option.collectonly:
         return None  # which says what could not be collected
-    items = claimed(session.items, Path(os.environ["PENSTOCK_PARTS"]), session.config.rootpath)
-    item = next(items, None)
-    while item is not None:
-        following = next(items, None)  # what the two share is kept
-        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+    tests = claimed(session, Path(os.environ["PENSTOCK_PARTS"]))
+    test = next(tests, None)
+    while test is not None:
+        following = next(tests, None)  # what the two share is kept
+        test.config.hook.pytest_runtest_protocol(item=test, nextitem=following)
         if session.shouldfail:
             raise session.Failed(session.shouldfail)
         if session.shouldstop:
             raise session.Interrupted(session.shouldstop)
-        item = following
+        test = following
     return True
 
 
-def claimed(items, folder, root):
-    """Those of the items whose file nobody else has claimed. A file is claimed when its first item is asked for."""
-    mine = {}
-    for item in items:
-        if item.path not in mine:
-            mine[item.path] = claim(folder / str(item.path.relative_to(root)).replace(os.sep, "+"))
-        if mine[item.path]:
-            yield item
+def claimed(session, folder):
+    """The tests of those files that nobody else has claimed. A file is claimed when its first test is asked for."""
+    for file in session.items:
+        if claim(folder / str(file.path.relative_to(session.config.rootpath)).replace(os.sep, "+")):
+            yield from file.tests()
 
 
 def claim(file):

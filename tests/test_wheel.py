@@ -18,15 +18,22 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src"
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Built as pip would, but offline: the build back end is the one of this environment."""
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder]
+def build(folder):
+    """Both archives, built as pip would, but offline: the build back end is the one of this environment."""
+    command = [sys.executable, "-m", "hatchling", "build", "-d", folder]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    (built,) = folder.glob("*.whl")
-    return built
+    return {"wheel": next(folder.glob("*.whl")), "sdist": next(folder.glob("*.tar.gz"))}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("built"))
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    return built["wheel"]
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
@@ -58,23 +65,16 @@ def test_the_wheel_works_on_its_own(wheel):
     assert done.stdout.startswith(str(wheel))
 
 
-def built(folder, kind):
-    command = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", folder]
-    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
-    (file,) = folder.iterdir()
-    return file
+def test_a_second_build_gives_the_same_bytes(built, tmp_path):
+    again = build(tmp_path)
+    for kind, file in built.items():
+        assert file.name == again[kind].name
+        assert file.read_bytes() == again[kind].read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["wheel", "sdist"])
-def test_a_second_build_gives_the_same_bytes(tmp_path, kind):
-    first, second = (built(tmp_path / name, kind) for name in ("first", "second"))
-    assert first.name == second.name
-    assert first.read_bytes() == second.read_bytes()
-
-
-def test_the_source_archive_holds_what_its_own_tests_need(tmp_path):
+def test_the_source_archive_holds_what_its_own_tests_need(built):
     """Everything that a clone has but what only the repository's host reads."""
-    with tarfile.open(built(tmp_path, "sdist")) as archive:
+    with tarfile.open(built["sdist"]) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
     tracked = {

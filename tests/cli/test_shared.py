@@ -13,7 +13,7 @@ from penstock.cli import main
 from penstock.cli.shared import shard_of
 from penstock.cli.terminal import Fault
 from penstock.simulator import Latency, Simulation
-from tests.cli.commands import started
+from tests.cli.commands import KEY, started
 
 
 def penstock(*arguments):
@@ -70,10 +70,10 @@ def test_parts_share_limits_through_a_store_and_make_the_whole(tmp_path, rows, g
         (["--shard", "1/2", "--via", "batch"], "--via batch takes whole files"),
     ],
 )
-def test_what_cannot_be_shared_is_said(tmp_path, rows, options, said):
-    code, _, error = penstock("run", rows, "-o", tmp_path / "out.jsonl", *options)
-    assert code == 2
-    assert said in error
+def test_what_cannot_be_shared_is_said(tmp_path, rows, monkeypatch, capsys, options, said):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert main(["run", str(rows), "-o", str(tmp_path / "out.jsonl"), *options]) == 2
+    assert said in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
 
 

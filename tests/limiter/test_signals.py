@@ -386,7 +386,7 @@ def test_a_finaliser_in_the_middle_of_a_decision_gives_back_and_takes_no_turn():
     threshold = gc.get_threshold()
     gc.set_threshold(3)
     try:
-        for _ in range(200):
+        for _ in range(60):
             Owner()
             gc.collect()
             for use in (enter, acquire, settle):

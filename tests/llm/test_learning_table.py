@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.learning import COLUMNS, SECONDS, Column, Result, run
+from benchmarks.learning import COLUMNS, Column, Result, run
 from penstock import Rate
 
 THEIR_OWN = {"four clients", "no headers, a drop"}
@@ -21,11 +21,12 @@ def run_within(name: str, seconds: float) -> Result:
 
 @pytest.mark.parametrize("name", [each for each in COLUMNS if each not in THEIR_OWN])
 def test_whatever_the_server_is_its_quota_is_used_and_next_to_nothing_is_refused(name):
-    run_within(name, SECONDS if "changes" in COLUMNS[name].simulation else SECONDS / 2)
+    column = COLUMNS[name]  # small requests are many, so less time shows as much
+    run_within(name, 450.0 if "changes" in column.simulation else 200.0 if column.mean < 1_000 else 300.0)
 
 
 def test_four_clients_that_know_nothing_of_each_other_share_evenly():
-    result = run_within("four clients", SECONDS / 2)
+    result = run_within("four clients", 300.0)
     assert max(result.clients) <= 4 * min(result.clients)
 
 
