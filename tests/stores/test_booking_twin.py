@@ -55,7 +55,7 @@ def some_request(rng, limits, known, number, claims):
 def test_the_script_books_as_the_ledger_does(which, names, request, prefix):
     """Requests of many ages, flows and shapes that book, claim, pass and drop; more of them than are kept one by
     one."""
-    store = RedisStore(request.getfixturevalue(which), prefix=prefix)
+    store = RedisStore(request.getfixturevalue(which), prefix=prefix, timeout=30.0)
     counts = dict.fromkeys(("booked", "claimed", "dropped", "several"), 0)
     for seed in range(6 if which == "valkey" else 3):
         rng = random.Random(seed)
