@@ -46,10 +46,8 @@ class Agreement:
                 waiting = [*batch.asked, *part.queue.waiters]
                 for request in waiting:
                     self._refuse_if_of(request, part, error)
-                looks = [look for look in batch.looks if look.limit_set is part]
-                for look in looks:
-                    batch.looks.remove(look)
-                    self._state.answer_look(look, error)
+                self._state.answer_looks([look for look in batch.looks if look.limit_set is part], error)
+                batch.looks = [look for look in batch.looks if not look.done]
         return adopted
 
     def _refuse_if_of(self, request: Any, part: SharedLimitSet, error: Exception) -> None:

@@ -132,7 +132,7 @@ class Asking:
         if asking.begun and asking.until < math.inf:
             self._writing.name_waiting(queue, batch, asking.until, now)
         if room > 0 and asking.look_again < math.inf:
-            self._look_again(queue, max(asking.look_again, now + 0.0002), now)
+            self._state.look_again(queue, max(asking.look_again, now + 0.0002), now)
         return room
 
     def _ask_heads(self, queue: StoreQueue, batch: BatchInFlight, room: int, asking: _Round, heads: list[Any]) -> int:
@@ -192,17 +192,6 @@ class Asking:
             elif not queue.waiters.waits(booking.flow):
                 queue.bookings.remove(booking)
                 self._state.drop(booking, queue)
-
-    def _look_again(self, queue: StoreQueue, moment: float, now: float) -> None:
-        if now < queue.alarm <= moment:
-            return
-        queue.alarm = moment
-
-        def ring(_: float) -> None:
-            if len(queue.waiters) or queue.bookings:
-                self._state.dirty[queue] = None
-
-        self._state.at(moment, ring)
 
 
 class _Round:

@@ -28,7 +28,7 @@ from penstock._backends.shared import loss
 from penstock._backends.shared.agreement import conflict
 from penstock._backends.shared.inbox import Inbox
 from penstock._backends.shared.limit_set import SharedLimitSet
-from penstock._backends.shared.outage import RETRY, Outage, Silence
+from penstock._backends.shared.outage import RETRY, Outage
 from penstock._backends.shared.queue import StoreQueue
 from penstock._backends.shared.requests import SharedRequest
 from penstock._backends.shared.scheduler import Scheduler
@@ -304,7 +304,7 @@ class Dispatcher:
             if node is None:
                 self._lost(batch, packed, error)
             else:
-                self._node_silent(node, Silence(batch, packed, error))
+                self._node_silent(node, Outage(batch, packed, error))
             return
         except PenstockError as error:
             with self.lock:
@@ -352,20 +352,19 @@ class Dispatcher:
         self._begin_to_probe(outage)
         self._wake()
 
-    def _node_silent(self, node: object, silence: Silence) -> None:
+    def _node_silent(self, node: object, silence: Outage) -> None:
         with self.lock:
             loss.node_silent(self.scheduler, node, silence)
         self._begin_to_probe(silence)
 
-    def _begin_to_probe(self, lost: Outage | Silence) -> None:
+    def _begin_to_probe(self, lost: Outage) -> None:
         name = f"penstock asks {self.store!r}"
         threading.Thread(target=_probe, args=(ref(self), lost, self._inbox), name=name, daemon=True).start()
 
-    def probe(self, lost: Outage | Silence, beside: Store | None, inbox: Inbox) -> bool:
+    def probe(self, lost: Outage, beside: Store | None, inbox: Inbox) -> bool:
         """Ask what does not answer once more, by a store beside ours if there is one. False: that is over."""
         store = beside or self.store
-        outage = self.scheduler.outage
-        if inbox is not self._inbox or self._stopping or not (isinstance(lost, Silence) or outage is lost):
+        if inbox is not self._inbox or self._stopping or not self._lasts(lost):
             return False
         answer: Reply | Exception
         try:
@@ -373,7 +372,7 @@ class Dispatcher:
                 answer = store.decide(lost.packed)
         except Unreachable as error:
             lost.error = error
-            if isinstance(lost, Silence) and not lost.told and clock.now() > lost.batch.sent + self.store.patience:
+            if not lost.told and clock.now() > lost.batch.sent + self.store.patience:
                 inbox.put(partial(self._node_lost, lost))
             return True
         except PenstockError as error:
@@ -388,21 +387,22 @@ class Dispatcher:
         """The node that was asked, if it can be silent alone. A process that decides itself does so for all nodes."""
         return store.node_of(packed.terms[0].name) if store is self.store and store.on_outage == "raise" else None
 
-    def _node_lost(self, silence: Silence, scheduler: Scheduler, _: float) -> None:
+    def _lasts(self, lost: Outage) -> bool:
+        """Whether that outage was not ended: by an answer, a defect, or as the store was closed."""
+        return lost is self.scheduler.outage or lost in self.scheduler.state.silent.values()
+
+    def _node_lost(self, silence: Outage, scheduler: Scheduler, _: float) -> None:
         if not silence.told:
             loss.node_lost(scheduler, silence)
             _log.warning("%s; what lives there is held up until it answers", silence.error)
             self._events.append(StoreLost(repr(self.store), str(silence.error), self.store.on_outage))
 
-    def _found(self, lost: Outage | Silence, answer: Reply | Exception, scheduler: Scheduler, now: float) -> None:
-        if isinstance(lost, Silence):
-            loss.node_found(scheduler, lost, answer, now)
-        elif scheduler.outage is lost:  # else a defect has ended it, or the store was closed
-            if not isinstance(answer, Exception):
-                self._lead = answer.now - now * 1e6
-            loss.store_found(scheduler, answer, now)
-        else:
+    def _found(self, lost: Outage, answer: Reply | Exception, scheduler: Scheduler, now: float) -> None:
+        if not self._lasts(lost):
             return
+        if lost is scheduler.outage and not isinstance(answer, Exception):
+            self._lead = answer.now - now * 1e6
+        loss.found(scheduler, lost, answer, now)
         if lost.told:
             _log.warning("%r answers again", self.store)
             self._events.append(StoreRecovered(repr(self.store)))
@@ -490,29 +490,22 @@ def _serve(dispatcher_ref: ref[Dispatcher], inbox: Inbox) -> None:
             dispatcher.end()
 
 
-def _probe(dispatcher_ref: ref[Dispatcher], lost: Outage | Silence, inbox: Inbox) -> None:
+def _probe(dispatcher_ref: ref[Dispatcher], lost: Outage, inbox: Inbox) -> None:
     """Ask what does not answer again and again, until there is an answer or the store is not referenced any more."""
-    dispatcher = dispatcher_ref()
-    beside = dispatcher.store.beside() if dispatcher is not None and isinstance(lost, Silence) else None
-    dispatcher = None  # not held while this thread sleeps
+    dispatcher, beside, pause = dispatcher_ref(), None, RETRY[0]
+    if dispatcher is not None and dispatcher.scheduler.outage is not lost:
+        beside = dispatcher.store.beside()
     try:
-        _probe_until_answered(dispatcher_ref, lost, beside, inbox)
+        while True:
+            dispatcher = None  # not held while this thread sleeps
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, RETRY[1])
+            dispatcher = dispatcher_ref()
+            if dispatcher is None or not dispatcher.probe(lost, beside, inbox):
+                return
     finally:
         if beside is not None:
             beside.disconnect()
-
-
-def _probe_until_answered(
-    dispatcher_ref: ref[Dispatcher], lost: Outage | Silence, beside: Store | None, inbox: Inbox
-) -> None:
-    pause = RETRY[0]
-    while dispatcher_ref() is not None:
-        time.sleep(pause * random.uniform(0.5, 1.0))
-        pause = min(2 * pause, RETRY[1])
-        dispatcher = dispatcher_ref()
-        if dispatcher is not None and not dispatcher.probe(lost, beside, inbox):
-            return
-        dispatcher = None
 
 
 def _stop_all() -> None:

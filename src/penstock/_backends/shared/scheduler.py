@@ -219,7 +219,7 @@ class Scheduler:
         """A caller wants to see how a limit set stands."""
         down = self.outage or self.state.silence_of(look.limit_set)
         if down is not None and down.told:
-            self.state.answer_look(look, down.error)
+            self.state.answer_looks([look], down.error)
             return
         self.state.looks.append(look)
         self.state.urgent = True
@@ -393,8 +393,7 @@ class Scheduler:
             self._leasing.serve(queue, now)
         for part in batch.offsets:
             self._look_at_reservations(part, now)
-        for look in batch.looks:
-            self.state.answer_look(look, None)
+        self.state.answer_looks(batch.looks, None)
         batch.asked = []  # requests name the batch, too: without this, only the garbage collector could free them
 
     def _mirror(self, batch: BatchInFlight, reply: Reply, now: float) -> None:
@@ -480,8 +479,8 @@ class Scheduler:
 
     # When the store does not decide
 
-    def unsend(self, batch: BatchInFlight, now: float) -> None:
-        """A batch was not decided: everything is as it was before it was written."""
+    def line_up_again(self, batch: BatchInFlight, now: float) -> None:
+        """What a batch asks for waits where it was before that was written."""
         state = self.state
         for request in reversed(batch.asked):
             if type(request) is LeaseAsked:
@@ -492,6 +491,11 @@ class Scheduler:
                     queue.bookings.append(request.booking)
                 state.stay(request, queue, now)
                 state.dirty[queue] = None
+
+    def unsend(self, batch: BatchInFlight, now: float) -> None:
+        """A batch was not decided: everything is as it was before it was written."""
+        state = self.state
+        self.line_up_again(batch, now)
         batch.asked = []
         state.drops += batch.drops
         state.orders += batch.orders
@@ -521,12 +525,8 @@ class Scheduler:
         for request in batch.asked:
             if type(request) is LeaseAsked:
                 for part in list(request.queue.standing().sets):
-                    self.state.fail_queue(part, error)
-            elif request.stage is Stage.ASKED and request.batch is batch:
-                state.refuse(request, again(error))
-        looks, batch.looks = batch.looks, []
-        for look in looks:
-            self.state.answer_look(look, error)
+                    state.fail_queue(part, error)
+        self.refuse_asked(batch, error)
         self.unsend(batch, now)
         state.urgent = state.something_to_say_but_for(queues)  # what is about this queue goes along with its next batch
         for part in batch.offsets:
@@ -549,10 +549,12 @@ class Scheduler:
             self.failed(batch, error, now)
 
     def refuse_asked(self, batch: BatchInFlight, error: Exception) -> None:
-        """Tell all whom a batch asks for that there is no answer, and why."""
+        """Tell all that wait for the answer to a batch that there is none, and why."""
         for request in batch.asked:
-            if type(request) is not LeaseAsked and request.stage is Stage.ASKED:
+            if type(request) is not LeaseAsked and request.stage is Stage.ASKED and request.batch is batch:
                 self.state.refuse(request, again(error))
+        self.state.answer_looks(batch.looks, error)
+        batch.looks = []
 
     def break_down(self, requests: Sequence[SharedRequest], error: StoreError) -> None:
         """After a defect: tell every caller and forget all. What was reserved or leased is unused until it ends."""
@@ -569,8 +571,7 @@ class Scheduler:
         for request in known:
             if request.stage not in {Stage.GRANTED, Stage.REFUSED, Stage.GONE}:
                 state.refuse(request, again(error))
-        for look in state.looks:
-            self.state.answer_look(look, error)
+        state.answer_looks(state.looks, error)
         woken = state.woken
         self.forget()
         state.woken = woken

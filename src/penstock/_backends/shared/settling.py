@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from penstock._backends.shared.requests import Debit, Refund
+from penstock._backends.shared.requests import Debit
 from penstock._backends.shared.state import SchedulerState
 from penstock._backends.shared.wire import BatchInFlight, Settlement
 from penstock._core.bucket import Bucket
@@ -53,7 +53,7 @@ class Settling:
         """Write the refunds that can go with this batch."""
         state = self._state
         refunds, state.refunds = state.refunds, []
-        refunds.sort(key=_latest_first)  # so nothing is lost on the way
+        refunds.sort(key=lambda refund: -refund.receipt)  # the latest first, so nothing is lost on the way
         for refund in refunds:
             if state.fits(batch, refund.state.limit_set):
                 batch.give_back(refund)
@@ -104,7 +104,3 @@ class Settling:
                 for of in [of for of, places in part.places.items() if places > 0]:
                     batch.renew(of)
                     state.renew_later(part, now)
-
-
-def _latest_first(refund: Refund) -> float:
-    return -refund.receipt

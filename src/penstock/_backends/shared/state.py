@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from heapq import heappop, heappush
@@ -18,7 +18,7 @@ from weakref import WeakSet, WeakValueDictionary
 
 from penstock._backends.charges import not_now
 from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
-from penstock._backends.shared.outage import Silence
+from penstock._backends.shared.outage import Outage
 from penstock._backends.shared.queue import StoreQueue
 from penstock._backends.shared.requests import Booking, Refund, SharedRequest, Stage, StoreReceipts
 from penstock._backends.shared.wire import NOBODY, BatchInFlight, FlowName, Look, Order
@@ -117,7 +117,7 @@ class SchedulerState:
         self.separate_until = -math.inf
         self.separate = False
         self.apart = False
-        self.silent: dict[object, Silence] = {}
+        self.silent: dict[object, Outage] = {}
         self._alarms: list[tuple[float, int, Callable[[float], None]]] = []
         self._alarm_count = 0
 
@@ -156,6 +156,12 @@ class SchedulerState:
             self.dirty[queue.standing()] = None
 
         self.at(moment, ring)
+
+    def look_again(self, queue: StoreQueue, moment: float, now: float) -> None:
+        """Look at a queue at that moment, unless it will be looked at before."""
+        if not now < queue.alarm <= moment:
+            queue.alarm = moment
+            self.look_at(queue, moment)
 
     # Of a request
 
@@ -200,12 +206,13 @@ class SchedulerState:
         if parker is not None:
             self.woken.append(parker)
 
-    def answer_look(self, look: Look, error: Exception | None) -> None:
-        """Tell the caller that wants to see how things stand that the answer is there, or why there is none."""
-        look.error = error
-        look.done = True
-        if look.parker is not None:
-            self.woken.append(look.parker)
+    def answer_looks(self, looks: Iterable[Look], error: Exception | None) -> None:
+        """Tell callers that want to see how things stand that the answer is there, or why there is none."""
+        for look in looks:
+            look.error = error
+            look.done = True
+            if look.parker is not None:
+                self.woken.append(look.parker)
 
     def refuse_late(self, request: SharedRequest, wait: float, blocker: str | None) -> None:
         """Tell a request that it would wait too long."""
@@ -290,14 +297,14 @@ class SchedulerState:
         self.departures.append(Departure(booking.charges[0][0], flow, share / flow.weight))
         self.urgent = True
 
-    def silence_of(self, part: SharedLimitSet) -> Silence | None:
+    def silence_of(self, part: SharedLimitSet) -> Outage | None:
         """The silence that holds a limit set up: of its node, or of the one that was asked for it last."""
         for silence in self.silent.values():
             if part in silence.batch.offsets:
                 return silence
         return self.silent.get(self.store.node_of(part.name)) if self.silent else None
 
-    def held_up(self, queue: StoreQueue) -> Silence | None:
+    def held_up(self, queue: StoreQueue) -> Outage | None:
         """The silence that holds up all that waits in a queue."""
         for part in queue.sets:
             silence = self.silence_of(part)

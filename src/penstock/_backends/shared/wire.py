@@ -160,23 +160,8 @@ class BatchInFlight:
     """
 
     __slots__ = (
-        "announce",
-        "asked",
-        "drops",
-        "epochs",
-        "flow",
-        "group",
-        "looks",
-        "offsets",
-        "operations",
-        "orders",
-        "payer",
-        "priority",
-        "refunds",
-        "sent",
-        "series",
-        "settlements",
-        "width",
+        "announce", "asked", "drops", "epochs", "flow", "group", "looks", "offsets", "operations", "orders", "payer",
+        "priority", "refunds", "sent", "series", "settlements", "width",
     )  # fmt: skip
 
     def __init__(self) -> None:
