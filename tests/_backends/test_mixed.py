@@ -47,6 +47,25 @@ async def left(org):
     return round(org.statistics().limits["tokens"].level)
 
 
+async def given_up(call):
+    async with anyio.create_task_group() as group:
+        group.start_soon(call)
+        await anyio.sleep(0.05)
+        group.cancel_scope.cancel()
+
+
+async def test_giving_up_is_counted_wherever_a_call_waits(store):
+    """For its place here, or for the store."""
+    org, local = parts(store, places=1, burst=10)
+    both = org & local
+    async with both(tokens=10):
+        await given_up(lambda: both.acquire(tokens=1))
+    assert both.statistics().cancelled == 1
+    await given_up(lambda: both.acquire(tokens=10))
+    await org.refresh()
+    assert both.statistics().cancelled == 2
+
+
 @pytest.mark.parametrize("turned", [False, True], ids=["org & local", "local & org"])
 async def test_both_parts_are_charged_and_places_come_back(turned, store):
     org, local = parts(store)

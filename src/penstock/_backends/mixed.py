@@ -219,6 +219,7 @@ class MixedBackend:
             if places is not None:
                 self.local.cancel(places)
             elif of_places is not None:
+                request.caller.cancelled += 1
                 self.local.leave(of_places)
 
     def hand_over(self, request: Request, grant: Grant) -> None:
