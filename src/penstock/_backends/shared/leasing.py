@@ -172,11 +172,7 @@ class Leasing:
                 other.amount += refund.amount
                 return
         state.refunds.append(refund)
-
-        def ring(_: float) -> None:
-            state.urgent = state.urgent or bool(state.refunds)
-
-        state.at(now + (refund.state.limit_set.lease or 0.0), ring)
+        state.speak_at(now + (refund.state.limit_set.lease or 0.0))
 
     def settle(self, receipts: StoreReceipts, now: float) -> bool:
         """Let a grant be charged what is wanted out of what is held. False: the store must hear of it."""

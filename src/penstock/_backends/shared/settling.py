@@ -68,8 +68,8 @@ class Settling:
                 state.drops.append(booking)
         departures, state.departures = state.departures, []
         for departure in departures:
-            if departure.state.limit_set in batch.offsets:
-                batch.leave(departure.flow, departure.seconds, departure.state)
+            if departure[-1].limit_set in batch.offsets:
+                batch.leave(*departure)
 
     def _write_settlements(self, batch: BatchInFlight) -> None:
         """Write the true costs of grants. One whose last debit has no answer yet waits for that."""

@@ -10,7 +10,6 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from heapq import heappop, heappush
 from typing import Any
@@ -28,7 +27,7 @@ from penstock._core.turns import ready_at
 from penstock._numbers import show_seconds
 from penstock.stores.contract import Store
 
-__all__ = ["MARGIN", "Departure", "SchedulerState", "again", "flow_key"]
+__all__ = ["MARGIN", "SchedulerState", "again", "flow_key"]
 
 
 MARGIN = 0.002
@@ -60,15 +59,6 @@ def again(error: Exception) -> Exception:
         return error
     twin.__cause__ = error.__cause__
     return twin
-
-
-@dataclass(slots=True, eq=False)
-class Departure:
-    """A flow has given a reservation back that was worth so many seconds of its throughput."""
-
-    state: SharedLimitState
-    flow: FlowName
-    seconds: float
 
 
 class SchedulerState:
@@ -106,7 +96,7 @@ class SchedulerState:
         self.orders: list[Order] = []
         self.refunds: list[Refund] = []
         self.drops: list[Booking] = []
-        self.departures: list[Departure] = []
+        self.departures: list[tuple[FlowName, float, SharedLimitState]] = []  # as `BatchInFlight.leave` takes them
         self.settlements: dict[StoreReceipts, None] = {}
         self.looks: list[Look] = []
         self.owed: dict[SharedLimitState, float] = {}
@@ -154,6 +144,14 @@ class SchedulerState:
 
         def ring(_: float) -> None:
             self.dirty[queue.standing()] = None
+
+        self.at(moment, ring)
+
+    def speak_at(self, moment: float) -> None:
+        """Tell the store at that moment what there is to say, if no batch has told it before."""
+
+        def ring(_: float) -> None:
+            self.urgent = self.urgent or bool(self.refunds or self.renewing)
 
         self.at(moment, ring)
 
@@ -292,10 +290,7 @@ class SchedulerState:
     def drop(self, booking: Booking, queue: StoreQueue) -> None:
         """Tell the store, with the next batch, that a booking is not needed any more."""
         self.drops.append(booking)
-        share = max(amount / state.throughput for state, amount in booking.charges)
-        flow = self.flow_name(booking.flow, queue)
-        self.departures.append(Departure(booking.charges[0][0], flow, share / flow.weight))
-        self.urgent = True
+        self._depart_with_all(booking, queue)
 
     def silence_of(self, part: SharedLimitSet) -> Outage | None:
         """The silence that holds a limit set up: of its node, or of the one that was asked for it last."""
@@ -337,18 +332,19 @@ class SchedulerState:
         """Give what a request was granted back to the store, with the next batch."""
         for (state, amount), receipt in zip(request.charges, request.receipts, strict=True):
             self.refunds.append(Refund(state, amount, request.epochs[state.limit_set], receipt))
-        self.depart(
-            request, self.queue_of(request), max(amount / state.throughput for state, amount in request.charges)
-        )
+        self._depart_with_all(request, self.queue_of(request))
+
+    def _depart_with_all(self, of: SharedRequest | Booking, queue: StoreQueue) -> None:
+        self.depart(of, queue, max(amount / state.throughput for state, amount in of.charges))
         self.urgent = True
 
-    def depart(self, request: SharedRequest, queue: StoreQueue, seconds: float) -> None:
+    def depart(self, of: SharedRequest | Booking, queue: StoreQueue, seconds: float) -> None:
         """Tell the store, with the next batch, that a flow needs no turn any more.
 
         It had reserved so many seconds of throughput.
         """
-        flow = self.flow_name(request.flow, queue)
-        self.departures.append(Departure(request.charges[0][0], flow, seconds / flow.weight))
+        flow = self.flow_name(of.flow, queue)
+        self.departures.append((flow, seconds / flow.weight, of.charges[0][0]))
 
     def something_to_say_but_for(self, queues: set[StoreQueue]) -> bool:
         """Whether the store is to be told something that is not about these queues."""
@@ -377,8 +373,4 @@ class SchedulerState:
         if part.renew_at == math.inf:
             part.renew_at = now + part.place_ttl / 3
             self.renewing[part] = None
-
-            def ring(_: float) -> None:
-                self.urgent = True
-
-            self.at(part.renew_at, ring)
+            self.speak_at(part.renew_at)
