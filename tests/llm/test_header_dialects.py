@@ -159,6 +159,100 @@ ROWS = {
         },
         ("requests", "requests", 120, 119, 60, 0.5),
     ),
+    "IETF, names that differ": (
+        {"RateLimit": '"default";r=50;t=30', "RateLimit-Policy": '"burst";q=100;w=60'},
+        ("requests:burst", "requests", 100, 50, 60, 30),
+    ),
+    "IETF, a name with marks in it": (
+        {"RateLimit": '"a,b;c=d"; r=50; t=30', "RateLimit-Policy": '"a,b;c=d"; q=100; w=60; pk=:dHJpYWw=:'},
+        ("requests:a,b;c=d", "requests", 100, 50, 60, 30),
+    ),
+    "IETF, of bytes": (
+        {"RateLimit": '"user";r=50;t=5', "RateLimit-Policy": '"user";q=65535;qu="content-bytes";w=10'},
+        ("content-bytes:user", "content-bytes", 65_535, 50, 10, 5),
+    ),
+    "IETF, three headers and policies in the first": (
+        {"RateLimit-Limit": "1000, 10;w=1, 1000;w=3600", "RateLimit-Remaining": "900", "RateLimit-Reset": "1800"},
+        ("requests", "requests", 1_000, 900, 3_600, 1_800),
+    ),
+    "IETF, three headers and a policy beside them": (
+        {
+            "RateLimit-Limit": "100",
+            "RateLimit-Remaining": "50",
+            "RateLimit-Reset": "30",
+            "RateLimit-Policy": "100;w=3600",
+        },
+        ("requests", "requests", 100, 50, 3_600, 30),
+    ),
+    "IETF, an older draft and its policy": (
+        {"RateLimit": "limit=100, remaining=50, reset=30", "RateLimit-Policy": "100;w=3600"},
+        ("requests", "requests", 100, 50, 3_600, 30),
+    ),
+    "twitter": (
+        {"x-rate-limit-limit": "900", "x-rate-limit-remaining": "899", "x-rate-limit-reset": "1700000900"},
+        ("requests", "requests", 900, 899, 3_600, 900),
+    ),
+    "zendesk": (
+        {"X-Rate-Limit": "700", "X-Rate-Limit-Remaining": "699"},
+        ("requests", "requests", 700, 699, None, None),
+    ),
+    "discord, which tells the reset twice": (
+        {
+            "X-RateLimit-Limit": "5",
+            "X-RateLimit-Remaining": "0",
+            "X-RateLimit-Reset": "1600000000.5",
+            "X-RateLimit-Reset-After": "4.57",
+        },
+        ("requests", "requests", 5, 0, 60, 4.57),
+    ),
+    "shopify": ({"X-Shopify-Shop-Api-Call-Limit": "32/40"}, ("requests", "requests", 40, 8, 20, None)),
+    "gitlab": (
+        {
+            "RateLimit-Limit": "60",
+            "RateLimit-Name": "throttle_authenticated_web",
+            "RateLimit-Observed": "67",
+            "RateLimit-Remaining": "0",
+            "RateLimit-Reset": "1700000030",
+            "RateLimit-ResetTime": "Tue, 14 Nov 2023 22:13:50 GMT",
+        },
+        ("requests", "requests", 60, 0, 60, 30),
+    ),
+    "reddit": (
+        {"x-ratelimit-used": "2", "x-ratelimit-remaining": "598.0", "x-ratelimit-reset": "540"},
+        ("requests", "requests", 600, 598, 3_600, 540),
+    ),
+    "linear": (
+        {
+            "X-RateLimit-Requests-Limit": "1500",
+            "X-RateLimit-Requests-Remaining": "1499",
+            "X-RateLimit-Requests-Reset": "1700003600000",
+        },
+        ("requests", "requests", 1_500, 1_499, 3_600, 3_600),
+    ),
+    "a moment as HTTP writes it": (
+        {
+            "X-RateLimit-Limit": "100",
+            "X-RateLimit-Remaining": "40",
+            "X-RateLimit-Reset": "Tue, 14 Nov 2023 22:13:50 GMT",
+        },
+        ("requests", "requests", 100, 40, 60, 30),
+    ),
+    "a moment that no minute reaches": (
+        {"X-RateLimit-Limit": "5000", "X-RateLimit-Remaining": "4000", "X-RateLimit-Reset": "2023-11-14T22:33:20Z"},
+        ("requests", "requests", 5_000, 4_000, 3_600, 1_200),
+    ),
+    "two proxies that tell resets": (
+        {"X-RateLimit-Limit": "500, 100", "X-RateLimit-Remaining": "499, 99", "X-RateLimit-Reset": "10, 50"},
+        ("requests", "requests", 100, 99, 60, 50),
+    ),
+    "together, tokens": (
+        {"x-tokenlimit-limit": "100", "x-tokenlimit-remaining": "40", "x-tokenlimit-reset": "1"},
+        ("tokens", "tokens", 100, 40, 1, 1),
+    ),
+    "cohere, a trial": (
+        {"x-trial-endpoint-call-limit": "40", "x-trial-endpoint-call-remaining": "39"},
+        ("requests-minute", "requests", 40, 39, 60, None),
+    ),
     "anthropic": (
         {"anthropic-ratelimit-input-tokens-limit": "40000", "anthropic-ratelimit-input-tokens-remaining": "39000"},
         ("input-tokens", "input-tokens", 40_000, 39_000, None, None),
@@ -174,11 +268,22 @@ def test_every_dialect_is_understood(fields, meaning):
     assert quota.resets_in == (None if resets_in is None else pytest.approx(resets_in))
 
 
+def test_each_of_several_policies_keeps_its_own_numbers():
+    told = {
+        "RateLimit": '"burst";r=10;t=1, "daily";r=900;t=40000',
+        "RateLimit-Policy": '"burst";q=20;w=1,"daily";q=1000;w=86400',
+    }
+    found = [(quota.name, quota.limit, quota.remaining, quota.per) for quota in read(told).quotas]
+    assert found == [("requests:burst", 20, 10, 1), ("requests:daily", 1_000, 900, DAY)]
+
+
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [
         ("5", 5),
         ("5s", 5),
+        ("5 seconds", 5),
+        ("5, 10", 10),
         ("1m30s", 90),
         ("1700000012", 12),
         ("1700000012000", 12),

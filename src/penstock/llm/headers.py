@@ -54,12 +54,35 @@ _EPOCH = 1e9
 _WHOSE = re.compile(r"(.+)-(limit|remaining|reset)-(requests|tokens)")
 """LiteLLM's proxy says whose limit it is: `x-ratelimit-api_key-remaining-requests`."""
 
-_FIELDS = ("limit", "remaining", "reset", "renewalperiod", "window")
+_FIELDS = ("limit", "remaining", "reset", "renewalperiod", "window", "used", "reset-after")
+_PREFIXES = ("x-ratelimit-", "x-rate-limit-", "ratelimit-")
+_OTHERS = {
+    "x-rate-limit": ("", "limit"),  # Zendesk's
+    "x-ratelimit-reset-after": ("", "reset-after"),  # Discord's, beside a reset that is a moment
+    **{f"x-tokenlimit-{field}": ("tokens", field) for field in ("limit", "remaining", "reset")},  # Together's
+    **{f"x-trial-endpoint-call-{field}": ("requests-minute", field) for field in ("limit", "remaining")},  # Cohere's
+}
+"""Headers of limits that are named in a way of their own: the limit, and what they say of it."""
+
+_SHOPIFY, _SHOPIFYS_PERIOD = "x-shopify-shop-api-call-limit", "20"
+"""`32/40`: used, and the bucket, which all plans have filled again after 20 seconds."""
+
+_BUCKETS = ("x-ratelimit-bucket", "x-ratelimit-resource", "ratelimit-name")
+"""Discord's, GitHub's and GitLab's name for what shares a limit."""
+
 _LONGEST = 256
 """Characters of a header that is worth reading: what is longer is no number and no date."""
 
+_LISTS = {"ratelimit": 4 * _LONGEST, "ratelimit-policy": 4 * _LONGEST}
+"""The same of headers that tell of several limits."""
+
+_ITEMS = re.compile(r'(?:"[^"]*"|[^",])+')
+_PARAMETERS = re.compile(r'(?:"[^"]*"|[^";])+')
+_SECONDS = re.compile(r"(\d+(?:\.\d+)?) ?sec(?:ond)?s?", re.ASCII | re.IGNORECASE)
+
 _UNITS = {
     "req": "requests",
+    "request": "requests",
     "project-tokens": "tokens",
     "project-requests": "requests",
     "tokens-prompt": "input-tokens",
@@ -105,10 +128,18 @@ class Reading:
     Attributes:
         quotas: In the order of their names. Empty for servers that do not tell.
         retry_after: Seconds to stay away. None: not asked for. Always None on a success.
+        bucket: The service's name for those requests that share the limits; "": it has none.
     """
 
     quotas: tuple[Quota, ...]
     retry_after: float | None
+    bucket: str = ""
+
+    @property
+    def empty_for(self) -> float | None:
+        """Seconds until what is used up comes back, where no bucket's reset tells it; None: nothing is, or untold."""
+        ends = [quota.resets_in for quota in self.quotas if quota.remaining == 0 and quota.reset is None]
+        return max((end for end in ends if end), default=None)
 
     def quota(self, name: str) -> Quota | None:
         """The quota of that name, if it was told."""
@@ -126,32 +157,45 @@ def read(headers: Mapping[str, str], status: int, *, wall: float) -> Reading:
         status: Of the response. A `Retry-After` on a success is noise (one service sends 59 with a 200) and is ignored.
         wall: Now, in seconds since 1970. Only for dates, and only where the response has no `Date` of its own.
     """
-    if 200 <= status < 300 and not any("ratelimit" in name.lower() for name in headers):
+    if 200 <= status < 300 and not any("limit" in name.lower() for name in headers):
         return _NOTHING_TOLD
     lower = _readable(headers)
     told: dict[str, dict[str, str]] = {}
     for header, value in lower.items():
-        # Names below are `x-ratelimit-reset-tokens`, and the other way round `anthropic-ratelimit-tokens-reset`.
-        if header.startswith("x-ratelimit-"):
-            field, _, name = header.removeprefix("x-ratelimit-").partition("-")
-            if field not in _FIELDS and (whose := _WHOSE.fullmatch(header.removeprefix("x-ratelimit-"))):
-                field, name = whose[2], f"{whose[3]}:{whose[1]}"
-        elif header.startswith("anthropic-ratelimit-"):
-            name, _, field = header.removeprefix("anthropic-ratelimit-").rpartition("-")
-        elif header.startswith("ratelimit-"):
-            field, name = header.removeprefix("ratelimit-"), ""
-        else:
-            continue
+        name, field = _place_of(header)
         if field in _FIELDS:
             told.setdefault(name or "requests", {})[field] = value
-    for name, fields in _ietf(lower).items():
-        told.setdefault(name, {}).update(fields)
+    used, slash, most = lower.get(_SHOPIFY, "").partition("/")
+    if slash:
+        told["requests"] = {"limit": most, "used": used, "window": _SHOPIFYS_PERIOD}
+    _ietf(lower, told)
     sent = _sent(lower, wall)
     quotas = (_quota(name, fields, sent) for name, fields in sorted(told.items()))
     return Reading(
         quotas=tuple(quota for quota in quotas if quota is not None),
         retry_after=None if 200 <= status < 300 else retry_after(lower, wall=wall),
+        bucket=next((lower[name] for name in _BUCKETS if name in lower), ""),
     )
+
+
+def _place_of(header: str) -> tuple[str, str]:
+    """The limit that a header is about, and what it says of it; ("", ""): it is about none."""
+    if header in _OTHERS:
+        return _OTHERS[header]
+    prefix = next((prefix for prefix in _PREFIXES if header.startswith(prefix)), None)
+    if prefix is not None:
+        rest = header.removeprefix(prefix)
+        field, _, name = rest.partition("-")
+        if field in _FIELDS:
+            return name, field
+        if whose := _WHOSE.fullmatch(rest):
+            return f"{whose[3]}:{whose[1]}", whose[2]
+    elif header.startswith("anthropic-ratelimit-"):
+        rest = header.removeprefix("anthropic-ratelimit-")
+    else:
+        return "", ""
+    name, _, field = rest.rpartition("-")  # the other way round: Anthropic's, Linear's
+    return name, field
 
 
 def retry_after(headers: Mapping[str, str], *, wall: float) -> float | None:
@@ -164,16 +208,16 @@ def retry_after(headers: Mapping[str, str], *, wall: float) -> float | None:
     if milliseconds is not None:
         return milliseconds / 1_000
     text = lower.get("retry-after", "").strip()
-    seconds = _number(text)
-    if seconds is not None:
+    several = [_number(part) for part in text.split(",")]  # of two proxies: both are to be waited for
+    numbers = [number for number in several if number is not None]
+    if len(numbers) == len(several):
+        seconds = max(numbers)
         return seconds if seconds < _EPOCH else max(0.0, _moment(seconds) - _sent(lower, wall))
-    seconds = duration(text)
-    if seconds is not None:
-        return seconds
-    moment = _http_date(text)
-    if moment is None:
-        moment = _rfc3339(text)
-    return None if moment is None else max(0.0, moment - _sent(lower, wall))
+    worded = _SECONDS.fullmatch(text)
+    if worded is not None:
+        return float(worded[1])
+    moment = _date(text)
+    return duration(text) if moment is None else max(0.0, moment - _sent(lower, wall))
 
 
 def duration(text: str) -> float | None:
@@ -191,52 +235,81 @@ def duration(text: str) -> float | None:
 
 def _readable(headers: Mapping[str, str]) -> dict[str, str]:
     """The headers with names in lower case, without those that cannot be read. Never raises."""
-    return {
-        name.lower(): str(value)
-        for name, value in headers.items()
-        if len(str(value)) <= _LONGEST and len(name) <= _LONGEST
-    }
+    found: dict[str, str] = {}
+    for header, value in headers.items():
+        name, text = header.lower(), str(value)
+        if len(name) <= _LONGEST and len(text) <= _LISTS.get(name, _LONGEST):
+            found[name] = text
+    return found
 
 
-def _ietf(headers: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """The IETF draft's fields, in its newer and its older form.
+def _ietf(headers: Mapping[str, str], told: dict[str, dict[str, str]]) -> None:
+    """Add what the IETF draft's fields tell, in the forms that they have had.
 
-    `RateLimit: "default";r=50;t=30` with `RateLimit-Policy: "default";q=100;w=60`, or
-    `RateLimit: limit=100, remaining=50, reset=30`.
+    `RateLimit: "default";r=50;t=30` with `RateLimit-Policy: "default";q=100;w=60`, where `qu` is what is counted; or
+    `RateLimit: limit=100, remaining=50, reset=30` with `RateLimit-Policy: 100;w=60`; or three headers, the first of
+    which may hold policies: `RateLimit-Limit: 10, 10;w=1, 50;w=60`.
     """
-    told: dict[str, dict[str, str]] = {}
-    words = {"r": "remaining", "t": "reset", "q": "limit", "w": "window"}
-    for header in ("ratelimit", "ratelimit-policy"):
-        text = headers.get(header, "")
-        flat: dict[str, str] = {}
-        for part in text.split(","):
-            key, _, value = part.strip().partition("=")
-            flat[key] = value
-        if "limit" in flat and "remaining" in flat:
-            told["requests"] = {field: flat[field] for field in _FIELDS if field in flat}
-            continue
-        for item in text.split(","):
-            name, _, rest = item.strip().partition(";")
-            for pair in rest.split(";"):
-                key, _, value = pair.strip().partition("=")
-                if key in words:
-                    told.setdefault(f"requests:{name.strip().strip(chr(34))}", {})[words[key]] = value.strip('"')
-    return told
+    left, policies = _items(headers.get("ratelimit", "")), _items(headers.get("ratelimit-policy", ""))
+    flat = {key: value for key, _, value in (name.partition("=") for name, _ in left)}
+    if "limit" in flat and "remaining" in flat:
+        told["requests"] = {field: flat[field] for field in _FIELDS if field in flat}
+        left = []
+    _add_window(told.get("requests", {}), policies)
+    policies = [(name, told) for name, told in policies if "q" in told]
+    if len(left) == len(policies) == 1:  # of one limit, whatever it is called here and there
+        left = [(policies[0][0], left[0][1])]
+    names: dict[str, str] = {}
+    for name, parameters in (*policies, *left):
+        names.setdefault(name, f"{parameters.get('qu', 'requests')}:{name}")
+        fields = {word: parameters[key] for key, word in _WORDS.items() if key in parameters}
+        if fields:
+            told.setdefault(names[name], {}).update(fields)
 
 
-def _smaller(text: str) -> str:
-    """Of `500, 100`, which come from two proxies, the smaller."""
-    if "," not in text:
-        return text
-    numbers = [(number, part) for part in text.split(",") if (number := _number(part.partition(";")[0])) is not None]
-    return min(numbers)[1].partition(";")[0] if numbers else text
+_WORDS = {"r": "remaining", "t": "reset", "q": "limit", "w": "window"}
+
+
+def _add_window(fields: dict[str, str], policies: list[tuple[str, dict[str, str]]]) -> None:
+    """Add the period that policies such as `100;w=60` give to a limit of 100."""
+    limits = _items(fields.get("limit", ""))
+    policies = [each for each in (*limits, *policies) if "w" in each[1]]
+    if any("w" in parameters for _, parameters in limits):
+        fields["limit"] = limits[0][0]  # the one that matters; the policies come behind it
+    for amount, parameters in policies:
+        if amount == fields.get("limit"):
+            fields.setdefault("window", parameters["w"])
+
+
+def _items(text: str) -> list[tuple[str, dict[str, str]]]:
+    """The items of a structured field: the name of each, and its parameters."""
+    items: list[tuple[str, dict[str, str]]] = []
+    for item in _ITEMS.findall(text):
+        name, *rest = _PARAMETERS.findall(item) or [""]
+        pairs = (pair.partition("=") for pair in rest)
+        items.append((name.strip().strip('"'), {key.strip(): value.strip().strip('"') for key, _, value in pairs}))
+    return items
+
+
+def _smaller(fields: Mapping[str, str]) -> dict[str, str]:
+    """Of `500, 100`, which come from two proxies, the smaller limit, and what is said of that one."""
+    parts = {field: text.split(",") if text.strip()[:1].isdigit() else [text] for field, text in fields.items()}
+    limits = [_number(part) for part in parts.get("limit", ())]
+    known = [(limit, at) for at, limit in enumerate(limits) if limit is not None]
+    chosen = min(known)[1] if known else 0
+    return {field: texts[chosen] if len(texts) == len(limits) else texts[0] for field, texts in parts.items()}
 
 
 def _quota(name: str, fields: Mapping[str, str], sent: float) -> Quota | None:
-    fields = {field: _smaller(text) for field, text in fields.items()}
+    fields = _smaller(fields) if any("," in text for text in fields.values()) else fields
     limit, remaining = _number(fields.get("limit", "")), _number(fields.get("remaining", ""))
     if _negative(fields.get("limit")) or _negative(fields.get("remaining")) or limit == 0:
         return None  # -1/-1/0 is what a service says that does not know
+    used = _number(fields.get("used", ""))
+    if used is not None and limit is None and remaining is not None:
+        limit = used + remaining
+    elif used is not None and limit is not None and remaining is None:
+        remaining = max(0.0, limit - used)
     if limit is None and remaining is None:
         return None
     renewal = _number(fields.get("renewalperiod", "")) or None
@@ -248,8 +321,8 @@ def _quota(name: str, fields: Mapping[str, str], sent: float) -> Quota | None:
     base = base.partition(":")[0]
     reset = resets_in = bare = None
     exact = per is not None
-    text = fields.get("reset")
-    is_moment = _rfc3339(text or "") is not None
+    text = fields.get("reset-after", fields.get("reset"))
+    is_moment = _date(text or "") is not None
     step = 1.0 if is_moment else _step(text or "")
     if text is not None and limit is not None and remaining is not None:
         reset, per = _reset(text.strip(), limit, remaining, per, sent)
@@ -277,7 +350,7 @@ def _seconds_until(text: str, sent: float) -> float | None:
         seconds = _number(text)
         if seconds is not None and seconds >= _EPOCH:
             seconds = max(0.0, _moment(seconds) - sent)
-    if seconds is None and (moment := _rfc3339(text)) is not None:
+    if seconds is None and (moment := _date(text)) is not None:
         seconds = max(0.0, moment - sent)
     return seconds if seconds is not None and seconds <= MONTH else None
 
@@ -298,7 +371,9 @@ def _reset(
         readings = [(bare, _step(text))]
         if per is not None:  # which of them it is, the formula can say where the period is known
             readings.insert(0, (bare / 1_000, 0.001))
-    elif (moment := _rfc3339(text)) is not None:
+    elif (moment := _date(text)) is not None:
+        if per is None and moment - sent > 61:
+            return None, None
         # Anthropic's: moments in whole seconds, and remaining tokens rounded to thousands, of limits per minute.
         period = per or 60.0
         rounded = 500 if limit >= 1_000 and remaining % 1_000 == 0 else 0
@@ -350,12 +425,13 @@ def _http_date(text: str) -> float | None:
         return None
 
 
-def _rfc3339(text: str) -> float | None:
+def _date(text: str) -> float | None:
+    """A moment as RFC 3339 or HTTP write it, in seconds since 1970; None: it is none."""
     try:
         moment = datetime.fromisoformat(text)
         return moment.timestamp() if moment.tzinfo else None
     except (ValueError, OverflowError):
-        return None
+        return _http_date(text) if ":" in text else None
 
 
 def _number(text: str) -> float | None:
