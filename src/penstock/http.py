@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from penstock import Limiter
 from penstock._introspect import check_plain
+from penstock._numbers import Seconds
+from penstock._validation import read_wait
 from penstock.events import Refused, ServiceEvent
 from penstock.llm.discovered import DiscoveredEndpoint
-from penstock.llm.endpoints import Endpoint, Endpoints, by_limiter
-from penstock.llm.exchange import MAX_PAUSE, Plan, Rules, checked_cost
+from penstock.llm.endpoints import Endpoint, Endpoints, by_limiter, nothing_to_see
+from penstock.llm.exchange import MAX_PAUSE, Plan, Rules, checked_cost, checked_pause
 from penstock.llm.reporting import Listener
 from penstock.llm.transport import limited_client, transports
 
@@ -44,6 +46,9 @@ __all__ = [
 
 C = TypeVar("C")
 
+_EVERY_HOST = "every host"
+_HOSTS = 2_048  # that are remembered
+
 Limits = Limiter | Callable[[Any], Limiter | None] | Literal["auto"]
 Cost = Callable[[Any], Mapping[str, float] | None]
 OnEvent = Callable[[ServiceEvent | Refused], object]
@@ -53,8 +58,8 @@ def limit_http_client(
     client: C,
     limiter: Limits,
     *,
-    max_wait: float | None = None,
-    max_pause: float = MAX_PAUSE,
+    max_wait: Seconds | None = None,
+    max_pause: Seconds = MAX_PAUSE,
     cost: Cost | None = None,
     on_event: OnEvent | None = None,
 ) -> C:
@@ -62,13 +67,15 @@ def limit_http_client(
 
     A request waits for its turn before it is sent; no timeout of the client sees that wait. When a server answers with
     429, all calls under that limiter wait once, for as long as it says, and the request is sent again, unless its body
-    is a stream. Where the server's headers tell of less than the limiter has, the limiter is lowered to that.
+    is a stream. So they do after a 403 that tells of a limit, as GitHub's, and a 503 with `Retry-After`. Where the
+    server's headers tell of less than the limiter has, the limiter is lowered to that.
 
     Args:
         client: Of httpx or httpx2. The copy shares its connections, proxies, hooks and timeouts.
         limiter: A `Limiter`; or a function of the request that returns one, or None for a request that is not limited;
             or "auto": learned per host, from `RateLimit` and `X-RateLimit` headers, `Retry-After`, and refusals.
-        max_wait: Longest wait for a turn, in seconds; a request that would wait longer raises `RateLimited` at once.
+        max_wait: Longest wait for a turn, in seconds or as a timedelta; a request that would wait longer raises
+            `RateLimited` at once.
         max_pause: Longest wait that a server may ask for, in seconds. If it asks for more, its 429 is what the caller
             gets.
         cost: What a request costs, per unit, as a function of the request; None: it is not limited. Default: one
@@ -86,8 +93,8 @@ def transport(
     inner: Any,
     limiter: Limits,
     *,
-    max_wait: float | None = None,
-    max_pause: float = MAX_PAUSE,
+    max_wait: Seconds | None = None,
+    max_pause: Seconds = MAX_PAUSE,
     cost: Cost | None = None,
     on_event: OnEvent | None = None,
 ) -> Any:
@@ -121,8 +128,8 @@ if TYPE_CHECKING:
             limiter: Limits,
             inner: Any = None,
             *,
-            max_wait: float | None = None,
-            max_pause: float = MAX_PAUSE,
+            max_wait: Seconds | None = None,
+            max_pause: Seconds = MAX_PAUSE,
             cost: Cost | None = None,
             on_event: OnEvent | None = None,
         ) -> None:
@@ -162,8 +169,8 @@ def _transport_class(name: str) -> Any:
         limiter: Limits,
         inner: Any = None,
         *,
-        max_wait: float | None = None,
-        max_pause: float = MAX_PAUSE,
+        max_wait: Seconds | None = None,
+        max_pause: Seconds = MAX_PAUSE,
         cost: Cost | None = None,
         on_event: OnEvent | None = None,
     ) -> None:
@@ -180,10 +187,10 @@ def _transport_class(name: str) -> Any:
     return type(name, (base,), {"__init__": __init__, "__doc__": about, "__module__": __name__, "__qualname__": name})
 
 
-def _rules(limiter: Any, max_wait: float | None, max_pause: float, cost: Cost | None, on_event: Any) -> Rules:
+def _rules(limiter: Any, max_wait: Seconds | None, max_pause: Seconds, cost: Cost | None, on_event: Any) -> Rules:
     if cost is not None:
         check_plain("limit_http_client", "cost", cost)
-    endpoint_of = _endpoint_of(limiter)
+    endpoints, endpoint_of = _endpoints(limiter)
 
     def count(request: Any) -> Mapping[str, float] | None:
         return {"requests": 1.0} if cost is None else checked_cost(cost(request))
@@ -195,19 +202,29 @@ def _rules(limiter: Any, max_wait: float | None, max_pause: float, cost: Cost | 
     if on_event is not None:
         check_plain("limit_http_client", "on_event", on_event)
     listener = None if on_event is None else Listener(on_event)
-    return Rules(count, plan, max_wait=max_wait, max_pause=max_pause, answer=False, listener=listener)
+    return Rules(
+        count,
+        plan,
+        max_wait=read_wait(max_wait),
+        max_pause=checked_pause(max_pause),
+        answer=False,
+        listener=listener,
+        endpoints=endpoints,
+    )
 
 
-def _endpoint_of(limiter: Any) -> Callable[[Any], Endpoint | None]:
+def _endpoints(limiter: Any) -> tuple[Endpoints, Callable[[Any], Endpoint | None]]:
     if isinstance(limiter, Limiter):
         only = Endpoint(limiter)
-        return lambda _: only
+        endpoints = Endpoints(lambda _: only)
+        endpoints.of(_EVERY_HOST)
+        return endpoints, lambda _: only
     if limiter == "auto":
-        hosts = Endpoints(lambda _: DiscoveredEndpoint())
-        return lambda request: hosts.of(request.url.netloc.decode("ascii", "replace"))
+        hosts = Endpoints(lambda _: DiscoveredEndpoint(), most=_HOSTS)
+        return hosts, lambda request: hosts.of(request.url.netloc.decode("ascii", "replace"))
     if callable(limiter):
         check_plain("limit_http_client", "limiter", limiter)
-        return by_limiter(limiter)
+        return Endpoints(nothing_to_see), by_limiter(limiter)
     raise ValueError(
         f'limiter must be a Limiter, a function of the request that returns one, or "auto", not {limiter!r}'
     )

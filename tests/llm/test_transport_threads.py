@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from penstock import Limiter, Rate, RateLimited, in_flight, per_minute
+from penstock import Limiter, Rate, RateLimited, clock, in_flight, per_minute
+from penstock.http import limit_http_client
 from penstock.llm.clients import limit_client
 from penstock.llm.failures import Action, judge
 from penstock.llm.refusals import refusal
@@ -61,3 +62,14 @@ def test_a_refusal_of_ours_may_be_waited_for_by_a_retry():
     ours = refusal(RateLimited("later", retry_after=3.0, blocked_by="tokens"))
     verdict = judge(ours.status, ours.content, ours.headers)
     assert (verdict.action, verdict.wait) == (Action.WAIT, 3.0)
+
+
+@pytest.mark.parametrize("status", [403, 429, 503])
+def test_a_sync_client_waits_as_long_as_a_refusal_says(lib, status):
+    told = {"retry-after": "0.05", "x-ratelimit-limit": "60", "x-ratelimit-remaining": "0"}
+    answers = [lib.Response(status, headers=told), lib.Response(200)]
+    sent = lib.MockTransport(lambda _: answers.pop(0))
+    client = limit_http_client(lib.Client(transport=sent), Limiter(requests=per_minute(600)))
+    began = clock.now()
+    assert client.get("http://api.test/").status_code == 200
+    assert clock.now() - began >= 0.05

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from penstock import Limiter
 from penstock._introspect import check_plain
+from penstock._numbers import Seconds
+from penstock._validation import read_wait
 from penstock.events import Refused, ServiceEvent
 from penstock.llm import tables
 from penstock.llm.accounts import Accounts
 from penstock.llm.copies import copied, http_clients_in, library_of
-from penstock.llm.endpoints import Endpoint, Endpoints, by_limiter, published
-from penstock.llm.exchange import MAX_PAUSE, NoLimitsKnown, Plan, Rules, checked_cost, content_of
+from penstock.llm.endpoints import Endpoint, Endpoints, by_limiter, nothing_to_see, published
+from penstock.llm.exchange import MAX_PAUSE, NoLimitsKnown, Plan, Rules, checked_cost, checked_pause, content_of
 from penstock.llm.refusals import Refusal
 from penstock.llm.reporting import Listener
 from penstock.llm.streams import minding
@@ -85,8 +87,8 @@ def limit_client(
     tier: str | None = None,
     account: str | None = None,
     cost: Cost | Literal["bytes", "tiktoken", "bytes + output", "bytes or output", "total"] = "bytes",
-    max_wait: float | None = None,
-    max_pause: float = MAX_PAUSE,
+    max_wait: Seconds | None = None,
+    max_pause: Seconds = MAX_PAUSE,
     on_event: Callable[[ServiceEvent | Refused], object] | None = None,
     store: Store | None = None,
 ) -> Client:
@@ -118,7 +120,7 @@ def limit_client(
             output", where `max_tokens` is charged on top (Azure, Bedrock); "bytes or output", whichever is more;
             "total", where what really came out is charged too (Groq, Mistral, Together): it is estimated, and settled
             by `usage`; or a function of path and body, see `penstock.llm.tokens`.
-        max_wait: Longest wait for a turn, in seconds, 0 or more; None: any.
+        max_wait: Longest wait for a turn, in seconds or as a timedelta, 0 or more; None: any.
         max_pause: Longest wait that the service may ask for, in seconds, 0 or more. If it asks for more, its error is
             raised.
         on_event: Hears a frozen record of each request when its answer is over (`penstock.events.Answered`), of those
@@ -156,10 +158,12 @@ def limit_client(
 def limits_of(client: Any) -> Mapping[str, Endpoint]:
     """What is known of the limits of a client that `limit_client` returned: per model, an endpoint with `statistics()`.
 
+    Of one that `penstock.http.limit_http_client` returned, per host.
+
     A copy of it, such as `client.with_options(timeout=60)`, has the same ones.
 
-    With one limiter for all, its name is "every model". With a function of the request there is nothing to be seen
-    here: ask the limiters that it returns.
+    With one limiter for all, its name is "every model", or "every host". With a function of the request there is
+    nothing to be seen here: ask the limiters that it returns.
 
     Raises:
         ValueError: The client is not limited.
@@ -238,8 +242,8 @@ def rules_for(
     tier: str | None,
     account: str | None,
     cost: Any,
-    max_wait: float | None,
-    max_pause: float,
+    max_wait: Seconds | None,
+    max_pause: Seconds,
     on_event: Callable[[Any], object] | None = None,
     store: Store | None = None,
 ) -> Rules:
@@ -277,8 +281,8 @@ def rules_for(
         count,
         plan,
         heavy=lambda request: heavy(content_of(request)),
-        max_wait=max_wait,
-        max_pause=max_pause,
+        max_wait=read_wait(max_wait),
+        max_pause=checked_pause(max_pause),
         listener=None if on_event is None else Listener(on_event),
         endpoints=endpoints,
     )
@@ -374,12 +378,8 @@ def _endpoints(
     if callable(limits):
         check_plain("limit_client", "limits", limits)
         of = by_limiter(limits)
-        return Endpoints(_nothing_to_see), lambda request, _: of(request)
+        return Endpoints(nothing_to_see), lambda request, _: of(request)
     raise ValueError(f'limits must be a Limiter, a function that returns one, or "auto", not {limits!r}')
-
-
-def _nothing_to_see(_: str) -> Endpoint:
-    raise ValueError("only the function of the request that was given knows its limiters: ask them")
 
 
 def checked_account(account: str | None, tier: str | None) -> str:

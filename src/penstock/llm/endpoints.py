@@ -19,6 +19,8 @@ Nothing here knows HTTP, and nothing here waits: an endpoint hands out the limit
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import math
 import random
 import threading
@@ -28,6 +30,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from penstock import Calendar, InFlight, Limit, Limiter, Permit, Rate, Sliding, Statistics, clock
+from penstock.errors import PenstockError
 from penstock.llm import tables
 from penstock.llm.discovery import UnitEstimate
 from penstock.llm.failures import Verdict
@@ -44,6 +47,7 @@ __all__ = [
     "LimitLevel",
     "RequestInFlight",
     "by_limiter",
+    "nothing_to_see",
     "published",
     "told_by",
     "unit_told",
@@ -58,10 +62,16 @@ _COUNTED_AS = {
 
 _NOTHING: Mapping[str, float] = {}
 _SHORTEST_PERIOD = 60.0  # of the calendar, in seconds
+_NEWS_APART = 3_600.0  # seconds without a long pause, after which the next one is told again
+_LOOKED_AT = 64  # endpoints, of those that are there longest, for one that is idle
 _REMEMBERED = 256  # limiters that a function returned, and what is known of their servers
 _LONGEST_UNTOLD_PAUSE = (
     60.0  # seconds to stay away from a service that refuses again and again and never says for how long
 )
+
+
+class NoLimiter(PenstockError, TypeError):  # noqa: N818 - as it reads
+    """A function of the request returned something else than a limiter."""
 
 
 @dataclass(slots=True, eq=False)
@@ -151,7 +161,7 @@ class Endpoint:
         self._asked = False
         self._made_up_at = -math.inf
         self._strikes = 0
-        self._paused_at = -math.inf
+        self._paused_at = self._told_until = -math.inf
         self._sent = self._refused = self._pauses = 0
         self._lost: deque[RequestInFlight] = deque()
         self._plan: object = None  # what the limits were read from
@@ -191,6 +201,12 @@ class Endpoint:
     def holds(self) -> bool:
         """Whether a request holds a place until its answer was read."""
         return any(isinstance(limit, InFlight) for kinds in self._limits.values() for limit in kinds)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits here, is in flight or is kept waiting."""
+        told = self.limiter.statistics()
+        return not (told.in_flight or told.waiting or told.paused_for)
 
     def statistics(self) -> EndpointStatistics:
         """What is known now."""
@@ -331,6 +347,10 @@ class Endpoint:
 
     def refused(self, request: RequestInFlight, verdict: Verdict) -> None:
         """The service says that the limit is used up: no request goes before the moment that it names."""
+        self.stay_away(request, verdict)
+
+    def stay_away(self, request: RequestInFlight, verdict: Verdict) -> None:
+        """The service serves nothing for now, whether or not that has to do with its limits."""
         wait = self._pause_for(request, verdict)
         if wait is not None:
             self._pauses += 1
@@ -348,6 +368,15 @@ class Endpoint:
                 self._strikes += 1
             self._paused_at = clock.now()
             return wait
+
+    def is_news(self, wait: float) -> bool:
+        """Whether to tell the user of a long pause: of the first, and of one long after those that were told."""
+        now = clock.now()
+        with self._lock:
+            news = now >= self._told_until + _NEWS_APART
+            if news:
+                self._told_until = now + wait
+            return news
 
     # Places in flight
 
@@ -476,11 +505,15 @@ class Endpoints:
     Args:
         make: A new endpoint, for a name as requests have it. ValueError: there can be none.
         group: The name that stands for all that share limits.
+        most: How many are remembered, as far as those above them are idle; the one goes that was asked for first.
     """
 
-    def __init__(self, make: Callable[[str], Endpoint], group: Callable[[str], str] = str) -> None:
+    def __init__(
+        self, make: Callable[[str], Endpoint], group: Callable[[str], str] = str, most: float = math.inf
+    ) -> None:
         self._make = make
         self._group = group
+        self._most = most
         self._made: dict[str, Endpoint] = {}
         self._lock = threading.Lock()
 
@@ -495,8 +528,16 @@ class Endpoints:
             endpoint = self._made.get(group)
             if endpoint is None:
                 endpoint = self._make(name)
+                if len(self._made) >= self._most:
+                    self._forget_one()
             endpoint = self._made[group] = endpoint.latest()
             return endpoint
+
+    def _forget_one(self) -> None:
+        for name, endpoint in itertools.islice(self._made.items(), _LOOKED_AT):
+            if endpoint.is_idle:
+                del self._made[name]
+                return
 
     def made(self) -> dict[str, Endpoint]:
         """All there are by now."""
@@ -520,7 +561,16 @@ def published(account: str) -> Endpoints:
     return Endpoints(make, tables.family)
 
 
-def by_limiter(limiter_of: Callable[[Any], Limiter | None]) -> Callable[[Any], Endpoint | None]:
+def nothing_to_see(_: str) -> Endpoint:
+    """The endpoints that `limits_of` shows where a function chooses the limiter: none.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError("only the function of the request that was given knows its limiters: ask them")
+
+
+def by_limiter(limiter_of: Callable[[Any], Any]) -> Callable[[Any], Endpoint | None]:
     """The endpoint of the limiter that a function returns; one for all that have the same limits, as `a & b` has."""
     known: dict[tuple[object, ...], Endpoint] = {}
 
@@ -529,7 +579,9 @@ def by_limiter(limiter_of: Callable[[Any], Limiter | None]) -> Callable[[Any], E
         if limiter is None:
             return None
         if not isinstance(limiter, Limiter):
-            raise TypeError(f"the function must return a Limiter, or None for no limit, not {limiter!r}")
+            if inspect.iscoroutine(limiter):
+                limiter.close()  # or it would warn that it was never awaited
+            raise NoLimiter(f"the function must return a Limiter, or None for no limit, not {limiter!r}")
         state = (limiter._caller.enforce, *limiter._backend.parts)
         endpoint = known.get(state)
         if endpoint is None:

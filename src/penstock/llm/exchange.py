@@ -4,6 +4,7 @@
     Plan        what is known of a request before it is sent
     Visit       a request that waits for its turn, is sent, and perhaps is held and sent again
     Exchange    one time that it is sent, and what comes back
+    Refused     the body of a refusal, as it is read
     Hold        what ends with the answer: a place in flight, and what was estimated of the answer
 
     Visit ─▶ admit ─▶ Exchange ─▶ answered ─▶ hold ─▶ (the answer is read) ─▶ give_back
@@ -26,7 +27,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from penstock import InFlight, clock
-from penstock._numbers import show_seconds
+from penstock._numbers import exact, read_seconds, show_seconds
 from penstock._turn import Turn, turn_here
 from penstock.errors import CostError, PenstockError, RateLimited, Unsatisfiable
 from penstock.llm import headers as _headers
@@ -45,9 +46,11 @@ __all__ = [
     "Hold",
     "NoLimitsKnown",
     "Plan",
+    "Refused",
     "Rules",
     "Visit",
     "checked_cost",
+    "checked_pause",
     "content_of",
     "warn_once",
 ]
@@ -57,6 +60,12 @@ MAX_PAUSE = 3_600.0
 
 LONG_PAUSE = 60.0
 """Seconds of a pause from which on it is told to the user, once."""
+
+_MOST_READ, _LONGEST_READ = 1_048_576, 10.0
+"""Bytes of a refusal that are read, and seconds that are spent on it: it may have no end."""
+
+_AT_AN_OUTAGE = 2
+"""How often a request is sent again that is answered with 503: a service that is down is no limit."""
 
 _NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"})
 
@@ -108,12 +117,6 @@ class Rules:
     listener: Listener | None = None
     owner: Any = None
     endpoints: Any = None
-
-    def __post_init__(self) -> None:
-        if self.max_wait is not None and not self.max_wait >= 0:
-            raise ValueError(f"max_wait must be a number of seconds, 0 or more, or None, not {self.max_wait!r}")
-        if not self.max_pause >= 0:
-            raise ValueError(f"max_pause must be a number of seconds, 0 or more, not {self.max_pause!r}")
 
     def turn(self) -> Turn:
         """Flow, priority and longest wait by the blocks that the call is made in.
@@ -206,6 +209,8 @@ class Visit:
 
     def again(self, exchange: Exchange) -> bool:
         """Whether a request that was refused is to be held and sent again."""
+        if exchange.is_outage and self._tries > _AT_AN_OUTAGE:
+            return False
         return self._rules.hold and exchange.may_go_again and clock.now() < self._held_until and self._repeatable
 
 
@@ -214,6 +219,7 @@ class Exchange:
 
     Attributes:
         may_go_again: Whether the service refused it for now, so that the same request may be sent later.
+        is_outage: Whether that is for another reason than a limit.
     """
 
     def __init__(
@@ -224,6 +230,8 @@ class Exchange:
         self.sent = sent
         self.endpoint: Endpoint = sent.endpoint
         self.may_go_again: bool = False
+        self.is_outage: bool = False
+        self._reading: _headers.Reading = _headers.NOTHING_TOLD
         self._module = module
         self._before = request.extensions.get("trace")
         if not traced:  # a transport of another kind does not say when it sends
@@ -247,34 +255,41 @@ class Exchange:
         if event.endswith("send_request_headers.started"):
             self.endpoint.left(self.sent)
 
-    def answered(self, response: Any) -> None:
-        """The headers are there. Nothing that is read in them can cost the answer."""
+    def answered(self, response: Any) -> bool:
+        """The headers are there: whether they refuse the request for now. Nothing in them can cost the answer."""
+        status = response.status_code
+        refuses = status == 429
         try:
             self.endpoint.left(self.sent)
-            reading = _headers.read(response.headers, response.status_code, wall=clock.wall())
-            self.endpoint.answered(self.sent, response.status_code, reading)
+            reading = self._reading = _headers.read(response.headers, status, wall=clock.wall())
+            self.is_outage = status == 503 and bool(reading.retry_after)
+            refuses = refuses or (status == 403 and reading.refuses)
+            self.endpoint.answered(self.sent, 429 if refuses else status, reading)
             if self.sent.report is not None:
-                self.sent.report.answered(response.status_code, self.endpoint.limits)
+                self.sent.report.answered(status, self.endpoint.limits)
         except Exception as error:  # noqa: BLE001 - nothing read beside an answer may cost it
             warn_once(f"could not read what an answer's headers say about limits: {type(error).__name__}: {error}")
+        return refuses or self.is_outage
 
     def refused(self, response: Any, raw: bytes) -> None:
-        """It is a 429, and this is its body, as it came over the wire."""
+        """This is the body of its refusal, as it came over the wire."""
+        status = response.status_code
         try:
-            body = self._module.Response(429, headers=response.headers, content=raw).content
+            body = self._module.Response(status, headers=response.headers, content=raw).content
         except self._module.DecodingError:
             body = raw
         try:
-            verdict = judge(429, body, response.headers)
-            if verdict.action is Action.WAIT:
+            verdict = judge(status, body, response.headers)
+            if verdict.action is Action.WAIT and verdict.wait is None and not self.endpoint.learns:
+                verdict = replace(verdict, wait=self._reading.empty_for)
+            if verdict.action is Action.WAIT or (self.is_outage and verdict.retryable):
                 wait = verdict.wait or 0.0
                 self.may_go_again = wait <= self._rules.max_pause
-                if wait > LONG_PAUSE:
-                    warn_once(
-                        f"the service asks to wait {show_seconds(wait)}: "
-                        f"{verdict.message[:200] or 'it does not say why'}"
-                    )
-                self.endpoint.refused(self.sent, verdict if self.may_go_again else replace(verdict, wait=None))
+                if wait > LONG_PAUSE and self.endpoint.is_news(wait):
+                    why = verdict.message[:200] or "it does not say why"
+                    warn(f"the service asks to wait {show_seconds(wait)}: {why}")
+                stay_away = self.endpoint.stay_away if self.is_outage else self.endpoint.refused
+                stay_away(self.sent, verdict if self.may_go_again else replace(verdict, wait=None))
             elif not verdict.retryable:
                 response.headers["x-should-retry"] = "false"
         except Exception as error:  # noqa: BLE001 - nothing read beside an answer may cost it
@@ -304,6 +319,19 @@ class Exchange:
             hold.give_back(getattr(response, "_content", b""))
             return None
         return hold
+
+
+class Refused:
+    """The body of a refusal, as it is read: only so much of it, and only for so long."""
+
+    def __init__(self) -> None:
+        self.raw: bytearray = bytearray()
+        self._until = clock.now() + _LONGEST_READ
+
+    def is_enough(self, chunk: bytes) -> bool:
+        """Take the next piece; whether to stop there."""
+        self.raw += chunk[: _MOST_READ - len(self.raw)]
+        return len(self.raw) >= _MOST_READ or clock.now() >= self._until
 
 
 class Hold:
@@ -493,6 +521,18 @@ def content_of(request: Any) -> bytes:
     return content
 
 
+def checked_pause(max_pause: Any) -> float:
+    """The longest wait that a service may ask for, in seconds.
+
+    Raises:
+        ValueError: It is no span of 0 or more.
+    """
+    pause = read_seconds(max_pause)
+    if pause is None or pause < 0:
+        raise ValueError(f"max_pause must be a number of seconds, 0 or more, not {max_pause!r}")
+    return pause
+
+
 def checked_cost(cost: Any) -> Mapping[str, float] | None:
     """What a rule of the user's returned.
 
@@ -501,12 +541,13 @@ def checked_cost(cost: Any) -> Mapping[str, float] | None:
     """
     if cost is None:
         return None
-    if not isinstance(cost, Mapping) or not all(isinstance(amount, (int, float)) for amount in cost.values()):
+    amounts = {unit: exact(amount) for unit, amount in cost.items()} if isinstance(cost, Mapping) else {"": None}
+    if any(amount is None for amount in amounts.values()):
         raise CostError(
             f'cost= must return a number per unit, such as {{"tokens": 12}}, or None for a request that is not '
             f"limited, not {cost!r}"
         )
-    return cost
+    return {unit: amount for unit, amount in amounts.items() if amount is not None}
 
 
 def _is_repeatable(request: Any) -> bool:
@@ -525,7 +566,12 @@ def warn_once(message: str) -> None:
     kind = message.partition(":")[0][:40]
     if kind not in _warned:
         _warned.add(kind)
-        try:
-            warnings.warn(message, RuntimeWarning, stacklevel=6)
-        except Warning:  # where warnings are errors: it must not cost the answer that it stands beside
-            pass
+        warn(message)
+
+
+def warn(message: str) -> None:
+    """Warn the user."""
+    try:
+        warnings.warn(message, RuntimeWarning, stacklevel=7)
+    except Warning:  # where warnings are errors: it must not cost the answer that it stands beside
+        pass

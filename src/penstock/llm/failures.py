@@ -179,6 +179,8 @@ def judge(status: int, body: Any = None, headers: Mapping[str, str] | None = Non
     wait = max(asked or 0.0, worded or 0.0, error.wait or 0.0) or None
     if status < 400:
         status = _status_inside(status, error)
+    elif status == 403 and headers and _headers.read(headers, status, wall=clock.wall()).refuses:
+        status = 429  # GitHub's way to say so
     elif status == 400 and (_THROTTLED.search(error.kind) or _THROTTLED.search(_header(headers, "x-amzn-errortype"))):
         status = 429
     action = _action(status, error)
@@ -221,8 +223,16 @@ def retry_on(error: BaseException) -> bool | float:
         if failure is not None:
             # A success is one that could not be read, and would read the same again, unless it holds an error.
             verdict = judge(failure.status, failure.body, failure.headers)
-            return verdict.retryable and (True if verdict.wait is None else verdict.wait)
+            wait = verdict.wait or _until_reset(failure, verdict)
+            return verdict.retryable and (True if wait is None else wait)
     return not any(_is_of(link, _OUR_FAULT) for link in links) and any(_is_connection_trouble(link) for link in links)
+
+
+def _until_reset(failure: Failure, verdict: Verdict) -> float | None:
+    """Seconds until there is something left again, where headers say no more than that."""
+    if verdict.action is not Action.WAIT or not failure.headers:
+        return None
+    return _headers.read(failure.headers, failure.status, wall=clock.wall()).empty_for
 
 
 def _retry_on_all(errors: Sequence[BaseException]) -> bool | float:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Quota", "Reading", "duration", "read", "retry_after"]
+__all__ = ["NOTHING_TOLD", "Quota", "Reading", "duration", "read", "retry_after"]
 
 DAY = 86_400.0
 MONTH = 30 * DAY
@@ -136,6 +136,11 @@ class Reading:
     bucket: str = ""
 
     @property
+    def refuses(self) -> bool:
+        """Whether it says that nothing more is served for now, whatever the status is."""
+        return self.retry_after is not None or any(quota.remaining == 0 for quota in self.quotas)
+
+    @property
     def empty_for(self) -> float | None:
         """Seconds until what is used up comes back, where no bucket's reset tells it; None: nothing is, or untold."""
         ends = [quota.resets_in for quota in self.quotas if quota.remaining == 0 and quota.reset is None]
@@ -146,7 +151,7 @@ class Reading:
         return next((quota for quota in self.quotas if quota.name == name), None)
 
 
-_NOTHING_TOLD = Reading((), None)
+NOTHING_TOLD = Reading((), None)
 
 
 def read(headers: Mapping[str, str], status: int, *, wall: float) -> Reading:
@@ -158,7 +163,7 @@ def read(headers: Mapping[str, str], status: int, *, wall: float) -> Reading:
         wall: Now, in seconds since 1970. Only for dates, and only where the response has no `Date` of its own.
     """
     if 200 <= status < 300 and not any("limit" in name.lower() for name in headers):
-        return _NOTHING_TOLD
+        return NOTHING_TOLD
     lower = _readable(headers)
     told: dict[str, dict[str, str]] = {}
     for header, value in lower.items():

@@ -25,7 +25,7 @@ import anyio.to_thread
 
 from penstock.errors import PenstockError
 from penstock.llm.copies import library_of, uncollected
-from penstock.llm.exchange import Exchange, Hold, Plan, Rules, Visit
+from penstock.llm.exchange import Exchange, Hold, Plan, Refused, Rules, Visit
 from penstock.llm.refusals import refusal
 from penstock.llm.streams import HOLD
 
@@ -54,8 +54,6 @@ def limited_client(client: C, rules: Rules) -> C:
         )
     module = importlib.import_module(library)
     wrapper = transports(library)[isinstance(client, module.AsyncClient)]
-    if isinstance(client._transport, transports(library)):
-        raise ValueError("this client is limited already: join the limiters with `a & b`, and limit the client once")
     limited: Any = copy.copy(client)
     # Some SDKs' clients close their connections when they are collected. The copy must not, since others may be using
     # them, and the original is kept alive until the copy is gone.
@@ -193,6 +191,10 @@ class _Limited:
     stream: Any
 
     def __init__(self, inner: Any, rules: Rules, *, keep: Any = None) -> None:
+        if isinstance(inner, _Limited):
+            raise ValueError(
+                "this client is limited already: join the limiters with `a & b`, and limit the client once"
+            )
         self._inner = inner
         self._rules = rules
         self._keep = keep  # referred to for as long as this is: its connections must not be closed
@@ -244,15 +246,16 @@ class _LimitedTransport(_Limited):
         before, request.extensions = request.extensions, {**request.extensions, "trace": exchange.trace_in_thread}
         try:
             response = self._inner.handle_request(request)
-            exchange.answered(response)
-            if response.status_code == 429:
-                raw = b""
+            if exchange.answered(response):
+                read = Refused()
                 try:
-                    raw = b"".join(response.stream)
+                    for chunk in response.stream:
+                        if read.is_enough(chunk):
+                            break
                     response.stream.close()
                 finally:
-                    exchange.refused(response, raw)
-                response.stream = self.module.ByteStream(raw)
+                    exchange.refused(response, bytes(read.raw))
+                response.stream = self.module.ByteStream(bytes(read.raw))
             else:
                 self._hold(exchange, response)
         except BaseException as error:
@@ -299,15 +302,19 @@ class _AsyncLimitedTransport(_Limited):
         before, request.extensions = request.extensions, {**request.extensions, "trace": exchange.trace}
         try:
             response = await self._inner.handle_async_request(request)
-            exchange.answered(response)
-            if response.status_code == 429:
-                raw = b""
+            if exchange.answered(response):
+                read = Refused()
                 try:
-                    raw = b"".join([chunk async for chunk in response.stream])
+                    chunks = aiter(response.stream)
+                    async for chunk in chunks:
+                        if read.is_enough(chunk):
+                            if hasattr(chunks, "aclose"):  # a generator
+                                await chunks.aclose()
+                            break
                     await response.stream.aclose()
                 finally:
-                    exchange.refused(response, raw)
-                response.stream = self.module.ByteStream(raw)
+                    exchange.refused(response, bytes(read.raw))
+                response.stream = self.module.ByteStream(bytes(read.raw))
             else:
                 self._hold(exchange, response)
         except BaseException as error:
