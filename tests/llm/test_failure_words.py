@@ -51,6 +51,7 @@ ROWS = [
         {"type": "error", "code": "rate_limit_exceeded", "message": "Please try again in 2s", "param": None},
         "wait",
     ),
+    ("200 slack", 200, {"ok": False, "error": "ratelimited"}, "wait"),
     ("200 server_is_overloaded", 200, o("", "server_is_overloaded"), "back off"),
     ("200 insufficient_quota", 200, o("", "insufficient_quota"), "stop"),
     ("200 invalid", 200, o("bad", "invalid_value", "invalid_request_error"), "permanent"),

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from penstock import clock
 from penstock.llm.failures import judge
 from penstock.llm.wording import RateLimitInfo, info_of, message_wait
 
@@ -107,12 +108,64 @@ SENTENCES = [
         "This request would exceed the rate limit for your organization (abc) of 8,000 output tokens per minute.",
         {"unit": "output_tokens", "period": 60, "limit": 8000},
     ),
-    ("Number of request tokens has exceeded your per-minute rate limit", {"period": 60}),
+    ("Number of request tokens has exceeded your per-minute rate limit", {"unit": "tokens", "period": 60}),
+    ("Number of requests has exceeded your per-minute rate limit", {"unit": "requests", "period": 60}),
+    (
+        "You are past the per minute request limit, please wait and try again later.",
+        {"unit": "requests", "period": 60},
+    ),
+    ("Too many tokens per day, please wait before trying again.", {"unit": "tokens", "period": 86_400}),
+    ("Too many tokens, please wait before trying again.", {"unit": "tokens"}),
+    ("Too Many Requests", {"unit": None}),  # so says whoever has no words of its own
+    (
+        "Rate limit reached for gpt-4o (for limit gpt-4) in organization org-x on tokens_usage_based per min: Limit 3",
+        {"unit": "tokens", "period": 60, "limit": 3, "model": "gpt-4o"},
+    ),
+    (
+        (
+            "This request would exceed your organization's rate limit of 8,000 output tokens per minute (org: a-1, model: "
+            "claude-sonnet-4-20250514)."
+        ),
+        {"unit": "output_tokens", "limit": 8000, "organisation": "a-1", "model": "claude-sonnet-4-20250514"},
+    ),
+    (
+        (
+            "Request was rejected due to request rate limiting. Your rate limits are 60 RPM (1 QPS) and 60000 TPM (1000 "
+            "tokens per second)."
+        ),
+        {"unit": "requests", "period": 60, "limit": 60},
+    ),
+    (
+        (
+            "You have reached the rate limit specific to this model meta-llama/Llama-3.3. The maximum rate limit for this "
+            "model is 6.0 queries and 180000 tokens per minute."
+        ),
+        {"unit": "requests", "period": 60, "limit": 6, "model": "meta-llama/Llama-3.3"},
+    ),
+    (
+        "Your account org-a1<ak-x> request reached organization max RPM: 3, please try again after 1 seconds",
+        {"unit": "requests", "period": 60, "limit": 3, "organisation": "org-a1", "wait": 1},
+    ),
+    (
+        "Crossed TPM / RPM / Max Parallel Request Limit. current rpm: 5, rpm limit: 5, current tpm: 9, tpm limit: 10",
+        {"unit": None},
+    ),
+    (
+        "Rate limit exceeded for api_key: x. Limit type: requests. Current limit: 60, Remaining: 0.",
+        {"unit": "requests", "limit": 60},
+    ),
+    (
+        "Too many requests for team ab-1 and model grok-4. Your team's rate limit is 480 requests per minute",
+        {"unit": "requests", "limit": 480, "organisation": "ab-1", "model": "grok-4"},
+    ),
     (
         "You have been rate limited. Your rate limit is 60 queries per minute. ",
-        {"unit": "queries", "period": 60, "limit": 60},
+        {"unit": "requests", "period": 60, "limit": 60},
     ),
-    ("You are using a Trial key, which is limited to 10 API calls / minute.", {"limit": 10, "period": 60}),
+    (
+        "You are using a Trial key, which is limited to 10 API calls / minute.",
+        {"unit": "requests", "limit": 10, "period": 60},
+    ),
     (
         (
             "* Quota exceeded for metric: "
@@ -180,12 +233,47 @@ def test_gemini_tells_the_limit_in_details_and_not_in_words():
 
 
 @pytest.mark.parametrize(
+    ("body", "wait"),
+    [
+        ({"message": "You are being rate limited.", "retry_after": 64.57, "global": False}, 64.57),
+        ({"ok": False, "description": "Too Many Requests", "parameters": {"retry_after": 35}}, 35),
+        ({"error": {"message": "no", "retry_after": "12"}}, 12),
+        ({"detail": {"error": "no", "retry_after": 5}}, 5),
+        ({"retry_after": True}, None),
+        ({"retry_after": "9" * 10_000}, None),
+        ({"errors": [{"message": "Please try again in 3s", "code": 88}]}, 3),
+        ({"type": "about:blank", "title": "Please try again in 3s"}, 3),
+    ],
+)
+def test_a_body_tells_the_wait_beside_its_words(body, wait):
+    verdict = judge(429, body)
+    assert (verdict.action.value, verdict.wait) == ("wait", wait)
+
+
+def test_openrouter_tells_in_the_body_what_other_services_tell_in_headers():
+    until = f"{int((clock.wall() + 30) * 1000)}"
+    headers = {"X-RateLimit-Limit": "20", "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": until}
+    error = {"message": "Rate limit exceeded: free-models-per-min.", "code": 429, "metadata": {"headers": headers}}
+    info = judge(429, {"error": error}).info
+    assert (info.unit, info.limit, info.current, info.period) == ("requests", 20, 20, 60)
+    assert info.wait == pytest.approx(30, abs=2)
+    raw = {"raw": '{"error":{"message":"Please try again in 7.5s"}}', "provider_name": "Groq"}
+    assert judge(429, {"error": {"message": "Provider returned error", "code": 429, "metadata": raw}}).wait == 7.5
+
+
+@pytest.mark.parametrize("body", [{"error": {"code": 10**5_000}}, {"errors": []}, {"errors": [5]}, {"metadata": 5}])
+def test_a_strange_body_is_judged(body):
+    assert judge(429, body).action.value == "wait"
+
+
+@pytest.mark.parametrize(
     "words",
     ["metric: a" * 8_000, "metric: " + "_" * 65_536, "available again in " * 3_000,
      "retry-after-ms: " * 4_000, "in an hour " * 6_000, "of 1 a b " * 8_000,
      "input tokens / " * 4_000, "a" * 65_536,
-     "for x (for limit " * 4_000, "per-1" * 13_000, "model: " * 9_000],
-    ids=range(11),
+     "for x (for limit " * 4_000, "per-1" * 13_000, "model: " * 9_000,
+     "number of input " * 4_000, "limit for this model is 1 " * 2_500, "1 RPM" * 13_000, "your organization (" * 3_000],
+    ids=range(15),
 )  # fmt: skip
 def test_no_sentence_takes_long(words):
     began = time.process_time()

@@ -133,7 +133,7 @@ _OUR_FAULT = {
 
 _STATUSES = {
     **dict.fromkeys(("rate_limit_exceeded", "rate_limit_error", "rate_limited", "slow_down", "too_many_requests"), 429),
-    **dict.fromkeys(("RESOURCE_EXHAUSTED", "requests", "tokens"), 429),
+    **dict.fromkeys(("RESOURCE_EXHAUSTED", "requests", "tokens", "ratelimited"), 429),
     **dict.fromkeys(("server_is_overloaded", "service_unavailable_error", "UNAVAILABLE"), 503),
     **dict.fromkeys(("overloaded", "overloaded_error"), 529),
     **dict.fromkeys(("server_error", "api_error", "internal_error", "internal_server_error", "INTERNAL"), 500),
@@ -365,6 +365,8 @@ def _error(body: Any) -> _Error:
     body = content
     if isinstance(body, list) and body:  # Gemini wraps its error in a list
         body = body[0]
+    if isinstance(body, dict) and isinstance(body.get("errors"), list) and body["errors"] and "error" not in body:
+        body = {"error": body["errors"][0]}  # Twitter's
     if not isinstance(body, dict):
         return _Error(message=body[:LONGEST] if isinstance(body, str) else "")
     if isinstance(body.get("response"), dict) and body["response"].get("error"):
@@ -372,19 +374,25 @@ def _error(body: Any) -> _Error:
     error = body.get("error") or body
     if isinstance(error, str):
         wait = _number(body.get("estimated_time"))  # Hugging Face's, until a model is loaded
-        return _Error(code=_word(body.get("code")), message=error[:LONGEST], wait=wait, is_one=True)
+        word = error if error.isidentifier() else ""  # "ratelimited" is Slack's
+        return _Error(_word(body.get("code")), _word(word), error[:LONGEST], wait=wait or _asked_in(body), is_one=True)
     if not isinstance(error, dict):
         return _Error(is_one=True)
     code, kind = error.get("code") or error.get("Code"), error.get("type") or error.get("status") or error.get("__type")
-    message = error.get("message") or error.get("detail") or error.get("Message")
+    message = next((error[name] for name in _MESSAGES if isinstance(error.get(name), str) and error[name]), "")
+    told = error.get("metadata")
+    relayed = _relayed(told) if isinstance(told, dict) else _UNKNOWN
+    if isinstance(told, dict) and isinstance(told.get("raw"), str):
+        message = f"{message}: {told['raw'][:LONGEST]}"  # OpenRouter's, of the service behind it
     number = int(code) if isinstance(code, str) and code.isascii() and code.isdigit() and len(code) == 3 else code
     details, for_the_day = _details(error.get("details"))
+    details = details.completed_by(relayed)
     return _Error(
         code=_word(code),
         kind=_word(kind),
-        message=message[:LONGEST] if isinstance(message, str) else "",
+        message=message[:LONGEST],
         status=number if isinstance(number, int) and 400 <= number < 600 else None,
-        wait=details.wait,
+        wait=details.wait or _asked_in(error, error.get("parameters"), error.get("detail"), body),
         for_the_day=for_the_day,
         is_one=error is not body or body.get("type") == "error",
         details=details,
@@ -406,8 +414,37 @@ def _json(body: Any) -> Any:
         return None
 
 
+_MESSAGES = ("message", "detail", "Message", "description", "title")
+
+
+_EVER = 1e9
+"""Seconds that no service means."""
+
+
+def _asked_in(*holders: Any) -> float | None:
+    """Seconds to wait as a body says it beside its words: Discord's, Telegram's (in `parameters`)."""
+    names = ("retry_after", "retryAfter", "retry_after_seconds")
+    found = (_number(holder.get(name)) for holder in holders if isinstance(holder, dict) for name in names)
+    return next((seconds for seconds in found if seconds and seconds < _EVER), None)
+
+
+def _relayed(metadata: Mapping[str, Any]) -> RateLimitInfo:
+    """The limit in the headers that OpenRouter puts into the body of its errors."""
+    headers = metadata.get("headers")
+    if not isinstance(headers, Mapping):
+        return _UNKNOWN
+    named = {name: _word(value) for name, value in headers.items() if isinstance(name, str)}
+    reading = _headers.read(named, 429, wall=clock.wall())
+    quota = next(iter(reading.quotas), None)
+    if quota is None:
+        return RateLimitInfo(wait=reading.retry_after)
+    used = None if quota.limit is None or quota.remaining is None else quota.limit - quota.remaining
+    wait = reading.retry_after or reading.empty_for
+    return RateLimitInfo(quota.unit, quota.per, quota.limit, used, wait=wait)
+
+
 def _word(value: Any) -> str:
-    return str(value)[:200] if isinstance(value, (str, int)) else ""
+    return str(value)[:200] if isinstance(value, str) or (isinstance(value, int) and abs(value) < 10**20) else ""
 
 
 def _details(details: Any) -> tuple[RateLimitInfo, bool]:

@@ -58,21 +58,33 @@ _PERIOD = r"(second|sec|s|minute|min|hour|day|month)"
 
 _TOO_LARGE = re.compile(r"request too large", re.IGNORECASE)
 _NEVER = re.compile(r"\blimit: 0(?![\d.])", re.IGNORECASE)
-_LIMIT = re.compile(rf"\blimit(?:ed to| of| is|:)? {_NUMBER}", re.IGNORECASE)
+_LIMIT = re.compile(rf"\blimit(?:ed to| of| is|:| for this model is)? {_NUMBER}", re.IGNORECASE)
+_LIMIT_AND_UNIT = re.compile(rf"{_LIMIT.pattern} (requests|calls|queries|tokens)\b", re.IGNORECASE)
 _LIMIT_OF = re.compile(rf"\bof {_NUMBER} (?:[a-z]{{1,20}} ){{1,2}}per\b", re.IGNORECASE)
 _USED = re.compile(rf"\b(?:Used|Current):? {_NUMBER}", re.IGNORECASE)
 _REQUESTED = re.compile(rf"\bRequested:? ~?{_NUMBER}", re.IGNORECASE)
 _UNIT_AND_PERIOD = re.compile(
-    rf"\b(?:(input|output|prompt|completion) )?([a-z]{{1,30}})(?: per | / )(?:(\d{{1,6}})[ -]?)?{_PERIOD}s?\b",
+    rf"\b(?:(input|output|prompt|completion) )?([a-z_]{{1,30}})(?: per | / )(?:(\d{{1,6}})[ -]?)?{_PERIOD}s?\b",
     re.IGNORECASE,
 )
 _BARE_PERIOD = re.compile(rf"(?:\bper[- ]| / ?)(\d{{1,6}})?{_PERIOD}s?\b", re.IGNORECASE)
 _METRIC = re.compile(r"\bmetric: [\w./-]{0,200}_(requests|(?:(?:input|output)_)?token)", re.IGNORECASE)  # Gemini's
-_EXCEEDED = re.compile(r"\bexceeded (token|call|request)s? rate limit", re.IGNORECASE)  # Azure's
+_SHORT = re.compile(r"\b(R|Q|IT|OT|T|I)P([SMHD])\b")
+_NUMBER_SHORT = re.compile(rf"(?<![\d,.]){_NUMBER} (?:R|Q|IT|OT|T|I)P[SMHD]\b|\b(?:R|Q|IT|OT|T|I)P[SMHD]: {_NUMBER}")
+_NAMED = re.compile(  # not "Too many requests", nor "Requests rate limit exceeded": some say so of any limit
+    r"\b(?:number of|per[ -](?:second|minute|hour|day)) (?:request )?(?:(input|output) )?(token|call|request)s?\b"
+    r"|\bexceeded ()(token|call|request)s? rate limit|\blimit type: ()(token|request)s"
+    r"|\b(?:(input|output) )?(token)s? rate limit|\b()(request)s? rate limiting|\btoo many ()(token)s",
+    re.IGNORECASE,
+)
 _MODEL = re.compile(
     r"\bfor (?:model )?`?([\w.:/-]{1,100})`?(?: \(for limit [\w.:/-]{1,100}\))? (?:in|on)\b|\bmodel: ([\w./-]{1,100})"
+    r"|\bto this model ([\w.:/-]{1,100})|\band model ([\w.:/-]{1,100})"
 )
-_ORGANISATION = re.compile(r"\bin organization `?([\w{}-]{1,100})")
+_ORGANISATION = re.compile(
+    r"\bin organization `?([\w{}-]{1,100})|\byour organization \(([\w-]{1,100})\)|\(org: ([\w-]{1,100})"
+    r"|\bfor team ([\w-]{1,100})|\baccount (org[-_][\w-]{1,100})"
+)
 _QUOTA_UNIT = re.compile(r"InputTokens|OutputTokens|Tokens|Requests")
 _QUOTA_PERIOD = re.compile(r"Per(Second|Minute|Hour|Day|Month)")
 
@@ -83,6 +95,14 @@ _AGAIN_IN = re.compile(
 )
 _WORDED = re.compile(r"\s*(?:and\s+|,\s*)?(\d[\d,]*(?:\.\d+)*|\.\d+|an?(?=\s))\s*([a-zµμ]*)", re.IGNORECASE)
 _BARE_ENDS = re.compile(r"\s*(?:[.,;!)]|$)")
+
+_ALIKE = (("token", "tokens"), ("request", "requests"), ("req", "requests"), ("call", "requests"), ("quer", "requests"))
+"""How the words begin that mean a unit of ours."""
+
+_SHORT_UNITS = {"R": "requests", "Q": "requests", "T": "tokens", "I": "images"}
+_SHORT_UNITS |= {"IT": "input_tokens", "OT": "output_tokens"}
+_SHORT_PERIODS = {"S": 1.0, "M": 60.0, "H": 3_600.0, "D": 86_400.0}
+_NO_UNITS = frozenset(("the", "a", "our", "your", "this", "limit", "limits", "is", "are", "quota", "exceeded"))
 
 _UNITS = {
     **dict.fromkeys(("ms", "millisecond", "milliseconds"), Decimal("0.001")),
@@ -132,15 +152,18 @@ def info_of(message: str) -> RateLimitInfo:
     message = message[:LONGEST]
     unit, period = _unit_and_period(message)
     model, organisation = _MODEL.search(message), _ORGANISATION.search(message)
-    limit = _number_after(_LIMIT, message)
+    limits = (_number_after(words, message) for words in (_LIMIT, _LIMIT_OF, _NUMBER_SHORT))
+    counted = _LIMIT_AND_UNIT.search(message)
+    if counted is not None:  # "a limit of 6 queries and 180000 tokens per minute"
+        unit = _unit(None, counted[2])
     return RateLimitInfo(
         unit=unit,
         period=period,
-        limit=_number_after(_LIMIT_OF, message) if limit is None else limit,
+        limit=next((limit for limit in limits if limit is not None), None),
         current=_number_after(_USED, message),
         requested=_number_after(_REQUESTED, message),
-        model=(model[1] or model[2]).rstrip(".") if model else None,
-        organisation=organisation[1] if organisation else None,
+        model=model[model.lastindex or 0].rstrip(".:") if model else None,
+        organisation=organisation[organisation.lastindex or 0] if organisation else None,
         wait=message_wait(message),
     )
 
@@ -156,22 +179,34 @@ def quota_named(quota: str) -> tuple[str | None, float | None]:
 
 
 def _unit_and_period(message: str) -> tuple[str | None, float | None]:
-    found = _UNIT_AND_PERIOD.search(message)
-    if found is not None:
-        whose = {"input": "input_", "prompt": "input_", "output": "output_", "completion": "output_"}
-        unit = whose.get((found[1] or "").lower(), "") + found[2].lower()
-        return unit, _PERIODS[found[4].lower()] * int(found[3] or 1)
+    """Both as one word pair tells them, or each for itself; of several units the one that is named first."""
+    told = next((each for each in _UNIT_AND_PERIOD.finditer(message) if each[2].lower() not in _NO_UNITS), None)
+    named = _NAMED.search(message)
+    if told is not None and (named is None or told.start() <= named.start()):
+        return _unit(told[1], told[2]), _PERIODS[told[4].lower()] * int(told[3] or 1)
+    shorts = {each[0]: each for each in _SHORT.finditer(message)}
+    short = next(iter(shorts.values())) if len(shorts) == 1 or (shorts and named) else None
+    unit = None if short is None else _SHORT_UNITS[short[1]]
     period = _BARE_PERIOD.search(message)
     seconds = _PERIODS[period[2].lower()] * int(period[1] or 1) if period else None
-    metric, exceeded = _METRIC.search(message), _EXCEEDED.search(message)
+    metric = _METRIC.search(message)
     if metric is not None:
         return metric[1].lower().replace("token", "tokens"), seconds
-    if exceeded is not None:
-        return "tokens" if exceeded[1].lower() == "token" else "requests", seconds
-    return None, seconds
+    if named is not None:
+        unit = next(_unit(named[at - 1], named[at]) for at in range(2, 13, 2) if named[at])
+    if short is not None and unit == _SHORT_UNITS[short[1]]:
+        seconds = _SHORT_PERIODS[short[2]]
+    return unit, seconds
+
+
+def _unit(whose: str | None, word: str) -> str:
+    """A unit in our words; a word that we have none for stays as it is."""
+    begin = {"input": "input_", "prompt": "input_", "output": "output_", "completion": "output_"}
+    word = word.lower()
+    return begin.get((whose or "").lower(), "") + next((ours for start, ours in _ALIKE if word.startswith(start)), word)
 
 
 def _number_after(words: re.Pattern[str], message: str) -> float | None:
     """The number that a message has after a word. As a float: there is no end to the digits that a server may send."""
     found = words.search(message)
-    return None if found is None else float(found[1].replace(",", ""))
+    return None if found is None else float(found[found.lastindex or 0].replace(",", ""))
