@@ -17,7 +17,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,18 @@ __all__ = [
 SIMULATED = "requests=3500/min,tokens=90k/min"
 """Limits of `--simulate` unless given: the guide's, for chat."""
 
-UNITS = ("requests", "tokens", "images")
+Units = Mapping[str, Callable[[Any], Any]]
+"""Units that are counted, and what reads a limit of each; it raises ValueError where it cannot."""
+
+
+def _rate(text: Any) -> _limits.Limit:
+    limit = _limits.parse(text)
+    if not isinstance(limit, _limits.Rate):
+        raise ValueError("a unit that is unlimited is left out")
+    return limit
+
+
+UNITS: Units = dict.fromkeys(("requests", "tokens", "images"), _rate)
 
 LIMITS_HELP = (
     '"requests=3500/min,tokens=90k/min burst 20k"; or FILE.json, FILE.toml with limits per model: '
@@ -80,7 +91,7 @@ def limits_given(limits: str | None, account: str | None) -> tuple[LimitsOf, Lim
     return (_by_model(entries, limits) if together is None else the_same(together)), together
 
 
-def server_limits(limits: str, units: tuple[str, ...]) -> Limits:
+def server_limits(limits: str, units: Units) -> Limits:
     """The limits of a server that has one set of them.
 
     Raises:
@@ -149,7 +160,7 @@ def _published(account: str) -> LimitsOf:
 # In words -------------------------------------------------------------------------------------------------------------
 
 
-def parse_limits(text: str, units: tuple[str, ...] = UNITS) -> Limits:
+def parse_limits(text: str, units: Units = UNITS) -> Limits:
     """Read `requests=3500/min,tokens=90k/min burst 20k`; a unit may come more than once.
 
     Raises:
@@ -161,7 +172,7 @@ def parse_limits(text: str, units: tuple[str, ...] = UNITS) -> Limits:
         raise Fault(f"--limits: {error}") from None
 
 
-def _in_words(text: str, units: Sequence[str]) -> Limits:
+def _in_words(text: str, units: Units) -> Limits:
     found: dict[str, list[Any]] = {}
     # A comma may also stand before "burst", and between thousands.
     for part in re.split(r",(?!\s*burst\b)(?!\d{3}(?!\d))", text):
@@ -172,7 +183,7 @@ def _in_words(text: str, units: Sequence[str]) -> Limits:
     return _rates_of(found, units)
 
 
-def _rates_of(given: Mapping[str, Any], units: Sequence[str]) -> Limits:
+def _rates_of(given: Mapping[str, Any], units: Units) -> Limits:
     """The limits of each unit, each written as a text, or as a list of them.
 
     Raises:
@@ -184,9 +195,7 @@ def _rates_of(given: Mapping[str, Any], units: Sequence[str]) -> Limits:
             raise ValueError(f"{unit!r} is not counted; there are {', '.join(units)}")
         several = written if isinstance(written, list) and written else [written]
         try:
-            found[unit] = tuple(map(_limits.parse, several))
-            if not all(isinstance(limit, _limits.Rate) for limit in found[unit]):
-                raise ValueError("a unit that is unlimited is left out")
+            found[unit] = tuple(map(units[unit], several))
         except ValueError as error:
             raise ValueError(f"{unit}: {error}") from None
     return found
@@ -198,7 +207,7 @@ Entries = Mapping[str, "Limits | None"]
 """Names of models → their limits; None: the server's answers will tell. Or `_TOGETHER` alone."""
 
 
-def _entries_of(text: str, units: tuple[str, ...]) -> Entries:
+def _entries_of(text: str, units: Units) -> Entries:
     """The entries of a file, where a text names one; else the limits that it says.
 
     Raises:
@@ -259,7 +268,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _entry(model: str, given: Any, units: Sequence[str]) -> Limits | None:
+def _entry(model: str, given: Any, units: Units) -> Limits | None:
     """The limits of an entry; None: the server's answers will tell.
 
     Raises:

@@ -14,6 +14,7 @@ from penstock._numbers import number_of
 from penstock.cli.frame import app
 from penstock.cli.limits import SIMULATED, UNITS, server_limits
 from penstock.cli.terminal import Fault, write
+from penstock.limits import Rate, parse, sliding
 from penstock.runner.place import Limits
 
 __all__ = ["app", "simulated", "simulation_of"]
@@ -22,7 +23,12 @@ __all__ = ["app", "simulated", "simulation_of"]
 @app.command("simulate")
 def _simulate(
     limits: Annotated[
-        str, typer.Option(metavar="LIMITS", help="What the server enforces: requests, tokens, images, output_tokens.")
+        str,
+        typer.Option(
+            metavar="LIMITS",
+            help="What the server enforces on requests, tokens, images, output_tokens: 60/min, 60/min burst 5, "
+            "60/min window, 60/min sliding; with hidden: in no header.",
+        ),
     ] = SIMULATED,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000,
@@ -60,7 +66,7 @@ def _simulate(
     """Serve an OpenAI-compatible API with faithful limits, until Ctrl-C."""
     simulator = _simulator()
     simulation = simulation_of(
-        server_limits(limits, (*UNITS, "output_tokens")),
+        server_limits(limits, dict.fromkeys((*UNITS, "output_tokens"), _limit)),
         latency,
         seed,
         faults=_made("--fault", simulator.Faults, [",".join(fault or ())]),
@@ -78,6 +84,31 @@ def _simulate(
         raise Fault(f"cannot listen on {host}:{port}: {reason}") from None
     write(f"{number_of(statistics.admitted, 'request')} admitted, {sum(statistics.refused.values())} refused")
     return 0
+
+
+def _limit(text: Any) -> Any:
+    """A limit out of `60/min`, `60/min window`, `10/10s sliding hidden`.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    simulator = _simulator()
+    words = text.split() if isinstance(text, str) else []
+    kinds: set[str] = set()
+    while words and words[-1] in {"window", "sliding", "hidden"}:
+        kinds.add(words.pop())
+    limit = parse(" ".join(words) if words else text)
+    if {"window", "sliding"} <= kinds:
+        raise ValueError(f"{text.strip()!r}: a window either slides or does not")
+    if not isinstance(limit, Rate):
+        raise ValueError("a unit that is unlimited is left out")
+    if kinds & {"window", "sliding"}:
+        if limit.burst != limit.amount:
+            raise ValueError(f"{text.strip()!r}: a window has no burst of its own")
+        kind = simulator.Window if "window" in kinds else sliding
+        windowed = kind(limit.amount, limit.per)
+        return simulator.Hidden(windowed) if "hidden" in kinds else windowed
+    return simulator.Hidden(limit) if "hidden" in kinds else limit
 
 
 def _made(option: str, kind: Callable[..., Any], texts: Sequence[str] = ()) -> Any:

@@ -1,0 +1,64 @@
+"""What `penstock simulate` is told of the limits of its server."""
+
+from __future__ import annotations
+
+import pytest
+
+from penstock import Rate, sliding
+from penstock import simulator as package
+from penstock.cli import main
+from penstock.simulator import Hidden, Window
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The simulations that were to be served."""
+    simulations = []
+    statistics = package.create_app(package.Simulation()).state.account.statistics()
+    monkeypatch.setattr(package, "run", lambda simulation, *_, **__: simulations.append(simulation) or statistics)
+    return simulations
+
+
+@pytest.mark.parametrize(
+    ("words", "limits"),
+    [
+        ("60/min", (Rate(60, 60),)),
+        ("60/min burst 5 hidden", (Hidden(Rate(60, 60, burst=5)),)),
+        ("60/min window", (Window(60, 60),)),
+        ("10/10s sliding hidden", (Hidden(sliding(10, 10)),)),
+        ("60/min,requests=1/s hidden window", (Rate(60, 60), Hidden(Window(1, 1)))),
+    ],
+)
+def test_every_kind_of_limit_may_be_asked_for(made, words, limits):
+    assert main(["simulate", "--limits", f"requests={words}"]) == 0
+    assert made[0].requests == limits
+
+
+def test_a_file_may_hold_them_too(made, tmp_path):
+    (tmp_path / "limits.json").write_text('{"requests": ["60/min window", "5/s hidden"], "output_tokens": "8k/min"}')
+    assert main(["simulate", "--limits", str(tmp_path / "limits.json")]) == 0
+    assert made[0].requests == (Window(60, 60), Hidden(Rate(5, 1)))
+    assert made[0].output == (Rate(8_000, 60),)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("60/min window sliding", "either slides or does not"),
+        ("60/min burst 5 window", "has no burst of its own"),
+        ("unlimited hidden", "left out"),
+        ("window", "window"),
+        ("60/min bogus", "bogus"),
+    ],
+)
+def test_what_is_no_limit_is_said(made, capsys, words, why):
+    assert main(["simulate", "--limits", f"requests={words}"]) == 2
+    assert why in capsys.readouterr().err
+    assert not made
+
+
+def test_a_run_keeps_rates_and_no_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.jsonl").write_text("")
+    assert main(["run", "in.jsonl", "-o", "out.jsonl", "--limits", "requests=60/min window"]) == 2
+    assert "60/min window" in capsys.readouterr().err
