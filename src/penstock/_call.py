@@ -38,6 +38,7 @@ __all__ = [
     "chosen",
     "decorated",
     "permits_of",
+    "show_call",
     "show_limiter",
 ]
 
@@ -281,7 +282,8 @@ class Call:
         return self._binding.charge.cost, options
 
     def __repr__(self) -> str:
-        return _repr_of(self._binding, *self._shown())
+        binding = self._binding
+        return show_call(show_limiter(binding.caller, binding.backend.plan().units), *self._shown())
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -314,7 +316,8 @@ def _class_for(shape: str) -> type[Call]:
     return type("Call", (Call,), {**body, **fast_path.enter_and_leave(shape, names)})
 
 
-def _repr_of(binding: Binding, cost: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+def show_call(limiter: str, cost: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    """A call as its `repr` shows it: what is called, the cost, and the options that were given."""
     # A unit that is called like an option, or is no identifier, can be given in a mapping only.
     whole = any(unit in RESERVED or not unit.isidentifier() for unit in cost)
     named = options if whole else {**cost, **options}
@@ -322,8 +325,7 @@ def _repr_of(binding: Binding, cost: Mapping[str, Any], options: Mapping[str, An
     parts += [
         f"{key}={getattr(value, '__qualname__', repr(value))}" for key, value in named.items() if value is not None
     ]
-    text = ", ".join(parts)
-    return f"{show_limiter(binding.caller, binding.backend.plan().units)}({text})"
+    return f"{limiter}({', '.join(parts)})"
 
 
 def show_limiter(caller: Caller, units: Mapping[str, Any]) -> str:

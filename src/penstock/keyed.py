@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 from penstock._backends import backend_over, memory_store
 from penstock._backends.base import Caller
 from penstock._backends.keyed import Key, KeyStates
-from penstock._call import Call, check_functions, chosen, decorated
+from penstock._call import Call, check_functions, chosen, decorated, show_call
 from penstock._introspect import decorable_kind, name_of
 from penstock._numbers import Seconds, read_flag
 from penstock._validation import LimitLike, check_options, equals_itself, merge_given, read_limits
@@ -163,20 +163,10 @@ class Keyed:
         """
         if not callable(key):
             raise ValueError(f"key= must be a function of the call's arguments that returns the key, not {key!r}")
-        name = self._name
-        words = {"max_wait": max_wait, "priority": priority, "flow": flow, "block": block}
+        terms = {"max_wait": max_wait, "priority": priority, "flow": flow, "block": block}
         amounts = merge_given("costs", cost, costs)
-
-        check_functions(settle, {"key": key, **words, **amounts})
-
-        def decorate(function: F) -> F:
-            decorable_kind(function)
-            key_of = chosen("key", key, function, f"Keyed of {name_of(function)}")
-            return decorated(
-                function, lambda args, kwargs: self[key_of(args, kwargs)]._bind, amounts, settle, words, name
-            )
-
-        return decorate
+        check_functions(settle, {"key": key, **terms, **amounts})
+        return _Decorator(self, key, amounts, settle, terms)
 
     def __reduce__(self) -> Any:
         return _made_again, (self._keys.recipe(),)
@@ -194,6 +184,30 @@ class Keyed:
         Over a shared store: how many are held here.
         """
         return len(self._keys)
+
+
+class _Decorator:
+    """What `per_user(key=..., tokens=...)` is: a decorator, and a layer of pipelines."""
+
+    __slots__ = ("_given",)
+
+    _penstock_kind = "limiter"
+
+    def __init__(self, *given: Any) -> None:
+        self._given = given
+
+    def __call__(self, function: F, /) -> F:
+        decorable_kind(function)
+        keyed, key, amounts, settle, terms = self._given
+        key_of = chosen("key", key, function, f"Keyed of {name_of(function)}")
+        return decorated(
+            function, lambda args, kwargs: keyed[key_of(args, kwargs)]._bind, amounts, settle, terms, keyed._name
+        )
+
+    def __repr__(self) -> str:
+        keyed, key, amounts, settle, terms = self._given
+        options = {"settle": settle, **{name: value or None for name, value in terms.items()}}
+        return show_call(repr(keyed), amounts, {"key": key, **options})
 
 
 def _made_again(recipe: dict[str, Any]) -> Keyed:

@@ -14,7 +14,7 @@ import weakref
 import anyio
 import pytest
 
-from penstock import Limiter, per_minute, per_second, testing
+from penstock import Keyed, Limiter, per_minute, per_second, testing
 from penstock.pipeline import Pipeline, PipelineOrderWarning, circuit_breaker, fallback, hedge, pausing, timeout
 from penstock.retry import Budget, Retry, constant
 from tests.pipeline.calls import echo
@@ -121,6 +121,16 @@ def test_describe_knows_a_limiter_with_a_plain_cost(units):
     assert Pipeline(limiter(tokens=5)).describe().endswith(f"1. {limiter!r}(tokens=5)")
     with pytest.warns(PipelineOrderWarning, match=re.escape(f"{limiter!r}(tokens=5) is outside Retry(on=OSError")):
         Pipeline(limiter(tokens=5), Retry(on=OSError))
+
+
+def test_a_limiter_per_key_is_a_layer_like_a_limiter():
+    """It is described as it was written, and warned of where it would count a call once."""
+    layer = Keyed(requests=per_minute(60), tokens="2/s")(key=lambda user: user, tokens=len, priority=2)
+    described = "Keyed(requests=60/min, tokens=2/s)(tokens=len, key="
+    assert described in Pipeline(layer).describe()
+    assert "priority=2)" in repr(layer)
+    with pytest.warns(PipelineOrderWarning, match=re.escape(described)):
+        Pipeline(layer, Retry(on=OSError))
 
 
 def test_what_is_no_layer_is_refused():
