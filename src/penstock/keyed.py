@@ -14,7 +14,7 @@ ends, and one whose limits were changed by `reconfigure` for good.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
 from penstock._backends import backend_over, memory_store
@@ -36,18 +36,6 @@ __all__ = ["Keyed"]
 _bare = object.__new__
 F = TypeVar("F", bound=Callable[..., Any])
 LimitsLike = Mapping[str, LimitLike | list[LimitLike] | tuple[LimitLike, ...]]
-
-
-class _Keys(Protocol):
-    """Where the limits of keys come from."""
-
-    def recipe(self) -> dict[str, Any]: ...
-
-    def limiter(self, key: Hashable) -> Limiter: ...
-
-    def __str__(self) -> str: ...
-
-    def __len__(self) -> int: ...
 
 
 class Keyed:
@@ -101,7 +89,7 @@ class Keyed:
         self._fast, self._new = None, Limiter
         enforce = read_flag("enforce", enforce)
         options = {"max_queue": max_queue, "on_event": on_event, "enforce": enforce}
-        self._keys: _Keys
+        self._keys: _LocalKeys | _SharedKeys
         if memory is None:
             shared = {"ageing": seconds, "flow_weights": weights, **options}
             self._keys = _SharedKeys(store, name, fixed, limits_of, shared)

@@ -226,19 +226,9 @@ class Request(Waiter):
     """
 
     __slots__ = (
-        "caller",
-        "cost",
-        "deadline",
-        "error",
-        "granted_at",
-        "home",
-        "max_wait",
-        "parked",
-        "parker",
-        "queue",
-        "time_left",
-        "waking",
-    )
+        "caller", "cost", "deadline", "error", "granted_at", "home", "max_wait", "parked", "parker", "queue",
+        "time_left", "waking",
+    )  # fmt: skip
 
     def __init__(
         self,

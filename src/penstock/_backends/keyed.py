@@ -30,7 +30,7 @@ from weakref import ref
 
 from penstock import clock
 from penstock._backends import fast_path
-from penstock._backends.base import HAS_GIL, Binding, Caller, Charge, Grant, Request, Snapshot, words_of
+from penstock._backends.base import HAS_GIL, Binding, Caller, Charge, Grant, Request, words_of
 from penstock._backends.charges import ChargePlan
 from penstock._backends.held_places import expired, warn_of_expired
 from penstock._backends.limit_set import LimitSet
@@ -407,10 +407,6 @@ class Key(Caller):
     def store(self) -> MemoryStore:
         return self.states.store
 
-    @property
-    def parts(self) -> tuple[object, ...]:
-        return self.itself().parts
-
     def itself(self) -> LocalBackend:
         """The key's limits, materialised for as long as this backend lives."""
         real = self._real
@@ -451,20 +447,9 @@ class Key(Caller):
             grant.of(real, binding.caller, charges, receipts, at)
         return real
 
-    def plan(self) -> ChargePlan:
-        return self.itself().plan()
-
-    def enter(self, request: Request) -> float | None:
-        return self.itself().enter(request)
-
-    def advance(self, request: Request) -> float | None:
-        return self.itself().advance(request)
-
-    def leave(self, request: Request) -> None:
-        self.itself().leave(request)
-
-    def hand_over(self, request: Request, grant: Grant) -> None:
-        self.itself().hand_over(request, grant)
+    def __getattr__(self, name: str) -> Any:
+        """What needs the limits themselves, as a wait does, is theirs."""
+        return getattr(self.itself(), name)
 
     def cost(self, grant: Grant) -> dict[str, float]:
         binding = grant.binding
@@ -492,34 +477,6 @@ class Key(Caller):
     def observe(self, remaining: Mapping[str, float], reset: Mapping[str, float], grant: Grant | None) -> None:
         real = self.itself() if grant is None else self._adopt(grant)
         real.observe(remaining, reset, grant)
-
-    def pause(self, seconds: float, units: tuple[str, ...]) -> None:
-        self.itself().pause(seconds, units)
-
-    def resume(self, units: tuple[str, ...]) -> None:
-        self.itself().resume(units)
-
-    def reconfigure(self, limits: Mapping[str, tuple[Limit, ...]]) -> None:
-        self.itself().reconfigure(limits)
-
-    def snapshot(self) -> Snapshot:
-        return self.itself().snapshot()
-
-    @property
-    def waiting(self) -> int:
-        return self.itself().waiting
-
-    def level(self, unit: str) -> float:
-        return self.itself().level(unit)
-
-    async def refresh(self) -> None:
-        """In this process everything is known already."""
-
-    def recipe(self, caller: Caller) -> list[dict[str, Any]]:
-        return self.itself().recipe(caller)
-
-    def joined(self, other: Any) -> LocalBackend:
-        return self.itself().joined(other)
 
 
 def _all(states: States) -> list[LimitState]:

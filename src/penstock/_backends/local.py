@@ -58,7 +58,6 @@ class LocalBackend:
             part.users.add(self)
 
     def plan(self) -> ChargePlan:
-        """What costs are charged on now."""
         plan = self._plan
         if plan.version != sum([part.version for part in self.sets]):
             with self.store.lock:
@@ -67,17 +66,14 @@ class LocalBackend:
 
     @property
     def parts(self) -> tuple[object, ...]:
-        """The limit sets: backends with the same ones have one state."""
         return self.sets
 
     @property
     def joint(self) -> bool:
-        """Whether there are several sets."""
         return len(self.sets) > 1
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
         return len(self.queue.waiters)
 
     @property
@@ -89,7 +85,6 @@ class LocalBackend:
         return queue
 
     def bind(self, caller: Caller, cost: Mapping[str, float]) -> Binding:
-        """Bind a cost to the limits. See `Backend.bind`."""
         binding = Binding(self, caller)
         binding.clearance = self.queue.clearance  # before the limits are looked at: it is withdrawn when they change
         binding.charge = charge = Charge(
@@ -100,7 +95,6 @@ class LocalBackend:
         return binding
 
     def current(self, binding: Binding) -> bool:
-        """Whether the limits are still those of the binding."""
         return binding.clearance is self.queue.clearance
 
     def _decide(self, decision: Callable[..., R], *args: Any) -> R:
@@ -144,7 +138,6 @@ class LocalBackend:
     # Turns
 
     def enter(self, request: Request) -> float | None:
-        """Grant, refuse or queue a request. See `base`."""
         seconds = self._decide(self._enter, request)
         if seconds is None:
             return None
@@ -172,7 +165,6 @@ class LocalBackend:
         return queue.park(request, now)
 
     def advance(self, request: Request) -> float | None:
-        """What a waiter that was woken has to do. See `base`."""
         if self.queue.awake(request):
             return None
         return self._decide(self._advance, request)
@@ -194,24 +186,15 @@ class LocalBackend:
         return seconds
 
     def leave(self, request: Request) -> None:
-        """The caller is gone: nothing is charged. See `base`."""
         if request.queue is None:
             return  # it never entered
         try:
-            self._let_leave(request)
+            self._decide_soon(self._leave, request)
         except BaseException:
-            self._let_leave(request)  # others wait behind it: a second signal must not keep it in the queue
+            self._decide_soon(self._leave, request)  # others wait behind it: a second signal must not keep it there
             raise
 
-    def _let_leave(self, request: Request) -> None:
-        with self.store.lock:
-            if self.store.deciding:
-                self.store.postponed.append(lambda: self._let_leave(request))
-            else:
-                self._decide(self._leave, request)
-
     def hand_over(self, request: Request, grant: Grant) -> None:
-        """Fill in the grant of a request that was granted."""
         grant.of(self, request.caller, request.charges, request.receipts, request.granted_at)
         if self._plan.held:
             self._write_down_places(grant)
@@ -252,7 +235,6 @@ class LocalBackend:
             self._warn_of_expired(grant)
 
     def lose(self, grant: Grant, where: tuple[str, int]) -> None:
-        """No code can end this grant any more. See `base`."""
 
         def note(queue: WaitQueue, _: float, grant: Grant) -> None:
             note_orphan(grant, where)
@@ -276,7 +258,6 @@ class LocalBackend:
     # Of a grant
 
     def cost(self, grant: Grant) -> dict[str, float]:
-        """What a grant is charged now, per unit; after its end without what it held."""
         charges, _ = grant.charged()
         per_state: dict[LimitState, float] = {}
         for state, amount in charges:
@@ -288,7 +269,6 @@ class LocalBackend:
         return cost
 
     def settle(self, grant: Grant, true_cost: Mapping[str, float]) -> None:
-        """Charge a grant for its true cost. See `Permit.settle`."""
         self.plan().check(true_cost)
         exact = exact_costs(true_cost)
         self._decide_soon(lambda queue, now, grant: self._settle(queue, now, grant, exact), grant)
@@ -308,7 +288,6 @@ class LocalBackend:
         queue.run(now, [state for state, _ in grant.charges])
 
     def cancel(self, grant: Grant) -> bool:
-        """Give everything back; False if that was done before."""
         charges, _ = grant.charged()
         if not charges:
             return False
@@ -330,7 +309,6 @@ class LocalBackend:
         queue.run(now, [state for state, _ in charges])
 
     def close(self, grant: Grant) -> None:
-        """End a grant: what it holds comes back."""
         if grant.ended:
             return
         charges, _ = grant.charged()
@@ -350,7 +328,6 @@ class LocalBackend:
             queue.run(now, freed)
 
     def postpone(self, grant: Grant, travel: float) -> None:
-        """Count a grant in windows as if it had been charged `travel` seconds after now."""
 
         def count(_: WaitQueue, now: float) -> None:
             grant.receipts = postponed(*grant.charged(), now + travel, now)
@@ -360,7 +337,6 @@ class LocalBackend:
     # Of the limits
 
     def forecast(self, binding: Binding) -> tuple[float, str | None]:
-        """Seconds that a call would wait if it came now, and for which limit."""
         if self._interrupted():
             return 0.0, _DECISION  # which is what a call is told there
         request = Request(binding, None)
@@ -383,7 +359,6 @@ class LocalBackend:
         return self._decide(look)
 
     def observe(self, remaining: Mapping[str, float], reset: Mapping[str, float], grant: Grant | None) -> None:
-        """Hear what the server says is left. See `Limiter.observe`."""
         self.plan().check((*remaining, *reset))
         receipts = [] if grant is None else grant.charged()[1]
 
@@ -405,7 +380,6 @@ class LocalBackend:
         self._decide_soon(hear)
 
     def pause(self, seconds: float, units: tuple[str, ...]) -> None:
-        """Let no call through for so long; a pause is never shortened by another."""
 
         def begin(queue: WaitQueue, now: float) -> None:
             until = now + seconds
@@ -417,7 +391,6 @@ class LocalBackend:
         self._decide_soon(begin)
 
     def resume(self, units: tuple[str, ...]) -> None:
-        """End the pauses of these units, or of all."""
 
         def end(queue: WaitQueue, now: float) -> None:
             for state in self.plan().states:
@@ -428,7 +401,6 @@ class LocalBackend:
         self._decide_soon(end)
 
     def reconfigure(self, limits: Mapping[str, tuple[Limit, ...]]) -> None:
-        """Replace the limits of these units; what was used stays used, and all waiters are looked at anew."""
 
         def replace(queue: WaitQueue, now: float) -> None:
             queue.withdraw_clearance()  # also if an exception cuts it short
@@ -455,7 +427,6 @@ class LocalBackend:
         return changed
 
     def snapshot(self) -> Snapshot:
-        """How things stand."""
         if self._interrupted():
             return self._snapshot(self.queue, clock.now(), interrupted=True)
         if self.plan().expires:
@@ -478,7 +449,6 @@ class LocalBackend:
         )
 
     def level(self, unit: str) -> float:
-        """What there is of a unit now."""
         with self.store.lock:
             meter, now = self.plan().smallest(unit).meter, clock.now()
             return meter.glance(now) if self.store.deciding else meter.level(now)
@@ -492,7 +462,6 @@ class LocalBackend:
         """In this process everything is known already."""
 
     def recipe(self, caller: Caller) -> list[dict[str, Any]]:
-        """How to make the limiter again in another process: not at all."""
         name = f'"{caller.name}"' if caller.name else "a limiter"
         raise TypeError(
             f"{name} lives in the memory of one process and cannot be pickled: "
@@ -500,7 +469,6 @@ class LocalBackend:
         )
 
     def itself(self) -> LocalBackend:
-        """This backend."""
         return self
 
     def joined(self, other: Any) -> LocalBackend:

@@ -100,21 +100,17 @@ class MixedBackend:
 
     @property
     def store(self) -> Any:
-        """The shared store."""
         return self.shared.store
 
     @property
     def parts(self) -> tuple[object, ...]:
-        """The limit sets of both: backends with the same ones have one state."""
         return (*self.local.sets, *self.shared.sets)
 
     @property
     def waiting(self) -> int:
-        """How many wait in either."""
         return self.local.waiting + self.shared.waiting
 
     def plan(self) -> ChargePlan:
-        """What costs are charged on now."""
         if self._plan.version != sum([part.version for part in self.local.sets]) + sum(
             [part.version for part in self.shared.sets]
         ):
@@ -126,7 +122,6 @@ class MixedBackend:
         return ChargePlan([*self.local.sets, *self.shared.sets])
 
     def bind(self, caller: Caller, cost: Mapping[str, float]) -> Binding:
-        """Bind a cost to both parts: each takes the units that it knows."""
         plan = self.plan()
         binding = _MixedBinding(self, caller)
         binding.clearance = self._clearance
@@ -137,15 +132,13 @@ class MixedBackend:
         return binding
 
     def current(self, binding: Binding) -> bool:
-        """Whether the limits are still those of the binding."""
         self.plan()
         return binding.clearance is self._clearance
 
     # Turns
 
-    def enter(self, request: Request) -> float | None:
+    def enter(self, request: Any) -> float | None:
         """Ask for the places here; once there are, for the rest. See `base`."""
-        assert isinstance(request, _MixedRequest), "wait.py makes what request_type says"
         of_places = self.local.request_type(
             request.binding.local, request.parker, request.max_wait, request.time_left, request.priority, request.flow
         )
@@ -183,13 +176,10 @@ class MixedBackend:
             self._after_store(request)
         return seconds
 
-    def advance(self, request: Request) -> float | None:
-        """What a waiter that was woken has to do. See `base`."""
-        assert isinstance(request, _MixedRequest), "wait.py makes what request_type says"
+    def advance(self, request: Any) -> float | None:
         if request.of_places is not None:
             seconds = self.local.advance(request.of_places)
             return seconds if seconds is not None else self._after_places(request)
-        assert request.of_store is not None, "it waits for the places or for the store"
         seconds = self.shared.advance(request.of_store)
         if seconds is None:
             self._after_store(request)
@@ -206,9 +196,7 @@ class MixedBackend:
         else:
             request.granted_at = clock.now()
 
-    def leave(self, request: Request) -> None:
-        """The caller is gone, or was refused: both parts come back. See `base`."""
-        assert isinstance(request, _MixedRequest), "wait.py makes what request_type says"
+    def leave(self, request: Any) -> None:
         of_store, request.of_store = request.of_store, None
         places, request.places = request.places, None
         of_places, request.of_places = request.of_places, None
@@ -222,11 +210,7 @@ class MixedBackend:
                 request.caller.cancelled += 1
                 self.local.leave(of_places)
 
-    def hand_over(self, request: Request, grant: Grant) -> None:
-        """Fill in the grant of a request that was granted. See `base`."""
-        assert isinstance(request, _MixedRequest), "wait.py makes what request_type says"
-        assert request.places is not None, "this process has granted it"
-        assert request.of_store is not None, "the store has granted it"
+    def hand_over(self, request: Any, grant: Grant) -> None:
         by_store = Grant()
         self.shared.hand_over(request.of_store, by_store)
         charges = (*request.places.charges, *by_store.charges)
@@ -235,7 +219,6 @@ class MixedBackend:
     # Of a grant
 
     def cost(self, grant: Grant) -> dict[str, float]:
-        """What a grant is charged now, per unit."""
         parts: _Parts = grant.receipts
         here, there = self.local.cost(parts.local), self.shared.cost(parts.shared)
         return {unit: max(here.get(unit, 0), there.get(unit, 0)) for unit in {**here, **there}}
@@ -251,21 +234,18 @@ class MixedBackend:
             self.local.settle(parts.local, here)
 
     def cancel(self, grant: Grant) -> bool:
-        """Give everything back; False if that was done before."""
         parts: _Parts = grant.receipts
         grant.charges, grant.ended = (), True
         done = self.shared.cancel(parts.shared)
         return self.local.cancel(parts.local) or done
 
     def close(self, grant: Grant) -> None:
-        """End a grant: what it holds comes back."""
         parts: _Parts = grant.receipts
         grant.ended = True
         self.local.close(parts.local)
         self.shared.close(parts.shared)
 
     def lose(self, grant: Grant, where: tuple[str, int]) -> None:
-        """No code can end this grant any more. See `base`."""
         parts: _Parts = grant.receipts
         self.local.lose(parts.local, where)
         if any(state.meter.held for state, _ in parts.shared.charges):
@@ -294,7 +274,6 @@ class MixedBackend:
         self._both("pause", units, seconds)
 
     def resume(self, units: tuple[str, ...]) -> None:
-        """End the pauses of these units, or of all."""
         self._both("resume", units)
 
     def _both(self, verb: str, units: tuple[str, ...], *arguments: Any) -> None:
@@ -313,7 +292,6 @@ class MixedBackend:
             self.local.reconfigure(here)
 
     def snapshot(self) -> Snapshot:
-        """How things stand in both."""
         here, there = self.local.snapshot(), self.shared.snapshot()
         return Snapshot(
             waiting=here.waiting + there.waiting,
@@ -323,11 +301,9 @@ class MixedBackend:
         )
 
     def level(self, unit: str) -> float:
-        """What there is of a unit, by the part that knows it."""
         return (self.local if unit in self.local.plan().units else self.shared).level(unit)
 
     async def refresh(self) -> None:
-        """Ask the store how things stand."""
         await self.shared.refresh()
 
     def recipe(self, caller: Caller) -> list[dict[str, Any]]:
@@ -335,7 +311,6 @@ class MixedBackend:
         return self.local.recipe(caller)
 
     def itself(self) -> MixedBackend:
-        """This backend."""
         return self
 
     def joined(self, other: Any) -> MixedBackend:

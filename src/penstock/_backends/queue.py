@@ -97,20 +97,8 @@ class WaitQueue:
     """One queue, the homes of its waiters, and the moment of its next turn."""
 
     __slots__ = (
-        "_alarm",
-        "_calendars",
-        "_forks",
-        "_here",
-        "_homes",
-        "_leader",
-        "_merged",
-        "_paused",
-        "_running",
-        "_unfinished",
-        "_waking",
-        "clearance",
-        "into",
-        "waiters",
+        "_alarm", "_calendars", "_forks", "_here", "_homes", "_leader", "_merged", "_paused", "_running", "_unfinished",
+        "_waking", "clearance", "into", "waiters",
     )  # fmt: skip
 
     def __init__(self, ageing: float = 30.0, weights: Mapping[Hashable, float] | None = None) -> None:

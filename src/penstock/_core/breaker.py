@@ -39,21 +39,9 @@ class Breaker:
     """The state of one circuit breaker; see the module's docstring."""
 
     __slots__ = (
-        "_failures",
-        "_failures_seen",
-        "_open_for",
-        "_passed",
-        "_probe_number",
-        "_probes",
-        "_probes_since",
-        "_ratio",
-        "_since",
-        "_slots",
-        "_term",
-        "_until",
-        "_window",
-        "state",
-    )
+        "_failures", "_failures_seen", "_open_for", "_passed", "_probe_number", "_probes", "_probes_since", "_ratio",
+        "_since", "_slots", "_term", "_until", "_window", "state",
+    )  # fmt: skip
 
     _probes_since: dict[int, float]  # probes under way: when each began, by number
     _probe_number: int  # of the last probe in this state

@@ -35,20 +35,9 @@ class Queue:
     """
 
     __slots__ = (
-        "_arrivals",
-        "_flows",
-        "_last_charges",
-        "_last_shape",
-        "_shapes",
-        "_sweep_at",
-        "_sweep_shapes_at",
-        "_turn_tag",
-        "ageing",
-        "count",
-        "due",
-        "index",
-        "weights",
-    )
+        "_arrivals", "_flows", "_last_charges", "_last_shape", "_shapes", "_sweep_at", "_sweep_shapes_at", "_turn_tag",
+        "ageing", "count", "due", "index", "weights",
+    )  # fmt: skip
 
     def __init__(self, ageing: float = 30.0, weights: dict[Hashable, float] | None = None) -> None:
         self.ageing: float = ageing

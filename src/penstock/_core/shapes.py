@@ -159,17 +159,8 @@ class Index:
     """What a queue with many shapes knows about them. `admit` makes one, and the queue reports to it what changes."""
 
     __slots__ = (
-        "_alarms",
-        "_calendar",
-        "_classes",
-        "_queue",
-        "_ready",
-        "_rises",
-        "_woken",
-        "awake",
-        "everybody",
-        "tags",
-    )
+        "_alarms", "_calendar", "_classes", "_queue", "_ready", "_rises", "_woken", "awake", "everybody", "tags",
+    )  # fmt: skip
 
     def __init__(self, queue: Queue, shapes: Iterable[Shape]) -> None:
         self._queue = queue

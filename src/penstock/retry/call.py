@@ -58,25 +58,9 @@ class Call:
     """
 
     __slots__ = (
-        "attempt",
-        "budget",
-        "doomed",
-        "drawn",
-        "fast",
-        "frame",
-        "history",
-        "in_loop",
-        "key",
-        "name",
-        "number",
-        "outer",
-        "paid",
-        "policy",
-        "previous",
-        "running",
-        "stands_back",
-        "started",
-    )
+        "attempt", "budget", "doomed", "drawn", "fast", "frame", "history", "in_loop", "key", "name", "number", "outer",
+        "paid", "policy", "previous", "running", "stands_back", "started",
+    )  # fmt: skip
 
     def __init__(self, policy: RetrySettings, name: str, *, in_loop: bool = True) -> None:
         self.policy: RetrySettings = policy
