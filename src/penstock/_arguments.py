@@ -15,8 +15,6 @@ from typing import Any
 from penstock._introspect import name_of
 from penstock.errors import CostError
 
-__all__ = ["of_call"]
-
 _BY_PLACE = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 Args = tuple[Any, ...]

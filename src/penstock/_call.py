@@ -25,23 +25,6 @@ from penstock._validation import RESERVED, merge_given, read_flow, read_priority
 from penstock.errors import CostError
 from penstock.permit import EnteredPermit, Permit, WatchedPermit
 
-__all__ = [
-    "PLAIN",
-    "Call",
-    "CallByArguments",
-    "Cost",
-    "Entered",
-    "NeitherCostNorFunction",
-    "Settle",
-    "Terms",
-    "check_functions",
-    "chosen",
-    "decorated",
-    "permits_of",
-    "show_call",
-    "show_limiter",
-]
-
 F = TypeVar("F", bound=Callable[..., Any])
 Settle = Callable[[Any], Mapping[str, Number]]
 Cost = Number | Callable[..., Number]

@@ -13,8 +13,6 @@ from typing import Any
 from penstock._introspect import check_plain, name_of, runs_later
 from penstock._numbers import Seconds, read_seconds
 
-__all__ = ["Nonsense", "On", "check_on", "shown_on", "verdict_of", "verdict_on"]
-
 On = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool | Seconds]
 """Which errors count: exception types, or a function of the error that returns True, False or a number of seconds."""
 

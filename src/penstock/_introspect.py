@@ -17,24 +17,6 @@ from typing import Any, Literal, NoReturn
 
 from penstock._concurrency.parking import loop_running_here
 
-__all__ = [
-    "CONTEXT_MANAGERS",
-    "GENERATORS",
-    "Kind",
-    "check_answer",
-    "check_plain",
-    "decorable_kind",
-    "kind_of",
-    "name_of",
-    "refuse_awaitable",
-    "runs_later",
-    "show_defaults",
-    "to_be_awaited",
-    "users_frame",
-    "users_line",
-    "why_not_plain",
-]
-
 Kind = Literal["async", "stream", "generator", "async context", "context", "sync"]
 """What a function is: see `kind_of`."""
 

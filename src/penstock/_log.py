@@ -14,8 +14,6 @@ from typing import Any
 
 from penstock._numbers import show_seconds
 
-__all__ = ["DEBUG", "INFO", "broken", "logger", "paused", "refused", "resumed", "waiting", "write"]
-
 DEBUG, INFO, _ERROR = 10, 20, 40  # as `logging` has them, which is not to be imported for that
 
 _loggers: dict[str, Any] = {}

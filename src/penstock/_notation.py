@@ -8,8 +8,6 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-__all__ = ["NUMBER", "PER", "TOO_LONG", "WrittenRate", "advice", "amount_of", "read_rate"]
-
 TOO_LONG = 200
 """Characters: a pattern may take time that grows with the square of the text."""
 

@@ -14,21 +14,6 @@ from datetime import timedelta
 from operator import index
 from typing import Any, SupportsFloat, SupportsIndex
 
-__all__ = [
-    "Number",
-    "Seconds",
-    "amount",
-    "exact",
-    "is_bool",
-    "number_of",
-    "read_count",
-    "read_flag",
-    "read_number",
-    "read_seconds",
-    "show",
-    "show_seconds",
-]
-
 _NO_NUMBERS = frozenset("cSUMmV")
 """Kinds of numpy's types: complex numbers, bytes, text, dates, spans of time, records."""
 

@@ -17,8 +17,6 @@ from typing import Any
 from penstock import clock
 from penstock._numbers import read_seconds
 
-__all__ = ["ENDS_A_PROGRAM", "attribute_of", "retry_after"]
-
 ENDS_A_PROGRAM = (KeyboardInterrupt, SystemExit, GeneratorExit)
 """Raised while we read a user's object, these come from a signal or a closing generator, and not from the object."""
 

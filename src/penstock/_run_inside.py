@@ -21,8 +21,6 @@ from penstock._concurrency.parking import loop_running_here
 from penstock._introspect import CONTEXT_MANAGERS, GENERATORS, decorable_kind, name_of, refuse_awaitable, to_be_awaited
 from penstock.errors import WouldBlockEventLoop
 
-__all__ = ["run_inside", "stream_inside"]
-
 _F = TypeVar("_F", bound=Callable[..., Any])
 _Entered = TypeVar("_Entered")
 

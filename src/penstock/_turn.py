@@ -16,8 +16,6 @@ from typing import NamedTuple
 from penstock._numbers import Seconds
 from penstock._validation import read_flow, read_priority, read_wait
 
-__all__ = ["Turn", "turn", "turn_here"]
-
 
 class Turn(NamedTuple):
     """What a block says of its calls; None: nothing."""

@@ -16,8 +16,6 @@ from penstock._introspect import check_answer
 from penstock._numbers import read_seconds
 from penstock._retry_after import ENDS_A_PROGRAM
 
-__all__ = ["add_notes", "is_true_of", "repr_of", "seconds_asked", "verdict"]
-
 _MOST_NOTES = 40  # on one error, which may be shared by many calls, and raised again and again
 _LOG = "penstock.pipeline"
 

@@ -12,25 +12,6 @@ from penstock._introspect import name_of, why_not_plain
 from penstock.errors import CostError
 from penstock.limits import Limit, Rate, parse
 
-__all__ = [
-    "RESERVED",
-    "LimitLike",
-    "Shown",
-    "check_hook",
-    "check_options",
-    "equals_itself",
-    "exact_cost",
-    "exact_costs",
-    "exact_heard",
-    "merge_given",
-    "read_flow",
-    "read_limits",
-    "read_pause",
-    "read_priority",
-    "read_wait",
-    "show_wait",
-]
-
 LimitLike = Limit | str
 
 RESERVED = frozenset({"settle", "max_wait", "priority", "flow", "block"})

@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from penstock._core.places import Hold
-from penstock._core.queue import Waiter
+from penstock._core.subqueues import Waiter
 from penstock._core.turns import Charges, Receipts
 from penstock._validation import Shown, cost_of
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from penstock._core.subqueues import Subqueue
     from penstock.events import LimiterEvent
     from penstock.limits import Limit
-
-__all__ = ["HAS_GIL", "Backend", "Binding", "Caller", "Charge", "Clearance", "Grant", "Request", "Snapshot", "words_of"]
 
 HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 """Whether a block of Python without a call is one step for other threads: see `fast_path`."""

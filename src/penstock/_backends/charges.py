@@ -13,8 +13,6 @@ from penstock._validation import RESERVED, cost_of, exact_cost, show_wait, told_
 from penstock.errors import CostError, MissingUnit, QueueFull, RateLimited, UnknownUnit, Unsatisfiable
 from penstock.limits import Unlimited
 
-__all__ = ["ChargePlan", "joint_name", "not_now", "queue_full"]
-
 
 class _LimitSet(Protocol):
     """What a plan needs to know of a limit set."""

@@ -32,19 +32,6 @@ from penstock._core.meter import Unmetered
 from penstock._core.places import Places
 from penstock._core.turns import LimitState
 
-__all__ = [
-    "WORDS",
-    "are_parameters",
-    "calls_of_units",
-    "enter_and_leave",
-    "fits_keys",
-    "key_of",
-    "look_closer",
-    "new_key",
-    "prepare",
-    "prepare_key",
-]
-
 _MOST = 6
 """Limits of one charge up to which functions are written, of one figure; more take the general path."""
 

@@ -15,8 +15,6 @@ from penstock._core.places import Hold, Places
 from penstock._core.turns import Charges, LimitState
 from penstock._introspect import users_line
 
-__all__ = ["expired", "note_holder", "note_orphan", "warn_of_expired", "warn_of_hang"]
-
 
 def note_holder(grant: Grant) -> bool:
     """Write down the holder of places that may be missed later.

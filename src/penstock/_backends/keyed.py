@@ -42,8 +42,6 @@ from penstock.errors import CostError
 from penstock.limits import Limit
 from penstock.stores.memory import MemoryStore
 
-__all__ = ["SWEEP", "Key", "KeyStates"]
-
 Limits = dict[str, tuple[Limit, ...]]
 States = dict[str, tuple[LimitState, ...]]
 

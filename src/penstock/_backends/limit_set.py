@@ -16,8 +16,6 @@ from penstock.limits import Limit
 if TYPE_CHECKING:
     from penstock._backends.queue import WaitQueue
 
-__all__ = ["LimitSet", "default_cost"]
-
 
 def default_cost(unit: str, kinds: tuple[Limit, ...]) -> float | None:
     """What a call costs of a unit with these limits unless it says so; None: it must say so."""

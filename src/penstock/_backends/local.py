@@ -33,8 +33,6 @@ from penstock.events import Refused, emit
 from penstock.limits import Limit
 from penstock.stores.memory import MemoryStore
 
-__all__ = ["LocalBackend"]
-
 R = TypeVar("R")
 
 _DECISION = "a decision under way"

@@ -25,8 +25,6 @@ from penstock._backends.shared.backend import SharedBackend
 from penstock._concurrency.parking import Parker
 from penstock.limits import InFlight, Limit, Unlimited
 
-__all__ = ["MixedBackend"]
-
 
 class _MixedBinding(Binding):
     """A cost, bound to both parts."""

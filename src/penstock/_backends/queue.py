@@ -29,11 +29,10 @@ from weakref import WeakSet
 from penstock import clock
 from penstock._backends.base import HAS_GIL, Clearance, Request
 from penstock._concurrency import parking
-from penstock._core.queue import Queue, Waiter
+from penstock._core.queue import Queue
+from penstock._core.subqueues import Waiter
 from penstock._core.turns import Charges, LimitState, Receipts, admit, could_go, ready_behind, undo
 from penstock._core.windows import CalendarWindow
-
-__all__ = ["GRACE", "LATE", "WaitQueue"]
 
 GRACE = 0.005
 """Seconds after a turn at which the other homes look whether it was given: a timer's resolution, and some."""

@@ -20,8 +20,6 @@ from penstock.events import Refused, Withdrawn, emit, granted
 
 G = TypeVar("G", bound=Grant)
 
-__all__ = ["LOOP", "answer_at_once", "emit_grant", "wait", "wait_in_thread"]
-
 
 async def wait(
     binding: Binding,

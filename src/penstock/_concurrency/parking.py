@@ -25,22 +25,6 @@ if TYPE_CHECKING:
 
     import trio
 
-__all__ = [
-    "AsyncioParker",
-    "Parker",
-    "ThreadParker",
-    "TrioParker",
-    "here",
-    "in_loop",
-    "in_trio_task",
-    "is_over",
-    "loop_running_here",
-    "running_asyncio_loop",
-    "time_here",
-    "wake_all",
-    "who_am_i",
-]
-
 
 forks = 0
 """How many forks lie between this process and the first.

@@ -28,8 +28,6 @@ from contextlib import AbstractContextManager
 from typing import Any, NoReturn, Self
 from weakref import WeakSet
 
-__all__ = ["OfThisProcess", "SharedState"]
-
 _alive: WeakSet[SharedState] = WeakSet()
 
 

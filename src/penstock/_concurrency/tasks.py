@@ -26,8 +26,6 @@ from penstock._concurrency import parking
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["OwnedTask", "TaskCancelledError", "join", "running_loop", "sleep", "start"]
-
 Landed = Callable[[Any, BaseException | None], None]
 
 

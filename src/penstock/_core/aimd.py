@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["Aimd"]
-
 _GAP = 1.0
 """Seconds between two calls that still count as use."""
 

@@ -23,8 +23,6 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 
 from penstock._numbers import Seconds, read_number, read_seconds
 
-__all__ = ["Backoff", "Constant", "Exponential", "Jitter", "constant", "exponential", "spread"]
-
 Jitter = Literal["full", "equal", "decorrelated", "none"]
 
 HINT_SPREAD = 0.1

@@ -20,8 +20,6 @@ from penstock._core.flows import ALONE, Turn, leave
 from penstock._core.operations import ACQUIRE, BOOKED
 from penstock._core.rows import BUCKET, CALENDAR, LOG, RENEWED, WINDOW, Row, write_row
 
-__all__ = ["Batch"]
-
 _NOWHERE = (0.0, NEW, -1.0)
 """In the place of a booking, its moment and the longest wait, of requests that get none."""
 

@@ -32,11 +32,6 @@ from collections.abc import Sequence
 
 from penstock._core.flows import ALONE, LEAD
 
-__all__ = [
-    "ALONE", "AMOUNTS", "DUE", "EXPIRED", "MOST", "NEW", "Asker", "Booking", "add", "before", "delays", "drop",
-    "level_of", "mine", "starts", "taken",
-]  # fmt: skip
-
 ID, DUE, PRIORITY, WAITED, AGEING, KEY, START, MEMBER_START, SHARE = range(9)
 """What a booking consists of, and then the amount on each limit of its row. DUE: seconds from now. WAITED, AGEING:
 seconds. SHARE: what it adds to the tag of its flow."""

@@ -18,8 +18,6 @@ import math
 from collections import deque
 from typing import NamedTuple
 
-__all__ = ["Breaker", "Ticket"]
-
 _SLOTS = 10  # outcomes leave the window in steps of a tenth of it
 
 

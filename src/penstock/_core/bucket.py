@@ -24,8 +24,6 @@ from penstock._core.meter import Meter
 from penstock._core.refunds import Refunds
 from penstock.limits import Rate
 
-__all__ = ["Bucket", "Receipt"]
-
 Receipt = tuple[float, float]
 """Of a charge: the bucket's `tat` right after it, and its moment."""
 

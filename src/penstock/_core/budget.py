@@ -23,8 +23,6 @@ import math
 from collections import deque
 from typing import Protocol
 
-__all__ = ["Credit", "RatioCredit", "TokenCredit"]
-
 _SLOTS = 10  # credit expires in steps of a tenth of the ttl, so a busy budget keeps ten numbers and not one per call
 _ROUNDING = 1e-9  # ten calls at a ratio of 0.1 are one retry, though ten times 0.1 adds up to a little less
 

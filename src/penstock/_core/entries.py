@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from penstock._core.rows import RENEWED
 
-__all__ = ["LONGEST_LOG", "REFUNDS", "Log", "held", "in_order", "merge", "release", "remember"]
-
 REFUNDS = 32
 """Refunds that a bucket remembers; of more, the two with the lowest receipts become one, which gives back a little
 less."""

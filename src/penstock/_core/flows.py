@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["AGAIN", "ALONE", "FLOWS", "FORGET", "GRACE", "LATE", "LEAD", "Turn", "kept", "leave"]
-
 LEAD = 0.020
 """Seconds of throughput by which a flow may be ahead of another that waits."""
 

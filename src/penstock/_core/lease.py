@@ -32,25 +32,11 @@ from heapq import heappop, heappush
 from typing import Any
 
 from penstock._core.bucket import Bucket
-from penstock._core.queue import Key, Queue, Waiter
+from penstock._core.queue import Queue
+from penstock._core.subqueues import Key, Waiter
 from penstock._core.turns import LimitState
 from penstock._numbers import show_seconds
 from penstock.limits import Calendar, InFlight, Rate, Sliding
-
-__all__ = [
-    "Lease",
-    "LeasePool",
-    "LeaseRequest",
-    "Leased",
-    "Share",
-    "check",
-    "plan",
-    "put_back",
-    "serve",
-    "take",
-    "window",
-    "working",
-]
 
 MOST_REQUESTS = 8
 """The most parts in which a lease is asked for, so that a limit that is nearly used up gives what it has."""

@@ -13,8 +13,6 @@ import copy
 import math
 from typing import Any, ClassVar
 
-__all__ = ["Meter", "Unmetered"]
-
 
 class Meter:
     """Counts the use of one limit. Subclass it, with `limit.meter()` returning one, to add a kind of limit.

@@ -37,11 +37,6 @@ a permit of a row that was lost since gives nothing back to its successor.
 
 from __future__ import annotations
 
-__all__ = [
-    "ACQUIRE", "BOOKED", "CHARGE", "DROP", "FLOW", "GIVE_BACK", "LEAVE", "LOWER", "PAUSE", "PLACE", "RANK", "RENEW",
-    "RESUME", "SERIES",
-]  # fmt: skip
-
 ACQUIRE, GIVE_BACK, CHARGE, PAUSE, LOWER, RENEW, FLOW, LEAVE, RESUME = 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0
 RANK, PLACE, DROP, SERIES = 10.0, 11.0, 12.0, 13.0
 

@@ -8,8 +8,6 @@ from collections import deque
 from penstock._core.meter import Meter
 from penstock.limits import InFlight
 
-__all__ = ["Hold", "Places"]
-
 _ROUNDING = 1e-9
 """What sums of fractions may be off by, as a part of the amount: too little to get a place by it."""
 

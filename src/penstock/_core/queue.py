@@ -23,8 +23,6 @@ from typing import Any
 
 from penstock._core.subqueues import Charged, Charges, Flow, Index, Key, Level, Shape, Subqueue, Waiter
 
-__all__ = ["Charged", "Key", "Queue", "Waiter"]
-
 
 class Queue:
     """The waiters of one group of limits.

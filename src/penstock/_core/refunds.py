@@ -33,8 +33,6 @@ import math
 from bisect import bisect_right
 from itertools import groupby
 
-__all__ = ["Refunds"]
-
 _MOST = 256
 """How many stretches are told apart. Of more, neighbours are taken together, and what is given back may be a little
 less."""

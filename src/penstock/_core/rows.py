@@ -15,21 +15,6 @@ from penstock._core import bookings
 from penstock._core.bookings import Booking
 from penstock._core.flows import FLOWS, kept
 
-__all__ = [
-    "BUCKET",
-    "CALENDAR",
-    "LOG",
-    "LONGEST_KEPT",
-    "RENEWED",
-    "TIMED",
-    "WINDOW",
-    "DamagedRow",
-    "Row",
-    "new_row",
-    "read_row",
-    "write_row",
-]
-
 BUCKET, CALENDAR, WINDOW = 0.0, 1.0, 2.0
 """Kinds of limit."""
 

@@ -27,8 +27,6 @@ from penstock._core.queue import Queue
 from penstock._core.subqueues import Flow, Key, Shape, Subqueue, Waiter
 from penstock._core.windows import CalendarWindow
 
-__all__ = ["MANY", "Index", "Sleepers"]
-
 MANY = 32
 """With more shapes than this a queue gets an index; with fewer it is cheaper to look at all of them."""
 

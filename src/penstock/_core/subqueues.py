@@ -11,8 +11,6 @@ from collections.abc import Collection, Hashable, Iterable, Iterator
 from heapq import heappop, heappush
 from typing import Any, Protocol
 
-__all__ = ["Charged", "Charges", "Flow", "Index", "Key", "Level", "Shape", "Subqueue", "Waiter"]
-
 
 class Charged(Protocol):
     """One limit, as a queue knows it."""

@@ -17,26 +17,11 @@ from typing import Any
 from penstock._core.bucket import Bucket
 from penstock._core.meter import Meter, Unmetered
 from penstock._core.places import Places
-from penstock._core.queue import Key, Queue, Waiter
+from penstock._core.queue import Queue
 from penstock._core.shapes import MANY, Index, Order, Sleepers
-from penstock._core.subqueues import Shape, Subqueue
+from penstock._core.subqueues import Key, Shape, Subqueue, Waiter
 from penstock._core.windows import CalendarWindow, SlidingWindow
 from penstock.limits import Calendar, InFlight, Rate, Sliding, Unlimited
-
-__all__ = [
-    "Charges",
-    "LimitState",
-    "Receipts",
-    "admit",
-    "charge",
-    "charge_if_ready",
-    "could_go",
-    "give_back",
-    "meter_for",
-    "ready_at",
-    "ready_behind",
-    "undo",
-]
 
 _PROTECTED = 16
 """How many blocked waiters are protected from delay by later ones. Those behind them are only looked at in order."""

@@ -16,8 +16,6 @@ from penstock.limits import Calendar, Period, Sliding
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
-__all__ = ["CalendarWindow", "SlidingWindow", "period_around"]
-
 _CLOCK_GRAIN = 1e-8
 """Seconds by which a window may end early, so that `now + (end − now)` never falls short of `end` by rounding."""
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from penstock.limiter import Limiter
     from penstock.permit import Permit
 
-__all__ = ["Caller", "Queue", "Terms"]
-
 Item = TypeVar("Item")
 Entry = TypeVar("Entry")
 

@@ -18,8 +18,6 @@ from penstock.batching._faults import SplitOn, judge_of
 if TYPE_CHECKING:
     from penstock.limiter import Limiter
 
-__all__ = ["Batcher"]
-
 Item = TypeVar("Item")
 Entry = TypeVar("Entry")
 

@@ -14,8 +14,6 @@ from penstock.errors import MissingUnit, Unsatisfiable
 if TYPE_CHECKING:
     from penstock.limiter import Limiter
 
-__all__ = ["SLACK", "Cost", "CostOf", "cost_function", "price", "read_max_cost"]
-
 Item = TypeVar("Item")
 Cost = dict[str, float]
 CostOf = Callable[[Item], Mapping[str, float] | float] | Mapping[str, float | Callable[[Item], float]]

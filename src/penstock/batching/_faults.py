@@ -10,8 +10,6 @@ from penstock._retry_after import attribute_of
 from penstock._user_errors import is_true_of
 from penstock.errors import PenstockError
 
-__all__ = ["SplitOn", "judge_of", "may_be_an_items_fault"]
-
 SplitOn = type[BaseException] | tuple[type[BaseException], ...] | Callable[[Exception], bool]
 
 _OF_THE_SERVICE = frozenset({401, 403, 407, 408, 425, 429})

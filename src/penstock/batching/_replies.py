@@ -9,8 +9,6 @@ from typing import Any, Protocol, runtime_checkable
 from penstock._introspect import check_answer
 from penstock.errors import PenstockError
 
-__all__ = ["ReplyMismatch", "entries_of"]
-
 
 class ReplyMismatch(PenstockError, ValueError):  # noqa: N818 - it names what is wrong, as the other errors do
     """The reply does not say which entry belongs to which item.

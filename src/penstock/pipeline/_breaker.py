@@ -16,8 +16,6 @@ from penstock._user_errors import seconds_asked, verdict
 from penstock.errors import CircuitOpen
 from penstock.pipeline._layers import span, watched
 
-__all__ = ["circuit_breaker"]
-
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 

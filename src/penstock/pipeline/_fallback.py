@@ -13,8 +13,6 @@ from penstock._introspect import kind_of, name_of, refuse_awaitable, runs_later,
 from penstock._user_errors import verdict
 from penstock.pipeline._layers import check_callable_once
 
-__all__ = ["fallback"]
-
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 

@@ -19,8 +19,6 @@ from penstock._user_errors import add_notes, repr_of
 from penstock.pipeline._layers import check_async, span
 from penstock.retry import Budget
 
-__all__ = ["hedge"]
-
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 

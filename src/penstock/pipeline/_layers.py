@@ -11,8 +11,6 @@ from penstock._introspect import decorable_kind, kind_of, name_of
 from penstock._numbers import read_seconds
 from penstock._run_inside import run_inside
 
-__all__ = ["check_async", "check_callable_once", "refuse", "span", "watched"]
-
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _KINDS = {

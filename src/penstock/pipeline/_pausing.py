@@ -15,8 +15,6 @@ from penstock._retry_after import retry_after
 from penstock._user_errors import repr_of, seconds_asked, verdict
 from penstock.pipeline._layers import span, watched
 
-__all__ = ["pausing"]
-
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 

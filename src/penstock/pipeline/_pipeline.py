@@ -12,8 +12,6 @@ from typing import Any, ClassVar, TypeVar, cast
 from penstock._introspect import decorable_kind, kind_of, name_of, refuse_awaitable, to_be_awaited
 from penstock._run_inside import run_inside
 
-__all__ = ["Pipeline", "PipelineOrderWarning"]
-
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 

@@ -14,8 +14,6 @@ from penstock._numbers import Seconds
 from penstock.errors import AttemptTimeout
 from penstock.pipeline._layers import check_async, span
 
-__all__ = ["timeout"]
-
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 

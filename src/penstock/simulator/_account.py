@@ -29,8 +29,6 @@ from penstock.simulator._headers import (
 from penstock.simulator._meters import Meter, Unit, Window, meter_of
 from penstock.simulator._simulation import FAULTS, Fault, Simulation
 
-__all__ = ["Account", "Admission", "LimitStatistics", "Statistics"]
-
 STRANGERS_STEP_NS = 100_000_000
 """Nanoseconds in which all that other clients take is taken at once."""
 

@@ -13,8 +13,6 @@ from penstock import clock
 from penstock.simulator import _media, _replies
 from penstock.simulator._simulation import Fault, Simulation
 
-__all__ = ["FAILURES", "Json", "answer_to", "no_such_model", "parse"]
-
 FAILURES: dict[Fault | None, tuple[int, _replies.Error]] = {
     "server_error": (500, _replies.server_error()),
     "overloaded": (503, _replies.overloaded()),

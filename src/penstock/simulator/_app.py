@@ -29,8 +29,6 @@ from penstock.simulator._dialects import COHERE_CHAT, GENERATE, MESSAGES, STREAM
 from penstock.simulator._faulty import answer_badly, hang
 from penstock.simulator._simulation import FAULTS, Simulation
 
-__all__ = ["ABORT", "SILENCE", "create_app"]
-
 ABORT = "penstock.abort"
 """Key in the connection's state of a function that closes the connection at once."""
 

@@ -19,8 +19,6 @@ from penstock.simulator._answering import FAILURES, Json
 from penstock.simulator._batches import ENDED, Batch, Library, StoredFile, wrong_batch
 from penstock.simulator._multipart import read_form
 
-__all__ = ["BatchEndpoints"]
-
 MAX_FILE = 512 * 1024 * 1024
 """Bytes of a file of any purpose."""
 

@@ -23,8 +23,6 @@ from penstock.simulator import _replies
 from penstock.simulator._answering import FAILURES, answer_to, parse
 from penstock.simulator._simulation import Simulation
 
-__all__ = ["Batch", "Library", "StoredFile"]
-
 ENDPOINTS = (_replies.CHAT, _replies.RESPONSES, _replies.COMPLETIONS, _replies.EMBEDDINGS)
 ENDED = frozenset({"failed", "completed", "expired", "cancelled"})
 

@@ -14,8 +14,6 @@ from fractions import Fraction
 
 from penstock.limits import Rate
 
-__all__ = ["Bucket", "excess"]
-
 
 @dataclass(frozen=True, slots=True)
 class Bucket:

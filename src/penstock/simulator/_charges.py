@@ -9,8 +9,6 @@ from typing import Any
 from penstock.simulator import _replies
 from penstock.simulator._simulation import Charge
 
-__all__ = ["CHARGES", "charge_rule"]
-
 
 def _output(body: Mapping[str, Any]) -> int:
     """Tokens that an answer may have: what the request allows, or the 16 that were the default."""

@@ -9,8 +9,6 @@ from typing import Any
 from penstock.simulator import _replies
 from penstock.simulator._dialects import MESSAGES, STREAM, render_in
 
-__all__ = ["broken_event_in", "events_in"]
-
 
 def events_in(path: str, reply: _replies.Answer) -> Iterator[tuple[str, int]]:
     """The events of an answer as a stream: (text as it goes over the wire, tokens of output that it brings)."""

@@ -18,8 +18,6 @@ from typing import Any, Literal, NamedTuple, get_args
 from penstock.simulator import _replies
 from penstock.simulator._headers import rate_limit_headers, retry_headers
 
-__all__ = ["DIALECTS", "Dialect", "Shown", "error_in", "headers_in", "hints_in", "render_in", "request_in"]
-
 Dialect = Literal["openai", "azure", "anthropic", "groq", "mistral", "together", "gemini", "cohere", "vllm"]
 DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
 

@@ -13,8 +13,6 @@ from starlette.types import Send
 from penstock.simulator._answering import Json
 from penstock.simulator._simulation import Fault
 
-__all__ = ["answer_badly", "hang"]
-
 _PAGE = (
     b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n<center><h1>502 Bad Gateway</h1></center>\r\n"
     b"<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"

@@ -9,8 +9,6 @@ import math
 from email.utils import formatdate
 from fractions import Fraction
 
-__all__ = ["format_duration", "hint_headers", "rate_limit_headers", "retry_headers"]
-
 
 def format_duration(seconds: float | Fraction) -> str:
     """Write a duration like Go's `time.Duration`, cut to milliseconds.

@@ -15,8 +15,6 @@ from typing import Any
 from penstock.simulator import _replies
 from penstock.simulator._multipart import read_form
 
-__all__ = ["MEDIA", "answer", "body_of", "fault_in", "images_in"]
-
 GENERATE, EDIT, VARY = "/v1/images/generations", "/v1/images/edits", "/v1/images/variations"
 TRANSCRIBE, TRANSLATE, SPEAK = "/v1/audio/transcriptions", "/v1/audio/translations", "/v1/audio/speech"
 IMAGES = (GENERATE, EDIT, VARY)

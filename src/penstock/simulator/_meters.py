@@ -15,8 +15,6 @@ from typing import Literal, Protocol
 from penstock.limits import Rate, Sliding
 from penstock.simulator._buckets import Bucket
 
-__all__ = ["Hidden", "Meter", "Unit", "Window", "meter_of"]
-
 Unit = Literal["requests", "tokens", "output_tokens", "images"]
 
 

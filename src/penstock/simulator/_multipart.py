@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from email.message import Message
 
-__all__ = ["Field", "read_form"]
-
 
 @dataclass(frozen=True, slots=True)
 class Field:

@@ -18,8 +18,6 @@ from typing import Any
 
 from penstock.simulator._structured import Form, form_of
 
-__all__ = ["charge", "count_tokens", "embedding_of", "fingerprint"]
-
 CHAT = "/v1/chat/completions"
 RESPONSES = "/v1/responses"
 COMPLETIONS = "/v1/completions"

@@ -23,8 +23,6 @@ from penstock.simulator._account import Account, Statistics
 from penstock.simulator._app import ABORT, SILENCE, create_app
 from penstock.simulator._simulation import Fault, Simulation
 
-__all__ = ["Server", "run", "serve"]
-
 
 def serve(simulation: Simulation, *, host: str = "127.0.0.1", port: int = 0) -> Server:
     """Make a server that runs in a thread from entering to leaving it, with `async with` or `with`.

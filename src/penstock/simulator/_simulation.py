@@ -14,8 +14,6 @@ from penstock.simulator import _replies
 from penstock.simulator._dialects import DIALECTS, Dialect
 from penstock.simulator._meters import Hidden, Unit, Window
 
-__all__ = ["Batches", "Change", "Fault", "Faults", "Latency", "Simulation", "Stranger"]
-
 SimulatedLimit = Rate | Sliding | Window | Hidden
 Given = str | SimulatedLimit
 

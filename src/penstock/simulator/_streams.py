@@ -8,8 +8,6 @@ from typing import Any
 
 from penstock.simulator import _replies
 
-__all__ = ["broken_stream_event", "events"]
-
 
 def events(reply: _replies.Answer) -> Iterator[tuple[str, int]]:
     """The events of an answer as a stream: (text as it goes over the wire, tokens of output that it brings)."""

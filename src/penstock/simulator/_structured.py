@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Form", "form_of"]
-
 Body = Mapping[str, Any]
 
 _DEEP = 4

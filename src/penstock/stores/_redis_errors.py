@@ -11,8 +11,6 @@ from penstock.errors import StoreError
 from penstock.stores._redis_server import RedisServer
 from penstock.stores.contract import Unreachable, damaged_row
 
-__all__ = ["SMALLEST_ACL", "explain"]
-
 SMALLEST_ACL = "-@all +eval +evalsha +get +set +hmget +hset +expire +time +publish +subscribe"
 """What a user must be allowed, beside the keys and channels; in a cluster `+cluster|slots +command` too."""
 

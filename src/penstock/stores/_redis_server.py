@@ -20,8 +20,6 @@ from urllib.parse import urlencode
 from penstock import clock
 from penstock.stores._redis_url import Address, host_and_port, without
 
-__all__ = ["RedisServer", "ask", "let_go", "server_at", "server_of"]
-
 Options = dict[str, Any]
 Node = tuple[str, int]
 

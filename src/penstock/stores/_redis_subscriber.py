@@ -11,8 +11,6 @@ from weakref import ref
 
 from penstock.stores._redis_server import let_go
 
-__all__ = ["Subscriber"]
-
 
 class _Announcing(Protocol):
     """What a subscriber needs of a store: its prefix, and a connection of its own."""

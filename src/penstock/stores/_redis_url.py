@@ -10,8 +10,6 @@ from urllib.parse import parse_qsl, unquote
 
 from penstock.stores.contract import FromEnvironment
 
-__all__ = ["Address", "host_and_port", "made_from", "without"]
-
 _ESCAPES = (
     "the user and the password in a URL must be percent-encoded: "
     "/ as %2F, ? as %3F, # as %23, [ as %5B, ] as %5D, @ as %40 (urllib.parse.quote does it)"

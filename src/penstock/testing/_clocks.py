@@ -10,8 +10,6 @@ import anyio
 
 from penstock._numbers import Seconds, read_seconds
 
-__all__ = ["NEW_YEAR", "ManualClock", "Patience", "VirtualTime"]
-
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 """What the calendar shows when virtual time begins, unless the test says otherwise."""
 

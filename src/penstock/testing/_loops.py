@@ -29,8 +29,6 @@ import anyio.to_thread
 from penstock.clock import real_now
 from penstock.testing._clocks import VirtualTime
 
-__all__ = ["follow"]
-
 
 def follow(time: VirtualTime, stack: ExitStack) -> None:
     """Let every event loop that starts to run follow `time`, until `stack` is closed."""

@@ -15,8 +15,6 @@ from penstock.errors import ConfigurationConflict, PenstockError
 from penstock.limits import Limit, Unlimited
 from penstock.stores.contract import Terms
 
-__all__ = ["Agreement", "conflict"]
-
 
 class Agreement:
     """Sees to it that the waiters of a name are charged on the limits that all processes have agreed on."""

@@ -12,12 +12,10 @@ from typing import Any
 
 from penstock._backends.shared.queue import StoreQueue
 from penstock._backends.shared.requests import Booking, SharedRequest, Stage
-from penstock._backends.shared.state import SchedulerState
+from penstock._backends.shared.state import MARGIN, SchedulerState
 from penstock._backends.shared.wire import BatchInFlight
-from penstock._backends.shared.writing import LOOKAHEAD, MARGIN, MOST_TOLD, Writing
+from penstock._backends.shared.writing import LOOKAHEAD, MOST_TOLD, Writing
 from penstock._core.turns import LimitState, ready_at
-
-__all__ = ["LOOKAHEAD", "Asking"]
 
 FORGOTTEN = 1.0
 """Seconds after which a booking that could not be claimed is forgotten."""

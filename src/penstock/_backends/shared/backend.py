@@ -34,8 +34,6 @@ from penstock.errors import StoreError, Unsatisfiable, WouldBlockEventLoop
 from penstock.limits import Limit
 from penstock.stores.contract import Store
 
-__all__ = ["SharedBackend"]
-
 _GRANTED = Stage.GRANTED  # to look a member up in an enumeration costs as much as a call on Python 3.11
 
 MOST = 1e12

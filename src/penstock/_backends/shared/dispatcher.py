@@ -39,8 +39,6 @@ from penstock.events import StoreLost, StoreRecovered, emit
 from penstock.limits import Limit
 from penstock.stores.contract import Batch, Reply, Store, Unreachable
 
-__all__ = ["Dispatcher", "dispatcher_of"]
-
 Message = Callable[[Scheduler, float], None]
 
 _HEARD = 0.1

@@ -14,8 +14,6 @@ from typing import Any
 
 from penstock._backends.shared.requests import SharedRequest
 
-__all__ = ["Inbox"]
-
 MOST_AT_ONCE = 1024
 """Requests that are taken in before the store is asked."""
 

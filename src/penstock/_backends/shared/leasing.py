@@ -16,10 +16,8 @@ from penstock._backends.shared.wire import Admitted, BatchInFlight, FlowName, Lo
 from penstock._backends.shared.writing import Writing
 from penstock._core import lease as leases
 from penstock._core.lease import Lease, LeaseRequest, Share
-from penstock._core.queue import Waiter
+from penstock._core.subqueues import Waiter
 from penstock._core.windows import CalendarWindow
-
-__all__ = ["Leasing"]
 
 
 class Leasing:

@@ -24,8 +24,6 @@ from penstock._core.windows import CalendarWindow, Entry, SlidingWindow
 from penstock.limits import Limit, Unlimited
 from penstock.stores.contract import Terms
 
-__all__ = ["Orphan", "SharedLimitSet", "SharedLimitState"]
-
 Limits = dict[str, tuple[Limit, ...]]
 
 Orphan = tuple[str, int]

@@ -14,8 +14,6 @@ from penstock.errors import StoreError
 from penstock.stores.contract import Batch, Reply
 from penstock.stores.fallback import FallbackStore
 
-__all__ = ["found", "node_lost", "node_silent", "store_lost"]
-
 
 def store_lost(scheduler: Scheduler, batch: BatchInFlight, packed: Batch, error: StoreError, now: float) -> Outage:
     """No answer for `patience`: whether the batch was decided is not known."""

@@ -9,8 +9,6 @@ from penstock.errors import StoreError
 from penstock.stores.contract import Batch
 from penstock.stores.fallback import FallbackStore
 
-__all__ = ["RETRY", "Outage"]
-
 RETRY = (0.01, 0.25)
 """Seconds, first and longest, between attempts to reach a store that does not answer."""
 

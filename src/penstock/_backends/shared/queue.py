@@ -13,8 +13,6 @@ from penstock._core.queue import Queue
 if TYPE_CHECKING:
     from penstock._core.turns import LimitState
 
-__all__ = ["PAUSE_WATCHED", "POLL", "StoreQueue"]
-
 PAUSE_WATCHED = 0.5
 """Seconds between looks whether a pause was lifted, where the store announces nothing."""
 

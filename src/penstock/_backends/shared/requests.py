@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from penstock._backends.shared.queue import StoreQueue
     from penstock._concurrency.parking import Parker
 
-__all__ = ["Booking", "Debit", "LeaseAsked", "Refund", "SharedRequest", "Stage", "StoreReceipts"]
-
 
 class Stage(Enum):
     """How far a request has come."""

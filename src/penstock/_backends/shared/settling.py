@@ -7,8 +7,6 @@ from penstock._backends.shared.state import SchedulerState
 from penstock._backends.shared.wire import BatchInFlight, Settlement
 from penstock._core.bucket import Bucket
 
-__all__ = ["Settling"]
-
 
 class Settling:
     """Writes what is to be said into batches."""

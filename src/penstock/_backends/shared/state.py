@@ -27,9 +27,6 @@ from penstock._core.turns import ready_at
 from penstock._numbers import show_seconds
 from penstock.stores.contract import Store
 
-__all__ = ["MARGIN", "SchedulerState", "again", "flow_key"]
-
-
 MARGIN = 0.002
 """Seconds before the last reserved turn at which the next batch is sent."""
 

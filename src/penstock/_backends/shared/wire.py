@@ -19,20 +19,6 @@ from penstock._core import ledger
 from penstock.errors import StoreError
 from penstock.stores.contract import Reply
 
-__all__ = [
-    "NOBODY",
-    "Admitted",
-    "BatchInFlight",
-    "BookedFor",
-    "FlowName",
-    "Look",
-    "NotNow",
-    "Order",
-    "OthersTurn",
-    "Settlement",
-    "Verdict",
-]
-
 NOBODY: Any = object()
 """No group, and no flow, yet."""
 

@@ -9,8 +9,6 @@ from penstock._backends.shared.requests import Booking, SharedRequest, Stage
 from penstock._backends.shared.state import MARGIN, SchedulerState
 from penstock._backends.shared.wire import BatchInFlight
 
-__all__ = ["LOOKAHEAD", "MARGIN", "MOST_TOLD", "Writing"]
-
 LOOKAHEAD = 0.020
 """Seconds ahead for which turns are reserved in one batch."""
 

@@ -22,8 +22,6 @@ from penstock.limits import Limit
 from penstock.stores.contract import Store
 from penstock.testing.store_contract._stores import LATE, StoreTests
 
-__all__ = ["ChangeContract"]
-
 
 class ChangeContract(StoreTests):
     """New limits reach every process, and a closed store leaves no call waiting."""

@@ -13,8 +13,6 @@ from penstock import Keyed, Limiter, RateLimited, calendar, in_flight, per_secon
 from penstock.stores.contract import Store
 from penstock.testing.store_contract._stores import LATE, StoreTests, measured
 
-__all__ = ["ChargeContract"]
-
 
 class ChargeContract(StoreTests):
     """A call is charged on all its limits or on none, once, and for every process."""

@@ -15,8 +15,6 @@ from penstock.limits import Limit
 from penstock.stores.contract import Batch, Store, Terms
 from penstock.testing.store_contract._stores import LATE, StoreTests
 
-__all__ = ["DecisionContract"]
-
 
 class DecisionContract(StoreTests):
     """A batch of requests is decided atomically, by the limits in the store and by the store's clock."""

@@ -12,8 +12,6 @@ import pytest
 
 from penstock.stores.contract import Store
 
-__all__ = ["LATE", "Span", "StoreTests", "measured"]
-
 LATE = 3.0
 """Seconds by which a busy machine may be late."""
 

@@ -13,8 +13,6 @@ from penstock import Limiter, QueueFull, RateLimited, per_second
 from penstock.stores.contract import Store
 from penstock.testing.store_contract._stores import LATE, StoreTests, measured
 
-__all__ = ["WaitingContract"]
-
 
 class WaitingContract(StoreTests):
     """A call waits for its turn, no longer, and leaves nothing behind when it gives up."""
