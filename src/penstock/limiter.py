@@ -94,7 +94,8 @@ class Limiter:
         enforce: False lets everything through, charges it, and counts what would have waited, or could never have gone:
             a rehearsal. `on_event` hears `Refused` of that, and then `Granted`.
         on_event: Hears a frozen record (`penstock.events`) of everything that happens.
-        lease: With a shared store: seconds, above 0, for which a process may hold quota and grant out of it by itself.
+        lease: With a shared store: seconds or a timedelta, above 0, for which a process may hold quota and grant out of
+            it by itself.
 
     Raises:
         ValueError: A limit, or one of the numbers, is wrong, or a unit has the name of a keyword.
@@ -128,7 +129,7 @@ class Limiter:
         flow_weights: Mapping[Hashable, float] | None = None,
         enforce: bool = True,
         on_event: Callable[[LimiterEvent], object] | None = None,
-        lease: float | None = None,
+        lease: Seconds | None = None,
         **more_limits: Limits,
     ) -> None:
         seconds, weights = check_options(name, max_queue, ageing, flow_weights, on_event)

@@ -10,6 +10,9 @@ import sys
 import threading
 import time
 from contextlib import asynccontextmanager
+from datetime import timedelta
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import anyio
@@ -54,6 +57,13 @@ def test_a_lease_that_cannot_be_is_refused_with_the_numbers_and_the_way_out(opti
     with pytest.raises(ValueError, match=message):
         Limiter(name="x", store=SQLiteStore(tmp_path / "never.db"), **options)
     assert not (tmp_path / "never.db").exists()
+
+
+@pytest.mark.parametrize("lease", [timedelta(seconds=0.5), Decimal("0.5"), Fraction(1, 2)], ids=repr)
+def test_a_lease_is_a_span_of_time_like_any_other(lease, tmp_path):
+    store = SQLiteStore(tmp_path / "never.db")
+    limiter = Limiter(requests="10/s", name="x", store=store, lease=lease)
+    assert limiter._backend.sets[0].lease == 0.5
 
 
 @pytest.mark.parametrize("store", [None, MemoryStore()])

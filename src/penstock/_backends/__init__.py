@@ -66,7 +66,7 @@ def backend_over(
     limits: dict[str, tuple[Limit, ...]],
     ageing: float,
     flow_weights: Mapping[Hashable, float] | None,
-    lease: float | None,
+    lease: Any,
     *,
     enforce: bool,
 ) -> Backend:

@@ -38,7 +38,7 @@ def shared_backend(
     limits: dict[str, tuple[Limit, ...]],
     ageing: float,
     flow_weights: Mapping[Hashable, float] | None,
-    lease: float | None,
+    lease: Any,
     *,
     enforce: bool,
 ) -> SharedBackend:
