@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Generator, Hashable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from types import coroutine
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NamedTuple, NoReturn, TypeVar, cast
 
 from penstock import _log
 from penstock._arguments import of_call
@@ -93,18 +93,13 @@ class Entered:
         return permit
 
 
-class Terms:
+class Terms(NamedTuple):
     """On which terms a call waits. Values, shared by all calls of the same words."""
 
-    __slots__ = ("block", "flow", "max_wait", "priority")
-
-    def __init__(
-        self, max_wait: float | None = None, priority: int = 0, flow: Hashable = None, *, block: bool = False
-    ) -> None:
-        self.max_wait: float | None = max_wait
-        self.priority: int = priority
-        self.flow: Hashable = flow
-        self.block: bool = block
+    max_wait: float | None = None
+    priority: int = 0
+    flow: Hashable = None
+    block: bool = False
 
     @classmethod
     def read(cls, max_wait: Any, priority: Any, flow: Any, *, block: bool) -> Terms:

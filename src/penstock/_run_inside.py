@@ -54,7 +54,7 @@ def run_inside(
     wrapper: Any
     in_loop: Any = enter_async or (lambda args, kwargs: _NeverWaits(enter(args, kwargs)))
     if kind == "async":
-        wrapper = _async_inside(fn, enter_async, seen) if enter_async else _async_inside_plain(fn, enter, seen)
+        wrapper = _async_inside(fn, in_loop, seen)
     elif kind == "stream":
         return cast("_F", stream_inside(in_loop, fn))
     elif kind == "generator":
@@ -80,17 +80,6 @@ def run_inside(
     else:
         wrapper = _plain_inside(fn, enter, enter_async, seen)
     return cast("_F", functools.wraps(fn)(wrapper))
-
-
-def _async_inside_plain(fn: Any, enter: Any, seen: Any) -> Any:
-    async def wrapper(*args: Any, **kwargs: Any) -> Any:
-        with enter(args, kwargs) as inside:
-            result = await fn(*args, **kwargs)
-            if seen is not None:
-                seen(inside, result)
-            return result
-
-    return wrapper
 
 
 def _async_inside(fn: Any, enter_async: Any, seen: Any) -> Any:

@@ -151,13 +151,18 @@ def equals_itself(value: object) -> bool:
 
 def read_flow(flow: Any) -> Any:
     """The flow, which must be a key that can be found again."""
-    try:
-        hash(flow)
-    except Exception:  # noqa: BLE001 - a class of a user's may refuse in its own way
-        raise ValueError(f"flow must be hashable, such as a string, not {flow!r}") from None
-    if not equals_itself(flow):  # every call would be a flow of its own
-        raise ValueError(f"flow must equal itself, which {flow!r} does not")
+    check_findable("flow", flow)
     return flow
+
+
+def check_findable(what: str, value: object) -> None:
+    """Refuse what an equal would not find in a dict: every call would be a flow, or a key, of its own."""
+    try:
+        hash(value)
+    except Exception as error:
+        raise ValueError(f"{what} must be hashable, such as a string or a tuple, not {value!r}") from error
+    if not equals_itself(value):
+        raise ValueError(f"{what} must equal itself, which {value!r} does not: it would not be found again")
 
 
 def read_pause(pause: Any) -> float:

@@ -23,7 +23,7 @@ from penstock._backends.keyed import Key, KeyStates
 from penstock._call import Call, check_functions, chosen, decorated, show_call
 from penstock._introspect import decorable_kind, name_of
 from penstock._numbers import Seconds, read_flag
-from penstock._validation import LimitLike, check_options, equals_itself, merge_given, read_limits
+from penstock._validation import LimitLike, check_findable, check_options, merge_given, read_limits
 from penstock.limiter import Limiter, key_limiters
 from penstock.limits import Limit
 
@@ -111,7 +111,7 @@ class Keyed:
         """
         states = self._fast
         if key.__class__ is not str:
-            _check_key(key)
+            check_findable("a key", key)
             if states is not None and states.plain and key.__class__ is not int:
                 states.take_any_key()
         if states is None:
@@ -301,12 +301,3 @@ def _limits_for(limits_of: Callable[[Any], LimitsLike], key: Hashable) -> dict[s
             f'the function of the key must return limits, as {{"requests": per_minute(60)}}, not {answer!r} for {key!r}'
         )
     return limits
-
-
-def _check_key(key: Hashable) -> None:
-    try:
-        hash(key)
-    except Exception as error:
-        raise ValueError(f"a key must be hashable, such as a string or a tuple, not {key!r}") from error
-    if not equals_itself(key):  # every such key would be a new one, and limit nothing
-        raise ValueError(f"a key must equal itself, which {key!r} does not: it would not be found again")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -249,26 +248,6 @@ def test_a_probe_from_before_a_tests_clock_began_anew_is_lost():
     one = opened(1_000.0, probes=1)
     assert one.admit(1_030.0) is not None
     assert one.admit(5.0) is not None
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"failures": 0}, "circuit_breaker(failures=0): how many failures open it, 1 or more"),
-        ({"failures": math.nan}, "circuit_breaker(failures=nan): how many failures open it, 1 or more"),
-        ({"ratio": -0.1}, "circuit_breaker(ratio=-0.1): the share of calls that must have failed, from 0 to 1"),
-        ({"ratio": 1.1}, "circuit_breaker(ratio=1.1): the share of calls that must have failed, from 0 to 1"),
-        ({"probes": 0}, "circuit_breaker(probes=0): how many calls must succeed to close it, 1 or more"),
-        ({"window": 0}, "circuit_breaker(window=0): seconds, above 0 and finite"),
-        ({"window": math.inf}, "circuit_breaker(window=inf): seconds, above 0 and finite"),
-        ({"open_for": 0}, "circuit_breaker(open_for=0): seconds, above 0 and finite"),
-        ({"open_for": math.inf}, "circuit_breaker(open_for=inf): seconds, above 0 and finite"),
-    ],
-)
-def test_a_wrong_number_is_refused_where_it_is_written(options, message):
-    with pytest.raises(ValueError) as caught:
-        breaker(**options)
-    assert str(caught.value) == message
 
 
 def test_ends_that_belong_to_their_range():

@@ -58,6 +58,20 @@ def test_topping_up_charges_the_rest_now_beside_the_mark():
     assert meter.log == [(5.0, 2)]
 
 
+def test_a_glance_is_the_level_of_that_moment_and_touches_nothing():
+    """A signal handler takes it in the middle of another method."""
+
+    class Forgets(Log):
+        def level(self, now):
+            self.log = [(at, amount) for at, amount in self.log if at + 10 > now]
+            return self.left(now)
+
+    meter = Forgets()
+    meter.charge(2, 0.0)
+    assert (meter.glance(9.9), meter.glance(10.0)) == (1, 3)
+    assert meter.log == [(0.0, 2)]
+
+
 def test_by_default_nothing_comes_back_and_nothing_is_kept_or_changed():
     meter = Log()
     meter.charge(2, 0.0)

@@ -122,7 +122,7 @@ def test_functions_that_would_have_to_be_awaited_are_refused_where_they_are_give
     ("turn", "message"),
     [
         ({"priority": lambda: "high"}, "priority must be a whole number .*, not 'high'"),
-        ({"flow": lambda: ["alice"]}, r"flow must be hashable, such as a string, not \['alice'\]"),
+        ({"flow": lambda: ["alice"]}, r"flow must be hashable, such as a string or a tuple, not \['alice'\]"),
     ],
     ids=["priority", "flow"],
 )
@@ -200,7 +200,7 @@ async def test_a_call_that_tasks_share_closes_no_permit_of_another_task_after_a_
             {"priority": lambda _: 10**400},
             "priority must be between -2**53 and 2**53, so that waiting still makes a difference",
         ),
-        ({"flow": lambda _: []}, "flow must be hashable, such as a string, not []"),
+        ({"flow": lambda _: []}, "flow must be hashable, such as a string or a tuple, not []"),
     ],
     ids=["no priority", "a word for a priority", "a priority without measure", "no name of a flow"],
 )

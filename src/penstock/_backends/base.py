@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Hashable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from penstock._core.places import Hold
 from penstock._core.subqueues import Waiter
@@ -370,13 +370,10 @@ class Backend(Protocol):
         """
 
 
-class Snapshot:
+class Snapshot(NamedTuple):
     """How things stand: waiters, places in use, the longest pause, and per limit its level."""
 
-    __slots__ = ("in_flight", "levels", "paused_for", "waiting")
-
-    def __init__(self, waiting: int, in_flight: float, paused_for: float, levels: list[tuple[str, Any, float]]) -> None:
-        self.waiting: int = waiting
-        self.in_flight: float = in_flight
-        self.paused_for: float = paused_for
-        self.levels: list[tuple[str, Any, float]] = levels  # (label, limit state, level)
+    waiting: int
+    in_flight: float
+    paused_for: float
+    levels: list[tuple[str, Any, float]]  # (label, limit state, level)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Mapping
+from operator import itemgetter
 from typing import Any
 
 from penstock import clock
@@ -258,7 +259,7 @@ class MixedBackend:
         """Seconds that a call would wait if it came now: the longer of both waits."""
         assert isinstance(binding, _MixedBinding), "it was bound here"
         here, there = self.local.forecast(binding.local), self.shared.forecast(binding.shared)
-        return max(here, there, key=_wait_of)
+        return max(here, there, key=itemgetter(0))
 
     def observe(self, remaining: Mapping[str, float], reset: Mapping[str, float], grant: Grant | None) -> None:
         """Hear what the server says is left: of what the store counts, as places are not lowered by hearsay."""
@@ -326,10 +327,6 @@ class MixedBackend:
 
 def _only(amounts: Mapping[str, Any], plan: ChargePlan) -> dict[str, Any]:
     return {unit: amount for unit, amount in amounts.items() if unit in plan.units}
-
-
-def _wait_of(forecast: tuple[float, str | None]) -> float:
-    return forecast[0]
 
 
 def _check_held(limits: Mapping[str, tuple[Limit, ...]]) -> None:

@@ -62,10 +62,15 @@ class Exponential:
     jitter: Jitter
 
     def __post_init__(self) -> None:
-        _check_seconds("first", self.first)
-        _check_seconds("cap", self.cap)
-        if not (1 <= self.factor < math.inf):
+        growth = read_number(self.factor)
+        if growth is None or not 1 <= growth < math.inf:
             raise ValueError(f"exponential(factor={self.factor!r}): waits must not shrink; give a factor of 1 or more")
+        for name, value in (
+            ("first", _seconds("first", self.first)),
+            ("cap", _seconds("cap", self.cap)),
+            ("factor", growth),
+        ):
+            object.__setattr__(self, name, value)
         _check_jitter("exponential", self.jitter)
 
     def delay(self, retry: int, previous: float | None, u: float) -> float:
@@ -92,7 +97,7 @@ class Constant:
     jitter: Jitter
 
     def __post_init__(self) -> None:
-        _check_seconds("seconds", self.seconds)
+        object.__setattr__(self, "seconds", _seconds("seconds", self.seconds))
         _check_jitter("constant", self.jitter)
         if self.jitter == "decorrelated":
             raise ValueError(
@@ -122,10 +127,7 @@ def exponential(first: Seconds = 1, cap: Seconds = 60, factor: float = 2, jitter
     Raises:
         ValueError: A number is negative or not finite, or there is no such jitter.
     """
-    growth = read_number(factor)
-    if growth is None:
-        raise ValueError(f"exponential(factor={factor!r}): a number, 1 or more")
-    return Exponential(_seconds("first", first), _seconds("cap", cap), growth, jitter)
+    return Exponential(first, cap, factor, jitter)  # type: ignore[arg-type]  # they become numbers there
 
 
 def constant(seconds: Seconds, jitter: Jitter = "none") -> Constant:
@@ -136,7 +138,7 @@ def constant(seconds: Seconds, jitter: Jitter = "none") -> Constant:
     Raises:
         ValueError: `seconds` is negative or not finite, or the jitter is unknown or "decorrelated".
     """
-    return Constant(_seconds("seconds", seconds), jitter)
+    return Constant(seconds, jitter)  # type: ignore[arg-type]  # it becomes a number there
 
 
 def spread(hint: float, left: float, u: float) -> float:
@@ -158,14 +160,9 @@ def _draw(ceiling: float, jitter: Jitter, u: float) -> float:
 
 def _seconds(name: str, given: Seconds) -> float:
     seconds = read_seconds(given)
-    if seconds is None:
+    if seconds is None or not 0 <= seconds < math.inf:
         raise ValueError(f"{name}={given!r}: a wait is a number of seconds, 0 or more and finite")
     return seconds
-
-
-def _check_seconds(name: str, seconds: float) -> None:
-    if not (0 <= seconds < math.inf):
-        raise ValueError(f"{name}={seconds!r}: a wait is a number of seconds, 0 or more and finite")
 
 
 def _check_jitter(where: str, jitter: object) -> None:

@@ -34,7 +34,7 @@ class Ticket(NamedTuple):
 
 
 class Breaker:
-    """The state of one circuit breaker; see the module's docstring."""
+    """The state of one circuit breaker; see the module's docstring. `circuit_breaker` has checked its numbers."""
 
     __slots__ = (
         "_failures", "_failures_seen", "_open_for", "_passed", "_probe_number", "_probes", "_probes_since", "_ratio",
@@ -49,15 +49,6 @@ class Breaker:
     _failures_seen: tuple[int, int]  # failures and calls that opened it
 
     def __init__(self, failures: int, ratio: float, window: float, open_for: float, probes: int) -> None:
-        if not failures >= 1:
-            raise ValueError(f"circuit_breaker(failures={failures!r}): how many failures open it, 1 or more")
-        if not 0 <= ratio <= 1:
-            raise ValueError(f"circuit_breaker(ratio={ratio!r}): the share of calls that must have failed, from 0 to 1")
-        if not probes >= 1:
-            raise ValueError(f"circuit_breaker(probes={probes!r}): how many calls must succeed to close it, 1 or more")
-        for name, value in (("window", window), ("open_for", open_for)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"circuit_breaker({name}={value!r}): seconds, above 0 and finite")
         self._failures = failures
         self._ratio = ratio
         self._window = window
