@@ -331,7 +331,8 @@ def _admit_many(queue: Queue, now: float, grant: Grant) -> float:
         index = queue.index = Index(queue, queue.shapes())
     turn = _Turn(index, now)
     try:
-        turn.serve_all(queue, grant)
+        while (waiter := turn.next_waiter()) is not None:
+            turn.serve(queue, waiter, grant)
     except BaseException:
         queue.index = None  # the next turn makes a new one
         raise
@@ -455,11 +456,6 @@ class _Turn:
                         self._next_turn = min(self._next_turn, moment)
                 return state
         return None
-
-    def serve_all(self, queue: Queue, grant: Grant) -> None:
-        """Serve the heads that may have a turn, in their order."""
-        while (waiter := self.next_waiter()) is not None:
-            self.serve(queue, waiter, grant)
 
     def serve(self, queue: Queue, waiter: Waiter, grant: Grant) -> None:
         """Grant this head, and those behind it while no other shape's head comes between; or find what blocks it."""

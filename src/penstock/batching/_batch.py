@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterable, Callable, Mapping
 from dataclasses import dataclass
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from penstock import clock
 from penstock._concurrency import parking, tasks
@@ -19,9 +19,6 @@ from penstock.errors import RateLimited, Unsatisfiable
 if TYPE_CHECKING:
     from penstock.limiter import Limiter
     from penstock.permit import Permit
-
-Item = TypeVar("Item")
-Entry = TypeVar("Entry")
 
 _TRACEBACK: Any = BaseException.__traceback__
 
@@ -39,19 +36,19 @@ class Terms:
     split_on: Callable[[Exception], bool]
 
 
-class Caller(Generic[Item, Entry]):
+class Caller:
     """A call of the batcher that waits: in the queue until a batch takes it, then in that batch, then nowhere."""
 
     __slots__ = ("arrived", "cost", "entry", "error", "home", "item", "parker", "traceback")
 
-    entry: Entry
+    entry: Any
 
-    def __init__(self, item: Item, cost: Cost | None, queue: Queue[Item, Entry]) -> None:
+    def __init__(self, item: Any, cost: Cost | None, queue: Queue) -> None:
         self.item = item
         self.cost = cost
         self.arrived = clock.now()
         self.parker = queue.parker()
-        self.home: Queue[Item, Entry] | Batch[Item, Entry] | None = queue
+        self.home: Queue | Batch | None = queue
         self.error: BaseException | None = None
 
     def serve(self, entry: Any) -> None:
@@ -88,7 +85,7 @@ class Caller(Generic[Item, Entry]):
             await tasks.join(task)
 
 
-class Queue(Generic[Item, Entry]):
+class Queue:
     """The callers of one event loop that no batch has taken yet, in order of arrival."""
 
     __slots__ = ("callers", "changes", "loop", "open", "parker", "terms", "total", "waiting")
@@ -99,13 +96,13 @@ class Queue(Generic[Item, Entry]):
         self.parker: Callable[[], parking.Parker] = parking.here
         if isinstance(parking.here(), parking.AsyncioParker):  # or here() would find it out anew for each item
             self.parker = functools.partial(parking.in_loop, loop)
-        self.callers: deque[Caller[Item, Entry]] = deque()  # some of them have left: their home is elsewhere
+        self.callers: deque[Caller] = deque()  # some of them have left: their home is elsewhere
         self.waiting = 0
         self.changes = 0  # how often a caller has come or left, here or in a batch
         self.total: Cost = dict.fromkeys(terms.max_cost, 0)
-        self.open: Batch[Item, Entry] | None = None
+        self.open: Batch | None = None
 
-    def join(self, caller: Caller[Item, Entry]) -> None:
+    def join(self, caller: Caller) -> None:
         self.callers.append(caller)
         self.waiting += 1
         self.changes += 1
@@ -119,7 +116,7 @@ class Queue(Generic[Item, Entry]):
         elif full and self.open.parker is not None:
             self.open.parker.wake(self.loop)
 
-    def forget(self, caller: Caller[Item, Entry]) -> tasks.OwnedTask | None:
+    def forget(self, caller: Caller) -> tasks.OwnedTask | None:
         """Remove a caller that waits here. Return the task that no caller waits for any more."""
         self.changes += 1
         self._count_out([caller])
@@ -130,9 +127,9 @@ class Queue(Generic[Item, Entry]):
         batch, self.open = self.open, None
         return None if batch is None else batch.task
 
-    def front(self, bounds: Cost, *, at_least_one: bool = False) -> tuple[list[Caller[Item, Entry]], bool]:
+    def front(self, bounds: Cost, *, at_least_one: bool = False) -> tuple[list[Caller], bool]:
         """Return the callers that the next batch would take, and whether there is no room for more."""
-        chosen: list[Caller[Item, Entry]] = []
+        chosen: list[Caller] = []
         total = dict.fromkeys(bounds, 0.0)
         full = False
         for caller in self.callers:
@@ -151,7 +148,7 @@ class Queue(Generic[Item, Entry]):
                 return chosen, True
         return chosen, full
 
-    def take(self, callers: list[Caller[Item, Entry]], batch: Batch[Item, Entry]) -> None:
+    def take(self, callers: list[Caller], batch: Batch) -> None:
         """Hand the front of the queue over to the open batch, and open the next one for the rest."""
         left = len(callers)
         while left:
@@ -164,7 +161,7 @@ class Queue(Generic[Item, Entry]):
         if self.waiting:
             self._open_batch()
 
-    def _count_out(self, callers: list[Caller[Item, Entry]]) -> None:
+    def _count_out(self, callers: list[Caller]) -> None:
         self.waiting -= len(callers)
         for unit in self.total:
             # Exactly 0 again when no caller waits: sums of floats drift.
@@ -175,12 +172,12 @@ class Queue(Generic[Item, Entry]):
         self.open.start()
 
 
-class Batch(Generic[Item, Entry]):
+class Batch:
     """One call of `send`: its task and, once it has taken them, its callers."""
 
     __slots__ = ("callers", "parker", "queue", "task")
 
-    def __init__(self, queue: Queue[Item, Entry], callers: list[Caller[Item, Entry]] | None = None) -> None:
+    def __init__(self, queue: Queue, callers: list[Caller] | None = None) -> None:
         self.queue = queue
         self.callers = callers  # None while it is open
         self.parker: parking.Parker | None = None
@@ -189,12 +186,12 @@ class Batch(Generic[Item, Entry]):
     def start(self) -> None:
         self.task = tasks.start(self._run, landed=self._landed)
 
-    def forget(self, caller: Caller[Item, Entry]) -> tasks.OwnedTask | None:
+    def forget(self, caller: Caller) -> tasks.OwnedTask | None:
         """Remove a caller of this batch. Return the task that no caller waits for any more."""
         self.queue.changes += 1
         return None if self._present() else self.task
 
-    def _present(self) -> list[Caller[Item, Entry]]:
+    def _present(self) -> list[Caller]:
         """Our callers that still wait."""
         return [caller for caller in self.callers or () if caller.home is self]
 
@@ -233,7 +230,7 @@ class Batch(Generic[Item, Entry]):
                 else:
                     permit.cancel()
 
-    def _hand_out(self, callers: list[Caller[Item, Entry]], reply: Any) -> None:
+    def _hand_out(self, callers: list[Caller], reply: Any) -> None:
         """Give each caller that still waits the entry of its item, or tell it what is wrong with the reply."""
         try:
             entries = entries_of(reply, len(callers), self.queue.terms.index)
@@ -244,7 +241,7 @@ class Batch(Generic[Item, Entry]):
             if caller.home is self:
                 caller.serve(entry)
 
-    async def _gather(self) -> list[Caller[Item, Entry]]:
+    async def _gather(self) -> list[Caller]:
         """Wait until the batch is full or its oldest caller has waited long enough."""
         queue = self.queue
         self.parker = parking.here()
@@ -258,7 +255,7 @@ class Batch(Generic[Item, Entry]):
             self.parker.rearm()
             await self.parker.park(left)
 
-    async def _pay(self, limiter: Limiter, permits: list[Permit]) -> list[Caller[Item, Entry]]:
+    async def _pay(self, limiter: Limiter, permits: list[Permit]) -> list[Caller]:
         """Wait at the limiter for the callers that are here now; take along later ones, if the limiter allows that too.
 
         We do not wait to know how large the batch will be, because a place in the limiter's queue is worth more than a
@@ -300,21 +297,21 @@ class Batch(Generic[Item, Entry]):
             while permits:  # the callers that we paid for have left, and we paid too little for the next one
                 permits.pop().cancel()
 
-    def _front(self, bounds: Cost, *, at_least_one: bool = False) -> list[Caller[Item, Entry]]:
+    def _front(self, bounds: Cost, *, at_least_one: bool = False) -> list[Caller]:
         """Return the callers that we would take now."""
         if self.callers is not None:
             return self._present()
         # If it is not open any more, all have left. Others may have come while our cancellation is on its way.
         return self.queue.front(bounds, at_least_one=at_least_one)[0] if self.queue.open is self else []
 
-    def _take(self, callers: list[Caller[Item, Entry]]) -> list[Caller[Item, Entry]]:
+    def _take(self, callers: list[Caller]) -> list[Caller]:
         if callers:
             if self.callers is None:
                 self.queue.take(callers, self)
             self.callers = callers
         return callers
 
-    def _cost(self, callers: list[Caller[Item, Entry]], limits: Mapping[str, Any]) -> Cost:
+    def _cost(self, callers: list[Caller], limits: Mapping[str, Any]) -> Cost:
         """Return what the limiter is to charge for these. It does not know the units that only `max_cost` bounds."""
         own = self.queue.terms.max_cost
         units = {unit: None for caller in callers if caller.cost for unit in caller.cost}
@@ -355,7 +352,7 @@ class Batch(Generic[Item, Entry]):
         self._fail(error)
 
 
-def _sum(callers: list[Caller[Any, Any]], unit: str) -> float:
+def _sum(callers: list[Caller], unit: str) -> float:
     return sum([caller.cost[unit] for caller in callers if caller.cost and unit in caller.cost])
 
 

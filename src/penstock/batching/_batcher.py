@@ -108,11 +108,11 @@ class Batcher(OfThisProcess, Generic[Item, Entry]):
         """
         cost = None if self._cost is None else price(item, self._cost(item), self._terms.max_cost)
         loop = tasks.running_loop()
-        queue: Queue[Item, Entry] | None = getattr(self._here, "queue", None)
+        queue: Queue | None = getattr(self._here, "queue", None)
         if queue is None or queue.loop is not loop:
             # A thread runs one loop after another. The callers of an old queue are with its own tasks.
             queue = self._here.queue = Queue(self._terms, loop)
-        caller: Caller[Item, Entry] = Caller(item, cost, queue)
+        caller = Caller(item, cost, queue)
         queue.join(caller)
         try:
             await caller.parker.park(math.inf)
@@ -121,7 +121,8 @@ class Batcher(OfThisProcess, Generic[Item, Entry]):
             raise
         if caller.error is not None:
             caller.reraise()
-        return caller.entry
+        entry: Entry = caller.entry
+        return entry
 
     def __repr__(self) -> str:
         return f"Batcher({name_of(self._terms.send)}, max_items={self._terms.max_items})"
