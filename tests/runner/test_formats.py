@@ -149,6 +149,26 @@ def test_a_table_that_nobody_explains_is_one_sentence(name, prompt, message):
     assert str(caught.value).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"id,text\n1,fine\n2,one, two\n",
+            "in.csv: the row that ends in line 3 has more values than the 2 columns: a value",
+        ),
+        (
+            b"id,text\n1\n",
+            "in.csv: the row that ends in line 2 has fewer values than the 2 columns: a value with a comma",
+        ),
+        (b"text,text\na,b\n", "--prompt: in.csv has several columns 'text': name them apart"),
+    ],
+)
+def test_no_part_of_a_row_of_csv_is_lost_without_a_word(content, message):
+    with pytest.raises(FormatError) as caught:
+        read(content, name="in.csv", prompt=Prompt("Say {text}"))
+    assert str(caught.value).startswith(message)
+
+
 @given(st.binary(max_size=200))
 def test_no_bytes_break_the_reader(content):
     with contextlib.suppress(FormatError):

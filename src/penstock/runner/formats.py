@@ -337,7 +337,7 @@ def _table(chunks: Iterator[bytes], name: str, prompt: Prompt) -> Numbered:
     table = csv.DictReader(lines, delimiter=delimiter, strict=True)
     csv.field_size_limit(MAX_LINE)
     try:
-        columns = table.fieldnames or ()
+        columns = list(table.fieldnames or ())
         wanted_columns = _COLUMN.findall(prompt.template)
         if not wanted_columns:
             raise FormatError(
@@ -347,7 +347,16 @@ def _table(chunks: Iterator[bytes], name: str, prompt: Prompt) -> Numbered:
         for wanted in wanted_columns:
             if wanted not in columns:
                 raise FormatError(f"--prompt: there is no column {wanted!r}; there are {', '.join(columns) or 'none'}")
+        twice = next((column for column in wanted_columns if columns.count(column) > 1), None)
+        if twice is not None:
+            raise FormatError(f"--prompt: {name or 'the file'} has several columns {twice!r}: name them apart")
         for number, row in enumerate(table, 1):
+            if None in row or None in row.values():  # text with a comma in it would be sent without its end, and paid
+                raise FormatError(
+                    f"{name or 'the file'}: the row that ends in line {table.line_num} has "
+                    f"{'more' if None in row else 'fewer'} values than the {len(columns)} columns: "
+                    'a value with a comma in it stands in quotes, as in 1,"one, two"'
+                )
             yield number, json.dumps(_request(row, columns, prompt)).encode()
     except csv.Error as error:
         raise FormatError(f"{name or 'the file'}: it is no CSV after line {table.line_num}: {error}") from None
