@@ -276,6 +276,45 @@ def test_results_that_somebody_changed_are_left_alone_and_named(out, edit):
     assert out.read_bytes() == content
 
 
+@pytest.mark.parametrize(("before", "order"), [("input", "input"), ("input", "completed"), ("completed", "input")])
+@pytest.mark.parametrize("edit", ["others", "others and more", "a foreign end", "results of others"])
+def test_results_that_somebody_changed_are_not_put_in_order_either(out, edit, order, before):
+    """They are made anew out of the journal at the end, and would be gone without a word."""
+    with opened(out, order=before) as results:
+        for line, name in enumerate("abc", 1):
+            results.answer(row(name, line), 200, None, b"{}")
+        results.finish()
+    whole = out.read_bytes()
+    content = {
+        "others": b"dear diary\n",
+        "others and more": b"dear diary\n" + whole,
+        "a foreign end": whole + b"read on tomorrow\n",
+        "results of others": whole + whole.replace(b'"a"', b'"other"'),
+    }[edit]
+    out.write_bytes(content)
+    with pytest.raises(OutputError, match=r"was changed since the last run"):
+        opened(out, order=order)
+    assert out.read_bytes() == content
+
+
+@pytest.mark.parametrize("left", [0, 1, 7, -7, -1])
+def test_half_of_what_was_written_last_is_no_change(out, left):
+    """A run was killed, and the next one puts the results in order."""
+    whole = answered(out, "a", "b")
+    out.write_bytes(whole[:left])
+    with opened(out, order="input") as results:
+        assert results.found == 2
+
+
+def test_a_pipe_in_the_place_of_the_journal_is_refused(out):
+    """To open it would wait for a reader, for ever."""
+    os.mkfifo(journal_of(out))
+    with pytest.raises(
+        OutputError, match=r"out\.jsonl\.journal is no regular file, so nothing could be read there again"
+    ):
+        opened(out)
+
+
 @pytest.mark.parametrize(
     "tail",
     [b"\x00" * 5_000, b"\xff\xfe", b'{"id":"batch_req_', b"[" * 100_000],

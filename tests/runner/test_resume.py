@@ -119,6 +119,25 @@ async def test_changed_rows_are_asked_again_and_the_old_answers_go(tmp_path, ord
     assert (asked, said["row-2"]) == ([], "new")
 
 
+@pytest.mark.parametrize("ends", ["well", "before it made the results anew", "in the middle of that"])
+async def test_changed_rows_out_of_a_pipe_replace_their_answers_too(tmp_path, monkeypatch, ends):
+    """Nothing is known of them before they come; whatever the run ended by, the next one leaves each answer once."""
+    rows = [chat(number) for number in range(6)]
+    await done(tmp_path, rows)
+    rows[2], rows[4] = edited(2, "new"), edited(4, "newer")
+    with monkeypatch.context() as killed, prepared(tmp_path, rows, Service(answer=echo), changed="rerun") as this:
+        if ends != "well":
+            killed.setattr(this.all_results, "finish", lambda: None)
+        await this.run()
+        assert this.counts.answered == 2
+    if ends == "in the middle of that":
+        (tmp_path / "out.jsonl").write_bytes((tmp_path / "out.jsonl").read_bytes()[:-10])
+    if ends == "well":
+        assert len((tmp_path / "out.jsonl").read_bytes().splitlines()) == 6
+    asked, said, _ = await done(tmp_path, rows)
+    assert (asked, said["row-2"], said["row-4"], len(said)) == ([], "new", "newer", 6)
+
+
 async def test_changed_rows_may_keep_their_answers(tmp_path):
     rows = [chat(number) for number in range(6)]
     _, before, _ = await done(tmp_path, rows)

@@ -209,7 +209,10 @@ def _meet_earlier_runs(options: RunOptions, results: Results, lines: Lines, tell
         does = "keeps the old answers" if options.changed == "keep" else "asks again"
         tell(f"{rows} edited after the answer: --changed={options.changed} {does}")
     still = results.found - results.elsewhere - (results.edited if options.changed == "rerun" else 0)
-    if still:
+    if still and not lines.is_regular:
+        answers = number_of(still, "answer")
+        tell(f"{out} has {answers} already, and the rows of these are skipped; --overwrite begins anew")
+    elif still:
         are = "is" if still == 1 else "are"
         tell(f"{number_of(still, 'row')} {are} answered in {out} already and {are} skipped; --overwrite begins anew")
     if results.elsewhere:

@@ -7,7 +7,7 @@ their ids say what was asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from penstock.runner.files import Appended, OutputError
 from penstock.runner.journal import Journal
@@ -17,6 +17,9 @@ from penstock.runner.system import pread
 __all__ = ["Agreement", "check_adoptable"]
 
 _BEGINNING = b'{"id":"batch_req_'
+
+_LAST = 1 << 20
+"""Bytes at the end of a file in which its last line is looked for."""
 
 
 class Agreement:
@@ -50,13 +53,18 @@ class Agreement:
             self._adopt_missing()
             self._write_anew()
             return
-        if self._in_input_order:
-            if not len(journal.answered) and out.size:
+        if not len(journal.answered) and self._in_input_order:
+            if out.size:
                 self._adopt(0)
             return
-        if journal.in_input_order:
-            self.rewrite()
-            journal.ordered(b"completed")
+        if self._in_input_order or journal.in_input_order:
+            self._check_ours()
+            if not self._in_input_order:
+                self._write_anew()
+                journal.ordered(b"completed")
+            return
+        if self._holds_dropped():
+            self._write_anew()
             return
         expected = journal.size - self._dropped_size()
         if out.size < expected:
@@ -65,6 +73,37 @@ class Agreement:
             raise self._foreign_change()
         elif out.size > expected:
             self._adopt(expected)
+
+    def _check_ours(self) -> None:
+        """See that a file that is to be made anew holds results alone: its order may be any, and it may lack some."""
+        out = self._out
+        end = pread(out.descriptor, _LAST, max(0, out.size - _LAST))
+        whole, _, torn = end.rpartition(b"\n")  # a run that was killed, or a power failure, may have left half a line
+        last = whole.rpartition(b"\n")[2] if whole else torn
+        begins = [pread(out.descriptor, len(_BEGINNING), 0)]
+        if len(last) < len(whole or torn) or out.size <= _LAST:  # else it is longer than what was read of it
+            begins.append(last[: len(_BEGINNING)])
+        if not all(map(_BEGINNING.startswith, begins)) or out.size - len(torn) > self._journal.size:
+            raise self._foreign_change()
+
+    def _holds_dropped(self) -> bool:
+        """Whether the file still has answers that were dropped: the run ended before it was made anew."""
+        journal = self._journal
+        if not journal.answered.dropped or self._begins_as(journal.results()):
+            return False
+        return self._begins_as(journal.results(dropped_too=True))
+
+    def _begins_as(self, lines: Iterable[bytes]) -> bool:
+        """Whether the file is a beginning of these lines, or they are one of it."""
+        at = 0
+        for line in lines:
+            found = pread(self._out.descriptor, len(line), at)
+            if not line.startswith(found):
+                return False
+            if len(found) < len(line):
+                break
+            at += len(line)
+        return True
 
     def _dropped_size(self) -> int:
         if not self._journal.answered.dropped:

@@ -307,7 +307,7 @@ class BatchJournal:
         self.parts: dict[str, Part] = {}
         self.rounds: int = 0
         self.forgotten: list[str] = []
-        self._file = Appended(path, "-o")
+        self._file = Appended(path, "-o", read_again=True)
         try:
             truncate_at_last_line(self._file)
             self._read(overwrite)

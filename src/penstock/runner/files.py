@@ -72,17 +72,20 @@ class Appended:
         status: As it was when it was opened.
     """
 
-    def __init__(self, path: Path, option: str, *, descriptor: int | None = None) -> None:
+    def __init__(self, path: Path, option: str, *, descriptor: int | None = None, read_again: bool = False) -> None:
         """Open a file for adding to it, and lock it.
 
         Args:
             path: Where it is; made if it is not there.
             option: The option that names it, for errors.
             descriptor: It is open already, as this; then it is not closed.
+            read_again: Only a regular file will do. To open a pipe would wait for its reader.
 
         Raises:
             OutputError: It cannot be opened, or another run is writing it.
         """
+        if read_again and is_special(path):
+            raise OutputError(f"{option}: {path} is no regular file, so nothing could be read there again")
         self.path = path
         self._is_ours = descriptor is None
         try:

@@ -193,7 +193,7 @@ class Journal:
         self.last: bytes = b""
         self.in_input_order: bool = False
         self.offsets: array.array[int] | None = array.array("Q") if offsets else None
-        self._file = Appended(path, "--journal")
+        self._file = Appended(path, "--journal", read_again=True)
         try:
             if overwrite:
                 self._file.truncate(0)
@@ -251,9 +251,9 @@ class Journal:
         self.in_input_order = order == b"input"
         self._add(b'{"order":"%b"' % order)
 
-    def results(self) -> Iterator[bytes]:
+    def results(self, *, dropped_too: bool = False) -> Iterator[bytes]:
         """The lines of the results file, in the order in which they came, without those that were dropped."""
-        place, dropped = -1, self.answered.dropped
+        place, dropped = -1, set[int]() if dropped_too else self.answered.dropped
         for line in self._records():
             if line[2:6] == b"done":
                 place += 1

@@ -131,6 +131,7 @@ class Results:
         self._places = array.array("Q")  # of each row in the order of the input: 1 + where its answer is, 0: nowhere
         self._doubtful: set[int | None] | None = None
         self._checked = -math.inf
+        self._has_dropped = False
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as opening:
             self._out = opening.enter_context(contextlib.closing(Appended(out, "-o", descriptor=descriptor)))
@@ -280,6 +281,7 @@ class Results:
             return Known.ANSWERED
         if self._changed == "rerun":
             self._journal.drop(place)
+            self._has_dropped = True
             return Known.NEW
         return Known.CHANGED
 
@@ -385,6 +387,8 @@ class Results:
                 self._pipe.drain()
             return
         self._check_files()
+        if self._has_dropped and self._agreement is not None:
+            self._agreement.rewrite()
         if self._order == "input" and self._journal is not None:
             path = self.out_path.resolve()  # a link to it stays one
             draft, descriptor = create_beside(path)
