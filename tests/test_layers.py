@@ -21,6 +21,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "penstock"
 
 ORDER = (
     "_numbers",  # numbers and spans of time as users write them
+    "_text",  # what others wrote, as a terminal may show it
     "errors",
     "_notation",  # limits as people write them
     "events",  # frozen records of what happened

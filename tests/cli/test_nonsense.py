@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -186,3 +187,27 @@ def test_nonsense_for_other_commands_is_one_sentence_too(folder, capsys, command
     open_writer(folder / "l.db", 1).close()
     assert main(command) == 2
     assert said in capsys.readouterr().err
+
+
+def test_errors_of_something_else_are_not_taken_for_none(folder, capsys):
+    """Nor is what stands beside errors passed over without a word."""
+    (folder / "x.errors.jsonl").write_bytes(b"\xff\x00\n[]\n")
+    assert main(["errors", "x.errors.jsonl"]) == 2
+    assert "2 lines are no error of a run in x.errors.jsonl: is it the errors file?" in capsys.readouterr().err
+    (folder / "x.errors.jsonl").write_text('{"line":1,"custom_id":"a","error":{"code":"c","message":"m"}}\n{torn\n')
+    assert main(["errors", "x.errors.jsonl"]) == 3
+    said = capsys.readouterr()
+    assert "penstock: 1 line is no error of a run" in said.err
+    assert said.out.startswith("1 × c\n    for example line 1, 'a': m\n")
+
+
+def test_what_a_server_says_is_shown_and_not_obeyed(folder, capsys):
+    """Colours, a cleared screen, a line that is written over: a terminal would do as it is told."""
+    error = {"code": "c\x1b[31m", "message": "over\rwritten \x1b[2J\x9b31m\u202e"}
+    (folder / "x.errors.jsonl").write_text(json.dumps({"line": 1, "custom_id": None, "error": error}) + "\n")
+    assert main(["errors", "x.errors.jsonl"]) == 3
+    shown = capsys.readouterr().out
+    assert "1 × c\\x1b[31m" in shown
+    assert "over written \\x1b[2J\\x9b31m\\u202e" in shown
+    assert main(["errors", "\x1b[2J"]) == 2
+    assert "cannot read \\x1b[2J-errors.jsonl" in capsys.readouterr().err

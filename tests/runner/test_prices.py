@@ -130,7 +130,8 @@ def error(line, code, message="it says why", **more):
 
 def test_failures_are_grouped_and_each_group_says_what_to_do():
     lines = [error(1, "a", status_code=500), error(2, "b"), error(3, "b"), b"{", b"[]", b"{}", error(4, "invalid_json")]
-    groups = group_errors(lines)
+    groups, others = group_errors(lines)
+    assert others == 3
     assert [(each.code, each.count, each.line) for each in groups] == [("b", 2, 2), ("a", 1, 1), ("invalid_json", 1, 4)]
     said = list(sentences(groups))
     assert said[:2] == ["2 × b", "    for example line 2, 'row-2': it says why"]

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from penstock._numbers import number_of
 from penstock.cli.files import open_lines
 from penstock.cli.frame import app
 from penstock.cli.limits import LIMITS_HELP, limits_given
 from penstock.cli.options import change_of
-from penstock.cli.terminal import Fault, write
+from penstock.cli.terminal import Fault, say, write
 from penstock.llm import tokens
 from penstock.runner import failed
 from penstock.runner.formats import Prompt
@@ -101,7 +102,13 @@ def errors(
         raise Fault(f"cannot read {out}: Is a directory")
     path = out if out.name.endswith("errors.jsonl") else beside(out, ".errors.jsonl")
     with open_lines(str(path)) as lines:
-        groups = failed.group_errors(_lines(lines))
+        groups, others = failed.group_errors(_lines(lines))
+    if others:
+        lines_are = number_of(others, "line is", "lines are")
+        said = f"{lines_are} no error of a run in {path}: is it the errors file?"
+        if not groups:
+            raise Fault(said)
+        say(said)
     write("\n".join(failed.sentences(groups)) if groups else f"nothing failed: {path} is empty")
     early = None if path == out else failed.ended_early(beside(out, ".summary.json"))
     if early is not None:

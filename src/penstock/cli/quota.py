@@ -11,12 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
+from penstock._text import visible
 from penstock.cli.frame import app
 from penstock.cli.terminal import Fault, table, write
 from penstock.runner.files import is_special
 from penstock.stores import RedisStore, SQLiteStore
 from penstock.usage import Quota, Quotas, Review
-from penstock.usage.words import counted, moment, visible
+from penstock.usage.words import counted, moment
 
 __all__ = ["SERVERS", "quota"]
 

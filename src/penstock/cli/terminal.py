@@ -7,6 +7,8 @@ import sys
 from collections.abc import Container, Iterable, Sequence
 from typing import TextIO
 
+from penstock._text import visible
+
 __all__ = ["Fault", "complain", "say", "table", "write"]
 
 
@@ -20,7 +22,11 @@ def say(text: str) -> None:
 
 
 def write(text: str, file: TextIO | None = None) -> None:
-    """Print, if it can still be read: a closed pipe or terminal is no reason to fail."""
+    """Print, if it can still be read: a closed pipe or terminal is no reason to fail.
+
+    What a terminal would obey is shown instead: a server says some of it, or a file.
+    """
+    text = "\n".join(visible(line[:-1]) + "\r" if line.endswith("\r") else visible(line) for line in text.split("\n"))
     file = file or sys.stdout
     if file is None:  # closed before we began
         return

@@ -14,13 +14,14 @@ from typing import Annotated
 import typer
 
 from penstock import clock
+from penstock._text import visible
 from penstock.cli.frame import app
 from penstock.cli.quota import SERVERS
 from penstock.cli.terminal import Fault, table, write
 from penstock.stores import RedisStore, SQLiteStore, Store
 from penstock.usage import History
 from penstock.usage.live import Gauge, Now, gauges_in, now_in
-from penstock.usage.words import counted, lasting, visible
+from penstock.usage.words import counted, lasting
 
 __all__ = ["screen_of_ledger", "screen_of_store", "watch"]
 

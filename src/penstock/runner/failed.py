@@ -61,15 +61,17 @@ class Failures:
     status: int | None
 
 
-def group_errors(lines: Iterable[bytes]) -> list[Failures]:
-    """Group the lines of an errors file by their code, the most frequent first. Lines that are none are left out."""
+def group_errors(lines: Iterable[bytes]) -> tuple[list[Failures], int]:
+    """Group the lines of an errors file by their code, the most frequent first; and how many lines are no errors."""
     found: dict[str, Failures] = {}
+    others = 0
     for line in lines:
         try:
             entry: Any = load_json(line)
             error = entry["error"]
             code = str(error["code"])
         except (ValueError, TypeError, KeyError, RecursionError):
+            others += 1
             continue
         known = found.get(code)
         if known is None:
@@ -78,7 +80,7 @@ def group_errors(lines: Iterable[bytes]) -> list[Failures]:
             )
         else:
             known.count += 1
-    return sorted(found.values(), key=lambda each: -each.count)
+    return sorted(found.values(), key=lambda each: -each.count), others
 
 
 def ended_early(summary: Path) -> str | None:
@@ -113,5 +115,6 @@ def sentences(groups: Iterable[Failures]) -> Iterator[str]:
     for each in groups:
         yield f"{each.count:,} × {each.code}"
         name = f", {each.custom_id!r}" if each.custom_id is not None else ""
-        yield f"    for example line {each.line}{name}: {' '.join(each.message.split())[:300]}"
+        where = "a row that could not be told" if each.line is None else f"line {each.line}"
+        yield f"    for example {where}{name}: {' '.join(each.message.split())[:300]}"
         yield f"    {advice(each)}"

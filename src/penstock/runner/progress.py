@@ -15,6 +15,7 @@ import anyio
 import anyio.to_thread
 
 from penstock import clock
+from penstock._text import visible
 from penstock.runner.engine import Run
 from penstock.runner.source import Lines
 
@@ -185,7 +186,7 @@ class View:
     @property
     def last_error(self) -> str:
         """What went wrong last, in words and on one line."""
-        return " ".join(self._run.last_error.split())
+        return visible(" ".join(self._run.last_error.split()))
 
     def as_event(self) -> dict[str, Any]:
         """All of it, for programs."""

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from penstock._numbers import number_of
+from penstock._text import visible
 from penstock.limits import Rate
 from penstock.usage.charts import Line, chart
 from penstock.usage.evidence import Day, Evidence, Projection, Spread
-from penstock.usage.words import counted, lasting, moment, visible
+from penstock.usage.words import counted, lasting, moment
 
 __all__ = ["as_csv", "as_html", "as_markdown"]
 

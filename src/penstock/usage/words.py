@@ -1,4 +1,4 @@
-"""Numbers, moments and names as people read them. Pure."""
+"""Numbers and moments as people read them. Pure."""
 
 from __future__ import annotations
 
@@ -7,12 +7,7 @@ from zoneinfo import ZoneInfo
 
 from penstock._numbers import show, show_seconds
 
-__all__ = ["counted", "lasting", "moment", "visible"]
-
-
-def visible(text: str) -> str:
-    """A text of others' on one line: what a terminal would obey, or would not show, is written as an escape."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+__all__ = ["counted", "lasting", "moment"]
 
 
 def counted(unit: str, amount: float) -> str:
