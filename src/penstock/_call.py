@@ -346,12 +346,7 @@ class CallByArguments(Call):
         return super().__enter__()
 
     def _refuse_to_be_entered(self) -> None:
-        for unit, value in self._cost.items():
-            if callable(value):
-                raise CostError(
-                    f"the cost of {unit} is a function of the call's arguments: use it in a decorator, not in `with`"
-                )
-        for option, value in self._functions.items():
+        for option, value in (*self._cost.items(), *self._functions.items()):
             if callable(value):
                 raise CostError(
                     f"{option}={name_of(value)} is a function of the call's arguments: "

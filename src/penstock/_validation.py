@@ -64,9 +64,7 @@ def read_limits(given: Mapping[str, Any], *, by_keyword: bool = True) -> dict[st
         for kind in kinds if isinstance(kinds, list | tuple) else [kinds]:
             if isinstance(kind, str):
                 read.append(parse(kind))
-            elif type(kind) is Rate or (
-                isinstance(kind, Limit) and not isinstance(kind, type)
-            ):  # slow, as of all protocols
+            elif type(kind) is Rate or (isinstance(kind, Limit) and not isinstance(kind, type)):  # protocols are slow
                 read.append(kind)
             else:
                 raise ValueError(

@@ -56,12 +56,10 @@ class Limit(Protocol):
     @property
     def capacity(self) -> float:
         """The most that one call can take, in units."""
-        ...
 
     @property
     def default(self) -> float | None:
         """What a call costs unless given; None: it must be given."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

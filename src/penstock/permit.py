@@ -76,9 +76,8 @@ class Permit(Grant):
             elif not binding.charge.release(self):
                 binding.backend.close(self)
         except BaseException:
-            self._decider().close(
-                self
-            )  # a signal handler has raised: the places come back before its exception goes on
+            # A signal handler has raised: the places come back before its exception goes on.
+            self._decider().close(self)
             raise
 
     def observe(

@@ -125,9 +125,8 @@ class Grant:
         binding = self.binding
         if binding is not None:
             at, ended = self.granted_at, self.ended
-            parts = (
-                binding.charge.parts
-            )  # with the meters that were charged: a change may have put others in their place
+            # With the meters that were charged: a change may have put others in their place.
+            parts = binding.charge.parts
             receipts = [
                 (meter, Hold(0.0 if ended else amount, math.inf) if meter.held else (tat, at))
                 for meter, amount, tat in zip(parts[::2], parts[1::2], self.receipts, strict=True)

@@ -87,7 +87,10 @@ class LimitSet:
                 states.append(state)
             self.states[unit] = tuple(states)
             self.version += 1  # of each unit: an exception may cut the rest short
-            self._set_default(unit, kinds)
+            default = default_cost(unit, kinds)
+            self.defaults = {name: value for name, value in self.defaults.items() if name != unit}
+            if default is not None:
+                self.defaults[unit] = default
             self._follow_calendars()
 
     def forget_others(self, units: Iterable[str]) -> None:
@@ -95,12 +98,6 @@ class LimitSet:
         kept = set(units)
         self.states = {unit: states for unit, states in self.states.items() if unit in kept}
         self.defaults = {unit: default for unit, default in self.defaults.items() if unit in kept}
-
-    def _set_default(self, unit: str, kinds: tuple[Limit, ...]) -> None:
-        default = default_cost(unit, kinds)
-        self.defaults = {name: value for name, value in self.defaults.items() if name != unit}
-        if default is not None:
-            self.defaults[unit] = default
 
     def take_over(self, states: dict[str, tuple[LimitState, ...]], now: float, *, keep_limits: bool) -> None:
         """Go on from `states`, of an earlier set whose queue is gone; with its limits, or with those promised here."""

@@ -142,7 +142,7 @@ class LocalBackend:
         if self._plan.held:
             warn_of_hang(request.charges)
         if (log := _log.logger("penstock.limiter", _log.DEBUG)) is not None:
-            _log.waiting(log, request.caller.name, request.cost, *self._forecast_of(request))
+            _log.waiting(log, request.caller.name, request.cost, *self._decide(self._forecast_of, request))
         return seconds
 
     def _enter(self, queue: WaitQueue, now: float, request: Request) -> float | None:
@@ -337,24 +337,14 @@ class LocalBackend:
     def forecast(self, binding: Binding) -> tuple[float, str | None]:
         if self._interrupted():
             return 0.0, _DECISION  # which is what a call is told there
-        request = Request(binding, None)
+        return self._decide(self._forecast_of, Request(binding, None))
 
-        def look(queue: WaitQueue, now: float) -> tuple[float, str | None]:
-            ready, state = queue.expected(request, now)
-            return ready - now, self.plan().blocker(state, now)
-
-        return self._decide(look)
-
-    def _forecast_of(self, request: Request) -> tuple[float, str | None]:
-        """`forecast`, of a request that waits."""
-
-        def look(queue: WaitQueue, now: float) -> tuple[float, str | None]:
-            if request.done:
-                return 0.0, None
-            ready, state = queue.expected_of(request, now)
-            return ready - now, self.plan().blocker(state, now)
-
-        return self._decide(look)
+    def _forecast_of(self, queue: WaitQueue, now: float, request: Request) -> tuple[float, str | None]:
+        """`forecast`, of a request that waits, or would."""
+        if request.done:
+            return 0.0, None
+        ready, state = (queue.expected if request.queue is None else queue.expected_of)(request, now)
+        return ready - now, self.plan().blocker(state, now)
 
     def observe(self, remaining: Mapping[str, float], reset: Mapping[str, float], grant: Grant | None) -> None:
         self.plan().check((*remaining, *reset))

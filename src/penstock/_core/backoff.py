@@ -39,7 +39,6 @@ class Backoff(Protocol):
 
         With "none" the wait for a server's hint is exact too; otherwise it is spread above the hint.
         """
-        ...
 
     def delay(self, retry: int, previous: float | None, u: float) -> float:
         """Return the wait before a retry, in seconds: 0 or more.
@@ -49,7 +48,6 @@ class Backoff(Protocol):
             previous: What this returned for the retry before; None before the first.
             u: A random draw, 0 ≤ u < 1.
         """
-        ...
 
 
 @dataclass(frozen=True, slots=True)

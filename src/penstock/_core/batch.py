@@ -430,9 +430,8 @@ class Batch:
     ) -> None:
         """Note when a request is to come again, in all rows that it is about."""
         if claims:
-            self._stopped.update(
-                [limit for limit, _ in charges]
-            )  # a later one is to have no place of its own beside it
+            # A later one is to have no place of its own beside it.
+            self._stopped.update([limit for limit, _ in charges])
             if self._turn is not None:
                 start, member_start = self._turn.starts()
                 asker.start, asker.member_start = start if member_start == ALONE else asker.start, member_start

@@ -37,8 +37,8 @@ class Breaker:
     """The state of one circuit breaker; see the module's docstring. `circuit_breaker` has checked its numbers."""
 
     __slots__ = (
-        "_failures", "_failures_seen", "_open_for", "_passed", "_probe_number", "_probes", "_probes_since", "_ratio",
-        "_since", "_slots", "_term", "_until", "_window", "state",
+        "_failures", "_open_for", "_passed", "_probe_number", "_probes", "_probes_since", "_ratio",
+        "_since", "_slots", "_term", "_until", "_window", "opened_by", "state",
     )  # fmt: skip
 
     _probes_since: dict[int, float]  # probes under way: when each began, by number
@@ -46,7 +46,7 @@ class Breaker:
     _passed: int  # probes that succeeded
     _since: float  # an open breaker is open from then
     _until: float  # until then
-    _failures_seen: tuple[int, int]  # failures and calls that opened it
+    opened_by: tuple[int, int]  # failures, and calls, in the window that opened it last
 
     def __init__(self, failures: int, ratio: float, window: float, open_for: float, probes: int) -> None:
         self._failures = failures
@@ -98,18 +98,13 @@ class Breaker:
             return
         calls, failures = self._count(now, failed=True)
         if failures >= self._failures and failures >= self._ratio * calls:
-            self._failures_seen = (failures, calls)
+            self.opened_by = (failures, calls)
             self._open(now, hint)
 
     def abandoned(self, ticket: Ticket) -> None:
         """Note that an admitted call was cancelled: it says nothing, and leaves its place to another probe."""
         if ticket.term == self._term and self.state == "half-open":
             self._probes_since.pop(ticket.probe, None)
-
-    @property
-    def opened_by(self) -> tuple[int, int]:
-        """Failures, and calls, in the window that opened it last. Only once it was open."""
-        return self._failures_seen
 
     def _open(self, now: float, hint: float) -> None:
         self._enter("open")

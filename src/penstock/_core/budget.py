@@ -32,19 +32,15 @@ class Credit(Protocol):
 
     def called(self, now: float) -> None:
         """Count a call that begins."""
-        ...
 
     def spend(self, now: float, *, timed_out: bool) -> float | None:
         """Take the price of one retry and return it; None, and nothing taken, if it is not there."""
-        ...
 
     def succeeded(self, paid: float | None) -> None:
         """Count a call that succeeded; `paid` is the price of its last retry, None if it had none."""
-        ...
 
     def left(self, now: float) -> float:
         """Return how many retries could be made now."""
-        ...
 
 
 class RatioCredit:

@@ -434,9 +434,8 @@ class Queue:
         subqueue = waiter.subqueue
         if subqueue is None or subqueue.level is not level:
             return  # it has left, or has risen already
-        levels = max(
-            1, int((now - waiter.entered) // self.ageing)
-        )  # the division may round to 0 what has just become 1
+        # The division may round to 0 what has just become 1.
+        levels = max(1, int((now - waiter.entered) // self.ageing))
         waiter.subqueue = None
         subqueue.gone += 1
         level.note(subqueue)

@@ -217,9 +217,8 @@ class Shape:
         self.levels: dict[int, Level] = {}
         self.order: list[int] = []
         self.index: Index | None = None
-        self.rises: float | None = (
-            None  # since when the waiter that rises next has had its level, as the index knows it
-        )
+        # Since when the waiter that rises next has had its level, as the index knows it.
+        self.rises: float | None = None
 
     def add_level(self, number: int) -> Level:
         level = self.levels[number] = Level(number, self)

@@ -429,18 +429,16 @@ class _Turn:
                 if sleepers.state is None or not self._excluded(sleepers):
                     return True
             elif sleepers.state is not None:
-                sleepers.least = (
-                    math.inf
-                )  # all its shapes were looked at, and tell it their amounts when they are put back
+                # All its shapes were looked at, and tell it their amounts when they are put back.
+                sleepers.least = math.inf
             sleepers.open = False
             self._open.pop()
         return False
 
     def _excluded(self, sleepers: Sleepers) -> bool:
         """Whether the limit is not ready for any shape of the class, or a protected waiter would be delayed."""
-        if sleepers.opens(self._now) > self._now:
-            return True
-        return self._delayed(((sleepers.state, sleepers.least),)) is not None
+        late = sleepers.opens(self._now) > self._now
+        return late or self._delayed(((sleepers.state, sleepers.least),)) is not None
 
     def _delayed(self, charges: Charges) -> LimitState | None:
         """The limit on which charging `charges` now would delay a protected waiter."""

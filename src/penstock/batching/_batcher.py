@@ -82,10 +82,13 @@ class Batcher(OfThisProcess, Generic[Item, Entry]):
             )
         if limiter is not None and not callable(getattr(limiter, "acquire", None)):
             raise TypeError(f"Batcher(limiter={limiter!r}): a Limiter is needed, or None")
+        count = read_count(max_items)
+        if count is None:
+            raise ValueError(f"max_items must be 1 or more, not {max_items!r}")
         bounds = read_max_cost(max_cost)
         self._terms = Terms(
             send=send,
-            max_items=_read_max_items(max_items),
+            max_items=count,
             max_cost=bounds,
             max_delay=seconds,
             index=index,
@@ -137,10 +140,3 @@ def _check_send(send: object) -> None:
             f"Batcher({name_of(send)}): send must be an async function or an async generator function, "
             "and this one is a generator or a context manager"
         )
-
-
-def _read_max_items(given: Any) -> int:
-    count = read_count(given)
-    if count is None:
-        raise ValueError(f"max_items must be 1 or more, not {given!r}")
-    return count

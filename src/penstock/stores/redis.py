@@ -429,7 +429,6 @@ class RedisStore(Store):
 
     def forget(self) -> None:
         """Let go of the parent's connection. See `Store.forget`."""
-        _abandoned.append(
-            (self._client, self._subscriber)
-        )  # the parent's: to close them would take locks that its threads hold
+        # The parent's: to close them would take locks that its threads hold.
+        _abandoned.append((self._client, self._subscriber))
         self._client = self._subscriber = None

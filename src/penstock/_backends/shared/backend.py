@@ -59,7 +59,6 @@ class SharedBackend:
             part.users.add(self)
 
     def plan(self) -> ChargePlan:
-        """What costs are charged on now."""
         plan, sets = self._plan, self.sets
         if plan.version != (sets[0].version if len(sets) == 1 else sum([part.version for part in sets])):
             with self.store.lock:
@@ -69,17 +68,14 @@ class SharedBackend:
 
     @property
     def parts(self) -> tuple[object, ...]:
-        """The limit sets: backends with the same ones have one state."""
         return self.sets
 
     @property
     def joint(self) -> bool:
-        """Whether there are several sets."""
         return len(self.sets) > 1
 
     @property
     def queue(self) -> StoreQueue:
-        """The queue in front of these limits."""
         return self.sets[0].queue
 
     def charges(self, cost: Mapping[str, Any]) -> Charges:
@@ -112,7 +108,6 @@ class SharedBackend:
         )
 
     def bind(self, caller: Caller, cost: Mapping[str, float]) -> Binding:
-        """Bind a cost to the limits. See `Backend.bind`."""
         charges = self.charges(cost)
         binding = Binding(self, caller)
         binding.clearance = self._clearance
@@ -121,7 +116,6 @@ class SharedBackend:
         return binding
 
     def current(self, binding: Binding) -> bool:
-        """Whether the limits are still those of the binding."""
         if self._plan.version != self.sets[0].version or len(self.sets) > 1:
             self.plan()
         return binding.clearance is self._clearance
@@ -179,13 +173,11 @@ class SharedBackend:
         return seconds
 
     def leave(self, request: Any) -> None:
-        """The caller is gone: nothing is charged. See `base`."""
         if request.parker is None or not request.charges or request.stage is Stage.REFUSED:
             return  # it never entered, or has its answer
         self.dispatcher.post(lambda scheduler, now: scheduler.on_leave(request, now))
 
     def hand_over(self, request: Any, grant: Grant) -> None:
-        """Fill in the grant of a request that was granted. See `base`."""
         receipts = StoreReceipts(request.charges, request.epochs, request.receipts, request.shares)
         grant.of(self, request.caller, request.charges, receipts, request.granted_at)
 
@@ -242,7 +234,6 @@ class SharedBackend:
     # Of a grant
 
     def cost(self, grant: Grant) -> dict[str, float]:
-        """What a grant is charged now, per unit; after its end without what it held."""
         cost: dict[str, float] = {}
         if not grant.charges:
             return cost
@@ -253,7 +244,6 @@ class SharedBackend:
         return cost
 
     def settle(self, grant: Grant, true_cost: Mapping[str, float]) -> None:
-        """Charge a grant for its true cost. See `Permit.settle`."""
         plan = self.plan()
         plan.check(true_cost)
         exact = {unit: min(exact_cost(unit, amount), MOST) for unit, amount in true_cost.items()}
@@ -272,7 +262,6 @@ class SharedBackend:
         return [state for state in states if state.index >= 0]
 
     def cancel(self, grant: Grant) -> bool:
-        """Give everything back; False if that was done before."""
         with self.store.lock:
             if not grant.charges:
                 return False
@@ -283,7 +272,6 @@ class SharedBackend:
         return True
 
     def close(self, grant: Grant) -> None:
-        """End a grant: what it holds comes back."""
         if not self._plan.held:
             grant.ended = True  # without the lock, which the dispatcher may have
             return
@@ -351,7 +339,6 @@ class SharedBackend:
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
         return len(self.queue)
 
     def level(self, unit: str) -> float:
@@ -390,7 +377,6 @@ class SharedBackend:
             )
 
     def resume(self, units: tuple[str, ...]) -> None:
-        """End the pauses of these units, or of all, in every process."""
         for part, states in self._counting(units):
             with self.store.lock:
                 for state in states:
@@ -419,7 +405,6 @@ class SharedBackend:
         self.dispatcher.post(lambda scheduler, now: scheduler.on_change(part, now))
 
     def observe(self, remaining: Mapping[str, float], reset: Mapping[str, float], grant: Grant | None) -> None:
-        """Hear what the server says is left. See `Limiter.observe`."""
         plan = self.plan()
         plan.check((*remaining, *reset))
         heard = clock.now()
@@ -438,7 +423,6 @@ class SharedBackend:
             self._tell(state.limit_set, partial(_lower, state, left, heard, grant), announce=False)
 
     def recipe(self, caller: Caller) -> list[dict[str, Any]]:
-        """The options of limiters that together are the one of `caller`. See `Backend.recipe`."""
         options = {"max_queue": caller.max_queue, "on_event": caller.on_event, "store": self.store}
         return [
             {
@@ -453,7 +437,6 @@ class SharedBackend:
         ]
 
     def itself(self) -> SharedBackend:
-        """This backend."""
         return self
 
     def joined(self, other: Any) -> SharedBackend:

@@ -341,9 +341,8 @@ class Scheduler:
         """
         if reply.others:
             adopted = self._agreement.disagree(batch, reply.others, now)
-            self.unsend(
-                batch, now
-            )  # what was asked waits again, and is charged on the limits of now like all that wait
+            # What was asked waits again, and is charged on the limits of now like all that wait.
+            self.unsend(batch, now)
             for part in adopted:
                 self._agreement.recharge(part, now)
             return

@@ -51,9 +51,8 @@ class WaitingContract(StoreTests):
     async def test_a_waiter_that_gives_up_hands_its_turn_on(self, stores: Callable[..., Store]) -> None:
         """The next waiter is granted when the one that left would have been."""
         limiter = Limiter(requests=per_second(5, burst=1), name="x", store=stores())
-        begin = (
-            time.monotonic()
-        )  # the store's clock began with the first grant, which was at some moment after this one
+        # The store's clock began with the first grant, which was at some moment after this one.
+        begin = time.monotonic()
         await limiter.acquire()
         first = time.monotonic()
         moments: list[float] = []
