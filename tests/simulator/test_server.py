@@ -306,3 +306,23 @@ async def test_a_fault_rate_of_one_never_answers():
             with pytest.raises(openai.APIConnectionError):
                 await client.responses.create(model="m", input="hello")
         assert server.statistics().failed == {"dropped": 3}
+
+
+FIRST_REQUEST = """
+import socket, sys
+from penstock import simulator
+with simulator.serve(simulator.Simulation()) as server:
+    with socket.create_connection(("127.0.0.1", int(server.base_url.rsplit(":")[-1].partition("/")[0]))) as client:
+        before = set(sys.modules)
+        body = b'{"model": "m", "messages": []}'
+        head = b"POST /v1/chat/completions HTTP/1.1\\r\\nhost: x\\r\\nauthorization: Bearer x\\r\\n"
+        client.sendall(head + b"content-length: %d\\r\\n\\r\\n" % len(body) + body)
+        client.recv(65_536)
+    sys.exit(", ".join(sorted(set(sys.modules) - before)))
+"""
+
+
+def test_the_first_request_waits_for_nothing_to_be_loaded():
+    """A burst would arrive together later than it left, at buckets that were full and could not refill meanwhile."""
+    done = subprocess.run([sys.executable, "-c", FIRST_REQUEST], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""

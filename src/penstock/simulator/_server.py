@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+import anyio.lowlevel
 import uvicorn
 from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
@@ -212,6 +213,7 @@ class _Uvicorn(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        await anyio.lowlevel.checkpoint()  # loads what the first request would wait for, and meet the limits late
         await super().startup(sockets)
         self.ready.set()
 
