@@ -1,8 +1,9 @@
 """How much of a promised limit is used while another program uses the account too.
 
 Pure: times in, a share out. Two runs that each send at the whole rate are refused half of it, and services count what
-they refuse: no request gets through. So a refusal cuts the share at once, and time without one lets it rise, slowly at
-first: additive increase, multiplicative decrease, by which any number of runs come to equal shares.
+they refuse: no request gets through. So a refusal cuts the share at once, and time without one lets it rise: slowly at
+first (additive increase, multiplicative decrease, by which any number of runs come to equal shares), and the faster the
+longer nothing is refused, since the others may be gone.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ APART = 1.0
 """Seconds in which all refusals count as one: those that were under way learn nothing new."""
 
 RISE = 0.01
-"""Share regained per second; after `CALM` seconds without a refusal, five times as much."""
+"""Share regained per second just after a refusal; twice as much `CALM` seconds later, five times after 2 `CALM`."""
 
-CALM = 20.0
+CALM = 8.0
 
 LEAST = 0.02
 
@@ -46,7 +47,7 @@ class Throttle:
         """The service answers. Whether the share has changed."""
         if self.share >= 1 or now - self._rose_at < 0.5:
             return False
-        rise = RISE * (5 if now - self._refused_at > CALM else 1)
+        rise = RISE * (1 + ((now - self._refused_at) / CALM) ** 2)
         self.share = min(1.0, self.share + rise * (now - self._rose_at))
         self._rose_at = now
         return True
