@@ -320,28 +320,52 @@ def test_more_than_one_period_holds_takes_one_period_after_another():
     assert window.ready_at(27, 0.0) == (12 + 23 + 24) * 3600
 
 
-@pytest.mark.parametrize("back", [1.0, 3600.0, 86_400.0, 40 * 86_400.0])
-def test_a_wall_clock_that_steps_back_reopens_no_period_that_has_ended(back):
+@pytest.mark.parametrize("back", [1.0, 3600.0, 86_400.0])
+def test_a_wall_clock_that_steps_back_frees_nothing(back):
+    """Neither in the day before nor, when it comes again, in the one that it had shown."""
     window = day_window(10, 2026, 1, 10, 23, 59)
     window.charge(10, 0.0)
     assert window.charge_if_ready(10, 61.0) is not None  # the next day
     window.follow(window.offset - back)
-    assert window.level(62.0) == 0, "neither the day before nor this one starts anew"
+    assert window.level(62.0) == 0
     end = wall(2026, 1, 12, tz="UTC") - window.offset
     assert window.ready_at(1, 62.0) == end
+    assert window.charge_if_ready(1, wall(2026, 1, 11, tz="UTC") - window.offset) is None
     assert window.charge_if_ready(1, end - 0.01) is None
     assert window.charge_if_ready(10, end) is not None
 
 
-def test_a_wall_clock_that_steps_back_before_the_first_call_of_a_day_takes_it_as_that_day():
-    window = day_window(10, 2026, 1, 10, 12)
-    window.charge(10, 0.0)
-    window.follow(window.offset + 86_400.0)
-    assert window.level(1.0) == 10
-    window.follow(window.offset - 2 * 86_400.0)
-    assert window.level(2.0) == 10
-    window.charge(10, 2.0)
-    assert window.ready_at(1, 3.0) == wall(2026, 1, 12, tz="UTC") - window.offset
+def test_a_wall_clock_that_stood_years_ahead_stops_nobody_for_years():
+    """What was spent meanwhile counts until the end of the day on which it is put back; and in the day that it showed."""
+    window = day_window(10, 2036, 1, 10, 12)
+    window.charge(8, 0.0)
+    ahead = window.offset
+    window.follow(wall(2026, 1, 10, 12, tz="UTC"))
+    assert window.level(1.0) == 2
+    midnight = wall(2026, 1, 11, tz="UTC") - window.offset
+    assert window.ready_at(3, 1.0) == midnight
+    assert window.charge_if_ready(10, midnight) is not None
+    assert window.charge_if_ready(10, midnight + 86_400) is not None
+    window.follow(ahead - midnight - 86_400)
+    assert window.level(midnight + 86_401) == 2
+
+
+def test_more_than_one_period_holds_waits_for_what_is_left_of_one_to_come():
+    window = day_window(10, 2026, 1, 11, 12)
+    window.charge(8, 0.0)
+    window.follow(window.offset - 86_400.0)
+    midnight = 12 * 3600
+    assert window.ready_at(2, 0.0) == 0
+    assert window.ready_at(4, 0.0) == midnight  # 2 today, 2 of the day to come
+    assert window.ready_at(5, 0.0) == midnight + 86_400
+
+
+def test_a_window_that_was_packed_away_knows_its_period():
+    window = day_window(10, 2036, 1, 10, 12)
+    window.charge(8, 0.0)
+    other = day_window(10, 2026, 1, 10, 12)
+    other.unpack(window.pack())
+    assert other.ready_at(3, 0.0) == 12 * 3600
 
 
 def test_ready_after_of_a_calendar_window_charges_nothing():

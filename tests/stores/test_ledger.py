@@ -307,6 +307,38 @@ def test_a_calendar_period_begins_anew_and_one_that_ended_is_not_reopened():
     assert book.ask(1, horizon=0)[0] < 0
 
 
+def test_a_clock_that_stood_years_ahead_stops_nobody_for_years():
+    """What was used meanwhile counts until the end of the day on which it is put back; and in the day that it showed."""
+    day = 86_400 * SECOND
+    days = [START + number * day for number in range(2, 4_000)]
+
+    def of(end):
+        return (CALENDAR, 3, end, end + day, 0)
+
+    book = Book(of(days[3_000]), now=days[3_000] - 10)
+    assert book.ask(2, horizon=0)[0] == 0
+    book.limits, book.now = (of(days[0]),), days[0] - 10 * SECOND
+    assert (book.ask(2, horizon=0)[0], book.used()) == (-11, 2)
+    assert book.ask(1, horizon=0)[0] == 0
+    for end in days[:3]:
+        book.limits, book.now = (of(end + day),), end
+        assert [book.ask(1, horizon=0)[0] for _ in range(3)] == [0, 0, 0]
+        assert book.ask(1, horizon=0)[0] < 0
+    book.limits, book.now = (of(days[3_000]),), days[3_000] - 5
+    assert (book.ask(2, horizon=0)[0] < 0, book.used()) == (True, 2)
+
+
+def test_a_day_that_was_used_up_before_it_came_is_waited_for_too():
+    day = 86_400 * SECOND
+    book = Book((CALENDAR, 3, START + day, START + 2 * day, 0))
+    book.limits, book.now = ((CALENDAR, 3, START + 2 * day, START + 3 * day, 0),), START + day
+    assert book.ask(3, horizon=0)[0] == 0
+    book.limits, book.now = ((CALENDAR, 3, START + day, START + 2 * day, 0),), START
+    assert book.ask(1, horizon=0)[0] == -1 - 2 * 86_400
+    book.limits, book.now = ((CALENDAR, 3, START + 2 * day, START + 3 * day, 0),), START + day
+    assert book.ask(1, horizon=0)[0] == -1 - 86_400
+
+
 def test_more_entries_than_a_window_keeps_are_merged_so_that_they_count_longer():
     book = Book((WINDOW, 10_000, 100.0, ledger.LOG, 0))
     for _ in range(3_000):

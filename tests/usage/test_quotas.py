@@ -116,6 +116,24 @@ def test_a_day_is_that_of_the_time_zone_with_23_hours_when_clocks_change(make):
         assert spend(quotas, "alice", 2) == 1
 
 
+def test_a_clock_that_stood_ahead_frees_nothing_and_stops_nobody_for_years(make):
+    with manual_clock(datetime(2026, 5, 10, 12, tzinfo=UTC)) as clock:
+        quotas = make({"requests": "2/day"})
+
+        def refused_at(*moment, calls=3):
+            clock.set_wall(datetime(*moment, tzinfo=UTC))
+            return spend(quotas, "alice", calls)
+
+        assert refused_at(2026, 5, 10, 12) == 1
+        assert refused_at(2026, 5, 11, 12) == 1
+        assert refused_at(2026, 5, 10, 13) == refused_at(2026, 5, 11, 13) == 3
+        assert refused_at(2036, 5, 12, 12, calls=1) == 0
+        assert refused_at(2026, 5, 12, 12) == 2
+        assert quotas.of("alice")[0].resets_at == datetime(2026, 5, 13, tzinfo=UTC).timestamp()
+        assert refused_at(2026, 5, 13, 12) == refused_at(2026, 5, 20, 12) == 1
+        assert refused_at(2036, 5, 12, 13) == 2
+
+
 def test_quotas_are_still_there_tomorrow(make):
     spend(make({"requests": "3/week"}), "alice", 2)
     assert spend(make({"requests": "3/week"}), "alice", 3) == 2

@@ -150,8 +150,12 @@ class Batch:
             ends = self._what[limit]
             if self._now >= ends:
                 return 1e-6  # the asker is a period behind: its next question will know better
-            over = self._used[limit] + amount - first * _ROUNDING
-            return (ends - self._now) / 1e6 if over > 0 else 0.0
+            most, later = first * _ROUNDING - amount, self._entries[limit]
+            if self._used[limit] <= most:
+                return 0.0
+            if later and ends < later[0][0] == third and later[0][2] > most:  # the next period is used up as well
+                ends = third
+            return (ends - self._now) / 1e6
         log = self._entries[limit]
         over = entries.held(log) + amount - first * _ROUNDING
         if over <= 0:

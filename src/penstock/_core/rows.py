@@ -53,7 +53,7 @@ class Row:
         self.what: list[float] = []  # total of a bucket; the end of a calendar period
         self.entries: list[
             list[list[float]]
-        ] = []  # of a window: [until, owner, amount], of a bucket's refunds: [receipt, 0, amount]
+        ] = []  # of a window: [until, owner, amount], of a bucket's refunds: [receipt, 0, amount]; a later period
 
 
 def read_row(row: bytes | None, now: float, limits: Sequence[Sequence[float]], born: float) -> Row:
@@ -80,8 +80,7 @@ def read_row(row: bytes | None, now: float, limits: Sequence[Sequence[float]], b
             if used == 0:
                 entries = []
         elif kind == CALENDAR:
-            if now >= what and now < third:
-                used, what = 0.0, second if now < second else third
+            used, what, entries = _turn_page(used, what, entries, now, second, third)
         else:
             latest = now + math.ceil(second * 1e6) + last * 1e6  # the clock may have stepped back
             entries = [[min(until, latest), owner, amount] for until, owner, amount in entries if until > now]
@@ -101,6 +100,29 @@ def read_row(row: bytes | None, now: float, limits: Sequence[Sequence[float]], b
     for i in range(flows, len(numbers), 4):
         state.flows.append([numbers[i], numbers[i + 1], numbers[i + 2], numbers[i + 3] - passed])
     return state
+
+
+def _turn_page(
+    used: float, what: float, later: list[list[float]], now: float, second: float, third: float
+) -> tuple[float, float, list[list[float]]]:
+    """What is used of the calendar period that holds `now`, its end, and what is used of one that is still to come.
+
+    A clock that stood ahead has counted for a period of the future. When it is put back, that count goes on here, so
+    that the step frees nothing, and is kept for its own period.
+
+    Args:
+        used, what: Of the period that was counted last, and its end.
+        later: [end, 0, used] of the period still to come, or nothing.
+        now: In microseconds.
+        second, third: Ends of the asker's period and of the next one, which may be a period behind or ahead.
+    """
+    current = second if now < second else third
+    if now >= third or what == current or (what < current and now < what):
+        return used, what, later
+    if what > current:
+        return used, current, [[what, 0.0, used]] if used else [each for each in later if each[0] > current]
+    came = [each[2] for each in later if each[0] == current]
+    return came[0] if came else 0.0, current, [each for each in later if each[0] > current]
 
 
 def _numbers_of(row: bytes, limits: int) -> tuple[float, ...]:
@@ -168,7 +190,7 @@ def write_row(state: Row, now: float, limits: Sequence[Sequence[float]]) -> tupl
         if kind == BUCKET:
             keep = max(keep, used / first)
         elif kind == CALENDAR:
-            keep = max(keep, (what - now) / 1e6)
+            keep = max(keep, ((entries[0][0] if entries else what) - now) / 1e6)
         elif entries:
             keep = max(keep, (entries[-1][0] - now) / 1e6)
         keep = max(keep, state.pause[index])

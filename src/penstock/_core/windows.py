@@ -20,6 +20,10 @@ _CLOCK_GRAIN = 1e-8
 """Seconds by which a window may end early, so that `now + (end − now)` never falls short of `end` by rounding."""
 
 
+_STEP = 1e-3
+"""Seconds by which a wall clock is put back at least, when it is: less is rounding."""
+
+
 def _add(total: float, rounding: float, amount: float) -> tuple[float, float]:
     """Add `amount` to a sum whose last additions rounded away `rounding` (Kahan 1965): a million 0.0001s are 100."""
     exact = amount - rounding
@@ -194,11 +198,15 @@ def _moment(entry: Entry) -> float:
 class CalendarWindow(Meter):
     """The meter of `calendar(n, period, tz)`: a number, and the end of the period it is for.
 
-    `follow(offset)` must be called with the wall clock's lead over the monotonic clock before the other methods. A wall
-    clock that steps back never reopens a period that has ended: the later one goes on until its own end.
+    `follow(offset)` must be called with the wall clock's lead over the monotonic clock before the other methods. When a
+    wall clock that stood ahead is put back, what was spent meanwhile goes on to count, so that the step frees nothing;
+    and it is kept for the period that the clock showed, for when that comes.
     """
 
-    __slots__ = ("__weakref__", "_ahead", "_end", "_rounding", "_spent", "amount", "offset", "period", "zone")
+    __slots__ = (
+        "__weakref__", "_ahead", "_begin", "_end", "_later", "_rounding", "_spent", "amount", "offset", "period",
+        "zone",
+    )  # fmt: skip
 
     calendar = True
     predictable = True
@@ -208,15 +216,17 @@ class CalendarWindow(Meter):
         self.period: Period = limit.period
         self.zone = _zone(limit.tz)
         self.offset = 0.0
-        self._end = -math.inf  # wall-clock seconds
+        self._begin = self._end = -math.inf  # wall-clock seconds
+        self._later: tuple[float, float] | None = None  # end of a period that is still to come, and what it has spent
         self._spent = self._rounding = 0.0
         self._ahead = 0.0  # of what was spent, what may well be counted in the next period
 
     def change(self, limit: Calendar, now: float) -> bool:
         self._turn_page(now)
         zone = _zone(limit.tz)
-        end = period_around(now + self.offset, limit.period, zone)[1]
-        self.amount, self.period, self.zone, self._end = limit.amount, limit.period, zone, end
+        begin, end = period_around(now + self.offset, limit.period, zone)
+        self.amount, self.period, self.zone = limit.amount, limit.period, zone
+        self._later, self._begin, self._end = None, begin, end
         return True
 
     def follow(self, offset: float) -> None:
@@ -227,8 +237,16 @@ class CalendarWindow(Meter):
         wall = now + self.offset
         if wall + _CLOCK_GRAIN * 100 >= self._end:  # a float of seconds since 1970 is exact to 0.24 µs
             begin, end = period_around(max(wall, self._end), self.period, self.zone)
-            self._spent = self._ahead if begin <= self._end else 0.0
-            self._end, self._ahead, self._rounding = end, 0.0, 0.0
+            spent, later = self._ahead if begin <= self._end else 0.0, self._later
+            if later is not None and later[0] <= end:
+                spent, later = max(spent, later[1] if later[0] == end else 0.0), None
+            self._spent, self._later, self._ahead, self._rounding, self._begin, self._end = (
+                spent, later, 0.0, 0.0, begin, end,
+            )  # fmt: skip
+        elif wall < self._begin - _STEP:
+            begin, end = period_around(wall, self.period, self.zone)
+            later = (self._end, self._spent) if self._spent else self._later
+            self._later, self._ahead, self._begin, self._end = later, 0.0, begin, end
 
     def ready_at(self, cost: float, now: float) -> float:
         self._turn_page(now)
@@ -236,10 +254,14 @@ class CalendarWindow(Meter):
         if over <= 0:
             return now
         end = self._end
-        while over > self.amount:  # more than fits at once (a whole queue is asked for)
-            end = period_around(end, self.period, self.zone)[1]
-            over -= self.amount
-        return end - self.offset
+        while True:
+            after = period_around(end, self.period, self.zone)[1] if over > self.amount or self._later else end
+            if self._later is not None and self._later[0] == after:  # less of that one is left
+                over += min(self._later[1], self.amount)
+            if over <= self.amount:
+                return end - self.offset
+            # More than fits at once: a whole queue is asked for.
+            end, over = after, over - self.amount
 
     def ready_after(self, other: float, cost: float, now: float) -> float:
         self._turn_page(now)
@@ -290,6 +312,7 @@ class CalendarWindow(Meter):
 
     def unpack(self, packed: tuple[float, float]) -> None:
         self._end, self._spent = packed
+        self._begin = period_around(self._end - 1e-3, self.period, self.zone)[0] if self._end > -math.inf else -math.inf
         self._rounding = self._ahead = 0.0
 
 

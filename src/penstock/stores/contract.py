@@ -56,7 +56,7 @@ class Terms:
         text: The same in one line, to be compared, and read back by `of_text`.
     """
 
-    __slots__ = ("_fixed", "_valid_until", "lease", "limits", "name", "place_ttl", "text")
+    __slots__ = ("_fixed", "_valid_from", "_valid_until", "lease", "limits", "name", "place_ttl", "text")
 
     def __init__(
         self, name: str, limits: Mapping[str, tuple[Limit, ...]], place_ttl: float, lease: float | None = None
@@ -70,7 +70,7 @@ class Terms:
             plain["lease"] = lease  # a number, as no unit's limits are
         self.text: str = json.dumps(plain, separators=(",", ":"))
         self._fixed: tuple[_Numbers, ...] = ()
-        self._valid_until = -math.inf
+        self._valid_from = self._valid_until = -math.inf
 
     @classmethod
     def of_text(cls, name: str, text: str, place_ttl: float) -> Terms:
@@ -96,8 +96,8 @@ class Terms:
 
     def numbers(self, now: float) -> tuple[_Numbers, ...]:
         """The limits as the ledger wants them, at the store's time `now` in microseconds."""
-        if now >= self._valid_until:
-            self._valid_until = math.inf
+        if not self._valid_from <= now < self._valid_until:  # the clock may have been put back
+            self._valid_from, self._valid_until = -math.inf, math.inf
             self._fixed = tuple(self._of(limit, now) for kinds in self.limits.values() for limit in kinds)
         return self._fixed
 
@@ -108,8 +108,9 @@ class Terms:
             return ledger.BUCKET, limit.rate, float(limit.burst), float(limit.overdraft), 0.0
         if isinstance(limit, Calendar):
             zone = ZoneInfo(limit.tz)
-            _, end = period_around(now / 1e6, limit.period, zone)
+            begin, end = period_around(now / 1e6, limit.period, zone)
             _, next_end = period_around(end, limit.period, zone)
+            self._valid_from = max(self._valid_from, round(begin * 1e6))
             self._valid_until = min(self._valid_until, round(end * 1e6))
             return ledger.CALENDAR, float(limit.amount), round(end * 1e6), round(next_end * 1e6), 0.0
         if isinstance(limit, Sliding):

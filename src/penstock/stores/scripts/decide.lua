@@ -310,7 +310,7 @@ for name = 1, names do
     if kind[limit] == BUCKET then
       keep = max(keep, u / first[limit])
     elseif kind[limit] == CALENDAR then
-      keep = max(keep, (w - now) / 1e6)
+      keep = max(keep, ((log[1] and log[1][1] or w) - now) / 1e6)
     else
       if #log > 0 then keep = max(keep, (log[#log][1] - now) / 1e6) end
     end

@@ -62,8 +62,16 @@ for name = 1, names do
         u = max(0, u - passed * a)
         if u == 0 then log = {} end
       elseif k == CALENDAR then
-        if now >= w and now < c then
-          u, w = 0, now < b and b or c
+        local current, later = now < b and b or c, log[1]
+        if now < c and w ~= current and (w > current or now >= w) then
+          local came = later and later[1] == current and later[3] or 0
+          if later and later[1] <= current then log = {} end
+          if w < current then
+            u = came
+          elseif u ~= 0 then
+            log = {{w, 0, u}}
+          end
+          w = current
         end
       else
         local latest, all = now + ceil(b * 1e6) + l * 1e6, log  -- the clock may have stepped back
