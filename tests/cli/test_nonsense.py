@@ -179,6 +179,8 @@ def test_a_report_of_a_ledger_may_go_to_standard_output_by_name(folder, capsys, 
     ("command", "said"),
     [
         (["errors", "/"], "cannot read /: Is a directory"),
+        (["report", "l.db", "-o", "."], "cannot write .: Is a directory"),
+        (["report", "l.db", "-o", "/"], "cannot write /: Is a directory"),
         (["report", "x" * 5_000], "File name too long"),
         (["report", "l.db", "--model", "\udcff"], "an argument holds a byte that is no UTF-8"),
     ],

@@ -17,7 +17,7 @@ from penstock.cli.terminal import Fault, table, write
 from penstock.runner.files import is_special
 from penstock.stores import RedisStore, SQLiteStore
 from penstock.usage import Quota, Quotas, Review
-from penstock.usage.words import counted, moment
+from penstock.usage.words import counted, moment, named
 
 __all__ = ["SERVERS", "quota"]
 
@@ -131,7 +131,7 @@ def set_caps(
     for one in found:
         write(
             f"{visible(user)}: "
-            f"{counted(one.unit, one.limit)} {one.unit} a {one.period} ({one.tz}), {counted(one.unit, one.used)} used"
+            f"{named(one.unit, one.limit)} a {one.period} ({one.tz}), {counted(one.unit, one.used)} used"
         )
     if not found:
         write(f"{visible(user)}: no caps")
@@ -188,7 +188,7 @@ def approve(
     """Allow a user so much more until the period ends."""
     with _opened(where, name) as quotas:
         review = quotas.approve(user, unit, more, by=by)
-    write(f"{visible(user)}: {counted(unit, review.allowed)} {unit} more until {moment(review.until, review.tz)}")
+    write(f"{visible(user)}: {named(unit, review.allowed)} more until {moment(review.until, review.tz)}")
     return 0
 
 

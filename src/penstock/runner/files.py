@@ -334,6 +334,8 @@ def write_beside(path: Path, text: bytes) -> None:
     Raises:
         OutputError: It cannot be written.
     """
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: Is a directory")
     if is_special(path):
         try:
             # A pipe that nobody reads is an error, and nothing to wait for at the end of a run.

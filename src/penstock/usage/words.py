@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 from penstock._numbers import show, show_seconds
 
-__all__ = ["counted", "lasting", "moment"]
+__all__ = ["counted", "lasting", "moment", "named"]
 
 
 def counted(unit: str, amount: float) -> str:
@@ -15,6 +15,12 @@ def counted(unit: str, amount: float) -> str:
     if unit == "dollars":
         return f"${amount:,.2f}"
     return f"{amount:,.0f}" if float(amount).is_integer() or abs(amount) >= 1_000 else show(round(amount, 3))
+
+
+def named(unit: str, amount: float) -> str:
+    """The same with the name of the unit: `$1.25`, `1,200 tokens`, `1 request`."""
+    name = unit.removesuffix("s") if amount == 1 else unit
+    return counted(unit, amount) if unit == "dollars" else f"{counted(unit, amount)} {name}"
 
 
 def moment(at: float, tz: str) -> str:
