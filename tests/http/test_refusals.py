@@ -12,7 +12,7 @@ import httpx
 import httpx2
 import pytest
 
-from penstock import CostError, Limiter, clock, per_minute
+from penstock import CostError, Limiter, RateLimited, clock, per_minute
 from penstock.http import limit_http_client, transport
 from penstock.llm import limits_of, retry_on
 from penstock.llm.endpoints import Endpoints
@@ -37,6 +37,43 @@ def used_up(**more):
 
 def in_seconds(seconds):
     return str(int(clock.wall()) + seconds)
+
+
+@pytest.mark.parametrize(
+    "told", [{"ratelimit-limit": "6000", "ratelimit-remaining": "5900", "ratelimit-reset": "1"}, {}]
+)
+@pytest.mark.parametrize("bound", ["max_wait", "deadline"])
+async def test_nothing_is_refused_for_a_wait_that_is_a_guess(lib, told, bound):
+    """Before the first answer one request goes at a time, and nobody knows how long that will be."""
+
+    async def answer(_):
+        await anyio.sleep(0.1)
+        return lib.Response(200, headers=told)
+
+    client = client_of(lib, answer, "auto", max_wait=3 if bound == "max_wait" else None)
+    statuses = []
+
+    async def ask():
+        with anyio.fail_after(3):
+            statuses.append((await client.get(URL)).status_code)
+
+    await at_once(ask, 20)
+    assert statuses == [200] * 20
+
+
+async def test_a_guess_that_came_true_is_a_refusal_when_its_time_is_up(lib):
+    async def answer(_):
+        await anyio.sleep(60)
+
+    client = client_of(lib, answer, "auto", max_wait=3)
+    began = anyio.current_time()
+    async with anyio.create_task_group() as group:
+        group.start_soon(client.get, URL)
+        await anyio.sleep(0.1)
+        with pytest.raises(RateLimited, match="max_wait has passed"):
+            await client.get(URL)
+        assert anyio.current_time() - began == pytest.approx(3.1, abs=0.1)
+        group.cancel_scope.cancel()
 
 
 class Dripping:

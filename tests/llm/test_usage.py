@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 
+import httpx
 import pytest
 
 from penstock import Limiter, in_flight, per_minute
@@ -39,6 +41,34 @@ ANSWERS = {
     "cohere": {"usage": {"billed_units": {"input_tokens": 20, "output_tokens": 30}, "tokens": {"input_tokens": 90}}},
     "ollama": {"done": True, "prompt_eval_count": 20, "eval_count": 30},
 }
+
+
+@pytest.mark.parametrize("encoding", ["br", "deflate", "GZIP"])
+async def test_an_answer_in_any_encoding_that_the_client_asks_for_is_settled(lib, monkeypatch, encoding):
+    class Backwards:
+        """An encoding that another package brings, as it does brotli and zstandard."""
+
+        def decode(self, data):
+            return data[::-1] if lib is httpx else iter([data[::-1]])
+
+        def flush(self):
+            return b""
+
+    monkeypatch.setitem(lib._decoders.SUPPORTED_DECODERS, "br", Backwards)
+    body = json.dumps({"usage": {"prompt_tokens": 9, "completion_tokens": 12, "total_tokens": 21}}).encode()
+    raw = zlib.compressobj(wbits=-15)  # without the header that deflate should have
+    deflated = raw.compress(body) + raw.flush()
+    sent = {"br": body[::-1], "deflate": deflated, "GZIP": gzip.compress(body)}
+
+    class Stream(lib.AsyncByteStream):
+        async def __aiter__(self):
+            yield sent[encoding]
+
+    answer = lib.Response(200, headers={"content-encoding": encoding}, stream=Stream())
+    limiter = Limiter(output_tokens=per_minute(1_000))
+    client = limited(lib, lambda _: answer, limiter)
+    assert (await client.post(CHAT, json=BODY)).json()["usage"]["total_tokens"] == 21
+    assert limiter.statistics().limits["output_tokens"].level == pytest.approx(988, abs=1)
 
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)

@@ -213,10 +213,12 @@ class LocalBackend:
         wait = ready - now
         charges: Charges = request.charges
         error: RateLimited | None = None
-        if max_wait is not None and (wait < math.inf or max_wait == 0) and (wait > max_wait or request.parker is None):
+        guessed = state is not None and state.meter.guesses and state.paused_until < ready
+        known = wait < math.inf and not guessed
+        if max_wait is not None and (known or max_wait == 0) and (wait > max_wait or request.parker is None):
             bound = f"max_wait is {show_seconds(max_wait)}" if max_wait else ""
             error = not_now(charges, wait, self.plan().blocker(state, now), name, bound)
-        elif time_left < wait < math.inf:
+        elif known and time_left < wait:
             bound = f"the enclosing deadline is in {show_seconds(max(0.0, time_left))}"
             error = not_now(charges, wait, self.plan().blocker(state, now), name, bound)
         elif full:  # of those that would wait

@@ -98,6 +98,11 @@ class Meter:
         """
         return receipt
 
+    @property
+    def guesses(self) -> bool:
+        """Whether `ready_at` is a guess, and may come sooner. Then no call is refused because it would be too late."""
+        return False
+
     def ready_after(self, other: float, cost: float, now: float) -> float:
         """`ready_at(cost, now)` as it would be if `other` were charged first."""
         twin = copy.deepcopy(self)

@@ -76,6 +76,11 @@ class _EstimateMeter(Meter):
         self._estimate = limit.estimate
         self._lock = limit.lock
 
+    @property
+    def guesses(self) -> bool:
+        """Before anything is told or refused."""
+        return self._estimate.searches
+
     def ready_at(self, cost: float, now: float) -> float:
         with self._lock:
             return self._estimate.ready_at(cost, now)

@@ -79,6 +79,12 @@ class UnitEstimate:
         return ", ".join(words)
 
     @property
+    def searches(self) -> bool:
+        """Whether nothing is known of it: neither was a limit told, nor anything refused."""
+        pace = self.pace
+        return pace is not None and pace.searching and not self.told
+
+    @property
     def capacity(self) -> float:
         """The most that one request can take, in the server's units."""
         return min((each.limit for each in self.told.values()), default=math.inf)

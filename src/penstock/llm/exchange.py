@@ -314,11 +314,20 @@ class Exchange:
             self.sent.permit.close()
             return None
         reads = response.status_code < 400 and (settle is not None or self.sent.report is not None)
-        hold = Hold(self.sent, settle, UsageReader(response.headers.get("content-encoding", "")) if reads else None)
+        hold = Hold(self.sent, settle, self._usage_reader(response) if reads else None)
         if response.is_closed:  # it was read already, by whatever is below us
             hold.give_back(getattr(response, "_content", b""))
             return None
         return hold
+
+    def _usage_reader(self, response: Any) -> UsageReader:
+        """A reader that knows the encodings which the client's library knows: they are those that it asks for."""
+        encoding = response.headers.get("content-encoding", "")
+        if not encoding:
+            return UsageReader()
+        another = self._module.Response(200, headers={"content-encoding": encoding})  # a decoder is used up
+        decoder = getattr(another, "_get_content_decoder", lambda: None)()
+        return UsageReader(encoding, getattr(decoder, "decode", None))
 
 
 class Refused:

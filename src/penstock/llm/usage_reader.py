@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,22 +47,32 @@ class Usage:
 
 
 class UsageReader:
-    """Reads what an answer used from its bytes as they come over the wire."""
+    """Reads what an answer used from its bytes as they come over the wire.
 
-    def __init__(self, encoding: str = "") -> None:
+    Args:
+        encoding: How they are compressed, as a header says it; "": they are not.
+        decode: What makes the next bytes readable, of whatever encoding, in one piece or in several; None: gzip alone
+            is known here.
+    """
+
+    def __init__(self, encoding: str = "", decode: Callable[[bytes], bytes | Iterable[bytes]] | None = None) -> None:
         self._head = bytearray()
         self._tail = bytearray()
-        self._decoder = zlib.decompressobj(47) if encoding.strip().lower() in {"gzip", "x-gzip", "deflate"} else None
-        self._readable = not encoding or encoding.strip().lower() in {"identity", "gzip", "x-gzip", "deflate"}
+        encoding = encoding.strip().lower()
+        if decode is None and encoding in {"gzip", "x-gzip", "deflate"}:
+            decode = zlib.decompressobj(47).decompress
+        self._decode = decode
+        self._readable = decode is not None or encoding in {"", "identity"}
 
     def feed(self, chunk: bytes) -> None:
         """Hear of a piece of the answer."""
         if not self._readable:
             return
-        if self._decoder is not None:
+        if self._decode is not None:
             try:
-                chunk = self._decoder.decompress(chunk)
-            except zlib.error:
+                pieces = self._decode(chunk)
+                chunk = pieces if isinstance(pieces, bytes) else b"".join(pieces)
+            except Exception:  # noqa: BLE001 - each encoding's library has an error of its own
                 self._readable = False
                 return
         if len(self._head) < _HEAD:
