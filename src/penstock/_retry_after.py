@@ -25,9 +25,9 @@ def retry_after(exception: BaseException | None) -> float | None:
     """Return how many seconds the server asked to wait, or None if it did not say.
 
     Looks at the exception's `retry_after` (seconds, or a timedelta), then at the headers of its `response`, or its own
-    `headers`: `retry-after-ms`, then `retry-after` in seconds or as an HTTP date. A date is compared with the `Date`
-    header of the same response, so that a wrong clock on either side does no harm. Names of headers are found in any
-    case. Of an exception group it is the longest wait of its leaves.
+    `headers`: `retry-after-ms`, then `retry-after` in seconds, as an HTTP date or as seconds since 1970. A moment is
+    compared with the `Date` header of the same response, so that a wrong clock on either side does no harm. Names of
+    headers are found in any case. Of an exception group it is the longest wait of its leaves.
 
     Past moments are 0. A value that is infinite, negative or no number gives None. So do headers of a response that
     succeeded (2xx): some servers send them there without meaning it. A property that raises counts as absent.
@@ -86,13 +86,17 @@ def _asked_by_headers(headers: Mapping[str, Any]) -> float | None:
         return milliseconds / 1000
     asked = found.get("retry-after")
     seconds = _seconds(asked)
-    if seconds is not None:
+    if seconds is not None and seconds < _EPOCH:
         return seconds
-    moment = _http_date(asked)
+    moment = _http_date(asked) if seconds is None else seconds / (1_000 if seconds >= 100 * _EPOCH else 1)
     if moment is None:
         return None
     sent = _http_date(found.get("date"))
     return max(0.0, moment - (clock.wall() if sent is None else sent))
+
+
+_EPOCH = 1e9
+"""A number above this is no span of seconds, but a moment since 1970, in seconds or milliseconds."""
 
 
 def _seconds(value: object) -> float | None:

@@ -52,6 +52,8 @@ class Asked(Exception):  # noqa: N818
         pytest.param({"retry-after": "0"}, 0, id="zero"),
         pytest.param({"retry-after": "60", "retry-after-ms": "250"}, 0.25, id="milliseconds go first"),
         pytest.param({"retry-after": "2", "retry-after-ms": "soon"}, 2, id="milliseconds that are none"),
+        pytest.param({"retry-after": f"{NOON.timestamp() + 30:.0f}"}, 30, id="a moment since 1970"),
+        pytest.param({"retry-after": f"{NOON.timestamp() * 1000 + 30_000:.0f}"}, 30, id="in milliseconds"),
         pytest.param({"retry-after": "-1"}, None, id="negative"),
         pytest.param({"retry-after": "inf"}, None, id="infinite"),
         pytest.param({"retry-after": "nan"}, None, id="no number"),
