@@ -47,7 +47,7 @@ __all__ = [
 C = TypeVar("C")
 
 _EVERY_HOST = "every host"
-_HOSTS = 2_048  # that are remembered
+_HOSTS, _PATHS = 2_048, 16_384  # that are remembered
 
 Limits = Limiter | Callable[[Any], Limiter | None] | Literal["auto"]
 Cost = Callable[[Any], Mapping[str, float] | None]
@@ -190,14 +190,13 @@ def _transport_class(name: str) -> Any:
 def _rules(limiter: Any, max_wait: Seconds | None, max_pause: Seconds, cost: Cost | None, on_event: Any) -> Rules:
     if cost is not None:
         check_plain("limit_http_client", "cost", cost)
-    endpoints, endpoint_of = _endpoints(limiter)
+    endpoints, plan_of = _endpoints(limiter)
 
     def count(request: Any) -> Mapping[str, float] | None:
         return {"requests": 1.0} if cost is None else checked_cost(cost(request))
 
     def plan(request: Any, charged: Mapping[str, float] | None) -> Plan | None:
-        endpoint = None if charged is None else endpoint_of(request)
-        return None if charged is None or endpoint is None else Plan(endpoint, charged)
+        return None if charged is None else plan_of(request, charged)
 
     if on_event is not None:
         check_plain("limit_http_client", "on_event", on_event)
@@ -213,18 +212,57 @@ def _rules(limiter: Any, max_wait: Seconds | None, max_pause: Seconds, cost: Cos
     )
 
 
-def _endpoints(limiter: Any) -> tuple[Endpoints, Callable[[Any], Endpoint | None]]:
+_PlanOf = Callable[[Any, Mapping[str, float]], Plan | None]
+
+
+def _endpoints(limiter: Any) -> tuple[Endpoints, _PlanOf]:
     if isinstance(limiter, Limiter):
         only = Endpoint(limiter)
         endpoints = Endpoints(lambda _: only)
         endpoints.of(_EVERY_HOST)
-        return endpoints, lambda _: only
+        return endpoints, lambda _, cost: Plan(only, cost)
     if limiter == "auto":
-        hosts = Endpoints(lambda _: DiscoveredEndpoint(), most=_HOSTS)
-        return hosts, lambda request: hosts.of(request.url.netloc.decode("ascii", "replace"))
+        hosts = _Hosts()
+        return hosts.endpoints, hosts.plan
     if callable(limiter):
         check_plain("limit_http_client", "limiter", limiter)
-        return Endpoints(nothing_to_see), by_limiter(limiter)
+        endpoint_of = by_limiter(limiter)
+
+        def plan(request: Any, cost: Mapping[str, float]) -> Plan | None:
+            endpoint = endpoint_of(request)
+            return None if endpoint is None else Plan(endpoint, cost)
+
+        return Endpoints(nothing_to_see), plan
     raise ValueError(
         f'limiter must be a Limiter, a function of the request that returns one, or "auto", not {limiter!r}'
     )
+
+
+class _Hosts:
+    """The endpoints of hosts: one for each, and more where answers name buckets, as GitHub's and Discord's do.
+
+    A host's own endpoint is that of the bucket that was named first. Only the answer tells which bucket a request falls
+    under, so a path is sent under the host's own limits until one has told.
+    """
+
+    def __init__(self) -> None:
+        self.endpoints: Endpoints = Endpoints(lambda _: DiscoveredEndpoint(), most=_HOSTS)
+        self._first: dict[str, str] = {}  # per host: the bucket of its own endpoint
+        self._paths: dict[tuple[str, str, str], str] = {}  # the names of the endpoints of paths that have another one
+
+    def plan(self, request: Any, cost: Mapping[str, float]) -> Plan:
+        """What is known of a request before it is sent."""
+        host: str = request.url.netloc.decode("ascii", "replace")
+        place = host, request.method, request.url.path
+        return Plan(self.endpoints.of(self._paths.get(place, host)), cost, home=lambda bucket: self._of(place, bucket))
+
+    def _of(self, place: tuple[str, str, str], bucket: str) -> Endpoint:
+        host = place[0]
+        if len(self._first) >= _HOSTS or len(self._paths) >= _PATHS:
+            self._first.clear()
+            self._paths.clear()
+        if self._first.setdefault(host, bucket) == bucket:
+            self._paths.pop(place, None)
+            return self.endpoints.of(host)
+        self._paths[place] = f"{host} {bucket}"
+        return self.endpoints.of(self._paths[place])

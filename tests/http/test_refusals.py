@@ -76,6 +76,56 @@ async def test_a_guess_that_came_true_is_a_refusal_when_its_time_is_up(lib):
         group.cancel_scope.cancel()
 
 
+class GitHub:
+    """Counts searches by themselves, 30 a minute, and all else together, 5,000 an hour; says so in each answer."""
+
+    def __init__(self, lib):
+        self.lib, self.used, self.refused, self.latest = lib, {"core": 0, "search": 0}, 0, {}
+
+    async def __call__(self, request):
+        await anyio.sleep(0.05)
+        bucket = "search" if request.url.path.startswith("/search/") else "core"
+        limit, length = {"core": (5_000, 3_600), "search": (30, 60)}[bucket]
+        window = clock.wall() // length
+        if self.latest.setdefault(bucket, window) != window:
+            self.latest[bucket], self.used[bucket] = window, 0
+        refused = self.used[bucket] >= limit
+        self.used[bucket] += not refused
+        self.refused += refused
+        told = {
+            "x-ratelimit-limit": limit,
+            "x-ratelimit-remaining": limit - self.used[bucket],
+            "x-ratelimit-reset": int((window + 1) * length),
+            "x-ratelimit-resource": bucket,
+        }
+        return self.lib.Response(403 if refused else 200, headers={name: str(value) for name, value in told.items()})
+
+
+async def test_buckets_that_answers_name_do_not_slow_each_other_down(lib):
+    server = GitHub(lib)
+    client = client_of(lib, server, "auto")
+    statuses, ended = [], {}
+
+    async def ask(path, number):
+        for _ in range(number):
+            answer = await client.get(f"http://github.test{path}")
+            statuses.append(answer.status_code)
+        ended[path] = anyio.current_time()
+
+    await ask("/repos/a", 1)
+    began = anyio.current_time()
+    async with anyio.create_task_group() as group:
+        for number in range(5):
+            group.start_soon(ask, f"/repos/{number}", 12)
+        for _ in range(2):
+            group.start_soon(ask, "/search/code", 20)
+    assert set(statuses) == {200}
+    assert server.refused <= 4
+    assert max(at for path, at in ended.items() if path != "/search/code") - began < 30
+    assert 30 < ended["/search/code"] - began < 130
+    assert set(limits_of(client)) == {"github.test", "github.test search"}
+
+
 class Dripping:
     """A body that has no end, and takes some seconds for each piece."""
 

@@ -293,7 +293,8 @@ def _is_heavy(content: bytes, most: int = _HEAVY["bytes"]) -> bool:
     size = len(content)
     if size <= _OBJECTS or size > most:
         return size > most
-    return size / most + content.count(b"{") / _OBJECTS + content.count(b",") / _NUMBERS > 1
+    objects = content.count(b"{") + content.count(b"[") / 2
+    return size / most + objects / _OBJECTS + content.count(b",") / _NUMBERS > 1
 
 
 def _is_heavy_for_tiktoken(content: bytes) -> bool:

@@ -83,6 +83,8 @@ class Plan:
     model: str | None = None
     settle: Callable[[Usage], Mapping[str, float]] | None = None
     """What was used as the answer tells it, per unit; None: nothing of the cost depends on the answer."""
+    home: Callable[[str], Endpoint] | None = None
+    """The endpoint that the request belonged to, by the bucket that its answer names; None: it was this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,8 @@ class Visit:
 
     def again(self, exchange: Exchange) -> bool:
         """Whether a request that was refused is to be held and sent again."""
+        if exchange.home is not exchange.endpoint:
+            self._plan = replace(self._plan, endpoint=exchange.home)
         if exchange.is_outage and self._tries > _AT_AN_OUTAGE:
             return False
         return self._rules.hold and exchange.may_go_again and clock.now() < self._held_until and self._repeatable
@@ -220,6 +224,7 @@ class Exchange:
     Attributes:
         may_go_again: Whether the service refused it for now, so that the same request may be sent later.
         is_outage: Whether that is for another reason than a limit.
+        home: The endpoint that it belongs to, as its answer has it.
     """
 
     def __init__(
@@ -229,6 +234,7 @@ class Exchange:
         self._plan = plan
         self.sent = sent
         self.endpoint: Endpoint = sent.endpoint
+        self.home: Endpoint = sent.endpoint
         self.may_go_again: bool = False
         self.is_outage: bool = False
         self._reading: _headers.Reading = _headers.NOTHING_TOLD
@@ -264,6 +270,10 @@ class Exchange:
             reading = self._reading = _headers.read(response.headers, status, wall=clock.wall())
             self.is_outage = status == 503 and bool(reading.retry_after)
             refuses = refuses or (status == 403 and reading.refuses)
+            if reading.bucket and self._plan.home is not None:
+                self.home = self._plan.home(reading.bucket)
+                if self.home is not self.endpoint:
+                    reading = replace(reading, quotas=())  # another one's
             self.endpoint.answered(self.sent, 429 if refuses else status, reading)
             if self.sent.report is not None:
                 self.sent.report.answered(status, self.endpoint.limits)
@@ -280,15 +290,16 @@ class Exchange:
             body = raw
         try:
             verdict = judge(status, body, response.headers)
-            if verdict.action is Action.WAIT and verdict.wait is None and not self.endpoint.learns:
+            is_away = self.home is not self.endpoint
+            if verdict.action is Action.WAIT and verdict.wait is None and (is_away or not self.endpoint.learns):
                 verdict = replace(verdict, wait=self._reading.empty_for)
             if verdict.action is Action.WAIT or (self.is_outage and verdict.retryable):
                 wait = verdict.wait or 0.0
                 self.may_go_again = wait <= self._rules.max_pause
-                if wait > LONG_PAUSE and self.endpoint.is_news(wait):
+                if wait > LONG_PAUSE and self.home.is_news(wait):
                     why = verdict.message[:200] or "it does not say why"
                     warn(f"the service asks to wait {show_seconds(wait)}: {why}")
-                stay_away = self.endpoint.stay_away if self.is_outage else self.endpoint.refused
+                stay_away = self.home.stay_away if self.is_outage or is_away else self.home.refused
                 stay_away(self.sent, verdict if self.may_go_again else replace(verdict, wait=None))
             elif not verdict.retryable:
                 response.headers["x-should-retry"] = "false"
