@@ -7,6 +7,7 @@ That it builds without a warning is seen by `make docs`, which has what builds i
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import re
 from fnmatch import fnmatchcase
 
@@ -30,6 +31,30 @@ def test_the_reference_has_every_public_name():
     there = {name.removeprefix("penstock.") for name in DOCUMENTED} | {name.rpartition(".")[2] for name in homes}
     assert set(penstock.__all__) - there == set()
     assert [name for name in DOCUMENTED if not _exists(name)] == []
+
+
+@pytest.mark.parametrize("module", ["llm", "limits", "mapping", "batching"])
+def test_the_reference_has_every_name_that_a_module_offers(module):
+    there = {name.rpartition(".")[2] for name in DOCUMENTED} | {
+        name for whole in WHOLE_MODULES for name in importlib.import_module(whole).__all__
+    }
+    offered = set(importlib.import_module(f"penstock.{module}").__all__)
+    assert offered - there - {"Period", "may_be_an_items_fault"} == set()
+
+
+def test_the_reference_has_every_error_that_leaves_penstock():
+    """But for those that one part raises to another, and those that stand for their documented bases."""
+
+    def below(kind):
+        return {each for child in kind.__subclasses__() for each in (child, *below(child))}
+
+    for module in pkgutil.walk_packages(penstock.__path__, "penstock."):
+        importlib.import_module(module.name)
+    homes = {name for whole in WHOLE_MODULES for name in importlib.import_module(whole).__all__}
+    there = homes | {name.rpartition(".")[2] for name in DOCUMENTED}
+    inside = {"NeitherCostNorFunction", "OutputError", "ReplacedError", "ChangedError", "FormatError"}
+    ours = {kind.__name__ for kind in below(penstock.PenstockError) if kind.__module__.startswith("penstock.")}
+    assert ours - there - inside == set()
 
 
 @pytest.mark.parametrize(

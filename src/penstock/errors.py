@@ -14,6 +14,8 @@
     ├── AttemptTimeout (TimeoutError)      an attempt, or a call, took longer than it may
     └── CircuitOpen                        the circuit breaker lets nothing through; `retry_after` says until when
 
+Parts have errors of their own below `PenstockError`: the runner, the ledger and caps of `penstock.usage`, batches.
+
 A wrong rate, burst or period is a plain `ValueError`: it is found when the limit is written down, before there is a
 limiter. Errors of other libraries pass through unwrapped.
 """
