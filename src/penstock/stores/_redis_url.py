@@ -130,7 +130,7 @@ class Address:
         if not _is_number(self.options.get("db") or "0"):
             raise ValueError(f"{self.shown!r}: db must be the number of a db, such as 0")
         if "ssl" in self.options and not self.scheme.endswith("sentinel"):
-            raise ValueError(f"{self.shown!r} has the option ssl, which would do nothing: TLS is spoken with rediss://")
+            raise ValueError(f"{self.shown!r} has the option ssl: write rediss:// for TLS, and redis:// for none")
 
     def _check_ports(self) -> None:
         """Refuse hosts and ports that are none, without a word of theirs.

@@ -10,8 +10,7 @@ leasing.py      grants out of leases that this process holds
 settling.py     refunds, true costs, pauses: what the store is told
 writing.py      writing requests into a batch
 state.py        what the scheduler knows
-outage.py       what is known of a store that does not answer
-loss.py         what happens when it does not, and when it does again
+outage.py       what happens when a store does not answer, and when it does again
 wire.py         a batch on its way, and its answer
 requests.py     what a call asks, and what the store has charged it
 queue.py        the queue in front of a store

@@ -168,9 +168,7 @@ class Asking:
                 else:
                     self._writing.put(request, batch, LOOKAHEAD, ready, now)
                 asking.begun = True
-                if (
-                    queue.behind or asking.skipped
-                ):  # the next of this shape may be of a flow that is to come again later
+                if queue.behind or asking.skipped:  # the next of this shape may be of a flow that is to come later
                     heads = waiters.heads(now, queue.behind.keys() | asking.skipped)
                     heapify(heads)
                     break

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -347,14 +347,7 @@ class SharedBackend:
             state: Any = self.plan().smallest(unit)
             return float(state.meter.level(clock.now()) + state.pool.left)
 
-    def _tell(
-        self,
-        part: SharedLimitSet,
-        write: Any,
-        *,
-        announce: bool,
-        tell: Callable[[Scheduler, Order], None] = Scheduler.on_order,
-    ) -> None:
+    def _tell(self, part: SharedLimitSet, write: Any, *, announce: bool, tell: Any = Scheduler.on_order) -> None:
         order = Order(part, write, announce=announce)
         self.dispatcher.post(lambda scheduler, _: tell(scheduler, order))
 

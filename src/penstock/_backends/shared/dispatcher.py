@@ -24,15 +24,14 @@ from typing import Any
 from weakref import WeakSet, finalize, ref
 
 from penstock import clock
-from penstock._backends.shared import loss
+from penstock._backends.shared import outage as outages
 from penstock._backends.shared.agreement import conflict
 from penstock._backends.shared.inbox import Inbox
 from penstock._backends.shared.limit_set import SharedLimitSet
-from penstock._backends.shared.outage import RETRY, Outage
 from penstock._backends.shared.queue import StoreQueue
 from penstock._backends.shared.requests import SharedRequest
 from penstock._backends.shared.scheduler import Scheduler
-from penstock._backends.shared.wire import BatchInFlight
+from penstock._backends.shared.wire import BatchInFlight, Outage
 from penstock._concurrency.parking import wake_all
 from penstock.errors import PenstockError, StoreError
 from penstock.events import StoreLost, StoreRecovered, emit
@@ -40,6 +39,9 @@ from penstock.limits import Limit
 from penstock.stores.contract import Batch, Reply, Store, Unreachable
 
 Message = Callable[[Scheduler, float], None]
+
+RETRY = (0.01, 0.25)
+"""Seconds, first and longest, between attempts to reach a store that does not answer."""
 
 _HEARD = 0.1
 """Seconds that callers wait for a store's hook: one that is quick has heard what happened before they do."""
@@ -197,10 +199,6 @@ class Dispatcher:
         except Exception:  # noqa: BLE001 - whatever it is, callers hear of it when they ask
             _log.exception("%r cannot be prepared", self.store)
 
-    def idle(self) -> float | None:
-        """Seconds until something must be done if nothing comes in; None: for ever."""
-        return self.scheduler.idle(clock.now())
-
     def take_turn(self, requests: list[SharedRequest], messages: list[Any]) -> bool:
         """Let the scheduler take in what came, and ask the store what it then wants to know.
 
@@ -344,7 +342,7 @@ class Dispatcher:
     def _lost(self, batch: BatchInFlight, packed: Batch, error: StoreError) -> None:
         store = self.store
         with self.lock:
-            outage = loss.store_lost(self.scheduler, batch, packed, error, clock.now())
+            outage = outages.store_lost(self.scheduler, batch, packed, error, clock.now())
         _log.warning("%s; until it answers: on_outage=%r", error, store.on_outage)
         self._events.append(StoreLost(repr(store), str(error), store.on_outage))
         self._begin_to_probe(outage)
@@ -352,7 +350,7 @@ class Dispatcher:
 
     def _node_silent(self, node: object, silence: Outage) -> None:
         with self.lock:
-            loss.node_silent(self.scheduler, node, silence)
+            outages.node_silent(self.scheduler, node, silence)
         self._begin_to_probe(silence)
 
     def _begin_to_probe(self, lost: Outage) -> None:
@@ -391,7 +389,7 @@ class Dispatcher:
 
     def _node_lost(self, silence: Outage, scheduler: Scheduler, _: float) -> None:
         if not silence.told:
-            loss.node_lost(scheduler, silence)
+            outages.node_lost(scheduler, silence)
             _log.warning("%s; what lives there is held up until it answers", silence.error)
             self._events.append(StoreLost(repr(self.store), str(silence.error), self.store.on_outage))
 
@@ -400,7 +398,7 @@ class Dispatcher:
             return
         if lost is scheduler.outage and not isinstance(answer, Exception):
             self._lead = answer.now - now * 1e6
-        loss.found(scheduler, lost, answer, now)
+        outages.found(scheduler, lost, answer, now)
         if lost.told:
             _log.warning("%r answers again", self.store)
             self._events.append(StoreRecovered(repr(self.store)))
@@ -470,7 +468,7 @@ def _serve(dispatcher_ref: ref[Dispatcher], inbox: Inbox) -> None:
     try:
         dispatcher.prepare()
         while True:
-            timeout = dispatcher.idle()
+            timeout = dispatcher.scheduler.idle(clock.now())
             dispatcher = None
             requests, messages = inbox.receive(timeout)
             dispatcher = dispatcher_ref()

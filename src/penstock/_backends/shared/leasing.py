@@ -6,6 +6,7 @@ written into batches; what comes back is kept, handed out, and returned when not
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from penstock._backends.shared.limit_set import SharedLimitState
@@ -53,7 +54,7 @@ class Leasing:
         wanted, look_again = leases.plan(
             queue.waiters, queue.states(), now, queue.lease or 0.0, more=now >= queue.more_at
         )
-        if now < look_again < float("inf"):
+        if now < look_again < math.inf:
             self._look_again(queue, look_again, now)
         if all(state.all_fit(batch, request.charges) for request in wanted):
             for request in wanted:
@@ -88,7 +89,7 @@ class Leasing:
         batch.acquire(charges, request.horizon, stops=True)
         for of, _ in charges:
             of.pool.used_then, of.pool.asked_at = of.pool.used, now
-        batch.asked.append(LeaseAsked(request, queue))
+        batch.asked.append(LeaseAsked(charges, request.horizon, queue))
 
     def serve(self, queue: StoreQueue, now: float) -> None:
         """Grant, out of what is held, every waiter whose turn has come."""
@@ -123,7 +124,7 @@ class Leasing:
         """The store has not granted a part of a lease."""
         state, queue = self._state, asked.queue.standing()
         seconds = queue.lease or 0.0
-        if asked.urgent:
+        if asked.horizon == math.inf:
             state.look_at(queue, now + min(max(verdict.wait, 0.001), POLL[1]))
         else:
             queue.more_at = now + min(max(verdict.wait - asked.horizon, seconds / 4), seconds)
@@ -139,7 +140,7 @@ class Leasing:
         queue.tended = now + seconds / 2
 
         def ring(at: float) -> None:
-            queue.tended = float("-inf")
+            queue.tended = -math.inf
             idle = not len(queue) and all(of.pool.used == before for of, before in used)
             for of in queue.states():
                 self.return_leases(of, of.pool.drain() if idle else of.pool.sweep(at))

@@ -1,31 +1,78 @@
-"""What is known of a store, or one node of it, that does not answer, and what decides meanwhile."""
+"""A store, or one node of it, gives no answer; and answers again.
+
+Where one node is silent and the others answer, what lives on that node is held up, and nothing else.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 
-from penstock._backends.shared.wire import BatchInFlight
+from penstock._backends.shared.scheduler import Scheduler
+from penstock._backends.shared.wire import BatchInFlight, Outage
 from penstock.errors import StoreError
-from penstock.stores.contract import Batch
+from penstock.stores.contract import Batch, Reply
 from penstock.stores.fallback import FallbackStore
 
-RETRY = (0.01, 0.25)
-"""Seconds, first and longest, between attempts to reach a store that does not answer."""
+
+def store_lost(scheduler: Scheduler, batch: BatchInFlight, packed: Batch, error: StoreError, now: float) -> Outage:
+    """No answer for `patience`: whether the batch was decided is not known."""
+    state, store = scheduler.state, scheduler.store
+    outage = scheduler.outage = Outage(batch, packed, error, told=True)
+    for part in batch.offsets:
+        part.confirming = False
+    state.answer_looks([*batch.looks, *state.looks], error)
+    batch.looks, state.looks = [], []
+    if store.on_outage == "raise":
+        scheduler.refuse_asked(batch, error)
+        state.fail_all(error)
+        return outage
+    outage.fallback = FallbackStore(store, math.inf if store.on_outage == "open" else store.share or 1.0)
+    state.apart = True
+    scheduler.line_up_again(batch, now)
+    return outage
 
 
-@dataclass(slots=True, eq=False)
-class Outage:
-    """One outage of a store, or of one of its nodes.
+def node_silent(scheduler: Scheduler, node: object, silence: Outage) -> None:
+    """A node gave no answer to a batch: hold up what lives there."""
+    silent = scheduler.state.silent
+    silent[silence if node in silent else node] = silence
+    for part in silence.batch.offsets:
+        part.confirming = False
+        part.queue.problem = silence.error
 
-    Attributes:
-        batch, packed: What was asked last. Whether it was decided is not known; it is asked until it is.
-        error: Why there is no answer, as of the last attempt.
-        told: Whether the store's patience is over: the requests that wait were told, and so are new ones.
-        fallback: What decides meanwhile; None: nothing does.
-    """
 
-    batch: BatchInFlight
-    packed: Batch
-    error: StoreError
-    told: bool = False
-    fallback: FallbackStore | None = None
+def node_lost(scheduler: Scheduler, silence: Outage) -> None:
+    """The store's patience with a node is over: tell those that wait for it."""
+    state = scheduler.state
+    if silence not in state.silent.values():
+        return
+    silence.told = True
+    scheduler.refuse_asked(silence.batch, silence.error)
+    state.answer_looks([look for look in state.looks if state.silence_of(look.limit_set) is silence], silence.error)
+    state.looks = [look for look in state.looks if not look.done]
+    for part in list(state.limit_sets.values()):
+        if state.silence_of(part) is silence:
+            state.fail_queue(part, silence.error)
+
+
+def found(scheduler: Scheduler, outage: Outage, answer: Reply | Exception, now: float) -> None:
+    """What was silent answers again, to the batch that it was asked last."""
+    state, batch = scheduler.state, outage.batch
+    if scheduler.outage is outage:
+        scheduler.outage, state.apart = None, False
+    else:
+        state.silent = {node: silence for node, silence in state.silent.items() if silence is not outage}
+    scheduler.take_answer(batch, answer, now)
+    if outage.fallback is not None:
+        born = outage.fallback.born
+        for queue in list(state.queues):
+            for request in list(queue.reserved):
+                if request.epochs is not batch.epochs and all(epoch == born for epoch in request.epochs.values()):
+                    queue.reserved.remove(request)
+                    for of, amount in request.charges:
+                        state.owed[of] -= amount
+                    state.stay(request, queue, now)
+    for queue in list(state.queues):
+        queue.blocked.clear()
+        state.dirty[queue] = None
+    state.urgent = True

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from penstock import clock
 from penstock._backends.base import Binding, Request
 from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
-from penstock._core.lease import LeaseRequest, Share
+from penstock._core.lease import Share
 
 if TYPE_CHECKING:
     from penstock._backends.shared.queue import StoreQueue
@@ -174,9 +174,7 @@ class StoreReceipts:
         self._epochs = epochs
         self._receipts = receipts
         self.shares = shares
-        self.wanted: dict[SharedLimitState, float] | None = (
-            None  # what is to be charged; None: what was charged at first
-        )
+        self.wanted: dict[SharedLimitState, float] | None = None  # None: what was charged at first
         self._entries: list[_Entry] | None = None
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
@@ -258,20 +256,13 @@ class StoreReceipts:
         self._entries = [entry for entry in self.entries() if entry.state not in states or entry.epoch is not None]
 
 
+@dataclass(slots=True, eq=False)
 class LeaseAsked:
-    """A part of a lease that a batch asks for.
+    """A part of a lease that a batch asks for: how much of which limits, how far ahead at most, and for which queue.
 
-    Attributes:
-        charges: How much of which limits.
-        horizon: How many seconds ahead it may be, at most.
-        urgent: Whether the first waiter needs just that.
-        queue: The queue that it is for.
+    A horizon of `inf`: the first waiter needs just that.
     """
 
-    __slots__ = ("charges", "horizon", "queue", "urgent")
-
-    def __init__(self, request: LeaseRequest, queue: StoreQueue) -> None:
-        self.charges: Any = request.charges
-        self.horizon = request.horizon
-        self.urgent = request.horizon == math.inf
-        self.queue = queue
+    charges: Any
+    horizon: float
+    queue: StoreQueue

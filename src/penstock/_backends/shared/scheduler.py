@@ -25,12 +25,11 @@ from penstock._backends.shared.agreement import Agreement
 from penstock._backends.shared.asking import Asking
 from penstock._backends.shared.leasing import Leasing
 from penstock._backends.shared.limit_set import SharedLimitSet
-from penstock._backends.shared.outage import Outage
 from penstock._backends.shared.queue import PAUSE_WATCHED, POLL, StoreQueue
 from penstock._backends.shared.requests import LeaseAsked, Refund, SharedRequest, Stage, StoreReceipts
 from penstock._backends.shared.settling import Settling
 from penstock._backends.shared.state import SchedulerState, again
-from penstock._backends.shared.wire import Admitted, BatchInFlight, BookedFor, Look, NotNow, Order, OthersTurn
+from penstock._backends.shared.wire import Admitted, BatchInFlight, BookedFor, Look, NotNow, Order, OthersTurn, Outage
 from penstock._backends.shared.writing import LOOKAHEAD, Writing
 from penstock._core.windows import CalendarWindow
 from penstock.errors import StoreError
@@ -168,6 +167,8 @@ class Scheduler:
         """The caller of a request has left, however far that had come."""
         state, queue = self.state, self.state.queue_of(request)
         stage, request.stage = request.stage, Stage.GONE
+        if stage is Stage.GONE:
+            return
         request.caller.cancelled += 1
         if stage is Stage.QUEUED:
             queue.waiters.leave(request)

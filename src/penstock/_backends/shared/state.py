@@ -17,10 +17,9 @@ from weakref import WeakSet, WeakValueDictionary
 
 from penstock._backends.charges import not_now
 from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
-from penstock._backends.shared.outage import Outage
 from penstock._backends.shared.queue import StoreQueue
 from penstock._backends.shared.requests import Booking, Refund, SharedRequest, Stage, StoreReceipts
-from penstock._backends.shared.wire import NOBODY, BatchInFlight, FlowName, Look, Order
+from penstock._backends.shared.wire import NOBODY, BatchInFlight, FlowName, Look, Order, Outage
 from penstock._concurrency.parking import Parker
 from penstock._core.lease import LeasePool
 from penstock._core.turns import ready_at

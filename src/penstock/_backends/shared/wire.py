@@ -17,7 +17,8 @@ from penstock._backends.shared.requests import Booking, Debit, Refund, StoreRece
 from penstock._concurrency.parking import Parker
 from penstock._core import ledger
 from penstock.errors import StoreError
-from penstock.stores.contract import Reply
+from penstock.stores.contract import Batch, Reply
+from penstock.stores.fallback import FallbackStore
 
 NOBODY: Any = object()
 """No group, and no flow, yet."""
@@ -368,6 +369,24 @@ class BatchInFlight:
             f"{len(reply.states)} states and {len(reply.verdicts)} verdicts to {len(self.asked)} requests): "
             "nothing was granted. Another program, or another version of penstock, may have written there"
         )
+
+
+@dataclass(slots=True, eq=False)
+class Outage:
+    """One outage of a store, or of one of its nodes.
+
+    Attributes:
+        batch, packed: What was asked last. Whether it was decided is not known; it is asked until it is.
+        error: Why there is no answer, as of the last attempt.
+        told: Whether the store's patience is over: the requests that wait were told, and so are new ones.
+        fallback: What decides meanwhile; None: nothing does.
+    """
+
+    batch: BatchInFlight
+    packed: Batch
+    error: StoreError
+    told: bool = False
+    fallback: FallbackStore | None = None
 
 
 def _receipts(numbers: Sequence[float], begin: int, end: int) -> Sequence[float]:
