@@ -111,12 +111,16 @@ class OnVirtualTime(Dispatcher):
     def __init__(self, store, world):
         super().__init__(store)
         self._world = world
-        self._box = []
+        self._asked, self._messages = [], []
         self._away = False  # a batch is on its way
         self._turn_at = math.inf
 
+    def ask(self, request):
+        self._asked.append(request)
+        self._turn_soon(self._world.now)
+
     def post(self, message):
-        self._box.append(message)
+        self._messages.append(message)
         self._turn_soon(self._world.now)
 
     def _turn_soon(self, moment):
@@ -128,8 +132,8 @@ class OnVirtualTime(Dispatcher):
         if self._away or moment != self._turn_at:
             return  # another came first
         self._turn_at = math.inf
-        box, self._box = self._box, []
-        changes, batch = self.decide(box, clock.now())
+        asked, messages, self._asked, self._messages = self._asked, self._messages, [], []
+        changes, batch = self.decide(asked, messages, clock.now())
         assert not changes, "nobody reconfigures here"
         self._wake()
         if batch is None:
@@ -390,14 +394,14 @@ def in_a_process_of_its_own(what, count, *how):
     return {**json.loads(done.stdout), "took": time.perf_counter() - begin}
 
 
-def picture(path, processes, keys):
-    """Draw both tables."""
+def picture(path, processes, keys, urgent):
+    """Draw all tables."""
     import matplotlib as mpl
 
     mpl.use("svg" if path.suffix == ".svg" else "agg")
     from matplotlib import pyplot as plt
 
-    figure, (error, fairness, load) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    figure, ((error, fairness), (load, waits)) = plt.subplots(2, 2, figsize=(9.6, 7.2), layout="constrained")
     counts = [row["processes"] for row in processes]
     error.semilogx(counts, [100 * row["used"] for row in processes], "o-", label="used, % of burst + rate × T")
     error.semilogx(counts, [100 * row["over"] / BURST for row in processes], "s-", label="over, % of the burst")
@@ -416,6 +420,16 @@ def picture(path, processes, keys):
     load.semilogx([row["keys"] for row in keys], [row["calls"] for row in keys], "s-", label="by keys, 10 processes")
     load.set(title="Load of the store", xlabel="processes, keys", ylabel="calls per grant", ylim=(0, None))
     load.legend(fontsize=8)
+    for how, mark in zip(URGENT, "os^", strict=True):
+        rows = [row for row in urgent if row["how"] == how]
+        waits.semilogx([row["processes"] for row in rows], [1e3 * row["p50"] for row in rows], f"{mark}-", label=how)
+    rows = [row for row in urgent if row["how"] == "priority"]
+    waits.semilogx(
+        [row["processes"] for row in rows], [1e3 * row["p90"] for row in rows], "o:", label="priority, 9 of 10"
+    )
+    waits.axhline(1e3 * rows[0]["grant"], color="black", linewidth=0.8, label="one grant")
+    waits.set(title="Wait of an urgent call", xlabel="batch processes", ylabel="ms", ylim=(0, 100))
+    waits.legend(fontsize=8)
     figure.savefig(path, dpi=110)
 
 
@@ -485,7 +499,7 @@ def main():
         ],
     )  # fmt: skip
     if options.picture:
-        picture(options.picture, processes, keys)
+        picture(options.picture, processes, keys, urgent)
         print(f"Drawn: {options.picture}")
     print(f"{time.perf_counter() - begin:.0f} s for everything.")
 
