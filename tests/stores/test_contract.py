@@ -6,8 +6,11 @@ import threading
 
 import pytest
 
+from penstock._core.operations import ACQUIRE
 from penstock.errors import StoreError
+from penstock.limits import per_second
 from penstock.stores import RedisStore, SQLiteStore
+from penstock.stores.contract import Batch, Terms
 from penstock.testing.store_contract import StoreContract
 from tests.stores.in_memory import RowsInMemory
 
@@ -64,6 +67,9 @@ def test_names_are_listed_by_how_they_begin(kind, request, tmp_path, prefix):
     assert again.names("a/") == ["a/b", "a/é*"]
     assert again.names("a?") == ["a?b"]
     assert again.names("c") == []
+    terms = Terms("z", {"requests": (per_second(1),)}, 60.0)
+    store.decide(Batch([terms], [ACQUIRE, 0.0, 1.0, 1.0, 0.0, 1.0], 5.0, 1, 1e15))
+    assert again.names("") == ["A/b", "a/b", "a/é*", "a?b", "b/c", "z"]
     for each in (store, again):
         each.disconnect()
 

@@ -363,7 +363,9 @@ class RedisStore(Store):
         """Scan the keys, on all nodes of a cluster. See `Store.names`."""
         begin = f"{self.prefix}:{{"
         pattern = re.sub(r"([*?\[\]\\])", r"\\\1", begin) + "*}:" + re.sub(r"([*?\[\]\\])", r"\\\1", prefix) + "*"
-        keys = self._asked(lambda: list((self._client or self._connect()).scan_iter(match=pattern, count=1_000)))
+        keys = self._asked(
+            lambda: list((self._client or self._connect()).scan_iter(match=pattern, count=1_000, _type="hash"))
+        )
         return sorted({key.decode("utf-8", "replace").partition("}:")[2] for key in keys})
 
     # What goes wrong
