@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from penstock import Limiter, in_flight, per_second, sliding
+from penstock import Limiter, RateLimited, in_flight, per_second, sliding
 from penstock._core import flows, ledger
 from penstock._core.queue import Queue, Waiter
 from penstock._core.turns import LimitState
@@ -124,6 +124,21 @@ async def test_a_burst_is_not_withheld_from_one_that_asks_for_all_of_it(stores):
     for _ in range(10):
         await asyncio.gather(*(busy.acquire(flow="alice") for _ in range(40)), quiet.acquire(flow="bob"))
     assert time.monotonic() - begin < 1.0, f"at 50 a second, 400 would take 8 {BUSY}"
+
+
+@pytest.mark.anyio
+async def test_what_another_process_gives_back_is_not_refused(stores):
+    """The first in a queue is not refused by what its process heard last: the store is asked."""
+    one, other = (Limiter(requests=per_second(0.01, burst=20), name="x", store=stores()) for _ in range(2))
+    permit = await one.acquire(requests=20)
+    with pytest.raises(RateLimited):
+        await other.acquire(requests=20, max_wait=0)
+    permit.cancel()
+    await one.refresh()
+    for _ in range(2):
+        await other.acquire(requests=10, max_wait=5)
+    with pytest.raises(RateLimited):
+        await other.acquire(requests=10, max_wait=5)
 
 
 @pytest.mark.throughput

@@ -40,7 +40,8 @@ class Asking:
             if request.stage is not Stage.NEW:
                 continue
             if request.latest > now:
-                state.line_up(request, queue, now)
+                first = not (len(queue.waiters) or queue.reserved or queue.blocked or queue.bookings)
+                state.line_up(request, queue, now, first=first)
             elif state.all_fit(batch, request.charges):
                 at_once.append(request)
                 room -= 1

@@ -236,11 +236,16 @@ class SchedulerState:
             return None
         return "pause" if state.paused_until >= ready else request.backend.plan().label(state)
 
-    def line_up(self, request: SharedRequest, queue: StoreQueue, now: float) -> None:
-        """Let a request join the queue, unless it would wait too long there."""
+    def line_up(self, request: SharedRequest, queue: StoreQueue, now: float, *, first: bool = False) -> None:
+        """Let a request join the queue, unless it would wait too long there.
+
+        `first`: the store is asked for it at once, and knows what other processes have given back meanwhile.
+        """
         request.stage = Stage.QUEUED
         self._join(request, queue, now)
-        if request.latest < math.inf and all(state.limit_set.known for state, _ in request.charges):
+        if first or request.latest == math.inf:
+            return
+        if all(state.limit_set.known for state, _ in request.charges):
             ready, blocker = self.expected(request, queue, now)
             if blocker == "pause" and not queue.blocked:
                 return  # another process may have lifted it: the store knows
