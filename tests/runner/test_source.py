@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import given
@@ -23,14 +25,20 @@ def read(line, number=7):
     return read_row(number, line if isinstance(line, bytes) else json.dumps(line).encode(), by_bytes)
 
 
-def lines_of(tmp_path, content):
+@contextmanager
+def opened(tmp_path, content):
     file = tmp_path / "requests.jsonl"
     file.write_bytes(content)
     descriptor = os.open(file, os.O_RDONLY)
     try:
-        return list(Lines(descriptor))
+        yield Lines(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lines_of(tmp_path, content):
+    with opened(tmp_path, content) as lines:
+        return list(lines)
 
 
 # Lines
@@ -80,6 +88,16 @@ def test_a_line_that_is_too_long_is_given_up_and_the_next_one_read(tmp_path, mon
     content = b"a\n" + b"x" * 2_000_000 + b"\nb\n" + b"y" * 600_000
     assert lines_of(tmp_path, content) == [(1, b"a"), (2, None), (3, b"b"), (4, None)]
     assert read_row(2, None, by_bytes) == Rejected(2, None, "line_too_long", "the line is longer than 0 MiB")
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_rows_that_are_read_many_at_a_time_are_those_that_are_read_one_by_one(tmp_path, compress):
+    content = b"".join(b'{"row":%d}\n%b' % (number, b"\n" * (number % 700 == 0)) for number in range(3_000))
+    with opened(tmp_path, compress(content)) as lines:
+        many = [(number, line) for first, batch in lines.batches() for number, line in enumerate(batch, first) if line]
+        assert many == list(lines.again())
+        assert len(many) == 3_000
+        assert len(list(lines.batches())) < 20
 
 
 @pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b"\n" * 200, b"\xef\xbb\xbf" + b" " * 200], ids=repr)

@@ -391,7 +391,8 @@ class Journal:
         at, rest = len(HEAD), b""
         while chunk := pread(self._file.descriptor, _CHUNK, at):
             at += len(chunk)
-            whole = (rest + chunk).split(b"\n")
+            whole = chunk.split(b"\n")
+            whole[0] = rest + whole[0]
             rest = whole.pop()
             yield whole
 

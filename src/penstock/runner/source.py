@@ -47,6 +47,9 @@ __all__ = [
 
 _CHUNK = 256 * 1024
 
+_BATCH = 1_000
+"""Rows that are looked at together where they are told apart one by one."""
+
 _THREE = struct.Struct("<QQQ")
 
 
@@ -221,9 +224,16 @@ class Lines:
         """
         if self.is_plain:
             yield from formats.batches(self.chunks())
-        else:
-            for number, line in self.again():
-                yield number, [line]
+            return
+        first, lines = 1, list[bytes | None]()
+        for number, line in self.again():
+            if lines and (len(lines) == _BATCH or number > first + len(lines)):
+                yield first, lines
+                lines = []
+            first = number - len(lines)
+            lines.append(line)
+        if lines:
+            yield first, lines
 
     def _read(self) -> bytes:
         if not self.is_regular:
