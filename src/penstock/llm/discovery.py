@@ -152,7 +152,7 @@ class UnitEstimate:
 
     def heard(self, name: str, departure: Departure, told: Told, now: float) -> None:
         """Hear one limit of this unit."""
-        departure.remaining[name] = told.remaining
+        departure.remaining = {**departure.remaining, name: told.remaining}
         estimate = self.told.get(name)
         if estimate is None:
             estimate = self.told[name] = ServerEstimate(self.traffic, told, self._charges_refused)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 __all__ = [
     "HEADROOM",
@@ -41,6 +42,8 @@ LONGEST_ANSWER = 300.0
 
 _LONGEST_LOG = 20_000  # departures that are remembered
 
+_NOTHING: Mapping[str, float] = MappingProxyType({})
+
 
 @dataclass(slots=True, eq=False)
 class Departure:
@@ -62,7 +65,7 @@ class Departure:
     sent: float
     refused: bool = False
     charged_at: float | None = None
-    remaining: dict[str, float] = field(default_factory=dict)
+    remaining: Mapping[str, float] = field(default_factory=lambda: _NOTHING)  # one for all: there are many
 
 
 @dataclass(slots=True)
