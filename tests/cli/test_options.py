@@ -10,6 +10,8 @@ from penstock import simulator
 from penstock.cli import main
 from penstock.cli.options import change_of, server_of, servers_of
 from penstock.cli.terminal import Fault
+from penstock.llm.tokens import by_bytes
+from penstock.runner.source import read_row
 from penstock.simulator import Simulation
 from tests.cli.commands import LIMITS, chat, count, lines_of, simulated
 
@@ -69,6 +71,17 @@ def test_bodies_are_changed_where_the_options_say():
     assert salt
     assert change_of("m2", [])[1] != change_of("m3", [])[1]
     assert change_of(None, []) == (None, b"")
+
+
+def test_a_path_may_lead_into_a_list():
+    change, _ = change_of(None, ["messages.1.content=hi", "tools.0=null", "user.name=x"])
+    body = {"messages": [{"content": "a"}, {"role": "user", "content": "b"}], "tools": [1, 2], "user": "y"}
+    changed = [{"content": "a"}, {"role": "user", "content": "hi"}]
+    assert change(body) == {"messages": changed, "tools": [None, 2], "user": {"name": "x"}}
+    assert body["messages"][1]["content"] == "b"
+    for path in ("messages.2.content=hi", "messages.last.content=hi", "messages.-1=hi"):
+        row = read_row(1, json.dumps({"model": "m", **body}).encode(), by_bytes, change_of(None, [path])[0])
+        assert (row.code, row.message[:33]) == ("cannot_set", "--set: a list of 2 has no place '")
 
 
 SIMULATED = ["--simulate", "--latency", "0.01", "--limits", LIMITS, "--quiet"]

@@ -235,6 +235,27 @@ async def test_rows_that_were_under_way_when_a_run_was_killed_are_sent_again_and
             assert {error["error"]["code"] for error in this.errors()} == ({"ambiguous"} if policy == "fail" else set())
 
 
+@pytest.mark.parametrize("corrected", ["row", "model", "line"])
+async def test_rows_that_failed_are_done_alone_after_they_were_corrected(tmp_path, corrected):
+    """Which is what one does with them: in the file, by an option, or where the line was no JSON at all."""
+    rows = [chat(number) for number in range(20)]
+    first = [json.dumps(row).encode() + b"\n" for row in rows[:15]]
+    if corrected == "line":
+        first[3] = first[3][:50] + b"\n"
+    service = Service(
+        answer=lambda body: (400, {}, b"{}") if body["messages"][0]["content"].endswith("3") else echo(body)
+    )
+    with prepared(tmp_path, first, service) as this:
+        await this.run()
+        assert len(this.errors()) == 2
+    rows[3] = edited(3, "right") if corrected == "row" else rows[3]
+    options = {"change": lambda body: {**body, "model": "another"}, "salt": b"another"} if corrected == "model" else {}
+    with prepared(tmp_path, rows, Service(answer=echo), changed="keep", **options) as this:
+        this.only_failed()
+        await this.run()
+        assert (this.counts.answered, this.counts.left_out, this.errors()) == (2, 5, [])
+
+
 async def test_only_the_rows_that_failed_may_be_done(tmp_path):
     rows = [chat(number) for number in range(20)]
     service = Service(

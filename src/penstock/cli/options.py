@@ -14,7 +14,7 @@ from typing import Any
 
 from penstock.cli.terminal import Fault
 from penstock.runner.client import Server, headers_of, is_address
-from penstock.runner.source import Change
+from penstock.runner.source import Change, ChangeError
 
 __all__ = ["change_of", "server_of", "servers_of"]
 
@@ -163,16 +163,26 @@ def change_of(model: str | None, settings: Iterable[str]) -> tuple[Change | None
         return None, b""
 
     def change(body: dict[str, Any]) -> dict[str, Any]:
-        changed = dict(body)
-        for (*folders, last), value in changes:
-            inside = changed
-            for name in folders:
-                below = inside.get(name)
-                inside[name] = inside = dict(below) if isinstance(below, Mapping) else {}
-            inside[last] = value
+        changed: dict[str, Any] = body
+        for keys, value in changes:
+            changed = _with(changed, keys, value)
         return changed
 
     return change, hashlib.blake2b(repr(changes).encode(), digest_size=8).digest()
+
+
+def _with(inside: Any, keys: tuple[str, ...], value: Any) -> Any:
+    """The same with a value at a path; a number is a place in a list, and what is no object is replaced by one."""
+    if not keys:
+        return value
+    name, *below = keys
+    if isinstance(inside, list):
+        if not name.isdecimal() or int(name) >= len(inside):
+            raise ChangeError(f"--set: a list of {len(inside)} has no place {name!r}; the first is 0")
+        at = int(name)
+        return [*inside[:at], _with(inside[at], tuple(below), value), *inside[at + 1 :]]
+    there = inside if isinstance(inside, Mapping) else {}
+    return {**there, name: _with(there.get(name), tuple(below), value)}
 
 
 def _value(text: str) -> Any:

@@ -267,7 +267,7 @@ class BatchRun:
 
     async def _admit(self, row: Row) -> None:
         settings, may_be_billed = self._settings, self._results.may_be_billed(row)
-        if self._cancel or (settings.only is not None and row.raw not in settings.only):
+        if self._cancel or not settings.wants(row):
             self.counts.left_out += 1
         elif may_be_billed and settings.on_ambiguous == "fail":
             self._fail(row, "ambiguous", AMBIGUOUS)

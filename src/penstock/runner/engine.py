@@ -241,7 +241,7 @@ class Run:
                 f"line {row.line} asks something else than what is answered under its custom_id: "
                 "give --changed=rerun or =keep",
             )
-        elif self._settings.only is not None and row.raw not in self._settings.only:
+        elif not self._settings.wants(row):
             self.counts.left_out += 1
         elif self._results.may_be_billed(row) and self._settings.on_ambiguous == "fail":
             self._fail(row, "ambiguous", AMBIGUOUS)

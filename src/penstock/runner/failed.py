@@ -15,6 +15,7 @@ __all__ = ["Failures", "advice", "ended_early", "group_errors", "sentences"]
 _ADVICE = {
     "ambiguous": "look in the service's own log whether it was billed; --on-ambiguous rerun sends it again",
     "batch_expired": "run the command again: the service had no time for it within its window",
+    "cannot_set": "correct the row in FILE, or --set",
     "connection_error": "run the command again: the server, or what is between, dropped it",
     "duplicate_custom_id": "give each row a custom_id of its own",
     "empty_answer": "run the command again, with fewer rows at once (--max-in-flight): services answer so under load",

@@ -35,7 +35,7 @@ from itertools import chain
 from pathlib import Path
 
 from penstock.runner.files import Appended, OutputError, cannot_write, create_beside, truncate_at_last_line
-from penstock.runner.source import Row, dump_json
+from penstock.runner.source import Rejected, Row, dump_json
 from penstock.runner.system import pread, sync_data
 
 __all__ = ["HEAD", "SYNC_EVERY", "Answered", "Journal", "Syncer", "result_line"]
@@ -162,7 +162,7 @@ class Journal:
     Attributes:
         answered: The rows with an answer that earlier runs left.
         open: Lines that were sent and of which nothing more is known: they may have been billed.
-        failed: Lines whose row was given up by the last run that tried it.
+        failed: Names of the rows that were given up by a run, or are open; of a line that could not be read, `line-N`.
         repaired: Bytes of a torn last record that were taken off.
         damaged: Records that were not whole any more, and were taken out. The file as it was is kept beside it
             (`damaged_path`).
@@ -237,7 +237,7 @@ class Journal:
         """Write down that what was sent was not answered and is not billed as an answer."""
         self._add(b'{"over":"%b"' % row.keys)
 
-    def fail(self, row: Row, code: str) -> None:
+    def fail(self, row: Row | Rejected, code: str) -> None:
         """Write down that a row was given up."""
         self._add(b'{"fail":"%b","code":"%b"' % (row.keys, code.encode("ascii", "replace")[:100]))
 
@@ -380,7 +380,7 @@ class Journal:
                     at += len(line) + 1
         self.answered.drop_by_keys(dropped)
         self.open = {int.from_bytes(unhex(key[:16]), "little") for key in open_}
-        self.failed = {int.from_bytes(unhex(key[:16]), "little") for key in failed}
+        self.failed = {int.from_bytes(unhex(key[16:32]), "little") for key in failed | open_}
         self.size, self.last = size, last[_RESULT:-_CRC] + b"\n" if last else b""
         return True
 

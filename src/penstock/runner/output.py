@@ -177,8 +177,8 @@ class Results:
 
     @property
     def failed(self) -> frozenset[int]:
-        """Rows that were given up by an earlier run, by their lines."""
-        return frozenset() if self._journal is None else frozenset(self._journal.failed | self._journal.open)
+        """Rows that were given up by an earlier run, or not heard of again, by their names: they may be corrected."""
+        return frozenset() if self._journal is None else frozenset(self._journal.failed)
 
     @property
     def ambiguous(self) -> int:
@@ -343,7 +343,7 @@ class Results:
         line = dump_json({"line": row.line, "custom_id": row.custom_id, "error": error})
         # How an ambiguous row ended stays open; and so does the end of the row which a duplicate has all its keys
         # from.
-        if self._journal is not None and isinstance(row, Row) and code not in {"ambiguous", "duplicate_custom_id"}:
+        if self._journal is not None and code not in {"ambiguous", "duplicate_custom_id"}:
             self._journal.fail(row, code)
         if self._errors_pipe is not None:
             self._errors_pipe.put(line + b"\n")

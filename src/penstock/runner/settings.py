@@ -10,7 +10,7 @@ from typing import Literal
 from penstock._numbers import read_count, read_number
 from penstock.llm.tokens import Cost
 from penstock.runner.prices import Prices
-from penstock.runner.source import Change
+from penstock.runner.source import Change, Row, custom_id_digest
 
 __all__ = ["DAY", "HOUR", "Settings", "Stopped"]
 
@@ -35,7 +35,7 @@ class Settings:
         salt: Stands for `change`: rows that are changed otherwise are other rows.
         rows: How many rows of the file are done, at most; None: all.
         shard: (I, N): of N parts of the file the I-th is done, from 1, and line L is in part (L - 1) % N + 1.
-        only: Lines that are done, and no others, by `Row.raw`; None: all.
+        only: Rows that are done, and no others: digests of their custom_ids, or of `line-N`; None: all.
         deadline: Seconds after which nothing more is sent; None: never.
         prices: What answers cost; None: not asked for.
         max_cost: Dollars that answers may cost; a row that might go beyond is not sent. None: no bound.
@@ -75,6 +75,10 @@ class Settings:
                 raise ValueError(f"{name} must be a number of seconds, 0 or more, not {seconds!r}")
         if self.on_ambiguous not in {"rerun", "fail"}:
             raise ValueError(f'on_ambiguous must be "rerun" or "fail", not {self.on_ambiguous!r}')
+
+    def wants(self, row: Row) -> bool:
+        """Whether a row is one of `only`."""
+        return self.only is None or row.name in self.only or custom_id_digest(f"line-{row.line}") in self.only
 
     def has(self, line: int) -> bool:
         """Whether a line is in the part of the file that is done."""

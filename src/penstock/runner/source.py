@@ -31,6 +31,7 @@ from penstock.runner.formats import Prompt
 from penstock.runner.system import BINARY, in_binary, is_readable, pread
 
 __all__ = [
+    "ChangeError",
     "IdSet",
     "Lines",
     "Rejected",
@@ -116,6 +117,11 @@ class Rejected:
     custom_id: str | int | None
     code: str
     message: str
+
+    @property
+    def keys(self) -> bytes:
+        """What stands for the line in a journal: only where it is, as what it calls itself may be corrected."""
+        return _THREE.pack(0, custom_id_digest(f"line-{self.line}"), 0).hex().encode()
 
 
 class Lines:
@@ -246,6 +252,10 @@ Change = Callable[[dict[str, Any]], dict[str, Any]]
 """A body → the body that is sent instead: what `--model` and `--set` do."""
 
 
+class ChangeError(Exception):
+    """A body cannot be changed as it should be; the message says why."""
+
+
 def read_row(
     number: int, line: bytes | None, cost: Cost, change: Change | None = None, salt: bytes = b""
 ) -> Row | Rejected:
@@ -285,6 +295,8 @@ def read_row(
         )
     except _Bad as bad:
         return Rejected(number, custom_id, bad.code, bad.message)
+    except ChangeError as error:
+        return Rejected(number, custom_id, "cannot_set", str(error))
     except RecursionError:
         return Rejected(number, custom_id, "too_deep", "the JSON is nested too deeply to be read")
     except Exception as error:  # noqa: BLE001 - a mistake of ours, or of a rule of the user's, costs one row
