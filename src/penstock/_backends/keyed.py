@@ -359,6 +359,16 @@ class KeyStates:
         return charge
 
 
+class _OfTheLimits:
+    """What a key does not answer by itself: its limits do, materialised. A `__getattr__` would slow down the rest."""
+
+    def __set_name__(self, _: type[Key], name: str) -> None:
+        self._name = name
+
+    def __get__(self, key: Key, _: type[Key]) -> Any:
+        return getattr(key.itself(), self._name)
+
+
 class Key(Caller):
     """One key, as caller and as backend.
 
@@ -445,9 +455,21 @@ class Key(Caller):
             grant.of(real, binding.caller, charges, receipts, at)
         return real
 
-    def __getattr__(self, name: str) -> Any:
-        """What needs the limits themselves, as a wait does, is theirs."""
-        return getattr(self.itself(), name)
+    plan = _OfTheLimits()
+    parts = _OfTheLimits()
+    enter = _OfTheLimits()
+    advance = _OfTheLimits()
+    leave = _OfTheLimits()
+    hand_over = _OfTheLimits()
+    pause = _OfTheLimits()
+    resume = _OfTheLimits()
+    reconfigure = _OfTheLimits()
+    snapshot = _OfTheLimits()
+    waiting = _OfTheLimits()
+    level = _OfTheLimits()
+    refresh = _OfTheLimits()
+    recipe = _OfTheLimits()
+    joined = _OfTheLimits()
 
     def cost(self, grant: Grant) -> dict[str, float]:
         binding = grant.binding

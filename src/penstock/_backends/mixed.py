@@ -12,8 +12,7 @@ broken when many that have waited go at once.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from operator import itemgetter
 from typing import Any
 
@@ -23,7 +22,6 @@ from penstock._backends.charges import ChargePlan
 from penstock._backends.fast_path import look_closer
 from penstock._backends.local import LocalBackend
 from penstock._backends.shared.backend import SharedBackend
-from penstock._concurrency.parking import Parker
 from penstock.limits import InFlight, Limit, Unlimited
 
 
@@ -49,17 +47,8 @@ class _MixedRequest(Request):
 
     binding: _MixedBinding
 
-    def __init__(
-        self,
-        binding: Binding,
-        parker: Parker | None,
-        max_wait: float | None = None,
-        time_left: float = math.inf,
-        priority: int = 0,
-        flow: Hashable = None,
-    ) -> None:
-        super().__init__(binding, parker, max_wait, time_left, priority, flow)
-        assert isinstance(binding, _MixedBinding), "it was bound by the backend whose request this is"
+    def __init__(self, binding: Any, *terms: Any) -> None:
+        super().__init__(binding, *terms)
         self.binding = binding
         self.arrived = clock.now()
         self.of_places: Request | None = None

@@ -21,7 +21,6 @@ from penstock.retry.streams import Resume, retried_stream
 from penstock.retry.unfinished import (
     finish_later,
     finish_later_of_async,
-    makes_async_manager,
     refuse_manager,
     refuse_unfinished,
 )
@@ -120,7 +119,11 @@ class Retry(RetrySettings):
             return cast("_F", retried_stream(self, fn, resume))
         if resume is not None:
             raise TypeError(f"resume= continues an async generator, which {name_of(fn)} is not")
-        return self._decorate_async(fn) if kind == "async" else self._decorate_plain(fn)
+        if kind == "async":
+            return self._decorate_async(fn)
+        if kind != "async context":
+            self._check_no_timeout(name_of(fn))
+        return self._decorate_plain(fn)
 
     def _decorate_async(self, fn: _F) -> _F:
         name = name_of(fn)
@@ -135,8 +138,6 @@ class Retry(RetrySettings):
 
     def _decorate_plain(self, fn: _F) -> _F:
         name = name_of(fn)
-        if not makes_async_manager(fn):
-            self._check_no_timeout(name)
 
         @functools.wraps(fn)
         def retried(*args: Any, **kwargs: Any) -> Any:

@@ -16,28 +16,14 @@ from types import GeneratorType, TracebackType
 from typing import Any, Self
 
 from penstock import clock
-from penstock._introspect import kind_of, name_of
+from penstock._introspect import CONTEXT_MANAGERS, kind_of, name_of
 from penstock.retry.call import Call, Sent
 from penstock.retry.functions import call_async, call_sync, is_awaitable
 from penstock.retry.settings import RetrySettings
 
-__all__ = [
-    "finish_later",
-    "finish_later_of_async",
-    "makes_async_manager",
-    "refuse_manager",
-    "refuse_unfinished",
-]
+__all__ = ["finish_later", "finish_later_of_async", "refuse_manager", "refuse_unfinished"]
 
-_MANAGER, _ASYNC_MANAGER = contextlib._GeneratorContextManager, contextlib._AsyncGeneratorContextManager
-_ASYNC_MAKER: Any = contextlib.asynccontextmanager(lambda: None).__code__  # type: ignore[arg-type,return-value]
-
-
-def makes_async_manager(fn: Any) -> bool:
-    """Return whether `@asynccontextmanager` made this function."""
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    return getattr(fn, "__code__", None) is _ASYNC_MAKER
+_MANAGER, _ASYNC_MANAGER = CONTEXT_MANAGERS
 
 
 def finish_later(call: Call, sent: Sent, result: Any) -> object:
