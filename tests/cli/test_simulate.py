@@ -57,6 +57,30 @@ def test_what_is_no_limit_is_said(made, capsys, words, why):
     assert not made
 
 
+@pytest.mark.parametrize(
+    ("option", "words", "why"),
+    [
+        ("--stranger", "requests=-5", "a stranger takes 0 or more a minute"),
+        ("--stranger", "requests=nan", "a stranger takes 0 or more a minute"),
+        ("--stranger", "tokens=inf", "a stranger takes 0 or more a minute"),
+        ("--stranger", "requests=1,begin=10,end=5", "begins before its end"),
+        ("--stranger", "requests=1,begin=nan", "begins before its end"),
+        ("--change", "at=1,factor=2,unit=x", "a change is of requests, tokens, output_tokens, images"),
+        ("--change", "at=1e308,factor=2", "a change needs a moment"),
+        ("--change", "at=1,factor=1e308", "a change needs a moment"),
+        ("--change", "at=nan,factor=2", "a change needs a moment"),
+        ("--fault", "insufficient_quota_after=1.5", "must be a whole number"),
+        ("--fault", "insufficient_quota_after=nan", "must be a whole number"),
+        ("--fault", "insufficient_quota_after=inf", "must be a whole number"),
+        ("--fault", "insufficient_quota_after=-3", "must be a whole number"),
+    ],
+)
+def test_what_no_server_can_do_is_said_before_it_begins(made, capsys, option, words, why):
+    assert main(["simulate", option, words]) == 2
+    assert why in capsys.readouterr().err
+    assert not made
+
+
 def test_a_run_keeps_rates_and_no_others(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in.jsonl").write_text("")

@@ -124,8 +124,9 @@ def _made(option: str, kind: Callable[..., Any], texts: Sequence[str] = ()) -> A
             values[name.strip()] = value.strip() if name == "unit" else float(value)
         except ValueError:
             raise Fault(f"{option}: cannot read {pair!r}: write it like name=0.5") from None
-    if "insufficient_quota_after" in values:
-        values["insufficient_quota_after"] = int(values["insufficient_quota_after"])
+    after = values.get("insufficient_quota_after")
+    if after is not None and after.is_integer():
+        values["insufficient_quota_after"] = int(after)
     try:
         return kind(**values)
     except TypeError as error:

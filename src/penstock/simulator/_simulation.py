@@ -113,6 +113,9 @@ class Faults:
         odds = [getattr(self, fault) for fault in self._drawn()]
         if not all(0 <= odd <= 1 for odd in odds) or sum(odds) > 1 + 1e-9:
             raise ValueError(f"faults are probabilities, each in 0..1 and together at most 1, not {odds}")
+        after = self.insufficient_quota_after
+        if after is not None and (after < 0 or after % 1 != 0):
+            raise ValueError(f"insufficient_quota_after must be a whole number of requests, 0 or more, not {after!r}")
 
     def draw(self, random: Random) -> Fault | None:
         """The fault of one request, if it has one."""
@@ -133,8 +136,8 @@ class Change:
     """What the limits become while the server runs.
 
     Args:
-        at: Seconds after the server began.
-        factor: What the limits are multiplied with; above 0.
+        at: Seconds after the server began, at most a billion.
+        factor: What the limits are multiplied with, a millionth to a million.
         unit: `"requests"`, `"tokens"`, `"output_tokens"` or `"images"`; None: all of them.
     """
 
@@ -143,10 +146,13 @@ class Change:
     unit: Unit | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.at) and self.at >= 0 and math.isfinite(self.factor) and self.factor > 0):
+        if not (0 <= self.at <= 1e9 and 1e-6 <= self.factor <= 1e6):
             raise ValueError(
-                f"a change needs a moment of 0 or more and a factor above 0, not {self.at!r} and {self.factor!r}"
+                "a change needs a moment of 0 or more, at most a billion seconds, and a factor of a millionth to a "
+                f"million, not {self.at!r} and {self.factor!r}"
             )
+        if self.unit not in (None, *get_args(Unit)):
+            raise ValueError(f"a change is of {', '.join(get_args(Unit))}, or of all of them, not of {self.unit!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,16 +160,20 @@ class Stranger:
     """Another client of the same account, which takes as much as there is, up to so much a minute.
 
     Args:
-        requests: A minute.
-        tokens: A minute.
+        requests: A minute, 0 or more.
+        tokens: A minute, 0 or more.
         begin: Seconds after the server began.
-        end: The same.
+        end: The same, after `begin`.
     """
 
     requests: float = 0.0
     tokens: float = 0.0
     begin: float = 0.0
     end: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.requests <= 1e15 and 0 <= self.tokens <= 1e15 and 0 <= self.begin < self.end):
+            raise ValueError(f"a stranger takes 0 or more a minute, and begins before its end: not {self}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
