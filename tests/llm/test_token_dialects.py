@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from penstock.llm.media import PAGE_TOKENS
 from penstock.llm.tokens import IMAGE_TOKENS, by_bytes, by_tiktoken, with_output_added, with_output_if_larger
 
 FORTY = "x" * 40  # ten tokens by the rule
@@ -49,6 +50,38 @@ ROWS = {
         20,
     ),
     "what is to be ranked": ("/v2/rerank", {"query": FORTY, "documents": [FORTY, {"text": FORTY}]}, 30),
+    "cohere's documents": ("/v2/chat", {"documents": [{"id": "a", "data": {"text": FORTY}}, FORTY]}, 20),
+    "bedrock's tools": (
+        "/model/m/converse",
+        {
+            "system": [{"text": FORTY}],
+            "messages": [
+                {"role": "assistant", "content": [{"toolUse": {"name": "f", "input": {"q": "x" * 32}}}]},
+                {
+                    "role": "user",
+                    "content": [{"toolResult": {"content": [{"text": FORTY}, {"json": {"q": "x" * 32}}]}}],
+                },
+            ],
+        },
+        40,
+    ),
+    "bedrock's image": (
+        "/model/m/converse",
+        {"messages": [{"content": [{"image": {"format": "png", "source": {"bytes": "A" * 100}}}]}]},
+        IMAGE_TOKENS,
+    ),
+    "bedrock's document": (
+        "/model/m/converse",
+        {"messages": [{"content": [{"document": {"name": "a", "source": {"bytes": "A" * 100}}}]}]},
+        PAGE_TOKENS,
+    ),
+    "bedrock's text": ("/model/amazon.titan-text/invoke", {"inputText": FORTY}, 10),
+    "what is to be compared": ("/score", {"text_1": FORTY, "text_2": [FORTY, FORTY]}, 30),
+    "a run's own messages": (
+        "/v1/threads/t/runs",
+        {"instructions": FORTY, "additional_messages": [{"role": "user", "content": FORTY}]},
+        20,
+    ),
     "tokens as numbers": ("/v1/embeddings", {"input": [[1, 2, 3], [4, True]]}, 4),
     "a tool of one's own": (
         "/v1/messages",

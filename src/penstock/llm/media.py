@@ -67,7 +67,9 @@ def media_in(part: Mapping[str, Any], model: str = "") -> Media | None:
         inline = part.get("inlineData", part.get("inline_data"))
         if isinstance(inline, Mapping):
             return _geminis(str(inline.get("mimeType", inline.get("mime_type", ""))), _text(inline.get("data")))
-        return Media(IMAGE_TOKENS) if "fileData" in part or "file_data" in part else None
+        if "fileData" in part or "file_data" in part:
+            return Media(IMAGE_TOKENS)
+        return _bedrocks(part)
     if not isinstance(kind, str) or kind not in _KINDS:
         return None
     if kind in _IMAGES:
@@ -119,6 +121,21 @@ def _geminis(kind: str, data: str) -> Media:
     if max(size) <= 384:
         return Media(_GEMINIS_TILE)
     return Media(_GEMINIS_TILE * math.prod(math.ceil(side / 768) for side in size))
+
+
+def _bedrocks(part: Mapping[str, Any]) -> Media | None:
+    """Of `{"image": {"source": {"bytes": …}}}`, and the same of a document."""
+    for name in ("image", "document"):
+        holder = part.get(name)
+        source = holder.get("source") if isinstance(holder, Mapping) else None
+        if isinstance(source, Mapping):
+            data = _text(source.get("bytes"))
+            if name == "document":
+                text = source.get("text")
+                return Media(0, text) if isinstance(text, str) else Media(PAGE_TOKENS * _pages(data))
+            size = _size(data)
+            return Media(IMAGE_TOKENS if size is None else _anthropics(*size))
+    return None
 
 
 def _size(data: str) -> tuple[int, int] | None:

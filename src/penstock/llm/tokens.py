@@ -223,8 +223,8 @@ def _content(body: Body | None, model: str = "") -> _Content:
     """All text content of a body.
 
     Chat `messages`, responses' `instructions` and `input`, `prompt`, embeddings' `input`; Anthropic's `system`;
-    Gemini's `contents` and `systemInstruction`; Cohere's `message`, `preamble`, `chat_history` and `texts`; what is to
-    be ranked.
+    Gemini's `contents` and `systemInstruction`; Cohere's `message`, `preamble`, `chat_history` and `texts`; Bedrock's
+    `inputText`; what is to be ranked or compared.
     """
     content = _Content(model)
     if not body:
@@ -255,8 +255,13 @@ _BODY_KEYS = (
     "query",
     "documents",
     "suffix",
+    "inputText",
+    "text_1",
+    "text_2",
+    "additional_instructions",
+    "additional_messages",
 )
-_TEXT_KEYS = frozenset(("content", "text", "refusal", "output", "arguments", "parts", "message"))
+_TEXT_KEYS = frozenset(("content", "text", "refusal", "output", "arguments", "parts", "message", "toolResult"))
 
 
 def _add(value: Any, content: _Content) -> None:
@@ -301,12 +306,14 @@ def _inside(item: Mapping[str, Any], content: _Content) -> list[Any]:
             found.append(value.get("arguments") if isinstance(value, Mapping) else None)
         elif key in _CALLS and isinstance(value, Mapping):
             found.append(_as_json(value.get(_CALLS[key])))
-        elif key == "input" and item.get("type") == "tool_use":
+        elif key == "json" or (key == "input" and item.get("type") == "tool_use"):
             found.append(_as_json(value))
+        elif key == "data" and isinstance(value, Mapping):  # a document of Cohere's
+            found += [text for text in value.values() if isinstance(text, str)]
     return found
 
 
-_CALLS = {"functionCall": "args", "functionResponse": "response"}  # Gemini's
+_CALLS = {"functionCall": "args", "functionResponse": "response", "toolUse": "input"}  # Gemini's, Bedrock's
 
 
 def _called(calls: Any) -> list[Any]:
