@@ -123,6 +123,8 @@ class Server:
             raise ValueError(f"timeout must be a number of seconds above 0, not {self.timeout!r}")
         if not is_address(self.base_url):
             raise ValueError(f"{self.base_url!r} is no address of a server; write it like http://localhost:8000/v1")
+        if "#" in self.base_url:
+            raise ValueError(f"{self.base_url!r} goes on with a #, which no server is ever sent: end it there")
         given: Mapping[Any, Any] = self.headers
         for name, value in given.items():
             if not isinstance(name, str) or not _is_header(name):
