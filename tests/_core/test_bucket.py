@@ -553,3 +553,17 @@ def test_a_call_that_tries_and_is_refused_leaves_no_trace(cost):
     undo(charges, receipts, 0.0)
     assert tokens.meter.level(0.0) == pytest.approx(10, abs=1e-9)
     assert requests.meter.level(0.0) == 1
+
+
+def test_it_knows_since_when_a_cost_has_been_ready():
+    """A late timer counts from there, and not from the moment at which it rang."""
+    bucket = Bucket(Rate(2, 1, 4))
+    bucket.charge(4, 10.0)
+    assert [bucket.ready_since(cost, 12.0) for cost in (1, 2, 4)] == [10.5, 11.0, 12.0]
+    assert bucket.ready_since(3, 11.0) == 11.0, "it is not ready yet"
+    assert bucket.change(Rate(4, 1, 4), 10.0)
+    assert bucket.ready_since(2, 12.0) == 10.5, "by the rate of now"
+    owing = Bucket(Rate(2, 1, 4, overdraft=True))
+    owing.charge(4, 10.0)
+    assert owing.ready_since(3, 13.0) == 11.5
+    assert owing.ready_since(99, 13.0) == 12.0, "what is larger than the burst needs a full bucket"
