@@ -180,6 +180,14 @@ async def test_an_error_that_tells_of_no_limit_is_the_callers(lib, limiter, stat
     assert len(server.times) == 1
 
 
+@pytest.mark.parametrize(("words", "times"), [("Forbidden", 3), ("API rate limit exceeded for user 5.", 6)])
+async def test_a_403_that_says_nothing_of_a_limit_is_asked_three_times(lib, words, times):
+    """It may be no refusal of a limit's, though the last request of one was used for it."""
+    server = Server(lib, *(lib.Response(403, headers=used_up(), json={"message": words}) for _ in range(5)))
+    await client_of(lib, server, Limiter(requests=per_minute(600))).get(URL)
+    assert len(server.times) == times
+
+
 async def test_a_service_that_is_down_is_asked_three_times(lib):
     server = Server(lib, *(lib.Response(503, headers={"retry-after": "5"}) for _ in range(9)))
     assert (await client_of(lib, server, Limiter(requests=per_minute(600))).get(URL)).status_code == 503

@@ -64,8 +64,8 @@ LONG_PAUSE = 60.0
 _MOST_READ, _LONGEST_READ = 1_048_576, 10.0
 """Bytes of a refusal that are read, and seconds that are spent on it: it may have no end."""
 
-_AT_AN_OUTAGE = 2
-"""How often a request is sent again that is answered with 503: a service that is down is no limit."""
+_IN_DOUBT = 2
+"""How often a request is sent again that may have been refused for another reason than a limit."""
 
 _NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"})
 
@@ -213,7 +213,7 @@ class Visit:
         """Whether a request that was refused is to be held and sent again."""
         if exchange.home is not exchange.endpoint:
             self._plan = replace(self._plan, endpoint=exchange.home)
-        if exchange.is_outage and self._tries > _AT_AN_OUTAGE:
+        if exchange.is_doubtful and self._tries > _IN_DOUBT:
             return False
         return self._rules.hold and exchange.may_go_again and clock.now() < self._held_until and self._repeatable
 
@@ -223,7 +223,7 @@ class Exchange:
 
     Attributes:
         may_go_again: Whether the service refused it for now, so that the same request may be sent later.
-        is_outage: Whether that is for another reason than a limit.
+        is_outage, is_doubtful: Whether that is, or may be, for another reason than a limit.
         home: The endpoint that it belongs to, as its answer has it.
     """
 
@@ -237,6 +237,7 @@ class Exchange:
         self.home: Endpoint = sent.endpoint
         self.may_go_again: bool = False
         self.is_outage: bool = False
+        self.is_doubtful: bool = False
         self._reading: _headers.Reading = _headers.NOTHING_TOLD
         self._module = module
         self._before = request.extensions.get("trace")
@@ -290,6 +291,8 @@ class Exchange:
             body = raw
         try:
             verdict = judge(status, body, response.headers)
+            told = status == 429 or self._reading.retry_after is not None or "limit" in verdict.message.lower()
+            self.is_doubtful = self.is_outage or not told
             is_away = self.home is not self.endpoint
             if verdict.action is Action.WAIT and verdict.wait is None and (is_away or not self.endpoint.learns):
                 verdict = replace(verdict, wait=self._reading.empty_for)
