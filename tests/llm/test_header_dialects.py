@@ -323,3 +323,12 @@ def test_no_header_takes_long_or_raises(name, value):
         read({**fields, name: value}, status)
         read({**fields, f"x-ratelimit-limit-{value}": "5"}, status)
     assert time.process_time() - began < 0.05  # four readings
+
+
+@pytest.mark.parametrize(
+    ("reset", "is_moment"), [("1800000010", True), ("1800000010000", True), ("10", False), ("10s", False)]
+)
+def test_a_reset_that_is_a_moment_counts_from_when_its_answer_was_read(reset, is_moment):
+    """And not from admission, which may be a minute earlier where answers take that long."""
+    fields = {"x-ratelimit-limit": "100", "x-ratelimit-remaining": "40", "x-ratelimit-reset": reset}
+    assert headers.read(fields, 200, wall=1_800_000_000.0).quotas[0].is_moment is is_moment

@@ -71,6 +71,15 @@ def test_a_look_that_came_a_moment_too_early_is_repeated_soon():
     assert returns.look_at(10.0, 1.0, empty=False) == pytest.approx(10.25)
 
 
+def test_the_look_at_the_told_moment_counts_however_recent_the_last_look_is():
+    """It was taken for one that left together with the last, and the next one came as late as if nothing were due."""
+    returns = Returns(0.0)
+    returns.told(10.0)
+    for moment in (1.0, 2.0, 4.0, 9.0, 10.0):
+        returns.looked(moment)
+    assert returns.look_at(10.0, 1.0, empty=False) == pytest.approx(10.25)
+
+
 def test_two_returns_tell_the_length_of_a_window():
     returns = Returns(0.0)
     returns.told(10.0)

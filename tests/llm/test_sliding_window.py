@@ -6,7 +6,22 @@ import pytest
 
 from penstock.llm.discovery import UnitEstimate
 from penstock.llm.server_estimate import Kind, Told
-from penstock.llm.traffic import Departure
+from penstock.llm.sliding_window import SlidingWindow
+from penstock.llm.traffic import Departure, Traffic
+
+
+class Fixed:
+    """Admits an amount in each window, which begins with the first request after the last one ended."""
+
+    def __init__(self, amount, seconds):
+        self.amount, self.seconds, self.began, self.used = amount, seconds, -seconds, 0
+
+    def ask(self, now):
+        """Whether one is admitted, and what is left then."""
+        if now >= self.began + self.seconds:
+            self.began, self.used = now, 0
+        self.used = min(self.amount + 1, self.used + 1)
+        return self.used <= self.amount, max(0, self.amount - self.used)
 
 
 class Moving:
@@ -89,3 +104,19 @@ def test_where_others_take_a_part_no_length_is_believed_and_hardly_anything_refu
     assert estimate.told["requests"].kind is Kind.UNSURE
     assert refused <= 10
     assert len(admitted) >= 300
+
+
+@pytest.mark.parametrize("stands_still", [(), (10.0, 31.5, 33.0, 72.0)])
+def test_a_window_that_comes_back_at_once_is_not_taken_for_a_short_one_by_the_many_answers_that_say_so(stands_still):
+    _, admitted, refused = run(Fixed(100, 10), 160, stands_still=stands_still)
+    assert refused <= 10
+    assert len(admitted) >= 1_250
+
+
+def test_a_length_that_is_wrong_does_not_stop_all_requests_for_ever():
+    """Nothing left within it before the answer that told that nothing is left, so nothing seemed to come back."""
+    traffic = Traffic()
+    window = SlidingWindow(length=2.0)
+    answer = traffic.left(1.0, 100.0)
+    assert window.came_back(answer, 101.0, traffic) == 0.0
+    assert window.came_back(answer, 102.2, traffic) > 0.0

@@ -26,7 +26,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from penstock import Calendar, InFlight, Limit, Limiter, Permit, Rate, Sliding, Statistics, clock
@@ -425,6 +425,8 @@ class Endpoint:
         told, unit = told_by(quota), unit_told(quota, request.departures)
         departure = request.departures.get(unit)
         if told is not None and departure is not None:
+            if quota.is_moment and told.reset is not None:
+                told = replace(told, reset=told.reset + now - departure.at)
             self._units[unit].heard(quota.name, departure, told, now)
 
     def _settle_levels(self, asked: Mapping[str, float] = _NOTHING) -> None:

@@ -107,6 +107,8 @@ class Quota:
         step: Seconds by which the reset may have been rounded.
         bare: The number of a reset that may be seconds, as `resets_in` has it, or milliseconds: one service means
             either, and both fit. None: it is clear.
+        is_moment: Whether the reset was told as a moment: then its seconds count from when the answer was there, and
+            not from admission.
     """
 
     name: str
@@ -119,6 +121,7 @@ class Quota:
     exact: bool = False
     step: float = 0.001
     bare: float | None = None
+    is_moment: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,8 +330,9 @@ def _quota(name: str, fields: Mapping[str, str], sent: float) -> Quota | None:
     reset = resets_in = bare = None
     exact = per is not None
     text = fields.get("reset-after", fields.get("reset"))
-    is_moment = _date(text or "") is not None
-    step = 1.0 if is_moment else _step(text or "")
+    is_date = _date(text or "") is not None
+    is_moment = is_date or (_number(text or "") or 0.0) >= _EPOCH
+    step = 1.0 if is_date else _step(text or "")
     if text is not None and limit is not None and remaining is not None:
         reset, per = _reset(text.strip(), limit, remaining, per, sent)
         exact = exact or (reset is not None and limit - remaining >= 1 and step < 0.1)
@@ -339,8 +343,10 @@ def _quota(name: str, fields: Mapping[str, str], sent: float) -> Quota | None:
             # No bucket, but a window: `60 left of a minute` would otherwise have to be a bucket of an hour or a day.
             # Of the usual lengths it is the first that is long enough, and a minute at least.
             reset, per = None, next((length for length in _LENGTHS if resets_in <= length), None)
-    exact = exact or (per is not None and text is not None and (is_moment or duration(text.strip()) is not None))
-    return Quota(_cut(name), _UNITS.get(base, base), limit, remaining, reset, per, resets_in, exact, step, bare)
+    exact = exact or (per is not None and text is not None and (is_date or duration(text.strip()) is not None))
+    return Quota(
+        _cut(name), _UNITS.get(base, base), limit, remaining, reset, per, resets_in, exact, step, bare, is_moment
+    )
 
 
 def _cut(name: str) -> str:

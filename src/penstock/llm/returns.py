@@ -133,10 +133,10 @@ class Returns:
 
     def looked(self, now: float) -> None:
         """A request left although little is left."""
-        if now < self._looked_at + self._gap / 2:
-            pass  # what leaves together is one look
-        elif self._looked_at < self.due <= now:  # it may come a moment later: look again soon
+        if self._looked_at < self.due <= now:  # it may come a moment later: look again soon
             self._gap = FIRST_LOOK if self.length is None else max(SHORTEST_LOOK, FINE * self.length)
+        elif now < self._looked_at + self._gap / 2:
+            pass  # what leaves together is one look
         elif self.length is None or now < self.due:
             self._gap = min(LAST_LOOK, 2 * self._gap)
         else:

@@ -7,6 +7,7 @@ back, if the next shorter one failed. Where others use the limit too, no length 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from penstock.llm.returns import USUAL
@@ -14,14 +15,15 @@ from penstock.llm.traffic import HEADROOM, OVERTAKING, ROUNDING, WINDOWS_HEADROO
 
 __all__ = ["SlidingWindow"]
 
-ENOUGH = 5.0
+ENOUGH = 2.0
 """Predictions that must have held, of answers that tell of something that came back, for a length to be believed."""
 
 OFTEN, DISPROVED = 0.2, 0.5
 """Failures over predictions that held: above the first a length is not believed, above the second no longer."""
 
 SOME, RECENTLY = 0.03, 0.1
-"""Share of the limit that must have come back, within a share of the length or a second, to confirm that length."""
+"""Share of the limit that must have come back, within a share of the length or a second, to confirm that length. What
+answers tell within that time counts once: of a window that comes back at once, a hundred answers tell the same."""
 
 MEMORY = 0.95
 """How much of what was counted outlives the next answer."""
@@ -41,6 +43,8 @@ class SlidingWindow:
     length: float | None = None
     _held: dict[float, float] = field(default_factory=lambda: dict.fromkeys(USUAL, 0.0))  # and told of a return
     _failed: dict[float, float] = field(default_factory=lambda: dict.fromkeys(USUAL, 0.0))
+    _held_at: dict[float, float] = field(default_factory=lambda: dict.fromkeys(USUAL, -math.inf))  # when last counted
+    _failed_at: dict[float, float] = field(default_factory=lambda: dict.fromkeys(USUAL, -math.inf))
 
     def hear(self, departure: Departure, remaining: float, limit: float, factor: float, traffic: Traffic) -> None:
         """Take one answer in: what was left when that request was admitted."""
@@ -49,10 +53,16 @@ class SlidingWindow:
             early, late = at - length - OVERTAKING, at - length + OVERTAKING
             least = limit - factor * traffic.admitted(early, at + OVERTAKING)
             most = limit - factor * (traffic.admitted(late, at - OVERTAKING) + departure.cost)
-            came_back = factor * (sent(early) - sent(early - max(1.0, RECENTLY * length))) > SOME * limit
+            recently = max(1.0, RECENTLY * length)
             if not least - WHOLE <= remaining <= most + WHOLE:
-                self._failed[length] = MEMORY * self._failed[length] + 1.0
-            elif came_back:
+                if at >= self._failed_at[length] + recently:
+                    self._failed_at[length] = at
+                    self._failed[length] = MEMORY * self._failed[length] + 1.0
+            elif (
+                at >= self._held_at[length] + recently
+                and factor * (sent(early) - sent(early - recently)) > SOME * limit
+            ):
+                self._held_at[length] = at
                 self._failed[length] *= MEMORY
                 self._held[length] = MEMORY * self._held[length] + 1.0
         if self.length is None or self._failed[self.length] > DISPROVED * self._held[self.length]:
@@ -73,9 +83,11 @@ class SlidingWindow:
         return limit - factor * traffic.admitted(self._back_by(now), now)
 
     def came_back(self, departure: Departure, now: float, traffic: Traffic) -> float:
-        """Units that came back since that request was admitted."""
-        length = self.length or 0.0
-        return max(0.0, traffic.admitted(departure.at - length + OVERTAKING, self._back_by(now)))
+        """Units that came back since that request was admitted: whatever was used then, once it is as old as that."""
+        length, by = self.length or 0.0, self._back_by(now)
+        if by >= departure.at:
+            return math.inf
+        return max(0.0, traffic.admitted(departure.at - length + OVERTAKING, by))
 
     def ready_at(self, missing: float, now: float, traffic: Traffic) -> float:
         """When so many units more will have come back."""
