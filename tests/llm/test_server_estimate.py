@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.llm.server_estimate import Kind, ServerEstimate, Told
+from penstock.llm.server_estimate import ServerEstimate
+from penstock.llm.told import Kind, Told
 from penstock.llm.traffic import HEADROOM, DepartureBucket, Traffic
 
 LIMIT, PER = 300_000.0, 60.0
@@ -428,3 +429,87 @@ def test_what_is_charged_over_the_estimate_has_a_reserve_from_the_first_sample_o
     client.hear(client.leave(20_000, 1.0), 260_000, 1.1)
     assert client.estimate.factor > 1.5
     assert client.estimate.level(1.1) < 260_000 - HEADROOM * RATE - 0.03 * LIMIT
+
+
+def guessed(limit, charges_refused=True):
+    """An estimate of a limit of which no answer tells period or reset, and how one more leaves that is answered."""
+    traffic = Traffic(waiting=1.0)
+    estimate = ServerEstimate(traffic, Told(limit, 60.0, limit - 1, sure=False), charges_refused)
+    estimate.begin(traffic.left(1.0, 0.0), 0.0, cautious=False)
+
+    def ask(now, left):
+        traffic.waiting += 1.0
+        departure = traffic.left(1.0, now)
+        estimate.charge(1.0, now)
+        departure.charged_at = now
+        estimate.heard(departure, Told(limit, 60.0, left, sure=False), now)
+
+    return estimate, ask
+
+
+def test_a_refill_that_no_answer_has_shown_is_not_counted_on():
+    """A window that tells neither its length nor its end is no bucket, however long it takes to use it up."""
+    estimate, ask = guessed(400.0)
+    now, sent = 0.0, 1
+    while (now := max(now + 0.02, estimate.ready_at(1.0, now + 0.02))) < 30.0:
+        sent += 1
+        ask(now, 400.0 - sent)
+    assert 370 <= sent <= 400
+
+
+def test_a_refill_that_an_answer_has_shown_is_counted_on():
+    estimate, ask = guessed(400.0)
+    now, level, sent = 0.0, 399.0, 1
+    while (later := max(now + 0.02, estimate.ready_at(1.0, now + 0.02))) < 60.0:
+        level, now, sent = min(400.0, level + 400 / 60 * (later - now)) - 1.0, later, sent + 1
+        assert level >= 0
+        ask(now, math.floor(level))
+    assert sent >= 0.95 * (400 + 400)
+
+
+def test_a_window_of_guessed_length_is_looked_at_before_it_should_end():
+    """It was asked to stay away for eight seconds; that the next one ends a minute later nobody said."""
+    estimate, ask = guessed(100.0)
+    for number in range(98):
+        ask(2.0, 98.0 - number)
+    estimate.traffic.waiting = 1.0
+    departure = estimate.traffic.left(1.0, 2.1)
+    departure.refused = True
+    estimate.refused(departure, 0.0, 8.0)
+    assert estimate.kind is Kind.WINDOW
+    now = 10.5
+    sent = 0
+    while sent < 150 and now < 60.0:
+        now = max(now + 0.01, estimate.ready_at(1.0, now))
+        window = int((now - 10.1) // 10)
+        mine = sum(10.1 + 10 * window <= each.at for each in estimate.traffic.between(10.0, now))
+        if mine < 100:
+            ask(now, 99.0 - mine)
+            sent += 1
+    assert sent == 150  # a second window's within the minute
+    assert estimate.kind is not Kind.WINDOW or estimate.per != 60.0
+
+
+@given(
+    st.sampled_from([None, 1.0, 7.0, 45.0]),
+    st.lists(st.tuples(st.floats(0.0, 30.0), st.floats(0.0, 100.0), st.booleans()), min_size=3, max_size=40),
+)
+def test_whatever_is_told_without_a_period_something_leaves_within_minutes(reset, answers):
+    traffic, now = Traffic(waiting=1.0), 0.0
+    estimate = ServerEstimate(traffic, Told(100.0, 60.0, 99.0, reset, sure=False, step=1.0), charges_refused=True)
+    estimate.begin(traffic.left(1.0, 0.0), 0.0, cautious=True)
+    for gap, left, refused in answers:
+        now += gap
+        traffic.waiting = 1.0
+        departure = traffic.left(1.0, now)
+        estimate.charge(1.0, now)
+        departure.refused, departure.charged_at = refused, now
+        estimate.heard(departure, Told(100.0, 60.0, 0.0 if refused else left, reset, sure=False, step=1.0), now)
+        if refused:
+            estimate.refused(departure, 0.0, 5.0)
+    for _ in range(100):
+        ready = estimate.ready_at(1.0, now)  # moments of looks, which may move
+        if ready <= now:
+            break
+        now = ready
+    assert estimate.ready_at(1.0, now) <= now

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from penstock.llm.discovery import UnitEstimate
-from penstock.llm.server_estimate import Kind, Told
 from penstock.llm.sliding_window import SlidingWindow
+from penstock.llm.told import Kind, Told
 from penstock.llm.traffic import Departure, Traffic
 
 

@@ -21,8 +21,12 @@ said is left is counted on, and the last of it is spent on looks, one by one, fo
 It is SLIDING while one length explains all that answers say is left: what left comes back that long after (see
 `sliding_window`). Of what came back and no answer has confirmed, only a little is sent at once.
 
+A limit that tells neither a period nor when all is back is thought to be one a minute, which is a guess: no refill is
+counted on before an answer shows that something came back, and the last of it is spent on looks, as where it is UNSURE.
+
 A WINDOW whose end no answer tells may begin with the first request after the last one ended, and is taken to; but if
-more is there sooner than a period after that request, windows begin by the clock.
+more is there sooner than a period after that request, windows begin by the clock. When it should have begun, a
+twentieth of it leaves before an answer shows that it has.
 
 Three things make a client that counts exactly still run into 429s.
 
@@ -46,7 +50,8 @@ import math
 
 from penstock.llm.hidden_window import HiddenWindow
 from penstock.llm.pace import FIRST_UNTOLD, Pace
-from penstock.llm.server_estimate import ServerEstimate, Told
+from penstock.llm.server_estimate import ServerEstimate
+from penstock.llm.told import Told
 from penstock.llm.traffic import Departure, Traffic
 
 __all__ = ["UnitEstimate"]

@@ -36,7 +36,7 @@ from penstock.llm.discovery import UnitEstimate
 from penstock.llm.failures import Verdict
 from penstock.llm.headers import Quota, Reading
 from penstock.llm.reporting import Report
-from penstock.llm.server_estimate import Told
+from penstock.llm.told import Told
 from penstock.llm.traffic import HEADROOM, SHARED_HEADROOM, WINDOWS_HEADROOM, Departure, DepartureBucket
 from penstock.stores import MemoryStore
 

@@ -164,7 +164,7 @@ class Returns:
             self.due = max(before, now - ROUGHLY * self.length) + self.length
             self._gap = FIRST_LOOK
         if amount > 0 and now < self.due:
-            self._gap = FIRST_LOOK
+            self._gap = max(FIRST_LOOK, self._gap / 2)
         since, sum_ = self._anchor if self._anchor is not None else (before, 0.0)
         sum_ += amount
         seconds = now - since

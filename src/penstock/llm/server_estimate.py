@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from enum import Enum
 
 from penstock.llm.returns import USUAL, BareResets, BucketFormula, Returns
 from penstock.llm.sliding_window import SlidingWindow
+from penstock.llm.told import Kind, Told
 from penstock.llm.traffic import HEADROOM, OVERTAKING, ROUNDING, Departure, Traffic
 
-__all__ = ["DOUBT", "FIRST_BURST", "Kind", "ServerEstimate", "Told"]
+__all__ = ["DOUBT", "FIRST_BURST", "ServerEstimate"]
 
 DOUBT = 0.02
 """Share that is added to what left since a snapshot, for what is not known yet of how the server counts it."""
@@ -52,7 +52,7 @@ PAUSE = 0.1
 """Share of a window that may be lost while it is taken to begin with a request but seems to begin by the clock."""
 
 UNCONFIRMED = 0.05
-"""Share of a window that slides that may be sent before an answer confirms what came back: requests may be late."""
+"""Share of a window that may be sent before an answer confirms what came back: requests, or the window, may be late."""
 
 LITTLE = 0.05
 """Share of the most ever left of a limit whose returns are unknown: below it, requests leave one by one, and look."""
@@ -60,39 +60,8 @@ LITTLE = 0.05
 FEW = 8.0
 """The same in requests as large as the last one; whichever is more."""
 
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """One limit, as one answer tells it.
-
-    Attributes:
-        limit: Units per period.
-        per: The period in seconds.
-        remaining: Units left at admission.
-        reset: Seconds until all of it is there again, whatever kind of limit that fits. None: not told.
-        sure: Whether `per` was told, and not only assumed.
-        fits: Whether all of it is what a bucket as large as the limit says.
-        step: Seconds by which the reset may have been rounded.
-        bare: The number of a reset that may mean seconds or milliseconds; `sure` is False then.
-    """
-
-    limit: float
-    per: float
-    remaining: float
-    reset: float | None = None
-    sure: bool = True
-    fits: bool = False
-    step: float = 0.001
-    bare: float | None = None
-
-
-class Kind(Enum):
-    """How a limit comes back."""
-
-    UNSURE = "unsure"
-    BUCKET = "bucket"
-    WINDOW = "window"
-    SLIDING = "sliding window"
+PATIENCE = 5.0
+"""Seconds that the first request of a window has to show that it began, before others go without knowing."""
 
 
 @dataclass(slots=True)
@@ -128,22 +97,21 @@ class ServerEstimate:
     _formula: BucketFormula = field(init=False, default_factory=BucketFormula)
     _returns: Returns = field(init=False)
     _sliding: SlidingWindow = field(init=False, default_factory=SlidingWindow)
-    _fits: bool = field(
-        init=False, default=False
-    )  # its answers say what only a bucket says that holds all of the limit
+    _fits: bool = field(init=False, default=False)  # answers say what only a bucket says that holds all of the limit
     _is_partial: bool = field(init=False, default=False)  # an answer said what no such bucket says
     _seen: float = field(init=False)  # the most that ever was left, and what its request took
     _is_dated: bool = field(init=False, default=False)  # an answer told when all is back
     _is_by_clock: bool = field(init=False, default=False)  # a window began sooner than a period after our first request
     _is_unopened: bool = field(init=False, default=False)  # the window is thought to be over, and nothing left since
+    _first_at: float | None = field(init=False, default=None)  # when a request left to see whether it began
+    _is_guess: bool = field(init=False, default=False)  # nothing came back yet as its period would have it, a guess
+    _lowest: tuple[float, float] | None = field(init=False, default=None)  # the least that was left, and when we heard
     _held_back: float = field(init=False, default=0.0)
     _level: float = field(init=False)
     _at: float = field(init=False, default=0.0)
     _rose_at: float = field(init=False, default=0.0)
     _newest: tuple[Departure, float] | None = field(init=False, default=None)  # and what remained then
-    _anchor: tuple[Departure, float] | None = field(
-        init=False, default=None
-    )  # the one that the next sample begins with
+    _anchor: tuple[Departure, float] | None = field(init=False, default=None)  # what the next sample begins with
     _charged: float = field(init=False, default=0.0)
     _estimated: float = field(init=False, default=0.0)
     _ratios: list[float] = field(init=False, default_factory=list)
@@ -156,6 +124,7 @@ class ServerEstimate:
         # whose reset is told to the millisecond: only buckets are, and one that holds less than its limit hides its
         # period.
         self.kind = Kind.BUCKET if told.sure or told.reset is None or told.step <= EXACTLY else Kind.UNSURE
+        self._is_guess = not told.sure and told.reset is None
         self._returns = Returns(0.0)
         self._level = self._seen = told.remaining
 
@@ -185,7 +154,7 @@ class ServerEstimate:
         if self._is_unopened and cost > 0:
             self._open(now)
         self._level -= self.factor * cost
-        if self.kind is Kind.UNSURE and cost > 0 and self._level < self._little():
+        if (self.kind is Kind.UNSURE or self._is_guess) and cost > 0 and self._level < self._little():
             self._returns.looked(now)
 
     def settled(self, more: float, now: float) -> None:
@@ -208,8 +177,12 @@ class ServerEstimate:
             overtaken = self.factor * self._around(departure)[0]  # they left before it, and may arrive after it
             self._level = self._replayed(departure, told.remaining, now) - overtaken
             return
+        if self._first_at is not None and departure.at >= self._first_at:
+            self._first_at = None
         if newest is not None:
             self._notice_window(newest, departure, told)
+        if self._is_guess and self.kind is Kind.BUCKET:
+            self._notice_refill(departure, told, now)
         self._judge_kind(departure, told)
         if self.kind is Kind.UNSURE:
             self._notice_return(newest, departure, told)
@@ -249,16 +222,31 @@ class ServerEstimate:
 
     def ready_at(self, cost: float, now: float, ahead: float = 0.0) -> float:
         """When `cost`, in our units, is there after `ahead` went first."""
-        if self.kind is Kind.UNSURE:
+        if self.kind is Kind.UNSURE or (self._is_guess and self._is_scarce(cost, now, ahead)):
             return self._look_at(cost, now, ahead)
         missing = self.need(cost) + (1 + DOUBT) * self.factor * ahead - self.level(now)
         if missing <= ROUNDING * (self.capacity + self.rate):
-            return now
+            return self._proved_at(cost, now, ahead)
         if self.kind is Kind.WINDOW:
             return self.boundary + math.ceil(missing / self.capacity) * self.per + HEADROOM
         if self.kind is Kind.SLIDING:
             return self._sliding.ready_at(missing / self.factor, now, self.traffic)
         return now + missing / self.rate
+
+    def _proved_at(self, cost: float, now: float, ahead: float) -> float:
+        """When `cost` may leave in a window that should have begun, as far as no answer has shown yet that it has."""
+        since = self._first_at if self._first_at is not None else now
+        if self._first_at is None and (self._is_dated or not self._is_unopened):
+            return now
+        taken = self.traffic.sent - self.traffic.sent_before(since) + self.traffic.waiting + ahead
+        if not taken or self.factor * (taken + cost) <= UNCONFIRMED * self.limit:
+            return now
+        return max(now + HEADROOM, since + PATIENCE) if now < since + PATIENCE else now
+
+    def _is_scarce(self, cost: float, now: float, ahead: float) -> bool:
+        """Whether so little is left that each request should look for more."""
+        ahead = (1 + DOUBT) * self.factor * ahead
+        return self.level(now) + self._held_back - self.need(cost) - ahead < self._little()
 
     def _look_at(self, cost: float, now: float, ahead: float) -> float:
         """The same where it is unknown how it comes back: the last units go one by one, and each looks for more."""
@@ -266,6 +254,8 @@ class ServerEstimate:
         if left >= self._little():
             return now
         look = self._returns.look_at(now, self.factor * cost, empty=left < 0)
+        if self.kind is Kind.WINDOW:
+            look = max(now, min(look, self.boundary + self.per + HEADROOM))
         if ahead or self.traffic.waiting > 0 or (left < 0 and self._newest_is_late(now)):
             return max(look, now + HEADROOM)  # one at a time
         return look
@@ -315,7 +305,9 @@ class ServerEstimate:
         if now <= self._at:
             return
         if self.kind is Kind.BUCKET:
-            self._level = min(self.capacity, self._level + self.rate * (now - self._at))
+            self._level = min(self.capacity, self._level + self._refill * (now - self._at))
+            if self._is_guess:
+                self._held_back = max(0.0, self._held_back - self.rate * (now - self._at))
         elif self.kind is Kind.WINDOW:
             over = self._windows_over(now)
             if over:
@@ -324,6 +316,11 @@ class ServerEstimate:
         elif self.kind is Kind.SLIDING and self._newest is not None:
             self._level = self._slid(*self._newest, now)
         self._at = now
+
+    @property
+    def _refill(self) -> float:
+        """Units per second that are counted on to come back by and by: none, before one answer showed that any does."""
+        return self.rate if self.kind is Kind.BUCKET and not self._is_guess else 0.0
 
     def _slid(self, departure: Departure, remaining: float, now: float) -> float:
         """What a window that slides has now: as much as came back of what we took, and as an answer leaves of it."""
@@ -337,8 +334,10 @@ class ServerEstimate:
         """The first request leaves after a window ended: unless more is known, the next one begins with it."""
         self._is_unopened = False
         after_a_pause = now - self.boundary > PAUSE * self.per
-        if not self._is_dated and not (self._is_by_clock and after_a_pause):
-            self.boundary = now
+        if not self._is_dated:
+            self._first_at = now
+            if not (self._is_by_clock and after_a_pause):
+                self.boundary = now
 
     def _windows_over(self, now: float) -> int:
         """How many have ended: one at the very moment that `ready_at` tells, though floats do not add up."""
@@ -348,7 +347,7 @@ class ServerEstimate:
         """What is there now, after all that left since: if no other client took anything."""
         level, at = remaining - self.factor * self.traffic.uncharged(departure), departure.at
         window = self.kind is Kind.WINDOW
-        rate = self.rate if self.kind is Kind.BUCKET else 0.0
+        rate = self._refill
         for each in self.traffic.after(departure):
             if window:
                 level = self.capacity if self._crosses(at, each.at) else level
@@ -357,9 +356,7 @@ class ServerEstimate:
             if not each.refused:
                 level -= self.factor * each.cost
             elif self.charges_refused:
-                level -= min(
-                    self.factor * each.cost, max(0.0, level)
-                )  # it had too little, and cannot charge more than that
+                level -= min(self.factor * each.cost, max(0.0, level))  # there was too little, and no more is charged
             at = each.at
         if window:
             return self.capacity if self._crosses(at, now) else level
@@ -378,7 +375,7 @@ class ServerEstimate:
         level = self._replayed(departure, remaining, now)
         earlier, later = self._around(departure)
         highest, lowest = level + self.factor * later, level - self.factor * earlier
-        if self.kind is Kind.WINDOW and self.charges_refused:
+        if (self.kind is Kind.WINDOW or self._is_guess) and self.charges_refused:
             lowest = min(lowest, self._unsent())
         if self._level > highest:
             self._level = highest
@@ -402,6 +399,7 @@ class ServerEstimate:
         self.limit, self.per, self.rate = told.limit, told.per, told.limit / told.per
         self._held_back, self._seen = 0.0, self.capacity
         self._formula, self._is_partial = BucketFormula(), False
+        self._is_guess = not told.sure and told.reset is None
         if self.kind is Kind.SLIDING:
             self.kind, self._sliding = Kind.UNSURE, SlidingWindow()
         if told.sure and self.kind is Kind.UNSURE:
@@ -418,7 +416,7 @@ class ServerEstimate:
         """See from one answer how the limit comes back: `remaining + reset × rate` is the capacity of a bucket."""
         if told.reset is None:
             return
-        self._is_dated = True
+        self._is_dated, self._is_guess = True, False
         if not told.sure:
             if told.step > EXACTLY and told.bare is None:
                 self._work_period_out(departure, told, told.reset)
@@ -489,17 +487,38 @@ class ServerEstimate:
             most = remained + self.rate * max(0.0, departure.at - before.at + 1.0) + 0.05 * self.limit + crowd
             if not told.fits and told.remaining > most and told.remaining > 0.5 * self.limit:
                 if not told.sure and departure.at - self._returns.began < 0.8 * self.per:
-                    self.kind = Kind.UNSURE  # so soon that it is no minute's
-                    self._forget_charges()
+                    self._doubt_period()  # so soon that it is no minute's
                 else:
                     self._is_by_clock = departure.at - self._returns.began < 0.9 * self.per
                     self._become_window(departure.at)
-        elif self.kind is Kind.WINDOW and (
-            told.remaining > remained + 0.05 * self.limit + crowd
-            and self._since_boundary(departure.at) > 0.25 * self.per
-        ):
-            self._is_by_clock |= self._since_boundary(departure.at) < 0.9 * self.per
-            self._become_window(departure.at)  # earlier than was thought
+        elif self.kind is Kind.WINDOW and told.remaining > remained + 0.05 * self.limit + crowd:
+            since = self._since_boundary(departure.at) / self.per
+            if 0.25 < since < 0.9 and self._is_guess:
+                self._doubt_period()
+                return
+            if since > 0.25:
+                self._is_by_clock |= since < 0.9
+                self._become_window(departure.at)  # earlier than was thought
+            self._is_guess = False
+
+    def _doubt_period(self) -> None:
+        """It came back sooner than the period has it that was assumed."""
+        self.kind, self._is_guess = Kind.UNSURE, False
+        self._forget_charges()
+
+    def _notice_refill(self, departure: Departure, told: Told, now: float) -> None:
+        """More is left than what surely was charged since the least that was left explains: it comes back by and by."""
+        if self._lowest is not None and departure.at >= self._lowest[0]:
+            heard_at, remained = self._lowest
+            charged = departure.cost if self.charges_refused else 0.0  # no server counts a request as less than one
+            for each in self.traffic.between(heard_at, departure.at) if self.charges_refused else ():
+                if each is not departure and each.charged_at is not None and each.charged_at <= departure.at:
+                    charged += each.cost
+            if told.remaining + charged - remained > max(2.0, 0.01 * self.limit):
+                self._is_guess = False
+                return
+        if self._lowest is None or told.remaining <= self._lowest[1]:
+            self._lowest = now, told.remaining
 
     def _around(self, departure: Departure) -> tuple[float, float]:
         """What left so shortly before and after a request that it may have arrived on its other side."""
@@ -513,10 +532,13 @@ class ServerEstimate:
     def _become_window(self, boundary: float) -> None:
         if self.kind is not Kind.WINDOW:
             self.kind, self.capacity = Kind.WINDOW, self.limit
-            self._forget_charges()
+            if self._is_guess:
+                self._anchor = None  # nothing was taken for refill
+            else:
+                self._forget_charges()
         elif abs(boundary - self.boundary - self.per * round((boundary - self.boundary) / self.per)) > 1.0:
             self._anchor = None
-        self.boundary, self._is_unopened = boundary, False
+        self.boundary, self._is_unopened, self._first_at = boundary, False, None
 
     # How it charges
 
@@ -529,7 +551,7 @@ class ServerEstimate:
     def _sample(self, before: Departure, remained: float, departure: Departure, remaining: float) -> None:
         """Learn from two snapshots what the server charges for what we estimate."""
         estimated, level, at, spilled = 0.0, remained, before.at, 0.0
-        refill = self.rate * (departure.at - before.at) if self.kind is Kind.BUCKET else 0.0
+        refill = self._refill * (departure.at - before.at)
         size = max(SAMPLE * self.capacity * (1.0 if self.samples else 0.3), min(self.rate, SAMPLE * self.limit))
         if max(self.factor * (departure.sent - before.sent), remained + refill - remaining) < size:
             return
@@ -542,7 +564,7 @@ class ServerEstimate:
             if each.number > departure.number:
                 break
             if self.kind is Kind.BUCKET:
-                level += self.rate * (each.at - at)
+                level += self._refill * (each.at - at)
                 spilled += max(0.0, level - self.capacity)
                 level = min(self.capacity, level)
             if self.charges_refused or not each.refused:
@@ -568,6 +590,8 @@ class ServerEstimate:
         most = min(MOST_FACTOR, MOST_STEP * self.factor)
         self.factor = min(most, max(LEAST_FACTOR, self._charged / self._estimated))
         self._charged = self.factor * self._estimated
+        if self._is_guess:
+            self.factor = max(1.0, self.factor)  # it may well have come back while it was charged
         # No server counts a request as less than one, and a few per cent more is what rounding makes of whole numbers.
         if self.charges_refused and self.factor < 1.05:
             self.factor = 1.0

@@ -1,0 +1,42 @@
+"""What one answer tells of one limit, and the ways in which limits come back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+__all__ = ["Kind", "Told"]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One limit, as one answer tells it.
+
+    Attributes:
+        limit: Units per period.
+        per: The period in seconds.
+        remaining: Units left at admission.
+        reset: Seconds until all of it is there again, whatever kind of limit that fits. None: not told.
+        sure: Whether `per` was told, and not only assumed.
+        fits: Whether all of it is what a bucket as large as the limit says.
+        step: Seconds by which the reset may have been rounded.
+        bare: The number of a reset that may mean seconds or milliseconds; `sure` is False then.
+    """
+
+    limit: float
+    per: float
+    remaining: float
+    reset: float | None = None
+    sure: bool = True
+    fits: bool = False
+    step: float = 0.001
+    bare: float | None = None
+
+
+class Kind(Enum):
+    """How a limit comes back."""
+
+    UNSURE = "unsure"
+    BUCKET = "bucket"
+    WINDOW = "window"
+    SLIDING = "sliding window"
