@@ -23,7 +23,7 @@ from penstock.testing import manual_clock
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_collections")]
 
-TOKENS = Limiter(tokens=Rate(1e6, 1e12), name="openai")
+TOKENS = Limiter(tokens=Rate(1e6, 1e12), name="openai", store=MemoryStore())
 
 
 class Model:
