@@ -184,3 +184,20 @@ async def test_an_answer_of_any_kind_reaches_the_caller_as_it_was_sent(lib, kind
                 endpoint.statistics()
     assert answered > MANY / 10
     assert not warned
+
+
+@pytest.mark.parametrize("encoding", ["é".encode("latin-1"), "é".encode(), b"\xff", b"gzip, \xe9"])
+async def test_an_encoding_that_is_no_ascii_costs_no_answer(lib, encoding):
+    """httpx2 makes no headers of such a text, which it has read itself."""
+    answer = {"usage": {"total_tokens": 3}}
+
+    def server(_):
+        return lib.Response(
+            200, headers=[(b"content-encoding", encoding)], stream=lib.ByteStream(json.dumps(answer).encode())
+        )
+
+    limits = Limiter(requests="100/s", tokens="90k/min")
+    async with limit_client(lib.AsyncClient(transport=lib.MockTransport(server)), limits) as client:
+        request = client.build_request("POST", "http://x.test/v1/chat/completions", json={"model": "m", "messages": []})
+        reply = await client.send(request, stream=True)
+        assert json.loads(b"".join([each async for each in reply.aiter_raw()])) == answer

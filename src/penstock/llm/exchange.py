@@ -339,7 +339,8 @@ class Exchange:
         encoding = response.headers.get("content-encoding", "")
         if not encoding:
             return UsageReader()
-        another = self._module.Response(200, headers={"content-encoding": encoding})  # a decoder is used up
+        said = encoding.encode(errors="surrogatepass")  # of bytes: headers that are text must be ASCII
+        another = self._module.Response(200, headers={"content-encoding": said})  # a decoder is used up
         decoder = getattr(another, "_get_content_decoder", lambda: None)()
         return UsageReader(encoding, getattr(decoder, "decode", None))
 
