@@ -111,7 +111,7 @@ FORM = 'write it like {"gpt-4o": {"requests": "500/min", "tokens": "30k/min"}, "
         ("l.json", '{"m": {"requests": 5/min}}', "l.json: it is no JSON: Expecting ',' delimiter: line 1 column 21"),
         ("l.json", "[]", "l.json: it is no object of models and their limits"),
         ("l.json", "{}", "l.json: it names no model"),
-        ("l.json", "[" * 5_000, "l.json: it is nested too deeply"),
+        ("l.json", "[" * 500_000, "l.json: it is nested too deeply"),
         ("l.json", b"\xff\xfe{\0", "l.json: byte 1 is not UTF-8"),
         ("l.json", b" " * 1_100_000, "l.json: it is longer than 1,048,576 bytes"),
         ("l.json", '{"m": "auto", "m": "requests=5/min"}', "l.json: 'm' stands there twice"),

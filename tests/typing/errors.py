@@ -19,6 +19,7 @@ from penstock import (
     Unsatisfiable,
     WouldBlockEventLoop,
 )
+from penstock.errors import Unreachable
 
 
 def not_now_says_when(error: RateLimited | QueueFull) -> None:
@@ -41,6 +42,7 @@ def a_layer_says_after_how_long(late: AttemptTimeout, broken: CircuitOpen) -> No
 
 def each_is_ours_and_one_of_pythons_own() -> None:
     _ours: list[type[PenstockError]] = [RateLimited, CircuitOpen, StoreError]
+    _passes: type[StoreError] = Unreachable
     _wrong: list[type[ValueError]] = [CostError, ConfigurationConflict]
     _late: type[TimeoutError] = AttemptTimeout
     _blocked: type[RuntimeError] = WouldBlockEventLoop

@@ -164,7 +164,7 @@ def test_the_file_of_another_program_is_left_alone(tmp_path, caplog):
     connection.close()
     ledger = Ledger(path)
     ledger(GRANTED)
-    with pytest.warns(RuntimeWarning, match="1 events could not be written .*another program"):
+    with pytest.warns(RuntimeWarning, match="1 event could not be written .*another program"):
         ledger.close(0.3)
     assert "is the database of another program" in caplog.text
     with pytest.raises(LedgerError, match="another program"):

@@ -331,8 +331,7 @@ def _admit_many(queue: Queue, now: float, grant: Grant) -> float:
         index = queue.index = Index(queue, queue.shapes())
     turn = _Turn(index, now)
     try:
-        while (waiter := turn.next_waiter()) is not None:
-            turn.serve(queue, waiter, grant)
+        _serve_all(turn, queue, grant)
     except BaseException:
         queue.index = None  # the next turn makes a new one
         raise
@@ -342,6 +341,12 @@ def _admit_many(queue: Queue, now: float, grant: Grant) -> float:
     if len(queue) <= MANY // 2:
         queue.index = None
     return next_turn
+
+
+def _serve_all(turn: _Turn, queue: Queue, grant: Grant) -> None:
+    """A loop whose way back depends on a condition stands in a function of its own (`tests/test_guards.py`)."""
+    while (waiter := turn.next_waiter()) is not None:
+        turn.serve(queue, waiter, grant)
 
 
 class _Turn:

@@ -488,20 +488,28 @@ def _serve(dispatcher_ref: ref[Dispatcher], inbox: Inbox) -> None:
 
 def _probe(dispatcher_ref: ref[Dispatcher], lost: Outage, inbox: Inbox) -> None:
     """Ask what does not answer again and again, until there is an answer or the store is not referenced any more."""
-    dispatcher, beside, pause = dispatcher_ref(), None, RETRY[0]
+    dispatcher, beside = dispatcher_ref(), None
     if dispatcher is not None and dispatcher.scheduler.outage is not lost:
         beside = dispatcher.store.beside()
+    del dispatcher  # not held while this thread sleeps
     try:
-        while True:
-            dispatcher = None  # not held while this thread sleeps
-            time.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, RETRY[1])
-            dispatcher = dispatcher_ref()
-            if dispatcher is None or not dispatcher.probe(lost, beside, inbox):
-                return
+        _probe_until_there_is_an_answer(dispatcher_ref, lost, beside, inbox)
     finally:
         if beside is not None:
             beside.disconnect()
+
+
+def _probe_until_there_is_an_answer(
+    dispatcher_ref: ref[Dispatcher], lost: Outage, beside: Store | None, inbox: Inbox
+) -> None:
+    pause = RETRY[0]
+    while True:
+        time.sleep(pause * random.uniform(0.5, 1.0))
+        pause = min(2 * pause, RETRY[1])
+        dispatcher = dispatcher_ref()
+        if dispatcher is None or not dispatcher.probe(lost, beside, inbox):
+            return
+        del dispatcher
 
 
 def _stop_all() -> None:
