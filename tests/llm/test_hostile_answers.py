@@ -188,7 +188,7 @@ async def test_an_answer_of_any_kind_reaches_the_caller_as_it_was_sent(lib, kind
 
 @pytest.mark.parametrize("encoding", ["é".encode("latin-1"), "é".encode(), b"\xff", b"gzip, \xe9"])
 async def test_an_encoding_that_is_no_ascii_costs_no_answer(lib, encoding):
-    """httpx2 makes no headers of such a text, which it has read itself."""
+    """Neither library makes headers of such a text, which it has read itself; and the usage is to be told."""
     answer = {"usage": {"total_tokens": 3}}
 
     def server(_):
@@ -197,7 +197,8 @@ async def test_an_encoding_that_is_no_ascii_costs_no_answer(lib, encoding):
         )
 
     limits = Limiter(requests="100/s", tokens="90k/min")
-    async with limit_client(lib.AsyncClient(transport=lib.MockTransport(server)), limits) as client:
+    client = lib.AsyncClient(transport=lib.MockTransport(server))
+    async with limit_client(client, limits, on_event=lambda _: None) as client:
         request = client.build_request("POST", "http://x.test/v1/chat/completions", json={"model": "m", "messages": []})
         reply = await client.send(request, stream=True)
         assert json.loads(b"".join([each async for each in reply.aiter_raw()])) == answer
