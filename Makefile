@@ -46,8 +46,8 @@ demo: ## run a real file of requests at full quota against the embedded simulato
 	$(NEEDS_RANKS) $(VENV)-demo/bin/penstock run examples/requests.jsonl -o $(DEMO) --simulate --limits "$(DEMO_LIMITS)"
 	$(VENV)-demo/bin/python examples/check_results.py examples/requests.jsonl $(DEMO)
 
+test: BESIDE := $(VENV)-openai2=requirements/openai2.txt
 test: environment ## the tests; TESTS="tests/test_x.py -k word" for some of them
-	@$(SETUP) $(VENV)-openai2=requirements/openai2.txt
 ifdef TESTS
 	$(PYTEST) $(TESTS)
 else
@@ -143,5 +143,4 @@ clean: ## remove everything that these commands made
 	find src tests benchmarks examples tools -name __pycache__ -prune -exec rm -rf {} +
 
 environment:
-	@$(SETUP) $(TESTED)
-	@tools/unpack_redis.sh .cache/tls-server
+	@tools/unpack_redis.sh .cache/tls-server & $(SETUP) $(TESTED) $(BESIDE) && wait

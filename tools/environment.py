@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,8 +41,9 @@ def main(arguments: list[str]) -> int:
             CACHE.mkdir(exist_ok=True)
             with (CACHE / "lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # a second run waits here, and then finds that all is done
-                for folder, pins in wanted.items():
-                    make(folder, pins)
+                make(UV, UV_PINS)
+                with ThreadPoolExecutor() as pool:  # they wait for downloads and disks, and not for each other
+                    list(pool.map(make, *zip(*wanted.items(), strict=True)))
     except subprocess.CalledProcessError as error:
         print(f"penstock: setting up failed: {' '.join(map(str, error.cmd))}", file=sys.stderr)
         return 2
@@ -82,8 +84,6 @@ def make(folder: Path, pins: Path) -> None:
     """
     if is_current(folder, pins):
         return
-    if folder != UV:
-        make(UV, UV_PINS)
     print(f"penstock: installing {pins.relative_to(ROOT)} into {folder.relative_to(ROOT)}", flush=True)
     keep = is_environment(folder) and is_whole(folder)
     (folder / STAMP).unlink(missing_ok=True)
