@@ -376,7 +376,7 @@ def test_a_folder_that_becomes_read_only_is_said_and_no_answer_is_lost(folder):
 # Disks that fill up
 
 
-SIZES = {"-o": 64, "--journal": 64, "--errors": 64, "--ledger": 256, "--report": 4}
+SIZES = {"-o": 64, "--journal": 64, "--errors": 64, "--ledger": 128, "--report": 4}
 """kB of a disk that is too small for a file."""
 
 
