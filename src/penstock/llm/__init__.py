@@ -21,6 +21,7 @@ What follows is pure, but for tiktoken's files and the tables:
 
     discovery        what the server can be counted on to have
     server_estimate  one limit of it, as answers tell it;  told: what one tells;  traffic: what was sent, and when
+    charge_factor    what the server charges for each unit that we estimate
     returns          how a limit comes back of which answers tell too little;  sliding_window: where it slides
     pace             the same where nothing is told;  hidden_window: where it is a window
     tables           the limits that a service has published;  prices: what models cost

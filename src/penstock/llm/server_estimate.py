@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
+from penstock.llm.charge_factor import FEWEST, ChargeFactor, Crowd
 from penstock.llm.returns import USUAL, BareResets, BucketFormula, Returns
 from penstock.llm.sliding_window import SlidingWindow
 from penstock.llm.told import Kind, Told
@@ -17,9 +18,6 @@ __all__ = ["DOUBT", "FIRST_BURST", "ServerEstimate"]
 
 DOUBT = 0.02
 """Share that is added to what left since a snapshot, for what is not known yet of how the server counts it."""
-
-DECAY = 0.8
-"""How much of what was learned about charges outlives the next sample: a memory of about five."""
 
 FIRST_BURST = 5.0
 """Seconds' worth of a limit that may be spent at once before the first sample of how the server charges."""
@@ -34,16 +32,6 @@ SAMPLE = 0.1
 
 FAIR = 0.07
 """Share of the capacity, times our share of the use, that is left to other processes: the largest user goes last."""
-
-LEAST_FACTOR, MOST_FACTOR = 0.01, 1_000.0
-
-MOST_STEP = 4.0
-"""How much larger one sample may make the factor."""
-
-_SAMPLES = 12  # whose variation is the reserve
-
-UNSEEN = 0.15
-"""That variation before there are enough samples, where the server charges for more than we count."""
 
 EXACTLY = 0.001
 """Seconds by which a reset may be rounded that is told as exactly as buckets tell theirs."""
@@ -78,8 +66,6 @@ class ServerEstimate:
         kind: Whether it refills all the time, or all at once when a window begins; or that is unknown: then nothing is
             counted on but what the newest answer said was left. Or whether each unit comes back a period after it left.
         boundary: When the window began, or one of those before it.
-        factor: What the server charges, over what we estimate.
-        samples: How often that was learned.
     """
 
     traffic: Traffic
@@ -91,8 +77,6 @@ class ServerEstimate:
     capacity: float = field(init=False)
     kind: Kind = field(init=False)
     boundary: float = field(init=False, default=0.0)
-    factor: float = field(init=False, default=1.0)
-    samples: int = field(init=False, default=0)
     _bare: BareResets = field(init=False, default_factory=BareResets)
     _formula: BucketFormula = field(init=False, default_factory=BucketFormula)
     _returns: Returns = field(init=False)
@@ -102,6 +86,7 @@ class ServerEstimate:
     _seen: float = field(init=False)  # the most that ever was left, and what its request took
     _is_dated: bool = field(init=False, default=False)  # an answer told when all is back
     _is_by_clock: bool = field(init=False, default=False)  # a window began sooner than a period after our first request
+    _is_seen: bool = field(init=False, default=False)  # that window began when an answer told of a return
     _is_unopened: bool = field(init=False, default=False)  # the window is thought to be over, and nothing left since
     _first_at: float | None = field(init=False, default=None)  # when a request left to see whether it began
     _is_guess: bool = field(init=False, default=False)  # nothing came back yet as its period would have it, a guess
@@ -112,9 +97,8 @@ class ServerEstimate:
     _rose_at: float = field(init=False, default=0.0)
     _newest: tuple[Departure, float] | None = field(init=False, default=None)  # and what remained then
     _anchor: tuple[Departure, float] | None = field(init=False, default=None)  # what the next sample begins with
-    _charged: float = field(init=False, default=0.0)
-    _estimated: float = field(init=False, default=0.0)
-    _ratios: list[float] = field(init=False, default_factory=list)
+    _charges: ChargeFactor = field(init=False, default_factory=ChargeFactor)
+    _crowd: Crowd | None = field(init=False, default=None)  # what left since nothing was under way
 
     def __post_init__(self) -> None:
         told = self.told
@@ -165,6 +149,7 @@ class ServerEstimate:
     def heard(self, departure: Departure, told: Told, now: float) -> None:
         """Hear what an answer tells. What an older one told is never put over what a newer one did."""
         self._advance(now)
+        self._notice_crowd(departure, told.remaining)
         newest = self._newest
         if newest is not None and departure.number <= newest[0].number:
             return
@@ -279,7 +264,7 @@ class ServerEstimate:
         traffic, newest = self.traffic, self._newest
         since = self.factor * (traffic.waiting + (traffic.sent - newest[0].sent if newest is not None else 0.0))
         doubt = DOUBT * since
-        deviation = self._deviation()
+        deviation = self._charges.deviation
         if deviation:
             doubt += min(0.15 * self.capacity, 2 * deviation * math.sqrt(SAMPLE * self.capacity * since))
             if self.kind is Kind.BUCKET:  # of a window it would be lost; of a bucket it is kept back once
@@ -290,14 +275,6 @@ class ServerEstimate:
             # All processes that share a bucket see the same level: the largest user leaves most of it to the others.
             doubt = doubt / self.factor + FAIR * self.capacity / self.factor
         return doubt + min(HEADROOM * self.rate, self.capacity / 2)
-
-    def _deviation(self) -> float:
-        """By what share the server's charges vary around the factor, from sample to sample."""
-        ratios = self._ratios
-        if len(ratios) < 3:
-            return UNSEEN if self.samples and self.factor > 1.1 else 0.0
-        mean = sum(ratios) / len(ratios)
-        return math.sqrt(sum((each - mean) ** 2 for each in ratios) / len(ratios))
 
     # The state
 
@@ -490,21 +467,22 @@ class ServerEstimate:
                     self._doubt_period()  # so soon that it is no minute's
                 else:
                     self._is_by_clock = departure.at - self._returns.began < 0.9 * self.per
-                    self._become_window(departure.at)
+                    self._become_window(departure.at, seen=True)
+                    self._is_guess = False  # it began when a window of that length would have
         elif self.kind is Kind.WINDOW and told.remaining > remained + 0.05 * self.limit + crowd:
             since = self._since_boundary(departure.at) / self.per
-            if 0.25 < since < 0.9 and self._is_guess:
+            if self._is_guess and 1.0 < since * self.per < 0.9 * self.per:
                 self._doubt_period()
                 return
             if since > 0.25:
                 self._is_by_clock |= since < 0.9
-                self._become_window(departure.at)  # earlier than was thought
-            self._is_guess = False
+                self._is_guess &= not self._is_seen  # one of two moments that are a period apart was told, not seen
+                self._become_window(departure.at, seen=True)  # earlier than was thought
 
     def _doubt_period(self) -> None:
         """It came back sooner than the period has it that was assumed."""
-        self.kind, self._is_guess = Kind.UNSURE, False
         self._forget_charges()
+        self.kind, self._is_guess = Kind.UNSURE, False
 
     def _notice_refill(self, departure: Departure, told: Told, now: float) -> None:
         """More is left than what surely was charged since the least that was left explains: it comes back by and by."""
@@ -529,24 +507,57 @@ class ServerEstimate:
     def _since_boundary(self, moment: float) -> float:
         return (moment - self.boundary) % self.per
 
-    def _become_window(self, boundary: float) -> None:
+    def _become_window(self, boundary: float, *, seen: bool = False) -> None:
         if self.kind is not Kind.WINDOW:
             self.kind, self.capacity = Kind.WINDOW, self.limit
-            if self._is_guess:
-                self._anchor = None  # nothing was taken for refill
-            else:
-                self._forget_charges()
+            self._forget_charges()
         elif abs(boundary - self.boundary - self.per * round((boundary - self.boundary) / self.per)) > 1.0:
             self._anchor = None
-        self.boundary, self._is_unopened, self._first_at = boundary, False, None
+        self.boundary, self._is_seen, self._is_unopened, self._first_at = boundary, seen, False, None
 
     # How it charges
 
+    @property
+    def factor(self) -> float:
+        """Units that the server charges for one of ours."""
+        return self._charges.value
+
+    @property
+    def samples(self) -> int:
+        """How often that was measured."""
+        return self._charges.samples
+
     def _forget_charges(self) -> None:
-        """What was learned of charges took something for refill that was none."""
-        self.factor, self._charged, self._estimated = 1.0, 0.0, 0.0
-        self._ratios.clear()
+        """What was learned of charges took something for refill that was none, if any was counted on."""
         self._anchor = None
+        if not self._is_guess:
+            self._charges.forget()
+
+    def _learn(self, charged: float, estimated: float) -> None:
+        # While a period is a guess, units may well have come back while others were charged. No server counts a request
+        # as less than one, and a few per cent more is what rounding makes of whole numbers.
+        one_below = 1.05 if self.charges_refused else 0.0
+        self._charges.learn(charged, estimated, least=1.0 if self._is_guess else 0.0, one_below=one_below)
+
+    def _notice_crowd(self, departure: Departure, remaining: float) -> None:
+        """Learn from all that left together, once they are answered."""
+        if self._refill or self.kind not in (Kind.WINDOW, Kind.BUCKET):
+            self._crowd = None  # what came back meanwhile is not known
+            return
+        if self._crowd is None:
+            self._crowd = Crowd()
+        crowd = self._crowd
+        if self.charges_refused or not departure.refused:
+            crowd.hear(departure, remaining)
+        if self.traffic.is_idle:
+            self._crowd = None
+            crossed = self.kind is Kind.WINDOW and self._crosses(crowd.first_at, crowd.last_at)
+            if crowd.count < FEWEST or crossed or crowd.charged < 0.3 * SAMPLE * self.capacity:
+                return
+            least, most = crowd.factors()
+            # Nothing says how much more the last of them would have taken, or what came back while a period is a guess.
+            self._charges.keep_within(least, math.inf if crowd.least <= 0 or self._is_guess else most)
+            self._held_back = 0.0
 
     def _sample(self, before: Departure, remained: float, departure: Departure, remaining: float) -> None:
         """Learn from two snapshots what the server charges for what we estimate."""
@@ -575,26 +586,15 @@ class ServerEstimate:
         if spilled > 0.5 * refill > 0 and charged < size:
             self._anchor = (departure, remaining)  # mostly a full bucket: begin anew
             return
-        too_little = max(self.factor * estimated, charged) < size
-        if estimated <= 0 or too_little or sum(self._around(departure)) > 0.2 * estimated:
+        crowd = sum(self._around(departure))
+        if estimated <= 0 or max(self.factor * estimated, charged) < size:
+            return
+        if crowd > 0.2 * estimated:  # in whatever order they arrived, it was at least
+            self._charges.keep_within(charged / (estimated + crowd))
             return
         left_in_crowd = sum(self._around(before)) > 0.2 * estimated
         self._anchor = (departure, remaining)
         if left_in_crowd and charged < 0.5 * self.factor * estimated:
             return  # what seems to be cheap may well have been in the first of the two snapshots already
-        if spilled > 0.1 * refill and self.kind is Kind.BUCKET and self.samples:
-            return  # a full bucket confirms whatever is thought of the factor
-        self._charged = DECAY * self._charged + charged
-        self._estimated = DECAY * self._estimated + estimated
-        # One sample may be of another client that took much at once, so it is believed gradually.
-        most = min(MOST_FACTOR, MOST_STEP * self.factor)
-        self.factor = min(most, max(LEAST_FACTOR, self._charged / self._estimated))
-        self._charged = self.factor * self._estimated
-        if self._is_guess:
-            self.factor = max(1.0, self.factor)  # it may well have come back while it was charged
-        # No server counts a request as less than one, and a few per cent more is what rounding makes of whole numbers.
-        if self.charges_refused and self.factor < 1.05:
-            self.factor = 1.0
-        self.samples += 1
-        self._ratios.append(charged / estimated / max(self.factor, LEAST_FACTOR))
-        del self._ratios[:-_SAMPLES]
+        if spilled <= 0.1 * refill or self.kind is not Kind.BUCKET or not self.samples:
+            self._learn(charged, estimated)  # a full bucket would confirm whatever is thought of the factor

@@ -115,6 +115,11 @@ class Traffic:
         if self._open.pop(departure.number, None) is not None:
             self.under_way -= departure.cost
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way."""
+        return not self._open
+
     def give_up(self, moment: float) -> None:
         """Take what left before that moment for lost: it is under way no longer."""
         while self._open and (first := next(iter(self._open.values()))).at < moment:

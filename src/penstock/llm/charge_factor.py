@@ -1,0 +1,125 @@
+"""What a server charges for each unit that we estimate. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from penstock.llm.traffic import Departure
+
+LEAST_FACTOR, MOST_FACTOR = 0.01, 1_000.0
+
+MOST_STEP = 4.0
+"""A factor grows at most so many times from one sample to the next."""
+
+DECAY = 0.8
+"""How much of a sample outlives the next one."""
+
+_SAMPLES = 12  # whose variation is known
+
+UNSEEN = 0.15
+"""That variation before there are enough samples, where the server charges for more than we count."""
+
+GROSSLY = 1.5
+"""How many times a factor must be off for bounds to move it. Of many bounds the highest is too high."""
+
+FEWEST = 4
+"""Requests that make a crowd of which something can be learned."""
+
+
+@dataclass(slots=True)
+class ChargeFactor:
+    """A factor, and the samples that it is made of.
+
+    Attributes:
+        value: Units that the server charges for one of ours.
+        samples: How many samples it was learned from.
+    """
+
+    value: float = 1.0
+    samples: int = 0
+    _charged: float = 0.0
+    _estimated: float = 0.0
+    _ratios: list[float] = field(default_factory=list)
+
+    def learn(self, charged: float, estimated: float, *, least: float, one_below: float) -> None:
+        """Take a sample in; believe it gradually, as it may be of another client that took much at once.
+
+        `least` is known to be charged at least, and below `one_below` it is taken for one unit for a unit.
+        """
+        self._charged = DECAY * self._charged + charged
+        self._estimated = DECAY * self._estimated + estimated
+        most = min(MOST_FACTOR, MOST_STEP * self.value)
+        self.value = min(most, max(LEAST_FACTOR, self._charged / self._estimated))
+        self._charged = self.value * self._estimated
+        self.value = max(least, self.value)
+        if self.value < one_below:
+            self.value = 1.0
+        self.samples += 1
+        self._ratios.append(charged / estimated / max(self.value, LEAST_FACTOR))
+        del self._ratios[:-_SAMPLES]
+
+    def keep_within(self, least: float, most: float = math.inf) -> None:
+        """It is at least, and at most, so much. What is only a little off is for the samples to find."""
+        if least > GROSSLY * self.value:
+            self.value = min(MOST_FACTOR, MOST_STEP * self.value, least)
+        elif most * GROSSLY < self.value:
+            self.value = max(LEAST_FACTOR, most)
+        self._charged = self.value * self._estimated
+
+    def forget(self) -> None:
+        """What was learned took something for refill that was none."""
+        self.value, self._charged, self._estimated = 1.0, 0.0, 0.0
+        self._ratios.clear()
+
+    @property
+    def deviation(self) -> float:
+        """By what share the server's charges vary around the factor, from sample to sample."""
+        ratios = self._ratios
+        if len(ratios) < 3:
+            return UNSEEN if self.samples and self.value > 1.1 else 0.0
+        mean = sum(ratios) / len(ratios)
+        return math.sqrt(sum((each - mean) ** 2 for each in ratios) / len(ratios))
+
+
+@dataclass(slots=True)
+class Crowd:
+    """Requests that left together, until all of them are answered.
+
+    In whatever order they arrived, all but the first of them were charged what is between the most and the least that
+    their answers said was left.
+
+    Attributes:
+        first_at: When the first of those left that were answered.
+        last_at: The same of the last.
+        most: The most that an answer said was left.
+        least: The least.
+        count: How many they are.
+    """
+
+    first_at: float = math.inf
+    last_at: float = -math.inf
+    most: float = -math.inf
+    least: float = math.inf
+    count: int = 0
+    _estimated: float = 0.0
+    _smallest: float = math.inf
+    _largest: float = 0.0
+
+    def hear(self, departure: Departure, remaining: float) -> None:
+        """One of them was answered, and so much was left."""
+        self.first_at, self.last_at = min(self.first_at, departure.at), max(self.last_at, departure.at)
+        self.most, self.least = max(self.most, remaining), min(self.least, remaining)
+        self._estimated += departure.cost
+        self._smallest, self._largest = min(self._smallest, departure.cost), max(self._largest, departure.cost)
+        self.count += 1
+
+    @property
+    def charged(self) -> float:
+        """Units that all but the first were charged."""
+        return self.most - self.least
+
+    def factors(self) -> tuple[float, float]:
+        """The least and the most that the server may charge for one of our units, whichever arrived first."""
+        most = self._estimated - self._largest
+        return self.charged / (self._estimated - self._smallest), self.charged / most if most > 0 else math.inf

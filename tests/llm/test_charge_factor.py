@@ -1,0 +1,85 @@
+"""What is learned of a server's charges from requests that left together."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.llm.charge_factor import ChargeFactor, Crowd
+from penstock.llm.server_estimate import ServerEstimate
+from penstock.llm.told import Told
+from penstock.llm.traffic import Departure, Traffic
+
+
+@given(
+    costs=st.lists(st.integers(1, 1_000), min_size=2, max_size=50),
+    factor=st.floats(0.01, 1_000),
+    seed=st.integers(0, 2**32),
+)
+def test_the_factor_is_within_the_bounds_in_whatever_order_a_crowd_arrives(costs, factor, seed):
+    order = random.Random(seed)
+    arriving = [Departure(number, 0.0, float(cost), 0.0) for number, cost in enumerate(costs)]
+    order.shuffle(arriving)
+    left, answers = 1e9, []
+    for departure in arriving:
+        left -= factor * departure.cost
+        answers.append((departure, left))
+    order.shuffle(answers)  # they come back in an order of their own
+    crowd = Crowd()
+    for departure, remaining in answers:
+        crowd.hear(departure, remaining)
+    least, most = crowd.factors()
+    assert least * (1 - 1e-6) <= factor <= most * (1 + 1e-6)
+
+
+def test_bounds_move_what_is_grossly_off_and_leave_the_rest_to_samples():
+    factor = ChargeFactor()
+    factor.keep_within(1.4)
+    assert factor.value == 1.0
+    for expected in (4.0, 16.0, 36.0):  # no bound makes it more than four times as large
+        factor.keep_within(36.0)
+        assert factor.value == expected
+    factor.keep_within(0.0, 2.0)
+    assert factor.value == 2.0
+
+
+@pytest.mark.parametrize("window", [10.0, 60.0])
+def test_requests_that_always_leave_together_teach_what_they_are_charged(window):
+    """A window that is told by what is left of it alone; each request is charged 36 times what was thought."""
+    limit, cost, charged = 100_000.0, 7.0, 252.0
+    traffic, order = Traffic(), random.Random(1)
+    traffic.waiting += cost
+    first = traffic.left(cost, 0.0)
+    estimate = ServerEstimate(traffic, Told(limit, 60.0, limit - charged, sure=False), False)
+    estimate.begin(first, 0.1, cautious=True)
+    traffic.arrived(first)
+    now, begins, left, used, sent, refused = 0.1, 0.0, limit - charged, [], 0, 0
+    while now < 300.0:
+        crowd = []
+        while len(crowd) < 200 and estimate.ready_at(cost, now) <= now:
+            traffic.waiting += cost
+            crowd.append(traffic.left(cost, now))
+            estimate.charge(cost, now)
+        if not crowd:
+            now = min(max(now + 0.01, estimate.ready_at(cost, now)), 300.0)
+            continue
+        if now >= begins + window:
+            used.append(limit - left)
+            begins, left = now, limit
+        answers = []
+        for departure in sorted(crowd, key=lambda each: each.number + order.uniform(0, 10)):
+            refused += left < charged
+            left = max(0.0, left - charged)
+            answers.append((departure, left))
+        sent += len(crowd)
+        now += 0.1
+        for departure, remaining in sorted(answers, key=lambda each: each[0].number + order.uniform(0, 10)):
+            traffic.arrived(departure)
+            departure.charged_at = now
+            estimate.heard(departure, Told(limit, 60.0, remaining, sure=False), now)
+    assert estimate.factor == pytest.approx(36.0, rel=0.1)
+    assert refused <= 0.01 * sent
+    assert sum(used[1:]) >= 0.9 * limit * len(used[1:])
