@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
 
 
 def run(kind: str, name: str) -> bool:
-    """Set an environment up and run the kind's tests in it, and keep their rows if they passed; whether they did."""
+    """Set an environment up and run the kind's tests in it, and keep their rows; whether they passed."""
     environment = f".venv-field-{kind}-{name}"
     pins = f"tests/field/{kind}/{name}.txt"
     setup = [sys.executable, "tools/environment.py", f"{environment}={pins}"]
@@ -65,9 +65,11 @@ def run(kind: str, name: str) -> bool:
         variables["PATH"] = f"{python.parent}{os.pathsep}{variables['PATH']}"
         tests = [python, "-m", "pytest", "-q", "-c", HERE / "pytest.ini", "--rootdir", HERE, HERE / kind]
         passed = subprocess.run(tests, cwd=ROOT, env=variables, check=False).returncode == 0
-        if passed:
-            kept_in(kind, name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(rows, kept_in(kind, name))
+        kept = kept_in(kind, name) if passed else failed_in(kind, name)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(rows, kept)
+    if not passed:
+        print("\n".join(tables_of(read(kept))))
     return passed
 
 
@@ -76,9 +78,19 @@ def kept_in(kind: str, name: str) -> Path:
     return ROOT / f".cache/field/{kind}/{name}.jsonl"
 
 
+def failed_in(kind: str, name: str) -> Path:
+    """The file with the rows of the last run that failed: they took as long to measure."""
+    return kept_in(kind, name).with_suffix(".failed.jsonl")
+
+
 def rows_of(kind: str, name: str) -> list[dict]:
-    """What that run measured."""
-    return [json.loads(line) for line in kept_in(kind, name).read_text().splitlines()]
+    """What the last run measured that passed."""
+    return read(kept_in(kind, name))
+
+
+def read(file: Path) -> list[dict]:
+    """The rows in a file."""
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def is_of_today(kind: str, name: str) -> bool:
