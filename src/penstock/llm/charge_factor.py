@@ -21,7 +21,7 @@ UNSEEN = 0.15
 """That variation before there are enough samples, where the server charges for more than we count."""
 
 GROSSLY = 1.5
-"""How many times a factor must be off for bounds to move it. Of many bounds the highest is too high."""
+"""How many times the factor a bound must be to raise it: charges vary, and the highest of many bounds is too high."""
 
 FEWEST = 4
 """Requests that make a crowd of which something can be learned."""
@@ -59,13 +59,11 @@ class ChargeFactor:
         self._ratios.append(charged / estimated / max(self.value, LEAST_FACTOR))
         del self._ratios[:-_SAMPLES]
 
-    def keep_within(self, least: float, most: float = math.inf) -> None:
-        """It is at least, and at most, so much. What is only a little off is for the samples to find."""
+    def raise_to(self, least: float) -> None:
+        """It is at least so much. What is only a little more is for the samples to find."""
         if least > GROSSLY * self.value:
             self.value = min(MOST_FACTOR, MOST_STEP * self.value, least)
-        elif most * GROSSLY < self.value:
-            self.value = max(LEAST_FACTOR, most)
-        self._charged = self.value * self._estimated
+            self._charged = self.value * self._estimated
 
     def forget(self) -> None:
         """What was learned took something for refill that was none."""
@@ -104,14 +102,13 @@ class Crowd:
     count: int = 0
     _estimated: float = 0.0
     _smallest: float = math.inf
-    _largest: float = 0.0
 
     def hear(self, departure: Departure, remaining: float) -> None:
         """One of them was answered, and so much was left."""
         self.first_at, self.last_at = min(self.first_at, departure.at), max(self.last_at, departure.at)
         self.most, self.least = max(self.most, remaining), min(self.least, remaining)
         self._estimated += departure.cost
-        self._smallest, self._largest = min(self._smallest, departure.cost), max(self._largest, departure.cost)
+        self._smallest = min(self._smallest, departure.cost)
         self.count += 1
 
     @property
@@ -119,7 +116,8 @@ class Crowd:
         """Units that all but the first were charged."""
         return self.most - self.least
 
-    def factors(self) -> tuple[float, float]:
-        """The least and the most that the server may charge for one of our units, whichever arrived first."""
-        most = self._estimated - self._largest
-        return self.charged / (self._estimated - self._smallest), self.charged / most if most > 0 else math.inf
+    @property
+    def least_factor(self) -> float:
+        """What the server charges for one of our units at least, whichever arrived first."""
+        others = self._estimated - self._smallest
+        return self.charged / others if others > 0 else 0.0

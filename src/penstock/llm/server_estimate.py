@@ -554,9 +554,7 @@ class ServerEstimate:
             crossed = self.kind is Kind.WINDOW and self._crosses(crowd.first_at, crowd.last_at)
             if crowd.count < FEWEST or crossed or crowd.charged < 0.3 * SAMPLE * self.capacity:
                 return
-            least, most = crowd.factors()
-            # Nothing says how much more the last of them would have taken, or what came back while a period is a guess.
-            self._charges.keep_within(least, math.inf if crowd.least <= 0 or self._is_guess else most)
+            self._charges.raise_to(crowd.least_factor)
             self._held_back = 0.0
 
     def _sample(self, before: Departure, remained: float, departure: Departure, remaining: float) -> None:
@@ -590,7 +588,7 @@ class ServerEstimate:
         if estimated <= 0 or max(self.factor * estimated, charged) < size:
             return
         if crowd > 0.2 * estimated:  # in whatever order they arrived, it was at least
-            self._charges.keep_within(charged / (estimated + crowd))
+            self._charges.raise_to(charged / (estimated + crowd))
             return
         left_in_crowd = sum(self._around(before)) > 0.2 * estimated
         self._anchor = (departure, remaining)
