@@ -488,6 +488,14 @@ _holds: weakref.WeakSet[Hold] = weakref.WeakSet()
 _FIRST_GAP, _LONGEST_GAP = 0.5, 600.0  # seconds
 
 
+def _held() -> tuple[Hold, ...]:
+    while True:
+        try:
+            return tuple(_holds)
+        except RuntimeError:  # another thread has added one meanwhile
+            continue
+
+
 class _Collector:
     """Finds answers that cannot be read any more, where something waits for the places that they have.
 
@@ -503,7 +511,7 @@ class _Collector:
     def free_a_place(self, endpoint: Endpoint, limiter: Limiter, charges: Mapping[str, float]) -> None:
         """Have the places of lost answers come back, if a request would have to wait for one."""
         now = clock.now()
-        if now < self._not_before or not any(each.may_be_lost(endpoint) for each in tuple(_holds)):
+        if now < self._not_before or not any(each.may_be_lost(endpoint) for each in _held()):
             return
         try:
             blocked_by = limiter.forecast(charges).blocked_by
