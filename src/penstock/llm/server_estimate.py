@@ -541,13 +541,13 @@ class ServerEstimate:
 
     def _notice_crowd(self, departure: Departure, remaining: float) -> None:
         """Learn from all that left together, once they are answered."""
-        if self._refill or self.kind not in (Kind.WINDOW, Kind.BUCKET):
-            self._crowd = None  # what came back meanwhile is not known
+        if self._refill or self.charges_refused or self.kind not in (Kind.WINDOW, Kind.BUCKET):
+            self._crowd = None  # what came back meanwhile is not known, or a request is one whatever it carries
             return
         if self._crowd is None:
             self._crowd = Crowd()
         crowd = self._crowd
-        if self.charges_refused or not departure.refused:
+        if not departure.refused:
             crowd.hear(departure, remaining)
         if self.traffic.is_idle:
             self._crowd = None
@@ -588,7 +588,8 @@ class ServerEstimate:
         if estimated <= 0 or max(self.factor * estimated, charged) < size:
             return
         if crowd > 0.2 * estimated:  # in whatever order they arrived, it was at least
-            self._charges.raise_to(charged / (estimated + crowd))
+            if not self.charges_refused:
+                self._charges.raise_to(charged / (estimated + crowd))
             return
         left_in_crowd = sum(self._around(before)) > 0.2 * estimated
         self._anchor = (departure, remaining)
