@@ -481,7 +481,7 @@ class ServerEstimate:
 
     def _doubt_period(self) -> None:
         """It came back sooner than the period has it that was assumed."""
-        self._forget_charges()
+        self._forget_charges(keep=self._is_guess and not self.charges_refused)
         self.kind, self._is_guess = Kind.UNSURE, False
 
     def _notice_refill(self, departure: Departure, told: Told, now: float) -> None:
@@ -510,7 +510,7 @@ class ServerEstimate:
     def _become_window(self, boundary: float, *, seen: bool = False) -> None:
         if self.kind is not Kind.WINDOW:
             self.kind, self.capacity = Kind.WINDOW, self.limit
-            self._forget_charges()
+            self._forget_charges(keep=self._is_guess)
         elif abs(boundary - self.boundary - self.per * round((boundary - self.boundary) / self.per)) > 1.0:
             self._anchor = None
         self.boundary, self._is_seen, self._is_unopened, self._first_at = boundary, seen, False, None
@@ -527,10 +527,10 @@ class ServerEstimate:
         """How often that was measured."""
         return self._charges.samples
 
-    def _forget_charges(self) -> None:
+    def _forget_charges(self, *, keep: bool) -> None:
         """What was learned of charges took something for refill that was none, if any was counted on."""
         self._anchor = None
-        if not self._is_guess:
+        if not keep:
             self._charges.forget()
 
     def _learn(self, charged: float, estimated: float) -> None:
