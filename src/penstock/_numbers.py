@@ -62,7 +62,7 @@ def read_count(value: Any, least: int = 1) -> int | None:
     if is_bool(value):
         return None
     try:
-        number = index(value)
+        number = value if type(value) is int else index(value)
     except Exception:  # noqa: BLE001 - no whole number, or a class of a user's that refuses
         return None
     return number if number >= least else None

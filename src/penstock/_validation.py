@@ -131,13 +131,21 @@ keep them."""
 
 def read_priority(priority: Any) -> int:
     """The priority, as an int."""
-    try:
-        whole = index(priority)  # a whole number of any kind, numpy's too
+    try:  # a whole number of any kind, numpy's too; of a plain one without a call, in which a signal handler may raise
+        whole: int = priority if type(priority) is int else index(priority)
     except Exception:  # noqa: BLE001 - a class of a user's may refuse in its own way
         raise ValueError(f"priority must be a whole number (higher goes first), not {priority!r}") from None
     if abs(whole) > MOST_URGENT:
         raise ValueError("priority must be between -2**53 and 2**53, so that waiting still makes a difference")
     return whole
+
+
+_PLAIN = frozenset({bool, bytes, float, int, str, type(None)})
+
+
+def is_plain(value: object) -> bool:
+    """Whether it can neither refuse to be hashed nor to be compared: an exception meanwhile is a signal handler's."""
+    return type(value) in _PLAIN or (type(value) is tuple and all(map(is_plain, value)))
 
 
 def equals_itself(value: object) -> bool:
@@ -158,6 +166,8 @@ def check_findable(what: str, value: object) -> None:
     try:
         hash(value)
     except Exception as error:
+        if is_plain(value):
+            raise
         raise ValueError(f"{what} must be hashable, such as a string or a tuple, not {value!r}") from error
     if not equals_itself(value):
         raise ValueError(f"{what} must equal itself, which {value!r} does not: it would not be found again")

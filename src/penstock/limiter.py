@@ -37,6 +37,7 @@ from penstock._validation import (
     check_options,
     exact_costs,
     exact_heard,
+    is_plain,
     merge_given,
     read_flow,
     read_limits,
@@ -59,7 +60,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 Limits = LimitLike | list[LimitLike] | tuple[LimitLike, ...]
 
 _USUAL = 0  # the priority of a call that says nothing of it: by identity, as a user's number may refuse to compare
-
 _MOST_COSTS = 1_000
 """Costs that a limiter remembers the bindings of."""
 
@@ -213,11 +213,7 @@ class Limiter:
         """
         if given is None:
             words: Any = options.popitem() if len(options) == 1 else (*options.items(),)  # the former is faster
-            try:
-                call = self._calls.get(words)
-            except Exception:  # noqa: BLE001
-                call = None  # something that cannot be looked up, as an array of one number
-            if call is None:
+            if (call := self._known(words)) is None:
                 return self._make_call(options or dict([words] if words else []), None, words)
             if not call._binding.charge.held:
                 return call
@@ -269,17 +265,23 @@ class Limiter:
                 if len(quick) >= _MOST_COSTS:
                     quick.clear()
                 quick[key] = (call._binding.charge, type(call), call._terms) if of_key else call
-        except Exception:  # noqa: BLE001, S110
-            pass  # something that cannot be looked up, as an array of one number
+        except Exception:
+            if is_plain((*options.values(),)):
+                raise  # else it cannot be looked up, as an array of one number
+
+    def _known(self, words: tuple[Any, ...]) -> Any:
+        try:
+            return self._calls.get(words)
+        except Exception:
+            if is_plain(words):
+                raise
+            return None  # something that cannot be looked up, as an array of one number
 
     def _call_of(self, costs: Mapping[str, Any]) -> Call:
         """The call of these costs, none of which is a function."""
         words = (*costs.items(),)[0] if len(costs) == 1 else (*costs.items(),)
         plain = RESERVED.isdisjoint(costs)  # else the words are those of another call: `limiter(flow="alice")`
-        try:
-            call: Call | None = self._calls.get(words) if plain else None
-        except Exception:  # noqa: BLE001 - as there
-            call = None
+        call: Call | None = self._known(words) if plain else None
         if call is None:
             if any(map(callable, costs.values())):
                 raise CostError("a cost may be a function of the call's arguments in a decorator only")

@@ -9,9 +9,9 @@ from contextlib import suppress
 
 import pytest
 
-from penstock import Limiter, Rate, RateLimited, calendar, in_flight, sliding
+from penstock import Keyed, Limiter, Rate, RateLimited, calendar, in_flight, sliding
 from penstock.stores import MemoryStore
-from tests.limiter.interrupts import every_point, raise_interrupted
+from tests.limiter.interrupts import at_point, every_point, raise_interrupted
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -147,3 +147,44 @@ def test_a_name_that_a_handler_uses_first_has_one_state(name):
     found, points = every_point(handler, Named, make_or_use, wrong)
     assert points > 20
     assert found == {}
+
+
+class TimeUpError(Exception):
+    """What the handler of an alarm raises, as Celery's does at a soft time limit."""
+
+
+def by_key(**options):
+    return Keyed(requests="10/min", tokens="1k/min")["a"](tokens=5, **options)
+
+
+def of_a_limiter(**options):
+    return Limiter(requests="10/min", tokens="1k/min", max_queue=3)(tokens=5, **options)
+
+
+@pytest.mark.parametrize("make", [of_a_limiter, by_key])
+@pytest.mark.parametrize("options", [{}, {"priority": 3, "flow": "a", "max_wait": 2}])
+def test_what_a_handler_raises_reaches_the_caller_at_any_point(make, options):
+    """It is neither swallowed, nor taken for a number or a flow that is wrong."""
+    raised, others, number, point = [], {}, 0, ""
+
+    def time_up():
+        raised.append(number)
+        raise TimeUpError
+
+    def call():
+        try:
+            with make(**options):
+                pass
+        except TimeUpError:
+            raised.clear()
+        except Exception as error:
+            others[number] = error
+
+    while point is not None:
+        point = at_point(number, time_up, call)
+        if raised and "__del__" not in (point or ""):  # whose exceptions Python ignores
+            others.setdefault(number, "swallowed")
+        raised.clear()
+        number += 1
+    assert others == {}
+    assert number > 100

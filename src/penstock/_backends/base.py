@@ -165,8 +165,9 @@ class Charge:
         self.grant = grant
         self.release: Callable[[Grant], bool] | None = None
         self.shape: str = ""
-        self.held: bool = any(state.meter.held for state, _ in charges)
-        self.watched: bool = any(state.meter.held and getattr(state.limit, "ttl", None) is None for state, _ in charges)
+        held = [state for state, _ in charges if state.meter.held]
+        self.held: bool = bool(held)
+        self.watched: bool = None in [getattr(state.limit, "ttl", None) for state in held]
 
 
 def words_of(cost: Mapping[str, Any]) -> Any:

@@ -37,7 +37,7 @@ from penstock._backends.limit_set import LimitSet
 from penstock._backends.local import LocalBackend
 from penstock._backends.queue import WaitQueue
 from penstock._core.turns import LimitState
-from penstock._validation import RESERVED, exact_costs
+from penstock._validation import RESERVED, exact_costs, is_plain
 from penstock.errors import CostError
 from penstock.limits import Limit
 from penstock.stores.memory import MemoryStore
@@ -346,7 +346,9 @@ class KeyStates:
         plain = RESERVED.isdisjoint(cost)  # else the words are those of another call: `per_user[key](flow="alice")`
         try:
             charge = self.charges.get(words_of(cost)) if plain else None
-        except Exception:  # noqa: BLE001
+        except Exception:
+            if is_plain((*cost.values(),)):
+                raise
             charge = None  # something that cannot be looked up, as an array of one number
         if charge is None:
             locked = not self.plain
