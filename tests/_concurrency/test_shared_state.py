@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 import threading
+from weakref import WeakSet
 
 import pytest
 
 from penstock import Adaptive, Limiter, circuit_breaker, hedge
-from penstock._concurrency.shared_state import SharedState
+from penstock._concurrency.shared_state import SharedState, members
 from tests.alarms import alarms
 
 
@@ -153,3 +154,19 @@ def test_what_is_dropped_is_gone(make):
     del one
     gc.collect()
     assert len(shared_state._alive) == before
+
+
+def test_all_are_found_while_other_threads_add_some():
+    """A plain look fails with "Set changed size during iteration"."""
+
+    class Growing(WeakSet):
+        looks = 0
+
+        def __iter__(self):
+            self.looks += 1
+            if self.looks < 3:
+                raise RuntimeError("Set changed size during iteration")
+            return super().__iter__()
+
+    counter = Counter()
+    assert members(Growing([counter])) == [counter]

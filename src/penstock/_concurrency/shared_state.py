@@ -25,8 +25,20 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import AbstractContextManager
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, TypeVar
 from weakref import WeakSet
+
+Member = TypeVar("Member")
+
+
+def members(of: WeakSet[Member]) -> list[Member]:
+    """All that are in it now. While another thread adds one, a look fails, and is repeated."""
+    while True:
+        try:
+            return list(of)
+        except RuntimeError:  # changed size during iteration
+            continue
+
 
 _alive: WeakSet[SharedState] = WeakSet()
 
@@ -64,7 +76,7 @@ class SharedState(OfThisProcess):
 
 
 def _renew_locks() -> None:
-    for each in list(_alive):
+    for each in members(_alive):
         each._lock = threading.RLock()
 
 

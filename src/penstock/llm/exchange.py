@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from penstock import InFlight, clock
+from penstock._concurrency.shared_state import members
 from penstock._numbers import exact, read_seconds, show_seconds
 from penstock._turn import Turn, turn_here
 from penstock.errors import CostError, PenstockError, RateLimited, Unsatisfiable
@@ -488,14 +489,6 @@ _holds: weakref.WeakSet[Hold] = weakref.WeakSet()
 _FIRST_GAP, _LONGEST_GAP = 0.5, 600.0  # seconds
 
 
-def _held() -> tuple[Hold, ...]:
-    while True:
-        try:
-            return tuple(_holds)
-        except RuntimeError:  # another thread has added one meanwhile
-            continue
-
-
 class _Collector:
     """Finds answers that cannot be read any more, where something waits for the places that they have.
 
@@ -511,7 +504,7 @@ class _Collector:
     def free_a_place(self, endpoint: Endpoint, limiter: Limiter, charges: Mapping[str, float]) -> None:
         """Have the places of lost answers come back, if a request would have to wait for one."""
         now = clock.now()
-        if now < self._not_before or not any(each.may_be_lost(endpoint) for each in _held()):
+        if now < self._not_before or not any(each.may_be_lost(endpoint) for each in members(_holds)):
             return
         try:
             blocked_by = limiter.forecast(charges).blocked_by

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
+from penstock._concurrency.shared_state import members
 from penstock.errors import ConfigurationConflict
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _show(limits: Mapping[str, tuple[Limit, ...]]) -> str:
 
 
 def _before_fork() -> None:
-    for store in sorted(_all, key=id):
+    for store in sorted(members(_all), key=id):
         # If another thread held it at the moment of the fork, it would stay held in the child.
         store.lock.acquire()
         _forking.append(store)

@@ -29,6 +29,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from penstock import clock
+from penstock._concurrency.shared_state import members
 from penstock._numbers import Seconds, number_of, read_seconds
 from penstock.errors import PenstockError
 from penstock.llm.prices import Prices
@@ -462,7 +463,7 @@ _inherited: list[sqlite3.Connection] = []  # of a parent, which must not even be
 
 
 def _each(do: Any) -> Any:
-    return lambda: [do(writer) for writer in list(_writers)]
+    return lambda: [do(writer) for writer in members(_writers)]
 
 
 if hasattr(os, "register_at_fork"):

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
+from penstock._concurrency.shared_state import members
 from penstock._core import ledger
 from penstock._core.windows import period_around
 from penstock.errors import StoreError
@@ -258,22 +259,25 @@ def _unescaped(name: str) -> str:
 
 
 _all: weakref.WeakSet[Records] = weakref.WeakSet()
+_forking: list[Records] = []
 
 
 def _before_fork() -> None:
     """A child must not have SQLite's idea of its parent's locks, nor a connection that its parent reads."""
-    for records in list(_all):
+    for records in members(_all):
         records.lock.acquire()
+        _forking.append(records)
         records._own.disconnect()
 
 
 def _after_fork_in_parent() -> None:
-    for records in list(_all):
-        records.lock.release()
+    while _forking:
+        _forking.pop().lock.release()
 
 
 def _after_fork_in_child() -> None:
-    for records in list(_all):
+    _forking.clear()
+    for records in members(_all):
         records.lock = threading.RLock()
 
 

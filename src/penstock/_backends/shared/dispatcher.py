@@ -33,6 +33,7 @@ from penstock._backends.shared.requests import SharedRequest
 from penstock._backends.shared.scheduler import Scheduler
 from penstock._backends.shared.wire import BatchInFlight, Outage
 from penstock._concurrency.parking import wake_all
+from penstock._concurrency.shared_state import members
 from penstock.errors import PenstockError, StoreError
 from penstock.events import StoreLost, StoreRecovered, emit
 from penstock.limits import Limit
@@ -514,7 +515,7 @@ def _probe_until_there_is_an_answer(
 
 def _stop_all() -> None:
     """At the end of the process: send what is left to send, for no longer than the most patient store."""
-    dispatchers = list(_all)
+    dispatchers = members(_all)
     threads = [thread for thread in [dispatcher.stop_soon() for dispatcher in dispatchers] if thread is not None]
     until = clock.now() + max((dispatcher.store.patience for dispatcher in dispatchers), default=0.0) + 1.0
     for thread in threads:
@@ -526,7 +527,7 @@ _forking: list[tuple[Dispatcher, bool]] = []
 
 
 def _before_fork() -> None:
-    for dispatcher in list(_all):
+    for dispatcher in members(_all):
         dispatcher.lock.acquire()  # held by another thread at the moment of the fork, it would stay held in the child
         quiet = dispatcher.store.quiet_at_fork
         if quiet:
