@@ -144,6 +144,20 @@ class Connects:
         monkeypatch.setattr(loop, "sock_connect", sock_connect)
 
 
+def all_answered_beside(trouble, folder, base_url):
+    """Run 200 rows while another thread makes trouble; the summary, which knows of each that was sent again."""
+    thread = threading.Thread(target=trouble)
+    thread.start()
+    command = ["run", "in.jsonl", "-o", "out.jsonl", "--base-url", base_url, "--quiet"]
+    code = main([*command, "--limits", "requests=3000/min burst 20"])
+    thread.join()
+    assert code == 0
+    assert len(names_in(folder / "out.jsonl")) == 200
+    summary = json.loads((folder / "out.summary.json").read_text())
+    assert (summary["sent"] - 200, summary["failed"]) == (summary["lost"], 0)
+    return summary
+
+
 def test_a_server_that_is_lost_is_knocked_at_by_one_row_at_a_time_and_costs_none(folder, monkeypatch, port):
     """Over real sockets, for seconds that grow as minutes would: one pause for all, one probe, and a connection that
     is refused is no attempt."""
@@ -160,16 +174,8 @@ def test_a_server_that_is_lost_is_knocked_at_by_one_row_at_a_time_and_costs_none
         gone.append(time.monotonic())
         servers.append(serving(port, *options))
 
-    thread = threading.Thread(target=lose)
-    thread.start()
-    command = ["run", "in.jsonl", "-o", "out.jsonl", "--base-url", f"http://127.0.0.1:{port}/v1", "--quiet"]
-    code = main([*command, "--limits", "requests=3000/min burst 20"])
-    thread.join()
+    summary = all_answered_beside(lose, folder, f"http://127.0.0.1:{port}/v1")
     end(servers.pop())
-    assert code == 0
-    assert len(names_in(folder / "out.jsonl")) == 200
-    summary = json.loads((folder / "out.summary.json").read_text())
-    assert (summary["sent"] - 200, summary["failed"]) == (summary["lost"], 0)
     # Those that were under way knock once each; then one goes at a time, each later than the one before.
     probes = [moment for moment, _ in connects.refused if gone[0] + 1 < moment < gone[1]]
     assert 1 <= len(probes) <= 4
@@ -206,16 +212,8 @@ def test_a_name_that_no_longer_resolves_costs_no_row(folder, monkeypatch, port):
         time.sleep(2)
         away.clear()
 
-    thread = threading.Thread(target=lose)
-    thread.start()
-    command = ["run", "in.jsonl", "-o", "out.jsonl", "--base-url", f"http://service.test:{port}/v1", "--quiet"]
-    code = main([*command, "--limits", "requests=3000/min burst 20"])
-    thread.join()
+    all_answered_beside(lose, folder, f"http://service.test:{port}/v1")
     end(servers.pop())
-    assert code == 0
-    assert len(names_in(folder / "out.jsonl")) == 200
-    summary = json.loads((folder / "out.summary.json").read_text())
-    assert (summary["sent"] - 200, summary["failed"]) == (summary["lost"], 0)
     assert 1 <= len(asked) <= 20 + 10
 
 

@@ -492,9 +492,8 @@ _FIRST_GAP, _LONGEST_GAP = 0.5, 600.0  # seconds
 class _Collector:
     """Finds answers that cannot be read any more, where something waits for the places that they have.
 
-    Some SDKs' streams refer to themselves, so that only the garbage collector sees that one was left. It is run only if
-    a place is waited for and an answer is there that no caller reads at this moment; if it finds nothing, it is not run
-    again for a while, and longer each time.
+    Some SDKs' streams refer to themselves, so that only the garbage collector sees that one was left. It is run if a
+    place is waited for and no caller reads one of the answers; after a run in vain not for a while, longer each time.
     """
 
     def __init__(self) -> None:
@@ -503,8 +502,7 @@ class _Collector:
 
     def free_a_place(self, endpoint: Endpoint, limiter: Limiter, charges: Mapping[str, float]) -> None:
         """Have the places of lost answers come back, if a request would have to wait for one."""
-        now = clock.now()
-        if now < self._not_before or not any(each.may_be_lost(endpoint) for each in members(_holds)):
+        if clock.now() < self._not_before or not any(each.may_be_lost(endpoint) for each in members(_holds)):
             return
         try:
             blocked_by = limiter.forecast(charges).blocked_by
