@@ -6,6 +6,8 @@ import errno
 import json
 import math
 import os
+import threading
+import time
 
 import pytest
 
@@ -438,3 +440,24 @@ def test_errors_may_go_to_a_pipe(out):
     assert json.loads(os.read(reading, 1_000))["custom_id"] == "a"
     os.close(reading)
     os.close(writing)
+
+
+def test_what_a_pipe_has_not_taken_yet_is_written_before_it_is_closed(out):
+    """Also where a run ends with an error, and nothing waits for the reader before."""
+    reading, writing = os.pipe()
+    read = []
+
+    def slowly():
+        time.sleep(0.2)
+        while chunk := os.read(reading, 65_536):
+            read.append(chunk)
+
+    reader = threading.Thread(target=slowly)
+    reader.start()
+    with Results(out, output.Path(f"/dev/fd/{writing}")) as results:
+        os.close(writing)
+        for number in range(5):
+            results.fail(row(f"row-{number}"), "x", "y" * 100_000)  # more than a pipe holds
+    reader.join(60)
+    os.close(reading)
+    assert [json.loads(line)["custom_id"] for line in b"".join(read).splitlines()] == [f"row-{n}" for n in range(5)]

@@ -199,7 +199,7 @@ class Pipe:
 
     def __init__(self, file: Appended) -> None:
         self._file = file
-        self._queue: queue.SimpleQueue[bytes | threading.Event] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[bytes | threading.Event | None] = queue.SimpleQueue()
         self._error: tuple[OutputError] | None = None
         self._thread: threading.Thread | None = None
         self.waiting: int = 0
@@ -240,9 +240,14 @@ class Pipe:
                     break
         self.check()
 
+    def end(self) -> None:
+        """Return when all is written, or cannot be. Before the file is closed: its number may soon be another's."""
+        self._queue.put(None)
+        while self._thread is not None and self._thread.is_alive() and self._error is None:
+            self._thread.join(0.05)
+
     def _run(self) -> None:
-        while True:
-            line = self._queue.get()
+        while (line := self._queue.get()) is not None:
             if isinstance(line, threading.Event):
                 line.set()
                 continue

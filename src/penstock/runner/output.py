@@ -411,6 +411,9 @@ class Results:
             OutputError: The disk did not take it.
         """
         self._syncer.stop()
+        for pipe in (self._pipe, self._errors_pipe):
+            if pipe is not None:
+                pipe.end()
         self._stack.close()
 
     def __enter__(self) -> Self:
