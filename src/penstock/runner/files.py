@@ -185,9 +185,9 @@ class Appended:
         try:
             self.sync()
         finally:
+            descriptor, self.descriptor = self.descriptor, -1  # first: its number may be another's at once
             if self._is_ours:
-                os.close(self.descriptor)
-            self.descriptor = -1
+                os.close(descriptor)
 
     def _lock(self, option: str) -> None:
         if self.is_regular and self._is_ours and not try_lock(self.descriptor):
