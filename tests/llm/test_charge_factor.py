@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -91,3 +92,37 @@ def test_requests_that_always_leave_together_teach_what_they_are_charged(window)
     assert estimate.factor == pytest.approx(36.0, rel=0.1)
     assert refused <= 0.01 * sent
     assert sum(used[1:]) >= 0.9 * limit * len(used[1:])
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_whatever_a_server_tells_of_whichever_requests_it_refuses_is_heard(seed):
+    """Levels and resets that contradict each other; a crowd of which all were refused."""
+    chance = random.Random(seed)
+    traffic, limit, per = Traffic(), chance.choice([1.0, 10.0, 100.0, 1e5]), chance.choice([1.0, 60.0, 86_400.0])
+
+    def told():
+        level, reset = chance.choice([0.0, limit, limit * chance.random(), 1e15]), chance.choice([None, 0.0, per])
+        return Told(chance.choice([limit, 2 * limit]), per, level, reset, sure=chance.random() < 0.5)
+
+    traffic.waiting += 1
+    first = traffic.left(1.0, 0.0)
+    estimate = ServerEstimate(traffic, told(), chance.random() < 0.5)
+    estimate.begin(first, 0.1, cautious=True)
+    traffic.arrived(first)
+    now = 0.1
+    for _ in range(60):
+        ready = estimate.ready_at(1.0, now)
+        assert math.isfinite(ready)
+        now = max(now, ready)
+        crowd = []
+        while len(crowd) < 8 and estimate.ready_at(1.0, now) <= now:
+            traffic.waiting += 1
+            crowd.append(traffic.left(1.0, now))
+            estimate.charge(1.0, now)
+        now += chance.random()
+        for departure in chance.sample(crowd, len(crowd)):
+            if chance.random() < 0.3:
+                traffic.refused(departure)
+            traffic.arrived(departure)
+            departure.charged_at = now
+            estimate.heard(departure, told(), now)

@@ -551,8 +551,9 @@ class ServerEstimate:
             crowd.hear(departure, remaining)
         if self.traffic.is_idle:
             self._crowd = None
-            crossed = self.kind is Kind.WINDOW and self._crosses(crowd.first_at, crowd.last_at)
-            if crowd.count < FEWEST or crossed or crowd.charged < 0.3 * SAMPLE * self.capacity:
+            if crowd.count < FEWEST or crowd.charged < 0.3 * SAMPLE * self.capacity:
+                return
+            if self.kind is Kind.WINDOW and self._crosses(crowd.first_at, crowd.last_at):
                 return
             self._charges.raise_to(crowd.least_factor)
             self._held_back = 0.0
