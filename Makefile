@@ -46,7 +46,6 @@ demo: ## run a real file of requests at full quota against the embedded simulato
 	$(NEEDS_RANKS) $(VENV)-demo/bin/penstock run examples/requests.jsonl -o $(DEMO) --simulate --limits "$(DEMO_LIMITS)"
 	$(VENV)-demo/bin/python examples/check_results.py examples/requests.jsonl $(DEMO)
 
-test: BESIDE := $(VENV)-openai2=requirements/openai2.txt
 test: environment ## the tests; TESTS="tests/test_x.py -k word" for some of them
 ifdef TESTS
 	$(PYTEST) $(TESTS)
@@ -143,4 +142,4 @@ clean: ## remove everything that these commands made
 	find src tests benchmarks examples tools -name __pycache__ -prune -exec rm -rf {} +
 
 environment:
-	@tools/unpack_redis.sh .cache/tls-server & $(SETUP) $(TESTED) $(BESIDE) && wait
+	@tools/unpack_redis.sh .cache/tls-server & $(SETUP) $(TESTED) $(VENV)-openai2=requirements/openai2.txt && wait

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import runpy
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -75,3 +76,12 @@ def test_each_line_that_is_broken_on_purpose_stands_once_in_its_file():
     assert len(lines) > 10
     texts = {file: (ROOT / "src/penstock" / file).read_text(encoding="utf-8") for file, _, _ in lines}
     assert [(file, old) for file, old, _ in lines if texts[file].count(old) != 1] == []
+
+
+def test_one_command_for_both_sets_up_all_that_the_tests_need():
+    """`make check test` makes the environment once: what only `make test` asked for would not be there."""
+    shown = subprocess.run(["make", "-n", "check", "test"], cwd=ROOT, capture_output=True, text=True, check=True)
+    setup = next(line for line in shown.stdout.splitlines() if "tools/environment.py" in line)
+    interpreters = re.findall(r'/(\.venv[^/"]*)/bin/python"', shown.stdout)
+    assert interpreters
+    assert [name for name in interpreters if f"{name}=requirements/" not in setup] == []
