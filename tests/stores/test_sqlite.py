@@ -192,6 +192,37 @@ async def test_a_file_with_a_second_name_is_refused(used, tmp_path):
         await anyio.to_thread.run_sync(limiter.store.close)
 
 
+async def test_behind_a_symbolic_link_the_log_and_its_index_are_looked_after_too(used, tmp_path):
+    """SQLite keeps them beside the file that the link leads to."""
+    link = tmp_path / "link.db"
+    (tmp_path / "there").mkdir()
+    link.symlink_to(used.rename(tmp_path / "there/y.db"))
+    limiter = limiter_on(link)
+    await limiter.acquire(requests=5)
+    os.truncate(tmp_path / "there/y.db-shm", 0)
+    await limiter.acquire(requests=5)
+    (tmp_path / "there/y.db-wal").unlink()
+    with pytest.raises(StoreError, match="the log of"):
+        await limiter.acquire(max_wait=0)
+    assert await granted(link) == LEFT - 10
+    with pytest.raises(RateLimited):
+        await limiter.acquire(max_wait=0)
+    await anyio.to_thread.run_sync(limiter.store.close)
+
+
+async def test_a_file_that_is_moved_and_linked_to_under_an_open_store_is_an_error_once(used, tmp_path):
+    """Who opens it from then on would begin a log at the other place."""
+    limiter = limiter_on(used)
+    await limiter.acquire(requests=5)
+    used.symlink_to(used.rename(tmp_path / "other.db"))
+    with pytest.raises(StoreError, match="removed or replaced"):
+        await limiter.acquire(max_wait=0)
+    assert await granted(used) == LEFT - 5
+    with pytest.raises(RateLimited):
+        await limiter.acquire(max_wait=0)
+    await anyio.to_thread.run_sync(limiter.store.close)
+
+
 async def test_a_directory_that_comes_back_begins_a_new_file(tmp_path):
     """Also if the new file has the inode of the old one, as is usual."""
     folder = tmp_path / "here"

@@ -85,9 +85,10 @@ _FileId = tuple[int, int] | None
 """Device and inode of a file; None: there is none."""
 
 
-def _file_and_size(path: str) -> tuple[_FileId, int]:
+def _file_and_size(path: str, *, follows: bool = True) -> tuple[_FileId, int]:
+    """The file at a path, and its size. `follows`: a symbolic link there stands for what it leads to."""
     try:
-        found = os.stat(path)  # noqa: PTH116 - asked several times in each transaction
+        found = os.stat(path, follow_symlinks=follows)  # noqa: PTH116 - asked several times in each transaction
     except (FileNotFoundError, NotADirectoryError):
         return None, 0
     return (found.st_dev, found.st_ino), found.st_size
@@ -168,7 +169,9 @@ class SQLiteStore(Store):
     def __init__(self, path: str | os.PathLike[str], *, on_state_loss: str = "full", **options: Any) -> None:
         super().__init__(**options)
         self.path: Path = _path_of(path)
-        self._here, self._log, self._index = (f"{self.path}{beside}" for beside in ("", "-wal", "-shm"))
+        self._here = str(self.path)
+        self._is_link = False  # whether there is a symbolic link; SQLite keeps its log beside what that leads to
+        self._log = self._index = ""
         self.lost_is_empty: bool = begins_empty(on_state_loss)
         self._connection: sqlite3.Connection | None = None
         self._file: _FileId = None  # the file that was opened last
@@ -335,7 +338,7 @@ class SQLiteStore(Store):
         Raises:
             StoreError: One was removed, replaced or cut. The next call opens what is there then.
         """
-        file = _file_and_size(self._here)[0]
+        file = _file_and_size(self._here, follows=self._is_link)[0]
         beside, sizes = self._beside_there()
         here = file == self._file and beside == self._beside
         if here and (sizes[0] >= self._sizes[0] or self._log_is_whole(connection, sizes[0])):
@@ -419,6 +422,8 @@ class SQLiteStore(Store):
                 f"{self._here!r} has other names (hard links), and "
                 "processes that open it by those would not see what is granted here: remove them, or use symbolic links"
             )
+        self._is_link, there = self.path.is_symlink(), os.path.realpath(self._here)
+        self._log, self._index = f"{there}-wal", f"{there}-shm"
         connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
         try:
             self._mend_index(connection)
