@@ -299,6 +299,7 @@ DAMAGES = {
     "a row of another name's": lambda client, key: client.copy(key.replace("x", "y"), key, replace=True),
     "no row beside the terms": lambda client, key: client.hdel(key, "r"),
     "a row without its terms": lambda client, key: client.hdel(key, "t"),
+    "a row that is a list": lambda client, key: (client.delete(key), client.lpush(key, "a")),
     "terms that limit nothing": lambda client, key: client.hset(key, "t", "{}"),
     "terms of a larger burst": lambda client, key: client.hset(key, "t", client.hget(key, "t").replace(b"100", b"900")),
 }
@@ -314,9 +315,26 @@ async def test_a_damaged_row_is_an_error_and_harms_no_bystander(kind, max_wait, 
         DAMAGES[kind](client, store._key("x"))
     heard = await answers_of(x, y, x, y, max_wait=max_wait)
     assert [type(answer) for answer in heard] == [StoreError, str, StoreError, str]
+    assert "what is kept under 'x' is damaged: nothing was granted. Remove it there" in str(heard[0])
     x.reconfigure(requests=per_second(0.01, burst=200))
     heard = await answers_of(x, y, max_wait=max_wait)
     assert [type(answer) for answer in heard] == [StoreError, str]
+    store.close()
+
+
+async def test_what_a_process_was_told_last_may_be_of_any_type_and_stops_nothing(valkey, prefix):
+    """Another program has put something else there: at worst a batch that is sent again is charged again."""
+    store = RedisStore(valkey, prefix=prefix)
+    limiter = Limiter(requests=per_second(1e-6, burst=4), name="x", store=store)
+    await limiter.acquire()
+    with contextlib.closing(redis.Redis.from_url(valkey)) as client:
+        for make in (client.lpush, client.sadd, client.set):
+            (told,) = client.keys(f"{prefix}:*:told:*")
+            client.delete(told)
+            make(told, "x")
+            await limiter.acquire(max_wait=0)
+    with pytest.raises(RateLimited):
+        await limiter.acquire(max_wait=0)
     store.close()
 
 

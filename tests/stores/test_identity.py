@@ -341,3 +341,14 @@ async def test_user_and_password_are_in_the_url(server, prefix):
         "Allow it ~theirs:* &theirs:* -@all +eval +evalsha +get +set +hmget +hset +expire +time +publish +subscribe"
         in message
     )
+
+
+@pytest.mark.parametrize("command", ["eval", "evalsha", "get", "set", "hmget", "hset", "expire", "time"])
+async def test_a_user_who_lacks_one_command_is_told_what_to_allow(command, server, prefix):
+    """Also where the script calls it, which the server says in other words."""
+    needed = {"eval", "evalsha", "get", "set", "hmget", "hset", "expire", "time", "publish", "subscribe"}
+    allowed = [f"+{each}" for each in needed - {command}]
+    server.command("ACL", "SETUSER", "user", "on", ">secret", f"~{prefix}:*", f"&{prefix}:*", "-@all", *allowed)
+    message = await said(RedisStore(f"redis://user:secret@127.0.0.1:{server.port}/0", prefix=prefix))
+    assert f"no permissions to run the '{command}' command" in message
+    assert f"Allow it ~{prefix}:* &{prefix}:* -@all +eval" in message

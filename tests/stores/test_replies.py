@@ -33,6 +33,7 @@ SAID = {
     "ERR Error running script (call to f_1): @user_script:1: -OOM command not allowed when used memory > 'maxmemory'.": "no memory left",
     "ERR max number of clients reached": "does not answer",
     "NOPERM User penstock has no permissions to run the 'evalsha' command": "may not do what is needed",
+    "ERR ACL failure in script: User penstock has no permissions to run the 'hset' command": "may not do what is needed",
     "NOAUTH Authentication required.": "refused us",
     "WRONGPASS invalid username-password pair or user is disabled.": "refused us",
     "ERR invalid password": "refused us",
@@ -73,7 +74,7 @@ async def test_what_a_server_says_is_sorted(words, says, talker):
 
 ODD = [b"$3\r\nabc\r\n", b":5\r\n", b"*0\r\n", b"*2\r\n$1\r\na\r\n$1\r\nb\r\n", b"*3\r\n$8\r\n00000000\r\n:7\r\n$1\r\nb\r\n", b"+OK\r\n", b"$-1\r\n", b"*-1\r\n",
      b"$8\r\n00000000\r\n", b"$16\r\n" + b"\xff" * 16 + b"\r\n", b"$800\r\n" + b"\x7f\xf0" * 400 + b"\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"%1\r\n", b"$9999999999\r\n",
-     b"*1000000000\r\n", b"-\r\n", b"\r\n\r\n", b"-DAMAGED 9\r\n", b"-DAMAGED x\r\n"]  # fmt: skip
+     b"*1000000000\r\n", b"-\r\n", b"\r\n\r\n", b"-DAMAGED 9\r\n", b"-DAMAGED x\r\n", b"-DAMAGED \r\n"]  # fmt: skip
 
 
 @pytest.mark.parametrize("answer", ODD, ids=repr)

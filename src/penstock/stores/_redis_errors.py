@@ -5,6 +5,7 @@ What passes by itself, and what a person must mend.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from penstock.errors import StoreError
@@ -33,11 +34,13 @@ def explain(error: Exception, server: RedisServer, prefix: str, names: Sequence[
     problems = getattr(error, "problems", None)
     if problems is not None:
         return _no_primary(server, problems)
-    where, text = server.shown, server.without_secrets(str(error))
-    codes = {word.strip("-:") for word in text.split() if word.strip("-:").isupper()}
+    where, said = server.shown, str(error)
+    text = server.without_secrets(said)
+    codes = {word.strip("-:") for word in said.split() if word.strip("-:").isupper()}
     if isinstance(error, errors.AuthenticationError) or codes & {"WRONGPASS", "NOAUTH"}:
         return StoreError(f"{where} refused us: {text}. Check the user and the password in the URL")
-    if isinstance(error, errors.NoPermissionError | errors.AuthorizationError) or "NOPERM" in codes:
+    no_permission = "NOPERM" in codes or "ACL failure in script" in said  # the latter is said without a code
+    if no_permission or isinstance(error, errors.NoPermissionError | errors.AuthorizationError):
         return StoreError(
             f"{where}: this user may not do what is needed ({text}). Allow it ~{prefix}:* &{prefix}:* {SMALLEST_ACL}, "
             "and in a cluster +cluster|slots +command; for another db than 0 +select"
@@ -51,11 +54,12 @@ def explain(error: Exception, server: RedisServer, prefix: str, names: Sequence[
     cannot_now = (errors.BusyLoadingError, errors.ClusterDownError, errors.TryAgainError, errors.AskError)
     if isinstance(error, cannot_now) or codes & _CANNOT_NOW:
         return Unreachable(f"{where} cannot answer now: {text}")
-    if text.startswith("DAMAGED ") and names:
-        return _damaged(text, where, names)
+    damaged = re.match(r"DAMAGED ([0-9]{1,4})\b", said)
+    if damaged and 0 < int(damaged[1]) <= len(names):
+        return damaged_row(where, names[int(damaged[1]) - 1])
     if isinstance(error, errors.ResponseError):
         return StoreError(f"{where} says {text}")
-    if "CERTIFICATE_VERIFY_FAILED" in text or "certificate verify failed" in text:
+    if "CERTIFICATE_VERIFY_FAILED" in said or "certificate verify failed" in said:
         return StoreError(
             f"{where} shows a certificate that is not trusted here: {text}. Name the authority that signed it, as "
             "rediss://…?ssl_ca_certs=/path/to/ca.pem, or a host name that the certificate is for"
@@ -80,10 +84,3 @@ def _no_primary(server: RedisServer, problems: Sequence[Exception]) -> StoreErro
         f"{where} does not answer: no Sentinel names a primary ({said or 'none of them knows one'}). "
         "Are they running, and is the name of the service right?"
     )
-
-
-def _damaged(text: str, where: str, names: Sequence[str]) -> StoreError:
-    number = text.split()[1]
-    if number.isdecimal() and 0 < int(number) <= len(names):
-        return damaged_row(where, names[int(number) - 1])
-    return StoreError(f"{where} answers nonsense: {text[:80]!r}. Is it a Redis server?")

@@ -335,7 +335,7 @@ class RedisStore(Store):
             raise StoreError("RedisStore exchanges one row at a time: several are for its script to decide")
         key = self._key(names[0])
         for _ in range(100):
-            seconds, micros, terms, row = self._asked(partial(self._run, self._exchange, [key], ()))
+            seconds, micros, terms, row = self._asked(partial(self._run, self._exchange, [key], ()), names)
             known = terms is not None or row is not None
             (new,) = decide([self._opened(names[0], terms, row) if known else None], int(seconds) * 1e6 + int(micros))
             if new is None:
@@ -343,7 +343,7 @@ class RedisStore(Store):
             (text, written), keep = new
             keep = int(keep) + (KEPT_IF_EMPTY if self.lost_is_empty else 3601)
             arguments = [terms or b"", row or b"", text, _sealed(written, key, text.encode()), keep]
-            if self._asked(partial(self._run, self._exchange, [key], arguments)):
+            if self._asked(partial(self._run, self._exchange, [key], arguments), names):
                 return
         raise Unreachable(
             f"{self._address}: the row of {names[0]!r} was changed by others a hundred times while it was read"

@@ -2,7 +2,10 @@
 -- KEYS[1]  a hash: t the terms, r the row
 -- ARGV     to read: none; the reply is the server's time and the row.  To write: the terms and the row as they were
 --          read, or '' for neither; those to write; seconds to keep. The reply is whether they were written.
-local row = redis.call('HMGET', KEYS[1], 't', 'r')
+local row = redis.pcall('HMGET', KEYS[1], 't', 'r')
+if row.err then
+  return string.find(row.err, 'WRONGTYPE', 1, true) and redis.error_reply('DAMAGED 1') or row
+end
 if #ARGV == 0 then
   local time = redis.call('TIME')
   return {time[1], time[2], row[1], row[2]}

@@ -62,3 +62,7 @@ local function opened(bytes, beside)  -- without its checksum; nil: it is damage
   local inner = string.sub(bytes, 1, -1 - CHECKSUM)
   return sealed(inner, beside) == bytes and inner or nil
 end
+
+local function is_of_another_type(reply)  -- whether a key was not read because somebody has put something else there
+  return string.find(reply.err, 'WRONGTYPE', 1, true)
+end

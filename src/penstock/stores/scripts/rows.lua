@@ -4,7 +4,8 @@ local asked = read(ARGV[1])
 local now, owner, number, remembers, names = asked[1], asked[2], asked[3], asked[4], asked[5]
 local position = 6
 
-local told = redis.call('GET', KEYS[1])
+local told = redis.pcall('GET', KEYS[1])  -- of another type it tells nothing: what is asked is charged, again perhaps
+if told and told.err and not is_of_another_type(told) then return told end
 if told and #told > CHECKSUM + 8 and struct.unpack('>d', told) == number then
   told = opened(told, '')
   if told then return string.sub(told, 9) end
@@ -23,7 +24,8 @@ local booked = {}  -- per name its bookings
 local limits = 0
 
 for name = 1, names do
-  local row = redis.call('HMGET', KEYS[name + 1], 't', 'r')
+  local row = redis.pcall('HMGET', KEYS[name + 1], 't', 'r')
+  if row.err then return is_of_another_type(row) and redis.error_reply('DAMAGED ' .. name) or row end
   local terms, bytes = row[1], row[2]
   if terms or bytes then
     bytes = terms and bytes and opened(bytes, KEYS[name + 1] .. terms)
