@@ -15,12 +15,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 PAGES = ROOT / "docs/field"
+VENV = Path(sys.prefix).name
+"""Each Python that is asked for (`make PYTHON=… field`) has environments of its own, as everywhere."""
 
 
 def main(arguments: list[str]) -> int:
@@ -51,7 +54,7 @@ def main(arguments: list[str]) -> int:
 
 def run(kind: str, name: str) -> bool:
     """Set an environment up and run the kind's tests in it, and keep their rows; whether they passed."""
-    environment = f".venv-field-{kind}-{name}"
+    environment = f"{VENV}-field-{kind}-{name}"
     pins = f"tests/field/{kind}/{name}.txt"
     setup = [sys.executable, "tools/environment.py", f"{environment}={pins}"]
     if subprocess.run(setup, cwd=ROOT, check=False).returncode != 0:
@@ -108,10 +111,16 @@ def page(kind: str, rows: list[dict]) -> str:
     """The page of a kind: what its README says, when and where it was measured, and the tables."""
     about = (HERE / kind / "README.md").read_text().strip()
     measured = (
-        f"Measured on {today()} with Python {platform.python_version()} on {os.cpu_count()} cores by "
-        f"`make field WHAT={kind}`, which wrote this page."
+        f"Measured on {today()} with Python {platform.python_version()} on {os.cpu_count()} cores"
+        f"{', before all other work of the machine,' if before_others() else ''} by `make field WHAT={kind}`, which "
+        "wrote this page."
     )
-    return "\n".join([about, "", measured, *tables_of(rows)]) + "\n"
+    return "\n".join([about, "", *textwrap.wrap(measured, 120), *tables_of(rows)]) + "\n"
+
+
+def before_others() -> bool:
+    """Whether this runs with a real-time priority (`chrt -r 1`), and so do all that it starts."""
+    return hasattr(os, "sched_getscheduler") and os.sched_getscheduler(0) in {os.SCHED_RR, os.SCHED_FIFO}
 
 
 def tables_of(rows: list[dict]) -> Iterable[str]:

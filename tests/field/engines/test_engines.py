@@ -57,9 +57,9 @@ def test_four_workers_use_one_limit_and_never_more(engine, store, request, field
         offered = max(offered, speed(engine, store, f"{subject}, not bound {number}"))
         if number and offered >= 2 * RATE:
             break
-    for number in range(RUNS):
+    for run in range(1, RUNS + 1):
         wait_for_quiet(5.0)
-        name = f"{subject}, {number}"
+        name = f"{subject}, {run}"
         engine(Limiter(requests=per_second(RATE, burst=BURST), name=name, store=store), CALLS)
         found = recording.read(name)
         moments = all_of(found)
@@ -74,7 +74,7 @@ def test_four_workers_use_one_limit_and_never_more(engine, store, request, field
     assert used >= 0.97
     versioned = subject.replace(package, package if package == "concurrent.futures" else field.version(package), 1)
     columns = {"offered, calls/s": f"{offered:.0f}", "used": f"{used:.1%}", "excess": f"{max(0.0, over):.3f}"}
-    field.row(versioned, columns)
+    field.row(versioned, columns | {"runs": run})
 
 
 def used_of(moments, begin):

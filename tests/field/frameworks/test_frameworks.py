@@ -7,6 +7,7 @@ import re
 import socket
 import sys
 import time
+from itertools import count
 from pathlib import Path
 
 import anyio
@@ -93,13 +94,13 @@ def measured(prepared):
 @pytest.mark.parametrize("name", USE.asks)
 @pytest.mark.filterwarnings("ignore")  # those of frameworks are their own
 def test_100_calls_at_once_over_a_limit_that_binds(name, field):
-    for _ in range(RUNS):
+    for run in count(1):  # a machine that does other work bunches calls
         errors, refused, answered, granted, took = measured(USE.asks[name])
-        if not errors and refused <= 2:
+        assert errors == []
+        if refused <= 2 or run == RUNS:
             break
-    assert errors == []
     assert refused <= 2
     assert answered == CALLS
     assert granted == answered + refused
-    columns = {"errors": 0, "429s": refused, "charged": granted, "seconds": f"{took:.1f}"}
+    columns = {"errors": 0, "429s": refused, "charged": granted, "seconds": f"{took:.1f}", "runs": run}
     field.row(f"{field.version(name)}{USE.beside(name, field)}", columns)

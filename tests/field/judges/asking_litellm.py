@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import secrets
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -16,7 +18,7 @@ from judges.ways import OURS, USUAL, Account, send
 
 from penstock import sliding
 
-__all__ = ["LIMITS", "Run", "measured"]
+__all__ = ["LIMITS", "RUNS", "Run", "measured"]
 
 AT_ONCE = 3
 """Clients at a time: the proxy takes most of a core for them."""
@@ -33,9 +35,12 @@ Run = tuple[str, str]
 """A way, and a judge."""
 
 
-def measured(base_url: str) -> dict[Run, Outcome]:
-    """Our ways against both limits, and the usual ways against the one in requests."""
-    runs = [(way, judge) for way in OURS for judge in LIMITS] + [(way, LITELLM_REQUESTS) for way in USUAL]
+RUNS: list[Run] = [(way, judge) for way in OURS for judge in LIMITS] + [(way, LITELLM_REQUESTS) for way in USUAL]
+"""Our ways against both limits, and the usual ways against the one in requests."""
+
+
+def measured(base_url: str, runs: Sequence[Run]) -> dict[Run, Outcome]:
+    """What came of each run; each has a key that nothing was sent with."""
     _warm_up(base_url)
     with ProcessPoolExecutor(AT_ONCE, get_context("spawn")) as clients:
         under_way = [clients.submit(_one, *run, base_url) for run in runs]
@@ -56,7 +61,8 @@ def _one(way: str, judge: str, base_url: str) -> Outcome:
 async def _run(way: str, judge: str, base_url: str) -> Outcome:
     rpm, tpm = LIMITS[judge]
     limits = {"requests": sliding(rpm, MINUTE), "tokens": sliding(tpm, MINUTE)}
-    account = Account(base_url, f"sk-{rpm}-{tpm}-{way.split(maxsplit=1)[0]}", limits, rpm, tpm, MINUTE, cost="total")
+    key = f"sk-{rpm}-{tpm}-{secrets.token_hex(4)}"
+    account = Account(base_url, key, limits, rpm, tpm, MINUTE, cost="total")
     began = time.time()
     lost = await send(way, account)
     admitted = [moment for moment, status in account.answers if status == 200]

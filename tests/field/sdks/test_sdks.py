@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import anyio
@@ -107,16 +108,16 @@ def measured(adapter, kind, streaming):
 def test_200_calls_at_once_over_a_limit_that_binds(adapter, kind, streaming, field):
     if (adapter.aio if kind == "async" else adapter.sync) is None:
         pytest.skip("there is no such client")
-    for _ in range(RUNS):  # a machine that does other work bunches calls, and its answers come late
+    for run in count(1):  # a machine that does other work bunches calls, and its answers come late
         errors, refused, answered, took = measured(adapter, kind, streaming)
-        if not errors and refused <= 2:
+        assert errors == []
+        if refused <= 2 or run == RUNS:
             break
-    assert errors == []
     assert refused <= 2
     assert answered == CALLS
     subject = f"{field.version(adapter.package)}{', ' if adapter.name else ''}{adapter.name}"
     mode = f"{kind}, {'streams' if streaming else 'plain'}"
-    field.row(f"{subject}: {mode}", {"errors": 0, "429s": refused, "seconds": f"{took:.1f}"})
+    field.row(f"{subject}: {mode}", {"errors": 0, "429s": refused, "seconds": f"{took:.1f}", "runs": run})
 
 
 @pytest.mark.parametrize("adapter", ADAPTED, ids=IDS)
