@@ -490,6 +490,16 @@ def test_a_window_of_guessed_length_is_looked_at_before_it_should_end():
     assert estimate.kind is not Kind.WINDOW or estimate.per != 60.0
 
 
+@pytest.mark.parametrize("quiet", [0.0, 8.0])
+def test_more_than_a_minutes_limit_ever_admits_is_no_minutes_limit(quiet):
+    """A window of ten seconds slides, of which answers tell what is left alone: by and by, or much after a while."""
+    estimate, ask = guessed(100.0)
+    for number in range(1, 640):
+        now = number / 10 + (quiet if number > 620 else 0.0)
+        ask(now, 100.0 - sum(1 for _ in estimate.traffic.between(now - 10.0, now)) - 1)
+    assert (estimate.kind, estimate.per) == (Kind.SLIDING, 10.0)
+
+
 @given(
     st.sampled_from([None, 1.0, 7.0, 45.0]),
     st.lists(st.tuples(st.floats(0.0, 30.0), st.floats(0.0, 100.0), st.booleans()), min_size=3, max_size=40),

@@ -310,10 +310,9 @@ class ServerEstimate:
     def _open(self, now: float) -> None:
         """The first request leaves after a window ended: unless more is known, the next one begins with it."""
         self._is_unopened = False
-        after_a_pause = now - self.boundary > PAUSE * self.per
         if not self._is_dated:
             self._first_at = now
-            if not (self._is_by_clock and after_a_pause):
+            if not self._is_by_clock or now - self.boundary <= PAUSE * self.per:
                 self.boundary = now
 
     def _windows_over(self, now: float) -> int:
@@ -323,8 +322,7 @@ class ServerEstimate:
     def _replayed(self, departure: Departure, remaining: float, now: float) -> float:
         """What is there now, after all that left since: if no other client took anything."""
         level, at = remaining - self.factor * self.traffic.uncharged(departure), departure.at
-        window = self.kind is Kind.WINDOW
-        rate = self._refill
+        window, rate = self.kind is Kind.WINDOW, self._refill
         for each in self.traffic.after(departure):
             if window:
                 level = self.capacity if self._crosses(at, each.at) else level
@@ -462,15 +460,15 @@ class ServerEstimate:
         crowd = self.factor * sum(self._around(before) + self._around(departure))
         if self.kind is Kind.BUCKET:
             most = remained + self.rate * max(0.0, departure.at - before.at + 1.0) + 0.05 * self.limit + crowd
-            if not told.fits and told.remaining > most and told.remaining > 0.5 * self.limit:
-                if not told.sure and departure.at - self._returns.began < 0.8 * self.per:
-                    self._doubt_period()  # so soon that it is no minute's
-                else:
-                    self._is_by_clock = departure.at - self._returns.began < 0.9 * self.per
-                    self._become_window(departure.at, seen=True)
-                    self._is_guess = False  # it began when a window of that length would have
+            jumped = not told.fits and told.remaining > most and told.remaining > 0.5 * self.limit
+            if not told.sure and self._is_no_minutes(departure, told, jumped=jumped):
+                self._doubt_period()
+            elif jumped:
+                self._is_by_clock = departure.at - self._returns.began < 0.9 * self.per
+                self._become_window(departure.at, seen=True)
+                self._is_guess = False  # it began when a window of that length would have
         elif self.kind is Kind.WINDOW and told.remaining > remained + 0.05 * self.limit + crowd:
-            since = self._since_boundary(departure.at) / self.per
+            since = (departure.at - self.boundary) % self.per / self.per
             if self._is_guess and 1.0 < since * self.per < 0.9 * self.per:
                 self._doubt_period()
                 return
@@ -478,6 +476,13 @@ class ServerEstimate:
                 self._is_by_clock |= since < 0.9
                 self._is_guess &= not self._is_seen  # one of two moments that are a period apart was told, not seen
                 self._become_window(departure.at, seen=True)  # earlier than was thought
+
+    def _is_no_minutes(self, departure: Departure, told: Told, *, jumped: bool) -> bool:
+        """Whether it came back too soon, or more was admitted than any limit of the assumed period would admit."""
+        if jumped and departure.at - self._returns.began < 0.8 * self.per:
+            return True
+        admitted = self.factor * self.traffic.admitted(departure.at - self.per, departure.at)
+        return told.reset is None and (jumped or self.charges_refused) and admitted > 2.1 * self.limit
 
     def _doubt_period(self) -> None:
         """It came back sooner than the period has it that was assumed."""
@@ -503,9 +508,6 @@ class ServerEstimate:
         traffic = self.traffic
         earlier = departure.sent - departure.cost - traffic.sent_before(departure.at - OVERTAKING)
         return earlier, traffic.sent_by(departure.at + OVERTAKING) - departure.sent
-
-    def _since_boundary(self, moment: float) -> float:
-        return (moment - self.boundary) % self.per
 
     def _become_window(self, boundary: float, *, seen: bool = False) -> None:
         if self.kind is not Kind.WINDOW:
@@ -544,9 +546,7 @@ class ServerEstimate:
         if self._refill or self.charges_refused or self.kind not in (Kind.WINDOW, Kind.BUCKET):
             self._crowd = None  # what came back meanwhile is not known, or a request is one whatever it carries
             return
-        if self._crowd is None:
-            self._crowd = Crowd()
-        crowd = self._crowd
+        crowd = self._crowd = self._crowd or Crowd()
         if not departure.refused:
             crowd.hear(departure, remaining)
         if self.traffic.is_idle:
