@@ -62,10 +62,10 @@ class Dialects:
             return
 
         async def events():
+            self.account.answered()  # now, as a client may close the connection before the last event was taken from here
             for event in dialect.events(words):
                 await anyio.sleep(0.005)
                 yield event
-            self.account.answered()
 
         kind = getattr(dialect, "media_type", "text/event-stream")
         await StreamingResponse(events(), headers=headers, media_type=kind)(request.scope, request.receive, send)
