@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import anyio
 import pytest
+import redis
 
-from penstock import Limiter, StoreError, per_second
+from penstock import Limiter, RateLimited, StoreError, per_second
 from penstock.stores import RedisStore
 from tests.stores.admissions import Crowd, excess
 
@@ -103,6 +105,38 @@ def name_on(node, store):
     return next(
         name for name in map(str, range(1000)) if not node.command("GET", store._key(name)).startswith(b"-MOVED")
     )
+
+
+@pytest.mark.anyio
+async def test_a_slot_that_moves_to_another_node_loses_nothing(cluster, prefix):
+    """While one of its two keys has moved and the other has not, no node can decide: calls wait for that."""
+    store = RedisStore(cluster, prefix=prefix, timeout=0.5, patience=5.0)
+    limiter = Limiter(requests=per_second(1e-6, burst=3), name="x", store=store)
+    await limiter.acquire()
+    with contextlib.closing(redis.RedisCluster.from_url(cluster)) as client:
+        slot = client.keyslot(store._key("x"))
+        nodes = [redis.Redis(node.host, node.port) for node in client.get_primaries()]
+        ids = {node: node.execute_command("CLUSTER MYID") for node in nodes}
+        old = next(node for node in nodes if node.execute_command("CLUSTER COUNTKEYSINSLOT", slot))
+        new = next(node for node in nodes if node is not old)
+        new.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", ids[old])
+        old.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", ids[new])
+        first, second = old.execute_command("CLUSTER GETKEYSINSLOT", slot, 10)
+        where = ("127.0.0.1", new.get_connection_kwargs()["port"])
+        old.execute_command("MIGRATE", *where, first, 0, 5000)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(limiter.acquire)
+            await anyio.sleep(0.1)
+            assert limiter.statistics().granted == 1
+            old.execute_command("MIGRATE", *where, second, 0, 5000)
+            for node in (new, old, *nodes):
+                node.execute_command("CLUSTER SETSLOT", slot, "NODE", ids[new])
+        for node in nodes:
+            node.close()
+    await limiter.acquire(max_wait=0)
+    with pytest.raises(RateLimited):
+        await limiter.acquire(max_wait=0)
+    store.close()
 
 
 @pytest.mark.anyio

@@ -51,7 +51,7 @@ def explain(error: Exception, server: RedisServer, prefix: str, names: Sequence[
         )
     if isinstance(error, errors.OutOfMemoryError) or "OOM" in codes:
         return Unreachable(f"{where} has no memory left: nothing was granted. Raise its maxmemory ({text})")
-    cannot_now = (errors.BusyLoadingError, errors.ClusterDownError, errors.TryAgainError, errors.AskError)
+    cannot_now = (errors.BusyLoadingError, errors.ClusterError, errors.TryAgainError, errors.AskError)
     if isinstance(error, cannot_now) or codes & _CANNOT_NOW:
         return Unreachable(f"{where} cannot answer now: {text}")
     damaged = re.match(r"DAMAGED ([0-9]{1,4})\b", said)
