@@ -504,7 +504,8 @@ class SQLiteStore(Store):
             self.path if self.path.exists() else self.path.parent, os.W_OK
         ):
             return StoreError(
-                f"{path} cannot be written: let this user write to the file and to its directory ({error})"
+                f"{path} cannot be written: let this user write to it, to the -wal and -shm beside it, and to its "
+                f"directory ({error})"
             )
         if code in _DAMAGED:
             return self._damaged(str(error))
