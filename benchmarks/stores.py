@@ -8,8 +8,9 @@ algorithms: each library is asked for one grant at a time, the way its users ask
 at the same moment into one call. "evalsha" is redis-py sending penstock's own script once per grant. penstock, evalsha,
 limits and throttled decide two limits (limits and throttled one after another, which is two calls and no transaction),
 pyrate one. "floor" is what no thread beside an event loop can pass: each grant is a bare future, and a thread sends the
-script once for all that wait; it knows no limiter, no queue, no permit and no fault. Calls are counted where they
-leave: what a client writes to its socket, or a transaction. The servers are started here, on free ports;
+script once for all that wait; it knows no limiter, no queue, no permit and no fault. "one core" is a process whose
+threads share a core, so that what one of them has written need not move to the cache of another. Calls are counted
+where they leave: what a client writes to its socket, or a transaction. The servers are started here, on free ports;
 `PENSTOCK_TEST_REDIS_URL` names another.
 """
 
@@ -116,6 +117,21 @@ def redis(where):
     from penstock.stores import RedisStore
 
     return penstock_limiter(RedisStore(where["redis"], timeout=5))
+
+
+def sqlite_one_core(where):
+    stay_on_one_core()
+    return sqlite(where)
+
+
+def valkey_one_core(where):
+    stay_on_one_core()
+    return valkey(where)
+
+
+def stay_on_one_core():
+    """Of all threads that this process starts from now on, too."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def evalsha(where):
@@ -431,7 +447,16 @@ def speed_and_latency(options, where):
 
 def against_the_design(options, where):
     """The rows of the design for 50 tasks in one process: several rounds, interleaved, and the median ratio of each."""
-    names = ("sqlite", "floor-sqlite", "valkey", "floor", "evalsha", *PEERS)
+    names = (
+        "sqlite",
+        "sqlite-one-core",
+        "floor-sqlite",
+        "valkey",
+        "valkey-one-core",
+        "floor",
+        "evalsha",
+        *PEERS,
+    )
     rounds = []
     for _ in range(options.rounds):
         got = {name: measure(name, where, 50, 1, options.seconds) for name in names}
