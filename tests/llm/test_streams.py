@@ -4,6 +4,7 @@ collector."""
 from __future__ import annotations
 
 import gc
+import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ import openai
 import pytest
 
 from penstock import Limiter, in_flight
-from penstock.llm import limit_client
+from penstock.llm import limit_client, lost_answers
 
 pytestmark = pytest.mark.anyio
 
@@ -262,3 +263,17 @@ async def test_a_stream_of_an_http_client_that_is_dropped_gives_its_place_back()
         for _ in range(AGAIN):
             await http.send(http.build_request("POST", "http://api.test/v1/x", json=ASKED), stream=True)
     await until(lambda: limiter.statistics().in_flight == 0)
+
+
+def test_what_is_found_to_be_lost_only_later_gives_its_place_to_a_request_that_waits_by_then(monkeypatch):
+    """A thread that logs an answer, as LiteLLM has one, holds it a moment longer than its reader."""
+    monkeypatch.setattr(lost_answers, "FIRST_GAP", 0.01)
+    transport = httpx2.MockTransport(Answers())
+    client = limit_client(httpx2.Client(transport=transport), Limiter(places=in_flight(1)), max_wait=5)
+    asked = client.build_request("POST", "http://api.test/v1/chat/completions", json=ASKED)
+    logged = [client.send(asked, stream=True)]
+    logged.append(logged)  # and nothing but the collector can tell that it is over
+    held = [logged]
+    del logged
+    threading.Timer(0.05, held.clear).start()
+    assert client.send(asked, stream=True).status_code == 200

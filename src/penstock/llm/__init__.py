@@ -11,6 +11,7 @@ Inside, from the top down:
     clients          all of it under an SDK's client; `copies` copies one, `accounts` says whose limits a request has
     transport        all of it under an HTTP client: the only part that sends anything
     exchange         one request and its answer: what is sent when;  streams: those that are left before their end
+    lost_answers     those that only the garbage collector finds
     reporting        what listeners are told of a request
     refusals         what we answer in the service's stead
     discovered       the limits that some requests share, where they are not known yet

@@ -17,7 +17,6 @@ Nothing here sends anything: `transport` does.
 from __future__ import annotations
 
 import _thread
-import gc
 import math
 import sys
 import warnings
@@ -26,13 +25,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from penstock import InFlight, clock
-from penstock._concurrency.shared_state import members
+from penstock import clock
 from penstock._numbers import exact, read_seconds, show_seconds
 from penstock._turn import Turn, turn_here
 from penstock.errors import CostError, PenstockError, RateLimited, Unsatisfiable
 from penstock.llm import headers as _headers
 from penstock.llm.failures import Action, judge
+from penstock.llm.lost_answers import Collector
 from penstock.llm.refusals import Refusal, describe
 from penstock.llm.reporting import Listener
 from penstock.llm.usage_reader import Usage, UsageReader
@@ -153,7 +152,8 @@ class Visit:
         priority = (self._turn.priority or 0) + min(self._tries, 1)
         options = {"max_wait": None if math.isinf(left) else left, "priority": priority, "flow": self._turn.flow}
         if self._plan.endpoint.holds:
-            _collector.free_a_place(self._plan.endpoint, limiter, charges)
+            collector = _collectors.setdefault(self._plan.endpoint, Collector(_holds))
+            collector.free_a_place(self._plan.endpoint, limiter, charges)
         return limiter, charges, options
 
     def _admitted(self, permit: Any, asked_at: float) -> RequestInFlight:
@@ -486,38 +486,7 @@ async def _close(response: Any) -> None:
 
 
 _holds: weakref.WeakSet[Hold] = weakref.WeakSet()
-_FIRST_GAP, _LONGEST_GAP = 0.5, 600.0  # seconds
-
-
-class _Collector:
-    """Finds answers that cannot be read any more, where something waits for the places that they have.
-
-    Some SDKs' streams refer to themselves, so that only the garbage collector sees that one was left. It is run if a
-    place is waited for and no caller reads one of the answers; after a run in vain not for a while, longer each time.
-    """
-
-    def __init__(self) -> None:
-        self._not_before = -math.inf
-        self._gap = _FIRST_GAP
-
-    def free_a_place(self, endpoint: Endpoint, limiter: Limiter, charges: Mapping[str, float]) -> None:
-        """Have the places of lost answers come back, if a request would have to wait for one."""
-        if clock.now() < self._not_before or not any(each.may_be_lost(endpoint) for each in members(_holds)):
-            return
-        try:
-            blocked_by = limiter.forecast(charges).blocked_by
-        except Exception:  # noqa: BLE001 - a store that is far away does not know
-            return
-        if not any(isinstance(limit, InFlight) for limit in limiter.limits.get(blocked_by or "", ())):
-            return
-        before = len(_holds)
-        gc.collect()
-        endpoint.sweep()
-        self._gap = _FIRST_GAP if len(_holds) < before else min(2 * self._gap, _LONGEST_GAP)
-        self._not_before = clock.now() + (0.0 if self._gap == _FIRST_GAP else self._gap)
-
-
-_collector = _Collector()
+_collectors: weakref.WeakKeyDictionary[Endpoint, Collector] = weakref.WeakKeyDictionary()
 
 
 def _soon() -> Callable[[Callable[[], None]], object] | None:

@@ -1,0 +1,70 @@
+"""Has the places of answers come back that were left unread, and that only the garbage collector can find.
+
+Some SDKs' streams refer to themselves. The collector is run if a request would have to wait for a place and no caller
+reads one of the answers. What was left may still be held for a moment, by a thread that logs it, for one; so while
+requests wait for a place it is run again, after a while that is longer each time.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import threading
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from penstock import InFlight, clock
+from penstock._concurrency.shared_state import members
+
+if TYPE_CHECKING:
+    from penstock import Limiter
+    from penstock.llm.endpoints import Endpoint
+
+__all__ = ["FIRST_GAP", "Collector"]
+
+FIRST_GAP, LONGEST_GAP = 0.5, 600.0  # seconds
+
+
+class Collector:
+    """Looks for lost answers of one endpoint.
+
+    Args:
+        holds: What the answers of all endpoints hold: each says whether it `may_be_lost`.
+    """
+
+    def __init__(self, holds: weakref.WeakSet[Any]) -> None:
+        self._holds = holds
+        self._not_before = -math.inf
+        self._gap = FIRST_GAP
+
+    def free_a_place(self, endpoint: Endpoint, limiter: Limiter, charges: Mapping[str, float]) -> None:
+        """Have the places of lost answers come back, if a request would have to wait for one."""
+        if clock.now() < self._not_before or not any(each.may_be_lost(endpoint) for each in members(self._holds)):
+            return
+        if not _is_place_missing(limiter, charges):
+            return
+        gc.collect()
+        endpoint.sweep()
+        if not _is_place_missing(limiter, charges):
+            self._gap = FIRST_GAP
+            return
+        self._not_before = clock.now() + self._gap
+        if clock.is_real():
+            again = threading.Timer(self._gap, self._look_again, (endpoint, limiter, charges))
+            again.daemon = True
+            again.start()
+        self._gap = min(2 * self._gap, LONGEST_GAP)
+
+    def _look_again(self, endpoint: Endpoint, limiter: Limiter, charges: Mapping[str, float]) -> None:
+        self._not_before = -math.inf
+        if limiter.statistics().waiting:
+            self.free_a_place(endpoint, limiter, charges)
+
+
+def _is_place_missing(limiter: Limiter, charges: Mapping[str, float]) -> bool:
+    try:
+        blocked_by = limiter.forecast(charges).blocked_by
+    except Exception:  # noqa: BLE001 - a store that is far away does not know
+        return False
+    return any(isinstance(limit, InFlight) for limit in limiter.limits.get(blocked_by or "", ()))
