@@ -500,6 +500,24 @@ def test_more_than_a_minutes_limit_ever_admits_is_no_minutes_limit(quiet):
     assert (estimate.kind, estimate.per) == (Kind.SLIDING, 10.0)
 
 
+@pytest.mark.parametrize("pause", [50.0, 70.0, 120.0])
+def test_what_came_back_while_nobody_asked_tells_no_length(pause):
+    """A window of ten seconds, all of it taken at once, looks after a pause as one of a minute would."""
+    estimate, ask = guessed(100.0)
+    for number in range(99):
+        ask(number / 100, 98.0 - number)
+    began = now = pause
+    left, admitted = 100, 0
+    while now < pause + 120:
+        now = max(now + 0.01, estimate.ready_at(1.0, now) if admitted >= 100 else now)
+        if now >= began + 10:
+            began, left = now, 100
+        admitted += left > 0
+        left = max(0, left - 1)
+        ask(now, float(left))
+    assert admitted > 0.8 * 12 * 100
+
+
 @given(
     st.sampled_from([None, 1.0, 7.0, 45.0]),
     st.lists(st.tuples(st.floats(0.0, 30.0), st.floats(0.0, 100.0), st.booleans()), min_size=3, max_size=40),

@@ -109,7 +109,7 @@ class Returns:
     """What was seen of one limit's returns.
 
     Args:
-        began: When the first answer that tells of it left.
+        began: When the first answer that tells of it left; or, after a pause without requests, the first one since.
 
     Attributes:
         due: From when on it may come back at once, as told or as seen so far; `inf`: unknown.
@@ -130,6 +130,11 @@ class Returns:
         """An answer told when it is back. What was seen is believed more: told moments are rounded and ambiguous."""
         if self.length is None and moment > self._looked_at:
             self.due = min(moment, self.due) if abs(moment - self.due) < NEAR else moment
+
+    def resumed(self, before: float, now: float) -> None:
+        """Two requests followed each other. More than a look apart, what came back meanwhile tells no length."""
+        if now - before > 1.2 * LAST_LOOK:
+            self.began = now
 
     def looked(self, now: float) -> None:
         """A request left although little is left."""

@@ -343,7 +343,6 @@ class ServerEstimate:
 
     def _correct(self, departure: Departure, remaining: float, now: float) -> None:
         """Go down at once, and up slowly, to what the snapshot says; no further than overtaking leaves it certain."""
-        traffic = self.traffic
         if self.kind is Kind.SLIDING:
             self._level = self._slid(departure, remaining, now)
             return
@@ -355,7 +354,7 @@ class ServerEstimate:
         if self._level > highest:
             self._level = highest
         elif self._level < lowest:
-            if self.kind is Kind.UNSURE or (not traffic.waiting and traffic.last is departure):
+            if self.kind is Kind.UNSURE or (not self.traffic.waiting and self.traffic.last is departure):
                 self._level = lowest  # nothing is on its way: there is nothing to be careful about
             elif now - self._rose_at >= RISE_EVERY:
                 self._level += RISE * (lowest - self._level)
@@ -458,6 +457,7 @@ class ServerEstimate:
         """More is there than any refill could have brought: a window began between the two."""
         before, remained = newest
         crowd = self.factor * sum(self._around(before) + self._around(departure))
+        self._returns.resumed(before.at, departure.at)
         if self.kind is Kind.BUCKET:
             most = remained + self.rate * max(0.0, departure.at - before.at + 1.0) + 0.05 * self.limit + crowd
             jumped = not told.fits and told.remaining > most and told.remaining > 0.5 * self.limit
