@@ -151,9 +151,7 @@ async def test_on_outage_share_goes_on_with_a_part_and_charges_it_afterwards(pro
             granted += 1
     assert granted == 25
     proxy.mode = "pass"
-    with anyio.fail_after(RECOVERY):
-        while store.dispatcher.down is not None:
-            await anyio.sleep(0.02)
+    await up_again(store)
     await anyio.sleep(0.1)
     await limiter.refresh()
     assert limiter.statistics().limits["requests"].level == pytest.approx(100 - 10 - 25, abs=0.1)
@@ -171,13 +169,76 @@ async def test_on_outage_open_lets_everything_through_and_charges_at_most_a_burs
     for _ in range(150):
         await limiter.acquire()
     proxy.mode = "pass"
-    with anyio.fail_after(RECOVERY):
-        while store.dispatcher.down is not None:
-            await anyio.sleep(0.02)
+    await up_again(store)
     await anyio.sleep(0.1)
     await limiter.refresh()
     assert limiter.statistics().limits["requests"].level == pytest.approx(100 - 10 - 100, abs=0.1)
     store.close()
+
+
+@pytest.mark.parametrize("closed", ["meanwhile", "afterwards"])
+@pytest.mark.parametrize("options", [{"on_outage": "share", "share": 0.5}, {"on_outage": "open"}], ids=str)
+async def test_places_that_are_held_over_an_outage_come_back(options, closed, proxy, valkey, prefix):
+    """Those that the store had granted, and those that this process granted by itself, of each name."""
+    store, others = (
+        RedisStore(proxy.url, prefix=prefix, timeout=0.2, patience=0.2, **options),
+        RedisStore(valkey, prefix=prefix),
+    )
+    mine, theirs = ([Limiter(calls=in_flight(4), name=name, store=each) for name in "xy"] for each in (store, others))
+    held = [await limiter.acquire() for limiter in mine]
+    proxy.mode = "refuse"
+    proxy.reset()
+    held += [await limiter.acquire() for limiter in mine]
+    if closed == "meanwhile":
+        for permit in held:
+            permit.close()
+        for limiter in mine:
+            async with limiter():
+                pass
+    proxy.mode = "pass"
+    await up_again(store)
+    for permit in held:
+        permit.close()
+    with anyio.fail_after(RECOVERY):
+        for limiter in theirs:
+            for _ in range(4):
+                held.append(await limiter.acquire())
+    for permit in held:
+        permit.close()
+    store.close()
+    others.close()
+
+
+async def test_what_is_said_in_an_outage_reaches_the_store_afterwards(proxy, valkey, prefix):
+    """True costs, of calls from before and from the outage, what was never sent, and a pause."""
+    store, others = (
+        RedisStore(proxy.url, prefix=prefix, timeout=0.2, patience=0.2, on_outage="open"),
+        RedisStore(valkey, prefix=prefix),
+    )
+    mine, theirs = (Limiter(requests=per_second(0.001, burst=100), name="x", store=each) for each in (store, others))
+    before, unsent = await mine.acquire(requests=10), await mine.acquire(requests=10)
+    proxy.mode = "refuse"
+    proxy.reset()
+    meanwhile = await mine.acquire(requests=10)
+    before.settle(requests=30)
+    unsent.cancel()
+    meanwhile.settle(requests=5)
+    await mine.acquire(requests=1)
+    mine.pause(60)
+    proxy.mode = "pass"
+    await up_again(store)
+    await mine.refresh()
+    await theirs.refresh()
+    assert theirs.statistics().limits["requests"].level == pytest.approx(100 - 30 - 5 - 1, abs=0.1)
+    assert theirs.statistics().paused_for > 50
+    store.close()
+    others.close()
+
+
+async def up_again(store):
+    with anyio.fail_after(RECOVERY):
+        while store.dispatcher.down is not None:
+            await anyio.sleep(0.02)
 
 
 @pytest.mark.parametrize("lost", ["full", "empty"])

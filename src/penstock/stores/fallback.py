@@ -45,9 +45,10 @@ class FallbackStore(Store):
             )
             for terms in batch.terms
         ]
-        if now != self.born and not self._rows:
-            now = self.born
-        rows = [self._rows.get(terms.name) for terms in batch.terms]
+        rows = [
+            self._rows.get(terms.name) or ledger.decide([None], [kinds], (), batch.owner, self.born).rows[0]
+            for terms, kinds in zip(batch.terms, limits, strict=True)
+        ]
         decision = ledger.decide(rows, limits, batch.operations, batch.owner, now)
         for terms, row in zip(batch.terms, decision.rows, strict=True):
             self._rows[terms.name] = row

@@ -70,6 +70,7 @@ class SharedLimitSet:
         flow_weights: As they were given.
         users: The backends that decide over these limits now.
         agreed: Whether the store has ever decided by these terms.
+        epoch: When its row in the store was born, as that said last.
         confirming: Whether the store is being asked if reservations still hold.
         places: Places of this process that must be renewed, per limit.
         renew_at: When they are renewed next.
@@ -77,7 +78,7 @@ class SharedLimitSet:
     """
 
     __slots__ = (
-        "__weakref__", "_queue", "agreed", "confirming", "defaults", "flow_weights", "lease", "name", "order",
+        "__weakref__", "_queue", "agreed", "confirming", "defaults", "epoch", "flow_weights", "lease", "name", "order",
         "orphans", "place_ttl", "places", "renew_at", "states", "terms", "users", "version",
     )  # fmt: skip
 
@@ -91,6 +92,7 @@ class SharedLimitSet:
         self.order: list[SharedLimitState] = []
         self.flow_weights: Mapping[Hashable, float] | None = None
         self.agreed = False
+        self.epoch = -1.0
         self.confirming = False
         self.places: dict[SharedLimitState, float] = {}
         self.renew_at = math.inf

@@ -27,7 +27,8 @@ def store_lost(scheduler: Scheduler, batch: BatchInFlight, packed: Batch, error:
         state.fail_all(error)
         return outage
     outage.fallback = FallbackStore(store, math.inf if store.on_outage == "open" else store.share or 1.0)
-    state.apart = True
+    state.apart = outage.fallback.born
+    state.fallback_epochs.add(state.apart)
     scheduler.line_up_again(batch, now)
     return outage
 
@@ -59,7 +60,8 @@ def found(scheduler: Scheduler, outage: Outage, answer: Reply | Exception, now: 
     """What was silent answers again, to the batch that it was asked last."""
     state, batch = scheduler.state, outage.batch
     if scheduler.outage is outage:
-        scheduler.outage, state.apart = None, False
+        scheduler.outage = None
+        state.answers_again()
     else:
         state.silent = {node: silence for node, silence in state.silent.items() if silence is not outage}
     scheduler.take_answer(batch, answer, now)
@@ -70,7 +72,7 @@ def found(scheduler: Scheduler, outage: Outage, answer: Reply | Exception, now: 
                 if request.epochs is not batch.epochs and all(epoch == born for epoch in request.epochs.values()):
                     queue.reserved.remove(request)
                     for of, amount in request.charges:
-                        state.owed[of] -= amount
+                        state.owe(of, -amount)
                     state.stay(request, queue, now)
     for queue in list(state.queues):
         queue.blocked.clear()

@@ -254,7 +254,8 @@ class Scheduler:
 
     def on_end(self) -> None:
         """Asking has ended: whether the store answers is not known."""
-        self.outage, self.state.apart = None, False
+        self.outage = None
+        self.state.answers_again()
         self.state.silent.clear()
 
     def _confirm(self, part: SharedLimitSet) -> None:
@@ -353,6 +354,9 @@ class Scheduler:
         for settlement in batch.settlements:  # what was settled again meanwhile can be told now
             if settlement.receipts in self.state.settlements:
                 self.state.urgent = True
+            if self.state.apart:
+                for debit in settlement.debits:
+                    self.state.owe(debit.state, debit.amount)
         woken, asked, granted, epochs = self.state.woken, _ASKED, _GRANTED, batch.epochs
         plain = not self.state.apart and not any(of.renewed for part in batch.offsets for of in part.order)
         refused: list[SharedRequest] = []
@@ -401,6 +405,8 @@ class Scheduler:
             part.agreed = True
             part.confirming = False
             part.queue.problem = None
+            if not self.state.apart:
+                part.epoch = batch.epochs[part]
             part.mirror(reply.states, offset, now, reply.now)
             offset += 3 * len(part.order)
 
@@ -412,7 +418,7 @@ class Scheduler:
                 part.places[of] = part.places.get(of, 0.0) + amount
                 state.renew_later(part, now)
             if apart:
-                state.owed[of] = state.owed.get(of, 0.0) + amount
+                state.owe(of, amount)
         if wait <= 0 and request.batch is batch and request.stage is Stage.ASKED:  # as most are
             state.grant(request, now)
             return
@@ -505,7 +511,7 @@ class Scheduler:
                 state.settlements[settlement.receipts] = None
             else:
                 for debit in settlement.debits:
-                    state.owed[debit.state] = state.owed.get(debit.state, 0.0) + debit.amount
+                    state.owe(debit.state, debit.amount)
         state.urgent = bool(
             state.orders or state.refunds or state.drops or state.settlements or state.looks or state.owed
         )

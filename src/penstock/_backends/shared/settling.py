@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from penstock._backends.shared.requests import Debit
+from penstock._backends.shared.requests import Debit, Refund
 from penstock._backends.shared.state import SchedulerState
 from penstock._backends.shared.wire import BatchInFlight, Settlement
 from penstock._core.bucket import Bucket
@@ -42,6 +42,8 @@ class Settling:
             if state.fits(batch, order.limit_set):
                 order.write(batch, now)
                 batch.orders.append(order)
+                if state.apart and order.announce:
+                    state.for_later[1].append(order)
                 if order.announce:
                     batch.announce.add(order.limit_set.name)
             else:
@@ -54,8 +56,7 @@ class Settling:
         refunds.sort(key=lambda refund: -refund.receipt)  # the latest first, so nothing is lost on the way
         for refund in refunds:
             if state.fits(batch, refund.state.limit_set):
-                batch.give_back(refund)
-                state.freed(refund.state, refund.amount)
+                self._give_back(refund, batch)
             else:
                 state.refunds.append(refund)
         drops, state.drops = state.drops, []
@@ -69,6 +70,24 @@ class Settling:
             if departure[-1].limit_set in batch.offsets:
                 batch.leave(*departure)
 
+    def _give_back(self, refund: Refund, batch: BatchInFlight) -> None:
+        """Write a refund for the one that granted it: the store, or this process while that did not answer."""
+        state, of = self._state, refund.state
+        state.freed(of, refund.amount)
+        if refund.epoch == state.apart:
+            state.owe(of, -refund.amount)
+        elif state.apart:
+            state.for_later[0].append(refund)
+            return
+        elif refund.epoch in state.fallback_epochs:
+            if of in state.owed:
+                state.owe(of, -refund.amount)
+                return
+            if not of.held:
+                return  # the store was charged for it when it answered, and what has flowed back meanwhile is not known
+            refund.epoch = of.limit_set.epoch
+        batch.give_back(refund)
+
     def _write_settlements(self, batch: BatchInFlight) -> None:
         """Write the true costs of grants. One whose last debit has no answer yet waits for that."""
         state = self._state
@@ -78,8 +97,7 @@ class Settling:
             del state.settlements[receipts]
             refunds, debits = receipts.difference()
             for refund in refunds:
-                batch.give_back(refund)
-                state.freed(refund.state, refund.amount)
+                self._give_back(refund, batch)
             batch.settle(Settlement(receipts, debits))
 
     def _write_owed(self, batch: BatchInFlight) -> None:

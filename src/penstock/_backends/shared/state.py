@@ -74,7 +74,10 @@ class SchedulerState:
         woken: Parkers to wake, once the lock is free.
         separate_until: Until then each batch is about one queue: a batch about several failed, and one of them is to
             blame.
-        apart: Whether this process decides by itself, since the store does not answer.
+        apart: Since the store does not answer, this process decides by itself: the epoch of what it grants; 0: it does
+            not.
+        fallback_epochs: Those of all such times.
+        for_later: Refunds, and orders that all processes must hear, for the store when it answers.
         silent: Nodes of the store that do not answer, as `Store.node_of` names them.
     """
 
@@ -102,7 +105,9 @@ class SchedulerState:
         self.round_trip = self.lateness = 0.0
         self.separate_until = -math.inf
         self.separate = False
-        self.apart = False
+        self.apart = 0.0
+        self.fallback_epochs: set[float] = set()
+        self.for_later: tuple[list[Refund], list[Order]] = ([], [])
         self.silent: dict[object, Outage] = {}
         self._alarms: list[tuple[float, int, Callable[[float], None]]] = []
         self._alarm_count = 0
@@ -359,6 +364,18 @@ class SchedulerState:
         if any(part.queue not in queues for part in about):
             return True
         return any(receipts.queue() not in queues and not receipts.open() for receipts in self.settlements)
+
+    def owe(self, state: SharedLimitState, amount: float) -> None:
+        """Charge the store, when it answers, for what this process has granted by itself."""
+        self.owed[state] = max(0.0, self.owed.get(state, 0.0) + amount)
+
+    def answers_again(self) -> None:
+        """The store decides again, and hears what was meant for it meanwhile."""
+        self.apart = 0.0
+        refunds, orders = self.for_later
+        self.refunds += refunds
+        self.orders[:0] = orders
+        self.for_later = ([], [])
 
     def freed(self, state: SharedLimitState, amount: float) -> None:
         """Something that was held is on its way back to the store: the next waiter may ask for it."""
