@@ -26,8 +26,9 @@ from penstock._numbers import Seconds
 from penstock._validation import read_wait
 from penstock.events import Refused, ServiceEvent
 from penstock.llm.discovered import DiscoveredEndpoint
-from penstock.llm.endpoints import Endpoint, Endpoints, by_limiter, nothing_to_see
+from penstock.llm.endpoints import Endpoint, Endpoints
 from penstock.llm.exchange import MAX_PAUSE, Plan, Rules, checked_cost, checked_pause
+from penstock.llm.given import GivenEndpoint, by_limiter, nothing_to_see
 from penstock.llm.reporting import Listener
 from penstock.llm.transport import limited_client, transports
 
@@ -217,7 +218,7 @@ _PlanOf = Callable[[Any, Mapping[str, float]], Plan | None]
 
 def _endpoints(limiter: Any) -> tuple[Endpoints, _PlanOf]:
     if isinstance(limiter, Limiter):
-        only = Endpoint(limiter)
+        only = GivenEndpoint(limiter)
         endpoints = Endpoints(lambda _: only)
         endpoints.of(_EVERY_HOST)
         return endpoints, lambda _, cost: Plan(only, cost)

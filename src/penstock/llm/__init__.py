@@ -16,7 +16,8 @@ Inside, from the top down:
     refusals         what we answer in the service's stead
     discovered       the limits that some requests share, where they are not known yet
     shared_limits    the same, kept in a store once they are known
-    endpoints        the same where they were given, here and at the server
+    given            the same where they were given, as long as the service does not contradict them
+    endpoints        what all of those have in common: limits, here and at the server
 
 What follows is pure, but for tiktoken's files and the tables:
 

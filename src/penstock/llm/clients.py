@@ -25,8 +25,9 @@ from penstock.events import Refused, ServiceEvent
 from penstock.llm import tables
 from penstock.llm.accounts import Accounts
 from penstock.llm.copies import copied, http_clients_in, library_of
-from penstock.llm.endpoints import Endpoint, Endpoints, by_limiter, nothing_to_see, published
+from penstock.llm.endpoints import Endpoint, Endpoints
 from penstock.llm.exchange import MAX_PAUSE, NoLimitsKnown, Plan, Rules, checked_cost, checked_pause, content_of
+from penstock.llm.given import GivenEndpoint, by_limiter, nothing_to_see, published
 from penstock.llm.refusals import Refusal
 from penstock.llm.reporting import Listener
 from penstock.llm.streams import minding
@@ -357,7 +358,7 @@ def _endpoints(
                 "that has the store"
             )
     if isinstance(limits, Limiter):
-        only = Endpoint(limits)
+        only = GivenEndpoint(limits)
         endpoints = Endpoints(lambda _: only)
         endpoints.of(_EVERY_MODEL)
         return endpoints, lambda _, __: only

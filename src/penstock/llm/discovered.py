@@ -18,6 +18,7 @@ from penstock.llm.discovery import UnitEstimate
 from penstock.llm.endpoints import Endpoint, Endpoints, LimitLevel, RequestInFlight
 from penstock.llm.failures import Verdict
 from penstock.llm.headers import Reading
+from penstock.stores import MemoryStore
 
 __all__ = ["DiscoveredEndpoint", "Learned", "discovered"]
 
@@ -136,11 +137,15 @@ class DiscoveredEndpoint(Endpoint):
             for unit in units
         }
         self._learned = {unit: Learned(unit, estimate, lock) for unit, estimate in estimates.items()}
-        limits: dict[str, Any] = dict(self._learned)
-        super().__init__(Limiter(**limits, calls=in_flight(UNTOLD, ttl=HOLD)))
+        super().__init__(self._limited_by(self._learned))
         self._lock = lock
         self._units = estimates
         estimates["requests"].search(UNKNOWN, clock.now(), at_once=1.0)
+
+    def _limited_by(self, limits: Mapping[str, Any], store: MemoryStore | None = None) -> Limiter:
+        """The limiter to ask; what it learns is told to `_learner`."""
+        self._learner = Limiter(dict(limits), calls=in_flight(UNTOLD, ttl=HOLD), store=store)
+        return self._learner
 
     @property
     def limits(self) -> Mapping[str, tuple[Limit, ...]]:
@@ -211,7 +216,7 @@ class DiscoveredEndpoint(Endpoint):
             places = self._places_for(status, now)
             rose = any(estimate.level(now) > before[unit] for unit, estimate in self._units.items())
         if places is not None:
-            self.limiter.reconfigure(calls=places)
+            self._learner.reconfigure(calls=places)
         if places is not None or (rose and now - self._woken_at >= _WAKES_APART):
             self._wake(now)
 
@@ -256,7 +261,7 @@ class DiscoveredEndpoint(Endpoint):
         self._woken_at = now
         self._learned = {unit: replace(limit, revision=limit.revision + 1) for unit, limit in self._learned.items()}
         limits: dict[str, Any] = dict(self._learned)
-        self.limiter.reconfigure(**limits)
+        self._learner.reconfigure(**limits)
 
     def refused(self, request: RequestInFlight, verdict: Verdict) -> None:
         """The service says that a limit is used up: one that was told, or one that is hidden."""

@@ -1,10 +1,10 @@
 """An endpoint: the limits that some of a client's requests share, here and at the server.
 
-    Endpoint           the limits that we were given; what the server says is only ever used downwards
+    Endpoint           limits that are kept as they are; what the server says is only ever used downwards
     Endpoints          those of one client
     RequestInFlight    one request, from its grant to the end of its answer
 
-Those that are learned are in `discovered`.
+Those that were given by the user are in `given`, and those that are learned in `discovered`.
 
 An endpoint has a limiter, the requests in flight, and an estimate of what the server has. It is told when a request was
 granted, when it left, and what came back:
@@ -19,7 +19,6 @@ Nothing here knows HTTP, and nothing here waits: an endpoint hands out the limit
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
 import random
@@ -27,11 +26,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from penstock import Calendar, InFlight, Limit, Limiter, Permit, Rate, Sliding, Statistics, clock
-from penstock.errors import PenstockError
-from penstock.llm import tables
 from penstock.llm.discovery import UnitEstimate
 from penstock.llm.failures import Verdict
 from penstock.llm.headers import Quota, Reading
@@ -46,9 +42,6 @@ __all__ = [
     "Endpoints",
     "LimitLevel",
     "RequestInFlight",
-    "by_limiter",
-    "nothing_to_see",
-    "published",
     "told_by",
     "unit_told",
 ]
@@ -64,14 +57,9 @@ _NOTHING: Mapping[str, float] = {}
 _SHORTEST_PERIOD = 60.0  # of the calendar, in seconds
 _NEWS_APART = 3_600.0  # seconds without a long pause, after which the next one is told again
 _LOOKED_AT = 64  # endpoints, of those that are there longest, for one that is idle
-_REMEMBERED = 256  # limiters that a function returned, and what is known of their servers
 _LONGEST_UNTOLD_PAUSE = (
     60.0  # seconds to stay away from a service that refuses again and again and never says for how long
 )
-
-
-class NoLimiter(PenstockError, TypeError):  # noqa: N818 - as it reads
-    """A function of the request returned something else than a limiter."""
 
 
 @dataclass(slots=True, eq=False)
@@ -545,51 +533,3 @@ class Endpoints:
         """All there are by now."""
         with self._lock:
             return {name: endpoint.latest() for name, endpoint in self._made.items()}
-
-
-def published(account: str) -> Endpoints:
-    """An endpoint for each model, with the limits that were published for an account or a tier; its snapshots share it.
-
-    Raises:
-        ValueError: There is no such account.
-    """
-    if account not in (*tables.accounts(), *tables.tiers()):
-        tables.lookup("gpt-4", account)  # says which there are
-
-    def make(model: str) -> Endpoint:
-        limits: dict[str, Any] = dict(tables.lookup(model, account).limits)
-        return Endpoint(Limiter(**limits))
-
-    return Endpoints(make, tables.family)
-
-
-def nothing_to_see(_: str) -> Endpoint:
-    """The endpoints that `limits_of` shows where a function chooses the limiter: none.
-
-    Raises:
-        ValueError: Always.
-    """
-    raise ValueError("only the function of the request that was given knows its limiters: ask them")
-
-
-def by_limiter(limiter_of: Callable[[Any], Any]) -> Callable[[Any], Endpoint | None]:
-    """The endpoint of the limiter that a function returns; one for all that have the same limits, as `a & b` has."""
-    known: dict[tuple[object, ...], Endpoint] = {}
-
-    def endpoint_of(request: Any) -> Endpoint | None:
-        limiter = limiter_of(request)
-        if limiter is None:
-            return None
-        if not isinstance(limiter, Limiter):
-            if inspect.iscoroutine(limiter):
-                limiter.close()  # or it would warn that it was never awaited
-            raise NoLimiter(f"the function must return a Limiter, or None for no limit, not {limiter!r}")
-        state = (limiter._caller.enforce, *limiter._backend.parts)
-        endpoint = known.get(state)
-        if endpoint is None:
-            while len(known) >= _REMEMBERED:
-                known.pop(next(iter(known)), None)
-            endpoint = known[state] = Endpoint(limiter)
-        return endpoint
-
-    return endpoint_of

@@ -1,0 +1,160 @@
+"""An endpoint whose limits were given, and what becomes of it where the service refuses what they allow.
+
+    GivenEndpoint      the limits as they were given; what answers tell only ever lowers them
+    DoubtedEndpoint    they still hold, and beside them what the service has is learned, as if nothing had been given
+
+One is succeeded by the other when the service refuses requests again soon after it did: its limits are lower than what
+was given, or others use them too. What is learned grows again where nothing is refused, up to what was given.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from penstock import Limit, Limiter
+from penstock.errors import PenstockError
+from penstock.llm import tables
+from penstock.llm.discovered import DiscoveredEndpoint
+from penstock.llm.endpoints import Endpoint, Endpoints, RequestInFlight
+from penstock.llm.failures import Verdict
+from penstock.llm.headers import Reading
+from penstock.stores import MemoryStore
+
+__all__ = ["GivenEndpoint", "by_limiter", "nothing_to_see", "published"]
+
+SOME, OFTEN = 5, 0.05
+"""Refusals, and their share of all answers since some were refused before the last pause, that contradict the limits.
+Fewer are what a crowded way explains; and what others had used up when we began is refused before the first pause."""
+
+_REMEMBERED = 256  # limiters that a function returned, and what is known of their servers
+
+
+class NoLimiter(PenstockError, TypeError):  # noqa: N818 - as it reads
+    """A function of the request returned something else than a limiter."""
+
+
+class GivenEndpoint(Endpoint):
+    """Limits that were given, until the service contradicts them. Those in a shared store hold whatever it refuses."""
+
+    def __init__(self, limiter: Limiter) -> None:
+        super().__init__(limiter)
+        self.successor: Endpoint | None = None
+        self._answers = 0
+        self._bunch = self._last_bunch = (-math.inf, 0)  # answers and refusals when refusals began, after a pause
+
+    def answered(self, request: RequestInFlight, status: int, reading: Reading) -> None:
+        """The headers of its answer are there."""
+        with self._lock:
+            self._answers += 1
+            if status == 429 and request.permit.granted_at > self._paused_at:
+                self._last_bunch, self._bunch = self._bunch, (self._answers, self._refused)
+        super().answered(request, status, reading)
+
+    def refused(self, request: RequestInFlight, verdict: Verdict) -> None:
+        """The service says that the limit is used up: no request goes before the moment that it names."""
+        with self._lock:
+            if self.successor is None and self._is_contradicted:
+                self.successor = DoubtedEndpoint(self)
+        (self.successor or self).stay_away(request, verdict)
+
+    @property
+    def _is_contradicted(self) -> bool:
+        """Whether requests are refused again, and not just a few."""
+        answers, refused = self._last_bunch
+        often = self._refused - refused >= max(SOME, OFTEN * (self._answers - answers))
+        return often and not self._is_shared and self.limiter._caller.enforce
+
+
+class DoubtedEndpoint(DiscoveredEndpoint):
+    """Limits that were given and do not explain what the service refuses. All is learned anew, and holds beside them.
+
+    What was given is still never exceeded.
+    """
+
+    learns = False  # of costs: they are counted and settled in the units of what was given
+
+    def __init__(self, given: GivenEndpoint) -> None:
+        self._given = given
+        super().__init__()
+        self._buckets.clear()
+        self._sent, self._refused, self._pauses = given._sent, given._refused, given._pauses
+
+    def _limited_by(self, limits: Mapping[str, Any], store: MemoryStore | None = None) -> Limiter:
+        given = self._given.limiter
+        return given & super()._limited_by(limits, given.store)
+
+    @property
+    def limits(self) -> Mapping[str, tuple[Limit, ...]]:
+        """The limits that were given."""
+        return self._given.limits
+
+    @property
+    def holds(self) -> bool:
+        """Whether a request holds a place until its answer was read."""
+        return self._given.holds or super().holds
+
+    def ask(self, cost: Mapping[str, float]) -> tuple[Limiter, dict[str, float]]:
+        """The limiter to ask, and for what: of both, what was given and what is learned."""
+        limiter, asked = super().ask(cost)
+        return limiter, {unit: amount for unit, amount in cost.items() if unit in self.limits} | asked
+
+    def settled(self, request: RequestInFlight, used: Mapping[str, float]) -> None:
+        """Its answer says what it really took, in units that were estimated."""
+        super().settled(request, used)
+        known = {unit: amount for unit, amount in used.items() if unit in self.limits}
+        before = request.permit.cost
+        request.permit.settle(known)
+        with self._lock:
+            for unit in known.keys() & self._units.keys():  # which is charged to what was given; it left long ago
+                self._units[unit].traffic.waiting -= known[unit] - before.get(unit, 0.0)
+
+
+def published(account: str) -> Endpoints:
+    """An endpoint for each model, with the limits that were published for an account or a tier; its snapshots share it.
+
+    Raises:
+        ValueError: There is no such account.
+    """
+    if account not in (*tables.accounts(), *tables.tiers()):
+        tables.lookup("gpt-4", account)  # says which there are
+
+    def make(model: str) -> Endpoint:
+        limits: dict[str, Any] = dict(tables.lookup(model, account).limits)
+        return GivenEndpoint(Limiter(**limits))
+
+    return Endpoints(make, tables.family)
+
+
+def nothing_to_see(_: str) -> Endpoint:
+    """The endpoints that `limits_of` shows where a function chooses the limiter: none.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError("only the function of the request that was given knows its limiters: ask them")
+
+
+def by_limiter(limiter_of: Callable[[Any], Any]) -> Callable[[Any], Endpoint | None]:
+    """The endpoint of the limiter that a function returns; one for all that have the same limits, as `a & b` has."""
+    known: dict[tuple[object, ...], Endpoint] = {}
+
+    def endpoint_of(request: Any) -> Endpoint | None:
+        limiter = limiter_of(request)
+        if limiter is None:
+            return None
+        if not isinstance(limiter, Limiter):
+            if inspect.iscoroutine(limiter):
+                limiter.close()  # or it would warn that it was never awaited
+            raise NoLimiter(f"the function must return a Limiter, or None for no limit, not {limiter!r}")
+        state = (limiter._caller.enforce, *limiter._backend.parts)
+        endpoint = known.get(state)
+        if endpoint is None:
+            while len(known) >= _REMEMBERED:
+                known.pop(next(iter(known)), None)
+            endpoint = known[state] = GivenEndpoint(limiter)
+        return endpoint
+
+    return endpoint_of

@@ -1,0 +1,106 @@
+"""Limits that were given to a client, and are not what the service has. In virtual time, with both libraries."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from penstock import Limiter, Rate, sliding
+from penstock.llm.clients import limits_of
+from penstock.llm.given import DoubtedEndpoint, GivenEndpoint
+from penstock.llm.headers import Reading
+from tests.llm.clients import CHAT, HELLO, at_once, limited, refusal
+
+pytestmark = pytest.mark.anyio
+
+AMOUNT, SECONDS = 20, 10.0
+
+
+@pytest.fixture(autouse=True)
+def _time(virtual_time):
+    """Nothing here takes any time."""
+
+
+class Windows:
+    """Admits so many in each window, and says so in one way or another."""
+
+    def __init__(self, lib, tells):
+        self.lib, self.tells = lib, tells
+        self.used, self.refused, self.window = 0, 0, -1.0
+
+    async def __call__(self, request):
+        await anyio.sleep(0.003)
+        window, into = divmod(anyio.current_time(), SECONDS)
+        if window != self.window:
+            self.window, self.used = window, 0
+        told = {}
+        if self.tells == "headers":
+            left = max(0, AMOUNT - self.used - 1)
+            told = {"x-ratelimit-limit-requests": str(AMOUNT), "x-ratelimit-remaining-requests": str(left)}
+        if self.used >= AMOUNT:
+            self.refused += 1
+            if self.tells != "nothing":
+                told["retry-after"] = str(int(SECONDS - into) + 1)
+            return refusal(self.lib, **told)
+        self.used += 1
+        await anyio.sleep(0.1)
+        return self.lib.Response(200, json={}, headers=told)
+
+
+async def send(client, requests):
+    numbers = iter(range(requests))
+
+    async def work():
+        for _ in numbers:
+            assert (await client.post(CHAT, json=HELLO)).status_code == 200
+
+    await at_once(*(work() for _ in range(2 * AMOUNT)))
+
+
+@pytest.mark.parametrize("tells", ["headers", "Retry-After", "nothing"])
+async def test_a_limit_far_above_what_the_service_has_is_refused_twice_and_learned(lib, tells):
+    """Every burst was refused but for a window's worth: 900 and more of 1,000 requests."""
+    server = Windows(lib, tells)
+    client = limited(lib, server, Limiter(requests=Rate(10 * AMOUNT, SECONDS)), hold=True)
+    began = anyio.current_time()
+    await send(client, 10 * AMOUNT)
+    in_two_bursts = AMOUNT + 2 * AMOUNT
+    assert server.refused <= in_two_bursts + 0.01 * 10 * AMOUNT + 5
+    assert anyio.current_time() - began < 2.5 * 10 * SECONDS
+
+
+async def test_what_was_given_is_never_exceeded_while_the_rest_is_learned(lib):
+    """The service has more by then."""
+    server = Windows(lib, "headers")
+    given = Limiter(requests=Rate(4 * AMOUNT, SECONDS))
+    client = limited(lib, server, given, hold=True)
+    await send(client, 4 * AMOUNT)
+    (endpoint,) = limits_of(client).values()
+    assert isinstance(endpoint, DoubtedEndpoint)
+    assert endpoint.limits == given.limits
+    assert given.statistics().granted >= 4 * AMOUNT
+
+
+@pytest.mark.parametrize("tells", ["headers", "Retry-After", "nothing"])
+async def test_a_limit_that_is_right_is_not_doubted_for_what_others_had_used_up(lib, tells):
+    """When the run begins, another one has left next to nothing."""
+    server = Windows(lib, tells)
+    client = limited(lib, server, Limiter(requests=sliding(AMOUNT, SECONDS)), hold=True)
+    await client.post(CHAT, json=HELLO)
+    server.used = AMOUNT
+    await send(client, 4 * AMOUNT)
+    (endpoint,) = limits_of(client).values()
+    assert isinstance(endpoint, GivenEndpoint)
+
+
+async def test_what_an_answer_took_is_settled_with_what_was_given_and_waits_for_nothing_here():
+    given = Limiter(requests=Rate(100, 60), tokens=Rate(1_000, 60))
+    endpoint = DoubtedEndpoint(GivenEndpoint(given))
+    costs = {"requests": 1.0, "tokens": 100.0}
+    limiter, charges = endpoint.ask(costs)
+    request = endpoint.granted(await limiter.acquire(**charges), costs)
+    endpoint.left(request)
+    endpoint.answered(request, 200, Reading((), None))
+    endpoint.settled(request, {"tokens": 300.0})
+    assert given.statistics().limits["tokens"].level == pytest.approx(700, abs=1)
+    assert endpoint._units["tokens"].traffic.waiting == 0
