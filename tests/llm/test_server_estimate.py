@@ -202,6 +202,36 @@ def test_when_a_window_is_said_to_be_over_it_is(began):
     assert client.estimate.level(ready) > 99
 
 
+@given(
+    st.lists(st.tuples(st.floats(0.0, 20.0), st.floats(0.0, 100.0), st.booleans()), max_size=40),
+    st.floats(0.1, 1_000.0),
+)
+def test_a_window_is_waited_for_until_it_begins_and_owes_nothing_then(answers, cost):
+    """Whatever contradictory answers left owing in one window: the next has all that it can have."""
+    client, now = Client(100.0, 10.0, remaining=60, reset=9.0, requests=True), 0.0
+    for gap, left, told in answers:
+        now += gap
+        departure = client.leave(30.0, now)
+        if told:
+            client.hear(departure, left, now, reset=9.0)
+    estimate = client.estimate
+    for moment in (now, now + 1.0, now + 35.0):
+        estimate.level(moment)
+        ready = estimate.ready_at(cost, moment)
+        assert ready <= max(moment, estimate.boundary + estimate.per + HEADROOM)
+        assert estimate.ready_at(cost, ready) <= ready + 1e-6
+
+
+@pytest.mark.parametrize("reset", [None, 30.0])
+def test_what_is_kept_back_for_what_no_answer_confirms_never_takes_all_of_it(reset):
+    """A server that tells its limit once and never again is used for ever, and at more than a trickle."""
+    client, now = Client(remaining=LIMIT - 1_000, reset=reset), 0.0
+    for _ in range(1_000):
+        now = client.estimate.ready_at(LIMIT / 4, now)
+        client.leave(LIMIT / 4, now)
+    assert now < 1_000 * PER
+
+
 def test_answers_that_only_a_bucket_gives_take_a_window_back():
     client = Client(600, 60, 599, 60, requests=True)
     assert client.estimate.kind is Kind.WINDOW

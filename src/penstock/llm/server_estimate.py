@@ -213,7 +213,8 @@ class ServerEstimate:
         if missing <= ROUNDING * (self.capacity + self.rate):
             return self._proved_at(cost, now, ahead)
         if self.kind is Kind.WINDOW:
-            return self.boundary + math.ceil(missing / self.capacity) * self.per + HEADROOM
+            windows = math.ceil((missing + min(0.0, self._level)) / self.capacity - ROUNDING)  # none begins with debts
+            return self.boundary + max(1, windows) * self.per + HEADROOM
         if self.kind is Kind.SLIDING:
             return self._sliding.ready_at(missing / self.factor, now, self.traffic)
         return now + missing / self.rate
@@ -261,6 +262,7 @@ class ServerEstimate:
         return min(self.factor * cost, max(most, 0.01 * self.capacity))
 
     def _reserve(self) -> float:
+        """What is kept back: never all of it, or nothing would leave once answers tell no more."""
         traffic, newest = self.traffic, self._newest
         since = self.factor * (traffic.waiting + (traffic.sent - newest[0].sent if newest is not None else 0.0))
         doubt = DOUBT * since
@@ -269,12 +271,12 @@ class ServerEstimate:
             doubt += min(0.15 * self.capacity, 2 * deviation * math.sqrt(SAMPLE * self.capacity * since))
             if self.kind is Kind.BUCKET:  # of a window it would be lost; of a bucket it is kept back once
                 doubt += min(2 * DOUBT, 2 * deviation) * self.capacity
-        if self.kind is not Kind.BUCKET:
-            return doubt
-        if self.factor > 1.1 and self.samples > 3:
-            # All processes that share a bucket see the same level: the largest user leaves most of it to the others.
-            doubt = doubt / self.factor + FAIR * self.capacity / self.factor
-        return doubt + min(HEADROOM * self.rate, self.capacity / 2)
+        if self.kind is Kind.BUCKET:
+            if self.factor > 1.1 and self.samples > 3:
+                # All processes that share a bucket see the same level: the largest user leaves most of it to others.
+                doubt = doubt / self.factor + FAIR * self.capacity / self.factor
+            doubt += min(HEADROOM * self.rate, self.capacity / 2)
+        return min(doubt, 0.75 * (self.capacity - self._held_back))
 
     # The state
 
