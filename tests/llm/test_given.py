@@ -65,7 +65,7 @@ async def test_a_limit_far_above_what_the_service_has_is_refused_twice_and_learn
     began = anyio.current_time()
     await send(client, 10 * AMOUNT)
     in_two_bursts = AMOUNT + 2 * AMOUNT
-    assert server.refused <= in_two_bursts + 0.01 * 10 * AMOUNT + 5
+    assert server.refused <= in_two_bursts + AMOUNT  # told nothing, one looks now and then while nothing comes back
     assert anyio.current_time() - began < 2.5 * 10 * SECONDS
 
 

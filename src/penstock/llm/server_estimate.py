@@ -288,8 +288,7 @@ class ServerEstimate:
             if self._is_guess:
                 self._held_back = max(0.0, self._held_back - self.rate * (now - self._at))
         elif self.kind is Kind.WINDOW:
-            over = self._windows_over(now)
-            if over:
+            if over := self._windows_over(now):
                 self.boundary += over * self.per
                 self._level, self._is_unopened = self.capacity, True
         elif self.kind is Kind.SLIDING and self._newest is not None:
