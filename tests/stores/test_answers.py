@@ -338,6 +338,26 @@ async def test_what_a_process_was_told_last_may_be_of_any_type_and_stops_nothing
     store.close()
 
 
+async def test_a_batch_whose_answer_is_nonsense_is_decided_once(valkey, prefix, monkeypatch):
+    """The server has decided it, and its answer was lost behind another question's: what was given back in it, given
+    back once more, would be another call's place."""
+    store, others = (RedisStore(valkey, prefix=prefix) for _ in range(2))
+    mine, theirs = (Limiter(calls=in_flight(2), name="x", store=each) for each in (store, others))
+    permit, kept = await mine.acquire(), await mine.acquire()
+    answers, run = [1], store._run
+    monkeypatch.setattr(store, "_run", lambda *asked: (run(*asked), answers.pop())[1] if answers else run(*asked))
+    permit.close()
+    await mine.refresh()
+    assert answers == []
+    other = await theirs.acquire(max_wait=0)
+    with pytest.raises(RateLimited):
+        await theirs.acquire(max_wait=0)
+    for each in (kept, other):
+        each.close()
+    store.close()
+    others.close()
+
+
 async def test_places_given_back_to_a_broken_store_come_back_once_it_works(store):
     """What could not be said is said with the next call."""
     limiter = Limiter(calls=in_flight(1), name="x", store=store)

@@ -297,20 +297,25 @@ class RedisStore(Store):
         told = self._key(terms[0].name, f"told:{batch.owner:.0f}")
         keys = [told, *(self._key(one.name) for one in terms)]
         arguments = [struct.pack(f">{len(numbers)}d", *numbers), *(one.text for one in terms)]
-        answer = self._asked(lambda: self._run(self._decide, keys, arguments), [one.name for one in terms])
-        number, last = self._last_answer
-        if answer == last and batch.number != number and not now:  # no two have the same time: this one was said twice
-            self._drop()
-            raise Unreachable(f"{self._address} repeats an answer. Is there a proxy before it?")
-        try:
-            reply = self._read(answer, terms, limits)
-        except (struct.error, IndexError, ValueError, TypeError, AttributeError) as error:
-            self._drop()  # the next reply on this connection may be another question's
-            raise StoreError(
-                f"{self._address} answers nonsense: {str(answer)[:80]!r}. Is it a Redis server?"
-            ) from error
-        self._last_answer = batch.number, answer
-        return reply
+        asked_again = False
+        while True:
+            answer = self._asked(lambda: self._run(self._decide, keys, arguments), [one.name for one in terms])
+            number, last = self._last_answer
+            if answer == last and batch.number != number and not now:  # no two have the same time: it was said twice
+                self._drop()
+                raise Unreachable(f"{self._address} repeats an answer. Is there a proxy before it?")
+            try:
+                reply = self._read(answer, terms, limits)
+            except (struct.error, IndexError, ValueError, TypeError, AttributeError) as error:
+                self._drop()  # this may be another question's reply, and the next one too
+                if asked_again:
+                    raise StoreError(
+                        f"{self._address} answers nonsense: {str(answer)[:80]!r}. Is it a Redis server?"
+                    ) from error
+                asked_again = True  # the batch may have been decided: what was answered is repeated by its number
+            else:
+                self._last_answer = batch.number, answer
+                return reply
 
     @staticmethod
     def _read(answer: Any, terms: Sequence[Terms], limits: int) -> Reply:
