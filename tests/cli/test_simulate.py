@@ -81,8 +81,19 @@ def test_what_no_server_can_do_is_said_before_it_begins(made, capsys, option, wo
     assert not made
 
 
-def test_a_run_keeps_rates_and_no_others(tmp_path, monkeypatch, capsys):
+def test_a_run_keeps_no_limits_of_other_kinds(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in.jsonl").write_text("")
-    assert main(["run", "in.jsonl", "-o", "out.jsonl", "--limits", "requests=60/min window"]) == 2
-    assert "60/min window" in capsys.readouterr().err
+    for limit in ("60/min window", "60/min hidden", "60/min burst 5 sliding"):
+        assert main(["run", "in.jsonl", "-o", "out.jsonl", "--limits", f"requests={limit}"]) == 2
+        assert limit in capsys.readouterr().err
+
+
+def test_a_run_keeps_a_window_that_slides(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.jsonl").write_text('{"model": "m", "input": "x"}\n' * 3)
+    limits = ["--limits", "requests=2/1s sliding"]
+    assert main(["plan", "in.jsonl", *limits]) == 0
+    assert "at least 0.5 s, by requests (2/s)" in capsys.readouterr().out
+    assert main(["run", "in.jsonl", "-o", "out.jsonl", "--simulate", "--latency", "0.01", *limits]) == 0
+    assert "3 rows: 3 answered, 0 failed" in capsys.readouterr().out

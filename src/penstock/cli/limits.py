@@ -38,6 +38,7 @@ __all__ = [
     "parse_limits",
     "server_limits",
     "the_same",
+    "windowed",
 ]
 
 SIMULATED = "requests=3500/min,tokens=90k/min"
@@ -47,14 +48,31 @@ Units = Mapping[str, Callable[[Any], Any]]
 """Units that are counted, and what reads a limit of each; it raises ValueError where it cannot."""
 
 
-def _rate(text: Any) -> _limits.Limit:
-    limit = _limits.parse(text)
+def _rate_or_window(text: Any) -> _limits.Limit:
+    """A limit out of `60/min burst 5`, or `60/min sliding`.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    words = text.rpartition(" sliding") if isinstance(text, str) and text.rstrip().endswith(" sliding") else None
+    limit = _limits.parse(text if words is None else words[0])
     if not isinstance(limit, _limits.Rate):
         raise ValueError("a unit that is unlimited is left out")
-    return limit
+    return limit if words is None else windowed(limit, text, _limits.sliding)
 
 
-UNITS: Units = dict.fromkeys(("requests", "tokens", "images"), _rate)
+def windowed(limit: _limits.Rate, text: str, kind: Callable[[float, float], Any]) -> Any:
+    """A window of as much as a rate allows.
+
+    Raises:
+        ValueError: The rate has a burst of its own.
+    """
+    if limit.burst != limit.amount:
+        raise ValueError(f"{text.strip()!r}: a window has no burst of its own")
+    return kind(limit.amount, limit.per)
+
+
+UNITS: Units = dict.fromkeys(("requests", "tokens", "images"), _rate_or_window)
 
 LIMITS_HELP = (
     '"requests=3500/min,tokens=90k/min burst 20k"; or FILE.json, FILE.toml with limits per model: '

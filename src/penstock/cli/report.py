@@ -24,7 +24,7 @@ from penstock.usage.evidence import Evidence, evidence_of
 from penstock.usage.report import as_csv, as_html, as_markdown
 
 if TYPE_CHECKING:  # to load it takes longer than a report of a small ledger
-    from penstock.runner.place import Limits, LimitsOf
+    from penstock.runner.place import LimitsOf, Rates
 
 __all__ = ["report"]
 
@@ -113,13 +113,17 @@ def _written(found: list[Evidence], form: Form, name: str, tz: str) -> str:
     return as_html(found, name, tz) if form is Form.html else as_markdown(found, name, tz)
 
 
-def _limits(limits_of: LimitsOf, subject: str) -> Limits | None:
+def _limits(limits_of: LimitsOf, subject: str) -> Rates | None:
     """The limits of a model, or limiter; None: as they were told last."""
     try:
         given = limits_of(subject)[1]
     except ValueError:  # a file that has none for it
         return None
-    return given if isinstance(given, Mapping) else None
+    if not isinstance(given, Mapping):
+        return None
+    from penstock.runner.place import rates_of
+
+    return rates_of(given)
 
 
 def _price(subject: str, given: float | None, known: Prices) -> Price | None:

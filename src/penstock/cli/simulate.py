@@ -12,7 +12,7 @@ import typer
 
 from penstock._numbers import number_of
 from penstock.cli.frame import app
-from penstock.cli.limits import SIMULATED, UNITS, server_limits
+from penstock.cli.limits import SIMULATED, UNITS, server_limits, windowed
 from penstock.cli.terminal import Fault, write
 from penstock.limits import Rate, parse, sliding
 from penstock.runner.place import Limits
@@ -103,11 +103,7 @@ def _limit(text: Any) -> Any:
     if not isinstance(limit, Rate):
         raise ValueError("a unit that is unlimited is left out")
     if kinds & {"window", "sliding"}:
-        if limit.burst != limit.amount:
-            raise ValueError(f"{text.strip()!r}: a window has no burst of its own")
-        kind = simulator.Window if "window" in kinds else sliding
-        windowed = kind(limit.amount, limit.per)
-        return simulator.Hidden(windowed) if "hidden" in kinds else windowed
+        limit = windowed(limit, text, simulator.Window if "window" in kinds else sliding)
     return simulator.Hidden(limit) if "hidden" in kinds else limit
 
 

@@ -213,11 +213,14 @@ class Endpoint:
             )
 
     def levels(self) -> list[LimitLevel]:
-        """How full every rate is, one entry for each."""
+        """How full every rate and window that slides is, one entry for each."""
         return [
-            LimitLevel(one.unit, one.limit.burst, one.limit.rate, one.level)
+            LimitLevel(
+                one.unit, limit.burst if isinstance(limit, Rate) else limit.amount, limit.amount / limit.per, one.level
+            )
             for one in self.limiter.statistics().limits.values()
-            if isinstance(one.limit, Rate)
+            for limit in [one.limit]
+            if isinstance(limit, Rate | Sliding)
         ]
 
     # On the way out

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from penstock import Limiter, Rate, clock
+from penstock import Limiter, Rate, Sliding, clock
 from penstock.errors import Unsatisfiable
 from penstock.llm import headers as _headers
 from penstock.llm.discovered import DiscoveredEndpoint
@@ -15,7 +15,7 @@ from penstock.llm.failures import Verdict
 from penstock.llm.headers import Quota, Reading
 from penstock.runner.client import Reply
 from penstock.runner.mix import Level, Mix
-from penstock.runner.place import Limits, Place
+from penstock.runner.place import Limits, Place, Rates, rates_of
 from penstock.runner.source import Row
 from penstock.runner.summary import Allowance, Allowances
 from penstock.runner.throttle import Throttle
@@ -73,12 +73,13 @@ class Group:
         self.queued: dict[int, Mapping[str, float]] = {}
         self.unsent: set[int] = set()
         self._is_shared = isinstance(limits, Limiter | Endpoint)
-        self._promised: Limits | None = _promised(limits)
+        self._given: Limits = limits if isinstance(limits, Mapping) else {}
+        self._promised: Rates | None = _promised(limits)
         self._idle = idle
         self._place = place
         self._throttle = Throttle()
         self._known: Allowances | None = None
-        self._told: tuple[Limiter, Limits] | None = None
+        self._told: tuple[Limiter, Rates] | None = None
         if limits is None:
             self.endpoint: Endpoint = DiscoveredEndpoint()
         elif isinstance(limits, Endpoint):
@@ -101,17 +102,13 @@ class Group:
         return self._place
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> Rates:
         """What the server enforces, as it was promised, or as far as its answers have told."""
         if self._promised is not None:
             return self._promised
         if self._told is not None and self._told[0] is self.endpoint.limiter:
             return self._told[1]
-        told = {
-            unit: tuple(limit for limit in limits if isinstance(limit, Rate))
-            for unit, limits in self.endpoint.limits.items()
-        }
-        self._told = self.endpoint.limiter, {unit: rates for unit, rates in told.items() if rates}
+        self._told = self.endpoint.limiter, rates_of(_with_a_rate(self.endpoint.limits))
         return self._told[1]
 
     @property
@@ -127,8 +124,8 @@ class Group:
         return {
             unit: tuple(
                 # Of several limits on a unit, the smallest is the one that an earlier run had used up.
-                Allowance(rate, min(rate.burst, self._idle * rate.rate) if rate is least else rate.burst)
-                for rate in rates
+                Allowance(rate, _regained(given, self._idle) if rate is least else rate.burst)
+                for given, rate in zip(self._given.get(unit, rates), rates, strict=True)
             )
             for unit, rates in self.limits.items()
             for least in [min(rates, key=lambda rate: rate.burst)]
@@ -199,13 +196,17 @@ class Group:
         return self._promised is not None and not self._is_shared
 
     def _use_share(self) -> None:
-        assert self._promised is not None
         share = self._throttle.share
-        rates: dict[str, Any] = {
-            unit: [Rate(rate.amount * share, rate.per, rate.burst) for rate in limits]
-            for unit, limits in self._promised.items()
+        lowered: dict[str, Any] = {
+            unit: [
+                Rate(limit.amount * share, limit.per, limit.burst)
+                if isinstance(limit, Rate)
+                else Sliding(limit.amount, limit.per / share)  # and no row is too large for it
+                for limit in limits
+            ]
+            for unit, limits in self._given.items()
         }
-        self.endpoint.limiter.reconfigure(**rates)
+        self.endpoint.limiter.reconfigure(**lowered)
 
     def _comparable(self, quota: Quota) -> bool:
         """Whether what remains, as headers tell it, is of a bucket of the size that they tell.
@@ -224,14 +225,25 @@ class Group:
         ]
 
 
-def _promised(limits: Limits | Limiter | Endpoint | None) -> Limits | None:
+def _regained(limit: Rate | Sliding, idle: float) -> float:
+    """What a limit has again that was used up so many seconds ago. A window may have been used up all at once."""
+    if isinstance(limit, Sliding):
+        return limit.amount if idle >= limit.per else 0.0
+    return min(limit.burst, idle * limit.rate)
+
+
+def _promised(limits: Limits | Limiter | Endpoint | None) -> Rates | None:
     """What is known of the limits before the first answer; None: they are learned."""
     if isinstance(limits, Endpoint):
         limits = None if limits.learns else limits.limiter
-    return _rates_of(limits) if isinstance(limits, Limiter) else limits
+    if isinstance(limits, Limiter):
+        limits = _with_a_rate(limits.limits)
+    return None if limits is None else rates_of(limits)
 
 
-def _rates_of(limiter: Limiter) -> Limits:
-    """The limits of a limiter that have a rate."""
-    rates = {unit: tuple(each for each in limits if isinstance(each, Rate)) for unit, limits in limiter.limits.items()}
-    return {unit: those for unit, those in rates.items() if those}
+def _with_a_rate(limits: Mapping[str, tuple[Any, ...]]) -> Limits:
+    """Those that have a rate."""
+    found = {
+        unit: tuple(each for each in several if isinstance(each, Rate | Sliding)) for unit, several in limits.items()
+    }
+    return {unit: those for unit, those in found.items() if those}

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import anyio
 import anyio.lowlevel
 
-from penstock import Limiter, Rate
+from penstock import Limiter, Rate, Sliding
 from penstock import limits as _limits
 from penstock.errors import PenstockError
 from penstock.llm import tokens
@@ -199,10 +199,10 @@ def _limits_of(limits: LimitsLike) -> LimitsOf:
     return lambda model: (model, None)
 
 
-def _rate(given: Any) -> Rate:
+def _rate(given: Any) -> Rate | Sliding:
     limit = _limits.parse(given) if isinstance(given, str) else given
-    if not isinstance(limit, Rate):
-        raise ValueError(f"the limits of a run are rates, such as '3500/min', not {given!r}")
+    if not isinstance(limit, Rate | Sliding):
+        raise ValueError(f"the limits of a run are rates, such as '3500/min', or sliding windows, not {given!r}")
     return limit
 
 

@@ -7,19 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from penstock import Limiter, Rate
+from penstock import Limiter, Rate, Sliding
 from penstock.llm.endpoints import Endpoint
 from penstock.runner.client import Client
 from penstock.runner.outage import Outage
 
-__all__ = ["Limits", "LimitsOf", "Place"]
+__all__ = ["Limits", "LimitsOf", "Place", "Rates", "rates_of"]
 
-Limits = Mapping[str, tuple[Rate, ...]]
+Limits = Mapping[str, tuple[Rate | Sliding, ...]]
 """Unit → its limits."""
+
+Rates = Mapping[str, tuple[Rate, ...]]
+"""Unit → its limits, each as a rate."""
 
 LimitsOf = Callable[[str], tuple[str, "Limits | Limiter | Endpoint | None"]]
 """Model → (name of the models that share its limits, the limits; a limiter that others use too; an endpoint, which
 other runs in this loop use too; None: the server's answers will tell)."""
+
+
+def rates_of(limits: Limits) -> Rates:
+    """What limits allow at best: a window gives all of its amount at once, and then as much in each of its periods."""
+    return {
+        unit: tuple(each if isinstance(each, Rate) else Rate(each.amount, each.per) for each in several)
+        for unit, several in limits.items()
+    }
 
 
 class Place:

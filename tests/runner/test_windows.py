@@ -1,0 +1,81 @@
+"""Runs against windows, which give all that they have at once and then nothing for a while; in virtual time."""
+
+from __future__ import annotations
+
+import math
+
+import anyio
+import pytest
+
+from penstock import clock, sliding
+from penstock.simulator import Latency, Simulation, Window
+from tests.runner.service import Service, chat, prepared
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_time")]
+
+LIMIT = {"requests": (sliding(100, 10),)}
+LATENCY = Latency(median=0.1, sigma=0.2)
+
+
+def answering_to(this, limits):
+    """Have a run keep these limits; None: learn them."""
+    this.run.places[0].limits_of = lambda model: (model, limits)
+
+
+@pytest.mark.parametrize("kind", [sliding, Window])
+@pytest.mark.parametrize("headers", ["openai", "none"])
+async def test_a_window_that_was_told_is_used_up_and_refuses_nothing(tmp_path, kind, headers):
+    """One that slides is kept at any server's: it never sends more than any window of that length admits."""
+    service = Service(Simulation(requests=kind(100, 10), latency=LATENCY, headers=headers))
+    with prepared(tmp_path, [chat(number, 20) for number in range(300)], service) as this:
+        answering_to(this, LIMIT)
+        await this.run()
+        assert (len(this.results()), this.counts.status_429) == (300, 0)
+        assert this.summary()["efficiency"] > 0.85  # the lower bound does not know that all of it comes back at once
+    assert 20 < clock.now() < 22.5
+
+
+async def test_a_row_may_take_all_of_a_window(tmp_path):
+    """Also after a refusal, from when on less is used for a while."""
+    service = Service(Simulation(tokens=sliding(1_000, 10), latency=LATENCY), [(429, {"retry-after": "1"}, b"")])
+    with prepared(tmp_path, [chat(0, 20), chat(1, 3_980)], service) as this:
+        answering_to(this, {"tokens": (sliding(1_000, 10),)})
+        await this.run()
+        assert (len(this.results()), this.errors()) == (2, [])
+
+
+async def test_two_runs_in_one_window_lose_nothing(tmp_path):
+    service = Service(Simulation(requests=sliding(100, 10), latency=LATENCY))
+    rows = [chat(number, 20) for number in range(200)]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    with prepared(tmp_path / "a", rows, service) as one, prepared(tmp_path / "b", rows, service) as two:
+        async with anyio.create_task_group() as tasks:
+            for each in (one, two):
+                answering_to(each, LIMIT)
+                tasks.start_soon(each.run)
+        assert len(one.results()) == len(two.results()) == 200
+        assert one.errors() == two.errors() == []
+    assert clock.now() < 60
+
+
+async def test_a_run_that_goes_on_finds_the_window_as_it_was_left(tmp_path):
+    """All of it was used at once, so none of it is back as long as its length is not over; a bucket would have half."""
+    service = Service(Simulation(requests=sliding(100, 10), latency=LATENCY))
+    for rows, idle in ((100, math.inf), (150, 5.0)):
+        with prepared(tmp_path, [chat(number, 20) for number in range(rows)], service, idle=idle) as this:
+            answering_to(this, LIMIT)
+            await this.run()
+            assert (len(this.results()), this.counts.status_429) == (rows, 0)
+        await anyio.sleep(5)
+
+
+async def test_a_window_whose_length_nobody_tells_is_not_taken_for_a_minutes(tmp_path):
+    """Without a reset, a limit is taken for one of a minute; but not by a run that got five times as much in one."""
+    service = Service(Simulation(requests=sliding(100, 10), latency=LATENCY, headers="remaining"))
+    with prepared(tmp_path, [chat(number, 20) for number in range(700)], service) as this:
+        answering_to(this, None)
+        await this.run()
+        assert len(this.results()) == 700
+        assert this.counts.status_429 <= 5
+    assert clock.now() < 100  # 62 at best
