@@ -74,8 +74,8 @@ class SchedulerState:
         woken: Parkers to wake, once the lock is free.
         separate_until: Until then each batch is about one queue: a batch about several failed, and one of them is to
             blame.
-        apart: Since the store does not answer, this process decides by itself: the epoch of what it grants; 0: it does
-            not.
+        apart: Since the store does not answer, this process decides by itself: the epoch of what it grants; None: it
+            does not.
         fallback_epochs: Those of all such times.
         for_later: Refunds, and orders that all processes must hear, for the store when it answers.
         silent: Nodes of the store that do not answer, as `Store.node_of` names them.
@@ -105,7 +105,7 @@ class SchedulerState:
         self.round_trip = self.lateness = 0.0
         self.separate_until = -math.inf
         self.separate = False
-        self.apart = 0.0
+        self.apart: float | None = None
         self.fallback_epochs: set[float] = set()
         self.for_later: tuple[list[Refund], list[Order]] = ([], [])
         self.silent: dict[object, Outage] = {}
@@ -371,7 +371,7 @@ class SchedulerState:
 
     def answers_again(self) -> None:
         """The store decides again, and hears what was meant for it meanwhile."""
-        self.apart = 0.0
+        self.apart = None
         refunds, orders = self.for_later
         self.refunds += refunds
         self.orders[:0] = orders
