@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["visible"]
-
 
 def visible(text: str) -> str:
     """A text of others' on one line: what a terminal would obey, or would not show, is written as an escape."""

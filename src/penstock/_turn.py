@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from contextvars import ContextVar
-from types import TracebackType
 from typing import NamedTuple
 
 from penstock._numbers import Seconds
@@ -70,9 +69,7 @@ class turn:  # noqa: N801 - it reads as a word: with turn(priority=10)
         here = _here.get()
         _here.set(_Here((*here.blocks, self), here.turn._replace(**self._said)))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         # By a token this could not be done where a block ends in another context than it began in, as in a generator
         # that a framework runs in threads.
         blocks = list(_here.get().blocks)

@@ -49,13 +49,8 @@ def verdict(owner: str, on: On, error: Exception, log: str = _LOG) -> bool | flo
     Raises:
         Nonsense: `on` returned something that is no verdict.
     """
-    try:
-        return verdict_on(on, error)
-    except (Nonsense, *ENDS_A_PROGRAM):
-        raise
-    except BaseException as raised:  # noqa: BLE001 - a property of the error may raise anything
-        _tell(owner, "on", error, raised, log)
-        return False
+    says: bool | float = _answer(owner, "on", lambda error: verdict_on(on, error), error, log, otherwise=False)
+    return says
 
 
 def is_true_of(owner: str, option: str, judge: Callable[[Exception], Any], error: Exception) -> bool:
@@ -64,26 +59,14 @@ def is_true_of(owner: str, option: str, judge: Callable[[Exception], Any], error
     Raises:
         TypeError: It returned an awaitable.
     """
-    try:
-        answer = judge(error)
-    except ENDS_A_PROGRAM:
-        raise
-    except BaseException as raised:  # noqa: BLE001
-        _tell(owner, option, error, raised, _LOG)
-        return False
+    answer = _answer(owner, option, judge, error, _LOG, otherwise=False)
     check_answer(owner, option, answer)
     return bool(answer)
 
 
 def seconds_asked(owner: str, hint: Callable[[Exception], Any], error: Exception, log: str = _LOG) -> float | None:
     """Return how many seconds a `hint` function found, from 0 to infinity; None if it found none, or raises."""
-    try:
-        answer = hint(error)
-    except ENDS_A_PROGRAM:
-        raise
-    except BaseException as raised:  # noqa: BLE001
-        _tell(owner, "hint", error, raised, log)
-        return None
+    answer = _answer(owner, "hint", hint, error, log, otherwise=None)
     check_answer(owner, "hint", answer)
     if isinstance(answer, str | bytes):  # a header, as it came
         try:
@@ -94,6 +77,15 @@ def seconds_asked(owner: str, hint: Callable[[Exception], Any], error: Exception
     return seconds if seconds is not None and seconds >= 0 else None
 
 
-def _tell(owner: str, option: str, error: Exception, raised: BaseException, log: str) -> None:
-    add_notes(error, f"penstock: {owner}: `{option}` raised {repr_of(raised)} when asked about this error")
-    _log.broken(log, "%s: `%s` raised when asked about an error", owner, option, error=raised)
+def _answer(
+    owner: str, option: str, ask: Callable[[Exception], Any], error: Exception, log: str, *, otherwise: Any
+) -> Any:
+    """What a function of the user's says of an error; `otherwise`, a note and a log record if it raises."""
+    try:
+        return ask(error)
+    except (Nonsense, *ENDS_A_PROGRAM):
+        raise
+    except BaseException as raised:  # noqa: BLE001 - a property of the error may raise anything
+        add_notes(error, f"penstock: {owner}: `{option}` raised {repr_of(raised)} when asked about this error")
+        _log.broken(log, "%s: `%s` raised when asked about an error", owner, option, error=raised)
+        return otherwise

@@ -41,7 +41,6 @@ from penstock._numbers import read_count, read_flag
 from penstock._user_errors import add_notes, repr_of
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
 __all__ = ["Progress", "Results", "amap"]
@@ -204,9 +203,7 @@ class Results(OfThisProcess, AsyncIterator[Result_co]):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     def __del__(self) -> None:

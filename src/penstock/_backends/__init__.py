@@ -26,8 +26,6 @@ from penstock._backends.queue import WaitQueue
 from penstock.limits import Limit
 from penstock.stores.memory import MemoryStore
 
-__all__ = ["backend_over", "joined", "memory_store"]
-
 _THIS_PROCESS = MemoryStore()
 
 

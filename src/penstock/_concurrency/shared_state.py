@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn, Self, TypeVar
 from weakref import WeakSet
@@ -38,6 +39,28 @@ def members(of: WeakSet[Member]) -> list[Member]:
             return list(of)
         except RuntimeError:  # changed size during iteration
             continue
+
+
+def around_forks(
+    all_of_them: WeakSet[Member],
+    before: Callable[[Member], object],
+    in_parent: Callable[[Member], object],
+    in_child: Callable[[Member], object],
+) -> None:
+    """Call `before` with each before a fork, and then one of the others: in the child no other thread exists."""
+    forking: list[Member] = []
+
+    def begin() -> None:
+        for each in sorted(members(all_of_them), key=id):
+            before(each)
+            forking.append(each)
+
+    def end(go_on: Callable[[Member], object]) -> None:
+        while forking:
+            go_on(forking.pop())
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=begin, after_in_parent=lambda: end(in_parent), after_in_child=lambda: end(in_child))
 
 
 _alive: WeakSet[SharedState] = WeakSet()

@@ -20,8 +20,8 @@ ended the call. No property or method of the error that we read can replace it.
 
     policy       `Retry`;  settings: its fields;  budget: `Budget`, over `_core.budget`
     call         one call: counts attempts, and decides whether another follows;  waits: the wait before it
-    attempt      one attempt as the user sees it
-    functions    the loop over attempts of a function;  streams: of an async generator;  blocks: the loop form
+    attempt      one attempt as the user sees it, and the loop form
+    functions    the loop over attempts of a function;  streams: of an async generator
     unfinished   results that have done nothing yet: awaitables and context managers
     generators   whether a `with attempt:` block can yield to a consumer
     arguments    arguments that an attempt has used up

@@ -12,8 +12,6 @@ from typing import Any
 
 from penstock._introspect import name_of
 
-__all__ = ["consumed_argument"]
-
 _ENDLESS = (itertools.count, itertools.cycle, itertools.repeat)
 
 

@@ -10,9 +10,7 @@ import anyio
 
 from penstock.retry.call import Call, calls_in_charge
 from penstock.retry.generators import frame_that_yields
-from penstock.retry.waits import attempt_timeout
-
-__all__ = ["Attempt", "current_attempt"]
+from penstock.retry.waits import wait, wait_sync
 
 _UNSET = object()
 
@@ -106,7 +104,7 @@ class Attempt:
                 exc = instead = rest
             else:
                 if self._scope.cancelled_caught:
-                    exc = instead = attempt_timeout(call)
+                    exc = instead = call.timed_out()
         if exc is None:
             if self.result is _UNSET or call.policy.on_result is None:
                 call.succeeded()
@@ -128,6 +126,50 @@ class Attempt:
 
     def __repr__(self) -> str:
         return f"<Attempt {self.number} of {self._call.name}>"
+
+
+class Attempts:
+    """The loop form: the attempts of one `async for`, or of one `for`."""
+
+    __slots__ = ("_attempt", "_call")
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._attempt: Attempt | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Attempt:
+        delay = self._delay()
+        if delay is None or not (self._attempt is None or await wait(self._call, delay)):
+            raise StopAsyncIteration if self._call.previous is None else self._call.last_error()
+        return self._next()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Attempt:
+        delay = self._delay()
+        if delay is None or not (self._attempt is None or wait_sync(self._call, delay)):
+            raise StopIteration if self._call.previous is None else self._call.last_error()
+        return self._next()
+
+    def _delay(self) -> float | None:
+        """The wait before the next attempt; None if the last one was the last."""
+        last = self._attempt
+        if last is None:
+            return 0.0
+        if last._state != "done":
+            raise RuntimeError(
+                f"attempt {last.number} was never made: "
+                "put `with attempt:` around what may fail, inside the loop over the policy"
+            )
+        return last._delay
+
+    def _next(self) -> Attempt:
+        self._attempt = Attempt(self._call, self._call.number + 1)
+        return self._attempt
 
 
 def current_attempt() -> Attempt | None:

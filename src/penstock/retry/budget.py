@@ -10,8 +10,6 @@ from penstock._concurrency.shared_state import SharedState
 from penstock._core.budget import Credit, RatioCredit, TokenCredit
 from penstock._numbers import Seconds, read_number, read_seconds
 
-__all__ = ["Budget"]
-
 
 class Budget(SharedState):
     """How many retries there may be, over all calls and policies that share it. Any thread may use it.

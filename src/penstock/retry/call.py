@@ -22,14 +22,12 @@ from penstock._core.backoff import spread
 from penstock._numbers import read_seconds, show_seconds
 from penstock._retry_after import ENDS_A_PROGRAM
 from penstock._user_errors import repr_of, seconds_asked, verdict
-from penstock.errors import WouldBlockEventLoop
+from penstock.errors import AttemptTimeout, WouldBlockEventLoop
 from penstock.events import AttemptStarted, GaveUp, Reason, RetryScheduled, Succeeded, emit
 from penstock.retry.arguments import consumed_argument
 from penstock.retry.budget import Budget
 from penstock.retry.report import LOGGER, LONGEST_WAIT, annotate, attach_hint, log_gave_up, log_scheduled, why
 from penstock.retry.settings import RetrySettings
-
-__all__ = ["Call", "Sent", "calls_in_charge", "current", "fast_attempts"]
 
 _ROUNDING = 1e-6  # seconds by which sums of waits may miss a bound that they meet on paper
 _REMEMBERED = 20  # attempts told in the notes; a policy without bounds must not fill the memory
@@ -269,6 +267,19 @@ class Call:
         self._give_up("within", error, None)
         self.previous = error
         return True
+
+    def last_error(self) -> Exception:
+        """Take the error of the last attempt out of the call, to raise it."""
+        error, self.previous = self.previous, None
+        assert error is not None, "it failed"
+        return error
+
+    def timed_out(self) -> AttemptTimeout:
+        """The error of an attempt that was cut."""
+        seconds: Any = self.policy.attempt_timeout
+        return AttemptTimeout(
+            f"attempt {self.number} of {self.name} took longer than attempt_timeout={seconds:g} s", seconds=seconds
+        )
 
     def _give_up(self, reason: Reason, error: Exception | None, hint: float | None, argument: str = "") -> float | None:
         """Tell why the call is over. Return None: there is no wait."""

@@ -10,9 +10,7 @@ from typing import Any
 import anyio
 
 from penstock.retry.call import Call, Sent
-from penstock.retry.waits import attempt_timeout, last_error, wait, wait_sync
-
-__all__ = ["PLAIN", "Unfinished", "call_async", "call_sync", "is_awaitable"]
+from penstock.retry.waits import wait, wait_sync
 
 _NOTHING: Any = object()
 
@@ -55,7 +53,7 @@ async def call_async(
                     if is_awaitable(result):
                         result = await result
                 if scope.cancelled_caught:
-                    raise attempt_timeout(call)
+                    raise call.timed_out()
         except Exception as error:
             call.leave()
             delay = call.failed(error, (fn, args, kwargs))
@@ -77,7 +75,7 @@ async def call_async(
         if not await wait(call, delay):
             if call.previous is None:
                 return result
-            raise last_error(call)
+            raise call.last_error()
 
 
 def call_sync(
@@ -129,4 +127,4 @@ def call_sync(
         if not wait_sync(call, delay):
             if call.previous is None:
                 return result
-            raise last_error(call)
+            raise call.last_error()

@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from functools import lru_cache
 from types import CodeType, FrameType
 
-__all__ = ["frame_that_yields"]
-
 _GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 _RESUME, _WITH_EXCEPT = opcode.opmap["RESUME"], opcode.opmap["WITH_EXCEPT_START"]
 _AFTER_YIELD = {1, 2}  # what RESUME says of the instruction before it: `yield`, `yield from`; 3 is `await`

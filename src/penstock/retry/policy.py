@@ -1,31 +1,22 @@
 """`Retry`: the policy as users meet it. It decides nothing itself: it starts calls and puts them around functions.
 
 Below it, from the bottom: `settings` (what the policy says) and `budget`; `call` (one call: whether there is another
-attempt); `functions`, `streams`, `blocks` and `unfinished` (what makes the attempts, for each form of call).
+attempt); `functions`, `streams`, `attempt` and `unfinished` (what makes the attempts, for each form of call).
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from types import AsyncGeneratorType, GeneratorType
 from typing import Any, ClassVar, ParamSpec, TypeVar, cast, overload
 
-from penstock._introspect import decorable_kind, kind_of, name_of, refuse_awaitable
-from penstock.retry.attempt import Attempt
-from penstock.retry.blocks import AsyncAttempts, Attempts
+from penstock._introspect import GENERATORS, decorable_kind, kind_of, name_of, refuse_awaitable
+from penstock.retry.attempt import Attempt, Attempts
 from penstock.retry.call import Call
 from penstock.retry.functions import PLAIN, call_async, call_sync
 from penstock.retry.settings import RetrySettings
 from penstock.retry.streams import Resume, retried_stream
-from penstock.retry.unfinished import (
-    finish_later,
-    finish_later_of_async,
-    refuse_manager,
-    refuse_unfinished,
-)
-
-__all__ = ["Retry"]
+from penstock.retry.unfinished import finish_later, finish_later_of_async, refuse_manager, refuse_unfinished
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -160,7 +151,7 @@ class Retry(RetrySettings):
         """
         _check_callable(fn)
         result = await call_async(Call(self, name_of(fn)), fn, args, kwargs)
-        if isinstance(result, _GENERATORS):
+        if isinstance(result, GENERATORS):
             _check_no_generator(fn)
         refuse_manager(fn, result)
         return result
@@ -176,7 +167,7 @@ class Retry(RetrySettings):
         _check_callable(fn)
         self._check_no_timeout(name_of(fn))
         result = call_sync(Call(self, name_of(fn)), fn, args, kwargs, unfinished=refuse_unfinished)
-        if isinstance(result, _GENERATORS):
+        if isinstance(result, GENERATORS):
             _check_no_generator(fn)
         return cast("_T", result)
 
@@ -186,7 +177,7 @@ class Retry(RetrySettings):
         `async with attempt, limiter(tokens=5):` charges each attempt. Each loop is a call of its own. With `on_result`,
         set `attempt.result` inside the `with` block.
         """
-        return AsyncAttempts(Call(self, "block"))
+        return Attempts(Call(self, "block"))
 
     def __iter__(self) -> Iterator[Attempt]:
         """The same as `async for`, for threads: waits block."""
@@ -202,9 +193,6 @@ class Retry(RetrySettings):
 
     def __repr__(self) -> str:
         return self.shown
-
-
-_GENERATORS = (GeneratorType, AsyncGeneratorType)
 
 
 def _check_callable(fn: object) -> None:

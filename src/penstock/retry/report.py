@@ -15,8 +15,6 @@ from penstock._user_errors import add_notes
 from penstock.events import Reason
 from penstock.retry.settings import RetrySettings
 
-__all__ = ["LOGGER", "LONGEST_WAIT", "annotate", "attach_hint", "log_gave_up", "log_scheduled", "why"]
-
 LOGGER = "penstock.retry"
 
 LONGEST_WAIT = 366 * 86_400.0

@@ -15,8 +15,6 @@ from penstock._retry_after import retry_after
 from penstock.events import RetryEvent
 from penstock.retry.budget import Budget
 
-__all__ = ["RetrySettings"]
-
 
 def _drawn() -> float:
     # Not `random.random` itself: pickled, it takes the state of its generator along, and all processes that a policy is

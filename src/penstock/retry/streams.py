@@ -11,9 +11,7 @@ import anyio
 from penstock._introspect import name_of
 from penstock.retry.call import Call
 from penstock.retry.settings import RetrySettings
-from penstock.retry.waits import attempt_timeout, last_error, wait
-
-__all__ = ["Resume", "retried_stream"]
+from penstock.retry.waits import wait
 
 Resume = Callable[..., AsyncIterator[Any]]
 """`resume(last, *args, **kwargs)`: an async iterator over the items after `last`."""
@@ -102,7 +100,7 @@ class _Stream:
                 return True
             await _close(self.source)
             if not await wait(call, delay):
-                raise last_error(call)
+                raise call.last_error()
             self._start_over()
             sent = None
 
@@ -127,7 +125,7 @@ class _Stream:
         with anyio.move_on_after(policy.seconds_per_attempt) as scope:
             return await _next_of(self.source, sent)
         assert scope.cancelled_caught
-        raise attempt_timeout(self.call)
+        raise self.call.timed_out()
 
     def _start_over(self) -> None:
         if self._handed_out and self._resume is not None:

@@ -16,12 +16,10 @@ from types import GeneratorType, TracebackType
 from typing import Any, Self
 
 from penstock import clock
-from penstock._introspect import CONTEXT_MANAGERS, kind_of, name_of
+from penstock._introspect import CONTEXT_MANAGERS, kind_of, name_of, refuse_awaitable
 from penstock.retry.call import Call, Sent
 from penstock.retry.functions import call_async, call_sync, is_awaitable
 from penstock.retry.settings import RetrySettings
-
-__all__ = ["finish_later", "finish_later_of_async", "refuse_manager", "refuse_unfinished"]
 
 _MANAGER, _ASYNC_MANAGER = CONTEXT_MANAGERS
 
@@ -81,11 +79,10 @@ def refuse_unfinished(_call: Call, sent: Sent, result: Any) -> None:
     """Refuse, for `retry.call_sync`, what would have to be awaited."""
     fn = sent[0]
     if is_awaitable(result):
-        if isinstance(result, Coroutine):
-            result.close()  # or it would warn that it was never awaited
-        raise TypeError(
+        refuse_awaitable(
+            result,
             f"{name_of(fn)} returns an awaitable, and `call_sync` awaits nothing, so nothing was tried. "
-            f"Use `await retry.call({name_of(fn)}, ...)`"
+            f"Use `await retry.call({name_of(fn)}, ...)`",
         )
     refuse_manager(fn, result)
 

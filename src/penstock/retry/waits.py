@@ -7,10 +7,7 @@ import time
 import anyio
 
 from penstock._concurrency.tasks import sleep
-from penstock.errors import AttemptTimeout
 from penstock.retry.call import Call
-
-__all__ = ["attempt_timeout", "last_error", "wait", "wait_sync"]
 
 
 async def wait(call: Call, delay: float) -> bool:
@@ -35,19 +32,3 @@ def wait_sync(call: Call, delay: float) -> bool:
         call.abandon()
         raise
     return not call.too_late()
-
-
-def last_error(call: Call) -> Exception:
-    """Take the error of the last attempt out of the call, to raise it."""
-    error, call.previous = call.previous, None
-    assert error is not None
-    return error
-
-
-def attempt_timeout(call: Call) -> AttemptTimeout:
-    """Make the error of an attempt that was cut."""
-    seconds = call.policy.seconds_per_attempt
-    assert seconds is not None
-    return AttemptTimeout(
-        f"attempt {call.number} of {call.name} took longer than attempt_timeout={seconds:g} s", seconds=seconds
-    )

@@ -11,8 +11,6 @@ from penstock import clock
 from penstock._core import ledger
 from penstock.stores.contract import Batch, Reply, Store
 
-__all__ = ["FallbackStore"]
-
 
 class FallbackStore(Store):
     """Decides in this process: with a share of the limits, or (an infinite share) with none."""

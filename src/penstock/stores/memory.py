@@ -6,14 +6,13 @@ be decided together anyway, so finer locks would buy little and cost an order to
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
-from penstock._concurrency.shared_state import members
+from penstock._concurrency.shared_state import around_forks
 from penstock.errors import ConfigurationConflict
 
 if TYPE_CHECKING:
@@ -33,10 +32,6 @@ class _Named(Protocol):
 
     def whole(self, now: float) -> bool:
         """Whether they equal limits of which nothing was ever used."""
-
-
-_all: WeakSet[MemoryStore] = WeakSet()
-_forking: list[MemoryStore] = []
 
 
 class MemoryStore:
@@ -121,17 +116,8 @@ def _show(limits: Mapping[str, tuple[Limit, ...]]) -> str:
     return ", ".join(f"{unit}={' and '.join(map(str, kinds))}" for unit, kinds in limits.items())
 
 
-def _before_fork() -> None:
-    for store in sorted(members(_all), key=id):
-        # If another thread held it at the moment of the fork, it would stay held in the child.
-        store.lock.acquire()
-        _forking.append(store)
-
-
-def _after_fork() -> None:
-    while _forking:
-        _forking.pop().lock.release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+# If another thread held the lock at the moment of the fork, it would stay held in the child.
+_all: WeakSet[MemoryStore] = WeakSet()
+around_forks(
+    _all, lambda store: store.lock.acquire(), lambda store: store.lock.release(), lambda store: store.lock.release()
+)

@@ -14,21 +14,6 @@ from penstock._numbers import show
 from penstock.errors import UnknownUnit
 from penstock.limits import Calendar, Limit, Period, Unlimited
 
-__all__ = [
-    "UNITS",
-    "Cap",
-    "CapKey",
-    "CapLike",
-    "Caps",
-    "limits_of",
-    "origins",
-    "plain_caps",
-    "read_cap",
-    "read_caps",
-    "read_plain_caps",
-    "with_extra",
-]
-
 UNITS = ("requests", "tokens", "dollars")
 """What is always counted. Others are those that the caps for everybody name."""
 

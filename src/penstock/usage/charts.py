@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 from penstock.usage.words import counted
 
-__all__ = ["Line", "chart"]
-
 _WIDTH, _HEIGHT = 900, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 12, 12, 26
 _MOST_POINTS = 400

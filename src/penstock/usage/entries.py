@@ -11,8 +11,6 @@ from typing import Any
 from penstock.events import Answered, Granted, Reconfigured, Refused, Settled, Withdrawn
 from penstock.limits import Rate, Sliding
 
-__all__ = ["Entries", "Entry", "LimitNote"]
-
 _MOST_OPEN = 10_000
 """Calls of which later events are expected. Of more, the oldest are taken for complete."""
 

@@ -19,8 +19,6 @@ from penstock.limits import Rate
 from penstock.llm.prices import Price
 from penstock.usage.history import History, Minute, Totals
 
-__all__ = ["Day", "Evidence", "NearLimit", "Projection", "Spread", "evidence_of", "hour_at_most"]
-
 BUSINESS_DAYS = 10
 NEAR = 0.9
 """Part of a limit from which on it is as good as reached."""

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from penstock.errors import PenstockError
 
-__all__ = ["LedgerError", "open_reader", "open_writer"]
-
 _OURS = 0x70656E6C
 """`application_id` of our files: "penl"."""
 

@@ -25,11 +25,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import length_hint
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from penstock import clock
-from penstock._concurrency.shared_state import members
+from penstock._concurrency.shared_state import around_forks
 from penstock._numbers import Seconds, number_of, read_seconds
 from penstock.errors import PenstockError
 from penstock.llm.prices import Prices
@@ -147,9 +146,7 @@ class Ledger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -462,16 +459,7 @@ _writers: weakref.WeakSet[_Writer] = weakref.WeakSet()
 _inherited: list[sqlite3.Connection] = []  # of a parent, which must not even be closed here
 
 
-def _each(do: Any) -> Any:
-    return lambda: [do(writer) for writer in members(_writers)]
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_each(_Writer.before_fork),
-        after_in_parent=_each(_Writer.after_fork_in_parent),
-        after_in_child=_each(_Writer.after_fork_in_child),
-    )
+around_forks(_writers, _Writer.before_fork, _Writer.after_fork_in_parent, _Writer.after_fork_in_child)
 
 
 def _plain(units: Mapping[str, float]) -> str:

@@ -11,8 +11,6 @@ from penstock.limits import Limit
 from penstock.stores.contract import Row, Store, Terms
 from penstock.usage.history import History, Totals
 
-__all__ = ["Gauge", "Now", "gauges_in", "now_in"]
-
 _MOST = 1_000
 """Names of a store that are looked at."""
 

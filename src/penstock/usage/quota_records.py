@@ -8,7 +8,6 @@ blocks: on the disk, or on a server.
 from __future__ import annotations
 
 import json
-import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
-from penstock._concurrency.shared_state import members
+from penstock._concurrency.shared_state import around_forks
 from penstock._core import ledger
 from penstock._core.windows import period_around
 from penstock.errors import StoreError
@@ -25,8 +24,6 @@ from penstock.limits import Calendar, Limit
 from penstock.stores.contract import Row, Store, Terms
 from penstock.usage.caps import Cap, CapKey, Caps, origins, plain_caps, read_plain_caps
 from penstock.usage.reviews import Extra, Review, UserRecord
-
-__all__ = ["Records", "Spent", "period_of"]
 
 _T = TypeVar("_T")
 
@@ -258,28 +255,15 @@ def _unescaped(name: str) -> str:
     return name
 
 
-_all: weakref.WeakSet[Records] = weakref.WeakSet()
-_forking: list[Records] = []
-
-
-def _before_fork() -> None:
+def _before_fork(records: Records) -> None:
     """A child must not have SQLite's idea of its parent's locks, nor a connection that its parent reads."""
-    for records in members(_all):
-        records.lock.acquire()
-        _forking.append(records)
-        records._own.disconnect()
+    records.lock.acquire()
+    records._own.disconnect()
 
 
-def _after_fork_in_parent() -> None:
-    while _forking:
-        _forking.pop().lock.release()
+def _after_fork_in_child(records: Records) -> None:
+    records.lock = threading.RLock()
 
 
-def _after_fork_in_child() -> None:
-    _forking.clear()
-    for records in members(_all):
-        records.lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+_all: weakref.WeakSet[Records] = weakref.WeakSet()
+around_forks(_all, _before_fork, lambda records: records.lock.release(), _after_fork_in_child)

@@ -17,8 +17,6 @@ from penstock.usage.charts import Line, chart
 from penstock.usage.evidence import Day, Evidence, Projection, Spread
 from penstock.usage.words import counted, lasting, moment
 
-__all__ = ["as_csv", "as_html", "as_markdown"]
-
 
 @dataclass(frozen=True, slots=True)
 class _Heading:

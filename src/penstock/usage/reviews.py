@@ -13,8 +13,6 @@ from typing import Literal, NamedTuple
 from penstock.usage.caps import Cap, CapKey, Caps, with_extra
 from penstock.usage.quota import QuotaExceeded
 
-__all__ = ["Extra", "Review", "ReviewState", "UserRecord"]
-
 ReviewState = Literal["pending", "approved", "refused"]
 
 

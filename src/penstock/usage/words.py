@@ -7,8 +7,6 @@ from zoneinfo import ZoneInfo
 
 from penstock._numbers import show, show_seconds
 
-__all__ = ["counted", "lasting", "moment", "named"]
-
 
 def counted(unit: str, amount: float) -> str:
     """So many of a unit: `$1.25`, `1,200`, `0.5`."""

@@ -28,8 +28,6 @@ from penstock._backends.shared.state import flow_key
 from penstock.limits import Limit
 from penstock.stores.contract import Store
 
-__all__ = ["shared_backend"]
-
 
 def shared_backend(
     store: Any,

@@ -14,7 +14,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
-import os
 import random
 import threading
 import time
@@ -33,7 +32,7 @@ from penstock._backends.shared.requests import SharedRequest
 from penstock._backends.shared.scheduler import Scheduler
 from penstock._backends.shared.wire import BatchInFlight, Outage
 from penstock._concurrency.parking import wake_all
-from penstock._concurrency.shared_state import members
+from penstock._concurrency.shared_state import around_forks, members
 from penstock.errors import PenstockError, StoreError
 from penstock.events import StoreLost, StoreRecovered, emit
 from penstock.limits import Limit
@@ -523,35 +522,24 @@ def _stop_all() -> None:
     _ended.append(True)
 
 
-_forking: list[tuple[Dispatcher, bool]] = []
+def _before_fork(dispatcher: Dispatcher) -> None:
+    dispatcher.lock.acquire()  # held by another thread at the moment of the fork, it would stay held in the child
+    if dispatcher.store.quiet_at_fork:
+        dispatcher._io.acquire()
+        dispatcher.store.before_fork()
 
 
-def _before_fork() -> None:
-    for dispatcher in members(_all):
-        dispatcher.lock.acquire()  # held by another thread at the moment of the fork, it would stay held in the child
-        quiet = dispatcher.store.quiet_at_fork
-        if quiet:
-            dispatcher._io.acquire()
-            dispatcher.store.before_fork()
-        _forking.append((dispatcher, quiet))
+def _after_fork_in_parent(dispatcher: Dispatcher) -> None:
+    if dispatcher.store.quiet_at_fork:
+        dispatcher._io.release()
+    dispatcher.lock.release()
 
 
-def _after_fork_in_parent() -> None:
-    while _forking:
-        dispatcher, quiet = _forking.pop()
-        if quiet:
-            dispatcher._io.release()
-        dispatcher.lock.release()
-
-
-def _after_fork_in_child() -> None:
-    while _forking:
-        dispatcher, _ = _forking.pop()
-        dispatcher.store.forget()
-        dispatcher.forget()
-        dispatcher.lock.release()
+def _after_fork_in_child(dispatcher: Dispatcher) -> None:
+    dispatcher.store.forget()
+    dispatcher.forget()
+    dispatcher.lock.release()
 
 
 atexit.register(_stop_all)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+around_forks(_all, _before_fork, _after_fork_in_parent, _after_fork_in_child)
