@@ -208,7 +208,7 @@ def test_threads_share_it():
     [
         ({"cut": 1}, "cut=1 must be above 0 and below 1"),
         ({"cut": 0}, "cut=0 must be"),
-        ({"cooldown": -1}, "cooldown=-1 must be a finite number of seconds"),
+        ({"cooldown": -1}, r"Adaptive\(cooldown=-1\): seconds or a timedelta, 0 or more and finite"),
         ({"grow": 0}, "grow=0 must be above 0"),
         ({"grow": float("nan")}, "grow=nan must be"),
         ({"floor": 0}, "floor=0 must be above 0 and at most 1"),

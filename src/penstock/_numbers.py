@@ -95,6 +95,25 @@ def read_seconds(value: Any) -> float | None:
     return value.total_seconds() if isinstance(value, timedelta) else read_number(value)
 
 
+def span(shown: str, value: object, *, zero: bool = False, forever: bool = False) -> float:
+    """Read a span of time.
+
+    Args:
+        shown: The call that the span was given to, for the message: `timeout(-1)`.
+        value: Seconds, or a `timedelta`.
+        zero: Whether it may be 0.
+        forever: Whether it may be infinite.
+
+    Raises:
+        ValueError: It is no span of time, or out of its range.
+    """
+    seconds = read_seconds(value)
+    if seconds is None or seconds < 0 or (seconds == 0 and not zero) or (seconds == math.inf and not forever):
+        least = "0 or more" if zero else "above 0"
+        raise ValueError(f"{shown}: seconds or a timedelta, {least}{'' if forever else ' and finite'}")
+    return seconds
+
+
 def show(value: float) -> str:
     """A number as people write it: 90000, 0.5, 1.5e+12."""
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else f"{value:g}"

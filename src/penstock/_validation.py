@@ -87,9 +87,7 @@ def check_options(
         raise ValueError(f"name= must be a string, not {name!r} (a unit cannot be called 'name')")
     if max_queue is not None and _numbers.read_count(max_queue, 0) is None:
         raise ValueError(f"max_queue must be a whole number of waiters, 0 or more, or None, not {max_queue!r}")
-    span = None if isinstance(ageing, bool) else _numbers.read_seconds(ageing)
-    if span is None or not span > 0:
-        raise ValueError(f"ageing must be a number of seconds above 0 (math.inf for never), not {ageing!r}")
+    seconds = _numbers.span(f"ageing={ageing!r}", ageing, forever=True)
     weights: dict[Hashable, float] = {}
     if flow_weights is not None:
         if not isinstance(flow_weights, Mapping):
@@ -101,7 +99,7 @@ def check_options(
             else:
                 raise ValueError(f"the weight of flow {flow!r} must be a finite number above 0, not {weight!r}")
     check_hook(on_event)
-    return span, weights or None
+    return seconds, weights or None
 
 
 def check_hook(on_event: Any) -> None:
@@ -116,12 +114,7 @@ def check_hook(on_event: Any) -> None:
 
 def read_wait(max_wait: Any) -> float | None:
     """The longest wait, in seconds; None for any."""
-    if max_wait is None:
-        return None
-    span = _numbers.read_seconds(max_wait)
-    if span is None or span < 0:
-        raise ValueError(f"max_wait must be a number of seconds, 0 or more, or None, not {max_wait!r}")
-    return span
+    return None if max_wait is None else _numbers.span(f"max_wait={max_wait!r}", max_wait, zero=True, forever=True)
 
 
 MOST_URGENT = 2**53
@@ -175,10 +168,7 @@ def check_findable(what: str, value: object) -> None:
 
 def read_pause(pause: Any) -> float:
     """The length of a pause, in seconds."""
-    span = _numbers.read_seconds(pause)
-    if span is None or not 0 <= span < math.inf:
-        raise ValueError(f"a pause must be a finite number of seconds, 0 or more, not {pause!r}")
-    return float(span)
+    return float(_numbers.span(f"pause({pause!r})", pause, zero=True))
 
 
 def exact_cost(unit: str, cost: Any) -> float:

@@ -20,7 +20,7 @@ from penstock._classify import On, check_on
 from penstock._concurrency.shared_state import SharedState
 from penstock._core.aimd import Aimd
 from penstock._introspect import kind_of, name_of
-from penstock._numbers import Seconds, read_number, read_seconds
+from penstock._numbers import Seconds, read_number, span
 from penstock._run_inside import run_inside
 from penstock._user_errors import verdict
 from penstock.limiter import Limiter
@@ -75,16 +75,13 @@ class Adaptive(SharedState):
     ) -> None:
         if not isinstance(limiter, Limiter):
             raise TypeError(f"Adaptive({limiter!r}): a Limiter is needed, whose rates it adapts")
-        seconds = read_seconds(cooldown)
-        if seconds is None:
-            raise ValueError(f"Adaptive(cooldown={cooldown!r}): seconds or a timedelta, 0 or more and finite")
-        numbers = {}
+        numbers = {"cooldown": span(f"Adaptive(cooldown={cooldown!r})", cooldown, zero=True)}
         for name, given in (("cut", cut), ("grow", grow), ("floor", floor)):
             number = read_number(given)
             if number is None:
                 raise ValueError(f"{name}={given!r} must be a finite number")
             numbers[name] = number
-        self._aimd = Aimd(cooldown=seconds, **numbers)
+        self._aimd = Aimd(**numbers)
         if on is not None:
             check_on("Adaptive", on)
         self._on = on

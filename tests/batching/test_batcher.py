@@ -258,8 +258,8 @@ async def test_a_plain_number_needs_one_unit(virtual_time):
     ("options", "message"),
     [
         ({"max_items": 0}, "max_items must be 1 or more, not 0"),
-        ({"max_delay": -1}, "max_delay must be a finite number of seconds, 0 or more, or a timedelta, not -1"),
-        ({"max_delay": math.inf}, "max_delay must be a finite number of seconds, 0 or more, or a timedelta, not inf"),
+        ({"max_delay": -1}, r"max_delay=-1\): seconds or a timedelta, 0 or more and finite"),
+        ({"max_delay": math.inf}, r"max_delay=inf\): seconds or a timedelta, 0 or more and finite"),
         ({"max_cost": {"tokens": 0}}, "max_cost must be a finite number of tokens above 0, not 0"),
     ],
 )

@@ -227,7 +227,7 @@ async def test_a_wrong_answer_about_a_turn_is_refused_before_anybody_stands_in_l
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"tokens": len, "max_wait": -1}, ValueError, "max_wait must be a number of seconds"),
+        ({"tokens": len, "max_wait": -1}, ValueError, "max_wait=-1: seconds or a timedelta, 0 or more"),
         ({"tokens": len, "priority": "high"}, ValueError, "priority must be a whole number"),
         ({"tokens": len, "requests": -1}, CostError, "the cost of requests must be a finite number, 0 or more, not -1"),
         ({"tokens": len, "requests": 11}, Unsatisfiable, "11 requests can never be granted"),

@@ -147,7 +147,7 @@ def test_threads_share_a_budget_to_the_last_retry():
             "Budget(ratio=-1): retries per call, 0 or more and finite; 0.2 allows one for five calls",
         ),
         (lambda: Budget(floor=math.inf), "Budget(floor=inf): free retries per second, 0 or more and finite"),
-        (lambda: Budget(ttl=0), "Budget(ttl=0): seconds for which a call's share can be used, above 0 and finite"),
+        (lambda: Budget(ttl=0), "Budget(ttl=0): seconds or a timedelta, above 0 and finite"),
         (lambda: Budget.tokens(retry=0), "Budget.tokens(retry=0): a number of tokens, above 0 and finite"),
         (
             lambda: Budget.tokens(success=-1),

@@ -137,7 +137,7 @@ NO_SPANS = [-1, timedelta(seconds=-1), True, False, float("nan"), "5", 5j, [5], 
 def test_what_is_no_span_is_refused_with_its_name_and_value(name, value):
     with pytest.raises(ValueError) as caught:
         Retry(on=ValueError, **{name: value})
-    assert str(caught.value).startswith(f"Retry({name}={value!r}): a number of seconds")
+    assert str(caught.value).startswith(f"Retry({name}={value!r}): seconds or a timedelta")
 
 
 @pytest.mark.parametrize("value", [*NO_SPANS, float("inf")], ids=lambda value: repr(value)[:20])
@@ -217,7 +217,7 @@ def test_a_backoff_of_your_own_that_answers_nonsense_is_named(answer):
         (
             lambda: Retry(on=ValueError, within=-1),
             ValueError,
-            "Retry(within=-1): a number of seconds above 0, or None for no bound",
+            "Retry(within=-1): seconds or a timedelta, above 0",
         ),
         (lambda: Retry(on=ValueError, attempts=2.5), ValueError, "Retry(attempts=2.5): a whole number from 1"),
         (lambda: Retry(on=ValueError, attempts=True), ValueError, "Retry(attempts=True): a whole number from 1"),
@@ -232,7 +232,7 @@ def test_a_backoff_of_your_own_that_answers_nonsense_is_named(answer):
         (lambda: Retry(on=ValueError, budget=0.2), TypeError, "Retry(budget=0.2): a Budget(...), or None"),
         (lambda: Retry(on=ValueError, hint=5), TypeError, "Retry(hint=5): a function is needed"),
         (lambda: Retry(on=ValueError, random=0.5), TypeError, "Retry(random=0.5): a function is needed"),
-        (lambda: Retry(on=ValueError, max_hint=-1), ValueError, "Retry(max_hint=-1): a number of seconds, 0 or more"),
+        (lambda: Retry(on=ValueError, max_hint=-1), ValueError, "Retry(max_hint=-1): seconds or a timedelta, 0 or more"),
     ],
 )
 def test_a_wrong_policy_is_refused_where_it_is_written(make, error, message):

@@ -246,8 +246,8 @@ def test_a_limiter_with_a_ledger_can_be_pickled_with_its_store(tmp_path):
     [
         ({"max_pending": 0}, "max_pending must be a whole number of events, 1 or more, not 0"),
         ({"max_pending": True}, "not True"),
-        ({"keep": 0}, "keep must be a number of seconds above 0"),
-        ({"keep": "day"}, "keep must be .* not 'day'"),
+        ({"keep": 0}, "keep=0: seconds or a timedelta, above 0"),
+        ({"keep": "day"}, "keep='day': seconds or a timedelta, above 0"),
     ],
 )
 def test_numbers_out_of_their_range_are_refused(tmp_path, options, message):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from penstock._concurrency import tasks
 from penstock._concurrency.shared_state import OfThisProcess
 from penstock._introspect import check_plain, kind_of, name_of
-from penstock._numbers import Seconds, read_count, read_seconds
+from penstock._numbers import Seconds, read_count, span
 from penstock.batching._batch import Caller, Queue, Terms
 from penstock.batching._costs import CostOf, cost_function, price, read_max_cost
 from penstock.batching._faults import SplitOn, judge_of
@@ -75,11 +75,7 @@ class Batcher(OfThisProcess, Generic[Item, Entry]):
         _check_send(send)
         if index is not None:
             check_plain("Batcher", "index", index)
-        seconds = read_seconds(max_delay)
-        if seconds is None or not 0 <= seconds < math.inf:
-            raise ValueError(
-                f"max_delay must be a finite number of seconds, 0 or more, or a timedelta, not {max_delay!r}"
-            )
+        seconds = span(f"Batcher(max_delay={max_delay!r})", max_delay, zero=True)
         if limiter is not None and not callable(getattr(limiter, "acquire", None)):
             raise TypeError(f"Batcher(limiter={limiter!r}): a Limiter is needed, or None")
         count = read_count(max_items)

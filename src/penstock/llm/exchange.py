@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from penstock import clock
-from penstock._numbers import exact, read_seconds, show_seconds
+from penstock._numbers import exact, show_seconds, span
 from penstock._turn import Turn, turn_here
 from penstock.errors import CostError, PenstockError, RateLimited, Unsatisfiable
 from penstock.llm import headers as _headers
@@ -519,10 +519,7 @@ def checked_pause(max_pause: Any) -> float:
     Raises:
         ValueError: It is no span of 0 or more.
     """
-    pause = read_seconds(max_pause)
-    if pause is None or pause < 0:
-        raise ValueError(f"max_pause must be a number of seconds, 0 or more, not {max_pause!r}")
-    return pause
+    return span(f"max_pause={max_pause!r}", max_pause, zero=True, forever=True)
 
 
 def checked_cost(cost: Any) -> Mapping[str, float] | None:

@@ -10,11 +10,11 @@ from penstock._classify import On, check_on, shown_on
 from penstock._concurrency.shared_state import SharedState
 from penstock._core.breaker import Breaker, Ticket
 from penstock._introspect import check_plain, name_of, show_defaults
-from penstock._numbers import Seconds, read_count, read_number, show_seconds
+from penstock._numbers import Seconds, read_count, read_number, show_seconds, span
 from penstock._retry_after import retry_after
 from penstock._user_errors import seconds_asked, verdict
 from penstock.errors import CircuitOpen
-from penstock.pipeline._layers import span, watched
+from penstock.pipeline._layers import watched
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

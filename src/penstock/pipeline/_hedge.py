@@ -14,9 +14,9 @@ import anyio
 from penstock import clock
 from penstock._concurrency.shared_state import SharedState
 from penstock._concurrency.tasks import sleep
-from penstock._numbers import Seconds, read_count
+from penstock._numbers import Seconds, read_count, span
 from penstock._user_errors import add_notes, repr_of
-from penstock.pipeline._layers import check_async, span
+from penstock.pipeline._layers import check_async
 from penstock.retry import Budget
 
 _F = TypeVar("_F", bound=Callable[..., Any])

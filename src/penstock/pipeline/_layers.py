@@ -1,14 +1,12 @@
-"""Shared by the layers of a pipeline: which functions they refuse, and how they read spans of time."""
+"""Shared by the layers of a pipeline: which functions they refuse."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn, TypeVar
 
 from penstock._introspect import decorable_kind, kind_of, name_of
-from penstock._numbers import read_seconds
 from penstock._run_inside import run_inside
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -60,22 +58,3 @@ def watched(layer: object, fn: _F, watch: Callable[[], AbstractContextManager[No
     if kind_of(fn) == "generator":
         refuse(layer, fn, "put it around what that calls")
     return run_inside(fn, lambda _args, _kwargs: watch())
-
-
-def span(shown: str, value: object, *, zero: bool = False, forever: bool = False) -> float:
-    """Read a span of time.
-
-    Args:
-        shown: The call that the span was given to, for the message: `timeout(-1)`.
-        value: Seconds, or a `timedelta`.
-        zero: Whether it may be 0.
-        forever: Whether it may be infinite.
-
-    Raises:
-        ValueError: It is no span of time, or out of its range.
-    """
-    seconds = read_seconds(value)
-    if seconds is None or seconds < 0 or (seconds == 0 and not zero) or (seconds == math.inf and not forever):
-        least = "0 or more" if zero else "above 0"
-        raise ValueError(f"{shown}: seconds or a timedelta, {least}{'' if forever else ' and finite'}")
-    return seconds

@@ -10,10 +10,10 @@ from typing import Any, Protocol, TypeVar
 from penstock import _log
 from penstock._classify import On, check_on, shown_on
 from penstock._introspect import check_plain, show_defaults
-from penstock._numbers import Seconds, show, show_seconds
+from penstock._numbers import Seconds, show, show_seconds, span
 from penstock._retry_after import retry_after
 from penstock._user_errors import repr_of, seconds_asked, verdict
-from penstock.pipeline._layers import span, watched
+from penstock.pipeline._layers import watched
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

@@ -10,9 +10,9 @@ from typing import Any, TypeVar, cast
 import anyio
 
 from penstock._introspect import name_of
-from penstock._numbers import Seconds
+from penstock._numbers import Seconds, span
 from penstock.errors import AttemptTimeout
-from penstock.pipeline._layers import check_async, span
+from penstock.pipeline._layers import check_async
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

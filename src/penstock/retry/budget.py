@@ -8,7 +8,7 @@ from __future__ import annotations
 from penstock import clock
 from penstock._concurrency.shared_state import SharedState
 from penstock._core.budget import Credit, RatioCredit, TokenCredit
-from penstock._numbers import Seconds, read_number, read_seconds
+from penstock._numbers import Seconds, read_number, span
 
 
 class Budget(SharedState):
@@ -39,9 +39,7 @@ class Budget(SharedState):
     _credit: Credit
 
     def __init__(self, ratio: float = 0.2, floor: float = 10, ttl: Seconds = 10) -> None:
-        seconds = read_seconds(ttl)
-        if seconds is None or not seconds > 0:
-            raise ValueError(f"Budget(ttl={ttl!r}): seconds for which a call's share can be used, above 0 and finite")
+        seconds = span(f"Budget(ttl={ttl!r})", ttl)
         ratio, floor = _number("Budget", "ratio", ratio), _number("Budget", "floor", floor)
         self._credit = RatioCredit(ratio, floor, seconds)
         self._shown = f"Budget(ratio={ratio:g}, floor={floor:g}, ttl={seconds:g})"

@@ -10,7 +10,7 @@ from typing import Any, cast
 from penstock._classify import On, check_on, shown_on
 from penstock._core.backoff import Backoff, exponential
 from penstock._introspect import check_plain, name_of, show_defaults
-from penstock._numbers import Seconds, read_count, read_flag, read_seconds
+from penstock._numbers import Seconds, read_count, read_flag, span
 from penstock._retry_after import retry_after
 from penstock.events import RetryEvent
 from penstock.retry.budget import Budget
@@ -52,17 +52,10 @@ class RetrySettings:
             )
         object.__setattr__(self, "nested", read_flag("nested", self.nested))
         for name in ("within", "attempt_timeout", "max_hint"):
-            self._read_span(name)
-
-    def _read_span(self, name: str) -> None:
-        given = getattr(self, name)
-        if given is None:
-            return
-        seconds = read_seconds(given)
-        allowed = ", 0 or more" if name == "max_hint" else " above 0"
-        if seconds is None or seconds < 0 or (seconds == 0 and name != "max_hint"):
-            raise ValueError(f"Retry({name}={given!r}): a number of seconds{allowed}, or None for no bound")
-        object.__setattr__(self, name, seconds)
+            given = getattr(self, name)
+            if given is not None:
+                seconds = span(f"Retry({name}={given!r})", given, zero=name == "max_hint", forever=True)
+                object.__setattr__(self, name, seconds)
 
     @property
     def seconds_per_attempt(self) -> float | None:

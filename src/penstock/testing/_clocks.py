@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import anyio
 
-from penstock._numbers import Seconds, read_seconds
+from penstock._numbers import Seconds, span
 
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 """What the calendar shows when virtual time begins, unless the test says otherwise."""
@@ -39,10 +38,7 @@ class ManualClock:
         Raises:
             ValueError: It is no such span.
         """
-        span = read_seconds(seconds)
-        if span is None or not 0 <= span < math.inf:
-            raise ValueError(f"time can only move forward, and not for ever: advance({seconds!r})")
-        self._now += span
+        self._now += span(f"advance({seconds!r})", seconds, zero=True)
 
     def set_wall(self, moment: datetime) -> None:
         """Let the calendar show `moment` from here on, as an operator or a time server would. `now` does not move."""
@@ -79,10 +75,7 @@ class Patience:
     def __post_init__(self) -> None:
         for name in ("threads", "sockets"):
             value = getattr(self, name)
-            span = read_seconds(value)
-            if span is None or not 0 <= span < math.inf:
-                raise ValueError(f"Patience({name}={value!r}): seconds or a timedelta, 0 or more and finite")
-            object.__setattr__(self, name, span)
+            object.__setattr__(self, name, span(f"Patience({name}={value!r})", value, zero=True))
 
 
 class VirtualTime(ManualClock):

@@ -29,7 +29,7 @@ from typing import Any, Protocol, Self
 
 from penstock import clock
 from penstock._concurrency.shared_state import around_forks
-from penstock._numbers import Seconds, number_of, read_seconds
+from penstock._numbers import Seconds, number_of, read_seconds, span
 from penstock.errors import PenstockError
 from penstock.llm.prices import Prices
 from penstock.usage.entries import Entries, Entry
@@ -108,9 +108,7 @@ class Ledger:
     ) -> None:
         if type(max_pending) is not int or max_pending < 1:
             raise ValueError(f"max_pending must be a whole number of events, 1 or more, not {max_pending!r}")
-        seconds = None if keep is None else read_seconds(keep)
-        if keep is not None and (seconds is None or not seconds > 0):
-            raise ValueError(f"keep must be a number of seconds above 0, a timedelta, or None, not {keep!r}")
+        seconds = None if keep is None else span(f"keep={keep!r}", keep, forever=True)
         if prices is not None and not callable(getattr(prices, "dollars", None)):
             raise ValueError(f"prices= must have a method dollars(model, input_tokens, output_tokens), not {prices!r}")
         self.path: Path = Path(path)

@@ -28,7 +28,7 @@ from penstock._concurrency.parking import Parker, here
 from penstock._core import lease as leases
 from penstock._core.bucket import Bucket
 from penstock._core.turns import Charges, ready_at
-from penstock._numbers import read_seconds, show_seconds
+from penstock._numbers import show_seconds, span
 from penstock._validation import exact_cost, told_of
 from penstock.errors import StoreError, Unsatisfiable, WouldBlockEventLoop
 from penstock.limits import Limit
@@ -463,9 +463,7 @@ def check_lease(lease: Any, limits: Mapping[str, tuple[Limit, ...]]) -> float:
     Raises:
         ValueError: It is no length, or not one for these limits.
     """
-    seconds = read_seconds(lease)
-    if seconds is None or not 0 < seconds < math.inf:
-        raise ValueError(f"lease must be a finite number of seconds above 0, not {lease!r}")
+    seconds = span(f"lease={lease!r}", lease)
     for unit, kinds in limits.items():
         for limit in kinds:
             leases.check(unit, limit, seconds)
