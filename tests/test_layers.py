@@ -33,8 +33,7 @@ ORDER = (
     "_introspect",  # what kind of function one decorates
     "_run_inside",  # each call of it inside a context manager
     "_retry_after",  # what the server asked for
-    "_classify",  # which errors count
-    "_user_errors",  # looking at the user's exceptions without losing them
+    "_user_errors",  # which errors count, and asking the user about them
     "_validation",  # what users write, read and checked
     "_turn",  # whose the limited calls of a block are
     "stores",

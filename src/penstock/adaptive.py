@@ -16,13 +16,12 @@ from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
 from penstock import clock
-from penstock._classify import On, check_on
 from penstock._concurrency.shared_state import SharedState
 from penstock._core.aimd import Aimd
 from penstock._introspect import kind_of, name_of
 from penstock._numbers import Seconds, read_number, span
 from penstock._run_inside import run_inside
-from penstock._user_errors import verdict
+from penstock._user_errors import On, check_on, verdict
 from penstock.limiter import Limiter
 from penstock.limits import Limit, Rate
 from penstock.stores.memory import MemoryStore

@@ -76,7 +76,7 @@ def backend_over(
     """
     memory = memory_store(store)
     if memory is None:
-        from penstock._backends.shared import shared_backend
+        from penstock._backends.shared.backend import shared_backend
 
         return shared_backend(store, name, limits, ageing, flow_weights, lease, enforce=enforce)
     if lease is not None:

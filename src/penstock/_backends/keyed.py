@@ -12,10 +12,9 @@ were whole since.
 
 All of it is done with the lock held, which keeps out other threads, but for the fast path of plain keys, and no signal
 handler or finaliser of this one. They run where a call ends or begins. So what a key has used is at every such moment
-in one of `live`, `known`,
-`old` and `moving`, and a change that was prepared is made only if nothing has happened to the key since: looked at and
-made with no call in between. The fast path is itself such a block, so it needs no lock as long as all keys are plain:
-strings and whole numbers, whose comparison is no call.
+in one of `live`, `known`, `old` and `moving`, and a change that was prepared is made only if nothing has happened to
+the key since: looked at and made with no call in between. The fast path is itself such a block, so it needs no lock as
+long as all keys are plain: strings and whole numbers, whose comparison is no call.
 """
 
 from __future__ import annotations
@@ -76,6 +75,7 @@ class KeyStates:
     Attributes:
         live: Keys whose limits are materialised.
         like: Options of the keys' limiters.
+        limits: Those of every key; None where a function of the key says which.
         call_of: Makes the call of a binding.
         charges: Costs that some key has been charged, worked out once.
         dead: Keys whose limits nothing holds any more, to be packed.
@@ -91,8 +91,8 @@ class KeyStates:
     """
 
     __slots__ = (
-        "_ageing", "_fixed", "_forgotten", "_pattern", "_rates", "_usual", "_weights", "_yields", "call_of", "charges",
-        "dead", "fast", "known", "like", "live", "moving", "new", "old", "plain", "quick", "store", "sweep_at", "uses",
+        "_ageing", "_forgotten", "_pattern", "_rates", "_usual", "_weights", "_yields", "call_of", "charges", "dead",
+        "fast", "known", "like", "limits", "live", "moving", "new", "old", "plain", "quick", "store", "sweep_at", "uses",
     )  # fmt: skip
 
     def __init__(
@@ -109,7 +109,7 @@ class KeyStates:
         self.call_of = call_of
         self._ageing = ageing
         self._weights = weights
-        self._fixed = limits
+        self.limits = limits
         self._pattern = None if limits is None else LimitSet(limits, WaitQueue(), None)
         self._usual = [] if self._pattern is None else [state.limit for state in self._pattern.all_states()]
         self.fast = like.enforce and self._pattern is not None and fast_path.fits_keys(self._pattern.all_states())
@@ -132,11 +132,6 @@ class KeyStates:
     def __len__(self) -> int:
         """How many keys have a limit that is not whole, as far as that is known without looking at all of them."""
         return len(self.known) + len(self.old) + len(self.live)
-
-    @property
-    def limits(self) -> Limits | None:
-        """Those of every key; None where a function of the key says which."""
-        return self._fixed
 
     def pattern_states(self) -> list[LimitState]:
         """The limits that every key has, in their order."""
@@ -195,14 +190,14 @@ class KeyStates:
 
     def _materialise(self, key: Hashable, life: _Life | None, limits: Limits | None) -> LimitSet | None:
         """Give a key limits of its own; None if a signal handler or a finaliser has used the key in the meantime."""
-        wanted = limits if self._fixed is None else self._fixed
+        wanted = limits if self.limits is None else self.limits
         assert wanted is not None, "limits are fixed, or the answer of a function"
         self._keep_what_moves()
         part = LimitSet(wanted, WaitQueue(self._ageing, self._weights), f"{key}")
         # If its holder is gone but what it used was not put away yet, that is the last word.
         kept = life.states if life is not None else self.known.get(key) or self.old.get(key)
         if isinstance(kept, dict):
-            part.take_over(kept, clock.now(), keep_limits=self._fixed is not None)
+            part.take_over(kept, clock.now(), keep_limits=self.limits is not None)
         elif kept is not None:
             for state, packed in zip(part.all_states(), kept, strict=True):
                 state.meter.unpack(packed)
@@ -320,7 +315,7 @@ class KeyStates:
             return not any(tat > now * rate for tat, rate in zip(kept, self._rates, strict=True))
         if isinstance(kept, dict):
             states = _all(kept)
-            usual = self._fixed is None or [state.limit for state in states] == self._usual
+            usual = self.limits is None or [state.limit for state in states] == self._usual
             if not usual or _paused(states, now):
                 return False
             packed: Any = [None] * len(states)  # each has its own

@@ -18,8 +18,7 @@ Retries, pauses and rates are not decided here: they belong to `send` and to the
 
 from __future__ import annotations
 
-from penstock.batching._batcher import Batcher
-from penstock.batching._faults import may_be_an_items_fault
-from penstock.batching._replies import ReplyMismatch
+from penstock.batching._batch import ReplyMismatch
+from penstock.batching._batcher import Batcher, may_be_an_items_fault
 
 __all__ = ["Batcher", "ReplyMismatch", "may_be_an_items_fault"]

@@ -7,7 +7,7 @@ A layer is any decorator of a function, so `Pipeline(a, b)(f)` is `a(b(f))` and 
 are a few layers that limiters and retries are often used with, one in each file. An async context manager is a layer
 too: `Pipeline` enters it around every call.
 
-`_core.breaker` counts calls and `_classify` classifies errors. The layers make the calls.
+`_core.breaker` counts calls and `_user_errors` classifies errors. The layers make the calls.
 """
 
 from __future__ import annotations

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from penstock import clock
-from penstock._classify import On, check_on, shown_on
 from penstock._concurrency.shared_state import SharedState
 from penstock._core.breaker import Breaker, Ticket
 from penstock._introspect import check_plain, name_of, show_defaults
 from penstock._numbers import Seconds, read_count, read_number, show_seconds, span
 from penstock._retry_after import retry_after
-from penstock._user_errors import seconds_asked, verdict
+from penstock._user_errors import On, check_on, seconds_asked, shown_on, verdict
 from penstock.errors import CircuitOpen
 from penstock.pipeline._layers import watched
 

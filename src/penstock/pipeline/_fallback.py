@@ -8,9 +8,8 @@ from dataclasses import KW_ONLY, dataclass
 from inspect import isawaitable
 from typing import Any, TypeVar, cast
 
-from penstock._classify import On, check_on, shown_on
 from penstock._introspect import kind_of, name_of, refuse_awaitable, runs_later, to_be_awaited
-from penstock._user_errors import verdict
+from penstock._user_errors import On, check_on, shown_on, verdict
 from penstock.pipeline._layers import check_callable_once
 
 _F = TypeVar("_F", bound=Callable[..., Any])

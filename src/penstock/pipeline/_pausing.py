@@ -8,11 +8,10 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from penstock import _log
-from penstock._classify import On, check_on, shown_on
 from penstock._introspect import check_plain, show_defaults
 from penstock._numbers import Seconds, show, show_seconds, span
 from penstock._retry_after import retry_after
-from penstock._user_errors import repr_of, seconds_asked, verdict
+from penstock._user_errors import On, check_on, repr_of, seconds_asked, shown_on, verdict
 from penstock.pipeline._layers import watched
 
 _F = TypeVar("_F", bound=Callable[..., Any])

@@ -19,16 +19,16 @@ in the middle of a wait. The last error is raised itself. Notes on it list the a
 ended the call. No property or method of the error that we read can replace it.
 
     policy       `Retry`;  settings: its fields;  budget: `Budget`, over `_core.budget`
-    call         one call: counts attempts, and decides whether another follows;  waits: the wait before it
+    call         one call: counts attempts, and decides whether another follows
     attempt      one attempt as the user sees it, and the loop form
-    functions    the loop over attempts of a function;  streams: of an async generator
+    functions    the loop over attempts of a function, with its waits;  streams: of an async generator
     unfinished   results that have done nothing yet: awaitables and context managers
     generators   whether a `with attempt:` block can yield to a consumer
     arguments    arguments that an attempt has used up
     report       notes on the user's error, and log records
 
-The formulas of waits and budgets are in `_core`, the option `on` is in `_classify`, and the server's hints are read in
-`_retry_after`. This package does not know limiters, but it hears the `retry_after` of any error.
+The formulas of waits and budgets are in `_core`, the option `on` is in `_user_errors`, and `_retry_after` reads the
+server's hints. This package does not know limiters, but it hears the `retry_after` of any error.
 """
 
 from __future__ import annotations

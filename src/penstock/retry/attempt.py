@@ -9,8 +9,8 @@ from typing import Any, Self
 import anyio
 
 from penstock.retry.call import Call, calls_in_charge
+from penstock.retry.functions import wait, wait_sync
 from penstock.retry.generators import frame_that_yields
-from penstock.retry.waits import wait, wait_sync
 
 _UNSET = object()
 

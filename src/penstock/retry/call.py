@@ -16,12 +16,11 @@ from typing import Any
 import anyio
 
 from penstock import _log, clock
-from penstock._classify import verdict_of
 from penstock._concurrency.parking import loop_running_here
 from penstock._core.backoff import spread
 from penstock._numbers import read_seconds, show_seconds
 from penstock._retry_after import ENDS_A_PROGRAM
-from penstock._user_errors import repr_of, seconds_asked, verdict
+from penstock._user_errors import repr_of, seconds_asked, verdict, verdict_of
 from penstock.errors import AttemptTimeout, WouldBlockEventLoop
 from penstock.events import AttemptStarted, GaveUp, Reason, RetryScheduled, Succeeded, emit
 from penstock.retry.arguments import consumed_argument

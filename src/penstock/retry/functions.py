@@ -1,7 +1,8 @@
-"""Retried calls of functions, async and plain: the two forms of one loop over attempts."""
+"""Retried calls of functions, async and plain: the two forms of one loop over attempts, and of the waits in it."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from inspect import CO_ITERABLE_COROUTINE
 from types import CoroutineType, GeneratorType
@@ -9,8 +10,8 @@ from typing import Any
 
 import anyio
 
+from penstock._concurrency.tasks import sleep
 from penstock.retry.call import Call, Sent
-from penstock.retry.waits import wait, wait_sync
 
 _NOTHING: Any = object()
 
@@ -128,3 +129,27 @@ def call_sync(
             if call.previous is None:
                 return result
             raise call.last_error()
+
+
+async def wait(call: Call, delay: float) -> bool:
+    """Wait `delay` seconds; return whether there may be an attempt after it."""
+    try:
+        if call.doomed:
+            # A deadline that is due but has not struck yet strikes while we sleep.
+            await anyio.sleep_forever()
+        await sleep(delay)
+    except BaseException:
+        call.abandon()
+        raise
+    return not call.too_late()
+
+
+def wait_sync(call: Call, delay: float) -> bool:
+    """Block the thread for `delay` seconds; return whether there may be an attempt after it."""
+    try:
+        if delay > 0:
+            time.sleep(delay)
+    except BaseException:
+        call.abandon()
+        raise
+    return not call.too_late()

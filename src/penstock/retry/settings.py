@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, cast
 
-from penstock._classify import On, check_on, shown_on
 from penstock._core.backoff import Backoff, exponential
 from penstock._introspect import check_plain, name_of, show_defaults
 from penstock._numbers import Seconds, read_count, read_flag, span
 from penstock._retry_after import retry_after
+from penstock._user_errors import On, check_on, shown_on
 from penstock.events import RetryEvent
 from penstock.retry.budget import Budget
 

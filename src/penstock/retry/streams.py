@@ -10,8 +10,8 @@ import anyio
 
 from penstock._introspect import name_of
 from penstock.retry.call import Call
+from penstock.retry.functions import wait
 from penstock.retry.settings import RetrySettings
-from penstock.retry.waits import wait
 
 Resume = Callable[..., AsyncIterator[Any]]
 """`resume(last, *args, **kwargs)`: an async iterator over the items after `last`."""

@@ -3,7 +3,7 @@
 ledger      `Ledger` writes every call down;  entries: from events to calls;  file: the SQLite file
 history     `History` reads it
 live        the last minutes of it, and how full the limits in a store are
-evidence    figures for higher limits;  report, charts, words: as a document
+evidence    figures for higher limits;  report, words: as a document
 quotas      `Quotas`: caps per user, over limiters;  asgi: in front of a web application
 caps        what a cap is;  quota: how much of it is used, and the error beyond it
 quota_records  what a store keeps of users;  reviews: calls beyond a cap

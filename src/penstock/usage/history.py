@@ -149,19 +149,10 @@ class History:
         query = f"SELECT {_CALL} FROM calls WHERE {_BETWEEN} ORDER BY at, id"  # noqa: S608 - our own text alone
         for row in self._rows(query, _span(since, until)):
             at, user, limiter, model, outcome, status, waited, elapsed, estimated, settled, given, made, dollars = row
+            usage = {"input_tokens": given or 0.0, "output_tokens": made or 0.0} if given or made else {}
+            charged, true = json.loads(estimated), None if settled is None else json.loads(settled)
             yield RecordedCall(
-                at,
-                user,
-                limiter,
-                model,
-                outcome,
-                status,
-                waited,
-                elapsed,
-                json.loads(estimated),
-                None if settled is None else json.loads(settled),
-                {"input_tokens": given or 0.0, "output_tokens": made or 0.0} if given or made else {},
-                dollars,
+                at, user, limiter, model, outcome, status, waited, elapsed, charged, true, usage, dollars
             )
 
     def totals(self, since: float | None = None, until: float | None = None, *, subject: str | None = None) -> Totals:

@@ -71,10 +71,9 @@ class Records:
         with self.lock:
             self._own.disconnect()
 
-    @contextmanager
-    def _store(self) -> Iterator[Store]:
+    def _exchange(self, name: str, decide: Any) -> None:
         with self.lock:
-            yield self._own
+            self._own.exchange([name], decide)
 
     # Names
 
@@ -88,10 +87,10 @@ class Records:
     def users(self) -> list[str]:
         """Users with a record, or that have used something."""
         found = set()
-        with self._store() as store:
+        with self.lock:
             for kind in ("used", "user"):
                 prefix = f"{self.name}/{kind}/"
-                found |= {_unescaped(name.removeprefix(prefix)) for name in store.names(prefix)}
+                found |= {_unescaped(name.removeprefix(prefix)) for name in self._own.names(prefix)}
         return sorted(found)
 
     # Records
@@ -130,8 +129,7 @@ class Records:
             text = json.dumps(document, separators=(",", ":"))
             return [None if document is None or (row and row[0] == text) else ((text, _STATE), _FOR_EVER)]
 
-        with self._store() as store:
-            store.exchange([name], decide)
+        self._exchange(name, decide)
         return document
 
     def _read(self, read: Callable[..., _T], *what: Any) -> _T:
@@ -163,9 +161,9 @@ class Records:
                 state, keep = ledger.reshape(row[1], before.numbers(now), terms.numbers(now), origin, now)
             return [((terms.text, state), keep)]
 
-        with self._store() as store:
-            store.exchange([terms.name], put)
-            store.announce([terms.name])
+        with self.lock:
+            self._own.exchange([terms.name], put)
+            self._own.announce([terms.name])
 
     def spent(self, user: str) -> list[Spent]:
         """What a user has used, limit by limit; empty: nothing."""
@@ -182,8 +180,7 @@ class Records:
                     found.append(Spent(unit, limit, states[3 * index + 1], states[3 * index + 2] / 1e6))
             return [None]
 
-        with self._store() as store:
-            store.exchange([self.used_name(user)], look)
+        self._exchange(self.used_name(user), look)
         return found
 
     @contextmanager
@@ -212,8 +209,7 @@ class Records:
             decision = ledger.decide([None], [terms.numbers(now)], (), 0.0, now)
             return [((row[0], decision.rows[0]), decision.keep[0])]
 
-        with self._store() as store:
-            store.exchange([self.used_name(user)], begin)
+        self._exchange(self.used_name(user), begin)
         return was
 
 

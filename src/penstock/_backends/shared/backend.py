@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from penstock import clock
 from penstock._backends.base import Binding, Caller, Charge, Clearance, Grant, Snapshot
 from penstock._backends.charges import ChargePlan
 from penstock._backends.fast_path import look_closer
-from penstock._backends.shared.dispatcher import Dispatcher
+from penstock._backends.shared.dispatcher import Dispatcher, dispatcher_of
 from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
 from penstock._backends.shared.queue import StoreQueue
 from penstock._backends.shared.requests import SharedRequest, Stage, StoreReceipts
@@ -455,6 +455,37 @@ class SharedBackend:
             for part in sets[1:]:
                 queue = queue.merge(part.queue)
         return SharedBackend(self.dispatcher, sets)
+
+
+def shared_backend(
+    store: Any,
+    name: str | None,
+    limits: dict[str, tuple[Limit, ...]],
+    ageing: float,
+    flow_weights: Mapping[Hashable, float] | None,
+    lease: Any,
+    *,
+    enforce: bool,
+) -> SharedBackend:
+    """The backend over these limits in a shared store. It asks the store nothing yet.
+
+    Raises:
+        ValueError: An option does not go with a shared store, or the store cannot count one of the limits.
+        ConfigurationConflict: This process has limits of that name already, and they are others.
+    """
+    if not enforce:
+        raise ValueError("enforce=False is a rehearsal in one process: leave store= out, or enforce")
+    if not isinstance(store, Store):
+        raise ValueError(f"store= must be a store, such as RedisStore(...) or SQLiteStore(...), not {store!r}")
+    store.check_name(name)
+    assert name is not None, "check_name has refused that"
+    if lease is not None:
+        lease = check_lease(lease, limits)
+    weights = {flow_key(flow): weight for flow, weight in (flow_weights or {}).items()}
+    dispatcher = dispatcher_of(store)
+    part = dispatcher.limit_set(name, limits, ageing, weights, lease)
+    part.flow_weights = flow_weights
+    return SharedBackend(dispatcher, (part,))
 
 
 def check_lease(lease: Any, limits: Mapping[str, tuple[Limit, ...]]) -> float:
