@@ -20,10 +20,7 @@ def main() -> int:
 
 
 def _interrupt(*_: object) -> None:
-    """End by the first Ctrl-C: a second one, on the way out, would end in a traceback.
-
-    A run has its own way (`cli`).
-    """
+    """End by the first Ctrl-C: a second one, on the way out, would end in a traceback. `cli` has its own way."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 

@@ -24,11 +24,7 @@ Kwargs = dict[str, Any]
 def of_call(option: str, chosen: Callable[..., Any], function: Callable[..., Any]) -> Callable[[Args, Kwargs], Any]:
     """Make `chosen`, a function of the arguments of `function`, callable with the arguments of a call.
 
-    Args:
-        option: What `chosen` was given as, for messages.
-
-    Raises:
-        CostError: `chosen` needs parameters that `function` does not have.
+    CostError, which names it by `option`, if it needs parameters that `function` does not have.
     """
     offered = _parameters(function)
     wanted = _parameters(chosen)

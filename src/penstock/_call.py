@@ -51,7 +51,6 @@ class Entered:
         self._permits: dict[object, list[Permit]] = {}  # the others, by the task or thread that entered
 
     def add(self, permit: Permit) -> None:
-        """This task, or thread, has entered."""
         me = who_am_i()
         mine = self._permits.get(me)
         if mine is None:
@@ -71,9 +70,8 @@ class Entered:
     def leave(self, *, alike: bool) -> Permit | None:
         """This task, or thread, leaves: return the permit that ends, if there is one.
 
-        Args:
-            alike: Whether all that entered have a permit here. Else this one may have none, and that of another task or
-                thread is taken only if that is over, and cannot leave by itself.
+        `alike`: all that entered have a permit here. Else this one may have none, and that of another task or thread is
+        taken only if that is over, and cannot leave by itself.
         """
         permits, me = self._permits, who_am_i()
         mine = permits.get(me)
@@ -103,7 +101,6 @@ class Terms(NamedTuple):
 
     @classmethod
     def read(cls, max_wait: Any, priority: Any, flow: Any, *, block: bool) -> Terms:
-        """What users wrote, checked."""
         return cls(read_wait(max_wait), read_priority(priority), read_flow(flow), block=read_flag("block", block))
 
 
@@ -307,7 +304,6 @@ def show_call(limiter: str, cost: Mapping[str, Any], options: Mapping[str, Any])
 
 
 def show_limiter(caller: Caller, units: Mapping[str, Any]) -> str:
-    """A limiter as its `repr` shows it."""
     text = ", ".join(f"{unit}={' and '.join(str(state.limit) for state in states)}" for unit, states in units.items())
     return f"Limiter({caller.name + ': ' if caller.name else ''}{text})"
 
@@ -385,15 +381,7 @@ def decorated(
     terms: Mapping[str, Any],
     limiter: str | None,
 ) -> F:
-    """Decorate a function: each call is charged by what functions of its arguments say.
-
-    Args:
-        bind_for: From a call's arguments to what binds its cost.
-        cost: Per unit an amount, or a function of the call's arguments.
-        settle: A function of the result that returns the true cost.
-        terms: `max_wait`, `priority`, `flow` and `block`: values, or functions of the call's arguments.
-        limiter: The limiter's name, for messages.
-    """
+    """Decorate a function: each call costs what `cost` says of its arguments, and `bind_for` says at which limiter."""
     kind = decorable_kind(function)
     owner = f"limiter {limiter} of {name_of(function)}" if limiter else f"limiter of {name_of(function)}"
     if settle is not None and kind not in {"async", "sync"}:
@@ -439,10 +427,7 @@ def chosen(option: str, value: Any, function: Callable[..., Any], owner: str) ->
 
 
 def _settle(permit: Permit, settle: Settle, result: Any, owner: str) -> None:
-    """Settle a call whose result is there.
-
-    What goes wrong is logged: the result was paid for, and must reach the caller.
-    """
+    """Settle a call by its result. What goes wrong is logged: the result was paid for, and must reach the caller."""
     try:
         true_cost = settle(result)
         check_answer(owner, "settle", true_cost)
@@ -453,8 +438,5 @@ def _settle(permit: Permit, settle: Settle, result: Any, owner: str) -> None:
 
 
 def permits_of(binding: Binding) -> type[Permit]:
-    """The permits for callers that close them by themselves.
-
-    Watched, if they hold something that nothing else would free.
-    """
+    """The class of permits that their owners must close: watched, if nothing else would free what they hold."""
     return WatchedPermit if binding.charge.watched else Permit

@@ -98,10 +98,7 @@ def users_line() -> tuple[str, int]:
 
 
 def users_frame() -> FrameType:
-    """Return the frame of the innermost running code that is not part of this package.
-
-    For functions of this package that others of it call.
-    """
+    """The same, as a frame. For functions of this package that others of it call."""
     try:
         frame = sys._getframe(3)  # the caller and its own are of this package; to look at a frame takes time
     except ValueError:
@@ -112,11 +109,7 @@ def users_frame() -> FrameType:
 
 
 def decorable_kind(fn: Any) -> Kind:
-    """The kind of a function that is to be decorated.
-
-    Raises:
-        TypeError: It is no function; or it is a class, whose name would be that of a function from then on.
-    """
+    """The kind of a function to decorate; TypeError if it is none, or a class, whose place a function would take."""
     if isinstance(fn, type):
         raise TypeError(
             f"{fn.__qualname__} is a class, and a decorator would put a function in its place, "
@@ -134,10 +127,7 @@ def check_plain(owner: str, option: str, fn: object) -> None:
 
 
 def why_not_plain(fn: Callable[..., Any]) -> str:
-    """Why a function gives no answer when it is called; empty if it does.
-
-    What it returns is a coroutine or a generator, which is true, and would be taken for a yes.
-    """
+    """Why a function gives no answer when it is called; empty if it does. A coroutine would be taken for a yes."""
     kind = kind_of(fn.__func__ if isinstance(fn, staticmethod) else fn)
     if kind == "sync":
         return ""

@@ -69,11 +69,7 @@ def read_count(value: Any, least: int = 1) -> int | None:
 
 
 def read_flag(option: str, value: Any) -> bool:
-    """True or False. Text is refused: `"false"`, as environments have it, would count as true.
-
-    Raises:
-        ValueError: It is neither.
-    """
+    """True or False, else ValueError: the text `"false"`, as environments have it, would count as true."""
     if is_bool(value) or (isinstance(value, int) and index(value) in (0, 1)):
         return bool(value)
     raise ValueError(f"{option} must be True or False, not {value!r}")
@@ -96,16 +92,9 @@ def read_seconds(value: Any) -> float | None:
 
 
 def span(shown: str, value: object, *, zero: bool = False, forever: bool = False) -> float:
-    """Read a span of time.
+    """A span of time in seconds; ValueError with `shown`, as `timeout(-1)`, if it is none, or out of its range.
 
-    Args:
-        shown: The call that the span was given to, for the message: `timeout(-1)`.
-        value: Seconds, or a `timedelta`.
-        zero: Whether it may be 0.
-        forever: Whether it may be infinite.
-
-    Raises:
-        ValueError: It is no span of time, or out of its range.
+    `zero`: it may be 0. `forever`: it may be infinite.
     """
     seconds = read_seconds(value)
     if seconds is None or seconds < 0 or (seconds == 0 and not zero) or (seconds == math.inf and not forever):

@@ -186,8 +186,7 @@ class _Hold(Generic[_Entered]):
 class _LateCall(Coroutine[Any, Any, Any]):
     """A call of a plain callable that runs when it is awaited. It is a coroutine, for `create_task` and task groups.
 
-    What it returns can also be entered by `async with`, if the callable's own result can:
-    `async with get(url) as response`.
+    It can also be entered, if the callable's own result can: `async with get(url) as response`.
     """
 
     __slots__ = ("_name", "_running", "_used", "_within")

@@ -126,21 +126,13 @@ def add_notes(error: BaseException, *notes: str) -> None:
 
 
 def verdict(owner: str, on: On, error: Exception, log: str = _LOG) -> bool | float:
-    """Return what `on` says of an error; False if `on` raises, which goes to the logger of that name.
-
-    Raises:
-        Nonsense: `on` returned something that is no verdict.
-    """
+    """Return what `on` says of an error; False if it raises, which goes to the log. Nonsense: it is no verdict."""
     says: bool | float = _answer(owner, "on", lambda error: verdict_on(on, error), error, log, otherwise=False)
     return says
 
 
 def is_true_of(owner: str, option: str, judge: Callable[[Exception], Any], error: Exception) -> bool:
-    """Return whether a function of the user's says yes to an error; False if it raises.
-
-    Raises:
-        TypeError: It returned an awaitable.
-    """
+    """Return whether a function of the user's says yes; False if it raises. TypeError: it returned an awaitable."""
     answer = _answer(owner, option, judge, error, _LOG, otherwise=False)
     check_answer(owner, option, answer)
     return bool(answer)

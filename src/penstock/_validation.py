@@ -21,10 +21,7 @@ _OF_A_LIMITER = frozenset({"name", "store", "max_queue", "ageing", "flow_weights
 
 
 class Shown(dict[str, Any]):
-    """A dict that stays as it is.
-
-    Unlike a `MappingProxyType` it can be copied, pickled and given to `dataclasses.asdict`.
-    """
+    """A dict that stays as it is. Unlike a `MappingProxyType` it can be copied, pickled and given to `asdict`."""
 
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise TypeError("this is what was true when you asked: it cannot be changed")
@@ -172,11 +169,7 @@ def read_pause(pause: Any) -> float:
 
 
 def exact_cost(unit: str, cost: Any) -> float:
-    """The cost as a Python number.
-
-    Raises:
-        CostError: It is not a finite number of 0 or more.
-    """
+    """The cost as a Python number; CostError if it is not a finite one, 0 or more."""
     number = _numbers.amount(cost)
     if number is None:
         raise CostError(f"the cost of {unit} must be a finite number, 0 or more, not {cost!r}")
@@ -184,18 +177,12 @@ def exact_cost(unit: str, cost: Any) -> float:
 
 
 def exact_costs(costs: Mapping[str, Any]) -> dict[str, float]:
-    """Costs that were found right, as Python numbers.
-
-    An array or a tensor of one number may change, and stay the same key.
-    """
+    """Costs that were found right, as Python numbers: an array of one may change, and stay the same key."""
     return {unit: exact_cost(unit, cost) for unit, cost in costs.items()}
 
 
 def exact_heard(what: str, heard: Any, read: Callable[[Any], float | None] = _numbers.read_number) -> dict[str, float]:
-    """What a server said, per unit, as Python numbers.
-
-    Refuses what it cannot have meant: `-1`, or a header that was no number.
-    """
+    """What a server said, per unit, as Python numbers; CostError for what it cannot have meant, such as `-1`."""
     if heard is None:
         return {}
     if not isinstance(heard, Mapping):

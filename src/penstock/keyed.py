@@ -287,7 +287,6 @@ class _SharedKeys:
 
 
 def _shown(limits: Mapping[str, tuple[Limit, ...]] | None, limits_of: Callable[[Any], LimitsLike] | None) -> str:
-    """The limits of keys, as the `repr` of a `Keyed` shows them."""
     if limits_of is not None:
         return name_of(limits_of)
     return ", ".join(f"{unit}={' and '.join(map(str, kinds))}" for unit, kinds in (limits or {}).items())

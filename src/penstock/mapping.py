@@ -147,10 +147,7 @@ def amap(
 
 
 def _check_function(fn: object) -> None:
-    """Refuse what gives no result for an item.
-
-    A plain callable may return an awaitable: that shows when it is called.
-    """
+    """Refuse what gives no result for an item. That a plain callable returns none shows when it is called."""
     if not callable(fn):
         raise TypeError(f"amap calls a function with each item, and {fn!r} is none")
     kind = kind_of(fn)

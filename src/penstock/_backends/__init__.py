@@ -37,13 +37,7 @@ def memory_store(store: Any) -> MemoryStore | None:
 
 
 def joined(one: Backend, other: Backend) -> Backend:
-    """A backend over the limits of both, with one queue.
-
-    Or one over places of this process beside limits of a shared store.
-
-    Raises:
-        ValueError: They cannot be decided together.
-    """
+    """A backend over both, with one queue, or over places here beside a shared store; ValueError: neither can be."""
     one, other = one.itself(), other.itself()
     if isinstance(one, LocalBackend) and isinstance(other, LocalBackend):
         return one.joined(other)

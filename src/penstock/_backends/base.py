@@ -57,9 +57,7 @@ class Caller:
 
 
 class Clearance:
-    """Permission to charge a call without a look at the queue.
-
-    It is given while no call waits, nothing is paused and no decision is under way.
+    """Permission to charge without a look at the queue: while no call waits or decides, and nothing is paused.
 
     Bindings hold on to it. When the limits change it is withdrawn for good, so a binding that is out of date takes the
     slow path, which finds the new one.
@@ -178,12 +176,8 @@ def words_of(cost: Mapping[str, Any]) -> Any:
 class Binding:
     """A charge, bound to the limiter that is charged.
 
-    Attributes:
-        backend: What decides.
-        caller: The limiter that asks.
-        charge: What is charged.
-        clearance: Whether `charge.grant` may do it by itself.
-        later: The binding that took its place when the limits had changed.
+    `clearance`: whether `charge.grant` may do it by itself. `later`: the binding that took its place when the limits
+    had changed.
     """
 
     __slots__ = ("backend", "caller", "charge", "clearance", "later")

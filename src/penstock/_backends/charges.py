@@ -30,14 +30,8 @@ class _LimitSet(Protocol):
 class ChargePlan:
     """What costs are charged on: all limits of one or several limit sets, by unit.
 
-    A value: another one follows a change.
-
-    Attributes:
-        name: What the limiter is called in messages.
-        units: The limits of each unit.
-        states: All limits.
-        held: Whether any limit is held and not spent, so permits must be closed.
-        expires: Whether places have a time to live.
+    A value: another one follows a change. `held`: whether permits must be closed. `expires`: whether places have a time
+    to live.
     """
 
     __slots__ = ("_smallest", "defaults", "expires", "held", "name", "states", "units", "version")
@@ -64,13 +58,8 @@ class ChargePlan:
     def charges(self, cost: Mapping[str, Any], *, enforce: bool = True, unlimited: bool = False) -> Charges:
         """What a call of that cost is charged, limit by limit; nothing for a unit that costs 0, or has no limit.
 
-        Args:
-            cost: Amount per unit.
-            enforce: Whether more than a limit can ever hold is an error.
-            unlimited: Whether to name limits that never bind too: they are not charged, and may be paused.
-
-        Raises:
-            MissingUnit, UnknownUnit, Unsatisfiable, CostError: The cost is wrong.
+        `enforce`: more than a limit can ever hold is an error. `unlimited`: limits that never bind are named too: they
+        are not charged, and may be paused. Raises CostError.
         """
         charges: list[tuple[LimitState, float]] = []
         taken = 0
@@ -152,10 +141,7 @@ class ChargePlan:
         return f'"{self.label(state)}"{_of(self.name)}'
 
     def label(self, state: LimitState) -> str:
-        """What a limit is called in messages.
-
-        Its unit, and what was promised where several limits here count that unit.
-        """
+        """What a limit is called in messages: its unit, and what was promised where several count that unit here."""
         return state.label if len(self.units.get(state.unit, ())) < 2 else f"{state.unit} ({state.limit})"
 
     def blocker(self, state: LimitState | None, now: float) -> str | None:

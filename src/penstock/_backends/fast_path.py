@@ -78,10 +78,7 @@ def fits_keys(states: list[LimitState]) -> bool:
 def prepare_key(charge: Charge, states: list[LimitState], *, locked: bool) -> None:
     """Give a charge what it takes to charge a key of these limits in its tuple of numbers; whole units only.
 
-    Args:
-        charge: Of any key.
-        states: The limits that every key has.
-        locked: Whether keys may have a Python `__eq__`, so that they are charged with the lock held.
+    `locked`: keys may have a Python `__eq__`, so they are charged with the lock held.
     """
     amounts = {id(state): float(amount) for state, amount in charge.charges}
     charged = tuple([index for index, state in enumerate(states) if id(state) in amounts])
@@ -154,11 +151,8 @@ def _grant_source(shape: str, *, locked: bool) -> str:
 def enter_and_leave(shape: str, names: dict[str, Any], *, locked: bool = not HAS_GIL) -> dict[str, Any]:
     """The methods `__aenter__` and `__aexit__` of calls whose charge is of this shape.
 
-    Args:
-        shape: Of the charge: a letter per limit, as `_write` has it.
-        names: What the methods use of the layers above: the class of `Permit`s and that of those which hold places, how
-            to `emit_grant`, what the `LOOP` of `wait` is made of, and what `__aexit__` returns to be awaited, `DONE`.
-        locked: Whether the charge is made with the lock held.
+    `names`: what they use of the layers above: the classes of permits, `emit_grant`, the `LOOP` of `wait`, and `DONE`.
+    `locked`: whether the charge is made with the lock held.
     """
     names = {**names, "clock": clock}
     _run(_enter_source(shape, locked=locked), names)
@@ -239,10 +233,7 @@ def _leave_source(shape: str, *, locked: bool) -> str:
 
 
 class _Absent:
-    """What the parameters of `calls_of_units` are where nothing was given.
-
-    Not None, which users may give by mistake.
-    """
+    """Stands for a parameter of `calls_of_units` that was not given: None may be given by mistake."""
 
     __slots__ = ()
 
@@ -264,16 +255,10 @@ class _EmptyBinding(Binding):
 def calls_of_units(
     units: tuple[str, ...], sole: str | None, names: dict[str, Any], *, of_key: bool
 ) -> Callable[..., Any]:
-    """The method `__call__` of a limiter with these units.
+    """The method `__call__` of a limiter, with its units as parameters: nothing is packed and taken out again.
 
-    Its parameters are these, and so nothing is packed and taken out again.
-
-    Args:
-        units: Names of parameters, which `are_parameters` has found to be such.
-        sole: The unit that is nearly always given, and alone, if there is one.
-        names: What the method uses of the layers above: `general`, which it leaves everything to that it has not seen
-            before.
-        of_key: Whether `_quick` holds calls, or (of a key) what calls are made of.
+    `sole`: the unit that is nearly always given, and alone. `of_key`: `_quick` holds what calls are made of, not calls.
+    `names`: `general`, which takes what was not seen before.
     """
     names = {**names, "ABSENT": ABSENT, "Binding": _EmptyBinding}
     found = [

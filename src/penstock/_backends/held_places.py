@@ -17,12 +17,9 @@ from penstock._introspect import users_line
 
 
 def note_holder(grant: Grant) -> bool:
-    """Write down the holder of places that may be missed later.
+    """Write down the holder of places that may be missed later: those with a time to live, and the last of a limit.
 
-    Those with a time to live, and the last ones of a limit.
-
-    Returns:
-        Whether some have a time to live, so that others may have outlived it.
+    Returns whether some have a time to live, so that others may have outlived it.
     """
     may_expire = False
     for (state, _), (_, receipt) in zip(*grant.charged(), strict=True):
@@ -96,5 +93,4 @@ def warn_of_expired(lost: list[Hold], name: str | None) -> None:
 
 
 def _warn(message: str, file: str, line: int) -> None:
-    """Warn as of a line of the user's."""
     warnings.warn_explicit(message, RuntimeWarning, file, line)

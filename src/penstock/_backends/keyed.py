@@ -92,7 +92,8 @@ class KeyStates:
 
     __slots__ = (
         "_ageing", "_forgotten", "_pattern", "_rates", "_usual", "_weights", "_yields", "call_of", "charges", "dead",
-        "fast", "known", "like", "limits", "live", "moving", "new", "old", "plain", "quick", "store", "sweep_at", "uses",
+        "fast", "known", "like", "limits", "live", "moving", "new", "old", "plain", "quick", "store", "sweep_at",
+        "uses",
     )  # fmt: skip
 
     def __init__(
@@ -259,11 +260,7 @@ class KeyStates:
         return times is not None and times[0] >= moment
 
     def _forget(self, most: int) -> tuple[int, int]:
-        """Look at keys that were put away long ago, and drop those whose limits are whole.
-
-        Returns:
-            How many were looked at, and how many of them dropped.
-        """
+        """Drop the whole ones of the keys put away long ago; return how many were looked at, and how many dropped."""
         self._keep_what_moves()  # if an exception has cut the last look short
         if not self.old:
             self.old, self.known = self.known, {}
@@ -333,11 +330,7 @@ class KeyStates:
         return True
 
     def charge(self, cost: Mapping[str, float]) -> Charge:
-        """What a cost is charged on the fast path, of any key.
-
-        Raises:
-            CostError: It is wrong, or more than the usual limits can hold.
-        """
+        """What a cost is charged on the fast path, of any key; CostError: wrong, or more than the usual limits hold."""
         plain = RESERVED.isdisjoint(cost)  # else the words are those of another call: `per_user[key](flow="alice")`
         try:
             charge = self.charges.get(words_of(cost)) if plain else None

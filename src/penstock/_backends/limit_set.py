@@ -26,11 +26,7 @@ def default_cost(unit: str, kinds: tuple[Limit, ...]) -> float | None:
 class LimitSet:
     """The limits of one limiter, and the queue in front of them.
 
-    Attributes:
-        states: Per unit its limits, each with what is used of it.
-        defaults: What a call costs per unit unless it says so.
-        version: Grows with every change of the limits.
-        users: The backends that decide over these limits now.
+    `version` grows with every change of the limits. `users` are the backends that decide over them now.
     """
 
     __slots__ = ("__weakref__", "_queue", "defaults", "name", "states", "users", "version")

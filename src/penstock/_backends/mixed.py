@@ -258,7 +258,6 @@ class MixedBackend:
         self.shared.observe(_only(remaining, there), _only(reset, there), charged)
 
     def pause(self, seconds: float, units: tuple[str, ...]) -> None:
-        """Let no call through for so long; what the store counts is paused for every process."""
         self._both("pause", units, seconds)
 
     def resume(self, units: tuple[str, ...]) -> None:
@@ -271,7 +270,6 @@ class MixedBackend:
                 getattr(backend, verb)(*arguments, mine)
 
     def reconfigure(self, limits: Mapping[str, tuple[Limit, ...]]) -> None:
-        """Replace the limits of these units, in the part that knows them."""
         here, there = _only(limits, self.local.plan()), _only(limits, self.shared.plan())
         _check_held(here)
         if there:
@@ -302,11 +300,7 @@ class MixedBackend:
         return self
 
     def joined(self, other: Any) -> MixedBackend:
-        """A backend over the limits of both.
-
-        Raises:
-            ValueError: They live in different shared stores.
-        """
+        """A backend over the limits of both; ValueError if they live in different shared stores."""
         if isinstance(other, MixedBackend):
             return MixedBackend(self.local.joined(other.local), self.shared.joined(other.shared))
         if isinstance(other, LocalBackend):

@@ -382,8 +382,8 @@ class WaitQueue:
     def expected(self, request: Request, now: float) -> tuple[float, LimitState | None]:
         """When `request` would be granted if it joined now, and the limit that it would wait for longest.
 
-        Exact with no call waiting; else the moment at which it would be ready after all waiters that go first and need
-        the same limits.
+        Exact with no call waiting; else when it would be ready after all waiters that go first and need the same
+        limits.
         """
         first = self.waiters.join(request, now)
         try:

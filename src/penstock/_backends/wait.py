@@ -29,13 +29,10 @@ async def wait(
     flow: Hashable = None,
     hold: Callable[[G], None] | None = None,
 ) -> G:
-    """Wait as this task for its turn; return the grant, a new one made by `new`.
+    """Wait as this task for its turn; return the grant, a new one made by `new`, or raise the backend's answer.
 
     `fast_path` has the same in the methods that it writes: a coroutine less for each of many waiters. `hold` hears of a
     grant that holds places although the binding did not, as the limits have changed meanwhile.
-
-    Raises:
-        PenstockError: The backend's answer.
     """
     request = grant = None  # the grant is made at the end: it would be one object more for each of many waiters
     try:
@@ -67,12 +64,7 @@ def wait_in_thread(
     *,
     block: bool = False,
 ) -> G:
-    """`wait`, as this thread.
-
-    Raises:
-        WouldBlockEventLoop: It would have to wait, and this thread runs an event loop; unless `block` allows that.
-        PenstockError: The backend's answer.
-    """
+    """`wait`, as this thread; WouldBlockEventLoop if it runs an event loop, unless `block` allows that."""
     if not block and loop_running_here():
         return answer_at_once(binding, new, priority, flow, in_loop=max_wait != 0)
     parker = ThreadParker()
@@ -96,7 +88,7 @@ def wait_in_thread(
 def answer_at_once(
     binding: Binding, new: Callable[[], G], priority: int = 0, flow: Hashable = None, *, in_loop: bool = False
 ) -> G:
-    """Return a grant now, or raise: RateLimited, or WouldBlockEventLoop where `in_loop` says that it must not wait."""
+    """Return a grant now, or raise RateLimited; where `in_loop` says so, WouldBlockEventLoop instead."""
     request = grant = None
     try:
         request = binding.backend.request_type(binding, None, 0.0, inf, priority, flow)

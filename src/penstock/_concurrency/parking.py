@@ -134,10 +134,7 @@ class AsyncioParker(Parker):
 
 
 def _task_running_in(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether a task of this loop runs here.
-
-    Not so in a signal handler that came while the loop slept: then it must be woken.
-    """
+    """Whether a task of this loop runs here; not so in a signal handler: the loop may sleep, and must be woken."""
     return running_asyncio_loop() is loop and sys.modules["asyncio"].current_task(loop) is not None
 
 

@@ -48,10 +48,7 @@ class OwnedTask:
         raise NotImplementedError
 
     def call_in_loop(self, fn: Callable[[], object]) -> None:
-        """Let the task's loop call `fn` soon.
-
-        From any thread, also while garbage is collected. Nothing if the loop is gone.
-        """
+        """Let the task's loop call `fn` soon: from any thread, also while garbage is collected; if it runs."""
         raise NotImplementedError
 
     def _end(self, value: Any, error: BaseException | None) -> None:
@@ -190,11 +187,7 @@ async def sleep(seconds: float) -> None:
 
 
 def running_loop() -> object:
-    """The asyncio loop or trio run that runs this task.
-
-    Raises:
-        RuntimeError: There is none.
-    """
+    """The asyncio loop or trio run that runs this task; RuntimeError if there is none."""
     trio = _trio_running_here()
     return sys.modules["asyncio"].get_running_loop() if trio is None else trio.lowlevel.current_trio_token()
 

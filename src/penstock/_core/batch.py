@@ -255,14 +255,10 @@ class Batch:
         return count
 
     def _take_runs(self, limits: list[int], times: Sequence[float], amounts: Sequence[Sequence[float]]) -> int:
-        """Grant the first runs of a series, for as long as all of a run can go at once; return how many those are.
+        """Grant the first runs of a series while all of a run can go at once; return how many requests those are.
 
-        The same as `_take_some` of each of them, in less time where there are many.
-
-        Args:
-            limits: What each request takes of.
-            times: How many requests each run has.
-            amounts: Per limit, what one request of each run takes.
+        The same as `_take_some` of each run, in less time where there are many. `amounts`: per limit, of one request of
+        each run.
         """
         taken = [list(map(mul, times, each)) for each in amounts]
         filled = [list(accumulate(each, initial=self._used[limit])) for limit, each in zip(limits, taken, strict=True)]
@@ -570,9 +566,6 @@ _RUN: dict[float, Callable[[Batch, Sequence[float], int], int]] = {
 
 
 def _seconds(limit: Sequence[float]) -> float:
-    """How long one unit of that limit takes to flow in.
-
-    What comes back all at once counts as if it took a second, or its window.
-    """
+    """How long one unit of that limit takes to flow in; a second, or its window, where all comes back at once."""
     kind, first, second, third, _ = limit
     return second / first if kind == WINDOW and third == LOG else 1.0 / first

@@ -54,10 +54,7 @@ Booking = list[float]
 
 
 class Asker:
-    """What decides whether a request passes a booking.
-
-    Its rank, its flow and where that stands, and what it would add to the tag.
-    """
+    """What decides whether a request passes a booking: rank, flow, where that stands, what it would add to the tag."""
 
     __slots__ = ("ageing", "key", "member_start", "priority", "share", "start", "waited")
 
@@ -151,10 +148,7 @@ def delays(found: Sequence[Booking], column: int, bucket: Sequence[float], amoun
 
 
 def mine(bookings: list[Booking], number: float, due: float, amounts: Sequence[float]) -> Booking | None:
-    """Take the booking of that number out of a row, or what it takes out of those that are kept as one.
-
-    None: there is none.
-    """
+    """Take the booking of that number out of a row, or out of those kept as one, and return it; None: there is none."""
     for index, booking in enumerate(bookings):
         if booking[ID] == number:
             return bookings.pop(index)

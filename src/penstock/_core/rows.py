@@ -57,10 +57,7 @@ class Row:
 
 
 def read_row(row: bytes | None, now: float, limits: Sequence[Sequence[float]], born: float) -> Row:
-    """Take a row apart and let the time since it was written pass.
-
-    An absent one is full, or empty at the moment `born`.
-    """
+    """Take a row apart and let the time since it was written pass; an absent one is full, or empty when `born`."""
     if row is None:
         return new_row(now, limits, born)
     numbers = _numbers_of(row, len(limits))
@@ -126,11 +123,7 @@ def _turn_page(
 
 
 def _numbers_of(row: bytes, limits: int) -> tuple[float, ...]:
-    """The numbers of a row that counts so many limits.
-
-    Raises:
-        DamagedRow: It is not what was once written.
-    """
+    """The numbers of a row that counts so many limits; DamagedRow: it is not what was once written."""
     had = len(row) // 8
     if len(row) % 8 or had < 2 or had > MOST_NUMBERS:
         raise DamagedRow

@@ -383,11 +383,7 @@ class ReplyMismatch(PenstockError, ValueError):  # noqa: N818 - it names what is
 
 
 def entries_of(reply: Any, count: int, index: Callable[[Any], int] | None) -> Sequence[Any]:
-    """Return the entry of each item, in order; a `ReplyMismatch` in the place of an entry that is unclear.
-
-    Raises:
-        ReplyMismatch: No caller can be sure of its entry.
-    """
+    """The entry of each item, in order; a `ReplyMismatch` instead of one that is unclear, or raised for all."""
     return _in_order(reply, count) if index is None else _by_index(reply, count, index)
 
 

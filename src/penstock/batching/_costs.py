@@ -82,13 +82,7 @@ def _cost_of_text(item: Any) -> Cost:
 
 
 def price(item: object, given: Mapping[str, Any], max_cost: Cost) -> Cost:
-    """Read what the cost function said of an item, and check it against the bounds.
-
-    Raises:
-        ValueError: An amount is no number, negative or not finite.
-        Unsatisfiable: The item alone is above a bound.
-        MissingUnit: A bounded unit has no amount.
-    """
+    """Read what the cost function said of an item; ValueError, Unsatisfiable or MissingUnit if it cannot be."""
     cost: Cost = {}
     bounded = 0
     for unit, said in given.items():

@@ -32,10 +32,7 @@ def refuse(layer: object, fn: Callable[..., Any], why: str) -> NoReturn:
 
 
 def check_async(layer: object, fn: Callable[..., Any], why: str) -> None:
-    """Refuse all but async functions.
-
-    A plain callable may return an awaitable, but that shows only when it has been called, and then it is too late.
-    """
+    """Refuse all but async functions. That a plain callable returns an awaitable shows too late."""
     kind = decorable_kind(fn)
     if kind == "sync":
         refuse(layer, fn, f"{why}. If what it returns is to be awaited, decorate an async function that awaits it")

@@ -187,11 +187,7 @@ def current_attempt() -> Attempt | None:
 
 
 def _drop_frames(error: BaseException | None) -> None:
-    """Take the tracebacks off an error that was retried, and off its causes.
-
-    They hold the frame of the attempt's caller, which holds the attempt, which holds the error: only the garbage
-    collector would free them.
-    """
+    """Take the tracebacks off an error that was retried, and off its causes: their frames hold the attempt."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

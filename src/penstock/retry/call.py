@@ -85,12 +85,12 @@ class Call:
     # What the attempt sees
 
     def begin(self) -> None:
-        """Begin an attempt."""
+        """Begin an attempt: as `enter`, which a call in between would only slow down."""
         self.number += 1
         self.attempt = None
         if self.policy.on_event is not None:
             emit(self.policy.on_event, AttemptStarted(self.name, self.idempotency_key, self.number))
-        self.running = True  # as `enter`, which a call in between would only slow down
+        self.running = True
         self.outer = current.get()
         current.set(self)
 
@@ -113,10 +113,7 @@ class Call:
             current.set(outer)
 
     def abandon(self) -> None:
-        """End with a cancellation or another BaseException.
-
-        Drop the kept error: it holds its frames, and they hold us.
-        """
+        """End with a cancellation or another BaseException; drop the kept error, whose frames hold us."""
         self.leave()
         self.previous = None
 
@@ -153,10 +150,8 @@ class Call:
     def failed(self, error: Exception, sent: Sent | None = None, *, repeatable: bool = True) -> float | None:
         """Return the wait until the next attempt; None if `error` goes to the caller.
 
-        Args:
-            error: The exception that the attempt raised.
-            sent: The function that it called, with its arguments; None for a block.
-            repeatable: False when a new attempt would repeat what the caller already has.
+        `sent`: the function called, with its arguments; None for a block. `repeatable`: False when a new attempt would
+        repeat what the caller already has.
         """
         policy = self.policy
         says = verdict(self.name, policy.on, error, LOGGER)

@@ -37,10 +37,7 @@ def frame_that_yields(frame: FrameType | None) -> FrameType | None:
 
 @lru_cache(maxsize=1024)
 def _can_yield(code: CodeType, entered_at: int | None) -> bool:
-    """Return whether there is a `yield` in the `with` block that the instruction at `entered_at` enters.
-
-    None for anywhere.
-    """
+    """Whether there is a `yield` in the `with` block that the instruction at `entered_at` enters; None: anywhere."""
     instructions = code.co_code
     yields = [
         at - 2

@@ -109,10 +109,7 @@ def _starting_with(first: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _RetriedEntry:
-    """What a decorated function returns in place of a context manager.
-
-    Each attempt calls the function for a new one.
-    """
+    """What a decorated function returns in place of a context manager: each attempt calls it for a new one."""
 
     def __init__(self, policy: RetrySettings, sent: Sent, manager: Any, call: Call | None = None) -> None:
         self._policy = policy
@@ -163,10 +160,7 @@ class _Entry(_RetriedEntry, contextlib.ContextDecorator):
 
 
 class _AsyncEntry(_RetriedEntry, contextlib.AsyncContextDecorator):
-    """For `async with`, and as a decorator.
-
-    Everything else is that of the context manager which the function returned.
-    """
+    """For `async with`, and as a decorator; all else is that of the context manager which the function returned."""
 
     async def __aenter__(self) -> Any:
         @functools.wraps(self._fn)

@@ -92,8 +92,7 @@ class RedisServer:
     def cluster(self, nodes: Sequence[Node]) -> Any:
         """A client of the cluster, which will hear of its other nodes from these.
 
-        It hands the options that it knows to the connections of the nodes, and no others; so the class of those
-        connections adds all.
+        It hands known options alone to the connections of the nodes; so the class of those connections adds all.
         """
         library = _library("cluster")
         kind, options = self._of_nodes()
@@ -141,9 +140,7 @@ class _Sentinels:
 
 
 def _manager(sentinels: list[Any], least: int, force_ip: str | None) -> Any:
-    """redis-py's list of Sentinels.
-
-    Where none names a primary, its error has what each of them said instead as `problems`.
+    """redis-py's list of Sentinels; its error, where none names a primary, has what each said instead as `problems`.
 
     redis-py's own has their text, among all options of their clients, and stops at the first that lacks a permission.
     """
@@ -172,10 +169,7 @@ def _manager(sentinels: list[Any], least: int, force_ip: str | None) -> Any:
 
 
 def ask(client: Any, *command: Any) -> Any:
-    """The answer to a command, straight from the client's connection where it has only one.
-
-    That takes less than half of redis-py's own time.
-    """
+    """The answer to a command, straight from a client's only connection: in less than half of redis-py's own time."""
     connection = getattr(client, "connection", None)
     if connection is None:
         return client.execute_command(*command)
@@ -184,7 +178,6 @@ def ask(client: Any, *command: Any) -> Any:
 
 
 def let_go(client: Any) -> None:
-    """Close all connections of a client."""
     pools = [getattr(node.redis_connection, "connection_pool", None) for node in _nodes_of(client)]
     pools.append(getattr(client, "connection_pool", None))
     manager = getattr(pools[-1], "sentinel_manager", None)
@@ -206,11 +199,7 @@ def _nodes_of(cluster: Any) -> list[Any]:
 
 
 def server_at(url: str, timeout: float) -> RedisServer:
-    """The server of a URL.
-
-    Raises:
-        ValueError: It is no address of one. The message holds no secret.
-    """
+    """The server of a URL; ValueError if it is no address of one, in words that hold no secret."""
     from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 
     address = Address(url)
@@ -241,11 +230,7 @@ def _read(url: str, address: Address) -> Options:
 
 
 def _check(kind: Any, options: Options, address: Address) -> None:
-    """Refuse options that there are not.
-
-    Raises:
-        ValueError: There is one.
-    """
+    """Refuse options that there are not."""
     problem = _try(kind, options)
     if problem:
         raise _wrong_option(address, problem)
@@ -258,10 +243,7 @@ def _wrong_option(address: Address, problem: str) -> ValueError:
 
 
 def _sentinel(address: Address, timeout: float) -> RedisServer:
-    """The primary of a service.
-
-    Options whose names begin with `sentinel_` are about the Sentinels, and all of TLS about both.
-    """
+    """The primary of a service. Options `sentinel_…` are about the Sentinels, and all of TLS about both."""
     service, _, db = address.path.strip("/").partition("/")
     if not service:
         raise ValueError(f"{address.shown!r} names no service: use redis+sentinel://host:26379/mymaster")
@@ -306,11 +288,7 @@ def _kind_and_options(
 
 
 def server_of(client: Any, timeout: float) -> RedisServer:
-    """The server of a client of redis-py (plain, of a cluster, or made by a Sentinel; asyncio too) or of valkey-py.
-
-    Raises:
-        ValueError: It is none of those.
-    """
+    """The server of a client of redis-py (plain, cluster, Sentinel's, asyncio) or of valkey-py; else ValueError."""
     if getattr(client, "nodes_manager", None) is not None:
         return _cluster_of(client, timeout)
     pool = getattr(client, "connection_pool", None)
@@ -365,11 +343,7 @@ def _cluster_of(client: Any, timeout: float) -> RedisServer:
 
 
 def _options_of(given: Mapping[str, Any], kind: Any, timeout: float) -> Options:
-    """What a client's connections are made with.
-
-    Raises:
-        ValueError: There is something that a connection of redis-py's does not take.
-    """
+    """What a client's connections are made with; ValueError if a connection of redis-py's does not take it."""
     from redis.connection import SSLConnection
 
     options = {
@@ -392,11 +366,7 @@ def _options_of(given: Mapping[str, Any], kind: Any, timeout: float) -> Options:
 
 
 def _kind_here(theirs: Any) -> Any:
-    """The class of connections for a client's: its own, or redis-py's blocking one of the same name.
-
-    Raises:
-        ValueError: It is a class of the user's for another library.
-    """
+    """The class of connections for a client's: its own, or redis-py's blocking one of that name; else ValueError."""
     from redis import connection, sentinel
 
     if issubclass(theirs, connection.AbstractConnection):
@@ -441,10 +411,7 @@ def _ours(kind: Any, timeout: float) -> Options:
 
 
 class _BoundedSocket:
-    """A socket on which whole answers have a time-out.
-
-    A server that says one byte now and then would keep a plain one waiting for ever.
-    """
+    """A socket that bounds whole answers: one byte now and then would keep a plain one waiting for ever."""
 
     __slots__ = ("_socket", "_timeout", "_until")
 

@@ -133,10 +133,7 @@ class Address:
             raise ValueError(f"{self.shown!r} has the option ssl: write rediss:// for TLS, and redis:// for none")
 
     def _check_ports(self) -> None:
-        """Refuse hosts and ports that are none, without a word of theirs.
-
-        Where an @ was forgotten, they are a password.
-        """
+        """Refuse hosts and ports that are none, unnamed: where an @ was forgotten, they are a password."""
         for host in self.hosts.split(","):
             bracketed, _, behind = host.rpartition("]")
             name, _, port = behind.partition(":")

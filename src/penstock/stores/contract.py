@@ -194,16 +194,7 @@ def damaged_row(where: str, name: str) -> StoreError:
 
 
 def seconds_of(option: str, value: Any, *, zero: bool = False) -> float:
-    """An option of a store that is a span of time, as seconds: a number of them, or a `timedelta`.
-
-    Args:
-        option: Its name, for the message.
-        value: What the user gave.
-        zero: Whether it may be 0.
-
-    Raises:
-        ValueError: It is no span of time, or one that no socket and no thread can wait for.
-    """
+    """An option of a store that is a span of time, as seconds: one that a socket and a thread can wait for."""
     seconds = read_seconds(value)
     if seconds is None or not (0 < seconds <= MOST_SECONDS or (zero and seconds == 0)):
         least = "0" if zero else "above 0"
@@ -219,11 +210,7 @@ def _is_one_of(value: Any, *words: str) -> bool:
 
 
 def begins_empty(on_state_loss: str) -> bool:
-    """What `on_state_loss=` says of rows that are not there: whether they count as used up.
-
-    Raises:
-        ValueError: It says neither.
-    """
+    """Whether rows that are not there count as used up, as `on_state_loss=` says."""
     if not _is_one_of(on_state_loss, "full", "empty"):
         raise ValueError(f'on_state_loss must be "full" or "empty", not {on_state_loss!r}')
     return on_state_loss == "empty"

@@ -55,11 +55,7 @@ class MemoryStore:
         _all.add(self)
 
     def find(self, name: str, limits: Mapping[str, tuple[Limit, ...]], now: float) -> Any:
-        """What is kept of that name, or None.
-
-        Raises:
-            ConfigurationConflict: A limiter of that name is alive, and has other limits.
-        """
+        """What is kept of that name, or None; ConfigurationConflict: a limiter of that name lives with other limits."""
         self._finds += 1
         self._forget_two(now)
         found: _Named | None = self._names.get(name)

@@ -80,11 +80,7 @@ class _Script:
 
 
 def _prefix_of(prefix: Any) -> str:
-    """The prefix of all keys.
-
-    Raises:
-        ValueError: No key can begin with it.
-    """
+    """The prefix of all keys; ValueError where no key can begin with it."""
     if not isinstance(prefix, str):
         raise ValueError(f"prefix must be a text, which all keys begin with, not {prefix!r}")
     if "{" in prefix or "}" in prefix:
@@ -210,11 +206,7 @@ class RedisStore(Store):
         return client
 
     def _found_out(self, client: Any) -> bool:
-        """Whether the server is one of a cluster.
-
-        Raises:
-            StoreError: It is too old.
-        """
+        """Whether the server is one of a cluster; StoreError where it is too old."""
         errors = self._redis.exceptions
         try:
             info = client.info("server")
@@ -356,11 +348,7 @@ class RedisStore(Store):
         )
 
     def _opened(self, name: str, terms: bytes | None, row: bytes | None) -> Row:
-        """A row without its checksum.
-
-        Raises:
-            StoreError: It is not what was once written.
-        """
+        """A row without its checksum; StoreError where it is not what was once written."""
         if terms is None or row is None or _sealed(row[:-_CHECKSUM], self._key(name), terms) != row:
             raise damaged_row(self._address, name)
         return terms.decode(), row[:-_CHECKSUM]
@@ -443,7 +431,7 @@ class RedisStore(Store):
 
 
 class Subscriber:
-    """A thread that hears what other processes announce. It holds the store only while it connects."""
+    """A thread that hears what other processes announce, and tells its listener. Holds the store only to connect."""
 
     def __init__(self, store: RedisStore, on_announced: Callable[[str], None]) -> None:
         self.hears = False

@@ -95,11 +95,7 @@ def _file_and_size(path: str, *, follows: bool = True) -> tuple[_FileId, int]:
 
 
 def _path_of(path: Any) -> Path:
-    """The path, whatever the current directory will be.
-
-    Raises:
-        ValueError: No file can have it.
-    """
+    """The path, whatever the current directory will be; ValueError where no file can have it."""
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise ValueError(f"path must be the path of a file, a text or an os.PathLike, not {path!r}")
     if os.fspath(path) == ":memory:":
@@ -277,11 +273,7 @@ class SQLiteStore(Store):
             )
 
     def _known(self, name: str, row: Any) -> Row | None:
-        """What is known of a name.
-
-        Raises:
-            StoreError: It is not what was once written, or it may be missing.
-        """
+        """What is known of a name; StoreError: it is not what was once written, or it may be missing."""
         if row is None:
             if self._damaged_rows:
                 raise StoreError(
@@ -292,22 +284,14 @@ class SQLiteStore(Store):
         return self._checked(name, row)
 
     def _checked(self, name: str, row: Any) -> Row:
-        """A row without its checksum.
-
-        Raises:
-            StoreError: It is not what was once written.
-        """
+        """A row without its checksum; StoreError where it is not what was once written."""
         terms, state, expires = row
         if not _is_whole(name, terms, state, expires):
             raise damaged_row(repr(self._here), name)
         return terms, state[:-8]
 
     def _verify(self, connection: sqlite3.Connection) -> None:
-        """Look at all of the file, once: a row that cannot be found any more would be a limit that is full again.
-
-        Raises:
-            StoreError: The file is damaged.
-        """
+        """Look at all of the file, once: a row that cannot be found any more would be a limit that is full again."""
         if self._verified == self._file:
             return
         (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()
@@ -333,11 +317,7 @@ class SQLiteStore(Store):
         return now if self.lost_is_empty else self._lost_at
 
     def _check_files(self, connection: sqlite3.Connection) -> None:
-        """Refuse to go on in files that are not at their paths any more: other processes would not see what is granted.
-
-        Raises:
-            StoreError: One was removed, replaced or cut. The next call opens what is there then.
-        """
+        """Refuse to go on in files that are not at their paths any more: others would not see what is granted."""
         file = _file_and_size(self._here, follows=self._is_link)[0]
         beside, sizes = self._beside_there()
         here = file == self._file and beside == self._beside

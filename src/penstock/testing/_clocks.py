@@ -30,13 +30,9 @@ class ManualClock:
         return self._wall_at_zero + self._now
 
     def advance(self, seconds: Seconds) -> None:
-        """Let time pass at once, without waiting. Timers that became due fire when the event loop runs again.
+        """Let time pass at once, without waiting: seconds or a `timedelta`, 0 or more and finite, else ValueError.
 
-        Args:
-            seconds: How far to go: seconds or a `timedelta`, 0 or more and finite.
-
-        Raises:
-            ValueError: It is no such span.
+        Timers that became due fire when the event loop runs again.
         """
         self._now += span(f"advance({seconds!r})", seconds, zero=True)
 

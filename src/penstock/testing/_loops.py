@@ -313,10 +313,7 @@ class _AsyncioFollower:
         self._call_soon(self._end_round)
 
     def _heard_enough(self, quiet_since: float) -> bool:
-        """Whether the outside world has been silent for long enough.
-
-        If not, nap before the loop looks for I/O again.
-        """
+        """Whether the outside world has been silent for long enough; if not, nap before the next look for I/O."""
         silence = self._outside.silence(sockets=self._opened)
         if not silence or real_now() >= quiet_since + silence:
             return True

@@ -33,12 +33,7 @@ _PROBLEM = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 
 
 def rate_limit_headers(quotas: list[Quota], now: float) -> dict[str, str]:
-    """`RateLimit-Policy` and `RateLimit` of a user's caps, as they stand at the moment `now`.
-
-    Empty if there are no caps.
-
-    Dollars are counted in cents there, as these fields hold whole numbers.
-    """
+    """`RateLimit-Policy` and `RateLimit` of a user's caps at the moment `now`; empty without caps. Dollars as cents."""
     policies, limits = [], []
     names: set[str] = set()
     for quota in quotas:

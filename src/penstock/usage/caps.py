@@ -129,11 +129,7 @@ def _is_unlimited(given: object) -> bool:
 
 
 def check_units(units: Iterable[str], known: Iterable[str]) -> None:
-    """See that each unit is known.
-
-    Raises:
-        UnknownUnit: One is not.
-    """
+    """Refuse units that are not known."""
     there = tuple(known)
     for unit in units:
         if unit not in there:
@@ -184,9 +180,5 @@ def origins(before: Sequence[tuple[str, Calendar]], after: Sequence[tuple[str, C
 
 
 def read_plain_caps(plain: Mapping[str, Any]) -> dict[str, tuple[Cap, ...]]:
-    """Read what `plain_caps` wrote.
-
-    Raises:
-        ValueError, TypeError, AttributeError: It is not that.
-    """
+    """Read what `plain_caps` wrote; ValueError, TypeError or AttributeError where it is not that."""
     return {unit: tuple(Cap(*cap) for cap in kinds) for unit, kinds in plain.items()}

@@ -111,11 +111,7 @@ def open_reader(path: Path) -> sqlite3.Connection:
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> int:
-    """The version of the tables; 0: there are none.
-
-    Raises:
-        LedgerError: They are not ours.
-    """
+    """The version of the tables, 0: there are none; LedgerError where they are not ours."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()

@@ -429,16 +429,12 @@ class _Writer:
     # Forks
 
     def before_fork(self) -> None:
-        """No transaction is under way, and the file is closed.
-
-        A child must not have SQLite's idea of its parent's locks.
-        """
+        """Wait until no transaction is under way, and close the file: a child must not have its parent's locks."""
         self._forking = self._writing.acquire(timeout=2 * _LOCKED)
         if self._forking:
             self._disconnect()
 
     def after_fork_in_parent(self) -> None:
-        """Go on."""
         if self._forking:
             self._forking = False
             self._writing.release()

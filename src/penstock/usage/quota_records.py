@@ -193,10 +193,7 @@ class Records:
             ) from None
 
     def reset(self, user: str) -> bool:
-        """Forget what a user has used; return whether there was anything.
-
-        Calls that are under way give nothing back any more.
-        """
+        """Forget what a user has used; return whether there was anything. Calls under way give nothing back then."""
         was = False
 
         def begin(rows: list[Row | None], now: float) -> list[tuple[Row, float] | None]:

@@ -157,11 +157,7 @@ class Quotas:
         return await self(user, cost, **costs).__aenter__()
 
     def _known(self, user: str, *, anew: bool = False) -> _User:
-        """The user's limiter, with the caps that hold now. Blocks where they have to be read.
-
-        Args:
-            anew: Read them, however short a time ago that was done.
-        """
+        """The user's limiter, with the caps that hold now. Blocks where they have to be read; `anew`: in any case."""
         with self._records.lock:
             now = clock.wall()
             known = self._users.get(user)
@@ -482,11 +478,7 @@ def _least(limiter: Limiter, unit: str) -> float:
 
 
 def _read_user(user: object) -> str:
-    """A user's name.
-
-    Raises:
-        ValueError: It is none, or one that no store can keep.
-    """
+    """A user's name; ValueError where it is none, or one that no store can keep."""
     text = "" if user is None else str(user)
     if not text or len(text) > 1_000:
         raise ValueError(

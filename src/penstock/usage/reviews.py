@@ -88,20 +88,14 @@ class UserRecord:
         return min((extra.until for extra in self.extra.values() if now < extra.until), default=float("inf"))
 
     def asked(self, error: QuotaExceeded, now: float) -> UserRecord:
-        """Note that a call beyond a cap wants a review.
-
-        One that waits, or was refused, stands for all calls of its period.
-        """
+        """Note that a call beyond a cap wants a review: one that waits, or was refused, is for all of its period."""
         last = self._last_of(_cap_of(error), now)
         if last is not None and last.state != "approved":
             return self._with(replace(last, asked=error.missing, calls=last.calls + 1), instead_of=last)
         return self._with(_review_of(error, now))
 
     def decided_at_once(self, error: QuotaExceeded, allowed: float, by: str, now: float) -> UserRecord:
-        """Note what a function said of a call beyond a cap: so many units more, 0: none.
-
-        Decisions alike are one review.
-        """
+        """Note what a function said of a call: so many units more, 0: none. Decisions alike are one review."""
         review = replace(_review_of(error, now), state="approved" if allowed else "refused", allowed=allowed, by=by)
         last = self._last_of(review.cap, now)
         if last is None or (last.state, last.by) != (review.state, review.by):

@@ -24,10 +24,9 @@ class Agreement:
         self._leasing = leasing
 
     def disagree(self, batch: BatchInFlight, others: Mapping[str, str], now: float) -> list[SharedLimitSet]:
-        """Some names are counted for other limits than ours: adopt those, or tell the callers. Nothing was decided.
+        """Adopt the limits of names that are counted for others than ours, or tell the callers. Nothing was decided.
 
-        Returns:
-            The names whose limits are others now. Their waiters must be charged anew: see `recharge`.
+        Returns the names whose limits are others now: their waiters must be charged anew, see `recharge`.
         """
         adopted = []
         for part in batch.offsets:

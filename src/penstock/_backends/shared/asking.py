@@ -58,10 +58,7 @@ class Asking:
             state.dirty.pop(queue, None)
 
     def _ask_plenty(self, queue: StoreQueue, batch: BatchInFlight, now: float, room: int) -> int:
-        """Ask for those that come first and, by all we know, can go at once: they need not queue.
-
-        Returns the room left.
-        """
+        """Ask for those that come first and, as far as we know, can go at once, unqueued. Returns the room left."""
         fresh, state = queue.fresh, self._state
         new, on_its_way = Stage.NEW, Stage.ASKED  # looked up once: it costs as much as a call on Python 3.11
         levels: dict[LimitState, float] = {}  # units, per limit
@@ -113,10 +110,7 @@ class Asking:
         return room
 
     def _ask_waiters(self, queue: StoreQueue, batch: BatchInFlight, now: float, room: int) -> int:
-        """Ask for the first of each shape of calls, and for those behind it that could go soon.
-
-        Returns the room left.
-        """
+        """Ask for the first of each shape, and for those behind it that could go soon. Returns the room left."""
         queue.behind = {flow: until for flow, until in queue.behind.items() if until > now}
         asking = _Round(queue, now)
         while room > 0:
@@ -135,10 +129,7 @@ class Asking:
         return room
 
     def _ask_heads(self, queue: StoreQueue, batch: BatchInFlight, room: int, asking: _Round, heads: list[Any]) -> int:
-        """Ask for these, and for those behind them.
-
-        Returns the room left; −1: a request does not fit into this batch.
-        """
+        """Ask for these, and for those behind them. Returns the room left; −1: one does not fit into this batch."""
         waiters, state, now = queue.waiters, self._state, asking.now
         while heads and room > 0:
             _, request = heappop(heads)

@@ -79,11 +79,7 @@ class SharedBackend:
         return self.sets[0].queue
 
     def charges(self, cost: Mapping[str, Any]) -> Charges:
-        """What a call of that cost is charged. See `ChargePlan.charges`.
-
-        Raises:
-            CostError: The cost is wrong, or more than a limit holds with what its leases take off it.
-        """
+        """What a call of that cost is charged; CostError also for more than a limit holds beside its leases."""
         charges = self.plan().charges(cost)
         if any(amount > MOST for _, amount in charges):  # of a limit with overdraft: others refuse it
             charges = tuple([(state, min(amount, MOST)) for state, amount in charges])
@@ -123,11 +119,7 @@ class SharedBackend:
     # Turns
 
     def enter(self, request: Any) -> float | None:
-        """Hand a request to the dispatcher. See `base`.
-
-        Raises:
-            WouldBlockEventLoop: It cannot wait for the answer.
-        """
+        """Hand a request to the dispatcher; WouldBlockEventLoop if it cannot wait for the answer."""
         if not request.charges:  # the limits were changed since it was bound: nothing of it is limited now
             request.granted_at = clock.now()
             request.caller.granted += 1
@@ -306,11 +298,7 @@ class SharedBackend:
             return ready - now, self.plan().blocker(state, now)
 
     async def refresh(self) -> None:
-        """Ask the store for its present state.
-
-        Raises:
-            StoreError: It does not answer.
-        """
+        """Ask the store for its present state; StoreError if it does not answer."""
         for part in [part for part in self.sets if part.order]:
             parker = here()
             look = self._look_at(part, parker)
@@ -433,11 +421,7 @@ class SharedBackend:
         return self
 
     def joined(self, other: Any) -> SharedBackend:
-        """A backend over the limits of both, with one queue for all that either was joined with before.
-
-        Raises:
-            ValueError: They live in different stores, or their store cannot decide them together.
-        """
+        """A backend over the limits of both, with one queue; ValueError if their store cannot decide them together."""
         if not isinstance(other, SharedBackend) or other.store is not self.store:
             raise ValueError("they live in different stores and cannot be decided together: give both the same store")
         if (self.lease is None) != (other.lease is None):
@@ -467,12 +451,7 @@ def shared_backend(
     *,
     enforce: bool,
 ) -> SharedBackend:
-    """The backend over these limits in a shared store. It asks the store nothing yet.
-
-    Raises:
-        ValueError: An option does not go with a shared store, or the store cannot count one of the limits.
-        ConfigurationConflict: This process has limits of that name already, and they are others.
-    """
+    """The backend over these limits in a shared store. It asks the store nothing yet. Raises as `backend_over`."""
     if not enforce:
         raise ValueError("enforce=False is a rehearsal in one process: leave store= out, or enforce")
     if not isinstance(store, Store):
@@ -489,11 +468,7 @@ def shared_backend(
 
 
 def check_lease(lease: Any, limits: Mapping[str, tuple[Limit, ...]]) -> float:
-    """The seconds of a lease.
-
-    Raises:
-        ValueError: It is no length, or not one for these limits.
-    """
+    """The seconds of a lease; ValueError if it is no length, or not one for these limits."""
     seconds = span(f"lease={lease!r}", lease)
     for unit, kinds in limits.items():
         for limit in kinds:

@@ -113,11 +113,7 @@ class Dispatcher:
         weights: Mapping[Any, float],
         lease: float | None,
     ) -> SharedLimitSet:
-        """What this process knows of that name.
-
-        Raises:
-            ConfigurationConflict: It has other limits.
-        """
+        """What this process knows of that name; ConfigurationConflict: it has other limits."""
         with self.lock:
             state = self.scheduler.state
             found = state.limit_sets.get(name)
@@ -132,11 +128,7 @@ class Dispatcher:
             return found
 
     def ask(self, request: SharedRequest) -> None:
-        """Send a request to the thread. Never waits.
-
-        Raises:
-            StoreError: This process is about to end.
-        """
+        """Send a request to the thread. Never waits; StoreError if this process is about to end."""
         if _ended:
             raise StoreError(f"{self.store!r} cannot be asked any more: this process is ending")
         self.store.in_use = True
@@ -200,10 +192,7 @@ class Dispatcher:
             _log.exception("%r cannot be prepared", self.store)
 
     def take_turn(self, requests: list[SharedRequest], messages: list[Any]) -> bool:
-        """Let the scheduler take in what came, and ask the store what it then wants to know.
-
-        False: that was the last turn.
-        """
+        """Take in what came, and ask the store what the scheduler then wants to know. False: that was the last turn."""
         try:
             with self.lock:
                 changes, batch = self.decide(requests, messages, clock.now())
@@ -229,7 +218,6 @@ class Dispatcher:
         self._wake()
 
     def end(self) -> None:
-        """The thread ends."""
         with self._io:
             self.store.disconnect()
         with self.lock:
@@ -313,11 +301,7 @@ class Dispatcher:
                 store.announce(sorted(batch.announce))
 
     def _ask(self, store: Store, packed: Batch, until: float) -> Reply:
-        """Ask the store, again and again until then.
-
-        Raises:
-            Unreachable: There was no answer.
-        """
+        """Ask the store, again and again until then; Unreachable: there was no answer."""
         pause = RETRY[0]
         while True:
             try:

@@ -39,7 +39,6 @@ class Inbox:
         self._messages.put(message)
 
     def call(self) -> None:
-        """Wake the dispatcher, as there are requests."""
         self.called = True
         self._messages.put(None)
 

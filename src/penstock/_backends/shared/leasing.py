@@ -62,10 +62,7 @@ class Leasing:
             state.dirty.pop(queue, None)
 
     def _look_again(self, queue: StoreQueue, moment: float, now: float) -> None:
-        """Look at the queue when a pause, or a period, ends.
-
-        And before that whether another process has lifted the pause, if nothing tells.
-        """
+        """Look again when a pause, or a period, ends; earlier if nothing tells whether the pause was lifted."""
         state = self._state
         if not state.store.hears:
             moment = min(moment, now + PAUSE_WATCHED)

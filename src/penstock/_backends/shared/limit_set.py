@@ -120,11 +120,7 @@ class SharedLimitSet:
         return queue
 
     def terms_of(self, limits: Limits) -> Terms:
-        """What the store would be told of these limits.
-
-        Raises:
-            ValueError: A shared store cannot count one of them.
-        """
+        """What the store would be told of these limits; ValueError if it cannot count one of them."""
         counted = {
             unit: tuple(kind for kind in kinds if not isinstance(kind, Unlimited)) for unit, kinds in limits.items()
         }

@@ -96,10 +96,7 @@ class StoreQueue:
         return queue
 
     def merge(self, other: StoreQueue) -> StoreQueue:
-        """Become one with `other`, with one order for all waiters.
-
-        Return the queue that is left: the one that is more queues already.
-        """
+        """Become one with `other`, with one order for all waiters; return the queue that was more queues already."""
         if other is self:
             return self
         if other._merged > self._merged:

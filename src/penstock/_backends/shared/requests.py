@@ -258,10 +258,7 @@ class StoreReceipts:
 
 @dataclass(slots=True, eq=False)
 class LeaseAsked:
-    """A part of a lease that a batch asks for: how much of which limits, how far ahead at most, and for which queue.
-
-    A horizon of `inf`: the first waiter needs just that.
-    """
+    """A part of a lease that a batch asks for. A horizon of `inf`: the first waiter needs just that."""
 
     charges: Any
     horizon: float

@@ -336,11 +336,7 @@ class Scheduler:
     # Answers
 
     def apply(self, batch: BatchInFlight, reply: Reply, now: float) -> None:
-        """Take in what the store has decided.
-
-        Raises:
-            StoreError: It makes no sense. Nothing was taken in then.
-        """
+        """Take in what the store has decided; StoreError: it makes no sense, and nothing was taken in."""
         if reply.others:
             adopted = self._agreement.disagree(batch, reply.others, now)
             # What was asked waits again, and is charged on the limits of now like all that wait.

@@ -40,10 +40,7 @@ def _digest(flow: str) -> float:
 
 
 def flow_key(flow: Hashable) -> float | None:
-    """A flow's name for stores: the same number in all processes, for all that look alike as text.
-
-    None: a flow of its own.
-    """
+    """A flow's name for stores: one number in all processes for all that look alike. None: a flow of its own."""
     return None if flow is None else _digest(str(flow))
 
 
@@ -196,7 +193,6 @@ class SchedulerState:
         self.dirty.pop(queue, None)
 
     def fail_all(self, error: Exception) -> None:
-        """`fail_queue`, for all."""
         for part in list(self.limit_sets.values()):
             self.fail_queue(part, error)
 
@@ -279,10 +275,7 @@ class SchedulerState:
 
     @property
     def lead(self) -> float:
-        """Seconds before its moment at which a booking is claimed.
-
-        For the way to the store, and as late as this thread tends to be.
-        """
+        """Seconds before its moment at which a booking is claimed: the way, and this thread's usual lateness."""
         return min(MARGIN + 1.5 * self.round_trip + 2 * self.lateness, LONGEST_LEAD)
 
     def was_late(self, seconds: float) -> None:
@@ -345,10 +338,7 @@ class SchedulerState:
         self.urgent = True
 
     def depart(self, of: SharedRequest | Booking, queue: StoreQueue, seconds: float) -> None:
-        """Tell the store, with the next batch, that a flow needs no turn any more.
-
-        It had reserved so many seconds of throughput.
-        """
+        """Tell the store, with the next batch, that a flow gives up a turn of so many seconds of throughput."""
         flow = self.flow_name(of.flow, queue)
         self.departures.append((flow, seconds / flow.weight, of.charges[0][0]))
 

@@ -49,10 +49,7 @@ class BookedFor:
 
 @dataclass(slots=True, eq=False)
 class OthersTurn:
-    """There is enough, but another flow, which had less, is to have it: ask again in `wait` seconds.
-
-    `ahead`: how far this flow is ahead of that one, in seconds of throughput.
-    """
+    """Another flow, which had less, is to have it: ask again in `wait` seconds. `ahead`: by how much, in throughput."""
 
     wait: float
     ahead: float
@@ -98,10 +95,7 @@ class Settlement:
 
 @dataclass(slots=True, eq=False)
 class Order:
-    """Something that the store is to be told of a limit set.
-
-    `announce`: whether the other processes must hear of it at once.
-    """
+    """Something that the store is to be told of a limit set. `announce`: the other processes must hear of it now."""
 
     limit_set: SharedLimitSet
     write: Callable[[BatchInFlight, float], None]
@@ -185,10 +179,7 @@ class BatchInFlight:
         return float(self.include(state.limit_set) + state.index)
 
     def acquire(self, charges: Iterable[tuple[SharedLimitState, float]], horizon: float, *, stops: bool) -> None:
-        """Ask for these charges, at most `horizon` seconds ahead.
-
-        `stops`: whether later requests may not take what this one needs and does not get.
-        """
+        """Ask for these charges, at most `horizon` seconds ahead. `stops`: later requests wait for what it misses."""
         words = [ledger.ACQUIRE, horizon, 1.0 if stops else 0.0, 0.0]
         for state, amount in charges:
             words += (self.at(state), amount)
@@ -226,14 +217,12 @@ class BatchInFlight:
         self.drops.append(booking)
 
     def give_back(self, refund: Refund) -> None:
-        """Write a refund."""
         self.operations += (
             ledger.GIVE_BACK, 1.0, self.at(refund.state), refund.amount, refund.epoch, refund.receipt,
         )  # fmt: skip
         self.refunds.append(refund)
 
     def settle(self, settlement: Settlement) -> None:
-        """Write debits."""
         for debit in settlement.debits:
             self.operations += (ledger.CHARGE, 1.0, self.at(debit.state), debit.amount)
         if settlement.debits:
@@ -248,11 +237,7 @@ class BatchInFlight:
         self.operations += (ledger.RESUME, float(len(states)), *[self.at(state) for state in states])
 
     def lower(self, state: SharedLimitState, level: float, age: float, entry: tuple[float, float] | None) -> None:
-        """Write that a limit had `level` units left `age` seconds ago, right after a charge.
-
-        `entry`: its epoch and receipt.
-
-        """
+        """Write that a limit had `level` units left `age` seconds ago, after the charge of `entry`: epoch, receipt."""
         self.operations += (ledger.LOWER, 1.0, self.at(state), level, age, *(entry or (-1.0, -1.0)))
 
     def renew(self, state: SharedLimitState) -> None:
@@ -307,11 +292,7 @@ class BatchInFlight:
         return verdicts
 
     def _verdicts(self, numbers: Sequence[float], at: int) -> tuple[list[Verdict], int]:
-        """The verdicts that begin at this index, and the index behind them.
-
-        Raises:
-            IndexError: There are too few numbers, or one names a limit that is not there.
-        """
+        """The verdicts that begin at this index, and the index behind them; IndexError: too few numbers."""
         verdicts: list[Verdict] = []
         for series in self.series:
             at = self._read_each(numbers, at, self.asked[len(verdicts) : series.first], verdicts)
@@ -390,11 +371,7 @@ class Outage:
 
 
 def _receipts(numbers: Sequence[float], begin: int, end: int) -> Sequence[float]:
-    """The receipts that stand there.
-
-    Raises:
-        IndexError: There are too few, or one is no number that a store may be sent again: it would damage the row.
-    """
+    """The receipts that stand there; IndexError: too few, or one that would damage the row it is sent to again."""
     receipts = numbers[begin:end]
     if len(receipts) < end - begin or -math.inf in receipts:  # other numbers that are none were found before
         raise IndexError(begin)
