@@ -232,7 +232,11 @@ def test_a_backoff_of_your_own_that_answers_nonsense_is_named(answer):
         (lambda: Retry(on=ValueError, budget=0.2), TypeError, "Retry(budget=0.2): a Budget(...), or None"),
         (lambda: Retry(on=ValueError, hint=5), TypeError, "Retry(hint=5): a function is needed"),
         (lambda: Retry(on=ValueError, random=0.5), TypeError, "Retry(random=0.5): a function is needed"),
-        (lambda: Retry(on=ValueError, max_hint=-1), ValueError, "Retry(max_hint=-1): seconds or a timedelta, 0 or more"),
+        (
+            lambda: Retry(on=ValueError, max_hint=-1),
+            ValueError,
+            "Retry(max_hint=-1): seconds or a timedelta, 0 or more",
+        ),
     ],
 )
 def test_a_wrong_policy_is_refused_where_it_is_written(make, error, message):
