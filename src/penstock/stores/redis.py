@@ -159,7 +159,7 @@ class RedisStore(Store):
         self._last_answer: tuple[int, Any] = (0, None)  # and the number of its batch
         self._nodes = self._server.nodes  # of a cluster: all ever heard of, as the URL's may be the one that dies
         self._is_cluster = bool(self._nodes)
-        self._subscriber: Subscriber | None = None
+        self._subscriber: _Subscriber | None = None
         self._decide = _Script(*DECIDE)
         self._exchange = _Script("exchange")
 
@@ -402,7 +402,7 @@ class RedisStore(Store):
         """Subscribe, in a thread. See `Store.listen`."""
         if self._subscriber is not None:
             self._subscriber.stop()
-        self._subscriber = Subscriber(self, heard)
+        self._subscriber = _Subscriber(self, heard)
 
     def announce(self, names: Sequence[str]) -> None:
         """Publish. See `Store.announce`."""
@@ -430,7 +430,7 @@ class RedisStore(Store):
         self._client = self._subscriber = None
 
 
-class Subscriber:
+class _Subscriber:
     """A thread that hears what other processes announce, and tells its listener. Holds the store only to connect."""
 
     def __init__(self, store: RedisStore, on_announced: Callable[[str], None]) -> None:
