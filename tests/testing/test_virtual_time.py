@@ -236,7 +236,10 @@ def test_a_patience_that_is_no_time_is_refused(value):
 
 @pytest.mark.parametrize("seconds", [-1, math.inf, math.nan, "1", None, timedelta(seconds=-1)])
 def test_time_never_goes_back_nor_to_the_end(seconds):
-    with manual_clock() as by_hand, pytest.raises(ValueError, match="can only move forward"):
+    with (
+        manual_clock() as by_hand,
+        pytest.raises(ValueError, match=r"advance\(.*: seconds or a timedelta, 0 or more and finite"),
+    ):
         by_hand.advance(seconds)
 
 
