@@ -160,5 +160,5 @@ def test_a_generator_that_ends_before_the_block_around_it_takes_only_its_own_alo
 
 @pytest.mark.parametrize("wrong", [{"priority": "high"}, {"flow": []}, {"max_wait": -1}, {"flow": float("nan")}])
 def test_a_wrong_word_is_refused_before_the_block(wrong):
-    with pytest.raises(ValueError, match="must|max_wait=-1: seconds or a timedelta"):
+    with pytest.raises(ValueError, match=r"must|max_wait=-1: seconds or a timedelta"):
         turn(**wrong)
