@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
+import json
+import re
 import sqlite3
-import subprocess
 from contextlib import closing
 from datetime import timedelta
 from html.parser import HTMLParser
@@ -15,6 +15,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from penstock.cli import main
+from tests.browser import needs_a_browser, shown
 from tests.cli import commands as requests
 from tests.docs_examples import ROOT
 from tests.usage.recorded import MONDAY, recorded
@@ -118,25 +119,28 @@ def test_a_page_asks_for_nothing_and_no_name_breaks_it(path, tmp_path, capsys):
     assert "limit 1,600" in text
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+@needs_a_browser
 def test_a_browser_shows_a_page_without_an_error_or_a_request(path, tmp_path, capsys):
-    """The figures are there; nothing is said on its console; and every name of a server would be an error."""
     said(capsys, path, "-o", tmp_path / "report.html")
-    arguments = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--enable-logging=stderr",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
-    ]
-    page = (tmp_path / "report.html").as_uri()
-    shown = subprocess.run(
-        ["chromium", *arguments, f"--user-data-dir={tmp_path / 'browser'}", "--dump-dom", page],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert "Fri 2026-05-15" in shown.stdout
-    assert shown.stdout.count("<svg") == 4
-    assert "CONSOLE" not in shown.stderr
+    page = shown(tmp_path / "report.html", tmp_path / "browser")
+    assert "Fri 2026-05-15" in page
+    assert page.count("<svg") == 4
+
+
+@needs_a_browser
+def test_a_browser_shows_the_report_of_a_run_with_the_figures_of_its_ledger(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(requests.chat(number)) + "\n" for number in range(40)))
+    command = ["run", "in.jsonl", "-o", "out.jsonl", "--simulate", "--latency", "0.01", "--ledger", "usage.db"]
+    assert main([*command, "--limits", requests.LIMITS, "--report", "run.html"]) == 0
+    with closing(sqlite3.connect("usage.db")) as ledger:
+        estimates = [json.loads(each) for (each,) in ledger.execute("SELECT estimated FROM calls WHERE status = 200")]
+    page = shown(tmp_path / "run.html", tmp_path / "browser")
+    figures = dict(re.findall(r'data-figure="([^"]+)" data-value="([^"]+)"', page))
+    assert len(estimates) == int(figures["answered"]) == int(figures["sent"]) == 40
+    assert sum(each["tokens"] for each in estimates) == float(figures["spent:tokens:"])
+    assert sum(each["requests"] for each in estimates) == float(figures["spent:requests:"])
+    assert page.count("<svg") >= 3
 
 
 def test_the_page_of_the_docs_shows_what_it_writes(path, capsys):

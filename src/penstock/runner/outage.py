@@ -26,6 +26,9 @@ FIRST_DELAY = 0.1
 
 LONGEST_DELAY = 30.0
 
+LONGEST_CONNECT_DELAY = 10.0
+"""The same while there is no connection: to look for one costs the server nothing."""
+
 NEVER_REACHED = 300.0
 """Seconds after which a run ends that has not reached its server even once."""
 
@@ -120,7 +123,7 @@ class Outage:
             self.since, self._delay, self._until_answer = now, FIRST_DELAY, until_answer
             self._next = now + self._delay
         elif self._prober is who:
-            self._delay = min(2 * self._delay, LONGEST_DELAY)
+            self._delay = min(2 * self._delay, LONGEST_DELAY if self._until_answer else LONGEST_CONNECT_DELAY)
             self._next = now + self._delay
             self._prober = None
         self.reason = reason
