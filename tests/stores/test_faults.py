@@ -209,6 +209,34 @@ async def test_places_that_are_held_over_an_outage_come_back(options, closed, pr
     others.close()
 
 
+async def test_a_place_of_one_outage_that_is_given_back_in_the_next_comes_back(proxy, valkey, prefix):
+    """The store was charged for it in between, and it is no part of what is owed now."""
+    store, others = (
+        RedisStore(proxy.url, prefix=prefix, timeout=0.2, patience=0.2, on_outage="open"),
+        RedisStore(valkey, prefix=prefix),
+    )
+    mine, theirs = (Limiter(calls=in_flight(3), name="x", store=each) for each in (store, others))
+    held = []
+    for _ in range(2):
+        proxy.mode = "refuse"
+        proxy.reset()
+        held.append(await mine.acquire())
+        if len(held) == 2:
+            for permit in held:
+                permit.close()
+            async with mine():
+                pass
+        proxy.mode = "pass"
+        await up_again(store)
+        await mine.refresh()
+    with anyio.fail_after(RECOVERY):
+        held += [await theirs.acquire() for _ in range(3)]
+    for permit in held:
+        permit.close()
+    store.close()
+    others.close()
+
+
 async def test_what_is_said_in_an_outage_reaches_the_store_afterwards(proxy, valkey, prefix):
     """True costs, of calls from before and from the outage, what was never sent, and a pause."""
     store, others = (

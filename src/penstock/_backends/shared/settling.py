@@ -80,11 +80,12 @@ class Settling:
             state.for_later[0].append(refund)
             return
         elif refund.epoch in state.fallback_epochs:
-            if of in state.owed:
-                state.owe(of, -refund.amount)
-                return
-            if not of.held:
-                return  # the store was charged for it when it answered, and what has flowed back meanwhile is not known
+            uncharged = min(state.owed.get(of, 0.0), refund.amount)
+            if uncharged:
+                state.owe(of, -uncharged)
+                refund.amount -= uncharged
+            if not (of.held and refund.amount):
+                return  # of what the store was charged for when it answered, how much has flowed back is not known
             refund.epoch = of.limit_set.epoch
         batch.give_back(refund)
 
