@@ -94,6 +94,6 @@ def test_a_run_keeps_a_window_that_slides(tmp_path, monkeypatch, capsys):
     (tmp_path / "in.jsonl").write_text('{"model": "m", "input": "x"}\n' * 3)
     limits = ["--limits", "requests=2/1s sliding"]
     assert main(["plan", "in.jsonl", *limits]) == 0
-    assert "at least 0.5 s, by requests (2/s)" in capsys.readouterr().out
+    assert "at least 1 s, by requests (2/s)" in capsys.readouterr().out
     assert main(["run", "in.jsonl", "-o", "out.jsonl", "--simulate", "--latency", "0.01", *limits]) == 0
     assert "3 rows: 3 answered, 0 failed" in capsys.readouterr().out

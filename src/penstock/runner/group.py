@@ -124,7 +124,9 @@ class Group:
         return {
             unit: tuple(
                 # Of several limits on a unit, the smallest is the one that an earlier run had used up.
-                Allowance(rate, _regained(given, self._idle) if rate is least else rate.burst)
+                Allowance(
+                    rate, _regained(given, self._idle) if rate is least else rate.burst, isinstance(given, Sliding)
+                )
                 for given, rate in zip(self._given.get(unit, rates), rates, strict=True)
             )
             for unit, rates in self.limits.items()

@@ -12,6 +12,7 @@ the rows cost once: what is sent again is not work, so retries show as lost time
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -30,14 +31,21 @@ class Allowance(NamedTuple):
     Attributes:
         limit: What was promised.
         at_start: Units that it held when the run began; at most the burst.
+        is_window: Whether all of it comes back at once, a period after it was used.
     """
 
     limit: Rate
     at_start: float
+    is_window: bool = False
 
     def shortest(self, work: float) -> float:
         """Seconds that it takes at least to let `work` through."""
-        return max(0.0, work - self.at_start) / self.limit.rate
+        missing = max(0.0, work - self.at_start)
+        if not self.is_window:
+            return missing / self.limit.rate
+        windows = math.ceil(missing / self.limit.amount)
+        # What an earlier run had used up may be back at any moment.
+        return self.limit.per * (windows if self.at_start else max(0, windows - 1))
 
 
 MOST_CODES = 100
