@@ -6,22 +6,22 @@ binding if no call waits (`_backends.fast_path`), else by the wait loop (`_backe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Generator, Hashable, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from types import coroutine
-from typing import Any, NamedTuple, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from penstock import _log
 from penstock._arguments import of_call
 from penstock._backends import fast_path
 from penstock._backends.base import Binding, Caller
-from penstock._backends.wait import LOOP, emit_grant, wait, wait_in_thread
+from penstock._backends.wait import LOOP, PLAIN, Terms, emit_grant, wait, wait_in_thread
 from penstock._concurrency.parking import is_over, who_am_i
 from penstock._introspect import check_answer, decorable_kind, name_of, why_not_plain
-from penstock._numbers import Number, read_flag
+from penstock._numbers import Number
 from penstock._run_inside import run_inside
-from penstock._validation import RESERVED, merge_given, read_flow, read_priority, read_wait
+from penstock._validation import RESERVED, merge_given
 from penstock.errors import CostError
 from penstock.permit import EnteredPermit, Permit, WatchedPermit
 
@@ -91,23 +91,6 @@ class Entered:
         return permit
 
 
-class Terms(NamedTuple):
-    """On which terms a call waits. Values, shared by all calls of the same words."""
-
-    max_wait: float | None = None
-    priority: int = 0
-    flow: Hashable = None
-    block: bool = False
-
-    @classmethod
-    def read(cls, max_wait: Any, priority: Any, flow: Any, *, block: bool) -> Terms:
-        return cls(read_wait(max_wait), read_priority(priority), read_flow(flow), block=read_flag("block", block))
-
-
-PLAIN = Terms()
-"""The terms of a call that says nothing of them."""
-
-
 @coroutine
 def _finished() -> Generator[None, None, None]:
     """Nothing: a generator that has ended can be awaited again and again, and returns None at once."""
@@ -164,9 +147,8 @@ class Call:
                 self._withdraw(permit)
                 raise
             del permit  # it would be one object more for each of many waiters
-        terms = self._terms
         binding = binding.current()
-        granted = await wait(binding, kind, terms.max_wait, terms.priority, terms.flow)
+        granted = await wait(binding, kind, self._terms)
         if (binding.charge.held or granted.charges is not binding.charge.charges) and granted.held:
             self._note_or_undo(granted)
         return granted
@@ -181,10 +163,7 @@ class Call:
         permit = EnteredPermit() if binding.charge.held else Permit()
         try:
             if not binding.charge.grant(binding, permit):
-                terms = self._terms
-                permit = wait_in_thread(
-                    binding.current(), EnteredPermit, terms.max_wait, terms.priority, terms.flow, block=terms.block
-                )
+                permit = wait_in_thread(binding.current(), EnteredPermit, self._terms)
             elif binding.caller.on_event is not None:
                 emit_grant(binding, 0.0, permit, self._terms.flow)
             if permit.held:  # the limits may have changed while it waited
@@ -273,9 +252,7 @@ class _AskingCall(Call):
     __slots__ = ()
 
     def __aenter__(self) -> Coroutine[Any, Any, Permit]:
-        terms = self._terms
-        binding = self._binding.current()
-        return wait(binding, Permit, terms.max_wait, terms.priority, terms.flow, self._note_or_undo)
+        return wait(self._binding.current(), Permit, self._terms, self._note_or_undo)
 
 
 _AskingCall.__name__ = _AskingCall.__qualname__ = "Call"

@@ -51,37 +51,31 @@ def _named(limiter: str | None) -> str:
 
 def waiting(log: Any, limiter: str | None, cost: Mapping[str, float], wait: float, blocked_by: str | None) -> None:
     """A call has to wait."""
-    write(
-        log, DEBUG, "%s makes a call of %s wait %s for %s", _named(limiter), dict(cost) or "its default cost",
-        show_seconds(wait), blocked_by or "the queue",
-        extra={"limiter": limiter, "cost": dict(cost), "wait": wait, "blocked_by": blocked_by},
-    )  # fmt: skip
+    _of_a_call(log, DEBUG, "%s makes a call of %s wait %s for %s", limiter, cost, wait, blocked_by)
 
 
 def refused(limiter: str | None, cost: Mapping[str, float], retry_after: float, blocked_by: str) -> None:
     """A call was refused."""
     log = logger("penstock.limiter", INFO)
     if log is not None:
-        write(
-            log, INFO, "%s refuses a call of %s: it would wait %s for %s", _named(limiter),
-            dict(cost) or "its default cost", show_seconds(retry_after), blocked_by,
-            extra={"limiter": limiter, "cost": dict(cost), "wait": retry_after, "blocked_by": blocked_by},
-        )  # fmt: skip
+        _of_a_call(
+            log, INFO, "%s refuses a call of %s: it would wait %s for %s", limiter, cost, retry_after, blocked_by
+        )
 
 
-def paused(limiter: str | None, seconds: float, units: tuple[str, ...]) -> None:
-    """A limiter is paused."""
-    _of_a_pause(f"is paused for {show_seconds(seconds)}", limiter, units, {"seconds": seconds})
+def _of_a_call(
+    log: Any, level: int, message: str, limiter: str | None, cost: Mapping[str, float], wait: float, blocker: str | None
+) -> None:
+    words = _named(limiter), dict(cost) or "its default cost", show_seconds(wait), blocker or "the queue"
+    write(
+        log, level, message, *words, extra={"limiter": limiter, "cost": dict(cost), "wait": wait, "blocked_by": blocker}
+    )
 
 
-def resumed(limiter: str | None, units: tuple[str, ...]) -> None:
-    """A pause was lifted."""
-    _of_a_pause("goes on", limiter, units, {})
-
-
-def _of_a_pause(what: str, limiter: str | None, units: tuple[str, ...], extra: dict[str, Any]) -> None:
+def paused(limiter: str | None, seconds: float | None, units: tuple[str, ...]) -> None:
+    """A limiter is paused; None: a pause was lifted."""
     log = logger("penstock.limiter", INFO)
     if log is not None:
-        which = f" ({', '.join(units)})" if units else ""
-        extra = {"limiter": limiter, "units": units, **extra}
-        write(log, INFO, "%s %s%s", _named(limiter), what, which, extra=extra)
+        what = "goes on" if seconds is None else f"is paused for {show_seconds(seconds)}"
+        extra = {"limiter": limiter, "units": units} | ({} if seconds is None else {"seconds": seconds})
+        write(log, INFO, "%s %s%s", _named(limiter), what, f" ({', '.join(units)})" if units else "", extra=extra)

@@ -163,6 +163,11 @@ def check_findable(what: str, value: object) -> None:
         raise ValueError(f"{what} must equal itself, which {value!r} does not: it would not be found again")
 
 
+def without_braces(text: str) -> str:
+    """A text as part of a name in a store, which has no braces; `urllib.parse.unquote` reads it back."""
+    return text.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+
+
 def read_pause(pause: Any) -> float:
     """The length of a pause, in seconds."""
     return float(_numbers.span(f"pause({pause!r})", pause, zero=True))

@@ -23,7 +23,7 @@ from penstock._backends.keyed import Key, KeyStates
 from penstock._call import Call, check_functions, chosen, decorated, show_call
 from penstock._introspect import decorable_kind, name_of
 from penstock._numbers import Seconds, read_flag
-from penstock._validation import LimitLike, check_findable, check_options, merge_given, read_limits
+from penstock._validation import LimitLike, check_findable, check_options, merge_given, read_limits, without_braces
 from penstock.limiter import Limiter, key_limiters
 from penstock.limits import Limit
 
@@ -271,7 +271,7 @@ class _SharedKeys:
         return {"limits": limits, "name": self._name, "store": self._store, **self._options}
 
     def limiter(self, key: Hashable) -> Limiter:
-        text = f"{key}".replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+        text = without_braces(f"{key}")
         # Asked without the lock: the function is the user's, and may take locks of its own, or its time.
         wanted = self._fixed if self._limits_of is None else _limits_for(self._limits_of, key)
         with self._store.lock:

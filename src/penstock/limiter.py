@@ -16,16 +16,14 @@ from penstock._backends import backend_over, joined
 from penstock._backends.base import Backend, Binding, Caller, words_of
 from penstock._backends.charges import ChargePlan, joint_name
 from penstock._backends.fast_path import are_parameters, calls_of_units, key_of
-from penstock._backends.wait import answer_at_once, emit_grant, wait
+from penstock._backends.wait import PLAIN, Terms, answer_at_once, emit_grant, wait
 from penstock._call import (
-    PLAIN,
     Call,
     CallByArguments,
     Cost,
     Entered,
     NeitherCostNorFunction,
     Settle,
-    Terms,
     permits_of,
     show_limiter,
 )
@@ -332,7 +330,7 @@ class Limiter:
         try:
             if not charge.grant(binding, permit):
                 bound = binding.current()
-                permit = await wait(bound, permits_of(bound), terms.max_wait, terms.priority, terms.flow)
+                permit = await wait(bound, permits_of(bound), terms)
             elif binding.caller.on_event is not None:
                 emit_grant(binding, 0.0, permit, terms.flow)
         except BaseException:
@@ -441,7 +439,7 @@ class Limiter:
         """
         self._backend.plan().check(units)
         self._backend.resume(units)
-        _log.resumed(self.name, units)
+        _log.paused(self.name, None, units)
         if self._caller.on_event is not None:
             emit(self._caller.on_event, Resumed(self.name, units))
 

@@ -134,16 +134,8 @@ def amap(
         check_plain("amap", "on_progress", on_progress)
     if not isinstance(items, AsyncIterable | Iterable):
         raise TypeError(f"amap needs something to iterate over, not {type(items).__name__}")
-    return Results(
-        _Work(
-            fn,
-            items,
-            int(in_flight),
-            ordered=read_flag("ordered", ordered),
-            return_errors=read_flag("return_errors", return_errors),
-            on_progress=on_progress,
-        )
-    )
+    flags = {"ordered": read_flag("ordered", ordered), "return_errors": read_flag("return_errors", return_errors)}
+    return Results(_Work(fn, items, int(in_flight), on_progress=on_progress, **flags))
 
 
 def _check_function(fn: object) -> None:

@@ -190,7 +190,7 @@ def _waiting(permit: str) -> list[str]:
         "    binding = binding.current(); terms = self._terms",
         "    request = grant = None",
         "    try:",
-        "        request = request_of(binding, here(), terms.max_wait, terms.priority, terms.flow)",
+        "        request = request_of(binding, here(), terms)",
         "        if request.time_left == -inf:",
         "            await checkpoint()",
         "        seconds = binding.backend.enter(request)",

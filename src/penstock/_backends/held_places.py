@@ -50,22 +50,14 @@ def warn_of_hang(charges: Charges) -> None:
             continue
         last, meter.last_hold = meter.last_hold, None  # each is told of once
         if last is not None and last.amount and last.holder == who_am_i():
-            file, line = last.where or ("<unknown>", 0)
             _warn(
-                f"this task holds the last place of {state.label}, acquired at {file}:{line}, and waits for another: "
+                last.where,
+                f"this task holds the last place of {state.label}, acquired at {{}}, and waits for another: "
                 "nobody may ever give one back. Enter the limiter once, or raise the limit",
-                file,
-                line,
             )
         orphans, meter.orphans = meter.orphans, []
         for hold in orphans:
-            file, line = hold.where or ("<unknown>", 0)
-            _warn(
-                f"a permit acquired at {file}:{line} was never closed, so it holds places of {state.label} for ever, "
-                "which a call waits for. Use `with await limiter.acquire():`, or close() it",
-                file,
-                line,
-            )
+            warn_of_orphan(hold.where, state.label, "for ever")
 
 
 def expired(states: Iterable[LimitState], now: float) -> list[Hold]:
@@ -83,14 +75,23 @@ def expired(states: Iterable[LimitState], now: float) -> list[Hold]:
 def warn_of_expired(lost: list[Hold], name: str | None) -> None:
     """Warn of places that came back by their time to live, as of the lines that acquired them."""
     for hold in lost:
-        file, line = hold.where or ("<unknown>", 0)
         _warn(
-            f"a permit of {name or 'a limiter'} acquired at {file}:{line} was not closed within its time to live, "
+            hold.where,
+            f"a permit of {name or 'a limiter'} acquired at {{}} was not closed within its time to live, "
             "so its place was given to others. Use `with await limiter.acquire():`, or close() it",
-            file,
-            line,
         )
 
 
-def _warn(message: str, file: str, line: int) -> None:
-    warnings.warn_explicit(message, RuntimeWarning, file, line)
+def warn_of_orphan(where: tuple[str, int] | None, label: str, how_long: str) -> None:
+    """Warn of a permit that was collected unclosed, and whose places a call waits for."""
+    _warn(
+        where,
+        f"a permit acquired at {{}} was never closed, so it holds places of {label} {how_long}, "
+        "which a call waits for. Use `with await limiter.acquire():`, or close() it",
+    )
+
+
+def _warn(where: tuple[str, int] | None, message: str) -> None:
+    """Warn as of a line of the user's, which stands at `{}` in the message."""
+    file, line = where or ("<unknown>", 0)
+    warnings.warn_explicit(message.replace("{}", f"{file}:{line}", 1), RuntimeWarning, file, line)

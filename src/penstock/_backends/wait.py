@@ -7,28 +7,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from math import inf
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from anyio.lowlevel import checkpoint
 
 from penstock import _log
 from penstock._backends.base import Binding, Grant, Request
 from penstock._concurrency.parking import Parker, ThreadParker, here, loop_running_here
+from penstock._numbers import read_flag
 from penstock._turn import turn_here
+from penstock._validation import read_flow, read_priority, read_wait
 from penstock.errors import PenstockError, RateLimited, WouldBlockEventLoop
 from penstock.events import Refused, Withdrawn, emit, granted
 
 G = TypeVar("G", bound=Grant)
 
 
-async def wait(
-    binding: Binding,
-    new: Callable[[], G],
-    max_wait: float | None = None,
-    priority: int = 0,
-    flow: Hashable = None,
-    hold: Callable[[G], None] | None = None,
-) -> G:
+class Terms(NamedTuple):
+    """On which terms a call waits. Values, shared by all calls of the same words."""
+
+    max_wait: float | None = None
+    priority: int = 0
+    flow: Hashable = None
+    block: bool = False
+
+    @classmethod
+    def read(cls, max_wait: Any, priority: Any, flow: Any, *, block: bool) -> Terms:
+        return cls(read_wait(max_wait), read_priority(priority), read_flow(flow), block=read_flag("block", block))
+
+
+PLAIN = Terms()
+"""The terms of a call that says nothing of them."""
+
+
+async def wait(binding: Binding, new: Callable[[], G], terms: Terms, hold: Callable[[G], None] | None = None) -> G:
     """Wait as this task for its turn; return the grant, a new one made by `new`, or raise the backend's answer.
 
     `fast_path` has the same in the methods that it writes: a coroutine less for each of many waiters. `hold` hears of a
@@ -36,7 +48,7 @@ async def wait(
     """
     request = grant = None  # the grant is made at the end: it would be one object more for each of many waiters
     try:
-        request = request_of(binding, here(), max_wait, priority, flow)
+        request = request_of(binding, here(), terms)
         if request.time_left == -inf:
             await checkpoint()  # the scope is cancelled already: say so, and not that it is too late
         seconds = binding.backend.enter(request)
@@ -46,31 +58,23 @@ async def wait(
             await request.parker.park(seconds)
             seconds = binding.backend.advance(request)
         grant = new()
-        fill_in(binding, request, grant, flow)
+        fill_in(binding, request, grant, terms.flow)
     except BaseException as error:
-        give_up(binding, request, grant, error, flow)
+        give_up(binding, request, grant, error, terms.flow)
         raise
     if hold is not None and grant.charges is not binding.charge.charges and grant.held:
         hold(grant)
     return grant
 
 
-def wait_in_thread(
-    binding: Binding,
-    new: Callable[[], G],
-    max_wait: float | None = None,
-    priority: int = 0,
-    flow: Hashable = None,
-    *,
-    block: bool = False,
-) -> G:
-    """`wait`, as this thread; WouldBlockEventLoop if it runs an event loop, unless `block` allows that."""
-    if not block and loop_running_here():
-        return answer_at_once(binding, new, priority, flow, in_loop=max_wait != 0)
+def wait_in_thread(binding: Binding, new: Callable[[], G], terms: Terms) -> G:
+    """`wait`, as this thread; WouldBlockEventLoop if it runs an event loop, unless that is allowed."""
+    if not terms.block and loop_running_here():
+        return answer_at_once(binding, new, terms.priority, terms.flow, in_loop=terms.max_wait != 0)
     parker = ThreadParker()
     request = grant = None
     try:
-        request = request_of(binding, parker, max_wait, priority, flow)
+        request = request_of(binding, parker, terms)
         seconds = binding.backend.enter(request)
         while True:  # as in `wait`
             if seconds is None:
@@ -78,9 +82,9 @@ def wait_in_thread(
             parker.park_thread(seconds)
             seconds = binding.backend.advance(request)
         grant = new()
-        fill_in(binding, request, grant, flow)
+        fill_in(binding, request, grant, terms.flow)
     except BaseException as error:
-        give_up(binding, request, grant, error, flow)
+        give_up(binding, request, grant, error, terms.flow)
         raise
     return grant
 
@@ -109,16 +113,16 @@ def answer_at_once(
     raise WouldBlockEventLoop(message)
 
 
-def request_of(binding: Binding, parker: Parker, max_wait: float | None, priority: int, flow: Hashable) -> Request:
+def request_of(binding: Binding, parker: Parker, terms: Terms) -> Request:
     """The request of a call; what it leaves open is as `penstock.turn` says here."""
     turn = turn_here()
     return binding.backend.request_type(
         binding,
         parker,
-        turn.max_wait if max_wait is None else max_wait,
+        turn.max_wait if terms.max_wait is None else terms.max_wait,
         parker.time_left(),
-        priority or turn.priority or 0,
-        turn.flow if flow is None else flow,
+        terms.priority or turn.priority or 0,
+        turn.flow if terms.flow is None else terms.flow,
     )
 
 

@@ -87,15 +87,7 @@ class Batcher(OfThisProcess, Generic[Item, Entry]):
         if count is None:
             raise ValueError(f"max_items must be 1 or more, not {max_items!r}")
         bounds = read_max_cost(max_cost)
-        self._terms = Terms(
-            send=send,
-            max_items=count,
-            max_cost=bounds,
-            max_delay=seconds,
-            index=index,
-            limiter=limiter,
-            split_on=judge_of(split_on),
-        )
+        self._terms = Terms(send, count, bounds, seconds, index, limiter, judge_of(split_on))
         self._cost = cost_function(cost, bounds, limiter)
         self._here = threading.local()
 

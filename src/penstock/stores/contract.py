@@ -42,6 +42,9 @@ MOST_SECONDS = 1_000_000.0
 Row = tuple[str, bytes]
 """Of one name: the text of its terms, and what it has used."""
 
+Decide = Callable[[list[Row | None], float], list[tuple[Row, float] | None]]
+"""Of the rows that are there, and the time: the rows to write, each with the seconds for which it means something."""
+
 _Numbers = tuple[float, float, float, float, float]
 
 
@@ -349,9 +352,7 @@ class Store(ABC):
         self.dispatcher: Any = None  # what takes batches here, once there is something to send
 
     @abstractmethod
-    def exchange(
-        self, names: Sequence[str], decide: Callable[[list[Row | None], float], list[tuple[Row, float] | None]]
-    ) -> None:
+    def exchange(self, names: Sequence[str], decide: Decide) -> None:
         """Read the rows of `names`, call `decide` with them and the time, and write what it returns: atomically.
 
         `decide` gets the store's time in microseconds since 1970, whole, and returns per name the row to write and the

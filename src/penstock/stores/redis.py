@@ -33,6 +33,7 @@ from penstock.stores._redis_url import made_from
 from penstock.stores.contract import (
     KEPT_IF_EMPTY,
     Batch,
+    Decide,
     Recipe,
     Reply,
     Row,
@@ -325,9 +326,7 @@ class RedisStore(Store):
             raise ValueError("it is too short")
         return Reply(values[0], {}, values[1:first], values[first:last], values[last:])
 
-    def exchange(
-        self, names: Sequence[str], decide: Callable[[list[Row | None], float], list[tuple[Row, float] | None]]
-    ) -> None:
+    def exchange(self, names: Sequence[str], decide: Decide) -> None:
         """Run a transaction over the rows. See `Store.exchange`."""
         if len(names) != 1:
             raise StoreError("RedisStore exchanges one row at a time: several are for its script to decide")

@@ -27,14 +27,14 @@ import random
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import starmap
 from pathlib import Path
 from typing import Any
 
 from penstock import clock
 from penstock.errors import StoreError
-from penstock.stores.contract import KEPT_IF_EMPTY, Recipe, Row, Store, Unreachable, begins_empty, damaged_row
+from penstock.stores.contract import KEPT_IF_EMPTY, Decide, Recipe, Row, Store, Unreachable, begins_empty, damaged_row
 
 __all__ = ["SQLiteStore"]
 
@@ -192,9 +192,7 @@ class SQLiteStore(Store):
         lost = "empty" if self.lost_is_empty else "full"
         return Recipe(type(self), (str(self.path),), {**self.options(), "on_state_loss": lost})
 
-    def exchange(
-        self, names: Sequence[str], decide: Callable[[list[Row | None], float], list[tuple[Row, float] | None]]
-    ) -> None:
+    def exchange(self, names: Sequence[str], decide: Decide) -> None:
         """Run a transaction over the rows. See `Store.exchange`."""
         try:
             connection = self._connection or self._connect()
@@ -240,12 +238,7 @@ class SQLiteStore(Store):
             raise self._explain(error) from error
         return [name for (name,) in found]
 
-    def _decide(
-        self,
-        connection: sqlite3.Connection,
-        names: Sequence[str],
-        decide: Callable[[list[Row | None], float], list[tuple[Row, float] | None]],
-    ) -> None:
+    def _decide(self, connection: sqlite3.Connection, names: Sequence[str], decide: Decide) -> None:
         read = connection.execute
         rows = [self._known(name, read(_SELECT, (name,)).fetchone()) for name in names]
         if None in rows:

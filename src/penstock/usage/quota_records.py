@@ -10,18 +10,20 @@ from __future__ import annotations
 import json
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
+from urllib.parse import unquote
 from zoneinfo import ZoneInfo
 
 from penstock._concurrency.shared_state import around_forks
 from penstock._core import ledger
 from penstock._core.windows import period_around
+from penstock._validation import without_braces
 from penstock.errors import StoreError
 from penstock.limits import Calendar, Limit
-from penstock.stores.contract import Row, Store, Terms
+from penstock.stores.contract import Decide, Row, Store, Terms
 from penstock.usage.caps import Cap, CapKey, Caps, origins, plain_caps, read_plain_caps
 from penstock.usage.reviews import Extra, Review, UserRecord
 
@@ -71,7 +73,7 @@ class Records:
         with self.lock:
             self._own.disconnect()
 
-    def _exchange(self, name: str, decide: Any) -> None:
+    def _exchange(self, name: str, decide: Decide) -> None:
         with self.lock:
             self._own.exchange([name], decide)
 
@@ -79,10 +81,10 @@ class Records:
 
     def used_name(self, user: str) -> str:
         """What the limiter of a user is called."""
-        return f"{self.name}/used/{_escaped(user)}"
+        return f"{self.name}/used/{without_braces(user)}"
 
     def _user_name(self, user: str) -> str:
-        return f"{self.name}/user/{_escaped(user)}"
+        return f"{self.name}/user/{without_braces(user)}"
 
     def users(self) -> list[str]:
         """Users with a record, or that have used something."""
@@ -90,7 +92,7 @@ class Records:
         with self.lock:
             for kind in ("used", "user"):
                 prefix = f"{self.name}/{kind}/"
-                found |= {_unescaped(name.removeprefix(prefix)) for name in self._own.names(prefix)}
+                found |= {unquote(name.removeprefix(prefix)) for name in self._own.names(prefix)}
         return sorted(found)
 
     # Records
@@ -231,21 +233,6 @@ def _plain_record(record: UserRecord) -> dict[str, Any]:
         "extra": [[*cap, *extra] for cap, extra in record.extra.items()],
         "reviews": [asdict(one) for one in record.reviews[-_MOST_REVIEWS:]],
     }
-
-
-_ESCAPES: Sequence[tuple[str, str]] = (("%", "%25"), ("{", "%7B"), ("}", "%7D"))
-
-
-def _escaped(user: str) -> str:
-    for character, escape in _ESCAPES:
-        user = user.replace(character, escape)
-    return user
-
-
-def _unescaped(name: str) -> str:
-    for character, escape in reversed(_ESCAPES):
-        name = name.replace(escape, character)
-    return name
 
 
 def _before_fork(records: Records) -> None:

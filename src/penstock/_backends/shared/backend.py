@@ -8,7 +8,6 @@ the caller's own thread.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Hashable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from penstock import clock
 from penstock._backends.base import Binding, Caller, Charge, Clearance, Grant, Snapshot
 from penstock._backends.charges import ChargePlan
 from penstock._backends.fast_path import look_closer
+from penstock._backends.held_places import warn_of_orphan
 from penstock._backends.shared.dispatcher import Dispatcher, dispatcher_of
 from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
 from penstock._backends.shared.queue import StoreQueue
@@ -213,15 +213,8 @@ class SharedBackend:
             part = state.limit_set
             if state.held and part.orphans and state.ready_at(amount, now) > now:
                 orphans, part.orphans = part.orphans, []
-                for file, line in orphans:
-                    warnings.warn_explicit(
-                        f"a permit acquired at {file}:{line} was never closed, "
-                        f"so it holds places of {state.label} for as long as this process lives, "
-                        "which a call waits for. Use `with await limiter.acquire():`, or close() it",
-                        RuntimeWarning,
-                        file,
-                        line,
-                    )
+                for where in orphans:
+                    warn_of_orphan(where, state.label, "for as long as this process lives")
 
     # Of a grant
 
