@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import html
 import os
 import pty
+import re
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from penstock import Limiter, per_minute
+from penstock import Limiter, clock, per_minute
 from penstock.cli import main
 from penstock.cli.watch import screen_of_ledger, screen_of_store
 from penstock.stores import SQLiteStore
-from penstock.usage import Ledger, Totals
-from penstock.usage.live import Gauge, Now
-from tests.cli.commands import started
+from penstock.usage import History, Ledger, Totals
+from penstock.usage.live import Gauge, Now, now_in
+from tests.browser import needs_a_browser, shown
+from tests.cli.commands import started, wait_for
 
 SNAPSHOTS = Path(__file__).parent / "screens"
 
@@ -73,6 +76,35 @@ def test_one_look_at_a_ledger_and_at_a_store(ledger, tmp_path, capsys):
     assert main(["watch", f"sqlite:{tmp_path / 'limits.db'}", "--once"]) == 0
     assert "shared  requests  60/min" in capsys.readouterr().out
     store.close()
+
+
+@needs_a_browser
+def test_a_browser_shows_the_page_with_the_figures_of_the_ledger(ledger, tmp_path, capsys):
+    """Without an error or a request; a name that is markup is a name."""
+    with Ledger(ledger) as more:
+        Limiter(requests=per_minute(1_000), name="<b>evil</b>", on_event=more).acquire_nowait(requests=700)
+    assert main(["watch", str(ledger), "--once", "--page", str(tmp_path / "watch.html")]) == 0
+    page = shown(tmp_path / "watch.html", tmp_path / "browser")
+    with History(ledger) as history:
+        used = {one.subject: one.totals.requests for one in now_in(history, clock.wall())}
+    assert used == {"chat": 3, "<b>evil</b>": 700}
+    for name, requests in used.items():
+        assert re.search(rf"^{re.escape(html.escape(name))} +{requests} ", page, re.MULTILINE)
+    assert 'http-equiv="refresh"' not in page
+
+
+def test_the_page_is_written_again_and_never_over_what_is_watched(ledger, tmp_path, capsys):
+    page = tmp_path / "watch.html"
+    process = started("watch", str(ledger), "--every", "0.1", "--page", str(page))
+    wait_for(page.exists)
+    first = page.stat().st_ino
+    wait_for(lambda: page.stat().st_ino != first)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 0
+    assert 'http-equiv="refresh" content="1"' in page.read_text(encoding="utf-8")
+    assert main(["watch", str(ledger), "--page", str(ledger)]) == 2
+    assert "is what is watched" in capsys.readouterr().err
 
 
 def test_without_a_terminal_it_writes_plain_lines_until_ctrl_c(ledger):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import sqlite3
 import sys
 import time
@@ -17,7 +18,8 @@ from penstock import clock
 from penstock._text import visible
 from penstock.cli.frame import app
 from penstock.cli.quota import SERVERS
-from penstock.cli.terminal import Fault, table, write
+from penstock.cli.terminal import Fault, say, table, write
+from penstock.runner.files import write_beside
 from penstock.stores import RedisStore, SQLiteStore, Store
 from penstock.usage import History
 from penstock.usage.live import Gauge, Now, gauges_in, now_in
@@ -36,11 +38,19 @@ def watch(
     where: Annotated[str, typer.Argument(metavar="WHERE", help="A ledger's file, a SQLiteStore's file, or redis://….")],
     every: Annotated[float, typer.Option(min=0.1, max=3600, metavar="SECONDS", help="Time between two looks.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Look once.")] = False,
+    page: Annotated[
+        Path | None, typer.Option(metavar="HTML", help="Write it into a page, which a browser shows and reads again.")
+    ] = None,
 ) -> int:
     """Show what was sent in the last minute and how full each limit is, until Ctrl-C. Plain lines if piped."""
+    watched = Path(where.removeprefix("sqlite:"))
+    if page is not None and page.exists() and watched.exists() and page.samefile(watched):
+        raise Fault(f"{page} is what is watched: write the page somewhere else")
     with _looks(where) as look:
         try:
-            if once or not sys.stdout.isatty():
+            if page is not None:
+                _in_page(look, every, page, where, once=once)
+            elif once or not sys.stdout.isatty():
                 _in_lines(look, every, once=once)
             else:
                 _on_screen(look, every)
@@ -53,6 +63,27 @@ def _in_lines(look: Callable[[int], str], every: float, *, once: bool) -> None:
     while True:
         write(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}\n{look(120)}")
         if once:
+            return
+        time.sleep(every)
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>penstock watch</title><link rel="icon" href="data:,">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+{again}<style>:root{{color-scheme:light dark}}body{{margin:2rem}}pre{{font:14px/1.4 ui-monospace,monospace}}</style>
+</head><body><pre>{text}</pre></body></html>
+"""
+
+
+def _in_page(look: Callable[[int], str], every: float, page: Path, where: str, *, once: bool) -> None:
+    """Write the screen as a page without a script, again and again; a browser that shows it reads it again as often."""
+    again = "" if once else f'<meta http-equiv="refresh" content="{max(1, round(every))}">\n'
+    name = where.rpartition("@")[2]  # of a server, without a password
+    while True:
+        text = f"{name}, {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}\n\n{look(120)}"
+        write_beside(page, _PAGE.format(again=again, text=html.escape(text)).encode("utf-8", "replace"))
+        if once:
+            say(f"written to {page}")
             return
         time.sleep(every)
 
