@@ -1,4 +1,4 @@
-"""The order of those who wait, case by case. Against a model, whatever happens: test_line_model.py."""
+"""The order of those who wait, case by case. Against a model, whatever happens: test_queue_model.py."""
 
 from __future__ import annotations
 
