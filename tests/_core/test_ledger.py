@@ -430,6 +430,12 @@ def test_each_new_limit_says_where_it_comes_from():
         reshape(row, [bucket(1, 9)], [bucket(1, 9)], [0, 0], NOW)
 
 
+@pytest.mark.parametrize(("rows", "limits"), [([None, None], [[bucket(1, 9)]]), ([None], [[bucket(1, 9)], []])])
+def test_a_batch_whose_rows_and_limits_are_not_as_many_is_refused_whole(rows, limits):
+    with pytest.raises(ValueError, match="zip"):
+        decide(rows, limits, [], 1.0, NOW)
+
+
 def test_nothing_used_is_nothing_in_a_window():
     row = asked([bucket(1, 9)], CHARGE, 1, 0, 0).rows[0]
     changed, keep = reshape(row, [bucket(1, 9)], [window(3, 8)], [0], NOW)

@@ -148,13 +148,12 @@ def reshape(
     """The row, and the seconds for which it means something, for new limits. What was used stays used.
 
     Args:
-    row: As it was written last.
-    before, after: The limits that were counted until now, and the new ones.
-    now: In microseconds since 1970.
-    origin: Per new limit, the old one that it goes on from; below 0: none.
+        row: As it was written last.
+        before, after: The limits that were counted until now, and the new ones.
+        origin: Per new limit, the old one that it goes on from; below 0: none.
+        now: In microseconds since 1970.
     """
-    old = read_row(row, now, before, -1.0)
-    new = new_row(now, after, -1.0)
+    old, new = read_row(row, now, before), new_row(now, after)
     new.born = old.born
     new.flows = old.flows
     for index, (limit, source) in enumerate(zip(after, origin, strict=True)):

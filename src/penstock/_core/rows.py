@@ -56,8 +56,11 @@ class Row:
         ] = []  # of a window: [until, owner, amount], of a bucket's refunds: [receipt, 0, amount]; a later period
 
 
-def read_row(row: bytes | None, now: float, limits: Sequence[Sequence[float]], born: float) -> Row:
-    """Take a row apart and let the time since it was written pass; an absent one is full, or empty when `born`."""
+def read_row(row: bytes | None, now: float, limits: Sequence[Sequence[float]], born: float = -1.0) -> Row:
+    """Take a row apart and let the time since it was written pass.
+
+    An absent one is full, or empty at the moment `born` unless that is below 0.
+    """
     if row is None:
         return new_row(now, limits, born)
     numbers = _numbers_of(row, len(limits))
@@ -151,7 +154,7 @@ def _numbers_of(row: bytes, limits: int) -> tuple[float, ...]:
     return numbers
 
 
-def new_row(now: float, limits: Sequence[Sequence[float]], born: float) -> Row:
+def new_row(now: float, limits: Sequence[Sequence[float]], born: float = -1.0) -> Row:
     state = Row(now)
     lost = born >= 0  # the store's memory begins at `born`: whatever was used before that is taken for all of it
     age = (now - born) / 1e6
