@@ -33,7 +33,7 @@ def at_point(number, handler, function):
     """Call `function` with `handler` at its point of that number; return the point, or None if there are not so
     many."""
     point = None
-    passed = 0
+    passed = jump = 0
 
     def ours(frame):
         return any(part in frame.f_code.co_filename for part in _OURS)
@@ -58,8 +58,12 @@ def at_point(number, handler, function):
         return None
 
     def trace_inside(frame, event, _):
-        if point is None and event == "opcode" and "BACKWARD" in opname[frame.f_code.co_code[frame.f_lasti]]:
-            arrive(frame, "loop")
+        nonlocal jump
+        if point is None and event == "opcode":
+            # After the jump: what a loop asks before it goes on has been asked, and may be so no more.
+            if jump and frame.f_lasti < jump:
+                arrive(frame, "loop")
+            jump = frame.f_lasti if "BACKWARD" in opname[frame.f_code.co_code[frame.f_lasti]] else 0
         return trace_inside
 
     sys.settrace(trace)

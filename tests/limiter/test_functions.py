@@ -321,7 +321,7 @@ async def test_an_error_keeps_nothing_of_its_caller_alive(virtual_time, refused,
     gc.disable()
     try:
         assert await caller() is not None
-        if refused is REFUSED["acquire"] and anyio_backend_name == "trio" and sys.version_info >= (3, 13):
+        if refused is REFUSED["acquire"] and anyio_backend_name == "trio" and sys.version_info >= (3, 12):
             # trio keeps what woke a task, and `outcome` a cycle through it, until it sleeps again
             await anyio.lowlevel.checkpoint()
             gc.collect()

@@ -275,8 +275,8 @@ class KeyStates:
         if self.fast and moving:
             self._drop_the_whole(moving, moving[-1], now)
             moving = self.moving
-        while moving:
-            item = moving[-1]
+        # A handler may come after the condition of a loop as well as before it: both look once.
+        while (item := moving[-1] if moving else None) is not None:
             key, kept = item
             if not (self.fast and type(kept) is tuple) and self._whole(kept, now):
                 if type(kept) is not tuple:
@@ -300,8 +300,7 @@ class KeyStates:
     def _keep_what_moves(self) -> None:
         """Put what is being looked at where it is found, as an exception or a signal handler cuts the look short."""
         moving = self.moving
-        while moving:
-            item = moving[-1]
+        while (item := moving[-1] if moving else None) is not None:
             self.known.setdefault(*item)
             if moving and moving[-1] is item:
                 del moving[-1]
