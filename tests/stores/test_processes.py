@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -12,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from penstock import Limiter, Rate, RateLimited
+from penstock.errors import Unreachable
+from penstock.stores import RedisStore, SQLiteStore
 from tests.stores.admissions import excess
 from tests.stores.busy import BUSY
 
@@ -159,3 +164,33 @@ def test_a_child_of_a_fork_begins_anew(store):
         [sys.executable, "-W", "ignore", "-c", FORK, *store], capture_output=True, text=True, timeout=30, check=False
     )
     assert done.stdout == "ten\n", done.stderr
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+def test_processes_that_seed_random_alike_are_not_one_process_to_the_store(kind, tmp_path, request, prefix):
+    """As each rank of a training run does. Each heard what the other was answered, and 20 calls went where 10 may."""
+    limiters, granted = [], 0
+    for _ in range(2):  # each store has its own dispatcher, as in a process of its own
+        random.seed(42)
+        if kind == "redis":
+            store = RedisStore(request.getfixturevalue("valkey"), prefix=prefix)
+        else:
+            store = SQLiteStore(tmp_path / "state.db")
+        limiters.append(Limiter(requests=Rate(0.001, 1, 10), name="openai", store=store))
+    for limiter in limiters * 10:
+        with contextlib.suppress(RateLimited), limiter(max_wait=0):
+            granted += 1
+    assert granted == 10
+    for limiter in limiters:
+        limiter.store.close()
+
+
+def test_what_a_program_draws_of_random_does_not_depend_on_a_store_that_is_looked_for():
+    store = RedisStore("redis://127.0.0.1:1/0", patience=0.1)
+    random.seed(42)
+    before = random.getstate()
+    limiter = Limiter(requests="5/s", name="openai", store=store)
+    with pytest.raises(Unreachable), limiter(max_wait=1):
+        pass
+    assert random.getstate() == before
+    store.close()

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import random
 import re
 import struct
 import threading
@@ -31,6 +30,7 @@ from penstock.stores._redis_errors import explain
 from penstock.stores._redis_server import ask, let_go, server_at, server_of
 from penstock.stores._redis_url import made_from
 from penstock.stores.contract import (
+    CHANCE,
     KEPT_IF_EMPTY,
     Batch,
     Decide,
@@ -201,7 +201,7 @@ class RedisStore(Store):
                 return client
             let_go(client)
             self._nodes = [self._server.first_node]
-        random.shuffle(self._nodes)
+        CHANCE.shuffle(self._nodes)
         self._client = client = self._server.cluster(self._nodes)
         self._nodes = list({*self._nodes, *((node.host, node.port) for node in client.get_nodes())})
         return client
@@ -225,7 +225,7 @@ class RedisStore(Store):
 
     def make_subscriber(self) -> Any:
         """A client that can hear what is announced: of any node, as a cluster passes it on to all."""
-        return self._server.subscriber(random.choice(self._nodes) if self._nodes else None)
+        return self._server.subscriber(CHANCE.choice(self._nodes) if self._nodes else None)
 
     def prepare(self) -> None:
         """Connect, and find out whether it is a cluster. See `Store.prepare`."""
@@ -458,7 +458,7 @@ class _Subscriber:
                 self._listen(client, channel)
                 pause = 0.05
             except Exception:  # noqa: BLE001 - whatever a server makes the client raise: what was missed is asked for
-                self._stopped.wait(pause * random.uniform(0.5, 1.0))
+                self._stopped.wait(pause * CHANCE.uniform(0.5, 1.0))
                 pause = min(2 * pause, 0.5)
             finally:
                 if self.hears:

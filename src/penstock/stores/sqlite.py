@@ -23,7 +23,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import random
 import re
 import sqlite3
 import time
@@ -34,7 +33,17 @@ from typing import Any
 
 from penstock import clock
 from penstock.errors import StoreError
-from penstock.stores.contract import KEPT_IF_EMPTY, Decide, Recipe, Row, Store, Unreachable, begins_empty, damaged_row
+from penstock.stores.contract import (
+    CHANCE,
+    KEPT_IF_EMPTY,
+    Decide,
+    Recipe,
+    Row,
+    Store,
+    Unreachable,
+    begins_empty,
+    damaged_row,
+)
 
 __all__ = ["SQLiteStore"]
 
@@ -380,7 +389,7 @@ class SQLiteStore(Store):
                 waited = clock.now() - begun
                 if _code(error) != sqlite3.SQLITE_BUSY or waited > self.patience:
                     raise
-                pause = random.uniform(50e-6, 200e-6)
+                pause = CHANCE.uniform(50e-6, 200e-6)
                 time.sleep(pause if waited < _QUICK else 20 * pause)
             else:
                 return
@@ -423,7 +432,7 @@ class SQLiteStore(Store):
             except sqlite3.OperationalError as error:
                 if _code(error) != sqlite3.SQLITE_BUSY or clock.now() > give_up:
                     raise
-                time.sleep(random.uniform(1e-3, 5e-3))
+                time.sleep(CHANCE.uniform(1e-3, 5e-3))
         try:
             (application,) = connection.execute("PRAGMA application_id").fetchone()
             (version,) = connection.execute("PRAGMA user_version").fetchone()

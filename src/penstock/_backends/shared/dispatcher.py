@@ -14,7 +14,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -36,7 +35,7 @@ from penstock._concurrency.shared_state import around_forks, members
 from penstock.errors import PenstockError, StoreError
 from penstock.events import StoreLost, StoreRecovered, emit
 from penstock.limits import Limit
-from penstock.stores.contract import Batch, Reply, Store, Unreachable
+from penstock.stores.contract import CHANCE, Batch, Reply, Store, Unreachable
 
 Message = Callable[[Scheduler, float], None]
 
@@ -310,7 +309,7 @@ class Dispatcher:
             except Unreachable:
                 if clock.now() + pause > until or self._stopping or self._node_of(packed, store) is not None:
                     raise  # what the store's other nodes have is not to wait for this one
-                time.sleep(pause * random.uniform(0.5, 1.0))
+                time.sleep(pause * CHANCE.uniform(0.5, 1.0))
                 pause = min(2 * pause, RETRY[1])
             except PenstockError:
                 raise
@@ -488,7 +487,7 @@ def _probe_until_there_is_an_answer(
 ) -> None:
     pause = RETRY[0]
     while True:
-        time.sleep(pause * random.uniform(0.5, 1.0))
+        time.sleep(pause * CHANCE.uniform(0.5, 1.0))
         pause = min(2 * pause, RETRY[1])
         dispatcher = dispatcher_ref()
         if dispatcher is None or not dispatcher.probe(lost, beside, inbox):

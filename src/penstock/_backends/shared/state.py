@@ -24,7 +24,7 @@ from penstock._concurrency.parking import Parker
 from penstock._core.lease import LeasePool
 from penstock._core.turns import ready_at
 from penstock._numbers import show_seconds
-from penstock.stores.contract import Store
+from penstock.stores.contract import CHANCE, Store
 
 MARGIN = 0.002
 """Seconds before the last reserved turn at which the next batch is sent."""
@@ -86,7 +86,8 @@ class SchedulerState:
 
     def begin(self) -> None:
         """Forget all that wait."""
-        self.owner = float(random.getrandbits(52))
+        self._chance = random.Random(CHANCE.getrandbits(64))
+        self.owner = float(self._chance.getrandbits(52))
         self.dirty: dict[StoreQueue, None] = {}
         self.urgent = False
         self.orders: list[Order] = []
@@ -284,7 +285,7 @@ class SchedulerState:
 
     def book(self, request: SharedRequest) -> Booking:
         """A booking for a request, of which the store has not heard yet."""
-        return Booking(float(random.getrandbits(52) or 1), request)
+        return Booking(float(self._chance.getrandbits(52) or 1), request)
 
     def drop(self, booking: Booking, queue: StoreQueue) -> None:
         """Tell the store, with the next batch, that a booking is not needed any more."""
