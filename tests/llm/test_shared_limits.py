@@ -24,7 +24,7 @@ TOLD = {"x-ratelimit-limit-requests": "60", "x-ratelimit-remaining-requests": "5
 @pytest.fixture
 def two_stores(tmp_path):
     """As two processes have them, on one file."""
-    stores = [SQLiteStore(tmp_path / "limits.db") for _ in range(2)]
+    stores = [SQLiteStore(tmp_path / "limits.db", patience=30) for _ in range(2)]
     yield stores
     for store in stores:
         store.close()

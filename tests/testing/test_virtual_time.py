@@ -17,17 +17,18 @@ from hypothesis import strategies as st
 
 from penstock import clock, testing
 from penstock.testing import Patience, VirtualTime, manual_clock
+from tests.quiet import seconds_without_a_core
 
 # ------------------------------------------------------------------------------------------------ fast
 
 
 @pytest.mark.anyio
 async def test_a_year_passes_in_less_than_a_second(virtual_time):
-    began = time.monotonic()
+    began = time.monotonic() - seconds_without_a_core()
     for _ in range(365):
         await anyio.sleep(24 * 3600)
     assert virtual_time.now() == 365 * 24 * 3600
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - seconds_without_a_core() - began < 1
 
 
 @pytest.mark.anyio
