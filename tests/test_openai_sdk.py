@@ -63,7 +63,7 @@ def run(request):
             [python, str(ROOT / "tests" / "openai_scenarios.py"), urls],
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=300,
             check=False,
         )
         assert program.returncode == 0, program.stderr

@@ -33,6 +33,9 @@ def check_books(queue: Queue) -> None:
         assert len(entries) <= max(len(here) + 64, 2 * len(here))
         assert [waiter.number for waiter in subqueue.run] == sorted(waiter.number for waiter in subqueue.run)
         of_flow[subqueue.flow.name] += len(here)
+    for shape in queue._shapes.values():
+        of_shape = sum(waiter.subqueue.level.shape is shape for waiter in everybody)
+        assert of_shape == 1 or not shape.alone()
     assert sum(of_flow.values()) == len(queue)
     for flow in queue._flows.values():
         assert flow.count == of_flow[flow.name]

@@ -58,6 +58,25 @@ def test_several_taken_and_restored_in_any_order_stand_as_before():
     check_books(queue)
 
 
+@pytest.mark.parametrize(("priority", "flow"), [(0, ""), (1, ""), (0, "another")])
+def test_a_waiter_is_alone_in_its_shape_until_another_comes(priority, flow):
+    """Whatever the other's level and flow, and though one goes for a moment and comes back."""
+    limit = Counted()
+    queue = Queue(math.inf)
+    one, other, more = Waiter(((limit, 1.0),), 0, ""), Waiter(((limit, 1.0),), priority, flow), Waiter(((limit, 1.0),))
+    queue.join(one, 0.0)
+    (shape,) = queue.shapes()
+    assert shape.alone()
+    queue.join(other, 0.0)
+    assert not shape.alone()
+    queue.join(more, 0.0)
+    assert not shape.alone()
+    queue.take(one)
+    queue.restore(one)
+    assert not shape.alone()
+    check_books(queue)
+
+
 def test_restored_waiters_age_as_if_they_had_never_left():
     limit = Counted()
     queue = Queue(10.0)

@@ -170,7 +170,7 @@ def test_a_wider_fixture_that_has_started_trio_is_told_apart(tmp_path):
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=60,
+        timeout=300,
         check=False,
     ).stdout
     assert "1 passed, 1 error" in told
