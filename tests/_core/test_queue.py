@@ -63,7 +63,8 @@ def test_a_waiter_is_alone_in_its_shape_until_another_comes(priority, flow):
     """Whatever the other's level and flow, and though one goes for a moment and comes back."""
     limit = Counted()
     queue = Queue(math.inf)
-    one, other, more = Waiter(((limit, 1.0),), 0, ""), Waiter(((limit, 1.0),), priority, flow), Waiter(((limit, 1.0),))
+    charges = ((limit, 1.0),)
+    one, other, more = Waiter(charges, 0, ""), Waiter(charges, priority, flow), Waiter(charges, 0, "")
     queue.join(one, 0.0)
     (shape,) = queue.shapes()
     assert shape.alone()
