@@ -73,9 +73,10 @@ coverage: environment ## the tests once more, and which lines and branches of sr
 	$(BIN)/python -m coverage html -q
 	$(BIN)/python -m coverage report --skip-covered --fail-under=97
 
-check: environment ## ruff, mypy --strict, pyright (every public name has a known type), and the layers
+check: environment ## ruff, codespell, mypy --strict, pyright (every public name has a known type), and the layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell *.md docs src tests examples benchmarks tools
 	$(BIN)/mypy src tests/typing
 	$(PYRIGHT)
 	@mkdir -p .cache
@@ -86,10 +87,9 @@ bench: ## the benchmarks of benchmarks/, each beside what a user would write ins
 	@$(SETUP) $(TESTED) $(VENV)-bench=requirements/bench.txt
 	$(NEEDS_RANKS) PENSTOCK_TEST_SERVERS="$(SERVERS)" $(VENV)-bench/bin/python benchmarks/_results.py $(ONLY)
 
-docs: environment ## build the site into build/site, without a warning or a wrong word, and run every example of the docs
+docs: environment ## build the site into build/site, without a warning, and run every example of the docs
 	@$(SETUP) $(VENV)-docs=requirements/docs.txt
 	$(VENV)-docs/bin/python -m sphinx -W --keep-going -q -d build/doctrees docs build/site
-	$(VENV)-docs/bin/codespell README.md CHANGELOG.md CONTRIBUTING.md docs src examples benchmarks
 	$(NEEDS_RANKS) $(BIN)/python -m pytest -q tests/test_*docs*.py tests/*/test_*docs*.py
 
 try-it: docs ## the site with its page that runs penstock in the browser; needs npm, and chromium to see it run
