@@ -7,6 +7,7 @@ import math
 import pickle
 import re
 import sys
+from datetime import timedelta
 
 import anyio
 import pytest
@@ -219,8 +220,8 @@ async def test_limits_that_are_none_are_refused(limits):
     [
         *((name, value, f"{name} must be a whole number, 1 or more, not {value!r}")
           for name in ("max_in_flight", "attempts") for value in (0, -1, 1.5, "5", True, None)),
-        *((name, value, f"{name} must be a number of seconds, 0 or more, not {value!r}")
-          for name in ("give_up_after", "max_pause") for value in (-1, math.nan, "5", None)),
+        *((name, value, f"{name} must be a number of seconds, 0 or more, or a timedelta, not {value!r}")
+          for name in ("give_up_after", "max_pause") for value in (-1, math.nan, "5", None, timedelta(seconds=-1))),
         ("on_ambiguous", "ask", 'on_ambiguous must be "rerun" or "fail", not \'ask\''),
         ("changed", "ask", 'changed must be "rerun", "keep" or None, not \'ask\''),
     ],
@@ -233,10 +234,21 @@ async def test_an_option_that_is_out_of_its_range_is_refused_before_anything_is_
     assert service.asked == []
 
 
-@pytest.mark.parametrize("seconds", [0, -1, math.nan, "5", None])
+@pytest.mark.parametrize("seconds", [0, -1, math.nan, "5", None, timedelta(0)])
 def test_an_attempt_takes_time(seconds):
-    with pytest.raises(ValueError, match="timeout must be a number of seconds above 0, not"):
+    with pytest.raises(ValueError, match="timeout must be a number of seconds above 0, or a timedelta, not"):
         runner.Sender("http://127.0.0.1:9/v1", timeout=seconds)
+
+
+async def test_spans_of_time_may_be_timedeltas(virtual_time):
+    """A server that always asks for half a minute is given up after one."""
+    busy = Service(answer=lambda _: (429, {"retry-after": "30"}, b"{}"))
+    options = {"give_up_after": timedelta(minutes=1), "max_pause": timedelta(hours=1)}
+    (one,) = await collected([chat(0)], busy, limits=LIMITS, **options)
+    assert one.error is not None
+    assert 60 <= virtual_time.now() < 120
+    with runner.Sender("http://127.0.0.1:9/v1", timeout=timedelta(minutes=1)) as sender:
+        assert sender._server.timeout == 60
 
 
 # Batches, over real sockets

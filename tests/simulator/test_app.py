@@ -182,6 +182,9 @@ async def test_somebody_else_uses_the_account_too(virtual_time):
     assert client.account.statistics().limits[0].level == 0
     await anyio.sleep(1)
     assert limits_of(await client.ask())["remaining-tokens"] == "94"
+    for wrong in (-1, 1.5, "5", True):  # -1 filled the bucket
+        with pytest.raises(ValueError, match="tokens must be a whole number, 0 or more, not"):
+            client.account.consume(tokens=wrong)
 
 
 async def test_no_traffic_gets_more_than_the_limits(virtual_time):

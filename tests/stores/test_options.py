@@ -57,6 +57,19 @@ def test_an_option_of_a_server_is_taken_or_refused_by_its_name(option):
         refused(make, option, value)
 
 
+@pytest.mark.parametrize("timeout", [timedelta(seconds=1), 0, -1, math.inf, "5"])
+def test_a_store_in_use_is_closed_within_a_span_of_time(tmp_path, timeout):
+    store = SQLiteStore(tmp_path / "limits.db")
+    with Limiter(requests="5/s", name="api", store=store):
+        pass
+    if timeout in (0, timedelta(seconds=1)):
+        store.close(timeout)
+        return
+    with pytest.raises(ValueError, match="timeout must be a number of seconds, 0 to"):
+        store.close(timeout)
+    store.close()
+
+
 @pytest.mark.parametrize("option", OF_SQLITE)
 def test_an_option_of_a_file_is_taken_or_refused_by_its_name(option, tmp_path):
     more = {"on_outage": "share"} if option == "share" else {}

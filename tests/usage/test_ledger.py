@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import pickle
 import shutil
@@ -11,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from datetime import timedelta
 
 import pytest
 
@@ -106,6 +108,26 @@ def test_a_file_that_is_locked_stops_nobody_and_is_written_later(tmp_path):
         other.close()
         assert ledger.flush()
         assert len(users(path)) == 1_001
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e12, timedelta(days=400), timedelta(seconds=9)])
+def test_a_ledger_waits_as_long_as_it_is_told_to(tmp_path, timeout):
+    """A timeout that no thread can wait for is the longest that one can: it was an OverflowError."""
+    ledger = Ledger(tmp_path / "usage.db")
+    ledger(GRANTED)
+    assert ledger.flush(timeout)
+    ledger.close(timeout)
+
+
+@pytest.mark.parametrize("timeout", [-1, "5", None, math.nan])
+def test_a_timeout_that_is_none_is_refused(tmp_path, timeout):
+    with Ledger(tmp_path / "usage.db") as ledger:
+        ledger(GRANTED)
+        for wait in (ledger.flush, ledger.close):
+            with pytest.raises(
+                ValueError, match=r"timeout must be a number of seconds, 0 or more, or a timedelta, not"
+            ):
+                wait(timeout)
 
 
 def test_memory_is_bounded_and_what_is_dropped_is_counted_and_noted(tmp_path, caplog):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
-from penstock._numbers import read_number
+from penstock._numbers import read_seconds
 
 __all__ = [
     "SECRETS",
@@ -105,7 +105,8 @@ class Server:
     Attributes:
         base_url: As SDKs want it: `https://api.openai.com/v1`. It may end in a query: `?api-version=2024-10-21`.
         headers: Sent with every request: the key, an organisation.
-        timeout: Seconds that an attempt may take, from its connection to the last byte of its answer; above 0.
+        timeout: Seconds that an attempt may take, from its connection to the last byte of its answer; above 0. It may
+            be given as a `timedelta`.
         direct: Past any proxy that the environment names.
 
     Raises:
@@ -118,9 +119,10 @@ class Server:
     direct: bool = False
 
     def __post_init__(self) -> None:
-        seconds = read_number(self.timeout)
+        seconds = read_seconds(self.timeout)
         if seconds is None or seconds <= 0:
-            raise ValueError(f"timeout must be a number of seconds above 0, not {self.timeout!r}")
+            raise ValueError(f"timeout must be a number of seconds above 0, or a timedelta, not {self.timeout!r}")
+        object.__setattr__(self, "timeout", seconds)
         if not is_address(self.base_url):
             raise ValueError(f"{self.base_url!r} is no address of a server; write it like http://localhost:8000/v1")
         if "#" in self.base_url:

@@ -22,6 +22,7 @@ import anyio.lowlevel
 
 from penstock import Limiter, Rate, Sliding
 from penstock import limits as _limits
+from penstock._numbers import Seconds
 from penstock.errors import PenstockError
 from penstock.llm import tokens
 from penstock.llm.tokens import Cost
@@ -89,9 +90,9 @@ async def run(
     on_ambiguous: Literal["rerun", "fail"] = "rerun",
     max_in_flight: int = 1000,
     attempts: int = 8,
-    timeout: float = 600.0,  # noqa: ASYNC109 - of each attempt
-    give_up_after: float = DAY,
-    max_pause: float = HOUR,
+    timeout: Seconds = 600.0,  # noqa: ASYNC109 - of each attempt
+    give_up_after: Seconds = DAY,
+    max_pause: Seconds = HOUR,
 ) -> AsyncGenerator[Result, None]:
     """Send rows at full quota and yield the result of each, in the order of the answers.
 
@@ -112,9 +113,10 @@ async def run(
         on_ambiguous: Rows that may have been billed though no answer came are sent again, or given up.
         max_in_flight: Rows that are worked on at once; 1 or more.
         attempts: Attempts per row that may fail, the first included; 1 or more. Being told to wait is no failure.
-        timeout: Seconds an attempt may take; above 0.
-        give_up_after: Seconds for which a row may be told to wait, and the server may be away; 0 or more.
-        max_pause: Longest wait that the server may ask of all rows, in seconds; 0 or more.
+        timeout: Seconds an attempt may take, or a `timedelta`; above 0.
+        give_up_after: Seconds for which a row may be told to wait, and the server may be away, or a `timedelta`; 0 or
+            more.
+        max_pause: Longest wait that the server may ask of all rows, in seconds or as a `timedelta`; 0 or more.
 
     Raises:
         RunStoppedError: It ended before the rows did: no money, no server, no disk. What was answered was yielded
@@ -133,7 +135,8 @@ async def run(
         raise ValueError(f'changed must be "rerun", "keep" or None, not {changed!r}')
     given: Sequence[Any] = client_or_url if isinstance(client_or_url, list | tuple) else [client_or_url]
     clients: list[Client] = [
-        _over_http(Server(each, headers or {}, timeout)) if isinstance(each, str) else each for each in given
+        _over_http(Server(each, headers or {}, timeout)) if isinstance(each, str) else each  # type: ignore[arg-type]  # the same
+        for each in given
     ]
     if not clients:
         raise ValueError("a run needs a server: the list of them is empty")
@@ -142,8 +145,8 @@ async def run(
         cost=cost,
         max_in_flight=max_in_flight,
         attempts=attempts,
-        give_up_after=give_up_after,
-        max_pause=max_pause,
+        give_up_after=give_up_after,  # type: ignore[arg-type]  # a number of seconds once it is there
+        max_pause=max_pause,  # type: ignore[arg-type]  # the same
         on_ambiguous=on_ambiguous,
         secrets=tuple(secret for client in clients for secret in getattr(client, "secrets", ())),
     )

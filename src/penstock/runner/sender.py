@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from penstock import Limiter
+from penstock._numbers import Seconds
 from penstock.llm.discovered import DiscoveredEndpoint
 from penstock.llm.endpoints import Endpoint
 from penstock.runner.client import SECRETS, Client, Reply, Server
@@ -57,7 +58,7 @@ class Sender:
         limiter: Limiter | None = None,
         *,
         headers: Mapping[str, str] | None = None,
-        timeout: float = 600.0,
+        timeout: Seconds = 600.0,
         **options: Any,
     ) -> None:
         """Nothing is connected before the first batch.
@@ -66,13 +67,13 @@ class Sender:
             url: The base URL of the server, as SDKs want it.
             limiter: Every worker keeps its limits; None: each learns them from the answers it gets.
             headers: Sent with every request: `{"authorization": f"Bearer {key}"}`.
-            timeout: Seconds an attempt may take; above 0.
+            timeout: Seconds an attempt may take, or a `timedelta`; above 0.
             options: Others of `run`: `cost`, `max_in_flight`, `attempts`, `give_up_after`, `max_pause`, `on_ambiguous`.
 
         Raises:
             ValueError: `timeout` is not above 0. A wrong one of `options` is found by the first batch.
         """
-        self._server = Server(url, headers or {}, timeout)
+        self._server = Server(url, headers or {}, timeout)  # type: ignore[arg-type]  # a number of seconds once it is there
         self._limiter, self._options = limiter, options
         self._begin()
 

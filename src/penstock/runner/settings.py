@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from penstock._numbers import read_count, read_number
+from penstock._numbers import read_count, read_seconds
 from penstock.llm.tokens import Cost
 from penstock.runner.prices import Prices
 from penstock.runner.source import Change, Row, custom_id_digest
@@ -26,7 +26,8 @@ class Settings:
         cost: What a request takes, of (path, body).
         max_in_flight: Rows that are worked on at once, those between two attempts included.
         attempts: Attempts per row that may fail, the first included. Being told to wait is no failure.
-        give_up_after: Seconds for which a row may be told to wait, and the server may be away.
+        give_up_after: Seconds for which a row may be told to wait, and the server may be away. This and `max_pause` may
+            be given as a `timedelta`.
         max_pause: Longest wait that the server may ask of all rows, in seconds.
         idle: Seconds since an earlier run used these limits up; `inf`: they are whole.
         on_ambiguous: How a row is treated that was sent and may have been billed: "rerun" sends it again, "fail" gives
@@ -70,9 +71,10 @@ class Settings:
             if read_count(count) is None:
                 raise ValueError(f"{name} must be a whole number, 1 or more, not {count!r}")
         for name, seconds in (("give_up_after", self.give_up_after), ("max_pause", self.max_pause)):
-            span = read_number(seconds)
+            span = read_seconds(seconds)
             if span is None or span < 0:
-                raise ValueError(f"{name} must be a number of seconds, 0 or more, not {seconds!r}")
+                raise ValueError(f"{name} must be a number of seconds, 0 or more, or a timedelta, not {seconds!r}")
+            object.__setattr__(self, name, span)
         if self.on_ambiguous not in {"rerun", "fail"}:
             raise ValueError(f'on_ambiguous must be "rerun" or "fail", not {self.on_ambiguous!r}')
 

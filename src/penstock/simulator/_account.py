@@ -18,6 +18,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from penstock import clock
+from penstock._numbers import read_count
 from penstock.limits import Rate, Sliding
 from penstock.simulator import _replies
 from penstock.simulator._dialects import Shown, error_in, headers_in, hints_in
@@ -248,8 +249,15 @@ class Account:
             self._injected.extend([fault] * times)
 
     def consume(self, *, requests: int = 0, tokens: int = 0) -> None:
-        """Take from the limits what another client of the account used; never more than there is."""
+        """Take from the limits what another client of the account used; never more than there is.
+
+        Raises:
+            ValueError: A number is not whole, or below 0.
+        """
         taken = {"requests": requests, "tokens": tokens}
+        for unit, units in taken.items():
+            if read_count(units, 0) is None:
+                raise ValueError(f"{unit} must be a whole number, 0 or more, not {units!r}")
         with self._lock:
             self._refill()
             for meter in self._meters:

@@ -109,7 +109,11 @@ class Server:
         self._account.inject(fault, times)
 
     def consume(self, *, requests: int = 0, tokens: int = 0) -> None:
-        """Take from the limits what another client of the account used; never more than there is."""
+        """Take from the limits what another client of the account used; never more than there is.
+
+        Raises:
+            ValueError: A number is not whole, or below 0.
+        """
         self._account.consume(requests=requests, tokens=tokens)
 
     def __enter__(self) -> Self:

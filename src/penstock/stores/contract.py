@@ -318,14 +318,18 @@ class Store(ABC):
 
     Args:
         place_ttl: Seconds after which the places in flight of a process that died come back, where the limit says
-            nothing else. A living process renews its places three times as often.
-        patience: Seconds without an answer after which `on_outage` says what happens.
+            nothing else; above 0. A living process renews its places three times as often.
+        patience: Seconds without an answer after which `on_outage` says what happens; 0 or more. Both may be given as a
+            `timedelta`, and are at most a million.
         on_outage: "raise": waiters and new calls get `StoreError` until there is an answer. "share": this process goes
             on by itself with `share` of every limit. "open": everything is let through. What was let through is charged
             afterwards.
-        share: The part of the limits that this process may use while there is no answer: 1/n where n processes share
-            them.
+        share: The part of the limits that this process may use while there is no answer, above 0 to 1: 1/n where n
+            processes share them. It goes with "share", which needs it.
         on_event: Hears a `penstock.events.StoreLost` or `StoreRecovered` whenever that changes.
+
+    Raises:
+        ValueError: An option is wrong.
     """
 
     batch: ClassVar[int] = 64
@@ -556,20 +560,24 @@ class Store(ABC):
     def __deepcopy__(self, _: Any) -> Store:
         return self
 
-    def close(self, timeout: float | None = None) -> None:
+    def close(self, timeout: Seconds | None = None) -> None:
         """Send what is still to be sent, and let go of threads and connections. The next use starts anew.
 
         Requests that still wait get a `StoreError`.
 
         Args:
-            timeout: Seconds to wait for that, at most; `patience` and the time of a call unless given. What takes
-                longer goes on in the background.
+            timeout: Seconds to wait for that, at most, or a `timedelta`; 0 or more. `patience` and the time of a call
+                unless given. What takes longer goes on in the background.
+
+        Raises:
+            ValueError: `timeout` is no such span. Nothing was closed.
         """
+        patience = 2 * self.patience + 1 if timeout is None else seconds_of("timeout", timeout, zero=True)
         self.in_use = False
         if self.dispatcher is None:
             self.disconnect()
         else:
-            self.dispatcher.stop(2 * self.patience + 1 if timeout is None else timeout)
+            self.dispatcher.stop(patience)
 
     def __del__(self) -> None:
         if getattr(self, "in_use", False):  # a constructor that raised has not come so far

@@ -125,8 +125,15 @@ class Ledger:
             writer.start()
 
     def flush(self, timeout: Seconds = 5.0) -> bool:
-        """Wait until all that was heard is in the file; return whether it is. Blocks this thread, in real time."""
-        return self._writer.flush(read_seconds(timeout) or 0.0)
+        """Wait until all that was heard is in the file; return whether it is. Blocks this thread, in real time.
+
+        Args:
+            timeout: Seconds to wait at most, or a `timedelta`; 0 or more.
+
+        Raises:
+            ValueError: `timeout` is no such span.
+        """
+        return self._writer.flush(_patience(timeout))
 
     def statistics(self) -> LedgerStatistics:
         """How it is doing."""
@@ -137,9 +144,13 @@ class Ledger:
         """Write all that was heard, and let go of the file and the thread. What is heard later begins anew.
 
         Args:
-            timeout: Seconds to wait for the file at most. What is not written by then is lost, with a warning.
+            timeout: Seconds to wait for the file at most, or a `timedelta`; 0 or more. What is not written by then is
+                lost, with a warning.
+
+        Raises:
+            ValueError: `timeout` is no such span. Nothing was closed.
         """
-        self._writer.close(read_seconds(timeout) or 0.0)
+        self._writer.close(_patience(timeout))
 
     def __enter__(self) -> Self:
         return self
@@ -161,6 +172,14 @@ class Ledger:
                 f"{self!r} was never closed: call close() when it is not needed any more", ResourceWarning, 2, self
             )
             writer.end_soon()
+
+
+def _patience(timeout: Any) -> float:
+    """A span of time that threads can wait for."""
+    seconds = read_seconds(timeout)
+    if seconds is None or seconds < 0:
+        raise ValueError(f"timeout must be a number of seconds, 0 or more, or a timedelta, not {timeout!r}")
+    return min(seconds, threading.TIMEOUT_MAX)
 
 
 def _made_again(path: str, max_pending: int, keep: float | None, prices: DollarsOf | None) -> Ledger:
