@@ -53,7 +53,7 @@ class turn:  # noqa: N801 - it reads as a word: with turn(priority=10)
     Args:
         priority: A whole number; higher goes first.
         flow: The flow that the calls belong to.
-        max_wait: Longest wait, in seconds or as a timedelta.
+        max_wait: Longest wait, in seconds or as a timedelta, 0 or more.
 
     Raises:
         ValueError: One of these is wrong.

@@ -75,10 +75,10 @@ def limit_http_client(
         client: Of httpx or httpx2. The copy shares its connections, proxies, hooks and timeouts.
         limiter: A `Limiter`; or a function of the request that returns one, or None for a request that is not limited;
             or "auto": learned per host, from `RateLimit` and `X-RateLimit` headers, `Retry-After`, and refusals.
-        max_wait: Longest wait for a turn, in seconds or as a timedelta; a request that would wait longer raises
-            `RateLimited` at once.
-        max_pause: Longest wait that a server may ask for, in seconds. If it asks for more, its 429 is what the caller
-            gets.
+        max_wait: Longest wait for a turn, in seconds or as a timedelta, 0 or more; a request that would wait longer
+            raises `RateLimited` at once.
+        max_pause: Longest wait that a server may ask for, in seconds or as a timedelta, 0 or more. If it asks for more,
+            its 429 is what the caller gets.
         cost: What a request costs, per unit, as a function of the request; None: it is not limited. Default: one
             request. Units that the limiter does not count are left out.
         on_event: Hears of each request when its answer is over, as in `penstock.llm.limit_client`.

@@ -197,7 +197,7 @@ class Limiter:
             given: What to decorate, in the form `@limiter`; or the cost as one mapping, `limiter({"tokens": 5})`.
             settle: In a decorator: a function of the result that returns the true cost, as `{"tokens": 123}`. What goes
                 wrong in it is logged, and the result reaches the caller.
-            max_wait: Longest wait, in seconds or as a timedelta. A longer one is refused at once.
+            max_wait: Longest wait, in seconds or as a timedelta, 0 or more. A longer one is refused at once.
             priority: A whole number; higher goes first.
             flow: The flow that the call belongs to.
             block: Whether `with` may block the event loop of this thread, as in a notebook.
@@ -309,8 +309,8 @@ class Limiter:
 
         Args:
             cost: Amount per unit, as one mapping; or by keyword.
-            max_wait: Longest wait, in seconds or as a timedelta. A longer one is refused at once, not after the time is
-                up; so is one that would pass the deadline of the enclosing anyio cancel scope.
+            max_wait: Longest wait, in seconds or as a timedelta, 0 or more. A longer one is refused at once, not after
+                the time is up; so is one that would pass the deadline of the enclosing anyio cancel scope.
             priority: A whole number; higher goes first.
             flow: The flow that the call belongs to, such as a user; flows share fairly.
             costs: Amount per unit, as named in the constructor; `requests` is 1 unless given.
@@ -378,6 +378,9 @@ class Limiter:
         """How long a call of that cost would wait if it came now. Charges nothing.
 
         Over a shared store: by what the store answered last.
+
+        Raises:
+            Unsatisfiable, MissingUnit, UnknownUnit, CostError: As in `acquire`.
         """
         call = self._call_of(merge_given("costs", cost, costs))
         return Forecast(*self._backend.forecast(call._binding.current()))

@@ -64,6 +64,14 @@ async def test_the_hint_is_logged(logged, virtual_time):
 
 
 @anyio_test
+async def test_one_attempt_is_no_attempts(logged, virtual_time):
+    with pytest.raises(ConnectionError):
+        await Retry(on=ConnectionError, attempts=1).call(Flaky(1))
+    (gave_up,) = logged.records
+    assert gave_up.getMessage().startswith("Flaky: gave up after 1 attempt in 0 s with ConnectionError: ")
+
+
+@anyio_test
 async def test_a_refused_result_is_logged_as_such(logged, virtual_time):
     await Retry(on=ValueError, attempts=2, on_result=lambda _: True, backoff=EVERY_SECOND).call(lambda: "busy")
     assert [record.retry_error for record in logged.records] == ["a refused result"] * 2

@@ -370,6 +370,8 @@ async def test_call_refuses_a_context_manager_that_it_could_not_enter(maker, vir
     )
     with pytest.raises(TypeError, match=r"returns a context manager: .* `async with retry\("):
         retry.call_sync(getattr(session, maker))
+    with pytest.raises(TypeError, match=r"`async with retry\(lambda: OnlyAsync\(\.\.\.\)\)\(\)`"):  # not the class
+        await retry.call(OnlyAsync, session, "me")
     with pytest.raises(TypeError, match=r"returns a context manager: .* `with retry\("):
         retry.call_sync(session.plain_generator)
     assert session.log == []

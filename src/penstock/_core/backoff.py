@@ -72,6 +72,7 @@ class Exponential:
         _check_jitter("exponential", self.jitter)
 
     def delay(self, retry: int, previous: float | None, u: float) -> float:
+        """Return the wait before a retry, in seconds, as `Backoff.delay` does."""
         if self.jitter == "decorrelated":
             low = min(self.first, self.cap)
             high = max(low, min(self.cap, 3 * (low if previous is None else previous)))
@@ -104,6 +105,7 @@ class Constant:
             )
 
     def delay(self, retry: int, previous: float | None, u: float) -> float:
+        """Return the wait before a retry, in seconds, as `Backoff.delay` does."""
         return _draw(self.seconds, self.jitter, u)
 
     def __repr__(self) -> str:

@@ -122,8 +122,8 @@ def limit_client(
             "total", where what really came out is charged too (Groq, Mistral, Together): it is estimated, and settled
             by `usage`; or a function of path and body, see `penstock.llm.tokens`.
         max_wait: Longest wait for a turn, in seconds or as a timedelta, 0 or more; None: any.
-        max_pause: Longest wait that the service may ask for, in seconds, 0 or more. If it asks for more, its error is
-            raised.
+        max_pause: Longest wait that the service may ask for, in seconds or as a timedelta, 0 or more. If it asks for
+            more, its error is raised.
         on_event: Hears a frozen record of each request when its answer is over (`penstock.events.Answered`), of those
             that were refused here, and of limits when they are learned: a `penstock.usage.Ledger`, or a function of
             yours.

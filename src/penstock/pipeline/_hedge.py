@@ -33,13 +33,13 @@ class hedge(SharedState):  # noqa: N801 - used like a function
     Args:
         after: Seconds (or a `timedelta`) until the second attempt; or "p95", "p99.9", …: that percentile of how long
             recent first attempts took. Until 20 of them are known there is no second attempt, unless `initial` says
-            when.
-        initial: Seconds (or a `timedelta`) until the second attempt, as long as fewer than 20 are known.
+            when. Seconds are 0 or more, percentiles above 0 and below 100.
+        initial: Seconds (or a `timedelta`), 0 or more, until the second attempt, as long as fewer than 20 are known.
         samples: How many recent calls the percentile looks at; 20 or more.
         budget: Bounds second attempts as it bounds retries; see `Budget`.
 
     Raises:
-        ValueError: `after` is no time and no percentile.
+        ValueError: `after` is no time and no percentile, or a number is out of its range.
         TypeError: The function is not async.
     """
 

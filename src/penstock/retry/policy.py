@@ -37,9 +37,9 @@ class Retry(RetrySettings):
             None for no bound. It does not cut a running attempt: `attempt_timeout` does.
         backoff: How long to wait; see `exponential` and `constant`.
         budget: What bounds the retries of all calls that share it; see `Budget`.
-        on_result: The same as `on` for results: a function that returns True for a result that is to be tried again.
-            When there are no attempts left, the last result is returned. If the function raises, the result is
-            returned.
+        on_result: The same as `on` for results: a function of the result that returns False (take it), True (try
+            again) or a span of time (try again after that). When there are no attempts left, the last result is
+            returned. If the function raises, the result is returned.
         hint: A function that finds how long the server asked to wait; None not to ask. A wait is never shorter than the
             hint, and spread over a tenth above it, unless the backoff has jitter "none". Answers that are None,
             negative or NaN count as no hint. So does an error of the function, which is logged.
@@ -210,5 +210,5 @@ def _check_no_generator(fn: Callable[..., Any]) -> None:
         raise TypeError(
             f"{name_of(fn)} is {'an async' if kind == 'stream' else 'a'} generator function: "
             "calling it does nothing yet, so there is nothing to retry. "
-            "Decorate an async one, and retry what the other calls"
+            + ("Decorate it, and it is retried until its first item" if kind == "stream" else "Retry what it calls")
         )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from penstock import _log
-from penstock._numbers import show_seconds
+from penstock._numbers import number_of, show_seconds
 from penstock._retry_after import ENDS_A_PROGRAM, attribute_of
 from penstock._user_errors import add_notes
 from penstock.events import Reason
@@ -97,9 +97,9 @@ def log_gave_up(
     """Log at INFO that a call gave up after `number` attempts; `words` say why."""
     log = _log.logger(LOGGER, _log.INFO)
     if log is not None:
-        message = "%s: gave up after %d attempts in %s with %s: %s"
+        message = "%s: gave up after %s in %s with %s: %s"
         extra = _extra(name, key, number, error) | {"retry_reason": reason, "retry_elapsed": elapsed}
-        what = name, number, show_seconds(elapsed), extra["retry_error"], words
+        what = name, number_of(number, "attempt"), show_seconds(elapsed), extra["retry_error"], words
         _log.write(log, _log.INFO, message, *what, extra=extra)
 
 

@@ -69,9 +69,11 @@ def refuse_manager(fn: Callable[..., Any], result: Any) -> None:
         return
     if isinstance(result, _MANAGER | _ASYNC_MANAGER) or (_enters_async(result) and kind_of(fn) != "async"):
         word = "async with" if _enters_async(result) else "with"
+        # A class cannot be decorated: a function would stand in its place.
+        decorated = f"(lambda: {name_of(fn)}(...))()" if isinstance(fn, type) else f"({name_of(fn)})(...)"
         raise TypeError(
             f"{name_of(fn)} returns a context manager: calling it does nothing yet, so there is nothing to retry. "
-            f"Decorate it, and its entry is retried: `{word} retry({name_of(fn)})(...)`"
+            f"Decorate it, and its entry is retried: `{word} retry{decorated}`"
         )
 
 

@@ -25,6 +25,9 @@ class Window:
     Args:
         amount: Units, above 0.
         per: Length in seconds, above 0.
+
+    Raises:
+        ValueError: A number is out of its range.
     """
 
     amount: float

@@ -67,6 +67,9 @@ class Latency:
         median: Seconds until the first token; half of all requests take less.
         sigma: Standard deviation of the logarithm; 0: every request takes the median.
         per_token: Seconds more for each token of output.
+
+    Raises:
+        ValueError: One of these is negative or not finite.
     """
 
     median: float = 0.0
@@ -89,7 +92,11 @@ class Faults:
     """How often each fault happens by itself, as a probability per request; see `Fault`. Together at most 1.
 
     Args:
-        insufficient_quota_after: Requests that are admitted before the account has no quota left; None: no such end.
+        insufficient_quota_after: Requests that are admitted before the account has no quota left, 0 or more; None: no
+            such end.
+
+    Raises:
+        ValueError: A probability is not in 0..1, or they are more than 1 together; or that number of requests is wrong.
     """
 
     server_error: float = 0.0
@@ -139,6 +146,9 @@ class Change:
         at: Seconds after the server began, at most a billion.
         factor: What the limits are multiplied with, a millionth to a million.
         unit: `"requests"`, `"tokens"`, `"output_tokens"` or `"images"`; None: all of them.
+
+    Raises:
+        ValueError: A number is out of its range, or there is no such unit.
     """
 
     at: float
@@ -162,8 +172,11 @@ class Stranger:
     Args:
         requests: A minute, 0 or more.
         tokens: A minute, 0 or more.
-        begin: Seconds after the server began.
+        begin: Seconds after the server began, 0 or more.
         end: The same, after `begin`.
+
+    Raises:
+        ValueError: A number is out of its range.
     """
 
     requests: float = 0.0
@@ -180,6 +193,8 @@ class Stranger:
 class Batches:
     """How the service works on batches of requests: they have a quota of their own, and take what time they like.
 
+    Seconds are 0 or more.
+
     Args:
         validating: Seconds until a new batch is checked.
         duration: Seconds from then until its first row is done.
@@ -192,6 +207,9 @@ class Batches:
         max_bytes: Bytes in its file.
         one_model: Whether all rows of a batch must name the same model.
         faults: How often a row fails: `server_error` and `overloaded`; the others mean nothing inside a batch.
+
+    Raises:
+        ValueError: Seconds are negative or not finite.
     """
 
     validating: float = 0.5

@@ -113,7 +113,7 @@ class RedisStore(Store):
         prefix: What all keys begin with.
         group: Cluster only: a function of a limiter's name; names of one group live together, and can be joined with
             `&`.
-        timeout: Seconds to wait for a connection, and for a reply; or a `timedelta`.
+        timeout: Seconds to wait for a connection, and for a reply, or a `timedelta`; above 0.
         on_state_loss: After the server has lost what it knew of a limiter (a restart, an eviction, a key that a person
             deleted), it begins "full" (at most one burst too much each time), or "empty" (never too much; costs one
             burst, at the very first start too, and after 30 days without use).

@@ -55,6 +55,8 @@ class ManualClock:
 class Patience:
     """For how long, in real time, the outside world must have been silent before virtual time jumps.
 
+    `threads` and `sockets` are seconds, or `timedelta`s, 0 or more.
+
     Raises:
         ValueError: A value is neither seconds nor a `timedelta`, or is negative or infinite.
     """
