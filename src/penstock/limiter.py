@@ -195,8 +195,8 @@ class Limiter:
 
         Args:
             given: What to decorate, in the form `@limiter`; or the cost as one mapping, `limiter({"tokens": 5})`.
-            settle: In a decorator: a function of the result that returns the true cost, as `{"tokens": 123}`. What goes
-                wrong in it is logged, and the result reaches the caller.
+            settle: In a decorator: a function of the result that returns the true cost, as `{"tokens": 123}`, or None
+                to leave the charge as it is. What goes wrong in it is logged, and the result reaches the caller.
             max_wait: Longest wait, in seconds or as a timedelta, 0 or more. A longer one is refused at once.
             priority: A whole number; higher goes first.
             flow: The flow that the call belongs to.

@@ -90,6 +90,13 @@ async def test_a_decorator_computes_the_cost_and_settles_by_the_result(virtual_t
     assert limiter.statistics().limits["tokens"].level == pytest.approx(93)
 
 
+async def test_a_result_that_tells_no_cost_leaves_the_charge_as_it_is(virtual_time, caplog):
+    limiter = Limiter(tokens=per_minute(100))
+    assert await limiter(tokens=10, settle=lambda _: None)(anyio.sleep)(0) is None
+    assert limiter.statistics().limits["tokens"].level == 90
+    assert caplog.records == []
+
+
 async def test_generators_hold_their_permit_until_they_end(virtual_time):
     limiter = Limiter(calls=in_flight(1))
 

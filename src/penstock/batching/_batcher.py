@@ -36,8 +36,8 @@ class Batcher(OfThisProcess, Generic[Item, Entry]):
 
     Without `limiter`, a batch goes as soon as it is full, or `max_delay` after its oldest item came. With `limiter`,
     every call of `send` is charged there, and the batch goes as soon as the limiter lets it: at once while there is
-    capacity, and while there is none it grows. So the limit that binds decides the size: few requests and tokens to
-    spare make large batches, few tokens small ones.
+    capacity, and while there is none it grows, up to what the limiter can hold at once. So few requests and tokens to
+    spare make large batches. Where tokens are short, a smaller `max_cost` makes smaller batches, and wastes nothing.
 
     `send` runs in a copy of the context of the caller that opened the batch, and under no caller's deadline.
 

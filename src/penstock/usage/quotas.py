@@ -307,7 +307,10 @@ class Quotas:
         return self._records.reset(_read_user(user))
 
     def of(self, user: object) -> list[Quota]:
-        """The caps of a user, and how much is used of each. Blocks."""
+        """The caps of a user, and how much is used of each. Blocks.
+
+        What a permit of this process has just settled or given back may not be in the store yet.
+        """
         name = _read_user(user)
         return self._quotas_of(name, self._records.user(name))
 
