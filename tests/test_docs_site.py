@@ -85,6 +85,25 @@ def _toctrees():
     return re.findall(r"```\{toctree\}\n(.*?)```", text_of("docs/index.md"), re.DOTALL)
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if "/reference/" not in page and page != "docs/index.md"])
+def test_every_page_is_a_link_of_the_index(page):
+    """Where the repository is read, a table of contents is a block of code: nobody can click in it."""
+    assert f"]({page.removeprefix('docs/')})" in text_of("docs/index.md")
+
+
+SOUGHT = [
+    "REST API", "OpenAI", "Azure", "Anthropic", "Gemini", "framework", "million rows", "many machines", "FastAPI",
+    "Celery", "Django", "gunicorn", "aiohttp", "requests", "Scrapy", "Jupyter", "Lambda", "Kubernetes", "virtual time",
+    "freezegun", "pytest", "logs", "metrics", "aiolimiter", "limits", "pyrate-limiter", "tenacity", "backoff", "stamina",
+    "openlimit", "cookbook",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", SOUGHT)
+def test_what_a_reader_looks_for_is_beside_a_link(word):
+    assert re.search(rf"^\|.*\b{word}\b.*\]\(", text_of("docs/index.md"), re.MULTILINE)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_no_page_takes_longer_than_a_break(page):
     """Words of code are counted too, and not signs alone."""
