@@ -20,8 +20,8 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "penstock"
 
 ORDER = (
+    "_text",  # what others wrote, as terminals and messages may show it
     "_numbers",  # numbers and spans of time as users write them
-    "_text",  # what others wrote, as a terminal may show it
     "errors",
     "_notation",  # limits as people write them
     "events",  # frozen records of what happened
@@ -223,6 +223,7 @@ def test_the_core_knows_nothing_of_ours_but_errors_and_limits():
         assert {our_layer(module) for _, module in imports_of(file)} <= {
             None,
             "errors",
+            "_text",
             "_numbers",
             "limits",
             "_core",

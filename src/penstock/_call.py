@@ -21,6 +21,7 @@ from penstock._concurrency.parking import is_over, who_am_i
 from penstock._introspect import check_answer, decorable_kind, name_of, why_not_plain
 from penstock._numbers import Number
 from penstock._run_inside import run_inside
+from penstock._text import repr_of
 from penstock._validation import RESERVED, merge_given
 from penstock.errors import CostError
 from penstock.permit import EnteredPermit, Permit, WatchedPermit
@@ -344,7 +345,7 @@ class CallByArguments(Call):
 def check_functions(settle: Any, others: Mapping[str, Any]) -> None:
     """Refuse functions of a call that would have to be awaited, and a `settle=` that is none."""
     if settle is not None and not callable(settle):
-        raise CostError(f"settle= must be a function of the result that returns the true cost, not {settle!r}")
+        raise CostError(f"settle= must be a function of the result that returns the true cost, not {repr_of(settle)}")
     for given, function in (("settle", settle), *others.items()):
         if callable(function) and (why := why_not_plain(function)):
             raise CostError(f"{given}={name_of(function)}: {why}")

@@ -16,6 +16,7 @@ from types import AsyncGeneratorType, FrameType, GeneratorType
 from typing import Any, Literal, NoReturn
 
 from penstock._concurrency.parking import loop_running_here
+from penstock._text import repr_of
 
 Kind = Literal["async", "stream", "generator", "async context", "context", "sync"]
 """What a function is: see `kind_of`."""
@@ -52,7 +53,7 @@ def kind_of(fn: Callable[..., Any]) -> Kind:
             wrapper = type(target).__name__
             raise TypeError(f"{name_of(target.__func__)} is a {wrapper} already: put the decorator below @{wrapper}")
         if not callable(target):
-            raise TypeError(f"{target!r} is no function")
+            raise TypeError(f"{repr_of(target)} is no function")
         if isinstance(target, functools.partial):
             target = target.func
         elif inspect.isroutine(target) or isinstance(target, type):
@@ -121,7 +122,7 @@ def decorable_kind(fn: Any) -> Kind:
 def check_plain(owner: str, option: str, fn: object) -> None:
     """Refuse what cannot be called, and what would have to be awaited: `owner(option=fn)` does not."""
     if not callable(fn):
-        raise TypeError(f"{owner}({option}={fn!r}): a function is needed")
+        raise TypeError(f"{owner}({option}={repr_of(fn)}): a function is needed")
     if why := why_not_plain(fn):
         raise TypeError(f"{owner}({option}={name_of(fn)}): {why}")
 

@@ -14,6 +14,8 @@ from datetime import timedelta
 from operator import index
 from typing import Any, SupportsFloat, SupportsIndex
 
+from penstock._text import repr_of
+
 _NO_NUMBERS = frozenset("cSUMmV")
 """Kinds of numpy's types: complex numbers, bytes, text, dates, spans of time, records."""
 
@@ -72,7 +74,7 @@ def read_flag(option: str, value: Any) -> bool:
     """True or False, else ValueError: the text `"false"`, as environments have it, would count as true."""
     if is_bool(value) or (isinstance(value, int) and index(value) in (0, 1)):
         return bool(value)
-    raise ValueError(f"{option} must be True or False, not {value!r}")
+    raise ValueError(f"{option} must be True or False, not {repr_of(value)}")
 
 
 def read_number(value: Any) -> float | None:

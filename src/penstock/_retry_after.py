@@ -16,9 +16,7 @@ from typing import Any
 
 from penstock import clock
 from penstock._numbers import read_seconds
-
-ENDS_A_PROGRAM = (KeyboardInterrupt, SystemExit, GeneratorExit)
-"""Raised while we read a user's object, these come from a signal or a closing generator, and not from the object."""
+from penstock._text import ENDS_A_PROGRAM
 
 
 def retry_after(exception: BaseException | None) -> float | None:

@@ -1,6 +1,9 @@
-"""Texts that others wrote, as a terminal may show them. Pure."""
+"""Texts that others wrote, as a terminal may show them, and objects of users, as messages show them. Pure."""
 
 from __future__ import annotations
+
+ENDS_A_PROGRAM = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""Raised while we read a user's object, these come from a signal or a closing generator, and not from the object."""
 
 
 def visible(text: str) -> str:
@@ -8,3 +11,17 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def repr_of(value: object, most: int = 500) -> str:
+    """Return the `repr` of a user's object, shortened; its type's name if the `repr` raises.
+
+    It raises of an int of more than 4,300 digits, too.
+    """
+    try:
+        shown = repr(value)
+    except ENDS_A_PROGRAM:
+        raise
+    except BaseException as raised:  # noqa: BLE001 - whatever an object of the user's raises
+        return f"<{type(value).__name__}, whose repr raised {type(raised).__name__}>"
+    return shown if len(shown) <= most else shown[: most - 3] + "..."

@@ -15,7 +15,7 @@ from typing import Any
 from penstock import _log
 from penstock._introspect import check_answer, check_plain, name_of, runs_later
 from penstock._numbers import Seconds, read_seconds
-from penstock._retry_after import ENDS_A_PROGRAM
+from penstock._text import ENDS_A_PROGRAM, repr_of
 
 On = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool | Seconds]
 """Which errors count: exception types, or a function of the error that returns True, False or a number of seconds."""
@@ -47,7 +47,8 @@ def check_on(where: str, on: object) -> None:
                 )
         elif isinstance(on, tuple) or not callable(on):
             raise TypeError(
-                f"{where}(on={on!r}): an exception type, a tuple of them, or a function of the exception that returns "
+                f"{where}(on={repr_of(on)}): an exception type, a tuple of them, or a function of the "
+                "exception that returns "
                 "True, False or seconds"
             )
         else:
@@ -79,13 +80,13 @@ def verdict_of(answer: object) -> bool | float:
     if seconds is not None and 0 <= seconds < math.inf:
         return float(seconds)
     if seconds is not None or isinstance(answer, float):  # NaN
-        raise _NoWait(f"a classifier asked for a retry after {answer!r} s: a wait is 0 or more, and finite")
+        raise _NoWait(f"a classifier asked for a retry after {repr_of(answer)} s: a wait is 0 or more, and finite")
     if isawaitable(answer):
         if isinstance(answer, Coroutine):
             answer.close()  # or it would warn that it was never awaited
-        raise _NotAwaited(f"a classifier returned {answer!r}, which is not awaited: give a plain function")
+        raise _NotAwaited(f"a classifier returned {repr_of(answer)}, which is not awaited: give a plain function")
     if runs_later(answer):
-        raise _NotAwaited(f"a classifier returned {answer!r}, which has yet to run: give a plain function")
+        raise _NotAwaited(f"a classifier returned {repr_of(answer)}, which has yet to run: give a plain function")
     return bool(answer)
 
 
@@ -100,17 +101,6 @@ def shown_on(on: On) -> str:
 
 _MOST_NOTES = 40  # on one error, which may be shared by many calls, and raised again and again
 _LOG = "penstock.pipeline"
-
-
-def repr_of(value: object, most: int = 200) -> str:
-    """Return the `repr` of a user's object, shortened; its type's name if the `repr` raises."""
-    try:
-        shown = repr(value)
-    except ENDS_A_PROGRAM:
-        raise
-    except BaseException as raised:  # noqa: BLE001 - whatever an object of the user's raises
-        return f"<{type(value).__name__}, whose repr raised {type(raised).__name__}>"
-    return shown if len(shown) <= most else shown[: most - 3] + "..."
 
 
 def add_notes(error: BaseException, *notes: str) -> None:

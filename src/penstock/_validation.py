@@ -9,6 +9,7 @@ from typing import Any
 
 from penstock import _numbers
 from penstock._introspect import name_of, why_not_plain
+from penstock._text import repr_of
 from penstock.errors import CostError
 from penstock.limits import Limit, Rate, parse
 
@@ -38,10 +39,12 @@ def merge_given(what: str, mapping: Any, named: Mapping[str, Any]) -> Mapping[st
     if mapping is None:
         return named
     if not isinstance(mapping, Mapping):
-        raise ValueError(f'{what} are given by keyword, or as one mapping such as {{"tokens": 5}}, not as {mapping!r}')
+        raise ValueError(
+            f'{what} are given by keyword, or as one mapping such as {{"tokens": 5}}, not as {repr_of(mapping)}'
+        )
     for unit in mapping:
         if not isinstance(unit, str):
-            raise ValueError(f"a unit is called by a string, not {unit!r}")
+            raise ValueError(f"a unit is called by a string, not {repr_of(unit)}")
     twice = sorted(mapping.keys() & named.keys())
     if twice:
         raise ValueError(f"{', '.join(twice)} is given twice: in the mapping and by keyword")
@@ -54,7 +57,7 @@ def read_limits(given: Mapping[str, Any], *, by_keyword: bool = True) -> dict[st
     for unit, kinds in given.items():
         if by_keyword and unit in RESERVED:
             raise ValueError(
-                f"a unit cannot be called {unit!r}: that is a keyword of limiter(...). "
+                f"a unit cannot be called {repr_of(unit)}: that is a keyword of limiter(...). "
                 "Choose another word, or give limits and costs as mappings"
             )
         read: list[Limit] = []
@@ -65,7 +68,8 @@ def read_limits(given: Mapping[str, Any], *, by_keyword: bool = True) -> dict[st
                 read.append(kind)
             else:
                 raise ValueError(
-                    f'{unit} needs a limit, such as per_minute(3500), "3500/min" or a list of them, not {kind!r}. '
+                    f'{unit} needs a limit, such as per_minute(3500), "3500/min" or a list of them, not '
+                    f"{repr_of(kind)}. "
                     f"(The limiter's own keywords are {', '.join(sorted(_OF_A_LIMITER))}.)"
                 )
         if not read:
@@ -81,20 +85,22 @@ def check_options(
 ) -> tuple[float, dict[Hashable, float] | None]:
     """Check the options of a limiter; return `ageing` in seconds, and the weights as Python numbers."""
     if name is not None and not isinstance(name, str):
-        raise ValueError(f"name= must be a string, not {name!r} (a unit cannot be called 'name')")
+        raise ValueError(f"name= must be a string, not {repr_of(name)} (a unit cannot be called 'name')")
     if max_queue is not None and _numbers.read_count(max_queue, 0) is None:
-        raise ValueError(f"max_queue must be a whole number of waiters, 0 or more, or None, not {max_queue!r}")
-    seconds = _numbers.span(f"ageing={ageing!r}", ageing, forever=True)
+        raise ValueError(f"max_queue must be a whole number of waiters, 0 or more, or None, not {repr_of(max_queue)}")
+    seconds = _numbers.span(f"ageing={repr_of(ageing)}", ageing, forever=True)
     weights: dict[Hashable, float] = {}
     if flow_weights is not None:
         if not isinstance(flow_weights, Mapping):
-            raise ValueError(f"flow_weights must be a mapping of flows to weights, not {flow_weights!r}")
+            raise ValueError(f"flow_weights must be a mapping of flows to weights, not {repr_of(flow_weights)}")
         for flow, weight in flow_weights.items():
             number = _numbers.amount(weight)
             if number:
                 weights[flow] = number
             else:
-                raise ValueError(f"the weight of flow {flow!r} must be a finite number above 0, not {weight!r}")
+                raise ValueError(
+                    f"the weight of flow {repr_of(flow)} must be a finite number above 0, not {repr_of(weight)}"
+                )
     check_hook(on_event)
     return seconds, weights or None
 
@@ -104,14 +110,16 @@ def check_hook(on_event: Any) -> None:
     if on_event is None:
         return
     if not callable(on_event):
-        raise ValueError(f"on_event= must be a function of one event, not {on_event!r}")
+        raise ValueError(f"on_event= must be a function of one event, not {repr_of(on_event)}")
     if why := why_not_plain(on_event):
         raise ValueError(f"on_event={name_of(on_event)}: {why}")
 
 
 def read_wait(max_wait: Any) -> float | None:
     """The longest wait, in seconds; None for any."""
-    return None if max_wait is None else _numbers.span(f"max_wait={max_wait!r}", max_wait, zero=True, forever=True)
+    return (
+        None if max_wait is None else _numbers.span(f"max_wait={repr_of(max_wait)}", max_wait, zero=True, forever=True)
+    )
 
 
 MOST_URGENT = 2**53
@@ -124,7 +132,7 @@ def read_priority(priority: Any) -> int:
     try:  # a whole number of any kind, numpy's too; of a plain one without a call, in which a signal handler may raise
         whole: int = priority if type(priority) is int else index(priority)
     except Exception:  # noqa: BLE001 - a class of a user's may refuse in its own way
-        raise ValueError(f"priority must be a whole number (higher goes first), not {priority!r}") from None
+        raise ValueError(f"priority must be a whole number (higher goes first), not {repr_of(priority)}") from None
     if abs(whole) > MOST_URGENT:
         raise ValueError("priority must be between -2**53 and 2**53, so that waiting still makes a difference")
     return whole
@@ -158,9 +166,9 @@ def check_findable(what: str, value: object) -> None:
     except Exception as error:
         if is_plain(value):
             raise
-        raise ValueError(f"{what} must be hashable, such as a string or a tuple, not {value!r}") from error
+        raise ValueError(f"{what} must be hashable, such as a string or a tuple, not {repr_of(value)}") from error
     if not equals_itself(value):
-        raise ValueError(f"{what} must equal itself, which {value!r} does not: it would not be found again")
+        raise ValueError(f"{what} must equal itself, which {repr_of(value)} does not: it would not be found again")
 
 
 def without_braces(text: str) -> str:
@@ -170,14 +178,14 @@ def without_braces(text: str) -> str:
 
 def read_pause(pause: Any) -> float:
     """The length of a pause, in seconds."""
-    return float(_numbers.span(f"pause({pause!r})", pause, zero=True))
+    return float(_numbers.span(f"pause({repr_of(pause)})", pause, zero=True))
 
 
 def exact_cost(unit: str, cost: Any) -> float:
     """The cost as a Python number; CostError if it is not a finite one, 0 or more."""
     number = _numbers.amount(cost)
     if number is None:
-        raise CostError(f"the cost of {unit} must be a finite number, 0 or more, not {cost!r}")
+        raise CostError(f"the cost of {unit} must be a finite number, 0 or more, not {repr_of(cost)}")
     return number
 
 
@@ -191,12 +199,12 @@ def exact_heard(what: str, heard: Any, read: Callable[[Any], float | None] = _nu
     if heard is None:
         return {}
     if not isinstance(heard, Mapping):
-        raise CostError(f'{what} the units must be a mapping such as {{"tokens": 5}}, not {heard!r}')
+        raise CostError(f'{what} the units must be a mapping such as {{"tokens": 5}}, not {repr_of(heard)}')
     numbers = {}
     for unit, value in heard.items():
         number = read(value)
         if number is None or not 0 <= number < math.inf:
-            raise CostError(f"{what} {unit} must be a finite number, 0 or more, not {value!r}")
+            raise CostError(f"{what} {unit} must be a finite number, 0 or more, not {repr_of(value)}")
         numbers[unit] = number
     return numbers
 

@@ -21,6 +21,7 @@ from penstock._core.aimd import Aimd
 from penstock._introspect import kind_of, name_of
 from penstock._numbers import Seconds, read_number, span
 from penstock._run_inside import run_inside
+from penstock._text import repr_of
 from penstock._user_errors import On, check_on, verdict
 from penstock.limiter import Limiter
 from penstock.limits import Limit, Rate
@@ -73,12 +74,12 @@ class Adaptive(SharedState):
         floor: float = 0.05,
     ) -> None:
         if not isinstance(limiter, Limiter):
-            raise TypeError(f"Adaptive({limiter!r}): a Limiter is needed, whose rates it adapts")
-        numbers = {"cooldown": span(f"Adaptive(cooldown={cooldown!r})", cooldown, zero=True)}
+            raise TypeError(f"Adaptive({repr_of(limiter)}): a Limiter is needed, whose rates it adapts")
+        numbers = {"cooldown": span(f"Adaptive(cooldown={repr_of(cooldown)})", cooldown, zero=True)}
         for name, given in (("cut", cut), ("grow", grow), ("floor", floor)):
             number = read_number(given)
             if number is None:
-                raise ValueError(f"{name}={given!r} must be a finite number")
+                raise ValueError(f"{name}={repr_of(given)} must be a finite number")
             numbers[name] = number
         self._aimd = Aimd(**numbers)
         if on is not None:
@@ -86,18 +87,18 @@ class Adaptive(SharedState):
         self._on = on
         if not isinstance(limiter.store, MemoryStore):
             raise ValueError(
-                f"{limiter!r} lives in a shared store: its limits are everybody's. "
+                f"{repr_of(limiter)} lives in a shared store: its limits are everybody's. "
                 "Adapt a limiter of this process, joined to nothing"
             )
         if limiter.joint:
-            raise ValueError(f"{limiter!r} is joint: adapt the limiters that it was made of, each by itself")
+            raise ValueError(f"{repr_of(limiter)} is joint: adapt the limiters that it was made of, each by itself")
         self._limiter = limiter
         self._promise: dict[str, tuple[Limit, ...]] = {}
         self._applied: dict[str, tuple[Limit, ...]] = {}
         self._set_share = 1.0
         self._read_promise()
         if not self._promise:
-            raise ValueError(f"{limiter!r} has no Rate to adapt: other kinds of limit stay as they are")
+            raise ValueError(f"{repr_of(limiter)} has no Rate to adapt: other kinds of limit stay as they are")
 
     @property
     def share(self) -> float:

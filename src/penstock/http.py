@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from penstock import Limiter
 from penstock._introspect import check_plain
 from penstock._numbers import Seconds
+from penstock._text import repr_of
 from penstock._validation import read_wait
 from penstock.events import Refused, ServiceEvent
 from penstock.llm.discovered import DiscoveredEndpoint
@@ -235,7 +236,7 @@ def _endpoints(limiter: Any) -> tuple[Endpoints, _PlanOf]:
 
         return Endpoints(nothing_to_see), plan
     raise ValueError(
-        f'limiter must be a Limiter, a function of the request that returns one, or "auto", not {limiter!r}'
+        f'limiter must be a Limiter, a function of the request that returns one, or "auto", not {repr_of(limiter)}'
     )
 
 

@@ -23,6 +23,7 @@ from penstock._backends.keyed import Key, KeyStates
 from penstock._call import Call, check_functions, chosen, decorated, show_call
 from penstock._introspect import decorable_kind, name_of
 from penstock._numbers import Seconds, read_flag
+from penstock._text import repr_of
 from penstock._validation import LimitLike, check_findable, check_options, merge_given, read_limits, without_braces
 from penstock.limiter import Limiter, key_limiters
 from penstock.limits import Limit
@@ -150,7 +151,9 @@ class Keyed:
             CostError: The cost is wrong.
         """
         if not callable(key):
-            raise ValueError(f"key= must be a function of the call's arguments that returns the key, not {key!r}")
+            raise ValueError(
+                f"key= must be a function of the call's arguments that returns the key, not {repr_of(key)}"
+            )
         terms = {"max_wait": max_wait, "priority": priority, "flow": flow, "block": block}
         amounts = merge_given("costs", cost, costs)
         check_functions(settle, {"key": key, **terms, **amounts})
@@ -297,6 +300,7 @@ def _limits_for(limits_of: Callable[[Any], LimitsLike], key: Hashable) -> dict[s
     limits = read_limits(answer, by_keyword=False) if isinstance(answer, Mapping) else {}
     if not limits:
         raise ValueError(
-            f'the function of the key must return limits, as {{"requests": per_minute(60)}}, not {answer!r} for {key!r}'
+            'the function of the key must return limits, as {"requests": per_minute(60)}, not '
+            f"{repr_of(answer)} for {repr_of(key)}"
         )
     return limits

@@ -28,6 +28,7 @@ from penstock._call import (
     show_limiter,
 )
 from penstock._numbers import Number, Seconds, read_flag, read_seconds
+from penstock._text import repr_of
 from penstock._validation import (
     RESERVED,
     LimitLike,
@@ -224,12 +225,10 @@ class Limiter:
             return self._make_call(options, given)
         if not callable(given) and not isinstance(given, classmethod):
             raise NeitherCostNorFunction(
-                f"a limiter is called with costs, as limiter(tokens=5), or decorates a function: {given!r} is neither"
+                f"a limiter is called with costs, limiter(tokens=5), or decorates functions; {repr_of(given)} is none"
             )
         if options:
-            raise TypeError(
-                "options come first and the function second: @limiter(tokens=5), or limiter(tokens=5)(function)"
-            )
+            raise TypeError("options come first, the function second: @limiter(tokens=5), limiter(tokens=5)(function)")
         return self._own_call()(given)
 
     def _make_call(self, options: dict[str, Any], cost: Mapping[str, Any] | None = None, key: Any = None) -> Call:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from penstock import _notation, _numbers
+from penstock._text import repr_of
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -172,7 +173,9 @@ class Calendar:
     def __post_init__(self) -> None:
         object.__setattr__(self, "amount", _positive("calendar limit", self.amount, "units per period"))
         if self.period not in PERIODS:
-            raise ValueError(f"unknown calendar period {self.period!r}: use one of {', '.join(map(repr, PERIODS))}")
+            raise ValueError(
+                f"unknown calendar period {repr_of(self.period)}: use one of {', '.join(map(repr, PERIODS))}"
+            )
         import zoneinfo  # 20 ms that only limits which follow the calendar need
 
         try:
@@ -181,7 +184,7 @@ class Calendar:
             zoneinfo.ZoneInfo(self.tz)
         except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError, TypeError):
             raise ValueError(
-                f"unknown time zone {self.tz!r}: use an IANA name such as 'UTC' or 'Europe/Berlin' "
+                f"unknown time zone {repr_of(self.tz)}: use an IANA name such as 'UTC' or 'Europe/Berlin' "
                 "(where the system has no time zone data, install the package tzdata)"
             ) from None
         object.__setattr__(self, "default", _default(self.default))
@@ -331,7 +334,7 @@ def parse(text: str) -> Rate | Unlimited:
         ValueError: It is none of these, could mean several things, or a number is out of its range.
     """
     if not isinstance(text, str):
-        raise ValueError(f'a limit is read from a string such as "3500/min", not from {text!r}')
+        raise ValueError(f'a limit is read from a string such as "3500/min", not from {repr_of(text)}')
     if text.strip().lower() == "unlimited":
         return unlimited
     written = _notation.read_rate(text)
@@ -353,13 +356,13 @@ def _positive(what: str, value: Any, of: str, read: Callable[[Any], float | None
     """The value as a Python number above 0."""
     number = None if _numbers.is_bool(value) else read(value)
     if number is None:
-        raise ValueError(f"{what} must be a number of {of}, not {value!r}")
+        raise ValueError(f"{what} must be a number of {of}, not {repr_of(value)}")
     try:
         if number > 0 and math.isfinite(number):
             return number
     except OverflowError:  # an int beyond all floats
         pass
-    raise ValueError(f"{what} must be a finite number of {of} above 0, not {value!r}")
+    raise ValueError(f"{what} must be a finite number of {of} above 0, not {repr_of(value)}")
 
 
 def _default(value: Any) -> float | None:
@@ -368,7 +371,7 @@ def _default(value: Any) -> float | None:
         return None
     number = _numbers.amount(value)
     if number is None:
-        raise ValueError(f"a default cost must be a finite number, 0 or more, not {value!r}")
+        raise ValueError(f"a default cost must be a finite number, 0 or more, not {repr_of(value)}")
     return number
 
 

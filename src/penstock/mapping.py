@@ -38,7 +38,8 @@ from penstock._concurrency import parking, tasks
 from penstock._concurrency.shared_state import OfThisProcess
 from penstock._introspect import check_answer, check_plain, kind_of, name_of
 from penstock._numbers import read_count, read_flag
-from penstock._user_errors import add_notes, repr_of
+from penstock._text import repr_of
+from penstock._user_errors import add_notes
 
 if TYPE_CHECKING:
     from typing import Self
@@ -128,7 +129,7 @@ def amap(
         TypeError: `items` cannot be iterated over, `fn` cannot be called, or `on_progress` is async.
     """
     if read_count(in_flight) is None:
-        raise ValueError(f"in_flight must be 1 or more, not {in_flight!r}")
+        raise ValueError(f"in_flight must be 1 or more, not {repr_of(in_flight)}")
     _check_function(fn)
     if on_progress is not None:
         check_plain("amap", "on_progress", on_progress)
@@ -141,7 +142,7 @@ def amap(
 def _check_function(fn: object) -> None:
     """Refuse what gives no result for an item. That a plain callable returns none shows when it is called."""
     if not callable(fn):
-        raise TypeError(f"amap calls a function with each item, and {fn!r} is none")
+        raise TypeError(f"amap calls a function with each item, and {repr_of(fn)} is none")
     kind = kind_of(fn)
     if kind in {"stream", "generator", "context", "async context"}:
         what = "generator" if kind in {"stream", "generator"} else "context manager"

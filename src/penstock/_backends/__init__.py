@@ -23,6 +23,7 @@ from penstock._backends.base import Backend
 from penstock._backends.limit_set import LimitSet
 from penstock._backends.local import LocalBackend
 from penstock._backends.queue import WaitQueue
+from penstock._text import repr_of
 from penstock.limits import Limit
 from penstock.stores.memory import MemoryStore
 
@@ -75,7 +76,8 @@ def backend_over(
         return shared_backend(store, name, limits, ageing, flow_weights, lease, enforce=enforce)
     if lease is not None:
         raise ValueError(
-            f"lease={lease!r} needs a shared store, of which a process takes its quota: add store=RedisStore(...) or "
+            f"lease={repr_of(lease)} needs a shared store, of which a process takes its quota: add "
+            "store=RedisStore(...) or "
             "store=SQLiteStore(...). In one process every grant is local already: leave lease= out"
         )
     with memory.lock:

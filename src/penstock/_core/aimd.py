@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import math
 
+from penstock._text import repr_of
+
 _GAP = 1.0
 """Seconds between two calls that still count as use."""
 
@@ -39,7 +41,7 @@ class Aimd:
             ("floor", floor, 0 < floor <= 1, "above 0 and at most 1: the smallest share of the promise"),
         ):
             if not right:
-                raise ValueError(f"{name}={value!r} must be {range_}")
+                raise ValueError(f"{name}={repr_of(value)} must be {range_}")
         self._cut = cut
         self._cooldown = cooldown
         self._grow = grow

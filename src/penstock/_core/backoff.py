@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 from penstock._numbers import Seconds, read_number, read_seconds
+from penstock._text import repr_of
 
 Jitter = Literal["full", "equal", "decorrelated", "none"]
 
@@ -62,7 +63,9 @@ class Exponential:
     def __post_init__(self) -> None:
         growth = read_number(self.factor)
         if growth is None or not 1 <= growth < math.inf:
-            raise ValueError(f"exponential(factor={self.factor!r}): waits must not shrink; give a factor of 1 or more")
+            raise ValueError(
+                f"exponential(factor={repr_of(self.factor)}): waits must not shrink; give a factor of 1 or more"
+            )
         for name, value in (
             ("first", _seconds("first", self.first)),
             ("cap", _seconds("cap", self.cap)),
@@ -161,10 +164,10 @@ def _draw(ceiling: float, jitter: Jitter, u: float) -> float:
 def _seconds(name: str, given: Seconds) -> float:
     seconds = read_seconds(given)
     if seconds is None or not 0 <= seconds < math.inf:
-        raise ValueError(f"{name}={given!r}: a wait is a number of seconds, 0 or more and finite")
+        raise ValueError(f"{name}={repr_of(given)}: a wait is a number of seconds, 0 or more and finite")
     return seconds
 
 
 def _check_jitter(where: str, jitter: object) -> None:
     if jitter not in get_args(Jitter):
-        raise ValueError(f"{where}(jitter={jitter!r}): there are {', '.join(map(repr, get_args(Jitter)))}")
+        raise ValueError(f"{where}(jitter={repr_of(jitter)}): there are {', '.join(map(repr, get_args(Jitter)))}")

@@ -23,6 +23,8 @@ import math
 from collections import deque
 from typing import Protocol
 
+from penstock._text import repr_of
+
 _SLOTS = 10  # credit expires in steps of a tenth of the ttl, so a busy budget keeps ten numbers and not one per call
 _ROUNDING = 1e-9  # ten calls at a ratio of 0.1 are one retry, though ten times 0.1 adds up to a little less
 
@@ -51,12 +53,14 @@ class RatioCredit:
     def __init__(self, ratio: float, floor: float, ttl: float) -> None:
         if not (0 <= ratio < math.inf):
             raise ValueError(
-                f"Budget(ratio={ratio!r}): retries per call, 0 or more and finite; 0.2 allows one for five calls"
+                f"Budget(ratio={repr_of(ratio)}): retries per call, 0 or more and finite; 0.2 allows one for five calls"
             )
         if not (0 <= floor < math.inf):
-            raise ValueError(f"Budget(floor={floor!r}): free retries per second, 0 or more and finite")
+            raise ValueError(f"Budget(floor={repr_of(floor)}): free retries per second, 0 or more and finite")
         if not (0 < ttl < math.inf):
-            raise ValueError(f"Budget(ttl={ttl!r}): seconds for which a call's share can be used, above 0 and finite")
+            raise ValueError(
+                f"Budget(ttl={repr_of(ttl)}): seconds for which a call's share can be used, above 0 and finite"
+            )
         self.ratio = ratio
         self.floor = floor
         self.ttl = ttl
@@ -124,10 +128,11 @@ class TokenCredit:
     def __init__(self, capacity: float, retry: float, timeout: float, success: float) -> None:
         for name, value in (("capacity", capacity), ("retry", retry), ("timeout", timeout)):
             if not (0 < value < math.inf):
-                raise ValueError(f"Budget.tokens({name}={value!r}): a number of tokens, above 0 and finite")
+                raise ValueError(f"Budget.tokens({name}={repr_of(value)}): a number of tokens, above 0 and finite")
         if not (0 <= success < math.inf):
             raise ValueError(
-                f"Budget.tokens(success={success!r}): tokens that a first success gives back, 0 or more and finite"
+                f"Budget.tokens(success={repr_of(success)}): tokens that a first success gives back, 0 or "
+                "more and finite"
             )
         self.capacity = capacity
         self.retry = retry

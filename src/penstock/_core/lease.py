@@ -36,6 +36,7 @@ from penstock._core.queue import Queue
 from penstock._core.subqueues import Key, Waiter
 from penstock._core.turns import LimitState
 from penstock._numbers import show_seconds
+from penstock._text import repr_of
 from penstock.limits import Calendar, InFlight, Rate, Sliding
 
 MOST_REQUESTS = 8
@@ -91,7 +92,7 @@ def check(unit: str, limit: Any, lease_seconds: float) -> None:
                 f"Use a lease well below {limit.per:g} s"
             )
     elif not isinstance(limit, Calendar):
-        raise ValueError(f"{unit}: {limit!r} cannot be leased: leave lease= out")
+        raise ValueError(f"{unit}: {repr_of(limit)} cannot be leased: leave lease= out")
 
 
 def window(sent: float, received: float, wait: float, lease_seconds: float) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from penstock._concurrency.shared_state import OfThisProcess
 from penstock._introspect import check_plain, kind_of, name_of
 from penstock._numbers import Seconds, read_count, span
 from penstock._retry_after import attribute_of
+from penstock._text import repr_of
 from penstock._user_errors import is_true_of
 from penstock.batching._batch import Caller, Queue, Terms
 from penstock.batching._costs import CostOf, cost_function, price, read_max_cost
@@ -80,12 +81,12 @@ class Batcher(OfThisProcess, Generic[Item, Entry]):
         _check_send(send)
         if index is not None:
             check_plain("Batcher", "index", index)
-        seconds = span(f"Batcher(max_delay={max_delay!r})", max_delay, zero=True)
+        seconds = span(f"Batcher(max_delay={repr_of(max_delay)})", max_delay, zero=True)
         if limiter is not None and not callable(getattr(limiter, "acquire", None)):
-            raise TypeError(f"Batcher(limiter={limiter!r}): a Limiter is needed, or None")
+            raise TypeError(f"Batcher(limiter={repr_of(limiter)}): a Limiter is needed, or None")
         count = read_count(max_items)
         if count is None:
-            raise ValueError(f"max_items must be 1 or more, not {max_items!r}")
+            raise ValueError(f"max_items must be 1 or more, not {repr_of(max_items)}")
         bounds = read_max_cost(max_cost)
         self._terms = Terms(send, count, bounds, seconds, index, limiter, judge_of(split_on))
         self._cost = cost_function(cost, bounds, limiter)
@@ -127,7 +128,7 @@ class Batcher(OfThisProcess, Generic[Item, Entry]):
 def _check_send(send: object) -> None:
     """Refuse what no call can be made with. A plain callable may return an awaitable, so that shows only later."""
     if not callable(send):
-        raise TypeError(f"Batcher({send!r}): an async function of a list of items is needed")
+        raise TypeError(f"Batcher({repr_of(send)}): an async function of a list of items is needed")
     if kind_of(send) in {"generator", "context", "async context"}:
         raise TypeError(
             f"Batcher({name_of(send)}): send must be an async function or an async generator function, "
@@ -175,7 +176,9 @@ def judge_of(split_on: SplitOn | None) -> Callable[[Exception], bool]:
         given: tuple[Any, ...] = split_on if isinstance(split_on, tuple) else (split_on,)
         for kind in given:
             if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-                raise TypeError(f"Batcher(split_on={split_on!r}): exception types, or a function of the exception")
+                raise TypeError(
+                    f"Batcher(split_on={repr_of(split_on)}): exception types, or a function of the exception"
+                )
         return lambda error: issubclass(type(error), given)
     check_plain("Batcher", "split_on", split_on)
     judge: Callable[[Exception], bool] = split_on

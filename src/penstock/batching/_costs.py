@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from penstock import _numbers
 from penstock._introspect import check_answer, check_plain
-from penstock._user_errors import repr_of
+from penstock._text import repr_of
 from penstock.errors import MissingUnit, Unsatisfiable
 
 if TYPE_CHECKING:
@@ -25,12 +25,14 @@ SLACK = 1 + 1e-12
 def read_max_cost(given: Any) -> Cost:
     """Read `max_cost`: an amount per unit, above 0 and finite."""
     if given is not None and not isinstance(given, Mapping):
-        raise ValueError(f'Batcher(max_cost={given!r}): a mapping of units to amounts, such as {{"tokens": 8000}}')
+        raise ValueError(
+            f'Batcher(max_cost={repr_of(given)}): a mapping of units to amounts, such as {{"tokens": 8000}}'
+        )
     read: Cost = {}
     for unit, most in (given or {}).items():
         amount = _numbers.amount(most)
         if not amount:
-            raise ValueError(f"max_cost must be a finite number of {unit} above 0, not {most!r}")
+            raise ValueError(f"max_cost must be a finite number of {unit} above 0, not {repr_of(most)}")
         read[unit] = amount
     return read
 
@@ -63,7 +65,7 @@ def cost_function(cost: Any, max_cost: Cost, limiter: Limiter | None) -> Callabl
             ]
         if len(units) != 1:
             raise TypeError(
-                f"cost returned {amount!r} for an item, and the units are {', '.join(units) or 'none'}: "
+                f"cost returned {repr_of(amount)} for an item, and the units are {', '.join(units) or 'none'}: "
                 "return {unit: amount}"
             )
         return {units[0]: amount}
@@ -89,7 +91,7 @@ def price(item: object, given: Mapping[str, Any], max_cost: Cost) -> Cost:
         amount = said if type(said) is int and 0 <= said < 2**63 else _numbers.amount(said)
         if amount is None:
             check_answer("Batcher", "cost", said)
-            raise ValueError(f"the cost of an item must be a finite number of {unit}, 0 or more, not {said!r}")
+            raise ValueError(f"the cost of an item must be a finite number of {unit}, 0 or more, not {repr_of(said)}")
         cost[unit] = amount
         most = max_cost.get(unit)
         if most is not None:

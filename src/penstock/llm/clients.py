@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 from penstock import Limiter
 from penstock._introspect import check_plain
 from penstock._numbers import Seconds
+from penstock._text import repr_of
 from penstock._validation import read_wait
 from penstock.events import Refused, ServiceEvent
 from penstock.llm import tables
@@ -173,7 +174,7 @@ def limits_of(client: Any) -> Mapping[str, Endpoint]:
         endpoints: Endpoints | Accounts | None = endpoints_under(inner)
         if endpoints is not None:
             return endpoints.made()
-    raise ValueError(f"{client!r} is not limited: give limits_of what limit_client returned")
+    raise ValueError(f"{repr_of(client)} is not limited: give limits_of what limit_client returned")
 
 
 def _limited(client: Any, rules: Rules) -> Any:
@@ -256,7 +257,7 @@ def rules_for(
         rule = _COSTS[cost]
     else:
         raise ValueError(
-            f"cost must be one of {', '.join(map(repr, _COSTS))}, or a function of path and body, not {cost!r}"
+            f"cost must be one of {', '.join(map(repr, _COSTS))}, or a function of path and body, not {repr_of(cost)}"
         )
     endpoints, endpoint_of = _endpoints(limits, tier, account, store)
     answers = _Answers(total=cost == "total", estimates=not callable(cost))
@@ -351,7 +352,9 @@ def _endpoints(
         raise ValueError("give one of limits=, tier= and account=: they would contradict each other")
     if store is not None:
         if not isinstance(store, Store | MemoryStore):
-            raise TypeError(f"store must be a SQLiteStore, a RedisStore or another store, or None, not {store!r}")
+            raise TypeError(
+                f"store must be a SQLiteStore, a RedisStore or another store, or None, not {repr_of(store)}"
+            )
         if limits not in (None, "auto") or tier is not None or account is not None:
             raise ValueError(
                 'store= is where limits that are learned are kept, limits="auto": for limits of yours, give a Limiter '
@@ -381,15 +384,15 @@ def _endpoints(
         check_plain("limit_client", "limits", limits)
         of = by_limiter(limits)
         return Endpoints(nothing_to_see), lambda request, _: of(request)
-    raise ValueError(f'limits must be a Limiter, a function that returns one, or "auto", not {limits!r}')
+    raise ValueError(f'limits must be a Limiter, a function that returns one, or "auto", not {repr_of(limits)}')
 
 
 def checked_account(account: str | None, tier: str | None) -> str:
     """The tier or the account that was asked for, once the table of its kind has it."""
     if tier is not None and tier not in tables.tiers():
-        raise ValueError(f"there is no tier {tier!r}: there are {', '.join(tables.tiers())}")
+        raise ValueError(f"there is no tier {repr_of(tier)}: there are {', '.join(tables.tiers())}")
     if account is not None and account not in tables.accounts():
-        raise ValueError(f"there is no account {account!r}: there are {', '.join(tables.accounts())}")
+        raise ValueError(f"there is no account {repr_of(account)}: there are {', '.join(tables.accounts())}")
     chosen = tier or account
     assert chosen is not None
     return chosen

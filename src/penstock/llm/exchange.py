@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock import clock
 from penstock._numbers import exact, show_seconds, span
+from penstock._text import repr_of
 from penstock._turn import Turn, turn_here
 from penstock.errors import CostError, PenstockError, RateLimited, Unsatisfiable
 from penstock.llm import headers as _headers
@@ -519,7 +520,7 @@ def checked_pause(max_pause: Any) -> float:
     Raises:
         ValueError: It is no span of 0 or more.
     """
-    return span(f"max_pause={max_pause!r}", max_pause, zero=True, forever=True)
+    return span(f"max_pause={repr_of(max_pause)}", max_pause, zero=True, forever=True)
 
 
 def checked_cost(cost: Any) -> Mapping[str, float] | None:
@@ -534,7 +535,7 @@ def checked_cost(cost: Any) -> Mapping[str, float] | None:
     if any(amount is None for amount in amounts.values()):
         raise CostError(
             f'cost= must return a number per unit, such as {{"tokens": 12}}, or None for a request that is not '
-            f"limited, not {cost!r}"
+            f"limited, not {repr_of(cost)}"
         )
     return {unit: amount for unit, amount in amounts.items() if amount is not None}
 

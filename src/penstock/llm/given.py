@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from penstock import Limit, Limiter
+from penstock._text import repr_of
 from penstock.errors import PenstockError
 from penstock.llm import tables
 from penstock.llm.discovered import DiscoveredEndpoint
@@ -148,7 +149,7 @@ def by_limiter(limiter_of: Callable[[Any], Any]) -> Callable[[Any], Endpoint | N
         if not isinstance(limiter, Limiter):
             if inspect.iscoroutine(limiter):
                 limiter.close()  # or it would warn that it was never awaited
-            raise NoLimiter(f"the function must return a Limiter, or None for no limit, not {limiter!r}")
+            raise NoLimiter(f"the function must return a Limiter, or None for no limit, not {repr_of(limiter)}")
         state = (limiter._caller.enforce, *limiter._backend.parts)
         endpoint = known.get(state)
         if endpoint is None:

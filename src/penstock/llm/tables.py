@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from penstock._text import repr_of
 from penstock.limits import Rate, per_day, per_minute
 
 __all__ = ["Row", "accounts", "family", "lookup", "tiers"]
@@ -70,7 +71,7 @@ def lookup(model: str, account: str) -> Row:
     if account in accounts():
         return _of_guide(base, model, account)
     raise ValueError(
-        f"there is no account {account!r}: the guide of {_table()['guide']['date']} has {_list(accounts())}, "
+        f"there is no account {repr_of(account)}: the guide of {_table()['guide']['date']} has {_list(accounts())}, "
         f"and the usage tiers of today are {_list(tiers())}"
     )
 
@@ -81,7 +82,7 @@ def _of_tier(base: str, model: str, tier: str) -> Row:
     row = models.get(base) or models.get(family(model))
     if row is None:
         raise ValueError(
-            f"no limits are known for {model!r} in {tier}: there are some for {_list(models)}. "
+            f"no limits are known for {repr_of(model)} in {tier}: there are some for {_list(models)}. "
             f'Write them down as a Limiter, or let limits="auto" learn them'
         )
     at = published["names"].index(tier)
@@ -103,7 +104,7 @@ def _of_guide(base: str, model: str, account: str) -> Row:
         beginning = max((name for name in kinds if base.startswith(name)), key=len, default=None)
         if beginning is None:
             raise ValueError(
-                f"no limits are known for {model!r} in the guide of {guide['date']}: it has "
+                f"no limits are known for {repr_of(model)} in the guide of {guide['date']}: it has "
                 f"{_list([*guide['models'], *(name + '…' for name in kinds)])}. For newer models give a usage tier "
                 f'({_list(tiers())}), a Limiter, or let limits="auto" learn them'
             )

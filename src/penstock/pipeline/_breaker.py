@@ -11,6 +11,7 @@ from penstock._core.breaker import Breaker, Ticket
 from penstock._introspect import check_plain, name_of, show_defaults
 from penstock._numbers import Seconds, read_count, read_number, show_seconds, span
 from penstock._retry_after import retry_after
+from penstock._text import repr_of
 from penstock._user_errors import On, check_on, seconds_asked, shown_on, verdict
 from penstock.errors import CircuitOpen
 from penstock.pipeline._layers import watched
@@ -70,13 +71,15 @@ class circuit_breaker(SharedState):  # noqa: N801 - used like a function
             ("probes", probes, "how many calls must succeed to close it"),
         ):
             if read_count(given) is None:
-                raise ValueError(f"circuit_breaker({name}={given!r}): {what}, 1 or more")
+                raise ValueError(f"circuit_breaker({name}={repr_of(given)}): {what}, 1 or more")
         share = read_number(ratio)
         if share is None or not 0 <= share <= 1:
-            raise ValueError(f"circuit_breaker(ratio={ratio!r}): the share of calls that must have failed, from 0 to 1")
-        window = span(f"circuit_breaker(window={window!r})", window)
-        open_for = span(f"circuit_breaker(open_for={open_for!r})", open_for)
-        self._max_open = span(f"circuit_breaker(max_open={max_open!r})", max_open, forever=True)
+            raise ValueError(
+                f"circuit_breaker(ratio={repr_of(ratio)}): the share of calls that must have failed, from 0 to 1"
+            )
+        window = span(f"circuit_breaker(window={repr_of(window)})", window)
+        open_for = span(f"circuit_breaker(open_for={repr_of(open_for)})", open_for)
+        self._max_open = span(f"circuit_breaker(max_open={repr_of(max_open)})", max_open, forever=True)
         self._breaker = Breaker(int(failures), share, window, open_for, int(probes))
         self._on = on
         self._hint = hint

@@ -15,7 +15,8 @@ from penstock import clock
 from penstock._concurrency.shared_state import SharedState
 from penstock._concurrency.tasks import sleep
 from penstock._numbers import Seconds, read_count, span
-from penstock._user_errors import add_notes, repr_of
+from penstock._text import repr_of
+from penstock._user_errors import add_notes
 from penstock.pipeline._layers import check_async
 from penstock.retry import Budget
 
@@ -63,18 +64,18 @@ class hedge(SharedState):  # noqa: N801 - used like a function
             match = re.fullmatch(r"p(\d+(?:\.\d+)?)", after)
             self.percentile = float(match[1]) / 100 if match else math.nan
             if not 0 < self.percentile < 1:
-                raise ValueError(f'hedge({after!r}): a number of seconds, or a percentile such as "p95"')
+                raise ValueError(f'hedge({repr_of(after)}): a number of seconds, or a percentile such as "p95"')
         else:
-            after = span(f"hedge({after!r})", after, zero=True)
+            after = span(f"hedge({repr_of(after)})", after, zero=True)
         if read_count(samples, self.ENOUGH) is None:
             raise ValueError(
-                f"hedge(samples={samples!r}): {self.ENOUGH} or more; fewer say little about how long calls take"
+                f"hedge(samples={repr_of(samples)}): {self.ENOUGH} or more; fewer say little about how long calls take"
             )
         if budget is not None and not isinstance(budget, Budget):
-            raise TypeError(f"hedge(budget={budget!r}): a Budget(...), or None")
+            raise TypeError(f"hedge(budget={repr_of(budget)}): a Budget(...), or None")
         self.after: str | float = after
         self.initial: float | None = (
-            None if initial is None else span(f"hedge(initial={initial!r})", initial, zero=True)
+            None if initial is None else span(f"hedge(initial={repr_of(initial)})", initial, zero=True)
         )
         self.budget: Budget | None = budget
         self._durations: deque[float] = deque(maxlen=min(samples, self.MOST))

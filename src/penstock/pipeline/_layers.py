@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeVar
 
 from penstock._introspect import decorable_kind, kind_of, name_of
 from penstock._run_inside import run_inside
+from penstock._text import repr_of
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -28,7 +29,7 @@ _BLOCK_HAS_RUN = (
 
 def refuse(layer: object, fn: Callable[..., Any], why: str) -> NoReturn:
     """Raise the error of a layer that cannot be put around a function."""
-    raise TypeError(f"{layer!r} cannot be put around {name_of(fn)}, which is {_KINDS[kind_of(fn)]}: {why}")
+    raise TypeError(f"{repr_of(layer)} cannot be put around {name_of(fn)}, which is {_KINDS[kind_of(fn)]}: {why}")
 
 
 def check_async(layer: object, fn: Callable[..., Any], why: str) -> None:

@@ -11,7 +11,8 @@ from penstock import _log
 from penstock._introspect import check_plain, show_defaults
 from penstock._numbers import Seconds, show, show_seconds, span
 from penstock._retry_after import retry_after
-from penstock._user_errors import On, check_on, repr_of, seconds_asked, shown_on, verdict
+from penstock._text import repr_of
+from penstock._user_errors import On, check_on, seconds_asked, shown_on, verdict
 from penstock.pipeline._layers import watched
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -57,13 +58,13 @@ class pausing:  # noqa: N801 - used like a function
         max_pause: Seconds = 3600,
     ) -> None:
         if not callable(getattr(limiter, "pause", None)):
-            raise TypeError(f"pausing({limiter!r}): give the limiter itself, which can be paused")
+            raise TypeError(f"pausing({repr_of(limiter)}): give the limiter itself, which can be paused")
         check_on("pausing", on)
         check_plain("pausing", "hint", hint)
         self._limiter = limiter
         self._on = on
         self._hint = hint
-        self._max_pause = span(f"pausing(max_pause={max_pause!r})", max_pause, forever=True)
+        self._max_pause = span(f"pausing(max_pause={repr_of(max_pause)})", max_pause, forever=True)
         self._warned = False
 
     def __call__(self, fn: _F, /) -> _F:

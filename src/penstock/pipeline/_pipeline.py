@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, cast
 
 from penstock._introspect import decorable_kind, kind_of, name_of, refuse_awaitable, to_be_awaited
 from penstock._run_inside import run_inside
+from penstock._text import repr_of
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -26,8 +27,9 @@ class Pipeline:
     Pipelines nest: one inside another counts as its layers.
 
     Args:
-        layers: Decorators of a function, or context managers to enter around every call (async ones for async
-            functions).
+        around: The layers: decorators of a function, or context managers to enter around every call (async ones for
+            async functions).
+        layers: More of them, inside the others: what `dataclasses.replace(pipeline, layers=...)` gives.
 
     Raises:
         TypeError: A layer is neither.
@@ -41,12 +43,13 @@ class Pipeline:
 
     _penstock_kind: ClassVar[str] = "pipeline"
 
-    def __init__(self, *layers: Any) -> None:
-        flat = tuple(part for layer in layers for part in (layer.layers if isinstance(layer, Pipeline) else (layer,)))
+    def __init__(self, *around: Any, layers: Iterable[Any] = ()) -> None:
+        given = *around, *layers
+        flat = tuple(part for layer in given for part in (layer.layers if isinstance(layer, Pipeline) else (layer,)))
         for number, layer in enumerate(flat, 1):
             if not callable(layer) and not isinstance(layer, AbstractAsyncContextManager | AbstractContextManager):
                 raise TypeError(
-                    f"layer {number} of the pipeline, {layer!r}, is neither a decorator nor a context manager"
+                    f"layer {number} of the pipeline, {repr_of(layer)}, is neither a decorator nor a context manager"
                 )
         object.__setattr__(self, "layers", flat)
         kinds = [getattr(layer, "_penstock_kind", "") for layer in flat]
@@ -73,7 +76,7 @@ class Pipeline:
             inner, wrapped = wrapped, (layer(wrapped) if callable(layer) else _entered_around(layer, wrapped))
             if not callable(wrapped):
                 raise TypeError(
-                    f"layer {number} of the pipeline, {_shown(layer)}, made {wrapped!r} of {name_of(inner)}: "
+                    f"layer {number} of the pipeline, {_shown(layer)}, made {repr_of(wrapped)} of {name_of(inner)}: "
                     "a decorator returns a function"
                 )
         return cast("_F", wrapped)
@@ -89,9 +92,9 @@ class Pipeline:
 
 def _shown(layer: object) -> str:
     if not callable(layer):
-        shown = repr(layer)
+        shown = repr_of(layer)
         return type(layer).__qualname__ if shown.startswith("<") else shown
-    return name_of(layer) if hasattr(layer, "__qualname__") or isinstance(layer, functools.partial) else repr(layer)
+    return name_of(layer) if hasattr(layer, "__qualname__") or isinstance(layer, functools.partial) else repr_of(layer)
 
 
 def _entered_around(manager: Any, fn: _F) -> _F:

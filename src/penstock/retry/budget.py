@@ -9,6 +9,7 @@ from penstock import clock
 from penstock._concurrency.shared_state import SharedState
 from penstock._core.budget import Credit, RatioCredit, TokenCredit
 from penstock._numbers import Seconds, read_number, span
+from penstock._text import repr_of
 
 
 class Budget(SharedState):
@@ -39,7 +40,7 @@ class Budget(SharedState):
     _credit: Credit
 
     def __init__(self, ratio: float = 0.2, floor: float = 10, ttl: Seconds = 10) -> None:
-        seconds = span(f"Budget(ttl={ttl!r})", ttl)
+        seconds = span(f"Budget(ttl={repr_of(ttl)})", ttl)
         ratio, floor = _number("Budget", "ratio", ratio), _number("Budget", "floor", floor)
         self._credit = RatioCredit(ratio, floor, seconds)
         self._shown = f"Budget(ratio={ratio:g}, floor={floor:g}, ttl={seconds:g})"
@@ -89,5 +90,5 @@ class Budget(SharedState):
 def _number(where: str, name: str, value: object) -> float:
     number = read_number(value)
     if number is None:
-        raise ValueError(f"{where}({name}={value!r}): a number is needed")
+        raise ValueError(f"{where}({name}={repr_of(value)}): a number is needed")
     return number

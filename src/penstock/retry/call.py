@@ -19,8 +19,8 @@ from penstock import _log, clock
 from penstock._concurrency.parking import loop_running_here
 from penstock._core.backoff import spread
 from penstock._numbers import read_seconds, show_seconds
-from penstock._retry_after import ENDS_A_PROGRAM
-from penstock._user_errors import repr_of, seconds_asked, verdict, verdict_of
+from penstock._text import ENDS_A_PROGRAM, repr_of
+from penstock._user_errors import seconds_asked, verdict, verdict_of
 from penstock.errors import AttemptTimeout, WouldBlockEventLoop
 from penstock.events import AttemptStarted, GaveUp, Reason, RetryScheduled, Succeeded, emit
 from penstock.retry.arguments import consumed_argument
@@ -235,7 +235,9 @@ class Call:
         answer = backoff.delay(self.number - 1, self.drawn, draw())
         drawn = read_seconds(answer)
         if drawn is None or drawn < 0:
-            raise ValueError(f"{backoff!r} asked for a wait of {answer!r} s: a wait is a number of seconds, 0 or more")
+            raise ValueError(
+                f"{repr_of(backoff)} asked for a wait of {repr_of(answer)} s: a wait is a number of seconds, 0 or more"
+            )
         self.drawn = drawn
         return min(drawn, LONGEST_WAIT)
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, ClassVar, ParamSpec, TypeVar, cast, overload
 
 from penstock._introspect import GENERATORS, decorable_kind, kind_of, name_of, refuse_awaitable
+from penstock._text import repr_of
 from penstock.retry.attempt import Attempt, Attempts
 from penstock.retry.call import Call
 from penstock.retry.functions import PLAIN, call_async, call_sync
@@ -199,7 +200,8 @@ def _check_callable(fn: object) -> None:
     if not callable(fn):
         refuse_awaitable(
             fn,
-            f"{fn!r} cannot be called again: give the function and its arguments apart, as retry.call(fetch, url)",
+            f"{repr_of(fn)} cannot be called again: give the function and its arguments apart, as "
+            "retry.call(fetch, url)",
         )
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from penstock import _log
 from penstock._numbers import number_of, show_seconds
-from penstock._retry_after import ENDS_A_PROGRAM, attribute_of
+from penstock._retry_after import attribute_of
+from penstock._text import ENDS_A_PROGRAM
 from penstock._user_errors import add_notes
 from penstock.events import Reason
 from penstock.retry.settings import RetrySettings

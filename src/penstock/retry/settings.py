@@ -11,6 +11,7 @@ from penstock._core.backoff import Backoff, exponential
 from penstock._introspect import check_plain, name_of, show_defaults
 from penstock._numbers import Seconds, read_count, read_flag, span
 from penstock._retry_after import retry_after
+from penstock._text import repr_of
 from penstock._user_errors import On, check_on, shown_on
 from penstock.events import RetryEvent
 from penstock.retry.budget import Budget
@@ -48,13 +49,13 @@ class RetrySettings:
         _check_parts(self.backoff, self.budget)
         if self.attempts is not None and read_count(self.attempts) is None:
             raise ValueError(
-                f"Retry(attempts={self.attempts!r}): a whole number from 1, the first attempt included; or None"
+                f"Retry(attempts={repr_of(self.attempts)}): a whole number from 1, the first attempt included; or None"
             )
         object.__setattr__(self, "nested", read_flag("nested", self.nested))
         for name in ("within", "attempt_timeout", "max_hint"):
             given = getattr(self, name)
             if given is not None:
-                seconds = span(f"Retry({name}={given!r})", given, zero=name == "max_hint", forever=True)
+                seconds = span(f"Retry({name}={repr_of(given)})", given, zero=name == "max_hint", forever=True)
                 object.__setattr__(self, name, seconds)
 
     @property
@@ -69,7 +70,7 @@ class RetrySettings:
             f"on={shown_on(self.on)}",
             f"attempts={self.attempts}",
             f"within={self.within}",
-            f"backoff={self.backoff!r}",
+            f"backoff={repr_of(self.backoff)}",
         ]
         shown += [
             f"{name}={name_of(value) if callable(value) else repr(value)}"
@@ -95,9 +96,9 @@ _SHOWN_IF_SET: tuple[tuple[str, object], ...] = (
 def _check_parts(backoff: object, budget: object) -> None:
     """Refuse a wrong backoff or budget where it is written, and not at the first failure."""
     if not isinstance(backoff, Backoff):
-        shown = name_of(backoff) if callable(backoff) else repr(backoff)
+        shown = name_of(backoff) if callable(backoff) else repr_of(backoff)
         raise TypeError(
             f"Retry(backoff={shown}): exponential(...), constant(...), or an object with `delay` and `jitter`"
         )
     if budget is not None and not isinstance(budget, Budget):
-        raise TypeError(f"Retry(budget={budget!r}): a Budget(...), or None")
+        raise TypeError(f"Retry(budget={repr_of(budget)}): a Budget(...), or None")

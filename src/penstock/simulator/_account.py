@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from penstock import clock
 from penstock._numbers import read_count
+from penstock._text import repr_of
 from penstock.limits import Rate, Sliding
 from penstock.simulator import _replies
 from penstock.simulator._dialects import Shown, error_in, headers_in, hints_in
@@ -244,7 +245,7 @@ class Account:
         if not 0 <= times <= _MOST_FAULTS:
             raise ValueError(f"times must be a number of requests, 0 to {_MOST_FAULTS}, not {times}")
         if fault not in FAULTS:
-            raise ValueError(f"there is no fault {fault!r}: use one of {', '.join(FAULTS)}")
+            raise ValueError(f"there is no fault {repr_of(fault)}: use one of {', '.join(FAULTS)}")
         with self._lock:
             self._injected.extend([fault] * times)
 

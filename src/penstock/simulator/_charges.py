@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from penstock._text import repr_of
 from penstock.simulator import _replies
 from penstock.simulator._simulation import Charge
 
@@ -48,7 +49,7 @@ def charge_rule(text: str) -> Charge:
         factor = 0.0
     if rule is None or not 0 < factor < math.inf:
         raise ValueError(
-            f"there is no charge {text!r}: use one of {', '.join(CHARGES)}, or one of them like 'input*1.15'"
+            f"there is no charge {repr_of(text)}: use one of {', '.join(CHARGES)}, or one of them like 'input*1.15'"
         )
     if factor == 1.0:
         return rule

@@ -9,6 +9,8 @@ import math
 from email.utils import formatdate
 from fractions import Fraction
 
+from penstock._text import repr_of
+
 
 def format_duration(seconds: float | Fraction) -> str:
     """Write a duration like Go's `time.Duration`, cut to milliseconds.
@@ -20,7 +22,7 @@ def format_duration(seconds: float | Fraction) -> str:
         ValueError: It is below 0 or not finite.
     """
     if not (math.isfinite(seconds) and seconds >= 0):
-        raise ValueError(f"a duration must be a finite number of seconds, 0 or more, not {seconds!r}")
+        raise ValueError(f"a duration must be a finite number of seconds, 0 or more, not {repr_of(seconds)}")
     exact = Fraction(repr(seconds)) if isinstance(seconds, float) else Fraction(seconds)
     return format_milliseconds(math.floor(exact * 1000))
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, Protocol
 
+from penstock._text import repr_of
 from penstock.limits import Rate, Sliding
 from penstock.simulator._buckets import Bucket
 
@@ -35,7 +36,9 @@ class Window:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.amount) and self.amount > 0 and math.isfinite(self.per) and self.per > 0):
-            raise ValueError(f"a window needs a finite amount and length above 0, not {self.amount!r} and {self.per!r}")
+            raise ValueError(
+                f"a window needs a finite amount and length above 0, not {repr_of(self.amount)} and {repr_of(self.per)}"
+            )
 
     @property
     def burst(self) -> float:

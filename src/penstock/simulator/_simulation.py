@@ -9,6 +9,7 @@ from random import Random
 from typing import Any, Literal, get_args
 
 from penstock import limits
+from penstock._text import repr_of
 from penstock.limits import Rate, Sliding
 from penstock.simulator import _replies
 from penstock.simulator._dialects import DIALECTS, Dialect
@@ -80,7 +81,7 @@ class Latency:
         for each in fields(self):
             value = getattr(self, each.name)
             if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"latency: {each.name} must be a finite number, 0 or more, not {value!r}")
+                raise ValueError(f"latency: {each.name} must be a finite number, 0 or more, not {repr_of(value)}")
 
     def draw(self, random: Random) -> float:
         """Seconds until the first token of one request."""
@@ -122,7 +123,9 @@ class Faults:
             raise ValueError(f"faults are probabilities, each in 0..1 and together at most 1, not {odds}")
         after = self.insufficient_quota_after
         if after is not None and (after < 0 or after % 1 != 0):
-            raise ValueError(f"insufficient_quota_after must be a whole number of requests, 0 or more, not {after!r}")
+            raise ValueError(
+                f"insufficient_quota_after must be a whole number of requests, 0 or more, not {repr_of(after)}"
+            )
 
     def draw(self, random: Random) -> Fault | None:
         """The fault of one request, if it has one."""
@@ -159,10 +162,12 @@ class Change:
         if not (0 <= self.at <= 1e9 and 1e-6 <= self.factor <= 1e6):
             raise ValueError(
                 "a change needs a moment of 0 or more, at most a billion seconds, and a factor of a millionth to a "
-                f"million, not {self.at!r} and {self.factor!r}"
+                f"million, not {repr_of(self.at)} and {repr_of(self.factor)}"
             )
         if self.unit not in (None, *get_args(Unit)):
-            raise ValueError(f"a change is of {', '.join(get_args(Unit))}, or of all of them, not of {self.unit!r}")
+            raise ValueError(
+                f"a change is of {', '.join(get_args(Unit))}, or of all of them, not of {repr_of(self.unit)}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +232,7 @@ class Batches:
         for name in ("validating", "duration", "per_row", "finalizing", "window"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"batches: {name} must be a finite number of seconds, 0 or more, not {value!r}")
+                raise ValueError(f"batches: {name} must be a finite number of seconds, 0 or more, not {repr_of(value)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,17 +308,19 @@ class Simulation:
 
     def __post_init__(self) -> None:
         if self.dialect not in DIALECTS:
-            raise ValueError(f"simulation: there is no dialect {self.dialect!r}: use one of {', '.join(DIALECTS)}")
+            raise ValueError(
+                f"simulation: there is no dialect {repr_of(self.dialect)}: use one of {', '.join(DIALECTS)}"
+            )
         for name in ("requests", "tokens", "output", "images"):
             object.__setattr__(self, name, _limits(name, getattr(self, name)))
         if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
             raise ValueError(
-                f"simulation: tolerance must be a finite number of seconds, 0 or more, not {self.tolerance!r}"
+                f"simulation: tolerance must be a finite number of seconds, 0 or more, not {repr_of(self.tolerance)}"
             )
         for name in ("output_tokens", "dimensions", "concurrency", "context_length"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"simulation: {name} must be a whole number, 1 or more, not {value!r}")
+                raise ValueError(f"simulation: {name} must be a whole number, 1 or more, not {repr_of(value)}")
 
     @property
     def limits(self) -> dict[Unit, tuple[SimulatedLimit, ...]]:
@@ -333,7 +340,7 @@ def _limits(unit: str, given: Given | Sequence[Given] | None) -> tuple[Simulated
         if not isinstance(inner, Rate | Sliding | Window):
             raise ValueError(
                 f'simulation: {unit} must be a Rate or a string such as "3500/min", '
-                f"a Window, sliding(…), one of these in Hidden(…), or a list of them, not {each!r}"
+                f"a Window, sliding(…), one of these in Hidden(…), or a list of them, not {repr_of(each)}"
             )
         found.append(limit)
     return tuple(found)

@@ -28,6 +28,7 @@ from penstock._core import ledger
 from penstock._core.lease import working
 from penstock._core.windows import period_around
 from penstock._numbers import Seconds, read_number, read_seconds
+from penstock._text import repr_of
 from penstock._validation import check_hook
 from penstock.errors import StoreError, Unreachable
 from penstock.limits import Calendar, InFlight, Limit, Rate, Sliding
@@ -159,7 +160,8 @@ def _plain(unit: str, limit: Limit) -> list[Any]:
     if isinstance(limit, InFlight):
         return ["in flight", limit.amount, limit.ttl]
     raise ValueError(
-        f"{unit}: a shared store cannot count {limit!r}, whose meter lives in one process. Use a Rate, calendar(), "
+        f"{unit}: a shared store cannot count {repr_of(limit)}, whose meter lives in one process. Use a Rate, "
+        "calendar(), "
         "sliding() or in_flight(), or keep this limiter in memory"
     )
 
@@ -219,7 +221,8 @@ def seconds_of(option: str, value: Any, *, zero: bool = False) -> float:
     if seconds is None or not (0 < seconds <= MOST_SECONDS or (zero and seconds == 0)):
         least = "0" if zero else "above 0"
         raise ValueError(
-            f"{option} must be a number of seconds, {least} to {MOST_SECONDS:,.0f}, or a timedelta, not {value!r}"
+            f"{option} must be a number of seconds, {least} to {MOST_SECONDS:,.0f}, or a timedelta, not "
+            f"{repr_of(value)}"
         )
     return float(seconds)
 
@@ -232,7 +235,7 @@ def _is_one_of(value: Any, *words: str) -> bool:
 def begins_empty(on_state_loss: str) -> bool:
     """Whether rows that are not there count as used up, as `on_state_loss=` says."""
     if not _is_one_of(on_state_loss, "full", "empty"):
-        raise ValueError(f'on_state_loss must be "full" or "empty", not {on_state_loss!r}')
+        raise ValueError(f'on_state_loss must be "full" or "empty", not {repr_of(on_state_loss)}')
     return on_state_loss == "empty"
 
 
@@ -354,7 +357,7 @@ class Store(ABC):
         self.place_ttl: float = seconds_of("place_ttl", place_ttl)
         self.patience: float = seconds_of("patience", patience, zero=True)
         if not _is_one_of(on_outage, "raise", "share", "open"):
-            raise ValueError(f'on_outage must be "raise", "share" or "open", not {on_outage!r}')
+            raise ValueError(f'on_outage must be "raise", "share" or "open", not {repr_of(on_outage)}')
         if (share is not None) != (on_outage == "share"):
             raise ValueError(
                 'share= goes with on_outage="share", which needs it: 1/n where n processes share the limits'
@@ -362,7 +365,7 @@ class Store(ABC):
         part = None if share is None else read_number(share)
         if share is not None and not (part is not None and 0 < part <= 1):
             raise ValueError(
-                f"share must be a part of 1, such as 1/4 where four processes share the limits, not {share!r}"
+                f"share must be a part of 1, such as 1/4 where four processes share the limits, not {repr_of(share)}"
             )
         check_hook(on_event)
         self.on_outage = on_outage

@@ -25,6 +25,7 @@ from weakref import ref
 
 from penstock._introspect import why_not_plain
 from penstock._numbers import Seconds
+from penstock._text import repr_of
 from penstock.errors import StoreError
 from penstock.stores._redis_errors import explain
 from penstock.stores._redis_server import ask, let_go, server_at, server_of
@@ -83,23 +84,26 @@ class _Script:
 def _prefix_of(prefix: Any) -> str:
     """The prefix of all keys; ValueError where no key can begin with it."""
     if not isinstance(prefix, str):
-        raise ValueError(f"prefix must be a text, which all keys begin with, not {prefix!r}")
+        raise ValueError(f"prefix must be a text, which all keys begin with, not {repr_of(prefix)}")
     if "{" in prefix or "}" in prefix:
         raise ValueError(
-            f"the prefix {prefix!r} has a brace, which would tell Redis Cluster where to put it: use other characters"
+            f"the prefix {repr_of(prefix)} has a brace, which would tell Redis Cluster where to put it: use "
+            "other characters"
         )
     try:
         prefix.encode()
     except UnicodeEncodeError:
         raise ValueError(
-            f"the prefix {prefix!r} has a lone surrogate, which no server can keep: use other characters"
+            f"the prefix {repr_of(prefix)} has a lone surrogate, which no server can keep: use other characters"
         ) from None
     return prefix
 
 
 def _check_group(group: Any) -> None:
     if group is not None and (not callable(group) or why_not_plain(group)):
-        raise ValueError(f"group must be a plain function of a limiter's name that returns a text, not {group!r}")
+        raise ValueError(
+            f"group must be a plain function of a limiter's name that returns a text, not {repr_of(group)}"
+        )
 
 
 class RedisStore(Store):
@@ -438,7 +442,7 @@ class _Subscriber:
         self._store = ref(store)
         self._on_announced = on_announced
         self._missed = False
-        threading.Thread(target=self._run, name=f"penstock hears {store!r}", daemon=True).start()
+        threading.Thread(target=self._run, name=f"penstock hears {repr_of(store)}", daemon=True).start()
 
     def stop(self) -> None:
         """Tell the thread to end."""

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock import clock
+from penstock._text import repr_of
 from penstock.errors import StoreError
 from penstock.stores.contract import (
     CHANCE,
@@ -106,7 +107,7 @@ def _file_and_size(path: str, *, follows: bool = True) -> tuple[_FileId, int]:
 def _path_of(path: Any) -> Path:
     """The path, whatever the current directory will be; ValueError where no file can have it."""
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
-        raise ValueError(f"path must be the path of a file, a text or an os.PathLike, not {path!r}")
+        raise ValueError(f"path must be the path of a file, a text or an os.PathLike, not {repr_of(path)}")
     if os.fspath(path) == ":memory:":
         raise ValueError(
             "SQLiteStore needs a file, which other processes can open: for this process alone, leave store= out"

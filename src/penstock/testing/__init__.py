@@ -32,6 +32,7 @@ import anyio
 
 from penstock import clock
 from penstock._numbers import read_count
+from penstock._text import repr_of
 from penstock.retry.call import fast_attempts
 from penstock.testing import _loops
 from penstock.testing._clocks import NEW_YEAR, ManualClock, Patience, VirtualTime
@@ -131,7 +132,7 @@ def fast_retries(attempts: int = 2) -> Iterator[None]:
     """
     count = read_count(attempts)
     if count is None:
-        raise ValueError(f"a call takes at least one attempt: attempts={attempts!r}")
+        raise ValueError(f"a call takes at least one attempt: attempts={repr_of(attempts)}")
     token = fast_attempts.set(count)
     try:
         yield

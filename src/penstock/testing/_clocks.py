@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import anyio
 
 from penstock._numbers import Seconds, span
+from penstock._text import repr_of
 
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 """What the calendar shows when virtual time begins, unless the test says otherwise."""
@@ -34,15 +35,15 @@ class ManualClock:
 
         Timers that became due fire when the event loop runs again.
         """
-        self._now += span(f"advance({seconds!r})", seconds, zero=True)
+        self._now += span(f"advance({repr_of(seconds)})", seconds, zero=True)
 
     def set_wall(self, moment: datetime) -> None:
         """Let the calendar show `moment` from here on, as an operator or a time server would. `now` does not move."""
         if not isinstance(moment, datetime):
-            raise ValueError(f"a moment of the calendar is a datetime with a tzinfo, not {moment!r}")
+            raise ValueError(f"a moment of the calendar is a datetime with a tzinfo, not {repr_of(moment)}")
         if moment.tzinfo is None:
             raise ValueError(
-                f"{moment!r} names a different moment in each time zone: give it a tzinfo, such as datetime.UTC"
+                f"{repr_of(moment)} names a different moment in each time zone: give it a tzinfo, such as datetime.UTC"
             )
         self._wall_at_zero = moment.timestamp() - self._now
 
@@ -73,7 +74,7 @@ class Patience:
     def __post_init__(self) -> None:
         for name in ("threads", "sockets"):
             value = getattr(self, name)
-            object.__setattr__(self, name, span(f"Patience({name}={value!r})", value, zero=True))
+            object.__setattr__(self, name, span(f"Patience({name}={repr_of(value)})", value, zero=True))
 
 
 class VirtualTime(ManualClock):

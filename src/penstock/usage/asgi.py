@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from penstock import clock
+from penstock._text import repr_of
 from penstock.permit import Permit
 from penstock.usage.quota import Quota, QuotaExceeded
 from penstock.usage.quotas import Quotas
@@ -175,7 +176,7 @@ def quota_dependency(
 
 def _check(quotas: object, user: object, cost: object) -> None:
     if not isinstance(quotas, Quotas):
-        raise ValueError(f"quotas must be a Quotas, not {quotas!r}")
+        raise ValueError(f"quotas must be a Quotas, not {repr_of(quotas)}")
     if not callable(user) or not (cost is None or callable(cost)):
         raise ValueError("user= and cost= must be functions of the request")
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from penstock import _notation
 from penstock import limits as _limits
 from penstock._numbers import show
+from penstock._text import repr_of
 from penstock.errors import UnknownUnit
 from penstock.limits import Calendar, Limit, Period, Unlimited
 
@@ -47,7 +48,7 @@ class Cap:
     def __post_init__(self) -> None:
         amount: object = self.amount
         if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < math.inf:
-            raise ValueError(f"a cap must be a finite number of units, 0 or more, not {amount!r}")
+            raise ValueError(f"a cap must be a finite number of units, 0 or more, not {repr_of(amount)}")
         self.limit("")
 
     def limit(self, unit: str) -> Calendar:

@@ -30,6 +30,7 @@ from typing import Any, Protocol, Self
 from penstock import clock
 from penstock._concurrency.shared_state import around_forks
 from penstock._numbers import Seconds, number_of, read_seconds, span
+from penstock._text import repr_of
 from penstock.errors import PenstockError
 from penstock.llm.prices import Prices
 from penstock.usage.entries import Entries, Entry
@@ -107,10 +108,12 @@ class Ledger:
         prices: DollarsOf | None = None,
     ) -> None:
         if type(max_pending) is not int or max_pending < 1:
-            raise ValueError(f"max_pending must be a whole number of events, 1 or more, not {max_pending!r}")
-        seconds = None if keep is None else span(f"keep={keep!r}", keep, forever=True)
+            raise ValueError(f"max_pending must be a whole number of events, 1 or more, not {repr_of(max_pending)}")
+        seconds = None if keep is None else span(f"keep={repr_of(keep)}", keep, forever=True)
         if prices is not None and not callable(getattr(prices, "dollars", None)):
-            raise ValueError(f"prices= must have a method dollars(model, input_tokens, output_tokens), not {prices!r}")
+            raise ValueError(
+                f"prices= must have a method dollars(model, input_tokens, output_tokens), not {repr_of(prices)}"
+            )
         self.path: Path = Path(path)
         self._writer = _Writer(self.path.absolute(), max_pending, seconds, prices)
 

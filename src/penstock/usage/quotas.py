@@ -26,6 +26,7 @@ from anyio import to_thread
 
 from penstock import clock
 from penstock._numbers import Number, amount
+from penstock._text import repr_of
 from penstock._validation import check_hook, merge_given
 from penstock.errors import ConfigurationConflict, RateLimited, Unsatisfiable, WouldBlockEventLoop
 from penstock.limiter import Limiter
@@ -93,16 +94,16 @@ class Quotas:
         on_event: Callable[[Any], object] | None = None,
     ) -> None:
         if review is not None and review != "queue" and not callable(review):
-            raise ValueError(f'review= must be "queue", a function of what was refused, or None, not {review!r}')
+            raise ValueError(f'review= must be "queue", a function of what was refused, or None, not {repr_of(review)}')
         check_hook(on_event)
         if not isinstance(name, str):
-            raise ValueError(f"name= must be a string, not {name!r}")
+            raise ValueError(f"name= must be a string, not {repr_of(name)}")
         self._is_ours = not isinstance(store, Store)
         self.store: Store = store if isinstance(store, Store) else SQLiteStore(store)
         self.store.check_name(name)
         if "/" in name:
             raise ValueError(
-                f"the name {name!r} has a slash, which comes between it and the user: use other characters"
+                f"the name {repr_of(name)} has a slash, which comes between it and the user: use other characters"
             )
         self.name: str = name
         self.review: Literal["queue"] | Reviewer | None = review
@@ -255,7 +256,7 @@ class Quotas:
         """
         allowed = None if more is None else amount(more)
         if more is not None and not allowed:
-            raise ValueError(f"more must be a finite number of units above 0, not {more!r}")
+            raise ValueError(f"more must be a finite number of units above 0, not {repr_of(more)}")
         return self._decided(user, unit, allowed, by)
 
     def refuse(self, user: object, unit: str, *, by: str = "") -> Review:
@@ -472,7 +473,7 @@ def _units(verdict: Any, missing: float) -> float:
         return missing
     units = amount(verdict)
     if units is None:
-        raise ValueError(f"a review must return True, False, or a number of units more, not {verdict!r}")
+        raise ValueError(f"a review must return True, False, or a number of units more, not {repr_of(verdict)}")
     return units
 
 

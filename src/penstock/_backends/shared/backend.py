@@ -29,6 +29,7 @@ from penstock._core import lease as leases
 from penstock._core.bucket import Bucket
 from penstock._core.turns import Charges, ready_at
 from penstock._numbers import show_seconds, span
+from penstock._text import repr_of
 from penstock._validation import exact_cost, told_of
 from penstock.errors import StoreError, Unsatisfiable, WouldBlockEventLoop
 from penstock.limits import Limit
@@ -448,7 +449,7 @@ def shared_backend(
     if not enforce:
         raise ValueError("enforce=False is a rehearsal in one process: leave store= out, or enforce")
     if not isinstance(store, Store):
-        raise ValueError(f"store= must be a store, such as RedisStore(...) or SQLiteStore(...), not {store!r}")
+        raise ValueError(f"store= must be a store, such as RedisStore(...) or SQLiteStore(...), not {repr_of(store)}")
     store.check_name(name)
     assert name is not None, "check_name has refused that"
     if lease is not None:
@@ -462,7 +463,7 @@ def shared_backend(
 
 def check_lease(lease: Any, limits: Mapping[str, tuple[Limit, ...]]) -> float:
     """The seconds of a lease; ValueError if it is no length, or not one for these limits."""
-    seconds = span(f"lease={lease!r}", lease)
+    seconds = span(f"lease={repr_of(lease)}", lease)
     for unit, kinds in limits.items():
         for limit in kinds:
             leases.check(unit, limit, seconds)
