@@ -14,7 +14,7 @@ import pytest
 import time_machine
 from freezegun import freeze_time
 
-from penstock import Batcher, Limiter, RateLimited, Retry, calendar, clock, constant, hedge
+from penstock import AttemptTimeout, Batcher, Limiter, RateLimited, Retry, calendar, clock, constant, hedge, timeout
 
 
 @pytest.fixture(params=["freezegun", "a patch"])
@@ -173,3 +173,43 @@ def test_virtual_time_works_while_time_is_frozen(virtual_time):
         anyio.run(main)
     assert virtual_time.now() == 3600
     assert not clock.is_real()
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("shape", ["layer", "decorated", "loop", "stream"])
+def test_a_call_is_cut_in_frozen_time(frozen, shape, backend):
+    """By a timer of our own: the loop's never fires."""
+    retry = Retry(on=ConnectionError, attempt_timeout=0.01)
+
+    async def hang():
+        await anyio.sleep_forever()
+
+    async def stream():
+        await anyio.sleep_forever()
+        yield
+
+    async def main():
+        if shape == "layer":
+            await timeout(0.01)(hang)()
+        elif shape == "decorated":
+            await retry(hang)()
+        elif shape == "stream":
+            await anext(retry(stream)())
+        async for attempt in retry:
+            with attempt:
+                await hang()
+
+    with frozen(), pytest.raises(AttemptTimeout):
+        anyio.run(main, backend=backend)
+
+
+def test_a_call_that_is_in_time_leaves_no_timer_behind(frozen):
+    async def main():
+        return await timeout(3600)(anyio.lowlevel.checkpoint)()
+
+    before = set(threading.enumerate())
+    with frozen():
+        anyio.run(main)
+    for timer in set(threading.enumerate()) - before:
+        timer.join(10)
+        assert not timer.is_alive()

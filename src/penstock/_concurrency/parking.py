@@ -248,6 +248,11 @@ def _timer(seconds: float, wake: Callable[[], object]) -> threading.Timer | None
     """Start a timer of our own, if the loop's clock is frozen (by freezegun): the loop's timers never fire."""
     if not (clock.is_real() and clock.is_tampered_with()):  # virtual time sets the loop's timers itself
         return None
+    return start_timer(seconds, wake)
+
+
+def start_timer(seconds: float, wake: Callable[[], object]) -> threading.Timer:
+    """Call `wake` in a thread after so many seconds, unless the timer is cancelled."""
     timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), wake)
     timer.daemon = True
     timer.start()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from contextvars import copy_context
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from penstock._concurrency import parking
 
 if TYPE_CHECKING:
     import asyncio
+    from types import TracebackType
 
 Landed = Callable[[Any, BaseException | None], None]
 
@@ -184,6 +186,46 @@ async def sleep(seconds: float) -> None:
         await parking.here().park(seconds)
     else:
         await anyio.sleep(seconds)
+
+
+def cut_after(seconds: float | None) -> anyio.CancelScope | _CutByThread:
+    """A block that is cut after so many seconds, None: never; by a timer of our own if the loop's clock is frozen.
+
+    It is a context manager, and its `cancelled_caught` says afterwards whether the block was cut.
+    """
+    if seconds is not None and clock.is_real() and clock.is_tampered_with():
+        return _CutByThread(seconds)
+    return anyio.move_on_after(seconds)
+
+
+class _CutByThread:
+    """A cancel scope that a thread cancels in time, as the loop's timers may never fire."""
+
+    __slots__ = ("_scope", "_timer")
+
+    def __init__(self, seconds: float) -> None:
+        loop: Any = running_loop()
+        self._scope = anyio.move_on_after(seconds)
+        call = getattr(loop, "run_sync_soon", None) or loop.call_soon_threadsafe
+        self._timer = parking.start_timer(seconds, lambda: self._cut(call))
+
+    def _cut(self, call: Callable[[Callable[[], object]], object]) -> None:
+        with suppress(RuntimeError):  # the loop is closed: so is the block
+            call(self._scope.cancel)
+
+    def __enter__(self) -> _CutByThread:
+        self._scope.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self._timer.cancel()
+        return self._scope.__exit__(kind, error, trace)
+
+    @property
+    def cancelled_caught(self) -> bool:
+        return self._scope.cancelled_caught
 
 
 def running_loop() -> object:

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-import anyio
-
+from penstock._concurrency.tasks import cut_after
 from penstock._introspect import name_of
 from penstock._numbers import Seconds, span
 from penstock._text import repr_of
@@ -45,7 +44,7 @@ class timeout:  # noqa: N801 - used like a function
 
         @functools.wraps(fn)
         async def timed(*args: Any, **kwargs: Any) -> Any:
-            with anyio.move_on_after(seconds):
+            with cut_after(seconds):
                 return await fn(*args, **kwargs)
             raise AttemptTimeout(f"{name} took longer than timeout({seconds:g}) allows", seconds=seconds)
 

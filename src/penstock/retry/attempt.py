@@ -6,8 +6,7 @@ import sys
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-import anyio
-
+from penstock._concurrency.tasks import cut_after
 from penstock.retry.call import Call, calls_in_charge
 from penstock.retry.functions import wait, wait_sync
 from penstock.retry.generators import frame_that_yields
@@ -40,7 +39,7 @@ class Attempt:
         self.result: object = _UNSET
         self._call = call
         self._delay: float | None = None
-        self._scope: anyio.CancelScope | None = None
+        self._scope: Any = None  # what cuts the attempt after attempt_timeout
         self._state = "new"
         if number > 1:
             _drop_frames(call.previous)
@@ -84,7 +83,7 @@ class Attempt:
             call.attempt = self
             call.frame = frame_that_yields(caller)
             if call.policy.attempt_timeout is not None:
-                self._scope = anyio.move_on_after(call.policy.seconds_per_attempt)
+                self._scope = cut_after(call.policy.seconds_per_attempt)
                 self._scope.__enter__()
         except BaseException:
             call.abandon()

@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 
-from penstock._concurrency.tasks import sleep
+from penstock._concurrency.tasks import cut_after, sleep
 from penstock.retry.call import Call, Sent
 
 _NOTHING: Any = object()
@@ -49,7 +49,7 @@ async def call_async(
                 if type(result) is CoroutineType or is_awaitable(result):
                     result = await result
             else:
-                with anyio.move_on_after(policy.seconds_per_attempt) as scope:
+                with cut_after(policy.seconds_per_attempt) as scope:
                     result = fn(*args, **kwargs)
                     if is_awaitable(result):
                         result = await result

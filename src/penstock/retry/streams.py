@@ -6,8 +6,7 @@ import functools
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
-import anyio
-
+from penstock._concurrency.tasks import cut_after
 from penstock._introspect import name_of
 from penstock.retry.call import Call
 from penstock.retry.functions import wait
@@ -122,7 +121,7 @@ class _Stream:
         policy = self.call.policy
         if self._begun or policy.attempt_timeout is None:
             return await _next_of(self.source, sent)
-        with anyio.move_on_after(policy.seconds_per_attempt) as scope:
+        with cut_after(policy.seconds_per_attempt) as scope:
             return await _next_of(self.source, sent)
         assert scope.cancelled_caught
         raise self.call.timed_out()
