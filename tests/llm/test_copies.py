@@ -6,6 +6,8 @@ import functools
 import threading
 
 import httpx
+import httpx2
+import openai
 import pytest
 
 from penstock import Limiter, per_minute
@@ -137,3 +139,24 @@ def test_a_client_of_a_users_own_class_is_known_by_what_it_is_made_of(lib):
 
     assert library_of(Mine()) == lib.__name__
     assert library_of(lib.Response(200)) is None
+
+
+class Tenant(openai.OpenAI):
+    """An SDK's client that a user makes in a way of their own."""
+
+    def __init__(self, tenant, **options):
+        super().__init__(base_url=f"http://{tenant}.test/v1", api_key="any", **options)
+        self.tenant = tenant
+
+
+def test_a_subclass_that_its_sdk_could_not_copy_is_limited_all_the_same():
+    """The SDK's `copy` calls `__init__` with its own arguments."""
+    answers = httpx2.Client(transport=httpx2.MockTransport(lambda _: httpx2.Response(200, json={"data": []})))
+    given, limiter = Tenant("acme", http_client=answers), Limiter(requests=per_minute(100))
+    given.models.list()  # makes what refers to the client, and is to refer to the copy
+    client = limit_client(given, limiter)
+    client.models.list()
+    assert type(client) is Tenant
+    assert client.tenant == "acme"
+    assert limiter.statistics().granted == 1
+    assert list(limits_of(client)) == ["every model"]

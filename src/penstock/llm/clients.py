@@ -182,7 +182,7 @@ def _limited(client: Any, rules: Rules) -> Any:
     if library_of(client) is not None and hasattr(client, "_transport"):
         return limited_client(client, rules)
     http_client = getattr(client, "_client", None)
-    if library_of(http_client) is not None and _takes_an_http_client(getattr(client, "copy", None)):
+    if library_of(http_client) is not None and _copies_itself(type(client)):
         limited = client.copy(http_client=limited_client(http_client, rules))
         for part in _AZURE:
             if hasattr(client, part):
@@ -195,15 +195,24 @@ def _limited(client: Any, rules: Rules) -> Any:
     limited = copied(client, lambda inner: limited_client(inner, rules))
     if limited is not None and "google" in packages:
         _keep_google_to_httpx(limited)
-    return limited
+    return minding(limited) if hasattr(limited, "request") and hasattr(limited, "with_options") else limited
 
 
-def _takes_an_http_client(method: Any) -> bool:
-    """Whether this copies a client; ollama's `copy` copies a model."""
+def _copies_itself(kind: Any) -> bool:
+    """Whether its `copy` makes a client with another HTTP client. That of ollama copies a model.
+
+    And that of an SDK cannot call the `__init__` of a user's subclass.
+    """
+    method = getattr(kind, "copy", None)
     try:
-        return "http_client" in inspect.signature(method).parameters
+        takes_one = "http_client" in inspect.signature(method).parameters  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return False
+    return takes_one and _package_of(method) == _package_of(kind.__init__)
+
+
+def _package_of(function: Any) -> str:
+    return str(function.__module__).partition(".")[0]
 
 
 def _coheres_own(refusal: Refusal) -> BaseException:
