@@ -47,9 +47,9 @@ SECONDS = float(os.environ.get("PENSTOCK_SOAK", "3"))
         ({"requests": "10/s burst 1", "lease": 0.5}, r"So raise burst to at least 6"),
         ({"calls": in_flight(5), "lease": 1}, "held, not spent"),
         ({"requests": sliding(5, 2), "lease": 3}, r"counted as a window of 5 s\. Use a lease well below 2 s"),
-        ({"requests": "10/s", "lease": 0}, "above 0, not 0"),
-        ({"requests": "10/s", "lease": True}, "above 0, not True"),
-        ({"requests": "10/s", "lease": "1 s"}, "above 0, not '1 s'"),
+        ({"requests": "10/s", "lease": 0}, "lease=0: seconds or a timedelta, above 0"),
+        ({"requests": "10/s", "lease": True}, "lease=True: seconds or a timedelta, above 0"),
+        ({"requests": "10/s", "lease": "1 s"}, "lease='1 s': seconds or a timedelta, above 0"),
     ],
 )  # fmt: skip
 def test_a_lease_that_cannot_be_is_refused_with_the_numbers_and_the_way_out(options, message, tmp_path):
