@@ -246,7 +246,7 @@ class Call:
             self.history = deque(maxlen=_REMEMBERED)
         self.history.append(
             f"penstock: attempt {self.number} ended at {show_seconds(now - self.started)}: "
-            f"{'its result was refused' if error is None else repr_of(error)}; waited {show_seconds(delay)}"
+            f"{'its result was refused' if error is None else repr_of(error, 200)}; waited {show_seconds(delay)}"
         )
         self.previous = error
         log_scheduled(self.name, lambda: self.idempotency_key, self.number, error, delay, hint)
