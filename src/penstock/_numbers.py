@@ -93,14 +93,16 @@ def read_seconds(value: Any) -> float | None:
     return value.total_seconds() if isinstance(value, timedelta) else read_number(value)
 
 
-def span(shown: str, value: object, *, zero: bool = False, forever: bool = False) -> float:
-    """A span of time in seconds; ValueError with `shown`, as `timeout(-1)`, if it is none, or out of its range.
+def span(form: str, value: object, *, zero: bool = False, forever: bool = False) -> float:
+    """A span of time in seconds; ValueError if it is none, or out of its range.
 
-    `zero`: it may be 0. `forever`: it may be infinite.
+    `form` says where it was given, with {} for the value: "timeout({})". `zero`: it may be 0. `forever`: it may be
+    infinite.
     """
     seconds = read_seconds(value)
     if seconds is None or seconds < 0 or (seconds == 0 and not zero) or (seconds == math.inf and not forever):
         least = "0 or more" if zero else "above 0"
+        shown = form.replace("{}", repr_of(value))
         raise ValueError(f"{shown}: seconds or a timedelta, {least}{'' if forever else ' and finite'}")
     return seconds
 

@@ -6,6 +6,10 @@ ENDS_A_PROGRAM = (KeyboardInterrupt, SystemExit, GeneratorExit)
 """Raised while we read a user's object, these come from a signal or a closing generator, and not from the object."""
 
 
+PLAIN = frozenset({bool, bytes, float, int, str, type(None)})
+"""Types whose `repr` and comparisons raise nothing, but for a ValueError of a huge int: else a signal handler did."""
+
+
 def visible(text: str) -> str:
     """A text of others' on one line: what a terminal would obey, or would not show, is written as an escape."""
     if text.isprintable():
@@ -22,6 +26,8 @@ def repr_of(value: object, most: int = 500) -> str:
         shown = repr(value)
     except ENDS_A_PROGRAM:
         raise
-    except BaseException as raised:  # noqa: BLE001 - whatever an object of the user's raises
+    except BaseException as raised:  # whatever an object of the user's raises
+        if type(value) in PLAIN and not isinstance(raised, ValueError):
+            raise
         return f"<{type(value).__name__}, whose repr raised {type(raised).__name__}>"
     return shown if len(shown) <= most else shown[: most - 3] + "..."

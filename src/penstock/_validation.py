@@ -9,7 +9,7 @@ from typing import Any
 
 from penstock import _numbers
 from penstock._introspect import name_of, why_not_plain
-from penstock._text import repr_of
+from penstock._text import PLAIN, repr_of
 from penstock.errors import CostError
 from penstock.limits import Limit, Rate, parse
 
@@ -88,7 +88,7 @@ def check_options(
         raise ValueError(f"name= must be a string, not {repr_of(name)} (a unit cannot be called 'name')")
     if max_queue is not None and _numbers.read_count(max_queue, 0) is None:
         raise ValueError(f"max_queue must be a whole number of waiters, 0 or more, or None, not {repr_of(max_queue)}")
-    seconds = _numbers.span(f"ageing={repr_of(ageing)}", ageing, forever=True)
+    seconds = _numbers.span("ageing={}", ageing, forever=True)
     weights: dict[Hashable, float] = {}
     if flow_weights is not None:
         if not isinstance(flow_weights, Mapping):
@@ -117,9 +117,7 @@ def check_hook(on_event: Any) -> None:
 
 def read_wait(max_wait: Any) -> float | None:
     """The longest wait, in seconds; None for any."""
-    return (
-        None if max_wait is None else _numbers.span(f"max_wait={repr_of(max_wait)}", max_wait, zero=True, forever=True)
-    )
+    return None if max_wait is None else _numbers.span("max_wait={}", max_wait, zero=True, forever=True)
 
 
 MOST_URGENT = 2**53
@@ -138,12 +136,9 @@ def read_priority(priority: Any) -> int:
     return whole
 
 
-_PLAIN = frozenset({bool, bytes, float, int, str, type(None)})
-
-
 def is_plain(value: object) -> bool:
     """Whether it can neither refuse to be hashed nor to be compared: an exception meanwhile is a signal handler's."""
-    return type(value) in _PLAIN or (type(value) is tuple and all(map(is_plain, value)))
+    return type(value) in PLAIN or (type(value) is tuple and all(map(is_plain, value)))
 
 
 def equals_itself(value: object) -> bool:
@@ -178,7 +173,7 @@ def without_braces(text: str) -> str:
 
 def read_pause(pause: Any) -> float:
     """The length of a pause, in seconds."""
-    return float(_numbers.span(f"pause({repr_of(pause)})", pause, zero=True))
+    return float(_numbers.span("pause({})", pause, zero=True))
 
 
 def exact_cost(unit: str, cost: Any) -> float:

@@ -75,7 +75,7 @@ class Adaptive(SharedState):
     ) -> None:
         if not isinstance(limiter, Limiter):
             raise TypeError(f"Adaptive({repr_of(limiter)}): a Limiter is needed, whose rates it adapts")
-        numbers = {"cooldown": span(f"Adaptive(cooldown={repr_of(cooldown)})", cooldown, zero=True)}
+        numbers = {"cooldown": span("Adaptive(cooldown={})", cooldown, zero=True)}
         for name, given in (("cut", cut), ("grow", grow), ("floor", floor)):
             number = read_number(given)
             if number is None:

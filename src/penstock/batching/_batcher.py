@@ -81,7 +81,7 @@ class Batcher(OfThisProcess, Generic[Item, Entry]):
         _check_send(send)
         if index is not None:
             check_plain("Batcher", "index", index)
-        seconds = span(f"Batcher(max_delay={repr_of(max_delay)})", max_delay, zero=True)
+        seconds = span("Batcher(max_delay={})", max_delay, zero=True)
         if limiter is not None and not callable(getattr(limiter, "acquire", None)):
             raise TypeError(f"Batcher(limiter={repr_of(limiter)}): a Limiter is needed, or None")
         count = read_count(max_items)

@@ -520,7 +520,7 @@ def checked_pause(max_pause: Any) -> float:
     Raises:
         ValueError: It is no span of 0 or more.
     """
-    return span(f"max_pause={repr_of(max_pause)}", max_pause, zero=True, forever=True)
+    return span("max_pause={}", max_pause, zero=True, forever=True)
 
 
 def checked_cost(cost: Any) -> Mapping[str, float] | None:

@@ -77,9 +77,9 @@ class circuit_breaker(SharedState):  # noqa: N801 - used like a function
             raise ValueError(
                 f"circuit_breaker(ratio={repr_of(ratio)}): the share of calls that must have failed, from 0 to 1"
             )
-        window = span(f"circuit_breaker(window={repr_of(window)})", window)
-        open_for = span(f"circuit_breaker(open_for={repr_of(open_for)})", open_for)
-        self._max_open = span(f"circuit_breaker(max_open={repr_of(max_open)})", max_open, forever=True)
+        window = span("circuit_breaker(window={})", window)
+        open_for = span("circuit_breaker(open_for={})", open_for)
+        self._max_open = span("circuit_breaker(max_open={})", max_open, forever=True)
         self._breaker = Breaker(int(failures), share, window, open_for, int(probes))
         self._on = on
         self._hint = hint

@@ -66,7 +66,7 @@ class hedge(SharedState):  # noqa: N801 - used like a function
             if not 0 < self.percentile < 1:
                 raise ValueError(f'hedge({repr_of(after)}): a number of seconds, or a percentile such as "p95"')
         else:
-            after = span(f"hedge({repr_of(after)})", after, zero=True)
+            after = span("hedge({})", after, zero=True)
         if read_count(samples, self.ENOUGH) is None:
             raise ValueError(
                 f"hedge(samples={repr_of(samples)}): {self.ENOUGH} or more; fewer say little about how long calls take"
@@ -74,9 +74,7 @@ class hedge(SharedState):  # noqa: N801 - used like a function
         if budget is not None and not isinstance(budget, Budget):
             raise TypeError(f"hedge(budget={repr_of(budget)}): a Budget(...), or None")
         self.after: str | float = after
-        self.initial: float | None = (
-            None if initial is None else span(f"hedge(initial={repr_of(initial)})", initial, zero=True)
-        )
+        self.initial: float | None = None if initial is None else span("hedge(initial={})", initial, zero=True)
         self.budget: Budget | None = budget
         self._durations: deque[float] = deque(maxlen=min(samples, self.MOST))
 

@@ -64,7 +64,7 @@ class pausing:  # noqa: N801 - used like a function
         self._limiter = limiter
         self._on = on
         self._hint = hint
-        self._max_pause = span(f"pausing(max_pause={repr_of(max_pause)})", max_pause, forever=True)
+        self._max_pause = span("pausing(max_pause={})", max_pause, forever=True)
         self._warned = False
 
     def __call__(self, fn: _F, /) -> _F:

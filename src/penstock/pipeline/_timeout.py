@@ -10,7 +10,6 @@ from typing import Any, TypeVar, cast
 from penstock._concurrency.tasks import cut_after
 from penstock._introspect import name_of
 from penstock._numbers import Seconds, span
-from penstock._text import repr_of
 from penstock.errors import AttemptTimeout
 from penstock.pipeline._layers import check_async
 
@@ -35,7 +34,7 @@ class timeout:  # noqa: N801 - used like a function
     seconds: Seconds
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seconds", span(f"timeout({repr_of(self.seconds)})", self.seconds, forever=True))
+        object.__setattr__(self, "seconds", span("timeout({})", self.seconds, forever=True))
 
     def __call__(self, fn: _F, /) -> _F:
         """Decorate an async function."""

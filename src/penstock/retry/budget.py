@@ -40,7 +40,7 @@ class Budget(SharedState):
     _credit: Credit
 
     def __init__(self, ratio: float = 0.2, floor: float = 10, ttl: Seconds = 10) -> None:
-        seconds = span(f"Budget(ttl={repr_of(ttl)})", ttl)
+        seconds = span("Budget(ttl={})", ttl)
         ratio, floor = _number("Budget", "ratio", ratio), _number("Budget", "floor", floor)
         self._credit = RatioCredit(ratio, floor, seconds)
         self._shown = f"Budget(ratio={ratio:g}, floor={floor:g}, ttl={seconds:g})"

@@ -55,7 +55,7 @@ class RetrySettings:
         for name in ("within", "attempt_timeout", "max_hint"):
             given = getattr(self, name)
             if given is not None:
-                seconds = span(f"Retry({name}={repr_of(given)})", given, zero=name == "max_hint", forever=True)
+                seconds = span(f"Retry({name}={{}})", given, zero=name == "max_hint", forever=True)
                 object.__setattr__(self, name, seconds)
 
     @property

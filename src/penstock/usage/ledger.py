@@ -109,7 +109,7 @@ class Ledger:
     ) -> None:
         if type(max_pending) is not int or max_pending < 1:
             raise ValueError(f"max_pending must be a whole number of events, 1 or more, not {repr_of(max_pending)}")
-        seconds = None if keep is None else span(f"keep={repr_of(keep)}", keep, forever=True)
+        seconds = None if keep is None else span("keep={}", keep, forever=True)
         if prices is not None and not callable(getattr(prices, "dollars", None)):
             raise ValueError(
                 f"prices= must have a method dollars(model, input_tokens, output_tokens), not {repr_of(prices)}"

@@ -463,7 +463,7 @@ def shared_backend(
 
 def check_lease(lease: Any, limits: Mapping[str, tuple[Limit, ...]]) -> float:
     """The seconds of a lease; ValueError if it is no length, or not one for these limits."""
-    seconds = span(f"lease={repr_of(lease)}", lease)
+    seconds = span("lease={}", lease)
     for unit, kinds in limits.items():
         for limit in kinds:
             leases.check(unit, limit, seconds)
