@@ -92,7 +92,7 @@ docs: environment ## build the site into build/site, without a warning, and run 
 	$(VENV)-docs/bin/python -m sphinx -W --keep-going -q -d build/doctrees docs build/site
 	$(NEEDS_RANKS) $(BIN)/python -m pytest -q tests/test_*docs*.py tests/*/test_*docs*.py
 
-try-it: docs ## the site with its page that runs penstock in the browser; needs npm, and chromium to see it run
+try-it: docs ## the site with its page that runs penstock in the browser; needs npm
 	$(BIN)/python tools/try_it.py build/site
 	PENSTOCK_SITE=build/site $(BIN)/python -m pytest -q tests/test_try_it.py
 
@@ -142,4 +142,6 @@ clean: ## remove everything that these commands made
 	find src tests benchmarks examples tools -name __pycache__ -prune -exec rm -rf {} +
 
 environment:
-	@tools/unpack_redis.sh .cache/tls-server & $(SETUP) $(TESTED) $(VENV)-openai2=requirements/openai2.txt && wait
+	@tools/unpack_debian.sh .cache/tls-server usr/bin/redis-server redis-server redis-tools & \
+	tools/unpack_debian.sh .cache/browser usr/lib/chromium/chromium chromium & \
+	$(SETUP) $(TESTED) $(VENV)-openai2=requirements/openai2.txt && wait

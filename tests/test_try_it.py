@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import threading
 import time
@@ -17,6 +16,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from penstock.testing import virtual_time
+from tests.browser import BROWSER, needs_a_browser
 from tests.docs_examples import ROOT, text_of
 
 SPEC = importlib.util.spec_from_file_location("try_it", ROOT / "docs/_static/try_it.py")
@@ -134,7 +134,7 @@ def told_by_a_browser(site, profile, seconds=100):
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Site, directory=site, told=told)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         command = [
-            "chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}",
+            BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}",
             "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", f"http://127.0.0.1:{server.server_port}/driver.html",
         ]  # fmt: skip
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as browser:
@@ -150,10 +150,8 @@ def told_by_a_browser(site, profile, seconds=100):
     return told[0], f"http://127.0.0.1:{server.server_port}/"
 
 
-@pytest.mark.skipif(
-    "PENSTOCK_SITE" not in os.environ or shutil.which("chromium") is None,
-    reason="needs chromium, and a site with Python for the browser in it: make try-it",
-)
+@needs_a_browser
+@pytest.mark.skipif("PENSTOCK_SITE" not in os.environ, reason="needs a site with Python for the browser: make try-it")
 def test_the_page_runs_penstock_in_a_browser_without_a_network(tmp_path):
     """The curves of each way, ours without a refusal; each slider that moves changes them; no other host is asked."""
     told, here = told_by_a_browser(os.environ["PENSTOCK_SITE"], tmp_path / "profile")

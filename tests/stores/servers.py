@@ -74,7 +74,7 @@ def binaries():
 
 def with_tls():
     """A server that speaks TLS; or why there is none."""
-    unpacked = WITH_TLS / "usr/bin/redis-server"
+    unpacked = WITH_TLS / "run"
     for binary in filter(None, (shutil.which("valkey-server"), shutil.which("redis-server"))):
         if "libssl" in subprocess.run(["ldd", binary], capture_output=True, text=True, check=False).stdout:
             return binary, None
@@ -104,11 +104,7 @@ class Server:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self):
-        libraries = [str(found.parent) for found in Path(self.binary).parents[1].glob("lib/*/libjemalloc.so.2")]
-        environment = {**os.environ, "LD_LIBRARY_PATH": libraries[0]} if libraries else None
-        self.process = subprocess.Popen(
-            self._command_line(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-        )
+        self.process = subprocess.Popen(self._command_line(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         give_up = time.monotonic() + 30
         while True:
             try:
