@@ -391,9 +391,9 @@ def test_a_generator_that_is_not_finished_leaves(begun, end):
         next(numbers)
     if end == "closed":
         numbers.close()
-    # From 3.13 on, what a generator holds that was closed before it began is let go of with the generator, and not
+    # From 3.12 on, what a generator holds that was closed before it began is let go of with the generator, and not
     # before.
-    if end == "collected" or (not begun and sys.version_info >= (3, 13)):
+    if end == "collected" or (not begun and sys.version_info >= (3, 12)):
         del numbers
     gc.collect()
     assert places.inside == 0

@@ -45,7 +45,7 @@ def nested(depth):
 
 
 ODD = [None, True, 5, float("nan"), "text", "\ud800", [], [None], {}, {"type": []}, {"properties": 5}, {"properties": {5: 5}}, {"enum": {}},
-       {"anyOf": [5] * 9}, {"items": []}, nested(480)]  # fmt: skip
+       {"anyOf": [5] * 9}, {"items": []}, nested(60), nested(480)]  # fmt: skip
 
 
 @pytest.mark.parametrize("odd", ODD, ids=range(len(ODD)))

@@ -17,7 +17,6 @@ so has `by_tiktoken`.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import re
 import time
@@ -27,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from penstock.llm.media import IMAGE_TOKENS, media_in
-from penstock.llm.tool_tokens import calls_tokens, offered_tokens
+from penstock.llm.tool_tokens import as_json, calls_tokens, offered_tokens
 
 __all__ = [
     "IMAGE_TOKENS",
@@ -305,9 +304,9 @@ def _inside(item: Mapping[str, Any], content: _Content) -> list[Any]:
         elif key == "function_call":
             found.append(value.get("arguments") if isinstance(value, Mapping) else None)
         elif key in _CALLS and isinstance(value, Mapping):
-            found.append(_as_json(value.get(_CALLS[key])))
+            found.append(_written(value.get(_CALLS[key])))
         elif key == "json" or (key == "input" and item.get("type") == "tool_use"):
-            found.append(_as_json(value))
+            found.append(_written(value))
         elif key == "data" and isinstance(value, Mapping):  # a document of Cohere's
             found += [text for text in value.values() if isinstance(text, str)]
     return found
@@ -323,15 +322,12 @@ def _called(calls: Any) -> list[Any]:
         for key, inner in (("function", "arguments"), ("custom", "input")):
             called = call.get(key) if isinstance(call, Mapping) else None
             text = called.get(inner) if isinstance(called, Mapping) else None
-            found.append(text if isinstance(text, (str, list)) else _as_json(text))
+            found.append(text if isinstance(text, (str, list)) else _written(text))
     return found
 
 
-def _as_json(value: Any) -> str | None:
-    try:
-        return None if value is None else json.dumps(value, separators=(",", ":"))
-    except (TypeError, ValueError, RecursionError):  # not out of JSON, or nested without end
-        return None
+def _written(value: Any) -> str | None:
+    return None if value is None else as_json(value)
 
 
 def generates(path: str, body: Body) -> bool:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["calls_tokens", "offered_tokens"]
+__all__ = ["as_json", "calls_tokens", "offered_tokens"]
 
 _NAMESPACE = 9
 _SHARED_WITH_SYSTEM = 4
@@ -18,6 +18,9 @@ _A_CALL = 3
 _DEEPEST = 12
 _MOST = 10_000
 """Types that are written at most."""
+
+_MOST_CHARACTERS = 1_000_000
+_JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 
 _PLAIN = {"string": "string", "integer": "number", "number": "number", "boolean": "boolean", "null": "null"}
 
@@ -33,7 +36,7 @@ def offered_tokens(body: Mapping[str, Any], count: Count) -> int:
         if _has_system(body.get("messages")):
             tokens -= _SHARED_WITH_SYSTEM
     for schema in _schemas(body):
-        tokens += count(_as_json(schema.get("schema")))
+        tokens += count(as_json(schema.get("schema")))
         for name in ("name", "description"):
             text = schema.get(name)
             tokens += count(text) if isinstance(text, str) else 0
@@ -125,7 +128,7 @@ class _Writer:
             return "any"
         values, several = schema.get("enum"), schema.get("anyOf")
         if isinstance(values, list):
-            return " | ".join(_as_json(value) for value in values)
+            return " | ".join(as_json(value) for value in values)
         if isinstance(several, list):
             return " | ".join(self._type(each, depth + 1) for each in several)
         kind = schema.get("type")
@@ -136,8 +139,18 @@ class _Writer:
         return _PLAIN.get(kind, "any") if isinstance(kind, str) else "any"
 
 
-def _as_json(value: Any) -> str:
+def as_json(value: Any) -> str:
+    """Write a value as services write it into a prompt, a million characters of it at most; empty if it is no JSON.
+
+    What a value holds twice is written twice: one nested 60 deep may have no end.
+    """
+    left, chunks = _MOST_CHARACTERS, []
     try:
-        return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+        for chunk in _JSON.iterencode(value):
+            left -= len(chunk)
+            if left < 0:
+                break
+            chunks.append(chunk)
     except (TypeError, ValueError, RecursionError):  # not out of JSON, or nested without end
         return ""
+    return "".join(chunks)
