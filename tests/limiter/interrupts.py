@@ -66,6 +66,7 @@ def at_point(number, handler, function):
             jump = frame.f_lasti if "BACKWARD" in opname[frame.f_code.co_code[frame.f_lasti]] else 0
         return trace_inside
 
+    before = sys.gettrace()  # that of coverage, which would measure nothing from here on
     sys.settrace(trace)
     sys.setprofile(profile)
     try:
@@ -74,7 +75,7 @@ def at_point(number, handler, function):
         pass
     finally:
         sys.setprofile(None)
-        sys.settrace(None)
+        sys.settrace(before)
     return point
 
 

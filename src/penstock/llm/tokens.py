@@ -312,6 +312,9 @@ def _inside(item: Mapping[str, Any], content: _Content) -> list[Any]:
     return found
 
 
+_MOST_CHARACTERS = 20_000_000
+"""Of what a tool was called with, or answered: more than any model reads."""
+
 _CALLS = {"functionCall": "args", "functionResponse": "response", "toolUse": "input"}  # Gemini's, Bedrock's
 
 
@@ -327,7 +330,7 @@ def _called(calls: Any) -> list[Any]:
 
 
 def _written(value: Any) -> str | None:
-    return None if value is None else as_json(value)
+    return None if value is None else as_json(value, _MOST_CHARACTERS)
 
 
 def generates(path: str, body: Body) -> bool:

@@ -19,7 +19,9 @@ _DEEPEST = 12
 _MOST = 10_000
 """Types that are written at most."""
 
-_MOST_CHARACTERS = 1_000_000
+_MOST_CHARACTERS = 200_000
+"""Of a schema."""
+
 _JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 
 _PLAIN = {"string": "string", "integer": "number", "number": "number", "boolean": "boolean", "null": "null"}
@@ -139,12 +141,12 @@ class _Writer:
         return _PLAIN.get(kind, "any") if isinstance(kind, str) else "any"
 
 
-def as_json(value: Any) -> str:
-    """Write a value as services write it into a prompt, a million characters of it at most; empty if it is no JSON.
+def as_json(value: Any, most: int = _MOST_CHARACTERS) -> str:
+    """Write a value as services write it into a prompt, so many characters of it at most; empty if it is no JSON.
 
     What a value holds twice is written twice: one nested 60 deep may have no end.
     """
-    left, chunks = _MOST_CHARACTERS, []
+    left, chunks = most, []
     try:
         for chunk in _JSON.iterencode(value):
             left -= len(chunk)
