@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from penstock import Keyed, Limiter, Rate, RateLimited, calendar, in_flight, sliding, unlimited
-from tests.alarms import alarms
+from tests.alarms import alarms, not_beside_coverage
 from tests.limiter.interrupts import Interrupted, every_point, raise_interrupted
 
 pytestmark = [
@@ -315,6 +315,7 @@ def test_real_signals_whose_handler_raises_keep_nobody_out(limits):
 
 
 def test_asynchronous_exceptions_in_a_thread_keep_nobody_out():
+    not_beside_coverage()
     limiter = Limiter(requests=Rate(3_000, 1, 5), calls=in_flight(3))
     stop = threading.Event()
     struck = 0
