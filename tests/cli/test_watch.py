@@ -20,6 +20,7 @@ from penstock.usage import History, Ledger, Totals
 from penstock.usage.live import Gauge, Now, now_in
 from tests.browser import needs_a_browser, shown
 from tests.cli.commands import started, wait_for
+from tests.stores.servers import Server, binaries
 
 SNAPSHOTS = Path(__file__).parent / "screens"
 
@@ -105,6 +106,40 @@ def test_the_page_is_written_again_and_never_over_what_is_watched(ledger, tmp_pa
     assert 'http-equiv="refresh" content="1"' in page.read_text(encoding="utf-8")
     assert main(["watch", str(ledger), "--page", str(ledger)]) == 2
     assert "is what is watched" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("-", "stands for standard output with -o alone"),
+        (".", "Is a directory"),
+        ("nowhere/page.html", "is not there"),
+        ("LEDGER-wal", "is what is watched"),
+    ],
+)
+def test_a_page_that_cannot_be_there_is_said_at_once(name, said, ledger, tmp_path, capsys, monkeypatch):
+    """`-` was a file of that name, and the log of the ledger was written over."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["watch", str(ledger), "--page", name.replace("LEDGER", str(ledger))]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "-").exists()
+
+
+def test_a_page_shows_no_password_and_the_whole_path(ledger, tmp_path, capsys):
+    """That of a URL's options stood in it, and of a path what follows an @ alone."""
+    server = Server(binaries()["redis"], "--requirepass", "s3cret", password="s3cret")
+    try:
+        where = f"{server.url}?password=s3cret"
+        assert main(["watch", where, "--once", "--page", str(tmp_path / "watch.html")]) == 0
+        text = (tmp_path / "watch.html").read_text(encoding="utf-8")
+        assert server.url in text
+        assert "s3cret" not in text
+    finally:
+        server.stop()
+    at = tmp_path / "a@b.db"
+    ledger.rename(at)
+    assert main(["watch", str(at), "--once", "--page", str(tmp_path / "watch.html")]) == 0
+    assert str(at) in (tmp_path / "watch.html").read_text(encoding="utf-8")
 
 
 def test_without_a_terminal_it_writes_plain_lines_until_ctrl_c(ledger):

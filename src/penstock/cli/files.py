@@ -29,6 +29,8 @@ __all__ = [
     "Targets",
     "check_batch_files",
     "check_files",
+    "check_place",
+    "is_part_of",
     "is_stdout",
     "ledger_of",
     "open_lines",
@@ -133,7 +135,7 @@ def check_files(
     named = {"--errors": errors, "--journal": journal, "--report": report, "--ledger": ledger, "--store": store}
     for option, path in named.items():
         if path is not None:
-            _check_place(path, option)
+            check_place(path, option)
     if out in _STDOUTS:
         targets = Targets(out, errors or Path("standard error"), None, journal, 1, None if errors else 2)
         _keep_apart(lines, {"--prices": prices, **named})
@@ -160,7 +162,7 @@ def check_files(
     return Targets(out, errors, summary, journal)
 
 
-def _check_place(path: Path, option: str) -> None:
+def check_place(path: Path, option: str) -> None:
     """See that the file of an option can be where it was named."""
     if path == Path("-"):
         raise Fault(f"{option}: - stands for standard output with -o alone: name a file")
@@ -251,6 +253,12 @@ def _identity(path: Path) -> object:
         return path
     status = path.stat()
     return status.st_dev, status.st_ino
+
+
+def is_part_of(path: Path, database: Path) -> bool:
+    """Whether a file is this database of SQLite's, or one of the files that it keeps beside it."""
+    parts = (database.with_name(database.name + ending) for ending in ("", "-wal", "-shm", "-journal"))
+    return _identity(path) in map(_identity, parts)
 
 
 def is_stdout(out: Path) -> bool:

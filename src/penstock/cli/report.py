@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 
 import typer
 
+from penstock.cli.files import is_part_of
 from penstock.cli.frame import app
 from penstock.cli.limits import limits_given
 from penstock.cli.plan import prices_of
@@ -84,7 +85,7 @@ def report(
     begin, end = _when("--since", since, tz), _when("--until", until, tz)
     limits_of, _ = limits_given(limits, None)
     known = prices_of(prices)
-    if out is not None and out.exists() and ledger.exists() and out.samefile(ledger):
+    if out is not None and is_part_of(out, ledger):
         raise Fault(f"{out} is the ledger itself: write the report somewhere else")
     with History(ledger) as history:
         subjects = models or list(history.totals_by("subject", begin, end))

@@ -16,11 +16,13 @@ import typer
 
 from penstock import clock
 from penstock._text import visible
+from penstock.cli.files import check_place, is_part_of
 from penstock.cli.frame import app
 from penstock.cli.quota import SERVERS
 from penstock.cli.terminal import Fault, say, table, write
 from penstock.runner.files import write_beside
 from penstock.stores import RedisStore, SQLiteStore, Store
+from penstock.stores._redis_url import Address
 from penstock.usage import History
 from penstock.usage.live import Gauge, Now, gauges_in, now_in
 from penstock.usage.words import counted, lasting
@@ -43,9 +45,10 @@ def watch(
     ] = None,
 ) -> int:
     """Show what was sent in the last minute and how full each limit is, until Ctrl-C. Plain lines if piped."""
-    watched = Path(where.removeprefix("sqlite:"))
-    if page is not None and page.exists() and watched.exists() and page.samefile(watched):
-        raise Fault(f"{page} is what is watched: write the page somewhere else")
+    if page is not None:
+        check_place(page, "--page")
+        if is_part_of(page, Path(where.removeprefix("sqlite:"))):
+            raise Fault(f"{page} is what is watched: write the page somewhere else")
     with _looks(where) as look:
         try:
             if page is not None:
@@ -78,7 +81,7 @@ _PAGE = """<!DOCTYPE html>
 def _in_page(look: Callable[[int], str], every: float, page: Path, where: str, *, once: bool) -> None:
     """Write the screen as a page without a script, again and again; a browser that shows it reads it again as often."""
     again = "" if once else f'<meta http-equiv="refresh" content="{max(1, round(every))}">\n'
-    name = where.rpartition("@")[2]  # of a server, without a password
+    name = Address(where).shown if where.startswith(SERVERS) else where
     while True:
         text = f"{name}, {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}\n\n{look(120)}"
         write_beside(page, _PAGE.format(again=again, text=html.escape(text)).encode("utf-8", "replace"))
