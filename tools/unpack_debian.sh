@@ -19,10 +19,9 @@ unpack() {
 	timeout 120 apt-get -qq download $(printf '%s\n' "$@" $missing | sort -u) >log 2>&1 ||
 		{ give_up "apt-get download $1 failed: $(tail -n 1 log)"; return; }
 	for package in *.deb; do dpkg -x "$package" .; done
-	folders=$(find usr lib -name '*.so*' -type f -exec dirname {} \; 2>/dev/null | sort -u | sed "s|^|$folder/|" | paste -s -d:)
-	printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s "$@"\n' "$folders" "$folder/$program" >run && chmod +x run
-	LD_LIBRARY_PATH=$(echo "$folders" | sed "s|$folder/|$folder.new/|g") "$program" --version >log 2>&1 ||
-		{ give_up "Debian's $1 does not run here: $(tail -n 1 log)"; return; }
+	folders=$(find usr lib -name '*.so*' -type f -exec dirname {} \; 2>/dev/null | sort -u | sed 's|^|$here/|' | paste -s -d:)
+	printf '#!/bin/sh\nhere=$(cd "$(dirname "$0")" && pwd)\nLD_LIBRARY_PATH=%s exec "$here/%s" "$@"\n' "$folders" "$program" >run
+	chmod +x run && ./run --version >log 2>&1 || { give_up "Debian's $1 does not run here: $(tail -n 1 log)"; return; }
 	rm -f -- *.deb log
 }
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import gc
 import math
-import threading
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from penstock import InFlight, clock
+from penstock._concurrency.parking import start_timer
 from penstock._concurrency.shared_state import members
 
 if TYPE_CHECKING:
@@ -51,9 +53,8 @@ class Collector:
             return
         self._not_before = clock.now() + self._gap
         if clock.is_real():
-            again = threading.Timer(self._gap, self._look_again, (endpoint, limiter, charges))
-            again.daemon = True
-            again.start()
+            with suppress(RuntimeError):  # no thread can be started, as at the end of the program
+                start_timer(self._gap, partial(self._look_again, endpoint, limiter, charges))
         self._gap = min(2 * self._gap, LONGEST_GAP)
 
     def _look_again(self, endpoint: Endpoint, limiter: Limiter, charges: Mapping[str, float]) -> None:

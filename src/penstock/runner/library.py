@@ -135,7 +135,7 @@ async def run(
         raise ValueError(f'changed must be "rerun", "keep" or None, not {changed!r}')
     given: Sequence[Any] = client_or_url if isinstance(client_or_url, list | tuple) else [client_or_url]
     clients: list[Client] = [
-        _over_http(Server(each, headers or {}, timeout)) if isinstance(each, str) else each  # type: ignore[arg-type]  # the same
+        _over_http(Server(each, headers or {}, timeout)) if isinstance(each, str) else each  # type: ignore[arg-type]  # it reads the span
         for each in given
     ]
     if not clients:
@@ -145,7 +145,7 @@ async def run(
         cost=cost,
         max_in_flight=max_in_flight,
         attempts=attempts,
-        give_up_after=give_up_after,  # type: ignore[arg-type]  # a number of seconds once it is there
+        give_up_after=give_up_after,  # type: ignore[arg-type]  # it reads the span
         max_pause=max_pause,  # type: ignore[arg-type]  # the same
         on_ambiguous=on_ambiguous,
         secrets=tuple(secret for client in clients for secret in getattr(client, "secrets", ())),

@@ -73,7 +73,7 @@ class Sender:
         Raises:
             ValueError: `timeout` is not above 0. A wrong one of `options` is found by the first batch.
         """
-        self._server = Server(url, headers or {}, timeout)  # type: ignore[arg-type]  # a number of seconds once it is there
+        self._server = Server(url, headers or {}, timeout)  # type: ignore[arg-type]  # it reads the span
         self._limiter, self._options = limiter, options
         self._begin()
 
