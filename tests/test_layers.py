@@ -199,7 +199,19 @@ def test_no_module_imports_another_by_a_string():
 
 @pytest.mark.parametrize(
     "folder",
-    ["_backends", "_backends/shared", "_core", "cli", "llm", "retry", "runner", "simulator", "usage"],
+    [
+        "_backends",
+        "_backends/shared",
+        "_core",
+        "cli",
+        "llm",
+        "llm/learning",
+        "retry",
+        "runner",
+        "runner/batch",
+        "simulator",
+        "usage",
+    ],
 )
 def test_a_package_of_many_modules_opens_with_a_map_of_them(folder):
     """So a stranger finds the file of a thing by reading one page."""
@@ -208,10 +220,12 @@ def test_a_package_of_many_modules_opens_with_a_map_of_them(folder):
     assert {module for module in modules if not re.search(rf"(?<!\w){module}(?!\w)", opening)} == set()
 
 
-@pytest.mark.parametrize("name", ["errors", "events", "limits", "_core"])
-def test_the_arithmetic_is_pure(name):
+@pytest.mark.parametrize("path", ["errors.py", "events.py", "limits.py", "_core/*.py", "llm/learning/*.py"])
+def test_the_arithmetic_is_pure(path):
     """No clock, no randomness, no loop, no file: what it needs to know is passed in. And nothing there can wait."""
-    for file in (file for file in FILES if layer_of(file) == name):
+    files = sorted(SOURCE.glob(path))
+    assert files
+    for file in files:
         impure = [module for _, module in imports_of(file) if module.split(".")[0] in IMPURE]
         assert impure == [], file
         waits = (ast.Await, ast.AsyncFunctionDef, ast.AsyncWith, ast.AsyncFor)
@@ -228,6 +242,13 @@ def test_the_core_knows_nothing_of_ours_but_errors_and_limits():
             "limits",
             "_core",
         }, file
+
+
+def test_what_is_learned_of_a_server_is_estimated_without_a_service():
+    """The estimates know each other alone: no SDK, no headers, no limiter."""
+    for file in (SOURCE / "llm" / "learning").glob("*.py"):
+        ours = [module for _, module in imports_of(file) if our_layer(module)]
+        assert [module for module in ours if not module.startswith("penstock.llm.learning.")] == [], file
 
 
 def test_events_know_errors_alone():

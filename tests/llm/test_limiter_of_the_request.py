@@ -7,7 +7,7 @@ import pytest
 
 from penstock import Keyed, Limiter, RateLimited, clock, per_minute, turn
 from penstock.http import limit_http_client
-from penstock.llm.traffic import HEADROOM
+from penstock.llm.learning.traffic import HEADROOM
 from tests.llm.clients import CHAT, HELLO, Server, limited, refusal
 
 pytestmark = pytest.mark.anyio

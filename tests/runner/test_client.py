@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trustme
 
-from penstock.runner.batch_http import BatchHttp
+from penstock.runner.batch.http import BatchHttp
 from penstock.runner.client import Lost, NotSent, Server, Unreadable, headers_of, url_of
 from penstock.runner.http import Http
 

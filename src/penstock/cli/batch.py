@@ -9,10 +9,10 @@ import anyio
 
 from penstock.cli.outcome import Outcome, client_of
 from penstock.cli.run_options import RunOptions
-from penstock.runner.batch_http import BatchHttp
-from penstock.runner.batch_parts import BatchJournal, batches_of
-from penstock.runner.batch_run import BatchRun
-from penstock.runner.batch_summary import batch_sentences, batch_summary
+from penstock.runner.batch.http import BatchHttp
+from penstock.runner.batch.parts import BatchJournal, batches_of
+from penstock.runner.batch.run import BatchRun
+from penstock.runner.batch.summary import batch_sentences, batch_summary
 from penstock.runner.client import Server
 from penstock.runner.group import Group
 from penstock.runner.outage import Outage

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from penstock._numbers import number_of
 from penstock.cli.terminal import Fault
 from penstock.errors import PenstockError
-from penstock.runner.batch_parts import BatchJournal, batches_of
+from penstock.runner.batch.parts import BatchJournal, batches_of
 from penstock.runner.files import beside, is_special, journal_of
 from penstock.runner.formats import FormatError, Prompt
 from penstock.runner.source import Lines, open_source

@@ -21,11 +21,7 @@ Inside, from the top down:
 
 What follows is pure, but for tiktoken's files and the tables:
 
-    discovery        what the server can be counted on to have
-    server_estimate  one limit of it, as answers tell it;  told: what one tells;  traffic: what was sent, and when
-    charge_factor    what the server charges for each unit that we estimate
-    returns          how a limit comes back of which answers tell too little;  sliding_window: where it slides
-    pace             the same where nothing is told;  hidden_window: where it is a window
+    discovery        what the server can be counted on to have, put together from estimates: `penstock.llm.learning`
     tables           the limits that a service has published;  prices: what models cost
     tokens           what a request costs, told from its body;  media, tool_tokens: of images, files and tools
     usage_reader     what an answer used, read as it passes

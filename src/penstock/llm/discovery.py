@@ -48,11 +48,11 @@ from __future__ import annotations
 
 import math
 
-from penstock.llm.hidden_window import HiddenWindow
-from penstock.llm.pace import FIRST_UNTOLD, Pace
-from penstock.llm.server_estimate import ServerEstimate
-from penstock.llm.told import Told
-from penstock.llm.traffic import Departure, Traffic
+from penstock.llm.learning.hidden_window import HiddenWindow
+from penstock.llm.learning.pace import FIRST_UNTOLD, Pace
+from penstock.llm.learning.server_estimate import ServerEstimate
+from penstock.llm.learning.told import Told
+from penstock.llm.learning.traffic import Departure, Traffic
 
 __all__ = ["UnitEstimate"]
 

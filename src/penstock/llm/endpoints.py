@@ -31,9 +31,9 @@ from penstock import Calendar, InFlight, Limit, Limiter, Permit, Rate, Sliding, 
 from penstock.llm.discovery import UnitEstimate
 from penstock.llm.failures import Verdict
 from penstock.llm.headers import Quota, Reading
+from penstock.llm.learning.told import Told
+from penstock.llm.learning.traffic import HEADROOM, SHARED_HEADROOM, WINDOWS_HEADROOM, Departure, DepartureBucket
 from penstock.llm.reporting import Report
-from penstock.llm.told import Told
-from penstock.llm.traffic import HEADROOM, SHARED_HEADROOM, WINDOWS_HEADROOM, Departure, DepartureBucket
 from penstock.stores import MemoryStore
 
 __all__ = [

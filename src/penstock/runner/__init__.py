@@ -23,12 +23,7 @@ What it tells people:
     summary     what happened, and how near it came to the optimum;  timeline, histogram: its figures over time
     report      the same as a page with pictures;  failed: what failed, by its cause
 
-A run by the Batch API:
-
-    batch_run   rows into parts, parts into batches, answers into the same results
-    batch_parts the parts of a file, and the journal of which is where
-    batch_api   the endpoints of files and batches;  batch_http: how they are reached
-    batch_answers, batch_summary: what a batch's files say, and what the run did
+The same file by a service's Batch API is `penstock.runner.batch`.
 
 It needs the extra `cli`. `penstock.cli` decides what options mean and which server is asked.
 """

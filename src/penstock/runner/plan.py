@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from penstock._numbers import number_of, show_seconds
-from penstock.runner.batch_parts import HEADROOM, QueueLimits, Sizer
+from penstock.runner.batch.parts import HEADROOM, QueueLimits, Sizer
 from penstock.runner.group import Group
 from penstock.runner.place import LimitsOf
 from penstock.runner.prices import Prices, output_bound

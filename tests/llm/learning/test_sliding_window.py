@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from penstock.llm.discovery import UnitEstimate
-from penstock.llm.sliding_window import SlidingWindow
-from penstock.llm.told import Kind, Told
-from penstock.llm.traffic import Departure, Traffic
+from penstock.llm.learning.sliding_window import SlidingWindow
+from penstock.llm.learning.told import Kind, Told
+from penstock.llm.learning.traffic import Departure, Traffic
 
 
 class Fixed:

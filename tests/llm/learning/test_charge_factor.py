@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.llm.charge_factor import ChargeFactor, Crowd
-from penstock.llm.server_estimate import ServerEstimate
-from penstock.llm.told import Told
-from penstock.llm.traffic import Departure, Traffic
+from penstock.llm.learning.charge_factor import ChargeFactor, Crowd
+from penstock.llm.learning.server_estimate import ServerEstimate
+from penstock.llm.learning.told import Told
+from penstock.llm.learning.traffic import Departure, Traffic
 
 
 @given(

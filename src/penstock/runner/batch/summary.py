@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from penstock._numbers import number_of
-from penstock.runner.batch_parts import Part
+from penstock.runner.batch.parts import Part
 from penstock.runner.settings import Stopped
 from penstock.runner.summary import Counts, of_rows
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from penstock.llm.traffic import OVERTAKING, ROUNDING, Departure, Traffic
+from penstock.llm.learning.traffic import OVERTAKING, ROUNDING, Departure, Traffic
 
 __all__ = ["FIRST_UNTOLD", "Pace"]
 

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from penstock.llm.returns import BareResets, BucketFormula, Returns
+from penstock.llm.learning.returns import BareResets, BucketFormula, Returns
 
 
 @pytest.mark.parametrize("period", [1.0, 10.0, 60.0, 3_600.0])

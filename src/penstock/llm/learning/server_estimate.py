@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
-from penstock.llm.charge_factor import FEWEST, ChargeFactor, Crowd
-from penstock.llm.returns import USUAL, BareResets, BucketFormula, Returns
-from penstock.llm.sliding_window import SlidingWindow
-from penstock.llm.told import Kind, Told
-from penstock.llm.traffic import HEADROOM, OVERTAKING, ROUNDING, Departure, Traffic
+from penstock.llm.learning.charge_factor import FEWEST, ChargeFactor, Crowd
+from penstock.llm.learning.returns import USUAL, BareResets, BucketFormula, Returns
+from penstock.llm.learning.sliding_window import SlidingWindow
+from penstock.llm.learning.told import Kind, Told
+from penstock.llm.learning.traffic import HEADROOM, OVERTAKING, ROUNDING, Departure, Traffic
 
 __all__ = ["DOUBT", "FIRST_BURST", "ServerEstimate"]
 

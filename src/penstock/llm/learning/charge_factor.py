@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from penstock.llm.traffic import Departure
+from penstock.llm.learning.traffic import Departure
 
 LEAST_FACTOR, MOST_FACTOR = 0.01, 1_000.0
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from penstock.llm.discovery import UnitEstimate
-from penstock.llm.pace import Pace
-from penstock.llm.traffic import Departure, Traffic
+from penstock.llm.learning.pace import Pace
+from penstock.llm.learning.traffic import Departure, Traffic
 
 
 class Server:

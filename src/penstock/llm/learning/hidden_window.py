@@ -16,8 +16,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from penstock.llm.returns import USUAL
-from penstock.llm.traffic import HEADROOM, OVERTAKING, ROUNDING, WINDOWS_HEADROOM, Departure, Traffic
+from penstock.llm.learning.returns import USUAL
+from penstock.llm.learning.traffic import HEADROOM, OVERTAKING, ROUNDING, WINDOWS_HEADROOM, Departure, Traffic
 
 __all__ = ["HiddenWindow"]
 

@@ -23,9 +23,9 @@ from penstock import clock
 from penstock._numbers import number_of
 from penstock.llm import failures
 from penstock.llm.failures import Action
-from penstock.runner import batch_answers
-from penstock.runner.batch_api import Batches, NoBatchesError, RefusedError, ServiceError, Transport
-from penstock.runner.batch_parts import (
+from penstock.runner.batch import answers
+from penstock.runner.batch.api import Batches, NoBatchesError, RefusedError, ServiceError, Transport
+from penstock.runner.batch.parts import (
     CONTENT_TYPE,
     HELD,
     BatchJournal,
@@ -35,7 +35,7 @@ from penstock.runner.batch_parts import (
     Splitter,
     TooLargeError,
 )
-from penstock.runner.batch_summary import Ended
+from penstock.runner.batch.summary import Ended
 from penstock.runner.files import OutputError
 from penstock.runner.formats import FormatError
 from penstock.runner.output import Results
@@ -533,7 +533,7 @@ class BatchRun:
             await self._service.download(file, content)
             content.seek(0)
             for number, line in enumerate(content):
-                entry = batch_answers.read(line)
+                entry = answers.read(line)
                 found += entry is not None
                 index = None if entry is None else places.pop(entry.name, None)
                 if entry is not None and index is not None:
@@ -542,11 +542,11 @@ class BatchRun:
                     await anyio.lowlevel.checkpoint()
         return found
 
-    def _take(self, part: Part, index: int, entry: batch_answers.Entry) -> None:
+    def _take(self, part: Part, index: int, entry: answers.Entry) -> None:
         """Write down how a row ended."""
         row, prices = part.row(index, entry.custom_id), self._settings.prices
-        outcome = batch_answers.judge(part.endpoint, entry)
-        if isinstance(outcome, batch_answers.Answer):
+        outcome = answers.judge(part.endpoint, entry)
+        if isinstance(outcome, answers.Answer):
             self._results.answer(row, entry.status, entry.request_id, outcome.body)
             self.counts.answered += 1
             if prices is not None:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.llm.server_estimate import ServerEstimate
-from penstock.llm.told import Kind, Told
-from penstock.llm.traffic import HEADROOM, DepartureBucket, Traffic
+from penstock.llm.learning.server_estimate import ServerEstimate
+from penstock.llm.learning.told import Kind, Told
+from penstock.llm.learning.traffic import HEADROOM, DepartureBucket, Traffic
 
 LIMIT, PER = 300_000.0, 60.0
 RATE = LIMIT / PER

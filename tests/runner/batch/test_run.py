@@ -14,10 +14,10 @@ import pytest
 
 from penstock import clock, simulator
 from penstock.llm.tokens import by_bytes
-from penstock.runner import batch_parts
-from penstock.runner.batch_parts import BatchJournal, batches_of
-from penstock.runner.batch_run import BatchRun
-from penstock.runner.batch_summary import batch_sentences, batch_summary
+from penstock.runner.batch import parts as batch_parts
+from penstock.runner.batch.parts import BatchJournal, batches_of
+from penstock.runner.batch.run import BatchRun
+from penstock.runner.batch.summary import batch_sentences, batch_summary
 from penstock.runner.client import Lost, NotSent, Reply
 from penstock.runner.output import Results, beside
 from penstock.runner.prices import Prices

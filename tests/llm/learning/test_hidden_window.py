@@ -9,8 +9,8 @@ import math
 import pytest
 
 from penstock.llm.discovery import UnitEstimate
-from penstock.llm.hidden_window import HiddenWindow
-from penstock.llm.traffic import Traffic
+from penstock.llm.learning.hidden_window import HiddenWindow
+from penstock.llm.learning.traffic import Traffic
 
 
 def since(moments, begin):

@@ -1,0 +1,12 @@
+"""What a server has, estimated from what its answers tell, and from what it admits and refuses.
+
+Pure: numbers and times go in, bounds come out. Nothing here reads a clock, waits, or knows a service.
+`penstock.llm.discovery` puts the estimates together for an endpoint.
+
+    server_estimate  one limit, as answers tell it
+    charge_factor    what the server charges for each unit that we estimate
+    returns          how a limit comes back of which answers tell too little;  sliding_window: where it slides
+    pace             a limit of which nothing is told;  hidden_window: where it is a window
+    told             what one answer tells of one limit
+    traffic          the client's side: what was sent of one unit, and when
+"""
