@@ -13,11 +13,13 @@ import subprocess
 import sys
 import time
 from datetime import timedelta
+from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 
 from penstock import Limiter, per_second
-from penstock.events import Granted
+from penstock.events import Answered, Granted, Reconfigured
 from penstock.testing import manual_clock
 from penstock.usage import History, Ledger, LedgerError
 from tests.quiet import seconds_without_a_core_of_all
@@ -303,6 +305,40 @@ def test_threads_lose_nothing(ledger):
     for thread in threads:
         thread.join()
     assert len(calls_of(ledger)) == 4_000
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        Granted("api", {"dollars": Decimal("0.001")}, 0.0, "alice"),
+        Granted("api", {"dollars": Fraction(1, 3)}, 0.0, "alice"),
+        Granted("api", {"tokens": math.nan}, 0.0, "alice"),
+        Granted("api", {"tokens": 10**400}, math.nan, "alice"),
+        Granted("\ud800", {"\ud800": 1}, 0.0, "\ud800"),
+        Answered("api", "\ud800", {"requests": 1}, {"input_tokens": math.inf}, 0.0, 1.0, 10**30),
+        Answered("api", ["m"], {"requests": 1}, {}, 0.0, 1.0, 200),
+        Reconfigured("\ud800", {"\ud800": (per_second(5),)}),
+    ],
+    ids=["decimal", "fraction", "nan", "huge", "surrogates", "answer", "no model", "limits"],
+)
+def test_one_strange_event_costs_no_other(tmp_path, strange):
+    """It ended the thread that writes, or was tried again for ever, or the file could not be read any more."""
+    path = tmp_path / "usage.db"
+    with Ledger(path) as ledger:
+        for event in (GRANTED, strange, GRANTED):
+            ledger(event)
+        assert ledger.flush()
+    with History(path) as history:
+        assert history.totals().calls == 2 + (type(strange) is not Reconfigured)
+        assert [call.user for call in history.calls()].count("alice") >= 2
+
+
+def test_dollars_may_be_decimals(ledger):
+    limiter = Limiter(dollars="5/day", on_event=ledger)
+    with limiter(dollars=Decimal("0.001")) as permit:
+        permit.settle(dollars=Decimal("0.0005"))
+    (call,) = calls_of(ledger)
+    assert (call.dollars, call.settled) == (0.0005, {"dollars": 0.0005})
 
 
 def test_prices_must_be_able_to_tell_dollars(tmp_path):

@@ -32,8 +32,8 @@ class Entry:
     def __init__(self, at: float, limiter: str | None, user: Hashable, outcome: str, cost: Mapping[str, float]) -> None:
         self.id: int | None = None
         self.at: float = at
-        self.limiter: str | None = limiter
-        self.user: str | None = None if user is None else _text(user)
+        self.limiter: str | None = _text(limiter)
+        self.user: str | None = _text(user)
         self.model: str | None = None
         self.outcome: str = outcome
         self.status: int | None = None
@@ -125,8 +125,9 @@ class Entries:
             entry = self._begin(at, event, "granted", 0)
             entry.at = at - event.elapsed
             entry.waited = event.waited
-        entry.model, entry.status, entry.elapsed, entry.usage = event.model, event.status, event.elapsed, event.usage
-        if entry.user is None and event.flow is not None:
+        entry.status, entry.elapsed, entry.usage = event.status, event.elapsed, event.usage
+        entry.model = _text(event.model)
+        if entry.user is None:
             entry.user = _text(event.flow)
         entry.outcome = _outcome(event.status)
         charged = {**event.cost, **(entry.settled or entry.estimated)}
@@ -137,12 +138,12 @@ class Entries:
             entry.settled = charged
         if "dollars" not in charged:
             is_paid = event.model is not None and entry.outcome in {"answered", "lost"}
-            entry.dollars = self._dollars_of(event.model or "", charged, event.usage) if is_paid else None
+            entry.dollars = self._dollars_of(entry.model or "", charged, event.usage) if is_paid else None
 
     def _note_limits(self, at: float, event: Reconfigured) -> None:
         for unit, limits in event.limits.items():
             self.limits += [
-                (at, event.limiter or "", unit, float(limit.amount), float(limit.per))
+                (at, _text(event.limiter) or "", _text(unit) or "", float(limit.amount), float(limit.per))
                 for limit in limits
                 if isinstance(limit, Rate | Sliding)
             ]
@@ -154,9 +155,11 @@ def _outcome(status: int) -> str:
     return "answered" if status < 400 else "rejected" if status == 429 else "failed"
 
 
-def _text(user: Hashable) -> str:
-    """A user's name as the file has it: what can be written as UTF-8, and is not endless."""
+def _text(name: Hashable) -> str | None:
+    """A name as the file has it: what can be written as UTF-8, and is not endless."""
+    if name is None:
+        return None
     try:
-        return str(user)[:1_000].encode("utf-8", "backslashreplace").decode()
+        return str(name)[:1_000].encode("utf-8", "backslashreplace").decode()
     except Exception:  # noqa: BLE001 - an object of the user's that cannot show itself
-        return f"<{type(user).__name__}>"
+        return f"<{type(name).__name__}>"

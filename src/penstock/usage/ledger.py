@@ -29,9 +29,8 @@ from typing import Any, Protocol, Self
 
 from penstock import clock
 from penstock._concurrency.shared_state import around_forks
-from penstock._numbers import Seconds, number_of, read_seconds, span
+from penstock._numbers import Seconds, amount, number_of, read_seconds, span
 from penstock._text import repr_of
-from penstock.errors import PenstockError
 from penstock.llm.prices import Prices
 from penstock.usage.entries import Entries, Entry
 from penstock.usage.file import open_writer
@@ -377,7 +376,7 @@ class _Writer:
                 for entry in entries.new:
                     entry.id = None
                 raise
-        except (sqlite3.Error, OSError, PenstockError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the thread tries again
             self._disconnect()
             self._complain(f"{self.path} cannot be written: {error}")
             return False
@@ -392,16 +391,16 @@ class _Writer:
         for number, entry in enumerate(entries.new, last + 1):
             entry.id = number
             rows.append((
-                number, entry.at, process, entry.user, entry.limiter, entry.model, entry.outcome, entry.status,
-                entry.waited, entry.elapsed, _plain(entry.estimated), *_settled(entry),
+                number, entry.at, process, entry.user, entry.limiter, entry.model, entry.outcome, _number(entry.status),
+                _number(entry.waited) or 0.0, _number(entry.elapsed), _plain(entry.estimated), *_settled(entry),
             ))  # fmt: skip
         connection.executemany(_INSERT, rows)
         connection.executemany(
             _UPDATE,
             [
                 (
-                    entry.user, entry.model, entry.outcome, entry.status, entry.waited, entry.elapsed,
-                    *_settled(entry), entry.id,
+                    entry.user, entry.model, entry.outcome, _number(entry.status), _number(entry.waited) or 0.0,
+                    _number(entry.elapsed), *_settled(entry), entry.id,
                 )
                 for entry in entries.changed.values()
             ],
@@ -478,15 +477,27 @@ _inherited: list[sqlite3.Connection] = []  # of a parent, which must not even be
 around_forks(_writers, _Writer.before_fork, _Writer.after_fork_in_parent, _Writer.after_fork_in_child)
 
 
+def _number(value: Any) -> float | None:
+    """As SQLite takes it, and what reads it: listeners are given what a program calls a number, a `Decimal` too."""
+    number = None if value is None else amount(value)
+    return None if number is None else float(number)
+
+
+_finite = json.JSONEncoder(allow_nan=False).encode
+
+
 def _plain(units: Mapping[str, float]) -> str:
-    return json.dumps(dict(units), default=float)
+    try:
+        return _finite(units)
+    except (TypeError, ValueError):  # numbers of other classes, or none
+        return _finite({unit: amount(number) or 0 for unit, number in units.items()})
 
 
 def _settled(entry: Entry) -> tuple[Any, ...]:
     usage = entry.usage
     return (
         None if entry.settled is None else _plain(entry.settled),
-        usage.get("input_tokens"),
-        usage.get("output_tokens"),
-        entry.dollars,
+        _number(usage.get("input_tokens")),
+        _number(usage.get("output_tokens")),
+        _number(entry.dollars),
     )
