@@ -12,7 +12,7 @@ import anyio
 import httpx
 import pytest
 import uvicorn
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Request, WebSocket
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
@@ -56,7 +56,7 @@ async def stream(request):
     return StreamingResponse(parts())
 
 
-async def talk(websocket):
+async def talk(websocket: WebSocket):
     await websocket.accept()
     await websocket.send_text(await websocket.receive_text())
     await websocket.close()
@@ -200,6 +200,10 @@ def test_many_at_once_get_what_the_cap_allows_and_no_more(quotas):
     assert sorted(answers) == [200] * 3 + [429] * 17
 
 
+async def root():
+    return {}
+
+
 async def user_of(request: Request) -> str | None:
     return request.headers.get("x-user")
 
@@ -226,6 +230,51 @@ def test_a_dependency_of_fastapi_gives_the_endpoint_its_permit(quotas):
     assert (
         app.openapi()["paths"]["/"]["get"]["parameters"][0]["name"] == "tokens"
     )  # nothing of ours is asked of clients
+
+
+def test_two_caps_of_one_request_are_told_apart(quotas, tmp_path):
+    """Of an organisation and of its users, by middlewares or by dependencies: the second one hid the first."""
+    settled = []
+
+    async def ask(request: Request):
+        settled.append(sorted(request.state.permits))
+        request.state.permits["org"].settle(tokens=7)
+        return {}
+
+    with Quotas(tmp_path / "org.db", {"requests": "2/day", "tokens": "9/day"}, name="org") as org:
+        inside = FastAPI()
+        inside.get("/")(ask)
+        app = QuotaMiddleware(QuotaMiddleware(inside, quotas, user=name_of), org, user=lambda _: "acme")
+        told = get(TestClient(app)).headers["ratelimit"]
+        assert re.sub(r";t=\d+", "", told) == (
+            '"requests-day";r=2, "tokens-hour";r=99, "org-requests-day";r=1, "org-tokens-day";r=8'
+        )
+        assert settled == [["org", "quota"]]
+        both = FastAPI(dependencies=[Depends(quota_dependency(org, user=lambda _: "acme"))])
+        both.get("/", dependencies=[Depends(quota_dependency(quotas, user=user_of))])(root)
+        told = re.sub(r";t=\d+", "", get(TestClient(both)).headers["ratelimit"])
+        assert told.startswith('"org-requests-day";r=0, "org-tokens-day";r=1, "requests-day";r=1')
+        refused = get(TestClient(app))
+        assert refused.json()["violated-policies"] == ["org-requests-day"]
+
+
+def test_a_dependency_of_a_whole_application_lets_websockets_through(quotas):
+    """As the middleware does: it was a TypeError."""
+    app = FastAPI(dependencies=[Depends(quota_dependency(quotas, user=user_of))])
+    app.websocket("/talk")(talk)
+    with TestClient(app).websocket_connect("/talk", headers={"x-user": "alice"}) as socket:
+        socket.send_text("hello")
+        assert socket.receive_text() == "hello"
+    assert used(quotas, "alice") == [0, 0]
+
+
+@pytest.mark.parametrize("cost", [lambda _: {"tokens": 30}, None], ids=["plain", "async"])
+def test_a_cost_may_be_found_out_by_either_kind_of_function(quotas, cost):
+    async def later(_):
+        return {"tokens": 30}
+
+    app = QuotaMiddleware(Starlette(routes=ROUTES), quotas, user=name_of, cost=cost or later)
+    assert '"tokens-hour";r=70' in get(TestClient(app), "/stream").headers["ratelimit"]
 
 
 def test_headers_hold_whole_numbers_and_never_too_much():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -132,6 +133,30 @@ def test_a_clock_that_stood_ahead_frees_nothing_and_stops_nobody_for_years(make)
         assert quotas.of("alice")[0].resets_at == datetime(2026, 5, 13, tzinfo=UTC).timestamp()
         assert refused_at(2026, 5, 13, 12) == refused_at(2026, 5, 20, 12) == 1
         assert refused_at(2036, 5, 12, 13) == 2
+
+
+def test_a_refusal_says_when_the_call_goes_though_a_clock_that_stood_ahead_has_seen_tomorrow_used_up(make):
+    """It said midnight, when it was refused again."""
+    with manual_clock(datetime(2026, 5, 11, 12, tzinfo=UTC)) as clock:
+        quotas = make({"requests": "2/day"})
+        spend(quotas, "alice", 2)
+        clock.set_wall(datetime(2026, 5, 10, 12, tzinfo=UTC))
+        with pytest.raises(QuotaExceeded, match="again at 2026-05-12 00:00 UTC") as caught:
+            charge(quotas, "alice")
+        assert caught.value.retry_after == pytest.approx(36 * 3_600)
+        clock.advance(caught.value.retry_after - 1)
+        assert spend(quotas, "alice", 1) == 1
+        clock.advance(1)
+        assert spend(quotas, "alice", 1) == 0
+
+
+def test_parts_of_a_cent_are_counted_and_shown(make):
+    """The call that is one too many was said to ask for $0, or that the caps change too fast."""
+    quotas = make({"dollars": "1/day"})
+    for _ in range(10):
+        charge(quotas, "alice", dollars=0.1)
+    with pytest.raises(QuotaExceeded, match=r"has used \$1 of \$1 a day and asks for \$0.0000000001: again at"):
+        charge(quotas, "alice", dollars=1e-10)
 
 
 def test_quotas_are_still_there_tomorrow(make):
@@ -306,6 +331,34 @@ async def test_a_function_decides_and_its_decisions_are_recorded(make):
     assert states == [("refused", 0, "boss", 1), ("approved", 8, "boss", 2), ("refused", 0, "boss", 1)]
     (quota,) = quotas.of("alice")
     assert (quota.limit, quota.extra, quota.used) == (18, 8, 18)
+
+
+def test_a_function_that_allows_too_little_is_asked_once(make):
+    """It was asked eight times, and the caps were said to change too fast."""
+    asked = []
+    quotas = make({"tokens": "10/day"}, review=lambda error: asked.append(error) or 5)
+    with pytest.raises(QuotaExceeded, match="a review has allowed more, but not so much") as caught:
+        charge(quotas, "alice", tokens=20)
+    assert (len(asked), caught.value.review, quotas.of("alice")[0].limit) == (1, "approved", 15)
+    charge(quotas, "alice", tokens=15)
+
+
+def test_a_function_may_leave_it_to_the_queue(make):
+    quotas = make({"requests": "0/day"}, review=lambda _: None)
+    with pytest.raises(QuotaExceeded, match="a review is pending"):
+        charge(quotas, "alice")
+    quotas.approve("alice", "requests")
+    charge(quotas, "alice")
+
+
+def test_a_thread_cannot_wait_for_an_async_review_and_leaves_none_behind(make, recwarn):
+    async def boss(_):
+        return True
+
+    with pytest.raises(ValueError, match="review= is an async function, and a thread cannot wait for it"):
+        charge(make({"requests": "0/day"}, review=boss), "alice")
+    gc.collect()
+    assert not [warning for warning in recwarn if "never awaited" in str(warning.message)]
 
 
 def test_what_was_allowed_ends_with_the_period(make):

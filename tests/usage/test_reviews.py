@@ -15,7 +15,7 @@ NEW = UserRecord("alice", {}, {})
 
 def beyond(asked=3.0):
     """The error of a call that asks for so much of a cap of 10 that is used up."""
-    return QuotaExceeded.of(Quota("alice", *DAY, 10.0, 10.0, ENDS, 0.0), asked, 0.0)
+    return QuotaExceeded.of(Quota("alice", *DAY, 10.0, 10.0, ENDS, 0.0), asked, 0.0, ENDS)
 
 
 def states(record):

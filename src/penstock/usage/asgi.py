@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -25,6 +26,7 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Cost = Callable[[Any], Mapping[str, float] | Awaitable[Mapping[str, float]]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _MOST = 999_999_999_999_999
@@ -33,22 +35,37 @@ _MOST = 999_999_999_999_999
 _PROBLEM = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 
 
-def rate_limit_headers(quotas: list[Quota], now: float) -> dict[str, str]:
-    """`RateLimit-Policy` and `RateLimit` of a user's caps at the moment `now`; empty without caps. Dollars as cents."""
+def rate_limit_headers(quotas: list[Quota], now: float, name: str = "quota") -> dict[str, str]:
+    """`RateLimit-Policy` and `RateLimit` of a user's caps at the moment `now`; empty without caps. Dollars as cents.
+
+    Policies are called by unit and period, `requests-day`, after the name of the quotas if that is not the usual one.
+    """
     policies, limits = [], []
-    names: set[str] = set()
-    for quota in quotas:
-        name = f"{quota.unit}-{quota.period}".encode("ascii", "replace").decode()
-        while name in names:  # the same period in another time zone
-            name += "'"
-        names.add(name)
-        scale, unit = (100, "cents") if quota.unit == "dollars" else (1, quota.unit.encode("ascii", "replace").decode())
+    for policy, quota in _by_policy(quotas, name).items():
+        scale, unit = (100, "cents") if quota.unit == "dollars" else (1, _in_quotes(quota.unit))
         counts = "" if unit == "requests" else f';qu="{unit}"'
         policies.append(
-            f'"{name}";q={_whole(quota.limit * scale)}{counts};w={_whole(quota.resets_at - quota.began_at)}'
+            f'"{policy}";q={_whole(quota.limit * scale)}{counts};w={_whole(quota.resets_at - quota.began_at)}'
         )
-        limits.append(f'"{name}";r={_whole(quota.remaining * scale)};t={math.ceil(max(0.0, quota.resets_at - now))}')
+        limits.append(f'"{policy}";r={_whole(quota.remaining * scale)};t={math.ceil(max(0.0, quota.resets_at - now))}')
     return {"ratelimit-policy": ", ".join(policies), "ratelimit": ", ".join(limits)} if policies else {}
+
+
+def _by_policy(quotas: list[Quota], name: str) -> dict[str, Quota]:
+    """Caps by what the headers call them, each otherwise."""
+    found: dict[str, Quota] = {}
+    before = "" if name == "quota" else f"{name}-"
+    for quota in quotas:
+        policy = _in_quotes(f"{before}{quota.unit}-{quota.period}")
+        while policy in found:  # the same period in another time zone
+            policy += "'"
+        found[policy] = quota
+    return found
+
+
+def _in_quotes(text: str) -> str:
+    """As a string of a structured field: printable ASCII, and neither a quote nor a backslash."""
+    return re.sub(r"[^ !#-\[\]-~]", "?", text)
 
 
 def _whole(amount: float) -> int:
@@ -68,16 +85,17 @@ class QuotaMiddleware:
     """Charges each HTTP request to its user, and answers 429 for the application where the user has come to a cap.
 
     Answers get the RateLimit headers, streams as well. The permit is `request.state.permit`: the application says by
-    its `settle()` what the request took. Requests stay charged if the application fails or the client goes away.
-    Websockets, lifespans and requests without a user pass through as they are.
+    its `settle()` what the request took. Of one middleware inside another each permit is in `request.state.permits`, by
+    the name of its quotas. Requests stay charged if the application fails or the client goes away. Websockets,
+    lifespans and requests without a user pass through as they are.
 
     Args:
         app: The application.
         quotas: The caps.
         user: A function of the ASGI scope that returns the request's user, plain or async; None: it is not limited. It
             must not trust what a client can write at will.
-        cost: A function of the scope that returns what the request costs at first, as `{"tokens": 500}`; one request,
-            and the least of the other units, unless given.
+        cost: A function of the scope, plain or async, that returns what the request costs at first, as
+            `{"tokens": 500}`; one request, and the least of the other units, unless given.
 
     Raises:
         ValueError: An argument is wrong.
@@ -89,7 +107,7 @@ class QuotaMiddleware:
         quotas: Quotas,
         *,
         user: Callable[[Scope], Any],
-        cost: Callable[[Scope], Mapping[str, float]] | None = None,
+        cost: Cost | None = None,
     ) -> None:
         _check(quotas, user, cost)
         self.app = app
@@ -104,9 +122,9 @@ class QuotaMiddleware:
             await self.app(scope, receive, send)
             return
         try:
-            permit = await self.quotas.acquire(user, {} if self.cost is None else self.cost(scope))
+            permit = await self.quotas.acquire(user, await _cost(self.cost, scope))
         except QuotaExceeded as error:
-            await _refuse(send, error, _refusal(self.quotas, error), with_body=scope.get("method") != "HEAD")
+            await _refuse(send, error, self.quotas, with_body=scope.get("method") != "HEAD")
             return
         headers = [(name.encode(), value.encode()) for name, value in _headers_now(self.quotas, user).items()]
 
@@ -116,20 +134,25 @@ class QuotaMiddleware:
             await send(message)
 
         scope = dict(scope)
-        scope.setdefault("state", {})["permit"] = permit
+        state = scope.setdefault("state", {})
+        state |= {"permit": permit, "permits": {**state.get("permits", {}), self.quotas.name: permit}}
         await self.app(scope, receive, send_with_headers)
 
 
-async def _refuse(send: Send, error: QuotaExceeded, headers: Mapping[str, str], *, with_body: bool) -> None:
+async def _refuse(send: Send, error: QuotaExceeded, quotas: Quotas, *, with_body: bool) -> None:
+    cap = error.unit, error.period, error.tz
+    known = _by_policy(quotas.last(error.user), quotas.name)
     problem = {
         "type": _PROBLEM,
         "title": "Request cannot be satisfied as assigned quota has been exceeded",
         "status": 429,
         "detail": str(error),
-        "violated-policies": [f"{error.unit}-{error.period}"],
+        "violated-policies": [name for name, one in known.items() if (one.unit, one.period, one.tz) == cap],
     }
     body = json.dumps(problem).encode()
-    fields = {"content-type": "application/problem+json", "content-length": f"{len(body)}", **headers}
+    fields = {
+        "content-type": "application/problem+json", "content-length": f"{len(body)}", **_refusal(quotas, error)
+    }  # fmt: skip
     encoded = [(name.encode(), value.encode()) for name, value in fields.items()]
     await send({"type": "http.response.start", "status": 429, "headers": encoded})
     await send({"type": "http.response.body", "body": body if with_body else b""})
@@ -139,38 +162,41 @@ def quota_dependency(
     quotas: Quotas,
     *,
     user: Callable[[Any], Any],
-    cost: Callable[[Any], Mapping[str, float]] | None = None,
+    cost: Cost | None = None,
 ) -> Callable[..., Awaitable[Permit | None]]:
     """A dependency for FastAPI: `permit: Annotated[Permit, Depends(quota_dependency(quotas, user=...))]`.
 
     It charges the request, adds the RateLimit headers to the answer, and gives the endpoint the permit, to `settle()`.
-    Beyond a cap FastAPI answers 429, with `Retry-After`.
+    Beyond a cap FastAPI answers 429, with `Retry-After`. Websockets are not charged, and get None. FastAPI adds no
+    header to a `Response` that an endpoint makes itself, such as a stream: `QuotaMiddleware` does.
 
     Args:
         quotas: The caps.
         user: A function of the `Request` that returns its user, plain or async. None: it is not limited, and the permit
             is None.
-        cost: A function of the `Request` that returns what it costs at first, as `{"tokens": 500}`.
+        cost: A function of the `Request`, plain or async, that returns what it costs at first, as `{"tokens": 500}`.
 
     Raises:
         ValueError: An argument is wrong. ImportError: FastAPI is not installed.
     """
-    from fastapi import HTTPException, Request, Response
+    from fastapi import HTTPException, Response
+    from fastapi.requests import HTTPConnection
 
     _check(quotas, user, cost)
 
     async def charge_user(request: Any, response: Any) -> Permit | None:
-        name = await _answer(user, request)
+        name = await _answer(user, request) if request.scope["type"] == "http" else None
         if name is None:
             return None
         try:
-            permit = await quotas.acquire(name, {} if cost is None else cost(request))
+            permit = await quotas.acquire(name, await _cost(cost, request))
         except QuotaExceeded as error:
             raise HTTPException(429, str(error), _refusal(quotas, error)) from error
-        response.headers.update(_headers_now(quotas, name))
+        for header, value in _headers_now(quotas, name).items():
+            response.headers.append(header, value)  # of another cap there may be some already
         return permit
 
-    charge_user.__annotations__ = {"request": Request, "response": Response}
+    charge_user.__annotations__ = {"request": HTTPConnection, "response": Response}  # a Request, or a WebSocket
     return charge_user
 
 
@@ -186,5 +212,9 @@ async def _answer(function: Callable[[Any], Any], request: Any) -> Any:
     return await answer if inspect.isawaitable(answer) else answer
 
 
+async def _cost(cost: Cost | None, request: Any) -> Mapping[str, float]:
+    return {} if cost is None else await _answer(cost, request)
+
+
 def _headers_now(quotas: Quotas, user: object) -> dict[str, str]:
-    return rate_limit_headers(quotas.last(user), clock.wall())
+    return rate_limit_headers(quotas.last(user), clock.wall(), quotas.name)

@@ -22,8 +22,9 @@ class QuotaExceeded(RateLimited):
         asked: Units that the call asks for.
         period, tz: The period of the cap, and its time zone.
         resets_at: When the period ends, in seconds since 1970.
-        retry_after: Seconds until then; `inf` where the call is more than the whole cap.
-        review: "pending" or "refused": the state of the review; None: there is none.
+        retry_after: Seconds until the call would be let through if no other came; `inf` where it is more than the
+            whole cap. Later than `resets_at` where a clock that stood ahead has seen some of the next period used.
+        review: The state of the review: "pending", "refused", or "approved" of fewer units; None: there is none.
     """
 
     user: str
@@ -37,15 +38,18 @@ class QuotaExceeded(RateLimited):
     review: str | None
 
     @classmethod
-    def of(cls, quota: Quota, asked: float, now: float) -> Self:
-        """The error of a call that asks for so much of that."""
+    def of(cls, quota: Quota, asked: float, now: float, wait: float) -> Self:
+        """The error of a call that asks for so much of that at the moment `now`, and has to wait so many seconds."""
         ever = asked <= quota.limit * (1 + 1e-12)
-        again = "at " + moment(quota.resets_at, quota.tz) if ever else "never, as it is more than all of it"
+        # Half a period: the clock of the store may be another than that of `now`.
+        is_this_period = now + wait < quota.resets_at + (quota.resets_at - quota.began_at) / 2
+        again_at = quota.resets_at if is_this_period or wait == math.inf else round(now + wait)
+        again = "at " + moment(again_at, quota.tz) if ever else "never, as it is more than all of it"
         unit = "" if quota.unit == "dollars" else f" {quota.unit}"
         used, limit, more = (_shown(quota.unit, amount) for amount in (quota.used, quota.limit, asked))
         error = cls(
             f"{quota.user!r:.200} has used {used} of {limit}{unit} a {quota.period} and asks for {more}: again {again}",
-            retry_after=max(0.0, quota.resets_at - now) if ever else math.inf,
+            retry_after=wait if ever else math.inf,
             blocked_by=f"{quota.unit} a {quota.period} of {quota.user!r:.200}",
         )
         error.user, error.unit, error.limit, error.used, error.asked = (
@@ -92,6 +96,6 @@ class Quota:
 
 
 def _shown(unit: str, amount: float) -> str:
-    """An amount to the sixth digit behind the point, without the noughts at its end."""
-    text = f"{amount:.6f}".rstrip("0").rstrip(".")
+    """An amount to the sixth digit behind the point, of a small one to the twelfth, without the noughts at its end."""
+    text = f"{amount:.{6 if amount >= 0.001 else 12}f}".rstrip("0").rstrip(".")
     return f"${text}" if unit == "dollars" else text

@@ -40,7 +40,7 @@ from penstock.usage.reviews import Review, UserRecord
 
 __all__ = ["Quotas"]
 
-Verdict = bool | float
+Verdict = bool | float | None
 Reviewer = Callable[[QuotaExceeded], Verdict | Awaitable[Verdict]]
 GivenCaps = Mapping[str, CapLike | list[CapLike] | tuple[CapLike, ...]]
 
@@ -74,8 +74,8 @@ class Quotas:
         name: What these quotas are called in the store.
         review: What happens beyond a cap. None: the call is refused. "queue": it is refused, and a review is noted, for
             somebody to `approve` or `refuse`. A function of the `QuotaExceeded`, plain or async: False refuses; True
-            lets this call through; a number allows so many units more until the period ends. Decisions are recorded,
-            see `reviews`.
+            lets this call through; a number allows so many units more until the period ends; None leaves it to the
+            queue. In a coroutine a plain function must not block. Decisions are recorded, see `reviews`.
         on_event: Hears of grants and refusals, as of a limiter's: a `Ledger`, for example.
 
     Raises:
@@ -200,22 +200,24 @@ class Quotas:
         known = self._known(user, anew=True)
         self._records.agree(user, known.limiter.limits)
 
-    def _refusal(self, user: str, cost: Mapping[str, float], before: _User) -> QuotaExceeded | None:
+    def _refusal(
+        self, user: str, cost: Mapping[str, float], before: _User, refused: RateLimited | Unsatisfiable
+    ) -> QuotaExceeded | None:
         """The error of a call that was refused; None: the caps have changed since, so that it should be tried again."""
         known = self._known(user, anew=True)
         if known.caps != before.caps:
             return None
-        now = clock.wall()
+        wait = refused.retry_after if isinstance(refused, RateLimited) else math.inf  # by the store's clock
         found = [
-            QuotaExceeded.of(quota, cost.get(quota.unit, _least(known.limiter, quota.unit)), now)
+            QuotaExceeded.of(quota, cost.get(quota.unit, _least(known.limiter, quota.unit)), clock.wall(), wait)
             for quota in self._quotas_of(user, self._records.user(user))
         ]
-        beyond = [error for error in found if error.missing > 1e-9 * max(1.0, error.limit)]
-        return max(beyond, key=lambda error: error.retry_after, default=None)
+        beyond = [error for error in found if error.missing > 1e-12 * error.limit]
+        return max(beyond, key=lambda error: (error.asked > error.limit, error.resets_at), default=None)
 
     # Reviews
 
-    def _note(self, error: QuotaExceeded, verdict: Verdict | None, by: str) -> QuotaExceeded | None:
+    def _note(self, error: QuotaExceeded, verdict: Verdict, by: str) -> QuotaExceeded | None:
         """Record a verdict, or with None that one is wanted; return what the call is to raise, None: nothing."""
         allowed = _units(verdict, error.missing)
 
@@ -226,9 +228,14 @@ class Quotas:
         review = self._records.change_user(error.user, put).reviews[-1]
         if allowed:
             self._settle_conflict(error.user)
+        if allowed and allowed >= error.missing * (1 - 1e-12):
             return None
         error.review = review.state
-        words = "a review is pending" if review.state == "pending" else "a review has refused more"
+        words = {
+            "pending": "a review is pending",
+            "refused": "a review has refused more",
+            "approved": "a review has allowed more, but not so much",
+        }[review.state]
         error.args = (f"{error.args[0]}; {words}",)
         return error
 
@@ -401,8 +408,8 @@ class _Charge:
             except ConfigurationConflict:
                 await to_thread.run_sync(quotas._settle_conflict, user)
                 continue
-            except (RateLimited, Unsatisfiable):
-                error = await to_thread.run_sync(quotas._refusal, user, self._cost, known)
+            except (RateLimited, Unsatisfiable) as found:
+                error = await to_thread.run_sync(quotas._refusal, user, self._cost, known, found)
             if error is None:
                 continue
             refused = await self._review(error)
@@ -436,14 +443,16 @@ class _Charge:
             except ConfigurationConflict:
                 quotas._settle_conflict(user)
                 continue
-            except (RateLimited, Unsatisfiable):
-                error = quotas._refusal(user, self._cost, known)
+            except (RateLimited, Unsatisfiable) as found:
+                error = quotas._refusal(user, self._cost, known, found)
             if error is None:
                 continue
             if quotas.review is None:
                 raise error
             verdict: Any = None if quotas.review == "queue" else quotas.review(error)
             if inspect.isawaitable(verdict):
+                if inspect.iscoroutine(verdict):
+                    verdict.close()  # or Python warns that nobody awaited it
                 raise ValueError("review= is an async function, and a thread cannot wait for it: use `async with`")
             refused = quotas._note(error, verdict, _by(quotas.review))
             if refused is not None:
