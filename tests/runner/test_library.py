@@ -85,6 +85,8 @@ async def test_what_cannot_be_sent_or_is_refused_is_a_result_too(virtual_time):
         None, "missing_body", "no", "invalid_json", "duplicate_custom_id",
     ]  # fmt: skip
     assert found[3].error["status_code"] == 400
+    assert found[4].custom_id == "y"
+    assert found[4].error["message"] == "the row is no JSON: Object of type object is not JSON serializable"
 
 
 async def test_rows_that_are_none_end_nothing(virtual_time):

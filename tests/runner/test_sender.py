@@ -208,6 +208,25 @@ def test_a_thread_that_is_interrupted_ends_its_batch():
         assert len(server.statistics().admissions) <= sent + 2
 
 
+def test_a_batch_that_is_under_way_while_another_thread_closes_says_so_and_keeps_what_is_there():
+    with simulator.serve(Simulation(latency=Latency(0.3))) as server:
+        send = runner.Sender(server.base_url, headers=KEY, max_in_flight=2)
+
+        def close():
+            while len(server.statistics().admissions) < 3:
+                time.sleep(0.01)
+            send.close()
+
+        threading.Thread(target=close).start()
+        with pytest.raises(runner.RunStoppedError, match="closed by another thread") as caught:
+            send([chat(number) for number in range(40)])
+        assert caught.value.code == "closed"
+        assert 1 <= len(caught.value.results) < 40
+        assert send([chat(0)])[0].error is None  # a new one
+        send.close()
+        send.close()
+
+
 def test_a_sender_that_is_dropped_ends_its_thread():
     with simulator.serve(Simulation(requests="600/min")) as server:
         send = runner.Sender(server.base_url, headers=KEY)

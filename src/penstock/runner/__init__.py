@@ -1,7 +1,7 @@
 """Requests in, results out: what `penstock run` does with files, and `run` and `Sender` do in a program.
 
     library     `run`: rows and results as Python objects
-    sender      `Sender`: the same for batches of rows, in many workers
+    sender      `Sender`: the same for batches of rows, in many workers;  columns: as data frames have them
     ports       what a run reads from and writes to
     source      the rows of a file, and what is wrong with them;  formats: lines, arrays, CSV, compressed or not
     mix         which of them goes next, so that no limit is left unused

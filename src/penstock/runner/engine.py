@@ -201,10 +201,15 @@ class Run:
                 if entry is None or (self._settings.rows is not None and self.counts.rows >= self._settings.rows):
                     break
                 self.counts.rows += 1
-                if self._settings.has(entry[0]):
-                    self._sort_in(read_row(*entry, self._settings.cost, self._settings.change, self._settings.salt))
-                else:
+                number, line = entry
+                if not self._settings.has(number):
                     self.counts.left_out += 1
+                elif isinstance(line, Rejected):
+                    self._sort_in(line)
+                else:
+                    self._sort_in(
+                        read_row(number, line, self._settings.cost, self._settings.change, self._settings.salt)
+                    )
         except OSError as error:
             self.stop("input", f"cannot read {self._lines.name}: {error.strerror or error}")
         except FormatError as error:

@@ -44,7 +44,7 @@ class RunStoppedError(PenstockError):
     """A run ended before its rows did.
 
     Attributes:
-        code: `account`, `unreachable`, `output`, `changed`, `deadline` or `input`.
+        code: `account`, `unreachable`, `output`, `changed`, `deadline`, `input`, or of a `Sender`: `closed`.
         results: Those of a `Sender`'s batch that were there by then, and paid for; `run` yields them instead.
     """
 
@@ -230,7 +230,7 @@ class _Given:
         self._number = 0
         self._stopped = False
 
-    async def read(self) -> tuple[int, bytes | None] | None:
+    async def read(self) -> tuple[int, bytes | Rejected | None] | None:
         if self._stopped:
             return None
         if isinstance(self._rows, AsyncIterator):
@@ -243,8 +243,10 @@ class _Given:
         self._number += 1
         try:
             return self._number, dump_json(row)
-        except (TypeError, ValueError, RecursionError):
-            return self._number, repr(row)[:200].encode("utf-8", "replace")  # said of it as of any line that is no JSON
+        except (TypeError, ValueError, RecursionError) as error:
+            name = row.get("custom_id") if isinstance(row, Mapping) else None
+            custom_id = name if isinstance(name, str | int) else None
+            return self._number, Rejected(self._number, custom_id, "invalid_json", f"the row is no JSON: {error}")
 
     def stop(self) -> None:
         self._stopped = True

@@ -33,10 +33,10 @@ class Source(Protocol):
     is_regular: bool
     passed: int
 
-    async def read(self) -> tuple[int, bytes | None] | None:
+    async def read(self) -> tuple[int, bytes | Rejected | None] | None:
         """The next row: its number from 1, and its JSON; None instead of JSON that is too long.
 
-        None after the last row.
+        Of a row that cannot be JSON, why. None after the last row.
         """
         ...
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +23,7 @@ from penstock import Limiter
 from penstock._numbers import Seconds
 from penstock.llm.discovered import DiscoveredEndpoint
 from penstock.llm.endpoints import Endpoint
+from penstock.runner import columns
 from penstock.runner.client import SECRETS, Client, Reply, Server
 from penstock.runner.library import Result, RowLike, RunStoppedError, run
 from penstock.runner.source import dump_json
@@ -86,21 +86,23 @@ class Sender:
         """Send a batch and wait for all of its answers.
 
         Args:
-            batch: A sequence of rows, as `run` takes them; or columns, as Ray and pandas hand them out: a mapping of
-                names to sequences, in which each column is a field of a row and text in `body` is JSON.
+            batch: A sequence of rows, as `run` takes them; or columns, as Ray and Spark hand them out: a mapping of
+                names to sequences, pandas' DataFrame, or pyarrow's Table or RecordBatch. Each column is a field of a
+                row. Text in `body` is JSON; otherwise a field that is null is left out.
 
         Returns:
-            For rows: a list of `Result`, in their order. For columns: the same columns and, beside them, `answer` and
-            `error`: JSON as text, `""` where there is none.
+            For rows: a list of `Result`, in their order. For columns: a batch of the same kind with them and, beside
+            them, `answer` and `error`: JSON as text, `""` where there is none.
 
         Raises:
-            RunStoppedError: No money, no server. Its `results` are those that were there by then.
+            RunStoppedError: No money, no server, or closed by another thread. Its `results` are those that were there
+                by then.
         """
-        if isinstance(batch, Mapping):
-            found = self._send(_rows_of(batch))
+        if columns.has_columns(batch):
+            found = self._send(columns.rows_of(batch))
             answers = ["" if one.body is None else dump_json(one.body).decode() for one in found]
             errors = ["" if one.error is None else dump_json(one.error).decode() for one in found]
-            return {**batch, "answer": answers, "error": errors}
+            return columns.with_outcome(batch, answers, errors)
         return self._send(list(batch))
 
     def close(self) -> None:
@@ -160,6 +162,9 @@ class Sender:
             this.call(plain, found, self._options)
         except RunStoppedError as error:
             raise RunStoppedError(error.code, str(error), _named(found, rows)) from None
+        except CancelledError:
+            words = "the sender was closed by another thread while it sent this batch"
+            raise RunStoppedError("closed", words, _named(found, rows)) from None
         except Exception as error:
             while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
                 error = error.exceptions[0]
@@ -258,20 +263,6 @@ def _named(found: Sequence[Result | None], rows: Sequence[RowLike]) -> list[Resu
 def _name(row: Any, otherwise: Any) -> Any:
     """What a row is called; rows that are none have no name."""
     return row.get("custom_id", otherwise) if isinstance(row, Mapping) else otherwise
-
-
-def _rows_of(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
-    names = [name for name in columns if name not in {"answer", "error"}]
-    rows = [dict(zip(names, values, strict=True)) for values in zip(*(columns[name] for name in names), strict=True)]
-    for row in rows:
-        if isinstance(row.get("body"), str):
-            row["body"] = json.loads(row["body"])
-        for name, value in row.items():
-            if hasattr(value, "item"):  # numpy's numbers are none of JSON's
-                row[name] = value.item()
-            elif hasattr(value, "tolist"):
-                row[name] = value.tolist()
-    return rows
 
 
 def _without_keys(headers: Mapping[str, str]) -> tuple[dict[str, str], dict[str, tuple[str, str, str]]]:
