@@ -26,10 +26,25 @@ def examples_of(page):
     return EXAMPLE.findall(text_of(page))
 
 
+def parts_of(examples):
+    """The blocks that begin with the name of a file, by that name, and the program that the others are."""
+    named = {found[1]: code for code, _ in examples if (found := re.match(r"# (\w+\.py)\n", code))}
+    return named, "\n".join(code for code, _ in examples if code not in named.values())
+
+
+def compiled_example(code, page):
+    return compile(code, page, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+def awaits(code):
+    """Whether a block awaits at its top level, which a console of asyncio's can and a program cannot."""
+    return bool(compiled_example(code, "example").co_flags & CO_COROUTINE)
+
+
 def run_example(code, page, names):
     """Run a block with `names` as its module; a block that awaits at its top level runs in an asyncio loop of its
     own."""
-    compiled = compile(code, page, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    compiled = compiled_example(code, page)
     if compiled.co_flags & CO_COROUTINE:
         anyio.run(FunctionType(compiled, names))
     else:

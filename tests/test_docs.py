@@ -10,17 +10,19 @@ import tomllib
 import pytest
 
 from penstock.testing import virtual_time
-from tests.docs_examples import ROOT, examples_of, run_example, text_of
+from tests.docs_examples import ROOT, awaits, examples_of, run_example, text_of
 
 PAGES = ("tutorial", "tour", "limits", "waiting", "keys", "logging", "from-aiolimiter")
-CONSOLE = (
-    "tutorial",
-    "tour",
-    "from-aiolimiter",
-    "interactive-first",
-    "logging",
-    "waiting",
-)  # and not classes, which have empty lines
+FRAGMENTS = {"in-jupyter", "run-in-a-program"}
+"""Their blocks are cells of a notebook, and lines of a reader's own program."""
+
+CONSOLE = [
+    page.stem
+    for page in sorted((ROOT / "docs").glob("*.md"))
+    if page.stem not in FRAGMENTS and any(awaits(code) for code, _ in examples_of(f"docs/{page.name}"))
+]
+"""Those of which a block awaits at its top level, which a program cannot."""
+
 ALL_PAGES = ["README.md", *(str(file.relative_to(ROOT)) for file in sorted((ROOT / "docs").rglob("*.md")))]
 
 
@@ -43,7 +45,7 @@ def test_an_example_prints_what_the_page_says(page, capsys):
     ("page", "number"),
     [(page, number) for page in CONSOLE for number in range(len(examples_of(f"docs/{page}.md")))],
 )
-def test_a_block_of_the_tutorial_can_be_pasted_into_a_console(page, number):
+def test_a_block_of_a_page_that_awaits_can_be_pasted_into_a_console(page, number):
     """A line at a time, as consoles before Python 3.13 take it: there an empty line ends a block, and nothing else
     does."""
     compiler, waiting = codeop.CommandCompiler(), []
@@ -54,6 +56,12 @@ def test_a_block_of_the_tutorial_can_be_pasted_into_a_console(page, number):
         if compiler("\n".join(waiting)) is not None:  # what is wrong so far raises
             waiting.clear()
     assert waiting == []
+
+
+@pytest.mark.parametrize("page", CONSOLE)
+def test_a_page_whose_examples_are_no_programs_says_where_they_run(page):
+    """In a file they are a SyntaxError."""
+    assert "`python -m asyncio`" in text_of(f"docs/{page}.md")
 
 
 def test_the_page_about_testing_does_what_it_says(capsys):

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from penstock.testing import virtual_time
-from tests.docs_examples import ROOT, examples_of, run_example, text_of
+from tests.docs_examples import ROOT, examples_of, parts_of, run_example, text_of
 
 IN_VIRTUAL_TIME = ["interactive-first", "why-bucket", "why-refunds", "from-tenacity", "from-backoff", "from-stamina"]
 IN_REAL_TIME = ["from-limits", "from-pyrate-limiter", "from-the-cookbook", "in-jupyter"]
@@ -20,6 +20,9 @@ PROGRAMS = ["in-celery", "prometheus-grafana", "from-openlimit", "in-aws-lambda"
 TOO_HEAVY = ["in-django", "in-scrapy", "your-framework"]
 EXTRAS = {"openai": "openai", "RedisStore": "redis", "runner": "cli", "simulator": "simulator", "otel": "otel"}
 """What brings what a name of ours needs."""
+
+OF_COMMANDS = {"": "cli", "simulate": "simulator", "redis://": "redis"}
+"""What brings what a command needs in which this stands."""
 
 
 @pytest.mark.parametrize("page", IN_VIRTUAL_TIME)
@@ -81,15 +84,25 @@ def test_a_page_names_the_extras_that_its_code_needs(page):
     code = "".join(re.findall(r"```(?:python|py)\n(.*?)```", text, re.DOTALL))
     uses = re.findall(r"^ *(?:from|import) (penstock.*)$", code, re.MULTILINE)
     needed = {extra for name, extra in EXTRAS.items() if any(re.search(rf"\b{name}\b", use) for use in uses)}
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    shell = "".join(block for kind, block in blocks if kind in {"", "console", "sh"})
+    commands = re.findall(r"^(?:\$ )?penstock .*", shell, re.MULTILINE)
+    needed |= {extra for word, extra in OF_COMMANDS.items() if any(word in command for command in commands)}
     named = {extra for some in re.findall(r"penstock\[([\w,]+)\]", text) for extra in some.split(",")}
     assert needed - named == set()
 
 
 @pytest.mark.parametrize("page", TOO_HEAVY)
-def test_the_others_are_at_least_python(page):
-    assert examples_of(f"docs/{page}.md")
-    for code, _ in examples_of(f"docs/{page}.md"):
-        compile(code, page, "exec")
+def test_the_others_are_at_least_python(page, tmp_path):
+    """And bind each name that they use: a block that is a file of its own has to be imported."""
+    files, program = parts_of(examples_of(f"docs/{page}.md"))
+    assert program
+    for name, code in {**files, "program.py": program}.items():
+        (tmp_path / name).write_text(code, encoding="utf-8")
+        compile(code, name, "exec")
+    ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--select=F821", "--output-format=concise", tmp_path]
+    checked = subprocess.run(ruff, capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stdout.strip()) == (0, "All checks passed!")
 
 
 def test_each_of_the_others_is_run_outside_of_this_suite():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -13,34 +12,29 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
-from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
-DOCS = Path(__file__).resolve().parents[3] / "docs"
-EXAMPLE = re.compile(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", re.DOTALL)
-
-
-def examples_of(page):
-    return EXAMPLE.findall((DOCS / f"{page}.md").read_text(encoding="utf-8"))
+from tests.docs_examples import examples_of, parts_of
 
 
 @pytest.mark.parametrize("page", ["in-celery", "in-django", "in-scrapy"])
 def test_a_program_prints_what_its_page_says(page, tmp_path, field):
-    examples = examples_of(page)
-    program = tmp_path / "program.py"
-    program.write_text("\n".join(code for code, _ in examples), encoding="utf-8")
+    examples = examples_of(f"docs/{page}.md")
+    files, program = parts_of(examples)
+    for name, code in {**files, "program.py": program}.items():
+        (tmp_path / name).write_text(code, encoding="utf-8")
     run = subprocess.run(
-        [sys.executable, program], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )
     assert run.stdout == "".join(output for _, output in examples), run.stderr
     field.row(field.version(page.removeprefix("in-")), {"page": f"[{page}](../{page}.md)", "as printed": "yes"})
 
 
 def test_the_cells_of_a_notebook_print_what_the_page_says(field):
-    examples = examples_of("in-jupyter")
+    examples = examples_of("docs/in-jupyter.md")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code, _ in examples])
     NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
     printed = ["".join(each.text for each in cell.outputs if each.output_type == "stream") for cell in notebook.cells]
@@ -51,7 +45,7 @@ def test_the_cells_of_a_notebook_print_what_the_page_says(field):
 @pytest.mark.parametrize("options", [[], ["--preload"]], ids=["forked first", "preloaded"])
 def test_workers_of_gunicorn_share_one_limit(options, tmp_path, field):
     """30 requests to three workers, of which 10 a minute may go: at most 11 do, and never none."""
-    (code, _), *_ = examples_of("under-gunicorn")
+    (code, _), *_ = examples_of("docs/under-gunicorn.md")
     (tmp_path / "app.py").write_text(code.replace("max_wait=1", "max_wait=0.1"), encoding="utf-8")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
