@@ -20,6 +20,8 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "penstock"
 
 ORDER = (
+    "_interruptions",  # signals that strike where we run a user's function
+    "_chance",  # drawn from the system, whatever programs seed
     "_text",  # what others wrote, as terminals and messages may show it
     "_numbers",  # numbers and spans of time as users write them
     "errors",
@@ -251,9 +253,9 @@ def test_what_is_learned_of_a_server_is_estimated_without_a_service():
         assert [module for module in ours if not module.startswith("penstock.llm.learning.")] == [], file
 
 
-def test_events_know_errors_alone():
+def test_events_know_next_to_nothing():
     """They are imported from above and below, so they must not pull anything in."""
-    assert {our_layer(module) for _, module in imports_of(SOURCE / "events.py")} <= {None, "errors"}
+    assert {our_layer(module) for _, module in imports_of(SOURCE / "events.py")} <= {None, "errors", "_interruptions"}
 
 
 def test_only_the_clock_reads_time():

@@ -18,6 +18,7 @@ from penstock._backends import fast_path
 from penstock._backends.base import Binding, Caller
 from penstock._backends.wait import LOOP, PLAIN, Terms, emit_grant, wait, wait_in_thread
 from penstock._concurrency.parking import is_over, who_am_i
+from penstock._interruptions import is_an_interruption
 from penstock._introspect import check_answer, decorable_kind, name_of, why_not_plain
 from penstock._numbers import Number
 from penstock._run_inside import run_inside
@@ -410,7 +411,9 @@ def _settle(permit: Permit, settle: Settle, result: Any, owner: str) -> None:
         true_cost = settle(result)
         check_answer(owner, "settle", true_cost)
         permit.settle(merge_given("costs", true_cost, {}))
-    except Exception:  # noqa: BLE001 - the function is the user's
+    except Exception as raised:
+        if is_an_interruption(raised):
+            raise
         message = "settle=%s of the %s failed on its result: the call stays charged as it was"
         _log.broken("penstock", message, name_of(settle), owner)
 

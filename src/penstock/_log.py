@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from penstock._interruptions import is_an_interruption
 from penstock._numbers import show_seconds
 
 DEBUG, INFO, _ERROR = 10, 20, 40  # as `logging` has them, which is not to be imported for that
@@ -34,8 +35,9 @@ def write(log: Any, level: int, message: str, *words: object, **how: Any) -> Non
     """Write a record."""
     try:
         log.log(level, message, *words, **how)
-    except Exception:  # noqa: BLE001, S110 - a filter or a handler of the user's
-        pass
+    except Exception as raised:  # a filter or a handler of the user's
+        if is_an_interruption(raised):
+            raise
 
 
 def broken(name: str, message: str, *words: object, error: BaseException | None = None) -> None:

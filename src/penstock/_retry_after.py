@@ -15,8 +15,8 @@ from datetime import UTC
 from typing import Any
 
 from penstock import clock
+from penstock._interruptions import is_an_interruption
 from penstock._numbers import read_seconds
-from penstock._text import ENDS_A_PROGRAM
 
 
 def retry_after(exception: BaseException | None) -> float | None:
@@ -34,9 +34,9 @@ def retry_after(exception: BaseException | None) -> float | None:
         return None
     try:
         return _asked_by(exception)
-    except ENDS_A_PROGRAM:
-        raise
-    except BaseException:  # noqa: BLE001 - whatever an object of the user's raises while we read it
+    except BaseException as raised:  # whatever an object of the user's raises while we read it
+        if is_an_interruption(raised):
+            raise
         return None
 
 
@@ -61,9 +61,9 @@ def attribute_of(holder: object, name: str) -> Any:
     """Return an attribute of a user's object; None if there is none, or if reading it raises."""
     try:
         return getattr(holder, name, None)
-    except ENDS_A_PROGRAM:
-        raise
-    except BaseException:  # noqa: BLE001 - such as the CancelledError of a future that a property asks
+    except BaseException as raised:  # such as the CancelledError of a future that a property asks
+        if is_an_interruption(raised):
+            raise
         return None
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-ENDS_A_PROGRAM = (KeyboardInterrupt, SystemExit, GeneratorExit)
-"""Raised while we read a user's object, these come from a signal or a closing generator, and not from the object."""
-
+from penstock._interruptions import is_an_interruption
 
 PLAIN = frozenset({bool, bytes, float, int, str, type(None)})
 """Types whose `repr` and comparisons raise nothing, but for a ValueError of a huge int: else a signal handler did."""
@@ -24,10 +22,8 @@ def repr_of(value: object, most: int = 500) -> str:
     """
     try:
         shown = repr(value)
-    except ENDS_A_PROGRAM:
-        raise
     except BaseException as raised:  # whatever an object of the user's raises
-        if type(value) in PLAIN and not isinstance(raised, ValueError):
+        if is_an_interruption(raised) or (type(value) in PLAIN and not isinstance(raised, ValueError)):
             raise
         return f"<{type(value).__name__}, whose repr raised {type(raised).__name__}>"
     return shown if len(shown) <= most else shown[: most - 3] + "..."

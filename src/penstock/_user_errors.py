@@ -13,9 +13,10 @@ from inspect import isawaitable
 from typing import Any
 
 from penstock import _log
+from penstock._interruptions import is_an_interruption
 from penstock._introspect import check_answer, check_plain, name_of, runs_later
 from penstock._numbers import Seconds, read_seconds
-from penstock._text import ENDS_A_PROGRAM, repr_of
+from penstock._text import repr_of
 
 On = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool | Seconds]
 """Which errors count: exception types, or a function of the error that returns True, False or a number of seconds."""
@@ -109,10 +110,9 @@ def add_notes(error: BaseException, *notes: str) -> None:
         if len(getattr(error, "__notes__", ())) < _MOST_NOTES:
             for note in notes:
                 error.add_note(note)
-    except ENDS_A_PROGRAM:
-        raise
-    except BaseException:  # noqa: BLE001, S110 - a frozen exception, or a strange one, goes without
-        pass
+    except BaseException as raised:  # a frozen exception, or a strange one, goes without
+        if is_an_interruption(raised):
+            raise
 
 
 def verdict(owner: str, on: On, error: Exception, log: str = _LOG) -> bool | float:
@@ -147,9 +147,9 @@ def _answer(
     """What a function of the user's says of an error; `otherwise`, a note and a log record if it raises."""
     try:
         return ask(error)
-    except (Nonsense, *ENDS_A_PROGRAM):
-        raise
-    except BaseException as raised:  # noqa: BLE001 - a property of the error may raise anything
+    except BaseException as raised:  # a property of the error may raise anything
+        if isinstance(raised, Nonsense) or is_an_interruption(raised):
+            raise
         add_notes(error, f"penstock: {owner}: `{option}` raised {repr_of(raised)} when asked about this error")
         _log.broken(log, "%s: `%s` raised when asked about an error", owner, option, error=raised)
         return otherwise

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from types import BuiltinMethodType, MethodType
 from typing import Any, Literal, TypeVar
 
+from penstock._interruptions import is_an_interruption
+
 __all__ = [
     "Answered",
     "AttemptStarted",
@@ -282,7 +284,9 @@ def emit(hook: Callable[[_Event], object], event: _Event) -> None:
     """Hand `event` to `hook`; log what the hook raises, under the name "penstock", and go on."""
     try:
         hook(event)
-    except Exception:
+    except Exception as raised:
+        if is_an_interruption(raised):
+            raise
         import logging  # 5 ms that only a failing hook needs
 
         with suppress(Exception):  # of a filter or handler of the user's

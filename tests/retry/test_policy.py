@@ -6,6 +6,7 @@ import asyncio
 import copy
 import dataclasses
 import pickle
+import random
 import threading
 from datetime import timedelta
 from decimal import Decimal
@@ -65,6 +66,22 @@ def test_policies_that_were_sent_to_other_processes_do_not_draw_in_step():
     one, other = pickle.loads(sent), pickle.loads(sent)
     assert one == other == Retry(on=ValueError, attempts=3)
     assert [one.random() for _ in range(5)] != [other.random() for _ in range(5)]
+
+
+def test_processes_that_seed_random_alike_do_not_back_off_alike():
+    """As the ranks of a training run do: after an outage all would come back at once, again and again."""
+    drawn = []
+    for _ in range(2):  # each as in a process of its own
+        random.seed(42)
+        drawn.append([Retry(on=ValueError).random() for _ in range(5)])
+    assert drawn[0] != drawn[1]
+
+
+def test_what_a_program_draws_of_random_does_not_depend_on_retries():
+    random.seed(42)
+    before = random.getstate()
+    Retry(on=ConnectionError, backoff=exponential(first=0.001)).call_sync(Flaky(2).sync)
+    assert random.getstate() == before
 
 
 def test_one_policy_serves_many_threads():

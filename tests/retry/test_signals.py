@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from penstock.retry import Budget, Retry, constant, current_attempt
+from penstock import Limiter
+from penstock.retry import Budget, Retry, constant, current_attempt, retry_after
 from penstock.retry.call import current
 from tests.alarms import alarms
 from tests.retry.flaky import EVERY_SECOND, Flaky
@@ -188,3 +189,56 @@ def test_threads_that_fail_at_once_share_a_budget(thread_time):
     for thread in threads:
         thread.join()
     assert sum(len(flaky.at) for flaky in flakies) == 8 + 100
+
+
+def struck(*_):
+    """A function of the user's, in which a signal strikes."""
+    signal.raise_signal(signal.SIGALRM)
+
+
+class StrangeError(ConnectionError):
+    """An error whose properties are asked when a signal strikes."""
+
+    retry_after = property(struck)
+
+
+def fail(*_):
+    raise ConnectionError
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(lambda: Retry(on=struck).call_sync(fail), id="on"),
+        pytest.param(lambda: Retry(on=ConnectionError, hint=struck).call_sync(fail), id="hint"),
+        pytest.param(lambda: Retry(on=ConnectionError, on_result=struck).call_sync(dict), id="on_result"),
+        pytest.param(lambda: Retry(on=ConnectionError, on_event=struck).call_sync(dict), id="on_event"),
+        pytest.param(lambda: retry_after(StrangeError()), id="retry_after"),
+        pytest.param(lambda: Limiter(requests="9/s", on_event=struck).acquire_nowait(), id="a limiter's on_event"),
+        pytest.param(Limiter(requests="9/s")(settle=struck)(dict), id="settle"),
+    ],
+)
+@pytest.mark.parametrize("form", ["function", "method", "partial", "object"])
+def test_what_a_signal_handler_raises_in_a_users_function_is_not_taken_for_its_error(call, form, caplog):
+    class Handler:
+        def __call__(self, *_):
+            raise Rang
+
+        ring = __call__
+
+    handlers = {
+        "function": lambda *_: Handler()(),
+        "method": Handler().ring,
+        "partial": functools.partial(Handler.ring, None),
+        "object": Handler(),
+    }
+    with alarms(handlers[form]), pytest.raises(Rang):
+        call()
+    assert not caplog.records
+
+
+def test_a_call_that_a_signal_ends_in_its_listener_is_not_charged(alarm):
+    limiter = Limiter(requests="9/min", on_event=struck)
+    with pytest.raises(Rang), limiter:
+        pass
+    assert limiter.statistics().limits["requests"].level == 9

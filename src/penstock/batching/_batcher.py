@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from penstock._concurrency import tasks
 from penstock._concurrency.shared_state import OfThisProcess
+from penstock._interruptions import is_an_interruption
 from penstock._introspect import check_plain, kind_of, name_of
 from penstock._numbers import Seconds, read_count, span
 from penstock._retry_after import attribute_of
@@ -164,7 +165,9 @@ def _has_request(error: Exception) -> bool:
         return getattr(error, "request", None) is not None
     except RuntimeError:  # httpx: it is an error of a request, which is not set
         return True
-    except Exception:  # noqa: BLE001 - whatever a property of the user's raises
+    except Exception as raised:  # whatever a property of the user's raises
+        if is_an_interruption(raised):
+            raise
         return False
 
 

@@ -21,13 +21,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
 import threading
 from collections import deque
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 
 from penstock import Calendar, InFlight, Limit, Limiter, Permit, Rate, Sliding, Statistics, clock
+from penstock._chance import CHANCE
 from penstock.llm.discovery import UnitEstimate
 from penstock.llm.failures import Verdict
 from penstock.llm.headers import Quota, Reading
@@ -346,7 +346,7 @@ class Endpoint:
         if wait is not None:
             self._pauses += 1
             # A little more, never less: other processes of the account were told the same moment.
-            self.limiter.pause(wait * random.uniform(1.0, 1.1) + 0.01)
+            self.limiter.pause(wait * CHANCE.uniform(1.0, 1.1) + 0.01)
 
     def _pause_for(self, request: RequestInFlight, verdict: Verdict) -> float | None:
         with self._lock:

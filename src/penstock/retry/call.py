@@ -18,8 +18,9 @@ import anyio
 from penstock import _log, clock
 from penstock._concurrency.parking import loop_running_here
 from penstock._core.backoff import spread
+from penstock._interruptions import is_an_interruption
 from penstock._numbers import read_seconds, show_seconds
-from penstock._text import ENDS_A_PROGRAM, repr_of
+from penstock._text import repr_of
 from penstock._user_errors import seconds_asked, verdict, verdict_of
 from penstock.errors import AttemptTimeout, WouldBlockEventLoop
 from penstock.events import AttemptStarted, GaveUp, Reason, RetryScheduled, Succeeded, emit
@@ -167,9 +168,9 @@ class Call:
     def _verdict_on_result(self, on_result: Callable[[Any], Any], result: object) -> bool | float:
         try:
             answer = on_result(result)
-        except ENDS_A_PROGRAM:
-            raise
-        except BaseException as raised:  # noqa: BLE001 - the result may have been paid for
+        except BaseException as raised:  # the result may have been paid for
+            if is_an_interruption(raised):
+                raise
             _log.broken(LOGGER, "%s: `on_result` raised when asked about a result", self.name, error=raised)
             return False
         return verdict_of(answer)

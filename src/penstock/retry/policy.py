@@ -53,7 +53,7 @@ class Retry(RetrySettings):
         on_event: Called with each record of `penstock.events` as it happens. Its errors are logged and go no further.
         nested: Retry even inside another policy's attempt. By default an inner policy makes one attempt and leaves the
             rest to the outer one: 3 attempts of 3 attempts each are 9 calls.
-        random: Draws a number from [0, 1), for jitter.
+        random: Draws a number from [0, 1), for jitter; by default from the system, whatever the program seeds.
 
     The deadline of enclosing anyio or trio cancel scopes is obeyed: a wait that would pass it is not begun. (That of
     `asyncio.timeout` cannot be seen beforehand; it cancels the wait.)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from penstock import _log
+from penstock._interruptions import is_an_interruption
 from penstock._numbers import number_of, show_seconds
 from penstock._retry_after import attribute_of
-from penstock._text import ENDS_A_PROGRAM
 from penstock._user_errors import add_notes
 from penstock.events import Reason
 from penstock.retry.settings import RetrySettings
@@ -70,10 +70,9 @@ def attach_hint(error: Exception, hint: float | None) -> None:
         return
     try:
         error.retry_after = hint  # type: ignore[attr-defined]
-    except ENDS_A_PROGRAM:
-        raise
-    except BaseException:  # noqa: BLE001, S110 - an exception with slots; the note has the number
-        pass
+    except BaseException as raised:  # an exception with slots; the note has the number
+        if is_an_interruption(raised):
+            raise
 
 
 # ----------------------------------------------------------------------------------------------------------------------

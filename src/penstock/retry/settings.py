@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, cast
 
+from penstock._chance import CHANCE
 from penstock._core.backoff import Backoff, exponential
 from penstock._introspect import check_plain, name_of, show_defaults
 from penstock._numbers import Seconds, read_count, read_flag, span
@@ -18,9 +18,8 @@ from penstock.retry.budget import Budget
 
 
 def _drawn() -> float:
-    # Not `random.random` itself: pickled, it takes the state of its generator along, and all processes that a policy is
-    # sent to would draw the same waits.
-    return random.random()
+    # A function, as a policy that is sent to other processes takes its name along, and no generator's state.
+    return CHANCE.random()
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -80,7 +79,7 @@ class RetrySettings:
         return f"Retry({', '.join(shown)})"
 
 
-show_defaults(RetrySettings.__init__, backoff="exponential()", hint="retry_after", random="random.random")
+show_defaults(RetrySettings.__init__, backoff="exponential()", hint="retry_after", random="SystemRandom().random")
 
 _SHOWN_IF_SET: tuple[tuple[str, object], ...] = (
     ("budget", None),

@@ -15,11 +15,11 @@ which none is answered for minutes, are given up together.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 from penstock import clock, exponential
+from penstock._chance import CHANCE
 from penstock._numbers import show_seconds
 from penstock.llm.endpoints import RequestInFlight
 from penstock.llm.failures import Action, Verdict
@@ -157,7 +157,7 @@ class Troubles:
         work.failures += 1
         if work.failures >= self._settings.attempts:
             return self._give_up(work, "connection_error", reason)
-        work.wait = _BACKOFF.delay(work.failures - 1, None, random.random())
+        work.wait = _BACKOFF.delay(work.failures - 1, None, CHANCE.random())
         return False
 
     def _fail_place(self, work: Work, reason: str, *, until_answer: bool = False, is_lasting: bool = False) -> None:
@@ -217,7 +217,7 @@ class Troubles:
         work.failures += 1
         if work.failures >= self._settings.attempts:
             return self._give_up_refused(work, refused)
-        backoff = _BACKOFF.delay(work.failures - 1, None, random.random())
+        backoff = _BACKOFF.delay(work.failures - 1, None, CHANCE.random())
         work.wait = min(self._settings.max_pause, max(backoff, verdict.wait or 0.0))
         return False
 
@@ -232,11 +232,11 @@ class Troubles:
         others_go_on, work.answers_then = work.group.answers > work.answers_then, work.group.answers
         if verdict.wait is None or verdict.wait <= settings.max_pause:
             if work.waits > OWN_WAITS and others_go_on:
-                work.wait = (verdict.wait or 0.0) + _BACKOFF.delay(work.waits - OWN_WAITS, None, random.random())
+                work.wait = (verdict.wait or 0.0) + _BACKOFF.delay(work.waits - OWN_WAITS, None, CHANCE.random())
                 return False
             work.group.on_refusal(request, verdict)
             if work.waits > 3:
-                work.wait = (verdict.wait or 0.0) + _PATIENCE.delay(work.waits - 4, None, random.random())
+                work.wait = (verdict.wait or 0.0) + _PATIENCE.delay(work.waits - 4, None, CHANCE.random())
             return False
         # One row may be above a quota of its own, so it waits alone; when a second one is told the same, all wait.
         self._long_waits.add(work.row.custom_id)

@@ -18,7 +18,6 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from random import SystemRandom
 from typing import Any, ClassVar
 from urllib.parse import quote
 from weakref import WeakValueDictionary
@@ -34,7 +33,6 @@ from penstock.errors import StoreError, Unreachable
 from penstock.limits import Calendar, InFlight, Limit, Rate, Sliding
 
 __all__ = [
-    "CHANCE",
     "KEPT_IF_EMPTY",
     "Batch",
     "FromEnvironment",
@@ -45,11 +43,6 @@ __all__ = [
     "Terms",
     "Unreachable",
 ]
-
-CHANCE = SystemRandom()
-"""What stores are told apart by, and pause by chance with. Never `random`, which programs seed: processes that seed it
-alike would be one and the same process to the store, which answers each batch once. And what they draw from it
-themselves does not depend on what stores do in threads of their own."""
 
 KEPT_IF_EMPTY = 30 * 86_400
 """Seconds for which idle rows are kept where an absent row counts as used up."""

@@ -23,6 +23,7 @@ from importlib.resources import files
 from typing import Any, TypeVar
 from weakref import ref
 
+from penstock._chance import CHANCE
 from penstock._introspect import why_not_plain
 from penstock._numbers import Seconds
 from penstock._text import repr_of
@@ -31,7 +32,6 @@ from penstock.stores._redis_errors import explain
 from penstock.stores._redis_server import ask, let_go, server_at, server_of
 from penstock.stores._redis_url import made_from
 from penstock.stores.contract import (
-    CHANCE,
     KEPT_IF_EMPTY,
     Batch,
     Decide,

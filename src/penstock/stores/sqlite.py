@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import Any
 
 from penstock import clock
+from penstock._chance import CHANCE
 from penstock._text import repr_of
 from penstock.errors import StoreError
 from penstock.stores.contract import (
-    CHANCE,
     KEPT_IF_EMPTY,
     Decide,
     Recipe,

@@ -27,7 +27,7 @@ from judges.judging import JUDGES, Ledger, headers_of, true_limit
 from judges.names import AMOUNT, ANSWER, LATENCY, REFUSAL, SECONDS, STYLES
 
 from penstock import Limiter, clock, testing
-from penstock.llm import limit_client, limits_of
+from penstock.llm import endpoints, limit_client, limits_of
 
 WAY = 0.003
 """Seconds of the way there, as a median. What is admitted is answered after the latency, a refusal at once."""
@@ -95,7 +95,7 @@ def simulate(judge: str, style: str, seed: int, *, given: bool = False, load: Lo
         }
         return Simulated(1_000 * len(ledger.refused) / load.requests, lost, used, took, ledger, learned)
 
-    with judged_by_penstocks_clock():
+    with judged_by_penstocks_clock(), mock.patch.object(endpoints, "CHANCE", random):
         return testing.run(main)
 
 

@@ -30,12 +30,13 @@ from penstock._backends.shared.queue import StoreQueue
 from penstock._backends.shared.requests import SharedRequest
 from penstock._backends.shared.scheduler import Scheduler
 from penstock._backends.shared.wire import BatchInFlight, Outage
+from penstock._chance import CHANCE
 from penstock._concurrency.parking import wake_all
 from penstock._concurrency.shared_state import around_forks, members
 from penstock.errors import PenstockError, StoreError
 from penstock.events import StoreLost, StoreRecovered, emit
 from penstock.limits import Limit
-from penstock.stores.contract import CHANCE, Batch, Reply, Store, Unreachable
+from penstock.stores.contract import Batch, Reply, Store, Unreachable
 
 Message = Callable[[Scheduler, float], None]
 

@@ -20,11 +20,12 @@ from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
 from penstock._backends.shared.queue import StoreQueue
 from penstock._backends.shared.requests import Booking, Refund, SharedRequest, Stage, StoreReceipts
 from penstock._backends.shared.wire import NOBODY, BatchInFlight, FlowName, Look, Order, Outage
+from penstock._chance import CHANCE
 from penstock._concurrency.parking import Parker
 from penstock._core.lease import LeasePool
 from penstock._core.turns import ready_at
 from penstock._numbers import show_seconds
-from penstock.stores.contract import CHANCE, Store
+from penstock.stores.contract import Store
 
 MARGIN = 0.002
 """Seconds before the last reserved turn at which the next batch is sent."""

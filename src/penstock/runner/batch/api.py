@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, Self
@@ -17,6 +16,7 @@ from typing import Any, BinaryIO, Protocol, Self
 import anyio
 
 from penstock import clock, exponential
+from penstock._chance import CHANCE
 from penstock._numbers import show_seconds
 from penstock.llm import failures
 from penstock.llm.failures import Action, Verdict
@@ -270,4 +270,4 @@ class Batches:
             raise ServiceError(
                 "unreachable", f"the server has been away for {show_seconds(clock.now() - began)}: {reason}"
             )
-        await anyio.sleep(max(wait, _BACKOFF.delay(min(tries, 20), None, random.random())))
+        await anyio.sleep(max(wait, _BACKOFF.delay(min(tries, 20), None, CHANCE.random())))
