@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -286,3 +287,43 @@ async def test_a_large_body_is_counted_beside_the_event_loop(monkeypatch, charac
     body = {"model": "gpt-4o", "messages": [{"role": "user", "content": "x" * characters}]}
     await client.post("http://api.test/v1/chat/completions", json=body)
     assert (threads[0] != threading.get_ident()) is beside
+
+
+def doubled(value, hold):
+    """A value that holds its inner one twice, 60 levels deep: as JSON it would have no end."""
+    for _ in range(60):
+        value = hold(value, value)
+    return value
+
+
+def itself():
+    content = []
+    content.append(content)
+    return content
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "https://images.test/a.png", "detail": "low"}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(doubled("x", lambda *inner: list(inner)), id="a list of lists"),
+        pytest.param(doubled("x" * 1_000_000, lambda *inner: list(inner)), id="of long texts"),
+        pytest.param(doubled(IMAGE, lambda *inner: list(inner)), id="of images"),
+        pytest.param(doubled("x", lambda *inner: [{"content": each} for each in inner]), id="messages in messages"),
+        pytest.param(
+            doubled({"json": doubled("x", lambda *inner: list(inner))}, lambda *inner: list(inner)),
+            id="answers of tools",
+        ),
+        pytest.param(itself(), id="a list in itself"),
+    ],
+)
+def test_a_message_that_holds_a_part_many_times_over_is_counted_as_far_as_any_model_reads(content, monkeypatch):
+    """The count never ended, and no thread that it was given to either."""
+    monkeypatch.setattr(tokens, "_MOST_CHARACTERS", 1_000_000)  # a twentieth, and so is the time
+    body = {"model": "gpt-4o", "messages": [{"role": "user", "content": content}]}
+    began = time.process_time()
+    assert tokens.by_bytes(CHAT, body)["tokens"] > 0
+    assert tokens.chat_tokens(body["messages"], "unknown") > 0
+    assert time.process_time() - began < 10

@@ -215,7 +215,7 @@ def fail(*_):
         pytest.param(lambda: Retry(on=ConnectionError, on_event=struck).call_sync(dict), id="on_event"),
         pytest.param(lambda: retry_after(StrangeError()), id="retry_after"),
         pytest.param(lambda: Limiter(requests="9/s", on_event=struck).acquire_nowait(), id="a limiter's on_event"),
-        pytest.param(Limiter(requests="9/s")(settle=struck)(dict), id="settle"),
+        pytest.param(Limiter(requests="9/s")(settle=struck)(lambda: 1), id="settle"),
     ],
 )
 @pytest.mark.parametrize("form", ["function", "method", "partial", "object"])

@@ -189,6 +189,7 @@ def chat_tokens(messages: Sequence[Any], model: str = "") -> int:
     Exact for every recorded plain request to gpt-3.5, 4, 4o and 4.1; the gpt-5 family takes one less.
     """
     tokens = 2 if _family(model).startswith("gpt-5") else 3
+    content = _Content()
     for message in messages:
         if not isinstance(message, Mapping):
             continue
@@ -197,18 +198,21 @@ def chat_tokens(messages: Sequence[Any], model: str = "") -> int:
             value = message.get(key)
             if isinstance(value, str):
                 tokens += count(value, model) + (key == "name")
-        content = _Content()
         _add([message], content)
-        tokens += sum(count(text, model) for text in content.texts)
         tokens += calls_tokens(message, lambda text: count(text, model))
-    return tokens
+    return tokens + sum(count(text, model) for text in content.texts)
+
+
+_MOST_CHARACTERS = 20_000_000
+"""Of a body: more than any model reads."""
 
 
 @dataclass(slots=True)
 class _Content:
     """What of a body is charged.
 
-    Its texts, tokens of images, sounds and files, and tokens that came as numbers already.
+    Its texts, tokens of images, sounds and files, and tokens that came as numbers already. `left` are the characters
+    that may still be looked at: Python's lists may hold one another many times over, or themselves.
     """
 
     model: str = ""
@@ -216,6 +220,14 @@ class _Content:
     media: int = 0
     ids: int = 0
     messages: int = 0
+    left: int = field(default_factory=lambda: _MOST_CHARACTERS)
+
+    def add_json(self, value: Any) -> None:
+        """Count a value that services write into the prompt as JSON."""
+        if value is not None and self.left > 0:
+            text = as_json(value, self.left // 10)  # writing a character takes ten times as long as reading one
+            self.left -= 10 * len(text)
+            self.texts.append(text)
 
 
 def _content(body: Body | None, model: str = "") -> _Content:
@@ -266,11 +278,13 @@ _TEXT_KEYS = frozenset(("content", "text", "refusal", "output", "arguments", "pa
 def _add(value: Any, content: _Content) -> None:
     """Count whatever is in it, in order, however deeply it is nested: a body is a user's, and may be anything."""
     waiting, steps = [value], 0
-    while waiting:
+    while waiting and content.left > 0:
         value, steps = waiting.pop(), steps + 1
+        content.left -= _A_VALUE
         if not steps % _STEPS:
             time.sleep(0)  # lets another thread have the interpreter, if this is one beside an event loop
         if isinstance(value, str):
+            content.left -= len(value)
             content.texts.append(value)
         elif isinstance(value, (dict, Mapping)):
             waiting.extend(reversed(_inside(value, content)))
@@ -282,6 +296,9 @@ def _add(value: Any, content: _Content) -> None:
             waiting.extend(reversed(value) if not ids else [item for item in reversed(value) if type(item) is not int])
 
 
+_A_VALUE = 20
+"""Characters for which a value counts by itself: it takes about as long."""
+
 _STEPS = 128
 """Values that are looked at in less than half a millisecond."""
 
@@ -292,6 +309,7 @@ def _inside(item: Mapping[str, Any], content: _Content) -> list[Any]:
     if media is not None:
         content.messages += "role" in item
         content.media += media.tokens
+        content.left -= 4 * media.tokens
         return [media.text]
     found: list[Any] = []
     for key, value in item.items():
@@ -300,37 +318,33 @@ def _inside(item: Mapping[str, Any], content: _Content) -> list[Any]:
         elif key == "role":
             content.messages += 1
         elif key == "tool_calls":
-            found += _called(value)
+            found += _called(value, content)
         elif key == "function_call":
             found.append(value.get("arguments") if isinstance(value, Mapping) else None)
         elif key in _CALLS and isinstance(value, Mapping):
-            found.append(_written(value.get(_CALLS[key])))
+            content.add_json(value.get(_CALLS[key]))
         elif key == "json" or (key == "input" and item.get("type") == "tool_use"):
-            found.append(_written(value))
+            content.add_json(value)
         elif key == "data" and isinstance(value, Mapping):  # a document of Cohere's
             found += [text for text in value.values() if isinstance(text, str)]
     return found
 
 
-_MOST_CHARACTERS = 20_000_000
-"""Of what a tool was called with, or answered: more than any model reads."""
-
 _CALLS = {"functionCall": "args", "functionResponse": "response", "toolUse": "input"}  # Gemini's, Bedrock's
 
 
-def _called(calls: Any) -> list[Any]:
-    """What tools were called with."""
+def _called(calls: Any, content: _Content) -> list[Any]:
+    """What tools were called with, as texts; what is none is counted at once."""
     found = []
     for call in calls if isinstance(calls, list) else ():
         for key, inner in (("function", "arguments"), ("custom", "input")):
             called = call.get(key) if isinstance(call, Mapping) else None
             text = called.get(inner) if isinstance(called, Mapping) else None
-            found.append(text if isinstance(text, (str, list)) else _written(text))
+            if isinstance(text, (str, list)):
+                found.append(text)
+            else:
+                content.add_json(text)
     return found
-
-
-def _written(value: Any) -> str | None:
-    return None if value is None else as_json(value, _MOST_CHARACTERS)
 
 
 def generates(path: str, body: Body) -> bool:
