@@ -51,6 +51,38 @@ async def test_bound_by_tokens_batches_are_small_and_the_tokens_used_up(virtual_
     assert max(map(len, service.calls)) == 2
 
 
+@pytest.mark.parametrize("gap", [0, 0.01], ids=["all at once", "one after another"])
+async def test_no_item_waits_for_the_tokens_of_a_later_one(virtual_time, gap):
+    """A backlog of a minute's tokens went as one batch, after a minute."""
+    service = Service()
+    limiter = Limiter(requests=per_minute(600), tokens=per_minute(600))
+    limiter.acquire_nowait(tokens=600)
+    batcher = Batcher(service, cost={"tokens": 20}, limiter=limiter)
+    waits = []
+
+    async def call(item):
+        began = virtual_time.now()
+        await batcher(item)
+        waits.append(virtual_time.now() - began)
+
+    async with anyio.create_task_group() as tasks:
+        for item in range(30):
+            tasks.start_soon(call, item)
+            await anyio.sleep(gap)
+    assert waits == pytest.approx([2 * (item + 1) - gap * item for item in range(30)], abs=1e-6)
+    assert list(chain(*service.calls)) == list(range(30))
+
+
+async def test_where_requests_and_tokens_are_short_both_are_used_up(virtual_time):
+    service = Service()
+    limiter = Limiter(requests="1/s burst 1", tokens="30/s burst 90")
+    limiter.acquire_nowait(tokens=90)
+    batcher = Batcher(service, cost={"tokens": 10}, limiter=limiter)
+    await outcomes(batcher, list(range(60)))
+    assert virtual_time.now() == pytest.approx(20)
+    assert max(map(len, service.calls)) == 3
+
+
 async def test_the_limiter_is_charged_one_request_and_the_cost_of_all_items(virtual_time):
     limiter = Limiter(requests=per_minute(60), tokens=per_minute(1_000), calls=in_flight(4))
     batcher = Batcher(Service(seconds=1), cost={"tokens": len}, limiter=limiter)
@@ -111,6 +143,9 @@ class Shrinking:
     @property
     def limits(self):
         return self.limiter.limits
+
+    def forecast(self, *, tokens):
+        return self.limiter.forecast(tokens=tokens)
 
     async def acquire(self, *, tokens, **options):
         if tokens > self.most:
@@ -182,6 +217,7 @@ async def test_on_trio_a_grant_may_come_before_the_cancellation_and_is_given_bac
     @dataclass
     class LeavingAtTheGrant:
         limits = limiter.limits
+        forecast = limiter.forecast
 
         async def acquire(self, **options):
             permit = await limiter.acquire(**options)
@@ -200,12 +236,13 @@ async def test_on_trio_a_grant_may_come_before_the_cancellation_and_is_given_bac
 
 async def test_what_was_paid_comes_back_if_nothing_is_sent(virtual_time):
     """Here because the store of the limiter was lost between the first charge and the rest."""
-    limiter = Limiter(tokens="10/s")
+    limiter = Limiter(requests="1/s", tokens="10/s")
     limiter.acquire_nowait(tokens=10)
 
     @dataclass
     class Lost:
         limits = limiter.limits
+        forecast = limiter.forecast
 
         async def acquire(self, max_wait=None, **options):
             if max_wait == 0:
@@ -221,7 +258,7 @@ async def test_what_was_paid_comes_back_if_nothing_is_sent(virtual_time):
     assert [type(callers.results[item]) for item in "ab"] == [StoreError, StoreError]
     assert service.calls == []
     assert limiter.statistics().cancelled == 1
-    assert limiter.statistics().limits["tokens"].level == pytest.approx(5)
+    assert limiter.statistics().limits["tokens"].level == pytest.approx(10)
 
 
 async def test_when_all_leave_the_line_of_the_limiter_is_left_too(virtual_time):
@@ -242,6 +279,7 @@ async def test_what_was_paid_for_one_that_left_is_no_use_to_one_that_costs_more(
     @dataclass
     class LeavingAtTheGrant:
         limits = limiter.limits
+        forecast = limiter.forecast
 
         async def acquire(self, **options):
             permit = await limiter.acquire(**options)

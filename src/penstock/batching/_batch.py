@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from bisect import bisect
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -256,11 +257,10 @@ class Batch:
             await self.parker.park(left)
 
     async def _pay(self, limiter: Limiter, permits: list[Permit]) -> list[Caller]:
-        """Wait at the limiter for the callers that are here now; take along later ones, if the limiter allows that too.
+        """Wait at the limiter for the first caller, and take along all others that the limiter lets go with it.
 
-        We do not wait to know how large the batch will be, because a place in the limiter's queue is worth more than a
-        full batch: where requests are short, the tokens for later callers are there when our turn comes; where tokens
-        are short, a small batch wastes nothing.
+        No caller waits for the tokens of a later one. Where requests are short, those are there when the first one's
+        turn comes, also for callers that have come meanwhile; where tokens are short, a small batch wastes nothing.
         """
         while True:
             limits = limiter.limits
@@ -270,7 +270,10 @@ class Batch:
             callers = self._front(bounds, at_least_one=True)
             if not callers:
                 return []
-            cost = self._cost(callers, limits)
+            if self.callers is None and len(callers) > 1:
+                wait = limiter.forecast(**self._beyond({}, callers[:1], limits)).wait
+                callers = self._as_many_as_go(wait, callers, {}, limiter) or callers[:1]
+            cost = self._beyond({}, callers, limits)
             changes = self.queue.changes
             # Units that the items do not name cost what they cost by default: one request, one place.
             permits.append(await limiter.acquire(**cost))  # type: ignore[arg-type]
@@ -278,24 +281,32 @@ class Batch:
                 return self._take(callers)
 
             paid = dict.fromkeys(limits, 0.0) | cost
-            cost = self._cost(self._front(bounds), limits)
-            more = {unit: amount - paid[unit] for unit, amount in cost.items() if amount > paid[unit]}
-            if more:
+            more = self._beyond(paid, self._as_many_as_go(0, self._front(bounds), paid, limiter), limits)
+            if any(more.values()):
                 try:
-                    # This belongs to the same call: units that count calls, requests and places, are paid already.
-                    extra = dict.fromkeys(limits, 0.0) | more
-                    permits.append(await limiter.acquire(max_wait=0, **extra))  # type: ignore[arg-type]
-                    paid |= {unit: cost[unit] for unit in more}
+                    permits.append(await limiter.acquire(max_wait=0, **more))  # type: ignore[arg-type]
+                    paid = {unit: amount + more[unit] for unit, amount in paid.items()}
                 except (RateLimited, Unsatisfiable):
                     pass
             callers = self._take(self._front(bounds | paid))
             if callers:
-                cost = self._cost(callers, limits)
+                cost = self._beyond({}, callers, limits)
                 for unit, amount in paid.items():
                     _refund(permits, unit, amount - cost.get(unit, 0))
                 return callers
             while permits:  # the callers that we paid for have left, and we paid too little for the next one
                 permits.pop().cancel()
+
+    def _as_many_as_go(self, wait: float, callers: list[Caller], paid: Cost, limiter: Limiter) -> list[Caller]:
+        """The first of these, as many as would wait no longer than so many seconds together."""
+        limits = limiter.limits
+
+        def is_too_late(count: int) -> bool:
+            return limiter.forecast(**self._beyond(paid, callers[:count], limits)).wait > wait
+
+        if not callers or not is_too_late(len(callers)):
+            return callers
+        return callers[: bisect(range(1, len(callers)), 0, key=is_too_late)]
 
     def _front(self, bounds: Cost, *, at_least_one: bool = False) -> list[Caller]:
         """Return the callers that we would take now."""
@@ -311,11 +322,13 @@ class Batch:
             self.callers = callers
         return callers
 
-    def _cost(self, callers: list[Caller], limits: Mapping[str, Any]) -> Cost:
-        """Return what the limiter is to charge for these. It does not know the units that only `max_cost` bounds."""
+    def _beyond(self, paid: Cost, callers: list[Caller], limits: Mapping[str, Any]) -> Cost:
+        """What the limiter is to charge for these beyond what is paid. It does not know what only `max_cost` bounds."""
         own = self.queue.terms.max_cost
         units = {unit: None for caller in callers if caller.cost for unit in caller.cost}
-        return {unit: _sum(callers, unit) for unit in units if unit in limits or unit not in own}
+        cost = {unit: _sum(callers, unit) for unit in units if unit in limits or unit not in own}
+        # It belongs to the same call: units that count calls, requests and places, are paid already.
+        return {unit: max(0.0, cost.get(unit, 0.0) - amount) for unit, amount in paid.items()} if paid else cost
 
     def _failed(self, error: Exception) -> None:
         if self.callers is None:  # the limiter refused: tell the callers that would have gone
