@@ -108,8 +108,11 @@ class AsyncioParker(Parker):
             timer.cancel()
 
     def time_left(self) -> float:
-        # anyio's own function would ask first which loop runs here.
+        # anyio's own function would ask first which loop runs here, and that asks the system for this process's number.
         asyncio_of_anyio = sys.modules.get("anyio._backends._asyncio")
+        scopes = getattr(asyncio_of_anyio, "_task_states", None)
+        if scopes is not None and sys.modules["asyncio"].current_task(self.home) not in scopes:
+            return math.inf
         backend = getattr(asyncio_of_anyio, "backend_class", None)
         if backend is None:
             return math.inf  # no scope can be open yet
@@ -222,24 +225,25 @@ def wake_all(parkers: Iterable[Parker]) -> None:
     """Wake them all, with one call into each event loop. For threads that run no loop."""
     loops: dict[Any, list[Any]] = {}
     last: object = None
-    futures: list[Any] = []
+    here: list[Any] = []
     for parker in parkers:
         if type(parker) is AsyncioParker:
             if parker.home is not last:  # nearly always all are of one
                 last = parker.home
-                futures = loops.setdefault(last, [])
-            futures.append(parker._future)
+                here = loops.setdefault(last, [])
+            here.append(parker)
         else:
             parker.wake()
-    for loop, futures in loops.items():
+    for loop, here in loops.items():
         try:
-            loop.call_soon_threadsafe(_finish_all, futures)
+            loop.call_soon_threadsafe(_finish_all, here)
         except RuntimeError:  # the loop is closed: so are its tasks
             pass
 
 
-def _finish_all(futures: list[asyncio.Future[None]]) -> None:
-    for future in futures:
+def _finish_all(parkers: list[AsyncioParker]) -> None:
+    for parker in parkers:  # their futures are the loop's: another core that looks at them takes them out of its cache
+        future = parker._future
         if not future.done():
             future.set_result(None)
 
