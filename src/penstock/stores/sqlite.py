@@ -250,12 +250,13 @@ class SQLiteStore(Store):
 
     def _decide(self, connection: sqlite3.Connection, names: Sequence[str], decide: Decide) -> None:
         read = connection.execute
-        rows = [self._known(name, read(_SELECT, (name,)).fetchone()) for name in names]
+        found = [read(_SELECT, (name,)).fetchone() for name in names]
+        rows = [self._known(name, row) for name, row in zip(names, found, strict=True)]
         if None in rows:
             loss = read(_SELECT, (_LOSS,)).fetchone()
             self._lost_at = -1.0 if loss is None else float(self._checked(_LOSS, loss)[0])
         wall = clock.wall()
-        for name, row, new in zip(names, rows, decide(rows, float(int(wall * 1e6))), strict=True):
+        for name, row, new in zip(names, found, decide(rows, float(int(wall * 1e6))), strict=True):
             if new is None:
                 continue
             (terms, state), keep = new
@@ -263,6 +264,8 @@ class SQLiteStore(Store):
             state += _checksum(name, terms, state, expires)
             if row is None:
                 read("INSERT INTO penstock_rows VALUES (?, ?, ?, ?)", (name, terms, state, expires))
+            elif row[::2] == (terms, expires):  # as most: the index need not be written
+                read("UPDATE penstock_rows SET row = ? WHERE name = ?", (state, name))
             else:
                 read(
                     "UPDATE penstock_rows SET terms = ?, row = ?, expires = ? WHERE name = ?",
