@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from penstock import Limiter, per_second
 from tests.stores.batch_processes import GRANT, RATE, Batch
 from tests.stores.busy import BUSY
+from tests.stores.in_memory import RowsInMemory
 
 pytestmark = pytest.mark.throughput
 
@@ -57,3 +59,14 @@ async def test_one_question_a_grant_where_nobody_passes_anybody(stores):
     await crowd.stop()
     assert granted >= 0.85 * 2.0 * RATE, BUSY
     assert asked <= 1.5 * granted + 2, BUSY
+
+
+def test_a_process_that_has_never_asked_has_a_place_after_its_first_question():
+    """It knows nothing of the limit, so it may have to wait: it asks for a place too, and claims that."""
+    rows, lock = {}, threading.Lock()
+    one, new = (Limiter(requests=per_second(5, burst=1), name="x", store=RowsInMemory(rows, lock)) for _ in range(2))
+    with one, new:
+        pass
+    assert new.store.dispatcher.calls == 2
+    one.store.close()
+    new.store.close()

@@ -73,7 +73,7 @@ class Asking:
                 level = left.get(of)
                 if level is None:
                     part = of.limit_set
-                    if of.paused_until > now or not (part is fitting or state.fits(batch, part)):
+                    if of.paused_until > now or not part.agreed or not (part is fitting or state.fits(batch, part)):
                         most = 0
                         break
                     fitting = part
