@@ -12,6 +12,12 @@ script once for all that wait; it knows no limiter, no queue, no permit and no f
 threads share a core, so that what one of them has written need not move to the cache of another. Calls are counted
 where they leave: what a client writes to its socket, or a transaction. The servers are started here, on free ports;
 `PENSTOCK_TEST_REDIS_URL` names another.
+
+Why Valkey stays below 8 evalsha: that leaves 5.8 µs for a grant. With 50 tasks the loop takes 3.8 µs of CPU for one (a
+coroutine, a future, a request, a permit; the floor 1.3) and the dispatcher's thread 2.3, in turns, as one of them has
+the interpreter; on two cores 4.3 and 3.2. To this come the server's 0.9, and 1.5 to wake four threads once a batch.
+Batches of half the size, of which one is decided while the other runs, are slower: most of the dispatcher's 100 µs for
+a batch do not depend on its size.
 """
 
 from __future__ import annotations

@@ -1,24 +1,89 @@
 """The way from callers to a dispatcher: what is sent is received once, in its order, and one call wakes for many."""
 
+import asyncio
 import threading
 
 import pytest
 
 from penstock._backends.shared.inbox import MOST_AT_ONCE, Inbox
+from penstock._concurrency.parking import ThreadParker, here
 
 
-def test_requests_that_come_together_are_one_call():
-    """Fifty tasks of one loop turn wake the dispatcher once."""
+def send(inbox, number, parker):
+    """As the dispatcher sends a request of this parker's; whether something had to be called."""
+    inbox.add(number)
+    calls = not inbox.called and inbox.promised is not parker.home
+    if calls:
+        inbox.call_for(parker)
+    return calls
+
+
+def test_requests_of_threads_that_come_together_are_one_call():
     inbox = Inbox()
-    calls = 0
-    for number in range(50):
-        inbox.add(number)
-        if not inbox.called:
-            inbox.call()
-            calls += 1
-    assert calls == 1
+    assert [send(inbox, number, ThreadParker()) for number in range(50)] == [True, *[False] * 49]
     assert inbox.receive(0.0) == ([*range(50)], [])
     assert inbox.receive(0.0) == ([], [])
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.mark.anyio
+async def test_tasks_of_one_round_are_one_call_at_its_end():
+    """Called at once, the dispatcher would wake up while the round has the interpreter."""
+    inbox = Inbox()
+
+    async def one(number):
+        send(inbox, number, here())
+        assert not inbox.called
+
+    await asyncio.gather(*[one(number) for number in range(50)])
+    await asyncio.sleep(0)
+    assert inbox.called
+    assert inbox.receive(0.0) == ([*range(50)], [])
+    send(inbox, 50, here())
+    await asyncio.sleep(0)
+    assert inbox.called, "the next round has a call of its own"
+
+
+@pytest.mark.anyio
+async def test_a_round_that_goes_on_and_on_holds_up_no_thread_and_no_other_loop():
+    """Its loop has promised to call, and does not come to it."""
+    inbox = Inbox()
+    send(inbox, 0, here())
+    send(inbox, 1, ThreadParker())
+    assert inbox.called
+    inbox.receive(0.0)
+
+    async def ask():
+        send(inbox, 2, here())
+        await asyncio.sleep(0)
+        assert inbox.called
+
+    thread = threading.Thread(target=asyncio.run, args=(ask(),))
+    thread.start()
+    thread.join()
+    assert inbox.receive(0.0) == ([2], [])
+    await asyncio.sleep(0)
+    assert inbox.called, "its own call comes late, and not never"
+
+
+def test_a_loop_that_ends_before_its_call_holds_up_no_later_one():
+    inbox = Inbox()
+    loop = asyncio.new_event_loop()
+    loop.call_soon(lambda: (send(inbox, 0, here()), loop.stop()))
+    loop.run_forever()
+    loop.close()
+    assert not inbox.called
+
+    async def ask():
+        send(inbox, 1, here())
+
+    asyncio.run(ask())
+    assert inbox.called
+    assert inbox.receive(0.0) == ([0, 1], [])
 
 
 def test_after_a_look_the_next_request_calls_again():

@@ -134,8 +134,8 @@ class Dispatcher:
         self.store.in_use = True
         inbox = self._inbox
         inbox.add(request)
-        if not inbox.called:
-            inbox.call()
+        if not inbox.called and inbox.promised is not request.parker.home:
+            inbox.call_for(request.parker)
         if self._thread is None:
             self._start()
 
