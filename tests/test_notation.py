@@ -6,10 +6,11 @@ import time
 
 import pytest
 
-from penstock import Limiter, Rate, unlimited
+from penstock import Keyed, Limiter, Rate, unlimited
 from penstock.cli.limits import parse_limits
 from penstock.cli.terminal import Fault
 from penstock.limits import parse
+from penstock.simulator import Simulation
 from penstock.usage.caps import read_cap
 
 
@@ -64,6 +65,9 @@ def test_unlimited_is_read_in_any_case():
         ("100 per year", 'years differ in length: write "/365d"'),
         ("3500 RPM", 'the keyword is the unit, and the period is written out, as in tokens="90k/min"'),
         ("90k tokens/min", 'the keyword is the unit, and the period is written out, as in tokens="90k/min"'),
+        ("100/10s sliding", "a sliding window is sliding(100, per=10); it has no burst of its own"),
+        ("100/10s sliding burst 5", "a sliding window is sliding(100, per=10); it has no burst of its own"),
+        ("100/10s burst 5 window", "a sliding window is sliding(100, per=10); it has no burst of its own"),
         ("3500", 'say per what time, as in "3500/min"; or in_flight(64) for so many at the same time'),
         ("fast", 'write it like "3500/min", "90k/min", "10/s burst 1" or "100/5s"'),
     ],
@@ -73,6 +77,20 @@ def test_what_has_several_meanings_is_refused_with_the_way_out(text, way_out):
         parse(text)
     assert str(refused.value).startswith(f"cannot read {text!r} as a limit: ")
     assert str(refused.value).endswith(way_out)
+
+
+@pytest.mark.parametrize("text", ["0/min", "1/0s", "1e400/day", "fast", "10/min burst 0"])
+def test_a_limit_that_is_refused_is_named_by_its_unit(text):
+    limiter = Limiter(tokens="10/s")
+    for give in (
+        lambda: Limiter(tokens=text),
+        lambda: Limiter({"tokens": ["1/s", text]}),
+        lambda: Keyed(tokens=text),
+        lambda: limiter.reconfigure(tokens=text),
+        lambda: Simulation(tokens=text),
+    ):
+        with pytest.raises(ValueError, match=r"^tokens: "):
+            give()
 
 
 def test_what_is_no_text_is_refused_by_its_value():

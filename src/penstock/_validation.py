@@ -51,6 +51,14 @@ def merge_given(what: str, mapping: Any, named: Mapping[str, Any]) -> Mapping[st
     return {**mapping, **named}
 
 
+def parse_of(unit: str, text: str) -> Limit:
+    """The limit that a text says, of a unit that an error names."""
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ValueError(f"{unit}: {error}") from None
+
+
 def read_limits(given: Mapping[str, Any], *, by_keyword: bool = True) -> dict[str, tuple[Limit, ...]]:
     """What users write, as limits: strings are read, single ones become tuples, units are checked."""
     limits: dict[str, tuple[Limit, ...]] = {}
@@ -63,7 +71,7 @@ def read_limits(given: Mapping[str, Any], *, by_keyword: bool = True) -> dict[st
         read: list[Limit] = []
         for kind in kinds if isinstance(kinds, list | tuple) else [kinds]:
             if isinstance(kind, str):
-                read.append(parse(kind))
+                read.append(parse_of(unit, kind))
             elif type(kind) is Rate or (isinstance(kind, Limit) and not isinstance(kind, type)):  # protocols are slow
                 read.append(kind)
             else:

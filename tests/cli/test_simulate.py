@@ -46,6 +46,9 @@ def test_a_file_may_hold_them_too(made, tmp_path):
     [
         ("60/min window sliding", "either slides or does not"),
         ("60/min burst 5 window", "has no burst of its own"),
+        ("60/min window burst 5", "has no burst of its own"),
+        ("60/min sliding burst 5", "has no burst of its own"),
+        ("60/min sliding hidden burst 5", "has no burst of its own"),
         ("unlimited hidden", "left out"),
         ("window", "window"),
         ("60/min bogus", "bogus"),

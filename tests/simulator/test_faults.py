@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import statistics
 from collections import Counter
+from datetime import timedelta
 from random import Random
 
 import httpx2
 import pytest
 
 from penstock.limits import calendar
-from penstock.simulator import (
-    Faults,
-    Latency,
-    Simulation,
-)
+from penstock.simulator import Batches, Change, Faults, Latency, Simulation, Stranger, Window
 from tests.simulator.in_process import CHAT, Client
 
 pytestmark = pytest.mark.anyio
@@ -253,6 +251,31 @@ async def test_an_address_that_there_is_not_is_said_so():
     reply = await client.post("/v1/nothing", {})
     assert (reply.status_code, reply.json()["error"]["message"]) == (404, "Invalid URL (POST /v1/nothing)")
     assert (await client.http.get(CHAT)).status_code == 405
+
+
+def test_seconds_may_be_timedeltas():
+    second = timedelta(seconds=1)
+    assert Latency(second, 0.5, second / 4) == Latency(1.0, 0.5, 0.25)
+    assert Change(at=2 * second, factor=0.5) == Change(2.0, 0.5)
+    assert Stranger(requests=5, begin=second, end=3 * second) == Stranger(5, 0, 1.0, 3.0)
+    assert Window(10, per=second) == Window(10, 1.0)
+    assert Batches(validating=second, window=timedelta(days=1)) == Batches(validating=1.0)
+    assert Simulation(tolerance=timedelta(milliseconds=1)) == Simulation(tolerance=0.001)
+    assert dataclasses.replace(Latency(second), sigma=1) == Latency(1.0, 1)
+
+
+@pytest.mark.parametrize("wrong", ["5", None, math.nan, timedelta(seconds=-1), True])
+def test_what_is_no_span_is_refused(wrong):
+    for make in (
+        lambda: Latency(wrong),
+        lambda: Change(at=wrong, factor=0.5),
+        lambda: Stranger(requests=5, begin=wrong),
+        lambda: Window(10, per=wrong),
+        lambda: Batches(window=wrong),
+        lambda: Simulation(tolerance=wrong),
+    ):
+        with pytest.raises(ValueError):
+            make()
 
 
 @pytest.mark.parametrize(

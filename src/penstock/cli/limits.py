@@ -33,12 +33,12 @@ __all__ = [
     "LIMITS_HELP",
     "SIMULATED",
     "UNITS",
+    "check_window",
     "limits_given",
     "limits_of_first_row",
     "parse_limits",
     "server_limits",
     "the_same",
-    "windowed",
 ]
 
 SIMULATED = "requests=3500/min,tokens=90k/min"
@@ -54,22 +54,25 @@ def _rate_or_window(text: Any) -> _limits.Limit:
     Raises:
         ValueError: It cannot be read.
     """
+    check_window(text)
     words = text.rpartition(" sliding") if isinstance(text, str) and text.rstrip().endswith(" sliding") else None
     limit = _limits.parse(text if words is None else words[0])
     if not isinstance(limit, _limits.Rate):
         raise ValueError("a unit that is unlimited is left out")
-    return limit if words is None else windowed(limit, text, _limits.sliding)
+    return limit if words is None else _limits.sliding(limit.amount, limit.per)
 
 
-def windowed(limit: _limits.Rate, text: str, kind: Callable[[float, float], Any]) -> Any:
-    """A window of as much as a rate allows.
+_WINDOW = re.compile(r"\b(?:sliding|window)\b")
+
+
+def check_window(text: Any) -> None:
+    """Refuse a window that is given a burst, wherever the words stand.
 
     Raises:
-        ValueError: The rate has a burst of its own.
+        ValueError: It is.
     """
-    if limit.burst != limit.amount:
-        raise ValueError(f"{text.strip()!r}: a window has no burst of its own")
-    return kind(limit.amount, limit.per)
+    if isinstance(text, str) and "burst" in text and _WINDOW.search(text):
+        raise ValueError(f"{text.strip()!r}: a window has no burst of its own; leave one of the two words out")
 
 
 UNITS: Units = dict.fromkeys(("requests", "tokens", "images"), _rate_or_window)

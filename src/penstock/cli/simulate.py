@@ -12,7 +12,7 @@ import typer
 
 from penstock._numbers import number_of
 from penstock.cli.frame import app
-from penstock.cli.limits import SIMULATED, UNITS, server_limits, windowed
+from penstock.cli.limits import SIMULATED, UNITS, check_window, server_limits
 from penstock.cli.terminal import Fault, write
 from penstock.limits import Rate, parse, sliding
 from penstock.runner.place import Limits
@@ -93,6 +93,7 @@ def _limit(text: Any) -> Any:
         ValueError: It cannot be read.
     """
     simulator = _simulator()
+    check_window(text)
     words = text.split() if isinstance(text, str) else []
     kinds: set[str] = set()
     while words and words[-1] in {"window", "sliding", "hidden"}:
@@ -103,7 +104,8 @@ def _limit(text: Any) -> Any:
     if not isinstance(limit, Rate):
         raise ValueError("a unit that is unlimited is left out")
     if kinds & {"window", "sliding"}:
-        limit = windowed(limit, text, simulator.Window if "window" in kinds else sliding)
+        kind: Any = simulator.Window if "window" in kinds else sliding
+        limit = kind(limit.amount, limit.per)
     return simulator.Hidden(limit) if "hidden" in kinds else limit
 
 

@@ -21,8 +21,8 @@ import anyio
 import anyio.lowlevel
 
 from penstock import Limiter, Rate, Sliding
-from penstock import limits as _limits
 from penstock._numbers import Seconds
+from penstock._validation import parse_of
 from penstock.errors import PenstockError
 from penstock.llm import tokens
 from penstock.llm.tokens import Cost
@@ -195,17 +195,19 @@ def _limits_of(limits: LimitsLike) -> LimitsOf:
     if isinstance(limits, Mapping):
         if not limits:
             raise ValueError('limits name no unit; write them like {"requests": "3500/min"}, or "auto"')
-        rates = {unit: tuple(map(_rate, _several(given))) for unit, given in limits.items()}
+        rates = {unit: tuple(_rate(unit, each) for each in _several(given)) for unit, given in limits.items()}
         return lambda _: ("", rates)
     if limits != "auto":
         raise ValueError(f'limits must be a mapping of units to limits, a Limiter or "auto", not {limits!r}')
     return lambda model: (model, None)
 
 
-def _rate(given: Any) -> Rate | Sliding:
-    limit = _limits.parse(given) if isinstance(given, str) else given
+def _rate(unit: str, given: Any) -> Rate | Sliding:
+    limit = parse_of(unit, given) if isinstance(given, str) else given
     if not isinstance(limit, Rate | Sliding):
-        raise ValueError(f"the limits of a run are rates, such as '3500/min', or sliding windows, not {given!r}")
+        raise ValueError(
+            f"{unit}: the limits of a run are rates, such as '3500/min', or sliding windows, not {given!r}"
+        )
     return limit
 
 

@@ -18,7 +18,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from penstock import clock
-from penstock._numbers import read_count
+from penstock._numbers import read_count, span
 from penstock._text import repr_of
 from penstock.limits import Rate, Sliding
 from penstock.simulator import _replies
@@ -145,7 +145,7 @@ class Account:
             for unit, chosen in (("requests", max), ("tokens", min), ("output_tokens", min), ("images", min))
             if (meters := [meter for meter in self._meters if meter.unit == unit and not meter.hidden])
         ]
-        self._tolerance_ns = round(simulation.tolerance * 1_000_000_000)
+        self._tolerance_ns = round(span("tolerance={}", simulation.tolerance, zero=True) * 1_000_000_000)
         self._changes = deque(sorted(simulation.changes, key=lambda change: change.at))
         self._owed: Counter[tuple[int, str]] = Counter()  # by other clients, in nano-units
         self._injected: deque[Fault] = deque()

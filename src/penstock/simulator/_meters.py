@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, Protocol
 
+from penstock._numbers import Seconds, read_number, read_seconds
 from penstock._text import repr_of
 from penstock.limits import Rate, Sliding
 from penstock.simulator._buckets import Bucket
@@ -25,7 +26,7 @@ class Window:
 
     Args:
         amount: Units, above 0.
-        per: Length in seconds, above 0.
+        per: Length in seconds, or a `timedelta`; above 0.
 
     Raises:
         ValueError: A number is out of its range.
@@ -34,11 +35,14 @@ class Window:
     amount: float
     per: float
 
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.amount) and self.amount > 0 and math.isfinite(self.per) and self.per > 0):
+    def __init__(self, amount: float, per: Seconds) -> None:
+        units, seconds = read_number(amount), read_seconds(per)
+        if units is None or seconds is None or not (0 < units < math.inf and 0 < seconds < math.inf):
             raise ValueError(
-                f"a window needs a finite amount and length above 0, not {repr_of(self.amount)} and {repr_of(self.per)}"
+                f"a window needs a finite amount and length above 0, not {repr_of(amount)} and {repr_of(per)}"
             )
+        object.__setattr__(self, "amount", units)
+        object.__setattr__(self, "per", seconds)
 
     @property
     def burst(self) -> float:

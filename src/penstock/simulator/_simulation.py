@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from penstock import limits
+from penstock._numbers import Seconds, read_number, read_seconds
 from penstock._text import repr_of
+from penstock._validation import parse_of
 from penstock.limits import Rate, Sliding
 from penstock.simulator import _replies
 from penstock.simulator._dialects import DIALECTS, Dialect
@@ -65,9 +66,9 @@ class Latency:
     """How long an answer takes from its admission: lognormal, so a few take much longer than most.
 
     Args:
-        median: Seconds until the first token; half of all requests take less.
+        median: Seconds until the first token, or a `timedelta`; half of all requests take less.
         sigma: Standard deviation of the logarithm; 0: every request takes the median.
-        per_token: Seconds more for each token of output.
+        per_token: Seconds more for each token of output, or a `timedelta`.
 
     Raises:
         ValueError: One of these is negative or not finite.
@@ -77,11 +78,16 @@ class Latency:
     sigma: float = 0.0
     per_token: float = 0.0
 
-    def __post_init__(self) -> None:
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"latency: {each.name} must be a finite number, 0 or more, not {repr_of(value)}")
+    def __init__(self, median: Seconds = 0.0, sigma: float = 0.0, per_token: Seconds = 0.0) -> None:
+        for name, given, read in (
+            ("median", median, read_seconds),
+            ("sigma", sigma, read_number),
+            ("per_token", per_token, read_seconds),
+        ):
+            value = read(given)
+            if value is None or not 0 <= value < math.inf:
+                raise ValueError(f"latency: {name} must be a finite number, 0 or more, not {repr_of(given)}")
+            object.__setattr__(self, name, value)
 
     def draw(self, random: Random) -> float:
         """Seconds until the first token of one request."""
@@ -146,7 +152,7 @@ class Change:
     """What the limits become while the server runs.
 
     Args:
-        at: Seconds after the server began, at most a billion.
+        at: Seconds after the server began, or a `timedelta`; at most a billion.
         factor: What the limits are multiplied with, a millionth to a million.
         unit: `"requests"`, `"tokens"`, `"output_tokens"` or `"images"`; None: all of them.
 
@@ -158,16 +164,17 @@ class Change:
     factor: float
     unit: Unit | None = None
 
-    def __post_init__(self) -> None:
-        if not (0 <= self.at <= 1e9 and 1e-6 <= self.factor <= 1e6):
+    def __init__(self, at: Seconds, factor: float, unit: Unit | None = None) -> None:
+        moment, times = read_seconds(at), read_number(factor)
+        if moment is None or times is None or not (0 <= moment <= 1e9 and 1e-6 <= times <= 1e6):
             raise ValueError(
                 "a change needs a moment of 0 or more, at most a billion seconds, and a factor of a millionth to a "
-                f"million, not {repr_of(self.at)} and {repr_of(self.factor)}"
+                f"million, not {repr_of(at)} and {repr_of(factor)}"
             )
-        if self.unit not in (None, *get_args(Unit)):
-            raise ValueError(
-                f"a change is of {', '.join(get_args(Unit))}, or of all of them, not of {repr_of(self.unit)}"
-            )
+        if unit not in (None, *get_args(Unit)):
+            raise ValueError(f"a change is of {', '.join(get_args(Unit))}, or of all of them, not of {repr_of(unit)}")
+        for name, value in (("at", moment), ("factor", times), ("unit", unit)):
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +184,7 @@ class Stranger:
     Args:
         requests: A minute, 0 or more.
         tokens: A minute, 0 or more.
-        begin: Seconds after the server began, 0 or more.
+        begin: Seconds after the server began, or a `timedelta`; 0 or more.
         end: The same, after `begin`.
 
     Raises:
@@ -189,16 +196,27 @@ class Stranger:
     begin: float = 0.0
     end: float = math.inf
 
-    def __post_init__(self) -> None:
-        if not (0 <= self.requests <= 1e15 and 0 <= self.tokens <= 1e15 and 0 <= self.begin < self.end):
-            raise ValueError(f"a stranger takes 0 or more a minute, and begins before its end: not {self}")
+    def __init__(
+        self, requests: float = 0.0, tokens: float = 0.0, begin: Seconds = 0.0, end: Seconds = math.inf
+    ) -> None:
+        takes = read_number(requests), read_number(tokens)
+        first, last = read_seconds(begin), read_seconds(end)
+        if first is None or last is None or not 0 <= first < last or not all(_is_a_minutes(each) for each in takes):
+            given = ", ".join(map(repr_of, (requests, tokens, begin, end)))
+            raise ValueError(f"a stranger takes 0 or more a minute, and begins before its end: not Stranger({given})")
+        for name, value in zip(("requests", "tokens", "begin", "end"), (*takes, first, last), strict=True):
+            object.__setattr__(self, name, value)
+
+
+def _is_a_minutes(takes: float | None) -> bool:
+    return takes is not None and 0 <= takes <= 1e15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batches:
     """How the service works on batches of requests: they have a quota of their own, and take what time they like.
 
-    Seconds are 0 or more.
+    Seconds are 0 or more, and may be a `timedelta`.
 
     Args:
         validating: Seconds until a new batch is checked.
@@ -228,11 +246,29 @@ class Batches:
     one_model: bool = True
     faults: Faults = field(default_factory=Faults)
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            validating: Seconds = 0.5,
+            duration: Seconds = 1.0,
+            per_row: Seconds = 0.0,
+            finalizing: Seconds = 0.5,
+            window: Seconds = 86_400.0,
+            enqueued_tokens: int | None = None,
+            max_rows: int = 50_000,
+            max_bytes: int = 200_000_000,
+            one_model: bool = True,
+            faults: Faults = ...,
+        ) -> None: ...
+
     def __post_init__(self) -> None:
         for name in ("validating", "duration", "per_row", "finalizing", "window"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"batches: {name} must be a finite number of seconds, 0 or more, not {repr_of(value)}")
+            value = read_seconds(given := getattr(self, name))
+            if value is None or not 0 <= value < math.inf:
+                raise ValueError(f"batches: {name} must be a finite number of seconds, 0 or more, not {repr_of(given)}")
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,8 +291,9 @@ class Simulation:
         count_tokens: Tokens in a text, for the numbers in `usage`. Default: its UTF-8 bytes / 4, rounded up.
         count_refused: Whether a request refused with 429 takes from the limits on requests too, as OpenAI's do: a
             client that resends without waiting is never served.
-        tolerance: Seconds by which a request may come too early and still be admitted; the level goes below 0 for it,
-            so this does not add up. By default what a client's rounding may amount to; 0: not a nanosecond.
+        tolerance: Seconds by which a request may come too early and still be admitted, or a `timedelta`; the level goes
+            below 0 for it, so this does not add up. By default what a client's rounding may amount to; 0: not a
+            nanosecond.
         output_tokens: Length of an answer, in tokens of 4 bytes; never below the 4 that the fingerprint takes.
         dimensions: Length of an embedding, unless the request says.
         concurrency: Requests that are worked on at once; more wait, after their admission. None: no bound.
@@ -289,7 +326,7 @@ class Simulation:
     charge: Charge = _replies.charge
     count_tokens: Callable[[str], int] = _replies.count_tokens
     count_refused: bool = True
-    tolerance: float = 1e-6
+    tolerance: Seconds = 1e-6
     output_tokens: int = 16
     dimensions: int = 8
     concurrency: int | None = None
@@ -313,10 +350,12 @@ class Simulation:
             )
         for name in ("requests", "tokens", "output", "images"):
             object.__setattr__(self, name, _limits(name, getattr(self, name)))
-        if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
+        tolerance = read_seconds(self.tolerance)
+        if tolerance is None or not 0 <= tolerance < math.inf:
             raise ValueError(
                 f"simulation: tolerance must be a finite number of seconds, 0 or more, not {repr_of(self.tolerance)}"
             )
+        object.__setattr__(self, "tolerance", tolerance)
         for name in ("output_tokens", "dimensions", "concurrency", "context_length"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
@@ -335,7 +374,7 @@ def _limits(unit: str, given: Given | Sequence[Given] | None) -> tuple[Simulated
         return ()
     found: list[SimulatedLimit] = []
     for each in given if isinstance(given, list | tuple) else (given,):
-        limit: Any = limits.parse(each) if isinstance(each, str) else each
+        limit: Any = parse_of(unit, each) if isinstance(each, str) else each
         inner = limit.limit if isinstance(limit, Hidden) else limit
         if not isinstance(inner, Rate | Sliding | Window):
             raise ValueError(
