@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from penstock.llm.clients import limit_client, limits_of
-from tests.llm.clients import CHAT, HELLO, Server, limited
+from tests.llm.clients import CHAT, HELLO, Server, limited, refusal
 
 pytestmark = pytest.mark.anyio
 
@@ -66,6 +66,33 @@ async def test_a_model_is_known_by_its_path_where_services_name_it_there(lib, pa
     client = limited(lib, Server(lib))
     await client.post(f"http://api.test{path}", json={"contents": []})
     assert list(limits_of(client)) == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "name"),
+    [
+        ("/v1/chat", {"message": "hello"}, "chat"),  # Cohere's
+        ("/v1/embed", {"texts": ["hello"]}, "embed"),
+        ("/v1/moderations", {"input": "hello"}, "moderations"),
+        ("/v1/agents/completions", {"agent_id": "ag:1", "messages": []}, "agents"),  # Mistral's
+        ("/v1/conversations/c1", {"inputs": "hello"}, "conversations"),
+        ("/v1/threads/t1/runs", {"assistant_id": "asst_1", "instructions": "hello"}, "threads"),
+        ("/v1beta/cachedContents", {"model": "models/gemini-x", "contents": []}, "gemini-x"),
+    ],
+)
+async def test_a_request_that_leaves_the_model_to_the_service_is_limited_too(lib, path, body, name):
+    server = Server(lib, refusal(lib))
+    client = limited(lib, server, hold=True)
+    assert (await client.post(f"http://api.test{path}", json=body)).status_code == 200
+    assert list(limits_of(client)) == [name]
+    assert len(server.times) == 2
+
+
+@pytest.mark.parametrize(("path", "body"), [("/v1/batches", {"input_file_id": "f"}), ("/v1/fine_tuning/jobs", {})])
+async def test_a_request_to_no_model_is_not_limited(lib, path, body):
+    client = limited(lib, Server(lib))
+    await client.post(f"http://api.test{path}", json=body)
+    assert not limits_of(client)
 
 
 async def test_what_was_learned_is_forgotten_with_the_last_client(lib):

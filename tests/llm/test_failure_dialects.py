@@ -94,6 +94,30 @@ ROWS = {
         None,
     ),
     "groq, capacity": (498, openai("", "capacity_exceeded"), BACK_OFF, None),
+    "gemini, a wrong key": (
+        400,
+        {
+            "error": {
+                "code": 400,
+                "message": "API key not valid. Please pass a valid API key.",
+                "status": "INVALID_ARGUMENT",
+            }
+        },
+        STOP,
+        None,
+    ),
+    "gemini, an old key": (
+        400,
+        {"error": {"code": 400, "message": "API key expired. Please renew the API key.", "status": "INVALID_ARGUMENT"}},
+        STOP,
+        None,
+    ),
+    "gemini, a key that leaked": (
+        403,
+        {"error": {"code": 403, "message": "Your API key was reported as leaked.", "status": "PERMISSION_DENIED"}},
+        STOP,
+        None,
+    ),
     "z.ai": (429, {"error": {"code": "1113", "message": "Insufficient balance"}}, STOP, None),
     "moonshot": (429, openai("", None, "exceeded_current_quota_error"), STOP, None),
     "xai": (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import httpx
 import pytest
 
@@ -159,3 +161,26 @@ async def test_a_refusal_can_be_read_as_a_stream(lib):
         raw = b"".join([piece async for piece in response.aiter_raw()])
     assert (response.status_code, int(response.headers["content-length"])) == (429, len(raw))
     assert b"would have to wait" in raw
+
+
+async def test_what_never_will_do_is_raised_where_an_sdk_would_send_its_answer_again(lib):
+    """Cohere's SDK sends again whatever is answered with 429."""
+    limiter = Limiter(requests=per_minute(60), places=in_flight(1))
+    words = "You are using a Trial key, which is limited to 1000 API calls / month."
+    server = Server(lib, lib.Response(429, json={"message": words}))
+    client = limited(lib, server, limiter, hold=True)
+    heard = []
+    client._transport._rules = replace(
+        client._transport._rules, raises=lambda answer: heard.append(answer) or KeyError()
+    )
+    with pytest.raises(KeyError):
+        await client.post(CHAT, json=HELLO)
+    assert (heard[0].status, heard[0].body) == (429, {"message": words})
+    assert limiter.statistics().limits["places"].level == 1
+    assert (await client.post(CHAT, json=HELLO)).status_code == 200
+
+
+def test_which_limit_it_was_is_read_in_a_group():
+    group = ExceptionGroup("tasks", [ValueError("a bug"), ExceptionGroup("inner", [LATE])])
+    assert rate_limit_info(group) == rate_limit_info(LATE)
+    assert rate_limit_info(ExceptionGroup("tasks", [ValueError()])) is None

@@ -43,6 +43,16 @@ ROWS = {
     ),
     "cohere's message": ("/v1/chat", {"message": FORTY, "preamble": FORTY, "chat_history": [{"message": FORTY}]}, 30),
     "cohere's texts": ("/v1/embed", {"texts": [FORTY, FORTY]}, 20),
+    "cohere's images": (
+        "/v2/embed",
+        {"images": ["data:image/png;base64,A", "B"], "texts": [FORTY]},
+        2 * IMAGE_TOKENS + 10,
+    ),
+    "ollama's images": ("/api/chat", {"messages": [{"content": FORTY, "images": ["A"]}]}, IMAGE_TOKENS + 10),
+    "ollama's images beside a prompt": ("/api/generate", {"prompt": FORTY, "images": ["A"]}, IMAGE_TOKENS + 10),
+    "what anthropic is asked to count": ("/v1/messages/count_tokens", {"messages": [{"content": FORTY}]}, 0),
+    "what gemini is asked to count": ("/v1beta/models/g:countTokens", {"contents": [{"parts": [{"text": FORTY}]}]}, 0),
+    "what openai is asked to count": ("/v1/responses/input_tokens", {"input": FORTY}, 0),
     "gemini's embedding": ("/v1beta/models/g:embedContent", {"content": {"parts": [{"text": FORTY}]}}, 10),
     "gemini's embeddings": (
         "/v1beta/models/g:batchEmbedContents",

@@ -157,6 +157,10 @@ PLACES = {
     "ollama": ("/api/chat", {"model": "m", "messages": []}, ANSWERS["ollama"]),
     "bedrock": ("/model/m/converse", {"messages": []}, {"usage": {"inputTokens": 20, "outputTokens": 30}}),
     "mistral": ("/v1/fim/completions", {"model": "m", "prompt": ""}, OPENAI),
+    "mistral's agents": ("/v1/agents/completions", {"agent_id": "a", "messages": []}, OPENAI),
+    "a conversation of mistral's": ("/v1/conversations", {"model": "m", "inputs": ""}, OPENAI),
+    "what follows in it": ("/v1/conversations/c", {"inputs": []}, OPENAI),
+    "what begins it anew": ("/v1/conversations/c/restart", {"inputs": []}, OPENAI),
     "a path of its own": ("/answer", {"model": "m", "messages": []}, OPENAI),
 }
 
@@ -189,6 +193,7 @@ async def test_what_came_out_is_charged_whatever_service_it_is(lib, path, body, 
         ("/v1/audio/speech", {"model": "m", "input": "x"}),
         ("/v2/embed", {"model": "m", "texts": ["x"]}),
         ("/v1/messages/batches", {"requests": []}),
+        ("/v1/conversations", {"items": []}),
         ("/v1/models", None),
     ],
 )
@@ -220,6 +225,23 @@ async def test_total_charges_what_came_out_too(lib):
     answer = lib.Response(200, json=OPENAI)
     await limited(lib, Server(lib, answer), limiter, cost="total").post(CHAT, json=BODY)
     assert levels(limiter)["tokens"] == pytest.approx(1_000 - 50, abs=5)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "answer"),
+    [
+        ("/v1/embeddings", {"input": "x" * 40}, {"usage": {"prompt_tokens": 77, "total_tokens": 77}}),
+        ("/v2/embed", {"texts": ["x" * 40]}, {"meta": {"billed_units": {"input_tokens": 77}}}),
+        ("/v1/rerank", {"query": "x" * 40}, {"usage": {"prompt_tokens": 77, "total_tokens": 77}}),
+        ("/api/embed", {"input": ["x" * 40]}, {"embeddings": [], "prompt_eval_count": 77}),
+    ],
+    ids=["openai", "cohere", "together", "ollama"],
+)
+async def test_total_charges_what_really_went_into_an_embedding(lib, path, body, answer):
+    limiter = Limiter(requests=per_minute(60), tokens=per_minute(1_000))
+    client = limited(lib, Server(lib, lib.Response(200, json=answer)), limiter, cost="total")
+    await client.post(f"http://api.test{path}", json=body | {"model": "m"})
+    assert levels(limiter)["tokens"] == pytest.approx(1_000 - 77, abs=5)
 
 
 async def test_an_embedding_has_no_output(lib):

@@ -8,7 +8,7 @@ import pytest
 
 from penstock import clock
 from penstock.llm.failures import judge
-from penstock.llm.wording import RateLimitInfo, info_of, message_wait
+from penstock.llm.wording import RateLimitInfo, info_of, message_wait, never_fits
 
 WAITS = [
     ("Request was throttled. Expected available in 5 seconds.", 5),
@@ -37,7 +37,51 @@ WAITS = [
     ("Please try again in 7m12s", 432),
     ("Please wait a minute", 60),
     ("in about 3 minutes", None),
+    ("try again in -5s", None),
+    ("try again in 1e3 seconds", None),
+    ("wait 00:02:30", None),
+    ("Bitte warten Sie 20 Sekunden", None),
 ]
+
+NUMBERS = [
+    ("1,000", 1_000),
+    ("10_000", 10_000),
+    ("12.5k", 12_500),
+    ("90K", 90_000),
+    ("2M", 2_000_000),
+    ("1e3", 1_000),
+    ("1.5 million", 1_500_000),
+    ("20.000000", 20),
+    ("1.000.000", None),
+    ("12.5kb", None),
+    ("-5", None),
+]
+
+
+@pytest.mark.parametrize(("written", "number"), NUMBERS)
+def test_a_number_is_read_whole_or_not_at_all(written, number):
+    """A limit that is read a thousand times too small would be kept, and requests above it given up."""
+    assert info_of(f"Rate limit reached. Limit {written} tokens per minute").limit == number
+    assert info_of(f"You have a limit of {written} TPM").limit == number
+    assert not never_fits(f"Limit {written}, Requested 4") or number is None
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        (
+            'Not sent: 12000 tokens can never be granted: "tokens (10k/min)" of "org" holds at most 10000 at once. Split',
+            RateLimitInfo("tokens", limit=10_000, requested=12_000),
+        ),
+        (
+            "Not sent: requests=1 would have to wait 29.9 s for requests; max_wait is 1 s. Try again in 29.911 s.",
+            RateLimitInfo("requests", wait=29.911),
+        ),
+    ],
+)
+def test_our_own_words_tell_it_too_where_an_error_keeps_nothing_else(message, told):
+    assert info_of(message) == told
+
 
 SENTENCES = [
     (
@@ -272,8 +316,9 @@ def test_a_strange_body_is_judged(body):
      "retry-after-ms: " * 4_000, "in an hour " * 6_000, "of 1 a b " * 8_000,
      "input tokens / " * 4_000, "a" * 65_536,
      "for x (for limit " * 4_000, "per-1" * 13_000, "model: " * 9_000,
-     "number of input " * 4_000, "limit for this model is 1 " * 2_500, "1 RPM" * 13_000, "your organization (" * 3_000],
-    ids=range(15),
+     "number of input " * 4_000, "limit for this model is 1 " * 2_500, "1 RPM" * 13_000, "your organization (" * 3_000,
+     "limit 1" + "1" * 65_536, "limit " + "1," * 32_000, "1.1" * 20_000 + " RPM", "would have to wait " * 3_000],
+    ids=range(19),
 )  # fmt: skip
 def test_no_sentence_takes_long(words):
     began = time.process_time()

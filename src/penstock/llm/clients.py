@@ -220,7 +220,7 @@ def _coheres_own(refusal: Refusal) -> BaseException:
     errors = sys.modules["cohere"]
     kinds = {400: errors.BadRequestError, 429: errors.TooManyRequestsError, 503: errors.ServiceUnavailableError}
     kind = kinds[refusal.status]
-    error: BaseException = kind(body=refusal.body, headers=refusal.headers)
+    error: BaseException = kind(body=refusal.body, headers=dict(refusal.headers))
     return error
 
 
@@ -269,6 +269,7 @@ def rules_for(
             f"cost must be one of {', '.join(map(repr, _COSTS))}, or a function of path and body, not {repr_of(cost)}"
         )
     endpoints, endpoint_of = _endpoints(limits, tier, account, store)
+    learns = isinstance(endpoints, Accounts)
     answers = _Answers(total=cost == "total", estimates=not callable(cost))
 
     def count(request: Any) -> _Counted:
@@ -282,7 +283,7 @@ def rules_for(
             counted = counted._replace(charged=checked_cost(rule(counted.path, counted.body)))
         if counted.charged is None:
             return None
-        endpoint = endpoint_of(request, counted.model)
+        endpoint = endpoint_of(request, counted.model or (learns and unnamed(counted.path, counted.body)) or None)
         return None if endpoint is None else answers.plan(endpoint, counted)
 
     if on_event is not None:
@@ -336,18 +337,18 @@ class _Answers:
         settled = {"input_tokens", "output_tokens"} & charged.keys() & (limited.keys() or {"output_tokens"})
         if self._total and not learns:
             settled |= {"tokens"}
-        if counted.output is None or not settled:
+        if not counted.body or not settled:
             return Plan(endpoint, charged, counted.model)
         if len(self._known) > _REMEMBERED:
             self._known.clear()
         estimate = self._known.setdefault(counted.model, OutputEstimate())
-        if self._estimates:
+        if self._estimates and counted.output is not None:
             output = estimate.of(counted.output)
             charged |= {"output_tokens": output, "tokens": tokens + output if self._total and not learns else tokens}
 
         def settle(usage: Usage) -> dict[str, float]:
             used = {"input_tokens": usage.input, "output_tokens": usage.output, "tokens": usage.total}
-            if usage.output is not None:
+            if usage.output is not None and counted.output is not None:
                 estimate.heard(usage.output)
             return {unit: amount for unit, amount in used.items() if amount is not None and unit in settled}
 
@@ -388,7 +389,7 @@ def _endpoints(
         return made, endpoint_of
     if limits is None or limits == "auto":
         accounts = Accounts(None if isinstance(store, MemoryStore) else store)
-        return accounts, lambda request, model: None if model is None else accounts.of(request, model)
+        return accounts, lambda request, model: accounts.of(request, model) if model else None
     if callable(limits):
         check_plain("limit_client", "limits", limits)
         of = by_limiter(limits)
@@ -411,9 +412,24 @@ def model_of(path: str, body: Body | None) -> str | None:
     """The model that a request is for: of its body, or of its path, where Azure and Gemini name it."""
     model = (body or {}).get("model")
     if isinstance(model, str):
-        return model
+        return model.removeprefix("models/")  # as Gemini has it, whose paths do not
     found = _MODEL_IN_PATH.search(path)
     return found[1] if found else None
+
+
+_VERSION = re.compile(r"v\d\w*")
+
+
+def unnamed(path: str, body: Body | None) -> str | None:
+    """What stands for the model where a request leaves it to the service, or to an agent: the kind of request.
+
+    None: it is no request to a model.
+    """
+    if not body or not (answers_with_tokens(path, body) or by_bytes(path, body)["tokens"]):
+        return None
+    words = [word for word in path.split("/") if word]
+    version = next((at for at, word in enumerate(words) if _VERSION.fullmatch(word)), -1)
+    return words[version + 1] if version + 1 < len(words) else path
 
 
 def json_object(content: bytes) -> Body | None:

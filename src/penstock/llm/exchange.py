@@ -31,7 +31,7 @@ from penstock._text import repr_of
 from penstock._turn import Turn, turn_here
 from penstock.errors import CostError, PenstockError, RateLimited, Unsatisfiable
 from penstock.llm import headers as _headers
-from penstock.llm.failures import Action, judge
+from penstock.llm.failures import Action, body_of, judge
 from penstock.llm.lost_answers import Collector
 from penstock.llm.refusals import Refusal, describe
 from penstock.llm.reporting import Listener
@@ -103,7 +103,8 @@ class Rules:
             the others look again after a minute at most. No request is held for longer either.
         hold: Whether a request that the service refuses for now is held, and sent again.
         answer: Whether a refusal of ours is an answer, in the service's stead, and not an exception.
-        raises: The SDK's own error for a refusal of ours, where the SDK would send an answer of ours again.
+        raises: The SDK's own error for a refusal of ours, or of the service for good, where the SDK would send either
+            again.
         listener: Hears of each request; None: nothing does.
         owner: What has to live as long as the client's connections are used.
         endpoints: Those of the client's requests, as `limits_of` shows them; None: not asked for.
@@ -225,6 +226,7 @@ class Exchange:
 
     Attributes:
         may_go_again: Whether the service refused it for now, so that the same request may be sent later.
+        error: What to raise instead of the answer, where the SDK would send again what never will do; None: nothing.
         is_outage, is_doubtful: Whether that is, or may be, for another reason than a limit.
         home: The endpoint that it belongs to, as its answer has it.
     """
@@ -238,6 +240,7 @@ class Exchange:
         self.endpoint: Endpoint = sent.endpoint
         self.home: Endpoint = sent.endpoint
         self.may_go_again: bool = False
+        self.error: BaseException | None = None
         self.is_outage: bool = False
         self.is_doubtful: bool = False
         self._reading: _headers.Reading = _headers.NOTHING_TOLD
@@ -308,6 +311,8 @@ class Exchange:
                 stay_away(self.sent, verdict if self.may_go_again else replace(verdict, wait=None))
             elif not verdict.retryable:
                 response.headers["x-should-retry"] = "false"
+                if self._rules.raises is not None and status == 429:
+                    self.error = self._rules.raises(Refusal(status, response.headers, body_of(body)))
         except Exception as error:  # noqa: BLE001 - nothing read beside an answer may cost it
             warn_once(f"could not read why a request was refused: {type(error).__name__}: {error}")
         finally:

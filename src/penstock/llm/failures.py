@@ -28,6 +28,7 @@ __all__ = [
     "Failure",
     "RateLimitInfo",
     "Verdict",
+    "body_of",
     "failure_of",
     "info_in",
     "judge",
@@ -153,7 +154,7 @@ _STOPS_IN_WORDS = re.compile(
     r"credit balance|insufficient (?:balance|credits?|funds)|spend(?:ing)?[ _](?:limit|cap)|out of credits?"
     r"|exceeded[ _]current[ _]quota|billing (?:hard )?limit"
     r"|specified (?:workspace )?api usage limits|key limit exceeded"
-    r"|\bcalls / month",
+    r"|\bcalls / month|\bapi key (?:not valid|expired|was reported)",
     re.IGNORECASE,
 )
 _ROWS_OWN = re.compile(r"fewer max_tokens|can only afford", re.IGNORECASE)
@@ -397,6 +398,12 @@ def _error(body: Any) -> _Error:
         is_one=error is not body or body.get("type") == "error",
         details=details,
     )
+
+
+def body_of(raw: bytes) -> Any:
+    """A body as SDKs keep it: JSON, or text where it is none."""
+    content = _json(raw)
+    return raw.decode("utf-8", "replace") if content is None else content
 
 
 def _json(body: Any) -> Any:

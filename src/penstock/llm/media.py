@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["IMAGE_TOKENS", "PAGE_TOKENS", "Media", "media_in"]
+__all__ = ["IMAGE_TOKENS", "PAGE_TOKENS", "Media", "encoded_image", "media_in"]
 
 IMAGE_TOKENS = 765
 """What an image costs whose size is not known: that of 1,024 × 1,024, measured at admission."""
@@ -90,17 +90,29 @@ def _image(part: Mapping[str, Any], model: str) -> int:
         return IMAGE_TOKENS if size is None else _anthropics(*size)
     inner = part.get("image_url")
     holder = inner if isinstance(inner, Mapping) else part
-    low, tile = next(((low, tile) for name, low, tile in _TILES if model.startswith(name)), (85, 170))
     if holder.get("detail") == "low":
-        return low
+        return _tile(model)[0]
     url = inner if isinstance(inner, str) else holder.get("url")
-    found = _DATA.match(url) if isinstance(url, str) else None
-    size = None if found is None else _size(_text(url)[found.end() : found.end() + _HEAD])
-    width, height = size or (1_024, 1_024)
+    return encoded_image(_text(url), model)
+
+
+def encoded_image(text: str, model: str = "") -> int:
+    """What an image costs that is encoded in base64, with or without `data:image/png;base64,` before it.
+
+    Of an address the size is not known.
+    """
+    low, tile = _tile(model)
+    found = _DATA.match(text)
+    begin = 0 if found is None else found.end()
+    width, height = _size(text[begin : begin + _HEAD]) or (1_024, 1_024)
     # It is made to fit into 2,048 × 2,048, then its shorter side into 768; tiles are 512 × 512.
     shrunk = min(1.0, 2_048 / max(width, height))
     shrunk *= min(1.0, 768 / (shrunk * min(width, height)))
     return low + tile * math.prod(math.ceil(round(side * shrunk, 3) / 512) for side in (width, height))
+
+
+def _tile(model: str) -> tuple[int, int]:
+    return next(((low, tile) for name, low, tile in _TILES if model.startswith(name)), (85, 170))
 
 
 def _anthropics(width: int, height: int) -> int:

@@ -44,11 +44,11 @@ _WORDS = {
 
 
 class Refusal(NamedTuple):
-    """The answer that we give in the service's stead."""
+    """The answer that we give in the service's stead, or that it gave."""
 
     status: int
-    headers: dict[str, str]
-    body: dict[str, Any]
+    headers: Mapping[str, str]
+    body: Any
 
     @property
     def content(self) -> bytes:
@@ -101,6 +101,9 @@ def rate_limit_info(error: BaseException) -> RateLimitInfo | None:
     for _ in range(20):
         if link is None:
             return None
+        if isinstance(link, BaseExceptionGroup):  # of a task group: the first that says something
+            inside = map(rate_limit_info, link.exceptions[:100])
+            return next((info for info in inside if info is not None), None)
         if isinstance(link, (RateLimited, Unsatisfiable)):
             return _info_of(link)
         failure = failure_of(link)

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from penstock.llm.media import IMAGE_TOKENS, media_in
+from penstock.llm.media import IMAGE_TOKENS, encoded_image, media_in
 from penstock.llm.tool_tokens import as_json, calls_tokens, offered_tokens
 
 __all__ = [
@@ -65,6 +65,8 @@ def by_bytes(path: str, body: Body | None) -> dict[str, float]:
     Returns:
         `requests`, always 1; `tokens`; and `images`, above 0 for requests that make images.
     """
+    if _COUNTING.search(path):
+        return _units(0, path, body)
     content = _content(body)
     size = sum(len(text.encode("utf-8", "surrogatepass")) for text in content.texts)
     tokens = math.ceil(size / 4) + content.ids + content.media
@@ -132,6 +134,8 @@ def by_tiktoken(path: str, body: Body | None) -> dict[str, float]:
     Returns:
         `requests`, always 1; `tokens`; and `images`, above 0 for requests that make images.
     """
+    if _COUNTING.search(path):
+        return _units(0, path, body)
     model = str((body or {}).get("model") or "")
     content = _content(body, _family(model))
     if body and isinstance(body.get("messages"), list):
@@ -244,7 +248,14 @@ def _content(body: Body | None, model: str = "") -> _Content:
         value = body.get(key)
         if value is not None:
             _add(value, content)
+    _add_images(body.get("images"), content)
     return content
+
+
+def _add_images(images: Any, content: _Content) -> None:
+    """Count a list of encoded images: Ollama's, in a message or beside a prompt, and Cohere's, to be embedded."""
+    if isinstance(images, list):
+        content.media += sum(encoded_image(each, content.model) for each in images if isinstance(each, str))
 
 
 _BODY_KEYS = (
@@ -317,6 +328,8 @@ def _inside(item: Mapping[str, Any], content: _Content) -> list[Any]:
             found.append(value)
         elif key == "role":
             content.messages += 1
+        elif key == "images":
+            _add_images(value, content)
         elif key == "tool_calls":
             found += _called(value, content)
         elif key == "function_call":
@@ -360,6 +373,12 @@ _ANSWERING = re.compile(
     r"(?:/completions|/responses|/messages|/chat|/generate|/converse|/converse-stream|/invoke"
     r"|/invoke-with-response-stream|:(?:generate|streamGenerate)Content|:(?:streamR|r)awPredict)/?$"
 )
+_COUNTING = re.compile(r"(?:/(?:tokenize|detokenize|count_tokens|input_tokens)|:(?:count|compute)Tokens)/?$")
+"""Requests that only ask how many tokens a text has, which no service charges in tokens."""
+
+_CONVERSATION = re.compile(r"/conversations(?:/[^/]+(?:/restart)?)?/?$")
+"""Mistral's, which generates; OpenAI's of that name only keeps items."""
+
 _READING = re.compile(
     r"(?:/(?:embed|embeddings|moderations|rerank|classify|tokenize|detokenize|count_tokens|input_tokens|ocr)"
     r"|:(?:count\w*|embed\w*|batch\w*)|/(?:images|audio|videos|files|batches)/[\w/]*)/?$"
@@ -368,6 +387,8 @@ _READING = re.compile(
 
 def answers_with_tokens(path: str, body: Body) -> bool:
     """Whether an answer has tokens of output, of any service; "" as a path: the body's keys tell."""
+    if "inputs" in body and _CONVERSATION.search(path):
+        return True
     if not path or not _ANSWERING.search(path):
         return not _READING.search(path) and (generates("", body) or "contents" in body)
     return True

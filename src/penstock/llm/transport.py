@@ -236,6 +236,8 @@ class _LimitedTransport(_Limited):
             while True:
                 sent = visit.admit_in_thread()
                 response, exchange = self._send(request, plan, sent)
+                if exchange.error is not None:
+                    raise exchange.error
                 if not visit.again(exchange):
                     return response
         except PenstockError as error:
@@ -292,6 +294,8 @@ class _AsyncLimitedTransport(_Limited):
             while True:
                 sent = await visit.admit()
                 response, exchange = await self._send(request, plan, sent)
+                if exchange.error is not None:
+                    raise exchange.error
                 if not visit.again(exchange):
                     return response
         except PenstockError as error:

@@ -53,7 +53,13 @@ _PERIODS = {
     "day": 86_400.0,
     "month": 2_592_000.0,
 }
-_NUMBER = r"(\d[\d,]*(?:\.\d+)?)"
+_SCALES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "thousand": 1e3, "million": 1e6, "billion": 1e9}
+_NUMBER = (
+    r"(\d[\d,_]*(?:\.\d+)?(?i:e\+?\d{1,2}|[kmbg]\b| (?:thousand|million|billion)\b)?)"
+    r"(?![\d_]|\.\d|(?i:e[+\d]|[kmbg][a-z\d]?\b))"
+)
+"""A limit read a thousand times too small would be kept, so a number that goes on in letters is none."""
+
 _PERIOD = r"(second|sec|s|minute|min|hour|day|month)"
 
 _TOO_LARGE = re.compile(r"request too large", re.IGNORECASE)
@@ -70,7 +76,7 @@ _UNIT_AND_PERIOD = re.compile(
 _BARE_PERIOD = re.compile(rf"(?:\bper[- ]| / ?)(\d{{1,6}})?{_PERIOD}s?\b", re.IGNORECASE)
 _METRIC = re.compile(r"\bmetric: [\w./-]{0,200}_(requests|(?:(?:input|output)_)?token)", re.IGNORECASE)  # Gemini's
 _SHORT = re.compile(r"\b(R|Q|IT|OT|T|I)P([SMHD])\b")
-_NUMBER_SHORT = re.compile(rf"(?<![\d,.]){_NUMBER} (?:R|Q|IT|OT|T|I)P[SMHD]\b|\b(?:R|Q|IT|OT|T|I)P[SMHD]: {_NUMBER}")
+_NUMBER_SHORT = re.compile(rf"(?<![\d,.-]){_NUMBER} (?:R|Q|IT|OT|T|I)P[SMHD]\b|\b(?:R|Q|IT|OT|T|I)P[SMHD]: {_NUMBER}")
 _NAMED = re.compile(  # not "Too many requests", nor "Requests rate limit exceeded": some say so of any limit
     r"\b(?:number of|per[ -](?:second|minute|hour|day)) (?:request )?(?:(input|output) )?(token|call|request)s?\b"
     r"|\bexceeded ()(token|call|request)s? rate limit|\blimit type: ()(token|request)s"
@@ -85,11 +91,16 @@ _ORGANISATION = re.compile(
     r"\bin organization `?([\w{}-]{1,100})|\byour organization \(([\w-]{1,100})\)|\(org: ([\w-]{1,100})"
     r"|\bfor team ([\w-]{1,100})|\baccount (org[-_][\w-]{1,100})"
 )
+_OURS = re.compile(  # where an SDK's errors keep nothing but words
+    r"\bwould have to wait [^;]{1,40} for (\w{1,60})[^;]{0,100}; max_wait is"
+    r"|\b([\d.e+]{1,40}) (\w{1,60}) can never be granted: [^;]{1,150}? holds at most ([\d.e+]{1,40}) "
+)
 _QUOTA_UNIT = re.compile(r"InputTokens|OutputTokens|Tokens|Requests")
 _QUOTA_PERIOD = re.compile(r"Per(Second|Minute|Hour|Day|Month)")
 
 _AGAIN_IN = re.compile(
-    r"(?:(?:try|retry)(?: again| your request)?[ _](?:in|after)|retry[-_ ]?(?:after|delay)(-ms)?|\bwait(?: for)?"
+    r"(?:(?:try|retry)(?: again| your request)?[ _](?:in|after)|retry[-_ ]?(?:after|delay)(-ms)?"
+    r"|(?<!would have to )\bwait(?: for)?"  # of ours, who say it exactly a sentence later
     r"|\bavailable(?: again)? in|\bresets? in)(?:\s*[:=]\s*|\s+)(?:about\s+)?(?=\d|\.\d|an?\s)",
     re.IGNORECASE,
 )
@@ -150,6 +161,10 @@ def never_fits(message: str) -> bool:
 def info_of(message: str) -> RateLimitInfo:
     """Which limit a message is about."""
     message = message[:LONGEST]
+    ours = _OURS.search(message)
+    if ours is not None:
+        wait, requested, capacity = message_wait(message), _float(ours[2]), _float(ours[4])
+        return RateLimitInfo(unit=ours[1] or ours[3], limit=capacity, requested=requested, wait=wait)
     unit, period = _unit_and_period(message)
     model, organisation = _MODEL.search(message), _ORGANISATION.search(message)
     limits = (_number_after(words, message) for words in (_LIMIT, _LIMIT_OF, _NUMBER_SHORT))
@@ -206,7 +221,18 @@ def _unit(whose: str | None, word: str) -> str:
     return begin.get((whose or "").lower(), "") + next((ours for start, ours in _ALIKE if word.startswith(start)), word)
 
 
+def _float(text: str | None) -> float | None:
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
+
+
 def _number_after(words: re.Pattern[str], message: str) -> float | None:
     """The number that a message has after a word. As a float: there is no end to the digits that a server may send."""
     found = words.search(message)
-    return None if found is None else float(found[found.lastindex or 0].replace(",", ""))
+    if found is None:
+        return None
+    written = found[found.lastindex or 0].replace(",", "").replace("_", "").lower()
+    scale = next((name for name in _SCALES if written.endswith(name)), "")
+    return float(written.removesuffix(scale)) * _SCALES.get(scale, 1.0)
