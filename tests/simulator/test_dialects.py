@@ -49,13 +49,47 @@ async def test_a_refusal_is_judged_as_one_to_wait_for(virtual_time, dialect):
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
+async def test_an_account_without_quota_is_judged_as_one_for_which_no_wait_will_do(virtual_time, dialect):
+    client = Client(dialect=dialect)
+    client.account.inject("insufficient_quota")
+    refused = await client.ask()
+    assert judge(429, refused.content, refused.headers).action in {Action.STOP, Action.PERMANENT}
+
+
+OWN = {
+    "anthropic": ("/v1/messages", {"model": "m", "max_tokens": 9, "messages": QUESTION["messages"]}, "content"),
+    "gemini": ("/v1beta/models/m:generateContent", {"contents": [{"parts": [{"text": "hello"}]}]}, "candidates"),
+    "cohere": ("/v2/chat", QUESTION, "message"),
+}
+
+
+@pytest.mark.parametrize(("dialect", "path", "body", "name"), [(name, *row) for name, row in OWN.items()], ids=OWN)
+async def test_an_answer_without_choices_has_none_in_any_words(virtual_time, dialect, path, body, name):
+    client = Client(dialect=dialect)
+    client.account.inject("no_choices")
+    answer = (await client.post(path, body)).json()[name]
+    assert (answer["content"] if name == "message" else answer) == []
+
+
+async def test_geminis_key_may_be_in_the_address(virtual_time):
+    client = Client(dialect="gemini", api_keys=("k",))
+    del client.http.headers["authorization"]
+    path, body, _ = OWN["gemini"]
+    assert (await client.post(f"{path}?key=k", body)).status_code == 200
+    assert (await client.post(f"{path}?key=wrong", body)).status_code == 401
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
 async def test_errors_are_in_the_words_of_the_service(virtual_time, dialect):
     """A wrong request is no rate limit, and a server's own trouble is not the request's."""
     client = Client(dialect=dialect)
     wrong = await client.post(CHAT, {"model": "m"})
     assert judge(400, wrong.content, wrong.headers).action is Action.PERMANENT
     assert "messages" in judge(400, wrong.content, wrong.headers).message
-    for fault, status in (("server_error", 500), ("overloaded", 503)):
+    lost = await client.post("/v1/nothing", {})
+    assert (lost.status_code, judge(404, lost.content).message) == (404, "Invalid URL (POST /v1/nothing)")
+    assert (set(lost.json()) == {"error"}) == (dialect not in {"anthropic", "cohere", "mistral", "vllm"})
+    for fault, status in (("server_error", 500), ("overloaded", 529 if dialect == "anthropic" else 503)):
         client.account.inject(fault)
         failed = await client.ask()
         assert failed.status_code == status

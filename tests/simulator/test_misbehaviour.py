@@ -134,6 +134,21 @@ async def test_bodies_are_bounded_in_size_and_time(virtual_time):
     assert client.account.statistics().admitted == 1
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/files"])
+def test_who_sends_too_much_hears_so(monkeypatch, path):
+    """And is not cut off before; who asks first need not send it."""
+    monkeypatch.setattr(simulator._batch_app, "MAX_FILE", 1000)
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer k\r\nconnection: close\r\n"
+    with simulator.serve(Simulation(max_body=1000)) as server:
+        address = httpx2.URL(server.base_url)
+        for headers, body in (("", b"x" * 3_000_000), ("expect: 100-continue\r\n", b"")):
+            with socket.create_connection((address.host, address.port), timeout=30) as connection:
+                connection.sendall(f"{head}{headers}content-length: 3000000\r\n\r\n".encode() + body)
+                answer = connection.makefile("rb").read()
+            assert answer.startswith(b"HTTP/1.1 413 ")
+            assert answer.endswith(b"}")
+
+
 def test_a_connection_on_which_nothing_comes_is_closed(monkeypatch):
     """Half of a head is nothing either."""
     monkeypatch.setattr(simulator._server, "SILENCE", 0.2)

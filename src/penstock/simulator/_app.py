@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing
 from typing import Any
 
 import anyio
@@ -24,16 +23,23 @@ from penstock.simulator import _media, _replies, _streams
 from penstock.simulator._account import Account, Draw, Refusal
 from penstock.simulator._answering import FAILURES, Json, answer_to, no_such_model, parse
 from penstock.simulator._batch_app import BatchEndpoints
+from penstock.simulator._bodies import SILENCE, read_body
 from penstock.simulator._dialect_streams import broken_event_in, events_in
-from penstock.simulator._dialects import COHERE_CHAT, GENERATE, MESSAGES, STREAM, error_in, render_in, request_in
+from penstock.simulator._dialects import (
+    COHERE_CHAT,
+    GENERATE,
+    MESSAGES,
+    STREAM,
+    error_in,
+    hints_in,
+    render_in,
+    request_in,
+)
 from penstock.simulator._faulty import answer_badly, hang
 from penstock.simulator._simulation import FAULTS, Simulation
 
 ABORT = "penstock.abort"
 """Key in the connection's state of a function that closes the connection at once."""
-
-SILENCE = 60.0
-"""Seconds for which a client may send nothing in the middle of a request."""
 
 _OF_ANSWERS = frozenset(FAULTS) - {"slow_down", "insufficient_quota", "broken_stream", *FAILURES}
 """Faults of an answer that comes at once."""
@@ -75,7 +81,7 @@ def create_app(simulation: Simulation) -> Starlette:
         Route("/simulator/statistics", service.statistics),
         Route("/simulator/faults", service.inject, methods=["POST"]),
     ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _no_such_endpoint})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: service.no_such_endpoint})
     app.state.account = account
     app.state.library = batches.library
     return app
@@ -102,7 +108,7 @@ class _Service:
         names = ("x-api-key", "api-key", "x-goog-api-key")
         key = next(
             (request.headers[name] for name in names if name in request.headers),
-            key if scheme.lower() == "bearer" else "",
+            key if scheme.lower() == "bearer" else request.query_params.get("key", ""),  # the last is Google's
         )
         if not key.strip():
             body = _replies.invalid(
@@ -130,13 +136,22 @@ class _Service:
             return self.unauthorized(request) or Json(no_such_model(name), 404)
         return self.unauthorized(request) or Json(_model(name))
 
+    async def no_such_endpoint(self, request: Request, problem: Exception) -> Response:
+        assert isinstance(problem, HTTPException)
+        message = f"Invalid URL ({request.method} {request.url.path})"
+        if problem.status_code == 405:
+            message = f"Not allowed to {request.method} on {request.url.path}"
+        said = self.said(problem.status_code, _replies.invalid(message))
+        return Json(said, problem.status_code, problem.headers)
+
     async def statistics(self, request: Request) -> Response:
         wanted = request.query_params.get("log", "") not in {"", "0", "false"}
         return Json(self.account.statistics().as_json(log=wanted))
 
     async def inject(self, request: Request) -> Response:
         try:
-            wanted = json.loads(await request.body())
+            raw = await read_body(request, self.simulation.max_body)
+            wanted = json.loads(raw if isinstance(raw, bytes) else b"")
             self.account.inject(wanted["fault"], int(wanted.get("times", 1)))
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as problem:
             return Json(_replies.invalid(f'wrong fault: {problem}; send {{"fault": name, "times": n}}'), 400)
@@ -179,7 +194,7 @@ class _Endpoint:
         if draw.fault == "insufficient_quota":
             verdict: dict[str, str] | Refusal = self.account.refuse(_replies.insufficient_quota(), {})
         elif draw.fault == "slow_down":
-            verdict = self.account.refuse(_replies.slow_down(), {"retry-after": "1"})
+            verdict = self.account.refuse(_replies.slow_down(), hints_in(self.simulation.dialect, 1_000_000_000))
         else:
             counted = body is not None and (self.path not in _media.MEDIA or self.path == _replies.MODERATIONS)
             tokens = self.simulation.charge(self.path, body or {}) if counted else 0
@@ -218,6 +233,8 @@ class _Endpoint:
         if draw.fault in FAILURES:
             status, content = FAILURES[draw.fault]
             content = self.service.said(status, content)
+            if draw.fault == "overloaded" and self.simulation.dialect == "anthropic":
+                status = 529
         elif draw.fault in (_OF_STREAMS if stream else _OF_ANSWERS):
             assert draw.fault is not None
             bad = render_in(self.outside, reply) if reply is not None else content
@@ -279,24 +296,6 @@ class _Endpoint:
         }
 
 
-async def read_body(request: Request, most: int) -> bytes | int:
-    """The body of a request; the status of the refusal if it has more than `most` bytes, or does not come.
-
-    Raises:
-        ClientDisconnect: The client is gone.
-    """
-    body = bytearray()
-    with anyio.move_on_after(SILENCE) as patience:
-        async with aclosing(request.stream()) as chunks:
-            async for chunk in chunks:
-                body += chunk
-                if len(body) > most:
-                    return 413
-                patience.deadline = anyio.current_time() + SILENCE
-        return bytes(body)
-    return 408
-
-
 def _hang_up(request: Request) -> None:
     abort = request.scope.get("state", {}).get(ABORT)
     if abort is None:
@@ -306,11 +305,3 @@ def _hang_up(request: Request) -> None:
 
 def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 1_686_935_002, "owned_by": "penstock"}
-
-
-async def _no_such_endpoint(request: Request, problem: Exception) -> Response:
-    assert isinstance(problem, HTTPException)
-    message = f"Invalid URL ({request.method} {request.url.path})"
-    if problem.status_code == 405:
-        message = f"Not allowed to {request.method} on {request.url.path}"
-    return Json(_replies.invalid(message), problem.status_code, problem.headers)

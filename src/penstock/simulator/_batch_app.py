@@ -17,6 +17,7 @@ from penstock.simulator import _replies
 from penstock.simulator._account import Account
 from penstock.simulator._answering import FAILURES, Json
 from penstock.simulator._batches import ENDED, Batch, Library, StoredFile, wrong_batch
+from penstock.simulator._bodies import SILENCE, read_body
 from penstock.simulator._multipart import read_form
 
 MAX_FILE = 512 * 1024 * 1024
@@ -88,16 +89,15 @@ class BatchEndpoints:
     # Files ------------------------------------------------------------------------------------------------------------
 
     async def _upload(self, request: Request) -> Response:
-        body = bytearray()
         try:
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_FILE:
-                    return self._wrong("File is too large.", 413)
+            body = await read_body(request, MAX_FILE)
         except ClientDisconnect:
             return Response(status_code=400)
+        if not isinstance(body, bytes):
+            words = "File is too large." if body == 413 else f"The file did not come within {SILENCE:g} s."
+            return self._wrong(words, body)
         try:
-            form = read_form(request.headers.get("content-type", ""), bytes(body))
+            form = read_form(request.headers.get("content-type", ""), body)
         except ValueError as problem:
             return self._wrong(str(problem))
         del body
@@ -108,6 +108,11 @@ class BatchEndpoints:
         if kind == "batch" and len(file.content) > self.library.rules.max_bytes:
             return self._wrong("File is too large.")
         return Json(self.library.store(file.content, file.filename, kind, clock.wall()).as_json())
+
+    async def _small(self, request: Request) -> bytes:
+        """The body of a request that is no file; nothing if it is too large, or does not come."""
+        body = await read_body(request, self._account.simulation.max_body)
+        return body if isinstance(body, bytes) else b""
 
     async def _list_files(self, request: Request) -> Response:
         purpose = request.query_params.get("purpose")
@@ -133,7 +138,7 @@ class BatchEndpoints:
 
     async def _create(self, request: Request) -> Response:
         try:
-            wanted: Any = json.loads(await request.body())
+            wanted: Any = json.loads(await self._small(request))
         except (ValueError, RecursionError):
             wanted = None
         problem = wrong_batch(wanted, self.library.files.get)

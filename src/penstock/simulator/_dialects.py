@@ -111,6 +111,15 @@ def hints_in(dialect: Dialect, wait_ns: int) -> dict[str, str]:
     return told if dialect in {"openai", "azure"} else {"retry-after": told["retry-after"]}
 
 
+_NO_QUOTA = {
+    "anthropic": "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing to upgrade.",
+    "cohere": "You are using a Trial key, which is limited to 1000 API calls / month.",
+    "mistral": "Your workspace has reached its monthly spending limit.",
+    "vllm": "Insufficient credits.",
+}
+"""What services say to an account that has nothing left, where it is not a code that tells."""
+
+
 def error_in(
     dialect: Dialect, status: int, body: Mapping[str, Any], wait_ns: int | None = None, named: Shown | None = None
 ) -> dict[str, Any]:
@@ -124,6 +133,8 @@ def error_in(
         named: The limit that it names.
     """
     inner = dict(body["error"])
+    if inner.get("code") == "insufficient_quota":
+        inner["message"] = _NO_QUOTA.get(dialect, inner["message"])
     message, wait = str(inner["message"]), None if wait_ns is None else wait_ns / 1e9
     if dialect == "azure" and wait is not None:
         unit = "token" if named is not None and named.unit == "tokens" else "call"
@@ -148,7 +159,7 @@ def error_in(
         kinds |= {413: "request_too_large", 503: "overloaded_error"}
         return {"type": "error", "error": {"type": kinds.get(status, "api_error"), "message": message}}
     if dialect == "gemini":
-        return _google(status, message, wait, named)
+        return _google(status, message, wait, named, for_good=inner.get("code") == "insufficient_quota")
     if dialect == "cohere":
         return {
             "message": message
@@ -181,7 +192,7 @@ def error_in(
     return {"error": inner}
 
 
-def _google(status: int, message: str, wait: float | None, named: Shown | None) -> dict[str, Any]:
+def _google(status: int, message: str, wait: float | None, named: Shown | None, *, for_good: bool) -> dict[str, Any]:
     kinds = {
         400: "INVALID_ARGUMENT",
         401: "UNAUTHENTICATED",
@@ -190,6 +201,9 @@ def _google(status: int, message: str, wait: float | None, named: Shown | None) 
         503: "UNAVAILABLE",
     }
     error: dict[str, Any] = {"code": status, "message": message, "status": kinds.get(status, "INTERNAL")}
+    if for_good:
+        quota = {"quotaId": "GenerateRequestsPerDayPerProjectPerModel-FreeTier", "quotaValue": "50"}
+        error["details"] = [{"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [quota]}]
     if wait is not None and named is not None:
         unit = "Requests" if named.unit == "requests" else "InputTokens"
         period = {60.0: "PerMinute", 86_400.0: "PerDay"}.get(named.per, "PerMinute")

@@ -19,6 +19,9 @@ _PAGE = (
 )
 _JSON = "application/json"
 
+_LISTS = ("choices", "data", "output", "content", "candidates")
+"""What holds an answer, in the words of any service."""
+
 
 async def answer_badly(
     fault: Fault,
@@ -83,7 +86,9 @@ def _strange(fault: Fault, content: dict[str, Any], payload: bytes | memoryview)
     if fault == "null":
         return b"null"
     if fault == "no_choices":
-        lists: dict[str, Any] = {name: [] for name in ("choices", "data", "output") if name in content}
+        lists: dict[str, Any] = {name: [] for name in _LISTS if name in content}
+        if isinstance(content.get("message"), dict):  # Cohere's
+            lists["message"] = content["message"] | {"content": []}
         return bytes(Json(content | lists).body)
     error = {"message": "Provider returned error", "code": 502, "metadata": {"provider_name": "simulated"}}
     return bytes(Json({"error": error, "choices": None}).body)

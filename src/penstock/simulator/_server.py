@@ -21,7 +21,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from penstock import clock
 from penstock.simulator._account import Account, Statistics
-from penstock.simulator._app import ABORT, SILENCE, create_app
+from penstock.simulator._app import ABORT, create_app
+from penstock.simulator._bodies import SILENCE
 from penstock.simulator._simulation import Fault, Simulation
 
 
