@@ -63,6 +63,12 @@ def test_what_is_no_limit_is_said(made, capsys, words, why):
 @pytest.mark.parametrize(
     ("option", "words", "why"),
     [
+        ("--fault", "bogus=1", "there is no 'bogus'; there are server_error, overloaded, slow_down"),
+        ("--fault", "hang=2", "together at most 1, not hang=2"),
+        ("--fault", "hang=0.5,hang=1", "hang is given twice"),
+        ("--change", "at=5", "it needs factor=…"),
+        ("--change", "", "it needs at=… and factor=…"),
+        ("--stranger", "rate=5", "there is no 'rate'; there are requests, tokens, begin, end"),
         ("--stranger", "requests=-5", "a stranger takes 0 or more a minute"),
         ("--stranger", "requests=nan", "a stranger takes 0 or more a minute"),
         ("--stranger", "tokens=inf", "a stranger takes 0 or more a minute"),

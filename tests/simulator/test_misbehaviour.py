@@ -254,12 +254,12 @@ def test_the_command_line_is_enough_from_any_language(tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--fault", "gzipp=1"], "--fault: got an unexpected keyword argument 'gzipp'"),
+        (["--fault", "gzipp=1"], "--fault: there is no 'gzipp'; there are server_error, "),
         (["--fault", "gzip"], "--fault: cannot read 'gzip': write it like name=0.5"),
         (["--fault", "gzip=2"], "--fault: faults are probabilities"),
         (["--charge", "all"], "--charge: there is no charge 'all': use one of input, sum, largest"),
         (["--change", "at=-1,factor=2"], "--change: a change needs a moment of 0 or more"),
-        (["--stranger", "dogs=1"], "--stranger: got an unexpected keyword argument 'dogs'"),
+        (["--stranger", "dogs=1"], "--stranger: there is no 'dogs'; there are requests, "),
     ],
 )
 def test_an_option_that_cannot_be_read_is_said_in_a_line(capsys, options, sentence):

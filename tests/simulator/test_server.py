@@ -270,15 +270,16 @@ print(json.dumps(seen.as_json()))
 """
 
 
-def test_as_a_program_it_ends_with_ctrl_c_and_says_what_happened():
-    """`run` blocks until SIGINT, even with an open connection, and returns the statistics; no traceback."""
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_as_a_program_it_ends_with_a_signal_and_says_what_happened(sent):
+    """`run` blocks until then, even with an open connection, and returns the statistics; no traceback."""
     with subprocess.Popen(
         [sys.executable, "-c", SERVE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as program:
         base_url = program.stdout.readline().strip()
         with openai.OpenAI(base_url=base_url, api_key="k") as client:
             assert client.responses.create(model="m", input="hello").output_text == ANSWER
-            program.send_signal(signal.SIGINT)
+            program.send_signal(sent)
             out, err = program.communicate(timeout=20)
     assert (program.returncode, err) == (0, "")
     assert json.loads(out)["admitted"] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -63,7 +64,7 @@ def _simulate(
         typer.Option(help="How a refusal tells the wait."),
     ] = "all",
 ) -> int:
-    """Serve an OpenAI-compatible API with faithful limits, until Ctrl-C."""
+    """Serve an OpenAI-compatible API with faithful limits, until Ctrl-C or SIGTERM."""
     simulator = _simulator()
     simulation = simulation_of(
         server_limits(limits, dict.fromkeys((*UNITS, "output_tokens"), _limit)),
@@ -116,19 +117,25 @@ def _made(option: str, kind: Callable[..., Any], texts: Sequence[str] = ()) -> A
         Fault: It cannot be read.
     """
     values: dict[str, Any] = {}
+    names = inspect.signature(kind).parameters
     for pair in filter(None, (part.strip() for text in texts for part in text.split(","))):
-        name, _, value = pair.partition("=")
+        name, value = (part.strip() for part in pair.partition("=")[::2])
+        if name not in names:
+            raise Fault(f"{option}: there is no {name!r}; there are {', '.join(names)}")
+        if name in values:
+            raise Fault(f"{option}: {name} is given twice")
         try:
-            values[name.strip()] = value.strip() if name == "unit" else float(value)
+            values[name] = value if name == "unit" else float(value)
         except ValueError:
             raise Fault(f"{option}: cannot read {pair!r}: write it like name=0.5") from None
+    missing = [name for name, each in names.items() if each.default is each.empty and name not in values]
+    if missing:
+        raise Fault(f"{option}: it needs {' and '.join(f'{name}=…' for name in missing)}")
     after = values.get("insufficient_quota_after")
     if after is not None and after.is_integer():
         values["insufficient_quota_after"] = int(after)
     try:
         return kind(**values)
-    except TypeError as error:
-        raise Fault(f"{option}: {str(error).partition('() ')[2] or error}") from None
     except ValueError as error:
         raise Fault(f"{option}: {error}") from None
 

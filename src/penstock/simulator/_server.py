@@ -7,6 +7,7 @@ not slow its clock down.
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -44,7 +45,7 @@ def run(
     *,
     on_ready: Callable[[str], None] | None = None,
 ) -> Statistics:
-    """Serve until Ctrl-C, in this thread, which must be the main one; then say what happened.
+    """Serve until Ctrl-C or SIGTERM, in this thread, which must be the main one; then say what happened.
 
     Args:
         simulation: What to simulate.
@@ -58,12 +59,15 @@ def run(
     app = create_app(simulation)
     with _listen(host, port) as listener:
         server = _Uvicorn(app)
-        if on_ready is not None:
-            on_ready(_base_url(listener))
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn hands the signal on at its end
         try:
+            if on_ready is not None:
+                on_ready(_base_url(listener))
             server.run(sockets=[listener])
         except KeyboardInterrupt:
             pass  # this is how it ends
+        finally:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     account: Account = app.state.account
     return account.statistics()
 

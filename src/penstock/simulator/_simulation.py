@@ -124,9 +124,10 @@ class Faults:
     insufficient_quota_after: int | None = None
 
     def __post_init__(self) -> None:
-        odds = [getattr(self, fault) for fault in self._drawn()]
-        if not all(0 <= odd <= 1 for odd in odds) or sum(odds) > 1 + 1e-9:
-            raise ValueError(f"faults are probabilities, each in 0..1 and together at most 1, not {odds}")
+        odds = {fault: getattr(self, fault) for fault in self._drawn()}
+        if not all(0 <= odd <= 1 for odd in odds.values()) or sum(odds.values()) > 1 + 1e-9:
+            given = ", ".join(f"{fault}={odd:g}" for fault, odd in odds.items() if odd != 0)
+            raise ValueError(f"faults are probabilities, each in 0..1 and together at most 1, not {given}")
         after = self.insufficient_quota_after
         if after is not None and (after < 0 or after % 1 != 0):
             raise ValueError(
