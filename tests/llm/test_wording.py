@@ -40,7 +40,7 @@ WAITS = [
     ("try again in -5s", None),
     ("try again in 1e3 seconds", None),
     ("wait 00:02:30", None),
-    ("Bitte warten Sie 20 Sekunden", None),
+    ("Inténtelo de nuevo en 20 segundos", None),
 ]
 
 NUMBERS = [
