@@ -3,7 +3,7 @@
 It needs the extra `simulator`: Starlette and uvicorn.
 
     serve           a server in a thread: `async with serve(Simulation(requests="60/min")) as server`
-    run             a server as the program itself, until Ctrl-C
+    run             a server as the program itself, until Ctrl-C or SIGTERM
     create_app      the application, for transports that call it in-process
     Simulation      what is simulated: limits, Latency, Faults, seed…
     Statistics      what the server did; Admission, LimitStatistics, and `excess` to prove that a limit was kept
@@ -25,7 +25,7 @@ Inside:
     _answering   answers that do not fail;  _faulty: those that do;  _streams: answers as events
     _replies     what OpenAI says;  _headers: and its headers;  _structured, _media: JSON, images, sounds
     _dialects    what other services say;  _dialect_streams: and their streams
-    _multipart   forms with files
+    _bodies      bodies of requests, bounded;  _multipart: forms with files
 """
 
 try:
