@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from types import TracebackType
-from typing import Any, BinaryIO, Protocol, Self
+from typing import Any, BinaryIO, Protocol, Self, TypeVar
 
 import anyio
 
@@ -20,12 +21,12 @@ from penstock._chance import CHANCE
 from penstock._numbers import show_seconds
 from penstock.llm import failures
 from penstock.llm.failures import Action, Verdict
+from penstock.runner.batch.state import NAME, BatchState, StoredFile, read_batch, read_batches, read_file
 from penstock.runner.client import Lost, NotSent, Reply
 
-__all__ = ["Batches", "NoBatchesError", "RefusedError", "ServiceError", "Transport"]
+__all__ = ["Batches", "GoneError", "NoBatchesError", "RefusedError", "ServiceError", "Transport"]
 
-NAME = "penstock"
-"""Key of the metadata that holds the name of a part."""
+_T = TypeVar("_T")
 
 NEVER_CONNECTED = 300.0
 """Seconds after which a server that never answered is given up."""
@@ -66,6 +67,10 @@ class RefusedError(Exception):
 
 class NoBatchesError(ServiceError):
     """The service has no such endpoint."""
+
+
+class GoneError(ServiceError):
+    """The service has no such file or batch, of what it once had."""
 
 
 class Transport(Protocol):
@@ -122,17 +127,17 @@ class Batches:
         self._hide = hide
         self._has_answered = False
 
-    async def upload(self, form: BinaryIO, content_type: str) -> dict[str, Any]:
-        """Store a file: a form with it, from its beginning; return what the service calls it."""
+    async def upload(self, form: BinaryIO, content_type: str) -> StoredFile:
+        """Store a file: a form with it, from its beginning."""
 
         async def send() -> Reply:
             with os.fdopen(os.dup(form.fileno()), "rb") as body:  # a client may close what it has sent
                 body.seek(0)
                 return await self._transport.request("POST", "/v1/files", body, content_type)
 
-        return await self._see_through(send, "files")
+        return await self._see_through(send, read_file, "files")
 
-    async def create(self, file: str, endpoint: str, name: str) -> dict[str, Any] | None:
+    async def create(self, file: str, endpoint: str, name: str) -> BatchState | None:
         """Create a batch of an uploaded file; None: it may or may not be there, and has to be looked for.
 
         Raises:
@@ -153,7 +158,7 @@ class Batches:
                 reply = await self._transport.request("POST", "/v1/batches", body)
                 if reply.status >= 500:
                     raise Lost(f"the server answers with status {reply.status}")
-                return self._read(reply, "batches")
+                return self._read(reply, read_batch, "batches")
             except NotSent as error:
                 await self._pause(str(error), began, tries, 0.0, is_lasting=error.is_lasting)
                 tries += 1
@@ -165,7 +170,7 @@ class Batches:
                     raise
                 return None  # a success that cannot be read
 
-    async def find(self, name: str, since: float, *, looks: tuple[float, ...] = LOOKS) -> dict[str, Any] | None:
+    async def find(self, name: str, since: float, *, looks: tuple[float, ...] = LOOKS) -> BatchState | None:
         """Look for the batch of a part among those that were created after a moment; None: there is none.
 
         Raises:
@@ -175,85 +180,112 @@ class Batches:
         for wait in looks:
             await anyio.sleep(wait)
             async for batch in self._list():
-                if (batch.get("metadata") or {}).get(NAME) == name:
+                if batch.part == name:
                     return batch
-                if (batch.get("created_at") or 0) < since:  # newest first
+                if batch.created_at < since:  # newest first
                     break
         return None
 
-    async def _list(self) -> AsyncIterator[dict[str, Any]]:
-        after = ""
-        while True:
-            page = await self._get(f"/v1/batches?limit=100{after}", "batches")
-            batches = page.get("data") or []
+    async def _list(self) -> AsyncIterator[BatchState]:
+        last, has_more = "", True
+        while has_more:
+            path = "/v1/batches?limit=100" + (f"&after={last}" if last else "")
+            batches, has_more = await self._see_through(
+                partial(self._transport.request, "GET", path), read_batches, "batches"
+            )
             for batch in batches:
                 yield batch
-            if not page.get("has_more") or not batches:
+            if not batches or batches[-1].id == last:
                 return
-            after = f"&after={batches[-1]['id']}"
+            last = batches[-1].id
 
-    async def retrieve(self, batch: str) -> dict[str, Any]:
+    async def retrieve(self, batch: str) -> BatchState:
         """Look at a batch."""
-        return await self._get(f"/v1/batches/{batch}", "batches")
+        send = partial(self._transport.request, "GET", f"/v1/batches/{batch}")
+        try:
+            return await self._see_through(send, lambda value: read_batch({"id": batch, **value}))
+        except GoneError as error:
+            words = f"batch {batch}, whose rows may be paid for, is not there (another key may find it)"
+            raise ServiceError("service", f"{words}: {error}") from None
 
     async def cancel(self, batch: str) -> None:
         """Ask for the end of a batch. One that has ended, or is being cancelled, is left as it is."""
 
         async def send() -> Reply:
-            reply: Reply = await self._transport.request("POST", f"/v1/batches/{batch}/cancel", b"{}")
+            reply = await self._transport.request("POST", f"/v1/batches/{batch}/cancel", b"{}")
             return Reply(200, reply.headers, b"{}") if reply.status == 409 else reply
 
-        await self._see_through(send, "batches")
+        try:
+            await self._see_through(send, dict)
+        except ServiceError as error:
+            if error.code != "service":
+                raise
+            self._on_trouble(f"batch {batch} could not be cancelled: {error}")
 
     async def download(self, file: str, into: BinaryIO) -> None:
-        """Write the content of a file of the service into one of ours."""
+        """Write the content of a file of the service into one of ours.
+
+        Raises:
+            GoneError: There is none of that name.
+        """
 
         async def send() -> Reply:
             into.seek(0)
             into.truncate()
             return await self._transport.download(f"/v1/files/{file}/content", into)
 
-        await self._see_through(send, "files", into=into)
-
-    async def _get(self, path: str, what: str) -> dict[str, Any]:
-        return await self._see_through(lambda: self._transport.request("GET", path), what)
+        await self._see_through(send, dict, has_content=True)
 
     # ------------------------------------------------------------------------------------------------------------------
 
-    async def _see_through(self, send: Callable[[], Any], what: str, into: BinaryIO | None = None) -> dict[str, Any]:
-        """Send until there is an answer; for calls that may be made twice."""
+    async def _see_through(
+        self,
+        send: Callable[[], Awaitable[Reply]],
+        read: Callable[[dict[str, Any]], _T],
+        endpoint: str = "",
+        *,
+        has_content: bool = False,
+    ) -> _T:
+        """Send until there is an answer; for calls that may be made twice.
+
+        Args:
+            send: Makes the call.
+            read: Reads the object that the service answers with; ValueError: it says nothing.
+            endpoint: Which one it is, where it is the endpoint that a 404 misses.
+            has_content: A success is a file, which is written already.
+        """
         began, tries = clock.now(), 0
         while True:
             is_lasting = False
             try:
-                reply: Reply = await send()
-                if into is not None and reply.status == 200:
-                    return {}
-                return self._read(reply, what)
+                reply = await send()
+                return read({}) if has_content and reply.status == 200 else self._read(reply, read, endpoint)
             except (NotSent, Lost) as error:
                 reason, wait = str(error), 0.0
                 is_lasting = isinstance(error, NotSent) and error.is_lasting
             except RefusedError as refused:
                 if refused.verdict.action is Action.PERMANENT:
-                    raise ServiceError("service", self._hide(str(refused))) from None
+                    kind = GoneError if refused.status in {404, 410} else ServiceError
+                    raise kind("service", self._hide(str(refused)), refused.status) from None
                 reason, wait = self._hide(str(refused)), refused.verdict.wait or 0.0
             await self._pause(reason, began, tries, wait, is_lasting=is_lasting)
             tries += 1
 
-    def _read(self, reply: Reply, what: str) -> dict[str, Any]:
-        """The object that the service answered with."""
+    def _read(self, reply: Reply, read: Callable[[dict[str, Any]], _T], endpoint: str = "") -> _T:
+        """What the service answered."""
         self._has_answered = True
         if 200 <= reply.status < 300:
             try:
                 value = json.loads(reply.content)
                 if isinstance(value, dict):
-                    return value
+                    return read(value)
             except (ValueError, RecursionError):
                 pass
-            raise RefusedError(Verdict(Action.BACK_OFF, None, "invalid_response", "the answer is no JSON object"), 200)
-        if reply.status in {404, 405, 501} and b'"No ' not in reply.content:
+            words = "the answer is no JSON object with an id"
+            raise RefusedError(Verdict(Action.BACK_OFF, None, "invalid_response", words), 200)
+        if endpoint and reply.status in {404, 405, 501} and b'"No ' not in reply.content:
             raise NoBatchesError(
-                "service", f"the server has no /v1/{what} (status {reply.status}): it does not offer the Batch API"
+                "service", f"the server has no /v1/{endpoint} (status {reply.status}): it does not offer the Batch API"
             )
         verdict = failures.judge(reply.status, reply.content, reply.headers)
         if verdict.action is Action.STOP:

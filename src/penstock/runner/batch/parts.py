@@ -80,6 +80,7 @@ class Part:
         batch: The batch; None: there is none, or it is not known.
         status: Of the batch, as last seen.
         done: Rows of the batch that are done, as last seen.
+        is_resumed: Whether an earlier run uploaded it.
     """
 
     name: str
@@ -100,9 +101,14 @@ class Part:
     batch: str | None = None
     status: str = ""
     done: int = 0
+    is_resumed: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def waited(self) -> dict[int, int]:
+        """Names of the rows that are waited for, and their places."""
+        return {name: index for index, name in enumerate(self.names) if self.lines[index]}
 
     def attach(self, index: int, row: Row) -> None:
         """Wait for the row at a place."""
@@ -386,7 +392,7 @@ class BatchJournal:
 
     def _apply(self, record: dict[str, Any]) -> None:
         if "file" in record:
-            part = Part(record["part"], record["endpoint"], record["model"], record["round"])
+            part = Part(record["part"], record["endpoint"], record["model"], record["round"], is_resumed=True)
             part.file, part.since = record["file"], record["since"]
             part.tokens, part.dollars = record["tokens"], record["dollars"]
             both = array.array("Q", zlib.decompress(base64.b64decode(record["rows"])))

@@ -11,10 +11,9 @@ without it, and the same command finds them again.
 from __future__ import annotations
 
 import math
-import re
 import tempfile
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -24,7 +23,7 @@ from penstock._numbers import number_of
 from penstock.llm import failures
 from penstock.llm.failures import Action
 from penstock.runner.batch import answers
-from penstock.runner.batch.api import Batches, NoBatchesError, RefusedError, ServiceError, Transport
+from penstock.runner.batch.api import Batches, GoneError, NoBatchesError, RefusedError, ServiceError, Transport
 from penstock.runner.batch.parts import (
     CONTENT_TYPE,
     HELD,
@@ -35,6 +34,7 @@ from penstock.runner.batch.parts import (
     Splitter,
     TooLargeError,
 )
+from penstock.runner.batch.state import BatchError, BatchState, queue_limit_in
 from penstock.runner.batch.summary import Ended
 from penstock.runner.files import OutputError
 from penstock.runner.formats import FormatError
@@ -59,7 +59,7 @@ REREAD = (2.0, 20.0, 60.0)
 
 ENDED = frozenset({"completed", "expired", "failed", "cancelled"})
 
-_LIMIT = re.compile(r"[Ll]imit: ([\d,]+) enqueued")
+_T = TypeVar("_T")
 
 
 class BatchRun:
@@ -295,19 +295,31 @@ class BatchRun:
         return False
 
     async def _read_again(self) -> None:
-        """Read those rows once more that need another batch."""
+        """Put those rows into parts once more that need another batch."""
         again, self._again, self._is_urgent = self._again, {}, False
-        settings = self._settings
-        for number, line in self._lines.again():
-            row = read_row(number, line, settings.cost, settings.change, settings.salt)
-            if isinstance(row, Row) and row.name in again:
-                await self._add(row, again.pop(row.name))
-            if number % 64 == 0:
-                await anyio.lowlevel.checkpoint()
-            if not again:
-                break
+        async for row, round_ in self._rows_of(again):
+            await self._add(row, round_)
         await self._flush()
         self._pause = min(self._poll, FIRST_LOOK)
+
+    async def _rows_of(self, wanted: dict[int, _T]) -> AsyncIterator[tuple[Row, _T]]:
+        """Read the rows once more that have these names, which are taken out as they are found.
+
+        Raises:
+            FormatError: The file has not all of them any more.
+        """
+        settings = self._settings
+        for number, line in self._lines.again() if wanted else ():
+            row = read_row(number, line, settings.cost, settings.change, settings.salt)
+            if isinstance(row, Row) and row.name in wanted:
+                yield row, wanted.pop(row.name)
+            if number % 64 == 0:
+                await anyio.lowlevel.checkpoint()
+            if not wanted:
+                return
+        if wanted:
+            rows = number_of(len(wanted), "row", "rows")
+            raise FormatError(f"{rows} that were read from it are not in it any more: it was changed meanwhile")
 
     async def _add(self, row: Row, round_: int) -> None:
         prices = self._settings.prices
@@ -334,10 +346,9 @@ class BatchRun:
     async def _upload(self, part: Part) -> None:
         assert part.form is not None
         with part.form as form:
-            told = await self._service.upload(form, CONTENT_TYPE)
+            file = await self._service.upload(form, CONTENT_TYPE)
         part.form = None
-        created = told.get("created_at")
-        self.journal.uploaded(part, str(told.get("id")), float(created) if isinstance(created, int | float) else 0.0)
+        self.journal.uploaded(part, file.id, file.created_at)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Batches
@@ -378,7 +389,11 @@ class BatchRun:
             if verdict.action in {Action.WAIT, Action.BACK_OFF}:
                 self._hold(part.model, verdict.wait or 0.0, str(refused))
                 return
-            self._lose(part, verdict.code or f"http_{refused.status}", self._secrets.hide(str(refused)))
+            if part.is_resumed:  # the service may have deleted its file since
+                self._upload_again(part, f"is refused: {self._secrets.hide(str(refused))}")
+                return
+            why = part.round, verdict.code or f"http_{refused.status}", self._secrets.hide(str(refused))
+            self._lost |= dict.fromkeys(part.waited(), why)
             await self._fail_lost()
             self.journal.dropped(part)
             return
@@ -387,9 +402,16 @@ class BatchRun:
         else:
             self._created(part, told)
 
-    def _created(self, part: Part, told: dict[str, Any]) -> None:
-        self.journal.created(part, str(told.get("id")))
-        part.status = str(told.get("status"))
+    def _upload_again(self, part: Part, why: str) -> None:
+        """The rows of a part go into further ones."""
+        self._trouble(f"a file of {number_of(len(part), 'row')} for {part.model or 'no model'} {why}")
+        self._again |= dict.fromkeys(part.waited(), part.round)
+        self._is_urgent = True
+        self.journal.dropped(part)
+
+    def _created(self, part: Part, told: BatchState) -> None:
+        self.journal.created(part, told.id)
+        part.status = told.status
         self.counts.sent += len(part)
         self.counts.retries += len(part) if part.round > 1 else 0
         rows, are = number_of(len(part), "row"), "is" if len(part) == 1 else "are"
@@ -411,8 +433,7 @@ class BatchRun:
             if part.batch is None:
                 continue
             told = await self._service.retrieve(part.batch)
-            counts = told.get("request_counts") or {}
-            status, done = str(told.get("status")), int(counts.get("completed") or 0) + int(counts.get("failed") or 0)
+            status, done = told.status, told.completed + told.failed
             if (status, done) != (part.status, part.done):
                 part.status, part.done = status, done
                 self._pause = min(self._poll, max(FIRST_LOOK, self._pause / 2))
@@ -420,17 +441,16 @@ class BatchRun:
             if status in ENDED:
                 await self._end(part, told)
 
-    async def _end(self, part: Part, told: dict[str, Any]) -> None:
+    async def _end(self, part: Part, told: BatchState) -> None:
         """A batch has ended: merge what it brought."""
-        errors = ((told.get("errors") or {}).get("data") or []) if part.status == "failed" else []
-        full = next((error for error in errors if error.get("code") == "token_limit_exceeded"), None)
-        if full is not None:
-            self._queue_is_full(part, str(full.get("message")))
+        full = next((error for error in told.errors if error.code == "token_limit_exceeded"), None)
+        if full is not None and told.status == "failed":
+            self._queue_is_full(part, full.message)
             return
         self._held.pop(part.model, None)
         before = self.counts.answered, self.counts.failed, len(self._again)
-        if part.status == "failed":
-            self._refuse_rows(part, errors)
+        if part.status == "failed" and not told.files:
+            self._refuse_rows(part, told.errors)
         else:
             await self._merge(part, told)
         await self._fail_lost()
@@ -447,8 +467,7 @@ class BatchRun:
 
     def _queue_is_full(self, part: Part, message: str) -> None:
         """A batch was refused because its model's queue holds too many tokens."""
-        told = _LIMIT.search(message)
-        limit = float(told[1].replace(",", "")) if told else None
+        limit = queue_limit_in(message)
         others = [other for other in self.parts if other.batch and other.model == part.model and other is not part]
         self.counts.sent -= len(part)
         self.journal.refused(part)
@@ -461,55 +480,38 @@ class BatchRun:
         if is_too_large or (
             not others and len(part) > 1 and hold is not None and (limit is None or hold.wait > 4 * HELD)
         ):
-            self._say(
-                f"{part.tokens:,.0f} tokens are above the queue of {part.model}: the rows go into smaller batches"
-            )
             if not is_too_large:
                 self._queue.halve(part.model, part.tokens)
-            for index, name in enumerate(part.names):
-                if part.lines[index]:
-                    self._again[name] = part.round
-            self._is_urgent = True
-            self.journal.dropped(part)
+            self._upload_again(part, f"holds {part.tokens:,.0f} tokens, above its queue: they go into smaller batches")
         elif not others:
             self._hold(part.model, 0.0, message)
         else:
             self._trouble(message)
             self._held[part.model] = Hold(math.inf, clock.now())  # until one of the others ends
 
-    def _lose(self, part: Part, code: str, message: str) -> None:
-        """The service refuses a part as a whole."""
-        for index, name in enumerate(part.names):
-            if part.lines[index]:
-                self._lost[name] = part.round, code, message
-
-    def _refuse_rows(self, part: Part, errors: list[dict[str, Any]]) -> None:
+    def _refuse_rows(self, part: Part, errors: Sequence[BatchError]) -> None:
         """A batch was refused when it was checked.
 
         The rows that were named are given up, the others go into a further one.
         """
-        named = {error["line"]: error for error in errors if isinstance(error.get("line"), int)}
-        first = errors[0] if errors else {"code": "batch_failed", "message": "the batch failed, and nothing says why"}
-        verdict = failures.judge(400, {"error": first}, {})
+        named = {error.line: error for error in errors if error.line is not None and error.line <= len(part)}
+        first = errors[0] if errors else BatchError("batch_failed", "the batch failed, and nothing says why", None)
+        verdict = failures.judge(400, {"error": {"code": first.code, "message": first.message}}, {})
         if verdict.action is Action.STOP:
-            self._account = self._secrets.hide(verdict.message or str(first.get("code")))
-        for index, name in enumerate(part.names):
-            if not part.lines[index]:
-                continue
+            self._account = self._secrets.hide(verdict.message or first.code)
+        for name, index in part.waited().items():
             error = named.get(index + 1) if named else first
             if error is None or self._account is not None:
                 self._again[name] = part.round
             else:
-                self._lost[name] = part.round, str(error.get("code")), self._secrets.hide(str(error.get("message")))
+                self._lost[name] = part.round, error.code or "batch_failed", self._secrets.hide(error.message)
 
-    async def _merge(self, part: Part, told: dict[str, Any]) -> None:
+    async def _merge(self, part: Part, told: BatchState) -> None:
         """Write the answers of a batch to where they belong. Made twice, it does the same."""
-        places = {name: index for index, name in enumerate(part.names) if part.lines[index]}
-        done = int((told.get("request_counts") or {}).get("completed") or 0)
-        files = [str(file) for file in (told.get("output_file_id"), told.get("error_file_id")) if file]
-        found = 0
+        places = part.waited()
+        done, found = told.completed, 0
         for wait in (*REREAD, None):
-            found = sum([await self._merge_file(part, file, places) for file in files])
+            found = sum([await self._merge_file(part, file, places) for file in told.files])
             if found >= done or not places or wait is None:
                 break
             # An answer that is not found would be paid for twice, and a file may be cut or late without a word.
@@ -519,6 +521,9 @@ class BatchRun:
             )
             await anyio.sleep(wait)
         missing = max(0, done - found)
+        if missing and part.round > 1 and self._settings.on_ambiguous == "rerun":
+            words = f"batch {part.batch} says once more that {number_of(done, 'row is', 'rows are')} done"
+            raise ServiceError("service", f"{words}, and its files have {found:,}: they are not paid for a third time")
         self.counts.ambiguous += min(missing, len(places))
         for name in places:
             if missing and self._settings.on_ambiguous == "fail":
@@ -530,7 +535,11 @@ class BatchRun:
         """Write what a file says of the rows that are in `places`, and take them out; return the rows it is about."""
         found = 0
         with tempfile.TemporaryFile(dir=self._results.out_path.parent) as content:
-            await self._service.download(file, content)
+            try:
+                await self._service.download(file, content)
+            except GoneError as error:
+                self._trouble(f"a file of batch {part.batch} is not there: {error}")
+                return 0
             content.seek(0)
             for number, line in enumerate(content):
                 entry = answers.read(line)
@@ -575,16 +584,8 @@ class BatchRun:
     async def _fail_lost(self) -> None:
         """Give rows up of which only their number is known: the file has their names."""
         lost, self._lost = self._lost, {}
-        settings = self._settings
-        for number, line in self._lines.again() if lost else ():
-            row = read_row(number, line, settings.cost, settings.change, settings.salt)
-            found = lost.pop(row.name, None) if isinstance(row, Row) else None
-            if found is not None:
-                self._fail(row, found[1], found[2], attempts=found[0])
-            if number % 64 == 0:
-                await anyio.lowlevel.checkpoint()
-            if not lost:
-                break
+        async for row, (round_, code, message) in self._rows_of(lost):
+            self._fail(row, code, message, attempts=round_)
 
     def _fail(self, row: Row | Rejected, code: str, message: str, **more: Any) -> None:
         self._results.fail(row, code, message, **more)
