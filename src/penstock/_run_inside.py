@@ -14,7 +14,7 @@ import inspect
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from types import AsyncGeneratorType, TracebackType
+from types import AsyncGeneratorType
 from typing import Any, Generic, TypeVar, cast
 
 from penstock._concurrency.parking import loop_running_here
@@ -242,11 +242,9 @@ class _LateCall(Coroutine[Any, Any, Any]):
         self._within = self._entered()
         return await self._within.__aenter__()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
+    async def __aexit__(self, *error: Any) -> bool | None:  # noqa: PYI036
         assert self._within is not None
-        return await self._within.__aexit__(kind, error, traceback)
+        return await self._within.__aexit__(*error)
 
     def __del__(self) -> None:
         if not self._used:

@@ -26,7 +26,6 @@ from penstock._concurrency import parking
 
 if TYPE_CHECKING:
     import asyncio
-    from types import TracebackType
 
 Landed = Callable[[Any, BaseException | None], None]
 
@@ -217,11 +216,9 @@ class _CutByThread:
         self._scope.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
+    def __exit__(self, *error: Any) -> bool:  # noqa: PYI036 - three, whatever they are
         self._timer.cancel()
-        return self._scope.__exit__(kind, error, trace)
+        return self._scope.__exit__(*error)
 
     @property
     def cancelled_caught(self) -> bool:

@@ -57,21 +57,17 @@ class Attempt:
         self._enter(sys._getframe(1))
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
+    def __exit__(self, *error: Any) -> bool:  # noqa: PYI036 - three, whatever they are
         try:
-            return self._leave(exc_type, exc, traceback)
+            return self._leave(*error)
         finally:
-            del exc, traceback  # they refer to this frame if it raises: no cycle
+            del error  # it refers to this frame if it raises: no cycle
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
+    async def __aexit__(self, *error: Any) -> bool:  # noqa: PYI036
         try:
-            return self._leave(exc_type, exc, traceback)
+            return self._leave(*error)
         finally:
-            del exc, traceback
+            del error
 
     def _enter(self, caller: FrameType) -> None:
         if self._state != "new":
@@ -109,9 +105,6 @@ class Attempt:
                 call.succeeded()
             else:
                 self._delay = call.judged(self.result)
-            return False
-        if not isinstance(exc, Exception):
-            call.abandon()
             return False
         try:
             self._delay = call.failed(exc)

@@ -45,7 +45,7 @@ current: ContextVar[Call | None] = ContextVar("penstock_current_call", default=N
 class Call:
     """One call under a policy.
 
-    In each attempt, in this order: `begin`, the attempt, `leave`, then one of `failed`, `judged` and `succeeded`.
+    In each attempt, in this order: `begin`, the attempt, and `failed`; or `leave`, and `judged` or `succeeded`.
 
     Attributes:
         running: Whether an attempt is under way.
@@ -148,12 +148,16 @@ class Call:
             return self._give_up("nested", None, None)
         return self._again(None, says, None, sent)
 
-    def failed(self, error: Exception, sent: Sent | None = None, *, repeatable: bool = True) -> float | None:
-        """Return the wait until the next attempt; None if `error` goes to the caller.
+    def failed(self, error: BaseException, sent: Sent | None = None, *, repeatable: bool = True) -> float | None:
+        """End an attempt with an error; return the wait until the next one, None if `error` goes to the caller.
 
         `sent`: the function called, with its arguments; None for a block. `repeatable`: False when a new attempt would
         repeat what the caller already has.
         """
+        if not isinstance(error, Exception):  # a cancellation, say
+            self.abandon()
+            return None
+        self.leave()
         policy = self.policy
         says = verdict(self.name, policy.on, error, LOGGER)
         if says is False:
@@ -264,6 +268,12 @@ class Call:
         self._give_up("within", error, None)
         self.previous = error
         return True
+
+    def outcome(self, result: object) -> Any:
+        """The result of the last attempt, where that did not fail; else raise its error."""
+        if self.previous is not None:
+            raise self.last_error()
+        return result
 
     def last_error(self) -> Exception:
         """Take the error of the last attempt out of the call, to raise it."""

@@ -13,8 +13,6 @@ import anyio
 from penstock._concurrency.tasks import cut_after, sleep
 from penstock.retry.call import Call, Sent
 
-_NOTHING: Any = object()
-
 PLAIN = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict, set})
 """Types of results that cannot be unfinished: asking about the others takes longer than all the rest."""
 
@@ -37,7 +35,7 @@ async def call_async(
 
     `begun`: the first attempt has begun already, in a plain function whose result is to be awaited.
     """
-    policy = call.policy
+    policy, sent = call.policy, (fn, args, kwargs)
     while True:
         try:
             if begun:
@@ -55,28 +53,22 @@ async def call_async(
                         result = await result
                 if scope.cancelled_caught:
                     raise call.timed_out()
-        except Exception as error:
-            call.leave()
-            delay = call.failed(error, (fn, args, kwargs))
+        except BaseException as error:
+            delay = call.failed(error, sent)
             if delay is None:
                 raise
-            result = _NOTHING
-        except BaseException:
-            call.abandon()
-            raise
+            result = None
         else:
             call.leave()
             if policy.on_result is None:
                 call.succeeded()
                 return result
-            delay = call.judged(result, (fn, args, kwargs))
+            delay = call.judged(result, sent)
             if delay is None:
                 return result
         begun = False
         if not await wait(call, delay):
-            if call.previous is None:
-                return result
-            raise call.last_error()
+            return call.outcome(result)
 
 
 def call_sync(
@@ -92,7 +84,7 @@ def call_sync(
 
     `begun`: the first attempt has begun already. `unfinished` may replace a result whose work is not done yet.
     """
-    policy = call.policy
+    policy, sent = call.policy, (fn, args, kwargs)
     call.in_loop = False
     while True:
         try:
@@ -101,34 +93,28 @@ def call_sync(
             else:
                 call.begin()
             result = fn(*args, **kwargs)
-        except Exception as error:
-            call.leave()
-            delay = call.failed(error, (fn, args, kwargs))
+        except BaseException as error:
+            delay = call.failed(error, sent)
             if delay is None:
                 raise
-            result = _NOTHING
-        except BaseException:
-            call.abandon()
-            raise
+            result = None
         else:
             call.leave()
             if (
                 type(result) not in PLAIN
                 and unfinished is not None
-                and (instead := unfinished(call, (fn, args, kwargs), result)) is not None
+                and (instead := unfinished(call, sent, result)) is not None
             ):
                 return instead
             if policy.on_result is None:
                 call.succeeded()
                 return result
-            delay = call.judged(result, (fn, args, kwargs))
+            delay = call.judged(result, sent)
             if delay is None:
                 return result
         begun = False
         if not wait_sync(call, delay):
-            if call.previous is None:
-                return result
-            raise call.last_error()
+            return call.outcome(result)
 
 
 async def wait(call: Call, delay: float) -> bool:

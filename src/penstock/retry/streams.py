@@ -85,14 +85,10 @@ class _Stream:
                 call.leave()
                 call.succeeded()
                 return False
-            except Exception as error:
-                call.leave()
+            except BaseException as error:
                 delay = call.failed(error, (self._fn, self._args, self._kwargs), repeatable=ours)
                 if delay is None:
                     raise
-            except BaseException:
-                call.abandon()
-                raise
             else:
                 call.leave()
                 self._begun = self._handed_out = True

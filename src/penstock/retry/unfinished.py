@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Coroutine, Generator
-from types import GeneratorType, TracebackType
+from types import GeneratorType
 from typing import Any, Self
 
 from penstock import clock
@@ -151,14 +151,12 @@ class _Entry(_RetriedEntry, contextlib.ContextDecorator):
         call, begun = self._next_call()
         return call_sync(call, enter, self._args, self._kwargs, begun=begun)
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> Any:
+    def __exit__(self, *error: Any) -> Any:  # noqa: PYI036 - three, whatever they are
         manager = self._entered.pop()
         try:
-            return type(manager).__exit__(manager, exc_type, exc, traceback)
+            return type(manager).__exit__(manager, *error)
         finally:
-            del exc, traceback  # they refer to this frame if it raises: no cycle
+            del error  # it refers to this frame if it raises: no cycle
 
 
 class _AsyncEntry(_RetriedEntry, contextlib.AsyncContextDecorator):
@@ -178,14 +176,12 @@ class _AsyncEntry(_RetriedEntry, contextlib.AsyncContextDecorator):
         call.in_loop = True
         return await call_async(call, enter, self._args, self._kwargs, begun=begun)
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> Any:
+    async def __aexit__(self, *error: Any) -> Any:  # noqa: PYI036 - three, whatever they are
         manager = self._entered.pop()
         try:
-            return await type(manager).__aexit__(manager, exc_type, exc, traceback)
+            return await type(manager).__aexit__(manager, *error)
         finally:
-            del exc, traceback  # they refer to this frame if it raises: no cycle
+            del error  # it refers to this frame if it raises: no cycle
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._first, name)
