@@ -16,7 +16,7 @@ from penstock._backends import backend_over, joined
 from penstock._backends.base import Backend, Binding, Caller, words_of
 from penstock._backends.charges import ChargePlan, joint_name
 from penstock._backends.fast_path import are_parameters, calls_of_units, key_of
-from penstock._backends.wait import PLAIN, Terms, answer_at_once, emit_grant, wait
+from penstock._backends.wait import PLAIN, Terms, answer, emit_grant, wait
 from penstock._call import (
     Call,
     CallByArguments,
@@ -355,7 +355,7 @@ class Limiter:
         try:
             if not binding.charge.grant(binding, permit):
                 bound = binding.current()
-                permit = answer_at_once(bound, permits_of(bound), priority, flow)
+                permit = answer(bound, permits_of(bound), Terms(None, priority, flow))
             elif binding.caller.on_event is not None:
                 emit_grant(binding, 0.0, permit, flow)
         except BaseException:

@@ -69,12 +69,29 @@ async def wait(binding: Binding, new: Callable[[], G], terms: Terms, hold: Calla
 
 def wait_in_thread(binding: Binding, new: Callable[[], G], terms: Terms) -> G:
     """`wait`, as this thread; WouldBlockEventLoop if it runs an event loop, unless that is allowed."""
-    if not terms.block and loop_running_here():
-        return answer_at_once(binding, new, terms.priority, terms.flow, in_loop=terms.max_wait != 0)
-    parker = ThreadParker()
+    if terms.block or not loop_running_here():
+        return answer(binding, new, terms, ThreadParker())
+    try:
+        return answer(binding, new, terms)
+    except RateLimited as error:
+        if terms.max_wait == 0:
+            raise
+        message = (
+            f"{error}: waiting here would block the running event loop. Use `async with`, "
+            "run this function in a thread (for example with anyio.to_thread.run_sync), "
+            "or allow it with block=True, as in a notebook"
+        )
+    raise WouldBlockEventLoop(message)
+
+
+def answer(binding: Binding, new: Callable[[], G], terms: Terms, parker: Any = None) -> G:
+    """The grant for which this thread parks; without a parker a grant now, or RateLimited."""
     request = grant = None
     try:
-        request = request_of(binding, parker, terms)
+        if parker is None:
+            request = binding.backend.request_type(binding, None, 0.0, inf, terms.priority, terms.flow)
+        else:
+            request = request_of(binding, parker, terms)
         seconds = binding.backend.enter(request)
         while True:  # as in `wait`
             if seconds is None:
@@ -87,30 +104,6 @@ def wait_in_thread(binding: Binding, new: Callable[[], G], terms: Terms) -> G:
         give_up(binding, request, grant, error, terms.flow)
         raise
     return grant
-
-
-def answer_at_once(
-    binding: Binding, new: Callable[[], G], priority: int = 0, flow: Hashable = None, *, in_loop: bool = False
-) -> G:
-    """Return a grant now, or raise RateLimited; where `in_loop` says so, WouldBlockEventLoop instead."""
-    request = grant = None
-    try:
-        request = binding.backend.request_type(binding, None, 0.0, inf, priority, flow)
-        binding.backend.enter(request)
-        grant = new()
-        fill_in(binding, request, grant, flow)
-    except BaseException as error:
-        give_up(binding, request, grant, error, flow)
-        if not (in_loop and isinstance(error, RateLimited)):
-            raise
-        message = (
-            f"{error}: waiting here would block the running event loop. Use `async with`, "
-            "run this function in a thread (for example with anyio.to_thread.run_sync), "
-            "or allow it with block=True, as in a notebook"
-        )
-    else:
-        return grant
-    raise WouldBlockEventLoop(message)
 
 
 def request_of(binding: Binding, parker: Parker, terms: Terms) -> Request:
