@@ -85,7 +85,7 @@ def prepare_key(charge: Charge, states: list[LimitState], *, locked: bool) -> No
     charge.parts = tuple([part for index in charged for part in (states[index].meter, amounts[id(states[index])])])
     if charged and not any(amount % 1 for amount in amounts.values()):
         charge.shape = f"{_KEYED_LOCKED if locked else _KEYED}{len(states)}{''.join(map(str, charged))}"
-        charge.grant = _write_keyed(charge.shape)
+        charge.grant, charge.release = _write(charge.shape, locked=locked)
     else:
         charge.grant = look_closer
 
@@ -107,21 +107,14 @@ def _kind(meter: Any, amount: float) -> str:
 def _write(shape: str, *, locked: bool) -> tuple[Callable[[Binding, Grant], bool], Callable[[Grant], bool] | None]:
     """The functions for a shape.
 
-    A letter per limit, `w` or `f` for a bucket charged whole units or fractions, `p` for places, `u` for none.
+    A letter per limit, `w` or `f` for a bucket charged whole units or fractions, `p` for places, `u` for none. Or of a
+    key: `_KEYED`, how many buckets it has, and which of them are charged.
     """
     names: dict[str, Any] = {"clock": clock}
     _run(_grant_source(shape, locked=locked), names)
     if "p" in shape:
         _run(_release_source(shape, locked=locked), names)
     return names["grant"], names.get("release")
-
-
-@lru_cache(256)
-def _write_keyed(shape: str) -> Callable[[Binding, Grant], bool]:
-    """The function for a shape of a key: how many buckets it has, and which of them are charged."""
-    names: dict[str, Any] = {"clock": clock}
-    _run(_keyed_source(shape), names)
-    return names["grant"]  # type: ignore[no-any-return]  # that is what the source defines
 
 
 def _run(source: str, names: dict[str, Any]) -> None:
@@ -139,13 +132,12 @@ def _in_one_line(code: CodeType) -> CodeType:
 
 
 def _grant_source(shape: str, *, locked: bool) -> str:
-    step = _charge_step(shape)
-    return "\n".join([
-        "def grant(binding, grant):",
-        *_before_charge(shape),
-        *_indented([*step, f"    {_receipts(shape)}", "    return True"], locked=locked),
-        "    return False",
-    ])  # fmt: skip
+    if shape[0] in {_KEYED, _KEYED_LOCKED}:
+        charge = [*_before_keyed(shape), *_keyed_step(shape, "return True")]
+    else:
+        step = [*_charge_step(shape), f"    {_receipts(shape)}", "    return True"]
+        charge = [*_before_charge(shape), *_indented(step, locked=locked)]
+    return "\n".join(["def grant(binding, grant):", *charge, "    return False"])
 
 
 def enter_and_leave(shape: str, names: dict[str, Any], *, locked: bool = not HAS_GIL) -> dict[str, Any]:
@@ -364,15 +356,6 @@ def _charge_step(shape: str) -> list[str]:
 def _receipts(shape: str) -> str:
     """What the charge leaves behind of each part. After the step: garbage may be collected where a tuple is made."""
     return f"grant.receipts = ({''.join('0.0, ' if kind in 'pu' else f't{i}, ' for i, kind in enumerate(shape))})"
-
-
-def _keyed_source(shape: str) -> str:
-    return "\n".join([
-        "def grant(binding, grant):",
-        *_before_keyed(shape),
-        *_keyed_step(shape, "return True"),
-        "    return False",
-    ])  # fmt: skip
 
 
 def _keyed_enter_source(shape: str) -> str:
