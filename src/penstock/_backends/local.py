@@ -479,21 +479,17 @@ def _grant_now(binding: Binding, grant: Grant) -> bool:
     backend: Any = binding.backend
     caller = binding.caller
     if caller.enforce:
-        if not binding.clearance.given:
+        if not binding.clearance.given or not backend._decide(_charge_if_ready, binding, grant):
             return False
-        if not backend._decide(_charge_if_ready, binding, grant):
-            return False
-        if binding.charge.held:
-            backend._write_down_places(grant)
-        return True
-    if not backend.current(binding):
+    elif not backend.current(binding):
         return False
-    wait, blocker = backend.forecast(binding)
-    if wait > 0:
-        caller.would_refuse += 1
-        if caller.on_event is not None:
-            emit(caller.on_event, Refused(caller.name, binding.charge.full_cost, wait, blocker or "the queue"))
-    backend._decide(_charge, binding, grant)
+    else:
+        wait, blocker = backend.forecast(binding)
+        if wait > 0:
+            caller.would_refuse += 1
+            if caller.on_event is not None:
+                emit(caller.on_event, Refused(caller.name, binding.charge.full_cost, wait, blocker or "the queue"))
+        backend._decide(_charge, binding, grant)
     if binding.charge.held:
         backend._write_down_places(grant)
     return True

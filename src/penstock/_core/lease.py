@@ -29,7 +29,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
-from typing import Any
+from typing import Any, NamedTuple
 
 from penstock._core.bucket import Bucket
 from penstock._core.queue import Queue
@@ -182,10 +182,7 @@ class LeasePool:
         return None
 
     def put_back(self, amount: float, epoch: float, receipt: float, now: float) -> bool:
-        """Have back what was taken of a lease and not used after all.
-
-        False: it is closed, so the store must have it.
-        """
+        """Have back what was taken of a lease and not used after all. False: it is closed, the store must have it."""
         for lease in self.leases:
             if lease.receipt == receipt and lease.epoch == epoch and now <= lease.closes:
                 lease.left += amount
@@ -251,9 +248,7 @@ def put_back(shares: Iterable[Share], now: float) -> list[Share]:
 
 
 def serve(queue: Queue, now: float, grant: Callable[[Waiter, list[Share]], None]) -> None:
-    """Grant every waiter in `queue` for which enough is held.
-
-    Take it, take the waiter out of the queue, and call `grant`.
+    """Grant every waiter in `queue` for which enough is held: take it and the waiter, and call `grant`.
 
     A waiter is not delayed by those behind it: they get nothing of a limit that is short, and of the others only what
     is more than those before them need.
@@ -281,14 +276,11 @@ def serve(queue: Queue, now: float, grant: Callable[[Waiter, list[Share]], None]
             waiter = behind[1]
 
 
-class LeaseRequest:
+class LeaseRequest(NamedTuple):
     """A part of a lease to ask for: so much of several limits, at one moment, at most `horizon` seconds ahead."""
 
-    __slots__ = ("charges", "horizon")
-
-    def __init__(self, charges: list[tuple[Leased, float]], horizon: float) -> None:
-        self.charges = charges
-        self.horizon = horizon
+    charges: list[tuple[Leased, float]]
+    horizon: float
 
 
 def plan(

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from penstock._core.batch import Batch
 from penstock._core.bookings import NEW
@@ -81,27 +82,14 @@ __all__ = [
 ]
 
 
-class Decision:
-    """What `decide` found: rows to write, and what to tell the process that asked.
+class Decision(NamedTuple):
+    """What `decide` found: rows to write, and what to tell the process that asked."""
 
-    Attributes:
-        rows: One per name, in the order they came.
-        epochs: When each row was born.
-        verdicts: One after the other, as in `operations`.
-        states: Per limit of all rows: seconds of pause left, used, and what the kind has beside it.
-        keep: Seconds for which each row means something; after that it equals an absent one.
-    """
-
-    __slots__ = ("epochs", "keep", "rows", "states", "verdicts")
-
-    def __init__(
-        self, rows: list[bytes], epochs: list[float], verdicts: list[float], states: list[float], keep: list[float]
-    ) -> None:
-        self.rows = rows
-        self.epochs = epochs
-        self.verdicts = verdicts
-        self.states = states
-        self.keep = keep
+    rows: list[bytes]  # one per name, in the order they came
+    epochs: list[float]  # when each row was born
+    verdicts: list[float]  # one after the other, as in `operations`
+    states: list[float]  # per limit of all rows: seconds of pause left, used, and what the kind has beside it
+    keep: list[float]  # seconds for which each row means something; after that it equals an absent one
 
 
 def decide(

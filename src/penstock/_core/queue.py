@@ -138,9 +138,7 @@ class Queue:
         return flow
 
     def _sweep(self) -> None:
-        """Forget flows without waiters.
-
-        All that have had no more than others, and of the rest all but the 500 that had most.
+        """Forget the flows without waiters that have had no more than others, and all but the 500 that had most.
 
         Else a program with a flow per request would keep them all, as each has had one call more than the next new one.
         """
@@ -284,9 +282,7 @@ class Queue:
             self._reenter(waiter, flow)
 
     def rebuild(self, waiters: Iterable[Waiter]) -> Queue:
-        """Begin anew with exactly these waiters, after an exception has cut a change of the queue short.
-
-        Return the queue.
+        """Begin anew with exactly these waiters, as an exception has cut a change of the queue short; return the queue.
 
         Each has joined before, and keeps its place: its level, and its arrival. Flows keep what they have used.
         """
@@ -356,10 +352,7 @@ class Queue:
         return heads[0][1] if heads else None
 
     def wake(self, states: Iterable[Any] | None) -> None:
-        """Note that something was given back to these limits, or that they changed; None: any of them.
-
-        `admit` looks at them again.
-        """
+        """Let `admit` look again at these limits, as something was given back there, or they changed; None: at all."""
         if self.index is not None:
             self.index.wake(states)
 
@@ -371,22 +364,14 @@ class Queue:
             lowest = self.index.lowest()
         if lowest == waiter.level:
             return {charged: max(0.0, charged.queued - amount) for charged, amount in waiter.charges}
-        ahead = dict.fromkeys((charged for charged, _ in waiter.charges), 0.0)
-        for other in self:
-            if other.level > waiter.level or (other.level == waiter.level and other.number < waiter.number):
-                for charged, amount in other.charges:
-                    if charged in ahead:
-                        ahead[charged] += amount
-        return ahead
+        place = -waiter.level, waiter.number
+        return _asked_by((other for other in self if (-other.level, other.number) < place), waiter)
 
     def due_before(self, waiter: Waiter) -> dict[Charged, float]:
-        """`queued_ahead` where flows take turns.
-
-        Of another flow only the calls that go before `waiter` as things stand.
+        """`queued_ahead` where flows take turns: of another flow only the calls that go first as things stand.
 
         It looks at all waiters, so it is for rare questions.
         """
-        ahead = dict.fromkeys((charged for charged, _ in waiter.charges), 0.0)
         flows = {flow.name: flow.twin() for flow in self._flows.values() if flow.count}
         calls: dict[Hashable, list[Waiter]] = {}
         first: list[Waiter] = []
@@ -409,11 +394,7 @@ class Queue:
                     break
                 flow.use(other.charges)
                 first.append(other)
-        for other in first:
-            for charged, amount in other.charges:
-                if charged in ahead:
-                    ahead[charged] += amount
-        return ahead
+        return _asked_by(first, waiter)
 
     def raise_levels(self, shape: Shape, now: float) -> None:
         latest = now - self.ageing
@@ -442,6 +423,16 @@ class Queue:
         waiter.level, waiter.entered = waiter.level + levels, waiter.entered + levels * self.ageing
         self._enter(level.shape, waiter, subqueue.flow)
         _note_risen(waiter)
+
+
+def _asked_by(others: Iterable[Waiter], waiter: Waiter) -> dict[Charged, float]:
+    """What others have asked for of each limit that `waiter` needs."""
+    asked = dict.fromkeys((charged for charged, _ in waiter.charges), 0.0)
+    for other in others:
+        for charged, amount in other.charges:
+            if charged in asked:
+                asked[charged] += amount
+    return asked
 
 
 def _note_risen(waiter: Waiter) -> None:

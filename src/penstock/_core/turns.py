@@ -385,7 +385,7 @@ class _Turn:
         self._look_at(self._index.woken(self._now))
         if not self._again and not self._any_left():
             return None
-        front = self._next_of_all() if len(self._blocked) < _PROTECTED else self._next_awake()
+        front = self._front()
         if self._again and (front is None or self._again[0][0] < front[0]):
             return heappop(self._again)[1]
         if front is None:
@@ -400,10 +400,10 @@ class _Turn:
             order.pop()
         return front
 
-    def _next_of_all(self) -> tuple[Key, Subqueue] | None:
-        return self._unseen(self._index.everybody)
-
-    def _next_awake(self) -> tuple[Key, Subqueue] | None:
+    def _front(self) -> tuple[Key, Subqueue] | None:
+        """The next in the order: of all, and where enough heads are protected of those that are awake."""
+        if len(self._blocked) < _PROTECTED:
+            return self._unseen(self._index.everybody)
         if self._awake is None:
             self._awake = []
             for sleepers in self._open:
@@ -509,7 +509,7 @@ class _Turn:
 
     def _next_key(self, key: Key) -> Key:
         """The key of the next head that the turn has to look at; `key` if there is none."""
-        front = self._next_of_all() if len(self._blocked) < _PROTECTED else self._next_awake()
+        front = self._front()
         following = [entry[0] for entry in (front, *self._again[:1]) if entry is not None]
         return min(following, default=key)
 
