@@ -298,35 +298,16 @@ def plan(
     Returns:
         The requests, and when to look again for a waiter for the end of a pause or of a period; `inf`: there is none.
     """
-    requests: list[LeaseRequest] = []
-    again = math.inf
     ahead = lease_seconds * FAIR
-    asked: set[LimitState] = set()
-    wanted: dict[Leased, float] = {}
-    waits = False
-    for _, waiter in queue.heads(now):
-        charges: Charges = waiter.charges
-        waits = True
-        closed = max(_closed_until(state, amount, now) for state, amount in charges)
-        if closed > now:
-            again = min(again, closed)
-            asked.update(state for state, _ in charges)
-            continue
-        if any(state.pool.left < amount for state, amount in charges):
-            alone = asked.isdisjoint(state for state, _ in charges)
-            needed = _needed(charges, min(ahead / 4, STEP))
-            requests.append(LeaseRequest(needed, math.inf if alone else min(ahead, STEP)))
-            for state, amount in needed:
-                wanted[state] = wanted.get(state, 0.0) - amount
-        asked.update(state for state, _ in charges)
+    requests, wanted, again = _for_the_heads(queue, ahead, now)
     if not more and not requests:
         return [], again
     short = bool(requests)
     for state in states:
-        pool, meter, rate = state.pool, state.meter, _rate(state)
+        pool, rate = state.pool, _rate(state)
         if state.paused_until > now:
             continue
-        level = max(0.0, meter.level(now))
+        level = max(0.0, state.meter.level(now))
         bound = max(rate * ahead, level * SHARE_OF_PLENTY)
         demand = pool.demand(now, lease_seconds, bound)
         target = min(state.queued, level + rate * ahead) + demand
@@ -335,10 +316,30 @@ def plan(
         wanted[state] = wanted.get(state, 0.0) + target - held
         short = short or held < pool.low
     if more and short:
-        requests += _cut(
-            {state: amount for state, amount in wanted.items() if amount > 0}, ahead if waits else 0.0, now
-        )
+        more_of = {state: amount for state, amount in wanted.items() if amount > 0}
+        requests += _cut(more_of, ahead if len(queue) else 0.0, now)
     return requests, again
+
+
+def _for_the_heads(queue: Queue, ahead: float, now: float) -> tuple[list[LeaseRequest], dict[Leased, float], float]:
+    """What the first of each shape needs; the same with a minus, per limit; and when to look again, as `plan`."""
+    requests: list[LeaseRequest] = []
+    wanted: dict[Leased, float] = {}
+    again = math.inf
+    asked: set[LimitState] = set()
+    for _, waiter in queue.heads(now):
+        charges: Charges = waiter.charges
+        closed = max(_closed_until(state, amount, now) for state, amount in charges)
+        if closed > now:
+            again = min(again, closed)
+        elif any(state.pool.left < amount for state, amount in charges):
+            alone = asked.isdisjoint(state for state, _ in charges)
+            needed = _needed(charges, min(ahead / 4, STEP))
+            requests.append(LeaseRequest(needed, math.inf if alone else min(ahead, STEP)))
+            for state, amount in needed:
+                wanted[state] = wanted.get(state, 0.0) - amount
+        asked.update(state for state, _ in charges)
+    return requests, wanted, again
 
 
 def _needed(charges: Charges, spread: float) -> list[tuple[Leased, float]]:

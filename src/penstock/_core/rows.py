@@ -77,8 +77,7 @@ def read_row(row: bytes | None, now: float, limits: Sequence[Sequence[float]], b
             at = end
         if kind == BUCKET:
             used = max(0.0, used - passed * first)
-            if used == 0:
-                entries = []
+            entries = entries if used else []
         elif kind == CALENDAR:
             used, what, entries = _turn_page(used, what, entries, now, second, third)
         else:

@@ -211,15 +211,7 @@ class Batch:
                 if not callers:
                     return
                 sent = True
-                reply: Any = terms.send([caller.item for caller in callers])
-                if isawaitable(reply):
-                    reply = await reply
-                elif not isinstance(reply, AsyncIterable):
-                    raise TypeError(
-                        f"send must be an async function: {name_of(terms.send)} returned {type(reply).__name__}"
-                    )
-                if isinstance(reply, AsyncIterable):
-                    reply = [entry async for entry in reply]
+                reply = await _reply_of(terms.send, [caller.item for caller in callers])
             except Exception as error:  # noqa: BLE001 - it goes to the callers
                 self._failed(error)
             else:
@@ -363,6 +355,15 @@ class Batch:
         if queue.open is self:
             self._take([caller for caller in queue.callers if caller.home is queue])
         self._fail(error)
+
+
+async def _reply_of(send: Callable[[list[Any]], Any], items: list[Any]) -> Any:
+    reply = send(items)
+    if isawaitable(reply):
+        reply = await reply
+    elif not isinstance(reply, AsyncIterable):
+        raise TypeError(f"send must be an async function: {name_of(send)} returned {type(reply).__name__}")
+    return [entry async for entry in reply] if isinstance(reply, AsyncIterable) else reply
 
 
 def _sum(callers: list[Caller], unit: str) -> float:

@@ -35,7 +35,7 @@ async def call_async(
 
     `begun`: the first attempt has begun already, in a plain function whose result is to be awaited.
     """
-    policy, sent = call.policy, (fn, args, kwargs)
+    policy = call.policy
     while True:
         try:
             if begun:
@@ -47,14 +47,9 @@ async def call_async(
                 if type(result) is CoroutineType or is_awaitable(result):
                     result = await result
             else:
-                with cut_after(policy.seconds_per_attempt) as scope:
-                    result = fn(*args, **kwargs)
-                    if is_awaitable(result):
-                        result = await result
-                if scope.cancelled_caught:
-                    raise call.timed_out()
+                result = await _in_time(call, fn, args, kwargs)
         except BaseException as error:
-            delay = call.failed(error, sent)
+            delay = call.failed(error, (fn, args, kwargs))
             if delay is None:
                 raise
             result = None
@@ -63,12 +58,20 @@ async def call_async(
             if policy.on_result is None:
                 call.succeeded()
                 return result
-            delay = call.judged(result, sent)
+            delay = call.judged(result, (fn, args, kwargs))
             if delay is None:
                 return result
         begun = False
         if not await wait(call, delay):
             return call.outcome(result)
+
+
+async def _in_time(call: Call, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """One attempt, cut after `attempt_timeout`."""
+    with cut_after(call.policy.seconds_per_attempt):
+        result = fn(*args, **kwargs)
+        return await result if is_awaitable(result) else result
+    raise call.timed_out()
 
 
 def call_sync(
@@ -84,7 +87,7 @@ def call_sync(
 
     `begun`: the first attempt has begun already. `unfinished` may replace a result whose work is not done yet.
     """
-    policy, sent = call.policy, (fn, args, kwargs)
+    policy = call.policy
     call.in_loop = False
     while True:
         try:
@@ -94,7 +97,7 @@ def call_sync(
                 call.begin()
             result = fn(*args, **kwargs)
         except BaseException as error:
-            delay = call.failed(error, sent)
+            delay = call.failed(error, (fn, args, kwargs))
             if delay is None:
                 raise
             result = None
@@ -103,13 +106,13 @@ def call_sync(
             if (
                 type(result) not in PLAIN
                 and unfinished is not None
-                and (instead := unfinished(call, sent, result)) is not None
+                and (instead := unfinished(call, (fn, args, kwargs), result)) is not None
             ):
                 return instead
             if policy.on_result is None:
                 call.succeeded()
                 return result
-            delay = call.judged(result, sent)
+            delay = call.judged(result, (fn, args, kwargs))
             if delay is None:
                 return result
         begun = False
