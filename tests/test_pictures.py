@@ -40,5 +40,8 @@ def test_every_drawn_picture_is_shown():
     assert [name for name in drawn if name not in pages] == []
 
 
-def test_the_measurements_that_are_quoted_are_those_of_the_results():
-    assert text_of("docs/how-to-choose.md") == _tool("measured").page(), "make pictures"
+@pytest.mark.parametrize(
+    ("page", "text"), _tool("measured").pages().items(), ids=lambda each: getattr(each, "stem", "")
+)
+def test_the_measurements_that_are_quoted_are_those_of_the_results(page, text):
+    assert page.read_text(encoding="utf-8") == text, "make pictures"

@@ -1,32 +1,28 @@
-"""Writes the table "Measured" of docs/how-to-choose.md from benchmarks/RESULTS.md. `make pictures`.
+"""Writes the tables of the docs that quote benchmarks/RESULTS.md. `make pictures`.
 
-None of its numbers is written by hand.
+None of their numbers is written by hand, so none is of a run that RESULTS.md no longer has.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 from tables import ROOT, Table, tables, value
 
-PAGE = ROOT / "docs/how-to-choose.md"
-HEAD = "| command | what | penstock | beside it |\n|---|---|---|---|\n"
-
+Cells = tuple[str, ...]
 Row = tuple[str, str, str]
 """What was measured, penstock's number, and those of others."""
 
 
-def measured() -> str:
-    """The table."""
-    lines = [HEAD]
+def measured() -> Iterator[Cells]:
+    """Of docs/how-to-choose.md."""
     for rows in (usual_ways, shapes, keyed, waiters, stores, retry_overhead, outage, import_time, throughput):
-        benchmark = f"{rows.__name__}.py"
-        command = f"`benchmarks/{benchmark}`"
-        for what, ours, others in rows(*tables("benchmarks/RESULTS.md", f"`python benchmarks/{benchmark}`")):
-            lines.append(f"| {command} | {what} | {ours} | {others} |\n")
+        command = f"`benchmarks/{rows.__name__}.py`"
+        for what, ours, others in rows(*of(rows.__name__)):
+            yield command, what, ours, others
             command = ""
-    return "".join(lines)
 
 
 def usual_ways(ways: Table) -> Iterator[Row]:
@@ -137,14 +133,147 @@ def throughput(_: Table, mapped: Table) -> Iterator[Row]:
     yield "a function over 100,000 items: µs an item; memory", ours, f"`gather` and a semaphore: {others}"
 
 
-def page() -> str:
-    """The page, with the table as RESULTS.md has it now."""
-    table = re.compile(rf"^{re.escape(HEAD)}(?:\|.*\|\n)+", re.MULTILINE)
-    text, times = table.subn(lambda _: measured(), PAGE.read_text(encoding="utf-8"))
-    assert times == 1, f"{PAGE.name} has {times} such tables"
-    return text
+def of(benchmark: str) -> list[Table]:
+    """The tables of a benchmark in RESULTS.md."""
+    return tables("benchmarks/RESULTS.md", f"`python benchmarks/{benchmark}.py`")
+
+
+LOOPS = ("asyncio", "uvloop", "trio")
+
+
+def batches() -> Iterator[Cells]:
+    """Of docs/batching.md."""
+    rows, _ = of("throughput")
+    for what, row in (
+        ("`Batcher`, batches of 100: items per second of CPU", "by number"),
+        ("the same, bounded by cost", "by number and cost"),
+        ("the same, with a limiter", "with a limiter"),
+    ):
+        yield what, *(rows.cell("items per second of CPU", loop, row) for loop in LOOPS)
+
+
+def many_calls() -> Iterator[Cells]:
+    """Of docs/many-calls.md."""
+    _, rows = of("throughput")
+    for what, way in (
+        ("`amap`, 1,000,000 items", "amap, in order"),
+        ("`asyncio.gather` with a semaphore, 100,000 items", "gather and a semaphore"),
+    ):
+        loops = [loop for loop in LOOPS if any(row[:2] == [loop, way] for row in rows.rows)]
+        spent = (rows.cell("µs of CPU an item", loop, way) for loop in loops)
+        grown = (value(rows.cell("memory grown, MiB", loop, way)) for loop in loops)
+        cells = [f"{time} µs, {memory:.0f} MiB" for time, memory in zip(spent, grown, strict=True)]
+        yield what, *cells, *[""] * (len(LOOPS) - len(loops))
+
+
+def retries() -> Iterator[Cells]:
+    """Of docs/retry-others.md."""
+    for name in ("tenacity", "stamina", "backoff", "penstock", "penstock, with a budget"):
+        kinds = [
+            kind.cell("µs", name) if any(row[0] == name for row in kind.rows) else "–" for kind in of("retry_overhead")
+        ]
+        yield name, *kinds
+
+
+def shared_stores() -> Iterator[Cells]:
+    """Of docs/shared-stores.md."""
+    once, rounds, _ = of("stores")
+    for what, row in (
+        ("penstock, SQLite", "sqlite"),
+        ("the same, all on one core", "sqlite-one-core"),
+        ("penstock, Valkey 8.1", "valkey"),
+        ("the same, all on one core", "valkey-one-core"),
+        ("bare futures that a thread answers, without a limiter", "floor"),
+        ("the same script, once per grant, redis-py", "evalsha"),
+        ("limits 5.8 (fixed window; two calls, not one decision)", "limits"),
+        ("throttled-py 3.5 (GCRA; two calls, not one decision)", "throttled"),
+        ("pyrate-limiter 4.5 (one limit)", "pyrate"),
+    ):
+        known = any(each[0] == row for each in once.rows)
+        more = [once.cell(column, row, "50", "1") if known else "" for column in ("p50 ms", "p99 ms", "calls/grant")]
+        yield what, rounds.cell("median", row), *more
+
+
+def leases() -> Iterator[Cells]:
+    """Of docs/store-leases.md."""
+    alone, shared = of("leases")
+    for lease in ("no lease", "0.1 s", "0.5 s", "2 s"):
+        row = f"valkey, {lease}"
+        fast = any(each[0] == row for each in alone.rows)
+        yield (
+            lease,
+            *(alone.cell(column, row) if fast else "" for column in ("grants/s", "calls per grant")),
+            *(shared.cell(column, row) for column in ("calls per grant", "of what is left", "worst excess")),
+            ", ".join(shared.cell(f"light: {each} ms", row) for each in ("p50", "p99")),
+        )
+
+
+def urgent() -> Iterator[Cells]:
+    """Of docs/store-order.md: how long an urgent call waits."""
+    *_, rows = of("scale")
+    for batch in ("1", "8", "64", "256", "1,000"):
+        p50, p90, used, calls = (
+            rows.cell(column, "priority", batch) for column in ("p50, ms", "p90, ms", "used", "calls/grant")
+        )
+        yield batch, f"{p50}, {p90} ms", used, calls
+
+
+def processes() -> Iterator[Cells]:
+    """Of docs/store-order.md: many processes."""
+    rows, *_ = of("scale")
+    for many in ("1", "2", "10", "30", "100", "1,000"):
+        over, used, least, most, calls = (
+            rows.cell(column, many) for column in ("over", "used", "share: least", "most", "calls/grant")
+        )
+        yield many, over, used, least if least == most else f"{least} to {most}", calls
+
+
+def keys() -> Iterator[Cells]:
+    """Of docs/store-order.md: many keys."""
+    _, rows, _ = of("scale")
+    for many in ("1,000", "10,000", "100,000", "1,000,000"):
+        yield many, *(rows.cell(column, many) for column in ("over", "used", "calls/grant", "memory, MB"))
+
+
+QUOTED: list[tuple[str, str, Callable[[], Iterable[Cells]]]] = [
+    ("how-to-choose", "| command | what | penstock | beside it |", measured),
+    ("batching", "| | asyncio | uvloop | trio |", batches),
+    ("many-calls", "| CPU an item, memory grown | asyncio | uvloop | trio |", many_calls),
+    ("retry-others", "| | decorated async function | `async for` | decorated function |", retries),
+    ("shared-stores", "| | grants/s | p50 ms | p99 ms | calls per grant |", shared_stores),
+    (
+        "store-leases",
+        "| Valkey | alone: grants/s | calls/grant | shared: calls/grant | used | worst excess | light: p50, p99 ms |",
+        leases,
+    ),
+    ("store-order", "| batch processes | urgent by priority: p50, p90 | used | calls per grant |", urgent),
+    ("store-order", "| processes | over | used | share of a process: least to most | calls per grant |", processes),
+    ("store-order", "| keys, 10 processes | over | used by the hot keys | calls per grant | memory of all, MB |", keys),
+]
+"""Page, head and rows of each table in the docs that quotes RESULTS.md."""
+
+
+def pages() -> dict[Path, str]:
+    """The pages, with their tables as RESULTS.md has them now.
+
+    Raises:
+        LookupError: A page does not have exactly one table with that head.
+    """
+    texts: dict[Path, str] = {}
+    for name, head, rows in QUOTED:
+        page = ROOT / f"docs/{name}.md"
+        lines = "".join("|" + "".join(f" {cell} |".replace("  ", " ") for cell in cells) + "\n" for cells in rows())
+        lines = re.sub(r"(\d)%", r"\1 %", lines)
+        table = re.compile(rf"^({re.escape(head)}\n\|[-:|]+\|\n)(?:\|.*\|\n)+", re.MULTILINE)
+        texts[page], times = table.subn(
+            lambda found, lines=lines: found[1] + lines, texts.get(page) or page.read_text(encoding="utf-8")
+        )
+        if times != 1:
+            raise LookupError(f"{page.name} has {times} tables that begin with {head}")
+    return texts
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
-    print(PAGE.relative_to(ROOT))
+    for page, text in pages().items():
+        page.write_text(text, encoding="utf-8")
+        print(page.relative_to(ROOT))
