@@ -81,6 +81,32 @@ def test_ten_business_days_end_with_that_of_the_last_call_in_the_time_zone(evide
     assert evidence(lambda _: None).days[-1].day == date(2026, 5, 18)
 
 
+def test_days_of_which_nothing_is_known_are_no_days_of_nothing(evidence):
+    """Before the ledger, or before what is asked for: their zeros were in the table."""
+
+    def write(recorder):
+        recorder.call(MONDAY + timedelta(hours=9, seconds=30), tokens=7)
+        recorder.call(MONDAY + timedelta(days=9), tokens=30)
+
+    days = evidence(write).days
+    assert [(day.day - MONDAY.date()).days for day in days] == [0, 1, 2, 3, 4, 7, 8, 9]
+    assert [day.totals.tokens for day in days] == [7, 0, 0, 0, 0, 0, 0, 30]
+    assert (days[0].tokens.most, days[-1].tokens.most) == (7, 30)
+    since = (MONDAY + timedelta(days=8, hours=12)).timestamp()
+    assert [day.totals.tokens for day in evidence(lambda _: None, since=since).days] == [0, 30]
+    assert evidence(lambda _: None, since=since).projections == ()
+
+
+def test_a_day_that_a_country_left_out_is_none(evidence):
+    """Samoa went from the 29th to the 31st of December 2011; the 30th was to be a Friday."""
+
+    def write(recorder):
+        for hour in (12, 4 * 24 + 12):
+            recorder.call(datetime(2011, 12, 29, tzinfo=UTC) + timedelta(hours=hour))
+
+    assert [day.day.day for day in evidence(write, tz="Pacific/Apia").days] == [29, 2, 3]
+
+
 def growing(recorder):
     """Ten business days and the Friday before; the second five with twice the use of the first."""
     recorder.limits(MONDAY, tokens=1_600)

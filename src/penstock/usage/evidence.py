@@ -101,7 +101,7 @@ class Evidence:
         requests, tokens: Per active minute.
         limits: As they were told last, or given, per unit.
         near: Per limit, the minutes at 90 % of it or more.
-        days: The last ten business days, the earliest first.
+        days: The last ten business days, the earliest first; fewer where the ledger, or `since`, begins later.
         projections: For requests and tokens; empty: fewer than ten business days were recorded.
         price: Dollars a token; None: unknown.
         hour: Dollars that an hour at the full token limit costs, all as input and all as output; None: no limit or
@@ -193,19 +193,22 @@ def _near(unit: str, limit: Rate, minutes: Sequence[Minute]) -> NearLimit:
 def _days(
     history: History, subject: str, minutes: Sequence[Minute], zone: ZoneInfo, since: float | None, until: float | None
 ) -> Iterable[Day]:
-    """The last ten business days, up to that of the last call."""
-    if not minutes:
+    """The last ten business days, up to that of the last call, as far as the ledger goes back."""
+    recorded = history.span()
+    if not minutes or recorded is None:
         return
+    first = max(recorded[0], since or recorded[0])
     day = datetime.fromtimestamp(minutes[-1].at, zone).date()
-    wanted: list[date] = []
+    wanted: list[tuple[date, float, float]] = []
     while len(wanted) < BUSINESS_DAYS:
-        if day.weekday() < 5:
-            wanted.append(day)
+        begin, end = (datetime.combine(day + timedelta(days=more), time(), zone).timestamp() for more in (0, 1))
+        if end <= first:
+            break
+        if day.weekday() < 5 and begin < end:  # a day that a country left out has no length
+            wanted.append((day, max(begin, first), min(end, until or end)))
         day -= timedelta(days=1)
-    for one in reversed(wanted):
-        begin, end = (datetime.combine(one + timedelta(days=more), time(), zone).timestamp() for more in (0, 1))
-        begin, end = max(begin, since or begin), min(end, until or end)
-        mine = [minute for minute in minutes if begin <= minute.at < end]
+    for one, begin, end in reversed(wanted):
+        mine = [minute for minute in minutes if begin - 60 < minute.at < end]
         yield Day(
             one,
             history.totals(begin, end, subject=subject),
@@ -221,7 +224,8 @@ def _projections(
     growth: float | None,
     zone: ZoneInfo,
 ) -> Iterable[Projection]:
-    if not minutes or (growth is None and datetime.fromtimestamp(minutes[0].at, zone).date() > days[0].day):
+    is_short = len(days) < BUSINESS_DAYS or datetime.fromtimestamp(minutes[0].at, zone).date() > days[0].day
+    if not minutes or (growth is None and is_short):
         return
     half = BUSINESS_DAYS // 2
     for unit, of_day, spread in (

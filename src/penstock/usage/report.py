@@ -67,7 +67,7 @@ def _of_subject(one: Evidence) -> Iterator[_Block]:
     yield _Picture("Tokens a minute", "tokens", one)
     yield _Picture("Requests a minute", "requests", one)
     if one.days:
-        yield _Heading(3, "The last 10 business days")
+        yield _Heading(3, f"The last {number_of(len(one.days), 'business day')}")
         head = (
             "day", "requests", "tokens", "requests/min max", "tokens/min p95", "tokens/min max", "users", "429s",
             "waited", "cost",
@@ -82,8 +82,11 @@ def _spread_row(one: Evidence, unit: str) -> tuple[str, ...]:
     return f"{unit} a minute", counted(unit, spread.p50), counted(unit, spread.p95), counted(unit, spread.most), limits
 
 
+_SPANS: dict[float, str] = {1: "s", 60: "min", 3_600: "hour", 86_400: "day"}
+
+
 def _limit(limit: Rate) -> str:
-    return f"{counted('', limit.amount)}/{'min' if limit.per == 60 else lasting(limit.per)}"
+    return f"{counted('', limit.amount)}/{_SPANS.get(limit.per) or lasting(limit.per)}"
 
 
 def _figures(one: Evidence) -> Iterator[tuple[str, str]]:
@@ -99,7 +102,7 @@ def _figures(one: Evidence) -> Iterator[tuple[str, str]]:
     yield "429s", f"{totals.rejected:,}"
     yield "refused before they were sent", f"{totals.refused:,}"
     yield "failed otherwise", f"{totals.failed:,}"
-    yield "cost", f"${totals.dollars:,.2f}" if totals.dollars or one.price else "not known: give --prices"
+    yield "cost", counted("dollars", totals.dollars) if totals.dollars or one.price else "not known: give --prices"
 
 
 def _day_row(day: Day) -> tuple[str, ...]:
@@ -107,7 +110,7 @@ def _day_row(day: Day) -> tuple[str, ...]:
     return (
         f"{day.day:%a %Y-%m-%d}", counted("", totals.requests), counted("", totals.tokens),
         counted("", day.requests.most), counted("", day.tokens.p95), counted("", day.tokens.most), f"{totals.users:,}",
-        f"{totals.rejected:,}", lasting(totals.waited), f"${totals.dollars:,.2f}",
+        f"{totals.rejected:,}", lasting(totals.waited), counted("dollars", totals.dollars),
     )  # fmt: skip
 
 
