@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import anyio
 import pytest
 
@@ -9,6 +11,7 @@ from penstock import Limiter, Rate, sliding
 from penstock.llm.clients import limits_of
 from penstock.llm.given import DoubtedEndpoint, GivenEndpoint
 from penstock.llm.headers import Reading
+from penstock.stores import MemoryStore, SQLiteStore
 from tests.llm.clients import CHAT, HELLO, at_once, limited, refusal
 
 pytestmark = pytest.mark.anyio
@@ -91,6 +94,18 @@ async def test_a_limit_that_is_right_is_not_doubted_for_what_others_had_used_up(
     await send(client, 4 * AMOUNT)
     (endpoint,) = limits_of(client).values()
     assert isinstance(endpoint, GivenEndpoint)
+
+
+async def test_what_is_kept_in_a_store_is_doubted_beside_a_copy_of_it_in_this_process(tmp_path):
+    """An estimate of this process cannot be charged in the store."""
+    with closing(SQLiteStore(tmp_path / "limits.db")) as store:
+        given = GivenEndpoint(Limiter(requests=Rate(100, 60), name="x", store=store), stored=True)
+        given.doubt()
+        endpoint = given.latest()
+        assert endpoint.limits == given.limits
+        limiter, charges = endpoint.ask({"requests": 1.0})
+        await limiter.acquire(**charges)
+        assert isinstance(limiter.store, MemoryStore)
 
 
 async def test_what_an_answer_took_is_settled_with_what_was_given_and_waits_for_nothing_here():

@@ -40,10 +40,11 @@ class Service:
     """A client whose server is the simulated service, and a record of what it was asked.
 
     `script` answers in its stead as long as it lasts: replies as (status, headers, content), or what is raised:
-    `NotSent` before the request leaves, all others after. `answer` is a function that does so for ever.
+    `NotSent` before the request leaves, all others after. `answer` is a function that does so for ever. `way` is how
+    many seconds a request takes to get there.
     """
 
-    def __init__(self, simulation=None, script=(), answer=None):
+    def __init__(self, simulation=None, script=(), answer=None, way=0.0):
         self.app = simulator.create_app(simulation or Simulation())
         self.account = self.app.state.account
         self.http = httpx2.AsyncClient(
@@ -53,6 +54,7 @@ class Service:
         )
         self.script = list(script)
         self.answer = answer
+        self.way = way
         self.asked = []
         self.bodies = []
 
@@ -80,6 +82,7 @@ class Service:
         if said is not None:
             status, headers, content = said
             return Reply(status, headers, content)
+        await anyio.sleep(self.way)
         response = await self.http.post(path, content=body)
         return Reply(response.status_code, response.headers, response.content)
 

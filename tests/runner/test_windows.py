@@ -7,7 +7,7 @@ import math
 import anyio
 import pytest
 
-from penstock import clock, sliding
+from penstock import Rate, clock, sliding
 from penstock.simulator import Latency, Simulation, Window
 from tests.runner.service import Service, chat, prepared
 
@@ -80,3 +80,24 @@ async def test_a_window_whose_length_nobody_tells_is_not_taken_for_a_minutes(tmp
         assert len(this.results()) == 700
         assert this.counts.status_429 <= 5
     assert clock.now() < 100  # 62 at best
+
+
+@pytest.mark.parametrize(
+    ("has", "given", "headers", "refused"),
+    [
+        (sliding(50, 10), sliding(500, 10), "none", 1_050),
+        (Rate(50, 10, 10), Rate(500, 10, 10), "none", 150),
+        (Rate(50, 10), Rate(500, 10), "openai", 600),
+    ],
+    ids=["window", "small bucket", "bucket that tells"],
+)
+async def test_limits_given_ten_times_too_high_are_doubted_and_learned(tmp_path, has, given, headers, refused):
+    """Two bursts into a window are refused, or as many as fit on the way; then less is sent, as the service has."""
+    service = Service(Simulation(requests=has, latency=LATENCY, headers=headers), way=0.03)
+    with prepared(tmp_path, [chat(number, 20) for number in range(600)], service) as this:
+        answering_to(this, {"requests": (given,)})
+        await this.run()
+        assert (len(this.results()), this.errors()) == (600, [])
+    assert this.counts.status_429 <= refused
+    assert clock.now() < 1.7 * 110
+    assert sum("explain" in said for said in this.said) == 1

@@ -38,11 +38,19 @@ class NoLimiter(PenstockError, TypeError):  # noqa: N818 - as it reads
 
 
 class GivenEndpoint(Endpoint):
-    """Limits that were given, until the service contradicts them. Those in a shared store hold whatever it refuses."""
+    """Limits that were given, until the service contradicts them. As a rule, those in a shared store always hold."""
 
-    def __init__(self, limiter: Limiter) -> None:
+    def __init__(self, limiter: Limiter, some: int = SOME, often: float = OFTEN, *, stored: bool = False) -> None:
+        """Believe what was given.
+
+        Args:
+            limiter: It.
+            some, often: Refusals, and their share of the answers, that contradict it.
+            stored: Whether it may be contradicted where it lives in a shared store too.
+        """
         super().__init__(limiter)
         self.successor: Endpoint | None = None
+        self._some, self._often, self._holds_always = some, often, self._is_shared and not stored
         self._answers = 0
         self._bunch = self._last_bunch = (-math.inf, 0)  # answers and refusals when refusals began, after a pause
 
@@ -56,17 +64,22 @@ class GivenEndpoint(Endpoint):
 
     def refused(self, request: RequestInFlight, verdict: Verdict) -> None:
         """The service says that the limit is used up: no request goes before the moment that it names."""
-        with self._lock:
-            if self.successor is None and self._is_contradicted:
-                self.successor = DoubtedEndpoint(self)
+        if self._is_contradicted:
+            self.doubt()
         (self.successor or self).stay_away(request, verdict)
+
+    def doubt(self) -> None:
+        """Learn what the service has beside what was given, from now on."""
+        with self._lock:
+            if self.successor is None:
+                self.successor = DoubtedEndpoint(self)
 
     @property
     def _is_contradicted(self) -> bool:
         """Whether requests are refused again, and not just a few."""
         answers, refused = self._last_bunch
-        often = self._refused - refused >= max(SOME, OFTEN * (self._answers - answers))
-        return often and not self._is_shared and self.limiter._caller.enforce
+        often = self._refused - refused >= max(self._some, self._often * (self._answers - answers))
+        return often and not self._holds_always and self.limiter._caller.enforce
 
 
 class DoubtedEndpoint(DiscoveredEndpoint):
@@ -85,6 +98,8 @@ class DoubtedEndpoint(DiscoveredEndpoint):
 
     def _limited_by(self, limits: Mapping[str, Any], store: MemoryStore | None = None) -> Limiter:
         given = self._given.limiter
+        if self._given._is_shared:  # what is learned here cannot be charged together with what is kept there
+            given = Limiter(dict(self.limits))
         return given & super()._limited_by(limits, given.store)
 
     @property

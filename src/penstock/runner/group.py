@@ -12,6 +12,7 @@ from penstock.llm import headers as _headers
 from penstock.llm.discovered import DiscoveredEndpoint
 from penstock.llm.endpoints import Endpoint, RequestInFlight
 from penstock.llm.failures import Verdict
+from penstock.llm.given import GivenEndpoint
 from penstock.llm.headers import Quota, Reading
 from penstock.runner.client import Reply
 from penstock.runner.mix import Level, Mix
@@ -30,6 +31,13 @@ SHARED_QUEUE = 6
 """The same where the limits live in a store, whose answers are for as many as wait; rows that were granted and are
 still here count too. So a process that is slow asks for no more than it can send, and what all were granted reaches the
 server evenly."""
+
+DOUBTED = 0.15
+"""The share of what was promised below which the service contradicts it: of the limits that a run uses after refusals,
+or of a crowd of requests. Other runs on the account may well leave more."""
+
+CROWD = 20
+"""Refusals in one crowd, at least."""
 
 
 class Group:
@@ -72,7 +80,6 @@ class Group:
         self.rows: int = 0
         self.queued: dict[int, Mapping[str, float]] = {}
         self.unsent: set[int] = set()
-        self._is_shared = isinstance(limits, Limiter | Endpoint)
         self._given: Limits = limits if isinstance(limits, Mapping) else {}
         self._promised: Rates | None = _promised(limits)
         self._idle = idle
@@ -85,7 +92,7 @@ class Group:
         elif isinstance(limits, Endpoint):
             self.endpoint = limits
         elif isinstance(limits, Limiter):
-            self.endpoint = Endpoint(limits)
+            self.endpoint = GivenEndpoint(limits, CROWD, 1 - DOUBTED, stored=True)
         else:
             given: dict[str, Any] = {unit: list(rates) for unit, rates in limits.items()}
             limiter = Limiter(**given)
@@ -93,7 +100,7 @@ class Group:
                 limiter.observe(
                     remaining={unit: min(each.at_start for each in those) for unit, those in self.allowances.items()}
                 )
-            self.endpoint = Endpoint(limiter)
+            self.endpoint = GivenEndpoint(limiter, CROWD, 1 - DOUBTED, stored=True)
 
     @property
     def place(self) -> Place:
@@ -183,22 +190,42 @@ class Group:
             quotas = tuple(quota for quota in reading.quotas if self._comparable(quota))
             reading = Reading(quotas, reading.retry_after)
         request.endpoint.answered(request, reply.status, reading)
-        if self._is_throttled and reply.status < 400 and self._throttle.answered(clock.now()):
+        if reply.status < 400 and self._throttle.answered(clock.now()):
             self._use_share()
 
-    def on_refusal(self, request: RequestInFlight, verdict: Verdict) -> None:
-        """The service says that a limit is used up: all rows wait, once, and less of it is used for a while."""
+    def on_refusal(self, request: RequestInFlight, verdict: Verdict) -> bool:
+        """The service says that a limit is used up: all rows wait, once, and less of it is used for a while.
+
+        Returns:
+            Whether what was promised is doubted from now on.
+        """
+        believed = self._believed
         request.endpoint.refused(request, verdict)
-        if self._is_throttled and self._throttle.refused(clock.now()):
+        if believed is None:
+            return False
+        if self._throttle.refused(clock.now()):
             self._use_share()
+            if self._throttle.share < DOUBTED:
+                believed.doubt()
+        if believed.successor is None:
+            return False
+        self._throttle = Throttle()  # what is learned takes its place
+        self._set_limits(1.0, believed)
+        return True
 
     @property
-    def _is_throttled(self) -> bool:
-        """Whether these limits are ours alone to lower, and were not learned."""
-        return self._promised is not None and not self._is_shared
+    def _believed(self) -> GivenEndpoint | None:
+        """The endpoint of limits that were promised, as long as nothing contradicts them."""
+        endpoint = self.endpoint.latest()
+        return endpoint if isinstance(endpoint, GivenEndpoint) else None
 
     def _use_share(self) -> None:
-        share = self._throttle.share
+        believed = self._believed
+        if believed is not None:
+            self._set_limits(self._throttle.share, believed)
+
+    def _set_limits(self, share: float, believed: GivenEndpoint) -> None:
+        """Use a share of the limits, where they are ours alone to lower."""
         lowered: dict[str, Any] = {
             unit: [
                 Rate(limit.amount * share, limit.per, limit.burst)
@@ -208,7 +235,8 @@ class Group:
             ]
             for unit, limits in self._given.items()
         }
-        self.endpoint.limiter.reconfigure(**lowered)
+        if lowered:
+            believed.limiter.reconfigure(**lowered)
 
     def _comparable(self, quota: Quota) -> bool:
         """Whether what remains, as headers tell it, is of a bucket of the size that they tell.

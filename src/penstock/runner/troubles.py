@@ -234,7 +234,7 @@ class Troubles:
             if work.waits > OWN_WAITS and others_go_on:
                 work.wait = (verdict.wait or 0.0) + _BACKOFF.delay(work.waits - OWN_WAITS, None, CHANCE.random())
                 return False
-            work.group.on_refusal(request, verdict)
+            self._pause(work, request, verdict)
             if work.waits > 3:
                 work.wait = (verdict.wait or 0.0) + _PATIENCE.delay(work.waits - 4, None, CHANCE.random())
             return False
@@ -248,10 +248,18 @@ class Troubles:
                 f"it is asked again after {show_seconds(settings.max_pause)}"
             )
         if len(self._long_waits) > 1:
-            work.group.on_refusal(request, Verdict(verdict.action, settings.max_pause, verdict.code, verdict.message))
+            self._pause(work, request, Verdict(verdict.action, settings.max_pause, verdict.code, verdict.message))
         else:
             work.wait = settings.max_pause
         return False
+
+    def _pause(self, work: Work, request: RequestInFlight, verdict: Verdict) -> None:
+        if work.group.on_refusal(request, verdict):
+            models = f" for {work.group.name}" if work.group.name else ""
+            self._say(
+                f"the server refuses far more than the limits that were given{models} explain: from now on less is "
+                "sent, as its answers tell what it has"
+            )
 
     def _give_up_refused(self, work: Work, refused: Refused) -> bool:
         verdict, reply = refused.verdict, refused.reply
