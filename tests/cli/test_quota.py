@@ -40,7 +40,7 @@ def test_a_list_shows_what_each_user_has_used(path, capsys):
         code, out = said(capsys, "list", path)
     assert code == 0
     assert out.splitlines()[0].split() == ["USER", "UNIT", "PER", "USED", "OF", "LEFT", "AGAIN", "AT"]
-    assert r"bob\n\x1b[31m  requests  week       0       0       0  2026-05-11 00:00 UTC   own cap" in out
+    assert r"bob\n\x1b[31m  requests  week       0       0       0  2026-05-11 00:00 CEST  own cap" in out
     assert "carol          dollars   month  $0.50  $20.00  $19.50  2026-06-01 00:00 CEST" in out
 
 

@@ -189,6 +189,16 @@ def test_a_change_holds_in_processes_that_run(make):
     assert [(quota.unit, quota.is_own) for quota in one.of("alice")] == [("requests", False)]
 
 
+def test_a_users_own_caps_are_in_the_time_zone_of_all_others_unless_they_say_theirs(make):
+    """Set by another process, or from a shell, a user's day began at another hour than before."""
+    make({"requests": "3/day", "dollars": "9/month"}, tz=BERLIN).of("alice")
+    make().set("alice", requests="5/day")
+    make(tz="Asia/Tokyo").set("bob", requests="5/day")
+    assert [make().of(user)[1].tz for user in ("alice", "bob")] == [BERLIN, "Asia/Tokyo"]
+    make(name="other").set("carol", requests="5/day")
+    assert make(name="other").of("carol")[0].tz == "UTC"
+
+
 def test_a_cap_that_is_lowered_below_what_was_used_stops(make):
     quotas = make({"requests": "10/day"})
     spend(quotas, "alice", 5)

@@ -39,7 +39,7 @@ SERVERS = ("redis://", "rediss://", "unix://", "redis+cluster://", "rediss+clust
 
 
 @contextmanager
-def _opened(where: str, name: str, tz: str = "UTC", *, makes: bool = False) -> Iterator[Quotas]:
+def _opened(where: str, name: str, tz: str | None = None, *, makes: bool = False) -> Iterator[Quotas]:
     """The quotas at an address, as long as the context.
 
     Raises:
@@ -109,7 +109,12 @@ def set_caps(
             help='Such as requests=100/day, dollars=20/month, tokens=unlimited, or "requests=0/day".',
         ),
     ] = None,
-    tz: Annotated[str, typer.Option("--tz", help="Time zone in which days, weeks and months begin.")] = "UTC",
+    tz: Annotated[
+        str | None,
+        typer.Option(
+            "--tz", help="Time zone in which days, weeks and months begin.", show_default="as of the program's caps"
+        ),
+    ] = None,
     default: Annotated[bool, typer.Option("--default", help="Take the user's own caps back.")] = False,
     name: Name = "quota",
 ) -> int:

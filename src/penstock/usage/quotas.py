@@ -70,7 +70,8 @@ class Quotas:
         store: The path of a SQLite file, made if it is not there; or a `SQLiteStore` or `RedisStore`.
         caps: For everybody: per unit `"100/day"`, `"2M/month"`, `calendar(100, "day", "Europe/Berlin")`, or a list of
             those. None: those that the store has.
-        tz: The time zone of caps that are written as texts.
+        tz: The time zone of caps that are written as texts; UTC unless given, and in `set` the one that all caps for
+            everybody have.
         name: What these quotas are called in the store.
         review: What happens beyond a cap. None: the call is refused. "queue": it is refused, and a review is noted, for
             somebody to `approve` or `refuse`. A function of the `QuotaExceeded`, plain or async: False refuses; True
@@ -88,7 +89,7 @@ class Quotas:
         store: str | os.PathLike[str] | Store,
         caps: GivenCaps | None = None,
         *,
-        tz: str = "UTC",
+        tz: str | None = None,
         name: str = "quota",
         review: Literal["queue"] | Reviewer | None = None,
         on_event: Callable[[Any], object] | None = None,
@@ -107,9 +108,8 @@ class Quotas:
             )
         self.name: str = name
         self.review: Literal["queue"] | Reviewer | None = review
-        self._wanted = None if caps is None else read_caps(caps, tz)
-        if self._wanted is None:
-            Cap(1, "day", tz)  # is there such a time zone?
+        Cap(1, "day", tz or "UTC")  # is there such a time zone?
+        self._wanted = None if caps is None else read_caps(caps, tz or "UTC")
         self._tz = tz
         self._on_event = on_event
         self._records = Records(self.store, name)
@@ -297,12 +297,20 @@ class Quotas:
             ValueError: A cap is wrong. UnknownUnit: There is no such unit.
         """
         name = _read_user(user)
-        own = read_caps(merge_given("caps", caps, more_caps), self._tz)
+        own = read_caps(merge_given("caps", caps, more_caps), self._zone())
         if not own:
             raise ValueError('set() needs at least one cap, for example set("alice", requests="200/day")')
         check_units(own, self._units())
         self._records.change_user(name, lambda record: replace(record, own={**record.own, **own}))
         self._settle_conflict(name)
+
+    def _zone(self) -> str:
+        """The time zone of caps that are set as texts."""
+        if self._tz is not None:
+            return self._tz
+        everybody = self._caps_for_everybody(clock.wall(), anew=True)
+        zones = {cap.tz for kinds in everybody.values() for cap in kinds}
+        return zones.pop() if len(zones) == 1 else "UTC"
 
     def unset(self, user: object) -> None:
         """Take a user's own caps back: those for everybody hold. Blocks."""
