@@ -100,14 +100,16 @@ def _plain_inside(fn: Any, enter: Any, enter_async: Any, seen: Any) -> Any:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         nonlocal is_async
         if is_async and enter_async is not None and loop_running_here():
-            return _CallToBegin(name, functools.partial(fn, *args, **kwargs), enter_async(args, kwargs), seen)
+            return _LateCall(name, functools.partial(fn, *args, **kwargs), enter_async(args, kwargs), seen)
         hold = _Hold(name, enter(args, kwargs))
         with hold as inside:
             result = fn(*args, **kwargs)
             if to_be_awaited(result):
                 is_async = True
                 hold.until_later = True
-                return _CallBegun(name, result, hold, None if seen is None else functools.partial(seen, inside))
+                return _LateCall(
+                    name, lambda: result, _NeverWaits(_Left(hold)), seen, functools.partial(_close, result, hold)
+                )
             if isinstance(result, CONTEXT_MANAGERS):
                 raise TypeError(
                     f"{name} returned a context manager, whose block would run outside of what decorates {name}. "
@@ -154,7 +156,9 @@ class _NeverWaits(AbstractAsyncContextManager[_Entered]):
 class _Hold(Generic[_Entered]):
     """A context manager that may stay entered when the `with` block of a plain call ends."""
 
-    __slots__ = ("_manager", "_name", "until_later")
+    __slots__ = ("_manager", "_name", "inside", "until_later")
+
+    inside: _Entered  # what it returned
 
     def __init__(self, name: str, manager: AbstractContextManager[_Entered]) -> None:
         self._name = name
@@ -163,7 +167,8 @@ class _Hold(Generic[_Entered]):
 
     def __enter__(self) -> _Entered:
         try:
-            return self._manager.__enter__()
+            self.inside = self._manager.__enter__()
+            return self.inside
         except WouldBlockEventLoop as error:
             error.add_note(
                 f"penstock: {self._name} is a plain callable. "
@@ -183,30 +188,60 @@ class _Hold(Generic[_Entered]):
         self._manager.__exit__(GeneratorExit, left, None)
 
 
+def _close(result: Any, hold: _Hold[Any]) -> None:
+    """What was called will not be awaited."""
+    if isinstance(result, Coroutine):
+        result.close()
+    hold.abandon()
+
+
 class _LateCall(Coroutine[Any, Any, Any]):
-    """A call of a plain callable that runs when it is awaited. It is a coroutine, for `create_task` and task groups.
+    """A call of a plain callable that ends when it is awaited. It is a coroutine, for `create_task` and task groups.
 
     It can also be entered, if the callable's own result can: `async with get(url) as response`.
+
+    Args:
+        name: Of the callable.
+        call: Returns what is to be awaited, or entered.
+        manager: What it happens inside.
+        seen: As of `run_inside`.
+        abandon: What there is to do if it will not be awaited.
     """
 
-    __slots__ = ("_name", "_running", "_used", "_within")
+    __slots__ = ("_abandon", "_call", "_manager", "_name", "_running", "_seen", "_used", "_within")
 
-    def __init__(self, name: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        call: Callable[[], Any],
+        manager: AbstractAsyncContextManager[Any],
+        seen: Callable[[Any, Any], object] | None,
+        abandon: Callable[[], object] = lambda: None,
+    ) -> None:
         self._name = name
+        self._call = call
+        self._manager = manager
+        self._seen = seen
+        self._abandon = abandon
         self._running: Coroutine[Any, Any, Any] | None = None
         self._within: AbstractAsyncContextManager[Any] | None = None
         self._used = False
 
-    def _run(self) -> Coroutine[Any, Any, Any]:
-        """Run the call and return its result."""
-        raise NotImplementedError
+    async def _run(self) -> Any:
+        async with self._manager as inside:
+            result = self._call()
+            if inspect.isawaitable(result):
+                result = await result
+            if self._seen is not None:
+                self._seen(inside, result)
+            return result
 
-    def _entered(self) -> AbstractAsyncContextManager[Any]:
-        """Run the call as an async context manager."""
-        raise NotImplementedError
-
-    def _abandon(self) -> None:
-        """The call will not be awaited."""
+    @contextlib.asynccontextmanager
+    async def _entered(self) -> AsyncIterator[Any]:
+        async with self._manager as inside, _enterable(self._name, self._call()) as value:
+            if self._seen is not None:
+                self._seen(inside, value)
+            yield value
 
     def _begun(self) -> Coroutine[Any, Any, Any]:
         if self._running is None:
@@ -256,73 +291,6 @@ class _LateCall(Coroutine[Any, Any, Any]):
         return f"<call of {self._name}, to be awaited>"
 
 
-class _CallBegun(_LateCall):
-    """The callable has been called, inside its context manager; what it returned is to be awaited."""
-
-    __slots__ = ("_hold", "_result", "_seen")
-
-    def __init__(self, name: str, result: Any, hold: _Hold[Any], seen: Callable[[Any], object] | None) -> None:
-        super().__init__(name)
-        self._result = result
-        self._hold = hold
-        self._seen = seen
-
-    async def _run(self) -> Any:
-        self._hold.until_later = False
-        with _Left(self._hold):
-            result = await self._result
-            if self._seen is not None:
-                self._seen(result)
-            return result
-
-    @contextlib.asynccontextmanager
-    async def _entered(self) -> AsyncIterator[Any]:
-        with _Left(self._hold):
-            async with _enterable(self._name, self._result) as value:
-                if self._seen is not None:
-                    self._seen(value)
-                yield value
-
-    def _abandon(self) -> None:
-        if isinstance(self._result, Coroutine):
-            self._result.close()
-        self._hold.abandon()
-
-
-class _CallToBegin(_LateCall):
-    """The callable is known as async: it is called when its turn has come."""
-
-    __slots__ = ("_call", "_manager", "_seen")
-
-    def __init__(
-        self,
-        name: str,
-        call: Callable[[], Any],
-        manager: AbstractAsyncContextManager[Any],
-        seen: Callable[[Any, Any], object] | None,
-    ) -> None:
-        super().__init__(name)
-        self._call = call
-        self._manager = manager
-        self._seen = seen
-
-    async def _run(self) -> Any:
-        async with self._manager as inside:
-            result = self._call()
-            if inspect.isawaitable(result):
-                result = await result
-            if self._seen is not None:
-                self._seen(inside, result)
-            return result
-
-    @contextlib.asynccontextmanager
-    async def _entered(self) -> AsyncIterator[Any]:
-        async with self._manager as inside, _enterable(self._name, self._call()) as value:
-            if self._seen is not None:
-                self._seen(inside, value)
-            yield value
-
-
 class _Left:
     """Leaves what was entered before: at the end of its block, or when it is collected without one."""
 
@@ -331,8 +299,8 @@ class _Left:
     def __init__(self, hold: _Hold[Any]) -> None:
         self._hold: _Hold[Any] | None = hold
 
-    def __enter__(self) -> None:
-        pass
+    def __enter__(self) -> Any:
+        return None if self._hold is None else self._hold.inside
 
     def __exit__(self, *error: Any) -> bool | None:  # noqa: PYI036
         hold, self._hold = self._hold, None

@@ -176,7 +176,7 @@ class EnteredPermit(Permit):
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         try:  # when the interpreter ends, modules are taken apart, and no call waits
-            if not getattr(self, "ended", True) and self.granted and not is_finalizing():
+            if not getattr(self, "ended", True) and not is_finalizing() and self.granted:
                 self.close()
         except BaseException:  # a signal handler has raised once more
             if not getattr(self, "ended", True) and self.granted:
@@ -201,7 +201,7 @@ class WatchedPermit(Permit):
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # As nearly all are ended, that comes first.
-        if not getattr(self, "ended", True) and self.granted and not is_finalizing():
+        if not getattr(self, "ended", True) and not is_finalizing() and self.granted:
             code, instruction = self._where
             lines = [line for start, end, line in code.co_lines() if start <= instruction < end]
             self._decider().lose(self, (code.co_filename, (lines and lines[0]) or code.co_firstlineno))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import _thread
 import gc
 import math
+import subprocess
+import sys
 import threading
 import warnings
 import weakref
@@ -264,3 +266,17 @@ def test_a_thread_may_run_nothing_but_acquire():
             break
         threading.Event().wait(0.001)
     assert limiter.statistics().in_flight == 1
+
+
+@pytest.mark.parametrize("acquired", ["acquire_nowait()", "__enter__()"])
+def test_a_permit_that_outlives_the_modules_says_nothing_when_the_program_ends(acquired):
+    """Python printed that the module `math` was gone."""
+    code = f"""
+import sys
+from penstock import Limiter, in_flight
+limiter = Limiter(calls=in_flight(9))
+permit = limiter.{acquired}
+sys.excepthook = lambda *_, kept=(limiter, permit): None
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("", "")
