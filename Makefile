@@ -50,7 +50,7 @@ test: environment ## the tests; TESTS="tests/test_x.py -k word" for some of them
 ifdef TESTS
 	$(PYTEST) $(TESTS)
 else
-	@rm -rf .cache/parts && mkdir -p .cache/parts; code=0; trap '[ -z "$$parts" ] || kill $$parts' EXIT; trap 'exit 130' INT TERM; \
+	@rm -rf .cache/parts && mkdir -p .cache/parts; code=0; trap '[ -z "$$parts" ] || kill $$parts 2>/dev/null' EXIT; trap 'exit 130' INT TERM; \
 	share() { \
 		which=$$1 runs=$$2 parts= claims=.cache/parts/claims; shift 2; mkdir $$claims; \
 		for part in $$runs; do \

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 @pytest.mark.parametrize(
     ("reply", "received", "message"),
     [
-        (["only one"], 1, "send was given 3 items and returned 1 entries"),
+        (["only one"], 1, "send was given 3 items and returned 1 entry"),
         ([1, 2, 3, 4], 4, "send was given 3 items and returned 4 entries"),
         (None, None, "send was given 3 items and returned NoneType"),
         ({"a": 1, "b": 2, "c": 3}, None, "send was given 3 items and returned dict"),
@@ -39,6 +39,14 @@ async def test_a_reply_that_is_not_one_entry_per_item_fails_all_and_names_the_nu
             f"{message}: return {'a list with ' if received is None else ''}one entry per item, in their order, "
             "or say with index= how to read an entry's index"
         )
+
+
+async def test_one_item_is_said_in_the_singular(virtual_time):
+    async def send(items):
+        return []
+
+    (error,) = await outcomes(Batcher(send, index=lambda entry: entry), ["a"])
+    assert str(error) == "no entry of the reply has index 0: send was given 1 item and returned 0 entries"
 
 
 async def test_missing_and_doubled_entries_concern_only_their_callers(virtual_time):
@@ -69,7 +77,7 @@ async def test_an_index_out_of_range_fails_all_since_the_count_may_begin_elsewhe
     errors = await outcomes(Batcher(send, index=lambda entry: entry), list("abc"))
     wrong = -1 if -1 in indices else 3
     assert {str(error) for error in errors} == {
-        f"an entry of the reply has index {wrong}, but the 3 items sent have 0 to 2"
+        f"an entry of the reply has index {wrong}, and send was given 3 items: they have 0 to 2"
     }
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
 from penstock import clock
 from penstock._concurrency import parking, tasks
 from penstock._introspect import check_answer, name_of
+from penstock._numbers import number_of
 from penstock.batching._costs import SLACK, Cost
 from penstock.errors import PenstockError, RateLimited, Unsatisfiable
 
@@ -404,14 +405,14 @@ def entries_of(reply: Any, count: int, index: Callable[[Any], int] | None) -> Se
 def _in_order(reply: Any, count: int) -> Sequence[Any]:
     if not isinstance(reply, Sequence | _Array) or isinstance(reply, str | bytes | Mapping):
         raise ReplyMismatch(
-            f"send was given {count} items and returned {type(reply).__name__}: return a list with one entry per item, "
+            f"{_given(count)} and returned {type(reply).__name__}: return a list with one entry per item, "
             "in their order, or say with index= how to read an entry's index",
             sent=count,
             received=None,
         )
     if len(reply) != count:
         raise ReplyMismatch(
-            f"send was given {count} items and returned {len(reply)} entries: return one entry per item, "
+            f"{_given(count)} and returned {_entries(len(reply))}: return one entry per item, "
             "in their order, or say with index= how to read an entry's index",
             sent=count,
             received=len(reply),
@@ -422,7 +423,7 @@ def _in_order(reply: Any, count: int) -> Sequence[Any]:
 def _by_index(reply: Any, count: int, index: Callable[[Any], int]) -> Sequence[Any]:
     if not isinstance(reply, Iterable) or isinstance(reply, str | bytes | Mapping):
         raise ReplyMismatch(
-            f"send was given {count} items and returned {type(reply).__name__}: with index=, return the entries",
+            f"{_given(count)} and returned {type(reply).__name__}: with index=, return the entries",
             sent=count,
             received=None,
         )
@@ -435,7 +436,7 @@ def _by_index(reply: Any, count: int, index: Callable[[Any], int]) -> Sequence[A
         if not 0 <= position < count:
             # If they were counted from 1, each caller but the first would get its neighbour's. So none gets any.
             raise ReplyMismatch(
-                f"an entry of the reply has index {position}, but the {count} items sent have 0 to {count - 1}",
+                f"an entry of the reply has index {position}, and {_given(count)}: they have 0 to {count - 1}",
                 sent=count,
                 received=len(received),
             )
@@ -447,12 +448,20 @@ def _only(entries: list[Any], position: int, count: int, received: int) -> Any:
     """The one entry of a position; else the error for its caller alone."""
     if len(entries) == 1:
         return entries[0]
-    what = f"{len(entries)} entries of the reply have" if entries else "no entry of the reply has"
+    what = f"{_entries(len(entries))} of the reply have" if entries else "no entry of the reply has"
     return ReplyMismatch(
-        f"{what} index {position}: send was given {count} items and returned {received} entries",
+        f"{what} index {position}: {_given(count)} and returned {_entries(received)}",
         sent=count,
         received=received,
     )
+
+
+def _given(count: int) -> str:
+    return f"send was given {number_of(count, 'item')}"
+
+
+def _entries(count: int) -> str:
+    return number_of(count, "entry", "entries")
 
 
 @runtime_checkable

@@ -19,7 +19,7 @@ from penstock import _log, clock
 from penstock._concurrency.parking import loop_running_here
 from penstock._core.backoff import spread
 from penstock._interruptions import is_an_interruption
-from penstock._numbers import read_seconds, show_seconds
+from penstock._numbers import number_of, read_seconds, show_seconds
 from penstock._text import repr_of
 from penstock._user_errors import seconds_asked, verdict, verdict_of
 from penstock.errors import AttemptTimeout, WouldBlockEventLoop
@@ -297,7 +297,7 @@ class Call:
             if reason != "nested":  # the outer policy will say how the call ended
                 log_gave_up(self.name, lambda: self.idempotency_key, self.number, error, reason, elapsed, words)
             if error is not None:
-                attempts = f"{self.number} attempts" if self.number > 1 else "1 attempt"
+                attempts = number_of(self.number, "attempt")
                 first = f"penstock: {self.name} gave up after {attempts} in {show_seconds(elapsed)}: {words}"
                 annotate(error, first, self.history or (), self.number)
         if reason == "hint" and error is not None:

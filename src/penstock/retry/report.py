@@ -60,7 +60,8 @@ def _bound_of_hints(policy: RetrySettings, hint: float) -> str:
 def annotate(error: Exception, first: str, history: Sequence[str], attempts: int) -> None:
     """Put notes on an error: `first` says how the call ended, `history` tells of the attempts before."""
     unseen = attempts - 1 - len(history)
-    between = [f"penstock: the first {unseen} attempts are not shown"] if unseen and history else []
+    are = "attempt is" if unseen == 1 else f"{unseen} attempts are"
+    between = [f"penstock: the first {are} not shown"] if unseen and history else []
     add_notes(error, first, *between, *history)
 
 
