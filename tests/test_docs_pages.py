@@ -85,7 +85,7 @@ def test_a_page_names_the_extras_that_its_code_needs(page):
     uses = re.findall(r"^ *(?:from|import) (penstock.*)$", code, re.MULTILINE)
     needed = {extra for name, extra in EXTRAS.items() if any(re.search(rf"\b{name}\b", use) for use in uses)}
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    shell = "".join(block for kind, block in blocks if kind in {"", "console", "sh"})
+    shell = "".join(block for kind, block in blocks if kind in {"", "bash", "console", "sh"})
     commands = re.findall(r"^(?:\$ )?penstock .*", shell, re.MULTILINE)
     needed |= {extra for word, extra in OF_COMMANDS.items() if any(word in command for command in commands)}
     named = {extra for some in re.findall(r"penstock\[([\w,]+)\]", text) for extra in some.split(",")}

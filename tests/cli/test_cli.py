@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -459,6 +460,18 @@ def test_nobody_need_listen(folder, pipe):
 def test_without_arguments_it_says_what_there_is(capsys):
     assert main([]) == 0
     assert "run" in capsys.readouterr().out
+
+
+def test_the_shell_completes_commands_and_options():
+    """As the script that `--install-completion` puts there asks for them."""
+
+    def completed(words):
+        asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")), "_PENSTOCK_COMPLETE": "complete_bash"}
+        script = Path(sysconfig.get_path("scripts"), "penstock")
+        return subprocess.run([script], env=os.environ | asked, capture_output=True, text=True, check=True).stdout
+
+    assert completed("penstock re") == "report\n"
+    assert completed("penstock run --lim") == "--limits\n"
 
 
 def test_it_says_its_version(capsys):

@@ -31,7 +31,6 @@ _Options = TypeVar("_Options")
 app: typer.Typer = typer.Typer(
     name="penstock",
     help="Run calls as fast as their limits allow, and never faster.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
