@@ -205,6 +205,13 @@ async def test_a_server_that_no_request_can_reach_is_refused_at_once(url, header
         runner.Sender(url, headers=headers)
 
 
+@pytest.mark.parametrize("what", [None, 5, [None], object()])
+async def test_what_is_no_server_is_refused_with_the_way_out(what):
+    """Such as an SDK's client: it was an error of Python's."""
+    with pytest.raises(ValueError, match=r"a run sends to the base URL of a server, not to .*client\.base_url"):
+        await anext(runner.run([chat(0)], what))
+
+
 @pytest.mark.parametrize("rule", [lambda *_: "x", lambda *_: {"requests": -5}, lambda *_: {"tokens": math.nan}])
 async def test_a_rule_of_cost_that_tells_nonsense_costs_no_row(virtual_time, rule):
     found = await collected([chat(0), chat(1)], Service(answer=echo), limits=LIMITS, cost=rule)

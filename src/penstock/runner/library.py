@@ -134,6 +134,12 @@ async def run(
     if changed not in {"rerun", "keep", None}:
         raise ValueError(f'changed must be "rerun", "keep" or None, not {changed!r}')
     given: Sequence[Any] = client_or_url if isinstance(client_or_url, list | tuple) else [client_or_url]
+    for each in given:
+        if not isinstance(each, str) and not callable(getattr(each, "send", None)):
+            raise ValueError(
+                f"a run sends to the base URL of a server, not to {each!r:.200}; of an SDK's client give "
+                'str(client.base_url), and headers={"authorization": f"Bearer {client.api_key}"}'
+            )
     clients: list[Client] = [
         _over_http(Server(each, headers or {}, timeout)) if isinstance(each, str) else each  # type: ignore[arg-type]  # it reads the span
         for each in given
