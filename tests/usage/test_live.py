@@ -73,3 +73,19 @@ async def test_a_store_shows_each_limit_of_each_kind_and_passes_over_the_rest(tm
     assert next(gauge.used for gauge in gauges_in(watched) if gauge.unit == "calls") == 0
     store.close()
     watched.close()
+
+
+def test_caps_of_users_are_shown_as_they_were_set(tmp_path):
+    """A user without a cap was shown one of 1e+15 a month, and of a cap of 0 a billionth was left."""
+    store = SQLiteStore(tmp_path / "quotas.db")
+    with Quotas(store, {"requests": "5/day"}) as quotas:
+        quotas.set("alice", tokens="0/month")
+        with quotas("alice", tokens=0), quotas("bob"):
+            pass
+        found = [(gauge.name.rpartition("/")[2], gauge.unit, gauge.limit, gauge.capacity) for gauge in gauges_in(store)]
+    store.close()
+    assert found == [
+        ("alice", "requests", "5 per calendar day", 5),
+        ("alice", "tokens", "0 per calendar month", 0),
+        ("bob", "requests", "5 per calendar day", 5),
+    ]

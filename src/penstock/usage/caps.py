@@ -18,10 +18,10 @@ from penstock.limits import Calendar, Limit, Period, Unlimited
 UNITS = ("requests", "tokens", "dollars")
 """What is always counted. Others are those that the caps for everybody name."""
 
-_NOTHING = 1e-9
+NOTHING = 1e-9
 """Stands for a cap of 0, which no limit can have: less than any call takes."""
 
-_ANYTHING = 1e15
+ANYTHING = 1e15
 """A month's amount that stands for no cap. It is counted all the same: a cap may come at any time, and must find what
 was used."""
 
@@ -56,7 +56,7 @@ class Cap:
 
         A call that does not say how much it takes is charged the least until it is settled.
         """
-        return Calendar(max(self.amount, _NOTHING), self.period, self.tz, _least(unit))
+        return Calendar(max(self.amount, NOTHING), self.period, self.tz, _least(unit))
 
     def __str__(self) -> str:
         return f"{show(self.amount)} a {self.period}" + ("" if self.tz == "UTC" else f" ({self.tz})")
@@ -144,7 +144,7 @@ def check_units(units: Iterable[str], known: Iterable[str]) -> None:
 
 def limits_of(caps: Caps, units: Iterable[str]) -> dict[str, tuple[Limit, ...]]:
     """The limits of a user's caps: of each unit, as the processes that share a quota must know the same ones."""
-    nothing = (Cap(_ANYTHING, "month"),)
+    nothing = (Cap(ANYTHING, "month"),)
     return {unit: tuple(cap.limit(unit) for cap in caps.get(unit, ()) or nothing) for unit in sorted(units)}
 
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from penstock._core import ledger
+from penstock._numbers import show
 from penstock.errors import StoreError
 from penstock.limits import Limit
 from penstock.stores.contract import Row, Store, Terms
+from penstock.usage.caps import ANYTHING, NOTHING
 from penstock.usage.history import History, Totals
 
 _MOST = 1_000
@@ -104,8 +106,11 @@ def _gauges_of(store: Store, name: str) -> Sequence[Gauge]:
         each: list[tuple[str, Limit]] = [(unit, limit) for unit, kinds in terms.limits.items() for limit in kinds]
         for index, (unit, limit) in enumerate(each):
             pause, used = states[3 * index], states[3 * index + 1]
-            capacity = getattr(limit, "burst", limit.capacity)
-            found.append(Gauge(name, unit, str(limit), used, capacity, pause))
+            capacity, text = getattr(limit, "burst", limit.capacity), str(limit)
+            if capacity == NOTHING:  # a user's cap of 0
+                capacity, text = 0.0, "0" + text.removeprefix(show(NOTHING))
+            if capacity != ANYTHING:  # a user without a cap
+                found.append(Gauge(name, unit, text, used, capacity, pause))
         return [None]
 
     store.exchange([name], look)  # type: ignore[arg-type]  # it writes nothing
