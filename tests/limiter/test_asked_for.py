@@ -352,7 +352,7 @@ async def main():
             pass
 asyncio.run(main())
 """
-    subprocess.run([sys.executable, "-c", code], timeout=20, check=True)
+    subprocess.run([sys.executable, "-c", code], timeout=120, check=True)
 
 
 @pytest.mark.anyio

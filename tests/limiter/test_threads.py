@@ -196,6 +196,6 @@ def test_the_child_of_a_fork_waits_for_no_thread_of_its_parent():
     """One that held the lock at that moment held it in the child for ever; and who waited there was on post, and never
     rang."""
     child = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=20, check=False
+        [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=120, check=False
     )
     assert (child.stdout.strip(), child.stderr) == ("7", "")

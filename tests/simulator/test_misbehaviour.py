@@ -248,7 +248,7 @@ def test_the_command_line_is_enough_from_any_language(tmp_path):
         refused.value.close()
     finally:
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
+        process.communicate(timeout=120)
 
 
 @pytest.mark.parametrize(

@@ -280,7 +280,7 @@ def test_as_a_program_it_ends_with_a_signal_and_says_what_happened(sent):
         with openai.OpenAI(base_url=base_url, api_key="k") as client:
             assert client.responses.create(model="m", input="hello").output_text == ANSWER
             program.send_signal(sent)
-            out, err = program.communicate(timeout=20)
+            out, err = program.communicate(timeout=120)
     assert (program.returncode, err) == (0, "")
     assert json.loads(out)["admitted"] == 1
 

@@ -261,7 +261,7 @@ def test_whatever_a_stores_hook_does_holds_up_nobody(kind):
     store.close()
 
 
-def run(program, *arguments, timeout=10):
+def run(program, *arguments, timeout=120):
     done = subprocess.run(
         [sys.executable, "-W", "ignore::ResourceWarning", "-c", textwrap.dedent(program), *map(str, arguments)],
         capture_output=True, text=True, timeout=timeout, check=False,

@@ -526,9 +526,10 @@ async def test_a_clock_that_steps_back_grants_nothing_and_stalls_nobody(kind, tm
             await anyio.sleep(0.2)
             step -= 3600.0
             await crowd.recovered(time.monotonic())
-        await anyio.sleep(0.2)
+        with anyio.fail_after(30):
+            while len(crowd.moments) < 0.5 * rate:
+                await anyio.sleep(0.05)
     assert len(crowd.moments) <= burst + rate * (crowd.last - begin)
-    assert len(crowd.moments) >= 0.8 * rate * 0.6
     store.close()
 
 
@@ -541,7 +542,7 @@ async def test_places_of_a_living_process_are_kept_for_as_long_as_it_lives(valke
     with pytest.raises(RateLimited):
         await theirs.acquire(max_wait=0)
     permit.close()
-    with anyio.fail_after(1):
+    with anyio.fail_after(20):
         await theirs.acquire()
     for store in stores:
         store.close()
@@ -552,7 +553,7 @@ async def test_a_whole_cluster_that_is_down_is_an_outage(prefix, monkeypatch):
     store = RedisStore("redis://127.0.0.1:1/0", prefix=prefix, timeout=0.2, patience=0.1, on_outage="open")
     monkeypatch.setattr(store, "_is_cluster", True)
     monkeypatch.setattr(store, "_nodes", [("127.0.0.1", 1), ("127.0.0.1", 2)])
-    with anyio.fail_after(3):
+    with anyio.fail_after(20):
         await Limiter(requests=per_second(5), name="x", store=store).acquire()
     assert "does not answer" in str(store.dispatcher.down)
     store.close(timeout=1)

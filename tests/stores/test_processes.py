@@ -161,7 +161,7 @@ except RateLimited:
 def test_a_child_of_a_fork_begins_anew(store):
     """Thread and connection are the parent's; the limit is one."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORK, *store], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-W", "ignore", "-c", FORK, *store], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.stdout == "ten\n", done.stderr
 
