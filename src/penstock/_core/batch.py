@@ -187,8 +187,7 @@ class Batch:
                     entry[2] += amount
                     entries.in_order(log)
                     return until
-        log.append([until, self._owner, amount])
-        entries.in_order(log)
+        entries.add(log, until, self._owner, amount)
         if third == LOG and len(log) > entries.LONGEST_LOG:
             entries.merge(log)
         return until

@@ -1,7 +1,8 @@
 """The entries of a limit in a row: what a bucket was given back, and what a window has charged.
 
 Nothing here waits, reads a clock or does I/O. An entry is three numbers: receipt, 0 and amount of a bucket's refunds;
-end, owner and amount of a window's charges. Entries are kept in the order of their first number.
+end, owner and amount of a window's charges. Entries are kept in the order of their first number, and an owner's charges
+of one moment are one entry: which of them is given back first makes no difference.
 """
 
 from __future__ import annotations
@@ -22,6 +23,17 @@ Log = list[list[float]]
 def held(log: Log) -> float:
     """Units in all entries."""
     return sum([entry[2] for entry in log])
+
+
+def add(log: Log, until: float, owner: float, amount: float) -> None:
+    """Note a charge."""
+    at = len(log)
+    while at and log[at - 1][0] > until:
+        at -= 1
+    if at and log[at - 1][:2] == [until, owner]:
+        log[at - 1][2] += amount
+    else:
+        log.insert(at, [until, owner, amount])
 
 
 def in_order(log: Log) -> None:

@@ -25,10 +25,15 @@ end
 
 local function earlier(one, other) return one[1] < other[1] end
 
-local function insert(log, entry)  -- in order of `until`, after its equals
+local function add(log, ends, of, amount)  -- in order of their ends; an owner's charges of one moment are one entry
   local at = #log + 1
-  while at > 1 and log[at - 1][1] > entry[1] do at = at - 1 end
-  table.insert(log, at, entry)
+  while at > 1 and log[at - 1][1] > ends do at = at - 1 end
+  local before = log[at - 1]
+  if before and before[1] == ends and before[2] == of then
+    before[3] = before[3] + amount
+  else
+    table.insert(log, at, {ends, of, amount})
+  end
 end
 
 local function wait_of(limit, amount)  -- seconds until `amount` could be charged
@@ -74,14 +79,12 @@ local function charge(limit, amount, after)  -- at the moment now + after; retur
     for i = 1, #log do
       if log[i][2] == owner then
         local entry = table.remove(log, i)
-        entry[1] = max(entry[1], ends)
-        entry[3] = entry[3] + amount
-        insert(log, entry)
+        add(log, max(entry[1], ends), owner, entry[3] + amount)
         return ends
       end
     end
   end
-  insert(log, {ends, owner, amount})
+  add(log, ends, owner, amount)
   if third[limit] == LOG and #log > LONGEST_LOG then
     local merged = {}
     for i = 1, #log - 1, 2 do
