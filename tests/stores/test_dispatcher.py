@@ -140,14 +140,18 @@ def test_close_never_takes_longer_than_asked(tmp_path):
 
 
 class Down(RowsInMemory):
-    """Can be taken away."""
+    """Can be taken away. Its clock may be ahead of ours."""
 
     down = False
+    ahead = 0.0
 
     def decide(self, batch):
         if self.down:
             raise Unreachable("it is down")
         return super().decide(batch)
+
+    def exchange(self, names, decide):
+        super().exchange(names, lambda rows, now: decide(rows, now + self.ahead * 1e6))
 
 
 @pytest.mark.parametrize("options", [{}, {"on_outage": "open"}, {"on_outage": "share", "share": 0.5}])
@@ -167,6 +171,25 @@ def test_a_store_that_is_closed_while_it_is_down_begins_anew(options):
     time.sleep(0.3)  # whoever asked before it was closed would say something now
     with limiter(requests=1, max_wait=1), pytest.raises(RateLimited):
         limiter(requests=2, max_wait=0).__enter__()
+    store.close()
+
+
+@pytest.mark.parametrize("ahead", [-3600.0, 0.0, 3600.0], ids=["behind", "alike", "ahead"])
+@pytest.mark.parametrize("options", [{"on_outage": "open"}, {"on_outage": "share", "share": 0.75}], ids=["open", "share"])
+def test_places_of_an_outage_come_back_when_their_permits_end_whatever_the_stores_clock_says(options, ahead):
+    """And not at the end of their time to live: the store finds a place by its end, which is a moment of its clock."""
+    store = Down({}, threading.Lock(), patience=0.05, **options)
+    store.ahead = ahead
+    limiter = Limiter(calls=in_flight(4, ttl=600), name="x", store=store)
+    with limiter:
+        pass
+    store.down = True
+    with limiter(calls=2), limiter(calls=1):
+        store.down = False
+        while store.dispatcher.down is not None:
+            time.sleep(0.001)
+    with limiter(calls=4, max_wait=5):
+        pass
     store.close()
 
 

@@ -5,19 +5,25 @@ Memory, by the same arithmetic.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from penstock import clock
 from penstock._core import ledger
 from penstock.stores.contract import Batch, Reply, Store
 
 
 class FallbackStore(Store):
-    """Decides in this process: with a share of the limits, or (an infinite share) with none."""
+    """Decides in this process: with a share of the limits, or (an infinite share) with none.
 
-    def __init__(self, store: Store, share: float) -> None:
+    Its time is the store's, as far as that is known: what it grants is given back to the store afterwards.
+
+    Attributes:
+        born: Its first moment, and the epoch of what it grants: of no row of the store, whose moments are whole.
+    """
+
+    def __init__(self, store: Store, share: float, now: float) -> None:
         super().__init__(place_ttl=store.place_ttl, patience=store.patience)
-        self.born: float = float(int(clock.wall() * 1e6))
+        self.born: float = math.floor(now) + 0.5
         self._share = share
         self._rows: dict[str, bytes] = {}
 
@@ -27,7 +33,7 @@ class FallbackStore(Store):
 
     def decide(self, batch: Batch) -> Reply:
         """Decide by this process's share. See `Store.decide`."""
-        now = max(float(int(clock.wall() * 1e6)), self.born)
+        now = max(batch.now, self.born)
         share = min(self._share, 1e12)
         limits = [
             tuple(

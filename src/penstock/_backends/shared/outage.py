@@ -26,7 +26,8 @@ def store_lost(scheduler: Scheduler, batch: BatchInFlight, packed: Batch, error:
         scheduler.refuse_asked(batch, error)
         state.fail_all(error)
         return outage
-    outage.fallback = FallbackStore(store, math.inf if store.on_outage == "open" else store.share or 1.0)
+    share = math.inf if store.on_outage == "open" else store.share or 1.0
+    outage.fallback = FallbackStore(store, share, packed.now)
     state.apart = outage.fallback.born
     state.fallback_epochs.add(state.apart)
     scheduler.line_up_again(batch, now)
