@@ -81,6 +81,31 @@ async def test_a_row_of_another_kind_is_an_error(row, used):
     assert await granted(used) in ({0} if row is not None else {LEFT})
 
 
+@pytest.mark.parametrize("when", ["before it is opened", "while it is open"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "BEFORE UPDATE ON penstock_rows BEGIN SELECT RAISE(IGNORE); END",
+        "AFTER UPDATE ON penstock_rows WHEN NEW.row IS NOT OLD.row"
+        " BEGIN UPDATE penstock_rows SET row = OLD.row WHERE name = OLD.name; END",
+    ],
+    ids=["ignores", "undoes"],
+)
+async def test_a_trigger_that_undoes_what_is_written_makes_no_grant_free(what, when, used):
+    """Calls are refused until it is dropped, and begin where they were."""
+    limiter = limiter_on(used)
+    if when == "while it is open":
+        await limiter.acquire()
+    with contextlib.closing(sqlite3.connect(used)) as file:
+        file.execute(f"CREATE TRIGGER theirs {what}")
+        for _ in range(2):
+            with pytest.raises(StoreError, match="trigger"):
+                await limiter.acquire()
+        file.execute("DROP TRIGGER theirs")
+    assert await granted(used) == LEFT - (when == "while it is open")
+    limiter.store.close()
+
+
 async def test_a_row_that_cannot_be_found_any_more_is_no_full_limit(used):
     """Its name is damaged: names without a row are refused, since each may be it; those that have one go on."""
     other = Limiter(requests=per_second(1000), name="y", store=SQLiteStore(used))

@@ -154,6 +154,14 @@ def _code(error: sqlite3.Error) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
+def _let_nobody_meddle(_: int, __: str | None, ___: str | None, ____: str | None, by: str | None) -> int:
+    """Refuse statements that would run a trigger or read a view: what is written may be undone or ignored there.
+
+    SQLite asks when it prepares a statement, and anew when the tables have changed.
+    """
+    return sqlite3.SQLITE_OK if by is None else sqlite3.SQLITE_DENY
+
+
 class SQLiteStore(Store):
     """The limits of one machine, in one file.
 
@@ -411,6 +419,7 @@ class SQLiteStore(Store):
         self._is_link, there = self.path.is_symlink(), os.path.realpath(self._here)
         self._log, self._index = f"{there}-wal", f"{there}-shm"
         connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
+        connection.set_authorizer(_let_nobody_meddle)
         try:
             self._mend_index(connection)
             self._prepare(connection)
@@ -479,6 +488,11 @@ class SQLiteStore(Store):
             return Unreachable(
                 f"{path} has been locked by another process for {self.patience:g} s: "
                 "find the one that holds a transaction open on it, or raise patience="
+            )
+        if code == sqlite3.SQLITE_AUTH:
+            return StoreError(
+                f"{path} has a trigger or a view of another program on its tables, which may undo what is written: "
+                "nothing was granted. Drop it; the next call goes on"
             )
         if code == sqlite3.SQLITE_FULL:
             return StoreError(
