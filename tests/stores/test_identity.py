@@ -343,6 +343,16 @@ async def test_user_and_password_are_in_the_url(server, prefix):
     )
 
 
+@pytest.mark.parametrize("password", ["a", "no", "the"])
+async def test_a_short_password_is_struck_out_and_words_that_hold_it_are_not(password, server, prefix):
+    with pytest.raises(ValueError, match=r"__init__\(\) got an unexpected keyword argument 'client_port'"):
+        RedisStore(f"redis://:{password}@localhost/0?client_port=5")
+    store = RedisStore(f"redis://:{password}@127.0.0.1:{server.port}/0", prefix=prefix)
+    text = f"AUTH '{password}' of redis://:{password}@127.0.0.1 is no authentication of the other"
+    assert store._server.without_secrets(text) == text.replace(f"'{password}'", "'***'").replace(f":{password}@", "***@")
+    assert "Check the user and the password in the URL" in await said(store)
+
+
 @pytest.mark.parametrize("command", ["eval", "evalsha", "get", "set", "hmget", "hset", "expire", "time"])
 async def test_a_user_who_lacks_one_command_is_told_what_to_allow(command, server, prefix):
     """Also where the script calls it, which the server says in other words."""

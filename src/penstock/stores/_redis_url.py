@@ -15,6 +15,9 @@ _ESCAPES = (
     "/ as %2F, ? as %3F, # as %23, [ as %5B, ] as %5D, @ as %40 (urllib.parse.quote does it)"
 )
 
+_SHORT = 3
+"""Characters of a password that may be a part of any word."""
+
 _FORGOTTEN = "Is there an @ between the password and the host?"
 
 
@@ -62,10 +65,15 @@ def _written_secrets(url: str) -> list[str]:
 
 
 def without(secrets: Iterable[str], text: str) -> str:
-    """A text with all secrets struck out, the longest first."""
-    for secret in sorted(set(secrets), key=len, reverse=True):
-        if secret:
-            text = text.replace(secret, "***")
+    """A text with all secrets struck out, the longest first; a short one only where a password stands.
+
+    Three letters are in many words: "Abstr***ctConnection" helps nobody, and tells which letter it is.
+    """
+    for secret in sorted({*secrets} - {""}, key=len, reverse=True):
+        written = re.escape(secret)
+        if len(secret) <= _SHORT:
+            written = rf"(?<=[:=/'\"]){written}(?=[@&'\",)}}\]\s]|$)"
+        text = re.sub(written, "***", text)
     return text
 
 
