@@ -444,3 +444,12 @@ def test_two_quotas_in_one_store_are_apart(path):
     one.close()
     other.close()
     store.close()
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", "5", '{"caps":[]}', '{"caps":{"requests":[{}]}}'])
+def test_caps_for_everybody_that_were_damaged_are_an_error_and_no_absence_of_caps(make, text):
+    quotas = make({"requests": "3/day"})
+    quotas.of("alice")
+    quotas._records._exchange("quota/caps", lambda rows, _: [((text, rows[0][1]), 1e9)])
+    with pytest.raises(StoreError, match="cannot be read"):
+        make().of("alice")

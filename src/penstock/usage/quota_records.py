@@ -105,7 +105,7 @@ class Records:
             return there if plain is None or there == plain else plain
 
         found = self._changed(f"{self.name}/caps", put)
-        return self._read(read_plain_caps, (found or {}).get("caps", {}))
+        return {} if found is None else self._read(lambda: read_plain_caps(found["caps"]))
 
     def user(self, user: str) -> UserRecord:
         """The record of a user; an empty one if there is none."""
@@ -126,7 +126,7 @@ class Records:
         def decide(rows: list[Row | None], _: float) -> list[tuple[Row, float] | None]:
             nonlocal document
             (row,) = rows
-            before = None if row is None else self._read(json.loads, row[0])
+            before = None if row is None else self._read(_document, row[0])
             document = change(before)
             text = json.dumps(document, separators=(",", ":"))
             return [None if document is None or (row and row[0] == text) else ((text, _STATE), _FOR_EVER)]
@@ -218,6 +218,14 @@ def _each(terms: Terms) -> list[tuple[str, Calendar]]:
     if not all(isinstance(limit, Calendar) for _, limit in each):
         raise StoreError(f'"{terms.name}" counts {terms}, which is no quota: another limiter has taken its name')
     return each  # type: ignore[return-value]  # as was just seen
+
+
+def _document(text: str) -> dict[str, Any]:
+    """A document out of its row; ValueError where it is none: absent ones have no row."""
+    document = json.loads(text)
+    if not isinstance(document, dict):
+        raise ValueError(f"{text[:20]!r} is no object")
+    return document
 
 
 def _record_of(user: str, plain: Any) -> UserRecord:
