@@ -134,7 +134,10 @@ class QueueFull(RateLimited):
 
 
 class WouldBlockEventLoop(PenstockError, RuntimeError):  # noqa: N818
-    """A blocking wait was asked for in a thread that runs an event loop: it would stop the loop."""
+    """A blocking wait was asked for in a thread that runs an event loop: it would stop the loop.
+
+    Also what `acquire_nowait` of a shared store raises, in whatever thread: its answer takes a moment.
+    """
 
 
 class ConfigurationConflict(PenstockError, ValueError):  # noqa: N818

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock import Limiter, RateLimited, StoreError, in_flight, per_second
+from penstock import Limiter, RateLimited, StoreError, WouldBlockEventLoop, in_flight, per_second
 from penstock._backends.shared.requests import SharedRequest
 from penstock._concurrency.parking import AsyncioParker
 from penstock.permit import Permit
@@ -191,6 +191,18 @@ def test_places_of_an_outage_come_back_when_their_permits_end_whatever_the_store
     with limiter(calls=4, max_wait=5):
         pass
     store.close()
+
+
+def test_acquire_nowait_speaks_of_a_running_loop_only_where_there_is_one(tmp_path):
+    limiter = Limiter(requests=per_second(2), name="x", store=SQLiteStore(tmp_path / "x.db"))
+
+    async def in_a_loop():
+        limiter.acquire_nowait()
+
+    with pytest.raises(WouldBlockEventLoop, match=r"waits for no answer: use `with limiter\(max_wait=0\):` here"):
+        limiter.acquire_nowait()
+    with pytest.raises(WouldBlockEventLoop, match="would block the running event loop"):
+        asyncio.run(in_a_loop())
 
 
 def test_who_comes_with_the_word_to_close_is_served(tmp_path):

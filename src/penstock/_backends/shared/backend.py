@@ -24,7 +24,7 @@ from penstock._backends.shared.requests import SharedRequest, Stage, StoreReceip
 from penstock._backends.shared.scheduler import Scheduler
 from penstock._backends.shared.state import flow_key
 from penstock._backends.shared.wire import BatchInFlight, Look, Order
-from penstock._concurrency.parking import Parker, here
+from penstock._concurrency.parking import Parker, here, loop_running_here
 from penstock._core import lease as leases
 from penstock._core.bucket import Bucket
 from penstock._core.turns import Charges, ready_at
@@ -131,6 +131,9 @@ class SharedBackend:
                 f"{request.caller.name!r} has to ask its store, and waiting for the answer here "
                 "would block the running event loop: use `await limiter.acquire(max_wait=0)`, or `async with`, or run "
                 "this function in a thread (for example with anyio.to_thread.run_sync) with `with limiter(max_wait=0):`"
+                if loop_running_here()
+                else f"{request.caller.name!r} has to ask its store, and acquire_nowait waits for no answer: "
+                "use `with limiter(max_wait=0):` here, and `await limiter.acquire(max_wait=0)` in a task"
             )
         if request.flow is not None:
             request.flow = flow_key(request.flow)
