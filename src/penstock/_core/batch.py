@@ -181,11 +181,10 @@ class Batch:
         log = self._entries[limit]
         until = self._now + math.ceil((after + second) * 1e6)
         if third == RENEWED:
-            for entry in log:
-                if entry[1] == self._owner:
-                    entry[0] = max(entry[0], until)
-                    entry[2] += amount
-                    entries.in_order(log)
+            for index, (before, owner, taken) in enumerate(log):
+                if owner == self._owner:
+                    del log[index]
+                    entries.add(log, max(before, until), owner, taken + amount)
                     return until
         entries.add(log, until, self._owner, amount)
         if third == LOG and len(log) > entries.LONGEST_LOG:
