@@ -175,7 +175,9 @@ def test_a_store_that_is_closed_while_it_is_down_begins_anew(options):
 
 
 @pytest.mark.parametrize("ahead", [-3600.0, 0.0, 3600.0], ids=["behind", "alike", "ahead"])
-@pytest.mark.parametrize("options", [{"on_outage": "open"}, {"on_outage": "share", "share": 0.75}], ids=["open", "share"])
+@pytest.mark.parametrize(
+    "options", [{"on_outage": "open"}, {"on_outage": "share", "share": 0.75}], ids=["open", "share"]
+)
 def test_places_of_an_outage_come_back_when_their_permits_end_whatever_the_stores_clock_says(options, ahead):
     """And not at the end of their time to live: the store finds a place by its end, which is a moment of its clock."""
     store = Down({}, threading.Lock(), patience=0.05, **options)
