@@ -2,7 +2,7 @@
 
     Rate        so much per period, up to `burst` at once: token bucket; `burst=1` is the leaky bucket
     Sliding     never more than so much in any window of a length
-    Calendar    so much per day, week, month… of some time zone
+    Calendar    so much per day, week, month… of some time zone, or in windows of any length by the clock
     InFlight    so many at the same time: held, not spent
     Unlimited   any number: a limit that never binds
 
@@ -44,6 +44,9 @@ __all__ = [
 
 Period = Literal["minute", "hour", "day", "week", "month"]
 PERIODS: tuple[Period, ...] = ("minute", "hour", "day", "week", "month")
+_LENGTHS: dict[Period, float] = dict(zip(PERIODS, (60.0, 3_600.0, 86_400.0, 604_800.0, 2_592_000.0), strict=True))
+_SHORTEST = 0.01
+"""Seconds of a window by the clock."""
 
 
 @runtime_checkable
@@ -163,19 +166,16 @@ class Sliding:
 
 @dataclass(frozen=True, slots=True)
 class Calendar:
-    """So much per period of the calendar in a time zone. Made by `calendar()`."""
+    """So much per period of the calendar in a time zone, or per window of a length. Made by `calendar()`."""
 
     amount: float
-    period: Period
+    period: Period | float
     tz: str = "UTC"
     default: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "amount", _positive("calendar limit", self.amount, "units per period"))
-        if self.period not in PERIODS:
-            raise ValueError(
-                f"unknown calendar period {repr_of(self.period)}: use one of {', '.join(map(repr, PERIODS))}"
-            )
+        object.__setattr__(self, "period", _period(self.period))
         import zoneinfo  # 20 ms that only limits which follow the calendar need
 
         try:
@@ -187,7 +187,14 @@ class Calendar:
                 f"unknown time zone {repr_of(self.tz)}: use an IANA name such as 'UTC' or 'Europe/Berlin' "
                 "(where the system has no time zone data, install the package tzdata)"
             ) from None
+        if self.tz != "UTC" and self.period not in PERIODS:
+            raise ValueError("windows of a number of seconds are counted since 1970, in no time zone: leave tz= out")
         object.__setattr__(self, "default", _default(self.default))
+
+    @property
+    def per(self) -> float:
+        """Seconds of a period, as a rule: days, weeks and months differ."""
+        return _LENGTHS[self.period] if isinstance(self.period, str) else self.period
 
     @property
     def capacity(self) -> float:
@@ -195,6 +202,8 @@ class Calendar:
         return self.amount
 
     def __str__(self) -> str:
+        if not isinstance(self.period, str):
+            return f"{_numbers.show(self.amount)} in each {_span(self.period)} by the clock"
         return f"{_numbers.show(self.amount)} per calendar {self.period}" + (
             "" if self.tz == "UTC" else f" ({self.tz})"
         )
@@ -288,22 +297,26 @@ def sliding(amount: float, per: float | timedelta, *, default: float | None = No
     return Sliding(amount, per, default)  # type: ignore[arg-type]  # it becomes a number there
 
 
-def calendar(amount: float, period: Period, tz: str = "UTC", *, default: float | None = None) -> Calendar:
+def calendar(
+    amount: float, period: Period | float | timedelta, tz: str = "UTC", *, default: float | None = None
+) -> Calendar:
     """`amount` units in each minute, hour, day, week (from Monday) or month of the time zone `tz`.
 
-    A day has 23 or 25 hours when the clocks change. Like every fixed window it lets twice the amount pass around the
-    moment when one period ends and the next begins.
+    Or in each window of so many seconds, which begin at multiples of their length since 1970. A day has 23 or 25 hours
+    when the clocks change. Like every fixed window it lets twice the amount pass around the moment when one period ends
+    and the next begins.
 
     Args:
         amount: Units per period; above 0. It is also the most that one call can take.
-        period: "minute", "hour", "day", "week" or "month".
+        period: "minute", "hour", "day", "week" or "month"; or the length of a window in seconds, or a `timedelta`, at
+            least 0.01.
         tz: The time zone in which periods begin, by its IANA name, such as "Europe/Berlin".
         default: What a call costs in this unit unless it says so; 0 or more. None: it must say so.
 
     Raises:
         ValueError: A number is out of its range, or there is no such period or time zone.
     """
-    return Calendar(amount, period, tz, default)
+    return Calendar(amount, period, tz, default)  # type: ignore[arg-type]  # a timedelta becomes a number there
 
 
 def in_flight(amount: float, *, ttl: float | timedelta | None = None, default: float | None = 1) -> InFlight:
@@ -363,6 +376,19 @@ def _positive(what: str, value: Any, of: str, read: Callable[[Any], float | None
     except OverflowError:  # an int beyond all floats
         pass
     raise ValueError(f"{what} must be a finite number of {of} above 0, not {repr_of(value)}")
+
+
+def _period(given: Any) -> Period | float:
+    """A period of the calendar, or seconds that are none."""
+    if isinstance(given, str) and given in PERIODS:
+        return given
+    seconds = None if _numbers.is_bool(given) else _numbers.read_seconds(given)
+    if seconds is None or not _SHORTEST <= seconds < math.inf:
+        raise ValueError(
+            f"unknown calendar period {repr_of(given)}: use one of {', '.join(map(repr, PERIODS))}, or a number of "
+            f"seconds, {_SHORTEST:g} or more"
+        )
+    return next((name for name in PERIODS[:-1] if _LENGTHS[name] == seconds), seconds)
 
 
 def _default(value: Any) -> float | None:

@@ -275,6 +275,34 @@ def test_periods_hold_their_moment_and_follow_one_another_without_a_gap(moment, 
         assert period_around(begin, period, ZoneInfo(tz)) == (begin, end)
 
 
+@given(st.floats(0, 2e9), st.floats(0.01, 1e5) | st.sampled_from([0.1, 0.3, 7.0, 10.0, 1 / 3]))
+def test_windows_by_the_clock_are_multiples_of_their_length_and_follow_one_another_without_a_gap(moment, seconds):
+    begin, end = period_around(moment, seconds, BERLIN)
+    assert begin <= moment < end
+    assert begin == round(begin / seconds) * seconds
+    assert period_around(begin, seconds, BERLIN) == (begin, end)
+    assert period_around(end, seconds, BERLIN)[0] == end
+
+
+def test_a_number_of_seconds_that_has_a_name_is_that_period():
+    """So a week begins on Monday and not, as 1970 did, on Thursday."""
+    periods = [calendar(1, seconds).period for seconds in (60, 3_600, 86_400, 604_800, timedelta(hours=1), 61)]
+    assert periods == ["minute", "hour", "day", "week", "hour", 61]
+    assert str(calendar(100, 10)) == "100 in each 10s by the clock"
+    with pytest.raises(ValueError, match="leave tz= out"):
+        calendar(1, 10, "Europe/Berlin")
+
+
+def test_a_window_by_the_clock_gives_twice_its_amount_around_its_end_and_no_more():
+    window = CalendarWindow(calendar(100, 10))
+    window.follow(wall(2026, 5, 5, tz="UTC") + 9.9)
+    assert window.charge_if_ready(100, 0.0) is not None
+    assert window.charge_if_ready(1, 0.0) is None
+    assert window.ready_at(100, 0.0) == pytest.approx(0.1, abs=1e-6)
+    assert window.charge_if_ready(100, 0.1) is not None
+    assert window.ready_at(1, 0.1) == pytest.approx(10.1, abs=1e-6)
+
+
 def day_window(amount: float, *moment: int, tz: str = "UTC") -> CalendarWindow:
     window = CalendarWindow(calendar(amount, "day", tz))
     window.follow(wall(*moment, tz=tz))

@@ -7,10 +7,9 @@ import os
 
 import pytest
 
-from penstock import simulator
+from penstock import Rate, calendar, simulator, sliding
 from penstock.cli import main
 from penstock.cli.limits import limits_given
-from penstock.limits import Rate
 from penstock.simulator import Simulation
 from tests.cli.commands import KEY, chat, lines_of, write
 
@@ -58,6 +57,11 @@ def test_each_model_has_the_limits_of_its_entry(folder, name, text):
     assert limits_of("text-embedding-ada-002") == ("text-embedding-*", rates(3_000))
     assert limits_of("text-embedding-3-small") == ("text-embedding-3-*", rates(5_000))
     assert (limits_of("mine"), limits_of("")) == (("mine", None), ("", None))
+
+
+def test_windows_are_written_behind_the_rate():
+    _, limits = limits_given("requests=100/10s window,tokens=1k/min sliding,requests=5/day window", None)
+    assert limits == {"requests": (calendar(100, 10), calendar(5, "day")), "tokens": (sliding(1_000, 60),)}
 
 
 def test_a_file_of_units_alone_is_for_all_models_together(folder):

@@ -9,6 +9,7 @@ import anyio.to_thread
 import pytest
 
 from penstock import (
+    Keyed,
     Limiter,
     Rate,
     RateLimited,
@@ -93,6 +94,16 @@ async def test_sliding_is_strict_in_every_window(virtual_time):
             await anyio.sleep([0, 4, 0, 1, 0, 0, 0, 0, 0][i])
     assert all(later - earlier >= 10 for earlier, later in zip(log, log[3:], strict=False))
     assert log == [0.0, 0.0, 4.0, 10.0, 10.0, 14.0, 20.0, 20.0, 24.0]
+
+
+async def test_a_window_by_the_clock_ends_at_a_multiple_of_its_length(virtual_time):
+    """Not when something was used first; and keys and joint limiters have it too."""
+    limiter = Limiter(requests=calendar(2, 10)) & Keyed(requests=calendar(2, 10))["user"]
+    await anyio.sleep(3)
+    into = clock.wall() % 10
+    for wait in (0, 0, 10 - into, 10 - into, 20 - into):
+        await limiter.acquire()
+        assert clock.now() == pytest.approx(3 + wait, abs=1e-5)
 
 
 async def test_a_calendar_day_ends_at_local_midnight(virtual_time):

@@ -7,7 +7,7 @@ import math
 import anyio
 import pytest
 
-from penstock import Rate, clock, sliding
+from penstock import Rate, calendar, clock, sliding
 from penstock.simulator import Latency, Simulation, Window
 from tests.runner.service import Service, chat, prepared
 
@@ -33,6 +33,20 @@ async def test_a_window_that_was_told_is_used_up_and_refuses_nothing(tmp_path, k
         assert (len(this.results()), this.counts.status_429) == (300, 0)
         assert 0.95 < this.summary()["efficiency"] <= 1
     assert 20 < clock.now() < 22.5
+
+
+@pytest.mark.parametrize("headers", ["openai", "none"])
+async def test_a_window_by_the_clock_is_used_up_before_and_after_its_end(tmp_path, headers):
+    """A window that slides would take the second hundred ten seconds after the first."""
+    service = Service(Simulation(requests=Window(100, 10), latency=LATENCY, headers=headers), way=0.03)
+    await anyio.sleep(18 - clock.wall() % 10)
+    began = clock.now()
+    with prepared(tmp_path, [chat(number, 20) for number in range(300)], service) as this:
+        answering_to(this, {"requests": (calendar(100, 10),)})
+        await this.run()
+        assert (len(this.results()), this.counts.status_429) == (300, 0)
+        assert 0.8 < this.summary()["efficiency"] <= 1
+    assert 12 < clock.now() - began < 13
 
 
 async def test_a_row_may_take_all_of_a_window(tmp_path):

@@ -17,7 +17,7 @@ START = 1_785_000_000_000_000.0
 def some_terms(rng, name):
     kinds = [
         lambda: per_second(rng.choice([20, 100, 1000]), burst=rng.randint(1, 20), overdraft=rng.random() < 0.2),
-        lambda: calendar(rng.randint(50, 500), "minute"),
+        lambda: calendar(rng.randint(50, 500), rng.choice(["minute", 7.5])),
         lambda: sliding(rng.randint(20, 50), 0.5),
     ]
     return Terms(name, {unit: (kinds[0 if unit == "a" else rng.choice([0, 0, 1, 2])](),) for unit in ("a", "b")}, 10.0)

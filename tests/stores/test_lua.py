@@ -18,7 +18,7 @@ START = 1_785_000_000_000_000.0
 def some_terms(rng, name):
     kinds = [
         lambda: per_second(rng.choice([1, 3.7, 1000]), burst=rng.randint(5, 60), overdraft=rng.random() < 0.3),
-        lambda: calendar(rng.randint(5, 60), rng.choice(["minute", "hour"])),
+        lambda: calendar(rng.randint(5, 60), rng.choice(["minute", "hour", 7.5])),
         lambda: sliding(rng.randint(5, 300), rng.choice([0.5, 30])),
         lambda: in_flight(rng.randint(2, 9), ttl=rng.choice([None, 2.5])),
     ]

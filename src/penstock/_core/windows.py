@@ -213,7 +213,7 @@ class CalendarWindow(Meter):
 
     def __init__(self, limit: Calendar) -> None:
         self.amount = limit.amount
-        self.period: Period = limit.period
+        self.period: Period | float = limit.period
         self.zone = _zone(limit.tz)
         self.offset = 0.0
         self._begin = self._end = -math.inf  # wall-clock seconds
@@ -322,12 +322,19 @@ def _zone(name: str) -> ZoneInfo:
     return ZoneInfo(name)
 
 
-def period_around(wall: float, period: Period, zone: ZoneInfo) -> tuple[float, float]:
+def period_around(wall: float, period: Period | float, zone: ZoneInfo) -> tuple[float, float]:
     """Begin and end, in seconds since 1970, of the calendar period that holds the moment `wall`.
+
+    Those of so many seconds are multiples of them.
 
     Minutes and hours are counted within the zone's present offset; days, weeks (from Monday) and months begin at local
     midnight, so a day may have 23 or 25 hours.
     """
+    if not isinstance(period, str):
+        number = math.floor(wall / period)
+        number += (number + 1) * period <= wall  # the quotient was rounded
+        number -= number * period > wall
+        return number * period, (number + 1) * period
     from datetime import datetime, timedelta  # as in `_zone`
 
     local = datetime.fromtimestamp(wall, zone)

@@ -49,19 +49,24 @@ Units = Mapping[str, Callable[[Any], Any]]
 
 
 def _rate_or_window(text: Any) -> _limits.Limit:
-    """A limit out of `60/min burst 5`, or `60/min sliding`.
+    """A limit out of `60/min burst 5`, `60/min sliding` or, by the clock, `60/min window`.
 
     Raises:
         ValueError: It cannot be read.
     """
     check_window(text)
-    words = text.rpartition(" sliding") if isinstance(text, str) and text.rstrip().endswith(" sliding") else None
-    limit = _limits.parse(text if words is None else words[0])
+    written, _, word = text.rstrip().rpartition(" ") if isinstance(text, str) else ("", "", "")
+    kind = _WINDOWS.get(word)
+    limit = _limits.parse(text if kind is None else written)
     if not isinstance(limit, _limits.Rate):
         raise ValueError("a unit that is unlimited is left out")
-    return limit if words is None else _limits.sliding(limit.amount, limit.per)
+    return limit if kind is None else kind(limit.amount, limit.per)
 
 
+_WINDOWS: Mapping[str, Callable[[float, float], _limits.Limit]] = {
+    "sliding": _limits.sliding,
+    "window": _limits.calendar,
+}
 _WINDOW = re.compile(r"\b(?:sliding|window)\b")
 
 

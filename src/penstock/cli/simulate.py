@@ -15,7 +15,7 @@ from penstock._numbers import number_of
 from penstock.cli.frame import app
 from penstock.cli.limits import SIMULATED, UNITS, check_window, server_limits
 from penstock.cli.terminal import Fault, write
-from penstock.limits import Rate, parse, sliding
+from penstock.limits import Calendar, Rate, parse, sliding
 from penstock.runner.place import Limits
 
 __all__ = ["app", "simulated", "simulation_of"]
@@ -157,11 +157,16 @@ def simulation_of(limits: Limits, latency: float, seed: int, **more: Any) -> Any
     simulator = _simulator()
     if not math.isfinite(latency):
         raise Fault(f"--latency: {latency} is no number of seconds until an answer; write it like 0.4")
+    by_clock = simulator.Window
+    kept = {
+        unit: [by_clock(each.amount, each.per) if isinstance(each, Calendar) else each for each in several]
+        for unit, several in limits.items()
+    }
     return simulator.Simulation(
-        requests=limits.get("requests"),
-        tokens=limits.get("tokens"),
-        output=limits.get("output_tokens"),
-        images=limits.get("images"),
+        requests=kept.get("requests"),
+        tokens=kept.get("tokens"),
+        output=kept.get("output_tokens"),
+        images=kept.get("images"),
         latency=simulator.Latency(median=latency, sigma=0.4),
         seed=seed,
         **more,

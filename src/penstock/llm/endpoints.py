@@ -54,7 +54,6 @@ _COUNTED_AS = {
 """What is told by a name of its own, and estimated by one of ours: the first that is limited."""
 
 _NOTHING: Mapping[str, float] = {}
-_SHORTEST_PERIOD = 60.0  # of the calendar, in seconds
 _NEWS_APART = 3_600.0  # seconds without a long pause, after which the next one is told again
 _LOOKED_AT = 64  # endpoints, of those that are there longest, for one that is idle
 _LONGEST_UNTOLD_PAUSE = (
@@ -462,9 +461,7 @@ class Endpoint:
 
 def _length(limit: Limit) -> float | None:
     """The seconds of a window, at least; None: it is none."""
-    if isinstance(limit, Sliding):
-        return limit.per
-    return _SHORTEST_PERIOD if isinstance(limit, Calendar) else None
+    return limit.per if isinstance(limit, Sliding | Calendar) else None
 
 
 def unit_told(quota: Quota, counted: Container[str]) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from penstock import Limiter, Rate, Sliding, clock
+from penstock import Calendar, Limiter, Rate, Sliding, clock
 from penstock.errors import Unsatisfiable
 from penstock.llm import headers as _headers
 from penstock.llm.discovered import DiscoveredEndpoint
@@ -132,7 +132,10 @@ class Group:
             unit: tuple(
                 # Of several limits on a unit, the smallest is the one that an earlier run had used up.
                 Allowance(
-                    rate, _regained(given, self._idle) if rate is least else rate.burst, isinstance(given, Sliding)
+                    rate,
+                    _regained(given, self._idle) if rate is least else rate.burst,
+                    is_window=not isinstance(given, Rate),
+                    by_clock=isinstance(given, Calendar),
                 )
                 for given, rate in zip(self._given.get(unit, rates), rates, strict=True)
             )
@@ -230,6 +233,8 @@ class Group:
             unit: [
                 Rate(limit.amount * share, limit.per, limit.burst)
                 if isinstance(limit, Rate)
+                else limit
+                if share == 1
                 else Sliding(limit.amount, limit.per / share)  # and no row is too large for it
                 for limit in limits
             ]
@@ -255,9 +260,9 @@ class Group:
         ]
 
 
-def _regained(limit: Rate | Sliding, idle: float) -> float:
+def _regained(limit: Rate | Sliding | Calendar, idle: float) -> float:
     """What a limit has again that was used up so many seconds ago. A window may have been used up all at once."""
-    if isinstance(limit, Sliding):
+    if isinstance(limit, Sliding | Calendar):
         return limit.amount if idle >= limit.per else 0.0
     return min(limit.burst, idle * limit.rate)
 
@@ -274,6 +279,7 @@ def _promised(limits: Limits | Limiter | Endpoint | None) -> Rates | None:
 def _with_a_rate(limits: Mapping[str, tuple[Any, ...]]) -> Limits:
     """Those that have a rate."""
     found = {
-        unit: tuple(each for each in several if isinstance(each, Rate | Sliding)) for unit, several in limits.items()
+        unit: tuple(each for each in several if isinstance(each, Rate | Sliding | Calendar))
+        for unit, several in limits.items()
     }
     return {unit: those for unit, those in found.items() if those}

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import anyio
 import anyio.lowlevel
 
-from penstock import Limiter, Rate, Sliding
+from penstock import Calendar, Limiter, Rate, Sliding
 from penstock._numbers import Seconds
 from penstock._validation import parse_of
 from penstock.errors import PenstockError
@@ -208,12 +208,10 @@ def _limits_of(limits: LimitsLike) -> LimitsOf:
     return lambda model: (model, None)
 
 
-def _rate(unit: str, given: Any) -> Rate | Sliding:
+def _rate(unit: str, given: Any) -> Rate | Sliding | Calendar:
     limit = parse_of(unit, given) if isinstance(given, str) else given
-    if not isinstance(limit, Rate | Sliding):
-        raise ValueError(
-            f"{unit}: the limits of a run are rates, such as '3500/min', or sliding windows, not {given!r}"
-        )
+    if not isinstance(limit, Rate | Sliding | Calendar):
+        raise ValueError(f"{unit}: the limits of a run are rates, such as '3500/min', or windows, not {given!r}")
     return limit
 
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from penstock import Limiter, Rate, Sliding
+from penstock import Calendar, Limiter, Rate, Sliding
 from penstock.llm.endpoints import Endpoint
 from penstock.runner.client import Client
 from penstock.runner.outage import Outage
 
 __all__ = ["Limits", "LimitsOf", "Place", "Rates", "rates_of"]
 
-Limits = Mapping[str, tuple[Rate | Sliding, ...]]
+Limits = Mapping[str, tuple[Rate | Sliding | Calendar, ...]]
 """Unit → its limits."""
 
 Rates = Mapping[str, tuple[Rate, ...]]

@@ -32,11 +32,13 @@ class Allowance(NamedTuple):
         limit: What was promised.
         at_start: Units that it held when the run began; at most the burst.
         is_window: Whether all of it comes back at once, a period after it was used.
+        by_clock: Whether that may be at any moment for the first time.
     """
 
     limit: Rate
     at_start: float
     is_window: bool = False
+    by_clock: bool = False
 
     def shortest(self, work: float) -> float:
         """Seconds that it takes at least to let `work` through."""
@@ -45,7 +47,7 @@ class Allowance(NamedTuple):
             return missing / self.limit.rate
         windows = math.ceil(missing / self.limit.amount)
         # What an earlier run had used up may be back at any moment.
-        return self.limit.per * (windows if self.at_start else max(0, windows - 1))
+        return self.limit.per * (windows if self.at_start and not self.by_clock else max(0, windows - 1))
 
 
 MOST_CODES = 100

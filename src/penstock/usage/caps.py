@@ -49,6 +49,10 @@ class Cap:
         amount: object = self.amount
         if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < math.inf:
             raise ValueError(f"a cap must be a finite number of units, 0 or more, not {repr_of(amount)}")
+        if self.period not in _limits.PERIODS:
+            raise ValueError(
+                f"unknown period of a cap {repr_of(self.period)}: use one of {', '.join(map(repr, _limits.PERIODS))}"
+            )
         self.limit("")
 
     def limit(self, unit: str) -> Calendar:
@@ -89,7 +93,7 @@ def read_cap(given: Any, tz: str = "UTC") -> Cap:
     if isinstance(given, Cap):
         return given
     if isinstance(given, Calendar):
-        return Cap(given.amount, given.period, given.tz)
+        return Cap(given.amount, given.period, given.tz)  # type: ignore[arg-type]  # a number of seconds is refused
     readable = isinstance(given, str) and len(given) <= _notation.TOO_LONG
     match = _TEXT.fullmatch(given) if readable else None
     if match is None or match[3] not in _limits.PERIODS:

@@ -59,7 +59,6 @@ MISSED: dict[tuple[str, str, str], Goal] = {
     ("auto", LITELLM_TOKENS, "headers"): Goal(300, 0.30),
     ("limits given", COUNTER, "headers"): Goal(5, 0.90),
     ("limits given", THROTTLED_SLIDING, "headers"): Goal(5, 0.90),
-    ("limits given", THROTTLED_FIXED, "headers"): Goal(5, 0.88),
 }
 """Where a way misses its goal in virtual time, and what holds there: by the way, the judge, and what answers tell."""
 

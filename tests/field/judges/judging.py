@@ -21,7 +21,7 @@ import pyrate_limiter
 import throttled
 from judges.names import COUNTER, FIXED, GCRA, MOVING, PYRATE, THROTTLED_FIXED, THROTTLED_SLIDING
 
-from penstock import Rate, sliding
+from penstock import Rate, calendar, sliding
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,8 @@ def true_limit(name: str, amount: int, seconds: float) -> Any:
     """A judge's limit as somebody writes it down who knows it; a counter's as a rate that it never refuses."""
     if name in COUNTERS:
         return Rate(amount, seconds, burst=1)
+    if name in ALIGNED:
+        return calendar(amount, seconds)
     return Rate(amount, seconds) if name in BUCKETS else sliding(amount, seconds)
 
 

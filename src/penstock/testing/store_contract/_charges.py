@@ -79,6 +79,15 @@ class ChargeContract(StoreTests):
         assert caught.value.blocked_by == "tokens"
 
     @pytest.mark.anyio
+    async def test_a_window_by_the_clock_ends_at_a_multiple_of_its_length(self, stores: Callable[..., Store]) -> None:
+        """However much of it has passed when it is used first, and in the store's own time."""
+        limiter = Limiter(requests=calendar(3, 0.4), name="x", store=stores())
+        with measured() as span:
+            for _ in range(10):
+                await limiter.acquire()
+        assert 0.8 - 0.001 <= span.seconds < 1.2 + LATE
+
+    @pytest.mark.anyio
     async def test_the_true_cost_is_settled_down_and_up(self, stores: Callable[..., Store]) -> None:
         """Down at once and safely, up as a debt that later calls wait for."""
         limiter = Limiter(tokens=per_second(0.01, burst=100), name="x", store=stores())
