@@ -225,6 +225,19 @@ def _is_one_of(value: Any, *words: str) -> bool:
     return isinstance(value, str) and value in words
 
 
+def check_part_of_key(what: str, text: str) -> None:
+    """Refuse a text that no store can keep, or not where a key begins with it; ValueError."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        problem = "a lone surrogate, which no store can keep"
+    else:
+        if "{" not in text and "}" not in text:
+            return
+        problem = "a brace, which would tell Redis Cluster where to put it"
+    raise ValueError(f"the {what} {repr_of(text)} has {problem}: use other characters")
+
+
 def begins_empty(on_state_loss: str) -> bool:
     """Whether rows that are not there count as used up, as `on_state_loss=` says."""
     if not _is_one_of(on_state_loss, "full", "empty"):
@@ -232,6 +245,7 @@ def begins_empty(on_state_loss: str) -> bool:
     return on_state_loss == "empty"
 
 
+@dataclass(slots=True)
 class Recipe:
     """What a store is made from again, in this process or another. A value.
 
@@ -241,14 +255,12 @@ class Recipe:
         options: By keyword.
     """
 
-    __slots__ = ("arguments", "make", "options")
-
-    def __init__(self, make: Callable[..., Store], arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
-        self.make: Callable[..., Store] = make
-        self.arguments: tuple[Any, ...] = arguments
-        self.options: dict[str, Any] = dict(options)
+    make: Callable[..., Store]
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
 
 
+@dataclass(slots=True)
 class FromEnvironment:
     """A text with parts that are read from environment variables where it is used, so that no secret travels.
 
@@ -256,10 +268,7 @@ class FromEnvironment:
         parts: Texts as they are, and variables: the name, and whether the value must be percent-encoded.
     """
 
-    __slots__ = ("parts",)
-
-    def __init__(self, parts: Sequence[str | tuple[str, bool]]) -> None:
-        self.parts: tuple[str | tuple[str, bool], ...] = tuple(parts)
+    parts: Sequence[str | tuple[str, bool]]
 
     def read(self) -> str:
         """The text.
@@ -486,16 +495,7 @@ class Store(ABC):
         """
         if not name:
             raise ValueError("a limiter in a shared store needs a name=: it is what other processes find its state by")
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise ValueError(
-                f"the name {name!r} has a lone surrogate, which no store can keep: use other characters"
-            ) from None
-        if "{" in name or "}" in name:
-            raise ValueError(
-                f"the name {name!r} has a brace, which would tell Redis Cluster where to put it: use other characters"
-            )
+        check_part_of_key("name", name)
 
     def disconnect(self) -> None:  # noqa: B027
         """Let go of connections. The next call makes new ones."""

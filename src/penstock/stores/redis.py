@@ -42,6 +42,7 @@ from penstock.stores.contract import (
     Terms,
     Unreachable,
     begins_empty,
+    check_part_of_key,
     damaged_row,
     seconds_of,
 )
@@ -85,17 +86,7 @@ def _prefix_of(prefix: Any) -> str:
     """The prefix of all keys; ValueError where no key can begin with it."""
     if not isinstance(prefix, str):
         raise ValueError(f"prefix must be a text, which all keys begin with, not {repr_of(prefix)}")
-    if "{" in prefix or "}" in prefix:
-        raise ValueError(
-            f"the prefix {repr_of(prefix)} has a brace, which would tell Redis Cluster where to put it: use "
-            "other characters"
-        )
-    try:
-        prefix.encode()
-    except UnicodeEncodeError:
-        raise ValueError(
-            f"the prefix {repr_of(prefix)} has a lone surrogate, which no server can keep: use other characters"
-        ) from None
+    check_part_of_key("prefix", prefix)
     return prefix
 
 

@@ -279,10 +279,9 @@ class Dispatcher:
         packed = self.pack(batch)
         outage = self.scheduler.outage
         store: Store = self.store if outage is None or outage.fallback is None else outage.fallback
+        answer: Reply | Exception
         try:
-            reply = self._ask(store, packed, batch.sent + self.store.patience)
-            with self.lock:
-                self.apply(batch, reply, clock.now(), ours=store is not self.store)
+            answer = self._ask(store, packed, batch.sent + self.store.patience)
         except Unreachable as error:
             node = self._node_of(packed, store)
             if node is None:
@@ -291,12 +290,11 @@ class Dispatcher:
                 self._node_silent(node, Outage(batch, packed, error))
             return
         except PenstockError as error:
-            with self.lock:
-                self.scheduler.failed(batch, error, clock.now())
-            self._wake()
-            return
+            answer = error
+        with self.lock:
+            self.apply(batch, answer, clock.now(), ours=store is not self.store)
         self._wake()
-        if batch.announce and store is self.store:
+        if batch.announce and store is self.store and not isinstance(answer, Exception):
             with self._io, contextlib.suppress(StoreError):  # the other processes hear of it when they next ask
                 store.announce(sorted(batch.announce))
 
@@ -305,23 +303,27 @@ class Dispatcher:
         pause = RETRY[0]
         while True:
             try:
-                with self._io if store is self.store else contextlib.nullcontext():  # the prober may hold it
-                    return store.decide(packed)
+                return self._ask_once(store, packed)
             except Unreachable:
                 if clock.now() + pause > until or self._stopping or self._node_of(packed, store) is not None:
                     raise  # what the store's other nodes have is not to wait for this one
                 time.sleep(pause * CHANCE.uniform(0.5, 1.0))
                 pause = min(2 * pause, RETRY[1])
-            except PenstockError:
-                raise
-            except Exception as error:
-                raise StoreError(f"{store!r} could not decide: {error!r}") from error
 
-    def apply(self, batch: BatchInFlight, reply: Reply, now: float, *, ours: bool = False) -> None:
+    def _ask_once(self, store: Store, packed: Batch) -> Reply:
+        try:
+            with self._io if store is self.store else contextlib.nullcontext():  # the prober may hold it
+                return store.decide(packed)
+        except PenstockError:
+            raise
+        except Exception as error:
+            raise StoreError(f"{store!r} could not decide: {error!r}") from error
+
+    def apply(self, batch: BatchInFlight, answer: Reply | Exception, now: float, *, ours: bool = False) -> None:
         """Let the scheduler take in an answer. `ours`: this process decided itself, so the clock is its own."""
-        if not ours:
-            self._lead = reply.now - now * 1e6
-        self.scheduler.apply(batch, reply, now)
+        if not (ours or isinstance(answer, Exception)):
+            self._lead = answer.now - now * 1e6
+        self.scheduler.take_answer(batch, answer, now)
 
     def _lost(self, batch: BatchInFlight, packed: Batch, error: StoreError) -> None:
         store = self.store
@@ -348,8 +350,7 @@ class Dispatcher:
             return False
         answer: Reply | Exception
         try:
-            with self._io if store is self.store else contextlib.nullcontext():
-                answer = store.decide(lost.packed)
+            answer = self._ask_once(store, lost.packed)
         except Unreachable as error:
             lost.error = error
             if not lost.told and clock.now() > lost.batch.sent + self.store.patience:
@@ -357,9 +358,6 @@ class Dispatcher:
             return True
         except PenstockError as error:
             answer = error
-        except Exception as error:  # noqa: BLE001 - an answer of a kind
-            answer = StoreError(f"{store!r} could not decide: {error!r}")
-            answer.__cause__ = error
         inbox.put(partial(self._found, lost, answer))
         return False
 
@@ -475,25 +473,18 @@ def _probe(dispatcher_ref: ref[Dispatcher], lost: Outage, inbox: Inbox) -> None:
     dispatcher, beside = dispatcher_ref(), None
     if dispatcher is not None and dispatcher.scheduler.outage is not lost:
         beside = dispatcher.store.beside()
-    del dispatcher  # not held while this thread sleeps
     try:
-        _probe_until_there_is_an_answer(dispatcher_ref, lost, beside, inbox)
+        pause = RETRY[0]
+        while dispatcher is not None:
+            dispatcher = None  # not held while this thread sleeps
+            time.sleep(pause * CHANCE.uniform(0.5, 1.0))
+            pause = min(2 * pause, RETRY[1])
+            dispatcher = dispatcher_ref()
+            if dispatcher is not None and not dispatcher.probe(lost, beside, inbox):
+                return
     finally:
         if beside is not None:
             beside.disconnect()
-
-
-def _probe_until_there_is_an_answer(
-    dispatcher_ref: ref[Dispatcher], lost: Outage, beside: Store | None, inbox: Inbox
-) -> None:
-    pause = RETRY[0]
-    while True:
-        time.sleep(pause * CHANCE.uniform(0.5, 1.0))
-        pause = min(2 * pause, RETRY[1])
-        dispatcher = dispatcher_ref()
-        if dispatcher is None or not dispatcher.probe(lost, beside, inbox):
-            return
-        del dispatcher
 
 
 def _stop_all() -> None:

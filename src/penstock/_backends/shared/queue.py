@@ -53,9 +53,6 @@ class StoreQueue:
         self._into: StoreQueue | None = None
         self._merged = 1  # of how many queues this one is made
         self.poll = POLL[0]
-        self.told: set[Hashable] = set()
-        self.behind: dict[Hashable, float] = {}
-        self.blocked: dict[LimitState, float] = {}
         self.forget()
 
     def forget(self) -> None:
@@ -68,9 +65,9 @@ class StoreQueue:
         self.alarm = math.inf
         self.problem: Exception | None = None
         self.more_at = self.tended = -math.inf
-        self.blocked.clear()
-        self.behind = {}
-        self.told.clear()
+        self.blocked: dict[LimitState, float] = {}
+        self.behind: dict[Hashable, float] = {}
+        self.told: set[Hashable] = set()
 
     def __len__(self) -> int:
         """How many requests wait here."""

@@ -32,7 +32,7 @@ from penstock._backends.shared.state import SchedulerState, again
 from penstock._backends.shared.wire import Admitted, BatchInFlight, BookedFor, Look, NotNow, Order, OthersTurn, Outage
 from penstock._backends.shared.writing import LOOKAHEAD, Writing
 from penstock._core.windows import CalendarWindow
-from penstock.errors import StoreError
+from penstock.errors import PenstockError, StoreError
 from penstock.stores.contract import Reply, Store
 
 _EVER = math.inf
@@ -545,7 +545,7 @@ class Scheduler:
             return
         try:
             self.apply(batch, answer, now)
-        except StoreError as error:
+        except PenstockError as error:
             self.failed(batch, error, now)
 
     def refuse_asked(self, batch: BatchInFlight, error: Exception) -> None:
