@@ -11,7 +11,7 @@ from fractions import Fraction
 import pytest
 
 from penstock import CostError, Keyed, Limiter, RateLimited
-from penstock._numbers import exact, read_number, read_seconds, show_seconds
+from penstock._numbers import exact, read_number, read_seconds, show_dollars, show_seconds
 
 
 class float32:  # noqa: N801 - as numpy's, which is no subclass of float
@@ -140,6 +140,22 @@ def test_a_text_of_numpy_is_no_number():
 )
 def test_spans_are_shown_as_people_read_them(seconds, shown):
     assert show_seconds(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("dollars", "shown"),
+    [
+        (0, "$0.00"),
+        (1_234.5, "$1,234.50"),
+        (0.01, "$0.01"),
+        (0.0042, "$0.0042"),
+        (2.1e-7, "$0.00000021"),
+        (-0.5, "$-0.50"),
+    ],
+)
+def test_parts_of_a_cent_are_shown_as_more_than_nothing(dollars, shown):
+    assert show_dollars(dollars) == shown
+    assert show_dollars(0.00521, 4) == "$0.0052"
 
 
 def test_no_error_and_no_log_shows_a_long_wait_in_powers_of_ten(caplog):

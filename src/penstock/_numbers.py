@@ -112,6 +112,12 @@ def show(value: float) -> str:
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else f"{value:g}"
 
 
+def show_dollars(value: float, digits: int = 2) -> str:
+    """Dollars with so many digits behind the point; less than those can tell with two of its own: `$0.0000021`."""
+    small = 0 < abs(value) < 10.0**-digits
+    return f"${value:,.{1 - math.floor(math.log10(abs(value))) if small else digits}f}"
+
+
 def number_of(count: int, one: str, many: str = "") -> str:
     """A count with its noun, as people write it: `1 row`, `2,000 rows`; `many`: the plural, if not `one` with an s."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"

@@ -130,7 +130,7 @@ def test_the_page_shows_what_happens(folder, capsys):
     assert re.sub(r"\d+ s$", "# s", capsys.readouterr().out.strip()) == re.sub(r"\d+ s$", "# s", shown.strip())
     assert main(shlex.split(plan)[1:]) == 0
     printed = "\n".join(capsys.readouterr().out.splitlines()[-2:])
-    assert re.sub(r"\$[\d.]+", "$#", printed) == re.sub(r"\$[\d.]+", "$#", side_by_side.strip())
+    assert re.sub(r" +\$[\d.]+", " $#", printed) == re.sub(r" +\$[\d.]+", " $#", side_by_side.strip())
     ((code, output),) = examples_of("docs/batch-api.md")
     run_example(code, "batch-api.md", {"__name__": "__main__"})
     assert capsys.readouterr().out == output

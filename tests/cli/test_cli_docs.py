@@ -74,7 +74,7 @@ def test_the_program_of_the_page_gets_an_answer_to_each_row(monkeypatch, tmp_pat
     rows = [{"model": "m", "messages": [{"role": "user", "content": str(number)}]} for number in range(3)]
 
     class Engine:
-        def map_batches(self, kind, fn_constructor_kwargs, concurrency):
+        def map_batches(self, kind, fn_constructor_kwargs, compute):
             with kind(**fn_constructor_kwargs, headers={"authorization": "Bearer key"}) as send:
                 return send(rows)
 
@@ -86,4 +86,5 @@ def test_the_program_of_the_page_gets_an_answer_to_each_row(monkeypatch, tmp_pat
         assert capsys.readouterr().out.count("'choices'") == 3
         limiter = Limiter(requests="600/min")
         names = {"ds": Engine(), "Sender": runner.Sender, "url": server.base_url, "limiter": limiter}
+        names["ActorPoolStrategy"] = lambda size: size
         assert [one.error for one in eval(engine, names)] == [None] * 3

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from penstock._numbers import number_of, show_seconds
+from penstock._numbers import number_of, show_dollars, show_seconds
 from penstock.runner.batch.parts import HEADROOM, QueueLimits, Sizer
 from penstock.runner.group import Group
 from penstock.runner.place import LimitsOf
@@ -222,13 +222,13 @@ def plan_sentences(plan: Plan, prices: Prices) -> Iterator[str]:
         if one.input_dollars is None or one.output_dollars is None:
             line += "; its price is not known"
         else:
-            line += f"; ${one.input_dollars:,.4f} for what is sent"
+            line += f"; {show_dollars(one.input_dollars, 4)} for what is sent"
             if one.bounded:
                 rows = number_of(one.bounded, "row")
-                line += f", at most ${one.output_dollars:,.4f} for the answers of {rows} that bound them"
+                line += f", at most {show_dollars(one.output_dollars, 4)} for the answers of {rows} that bound them"
         yield line
     if len(known) > 1:
-        yield f"all models: ${sum(one.input_dollars or 0.0 for one in known):,.4f} for what is sent"
+        yield f"all models: {show_dollars(sum(one.input_dollars or 0.0 for one in known), 4)} for what is sent"
     if known:
         yield f"prices as of {prices.as_of}"
     for limit in plan.limits:
@@ -253,7 +253,7 @@ def _side_by_side(plan: Plan) -> Iterator[str]:
     if not batches:
         return
     now, later = (
-        "price not known" if dollars is None else f"${dollars:,.4f}"
+        "price not known" if dollars is None else show_dollars(dollars, 4)
         for dollars in (plan.dollars, _times(plan.dollars, plan.batch_share))
     )
     time = "as long as the limits take" if plan.seconds is None else f"at least {show_seconds(plan.seconds)}"

@@ -15,6 +15,7 @@ import anyio
 import anyio.to_thread
 
 from penstock import clock
+from penstock._numbers import show_dollars
 from penstock._text import visible
 from penstock.runner.engine import Run
 from penstock.runner.source import Lines
@@ -115,7 +116,7 @@ class View:
         words += [f"{counts.failed:,} failed"] if counts.failed else []
         words += [f"{counts.in_flight:,} in flight", f"{self.waiting:,} waiting", f"{counts.status_429:,} × 429"]
         words += [f"{counts.retries:,} sent again"] if counts.retries else []
-        words += [f"${counts.dollars:,.2f}"] if counts.dollars else []
+        words += [show_dollars(counts.dollars)] if counts.dollars else []
         return ", ".join(words)
 
     @property

@@ -1,6 +1,7 @@
 """Batches of rows out of many workers, under one limit: for Ray Data's `map_batches` and its like.
 
-    ds.map_batches(Sender, fn_constructor_kwargs={"url": URL, "limiter": limiter}, concurrency=4)
+    workers = ray.data.ActorPoolStrategy(size=4)
+    ds.map_batches(Sender, fn_constructor_kwargs={"url": URL, "limiter": limiter}, compute=workers)
 
 Each batch is a run of its own (`library`), in a thread of this object's, which keeps connections and what was learned
 of the server's limits from one batch to the next.

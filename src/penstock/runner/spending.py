@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from penstock._numbers import show_dollars
 from penstock.runner.prices import Prices, output_bound
 from penstock.runner.work import Work
 
@@ -44,7 +45,8 @@ class Spending:
         """Why a row is not sent any more, in words."""
         most = self._most(work)
         return (
-            f"line {work.row.line} may cost ${most:,.4f}, and of --max-cost ${self._limit:,.4f} ${spent:,.4f} are spent"
+            f"line {work.row.line} may cost {show_dollars(most, 4)}, "
+            f"and of --max-cost {show_dollars(self._limit, 4)} {show_dollars(spent, 4)} are spent"
         )
 
     def _most(self, work: Work) -> float:

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
+from penstock._numbers import show_dollars
 from penstock.limits import Rate
 from penstock.runner.histogram import Histogram
 from penstock.runner.settings import Stopped
@@ -239,7 +240,7 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
             "they may have been billed twice"
         )
     if summary["dollars"] is not None:
-        lines.append(f"${summary['dollars']:,.4f} for the answers")
+        lines.append(f"{show_dollars(summary['dollars'], 4)} for the answers")
     if summary["answered"]:
         lines.append(
             f"{summary['makespan']:.2f} s, {summary['efficiency']:.1%} of the optimum "

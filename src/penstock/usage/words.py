@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
-from penstock._numbers import show, show_seconds
+from penstock._numbers import show, show_dollars, show_seconds
 
 
 def counted(unit: str, amount: float) -> str:
     """So many of a unit: `$1.25`, `$0.0004`, `1,200`, `0.5`."""
     if unit == "dollars":
-        small = 0 < abs(amount) < 0.01  # two digits of it, however small
-        return f"${amount:,.{1 - math.floor(math.log10(abs(amount))) if small else 2}f}"
+        return show_dollars(amount)
     return f"{amount:,.0f}" if float(amount).is_integer() or abs(amount) >= 1_000 else show(round(amount, 3))
 
 

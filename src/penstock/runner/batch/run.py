@@ -19,7 +19,7 @@ import anyio
 import anyio.lowlevel
 
 from penstock import clock
-from penstock._numbers import number_of
+from penstock._numbers import number_of, show_dollars
 from penstock.llm import failures
 from penstock.llm.failures import Action
 from penstock.runner.batch import answers
@@ -374,8 +374,8 @@ class BatchRun:
         if not live:
             self.stop(
                 "cost",
-                f"a batch of {number_of(len(part), 'row')} may cost ${part.dollars:,.4f}, "
-                f"and of --max-cost ${most:,.4f} ${self.counts.dollars:,.4f} are spent",
+                f"a batch of {number_of(len(part), 'row')} may cost {show_dollars(part.dollars, 4)}, "
+                f"and of --max-cost {show_dollars(most, 4)} {show_dollars(self.counts.dollars, 4)} are spent",
             )
         return False
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from penstock._numbers import number_of
+from penstock._numbers import number_of, show_dollars
 from penstock.runner.batch.parts import Part
 from penstock.runner.settings import Stopped
 from penstock.runner.summary import Counts, of_rows
@@ -102,7 +102,7 @@ def batch_sentences(summary: Mapping[str, Any]) -> list[str]:
             "what became of them first is not known"
         )
     if summary["dollars"] is not None:
-        lines.append(f"${summary['dollars']:,.4f} for the answers, at the Batch API's prices")
+        lines.append(f"{show_dollars(summary['dollars'], 4)} for the answers, at the Batch API's prices")
     return lines
 
 
