@@ -276,7 +276,9 @@ class DiscoveredEndpoint(Endpoint):
                     self._units["requests"].stop_searching()
                 info = verdict.info
                 named = info.limit / info.period if info.limit and info.period and info.period <= 3_600 else None
-                self._units[unit].refused_unexplained(request.departures[unit], now, named, searched, verdict.wait)
+                self._units[unit].refused_unexplained(
+                    request.departures[unit], now, named, searched, verdict.wait, now - clock.wall()
+                )
         super().refused(request, verdict)
 
     def _explained(self, request: RequestInFlight, verdict: Verdict, now: float) -> bool:

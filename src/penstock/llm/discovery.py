@@ -41,7 +41,8 @@ low costs a moment and too high costs a refusal.
 clients of the account, become one `factor` over our estimates; how much that varies becomes a reserve.
 
 Where nothing is told, a refusal is a measurement: what was admitted between two of them, over the time between, is what
-the server refills (`Pace`); or all of it comes back at once, after so long that it can be no refill (`HiddenWindow`).
+the server refills (`Pace`); or a window explains all of them, and each refusal says what it had counted by then
+(`HiddenWindow`).
 """
 
 from __future__ import annotations
@@ -55,6 +56,11 @@ from penstock.llm.learning.told import Told
 from penstock.llm.learning.traffic import Departure, Traffic
 
 __all__ = ["UnitEstimate"]
+
+
+HASTE = 1.25
+"""How much faster than a window comes back it may be used, once a refusal has confirmed it: what was missed is made up
+for."""
 
 
 class UnitEstimate:
@@ -80,7 +86,7 @@ class UnitEstimate:
         if self.pace is not None:
             words.append(f"{'searching' if self.pace.searching else 'paced'} at {self.pace.rate * 60:.4g}/min")
         if self._window.found is not None:
-            words.append("hidden window of {:g}/{:g}s".format(*self._window.found))
+            words.append(f"hidden {self._window.found}")
         return ", ".join(words)
 
     @property
@@ -146,14 +152,17 @@ class UnitEstimate:
         found = self._window.found
         self._window.passed(departure, self.traffic)
         self.pace.passed(now, latency)
-        if found is None and self._window.found is not None:
+        if found is not None and self._window.found is None:
+            self.pace.settle_on_more()
+        elif found is not self._window.found:
             self._settle(now)
 
     def _settle(self, now: float) -> None:
-        """Go on at the rate of the window that was found."""
-        if self.pace is not None and self._window.found is not None:
-            amount, length = self._window.found
-            self.pace.settle_on(amount / length, now)
+        """Go on at the rate of the window that was found, if one was."""
+        if self.pace is not None:
+            if self._window.found is not None:
+                self.pace.settle_on(self._window.found.rate, now)
+            self.pace.haste = HASTE if self._window.is_sure else 1.0
 
     def heard(self, name: str, departure: Departure, told: Told, now: float) -> None:
         """Hear one limit of this unit."""
@@ -182,11 +191,13 @@ class UnitEstimate:
         named: float | None = None,
         searched: Pace | None = None,
         wait: float | None = None,
+        began: float = 0.0,
     ) -> None:
         """A request was refused, and nothing that headers told explains it; its message may have named a rate.
 
         Args:
             wait: Seconds to stay away, as the server says.
+            began: A moment at which windows by the clock begin, whatever their length.
         """
         if self.pace is None:
             self.pace = Pace(1.0, now, smallest=1.0, alone=not self.told)
@@ -202,7 +213,7 @@ class UnitEstimate:
         )
         self.pace.refused(departure, self.traffic, now, known, named)
         if known is None and named is None:
-            self._window.refused(departure, self.traffic, now, wait)
+            self._window.refused(departure, self.traffic, now, wait, began)
             self._settle(now)
 
     def explained(self, departure: Departure, wait: float | None) -> None:

@@ -49,12 +49,8 @@ GOALS = {"headers": Goal(5, 0.95), "retry-after": Goal(10, 0.90), "nothing": Goa
 """By what answers tell."""
 
 MISSED: dict[tuple[str, str, str], Goal] = {
-    ("auto", COUNTER, "retry-after"): Goal(10, 0.62),
-    ("auto", COUNTER, "nothing"): Goal(10, 0.62),
     ("auto", THROTTLED_FIXED, "retry-after"): Goal(10, 0.85),
     ("auto", THROTTLED_FIXED, "nothing"): Goal(10, 0.85),
-    ("auto", THROTTLED_SLIDING, "retry-after"): Goal(10, 0.62),
-    ("auto", THROTTLED_SLIDING, "nothing"): Goal(10, 0.62),
     ("auto", LITELLM_REQUESTS, "headers"): Goal(260, 0.45),
     ("auto", LITELLM_TOKENS, "headers"): Goal(300, 0.30),
     ("limits given", COUNTER, "headers"): Goal(5, 0.90),

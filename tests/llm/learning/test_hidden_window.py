@@ -9,7 +9,7 @@ import math
 import pytest
 
 from penstock.llm.discovery import UnitEstimate
-from penstock.llm.learning.hidden_window import HiddenWindow
+from penstock.llm.learning.hidden_window import HiddenWindow, Window, WindowKind
 from penstock.llm.learning.traffic import Traffic
 
 
@@ -51,6 +51,22 @@ class Fixed(Moving):
         return self.per - (now - self.begins) % self.per
 
 
+class Counter(Fixed):
+    """The same, and of the window before it the part that would still be seen in one that slides."""
+
+    def admits(self, now):
+        begin = now - (now - self.begins) % self.per
+        inside = since(self.admitted, begin)
+        before = since(self.admitted, begin - self.per) - inside
+        admitted = inside + before * (1 - (now - begin) / self.per) + 1 <= self.amount
+        if admitted:
+            self.admitted.append(now)
+        return admitted
+
+    def wait(self, now):
+        return 0.1
+
+
 class Bucket:
     """So many at once, and so many a second."""
 
@@ -66,8 +82,11 @@ class Bucket:
         return True
 
 
-def run(server, seconds, *, told=False, changes=()):
-    """Endless demand on an estimate that is told nothing, or how long to stay away; returns it and the refusals."""
+def run(server, seconds, *, told=False, changes=(), clock=0.0):
+    """Endless demand on an estimate that is told nothing, or how long to stay away; returns it and the refusals.
+
+    The clock showed a whole multiple of any length at `clock`.
+    """
     estimate, now, strikes, refused, changes = UnitEstimate(), 0.0, 0, 0, list(changes)
     estimate.search(10.0, 0.0)
     while now < seconds:
@@ -87,7 +106,7 @@ def run(server, seconds, *, told=False, changes=()):
         else:
             refused += 1
             wait = math.ceil(server.wait(now)) if told else None
-            estimate.refused_unexplained(departure, now, wait=wait)
+            estimate.refused_unexplained(departure, now, wait=wait, began=clock)
             now += 2.0**strikes if wait is None else wait
             strikes += 1
     return estimate, refused
@@ -105,6 +124,34 @@ def test_a_window_is_found_when_all_of_it_comes_back_and_is_used_from_then_on(ma
     assert share(server, 30, 120, 10.0) > 0.85
     assert refused <= 6
     assert "hidden window of 1" in estimate.describe()
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("begins", [-3.0, -5.0, -7.0])
+def test_a_counter_of_two_windows_is_found_by_what_it_refuses(begins, told):
+    """It refills like a bucket, but at a rate that depends on what was sent in the window before."""
+    server = Counter(100, 10, begins)
+    estimate, refused = run(server, 120.0, told=told, clock=begins)
+    assert share(server, 30, 120, 10.0) > 0.92
+    assert refused <= 6
+    assert "/10s (counter)" in estimate.describe()
+
+
+@pytest.mark.parametrize("begins", [-1.0, -3.0, -5.0, -7.0])
+def test_a_window_is_found_that_ends_when_the_server_says_whatever_the_clock_shows(begins):
+    server = Fixed(100, 10, begins)
+    estimate, refused = run(server, 120.0, told=True)
+    assert share(server, 30, 120, 10.0) > 0.92
+    assert refused <= 4
+    assert "/10s" in estimate.describe()
+
+
+def test_what_is_ruled_out_while_another_window_is_believed_in_is_believed_no_more():
+    """A window that is a day long would admit nothing more until tomorrow."""
+    server = Moving(100, 10)
+    estimate, _ = run(server, 300.0, changes=[(60.0, 50)])
+    assert share(server, 240, 300, 5.0) > 0.8
+    assert "86400" not in estimate.describe()
 
 
 def test_a_large_window_is_not_refused_again_when_it_comes_back_as_slowly_as_it_was_used():
@@ -143,7 +190,7 @@ def test_the_longest_window_that_explains_everything_is_found_once_it_can_be_no_
     assert window.found is None  # it may still be a bucket that is all but empty
     for number in range(1, 10):
         window.passed(traffic.left(1.0, 10.1 + 0.2 * number), traffic)
-    assert window.found == (100.0, 10.0)
+    assert (window.found.most, window.found.length) == (100.0, 10.0)
 
 
 @pytest.mark.parametrize(("explained", "amount"), [(False, 100.0), (True, 109.0)])
@@ -163,11 +210,11 @@ def test_what_left_beside_the_first_refusal_and_was_refused_too_is_no_part_of_th
             window.refused(departure, traffic, 4.5 + 0.01 * number, 6.0)
     for number in range(5):
         window.passed(traffic.left(1.0, 10.1 + 0.2 * number), traffic)
-    assert window.found == (amount, 10.0)
+    assert (window.found.most, window.found.length) == (amount, 10.0)
 
 
 def test_no_more_leaves_within_a_window_than_it_has():
-    window, traffic = HiddenWindow(found=(100.0, 10.0)), Traffic()
+    window, traffic = HiddenWindow(found=Window(WindowKind.SLIDING, 10.0, most=100.0)), Traffic()
     for number in range(90):
         traffic.waiting += 1.0
         traffic.left(1.0, 0.01 * number)

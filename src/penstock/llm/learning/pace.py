@@ -121,6 +121,7 @@ class Pace:
         most: The rate that is known to be the most; `inf` if none is.
         doubled: Seconds in which it doubles while searching.
         latency: Seconds that an answer usually takes; None: there was none.
+        haste: How much faster than the rate units may be sent, where a window is kept beside it.
     """
 
     rate: float
@@ -130,6 +131,7 @@ class Pace:
     alone: bool = True
     most: float = field(init=False, default=math.inf)
     latency: float | None = field(init=False, default=None)
+    haste: float = field(init=False, default=1.0)
     _level: float = field(init=False, default=0.0)
     _at: float = field(init=False)
     _is_empty: bool = field(init=False, default=False)  # refused, and nothing that left since was admitted yet
@@ -173,7 +175,7 @@ class Pace:
 
     def level(self, now: float) -> float:
         """Units that may be sent at `now`; below 0 after a request that was larger than the burst."""
-        return min(self.burst, self._level + self.rate * max(0.0, now - self._at))
+        return min(self.burst, self._level + self.haste * self.rate * max(0.0, now - self._at))
 
     def ready_at(self, cost: float, now: float, ahead: float = 0.0) -> float:
         """When `cost` may go after `ahead`.
@@ -181,7 +183,7 @@ class Pace:
         A cost above the burst when the bucket is full, and it is paid for afterwards.
         """
         missing = min(cost, self.burst) + ahead - self.level(now)
-        return now if missing <= ROUNDING * (self.burst + self.rate) else now + missing / self.rate
+        return now if missing <= ROUNDING * (self.burst + self.rate) else now + missing / (self.haste * self.rate)
 
     def heard_enough_at(self, cost: float, now: float, traffic: Traffic, ahead: float = 0.0) -> float:
         """When `cost` may go after `ahead`, as far as what is under way allows while the rate is a guess.
@@ -207,7 +209,7 @@ class Pace:
         if since < 0.25:
             return
         self._grown_at = now
-        if self.level(now) >= self.burst:
+        if self.level(now) >= self.burst and self.haste == 1:
             return
         if self._fallen_from and now >= self._try_at:
             if self._is_trying:  # and was not refused: it is over
@@ -290,6 +292,10 @@ class Pace:
         self._measured, self._slow, self._is_guess = rate, GROW, False
         self._fallen_from, self._is_trying, self._refused_at = 0.0, False, []
         self._set(CLOSE * rate, now)
+
+    def settle_on_more(self) -> None:
+        """What was known gets through, and more than that: no window is kept any more, and growth is fast."""
+        self._slow, self.haste = RECOVER, 1.0
 
     def _trust_same_again(self, departure: Departure) -> None:
         """If it is always the same rate that is refused, what was not used before is lost, and that rate is the limit.

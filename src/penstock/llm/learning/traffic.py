@@ -151,6 +151,11 @@ class Traffic:
         for index in range(max(0, departure.number + 1 - self._first), len(log)):
             yield log[index]
 
+    def before(self, departure: Departure) -> Iterator[Departure]:
+        """What left before it, the last first."""
+        for index in range(min(departure.number - self._first, len(self._log)) - 1, -1, -1):
+            yield self._log[index]
+
     def between(self, first: float, last: float) -> Iterator[Departure]:
         """What left in (first, last] and was not refused."""
         begin, end = bisect_right(self._log, first, key=_at), bisect_right(self._log, last, key=_at)
