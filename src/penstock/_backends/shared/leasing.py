@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from penstock._backends.shared.asking import Writing
 from penstock._backends.shared.limit_set import SharedLimitState
 from penstock._backends.shared.queue import PAUSE_WATCHED, POLL, StoreQueue
 from penstock._backends.shared.requests import LeaseAsked, Refund, SharedRequest, Stage, StoreReceipts
 from penstock._backends.shared.state import SchedulerState
 from penstock._backends.shared.wire import Admitted, BatchInFlight, FlowName, Look, NotNow, OthersTurn
-from penstock._backends.shared.writing import Writing
 from penstock._core import lease as leases
 from penstock._core.lease import Lease, LeaseRequest, Share
 from penstock._core.subqueues import Waiter

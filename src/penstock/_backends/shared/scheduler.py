@@ -22,7 +22,7 @@ from typing import Any
 
 from penstock._backends.charges import queue_full
 from penstock._backends.shared.agreement import Agreement
-from penstock._backends.shared.asking import Asking
+from penstock._backends.shared.asking import LOOKAHEAD, Asking, Writing
 from penstock._backends.shared.leasing import Leasing
 from penstock._backends.shared.limit_set import SharedLimitSet
 from penstock._backends.shared.queue import PAUSE_WATCHED, POLL, StoreQueue
@@ -30,7 +30,6 @@ from penstock._backends.shared.requests import LeaseAsked, Refund, SharedRequest
 from penstock._backends.shared.settling import Settling
 from penstock._backends.shared.state import SchedulerState, again
 from penstock._backends.shared.wire import Admitted, BatchInFlight, BookedFor, Look, NotNow, Order, OthersTurn, Outage
-from penstock._backends.shared.writing import LOOKAHEAD, Writing
 from penstock._core.windows import CalendarWindow
 from penstock.errors import PenstockError, StoreError
 from penstock.stores.contract import Reply, Store
