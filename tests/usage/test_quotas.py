@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import pickle
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -434,6 +435,35 @@ def test_a_ledger_hears_of_grants_and_refusals(make, tmp_path):
         ("alice", "granted"),
         ("alice", "refused"),
     ]
+
+
+def test_a_store_that_does_not_answer_lets_users_through_if_it_is_to(path, monkeypatch):
+    """Also those that are new: their caps could not be read, which was an error whatever `on_outage` said."""
+    monkeypatch.setattr("penstock.usage.quotas._LOOK_AGAIN", 0.0)
+    store = SQLiteStore(path, on_outage="open", patience=0.05)
+    quotas = Quotas(store, {"requests": "1/day"})
+    assert spend(quotas, "alice", 2) == 1
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    assert spend(quotas, "alice", 1) == spend(quotas, "bob", 1) == 0
+    other.execute("ROLLBACK")
+    other.close()
+    quotas.close()
+    store.close()
+
+
+def test_a_server_that_has_lost_its_state_is_told_the_caps_again(path, make, monkeypatch):
+    """Everybody was without a cap, until the process began anew."""
+    monkeypatch.setattr("penstock.usage.quotas._LOOK_AGAIN", 0.0)
+    quotas = make({"requests": "1/day"})
+    assert spend(quotas, "alice", 2) == 1
+    other = sqlite3.connect(path)
+    tables = [name for (name,) in other.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    for table in tables:
+        other.execute(f"DELETE FROM {table}")
+    other.commit()
+    other.close()
+    assert spend(quotas, "alice", 2) == 1
 
 
 def test_two_quotas_in_one_store_are_apart(path):

@@ -97,12 +97,12 @@ class Records:
 
     # Records
 
-    def for_everybody(self, wanted: Caps | None) -> Caps:
-        """The caps for everybody; `wanted` become those first, if they are given."""
+    def for_everybody(self, wanted: Caps | None, *, is_first: bool) -> Caps:
+        """The caps for everybody; `wanted` become those if there are none, or if this is the first question."""
         plain = None if wanted is None else {"caps": plain_caps(wanted)}
 
         def put(there: Any) -> Any:
-            return there if plain is None or there == plain else plain
+            return plain if plain is not None and (is_first or there is None) else there
 
         found = self._changed(f"{self.name}/caps", put)
         return {} if found is None else self._read(lambda: read_plain_caps(found["caps"]))

@@ -28,7 +28,7 @@ from penstock import clock
 from penstock._numbers import Number, amount
 from penstock._text import repr_of
 from penstock._validation import check_hook, merge_given
-from penstock.errors import ConfigurationConflict, RateLimited, Unsatisfiable, WouldBlockEventLoop
+from penstock.errors import ConfigurationConflict, RateLimited, StoreError, Unsatisfiable, WouldBlockEventLoop
 from penstock.limiter import Limiter
 from penstock.permit import Permit
 from penstock.stores.contract import Store
@@ -165,11 +165,9 @@ class Quotas:
             if known is not None and not anew and known.is_fresh(now):
                 self._users.move_to_end(user)
                 return known
-            everybody = self._caps_for_everybody(now, anew=anew)
-            record = self._records.user(user)
-            caps = record.caps(everybody, now)
+            caps, changes_at = self._caps_of(user, known, now, anew=anew)
             if known is None or known.caps != caps:
-                limits = limits_of(caps, {*UNITS, *everybody})
+                limits = limits_of(caps, {*UNITS, *caps})
                 if known is None or not known.has_units_of(limits):
                     limiter = Limiter(
                         limits, name=self._records.used_name(user), store=self.store, on_event=self._on_event
@@ -181,18 +179,31 @@ class Quotas:
                 known = _User(limiter, caps)
             else:
                 known = _User(known.limiter, caps)
-            known.read_at, known.changes_at = now, record.changes_at(now)
+            known.read_at, known.changes_at = now, changes_at
             self._users[user] = known
             self._users.move_to_end(user)
             if len(self._users) > _MOST_USERS:  # one came, so one goes
                 self._users.popitem(last=False)
             return known
 
+    def _caps_of(self, user: str, known: _User | None, now: float, *, anew: bool) -> tuple[Caps, float]:
+        """The user's caps, and when they change by themselves next."""
+        try:
+            everybody = self._caps_for_everybody(now, anew=anew)
+            record = self._records.user(user)
+        except StoreError:
+            if anew or self.store.on_outage != "open":
+                raise
+            if known is not None:  # the limiter lets the call through, whatever its limits are
+                return known.caps, math.inf
+            return self._wanted or {} if self._for_everybody is None else self._for_everybody[1], math.inf
+        return record.caps(everybody, now), record.changes_at(now)
+
     def _caps_for_everybody(self, now: float, *, anew: bool = False) -> Caps:
         found = self._for_everybody
         if found is None or anew or not 0 <= now - found[0] < _LOOK_AGAIN:
-            wanted = self._wanted if found is None else None  # they are written once: a later process may want others
-            self._for_everybody = found = (now, self._records.for_everybody(wanted))
+            # Written once, as a later process may want others; and where a server has lost its state.
+            self._for_everybody = found = (now, self._records.for_everybody(self._wanted, is_first=found is None))
         return found[1]
 
     def _settle_conflict(self, user: str) -> None:
