@@ -130,6 +130,27 @@ def test_a_row_of_csv_is_a_request():
     ]
 
 
+def test_braces_that_are_meant_as_such_are_written_twice():
+    """As in Python's own templates: many prompts show the JSON that they ask for."""
+    prompt = Prompt('Answer {{"tone": "{tone}"}} to {text}, or {{{text}}}; a { alone is one')
+    (_, row), _ = read(CSV.encode(), name="in.csv", prompt=prompt)
+    (message,) = row["messages"]
+    assert message["content"] == 'Answer {"tone": "kind"} to one, two, or {one, two}; a { alone is one'
+    with pytest.raises(FormatError, match=r"no column '\"a\": 1'; .*; a brace that is meant as one is written twice"):
+        read(CSV.encode(), name="in.csv", prompt=Prompt('{"a": 1} {text}'))
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in"])
+@pytest.mark.parametrize(("delimiter", "word"), [(";", "semicolon"), ("\t", "tab")])
+def test_values_between_semicolons_or_tabs_are_read(name, delimiter, word):
+    """Spreadsheets write them so where a comma is a decimal point."""
+    content = 'id;text\n1;"one; two"\n2;3,5\n'.replace(";", delimiter).encode()
+    asked = [row["messages"][0]["content"] for _, row in read(content, name=name, prompt=Prompt("{text}"))]
+    assert asked == [f"one{delimiter} two", "3,5"]
+    with pytest.raises(FormatError, match=f"a value with a {word} in it stands in quotes"):
+        read(content + f"3{delimiter}4{delimiter}5\n".encode(), name=name, prompt=Prompt("{text}"))
+
+
 def test_tabs_and_marks_are_read_too():
     content = "\ufefftext\tmodel\nhello, you\tm2\n".encode()
     ((_, row),) = read(content, name="in.tsv.gz", prompt=Prompt("{text}"))

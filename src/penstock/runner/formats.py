@@ -45,7 +45,7 @@ class Prompt:
     """How a row of CSV becomes a request.
 
     Attributes:
-        template: The user's message, with `{column}` for the value of a column.
+        template: The user's message, with `{column}` for the value of a column, and `{{` and `}}` for braces.
         model: What the body asks for; None where it is set otherwise.
     """
 
@@ -53,8 +53,9 @@ class Prompt:
     model: str | None = None
 
 
-_COLUMN = re.compile(r"\{([^{}]*)\}")
+_COLUMN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _NAMES = ("custom_id", "id")
+_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 
 _OPEN_OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{[ \t\r]*\n")
@@ -333,12 +334,15 @@ def _is_table(name: str) -> bool:
 def _table(chunks: Iterator[bytes], name: str, prompt: Prompt) -> Numbered:
     """A request for each row of CSV, whose first row names the columns."""
     lines = io.TextIOWrapper(io.BufferedReader(_Raw(chunks)), encoding="utf-8-sig", newline="")
-    delimiter = "\t" if ".tsv" in name.lower() else ","
-    table = csv.DictReader(lines, delimiter=delimiter, strict=True)
     csv.field_size_limit(MAX_LINE)
+    table: csv.DictReader[str] = csv.DictReader(())
     try:
+        head = lines.readline(MAX_LINE)
+        # Where a comma is a decimal point, spreadsheets write semicolons.
+        delimiter = "\t" if ".tsv" in name.lower() else next((each for each in _DELIMITERS if each in head), ",")
+        table = csv.DictReader(itertools.chain([head], lines), delimiter=delimiter, strict=True)
         columns = list(table.fieldnames or ())
-        wanted_columns = _COLUMN.findall(prompt.template)
+        wanted_columns = [found[1] for found in _COLUMN.finditer(prompt.template) if found[1] is not None]
         if not wanted_columns:
             raise FormatError(
                 "--prompt names no column, so that every row would ask the same: write it like 'Translate into French: "
@@ -346,7 +350,10 @@ def _table(chunks: Iterator[bytes], name: str, prompt: Prompt) -> Numbered:
             )
         for wanted in wanted_columns:
             if wanted not in columns:
-                raise FormatError(f"--prompt: there is no column {wanted!r}; there are {', '.join(columns) or 'none'}")
+                braces = "; a brace that is meant as one is written twice" if "{{" not in prompt.template else ""
+                raise FormatError(
+                    f"--prompt: there is no column {wanted!r}; there are {', '.join(columns) or 'none'}{braces}"
+                )
         twice = next((column for column in wanted_columns if columns.count(column) > 1), None)
         if twice is not None:
             raise FormatError(f"--prompt: {name or 'the file'} has several columns {twice!r}: name them apart")
@@ -355,7 +362,8 @@ def _table(chunks: Iterator[bytes], name: str, prompt: Prompt) -> Numbered:
                 raise FormatError(
                     f"{name or 'the file'}: the row that ends in line {table.line_num} has "
                     f"{'more' if None in row else 'fewer'} values than the {len(columns)} columns: "
-                    'a value with a comma in it stands in quotes, as in 1,"one, two"'
+                    f"a value with a {_DELIMITERS[delimiter]} in it stands in quotes, as in "
+                    f'1{delimiter}"one{delimiter} two"'
                 )
             yield number, json.dumps(_request(row, columns, prompt)).encode()
     except csv.Error as error:
@@ -365,7 +373,7 @@ def _table(chunks: Iterator[bytes], name: str, prompt: Prompt) -> Numbered:
 
 
 def _request(row: Mapping[str, Any], columns: Iterable[str], prompt: Prompt) -> dict[str, Any]:
-    text = _COLUMN.sub(lambda found: row.get(found[1]) or "", prompt.template)
+    text = _COLUMN.sub(lambda found: found[0][0] if found[1] is None else row.get(found[1]) or "", prompt.template)
     request: dict[str, Any] = {} if prompt.model is None else {"model": prompt.model}
     if prompt.model is None and row.get("model"):
         request["model"] = row["model"]
