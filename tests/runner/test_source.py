@@ -263,3 +263,15 @@ def test_a_name_takes_a_few_bytes_however_long_it_is():
         assert names.add(custom_id_digest(f"{number}" + "x" * 100))
     assert not any(names.add(custom_id_digest(f"{number}" + "x" * 100)) for number in range(100_000))
     assert sum(map(sys.getsizeof, names._parts)) / 100_000 <= 10
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_said(tmp_path):
+    """What is left of the row in the middle of which it ends now would be among the errors, and the rest nowhere."""
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b'{"a": 1}\n' * 1_000_000)
+    with path.open("rb", buffering=0) as file:
+        rows = iter(Lines(file.fileno(), name="in.jsonl"))
+        next(rows)
+        os.truncate(path, 100)
+        with pytest.raises(formats.FormatError, match=r"in\.jsonl became shorter while it was read"):
+            list(rows)

@@ -245,7 +245,10 @@ class Lines:
         if not self.is_regular:
             while not self._stopped and not is_readable(self._file, 0.25):
                 pass
-        return b"" if self._stopped else os.read(self._file, _CHUNK)
+        chunk = b"" if self._stopped else os.read(self._file, _CHUNK)
+        if not chunk and self.is_regular and os.fstat(self._file).st_size < os.lseek(self._file, 0, os.SEEK_CUR):
+            raise formats.FormatError(f"{self.name} became shorter while it was read: what was answered of it is kept")
+        return chunk
 
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
