@@ -52,7 +52,7 @@ MISSED: dict[tuple[str, str, str], Goal] = {
     ("auto", THROTTLED_FIXED, "retry-after"): Goal(10, 0.85),
     ("auto", THROTTLED_FIXED, "nothing"): Goal(10, 0.85),
     ("auto", LITELLM_REQUESTS, "headers"): Goal(5, 0.90),
-    ("auto", LITELLM_TOKENS, "headers"): Goal(100, 0.60),
+    ("auto", LITELLM_TOKENS, "headers"): Goal(160, 0.60),
     ("limits given", COUNTER, "headers"): Goal(5, 0.90),
     ("limits given", THROTTLED_SLIDING, "headers"): Goal(5, 0.90),
 }
