@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import httpx2
 import openai
 import pytest
 
-from penstock import Limiter, per_minute
+from penstock import Limiter, per_minute, turn
 from penstock.llm.clients import limit_client, limits_of
 from penstock.llm.copies import copied, library_of
 
@@ -68,6 +69,7 @@ WAYS = {
     "list": lambda sdk: sdk.listed[0].get(URL),
     "dict": lambda sdk: sdk.named["sync"].get(URL),
     "tuple": lambda sdk: sdk.tuple[1][0].get(URL),
+    "slot": lambda sdk: sdk.inner.send(),
     "below": lambda sdk: sdk.inner.http_again.get(URL),
 }
 
@@ -159,4 +161,47 @@ def test_a_subclass_that_its_sdk_could_not_copy_is_limited_all_the_same():
     assert type(client) is Tenant
     assert client.tenant == "acme"
     assert limiter.statistics().granted == 1
+    assert list(limits_of(client)) == ["every model"]
+
+
+class Threads(SDK):
+    """Sends from threads of its own, as Cohere's does to embed many texts."""
+
+    def __init__(self, executor):
+        super().__init__()
+        self._executor = executor
+
+    def embed(self):
+        return list(self._executor.map(lambda _: self.inner.send(), range(2)))
+
+
+def test_a_turn_holds_in_the_threads_that_an_sdk_sends_from():
+    limiter = Limiter(requests=per_minute(60))
+    with ThreadPoolExecutor(2) as executor:
+        given = Threads(executor)
+        client = limit_client(given, limiter)
+        assert client.embed() == [200, 200]
+        limiter.pause(30)
+        with turn(max_wait=0):
+            assert client.embed() == [429, 429]
+        assert given._executor is executor
+
+
+class Slotted:
+    """Has nothing but slots."""
+
+    __slots__ = ("__http", "other")
+
+    def __init__(self):
+        self.__http = SDK().inner.http
+
+    def send(self):
+        return self.__http.get(URL).status_code
+
+
+def test_a_client_that_has_nothing_but_slots_is_limited():
+    given, limiter = Slotted(), Limiter(requests=per_minute(60))
+    client = limit_client(given, limiter)
+    assert (given.send(), limiter.statistics().granted) == (200, 0)
+    assert (client.send(), limiter.statistics().granted) == (200, 1)
     assert list(limits_of(client)) == ["every model"]

@@ -14,6 +14,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
@@ -25,7 +26,7 @@ from penstock._validation import read_wait
 from penstock.events import Refused, ServiceEvent
 from penstock.llm import tables
 from penstock.llm.accounts import Accounts
-from penstock.llm.copies import copied, http_clients_in, library_of
+from penstock.llm.copies import Carrying, copied, http_clients_in, library_of
 from penstock.llm.endpoints import Endpoint, Endpoints
 from penstock.llm.exchange import MAX_PAUSE, NoLimitsKnown, Plan, Rules, checked_cost, checked_pause, content_of
 from penstock.llm.given import GivenEndpoint, by_limiter, nothing_to_see, published
@@ -193,6 +194,8 @@ def _limited(client: Any, rules: Rules) -> Any:
         rules = replace(rules, raises=_coheres_own)
     rules = replace(rules, owner=client)  # which may close its connections when it is collected
     limited = copied(client, lambda inner: limited_client(inner, rules))
+    if limited is not None and isinstance(getattr(limited, "_executor", None), Executor):
+        limited._executor = Carrying(limited._executor)
     if limited is not None and "google" in packages:
         _keep_google_to_httpx(limited)
     return minding(limited) if hasattr(limited, "request") and hasattr(limited, "with_options") else limited

@@ -2,6 +2,7 @@
 
     copied(client, replace)    the copy, or None if no HTTP client is found in it
     http_clients_in(client)    those that it has
+    Carrying(executor)         the same threads, which know the blocks that a call is made in
 
 Some SDKs have `copy(http_client=…)`; most keep their HTTP client some objects deep, and hand it around as bound methods
 and closures. So the objects between the client and its HTTP clients are copied, and what they refer to is moved to the
@@ -10,12 +11,14 @@ copies. Everything else is shared: keys, settings, locks, executors. The origina
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import types
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from typing import Any
 
-__all__ = ["copied", "http_clients_in", "library_of", "uncollected"]
+__all__ = ["Carrying", "copied", "http_clients_in", "library_of", "uncollected"]
 
 _NOBODYS = frozenset({"builtins", "abc", "typing", "collections", "contextlib", "enum", "pydantic"})
 _DEEPEST = 12
@@ -32,9 +35,8 @@ def copied(client: Any, replace: Callable[[Any], Any]) -> Any | None:
         copies[number] = _shallow(each)
     move = _Mover(copies)
     for number in affected:
-        attributes = vars(copies[number])
-        for name, value in list(attributes.items()):
-            attributes[name] = move(value)
+        for name, value in _held_by(copies[number]).items():
+            _set(copies[number], name, move(value))
     return copies[id(client)]
 
 
@@ -46,8 +48,7 @@ def http_clients_in(client: Any) -> list[Any]:
 def _found_in(client: Any) -> _Found:
     packages = {base.__module__.partition(".")[0] for base in type(client).__mro__} - _NOBODYS
     found = _Found(packages)
-    if hasattr(client, "__dict__"):
-        found.walk(client)
+    found.walk(client)
     return found
 
 
@@ -67,6 +68,21 @@ def uncollected(kind: type) -> type:
     )
 
 
+class Carrying(Executor):
+    """The threads that a client sends from, as Cohere's does to embed many texts: with the caller's context in them."""
+
+    def __init__(self, inner: Executor) -> None:
+        self._inner = inner
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Have something done by one of the threads."""
+        return self._inner.submit(contextvars.copy_context().run, fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the threads."""
+        self._inner.shutdown(wait, cancel_futures=cancel_futures)
+
+
 class _Found:
     """The objects of an SDK that hang together, and the HTTP clients among them."""
 
@@ -83,7 +99,7 @@ class _Found:
             if id(each) in self.objects:
                 continue
             self.objects[id(each)] = each
-            for value in vars(each).values():
+            for value in _held_by(each).values():
                 for inner in _referred(value):
                     if library_of(inner) is not None:
                         self.http_clients[id(inner)] = inner
@@ -94,10 +110,8 @@ class _Found:
                     self._users.setdefault(id(inner), []).append(id(each))
 
     def _is_of_the_sdk(self, value: Any) -> bool:
-        return (
-            hasattr(value, "__dict__")
-            and not isinstance(value, (type, types.ModuleType, types.FunctionType))
-            and any(base.__module__.partition(".")[0] in self._packages for base in type(value).__mro__)
+        return not isinstance(value, (type, types.ModuleType, types.FunctionType)) and any(
+            base.__module__.partition(".")[0] in self._packages for base in type(value).__mro__
         )
 
     def leading_to_http_clients(self) -> dict[int, Any]:
@@ -143,14 +157,41 @@ def _shallow(value: Any) -> Any:
     """A copy of an object, made without asking it: it may well answer for attributes that it does not have yet."""
     kind: Any = type(value)
     made: Any = object.__new__(uncollected(kind) if hasattr(kind, "__del__") else kind)
-    vars(made).update(vars(value))
+    for name, inner in _held_by(value).items():
+        _set(made, name, inner)
+    return made
+
+
+def _held_by(value: Any) -> dict[str, Any]:
+    """What an object holds, by the names of its attributes: those of its `__dict__`, and those in slots."""
+    held = dict(getattr(value, "__dict__", {}))
+    kind: Any = type(value)
+    for name in _slots_of(kind):
+        try:
+            held[name] = object.__getattribute__(value, name)
+        except AttributeError:  # not filled
+            continue
+    return held
+
+
+def _set(target: Any, name: str, value: Any) -> None:
+    kind: Any = type(target)
+    if name in _slots_of(kind):
+        object.__setattr__(target, name, value)
+    else:
+        vars(target)[name] = value
+
+
+@functools.cache
+def _slots_of(kind: Any) -> frozenset[str]:
+    """The names of a class's slots, as attributes have them."""
+    names = set()
     for base in kind.__mro__:
         slots = base.__dict__.get("__slots__", ())
         for slot in (slots,) if isinstance(slots, str) else slots:
-            name = f"_{base.__name__.lstrip('_')}{slot}" if slot.startswith("__") and not slot.endswith("__") else slot
-            if slot not in {"__dict__", "__weakref__"} and hasattr(value, name):
-                object.__setattr__(made, name, getattr(value, name))
-    return made
+            is_private = slot.startswith("__") and not slot.endswith("__")
+            names.add(f"_{base.__name__.lstrip('_')}{slot}" if is_private else slot)
+    return frozenset(names - {"__dict__", "__weakref__"})
 
 
 class _Mover:
