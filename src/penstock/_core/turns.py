@@ -90,10 +90,11 @@ class LimitState:
 
     def _weigh(self) -> None:
         limit = self.limit
-        # Places have no throughput: a whole set of them counts as one second of it. Nor has what is unlimited: it
-        # counts as nothing.
+        # Places have no throughput, and a period of the calendar comes back at once: a whole set of them counts as one
+        # second of it. What is unlimited counts as nothing.
         plain = 1.0 if limit.capacity < math.inf else math.inf
-        self.throughput: float = limit.amount / getattr(limit, "per", 1.0) if hasattr(limit, "amount") else plain
+        per = limit.per if isinstance(limit, Rate | Sliding) else 1.0
+        self.throughput: float = limit.amount / per if hasattr(limit, "amount") else plain
 
     def ready_at(self, amount: float, now: float) -> float:
         """When `amount` could be charged here: after any pause, and when the meter allows."""

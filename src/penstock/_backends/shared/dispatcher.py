@@ -473,18 +473,26 @@ def _probe(dispatcher_ref: ref[Dispatcher], lost: Outage, inbox: Inbox) -> None:
     dispatcher, beside = dispatcher_ref(), None
     if dispatcher is not None and dispatcher.scheduler.outage is not lost:
         beside = dispatcher.store.beside()
+    del dispatcher  # not held while this thread sleeps
     try:
-        pause = RETRY[0]
-        while dispatcher is not None:
-            dispatcher = None  # not held while this thread sleeps
-            time.sleep(pause * CHANCE.uniform(0.5, 1.0))
-            pause = min(2 * pause, RETRY[1])
-            dispatcher = dispatcher_ref()
-            if dispatcher is not None and not dispatcher.probe(lost, beside, inbox):
-                return
+        _probe_until_there_is_an_answer(dispatcher_ref, lost, beside, inbox)
     finally:
         if beside is not None:
             beside.disconnect()
+
+
+def _probe_until_there_is_an_answer(
+    dispatcher_ref: ref[Dispatcher], lost: Outage, beside: Store | None, inbox: Inbox
+) -> None:
+    """By itself, as this loop goes back on a condition."""
+    pause = RETRY[0]
+    while True:
+        time.sleep(pause * CHANCE.uniform(0.5, 1.0))
+        pause = min(2 * pause, RETRY[1])
+        dispatcher = dispatcher_ref()
+        if dispatcher is None or not dispatcher.probe(lost, beside, inbox):
+            return
+        del dispatcher
 
 
 def _stop_all() -> None:
