@@ -300,7 +300,7 @@ async def test_cancelled_calls_are_charged_or_not_and_never_in_between(make):
             granted.append(await quotas.acquire("alice"))
 
     async with anyio.create_task_group() as group:
-        for number in range(60):
+        for number in range(40):
             group.start_soon(call, number * 0.0005)
     await granted[0]._decider().refresh() if granted else None
     with anyio.fail_after(30):
