@@ -44,8 +44,8 @@ _ADVICE = (
     (r"\d\s\d|\d'\d|\.\d+\.", 'thousands are written "1,000", "1_000" or "1000"'),
     (rf"\d\s*[mgb]\s*{PER}", "k is a thousand, M a million, G and B are 10⁹, and m would be a thousandth or a million"),
     (
-        r"(?i)\b(?:sliding|window)\b",
-        "a sliding window is sliding(100, per=10); it has no burst of its own",
+        r"(?i)\b(?:sliding|fixed|window)\b",
+        "a window is sliding(100, per=10), or by the clock calendar(100, 10); it has no burst",
     ),
     (rf"{PER}\s*\d*\s*M$", 'M would be a minute or a month: write "min", or use calendar(…, "month")'),
     (
