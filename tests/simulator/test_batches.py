@@ -7,6 +7,7 @@ import json
 import anyio
 import pytest
 
+from penstock import clock
 from penstock.simulator import Batches, Faults, Simulation, fingerprint
 from tests.simulator.in_process import CHAT, Client
 
@@ -58,6 +59,23 @@ async def test_a_batch_goes_from_validating_to_completed(virtual_time):
         assert (line["custom_id"], line["error"], line["response"]["status_code"]) == (f"row-{n}", None, 200)
         content = line["response"]["body"]["choices"][0]["message"]["content"]
         assert content.startswith(fingerprint(f"question {n}"))
+
+
+async def test_a_batch_is_told_as_of_one_moment(virtual_time, monkeypatch):
+    """Also where the clock passes its end while the service looks at it: what is completed is counted, and has output."""
+    client = Client(batches=Batches(validating=1, duration=1, finalizing=1))
+    started = clock.wall()
+    ticks = iter(range(1_000_000))
+    monkeypatch.setattr(clock, "wall", lambda: started + next(ticks) * 0.4)
+    batch = await create(client, map(row, range(3)))
+    seen = []
+    while batch["status"] != "completed":
+        batch = await look(client, batch)
+        seen.append(batch["status"])
+        assert (batch["output_file_id"] is not None) == (batch["status"] == "completed")
+        assert (batch["request_counts"]["total"] == 3) == (batch["status"] != "validating")
+        assert (batch["request_counts"]["completed"] == 3) == (batch["status"] in {"finalizing", "completed"})
+    assert set(seen) == {"validating", "in_progress", "finalizing", "completed"}
 
 
 async def test_rows_that_fail_are_in_the_error_file(virtual_time):

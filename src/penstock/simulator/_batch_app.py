@@ -145,28 +145,26 @@ class BatchEndpoints:
         if problem is not None:
             return self._wrong(problem)
         file = self.library.files[wanted["input_file_id"]]
-        now = clock.wall()
-        batch = self.library.create(file, wanted["endpoint"], "24h", wanted.get("metadata"), now)
-        return Json(self.library.as_json(batch, now))
+        batch = self.library.create(file, wanted["endpoint"], "24h", wanted.get("metadata"))
+        return Json(self.library.as_json(batch))
 
     async def _list(self, request: Request) -> Response:
-        now = clock.wall()
         batches = list(self.library.batches.values())[::-1]
-        return self._page(request, batches, lambda batch: self.library.as_json(batch, now), most=100)
+        return self._page(request, batches, self.library.as_json, most=100)
 
     async def _batch(self, request: Request) -> Response:
         batch = self.library.batches.get(request.path_params["id"])
-        return self._no_batch(request) if batch is None else Json(self.library.as_json(batch, clock.wall()))
+        return self._no_batch(request) if batch is None else Json(self.library.as_json(batch))
 
     async def _cancel(self, request: Request) -> Response:
-        batch, now = self.library.batches.get(request.path_params["id"]), clock.wall()
+        batch = self.library.batches.get(request.path_params["id"])
         if batch is None:
             return self._no_batch(request)
-        status = batch.status(now)
+        status = self.library.status(batch)
         if status in ENDED or status == "cancelling":
             return self._wrong(f"Cannot cancel a batch with status '{status}'.", 409)
-        self.library.cancel(batch, now)
-        return Json(self.library.as_json(batch, now))
+        self.library.cancel(batch)
+        return Json(self.library.as_json(batch))
 
     def _no_batch(self, request: Request) -> Response:
         return self._wrong(f"No batch found with id '{request.path_params['id']}'.", 404)

@@ -94,7 +94,7 @@ class Batch:
             return "failed"
         if now >= self.cancelling:
             return "cancelled" if now >= self.ended else "cancelling"
-        if now < self.checked:
+        if not self.is_checked:
             return "validating"
         if now < self.worked:
             return "in_progress"
@@ -111,6 +111,7 @@ class Library:
         self.rules = simulation.batches
         self.files: dict[str, StoredFile] = {}
         self.batches: dict[str, Batch] = {}
+        self.now = -math.inf  # until when everything has happened: what is told later is told as of this moment
         self.executed: Counter[str] = Counter()  # rows that were worked on, by custom_id: each of them is billed
         self._random = Random(f"{simulation.seed}:ids")
         self._seen: Counter[bytes] = Counter()
@@ -125,21 +126,19 @@ class Library:
 
     # Batches ----------------------------------------------------------------------------------------------------------
 
-    def create(
-        self, file: StoredFile, endpoint: str, window: str, metadata: dict[str, str] | None, now: float
-    ) -> Batch:
+    def create(self, file: StoredFile, endpoint: str, window: str, metadata: dict[str, str] | None) -> Batch:
         """Begin a batch, which is checked a little later."""
         batch = Batch(
-            f"batch_{self._random.getrandbits(128):032x}", endpoint, file, window, metadata, now,
-            now + self.rules.window, now + self.rules.validating,
+            f"batch_{self._random.getrandbits(128):032x}", endpoint, file, window, metadata, self.now,
+            self.now + self.rules.window, self.now + self.rules.validating,
         )  # fmt: skip
         self.batches[batch.id] = batch
         return batch
 
-    def cancel(self, batch: Batch, now: float) -> None:
+    def cancel(self, batch: Batch) -> None:
         """End a batch before its time."""
-        batch.cancelling = now
-        batch.ended = now + self.rules.finalizing
+        batch.cancelling = self.now
+        batch.ended = self.now + self.rules.finalizing
 
     def advance(self, now: float) -> Iterator[None]:
         """Let happen what happened until `now`; yields now and then, as it may take long."""
@@ -150,6 +149,7 @@ class Library:
         for batch in self.batches.values():
             if batch.ended <= now and batch.is_checked and not batch.errors and batch.output is batch.failures is None:
                 yield from self._finish(batch)
+        self.now = max(self.now, now)
 
     def _check(self, batch: Batch) -> None:
         batch.is_checked = True
@@ -296,9 +296,13 @@ class Library:
         assert not isinstance(content, bytes)  # no endpoint of a batch answers with a sound
         return status, _replies.render(content) if isinstance(content, _replies.Answer) else content
 
-    def as_json(self, batch: Batch, now: float) -> dict[str, Any]:
-        """A batch as the service tells it at a moment that has come."""
-        status = batch.status(now)
+    def status(self, batch: Batch) -> str:
+        """What a batch has come to."""
+        return batch.status(self.now)
+
+    def as_json(self, batch: Batch) -> dict[str, Any]:
+        """A batch as the service tells it."""
+        now, status = self.now, self.status(batch)
         moments = {
             "in_progress_at": batch.checked if batch.is_checked and not batch.errors else math.inf,
             "finalizing_at": batch.worked if batch.worked <= batch.cancelling else math.inf,

@@ -205,7 +205,7 @@ async def test_others_may_fill_the_queue_for_a_while(virtual_time, tmp_path):
     rows = [chat(100 + n) for n in range(10)]
     with prepared(tmp_path, [chat(n) for n in range(30)] + rows, service) as made:
         file = service.library.batches[next(iter(service.library.batches))].file
-        stranger = service.library.create(file, "/v1/chat/completions", "24h", None, clock.wall())
+        stranger = service.library.create(file, "/v1/chat/completions", "24h", None)
         await made.run()
         assert made.run.counts.answered == 10
     assert any(batch.errors for batch in service.library.batches.values() if batch is not stranger)
@@ -324,10 +324,10 @@ async def test_trouble_at_any_call_is_waited_out(virtual_time, tmp_path, trouble
 
 async def test_a_batch_whose_creation_was_not_confirmed_is_found_and_not_made_twice(virtual_time, tmp_path):
     service, rows = Service(), [chat(n) for n in range(5)]
+    list(service.library.advance(clock.wall()))
     for _ in range(150):  # others' batches, more than a page of them
-        service.library.create(
-            service.library.store(b"{}", "x", "batch", clock.wall()), "/v1/embeddings", "24h", {}, clock.wall()
-        )
+        file = service.library.store(b"{}", "x", "batch", clock.wall())
+        service.library.create(file, "/v1/embeddings", "24h", {})
     service.after[1] = Lost("no answer within 600 s")
     with prepared(tmp_path, rows, service) as made:
         await made.run()
@@ -446,7 +446,7 @@ async def test_a_cancelled_batch_ends_the_run_with_what_is_done(virtual_time, tm
         async with anyio.create_task_group() as tasks:
 
             def cancel():
-                service.library.cancel(next(iter(service.library.batches.values())), clock.wall())
+                service.library.cancel(next(iter(service.library.batches.values())))
 
             tasks.start_soon(soon, 75, cancel)
             await made.run()
