@@ -6,7 +6,7 @@ binding if no call waits (`_backends.fast_path`), else by the wait loop (`_backe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Hashable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from types import coroutine
@@ -336,7 +336,7 @@ class CallByArguments(Call):
     def __call__(self, function: F, /) -> F:
         """Decorate `function`: every call is charged first. See `Limiter.__call__`."""
         name = self._binding.caller.name
-        return decorated(function, lambda _, __: self._bind, self._cost, self._settle, self._functions, name)
+        return decorated(function, lambda _, costs: self._bind(costs), self._cost, self._settle, self._functions, name)
 
     def _shown(self) -> tuple[Mapping[str, Any], dict[str, Any]]:
         terms = {name: value or None for name, value in self._functions.items()}
@@ -354,13 +354,14 @@ def check_functions(settle: Any, others: Mapping[str, Any]) -> None:
 
 def decorated(
     function: F,
-    bind_for: Callable[[tuple[Any, ...], dict[str, Any]], Callable[[Mapping[str, float]], Binding]],
+    bind: Callable[[Any, Mapping[str, float]], Binding],
     cost: Mapping[str, Any],
     settle: Settle | None,
     terms: Mapping[str, Any],
     limiter: str | None,
+    key: Callable[..., Hashable] | None = None,
 ) -> F:
-    """Decorate a function: each call costs what `cost` says of its arguments, and `bind_for` says at which limiter."""
+    """Decorate a function: each call costs what `cost` says of its arguments, bound by `bind` at its key's limiter."""
     kind = decorable_kind(function)
     owner = f"limiter {limiter} of {name_of(function)}" if limiter else f"limiter of {name_of(function)}"
     if settle is not None and kind not in {"async", "sync"}:
@@ -368,25 +369,24 @@ def decorated(
             "settle= needs a result, and a generator or a context manager has none: settle inside, on the permit of "
             "`with limiter(...)`"
         )
-    costs = {unit: chosen(unit, value, function, owner) for unit, value in cost.items()}
-    words = {name: chosen(name, value, function, owner) for name, value in terms.items()}
+    costs = {unit: _chosen(unit, value, function, owner) for unit, value in cost.items()}
+    words = {name: _chosen(name, value, function, owner) for name, value in {**terms, "key": key}.items()}
 
     def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         amounts = {unit: value(args, kwargs) if callable(value) else value for unit, value in costs.items()}
-        try:
-            binding = bind_for(args, kwargs)(amounts)
-        except CostError as error:
-            error.add_note(f"penstock: it is what the {owner} worked out as the cost of a call")
-            raise
         said = {name: value(args, kwargs) if callable(value) else value for name, value in words.items()}
-        return Call.of(binding, Terms.read(**said))
+        try:
+            return Call.of(bind(said.pop("key"), amounts), Terms.read(**said))
+        except ValueError as error:
+            error.add_note(f"penstock: it is what the {owner} worked out of the arguments of a call")
+            raise
 
     if settle is None:
         return run_inside(function, enter, enter)
     return run_inside(function, enter, enter, seen=lambda permit, result: _settle(permit, settle, result, owner))
 
 
-def chosen(option: str, value: Any, function: Callable[..., Any], owner: str) -> Any:
+def _chosen(option: str, value: Any, function: Callable[..., Any], owner: str) -> Any:
     """A value, or a function of a call's arguments as a function of `(args, kwargs)`."""
     if not callable(value):
         return value

@@ -30,6 +30,18 @@ class _Here(NamedTuple):
     blocks: tuple[turn, ...] = ()
     turn: Turn = Turn()
 
+    def without(self, block: object) -> _Here:
+        """The same without this block, where it was entered last."""
+        blocks = list(self.blocks)
+        for place in reversed(range(len(blocks))):
+            if blocks[place] is block:
+                del blocks[place]
+                break
+        rest = Turn()
+        for each in blocks:
+            rest = rest._replace(**each._said)
+        return _Here(tuple(blocks), rest)
+
 
 _here: ContextVar[_Here] = ContextVar("penstock.turn", default=_Here())  # noqa: B039 - it does not change
 
@@ -67,17 +79,19 @@ class turn:  # noqa: N801 - it reads as a word: with turn(priority=10)
 
     def __enter__(self) -> None:
         here = _here.get()
-        _here.set(_Here((*here.blocks, self), here.turn._replace(**self._said)))
+        try:
+            _here.set(_Here((*here.blocks, self), here.turn._replace(**self._said)))
+        except BaseException:
+            _here.set(here)  # a signal handler has raised, and `__exit__` will not be called
+            raise
 
     def __exit__(self, *_: object) -> None:
         # By a token this could not be done where a block ends in another context than it began in, as in a generator
         # that a framework runs in threads.
-        blocks = list(_here.get().blocks)
-        for place in reversed(range(len(blocks))):
-            if blocks[place] is self:
-                del blocks[place]
-                break
-        rest = Turn()
-        for block in blocks:
-            rest = rest._replace(**block._said)
-        _here.set(_Here(tuple(blocks), rest))
+        here = None
+        try:
+            here = _here.get()
+            _here.set(here.without(self))
+        except BaseException:
+            _here.set((here or _here.get()).without(self))  # as above
+            raise

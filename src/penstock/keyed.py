@@ -20,8 +20,8 @@ from weakref import WeakValueDictionary
 from penstock._backends import backend_over, memory_store
 from penstock._backends.base import Caller
 from penstock._backends.keyed import Key, KeyStates
-from penstock._call import Call, check_functions, chosen, decorated, show_call
-from penstock._introspect import decorable_kind, name_of
+from penstock._call import Call, check_functions, decorated, show_call
+from penstock._introspect import name_of, why_not_plain
 from penstock._numbers import Seconds, read_flag
 from penstock._text import repr_of
 from penstock._validation import LimitLike, check_findable, check_options, merge_given, read_limits, without_braces
@@ -79,6 +79,8 @@ class Keyed:
         limits_of = None if limits is None or isinstance(limits, Mapping) else limits
         if limits_of is not None and (more_limits or not callable(limits_of)):
             raise ValueError("Keyed needs either limits, or one function of the key that returns them")
+        if limits_of is not None and (why := why_not_plain(limits_of)):
+            raise ValueError(f"Keyed({name_of(limits_of)}): {why}")
         fixed = {
             **read_limits(merge_given("limits", None if limits_of else limits, {}), by_keyword=False),
             **read_limits(more_limits),
@@ -188,12 +190,8 @@ class _Decorator:
         self._given = given
 
     def __call__(self, function: F, /) -> F:
-        decorable_kind(function)
         keyed, key, amounts, settle, terms = self._given
-        key_of = chosen("key", key, function, f"Keyed of {name_of(function)}")
-        return decorated(
-            function, lambda args, kwargs: keyed[key_of(args, kwargs)]._bind, amounts, settle, terms, keyed._name
-        )
+        return decorated(function, lambda of, costs: keyed[of]._bind(costs), amounts, settle, terms, keyed._name, key)
 
     def __repr__(self) -> str:
         keyed, key, amounts, settle, terms = self._given
@@ -297,7 +295,7 @@ def _shown(limits: Mapping[str, tuple[Limit, ...]] | None, limits_of: Callable[[
 
 def _limits_for(limits_of: Callable[[Any], LimitsLike], key: Hashable) -> dict[str, tuple[Limit, ...]]:
     answer: object = limits_of(key)
-    limits = read_limits(answer, by_keyword=False) if isinstance(answer, Mapping) else {}
+    limits = read_limits(merge_given("limits", answer, {}), by_keyword=False) if isinstance(answer, Mapping) else {}
     if not limits:
         raise ValueError(
             'the function of the key must return limits, as {"requests": per_minute(60)}, not '

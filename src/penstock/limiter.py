@@ -149,7 +149,8 @@ class Limiter:
         self._quick = {}
         self._own = None
         plan = backend.plan()
-        self.__class__ = _face_of(type(self), tuple(plan.units), tuple(plan.defaults))  # type: ignore[arg-type]  # a class has a hash
+        if type(self) is Limiter:  # a subclass of a user's stays what it is
+            self.__class__ = _face_of(tuple(plan.units), tuple(plan.defaults))
 
     @classmethod
     def over(cls, backend: Backend, caller: Caller) -> Limiter:
@@ -526,7 +527,15 @@ class Limiter:
         return self._own_call().__aenter__()
 
     def __aexit__(self, kind: object, error: object, trace: object, /) -> Coroutine[Any, Any, None]:
-        return self._own_call().__aexit__(kind, error, trace)
+        own: Any = self._own
+        entered = own._entered
+        try:
+            return own.__aexit__(kind, error, trace)  # type: ignore[no-any-return]
+        except BaseException:
+            # A signal handler has raised, perhaps at its beginning.
+            if own._entered is entered and entered.__class__ is not Entered:
+                self.__exit__(kind, error, trace)
+            raise
 
     def __enter__(self) -> Permit:
         return self._own_call().__enter__()
@@ -580,21 +589,19 @@ def _made_again(recipe: list[dict[str, Any]]) -> Limiter:
 
 
 @lru_cache(256)
-def _face_of(
-    cls: type[Limiter], units: tuple[str, ...], with_default: tuple[str, ...], *, of_key: bool = False
-) -> type[Limiter]:
+def _face_of(units: tuple[str, ...], with_default: tuple[str, ...], *, of_key: bool = False) -> type[Limiter]:
     """The class of limiters with these units, some of which have a default."""
-    if cls.__call__ is not Limiter.__call__ or not are_parameters(units):
-        return cls
+    if not are_parameters(units):
+        return Limiter
     must = [unit for unit in units if unit not in with_default]
     sole = must[0] if len(must) == 1 else None
     call = calls_of_units(units, sole, {"general": Limiter.__call__}, of_key=of_key)
     call.__doc__ = Limiter.__call__.__doc__
     call.__signature__ = Limiter.__call__.__signature__  # type: ignore[attr-defined]
-    body = {"__slots__": (), "__doc__": cls.__doc__, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    return type(cls.__name__, (cls,), {**body, "__call__": call, "_units": units, "_sole": sole})
+    body = {"__slots__": (), "__doc__": Limiter.__doc__, "__module__": __name__, "__qualname__": "Limiter"}
+    return type("Limiter", (Limiter,), {**body, "__call__": call, "_units": units, "_sole": sole})
 
 
 def key_limiters(plan: ChargePlan) -> type[Limiter]:
     """The class of the limiters of keys. Internal: `Keyed` makes them, of a key that is backend, caller and calls."""
-    return _face_of(Limiter, tuple(plan.units), tuple(plan.defaults), of_key=True)
+    return _face_of(tuple(plan.units), tuple(plan.defaults), of_key=True)

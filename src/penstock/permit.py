@@ -60,10 +60,14 @@ class Permit(Grant):
 
     def cancel(self) -> None:
         """Say that the call was never sent: everything comes back, and the permit ends. Again: nothing happens."""
-        cost = self.cost
-        caller = self._caller()
-        if self._decider().cancel(self) and caller.on_event is not None:
-            emit(caller.on_event, Withdrawn(caller.name, cost, id(self)))
+        try:
+            cost = self.cost
+            caller = self._caller()
+            if self._decider().cancel(self) and caller.on_event is not None:
+                emit(caller.on_event, Withdrawn(caller.name, cost, id(self)))
+        except BaseException:
+            self._decider().cancel(self)  # as in `close`; the second time it does nothing
+            raise
 
     def close(self) -> None:
         """End the permit: give back what it holds. Again: nothing happens."""
@@ -146,7 +150,11 @@ class Permit(Grant):
         return self
 
     async def __aexit__(self, kind: object, error: object, trace: object, /) -> None:
-        self.close()
+        try:
+            self.close()
+        except BaseException:
+            self.close()
+            raise
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

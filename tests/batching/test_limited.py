@@ -165,7 +165,7 @@ async def test_a_batch_that_proves_too_large_for_the_limiter_is_split(virtual_ti
 @pytest.mark.parametrize(
     ("limits", "cost", "error"),
     [
-        ({"requests": "1/min", "tokens": "9/s"}, None, MissingUnit),
+        ({"requests": "1/min", "images": "9/s"}, None, MissingUnit),
         ({"requests": "1/min"}, {"tokns": 3}, UnknownUnit),
     ],
     ids=["missing", "unknown"],
@@ -175,6 +175,12 @@ async def test_a_wrong_cost_is_told_to_the_callers(virtual_time, limits, cost, e
     results = await outcomes(Batcher(service, cost=cost, limiter=Limiter(**limits)), list("ab"))
     assert [type(result) for result in results] == [error, error]
     assert service.calls == []
+
+
+async def test_text_costs_its_tokens_where_only_the_limiter_counts_them(virtual_time):
+    limiter = Limiter(requests="1/s", tokens="100/min")
+    assert await outcomes(Batcher(Service(), limiter=limiter), ["a" * 8, "b" * 9]) == got(["a" * 8, "b" * 9])
+    assert limiter.statistics().limits["tokens"].level == pytest.approx(100 - 2 - 3)
 
 
 async def test_a_full_line_is_told_to_the_callers_and_nothing_is_split(virtual_time):

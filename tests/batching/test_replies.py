@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import anyio
 import pytest
 
@@ -88,6 +90,7 @@ async def test_an_index_that_cannot_be_read_fails_all(virtual_time, index):
 
     errors = await outcomes(Batcher(send, index=index), list("ab"))
     assert {type(error) for error in errors} <= {AttributeError, TypeError}
+    assert re.search(r"has no attribute|Batcher\(index=...\) returned .* for an entry of the reply", str(errors[0]))
     assert len(errors) == 2
 
 

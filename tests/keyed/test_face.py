@@ -184,6 +184,10 @@ async def test_a_key_may_be_an_object_that_nobody_else_holds(virtual_time):
     assert gone() is None
 
 
+async def limits_from_a_database(key):
+    return {"requests": per_minute(5)}
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -192,9 +196,11 @@ async def test_a_key_may_be_an_object_that_nobody_else_holds(virtual_time):
         (lambda: Keyed(requests=5), "requests needs a limit"),
         (lambda: Keyed(requests=per_minute(5), ageing=0), "ageing"),
         (lambda: Keyed(lambda key: {}, max_queue=-1), "max_queue"),
+        (lambda: Keyed(limits_from_a_database), "limits_from_a_database.*it is called and not awaited"),
+        (lambda: Keyed(lambda key: {5: per_minute(5)})["alice"], "a unit is called by a string, not 5"),
     ],
 )
-def test_a_wrong_keyed_is_refused_where_it_is_made(make, message):
+def test_a_wrong_keyed_is_refused_where_it_is_made_or_used_first(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 

@@ -180,3 +180,24 @@ def test_a_grant_that_is_heard_of_is_a_frozen_value():
     assert pickle.loads(pickle.dumps(event)) == dataclasses.replace(event, call=1)
     with pytest.raises(dataclasses.FrozenInstanceError):
         event.waited = 1.0
+
+
+def test_a_subclass_of_a_users_stays_what_it_is():
+    """No class is derived from it behind its back: that would be registered, and lack what such a class must say."""
+    registered = []
+
+    class Registered(Limiter):
+        def __init_subclass__(cls, *, kind):
+            registered.append(kind)
+
+    class Ours(Registered, kind="ours"):
+        label = "mine"
+
+    limiter = Ours(requests="2/min", tokens="10/min")
+    assert type(limiter) is Ours
+    assert limiter.label == "mine"
+    assert registered == ["ours"]
+    with limiter(tokens=5) as permit:
+        assert permit.cost == {"requests": 1, "tokens": 5}
+    with pytest.raises(MissingUnit, match="how many tokens"):
+        limiter()

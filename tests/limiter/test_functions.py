@@ -125,6 +125,25 @@ def test_the_error_of_a_cost_names_limiter_unit_and_function(cost, error, keyed)
     assert called == []
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"flow": lambda user: [user]}, {"priority": lambda user: 0.5}, {"max_wait": lambda user: -1},
+     {"key": lambda user: [user]}],
+    ids=["flow", "priority", "max_wait", "key"],
+)  # fmt: skip
+def test_the_error_of_what_a_function_says_names_the_limiter_and_the_function(wrong):
+    keyed = Keyed(requests="100/day", name="openai", store=MemoryStore())
+
+    def ask(user):
+        raise AssertionError("it is not called")
+
+    with pytest.raises(ValueError, match=r"alice|0\.5|-1") as raised:
+        keyed(**{"key": lambda user: user} | wrong)(ask)("alice")
+    (note,) = raised.value.__notes__
+    assert "limiter openai of" in note
+    assert "ask worked out of the arguments" in note
+
+
 SETTLES = {
     "raises": lambda reply: 1 / 0,
     "a number of the wrong kind": lambda reply: {"tokens": 1j},

@@ -115,6 +115,46 @@ def test_a_handler_that_raises_at_any_point_takes_nothing_from_others(limits, us
         assert {point: wrong for point, wrong in found.items() if point not in LEFT_BEHIND.get(use, ())} == {}
 
 
+def run(coroutine):
+    """Run what never waits, without an event loop, which has points of its own."""
+    with suppress(StopIteration):
+        coroutine.send(None)
+
+
+async def enter_by_itself_async(limiter):
+    async with limiter:
+        pass
+
+
+async def acquire_async(limiter):
+    async with await limiter.acquire(requests=1):
+        pass
+
+
+async def cancel_async(limiter):
+    (await limiter.acquire(requests=1)).cancel()
+
+
+LEFT_BEHIND_ASYNC = {
+    enter_by_itself_async: {"Limiter.__aexit__ (call)"},
+    acquire_async: {"Permit.__aenter__ (call)", "Permit._enter (call)", "Permit.__aexit__ (call)"},
+    cancel_async: {"Permit.cancel (call)"},
+}
+
+
+@pytest.mark.parametrize("use", LEFT_BEHIND_ASYNC)
+@pytest.mark.parametrize("limits", SHAPES.values(), ids=SHAPES)
+def test_a_handler_that_raises_at_any_point_of_an_async_call_takes_nothing_from_others(limits, use):
+    def warm():
+        limiter = Limiter(**limits)
+        run(use(limiter))
+        return limiter
+
+    found, points = every_point(lambda _: raise_interrupted(), warm, lambda limiter: run(use(limiter)), what_is_wrong)
+    assert points > 3
+    assert found.keys() <= LEFT_BEHIND_ASYNC[use]
+
+
 @contextmanager
 def suppress_not_now():
     """There is room for all, so whoever is refused came in the middle of a decision."""

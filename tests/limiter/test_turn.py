@@ -10,6 +10,7 @@ import pytest
 
 from penstock import Limiter, RateLimited, clock, per_second, turn
 from penstock._turn import Turn, turn_here
+from tests.limiter.interrupts import at_point, raise_interrupted
 
 pytestmark = pytest.mark.anyio
 
@@ -162,3 +163,23 @@ def test_a_generator_that_ends_before_the_block_around_it_takes_only_its_own_alo
 def test_a_wrong_word_is_refused_before_the_block(wrong):
     with pytest.raises(ValueError, match=r"must|max_wait=-1: seconds or a timedelta"):
         turn(**wrong)
+
+
+def test_an_interrupt_at_any_point_of_entering_or_leaving_leaves_no_block_behind():
+    found = []
+
+    def use(_):
+        with turn(priority=2, flow="alice"):
+            pass
+
+    def in_a_context_of_its_own(number):
+        point = at_point(number, raise_interrupted, lambda: use(number))
+        if turn_here() != Turn():
+            found.append(point)
+        return point
+
+    number = 0
+    while contextvars.copy_context().run(in_a_context_of_its_own, number) is not None:
+        number += 1
+    assert number > 10
+    assert set(found) <= {"turn.__exit__ (call)"}  # nothing of ours runs yet: as an exception in the block

@@ -15,10 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock import testing
 from penstock._core.breaker import Breaker
 from penstock.errors import CircuitOpen, RateLimited
 from penstock.pipeline import Pipeline, circuit_breaker, fallback, timeout
 from penstock.retry import Retry, constant
+from tests.limiter.interrupts import every_point, raise_interrupted
 from tests.pipeline.calls import echo, raises
 
 anyio_test = pytest.mark.anyio
@@ -501,3 +503,52 @@ async def test_a_block_is_watched_to_its_end(virtual_time):
 
     with pytest.raises(CircuitOpen), plain():
         pass
+
+
+def test_an_interrupt_at_any_point_of_a_probe_leaves_room_for_another_one_later():
+    def half_open():
+        breaker = circuit_breaker(on=OSError, failures=1, ratio=0, open_for=1)
+        with pytest.raises(OSError, match="down"):
+            breaker(down)()
+        time.advance(1)
+        return breaker
+
+    def down():
+        raise OSError("down")
+
+    def what_is_wrong(breaker):
+        time.advance(2)
+        try:
+            breaker(lambda: None)()
+        except CircuitOpen as error:
+            return str(error)
+
+    with testing.manual_clock() as time:
+        found, points = every_point(
+            lambda _: raise_interrupted(), half_open, lambda breaker: breaker(lambda: None)(), what_is_wrong
+        )
+    assert points > 10
+    assert found == {}
+
+
+def test_an_interrupt_at_any_point_of_a_failure_breaks_no_breaker():
+    def down():
+        raise OSError("down")
+
+    def use(breaker):
+        with contextlib.suppress(OSError):
+            breaker(down)()
+
+    def what_is_wrong(breaker):
+        time.advance(60)
+        breaker(lambda: None)()
+
+    with testing.manual_clock() as time:
+        found, points = every_point(
+            lambda _: raise_interrupted(),
+            lambda: circuit_breaker(on=OSError, failures=1, ratio=0, open_for=1),
+            use,
+            what_is_wrong,
+        )
+    assert points > 10
+    assert found == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -14,6 +15,7 @@ from penstock import Limiter
 from penstock.retry import Budget, Retry, constant, current_attempt, retry_after
 from penstock.retry.call import current
 from tests.alarms import alarms
+from tests.limiter.interrupts import Interrupted, every_point
 from tests.retry.flaky import EVERY_SECOND, Flaky
 
 retry = Retry(on=ConnectionError, attempts=3, backoff=EVERY_SECOND)
@@ -242,3 +244,52 @@ def test_a_call_that_a_signal_ends_in_its_listener_is_not_charged(alarm):
     with pytest.raises(Rang), limiter:
         pass
     assert limiter.statistics().limits["requests"].level == 9
+
+
+class Ctrl_C(Interrupted, KeyboardInterrupt):  # noqa: N801 - what Control-C raises
+    pass
+
+
+def raise_control_c(_):
+    raise Ctrl_C
+
+
+def made_by_call(policy, fail):
+    policy.call_sync(fail)
+
+
+def made_by_a_loop(policy, fail):
+    for attempt in policy:
+        with attempt:
+            fail()
+
+
+def made_async(policy, fail):
+    async def fetch():
+        return fail()
+
+    with contextlib.suppress(StopIteration):
+        policy(fetch)().send(None)
+
+
+LEFT_BEHIND = {"Attempt.__exit__ (call)"}  # as an exception in the user's block: nothing of ours runs yet
+
+
+@pytest.mark.parametrize("use", [made_by_call, made_by_a_loop, made_async])
+def test_an_interrupt_at_any_point_of_a_call_leaves_the_next_ones_their_retries(use):
+    """A call that seems to be under way for ever would make all later ones stand back, and try once."""
+    policy = Retry(on=ConnectionError, attempts=3, backoff=constant(0))
+    fails = 0 if use is made_async else 1
+
+    def what_is_wrong(_):
+        flaky = Flaky(9)
+        with contextlib.suppress(ConnectionError):
+            policy.call_sync(flaky.sync)
+        current.set(None)
+        return [] if len(flaky.at) == 3 else [f"{len(flaky.at)} attempts"]
+
+    found, points = every_point(
+        raise_control_c, lambda: Flaky(fails).sync, lambda fail: use(policy, fail), what_is_wrong
+    )
+    assert points > 10
+    assert found.keys() <= LEFT_BEHIND

@@ -82,10 +82,12 @@ class Breaker:
         if ticket.term != self._term:
             return
         if self.state == "half-open":
-            self._probes_since.pop(ticket.probe, None)
-            self._passed += 1
-            if self._passed >= self._probes:
+            # One more that has passed, or the next state: an exception in between would leave no probe to come.
+            if self._passed + 1 >= self._probes:
                 self._enter("closed")
+            else:
+                self._probes_since.pop(ticket.probe, None)
+                self._passed += 1
         else:
             self._count(now, failed=False)
 
@@ -107,8 +109,8 @@ class Breaker:
             self._probes_since.pop(ticket.probe, None)
 
     def _open(self, now: float, hint: float) -> None:
-        self._enter("open")
         self._since, self._until = now, now + max(self._open_for, hint)
+        self._enter("open")
 
     def _forget_lost_probes(self, now: float) -> None:
         lost = [probe for probe, began in self._probes_since.items() if not began <= now < began + self._open_for]

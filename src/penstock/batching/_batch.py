@@ -15,6 +15,7 @@ from penstock import clock
 from penstock._concurrency import parking, tasks
 from penstock._introspect import check_answer, name_of
 from penstock._numbers import number_of
+from penstock._text import repr_of
 from penstock.batching._costs import SLACK, Cost
 from penstock.errors import PenstockError, RateLimited, Unsatisfiable
 
@@ -432,7 +433,13 @@ def _by_index(reply: Any, count: int, index: Callable[[Any], int]) -> Sequence[A
     for entry in received:
         answer = index(entry)
         check_answer("Batcher", "index", answer)
-        position = operator.index(answer)
+        try:
+            position = operator.index(answer)
+        except TypeError:
+            raise TypeError(
+                f"Batcher(index=...) returned {repr_of(answer)} for an entry of the reply: "
+                "it says which item that belongs to, counted from 0"
+            ) from None
         if not 0 <= position < count:
             # If they were counted from 1, each caller but the first would get its neighbour's. So none gets any.
             raise ReplyMismatch(

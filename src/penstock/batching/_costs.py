@@ -40,7 +40,7 @@ def read_max_cost(given: Any) -> Cost:
 def cost_function(cost: Any, max_cost: Cost, limiter: Limiter | None) -> Callable[[Any], Mapping[str, Any]] | None:
     """Bring the ways to write a cost into one: a function of the item that returns units and amounts."""
     if cost is None:
-        return _cost_of_text if max_cost else None
+        return _cost_of_text if max_cost or (limiter is not None and "tokens" in limiter.limits) else None
     if isinstance(cost, Mapping):
         for unit, amount in cost.items():
             if callable(amount):

@@ -62,12 +62,16 @@ class Attempt:
             return self._leave(*error)
         finally:
             del error  # it refers to this frame if it raises: no cycle
+            if self._call.running:
+                self._call.leave()  # a signal handler has raised before
 
     async def __aexit__(self, *error: Any) -> bool:  # noqa: PYI036
         try:
             return self._leave(*error)
         finally:
             del error
+            if self._call.running:
+                self._call.leave()  # a signal handler has raised before
 
     def _enter(self, caller: FrameType) -> None:
         if self._state != "new":

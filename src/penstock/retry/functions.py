@@ -36,34 +36,38 @@ async def call_async(
     `begun`: the first attempt has begun already, in a plain function whose result is to be awaited.
     """
     policy = call.policy
-    while True:
-        try:
-            if begun:
-                call.enter()
+    try:
+        while True:
+            try:
+                if begun:
+                    call.enter()
+                else:
+                    call.begin()
+                if policy.attempt_timeout is None:
+                    result = fn(*args, **kwargs)
+                    if type(result) is CoroutineType or is_awaitable(result):
+                        result = await result
+                else:
+                    result = await _in_time(call, fn, args, kwargs)
+            except BaseException as error:
+                delay = call.failed(error, (fn, args, kwargs))
+                if delay is None:
+                    raise
+                result = None
             else:
-                call.begin()
-            if policy.attempt_timeout is None:
-                result = fn(*args, **kwargs)
-                if type(result) is CoroutineType or is_awaitable(result):
-                    result = await result
-            else:
-                result = await _in_time(call, fn, args, kwargs)
-        except BaseException as error:
-            delay = call.failed(error, (fn, args, kwargs))
-            if delay is None:
-                raise
-            result = None
-        else:
-            call.leave()
-            if policy.on_result is None:
-                call.succeeded()
-                return result
-            delay = call.judged(result, (fn, args, kwargs))
-            if delay is None:
-                return result
-        begun = False
-        if not await wait(call, delay):
-            return call.outcome(result)
+                call.leave()
+                if policy.on_result is None:
+                    call.succeeded()
+                    return result
+                delay = call.judged(result, (fn, args, kwargs))
+                if delay is None:
+                    return result
+            begun = False
+            if not await wait(call, delay):
+                return call.outcome(result)
+    finally:
+        if call.running:
+            call.leave()  # a signal handler has raised as an attempt ended
 
 
 async def _in_time(call: Call, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -89,35 +93,39 @@ def call_sync(
     """
     policy = call.policy
     call.in_loop = False
-    while True:
-        try:
-            if begun:
-                call.enter()
+    try:
+        while True:
+            try:
+                if begun:
+                    call.enter()
+                else:
+                    call.begin()
+                result = fn(*args, **kwargs)
+            except BaseException as error:
+                delay = call.failed(error, (fn, args, kwargs))
+                if delay is None:
+                    raise
+                result = None
             else:
-                call.begin()
-            result = fn(*args, **kwargs)
-        except BaseException as error:
-            delay = call.failed(error, (fn, args, kwargs))
-            if delay is None:
-                raise
-            result = None
-        else:
-            call.leave()
-            if (
-                type(result) not in PLAIN
-                and unfinished is not None
-                and (instead := unfinished(call, (fn, args, kwargs), result)) is not None
-            ):
-                return instead
-            if policy.on_result is None:
-                call.succeeded()
-                return result
-            delay = call.judged(result, (fn, args, kwargs))
-            if delay is None:
-                return result
-        begun = False
-        if not wait_sync(call, delay):
-            return call.outcome(result)
+                call.leave()
+                if (
+                    type(result) not in PLAIN
+                    and unfinished is not None
+                    and (instead := unfinished(call, (fn, args, kwargs), result)) is not None
+                ):
+                    return instead
+                if policy.on_result is None:
+                    call.succeeded()
+                    return result
+                delay = call.judged(result, (fn, args, kwargs))
+                if delay is None:
+                    return result
+            begun = False
+            if not wait_sync(call, delay):
+                return call.outcome(result)
+    finally:
+        if call.running:
+            call.leave()  # as in `call_async`
 
 
 async def wait(call: Call, delay: float) -> bool:
