@@ -372,6 +372,14 @@ async def test_processes_agree_on_the_lease(stores):
 
 
 @pytest.mark.anyio
+async def test_a_unit_may_be_called_lease(stores):
+    """Processes agree on its limits as on any other's."""
+    await Limiter({"lease": "1000/s"}, name="x", store=stores(), lease=0.2).acquire(lease=1)
+    with pytest.raises(ConfigurationConflict, match=r"lease=1000/s, leased for 0\.2 s there"):
+        await Limiter({"lease": "900/s"}, name="x", store=stores(), lease=0.2).acquire(lease=1)
+
+
+@pytest.mark.anyio
 async def test_joined_limiters_that_are_leased_are_one_decision(stores):
     store = stores()
     org = Limiter(requests=per_second(0.01, burst=4), name="org", store=store, lease=1)

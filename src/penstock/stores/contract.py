@@ -79,10 +79,8 @@ class Terms:
         self.limits: dict[str, tuple[Limit, ...]] = dict(sorted(limits.items()))
         self.place_ttl: float = place_ttl
         self.lease: float | None = lease
-        plain: dict[str, Any] = {unit: [_plain(unit, limit) for limit in kinds] for unit, kinds in self.limits.items()}
-        if lease is not None:
-            plain["lease"] = lease  # a number, as no unit's limits are
-        self.text: str = json.dumps(plain, separators=(",", ":"))
+        units = {unit: [_plain(unit, limit) for limit in kinds] for unit, kinds in self.limits.items()}
+        self.text: str = json.dumps(units if lease is None else [units, float(lease)], separators=(",", ":"))
         self._fixed: tuple[_Numbers, ...] = ()
         self._valid_from = self._valid_until = -math.inf
 
@@ -95,8 +93,8 @@ class Terms:
         """
         try:
             plain = json.loads(text)
-            lease = plain.pop("lease") if isinstance(plain.get("lease"), float) else None
-            limits = {unit: tuple(_KINDS[kind[0]](*kind[1:]) for kind in kinds) for unit, kinds in plain.items()}
+            units, lease = plain if isinstance(plain, list) else (plain, None)
+            limits = {unit: tuple(_KINDS[kind[0]](*kind[1:]) for kind in kinds) for unit, kinds in units.items()}
             return cls(name, limits, place_ttl, lease)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError) as error:
             raise StoreError(
@@ -144,19 +142,25 @@ _KINDS: dict[str, Callable[..., Limit]] = {
 
 
 def _plain(unit: str, limit: Limit) -> list[Any]:
+    """A limit as it is written, in one way for all that are equal: 60, 60.0 and Decimal("60") are one amount."""
     if isinstance(limit, Rate):
-        return ["rate", limit.amount, limit.per, limit.burst, limit.overdraft]
+        return ["rate", _units(limit.amount), float(limit.per), _units(limit.burst), limit.overdraft]
     if isinstance(limit, Calendar):
-        return ["calendar", limit.amount, limit.period, limit.tz]
+        period = limit.period if isinstance(limit.period, str) else float(limit.period)
+        return ["calendar", _units(limit.amount), period, limit.tz]
     if isinstance(limit, Sliding):
-        return ["sliding", limit.amount, limit.per]
+        return ["sliding", _units(limit.amount), float(limit.per)]
     if isinstance(limit, InFlight):
-        return ["in flight", limit.amount, limit.ttl]
+        return ["in flight", _units(limit.amount), None if limit.ttl is None else float(limit.ttl)]
     raise ValueError(
         f"{unit}: a shared store cannot count {repr_of(limit)}, whose meter lives in one process. Use a Rate, "
         "calendar(), "
         "sliding() or in_flight(), or keep this limiter in memory"
     )
+
+
+def _units(amount: float) -> float:
+    return int(amount) if amount % 1 == 0 else float(amount)
 
 
 def _show(limit: Limit) -> str:

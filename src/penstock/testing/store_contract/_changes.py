@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import anyio
 import pytest
@@ -10,12 +11,15 @@ import pytest
 from penstock import (
     ConfigurationConflict,
     Limiter,
+    Rate,
     RateLimited,
     StoreError,
     Unsatisfiable,
     WouldBlockEventLoop,
+    calendar,
     in_flight,
     per_second,
+    sliding,
     unlimited,
 )
 from penstock.limits import Limit
@@ -42,6 +46,21 @@ class ChangeContract(StoreTests):
         late = Limiter(requests=per_second(0.01, burst=2), name="x", store=stores())
         with pytest.raises(ConfigurationConflict, match=r"100/s there, requests=0\.01/s burst 2 here"):
             await late.acquire()
+
+    @pytest.mark.anyio
+    async def test_limits_that_are_equal_are_the_same_in_every_process(self, stores: Callable[..., Store]) -> None:
+        """However their numbers are written."""
+        mine, theirs = stores(), stores()
+        equal: dict[str, tuple[Limit | str, Limit]] = {
+            "rate": ("60/min", Rate(60.0, 60, 60.0)),
+            "fraction": ("0.5/s burst 2", Rate(0.5, timedelta(seconds=1), 2.0)),
+            "window": (sliding(5, 10), sliding(5.0, timedelta(seconds=10))),
+            "period": (calendar(5, 3600), calendar(5.0, timedelta(hours=1))),
+            "places": (in_flight(5, ttl=10), in_flight(5.0, ttl=10.0)),
+        }
+        for name, (one, other) in equal.items():
+            await Limiter(requests=one, name=name, store=mine).acquire()
+            await Limiter(requests=other, name=name, store=theirs).acquire()
 
     @pytest.mark.anyio
     async def test_a_waiter_for_more_than_the_new_limits_hold_is_told(self, stores: Callable[..., Store]) -> None:
