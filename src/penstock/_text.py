@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from penstock._interruptions import is_an_interruption
 
 PLAIN = frozenset({bool, bytes, float, int, str, type(None)})
 """Types whose `repr` and comparisons raise nothing, but for a ValueError of a huge int: else a signal handler did."""
+
+_CREDENTIALS = re.compile(r"(?<=://)[^\s'\"]*@")
+"""User and password of a URL, also where they hold what they must not: a slash, an @."""
 
 
 def visible(text: str) -> str:
@@ -16,9 +21,9 @@ def visible(text: str) -> str:
 
 
 def repr_of(value: object, most: int = 500) -> str:
-    """Return the `repr` of a user's object, shortened; its type's name if the `repr` raises.
+    """Return the `repr` of a user's object, shortened, and URLs in it without credentials.
 
-    It raises of an int of more than 4,300 digits, too.
+    Where the `repr` raises, as that of an int of more than 4,300 digits does, it is the name of the type.
     """
     try:
         shown = repr(value)
@@ -26,4 +31,5 @@ def repr_of(value: object, most: int = 500) -> str:
         if is_an_interruption(raised) or (type(value) in PLAIN and not isinstance(raised, ValueError)):
             raise
         return f"<{type(value).__name__}, whose repr raised {type(raised).__name__}>"
+    shown = _CREDENTIALS.sub("***@", shown)
     return shown if len(shown) <= most else shown[: most - 3] + "..."

@@ -76,7 +76,8 @@ def test_limits_in_a_store_that_are_far_too_high_are_doubted_by_the_run_that_use
         (["--shard", "4/3"], "--shard: '4/3' is no part of a whole; write it like 2/4"),
         (["--shard", "0/3"], "--shard: '0/3'"),
         (["--store", "redis://host", "--simulate"], "--store shares the limits of a server that is not simulated"),
-        (["--store", "postgres://host", "--limits", "requests=1/s"], "'postgres://host' is no store"),
+        (["--store", "postgres://host", "--limits", "requests=1/s"], "'postgres://host' is no address of a Redis"),
+        (["--store", "limits.db", "--limits", "requests=1/s"], "'limits.db' is no store; write it like sqlite:limits"),
         (["--store", "sqlite:", "--limits", "requests=1/s"], "names no file"),
         (["--store", "sqlite:x", "--simulate", "--limits", "requests=1/s"], "of a server that is not simulated"),
         (["--shard", "1/2", "--via", "batch"], "--via batch takes whole files"),
@@ -87,6 +88,34 @@ def test_what_cannot_be_shared_is_said(tmp_path, rows, monkeypatch, capsys, opti
     assert main(["run", str(rows), "-o", str(tmp_path / "out.jsonl"), *options]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["watch", "--once"], ["quota", "list"], ["run", "--limits", "requests=1/s", "-o", "out.jsonl", "--store"]],
+)
+@pytest.mark.parametrize(
+    "address",
+    [
+        "redis://user:s3cret@127.0.0.1:1/0",
+        "valkeys://user:s3cret@127.0.0.1:1/0",
+        "rediss+sentinel://user:s3cret@127.0.0.1:1/main",
+        "redis+cluster://user:s3cret@127.0.0.1:1",
+        "postgres://user:s3cret@127.0.0.1/db",
+        "redis:/user:s3cret@127.0.0.1/0",
+    ],
+)
+def test_an_address_is_one_of_a_server_in_every_command_and_tells_no_secret(
+    command, address, tmp_path, rows, monkeypatch, capsys
+):
+    """Some were taken for paths of files, which errors show."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.chdir(tmp_path)
+    source = [str(rows)] if command[0] == "run" else []
+    assert main([command[0], *source, *command[1:], address]) in {2, 5}  # a run says that it is unfinished
+    said = capsys.readouterr().err
+    assert "s3cret" not in said
+    assert "does not answer" in said or "is no address of a Redis server" in said or "has no ://" in said
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,7 @@ class OwnConnection(redis.SSLConnection):
 
 CLIENTS = {
     "a URL": lambda to: to.url,
+    "a URL of Valkey": lambda to: to.url.replace("rediss", "valkeys"),
     "redis-py": lambda to: redis.Redis(**to.options, **to.login),
     "redis-py of a URL": lambda to: redis.Redis.from_url(to.url),
     "redis-py with a credential provider": lambda to: redis.Redis(
@@ -241,6 +242,7 @@ def made_by(library, to):
 
 SENTINELS = {
     "a URL": lambda to: to.url,
+    "a URL of Valkey": lambda to: to.url.replace("rediss", "valkeys"),
     "redis-py": lambda to: made_by(redis, to),
     "redis-py, asyncio": lambda to: made_by(redis.asyncio, to),
     "valkey-py": lambda to: made_by(valkey_py, to),

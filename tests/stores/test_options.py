@@ -9,9 +9,12 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from openai import AsyncOpenAI
 
-from penstock import Limiter, per_second
+from penstock import Keyed, Limiter, per_second
+from penstock.openai import limit_client
 from penstock.stores import RedisStore, SQLiteStore
+from penstock.usage import Quotas
 
 
 async def asynchronous(_):
@@ -118,6 +121,28 @@ def test_a_wrong_path_says_what_it_must_be(path, says):
 def test_what_is_no_server_says_what_it_must_be(server):
     with pytest.raises(ValueError, match="server must be a URL or a redis-py client, not a"):
         RedisStore(server)
+
+
+@pytest.mark.parametrize("address", ["redis://user:s3cret@h/0", "valkey://:s3/c@ret@h", "postgres://user:s3cret@h/db"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        SQLiteStore,
+        Quotas,
+        lambda address: Limiter(requests="5/s", name="x", store=address),
+        lambda address: Keyed(requests="5/s", name="x", store=[address]),
+        lambda address: limit_client(AsyncOpenAI(api_key="key"), store=address),
+        lambda address: RedisStore("redis://h", prefix=address.encode()),
+    ],
+    ids=["a file", "quotas", "a limiter", "keys", "a client", "a prefix"],
+)
+def test_an_address_in_a_wrong_place_tells_no_secret(make, address):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        make(address)
+    said = str(caught.value)
+    assert "ret@" not in said
+    assert "s3" not in said
+    assert "://***@h" in said
 
 
 @pytest.mark.anyio

@@ -16,10 +16,11 @@ from penstock.cli.frame import app
 from penstock.cli.terminal import Fault, table, write
 from penstock.runner.files import is_special
 from penstock.stores import RedisStore, SQLiteStore
+from penstock.stores._redis_url import is_address
 from penstock.usage import Quota, Quotas, Review
 from penstock.usage.words import counted, moment, named
 
-__all__ = ["SERVERS", "quota"]
+__all__ = ["quota"]
 
 quota: typer.Typer = typer.Typer(
     help="List, set and reset caps per user, of penstock.usage.Quotas.", no_args_is_help=True
@@ -35,8 +36,6 @@ Name = Annotated[str, typer.Option("--name", help="What the program calls its qu
 By = Annotated[str, typer.Option("--by", help="Who decides; it is recorded.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 
-SERVERS = ("redis://", "rediss://", "unix://", "redis+cluster://", "rediss+cluster://")
-
 
 @contextmanager
 def _opened(where: str, name: str, tz: str | None = None, *, makes: bool = False) -> Iterator[Quotas]:
@@ -45,7 +44,7 @@ def _opened(where: str, name: str, tz: str | None = None, *, makes: bool = False
     Raises:
         Fault: There are none, or an option is wrong.
     """
-    is_server = where.startswith(SERVERS)
+    is_server = is_address(where)
     path = Path(where.removeprefix("sqlite:"))
     if not is_server and not makes and not path.exists():
         raise Fault(f"there are no quotas at {path}: a program's Quotas, or penstock quota set, makes the file")

@@ -82,8 +82,10 @@ def _open(url: str) -> Store:
         if not rest.strip("/"):
             raise ValueError("sqlite: names no file; write it like sqlite:limits.db")
         return SQLiteStore(rest)
-    if kind not in {"redis", "rediss", "unix", "valkey", "valkeys"} and not kind.startswith("redis+"):
-        raise ValueError(f"{url!r} is no store; write it like sqlite:limits.db or redis://host")
     from penstock.stores import RedisStore
+    from penstock.stores._redis_url import is_address
+
+    if not is_address(url):
+        raise ValueError(f"{url!r} is no store; write it like sqlite:limits.db or redis://host")
 
     return RedisStore(url)

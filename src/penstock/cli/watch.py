@@ -18,11 +18,10 @@ from penstock import clock
 from penstock._text import visible
 from penstock.cli.files import check_place, is_part_of
 from penstock.cli.frame import app
-from penstock.cli.quota import SERVERS
 from penstock.cli.terminal import Fault, say, table, write
 from penstock.runner.files import write_beside
 from penstock.stores import RedisStore, SQLiteStore, Store
-from penstock.stores._redis_url import Address
+from penstock.stores._redis_url import Address, is_address
 from penstock.usage import History
 from penstock.usage.live import Gauge, Now, gauges_in, now_in
 from penstock.usage.words import counted, lasting
@@ -81,7 +80,7 @@ _PAGE = """<!DOCTYPE html>
 def _in_page(look: Callable[[int], str], every: float, page: Path, where: str, *, once: bool) -> None:
     """Write the screen as a page without a script, again and again; a browser that shows it reads it again as often."""
     again = "" if once else f'<meta http-equiv="refresh" content="{max(1, round(every))}">\n'
-    name = Address(where).shown if where.startswith(SERVERS) else where
+    name = Address(where).shown if is_address(where) else where
     while True:
         text = f"{name}, {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}\n\n{look(120)}"
         write_beside(page, _PAGE.format(again=again, text=html.escape(text)).encode("utf-8", "replace"))
@@ -112,7 +111,7 @@ def _looks(where: str) -> Iterator[Callable[[int], str]]:
     """
     with ExitStack() as open_now:
         path = Path(where.removeprefix("sqlite:"))
-        if where.startswith(SERVERS) or _is_store(path):
+        if is_address(where) or _is_store(path):
             store = _store(where, path)
             open_now.callback(store.close)
             yield lambda width: screen_of_store(gauges_in(store), width)
@@ -123,7 +122,7 @@ def _looks(where: str) -> Iterator[Callable[[int], str]]:
 
 def _store(where: str, path: Path) -> Store:
     try:
-        return RedisStore(where) if where.startswith(SERVERS) else SQLiteStore(path)
+        return RedisStore(where) if is_address(where) else SQLiteStore(path)
     except ValueError as error:
         raise Fault(str(error)) from None
 

@@ -13,6 +13,7 @@ import contextlib
 import importlib
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
@@ -202,6 +203,7 @@ def server_at(url: str, timeout: float) -> RedisServer:
     """The server of a URL; ValueError if it is no address of one, in words that hold no secret."""
     from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 
+    url = re.sub(r"^valkey(?=s?(\+sentinel)?://)", "redis", url)
     address = Address(url)
     kinds = {"redis": Connection, "rediss": SSLConnection, "unix": UnixDomainSocketConnection}
     if address.scheme in ("redis+sentinel", "rediss+sentinel"):

@@ -20,6 +20,13 @@ _SHORT = 3
 
 _FORGOTTEN = "Is there an @ between the password and the host?"
 
+_AN_ADDRESS = re.compile(r"(?!sqlite:)[a-z][a-z0-9+.-]+://|(?:redis|valkey)s?[:+]")
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is meant as the address of a server, right or wrong, and not as the path of a file."""
+    return _AN_ADDRESS.match(text) is not None
+
 
 def made_from(server: Any) -> str | FromEnvironment | None:
     """The address as it travels to other processes; None if it is a client."""

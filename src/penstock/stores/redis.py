@@ -103,8 +103,8 @@ class RedisStore(Store):
     Args:
         server: A URL, or your own redis-py client, of which the address and the credentials are taken, not the
             connections. `redis://[user:password@]host[:port][/db]`, `rediss://` for TLS, `unix://path`, and
-            `redis+sentinel://[user:password@]host:port[,host:port…]/service[/db]`. A cluster is recognised by any of
-            its nodes.
+            `redis+sentinel://[user:password@]host:port[,host:port…]/service[/db]`; `valkey` is the same word as
+            `redis`. A cluster is recognised by any of its nodes.
         prefix: What all keys begin with.
         group: Cluster only: a function of a limiter's name; names of one group live together, and can be joined with
             `&`.

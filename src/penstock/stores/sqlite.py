@@ -113,7 +113,7 @@ def _path_of(path: Any) -> Path:
             "SQLiteStore needs a file, which other processes can open: for this process alone, leave store= out"
         )
     if re.match(r"[a-z][a-z0-9+.-]+://", str(path)):
-        raise ValueError(f"path must be the path of a file, and {os.fspath(path)!r} is a URL")
+        raise ValueError(f"path must be the path of a file, and {repr_of(os.fspath(path))} is a URL")
     try:
         possible = b"\0" not in os.fsencode(path)
     except UnicodeEncodeError:
