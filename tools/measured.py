@@ -235,7 +235,19 @@ def keys() -> Iterator[Cells]:
         yield many, *(rows.cell(column, many) for column in ("over", "used", "calls/grant", "memory, MB"))
 
 
+def peers() -> Iterator[Cells]:
+    """Of README.md: the ways of docs/field/peers.md that most programs begin with."""
+    rows = tables("docs/field/peers.md", "Peers")[0]
+    for way in (
+        "openai", "tenacity", r"aiolimiter .*tenacity", "token-throttle", "the cookbook", "litellm .*Router",
+        r"\*\*penstock run, limits given",
+    ):  # fmt: skip
+        name = next(row[0] for row in rows.rows if re.match(way, row[0]))
+        yield name, *(rows.cell(column, name) for column in ("time / optimum", "429s", "rows lost", "CPU s"))
+
+
 QUOTED: list[tuple[str, str, Callable[[], Iterable[Cells]]]] = [
+    ("README", "| | time / optimum | 429s | rows lost | CPU s |", peers),
     ("how-to-choose", "| command | what | penstock | beside it |", measured),
     ("batching", "| | asyncio | uvloop | trio |", batches),
     ("many-calls", "| CPU an item, memory grown | asyncio | uvloop | trio |", many_calls),
@@ -261,7 +273,7 @@ def pages() -> dict[Path, str]:
     """
     texts: dict[Path, str] = {}
     for name, head, rows in QUOTED:
-        page = ROOT / f"docs/{name}.md"
+        page = ROOT / ("README.md" if name == "README" else f"docs/{name}.md")
         lines = "".join("|" + "".join(f" {cell} |".replace("  ", " ") for cell in cells) + "\n" for cells in rows())
         lines = re.sub(r"(\d)%", r"\1 %", lines)
         table = re.compile(rf"^({re.escape(head)}\n\|[-:|]+\|\n)(?:\|.*\|\n)+", re.MULTILINE)
@@ -270,6 +282,11 @@ def pages() -> dict[Path, str]:
         )
         if times != 1:
             raise LookupError(f"{page.name} has {times} tables that begin with {head}")
+    day = re.compile(r"Measured on \d{4}-\d\d-\d\d")
+    measured_on = day.search((ROOT / "docs/field/peers.md").read_text(encoding="utf-8"))
+    if measured_on is None:
+        raise LookupError("docs/field/peers.md does not say when it was measured")
+    texts[ROOT / "README.md"] = day.sub(measured_on[0], texts[ROOT / "README.md"])
     return texts
 
 
