@@ -47,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Wrong options arrive as exceptions of the option parser, which typer carries inside since 0.16 and not before.
         show = getattr(error, "format_message", None)
         if show is not None:
-            return complain(f"{show().rstrip('.')} (see penstock --help)")
+            context = getattr(error, "ctx", None)  # of the command whose options are wrong
+            path = "penstock" if context is None else context.command_path
+            return complain(f"{show().rstrip('.')} (see {path} --help)")
         if os.environ.get("PENSTOCK_TRACEBACK"):
             raise
         while isinstance(error, ExceptionGroup):

@@ -7,9 +7,9 @@ does gets all of them as one value.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
-from typing import Annotated, Any, TypeVar, cast, get_type_hints
+from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints
 
 import typer
 
@@ -38,7 +38,7 @@ app: typer.Typer = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def _penstock(
-    version: Annotated[bool, typer.Option("--version", help="Say which version this is.", is_eager=True)] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ) -> None:
     if version:
         write(__version__)
@@ -46,7 +46,7 @@ def _penstock(
 
 
 def command(
-    name: str, options: type[_Options], *, epilog: str = ""
+    name: str, options: type[_Options], *, epilog: str = "", panels: Mapping[str, Sequence[str]] | None = None
 ) -> Callable[[Callable[[_Options], int]], Callable[[_Options], int]]:
     """Add a command: a decorator of a function that takes its options and returns an exit code.
 
@@ -54,8 +54,12 @@ def command(
         name: What it is called on the command line.
         options: A dataclass, each of whose fields is `Annotated` with a `typer.Argument` or a `typer.Option`.
         epilog: What its help says at the end.
+        panels: The headings of its help, and the names of the fields below each.
     """
     hints = get_type_hints(options, include_extras=True)
+    for heading, names in (panels or {}).items():
+        for each in names:
+            get_args(hints[each])[1].rich_help_panel = heading
     parameters = [
         inspect.Parameter(
             each.name,

@@ -41,7 +41,7 @@ __all__ = [
     "the_same",
 ]
 
-SIMULATED = "requests=3500/min,tokens=90k/min"
+SIMULATED = "requests=3500/min, tokens=90k/min"
 """Limits of `--simulate` unless given: the guide's, for chat."""
 
 Units = Mapping[str, Callable[[Any], Any]]
@@ -83,8 +83,8 @@ def check_window(text: Any) -> None:
 UNITS: Units = dict.fromkeys(("requests", "tokens", "images"), _rate_or_window)
 
 LIMITS_HELP = (
-    '"requests=3500/min,tokens=90k/min burst 20k"; or FILE.json, FILE.toml with limits per model: '
-    '{"gpt-4o": {"requests": "500/min"}, "*": "auto"}'
+    'Such as "requests=3500/min, tokens=90k/min burst 20k"; or FILE.json or FILE.toml with limits per model: '
+    '{"gpt-4o": {"requests": "500/min"}, "*": "auto"}. auto: learned from the answers.'
 )
 
 _TOGETHER = ""

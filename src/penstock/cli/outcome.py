@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -56,6 +57,9 @@ def conclude(options: RunOptions, targets: Targets, outcome: Outcome) -> int:
             complain(stopped.message)
     if not (options.quiet or options.as_json):
         write("\n".join(outcome.sentences), for_people(options))
+        where = _where_failures_are(options, targets)
+        if outcome.counts.failed and where is not None:
+            write(f"what failed, and what to do: {where}", for_people(options))
     try:
         if targets.summary is not None:
             write_summary(targets.summary, outcome.summary)
@@ -71,6 +75,15 @@ def conclude(options: RunOptions, targets: Targets, outcome: Outcome) -> int:
         with suppress(OSError, ValueError):  # they are not read any more
             Events(for_people(options)).tell({"event": "end", "exit_code": code, **outcome.summary})
     return code
+
+
+def _where_failures_are(options: RunOptions, targets: Targets) -> str | None:
+    """The command that shows them, or the file that has them; None: standard error has."""
+    if targets.errors_descriptor is not None:
+        return None
+    name = shlex.quote(str(targets.errors if options.errors or is_stdout(options.out) else options.out))
+    is_found = options.errors is None or targets.errors.name.endswith("errors.jsonl")
+    return f"penstock errors {name}" if is_found else name
 
 
 def for_people(options: RunOptions) -> TextIO:

@@ -45,20 +45,24 @@ def plan(
     ] = None,
     prompt: Annotated[
         str | None,
-        typer.Option(metavar="TEMPLATE", help="What to ask for each row of CSV, with {column} for its value."),
+        typer.Option(metavar="TEMPLATE", help="For CSV: what to ask for each row. {column} stands for its value."),
     ] = None,
-    rows: Annotated[int | None, typer.Option(min=1, metavar="N", help="Look at the first N rows alone.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, metavar="N", help="Look only at the first N rows.")] = None,
     prices: Annotated[
         Path | None,
-        typer.Option(metavar="JSON", help="What models cost.", show_default="the list prices that came along"),
+        typer.Option(
+            metavar="JSON", help="A file of prices per model.", show_default="the list prices that came along"
+        ),
     ] = None,
     queue_tokens: Annotated[
         float | None,
-        typer.Option(min=1.0, metavar="TOKENS", help="By the Batch API: tokens that the batches of a model may hold."),
+        typer.Option(
+            min=1.0, metavar="TOKENS", help="With the Batch API: most tokens that the batches of a model may hold."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> int:
-    """Say what a file would take: rows, tokens, dollars, time; send nothing. Exit code 3 if rows would not be sent."""
+    """Show what a file would take: rows, tokens, dollars, time. Sends nothing. Exit code 3 if some rows are wrong."""
     limits_of, _ = limits_given(limits, account)
     return show_plan(
         file, limits_of, prices_of(prices), model=model, settings=settings or (), prompt=prompt, rows=rows,
@@ -97,7 +101,7 @@ def show_plan(
 def errors(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The results of a run, or its errors file.")],
 ) -> int:
-    """Say what failed in a run, grouped, with an example and what to do. Exit code 3 if anything did."""
+    """Show what failed in a run, grouped, with an example and what to do. Exit code 3 if anything did."""
     if out.is_dir():
         raise Fault(f"cannot read {out}: Is a directory")
     path = out if out.name.endswith("errors.jsonl") else beside(out, ".errors.jsonl")

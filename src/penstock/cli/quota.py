@@ -30,9 +30,9 @@ app.add_typer(quota, name="quota")
 Where = Annotated[
     str, typer.Argument(metavar="STORE", help="The SQLite file, or redis://…, that the program's Quotas use.")
 ]
-User = Annotated[str, typer.Argument(metavar="USER", help="As the program names the user.")]
+User = Annotated[str, typer.Argument(metavar="USER", help="The user, as the program names them.")]
 Unit = Annotated[str, typer.Argument(metavar="UNIT", help="requests, tokens, dollars…")]
-Name = Annotated[str, typer.Option("--name", help="What the program calls its quotas.")]
+Name = Annotated[str, typer.Option("--name", help="The name= of the program's Quotas.")]
 By = Annotated[str, typer.Option("--by", help="Who decides; it is recorded.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 
@@ -64,11 +64,11 @@ def _opened(where: str, name: str, tz: str | None = None, *, makes: bool = False
 @quota.command("list")
 def list_quotas(
     where: Where,
-    user: Annotated[str | None, typer.Option("--user", help="Of this user alone, also if nothing is used.")] = None,
+    user: Annotated[str | None, typer.Option("--user", help="Only this user, even if nothing is used.")] = None,
     name: Name = "quota",
     as_json: AsJson = False,
 ) -> int:
-    """Say what each user has used of each cap in this period."""
+    """Show what each user has used of each cap in this period."""
     with _opened(where, name) as quotas:
         found = quotas.all() if user is None else quotas.of(user)
     if as_json:
@@ -114,10 +114,12 @@ def set_caps(
             "--tz", help="Time zone in which days, weeks and months begin.", show_default="as of the program's caps"
         ),
     ] = None,
-    default: Annotated[bool, typer.Option("--default", help="Take the user's own caps back.")] = False,
+    default: Annotated[
+        bool, typer.Option("--default", help="Remove the user's own caps; the caps for everybody apply again.")
+    ] = False,
     name: Name = "quota",
 ) -> int:
-    """Give a user caps of their own. Programs that run go by them with their next call."""
+    """Give a user caps of their own. Running programs apply them from the next call on."""
     if default == bool(caps):
         raise Fault("give caps for the user, such as requests=100/day, or --default to take their own caps back")
     wanted: dict[str, Any] = {}
@@ -144,7 +146,7 @@ def set_caps(
 
 @quota.command("reset")
 def reset(where: Where, user: User, name: Name = "quota") -> int:
-    """Forget what a user has used. Exit code 3 if it was nothing."""
+    """Set what a user has used back to 0. Exit code 3 if it was 0 already."""
     with _opened(where, name) as quotas:
         was = quotas.reset(user)
     write(f"{visible(user)}: forgotten" if was else f"{visible(user)} has used nothing in {name!r}")
@@ -154,11 +156,11 @@ def reset(where: Where, user: User, name: Name = "quota") -> int:
 @quota.command("reviews")
 def reviews(
     where: Where,
-    pending: Annotated[bool, typer.Option("--pending", help="Those alone that are to be decided.")] = False,
+    pending: Annotated[bool, typer.Option("--pending", help="Only reviews that are not decided yet.")] = False,
     name: Name = "quota",
     as_json: AsJson = False,
 ) -> int:
-    """Say which calls beyond caps were approved or refused, and which are to be decided."""
+    """Show reviews: calls beyond a cap that were approved, refused, or are not decided yet."""
     with _opened(where, name) as quotas:
         found = quotas.reviews("pending" if pending else None)
     if as_json:
@@ -189,7 +191,7 @@ def approve(
     by: By = "",
     name: Name = "quota",
 ) -> int:
-    """Allow a user so much more until the period ends."""
+    """Approve a review: the user may use MORE units until the period ends."""
     with _opened(where, name) as quotas:
         review = quotas.approve(user, unit, more, by=by)
     write(f"{visible(user)}: {named(unit, review.allowed)} more until {moment(review.until, review.tz)}")
@@ -198,7 +200,7 @@ def approve(
 
 @quota.command("refuse")
 def refuse(where: Where, user: User, unit: Unit, by: By = "", name: Name = "quota") -> int:
-    """Refuse a review: no other is noted until the period ends."""
+    """Refuse a review. No further review of this cap is recorded until the period ends."""
     with _opened(where, name) as quotas:
         review = quotas.refuse(user, unit, by=by)
     write(f"{visible(user)}: no more {unit} until {moment(review.until, review.tz)}")

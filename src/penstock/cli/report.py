@@ -45,38 +45,43 @@ _ENDINGS = {".md": Form.markdown, ".markdown": Form.markdown, ".csv": Form.csv, 
 def report(
     ledger: Annotated[Path, typer.Argument(metavar="LEDGER", help="The file of a penstock.usage.Ledger.")],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="OUT", help="Where to write.", show_default="to the terminal")
+        Path | None,
+        typer.Option("-o", "--out", metavar="OUT", help="File to write the report to.", show_default="to the terminal"),
     ] = None,
     form: Annotated[Form | None, typer.Option("--format", show_default="by OUT's ending, else markdown")] = None,
     models: Annotated[
-        list[str] | None, typer.Option("--model", help="This model, or limiter, alone; may come again.")
+        list[str] | None, typer.Option("--model", help="Only this model or limiter. May be given several times.")
     ] = None,
     since: Annotated[
-        str | None, typer.Option(metavar="WHEN", help='Calls from then on: "2026-05-01", "2026-05-01T12:00", "30d".')
+        str | None,
+        typer.Option(metavar="WHEN", help='Only calls since then: "2026-05-01", "2026-05-01T12:00" or "30d".'),
     ] = None,
-    until: Annotated[str | None, typer.Option(metavar="WHEN", help="Calls before then.")] = None,
-    tz: Annotated[str, typer.Option("--tz", help="Time zone of the days.")] = "UTC",
+    until: Annotated[str | None, typer.Option(metavar="WHEN", help="Only calls before then.")] = None,
+    tz: Annotated[str, typer.Option("--tz", help="Time zone in which days begin.")] = "UTC",
     limits: Annotated[
         str | None,
         typer.Option(
             metavar="FILE|LIMITS",
-            help='Such as "tokens=325k/min"; or a FILE of them.',
+            help='Such as "tokens=325k/min"; or a FILE of limits.',
             show_default="as they were told last",
         ),
     ] = None,
     price: Annotated[
         float | None,
-        typer.Option(metavar="DOLLARS", help="What 1,000 tokens cost.", show_default="by the list of prices"),
+        typer.Option(metavar="DOLLARS", help="Price of 1,000 tokens.", show_default="by the list of prices"),
     ] = None,
     prices: Annotated[
         Path | None,
-        typer.Option(metavar="JSON", help="What models cost.", show_default="the list prices that came along"),
+        typer.Option(
+            metavar="JSON", help="A file of prices per model.", show_default="the list prices that came along"
+        ),
     ] = None,
     growth: Annotated[
-        float | None, typer.Option(metavar="PERCENT", help="By which use grows a week.", show_default="as it grew")
+        float | None,
+        typer.Option(metavar="PERCENT", help="Expected growth of use per week.", show_default="as it grew so far"),
     ] = None,
 ) -> int:
-    """Write the evidence for higher limits: use, minutes near a limit, waits, 429s, business days, growth, cost."""
+    """Write the case for higher limits: use, minutes near a limit, waits, 429s, business days, growth, cost."""
     if price is not None and not 0 <= price < math.inf:
         raise Fault(f"--price: {price} is no amount of dollars")
     if growth is not None and not -100 < growth < 10_000:

@@ -11,7 +11,7 @@ import typer
 from penstock.cli.limits import LIMITS_HELP
 from penstock.runner.settings import DAY, HOUR
 
-__all__ = ["RunOptions"]
+__all__ = ["PANELS", "RunOptions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,17 +21,15 @@ class RunOptions:
     file: Annotated[
         str,
         typer.Argument(
-            metavar="FILE", help="Requests: JSON lines, a JSON array or CSV, compressed or not; - for stdin."
+            metavar="FILE", help="The requests: JSON lines, a JSON array or CSV, compressed or not; - for stdin."
         ),
     ]
     out: Annotated[
         Path,
-        typer.Option("-o", "--out", help="Where results go; - for stdout. If it exists, the run goes on from there."),
+        typer.Option(
+            "-o", "--out", help="Where results go; - for stdout. If the file exists, the run goes on from it."
+        ),
     ]
-    errors: Annotated[
-        Path | None,
-        typer.Option(help="Where errors go, begun anew by each run.", show_default="OUT with .errors.jsonl"),
-    ] = None
     limits: Annotated[str | None, typer.Option(metavar="auto|FILE|LIMITS", help=LIMITS_HELP, show_default="auto")] = (
         None
     )
@@ -45,17 +43,25 @@ class RunOptions:
     ] = None
     base_url: Annotated[
         list[str] | None,
-        typer.Option(help="The server; several are one pool.", show_default="OPENAI_BASE_URL, else OpenAI's own"),
+        typer.Option(
+            metavar="URL",
+            help="Address of the server. Several are one pool.",
+            show_default="OPENAI_BASE_URL, else OpenAI's own",
+        ),
     ] = None
     api_key_env: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="VARIABLE", help="Where the key is: one for each server, or for all.", show_default="OPENAI_API_KEY"
+            metavar="VARIABLE",
+            help="Environment variable that holds the key: one for each server, or one for all.",
+            show_default="OPENAI_API_KEY",
         ),
     ] = None
     header: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME:VALUE", help="A header to send; $VARIABLE, quoted, is read from the environment."),
+        typer.Option(
+            metavar="NAME:VALUE", help="A header to send. $VARIABLE, in single quotes, is read from the environment."
+        ),
     ] = None
     simulate: Annotated[
         bool, typer.Option("--simulate", help="Send to an embedded server that enforces the limits.")
@@ -69,76 +75,110 @@ class RunOptions:
     ] = None
     prompt: Annotated[
         str | None,
-        typer.Option(metavar="TEMPLATE", help="What to ask for each row of CSV, with {column} for its value."),
+        typer.Option(metavar="TEMPLATE", help="For CSV: what to ask for each row. {column} stands for its value."),
     ] = None
-    rows: Annotated[int | None, typer.Option(min=1, metavar="N", help="Do the first N rows alone.")] = None
+    rows: Annotated[int | None, typer.Option(min=1, metavar="N", help="Send only the first N rows.")] = None
     shard: Annotated[
         str | None,
-        typer.Option(metavar="I/N", help="Of N parts of FILE do the I-th alone: 2/4, and 1/4, 3/4, 4/4 elsewhere."),
+        typer.Option(metavar="I/N", help="Send only part I of N parts of FILE, such as 2/4; other runs send the rest."),
     ] = None
     only: Annotated[
-        Literal["failed"] | None, typer.Option(help="Do those rows alone that failed in an earlier run.")
+        Literal["failed"] | None, typer.Option(help="Send only the rows that failed in an earlier run.")
     ] = None
     order: Annotated[
-        Literal["completed", "input"], typer.Option(help="Results as they come, or in the order of FILE, at the end.")
+        Literal["completed", "input"],
+        typer.Option(help="Write results as they come, or in the order of FILE at the end."),
     ] = "completed"
     changed: Annotated[
         Literal["rerun", "keep"] | None,
-        typer.Option(help="Rows that were edited since they were answered: ask again, or keep the old answers."),
+        typer.Option(help="Rows that were edited since they were answered: send again, or keep the old answers."),
     ] = None
     on_ambiguous: Annotated[
         Literal["rerun", "fail"],
-        typer.Option(help="Rows that were sent and may have been billed: send again, or give up."),
+        typer.Option(help="Rows that were sent, perhaps billed, and not answered: send again, or give up."),
     ] = "rerun"
-    journal: Annotated[
-        Path | None, typer.Option(help="Where it is written down what was sent.", show_default="OUT with .journal")
+    errors: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where failed rows go. Each run begins this file anew.", show_default="OUT with .errors.jsonl"
+        ),
     ] = None
-    max_in_flight: Annotated[int, typer.Option(min=1, help="Rows that are worked on at once.")] = 1000
-    attempts: Annotated[int, typer.Option(min=1, help="Attempts per row that may fail, the first included.")] = 8
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds an attempt may take.")] = 600.0
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the run notes what it sent, to go on after a crash.", show_default="OUT with .journal"
+        ),
+    ] = None
+    max_in_flight: Annotated[int, typer.Option(min=1, help="Most rows in progress at once.")] = 1000
+    attempts: Annotated[int, typer.Option(min=1, help="Most attempts per row, the first included.")] = 8
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that one attempt may take.")] = 600.0
     give_up_after: Annotated[
-        float, typer.Option(min=0.0, help="Seconds for which a row may be told to wait, and the server may be away.")
+        float,
+        typer.Option(min=0.0, help="Seconds that the server may ask a row to wait, or may itself be unreachable."),
     ] = DAY
     max_pause: Annotated[
-        float, typer.Option(min=0.0, help="Longest wait that the server may ask of all rows, in seconds.")
+        float, typer.Option(min=0.0, help="Longest wait, in seconds, that the server may ask of all rows.")
     ] = HOUR
     deadline: Annotated[
-        float | None, typer.Option(min=0.0, metavar="SECONDS", help="Send nothing more after so many seconds.")
+        float | None, typer.Option(min=0.0, metavar="SECONDS", help="Send nothing more after this many seconds.")
     ] = None
     max_cost: Annotated[
         float | None,
-        typer.Option(min=0.0, metavar="DOLLARS", help="Send no row that might cost more than is left of these."),
+        typer.Option(min=0.0, metavar="DOLLARS", help="Send no row that could cost more than is left of this budget."),
     ] = None
     prices: Annotated[
         Path | None,
-        typer.Option(metavar="JSON", help="What models cost.", show_default="the list prices that came along"),
+        typer.Option(
+            metavar="JSON", help="A file of prices per model.", show_default="the list prices that came along"
+        ),
     ] = None
     ledger: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write each call down for penstock report and penstock watch.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Record each call in this file, for penstock report and penstock watch."),
     ] = None
     report: Annotated[
-        Path | None, typer.Option(metavar="HTML", help="Write how it went as one page, with pictures over time.")
+        Path | None, typer.Option(metavar="HTML", help="Write a page with the run's figures, and charts over time.")
     ] = None
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, as penstock plan does.")] = False
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Send nothing; say what the run would take, as penstock plan does.")
+    ] = False
     via: Annotated[
         Literal["requests", "batch"],
-        typer.Option(help="Send each row by itself, or all by the Batch API: half the price, within a day."),
+        typer.Option(help="Send each row by itself, or all through the Batch API: half the price, within a day."),
     ] = "requests"
     queue_tokens: Annotated[
         float | None,
-        typer.Option(min=1.0, metavar="TOKENS", help="With --via batch: tokens that the batches of a model may hold."),
+        typer.Option(
+            min=1.0, metavar="TOKENS", help="With --via batch: most tokens that the batches of a model may hold."
+        ),
     ] = None
     cancel: Annotated[
         bool,
-        typer.Option("--cancel", help="With --via batch: cancel the batches under way, and merge what they have done."),
+        typer.Option(
+            "--cancel", help="With --via batch: cancel the batches in progress, and keep what they have done."
+        ),
     ] = False
     poll: Annotated[
-        float, typer.Option(min=0.1, help="With --via batch: longest pause between two looks, in seconds.")
+        float, typer.Option(min=0.1, help="With --via batch: longest time between two looks at them, in seconds.")
     ] = 60.0
     latency: Annotated[float, typer.Option(min=0.0, help="With --simulate: median seconds until an answer.")] = 0.4
-    seed: Annotated[int, typer.Option(help="With --simulate: what latencies are drawn from.")] = 0
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin OUT anew.")] = False
+    seed: Annotated[int, typer.Option(help="With --simulate: seed of the random latencies.")] = 0
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Discard OUT and begin anew.")] = False
     as_json: Annotated[
-        bool, typer.Option("--json", help="Tell how it goes, and the summary, in JSON, one object a line.")
+        bool, typer.Option("--json", help="Print progress and summary as JSON, one object per line.")
     ] = False
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False
+
+
+PANELS: dict[str, tuple[str, ...]] = {
+    "Limits and server": (
+        "limits", "account", "store", "base_url", "api_key_env", "header", "max_in_flight", "attempts", "timeout",
+        "give_up_after", "max_pause",
+    ),
+    "What is sent": ("model", "settings", "prompt", "rows", "shard", "only", "changed", "on_ambiguous"),
+    "When to stop": ("deadline", "max_cost", "prices"),
+    "What is written": ("errors", "journal", "order", "overwrite", "ledger", "report", "as_json", "quiet"),
+    "Without sending": ("dry_run", "simulate", "latency", "seed"),
+    "The Batch API": ("via", "queue_tokens", "cancel", "poll"),
+}  # fmt: skip
+"""The headings of the help, and the fields below each; the others stand before them."""

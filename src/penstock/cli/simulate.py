@@ -27,44 +27,49 @@ def _simulate(
         str,
         typer.Option(
             metavar="LIMITS",
-            help="What the server enforces on requests, tokens, images, output_tokens: 60/min, 60/min burst 5, "
-            "60/min window, 60/min sliding; with hidden: in no header.",
+            help="Limits of requests, tokens, images, output_tokens, each like 60/min, 60/min burst 5, 60/min window "
+            "or 60/min sliding. A limit with hidden after it is in no header.",
         ),
     ] = SIMULATED,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000,
     latency: Annotated[float, typer.Option(min=0.0, help="Median seconds until an answer.")] = 0.4,
-    seed: Annotated[int, typer.Option(help="What latencies are drawn from.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random latencies.")] = 0,
     dialect: Annotated[
         Literal["openai", "azure", "anthropic", "groq", "mistral", "together", "gemini", "cohere", "vllm"],
-        typer.Option(help="Whose words headers, refusals and errors are in."),
+        typer.Option(help="Whose headers, refusals and errors the server imitates."),
     ] = "openai",
     fault: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=ODDS", help="What goes wrong how often: server_error=0.02, gzip=1…"),
+        typer.Option(metavar="NAME=ODDS", help="What goes wrong, and how often: server_error=0.02, gzip=1…"),
     ] = None,
     charge: Annotated[
-        str, typer.Option(metavar="RULE", help="What admission takes: input, sum, largest; with a factor: input*1.15.")
+        str,
+        typer.Option(
+            metavar="RULE", help="What a request is charged: input, sum or largest; with a factor: input*1.15."
+        ),
     ] = "input",
     stranger: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TAKES", help="Another client of the account: requests=100,tokens=30000,begin=60,end=120."
+            metavar="TAKES", help="Another client of the account: requests=100, tokens=30000, begin=60, end=120."
         ),
     ] = None,
     change: Annotated[
         list[str] | None,
-        typer.Option(metavar="WHEN", help="How the limits change: at=60,factor=0.5; with unit=tokens, of those alone."),
+        typer.Option(
+            metavar="WHEN", help="How the limits change: at=60, factor=0.5. With unit=tokens only that limit."
+        ),
     ] = None,
     tell: Annotated[
-        Literal["openai", "remaining", "none"], typer.Option(help="What the headers of answers tell of the limits.")
+        Literal["openai", "remaining", "none"], typer.Option(help="What the headers of answers say about the limits.")
     ] = "openai",
     hints: Annotated[
         Literal["all", "retry-after", "date", "duration", "milliseconds", "message", "none"],
-        typer.Option(help="How a refusal tells the wait."),
+        typer.Option(help="How a refusal says how long to wait."),
     ] = "all",
 ) -> int:
-    """Serve an OpenAI-compatible API with faithful limits, until Ctrl-C or SIGTERM."""
+    """Serve an OpenAI-compatible API that enforces real limits, until Ctrl-C or SIGTERM."""
     simulator = _simulator()
     simulation = simulation_of(
         server_limits(limits, dict.fromkeys((*UNITS, "output_tokens"), _limit)),

@@ -37,10 +37,12 @@ _BARS = "▁▂▃▄▅▆▇█"
 @app.command("watch")
 def watch(
     where: Annotated[str, typer.Argument(metavar="WHERE", help="A ledger's file, a SQLiteStore's file, or redis://….")],
-    every: Annotated[float, typer.Option(min=0.1, max=3600, metavar="SECONDS", help="Time between two looks.")] = 2.0,
-    once: Annotated[bool, typer.Option("--once", help="Look once.")] = False,
+    every: Annotated[
+        float, typer.Option(min=0.1, max=3600, metavar="SECONDS", help="Seconds between two readings.")
+    ] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Read once, and end.")] = False,
     page: Annotated[
-        Path | None, typer.Option(metavar="HTML", help="Write it into a page, which a browser shows and reads again.")
+        Path | None, typer.Option(metavar="HTML", help="Write an HTML page that reloads itself in a browser.")
     ] = None,
 ) -> int:
     """Show what was sent in the last minute and how full each limit is, until Ctrl-C. Plain lines if piped."""
