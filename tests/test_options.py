@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import timedelta
 from decimal import Decimal
 
@@ -147,3 +148,10 @@ async def test_a_retry_is_given_a_function_and_not_the_call_of_one():
 def test_keys_are_shown_with_their_limits():
     assert repr(Keyed(requests=["60/min", "2/s"], tokens="1k/day")) == "Keyed(requests=60/min and 2/s, tokens=1000/day)"
     assert repr(Keyed(a_limiter)) == "Keyed(a_limiter)"
+
+
+def test_a_limit_that_is_no_keyword_shows_how_it_is_written():
+    with pytest.raises(
+        ValueError, match=re.escape('as in tokens="90k/min", or as one mapping, {"tokens": "90k/min"}; not')
+    ):
+        Limiter("3500/min")

@@ -35,12 +35,14 @@ class Shown(dict[str, Any]):
 
 
 def merge_given(what: str, mapping: Any, named: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Units given as one mapping and as keywords, as one mapping; `what` is for messages: "costs" or "limits"."""
+    """Units given as a mapping and as keywords, as one mapping. For messages `what` is "costs", "limits" or "caps"."""
     if mapping is None:
         return named
     if not isinstance(mapping, Mapping):
+        example = {"costs": "5", "limits": '"90k/min"', "caps": '"2M/day"'}[what]
         raise ValueError(
-            f'{what} are given by keyword, or as one mapping such as {{"tokens": 5}}, not as {repr_of(mapping)}'
+            f'{what} are given by keyword, as in tokens={example}, or as one mapping, {{"tokens": {example}}}; '
+            f"not as {repr_of(mapping)}"
         )
     for unit in mapping:
         if not isinstance(unit, str):

@@ -69,7 +69,13 @@ NEVER = (
     [
         ({}, MissingUnit, "how many tokens does this call cost"),
         ({"tokens": 1, "imagse": 2}, UnknownUnit, "this limiter knows requests, tokens"),
-        ({"token": 5}, UnknownUnit, "no limit counts 'token': this limiter knows requests, tokens"),
+        (
+            {"token": 5},
+            UnknownUnit,
+            r"^no limit counts 'token': this limiter knows requests, tokens. Did you mean tokens=…\?$",
+        ),
+        ({"tokens": 5, "maxwait": 5}, UnknownUnit, r"knows requests, tokens. Did you mean max_wait=…\?$"),
+        ({"tokens": 5, "words": 5}, UnknownUnit, "^no limit counts 'words': this limiter knows requests, tokens$"),
         ({"tokens": 12_000}, Unsatisfiable, NEVER),
         ({"tokens": math.nan}, CostError, "not nan"),
         ({"tokens": -1}, CostError, "not -1"),

@@ -136,6 +136,8 @@ def test_a_limiter_per_key_is_a_layer_like_a_limiter():
 def test_what_is_no_layer_is_refused():
     with pytest.raises(TypeError, match=r"layer 2 of the pipeline, 20, is neither a decorator nor a context manager"):
         Pipeline(timeout(5), 20)
+    with pytest.raises(TypeError, match=r"layer 1 of the pipeline is the class Retry: give one made .*, Retry\(…\)"):
+        Pipeline(Retry, timeout(5))
     with pytest.raises(
         TypeError, match=r"layer 2 of the pipeline, print, made None of echo: a decorator returns a function"
     ):

@@ -228,3 +228,10 @@ async def test_streams_and_context_managers_look_at_their_arguments_too(virtual_
             pass
     assert "used up the argument body, a generator," in caught.value.__notes__[0]
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("arguments", [{}, {"on": OSError, "max_attempts": 3}])
+def test_a_missing_and_an_unknown_argument_are_those_of_retry(arguments):
+    """The fields are in a class below it, whose name says nothing to a user."""
+    with pytest.raises(TypeError, match=r"^Retry\.__init__\(\)"):
+        Retry(**arguments)

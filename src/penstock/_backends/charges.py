@@ -99,7 +99,8 @@ class ChargePlan:
             if not isinstance(unit, str) or unit not in self.units:
                 known = tuple(self.units)
                 raise UnknownUnit(
-                    f"no limit{_of(self.name)} counts {unit!r}: this limiter knows {', '.join(known)}",
+                    f"no limit{_of(self.name)} counts {unit!r}: this limiter knows {', '.join(known)}"
+                    f"{_meant(unit, known)}",
                     unit=unit,
                     known=known,
                     limiter=self.name,
@@ -184,3 +185,11 @@ def queue_full(max_queue: int, wait: float, blocker: str | None, limiter: str | 
         blocked_by=blocker,
         limiter=limiter,
     )
+
+
+def _meant(unit: Any, known: Iterable[str]) -> str:
+    """A question at the end of a message, where a unit or an option is spelled nearly so."""
+    import difflib  # takes milliseconds, and nearly no program needs it
+
+    near = difflib.get_close_matches(str(unit).lower(), [*known, *sorted(RESERVED)], n=1)
+    return f". Did you mean {near[0]}=…?" if near else ""

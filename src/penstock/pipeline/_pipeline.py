@@ -32,7 +32,7 @@ class Pipeline:
         layers: More of them, inside the others: what `dataclasses.replace(pipeline, layers=...)` gives.
 
     Raises:
-        TypeError: A layer is neither.
+        TypeError: A layer is neither, or a class of ours in the place of an instance.
 
     Warns:
         PipelineOrderWarning: A limiter stands outside a retry or a hedge and none inside it. Servers count every
@@ -50,6 +50,11 @@ class Pipeline:
             if not callable(layer) and not isinstance(layer, AbstractAsyncContextManager | AbstractContextManager):
                 raise TypeError(
                     f"layer {number} of the pipeline, {repr_of(layer)}, is neither a decorator nor a context manager"
+                )
+            if isinstance(layer, type) and layer.__module__.startswith("penstock."):
+                raise TypeError(
+                    f"layer {number} of the pipeline is the class {layer.__name__}: give one made with its arguments, "
+                    f"{layer.__name__}(…)"
                 )
         object.__setattr__(self, "layers", flat)
         kinds = [getattr(layer, "_penstock_kind", "") for layer in flat]

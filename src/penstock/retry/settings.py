@@ -79,6 +79,7 @@ class RetrySettings:
         return f"Retry({', '.join(shown)})"
 
 
+RetrySettings.__init__.__qualname__ = "Retry.__init__"  # which Python's own errors name: an argument that is missing
 show_defaults(RetrySettings.__init__, backoff="exponential()", hint="retry_after", random="SystemRandom().random")
 
 _SHOWN_IF_SET: tuple[tuple[str, object], ...] = (
