@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gc
 import json
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -140,7 +141,8 @@ class OutOfCredit(BaseHTTPRequestHandler):
 
 
 def test_what_was_answered_before_the_money_ended_comes_with_the_error():
-    with ThreadingHTTPServer(("127.0.0.1", 0), OutOfCredit) as server:
+    service = type("Service", (OutOfCredit,), {})  # which counts for itself
+    with ThreadingHTTPServer(("127.0.0.1", 0), service) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/v1"
         stopped = pytest.raises(runner.RunStoppedError, match="Insufficient Balance")
@@ -225,6 +227,66 @@ def test_a_batch_that_is_under_way_while_another_thread_closes_says_so_and_keeps
         assert send([chat(0)])[0].error is None  # a new one
         send.close()
         send.close()
+
+
+def test_a_batch_that_comes_while_another_thread_closes_is_told_so(monkeypatch):
+    """At any moment of the end: behind the loop's last step nobody would have taken it, and it waited for ever."""
+    with simulator.serve(Simulation(requests="600/min")) as server, runner.Sender(server.base_url, headers=KEY) as send:
+        send([chat(0)])
+        at_the_end, may_end, told = threading.Event(), threading.Event(), []
+        end = asyncio.SelectorEventLoop.close
+
+        def end_later(loop):
+            at_the_end.set()
+            may_end.wait(30)
+            end(loop)
+
+        def late(this):
+            with pytest.raises(CancelledError):
+                this.call([chat(1)], [None], {})
+            told.append(True)
+
+        this = send._open
+        monkeypatch.setattr(asyncio.SelectorEventLoop, "close", end_later)
+        closing = threading.Thread(target=send.close)
+        closing.start()
+        assert at_the_end.wait(30)
+        batch = threading.Thread(target=late, args=(this,), daemon=True)
+        batch.start()
+        batch.join(10)
+        may_end.set()
+        closing.join()
+        late(this)  # when it is over
+        assert told == [True, True]
+
+
+def test_a_sender_that_is_collected_in_its_own_thread_ends_it(caplog):
+    """A thread cannot wait for itself; and the collector runs in whichever thread comes to it."""
+    with simulator.serve(Simulation(requests="600/min")) as server:
+        send = runner.Sender(server.base_url, headers=KEY)
+        send([chat(0)])
+        this = send._open
+        this._loop.call_soon_threadsafe(this.close)
+        this._thread.join(30)
+        assert not this._thread.is_alive()
+    assert caplog.records == []
+
+
+def test_a_thread_that_nobody_has_heard_of_ends(monkeypatch):
+    """Ctrl-C came while it began."""
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with simulator.serve(Simulation(requests="600/min")) as server, runner.Sender(server.base_url, headers=KEY) as send:
+        before = set(threading.enumerate())
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(Future, "result", interrupted)
+            send([chat(0)])
+        for thread in set(threading.enumerate()) - before:
+            thread.join(30)
+        assert not set(threading.enumerate()) - before
+        assert send([chat(0)])[0].error is None
 
 
 def test_a_sender_that_is_dropped_ends_its_thread():

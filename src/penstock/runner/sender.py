@@ -183,10 +183,18 @@ class _Open:
         self._limiter = limiter
         self._endpoints: dict[str, Endpoint] = {}
         self._process = os.getpid()
+        # Behind the end nothing is given to the loop, since nobody would take it. Reentrant: a signal's handler may
+        # close the sender in the middle of a call.
+        self._lock = threading.RLock()
+        self._has_ended = False
         started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
         self._thread = threading.Thread(target=self._run, args=(started,), name="penstock sender", daemon=True)
         self._thread.start()
-        self._loop, self._end = started.result()
+        try:
+            self._loop, self._end = started.result()
+        except BaseException:  # such as Ctrl-C: nobody will know of the thread
+            started.add_done_callback(_end_at_once)
+            raise
 
     def _run(self, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
         async def live() -> None:
@@ -204,13 +212,25 @@ class _Open:
 
     def close(self) -> None:
         """End the thread. In a process that was forked since there is none."""
-        if self._process == os.getpid() and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._end.set)
+        if self._process != os.getpid():
+            return
+        with self._lock:
+            if not self._has_ended:
+                self._has_ended = True
+                self._loop.call_soon_threadsafe(self._end.set)
+        if self._thread is not threading.current_thread():  # where the collector may well come to it
             self._thread.join(LONGEST_CLOSE)
 
     def call(self, rows: Sequence[RowLike], found: list[Result | None], options: Mapping[str, Any]) -> None:
-        """Send rows from another thread. What is on its way is dropped if that thread is interrupted."""
-        sending = asyncio.run_coroutine_threadsafe(self._send(rows, found, options), self._loop)
+        """Send rows from another thread. What is on its way is dropped if that thread is interrupted.
+
+        Raises:
+            CancelledError: It was closed before.
+        """
+        with self._lock:
+            if self._has_ended:
+                raise CancelledError
+            sending = asyncio.run_coroutine_threadsafe(self._send(rows, found, options), self._loop)
         try:
             sending.result()
         finally:
@@ -226,6 +246,13 @@ class _Open:
         if name not in self._endpoints:
             self._endpoints[name] = DiscoveredEndpoint() if self._limiter is None else Endpoint(self._limiter)
         return name, self._endpoints[name]
+
+
+def _end_at_once(started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
+    """End a thread as soon as it has begun."""
+    if started.exception() is None:
+        loop, end = started.result()
+        loop.call_soon_threadsafe(end.set)
 
 
 class _Kept(Client):
