@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import re
 import sys
 from types import SimpleNamespace
@@ -19,15 +20,24 @@ import anyio
 import anyio._backends._asyncio
 import anyio._backends._trio
 import pytest
-from hypothesis import settings
+import trio
+from hypothesis import HealthCheck, settings
 
+from penstock._chance import CHANCE
 from tests.quiet import wait_for_quiet
 from tests.stores.busy import BUSY
 
-settings.register_profile("local", deadline=None, max_examples=60)
-settings.register_profile("ci", deadline=None, max_examples=60, derandomize=True, print_blob=True)
-settings.register_profile("long", deadline=None, max_examples=5_000)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "local"))
+# The same examples in every run, so that a run tells of the change and not of chance; HYPOTHESIS_PROFILE=long looks for
+# others. A busy machine makes examples slowly too.
+profile = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("same", **profile, max_examples=60, derandomize=True, print_blob=True)
+settings.register_profile("long", **profile, max_examples=5_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or "same")
+
+# Nor does a test draw another jitter, or another order of trio's tasks, in each run; PENSTOCK_DRAWS=word draws others.
+DRAWS = os.environ.get("PENSTOCK_DRAWS", "")
+_jitter = random.Random()
+CHANCE.random, CHANCE.getrandbits = _jitter.random, _jitter.getrandbits
 
 
 def pytest_collection_modifyitems(items):
@@ -37,7 +47,10 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_setup(item):
-    """A claim about real time that failed on a busy machine is looked at again when the machine is quieter."""
+    """Begin to draw anew. A claim about real time that failed on a busy machine is looked at again when the machine is
+    quieter."""
+    for draws in (_jitter, trio._core._run._r):
+        draws.seed(DRAWS + item.nodeid)
     if getattr(item, "execution_count", 1) > 1:
         wait_for_quiet()
 

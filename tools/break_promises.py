@@ -136,7 +136,7 @@ def pytest(tree: Path, tests: tuple[str, ...], loop: str) -> bool:
     done = subprocess.run(
         [*command, *(f"tests/{test.format(loop=loop)}" for test in tests)],
         cwd=tree,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(tree / "src"), "HYPOTHESIS_PROFILE": "ci"},
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(tree / "src"), "HYPOTHESIS_PROFILE": "same"},
         capture_output=True,
         text=True,
         check=False,

@@ -48,7 +48,7 @@ def main() -> int:
     jobs = os.environ.get("JOBS", "1")
     with valkey() as url:
         # With that profile the examples are the same at every run.
-        environment = os.environ | {"HYPOTHESIS_PROFILE": "ci", "PENSTOCK_TEST_REDIS_URL": url}
+        environment = os.environ | {"HYPOTHESIS_PROFILE": "same", "PENSTOCK_TEST_REDIS_URL": url}
         subprocess.run([*MUTMUT, "run", "--max-children", jobs, *sys.argv[1:]], cwd=ROOT, env=environment, check=True)
     fates = {name: fate for name, fate in results().items() if fate != "not checked"}
     files: dict[str, Counter[str]] = {}
