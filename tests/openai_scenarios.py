@@ -120,7 +120,7 @@ async def too_large(url):
 
 
 async def max_wait(url):
-    client = limit_client(client_of(url), Limiter(requests="60/min burst 1"), max_wait=0.1)
+    client = limit_client(client_of(url), Limiter(requests="20/min burst 1"), max_wait=0.1)
     await chat(client)
     began = time.monotonic()
     try:
@@ -213,5 +213,5 @@ async def main():
 
 
 if __name__ == "__main__":
-    faulthandler.dump_traceback_later(60, exit=True)  # whoever waits for ever says where
+    faulthandler.dump_traceback_later(240, exit=True)  # whoever waits for ever says where
     asyncio.run(main())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-__all__ = ["seconds_without_a_core", "seconds_without_a_core_of_all", "wait_for_quiet"]
+__all__ = ["is_quick", "seconds_without_a_core", "seconds_without_a_core_of_all", "wait_for_quiet"]
 
 _patience = 120.0
 """Seconds that this run may still wait for a quiet machine, over all its tests."""
@@ -31,6 +31,17 @@ def _read(file: Path) -> float:
         return int(file.read_text().split()[1]) / 1e9
     except (OSError, IndexError, ValueError):
         return 0.0
+
+
+def is_quick(action, most: float) -> bool:
+    """Whether it takes less than so many seconds of a core, in one of ten tries: whatever else the machine does."""
+
+    def seconds() -> float:
+        began = time.thread_time()
+        action()
+        return time.thread_time() - began
+
+    return any(seconds() < most for _ in range(10))
 
 
 def wait_for_quiet(at_most: float = 20.0) -> None:

@@ -98,7 +98,7 @@ def test_one_429_stops_everybody_once(run):
     times = [admission.at_ns / 1e9 for admission in saw.admissions]
     gaps = sorted(later - earlier for earlier, later in pairwise(times))
     assert gaps[-1] >= 0.8  # less than a second only by as much as the 429 took to reach us
-    assert gaps[-2] < 0.6
+    assert gaps[-2] < 0.8
 
 
 def test_an_empty_account_reaches_the_caller_at_once_with_one_request_sent(run):
@@ -120,8 +120,7 @@ def test_a_request_that_can_never_fit_is_not_sent_and_says_why(run):
 def test_a_wait_that_is_too_long_fails_at_once_and_a_retry_may_wait_for_it(run):
     told = run.told["max_wait"]
     assert told["code"] == "rate_limited"
-    assert told["seconds"] < 0.4
-    assert 0.3 < told["retry_on"] <= 1.3
+    assert told["seconds"] < 1.5 < told["retry_on"] <= 3.3
     assert run.saw["max_wait"].answered == 2
 
 

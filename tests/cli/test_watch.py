@@ -158,17 +158,18 @@ def test_on_a_terminal_it_draws_over_what_it_drew(ledger):
     outer, inner = pty.openpty()
     process = started_on(inner, "watch", str(ledger), "--every", "0.1")
     os.close(inner)
-    shown, until = "", time.monotonic() + 60
-    while shown.count("LAST MINUTE") < 3 and time.monotonic() < until:
-        shown += os.read(outer, 4_096).decode()
+    drawn, until = b"", time.monotonic() + 60
+    while drawn.count(b"LAST MINUTE") < 3 and time.monotonic() < until:
+        drawn += os.read(outer, 4_096)  # which may end in the middle of a character
     process.send_signal(signal.SIGINT)
     while True:
         try:
-            shown += os.read(outer, 4_096).decode()
+            drawn += os.read(outer, 4_096)
         except OSError:  # the other end is closed
             break
     assert process.wait(60) == 0
     os.close(outer)
+    shown = drawn.decode()
     assert shown.count("LAST MINUTE") >= 3
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
 

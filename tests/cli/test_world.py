@@ -77,9 +77,11 @@ def end(server):
 
 @pytest.fixture
 def port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    """A free one, which stays so between two servers: bound and not listened at, it is given to nobody who asks for any."""
+    with socket.socket() as kept:
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", 0))
+        yield kept.getsockname()[1]
 
 
 def test_a_server_that_is_stopped_for_a_while_costs_no_row(folder, port):
@@ -119,8 +121,7 @@ def test_a_server_that_is_killed_comes_back_as_another_process(folder, port):
     assert process.returncode == 0, said
     assert len(names_in(folder / "out.jsonl")) == 200
     summary = json.loads((folder / "out.summary.json").read_text())
-    assert 200 <= summary["sent"] <= 230
-    assert summary["sent"] - 200 == summary["retries"]
+    assert summary["sent"] - 200 == summary["retries"] == summary["lost"]
     assert summary["possibly_billed_twice"] <= summary["lost"]
 
 
@@ -212,9 +213,9 @@ def test_a_name_that_no_longer_resolves_costs_no_row(folder, monkeypatch, port):
         time.sleep(2)
         away.clear()
 
-    all_answered_beside(lose, folder, f"http://service.test:{port}/v1")
+    summary = all_answered_beside(lose, folder, f"http://service.test:{port}/v1")
     end(servers.pop())
-    assert 1 <= len(asked) <= 20 + 10
+    assert 1 <= len(asked) <= summary["lost"] + 20 + 8
 
 
 def test_a_name_that_does_not_resolve_is_said_and_ends_the_run(folder, monkeypatch, capsys):

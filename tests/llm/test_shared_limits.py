@@ -160,7 +160,8 @@ asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
 
 def test_three_real_processes_keep_one_limit_that_nobody_named(tmp_path):
     """Over real sockets: 120 calls at 40 a second."""
-    simulation = Simulation(requests="2400/min burst 30", tokens="1M/min", latency=Latency(median=0.05))
+    # Half a second in which this machine may do other things.
+    simulation = Simulation(requests="2400/min burst 30", tokens="1M/min", latency=Latency(median=0.05), tolerance=0.5)
     with simulator.serve(simulation) as server:
         command = [sys.executable, "-c", PROCESS, server.base_url, str(tmp_path / "limits.db"), "40"]
         processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
