@@ -35,7 +35,7 @@ PYTEST := $(NEEDS_RANKS) PENSTOCK_OPENAI2_PYTHON="$(CURDIR)/$(VENV)-openai2/bin/
 PARTS := 1 2 3 4
 THROUGHPUT := $(shell grep -rl "pytest\.mark\.throughput" tests --include="test_*.py")
 
-.PHONY: help demo test fuzz coverage check bench docs try-it pictures mutation kills field matrix pages pins pins-field clean environment
+.PHONY: help demo test fuzz coverage check bench docs try-it pictures mutation kills field matrix pages pins pins-field address clean environment
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -136,6 +136,9 @@ pins: environment ## work the pins out anew from pyproject.toml and requirements
 
 pins-field: environment ## work out the pins of tests/field/WHAT from its *.in; UPGRADE=--upgrade takes newer ones
 	@for file in tests/field/$(WHAT)/*.in; do $(PIN) pyproject.toml $$file -o $${file%.in}.txt || exit 1; done
+
+address: environment ## set the address of the repository, in pyproject.toml and README.md: TO=https://github.com/you/penstock
+	$(BIN)/python tools/address.py $(TO)
 
 clean: ## remove everything that these commands made
 	rm -rf .venv .venv-* .cache demo-out dist build mutants .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import codeop
 import re
+import runpy
 import tomllib
 
 import pytest
@@ -125,6 +126,18 @@ def test_every_link_of_the_readme_is_whole_and_leads_to_a_file_of_the_repository
     here = [match[1] for link in links if (match := re.fullmatch(f"(?:{files}|{images})([^#]+)", link))]
     assert len(here) > 10
     assert [name for name in here if not (ROOT / name).exists()] == []
+
+
+def test_the_address_of_the_repository_is_set_by_one_command():
+    """It is a placeholder until there is one."""
+    new = "https://github.com/you/penstock.py"
+    texts = runpy.run_path(str(ROOT / "tools/address.py"))["moved"](new)
+    old = tomllib.loads(text_of("pyproject.toml"))["project"]["urls"]["Repository"].removeprefix("https://github.com/")
+    tracked = [ROOT / name for name in ("pyproject.toml", *ALL_PAGES, "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
+    assert [file for file in tracked if f"/{old}" in texts.get(file, file.read_text(encoding="utf-8"))] == []
+    assert {
+        value.startswith(new) for value in tomllib.loads(texts[ROOT / "pyproject.toml"])["project"]["urls"].values()
+    } == {True}
 
 
 @pytest.mark.parametrize("page", ALL_PAGES)
