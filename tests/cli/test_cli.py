@@ -113,9 +113,15 @@ def test_requests_come_from_standard_input(tmp_path):
 # Rows that fail
 
 
-def test_bad_lines_are_in_the_errors_file_and_the_rest_is_done(folder):
+def test_bad_lines_are_in_the_errors_file_and_the_rest_is_done(folder, capsys):
+    """The end says of what they failed, and where to read more."""
     write(folder, range(3), b'{"torn\n' + json.dumps(chat(1)).encode())
     assert simulated("--errors", "bad.jsonl") == 3
+    said = capsys.readouterr().out.splitlines()[-2:]
+    assert said[0] == "failed of 1 × invalid_json, 1 × duplicate_custom_id"
+    assert said[1] == "what failed, and what to do: penstock errors bad.jsonl"
+    assert main(["errors", "bad.jsonl"]) == 3
+    assert capsys.readouterr().out.startswith("1 × invalid_json\n")
     assert len(lines_of(folder / "out.jsonl")) == 3
     assert [
         (error["line"], error["custom_id"], error["error"]["code"]) for error in lines_of(folder / "bad.jsonl")
@@ -176,7 +182,7 @@ def test_an_account_without_quota_ends_the_run(folder, monkeypatch, capsys):
     assert lines_of(folder / "out.errors.jsonl") == []
     assert json.loads((folder / "out.summary.json").read_text())["stopped"]["code"] == "account"
     with simulator.serve(Simulation()) as server:
-        assert main([*arguments, server.base_url]) == 0
+        assert main([*arguments, server.base_url, "--changed=keep"]) == 0  # its port is another one
         assert server.statistics().admitted == 13
     assert len({result["custom_id"] for result in lines_of(folder / "out.jsonl")}) == 20
 

@@ -63,4 +63,4 @@ def test_a_run_with_failures_says_which_command_shows_them(folder, capsys):
 def test_a_run_with_failures_names_an_errors_file_that_only_the_user_knows(folder, capsys):
     (folder / "bad.jsonl").write_text("hello\n")
     assert main(["run", "bad.jsonl", "-o", "out.jsonl", "--errors", "wrong.txt", "--simulate"]) == 3
-    assert "what failed, and what to do: wrong.txt\n" in capsys.readouterr().out
+    assert "what failed, and what to do: penstock errors wrong.txt\n" in capsys.readouterr().out

@@ -13,7 +13,7 @@ from penstock.cli.terminal import Fault
 from penstock.llm.tokens import by_bytes
 from penstock.runner.source import read_row
 from penstock.simulator import Simulation
-from tests.cli.commands import LIMITS, chat, count, lines_of, simulated
+from tests.cli.commands import KEY, LIMITS, chat, count, lines_of, simulated
 
 AZURE = "https://me.openai.azure.com/openai/deployments/d?api-version=1"
 
@@ -85,6 +85,22 @@ def test_a_path_may_lead_into_a_list():
 
 
 SIMULATED = ["--simulate", "--latency", "0.01", "--limits", LIMITS, "--quiet"]
+
+
+def test_an_answer_of_the_simulator_is_not_taken_for_one_of_a_service(folder, capsys, monkeypatch):
+    """A file that was tried out with --simulate first is then run for real into the same OUT."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert main(["run", "in.jsonl", "-o", "out.jsonl", *SIMULATED]) == 0
+    with simulator.serve(Simulation()) as server:
+        run = ["run", "in.jsonl", "-o", "out.jsonl", "--limits", LIMITS, "--base-url", f"{server.base_url}?key=secret"]
+        assert main(run) == 2
+        said = "20 rows are answered in out.jsonl by the embedded simulator (--simulate), which is not asked now"
+        assert said in capsys.readouterr().err
+        assert main([*run, "--changed=rerun"]) == 0
+        assert "20 rows were answered by a server that is not asked now" in capsys.readouterr().err
+        assert server.statistics().admitted == 20
+    assert len(lines_of(folder / "out.jsonl")) == 20
+    assert "secret" not in (folder / "out.jsonl.journal").read_text()
 
 
 def test_a_stale_answer_is_refused_by_the_command(folder, capsys):

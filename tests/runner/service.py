@@ -89,7 +89,17 @@ class Service:
 
 @contextmanager
 def prepared(
-    folder, rows, service, *, limits=LIMITS, others=(), overwrite=False, order="completed", changed=None, **settings
+    folder,
+    rows,
+    service,
+    *,
+    limits=LIMITS,
+    others=(),
+    overwrite=False,
+    order="completed",
+    changed=None,
+    servers=(),
+    **settings,
 ):
     """A run over these rows; its results are read with `.results()` and `.errors()`."""
     source, out = folder / "in.jsonl", folder / "out.jsonl"
@@ -99,7 +109,8 @@ def prepared(
     chosen = Settings(**{"cost": by_bytes, **settings})
     said = []
     try:
-        with Results(out, beside(out, ".errors.jsonl"), overwrite=overwrite, order=order, changed=changed) as results:
+        errors = beside(out, ".errors.jsonl")
+        with Results(out, errors, overwrite=overwrite, order=order, changed=changed, servers=servers) as results:
             places = [Place(each, lambda _: ("", rates), f"server-{n}") for n, each in enumerate((service, *others), 1)]
             run = Run(Lines(descriptor), results, chosen, places, say=said.append)
 

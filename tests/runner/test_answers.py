@@ -178,3 +178,10 @@ def test_nothing_that_a_server_sends_raises(status, headers, content):
 def test_a_header_that_makes_no_sense_costs_nothing(status, name, header):
     said = judge(CHAT, status, {name: header}, GOOD)
     assert isinstance(said, Answer) if status == 200 else said.retryable
+
+
+def test_a_redirect_that_is_not_followed_says_where_the_server_is():
+    said = judge("/v1/x", 301, {"location": "https://api.example/v1/x"}, b"")
+    assert (said.code, said.action) == ("http_301", Action.PERMANENT)
+    assert said.message.startswith("the server redirects to https://api.example/v1/x (status 301), ")
+    assert said.message.endswith(": ask that address")

@@ -172,7 +172,7 @@ async def test_an_answer_that_breaks_http_was_an_answer(header):
 
 async def test_what_is_no_http_at_all_is_no_answer():
     async with serving(lambda *_: b"\x15\x03\x03\x00\x02\x02\x32") as (base, _):  # an alert of TLS
-        with pytest.raises(Lost) as raised:
+        with pytest.raises(Lost, match="what answers there is no HTTP: is it the address") as raised:
             await sent(base)
     assert not isinstance(raised.value, Unreadable)
 

@@ -325,6 +325,24 @@ async def test_a_server_that_stays_away_ends_the_run_and_the_next_goes_on(tmp_pa
         assert this.counts.skipped == before
 
 
+async def test_a_server_that_redirects_to_one_that_is_away_is_asked_now_and_then(tmp_path):
+    """Each request reaches the one and not the other: a connection alone proves nothing."""
+
+    class Redirecting(Service):
+        async def send(self, path, body, left):
+            left()
+            self.asked.append(clock.now())
+            await anyio.sleep(0.01)
+            raise NotSent("cannot connect to elsewhere")
+
+    service = Redirecting()
+    with prepared(tmp_path, [chat(number) for number in range(20)], service, give_up_after=60) as this:
+        await this.run()
+        assert this.run.stopped.code == "unreachable"
+        assert this.errors() == []
+        assert len(service.asked) < 40
+
+
 async def test_a_server_that_was_never_there_is_given_up_after_five_minutes(tmp_path):
     service = Down(0, 1e9)
     with prepared(tmp_path, [chat(0), chat(1)], service) as this:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import re
 import sys
@@ -13,7 +14,8 @@ import anyio
 import pytest
 
 from penstock import Limiter, clock, runner, simulator
-from penstock.runner.client import NotSent
+from penstock.runner.client import Lost, NotSent
+from penstock.runner.files import OutputError
 from penstock.simulator import Latency, Simulation
 from tests.runner.service import LIMITS, Service, chat
 
@@ -159,6 +161,47 @@ async def test_rows_that_were_edited_end_the_run_unless_somebody_says_more(virtu
     service = Service(answer=echo)
     found = await collected(rows, service, changed="rerun", **options)
     assert (len(found), len(service.asked)) == (2, 1)
+
+
+async def test_messages_name_arguments_and_not_options_of_the_command_line(virtual_time, tmp_path):
+    """What is to be done is done in the program that called."""
+    options = {"limits": LIMITS, "journal": tmp_path / "j"}
+    await collected([chat(0)], Service(answer=echo), **options)
+    said = []
+    with pytest.raises(runner.RunStoppedError) as caught:
+        await collected([chat(0, size=7)], Service(answer=echo), **options)
+    said.append(str(caught.value))
+    lost = Service(script=[Lost("gone")])
+    said.append((await collected([chat(1)], lost, on_ambiguous="fail", **options))[0].error["message"])
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "other").write_text("something else")
+    for name in ("pipe", "other"):
+        with pytest.raises(OutputError) as refused:
+            await collected([chat(0)], Service(answer=echo), limits=LIMITS, journal=tmp_path / name)
+        said.append(str(refused.value))
+    running = runner.run([chat(2), chat(3)], Service(answer=echo), **options)
+    await anext(running)
+    with pytest.raises(OutputError) as refused:
+        await collected([chat(0)], Service(answer=echo), **options)
+    said.append(str(refused.value))
+    await running.aclose()
+    wanted = ('changed="rerun" asks again', '(on_ambiguous="fail")', "journal: ", "another journal", "another journal")
+    for words, sentence in zip(wanted, said, strict=True):
+        assert words in sentence
+        assert " -" not in sentence.replace(str(tmp_path), "")
+
+
+async def test_answers_of_another_address_are_not_taken_for_those_of_this_one(tmp_path):
+    """The journal remembers who was asked."""
+    options = {"limits": {"requests": "6000/min"}, "journal": tmp_path / "j"}
+    options |= {"headers": {"authorization": "Bearer key"}}
+    with simulator.serve(Simulation(latency=Latency(median=0.01))) as server:
+        for from_journal in (False, True):
+            found = await collected([chat(0)], server.base_url, **options)
+            assert [one.from_journal for one in found] == [from_journal]
+        with pytest.raises(runner.RunStoppedError, match="line 1 was answered by a server that is not asked now"):
+            await collected([chat(0)], server.base_url.replace("127.0.0.1", "localhost"), **options)
+        assert server.statistics().admitted == 1
 
 
 async def test_a_server_that_is_not_there_is_an_error_of_the_run(virtual_time):

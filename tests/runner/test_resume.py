@@ -138,6 +138,15 @@ async def test_changed_rows_out_of_a_pipe_replace_their_answers_too(tmp_path, mo
     assert (asked, said["row-2"], said["row-4"], len(said)) == ([], "new", "newer", 6)
 
 
+async def test_a_row_that_is_as_it_was_once_more_keeps_its_newest_answer(tmp_path):
+    """Answers of one row are told apart by when they came, too."""
+    rows = [chat(number) for number in range(3)]
+    for text in ("one", "two", "one"):
+        await done(tmp_path, [rows[0], edited(1, text)], changed="rerun")
+    asked, said, _ = await done(tmp_path, [rows[0], edited(1, "one"), rows[2]])
+    assert (asked, said["row-1"], len(said)) == (["2"], "one", 3)
+
+
 async def test_changed_rows_may_keep_their_answers(tmp_path):
     rows = [chat(number) for number in range(6)]
     _, before, _ = await done(tmp_path, rows)
@@ -151,6 +160,54 @@ async def test_a_model_that_is_set_otherwise_is_a_change(tmp_path):
     await done(tmp_path, rows)
     change = lambda body: {**body, "model": "another"}  # noqa: E731
     refused(tmp_path, rows, "3 rows ask something else", change=change, salt=b"another")
+
+
+A, B, C = "http://a/v1", "http://b/v1", "http://c/v1"
+
+
+@pytest.mark.parametrize("order", ["completed", "input"])
+async def test_answers_of_another_server_are_not_taken_for_those_of_the_one_that_is_asked(tmp_path, order):
+    """A deployment, a proxy or the simulator stands in the address alone: no row differs."""
+    rows = [chat(number) for number in range(10)]
+    await done(tmp_path, rows[:6], servers=[A], order=order)
+    refused(tmp_path, rows, r"6 rows are answered in .*out.jsonl by http://a/v1, .*line 1\)", servers=[B], order=order)
+    asked, said, this = await done(tmp_path, rows, servers=[B], order=order, changed="rerun")
+    assert (len(asked), len(said), this.all_results.moved) == (10, 10, 6)
+    asked, _, _ = await done(tmp_path, rows, servers=[B], order=order)
+    assert asked == []
+    refused(tmp_path, rows, "10 rows are answered", servers=[A], order=order)
+
+
+async def test_answers_of_another_server_may_be_kept(tmp_path):
+    rows = [chat(number) for number in range(10)]
+    await done(tmp_path, rows[:6], servers=[A])
+    for more in (4, 0):
+        asked, said, _ = await done(tmp_path, rows, servers=[B], changed="keep")
+        assert (len(asked), len(said)) == (more, 10)
+    refused(tmp_path, rows, "6 rows are answered in .* by http://a/v1, ", servers=[B])
+    refused(tmp_path, rows, "10 rows are answered in .* by http://a/v1 and http://b/v1, ", servers=[C])
+
+
+async def test_servers_of_a_pool_are_one_service(tmp_path):
+    """One may join or leave; and who answered long ago is not always known."""
+    rows = [chat(number) for number in range(10)]
+    await done(tmp_path, rows[:2])
+    for end, servers in ((4, [A, B]), (6, [B]), (8, [B, C]), (10, [B])):
+        asked, said, _ = await done(tmp_path, rows[:end], servers=servers)
+        assert (len(asked), len(said)) == (2, end)
+    refused(tmp_path, rows, "8 rows are answered", servers=["http://d/v1"])
+
+
+async def test_rows_of_another_server_out_of_a_pipe_end_the_run_and_others_stay(tmp_path):
+    """Nothing is known of them before they come; answers to rows that the file lacks are kept and counted."""
+    rows = [chat(number) for number in range(6)]
+    await done(tmp_path, rows, servers=[A])
+    with prepared(tmp_path, rows[:3], Service(answer=echo), servers=[B]) as this:
+        await this.run()
+        assert this.run.stopped.code == "changed"
+        assert this.run.stopped.message.startswith("line 1 was answered by a server that is not asked now: --changed=")
+    _, said, this = await done(tmp_path, rows[:3], servers=[B], changed="rerun")
+    assert (len(said), this.all_results.moved, this.all_results.elsewhere) == (6, 3, 3)
 
 
 async def test_a_row_that_comes_twice_is_a_duplicate_in_every_run(tmp_path):

@@ -80,6 +80,24 @@ def used(quotas, user):
     return [quota.used for quota in quotas.of(user)]
 
 
+@pytest.mark.parametrize("name", ["", "a" * 1_001])
+def test_a_name_that_is_none_is_a_bad_request_and_charges_nobody(client, quotas, name):
+    """Clients write headers: what they write there is no failure of the application."""
+    said = get(client, user=name)
+    assert (said.status_code, said.headers["content-type"]) == (400, "application/problem+json")
+    assert said.json()["detail"].startswith("a user must have a name of 1 to 1,000 characters, not ")
+    assert quotas.all() == []
+
+
+@pytest.mark.parametrize("name", ["", "a" * 1_001])
+def test_a_name_that_is_none_is_a_bad_request_for_fastapi_too(quotas, name):
+    charge = quota_dependency(quotas, user=lambda request: request.headers["x-user"])
+    app = FastAPI(dependencies=[Depends(charge)])
+    app.get("/")(lambda: "hello")
+    said = get(TestClient(app), user=name)
+    assert (said.status_code, said.json()["detail"][:18]) == (400, "a user must have a")
+
+
 def test_an_answer_says_what_is_promised_and_what_is_left(client):
     answer = get(client)
     assert (answer.status_code, answer.text, answer.headers["x-mine"]) == (200, "hello", "1")

@@ -17,7 +17,7 @@ from penstock.runner.files import OutputError, write_beside, write_summary
 from penstock.runner.progress import Events
 from penstock.runner.report import render
 from penstock.runner.settings import Stopped
-from penstock.runner.summary import Counts
+from penstock.runner.summary import Counts, failures_in_words
 from penstock.runner.timeline import Timeline
 
 __all__ = ["Outcome", "client_of", "conclude", "for_people"]
@@ -57,9 +57,11 @@ def conclude(options: RunOptions, targets: Targets, outcome: Outcome) -> int:
             complain(stopped.message)
     if not (options.quiet or options.as_json):
         write("\n".join(outcome.sentences), for_people(options))
-        where = _where_failures_are(options, targets)
-        if outcome.counts.failed and where is not None:
-            write(f"what failed, and what to do: {where}", for_people(options))
+        if outcome.counts.failed:
+            write(f"failed of {failures_in_words(outcome.summary)}", for_people(options))
+            if targets.errors_descriptor is None:
+                named = targets.errors if options.errors or is_stdout(options.out) else options.out
+                write(f"what failed, and what to do: penstock errors {shlex.quote(str(named))}", for_people(options))
     try:
         if targets.summary is not None:
             write_summary(targets.summary, outcome.summary)
@@ -75,15 +77,6 @@ def conclude(options: RunOptions, targets: Targets, outcome: Outcome) -> int:
         with suppress(OSError, ValueError):  # they are not read any more
             Events(for_people(options)).tell({"event": "end", "exit_code": code, **outcome.summary})
     return code
-
-
-def _where_failures_are(options: RunOptions, targets: Targets) -> str | None:
-    """The command that shows them, or the file that has them; None: standard error has."""
-    if targets.errors_descriptor is not None:
-        return None
-    name = shlex.quote(str(targets.errors if options.errors or is_stdout(options.out) else options.out))
-    is_found = options.errors is None or targets.errors.name.endswith("errors.jsonl")
-    return f"penstock errors {name}" if is_found else name
 
 
 def for_people(options: RunOptions) -> TextIO:

@@ -19,7 +19,7 @@ from penstock.cli.terminal import Fault, say, write
 from penstock.llm import tokens
 from penstock.runner import failed
 from penstock.runner.formats import Prompt
-from penstock.runner.output import beside
+from penstock.runner.output import ERROR_BEGINNING, beside
 from penstock.runner.plan import make_plan, plan_sentences
 from penstock.runner.prices import PriceFileError, Prices
 from penstock.runner.source import Lines, read_row
@@ -104,7 +104,7 @@ def errors(
     """Show what failed in a run, grouped, with an example and what to do. Exit code 3 if anything did."""
     if out.is_dir():
         raise Fault(f"cannot read {out}: Is a directory")
-    path = out if out.name.endswith("errors.jsonl") else beside(out, ".errors.jsonl")
+    path = out if out.name.endswith("errors.jsonl") or _holds_errors(out) else beside(out, ".errors.jsonl")
     with open_lines(str(path)) as lines:
         groups, others = failed.group_errors(_lines(lines))
     if others:
@@ -118,6 +118,15 @@ def errors(
     if early is not None:
         write(early)
     return 3 if groups else 0
+
+
+def _holds_errors(path: Path) -> bool:
+    """Whether a file of another name is what `--errors` named."""
+    try:
+        with path.open("rb") as file:
+            return path.is_file() and file.read(len(ERROR_BEGINNING)) == ERROR_BEGINNING
+    except OSError:
+        return False
 
 
 def _lines(lines: Lines) -> Iterator[bytes]:

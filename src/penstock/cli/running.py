@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -43,6 +43,9 @@ from penstock.runner.source import Lines, read_row
 
 __all__ = ["carry_out"]
 
+SIMULATOR = "the embedded simulator (--simulate)"
+"""Who answers with `--simulate`, for the journal: nobody takes its answers for those of a service."""
+
 
 def carry_out(options: RunOptions) -> int:
     """Check the options, run the file, say and write down how it went; return the exit code.
@@ -70,7 +73,8 @@ def carry_out(options: RunOptions) -> int:
             simulation = simulation_of(enforced, options.latency, options.seed)
         targets = _targets(options, lines)
         kept = {label: _kept(options, limits_of, server, stack) for label, server in servers.items()}
-        results = stack.enter_context(_results(options, targets))
+        asked = [server.name for server in servers.values()] or [SIMULATOR]
+        results = stack.enter_context(_results(options, targets, asked))
         _meet_earlier_runs(options, results, lines, tell)
         if simulation is not None:
             address, headers = stack.enter_context(simulated(simulation)), {"authorization": "Bearer simulated"}
@@ -158,7 +162,7 @@ def _targets(options: RunOptions, lines: Lines) -> Targets:
 
 
 @contextmanager
-def _results(options: RunOptions, targets: Targets) -> Iterator[Results]:
+def _results(options: RunOptions, targets: Targets, asked: Collection[str]) -> Iterator[Results]:
     """The files of a run. Those that were not there before it go again if it cannot begin."""
     named = (targets.out if targets.descriptor is None else None, targets.journal, options.errors or targets.errors)
     made = [path for path in named if path is not None and not os.path.lexists(path)]
@@ -172,6 +176,7 @@ def _results(options: RunOptions, targets: Targets) -> Iterator[Results]:
             overwrite=options.overwrite,
             descriptor=targets.descriptor,
             errors_descriptor=targets.errors_descriptor,
+            servers=asked,
         ) as results:
             yield results
     except (Fault, PenstockError):
@@ -208,7 +213,10 @@ def _meet_earlier_runs(options: RunOptions, results: Results, lines: Lines, tell
         rows = number_of(results.edited, "row was", "rows were")
         does = "keeps the old answers" if options.changed == "keep" else "asks again"
         tell(f"{rows} edited after the answer: --changed={options.changed} {does}")
-    still = results.found - results.elsewhere - (results.edited if options.changed == "rerun" else 0)
+    if results.moved:
+        rows = number_of(results.moved, "row was", "rows were")
+        tell(f"{rows} answered by a server that is not asked now: --changed=rerun asks again")
+    still = results.found - results.elsewhere - (results.edited + results.moved if options.changed == "rerun" else 0)
     if still and not lines.is_regular:
         answers = number_of(still, "answer")
         tell(f"{out} has {answers} already, and the rows of these are skipped; --overwrite begins anew")

@@ -32,8 +32,18 @@ def judge(path: str, status: int, headers: Mapping[str, str], content: bytes) ->
     if 200 <= status < 300:
         return _success(path, status, content)
     if status < 400:
-        return Verdict(Action.PERMANENT, None, f"http_{status}", f"the server answered with status {status}")
+        return Verdict(Action.PERMANENT, None, f"http_{status}", _redirection(status, headers))
     return _failure(status, content, headers)
+
+
+def _redirection(status: int, headers: Mapping[str, str]) -> str:
+    """What a status below 400 says; other redirects are followed."""
+    target = headers.get("location")
+    if not target:
+        return f"the server answered with status {status}"
+    return (
+        f"the server redirects to {target[:500]} (status {status}), and a request is not posted there: ask that address"
+    )
 
 
 def readable(content: bytes) -> Any:

@@ -14,6 +14,7 @@ The one for servers is in `http`; tests bring their own.
 
 from __future__ import annotations
 
+import hashlib
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -85,7 +86,7 @@ class Client(Protocol):
             left: Called once when the first byte is about to leave.
 
         Raises:
-            NotSent: There was no connection. `left` was not called.
+            NotSent: There was no connection. `left` was not called, unless that was to where a server redirects.
             Lost: The request left, and no whole answer came.
             Unreadable: The request left, and its answer breaks HTTP.
         """
@@ -133,6 +134,13 @@ class Server:
                 raise ValueError(f"no header is called {name!r}: write it like X-Team")
             if not isinstance(value, str) or not value.isprintable():  # the value may be a secret
                 raise ValueError(f"the value of {name} must be text of characters that can be printed")
+
+    @property
+    def name(self) -> str:
+        """What tells the server from others, and may be written down: of a query, which may hold a key, a digest."""
+        address, _, query = self.base_url.partition("?")
+        digest = hashlib.blake2b(query.encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
+        return address.rstrip("/") + (f"?{digest}" if query else "")
 
     @property
     def secrets(self) -> tuple[bytes, ...]:

@@ -34,14 +34,14 @@ from penstock.runner.group import Group
 from penstock.runner.outage import Outage
 from penstock.runner.place import Limits, Place
 from penstock.runner.pool import Pool, settle
-from penstock.runner.ports import Known, Sink, Source
+from penstock.runner.ports import Known, Sink, Source, words_of_change
 from penstock.runner.prices import usage_of
 from penstock.runner.settings import Settings, Stopped
 from penstock.runner.source import IdSet, Rejected, Row, read_row
 from penstock.runner.spending import Spending
 from penstock.runner.summary import Counts
 from penstock.runner.troubles import Troubles
-from penstock.runner.work import AMBIGUOUS, Refused, Work
+from penstock.runner.work import Refused, Work, ambiguous
 
 __all__ = ["Run"]
 
@@ -240,16 +240,12 @@ class Run:
             self._fail(row, "duplicate_custom_id", f"an earlier line has the custom_id {row.custom_id!r} too")
         elif known is Known.ANSWERED:
             self.counts.skipped += 1
-        elif known is Known.CHANGED:
-            self.stop(
-                "changed",
-                f"line {row.line} asks something else than what is answered under its custom_id: "
-                "give --changed=rerun or =keep",
-            )
+        elif known in {Known.CHANGED, Known.BY_ANOTHER}:
+            self.stop("changed", words_of_change(known, row.line, self._settings.named))
         elif not self._settings.wants(row):
             self.counts.left_out += 1
         elif self._results.may_be_billed(row) and self._settings.on_ambiguous == "fail":
-            self._fail(row, "ambiguous", AMBIGUOUS)
+            self._fail(row, "ambiguous", ambiguous(self._settings.named))
         else:
             self._admit(row)
 
@@ -504,7 +500,9 @@ class Run:
             reply = await group.place.client.send(row.path, row.body, left)
         except NotSent as error:
             self._results.over(row)
-            return self._troubles.unreachable(work, str(error), is_lasting=error.is_lasting)
+            # It may have left: for a server that redirects to another, which is away.
+            is_there = request.left_at is not None
+            return self._troubles.unreachable(work, str(error), is_there=is_there, is_lasting=error.is_lasting)
         except Lost as error:
             return self._troubles.lost(work, str(error), unreadable=isinstance(error, Unreadable))
         group.on_reply(request, reply)

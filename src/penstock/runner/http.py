@@ -156,6 +156,8 @@ class Http:
             return "the server closed the connection without an answer"
         if isinstance(error, aiohttp.ClientOSError | ConnectionError):
             return f"the connection was lost: {error.strerror or error}"
+        if type(error) is aiohttp.ClientResponseError and not _breaks_http(error):
+            return "what answers there is no HTTP: is it the address, and the port, of the server?"
         if _breaks_http(error):
             return f"the answer breaks HTTP: {' '.join(error.message.split())}"
         return f"{type(error).__name__}: {str(error) or 'the connection was lost'}"

@@ -9,6 +9,7 @@ A file that only grows, a record a line, each written by one call of the system 
     {"fail":"<keys>",…}                    the row was given up, and is among the errors
     {"drop":"<keys>",…}                    this answer does not count any more: its row was edited, and is asked again
     {"order":"input",…}                    the results file was put in the order of the input
+    {"from":["http://host/v1"],…}          who is asked from here on
 
 `keys` are three digests of 64 bits, in hex: of the line as it stands in the file, of the custom_id, and of all that is
 asked (custom_id, endpoint, body). The first lets a run pass over a million answered rows without reading them as JSON;
@@ -30,12 +31,13 @@ import stat
 import sys
 import threading
 import zlib
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
 from penstock.runner.files import Appended, OutputError, cannot_write, create_beside, truncate_at_last_line
-from penstock.runner.source import Rejected, Row, dump_json
+from penstock.runner.naming import Naming, as_flag
+from penstock.runner.source import Rejected, Row, dump_json, load_json
 from penstock.runner.system import pread, sync_data
 
 __all__ = ["HEAD", "SYNC_EVERY", "Answered", "Journal", "Syncer", "result_line"]
@@ -73,9 +75,15 @@ class Answered:
         self._sorted_ids: array.array[int] | None = None
         self._places: dict[int, int] = {}
         self.dropped: set[int] = set()
+        self._by_others: list[range] = []
 
     def __len__(self) -> int:
         return len(self._ids) - len(self.dropped)
+
+    @property
+    def places(self) -> int:
+        """How many answers there are, dropped ones included: the place of the next one."""
+        return len(self._ids)
 
     def keys(self, place: int) -> bytes:
         """The keys of the row at a place, 24 bytes."""
@@ -85,14 +93,14 @@ class Answered:
     def drop(self, place: int) -> None:
         """Forget the answer at a place."""
         self.dropped.add(place)
-        self._by_line.pop(self._lines[place], None)
+        if self._by_line.get(self._lines[place]) == place:
+            del self._by_line[self._lines[place]]
 
-    def drop_by_keys(self, all_keys: Iterable[bytes]) -> None:
-        """Forget answers by their keys, 24 bytes each."""
-        wanted = set(all_keys)
-        if wanted:
-            for place in range(len(self._ids)):
-                if place not in self.dropped and self.keys(place) in wanted:
+    def drop_by_keys(self, ends: Mapping[bytes, int]) -> None:
+        """Forget answers by their keys, 24 bytes each, as far as they stand before the place of each."""
+        if ends:
+            for place in range(max(ends.values())):
+                if place < ends.get(self.keys(place), 0):
                     self.drop(place)
 
     def extend(self, keys: bytes) -> None:
@@ -135,7 +143,19 @@ class Answered:
 
     def unmet(self, but: Container[int | None]) -> int:
         """How many answers are to rows that no line asked for so far, without those under one of these names."""
-        return sum(self._ids[place] not in but for place in self._by_line.values() if place not in self.dropped)
+        places = chain(self._by_line.values(), *self._by_others)
+        return sum(self._ids[place] not in but for place in places if place not in self.dropped)
+
+    def leave_to_others(self, places: range) -> None:
+        """Take the answers at these places for those of another server: no row has them as its own any more."""
+        self._by_others.append(places)
+        for place in places:
+            if self._by_line.get(self._lines[place]) == place:
+                del self._by_line[self._lines[place]]
+
+    def by_another(self, place: int) -> bool:
+        """Whether another server gave the answer at a place."""
+        return any(place in places for places in self._by_others)
 
     def _in_order(self) -> array.array[int]:
         if self._sorted_ids is None:
@@ -145,11 +165,12 @@ class Answered:
 
     def same(self, place: int, row: Row) -> bool:
         """Whether what was answered there is what this row asks."""
-        return self._contents[place] == row.key
+        return self._contents[place] == row.key and not self.by_another(place)
 
     def met(self, place: int, *, now: bool = False) -> bool:
         """Whether an earlier line of the file was this row; with `now`, this line is."""
-        before = place in self._met or self._by_line.get(self._lines[place]) != place
+        is_unmet = self._by_line.get(self._lines[place]) == place or self.by_another(place)
+        before = place in self._met or not is_unmet
         if now and not before:
             self._met.add(place)
             self._by_line.pop(self._lines[place], None)
@@ -170,15 +191,17 @@ class Journal:
         last: The last of them.
         in_input_order: Whether the results file was last put in the order of the input.
         offsets: Where each record of what is done begins, in order; kept only if asked for.
+        asked: Who was asked, and for which of the answers, in their order; none where it is not known.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool = False, offsets: bool = False) -> None:
+    def __init__(self, path: Path, *, overwrite: bool = False, offsets: bool = False, named: Naming = as_flag) -> None:
         """Open it, cut a torn end off, and read what earlier runs did.
 
         Args:
             path: Where it is; made if it is not there.
             overwrite: Begin it anew, whatever it holds.
             offsets: Keep where each answer is: 8 bytes a row.
+            named: What options are called in messages.
 
         Raises:
             OutputError: It cannot be written, is in use by another run, or is no journal.
@@ -193,7 +216,11 @@ class Journal:
         self.last: bytes = b""
         self.in_input_order: bool = False
         self.offsets: array.array[int] | None = array.array("Q") if offsets else None
-        self._file = Appended(path, "--journal", read_again=True)
+        self.asked: list[tuple[int, frozenset[str]]] = []
+        self._asks: frozenset[str] = frozenset()
+        self._said_who = False
+        self._option = named("journal")
+        self._file = Appended(path, self._option, read_again=True)
         try:
             if overwrite:
                 self._file.truncate(0)
@@ -213,6 +240,7 @@ class Journal:
         Raises:
             OutputError: The disk is full or gone.
         """
+        self._say_who_is_asked()
         self._add(b'{"sent":"%b","attempt":%d' % (row.keys, attempt))
 
     def answer(self, row: Row, status_code: int, request_id: str | None, body: bytes) -> bytes:
@@ -221,8 +249,24 @@ class Journal:
         self.done(row, line)
         return line
 
+    def ask(self, servers: Collection[str], *, keep: bool = False) -> None:
+        """Say who is asked from now on: answers of others are not taken for theirs, unless they are to be kept.
+
+        Several servers are one service: where one of them was asked before, all answers are its own.
+        """
+        self._asks, self._said_who = frozenset(servers), False
+        ends = [*(first for first, _ in self.asked), self.answered.places][1:]
+        for (first, those), end in zip(self.asked, ends, strict=True):
+            if self._asks and those.isdisjoint(self._asks) and not keep:
+                self.answered.leave_to_others(range(first, end))
+
+    def asked_for(self, place: int) -> frozenset[str]:
+        """Who was asked when the answer at a place came; none if that is not known."""
+        return next((those for first, those in reversed(self.asked) if first <= place), frozenset())
+
     def done(self, row: Row, result: bytes) -> None:
         """Write down an answer: a line of the results file, with its end."""
+        self._say_who_is_asked()
         if self.offsets is not None:
             self.offsets.append(self._file.size)
         self._add(b'{"done":"%b","result":%b' % (row.keys, result.rstrip(b"\n")))
@@ -291,6 +335,11 @@ class Journal:
         """Where the file is kept as it was before damaged records were taken out."""
         return self.path.with_name(self.path.name + ".damaged")
 
+    def _say_who_is_asked(self) -> None:
+        if self._asks and not self._said_who and (not self.asked or self.asked[-1][1] != self._asks):
+            self._add(b'{"from":%b' % dump_json(sorted(self._asks)))
+        self._said_who = True
+
     def _add(self, record: bytes) -> None:
         self._file.append(b'%b,"crc":"%08x"}\n' % (record, zlib.crc32(record)))
 
@@ -302,7 +351,7 @@ class Journal:
                 f"{self.path} is the journal of another version of penstock: "
                 "move it away, and the results are read instead"
                 if begin.startswith(other)
-                else f"{self.path} exists and is no journal of a run: move it away, or --overwrite begins anew"
+                else f"{self.path} exists and is no journal of a run: move it away, or give another {self._option}"
             )
         self.repaired = truncate_at_last_line(self._file)
         if not self._file.size:
@@ -310,7 +359,7 @@ class Journal:
             return
         if not self._read():
             self._take_out_damaged()
-            self.answered = Answered()
+            self.answered, self.asked = Answered(), []
             self.offsets = None if self.offsets is None else array.array("Q")
             self._read()
 
@@ -342,14 +391,14 @@ class Journal:
             draft.replace(self.path)
         except OSError as error:
             raise cannot_write(self.path, error) from None
-        self._file = Appended(self.path, "--journal")
+        self._file = Appended(self.path, self._option)
 
     def _read(self) -> bool:
         """Go over all records once. A million of them take about a second, so this looks at bytes and not at JSON."""
         unhex = binascii.unhexlify
         open_: set[bytes] = set()
         failed: set[bytes] = set()
-        dropped: list[bytes] = []
+        dropped: dict[bytes, int] = {}
         size, at, last = 0, len(HEAD), b""
         for lines in self._batches():
             if len(_sound(lines)) != len(lines):
@@ -369,10 +418,15 @@ class Journal:
                 open_.difference_update([key for key, kind in latest.items() if kind != _S])
                 open_.update([key for key, kind in latest.items() if kind == _S])
                 failed.update(line[_KEYS] for line in lines if line[2:6] == b"fail")
-                dropped += [unhex(line[_KEYS]) for line in lines if line[2:6] == b"drop"]
+                place = self.answered.places - len(done)
                 for line in lines:
                     if line[2:7] == b"order":
                         self.in_input_order = b"input" in line
+                    elif line[2:6] == b"drop":
+                        dropped[unhex(line[_KEYS])] = place
+                    elif line[2:6] == b"from":
+                        self.asked.append((place, frozenset(load_json(line[:-_CRC] + b"}")["from"])))
+                    place += line[2:6] == b"done"
             if self.offsets is not None:
                 for line in lines:
                     if line[2:6] == b"done":
@@ -413,7 +467,7 @@ def _sound(lines: list[bytes]) -> list[bytes]:
 
 def _is_sound(line: bytes) -> bool:
     record = line[:-_CRC]
-    is_known = record[:9] in _BEGINNINGS or record.startswith(b'{"order":')
+    is_known = record[:9] in _BEGINNINGS or record.startswith((b'{"order":"', b'{"from":["'))
     return is_known and line[-_CRC:] == b',"crc":"%08x"}' % zlib.crc32(record)
 
 

@@ -12,7 +12,16 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +38,7 @@ from penstock.llm.tokens import Cost
 from penstock.runner.client import Client, Server
 from penstock.runner.engine import Run
 from penstock.runner.journal import Journal, Syncer
+from penstock.runner.naming import as_argument
 from penstock.runner.place import LimitsOf, Place
 from penstock.runner.ports import Known
 from penstock.runner.settings import DAY, HOUR, Settings
@@ -140,10 +150,9 @@ async def run(
                 f"a run sends to the base URL of a server, not to {each!r:.200}; of an SDK's client give "
                 'str(client.base_url), and headers={"authorization": f"Bearer {client.api_key}"}'
             )
-    clients: list[Client] = [
-        _over_http(Server(each, headers or {}, timeout)) if isinstance(each, str) else each  # type: ignore[arg-type]  # it reads the span
-        for each in given
-    ]
+    servers = [Server(each, headers or {}, timeout) for each in given if isinstance(each, str)]  # type: ignore[arg-type]  # it reads the span
+    by_http = iter(servers)
+    clients: list[Client] = [_over_http(next(by_http)) if isinstance(each, str) else each for each in given]
     if not clients:
         raise ValueError("a run needs a server: the list of them is empty")
     limits_of = limits if callable(limits) and not isinstance(limits, Limiter) else _limits_of(limits)
@@ -155,11 +164,13 @@ async def run(
         max_pause=max_pause,  # type: ignore[arg-type]  # the same
         on_ambiguous=on_ambiguous,
         secrets=tuple(secret for client in clients for secret in getattr(client, "secrets", ())),
+        named=as_argument,
     )
     places = [Place(client, limits_of, f"server {number}") for number, client in enumerate(clients, 1)]
     source = _Given(rows)
     with contextlib.ExitStack() as stack:
         sink = _Yielded(None if journal is None else Path(journal), changed, stack)
+        sink.ask([server.name for server in servers] if len(servers) == len(clients) else [])
         this = Run(source, sink, settings, places)
         # A task of its own and no task group: another task may close this generator.
         work = asyncio.create_task(this())
@@ -270,7 +281,9 @@ class _Yielded:
         self._ready: collections.deque[Result] = collections.deque()
         self._news = anyio.Event()
         self._journal = (
-            None if journal is None else stack.enter_context(contextlib.closing(Journal(journal, offsets=True)))
+            None
+            if journal is None
+            else stack.enter_context(contextlib.closing(Journal(journal, offsets=True, named=as_argument)))
         )
         self._syncer: Syncer | None = None
         if self._journal is not None:
@@ -290,6 +303,10 @@ class _Yielded:
                 return
             self._news = anyio.Event()
             await self._news.wait()
+
+    def ask(self, servers: Collection[str]) -> None:
+        if self._journal is not None:
+            self._journal.ask(servers, keep=self._changed == "keep")
 
     def end(self) -> None:
         self.ended = True
@@ -314,7 +331,7 @@ class _Yielded:
         if self._changed == "rerun":
             self._journal.drop(place)
             return Known.NEW
-        return Known.CHANGED
+        return Known.BY_ANOTHER if answered.by_another(place) else Known.CHANGED
 
     def may_be_billed(self, row: Row) -> bool:
         return self._journal is not None and row.raw in self._journal.open

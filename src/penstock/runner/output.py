@@ -16,7 +16,7 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -49,7 +49,17 @@ from penstock.runner.source import (
 )
 from penstock.runner.system import pread
 
-__all__ = ["ChangedError", "Known", "OutputError", "ReplacedError", "Results", "beside", "journal_of", "write_summary"]
+__all__ = [
+    "ERROR_BEGINNING",
+    "ChangedError",
+    "Known",
+    "OutputError",
+    "ReplacedError",
+    "Results",
+    "beside",
+    "journal_of",
+    "write_summary",
+]
 
 CHECK_EVERY = 1.0
 """Seconds after which it is looked whether the files are still there."""
@@ -62,21 +72,30 @@ BACKLOG = 4 * 1024 * 1024
 
 
 class ChangedError(OutputError):
-    """Rows were edited since they were answered.
+    """Rows were edited since they were answered, or another server is asked than the one that answered them."""
 
-    Attributes:
-        count: How many.
-        line: The first of them.
-    """
+    def __init__(self, edited: Sequence[int], moved: Sequence[int], of: str, where: Path) -> None:
+        """Say what differs, and the way out.
 
-    def __init__(self, count: int, line: int, where: Path) -> None:
-        rows = number_of(count, "row asks", "rows ask")
+        Args:
+            edited: The lines of the rows that were edited.
+            moved: The lines of those that another server answered.
+            of: That server.
+            where: The results.
+        """
+        said = []
+        if edited:
+            rows = number_of(len(edited), "row asks", "rows ask")
+            said.append(
+                f"{rows} something else than what {where} answers under the same custom_id (first: line {edited[0]})"
+            )
+        if moved:
+            rows = number_of(len(moved), "row is", "rows are")
+            said.append(f"{rows} answered in {where} by {of}, which is not asked now (first: line {moved[0]})")
         super().__init__(
-            f"{rows} something else than what {where} answers under the same custom_id (first: line {line}): "
-            "--changed=rerun asks again and drops the old answers, --changed=keep keeps them, --overwrite begins anew"
+            f"{'; '.join(said)}: --changed=rerun asks again and drops the old answers, --changed=keep keeps them, "
+            "another -o begins anew beside them"
         )
-        self.count: int = count
-        self.line: int = line
 
 
 class Results:
@@ -90,6 +109,7 @@ class Results:
         damaged: Records of the journal that were not whole any more; where the file is kept as it was.
         elsewhere: Answers to rows that the file of requests does not have; known after `examine`.
         edited: Rows that were edited since they were answered; known after `examine`.
+        moved: Rows that were answered by a server that is not asked now; known after `examine`.
         restored: Results that the journal held and the results file did not.
     """
 
@@ -104,6 +124,7 @@ class Results:
         overwrite: bool = False,
         descriptor: int | None = None,
         errors_descriptor: int | None = None,
+        servers: Collection[str] = (),
     ) -> None:
         """Open the files, repair them and read what is answered.
 
@@ -116,6 +137,7 @@ class Results:
             overwrite: Begin the results anew too, and each file whatever it holds.
             descriptor: `out` is open already, as this: standard output.
             errors_descriptor: So is `errors`.
+            servers: Who is asked; none: that is not to be remembered.
 
         Raises:
             OutputError: A file cannot be written, is in use by another run, or holds something else than results.
@@ -127,6 +149,7 @@ class Results:
         self.damaged: tuple[int, Path] | None = None
         self.elsewhere: int = 0
         self.edited: int = 0
+        self.moved: int = 0
         self._order, self._changed = order, changed
         self._places = array.array("Q")  # of each row in the order of the input: 1 + where its answer is, 0: nowhere
         self._doubtful: set[int | None] | None = None
@@ -160,6 +183,7 @@ class Results:
                     self._agreement = Agreement(self._out, self._journal, in_input_order=order == "input")
                     self._agreement.reach()
                     self.repaired, self.restored = self._agreement.repaired, self._agreement.restored
+                self._journal.ask(servers, keep=changed == "keep")
             self.found: int = 0 if self._journal is None else len(self._journal.answered)
             self._errors = opening.enter_context(
                 contextlib.closing(Appended(errors, "--errors", descriptor=errors_descriptor))
@@ -199,13 +223,13 @@ class Results:
         """Go over the rows of a regular file before anything is sent: which are answered, and which were edited since.
 
         Raises:
-            ChangedError: Rows were edited, and `changed` does not say what to do with them.
+            ChangedError: Rows were edited, or another server is asked, and `changed` does not say what to do.
         """
         if self._journal is None or not len(self._journal.answered) or not lines.is_regular:
             return
         answered = self._journal.answered
         skip, doubtful = self._meet_lines(lines, salt)
-        count, first, drop = 0, 0, []
+        edited, moved, places = array.array("Q"), array.array("Q"), array.array("Q")
         for number, line in lines.again() if doubtful else ():
             if skip[number] or line is None or _name_of(number, line) not in doubtful:
                 continue
@@ -213,18 +237,18 @@ class Results:
             found = answered.find(row) if isinstance(row, Row) else None
             if found is None or not isinstance(row, Row) or answered.met(found) or answered.same(found, row):
                 continue
-            count, first = count + 1, first or number
-            if self._changed == "rerun":
-                drop.append(found)
+            (moved if answered.by_another(found) else edited).append(number)
+            places.append(found)
         lines.pass_over(skip)
         self._doubtful = doubtful
         if None not in doubtful:
             self.elsewhere = answered.unmet(doubtful)
-        self.edited = count
-        if count and self._changed is None:
-            raise ChangedError(count, first, self.out_path)
-        if drop:
-            for place in drop:
+        self.edited, self.moved = len(edited), len(moved)
+        if places and self._changed is None:
+            others = sorted(set().union(*map(self._journal.asked_for, places))) if moved else []
+            raise ChangedError(edited, moved, " and ".join(others), self.out_path)
+        if places and self._changed == "rerun":
+            for place in places:
                 self._journal.drop(place)
             if self._agreement is not None:
                 self._agreement.rewrite()
@@ -283,7 +307,7 @@ class Results:
             self._journal.drop(place)
             self._has_dropped = True
             return Known.NEW
-        return Known.CHANGED
+        return Known.BY_ANOTHER if answered.by_another(place) else Known.CHANGED
 
     def may_be_billed(self, row: Row) -> bool:
         """Whether an earlier run sent this row and was ended before it knew the outcome."""
@@ -464,9 +488,9 @@ class Results:
         """Cut the errors of earlier runs off; nothing else, unless it may be `anything`."""
         if not self._errors.is_regular:
             return  # a terminal or pipe, which has nothing to cut off
-        begin = b"" if not self._errors.size else pread(self._errors.descriptor, len(_ERROR_BEGINNING), 0)
+        begin = b"" if not self._errors.size else pread(self._errors.descriptor, len(ERROR_BEGINNING), 0)
         # A run that was killed may have left half a line, and a power failure zeros.
-        if not anything and begin.strip(b"\0") and not _ERROR_BEGINNING.startswith(begin):
+        if not anything and begin.strip(b"\0") and not ERROR_BEGINNING.startswith(begin):
             raise OutputError(
                 f"{self.errors_path} exists, and its line 1 is not an error of a run: "
                 "give another --errors, or --overwrite to begin it anew"
@@ -474,7 +498,9 @@ class Results:
         self._errors.truncate(0)
 
 
-_ERROR_BEGINNING = b'{"line":'
+ERROR_BEGINNING = b'{"line":'
+"""Each line of an errors file begins so."""
+
 _NAME = re.compile(rb'"custom_id"\s*:\s*"([^"\\]*)"')
 _MANY = 200_000
 

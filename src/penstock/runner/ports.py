@@ -5,9 +5,10 @@ from __future__ import annotations
 import enum
 from typing import Any, Protocol
 
+from penstock.runner.naming import Naming
 from penstock.runner.source import Rejected, Row
 
-__all__ = ["Known", "Sink", "Source"]
+__all__ = ["Known", "Sink", "Source", "words_of_change"]
 
 
 class Known(enum.Enum):
@@ -17,7 +18,22 @@ class Known(enum.Enum):
     ANSWERED = "answered"
     CHANGED = "changed"
     """Its custom_id is answered, but another question was asked."""
+    BY_ANOTHER = "by another"
+    """It is answered, by a server that is not asked now."""
     DUPLICATE = "duplicate"
+
+
+def words_of_change(known: Known, line: int, named: Naming) -> str:
+    """Why a row that was answered ends a run that was not told what to do about it."""
+    what = (
+        "was answered by a server that is not asked now"
+        if known is Known.BY_ANOTHER
+        else "asks something else than what is answered under its custom_id"
+    )
+    return (
+        f"line {line} {what}: {named('changed', 'rerun')} asks again and drops that answer, "
+        f"{named('changed', 'keep')} keeps it"
+    )
 
 
 class Source(Protocol):

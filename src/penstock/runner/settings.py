@@ -9,6 +9,7 @@ from typing import Literal
 
 from penstock._numbers import read_count, read_seconds
 from penstock.llm.tokens import Cost
+from penstock.runner.naming import Naming, as_flag
 from penstock.runner.prices import Prices
 from penstock.runner.source import Change, Row, custom_id_digest
 
@@ -42,6 +43,7 @@ class Settings:
         max_cost: Dollars that answers may cost; a row that might go beyond is not sent. None: no bound.
         on_event: Is told of each attempt when it is over, and of limits (`penstock.events`); it must not raise.
         secrets: Keys that must not be written down when a server repeats them.
+        named: What options are called in messages.
 
     Raises:
         ValueError: `max_in_flight` or `attempts` is below 1, `give_up_after` or `max_pause` is below 0, or
@@ -65,6 +67,7 @@ class Settings:
     max_cost: float | None = None
     on_event: Callable[[object], object] | None = None
     secrets: tuple[bytes, ...] = ()
+    named: Naming = as_flag
 
     def __post_init__(self) -> None:
         for name, count in (("max_in_flight", self.max_in_flight), ("attempts", self.attempts)):

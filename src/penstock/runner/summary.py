@@ -23,7 +23,7 @@ from penstock.limits import Rate
 from penstock.runner.histogram import Histogram
 from penstock.runner.settings import Stopped
 
-__all__ = ["Allowance", "Allowances", "Counts", "optimum", "sentences", "summarise"]
+__all__ = ["Allowance", "Allowances", "Counts", "failures_in_words", "optimum", "sentences", "summarise"]
 
 
 class Allowance(NamedTuple):
@@ -55,6 +55,8 @@ MOST_CODES = 100
 """Codes of failures that are counted one by one; a server may invent any number of them."""
 
 OTHER_CODES = "other codes"
+
+_SHOWN_CODES = 5
 
 Allowances = Mapping[str, tuple[Allowance, ...]]
 """Unit → what its limits allow."""
@@ -162,7 +164,14 @@ def of_rows(counts: Counts) -> dict[str, Any]:
         "untouched": max(0, counts.rows - counts.answered - counts.failed - counts.skipped - counts.left_out),
         "sent": counts.sent,
         "retries": counts.retries,
+        "failures": dict(counts.failures.most_common()),
     }
+
+
+def failures_in_words(summary: Mapping[str, Any]) -> str:
+    """What rows failed of, the most frequent first: `2 × invalid_json, 1 × http_404`."""
+    codes = [f"{count:,} × {code}" for code, count in summary["failures"].items()]
+    return ", ".join([*codes[:_SHOWN_CODES], *(["others"] if len(codes) > _SHOWN_CODES else [])])
 
 
 def summarise(

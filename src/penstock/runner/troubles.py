@@ -28,7 +28,7 @@ from penstock.runner.place import Place
 from penstock.runner.secrets import Secrets
 from penstock.runner.settings import Settings
 from penstock.runner.summary import Counts
-from penstock.runner.work import AMBIGUOUS, Refused, Work
+from penstock.runner.work import Refused, Work, ambiguous
 
 __all__ = ["Troubles"]
 
@@ -133,11 +133,14 @@ class Troubles:
 
     # Connections ------------------------------------------------------------------------------------------------------
 
-    def unreachable(self, work: Work, reason: str, *, is_lasting: bool = False) -> bool:
-        """There was no connection: the row waits for the server, and nothing is counted."""
+    def unreachable(self, work: Work, reason: str, *, is_there: bool = False, is_lasting: bool = False) -> bool:
+        """There was no connection: the row waits for the server, and nothing is counted.
+
+        With `is_there` there was one, but not to where the server redirects: the next one proves nothing.
+        """
         self.last_error = reason
         work.avoid = work.group
-        self._fail_place(work, reason, is_lasting=is_lasting)
+        self._fail_place(work, reason, until_answer=is_there, is_lasting=is_lasting)
         return False
 
     def lost(self, work: Work, reason: str, *, unreadable: bool = False) -> bool:
@@ -148,7 +151,7 @@ class Troubles:
         self.last_error = reason
         self._counts.lost += 1
         if self._settings.on_ambiguous == "fail":
-            return self._give_up(work, "ambiguous", f"{reason}. {AMBIGUOUS}")
+            return self._give_up(work, "ambiguous", f"{reason}. {ambiguous(self._settings.named)}")
         work.may_be_billed = True
         if self._server_is_down(work, reason):
             return False

@@ -10,14 +10,18 @@ import anyio
 from penstock.llm.failures import Verdict
 from penstock.runner.client import Reply
 from penstock.runner.group import Group
+from penstock.runner.naming import Naming
 from penstock.runner.source import Row
 
-__all__ = ["AMBIGUOUS", "Refused", "Work"]
+__all__ = ["Refused", "Work", "ambiguous"]
 
-AMBIGUOUS = (
-    "It was sent, and what came of it is not known: it may have been billed. It is not sent again (--on-ambiguous=fail)"
-)
-"""What is said of a row that must not be sent twice."""
+
+def ambiguous(named: Naming) -> str:
+    """What is said of a row that must not be sent twice."""
+    return (
+        "It was sent, and what came of it is not known: it may have been billed. "
+        f"It is not sent again ({named('on_ambiguous', 'fail')})"
+    )
 
 
 class Work:

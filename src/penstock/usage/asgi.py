@@ -18,7 +18,7 @@ from penstock import clock
 from penstock._text import repr_of
 from penstock.permit import Permit
 from penstock.usage.quota import Quota, QuotaExceeded
-from penstock.usage.quotas import Quotas
+from penstock.usage.quotas import Quotas, read_user
 
 __all__ = ["QuotaMiddleware", "quota_dependency", "rate_limit_headers"]
 
@@ -86,7 +86,8 @@ class QuotaMiddleware:
 
     Answers get the RateLimit headers, streams as well. The permit is `request.state.permit`: the application says by
     its `settle()` what the request took. Of one middleware inside another each permit is in `request.state.permits`, by
-    the name of its quotas. Requests stay charged if the application fails or the client goes away. Websockets,
+    the name of its quotas. A name of a user that is none, such as an empty or an endless header, is answered with 400.
+    Requests stay charged if the application fails or the client goes away. Websockets,
     lifespans and requests without a user pass through as they are.
 
     Args:
@@ -121,10 +122,16 @@ class QuotaMiddleware:
         if user is None:
             await self.app(scope, receive, send)
             return
+        with_body = scope.get("method") != "HEAD"
+        try:
+            user = read_user(user)
+        except ValueError as error:
+            await _say_no(send, 400, {"title": "The request names no user", "detail": str(error)}, {}, with_body)
+            return
         try:
             permit = await self.quotas.acquire(user, await _cost(self.cost, scope))
         except QuotaExceeded as error:
-            await _refuse(send, error, self.quotas, with_body=scope.get("method") != "HEAD")
+            await _refuse(send, error, self.quotas, with_body)
             return
         headers = [(name.encode(), value.encode()) for name, value in _headers_now(self.quotas, user).items()]
 
@@ -139,22 +146,26 @@ class QuotaMiddleware:
         await self.app(scope, receive, send_with_headers)
 
 
-async def _refuse(send: Send, error: QuotaExceeded, quotas: Quotas, *, with_body: bool) -> None:
+async def _refuse(send: Send, error: QuotaExceeded, quotas: Quotas, with_body: bool) -> None:
     cap = error.unit, error.period, error.tz
     known = _by_policy(quotas.last(error.user), quotas.name)
     problem = {
         "type": _PROBLEM,
         "title": "Request cannot be satisfied as assigned quota has been exceeded",
-        "status": 429,
         "detail": str(error),
         "violated-policies": [name for name, one in known.items() if (one.unit, one.period, one.tz) == cap],
     }
-    body = json.dumps(problem).encode()
-    fields = {
-        "content-type": "application/problem+json", "content-length": f"{len(body)}", **_refusal(quotas, error)
-    }  # fmt: skip
+    await _say_no(send, 429, problem, _refusal(quotas, error), with_body)
+
+
+async def _say_no(
+    send: Send, status: int, problem: Mapping[str, Any], headers: Mapping[str, str], with_body: bool
+) -> None:
+    """Answer a problem (RFC 9457)."""
+    body = json.dumps({**problem, "status": status}).encode()
+    fields = {"content-type": "application/problem+json", "content-length": f"{len(body)}", **headers}
     encoded = [(name.encode(), value.encode()) for name, value in fields.items()]
-    await send({"type": "http.response.start", "status": 429, "headers": encoded})
+    await send({"type": "http.response.start", "status": status, "headers": encoded})
     await send({"type": "http.response.body", "body": body if with_body else b""})
 
 
@@ -167,8 +178,9 @@ def quota_dependency(
     """A dependency for FastAPI: `permit: Annotated[Permit, Depends(quota_dependency(quotas, user=...))]`.
 
     It charges the request, adds the RateLimit headers to the answer, and gives the endpoint the permit, to `settle()`.
-    Beyond a cap FastAPI answers 429, with `Retry-After`. Websockets are not charged, and get None. FastAPI adds no
-    header to a `Response` that an endpoint makes itself, such as a stream: `QuotaMiddleware` does.
+    Beyond a cap FastAPI answers 429, with `Retry-After`; to a name of a user that is none, 400. Websockets are not
+    charged, and get None. FastAPI adds no header to a `Response` that an endpoint makes itself, such as a stream:
+    `QuotaMiddleware` does.
 
     Args:
         quotas: The caps.
@@ -188,6 +200,10 @@ def quota_dependency(
         name = await _answer(user, request) if request.scope["type"] == "http" else None
         if name is None:
             return None
+        try:
+            name = read_user(name)
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from error
         try:
             permit = await quotas.acquire(name, await _cost(cost, request))
         except QuotaExceeded as error:

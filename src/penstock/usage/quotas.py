@@ -38,7 +38,7 @@ from penstock.usage.quota import Quota, QuotaExceeded
 from penstock.usage.quota_records import Records, period_of
 from penstock.usage.reviews import Review, UserRecord
 
-__all__ = ["Quotas"]
+__all__ = ["Quotas", "read_user"]
 
 Verdict = bool | float | None
 Reviewer = Callable[[QuotaExceeded], Verdict | Awaitable[Verdict]]
@@ -151,7 +151,7 @@ class Quotas:
             UnknownUnit, CostError: The cost is wrong.
             ValueError: The user has no name.
         """
-        return _Charge(self, _read_user(user), dict(merge_given("costs", cost, costs)))
+        return _Charge(self, read_user(user), dict(merge_given("costs", cost, costs)))
 
     async def acquire(self, user: object, cost: Mapping[str, Number] | None = None, /, **costs: Number) -> Permit:
         """Charge a call of that user, and return its permit. Arguments and errors: as in `quotas(user, ...)`."""
@@ -282,7 +282,7 @@ class Quotas:
         return self._decided(user, unit, 0.0, by)
 
     def _decided(self, user: object, unit: str, allowed: float | None, by: str) -> Review:
-        name = _read_user(user)
+        name = read_user(user)
         kinds = self._known(name, anew=True).caps.get(unit, ())
 
         def put(record: UserRecord) -> UserRecord:
@@ -307,7 +307,7 @@ class Quotas:
         Raises:
             ValueError: A cap is wrong. UnknownUnit: There is no such unit.
         """
-        name = _read_user(user)
+        name = read_user(user)
         own = read_caps(merge_given("caps", caps, more_caps), self._zone())
         if not own:
             raise ValueError('set() needs at least one cap, for example set("alice", requests="200/day")')
@@ -325,20 +325,20 @@ class Quotas:
 
     def unset(self, user: object) -> None:
         """Take a user's own caps back: those for everybody hold. Blocks."""
-        name = _read_user(user)
+        name = read_user(user)
         self._records.change_user(name, lambda record: replace(record, own={}))
         self._settle_conflict(name)
 
     def reset(self, user: object) -> bool:
         """Forget what a user has used; return whether there was anything. Blocks."""
-        return self._records.reset(_read_user(user))
+        return self._records.reset(read_user(user))
 
     def of(self, user: object) -> list[Quota]:
         """The caps of a user, and how much is used of each. Blocks.
 
         What a permit of this process has just settled or given back may not be in the store yet.
         """
-        name = _read_user(user)
+        name = read_user(user)
         return self._quotas_of(name, self._records.user(name))
 
     def last(self, user: object) -> list[Quota]:
@@ -346,7 +346,7 @@ class Quotas:
 
         Does not ask the store; empty: nothing was heard.
         """
-        name = _read_user(user)
+        name = read_user(user)
         known = self._users.get(name)
         if known is None:
             return []
@@ -509,7 +509,7 @@ def _least(limiter: Limiter, unit: str) -> float:
     return next((limit.default for limit in limiter.limits.get(unit, ()) if limit.default is not None), 0.0)
 
 
-def _read_user(user: object) -> str:
+def read_user(user: object) -> str:
     """A user's name; ValueError where it is none, or one that no store can keep."""
     text = "" if user is None else str(user)
     if not text or len(text) > 1_000:

@@ -39,12 +39,12 @@ from penstock.runner.batch.summary import Ended
 from penstock.runner.files import OutputError
 from penstock.runner.formats import FormatError
 from penstock.runner.output import Results
-from penstock.runner.ports import Known
+from penstock.runner.ports import Known, words_of_change
 from penstock.runner.secrets import Secrets
 from penstock.runner.settings import Settings, Stopped
 from penstock.runner.source import IdSet, Lines, Rejected, Row, load_json, read_row
 from penstock.runner.summary import Counts
-from penstock.runner.work import AMBIGUOUS
+from penstock.runner.work import ambiguous
 
 __all__ = ["BatchRun"]
 
@@ -270,7 +270,7 @@ class BatchRun:
         if self._cancel or not settings.wants(row):
             self.counts.left_out += 1
         elif may_be_billed and settings.on_ambiguous == "fail":
-            self._fail(row, "ambiguous", AMBIGUOUS)
+            self._fail(row, "ambiguous", ambiguous(self._settings.named))
         elif b'"stream":true' in row.body and load_json(row.body).get("stream") is True:
             self._fail(row, "stream_not_supported", 'the Batch API has no streams: leave "stream" out')
         else:
@@ -284,12 +284,8 @@ class BatchRun:
             self._fail(row, "duplicate_custom_id", f"an earlier line has the custom_id {row.custom_id!r} too")
         elif known is Known.ANSWERED:
             self.counts.skipped += 1
-        elif known is Known.CHANGED:
-            raise ServiceError(
-                "changed",
-                f"line {row.line} asks something else than what is answered under its custom_id: "
-                "give --changed=rerun or =keep",
-            )
+        elif known in {Known.CHANGED, Known.BY_ANOTHER}:
+            raise ServiceError("changed", words_of_change(known, row.line, self._settings.named))
         else:
             return True
         return False
@@ -527,7 +523,7 @@ class BatchRun:
         self.counts.ambiguous += min(missing, len(places))
         for name in places:
             if missing and self._settings.on_ambiguous == "fail":
-                self._lost[name] = part.round, "ambiguous", AMBIGUOUS
+                self._lost[name] = part.round, "ambiguous", ambiguous(self._settings.named)
             else:
                 self._try_again(part, name, "no_result", "the batch ended without a word about this row")
 
