@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -18,9 +19,10 @@ from penstock.llm.tokens import by_bytes
 from penstock.runner import progress
 from penstock.runner.client import Reply
 from penstock.runner.engine import Run
+from penstock.runner.formats import Prompt
 from penstock.runner.output import Results, beside
 from penstock.runner.place import Place
-from penstock.runner.progress import Events, Plain, count_lines, follow
+from penstock.runner.progress import Events, Plain, count_rows, follow
 from penstock.runner.screen import Rich, picture, redraws
 from penstock.runner.settings import Settings
 from penstock.runner.source import Lines
@@ -221,12 +223,56 @@ async def test_a_pause_is_shown(watched, monkeypatch):
 def test_lines_are_counted_without_reading_them(tmp_path, content, lines):
     (tmp_path / "f").write_bytes(content)
     with (tmp_path / "f").open("rb") as file:
-        assert count_lines(Lines(file.fileno())) == lines
+        assert count_rows(Lines(file.fileno())) == lines
+
+
+TABLE = b"id,text\n" + b"".join(b'%d,"two\nlines"\n' % number for number in range(7))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        ("in.jsonl.gz", gzip.compress(ROW * 300), 300),
+        ("in.json", b"[" + b",".join([ROW.strip()] * 5) + b"]", 5),
+        ("in.jsonl", (ROW.decode() * 3).encode("utf-16"), 3),
+        ("in.csv", TABLE, 7),
+        ("cut.jsonl.gz", gzip.compress(ROW * 300)[:-20], None),
+    ],
+)
+def test_rows_are_counted_where_lines_are_no_rows(tmp_path, name, content, rows):
+    """Ends of lines in compressed bytes, in a table's head and its values say nothing of how much is still to do."""
+    (tmp_path / name).write_bytes(content)
+    prompt = Prompt("say {text}") if name.endswith("csv") else None
+    with (tmp_path / name).open("rb") as file:
+        assert count_rows(Lines(file.fileno(), name=name, prompt=prompt)) == rows
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [({}, 10), ({"rows": 4}, 4), ({"rows": 40}, 10), ({"shard": (2, 4)}, 3), ({"shard": (4, 4), "rows": 3}, 0)],
+)
+def test_what_is_to_do_is_what_was_asked_for(options, rows):
+    assert Settings(by_bytes, **options).of(10) == rows
+    assert (
+        sum(Settings(by_bytes, **options).has(line) for line in range(1, min(10, options.get("rows", 10)) + 1)) == rows
+    )
+
+
+async def test_how_long_it_takes_is_not_said_before_anything_is_done(watched):
+    """The first answer takes two seconds; a second before, all that is known is that five are under way."""
+    screen = io.StringIO()
+    shown = Plain(screen)
+    shown.every = 1.0
+    await watched(shown, seconds=4)
+    first, *later = screen.getvalue().splitlines()
+    assert "0 of 600" in first
+    assert "left" not in first
+    assert "left" in later[-1]
 
 
 def test_lines_of_a_pipe_are_not_counted():
     reading, writing = os.pipe()
-    assert count_lines(Lines(reading)) is None
+    assert count_rows(Lines(reading)) is None
     os.close(reading)
     os.close(writing)
 

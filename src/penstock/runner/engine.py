@@ -129,6 +129,10 @@ class Run:
         outages = [place.outage for place in self.places if not place.closed]
         return next((one for one in outages if one.since is None), outages[0] if outages else self.places[0].outage)
 
+    def rows_of(self, lines: int) -> int:
+        """How many rows of a file of so many lines are worked on, at most."""
+        return self._settings.of(lines)
+
     @property
     def last_error(self) -> str:
         """What went wrong last, in words."""

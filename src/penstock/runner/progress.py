@@ -18,9 +18,10 @@ from penstock import clock
 from penstock._numbers import show_dollars
 from penstock._text import visible
 from penstock.runner.engine import Run
+from penstock.runner.formats import FormatError
 from penstock.runner.source import Lines
 
-__all__ = ["Display", "Events", "Gauge", "Plain", "View", "count_lines", "follow", "span_words"]
+__all__ = ["Display", "Events", "Gauge", "Plain", "View", "count_rows", "follow", "span_words"]
 
 SPEAK = 10.0
 """Seconds between two plain lines."""
@@ -76,6 +77,10 @@ class View:
         self._history: deque[_Look] = deque()
         self._throughput: deque[float] = deque(maxlen=_REMEMBERED)
         self._second: tuple[float, int] | None = None
+
+    def count(self, rows: int | None) -> None:
+        """Take in how many rows the file has."""
+        self.total = None if rows is None else self._run.rows_of(rows)
 
     def look(self) -> None:
         """Remember how much was spent and done until now, for the rates."""
@@ -166,9 +171,12 @@ class View:
         return "".join(_BARS[round(value / highest * 7)] if highest else _BARS[0] for value in self._throughput)
 
     def remaining(self) -> tuple[float, float] | None:
-        """Seconds that the rest will take: at least (by the limits), at most (at the latest pace); None: unknown."""
+        """Seconds that the rest will take: at least (by the limits), at most (at the latest pace); None: unknown.
+
+        It is unknown before the first answer, and while the server is away.
+        """
         least = self.left()
-        if least is None or self.total is None:
+        if least is None or self.total is None or not self._run.counts.latency_sum or self.trouble:
             return None
         rest, pace = max(0, self.total - self.done), self.throughput
         return least, max(least, rest / pace) if pace else least
@@ -249,16 +257,19 @@ async def follow(run: Run, lines: Lines, display: Display) -> None:
 
 
 async def _count(view: View, lines: Lines) -> None:
-    view.total = await anyio.to_thread.run_sync(count_lines, lines, abandon_on_cancel=True)
+    found = await anyio.to_thread.run_sync(count_rows, lines, abandon_on_cancel=True)
+    view.count(found)
 
 
-def count_lines(lines: Lines) -> int | None:
-    """The lines of a regular file, its last one whether it ends or not; None for pipes.
-
-    Looks for nothing else in it.
-    """
+def count_rows(lines: Lines) -> int | None:
+    """The rows of a regular file; of plain lines all of them, its last one whether it ends or not; None for pipes."""
     if not lines.is_regular:
         return None
+    if not lines.is_plain:
+        try:
+            return sum(1 for _ in lines.again())
+        except FormatError:  # the run says so when it comes there
+            return None
     count, last = 0, b"\n"
     for chunk in lines.chunks():
         count += chunk.count(b"\n")

@@ -85,6 +85,13 @@ class Settings:
         """Whether a row is one of `only`."""
         return self.only is None or row.name in self.only or custom_id_digest(f"line-{row.line}") in self.only
 
+    def of(self, lines: int) -> int:
+        """How many rows of a file of so many lines are done, at most."""
+        part, parts = self.shard
+        lines = lines if self.rows is None else min(lines, self.rows)
+        there = len(range(part, lines + 1, parts))
+        return there if self.only is None else min(there, len(self.only))
+
     def has(self, line: int) -> bool:
         """Whether a line is in the part of the file that is done."""
         part, parts = self.shard
