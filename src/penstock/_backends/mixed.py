@@ -139,17 +139,18 @@ class MixedBackend:
 
     def _after_places(self, request: _MixedRequest) -> float | None:
         """The request for places has its answer: go on to the store, or refuse."""
-        of_places, request.of_places = request.of_places, None
+        of_places = request.of_places
         assert of_places is not None, "there was one"
         if of_places.error is not None:
             request.error, of_places.error = of_places.error, None
             request.caller.refused += 1
             return None
-        request.places = Grant()
+        places = Grant()
         if of_places.charges:
-            self.local.hand_over(of_places, request.places)
+            self.local.hand_over(of_places, places)
         else:
-            request.places.of(self.local, request.binding.local.caller, (), [], clock.now())
+            places.of(self.local, request.binding.local.caller, (), [], clock.now())
+        request.places, request.of_places = places, None  # in one step: `leave` gives back one or the other
         waited = clock.now() - request.arrived
         left = None if request.max_wait is None else max(0.0, request.max_wait - waited)
         binding = request.binding.shared
@@ -158,8 +159,8 @@ class MixedBackend:
         of_store = self.shared.request_type(
             binding, request.parker, left, request.time_left - waited, request.priority, request.flow
         )
-        seconds = self.shared.enter(of_store)
         request.of_store = of_store
+        seconds = self.shared.enter(of_store)
         if seconds is None:
             self._after_store(request)
         return seconds
@@ -177,10 +178,9 @@ class MixedBackend:
         of_store = request.of_store
         assert of_store is not None, "it has answered"
         if of_store.error is not None:
+            assert request.places is not None, "it was waiting with them"
+            self.local.cancel(request.places)
             request.error, of_store.error = of_store.error, None
-            places, request.places = request.places, None
-            assert places is not None, "it was waiting with them"
-            self.local.cancel(places)
         else:
             request.granted_at = clock.now()
 

@@ -255,9 +255,9 @@ class SharedBackend:
             if not grant.charges:
                 return False
             receipts: StoreReceipts = grant.receipts
-            grant.charges, grant.ended = (), True
-            grant.caller.cancelled += 1
             self._want(receipts, dict.fromkeys(receipts.wants(), 0.0))
+            grant.charges, grant.ended = (), True  # at last: what an exception cuts short can be done again
+            grant.caller.cancelled += 1
         return True
 
     def close(self, grant: Grant) -> None:
@@ -265,14 +265,14 @@ class SharedBackend:
             grant.ended = True  # without the lock, which the dispatcher may have
             return
         with self.store.lock:
-            ended, grant.ended = grant.ended, True
-            if ended:
+            if grant.ended:
                 return
             receipts: StoreReceipts = grant.receipts
             wanted = receipts.wants()
             held = {state: 0.0 for state in wanted if state.held}
             if held:
                 self._want(receipts, {**wanted, **held})
+            grant.ended = True  # at last, as in `cancel`
 
     def _want(self, receipts: StoreReceipts, wanted: dict[SharedLimitState, float]) -> None:
         receipts.wanted = wanted
