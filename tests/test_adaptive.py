@@ -18,6 +18,7 @@ from penstock import Adaptive, Limiter, Pipeline, in_flight, per_minute, per_sec
 from penstock._core.aimd import Aimd
 from penstock.stores import SQLiteStore
 from penstock.testing import RecordedEvents, manual_clock
+from tests.limiter.interrupts import every_point, raise_interrupted
 
 anyio_test = pytest.mark.anyio
 
@@ -337,3 +338,25 @@ def test_a_copy_is_the_same_and_pickling_says_why_not():
     assert copy.deepcopy(adaptive) is adaptive
     with pytest.raises(TypeError, match="cannot be pickled: its state belongs to the threads of this process"):
         pickle.dumps(adaptive)
+
+
+def test_a_handler_that_raises_in_the_middle_of_a_cut_changes_no_promise():
+    """What was set before the cut is not taken for what somebody has promised since."""
+
+    def make():
+        time.advance(60)
+        adaptive = Adaptive(Limiter(requests=per_second(100)))
+        adaptive.overloaded()
+        time.advance(60)
+        return adaptive
+
+    def what_is_promised(adaptive):
+        for _ in range(100):
+            with adaptive:
+                time.advance(1)
+        return None if rate_of(adaptive._limiter) == 100 else rate_of(adaptive._limiter)
+
+    with manual_clock() as time:
+        found, points = every_point(lambda _: raise_interrupted(), make, lambda it: it.overloaded(), what_is_promised)
+    assert points > 10
+    assert found == {}

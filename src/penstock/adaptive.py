@@ -61,7 +61,7 @@ class Adaptive(SharedState):
         TypeError: `on` is neither exception types nor a plain function.
     """
 
-    __slots__ = ("_aimd", "_applied", "_limiter", "_on", "_promise", "_set_share")
+    __slots__ = ("_aimd", "_applied", "_before", "_limiter", "_on", "_promise", "_set_share")
 
     def __init__(
         self,
@@ -95,6 +95,7 @@ class Adaptive(SharedState):
         self._limiter = limiter
         self._promise: dict[str, tuple[Limit, ...]] = {}
         self._applied: dict[str, tuple[Limit, ...]] = {}
+        self._before: dict[str, tuple[Limit, ...]] = {}  # while that is being applied: what is in force until then
         self._set_share = 1.0
         self._read_promise()
         if not self._promise:
@@ -155,7 +156,7 @@ class Adaptive(SharedState):
     def _read_promise(self) -> None:
         """Read the limits: those that we did not set are a new promise."""
         for unit, limits in self._limiter.limits.items():
-            if limits != self._applied.get(unit):
+            if limits not in (self._applied.get(unit), self._before.get(unit)):
                 self._promise.pop(unit, None)
                 if any(isinstance(limit, Rate) for limit in limits):
                     self._promise[unit] = limits
@@ -163,11 +164,13 @@ class Adaptive(SharedState):
     def _apply(self) -> None:
         self._read_promise()
         self._set_share = share = self._aimd.share
-        self._applied = {
+        applied = {
             unit: tuple(_scaled(limit, share) if isinstance(limit, Rate) else limit for limit in limits)
             for unit, limits in self._promise.items()
         }
-        self._limiter.reconfigure(**self._applied)
+        self._before, self._applied = self._applied, applied
+        self._limiter.reconfigure(**applied)
+        self._before = {}
 
 
 def _scaled(rate: Rate, share: float) -> Rate:
