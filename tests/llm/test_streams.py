@@ -72,7 +72,7 @@ def limited(answers, kind="Async", places=2, **options):
     http_client = getattr(httpx2, f"{kind}Client")(transport=httpx2.MockTransport(answers))
     client = getattr(openai, f"{kind}OpenAI")(api_key="key", base_url="http://api.test/v1", http_client=http_client)
     limiter = Limiter(places=in_flight(places))
-    return limit_client(client, limiter, max_wait=5, **options), limiter
+    return limit_client(client, limiter, max_wait=30, **options), limiter
 
 
 async def until(holds):
@@ -269,7 +269,7 @@ def test_what_is_found_to_be_lost_only_later_gives_its_place_to_a_request_that_w
     """A thread that logs an answer, as LiteLLM has one, holds it a moment longer than its reader."""
     monkeypatch.setattr(lost_answers, "FIRST_GAP", 0.01)
     transport = httpx2.MockTransport(Answers())
-    client = limit_client(httpx2.Client(transport=transport), Limiter(places=in_flight(1)), max_wait=5)
+    client = limit_client(httpx2.Client(transport=transport), Limiter(places=in_flight(1)), max_wait=30)
     asked = client.build_request("POST", "http://api.test/v1/chat/completions", json=ASKED)
     logged = [client.send(asked, stream=True)]
     logged.append(logged)  # and nothing but the collector can tell that it is over

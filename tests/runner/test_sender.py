@@ -275,8 +275,12 @@ def test_a_sender_that_is_collected_in_its_own_thread_ends_it(caplog):
 def test_a_thread_that_nobody_has_heard_of_ends(monkeypatch):
     """Ctrl-C came while it began."""
 
-    def interrupted(_):
-        raise KeyboardInterrupt
+    interruptions = [KeyboardInterrupt]
+
+    def interrupted(future, timeout=None, result=Future.result):
+        if interruptions:
+            raise interruptions.pop()
+        return result(future, timeout)
 
     with simulator.serve(Simulation(requests="600/min")) as server, runner.Sender(server.base_url, headers=KEY) as send:
         before = set(threading.enumerate())
