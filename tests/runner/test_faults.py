@@ -11,7 +11,9 @@ import pytest
 
 from penstock import clock
 from penstock.limits import parse
-from penstock.runner.client import Lost, NotSent
+from penstock.runner import output
+from penstock.runner.client import Lost, NotSent, Reply
+from penstock.runner.files import Appended, cannot_write
 from penstock.simulator import Latency, Simulation
 from tests.runner.service import ANSWER, LIMITS, Service, chat, prepared
 
@@ -477,3 +479,35 @@ async def test_limits_of_a_minute_are_kept_while_others_use_the_account_too(tmp_
         await this.run()
         assert len(this.results()) == 100
     assert clock.now() < 40 * 1.35
+
+
+async def test_a_disk_that_fills_up_costs_no_answer_that_was_under_way(tmp_path, monkeypatch):
+    """The run ends while there is still room for what will be paid for."""
+    room = 400_000
+
+    def used():
+        return sum(path.stat().st_size for path in tmp_path.iterdir() if path.name.startswith("out.jsonl"))
+
+    write = Appended.append
+
+    def append(file, data):
+        if used() + len(data) > room:
+            raise cannot_write(file.path, OSError(28, "No space left on device"))
+        write(file, data)
+
+    monkeypatch.setattr(Appended, "append", append)
+    monkeypatch.setattr(output, "free_bytes", lambda _: room - used())
+    answer = json.dumps({"choices": [{"message": {"content": "x" * 500}}]}).encode()
+
+    class Slow(Service):
+        async def send(self, path, body, left):
+            left()
+            await anyio.sleep(2)
+            return Reply(200, {}, answer)
+
+    limits = {"requests": "6000/min burst 50"}
+    with prepared(tmp_path, [chat(number) for number in range(2_000)], Slow(), limits=limits) as this:
+        await this.run()
+        assert this.run.stopped.code == "output"
+        assert "is nearly full" in this.run.stopped.message
+        assert 150 <= this.counts.sent == this.counts.answered < 2_000

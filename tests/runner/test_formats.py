@@ -41,6 +41,15 @@ def test_every_shape_is_read(compress, encoding, shape, size):
     assert read(compress(text.encode(encoding)), size) == EXPECTED
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("size", [3, 4_096])
+def test_a_table_is_read_in_every_encoding(encoding, size):
+    """As spreadsheets save it."""
+    content = "id,text\na,grüße\n".encode(encoding)
+    ((_, row),) = read(content, size, name="in.csv", prompt=Prompt("{text}"))
+    assert (row["custom_id"], row["messages"][0]["content"]) == ("a", "grüße")
+
+
 def test_compressed_files_may_be_appended_to():
     assert read(gzip.compress(b'{"a":1}\n') + gzip.compress(b'{"a":2}\n') + b"\0\0") == [(1, {"a": 1}), (2, {"a": 2})]
 

@@ -356,6 +356,17 @@ def test_a_foreign_line_in_the_middle_is_not_repaired(out, journal):
     assert out.read_bytes() == content
 
 
+def test_a_foreign_line_behind_all_answers_is_named_and_no_answer_is_to_be_given_up_for_it(out):
+    """The way out is not the one that throws away what was paid for."""
+    whole = answered(out, "a", "b")
+    out.write_bytes(whole + b"read on tomorrow\n")
+    with pytest.raises(OutputError, match=r"its line 3 is not a result of a run: take that line out, or"):
+        opened(out)
+    out.write_bytes(whole)
+    with opened(out) as results:
+        assert results.found == 2
+
+
 def test_two_runs_do_not_write_one_file(out):
     with opened(out), pytest.raises(OutputError, match=r"another run is writing .*out\.jsonl: wait for it"):
         opened(out)

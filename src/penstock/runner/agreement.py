@@ -153,10 +153,10 @@ class Agreement:
         for number, line, whole in _lines_from(self._out, begin):
             result = _result_row(line)
             if torn:
-                raise _foreign(self._out, torn)
+                raise _foreign(self._out, torn, begin)
             if result is None:
                 if whole or (not number and not begin and not _BEGINNING.startswith(line[: len(_BEGINNING)])):
-                    raise _foreign(self._out, number)
+                    raise _foreign(self._out, number, begin)
                 torn = number
                 break
             if not whole:
@@ -196,10 +196,20 @@ def check_adoptable(out: Appended) -> None:
         raise _foreign(out, 1)
 
 
-def _foreign(out: Appended, number: int) -> OutputError:
+def _foreign(out: Appended, number: int, begin: int = 0) -> OutputError:
+    """For a line that is none of ours, by its number from a place on; before it there may be answers."""
+    before, at = 0, 0
+    while at < begin and (chunk := pread(out.descriptor, min(1 << 20, begin - at), at)):
+        before += chunk.count(b"\n")
+        at += len(chunk)
+    line = before + number
     return OutputError(
-        f"{out.path} exists, and its line {number} is not a result of a run: "
-        "give another -o, or --overwrite to begin it anew"
+        f"{out.path} exists, and its line {line} is not a result of a run: "
+        + (
+            "give another -o, or --overwrite to begin it anew"
+            if line == 1
+            else "take that line out, or give another -o"
+        )
     )
 
 

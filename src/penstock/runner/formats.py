@@ -231,14 +231,15 @@ def _decompress(chunks: Iterator[bytes], kind: str, make: Callable[[], _Decompre
 
 
 def _characters(begin: bytes) -> str | None:
-    """The encoding, where it is not UTF-8: by its mark, or by where an ASCII character has its zeros."""
+    """The encoding, where it is not UTF-8: by its mark, or by where its first ASCII characters have their zeros."""
     if begin.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         return "utf-32"
     if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    if len(begin) >= 4 and begin[0] in b"{[ \t\r\n" and begin[1] == 0 and begin[2] and begin[3] == 0:
+    zeros = [byte == 0 for byte in begin[:4]]
+    if zeros == [False, True, False, True]:
         return "utf-16-le"
-    if len(begin) >= 4 and begin[0] == 0 and begin[1] in b"{[ \t\r\n" and begin[2] == 0 and begin[3]:
+    if zeros == [True, False, True, False]:
         return "utf-16-be"
     return None
 

@@ -47,7 +47,7 @@ from penstock.runner.source import (
     named_keys,
     unnamed_key,
 )
-from penstock.runner.system import pread
+from penstock.runner.system import free_bytes, pread
 
 __all__ = [
     "ERROR_BEGINNING",
@@ -66,6 +66,12 @@ CHECK_EVERY = 1.0
 
 ARRIVAL = 1.0
 """Seconds in which what an earlier run sent last has reached the server, and is used up there."""
+
+RECORD = 250
+"""Bytes that the journal has beside an answer: that it was sent, keys and checksums."""
+
+MARGIN = 1.5
+"""So many times as much room must be left on a disk as what is under way will take, since answers differ."""
 
 BACKLOG = 4 * 1024 * 1024
 """Bytes that may wait for the reader of a pipe before no further row is begun."""
@@ -154,6 +160,8 @@ class Results:
         self._places = array.array("Q")  # of each row in the order of the input: 1 + where its answer is, 0: nowhere
         self._doubtful: set[int | None] | None = None
         self._checked = -math.inf
+        self._under_way: set[int] = set()
+        self._answers = self._answer_bytes = self._checked_bytes = 0
         self._has_dropped = False
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as opening:
@@ -324,6 +332,7 @@ class Results:
         """
         if self._journal is not None:
             self._journal.sent(row, attempt)
+            self._under_way.add(row.raw)
 
     def over(self, row: Row) -> None:
         """Write down that what was sent is known not to be answered.
@@ -333,6 +342,7 @@ class Results:
         """
         if self._journal is not None:
             self._journal.over(row)
+            self._under_way.discard(row.raw)
 
     def answer(self, row: Row, status_code: int, request_id: str | None, body: bytes) -> None:
         """Write the result of a row, whose `body` is JSON on one line.
@@ -341,6 +351,8 @@ class Results:
             OutputError: The disk is full or gone. Nothing of the line is left in the file.
         """
         line = result_line(row, status_code, request_id, body)
+        self._under_way.discard(row.raw)
+        self._answers, self._answer_bytes = self._answers + 1, self._answer_bytes + len(line)
         if self._journal is not None:
             if self._order == "input" and self._journal.offsets is not None:
                 self._place(row.line, len(self._journal.offsets))
@@ -365,6 +377,8 @@ class Results:
         """
         error = {"code": code, "message": message, **more}
         line = dump_json({"line": row.line, "custom_id": row.custom_id, "error": error})
+        if isinstance(row, Row):
+            self._under_way.discard(row.raw)
         # How an ambiguous row ended stays open; and so does the end of the row which a duplicate has all its keys
         # from.
         if self._journal is not None and code not in {"ambiguous", "duplicate_custom_id"}:
@@ -378,7 +392,8 @@ class Results:
         """See that all is where it should be, as often as it is due.
 
         Raises:
-            OutputError: A file was deleted, replaced or cut, or the pipe has no reader any more.
+            OutputError: A file was deleted, replaced or cut, the pipe has no reader any more, or the disk has room for
+                little more than the answers that are under way.
         """
         for pipe in (self._pipe, self._errors_pipe):
             if pipe is not None:
@@ -387,6 +402,7 @@ class Results:
             return
         self._checked = clock.now()
         self._check_files()
+        self._check_room()
 
     def give_up(self) -> None:
         """Wait for the readers of pipes no more."""
@@ -483,6 +499,26 @@ class Results:
         except ReplacedError as gone:
             raise ReplacedError(f"{gone}{where and where + ' writes them again'}") from None
         self._errors.check()
+
+    def _check_room(self) -> None:
+        """See that answers that will be paid for can be kept: on a disk that is full they are lost."""
+        since, self._checked_bytes = self._answer_bytes - self._checked_bytes, self._answer_bytes
+        if not self._under_way or not self._answers:
+            return
+        each = self._answer_bytes / self._answers + RECORD
+        needed = MARGIN * (len(self._under_way) * each + since)
+        files = [] if self._journal is None else [(self._journal.descriptor, self._journal.path)]
+        if self._pipe is None and self._order == "completed":
+            files.append((self._out.descriptor, self.out_path))
+        devices = [os.fstat(file).st_dev for file, _ in files]
+        for (file, path), device in zip(files, devices, strict=True):
+            left = free_bytes(file)
+            if left < needed * devices.count(device):
+                answers = number_of(len(self._under_way), "answer is", "answers are")
+                raise OutputError(
+                    f"the disk of {path} is nearly full ({left / 1024:,.0f} kB are left): {answers} under way, and the "
+                    "run ends here, so that they can be kept; make room, and the same command goes on"
+                )
 
     def _begin_errors(self, *, anything: bool) -> None:
         """Cut the errors of earlier runs off; nothing else, unless it may be `anything`."""

@@ -7,6 +7,7 @@ opens files in text mode unless told otherwise, can `select` sockets only, and g
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import select
 import signal
@@ -33,6 +34,7 @@ __all__ = [
     "BINARY",
     "NO_LINKS",
     "ending_signals",
+    "free_bytes",
     "in_binary",
     "is_readable",
     "pread",
@@ -55,6 +57,15 @@ def in_binary(file: int) -> int:
     if _msvcrt is not None:
         _msvcrt.setmode(file, BINARY)
     return file
+
+
+def free_bytes(file: int) -> float:
+    """Bytes for which there is room on the disk of an open file; infinity where the system does not say."""
+    try:
+        found = os.fstatvfs(file)
+    except (AttributeError, OSError):  # Windows
+        return math.inf
+    return found.f_bavail * found.f_frsize if found.f_blocks else math.inf
 
 
 def pread(file: int, size: int, at: int) -> bytes:
