@@ -121,9 +121,6 @@ def tls(certificates, valkey):
     port = servers.free_port()
     server = servers.Server(binary, "--tls-port", str(port), *map(str, certificates.of_server))
     yield f"rediss://127.0.0.1:{port}/0?{query}"
-    for thread in threading.enumerate():  # a server that ends in the middle of a handshake leaves Python's socket open
-        if thread.name.startswith("penstock"):
-            thread.join(timeout=2)
     server.stop()
 
 

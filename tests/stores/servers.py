@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,34 +21,44 @@ WITH_TLS = Path(__file__).resolve().parents[2] / ".cache/tls-server"
 """Where `make environment` unpacks one that speaks TLS, which those of wheels do not."""
 
 
+_held = []
+"""The socket of each port that `free_port` has named, by its number; they are closed when this process ends."""
+
+
 def free_port(highest=65535):
-    """A port that nobody has. `highest`: 55000 for a node of a cluster, whose bus is 10,000 above and free as well."""
-    while (port := _any_free_port()) > highest or (highest <= 55_000 and not _is_free(port + 10_000)):
-        pass
+    """A port that nobody has, and that nobody else is given: not while its server starts, nor while it is dead.
+
+    highest: 55000 for a node of a cluster, whose bus is 10,000 above and held as well.
+    """
+    while True:
+        port = _hold(0)
+        if port <= highest and (highest > 55_000 or _hold(port + 10_000)):
+            return port
+
+
+def _hold(port):
+    """Take that port, any for 0, and return it; None if somebody has it.
+
+    On Linux a server that sets SO_REUSEADDR, as Redis does, may listen where a socket is bound that does the same and
+    does not listen. The system gives such a port to nobody that asks for any port. Elsewhere it is let go of.
+    """
+    probe = socket.socket()
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind(("127.0.0.1", port))
+    except OSError:
+        probe.close()
+        return None
+    port = probe.getsockname()[1]
+    if sys.platform == "linux":
+        _held.append(probe.detach())
+    else:
+        probe.close()
     return port
 
 
-def _any_free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _is_free(port):
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
 def _node(binary, options_of):
-    """A node of a cluster: on other ports if somebody takes these while it starts."""
-    for _ in range(2):
-        with contextlib.suppress(RuntimeError):
-            port = free_port(55_000)
-            return Server(binary, *options_of(port), port=port)
+    """A node of a cluster."""
     port = free_port(55_000)
     return Server(binary, *options_of(port), port=port)
 
@@ -104,7 +115,12 @@ class Server:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self):
-        self.process = subprocess.Popen(self._command_line(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            self._command_line(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "LC_ALL": "C"},  # where the user's locale is not installed, it would not start
+        )
         give_up = time.monotonic() + 30
         while True:
             try:
@@ -124,7 +140,7 @@ class Server:
 
     def command(self, *words):
         """Send one command over a connection of its own; return the first bytes of the reply."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
             if self.password is not None:
                 connection.sendall(_encoded("AUTH", self.password))
                 connection.recv(65536)

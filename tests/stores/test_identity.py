@@ -25,7 +25,7 @@ import valkey.sentinel
 
 from penstock import Limiter, StoreError, per_second
 from penstock.stores import RedisStore
-from tests.stores.admissions import RECOVERY
+from tests.stores.admissions import PATIENCE
 from tests.stores.proxy import Proxy
 
 servers = sys.modules["penstock_test_servers"]
@@ -95,17 +95,17 @@ def secured(where, certificates):
 async def assert_all_connections_work(server, names=("x",)):
     """Calls, and what others announce: each on connections of their own."""
     prefix = f"p{next(_prefixes)}"
-    stores = [RedisStore(server, prefix=prefix, timeout=2.0) for _ in range(2)]
+    stores = [RedisStore(server, prefix=prefix, timeout=PATIENCE) for _ in range(2)]
     try:
         for name in names:
             mine, theirs = (Limiter(requests=per_second(1000), name=name, store=store) for store in stores)
             await mine.acquire()
             await theirs.acquire()
-        with anyio.fail_after(RECOVERY):
+        with anyio.fail_after(PATIENCE):
             while not stores[1].hears:
                 await anyio.sleep(0.01)
         mine.reconfigure(requests=per_second(2000))
-        with anyio.fail_after(RECOVERY):
+        with anyio.fail_after(PATIENCE):
             while theirs.limits["requests"][0] != per_second(2000):
                 await anyio.sleep(0.01)
     finally:
@@ -267,7 +267,7 @@ async def test_a_sentinel_that_refuses_us_is_one_clear_error(secured_sentinel):
 async def said(store):
     limiter = Limiter(requests=per_second(5), name="x", store=store)
     try:
-        with pytest.raises(StoreError) as caught, anyio.fail_after(20):
+        with pytest.raises(StoreError) as caught, anyio.fail_after(PATIENCE):
             await limiter.acquire()
     finally:
         store.close(timeout=1)
@@ -276,7 +276,7 @@ async def said(store):
 
 async def test_a_certificate_that_nobody_trusts_is_one_clear_error(secured):
     """And nothing is sent to whoever shows it."""
-    message = await said(RedisStore(secured.url.replace("ssl_ca_certs", "ssl_ca_path"), timeout=0.5, patience=0.2))
+    message = await said(RedisStore(secured.url.replace("ssl_ca_certs", "ssl_ca_path"), timeout=PATIENCE, patience=0.2))
     assert "certificate verify failed" in message
 
 
@@ -290,7 +290,7 @@ async def test_a_certificate_for_another_host_is_trusted_only_if_the_url_says_so
         Proxy, int(valkey.rpartition(":")[2].split("/")[0]), tls=certificates.context("elsewhere.example")
     ) as proxy:
         url = f"{proxy.url}?{query(certificates)}"
-        assert "certificate verify failed" in await said(RedisStore(url, timeout=0.5, patience=0.1))
+        assert "certificate verify failed" in await said(RedisStore(url, timeout=PATIENCE, patience=0.1))
         await assert_all_connections_work(f"{url}&ssl_check_hostname=false")
 
 
