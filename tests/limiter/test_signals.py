@@ -399,7 +399,7 @@ def test_a_place_that_a_signal_handler_gives_back_wakes_a_waiter_in_a_loop_that_
         loop = asyncio.get_running_loop()
         waiter = asyncio.ensure_future(limiter.acquire())
         await asyncio.sleep(0.01)
-        loop.call_later(3, lambda: None)
+        loop.call_later(60, lambda: None)
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         began = time.monotonic()
         (await waiter).close()
@@ -412,7 +412,7 @@ def test_a_place_that_a_signal_handler_gives_back_wakes_a_waiter_in_a_loop_that_
             took = uvloop.run(main())
         else:
             took = asyncio.run(main())
-    assert took < 1
+    assert took < 30
 
 
 def test_a_finaliser_in_the_middle_of_a_decision_gives_back_and_takes_no_turn():
