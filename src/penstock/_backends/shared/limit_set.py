@@ -172,6 +172,10 @@ class SharedLimitSet:
             if isinstance(state.meter, CalendarWindow):
                 state.meter.follow(lead)
 
+    def paused_until(self) -> float:
+        """The end of the last pause of these limits, by our clock, as we know it; -inf: there is none."""
+        return max((state.paused_until for state in self.order), default=-math.inf)
+
     def mirror(self, states: Any, at: int, now: float, server: float) -> None:
         """Let the meters show what the store has just said of its states, from index `at` on."""
         for state in self.order:

@@ -402,7 +402,10 @@ class Scheduler:
             part.queue.problem = None
             if not self.state.apart:
                 part.epoch = batch.epochs[part]
+            paused_until = part.paused_until() if part.queue.lease is not None else -math.inf
             part.mirror(reply.states, offset, now, reply.now)
+            if now < paused_until and part.paused_until() < paused_until - 0.001:
+                self.state.dirty[part.queue] = None  # it would look at what it holds when the pause was to end
             offset += 3 * len(part.order)
 
     def _admitted(self, request: SharedRequest, batch: BatchInFlight, wait: float, now: float) -> None:
