@@ -40,7 +40,7 @@ def make(request, tmp_path, prefix):
 
 @pytest.mark.anyio
 async def test_caps_hold_are_changed_and_reset_in_every_store(make):
-    one, other = make({"requests": "3/day", "dollars": "1/month"}, review="queue"), make()
+    one, other = make({"requests": "3/month", "dollars": "1/month"}, review="queue"), make()
 
     async def call(**cost):
         async with one("alice*{1}", cost) as permit:
@@ -48,11 +48,11 @@ async def test_caps_hold_are_changed_and_reset_in_every_store(make):
 
     for _ in range(3):
         (await call(dollars=0.5)).settle(dollars=0.25)
-    with pytest.raises(QuotaExceeded, match=r"has used 3 of 3 requests a day.*a review is pending"):
+    with pytest.raises(QuotaExceeded, match=r"has used 3 of 3 requests a month.*a review is pending"):
         await call()
     await anyio.to_thread.run_sync(other.approve, "alice*{1}", "requests")
     await call(dollars=0.125)
-    await anyio.to_thread.run_sync(lambda: other.set("alice*{1}", requests="9/day"))
+    await anyio.to_thread.run_sync(lambda: other.set("alice*{1}", requests="9/month"))
     await call(dollars=0.125)
     with pytest.raises(QuotaExceeded, match=r"has used \$1 of \$1 a month and asks for \$0\.000001"):
         await call()
@@ -66,7 +66,7 @@ async def test_caps_hold_are_changed_and_reset_in_every_store(make):
 KILLED = """
 import sys
 from penstock.usage import Quotas
-quotas = Quotas(sys.argv[1], {"requests": "100000/day"})
+quotas = Quotas(sys.argv[1], {"requests": "100000/month"})
 for number in range(100000):
     with quotas("alice"):
         print(number + 1, flush=True)
@@ -91,7 +91,7 @@ def test_a_process_that_is_killed_has_charged_what_it_was_granted(tmp_path):
 
 def test_a_child_of_a_fork_shares_the_caps(tmp_path):
     """A server that loads its program and then forks its workers."""
-    with Quotas(tmp_path / "quotas.db", {"requests": "20/day"}) as quotas:
+    with Quotas(tmp_path / "quotas.db", {"requests": "20/month"}) as quotas:
         with quotas("alice"):
             pass
         children = []
@@ -103,7 +103,7 @@ def test_a_child_of_a_fork_shares_the_caps(tmp_path):
                     for _ in range(5):
                         with quotas("alice"):
                             pass
-                    quotas.set("bob", requests="1/day")
+                    quotas.set("bob", requests="1/month")
                     code = 0
                 finally:
                     os._exit(code)

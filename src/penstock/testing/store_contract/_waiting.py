@@ -9,7 +9,7 @@ from collections.abc import Callable
 import anyio
 import pytest
 
-from penstock import Limiter, QueueFull, RateLimited, per_second
+from penstock import Limiter, QueueFull, RateLimited, clock, per_second
 from penstock.stores.contract import Store
 from penstock.testing.store_contract._stores import LATE, StoreTests, measured
 
@@ -34,8 +34,10 @@ class WaitingContract(StoreTests):
         limiter = Limiter(requests=per_second(20, burst=1), name="x", store=stores())
         await limiter.acquire()
         turns: list[tuple[float, str]] = []
+        came: dict[str, float] = {}
 
         async def wait(name: str, priority: int) -> None:
+            came[name] = clock.now()
             permit = await limiter.acquire(priority=priority)
             turns.append((permit.granted_at, name))  # on a busy machine two may wake up together, in any order
 
@@ -45,7 +47,9 @@ class WaitingContract(StoreTests):
                 await anyio.sleep(0.001)
         order = [name for _, name in sorted(turns)]
         assert [name for name in order if name != "vip"] == ["1st", "2nd", "3rd", "4th", "5th"]
-        assert order.index("vip") <= 3
+        # Those that were granted while it was on its way: the head, and what it found under way.
+        vip = next(at for at, name in turns if name == "vip")
+        assert len([at for at, _ in turns if came["vip"] < at < vip]) <= 3
 
     @pytest.mark.anyio
     async def test_a_waiter_that_gives_up_hands_its_turn_on(self, stores: Callable[..., Store]) -> None:
@@ -74,7 +78,7 @@ class WaitingContract(StoreTests):
     @pytest.mark.anyio
     async def test_giving_up_with_nobody_behind_gives_back(self, stores: Callable[..., Store]) -> None:
         """The next call finds the bucket as if no call had waited."""
-        limiter = Limiter(requests=per_second(1, burst=2), name="x", store=stores())
+        limiter = Limiter(requests=per_second(0.1, burst=2), name="x", store=stores())
         await limiter.acquire()
         await limiter.acquire()
         async with anyio.create_task_group() as tasks:
@@ -84,7 +88,7 @@ class WaitingContract(StoreTests):
         await anyio.sleep(0.05)
         with pytest.raises(RateLimited) as caught:
             await limiter.acquire(max_wait=0)
-        assert caught.value.retry_after <= 1.0 + 0.9  # a reservation was out for 2 s, and took 1 s with it at most
+        assert caught.value.retry_after <= 10 + 9  # a reservation was out for 20 s, and took 10 s with it at most
 
     @pytest.mark.anyio
     async def test_a_pause_holds_everybody_in_every_process(self, stores: Callable[..., Store]) -> None:
@@ -120,12 +124,12 @@ class WaitingContract(StoreTests):
     @pytest.mark.anyio
     async def test_too_long_a_wait_is_refused_at_once(self, stores: Callable[..., Store]) -> None:
         """By max_wait, by the enclosing deadline, by the length of the queue."""
-        limiter = Limiter(requests=per_second(0.1, burst=1), name="x", max_queue=1, store=stores())
+        limiter = Limiter(requests=per_second(0.01, burst=1), name="x", max_queue=1, store=stores())
         await limiter.acquire()
         with measured() as span:
             with pytest.raises(RateLimited) as caught:
                 await limiter.acquire(max_wait=5)
-            assert caught.value.retry_after == pytest.approx(10, rel=0.1)
+            assert caught.value.retry_after == pytest.approx(100, rel=0.1)
             with anyio.move_on_after(5), pytest.raises(RateLimited):
                 await limiter.acquire()
             async with anyio.create_task_group() as tasks:
@@ -164,11 +168,12 @@ class WaitingContract(StoreTests):
                 moments.append(time.monotonic())
 
         threads = [threading.Thread(target=work) for _ in range(5)]
+        begin = time.monotonic()  # and not the first moment: a thread may wake up long after it was granted
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert 4 / 50 - 0.02 <= max(moments) - min(moments) < 4 / 50 + LATE
+        assert 4 / 50 - 0.001 <= max(moments) - begin < 4 / 50 + LATE
 
     def test_one_limiter_serves_one_loop_after_another(self, stores: Callable[..., Store]) -> None:
         """As a limiter made at import time does."""
