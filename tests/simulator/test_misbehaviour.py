@@ -9,6 +9,7 @@ import json
 import signal
 import socket
 import urllib.request
+import zlib
 
 import anyio
 import httpx2
@@ -132,6 +133,28 @@ async def test_bodies_are_bounded_in_size_and_time(virtual_time):
     reply = await client.http.post(CHAT, content=slow())
     assert (reply.status_code, clock.now()) == (408, 60.0)
     assert client.account.statistics().admitted == 1
+
+
+BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 100}]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("coding", "content", "status"),
+    [
+        ("gzip", gzip.compress(BODY), 200),
+        ("deflate", zlib.compress(BODY), 200),
+        ("identity", BODY, 200),
+        ("gzip", BODY, 400),
+        ("gzip", gzip.compress(BODY)[:-12], 400),
+        ("gzip", gzip.compress(b" " * 10_000_000), 413),
+        ("br", b"x", 415),
+    ],
+)
+async def test_compressed_bodies_are_read_within_the_same_bounds(virtual_time, coding, content, status):
+    client = Client(max_body=100_000)
+    reply = await client.http.post(CHAT, content=content, headers={"content-encoding": coding})
+    assert reply.status_code == status
+    assert client.account.statistics().admitted == (status == 200)
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/files"])

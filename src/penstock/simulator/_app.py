@@ -158,6 +158,14 @@ class _Service:
         return Json({"injected": wanted})
 
 
+_WHY_NO_BODY = {
+    400: "is not compressed as its content-encoding says",
+    408: f"did not come within {SILENCE:g} s",
+    413: "is too large",
+    415: "is compressed in a way that this service does not read: gzip and deflate are",
+}
+
+
 class _Endpoint:
     """One endpoint that costs something: admission, then latency, then the answer.
 
@@ -180,7 +188,7 @@ class _Endpoint:
             return
         if not isinstance(raw, bytes):
             self.account.failed(str(raw))
-            words = "is too large" if raw == 413 else f"did not come within {SILENCE:g} s"
+            words = _WHY_NO_BODY[raw]
             wrong = self.service.said(raw, _replies.invalid(f"The body of the request {words}."))
             refusal = Json(wrong, raw, {"connection": "close"})
             await refusal(scope, receive, send)

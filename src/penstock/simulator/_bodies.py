@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from contextlib import aclosing
 
 import anyio
@@ -15,7 +16,9 @@ _MOST_DROPPED = 2**30
 
 
 async def read_body(request: Request, most: int) -> bytes | int:
-    """The body of a request; the status of the refusal if it has more than `most` bytes, or does not come.
+    """The body of a request, decompressed.
+
+    The status of the refusal if it has more than `most` bytes, does not come, or is compressed otherwise than it says.
 
     Raises:
         ClientDisconnect: The client is gone.
@@ -34,5 +37,21 @@ async def read_body(request: Request, most: int) -> bytes | int:
                     if dropped > _MOST_DROPPED:
                         break
                 patience.deadline = anyio.current_time() + SILENCE
-        return 413 if dropped else bytes(body)
+        return 413 if dropped else _decompressed(bytes(body), request.headers.get("content-encoding", ""), most)
     return 408
+
+
+def _decompressed(body: bytes, coding: str, most: int) -> bytes | int:
+    coding = coding.strip().lower()
+    if coding in {"", "identity"}:
+        return body
+    if coding not in {"gzip", "x-gzip", "deflate"}:
+        return 415
+    decompressor = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, by its head
+    try:
+        found = decompressor.decompress(body, most + 1)
+    except zlib.error:
+        return 400
+    if len(found) > most:
+        return 413
+    return found if decompressor.eof else 400
