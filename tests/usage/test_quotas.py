@@ -6,6 +6,7 @@ import gc
 import math
 import pickle
 import sqlite3
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -448,6 +449,28 @@ def test_a_store_that_does_not_answer_lets_users_through_if_it_is_to(path, monke
     assert spend(quotas, "alice", 1) == spend(quotas, "bob", 1) == 0
     other.execute("ROLLBACK")
     other.close()
+    quotas.close()
+    store.close()
+
+
+def test_a_store_that_does_not_answer_lets_a_share_through_if_it_is_to(path):
+    """Of new users too; beyond it they have come to a cap, and meet no error of the store's. Afterwards all counts."""
+    store = SQLiteStore(path, on_outage="share", share=0.5, patience=0.05)
+    quotas = Quotas(store, {"requests": "4/day"})
+    assert spend(quotas, "alice", 1) == 0
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    assert spend(quotas, "alice", 3) == spend(quotas, "bob", 2) + 1 == 1
+    with pytest.raises(QuotaExceeded, match="the store does not answer, and no more than a share is let through") as no:
+        charge(quotas, "bob")
+    assert no.value.retry_after > 0
+    other.execute("ROLLBACK")
+    other.close()
+    deadline = time.monotonic() + 60
+    while [quota.used for user in ("alice", "bob") for quota in quotas.of(user)] != [3, 2]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert spend(quotas, "alice", 5) == 4
     quotas.close()
     store.close()
 

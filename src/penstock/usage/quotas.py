@@ -192,9 +192,9 @@ class Quotas:
             everybody = self._caps_for_everybody(now, anew=anew)
             record = self._records.user(user)
         except StoreError:
-            if anew or self.store.on_outage != "open":
+            if anew or self.store.on_outage == "raise":
                 raise
-            if known is not None:  # the limiter lets the call through, whatever its limits are
+            if known is not None:  # the limiter decides, as the store says
                 return known.caps, math.inf
             return self._wanted or {} if self._for_everybody is None else self._for_everybody[1], math.inf
         return record.caps(everybody, now), record.changes_at(now)
@@ -215,7 +215,12 @@ class Quotas:
         self, user: str, cost: Mapping[str, float], before: _User, refused: RateLimited | Unsatisfiable
     ) -> QuotaExceeded | None:
         """The error of a call that was refused; None: the caps have changed since, so that it should be tried again."""
-        known = self._known(user, anew=True)
+        try:
+            known = self._known(user, anew=True)
+        except StoreError:
+            if self.store.on_outage == "raise":
+                raise
+            return self._refusal_by_share(user, cost, before, refused)
         if known.caps != before.caps:
             return None
         wait = refused.retry_after if isinstance(refused, RateLimited) else math.inf  # by the store's clock
@@ -225,6 +230,17 @@ class Quotas:
         ]
         beyond = [error for error in found if error.missing > 1e-12 * error.limit]
         return max(beyond, key=lambda error: (error.asked > error.limit, error.resets_at), default=None)
+
+    def _refusal_by_share(
+        self, user: str, cost: Mapping[str, float], known: _User, refused: RateLimited | Unsatisfiable
+    ) -> QuotaExceeded:
+        """The same where the store does not answer: this process has used up its share of the user's caps."""
+        wait = refused.retry_after if isinstance(refused, RateLimited) else math.inf
+        asked = {one: cost.get(one.unit, _least(known.limiter, one.unit)) for one in self.last(user)}
+        tightest = max(asked, key=lambda one: (one.used + asked[one]) / (one.limit or 1e-9))
+        error = QuotaExceeded.of(tightest, asked[tightest], clock.wall(), wait)
+        error.args = (f"{error.args[0]}; the store does not answer, and no more than a share is let through",)
+        return error
 
     # Reviews
 
