@@ -117,7 +117,7 @@ def test_what_cannot_be_called_is_refused_at_decoration(decorator):
     [
         (classmethod(fetch), "fetch is a classmethod already: put the decorator below @classmethod"),
         (staticmethod(fetch), "fetch is a staticmethod already: put the decorator below @staticmethod"),
-        (5, "5 is no function"),
+        (5, "5 is not a function"),
     ],
     ids=lambda value: type(value).__name__,
 )

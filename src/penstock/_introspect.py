@@ -53,7 +53,7 @@ def kind_of(fn: Callable[..., Any]) -> Kind:
             wrapper = type(target).__name__
             raise TypeError(f"{name_of(target.__func__)} is a {wrapper} already: put the decorator below @{wrapper}")
         if not callable(target):
-            raise TypeError(f"{repr_of(target)} is no function")
+            raise TypeError(f"{repr_of(target)} is not a function")
         if isinstance(target, functools.partial):
             target = target.func
         elif inspect.isroutine(target) or isinstance(target, type):

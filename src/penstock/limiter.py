@@ -226,7 +226,8 @@ class Limiter:
             return self._make_call(options, given)
         if not callable(given) and not isinstance(given, classmethod):
             raise NeitherCostNorFunction(
-                f"a limiter is called with costs, limiter(tokens=5), or decorates functions; {repr_of(given)} is none"
+                f"a limiter is called with costs, limiter(tokens=5), or with a function to decorate: not with "
+                f"{repr_of(given)}"
             )
         if options:
             raise TypeError("options come first, the function second: @limiter(tokens=5), limiter(tokens=5)(function)")

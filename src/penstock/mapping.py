@@ -142,7 +142,7 @@ def amap(
 def _check_function(fn: object) -> None:
     """Refuse what gives no result for an item. That a plain callable returns none shows when it is called."""
     if not callable(fn):
-        raise TypeError(f"amap calls a function with each item, and {repr_of(fn)} is none")
+        raise TypeError(f"amap calls a function with each item, and {repr_of(fn)} is not one")
     kind = kind_of(fn)
     if kind in {"stream", "generator", "context", "async context"}:
         what = "generator" if kind in {"stream", "generator"} else "context manager"

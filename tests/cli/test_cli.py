@@ -226,7 +226,7 @@ RUN = ["run", "in.jsonl", "-o", "out.jsonl"]
         ([*RUN, "--errors", "no/e.jsonl", "--simulate"], "cannot write no/e.jsonl: the folder no is not there"),
         (
             ["run", "in.jsonl", "-o", "/dev/null", "--simulate"],
-            "/dev/null is no regular file, so nothing can be put beside it",
+            "/dev/null is not a regular file, so nothing can be put beside it",
         ),
         ([*RUN, "--limits", "fast", "--simulate"], "--limits: cannot read 'fast': write it like"),
         (
@@ -271,12 +271,12 @@ RUN = ["run", "in.jsonl", "-o", "out.jsonl"]
         ),
         (
             [*RUN, "--base-url", "localhost:8000"],
-            "--base-url: 'localhost:8000' is no address of a server; write it like http://",
+            "--base-url: 'localhost:8000' is not the address of a server; write it like http://",
         ),
-        ([*RUN, "--base-url", "ftp://x/v1"], "--base-url: 'ftp://x/v1' is no address of a server"),
-        ([*RUN, "--base-url", ""], "--base-url: '' is no address of a server"),
-        ([*RUN, "--base-url", "http://x:99999/v1"], "--base-url: 'http://x:99999/v1' is no address of a server"),
-        ([*RUN, "--base-url", "http://a b/v1"], "--base-url: 'http://a b/v1' is no address of a server"),
+        ([*RUN, "--base-url", "ftp://x/v1"], "--base-url: 'ftp://x/v1' is not the address of a server"),
+        ([*RUN, "--base-url", ""], "--base-url: '' is not the address of a server"),
+        ([*RUN, "--base-url", "http://x:99999/v1"], "--base-url: 'http://x:99999/v1' is not the address of a server"),
+        ([*RUN, "--base-url", "http://a b/v1"], "--base-url: 'http://a b/v1' is not the address of a server"),
         (
             [*RUN, "--base-url", "http://x/v1#a"],
             "--base-url: 'http://x/v1#a' goes on with a #, which no server is ever sent",
@@ -284,8 +284,8 @@ RUN = ["run", "in.jsonl", "-o", "out.jsonl"]
         ([*RUN, "--header", "nonsense"], "--header: cannot read 'nonsense': write it like 'X-Team: search'"),
         ([*RUN, "--header", "a: $NOWHERE"], "--header: NOWHERE, which a names, is not set"),
         ([*RUN, "--set", "temperature"], "--set: cannot read 'temperature': write it like temperature=0"),
-        ([*RUN, "--latency", "inf", "--simulate"], "--latency: inf is no number of seconds until an answer"),
-        (["simulate", "--latency", "inf"], "--latency: inf is no number of seconds until an answer"),
+        ([*RUN, "--latency", "inf", "--simulate"], "--latency: inf is not a number of seconds until an answer"),
+        (["simulate", "--latency", "inf"], "--latency: inf is not a number of seconds until an answer"),
         (
             [*RUN, "--max-in-flight", "0", "--simulate"],
             "Invalid value for '--max-in-flight': ",
@@ -311,7 +311,7 @@ def test_a_command_that_cannot_be_carried_out_says_why_in_one_line(folder, capsy
         ("OPENAI_API_KEY", "  ", "OPENAI_API_KEY is not set"),
         ("OPENAI_API_KEY", "sk-ключ", "OPENAI_API_KEY holds characters that no key has"),
         ("OPENAI_API_KEY", "a b", "OPENAI_API_KEY holds characters that no key has"),
-        ("OPENAI_BASE_URL", "nowhere", "OPENAI_BASE_URL: 'nowhere' is no address of a server"),
+        ("OPENAI_BASE_URL", "nowhere", "OPENAI_BASE_URL: 'nowhere' is not the address of a server"),
         ("SSL_CERT_FILE", "nowhere.pem", "the proxies or certificates that the environment names cannot be used: "),
         ("SSL_CERT_FILE", "in.jsonl", "the proxies or certificates that the environment names cannot be used: "),
         ("SSL_CERT_FILE", "/", "the proxies or certificates that the environment names cannot be used: "),

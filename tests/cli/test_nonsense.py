@@ -122,13 +122,13 @@ def test_a_dash_is_standard_output_for_results_alone(folder, capsys, option):
     [
         (["--ledger", "out.jsonl"], "-o and --ledger are the same file: out.jsonl"),
         (["--ledger", "in.jsonl"], "FILE and --ledger are the same file: in.jsonl"),
-        (["--prices", "out.jsonl", "--overwrite"], "--prices: out.jsonl is no file of prices"),
-        (["--journal", os.devnull], f"--journal: {os.devnull} is no regular file"),
+        (["--prices", "out.jsonl", "--overwrite"], "--prices: out.jsonl is not a file of prices"),
+        (["--journal", os.devnull], f"--journal: {os.devnull} is not a regular file"),
         (
             ["--prompt", "Translate {text}"],
             "--prompt makes requests of the rows of a table, and in.jsonl holds requests",
         ),
-        (["--prices", "/dev/zero"], "--prices: /dev/zero is no file of prices: it is longer than"),
+        (["--prices", "/dev/zero"], "--prices: /dev/zero is not a file of prices: it is longer than"),
     ],
 )
 def test_one_file_is_not_used_for_two_things(folder, capsys, arguments, said):
@@ -182,7 +182,7 @@ def test_a_report_of_a_ledger_may_go_to_standard_output_by_name(folder, capsys, 
         (["report", "l.db", "-o", "."], "cannot write .: Is a directory"),
         (["report", "l.db", "-o", "/"], "cannot write /: Is a directory"),
         (["report", "x" * 5_000], "File name too long"),
-        (["report", "l.db", "--model", "\udcff"], "an argument holds a byte that is no UTF-8"),
+        (["report", "l.db", "--model", "\udcff"], "an argument holds a byte that is not UTF-8"),
     ],
 )
 def test_nonsense_for_other_commands_is_one_sentence_too(folder, capsys, command, said):

@@ -108,7 +108,7 @@ def test_a_device_is_left_alone(capsys):
     """SQLite would put a journal beside it."""
     before = set(Path("/dev").glob("null*"))
     assert main(["quota", "list", os.devnull]) == 2
-    assert capsys.readouterr().err == f"penstock: {os.devnull} is no regular file, and cannot hold quotas\n"
+    assert capsys.readouterr().err == f"penstock: {os.devnull} is not a regular file, and cannot hold quotas\n"
     assert set(Path("/dev").glob("null*")) == before
 
 

@@ -75,11 +75,14 @@ def test_limits_in_a_store_that_are_far_too_high_are_doubted_by_the_run_that_use
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--shard", "4/3"], "--shard: '4/3' is no part of a whole; write it like 2/4"),
+        (["--shard", "4/3"], "--shard: '4/3' is not a part of a whole: write it like 2/4"),
         (["--shard", "0/3"], "--shard: '0/3'"),
         (["--store", "redis://host", "--simulate"], "--store shares the limits of a server that is not simulated"),
-        (["--store", "postgres://host", "--limits", "requests=1/s"], "'postgres://host' is no address of a Redis"),
-        (["--store", "limits.db", "--limits", "requests=1/s"], "'limits.db' is no store; write it like sqlite:limits"),
+        (["--store", "postgres://host", "--limits", "requests=1/s"], "'postgres://host' is not the address of a Redis"),
+        (
+            ["--store", "limits.db", "--limits", "requests=1/s"],
+            "'limits.db' is not a store; write it like sqlite:limits",
+        ),
         (["--store", "sqlite:", "--limits", "requests=1/s"], "names no file"),
         (["--store", "sqlite:x", "--simulate", "--limits", "requests=1/s"], "of a server that is not simulated"),
         (["--shard", "1/2", "--via", "batch"], "--via batch takes whole files"),
@@ -117,17 +120,17 @@ def test_an_address_is_one_of_a_server_in_every_command_and_tells_no_secret(
     assert main([command[0], *source, *command[1:], address]) in {2, 5}  # a run says that it is unfinished
     said = capsys.readouterr().err
     assert "s3cret" not in said
-    assert "does not answer" in said or "is no address of a Redis server" in said or "has no ://" in said
+    assert "does not answer" in said or "is not the address of a Redis server" in said or "has no ://" in said
 
 
 @pytest.mark.parametrize(
     ("path", "said"),
     [
         ("out.jsonl", "-o and --store are the same file: out.jsonl"),
-        ("in.jsonl", "--store: in.jsonl is no database of SQLite"),
+        ("in.jsonl", "--store: in.jsonl is not an SQLite database"),
         ("no/limits.db", "cannot write no/limits.db: the folder no is not there"),
         (".", "cannot write .: Is a directory"),
-        ("/dev/null", "--store: /dev/null is no regular file, so nothing could be read there again"),
+        ("/dev/null", "--store: /dev/null is not a regular file, so nothing could be read there again"),
     ],
 )
 @pytest.mark.usefixtures("rows")

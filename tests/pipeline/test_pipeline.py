@@ -266,9 +266,11 @@ def test_a_context_manager_is_a_layer_of_sync_functions():
     lock = threading.Lock()
     assert Pipeline(lock)(lock.locked)() is True
     assert lock.locked() is False
-    with pytest.raises(TypeError, match=r"lock is no async context manager: around echo it would block the event loop"):
+    with pytest.raises(
+        TypeError, match=r"lock is not an async context manager: around echo it would block the event loop"
+    ):
         Pipeline(lock)(echo)
-    with pytest.raises(TypeError, match=r"Lock is an async context manager, and abs is no async function"):
+    with pytest.raises(TypeError, match=r"Lock is an async context manager, and abs is not an async function"):
         Pipeline(asyncio.Lock())(abs)
 
 
@@ -343,7 +345,7 @@ def test_a_lock_is_not_held_while_a_task_waits():
     """A plain context manager around a callable that turns out to be async would block the event loop."""
     lock = threading.Lock()
     with pytest.raises(
-        TypeError, match=r"returned an awaitable, and lock is no async context manager|would block the event loop"
+        TypeError, match=r"returned an awaitable, and lock is not an async context manager|would block the event loop"
     ):
         Pipeline(lock)(lambda: echo(1))()
     assert not lock.locked()

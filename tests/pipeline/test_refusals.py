@@ -26,7 +26,7 @@ async def _aitems():
         (
             timeout(5),
             abs,
-            "timeout(5) cannot be put around abs, which is no async function: only what awaits can be cut",
+            "timeout(5) cannot be put around abs, which is not an async function: only what awaits can be cut",
         ),
         (
             timeout(5),
@@ -37,7 +37,7 @@ async def _aitems():
             hedge(1),
             abs,
             (
-                "hedge(1) cannot be put around abs, which is no async function: "
+                "hedge(1) cannot be put around abs, which is not an async function: "
                 "a second attempt beside the first needs an event loop"
             ),
         ),
@@ -52,7 +52,7 @@ async def _aitems():
         (
             fallback(echo, on=OSError),
             abs,
-            "fallback(echo, on=OSError) cannot be put around abs, which is no async function: it could not await",
+            "fallback(echo, on=OSError) cannot be put around abs, which is not an async function: it could not await",
         ),
         (circuit_breaker(on=OSError), _items, "which is a generator: put it around what that calls"),
     ],

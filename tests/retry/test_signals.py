@@ -182,9 +182,9 @@ def test_a_decorator_above_classmethod_is_refused_with_the_way_out():
             TypeError, match=rf"sync is a {kind.__name__} already: put the decorator below @{kind.__name__}"
         ):
             retry(kind(Flaky(0).sync))
-    with pytest.raises(TypeError, match="is no function"):
+    with pytest.raises(TypeError, match="is not a function"):
         retry(property(Flaky(0).sync))
-    with pytest.raises(TypeError, match="is no function"):
+    with pytest.raises(TypeError, match="is not a function"):
         retry(5)
 
 

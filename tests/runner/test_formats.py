@@ -65,8 +65,8 @@ def test_compressed_files_may_be_appended_to():
         (b'{\n  "model": "m"\n}\n', "in.x begins with a JSON object over several lines: write one object a line"),
         (b'\xef\xbb\xbf {\r\n  "model": "m"}', "in.x begins with a JSON object over several lines: write one object"),
         (b"[{}, {}", "in.x ends in the middle of its JSON array, after row 2"),
-        (b"[{} {}]", "in.x is no JSON array: row 1 is not followed by a comma"),
-        (b"[{}, x]", "in.x is no JSON array: row 2 is no JSON"),
+        (b"[{} {}]", "in.x is not a JSON array: row 1 is not followed by a comma"),
+        (b"[{}, x]", "in.x is not a JSON array: row 2 is not JSON"),
         (b"[{}] {}", "in.x goes on after the end of its JSON array"),
         ("[{}".encode("utf-16") + b"\x00\xd8\x00", "in.x begins as UTF-16 and is not: "),
     ],
@@ -79,7 +79,7 @@ def test_what_cannot_be_read_is_one_sentence(content, message):
 
 
 def test_a_table_that_ends_within_quotes_says_after_which_line():
-    with pytest.raises(FormatError, match=r"^in\.csv: it is no CSV after line 2: unexpected end of data"):
+    with pytest.raises(FormatError, match=r"^in\.csv: it is not CSV after line 2: unexpected end of data"):
         read(b'id,text\na,one\nb,"two\nc,three', name="in.csv", prompt=Prompt("{text}"))
 
 

@@ -88,7 +88,7 @@ async def test_what_cannot_be_sent_or_is_refused_is_a_result_too(virtual_time):
     ]  # fmt: skip
     assert found[3].error["status_code"] == 400
     assert found[4].custom_id == "y"
-    assert found[4].error["message"] == "the row is no JSON: Object of type object is not JSON serializable"
+    assert found[4].error["message"] == "the row is not JSON: Object of type object is not JSON serializable"
 
 
 async def test_rows_that_are_none_end_nothing(virtual_time):
@@ -232,7 +232,7 @@ async def clock_passes(seconds):
     ("url", "headers", "message"),
     [
         ("http://host/v1#a", {}, "goes on with a #, which no server is ever sent"),
-        *((url, {}, "is no address of a server; write it like http://")
+        *((url, {}, "is not the address of a server; write it like http://")
           for url in ("nowhere", "", "ftp://x", "http://", "http://x:99999/v1", "http://a b/v1", "http://[::1")),
         ("http://x/v1", {"a b": "c"}, "no header is called 'a b'"),
         ("http://x/v1", {7: "c"}, "no header is called 7"),

@@ -217,8 +217,8 @@ def test_a_line_that_is_no_record_costs_nothing(out, damage):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"my notes, the last of them without an end", "is no journal of a run"),
-        (b"a\nb", "is no journal of a run"),
+        (b"my notes, the last of them without an end", "is not a journal of a run"),
+        (b"a\nb", "is not a journal of a run"),
         (b'{"journal":"penstock","version":1}\n{"sent', "of another version of penstock"),
     ],
 )
@@ -312,7 +312,7 @@ def test_a_pipe_in_the_place_of_the_journal_is_refused(out):
     """To open it would wait for a reader, for ever."""
     os.mkfifo(journal_of(out))
     with pytest.raises(
-        OutputError, match=r"out\.jsonl\.journal is no regular file, so nothing could be read there again"
+        OutputError, match=r"out\.jsonl\.journal is not a regular file, so nothing could be read there again"
     ):
         opened(out)
 

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return complain(f"{error.filename}: {error.strerror or error}")
         if isinstance(error, UnicodeEncodeError) and any(map(_is_no_text, given)):
             return complain(
-                "an argument holds a byte that is no UTF-8: look at how the terminal and the shell encode it"
+                "an argument holds a byte that is not UTF-8: look at how the terminal and the shell encode it"
             )
         complain(f"a mistake of penstock's own: {type(error).__name__}: {error} (PENSTOCK_TRACEBACK=1 shows where)")
         return 1

@@ -144,7 +144,7 @@ def check_files(
         raise Fault(f"cannot write {out}: Is a directory")
     special = out.parent in _SPECIAL or is_special(out)
     if errors is None and special:
-        raise Fault(f"{out} is no regular file, so nothing can be put beside it: give --errors too")
+        raise Fault(f"{out} is not a regular file, so nothing can be put beside it: give --errors too")
     errors, summary = errors or beside(out, ".errors.jsonl"), None if special else beside(out, ".summary.json")
     if journal is None and not special:
         journal = journal_of(out)
@@ -169,9 +169,9 @@ def check_place(path: Path, option: str) -> None:
     if path.is_dir():
         raise Fault(f"cannot write {path}: Is a directory")
     if option in {"--journal", "--ledger", "--store"} and is_special(path):
-        raise Fault(f"{option}: {path} is no regular file, so nothing could be read there again")
+        raise Fault(f"{option}: {path} is not a regular file, so nothing could be read there again")
     if option == "--store" and path.is_file() and not _may_be_a_database(path):
-        raise Fault(f"--store: {path} is no database of SQLite")
+        raise Fault(f"--store: {path} is not an SQLite database")
     folder = _resolved(path).parent
     if not folder.is_dir():
         raise Fault(f"cannot write {path}: the folder {folder if path.is_symlink() else path.parent} is not there")

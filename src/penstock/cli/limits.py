@@ -277,11 +277,11 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         given = tomllib.loads(text) if is_toml else json.loads(text, object_pairs_hook=_each_once)
     except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"it is no {'TOML' if is_toml else 'JSON'}: {error}") from None
+        raise ValueError(f"it is not {'TOML' if is_toml else 'JSON'}: {error}") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(given, dict):
-        raise ValueError("it is no object of models and their limits")
+        raise ValueError("it is not an object of models and their limits")
     return given
 
 
@@ -302,7 +302,7 @@ def _entry(model: str, given: Any, units: Units) -> Limits | None:
     """
     try:
         if not model or "*" in model[:-1]:
-            raise ValueError("it is no name of a model, and a * stands at its end alone")
+            raise ValueError("it is not the name of a model; a * may stand only at its end")
         if given == "auto":
             return None
         if isinstance(given, str):

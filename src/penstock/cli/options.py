@@ -64,7 +64,7 @@ def server_of(base_url: str | None, headers: Iterable[str], timeout: float, key_
         Fault: There is no such address, no key, or a header that is none.
     """
     if not math.isfinite(timeout):
-        raise Fault(f"--timeout: {timeout} is no number of seconds; write it like 600")
+        raise Fault(f"--timeout: {timeout} is not a number of seconds; write it like 600")
     address = _address(base_url)
     try:
         given = headers_of(map(_from_environment, headers))
@@ -98,7 +98,7 @@ def _address(given: str | None) -> str:
     address = given if given is not None else os.environ.get("OPENAI_BASE_URL") or OPENAI
     where = "--base-url" if given is not None else "OPENAI_BASE_URL"
     if not is_address(address):
-        raise Fault(f"{where}: {address!r} is no address of a server; write it like http://localhost:8000/v1")
+        raise Fault(f"{where}: {address!r} is not the address of a server; write it like http://localhost:8000/v1")
     if "@" in urllib.parse.urlsplit(address).netloc:
         raise Fault(
             f"{where}: it holds a name or a password, which everybody on the machine sees: give a --header instead"

@@ -49,7 +49,7 @@ def _opened(where: str, name: str, tz: str | None = None, *, makes: bool = False
     if not is_server and not makes and not path.exists():
         raise Fault(f"there are no quotas at {path}: a program's Quotas, or penstock quota set, makes the file")
     if not is_server and is_special(path):
-        raise Fault(f"{path} is no regular file, and cannot hold quotas")
+        raise Fault(f"{path} is not a regular file, and cannot hold quotas")
     try:
         store = RedisStore(where) if is_server else SQLiteStore(path)
         try:

@@ -83,9 +83,9 @@ def report(
 ) -> int:
     """Write the case for higher limits: use, minutes near a limit, waits, 429s, business days, growth, cost."""
     if price is not None and not 0 <= price < math.inf:
-        raise Fault(f"--price: {price} is no amount of dollars")
+        raise Fault(f"--price: {price} is not an amount of dollars")
     if growth is not None and not -100 < growth < 10_000:
-        raise Fault(f"--growth: {growth} is no percentage a week; write it like 10")
+        raise Fault(f"--growth: {growth} is not a percentage per week; write it like 10")
     _check_zone(tz)
     begin, end = _when("--since", since, tz), _when("--until", until, tz)
     limits_of, _ = limits_given(limits, None)

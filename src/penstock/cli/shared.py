@@ -28,7 +28,7 @@ def shard_of(text: str | None) -> tuple[int, int]:
         return 1, 1
     found = re.fullmatch(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*", text)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise Fault(f"--shard: {text!r} is no part of a whole; write it like 2/4, from 1/4 to 4/4")
+        raise Fault(f"--shard: {text!r} is not a part of a whole: write it like 2/4, from 1/4 to 4/4")
     return int(found[1]), int(found[2])
 
 
@@ -86,6 +86,6 @@ def _open(url: str) -> Store:
     from penstock.stores._redis_url import is_address
 
     if not is_address(url):
-        raise ValueError(f"{url!r} is no store; write it like sqlite:limits.db or redis://host")
+        raise ValueError(f"{url!r} is not a store; write it like sqlite:limits.db or redis://host")
 
     return RedisStore(url)

@@ -161,7 +161,7 @@ def simulation_of(limits: Limits, latency: float, seed: int, **more: Any) -> Any
     """
     simulator = _simulator()
     if not math.isfinite(latency):
-        raise Fault(f"--latency: {latency} is no number of seconds until an answer; write it like 0.4")
+        raise Fault(f"--latency: {latency} is not a number of seconds until an answer; write it like 0.4")
     by_clock = simulator.Window
     kept = {
         unit: [by_clock(each.amount, each.per) if isinstance(each, Calendar) else each for each in several]

@@ -73,7 +73,7 @@ class Prices:
             with path.open("rb") as file:
                 text = file.read(_MOST_BYTES + 1)
             if len(text) > _MOST_BYTES:
-                raise PriceFileError(f"{path} is no file of prices: it is longer than {_MOST_BYTES:,} bytes")
+                raise PriceFileError(f"{path} is not a file of prices: it is longer than {_MOST_BYTES:,} bytes")
             return cls._read(text.decode("utf-8-sig"), str(path))
         except (OSError, UnicodeDecodeError) as error:
             raise PriceFileError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
@@ -97,12 +97,12 @@ class Prices:
             RecursionError,
         ) as error:
             raise PriceFileError(
-                f"{name} is no file of prices ({type(error).__name__}: {error}): write it like "
+                f"{name} is not a file of prices ({type(error).__name__}: {error}): write it like "
                 '{"per": 1000000, "models": {"gpt-4o-mini": {"input": 0.15, "output": 0.6}}}'
             ) from None
         wrong = [model for model, price in models.items() if not 0 <= price.input + price.output < math.inf]
         if wrong:
-            raise PriceFileError(f"{name}: the price of {wrong[0]} is no amount of dollars")
+            raise PriceFileError(f"{name}: the price of {wrong[0]} is not an amount of dollars")
         return cls(models, str(given.get("as_of", "no date")), batch if 0 <= batch <= 1 else 0.5)
 
     def price(self, model: str) -> Price | None:

@@ -45,7 +45,9 @@ class fallback:  # noqa: N801 - used like a function
         else:
             name = name_of(fn)
             if callable(self.to) and kind_of(self.to) == "async":
-                raise TypeError(f"{self!r} cannot be put around {name}, which is no async function: it could not await")
+                raise TypeError(
+                    f"{self!r} cannot be put around {name}, which is not an async function: it could not await"
+                )
 
             def wrapper(*args: Any, **kwargs: Any) -> Any:
                 try:
@@ -79,7 +81,7 @@ class fallback:  # noqa: N801 - used like a function
         if to_be_awaited(answer):
             refuse_awaitable(
                 answer,
-                f"{self!r} around {name}, which is no async function, returned an awaitable: nobody would await it",
+                f"{self!r} around {name}, which is not an async function, returned an awaitable: nobody would await it",
             )
         return answer
 

@@ -13,7 +13,7 @@ from penstock._text import repr_of
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _KINDS = {
-    "sync": "no async function",
+    "sync": "not an async function",
     "stream": "an async generator",
     "generator": "a generator",
     "async context": "an async context manager",

@@ -108,10 +108,10 @@ def _entered_around(manager: Any, fn: _F) -> _F:
     if decorable_kind(fn) in {"async", "stream", "async context"}:
         if not is_async:
             raise TypeError(
-                f"{_shown(manager)} is no async context manager: around {name_of(fn)} it would block the event loop"
+                f"{_shown(manager)} is not an async context manager: around {name_of(fn)} it would block the event loop"
             )
     elif not isinstance(manager, AbstractContextManager):
-        raise TypeError(f"{_shown(manager)} is an async context manager, and {name_of(fn)} is no async function")
+        raise TypeError(f"{_shown(manager)} is an async context manager, and {name_of(fn)} is not an async function")
     if is_async:
         return run_inside(fn, lambda *_: manager, lambda *_: manager)
     return run_inside(_never_async(manager, fn), lambda *_: manager)
@@ -128,7 +128,7 @@ def _never_async(manager: object, fn: _F) -> _F:
         if to_be_awaited(result):
             refuse_awaitable(
                 result,
-                f"{name_of(fn)} returned an awaitable, and {_shown(manager)} is no async context manager: "
+                f"{name_of(fn)} returned an awaitable, and {_shown(manager)} is not an async context manager: "
                 "held while others run, it would block the event loop",
             )
         return result

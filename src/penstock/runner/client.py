@@ -125,7 +125,9 @@ class Server:
             raise ValueError(f"timeout must be a number of seconds above 0, or a timedelta, not {self.timeout!r}")
         object.__setattr__(self, "timeout", seconds)
         if not is_address(self.base_url):
-            raise ValueError(f"{self.base_url!r} is no address of a server; write it like http://localhost:8000/v1")
+            raise ValueError(
+                f"{self.base_url!r} is not the address of a server; write it like http://localhost:8000/v1"
+            )
         if "#" in self.base_url:
             raise ValueError(f"{self.base_url!r} goes on with a #, which no server is ever sent: end it there")
         given: Mapping[Any, Any] = self.headers

@@ -85,7 +85,7 @@ class Appended:
             OutputError: It cannot be opened, or another run is writing it.
         """
         if read_again and is_special(path):
-            raise OutputError(f"{option}: {path} is no regular file, so nothing could be read there again")
+            raise OutputError(f"{option}: {path} is not a regular file, so nothing could be read there again")
         self.path = path
         self._is_ours = descriptor is None
         try:

@@ -299,7 +299,7 @@ def _array(chunks: Iterator[bytes], name: str) -> Numbered:
                 if text[at] == "]":
                     expects, at = "end", at + 1
                     continue
-                raise FormatError(f"{name or 'the file'} is no JSON array: row {number} is not followed by a comma")
+                raise FormatError(f"{name or 'the file'} is not a JSON array: row {number} is not followed by a comma")
             if text[at] == "]":
                 expects, at = "end", at + 1
                 continue
@@ -307,7 +307,9 @@ def _array(chunks: Iterator[bytes], name: str) -> Numbered:
                 end = decoder.raw_decode(text, at)[1]
             except (ValueError, RecursionError) as error:
                 if piece is None or isinstance(error, RecursionError) or len(text) - at > MAX_LINE:
-                    raise FormatError(f"{name or 'the file'} is no JSON array: row {number + 1} is no JSON") from None
+                    raise FormatError(
+                        f"{name or 'the file'} is not a JSON array: row {number + 1} is not JSON"
+                    ) from None
                 wanted = 2 * (len(text) - at)  # reading a large row again and again would take for ever
                 break
             if end == len(text) and piece is not None and text[at] not in '{["':
@@ -368,7 +370,7 @@ def _table(chunks: Iterator[bytes], name: str, prompt: Prompt) -> Numbered:
                 )
             yield number, json.dumps(_request(row, columns, prompt)).encode()
     except csv.Error as error:
-        raise FormatError(f"{name or 'the file'}: it is no CSV after line {table.line_num}: {error}") from None
+        raise FormatError(f"{name or 'the file'}: it is not CSV after line {table.line_num}: {error}") from None
     except UnicodeDecodeError as error:
         raise FormatError(f"{name or 'the file'} is not UTF-8: {error.reason}; save it as UTF-8") from None
 

@@ -351,7 +351,7 @@ class Journal:
                 f"{self.path} is the journal of another version of penstock: "
                 "move it away, and the results are read instead"
                 if begin.startswith(other)
-                else f"{self.path} exists and is no journal of a run: move it away, or give another {self._option}"
+                else f"{self.path} exists and is not a journal of a run: move it away, or give another {self._option}"
             )
         self.repaired = truncate_at_last_line(self._file)
         if not self._file.size:

@@ -263,7 +263,7 @@ class _Given:
         except (TypeError, ValueError, RecursionError) as error:
             name = row.get("custom_id") if isinstance(row, Mapping) else None
             custom_id = name if isinstance(name, str | int) else None
-            return self._number, Rejected(self._number, custom_id, "invalid_json", f"the row is no JSON: {error}")
+            return self._number, Rejected(self._number, custom_id, "invalid_json", f"the row is not JSON: {error}")
 
     def stop(self) -> None:
         self._stopped = True

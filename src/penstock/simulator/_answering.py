@@ -74,5 +74,5 @@ def _number(text: str) -> float:
     """A number that JSON knows: `NaN`, `Infinity` and 1e400 are none, and could not be repeated in an answer."""
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text} is no number in JSON")
+        raise ValueError(f"{text} is not a number in JSON")
     return value

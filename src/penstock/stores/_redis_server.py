@@ -210,7 +210,7 @@ def server_at(url: str, timeout: float) -> RedisServer:
         return _sentinel(address, timeout)
     if address.scheme not in kinds:
         raise ValueError(
-            f"{address.shown!r} is no address of a Redis server: "
+            f"{address.shown!r} is not the address of a Redis server: "
             "use redis://host:6379/0, rediss:// for TLS, unix:// or redis+sentinel://host:26379/service"
         )
     kind = kinds[address.scheme]

@@ -216,7 +216,7 @@ def _each(terms: Terms) -> list[tuple[str, Calendar]]:
     """The limits in the order of the rows. Those of quotas are all of the calendar."""
     each = [(unit, limit) for unit, kinds in terms.limits.items() for limit in kinds]
     if not all(isinstance(limit, Calendar) for _, limit in each):
-        raise StoreError(f'"{terms.name}" counts {terms}, which is no quota: another limiter has taken its name')
+        raise StoreError(f'"{terms.name}" counts {terms}, which is not a quota: another limiter has taken its name')
     return each  # type: ignore[return-value]  # as was just seen
 
 
@@ -224,7 +224,7 @@ def _document(text: str) -> dict[str, Any]:
     """A document out of its row; ValueError where it is none: absent ones have no row."""
     document = json.loads(text)
     if not isinstance(document, dict):
-        raise ValueError(f"{text[:20]!r} is no object")
+        raise ValueError(f"{text[:20]!r} is not an object")
     return document
 
 

@@ -572,5 +572,5 @@ def test_a_journal_of_batches_with_a_torn_end_is_read_and_others_are_refused(tmp
     journal.close()
     assert journal.parts == {}
     path.write_bytes(b"something else\n")
-    with pytest.raises(Exception, match="exists and is no journal of batches"):
+    with pytest.raises(Exception, match="exists and is not a journal of batches"):
         BatchJournal(path)

@@ -281,7 +281,7 @@ class Batches:
                     return read(value)
             except (ValueError, RecursionError):
                 pass
-            words = "the answer is no JSON object with an id"
+            words = "the answer is not a JSON object with an id"
             raise RefusedError(Verdict(Action.BACK_OFF, None, "invalid_response", words), 200)
         if endpoint and reply.status in {404, 405, 501} and b'"No ' not in reply.content:
             raise NoBatchesError(
