@@ -23,6 +23,7 @@ from penstock import simulator
 from penstock.cli import main
 from penstock.simulator import Latency, Simulation
 from tests.cli.commands import KEY, LIMITS, count, lines_of, started, wait_for, write
+from tests.stores.servers import free_port
 
 
 def names_in(path):
@@ -77,11 +78,7 @@ def end(server):
 
 @pytest.fixture
 def port():
-    """A free one, which stays so between two servers: bound and not listened at, it is given to nobody who asks for any."""
-    with socket.socket() as kept:
-        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        kept.bind(("127.0.0.1", 0))
-        yield kept.getsockname()[1]
+    return free_port()
 
 
 def test_a_server_that_is_stopped_for_a_while_costs_no_row(folder, port):
