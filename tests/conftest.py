@@ -23,6 +23,7 @@ import pytest
 import trio
 from hypothesis import HealthCheck, settings
 
+from penstock import _backends
 from penstock._chance import CHANCE
 from tests.quiet import wait_for_quiet
 from tests.stores.busy import BUSY
@@ -47,10 +48,14 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_setup(item):
-    """Begin to draw anew. A claim about real time that failed on a busy machine is looked at again when the machine is
-    quieter."""
+    """Begin each test alike, whichever came before: with the same draws, and with no names, since what is used of a
+    named limit outlives its limiters.
+
+    A claim about real time that failed on a busy machine is looked at again when the machine is quieter.
+    """
     for draws in (_jitter, trio._core._run._r):
         draws.seed(DRAWS + item.nodeid)
+    _backends._THIS_PROCESS._names.clear()
     if getattr(item, "execution_count", 1) > 1:
         wait_for_quiet()
 
