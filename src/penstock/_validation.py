@@ -216,7 +216,7 @@ def exact_heard(what: str, heard: Any, read: Callable[[Any], float | None] = _nu
 
 def show_wait(value: float) -> str:
     """How long a call would wait, in words."""
-    return "until somebody gives back what they hold" if value == math.inf else _numbers.show_seconds(value)
+    return "until another call gives back what it holds" if value == math.inf else _numbers.show_seconds(value)
 
 
 def told_of(states: Sequence[Any]) -> Any:

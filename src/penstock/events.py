@@ -143,9 +143,9 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A call was told "not now".
+    """A call was refused with "not now".
 
-    With `enforce=False`: would have been told, and `Granted` follows; `retry_after` may be `inf`.
+    With `enforce=False` it would have been refused, and `Granted` follows; `retry_after` may be `inf`.
     """
 
     limiter: str | None

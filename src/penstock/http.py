@@ -69,8 +69,8 @@ def limit_http_client(
 
     A request waits for its turn before it is sent; no timeout of the client sees that wait. When a server answers with
     429, all calls under that limiter wait once, for as long as it says, and the request is sent again, unless its body
-    is a stream. So they do after a 403 that tells of a limit, as GitHub's, and a 503 with `Retry-After`. Where the
-    server's headers tell of less than the limiter has, the limiter is lowered to that.
+    is a stream. So they do after a 403 that names a limit, as GitHub's, and a 503 with `Retry-After`. Where the
+    server's headers show less than the limiter has, the limiter is lowered to that.
 
     Args:
         client: Of httpx or httpx2. The copy shares its connections, proxies, hooks and timeouts.
@@ -82,7 +82,7 @@ def limit_http_client(
             its 429 is what the caller gets.
         cost: What a request costs, per unit, as a function of the request; None: it is not limited. Default: one
             request. Units that the limiter does not count are left out.
-        on_event: Hears of each request when its answer is over, as in `penstock.llm.limit_client`.
+        on_event: Called for each request when its answer is over, as in `penstock.llm.limit_client`.
 
     Raises:
         TypeError: It is no such client; or `cost` or `limiter` is a function that would have to be awaited.

@@ -51,7 +51,7 @@ class Keyed:
         store, max_queue, ageing, flow_weights, enforce, on_event: As for `Limiter`.
 
     Safe to use from any number of tasks and threads. A key is anything hashable that equals itself; over a shared store
-    keys are told apart by `str(key)`.
+    keys are distinguished by `str(key)`.
 
     Raises:
         ValueError: A limit or an option is wrong.

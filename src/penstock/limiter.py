@@ -89,10 +89,10 @@ class Limiter:
         store: Where the state lives; this process unless given.
         max_queue: How many may wait, 0 or more; `QueueFull` beyond that. None: any number.
         ageing: Seconds in the queue, above 0, after which a waiter rises one level; `math.inf`: never.
-        flow_weights: Share of a flow that is not 1; above 0.
+        flow_weights: Weights of flows, above 0; 1 unless given. A flow of weight 2 gets twice the share.
         enforce: False lets everything through, charges it, and counts what would have waited, or could never have gone:
-            a rehearsal. `on_event` hears `Refused` of that, and then `Granted`.
-        on_event: Hears a frozen record (`penstock.events`) of everything that happens.
+            a rehearsal. `on_event` then gets `Refused`, and after it `Granted`.
+        on_event: A function that is called with a frozen record (`penstock.events`) of everything that happens.
         lease: With a shared store: seconds or a timedelta, above 0, for which a process may hold quota and grant out of
             it by itself.
 
@@ -433,7 +433,7 @@ class Limiter:
             emit(self._caller.on_event, Paused(self.name, length, units))
 
     def resume(self, *units: str) -> None:
-        """Lift the pauses: what was heard wrongly can be taken back. Waiters whose turn has come go at once.
+        """Lift the pauses, also those that a wrong header has caused. Waiters whose turn has come go at once.
 
         Args:
             units: Only the pauses of these. Default: all.
@@ -448,7 +448,7 @@ class Limiter:
             emit(self._caller.on_event, Resumed(self.name, units))
 
     def reconfigure(self, limits: Mapping[str, Limits] | None = None, /, **more_limits: Limits) -> None:
-        """Replace the limits of these units, live. What was used stays used; all waiters are looked at anew.
+        """Replace the limits of these units, live. What was used stays used; every waiter is decided again.
 
         A waiter for more than the new limits can ever hold gets `Unsatisfiable`. Joint limiters see the change too.
 

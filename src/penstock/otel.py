@@ -100,7 +100,9 @@ class Telemetry:
             "penstock.limiter.wait.duration", "Time in the queue of calls that were granted", _SECONDS
         )
         self._units = meter.create_counter("penstock.limiter.units", "{unit}", "Units that calls were charged")
-        self._refusals = meter.create_counter("penstock.limiter.refusals", "{call}", 'Calls that were told "not now"')
+        self._refusals = meter.create_counter(
+            "penstock.limiter.refusals", "{call}", 'Calls that were refused with "not now"'
+        )
         self._withdrawals = meter.create_counter(
             "penstock.limiter.withdrawals", "{call}", "Calls given back or given up"
         )

@@ -49,7 +49,7 @@ class Statistics:
 
     Attributes:
         granted: Calls that were charged, since the limiter was made.
-        refused: Calls that were told "not now".
+        refused: Calls that were refused with "not now".
         cancelled: Permits that were cancelled, and waiters that left the queue.
         would_refuse: With `enforce=False`: calls let through that would have had to wait, or could never have gone.
         waiting: Calls in the queue now, of all limiters that share it.

@@ -53,7 +53,7 @@ def warn_of_hang(charges: Charges) -> None:
             _warn(
                 last.where,
                 f"this task holds the last place of {state.label}, acquired at {{}}, and waits for another: "
-                "nobody may ever give one back. Enter the limiter once, or raise the limit",
+                "it may never come back. Enter the limiter once, or raise the limit",
             )
         orphans, meter.orphans = meter.orphans, []
         for hold in orphans:

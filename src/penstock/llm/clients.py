@@ -126,12 +126,12 @@ def limit_client(
         max_wait: Longest wait for a turn, in seconds or as a timedelta, 0 or more; None: any.
         max_pause: Longest wait that the service may ask for, in seconds or as a timedelta, 0 or more. If it asks for
             more, its error is raised.
-        on_event: Hears a frozen record of each request when its answer is over (`penstock.events.Answered`), of those
+        on_event: Called with a record of each request when its answer is over (`penstock.events.Answered`), of those
             that were refused here, and of limits when they are learned: a `penstock.usage.Ledger`, or a function of
             yours.
         store: Where processes that send to one address with one key keep the limits together which "auto" has learned,
-            such as `penstock.stores.RedisStore(url)`. Each process learns what the service tells by its first request;
-            what the service does not tell, it measures for itself. Not with a `Limiter`, which has a store of its own.
+            such as `penstock.stores.RedisStore(url)`. Each process learns what the service says by its first request;
+            what the service does not say, it measures for itself. Not with a `Limiter`, which has a store of its own.
 
     Raises:
         TypeError: It is no such client; `store` is no store; or `cost` is a function that would have to be awaited.

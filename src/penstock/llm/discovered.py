@@ -149,7 +149,7 @@ class DiscoveredEndpoint(Endpoint):
 
     @property
     def limits(self) -> Mapping[str, tuple[Limit, ...]]:
-        """The limits as they were told, by unit; empty as long as nothing was."""
+        """The limits that answers have named, by unit; empty as long as none has."""
         with self._lock:
             return {
                 unit: tuple(Rate(each.limit, each.per) for each in estimate.told.values() if each.limit >= 1)
@@ -163,7 +163,7 @@ class DiscoveredEndpoint(Endpoint):
         return not self._is_told
 
     def levels(self) -> list[LimitLevel]:
-        """How full every limit is that was told, in our units."""
+        """How full every limit is that answers have named, in our units."""
         with self._lock:
             now = clock.now()
             return [

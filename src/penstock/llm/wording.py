@@ -18,7 +18,7 @@ LONGEST = 2_000
 
 @dataclass(frozen=True, slots=True)
 class RateLimitInfo:
-    """Which limit it was, as far as the service's words tell. None: they do not.
+    """Which limit it was, as far as the service's words say. None: they do not.
 
     Attributes:
         unit: `requests`, `tokens`, `input_tokens`, `images`…

@@ -75,7 +75,7 @@ class Result:
         error: Why there is none: `code`, `message`, and what the service said as `status_code` and `body`; None if
             there is one.
         status_code: Of the answer; 0 if there is none.
-        request_id: The service's own name of the request, if it told one.
+        request_id: The service's own name of the request, if it gave one.
         from_journal: Whether an earlier run got the answer.
     """
 
@@ -114,7 +114,7 @@ async def run(
         client_or_url: The base URL of a server, as SDKs want it, or what sends; of several, each row goes to the one
             that can take it first, and each keeps the limits by itself.
         limits: Limits by unit, such as `{"requests": "3500/min", "tokens": "90k/min"}`; a `Limiter`, which may be
-            shared with others through a store; "auto": the server's answers tell, for each model; or a function of the
+            shared with others through a store; "auto": learned from the answers, for each model; or a function of the
             model, see `place.LimitsOf`.
         journal: A file that is written as `penstock run` writes its own; None: nothing is kept.
         headers: Sent with every request: `{"authorization": f"Bearer {key}"}`.
@@ -122,9 +122,9 @@ async def run(
         changed: How rows are treated that were edited since the journal has their answer. None: that ends the run.
         on_ambiguous: Rows that may have been billed though no answer came are sent again, or given up.
         max_in_flight: Rows that are worked on at once; 1 or more.
-        attempts: Attempts per row that may fail, the first included; 1 or more. Being told to wait is no failure.
+        attempts: Attempts per row that may fail, the first included; 1 or more. A request to wait is not a failure.
         timeout: Seconds an attempt may take, or a `timedelta`; above 0.
-        give_up_after: Seconds for which a row may be told to wait, and the server may be away, or a `timedelta`; 0 or
+        give_up_after: Seconds that the server may ask a row to wait, or may be away, or a `timedelta`; 0 or
             more.
         max_pause: Longest wait that the server may ask of all rows, in seconds or as a `timedelta`; 0 or more.
 

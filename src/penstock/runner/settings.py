@@ -26,8 +26,8 @@ class Settings:
     Attributes:
         cost: What a request takes, of (path, body).
         max_in_flight: Rows that are worked on at once, those between two attempts included.
-        attempts: Attempts per row that may fail, the first included. Being told to wait is no failure.
-        give_up_after: Seconds for which a row may be told to wait, and the server may be away. This and `max_pause` may
+        attempts: Attempts per row that may fail, the first included. A request to wait is not a failure.
+        give_up_after: Seconds that the server may ask a row to wait, or may be away. This and `max_pause` may
             be given as a `timedelta`.
         max_pause: Longest wait that the server may ask of all rows, in seconds.
         idle: Seconds since an earlier run used these limits up; `inf`: they are whole.

@@ -335,7 +335,7 @@ class Store(ABC):
             afterwards.
         share: The part of the limits that this process may use while there is no answer, above 0 to 1: 1/n where n
             processes share them. It goes with "share", which needs it.
-        on_event: Hears a `penstock.events.StoreLost` or `StoreRecovered` whenever that changes.
+        on_event: Called with a `penstock.events.StoreLost` or `StoreRecovered` whenever that changes.
 
     Raises:
         ValueError: An option is wrong.

@@ -77,7 +77,7 @@ class LedgerStatistics:
 
 
 class Ledger:
-    """Writes down every call that it hears of: a listener for `on_event=` of limiters, clients and runs.
+    """Writes down every call that it is given: a listener for `on_event=` of limiters, clients and runs.
 
     One call is one row, whatever the number of its events: user (the flow), model, units as estimated and as settled,
     dollars, wait, outcome. Calling the ledger takes a microsecond or so, never blocks and never raises; it may be done
@@ -127,7 +127,7 @@ class Ledger:
             writer.start()
 
     def flush(self, timeout: Seconds = 5.0) -> bool:
-        """Wait until all that was heard is in the file; return whether it is. Blocks this thread, in real time.
+        """Wait until all events so far are in the file; return whether it is. Blocks this thread, in real time.
 
         Args:
             timeout: Seconds to wait at most, or a `timedelta`; 0 or more.
@@ -143,7 +143,7 @@ class Ledger:
         return LedgerStatistics(writer.queue.qsize() + len(writer.entries.new), writer.dropped, writer.error)
 
     def close(self, timeout: Seconds = 5.0) -> None:
-        """Write all that was heard, and let go of the file and the thread. What is heard later begins anew.
+        """Write all events so far, and let go of the file and the thread. A later event opens them again.
 
         Args:
             timeout: Seconds to wait for the file at most, or a `timedelta`; 0 or more. What is not written by then is

@@ -77,7 +77,7 @@ class Quotas:
             somebody to `approve` or `refuse`. A function of the `QuotaExceeded`, plain or async: False refuses; True
             lets this call through; a number allows so many units more until the period ends; None leaves it to the
             queue. In a coroutine a plain function must not block. Decisions are recorded, see `reviews`.
-        on_event: Hears of grants and refusals, as of a limiter's: a `Ledger`, for example.
+        on_event: Called with grants and refusals, as a limiter's: a `Ledger`, for example.
 
     Raises:
         ValueError: A cap or an option is wrong.
@@ -358,9 +358,9 @@ class Quotas:
         return self._quotas_of(name, self._records.user(name))
 
     def last(self, user: object) -> list[Quota]:
-        """The caps of a user, and how much was used of each when this process heard of it last.
+        """The caps of a user, and how much was used of each when this process asked last.
 
-        Does not ask the store; empty: nothing was heard.
+        Does not ask the store; empty: this process has not asked yet.
         """
         name = read_user(user)
         known = self._users.get(name)
