@@ -13,15 +13,18 @@ def test_what_a_late_turn_makes_up_for_is_a_part_of_what_is_lacking_to_two_units
     assert Bucket(Rate(10, 1, burst)).catch_up == pytest.approx(seconds)
 
 
-def test_what_was_given_back_is_packed_along_and_nothing_else_is():
+def test_what_was_given_back_and_rounded_away_is_packed_along_and_nothing_else_is():
     bucket = Bucket(Rate(1, 1, 10))
     receipt = bucket.charge(5, 100.0)
     assert bucket.pack() == 105.0
     bucket.give_back(5, receipt, 100.0)
     other = Bucket(Rate(1, 1, 10))
-    assert bucket.pack() == (105.0, 5.0)
+    assert bucket.pack() == (105.0, 5.0, 0.0)
     assert other.idle_as(bucket.pack(), 100.0)
-    assert not other.idle_as((106.0, 5.0), 100.0)
+    assert not other.idle_as((106.0, 5.0, 0.0), 100.0)
+    other.charge(0.1, 100.0)
+    assert other.pack() == (100.1, 0.0, other.rounding)
+    assert other.rounding
 
 
 def test_two_answers_that_say_the_same_lower_the_level_once():

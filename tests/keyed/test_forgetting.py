@@ -6,6 +6,7 @@ import gc
 import random
 import sys
 import tracemalloc
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import anyio
@@ -69,6 +70,21 @@ async def test_a_key_that_comes_back_has_just_what_it_would_have_had(virtual_tim
         assert {unit: one.level for unit, one in mine.items()} == pytest.approx(
             {unit: one.level for unit, one in its.items()}
         )
+
+
+@pytest.mark.parametrize(("rate", "cost"), [(1_000_000, 0.507), (1_500, 0.1)])
+def test_fractions_add_up_exactly_however_often_a_key_is_put_away(rate, cost):
+    """After days of uptime what one fraction loses to rounding is a hundredth of it, and more of them would fit in."""
+    with testing.manual_clock() as time:
+        time.advance(1e9)
+        per_user = Keyed(dollars=per_second(rate, burst=10))
+        granted = 0
+        with suppress(RateLimited):
+            while True:
+                per_user["alice"].acquire_nowait(dollars=cost)
+                granted += 1
+                look_at_all(per_user, generation=0)
+    assert granted == int(10 / cost + 1e-9)
 
 
 @anyio_test

@@ -170,18 +170,17 @@ class Bucket(Meter):
     def idle(self, now: float) -> bool:
         return self.tat <= now * self.rate + self.offset
 
-    def pack(self) -> float | tuple[float, float]:
+    def pack(self) -> float | tuple[float, float, float]:
         # On the scale of `tat`, which receipts are on too: so earlier receipts are right for the bucket that is
         # unpacked from this.
-        return (self.tat, self.offset) if self.offset else self.tat
+        return (self.tat, self.offset, self.rounding) if self.offset or self.rounding else self.tat
 
-    def unpack(self, packed: float | tuple[float, float]) -> None:
-        self.tat, self.offset = packed if isinstance(packed, tuple) else (packed, 0.0)
-        self.rounding = 0.0
+    def unpack(self, packed: float | tuple[float, float, float]) -> None:
+        self.tat, self.offset, self.rounding = packed if isinstance(packed, tuple) else (packed, 0.0, 0.0)
         self.refunds = self.heard = None
 
-    def idle_as(self, packed: float | tuple[float, float], now: float) -> bool:
-        tat, offset = packed if isinstance(packed, tuple) else (packed, 0.0)
+    def idle_as(self, packed: float | tuple[float, float, float], now: float) -> bool:
+        tat, offset, _ = packed if isinstance(packed, tuple) else (packed, 0.0, 0.0)
         return tat <= now * self.rate + offset
 
     def level_after(self, remaining: float, receipt: Receipt, now: float) -> float:
