@@ -168,8 +168,8 @@ def acquired(limiter):
     return run
 
 
-def decorated(limiter):
-    @limiter(tokens=5)
+def decorated(limiter, cost=5):
+    @limiter(tokens=cost)
     async def call(prompt):
         return prompt
 
@@ -210,6 +210,9 @@ ROWS = [
     ("two rates, on_event= a plain function", hand_two, lambda: entered(two(on_event=nothing), tokens=5), 1.4),
     ("two rates as decorator", hand_decorator, lambda: decorated(two()), 1.0),
     ("the README's as decorator", lambda: hand_decorator(places=True), lambda: decorated(with_places()), 1.0),
+    ("two rates as decorator, tokens=len", hand_decorator, lambda: decorated(two(), len), 1.4),
+    ("the README's as decorator, tokens=len", lambda: hand_decorator(places=True),
+     lambda: decorated(with_places(), len), 1.0),
     ("two rates, `with await limiter.acquire(…)`", hand_two, lambda: acquired(two()), 1.0),
     ("the README's, `with await limiter.acquire(…)`", hand_places, lambda: acquired(with_places()), 1.0),
     ("`per_user[key](tokens=5)`, 100 keys", lambda: hand_keyed(FEW), lambda: keyed(FEW), 1.5),

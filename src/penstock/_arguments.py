@@ -86,9 +86,9 @@ def _shown(function: Callable[..., Any]) -> str:
         return "(…)"
 
 
-def _bound(function: Callable[..., Any], args: Args, kwargs: Kwargs) -> Kwargs:
+def _bound(signature: inspect.Signature, args: Args, kwargs: Kwargs) -> Kwargs:
     """The arguments of a call by the names of the function's parameters, defaults included."""
-    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
     return bound.arguments
 
@@ -97,7 +97,8 @@ def _picked(
     chosen: Callable[..., Any], function: Callable[..., Any], names: list[str]
 ) -> Callable[[Args, Kwargs], Any]:
     """Call `chosen` with the arguments of these names."""
-    offered = _parameters(function) or []
+    signature = inspect.signature(function)
+    offered = signature.parameters.values()
     order = [p.name for p in offered if p.kind in _BY_PLACE]
     wanted = {p.name: p for p in _parameters(chosen) or []}
     rest = next((p.name for p in offered if p.kind is Parameter.VAR_KEYWORD), None)
@@ -108,7 +109,7 @@ def _picked(
     def call(args: Args, kwargs: Kwargs) -> Any:
         if plain and most < len(args):  # nearly always: nothing has to be looked up by name
             return chosen(*[args[index] for index in indexes])
-        values = _bound(function, args, kwargs)
+        values = _bound(signature, args, kwargs)
         if rest is not None:
             values = {**values.get(rest, {}), **values}
         only = Parameter.POSITIONAL_ONLY
@@ -121,14 +122,18 @@ def _picked(
 
 def _in_order(chosen: Callable[..., Any], function: Callable[..., Any], places: int) -> Callable[[Args, Kwargs], Any]:
     """Call `chosen` with the first arguments, in their order, without `self` or `cls`."""
-    offered = _parameters(function) or []
+    signature = inspect.signature(function)
+    offered = list(signature.parameters.values())
+    first = 1 if offered and offered[0].name in {"self", "cls"} else 0
+    last = first + places
+    plain = len(offered) >= last and all(p.kind in _BY_PLACE for p in offered[:last])
 
     def call(args: Args, kwargs: Kwargs) -> Any:
-        values = _bound(function, args, kwargs)
+        if plain and last <= len(args):  # nearly always: as in `_picked`
+            return chosen(*args[first:last])
+        values = _bound(signature, args, kwargs)
         given: list[Any] = []
-        for index, parameter in enumerate(offered):
-            if index == 0 and parameter.name in {"self", "cls"}:
-                continue
+        for parameter in offered[first:]:
             if parameter.kind is Parameter.VAR_POSITIONAL:
                 given += values.get(parameter.name, ())
             elif parameter.kind is not Parameter.VAR_KEYWORD:

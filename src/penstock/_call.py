@@ -7,7 +7,6 @@ binding if no call waits (`_backends.fast_path`), else by the wait loop (`_backe
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator, Hashable, Mapping
-from contextlib import suppress
 from functools import lru_cache
 from types import coroutine
 from typing import Any, NoReturn, TypeVar, cast
@@ -22,7 +21,9 @@ from penstock._interruptions import is_an_interruption
 from penstock._introspect import check_answer, decorable_kind, name_of, why_not_plain
 from penstock._numbers import Number
 from penstock._run_inside import run_inside
+from penstock._text import PLAIN as PLAIN_TYPES
 from penstock._text import repr_of
+from penstock._user_errors import add_notes
 from penstock._validation import RESERVED, merge_given
 from penstock.errors import CostError
 from penstock.permit import EnteredPermit, Permit, WatchedPermit
@@ -290,16 +291,16 @@ def show_limiter(caller: Caller, units: Mapping[str, Any]) -> str:
 class CallByArguments(Call):
     """A call whose cost, priority, flow or settlement are functions of the decorated function's arguments or result."""
 
-    __slots__ = ("_bind", "_cost", "_functions", "_settle")
+    __slots__ = ("_call_of", "_cost", "_functions", "_settle")
 
     def __init__(
         self,
-        bind: Callable[[Mapping[str, float]], Binding],
+        call_of: Callable[[Mapping[str, float]], Call],
         cost: Mapping[str, Any],
         settle: Settle | None,
         terms: Mapping[str, Any],
     ) -> None:
-        self._bind = bind
+        self._call_of = call_of
         self._cost = cost
         self._settle = settle
         self._functions = terms  # max_wait, priority, flow and block, each a value or a function
@@ -310,7 +311,7 @@ class CallByArguments(Call):
         self._terms = Terms.read(
             plain["max_wait"], plain["priority"] or 0, plain["flow"], block=plain["block"] or False
         )
-        self._binding = bind({unit: 0 if callable(value) else value for unit, value in cost.items()})
+        self._binding = call_of({unit: 0 if callable(value) else value for unit, value in cost.items()})._binding
 
     async def __aenter__(self) -> Permit:
         self._refuse_to_be_entered()
@@ -335,8 +336,8 @@ class CallByArguments(Call):
 
     def __call__(self, function: F, /) -> F:
         """Decorate `function`: every call is charged first. See `Limiter.__call__`."""
-        name = self._binding.caller.name
-        return decorated(function, lambda _, costs: self._bind(costs), self._cost, self._settle, self._functions, name)
+        name, call_of = self._binding.caller.name, self._call_of
+        return decorated(function, lambda _, costs: call_of(costs), self._cost, self._settle, self._functions, name)
 
     def _shown(self) -> tuple[Mapping[str, Any], dict[str, Any]]:
         terms = {name: value or None for name, value in self._functions.items()}
@@ -354,14 +355,14 @@ def check_functions(settle: Any, others: Mapping[str, Any]) -> None:
 
 def decorated(
     function: F,
-    bind: Callable[[Any, Mapping[str, float]], Binding],
+    call_of: Callable[[Any, Mapping[str, float]], Call],
     cost: Mapping[str, Any],
     settle: Settle | None,
     terms: Mapping[str, Any],
     limiter: str | None,
     key: Callable[..., Hashable] | None = None,
 ) -> F:
-    """Decorate a function: each call costs what `cost` says of its arguments, bound by `bind` at its key's limiter."""
+    """Decorate a function: each call costs what `cost` says of its arguments, at the limiter of its key."""
     kind = decorable_kind(function)
     owner = f"limiter {limiter} of {name_of(function)}" if limiter else f"limiter of {name_of(function)}"
     if settle is not None and kind not in {"async", "sync"}:
@@ -369,14 +370,22 @@ def decorated(
             "settle= needs a result, and a generator or a context manager has none: settle inside, on the permit of "
             "`with limiter(...)`"
         )
-    costs = {unit: _chosen(unit, value, function, owner) for unit, value in cost.items()}
-    words = {name: _chosen(name, value, function, owner) for name, value in {**terms, "key": key}.items()}
+    fixed_costs = {unit: amount for unit, amount in cost.items() if not callable(amount)}
+    asked = [(unit, _chosen(unit, value, function, owner)) for unit, value in cost.items() if callable(value)]
+    words = {name: _chosen(name, value, function, owner) for name, value in terms.items()}
+    fixed = None if any(map(callable, words.values())) else Terms.read(**words)
+    key_of = _chosen("key", key, function, owner)
 
     def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        amounts = {unit: value(args, kwargs) if callable(value) else value for unit, value in costs.items()}
-        said = {name: value(args, kwargs) if callable(value) else value for name, value in words.items()}
+        whose = None if key_of is None else key_of(args, kwargs)
+        costs = fixed_costs.copy()
+        for unit, answer in asked:
+            costs[unit] = answer(args, kwargs)
+        said = (
+            {} if fixed else {name: value(args, kwargs) if callable(value) else value for name, value in words.items()}
+        )
         try:
-            return Call.of(bind(said.pop("key"), amounts), Terms.read(**said))
+            return Call.of(call_of(whose, costs)._binding, fixed or Terms.read(**said))
         except ValueError as error:
             error.add_note(f"penstock: it is what the {owner} worked out of the arguments of a call")
             raise
@@ -396,10 +405,10 @@ def _chosen(option: str, value: Any, function: Callable[..., Any], owner: str) -
         try:
             result = answer_to(args, kwargs)
         except Exception as error:
-            with suppress(AttributeError, TypeError):  # a frozen exception goes without
-                error.add_note(f"penstock: raised by {option}={name_of(value)} of the {owner}, asked about a call")
+            add_notes(error, f"penstock: raised by {option}={name_of(value)} of the {owner}, asked about a call")
             raise
-        check_answer(owner, option, result)
+        if type(result) not in PLAIN_TYPES:
+            check_answer(owner, option, result)
         return result
 
     return answer

@@ -191,7 +191,9 @@ class _Decorator:
 
     def __call__(self, function: F, /) -> F:
         keyed, key, amounts, settle, terms = self._given
-        return decorated(function, lambda of, costs: keyed[of]._bind(costs), amounts, settle, terms, keyed._name, key)
+        return decorated(
+            function, lambda of, costs: keyed[of]._call_of(costs), amounts, settle, terms, keyed._name, key
+        )
 
     def __repr__(self) -> str:
         keyed, key, amounts, settle, terms = self._given

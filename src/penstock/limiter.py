@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from penstock import _log
 from penstock._backends import backend_over, joined
-from penstock._backends.base import Backend, Binding, Caller, words_of
+from penstock._backends.base import Backend, Caller, words_of
 from penstock._backends.charges import ChargePlan, joint_name
 from penstock._backends.fast_path import are_parameters, calls_of_units, key_of
 from penstock._backends.wait import PLAIN, Terms, answer, emit_grant, wait
@@ -59,7 +59,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 Limits = LimitLike | list[LimitLike] | tuple[LimitLike, ...]
 
 _USUAL = 0  # the priority of a call that says nothing of it: by identity, as a user's number may refuse to compare
-_MOST_COSTS = 1_000
+_OPTIONS = {"settle": None, "max_wait": None, "priority": 0, "flow": None, "block": False}
+_MOST_COSTS = 4_000
 """Costs that a limiter remembers the bindings of."""
 
 
@@ -235,14 +236,13 @@ class Limiter:
 
     def _make_call(self, options: dict[str, Any], cost: Mapping[str, Any] | None = None, key: Any = None) -> Call:
         """The call of options that were not given before."""
-        words: dict[str, Any] = {"max_wait": None, "priority": 0, "flow": None, "block": False}
-        words.update((word, options[word]) for word in words.keys() & options.keys())
-        settle = options.get("settle")
-        costs = {unit: amount for unit, amount in options.items() if unit not in words and unit != "settle"}
-        costs = dict(merge_given("costs", cost, costs))
+        said = {word: options[word] for word in RESERVED & options.keys()}
+        words: dict[str, Any] = {**_OPTIONS, **said}
+        settle = words.pop("settle")
+        costs = merge_given("costs", cost, {unit: amount for unit, amount in options.items() if unit not in said})
         if settle is not None or any(map(callable, (*costs.values(), *words.values()))):
-            return CallByArguments(self._bind, costs, settle, words)
-        call = Call.of(self._backend.bind(self._caller, costs), Terms.read(**words))
+            return CallByArguments(self._call_of, costs, settle, words)
+        call = Call.of(self._backend.bind(self._caller, costs), Terms.read(**words) if said else PLAIN)
         if key is not None:
             self._remember({**options, **exact_costs(costs)}, call)
         return call if not call._binding.charge.held else Call.of(call._binding, call._terms)
@@ -288,10 +288,6 @@ class Limiter:
             if plain:
                 self._remember(exact_costs(costs), call)
         return call
-
-    def _bind(self, costs: Mapping[str, float]) -> Binding:
-        """The binding of these costs."""
-        return self._call_of(costs)._binding
 
     async def acquire(
         self,
@@ -565,8 +561,6 @@ class Limiter:
     def __copy__(self) -> Limiter:
         return self.__deepcopy__({})
 
-
-_OPTIONS = {"settle": None, "max_wait": None, "priority": 0, "flow": None, "block": False}
 
 Limiter.__call__.__signature__ = Signature(  # type: ignore[attr-defined]  # what `help` and editors show: every option
     [

@@ -173,7 +173,7 @@ def test_the_function_of_a_shape_charges_with_and_without_the_gil(shape, locked)
     cost = {f"u{index}": 0.5 if kind == "f" else 2 for index, kind in enumerate(shape)}
     with manual_clock():
         limiter = Limiter(units)
-        binding = limiter._bind(cost)
+        binding = limiter._call_of(cost)._binding
         binding.charge.grant, binding.charge.release = fast_path._write(shape, locked=locked)
         with limiter(cost):
             levels = [now.level for now in limiter.statistics().limits.values()]
@@ -230,7 +230,8 @@ def test_every_shape_does_what_the_general_path_does(data):
         quick, general = Limiter(units), Limiter(units)
         general._backend.fast = False
         assert (
-            quick._bind(dict.fromkeys(units, 1)).charge.grant is not general._bind(dict.fromkeys(units, 1)).charge.grant
+            quick._call_of(dict.fromkeys(units, 1))._binding.charge.grant
+            is not general._call_of(dict.fromkeys(units, 1))._binding.charge.grant
         )
         permits = [], []
         for _ in range(data.draw(st.integers(0, 25))):

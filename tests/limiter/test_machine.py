@@ -304,7 +304,10 @@ def test_the_quick_calls_do_what_the_general_way_does(two, trace):
         limits = {"requests": Rate(4, 1.0, 6), "tokens": Rate(5, 1.0, 12)} if two else {"tokens": Rate(5, 1.0, 12)}
         quick, general = Limiter(**limits), Limiter(**limits)
         general._backend.fast = False
-        assert quick._bind({"tokens": 1}).charge.grant is not general._bind({"tokens": 1}).charge.grant
+        assert (
+            quick._call_of({"tokens": 1})._binding.charge.grant
+            is not general._call_of({"tokens": 1})._binding.charge.grant
+        )
         permits = []
 
         def levels(limiter):

@@ -139,7 +139,6 @@ class Charge:
 
     Attributes:
         cost: Amount per unit, as the call gave it.
-        full_cost: The same with defaults; for events.
         charges: Limit by limit.
         parts: What the fast path needs of it, in one tuple.
         grant: Charges a call into a `Grant` if that can be done now; False if a backend has to look closer.
@@ -149,7 +148,7 @@ class Charge:
         watched: Whether it would be held for ever if the permit was never closed.
     """
 
-    __slots__ = ("charges", "cost", "full_cost", "grant", "held", "parts", "release", "shape", "watched")
+    __slots__ = ("_full_cost", "charges", "cost", "grant", "held", "parts", "release", "shape", "watched")
 
     charges: Charges
     parts: tuple[Any, ...]
@@ -157,7 +156,7 @@ class Charge:
 
     def __init__(self, cost: Mapping[str, float], charges: Charges, grant: Callable[[Binding, Grant], bool]) -> None:
         self.cost: Mapping[str, float] = cost
-        self.full_cost: Mapping[str, float] = Shown(cost_of(charges))
+        self._full_cost: Mapping[str, float] | None = None
         self.charges = charges
         self.parts = ()
         self.grant = grant
@@ -165,7 +164,14 @@ class Charge:
         self.shape: str = ""
         held = [state for state, _ in charges if state.meter.held]
         self.held: bool = bool(held)
-        self.watched: bool = None in [getattr(state.limit, "ttl", None) for state in held]
+        self.watched: bool = self.held and None in [getattr(state.limit, "ttl", None) for state in held]
+
+    @property
+    def full_cost(self) -> Mapping[str, float]:
+        """The cost with defaults; for events."""
+        if self._full_cost is None:
+            self._full_cost = Shown(cost_of(self.charges))
+        return self._full_cost
 
 
 def words_of(cost: Mapping[str, Any]) -> Any:
