@@ -120,14 +120,16 @@ async def too_large(url):
 
 
 async def max_wait(url):
-    client = limit_client(client_of(url), Limiter(requests="20/min burst 1"), max_wait=0.1)
+    client = limit_client(client_of(url), Limiter(requests="2/min burst 1"), max_wait=0.1)
     await chat(client)
     began = time.monotonic()
     try:
         await chat(client)
     except openai.RateLimitError as error:
         told = {"code": error.code, "seconds": time.monotonic() - began, "retry_on": retry_on(error)}
-    await Retry(on=retry_on, attempts=3).call(chat, client)
+    client = limit_client(client_of(url), Limiter(requests="120/min burst 1"), max_wait=0.1)
+    await chat(client)
+    await Retry(on=retry_on, attempts=20).call(chat, client)
     return told
 
 

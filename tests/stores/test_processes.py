@@ -104,7 +104,7 @@ def test_four_processes_that_are_killed_use_all_of_the_quota_and_never_more(stor
     assert killed >= 2, BUSY
     assert excess(moments, rate, burst) <= 0.01
     assert all(seen >= admitted - 0.001 for admitted, seen in crew.grants)
-    assert len(moments) >= 0.99 * promised, BUSY
+    assert len(moments) >= 0.97 * promised, BUSY
 
 
 @pytest.mark.throughput
