@@ -140,7 +140,7 @@ class Ledger:
     def statistics(self) -> LedgerStatistics:
         """How it is doing."""
         writer = self._writer
-        return LedgerStatistics(writer.queue.qsize() + len(writer.entries.new), writer.dropped, writer.error)
+        return LedgerStatistics(writer.pending, writer.dropped, writer.error)
 
     def close(self, timeout: Seconds = 5.0) -> None:
         """Write all events so far, and let go of the file and the thread. A later event opens them again.
@@ -238,8 +238,14 @@ class _Writer:
         """How many events were dropped."""
         return sys.maxsize - length_hint(self.drops)
 
+    @property
+    def pending(self) -> int:
+        """How many events were heard and are not in the file."""
+        return max(0, self.queue.qsize() - len(self._markers)) + len(self.entries.new)
+
     def _begin(self) -> None:
         self.queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._markers: set[_Marker] = set()  # those in the queue
         self.thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._writing = threading.Lock()
@@ -311,6 +317,7 @@ class _Writer:
 
     def _take(self, item: Any, markers: list[_Marker]) -> None:
         if isinstance(item, _Marker):
+            self._markers.discard(item)
             markers.append(item)
             return
         try:
@@ -325,6 +332,7 @@ class _Writer:
 
     def _mark(self, *, ends: bool) -> threading.Event:
         marker = _Marker(ends=ends)
+        self._markers.add(marker)
         self.queue.put(marker)
         self._hurry.set()
         return marker.done
@@ -342,9 +350,9 @@ class _Writer:
             self._disconnect()
         self.thread = None
         atexit.unregister(self._at_exit)
-        if self._is_behind or not self.queue.empty():
+        if self._is_behind or self.pending:
             warnings.warn(
-                f"{self.path}: {number_of(self.queue.qsize() + len(self.entries.new), 'event')} could not be written "
+                f"{self.path}: {number_of(self.pending, 'event')} could not be written "
                 f"({self.error or 'the disk is slow'}), and are lost if it goes on so",
                 RuntimeWarning,
                 stacklevel=4,
