@@ -237,7 +237,7 @@ def keys() -> Iterator[Cells]:
 
 def peers() -> Iterator[Cells]:
     """Of README.md: the ways of docs/field/peers.md that most programs begin with."""
-    rows = tables("docs/field/peers.md", "Peers")[0]
+    rows = tables("docs/field/peers.md", "Measured: other ways to send one job")[0]
     for way in (
         "openai", "tenacity", r"aiolimiter .*tenacity", "token-throttle", "the cookbook", "litellm .*Router",
         r"\*\*penstock run, limits given",

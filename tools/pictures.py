@@ -49,7 +49,7 @@ def usual_ways() -> str:
 
 def peers() -> str:
     """How long a job takes beside what its limits allow, what is refused, what is lost: penstock run and its peers."""
-    rows = tables("docs/field/peers.md", "Peers")[0].rows
+    rows = tables("docs/field/peers.md", "Measured: other ways to send one job")[0].rows
     rows.sort(key=lambda row: (not row[0].startswith("**"), value(row[3]), value(row[1])))
     drawing = Drawing(
         900, 62 + 34 * len(rows) + 28, "Time, 429s, lost rows and CPU of one job: penstock run beside its peers"
