@@ -6,7 +6,7 @@
 Ten minutes of endless demand from 200 workers, in virtual time, against the simulator's accounts in process; 500
 requests and 300,000 tokens a minute unless it says otherwise. Sizes and latencies are lognormal, and requests overtake
 each other on their way. Counted are 429s per 1,000 requests, and the share that was used after the first minute of what
-there was: the level at its end, and the refill from then on.
+there was: the level at its end, and the refill from then on; and of clients that share an account, how unevenly.
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ class Column:
         most: 429s per 1,000 that are allowed.
         least: Share that is to be used.
         clients: How many share the account, each with what it learned itself.
+        apart: Seconds from the begin of one of them to the next one's.
+        uneven: How many times the requests of the idlest the busiest may have, after the first minute in which all were
+            there.
     """
 
     simulation: dict[str, Any] = field(default_factory=dict)
@@ -55,6 +58,8 @@ class Column:
     most: float = 1.0
     least: float = 0.99
     clients: int = 1
+    apart: float = 0.0
+    uneven: float = 1.3
     tokens: bool = True
 
 
@@ -111,6 +116,7 @@ COLUMNS: dict[str, Column] = {
         least=0.95,
     ),
     "four clients": Column(clients=4, most=5),
+    "four, one by one": Column(clients=4, apart=60.0, most=5),
 }
 
 
@@ -121,13 +127,13 @@ class Result:
     Attributes:
         refused: 429s per 1,000 requests.
         used: Share of what there was after the first minute, of the limit that binds.
-        clients: Requests of each client.
+        uneven: Requests of the busiest client over those of the idlest, after the first minute in which all were there.
         admitted: The moments of all that was admitted.
     """
 
     refused: float
     used: float
-    clients: list[int]
+    uneven: float
     admitted: list[float]
 
 
@@ -178,14 +184,16 @@ def run(column: Column, seed: int, seconds: float = SECONDS) -> Result:
         began = clock.now()
         clients.extend(_Client(column, account, random) for _ in range(column.clients))
 
-        async def work(client: _Client) -> None:
+        async def work(number: int) -> None:
+            client = clients[number]
+            await anyio.sleep(number * column.apart)
             while clock.now() < began + seconds:
                 cost = min(max(50.0, random.lognormvariate(math.log(column.mean) - 0.32, 0.8)), 0.3 * TPM)
                 await client.ask(float(round(cost)), column.charges(float(round(cost)), random))
 
         async with anyio.create_task_group() as tasks:
             for number in range(200):
-                tasks.start_soon(work, clients[number % len(clients)])
+                tasks.start_soon(work, number % len(clients))
             await anyio.sleep(min(FIRST, seconds))
             at_first.extend(one.level for one in account.statistics().limits)
             await anyio.sleep(max(0.0, seconds - FIRST))
@@ -196,10 +204,12 @@ def run(column: Column, seed: int, seconds: float = SECONDS) -> Result:
     testing.run(main)
     admitted = sorted(each for client in clients for each in client.admitted)
     refused = sum(client.refused for client in clients)
+    all_there = FIRST + (column.clients - 1) * column.apart
+    shares = [sum(at >= all_there for at, _ in client.admitted) for client in clients]
     return Result(
         refused=1_000 * refused / max(1, len(admitted) + refused),
         used=max(_used(account_of, admitted, at_first, unit, seconds) for unit in ("requests", "tokens")),
-        clients=[len(client.admitted) for client in clients],
+        uneven=max(shares) / max(1, min(shares)),
         admitted=[at for at, _ in admitted],
     )
 
@@ -238,15 +248,19 @@ def main() -> None:
     parser.add_argument("columns", nargs="*", default=list(COLUMNS))
     parser.add_argument("-n", type=int, default=20, help="seeds")
     given = parser.parse_args()
-    print("| server | 429s per 1,000 | most | used | least | allowed | CPU s |\n|---|---|---|---|---|---|---|")
+    print("| server | 429s per 1,000 | most | used | least | uneven | most | allowed | CPU s |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name in given.columns:
         began = time.process_time()
         column = COLUMNS[name]
         results = [run(column, seed) for seed in range(given.n)]
         refused, used = [each.refused for each in results], [100 * each.used for each in results]
+        uneven = [each.uneven for each in results]
+        shared = f"{statistics.mean(uneven):.2f} | {max(uneven):.2f}" if column.clients > 1 else "– | –"
+        allowed = f"{column.most:g}, {100 * column.least:g} %" + (f", {column.uneven:g}" if column.clients > 1 else "")
         print(
             f"| {name} | {statistics.mean(refused):.2f} | {max(refused):.2f} "
-            f"| {statistics.mean(used):.2f} % | {min(used):.2f} % | {column.most:g}, {100 * column.least:g} % "
+            f"| {statistics.mean(used):.2f} % | {min(used):.2f} % | {shared} | {allowed} "
             f"| {(time.process_time() - began) / given.n:.1f} |",
             flush=True,
         )

@@ -126,3 +126,16 @@ def test_whatever_a_server_tells_of_whichever_requests_it_refuses_is_heard(seed)
             traffic.arrived(departure)
             departure.charged_at = now
             estimate.heard(departure, told(), now)
+
+
+def test_what_a_request_takes_by_itself_is_more_than_was_left_when_it_was_refused():
+    """The factor holds what others take meanwhile, too: of that nothing is known by itself."""
+    charges = ChargeFactor()
+    charges.learn(50_000.0, 1_000.0, least=0.0, one_below=0.0)
+    assert charges.value == 4.0
+    charges.was_too_little(500.0, 1_000.0)
+    assert charges.alone == 1.0
+    charges.was_too_little(3_000.0, 1_000.0)
+    assert charges.alone == 3.0
+    charges.was_too_little(200_000.0, 1_000.0)  # another limit refused it
+    assert charges.alone == 3.0

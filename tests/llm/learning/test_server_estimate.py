@@ -571,3 +571,26 @@ def test_whatever_is_told_without_a_period_something_leaves_within_minutes(reset
             break
         now = ready
     assert estimate.ready_at(1.0, now) <= now
+
+
+def test_who_gets_least_of_a_shared_limit_need_not_wait_until_what_others_take_is_there_too():
+    """A hundredth of the use: a request of 1,000 seems to take 100,000."""
+    client = Client()
+    client.estimate._charges.value = 100.0
+    assert client.estimate.need(1_000.0) <= 2 * 1_000.0 + 0.02 * LIMIT
+    refused = client.leave(10_000.0, 1.0)
+    client.traffic.refused(refused)
+    client.hear(refused, 90_000.0, 1.1)  # by itself it does take more than that
+    assert client.estimate.need(10_000.0) > 90_000.0
+
+
+def test_what_others_used_up_is_not_kept_back_for_the_first_burst():
+    traffic = Traffic()
+    traffic.waiting = 30_000.0
+    departures = [traffic.left(10_000.0, at) for at in (0.0, 1.0, 2.0)]
+    estimate = ServerEstimate(traffic, Told(LIMIT, PER, LIMIT), False)
+    estimate.begin(departures[0], 0.1, cautious=True)
+    for departure, remaining in zip(departures[1:], (250_000.0, 20_000.0), strict=True):
+        estimate.charge(10_000.0, departure.at)
+        estimate.heard(departure, Told(LIMIT, PER, remaining), departure.at + 0.1)
+    assert estimate.ready_at(1_000.0, 2.1) < 2.1 + 5.0

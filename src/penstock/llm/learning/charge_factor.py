@@ -34,10 +34,12 @@ class ChargeFactor:
     Attributes:
         value: Units that the server charges for one of ours.
         samples: How many samples it was learned from.
+        alone: What is surely charged for one of ours by itself: the value holds what others take meanwhile, too.
     """
 
     value: float = 1.0
     samples: int = 0
+    alone: float = 1.0
     _charged: float = 0.0
     _estimated: float = 0.0
     _ratios: list[float] = field(default_factory=list)
@@ -65,9 +67,14 @@ class ChargeFactor:
             self.value = min(MOST_FACTOR, MOST_STEP * self.value, least)
             self._charged = self.value * self._estimated
 
+    def was_too_little(self, remaining: float, cost: float) -> None:
+        """A request was refused with so much left."""
+        if remaining < self.value * cost:  # else it was refused for another limit
+            self.alone = max(self.alone, remaining / cost)
+
     def forget(self) -> None:
         """What was learned took something for refill that was none."""
-        self.value, self._charged, self._estimated = 1.0, 0.0, 0.0
+        self.value, self.alone, self._charged, self._estimated = 1.0, 1.0, 0.0, 0.0
         self._ratios.clear()
 
     @property

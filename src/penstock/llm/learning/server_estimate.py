@@ -12,7 +12,7 @@ from penstock.llm.learning.charge_factor import FEWEST, ChargeFactor, Crowd
 from penstock.llm.learning.returns import USUAL, BareResets, BucketFormula, Returns
 from penstock.llm.learning.sliding_window import SlidingWindow
 from penstock.llm.learning.told import Kind, Told
-from penstock.llm.learning.traffic import HEADROOM, OVERTAKING, ROUNDING, Departure, Traffic
+from penstock.llm.learning.traffic import HEADROOM, ROUNDING, Departure, Traffic
 
 __all__ = ["DOUBT", "FIRST_BURST", "ServerEstimate"]
 
@@ -30,8 +30,13 @@ RISE_EVERY = 0.2
 SAMPLE = 0.1
 """Share of the capacity that a sample goes over; over less, overtaking would teach more than charging."""
 
-FAIR = 0.07
-"""Share of the capacity, times our share of the use, that is left to other processes: the largest user goes last."""
+FAIR = 0.16
+"""Share of the capacity that is left to others who use a bucket too, over 2 and the factor, which is the more the less
+of the use is ours: so the largest user goes last."""
+
+AT_ONCE, OTHERS = 2.0, 0.02
+"""What must be left for a request to go where others use a bucket too: so many times what it surely takes, and that
+share of the capacity, for what they send until we hear of it."""
 
 EXACTLY = 0.001
 """Seconds by which a reset may be rounded that is told as exactly as buckets tell theirs."""
@@ -90,7 +95,7 @@ class ServerEstimate:
     _is_unopened: bool = field(init=False, default=False)  # the window is thought to be over, and nothing left since
     _first_at: float | None = field(init=False, default=None)  # when a request left to see whether it began
     _is_guess: bool = field(init=False, default=False)  # nothing came back yet as its period would have it, a guess
-    _lowest: tuple[float, float] | None = field(init=False, default=None)  # the least that was left, and when we heard
+    _lowest: tuple[float, float] = field(init=False, default=(math.inf, math.inf))  # when we heard, and the least left
     _held_back: float = field(init=False, default=0.0)
     _level: float = field(init=False)
     _at: float = field(init=False, default=0.0)
@@ -127,10 +132,14 @@ class ServerEstimate:
         self._judge_kind(departure, told)
         self._size(departure, told)
         self._level, self._at = self._replayed(departure, self.told.remaining, now), now
-        first = max(FIRST_BURST * self.rate, 0.05 * self.capacity, 3.0)
-        self._held_back = (
-            max(0.0, self._level - first) if cautious and self.per <= 60 and self.kind is not Kind.UNSURE else 0.0
-        )
+        if cautious and self.per <= 60 and self.kind is not Kind.UNSURE:
+            self._held_back = self._beyond_first_burst
+
+    @property
+    def _beyond_first_burst(self) -> float:
+        """What is kept back until the first sample shows how the server charges; others may live on what is left."""
+        first = max(FIRST_BURST * self.rate, 0.05 * self.capacity)
+        return max(0.0, self._level - max(3.0, min(first, self._level / 2)))
 
     def charge(self, cost: float, now: float) -> None:
         """A request left, or, with a negative cost, had not left after all."""
@@ -150,6 +159,8 @@ class ServerEstimate:
         """Hear what an answer tells. What an older one told is never put over what a newer one did."""
         self._advance(now)
         self._notice_crowd(departure, told.remaining)
+        if departure.refused and departure.cost > 0:
+            self._charges.was_too_little(told.remaining, departure.cost)
         newest = self._newest
         if newest is not None and departure.number <= newest[0].number:
             return
@@ -159,7 +170,7 @@ class ServerEstimate:
         if told.limit != self.limit or (told.sure and told.per != self.per):
             self._change(told)
             self._newest = self._anchor = (departure, told.remaining)
-            overtaken = self.factor * self._around(departure)[0]  # they left before it, and may arrive after it
+            overtaken = self.factor * self.traffic.around(departure)[0]  # they left before it, and may arrive after it
             self._level = self._replayed(departure, told.remaining, now) - overtaken
             return
         if self._first_at is not None and departure.at >= self._first_at:
@@ -183,7 +194,8 @@ class ServerEstimate:
         else:
             self._sample(*self._anchor, departure, told.remaining)
         if (self.samples or self.kind is Kind.UNSURE or self.traffic.charged_late) and self._held_back:
-            self._held_back = max(0.0, self._held_back - RISE * self.capacity)
+            # Others who share the limit may well have used up what was held back.
+            self._held_back = min(self._beyond_first_burst, max(0.0, self._held_back - RISE * self.capacity))
 
     def refused(self, departure: Departure, remaining: float, wait: float) -> None:
         """A request was refused, with so much left, for so long: a bucket would not take longer than its refill."""
@@ -207,9 +219,10 @@ class ServerEstimate:
 
     def ready_at(self, cost: float, now: float, ahead: float = 0.0) -> float:
         """When `cost`, in our units, is there after `ahead` went first."""
-        if self.kind is Kind.UNSURE or (self._is_guess and self._is_scarce(cost, now, ahead)):
+        left = self._left_after(cost, now, ahead)
+        if self.kind is Kind.UNSURE or (self._is_guess and left + self._held_back < self._little()):
             return self._look_at(cost, now, ahead)
-        missing = self.need(cost) + (1 + DOUBT) * self.factor * ahead - self.level(now)
+        missing = -left
         if missing <= ROUNDING * (self.capacity + self.rate):
             return self._proved_at(cost, now, ahead)
         if self.kind is Kind.WINDOW:
@@ -218,6 +231,9 @@ class ServerEstimate:
         if self.kind is Kind.SLIDING:
             return self._sliding.ready_at(missing / self.factor, now, self.traffic)
         return now + missing / self.rate
+
+    def _left_after(self, cost: float, now: float, ahead: float) -> float:
+        return self.level(now) - self.need(cost) - (1 + DOUBT) * self.factor * ahead
 
     def _proved_at(self, cost: float, now: float, ahead: float) -> float:
         """When `cost` may leave in a window that should have begun, as far as no answer has shown yet that it has."""
@@ -229,14 +245,9 @@ class ServerEstimate:
             return now
         return max(now + HEADROOM, since + PATIENCE) if now < since + PATIENCE else now
 
-    def _is_scarce(self, cost: float, now: float, ahead: float) -> bool:
-        """Whether so little is left that each request should look for more."""
-        ahead = (1 + DOUBT) * self.factor * ahead
-        return self.level(now) + self._held_back - self.need(cost) - ahead < self._little()
-
     def _look_at(self, cost: float, now: float, ahead: float) -> float:
         """The same where it is unknown how it comes back: the last units go one by one, and each looks for more."""
-        left = self.level(now) - self.need(cost) - (1 + DOUBT) * self.factor * ahead
+        left = self._left_after(cost, now, ahead)
         if left >= self._little():
             return now
         look = self._returns.look_at(now, self.factor * cost, empty=left < 0)
@@ -257,9 +268,15 @@ class ServerEstimate:
         return min(0.25 * self._seen, max(LITTLE * self._seen, few))
 
     def need(self, cost: float) -> float:
-        """What must be there for `cost` to go, in the server's units: never more than the server can hold."""
-        most = self.capacity - self._reserve() - self._held_back
-        return min(self.factor * cost, max(most, 0.01 * self.capacity))
+        """What must be there for `cost` to go, in the server's units: never more than the server can hold.
+
+        Of what the factor says that a request takes, others who share the limit take a part. Whoever waited until that
+        was there too would wait the longer the less it got, and get ever less.
+        """
+        most = max(self.capacity - self._reserve() - self._held_back, 0.01 * self.capacity)
+        if self.kind is Kind.BUCKET:
+            most = min(most, AT_ONCE * self._charges.alone * cost + OTHERS * self.capacity)
+        return min(self.factor * cost, most)
 
     def _reserve(self) -> float:
         """What is kept back: never all of it, or nothing would leave once answers tell no more."""
@@ -273,8 +290,8 @@ class ServerEstimate:
                 doubt += min(2 * DOUBT, 2 * deviation) * self.capacity
         if self.kind is Kind.BUCKET:
             if self.factor > 1.1 and self.samples > 3:
-                # All processes that share a bucket see the same level: the largest user leaves most of it to others.
-                doubt = doubt / self.factor + FAIR * self.capacity / self.factor
+                # All processes that share a bucket see the same level.
+                doubt = doubt / self.factor + FAIR * self.capacity / (self.factor + 2.0)
             doubt += min(HEADROOM * self.rate, self.capacity / 2)
         return min(doubt, 0.75 * (self.capacity - self._held_back))
 
@@ -348,7 +365,7 @@ class ServerEstimate:
             self._level = self._slid(departure, remaining, now)
             return
         level = self._replayed(departure, remaining, now)
-        earlier, later = self._around(departure)
+        earlier, later = self.traffic.around(departure)
         highest, lowest = level + self.factor * later, level - self.factor * earlier
         if (self.kind is Kind.WINDOW or self._is_guess) and self.charges_refused:
             lowest = min(lowest, self._unsent())
@@ -435,7 +452,7 @@ class ServerEstimate:
             return
         before, remained = newest
         sent = self.factor * (departure.sent - before.sent)
-        crowd = self.factor * sum(self._around(departure))
+        crowd = self.factor * sum(self.traffic.around(departure))
         came = told.remaining + sent - remained
         if remained >= self.limit - 1:
             return
@@ -457,7 +474,7 @@ class ServerEstimate:
     def _notice_window(self, newest: tuple[Departure, float], departure: Departure, told: Told) -> None:
         """More is there than any refill could have brought: a window began between the two."""
         before, remained = newest
-        crowd = self.factor * sum(self._around(before) + self._around(departure))
+        crowd = self.factor * sum(self.traffic.around(before) + self.traffic.around(departure))
         self._returns.resumed(before.at, departure.at)
         if self.kind is Kind.BUCKET:
             most = remained + self.rate * max(0.0, departure.at - before.at + 1.0) + 0.05 * self.limit + crowd
@@ -492,23 +509,15 @@ class ServerEstimate:
 
     def _notice_refill(self, departure: Departure, told: Told, now: float) -> None:
         """More is left than what surely was charged since the least that was left explains: it comes back by and by."""
-        if self._lowest is not None and departure.at >= self._lowest[0]:
-            heard_at, remained = self._lowest
-            charged = departure.cost if self.charges_refused else 0.0  # no server counts a request as less than one
-            for each in self.traffic.between(heard_at, departure.at) if self.charges_refused else ():
-                if each is not departure and each.charged_at is not None and each.charged_at <= departure.at:
-                    charged += each.cost
+        heard_at, remained = self._lowest
+        if departure.at >= heard_at:
+            # No server counts a request as less than one.
+            charged = self.traffic.surely_charged(heard_at, departure) if self.charges_refused else 0.0
             if told.remaining + charged - remained > max(2.0, 0.01 * self.limit):
                 self._is_guess = False
                 return
-        if self._lowest is None or told.remaining <= self._lowest[1]:
+        if told.remaining <= remained:
             self._lowest = now, told.remaining
-
-    def _around(self, departure: Departure) -> tuple[float, float]:
-        """What left so shortly before and after a request that it may have arrived on its other side."""
-        traffic = self.traffic
-        earlier = departure.sent - departure.cost - traffic.sent_before(departure.at - OVERTAKING)
-        return earlier, traffic.sent_by(departure.at + OVERTAKING) - departure.sent
 
     def _become_window(self, boundary: float, *, seen: bool = False) -> None:
         if self.kind is not Kind.WINDOW:
@@ -586,14 +595,14 @@ class ServerEstimate:
         if spilled > 0.5 * refill > 0 and charged < size:
             self._anchor = (departure, remaining)  # mostly a full bucket: begin anew
             return
-        crowd = sum(self._around(departure))
+        crowd = sum(self.traffic.around(departure))
         if estimated <= 0 or max(self.factor * estimated, charged) < size:
             return
         if crowd > 0.2 * estimated:  # in whatever order they arrived, it was at least
             if not self.charges_refused:
                 self._charges.raise_to(charged / (estimated + crowd))
             return
-        left_in_crowd = sum(self._around(before)) > 0.2 * estimated
+        left_in_crowd = sum(self.traffic.around(before)) > 0.2 * estimated
         self._anchor = (departure, remaining)
         if left_in_crowd and charged < 0.5 * self.factor * estimated:
             return  # what seems to be cheap may well have been in the first of the two snapshots already

@@ -161,6 +161,19 @@ class Traffic:
         begin, end = bisect_right(self._log, first, key=_at), bisect_right(self._log, last, key=_at)
         return (each for each in self._log[begin:end] if not each.refused)
 
+    def around(self, departure: Departure) -> tuple[float, float]:
+        """What left so shortly before and after a request that it may have arrived on its other side."""
+        earlier = departure.sent - departure.cost - self.sent_before(departure.at - OVERTAKING)
+        return earlier, self.sent_by(departure.at + OVERTAKING) - departure.sent
+
+    def surely_charged(self, first: float, departure: Departure) -> float:
+        """Units of that request, and of all that left after that moment and were answered when this one left."""
+        return departure.cost + sum(
+            each.cost
+            for each in self.between(first, departure.at)
+            if each is not departure and each.charged_at is not None and each.charged_at <= departure.at
+        )
+
     def sent_by(self, moment: float) -> float:
         """Units that had left by that moment, as far back as is remembered."""
         index = bisect_right(self._log, moment, key=_at)
