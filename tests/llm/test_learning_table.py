@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.learning import COLUMNS, Column, Result, run
-from penstock import Rate
+from penstock import Rate, sliding
+from penstock.simulator import Window
 
 THEIR_OWN = {"four clients", "four, one by one", "no headers, a drop"}
 
@@ -49,3 +50,13 @@ def test_a_burst_far_below_the_limit_is_learned_from_every_services_headers(dial
     first = result.admitted[1]  # until the first answer is there, one request is in flight
     assert result.admitted[burst + 60 - 1] - first <= 1.3 * 6.0
     assert result.refused == 0
+
+
+@pytest.mark.parametrize("kind", [sliding, Window])
+@pytest.mark.parametrize(("amount", "per"), [(20, 2), (10, 5), (50, 10), (100, 30)])
+def test_a_window_of_any_length_is_learned_where_its_end_is_told_and_its_length_is_not(amount, per, kind):
+    """In OpenAI's headers. Some of what they tell of it, a bucket of another period would tell too."""
+    account = {"requests": kind(amount, per), "tokens": None}
+    result = run(Column(account, latency=0.03, tokens=False), seed=1, seconds=4.9 * per)
+    assert sum(at >= 2 * per for at in result.admitted) >= 0.5 * 3 * amount
+    assert result.refused <= 20

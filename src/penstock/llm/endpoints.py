@@ -486,6 +486,7 @@ def told_by(quota: Quota) -> Told | None:
         fits=quota.exact and quota.reset is not None,
         step=quota.step,
         bare=quota.bare,
+        named=quota.named,
     )
 
 

@@ -109,6 +109,7 @@ class Quota:
             either, and both fit. None: it is clear.
         is_moment: Whether the reset was told as a moment: then its seconds count from when the answer was there, and
             not from admission.
+        named: Whether the service names the period; else what no bucket would say fits many windows.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Quota:
     step: float = 0.001
     bare: float | None = None
     is_moment: bool = False
+    named: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,7 +330,7 @@ def _quota(name: str, fields: Mapping[str, str], sent: float) -> Quota | None:
         per = float(named[1] or 1) * _NAMED_PERIODS[named[2]]
     base = base.partition(":")[0]
     reset = resets_in = bare = None
-    exact = per is not None
+    exact = is_named = per is not None
     text = fields.get("reset-after", fields.get("reset"))
     is_date = _date(text or "") is not None
     is_moment = is_date or (_number(text or "") or 0.0) >= _EPOCH
@@ -344,9 +346,8 @@ def _quota(name: str, fields: Mapping[str, str], sent: float) -> Quota | None:
             # Of the usual lengths it is the first that is long enough, and a minute at least.
             reset, per = None, next((length for length in _LENGTHS if resets_in <= length), None)
     exact = exact or (per is not None and text is not None and (is_date or duration(text.strip()) is not None))
-    return Quota(
-        _cut(name), _UNITS.get(base, base), limit, remaining, reset, per, resets_in, exact, step, bare, is_moment
-    )
+    unit = _UNITS.get(base, base)
+    return Quota(_cut(name), unit, limit, remaining, reset, per, resets_in, exact, step, bare, is_moment, is_named)
 
 
 def _cut(name: str) -> str:

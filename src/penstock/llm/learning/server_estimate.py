@@ -12,7 +12,7 @@ from penstock.llm.learning.charge_factor import FEWEST, ChargeFactor, Crowd
 from penstock.llm.learning.returns import USUAL, BareResets, BucketFormula, Returns
 from penstock.llm.learning.sliding_window import SlidingWindow
 from penstock.llm.learning.told import Kind, Told
-from penstock.llm.learning.traffic import HEADROOM, ROUNDING, Departure, Traffic
+from penstock.llm.learning.traffic import HEADROOM, ROUNDING, WINDOWS_HEADROOM, Departure, Traffic
 
 __all__ = ["DOUBT", "FIRST_BURST", "ServerEstimate"]
 
@@ -87,7 +87,7 @@ class ServerEstimate:
     _returns: Returns = field(init=False)
     _sliding: SlidingWindow = field(init=False, default_factory=SlidingWindow)
     _fits: bool = field(init=False, default=False)  # answers say what only a bucket says that holds all of the limit
-    _is_partial: bool = field(init=False, default=False)  # an answer said what no such bucket says
+    _is_partial: bool = field(init=False, default=False)  # an answer said what no such bucket says; some others may fit
     _seen: float = field(init=False)  # the most that ever was left, and what its request took
     _is_dated: bool = field(init=False, default=False)  # an answer told when all is back
     _is_by_clock: bool = field(init=False, default=False)  # a window began sooner than a period after our first request
@@ -159,13 +159,15 @@ class ServerEstimate:
         """Hear what an answer tells. What an older one told is never put over what a newer one did."""
         self._advance(now)
         self._notice_crowd(departure, told.remaining)
+        if self.traffic.is_idle:  # all is answered: as much again may go
+            self._held_back = min(self._held_back, self._beyond_first_burst)
         if departure.refused and departure.cost > 0:
             self._charges.was_too_little(told.remaining, departure.cost)
         newest = self._newest
         if newest is not None and departure.number <= newest[0].number:
             return
         told = self._in_seconds(departure, told)
-        if self._is_partial and told.limit == self.limit and told.fits:
+        if self._is_partial and told.limit == self.limit and (told.fits or not told.named):
             told = replace(told, per=self.per, fits=False)  # which another period's bucket would say too
         if told.limit != self.limit or (told.sure and told.per != self.per):
             self._change(told)
@@ -193,9 +195,9 @@ class ServerEstimate:
             self._anchor = self._newest
         else:
             self._sample(*self._anchor, departure, told.remaining)
-        if (self.samples or self.kind is Kind.UNSURE or self.traffic.charged_late) and self._held_back:
-            # Others who share the limit may well have used up what was held back.
-            self._held_back = min(self._beyond_first_burst, max(0.0, self._held_back - RISE * self.capacity))
+        if self.samples or self.kind is Kind.UNSURE or self.traffic.charged_late:
+            self._held_back = max(0.0, self._held_back - RISE * self.capacity)
+            self._held_back = min(self._held_back, self._beyond_first_burst)  # others may have used it up
 
     def refused(self, departure: Departure, remaining: float, wait: float) -> None:
         """A request was refused, with so much left, for so long: a bucket would not take longer than its refill."""
@@ -227,7 +229,7 @@ class ServerEstimate:
             return self._proved_at(cost, now, ahead)
         if self.kind is Kind.WINDOW:
             windows = math.ceil((missing + min(0.0, self._level)) / self.capacity - ROUNDING)  # none begins with debts
-            return self.boundary + max(1, windows) * self.per + HEADROOM
+            return self.boundary + max(1, windows) * self.per + self._headroom
         if self.kind is Kind.SLIDING:
             return self._sliding.ready_at(missing / self.factor, now, self.traffic)
         return now + missing / self.rate
@@ -335,7 +337,11 @@ class ServerEstimate:
 
     def _windows_over(self, now: float) -> int:
         """How many have ended: one at the very moment that `ready_at` tells, though floats do not add up."""
-        return max(0, math.floor((now - HEADROOM - self.boundary) / self.per + ROUNDING))
+        return max(0, math.floor((now - self._headroom - self.boundary) / self.per + ROUNDING))
+
+    @property
+    def _headroom(self) -> float:
+        return min(HEADROOM, WINDOWS_HEADROOM * self.per)
 
     def _replayed(self, departure: Departure, remaining: float, now: float) -> float:
         """What is there now, after all that left since: if no other client took anything."""
@@ -418,11 +424,20 @@ class ServerEstimate:
         whole = told.remaining + told.reset * self.rate
         slack = 1.5 + 0.02 * self.limit + self.rate
         if whole > self.limit + slack and not told.fits:
-            self._become_window(departure.at + told.reset - self.per)
+            self._become_window(departure.at + told.reset - self._length(told))
         elif told.fits and self.limit - told.remaining > 0.05 * self.limit:
             self.kind, self._fits = Kind.BUCKET, True
-        elif self.kind is Kind.BUCKET and told.step <= EXACTLY and self.limit - whole > slack:
+        elif told.step <= EXACTLY and self.kind is Kind.BUCKET and self.limit - whole > slack:
             self._is_partial = True
+        if not told.named and not told.fits and told.step <= EXACTLY and told.remaining < self.limit:
+            self._is_partial = True
+
+    def _length(self, told: Told) -> float:
+        """How long a window is: where no answer names that, the longest reset tells."""
+        if not told.named and told.reset is not None and (self.kind is not Kind.WINDOW or told.reset > self.per):
+            self.per = next((length for length in USUAL if told.reset <= length), self.per)
+            self.rate = self.limit / self.per
+        return self.per
 
     def _size(self, departure: Departure, told: Told) -> None:
         """See from one answer what it holds at most: for a bucket, the most that was ever left or what a reset says."""
@@ -482,7 +497,7 @@ class ServerEstimate:
             if not told.sure and self._is_no_minutes(departure, told, jumped=jumped):
                 self._doubt_period()
             elif jumped:
-                self._is_by_clock = departure.at - self._returns.began < 0.9 * self.per
+                self._is_by_clock = departure.at - self._returns.began < 0.9 * self._length(told)
                 self._become_window(departure.at, seen=True)
                 self._is_guess = False  # it began when a window of that length would have
         elif self.kind is Kind.WINDOW and told.remaining > remained + 0.05 * self.limit + crowd:

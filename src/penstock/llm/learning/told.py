@@ -21,6 +21,7 @@ class Told:
         fits: Whether all of it is what a bucket as large as the limit says.
         step: Seconds by which the reset may have been rounded.
         bare: The number of a reset that may mean seconds or milliseconds; `sure` is False then.
+        named: Whether `per` is the answer's own word. Else it is what a bucket would say, and a window may be shorter.
     """
 
     limit: float
@@ -31,6 +32,7 @@ class Told:
     fits: bool = False
     step: float = 0.001
     bare: float | None = None
+    named: bool = True
 
 
 class Kind(Enum):
