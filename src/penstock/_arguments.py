@@ -8,6 +8,7 @@ gets the arguments in their order, without `self` or `cls`.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from inspect import Parameter
 from typing import Any
@@ -31,15 +32,13 @@ def of_call(option: str, chosen: Callable[..., Any], function: Callable[..., Any
     if offered is None or (wanted is not None and _takes_anything(wanted)):
         return lambda args, kwargs: chosen(*args, **kwargs)
     if wanted is not None and _by_name(wanted, offered):
-        return _picked(
-            chosen, function, [p.name for p in wanted if p.kind in _BY_PLACE or p.kind is Parameter.KEYWORD_ONLY]
-        )
+        return _picked(chosen, function, wanted)
     own = [p for p in offered if p.kind in (*_BY_PLACE, Parameter.KEYWORD_ONLY)]
     if own and own[0].name in {"self", "cls"}:
         own = own[1:]
     places = 1 if wanted is None else sum(p.kind in _BY_PLACE for p in wanted)
     if wanted is not None and any(p.kind is Parameter.VAR_POSITIONAL for p in wanted):
-        places = len(own)
+        places = sys.maxsize
     needed = 1 if wanted is None else sum(p.kind in _BY_PLACE and p.default is Parameter.empty for p in wanted)
     open_ended = any(p.kind is Parameter.VAR_POSITIONAL for p in offered)
     keywords = (
@@ -76,7 +75,9 @@ def _by_name(wanted: list[Parameter], offered: list[Parameter]) -> bool:
     return all(
         there or p.default is not Parameter.empty or (anything and p.kind is Parameter.KEYWORD_ONLY)
         for there, p in zip(known, asked, strict=True)
-    ) and (any(known) or not asked or any(p.kind is Parameter.POSITIONAL_ONLY for p in wanted))
+    ) and (
+        any(known) or any(p.kind in (Parameter.POSITIONAL_ONLY, Parameter.VAR_KEYWORD) for p in wanted) or not wanted
+    )
 
 
 def _shown(function: Callable[..., Any]) -> str:
@@ -94,28 +95,31 @@ def _bound(signature: inspect.Signature, args: Args, kwargs: Kwargs) -> Kwargs:
 
 
 def _picked(
-    chosen: Callable[..., Any], function: Callable[..., Any], names: list[str]
+    chosen: Callable[..., Any], function: Callable[..., Any], wanted: list[Parameter]
 ) -> Callable[[Args, Kwargs], Any]:
-    """Call `chosen` with the arguments of these names."""
+    """Call `chosen` with the arguments of the names that it wants; with all others too, if it has `**`."""
     signature = inspect.signature(function)
-    offered = signature.parameters.values()
+    offered = list(signature.parameters.values())
     order = [p.name for p in offered if p.kind in _BY_PLACE]
-    wanted = {p.name: p for p in _parameters(chosen) or []}
     rest = next((p.name for p in offered if p.kind is Parameter.VAR_KEYWORD), None)
-    plain = all(name in order and wanted[name].kind in _BY_PLACE for name in names)
-    indexes = [order.index(name) for name in names] if plain else []
-    most = max(indexes, default=-1)
+    unnamed = {p.name for p in offered if p.kind is Parameter.VAR_POSITIONAL}
+    owner = {"self", "cls"} & {p.name for p in offered[:1]}
+    all_of_them = any(p.kind is Parameter.VAR_KEYWORD for p in wanted)
+    asked = [p for p in wanted if p.kind in (*_BY_PLACE, Parameter.KEYWORD_ONLY)]
+    plain = not all_of_them and all(p.name in order and p.kind in _BY_PLACE for p in asked)
+    indexes = [order.index(p.name) for p in asked] if plain else []
+    few = max(indexes, default=-1) + 1
+    most = sys.maxsize if unnamed else len(order)
 
     def call(args: Args, kwargs: Kwargs) -> Any:
-        if plain and most < len(args):  # nearly always: nothing has to be looked up by name
+        if plain and few <= len(args) <= most:  # nearly always: nothing has to be looked up by name
             return chosen(*[args[index] for index in indexes])
         values = _bound(signature, args, kwargs)
         if rest is not None:
-            values = {**values.get(rest, {}), **values}
-        only = Parameter.POSITIONAL_ONLY
-        given = [values[name] for name in names if name in values and wanted[name].kind is only]
-        named = {name: values[name] for name in names if name in values and wanted[name].kind is not only}
-        return chosen(*given, **named)
+            values = {**values.pop(rest, {}), **values}
+        given = [values.pop(p.name) for p in asked if p.name in values and p.kind is Parameter.POSITIONAL_ONLY]
+        names = {p.name for p in asked} | (values.keys() - unnamed - owner if all_of_them else set())
+        return chosen(*given, **{name: value for name, value in values.items() if name in names})
 
     return call
 
@@ -127,9 +131,11 @@ def _in_order(chosen: Callable[..., Any], function: Callable[..., Any], places: 
     first = 1 if offered and offered[0].name in {"self", "cls"} else 0
     last = first + places
     plain = len(offered) >= last and all(p.kind in _BY_PLACE for p in offered[:last])
+    open_ended = any(p.kind is Parameter.VAR_POSITIONAL for p in offered)
+    most = sys.maxsize if open_ended else sum(p.kind in _BY_PLACE for p in offered)
 
     def call(args: Args, kwargs: Kwargs) -> Any:
-        if plain and last <= len(args):  # nearly always: as in `_picked`
+        if plain and last <= len(args) <= most:  # nearly always: as in `_picked`
             return chosen(*args[first:last])
         values = _bound(signature, args, kwargs)
         given: list[Any] = []

@@ -51,6 +51,10 @@ class Model:
     def by_self(self, prompt):
         return prompt
 
+    @TOKENS(tokens=lambda **given: sum(map(len, given.values())))
+    def by_all_names(self, prompt, system="de"):
+        return prompt
+
     @TOKENS(tokens=lambda *args, **kwargs: len(args) + len(kwargs))
     def all_of_them(self, *args, **kwargs):
         return args
@@ -76,6 +80,15 @@ CALLS = {
     "a function that names self": (lambda: Model().by_self("abc"), 6),
     "a function of everything": (lambda: Model().all_of_them(1, 2, z=3), 4),
     "len of *args": (lambda: decorated(len, lambda *prompts: prompts)("abc", "d"), 3),
+    "all in their order": (lambda: decorated(lambda *a: len(a), lambda x, y: x)(1, 2), 2),
+    "the first and the rest": (lambda: decorated(lambda n, *rest: n + sum(rest), lambda x, *more: x)(1, 2, 3), 6),
+    "all by name": (lambda: decorated(lambda **given: sum(given.values()), lambda n, extra=4: n)(3), 7),
+    "one by name and the rest": (
+        lambda: decorated(lambda n, **rest: n + rest["most"], lambda n, *, most=9, **more: n)(3, most=20, z=1),
+        23,
+    ),
+    "all by name, of a method": (lambda: Model().by_all_names("abc"), 5),
+    "the rest of the rest": (lambda: decorated(lambda n, **rest: n + rest["z"], lambda n, **more: n)(3, z=5), 8),
     "sum": (lambda: decorated(sum, lambda numbers: numbers)([1, 2, 3]), 6),
     "a partial": (lambda: decorated(partial(lambda k, prompt: k * len(prompt), 2), lambda prompt: prompt)("abc"), 6),
     "a partial that is decorated": (lambda: decorated(len, partial(lambda a, prompt: a, "zzzzz"))("abc"), 3),
@@ -96,6 +109,15 @@ def test_a_cost_is_asked_with_the_arguments_that_it_names_or_the_first_ones(call
         before = TOKENS.statistics().limits["tokens"].level
         call()
         assert before - TOKENS.statistics().limits["tokens"].level == pytest.approx(cost)
+
+
+@pytest.mark.parametrize("cost", [len, lambda prompt: len(prompt)], ids=["in order", "by name"])
+def test_a_call_with_more_arguments_than_there_are_is_charged_nothing(cost):
+    with manual_clock():
+        before = TOKENS.statistics().limits["tokens"].level
+        with pytest.raises(TypeError, match="argument"):
+            decorated(cost, lambda prompt: prompt)("abc", "d")
+        assert TOKENS.statistics().limits["tokens"].level == before
 
 
 def fails(prompt):
