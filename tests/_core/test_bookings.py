@@ -106,6 +106,23 @@ def test_a_booking_is_charged_at_the_moment_that_was_told():
     assert queue.excess(0) <= 1e-3
 
 
+def test_a_claim_before_its_moment_goes_where_something_was_given_back_and_delays_no_other():
+    queue, [(first, its_moment), (second, later)] = lined_up(2, amount=2.0, rate=1.0, burst=3.0)
+    queue.do(GIVE_BACK, 1, 0, 1.0, queue.epoch, queue.receipts[0])
+    assert queue.ask(2.0, number=second, due=later) == (pytest.approx(later), second)
+    assert queue.ask(2.0, number=first, due=its_moment) == (0.0, 0)
+    assert [booking[bookings.ID] for booking in queue.booked] == [second]
+
+
+def test_a_claim_before_its_moment_that_cannot_go_keeps_its_place():
+    queue, waiting = lined_up(3)
+    for number, moment in reversed(waiting):
+        assert queue.ask(1.0, number=number, due=moment, horizon=0.0) == (pytest.approx(moment), number)
+    assert [booking[bookings.DUE] for booking in sorted(queue.booked)] == pytest.approx([due for _, due in waiting])
+    queue.now = waiting[0][1]
+    assert queue.ask(1.0, number=waiting[0][0], due=0.0)[1] == 0
+
+
 @pytest.mark.parametrize("urgent", [{"priority": 1}, {"flow": 9.0, "member": 2.0}], ids=["priority", "flow"])
 def test_a_call_that_is_more_urgent_passes_all_that_only_have_a_booking(urgent):
     """However many there are."""

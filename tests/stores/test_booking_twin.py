@@ -47,7 +47,8 @@ def some_request(rng, limits, known, number, claims):
         rng.choice([0.0, 1.0, 1.0]),
         float(len(charges)),
     ]
-    return operations + [x for pair in charges for x in pair], booking, charges
+    early = draw < claims and operations[-3] < operations[6] <= operations[7]  # before its moment
+    return operations + [x for pair in charges for x in pair], booking, charges, early
 
 
 @pytest.mark.parametrize("names", [1, 2])
@@ -56,7 +57,7 @@ def test_the_script_books_as_the_ledger_does(which, names, request, prefix):
     """Requests of many ages, flows and shapes that book, claim, pass and drop; more of them than are kept one by
     one."""
     store = RedisStore(request.getfixturevalue(which), prefix=prefix, timeout=30.0)
-    counts = dict.fromkeys(("booked", "claimed", "dropped", "several"), 0)
+    counts = dict.fromkeys(("booked", "claimed", "dropped", "early", "several"), 0)
     for seed in range(6 if which == "valkey" else 3):
         rng = random.Random(seed)
         store._group = lambda name, seed=seed: f"g{seed}"
@@ -83,9 +84,10 @@ def test_the_script_books_as_the_ledger_does(which, names, request, prefix):
                     del known[booking]
                     operations += [ledger.DROP, booking, float(rng.randrange(2 * names))]
                     counts["dropped"] += 1
-                words, booking, charges = some_request(rng, 2 * names, known, number, 0.05 if seed % 2 else 0.4)
+                words, booking, charges, early = some_request(rng, 2 * names, known, number, 0.05 if seed % 2 else 0.4)
                 operations += words
                 asked.append((booking, charges))
+                counts["early"] += early
             batch = Batch(terms, operations, 1.0, number, now)
             reply = store.decide_at(batch, now)
             expected = ledger.decide(rows, [one.numbers(now) for one in terms], operations, 1.0, now)

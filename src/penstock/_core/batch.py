@@ -282,20 +282,26 @@ class Batch:
         charges = [(int(operations[index]), operations[index + 1]) for index in range(begin, end, 2)]
         wait = self._wait(charges)
         (number, due, within), self._place = self._place or _NOWHERE, None
-        asker, claims, crowded, passes = None, False, False, True
+        asker, claims, crowded, passes, early = None, False, False, True, horizon < due <= within
         rows = [self._row_of[limit] for limit, _ in charges]
         if number or self._crowded(rows):
             rows, asker = list(dict.fromkeys(rows)), self._asker(charges)
-            claims = due != NEW and self._claim(charges, rows, number, due, asker)
+            claims = due != NEW and not early and self._claim(charges, rows, number, due, asker)
             crowded = self._crowded(rows)
         if asker is not None and crowded and not wait.fixed:
-            found = self._before(rows, asker, claims=claims)
+            found = self._before(rows, asker, number, claims=claims)
             passes = wait.longest <= horizon and not self._delays(charges, found, wait.longest)
             if not passes:  # where it was passed it goes to the end, so the next ones keep their moments
-                self._wait_behind(charges, self._before(rows, asker, claims=False), wait)
+                self._wait_behind(charges, self._before(rows, asker, number, claims=False), wait)
         goes = passes and wait.longest <= horizon and not wait.fixed
+        if early and goes and asker is not None:
+            claims = self._claim(charges, rows, number, due, asker)
         must_wait = stops and wait.longest > 0
-        if must_wait and self._is_others_turn() and not (wait.fixed or crowded or claims or (number and not goes)):
+        if early and not goes:  # it keeps its place, and a later one is to have none beside it
+            self.verdicts += (-1.0 - due, BOOKED)
+            self._stopped.update([limit for limit, _ in charges])
+            self._count_turn(charges, due, claims=True)
+        elif must_wait and self._is_others_turn() and not (wait.fixed or crowded or claims or (number and not goes)):
             self._let_others_go()
         elif goes:
             self.verdicts.append(wait.longest)
@@ -388,10 +394,11 @@ class Batch:
                 asker.start, asker.member_start = booking[bookings.START], booking[bookings.MEMBER_START]
         return claimed
 
-    def _before(self, rows: Sequence[int], asker: Asker, *, claims: bool) -> dict[int, list[Booking]]:
+    def _before(self, rows: Sequence[int], asker: Asker, number: float, *, claims: bool) -> dict[int, list[Booking]]:
         """Per row, the bookings that a request must not delay."""
         return {
-            row: bookings.before(self._rows[row].bookings, self._known_to(row, asker), claims=claims) for row in rows
+            row: bookings.before(self._rows[row].bookings, self._known_to(row, asker), number, claims=claims)
+            for row in rows
         }
 
     def _known_to(self, row: int, asker: Asker) -> Asker:

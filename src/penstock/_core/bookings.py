@@ -14,6 +14,8 @@ charges. So a booking is a place in an order, and no debt:
   missing flows in within its horizon, it goes by that much later, as the next ones do. Else it goes to the end, and the
   next ones keep their moments: one more question, however many are booked. It keeps its age, so it is not passed for
   ever.
+- **A claim may come before its moment,** when something was given back. It goes if that delays no other booking, and
+  else keeps its place and its moment.
 - **Charges are never made ahead of a gap.** A request that must let another go first is told when to come again; a
   bucket is one number, and what it left free before a charge to come would be lost.
 
@@ -100,14 +102,15 @@ def _rank(asker: Asker, booking: Booking) -> float:
     return -1.0 if -apart > (LEAD + share + other if wide else min(LEAD, share / 2)) else 0.0
 
 
-def before(bookings: Sequence[Booking], asker: Asker, *, claims: bool) -> list[Booking]:
+def before(bookings: Sequence[Booking], asker: Asker, number: float = 0.0, *, claims: bool) -> list[Booking]:
     """Those that a request must not delay, by their moments: a newcomer, all that do not rank after it.
 
-    One that claims its booking waits for those alone that rank before it. None waits for those that are late.
+    One that claims its booking waits for those alone that rank before it. None waits for those that are late, or for
+    that of its own `number`.
     """
     found = []
     for booking in bookings:
-        if booking[DUE] >= -LATE and (booking[ID] or not claims):
+        if booking[DUE] >= -LATE and (booking[ID] != number if booking[ID] else not claims):
             rank = _rank(asker, booking)
             if rank < 0 or (rank == 0 and not claims):
                 found.append(booking)

@@ -476,8 +476,17 @@ class Store(ABC):
     def announce(self, names: Sequence[str]) -> None:  # noqa: B027
         """Tell other processes that something about these names has changed, where the store can."""
 
-    def listen(self, heard: Callable[[str], None]) -> None:  # noqa: B027
-        """From now on call `heard(name)`, in any thread, when another process announces a change, if the store can."""
+    def announce_freed(self, name: str, seconds: float) -> None:  # noqa: B027
+        """Tell other processes that something of `name` was given back, where the store can.
+
+        It is as much as flows in in so many seconds.
+        """
+
+    def listen(self, heard: Callable[[str, float], None]) -> None:  # noqa: B027
+        """From now on call `heard(name, seconds)`, in any thread, when another process announces something.
+
+        A change is announced with 0 seconds. A store that cannot tell does nothing.
+        """
 
     def group_of(self, name: str) -> object:
         """Names of one group can be decided in one call. Here all can."""

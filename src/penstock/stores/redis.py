@@ -82,6 +82,11 @@ class _Script:
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
+def _a_voice() -> str:
+    """What a process knows its own announcements by."""
+    return f"{CHANCE.getrandbits(64):x}"
+
+
 def _prefix_of(prefix: Any) -> str:
     """The prefix of all keys; ValueError where no key can begin with it."""
     if not isinstance(prefix, str):
@@ -156,6 +161,7 @@ class RedisStore(Store):
         self._nodes = self._server.nodes  # of a cluster: all ever heard of, as the URL's may be the one that dies
         self._is_cluster = bool(self._nodes)
         self._subscriber: _Subscriber | None = None
+        self._voice = _a_voice()
         self._decide = _Script(*DECIDE)
         self._exchange = _Script("exchange")
 
@@ -392,7 +398,7 @@ class RedisStore(Store):
         """Whether other processes' changes are heard at once."""
         return self._subscriber is not None and self._subscriber.hears
 
-    def listen(self, heard: Callable[[str], None]) -> None:
+    def listen(self, heard: Callable[[str, float], None]) -> None:
         """Subscribe, in a thread. See `Store.listen`."""
         if self._subscriber is not None:
             self._subscriber.stop()
@@ -400,12 +406,16 @@ class RedisStore(Store):
 
     def announce(self, names: Sequence[str]) -> None:
         """Publish. See `Store.announce`."""
+        for name in names:
+            self.announce_freed(name, 0.0)
+
+    def announce_freed(self, name: str, seconds: float) -> None:
+        """Publish. See `Store.announce_freed`."""
 
         def publish() -> None:
             client = self._client or self._connect()
-            for name in names:
-                where = {"target_nodes": client.get_node_from_key(self._key(name))} if self._is_cluster else {}
-                client.execute_command("PUBLISH", f"{self.prefix}:changes", name, **where)
+            where = {"target_nodes": client.get_node_from_key(self._key(name))} if self._is_cluster else {}
+            client.execute_command("PUBLISH", f"{self.prefix}:changes", f"{seconds:g} {self._voice} {name}", **where)
 
         with contextlib.suppress(StoreError):  # the next caller of the store is told all the same
             self._asked(publish)
@@ -422,16 +432,18 @@ class RedisStore(Store):
         # The parent's: to close them would take locks that its threads hold.
         _abandoned.append((self._client, self._subscriber))
         self._client = self._subscriber = None
+        self._voice = _a_voice()
 
 
 class _Subscriber:
     """A thread that hears what other processes announce, and tells its listener. Holds the store only to connect."""
 
-    def __init__(self, store: RedisStore, on_announced: Callable[[str], None]) -> None:
+    def __init__(self, store: RedisStore, on_announced: Callable[[str, float], None]) -> None:
         self.hears = False
         self._stopped = threading.Event()
         self._store = ref(store)
         self._on_announced = on_announced
+        self._voice = store._voice
         self._missed = False
         threading.Thread(target=self._run, name=f"penstock hears {repr_of(store)}", daemon=True).start()
 
@@ -473,6 +485,9 @@ class _Subscriber:
                 if message["type"] == "subscribe":
                     self.hears = True
                     if self._missed:
-                        self._on_announced("")  # whatever was said meanwhile
+                        self._on_announced("", 0.0)  # whatever was said meanwhile
                 elif message["type"] == "message":
-                    self._on_announced(message["data"].decode(errors="replace"))
+                    with contextlib.suppress(ValueError):  # another program's
+                        seconds, voice, name = message["data"].decode(errors="replace").split(" ", 2)
+                        if voice != self._voice or not float(seconds):  # what we gave back, we have asked for
+                            self._on_announced(name, float(seconds))

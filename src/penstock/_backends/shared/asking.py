@@ -22,6 +22,9 @@ FORGOTTEN = 1.0
 LOOKAHEAD = 0.020
 """Seconds ahead for which turns are reserved in one batch."""
 
+MOST_AHEAD = 0.5
+"""Seconds ahead for which a request without a booking is charged at most: no refund makes a charge come sooner."""
+
 NEVER = 1e9
 """Seconds after which a request rises a level where requests do not."""
 
@@ -43,7 +46,10 @@ class Writing:
         state = self._state
         ahead = max(LOOKAHEAD, *[amount / of.throughput for of, amount in request.charges])
         if claimed is None:
-            ahead *= 2  # it may be one that passes all others, and is spared the way here for one of them
+            # It may be one that passes all others, and is spared the way here for one of them.
+            ahead = min(2 * ahead, MOST_AHEAD)
+        elif claimed.claim_at > now:
+            ahead = LOOKAHEAD
         self.put(request, batch, state.lead + ahead, ready, now, claimed or state.book(request))
 
     def put(
@@ -229,7 +235,8 @@ class Asking:
                 if first and (claimed is not None or ready > now or not asking.begun):
                     self._writing.put_first(request, batch, ready, now, claimed)
                     if claimed is not None:
-                        state.was_late(now - claimed.claim_at)
+                        if claimed.claim_at <= now:
+                            state.was_late(now - claimed.claim_at)
                     else:
                         asking.placed.append(request.booking)
                 else:
@@ -310,12 +317,15 @@ class _Round:
         for booking in self._queue.bookings:
             if booking.flow != request.flow or [of for of, _ in booking.charges] != limits:
                 continue
-            if booking.claim_at <= self.now:
+            claim_at = booking.claim_at
+            if request.latest >= booking.due:  # else it waits for less, and would lose the booking for the others
+                claim_at = min(claim_at, booking.early_at)
+            if claim_at <= self.now:
                 self._queue.bookings.remove(booking)
                 return booking, False
             if booking.priority >= request.priority:
                 waits = True
-                self.look_again = min(self.look_again, booking.claim_at)
+                self.look_again = min(self.look_again, claim_at)
         if waits:
             self.skipped.add(request.flow)
         return None, waits

@@ -184,7 +184,7 @@ class Dispatcher:
         inbox = self._inbox
         try:
             with self._io:
-                self.store.listen(lambda name: inbox.put(_Announced(name)))
+                self.store.listen(lambda name, seconds: inbox.put(_Announced(name, seconds)))
                 self.store.prepare()
         except StoreError:
             pass
@@ -294,9 +294,11 @@ class Dispatcher:
         with self.lock:
             self.apply(batch, answer, clock.now(), ours=store is not self.store)
         self._wake()
-        if batch.announce and store is self.store and not isinstance(answer, Exception):
+        if (batch.announce or batch.freed) and store is self.store and not isinstance(answer, Exception):
             with self._io, contextlib.suppress(StoreError):  # the other processes hear of it when they next ask
                 store.announce(sorted(batch.announce))
+                for name, seconds in batch.freed.items():
+                    store.announce_freed(name, seconds)
 
     def _ask(self, store: Store, packed: Batch, until: float) -> Reply:
         """Ask the store, again and again until then; Unreachable: there was no answer."""
@@ -408,15 +410,19 @@ class Dispatcher:
 
 
 class _Announced:
-    """A message: another process has changed something. It begins no thread anew, as others do."""
+    """A message: another process has changed something, or given it back. It begins no thread anew, as others do."""
 
-    __slots__ = ("_name",)
+    __slots__ = ("_name", "_seconds")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, seconds: float) -> None:
         self._name = name
+        self._seconds = seconds
 
     def __call__(self, scheduler: Scheduler, _: float) -> None:
-        scheduler.on_announced(self._name)
+        if self._seconds > 0:
+            scheduler.on_freed(self._name, self._seconds)
+        else:
+            scheduler.on_announced(self._name)
 
 
 class _Stop:

@@ -72,14 +72,15 @@ class SharedLimitSet:
         agreed: Whether the store has ever decided by these terms.
         epoch: When its row in the store was born, as that said last.
         confirming: Whether the store is being asked if reservations still hold.
+        freed: What was given back since the other processes last heard of it, in seconds of throughput.
         places: Places of this process that must be renewed, per limit.
         renew_at: When they are renewed next.
         orphans: Permits that were collected unclosed, for the waiters for their places.
     """
 
     __slots__ = (
-        "__weakref__", "_queue", "agreed", "confirming", "defaults", "epoch", "flow_weights", "lease", "name", "order",
-        "orphans", "place_ttl", "places", "renew_at", "states", "terms", "users", "version",
+        "__weakref__", "_queue", "agreed", "confirming", "defaults", "epoch", "flow_weights", "freed", "lease", "name",
+        "order", "orphans", "place_ttl", "places", "renew_at", "states", "terms", "users", "version",
     )  # fmt: skip
 
     def __init__(self, name: str, limits: Limits, queue: StoreQueue, place_ttl: float, lease: float | None) -> None:
@@ -94,6 +95,7 @@ class SharedLimitSet:
         self.agreed = False
         self.epoch = -1.0
         self.confirming = False
+        self.freed = 0.0
         self.places: dict[SharedLimitState, float] = {}
         self.renew_at = math.inf
         self.orphans: list[Orphan] = []

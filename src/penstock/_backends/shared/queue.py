@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 PAUSE_WATCHED = 0.5
 """Seconds between looks whether a pause was lifted, where the store announces nothing."""
 
+FREED_WATCHED = 1.0
+"""Seconds between questions whether something was given back, where the store announces nothing and the wait is twice
+as long."""
+
 POLL = (0.002, 0.050)
 """Seconds, first and longest, between questions for what comes back only when it is given back."""
 
@@ -79,6 +83,11 @@ class StoreQueue:
     def states(self) -> list[Any]:
         """All limits that calls are charged on here."""
         return [state for part in self.sets for state in part.order]
+
+    def hurry(self, seconds: float = math.inf) -> None:
+        """Ask so much sooner, or now, whether those that have a booking may go before its moment."""
+        for booking in self.bookings:
+            booking.early_at = min(booking.claim_at, booking.early_at) - seconds
 
     @property
     def moved(self) -> bool:

@@ -45,16 +45,17 @@ class Booking:
         priority: How urgent the request was that it was made for.
         due: The moment that the store has told; `inf`: it has not told yet.
         claim_at: When to ask for it.
+        early_at: When to ask whether it may be had before its moment; `inf`: nothing tells that it may.
     """
 
-    __slots__ = ("charges", "claim_at", "due", "flow", "number", "priority")
+    __slots__ = ("charges", "claim_at", "due", "early_at", "flow", "number", "priority")
 
     def __init__(self, number: float, request: SharedRequest) -> None:
         self.number = number
         self.charges: Any = request.charges
         self.flow = request.flow
         self.priority = request.priority
-        self.due = self.claim_at = math.inf
+        self.due = self.claim_at = self.early_at = math.inf
 
 
 class SharedRequest(Request):

@@ -25,7 +25,7 @@ from penstock._backends.shared.agreement import Agreement
 from penstock._backends.shared.asking import LOOKAHEAD, Asking, Writing
 from penstock._backends.shared.leasing import Leasing
 from penstock._backends.shared.limit_set import SharedLimitSet
-from penstock._backends.shared.queue import PAUSE_WATCHED, POLL, StoreQueue
+from penstock._backends.shared.queue import FREED_WATCHED, PAUSE_WATCHED, POLL, StoreQueue
 from penstock._backends.shared.requests import LeaseAsked, Refund, SharedRequest, Stage, StoreReceipts
 from penstock._backends.shared.settling import Settling
 from penstock._backends.shared.state import SchedulerState, again
@@ -206,6 +206,7 @@ class Scheduler:
         self.on_order(order)
         queue = order.limit_set.queue
         queue.blocked.clear()
+        queue.hurry()
         self.state.dirty[queue] = None
 
     def on_change(self, part: SharedLimitSet, now: float) -> None:
@@ -223,14 +224,23 @@ class Scheduler:
         self.state.urgent = True
 
     def on_announced(self, name: str) -> None:
-        """Another process has paused, changed or given back something under these names; empty: under any name."""
+        """Another process has paused or changed something under these names; empty: under any name."""
         state = self.state
         for part in [state.limit_sets.get(name)] if name else list(state.limit_sets.values()):
             if part is None:
                 continue
             self._confirm(part)
             part.queue.blocked.clear()
+            part.queue.hurry()
             state.dirty[part.queue] = None
+
+    def on_freed(self, name: str, seconds: float) -> None:
+        """Another process has given back as much as flows in in so many seconds: bookings come so much sooner."""
+        part = self.state.limit_sets.get(name)
+        if part is not None and len(part.queue):
+            part.queue.blocked.clear()
+            part.queue.hurry(seconds)
+            self.state.dirty[part.queue] = None
 
     def on_stop(self, now: float) -> None:
         """Refuse all that comes after this: it would wait for ever."""
@@ -390,6 +400,15 @@ class Scheduler:
             self._leasing.serve(queue, now)
         for part in batch.offsets:
             self._look_at_reservations(part, now)
+        # What came back may be enough for more than was asked for; of a calendar's, another process may have told.
+        more = {refund.state.limit_set for refund in batch.refunds} | {
+            part
+            for part in batch.offsets
+            if any(isinstance(of.meter, CalendarWindow) and of.meter.level(now) > 0 for of in part.order)
+        }
+        for part in more:
+            if len(part.queue.waiters):
+                self.state.dirty[part.queue] = None
         self.state.answer_looks(batch.looks, None)
         batch.asked = []  # requests name the batch, too: without this, only the garbage collector could free them
 
@@ -436,6 +455,8 @@ class Scheduler:
         assert booking is not None, "it was asked for"
         booking.due = now + verdict.wait
         booking.claim_at = booking.due - self.state.lead
+        asks = not self.store.hears and verdict.wait > 2 * FREED_WATCHED
+        booking.early_at = now + FREED_WATCHED if asks else math.inf
         booking.priority = request.priority
         queue.bookings.append(booking)
         self.state.dirty[queue] = None  # where nothing waits any more, it is dropped
@@ -463,7 +484,9 @@ class Scheduler:
         if paused:
             queue.blocked[of] = of.paused_until if self.store.hears else min(of.paused_until, now + PAUSE_WATCHED)
         elif of.returns_at_once:
-            poll = math.inf if isinstance(of.meter, CalendarWindow) else queue.poll
+            poll = queue.poll
+            if isinstance(of.meter, CalendarWindow):
+                poll = math.inf if self.store.hears else FREED_WATCHED
             queue.blocked[of] = now + min(max(wait, 1e-5), poll)
             queue.poll = min(2 * queue.poll, POLL[1])
 

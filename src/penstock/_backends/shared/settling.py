@@ -7,6 +7,9 @@ from penstock._backends.shared.state import SchedulerState
 from penstock._backends.shared.wire import BatchInFlight, Settlement
 from penstock._core.bucket import Bucket
 
+WORTH_SAYING = 0.050
+"""Seconds in which as much flows in as was given back, from which on other processes hear of it."""
+
 
 class Settling:
     """Writes what is to be said into batches."""
@@ -88,6 +91,17 @@ class Settling:
                 return  # of what the store was charged for when it answered, how much has flowed back is not known
             refund.epoch = of.limit_set.epoch
         batch.give_back(refund)
+        if not of.held:
+            self._tell(refund, batch)
+
+    @staticmethod
+    def _tell(refund: Refund, batch: BatchInFlight) -> None:
+        """See to it that other processes hear of refunds, together, once they are worth it."""
+        part = refund.state.limit_set
+        part.freed += refund.amount / refund.state.throughput
+        if part.freed >= WORTH_SAYING:
+            batch.freed[part.name] = batch.freed.get(part.name, 0.0) + part.freed
+            part.freed = 0.0
 
     def _write_settlements(self, batch: BatchInFlight) -> None:
         """Write the true costs of grants. One whose last debit has no answer yet waits for that."""

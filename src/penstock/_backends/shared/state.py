@@ -370,12 +370,13 @@ class SchedulerState:
         self.for_later = ([], [])
 
     def freed(self, state: SharedLimitState, amount: float) -> None:
-        """Something that was held is on its way back to the store: the next waiter may ask for it."""
-        if state.held:
-            if state in state.limit_set.places:
-                state.limit_set.places[state] -= amount
-            queue = state.limit_set.queue
+        """Something is on its way back to the store: the next waiter may ask for it."""
+        if state in state.limit_set.places:
+            state.limit_set.places[state] -= amount
+        queue = state.limit_set.queue
+        if len(queue):
             queue.blocked.pop(state, None)
+            queue.hurry()
             self.dirty[queue] = None
 
     def renew_later(self, part: SharedLimitSet, now: float) -> None:

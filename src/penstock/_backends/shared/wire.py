@@ -137,12 +137,13 @@ class BatchInFlight:
         series: Which of them are series.
         orders, settlements, refunds, drops, looks: What else is in it.
         announce: Names whose change the other processes must hear of.
+        freed: Names of which so much is given back that they must hear of it: as much as flows in in so many seconds.
         epochs: When the row of each limit set was born, once that was answered.
     """
 
     __slots__ = (
-        "announce", "asked", "drops", "epochs", "flow", "group", "looks", "offsets", "operations", "orders", "payer",
-        "priority", "refunds", "sent", "series", "settlements", "width",
+        "announce", "asked", "drops", "epochs", "flow", "freed", "group", "looks", "offsets", "operations", "orders",
+        "payer", "priority", "refunds", "sent", "series", "settlements", "width",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -162,6 +163,7 @@ class BatchInFlight:
         self.refunds: list[Refund] = []
         self.looks: list[Look] = []
         self.announce: set[str] = set()
+        self.freed: dict[str, float] = {}
         self.epochs: dict[SharedLimitSet, float] = {}
 
     # Writing

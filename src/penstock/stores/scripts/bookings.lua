@@ -36,11 +36,11 @@ local function needs_at(booking)  -- unknown of those that are kept as one
   return booking[ID] ~= 0 and booking[DUE] or 0
 end
 
-local function before(bookings, asker, claims)  -- those that a request must not delay, by their moments
+local function before(bookings, asker, id, claims)  -- those that a request must not delay, by their moments
   local found = {}
   for i = 1, #bookings do
     local booking = bookings[i]
-    if booking[DUE] >= -TARDY and (booking[ID] ~= 0 or not claims) then
+    if booking[DUE] >= -TARDY and (booking[ID] == 0 and not claims or booking[ID] ~= 0 and booking[ID] ~= id) then
       local order = rank(asker, booking)
       if order < 0 or (order == 0 and not claims) then
         local at = #found + 1

@@ -81,6 +81,7 @@ while position <= stop do
     end
     local id, due, within = place_number, place_due, place_within
     place_number, place_due, place_within = 0, NEW, -1
+    local early = horizon < due and due <= within
     local rows, crowded, claims, passes, asker, plain = {}, false, false, true, nil, nil
     for i = from, position - 1, 2 do
       local name = row_of[asked[i] + 1]
@@ -94,7 +95,7 @@ while position <= stop do
       crowded = false
       for j = 1, #rows do
         local name = rows[j]
-        local booking = due ~= NEW and take_booking(booked[name], id, due, amounts_of(from, position - 1, name))
+        local booking = due ~= NEW and not early and take_booking(booked[name], id, due, amounts_of(from, position - 1, name))
         if booking then
           claims = true
           if booking[ID] ~= 0 and name == payer then asker[5], asker[6] = booking[START], booking[MEMBER_START] end
@@ -106,7 +107,7 @@ while position <= stop do
       local found, all = {}, {}
       for j = 1, #rows do
         local of = rows[j] == payer and asker or plain
-        found[rows[j]], all[rows[j]] = before(booked[rows[j]], of, claims), before(booked[rows[j]], of, false)
+        found[rows[j]], all[rows[j]] = before(booked[rows[j]], of, id, claims), before(booked[rows[j]], of, id, false)
       end
       passes = longest <= horizon
       for i = from, position - 1, 2 do
@@ -131,9 +132,19 @@ while position <= stop do
       end
     end
     local goes = passes and longest <= horizon and not fixed
+    if early and goes then
+      for j = 1, #rows do
+        claims = take_booking(booked[rows[j]], id, due, amounts_of(from, position - 1, rows[j])) and true or claims
+      end
+    end
     local books = not goes and asker and longest <= within and not fixed
     local may_stand_back = not (fixed or crowded or claims or (id ~= 0 and not goes))
-    if longest > 0 and spent > room and stops ~= 0 and may_stand_back then  -- another flow's turn
+    if early and not goes then  -- it keeps its place, and a later one is to have none beside it
+      say(-1 - due)
+      say(BOOKED)
+      for i = from, position - 1, 2 do stopped[asked[i] + 1], any_stopped = true, true end
+      if mine then ahead = max(ahead, due) end
+    elseif longest > 0 and spent > room and stops ~= 0 and may_stand_back then  -- another flow's turn
       local again = min(max(spent - room, back, AGAIN_LEAST), AGAIN_MOST)
       ahead = max(ahead, again + LATE)
       say(-1 - again)

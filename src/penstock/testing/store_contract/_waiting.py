@@ -9,7 +9,7 @@ from collections.abc import Callable
 import anyio
 import pytest
 
-from penstock import Limiter, QueueFull, RateLimited, clock, per_second
+from penstock import Limiter, QueueFull, RateLimited, calendar, clock, per_minute, per_second
 from penstock.stores.contract import Store
 from penstock.testing.store_contract._stores import LATE, StoreTests, measured
 
@@ -89,6 +89,38 @@ class WaitingContract(StoreTests):
         with pytest.raises(RateLimited) as caught:
             await limiter.acquire(max_wait=0)
         assert caught.value.retry_after <= 10 + 9  # a reservation was out for 20 s, and took 10 s with it at most
+
+    @pytest.mark.anyio
+    @pytest.mark.parametrize("where", ["here", "in another process"])
+    @pytest.mark.parametrize("how", ["cancelled", "settled", "of a calendar", "other limits"])
+    async def test_what_is_given_back_is_for_those_that_wait(
+        self, stores: Callable[..., Store], where: str, how: str
+    ) -> None:
+        """And not only at the moment that they were told, which is most of a minute away, or a month."""
+        limit = calendar(10, "month") if how == "of a calendar" else per_minute(10)
+        mine = Limiter(tokens=limit, name="x", store=stores())
+        theirs = mine if where == "here" else Limiter(tokens=limit, name="x", store=stores())
+        permit = await theirs.acquire(tokens=10)
+        await mine.refresh()  # it knows the limits before they change
+
+        async def wait(granted: anyio.Event) -> None:
+            await mine.acquire(tokens=4)
+            granted.set()
+
+        async with anyio.create_task_group() as tasks:
+            waiting = [anyio.Event(), anyio.Event()]
+            for granted in waiting:
+                tasks.start_soon(wait, granted)
+            await anyio.sleep(0.05)
+            if how == "other limits":
+                theirs.reconfigure(tokens=per_minute(1_000_000))
+            elif how == "settled":
+                permit.settle(tokens=2)
+            else:
+                permit.cancel()
+            with anyio.fail_after(LATE + 1):
+                for granted in waiting:
+                    await granted.wait()
 
     @pytest.mark.anyio
     async def test_a_pause_holds_everybody_in_every_process(self, stores: Callable[..., Store]) -> None:
