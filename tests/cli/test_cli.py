@@ -156,7 +156,7 @@ def test_rows_that_failed_are_tried_again_by_the_next_run(folder, monkeypatch, c
     assert len(lines_of(folder / "out.jsonl")) == 20
     assert (folder / "out.errors.jsonl").read_bytes() == b""
     assert (
-        "17 rows are answered in out.jsonl already and are skipped; --overwrite begins anew" in capsys.readouterr().err
+        "17 rows are answered in out.jsonl already and are skipped; --overwrite starts over" in capsys.readouterr().err
     )
 
 

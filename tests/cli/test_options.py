@@ -149,7 +149,7 @@ def test_defaults_are_in_the_help(capsys, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "250")
     assert main([command, "--help"]) == 0
     shown = capsys.readouterr().out
-    assert "[default: (the list prices that came along)]" in shown
+    assert "[default: (the list prices of this version)]" in shown
     if command == "run":
         for words in ("OUT with .errors.jsonl", "OUT with .journal", "OPENAI_BASE_URL, else OpenAI's own"):
             assert f"[default: ({words})]" in shown

@@ -229,7 +229,7 @@ def refuse_live_batches(out: Path) -> None:
         rows, batches = number_of(sum(map(len, live)), "row is", "rows are"), number_of(len(live), "batch", "batches")
         raise Fault(
             f"{rows} in {batches} of an earlier run, and would be paid twice: "
-            "--via batch merges their answers first, --overwrite begins anew"
+            "--via batch merges their answers first, --overwrite starts over"
         )
 
 

@@ -51,7 +51,7 @@ def plan(
     prices: Annotated[
         Path | None,
         typer.Option(
-            metavar="JSON", help="A file of prices per model.", show_default="the list prices that came along"
+            metavar="JSON", help="A file of prices per model.", show_default="the list prices of this version"
         ),
     ] = None,
     queue_tokens: Annotated[

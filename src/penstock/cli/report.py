@@ -63,7 +63,7 @@ def report(
         typer.Option(
             metavar="FILE|LIMITS",
             help='Such as "tokens=325k/min"; or a FILE of limits.',
-            show_default="as they were told last",
+            show_default="as the service gave them last",
         ),
     ] = None,
     price: Annotated[
@@ -73,7 +73,7 @@ def report(
     prices: Annotated[
         Path | None,
         typer.Option(
-            metavar="JSON", help="A file of prices per model.", show_default="the list prices that came along"
+            metavar="JSON", help="A file of prices per model.", show_default="the list prices of this version"
         ),
     ] = None,
     growth: Annotated[

@@ -100,7 +100,7 @@ class RunOptions:
     errors: Annotated[
         Path | None,
         typer.Option(
-            help="Where failed rows go. Each run begins this file anew.", show_default="OUT with .errors.jsonl"
+            help="Where failed rows go. Each run starts with an empty one.", show_default="OUT with .errors.jsonl"
         ),
     ] = None
     journal: Annotated[
@@ -129,7 +129,7 @@ class RunOptions:
     prices: Annotated[
         Path | None,
         typer.Option(
-            metavar="JSON", help="A file of prices per model.", show_default="the list prices that came along"
+            metavar="JSON", help="A file of prices per model.", show_default="the list prices of this version"
         ),
     ] = None
     ledger: Annotated[
@@ -163,7 +163,7 @@ class RunOptions:
     ] = 60.0
     latency: Annotated[float, typer.Option(min=0.0, help="With --simulate: median seconds until an answer.")] = 0.4
     seed: Annotated[int, typer.Option(help="With --simulate: seed of the random latencies.")] = 0
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Discard OUT and begin anew.")] = False
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Discard OUT and start over.")] = False
     as_json: Annotated[
         bool, typer.Option("--json", help="Print progress and summary as JSON, one object per line.")
     ] = False

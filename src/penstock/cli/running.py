@@ -219,10 +219,10 @@ def _meet_earlier_runs(options: RunOptions, results: Results, lines: Lines, tell
     still = results.found - results.elsewhere - (results.edited + results.moved if options.changed == "rerun" else 0)
     if still and not lines.is_regular:
         answers = number_of(still, "answer")
-        tell(f"{out} has {answers} already, and the rows of these are skipped; --overwrite begins anew")
+        tell(f"{out} has {answers} already, and the rows of these are skipped; --overwrite starts over")
     elif still:
         are = "is" if still == 1 else "are"
-        tell(f"{number_of(still, 'row')} {are} answered in {out} already and {are} skipped; --overwrite begins anew")
+        tell(f"{number_of(still, 'row')} {are} answered in {out} already and {are} skipped; --overwrite starts over")
     if results.elsewhere:
         answers = number_of(results.elsewhere, "answer")
         tell(f"{out} keeps {answers} to rows that {lines.name} does not have")

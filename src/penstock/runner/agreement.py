@@ -182,7 +182,7 @@ class Agreement:
     def _foreign_change(self) -> OutputError:
         return OutputError(
             f"{self._out.path} was changed since the last run, so that it does not match {self._journal.path.name}: "
-            "move it away, and it is written again as it was; or --overwrite to begin anew"
+            "move it away, and it is written again as it was; or --overwrite to start over"
         )
 
 
@@ -206,7 +206,7 @@ def _foreign(out: Appended, number: int, begin: int = 0) -> OutputError:
     return OutputError(
         f"{out.path} exists, and its line {line} is not a result of a run: "
         + (
-            "give another -o, or --overwrite to begin it anew"
+            "give another -o, or --overwrite to start it over"
             if line == 1
             else "take that line out, or give another -o"
         )

@@ -116,6 +116,6 @@ def sentences(groups: Iterable[Failures]) -> Iterator[str]:
     for each in groups:
         yield f"{each.count:,} × {each.code}"
         name = f", {each.custom_id!r}" if each.custom_id is not None else ""
-        where = "a row that could not be told" if each.line is None else f"line {each.line}"
+        where = "a row that could not be named" if each.line is None else f"line {each.line}"
         yield f"    for example {where}{name}: {' '.join(each.message.split())[:300]}"
         yield f"    {advice(each)}"

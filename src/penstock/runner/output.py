@@ -100,7 +100,7 @@ class ChangedError(OutputError):
             said.append(f"{rows} answered in {where} by {of}, which is not asked now (first: line {moved[0]})")
         super().__init__(
             f"{'; '.join(said)}: --changed=rerun asks again and drops the old answers, --changed=keep keeps them, "
-            "another -o begins anew beside them"
+            "another -o starts over beside them"
         )
 
 
@@ -529,7 +529,7 @@ class Results:
         if not anything and begin.strip(b"\0") and not ERROR_BEGINNING.startswith(begin):
             raise OutputError(
                 f"{self.errors_path} exists, and its line 1 is not an error of a run: "
-                "give another --errors, or --overwrite to begin it anew"
+                "give another --errors, or --overwrite to start it over"
             )
         self._errors.truncate(0)
 

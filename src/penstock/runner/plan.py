@@ -238,7 +238,7 @@ def plan_sentences(plan: Plan, prices: Prices) -> Iterator[str]:
         )
     if plan.seconds is None:
         yield (
-            "how long it takes is not known: the server's answers will tell its limits (or give --limits or --account)"
+            "how long it takes is not known: the server's answers will show its limits (or give --limits or --account)"
         )
     elif plan.binding is None:
         yield "no limit is reached: it takes as long as the answers do"

@@ -90,7 +90,7 @@ class Ledger:
         path: The file; made when the first call is written.
         max_pending: Events in memory at most, about 300 bytes each. What comes while there are as many is dropped.
         keep: Seconds, or a timedelta, after which calls are taken out of the file; None: they stay.
-        prices: What models cost, in dollars; the list prices that came along unless given.
+        prices: What models cost, in dollars; the list prices of this version unless given.
 
     Raises:
         ValueError: A number is out of its range.

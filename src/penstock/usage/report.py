@@ -123,7 +123,7 @@ def _ahead(one: Evidence) -> Iterator[_Block]:
             [_projection_row(each) for each in one.projections],
         )
     else:
-        yield "Too little is recorded to tell: it takes ten business days, with something sent in both halves."
+        yield "Too little is recorded to say: it takes ten business days, with something sent in both halves."
     if one.hour is not None and one.price is not None:
         yield _Heading(3, "One hour at the full limit")
         limit = min(60 * limit.amount / limit.per for limit in one.limits["tokens"])

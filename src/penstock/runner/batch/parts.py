@@ -379,7 +379,7 @@ class BatchJournal:
         begin = pread(self._file.descriptor, len(_HEAD), 0)
         if begin and begin != _HEAD and not overwrite:
             raise OutputError(
-                f"{self.path} exists and is not a journal of batches: move it away, or --overwrite begins anew"
+                f"{self.path} exists and is not a journal of batches: move it away, or --overwrite starts over"
             )
         if begin == _HEAD:
             for line in _lines(self._file):
