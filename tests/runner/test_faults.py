@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from datetime import UTC, datetime
 
@@ -14,6 +15,7 @@ from penstock.limits import parse
 from penstock.runner import output
 from penstock.runner.client import Lost, NotSent, Reply
 from penstock.runner.files import Appended, cannot_write
+from penstock.runner.summary import sentences
 from penstock.simulator import Latency, Simulation
 from tests.runner.service import ANSWER, LIMITS, Service, chat, prepared
 
@@ -481,8 +483,9 @@ async def test_limits_of_a_minute_are_kept_while_others_use_the_account_too(tmp_
     assert clock.now() < 40 * 1.35
 
 
-async def test_a_disk_that_fills_up_costs_no_answer_that_was_under_way(tmp_path, monkeypatch):
-    """The run ends while there is still room for what will be paid for."""
+@pytest.mark.parametrize("says_its_room", [True, False])
+async def test_a_disk_that_fills_up_costs_no_answer_that_was_under_way(tmp_path, monkeypatch, says_its_room):
+    """The run ends while there is still room for what will be paid for; if nobody knows, what was lost is said."""
     room = 400_000
 
     def used():
@@ -496,7 +499,7 @@ async def test_a_disk_that_fills_up_costs_no_answer_that_was_under_way(tmp_path,
         write(file, data)
 
     monkeypatch.setattr(Appended, "append", append)
-    monkeypatch.setattr(output, "free_bytes", lambda _: room - used())
+    monkeypatch.setattr(output, "free_bytes", lambda _: room - used() if says_its_room else math.inf)
     answer = json.dumps({"choices": [{"message": {"content": "x" * 500}}]}).encode()
 
     class Slow(Service):
@@ -509,5 +512,12 @@ async def test_a_disk_that_fills_up_costs_no_answer_that_was_under_way(tmp_path,
     with prepared(tmp_path, [chat(number) for number in range(2_000)], Slow(), limits=limits) as this:
         await this.run()
         assert this.run.stopped.code == "output"
-        assert "is nearly full" in this.run.stopped.message
-        assert 150 <= this.counts.sent == this.counts.answered < 2_000
+        assert ("is nearly full" in this.run.stopped.message) == says_its_room
+        assert 150 <= this.counts.sent == this.counts.answered + this.counts.in_doubt < 2_000
+        assert (this.counts.in_doubt == 0) == says_its_room
+        summary = this.summary()
+        assert summary["in_doubt"] + summary["answered"] + summary["untouched"] == summary["rows"]
+        said = f"{this.counts.in_doubt} rows were sent and no answer is kept: the same command goes on with them"
+        assert any(line.startswith(said) for line in sentences(summary)) != says_its_room
+    with prepared(tmp_path, [chat(number) for number in range(2_000)], Slow(), limits=limits) as again:
+        assert again.all_results.ambiguous == this.counts.in_doubt

@@ -385,19 +385,21 @@ class Run:
         """Work on a row to its end: answered, among the errors, or untouched because the run was stopped."""
         work.scope = scope
         self._works.add(work)
+        is_over = False
         try:
             await self._afford(work)
-            while self.stopped is None and not await self._attempt(work):
-                pass
+            while self.stopped is None and not is_over:
+                is_over = await self._attempt(work)
         except OutputError as error:
             self.stop("output", str(error))
         except StoreError as error:
             self.stop("unreachable", f"the store of the limits gives no answer: {error}")
         except CostError as error:
-            self._give_up(work, "request_too_large", str(error))
+            is_over = self._give_up(work, "request_too_large", str(error))
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one row must not end all others
-            self._give_up(work, "internal_error", f"{type(error).__name__}: {error}")
+            is_over = self._give_up(work, "internal_error", f"{type(error).__name__}: {error}")
         finally:
+            self.counts.in_doubt += work.in_doubt and not is_over
             self._works.discard(work)
             work.group.place.outage.leave(work)
             work.end()
@@ -487,6 +489,7 @@ class Run:
             self._tell()
             group.place.outage.connected()
             first = work.sent == 0
+            work.in_doubt = True
             work.sent += 1
             counts.sent += 1
             counts.retries += not first
@@ -504,6 +507,7 @@ class Run:
             reply = await group.place.client.send(row.path, row.body, left)
         except NotSent as error:
             self._results.over(row)
+            work.in_doubt = False
             # It may have left: for a server that redirects to another, which is away.
             is_there = request.left_at is not None
             return self._troubles.unreachable(work, str(error), is_there=is_there, is_lasting=error.is_lasting)
@@ -516,6 +520,7 @@ class Run:
             self._answered(work, reply, verdict.body)
             return True
         self._results.over(row)
+        work.in_doubt = False
         return self._troubles.refused(work, request, Refused(verdict, reply))
 
     def _report(self, work: Work, elapsed: float) -> None:
@@ -535,6 +540,7 @@ class Run:
         if self._settings.on_event is not None and (usage := usage_of(body)) is not None:
             work.usage = dict(zip(("input_tokens", "output_tokens"), usage, strict=True))
         self._results.answer(row, reply.status, reply.headers.get("x-request-id"), body)
+        work.in_doubt = False
         self.counts.answered += 1
         if self._settings.prices is not None:
             paid = self._settings.prices.paid(row.model, body)

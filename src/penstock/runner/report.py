@@ -21,6 +21,7 @@ _FIGURES = {
     "answered": "answered",
     "failed": "failed",
     "skipped": "answered before",
+    "in_doubt": "in doubt",
     "untouched": "untouched",
     "sent": "requests sent",
     "retries": "sent again",

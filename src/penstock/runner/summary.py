@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from penstock._numbers import show_dollars
+from penstock._numbers import number_of, show_dollars
 from penstock.limits import Rate
 from penstock.runner.histogram import Histogram
 from penstock.runner.settings import Stopped
@@ -77,6 +77,7 @@ class Counts:
         left_out: Rows that were not asked for: `--only`, `--shard`.
         lost: Attempts that left and have no answer: the connection broke, or time ran out.
         ambiguous: Attempts of rows that may have been billed by an attempt before.
+        in_doubt: Rows that were sent last with no answer that is kept, and were not given up when the run ended.
         dollars: What the answers of this run cost, where prices are known.
         waiting: Rows that wait for the limits now.
         in_flight: Requests that wait for their answer now.
@@ -102,6 +103,7 @@ class Counts:
     left_out: int = 0
     lost: int = 0
     ambiguous: int = 0
+    in_doubt: int = 0
     dollars: float = 0.0
     waiting: int = 0
     in_flight: int = 0
@@ -155,13 +157,15 @@ def optimum(counts: Counts, concurrency: int) -> float:
 
 def of_rows(counts: Counts) -> dict[str, Any]:
     """How the rows ended, as every summary begins."""
+    ended = counts.answered + counts.failed + counts.skipped + counts.left_out + counts.in_doubt
     return {
         "rows": counts.rows,
         "answered": counts.answered,
         "failed": counts.failed,
         "skipped": counts.skipped,
         "left_out": counts.left_out,
-        "untouched": max(0, counts.rows - counts.answered - counts.failed - counts.skipped - counts.left_out),
+        "in_doubt": counts.in_doubt,
+        "untouched": max(0, counts.rows - ended),
         "sent": counts.sent,
         "retries": counts.retries,
         "failures": dict(counts.failures.most_common()),
@@ -235,6 +239,8 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
         counted.append(f"{summary['skipped']} skipped (answered before)")
     if summary["left_out"]:
         counted.append(f"{summary['left_out']} left out")
+    if summary["in_doubt"]:
+        counted.append(f"{summary['in_doubt']} in doubt")
     if summary["untouched"]:
         counted.append(f"{summary['untouched']} untouched")
     sent, again, refused = summary["sent"], summary["retries"], summary["status_429"]
@@ -243,6 +249,11 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
         f"{rows}: {', '.join(counted)}",
         f"{sent} request{'' if sent == 1 else 's'} sent, {again} of them again; {refused} answered with 429",
     ]
+    if summary["in_doubt"]:
+        rows = number_of(summary["in_doubt"], "row was", "rows were")
+        lines.append(
+            f"{rows} sent and no answer is kept: the same command goes on with them, and they may be billed twice"
+        )
     if summary["possibly_billed_twice"]:
         lines.append(
             f"{summary['possibly_billed_twice']} sent again whose first answer was lost: "

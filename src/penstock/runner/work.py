@@ -30,6 +30,7 @@ class Work:
     scope: anyio.CancelScope  # of the task that works on it, once there is one
     is_sending: bool = False
     sent: int = 0  # attempts that left
+    in_doubt: bool = False  # the last of them may have been billed, and has no outcome that is kept
     failures: int = 0  # those that count
     waits: int = 0  # how often it was told to wait
     waits_since: float | None = None
