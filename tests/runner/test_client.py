@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trustme
 
+from penstock.runner import http
 from penstock.runner.batch.http import BatchHttp
 from penstock.runner.client import Lost, NotSent, Server, Unreadable, headers_of, url_of
 from penstock.runner.http import Http
@@ -167,6 +168,33 @@ async def test_an_answer_that_breaks_http_was_an_answer(header):
     """Sent twice by a proxy, for example; whatever it was, the service may have billed it."""
     async with serving(lambda *_: reply(200, b"{}", f"{header}\r\n")) as (base, _):
         with pytest.raises(Unreadable, match="the answer breaks HTTP: "):
+            await sent(base)
+
+
+def endless(_head, _body):
+    async def parts():
+        yield b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+        while True:
+            yield b"400\r\n" + b" " * 1024 + b"\r\n"
+
+    return parts()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        endless,
+        lambda *_: b"HTTP/1.1 200 OK\r\ncontent-length: 999999999999\r\n\r\n",
+        lambda *_: reply(200, gzip.compress(b" " * 10_000_000), "content-encoding: gzip\r\n"),
+        lambda *_: reply(200, zlib.compress(b" " * 10_000_000), "content-encoding: deflate\r\n"),
+    ],
+    ids=["endless", "announced", "gzip", "deflate"],
+)
+async def test_an_answer_that_has_no_end_takes_no_memory(monkeypatch, answer):
+    """It may have been billed, and the next one would be as large."""
+    monkeypatch.setattr(http, "LARGEST", 1024 * 1024)
+    async with serving(answer) as (base, _):
+        with pytest.raises(Unreadable, match="the answer has more than 1 MiB"):
             await sent(base)
 
 

@@ -38,6 +38,9 @@ MAX_REDIRECTS = 10
 MOST_HEADERS = 10_000
 """Headers of an answer, whatever stands in them."""
 
+LARGEST = 512 * 1024 * 1024
+"""Bytes of an answer, as it was before it was compressed: a server that never ends one must not take all memory."""
+
 LONGEST_HEADER = 1024 * 1024
 """Bytes of one header of an answer. An answer was paid for, whatever stands above it."""
 
@@ -106,7 +109,8 @@ class Http:
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             # A proxy that refuses to connect us has been sent a request, but not ours.
             if departure.left and not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError):
-                raise (Unreadable if _breaks_http(error) else Lost)(self._words(error)) from error
+                is_unreadable = _breaks_http(error) or isinstance(error, _TooLarge)
+                raise (Unreadable if is_unreadable else Lost)(self._words(error)) from error
             is_lasting = isinstance(error, aiohttp.ClientConnectorCertificateError)
             raise NotSent(self._words(error), is_lasting=is_lasting) from error
         finally:
@@ -133,7 +137,7 @@ class Http:
             proxy=self._proxy,
         )
         try:
-            content = await response.read()
+            content = await _content_of(response)
         finally:
             response.release()
         return Reply(response.status, response.headers, _decompressed(content, response.headers))
@@ -152,6 +156,8 @@ class Http:
         if isinstance(error, aiohttp.ClientConnectorError):
             reason = error.os_error.strerror or str(error.os_error) or str(error)
             return f"cannot connect to {error.host}:{error.port}: {reason}"
+        if isinstance(error, _TooLarge):
+            return f"the answer has more than {LARGEST / 1024 / 1024:g} MiB"
         if isinstance(error, aiohttp.ServerDisconnectedError):
             return "the server closed the connection without an answer"
         if isinstance(error, aiohttp.ClientOSError | ConnectionError):
@@ -161,6 +167,25 @@ class Http:
         if _breaks_http(error):
             return f"the answer breaks HTTP: {' '.join(error.message.split())}"
         return f"{type(error).__name__}: {str(error) or 'the connection was lost'}"
+
+
+class _TooLarge(ValueError):  # noqa: N818 - never leaves this module
+    """An answer has more than `LARGEST` bytes."""
+
+
+async def _content_of(response: aiohttp.ClientResponse) -> bytes:
+    length = response.content_length
+    if length is not None:
+        if length > LARGEST:
+            raise _TooLarge
+        return await response.read()
+    parts, size = list[bytes](), 0
+    while part := await response.content.readany():
+        parts.append(part)
+        size += len(part)
+        if size > LARGEST:
+            raise _TooLarge
+    return b"".join(parts)
 
 
 def _most_headers() -> dict[str, Any]:
@@ -274,10 +299,12 @@ def _inflated(content: bytes) -> bytes:
         while rest:
             one = zlib.decompressobj(bits)
             try:
-                found += one.decompress(rest[:-_CHECKSUM])
-                found += one.decompress(one.unconsumed_tail + rest[-_CHECKSUM:])
+                found += one.decompress(rest[:-_CHECKSUM], LARGEST + 1)
+                found += one.decompress(one.unconsumed_tail + rest[-_CHECKSUM:], LARGEST + 1)
             except zlib.error:
                 break
+            if len(found) > LARGEST:
+                raise _TooLarge
             rest = one.unused_data if one.eof else b""
         if found:
             return bytes(found)

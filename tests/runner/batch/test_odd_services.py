@@ -92,7 +92,7 @@ async def test_a_batch_that_is_not_there_ends_the_run_with_its_name(virtual_time
         await made.run()
         (part,) = made.run.parts
     assert made.run.stopped.message == (
-        f"batch {part.batch}, whose rows may be paid for, is not there (another key may find it): Not Found"
+        f"batch {part.batch}, whose rows may be paid for, is not there (another key, or another --base-url, may find it): Not Found"
     )
 
 

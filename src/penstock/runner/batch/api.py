@@ -205,7 +205,10 @@ class Batches:
         try:
             return await self._see_through(send, lambda value: read_batch({"id": batch, **value}))
         except GoneError as error:
-            words = f"batch {batch}, whose rows may be paid for, is not there (another key may find it)"
+            words = (
+                f"batch {batch}, whose rows may be paid for, is not there "
+                "(another key, or another --base-url, may find it)"
+            )
             raise ServiceError("service", f"{words}: {error}") from None
 
     async def cancel(self, batch: str) -> None:
