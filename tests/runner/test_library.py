@@ -15,7 +15,7 @@ import pytest
 
 from penstock import Limiter, clock, runner, simulator
 from penstock.runner.client import Lost, NotSent
-from penstock.runner.files import OutputError
+from penstock.runner.files import Appended, OutputError, cannot_write
 from penstock.simulator import Latency, Simulation
 from tests.runner.service import LIMITS, Service, chat
 
@@ -202,6 +202,29 @@ async def test_answers_of_another_address_are_not_taken_for_those_of_this_one(tm
         with pytest.raises(runner.RunStoppedError, match="line 1 was answered by a server that is not asked now"):
             await collected([chat(0)], server.base_url.replace("127.0.0.1", "localhost"), **options)
         assert server.statistics().admitted == 1
+
+
+async def test_answers_that_the_journal_has_no_room_for_are_yielded(virtual_time, tmp_path, monkeypatch):
+    """They were paid for: those too that were under way when the disk was full."""
+    written, append = [], Appended.append
+
+    def full(file, data):
+        if b'"done"' in data:
+            written.append(data)
+            if len(written) > 5:
+                raise cannot_write(file.path, OSError(28, "No space left on device"))
+        append(file, data)
+
+    monkeypatch.setattr(Appended, "append", full)
+    service, found = Service(answer=echo), []
+    service.way = 1.0
+    with pytest.raises(runner.RunStoppedError, match="No space left on device") as stopped:
+        async for result in runner.run(
+            [chat(number) for number in range(50)], service, limits={"requests": "6000/min"}, journal=tmp_path / "j"
+        ):
+            found += [result]
+    assert stopped.value.code == "output"
+    assert len(found) == len({one.custom_id for one in found}) == len(service.asked) > 5
 
 
 async def test_a_server_that_is_not_there_is_an_error_of_the_run(virtual_time):

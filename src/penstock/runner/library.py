@@ -37,6 +37,7 @@ from penstock.llm import tokens
 from penstock.llm.tokens import Cost
 from penstock.runner.client import Client, Server
 from penstock.runner.engine import Run
+from penstock.runner.files import cannot_write
 from penstock.runner.journal import Journal, Syncer
 from penstock.runner.naming import as_argument
 from penstock.runner.place import LimitsOf, Place
@@ -269,6 +270,13 @@ class _Given:
         self._stopped = True
 
 
+def _sync(journal: Journal, syncer: Syncer) -> None:
+    try:
+        syncer.wrote()
+    except OSError as error:
+        raise cannot_write(journal.path, error) from None
+
+
 class _Yielded:
     """Results that a program takes as they come, as a sink."""
 
@@ -345,10 +353,13 @@ class _Yielded:
             self._journal.over(row)
 
     def answer(self, row: Row, status_code: int, request_id: str | None, body: bytes) -> None:
-        if self._journal is not None and self._syncer is not None:
-            self._journal.answer(row, status_code, request_id, body)
-            self._syncer.wrote()
-        self._put(Result(row.line, row.custom_id, load_json(body), None, status_code, request_id))
+        journal, syncer = self._journal, self._syncer
+        try:
+            if journal is not None and syncer is not None:
+                journal.answer(row, status_code, request_id, body)
+                _sync(journal, syncer)
+        finally:  # it was paid for, whether or not the disk has room
+            self._put(Result(row.line, row.custom_id, load_json(body), None, status_code, request_id))
 
     def fail(self, row: Row | Rejected, code: str, message: str, **more: Any) -> None:
         if self._journal is not None and isinstance(row, Row) and code != "ambiguous":
