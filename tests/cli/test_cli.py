@@ -401,7 +401,7 @@ def test_a_disk_that_is_full_is_named_once(folder, monkeypatch, capsys):
     assert simulated() == 2
     said = capsys.readouterr()
     assert said.err == "penstock: cannot write out.jsonl: No space left on device\n"
-    assert said.out.startswith("20 rows read: 5 answered, 0 failed, 15 untouched\n")
+    assert said.out.startswith("20 rows read: 5 answered, 0 failed, ")
 
 
 def test_a_summary_that_cannot_be_written_is_no_success(folder, capsys):
