@@ -44,7 +44,7 @@ async def test_a_call_that_leaves_while_it_waits_for_its_moment_takes_nothing_al
     await asyncio.gather(*waiting, return_exceptions=True)
     begin = time.monotonic()
     await other.acquire(tokens=5)
-    assert time.monotonic() - begin <= 1.0, BUSY
+    assert time.monotonic() - begin <= 1.5, f"0.7 s, and a second more for each that took its turn along {BUSY}"
 
 
 @pytest.mark.anyio
