@@ -29,21 +29,20 @@ def of_call(option: str, chosen: Callable[..., Any], function: Callable[..., Any
     """
     offered = _parameters(function)
     wanted = _parameters(chosen)
-    if offered is None or (wanted is not None and _takes_anything(wanted)):
+    if wanted is None:
+        wanted = [Parameter("written_in_C", Parameter.POSITIONAL_ONLY)]
+    if offered is None or {p.kind for p in wanted} == {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD}:
         return lambda args, kwargs: chosen(*args, **kwargs)
-    if wanted is not None and _by_name(wanted, offered):
+    if _by_name(wanted, offered):
         return _picked(chosen, function, wanted)
     own = [p for p in offered if p.kind in (*_BY_PLACE, Parameter.KEYWORD_ONLY)]
     if own and own[0].name in {"self", "cls"}:
         own = own[1:]
-    places = 1 if wanted is None else sum(p.kind in _BY_PLACE for p in wanted)
-    if wanted is not None and any(p.kind is Parameter.VAR_POSITIONAL for p in wanted):
-        places = sys.maxsize
-    needed = 1 if wanted is None else sum(p.kind in _BY_PLACE and p.default is Parameter.empty for p in wanted)
+    by_place = [p for p in wanted if p.kind in _BY_PLACE]
+    places = sys.maxsize if any(p.kind is Parameter.VAR_POSITIONAL for p in wanted) else len(by_place)
+    needed = sum(p.default is p.empty for p in by_place)
     open_ended = any(p.kind is Parameter.VAR_POSITIONAL for p in offered)
-    keywords = (
-        [] if wanted is None else [p.name for p in wanted if p.kind is Parameter.KEYWORD_ONLY and p.default is p.empty]
-    )
+    keywords = any(p.kind is Parameter.KEYWORD_ONLY and p.default is p.empty for p in wanted)
     if keywords or (needed > len(own) and not open_ended):
         raise CostError(
             f"{option}={name_of(chosen)} takes {_shown(chosen)}, which "
@@ -57,11 +56,6 @@ def _parameters(function: Callable[..., Any]) -> list[Parameter] | None:
         return list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # some functions written in C have none
         return None
-
-
-def _takes_anything(wanted: list[Parameter]) -> bool:
-    kinds = {p.kind for p in wanted}
-    return kinds == {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD}
 
 
 def _by_name(wanted: list[Parameter], offered: list[Parameter]) -> bool:
