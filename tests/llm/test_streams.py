@@ -265,9 +265,17 @@ async def test_a_stream_of_an_http_client_that_is_dropped_gives_its_place_back()
     await until(lambda: limiter.statistics().in_flight == 0)
 
 
-def test_what_is_found_to_be_lost_only_later_gives_its_place_to_a_request_that_waits_by_then(monkeypatch):
-    """A thread that logs an answer, as LiteLLM has one, holds it a moment longer than its reader."""
+@pytest.mark.parametrize("is_early", [False, True], ids=["", "later than the next look"])
+def test_what_is_found_to_be_lost_only_later_gives_its_place_to_a_request_that_waits_by_then(monkeypatch, is_early):
+    """A thread that logs an answer, as LiteLLM has one, holds it a moment longer than its reader. A request that had
+    not come to wait by the time of the next look was never looked for again."""
     monkeypatch.setattr(lost_answers, "FIRST_GAP", 0.01)
+    looks = [lambda _, look: look()] if is_early else []
+
+    def start_timer(seconds, look, later=lost_answers.start_timer):
+        (looks.pop() if looks else later)(seconds, look)
+
+    monkeypatch.setattr(lost_answers, "start_timer", start_timer)
     transport = httpx2.MockTransport(Answers())
     client = limit_client(httpx2.Client(transport=transport), Limiter(places=in_flight(1)), max_wait=30)
     asked = client.build_request("POST", "http://api.test/v1/chat/completions", json=ASKED)

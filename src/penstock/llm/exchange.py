@@ -144,8 +144,15 @@ class Visit:
         self._held_until = min(self._until, now + rules.max_pause)
         self._tries = 0
         self._repeatable = _is_repeatable(request)
+        self._collector: Collector | None = None
+
+    def _has_asked(self) -> None:
+        if self._collector is not None:
+            self._collector.asked(self)
+            self._collector = None
 
     def _asked(self) -> tuple[Any, dict[str, float], dict[str, Any]]:
+        self._has_asked()
         left = max(0.0, self._until - clock.now())
         if self._plan.endpoint.successor is not None:
             self._plan = replace(self._plan, endpoint=self._plan.endpoint.latest())
@@ -154,12 +161,14 @@ class Visit:
         priority = (self._turn.priority or 0) + min(self._tries, 1)
         options = {"max_wait": None if math.isinf(left) else left, "priority": priority, "flow": self._turn.flow}
         if self._plan.endpoint.holds:
-            collector = _collectors.setdefault(self._plan.endpoint, Collector(_holds))
-            collector.free_a_place(self._plan.endpoint, limiter, charges)
+            self._collector = _collectors.setdefault(self._plan.endpoint, Collector(_holds))
+            self._collector.asks(self)
+            self._collector.free_a_place(self._plan.endpoint, limiter, charges)
         return limiter, charges, options
 
     def _admitted(self, permit: Any, asked_at: float) -> RequestInFlight:
         self._tries += 1
+        self._has_asked()
         plan, listener = self._plan, self._rules.listener
         sent = plan.endpoint.granted(permit, plan.cost)
         if listener is not None:
@@ -171,6 +180,7 @@ class Visit:
         """Note which limit it was, and tell the listener. False: the limits changed meanwhile, so ask again."""
         if isinstance(error, Unsatisfiable) and self._asked()[1] != charges:
             return False  # it is charged less under the new ones
+        self._has_asked()
         describe(error, limiter, charges, self._plan.model)
         listener = self._rules.listener
         if listener is not None and isinstance(error, RateLimited):

@@ -39,6 +39,15 @@ class Collector:
         self._holds = holds
         self._not_before = -math.inf
         self._gap = FIRST_GAP
+        self._asking: weakref.WeakSet[object] = weakref.WeakSet()
+
+    def asks(self, request: object) -> None:
+        """A request is about to ask for its turn. It may come to wait for it only later, where its thread is busy."""
+        self._asking.add(request)
+
+    def asked(self, request: object) -> None:
+        """It has its answer. One that is given up is dropped, and need not say so."""
+        self._asking.discard(request)
 
     def free_a_place(self, endpoint: Endpoint, limiter: Limiter, charges: Mapping[str, float]) -> None:
         """Have the places of lost answers come back, if a request would have to wait for one."""
@@ -59,7 +68,7 @@ class Collector:
 
     def _look_again(self, endpoint: Endpoint, limiter: Limiter, charges: Mapping[str, float]) -> None:
         self._not_before = -math.inf
-        if limiter.statistics().waiting:
+        if limiter.statistics().waiting or members(self._asking):
             self.free_a_place(endpoint, limiter, charges)
 
 
