@@ -1,9 +1,10 @@
 """How a limit comes back of which an answer tells too little: what was seen, and when to look again.
 
-Pure arithmetic; see `discovery` for the states. Three questions are decided here:
+Pure arithmetic; see `discovery` for the states. Four questions are decided here:
 
     BareResets       does a bare number mean seconds, or milliseconds?
     BucketFormula    are the resets those of a bucket, and of which period?
+    LeastLeft        does anything come back by and by?
     Returns          does all come back at once, and when next? how soon is another look worth a request?
 """
 
@@ -12,7 +13,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-__all__ = ["USUAL", "BareResets", "BucketFormula", "Returns"]
+from penstock.llm.learning.traffic import Departure, Traffic
+
+__all__ = ["USUAL", "BareResets", "BucketFormula", "LeastLeft", "Returns"]
 
 USUAL = (1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1_800.0, 3_600.0, 86_400.0)
 """The lengths that limits have as a rule, in seconds."""
@@ -102,6 +105,26 @@ class BareResets:
         if self._seconds == self._milliseconds:
             return None
         return number if self._seconds else number / 1_000
+
+
+@dataclass(slots=True)
+class LeastLeft:
+    """The least that was left, as answers told, and when that was heard."""
+
+    heard_at: float = math.inf
+    remaining: float = math.inf
+
+    def shows_refill(
+        self, departure: Departure, remaining: float, limit: float, surely: Traffic | None, now: float
+    ) -> bool:
+        """Whether more is left than what surely was charged since explains; `surely`: what was, if anything."""
+        if departure.at >= self.heard_at:
+            charged = surely.surely_charged(self.heard_at, departure) if surely is not None else 0.0
+            if remaining + charged - self.remaining > max(2.0, 0.01 * limit):
+                return True
+        if remaining <= self.remaining:
+            self.heard_at, self.remaining = now, remaining
+        return False
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 from penstock.llm.learning.charge_factor import FEWEST, ChargeFactor, Crowd
-from penstock.llm.learning.returns import USUAL, BareResets, BucketFormula, Returns
+from penstock.llm.learning.returns import USUAL, BareResets, BucketFormula, LeastLeft, Returns
 from penstock.llm.learning.sliding_window import SlidingWindow
 from penstock.llm.learning.told import Kind, Told
 from penstock.llm.learning.traffic import HEADROOM, ROUNDING, WINDOWS_HEADROOM, Departure, Traffic
@@ -95,7 +95,7 @@ class ServerEstimate:
     _is_unopened: bool = field(init=False, default=False)  # the window is thought to be over, and nothing left since
     _first_at: float | None = field(init=False, default=None)  # when a request left to see whether it began
     _is_guess: bool = field(init=False, default=False)  # nothing came back yet as its period would have it, a guess
-    _lowest: tuple[float, float] = field(init=False, default=(math.inf, math.inf))  # when we heard, and the least left
+    _lowest: LeastLeft = field(init=False, default_factory=LeastLeft)
     _held_back: float = field(init=False, default=0.0)
     _level: float = field(init=False)
     _at: float = field(init=False, default=0.0)
@@ -180,7 +180,9 @@ class ServerEstimate:
         if newest is not None:
             self._notice_window(newest, departure, told)
         if self._is_guess and self.kind is Kind.BUCKET:
-            self._notice_refill(departure, told, now)
+            # No server counts a request as less than one.
+            surely = self.traffic if self.charges_refused else None
+            self._is_guess = not self._lowest.shows_refill(departure, told.remaining, self.limit, surely, now)
         self._judge_kind(departure, told)
         if self.kind is Kind.UNSURE:
             self._notice_return(newest, departure, told)
@@ -255,14 +257,11 @@ class ServerEstimate:
         look = self._returns.look_at(now, self.factor * cost, empty=left < 0)
         if self.kind is Kind.WINDOW:
             look = max(now, min(look, self.boundary + self.per + HEADROOM))
-        if ahead or self.traffic.waiting > 0 or (left < 0 and self._newest_is_late(now)):
+        last, newest = self.traffic.last, self._newest
+        is_late = last is not None and newest is not None and last is not newest[0] and now - last.at < 5.0
+        if ahead or self.traffic.waiting > 0 or (left < 0 and is_late):  # an answer may well tell of more
             return max(look, now + HEADROOM)  # one at a time
         return look
-
-    def _newest_is_late(self, now: float) -> bool:
-        """Whether an answer is on its way that may well tell of more."""
-        last, newest = self.traffic.last, self._newest
-        return last is not None and newest is not None and last is not newest[0] and now - last.at < 5.0
 
     def _little(self) -> float:
         last = self.traffic.last
@@ -272,8 +271,7 @@ class ServerEstimate:
     def need(self, cost: float) -> float:
         """What must be there for `cost` to go, in the server's units: never more than the server can hold.
 
-        Of what the factor says that a request takes, others who share the limit take a part. Whoever waited until that
-        was there too would wait the longer the less it got, and get ever less.
+        Others take a part of what the factor says that a request takes: who waited for that too would get ever less.
         """
         most = max(self.capacity - self._reserve() - self._held_back, 0.01 * self.capacity)
         if self.kind is Kind.BUCKET:
@@ -307,7 +305,9 @@ class ServerEstimate:
             if self._is_guess:
                 self._held_back = max(0.0, self._held_back - self.rate * (now - self._at))
         elif self.kind is Kind.WINDOW:
-            if over := self._windows_over(now):
+            # One has ended at the very moment that `ready_at` tells, though floats do not add up.
+            over = math.floor((now - self._headroom - self.boundary) / self.per + ROUNDING)
+            if over > 0:
                 self.boundary += over * self.per
                 self._level, self._is_unopened = self.capacity, True
         elif self.kind is Kind.SLIDING and self._newest is not None:
@@ -334,10 +334,6 @@ class ServerEstimate:
             self._first_at = now
             if not self._is_by_clock or now - self.boundary <= PAUSE * self.per:
                 self.boundary = now
-
-    def _windows_over(self, now: float) -> int:
-        """How many have ended: one at the very moment that `ready_at` tells, though floats do not add up."""
-        return max(0, math.floor((now - self._headroom - self.boundary) / self.per + ROUNDING))
 
     @property
     def _headroom(self) -> float:
@@ -374,7 +370,9 @@ class ServerEstimate:
         earlier, later = self.traffic.around(departure)
         highest, lowest = level + self.factor * later, level - self.factor * earlier
         if (self.kind is Kind.WINDOW or self._is_guess) and self.charges_refused:
-            lowest = min(lowest, self._unsent())
+            # An overtaken request takes its part of a window in the end, and no answer shows that.
+            sent = self.traffic.sent - self.traffic.sent_before(self.boundary)
+            lowest = min(lowest, self.capacity - self.factor * sent)
         if self._level > highest:
             self._level = highest
         elif self._level < lowest:
@@ -383,10 +381,6 @@ class ServerEstimate:
             elif now - self._rose_at >= RISE_EVERY:
                 self._level += RISE * (lowest - self._level)
                 self._rose_at = now
-
-    def _unsent(self) -> float:
-        """What a window has left for more. An overtaken request takes its part in the end, and no answer shows that."""
-        return self.capacity - self.factor * (self.traffic.sent - self.traffic.sent_before(self.boundary))
 
     def _change(self, told: Told) -> None:
         """A new limit: what is known of the old one's charges stays known."""
@@ -463,14 +457,12 @@ class ServerEstimate:
 
     def _notice_return(self, newest: tuple[Departure, float] | None, departure: Departure, told: Told) -> None:
         """See whether something came back between two answers, and whether it was all."""
-        if newest is None:
+        if newest is None or newest[1] >= self.limit - 1:
             return
         before, remained = newest
         sent = self.factor * (departure.sent - before.sent)
         crowd = self.factor * sum(self.traffic.around(departure))
         came = told.remaining + sent - remained
-        if remained >= self.limit - 1:
-            return
         at_once = came - crowd > 0.25 * self.limit
         if at_once and told.remaining + min(sent, crowd + departure.cost) > 0.97 * self.limit - 1:
             self._returns.jumped(before.at, departure.at)
@@ -522,18 +514,6 @@ class ServerEstimate:
         self._forget_charges(keep=self._is_guess and not self.charges_refused)
         self.kind, self._is_guess = Kind.UNSURE, False
 
-    def _notice_refill(self, departure: Departure, told: Told, now: float) -> None:
-        """More is left than what surely was charged since the least that was left explains: it comes back by and by."""
-        heard_at, remained = self._lowest
-        if departure.at >= heard_at:
-            # No server counts a request as less than one.
-            charged = self.traffic.surely_charged(heard_at, departure) if self.charges_refused else 0.0
-            if told.remaining + charged - remained > max(2.0, 0.01 * self.limit):
-                self._is_guess = False
-                return
-        if told.remaining <= remained:
-            self._lowest = now, told.remaining
-
     def _become_window(self, boundary: float, *, seen: bool = False) -> None:
         if self.kind is not Kind.WINDOW:
             self.kind, self.capacity = Kind.WINDOW, self.limit
@@ -559,12 +539,6 @@ class ServerEstimate:
         self._anchor = None
         if not keep:
             self._charges.forget()
-
-    def _learn(self, charged: float, estimated: float) -> None:
-        # While a period is a guess, units may well have come back while others were charged. No server counts a request
-        # as less than one, and a few per cent more is what rounding makes of whole numbers.
-        one_below = 1.05 if self.charges_refused else 0.0
-        self._charges.learn(charged, estimated, least=1.0 if self._is_guess else 0.0, one_below=one_below)
 
     def _notice_crowd(self, departure: Departure, remaining: float) -> None:
         """Learn from all that left together, once they are answered."""
@@ -622,4 +596,8 @@ class ServerEstimate:
         if left_in_crowd and charged < 0.5 * self.factor * estimated:
             return  # what seems to be cheap may well have been in the first of the two snapshots already
         if spilled <= 0.1 * refill or self.kind is not Kind.BUCKET or not self.samples:
-            self._learn(charged, estimated)  # a full bucket would confirm whatever is thought of the factor
+            # A full bucket would confirm whatever is thought of the factor. While a period is a guess, units may well
+            # have come back while others were charged. No server counts a request as less than one, and a few per cent
+            # more is what rounding makes of whole numbers.
+            least, one_below = 1.0 if self._is_guess else 0.0, 1.05 if self.charges_refused else 0.0
+            self._charges.learn(charged, estimated, least=least, one_below=one_below)
