@@ -528,8 +528,7 @@ class Limiter:
         entered = own._entered
         try:
             return own.__aexit__(kind, error, trace)  # type: ignore[no-any-return]
-        except BaseException:
-            # A signal handler has raised, perhaps at its beginning.
+        except BaseException:  # a signal handler has raised, perhaps at its beginning
             if own._entered is entered and entered.__class__ is not Entered:
                 self.__exit__(kind, error, trace)
             raise
@@ -552,14 +551,13 @@ class Limiter:
     def __reduce__(self) -> Any:
         return _made_again, (self._backend.recipe(self._caller),)
 
-    def __deepcopy__(self, _: Any) -> Limiter:
+    def __deepcopy__(self, _: Any = None) -> Limiter:
         raise TypeError(
             f"{self!r} cannot be copied: a copy would grant the same quota once more. "
             "Share the limiter itself; or make another one, with a name= for both to share one state"
         )
 
-    def __copy__(self) -> Limiter:
-        return self.__deepcopy__({})
+    __copy__ = __deepcopy__
 
 
 Limiter.__call__.__signature__ = Signature(  # type: ignore[attr-defined]  # what `help` and editors show: every option

@@ -147,7 +147,7 @@ def test_what_cannot_be_called_is_refused_at_once():
     async def on_progress(progress):
         pass
 
-    with pytest.raises(TypeError, match="amap calls a function with each item, and 5 is none"):
+    with pytest.raises(TypeError, match="amap calls a function with each item, and 5 is not one"):
         amap(5, [1])
     with pytest.raises(
         TypeError, match=r"amap\(on_progress=.*on_progress\): it is called and not awaited; give a plain function"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock import Limiter, RateLimited, StoreError, WouldBlockEventLoop, in_flight, per_second
+from penstock import Limiter, RateLimited, StoreError, WouldBlockEventLoop, calendar, in_flight, per_second
 from penstock._backends.shared.requests import SharedRequest
 from penstock._concurrency.parking import AsyncioParker
 from penstock.permit import Permit
@@ -51,6 +51,20 @@ def test_what_was_granted_is_freed_without_the_garbage_collector(waits, tmp_path
     left = asyncio.run(main())
     store.close()
     assert len(left) < 60  # of the last ten or so, and not three for each of the hundred
+
+
+def test_a_calendar_beside_a_rate_asks_the_store_no_oftener(tmp_path):
+    """Each answer told of the calendar's many units, and those that waited for the rate asked once more, for nothing."""
+
+    async def calls(**more):
+        store = SQLiteStore(tmp_path / f"{len(more)}.db")
+        limiter = Limiter(requests=per_second(20, burst=1), name="x", store=store, **more)
+        waiting = (limiter.acquire(dict.fromkeys(more, 1), max_wait=1) for _ in range(40))
+        await asyncio.gather(*waiting, return_exceptions=True)
+        store.close()
+        return store.dispatcher.calls
+
+    assert asyncio.run(calls(tokens=calendar(1_000, "day"))) <= 1.3 * asyncio.run(calls())
 
 
 # Lifetime

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from penstock._core.queue import Queue
+from penstock._core.turns import ready_at
+from penstock._core.windows import CalendarWindow
 
 if TYPE_CHECKING:
     from penstock._core.turns import LimitState
@@ -88,6 +90,13 @@ class StoreQueue:
         """Ask so much sooner, or now, whether those that have a booking may go before its moment."""
         for booking in self.bookings:
             booking.early_at = min(booking.claim_at, booking.early_at) - seconds
+
+    def can_go(self, now: float) -> bool:
+        """Whether one that waited for a calendar's next period can go: other processes may give something back."""
+        if not any(isinstance(state.meter, CalendarWindow) for state in self.states()):
+            return False
+        heads: list[Any] = self.waiters.heads(now)
+        return any(ready_at(request.charges, now)[0] <= now for _, request in heads)
 
     @property
     def moved(self) -> bool:

@@ -204,10 +204,7 @@ class Scheduler:
     def on_resumed(self, order: Order) -> None:
         """The pauses of some limits end: ask for those that waited for that."""
         self.on_order(order)
-        queue = order.limit_set.queue
-        queue.blocked.clear()
-        queue.hurry()
-        self.state.dirty[queue] = None
+        self.state.ask_again(order.limit_set.queue)
 
     def on_change(self, part: SharedLimitSet, now: float) -> None:
         """Limits were replaced in this process."""
@@ -230,17 +227,13 @@ class Scheduler:
             if part is None:
                 continue
             self._confirm(part)
-            part.queue.blocked.clear()
-            part.queue.hurry()
-            state.dirty[part.queue] = None
+            state.ask_again(part.queue)
 
     def on_freed(self, name: str, seconds: float) -> None:
         """Another process has given back as much as flows in in so many seconds: bookings come so much sooner."""
         part = self.state.limit_sets.get(name)
         if part is not None and len(part.queue):
-            part.queue.blocked.clear()
-            part.queue.hurry(seconds)
-            self.state.dirty[part.queue] = None
+            self.state.ask_again(part.queue, seconds)
 
     def on_stop(self, now: float) -> None:
         """Refuse all that comes after this: it would wait for ever."""
@@ -400,13 +393,10 @@ class Scheduler:
             self._leasing.serve(queue, now)
         for part in batch.offsets:
             self._look_at_reservations(part, now)
-        # What came back may be enough for more than was asked for; of a calendar's, another process may have told.
-        more = {refund.state.limit_set for refund in batch.refunds} | {
-            part
-            for part in batch.offsets
-            if any(isinstance(of.meter, CalendarWindow) and of.meter.level(now) > 0 for of in part.order)
-        }
-        for part in more:
+        # What came back may be enough for more than was asked for.
+        for part in {refund.state.limit_set for refund in batch.refunds}.union(
+            part for part in batch.offsets if part.queue.can_go(now)
+        ):
             if len(part.queue.waiters):
                 self.state.dirty[part.queue] = None
         self.state.answer_looks(batch.looks, None)

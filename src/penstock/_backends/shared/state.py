@@ -379,6 +379,12 @@ class SchedulerState:
             queue.hurry()
             self.dirty[queue] = None
 
+    def ask_again(self, queue: StoreQueue, seconds: float = math.inf) -> None:
+        """Something has come back, as much as flows in in so many seconds: those that wait ask so much sooner."""
+        queue.blocked.clear()
+        queue.hurry(seconds)
+        self.dirty[queue] = None
+
     def renew_later(self, part: SharedLimitSet, now: float) -> None:
         """See to it that places that are held are renewed in time."""
         if part.renew_at == math.inf:

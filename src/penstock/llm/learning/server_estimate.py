@@ -38,9 +38,6 @@ AT_ONCE, OTHERS = 2.0, 0.02
 """What must be left for a request to go where others use a bucket too: so many times what it surely takes, and that
 share of the capacity, for what they send until we hear of it."""
 
-EXACTLY = 0.001
-"""Seconds by which a reset may be rounded that is told as exactly as buckets tell theirs."""
-
 PAUSE = 0.1
 """Share of a window that may be lost while it is taken to begin with a request but seems to begin by the clock."""
 
@@ -112,7 +109,7 @@ class ServerEstimate:
         # Without a reset it is taken for a limit per minute, until something comes back that contradicts it. So is one
         # whose reset is told to the millisecond: only buckets are, and one that holds less than its limit hides its
         # period.
-        self.kind = Kind.BUCKET if told.sure or told.reset is None or told.step <= EXACTLY else Kind.UNSURE
+        self.kind = Kind.BUCKET if told.sure or told.reset is None or told.is_exact else Kind.UNSURE
         self._is_guess = not told.sure and told.reset is None
         self._returns = Returns(0.0)
         self._level = self._seen = told.remaining
@@ -410,7 +407,7 @@ class ServerEstimate:
             return
         self._is_dated, self._is_guess = True, False
         if not told.sure:
-            if told.step > EXACTLY and told.bare is None:
+            if not told.is_exact and told.bare is None:
                 self._work_period_out(departure, told, told.reset)
             return
         if self.kind is Kind.UNSURE:
@@ -421,9 +418,9 @@ class ServerEstimate:
             self._become_window(departure.at + told.reset - self._length(told))
         elif told.fits and self.limit - told.remaining > 0.05 * self.limit:
             self.kind, self._fits = Kind.BUCKET, True
-        elif told.step <= EXACTLY and self.kind is Kind.BUCKET and self.limit - whole > slack:
+        elif told.is_exact and self.kind is Kind.BUCKET and self.limit - whole > slack:
             self._is_partial = True
-        if not told.named and not told.fits and told.step <= EXACTLY and told.remaining < self.limit:
+        if not told.named and not told.fits and told.is_exact and told.remaining < self.limit:
             self._is_partial = True
 
     def _length(self, told: Told) -> float:
@@ -440,7 +437,7 @@ class ServerEstimate:
             self.capacity = self.limit
             return
         whole = self._seen
-        if told.reset is not None and told.sure and told.step <= EXACTLY:
+        if told.reset is not None and told.sure and told.is_exact:
             whole = max(whole, told.remaining + told.reset * self.rate)
         self.capacity = min(self.limit, max(1.0, whole))
 
@@ -496,8 +493,7 @@ class ServerEstimate:
             since = (departure.at - self.boundary) % self.per / self.per
             if self._is_guess and 1.0 < since * self.per < 0.9 * self.per:
                 self._doubt_period()
-                return
-            if since > 0.25:
+            elif since > 0.25:
                 self._is_by_clock |= since < 0.9
                 self._is_guess &= not self._is_seen  # one of two moments that are a period apart was told, not seen
                 self._become_window(departure.at, seen=True)  # earlier than was thought

@@ -34,6 +34,11 @@ class Told:
     bare: float | None = None
     named: bool = True
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether its reset is told to the millisecond: only buckets are."""
+        return self.step <= 0.001
+
 
 class Kind(Enum):
     """How a limit comes back."""
