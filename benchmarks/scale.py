@@ -3,9 +3,9 @@ grow.
 
     python benchmarks/scale.py [--picture docs/images/scale.png]        # under 3 minutes on two cores that are idle
 
-The dispatchers, accounts, lines, terms and the ledger are penstock's own; only the threads and the network are not
+The dispatchers, limit sets, queues, terms and decisions are penstock's own; only the threads and the network are not
 there: every dispatcher takes its turns in one virtual time, and a call takes 0.5 to 1.5 ms there and back, at random
-with a fixed seed. The store is a dict, decided by the real ledger at the moment a call arrives.
+with a fixed seed. The store is a dict, decided by the real arithmetic at the moment a call arrives.
 
 **Processes** share 1,000 calls a second with a burst of 100. Half of the processes have 2 tasks that always want the
 next turn, the others 20, and 40 % of those who wait give up (after 0 to 2 shares' time). "Over" is the worst interval:

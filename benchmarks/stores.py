@@ -144,7 +144,7 @@ def evalsha(where):
     """The same script, one grant a call, by redis-py's asyncio client with a pool of connections."""
     import redis.asyncio
 
-    from penstock._core import ledger
+    from penstock._core import operations as codes
     from penstock.limits import per_second
     from penstock.stores.contract import Terms
     from penstock.stores.redis import DECIDE, _Script
@@ -169,7 +169,7 @@ def evalsha(where):
             1.0,
             2.0,
             *kinds,
-            ledger.SERIES,
+            codes.SERIES,
             0.0,
             1.0,
             2.0,
@@ -201,7 +201,7 @@ def floor_sqlite(where):
 
 
 def futures_over(store):
-    from penstock._core import ledger
+    from penstock._core import operations as codes
     from penstock.limits import per_second
     from penstock.stores.contract import Batch, Terms
 
@@ -217,7 +217,7 @@ def futures_over(store):
             waiting = [inbox.get()]
             waiting += [inbox.get_nowait() for _ in range(inbox.qsize())]
             many = len(waiting)
-            asked = [ledger.SERIES, 0.0, 1.0, 2.0, 1.0, 0.0, 1.0, float(many), 1.0, 5.0]
+            asked = [codes.SERIES, 0.0, 1.0, 2.0, 1.0, 0.0, 1.0, float(many), 1.0, 5.0]
             store.decide(Batch(terms, asked, 7.0, number, time.time() * 1e6))
             loop.call_soon_threadsafe(finish, waiting)
 

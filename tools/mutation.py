@@ -25,7 +25,7 @@ MUTMUT = [sys.executable, "-m", "mutmut"]
 
 @contextmanager
 def valkey() -> Iterator[str]:
-    """The URL of one server for all mutants of the ledger; else each would start its own."""
+    """The URL of one server for all mutants of `_core`; else each would start its own."""
     sys.path.insert(0, str(ROOT / "tests/stores"))
     import servers
 

@@ -1,6 +1,6 @@
 """Mutation testing of `src/penstock/_core` by its pure tests alone: all 6,000 mutants in an hour and not in days.
 
-    python tools/quick_mutation.py [files]        such as `flows ledger`; all of `_core` unless given
+    python tools/quick_mutation.py [files]        such as `flows decision`; all of `_core` unless given
 
 mutmut makes the mutants, and chooses one by an environment variable at each call. So one process imports the tests once
 and calls them as plain functions, those that took least first, until one fails. What needs a fixture, a server, an
@@ -34,18 +34,18 @@ LONGEST = 1.0
 """Seconds that a test may take to be among those that are tried."""
 
 MORE = {  # beside tests/_core/test_NAME*.py
-    "batch": ("_core/test_ledger", "_core/test_bookings", "_core/test_flows", "stores/test_ledger"),
-    "bookings": ("_core/test_ledger",),
+    "batch": ("_core/test_decision", "_core/test_bookings", "_core/test_flows", "stores/test_decisions"),
+    "bookings": ("_core/test_decision",),
     "bucket": ("_core/test_refunds",),
     "budget": ("retry/test_budget",),
-    "entries": ("_core/test_ledger", "stores/test_ledger"),
-    "flows": ("_core/test_ledger",),
-    "ledger": ("stores/test_ledger",),
+    "entries": ("_core/test_decision", "stores/test_decisions"),
+    "flows": ("_core/test_decision",),
+    "decision": ("stores/test_decisions",),
     "meter": ("_core/test_bucket", "_core/test_windows", "_core/test_places", "_core/test_turns"),
     "places": ("_core/test_turns",),
     "queue": ("_core/test_shapes", "_core/test_turns"),
     "refunds": ("_core/test_bucket",),
-    "rows": ("_core/test_ledger", "_core/test_bookings", "stores/test_ledger"),
+    "rows": ("_core/test_decision", "_core/test_bookings", "stores/test_decisions"),
     "shapes": ("_core/test_queue", "_core/test_queue_model", "_core/test_turns"),
     "subqueues": ("_core/test_queue", "_core/test_queue_model", "_core/test_shapes", "_core/test_turns"),
     "turns": ("_core/test_late_turns", "_core/test_queue", "_core/test_queue_model", "_core/test_shapes"),

@@ -9,22 +9,10 @@ from itertools import pairwise
 import pytest
 
 from penstock._core import bookings
-from penstock._core.ledger import (
-    ACQUIRE,
-    BOOKED,
-    BUCKET,
-    CHARGE,
-    DROP,
-    FLOW,
-    GIVE_BACK,
-    NEW,
-    PAUSE,
-    PLACE,
-    RANK,
-    RENEW,
-    decide,
-)
-from penstock._core.rows import read_row
+from penstock._core.bookings import NEW
+from penstock._core.decision import decide
+from penstock._core.operations import ACQUIRE, BOOKED, CHARGE, DROP, FLOW, GIVE_BACK, PAUSE, PLACE, RANK, RENEW
+from penstock._core.rows import BUCKET, read_row
 from tests.stores.admissions import excess_of_amounts
 
 NOW, SECOND = 1_785_000_000e6, 1e6

@@ -1,6 +1,6 @@
 """Turns with plain numbers: how far a flow may go before others, what is remembered of it, and of whom no more.
 
-That flows share fairly, with a ledger and processes, is in tests/stores/test_flows.py.
+That flows share fairly, with decisions and processes, is in tests/stores/test_flows.py.
 """
 
 from __future__ import annotations

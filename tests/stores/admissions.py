@@ -13,10 +13,10 @@ import time
 import anyio
 
 from penstock import StoreError
-from penstock._core import ledger
+from penstock._core import operations as codes
 
 SIZES = {
-    ledger.FLOW: 6, ledger.LEAVE: 5, ledger.RANK: 4, ledger.PLACE: 4, ledger.DROP: 3, ledger.LOWER: 7, ledger.CHARGE: 4
+    codes.FLOW: 6, codes.LEAVE: 5, codes.RANK: 4, codes.PLACE: 4, codes.DROP: 3, codes.LOWER: 7, codes.CHARGE: 4
 }  # fmt: skip
 """Numbers in operations that grant nothing."""
 
@@ -66,7 +66,7 @@ def admissions_of(batch, reply):
     at = verdict = 0
     while at < len(operations):
         operation = operations[at]
-        if operation == ledger.ACQUIRE:
+        if operation == codes.ACQUIRE:
             count = int(operations[at + 3])
             wait = reply.verdicts[verdict]
             if wait >= 0:
@@ -75,7 +75,7 @@ def admissions_of(batch, reply):
             else:
                 verdict += 2
             at += 4 + 2 * count
-        elif operation == ledger.SERIES:
+        elif operation == codes.SERIES:
             count, runs = map(int, operations[at + 3 : at + 5])
             begin, end = at + 5 + count, at + 5 + count + (1 + count) * runs
             row, left = rows[int(operations[at + 5])], int(sum(operations[begin : end : 1 + count]))
@@ -94,12 +94,12 @@ def admissions_of(batch, reply):
                     yield (*row, reply.verdicts[verdict + 1]), reply.now / 1e6 + wait
                 verdict += 1 + count if wait >= 0 else 2
             at = end
-        elif operation == ledger.GIVE_BACK:
+        elif operation == codes.GIVE_BACK:
             at += 2 + 4 * int(operations[at + 1])
         elif operation in SIZES:
             at += SIZES[operation]
         else:
-            assert operation == ledger.RENEW, f"operation {operation} says something that is not read here"
+            assert operation == codes.RENEW, f"operation {operation} says something that is not read here"
             at += 2 + int(operations[at + 1])
 
 

@@ -1,4 +1,4 @@
-"""Bookings are the same in the script on the server and in the ledger, number by number."""
+"""Bookings are the same in the script on the server and in Python, number by number."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import random
 
 import pytest
 
-from penstock._core import bookings, ledger
+from penstock._core import bookings
+from penstock._core import operations as codes
+from penstock._core.bookings import NEW
+from penstock._core.decision import decide
 from penstock.limits import calendar, per_second, sliding
 from penstock.stores import RedisStore
 from penstock.stores.contract import Batch, Terms
@@ -26,7 +29,7 @@ def some_terms(rng, name):
 def some_request(rng, limits, known, number, claims):
     """Operations that ask once, as one that was told when to come again does, or as a new one."""
     operations = [
-        ledger.RANK,
+        codes.RANK,
         rng.choice([0.0, 0.0, 1.0, -1.0]),
         rng.choice([0.0, 0.5, 7.0, 40.0]),
         rng.choice([1.0, 3.0, 30.0]),
@@ -35,14 +38,14 @@ def some_request(rng, limits, known, number, claims):
     if draw < claims and known:
         booking = rng.choice(list(known))
         due, charges = known.pop(booking)
-        operations += [ledger.PLACE, booking, due, rng.choice([0.01, 1e9])]
+        operations += [codes.PLACE, booking, due, rng.choice([0.01, 1e9])]
     else:
         booking = float(1000 * number + rng.randint(0, 99))
         charges = [(limit, float(rng.randint(1, 3))) for limit in rng.sample(range(limits), rng.randint(1, limits))]
         if draw < 0.9:
-            operations += [ledger.PLACE, booking, ledger.NEW, rng.choice([0.5, 1e9, 1e9])]
+            operations += [codes.PLACE, booking, NEW, rng.choice([0.5, 1e9, 1e9])]
     operations += [
-        ledger.ACQUIRE,
+        codes.ACQUIRE,
         rng.choice([0.0, 0.025, 0.025, 1.0]),
         rng.choice([0.0, 1.0, 1.0]),
         float(len(charges)),
@@ -72,7 +75,7 @@ def test_the_script_books_as_the_ledger_does(which, names, request, prefix):
                 if rng.random() < 0.5:
                     of = float(2 * rng.randrange(names))
                     operations += [
-                        ledger.FLOW,
+                        codes.FLOW,
                         float(rng.randint(10, 14)),
                         rng.choice([0.0, 1.0, 2.0]),
                         rng.choice([1.0, 2.0]),
@@ -82,7 +85,7 @@ def test_the_script_books_as_the_ledger_does(which, names, request, prefix):
                 if known and rng.random() < 0.05:
                     booking = rng.choice(list(known))
                     del known[booking]
-                    operations += [ledger.DROP, booking, float(rng.randrange(2 * names))]
+                    operations += [codes.DROP, booking, float(rng.randrange(2 * names))]
                     counts["dropped"] += 1
                 words, booking, charges, early = some_request(rng, 2 * names, known, number, 0.05 if seed % 2 else 0.4)
                 operations += words
@@ -90,7 +93,7 @@ def test_the_script_books_as_the_ledger_does(which, names, request, prefix):
                 counts["early"] += early
             batch = Batch(terms, operations, 1.0, number, now)
             reply = store.decide_at(batch, now)
-            expected = ledger.decide(rows, [one.numbers(now) for one in terms], operations, 1.0, now)
+            expected = decide(rows, [one.numbers(now) for one in terms], operations, 1.0, now)
             rows = expected.rows
             assert list(reply.verdicts) == pytest.approx(expected.verdicts, rel=1e-9, abs=1e-9), (seed, number)
             assert list(reply.states) == pytest.approx(expected.states, rel=1e-9, abs=1e-9), (seed, number)
@@ -98,7 +101,7 @@ def test_the_script_books_as_the_ledger_does(which, names, request, prefix):
             for booking, charges in asked:
                 wait = expected.verdicts[at]
                 at += 2 if wait < 0 else 1 + len(charges)
-                if wait < 0 and expected.verdicts[at - 1] == ledger.BOOKED:
+                if wait < 0 and expected.verdicts[at - 1] == codes.BOOKED:
                     known[booking] = (-1.0 - wait, charges)
                     counts["booked"] += 1
                 elif wait >= 0:

@@ -10,8 +10,11 @@ import time
 import pytest
 
 from penstock import Limiter, RateLimited, in_flight, per_second, sliding
-from penstock._core import flows, ledger
+from penstock._core import flows
+from penstock._core import operations as codes
+from penstock._core.decision import decide
 from penstock._core.queue import Queue, Waiter
+from penstock._core.rows import BUCKET
 from penstock._core.turns import LimitState
 from penstock.stores import RedisStore
 from penstock.stores.contract import Batch, Terms
@@ -168,21 +171,21 @@ class Row:
     """One limit of 128 a second, used up unless it is said otherwise, and the flows that share it."""
 
     def __init__(self, burst=1.0, *, full=False):
-        self.limits = [(ledger.BUCKET, 128.0, burst, 0.0, 0.0)]
+        self.limits = [(BUCKET, 128.0, burst, 0.0, 0.0)]
         self.row = None
         self.now = START
         if not full:
-            self.do(ledger.CHARGE, 1, 0, burst)
+            self.do(codes.CHARGE, 1, 0, burst)
 
     def do(self, *operations):
-        decision = ledger.decide([self.row], [self.limits], [float(x) for x in operations], 1.0, self.now)
+        decision = decide([self.row], [self.limits], [float(x) for x in operations], 1.0, self.now)
         (self.row,) = decision.rows
         return decision.verdicts
 
     def ask(self, key, count=1, amount=1.0, *, member=0.0, weight=1.0, horizon=10.0, stops=1.0):
         """How many of `count` requests of that flow are admitted; the last verdict is in `self.last`."""
-        request = (ledger.ACQUIRE, horizon, stops, 1, 0, amount)
-        self.last = self.do(ledger.FLOW, key, member, weight, 0, 0, *(request * count))
+        request = (codes.ACQUIRE, horizon, stops, 1, 0, amount)
+        self.last = self.do(codes.FLOW, key, member, weight, 0, 0, *(request * count))
         verdicts, at, granted = self.last, 0, 0
         while at < len(verdicts):
             granted += verdicts[at] >= 0
@@ -258,7 +261,7 @@ def test_a_reservation_that_is_given_back_does_not_hold_others_up():
     row = Row(burst=100.0)
     row.ask(1.0, amount=100.0)
     assert row.ask(2.0, 5, amount=50.0) == 1
-    row.do(ledger.LEAVE, 1.0, 0.0, 1.0, 0.0)
+    row.do(codes.LEAVE, 1.0, 0.0, 1.0, 0.0)
     row.now += 1000 * 25
     assert row.ask(2.0, 5, amount=50.0) == 5
 
@@ -289,7 +292,7 @@ def test_a_row_remembers_a_bounded_number_of_flows():
 
 def test_a_flow_that_only_says_that_it_waits_is_remembered_for_so_long():
     row = Row()
-    row.do(ledger.FLOW, 1.0, 0.0, 1.0, 0.0, 0.5)
+    row.do(codes.FLOW, 1.0, 0.0, 1.0, 0.0, 0.5)
     assert row.ask(2.0, 20) == 3
     row.now += 0.6e6
     assert row.ask(2.0, 20) > 3
@@ -320,16 +323,16 @@ def test_the_script_shares_as_the_ledger_does(which, request, prefix):
                 key, weight = float(rng.randint(10, 14)), rng.choice([1, 2, 0.5])
                 member = rng.choice([0.0, owner])
                 if rng.random() < 0.1:
-                    operations += [ledger.LEAVE, key, member, rng.random() / 50, 0]
+                    operations += [codes.LEAVE, key, member, rng.random() / 50, 0]
                     continue
-                operations += [ledger.FLOW, key, member, weight, 0, rng.choice([0, 0, 0, 0.05])]
+                operations += [codes.FLOW, key, member, weight, 0, rng.choice([0, 0, 0, 0.05])]
                 for _ in range(rng.choice([0, 1, 5])):
                     chosen = rng.sample(range(len(kinds)), rng.randint(1, len(kinds)))
-                    operations += [ledger.ACQUIRE, rng.choice([0, 0.02, 1e9]), rng.choice([0, 1, 1]), len(chosen)]
+                    operations += [codes.ACQUIRE, rng.choice([0, 0.02, 1e9]), rng.choice([0, 1, 1]), len(chosen)]
                     operations += [x for limit in chosen for x in (limit, rng.randint(1, 2))]
             batch = Batch(terms, [float(x) for x in operations], owner, number, now)
             reply = store.decide_at(batch, now)
-            expected = ledger.decide(rows, [kinds], batch.operations, owner, now)
+            expected = decide(rows, [kinds], batch.operations, owner, now)
             rows = expected.rows
             assert list(reply.verdicts) == pytest.approx(expected.verdicts, rel=1e-9, abs=1e-9), (seed, number)
             assert list(reply.states) == pytest.approx(expected.states, rel=1e-9, abs=1e-9), (seed, number)

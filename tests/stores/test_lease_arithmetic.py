@@ -10,8 +10,10 @@ from penstock import (
     per_second,
     sliding,
 )
-from penstock._core import ledger
+from penstock._core import operations as codes
+from penstock._core.decision import decide
 from penstock._core.lease import Lease, LeasePool, window
+from penstock._core.rows import LOG, TIMED, WINDOW
 from penstock.stores.contract import Terms
 from tests.stores.admissions import excess_of_amounts
 
@@ -49,7 +51,7 @@ class World:
         self.now = moment
 
     def decide(self, *operations, owner):
-        decision = ledger.decide(
+        decision = decide(
             [self.row], [self.kind], [float(x) for x in operations], float(owner), float(int((self.now + 1e9) * 1e6))
         )
         (self.row,) = decision.rows
@@ -59,7 +61,7 @@ class World:
         sent = self.now + self.ahead
 
         def decide():
-            decision = self.decide(ledger.ACQUIRE, horizon, 1, 1, 0, amount, owner=process)
+            decision = self.decide(codes.ACQUIRE, horizon, 1, 1, 0, amount, owner=process)
             wait = decision.verdicts[0]
             if wait >= 0:
                 receipt, epoch = decision.verdicts[1], decision.epochs[0]
@@ -88,7 +90,7 @@ class World:
     def give_back(self, process, amount, epoch, receipt):
         self.later(
             self.late(),
-            lambda: self.decide(ledger.GIVE_BACK, 1, 0, amount, epoch, receipt, owner=process),
+            lambda: self.decide(codes.GIVE_BACK, 1, 0, amount, epoch, receipt, owner=process),
         )
 
     def live(self, steps):
@@ -154,18 +156,16 @@ def test_a_sliding_window_holds_in_every_window_however_late_a_chunk_is_used(see
         assert sum(amount for at, amount in events[index:] if at < moment + per - 2e-6) <= most
 
 
-@pytest.mark.parametrize("mode", [ledger.LOG, ledger.TIMED])
+@pytest.mark.parametrize("mode", [LOG, TIMED])
 def test_what_a_window_has_let_go_by_itself_is_not_given_back_again(mode):
     """Else a permit that outlived its place, or a lease its window, would free what another permit of the same process
     has."""
-    limit = (ledger.WINDOW, 2.0, 10.0, mode, 0.0)
+    limit = (WINDOW, 2.0, 10.0, mode, 0.0)
     now, row, receipts = 1e15, None, []
     for _ in range(2):
-        decision = ledger.decide([row], [[limit]], [ledger.ACQUIRE, 0.0, 1.0, 1.0, 0.0, 1.0], 7.0, now)
+        decision = decide([row], [[limit]], [codes.ACQUIRE, 0.0, 1.0, 1.0, 0.0, 1.0], 7.0, now)
         (row,) = decision.rows
         receipts.append(decision.verdicts[1])
         now += 6e6
-    decision = ledger.decide(
-        [row], [[limit]], [ledger.GIVE_BACK, 1.0, 0.0, 1.0, decision.epochs[0], receipts[0]], 7.0, now
-    )
+    decision = decide([row], [[limit]], [codes.GIVE_BACK, 1.0, 0.0, 1.0, decision.epochs[0], receipts[0]], 7.0, now)
     assert decision.states[1] == 1

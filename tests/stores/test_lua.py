@@ -7,7 +7,9 @@ import struct
 
 import pytest
 
-from penstock._core import ledger
+from penstock._core import operations as codes
+from penstock._core.decision import decide
+from penstock._core.rows import RENEWED, WINDOW
 from penstock.limits import calendar, in_flight, per_second, sliding
 from penstock.stores import RedisStore
 from penstock.stores.contract import Batch, Terms
@@ -80,37 +82,37 @@ def test_the_script_decides_as_the_ledger_does(which, lost, request, prefix):
                     ]
                     terms_of_it = [rng.choice([0, 0.02, 5, 1e9]), rng.choice([0, 1]), len(charges)]
                     if rng.random() < 0.5:
-                        operations += [ledger.ACQUIRE, *terms_of_it, *(x for pair in charges for x in pair)]
+                        operations += [codes.ACQUIRE, *terms_of_it, *(x for pair in charges for x in pair)]
                         asked.append(("acquire", charges))
                     else:
                         runs = [
                             (rng.choice([1, 1, 2, 30]), [(one, rng.randint(1, amount)) for one, amount in charges])
                             for _ in range(rng.randint(1, 5))
                         ]
-                        operations += [ledger.SERIES, *terms_of_it, len(runs), *(one for one, _ in charges)]
+                        operations += [codes.SERIES, *terms_of_it, len(runs), *(one for one, _ in charges)]
                         operations += [x for times, each in runs for x in (times, *(amount for _, amount in each))]
                         asked.append(("series", runs))
                 elif draw < 0.75 and receipts:
                     one = receipts.pop(rng.randrange(len(receipts)))
                     owner = one[4]
-                    operations += [ledger.GIVE_BACK, 1, one[0], rng.randint(1, one[1]), one[2], one[3]]
+                    operations += [codes.GIVE_BACK, 1, one[0], rng.randint(1, one[1]), one[2], one[3]]
                 elif draw < 0.85:
                     amount = rng.randint(1, 9)
-                    operations += [ledger.CHARGE, 1, limit, amount]
+                    operations += [codes.CHARGE, 1, limit, amount]
                     asked.append(("charge", [(limit, amount)]))
                 elif draw < 0.87:
-                    operations += [ledger.RESUME, 1, limit]
+                    operations += [codes.RESUME, 1, limit]
                 elif draw < 0.9:
-                    operations += [ledger.PAUSE, rng.choice([0.1, 4]), 1, limit]
+                    operations += [codes.PAUSE, rng.choice([0.1, 4]), 1, limit]
                 elif draw < 0.95:
                     receipt = receipts[-1] if receipts and receipts[-1][0] == limit else (limit, 0, -1.0, -1.0)
-                    operations += [ledger.LOWER, 1, limit, rng.randint(0, 5), rng.random(), receipt[2], receipt[3]]
-                elif flat[limit][0] == ledger.WINDOW and flat[limit][3] == ledger.RENEWED:
-                    operations += [ledger.RENEW, 1, limit]
+                    operations += [codes.LOWER, 1, limit, rng.randint(0, 5), rng.random(), receipt[2], receipt[3]]
+                elif flat[limit][0] == WINDOW and flat[limit][3] == RENEWED:
+                    operations += [codes.RENEW, 1, limit]
             batch = Batch(terms, [float(x) for x in operations], owner, number, now)
             reply = store.decide_at(batch, now)
             born = now if lost == "empty" else -1.0
-            expected = ledger.decide(rows, [one.numbers(now) for one in terms], batch.operations, owner, now, born)
+            expected = decide(rows, [one.numbers(now) for one in terms], batch.operations, owner, now, born)
             rows = expected.rows
             assert reply.now == now
             assert list(reply.epochs) == expected.epochs
@@ -140,7 +142,7 @@ def test_a_batch_that_is_sent_again_is_decided_once(valkey, prefix):
     """The second answer is the first one, to the last bit, and nothing is charged again."""
     store = RedisStore(valkey, prefix=prefix)
     terms = Terms("x", {"requests": (per_second(1e-3, burst=10),)}, 60.0)
-    batch = Batch([terms], [ledger.ACQUIRE, 0.0, 1.0, 1.0, 0.0, 4.0], 5.0, 1, START)
+    batch = Batch([terms], [codes.ACQUIRE, 0.0, 1.0, 1.0, 0.0, 4.0], 5.0, 1, START)
     first = store.decide(batch)
     assert store.decide(batch) == first
     batch.number = 2
@@ -152,7 +154,7 @@ def test_a_server_that_forgot_its_scripts_is_given_them_again(valkey, prefix):
     store = RedisStore(valkey, prefix=prefix)
     terms = Terms("x", {"requests": (per_second(1e-3, burst=10),)}, 60.0)
     for number in range(1, 4):
-        reply = store.decide(Batch([terms], [ledger.ACQUIRE, 0.0, 1.0, 1.0, 0.0, 4.0], 5.0, number, START))
+        reply = store.decide(Batch([terms], [codes.ACQUIRE, 0.0, 1.0, 1.0, 0.0, 4.0], 5.0, number, START))
         store._client.script_flush()
     assert [number < 0 for number in reply.verdicts] == [True, False]
     store.close()
@@ -162,7 +164,7 @@ def test_idle_keys_vanish(valkey, prefix):
     """An hour after they mean nothing any more."""
     store = RedisStore(valkey, prefix=prefix)
     terms = Terms("x", {"requests": (per_second(1, burst=100),)}, 60.0)
-    store.decide(Batch([terms], [ledger.ACQUIRE, 0.0, 1.0, 1.0, 0.0, 50.0], 5.0, 1, START))
+    store.decide(Batch([terms], [codes.ACQUIRE, 0.0, 1.0, 1.0, 0.0, 50.0], 5.0, 1, START))
     assert 3600 + 49 <= store._client.ttl(store._key("x")) <= 3600 + 51
     store.close()
 
@@ -172,7 +174,7 @@ def test_the_numbers_of_a_row_are_doubles(valkey, prefix):
     store = RedisStore(valkey, prefix=prefix)
     terms = Terms("x", {"requests": (per_second(1e9, burst=2**53),)}, 60.0)
     amount = float(2**53 - 1)
-    store.decide(Batch([terms], [ledger.ACQUIRE, 0.0, 1.0, 1.0, 0.0, amount], 5.0, 1, START))
+    store.decide(Batch([terms], [codes.ACQUIRE, 0.0, 1.0, 1.0, 0.0, amount], 5.0, 1, START))
     row = store._client.hget(store._key("x"), "r")[:-16]
     assert struct.unpack(f">{len(row) // 8}d", row)[4] == amount
     store.close()
@@ -191,9 +193,9 @@ def test_of_a_run_of_fractions_just_as_many_go_at_once(which, request, prefix):
             (float(rng.randint(1, 90)), rng.choice([0.1, 0.3, 1 / 3, 0.7]), rng.choice([0.1, 0.07, 0.0]))
             for _ in range(rng.choice([1, 2, 6]))
         ]
-        series = [ledger.SERIES, 0.0, 0.0, 2.0, float(len(runs)), 0.0, 1.0, *(x for run in runs for x in run)]
+        series = [codes.SERIES, 0.0, 0.0, 2.0, float(len(runs)), 0.0, 1.0, *(x for run in runs for x in run)]
         reply = store.decide_at(Batch(terms, series, 1.0, number, now), now)
-        expected = ledger.decide(rows, [one.numbers(now) for one in terms], series, 1.0, now)
+        expected = decide(rows, [one.numbers(now) for one in terms], series, 1.0, now)
         rows = expected.rows
         assert len(reply.verdicts) == len(expected.verdicts)
         assert list(reply.verdicts) == pytest.approx(expected.verdicts, rel=1e-12, abs=1e-12)

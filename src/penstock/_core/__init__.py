@@ -14,7 +14,7 @@ Limits and queues of one process:
 
 Limits that processes share:
 
-    ledger       one call decides a batch
+    decision     one call decides a batch
     operations   what a batch asks, and what it is told
     batch        the operations, one after the other;  rows, entries: what a store keeps of a name
     flows        how far each flow may go before the others

@@ -1,6 +1,6 @@
-"""A batch on its way through the ledger: the rows taken apart, and what each operation makes of them.
+"""A batch: the rows taken apart, and what each operation makes of them.
 
-Nothing here waits, reads a clock or does I/O. `ledger` says what the rules are, `operations` how they are asked for.
+Nothing here waits, reads a clock or does I/O. `decision` says what the rules are, `operations` how they are asked for.
 All limits of all rows are counted through, from 0, and what is known of them stands in parallel lists, as most batches
 ask for two buckets and nothing else.
 """

@@ -1,7 +1,7 @@
 """What a shared store is: one call that decides a batch, with the store's own time.
 
 A store knows no waiters. It keeps a row of bytes per name, and beside it the limits that the row is counted for, so
-that a process with other limits under the same name is found out. All arithmetic is in `_core.ledger`, or in its twin
+that a process with other limits under the same name is found out. All arithmetic is in `_core.decision`, or in its twin
 in Lua.
 
 To write a store of your own, subclass `Store` and give it one method, `exchange`: read some rows, call a function,
@@ -23,8 +23,10 @@ from urllib.parse import quote
 from weakref import WeakValueDictionary
 from zoneinfo import ZoneInfo
 
-from penstock._core import ledger
+from penstock._core.decision import decide as decide_rows
+from penstock._core.decision import reshape
 from penstock._core.lease import working
+from penstock._core.rows import BUCKET, CALENDAR, LOG, RENEWED, TIMED, WINDOW, DamagedRow
 from penstock._core.windows import period_around
 from penstock._numbers import Seconds, read_number, read_seconds
 from penstock._text import repr_of
@@ -107,7 +109,7 @@ class Terms:
         return limits if self.lease is None else f"{limits}, leased for {self.lease:g} s"
 
     def numbers(self, now: float) -> tuple[_Numbers, ...]:
-        """The limits as the ledger wants them, at the store's time `now` in microseconds."""
+        """The limits as `_core.decision` wants them, at the store's time `now` in microseconds."""
         if not self._valid_from <= now < self._valid_until:  # the clock may have been put back
             self._valid_from, self._valid_until = -math.inf, math.inf
             self._fixed = tuple(self._of(limit, now) for kinds in self.limits.values() for limit in kinds)
@@ -117,20 +119,20 @@ class Terms:
         if self.lease is not None:
             limit = working(limit, self.lease)
         if isinstance(limit, Rate):
-            return ledger.BUCKET, limit.rate, float(limit.burst), float(limit.overdraft), 0.0
+            return BUCKET, limit.rate, float(limit.burst), float(limit.overdraft), 0.0
         if isinstance(limit, Calendar):
             zone = ZoneInfo(limit.tz)
             begin, end = period_around(now / 1e6, limit.period, zone)
             _, next_end = period_around(end, limit.period, zone)
             self._valid_from = max(self._valid_from, round(begin * 1e6))
             self._valid_until = min(self._valid_until, round(end * 1e6))
-            return ledger.CALENDAR, float(limit.amount), round(end * 1e6), round(next_end * 1e6), 0.0
+            return CALENDAR, float(limit.amount), round(end * 1e6), round(next_end * 1e6), 0.0
         if isinstance(limit, Sliding):
-            return ledger.WINDOW, float(limit.amount), float(limit.per), ledger.LOG, 0.0
+            return WINDOW, float(limit.amount), float(limit.per), LOG, 0.0
         assert isinstance(limit, InFlight)
         if limit.ttl is None:
-            return ledger.WINDOW, float(limit.amount), self.place_ttl, ledger.RENEWED, 0.0
-        return ledger.WINDOW, float(limit.amount), float(limit.ttl), ledger.TIMED, 0.0
+            return WINDOW, float(limit.amount), self.place_ttl, RENEWED, 0.0
+        return WINDOW, float(limit.amount), float(limit.ttl), TIMED, 0.0
 
 
 _KINDS: dict[str, Callable[..., Limit]] = {
@@ -194,7 +196,7 @@ class Reply:
     Attributes:
         now: Its time, in microseconds since 1970.
         others: Names that are counted for other terms, with the text of those. If there is one, nothing was decided.
-        epochs, verdicts, states: As in `_core.ledger.Decision`.
+        epochs, verdicts, states: As in `_core.decision.Decision`.
     """
 
     now: float
@@ -413,8 +415,8 @@ class Store(ABC):
             limits = [terms.numbers(now) for terms in batch.terms]
             known = [row and row[1] for row in rows]
             try:
-                decision = ledger.decide(known, limits, batch.operations, batch.owner, now, self._born(now))
-            except ledger.DamagedRow as damaged:
+                decision = decide_rows(known, limits, batch.operations, batch.owner, now, self._born(now))
+            except DamagedRow as damaged:
                 raise damaged_row(repr(self), batch.terms[damaged.index].name) from None
             reply = Reply(now, {}, decision.epochs, decision.verdicts, decision.states)
             return [
@@ -436,7 +438,7 @@ class Store(ABC):
         def decide(rows: list[Row | None], now: float) -> list[tuple[Row, float] | None]:
             (row,) = rows
             if row is None:
-                decision = ledger.decide([None], [terms.numbers(now)], (), 0.0, now, self._born(now))
+                decision = decide_rows([None], [terms.numbers(now)], (), 0.0, now, self._born(now))
                 return [((terms.text, decision.rows[0]), decision.keep[0])]
             before = Terms.of_text(terms.name, row[0], terms.place_ttl)
             keys = [(unit, index) for unit, kinds in before.limits.items() for index in range(len(kinds))]
@@ -446,8 +448,8 @@ class Store(ABC):
                     key = (unit, index) if (unit, index) in keys else (unit, 0)
                     origin.append(keys.index(key) if key in keys else -1)
             try:
-                reshaped, keep = ledger.reshape(row[1], before.numbers(now), terms.numbers(now), origin, now)
-            except ledger.DamagedRow:
+                reshaped, keep = reshape(row[1], before.numbers(now), terms.numbers(now), origin, now)
+            except DamagedRow:
                 raise damaged_row(repr(self), terms.name) from None
             return [((terms.text, reshaped), keep)]
 
@@ -455,7 +457,7 @@ class Store(ABC):
         self.announce([terms.name])
 
     def _born(self, now: float) -> float:
-        """The moment before which a row that is not there was used, as `ledger.decide` wants it."""
+        """The moment before which a row that is not there was used, as `decide_rows` wants it."""
         return now if self.lost_is_empty else -1.0
 
     def names(self, prefix: str) -> list[str]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from penstock._core import ledger
+from penstock._core.decision import decide
+from penstock._core.rows import BUCKET
 from penstock.stores.contract import Batch, Reply, Store
 
 
@@ -41,8 +42,8 @@ class FallbackStore(Store):
                 (
                     kind,
                     first * share,
-                    second * share if kind == ledger.BUCKET else second,
-                    1.0 if kind == ledger.BUCKET else third,
+                    second * share if kind == BUCKET else second,
+                    1.0 if kind == BUCKET else third,
                     0.0,
                 )
                 for kind, first, second, third, _ in terms.numbers(batch.now)
@@ -50,10 +51,10 @@ class FallbackStore(Store):
             for terms in batch.terms
         ]
         rows = [
-            self._rows.get(terms.name) or ledger.decide([None], [kinds], (), batch.owner, self.born).rows[0]
+            self._rows.get(terms.name) or decide([None], [kinds], (), batch.owner, self.born).rows[0]
             for terms, kinds in zip(batch.terms, limits, strict=True)
         ]
-        decision = ledger.decide(rows, limits, batch.operations, batch.owner, now)
+        decision = decide(rows, limits, batch.operations, batch.owner, now)
         for terms, row in zip(batch.terms, decision.rows, strict=True):
             self._rows[terms.name] = row
         return Reply(now, {}, decision.epochs, decision.verdicts, decision.states)

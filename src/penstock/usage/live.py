@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from penstock._core import ledger
+from penstock._core.decision import decide
+from penstock._core.rows import DamagedRow
 from penstock._numbers import show
 from penstock.errors import StoreError
 from penstock.limits import Limit
@@ -100,8 +101,8 @@ def _gauges_of(store: Store, name: str) -> Sequence[Gauge]:
             return [None]
         try:
             terms = Terms.of_text(name, row[0], store.place_ttl)
-            states = ledger.decide([row[1]], [terms.numbers(now)], (), 0.0, now).states
-        except (StoreError, ledger.DamagedRow):
+            states = decide([row[1]], [terms.numbers(now)], (), 0.0, now).states
+        except (StoreError, DamagedRow):
             return [None]  # no limits: the caps of quotas, for example
         each: list[tuple[str, Limit]] = [(unit, limit) for unit, kinds in terms.limits.items() for limit in kinds]
         for index, (unit, limit) in enumerate(each):

@@ -18,7 +18,8 @@ from urllib.parse import unquote
 from zoneinfo import ZoneInfo
 
 from penstock._concurrency.shared_state import around_forks
-from penstock._core import ledger
+from penstock._core.decision import decide, reshape
+from penstock._core.rows import DamagedRow
 from penstock._core.windows import period_around
 from penstock._validation import without_braces
 from penstock.errors import StoreError
@@ -160,7 +161,7 @@ class Records:
             before = Terms.of_text(terms.name, row[0], self.place_ttl)
             origin = origins(_each(before), _each(terms))
             with self._whole(user):
-                state, keep = ledger.reshape(row[1], before.numbers(now), terms.numbers(now), origin, now)
+                state, keep = reshape(row[1], before.numbers(now), terms.numbers(now), origin, now)
             return [((terms.text, state), keep)]
 
         with self.lock:
@@ -177,7 +178,7 @@ class Records:
             if row is not None:
                 terms = Terms.of_text(self.used_name(user), row[0], self.place_ttl)
                 with self._whole(user):
-                    states = ledger.decide([row[1]], [terms.numbers(now)], (), 0.0, now).states
+                    states = decide([row[1]], [terms.numbers(now)], (), 0.0, now).states
                 for index, (unit, limit) in enumerate(_each(terms)):
                     found.append(Spent(unit, limit, states[3 * index + 1], states[3 * index + 2] / 1e6))
             return [None]
@@ -189,7 +190,7 @@ class Records:
     def _whole(self, user: str) -> Iterator[None]:
         try:
             yield
-        except ledger.DamagedRow:
+        except DamagedRow:
             raise StoreError(
                 f"what {user!r:.200} has used is damaged in {self._own!r}: reset it, and it begins with nothing used"
             ) from None
@@ -205,7 +206,7 @@ class Records:
             if row is None:
                 return [None]
             terms = Terms.of_text(self.used_name(user), row[0], self.place_ttl)
-            decision = ledger.decide([None], [terms.numbers(now)], (), 0.0, now)
+            decision = decide([None], [terms.numbers(now)], (), 0.0, now)
             return [((row[0], decision.rows[0]), decision.keep[0])]
 
         self._exchange(self.used_name(user), begin)

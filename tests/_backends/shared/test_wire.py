@@ -9,7 +9,7 @@ import pytest
 
 from penstock import Limiter, StoreError, per_second
 from penstock._backends.shared.wire import Admitted, BatchInFlight, NotNow, OthersTurn
-from penstock._core import ledger
+from penstock._core import operations as codes
 from penstock.stores import SQLiteStore
 from penstock.stores.contract import Reply
 
@@ -39,7 +39,7 @@ def said(*verdicts):
 
 def test_requests_that_are_alike_are_one_run(states):
     batch = asked(states, (50, 1, 5), (1, 1, 7), (2, 1, 5))
-    assert batch.operations == [ledger.SERIES, 0.02, 1, 2, 3, 0, 1, 50, 1, 5, 1, 1, 7, 2, 1, 5]
+    assert batch.operations == [codes.SERIES, 0.02, 1, 2, 3, 0, 1, 50, 1, 5, 1, 1, 7, 2, 1, 5]
     assert len(batch.asked) == 53
 
 
@@ -70,7 +70,7 @@ NONSENSE = {
     "a receipt of one is no number": (2, 11, 105, 0.0, 13, -INF),
     "another's turn that never ends": (2, 11, 105, -INF, -1.1),
     "another's turn that is ahead for ever": (2, 11, 105, -1.02, -INF),
-    "a booking for never": (2, 11, 105, -INF, ledger.BOOKED),
+    "a booking for never": (2, 11, 105, -INF, codes.BOOKED),
     "a limit that is not there": (2, 11, 105, -1.5, 2),
 }
 

@@ -15,10 +15,10 @@ from penstock import clock
 from penstock._backends.limit_set import default_cost
 from penstock._backends.shared.queue import StoreQueue
 from penstock._core import lease as leases
-from penstock._core import ledger
 from penstock._core.bucket import Bucket
 from penstock._core.lease import Leased, LeasePool
 from penstock._core.places import Places
+from penstock._core.rows import BUCKET, RENEWED, TIMED, WINDOW
 from penstock._core.turns import LimitState, meter_for
 from penstock._core.windows import CalendarWindow, Entry, SlidingWindow
 from penstock.limits import Limit, Unlimited
@@ -168,9 +168,9 @@ class SharedLimitSet:
             kind, _, _, mode, _ = numbers
             state.limit_set = self
             state.index = index
-            state.held = kind == ledger.WINDOW and mode in {ledger.TIMED, ledger.RENEWED}
-            state.renewed = kind == ledger.WINDOW and mode == ledger.RENEWED
-            state.returns_at_once = kind != ledger.BUCKET
+            state.held = kind == WINDOW and mode in {TIMED, RENEWED}
+            state.renewed = kind == WINDOW and mode == RENEWED
+            state.returns_at_once = kind != BUCKET
             if isinstance(state.meter, CalendarWindow):
                 state.meter.follow(lead)
 

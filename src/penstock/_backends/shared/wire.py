@@ -15,7 +15,8 @@ from typing import Any
 from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
 from penstock._backends.shared.requests import Booking, Debit, Refund, StoreReceipts
 from penstock._concurrency.parking import Parker
-from penstock._core import ledger
+from penstock._core import operations as codes
+from penstock._core.bookings import NEW
 from penstock.errors import StoreError
 from penstock.stores.contract import Batch, Reply
 from penstock.stores.fallback import FallbackStore
@@ -182,7 +183,7 @@ class BatchInFlight:
 
     def acquire(self, charges: Iterable[tuple[SharedLimitState, float]], horizon: float, *, stops: bool) -> None:
         """Ask for these charges, at most `horizon` seconds ahead. `stops`: later requests wait for what it misses."""
-        words = [ledger.ACQUIRE, horizon, 1.0 if stops else 0.0, 0.0]
+        words = [codes.ACQUIRE, horizon, 1.0 if stops else 0.0, 0.0]
         for state, amount in charges:
             words += (self.at(state), amount)
         words[3] = float(len(words) // 2 - 2)
@@ -195,7 +196,7 @@ class BatchInFlight:
         if series is None or limits != series.limits or len(operations) != series.end or horizon != series.horizon:
             series = _Series(limits, horizon, len(self.asked), len(operations) + 4)
             self.series.append(series)
-            operations += (ledger.SERIES, horizon, 1.0, float(len(limits)), 0.0, *[self.at(state) for state in limits])
+            operations += (codes.SERIES, horizon, 1.0, float(len(limits)), 0.0, *[self.at(state) for state in limits])
         operations[series.written] += 1.0
         operations += (float(len(requests)), *amounts)
         series.runs.append((len(requests), amounts))
@@ -205,60 +206,60 @@ class BatchInFlight:
     def rank(self, priority: float, waited: float, ageing: float) -> None:
         """Write how urgent and how old the requests that follow are."""
         self.priority = priority
-        self.operations += (ledger.RANK, priority, waited, ageing)
+        self.operations += (codes.RANK, priority, waited, ageing)
 
     def place(self, booking: Booking, within: float, now: float) -> None:
         """Write that the next request claims a booking, or is given it if it must wait for at most `within` seconds."""
-        due = ledger.NEW if booking.due == math.inf else booking.due - now
-        self.operations += (ledger.PLACE, booking.number, due, within)
+        due = NEW if booking.due == math.inf else booking.due - now
+        self.operations += (codes.PLACE, booking.number, due, within)
 
     def drop(self, booking: Booking) -> None:
         """Write that a booking is not needed any more."""
         for state in {state.limit_set: state for state, _ in booking.charges}.values():
-            self.operations += (ledger.DROP, booking.number, self.at(state))
+            self.operations += (codes.DROP, booking.number, self.at(state))
         self.drops.append(booking)
 
     def give_back(self, refund: Refund) -> None:
         self.operations += (
-            ledger.GIVE_BACK, 1.0, self.at(refund.state), refund.amount, refund.epoch, refund.receipt,
+            codes.GIVE_BACK, 1.0, self.at(refund.state), refund.amount, refund.epoch, refund.receipt,
         )  # fmt: skip
         self.refunds.append(refund)
 
     def settle(self, settlement: Settlement) -> None:
         for debit in settlement.debits:
-            self.operations += (ledger.CHARGE, 1.0, self.at(debit.state), debit.amount)
+            self.operations += (codes.CHARGE, 1.0, self.at(debit.state), debit.amount)
         if settlement.debits:
             self.settlements.append(settlement)
 
     def pause(self, seconds: float, states: Sequence[SharedLimitState]) -> None:
         """Write that these limits are paused."""
-        self.operations += (ledger.PAUSE, seconds, float(len(states)), *[self.at(state) for state in states])
+        self.operations += (codes.PAUSE, seconds, float(len(states)), *[self.at(state) for state in states])
 
     def resume(self, states: Sequence[SharedLimitState]) -> None:
         """Write that the pauses of these limits end."""
-        self.operations += (ledger.RESUME, float(len(states)), *[self.at(state) for state in states])
+        self.operations += (codes.RESUME, float(len(states)), *[self.at(state) for state in states])
 
     def lower(self, state: SharedLimitState, level: float, age: float, entry: tuple[float, float] | None) -> None:
         """Write that a limit had `level` units left `age` seconds ago, after the charge of `entry`: epoch, receipt."""
-        self.operations += (ledger.LOWER, 1.0, self.at(state), level, age, *(entry or (-1.0, -1.0)))
+        self.operations += (codes.LOWER, 1.0, self.at(state), level, age, *(entry or (-1.0, -1.0)))
 
     def renew(self, state: SharedLimitState) -> None:
         """Write that this process still holds its places."""
-        self.operations += (ledger.RENEW, 1.0, self.at(state))
+        self.operations += (codes.RENEW, 1.0, self.at(state))
 
     def name_flow(self, flow: Hashable, name: FlowName, state: SharedLimitState) -> None:
         """Write whose the requests that follow are."""
         self.flow, self.payer = flow, state.limit_set
-        self.operations += (ledger.FLOW, name.key, name.member, name.weight, self.at(state), 0.0)
+        self.operations += (codes.FLOW, name.key, name.member, name.weight, self.at(state), 0.0)
 
     def name_waiting(self, name: FlowName, state: SharedLimitState, seconds: float) -> None:
         """Write that a flow waits behind others of this process, for at most so long."""
         self.flow = NOBODY
-        self.operations += (ledger.FLOW, name.key, name.member, name.weight, self.at(state), seconds)
+        self.operations += (codes.FLOW, name.key, name.member, name.weight, self.at(state), seconds)
 
     def leave(self, name: FlowName, seconds: float, state: SharedLimitState) -> None:
         """Write that a flow gives a reservation back that was worth so much of its throughput."""
-        self.operations += (ledger.LEAVE, name.key, name.member, seconds, self.at(state))
+        self.operations += (codes.LEAVE, name.key, name.member, seconds, self.at(state))
 
     # Reading
 
@@ -331,7 +332,7 @@ class BatchInFlight:
             at += 2
             if what < 0 and not (wait > -math.inf and what > -math.inf):
                 raise IndexError(what)  # it would never be asked for again
-            if what == ledger.BOOKED:
+            if what == codes.BOOKED:
                 verdicts.append(BookedFor(-1.0 - wait))
             elif what < 0:
                 verdicts.append(OthersTurn(-1.0 - wait, -1.0 - what))

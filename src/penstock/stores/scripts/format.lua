@@ -1,4 +1,4 @@
--- Decide a batch over limits that many processes share. The same arithmetic as penstock/_core/ledger.py, which explains
+-- Decide a batch over limits that many processes share. The same arithmetic as penstock/_core/decision.py, which explains
 -- it; a test holds the two together, number by number. All of it happens at one moment of the server's clock, or not at
 -- all.
 --

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from penstock import per_second
-from penstock._core import ledger
+from penstock._core import operations as codes
 from penstock.limits import Limit
 from penstock.stores.contract import Batch, Store, Terms
 from penstock.testing.store_contract._stores import LATE, StoreTests
@@ -29,7 +29,7 @@ class DecisionContract(StoreTests):
     def test_a_full_bucket_of_ten_grants_ten(self, stores: Callable[..., Store]) -> None:
         """Not nine and not eleven, however they are spread over calls."""
         terms = self._terms(per_second(1e-3 * 10, burst=10))
-        request = (ledger.ACQUIRE, 0, 1, 1, 0, 1)
+        request = (codes.ACQUIRE, 0, 1, 1, 0, 1)
         store = stores()
         first = self._decide(store, terms, *request * 4)
         second = self._decide(store, terms, *request * 7)
@@ -41,17 +41,17 @@ class DecisionContract(StoreTests):
         """What one used, the next finds used."""
         terms = self._terms(per_second(1e-3, burst=5))
         one = stores()
-        self._decide(one, terms, ledger.ACQUIRE, 0, 1, 1, 0, 5)
+        self._decide(one, terms, codes.ACQUIRE, 0, 1, 1, 0, 5)
         one.close()
-        reply = self._decide(stores(), terms, ledger.ACQUIRE, 0, 1, 1, 0, 1, owner=8.0)
+        reply = self._decide(stores(), terms, codes.ACQUIRE, 0, 1, 1, 0, 1, owner=8.0)
         assert reply.verdicts[0] < -1
 
     def test_other_terms_under_the_same_name_are_found_out(self, stores: Callable[..., Store]) -> None:
         """And nothing is decided."""
         store = stores()
         mine, theirs = self._terms(per_second(5)), self._terms(per_second(6))
-        self._decide(store, mine, ledger.ACQUIRE, 0, 1, 1, 0, 1)
-        reply = self._decide(store, theirs, ledger.ACQUIRE, 0, 1, 1, 0, 1)
+        self._decide(store, mine, codes.ACQUIRE, 0, 1, 1, 0, 1)
+        reply = self._decide(store, theirs, codes.ACQUIRE, 0, 1, 1, 0, 1)
         assert reply.others == {"contract": mine.text}
         assert list(reply.verdicts) == []
 
@@ -69,7 +69,7 @@ class DecisionContract(StoreTests):
         """Counted for the new limits from then on."""
         store = stores()
         before, after = self._terms(per_second(1e-3, burst=10)), self._terms(per_second(1e-3, burst=20))
-        self._decide(store, before, ledger.ACQUIRE, 0, 1, 1, 0, 8)
+        self._decide(store, before, codes.ACQUIRE, 0, 1, 1, 0, 8)
         store.change(after)
         reply = self._decide(store, after)
         assert reply.states[1] == pytest.approx(8, abs=0.01)

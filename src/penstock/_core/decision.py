@@ -33,53 +33,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from penstock._core.batch import Batch
-from penstock._core.bookings import NEW
 from penstock._core.entries import held
-from penstock._core.operations import (
-    ACQUIRE,
-    BOOKED,
-    CHARGE,
-    DROP,
-    FLOW,
-    GIVE_BACK,
-    LEAVE,
-    LOWER,
-    PAUSE,
-    PLACE,
-    RANK,
-    RENEW,
-    RESUME,
-    SERIES,
-)
-from penstock._core.rows import BUCKET, CALENDAR, LOG, RENEWED, TIMED, WINDOW, DamagedRow, new_row, read_row, write_row
-
-__all__ = [
-    "ACQUIRE",
-    "BOOKED",
-    "BUCKET",
-    "CALENDAR",
-    "CHARGE",
-    "DROP",
-    "FLOW",
-    "GIVE_BACK",
-    "LEAVE",
-    "LOG",
-    "LOWER",
-    "NEW",
-    "PAUSE",
-    "PLACE",
-    "RANK",
-    "RENEW",
-    "RENEWED",
-    "RESUME",
-    "SERIES",
-    "TIMED",
-    "WINDOW",
-    "DamagedRow",
-    "Decision",
-    "decide",
-    "reshape",
-]
+from penstock._core.rows import CALENDAR, LOG, WINDOW, DamagedRow, new_row, read_row, write_row
 
 
 class Decision(NamedTuple):

@@ -1,5 +1,5 @@
-"""The ledger where the random tests of tests/stores seldom come: rows that were lost, limits that change, and all that
-is at an end."""
+"""Decisions about shared limits where the random tests of tests/stores seldom come: rows that were lost, limits that
+change, and all that is at an end."""
 
 from __future__ import annotations
 
@@ -9,26 +9,9 @@ import struct
 import pytest
 
 from penstock._core import entries
-from penstock._core.ledger import (
-    ACQUIRE,
-    BUCKET,
-    CALENDAR,
-    CHARGE,
-    FLOW,
-    GIVE_BACK,
-    LEAVE,
-    LOG,
-    LOWER,
-    PAUSE,
-    RENEW,
-    RENEWED,
-    RESUME,
-    TIMED,
-    WINDOW,
-    DamagedRow,
-    decide,
-    reshape,
-)
+from penstock._core.decision import decide, reshape
+from penstock._core.operations import ACQUIRE, CHARGE, FLOW, GIVE_BACK, LEAVE, LOWER, PAUSE, RENEW, RESUME
+from penstock._core.rows import BUCKET, CALENDAR, LOG, RENEWED, TIMED, WINDOW, DamagedRow
 
 SECOND = 1e6
 NOW = 1_785_000_000 * SECOND

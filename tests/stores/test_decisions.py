@@ -10,25 +10,11 @@ import struct
 
 import pytest
 
-from penstock._core import entries, ledger
-from penstock._core.ledger import (
-    ACQUIRE,
-    BUCKET,
-    CALENDAR,
-    CHARGE,
-    FLOW,
-    GIVE_BACK,
-    LOWER,
-    NEW,
-    PAUSE,
-    PLACE,
-    RENEW,
-    RESUME,
-    SERIES,
-    WINDOW,
-    decide,
-    reshape,
-)
+from penstock._core import entries
+from penstock._core.bookings import NEW
+from penstock._core.decision import decide, reshape
+from penstock._core.operations import ACQUIRE, CHARGE, FLOW, GIVE_BACK, LOWER, PAUSE, PLACE, RENEW, RESUME, SERIES
+from penstock._core.rows import BUCKET, CALENDAR, LOG, RENEWED, TIMED, WINDOW
 from tests.stores.admissions import excess_of_amounts
 
 SECOND = 1e6
@@ -260,7 +246,7 @@ def test_a_debt_is_charged_whether_or_not_it_fits():
 
 
 def test_a_sliding_window_holds_in_every_window():
-    book = Book((WINDOW, 5, 1.0, ledger.LOG, 0))
+    book = Book((WINDOW, 5, 1.0, LOG, 0))
     granted = []
     rng = random.Random(1)
     for _ in range(500):
@@ -272,7 +258,7 @@ def test_a_sliding_window_holds_in_every_window():
 
 
 def test_places_come_back_when_they_are_given_back_and_when_their_owner_is_silent():
-    book = Book((WINDOW, 2, 60.0, ledger.RENEWED, 0))
+    book = Book((WINDOW, 2, 60.0, RENEWED, 0))
     _, receipt = book.ask(1, owner=1.0)
     book.ask(1, owner=2.0)
     assert book.ask(1, horizon=0)[0] == -math.inf
@@ -288,7 +274,7 @@ def test_places_come_back_when_they_are_given_back_and_when_their_owner_is_silen
 
 
 def test_a_place_with_a_time_to_live_comes_back_alone():
-    book = Book((WINDOW, 1, 5.0, ledger.TIMED, 0))
+    book = Book((WINDOW, 1, 5.0, TIMED, 0))
     book.ask(1)
     assert book.ask(1, horizon=math.inf)[0] == -6
     book.now += 5 * SECOND
@@ -352,7 +338,7 @@ def test_a_day_that_was_used_up_before_it_came_is_waited_for_too():
 
 
 def test_more_entries_than_a_window_keeps_are_merged_so_that_they_count_longer():
-    book = Book((WINDOW, 10_000, 100.0, ledger.LOG, 0))
+    book = Book((WINDOW, 10_000, 100.0, LOG, 0))
     for _ in range(3_000):
         book.now += 10_000
         assert book.ask(1, horizon=0)[0] == 0
@@ -361,9 +347,9 @@ def test_more_entries_than_a_window_keeps_are_merged_so_that_they_count_longer()
 
 
 def test_reshaping_keeps_what_was_used():
-    book = Book(rate(1, 10), (WINDOW, 5, 60.0, ledger.RENEWED, 0))
+    book = Book(rate(1, 10), (WINDOW, 5, 60.0, RENEWED, 0))
     book.ask(8, 3)
-    after = (rate(2, 20), (WINDOW, 4, 60.0, ledger.RENEWED, 0), rate(1, 1))
+    after = (rate(2, 20), (WINDOW, 4, 60.0, RENEWED, 0), rate(1, 1))
     row, _ = reshape(book.row, book.limits, after, [0, 1, -1], book.now)
     book.row, book.limits = row, after
     book.do()
