@@ -181,6 +181,24 @@ class TestPlainCallablesThatReturnAwaitables:
             with pytest.raises(RuntimeError, match="used already"):
                 await call
 
+    @pytest.mark.parametrize("how", ["closed", "forgotten"])
+    async def test_one_that_is_not_awaited_leaves_once(self, how):
+        """A context manager of a user's may count how often it is left."""
+        left = []
+
+        class Watch(contextlib.AbstractContextManager):
+            def __exit__(self, *error):
+                left.append(error[0])
+
+        call = run_inside(Session().get, lambda *_: Watch())()
+        if how == "closed":
+            call.close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            del call
+            gc.collect()
+        assert left == [GeneratorExit]
+
     async def test_it_can_be_awaited_once(self, virtual_time):
         call = Places().around(Session().get)()
         await call

@@ -33,8 +33,9 @@ def of_call(option: str, chosen: Callable[..., Any], function: Callable[..., Any
         wanted = [Parameter("written_in_C", Parameter.POSITIONAL_ONLY)]
     if offered is None or {p.kind for p in wanted} == {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD}:
         return lambda args, kwargs: chosen(*args, **kwargs)
+    signature = inspect.signature(function)
     if _by_name(wanted, offered):
-        return _picked(chosen, function, wanted)
+        return _picked(chosen, signature, wanted)
     own = [p for p in offered if p.kind in (*_BY_PLACE, Parameter.KEYWORD_ONLY)]
     if own and own[0].name in {"self", "cls"}:
         own = own[1:]
@@ -48,7 +49,7 @@ def of_call(option: str, chosen: Callable[..., Any], function: Callable[..., Any
             f"{option}={name_of(chosen)} takes {_shown(chosen)}, which "
             f"{name_of(function)}{_shown(function)} does not have: name its parameters as those of {name_of(function)}"
         )
-    return _in_order(chosen, function, places)
+    return _in_order(chosen, signature, places)
 
 
 def _parameters(function: Callable[..., Any]) -> list[Parameter] | None:
@@ -89,10 +90,9 @@ def _bound(signature: inspect.Signature, args: Args, kwargs: Kwargs) -> Kwargs:
 
 
 def _picked(
-    chosen: Callable[..., Any], function: Callable[..., Any], wanted: list[Parameter]
+    chosen: Callable[..., Any], signature: inspect.Signature, wanted: list[Parameter]
 ) -> Callable[[Args, Kwargs], Any]:
     """Call `chosen` with the arguments of the names that it wants; with all others too, if it has `**`."""
-    signature = inspect.signature(function)
     offered = list(signature.parameters.values())
     order = [p.name for p in offered if p.kind in _BY_PLACE]
     rest = next((p.name for p in offered if p.kind is Parameter.VAR_KEYWORD), None)
@@ -118,9 +118,8 @@ def _picked(
     return call
 
 
-def _in_order(chosen: Callable[..., Any], function: Callable[..., Any], places: int) -> Callable[[Args, Kwargs], Any]:
+def _in_order(chosen: Callable[..., Any], signature: inspect.Signature, places: int) -> Callable[[Args, Kwargs], Any]:
     """Call `chosen` with the first arguments, in their order, without `self` or `cls`."""
-    signature = inspect.signature(function)
     offered = list(signature.parameters.values())
     first = 1 if offered and offered[0].name in {"self", "cls"} else 0
     last = first + places

@@ -107,9 +107,8 @@ def _plain_inside(fn: Any, enter: Any, enter_async: Any, seen: Any) -> Any:
             if to_be_awaited(result):
                 is_async = True
                 hold.until_later = True
-                return _LateCall(
-                    name, lambda: result, _NeverWaits(_Left(hold)), seen, functools.partial(_close, result, hold)
-                )
+                left = _Left(hold)
+                return _LateCall(name, lambda: result, _NeverWaits(left), seen, functools.partial(_close, result, left))
             if isinstance(result, CONTEXT_MANAGERS):
                 raise TypeError(
                     f"{name} returned a context manager, whose block would run outside of what decorates {name}. "
@@ -128,8 +127,8 @@ def _plain_inside(fn: Any, enter: Any, enter_async: Any, seen: Any) -> Any:
 def _items_inside(items: Any, hold: _Hold[Any]) -> Any:
     """Run the generator that a plain callable returned inside the context manager, until it ends or is collected."""
     if isinstance(items, AsyncGeneratorType):
-        left_behind = _NeverWaits(_Left(hold))
-        return stream_inside(lambda _args, _kwargs: left_behind, lambda: items)()
+        left = _NeverWaits(_Left(hold))
+        return stream_inside(lambda _args, _kwargs: left, lambda: items)()
 
     def generate(left: _Left) -> Any:
         with left:
@@ -179,20 +178,15 @@ class _Hold(Generic[_Entered]):
     def __exit__(self, *error: Any) -> bool | None:  # noqa: PYI036
         return None if self.until_later else self._manager.__exit__(*error)
 
-    def leave(self, kind: Any, error: Any, traceback: Any) -> bool | None:
-        return self._manager.__exit__(kind, error, traceback)
-
-    def abandon(self) -> None:
-        """Leave a call that will not be finished."""
-        left = GeneratorExit()
-        self._manager.__exit__(GeneratorExit, left, None)
+    def leave(self, *error: Any) -> bool | None:
+        return self._manager.__exit__(*error)
 
 
-def _close(result: Any, hold: _Hold[Any]) -> None:
+def _close(result: Any, left: _Left) -> None:
     """What was called will not be awaited."""
     if isinstance(result, Coroutine):
         result.close()
-    hold.abandon()
+    left.abandon()
 
 
 class _LateCall(Coroutine[Any, Any, Any]):
@@ -292,7 +286,7 @@ class _LateCall(Coroutine[Any, Any, Any]):
 
 
 class _Left:
-    """Leaves what was entered before: at the end of its block, or when it is collected without one."""
+    """Leaves what was entered before, once: at the end of its block, or when it is collected without one."""
 
     __slots__ = ("_hold",)
 
@@ -306,9 +300,11 @@ class _Left:
         hold, self._hold = self._hold, None
         return None if hold is None else hold.leave(*error)
 
-    def __del__(self) -> None:
-        if self._hold is not None:
-            self._hold.abandon()
+    def abandon(self) -> None:
+        """Leave a call that will not be finished."""
+        self.__exit__(GeneratorExit, GeneratorExit(), None)
+
+    __del__ = abandon
 
 
 def _enterable(name: str, result: Awaitable[Any]) -> AbstractAsyncContextManager[Any]:

@@ -203,10 +203,7 @@ class Telemetry:
         if kind == "async":
 
             async def wrapper(*args: Any, **kwargs: Any) -> Any:
-                with (
-                    begin(kwargs) as call,
-                    trace.use_span(call.span, record_exception=False, set_status_on_exception=False),
-                ):
+                with begin(kwargs) as call, call.as_current():
                     return call.ended(await fn(*args, **kwargs))
 
         elif kind == "sync":

@@ -61,8 +61,8 @@ def test_outcomes_leave_the_window_a_tenth_at_a_time():
     busy = breaker(failures=10_000)
     for i in range(3_000):
         busy.failed(busy.admit(i / 100), i / 100)
-        assert len(busy._slots) <= 11
-    assert len(busy._slots) >= 10
+        assert len(busy._steps) <= 11
+    assert len(busy._steps) >= 10
     one = breaker(failures=3, ratio=1)
     one.succeeded(one.admit(0.0), 0.0)
     for at in (9.0, 10.0, 10.0):

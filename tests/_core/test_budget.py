@@ -13,14 +13,14 @@ def test_a_busy_budget_keeps_ten_numbers_and_not_one_per_call():
     credit = RatioCredit(0.1, 0, 10)
     for i in range(5_000):
         credit.called(i * 0.01)
-        assert len(credit._slots) <= 11
+        assert len(credit._steps) <= 11
     assert [credit.left(at) for at in (49.99, 50.0)] == [100, 90], "the oldest tenth leaves at once"
     instant = RatioCredit(1, 0, 10)
     for _ in range(50):
         instant.called(3.0)
-    assert len(instant._slots) == 1
+    assert len(instant._steps) == 1
     instant.called(4.0)
-    assert len(instant._slots) == 2, "a tenth of the ttl later begins the next"
+    assert len(instant._steps) == 2, "a tenth of the ttl later begins the next"
 
 
 def test_credit_expires_with_its_own_tenth_of_the_ttl():

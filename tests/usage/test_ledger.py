@@ -22,6 +22,7 @@ from penstock import Limiter, per_second
 from penstock.events import Answered, Granted, Reconfigured
 from penstock.testing import manual_clock
 from penstock.usage import History, Ledger, LedgerError
+from penstock.usage import ledger as ledgers
 from tests.quiet import seconds_without_a_core_of_all
 from tests.usage.readings import calls_of
 
@@ -358,3 +359,25 @@ def test_prices_must_be_able_to_tell_dollars(tmp_path):
         ValueError, match=r"prices= must have a method dollars\(model, input_tokens, output_tokens\), not 0.5"
     ):
         Ledger(tmp_path / "usage.db", prices=0.5)
+
+
+def test_a_flush_during_a_write_in_vain_is_heard(tmp_path, monkeypatch):
+    """The next try is at once, and not when the thread would have looked again by itself."""
+    refused, opened = [], ledgers.open_writer
+
+    def refused_once(path, timeout):
+        if not refused:
+            refused.append(kept._writer.put_marker(ends=False))  # as the flush of another thread does now
+            raise sqlite3.OperationalError("disk I/O error")
+        return opened(path, timeout)
+
+    monkeypatch.setattr(ledgers, "_TRY_AGAIN", 3_600.0)
+    monkeypatch.setattr(ledgers, "open_writer", refused_once)
+    with Ledger(tmp_path / "usage.db") as kept:
+        kept(GRANTED)
+        until = time.monotonic() + 60
+        while not refused:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert refused[0].wait(60)
+    assert users(tmp_path / "usage.db") == ["alice"]

@@ -18,7 +18,7 @@ import math
 from collections import deque
 from typing import NamedTuple
 
-_SLOTS = 10  # outcomes leave the window in steps of a tenth of it
+_STEPS = 10  # outcomes leave the window in steps of a tenth of it
 
 
 class Ticket(NamedTuple):
@@ -38,7 +38,7 @@ class Breaker:
 
     __slots__ = (
         "_failures", "_open_for", "_passed", "_probe_number", "_probes", "_probes_since", "_ratio",
-        "_since", "_slots", "_term", "_until", "_window", "opened_by", "state",
+        "_since", "_steps", "_term", "_until", "_window", "opened_by", "state",
     )  # fmt: skip
 
     _probes_since: dict[int, float]  # probes under way: when each began, by number
@@ -54,7 +54,7 @@ class Breaker:
         self._window = window
         self._open_for = open_for
         self._probes = probes
-        self._slots: deque[list[float]] = deque()  # [when it began, calls, failures], oldest first
+        self._steps: deque[list[float]] = deque()  # [when it began, calls, failures], oldest first
         self._term = 0  # counts the states there were; tickets carry it
         self._enter("closed")
 
@@ -122,14 +122,14 @@ class Breaker:
         self._term += 1
         self._passed = self._probe_number = 0
         self._probes_since = {}
-        self._slots.clear()
+        self._steps.clear()
 
     def _count(self, now: float, *, failed: bool) -> tuple[int, int]:
-        slots = self._slots
-        while slots and not now - self._window < slots[0][0] <= now:
-            slots.popleft()
-        if not slots or now >= slots[-1][0] + self._window / _SLOTS:
-            slots.append([now, 0, 0])
-        slots[-1][1] += 1
-        slots[-1][2] += failed
-        return int(sum(slot[1] for slot in slots)), int(sum(slot[2] for slot in slots))
+        steps = self._steps
+        while steps and not now - self._window < steps[0][0] <= now:
+            steps.popleft()
+        if not steps or now >= steps[-1][0] + self._window / _STEPS:
+            steps.append([now, 0, 0])
+        steps[-1][1] += 1
+        steps[-1][2] += failed
+        return int(sum(step[1] for step in steps)), int(sum(step[2] for step in steps))

@@ -25,7 +25,7 @@ from typing import Protocol
 
 from penstock._text import repr_of
 
-_SLOTS = 10  # credit expires in steps of a tenth of the ttl, so a busy budget keeps ten numbers and not one per call
+_STEPS = 10  # credit expires in steps of a tenth of the ttl, so a busy budget keeps ten numbers and not one per call
 _ROUNDING = 1e-9  # ten calls at a ratio of 0.1 are one retry, though ten times 0.1 adds up to a little less
 
 
@@ -48,7 +48,7 @@ class Credit(Protocol):
 class RatioCredit:
     """Retries ≤ ratio · calls + floor per second."""
 
-    __slots__ = ("_earned", "_free", "_most_free", "_slots", "_updated", "floor", "ratio", "ttl")
+    __slots__ = ("_earned", "_free", "_most_free", "_steps", "_updated", "floor", "ratio", "ttl")
 
     def __init__(self, ratio: float, floor: float, ttl: float) -> None:
         if not (0 <= ratio < math.inf):
@@ -67,16 +67,16 @@ class RatioCredit:
         self._most_free = max(1.0, floor) if floor else 0.0
         self._free = self._most_free
         self._updated = -math.inf  # when all this was last brought up to date
-        self._earned = 0.0  # the sum of _slots
-        self._slots: deque[list[float]] = deque()  # [when it began, credit not yet used], oldest first
+        self._earned = 0.0  # the sum of _steps
+        self._steps: deque[list[float]] = deque()  # [when it began, credit not yet used], oldest first
 
     def called(self, now: float) -> None:
-        slots = self._slots
-        if slots and slots[-1][0] <= now < slots[-1][0] + self.ttl / _SLOTS:
-            slots[-1][1] += self.ratio
+        steps = self._steps
+        if steps and steps[-1][0] <= now < steps[-1][0] + self.ttl / _STEPS:
+            steps[-1][1] += self.ratio
         else:
             self._refresh(now)
-            slots.append([now, self.ratio])
+            steps.append([now, self.ratio])
         self._earned += self.ratio
 
     def spend(self, now: float, *, timed_out: bool) -> float | None:
@@ -85,14 +85,14 @@ class RatioCredit:
         # free half be earned again.
         if self._earned >= 1 - _ROUNDING:
             due = 1.0
-            slots = self._slots
-            while slots and due > 0:
-                part = min(due, slots[0][1])
-                slots[0][1] -= part
+            steps = self._steps
+            while steps and due > 0:
+                part = min(due, steps[0][1])
+                steps[0][1] -= part
                 due -= part
-                if slots[0][1] <= 0:
-                    slots.popleft()
-            self._earned = math.fsum(credit for _, credit in slots)
+                if steps[0][1] <= 0:
+                    steps.popleft()
+            self._earned = math.fsum(credit for _, credit in steps)
             return 1.0
         if self._free >= 1 - _ROUNDING:
             self._free = max(0.0, self._free - 1)
@@ -107,17 +107,17 @@ class RatioCredit:
         return math.floor(self._earned + _ROUNDING) + math.floor(self._free + _ROUNDING)
 
     def _refresh(self, now: float) -> None:
-        slots = self._slots
+        steps = self._steps
         if now < self._updated:  # only a test's clock begins anew, and then so do we
-            slots.clear()
+            steps.clear()
             self._earned, self._free = 0.0, self._most_free
         elif self._free < self._most_free:
             self._free = min(self._most_free, self._free + self.floor * (now - self._updated))
         self._updated = now
-        if slots and slots[0][0] + self.ttl <= now:
-            while slots and slots[0][0] + self.ttl <= now:
-                slots.popleft()
-            self._earned = math.fsum(credit for _, credit in slots)
+        if steps and steps[0][0] + self.ttl <= now:
+            while steps and steps[0][0] + self.ttl <= now:
+                steps.popleft()
+            self._earned = math.fsum(credit for _, credit in steps)
 
 
 class TokenCredit:

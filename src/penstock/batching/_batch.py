@@ -404,30 +404,20 @@ def entries_of(reply: Any, count: int, index: Callable[[Any], int] | None) -> Se
 
 
 def _in_order(reply: Any, count: int) -> Sequence[Any]:
+    way_out = "in their order, or say with index= how to read an entry's index"
     if not isinstance(reply, Sequence | _Array) or isinstance(reply, str | bytes | Mapping):
-        raise ReplyMismatch(
-            f"{_given(count)} and returned {type(reply).__name__}: return a list with one entry per item, "
-            "in their order, or say with index= how to read an entry's index",
-            sent=count,
-            received=None,
-        )
+        what = f"{type(reply).__name__}: return a list with one entry per item, {way_out}"
+        raise ReplyMismatch(f"{_given(count)} and returned {what}", sent=count, received=None)
     if len(reply) != count:
-        raise ReplyMismatch(
-            f"{_given(count)} and returned {_entries(len(reply))}: return one entry per item, "
-            "in their order, or say with index= how to read an entry's index",
-            sent=count,
-            received=len(reply),
-        )
+        what = f"{_entries(len(reply))}: return one entry per item, {way_out}"
+        raise ReplyMismatch(f"{_given(count)} and returned {what}", sent=count, received=len(reply))
     return list(reply)
 
 
 def _by_index(reply: Any, count: int, index: Callable[[Any], int]) -> Sequence[Any]:
     if not isinstance(reply, Iterable) or isinstance(reply, str | bytes | Mapping):
-        raise ReplyMismatch(
-            f"{_given(count)} and returned {type(reply).__name__}: with index=, return the entries",
-            sent=count,
-            received=None,
-        )
+        what = f"{type(reply).__name__}: with index=, return the entries"
+        raise ReplyMismatch(f"{_given(count)} and returned {what}", sent=count, received=None)
     received = list(reply)
     by_index: dict[int, list[Any]] = {}
     for entry in received:

@@ -10,7 +10,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, Protocol
+from typing import Generic, Literal, Protocol, TypeVar
 
 from penstock._numbers import Seconds, read_number, read_seconds
 from penstock._text import repr_of
@@ -18,6 +18,7 @@ from penstock.limits import Rate, Sliding
 from penstock.simulator._buckets import Bucket
 
 Unit = Literal["requests", "tokens", "output_tokens", "images"]
+_Limit = TypeVar("_Limit", bound="Window | Sliding")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,31 +165,22 @@ class BucketMeter:
         return Fraction(rate.burst) + Fraction(rate.amount) / Fraction(rate.per) * seconds
 
 
-class WindowMeter:
-    """A fixed window: everything comes back at once when the next one begins."""
+class _CountingMeter(Generic[_Limit]):
+    """What fixed and sliding windows have in common: a number of units that are used, and no part of one."""
 
-    __slots__ = ("_at_ns", "_index", "_used", "hidden", "limit", "unit")
+    __slots__ = ("_at_ns", "_used", "hidden", "limit", "unit")
 
-    def __init__(self, unit: Unit, limit: Window, now_ns: int, *, hidden: bool) -> None:
+    def __init__(self, unit: Unit, limit: _Limit, now_ns: int, *, hidden: bool) -> None:
         self.unit, self.hidden, self.limit = unit, hidden, limit
         self._at_ns, self._used = now_ns, 0
-        self._index = self._window(now_ns)
-
-    def _window(self, now_ns: int) -> int:
-        return now_ns // self._per_ns
-
-    @property
-    def _per_ns(self) -> int:
-        return round(self.limit.per * 1e9)
 
     @property
     def burst(self) -> float:
         return self.limit.amount
 
-    def advance(self, now_ns: int) -> None:
-        if self._window(now_ns) > self._index:
-            self._index, self._used = self._window(now_ns), 0
-        self._at_ns = now_ns
+    @property
+    def _per_ns(self) -> int:
+        return round(self.limit.per * 1e9)
 
     def level(self) -> Fraction:
         return Fraction(self.limit.amount) - self._used
@@ -198,6 +190,21 @@ class WindowMeter:
 
     def take_at_most(self, units: int) -> None:
         self.take(max(0, min(units, math.floor(self.level()))))
+
+
+class WindowMeter(_CountingMeter[Window]):
+    """A fixed window: everything comes back at once when the next one begins."""
+
+    __slots__ = ("_index",)
+
+    def __init__(self, unit: Unit, limit: Window, now_ns: int, *, hidden: bool) -> None:
+        super().__init__(unit, limit, now_ns, hidden=hidden)
+        self._index = now_ns // self._per_ns
+
+    def advance(self, now_ns: int) -> None:
+        if now_ns // self._per_ns > self._index:
+            self._index, self._used = now_ns // self._per_ns, 0
+        self._at_ns = now_ns
 
     def wait_ns(self, units: int) -> int:
         return 0 if units <= self.level() else self.reset_ns()
@@ -214,39 +221,24 @@ class WindowMeter:
         return Fraction(self.limit.amount) * (2 + math.floor(seconds / Fraction(self.limit.per)))
 
 
-class SlidingMeter:
+class SlidingMeter(_CountingMeter[Sliding]):
     """Never more than so much in any window."""
 
-    __slots__ = ("_at_ns", "_used", "hidden", "limit", "log", "unit")
+    __slots__ = ("log",)
 
     def __init__(self, unit: Unit, limit: Sliding, now_ns: int, *, hidden: bool) -> None:
-        self.unit, self.hidden, self.limit = unit, hidden, limit
-        self._at_ns, self._used = now_ns, 0
+        super().__init__(unit, limit, now_ns, hidden=hidden)
         self.log: deque[tuple[int, int]] = deque()
-
-    @property
-    def burst(self) -> float:
-        return self.limit.amount
-
-    @property
-    def _per_ns(self) -> int:
-        return round(self.limit.per * 1e9)
 
     def advance(self, now_ns: int) -> None:
         while self.log and self.log[0][0] + self._per_ns <= now_ns:
             self._used -= self.log.popleft()[1]
         self._at_ns = now_ns
 
-    def level(self) -> Fraction:
-        return Fraction(self.limit.amount) - self._used
-
     def take(self, units: int) -> None:
         if units:
             self.log.append((self._at_ns, units))
             self._used += units
-
-    def take_at_most(self, units: int) -> None:
-        self.take(max(0, min(units, math.floor(self.level()))))
 
     def wait_ns(self, units: int) -> int:
         level = self.level()

@@ -32,19 +32,19 @@ def read_form(content_type: str, body: bytes) -> dict[str, Field]:
     boundary = kind.get_param("boundary")
     if kind.get_content_type() != "multipart/form-data" or not isinstance(boundary, str) or not boundary:
         raise ValueError("expected a form with files: multipart/form-data with a boundary")
-    mark = b"--" + boundary.encode("ascii", "replace")
-    begin = body.find(mark)
+    delimiter = b"--" + boundary.encode("ascii", "replace")
+    begin = body.find(delimiter)
     fields: dict[str, Field] = {}
-    while begin >= 0 and body[begin + len(mark) : begin + len(mark) + 2] == b"\r\n":
-        head = begin + len(mark) + 2
+    while begin >= 0 and body[begin + len(delimiter) : begin + len(delimiter) + 2] == b"\r\n":
+        head = begin + len(delimiter) + 2
         text = body.find(b"\r\n\r\n", head)
-        begin = body.find(b"\r\n" + mark, head)
+        begin = body.find(b"\r\n" + delimiter, head)
         if text < 0 or begin < text:
             raise ValueError("the form ends in the middle of a field")
         name, filename = _names(body[head:text])
         fields[name] = Field(filename, body[text + 4 : begin])
         begin += 2
-    if begin < 0 or body[begin + len(mark) : begin + len(mark) + 2] != b"--":
+    if begin < 0 or body[begin + len(delimiter) : begin + len(delimiter) + 2] != b"--":
         raise ValueError("the form has no end")
     return fields
 

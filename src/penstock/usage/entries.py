@@ -17,7 +17,7 @@ _MOST_OPEN = 10_000
 LimitNote = tuple[float, str, str, float, float]
 """(moment, model or limiter, unit, amount, seconds) of a limit that calls are under."""
 
-DollarsOf = Callable[[str, Mapping[str, float], Mapping[str, float]], "float | None"]
+CallInDollars = Callable[[str, Mapping[str, float], Mapping[str, float]], "float | None"]
 """(model, units charged, usage) → what that costs; None: unknown."""
 
 
@@ -54,7 +54,7 @@ class Entries:
         limits: Limits that were told.
     """
 
-    def __init__(self, dollars_of: DollarsOf) -> None:
+    def __init__(self, dollars_of: CallInDollars) -> None:
         self.new: list[Entry] = []
         self.changed: dict[int, Entry] = {}
         self.limits: list[LimitNote] = []

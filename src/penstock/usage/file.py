@@ -90,23 +90,20 @@ def open_reader(path: Path) -> sqlite3.Connection:
     address = path.absolute().as_uri()
     last: sqlite3.Error | None = None
     for options in ("mode=ro", "immutable=1"):  # the latter where the folder is read-only, so no process writes
+        connection = None
         try:
             connection = sqlite3.connect(
                 f"{address}?{options}", uri=True, timeout=5, isolation_level=None, check_same_thread=False
             )
-        except sqlite3.Error as error:
-            last = error
-            continue
-        try:
             if _check(connection, path) == 0:
                 raise LedgerError(f"{path} is empty: nothing was recorded there yet")
             return connection
-        except sqlite3.Error as error:
-            connection.close()
+        except BaseException as error:
+            if connection is not None:
+                connection.close()
+            if not isinstance(error, sqlite3.Error):
+                raise
             last = error
-        except BaseException:
-            connection.close()
-            raise
     raise LedgerError(f"{path} cannot be read as a ledger: SQLite says {last}") from last
 
 

@@ -13,8 +13,6 @@ from typing import Any, Literal, Self
 from penstock.limits import Rate
 from penstock.usage.file import LedgerError, open_reader
 
-__all__ = ["History", "Minute", "RecordedCall", "Totals"]
-
 _SUBJECT = "coalesce(model, limiter, '')"
 _COLUMNS = {"user": "coalesce(user, '')", "subject": _SUBJECT, "outcome": "outcome"}
 _CALL = (

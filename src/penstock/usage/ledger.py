@@ -23,6 +23,7 @@ import warnings
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from operator import length_hint
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -34,8 +35,6 @@ from penstock._text import repr_of
 from penstock.llm.prices import Prices
 from penstock.usage.entries import Entries, Entry
 from penstock.usage.file import open_writer
-
-__all__ = ["DollarsOf", "Ledger", "LedgerStatistics"]
 
 _GATHER = 0.05
 """Seconds between two transactions: what happened before the first of them is what kill -9 takes."""
@@ -165,7 +164,10 @@ class Ledger:
 
     def __reduce__(self) -> Any:
         writer = self._writer
-        return _made_again, (str(writer.path), writer.max_pending, writer.keep, writer.prices)
+        made_again = partial(
+            Ledger, str(writer.path), max_pending=writer.max_pending, keep=writer.keep, prices=writer.prices
+        )
+        return made_again, ()
 
     def __del__(self) -> None:
         writer = getattr(self, "_writer", None)  # a constructor that raised has not come so far
@@ -173,7 +175,7 @@ class Ledger:
             warnings.warn(
                 f"{self!r} was never closed: call close() when it is not needed any more", ResourceWarning, 2, self
             )
-            writer.end_soon()
+            writer.put_marker(ends=True)  # it writes what is there, and ends; nobody waits for that
 
 
 def _patience(timeout: Any) -> float:
@@ -182,11 +184,6 @@ def _patience(timeout: Any) -> float:
     if seconds is None or seconds < 0:
         raise ValueError(f"timeout must be a number of seconds, 0 or more, or a timedelta, not {timeout!r}")
     return min(seconds, threading.TIMEOUT_MAX)
-
-
-def _made_again(path: str, max_pending: int, keep: float | None, prices: DollarsOf | None) -> Ledger:
-    """A ledger that was pickled: the same file."""
-    return Ledger(path, max_pending=max_pending, keep=keep, prices=prices)
 
 
 _INSERT = "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -280,8 +277,8 @@ class _Writer:
         while True:
             first = None if self._is_behind else self.queue.get()
             if self.error:
-                self._hurry.clear()
                 self._hurry.wait(_TRY_AGAIN)
+                self._hurry.clear()  # after it: a marker that was put in before it waited is in a hurry too
             elif type(first) is not _Marker:
                 self._hurry.wait(_GATHER)
             if self._work(markers, first):
@@ -328,9 +325,10 @@ class _Writer:
     def flush(self, timeout: float) -> bool:
         if self.thread is None:
             return True
-        return self._mark(ends=False).wait(timeout)
+        return self.put_marker(ends=False).wait(timeout)
 
-    def _mark(self, *, ends: bool) -> threading.Event:
+    def put_marker(self, *, ends: bool) -> threading.Event:
+        """Let the thread write all that is in the queue by now; return what is set when it has."""
         marker = _Marker(ends=ends)
         self._markers.add(marker)
         self.queue.put(marker)
@@ -341,7 +339,7 @@ class _Writer:
         thread, until = self.thread, clock.real_now() + timeout
         if thread is None:
             return
-        done = self._mark(ends=True)
+        done = self.put_marker(ends=True)
         while thread.is_alive() and clock.real_now() < until and not done.wait(_GATHER):
             pass
         if not thread.is_alive() or done.is_set():
@@ -357,10 +355,6 @@ class _Writer:
                 RuntimeWarning,
                 stacklevel=4,
             )
-
-    def end_soon(self) -> None:
-        """Write what is there, and end; wait for nothing."""
-        self._mark(ends=True)
 
     def _at_exit(self) -> None:
         self.close(5.0)

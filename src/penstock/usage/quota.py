@@ -9,8 +9,6 @@ from typing import Self
 from penstock.errors import RateLimited
 from penstock.usage.words import moment
 
-__all__ = ["Quota", "QuotaExceeded"]
-
 
 class QuotaExceeded(RateLimited):
     """A user has come to a cap.

@@ -38,8 +38,6 @@ from penstock.usage.quota import Quota, QuotaExceeded
 from penstock.usage.quota_records import Records, period_of
 from penstock.usage.reviews import Review, UserRecord
 
-__all__ = ["Quotas", "read_user"]
-
 Verdict = bool | float | None
 Reviewer = Callable[[QuotaExceeded], Verdict | Awaitable[Verdict]]
 GivenCaps = Mapping[str, CapLike | list[CapLike] | tuple[CapLike, ...]]

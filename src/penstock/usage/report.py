@@ -154,8 +154,8 @@ def as_markdown(found: Sequence[Evidence], name: str, tz: str) -> str:
         if isinstance(block, _Heading):
             parts.append("#" * block.level + " " + _marked(block.text))
         elif isinstance(block, _Table):
-            marks = ["---" if column < block.left else "---:" for column in range(len(block.head))]
-            lines = [map(_marked, block.head), marks, *(map(_marked, row) for row in block.rows)]
+            rules = ["---" if column < block.left else "---:" for column in range(len(block.head))]
+            lines = [map(_marked, block.head), rules, *(map(_marked, row) for row in block.rows)]
             parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
         elif isinstance(block, str):
             parts.append(_marked(block))
