@@ -14,6 +14,9 @@ from penstock.stores.contract import Batch, Terms
 from penstock.testing.store_contract import StoreContract
 from tests.stores.in_memory import RowsInMemory
 
+PATIENT = {"timeout": 10.0}
+"""For a server on a machine that does much else: the suite asks what a store answers, not how fast."""
+
 
 class TestMemory(StoreContract):
     @pytest.fixture
@@ -31,31 +34,31 @@ class TestSQLite(StoreContract):
 class TestRedis(StoreContract):
     @pytest.fixture
     def make_store(self, redis, prefix):
-        return lambda **options: RedisStore(redis, prefix=prefix, **options)
+        return lambda **options: RedisStore(redis, prefix=prefix, **PATIENT, **options)
 
 
 class TestValkey(StoreContract):
     @pytest.fixture
     def make_store(self, valkey, prefix):
-        return lambda **options: RedisStore(valkey, prefix=prefix, **options)
+        return lambda **options: RedisStore(valkey, prefix=prefix, **PATIENT, **options)
 
 
 class TestCluster(StoreContract):
     @pytest.fixture
     def make_store(self, cluster, prefix):
-        return lambda **options: RedisStore(cluster, prefix=prefix, group=lambda name: "all", **options)
+        return lambda **options: RedisStore(cluster, prefix=prefix, group=lambda name: "all", **PATIENT, **options)
 
 
 class TestTLS(StoreContract):
     @pytest.fixture
     def make_store(self, tls, prefix):
-        return lambda **options: RedisStore(tls, prefix=prefix, **options)
+        return lambda **options: RedisStore(tls, prefix=prefix, **PATIENT, **options)
 
 
 @pytest.mark.parametrize("kind", ["SQLite", "Valkey", "Cluster"])
 def test_names_are_listed_by_how_they_begin(kind, request, tmp_path, prefix):
     """Of one store, with odd characters; and a store that was made once more, by its address, has the same ones."""
-    options = {"prefix": prefix, "group": _all} if kind == "Cluster" else {"prefix": prefix}
+    options = {"prefix": prefix, **PATIENT, **({"group": _all} if kind == "Cluster" else {})}
     store = (
         SQLiteStore(tmp_path / "x.db")
         if kind == "SQLite"
