@@ -19,7 +19,8 @@ from weakref import WeakValueDictionary
 
 from penstock._backends import backend_over, memory_store
 from penstock._backends.base import Caller
-from penstock._backends.keyed import Key, KeyStates
+from penstock._backends.key import Key
+from penstock._backends.keyed import KeyStates
 from penstock._call import Call, check_functions, decorated, show_call
 from penstock._introspect import name_of, why_not_plain
 from penstock._numbers import Seconds, read_flag

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock import Keyed, Limiter, Rate, RateLimited, in_flight
+from penstock import Keyed, Limiter, Rate, RateLimited, calendar, in_flight, sliding
 from penstock._backends import fast_path
 from penstock._backends.wait import wait
+from penstock.limits import Unlimited
 from penstock.testing import manual_clock
 
 SHAPES = ["".join(shape) for length in range(1, 5) for shape in itertools.product("wfp", repeat=length)]
@@ -93,6 +94,22 @@ def test_from_the_look_at_a_plain_key_to_its_charge_nothing_can_come_between(sha
         for made in (index for index in found if step[index].opname == "BUILD_TUPLE"):
             later = [now.argval for now in step[made:]]
             assert sys.version_info >= (3, 12) or {"new", "live"} <= set(later), "it is looked at again"
+
+
+@pytest.mark.parametrize("kinds", ["w", "f", "p", "w-", "-f", "wfp", "wwu", "wpwpwf"])
+def test_from_the_look_at_the_meters_of_a_key_to_its_charge_nothing_can_come_between(kinds):
+    grant, release = fast_path._write_metered(kinds, locked=False)
+    code = list(dis.get_instructions(grant))
+    begin = max(index for index, now in enumerate(code) if now.argval == "plain")
+    end = max(index for index, now in enumerate(code) if now.argval == "granted_at" and now.opname == "STORE_ATTR")
+    step = code[begin : end + 1]
+    assert {"live", "known", "given", "granted"} <= {now.argval for now in step}
+    assert [now for now in step if may_be_interrupted(now)] == []
+    assert (release is None) == ("p" not in kinds)
+    if release is not None:
+        step = step_of(release)
+        assert {"given", "ended", "live", "taken", "holders"} <= {now.argval for now in step}
+        assert [now for now in step if may_be_interrupted(now)] == []
 
 
 @pytest.mark.parametrize("function", fast_path._write("wfp", locked=False), ids=["grant", "release"])
@@ -278,27 +295,42 @@ def acquire(limiter, cost):
 # Keys in tuples of numbers
 
 KEY_LIMITS = {"tokens": Rate(5, 1.0, 12), "requests": Rate(4, 1.0, 6)}
+MORE_LIMITS = [
+    {},
+    {"calls": in_flight(3)},
+    {"calls": in_flight(1)},
+    {"images": sliding(9, 1.0, default=1)},
+    {"images": calendar(9, "minute", default=0.5)},
+    {"images": Rate(2, 1.0, overdraft=True, default=3), "calls": in_flight(2.5)},
+    {"images": Unlimited(default=1), "calls": in_flight(7)},
+]
+"""What keys may have beside, which cannot be kept as numbers."""
+
 KEY_STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("acquire"), st.integers(0, 12), st.sampled_from([0, 1, 2])),
         st.tuples(st.just("acquire"), st.sampled_from([0.5, 1.5]), st.just(1)),
         st.tuples(st.just("forget")),
+        st.tuples(st.just("look")),
         STEPS.filter(lambda step: step[0] != "change"),
     ),
     max_size=40,
 )
 
 
-@given(steps=KEY_STEPS)
-def test_a_key_is_what_a_limiter_of_its_own_would_be(steps):
+@given(steps=KEY_STEPS, more=st.sampled_from(MORE_LIMITS), plain=st.booleans())
+def test_a_key_is_what_a_limiter_of_its_own_would_be(steps, more, plain):
     """Through settling, cancelling, pauses, time, and being put away, forgotten and taken out again in between."""
+    limits = {**KEY_LIMITS, **more}
     with manual_clock() as at:
-        per_user, plain = Keyed(KEY_LIMITS), Limiter(KEY_LIMITS)
+        per_user, own = Keyed(limits), Limiter(limits)
+        if not plain:
+            per_user[("a", "tuple")]
         permits = [], []
         for step in steps:
             if step[0] == "acquire":
                 cost = {"tokens": step[1], "requests": step[2]}
-                answers = [acquire(limiter, cost) for limiter in (per_user["alice"], plain)]
+                answers = [acquire(limiter, cost) for limiter in (per_user["alice"], own)]
                 assert (
                     answers[0][1] == pytest.approx(answers[1][1])
                     if answers[1][0] is None
@@ -311,18 +343,21 @@ def test_a_key_is_what_a_limiter_of_its_own_would_be(steps):
             elif step[0] == "forget":
                 for other in range(60):
                     per_user[other]
+            elif step[0] == "look":
+                assert per_user["alice"].forecast(tokens=12, requests=3).wait == pytest.approx(
+                    own.forecast(tokens=12, requests=3).wait, abs=1e-6
+                )
             else:
                 do(per_user["alice"], permits[0], step, "tokens")
-                do(plain, permits[1], step, "tokens")
-            mine = per_user["alice"].statistics().limits if step[0] == "look" else None
-            assert mine is None or mine["tokens"].level == plain.statistics().limits["tokens"].level
-            assert per_user["alice"].forecast(tokens=12, requests=3).wait == pytest.approx(
-                plain.forecast(tokens=12, requests=3).wait, abs=1e-6
-            )
+                do(own, permits[1], step, "tokens")
+            assert [permit.cost for permit in permits[0]] == [permit.cost for permit in permits[1]]
         levels = [
             {unit: status.level for unit, status in limiter.statistics().limits.items()}
-            for limiter in (per_user["alice"], plain)
+            for limiter in (per_user["alice"], own)
         ]
         assert levels[0] == pytest.approx(levels[1], abs=1e-6)
-        assert [permit.cost for permit in permits[0]] == [permit.cost for permit in permits[1]]
+        for mine in permits:
+            for permit in mine:
+                permit.close()
+        assert per_user["alice"].statistics().in_flight == own.statistics().in_flight == 0
         at.advance(math.ceil(1e6))

@@ -211,8 +211,8 @@ def test_places_that_others_have_are_not_free_when_the_last_one_here_is():
     assert places.used(0.0) == 2
 
 
-def test_only_places_that_outlive_their_time_must_be_kept_as_they_are():
-    for ttl, taken, packed in ((None, 0, 0.0), (None, 2, 0.0), (5, 0, 0.0), (5, 2, None)):
+def test_places_that_are_held_must_be_kept_as_they_are():
+    for ttl, taken, packed in ((None, 0, 0.0), (None, 2, None), (5, 0, 0.0), (5, 2, None)):
         places = Places(in_flight(4, ttl=ttl))
         places.charge(taken, 0.0)
         assert places.pack() == packed

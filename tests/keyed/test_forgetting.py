@@ -259,3 +259,75 @@ async def test_a_place_of_a_key_comes_back_after_its_time_to_live_and_not_when_i
         per_user["alice"].acquire_nowait().close()
     look_at_all(per_user)
     assert "alice" not in per_user._keys._states.known | per_user._keys._states.old | per_user._keys._states.live
+
+
+@anyio_test
+async def test_a_late_word_of_the_server_about_a_forgotten_key_does_not_close_it(virtual_time):
+    """It was empty for ever: what was charged since the call could not be known, and counted as endless."""
+    per_user = Keyed(tokens="60/min")
+    late = per_user["alice"].acquire_nowait(tokens=10)
+    per_user["alice"].acquire_nowait(tokens=10).settle(tokens=1)
+    await anyio.sleep(20)
+    look_at_all(per_user)
+    assert len(per_user) <= 1
+    late.observe(remaining={"tokens": 5})
+    assert per_user["alice"].forecast(tokens=60).wait <= 60
+
+
+@anyio_test
+async def test_a_permit_outlives_a_change_of_how_many_limits_its_key_has(virtual_time):
+    per_user = Keyed(tokens=["60/min", "1000/day"])
+    permit = per_user["alice"].acquire_nowait(tokens=30)
+    per_user["alice"].reconfigure(tokens="60/min")
+    permit.settle(tokens=10)
+    assert level(per_user["alice"], "tokens") == 50
+
+
+PLACES = {"calls": in_flight(2), "tokens": "60/min"}
+
+
+@pytest.mark.parametrize("key", ["alice", ("alice", 1)], ids=["a plain key", "a key that Python compares"])
+@anyio_test
+async def test_a_place_of_a_key_is_held_by_its_permit_alone(virtual_time, key):
+    """However often keys are put away, and whatever else is asked of it meanwhile."""
+    per_user = Keyed(PLACES)
+    async with per_user[key](tokens=1):
+        look_at_all(per_user)
+        with per_user[key].acquire_nowait(tokens=0.5) as second:
+            assert per_user[key].statistics().in_flight == 2
+            with pytest.raises(RateLimited):
+                per_user[key].acquire_nowait(tokens=1)
+            second.settle(tokens=0)
+        look_at_all(per_user)
+        assert per_user[key].statistics().in_flight == 1
+    await anyio.sleep(60)
+    look_at_all(per_user)
+    assert len(per_user) <= 1
+
+
+@anyio_test
+async def test_a_lost_permit_of_a_key_that_nothing_holds_keeps_no_place(virtual_time):
+    per_user = Keyed(PLACES)
+    for _ in range(5):
+        per_user["alice"].acquire_nowait(tokens=1)  # and dropped
+        gc.collect()
+    assert per_user["alice"].statistics().in_flight == 0
+
+
+@anyio_test
+async def test_a_waiter_gets_the_place_of_a_permit_that_was_granted_without_a_queue(virtual_time):
+    per_user = Keyed(calls=in_flight(2))
+    log = []
+
+    async def wait():
+        async with per_user["alice"]():
+            log.append("turn")
+
+    async with anyio.create_task_group() as tasks:
+        async with per_user["alice"](), per_user["alice"]():
+            tasks.start_soon(wait)
+            await anyio.sleep(1)
+            assert log == []
+        await anyio.sleep(0)
+    assert log == ["turn"]
+    assert per_user["alice"].statistics().in_flight == 0

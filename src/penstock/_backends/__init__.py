@@ -6,6 +6,7 @@ limit_set.py   the limits of one limiter as it was constructed
 queue.py       the queue in front of limits of this process, and its timer's owner
 local.py       the backend of this process
 fast_path.py   charging a call that need not wait
+key.py         one key, as a backend
 keyed.py       the limits of many keys
 held_places.py places that may never come back
 wait.py        how a task or a thread waits for an answer: the one wait loop

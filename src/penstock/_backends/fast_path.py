@@ -28,7 +28,7 @@ from typing import Any
 from penstock import clock
 from penstock._backends.base import HAS_GIL, Binding, Charge, Grant
 from penstock._core.bucket import Bucket
-from penstock._core.meter import Unmetered
+from penstock._core.meter import Meter, Unmetered
 from penstock._core.places import Places
 from penstock._core.turns import LimitState
 
@@ -36,8 +36,11 @@ _MOST = 6
 """Limits of one charge up to which functions are written, of one figure; more take the general path."""
 
 _KEYED, _KEYED_LOCKED = "k", "K"
-"""What the shape of a key's charge begins with: of plain keys, which are charged without the lock, and of all others.
-"""
+"""What the shape of a key's charge begins with where it is charged in a tuple of numbers: of plain keys, which are
+charged without the lock, and of all others."""
+
+_NOT_CHARGED = "-"
+"""Stands for a limit of a key that a cost does not charge."""
 
 _FILE = __file__.replace("fast_path.py", "<fast path>")
 """The file that written functions are said to be in: one of this package, as everything that looks for the user's code
@@ -65,29 +68,53 @@ def prepare(charge: Charge) -> None:
         charge.parts = tuple([part for state, amount in charge.charges for part in (state.meter, float(amount))])
 
 
-def new_key(states: list[LimitState]) -> tuple[float, ...]:
-    """What a key has used of these limits that was never seen."""
-    return (_FULL_SINCE_EVER,) * len(states)
+def new_key(states: list[LimitState]) -> tuple[float, ...] | None:
+    """What a key has used of these limits that was never seen, as numbers; None where that cannot be numbers."""
+    fits = len(states) <= _MOST and all(type(state.meter) is Bucket for state in states)
+    return (_FULL_SINCE_EVER,) * len(states) if fits else None
 
 
-def fits_keys(states: list[LimitState]) -> bool:
-    """Whether a key with these limits can be kept as a tuple of numbers, and charged in it."""
-    return len(states) <= _MOST and all(type(state.meter) is Bucket and not state.meter.overdraft for state in states)
+def prepare_key(charge: Charge, states: list[LimitState], meters: list[Meter], *, numbers: bool, locked: bool) -> None:
+    """Give a charge what it takes to charge a key of these limits: in its tuple of numbers, or in its meters.
 
-
-def prepare_key(charge: Charge, states: list[LimitState], *, locked: bool) -> None:
-    """Give a charge what it takes to charge a key of these limits in its tuple of numbers; whole units only.
-
-    `locked`: keys may have a Python `__eq__`, so they are charged with the lock held.
+    `numbers`: keys are kept as numbers while they can be. `locked`: keys may have a Python `__eq__`, so they are
+    charged with the lock held.
     """
     amounts = {id(state): float(amount) for state, amount in charge.charges}
-    charged = tuple([index for index, state in enumerate(states) if id(state) in amounts])
-    charge.parts = tuple([part for index in charged for part in (states[index].meter, amounts[id(states[index])])])
-    if charged and not any(amount % 1 for amount in amounts.values()):
-        charge.shape = f"{_KEYED_LOCKED if locked else _KEYED}{len(states)}{''.join(map(str, charged))}"
-        charge.grant, charge.release = _write(charge.shape, locked=locked)
+    kinds = "".join(
+        [
+            _kind(meter, amounts[id(state)]) if id(state) in amounts else _NOT_CHARGED
+            for state, meter in zip(states, meters, strict=True)
+        ]
+    )
+    charge.parts = tuple(
+        [
+            part
+            for state, meter in zip(states, meters, strict=True)
+            if id(state) in amounts
+            for part in (meter, amounts[id(state)])
+        ]
+    )
+    charge.grant, charge.release = charge_closer, None
+    if "?" in kinds or len(states) > _MOST:
+        charge.release = close_closer if charge.held else None
+    elif not numbers or set(kinds) != {"w"} | set(kinds) & {_NOT_CHARGED}:
+        charge.grant, charge.release = _write_metered(kinds, locked=locked)
     else:
-        charge.grant = look_closer
+        where = "".join([str(index) for index, kind in enumerate(kinds) if kind == "w"])
+        charge.shape = f"{_KEYED_LOCKED if locked else _KEYED}{len(states)}{where}"
+        charge.grant, charge.release = _write(charge.shape, locked=locked)
+
+
+def charge_closer(binding: Binding, grant: Grant) -> bool:
+    """Charge a key by its meters, whatever they are, with the lock held."""
+    key: Any = binding.backend
+    return key.states.charge_closer(binding, grant)  # type: ignore[no-any-return]
+
+
+def close_closer(_: Grant) -> bool:
+    """The release of a charge that the fast path has no answer for."""
+    return False
 
 
 def look_closer(_: Binding, __: Grant) -> bool:
@@ -110,11 +137,31 @@ def _write(shape: str, *, locked: bool) -> tuple[Callable[[Binding, Grant], bool
     A letter per limit, `w` or `f` for a bucket charged whole units or fractions, `p` for places, `u` for none. Or of a
     key: `_KEYED`, how many buckets it has, and which of them are charged.
     """
-    names: dict[str, Any] = {"clock": clock}
+    names: dict[str, Any] = {"clock": clock, **_metered_of(shape)}
     _run(_grant_source(shape, locked=locked), names)
     if "p" in shape:
         _run(_release_source(shape, locked=locked), names)
     return names["grant"], names.get("release")
+
+
+@lru_cache(256)
+def _write_metered(
+    kinds: str, *, locked: bool
+) -> tuple[Callable[[Binding, Grant], bool], Callable[[Grant], bool] | None]:
+    """The functions that charge a key in its meters. A letter for each of its limits: as `_write`, or not charged."""
+    names: dict[str, Any] = {"clock": clock}
+    _run(_metered_source(kinds, locked=locked), names)
+    if "p" in kinds:
+        _run(_metered_release_source(kinds, locked=locked), names)
+    return names["grant"], names.get("release")
+
+
+def _metered_of(shape: str) -> dict[str, Any]:
+    """What charges a key of that shape whose tuple of numbers has become meters."""
+    if shape[0] not in {_KEYED, _KEYED_LOCKED}:
+        return {}
+    kinds = "".join(["w" if str(index) in shape[2:] else _NOT_CHARGED for index in range(int(shape[1]))])
+    return {"metered": _write_metered(kinds, locked=shape[0] == _KEYED_LOCKED)[0]}
 
 
 def _run(source: str, names: dict[str, Any]) -> None:
@@ -133,10 +180,10 @@ def _in_one_line(code: CodeType) -> CodeType:
 
 def _grant_source(shape: str, *, locked: bool) -> str:
     if shape[0] in {_KEYED, _KEYED_LOCKED}:
-        charge = [*_before_keyed(shape), *_keyed_step(shape, "return True")]
-    else:
-        step = [*_charge_step(shape), f"    {_receipts(shape)}", "    return True"]
-        charge = [*_before_charge(shape), *_indented(step, locked=locked)]
+        charge = [*_before_keyed(shape), *_keyed_step(shape, "return True", "return False")]
+        return "\n".join(["def grant(binding, grant):", *charge, "    return metered(binding, grant)"])
+    step = [*_charge_step(shape), f"    {_receipts(shape)}", "    return True"]
+    charge = [*_before_charge(shape), *_indented(step, locked=locked)]
     return "\n".join(["def grant(binding, grant):", *charge, "    return False"])
 
 
@@ -146,7 +193,7 @@ def enter_and_leave(shape: str, names: dict[str, Any], *, locked: bool = not HAS
     `names`: what they use of the layers above: the classes of permits, `emit_grant`, the `LOOP` of `wait`, and `DONE`.
     `locked`: whether the charge is made with the lock held.
     """
-    names = {**names, "clock": clock}
+    names = {**names, "clock": clock, **_metered_of(shape)}
     _run(_enter_source(shape, locked=locked), names)
     _run(_leave_source(shape, locked=locked), names)
     return {name: names[name] for name in ("__aenter__", "__aexit__")}
@@ -329,7 +376,7 @@ def _charge_step(shape: str) -> list[str]:
     ready = ["clearance.given"]
     take: list[str] = []
     for i, kind in enumerate(shape):
-        if kind == "u":
+        if kind in {"u", _NOT_CHARGED}:
             continue  # nothing binds
         if kind == "p":
             ready.append(f"m{i}.taken + c{i} < m{i}.amount")
@@ -365,8 +412,9 @@ def _keyed_enter_source(shape: str) -> str:
         "    grant = Permit()",
         *_before_keyed(shape),
         "    try:",
-        "        charged = False",
-        *(f"    {line}" for line in _keyed_step(shape, "charged = True")),
+        "        charged = None",
+        *(f"    {line}" for line in _keyed_step(shape, "charged = True", "if charged is None: charged = False")),
+        "        if charged is None: charged = metered(binding, grant)",
         "        if charged:",
         "            if mine.on_event is not None: emit_grant(binding, 0.0, grant, self._terms.flow)",
         "            return grant",
@@ -382,7 +430,7 @@ def _before_keyed(shape: str) -> list[str]:
     ]
 
 
-def _keyed_step(shape: str, charged: str) -> list[str]:
+def _keyed_step(shape: str, charged: str, not_ready: str) -> list[str]:
     """As `_charge_step`, of a tuple in `KeyStates.known`.
 
     Of plain keys it is one step, as that is. A user's key may have a Python `__eq__`, so it is done with the lock held.
@@ -419,7 +467,57 @@ def _keyed_step(shape: str, charged: str) -> list[str]:
         f"        if {' and '.join(f't{i} - m{i}.ceiling <= r{i}' for i in parts)}:",
         f"            fresh = ({used})",
         *(f"            {line}" for line in put),
+        f"        {not_ready}",
     ], locked=locked, lock="states.store.lock")  # fmt: skip
+
+
+def _metered_source(kinds: str, *, locked: bool) -> str:
+    """As `_charge_step`, of the meters of a key: a list in `KeyStates.known`."""
+    charged = [index for index, kind in enumerate(kinds) if kind != _NOT_CHARGED]
+    step = _charge_step(kinds)
+    receipts = "".join(f"{'0.0' if kinds[i] == 'u' else ('m' if kinds[i] == 'p' else 't') + str(i)}, " for i in charged)
+    same = f"{'' if locked else 'states.plain and '}key not in states.live and key in known and known[key] is meters"
+    return "\n".join([
+        "def grant(binding, grant):",
+        f"    {''.join(f'_, c{i}, ' for i in charged)} = binding.charge.parts" if charged else "    pass",
+        "    mine = binding.backend; key = mine.key; states = mine.states; caller = binding.caller",
+        "    clearance = states.clearance",
+        "    grant.binding = binding; grant.ended = False",
+        *([] if locked else [
+            "    known = states.known",
+            "    meters = known[key] if key in known else None",
+            "    if meters.__class__ is not list:",
+        ]),
+        f"    {'' if locked else '    '}meters = states.meters_of(key)",
+        f"    {'' if locked else '    '}if meters is None: return False",
+        f"    {''.join(f'm{i}, ' for i in range(len(kinds)))} = meters",
+        *_indented([
+            "now = clock.now()",
+            "known = states.known",
+            f"if {same}:",
+            *(f"    {line}" for line in step),
+            f"        grant.receipts = ({receipts})",
+            "        return True",
+        ], locked=locked, lock="states.store.lock"),
+        "    return states.charge_closer(binding, grant)",
+    ])  # fmt: skip
+
+
+def _metered_release_source(kinds: str, *, locked: bool) -> str:
+    charged = [index for index, kind in enumerate(kinds) if kind != _NOT_CHARGED]
+    places = [(at, index) for at, index in enumerate(charged) if kinds[index] == "p"]
+    return "\n".join([
+        "def release(grant):",
+        "    binding = grant.binding; parts = binding.charge.parts; receipts = grant.receipts",
+        "    mine = binding.backend; key = mine.key; states = mine.states; clearance = states.clearance",
+        *(f"    m{index} = receipts[{at}]; c{index} = parts[{2 * at + 1}]" for at, index in places),
+        *_indented(
+            [*_release_step(kinds, " and key not in states.live"), "    return True"],
+            locked=locked,
+            lock="states.store.lock",
+        ),
+        "    return False",
+    ])  # fmt: skip
 
 
 def _release_source(shape: str, *, locked: bool) -> str:
@@ -439,9 +537,9 @@ def _before_release(shape: str) -> list[str]:
     ]
 
 
-def _release_step(shape: str) -> list[str]:
+def _release_step(shape: str, also: str = "") -> list[str]:
     """The step that gives places back."""
-    step = ["if clearance.given and not grant.ended:"]
+    step = [f"if clearance.given and not grant.ended{also}:"]
     for i, kind in enumerate(shape):
         if kind == "p":
             step += [

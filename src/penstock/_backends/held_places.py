@@ -55,9 +55,10 @@ def warn_of_hang(charges: Charges) -> None:
                 f"this task holds the last place of {state.label}, acquired at {{}}, and waits for another: "
                 "it may never come back. Enter the limiter once, or raise the limit",
             )
-        orphans, meter.orphans = meter.orphans, []
-        for hold in orphans:
-            warn_of_orphan(hold.where, state.label, "for ever")
+        for hold in list(meter.orphans):
+            where, hold.where = hold.where, None
+            if where is not None:
+                warn_of_orphan(where, state.label, "for ever")
 
 
 def expired(states: Iterable[LimitState], now: float) -> list[Hold]:

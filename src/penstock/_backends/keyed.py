@@ -1,14 +1,20 @@
 """The limits of many keys: a million of them cost what a million tuples cost, and idle keys nothing.
 
-What a key has used is a tuple with a number per bucket, the bucket's `tat`. A call that need not wait reads and writes
-that tuple and makes nothing else (`fast_path.prepare_key`). Only where more is asked, a wait, a refund, a forecast, the
-key gets limits of its own, *materialised* as a `LocalBackend`, for as long as something holds them. Then they are
-packed again; and once they are whole, the key is forgotten, as a key that was never seen is in the same state.
+What a key has used is kept in the smallest of three forms:
 
-A permit of the fast path remembers the `tat` after its charge. So the scale of a key's `tat` must not change under it:
-a bucket that was given something back is packed with its offset. When such a key is forgotten, a new one begins without
-an offset; until the old `tat` has passed, the moment is kept, and permits of before it give nothing back, as the limits
-were whole since.
+- a tuple with a number per bucket, the bucket's `tat`. A call of whole units reads and writes that tuple and makes
+  nothing else (`fast_path.prepare_key`);
+- a list of its meters, where that is not enough: fractions, places, windows, what was given back. A call that need not
+  wait charges them where they are. For what goes on afterwards (settle, cancel, close) one limit set, which all keys
+  share, is given the meters of the key (`run`). Meters are packed when the key was not used for a while;
+- limits of its own, *materialised* as a `LocalBackend`, while something needs them: a waiter, a pause, a forecast.
+
+Once its limits are whole the key is forgotten, as a key that was never seen is in the same state.
+
+A permit remembers the `tat` after its charge. So the scale of a key's `tat` must not change under it: a bucket that was
+given something back is packed with its offset. When such a key is forgotten, a new one begins without an offset; until
+the old `tat` has passed, the moment is kept, and permits of before it give nothing back, as the limits were whole
+since.
 
 All of it is done with the lock held, which keeps out other threads, but for the fast path of plain keys, and no signal
 handler or finaliser of this one. They run where a call ends or begins. So what a key has used is at every such moment
@@ -24,31 +30,45 @@ from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from itertools import islice
 from operator import gt
-from typing import Any
+from sys import getrefcount
+from typing import Any, TypeVar
 from weakref import ref
 
 from penstock import clock
 from penstock._backends import fast_path
-from penstock._backends.base import HAS_GIL, Binding, Caller, Charge, Grant, Request, words_of
+from penstock._backends.base import HAS_GIL, Binding, Caller, Charge, Clearance, Grant, words_of
 from penstock._backends.charges import ChargePlan
-from penstock._backends.held_places import expired, warn_of_expired
+from penstock._backends.held_places import expired, note_holder, warn_of_expired
 from penstock._backends.limit_set import LimitSet
 from penstock._backends.local import LocalBackend
 from penstock._backends.queue import WaitQueue
-from penstock._core.turns import LimitState
+from penstock._core.bucket import Bucket
+from penstock._core.meter import Meter
+from penstock._core.places import Places
+from penstock._core.turns import LimitState, charge_if_ready, fresh_meter
 from penstock._validation import RESERVED, exact_costs, is_plain
-from penstock.errors import CostError
 from penstock.limits import Limit
 from penstock.stores.memory import MemoryStore
 
 Limits = dict[str, tuple[Limit, ...]]
 States = dict[str, tuple[LimitState, ...]]
+R = TypeVar("R")
 
 SWEEP = 20
 """Uses after which three times as many keys are looked at, whether they can be forgotten."""
 
 PROBE = 64
 """Uses after which a few keys are looked at, where nearly none of those looked at last could be forgotten."""
+
+
+class Materialised(Exception):  # noqa: N818 - a signal: no error
+    """The limits of this key are materialised, or this thread is in the middle of a decision: ask the limits."""
+
+
+class _Packed(tuple[Any, ...]):
+    """What the meters of a key packed, where that is not a number each."""
+
+    __slots__ = ()
 
 
 class _Life(ref[LimitSet]):
@@ -78,22 +98,23 @@ class KeyStates:
         limits: Those of every key; None where a function of the key says which.
         call_of: Makes the call of a binding.
         charges: Costs that some key has been charged, worked out once.
+        clearance: Permission to charge the meters of keys without the lock.
         dead: Keys whose limits nothing holds any more, to be packed.
         moving: What was taken out of `old` to be looked at.
-        new: What a key has used that was never seen, on the fast path.
+        new: What a key has used that was never seen, as numbers; None where it cannot be numbers.
         plain: Whether all keys so far are compared without a call of Python's.
         quick: What calls of keys are made of, for the limiters above.
         uses: How often keys were used; at `sweep_at` some of them are looked at.
-        known, old: What keys have used whose limits are not: a tuple of numbers, a list of what meters packed where
-            that is not all, or the states themselves where the limits are not the usual ones. `old` is being looked
-            through.
-        fast: Whether calls may take the fast path: only buckets, all enforced.
+        known, old: What keys have used whose limits are not: a tuple of numbers, a list of meters, what they packed,
+            or the states themselves where the limits are not the usual ones. `old` is being looked through.
+        shared: The limits that are given the meters of one key after another.
+        fast: Whether keys are charged without limits of their own: all enforced, and no place with a time to live.
     """
 
     __slots__ = (
-        "_ageing", "_forgotten", "_pattern", "_rates", "_usual", "_weights", "_yields", "call_of", "charges", "dead",
-        "fast", "known", "like", "limits", "live", "moving", "new", "old", "plain", "quick", "store", "sweep_at",
-        "uses",
+        "_ageing", "_calendars", "_forgotten", "_lent", "_meters", "_pattern", "_rates", "_running", "_states",
+        "_usual", "_weights", "_yields", "call_of", "charges", "clearance", "dead", "fast", "known", "like", "limits",
+        "live", "moving", "new", "old", "plain", "quick", "shared", "store", "sweep_at", "uses",
     )  # fmt: skip
 
     def __init__(
@@ -112,8 +133,15 @@ class KeyStates:
         self._weights = weights
         self.limits = limits
         self._pattern = None if limits is None else LimitSet(limits, WaitQueue(), None)
-        self._usual = [] if self._pattern is None else [state.limit for state in self._pattern.all_states()]
-        self.fast = like.enforce and self._pattern is not None and fast_path.fits_keys(self._pattern.all_states())
+        self._states = [] if self._pattern is None else self._pattern.all_states()
+        self._meters = [state.meter for state in self._states]  # unused ones; the states are given those of keys
+        self._calendars = any(meter.calendar for meter in self._meters)
+        self._usual = [state.limit for state in self._states]
+        self.fast = like.enforce and bool(self._states) and not any(getattr(each, "ttl", None) for each in self._usual)
+        self.shared = None if self._pattern is None else LocalBackend(store, (self._pattern,))
+        self._running = False  # whether the shared limits decide for a key
+        self._lent = False  # whether they still have the meters of one
+        self.clearance = Clearance()
         self.live: dict[Hashable, _Life] = {}
         self.known: dict[Hashable, Any] = {}
         self.old: dict[Hashable, Any] = {}
@@ -122,9 +150,8 @@ class KeyStates:
         self.plain: bool = HAS_GIL
         self.charges: dict[Any, Charge] = {}
         self.quick: dict[Any, Any] = {}
-        self.new = fast_path.new_key(self.pattern_states()) if self.fast else ()
-        buckets: list[Any] = self.pattern_states() if self.fast else []
-        self._rates = tuple([state.meter.rate for state in buckets])
+        self.new = fast_path.new_key(self._states)
+        self._rates = () if self.new is None else tuple([meter.rate for meter in self._meters])  # type: ignore[attr-defined]
         self._forgotten: dict[Hashable, tuple[float, float]] = {}  # when it was, and until when that matters
         self.uses = 0
         self.sweep_at = SWEEP
@@ -134,14 +161,17 @@ class KeyStates:
         """How many keys have a limit that is not whole, as far as that is known without looking at all of them."""
         return len(self.known) + len(self.old) + len(self.live)
 
-    def pattern_states(self) -> list[LimitState]:
-        """The limits that every key has, in their order."""
-        return [] if self._pattern is None else self._pattern.all_states()
+    def own_of(self, backend: LocalBackend) -> dict[LimitState, LimitState]:
+        """The limits that keys share, each with that of a key whose limits are materialised, if it still has one."""
+        shared = {} if self._pattern is None else self._pattern.states
+        own = backend.sets[0].states
+        pairs = [zip(states, own.get(unit, ()), strict=False) for unit, states in shared.items()]
+        return {state: mine for of_unit in pairs for state, mine in of_unit}
 
     def plan(self) -> ChargePlan:
         """What costs of every key are charged on."""
-        assert self._pattern is not None, "limits are fixed"
-        return ChargePlan([self._pattern])
+        assert self.shared is not None, "limits are fixed"
+        return self.shared.plan()
 
     def take_any_key(self) -> None:
         """From now on keys are compared by Python: charge them with the lock held."""
@@ -153,6 +183,11 @@ class KeyStates:
     def sweep(self) -> None:
         """Now and then: pack the limits of keys that nothing holds any more, and forget others."""
         with self.store.lock:
+            if self._running:
+                return  # in a signal handler: the meters of the key that is being decided on stay where they are
+            if self._lent:  # let no shared limit refer to a meter that could be packed
+                self._lend(self._meters)
+                self._lent = False
             self._put_one_away()
             self._put_one_away()
             if self.uses >= self.sweep_at:
@@ -199,6 +234,8 @@ class KeyStates:
         kept = life.states if life is not None else self.known.get(key) or self.old.get(key)
         if isinstance(kept, dict):
             part.take_over(kept, clock.now(), keep_limits=self.limits is not None)
+        elif isinstance(kept, list):
+            part.take_meters(kept)
         elif kept is not None:
             for state, packed in zip(part.all_states(), kept, strict=True):
                 state.meter.unpack(packed)
@@ -223,9 +260,9 @@ class KeyStates:
         states = _all(life.states)
         kept: Any = life.states
         if [state.limit for state in states] == self._usual and not _paused(states, now):
-            packed = [state.meter.pack() for state in states]
-            if None not in packed:
-                kept = tuple(packed) if all(type(used) is float for used in packed) else packed
+            kept = _packed([state.meter for state in states])
+            if kept.__class__ is list and not self.fast:
+                kept = life.states
         whole = self._whole(kept, now)
         if whole and type(kept) is not tuple:
             self._note_forgotten(key, kept, now)
@@ -245,10 +282,15 @@ class KeyStates:
             warn_of_expired(expired(_all(kept), now), f"{key}")
         if not self.fast:
             return
-        packed = [state.meter.pack() for state in _all(kept)] if isinstance(kept, dict) else kept
+        meters = [state.meter for state in _all(kept)] if isinstance(kept, dict) else kept
         until = now
-        for rate, used in zip(self._rates, packed, strict=True):
-            until = max(until, (used[0] if isinstance(used, tuple) else used) / rate)
+        for meter, fresh in zip(meters, self._meters, strict=True):
+            if type(fresh) is Bucket:
+                packed = meter.pack() if type(meter) is Bucket else meter
+                if packed.__class__ is tuple:
+                    until = max(until, packed[0] / fresh.rate)
+        if until <= now:
+            return  # nothing was given back, so the receipts of before are on the scale of a key that was never seen
         self._forgotten[key] = now, until
         if len(self._forgotten) % SWEEP == 0:
             for over in [key for key, times in list(self._forgotten.items()) if times[1] <= now]:
@@ -272,17 +314,18 @@ class KeyStates:
             moving.extend(islice(iter(self.old.popitem, None), looked))  # in C: no signal handler comes between
         except KeyError:
             pass  # one came before, and has used them
-        if self.fast and moving:
+        if self.new is not None and moving:
             self._drop_the_whole(moving, moving[-1], now)
             moving = self.moving
         # A handler may come after the condition of a loop as well as before it: both look once.
         while (item := moving[-1] if moving else None) is not None:
             key, kept = item
-            if not (self.fast and type(kept) is tuple) and self._whole(kept, now):
-                if type(kept) is not tuple:
-                    self._note_forgotten(key, kept, now)
-            elif moving and moving[-1] is item:
-                self.known.setdefault(key, kept)
+            if type(kept) is not tuple and self._whole(kept, now):
+                self._note_forgotten(key, kept, now)
+            else:
+                kept = _packed(kept) if isinstance(kept, list) else kept
+                if moving and moving[-1] is item:
+                    self.known.setdefault(key, kept)
             if moving and moving[-1] is item:
                 del moving[-1]
         if not self.old:
@@ -307,25 +350,93 @@ class KeyStates:
 
     def _whole(self, kept: Any, now: float) -> bool:
         """Whether the limits of a key are whole again, so that it equals one never seen."""
-        if self.fast and type(kept) is tuple:
+        if type(kept) is tuple:
             return not any(tat > now * rate for tat, rate in zip(kept, self._rates, strict=True))
+        if isinstance(kept, _Packed):
+            both = zip(_follow(self._meters, now), kept, strict=True)
+            return all(meter.idle_as(packed, now) for meter, packed in both)
+        if isinstance(kept, list):
+            return not _settled(kept) and all(meter.idle(now) for meter in _follow(kept, now))
+        states = _all(kept)
+        usual = self.limits is None or [state.limit for state in states] == self._usual
+        meters = _follow([state.meter for state in states], now)
+        return usual and not _paused(states, now) and all(meter.idle(now) for meter in meters)
+
+    # Of meters
+
+    def meters_of(self, key: Hashable) -> list[Meter] | None:
+        """The meters of a key, to be charged where they are; None if its limits are materialised, or not the usual."""
+        with self.store.lock:
+            life = self.live.get(key)
+            if life is not None:
+                if life() is not None:
+                    return None
+                self._put_away(life)
+            return self._find_meters(key)
+
+    def _find_meters(self, key: Hashable) -> list[Meter] | None:
+        self._keep_what_moves()
+        while True:
+            meters = self._take_meters(key)
+            if meters is not None:
+                return meters or None
+
+    def _take_meters(self, key: Hashable) -> list[Meter] | None:
+        """Keep what a key has used as meters; none if it has limits of its own; None: it was used in the meantime."""
+        kept = self.known.get(key)
+        kept = self.old.get(key) if kept is None else kept
         if isinstance(kept, dict):
-            states = _all(kept)
-            usual = self.limits is None or [state.limit for state in states] == self._usual
-            if not usual or _paused(states, now):
-                return False
-            packed: Any = [None] * len(states)  # each has its own
-        else:
-            assert self._pattern is not None, "only usual limits are packed"
-            states, packed = self._pattern.all_states(), kept
-        lead = clock.wall() - now
-        for state, used in zip(states, packed, strict=True):
-            meter = state.meter
-            if meter.calendar:
-                meter.follow(lead)  # type: ignore[attr-defined]  # calendars have it
-            packed_as = meter.pack() if used is None else used  # its own
-            if not (meter.idle(now) if packed_as is None else meter.idle_as(packed_as, now)):
-                return False
+            return []
+        meters = kept
+        if not isinstance(kept, list):
+            meters = [fresh_meter(state.limit, meter) for state, meter in zip(self._states, self._meters, strict=True)]
+            for meter, packed in zip(meters, kept or (), strict=kept is not None):
+                meter.unpack(packed)
+        live, known, old = self.live, self.known, self.old
+        if key in live:  # no call from here on
+            return []
+        if (known[key] if key in known else old[key] if key in old else None) is not kept:  # noqa: SIM401
+            return None
+        known[key] = meters
+        if key in old:
+            del old[key]
+        return meters
+
+    def run(self, key: Hashable, act: Callable[..., R], *args: Any) -> R:
+        """Run `act(*args)`, which decides over the shared limits, while these have the meters of a key."""
+        with self.store.lock:
+            meters = None if self._running or self.store.deciding else self.meters_of(key)
+            if meters is None:
+                raise Materialised
+            try:
+                self._running = self._lent = True
+                self.clearance.given = False
+                self._lend(meters)
+                return act(*args)
+            finally:
+                self._running = False
+                self.clearance.given = True
+
+    def _lend(self, meters: list[Meter]) -> None:
+        """Give the shared limits these meters. The limits of the calendar among them hear of the wall clock."""
+        for state, meter in zip(self._states, meters, strict=True):
+            state.meter = meter
+        if self._calendars:
+            _follow(meters, clock.now())
+
+    def charge_closer(self, binding: Binding, grant: Grant) -> bool:
+        """Charge a key in its meters, if nothing has to be waited for, and its limits are not materialised."""
+        try:
+            return self.run(binding.backend.key, self._charge_closer, binding, grant)  # type: ignore[attr-defined]
+        except Materialised:
+            return False
+
+    def _charge_closer(self, binding: Binding, grant: Grant) -> bool:
+        assert self.shared is not None
+        if not self.shared._decide(_charge_if_ready, binding, grant):
+            return False
+        if binding.charge.held:
+            note_holder(grant)
         return True
 
     def charge(self, cost: Mapping[str, float]) -> Charge:
@@ -339,153 +450,13 @@ class KeyStates:
             charge = None  # something that cannot be looked up, as an array of one number
         if charge is None:
             locked = not self.plain
-            charge = Charge(cost, self.plan().charges(cost), fast_path.look_closer)
-            fast_path.prepare_key(charge, self.pattern_states(), locked=locked)
+            charge = Charge(cost, self.plan().charges(cost, unlimited=True), fast_path.look_closer)
+            fast_path.prepare_key(charge, self._states, self._meters, numbers=self.new is not None, locked=locked)
             if len(self.charges) >= 1_000:
                 self.charges.clear()
             if plain and locked is not self.plain:  # else another thread has brought a key that is not plain
                 self.charges[words_of(exact_costs(cost))] = charge
         return charge
-
-
-class _OfTheLimits:
-    """What a key does not answer by itself: its limits do, materialised. A `__getattr__` would slow down the rest."""
-
-    def __set_name__(self, _: type[Key], name: str) -> None:
-        self._name = name
-
-    def __get__(self, key: Key, _: type[Key]) -> Any:
-        return getattr(key.itself(), self._name)
-
-
-class Key(Caller):
-    """One key, as caller and as backend.
-
-    The fast path it takes by itself; for everything else the key's limits are materialised.
-
-    It is made at every use of a key, so it is one object: the caller, the backend, and (`get`) the calls that the key's
-    limiter has made before.
-    """
-
-    __slots__ = ("_real", "key", "states")
-
-    joint = False
-    request_type = Request
-    enforce = True  # only then there is a fast path
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """The key, as events and errors show it."""
-        return f"{self.key}"
-
-    @property
-    def max_queue(self) -> int | None:  # type: ignore[override]
-        """As for all keys."""
-        return self.states.like.max_queue
-
-    def __init__(self, states: KeyStates, key: Hashable) -> None:
-        self.on_event = states.like.on_event
-        self.granted = self.refused = self.cancelled = self.would_refuse = 0
-        self.states = states
-        self.key = key
-        self._real: LocalBackend | None = None
-
-    def get(self, words: tuple[Any, ...]) -> Any:
-        """The call of a cost that some key has been charged before, for this key; None if there is none."""
-        states = self.states
-        charge = states.charges.get(words)
-        if charge is None or self._real is not None:
-            return None
-        binding = Binding(self, self)
-        binding.charge = charge
-        return states.call_of(binding)
-
-    @property
-    def store(self) -> MemoryStore:
-        return self.states.store
-
-    def itself(self) -> LocalBackend:
-        """The key's limits, materialised for as long as this backend lives."""
-        real = self._real
-        if real is None:
-            real = self._real = self.states.backend(self.key)
-        return real
-
-    def bind(self, caller: Caller, cost: Mapping[str, float]) -> Binding:
-        """Bind a cost: for the fast path while nothing more was asked of this key."""
-        if self._real is None and not self.states.is_live(self.key):
-            try:
-                charge = self.states.charge(cost)
-            except CostError:  # this key's limits may have been raised; and their errors name the key
-                return self.itself().bind(caller, cost)
-            binding = Binding(self, caller)
-            binding.charge = charge
-            return binding
-        return self.itself().bind(caller, cost)
-
-    def current(self, _: Binding) -> bool:
-        """Never: a call that the fast path has no answer for is bound to the limits themselves."""
-        self.itself()
-        return False
-
-    def _adopt(self, grant: Grant) -> LocalBackend:
-        """Let the key's limits have a grant of the fast path."""
-        real, binding = self.itself(), grant.binding
-        if binding is not None:
-            at = grant.granted_at
-            states = real.plan().states
-            amounts = dict(zip([id(state) for state in self.states.pattern_states()], states, strict=True))
-            charges = tuple([(amounts[id(state)], amount) for state, amount in binding.charge.charges])
-            over = self.states.whole_since(self.key, at)
-            receipts = [
-                (state.meter, (-math.inf if over else receipt, at))
-                for (state, _), receipt in zip(charges, grant.receipts, strict=True)
-            ]
-            grant.of(real, binding.caller, charges, receipts, at)
-        return real
-
-    plan = _OfTheLimits()
-    parts = _OfTheLimits()
-    enter = _OfTheLimits()
-    advance = _OfTheLimits()
-    leave = _OfTheLimits()
-    hand_over = _OfTheLimits()
-    pause = _OfTheLimits()
-    resume = _OfTheLimits()
-    reconfigure = _OfTheLimits()
-    snapshot = _OfTheLimits()
-    waiting = _OfTheLimits()
-    level = _OfTheLimits()
-    refresh = _OfTheLimits()
-    recipe = _OfTheLimits()
-    joined = _OfTheLimits()
-
-    def cost(self, grant: Grant) -> dict[str, float]:
-        binding = grant.binding
-        return dict(binding.charge.full_cost) if binding is not None else self._adopt(grant).cost(grant)
-
-    def settle(self, grant: Grant, true_cost: Mapping[str, float]) -> None:
-        self._adopt(grant).settle(grant, true_cost)
-
-    def cancel(self, grant: Grant) -> bool:
-        return self._adopt(grant).cancel(grant)
-
-    def close(self, grant: Grant) -> None:
-        self._adopt(grant).close(grant)
-
-    def postpone(self, grant: Grant, travel: float) -> None:
-        self._adopt(grant).postpone(grant, travel)
-
-    def lose(self, grant: Grant, where: tuple[str, int]) -> None:
-        self._adopt(grant).lose(grant, where)
-
-    def forecast(self, binding: Binding) -> tuple[float, str | None]:
-        real = self.itself()
-        return real.forecast(real.bind(binding.caller, binding.charge.cost))
-
-    def observe(self, remaining: Mapping[str, float], reset: Mapping[str, float], grant: Grant | None) -> None:
-        real = self.itself() if grant is None else self._adopt(grant)
-        real.observe(remaining, reset, grant)
 
 
 def _all(states: States) -> list[LimitState]:
@@ -494,3 +465,49 @@ def _all(states: States) -> list[LimitState]:
 
 def _paused(states: list[LimitState], now: float) -> bool:
     return any(state.paused_until > now for state in states)
+
+
+def _packed(meters: list[Meter]) -> Any:
+    """What meters have used, as small as possible; the meters themselves where one cannot be packed."""
+    for meter in meters:
+        if isinstance(meter, Places):
+            meter.free_orphans()
+    if _settled(meters):
+        return meters
+    packed = [meter.pack() for meter in meters]
+    if None in packed:
+        return meters
+    numbers = all(type(meter) is Bucket for meter in meters) and all(type(used) is float for used in packed)
+    return tuple(packed) if numbers else _Packed(packed)
+
+
+def _settled(meters: list[Meter]) -> bool:
+    """Whether there are permits that were settled: these refer to meters, which know what may still be given back."""
+    return max(_references(meters)) > _FROM_ITS_KEY
+
+
+def _references(meters: list[Meter]) -> list[int]:
+    return [getrefcount(meter) for meter in meters]
+
+
+_FROM_ITS_KEY = _references([Meter()])[0]
+"""References to a meter that nothing but its key refers to."""
+
+
+def _follow(meters: list[Meter], now: float) -> list[Meter]:
+    """Tell the limits of the calendar among these how far the wall clock is ahead."""
+    lead = clock.wall() - now
+    for meter in meters:
+        if meter.calendar:
+            meter.follow(lead)  # type: ignore[attr-defined]  # calendars have it
+    return meters
+
+
+def _charge_if_ready(_: WaitQueue, now: float, binding: Binding, grant: Grant) -> bool:
+    grant.of(binding.backend, binding.caller, binding.charge.charges, None, math.nan)
+    receipts = charge_if_ready(binding.charge.charges, now)
+    if receipts is None:
+        return False
+    grant.receipts, grant.granted_at = receipts, now  # no call comes between the charge and this
+    binding.caller.granted += 1
+    return True

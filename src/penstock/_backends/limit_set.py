@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from penstock import clock
+from penstock._core.meter import Meter
 from penstock._core.turns import LimitState
 from penstock.limits import Limit
 
@@ -106,6 +107,12 @@ class LimitSet:
         for state in self.all_states():
             if state.paused_until > now:
                 self.queue.pause(state)
+
+    def take_meters(self, meters: Iterable[Meter]) -> None:
+        """Go on with these meters, of the same limits."""
+        for state, meter in zip(self.all_states(), meters, strict=True):
+            state.meter = meter
+        self._follow_calendars()
 
     def _follow_calendars(self) -> None:
         for state in self.all_states():

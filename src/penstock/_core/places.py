@@ -134,10 +134,14 @@ class Places(Meter):
         self._expire(now)
         return self.taken == 0
 
+    def free_orphans(self) -> None:
+        """Free what no permit can give back any more: for the limits of keys that nothing holds."""
+        while self.orphans:
+            hold = self.orphans.pop()
+            self._free(hold, hold.amount)
+
     def pack(self) -> float | None:
-        # No permit is left, so nothing is held: but for those that were never closed, until they have
-        # outlived it.
-        return 0.0 if self.ttl is None or not self.taken else None
+        return None if self.taken else 0.0  # permits that hold places may be there
 
     def unpack(self, packed: float) -> None:
         self.taken = packed

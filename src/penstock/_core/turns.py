@@ -47,6 +47,11 @@ def meter_for(limit: Any) -> Meter:
     return make(limit) if make is not None else limit.meter()
 
 
+def fresh_meter(limit: Any, like: Meter) -> Meter:
+    """A new meter for a limit, of which another is there: in a third of the time where that is a bucket."""
+    return like.fresh() if type(like) is Bucket else meter_for(limit)
+
+
 class LimitState:
     """One limit of a limiter: its unit, what was promised, and how much of it is used."""
 
@@ -71,8 +76,7 @@ class LimitState:
         state.throughput = other.throughput
         state.paused_until = -math.inf
         state.queued = 0.0
-        meter = other.meter
-        state.meter = meter.fresh() if type(meter) is Bucket else meter_for(other.limit)
+        state.meter = fresh_meter(other.limit, other.meter)
         return state
 
     def promise(self, limit: Any, now: float, lead: float = 0.0) -> None:
