@@ -60,7 +60,7 @@ SLOW, LARGE = (
     (50.0, 1.0, 1.0, 1.0),
     (5_000.0, 500.0, 500.0, 20.0),
 )  # rate, burst, cost of a batch call and of an urgent one
-LANES = 25  # keys of the sweep that a process has under way at a time
+UNDER_WAY = 25  # keys of the sweep that a process has under way at a time
 
 
 class World:
@@ -356,7 +356,7 @@ def with_keys(count):
                 granted = partial(fought, moments=moments)
                 world.at(begin + world.random.uniform(0, 0.1), partial(Task, world, keyed[f"hot {key}"], granted))
         touch = sweep(keyed, iter(range(number, count, 10)), admitted)
-        for _ in range(LANES):
+        for _ in range(UNDER_WAY):
             subqueues += 1
             world.at(begin + world.random.uniform(0, 0.1), touch)
     until = begin + 10.0

@@ -16,7 +16,7 @@ from penstock._numbers import Seconds
 from penstock._validation import read_flow, read_priority, read_wait
 
 
-class Turn(NamedTuple):
+class TurnOptions(NamedTuple):
     """What a block says of its calls; None: nothing."""
 
     max_wait: float | None = None
@@ -28,7 +28,7 @@ class _Here(NamedTuple):
     """The blocks that are entered in a context, the outermost first, and what they say together."""
 
     blocks: tuple[turn, ...] = ()
-    turn: Turn = Turn()
+    turn: TurnOptions = TurnOptions()
 
     def without(self, block: object) -> _Here:
         """The same without this block, where it was entered last."""
@@ -37,7 +37,7 @@ class _Here(NamedTuple):
             if blocks[place] is block:
                 del blocks[place]
                 break
-        rest = Turn()
+        rest = TurnOptions()
         for each in blocks:
             rest = rest._replace(**each._said)
         return _Here(tuple(blocks), rest)
@@ -46,7 +46,7 @@ class _Here(NamedTuple):
 _here: ContextVar[_Here] = ContextVar("penstock.turn", default=_Here())  # noqa: B039 - it does not change
 
 
-def turn_here() -> Turn:
+def turn_here() -> TurnOptions:
     """What the innermost blocks say of the calls made here."""
     return _here.get().turn
 
@@ -74,7 +74,7 @@ class turn:  # noqa: N801 - it reads as a word: with turn(priority=10)
     __slots__ = ("_said",)
 
     def __init__(self, *, priority: int | None = None, flow: Hashable = None, max_wait: Seconds | None = None) -> None:
-        said = Turn(read_wait(max_wait), None if priority is None else read_priority(priority), read_flow(flow))
+        said = TurnOptions(read_wait(max_wait), None if priority is None else read_priority(priority), read_flow(flow))
         self._said = {name: value for name, value in said._asdict().items() if value is not None}
 
     def __enter__(self) -> None:

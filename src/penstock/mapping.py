@@ -200,7 +200,7 @@ class Results(OfThisProcess, AsyncIterator[Result_co]):
         self._work.abandon()
 
 
-class _Call:
+class _ItemCall:
     """The call for one item: running, then a result in the queue."""
 
     __slots__ = ("done", "task", "value", "work")
@@ -255,9 +255,9 @@ class _Work:
         self.on_progress = on_progress
         self.total: int | None = len(items) if isinstance(items, Sized) else None
 
-        self.queue: deque[_Call] = deque()
+        self.queue: deque[_ItemCall] = deque()
         """Calls whose results were not handed over. In order: all that were started. Else: those that have ended."""
-        self.running: dict[_Call, None] = {}  # in the order in which they began
+        self.running: dict[_ItemCall, None] = {}  # in the order in which they began
         self.ahead: int = 0
         """How many items were read whose result was not handed over."""
         self.started: int = 0
@@ -327,7 +327,7 @@ class _Work:
         self.reader_waits = False
 
     def _start(self, item: Any) -> None:
-        call = _Call(self)
+        call = _ItemCall(self)
         self.running[call] = None
         if self.ordered:
             self.queue.append(call)

@@ -190,13 +190,13 @@ class Telemetry:
     # ------------------------------------------------------------------------------------------------------------------
     # Spans
 
-    def _decorate(self, about: Any, on_result: Callable[[_Call, Any], None] | None, fn: _F) -> _F:
+    def _decorate(self, about: Any, on_result: Callable[[_TracedCall, Any], None] | None, fn: _F) -> _F:
         """Open a span around each call of a function of any kind."""
 
-        def begin(kwargs: Mapping[str, Any]) -> _Call:
+        def begin(kwargs: Mapping[str, Any]) -> _TracedCall:
             name, kind, attributes = about(fn, kwargs)
             span = self._tracer.start_span(name, kind=kind, attributes=attributes)
-            return _Call(span, dict(attributes), clock.now(), on_result, self._operations if on_result else None)
+            return _TracedCall(span, dict(attributes), clock.now(), on_result, self._operations if on_result else None)
 
         kind = decorable_kind(fn)
         wrapper: Any
@@ -228,7 +228,7 @@ class Telemetry:
             return run_inside(fn, lambda _, kwargs: cast("AbstractContextManager[Any]", begin(kwargs)))
         return cast("_F", functools.wraps(fn)(wrapper))
 
-    def _on_answer(self, call: _Call, result: Any) -> None:
+    def _on_answer(self, call: _TracedCall, result: Any) -> None:
         answered = _field(result, "model")
         if isinstance(answered, str):
             call.say("gen_ai.response.model", answered)
@@ -300,7 +300,7 @@ _GAUGES: tuple[tuple[str, str, str, Callable[[Statistics], Any]], ...] = (
 )
 
 
-class _Call:
+class _TracedCall:
     """One call and its span, which ends with it."""
 
     def __init__(
@@ -308,7 +308,7 @@ class _Call:
         span: Span,
         attributes: dict[str, AttributeValue],
         began: float,
-        on_result: Callable[[_Call, Any], None] | None,
+        on_result: Callable[[_TracedCall, Any], None] | None,
         durations: metrics.Histogram | None,
     ) -> None:
         self.span = span
@@ -317,7 +317,7 @@ class _Call:
         self._on_result = on_result
         self._durations = durations
 
-    def __enter__(self) -> _Call:
+    def __enter__(self) -> _TracedCall:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
@@ -357,7 +357,7 @@ class _Call:
             raise
 
 
-async def _finish(call: _Call, result: Coroutine[Any, Any, Any]) -> Any:
+async def _finish(call: _TracedCall, result: Coroutine[Any, Any, Any]) -> Any:
     with call, call.as_current():
         return call.ended(await result)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock._core.flows import AGAIN, ALONE, FLOWS, FORGET, GRACE, LATE, LEAD, Turn, kept, leave
+from penstock._core.flows import AGAIN, ALONE, FLOWS, FORGET, GRACE, LATE, LEAD, FlowTurn, kept, leave
 
 # An entry: whose it is, of which flow (0: it is one), what it has had, and how far ahead its last admission is;
 # seconds.
@@ -19,51 +19,51 @@ from penstock._core.flows import AGAIN, ALONE, FLOWS, FORGET, GRACE, LATE, LEAD,
 
 def test_where_nobody_else_waits_there_is_no_bound():
     entries = []
-    turn = Turn(entries, 1.0, 0.0, 4.0)
+    turn = FlowTurn(entries, 1.0, 0.0, 4.0)
     assert (turn.room, turn.back, turn.inverse) == (math.inf, 0.0, 0.25)
     turn.took(12.0, 0.5)
     turn.close()
     assert entries == [[1.0, 0.0, 3.0, 0.5]], "by its weight"
-    again = Turn(entries, 1.0, 0.0, 1.0)
+    again = FlowTurn(entries, 1.0, 0.0, 1.0)
     assert (again.room, again.back) == (math.inf, 0.0)
 
 
 def test_a_flow_may_go_as_far_as_the_one_that_has_had_least_and_the_lead():
     """Of those who wait; and it is known when that one asks again."""
     entries = [[1.0, 0.0, 7.0, 0.25], [2.0, 0.0, 5.0, 0.5], [3.0, 0.0, 6.0, 0.75], [4.0, 0.0, 5.5, 0.1]]
-    turn = Turn(entries, 4.0, 0.0, 1.0)
+    turn = FlowTurn(entries, 4.0, 0.0, 1.0)
     assert (turn.room, turn.back) == (5.0 + LEAD - 5.5, 0.5)
     assert len(entries) == 4
     turn.took(2.0, 0.05)
     turn.close()
     assert entries[3] == [4.0, 0.0, 7.5, 0.1], "no nearer than what it was granted before"
-    turn = Turn(entries, 4.0, 0.0, 1.0)
+    turn = FlowTurn(entries, 4.0, 0.0, 1.0)
     turn.took(0.75, 0.3)
     turn.took(0.25, 0.2)
     turn.close()
     assert entries[3] == [4.0, 0.0, 8.5, 0.3]
-    Turn(entries, 4.0, 0.0, 1.0).close()
+    FlowTurn(entries, 4.0, 0.0, 1.0).close()
     assert entries[3] == [4.0, 0.0, 8.5, 0.3], "nothing was granted"
-    Turn(entries, 4.0, 0.0, 1.0, ahead=0.4).close()
+    FlowTurn(entries, 4.0, 0.0, 1.0, ahead=0.4).close()
     assert entries[3] == [4.0, 0.0, 8.5, 0.4], "it waits behind others of its process"
 
 
 def test_a_newcomer_begins_where_the_one_is_that_has_had_least():
     entries = [[1.0, 0.0, 7.0, 0.25], [2.0, 0.0, 5.0, 0.5]]
-    turn = Turn(entries, 9.0, 0.0, 1.0)
+    turn = FlowTurn(entries, 9.0, 0.0, 1.0)
     assert (turn.room, turn.back) == (pytest.approx(LEAD), 0.5)
     turn.took(1.0, 0.0)
     turn.close()
     assert entries[2] == [9.0, 0.0, 6.0, 0.0]
     first = []
-    Turn(first, 9.0, 0.0, 1.0, ahead=0.0).close()
+    FlowTurn(first, 9.0, 0.0, 1.0, ahead=0.0).close()
     assert first == [[9.0, 0.0, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize(("ahead", "counts"), [(-0.9 * GRACE, True), (-GRACE, False), (0.0, True), (-1.0, False)])
 def test_a_flow_waits_until_a_moment_after_its_last_admission(ahead, counts):
     """Until its process has asked for the next. Its tag goes on meanwhile."""
-    turn = Turn([[1.0, 0.0, 5.0, ahead], [2.0, 0.0, 5.0, 0.0]], 2.0, 0.0, 1.0)
+    turn = FlowTurn([[1.0, 0.0, 5.0, ahead], [2.0, 0.0, 5.0, 0.0]], 2.0, 0.0, 1.0)
     assert turn.room == (pytest.approx(max(0.0, -ahead) + LEAD) if counts else math.inf)
     assert turn.back == (ahead if counts else 0.0)
 
@@ -76,18 +76,18 @@ def test_a_flow_waits_until_a_moment_after_its_last_admission(ahead, counts):
 def test_a_flow_that_was_away_has_no_credit_for_it_and_does_not_fall_behind(mine, away, tag):
     """Its tag goes on with the time, up to that of the one that has had least; who is ahead stays ahead."""
     entries = [[1.0, 0.0, 6.0, 0.5], [2.0, 0.0, mine, -away]]
-    Turn(entries, 2.0, 0.0, 1.0)
+    FlowTurn(entries, 2.0, 0.0, 1.0)
     assert entries[1][2] == tag
     alone = [[2.0, 0.0, mine, -away]]
-    Turn(alone, 2.0, 0.0, 1.0)
+    FlowTurn(alone, 2.0, 0.0, 1.0)
     assert alone[0][2] == mine, "nobody is there to fall behind"
 
 
 def test_a_flow_that_asks_twice_in_one_batch_was_not_away_between():
     entries = [[1.0, 0.0, 6.0, 0.5]]
-    Turn(entries, 2.0, 0.0, 1.0)
+    FlowTurn(entries, 2.0, 0.0, 1.0)
     entries[0][2] = 9.0
-    Turn(entries, 2.0, 0.0, 1.0)
+    FlowTurn(entries, 2.0, 0.0, 1.0)
     assert entries[1][2] == 6.0
 
 
@@ -96,10 +96,10 @@ def test_members_of_a_flow_share_what_it_has_and_other_flows_are_none_of_their_b
     flows = [[1.0, 0.0, 5.0, 0.1], [2.0, 0.0, 4.0, 0.2]]
     members = [[11.0, 1.0, 3.0, 0.3], [12.0, 1.0, 2.5, 0.4], [11.0, 2.0, 0.0, 0.5], [12.0, 0.0, 50.0, 0.6]]
     entries = [*flows, *members]
-    turn = Turn(entries, 1.0, 11.0, 1.0)
+    turn = FlowTurn(entries, 1.0, 11.0, 1.0)
     assert (turn.room, turn.back) == (4.0 + LEAD - 5.0, 0.2), "the flow is further ahead"
     members[0][2] = 4.0
-    turn = Turn(entries, 1.0, 11.0, 1.0)
+    turn = FlowTurn(entries, 1.0, 11.0, 1.0)
     assert (turn.room, turn.back) == (2.5 + LEAD - 4.0, 0.4), "the member is"
     turn.took(1.0, 0.7)
     turn.close()
@@ -111,14 +111,14 @@ def test_members_of_a_flow_share_what_it_has_and_other_flows_are_none_of_their_b
         [11.0, 2.0, 0.0, 0.5],
         [12.0, 0.0, 50.0, 0.6],
     ]
-    newcomer = Turn(entries, 2.0, 13.0, 1.0)
+    newcomer = FlowTurn(entries, 2.0, 13.0, 1.0)
     newcomer.took(1.0, 0.0)
     newcomer.close()
     assert entries[6:] == [[13.0, 2.0, 1.0, 0.0]], "a new member of another flow begins where those of that flow are"
 
 
 def test_of_equals_the_first_says_when_it_asks_again():
-    turn = Turn([[1.0, 0.0, 5.0, 0.1], [2.0, 0.0, 5.0, 0.2], [3.0, 0.0, 5.0, 0.3]], 3.0, 0.0, 1.0)
+    turn = FlowTurn([[1.0, 0.0, 5.0, 0.1], [2.0, 0.0, 5.0, 0.2], [3.0, 0.0, 5.0, 0.3]], 3.0, 0.0, 1.0)
     assert turn.back == 0.1
 
 
@@ -127,7 +127,7 @@ def test_a_flow_that_is_ahead_is_told_to_come_again_when_the_other_has_caught_up
     entries = [[1.0, 0.0, 5.0, 0.01], [2.0, 0.0, 5.0, 0.0]]
 
     def again_after(spent, back=0.01):
-        turn = Turn([list(entry) for entry in entries], 2.0, 0.0, 1.0)
+        turn = FlowTurn([list(entry) for entry in entries], 2.0, 0.0, 1.0)
         turn.took(spent, 0.0)
         turn.back = back
         assert turn.is_over == (spent > LEAD)
@@ -137,7 +137,7 @@ def test_a_flow_that_is_ahead_is_told_to_come_again_when_the_other_has_caught_up
     assert again_after(LEAD + 0.005) == 0.01
     assert again_after(9.0) == AGAIN[1] == 0.05
     assert again_after(LEAD - 0.001, back=-1.0) == AGAIN[0] == 0.001
-    turn = Turn(entries, 2.0, 0.0, 1.0)
+    turn = FlowTurn(entries, 2.0, 0.0, 1.0)
     turn.took(9.0, 0.0)
     turn.again()
     turn.close()
@@ -153,8 +153,8 @@ def test_somebody_can_always_go(tags):
     entries = [[float(key), 0.0, tag / 100, 0.0] for key, tag in enumerate(tags, 1)]
     for key, tag in enumerate(tags, 1):
         others = min(other for at, other in enumerate(tags, 1) if at != key)
-        assert Turn(entries, float(key), 0.0, 1.0).room == pytest.approx((others - tag) / 100 + LEAD)
-    assert max(Turn(entries, float(key), 0.0, 1.0).room for key in range(1, len(tags) + 1)) >= LEAD * 0.999
+        assert FlowTurn(entries, float(key), 0.0, 1.0).room == pytest.approx((others - tag) / 100 + LEAD)
+    assert max(FlowTurn(entries, float(key), 0.0, 1.0).room for key in range(1, len(tags) + 1)) >= LEAD * 0.999
 
 
 def test_what_is_given_back_is_taken_from_the_flow_and_its_member_and_from_nobody_else():
@@ -206,9 +206,9 @@ def test_of_too_many_flows_those_are_kept_before_any_member():
 def test_a_turn_that_went_to_others_counts_for_the_member_that_gave_it_up():
     """Its flow has had no more; where there is no member, the flow itself gave it up."""
     entries = [[1.0, 0.0, 5.0, 0.1], [11.0, 1.0, 3.0, 0.3]]
-    Turn(entries, 1.0, 11.0, 1.0).passed(0.25)
+    FlowTurn(entries, 1.0, 11.0, 1.0).passed(0.25)
     assert entries == [[1.0, 0.0, 5.0, 0.1], [11.0, 1.0, 3.25, 0.3]]
-    Turn(entries, 1.0, 0.0, 1.0).passed(0.5)
+    FlowTurn(entries, 1.0, 0.0, 1.0).passed(0.5)
     assert entries == [[1.0, 0.0, 5.5, 0.1], [11.0, 1.0, 3.25, 0.3]]
 
 
@@ -224,7 +224,7 @@ def test_a_turn_that_went_to_others_counts_for_the_member_that_gave_it_up():
 )
 def test_a_newcomer_begins_where_the_bookings_of_its_flow_begin(member, booked, begins):
     entries = [[2.0, 0.0, 5.0, 0.5], [12.0, 1.0, 2.0, 0.5]]
-    turn = Turn(entries, 1.0, member, 1.0, booked)
+    turn = FlowTurn(entries, 1.0, member, 1.0, booked)
     assert [entry[2] for entry in entries[2:]] == begins
     assert turn.key == 1.0
 
@@ -232,9 +232,9 @@ def test_a_newcomer_begins_where_the_bookings_of_its_flow_begin(member, booked, 
 def test_a_turn_tells_how_far_its_flow_and_its_member_are():
     """With what the batch has taken; a flow without members has no second number."""
     entries = [[1.0, 0.0, 5.0, 0.1], [11.0, 1.0, 3.0, 0.3]]
-    turn = Turn(entries, 1.0, 11.0, 1.0)
+    turn = FlowTurn(entries, 1.0, 11.0, 1.0)
     turn.took(0.5, 0.0)
     assert turn.starts() == (5.5, 3.5)
-    alone = Turn(entries, 1.0, 0.0, 1.0)
+    alone = FlowTurn(entries, 1.0, 0.0, 1.0)
     alone.took(0.25, 0.0)
     assert alone.starts() == (5.25, ALONE)

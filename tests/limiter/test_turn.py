@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from penstock import Limiter, RateLimited, clock, per_second, turn
-from penstock._turn import Turn, turn_here
+from penstock._turn import TurnOptions, turn_here
 from tests.limiter.interrupts import at_point, raise_interrupted
 
 pytestmark = pytest.mark.anyio
@@ -126,9 +126,9 @@ def test_a_block_may_be_entered_again_inside_of_itself():
     urgent = turn(priority=10)
     with urgent, turn(flow="alice"):
         with urgent, turn(priority=5):
-            assert turn_here() == Turn(None, 5, "alice")
-        assert turn_here() == Turn(None, 10, "alice")
-    assert turn_here() == Turn()
+            assert turn_here() == TurnOptions(None, 5, "alice")
+        assert turn_here() == TurnOptions(None, 10, "alice")
+    assert turn_here() == TurnOptions()
 
 
 def test_a_block_of_a_generator_that_ends_elsewhere_ends_there():
@@ -143,7 +143,7 @@ def test_a_block_of_a_generator_that_ends_elsewhere_ends_there():
     inside.run(next, generator)
     assert inside.run(turn_here).flow == "alice"
     contextvars.copy_context().run(next, generator, None)
-    assert turn_here() == Turn()
+    assert turn_here() == TurnOptions()
 
 
 def test_a_generator_that_ends_before_the_block_around_it_takes_only_its_own_along():
@@ -155,8 +155,8 @@ def test_a_generator_that_ends_before_the_block_around_it_takes_only_its_own_alo
     next(one)
     with turn(priority=2):
         one.close()
-        assert turn_here() == Turn(None, 2, None)
-    assert turn_here() == Turn()
+        assert turn_here() == TurnOptions(None, 2, None)
+    assert turn_here() == TurnOptions()
 
 
 @pytest.mark.parametrize("wrong", [{"priority": "high"}, {"flow": []}, {"max_wait": -1}, {"flow": float("nan")}])
@@ -174,7 +174,7 @@ def test_an_interrupt_at_any_point_of_entering_or_leaving_leaves_no_block_behind
 
     def in_a_context_of_its_own(number):
         point = at_point(number, raise_interrupted, lambda: use(number))
-        if turn_here() != Turn():
+        if turn_here() != TurnOptions():
             found.append(point)
         return point
 

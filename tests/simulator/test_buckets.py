@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from penstock.limits import Rate, parse
 from penstock.llm import headers as reading
 from penstock.simulator import excess, format_duration
-from penstock.simulator._buckets import Bucket
+from penstock.simulator._buckets import ServerBucket
 from penstock.simulator._headers import format_milliseconds, rate_limit_headers, retry_headers
 
 MS = 1_000_000
@@ -60,7 +60,7 @@ def test_a_bucket_shows_what_was_recorded(host):
         wanted = milliseconds(host, reset)
         shown = []
         for per in (60, DAY):
-            bucket = Bucket.of(Rate(int(limit), per))
+            bucket = ServerBucket.of(Rate(int(limit), per))
             # The highest level with that remaining whose reset is not shorter: if this one does not do, none does.
             level = min((int(remaining) + 1) * bucket.scale - 1, bucket.full - wanted * MS * bucket.refill)
             shown.append((bucket.remaining(level), bucket.reset_ns(level) // MS))
@@ -88,7 +88,7 @@ def test_durations_are_spelled_as_recorded(text):
 )
 def test_a_refusal_announces_the_recorded_wait(limit, used, requested, wait):
     """The waits in refusals that people were given and published follow from the numbers beside them."""
-    bucket = Bucket.of(parse(limit))
+    bucket = ServerBucket.of(parse(limit))
     level = bucket.full - used * bucket.scale
     assert bucket.used(level) == used
     assert format_milliseconds(-(-bucket.announced_wait_ns(level, requested) // MS)) == wait
@@ -97,7 +97,7 @@ def test_a_refusal_announces_the_recorded_wait(limit, used, requested, wait):
 def test_an_announced_wait_counts_whole_units():
     """Half a unit that is there already does not shorten the wait that is told: `used` is rounded up, as in the
     message."""
-    bucket = Bucket.of(parse("60/min"))
+    bucket = ServerBucket.of(parse("60/min"))
     level = 11 * bucket.scale // 2
     assert (bucket.used(level), bucket.remaining(level)) == (55, 5)
     assert (bucket.wait_ns(level, 6), bucket.announced_wait_ns(level, 6)) == (500 * MS, 1000 * MS)
@@ -157,7 +157,7 @@ def test_a_wait_is_told_in_whole_seconds_and_in_milliseconds_rounded_up():
 
 def test_headers_are_what_a_full_bucket_less_one_request_shows():
     """5,000 requests a minute, one taken: 4,999 left, full again in 12 ms."""
-    bucket = Bucket.of(parse("5000/min"))
+    bucket = ServerBucket.of(parse("5000/min"))
     level = bucket.full - bucket.scale
     assert rate_limit_headers("requests", 5000, bucket.remaining(level), bucket.reset_ns(level)) == {
         "x-ratelimit-limit-requests": "5000",
@@ -177,7 +177,7 @@ rates = st.builds(
 @given(rates, st.lists(st.tuples(st.integers(0, 10**12), st.integers(0, 10**6)), max_size=40))
 def test_the_bucket_is_exact(rate, moves):
     """After any time and any charges its level is what fractions say it is; not a part of a unit is lost or made."""
-    bucket = Bucket.of(rate)
+    bucket = ServerBucket.of(rate)
     level = bucket.full
     exact = Fraction(rate.burst)
     for elapsed_ns, cost in moves:
@@ -197,7 +197,7 @@ def test_the_bucket_is_exact(rate, moves):
 @given(rates, st.floats(0, 1), st.data())
 def test_the_wait_is_the_least(rate, filled, data):
     """After `wait_ns` the cost is there, one nanosecond before it is not; the announced wait is never shorter."""
-    bucket = Bucket.of(rate)
+    bucket = ServerBucket.of(rate)
     cost = data.draw(st.integers(1, math.floor(rate.burst)))
     level = int(bucket.full * filled)
     wait = bucket.wait_ns(level, cost)
@@ -227,7 +227,7 @@ def test_the_excess_is_that_of_the_worst_interval(rate, moves):
 )
 def test_what_a_bucket_admits_never_exceeds_burst_plus_rate(rate, moves, tolerance_ns):
     """In every interval; with a tolerance, by no more than what flows in within it, however often it is used."""
-    bucket = Bucket.of(rate)
+    bucket = ServerBucket.of(rate)
     level, now = bucket.full, 0
     admitted = []
     for elapsed_ns, cost in moves:
@@ -243,7 +243,7 @@ def test_what_a_bucket_admits_never_exceeds_burst_plus_rate(rate, moves, toleran
 def test_a_call_that_comes_when_told_uses_all_there_is(rate, data):
     """Requests that each wait exactly `wait_ns` use the limit up: what is left over is less than one wait's
     rounding."""
-    bucket = Bucket.of(rate)
+    bucket = ServerBucket.of(rate)
     costs = data.draw(st.lists(st.integers(1, math.floor(rate.burst)), min_size=1, max_size=30))
     level, now = bucket.full, 0
     moments = []

@@ -16,7 +16,7 @@ from operator import add, mul
 from penstock._core import bookings, entries
 from penstock._core import operations as codes
 from penstock._core.bookings import AMOUNTS, NEW, Asker, Booking
-from penstock._core.flows import ALONE, Turn, leave
+from penstock._core.flows import ALONE, FlowTurn, leave
 from penstock._core.operations import ACQUIRE, BOOKED
 from penstock._core.rows import BUCKET, CALENDAR, LOG, RENEWED, WINDOW, Row, write_row
 
@@ -98,7 +98,7 @@ class Batch:
         self._priority, self._waited, self._ageing = 0.0, 0.0, _AGEING  # of the requests that follow
         self._place: tuple[float, float, float] | None = None  # of the next request: number, due, within
         self._payer = -1  # the row that knows the flow of the requests that follow
-        self._turn: Turn | None = None  # and where that flow stands
+        self._turn: FlowTurn | None = None  # and where that flow stands
         self.verdicts: list[float] = []
 
     def run(self, operations: Sequence[float]) -> None:
@@ -532,7 +532,7 @@ class Batch:
         self._payer = self._row_of[int(of)]
         row = self._rows[self._payer]
         booked = bookings.starts(row.bookings, key, alone=not member)
-        self._turn = Turn(row.flows, key, member, weight, booked, waits or -math.inf)
+        self._turn = FlowTurn(row.flows, key, member, weight, booked, waits or -math.inf)
         return at + 6
 
     def _leave(self, operations: Sequence[float], at: int) -> int:

@@ -49,7 +49,7 @@ KEY, OF, TAG, AHEAD = range(4)
 Entry = list[float]
 
 
-class Turn:
+class FlowTurn:
     """One flow's requests in one batch, and how far they may go.
 
     Attributes:

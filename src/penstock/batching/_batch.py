@@ -27,7 +27,7 @@ _TRACEBACK: Any = BaseException.__traceback__
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class BatcherOptions:
     """What a batcher was made with."""
 
     send: Callable[[list[Any]], Any]
@@ -91,10 +91,10 @@ class Caller:
 class Queue:
     """The callers of one event loop that no batch has taken yet, in order of arrival."""
 
-    __slots__ = ("callers", "changes", "loop", "open", "parker", "terms", "total", "waiting")
+    __slots__ = ("callers", "changes", "loop", "open", "options", "parker", "total", "waiting")
 
-    def __init__(self, terms: Terms, loop: object) -> None:
-        self.terms = terms
+    def __init__(self, options: BatcherOptions, loop: object) -> None:
+        self.options = options
         self.loop = loop
         self.parker: Callable[[], parking.Parker] = parking.here
         if isinstance(parking.here(), parking.AsyncioParker):  # or here() would find it out anew for each item
@@ -102,16 +102,16 @@ class Queue:
         self.callers: deque[Caller] = deque()  # some of them have left: their home is elsewhere
         self.waiting = 0
         self.changes = 0  # how often a caller has come or left, here or in a batch
-        self.total: Cost = dict.fromkeys(terms.max_cost, 0)
+        self.total: Cost = dict.fromkeys(options.max_cost, 0)
         self.open: Batch | None = None
 
     def join(self, caller: Caller) -> None:
         self.callers.append(caller)
         self.waiting += 1
         self.changes += 1
-        full = self.waiting == self.terms.max_items
+        full = self.waiting == self.options.max_items
         if caller.cost is not None:
-            for unit, most in self.terms.max_cost.items():
+            for unit, most in self.options.max_cost.items():
                 self.total[unit] += caller.cost[unit]
                 full = full or self.total[unit] >= most
         if self.open is None:
@@ -147,7 +147,7 @@ class Queue:
                             if total[unit] > bounds[unit] * SLACK and (chosen or not at_least_one):
                                 return chosen, True
             chosen.append(caller)
-            if len(chosen) == self.terms.max_items:
+            if len(chosen) == self.options.max_items:
                 return chosen, True
         return chosen, full
 
@@ -199,13 +199,13 @@ class Batch:
         return [caller for caller in self.callers or () if caller.home is self]
 
     async def _run(self) -> None:
-        terms = self.queue.terms
+        options = self.queue.options
         permits: list[Permit] = []
         sent = False
         try:
             try:
-                if terms.limiter is not None:
-                    callers = await self._pay(terms.limiter, permits)
+                if options.limiter is not None:
+                    callers = await self._pay(options.limiter, permits)
                 elif self.callers is None:
                     callers = self._take(await self._gather())
                 else:
@@ -213,7 +213,7 @@ class Batch:
                 if not callers:
                     return
                 sent = True
-                reply = await _reply_of(terms.send, [caller.item for caller in callers])
+                reply = await _reply_of(options.send, [caller.item for caller in callers])
             except Exception as error:  # noqa: BLE001 - it goes to the callers
                 self._failed(error)
             else:
@@ -228,7 +228,7 @@ class Batch:
     def _hand_out(self, callers: list[Caller], reply: Any) -> None:
         """Give each caller that still waits the entry of its item, or tell it what is wrong with the reply."""
         try:
-            entries = entries_of(reply, len(callers), self.queue.terms.index)
+            entries = entries_of(reply, len(callers), self.queue.options.index)
         except Exception as error:  # noqa: BLE001 - it goes to the callers
             self._fail(error)
             return
@@ -241,10 +241,10 @@ class Batch:
         queue = self.queue
         self.parker = parking.here()
         while True:
-            callers, full = queue.front(queue.terms.max_cost)
+            callers, full = queue.front(queue.options.max_cost)
             if full or not callers:
                 return callers
-            left = callers[0].arrived + queue.terms.max_delay - clock.now()
+            left = callers[0].arrived + queue.options.max_delay - clock.now()
             if left <= 0:
                 return callers
             self.parker.rearm()
@@ -259,7 +259,7 @@ class Batch:
         while True:
             limits = limiter.limits
             bounds = {unit: min(limit.capacity for limit in kinds) for unit, kinds in limits.items()}
-            for unit, most in self.queue.terms.max_cost.items():
+            for unit, most in self.queue.options.max_cost.items():
                 bounds[unit] = min(most, bounds.get(unit, most))
             callers = self._front(bounds, at_least_one=True)
             if not callers:
@@ -318,7 +318,7 @@ class Batch:
 
     def _beyond(self, paid: Cost, callers: list[Caller], limits: Mapping[str, Any]) -> Cost:
         """What the limiter is to charge for these beyond what is paid. It does not know what only `max_cost` bounds."""
-        own = self.queue.terms.max_cost
+        own = self.queue.options.max_cost
         units = {unit: None for caller in callers if caller.cost for unit in caller.cost}
         cost = {unit: _sum(callers, unit) for unit in units if unit in limits or unit not in own}
         # It belongs to the same call: units that count calls, requests and places, are paid already.
@@ -326,14 +326,14 @@ class Batch:
 
     def _failed(self, error: Exception) -> None:
         if self.callers is None:  # the limiter refused: tell the callers that would have gone
-            self._take(self._front(self.queue.terms.max_cost))
+            self._take(self._front(self.queue.options.max_cost))
         callers = self._present()
         # Halves help when the batch is too large for the limiter. A caller that is left alone may fail for the item of
         # another that has gone.
         if (
             callers
             and len(self.callers or ()) > 1
-            and (issubclass(type(error), Unsatisfiable) or self.queue.terms.split_on(error))
+            and (issubclass(type(error), Unsatisfiable) or self.queue.options.split_on(error))
         ):
             middle = (len(callers) + 1) // 2
             for part in callers[:middle], callers[middle:]:

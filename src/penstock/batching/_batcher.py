@@ -15,7 +15,7 @@ from penstock._numbers import Seconds, read_count, span
 from penstock._retry_after import attribute_of
 from penstock._text import repr_of
 from penstock._user_errors import is_true_of
-from penstock.batching._batch import Caller, Queue, Terms
+from penstock.batching._batch import BatcherOptions, Caller, Queue
 from penstock.batching._costs import CostOf, cost_function, price, read_max_cost
 from penstock.errors import PenstockError
 
@@ -89,7 +89,7 @@ class Batcher(OfThisProcess, Generic[Item, Entry]):
         if count is None:
             raise ValueError(f"max_items must be 1 or more, not {repr_of(max_items)}")
         bounds = read_max_cost(max_cost)
-        self._terms = Terms(send, count, bounds, seconds, index, limiter, judge_of(split_on))
+        self._options = BatcherOptions(send, count, bounds, seconds, index, limiter, judge_of(split_on))
         self._cost = cost_function(cost, bounds, limiter)
         self._here = threading.local()
 
@@ -104,12 +104,12 @@ class Batcher(OfThisProcess, Generic[Item, Entry]):
             ReplyMismatch: The reply does not say which entry is ours.
             Exception: Whatever `send` or the limiter raised. All callers of one batch get the same object.
         """
-        cost = None if self._cost is None else price(item, self._cost(item), self._terms.max_cost)
+        cost = None if self._cost is None else price(item, self._cost(item), self._options.max_cost)
         loop = tasks.running_loop()
         queue: Queue | None = getattr(self._here, "queue", None)
         if queue is None or queue.loop is not loop:
             # A thread runs one loop after another. The callers of an old queue are with its own tasks.
-            queue = self._here.queue = Queue(self._terms, loop)
+            queue = self._here.queue = Queue(self._options, loop)
         caller = Caller(item, cost, queue)
         queue.join(caller)
         try:
@@ -123,7 +123,7 @@ class Batcher(OfThisProcess, Generic[Item, Entry]):
         return entry
 
     def __repr__(self) -> str:
-        return f"Batcher({name_of(self._terms.send)}, max_items={self._terms.max_items})"
+        return f"Batcher({name_of(self._options.send)}, max_items={self._options.max_items})"
 
 
 def _check_send(send: object) -> None:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from penstock import clock
 from penstock._numbers import exact, show_seconds, span
 from penstock._text import repr_of
-from penstock._turn import Turn, turn_here
+from penstock._turn import TurnOptions, turn_here
 from penstock.errors import CostError, PenstockError, RateLimited, Unsatisfiable
 from penstock.llm import headers as _headers
 from penstock.llm.failures import Action, body_of, judge
@@ -122,7 +122,7 @@ class Rules:
     owner: Any = None
     endpoints: Any = None
 
-    def turn(self) -> Turn:
+    def turn(self) -> TurnOptions:
         """Flow, priority and longest wait by the blocks that the call is made in.
 
         The client's own longest wait where they name none.

@@ -11,7 +11,7 @@
         with attempt:
             ...
 
-A `Retry` is a frozen value and holds no state: the state of one call lives in that call's `Call`, so any number of
+A `Retry` is a frozen value and holds no state: the state of one call lives in its `RetriedCall`, so any number of
 tasks and threads can share a policy. Only a `Budget` is shared on purpose.
 
 Only an `Exception` is ever classified. Cancellation, KeyboardInterrupt and GeneratorExit pass through untouched, also

@@ -7,7 +7,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from penstock._concurrency.tasks import cut_after
-from penstock.retry.call import Call, calls_in_charge
+from penstock.retry.call import RetriedCall, calls_in_charge
 from penstock.retry.functions import wait, wait_sync
 from penstock.retry.generators import frame_that_yields
 
@@ -33,7 +33,7 @@ class Attempt:
 
     __slots__ = ("_call", "_delay", "_scope", "_state", "number", "previous", "result")
 
-    def __init__(self, call: Call, number: int) -> None:
+    def __init__(self, call: RetriedCall, number: int) -> None:
         self.number: int = number
         self.previous: Exception | None = call.previous
         self.result: object = _UNSET
@@ -129,7 +129,7 @@ class Attempts:
 
     __slots__ = ("_attempt", "_call")
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: RetriedCall) -> None:
         self._call = call
         self._attempt: Attempt | None = None
 

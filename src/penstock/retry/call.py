@@ -38,11 +38,11 @@ Sent = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 fast_attempts: ContextVar[int | None] = ContextVar("penstock_fast_retries", default=None)
 """Set by `penstock.testing.fast_retries`: no waiting, no budgets, and at most so many attempts."""
 
-current: ContextVar[Call | None] = ContextVar("penstock_current_call", default=None)
+current: ContextVar[RetriedCall | None] = ContextVar("penstock_current_call", default=None)
 """The innermost call whose attempt the running code may be part of; `calls_in_charge` says whether it is."""
 
 
-class Call:
+class RetriedCall:
     """One call under a policy.
 
     In each attempt, in this order: `begin`, the attempt, and `failed`; or `leave`, and `judged` or `succeeded`.
@@ -78,7 +78,7 @@ class Call:
         self.key: str | None = None
         self.attempt: object = None  # the `Attempt` that shows this one, if it was asked for
         self.history: deque[str] | None = None
-        self.outer: Call | None = None  # whose attempt was under way when this one began
+        self.outer: RetriedCall | None = None  # whose attempt was under way when this one began
         self.frame: FrameType | None = None
         if self.budget is not None:
             self.budget.called()
@@ -308,7 +308,7 @@ class Call:
         return None
 
 
-def calls_in_charge() -> Iterator[Call]:
+def calls_in_charge() -> Iterator[RetriedCall]:
     """Iterate over the calls whose attempt the running code is part of, innermost first.
 
     Child tasks and threads inherit the attempt that starts them, and are part of it while it runs.

@@ -11,12 +11,12 @@ from typing import Any
 import anyio
 
 from penstock._concurrency.tasks import cut_after, sleep
-from penstock.retry.call import Call, Sent
+from penstock.retry.call import RetriedCall, Sent
 
 PLAIN = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict, set})
 """Types of results that cannot be unfinished: asking about the others takes longer than all the rest."""
 
-Unfinished = Callable[[Call, Sent, Any], Any]
+Unfinished = Callable[[RetriedCall, Sent, Any], Any]
 """Is given a call, its function and arguments, and a result. Returns what the caller gets instead, or None: the result
 itself."""
 
@@ -29,7 +29,7 @@ def is_awaitable(result: object) -> bool:
 
 
 async def call_async(
-    call: Call, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, begun: bool = False
+    call: RetriedCall, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, begun: bool = False
 ) -> Any:
     """Make the attempts of an async function, or of a plain one that does not block.
 
@@ -70,7 +70,7 @@ async def call_async(
             call.leave()  # a signal handler has raised as an attempt ended
 
 
-async def _in_time(call: Call, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+async def _in_time(call: RetriedCall, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """One attempt, cut after `attempt_timeout`."""
     with cut_after(call.policy.seconds_per_attempt):
         result = fn(*args, **kwargs)
@@ -79,7 +79,7 @@ async def _in_time(call: Call, fn: Callable[..., Any], args: tuple[Any, ...], kw
 
 
 def call_sync(
-    call: Call,
+    call: RetriedCall,
     fn: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -128,7 +128,7 @@ def call_sync(
             call.leave()  # as in `call_async`
 
 
-async def wait(call: Call, delay: float) -> bool:
+async def wait(call: RetriedCall, delay: float) -> bool:
     """Wait `delay` seconds; return whether there may be an attempt after it."""
     try:
         if call.doomed:
@@ -141,7 +141,7 @@ async def wait(call: Call, delay: float) -> bool:
     return not call.too_late()
 
 
-def wait_sync(call: Call, delay: float) -> bool:
+def wait_sync(call: RetriedCall, delay: float) -> bool:
     """Block the thread for `delay` seconds; return whether there may be an attempt after it."""
     try:
         if delay > 0:

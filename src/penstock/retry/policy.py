@@ -13,7 +13,7 @@ from typing import Any, ClassVar, ParamSpec, TypeVar, cast, overload
 from penstock._introspect import GENERATORS, decorable_kind, kind_of, name_of, refuse_awaitable
 from penstock._text import repr_of
 from penstock.retry.attempt import Attempt, Attempts
-from penstock.retry.call import Call
+from penstock.retry.call import RetriedCall
 from penstock.retry.functions import PLAIN, call_async, call_sync
 from penstock.retry.settings import RetrySettings
 from penstock.retry.streams import Resume, retried_stream
@@ -122,7 +122,7 @@ class Retry(RetrySettings):
 
         @functools.wraps(fn)
         async def retried(*args: Any, **kwargs: Any) -> Any:
-            result = await call_async(Call(self, name), fn, args, kwargs)
+            result = await call_async(RetriedCall(self, name), fn, args, kwargs)
             return result if type(result) in PLAIN else finish_later_of_async(self, (fn, args, kwargs), result)
 
         retried.__qualname__ = name  # `wraps` finds none on partials and callable objects
@@ -133,7 +133,7 @@ class Retry(RetrySettings):
 
         @functools.wraps(fn)
         def retried(*args: Any, **kwargs: Any) -> Any:
-            return call_sync(Call(self, name), fn, args, kwargs, unfinished=finish_later)
+            return call_sync(RetriedCall(self, name), fn, args, kwargs, unfinished=finish_later)
 
         retried.__qualname__ = name
         return cast("_F", retried)
@@ -151,7 +151,7 @@ class Retry(RetrySettings):
             TypeError: A generator function of either kind, or one that returns a context manager: decorate it instead.
         """
         _check_callable(fn)
-        result = await call_async(Call(self, name_of(fn)), fn, args, kwargs)
+        result = await call_async(RetriedCall(self, name_of(fn)), fn, args, kwargs)
         if isinstance(result, GENERATORS):
             _check_no_generator(fn)
         refuse_manager(fn, result)
@@ -167,7 +167,7 @@ class Retry(RetrySettings):
         """
         _check_callable(fn)
         self._check_no_timeout(name_of(fn))
-        result = call_sync(Call(self, name_of(fn)), fn, args, kwargs, unfinished=refuse_unfinished)
+        result = call_sync(RetriedCall(self, name_of(fn)), fn, args, kwargs, unfinished=refuse_unfinished)
         if isinstance(result, GENERATORS):
             _check_no_generator(fn)
         return cast("_T", result)
@@ -178,12 +178,12 @@ class Retry(RetrySettings):
         `async with attempt, limiter(tokens=5):` charges each attempt. Each loop is a call of its own. With `on_result`,
         set `attempt.result` inside the `with` block.
         """
-        return Attempts(Call(self, "block"))
+        return Attempts(RetriedCall(self, "block"))
 
     def __iter__(self) -> Iterator[Attempt]:
         """The same as `async for`, for threads: waits block."""
         self._check_no_timeout("a `for` loop over a policy")
-        return Attempts(Call(self, "block", in_loop=False))
+        return Attempts(RetriedCall(self, "block", in_loop=False))
 
     def _check_no_timeout(self, name: str) -> None:
         if self.attempt_timeout is not None:

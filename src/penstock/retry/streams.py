@@ -8,7 +8,7 @@ from typing import Any
 
 from penstock._concurrency.tasks import cut_after
 from penstock._introspect import name_of
-from penstock.retry.call import Call
+from penstock.retry.call import RetriedCall
 from penstock.retry.functions import wait
 from penstock.retry.settings import RetrySettings
 
@@ -24,7 +24,7 @@ def retried_stream(
 
     @functools.wraps(fn)
     async def retried(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        stream = _Stream(Call(policy, name), fn, args, kwargs, resume)
+        stream = _Stream(RetriedCall(policy, name), fn, args, kwargs, resume)
         try:
             more = await stream.advance(None)
             while more:
@@ -56,7 +56,7 @@ class _Stream:
 
     def __init__(
         self,
-        call: Call,
+        call: RetriedCall,
         fn: Callable[..., AsyncGenerator[Any, Any]],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],

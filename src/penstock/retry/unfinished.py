@@ -17,14 +17,14 @@ from typing import Any, Self
 
 from penstock import clock
 from penstock._introspect import CONTEXT_MANAGERS, kind_of, name_of, refuse_awaitable
-from penstock.retry.call import Call, Sent
+from penstock.retry.call import RetriedCall, Sent
 from penstock.retry.functions import call_async, call_sync, is_awaitable
 from penstock.retry.settings import RetrySettings
 
 _MANAGER, _ASYNC_MANAGER = CONTEXT_MANAGERS
 
 
-def finish_later(call: Call, sent: Sent, result: Any) -> object:
+def finish_later(call: RetriedCall, sent: Sent, result: Any) -> object:
     """Return what does the rest of the attempts when it is awaited or entered; None if `result` is a result."""
     kind = type(result)
     if not (
@@ -77,7 +77,7 @@ def refuse_manager(fn: Callable[..., Any], result: Any) -> None:
         )
 
 
-def refuse_unfinished(_call: Call, sent: Sent, result: Any) -> None:
+def refuse_unfinished(_call: RetriedCall, sent: Sent, result: Any) -> None:
     """Refuse, for `retry.call_sync`, what would have to be awaited."""
     fn = sent[0]
     if is_awaitable(result):
@@ -113,7 +113,7 @@ def _starting_with(first: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
 class _RetriedEntry:
     """What a decorated function returns in place of a context manager: each attempt calls it for a new one."""
 
-    def __init__(self, policy: RetrySettings, sent: Sent, manager: Any, call: Call | None = None) -> None:
+    def __init__(self, policy: RetrySettings, sent: Sent, manager: Any, call: RetriedCall | None = None) -> None:
         self._policy = policy
         self._fn, self._args, self._kwargs = sent
         self._first = manager
@@ -121,11 +121,11 @@ class _RetriedEntry:
         self._call = call  # whose first attempt made `manager`
         self._entered: list[Any] = []
 
-    def _next_call(self) -> tuple[Call, bool]:
+    def _next_call(self) -> tuple[RetriedCall, bool]:
         """Return the call that an entry is, and whether its first attempt has begun."""
         call, self._call = self._call, None
         if call is None:
-            return Call(self._policy, name_of(self._fn)), False
+            return RetriedCall(self._policy, name_of(self._fn)), False
         call.started = clock.now()  # it may be entered long after it was made
         return call, True
 

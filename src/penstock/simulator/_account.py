@@ -28,7 +28,7 @@ from penstock.simulator._headers import (
     format_milliseconds,
     hint_headers,
 )
-from penstock.simulator._meters import Meter, Unit, Window, meter_of
+from penstock.simulator._meters import ServerMeter, Unit, Window, meter_of
 from penstock.simulator._simulation import FAULTS, Fault, Simulation
 
 STRANGERS_STEP_NS = 100_000_000
@@ -343,14 +343,16 @@ class Account:
                 if meter.unit == "requests":
                     meter.take_at_most(1)
 
-    def _too_large(self, model: str, meter: Meter, requested: int) -> Refusal:
+    def _too_large(self, model: str, meter: ServerMeter, requested: int) -> Refusal:
         self._count_refused("too_large")
         body = _replies.too_large(
             model, self.simulation.organization, meter.unit, meter.limit.per, limit=meter.burst, requested=requested
         )
         return Refusal(error_in(self.simulation.dialect, 429, body), self._headers())
 
-    def _not_now(self, model: str, cost: dict[Unit, int], asked: list[Meter], short: list[Meter]) -> Refusal:
+    def _not_now(
+        self, model: str, cost: dict[Unit, int], asked: list[ServerMeter], short: list[ServerMeter]
+    ) -> Refusal:
         # The limit that has to be waited for longest is the one that is named, so that the wait it names is enough.
         meter = max(short, key=lambda each: each.announced_wait_ns(cost[each.unit]))
         self._count_refused(meter.unit)
@@ -375,7 +377,7 @@ class Account:
         return Refusal(body, {**self._headers(), **hints})
 
 
-def _shown(meter: Meter, charged: int) -> Shown:
+def _shown(meter: ServerMeter, charged: int) -> Shown:
     remaining = max(0, math.floor(meter.level()))
     return Shown(meter.unit, meter.limit.amount, remaining, meter.reset_ns(), meter.limit.per, charged)
 

@@ -16,7 +16,7 @@ from penstock.limits import Rate
 
 
 @dataclass(frozen=True, slots=True)
-class Bucket:
+class ServerBucket:
     """The constants of one bucket. Its level is the caller's, in parts.
 
     Attributes:
@@ -32,7 +32,7 @@ class Bucket:
     full: int
 
     @classmethod
-    def of(cls, rate: Rate) -> Bucket:
+    def of(cls, rate: Rate) -> ServerBucket:
         """The bucket of `rate`, whose numbers are taken as exactly what their floats are."""
         per_ns = Fraction(rate.amount) / (Fraction(rate.per) * 1_000_000_000)
         burst = Fraction(rate.burst)

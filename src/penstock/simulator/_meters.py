@@ -15,7 +15,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 from penstock._numbers import Seconds, read_number, read_seconds
 from penstock._text import repr_of
 from penstock.limits import Rate, Sliding
-from penstock.simulator._buckets import Bucket
+from penstock.simulator._buckets import ServerBucket
 
 Unit = Literal["requests", "tokens", "output_tokens", "images"]
 _Limit = TypeVar("_Limit", bound="Window | Sliding")
@@ -61,7 +61,7 @@ class Hidden:
     limit: Rate | Sliding | Window
 
 
-class Meter(Protocol):
+class ServerMeter(Protocol):
     """One limit, and what is left of it."""
 
     unit: Unit
@@ -121,7 +121,7 @@ class BucketMeter:
 
     def __init__(self, unit: Unit, limit: Rate, now_ns: int, *, hidden: bool) -> None:
         self.unit, self.hidden = unit, hidden
-        self.bucket = Bucket.of(limit)
+        self.bucket = ServerBucket.of(limit)
         self._level = self.bucket.full
         self._at_ns = now_ns
 
@@ -157,7 +157,7 @@ class BucketMeter:
 
     def change(self, factor: float) -> None:
         rate, level = self.bucket.rate, self.level()
-        self.bucket = Bucket.of(Rate(rate.amount * factor, rate.per, max(1.0, rate.burst * factor)))
+        self.bucket = ServerBucket.of(Rate(rate.amount * factor, rate.per, max(1.0, rate.burst * factor)))
         self._level = min(self.bucket.full, int(level * self.bucket.scale))
 
     def promised(self, seconds: Fraction) -> Fraction:
@@ -262,7 +262,7 @@ class SlidingMeter(_CountingMeter[Sliding]):
         return Fraction(self.limit.amount) * (1 + math.ceil(seconds / Fraction(self.limit.per)))
 
 
-def meter_of(unit: Unit, limit: Rate | Sliding | Window | Hidden, now_ns: int) -> Meter:
+def meter_of(unit: Unit, limit: Rate | Sliding | Window | Hidden, now_ns: int) -> ServerMeter:
     """A new meter, with nothing used."""
     hidden = isinstance(limit, Hidden)
     inner = limit.limit if isinstance(limit, Hidden) else limit

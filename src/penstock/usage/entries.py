@@ -21,7 +21,7 @@ CallInDollars = Callable[[str, Mapping[str, float], Mapping[str, float]], "float
 """(model, units charged, usage) → what that costs; None: unknown."""
 
 
-class Entry:
+class CallEntry:
     """What is known of one call. `id` is its number in the file; None before it is written."""
 
     __slots__ = (
@@ -55,10 +55,10 @@ class Entries:
     """
 
     def __init__(self, dollars_of: CallInDollars) -> None:
-        self.new: list[Entry] = []
-        self.changed: dict[int, Entry] = {}
+        self.new: list[CallEntry] = []
+        self.changed: dict[int, CallEntry] = {}
         self.limits: list[LimitNote] = []
-        self._open: dict[int, Entry] = {}
+        self._open: dict[int, CallEntry] = {}
         self._dollars_of = dollars_of
 
     def written(self) -> None:
@@ -82,8 +82,8 @@ class Entries:
         elif kind is Reconfigured:
             self._note_limits(at, event)
 
-    def _begin(self, at: float, event: Any, outcome: str, call: int) -> Entry:
-        entry = Entry(at, event.limiter, getattr(event, "flow", None), outcome, event.cost)
+    def _begin(self, at: float, event: Any, outcome: str, call: int) -> CallEntry:
+        entry = CallEntry(at, event.limiter, getattr(event, "flow", None), outcome, event.cost)
         self.new.append(entry)
         if call:
             opened = self._open
@@ -93,7 +93,7 @@ class Entries:
             opened[call] = entry
         return entry
 
-    def _find(self, call: int) -> Entry | None:
+    def _find(self, call: int) -> CallEntry | None:
         entry = self._open.get(call) if call else None
         if entry is not None and entry.id is not None:
             self.changed[entry.id] = entry

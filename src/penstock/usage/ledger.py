@@ -33,7 +33,7 @@ from penstock._concurrency.shared_state import around_forks
 from penstock._numbers import Seconds, amount, number_of, read_seconds, span
 from penstock._text import repr_of
 from penstock.llm.prices import Prices
-from penstock.usage.entries import Entries, Entry
+from penstock.usage.entries import CallEntry, Entries
 from penstock.usage.file import open_writer
 
 _GATHER = 0.05
@@ -495,7 +495,7 @@ def _plain(units: Mapping[str, float]) -> str:
         return _finite({unit: amount(number) or 0 for unit, number in units.items()})
 
 
-def _settled(entry: Entry) -> tuple[Any, ...]:
+def _settled(entry: CallEntry) -> tuple[Any, ...]:
     usage = entry.usage
     return (
         None if entry.settled is None else _plain(entry.settled),
