@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
 
 import pytest
 
-from penstock import CostError, Keyed, Limiter, RateLimited
+from penstock import Budget, CostError, Keyed, Limiter, RateLimited, Retry, amap, circuit_breaker, hedge, simulator
 from penstock._numbers import exact, read_number, read_seconds, show_dollars, show_seconds
+from penstock.batching import Batcher
+from penstock.usage import Cap, Ledger
 
 
 class float32:  # noqa: N801 - as numpy's, which is no subclass of float
@@ -105,6 +108,54 @@ async def test_a_number_that_refuses_to_compare_is_read_all_the_same():
         per_user[one]
     with pytest.raises(ValueError, match="priority must be a whole number"):
         await limiter.acquire(tokens=1, priority=Decimal("sNaN"))
+
+
+class int64:  # noqa: N801 - as numpy's, which is no subclass of int
+    def __init__(self, value):
+        self.value = value
+
+    def __index__(self):
+        return self.value
+
+
+async def echo(item):
+    return item
+
+
+COUNTED = {
+    "amap": lambda count: amap(echo, [], in_flight=count),
+    "Batcher": lambda count: Batcher(echo, max_items=count),
+    "Batches": lambda count: simulator.Batches(enqueued_tokens=count, max_rows=count, max_bytes=count),
+    "Budget": lambda count: Budget(count, count, count),
+    "Cap": lambda count: Cap(count, "day"),
+    "circuit_breaker": lambda count: circuit_breaker(on=OSError, failures=count, probes=count),
+    "hedge": lambda count: hedge(samples=count),
+    "Ledger": lambda count: Ledger("usage.db", max_pending=count),
+    "Retry": lambda count: Retry(on=OSError, attempts=count),
+    "Simulation": lambda count: simulator.Simulation(
+        output_tokens=count, dimensions=count, concurrency=count, context_length=count, max_body=count
+    ),
+}
+
+
+@pytest.mark.parametrize("make", COUNTED.values(), ids=COUNTED)
+def test_a_count_is_any_whole_number(make):
+    """It is kept as Python's own: what comes of 30 shows the same."""
+    at = r" at 0x\w+"
+    assert re.sub(at, "", repr(make(int64(30)))) == re.sub(at, "", repr(make(30)))
+
+
+@pytest.mark.parametrize("given", [True, math.nan, "30", -1, [30]], ids=repr)
+@pytest.mark.parametrize("make", COUNTED.values(), ids=COUNTED)
+def test_a_count_that_is_none_is_refused_in_words(make, given):
+    with pytest.raises(ValueError, match=re.escape(repr(given))):
+        make(given)
+
+
+@pytest.mark.parametrize("amount", [Decimal("2.5"), Fraction(5, 2), float32(2.5)], ids=repr)
+def test_a_cap_is_any_number(amount):
+    assert Cap(amount, "day") == Cap(2.5, "day")
+    assert type(Cap(amount, "day").amount) is float
 
 
 def test_a_text_of_numpy_is_no_number():

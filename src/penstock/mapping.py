@@ -128,7 +128,8 @@ def amap(
         ValueError: `in_flight` is below 1.
         TypeError: `items` cannot be iterated over, `fn` cannot be called, or `on_progress` is async.
     """
-    if read_count(in_flight) is None:
+    count = read_count(in_flight)
+    if count is None:
         raise ValueError(f"in_flight must be 1 or more, not {repr_of(in_flight)}")
     _check_function(fn)
     if on_progress is not None:
@@ -136,7 +137,7 @@ def amap(
     if not isinstance(items, AsyncIterable | Iterable):
         raise TypeError(f"amap needs something to iterate over, not {type(items).__name__}")
     flags = {"ordered": read_flag("ordered", ordered), "return_errors": read_flag("return_errors", return_errors)}
-    return Results(_Work(fn, items, int(in_flight), on_progress=on_progress, **flags))
+    return Results(_Work(fn, items, count, on_progress=on_progress, **flags))
 
 
 def _check_function(fn: object) -> None:

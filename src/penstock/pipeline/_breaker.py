@@ -66,12 +66,8 @@ class circuit_breaker(SharedState):  # noqa: N801 - used like a function
         check_on("circuit_breaker", on)
         if hint is not None:
             check_plain("circuit_breaker", "hint", hint)
-        for name, given, what in (
-            ("failures", failures, "how many failures open it"),
-            ("probes", probes, "how many calls must succeed to close it"),
-        ):
-            if read_count(given) is None:
-                raise ValueError(f"circuit_breaker({name}={repr_of(given)}): {what}, 1 or more")
+        failures = _count("failures", failures, "how many failures open it")
+        probes = _count("probes", probes, "how many calls must succeed to close it")
         share = read_number(ratio)
         if share is None or not 0 <= share <= 1:
             raise ValueError(
@@ -80,7 +76,7 @@ class circuit_breaker(SharedState):  # noqa: N801 - used like a function
         window = span("circuit_breaker(window={})", window)
         open_for = span("circuit_breaker(open_for={})", open_for)
         self._max_open = span("circuit_breaker(max_open={})", max_open, forever=True)
-        self._breaker = Breaker(int(failures), share, window, open_for, int(probes))
+        self._breaker = Breaker(failures, share, window, open_for, probes)
         self._on = on
         self._hint = hint
         self._shown = (
@@ -133,6 +129,13 @@ class circuit_breaker(SharedState):  # noqa: N801 - used like a function
 
 
 show_defaults(circuit_breaker.__init__, hint="retry_after")
+
+
+def _count(name: str, given: object, what: str) -> int:
+    count = read_count(given)
+    if count is None:
+        raise ValueError(f"circuit_breaker({name}={repr_of(given)}): {what}, 1 or more")
+    return count
 
 
 class _Admission:

@@ -67,7 +67,8 @@ class hedge(SharedState):  # noqa: N801 - used like a function
                 raise ValueError(f'hedge({repr_of(after)}): a number of seconds, or a percentile such as "p95"')
         else:
             after = span("hedge({})", after, zero=True)
-        if read_count(samples, self.ENOUGH) is None:
+        count = read_count(samples, self.ENOUGH)
+        if count is None:
             raise ValueError(
                 f"hedge(samples={repr_of(samples)}): {self.ENOUGH} or more; fewer say little about how long calls take"
             )
@@ -76,7 +77,7 @@ class hedge(SharedState):  # noqa: N801 - used like a function
         self.after: str | float = after
         self.initial: float | None = None if initial is None else span("hedge(initial={})", initial, zero=True)
         self.budget: Budget | None = budget
-        self._durations: deque[float] = deque(maxlen=min(samples, self.MOST))
+        self._durations: deque[float] = deque(maxlen=min(count, self.MOST))
 
     def delay(self) -> float | None:
         """Return the seconds until a second attempt would start now; None if there would be none."""

@@ -46,10 +46,14 @@ class RetrySettings:
             if getattr(self, name) is not None:
                 check_plain("Retry", name, getattr(self, name))
         _check_parts(self.backoff, self.budget)
-        if self.attempts is not None and read_count(self.attempts) is None:
-            raise ValueError(
-                f"Retry(attempts={repr_of(self.attempts)}): a whole number from 1, the first attempt included; or None"
-            )
+        if self.attempts is not None:
+            attempts = read_count(self.attempts)
+            if attempts is None:
+                raise ValueError(
+                    f"Retry(attempts={repr_of(self.attempts)}): a whole number from 1, the first attempt included; "
+                    "or None"
+                )
+            object.__setattr__(self, "attempts", attempts)
         object.__setattr__(self, "nested", read_flag("nested", self.nested))
         for name in ("within", "attempt_timeout", "max_hint"):
             given = getattr(self, name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from penstock._numbers import Seconds, read_number, read_seconds
+from penstock._numbers import Seconds, read_count, read_number, read_seconds
 from penstock._text import repr_of
 from penstock._validation import parse_of
 from penstock.limits import Rate, Sliding
@@ -233,7 +233,7 @@ class Batches:
         faults: How often a row fails: `server_error` and `overloaded`; the others mean nothing inside a batch.
 
     Raises:
-        ValueError: Seconds are negative or not finite.
+        ValueError: Seconds are negative or not finite, or a count is no whole number, 0 or more.
     """
 
     validating: float = 0.5
@@ -270,6 +270,7 @@ class Batches:
             if value is None or not 0 <= value < math.inf:
                 raise ValueError(f"batches: {name} must be a finite number of seconds, 0 or more, not {repr_of(given)}")
             object.__setattr__(self, name, value)
+        _read_counts(self, "batches", ("enqueued_tokens", "max_rows", "max_bytes"), 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -357,10 +358,8 @@ class Simulation:
                 f"simulation: tolerance must be a finite number of seconds, 0 or more, not {repr_of(self.tolerance)}"
             )
         object.__setattr__(self, "tolerance", tolerance)
-        for name in ("output_tokens", "dimensions", "concurrency", "context_length"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"simulation: {name} must be a whole number, 1 or more, not {repr_of(value)}")
+        _read_counts(self, "simulation", ("output_tokens", "dimensions", "concurrency", "context_length"), 1)
+        _read_counts(self, "simulation", ("max_body",), 0)
 
     @property
     def limits(self) -> dict[Unit, tuple[SimulatedLimit, ...]]:
@@ -368,6 +367,17 @@ class Simulation:
         given: dict[Unit, Any] = {"requests": self.requests, "tokens": self.tokens, "images": self.images}
         given["output_tokens"] = self.output
         return {unit: _limits(unit, limits) for unit, limits in given.items()}
+
+
+def _read_counts(options: object, what: str, names: Sequence[str], least: int) -> None:
+    """Make the whole numbers among the options Python's; None where one is left out."""
+    for name in names:
+        given = getattr(options, name)
+        count = read_count(given, least)
+        if given is not None:
+            if count is None:
+                raise ValueError(f"{what}: {name} must be a whole number, {least} or more, not {repr_of(given)}")
+            object.__setattr__(options, name, count)
 
 
 def _limits(unit: str, given: Given | Sequence[Given] | None) -> tuple[SimulatedLimit, ...]:

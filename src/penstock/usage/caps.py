@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from penstock import _notation
+from penstock import _notation, _numbers
 from penstock import limits as _limits
-from penstock._numbers import show
 from penstock._text import repr_of
 from penstock.errors import UnknownUnit
 from penstock.limits import Calendar, Limit, Period, Unlimited
@@ -46,9 +44,10 @@ class Cap:
     tz: str = "UTC"
 
     def __post_init__(self) -> None:
-        amount: object = self.amount
-        if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < math.inf:
-            raise ValueError(f"a cap must be a finite number of units, 0 or more, not {repr_of(amount)}")
+        amount = None if _numbers.is_bool(self.amount) else _numbers.amount(self.amount)
+        if amount is None:
+            raise ValueError(f"a cap must be a finite number of units, 0 or more, not {repr_of(self.amount)}")
+        object.__setattr__(self, "amount", amount)
         if self.period not in _limits.PERIODS:
             raise ValueError(
                 f"unknown period of a cap {repr_of(self.period)}: use one of {', '.join(map(repr, _limits.PERIODS))}"
@@ -63,7 +62,7 @@ class Cap:
         return Calendar(max(self.amount, NOTHING), self.period, self.tz, _least(unit))
 
     def __str__(self) -> str:
-        return f"{show(self.amount)} a {self.period}" + ("" if self.tz == "UTC" else f" ({self.tz})")
+        return f"{_numbers.show(self.amount)} a {self.period}" + ("" if self.tz == "UTC" else f" ({self.tz})")
 
 
 class CapKey(NamedTuple):

@@ -30,7 +30,7 @@ from typing import Any, Protocol, Self
 
 from penstock import clock
 from penstock._concurrency.shared_state import around_forks
-from penstock._numbers import Seconds, amount, number_of, read_seconds, span
+from penstock._numbers import Seconds, amount, number_of, read_count, read_seconds, span
 from penstock._text import repr_of
 from penstock.llm.prices import Prices
 from penstock.usage.entries import CallEntry, Entries
@@ -105,7 +105,8 @@ class Ledger:
         keep: Seconds | None = None,
         prices: DollarsOf | None = None,
     ) -> None:
-        if type(max_pending) is not int or max_pending < 1:
+        most = read_count(max_pending)
+        if most is None:
             raise ValueError(f"max_pending must be a whole number of events, 1 or more, not {repr_of(max_pending)}")
         seconds = None if keep is None else span("keep={}", keep, forever=True)
         if prices is not None and not callable(getattr(prices, "dollars", None)):
@@ -113,7 +114,7 @@ class Ledger:
                 f"prices= must have a method dollars(model, input_tokens, output_tokens), not {repr_of(prices)}"
             )
         self.path: Path = Path(path)
-        self._writer = _Writer(self.path.absolute(), max_pending, seconds, prices)
+        self._writer = _Writer(self.path.absolute(), most, seconds, prices)
 
     def __call__(self, event: object) -> None:
         """Hear of an event, of `penstock.events`. What is not about a call is passed over."""
