@@ -129,6 +129,7 @@ COUNTED = {
     "Budget": lambda count: Budget(count, count, count),
     "Cap": lambda count: Cap(count, "day"),
     "circuit_breaker": lambda count: circuit_breaker(on=OSError, failures=count, probes=count),
+    "Faults": lambda count: simulator.Faults(insufficient_quota_after=count),
     "hedge": lambda count: hedge(samples=count),
     "Ledger": lambda count: Ledger("usage.db", max_pending=count),
     "Retry": lambda count: Retry(on=OSError, attempts=count),
@@ -156,6 +157,17 @@ def test_a_count_that_is_none_is_refused_in_words(make, given):
 def test_a_cap_is_any_number(amount):
     assert Cap(amount, "day") == Cap(2.5, "day")
     assert type(Cap(amount, "day").amount) is float
+
+
+@pytest.mark.parametrize("odd", [Decimal("0.25"), Fraction(1, 4), float32(0.25)], ids=repr)
+def test_a_probability_is_any_number(odd):
+    assert simulator.Faults(dropped=odd, gzip=odd) == simulator.Faults(dropped=0.25, gzip=0.25)
+
+
+@pytest.mark.parametrize("odd", [True, math.nan, "0.5", None, 2], ids=repr)
+def test_a_probability_that_is_none_is_refused_in_words(odd):
+    with pytest.raises(ValueError, match=re.escape(f"not dropped={odd!r}")):
+        simulator.Faults(dropped=odd)
 
 
 def test_a_text_of_numpy_is_no_number():

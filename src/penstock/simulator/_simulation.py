@@ -124,15 +124,14 @@ class Faults:
     insufficient_quota_after: int | None = None
 
     def __post_init__(self) -> None:
-        odds = {fault: getattr(self, fault) for fault in self._drawn()}
-        if not all(0 <= odd <= 1 for odd in odds.values()) or sum(odds.values()) > 1 + 1e-9:
-            given = ", ".join(f"{fault}={odd:g}" for fault, odd in odds.items() if odd != 0)
-            raise ValueError(f"faults are probabilities, each in 0..1 and together at most 1, not {given}")
-        after = self.insufficient_quota_after
-        if after is not None and (after < 0 or after % 1 != 0):
-            raise ValueError(
-                f"insufficient_quota_after must be a whole number of requests, 0 or more, not {repr_of(after)}"
-            )
+        given = {fault: odd for fault in self._drawn() if (odd := getattr(self, fault)) != 0}
+        odds = [read_number(odd) for odd in given.values()]
+        if not all(odd is not None and 0 <= odd <= 1 for odd in odds) or sum(odd or 0 for odd in odds) > 1 + 1e-9:
+            shown = ", ".join(f"{fault}={repr_of(odd)}" for fault, odd in given.items())
+            raise ValueError(f"faults are probabilities, each in 0..1 and together at most 1, not {shown}")
+        for fault, odd in zip(given, odds, strict=True):
+            object.__setattr__(self, fault, odd)
+        _read_counts(self, "faults", ("insufficient_quota_after",), 0)
 
     def draw(self, random: Random) -> Fault | None:
         """The fault of one request, if it has one."""
