@@ -19,7 +19,6 @@ import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal, Self
 
 from anyio import to_thread
@@ -28,7 +27,7 @@ from penstock import clock
 from penstock._numbers import Number, amount
 from penstock._text import repr_of
 from penstock._validation import check_hook, merge_given
-from penstock.errors import ConfigurationConflict, RateLimited, StoreError, Unsatisfiable, WouldBlockEventLoop
+from penstock.errors import ConfigurationConflict, RateLimited, StoreError, Unsatisfiable
 from penstock.limiter import Limiter
 from penstock.permit import Permit
 from penstock.stores.contract import Store
@@ -210,9 +209,16 @@ class Quotas:
         self._records.agree(user, known.limiter.limits)
 
     def _refusal(
-        self, user: str, cost: Mapping[str, float], before: _User, refused: RateLimited | Unsatisfiable
+        self,
+        user: str,
+        cost: Mapping[str, float],
+        before: _User,
+        refused: ConfigurationConflict | RateLimited | Unsatisfiable,
     ) -> QuotaExceeded | None:
         """The error of a call that was refused; None: the caps have changed since, so that it should be tried again."""
+        if isinstance(refused, ConfigurationConflict):
+            self._settle_conflict(user)
+            return None
         try:
             known = self._known(user, anew=True)
         except StoreError:
@@ -242,9 +248,10 @@ class Quotas:
 
     # Reviews
 
-    def _note(self, error: QuotaExceeded, verdict: Verdict, by: str) -> QuotaExceeded | None:
-        """Record a verdict, or with None that one is wanted; return what the call is to raise, None: nothing."""
+    def _note(self, error: QuotaExceeded, verdict: Verdict) -> None:
+        """Record a verdict, or with None that one is wanted. Raise the error unless the call may try again."""
         allowed = _units(verdict, error.missing)
+        by = "" if self.review == "queue" else str(getattr(self.review, "__name__", "function"))
 
         def put(record: UserRecord) -> UserRecord:
             now = clock.wall()
@@ -254,7 +261,7 @@ class Quotas:
         if allowed:
             self._settle_conflict(error.user)
         if allowed and allowed >= error.missing * (1 - 1e-12):
-            return None
+            return
         error.review = review.state
         words = {
             "pending": "a review is pending",
@@ -262,7 +269,7 @@ class Quotas:
             "approved": "a review has allowed more, but not so much",
         }[review.state]
         error.args = (f"{error.args[0]}; {words}",)
-        return error
+        raise error
 
     def reviews(self, state: str | None = None) -> list[Review]:
         """What was decided of calls beyond caps, and what is to be decided, the latest last. Blocks.
@@ -438,29 +445,14 @@ class _Charge:
                 known = await to_thread.run_sync(quotas._known, user)
             try:
                 return await known.limiter(self._cost, max_wait=0, flow=user).__aenter__()
-            except ConfigurationConflict:
-                await to_thread.run_sync(quotas._settle_conflict, user)
-                continue
-            except (RateLimited, Unsatisfiable) as found:
+            except (ConfigurationConflict, RateLimited, Unsatisfiable) as found:
                 error = await to_thread.run_sync(quotas._refusal, user, self._cost, known, found)
-            if error is None:
-                continue
-            refused = await self._review(error)
-            if refused is not None:
-                raise refused
+            if error is not None:
+                verdict = self._verdict(error)
+                if inspect.isawaitable(verdict):
+                    verdict = await verdict
+                await to_thread.run_sync(quotas._note, error, verdict)
         raise self._unsettled()
-
-    async def _review(self, error: QuotaExceeded) -> QuotaExceeded | None:
-        quotas = self._quotas
-        if quotas.review is None:
-            return error
-        verdict: Any = None
-        if quotas.review != "queue":
-            verdict = quotas.review(error)
-            if inspect.isawaitable(verdict):
-                verdict = await verdict
-            _units(verdict, 1.0)
-        return await to_thread.run_sync(partial(quotas._note, error, verdict, _by(quotas.review)))
 
     async def __aexit__(self, kind: object, error: object, trace: object, /) -> None:
         """Nothing is held. What was charged stays charged."""
@@ -471,29 +463,26 @@ class _Charge:
             known = quotas._known(user)
             try:
                 return known.limiter(self._cost, max_wait=0, flow=user).__enter__()
-            except WouldBlockEventLoop:
-                raise
-            except ConfigurationConflict:
-                quotas._settle_conflict(user)
-                continue
-            except (RateLimited, Unsatisfiable) as found:
+            except (ConfigurationConflict, RateLimited, Unsatisfiable) as found:
                 error = quotas._refusal(user, self._cost, known, found)
-            if error is None:
-                continue
-            if quotas.review is None:
-                raise error
-            verdict: Any = None if quotas.review == "queue" else quotas.review(error)
-            if inspect.isawaitable(verdict):
-                if inspect.iscoroutine(verdict):
-                    verdict.close()  # or Python warns that nobody awaited it
-                raise ValueError("review= is an async function, and a thread cannot wait for it: use `async with`")
-            refused = quotas._note(error, verdict, _by(quotas.review))
-            if refused is not None:
-                raise refused
+            if error is not None:
+                verdict = self._verdict(error)
+                if inspect.isawaitable(verdict):
+                    if inspect.iscoroutine(verdict):
+                        verdict.close()  # or Python warns that nobody awaited it
+                    raise ValueError("review= is an async function, and a thread cannot wait for it: use `async with`")
+                quotas._note(error, verdict)
         raise self._unsettled()
 
     def __exit__(self, kind: object, error: object, trace: object, /) -> None:
         """Nothing is held. What was charged stays charged."""
+
+    def _verdict(self, error: QuotaExceeded) -> Any:
+        """What the review says of a refused call, perhaps to be awaited; None: it goes to the queue."""
+        review = self._quotas.review
+        if review is None:
+            raise error
+        return None if review == "queue" else review(error)
 
     def _unsettled(self) -> RateLimited:
         return RateLimited(
@@ -501,10 +490,6 @@ class _Charge:
             retry_after=1.0,
             blocked_by="quota",
         )
-
-
-def _by(review: Any) -> str:
-    return "" if review == "queue" else str(getattr(review, "__name__", "function"))
 
 
 def _units(verdict: Any, missing: float) -> float:
