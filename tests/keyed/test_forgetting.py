@@ -8,6 +8,7 @@ import sys
 import tracemalloc
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 
 import anyio
 import pytest
@@ -148,6 +149,33 @@ async def test_a_paused_key_stays_paused_while_nobody_holds_it(virtual_time):
     await anyio.sleep(1)
     look_at_all(per_user)
     assert not per_user._keys._states.known | per_user._keys._states.old
+
+
+@pytest.mark.parametrize(
+    "per_user",
+    [
+        partial(Keyed, requests=per_second(10)),
+        partial(Keyed, lambda _: {"requests": per_second(10)}),
+        partial(Keyed, requests=per_second(10), calls=in_flight(2, ttl=5, default=0)),
+        partial(Keyed, requests=sliding(10, 1)),
+    ],
+    ids=["fixed", "by a function", "places that come back", "window"],
+)
+@pytest.mark.parametrize("joined", [False, True], ids=["alone", "joined"])
+def test_a_paused_key_is_paused_for_the_next_who_looks_it_up(per_user, joined):
+    """Whatever its limits are, and however its calls are charged."""
+    with testing.manual_clock() as now:
+        per_user = per_user()
+        per_user["alice"].pause(3)
+
+        def looked_up():
+            return per_user["alice"] & Limiter(images=per_second(10, default=0)) if joined else per_user["alice"]
+
+        for _ in range(2):
+            with pytest.raises(RateLimited, match="would have to wait 3 s for pause"):
+                looked_up().acquire_nowait()
+        now.advance(3)
+        looked_up().acquire_nowait()
 
 
 @anyio_test

@@ -159,6 +159,7 @@ class WaitQueue:
 
     def pause(self, state: LimitState) -> None:
         """Make every call look closer while this limit is paused."""
+        self.clearance.given = False  # outside a decision, too
         self._paused.append(state)
 
     def repair(self) -> None:
