@@ -266,7 +266,7 @@ class Run:
                 row, "unknown_price", f"the price of {row.model!r} is not known, so --max-cost could not be kept"
             )
         elif reason is None:
-            self._troubles.models.add(row.model)
+            self._troubles.addresses.asked.add((row.path, row.model))
             pool.mix.add(row)
             self._window_rows += 1
             self._window_bytes += len(row.body)

@@ -6,6 +6,7 @@ What it can have ended in, and what that counts as:
     no connection                   nothing, and nothing was used: one pause for all rows (`outage`)
     server's trouble, answer lost   an attempt; several rows at once and none answered: an outage
     refused for good                the row is given up, and is among the errors
+    the same refusal for all        the run ends (`addresses`), unless it is about one path of several, or one place
     no money, no key                the run ends, unless it is about one model of several, or one place of several
 
 The hard question is whose trouble it is: the row's, or the server's. A row that fails while others are answered is in
@@ -24,6 +25,7 @@ from penstock._numbers import show_seconds
 from penstock.llm.endpoints import RequestInFlight
 from penstock.llm.failures import Action, Verdict
 from penstock.runner import answers
+from penstock.runner.addresses import REFUSALS, Addresses
 from penstock.runner.place import Place
 from penstock.runner.secrets import Secrets
 from penstock.runner.settings import Settings
@@ -68,7 +70,7 @@ class Troubles:
 
     Attributes:
         last_error: What went wrong last, in words; "": nothing.
-        models: The models that were asked for.
+        addresses: Whether what answers is the service.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class Troubles:
             say: Is told, once each, what a person should know.
         """
         self.last_error: str = ""
-        self.models: set[str] = set()
+        self.addresses: Addresses = Addresses()
         self._settings, self._counts, self._places = settings, counts, places
         self._left = left
         self._give_up, self._stop, self._say = give_up, stop, say
@@ -103,6 +105,7 @@ class Troubles:
         self._said_long_wait = False
         self._answering: set[str] = set()  # models of which the service has answered a row
         self._blocked: dict[str, Refused] = {}
+        self._missing: dict[str, Refused] = {}  # paths that are not there
         self._set_aside: list[Work] = []
 
     def answered(self, work: Work) -> None:
@@ -114,12 +117,16 @@ class Troubles:
             place.in_trouble.clear()
         if self._long_waits:
             self._long_waits.clear()
+        self.addresses.answered(place, work.row.path)
         if model not in self._answering:
             self._answering.add(model)
             self._end_set_aside()
 
     def is_blocked(self, work: Work) -> bool:
-        """Whether the service does not serve the model of a row; then the row ends, or is set aside."""
+        """Whether the service does not serve the model or the path of a row; then the row ends, or is set aside."""
+        missing = self._missing.get(work.row.path)
+        if missing is not None:
+            return self._give_up_refused(work, missing)
         refused = self._blocked.get(work.row.model)
         if refused is not None:
             self._leave_blocked(work, refused)
@@ -172,13 +179,17 @@ class Troubles:
 
     def _close(self, place: Place, reason: str) -> bool:
         """Send nothing there any more; False: there is no other place."""
-        if not any(other is not place and not other.closed for other in self._places):
+        if not self._has_others(place):
             return False
         if not place.closed:
             place.closed = reason
             place.outage.give_up()
             self._say(f"nothing more is sent to {place.name}, and the others go on: {reason}")
         return True
+
+    def _has_others(self, place: Place) -> bool:
+        """Whether rows may go to any other place."""
+        return any(other is not place and not other.closed for other in self._places)
 
     def _server_is_down(self, work: Work, reason: str) -> bool:
         """Whether it is the server that fails and not this row: so many fail, and none is answered."""
@@ -212,7 +223,7 @@ class Troubles:
         if verdict.action is Action.STOP:
             return self._block(work, refused)
         if verdict.action is Action.PERMANENT:
-            return self._give_up_refused(work, refused)
+            return self._refused_for_good(work, refused)
         if verdict.action is Action.WAIT:
             return self._told_to_wait(work, request, refused)
         if status in _GATEWAY and self._server_is_down(work, f"the server answers with status {status}"):
@@ -264,6 +275,33 @@ class Troubles:
                 "sent, as its answers tell what it has"
             )
 
+    def _refused_for_good(self, work: Work, refused: Refused) -> bool:
+        """The row is given up; and so is its address, once that has refused whatever it was asked."""
+        place, path, addresses = work.group.place, work.row.path, self.addresses
+        is_sure = addresses.refused(place, work.row, refused)
+        has_others = self._has_others(place)
+        if has_others and addresses.is_doubtful(place, work.row) and not addresses.serves(place):
+            if is_sure:
+                self._close(place, self._said_of_all(path, refused))
+            work.avoid = work.group
+            return False
+        if is_sure and not has_others:
+            self._missing[path] = refused
+            if {each for each, _ in addresses.asked} <= self._missing.keys() and not addresses.serves(place):
+                self._stop("unreachable", self._said_of_all(path, refused), refused.reply.status)
+        return self._give_up_refused(work, refused)
+
+    def _said_of_all(self, path: str, refused: Refused) -> str:
+        verdict = refused.verdict
+        words = " ".join(self._secrets.hide(verdict.message).split())[:200]
+        if refused.reply.content.lstrip()[:1] == b"<":
+            words = "a page, which no service of this kind sends"
+        return (
+            f"the first {REFUSALS} answers to {path} are all the same refusal (status {refused.reply.status}"
+            f"{words and ': ' + words}), for which no row can be to blame: see whether the address of the server is "
+            "right, and its path"
+        )
+
     def _give_up_refused(self, work: Work, refused: Refused) -> bool:
         verdict, reply = refused.verdict, refused.reply
         return self._give_up(
@@ -283,9 +321,10 @@ class Troubles:
             work.avoid = work.group
             return False
         model, about_key = work.row.model, refused.reply.status in {401, 403}
-        if about_key and (self.models | self._answering) - {model}:
+        models = {each for _, each in self.addresses.asked}
+        if about_key and (models | self._answering) - {model}:
             self._blocked[model] = refused
-            if self.models <= self._blocked.keys() and not self._answering - {model}:
+            if models <= self._blocked.keys() and not self._answering - {model}:
                 return self._end_account(refused)
             self._leave_blocked(work, refused)
             return True

@@ -1,0 +1,129 @@
+"""A server at the wrong address: a run finds out by its first answers, and not by a million."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.runner.service import ANSWER, Service, chat, prepared
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_time")]
+
+
+def refusal(message, code):
+    return json.dumps({"error": {"message": message, "code": code}}).encode()
+
+
+PAGE = b"<!doctype html>\n<html><body>Welcome to nginx</body></html>"
+NOT_FOUND = json.dumps({"detail": "Not Found"}).encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "content"),
+    [
+        (404, NOT_FOUND),
+        (404, b"404 page not found"),
+        (404, refusal("Invalid URL (POST /v1/v1/chat/completions)", None)),
+        (404, b""),
+        (405, json.dumps({"detail": "Method Not Allowed"}).encode()),
+        (501, PAGE),
+        (403, PAGE),
+        (400, PAGE),
+        (200, PAGE),
+        (302, b""),
+    ],
+    ids=["path", "text", "with words", "empty", "method", "no POST", "proxy", "TLS port", "page", "log-in"],
+)
+async def test_an_address_that_refuses_whatever_it_is_asked_ends_the_run(tmp_path, status, content):
+    service = Service(answer=lambda _: (status, {"location": "/log-in"} if status == 302 else {}, content))
+    rows = [chat(number) for number in range(200)]
+    with prepared(tmp_path, rows, service, max_in_flight=5) as this:
+        await this.run()
+        assert this.run.stopped.code == "unreachable"
+        assert "the first 20 answers to /v1/chat/completions" in this.run.stopped.message
+        assert 20 <= len(service.asked) == len(this.errors()) <= 25
+        assert this.summary()["untouched"] == 200 - len(service.asked)
+    service.answer = None
+    with prepared(tmp_path, rows, service) as this:
+        await this.run()
+        assert (this.run.stopped, len(this.results()), this.errors()) == (None, 200, [])
+
+
+def of_the_row(body):
+    """A refusal for which its row is to blame."""
+    return 404, {}, refusal(f"The model `{body['model']}` does not exist", None)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        of_the_row,
+        lambda _: (404, {}, refusal("There is no such model", "model_not_found")),
+        lambda _: (400, {}, refusal("max_tokens is too large", None)),
+        lambda _: (403, {}, refusal("This text is not allowed", None)),
+        lambda _: (413, {}, PAGE),
+        lambda _: (200, {}, b"no JSON"),
+    ],
+    ids=["model by name", "model by code", "400", "403", "413", "an answer"],
+)
+async def test_refusals_that_rows_may_be_to_blame_for_end_no_run(tmp_path, answer):
+    with prepared(tmp_path, [chat(number, model="llama") for number in range(50)], Service(answer=answer)) as this:
+        await this.run()
+        assert (this.run.stopped, len(this.errors())) == (None, 50)
+
+
+@pytest.mark.parametrize("other", [(200, {}, ANSWER), (400, {}, refusal("max_tokens is too large", None))])
+async def test_an_address_that_took_any_row_is_the_right_one(tmp_path, other):
+    """A router may have lost its way for a while, and a part of the rows may ask for what is not there."""
+    service = Service(script=[other], answer=lambda _: (404, {}, NOT_FOUND))
+    with prepared(tmp_path, [chat(number) for number in range(50)], service, max_in_flight=1) as this:
+        await this.run()
+        assert this.run.stopped is None
+        assert len(this.results()) + len(this.errors()) == 50
+
+
+async def test_a_path_that_is_not_there_costs_its_rows_and_not_the_run(tmp_path):
+    def answer(body):
+        return (404, {}, NOT_FOUND) if "dimensions" in body else (200, {}, ANSWER)
+
+    rows = [chat(number) for number in range(200)]
+    for row in rows[::2]:
+        row["url"] = "/v1/embeddings"
+        row["body"]["dimensions"] = 3
+    service = Service(answer=answer)
+    with prepared(tmp_path, rows, service, max_in_flight=2) as this:
+        await this.run()
+        assert (this.run.stopped, len(this.results()), len(this.errors())) == (None, 100, 100)
+        assert {error["error"]["status_code"] for error in this.errors()} == {404}
+    assert 20 <= sum("dimensions" in body for body in service.bodies) <= 22
+
+
+async def test_a_file_none_of_whose_paths_is_there_ends_the_run(tmp_path):
+    paths = ["/v1/chat/completions", "/v1/responses", "/v1/embeddings"]
+    rows = [{**chat(number), "url": paths[number % 3]} for number in range(600)]
+    service = Service(answer=lambda _: (404, {}, NOT_FOUND))
+    with prepared(tmp_path, rows, service, max_in_flight=1) as this:
+        await this.run()
+        assert this.run.stopped.code == "unreachable"
+    assert len(service.asked) == 60
+
+
+async def test_a_wrong_address_among_several_is_left_and_costs_no_row(tmp_path):
+    wrong, right = Service(answer=lambda _: (404, {}, NOT_FOUND)), Service(answer=lambda _: (200, {}, ANSWER))
+    with prepared(tmp_path, [chat(number) for number in range(200)], wrong, others=[right]) as this:
+        await this.run()
+        assert (this.run.stopped, len(this.results()), this.errors()) == (None, 200, [])
+        assert [words for words in this.said if words.startswith("nothing more is sent to server-1")]
+
+
+async def test_another_model_is_asked_before_an_address_is_taken_for_wrong(tmp_path):
+    """Some servers do not name the model that they do not have."""
+
+    def answer(body):
+        return (404, {}, refusal("Model Not Exist", None)) if body["model"] == "theirs" else (200, {}, ANSWER)
+
+    rows = [chat(number, model="theirs" if number < 60 else "ours") for number in range(70)]
+    with prepared(tmp_path, rows, Service(answer=answer), max_in_flight=1) as this:
+        await this.run()
+        assert (this.run.stopped, len(this.results()), len(this.errors())) == (None, 10, 60)
