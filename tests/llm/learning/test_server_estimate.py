@@ -64,6 +64,16 @@ def test_what_was_on_its_way_when_a_request_left_is_not_in_its_snapshot_where_an
     assert traffic.uncharged(fourth) == 320  # the first was charged before the fourth left
 
 
+def test_what_was_sent_long_ago_takes_no_memory_where_a_server_tells_nothing():
+    """Nobody asks then what it has charged; what is still under way is remembered."""
+    traffic = Traffic(charged_late=True)
+    first = traffic.left(10, 0.0)
+    for moment in range(60_000):
+        traffic.arrived(traffic.left(1, 1 + moment / 1000))
+    assert len(traffic._uncharged) <= len(traffic._log) + 1 <= 20_001
+    assert traffic._uncharged[0] is first
+
+
 @pytest.mark.parametrize("charges", [0.2, 0.7, 1.0, 1.15, 2.0, 20.0])
 def test_the_factor_is_what_the_server_charges_over_what_we_estimate(charges):
     client, level = Client(), LIMIT

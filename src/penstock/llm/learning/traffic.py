@@ -108,6 +108,9 @@ class Traffic:
             del self._log[: _LONGEST_LOG // 2]
             self._first += _LONGEST_LOG // 2
             self._refused = [each for each in self._refused if each.number >= self._first]
+            self._uncharged = [
+                each for each in self._uncharged if each.number >= self._first or each.number in self._open
+            ]
         return departure
 
     def arrived(self, departure: Departure) -> None:
