@@ -5,9 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import sys
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from penstock.llm.tokens import by_bytes
 from penstock.runner import formats
+from penstock.runner.files import OutputError
 from penstock.runner.source import IdSet, Lines, Rejected, Row, custom_id_digest, dump_json, load_json, read_row
 
+STATUS = Path("/proc/self/status")
 CHAT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "How deep is the sea?"}]}
 
 
@@ -254,12 +256,31 @@ def test_a_set_of_names_is_a_set_of_names(ids):
         expected.add(str(name))
 
 
-def test_a_name_takes_a_few_bytes_however_long_it_is():
+@pytest.mark.skipif(not STATUS.exists(), reason="only Linux says how much memory is held")
+def test_names_take_no_memory_however_many_there_are():
+    def digest(number):
+        return number * 0x9E3779B97F4A7C15 & ((1 << 64) - 1)
+
+    def held():
+        return next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith("RssAnon"))
+
     names = IdSet()
-    for number in range(100_000):
-        assert names.add(custom_id_digest(f"{number}" + "x" * 100))
-    assert not any(names.add(custom_id_digest(f"{number}" + "x" * 100)) for number in range(100_000))
-    assert sum(map(sys.getsizeof, names._parts)) / 100_000 <= 10
+    assert all(names.add(digest(number)) for number in range(60_000))
+    before = held()
+    assert all(names.add(digest(number)) for number in range(60_000, 160_000))
+    assert held() - before < 400  # kB; 8 bytes for each would be 780
+    assert not any(names.add(digest(number)) for number in range(0, 160_000, 100))
+
+
+def test_names_without_room_are_said(monkeypatch, tmp_path):
+    """And not taken for new ones, nor for a fault of the row."""
+    names = IdSet()
+    assert names.add(1)
+    names._cursor.execute("PRAGMA max_page_count = 20")
+    with pytest.raises(
+        OutputError, match=r"no room for a temporary file of 20 bytes a row \(database or disk is full\)"
+    ):
+        any(not names.add(number) for number in range(2, 100_000))
 
 
 def test_a_file_that_is_cut_while_it_is_read_is_said(tmp_path):

@@ -7,7 +7,8 @@
     mix         which of them goes next, so that no limit is left unused
     engine      the run itself: charge, send, try again;  work, settings: its records
     troubles    what is done about an attempt that was not answered;  naming: what options are called in messages
-    place       a server that rows may go to;  pool: several of them;  outage: one that is down
+    place       a server that rows may go to;  pool: several of them;  outage: one that is down;  addresses: one that is
+                not the service
     group       the models that share limits;  throttle: how much of them is used while others use the account too
     client      how a request reaches the server;  http: over aiohttp
     answers     whether what came back is an answer;  streams: one out of a stream of events
