@@ -32,7 +32,8 @@ if not TYPE_CHECKING:  # a type checker that saw __getattr__ would take any name
             return SimpleNamespace(**dict.fromkeys(names))
 
         spec = PathFinder.find_spec("penstock._names", __spec__.submodule_search_locations)
-        exec(spec.loader.get_code(spec.name), {"__builtins__": {"__import__": note}})  # noqa: S102 - it is our own file
+        names = {"__name__": spec.name, "__builtins__": {"__import__": note}}  # the former for those that trace modules
+        exec(spec.loader.get_code(spec.name), names)  # noqa: S102 - it is our own file
         return homes
 
     _HOME = _homes()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from penstock import _notation, _numbers
@@ -358,11 +358,6 @@ def parse(text: str) -> Rate | Unlimited:
             + (said or 'write it like "3500/min", "90k/min", "10/s burst 1" or "100/5s"')
         )
     return Rate(written.amount, written.seconds, written.burst)
-
-
-def with_default(limit: Any, default: float) -> Any:
-    """The same limit, with a default cost."""
-    return limit if limit.default is not None else replace(limit, default=default)
 
 
 def _positive(what: str, value: Any, of: str, read: Callable[[Any], float | None] = _numbers.exact) -> float:

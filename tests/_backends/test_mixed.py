@@ -189,6 +189,35 @@ async def test_waits_pauses_and_limits_work_on_the_part_that_knows_them(store):
     assert await left(org) == 40
 
 
+async def test_the_places_of_a_call_are_settled_as_its_tokens_are(store):
+    org, local = parts(store, places=3)
+    async with (org & local)(tokens=10, calls=3) as permit:
+        permit.settle(calls=1, tokens=5)
+        assert (local.statistics().in_flight, await left(org)) == (1, 95)
+    assert local.statistics().in_flight == 0
+
+
+async def test_limits_of_the_store_are_changed_by_the_joint_limiter(store):
+    org, local = parts(store)
+    both = org & local
+    await both.acquire(tokens=10)
+    both.reconfigure(tokens=per_second(0.001, burst=200))
+    await both.refresh()
+    assert await left(org) == 190
+
+
+async def test_joint_limiters_are_joined_in_any_order(store):
+    org, local = parts(store)
+    users = Limiter(requests=per_second(0.001, burst=50), name="users", store=store)
+    seats = Limiter(seats=in_flight(5))
+    for every in (org & local) & (users & seats), seats & (local & org) & users:
+        async with every(tokens=10) as permit:
+            assert permit.cost == {"tokens": 10, "calls": 1, "requests": 1, "seats": 1}
+            assert (local.statistics().in_flight, seats.statistics().in_flight) == (1, 1)
+        assert (local.statistics().in_flight, seats.statistics().in_flight) == (0, 0)
+    assert await left(org) == 80
+
+
 async def test_the_queue_is_bounded_in_both_parts(store):
     org, _ = parts(store)
     both = org & Limiter(calls=in_flight(1), max_queue=1)

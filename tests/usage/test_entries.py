@@ -6,7 +6,8 @@ import pytest
 
 import penstock
 from penstock import Limiter, RateLimited, in_flight, per_minute, per_second
-from penstock.events import Answered, Paused
+from penstock.events import Answered, Granted, Paused, Settled, Withdrawn
+from penstock.usage import entries
 from tests.usage.readings import calls_of
 
 pytestmark = pytest.mark.anyio
@@ -111,6 +112,38 @@ async def test_a_limiter_of_dollars_says_the_dollars_itself(ledger):
     permit = await limiter.acquire(dollars=2)
     permit.settle(dollars=0.5)
     assert [call.dollars for call in calls_of(ledger)] == [0.5]
+
+
+MILLION = Granted("api", {"tokens": 1_000_000}, 0.0, "alice", 7)
+
+
+def test_a_call_that_is_settled_after_its_answer_costs_what_it_is_settled_to(ledger):
+    for event in (MILLION, answered(200, call=7), Settled("api", {"tokens": 2_000_000}, 7)):
+        ledger(event)
+    (call,) = calls_of(ledger)
+    assert (call.settled, call.dollars) == ({"tokens": 2_000_000, "requests": 1}, pytest.approx(0.3))
+
+
+def test_a_call_that_was_answered_stays_one_when_it_is_given_back(ledger):
+    for event in (MILLION, answered(503, call=7), Withdrawn("api", {"tokens": 1_000_000}, 7)):
+        ledger(event)
+    (call,) = calls_of(ledger)
+    assert (call.outcome, call.status) == ("failed", 503)
+
+
+def test_a_waiter_that_left_is_a_call_that_took_nothing(ledger):
+    ledger(Withdrawn("api", {"tokens": 5}))
+    (call,) = calls_of(ledger)
+    assert (call.outcome, call.estimated, call.settled) == ("withdrawn", {"tokens": 5}, {"tokens": 0})
+
+
+def test_of_more_calls_than_are_kept_open_the_oldest_are_complete(ledger, monkeypatch):
+    monkeypatch.setattr(entries, "_MOST_OPEN", 2)
+    for number in (1, 2, 3):
+        ledger(Granted("api", {"tokens": 10}, 0.0, call=number))
+    for number in (1, 2, 3):
+        ledger(Settled("api", {"tokens": number}, number))
+    assert [call.settled for call in calls_of(ledger)] == [None, {"tokens": 2}, {"tokens": 3}]
 
 
 def test_events_that_are_about_no_call_and_strange_ones_are_passed_over(ledger, caplog):
