@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from penstock import Limiter, Pipeline, RateLimited, Retry, constant, in_flight, per_minute
+from penstock import Limiter, Pipeline, RateLimited, Retry, constant, in_flight, per_minute, unlimited
 from penstock.otel import Telemetry
 
 pytestmark = pytest.mark.anyio
@@ -198,6 +199,23 @@ async def test_a_stream_is_one_span_from_its_first_item_to_its_last(collected):
 
     assert [item async for item in items()] == [0, 1, 2]
     assert [span.name for span in collected.spans()] == ["items"]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_what_is_awaited_and_is_no_coroutine_is_refused_and_its_span_ends(collected):
+    """A span that is open until somebody awaits a future might never end."""
+    futures = collected.telemetry.traced("later")(asyncio.get_running_loop().create_future)
+    with pytest.raises(TypeError, match="returned Future: trace an async function that awaits it"):
+        futures()
+    (span,) = collected.spans()
+    assert (span.name, span.status.status_code.name) == ("later", "ERROR")
+
+
+async def test_unlimited_has_no_level(collected, name):
+    """A gauge of infinity could not be drawn, and a limiter that is gone has none."""
+    limiter = Limiter(tokens=per_minute(60), images=unlimited, name=name)
+    collected.telemetry.watch(limiter)
+    assert set(collected.points("penstock.limiter.level")) == {(name, "tokens", "tokens")}
 
 
 async def test_a_cancelled_call_ends_its_span(collected):

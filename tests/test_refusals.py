@@ -10,6 +10,7 @@ import pytest
 import penstock
 from penstock import CostError, Keyed, Limiter, StoreError, in_flight
 from penstock.events import Granted
+from penstock.stores import SQLiteStore
 from penstock.usage import Cap, History, Ledger, LedgerError, Quotas
 
 
@@ -115,3 +116,31 @@ def test_a_ledger_of_a_later_version_is_not_read(tmp_path):
     file.close()
     with pytest.raises(LedgerError, match=re.escape("(tables of version 9; this one knows 1): upgrade penstock here")):
         History(ledger.path)
+
+
+OF_A_STORE = {
+    "leased and not leased": (
+        lambda store: Limiter(a="100/s", name="a", store=store, lease=0.5) & Limiter(b="100/s", name="b", store=store),
+        "only the first is leased, so they cannot be decided together: give both lease= or none",
+    ),
+    "a lease of the other": (
+        lambda store: Limiter(a="100/s", name="a", store=store) & Limiter(b="100/s", name="b", store=store, lease=0.5),
+        "only the second is leased, so they cannot be decided together",
+    ),
+    "a rehearsal": (
+        lambda store: Limiter(a="100/s", name="a", store=store, enforce=False),
+        "enforce=False is a rehearsal in one process: leave store= out, or enforce",
+    ),
+    "an address for a store": (
+        lambda _: Limiter(a="100/s", name="a", store="redis://localhost"),
+        "store= must be a store, such as RedisStore(...) or SQLiteStore(...), not 'redis://localhost'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "words"), OF_A_STORE.values(), ids=OF_A_STORE)
+def test_what_a_store_cannot_count_is_said(tmp_path, make, words):
+    store = SQLiteStore(tmp_path / "x.db")
+    with pytest.raises(ValueError, match=re.escape(words)):
+        make(store)
+    store.close()

@@ -181,6 +181,39 @@ class TestPlainCallablesThatReturnAwaitables:
             with pytest.raises(RuntimeError, match="used already"):
                 await call
 
+    async def test_one_that_is_entered_is_seen_as_what_it_enters_and_only_once(self, virtual_time):
+        seen = []
+
+        class Connection:
+            def __await__(self):
+                return self.__aenter__().__await__()
+
+            async def __aenter__(self):
+                return "connected"
+
+            async def __aexit__(self, *error):
+                pass
+
+        def connect():
+            return Connection()
+
+        call = run_inside(connect, Places().sync, Places().asynchronous, seen=lambda *what: seen.append(what))()
+        assert repr(call).endswith("connect, to be awaited>")
+        async with call as value:
+            assert value == "connected"
+        assert seen == [("permit", "connected")]
+        with pytest.raises(RuntimeError, match="it can be entered once"):
+            async with call:
+                pass
+
+    async def test_one_that_has_begun_can_be_closed(self, virtual_time):
+        places = Places()
+        call = places.around(Session().get)()
+        with contextlib.suppress(StopIteration):
+            call.send(None)
+        call.close()
+        assert places.inside == 0
+
     @pytest.mark.parametrize("how", ["closed", "forgotten"])
     async def test_one_that_is_not_awaited_leaves_once(self, how):
         """A context manager of a user's may count how often it is left."""

@@ -83,9 +83,34 @@ def test_an_interrupted_run_by_the_batch_api_ends_at_once(folder, monkeypatch, c
         (["run", "-", "-o", "out.jsonl", "--via", "batch"], "cannot in a pipe: put them into a file"),
         (["run", "in.jsonl", "-o", "-", "--via", "batch"], "-o must be a regular file"),
         ([*BATCH, "--limits", "requests=1/min"], "leave --limits and --account out, and give --queue-tokens"),
+        ([*BATCH, "--ledger", "usage.db"], "leave it out with --via batch"),
+        ([*BATCH, "--shard", "1/2"], "leave --store and --shard out"),
+        (
+            [*BATCH, "--base-url", "http://127.0.0.1:9/v1", "--base-url", "http://127.0.0.2:9/v1"],
+            "--via batch sends to one server: give one --base-url and one --api-key-env",
+        ),
+        (["run", "in.jsonl", "-o", "out.jsonl", "--cancel"], "--cancel ends the batches of an earlier run"),
+        ([*BATCH, "--cancel", "--overwrite"], "give --via batch too, and leave --overwrite out"),
+        ([*BATCH, "--simulate", "--base-url", "http://127.0.0.1:9/v1"], "--simulate brings a server of its own"),
+        (
+            ["run", "in.jsonl", "-o", "out.jsonl", "--simulate", "--store", "sqlite:x.db"],
+            "--store shares the limits of a server that is not simulated",
+        ),
         ([*BATCH, "--base-url", "http://127.0.0.1:9/v1", "--give-up-after", "0"], "cannot connect to 127.0.0.1:9"),
     ],
-    ids=["pipe", "stdout", "limits", "away"],
+    ids=[
+        "pipe",
+        "stdout",
+        "limits",
+        "ledger",
+        "shard",
+        "two servers",
+        "cancel of nothing",
+        "cancel and overwrite",
+        "a server beside the simulated one",
+        "a store beside the simulated one",
+        "away",
+    ],
 )
 def test_what_cannot_be_done_by_the_batch_api_is_said(folder, monkeypatch, capsys, arguments, sentence):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)

@@ -13,7 +13,7 @@ from random import Random
 import httpx2
 import pytest
 
-from penstock.limits import calendar
+from penstock.limits import calendar, sliding
 from penstock.simulator import Batches, Change, Faults, Latency, Simulation, Stranger, Window
 from tests.simulator.in_process import CHAT, Client
 
@@ -295,3 +295,19 @@ def test_what_is_no_span_is_refused(wrong):
 def test_numbers_that_cannot_be_are_refused_when_written_down(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@on_one_loop
+@pytest.mark.parametrize("limit", [Window(10, 60), sliding(10, per=60)], ids=str)
+async def test_a_window_changes_as_a_rate_does(virtual_time, limit):
+    """What is used stays used."""
+    client = Client(requests=limit, changes=(Change(at=30, factor=0.5),))
+    for _ in range(4):
+        await client.ask()
+    virtual_time.advance(31)
+    (now,) = client.account.statistics().limits
+    assert (now.limit.amount, now.level, now.used) == (5, 1, 4)
+
+
+def test_a_window_is_shown_as_it_is_promised():
+    assert (str(Window(10, 60)), Window(10, 60).burst) == ("10 in each 60s", 10)

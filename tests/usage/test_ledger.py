@@ -381,3 +381,20 @@ def test_a_flush_during_a_write_in_vain_is_heard(tmp_path, monkeypatch):
             time.sleep(0.01)
         assert refused[0].wait(60)
     assert users(tmp_path / "usage.db") == ["alice"]
+
+
+def test_where_no_thread_can_be_started_it_is_said_and_tried_again(tmp_path, monkeypatch, caplog):
+    """The call goes on, and its event is written as soon as a thread can be had."""
+
+    def refused(_):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as poor, Ledger(tmp_path / "usage.db") as kept:
+        poor.setattr(ledgers.threading.Thread, "start", refused)
+        kept(GRANTED)
+        assert "no thread can be started that writes" in kept.statistics().error
+        poor.undo()
+        kept(GRANTED)
+        assert kept.flush(60)
+    assert "no thread can be started that writes" in caplog.text
+    assert users(tmp_path / "usage.db") == ["alice", "alice"]
