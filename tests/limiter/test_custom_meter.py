@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from penstock import Limiter, Meter, RateLimited
+from penstock import Keyed, Limiter, Meter, RateLimited, in_flight
 
 pytestmark = pytest.mark.anyio
 
@@ -74,3 +74,62 @@ async def test_a_meter_that_changes_its_mind_grants_nothing_that_is_not_charged(
     else:
         assert permit.cost == {"visits": 1}
     assert limiter.statistics().waiting == 0
+
+
+def test_a_meter_that_asks_its_own_limiter_is_told_that_a_decision_is_under_way():
+    """Also what a signal handler is told that comes in the middle of one: nothing hangs, and nothing is lost."""
+    told = []
+
+    class Nosy(AtMostOneAMinute):
+        def charge(self, cost, now):
+            held.close()  # it ends when the decision is over
+            with pytest.raises(RateLimited) as caught:
+                limiter.acquire_nowait()
+            told.append((caught.value.retry_after, limiter.forecast().wait, limiter.statistics().in_flight))
+            return super().charge(cost, now)
+
+    @dataclass(frozen=True)
+    class NosyLimit(OneAMinute):
+        default: float | None = 0
+
+        def meter(self):
+            return Nosy()
+
+    limiter = Limiter(visits=NosyLimit(), calls=in_flight(2))
+    held = limiter.acquire_nowait()
+    limiter.acquire_nowait(visits=1).close()
+    assert told == [(0, 0, told[0][2])]
+    assert limiter.statistics().in_flight == 0
+    assert limiter.statistics().granted == 2
+
+
+class Unhashable:
+    """A number that cannot be looked up, as an array of one."""
+
+    __hash__ = None
+
+    def __init__(self, value):
+        self.value = value
+
+    def __float__(self):
+        return float(self.value)
+
+
+def test_a_number_that_cannot_be_looked_up_is_a_cost_like_any_other():
+    limiter = Limiter(tokens="10/day", calls=in_flight(5))
+    for _ in range(2):
+        with limiter(tokens=Unhashable(2)):
+            pass
+        limiter.acquire_nowait(tokens=Unhashable(1)).close()
+    assert round(limiter.statistics().limits["tokens"].level, 2) == 4
+
+
+def test_of_thousands_of_costs_the_last_are_remembered_and_all_are_right(monkeypatch):
+    """A program whose every call costs something else does not fill the memory."""
+    monkeypatch.setattr("penstock.limiter._MOST_COSTS", 4)
+    limiter = Limiter(tokens="1M/s")
+    for each in limiter, Keyed(tokens="1M/s")["alice"]:
+        for cost in range(1, 21):
+            with each(tokens=cost) as permit:
+                assert permit.cost == {"tokens": cost}
+    assert len(limiter._calls) <= 4
