@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator, Hashable, Mapping
 from functools import lru_cache
+from inspect import Parameter, Signature
 from types import coroutine
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -31,6 +32,20 @@ from penstock.permit import EnteredPermit, Permit, WatchedPermit
 F = TypeVar("F", bound=Callable[..., Any])
 Settle = Callable[[Any], Mapping[str, Number]]
 Cost = Number | Callable[..., Number]
+
+
+OPTIONS = {"settle": None, "max_wait": None, "priority": 0, "flow": None, "block": False}
+"""Options of a call beside its cost, and what they are unless given."""
+
+SIGNATURE = Signature(
+    [
+        Parameter("self", Parameter.POSITIONAL_ONLY),
+        Parameter("given", Parameter.POSITIONAL_ONLY, default=None),
+        *(Parameter(word, Parameter.KEYWORD_ONLY, default=default) for word, default in OPTIONS.items()),
+        Parameter("costs", Parameter.VAR_KEYWORD),
+    ]
+)
+"""Of what makes calls."""
 
 
 class NeitherCostNorFunction(CostError, TypeError):  # noqa: N818 - as all of ours

@@ -7,8 +7,8 @@ The face that users see. It turns what they write into bindings (`_backends.base
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Hashable, Mapping
-from functools import lru_cache
-from inspect import Parameter, Signature
+from functools import lru_cache, reduce
+from operator import and_
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from penstock import _log
@@ -16,8 +16,12 @@ from penstock._backends import backend_over, joined
 from penstock._backends.base import Backend, Caller, words_of
 from penstock._backends.charges import ChargePlan, joint_name
 from penstock._backends.fast_path import are_parameters, calls_of_units, key_of
+from penstock._backends.key import Key, joined_caller, joint_states
+from penstock._backends.local import LocalBackend
 from penstock._backends.wait import PLAIN, Terms, answer, emit_grant, wait
 from penstock._call import (
+    OPTIONS,
+    SIGNATURE,
     Call,
     CallByArguments,
     Cost,
@@ -44,7 +48,7 @@ from penstock._validation import (
     read_priority,
 )
 from penstock.errors import CostError
-from penstock.events import LimiterEvent, Observed, Paused, Reconfigured, Resumed, emit, joined_hook
+from penstock.events import LimiterEvent, Observed, Paused, Reconfigured, Resumed, emit
 from penstock.limits import Limit
 from penstock.permit import Permit, WatchedPermit
 from penstock.statistics import Forecast, LimitStatistics, Statistics
@@ -59,7 +63,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 Limits = LimitLike | list[LimitLike] | tuple[LimitLike, ...]
 
 _USUAL = 0  # the priority of a call that says nothing of it: by identity, as a user's number may refuse to compare
-_OPTIONS = {"settle": None, "max_wait": None, "priority": 0, "flow": None, "block": False}
 _MOST_COSTS = 4_000
 """Costs that a limiter remembers the bindings of."""
 
@@ -105,13 +108,14 @@ class Limiter:
     # Of the units that the fast path knows as parameters there are subclasses, with a `__call__` of these units: see
     # `_face_of`.
 
-    __slots__ = ("__weakref__", "_backend", "_caller", "_calls", "_own", "_quick")
+    __slots__ = ("__weakref__", "_backend", "_caller", "_calls", "_joints", "_own", "_quick")
 
     _penstock_kind = "limiter"
 
     _backend: Backend
     _caller: Caller
     _calls: Any  # by what was given: a dict, or for a key what has a `get`; a call that holds something is copied
+    _joints: dict[Any, Any]  # with the limiters of keys: what all keys have in common
     _own: Call | None  # of `limiter` by itself
     _quick: dict[Any, Any]  # what `_calls` has too, as the `__call__` of its units looks it up
     _units: ClassVar[tuple[str, ...]] = ()  # that are parameters of its `__call__`
@@ -149,6 +153,7 @@ class Limiter:
         self._calls = {}
         self._quick = {}
         self._own = None
+        self._joints = {}
         plan = backend.plan()
         if type(self) is Limiter:  # a subclass of a user's stays what it is
             self.__class__ = _face_of(tuple(plan.units), tuple(plan.defaults))
@@ -237,7 +242,7 @@ class Limiter:
     def _make_call(self, options: dict[str, Any], cost: Mapping[str, Any] | None = None, key: Any = None) -> Call:
         """The call of options that were not given before."""
         said = {word: options[word] for word in RESERVED & options.keys()}
-        words: dict[str, Any] = {**_OPTIONS, **said}
+        words: dict[str, Any] = {**OPTIONS, **said}
         settle = words.pop("settle")
         costs = merge_given("costs", cost, {unit: amount for unit, amount in options.items() if unit not in said})
         if settle is not None or any(map(callable, (*costs.values(), *words.values()))):
@@ -497,6 +502,16 @@ class Limiter:
         if not isinstance(other, Limiter):
             return NotImplemented
         mine, theirs = self._caller, other._caller
+        limiter, key = (self, theirs) if type(theirs) is Key else (other, mine)
+        if type(key) is Key and type(limiter._backend) is LocalBackend:
+            states = joint_states(
+                limiter._backend, limiter._caller, key, limiter._joints, key_limiters, limiter is self
+            )
+            if states is not None:
+                joint: Limiter = object.__new__(states.new)
+                joint._backend = joint._caller = joint._calls = Key(states, key.key)
+                joint._quick, joint._own = states.quick, None
+                return joint
         if mine.enforce is not theirs.enforce:
             real, rehearsal = (self, other) if mine.enforce else (other, self)
             raise ValueError(
@@ -507,10 +522,7 @@ class Limiter:
             backend = joined(self._backend, other._backend)
         except ValueError as error:
             raise ValueError(f"{self!r} and {other!r}: {error}") from None
-        bounds = [bound for bound in (mine.max_queue, theirs.max_queue) if bound is not None]
-        hook = joined_hook(mine.on_event, theirs.on_event)
-        name = joint_name(self.name, other.name)
-        return Limiter.over(backend, Caller(name, min(bounds, default=None), hook, enforce=mine.enforce))
+        return Limiter.over(backend, joined_caller(mine, theirs, joint_name(self.name, other.name)))
 
     # The limiter by itself is its own call, with nothing given.
 
@@ -560,25 +572,13 @@ class Limiter:
     __copy__ = __deepcopy__
 
 
-Limiter.__call__.__signature__ = Signature(  # type: ignore[attr-defined]  # what `help` and editors show: every option
-    [
-        Parameter("self", Parameter.POSITIONAL_ONLY),
-        Parameter("given", Parameter.POSITIONAL_ONLY, default=None),
-        *(Parameter(word, Parameter.KEYWORD_ONLY, default=default) for word, default in _OPTIONS.items()),
-        Parameter("costs", Parameter.VAR_KEYWORD),
-    ]
-)
+Limiter.__call__.__signature__ = SIGNATURE  # type: ignore[attr-defined]  # what `help` and editors show
 
 
 def _made_again(recipe: list[dict[str, Any]]) -> Limiter:
     """A limiter that was pickled: by its name, limits and store, which keeps what was used."""
-    made: Limiter | None = None
-    for options in recipe:
-        limits = {unit: list(kinds) for unit, kinds in options.pop("limits").items()}
-        limiter = Limiter(limits, **options)
-        made = limiter if made is None else made & limiter
-    assert made is not None, "a limiter has limits"
-    return made
+    made = [Limiter({unit: [*kinds] for unit, kinds in each.pop("limits").items()}, **each) for each in recipe]
+    return reduce(and_, made)
 
 
 @lru_cache(256)

@@ -96,9 +96,11 @@ def test_from_the_look_at_a_plain_key_to_its_charge_nothing_can_come_between(sha
             assert sys.version_info >= (3, 12) or {"new", "live"} <= set(later), "it is looked at again"
 
 
-@pytest.mark.parametrize("kinds", ["w", "f", "p", "w-", "-f", "wfp", "wwu", "wpwpwf"])
-def test_from_the_look_at_the_meters_of_a_key_to_its_charge_nothing_can_come_between(kinds):
-    grant, release = fast_path._write_metered(kinds, locked=False)
+@pytest.mark.parametrize("kinds", ["w", "f", "p", "wfp", "wwu", "wpwpwf"])
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "with others"])
+def test_from_the_look_at_the_meters_of_a_key_to_its_charge_nothing_can_come_between(kinds, beside):
+    where = tuple(None if beside and index % 2 else index for index in range(len(kinds)))
+    grant, release = fast_path._write_metered(kinds, where, len(kinds) + 1, joint=beside, locked=False)
     code = list(dis.get_instructions(grant))
     begin = max(index for index, now in enumerate(code) if now.argval == "plain")
     end = max(index for index, now in enumerate(code) if now.argval == "granted_at" and now.opname == "STORE_ATTR")
@@ -361,3 +363,43 @@ def test_a_key_is_what_a_limiter_of_its_own_would_be(steps, more, plain):
                 permit.close()
         assert per_user["alice"].statistics().in_flight == own.statistics().in_flight == 0
         at.advance(math.ceil(1e6))
+
+
+@given(steps=KEY_STEPS, more=st.sampled_from(MORE_LIMITS[:4]), first=st.booleans())
+def test_a_key_beside_others_is_what_two_limiters_would_be(steps, more, first):
+    """`organisation & per_user[key]` is decided by what all keys share: as if the key had a limiter of its own."""
+    limits = {**KEY_LIMITS, **more}
+    others = {"tokens": Rate(4, 1.0, 15), "calls": in_flight(2), "units": Rate(3, 1.0, 5, default=0.5)}
+    with manual_clock() as at:
+        per_user, own = Keyed(limits), Limiter(limits)
+        org, other_org = Limiter(others), Limiter(others)
+
+        def joint(limiter, of):
+            return of & limiter if first else limiter & of
+
+        permits = [], []
+        for step in steps:
+            if step[0] == "acquire":
+                cost = {"tokens": step[1], "requests": step[2]}
+                pairs = ((per_user["alice"], org), (own, other_org))
+                answers = [acquire(joint(*pair), cost) for pair in pairs]
+                assert (answers[0][0] is None) == (answers[1][0] is None)
+                if answers[1][0] is None:
+                    assert answers[0][1] == pytest.approx(answers[1][1], abs=1e-6)
+                for mine, (permit, *_) in zip(permits, answers, strict=True):
+                    mine.extend([permit] if permit else [])
+            elif step[0] == "sleep":
+                at.advance(step[1])
+            elif step[0] == "forget":
+                for other in range(60):
+                    per_user[other]
+            elif step[0] != "look":
+                do(joint(per_user["alice"], org), permits[0], step, "tokens")
+                do(joint(own, other_org), permits[1], step, "tokens")
+            assert [permit.cost for permit in permits[0]] == [permit.cost for permit in permits[1]]
+        levels = [
+            [{unit: status.level for unit, status in limiter.statistics().limits.items()} for limiter in pair]
+            for pair in ((per_user["alice"], org), (own, other_org))
+        ]
+        for mine, theirs in zip(*levels, strict=True):
+            assert mine == pytest.approx(theirs, abs=1e-6)

@@ -146,9 +146,14 @@ class Charge:
         shape: What it is made of, as the fast path calls it; empty where that has no function for it.
         held: Whether a part of the charge is held, and comes back when the permit ends.
         watched: Whether it would be held for ever if the permit was never closed.
+        clearance: That of limits which are charged beside a key's.
     """
 
-    __slots__ = ("_full_cost", "charges", "cost", "grant", "held", "parts", "release", "shape", "watched")
+    __slots__ = (
+        "_full_cost", "charges", "clearance", "cost", "grant", "held", "parts", "release", "shape", "watched"
+    )  # fmt: skip
+
+    clearance: Clearance
 
     charges: Charges
     parts: tuple[Any, ...]

@@ -39,9 +39,6 @@ _KEYED, _KEYED_LOCKED = "k", "K"
 """What the shape of a key's charge begins with where it is charged in a tuple of numbers: of plain keys, which are
 charged without the lock, and of all others."""
 
-_NOT_CHARGED = "-"
-"""Stands for a limit of a key that a cost does not charge."""
-
 _FILE = __file__.replace("fast_path.py", "<fast path>")
 """The file that written functions are said to be in: one of this package, as everything that looks for the user's code
 passes over."""
@@ -74,36 +71,31 @@ def new_key(states: list[LimitState]) -> tuple[float, ...] | None:
     return (_FULL_SINCE_EVER,) * len(states) if fits else None
 
 
-def prepare_key(charge: Charge, states: list[LimitState], meters: list[Meter], *, numbers: bool, locked: bool) -> None:
-    """Give a charge what it takes to charge a key of these limits: in its tuple of numbers, or in its meters.
+def prepare_key(
+    charge: Charge, states: list[LimitState], meters: list[Meter], *, joint: bool, numbers: bool, locked: bool
+) -> None:
+    """Give a charge what it takes to charge a key of these limits.
 
-    `numbers`: keys are kept as numbers while they can be. `locked`: keys may have a Python `__eq__`, so they are
-    charged with the lock held.
+    `meters`: those of a key that was never seen. `joint`: other limits may be charged beside the key's. `numbers`: keys
+    are kept as numbers while they can be. `locked`: keys may have a Python `__eq__`, so they are charged with the lock
+    held.
     """
-    amounts = {id(state): float(amount) for state, amount in charge.charges}
-    kinds = "".join(
-        [
-            _kind(meter, amounts[id(state)]) if id(state) in amounts else _NOT_CHARGED
-            for state, meter in zip(states, meters, strict=True)
-        ]
-    )
-    charge.parts = tuple(
-        [
-            part
-            for state, meter in zip(states, meters, strict=True)
-            if id(state) in amounts
-            for part in (meter, amounts[id(state)])
-        ]
-    )
-    charge.grant, charge.release = charge_closer, None
-    if "?" in kinds or len(states) > _MOST:
-        charge.release = close_closer if charge.held else None
-    elif not numbers or set(kinds) != {"w"} | set(kinds) & {_NOT_CHARGED}:
-        charge.grant, charge.release = _write_metered(kinds, locked=locked)
-    else:
-        where = "".join([str(index) for index, kind in enumerate(kinds) if kind == "w"])
-        charge.shape = f"{_KEYED_LOCKED if locked else _KEYED}{len(states)}{where}"
+    index = {id(state): at for at, state in enumerate(states)}
+    where = tuple([index.get(id(state)) for state, _ in charge.charges])  # in the key's list; None: beside it
+    both = [
+        (state.meter if at is None else meters[at], float(amount))
+        for (state, amount), at in zip(charge.charges, where, strict=True)
+    ]
+    kinds = "".join([_kind(*part) for part in both])
+    charge.parts = tuple([each for part in both for each in part])
+    charge.grant, charge.release = charge_closer, close_closer if charge.held else None
+    if "?" in kinds or max(len(states), len(kinds)) > _MOST:
+        return
+    if numbers and not joint and set(kinds) == {"w"}:
+        charge.shape = f"{_KEYED_LOCKED if locked else _KEYED}{len(states)}{''.join(map(str, where))}"
         charge.grant, charge.release = _write(charge.shape, locked=locked)
+    else:
+        charge.grant, charge.release = _write_metered(kinds, where, len(states), joint=joint, locked=locked)
 
 
 def charge_closer(binding: Binding, grant: Grant) -> bool:
@@ -146,13 +138,17 @@ def _write(shape: str, *, locked: bool) -> tuple[Callable[[Binding, Grant], bool
 
 @lru_cache(256)
 def _write_metered(
-    kinds: str, *, locked: bool
+    kinds: str, where: tuple[int | None, ...], size: int, *, joint: bool, locked: bool
 ) -> tuple[Callable[[Binding, Grant], bool], Callable[[Grant], bool] | None]:
-    """The functions that charge a key in its meters. A letter for each of its limits: as `_write`, or not charged."""
+    """The functions that charge a key in its meters.
+
+    A letter per charged limit, as in `_write`, and where its meter is in the key's list of that size; None: it is that
+    of a limit beside the key's, as there may be where it is `joint`.
+    """
     names: dict[str, Any] = {"clock": clock}
-    _run(_metered_source(kinds, locked=locked), names)
+    _run(_metered_source(kinds, where, size, joint=joint, locked=locked), names)
     if "p" in kinds:
-        _run(_metered_release_source(kinds, locked=locked), names)
+        _run(_metered_release_source(kinds, joint=joint, locked=locked), names)
     return names["grant"], names.get("release")
 
 
@@ -160,8 +156,9 @@ def _metered_of(shape: str) -> dict[str, Any]:
     """What charges a key of that shape whose tuple of numbers has become meters."""
     if shape[0] not in {_KEYED, _KEYED_LOCKED}:
         return {}
-    kinds = "".join(["w" if str(index) in shape[2:] else _NOT_CHARGED for index in range(int(shape[1]))])
-    return {"metered": _write_metered(kinds, locked=shape[0] == _KEYED_LOCKED)[0]}
+    where = tuple(map(int, shape[2:]))
+    locked = shape[0] == _KEYED_LOCKED
+    return {"metered": _write_metered("w" * len(where), where, int(shape[1]), joint=False, locked=locked)[0]}
 
 
 def _run(source: str, names: dict[str, Any]) -> None:
@@ -376,7 +373,7 @@ def _charge_step(shape: str) -> list[str]:
     ready = ["clearance.given"]
     take: list[str] = []
     for i, kind in enumerate(shape):
-        if kind in {"u", _NOT_CHARGED}:
+        if kind == "u":
             continue  # nothing binds
         if kind == "p":
             ready.append(f"m{i}.taken + c{i} < m{i}.amount")
@@ -471,48 +468,63 @@ def _keyed_step(shape: str, charged: str, not_ready: str) -> list[str]:
     ], locked=locked, lock="states.store.lock")  # fmt: skip
 
 
-def _metered_source(kinds: str, *, locked: bool) -> str:
+def _metered_source(kinds: str, where: tuple[int | None, ...], size: int, *, joint: bool, locked: bool) -> str:
     """As `_charge_step`, of the meters of a key: a list in `KeyStates.known`."""
-    charged = [index for index, kind in enumerate(kinds) if kind != _NOT_CHARGED]
-    step = _charge_step(kinds)
-    receipts = "".join(f"{'0.0' if kinds[i] == 'u' else ('m' if kinds[i] == 'p' else 't') + str(i)}, " for i in charged)
+    parts = "".join([f"{f'm{i}' if at is None else '_'}, c{i}, " for i, at in enumerate(where)])
+    names = {at: f"m{i}" for i, at in enumerate(where)}
+    receipts = "".join(
+        [("0.0" if kind == "u" else f"{'m' if kind == 'p' else 't'}{i}") + ", " for i, kind in enumerate(kinds)]
+    )
     same = f"{'' if locked else 'states.plain and '}key not in states.live and key in known and known[key] is meters"
+    found = [
+        "    known = states.known",
+        "    meters = known[key] if key in known else None",
+        "    if meters.__class__ is not list: meters = states.meters_of(key)",
+    ]  # fmt: skip
     return "\n".join([
         "def grant(binding, grant):",
-        f"    {''.join(f'_, c{i}, ' for i in charged)} = binding.charge.parts" if charged else "    pass",
-        "    mine = binding.backend; key = mine.key; states = mine.states; caller = binding.caller",
-        "    clearance = states.clearance",
-        "    grant.binding = binding; grant.ended = False",
-        *([] if locked else [
-            "    known = states.known",
-            "    meters = known[key] if key in known else None",
-            "    if meters.__class__ is not list:",
-        ]),
-        f"    {'' if locked else '    '}meters = states.meters_of(key)",
-        f"    {'' if locked else '    '}if meters is None: return False",
-        f"    {''.join(f'm{i}, ' for i in range(len(kinds)))} = meters",
+        f"    {parts} = binding.charge.parts" if parts else "    pass",
+        *_key_of(joint=joint),
+        "    caller = binding.caller; grant.binding = binding; grant.ended = False",
+        *(["    meters = states.meters_of(key)"] if locked else found),
+        "    if meters is None: return False",
+        f"    {''.join([names.get(at, '_') + ', ' for at in range(size)])} = meters",
         *_indented([
             "now = clock.now()",
             "known = states.known",
-            f"if {same}:",
-            *(f"    {line}" for line in step),
+            f"if {same}{_BESIDE if joint else ''}:",
+            *(f"    {line}" for line in _charge_step(kinds)),
             f"        grant.receipts = ({receipts})",
             "        return True",
         ], locked=locked, lock="states.store.lock"),
-        "    return states.charge_closer(binding, grant)",
+        "    return mine.states.charge_closer(binding, grant)",
     ])  # fmt: skip
 
 
-def _metered_release_source(kinds: str, *, locked: bool) -> str:
-    charged = [index for index, kind in enumerate(kinds) if kind != _NOT_CHARGED]
-    places = [(at, index) for at, index in enumerate(charged) if kinds[index] == "p"]
+_BESIDE = " and beside.given"
+"""What a step looks at besides, where limits beside a key's are charged."""
+
+
+def _key_of(*, joint: bool) -> list[str]:
+    """How a function finds the key of a binding, and what keeps it."""
+    return [
+        f"    mine = binding.backend; key = mine.key; states = mine.states{'.keys' if joint else ''}",
+        f"    clearance = states.clearance{'; beside = binding.charge.clearance' if joint else ''}",
+    ]
+
+
+def _metered_release_source(kinds: str, *, joint: bool, locked: bool) -> str:
+    places = [i for i, kind in enumerate(kinds) if kind == "p"]
     return "\n".join([
         "def release(grant):",
         "    binding = grant.binding; parts = binding.charge.parts; receipts = grant.receipts",
-        "    mine = binding.backend; key = mine.key; states = mine.states; clearance = states.clearance",
-        *(f"    m{index} = receipts[{at}]; c{index} = parts[{2 * at + 1}]" for at, index in places),
+        *_key_of(joint=joint),
+        *(f"    m{i} = receipts[{i}]; c{i} = parts[{2 * i + 1}]" for i in places),
         *_indented(
-            [*_release_step(kinds, " and key not in states.live"), "    return True"],
+            [
+                *_release_step(kinds, f" and key not in states.live{_BESIDE if joint else ''}"),
+                "    return True",
+            ],
             locked=locked,
             lock="states.store.lock",
         ),

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, TypeVar
 
-from penstock._backends.base import Binding, Caller, Grant, Request
-from penstock._backends.keyed import KeyStates, Materialised
+from penstock._backends.base import Binding, Caller, Charge, Grant, Request
+from penstock._backends.charges import ChargePlan, joint_name
+from penstock._backends.fast_path import look_closer
+from penstock._backends.keyed import KeyStates, Materialised, charge_closer, charge_of
 from penstock._backends.local import LocalBackend
 from penstock._core.bucket import Bucket
 from penstock._core.meter import Meter
 from penstock._core.places import Places
 from penstock._core.turns import LimitState
 from penstock.errors import CostError
+from penstock.events import joined_hook
 from penstock.stores.memory import MemoryStore
+
+R = TypeVar("R")
+
+_MOST_KNOWN = 64
+"""Kinds of keys that a limiter remembers being joined with."""
 
 
 class _OfTheLimits:
@@ -39,21 +47,25 @@ class Key(Caller):
 
     __slots__ = ("_real", "key", "states")
 
-    joint = False
     request_type = Request
     enforce = True  # only then there is a fast path
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str | None:  # type: ignore[override]
         """The key, as events and errors show it."""
-        return f"{self.key}"
+        return self.states.name_of(self.key)
+
+    @property
+    def joint(self) -> bool:
+        """Whether other limits are decided on with the key's."""
+        return self.states.joint
 
     @property
     def max_queue(self) -> int | None:  # type: ignore[override]
         """As for all keys."""
         return self.states.like.max_queue
 
-    def __init__(self, states: KeyStates, key: Hashable) -> None:
+    def __init__(self, states: KeyStates | JointStates, key: Hashable) -> None:
         self.on_event = states.like.on_event
         self.granted = self.refused = self.cancelled = self.would_refuse = 0
         self.states = states
@@ -112,12 +124,15 @@ class Key(Caller):
         return getattr(self._adopt(grant), decide)(grant, *args)
 
     def _let_shared(self, decide: str, grant: Grant, *args: Any) -> Any:
-        grant.charged()
-        grant.receipts = [self._receipt(state, *receipt) for (state, _), receipt in zip(*grant.charged(), strict=True)]
+        grant.receipts = [
+            self._receipt(state, state, *receipt) for (state, _), receipt in zip(*grant.charged(), strict=True)
+        ]
         return getattr(self.states.shared, decide)(grant, *args)
 
-    def _receipt(self, state: LimitState, meter: Meter, receipt: Any) -> tuple[Meter, Any]:
+    def _receipt(self, shared: LimitState, state: LimitState, meter: Meter, receipt: Any) -> tuple[Meter, Any]:
         """A receipt, of the meter that counts for a limit now: another one, if the key was packed in the meantime."""
+        if not self.states.shares(shared):
+            return meter, receipt
         if type(meter) is Bucket:
             if self.states.whole_since(self.key, receipt[1]):
                 receipt = -math.inf, receipt[1]
@@ -130,7 +145,7 @@ class Key(Caller):
         if grant.binding is not None or grant.backend is self:
             own = self.states.own_of(real)
             both = [
-                ((own[state], amount), self._receipt(own[state], *receipt))
+                ((own[state], amount), self._receipt(state, own[state], *receipt))
                 for (state, amount), receipt in zip(*grant.charged(), strict=True)
                 if state in own
             ]
@@ -195,3 +210,125 @@ class Key(Caller):
     refresh = _OfTheLimits()
     recipe = _OfTheLimits()
     joined = _OfTheLimits()
+
+
+class JointStates:
+    """Limits of this process and those of a key: `organisation & per_user[key]`, for all keys.
+
+    A key is charged on both at once as it is on its own limits alone; see `KeyStates`.
+
+    Attributes:
+        keys: What keeps what the keys have used.
+        like: Options of the joint limiters.
+        shared: The former limits, with those that all keys share.
+        charges, call_of, quick: As of `KeyStates`.
+        new: The class of the joint limiters; for the layers above.
+    """
+
+    __slots__ = (
+        "_clearance", "_first", "_plain", "_sets", "call_of", "charges", "keys", "like", "new", "quick", "shared"
+    )  # fmt: skip
+
+    joint = True
+
+    def __init__(self, backend: LocalBackend, keys: KeyStates, like: Caller, *, first: bool) -> None:
+        assert keys.shared is not None, "keys that are charged by the limits that they share"
+        self.keys = keys
+        self.like = like
+        self.call_of = keys.call_of
+        self.charges: dict[Any, Charge] = {}
+        self.quick: dict[Any, Any] = {}
+        self.new: Any = None
+        self._sets = backend.sets  # not the backend, which may keep these states
+        self._first = first
+        self._clearance = backend.queue.clearance
+        self._plain = keys.plain
+        sets = (*backend.sets, *keys.shared.sets)
+        # In the order of the limiters, with the queue of those that are no key's.
+        self.shared = LocalBackend(
+            keys.store, sets if first else (*keys.shared.sets, *backend.sets), queue=backend.queue
+        )
+
+    @property
+    def store(self) -> MemoryStore:
+        return self.keys.store
+
+    def current(self) -> bool:
+        """Whether the charges are still right."""
+        return self._clearance is self.shared.queue.clearance and self._plain is self.keys.plain
+
+    def name_of(self, key: Hashable) -> str | None:
+        """What the joint limiter of a key is called in events and errors."""
+        name = f"{key}"
+        return joint_name(self.like.name, name) if self._first else joint_name(name, self.like.name)
+
+    def shares(self, state: LimitState) -> bool:
+        return self.keys.shares(state)
+
+    def is_live(self, key: Hashable) -> bool:
+        return self.keys.is_live(key)
+
+    def whole_since(self, key: Hashable, moment: float) -> bool:
+        return self.keys.whole_since(key, moment)
+
+    def run(self, key: Hashable, act: Callable[..., R], *args: Any) -> R:
+        return self.keys.run(key, act, *args)
+
+    def charge_closer(self, binding: Binding, grant: Grant) -> bool:
+        """As that of the keys, if no call waits for the other limits, and these have not changed."""
+        clearance = binding.charge.clearance
+        return clearance.given and charge_closer(self, self.keys, binding, grant)
+
+    def backend(self, key: Hashable) -> LocalBackend:
+        """The limits of a key, materialised, and the others."""
+        others, own = LocalBackend(self.keys.store, self._sets), self.keys.backend(key)
+        return others.joined(own) if self._first else own.joined(others)
+
+    def own_of(self, backend: LocalBackend) -> dict[LimitState, LimitState]:
+        (part,) = [part for part in backend.sets if part not in self._sets]
+        others = {state: state for of in self._sets for state in of.all_states()}
+        return {**others, **self.keys.own_in(part)}
+
+    def charge(self, cost: Mapping[str, float]) -> Charge:
+        return charge_of(self.charges, cost, self._charge_of)
+
+    def _charge_of(self, cost: Mapping[str, float]) -> Charge:
+        charge = Charge(cost, self.shared.plan().charges(cost, unlimited=True), look_closer)
+        charge.clearance = self._clearance
+        return self.keys.prepared(charge, joint=True)
+
+
+def joint_states(
+    backend: LocalBackend,
+    caller: Caller,
+    key: Key,
+    known: dict[Any, JointStates],
+    new: Callable[[ChargePlan], Any],
+    first: bool,
+) -> JointStates | None:
+    """What decides for a limiter and that of a key together: one of those that the limiter knows, or a new one.
+
+    `new`: makes the class of the joint limiters. `first`: whether the key comes second. None: they have to be joined,
+    key by key.
+    """
+    keys = key.states
+    if isinstance(keys, JointStates):
+        return None
+    joint = known.get((keys, first))
+    if joint is None or not joint.current():
+        if not caller.enforce or not backend.fast or backend.store is not keys.store:
+            return None
+        both = (caller, keys.like) if first else (keys.like, caller)
+        joint = JointStates(backend, keys, joined_caller(*both, caller.name), first=first)
+        joint.new = new(joint.shared.plan())
+        if len(known) >= _MOST_KNOWN:
+            known.clear()
+        known[keys, first] = joint
+    return joint
+
+
+def joined_caller(one: Caller, other: Caller, name: str | None) -> Caller:
+    """What a joint limiter is to its backend."""
+    bounds = [bound for bound in (one.max_queue, other.max_queue) if bound is not None]
+    hook = joined_hook(one.on_event, other.on_event)
+    return Caller(name, min(bounds, default=None), hook, enforce=one.enforce)

@@ -50,6 +50,9 @@ from penstock._validation import RESERVED, exact_costs, is_plain
 from penstock.limits import Limit
 from penstock.stores.memory import MemoryStore
 
+_MOST_COSTS = 1_000
+"""Costs whose charges are remembered."""
+
 Limits = dict[str, tuple[Limit, ...]]
 States = dict[str, tuple[LimitState, ...]]
 R = TypeVar("R")
@@ -163,10 +166,24 @@ class KeyStates:
 
     def own_of(self, backend: LocalBackend) -> dict[LimitState, LimitState]:
         """The limits that keys share, each with that of a key whose limits are materialised, if it still has one."""
+        return self.own_in(backend.sets[0])
+
+    def own_in(self, part: LimitSet) -> dict[LimitState, LimitState]:
+        """The same, of this limit set."""
         shared = {} if self._pattern is None else self._pattern.states
-        own = backend.sets[0].states
+        own = part.states
         pairs = [zip(states, own.get(unit, ()), strict=False) for unit, states in shared.items()]
         return {state: mine for of_unit in pairs for state, mine in of_unit}
+
+    joint = False
+
+    def name_of(self, key: Hashable) -> str | None:
+        """What a key is called in events and errors."""
+        return f"{key}"
+
+    def shares(self, state: LimitState) -> bool:
+        """Whether a limit is one that keys share."""
+        return state in self._states
 
     def plan(self) -> ChargePlan:
         """What costs of every key are charged on."""
@@ -426,37 +443,45 @@ class KeyStates:
 
     def charge_closer(self, binding: Binding, grant: Grant) -> bool:
         """Charge a key in its meters, if nothing has to be waited for, and its limits are not materialised."""
-        try:
-            return self.run(binding.backend.key, self._charge_closer, binding, grant)  # type: ignore[attr-defined]
-        except Materialised:
-            return False
-
-    def _charge_closer(self, binding: Binding, grant: Grant) -> bool:
-        assert self.shared is not None
-        if not self.shared._decide(_charge_if_ready, binding, grant):
-            return False
-        if binding.charge.held:
-            note_holder(grant)
-        return True
+        return charge_closer(self, self, binding, grant)
 
     def charge(self, cost: Mapping[str, float]) -> Charge:
-        """What a cost is charged on the fast path, of any key; CostError: wrong, or more than the usual limits hold."""
-        plain = RESERVED.isdisjoint(cost)  # else the words are those of another call: `per_user[key](flow="alice")`
-        try:
-            charge = self.charges.get(words_of(cost)) if plain else None
-        except Exception:
-            if is_plain((*cost.values(),)):
-                raise
-            charge = None  # something that cannot be looked up, as an array of one number
-        if charge is None:
-            locked = not self.plain
-            charge = Charge(cost, self.plan().charges(cost, unlimited=True), fast_path.look_closer)
-            fast_path.prepare_key(charge, self._states, self._meters, numbers=self.new is not None, locked=locked)
-            if len(self.charges) >= 1_000:
-                self.charges.clear()
-            if plain and locked is not self.plain:  # else another thread has brought a key that is not plain
-                self.charges[words_of(exact_costs(cost))] = charge
+        """What a cost is charged, of any key; CostError: wrong, or more than the usual limits hold."""
+        plain = self.plain
+        charge = charge_of(self.charges, cost, self._charge_of)
+        if self.plain is not plain:  # another thread has brought a key that is not
+            self.charges.clear()
         return charge
+
+    def _charge_of(self, cost: Mapping[str, float]) -> Charge:
+        charge = Charge(cost, self.plan().charges(cost, unlimited=True), fast_path.look_closer)
+        return self.prepared(charge)
+
+    def prepared(self, charge: Charge, *, joint: bool = False) -> Charge:
+        """A charge with what it takes to charge a key, or others beside it."""
+        numbers, locked = self.new is not None, not self.plain
+        fast_path.prepare_key(charge, self._states, self._meters, joint=joint, numbers=numbers, locked=locked)
+        return charge
+
+
+def charge_of(
+    known: dict[Any, Charge], cost: Mapping[str, float], make: Callable[[Mapping[str, float]], Charge]
+) -> Charge:
+    """The charge of a cost: one of those that are known, or a new one."""
+    plain = RESERVED.isdisjoint(cost)  # else the words are those of another call: `per_user[key](flow="alice")`
+    try:
+        charge = known.get(words_of(cost)) if plain else None
+    except Exception:
+        if is_plain((*cost.values(),)):
+            raise
+        charge = None  # something that cannot be looked up, as an array of one number
+    if charge is None:
+        charge = make(cost)
+        if plain:
+            if len(known) >= _MOST_COSTS:
+                known.clear()
+            known[words_of(exact_costs(cost))] = charge
+    return charge
 
 
 def _all(states: States) -> list[LimitState]:
@@ -501,6 +526,23 @@ def _follow(meters: list[Meter], now: float) -> list[Meter]:
         if meter.calendar:
             meter.follow(lead)  # type: ignore[attr-defined]  # calendars have it
     return meters
+
+
+def charge_closer(over: Any, keys: KeyStates, binding: Binding, grant: Grant) -> bool:
+    """Charge a key on the shared limits of `over`, if nothing has to be waited for, and it has no limits of its own."""
+    key: Any = binding.backend
+    try:
+        return keys.run(key.key, _charge_shared, over.shared, binding, grant)
+    except Materialised:
+        return False
+
+
+def _charge_shared(shared: LocalBackend, binding: Binding, grant: Grant) -> bool:
+    if not shared._decide(_charge_if_ready, binding, grant):
+        return False
+    if binding.charge.held:
+        note_holder(grant)
+    return True
 
 
 def _charge_if_ready(_: WaitQueue, now: float, binding: Binding, grant: Grant) -> bool:

@@ -46,12 +46,14 @@ class LocalBackend:
 
     __slots__ = ("__weakref__", "_plan", "_queue", "fast", "sets", "store")
 
-    def __init__(self, store: MemoryStore, sets: tuple[LimitSet, ...], *, fast: bool = True) -> None:
+    def __init__(
+        self, store: MemoryStore, sets: tuple[LimitSet, ...], *, fast: bool = True, queue: WaitQueue | None = None
+    ) -> None:
         self.store = store
         self.sets = sets
         self.fast = fast  # whether calls may take the fast path, which goes by `clock.now`
         self._plan = ChargePlan(sets)
-        self._queue = sets[0].queue
+        self._queue = sets[0].queue if queue is None else queue
         for part in sets:
             part.users.add(self)
 
