@@ -147,14 +147,15 @@ class Charge:
         held: Whether a part of the charge is held, and comes back when the permit ends.
         watched: Whether it would be held for ever if the permit was never closed.
         clearance: That of limits which are charged beside a key's.
+        closer: As `grant`, by a look with the lock held, where `grant` leaves something to it.
     """
 
     __slots__ = (
-        "_full_cost", "charges", "clearance", "cost", "grant", "held", "parts", "release", "shape", "watched"
+        "_full_cost", "charges", "clearance", "closer", "cost", "grant", "held", "parts", "release", "shape", "watched"
     )  # fmt: skip
 
     clearance: Clearance
-
+    closer: Callable[[Binding, Grant], bool]
     charges: Charges
     parts: tuple[Any, ...]
     grant: Callable[[Binding, Grant], bool]

@@ -61,6 +61,7 @@ def prepare(charge: Charge) -> None:
     shape = "".join([_kind(state.meter, amount) for state, amount in charge.charges])
     if shape and "?" not in shape and len(shape) <= _MOST:
         charge.shape = shape
+        charge.closer = charge.grant
         charge.grant, charge.release = _write(shape, locked=not HAS_GIL)
         charge.parts = tuple([part for state, amount in charge.charges for part in (state.meter, float(amount))])
 
@@ -181,7 +182,14 @@ def _grant_source(shape: str, *, locked: bool) -> str:
         return "\n".join(["def grant(binding, grant):", *charge, "    return metered(binding, grant)"])
     step = [*_charge_step(shape), f"    {_receipts(shape)}", "    return True"]
     charge = [*_before_charge(shape), *_indented(step, locked=locked)]
-    return "\n".join(["def grant(binding, grant):", *charge, "    return False"])
+    last = f"return {_last_place(shape)}" if "p" in shape else "return False"
+    return "\n".join(["def grant(binding, grant):", *charge, f"    {last}"])
+
+
+def _last_place(shape: str) -> str:
+    """Whether a call was charged that may have the last place of a limit, whose holder is written down."""
+    free = "".join([f"m{i}.taken + c{i} <= m{i}.amount and " for i, kind in enumerate(shape) if kind == "p"])
+    return f"clearance.given and {free}binding.charge.closer(binding, grant)"
 
 
 def enter_and_leave(shape: str, names: dict[str, Any], *, locked: bool = not HAS_GIL) -> dict[str, Any]:
@@ -200,19 +208,20 @@ def _enter_source(shape: str, *, locked: bool) -> str:
     if shape[0] in {_KEYED, _KEYED_LOCKED}:
         return _keyed_enter_source(shape)
     held = "p" in shape
-    step = [
-        *_charge_step(shape),
-        *(["    if self._entered is None: self._entered = grant", "    else: self._note(grant)"] if held else []),
-        f"    {_receipts(shape)}",
+    note = ["    if self._entered is None: self._entered = grant", "    else: self._note(grant)"] if held else []
+    granted = [
         "    if caller.on_event is not None: emit_grant(binding, 0.0, grant, self._terms.flow)",
         "    return grant",
-    ]
+    ]  # fmt: skip
+    step = [*_charge_step(shape), *note, f"    {_receipts(shape)}", *granted]
+    last = [f"if {_last_place(shape)}:", "    self._note(grant)", *granted] if held else []
     return "\n".join([
         "async def __aenter__(self):",
         "    binding = self._binding",
         f"    grant = {'EnteredPermit' if held else 'Permit'}()",
         *_before_charge(shape, given="try:"),
         *(f"    {line}" for line in _indented(step, locked=locked)),
+        *(f"        {line}" for line in last),
         *_waiting("EnteredPermit" if held else "Permit"),
     ])  # fmt: skip
 

@@ -422,9 +422,13 @@ class KeyStates:
     def run(self, key: Hashable, act: Callable[..., R], *args: Any) -> R:
         """Run `act(*args)`, which decides over the shared limits, while these have the meters of a key."""
         with self.store.lock:
-            meters = None if self._running or self.store.deciding else self.meters_of(key)
-            if meters is None:
+            if self._running or self.store.deciding:
                 raise Materialised
+            meters = self.known.get(key)
+            if meters.__class__ is not list or key in self.live:
+                meters = self.meters_of(key)
+                if meters is None:
+                    raise Materialised
             try:
                 self._running = self._lent = True
                 self.clearance.given = False

@@ -272,8 +272,7 @@ class LocalBackend:
 
     def settle(self, grant: Grant, true_cost: Mapping[str, float]) -> None:
         self.plan().check(true_cost)
-        exact = exact_costs(true_cost)
-        self._decide_soon(lambda queue, now, grant: self._settle(queue, now, grant, exact), grant)
+        self._decide_soon(self._settle, grant, exact_costs(true_cost))
 
     def _settle(self, queue: WaitQueue, now: float, grant: Grant, true_cost: Mapping[str, float]) -> None:
         grant.charged()
