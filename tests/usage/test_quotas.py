@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import math
 import pickle
 import sqlite3
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -506,3 +508,44 @@ def test_caps_for_everybody_that_were_damaged_are_an_error_and_no_absence_of_cap
     quotas._records._exchange("quota/caps", lambda rows, _: [((text, rows[0][1]), 1e9)])
     with pytest.raises(StoreError, match="cannot be read"):
         make().of("alice")
+
+
+class Body:
+    """What a caller holds while its call is refused."""
+
+
+@pytest.mark.parametrize("review", [None, "queue", lambda _: False], ids=["no review", "queue", "function"])
+@pytest.mark.parametrize("is_async", [False, True], ids=["with", "async with"])
+def test_a_refused_call_keeps_nothing_of_its_caller(tmp_path, review, is_async):
+    """The error's traceback leads to the caller's frame: were the error in a frame of ours too, only the garbage
+    collector would free both."""
+    quotas = Quotas(tmp_path / "quotas.db", {"requests": "1/day"}, review=review)
+    with quotas("alice"):
+        pass
+
+    def refused(body):
+        with pytest.raises(QuotaExceeded), quotas("alice"):
+            pytest.fail(f"{body} was let through")
+
+    async def refused_in_loop(body):
+        with pytest.raises(QuotaExceeded):
+            async with quotas("alice"):
+                pytest.fail(f"{body} was let through")
+
+    gc.collect()
+    gc.disable()
+    try:
+        body = Body()
+        seen = weakref.ref(body)
+        if is_async:
+            asyncio.run(refused_in_loop(body))
+        else:
+            refused(body)
+        del body
+        until = time.monotonic() + 60  # a worker thread lets go of what it was given a moment after its answer
+        while seen() is not None and time.monotonic() < until:
+            time.sleep(0.01)
+        assert seen() is None
+    finally:
+        gc.enable()
+        quotas.close()

@@ -248,8 +248,8 @@ class Quotas:
 
     # Reviews
 
-    def _note(self, error: QuotaExceeded, verdict: Verdict) -> None:
-        """Record a verdict, or with None that one is wanted. Raise the error unless the call may try again."""
+    def _note(self, error: QuotaExceeded, verdict: Verdict) -> bool:
+        """Record a verdict, or with None that one is wanted; return whether the call may try again."""
         allowed = _units(verdict, error.missing)
         by = "" if self.review == "queue" else str(getattr(self.review, "__name__", "function"))
 
@@ -261,7 +261,7 @@ class Quotas:
         if allowed:
             self._settle_conflict(error.user)
         if allowed and allowed >= error.missing * (1 - 1e-12):
-            return
+            return True
         error.review = review.state
         words = {
             "pending": "a review is pending",
@@ -269,7 +269,7 @@ class Quotas:
             "approved": "a review has allowed more, but not so much",
         }[review.state]
         error.args = (f"{error.args[0]}; {words}",)
-        raise error
+        return False
 
     def reviews(self, state: str | None = None) -> list[Review]:
         """What was decided of calls beyond caps, and what is to be decided, the latest last. Blocks.
@@ -448,10 +448,14 @@ class _Charge:
             except (ConfigurationConflict, RateLimited, Unsatisfiable) as found:
                 error = await to_thread.run_sync(quotas._refusal, user, self._cost, known, found)
             if error is not None:
-                verdict = self._verdict(error)
-                if inspect.isawaitable(verdict):
-                    verdict = await verdict
-                await to_thread.run_sync(quotas._note, error, verdict)
+                try:
+                    verdict = self._verdict(error)
+                    if inspect.isawaitable(verdict):
+                        verdict = await verdict
+                    if not await to_thread.run_sync(quotas._note, error, verdict):
+                        raise error
+                finally:
+                    del error  # its traceback refers to this frame: no cycle
         raise self._unsettled()
 
     async def __aexit__(self, kind: object, error: object, trace: object, /) -> None:
@@ -466,12 +470,18 @@ class _Charge:
             except (ConfigurationConflict, RateLimited, Unsatisfiable) as found:
                 error = quotas._refusal(user, self._cost, known, found)
             if error is not None:
-                verdict = self._verdict(error)
-                if inspect.isawaitable(verdict):
-                    if inspect.iscoroutine(verdict):
-                        verdict.close()  # or Python warns that nobody awaited it
-                    raise ValueError("review= is an async function, and a thread cannot wait for it: use `async with`")
-                quotas._note(error, verdict)
+                try:
+                    verdict = self._verdict(error)
+                    if inspect.isawaitable(verdict):
+                        if inspect.iscoroutine(verdict):
+                            verdict.close()  # or Python warns that nobody awaited it
+                        raise ValueError(
+                            "review= is an async function, and a thread cannot wait for it: use `async with`"
+                        )
+                    if not quotas._note(error, verdict):
+                        raise error
+                finally:
+                    del error
         raise self._unsettled()
 
     def __exit__(self, kind: object, error: object, trace: object, /) -> None:
@@ -480,9 +490,12 @@ class _Charge:
     def _verdict(self, error: QuotaExceeded) -> Any:
         """What the review says of a refused call, perhaps to be awaited; None: it goes to the queue."""
         review = self._quotas.review
-        if review is None:
-            raise error
-        return None if review == "queue" else review(error)
+        try:
+            if review is None:
+                raise error
+            return None if review == "queue" else review(error)
+        finally:
+            del error
 
     def _unsettled(self) -> RateLimited:
         return RateLimited(
