@@ -90,6 +90,18 @@ async def test_rows_without_an_id_are_told_apart_by_their_line(tmp_path):
     asked, said, _ = await done(tmp_path, [*rows, rows[0]])
     assert (len(asked), len(said)) == (1, 6)
     refused(tmp_path, rows[1:], "4 rows ask something else")
+    refused(
+        tmp_path,
+        [rows[3], *rows],
+        r"6 rows ask .*\(first: line 1\); rows without a custom_id are told apart by their line: put new ones at the end",
+    )
+
+
+async def test_the_way_out_for_named_rows_says_nothing_of_lines(tmp_path):
+    await done(tmp_path, [chat(number) for number in range(3)])
+    with pytest.raises(ChangedError) as refusal, prepared(tmp_path, [edited(1, "new")], Service()) as this:
+        this.examine()
+    assert "without a custom_id" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("form", ["spaces", "no spaces", "escapes", "method named"])
@@ -176,6 +188,21 @@ async def test_answers_of_another_server_are_not_taken_for_those_of_the_one_that
     asked, _, _ = await done(tmp_path, rows, servers=[B], order=order)
     assert asked == []
     refused(tmp_path, rows, "10 rows are answered", servers=[A], order=order)
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_rows_of_another_server_are_counted_without_reading_them_as_json(tmp_path, named):
+    """Of a million that took 25 seconds, to be told of one option. Those that are written differently are counted."""
+    rows = [chat(number) if named else chat(number)["body"] for number in range(10)]
+    await done(tmp_path, rows, servers=[A])
+    read = []
+    rows[4], rows[7] = {"method": "POST", "url": "/v1/chat/completions", **chat(4)}, edited(7, "new")
+    if not named:
+        rows[4], rows[7] = {**chat(4)["body"], "custom_id": "line-5"}, edited(7, "new")["body"]
+    said = pytest.raises(ChangedError, match=r"10 rows are answered in .* by http://a/v1, .*line 1\)")
+    with prepared(tmp_path, rows, Service(answer=echo), servers=[B]) as this, said:
+        this.all_results.examine(this.run._lines, lambda *row: read.append(row[0]) or READ(*row))
+    assert read == [5, 8]
 
 
 async def test_answers_of_another_server_may_be_kept(tmp_path):

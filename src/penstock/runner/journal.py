@@ -76,6 +76,7 @@ class Answered:
         self._places: dict[int, int] = {}
         self.dropped: set[int] = set()
         self._by_others: list[range] = []
+        self._lines_of_others: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self._ids) - len(self.dropped)
@@ -151,7 +152,11 @@ class Answered:
         self._by_others.append(places)
         for place in places:
             if self._by_line.get(self._lines[place]) == place:
-                del self._by_line[self._lines[place]]
+                self._lines_of_others[self._lines[place]] = self._by_line.pop(self._lines[place])
+
+    def met_by_other(self, line: int) -> int | None:
+        """The place in the journal of a row with this line that another server answered; None: there is none."""
+        return self._lines_of_others.get(line)
 
     def by_another(self, place: int) -> bool:
         """Whether another server gave the answer at a place."""

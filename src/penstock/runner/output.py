@@ -80,7 +80,9 @@ BACKLOG = 4 * 1024 * 1024
 class ChangedError(OutputError):
     """Rows were edited since they were answered, or another server is asked than the one that answered them."""
 
-    def __init__(self, edited: Sequence[int], moved: Sequence[int], of: str, where: Path) -> None:
+    def __init__(
+        self, edited: Sequence[int], moved: Sequence[int], of: str, where: Path, *, by_line: bool = False
+    ) -> None:
         """Say what differs, and the way out.
 
         Args:
@@ -88,16 +90,19 @@ class ChangedError(OutputError):
             moved: The lines of those that another server answered.
             of: That server.
             where: The results.
+            by_line: Whether some of the edited rows have no custom_id: they may stand on another line than before.
         """
         said = []
         if edited:
             rows = number_of(len(edited), "row asks", "rows ask")
             said.append(
-                f"{rows} something else than what {where} answers under the same custom_id (first: line {edited[0]})"
+                f"{rows} something else than what {where} answers under the same custom_id (first: line {min(edited)})"
             )
+        if by_line:
+            said.append("rows without a custom_id are told apart by their line: put new ones at the end of the file")
         if moved:
             rows = number_of(len(moved), "row is", "rows are")
-            said.append(f"{rows} answered in {where} by {of}, which is not asked now (first: line {moved[0]})")
+            said.append(f"{rows} answered in {where} by {of}, which is not asked now (first: line {min(moved)})")
         super().__init__(
             f"{'; '.join(said)}: --changed=rerun asks again and drops the old answers, --changed=keep keeps them, "
             "another -o starts over beside them"
@@ -236,8 +241,9 @@ class Results:
         if self._journal is None or not len(self._journal.answered) or not lines.is_regular:
             return
         answered = self._journal.answered
-        skip, doubtful = self._meet_lines(lines, salt)
         edited, moved, places = array.array("Q"), array.array("Q"), array.array("Q")
+        skip, doubtful = self._meet_lines(lines, salt, moved, places)
+        by_line = False
         for number, line in lines.again() if doubtful else ():
             if skip[number] or line is None or _name_of(number, line) not in doubtful:
                 continue
@@ -245,26 +251,33 @@ class Results:
             found = answered.find(row) if isinstance(row, Row) else None
             if found is None or not isinstance(row, Row) or answered.met(found) or answered.same(found, row):
                 continue
-            (moved if answered.by_another(found) else edited).append(number)
+            if answered.by_another(found):
+                moved.append(number)
+            else:
+                edited.append(number)
+                by_line = by_line or b"custom_id" not in line
             places.append(found)
-        lines.pass_over(skip)
+        lines.pass_over(skip.replace(b"\2", b"\0"))
         self._doubtful = doubtful
         if None not in doubtful:
             self.elsewhere = answered.unmet(doubtful)
         self.edited, self.moved = len(edited), len(moved)
         if places and self._changed is None:
-            others = sorted(set().union(*map(self._journal.asked_for, places))) if moved else []
-            raise ChangedError(edited, moved, " and ".join(others), self.out_path)
+            others = sorted(set().union(*set(map(self._journal.asked_for, places)))) if moved else []
+            raise ChangedError(edited, moved, " and ".join(others), self.out_path, by_line=by_line)
         if places and self._changed == "rerun":
             for place in places:
                 self._journal.drop(place)
             if self._agreement is not None:
                 self._agreement.rewrite()
 
-    def _meet_lines(self, lines: Lines, salt: bytes) -> tuple[bytearray, set[int | None]]:
-        """Which rows are answered as they stand there, and the names of others that are answered.
+    def _meet_lines(
+        self, lines: Lines, salt: bytes, moved: array.array[int], places: array.array[int]
+    ) -> tuple[bytearray, set[int | None]]:
+        """Which rows are answered as they stand there (1; by another server: 2), and the names of others that are.
 
-        None: of rows without a clear name.
+        None: of rows without a clear name. Rows that another server answered, and their answers, are added to `moved`
+        and `places`.
 
         A million rows take a second: nothing is read as JSON, and names are looked up many at a time.
         """
@@ -273,16 +286,21 @@ class Results:
         skip, names, doubtful = bytearray(1), set[int](), set[int | None]()
         for begin, batch in lines.batches():
             skip.extend(bytes(begin + len(batch) - len(skip)))
-            places = answered.meet_all(named_keys(batch, salt))
-            if None not in places and self._order == "completed":
+            found = answered.meet_all(named_keys(batch, salt))
+            if None not in found and self._order == "completed":
                 skip[begin : begin + len(batch)] = b"\1" * len(batch)
                 continue
-            for number, (line, met) in enumerate(zip(batch, places, strict=True), begin):
+            for number, (line, met) in enumerate(zip(batch, found, strict=True), begin):
                 place = met
                 if place is None and line and not line.isspace():
                     name = _name_of(number, line)
-                    if b"custom_id" not in line:
-                        place = answered.meet(unnamed_key(number, line, salt))
+                    key = named_key(line, salt) if b"custom_id" in line else unnamed_key(number, line, salt)
+                    place = answered.meet(key)
+                    other = answered.met_by_other(key)
+                    if other is not None:
+                        skip[number] = 2
+                        moved.append(number)
+                        places.append(other)
                     if name is None:
                         doubtful.add(None)
                     elif place is None:
