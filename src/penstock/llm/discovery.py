@@ -26,7 +26,8 @@ counted on before an answer shows that something came back, and the last of it i
 
 A WINDOW whose end no answer tells may begin with the first request after the last one ended, and is taken to; but if
 more is there sooner than a period after that request, windows begin by the clock. When it should have begun, a
-twentieth of it leaves before an answer shows that it has.
+twentieth of it leaves before an answer shows that it has. A WINDOW whose end is told is proved once, by one request: if
+most is back when it should have begun, later ones are believed; if not, it is UNSURE for good, or SLIDING.
 
 Three things make a client that counts exactly still run into 429s.
 

@@ -56,6 +56,9 @@ _WHOSE = re.compile(r"(.+)-(limit|remaining|reset)-(requests|tokens)")
 
 _FIELDS = ("limit", "remaining", "reset", "renewalperiod", "window", "used", "reset-after")
 _PREFIXES = ("x-ratelimit-", "x-rate-limit-", "ratelimit-")
+_ANTHROPICS = "anthropic-ratelimit-"
+"""Its limits are documented to be per minute, which no header says."""
+
 _OTHERS = {
     "x-rate-limit": ("", "limit"),  # Zendesk's
     "x-ratelimit-reset-after": ("", "reset-after"),  # Discord's, beside a reset that is a moment
@@ -174,7 +177,10 @@ def read(headers: Mapping[str, str], status: int, *, wall: float) -> Reading:
     for header, value in lower.items():
         name, field = _place_of(header)
         if field in _FIELDS:
-            told.setdefault(name or "requests", {})[field] = value
+            fields = told.setdefault(name or "requests", {})
+            fields[field] = value
+            if header.startswith(_ANTHROPICS):
+                fields["usual"] = "60"
     used, slash, most = lower.get(_SHOPIFY, "").partition("/")
     if slash:
         told["requests"] = {"limit": most, "used": used, "window": _SHOPIFYS_PERIOD}
@@ -200,8 +206,8 @@ def _place_of(header: str) -> tuple[str, str]:
             return name, field
         if whose := _WHOSE.fullmatch(rest):
             return f"{whose[3]}:{whose[1]}", whose[2]
-    elif header.startswith("anthropic-ratelimit-"):
-        rest = header.removeprefix("anthropic-ratelimit-")
+    elif header.startswith(_ANTHROPICS):
+        rest = header.removeprefix(_ANTHROPICS)
     else:
         return "", ""
     name, _, field = rest.rpartition("-")  # the other way round: Anthropic's, Linear's
@@ -332,9 +338,12 @@ def _quota(name: str, fields: Mapping[str, str], sent: float) -> Quota | None:
     reset = resets_in = bare = None
     exact = is_named = per is not None
     text = fields.get("reset-after", fields.get("reset"))
-    is_date = _date(text or "") is not None
-    is_moment = is_date or (_number(text or "") or 0.0) >= _EPOCH
-    step = 1.0 if is_date else _step(text or "")
+    date = _date(text or "")
+    is_moment = date is not None or (_number(text or "") or 0.0) >= _EPOCH
+    step = 1.0 if date is not None else _step(text or "")
+    usual = _number(fields.get("usual", ""))
+    if per is None and usual is not None and date is not None and date - sent <= usual + 1:
+        per, exact = usual, True
     if text is not None and limit is not None and remaining is not None:
         reset, per = _reset(text.strip(), limit, remaining, per, sent)
         exact = exact or (reset is not None and limit - remaining >= 1 and step < 0.1)
@@ -345,7 +354,7 @@ def _quota(name: str, fields: Mapping[str, str], sent: float) -> Quota | None:
             # No bucket, but a window: `60 left of a minute` would otherwise have to be a bucket of an hour or a day.
             # Of the usual lengths it is the first that is long enough, and a minute at least.
             reset, per = None, next((length for length in _LENGTHS if resets_in <= length), None)
-    exact = exact or (per is not None and text is not None and (is_date or duration(text.strip()) is not None))
+    exact = exact or (per is not None and text is not None and duration(text.strip()) is not None)
     unit = _UNITS.get(base, base)
     return Quota(_cut(name), unit, limit, remaining, reset, per, resets_in, exact, step, bare, is_moment, is_named)
 
@@ -384,14 +393,13 @@ def _reset(
         if per is not None:  # which of them it is, the formula can say where the period is known
             readings.insert(0, (bare / 1_000, 0.001))
     elif (moment := _date(text)) is not None:
-        if per is None and moment - sent > 61:
+        if per is None:
             return None, None
-        # Anthropic's: moments in whole seconds, and remaining tokens rounded to thousands, of limits per minute.
-        period = per or 60.0
+        # Anthropic's: moments in whole seconds, and remaining tokens rounded to thousands.
         rounded = 500 if limit >= 1_000 and remaining % 1_000 == 0 else 0
         used = limit - remaining
-        least, most = (max(0.0, used - 1 - rounded) / limit * period, (used + rounded) / limit * period)
-        return (moment - sent if least - 1 <= moment - sent <= most + 1 else None), period
+        least, most = (max(0.0, used - 1 - rounded) / limit * per, (used + rounded) / limit * per)
+        return (moment - sent if least - 1 <= moment - sent <= most + 1 else None), per
     else:
         return None, per
     for reset, step in readings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from penstock.llm.learning.traffic import Departure
@@ -128,3 +129,25 @@ class Crowd:
         """What the server charges for one of our units at least, whichever arrived first."""
         others = self._estimated - self._smallest
         return self.charged / others if others > 0 else 0.0
+
+
+def replayed(
+    at: float, level: float, counts: Iterable[tuple[float, float]], refill: float, capacity: float, factor: float
+) -> tuple[float, float]:
+    """What was sent since a level was told, and the refill that did not fit into the bucket meanwhile.
+
+    That is known only by playing it all again, with what is thought of the factor so far.
+
+    Args:
+        at: When the level was told.
+        counts: What was sent since: when, and how much.
+        refill: Units per second.
+    """
+    sent = spilled = 0.0
+    for moment, cost in counts:
+        level += refill * (moment - at)
+        spilled += max(0.0, level - capacity)
+        level = min(capacity, level) - factor * cost
+        sent += cost
+        at = moment
+    return sent, spilled

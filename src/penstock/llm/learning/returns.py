@@ -20,6 +20,9 @@ __all__ = ["USUAL", "BareResets", "BucketFormula", "LeastLeft", "Returns"]
 USUAL = (1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1_800.0, 3_600.0, 86_400.0)
 """The lengths that limits have as a rule, in seconds."""
 
+APART = 0.2
+"""Share of the limit by which what is used must have differed for a bucket of an unusual period to be believed."""
+
 FIRST_LOOK = 0.25
 """Seconds to the next look, when nothing came back yet."""
 
@@ -52,12 +55,14 @@ class BucketFormula:
     least: float = 0.0
     most: float = math.inf
     refuted: bool = False
+    _used: tuple[float, float] = (1.0, 0.0)  # the least and the most, as shares of the limit
 
     def hear(self, limit: float, remaining: float, reset: float, step: float) -> None:
         """Take one answer in, whose reset was rounded by less than `step` seconds, in whichever direction."""
         used = limit - remaining
         if used < 1 or self.refuted:
             return
+        self._used = min(self._used[0], used / limit), max(self._used[1], used / limit)
         self.least = max(self.least, (reset - step) * limit / used)
         if used >= 2:
             self.most = min(self.most, (reset + step) * limit / (used - 1))
@@ -67,12 +72,14 @@ class BucketFormula:
     def period(self) -> float | None:
         """The period in seconds, once it is known to a few per cent; None: not yet, or no bucket holds the whole limit.
 
-        Below the shortest usual length it is none: that is a bucket which holds less than its limit at once.
+        Below the shortest usual length it is none: that is a bucket which holds less than its limit at once. Any other
+        length is believed once it holds for more and for less: one answer alone always tells some length.
         """
         if self.refuted or self.most > 1.35 * self.least or self.most < USUAL[0]:
             return None
         usual = (each for each in USUAL if self.least * (1 - 1e-3) <= each <= self.most * (1 + 1e-3))
-        return next(usual, math.sqrt(self.least * self.most))
+        least, most = self._used
+        return next(usual, math.sqrt(self.least * self.most) if most - least > APART else None)
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
-from penstock.llm.learning.charge_factor import FEWEST, ChargeFactor, Crowd
+from penstock.llm.learning.charge_factor import FEWEST, ChargeFactor, Crowd, replayed
 from penstock.llm.learning.returns import USUAL, BareResets, BucketFormula, LeastLeft, Returns
 from penstock.llm.learning.sliding_window import SlidingWindow
 from penstock.llm.learning.told import Kind, Told
@@ -42,13 +42,16 @@ PAUSE = 0.1
 """Share of a window that may be lost while it is taken to begin with a request but seems to begin by the clock."""
 
 UNCONFIRMED = 0.05
-"""Share of a window that may be sent before an answer confirms what came back: requests, or the window, may be late."""
+"""Share of a window that may be sent before an answer confirms that it began: it may be late."""
 
 LITTLE = 0.05
 """Share of the most ever left of a limit whose returns are unknown: below it, requests leave one by one, and look."""
 
 FEW = 8.0
 """The same in requests as large as the last one; whichever is more."""
+
+MOST = 0.75
+"""Share of a limit that must be back when its window should have begun, or it is no window."""
 
 PATIENCE = 5.0
 """Seconds that the first request of a window has to show that it began, before others go without knowing."""
@@ -91,6 +94,8 @@ class ServerEstimate:
     _is_seen: bool = field(init=False, default=False)  # that window began when an answer told of a return
     _is_unopened: bool = field(init=False, default=False)  # the window is thought to be over, and nothing left since
     _first_at: float | None = field(init=False, default=None)  # when a request left to see whether it began
+    _is_proved: bool = field(init=False, default=False)  # when a window began as told, all was back
+    _is_refuted: bool = field(init=False, default=False)  # it was not: it is no window
     _is_guess: bool = field(init=False, default=False)  # nothing came back yet as its period would have it, a guess
     _lowest: LeastLeft = field(init=False, default_factory=LeastLeft)
     _held_back: float = field(init=False, default=0.0)
@@ -106,9 +111,6 @@ class ServerEstimate:
         told = self.told
         self.limit, self.per, self.rate = told.limit, told.per, told.limit / told.per
         self.capacity = told.limit
-        # Without a reset it is taken for a limit per minute, until something comes back that contradicts it. So is one
-        # whose reset is told to the millisecond: only buckets are, and one that holds less than its limit hides its
-        # period.
         self.kind = Kind.BUCKET if told.sure or told.reset is None or told.is_exact else Kind.UNSURE
         self._is_guess = not told.sure and told.reset is None
         self._returns = Returns(0.0)
@@ -174,6 +176,10 @@ class ServerEstimate:
             return
         if self._first_at is not None and departure.at >= self._first_at:
             self._first_at = None
+            if self.kind is Kind.WINDOW and self._is_dated:
+                self._see_window_begin(departure, told)
+        if self._is_refuted:
+            told = replace(told, sure=False)
         if newest is not None:
             self._notice_window(newest, departure, told)
         if self._is_guess and self.kind is Kind.BUCKET:
@@ -190,13 +196,11 @@ class ServerEstimate:
         self._correct(departure, told.remaining, now)
         if departure.refused or self.kind in (Kind.UNSURE, Kind.SLIDING) or self.traffic.charged_late:
             pass  # which of those around it were refused too is not known yet
-        elif self._anchor is None:
-            self._anchor = self._newest
         else:
-            self._sample(*self._anchor, departure, told.remaining)
-        if self.samples or self.kind is Kind.UNSURE or self.traffic.charged_late:
-            self._held_back = max(0.0, self._held_back - RISE * self.capacity)
-            self._held_back = min(self._held_back, self._beyond_first_burst)  # others may have used it up
+            self._sample(*(self._anchor or self._newest), departure, told.remaining)
+        if self._charges.samples or self.kind is Kind.UNSURE or self.traffic.charged_late:
+            held_back = max(0.0, self._held_back - RISE * self.capacity)
+            self._held_back = min(held_back, self._beyond_first_burst)  # others may have used it up
 
     def refused(self, departure: Departure, remaining: float, wait: float) -> None:
         """A request was refused, with so much left, for so long: a bucket would not take longer than its refill."""
@@ -239,15 +243,17 @@ class ServerEstimate:
     def _proved_at(self, cost: float, now: float, ahead: float) -> float:
         """When `cost` may leave in a window that should have begun, as far as no answer has shown yet that it has."""
         since = self._first_at if self._first_at is not None else now
-        if self._first_at is None and (self._is_dated or not self._is_unopened):
+        if self._first_at is None and (self._is_proved or not self._is_unopened):
             return now
         taken = self.traffic.sent - self.traffic.sent_before(since) + self.traffic.waiting + ahead
-        if not taken or self.factor * (taken + cost) <= UNCONFIRMED * self.limit:
+        few = 0.0 if self._is_dated else UNCONFIRMED * self.limit  # what is told is to be proved once
+        if not taken or self.factor * (taken + cost) <= few:
             return now
-        return max(now + HEADROOM, since + PATIENCE) if now < since + PATIENCE else now
+        until = min(since + PATIENCE, self.boundary + self.per + self._headroom)
+        return now if now >= until else max(now + HEADROOM, until)
 
     def _look_at(self, cost: float, now: float, ahead: float) -> float:
-        """The same where it is unknown how it comes back: the last units go one by one, and each looks for more."""
+        """The same where it is unknown how it comes back: the last units go one by one, and each looks."""
         left = self._left_after(cost, now, ahead)
         if left >= self._little():
             return now
@@ -286,7 +292,7 @@ class ServerEstimate:
             if self.kind is Kind.BUCKET:  # of a window it would be lost; of a bucket it is kept back once
                 doubt += min(2 * DOUBT, 2 * deviation) * self.capacity
         if self.kind is Kind.BUCKET:
-            if self.factor > 1.1 and self.samples > 3:
+            if self.factor > 1.1 and self._charges.samples > 3:
                 # All processes that share a bucket see the same level.
                 doubt = doubt / self.factor + FAIR * self.capacity / (self.factor + 2.0)
             doubt += min(HEADROOM * self.rate, self.capacity / 2)
@@ -306,7 +312,7 @@ class ServerEstimate:
             over = math.floor((now - self._headroom - self.boundary) / self.per + ROUNDING)
             if over > 0:
                 self.boundary += over * self.per
-                self._level, self._is_unopened = self.capacity, True
+                self._level, self._is_unopened, self._first_at = self.capacity, True, None
         elif self.kind is Kind.SLIDING and self._newest is not None:
             self._level = self._slid(*self._newest, now)
         self._at = now
@@ -321,16 +327,24 @@ class ServerEstimate:
         model = self._sliding.level(now, self.limit, self.factor, self.traffic)
         back = self._sliding.came_back(departure, now, self.traffic)
         since = self.traffic.admitted(departure.at, now) + self.traffic.sent_by(departure.at) - departure.sent
-        most = max(UNCONFIRMED * self.limit, self.factor * departure.cost)
+        most = max(self._sliding.unconfirmed(self.limit), self.factor * departure.cost)
         return min(model, remaining + min(most, self.factor * (back - since)))
 
     def _open(self, now: float) -> None:
         """The first request leaves after a window ended: unless more is known, the next one begins with it."""
         self._is_unopened = False
-        if not self._is_dated:
+        if not self._is_proved:
             self._first_at = now
-            if not self._is_by_clock or now - self.boundary <= PAUSE * self.per:
-                self.boundary = now
+        if not self._is_dated and (not self._is_by_clock or now - self.boundary <= PAUSE * self.per):
+            self.boundary = now
+
+    def _see_window_begin(self, departure: Departure, told: Told) -> None:
+        """The first answer since a window should have begun, as was told, shows whether all came back at once."""
+        sent = self.traffic.admitted(self.boundary, departure.at) + sum(self.traffic.around(departure))
+        self._is_proved = told.remaining + self.factor * sent > MOST * self.limit
+        if not self._is_proved:
+            self._is_refuted = True
+            self._doubt_period()
 
     @property
     def _headroom(self) -> float:
@@ -407,7 +421,7 @@ class ServerEstimate:
             return
         self._is_dated, self._is_guess = True, False
         if not told.sure:
-            if not told.is_exact and told.bare is None:
+            if told.bare is None and (self.kind is Kind.UNSURE or not told.is_exact):
                 self._work_period_out(departure, told, told.reset)
             return
         if self.kind is Kind.UNSURE:
@@ -525,11 +539,6 @@ class ServerEstimate:
         """Units that the server charges for one of ours."""
         return self._charges.value
 
-    @property
-    def samples(self) -> int:
-        """How often that was measured."""
-        return self._charges.samples
-
     def _forget_charges(self, *, keep: bool) -> None:
         """What was learned of charges took something for refill that was none, if any was counted on."""
         self._anchor = None
@@ -555,43 +564,35 @@ class ServerEstimate:
 
     def _sample(self, before: Departure, remained: float, departure: Departure, remaining: float) -> None:
         """Learn from two snapshots what the server charges for what we estimate."""
-        estimated, level, at, spilled = 0.0, remained, before.at, 0.0
         refill = self._refill * (departure.at - before.at)
-        size = max(SAMPLE * self.capacity * (1.0 if self.samples else 0.3), min(self.rate, SAMPLE * self.limit))
+        size = max(
+            SAMPLE * self.capacity * (1.0 if self._charges.samples else 0.3), min(self.rate, SAMPLE * self.limit)
+        )
+        self._anchor = (before, remained)
         if max(self.factor * (departure.sent - before.sent), remained + refill - remaining) < size:
             return
         if self.kind is Kind.WINDOW and self._crosses(before.at, departure.at):
             self._anchor = (departure, remaining)
             return
-        # What it took is what it had and got, less what is left, less what did not fit in. The last is known only
-        # by playing it all again, with what is thought of the factor so far.
-        for each in self.traffic.after(before):
-            if each.number > departure.number:
-                break
-            if self.kind is Kind.BUCKET:
-                level += self._refill * (each.at - at)
-                spilled += max(0.0, level - self.capacity)
-                level = min(self.capacity, level)
-            if self.charges_refused or not each.refused:
-                level -= self.factor * each.cost
-                estimated += each.cost
-            at = each.at
+        counts = self.traffic.through(before, departure, refused=self.charges_refused)
+        estimated, spilled = replayed(before.at, remained, counts, self._refill, self.capacity, self.factor)
         charged = max(0.0, remained + refill - spilled - remaining)
         if spilled > 0.5 * refill > 0 and charged < size:
             self._anchor = (departure, remaining)  # mostly a full bucket: begin anew
             return
-        crowd = sum(self.traffic.around(departure))
         if estimated <= 0 or max(self.factor * estimated, charged) < size:
             return
-        if crowd > 0.2 * estimated:  # in whatever order they arrived, it was at least
-            if not self.charges_refused:
-                self._charges.raise_to(charged / (estimated + crowd))
+        (earlier, later), crowd = self.traffic.around(before), sum(self.traffic.around(departure))
+        if crowd > 0.2 * estimated:
+            if not self.charges_refused:  # in whatever order they arrived, it was at least
+                self._charges.raise_to(charged / (estimated + crowd + earlier))
             return
-        left_in_crowd = sum(self.traffic.around(before)) > 0.2 * estimated
         self._anchor = (departure, remaining)
-        if left_in_crowd and charged < 0.5 * self.factor * estimated:
-            return  # what seems to be cheap may well have been in the first of the two snapshots already
-        if spilled <= 0.1 * refill or self.kind is not Kind.BUCKET or not self.samples:
+        if self.kind is Kind.WINDOW:  # what left around the first of the two may be in its snapshot, or not
+            estimated = min(max(charged / self.factor, estimated - later, SAMPLE * estimated), estimated + earlier)
+        elif earlier + later > 0.2 * estimated and charged < 0.5 * self.factor * estimated:
+            return
+        if spilled <= 0.1 * refill or self.kind is not Kind.BUCKET or not self._charges.samples:
             # A full bucket would confirm whatever is thought of the factor. While a period is a guess, units may well
             # have come back while others were charged. No server counts a request as less than one, and a few per cent
             # more is what rounding makes of whole numbers.

@@ -25,6 +25,13 @@ SOME, RECENTLY = 0.03, 0.1
 """Share of the limit that must have come back, within a share of the length or a second, to confirm that length. What
 answers tell within that time counts once: of a window that comes back at once, a hundred answers tell the same."""
 
+APART, MOST_APART = 0.03, 1.0
+"""Share of the length, and seconds, by which the ways of two requests may differ: the first ones open connections."""
+
+UNCONFIRMED, MOST_UNCONFIRMED = 0.05, 0.5
+"""Share of the limit that may be sent before an answer confirms that it came back; it doubles with each prediction that
+held, up to the second, and begins anew when one fails, as others may use the limit now."""
+
 MEMORY = 0.95
 """How much of what was counted outlives the next answer."""
 
@@ -43,6 +50,7 @@ class SlidingWindow:
     length: float | None = None
     _held: dict[float, float] = field(default_factory=lambda: dict.fromkeys(USUAL, 0.0))  # and told of a return
     _failed: dict[float, float] = field(default_factory=lambda: dict.fromkeys(USUAL, 0.0))
+    _unconfirmed: float = UNCONFIRMED
     _held_at: dict[float, float] = field(default_factory=lambda: dict.fromkeys(USUAL, -math.inf))  # when last counted
     _failed_at: dict[float, float] = field(default_factory=lambda: dict.fromkeys(USUAL, -math.inf))
 
@@ -50,14 +58,16 @@ class SlidingWindow:
         """Take one answer in: what was left when that request was admitted."""
         at, sent = departure.at, traffic.sent_by
         for length in USUAL:
-            early, late = at - length - OVERTAKING, at - length + OVERTAKING
-            least = limit - factor * traffic.admitted(early, at + OVERTAKING)
-            most = limit - factor * (traffic.admitted(late, at - OVERTAKING) + departure.cost)
+            apart = max(OVERTAKING, min(MOST_APART, APART * length))
+            early, late = at - length - apart, at - length + apart
+            least = limit - factor * traffic.admitted(early, at + apart)
+            most = limit - factor * (traffic.admitted(late, at - apart) + departure.cost)
             recently = max(1.0, RECENTLY * length)
             if not least - WHOLE <= remaining <= most + WHOLE:
                 if at >= self._failed_at[length] + recently:
                     self._failed_at[length] = at
                     self._failed[length] = MEMORY * self._failed[length] + 1.0
+                    self._unconfirmed = UNCONFIRMED if length == self.length else self._unconfirmed
             elif (
                 at >= self._held_at[length] + recently
                 and factor * (sent(early) - sent(early - recently)) > SOME * limit
@@ -65,6 +75,8 @@ class SlidingWindow:
                 self._held_at[length] = at
                 self._failed[length] *= MEMORY
                 self._held[length] = MEMORY * self._held[length] + 1.0
+                if length == self.length:
+                    self._unconfirmed = min(MOST_UNCONFIRMED, 2 * self._unconfirmed)
         if self.length is None or self._failed[self.length] > DISPROVED * self._held[self.length]:
             self.length = self._proved()
 
@@ -77,6 +89,10 @@ class SlidingWindow:
                 return length if shorter_failed else None
             shorter_failed = failed > 0.5
         return None
+
+    def unconfirmed(self, limit: float) -> float:
+        """What may be sent before an answer confirms that it came back."""
+        return self._unconfirmed * limit
 
     def level(self, now: float, limit: float, factor: float, traffic: Traffic) -> float:
         """What is left at `now`, as far as nobody else took anything."""

@@ -154,6 +154,17 @@ class Traffic:
         for index in range(max(0, departure.number + 1 - self._first), len(log)):
             yield log[index]
 
+    def through(self, before: Departure, departure: Departure, *, refused: bool) -> Iterator[tuple[float, float]]:
+        """When what left after the first of the two and until the second did so, and its units, if they are charged.
+
+        Args:
+            refused: Whether those of a request that was refused are.
+        """
+        for each in self.after(before):
+            if each.number > departure.number:
+                return
+            yield each.at, each.cost if refused or not each.refused else 0.0
+
     def before(self, departure: Departure) -> Iterator[Departure]:
         """What left before it, the last first."""
         for index in range(min(departure.number - self._first, len(self._log)) - 1, -1, -1):
