@@ -389,6 +389,7 @@ def decorated(
     asked = [(unit, _chosen(unit, value, function, owner)) for unit, value in cost.items() if callable(value)]
     words = {name: _chosen(name, value, function, owner) for name, value in terms.items()}
     fixed = None if any(map(callable, words.values())) else Terms.read(**words)
+    plain = fixed == PLAIN
     key_of = _chosen("key", key, function, owner)
 
     def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -400,7 +401,10 @@ def decorated(
             {} if fixed else {name: value(args, kwargs) if callable(value) else value for name, value in words.items()}
         )
         try:
-            return Call.of(call_of(whose, costs)._binding, fixed or Terms.read(**said))
+            call = call_of(whose, costs)
+            if plain and not call._binding.charge.held:
+                return call
+            return Call.of(call._binding, fixed or Terms.read(**said))
         except ValueError as error:
             error.add_note(f"penstock: it is what the {owner} worked out of the arguments of a call")
             raise

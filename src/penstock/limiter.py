@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from penstock import _log
 from penstock._backends import backend_over, joined
+from penstock._backends.alike import remember
 from penstock._backends.base import Backend, Caller, words_of
 from penstock._backends.charges import ChargePlan, joint_name
 from penstock._backends.fast_path import are_parameters, calls_of_units, key_of
@@ -63,8 +64,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 Limits = LimitLike | list[LimitLike] | tuple[LimitLike, ...]
 
 _USUAL = 0  # the priority of a call that says nothing of it: by identity, as a user's number may refuse to compare
-_MOST_COSTS = 4_000
-"""Costs that a limiter remembers the bindings of."""
 
 
 class Limiter:
@@ -150,8 +149,7 @@ class Limiter:
     def _begin(self, backend: Backend, caller: Caller) -> None:
         self._backend = backend
         self._caller = caller
-        self._calls = {}
-        self._quick = {}
+        self._calls, self._quick = {}, {}
         self._own = None
         self._joints = {}
         plan = backend.plan()
@@ -217,17 +215,13 @@ class Limiter:
         Raises:
             MissingUnit, UnknownUnit, CostError: The cost is wrong.
         """
-        if given is None:
-            words: Any = options.popitem() if len(options) == 1 else (*options.items(),)  # the former is faster
-            if (call := self._known(words)) is None:
-                return self._make_call(options or dict([words] if words else []), None, words)
-            if not call._binding.charge.held:
-                return call
-            again = call.__class__()
-            again._binding = call._binding
-            again._terms = call._terms
-            again._entered = None
-            return again
+        if given is None or (given.__class__ is dict and not options and RESERVED.isdisjoint(given)):
+            given = options if given is None else given
+            words = (*given.items(),)[0] if len(given) == 1 else (*given.items(),)
+            call = self._known(words) or self._of_one(words)
+            if call is None:
+                return self._make_call(given, None, words)
+            return call if not call._binding.charge.held else Call.of(call._binding, call._terms)
         if isinstance(given, Mapping):
             return self._make_call(options, given)
         if not callable(given) and not isinstance(given, classmethod):
@@ -249,28 +243,32 @@ class Limiter:
             return CallByArguments(self._call_of, costs, settle, words)
         call = Call.of(self._backend.bind(self._caller, costs), Terms.read(**words) if said else PLAIN)
         if key is not None:
-            self._remember({**options, **exact_costs(costs)}, call)
+            # Costs that cannot change, and are found by any number that equals them.
+            exact = {**options, **exact_costs(costs)}
+            self._remember(words_of(exact), key_of(self._units, self._sole, exact), call)
         return call if not call._binding.charge.held else Call.of(call._binding, call._terms)
 
-    def _remember(self, options: Mapping[str, Any], call: Call) -> None:
-        """Remember a call by its options, with costs that cannot change: they are found by any number that equals them.
+    def _of_one(self, words: tuple[Any, ...]) -> Call | None:
+        """The call of one unit's amount that was not given before; None where it is no plain number, or not all."""
+        unit, amount = words if len(words) == 2 else ("", None)
+        if (type(amount) is not int and type(amount) is not float) or unit in RESERVED:
+            return None
+        call = Call.of(self._backend.bind(self._caller, {unit: amount}))
+        key = amount if unit == self._sole else key_of(self._units, self._sole, {unit: amount})
+        self._remember(words, key, call)
+        return call
 
-        Of a key only what is the same for all keys, and its cost, is remembered: for all keys.
-        """
-        of_key = not isinstance(self._calls, dict)
-        calls, quick, key = self._calls, self._quick, key_of(self._units, self._sole, options)
+    def _remember(self, words: Any, key: Any, call: Call) -> None:
+        """Remember a call by what was given: of a key only what is the same for all keys, for all of them."""
+        binding = call._binding
         try:
-            if not of_key:
-                if len(calls) >= _MOST_COSTS:
-                    calls.clear()
-                    quick.clear()
-                calls[words_of(options)] = call
-            if key is not None and (not of_key or call._binding.backend is self._backend):
-                if len(quick) >= _MOST_COSTS:
-                    quick.clear()
-                quick[key] = (call._binding.charge, type(call), call._terms) if of_key else call
+            if isinstance(self._calls, dict):
+                remember(self._calls, words, call)
+            if key is not None and binding.backend is self._backend:
+                made = call if isinstance(self._calls, dict) else (binding.charge, type(call), call._terms)
+                remember(self._quick, key, made)
         except Exception:
-            if is_plain((*options.values(),)):
+            if is_plain(words):
                 raise  # else it cannot be looked up, as an array of one number
 
     def _known(self, words: tuple[Any, ...]) -> Any:
@@ -285,13 +283,14 @@ class Limiter:
         """The call of these costs, none of which is a function."""
         words = (*costs.items(),)[0] if len(costs) == 1 else (*costs.items(),)
         plain = RESERVED.isdisjoint(costs)  # else the words are those of another call: `limiter(flow="alice")`
-        call: Call | None = self._known(words) if plain else None
+        call: Call | None = (self._known(words) or self._of_one(words)) if plain else None
         if call is None:
             if any(map(callable, costs.values())):
                 raise CostError("a cost may be a function of the call's arguments in a decorator only")
             call = Call.of(self._backend.bind(self._caller, costs))
             if plain:
-                self._remember(exact_costs(costs), call)
+                exact = exact_costs(costs)
+                self._remember(words_of(exact), key_of(self._units, self._sole, exact), call)
         return call
 
     async def acquire(

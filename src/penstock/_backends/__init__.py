@@ -1,6 +1,7 @@
 """What decides for a limiter: this process, or a store that processes share.
 
 base.py        the protocol: what a limiter asks, and what a backend answers
+alike.py       charges of costs that differ by numbers alone
 charges.py     from what a call costs to what it is charged, limit by limit
 limit_set.py   the limits of one limiter as it was constructed
 queue.py       the queue in front of limits of this process, and its timer's owner

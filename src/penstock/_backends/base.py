@@ -154,8 +154,6 @@ class Charge:
         "_full_cost", "charges", "clearance", "closer", "cost", "grant", "held", "parts", "release", "shape", "watched"
     )  # fmt: skip
 
-    clearance: Clearance
-    closer: Callable[[Binding, Grant], bool]
     charges: Charges
     parts: tuple[Any, ...]
     grant: Callable[[Binding, Grant], bool]
@@ -166,6 +164,8 @@ class Charge:
         self.charges = charges
         self.parts = ()
         self.grant = grant
+        self.closer: Callable[[Binding, Grant], bool] = grant
+        self.clearance: Any = None
         self.release: Callable[[Grant], bool] | None = None
         self.shape: str = ""
         held = [state for state, _ in charges if state.meter.held]

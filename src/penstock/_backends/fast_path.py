@@ -61,7 +61,6 @@ def prepare(charge: Charge) -> None:
     shape = "".join([_kind(state.meter, amount) for state, amount in charge.charges])
     if shape and "?" not in shape and len(shape) <= _MOST:
         charge.shape = shape
-        charge.closer = charge.grant
         charge.grant, charge.release = _write(shape, locked=not HAS_GIL)
         charge.parts = tuple([part for state, amount in charge.charges for part in (state.meter, float(amount))])
 

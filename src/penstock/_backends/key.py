@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
+from penstock._backends.alike import Alike
 from penstock._backends.base import Binding, Caller, Charge, Grant, Request
 from penstock._backends.charges import ChargePlan, joint_name
 from penstock._backends.fast_path import look_closer
@@ -226,7 +227,8 @@ class JointStates:
     """
 
     __slots__ = (
-        "_clearance", "_first", "_plain", "_sets", "call_of", "charges", "keys", "like", "new", "quick", "shared"
+        "_alike", "_clearance", "_first", "_plain", "_sets", "call_of", "charges", "keys", "like", "new", "quick",
+        "shared",
     )  # fmt: skip
 
     joint = True
@@ -242,6 +244,7 @@ class JointStates:
         self._sets = backend.sets  # not the backend, which may keep these states
         self._first = first
         self._clearance = backend.queue.clearance
+        self._alike = Alike(self._clearance)
         self._plain = keys.plain
         sets = (*backend.sets, *keys.shared.sets)
         # In the order of the limiters, with the queue of those that are no key's.
@@ -293,9 +296,12 @@ class JointStates:
         return charge_of(self.charges, cost, self._charge_of)
 
     def _charge_of(self, cost: Mapping[str, float]) -> Charge:
-        charge = Charge(cost, self.shared.plan().charges(cost, unlimited=True), look_closer)
-        charge.clearance = self._clearance
-        return self.keys.prepared(charge, joint=True)
+        charge = self._alike.charge(cost)
+        if charge is None:
+            charge = Charge(cost, self.shared.plan().charges(cost, unlimited=True), look_closer)
+            charge.clearance = self._clearance
+            self._alike.add(self.keys.prepared(charge, joint=True))
+        return charge
 
 
 def joint_states(

@@ -36,6 +36,7 @@ from weakref import ref
 
 from penstock import clock
 from penstock._backends import fast_path
+from penstock._backends.alike import Alike, remember
 from penstock._backends.base import HAS_GIL, Binding, Caller, Charge, Clearance, Grant, words_of
 from penstock._backends.charges import ChargePlan
 from penstock._backends.held_places import expired, note_holder, warn_of_expired
@@ -49,9 +50,6 @@ from penstock._core.turns import LimitState, charge_if_ready, fresh_meter
 from penstock._validation import RESERVED, exact_costs, is_plain
 from penstock.limits import Limit
 from penstock.stores.memory import MemoryStore
-
-_MOST_COSTS = 1_000
-"""Costs whose charges are remembered."""
 
 Limits = dict[str, tuple[Limit, ...]]
 States = dict[str, tuple[LimitState, ...]]
@@ -115,9 +113,9 @@ class KeyStates:
     """
 
     __slots__ = (
-        "_ageing", "_calendars", "_forgotten", "_lent", "_meters", "_pattern", "_rates", "_running", "_states",
-        "_usual", "_weights", "_yields", "call_of", "charges", "clearance", "dead", "fast", "known", "like", "limits",
-        "live", "moving", "new", "old", "plain", "quick", "shared", "store", "sweep_at", "uses",
+        "_ageing", "_alike", "_calendars", "_forgotten", "_lent", "_meters", "_pattern", "_rates", "_running",
+        "_states", "_usual", "_weights", "_yields", "call_of", "charges", "clearance", "dead", "fast", "known", "like",
+        "limits", "live", "moving", "new", "old", "plain", "quick", "shared", "store", "sweep_at", "uses",
     )  # fmt: skip
 
     def __init__(
@@ -145,6 +143,7 @@ class KeyStates:
         self._running = False  # whether the shared limits decide for a key
         self._lent = False  # whether they still have the meters of one
         self.clearance = Clearance()
+        self._alike = Alike(self.clearance)
         self.live: dict[Hashable, _Life] = {}
         self.known: dict[Hashable, Any] = {}
         self.old: dict[Hashable, Any] = {}
@@ -194,8 +193,12 @@ class KeyStates:
         """From now on keys are compared by Python: charge them with the lock held."""
         with self.store.lock:
             self.plain = False
-            self.charges.clear()
-            self.quick.clear()
+            self._forget_charges()
+
+    def _forget_charges(self) -> None:
+        self._alike = Alike(self.clearance)
+        self.charges.clear()
+        self.quick.clear()
 
     def sweep(self) -> None:
         """Now and then: pack the limits of keys that nothing holds any more, and forget others."""
@@ -454,12 +457,15 @@ class KeyStates:
         plain = self.plain
         charge = charge_of(self.charges, cost, self._charge_of)
         if self.plain is not plain:  # another thread has brought a key that is not
-            self.charges.clear()
+            self._forget_charges()
         return charge
 
     def _charge_of(self, cost: Mapping[str, float]) -> Charge:
-        charge = Charge(cost, self.plan().charges(cost, unlimited=True), fast_path.look_closer)
-        return self.prepared(charge)
+        charge = self._alike.charge(cost)
+        if charge is None:
+            charge = Charge(cost, self.plan().charges(cost, unlimited=True), fast_path.look_closer)
+            self._alike.add(self.prepared(charge))
+        return charge
 
     def prepared(self, charge: Charge, *, joint: bool = False) -> Charge:
         """A charge with what it takes to charge a key, or others beside it."""
@@ -482,9 +488,7 @@ def charge_of(
     if charge is None:
         charge = make(cost)
         if plain:
-            if len(known) >= _MOST_COSTS:
-                known.clear()
-            known[words_of(exact_costs(cost))] = charge
+            remember(known, words_of(exact_costs(cost)), charge)
     return charge
 
 

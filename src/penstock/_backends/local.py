@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 
 from penstock import _log, clock
 from penstock._backends import fast_path
-from penstock._backends.base import Binding, Caller, Charge, Grant, Request, Snapshot
+from penstock._backends.alike import Alike
+from penstock._backends.base import Binding, Caller, Charge, Clearance, Grant, Request, Snapshot
 from penstock._backends.charges import ChargePlan, not_now, queue_full
 from penstock._backends.held_places import expired, note_holder, note_orphan, warn_of_expired, warn_of_hang
 from penstock._backends.limit_set import LimitSet
@@ -35,6 +36,8 @@ from penstock.stores.memory import MemoryStore
 
 R = TypeVar("R")
 
+_NONE_ALIKE = Alike(Clearance())
+
 _DECISION = "a decision under way"
 """What a call is blocked by in a signal handler that came in the middle of one."""
 
@@ -44,7 +47,7 @@ class LocalBackend:
 
     request_type = Request
 
-    __slots__ = ("__weakref__", "_plan", "_queue", "fast", "sets", "store")
+    __slots__ = ("__weakref__", "_alike", "_plan", "_queue", "fast", "sets", "store")
 
     def __init__(
         self, store: MemoryStore, sets: tuple[LimitSet, ...], *, fast: bool = True, queue: WaitQueue | None = None
@@ -53,6 +56,7 @@ class LocalBackend:
         self.sets = sets
         self.fast = fast  # whether calls may take the fast path, which goes by `clock.now`
         self._plan = ChargePlan(sets)
+        self._alike = _NONE_ALIKE
         self._queue = sets[0].queue if queue is None else queue
         for part in sets:
             part.users.add(self)
@@ -86,12 +90,19 @@ class LocalBackend:
 
     def bind(self, caller: Caller, cost: Mapping[str, float]) -> Binding:
         binding = Binding(self, caller)
-        binding.clearance = self.queue.clearance  # before the limits are looked at: it is withdrawn when they change
-        binding.charge = charge = Charge(
-            cost, self.plan().charges(cost, enforce=caller.enforce, unlimited=True), _grant_now
-        )
-        if self.fast and caller.enforce:
-            fast_path.prepare(charge)
+        # Before the limits are looked at: it is withdrawn when they change.
+        clearance = binding.clearance = self.queue.clearance
+        if self._alike.clearance is not clearance:
+            self._alike = Alike(clearance)
+        charge = self._alike.charge(cost) if caller.enforce else None
+        if charge is None:
+            charges = self.plan().charges(cost, enforce=caller.enforce, unlimited=True)
+            charge = Charge(cost, charges, _grant_now)
+            if caller.enforce:
+                if self.fast:
+                    fast_path.prepare(charge)
+                self._alike.add(charge)
+        binding.charge = charge
         return binding
 
     def current(self, binding: Binding) -> bool:
