@@ -26,6 +26,7 @@ from penstock import (
     sliding,
     testing,
 )
+from penstock._backends.limit_set import LimitSet
 from tests.keyed.looking import level, look_at_all
 
 pytestmark = pytest.mark.usefixtures("quick_collections")
@@ -359,3 +360,33 @@ async def test_a_waiter_gets_the_place_of_a_permit_that_was_granted_without_a_qu
         await anyio.sleep(0)
     assert log == ["turn"]
     assert per_user["alice"].statistics().in_flight == 0
+
+
+@anyio_test
+async def test_a_key_that_was_waited_for_goes_without_the_garbage_collector(virtual_time):
+    """A waiter that was gone was held by a cycle, and the limits of its key by the waiter."""
+    per_user, org = Keyed(requests=per_second(1), calls=in_flight(3)), Limiter(requests=per_second(100))
+
+    async def use(limiter):
+        async with limiter():
+            await anyio.sleep(0.5)
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(isinstance(each, LimitSet) for each in gc.get_objects())
+        for number in range(10):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(3):
+                    tasks.start_soon(use, per_user[f"user {number}"])
+                    tasks.start_soon(use, org & per_user[f"member {number}"])
+            per_user[f"asked {number}"].forecast()
+            with suppress(RateLimited):
+                [per_user[f"refused {number}"].acquire_nowait() for _ in range(2)]
+        await anyio.sleep(10)
+        for _ in range(200):
+            per_user["another"]
+        assert sum(isinstance(each, LimitSet) for each in gc.get_objects()) - before <= 3
+        assert len(per_user) <= 3
+    finally:
+        gc.enable()

@@ -314,9 +314,10 @@ class Queue:
 
     def _clear(self) -> None:
         """Begin anew without waiters, and with sums of fractions that are exactly 0."""
-        for shape_key in self._shapes:
+        for shape_key, shape in self._shapes.items():
             for charged in shape_key:
                 charged.queued = 0.0
+            shape.take_apart()
         self._shapes.clear()
         self._last_shape = None
         self.index = None

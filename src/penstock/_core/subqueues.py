@@ -225,6 +225,14 @@ class Shape:
         self.order = sorted(self.levels, reverse=True)
         return level
 
+    def take_apart(self) -> None:
+        """Let go of all: else levels and what they are made of refer to each other, and to waiters that are gone."""
+        self.order = []
+        for level in self.levels.values():
+            level.joined.clear()
+            level.subqueues.clear()
+        self.levels.clear()
+
     def alone(self) -> bool:
         """Whether one waiter is all there is."""
         if len(self.levels) > 1:
