@@ -502,11 +502,11 @@ def _paused(states: list[LimitState], now: float) -> bool:
 
 def _packed(meters: list[Meter]) -> Any:
     """What meters have used, as small as possible; the meters themselves where one cannot be packed."""
+    if _settled(meters):
+        return meters
     for meter in meters:
         if isinstance(meter, Places):
             meter.free_orphans()
-    if _settled(meters):
-        return meters
     packed = [meter.pack() for meter in meters]
     if None in packed:
         return meters
