@@ -398,3 +398,20 @@ def test_where_no_thread_can_be_started_it_is_said_and_tried_again(tmp_path, mon
         assert kept.flush(60)
     assert "no thread can be started that writes" in caplog.text
     assert users(tmp_path / "usage.db") == ["alice", "alice"]
+
+
+@pytest.mark.parametrize("end", ["flush", "close"])
+def test_what_came_when_the_thread_could_not_be_started_is_written_all_the_same(tmp_path, monkeypatch, end):
+    """Ctrl-C may strike in the start of the thread: `flush` said that all was in a file that there was not."""
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with Ledger(tmp_path / "usage.db") as kept:
+        with monkeypatch.context() as struck, pytest.raises(KeyboardInterrupt):
+            struck.setattr(ledgers.threading.Thread, "start", interrupted)
+            kept(GRANTED)
+        assert kept.statistics().pending == 1
+        assert kept.flush(60) if end == "flush" else kept.close() is None
+        assert kept.statistics().pending == 0
+        assert users(kept.path) == ["alice"]

@@ -324,8 +324,9 @@ class _Writer:
             self._complain(f"an event could not be written down: {type(error).__name__}: {error}")
 
     def flush(self, timeout: float) -> bool:
-        if self.thread is None:
-            return True
+        if self.thread is None:  # nothing was heard since the last `close`, or no thread could be started
+            self._work([])
+            return not self.pending
         return self.put_marker(ends=False).wait(timeout)
 
     def put_marker(self, *, ends: bool) -> threading.Event:
@@ -337,15 +338,19 @@ class _Writer:
         return marker.done
 
     def close(self, timeout: float) -> None:
-        thread, until = self.thread, clock.real_now() + timeout
-        if thread is None:
+        thread, until, is_over = self.thread, clock.real_now() + timeout, True
+        if thread is None and not self.pending:
+            self._disconnect()
             return
-        done = self.put_marker(ends=True)
-        while thread.is_alive() and clock.real_now() < until and not done.wait(_GATHER):
-            pass
-        if not thread.is_alive() or done.is_set():
-            thread.join()
-            self._work([])  # what was heard at the last moment
+        if thread is not None:
+            done = self.put_marker(ends=True)
+            while thread.is_alive() and clock.real_now() < until and not done.wait(_GATHER):
+                pass
+            is_over = not thread.is_alive() or done.is_set()
+        if is_over:
+            if thread is not None:
+                thread.join()
+            self._work([])  # what was heard at the last moment, or while no thread could be started
             self._disconnect()
         self.thread = None
         atexit.unregister(self._at_exit)
