@@ -93,7 +93,7 @@ async def test_rows_without_an_id_are_told_apart_by_their_line(tmp_path):
     refused(
         tmp_path,
         [rows[3], *rows],
-        r"6 rows ask .*\(first: line 1\); rows without a custom_id are told apart by their line: put new ones at the end",
+        r"6 rows ask .*\(first: line 1\): .*; rows without a custom_id are known by their line, so new ones belong at the end",
     )
 
 

@@ -98,14 +98,13 @@ class ChangedError(OutputError):
             said.append(
                 f"{rows} something else than what {where} answers under the same custom_id (first: line {min(edited)})"
             )
-        if by_line:
-            said.append("rows without a custom_id are told apart by their line: put new ones at the end of the file")
         if moved:
             rows = number_of(len(moved), "row is", "rows are")
             said.append(f"{rows} answered in {where} by {of}, which is not asked now (first: line {min(moved)})")
         super().__init__(
             f"{'; '.join(said)}: --changed=rerun asks again and drops the old answers, --changed=keep keeps them, "
             "another -o starts over beside them"
+            + ("; rows without a custom_id are known by their line, so new ones belong at the end" if by_line else "")
         )
 
 
