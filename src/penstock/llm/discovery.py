@@ -225,10 +225,7 @@ class UnitEstimate:
 
     def explains(self, departure: Departure, now: float) -> bool:
         """Whether what is thought of the limits that were told explains that a request was refused just now."""
-        return any(
-            departure.remaining.get(name, each.level(now)) < max(2 * each.factor * departure.cost, 0.03 * each.capacity)
-            for name, each in self.told.items()
-        )
+        return any(each.explains(departure, departure.remaining.get(name), now) for name, each in self.told.items())
 
     def level(self, now: float) -> float:
         """What can be counted on, in our units."""

@@ -202,6 +202,20 @@ def test_a_window_that_came_sooner_than_that_begins_by_the_clock_though_nobody_s
     assert client.estimate.ready_at(1.0, 131.0) == pytest.approx(150.0 + HEADROOM)
 
 
+def test_a_window_that_begins_with_a_request_may_begin_as_late_as_its_answer_is_there():
+    """What is on its way for half a second is not early a window later; if it is, that window explains the refusal."""
+    client = Client(100.0, 60.0, remaining=50, requests=True)
+    client.hear(client.leave(1, 20.0), 40, 20.5)
+    client.hear(client.leave(1, 30.0), 99, 30.5)
+    assert client.estimate.kind is Kind.WINDOW
+    for _ in range(100):
+        client.leave(1, 31.0)
+    ready = client.estimate.ready_at(1.0, 32.0)
+    assert ready == pytest.approx(90.0 + 0.5 + HEADROOM)
+    client.estimate.level(ready)
+    assert client.estimate.explains(client.leave(1, ready), None, ready + 0.5)
+
+
 @pytest.mark.parametrize("began", [3.755, 195.9])
 def test_when_a_window_is_said_to_be_over_it_is(began):
     """Floats do not add up: a moment too early, what leaves would be charged to the last one."""

@@ -31,8 +31,7 @@ SAMPLE = 0.1
 """Share of the capacity that a sample goes over; over less, overtaking would teach more than charging."""
 
 FAIR = 0.16
-"""Share of the capacity that is left to others who use a bucket too, over 2 and the factor, which is the more the less
-of the use is ours: so the largest user goes last."""
+"""Share of the capacity that is left to others who use a bucket too, over 2 and the factor: the largest goes last."""
 
 AT_ONCE, OTHERS = 2.0, 0.02
 """What must be left for a request to go where others use a bucket too: so many times what it surely takes, and that
@@ -44,14 +43,12 @@ PAUSE = 0.1
 UNCONFIRMED = 0.05
 """Share of a window that may be sent before an answer confirms that it began: it may be late."""
 
-LITTLE = 0.05
-"""Share of the most ever left of a limit whose returns are unknown: below it, requests leave one by one, and look."""
+LITTLE, FEW = 0.05, 8.0
+"""Share of the most ever left of a limit whose returns are unknown, and requests as large as the last one: below the
+more of the two, requests leave one by one, and look."""
 
-FEW = 8.0
-"""The same in requests as large as the last one; whichever is more."""
-
-MOST = 0.75
-"""Share of a limit that must be back when its window should have begun, or it is no window."""
+MOST, LATE = 0.75, 0.01
+"""Shares: of a limit that must be back when its window should have begun, and of a window by which it may be late."""
 
 PATIENCE = 5.0
 """Seconds that the first request of a window has to show that it began, before others go without knowing."""
@@ -68,8 +65,7 @@ class ServerEstimate:
     Attributes:
         limit: Units per `per` seconds.
         capacity: The most that it ever has at once. Not the limit: bursts may be smaller.
-        kind: Whether it refills all the time, or all at once when a window begins; or that is unknown: then nothing is
-            counted on but what the newest answer said was left. Or whether each unit comes back a period after it left.
+        kind: How it comes back; unsure: nothing is counted on but what the newest answer said was left.
         boundary: When the window began, or one of those before it.
     """
 
@@ -94,8 +90,9 @@ class ServerEstimate:
     _is_seen: bool = field(init=False, default=False)  # that window began when an answer told of a return
     _is_unopened: bool = field(init=False, default=False)  # the window is thought to be over, and nothing left since
     _first_at: float | None = field(init=False, default=None)  # when a request left to see whether it began
+    _late: float = field(init=False, default=0.0)  # seconds by which it may have begun later than that request left
     _is_proved: bool = field(init=False, default=False)  # when a window began as told, all was back
-    _is_refuted: bool = field(init=False, default=False)  # it was not: it is no window
+    _is_refuted: bool = field(init=False, default=False)  # it was not
     _is_guess: bool = field(init=False, default=False)  # nothing came back yet as its period would have it, a guess
     _lowest: LeastLeft = field(init=False, default_factory=LeastLeft)
     _held_back: float = field(init=False, default=0.0)
@@ -174,7 +171,7 @@ class ServerEstimate:
             overtaken = self.factor * self.traffic.around(departure)[0]  # they left before it, and may arrive after it
             self._level = self._replayed(departure, told.remaining, now) - overtaken
             return
-        if self._first_at is not None and departure.at >= self._first_at:
+        if (first := self._first_at) is not None and departure.at >= first:
             self._first_at = None
             if self.kind is Kind.WINDOW and self._is_dated:
                 self._see_window_begin(departure, told)
@@ -182,6 +179,8 @@ class ServerEstimate:
             told = replace(told, sure=False)
         if newest is not None:
             self._notice_window(newest, departure, told)
+            if self.boundary in (first, departure.at) and not self._is_dated:
+                self._late = min(now - self.boundary, LATE * self.per)
         if self._is_guess and self.kind is Kind.BUCKET:
             # No server counts a request as less than one.
             surely = self.traffic if self.charges_refused else None
@@ -214,6 +213,14 @@ class ServerEstimate:
         if self.kind is Kind.BUCKET and not could_be_bucket and wait <= 1.05 * self.per:
             self._become_window(departure.at + wait - self.per)
             self._level = min(self._level, remaining)
+
+    def explains(self, departure: Departure, remaining: float | None, now: float) -> bool:
+        """Whether a request may have been refused for it; what remained, if that was told."""
+        if self._first_at is not None and departure.at >= self._first_at:
+            return True  # the window that should have begun may be late
+        return (self.level(now) if remaining is None else remaining) < max(
+            2 * self.factor * departure.cost, 0.03 * self.capacity
+        )
 
     # What can be counted on
 
@@ -314,21 +321,13 @@ class ServerEstimate:
                 self.boundary += over * self.per
                 self._level, self._is_unopened, self._first_at = self.capacity, True, None
         elif self.kind is Kind.SLIDING and self._newest is not None:
-            self._level = self._slid(*self._newest, now)
+            self._level = self._sliding.left(*self._newest, now, self.limit, self.factor, self.traffic)
         self._at = now
 
     @property
     def _refill(self) -> float:
         """Units per second that are counted on to come back by and by: none, before one answer showed that any does."""
         return self.rate if self.kind is Kind.BUCKET and not self._is_guess else 0.0
-
-    def _slid(self, departure: Departure, remaining: float, now: float) -> float:
-        """What a window that slides has now: as much as came back of what we took, and as an answer leaves of it."""
-        model = self._sliding.level(now, self.limit, self.factor, self.traffic)
-        back = self._sliding.came_back(departure, now, self.traffic)
-        since = self.traffic.admitted(departure.at, now) + self.traffic.sent_by(departure.at) - departure.sent
-        most = max(self._sliding.unconfirmed(self.limit), self.factor * departure.cost)
-        return min(model, remaining + min(most, self.factor * (back - since)))
 
     def _open(self, now: float) -> None:
         """The first request leaves after a window ended: unless more is known, the next one begins with it."""
@@ -348,7 +347,7 @@ class ServerEstimate:
 
     @property
     def _headroom(self) -> float:
-        return min(HEADROOM, WINDOWS_HEADROOM * self.per)
+        return min(HEADROOM, WINDOWS_HEADROOM * self.per) + self._late
 
     def _replayed(self, departure: Departure, remaining: float, now: float) -> float:
         """What is there now, after all that left since: if no other client took anything."""
@@ -375,7 +374,7 @@ class ServerEstimate:
     def _correct(self, departure: Departure, remaining: float, now: float) -> None:
         """Go down at once, and up slowly, to what the snapshot says; no further than overtaking leaves it certain."""
         if self.kind is Kind.SLIDING:
-            self._level = self._slid(departure, remaining, now)
+            self._level = self._sliding.left(departure, remaining, now, self.limit, self.factor, self.traffic)
             return
         level = self._replayed(departure, remaining, now)
         earlier, later = self.traffic.around(departure)

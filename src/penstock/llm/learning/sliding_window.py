@@ -90,9 +90,14 @@ class SlidingWindow:
             shorter_failed = failed > 0.5
         return None
 
-    def unconfirmed(self, limit: float) -> float:
-        """What may be sent before an answer confirms that it came back."""
-        return self._unconfirmed * limit
+    def left(
+        self, departure: Departure, remaining: float, now: float, limit: float, factor: float, traffic: Traffic
+    ) -> float:
+        """What there is now: as much as came back of what we took, and as an answer leaves of it."""
+        back = self.came_back(departure, now, traffic)
+        since = traffic.admitted(departure.at, now) + traffic.sent_by(departure.at) - departure.sent
+        most = max(self._unconfirmed * limit, factor * departure.cost)
+        return min(self.level(now, limit, factor, traffic), remaining + min(most, factor * (back - since)))
 
     def level(self, now: float, limit: float, factor: float, traffic: Traffic) -> float:
         """What is left at `now`, as far as nobody else took anything."""
