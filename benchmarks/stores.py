@@ -29,6 +29,7 @@ import itertools
 import json
 import os
 import queue
+import re
 import shutil
 import statistics
 import struct
@@ -252,7 +253,7 @@ def throttled(where):
     from throttled.asyncio import RedisStore, Throttled
     from throttled.rate_limiter import per_sec
 
-    store = RedisStore(server=where["valkey"], options={"MAX_CONNECTIONS": 600})
+    store = RedisStore(server=where["valkey"], options={"CONNECTION_POOL_KWARGS": {"max_connections": 600}})
     requests, tokens = (
         Throttled(key=key, using="gcra", quota=per_sec(PLENTY), store=store) for key in ("requests", "tokens")
     )
@@ -391,7 +392,7 @@ def measure(row, where, tasks, processes, seconds, *, watched=False):
     try:
         parts = [json.loads(out.splitlines()[-1]) for out, _ in done]
     except (IndexError, ValueError):
-        return (next((error for _, error in done if error.strip()), "no answer").strip().splitlines())[-1][:70]
+        return next((why(error) for _, error in done if error.strip()), "no answer")
     return {
         "rate": sum(part["rate"] for part in parts),
         "p50": statistics.median(part["p50"] for part in parts),
@@ -400,6 +401,12 @@ def measure(row, where, tasks, processes, seconds, *, watched=False):
         "late": parts[0]["late"],
         "stretch": parts[0]["stretch"],
     }
+
+
+def why(traceback):
+    """The errors of a traceback in a line, the first cause first: a library's own error often tells nothing."""
+    errors = re.findall(r"^[\w.]+(?:Error|Exception)\b.*$", traceback, re.MULTILINE)
+    return " -> ".join(dict.fromkeys(error[:100] for error in errors)) or traceback.strip().splitlines()[-1][:100]
 
 
 def redis_benchmark(where):
