@@ -165,7 +165,7 @@ class Woken(Parker):
     __slots__ = ("_world", "call")
 
     def __init__(self, world, call):
-        self._world = world
+        self.home = self._world = world
         self.call = call
 
     def rearm(self):

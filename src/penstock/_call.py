@@ -270,7 +270,10 @@ class _AskingCall(Call):
     __slots__ = ()
 
     def __aenter__(self) -> Coroutine[Any, Any, Permit]:
-        return wait(self._binding.current(), Permit, self._terms, self._note_or_undo)
+        binding = self._binding
+        if binding.later is not None or not binding.backend.current(binding):
+            binding = binding.current()
+        return wait(binding, Permit, self._terms, self._note_or_undo)
 
 
 _AskingCall.__name__ = _AskingCall.__qualname__ = "Call"

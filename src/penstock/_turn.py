@@ -24,11 +24,15 @@ class TurnOptions(NamedTuple):
     flow: Hashable = None
 
 
+NOTHING = TurnOptions()
+"""What is said where no block is entered."""
+
+
 class _Here(NamedTuple):
     """The blocks that are entered in a context, the outermost first, and what they say together."""
 
     blocks: tuple[turn, ...] = ()
-    turn: TurnOptions = TurnOptions()
+    turn: TurnOptions = NOTHING
 
     def without(self, block: object) -> _Here:
         """The same without this block, where it was entered last."""
@@ -37,7 +41,7 @@ class _Here(NamedTuple):
             if blocks[place] is block:
                 del blocks[place]
                 break
-        rest = TurnOptions()
+        rest = NOTHING
         for each in blocks:
             rest = rest._replace(**each._said)
         return _Here(tuple(blocks), rest)

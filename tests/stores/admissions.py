@@ -46,13 +46,9 @@ def record(store, admitted):
 
 def charge_of(granted):
     """What identifies the charge of a permit or request on its first limit: the name, its epoch, the running total."""
-    if hasattr(granted, "epochs"):
-        charges, epochs, receipts = granted.charges, granted.epochs, granted.receipts
-    else:
-        record = granted.receipts
-        charges, epochs, receipts = record._charges, record._epochs, record._receipts
-    limit_set = charges[0][0].limit_set
-    return limit_set.name, epochs[limit_set], receipts[0]
+    record = granted if hasattr(granted, "epochs") else granted.receipts
+    limit_set = record.charges[0][0].limit_set
+    return limit_set.name, record.epochs[limit_set], record.receipts[0]
 
 
 def admissions_of(batch, reply):

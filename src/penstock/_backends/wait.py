@@ -15,7 +15,7 @@ from penstock import _log
 from penstock._backends.base import Binding, Grant, Request
 from penstock._concurrency.parking import Parker, ThreadParker, here, loop_running_here
 from penstock._numbers import read_flag
-from penstock._turn import turn_here
+from penstock._turn import NOTHING, turn_here
 from penstock._validation import read_flow, read_priority, read_wait
 from penstock.errors import PenstockError, RateLimited, WouldBlockEventLoop
 from penstock.events import Refused, Withdrawn, emit, granted
@@ -109,6 +109,10 @@ def answer(binding: Binding, new: Callable[[], G], terms: Terms, parker: Any = N
 def request_of(binding: Binding, parker: Parker, terms: Terms) -> Request:
     """The request of a call; what it leaves open is as `penstock.turn` says here."""
     turn = turn_here()
+    if turn is NOTHING:
+        return binding.backend.request_type(
+            binding, parker, terms.max_wait, parker.time_left(), terms.priority, terms.flow
+        )
     return binding.backend.request_type(
         binding,
         parker,

@@ -14,7 +14,7 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from penstock import clock
@@ -110,12 +110,14 @@ class AsyncioParker(Parker):
     def time_left(self) -> float:
         # anyio's own function would ask first which loop runs here, and that asks the system for this process's number.
         asyncio_of_anyio = sys.modules.get("anyio._backends._asyncio")
+        if asyncio_of_anyio is None:
+            return math.inf  # no scope can be open yet
         scopes = getattr(asyncio_of_anyio, "_task_states", None)
         if scopes is not None and sys.modules["asyncio"].current_task(self.home) not in scopes:
             return math.inf
         backend = getattr(asyncio_of_anyio, "backend_class", None)
         if backend is None:
-            return math.inf  # no scope can be open yet
+            return math.inf  # another thread is importing it
         deadline: float = backend.current_effective_deadline()
         return deadline if math.isinf(deadline) else deadline - self.home.time()
 
@@ -221,27 +223,22 @@ class ThreadParker(Parker):
         return True
 
 
-def wake_all(parkers: Iterable[Parker]) -> None:
+def wake_all(parkers: Sequence[Parker]) -> None:
     """Wake them all, with one call into each event loop. For threads that run no loop."""
-    loops: dict[Any, list[Any]] = {}
-    last: object = None
-    here: list[Any] = []
-    for parker in parkers:
-        if type(parker) is AsyncioParker:
-            if parker.home is not last:  # nearly always all are of one
-                last = parker.home
-                here = loops.setdefault(last, [])
-            here.append(parker)
-        else:
-            parker.wake()
-    for loop, here in loops.items():
+    homes = {parker.home for parker in parkers}  # nearly always one
+    for home in homes:
+        here = parkers if len(homes) == 1 else [parker for parker in parkers if parker.home is home]
+        if type(here[0]) is not AsyncioParker:
+            for parker in here:
+                parker.wake()
+            continue
         try:
-            loop.call_soon_threadsafe(_finish_all, here)
+            home.call_soon_threadsafe(_finish_all, here)
         except RuntimeError:  # the loop is closed: so are its tasks
             pass
 
 
-def _finish_all(parkers: list[AsyncioParker]) -> None:
+def _finish_all(parkers: Iterable[AsyncioParker]) -> None:
     for parker in parkers:  # their futures are the loop's: another core that looks at them takes them out of its cache
         future = parker._future
         if not future.done():
@@ -277,12 +274,17 @@ def here() -> Parker:
     if (_in_trio_task is not None or "trio" in sys.modules) and in_trio_task():  # first: it may be a guest of asyncio
         return TrioParker(sys.modules["trio"])
     loop = running_asyncio_loop() if _running_loop is None else _running_loop()
-    return ThreadParker() if loop is None else in_loop(loop)
+    if loop is None:
+        return ThreadParker()
+    parker = AsyncioParker()  # as `in_loop`: it would cost each waiter another call, as `__init__` would
+    parker.home = loop
+    parker._future = loop.create_future()
+    return parker
 
 
 def in_loop(loop: Any) -> AsyncioParker:
     """Return a parker for a task of this asyncio loop."""
-    parker = AsyncioParker()  # filled in here, as `__init__` would cost each waiter another call
+    parker = AsyncioParker()
     parker.home = loop
     parker._future = loop.create_future()
     return parker

@@ -67,6 +67,10 @@ class SharedBackend:
                 self._clearance = Clearance()
         return plan
 
+    def withdraw_clearance(self) -> None:
+        """What was bound to the limits so far is out of date, and has to be bound anew."""
+        self._clearance.given = False
+
     @property
     def parts(self) -> tuple[object, ...]:
         return self.sets
@@ -105,17 +109,16 @@ class SharedBackend:
         )
 
     def bind(self, caller: Caller, cost: Mapping[str, float]) -> Binding:
-        charges = self.charges(cost)
+        self.plan()
         binding = Binding(self, caller)
-        binding.clearance = self._clearance
+        binding.clearance = self._clearance  # before the limits are looked at: it is withdrawn when they change
+        charges = self.charges(cost)
         grant = _grant_free if not charges else _grant_leased if self.lease is not None else look_closer
         binding.charge = Charge(cost, charges, grant)
         return binding
 
     def current(self, binding: Binding) -> bool:
-        if self._plan.version != self.sets[0].version or len(self.sets) > 1:
-            self.plan()
-        return binding.clearance is self._clearance
+        return binding.clearance.given
 
     # Turns
 
@@ -174,8 +177,14 @@ class SharedBackend:
         self.dispatcher.post(lambda scheduler, now: scheduler.on_leave(request, now))
 
     def hand_over(self, request: Any, grant: Grant) -> None:
-        receipts = StoreReceipts(request.charges, request.epochs, request.receipts, request.shares)
-        grant.of(self, request.caller, request.charges, receipts, request.granted_at)
+        grant.binding = None  # written out as each call comes here: see `Grant.of`
+        grant.backend = self
+        grant.caller = request.caller
+        grant.charges = request.charges
+        grant.receipts = request  # see `_receipts_of`
+        request.batch = None  # which would be kept for as long as the permit
+        grant.granted_at = request.granted_at
+        grant.ended = False
 
     def grant_leased(self, binding: Binding, grant: Grant) -> bool:
         """Charge a call out of leases that this process holds, if they have enough and no request waits for it."""
@@ -226,8 +235,9 @@ class SharedBackend:
         cost: dict[str, float] = {}
         if not grant.charges:
             return cost
-        receipts: StoreReceipts = grant.receipts
-        for state, amount in receipts.wants().items():
+        with self.store.lock:
+            wanted = _receipts_of(grant).wants()
+        for state, amount in wanted.items():
             if not (grant.ended and state.held):
                 cost[state.unit] = max(cost.get(state.unit, 0), amount)
         return cost
@@ -236,10 +246,9 @@ class SharedBackend:
         plan = self.plan()
         plan.check(true_cost)
         exact = {unit: min(exact_cost(unit, amount), MOST) for unit, amount in true_cost.items()}
-        receipts: StoreReceipts = grant.receipts
         charged = [(state, amount) for unit, amount in exact.items() for state in self._counted(plan, unit)]
         with self.store.lock:
-            ended = grant.ended
+            ended, receipts = grant.ended, _receipts_of(grant)
             wanted = receipts.wants() | {state: amount for state, amount in charged if not (ended and state.held)}
             if wanted:
                 self._want(receipts, wanted)
@@ -254,7 +263,7 @@ class SharedBackend:
         with self.store.lock:
             if not grant.charges:
                 return False
-            receipts: StoreReceipts = grant.receipts
+            receipts = _receipts_of(grant)
             self._want(receipts, dict.fromkeys(receipts.wants(), 0.0))
             grant.charges, grant.ended = (), True  # at last: what an exception cuts short can be done again
             grant.caller.cancelled += 1
@@ -267,7 +276,7 @@ class SharedBackend:
         with self.store.lock:
             if grant.ended:
                 return
-            receipts: StoreReceipts = grant.receipts
+            receipts = _receipts_of(grant)
             wanted = receipts.wants()
             held = {state: 0.0 for state in wanted if state.held}
             if held:
@@ -473,6 +482,18 @@ def check_lease(lease: Any, limits: Mapping[str, tuple[Limit, ...]]) -> float:
     return float(seconds)
 
 
+def _receipts_of(grant: Grant) -> StoreReceipts:
+    """What the store has charged a grant; with the lock of the store held.
+
+    Most grants are never asked for it, so it is made of their request where it is.
+    """
+    if isinstance(grant.receipts, SharedRequest):
+        request = grant.receipts
+        grant.receipts = StoreReceipts(request.charges, request.epochs, request.receipts, request.shares)
+    receipts: StoreReceipts = grant.receipts
+    return receipts
+
+
 def _grant_free(binding: Binding, grant: Grant) -> bool:
     """A call that is charged nothing needs no answer."""
     backend: Any = binding.backend
@@ -494,7 +515,7 @@ def _lower(
 ) -> None:
     """Write what a server said was left at `heard`, or right after the charge of a grant."""
     entry, since = None, heard
-    if grant is not None and isinstance(grant.receipts, StoreReceipts):
-        entry = grant.receipts.entry_of(state)
+    if grant is not None and isinstance(grant.receipts, SharedRequest | StoreReceipts):
+        entry = _receipts_of(grant).entry_of(state)
         since = heard if entry is None else grant.granted_at
     batch.lower(state, left, now - since, entry)

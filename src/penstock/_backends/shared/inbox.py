@@ -8,7 +8,6 @@ interpreter taken, and sleeps again until the round is over.
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
@@ -67,8 +66,10 @@ class Inbox:
         come first: a request never overtakes new limits that its own thread has sent before.
         """
         messages: list[Any] = []
-        with contextlib.suppress(Empty):
+        try:
             messages.append(self._messages.get(timeout=timeout))
+        except Empty:
+            pass
         self.called = False  # before the look at the requests: the next one calls again
         many = len(self._requests)
         messages += [self._messages.get_nowait() for _ in range(self._messages.qsize())]

@@ -14,6 +14,7 @@ from weakref import WeakSet
 from penstock import clock
 from penstock._backends.limit_set import default_cost
 from penstock._backends.shared.queue import StoreQueue
+from penstock._concurrency.shared_state import members
 from penstock._core import lease as leases
 from penstock._core.bucket import Bucket
 from penstock._core.lease import Leased, LeasePool
@@ -99,7 +100,7 @@ class SharedLimitSet:
         self.places: dict[SharedLimitState, float] = {}
         self.renew_at = math.inf
         self.orphans: list[Orphan] = []
-        self.users: WeakSet[object] = WeakSet()
+        self.users: WeakSet[Any] = WeakSet()
         self._queue = queue
         queue.sets.add(self)
         self.promise(limits, 0.0)
@@ -140,6 +141,8 @@ class SharedLimitSet:
         self.terms = terms
         self._number()
         self.version += 1
+        for backend in members(self.users):
+            backend.withdraw_clearance()
 
     def _states_of(self, unit: str, kinds: tuple[Limit, ...], now: float) -> list[SharedLimitState]:
         old: Any = self.states.get(unit, ())

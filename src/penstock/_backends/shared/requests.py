@@ -126,6 +126,10 @@ class SharedRequest(Request):
         """Whether there is nothing left to wait for."""
         return self.stage is _GRANTED or self.error is not None
 
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        """As the receipts of its grant: what this process holds of it, which is nothing."""
+        return iter(())
+
 
 @dataclass(slots=True, eq=False)
 class Refund:
@@ -162,7 +166,7 @@ class StoreReceipts:
     told next.
     """
 
-    __slots__ = ("_charges", "_entries", "_epochs", "_receipts", "shares", "wanted")
+    __slots__ = ("_entries", "charges", "epochs", "receipts", "shares", "wanted")
 
     def __init__(
         self,
@@ -171,9 +175,9 @@ class StoreReceipts:
         receipts: Sequence[float],
         shares: list[Share] | None,
     ) -> None:
-        self._charges = charges
-        self._epochs = epochs
-        self._receipts = receipts
+        self.charges = charges
+        self.epochs = epochs
+        self.receipts = receipts
         self.shares = shares
         self.wanted: dict[SharedLimitState, float] | None = None  # None: what was charged at first
         self._entries: list[_Entry] | None = None
@@ -187,18 +191,18 @@ class StoreReceipts:
         if self.wanted is not None:
             return dict(self.wanted)
         wanted: dict[SharedLimitState, float] = {}
-        for state, amount in self._charges:
+        for state, amount in self.charges:
             wanted[state] = wanted.get(state, 0) + amount
         return wanted
 
     @property
     def empty(self) -> bool:
         """Whether it was charged nothing."""
-        return not self._charges
+        return not self.charges
 
     def queue(self) -> StoreQueue:
         """The queue in front of these limits."""
-        return self._charges[0][0].limit_set.queue
+        return self.charges[0][0].limit_set.queue
 
     def entries(self) -> list[_Entry]:
         """What the store has charged."""
@@ -207,8 +211,8 @@ class StoreReceipts:
                 self._entries = [_Entry(*share) for share in self.shares]  # type: ignore[arg-type]  # all limits are shared
             else:
                 self._entries = [
-                    _Entry(state, amount, self._epochs[state.limit_set], receipt)
-                    for (state, amount), receipt in zip(self._charges, self._receipts, strict=True)
+                    _Entry(state, amount, self.epochs[state.limit_set], receipt)
+                    for (state, amount), receipt in zip(self.charges, self.receipts, strict=True)
                 ]
         return self._entries
 

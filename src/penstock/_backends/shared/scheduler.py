@@ -361,7 +361,8 @@ class Scheduler:
         served: dict[StoreQueue, None] = {}
         for request, verdict in zip(batch.asked, verdicts, strict=True):
             if isinstance(verdict, tuple):
-                request.receipts, request.epochs = verdict, epochs
+                request.receipts = verdict
+                request.epochs = epochs
                 if plain and request.stage is asked and request.batch is batch:
                     request.granted_at = now  # as `state.grant`, for most
                     request.stage = granted
@@ -394,10 +395,9 @@ class Scheduler:
         for part in batch.offsets:
             self._look_at_reservations(part, now)
         # What came back may be enough for more than was asked for.
-        for part in {refund.state.limit_set for refund in batch.refunds}.union(
-            part for part in batch.offsets if part.queue.can_go(now)
-        ):
-            if len(part.queue.waiters):
+        gave_back = {refund.state.limit_set for refund in batch.refunds}
+        for part in gave_back.union(batch.offsets):
+            if len(part.queue.waiters) and (part in gave_back or part.queue.can_go(now)):
                 self.state.dirty[part.queue] = None
         self.state.answer_looks(batch.looks, None)
         batch.asked = []  # requests name the batch, too: without this, only the garbage collector could free them
