@@ -281,6 +281,35 @@ def test_a_place_with_a_time_to_live_comes_back_alone():
     assert book.ask(1)[0] == 0
 
 
+@pytest.mark.parametrize("mode", [LOG, TIMED, RENEWED], ids=["sliding", "timed", "places"])
+@pytest.mark.parametrize("order", [*itertools.permutations([0, 1, 2])])
+def test_what_was_held_when_the_clock_was_put_back_comes_back_when_its_calls_end(order, mode):
+    """It ends earlier then than its receipts say: it was found no more, and stayed taken until it ended by itself."""
+    book, receipts = Book((WINDOW, 6, 600, mode, 0)), []
+    for amount in (1, 2, 3):
+        receipts.append(book.ask(amount, horizon=0)[1])
+        book.now += SECOND
+    book.now -= 3_600 * SECOND
+    assert book.ask(1, horizon=0)[0] < 0
+    for index in order:
+        book.do(GIVE_BACK, 1, 0, index + 1, book.epoch, receipts[index])
+        book.now += SECOND
+    assert book.used() == 0
+
+
+def test_a_later_place_is_kept_for_its_whole_time_where_an_earlier_one_ends_after_a_step_of_the_clock():
+    book = Book((WINDOW, 2, 600, TIMED, 0))
+    receipt = book.ask(1, horizon=0)[1]
+    book.now -= 3_600 * SECOND
+    book.do()
+    book.now += 100 * SECOND
+    book.ask(1, horizon=0)
+    book.do(GIVE_BACK, 1, 0, 1, book.epoch, receipt)
+    book.now += 599 * SECOND
+    book.do()
+    assert book.used() == 1
+
+
 @pytest.mark.parametrize(("name", "mode"), [("a sliding window", 0), ("places with a time to live", 1), ("places", 2)])
 def test_calls_of_one_moment_are_all_given_back_whatever_their_sizes(name, mode):
     """They have the same receipt: a large one that found the place of a small one gave back no more than that."""

@@ -68,10 +68,14 @@ def merge(log: Log) -> None:
 
 
 def release(log: Log, amount: float, owner: float, receipt: float, mode: float) -> None:
-    """Take `amount` out of the first entry that can be the one of that owner and receipt; `mode`: of the window."""
-    for index, entry in enumerate(log):
-        if entry[1] == owner and (mode == RENEWED or entry[0] >= receipt):
-            entry[2] -= min(amount, entry[2])
-            if entry[2] <= 0:
-                del log[index]
-            return
+    """Take `amount` out of the first entry that can be the one of that owner and receipt; `mode`: of the window.
+
+    No entry of the owner's ends so late if the clock was put back, or the window became shorter: all that were there
+    end earlier now. Then it is taken out of those that end first, so what is left comes back too late, never too early.
+    """
+    own = [entry for entry in log if entry[1] == owner]
+    for entry in [entry for entry in own if mode == RENEWED or entry[0] >= receipt][:1] or own:
+        taken = min(amount, entry[2])
+        entry[2] -= taken
+        amount -= taken
+    log[:] = [entry for entry in log if entry[2] > 0]

@@ -43,6 +43,9 @@ Message = Callable[[Scheduler, float], None]
 RETRY = (0.01, 0.25)
 """Seconds, first and longest, between attempts to reach a store that does not answer."""
 
+MISDATED = 1e6
+"""Microseconds by which a store's clock must have stepped before what it was told of calendars is told again."""
+
 _HEARD = 0.1
 """Seconds that callers wait for a store's hook: one that is quick has heard what happened before they do."""
 
@@ -324,7 +327,9 @@ class Dispatcher:
     def apply(self, batch: BatchInFlight, answer: Reply | Exception, now: float, *, ours: bool = False) -> None:
         """Let the scheduler take in an answer. `ours`: this process decided itself, so the clock is its own."""
         if not (ours or isinstance(answer, Exception)):
-            self._lead = answer.now - now * 1e6
+            lead = answer.now - now * 1e6
+            batch.misdated = self._lead is not None and abs(lead - self._lead) > MISDATED
+            self._lead = lead
         self.scheduler.take_answer(batch, answer, now)
 
     def _lost(self, batch: BatchInFlight, packed: Batch, error: StoreError) -> None:

@@ -385,7 +385,10 @@ class Scheduler:
             if isinstance(verdict, BookedFor):
                 self._booked(request, verdict, now)
             if request.batch is batch and request.stage is Stage.ASKED:
-                self._not_admitted(request, verdict, now, refused)
+                if batch.misdated and isinstance(verdict, NotNow):
+                    refused.append(request)  # perhaps by mistake: it is asked for again at once
+                else:
+                    self._not_admitted(request, verdict, now, refused)
         for request in reversed(refused):
             queue = self.state.queue_of(request)
             self.state.stay(request, queue, now)
@@ -393,6 +396,8 @@ class Scheduler:
         for queue in served:
             self._leasing.serve(queue, now)
         for part in batch.offsets:
+            if batch.misdated:
+                self._confirm(part)
             self._look_at_reservations(part, now)
         # What came back may be enough for more than was asked for.
         gave_back = {refund.state.limit_set for refund in batch.refunds}

@@ -132,6 +132,7 @@ class BatchInFlight:
         width: Limits in all.
         operations: As in `_core.operations`.
         sent: When it was sent first.
+        misdated: Whether the store's clock had stepped, so that it was told the calendar periods of another time.
         flow, payer: The flow that was written last, and the limit set that knows it.
         priority: The priority that was written last.
         asked: Requests and parts of leases, in the order in which they were written.
@@ -143,8 +144,8 @@ class BatchInFlight:
     """
 
     __slots__ = (
-        "announce", "asked", "drops", "epochs", "flow", "freed", "group", "looks", "offsets", "operations", "orders",
-        "payer", "priority", "refunds", "sent", "series", "settlements", "width",
+        "announce", "asked", "drops", "epochs", "flow", "freed", "group", "looks", "misdated", "offsets", "operations",
+        "orders", "payer", "priority", "refunds", "sent", "series", "settlements", "width",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -153,6 +154,7 @@ class BatchInFlight:
         self.width = 0
         self.operations: list[float] = []
         self.sent = 0.0
+        self.misdated = False
         self.flow: Hashable = NOBODY
         self.payer: SharedLimitSet | None = None
         self.priority = 0.0

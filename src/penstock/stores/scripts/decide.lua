@@ -201,15 +201,7 @@ while position <= stop do
         elseif kind[limit] == CALENDAR then
           if receipt == what[limit] then used[limit] = max(0, used[limit] - amount) end
         elseif third[limit] == RENEWED or receipt > now then  -- else it has come back by itself
-          local log = entries[limit]
-          for j = 1, #log do
-            local entry = log[j]
-            if entry[2] == owner and (third[limit] == RENEWED or entry[1] >= receipt) then
-              entry[3] = entry[3] - min(amount, entry[3])
-              if entry[3] <= 0 then table.remove(log, j) end
-              break
-            end
-          end
+          entries[limit] = release(entries[limit], amount, receipt, third[limit])
         end
       end
     end

@@ -118,6 +118,23 @@ local function remember(refunds, receipt, amount)
   end
 end
 
+local function release(log, amount, receipt, mode)  -- of the owner's entries: the one of that receipt, or else the first
+  local begin, stop, rest = 1, #log, {}
+  for i = 1, #log do
+    if log[i][2] == owner and (mode == RENEWED or log[i][1] >= receipt) then begin, stop = i, i break end
+  end
+  for i = begin, stop do
+    if log[i][2] == owner then
+      local taken = min(amount, log[i][3])
+      log[i][3], amount = log[i][3] - taken, amount - taken
+    end
+  end
+  for i = 1, #log do
+    if log[i][3] > 0 then rest[#rest + 1] = log[i] end
+  end
+  return rest
+end
+
 local function seconds_of(limit)  -- in which one unit flows in
   if kind[limit] == WINDOW and third[limit] == LOG then return second[limit] / first[limit] end
   return 1 / first[limit]
