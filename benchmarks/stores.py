@@ -13,11 +13,11 @@ threads share a core, so that what one of them has written need not move to the 
 where they leave: what a client writes to its socket, or a transaction. The servers are started here, on free ports;
 `PENSTOCK_TEST_REDIS_URL` names another.
 
-Why Valkey stays below 8 evalsha: that leaves 5.8 µs for a grant. With 50 tasks the loop takes 3.8 µs of CPU for one (a
-coroutine, a future, a request, a permit; the floor 1.3) and the dispatcher's thread 2.3, in turns, as one of them has
-the interpreter; on two cores 4.3 and 3.2. To this come the server's 0.9, and 1.5 to wake four threads once a batch.
-Batches of half the size, of which one is decided while the other runs, are slower: most of the dispatcher's 100 µs for
-a batch do not depend on its size.
+Why Valkey stays below 8 evalsha: that leaves 5.9 µs for a grant. With 50 tasks the loop takes 3.9 µs of CPU for one (a
+coroutine, a future, a request, a permit; the floor 1.5) and the dispatcher's thread 2.0 (the floor 0.8), in turns, as
+one of them has the interpreter. To this come the server's 0.7 to 1.1, and about as much to wake four threads once a
+batch. Batches of half the size, of which one is decided while the other runs, are slower by three tenths: most of the
+dispatcher's 100 µs for a batch do not depend on its size.
 """
 
 from __future__ import annotations
