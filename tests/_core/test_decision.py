@@ -293,7 +293,9 @@ def test_entries_of_one_moment_stay_in_the_order_in_which_they_came():
         (9, 1.0, 10.0, TIMED, [4, 2]),
         (1, 1.0, 11.0, TIMED, [4, 4, 1]),
         (1, 2.0, 99.0, RENEWED, [4, 3, 2]),
-        (1, 2.0, 99.0, TIMED, [4, 4, 2]),
+        (1, 2.0, 99.0, TIMED, [4, 3, 2]),  # none of it ends so late: the clock was put back
+        (5, 1.0, 99.0, TIMED, [4, 1]),
+        (9, 1.0, 99.0, TIMED, [4]),
         (1, 3.0, 0.0, TIMED, [4, 4, 2]),
         (3.5, 1.0, 0.0, TIMED, [0.5, 4, 2]),
     ],
