@@ -17,7 +17,7 @@ import httpx2
 import pytest
 from judges.goals import GOALS, Goal, Outcome
 from judges.judging import ALIGNED, BUCKETS, COUNTERS, JUDGES, share
-from judges.names import AMOUNT, FIXED, PYRATE, SECONDS, STYLES
+from judges.names import AMOUNT, FIXED, SECONDS, STYLES
 from judges.serving import address, served
 
 ROWS = 1_000
@@ -30,7 +30,6 @@ AIMS = {GIVEN: Goal(5, 0.98), AUTO: Goal(5, 0.98), RETRY_AFTER: GOALS["retry-aft
 MISSED = {(way, judge): Goal(5, 0.90) for judge in COUNTERS for way in (GIVEN, AUTO)} | {
     (way, judge): Goal(20, 0.62) for judge in (*COUNTERS, *ALIGNED, FIXED) for way in (RETRY_AFTER, NOTHING)
 }
-MISSED[AUTO, PYRATE] = Goal(5, 0.83)
 """Where a run misses that, and what it reaches."""
 ROOM = 0.03
 """What one run may have less than it has as a rule: a busy machine sends late."""

@@ -100,6 +100,17 @@ def test_without_anything_told_one_looks_at_first_often_and_then_seldom():
     assert gaps[-1] == 30.0
 
 
+def test_after_requests_that_needed_no_look_one_looks_often_again():
+    """What they took may come back as it went: what lies between two looks in vain is no reason to wait longer."""
+    returns, now = Returns(0.0), 0.0
+    for _ in range(6):
+        returns.looked(now)
+        now = returns.look_at(now, 1.0, empty=False)
+    returns.went_by_itself()
+    returns.looked(20.0)
+    assert returns.look_at(20.0, 1.0, empty=False) <= 22.0
+
+
 def test_much_that_came_back_at_once_in_a_window_that_slides_is_due_again_a_window_later():
     """It is what was sent at once; the rest came back by and by, so it is not all."""
     returns = Returns(0.0)

@@ -26,6 +26,9 @@ APART = 0.2
 FIRST_LOOK = 0.25
 """Seconds to the next look, when nothing came back yet."""
 
+SOON = 1.0
+"""The same at most, after requests that needed no look: what they took may come back as it went."""
+
 SHORTEST_LOOK = 0.05
 """The same at least, when it is due."""
 
@@ -177,6 +180,10 @@ class Returns:
         else:
             self._gap = min(LAST_LOOK, 1.3 * self._gap)
         self._looked_at = now
+
+    def went_by_itself(self) -> None:
+        """A request left as enough is left: what it takes came back after the last look, which was late enough."""
+        self._gap = min(SOON, self._gap)
 
     def look_at(self, now: float, cost: float, *, empty: bool) -> float:
         """When the next request may go, of `cost` in the server's units, while little is left, or nothing."""

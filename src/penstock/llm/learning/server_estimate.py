@@ -143,8 +143,11 @@ class ServerEstimate:
         if self._is_unopened and cost > 0:
             self._open(now)
         self._level -= self.factor * cost
-        if (self.kind is Kind.UNSURE or self._is_guess) and cost > 0 and self._level < self._little():
-            self._returns.looked(now)
+        if (self.kind is Kind.UNSURE or self._is_guess) and cost > 0:
+            if self._level < self._little():
+                self._returns.looked(now)
+            else:
+                self._returns.went_by_itself()
 
     def settled(self, more: float, now: float) -> None:
         """It is known that a request takes more than was charged; or less, if it is below 0."""

@@ -15,8 +15,9 @@ from penstock.llm.learning.traffic import HEADROOM, OVERTAKING, ROUNDING, WINDOW
 
 __all__ = ["SlidingWindow"]
 
-ENOUGH = 2.0
-"""Predictions that must have held, of answers that tell of something that came back, for a length to be believed."""
+ENOUGH = 1.9
+"""Predictions that must have held, of answers that tell of something that came back, for a length to be believed: two,
+as `MEMORY` takes a little of the first."""
 
 OFTEN, DISPROVED = 0.2, 0.5
 """Failures over predictions that held: above the first a length is not believed, above the second no longer."""
