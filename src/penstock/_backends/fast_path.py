@@ -101,7 +101,8 @@ def prepare_key(
 def charge_closer(binding: Binding, grant: Grant) -> bool:
     """Charge a key by its meters, whatever they are, with the lock held."""
     key: Any = binding.backend
-    return key.states.charge_closer(binding, grant)  # type: ignore[no-any-return]
+    charged: bool = key.states.charge_closer(binding, grant)
+    return charged
 
 
 def close_closer(_: Grant) -> bool:
@@ -341,7 +342,8 @@ def calls_of_units(
         "    return general(self, given, **options)",
     ])  # fmt: skip
     _run(source, names)
-    return names["__call__"]  # type: ignore[no-any-return]  # that is what the source defines
+    call: Callable[..., Any] = names["__call__"]
+    return call
 
 
 def key_of(units: tuple[str, ...], sole: str | None, options: Mapping[str, Any]) -> Any:
