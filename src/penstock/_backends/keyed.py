@@ -25,7 +25,6 @@ long as all keys are plain: strings and whole numbers, whose comparison is no ca
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from itertools import islice
@@ -41,12 +40,12 @@ from penstock._backends.base import HAS_GIL, Binding, Caller, Charge, Clearance,
 from penstock._backends.charges import ChargePlan
 from penstock._backends.held_places import expired, note_holder, warn_of_expired
 from penstock._backends.limit_set import LimitSet
-from penstock._backends.local import LocalBackend
+from penstock._backends.local import LocalBackend, charge_now
 from penstock._backends.queue import WaitQueue
 from penstock._core.bucket import Bucket
 from penstock._core.meter import Meter
 from penstock._core.places import Places
-from penstock._core.turns import LimitState, charge_if_ready, fresh_meter
+from penstock._core.turns import LimitState, fresh_meter
 from penstock._validation import RESERVED, exact_costs, is_plain
 from penstock.limits import Limit
 from penstock.stores.memory import MemoryStore
@@ -546,18 +545,8 @@ def charge_closer(over: Any, keys: KeyStates, binding: Binding, grant: Grant) ->
 
 
 def _charge_shared(shared: LocalBackend, binding: Binding, grant: Grant) -> bool:
-    if not shared._decide(_charge_if_ready, binding, grant):
+    if not shared._decide(charge_now, binding, grant):
         return False
     if binding.charge.held:
         note_holder(grant)
-    return True
-
-
-def _charge_if_ready(_: WaitQueue, now: float, binding: Binding, grant: Grant) -> bool:
-    grant.of(binding.backend, binding.caller, binding.charge.charges, None, math.nan)
-    receipts = charge_if_ready(binding.charge.charges, now)
-    if receipts is None:
-        return False
-    grant.receipts, grant.granted_at = receipts, now  # no call comes between the charge and this
-    binding.caller.granted += 1
     return True

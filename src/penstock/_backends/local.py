@@ -510,6 +510,11 @@ def _grant_now(binding: Binding, grant: Grant) -> bool:
 def _charge_if_ready(queue: WaitQueue, now: float, binding: Binding, grant: Grant) -> bool:
     if len(queue.waiters) or binding.clearance is not queue.clearance:
         return False
+    return charge_now(queue, now, binding, grant)
+
+
+def charge_now(_: WaitQueue, now: float, binding: Binding, grant: Grant) -> bool:
+    """Within a decision: charge a call, if nothing has to be waited for."""
     grant.of(binding.backend, binding.caller, binding.charge.charges, None, math.nan)
     receipts = charge_if_ready(binding.charge.charges, now)
     if receipts is None:
