@@ -15,9 +15,9 @@ from penstock.testing import virtual_time
 from tests.docs_examples import ROOT, examples_of, parts_of, run_example, text_of
 
 IN_VIRTUAL_TIME = ["interactive-first", "why-bucket", "why-refunds", "from-tenacity", "from-backoff", "from-stamina"]
-IN_REAL_TIME = ["from-limits", "from-pyrate-limiter", "from-the-cookbook", "in-jupyter"]
+IN_REAL_TIME = ["azure", "from-limits", "from-pyrate-limiter", "from-the-cookbook", "in-jupyter"]
 PROGRAMS = ["in-celery", "prometheus-grafana", "from-openlimit", "in-aws-lambda", "in-kubernetes", "under-gunicorn"]
-TOO_HEAVY = ["in-django", "in-scrapy", "your-framework"]
+TOO_HEAVY = ["anthropic", "in-django", "in-scrapy", "your-framework"]
 EXTRAS = {"openai": "openai", "RedisStore": "redis", "runner": "cli", "simulator": "simulator", "otel": "otel"}
 """What brings what a name of ours needs."""
 

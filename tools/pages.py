@@ -31,7 +31,7 @@ PARTS = {"run-in-a-program"}
 """They show lines of a reader's own program, which `tests/runner` completes."""
 
 REAL_TIME = {
-    "any-http-api", "batch-api", "batching", "caps-in-fastapi", "from-limits", "from-openlimit",
+    "anthropic", "any-http-api", "azure", "batch-api", "batching", "caps-in-fastapi", "from-limits", "from-openlimit",
     "from-pyrate-limiter", "from-the-cookbook", "in-aws-lambda", "in-jupyter", "in-kubernetes", "many-calls",
     "open-telemetry", "openai", "openai-errors", "prometheus-grafana", "shared-stores", "simulator",
     "simulator-checks", "simulator-faults", "store-leases", "store-of-your-own", "store-outages", "store-redis",

@@ -264,6 +264,14 @@ async def test_azures_path_names_the_model(lib):
     assert limits_of(client).keys() == {"mine"}
 
 
+async def test_each_of_azures_deployments_has_limits_of_its_own(lib):
+    """Two of one model, which the bodies name, have two quotas."""
+    client = limited(lib, Server(lib))
+    for deployment in ("east", "west"):
+        await client.post(f"http://azure.test/openai/deployments/{deployment}/chat/completions", json=HELLO)
+    assert limits_of(client).keys() == {"east", "west"}
+
+
 async def test_a_hidden_limit_that_a_message_names_is_kept_from_then_on(lib):
     """The header tells of a day, and 120 a minute are enforced; one refusal says so."""
     simulated, transport = account(lib, Simulation(requests=["10000/day", Hidden(Rate(120, 60))], tolerance=0))

@@ -67,6 +67,9 @@ _COSTS: dict[str, Cost] = {
 _MODEL_IN_PATH = re.compile(r"/(?:deployments|models?)/([^/:]+)[/:]")
 """Azure's deployments, Gemini's models, and Bedrock's."""
 
+_DEPLOYMENT = re.compile(r"/deployments/([^/]+)/")
+"""Azure's. Each has limits of its own, whatever model it is of and whatever model the body names."""
+
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]*)"')
 
 _EVERY_MODEL = "every model"
@@ -286,7 +289,11 @@ def rules_for(
             counted = counted._replace(charged=checked_cost(rule(counted.path, counted.body)))
         if counted.charged is None:
             return None
-        endpoint = endpoint_of(request, counted.model or (learns and unnamed(counted.path, counted.body)) or None)
+        model = counted.model or None
+        if learns:
+            deployment = _DEPLOYMENT.search(counted.path)
+            model = deployment[1] if deployment else model or unnamed(counted.path, counted.body)
+        endpoint = endpoint_of(request, model)
         return None if endpoint is None else answers.plan(endpoint, counted)
 
     if on_event is not None:

@@ -23,6 +23,8 @@ from adapters import ADAPTERS, LONG
 from conftest import Field
 from service import USAGE, service
 
+from tests.docs_examples import examples_of, run_example
+
 CALLS, RUNS = 200, 4
 ADAPTED = list(ADAPTERS[Field.environment]())
 IDS = [adapter.name or adapter.package for adapter in ADAPTED]
@@ -264,3 +266,10 @@ def test_clients_of_one_key_share_what_they_learn():
         of_one, of_other = anyio.run(run)
     assert of_one == of_other != {}
     assert threading.active_count() < 50
+
+
+@pytest.mark.skipif(Field.environment != "anthropic", reason="it is the page of that SDK")
+def test_the_page_about_anthropic_prints_what_it_says(capsys):
+    ((code, output),) = examples_of("docs/anthropic.md")
+    run_example(code, "anthropic.md", {"__name__": "__main__"})
+    assert capsys.readouterr().out == output
