@@ -257,6 +257,8 @@ async def test_a_settlement_beyond_measure_is_a_debt_and_no_breakdown(amount, st
         ("redis://user:s3[cret@h:6379/0", "percent"),
         ("redis://user:s3]cret@h:6379/0", "percent"),
         ("http://user:s3cret@h", "is not the address"),
+        ("localhost:6379", "has no ://"),
+        ("redis://", "ends with its ://"),
         ("redis+sentinel://user:s3cret@h:26379", "names no service"),
         ("redis+sentinel://user:s3cret@h:x/main", "port"),
         ("redis+sentinel://user:s3cret@h:26379/main/x", "db"),

@@ -35,7 +35,7 @@ def explain(error: Exception, server: RedisServer, prefix: str, names: Sequence[
     if problems is not None:
         return _no_primary(server, problems)
     where, said = server.shown, str(error)
-    text = server.without_secrets(said)
+    text = server.without_secrets(said).rstrip(".")
     codes = {word.strip("-:") for word in said.split() if word.strip("-:").isupper()}
     if isinstance(error, errors.AuthenticationError) or codes & {"WRONGPASS", "NOAUTH"}:
         return StoreError(f"{where} refused us: {text}. Check the user and the password in the URL")
@@ -65,7 +65,7 @@ def explain(error: Exception, server: RedisServer, prefix: str, names: Sequence[
             "rediss://…?ssl_ca_certs=/path/to/ca.pem, or a host name that the certificate is for"
         )
     if isinstance(error, errors.RedisError | errors.RedisClusterException | OSError):
-        why = text.rstrip(".") or type(error).__name__
+        why = text or type(error).__name__
         return Unreachable(f"{where} does not answer: {why}. Is the server running, and is the address right?")
     return StoreError(f"{where} answers nonsense ({server.without_secrets(repr(error))}). Is it a Redis server?")
 

@@ -110,7 +110,8 @@ class Address:
     def __init__(self, url: str) -> None:
         self.scheme, separator, rest = url.partition("://")
         if not separator or not rest:
-            raise ValueError("the address of a Redis server is a URL, such as redis://host:6379/0; this one has no ://")
+            lacks = "ends with its ://" if separator else "has no ://"
+            raise ValueError(f"the address of a Redis server is a URL, such as redis://host:6379/0; this one {lacks}")
         before = re.match(r"[^/?#]*", rest)
         front = before.group() if before else ""
         behind = rest[len(front) :]
