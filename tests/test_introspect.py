@@ -392,6 +392,20 @@ def test_a_class_is_refused_as_its_name_would_be_that_of_a_function(decorator):
         decorator(Service)
 
 
+LAYERS = [
+    *(decorator for name, decorator in DECORATORS.items() if name != "retry(resume=)"),  # a function like any other
+    Keyed(requests="1/s")(key=str, requests=len),
+]
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=name_of)
+def test_a_layer_is_refused_as_only_the_decorating_would_be_retried_or_limited(layer):
+    """`retry(limiter)` looks like both; the functions that it decorates would be tried once."""
+    for decorator in DECORATORS.values():
+        with pytest.raises(TypeError, match="is a decorator itself, and no function: put both around one function"):
+            decorator(layer)
+
+
 def test_a_class_may_be_what_is_called():
     """Only as a decorator's target it would lose its name."""
     made = Retry(on=OSError).call_sync(Service)

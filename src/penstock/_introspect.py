@@ -110,7 +110,17 @@ def users_frame() -> FrameType:
 
 
 def decorable_kind(fn: Any) -> Kind:
-    """The kind of a function to decorate; TypeError if it is none, or a class, whose place a function would take."""
+    """The kind of a function to decorate.
+
+    Raises:
+        TypeError: It is no function; a class, whose place a function would take; or a layer of ours, which is called
+            with the function to decorate, so that only that call would be retried or limited.
+    """
+    if hasattr(type(fn), "_penstock_kind"):
+        raise TypeError(
+            f"{repr_of(fn)} is a decorator itself, and no function: put both around one function, "
+            "as in Pipeline(retry, limiter)(function)"
+        )
     if isinstance(fn, type):
         raise TypeError(
             f"{fn.__qualname__} is a class, and a decorator would put a function in its place, "

@@ -63,6 +63,8 @@ class Adaptive(SharedState):
 
     __slots__ = ("_aimd", "_applied", "_before", "_limiter", "_on", "_promise", "_set_share")
 
+    _penstock_kind = "layer"
+
     def __init__(
         self,
         limiter: Limiter,

@@ -51,6 +51,8 @@ class circuit_breaker(SharedState):  # noqa: N801 - used like a function
 
     __slots__ = ("_breaker", "_hint", "_max_open", "_on", "_shown")
 
+    _penstock_kind = "layer"
+
     def __init__(
         self,
         *,

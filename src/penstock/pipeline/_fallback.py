@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from inspect import isawaitable
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from penstock._introspect import kind_of, name_of, refuse_awaitable, runs_later, to_be_awaited
 from penstock._user_errors import On, check_on, shown_on, verdict
@@ -30,6 +30,8 @@ class fallback:  # noqa: N801 - used like a function
     to: Any
     _: KW_ONLY
     on: On
+
+    _penstock_kind: ClassVar[str] = "layer"
 
     def __post_init__(self) -> None:
         check_on("fallback", self.on)

@@ -49,6 +49,8 @@ class pausing:  # noqa: N801 - used like a function
 
     __slots__ = ("_hint", "_limiter", "_max_pause", "_on", "_warned")
 
+    _penstock_kind = "layer"
+
     def __init__(
         self,
         limiter: _Pausable,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from penstock._concurrency.tasks import cut_after
 from penstock._introspect import name_of
@@ -32,6 +32,8 @@ class timeout:  # noqa: N801 - used like a function
     """
 
     seconds: Seconds
+
+    _penstock_kind: ClassVar[str] = "layer"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seconds", span("timeout({})", self.seconds, forever=True))
