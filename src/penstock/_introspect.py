@@ -21,7 +21,11 @@ from penstock._text import repr_of
 Kind = Literal["async", "stream", "generator", "async context", "context", "sync"]
 """What a function is: see `kind_of`."""
 
-_OURS = __file__.removesuffix("_introspect.py")
+_NOT_THE_USERS = (__file__.removesuffix("_introspect.py"), contextlib.__file__)
+"""Our code, and that of exit stacks, which enter what they are given."""
+
+_RUNNERS = {"anyio", "asyncio", "concurrent", "penstock", "threading", "trio"}
+"""Whose code calls the functions that it is given: as tasks, or in threads. (Under a greenlet's there is no frame.)"""
 
 _SAMPLE: Any = len  # to see what these two decorators make of a function: it is one code object for all of them
 _CONTEXT = contextlib.contextmanager(_SAMPLE).__code__
@@ -93,9 +97,26 @@ def name_of(fn: object) -> str:
 
 
 def users_line() -> tuple[str, int]:
-    """Return file and line of the innermost running code that is not part of this package. Takes microseconds."""
+    """Return file and line of the innermost running code that is not part of this package. Takes microseconds.
+
+    A decorated function that runs as a task, or in a thread, is called by no code of the user's: then its own line.
+    """
     frame = users_frame()
+    if str(frame.f_globals.get("__name__")).partition(".")[0] in _RUNNERS:
+        code = getattr(_decorated(frame), "__code__", None)
+        if code is not None:
+            return code.co_filename, code.co_firstlineno
     return frame.f_code.co_filename, frame.f_lineno
+
+
+def _decorated(caller: FrameType) -> Any:
+    """The function that the innermost of our decorators, between here and its caller, is put around."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        if "fn" in frame.f_code.co_freevars:
+            return inspect.unwrap(frame.f_locals["fn"])
+        frame = None if frame is caller else frame.f_back
+    return None
 
 
 def users_frame() -> FrameType:
@@ -104,7 +125,7 @@ def users_frame() -> FrameType:
         frame = sys._getframe(3)  # the caller and its own are of this package; to look at a frame takes time
     except ValueError:
         frame = sys._getframe(2)  # of a thread that runs nothing but a function of ours
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
         frame = frame.f_back
     return frame
 

@@ -4,6 +4,7 @@ warnings, logs."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import inspect
 import logging
@@ -11,12 +12,15 @@ import os
 import pydoc
 import subprocess
 import sys
+import threading
 import time
 import types
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import anyio
 import pytest
+import trio
 
 import penstock
 from penstock import (
@@ -197,6 +201,68 @@ async def test_a_call_that_waits_for_itself_is_warned_of_with_the_line_that_acqu
         await use(limiter)
     assert len(caught) == 1
     assert (caught[0].filename, caught[0].lineno) == (__file__, use.__code__.co_firstlineno + 1)
+
+
+def in_a_thread(function):
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
+
+
+def in_a_pool(function):
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(function).result()
+
+
+async def in_a_group(function):
+    async with anyio.create_task_group() as group:
+        group.start_soon(function)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda function: asyncio.run(function()),
+        trio.run,
+        lambda function: anyio.run(in_a_group, function),
+        in_a_thread,
+        in_a_pool,
+    ],
+    ids=["asyncio", "trio", "task group", "thread", "pool"],
+)
+def test_a_decorated_function_that_waits_for_itself_is_warned_of_with_its_own_line(run):
+    """The line that called it belongs to the event loop, or to the standard library."""
+    limiter = Limiter(calls=in_flight(1))
+
+    @limiter
+    async def in_a_task():
+        with pytest.raises(RateLimited):
+            await limiter.acquire(max_wait=0.01)
+
+    @limiter
+    def by_a_thread():
+        with pytest.raises(RateLimited):
+            limiter(max_wait=0.01).__enter__()
+
+    function = by_a_thread if run in {in_a_thread, in_a_pool} else in_a_task
+    with pytest.warns(RuntimeWarning, match="this task holds the last place of calls") as caught:
+        run(function)
+    assert len(caught) == 1
+    assert (caught[0].filename, caught[0].lineno) == (__file__, function.__wrapped__.__code__.co_firstlineno)
+
+
+async def test_what_an_exit_stack_holds_is_warned_of_with_the_line_that_entered_it(virtual_time):
+    limiter = Limiter(calls=in_flight(1))
+
+    async def enter_twice():
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(limiter)
+            with anyio.move_on_after(0.01):
+                await stack.enter_async_context(limiter)
+
+    with pytest.warns(RuntimeWarning, match="this task holds the last place of calls") as caught:
+        await enter_twice()
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 async def test_permits_that_others_end_are_not_warned_of(virtual_time):
