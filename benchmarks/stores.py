@@ -170,6 +170,12 @@ def evalsha(where):
             1.0,
             2.0,
             *kinds,
+            codes.FLOW,
+            float(os.getpid()),
+            0.0,
+            1.0,
+            0.0,
+            0.0,
             codes.SERIES,
             0.0,
             1.0,
@@ -218,7 +224,8 @@ def futures_over(store):
             waiting = [inbox.get()]
             waiting += [inbox.get_nowait() for _ in range(inbox.qsize())]
             many = len(waiting)
-            asked = [codes.SERIES, 0.0, 1.0, 2.0, 1.0, 0.0, 1.0, float(many), 1.0, 5.0]
+            asked = [codes.FLOW, 7.0, 0.0, 1.0, 0.0, 0.0]
+            asked += [codes.SERIES, 0.0, 1.0, 2.0, 1.0, 0.0, 1.0, float(many), 1.0, 5.0]
             store.decide(Batch(terms, asked, 7.0, number, time.time() * 1e6))
             loop.call_soon_threadsafe(finish, waiting)
 

@@ -59,7 +59,7 @@ _T = TypeVar("_T")
 _abandoned: list[Any] = []
 
 
-DECIDE = ("format", "rows", "limits", "flows", "bookings", "decide")
+DECIDE = ("format", "asked", "plain", "rows", "limits", "flows", "bookings", "decide")
 """The files of the script that decides a batch, in their order."""
 
 

@@ -335,10 +335,6 @@ for name = 1, names do
     at = #row
     row[at + 1], row[at + 2], row[at + 3], row[at + 4] = unpack(known[i])
   end
-  redis.call('HSET', KEYS[name + 1], 't', ARGV[name + 1], 'r', sealed(pack(row), KEYS[name + 1] .. ARGV[name + 1]))
-  local longer = remembers == 1 and KEPT_IF_EMPTY or KEPT_LONGER
-  redis.call('EXPIRE', KEYS[name + 1], ceil(min(keep, LONGEST_KEPT)) + longer)
+  write(name, row, keep)
 end
-local bytes = pack(reply)
-redis.call('SET', KEYS[1], sealed(struct.pack('>d', number) .. bytes, ''), 'EX', TOLD_FOR)
-return bytes
+return answer(reply)

@@ -2,8 +2,8 @@
 -- it; a test holds the two together, number by number. All of it happens at one moment of the server's clock, or not at
 -- all.
 --
--- The script is this file and then rows, limits, flows, bookings and decide.lua, one after the other: each uses the
--- names of those before it. Here: what the script is given and what it replies, its constants, and how numbers are
+-- The script is this file and then asked, plain, rows, limits, flows, bookings and decide.lua, one after the other: each
+-- uses the names of those before it. Here: what the script is given and what it replies, its constants, and how numbers are
 -- packed.
 --
 -- KEYS[1]      what this owner was told last, so that a batch that is sent again is decided once: the number
@@ -30,16 +30,22 @@ local ROUNDING = 1 + 1e-12
 local max, min, ceil, floor, huge = math.max, math.min, math.ceil, math.floor, math.huge
 local format = {}
 
+local function format_of(many)
+  local form = format[many]
+  if not form then form = '>' .. string.rep('d', many); format[many] = form end
+  return form
+end
+
 local function read(bytes)  -- packed doubles as a table, in pieces that fit Lua's stack
-  local numbers, count, at = {}, #bytes / 8, 1
-  while count > 0 do
-    local piece = min(count, 200)
-    local form = format[piece]
-    if not form then form = '>' .. string.rep('d', piece); format[piece] = form end
-    local got = {struct.unpack(form, bytes, at)}
-    local had = #numbers
+  local count = #bytes / 8
+  local first = min(count, 200)
+  local numbers, at = {struct.unpack(format_of(first), bytes)}, 1 + 8 * first
+  numbers[first + 1] = nil  -- where it ended
+  while at <= #bytes do
+    local piece, had = min(count - #numbers, 200), #numbers
+    local got = {struct.unpack(format_of(piece), bytes, at)}
     for i = 1, piece do numbers[had + i] = got[i] end
-    at, count = at + 8 * piece, count - piece
+    at = at + 8 * piece
   end
   return numbers
 end
@@ -48,7 +54,7 @@ local function pack(numbers)
   local pieces, at = {}, 1
   while at <= #numbers do
     local piece = min(#numbers - at + 1, 200)
-    pieces[#pieces + 1] = struct.pack('>' .. string.rep('d', piece), unpack(numbers, at, at + piece - 1))
+    pieces[#pieces + 1] = struct.pack(format_of(piece), unpack(numbers, at, at + piece - 1))
     at = at + piece
   end
   return table.concat(pieces)

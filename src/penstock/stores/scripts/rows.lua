@@ -1,20 +1,5 @@
 -- The rows taken apart, with the time since they were written passed, as in penstock/_core/rows.py.
 
-local asked = read(ARGV[1])
-local now, owner, number, remembers, names = asked[1], asked[2], asked[3], asked[4], asked[5]
-local position = 6
-
-local told = redis.pcall('GET', KEYS[1])  -- of another type it tells nothing: what is asked is charged, again perhaps
-if told and told.err and not is_of_another_type(told) then return told end
-if told and #told > CHECKSUM + 8 and struct.unpack('>d', told) == number then
-  told = opened(told, '')
-  if told then return string.sub(told, 9) end
-end
-
-if now == 0 then
-  local time = redis.call('TIME')
-  now = time[1] * 1000000 + time[2]
-end
 local born = remembers == 1 and now or -1  -- the moment before which what is not there counts as forgotten
 
 local kind, first, second, third = {}, {}, {}, {}       -- the limits, counted through all names from 1
