@@ -190,6 +190,23 @@ SENTENCES = [
         {"unit": "requests", "period": 60, "limit": 3, "organisation": "org-a1", "wait": 1},
     ),
     (
+        "Number of concurrent connections has exceeded your rate limit. Please try again later or contact sales",
+        {"unit": "in_flight", "limit": None, "period": None},
+    ),
+    (
+        "Your account org-a1<ak-x> request reached max organization concurrency: 3, please try again after 1 seconds",
+        {"unit": "in_flight", "limit": 3, "wait": 1},
+    ),
+    ("Too many concurrent requests. Limit: 2 concurrent requests", {"unit": "in_flight", "limit": 2}),
+    ("Maximum concurrent requests (8) exceeded", {"unit": "in_flight", "limit": 8}),
+    ("The limit of 20 simultaneous requests is reached", {"unit": "in_flight", "limit": 20}),
+    (
+        "Rate limit exceeded for api_key: x. Limit type: max_parallel_requests. Current limit: 5, Remaining: 0.",
+        {"unit": "in_flight", "limit": 5},
+    ),
+    ("您当前使用该API的并发数过高，请降低并发，或联系客服增加限额。", {"unit": "in_flight"}),
+    ("Throttled: too many concurrent requests per minute", {"unit": "requests", "period": 60}),
+    (
         "Crossed TPM / RPM / Max Parallel Request Limit. current rpm: 5, rpm limit: 5, current tpm: 9, tpm limit: 10",
         {"unit": None},
     ),

@@ -61,6 +61,9 @@ def _simulate(
             metavar="WHEN", help="How the limits change: at=60, factor=0.5. With unit=tokens only that limit."
         ),
     ] = None,
+    in_flight: Annotated[
+        int | None, typer.Option(min=1, help="Requests that are worked on at once; one more is refused.")
+    ] = None,
     tell: Annotated[
         Literal["openai", "remaining", "none"], typer.Option(help="What the headers of answers say about the limits.")
     ] = "openai",
@@ -79,6 +82,7 @@ def _simulate(
         charge=_made("--charge", lambda: simulator.charge_rule(charge)),
         strangers=tuple(_made("--stranger", simulator.Stranger, [text]) for text in stranger or ()),
         changes=tuple(_made("--change", simulator.Change, [text]) for text in change or ()),
+        in_flight=in_flight,
         headers=tell,
         hints=hints,
         dialect=dialect,

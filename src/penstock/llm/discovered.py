@@ -15,9 +15,10 @@ from typing import Any
 from penstock import InFlight, Limit, Limiter, Meter, Permit, Rate, clock, in_flight
 from penstock.llm import tables
 from penstock.llm.discovery import UnitEstimate
-from penstock.llm.endpoints import Endpoint, Endpoints, LimitLevel, RequestInFlight
+from penstock.llm.endpoints import Endpoint, Endpoints, EndpointStatistics, LimitLevel, RequestInFlight
 from penstock.llm.failures import Verdict
 from penstock.llm.headers import Reading
+from penstock.llm.learning.places import Places
 from penstock.stores import MemoryStore
 
 __all__ = ["DiscoveredEndpoint", "Learned", "discovered"]
@@ -140,6 +141,8 @@ class DiscoveredEndpoint(Endpoint):
         super().__init__(self._limited_by(self._learned))
         self._lock = lock
         self._units = estimates
+        self._places = Places()
+        self._room: float = UNTOLD
         estimates["requests"].search(UNKNOWN, clock.now(), at_once=1.0)
 
     def _limited_by(self, limits: Mapping[str, Any], store: MemoryStore | None = None) -> Limiter:
@@ -157,10 +160,15 @@ class DiscoveredEndpoint(Endpoint):
                 if estimate.told
             }
 
+    def statistics(self) -> EndpointStatistics:
+        """What is known now."""
+        told, most = super().statistics(), self._places.most
+        return told if most is None else replace(told, learned={**told.learned, "in_flight": f"{most} at once"})
+
     @property
     def holds(self) -> bool:
-        """As long as nothing is told."""
-        return not self._is_told
+        """As long as nothing is told, or where the server works on so many at once and no more."""
+        return not self._is_told or self._places.most is not None
 
     def levels(self) -> list[LimitLevel]:
         """How full every limit is that answers have named, in our units."""
@@ -193,6 +201,9 @@ class DiscoveredEndpoint(Endpoint):
                 return
             self._sent += 1
             now = request.left_at = clock.now()
+            self._note_under_way(request, now)
+            if self._places.compares:
+                request.others = self._others(request)
             for unit, amount in request.charged.items():
                 request.departures[unit] = self._units[unit].left(amount, now)
 
@@ -204,8 +215,8 @@ class DiscoveredEndpoint(Endpoint):
         with self._lock:
             if status < 400 and request.permit.granted_at > self._paused_at:
                 self._strikes = 0
-            self._refused += status == 429
             now = clock.now()
+            self._note_answer(request, status, now)
             before = {unit: estimate.level(now) for unit, estimate in self._units.items()}
             for unit, departure in request.departures.items():
                 self._units[unit].answered(departure, now, refused=status == 429)
@@ -214,7 +225,13 @@ class DiscoveredEndpoint(Endpoint):
             if status < 400:
                 self._passed(request, now)
             places = self._places_for(status, now)
+            wants_more = self._places.wants_more
             rose = any(estimate.level(now) > before[unit] for unit, estimate in self._units.items())
+        if wants_more:
+            all_taken = self.limiter.statistics().in_flight >= (self._places.most or 0)  # with no lock of ours held
+            with self._lock:
+                self._places.look(all_taken=all_taken)
+                places = self._at_most()
         if places is not None:
             self._learner.reconfigure(calls=places)
         if places is not None or (rose and now - self._woken_at >= _WAKES_APART):
@@ -238,7 +255,8 @@ class DiscoveredEndpoint(Endpoint):
                 estimate.stop_searching()
             rates = [each.fastest for each in requests.told.values() if each.per <= 60]
             requests.search(max(SEARCH_FROM, 4 * max(rates, default=0.0)), now)
-            return in_flight(ANY_NUMBER)
+            self._room = ANY_NUMBER
+            return self._at_most()
         if self._answered:
             return None
         # An error may well come from something in front of the service. An answer is the service's own.
@@ -248,10 +266,18 @@ class DiscoveredEndpoint(Endpoint):
             requests.search(SEARCH_FROM, now)
         elif status != 429 and requests.pace is not None:
             requests.pace.charge(-1.0, now)  # the next one goes, to ask once more
-        return in_flight(UNTOLD, ttl=HOLD)
+        return self._at_most()
+
+    def _at_most(self) -> InFlight:
+        """How many may be in flight, as far as is known."""
+        known = self._places.most
+        if known is None and self._room == ANY_NUMBER:
+            return in_flight(ANY_NUMBER)
+        return in_flight(min(self._room, known or ANY_NUMBER), ttl=HOLD)
 
     def _passed(self, request: RequestInFlight, now: float) -> None:
-        """Tell the searches for a rate that a request was let through."""
+        """Tell the searches for a rate, and for places, that a request was let through."""
+        self._places.admitted(request.others)
         latency = None if request.left_at is None else now - request.left_at
         for unit, departure in request.departures.items():
             self._units[unit].passed(departure, now, latency)
@@ -267,19 +293,32 @@ class DiscoveredEndpoint(Endpoint):
         """The service says that a limit is used up: one that was told, or one that is hidden."""
         with self._lock:
             now = clock.now()
-            if (
-                not self._explained(request, verdict, now) and self._answered
-            ):  # before, there is nothing that it could be measured from
-                unit = self._unit_of(request, verdict)
-                searched = self._units["requests"].pace
-                if unit != "requests":
-                    self._units["requests"].stop_searching()
-                info = verdict.info
-                named = info.limit / info.period if info.limit and info.period and info.period <= 3_600 else None
-                self._units[unit].refused_unexplained(
-                    request.departures[unit], now, named, searched, verdict.wait, now - clock.wall()
-                )
-        super().refused(request, verdict)
+            before, others, info = self._places.most, self._others(request), verdict.info
+            said = info.unit == "in_flight"
+            explained = not said and self._explained(request, verdict, now)
+            for_places = not explained and self._places.refused(others, said=said, named=info.limit if said else None)
+            if for_places and before is None:
+                for estimate in self._units.values():
+                    estimate.begin_again(now)
+            elif not for_places and not explained and self._answered:  # before, it could be measured from nothing
+                self._measure(request, verdict, now)
+            places = None if self._places.most == before else self._at_most()
+        if places is not None:
+            self._learner.reconfigure(calls=places)
+        if not for_places or not others or verdict.wait is not None:  # or else it is over when one of the others is
+            super().refused(request, verdict)
+
+    def _measure(self, request: RequestInFlight, verdict: Verdict, now: float) -> None:
+        """No limit that was told explains it, so there is a hidden one."""
+        unit = self._unit_of(request, verdict)
+        searched = self._units["requests"].pace
+        if unit != "requests":
+            self._units["requests"].stop_searching()
+        info = verdict.info
+        named = info.limit / info.period if info.limit and info.period and info.period <= 3_600 else None
+        self._units[unit].refused_unexplained(
+            request.departures[unit], now, named, searched, verdict.wait, now - clock.wall()
+        )
 
     def _explained(self, request: RequestInFlight, verdict: Verdict, now: float) -> bool:
         """Whether a limit that was told explains it; its estimate hears of that."""

@@ -180,6 +180,13 @@ class UnitEstimate:
         if self.pace is None:
             self.pace = Pace(rate, now, smallest=at_once, searching=True, alone=not self.told)
 
+    def begin_again(self, now: float) -> None:
+        """What was refused so far was refused for another reason."""
+        self._window = HiddenWindow()
+        if self.pace is not None:
+            rate, smallest, self.pace = self.pace.rate, self.pace.smallest, None
+            self.search(rate, now, at_once=smallest)
+
     def stop_searching(self) -> None:
         """Limits were told after all."""
         if self.pace is not None and self.pace.searching:

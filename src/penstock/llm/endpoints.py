@@ -55,6 +55,7 @@ _COUNTED_AS = {
 
 _NOTHING: Mapping[str, float] = {}
 _NEWS_APART = 3_600.0  # seconds without a long pause, after which the next one is told again
+_LONGEST_WAY = 1.0  # seconds between a departure and its refusal
 _LOOKED_AT = 64  # endpoints, of those that are there longest, for one that is idle
 _LONGEST_UNTOLD_PAUSE = (
     60.0  # seconds to stay away from a service that refuses again and again and never says for how long
@@ -69,6 +70,9 @@ class RequestInFlight:
         cost: What it costs, as estimated; also in units that are not limited.
         charged: Per unit, what the endpoint's estimate was told of.
         left_at: When its first byte was sent; None: it is still here.
+        others: How many were under way then, where that matters.
+        answered_at: When the headers of its answer were there.
+        is_refused: Whether they refused it.
         departures: Per unit, once it left.
         report: What a listener is to be told of it; None: there is no listener.
     """
@@ -79,7 +83,16 @@ class RequestInFlight:
     charged: dict[str, float] = field(default_factory=dict)
     departures: dict[str, Departure] = field(default_factory=dict)
     left_at: float | None = None
+    others: int = 0
+    answered_at: float | None = None
+    is_refused: bool = False
     report: Report | None = None
+
+    def was_under_way(self, moment: float) -> bool:
+        """Whether the server worked on it at a moment, or may have."""
+        if self.left_at is None or self.left_at > moment or self.is_refused:
+            return False
+        return not self.permit.ended or (self.answered_at is not None and self.answered_at > moment)
 
     def over(self) -> None:
         """Tell the listener that it is over."""
@@ -151,6 +164,7 @@ class Endpoint:
         self._paused_at = self._told_until = -math.inf
         self._sent = self._refused = self._pauses = 0
         self._lost: deque[RequestInFlight] = deque()
+        self._under_way: deque[RequestInFlight] = deque()  # and those that are over, for a while
         self._plan: object = None  # what the limits were read from
         self._units: dict[str, UnitEstimate] = {}
         self._buckets: dict[str, DepartureBucket] = {}
@@ -257,10 +271,23 @@ class Endpoint:
                 return
             self._sent += 1
             request.left_at = clock.now()
+            self._note_under_way(request, request.left_at)
             self._charge_server(request, request.left_at)
         if self._travel is not None:
             request.permit._leave(self._travel)
         self._settle_for_waiters()
+
+    def _note_under_way(self, request: RequestInFlight, now: float) -> None:
+        """Remember it, and forget those that are over, after a while in which they may explain a refusal."""
+        under_way, since = self._under_way, now - (_LONGEST_WAY if self._refused else 0.0)
+        while under_way and under_way[0].permit.ended and (under_way[0].answered_at or 0.0) <= since:
+            under_way.popleft()
+        under_way.append(request)
+
+    def _others(self, request: RequestInFlight) -> int:
+        """How many were under way when a request left."""
+        moment = clock.now() if request.left_at is None else request.left_at
+        return sum(each.was_under_way(moment) for each in self._under_way if each is not request)
 
     def _charge_server(self, request: RequestInFlight, now: float) -> None:
         """What the server will charge, once the request is there."""
@@ -291,8 +318,8 @@ class Endpoint:
         with self._lock:
             if status < 400 and request.permit.granted_at > self._paused_at:
                 self._strikes = 0
-            self._refused += status == 429
             now = clock.now()
+            self._note_answer(request, status, now)
             for unit, departure in request.departures.items():
                 self._units[unit].answered(departure, now, refused=status == 429)
             for quota in reading.quotas:
@@ -303,6 +330,10 @@ class Endpoint:
             self._settle_for_waiters()
         if self._is_shared and reading.quotas:
             self._make_up_reserve(request)
+
+    def _note_answer(self, request: RequestInFlight, status: int, now: float) -> None:
+        request.answered_at, request.is_refused = now, status == 429
+        self._refused += request.is_refused
 
     def _make_up_reserve(self, request: RequestInFlight) -> None:
         """Charge for what the server has less than is to be kept back there, where others use the limiter too.

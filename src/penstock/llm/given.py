@@ -64,9 +64,13 @@ class GivenEndpoint(Endpoint):
 
     def refused(self, request: RequestInFlight, verdict: Verdict) -> None:
         """The service says that the limit is used up: no request goes before the moment that it names."""
-        if self._is_contradicted:
+        for_places = verdict.info.unit == "in_flight" and self._may_be_contradicted
+        if for_places or self._is_contradicted:
             self.doubt()
-        (self.successor or self).stay_away(request, verdict)
+        if for_places and self.successor is not None:
+            self.successor.refused(request, verdict)
+        else:
+            (self.successor or self).stay_away(request, verdict)
 
     def doubt(self) -> None:
         """Learn what the service has beside what was given, from now on."""
@@ -79,7 +83,11 @@ class GivenEndpoint(Endpoint):
         """Whether requests are refused again, and not just a few."""
         answers, refused = self._last_bunch
         often = self._refused - refused >= max(self._some, self._often * (self._answers - answers))
-        return often and not self._holds_always and self.limiter._caller.enforce
+        return often and self._may_be_contradicted
+
+    @property
+    def _may_be_contradicted(self) -> bool:
+        return not self._holds_always and self.limiter._caller.enforce
 
 
 class DoubtedEndpoint(DiscoveredEndpoint):
@@ -95,6 +103,7 @@ class DoubtedEndpoint(DiscoveredEndpoint):
         super().__init__()
         self._buckets.clear()
         self._sent, self._refused, self._pauses = given._sent, given._refused, given._pauses
+        self._under_way = given._under_way
 
     def _limited_by(self, limits: Mapping[str, Any], store: MemoryStore | None = None) -> Limiter:
         given = self._given.limiter

@@ -21,9 +21,9 @@ class RateLimitInfo:
     """Which limit it was, as far as the service's words say. None: they do not.
 
     Attributes:
-        unit: `requests`, `tokens`, `input_tokens`, `images`…
+        unit: `requests`, `tokens`, `input_tokens`, `images`… or `in_flight`: requests at once.
         period: Of the limit, in seconds.
-        limit: Units per period.
+        limit: Units per period; or how many at once.
         current: Units that were used.
         requested: Units that the request would have taken.
         model: As the service names it.
@@ -81,6 +81,15 @@ _NAMED = re.compile(  # not "Too many requests", nor "Requests rate limit exceed
     r"\b(?:number of|per[ -](?:second|minute|hour|day)) (?:request )?(?:(input|output) )?(token|call|request)s?\b"
     r"|\bexceeded ()(token|call|request)s? rate limit|\blimit type: ()(token|request)s"
     r"|\b(?:(input|output) )?(token)s? rate limit|\b()(request)s? rate limiting|\btoo many ()(token)s",
+    re.IGNORECASE,
+)
+_AT_ONCE = re.compile(
+    r"concurren|simultaneous|parallel[ _]requests?\b|\bin[- ]flight\b|pending requests|并发", re.IGNORECASE
+)
+_AT_ONCE_NUMBER = re.compile(
+    rf"(?:concurren\w{{1,5}}|simultaneous\w{{0,2}}|parallel[ _]requests)(?: (?:requests|connections|calls))?(?: limit)?"
+    rf"(?:: | of | is | \()?{_NUMBER}"
+    rf"|\b(?:limit|max|maximum)(?: of|:| is)? {_NUMBER}(?: (?:concurrent|simultaneous|parallel)|$)",
     re.IGNORECASE,
 )
 _MODEL = re.compile(
@@ -171,6 +180,9 @@ def info_of(message: str) -> RateLimitInfo:
     counted = _LIMIT_AND_UNIT.search(message)
     if counted is not None:  # "a limit of 6 queries and 180000 tokens per minute"
         unit = _unit(None, counted[2])
+    elif period is None and _AT_ONCE.search(message) and not _SHORT.search(message):
+        unit = "in_flight"
+        limits = (_number_after(words, message) for words in (_AT_ONCE_NUMBER, _LIMIT))
     return RateLimitInfo(
         unit=unit,
         period=period,

@@ -184,6 +184,11 @@ class Account:
         cost: dict[Unit, int] = {"requests": 1, "tokens": tokens, "output_tokens": int(generates), "images": images}
         with self._lock:
             self._refill()
+            most = self.simulation.in_flight
+            if most is not None and self._in_flight >= most:
+                self._refused["in_flight"] += 1
+                body = _replies.too_many_at_once(model, self.simulation.organization, most)
+                return Refusal(error_in(self.simulation.dialect, 429, body), self._headers())
             for meter in self._meters:
                 if cost[meter.unit] > meter.burst:
                     return self._too_large(model, meter, cost[meter.unit])

@@ -446,6 +446,15 @@ def too_large(model: str, organization: str, unit: str, per: float, *, limit: fl
     )
 
 
+def too_many_at_once(model: str, organization: str, most: int) -> Error:
+    """A refusal that is over as soon as one of the others is answered, as services with such a limit say it."""
+    return error(
+        f"Too many concurrent requests for {model} in organization {organization}: Limit {most} concurrent requests.",
+        "requests",
+        "rate_limit_exceeded",
+    )
+
+
 def insufficient_quota() -> Error:
     """The account has nothing left to spend."""
     return error(

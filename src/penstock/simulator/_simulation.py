@@ -298,6 +298,8 @@ class Simulation:
         output_tokens: Length of an answer, in tokens of 4 bytes; never below the 4 that the fingerprint takes.
         dimensions: Length of an embedding, unless the request says.
         concurrency: Requests that are worked on at once; more wait, after their admission. None: no bound.
+        in_flight: Requests that may be worked on or streamed at once; one more is refused with 429, in words that say
+            so. None: no bound.
         models: Names of the models there are; any other is answered with 404. Empty: every name is accepted.
         api_keys: Keys that are accepted. Empty: every key is, but one must be given.
         context_length: Tokens that a prompt may have; more is answered with 400. None: no bound.
@@ -331,6 +333,7 @@ class Simulation:
     output_tokens: int = 16
     dimensions: int = 8
     concurrency: int | None = None
+    in_flight: int | None = None
     models: tuple[str, ...] = ()
     api_keys: tuple[str, ...] = ()
     context_length: int | None = None
@@ -357,7 +360,8 @@ class Simulation:
                 f"simulation: tolerance must be a finite number of seconds, 0 or more, not {repr_of(self.tolerance)}"
             )
         object.__setattr__(self, "tolerance", tolerance)
-        _read_counts(self, "simulation", ("output_tokens", "dimensions", "concurrency", "context_length"), 1)
+        counts = ("output_tokens", "dimensions", "concurrency", "in_flight", "context_length")
+        _read_counts(self, "simulation", counts, 1)
         _read_counts(self, "simulation", ("max_body",), 0)
 
     @property
