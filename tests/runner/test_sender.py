@@ -152,6 +152,30 @@ def test_what_was_answered_before_the_money_ended_comes_with_the_error():
     error = pickle.loads(pickle.dumps(caught.value))  # a worker's error travels
     assert error.code == "account"
     assert [one.custom_id for one in error.results] == ["row-0", "row-1"]
+    assert error.untouched == (3, 4, 5)
+
+
+@pytest.mark.parametrize("said", [(404, b'{"detail": "Not Found"}'), (200, b"<html>Sign in</html>")])
+def test_a_batch_at_the_wrong_address_says_of_each_row_how_it_ended(said):
+    class Wrong(OutOfCredit):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(said[0])
+            self.send_header("content-length", str(len(said[1])))
+            self.end_headers()
+            self.wfile.write(said[1])
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Wrong) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        stopped = pytest.raises(runner.RunStoppedError, match=rf"the first 20 answers .*{url}/chat/completions")
+        with runner.Sender(url, headers=KEY, max_in_flight=2) as send, stopped as caught:
+            send([chat(number) for number in range(50)])
+        server.shutdown()
+    error = pickle.loads(pickle.dumps(caught.value))
+    failed = [one.number for one in error.results if one.error is not None]
+    assert len(failed) == len(error.results) >= (20 if said[0] == 404 else 0)
+    assert sorted([*failed, *error.untouched]) == list(range(1, 51))
 
 
 def test_what_was_answered_before_a_defect_comes_with_the_error(monkeypatch):

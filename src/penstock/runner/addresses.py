@@ -1,7 +1,8 @@
 """Whether what answers at an address is the service, or refuses whatever it is asked.
 
-A wrong path, a proxy's page, a login form: the first answers are all the same refusal, and none of the rows can be to
-blame for it. Nothing here sends or waits; `troubles` decides what follows.
+A wrong path, a proxy's page, a log-in form: the first answers are all the same refusal, or none is an answer that a
+service of this kind gives, and none of the rows can be to blame for it. Nothing here sends or waits; `troubles`
+decides what follows.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from penstock import clock
+from penstock.runner.answers import is_page
 from penstock.runner.place import Place
 from penstock.runner.source import Row, load_json
 from penstock.runner.work import Refused
@@ -16,19 +19,21 @@ from penstock.runner.work import Refused
 __all__ = ["REFUSALS", "Addresses"]
 
 REFUSALS = 20
-"""Answers of one path that are all the same refusal, before no further row is sent there."""
+"""Answers of one path that are all the same refusal, or no answers at all, before no further row is sent there."""
 
-_OF_THE_PATH = frozenset({404, 405, 411, 415, 421, 426, 501, 505})
+_OF_THE_PATH = frozenset({404, 405, 411, 415, 421, 501, 505})
 _OF_THE_SIZE = frozenset({413, 414, 431})
 
 
 @dataclass(slots=True)
 class _Refusals:
-    """What a path has answered so far, all of it the same."""
+    """What a path has answered so far: refusals that are all the same, and what is no answer."""
 
-    what: tuple[object, ...]
+    what: tuple[object, ...] | None = None
     count: int = 0
     models: set[str] = field(default_factory=set)
+    no_answers: int = 0
+    since: float = 0.0
 
 
 class Addresses:
@@ -53,6 +58,10 @@ class Addresses:
         """Whether the service was met at a place, at any path."""
         return any(where is place for where, _ in self._right)
 
+    def is_right(self, place: Place, path: str) -> bool:
+        """Whether the service was met there."""
+        return (place, path) in self._right
+
     def is_doubtful(self, place: Place, row: Row) -> bool:
         """Whether the path of a row has answered there, and nothing but the same refusal."""
         return (place, row.path) in self._refusals
@@ -65,20 +74,31 @@ class Addresses:
         where = place, row.path
         what = None if where in self._right else _of_no_row(row, refused)
         known = self._refusals.get(where)
-        if what is None or (known is not None and known.what != what):
+        if what is None or (known is not None and known.what not in {None, what}):
             self.answered(place, row.path)
             return False
-        known = self._refusals.setdefault(where, _Refusals(what))
+        known = self._refusals.setdefault(where, _Refusals())
+        known.what = what
         known.count += 1
         known.models.add(row.model)
         return known.count >= REFUSALS and known.models >= {model for path, model in self.asked if path == row.path}
+
+    def gave_no_answer(self, place: Place, path: str, at_least: float) -> bool:
+        """What came is neither an answer nor a refusal.
+
+        Whether it is sure by now that no row of the path will be answered: for `at_least` so many seconds none was.
+        """
+        known = self._refusals.setdefault((place, path), _Refusals())
+        if not known.no_answers:
+            known.since = clock.now()
+        known.no_answers += 1
+        return known.no_answers >= REFUSALS and clock.now() - known.since >= at_least
 
 
 def _of_no_row(row: Row, refused: Refused) -> tuple[object, ...] | None:
     """A refusal for which its row cannot be to blame, to be compared with others; None: it may be."""
     status, verdict = refused.reply.status, refused.verdict
-    is_page = refused.reply.content.lstrip()[:1] == b"<"
-    if (is_page and status not in _OF_THE_SIZE) or 300 <= status < 400:
+    if is_page(refused.reply.content) and status not in _OF_THE_SIZE:
         return (status,)
     if status not in _OF_THE_PATH or "model" in verdict.code.lower() or _names(row, verdict.message):
         return None

@@ -4,11 +4,15 @@ Pure: a status, headers and bytes in; an `Answer` or a `Verdict` out. A success 
 send errors, nulls and empty lists of choices with status 200; a stream of events is judged by the answer that it
 tells. Nothing here raises, whatever a server sends: what was paid for is kept, and nothing that is read beside an
 answer can cost it.
+
+What something else than a service of this kind sends (a log-in page, a proxy, another program at that address) has the
+code `FOREIGN`: no row is to blame for it, and nobody was paid.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,7 +22,25 @@ from penstock.runner import streams
 from penstock.runner.source import dump_json, load_json
 from penstock.runner.streams import StreamError
 
-__all__ = ["Answer", "judge", "readable", "writable"]
+__all__ = ["FOREIGN", "Answer", "is_foreign", "is_page", "judge", "readable", "writable"]
+
+FOREIGN = "foreign_answer"
+"""The code of what no service of this kind sends."""
+
+_FOREIGN_STATUSES = frozenset({407, 426, 511})
+"""A proxy wants a password, a socket another protocol, a captive portal a log-in."""
+
+_ALWAYS = {
+    "/completions": "choices",
+    "/embeddings": "data",
+    "/responses": "output",
+    "/messages": "content",
+    "/moderations": "results",
+}
+"""What an answer of an endpoint always has."""
+
+_MAY_BE = frozenset({"choices", "created", "error", "id", "model", "object", "type", "usage"})
+"""Fields by which an object is known for an answer that lacks something."""
 
 
 class Answer(NamedTuple):
@@ -30,10 +52,48 @@ class Answer(NamedTuple):
 def judge(path: str, status: int, headers: Mapping[str, str], content: bytes) -> Answer | Verdict:
     """Say what came back for a request to `path`."""
     if 200 <= status < 300:
-        return _success(path, status, content)
+        return _success(path, status, headers, content)
     if status < 400:
         return Verdict(Action.PERMANENT, None, f"http_{status}", _redirection(status, headers))
+    if b'"jsonrpc"' in content and (said := _of_another(path, readable(content))) is not None:
+        return _foreign(said)
     return _failure(status, content, headers)
+
+
+def is_foreign(status: int, code: str) -> bool:
+    """Whether an answer of this status and code can never be one of a service of this kind, whatever the row."""
+    return code == FOREIGN or status < 200 or 300 <= status < 400 or status in _FOREIGN_STATUSES
+
+
+def is_page(content: bytes) -> bool:
+    """Whether a body is a page of HTML: no JSON begins like one."""
+    return content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<"
+
+
+def _foreign(what: str) -> Verdict:
+    return Verdict(Action.BACK_OFF, None, FOREIGN, f"{what}, which no service of this kind sends")
+
+
+def _of_another(path: str, value: Any) -> str | None:
+    """What JSON is that no answer of an endpoint looks like; None: it may be an answer, or lack something."""
+    if not isinstance(value, dict):
+        return None
+    if "jsonrpc" in value:
+        return "JSON-RPC"
+    path = path.partition("?")[0]
+    always = next((name for ending, name in _ALWAYS.items() if path.endswith(ending)), None)
+    if always is None or not value or always in value or value.keys() & _MAY_BE:
+        return None
+    return f'JSON without "{always}" ({json.dumps(value)[:100]})'
+
+
+def _page_in_words(content: bytes) -> str:
+    title = _TITLE.search(content)
+    words = "" if title is None else " ".join(title[1].decode("utf-8", "replace").split())
+    return f'a web page, "{words}"' if words else "a web page"
+
+
+_TITLE = re.compile(rb"<title[^>]*>([^<]{1,100})", re.IGNORECASE)
 
 
 def _redirection(status: int, headers: Mapping[str, str]) -> str:
@@ -64,8 +124,12 @@ def writable(content: bytes) -> Any:
         return content.decode("utf-8", "backslashreplace")
 
 
-def _success(path: str, status: int, content: bytes) -> Answer | Verdict:
+def _success(path: str, status: int, headers: Mapping[str, str], content: bytes) -> Answer | Verdict:
     text = content.strip()
+    if status in {204, 205}:
+        return _foreign(f"an answer without content (status {status})")
+    if is_page(text):
+        return _foreign(_page_in_words(text))
     if not text:
         return Verdict(Action.BACK_OFF, None, "empty_answer", f"the answer with status {status} is empty")
     if streams.is_stream(text):
@@ -82,7 +146,13 @@ def _success(path: str, status: int, content: bytes) -> Answer | Verdict:
             text = content.decode(json.detect_encoding(content)).strip().encode()
         value = load_json(text.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError):
+        kind = _other_kind(headers)
+        if kind and not text.startswith((b"{", b"[")):  # an answer that was cut short begins like one
+            return _foreign(kind)
         return Verdict(Action.PERMANENT, None, "invalid_response", f"the answer with status {status} is not JSON")
+    said = _of_another(path, value)
+    if said is not None:
+        return _foreign(said)
     inside = _error_inside(value)
     if inside is not None:
         return _failure(status, {"error": inside}, None)
@@ -90,6 +160,15 @@ def _success(path: str, status: int, content: bytes) -> Answer | Verdict:
     if missing is not None:
         return Verdict(Action.BACK_OFF, None, "empty_answer", f"the answer with status {status} {missing}")
     return Answer(_on_one_line(text))
+
+
+def _other_kind(headers: Mapping[str, str]) -> str:
+    """What the headers say that a body is if not JSON, or JSON that only had to be unpacked; "": nothing else."""
+    kind = headers.get("content-type", "").lower()
+    if kind and "json" not in kind and "event-stream" not in kind:
+        return f"a body of the type {kind[:100]}"
+    coding = headers.get("content-encoding", "").lower()
+    return f"a body that is said to be {coding[:100]} and is no JSON in it" if coding else ""
 
 
 def _error_inside(value: Any) -> Any:

@@ -19,6 +19,7 @@ _ADVICE = {
     "connection_error": "run the command again: the server, or what is between, dropped it",
     "duplicate_custom_id": "give each row a custom_id of its own",
     "empty_answer": "run the command again, with fewer rows at once (--max-in-flight): services answer so under load",
+    "foreign_answer": "run the command again: a log-in, a proxy or another program answered in the service's place",
     "internal_error": "report it, with the row",
     "invalid_response": "the answer is in the errors file, whole, and was paid for; running again pays again",
     "no_result": "run the command again: the batch ended without a word about it",

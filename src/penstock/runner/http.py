@@ -72,6 +72,11 @@ class Http:
         """What must not be written down."""
         return self._server.secrets
 
+    def address_of(self, path: str) -> str:
+        """Where requests to a path go, as it may be written down: without a query or a name, which may hold a key."""
+        url = yarl.URL(url_of(self._server.base_url, path), encoded=True)
+        return str(url.with_user(None).with_query(None))
+
     async def __aenter__(self) -> Self:
         timeout = self._server.timeout
         self._session = aiohttp.ClientSession(

@@ -56,13 +56,16 @@ class RunStoppedError(PenstockError):
 
     Attributes:
         code: `account`, `unreachable`, `output`, `changed`, `deadline`, `input`, or of a `Sender`: `closed`.
-        results: Those of a `Sender`'s batch that were there by then, and paid for; `run` yields them instead.
+        results: Those of a `Sender`'s batch that were there by then: answers that were paid for, and errors of rows.
+            `run` yields them instead.
+        untouched: The numbers, from 1, of all other rows of the batch: they were not sent, or were on their way.
     """
 
-    def __init__(self, code: str, message: str, results: Sequence[Result] = ()) -> None:
+    def __init__(self, code: str, message: str, results: Sequence[Result] = (), untouched: Sequence[int] = ()) -> None:
         super().__init__(message)
         self.code: str = code
         self.results: tuple[Result, ...] = tuple(results)
+        self.untouched: tuple[int, ...] = tuple(untouched)
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ class Sender:
 
         Raises:
             RunStoppedError: No money, no server, or closed by another thread. Its `results` are those that were there
-                by then.
+                by then, and `untouched` the numbers of all other rows.
         """
         if columns.has_columns(batch):
             found = self._send(columns.rows_of(batch))
@@ -162,16 +162,16 @@ class Sender:
         try:
             this.call(plain, found, self._options)
         except RunStoppedError as error:
-            raise RunStoppedError(error.code, str(error), _named(found, rows)) from None
+            raise _stopped(error.code, str(error), found, rows) from None
         except CancelledError:
             words = "the sender was closed by another thread while it sent this batch"
-            raise RunStoppedError("closed", words, _named(found, rows)) from None
+            raise _stopped("closed", words, found, rows) from None
         except Exception as error:
             while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
                 error = error.exceptions[0]
             if not any(found):
                 raise error from None
-            raise RunStoppedError("internal", f"{type(error).__name__}: {error}", _named(found, rows)) from error
+            raise _stopped("internal", f"{type(error).__name__}: {error}", found, rows) from error
         return _named(found, rows)
 
 
@@ -267,6 +267,9 @@ class _Kept(Client):
     def secrets(self) -> tuple[bytes, ...]:
         return self.http.secrets
 
+    def address_of(self, path: str) -> str:
+        return self.http.address_of(path)
+
     async def send(self, path: str, body: bytes, left: Callable[[], None]) -> Reply:
         return await self.http.send(path, body, left)
 
@@ -277,6 +280,12 @@ class _Kept(Client):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """It stays open."""
+
+
+def _stopped(code: str, message: str, found: Sequence[Result | None], rows: Sequence[RowLike]) -> RunStoppedError:
+    """The end of a batch in which each row has a result or none."""
+    untouched = [number for number, one in enumerate(found, 1) if one is None]
+    return RunStoppedError(code, message, _named(found, rows), untouched)
 
 
 def _named(found: Sequence[Result | None], rows: Sequence[RowLike]) -> list[Result]:

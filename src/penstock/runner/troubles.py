@@ -6,7 +6,8 @@ What it can have ended in, and what that counts as:
     no connection                   nothing, and nothing was used: one pause for all rows (`outage`)
     server's trouble, answer lost   an attempt; several rows at once and none answered: an outage
     refused for good                the row is given up, and is among the errors
-    the same refusal for all        the run ends (`addresses`), unless it is about one path of several, or one place
+    no answer of a service          the same; what a log-in page or a proxy sends is no row's fault
+    the same, or that, for all      the run ends (`addresses`), unless it is about one path of several, or one place
     no money, no key                the run ends, unless it is about one model of several, or one place of several
 
 The hard question is whose trouble it is: the row's, or the server's. A row that fails while others are answered is in
@@ -44,7 +45,12 @@ SURE = 300.0
 OWN_WAITS = 5
 """Times that a row is told to wait, while others are answered, before it waits alone."""
 
+PERSISTENT = 10.0
+"""Seconds for which an address must send empty answers, or errors with status 200, before it is left: services under
+load send these, to many rows at once."""
+
 _BACKOFF = exponential(first=1, cap=60, jitter="full")
+_DOUBT = exponential(first=0.1, cap=1, jitter="full")  # where nothing that answers was the service so far
 _PATIENCE = exponential(first=0.05, cap=5, jitter="full")  # for rows that are told again and again to wait a moment
 _GATEWAY = frozenset({502, 503, 504, 529})  # what stands in front of a server that is down says
 
@@ -222,11 +228,16 @@ class Troubles:
             self._counts.status_429 += 1
         if verdict.action is Action.STOP:
             return self._block(work, refused)
-        if verdict.action is Action.PERMANENT:
-            return self._refused_for_good(work, refused)
         if verdict.action is Action.WAIT:
             return self._told_to_wait(work, request, refused)
-        if status in _GATEWAY and self._server_is_down(work, f"the server answers with status {status}"):
+        is_foreign = answers.is_foreign(status, verdict.code)
+        if verdict.action is Action.PERMANENT and not is_foreign:
+            return self._refused_for_good(work, refused)
+        is_page = status >= 500 and answers.is_page(refused.reply.content)
+        is_no_answer = is_foreign or status < 400 or (status == 500 and is_page)
+        if is_no_answer and not self.addresses.is_right(work.group.place, work.row.path):
+            return self._no_answer(work, refused, is_foreign=is_foreign)
+        if (is_foreign or is_page or status in _GATEWAY) and self._server_is_down(work, _in_words(refused)):
             return False
         work.failures += 1
         if work.failures >= self._settings.attempts:
@@ -277,27 +288,50 @@ class Troubles:
 
     def _refused_for_good(self, work: Work, refused: Refused) -> bool:
         """The row is given up; and so is its address, once that has refused whatever it was asked."""
+        is_sure = self.addresses.refused(work.group.place, work.row, refused)
+        return not self._goes_elsewhere(work, refused, is_sure=is_sure) and self._give_up_refused(work, refused)
+
+    def _no_answer(self, work: Work, refused: Refused, *, is_foreign: bool) -> bool:
+        """Where no row was answered so far, something came that is no answer: the row is sent again, for a while."""
+        is_sure = self.addresses.gave_no_answer(work.group.place, work.row.path, 0.0 if is_foreign else PERSISTENT)
+        if self._goes_elsewhere(work, refused, is_sure=is_sure):
+            return False
+        work.failures += 1
+        if work.failures >= self._settings.attempts:
+            return self._give_up_refused(work, refused)
+        work.wait = (_DOUBT if is_foreign else _BACKOFF).delay(work.failures - 1, None, CHANCE.random())
+        return False
+
+    def _goes_elsewhere(self, work: Work, refused: Refused, *, is_sure: bool) -> bool:
+        """Whether a row of a doubtful address is for another place. With `is_sure` nothing more is sent there."""
         place, path, addresses = work.group.place, work.row.path, self.addresses
-        is_sure = addresses.refused(place, work.row, refused)
         has_others = self._has_others(place)
         if has_others and addresses.is_doubtful(place, work.row) and not addresses.serves(place):
             if is_sure:
-                self._close(place, self._said_of_all(path, refused))
+                self._close(place, self._said_of_all(work, refused))
             work.avoid = work.group
-            return False
+            return True
         if is_sure and not has_others:
             self._missing[path] = refused
             if {each for each, _ in addresses.asked} <= self._missing.keys() and not addresses.serves(place):
-                self._stop("unreachable", self._said_of_all(path, refused), refused.reply.status)
-        return self._give_up_refused(work, refused)
+                self._stop("unreachable", self._said_of_all(work, refused), refused.reply.status)
+        return False
 
-    def _said_of_all(self, path: str, refused: Refused) -> str:
-        verdict = refused.verdict
-        words = " ".join(self._secrets.hide(verdict.message).split())[:200]
-        if refused.reply.content.lstrip()[:1] == b"<":
+    def _said_of_all(self, work: Work, refused: Refused) -> str:
+        path, status = work.row.path, refused.reply.status
+        address_of = getattr(work.group.place.client, "address_of", None)
+        where = f"{path} ({address_of(path)})" if address_of else path
+        words = " ".join(self._secrets.hide(refused.verdict.message).split())[:300]
+        if status >= 400 and answers.is_page(refused.reply.content):
             words = "a page, which no service of this kind sends"
+        if status < 400 or status == 500 or answers.is_foreign(status, refused.verdict.code):
+            return (
+                f"the first {REFUSALS} answers to {where} are no answers to rows (status {status}"
+                f"{words and ': ' + words}): see whether the address is right, and whether a log-in or a proxy stands "
+                "in between; then the run can go on"
+            )
         return (
-            f"the first {REFUSALS} answers to {path} are all the same refusal (status {refused.reply.status}"
+            f"the first {REFUSALS} answers to {where} are all the same refusal (status {status}"
             f"{words and ': ' + words}), for which no row can be to blame: see whether the address of the server is "
             "right, and its path"
         )
@@ -353,3 +387,8 @@ class Troubles:
             rows, self._set_aside = self._set_aside, []
             for work in rows:
                 self._give_up_refused(work, self._blocked[work.row.model])
+
+
+def _in_words(refused: Refused) -> str:
+    status = refused.reply.status
+    return f"the server answers with status {status}" if status >= 400 else refused.verdict.message

@@ -182,3 +182,45 @@ async def test_a_file_that_lost_rows_while_their_batch_was_under_way_ends_the_ru
 def test_a_batch_needs_a_name():
     with pytest.raises(ValueError, match="the answer has no id"):
         read_batch({"status": "completed"})
+
+
+PAGE = b"<!doctype html><title>Sign in</title>"
+FOREIGN = {
+    "page": Reply(200, {}, PAGE),
+    "another's JSON": Reply(200, {}, b'{"status": "ok"}'),
+    "no content": Reply(204, {}, b""),
+    "log-in": Reply(302, {"location": "/log-in"}, b""),
+    "refused with a page": Reply(403, {}, PAGE),
+    "captive portal": Reply(511, {}, PAGE),
+    "JSON-RPC": Reply(400, {}, b'{"jsonrpc": "2.0", "error": {"code": -32600}, "id": null}'),
+}
+
+
+@pytest.mark.parametrize("reply", FOREIGN.values(), ids=FOREIGN)
+async def test_an_address_that_is_not_the_service_ends_the_run_soon(virtual_time, tmp_path, reply):
+    """It was asked for a day, or the command was said to be wrong."""
+    service, rows = Odd("POST", "/v1/files$", reply), [chat(n) for n in range(5)]
+    with prepared(tmp_path, rows, service) as made:
+        await made.run()
+    assert made.run.stopped.code == "unreachable"
+    assert made.run.stopped.message.startswith("the first 5 answers of the server are none of the Batch API (")
+    assert clock.now() < 60
+    service.times = 0
+    with prepared(tmp_path, rows, service) as made:
+        await made.run()
+        check_all_answered(made, rows)
+
+
+@pytest.mark.parametrize("reply", FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize(
+    ("method", "ending"),
+    [("POST", "/v1/files$"), ("POST", "/v1/batches$"), ("GET", "/v1/batches/"), ("GET", "/content$")],
+    ids=["upload", "create", "look", "download"],
+)
+async def test_what_is_not_the_service_now_and_then_costs_no_row(virtual_time, tmp_path, reply, method, ending):
+    """A page in place of the answers was read as a file without any, and all of its rows were paid for again."""
+    service, rows = Odd(method, ending, reply, times=2), [chat(n) for n in range(5)]
+    with prepared(tmp_path, rows, service) as made:
+        await made.run()
+        check_all_answered(made, rows)
+    assert (made.run.stopped, service.submitted(), made.run.counts.ambiguous) == (None, 5, 0)

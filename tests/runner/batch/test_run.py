@@ -379,9 +379,11 @@ async def test_a_server_without_batches_is_said_at_once(virtual_time, tmp_path):
     service.before[0] = Reply(404, {}, b'{"error": {"message": "Invalid URL"}}')
     with prepared(tmp_path, [chat(1)], service) as made:
         await made.run()
-    assert (made.run.stopped.code, made.run.stopped.message) == (
-        "service", "the server has no /v1/files (status 404): it does not offer the Batch API",
-    )  # fmt: skip
+    assert made.run.stopped.code == "unreachable"
+    assert made.run.stopped.message == (
+        "the server has no /v1/files (status 404): it does not offer the Batch API; "
+        "without --via batch the rows are sent one by one"
+    )
 
 
 async def test_a_server_that_never_answers_is_given_up_after_five_minutes(virtual_time, tmp_path):

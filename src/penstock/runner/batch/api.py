@@ -21,6 +21,7 @@ from penstock._chance import CHANCE
 from penstock._numbers import show_seconds
 from penstock.llm import failures
 from penstock.llm.failures import Action, Verdict
+from penstock.runner import answers
 from penstock.runner.batch.state import NAME, BatchState, StoredFile, read_batch, read_batches, read_file
 from penstock.runner.client import Lost, NotSent, Reply
 
@@ -33,6 +34,12 @@ NEVER_CONNECTED = 300.0
 
 LOOKS = (1.0, 10.0)
 """Seconds before each look for a batch whose answer was lost: lists may be late."""
+
+STRANGE = 5
+"""Answers of something else than the service, before any of its own, after which the address is taken for wrong."""
+
+_HEAD = 4096
+"""Bytes at the beginning of a downloaded file that are looked at."""
 
 _BACKOFF = exponential(first=1, cap=60, jitter="full")
 
@@ -66,7 +73,11 @@ class RefusedError(Exception):
 
 
 class NoBatchesError(ServiceError):
-    """The service has no such endpoint."""
+    """The server has no such endpoint: for this kind of run it is as if it were not there."""
+
+    def __init__(self, endpoint: str, status: int) -> None:
+        words = f"the server has no /v1/{endpoint} (status {status}): it does not offer the Batch API"
+        super().__init__("unreachable", f"{words}; without --via batch the rows are sent one by one", status)
 
 
 class GoneError(ServiceError):
@@ -126,6 +137,7 @@ class Batches:
         self._on_trouble = on_trouble
         self._hide = hide
         self._has_answered = False
+        self._is_right = False  # the service was met
 
     async def upload(self, form: BinaryIO, content_type: str) -> StoredFile:
         """Store a file: a form with it, from its beginning."""
@@ -166,9 +178,10 @@ class Batches:
                 self._on_trouble(str(error))
                 return None
             except RefusedError as refused:
-                if refused.status >= 300:
+                if refused.status >= 300 and refused.verdict.code != answers.FOREIGN:
                     raise
-                return None  # a success that cannot be read
+                self._on_trouble(self._hide(str(refused)))
+                return None  # a success that cannot be read, or what stands in between answered
 
     async def find(self, name: str, since: float, *, looks: tuple[float, ...] = LOOKS) -> BatchState | None:
         """Look for the batch of a part among those that were created after a moment; None: there is none.
@@ -235,7 +248,11 @@ class Batches:
         async def send() -> Reply:
             into.seek(0)
             into.truncate()
-            return await self._transport.download(f"/v1/files/{file}/content", into)
+            reply = await self._transport.download(f"/v1/files/{file}/content", into)
+            if reply.status == 200:
+                into.seek(0)
+                self._refuse_foreign(reply._replace(content=into.read(_HEAD)), is_whole=False)
+            return reply
 
         await self._see_through(send, dict, has_content=True)
 
@@ -257,7 +274,7 @@ class Batches:
             endpoint: Which one it is, where it is the endpoint that a 404 misses.
             has_content: A success is a file, which is written already.
         """
-        began, tries = clock.now(), 0
+        began, tries, strange = clock.now(), 0, 0
         while True:
             is_lasting = False
             try:
@@ -271,30 +288,53 @@ class Batches:
                     kind = GoneError if refused.status in {404, 410} else ServiceError
                     raise kind("service", self._hide(str(refused)), refused.status) from None
                 reason, wait = self._hide(str(refused)), refused.verdict.wait or 0.0
+                strange += not self._is_right and refused.verdict.code in {answers.FOREIGN, "invalid_response"}
+                if strange >= STRANGE:
+                    raise ServiceError("unreachable", self._said_of_all(reason), refused.status) from None
             await self._pause(reason, began, tries, wait, is_lasting=is_lasting)
             tries += 1
 
     def _read(self, reply: Reply, read: Callable[[dict[str, Any]], _T], endpoint: str = "") -> _T:
         """What the service answered."""
+        if endpoint and reply.status in {404, 405, 501} and b'"No ' not in reply.content:
+            raise NoBatchesError(endpoint, reply.status)
+        self._refuse_foreign(reply)
         self._has_answered = True
         if 200 <= reply.status < 300:
             try:
                 value = json.loads(reply.content)
                 if isinstance(value, dict):
-                    return read(value)
+                    found = read(value)
+                    self._is_right = True
+                    return found
             except (ValueError, RecursionError):
                 pass
             words = "the answer is not a JSON object with an id"
             raise RefusedError(Verdict(Action.BACK_OFF, None, "invalid_response", words), 200)
-        if endpoint and reply.status in {404, 405, 501} and b'"No ' not in reply.content:
-            raise NoBatchesError(
-                "service", f"the server has no /v1/{endpoint} (status {reply.status}): it does not offer the Batch API"
-            )
         verdict = failures.judge(reply.status, reply.content, reply.headers)
         if verdict.action is Action.STOP:
             message = self._hide(verdict.message or verdict.code or "the server takes no request with this key")
             raise ServiceError("account", f"{message} (status {reply.status})", reply.status)
         raise RefusedError(verdict, reply.status)
+
+    def _refuse_foreign(self, reply: Reply, *, is_whole: bool = True) -> None:
+        """Raise `RefusedError` for what no service of this kind sends: another try may well meet the service."""
+        is_page = reply.status < 500 and answers.is_page(reply.content)
+        if not is_whole and not is_page:
+            return
+        said = answers.judge("", reply.status, reply.headers, reply.content)
+        if isinstance(said, answers.Answer) or said.action in {Action.WAIT, Action.STOP}:
+            return
+        if is_page or answers.is_foreign(reply.status, said.code):
+            raise RefusedError(Verdict(Action.BACK_OFF, None, answers.FOREIGN, said.message), reply.status)
+
+    def _said_of_all(self, reason: str) -> str:
+        address_of = getattr(self._transport, "address_of", None)
+        where = address_of("/v1/files") if address_of else "the server"
+        return (
+            f"the first {STRANGE} answers of {where} are none of the Batch API ({reason[:300]}): see whether the "
+            "address is right, and whether a log-in or a proxy stands in between; then the run can go on"
+        )
 
     async def _pause(self, reason: str, began: float, tries: int, wait: float, *, is_lasting: bool) -> None:
         self._on_trouble(reason)
