@@ -269,11 +269,7 @@ class _AskingCall(Call):
 
     __slots__ = ()
 
-    def __aenter__(self) -> Coroutine[Any, Any, Permit]:
-        binding = self._binding
-        if binding.later is not None or not binding.backend.current(binding):
-            binding = binding.current()
-        return wait(binding, Permit, self._terms, self._note_or_undo)
+    __aenter__ = fast_path.enter_by_waiting({"Permit": Permit, **LOOP})
 
 
 _AskingCall.__name__ = _AskingCall.__qualname__ = "Call"

@@ -279,8 +279,8 @@ class Backend(Protocol):
     """Decides for limiters. Every method may be called from any thread, and none of them waits."""
 
     @property
-    def request_type(self) -> type[Request]:
-        """The class of the requests that it takes."""
+    def request_type(self) -> Callable[..., Request]:
+        """What makes the requests that it takes: their class, or a function in its place."""
 
     @property
     def store(self) -> Any:

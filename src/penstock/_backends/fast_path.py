@@ -222,20 +222,43 @@ def _enter_source(shape: str, *, locked: bool) -> str:
         *_before_charge(shape, given="try:"),
         *(f"    {line}" for line in _indented(step, locked=locked)),
         *(f"        {line}" for line in last),
+        *_NOT_CHARGED,
         *_waiting("EnteredPermit" if held else "Permit"),
     ])  # fmt: skip
+
+
+def enter_by_waiting(names: dict[str, Any]) -> Callable[..., Any]:
+    """The method `__aenter__` of calls that hold nothing and always ask their backend. `names`: as above."""
+    names = {**names}
+    _run("\n".join([
+        "async def __aenter__(self):",
+        "    binding = self._binding",
+        "    if binding.later is not None or not binding.backend.current(binding): binding = binding.current()",
+        *_waiting("Permit"),
+    ]), names)  # fmt: skip
+    method: Callable[..., Any] = names["__aenter__"]
+    return method
+
+
+_NOT_CHARGED = [
+    "    except BaseException:",
+    "        self._withdraw(grant)",
+    "        raise",
+    "    binding = binding.current()",
+]  # fmt: skip
 
 
 def _waiting(permit: str) -> list[str]:
     """How `__aenter__` ends where the call was not charged at once, with the class of the permit: as `wait.wait`."""
     return [
-        "    except BaseException:",
-        "        self._withdraw(grant)",
-        "        raise",
-        "    binding = binding.current(); terms = self._terms",
+        "    terms = self._terms",
         "    request = grant = None",
         "    try:",
-        "        request = request_of(binding, here(), terms)",
+        "        parker = here()",
+        "        if terms is PLAIN and turn_here() is NOTHING:",
+        "            request = binding.backend.request_type(binding, parker, None, parker.time_left())",
+        "        else:",
+        "            request = request_of(binding, parker, terms)",
         "        if request.time_left == -inf:",
         "            await checkpoint()",
         "        seconds = binding.backend.enter(request)",
@@ -245,7 +268,10 @@ def _waiting(permit: str) -> list[str]:
         "            await request.parker.park(seconds)",
         "            seconds = binding.backend.advance(request)",
         f"        grant = {permit}()",
-        "        fill_in(binding, request, grant, terms.flow)",
+        "        if request.error is not None or binding.caller.on_event is not None:",
+        "            fill_in(binding, request, grant, terms.flow)",
+        "        else:",
+        "            binding.backend.hand_over(request, grant)",
         "    except BaseException as error:",
         "        give_up(binding, request, grant, error, terms.flow)",
         "        raise",
@@ -425,6 +451,7 @@ def _keyed_enter_source(shape: str) -> str:
         "        if charged:",
         "            if mine.on_event is not None: emit_grant(binding, 0.0, grant, self._terms.flow)",
         "            return grant",
+        *_NOT_CHARGED,
         *_waiting("Permit"),
     ])  # fmt: skip
 

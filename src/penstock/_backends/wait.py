@@ -40,15 +40,18 @@ PLAIN = Terms()
 """The terms of a call that says nothing of them."""
 
 
-async def wait(binding: Binding, new: Callable[[], G], terms: Terms, hold: Callable[[G], None] | None = None) -> G:
+async def wait(binding: Binding, new: Callable[[], G], terms: Terms) -> G:
     """Wait as this task for its turn; return the grant, a new one made by `new`, or raise the backend's answer.
 
-    `fast_path` has the same in the methods that it writes: a coroutine less for each of many waiters. `hold` hears of a
-    grant that holds places although the binding did not, as the limits have changed meanwhile.
+    `fast_path` has the same in the methods that it writes: a coroutine less for each of many waiters.
     """
     request = grant = None  # the grant is made at the end: it would be one object more for each of many waiters
     try:
-        request = request_of(binding, here(), terms)
+        parker = here()
+        if terms is PLAIN and turn_here() is NOTHING:  # as most
+            request = binding.backend.request_type(binding, parker, None, parker.time_left())
+        else:
+            request = request_of(binding, parker, terms)
         if request.time_left == -inf:
             await checkpoint()  # the scope is cancelled already: say so, and not that it is too late
         seconds = binding.backend.enter(request)
@@ -58,12 +61,13 @@ async def wait(binding: Binding, new: Callable[[], G], terms: Terms, hold: Calla
             await request.parker.park(seconds)
             seconds = binding.backend.advance(request)
         grant = new()
-        fill_in(binding, request, grant, terms.flow)
+        if request.error is not None or binding.caller.on_event is not None:
+            fill_in(binding, request, grant, terms.flow)
+        else:
+            binding.backend.hand_over(request, grant)
     except BaseException as error:
         give_up(binding, request, grant, error, terms.flow)
         raise
-    if hold is not None and grant.charges is not binding.charge.charges and grant.held:
-        hold(grant)
     return grant
 
 
@@ -148,6 +152,9 @@ def give_up(
 
 LOOP = {
     "here": here,
+    "PLAIN": PLAIN,
+    "NOTHING": NOTHING,
+    "turn_here": turn_here,
     "request_of": request_of,
     "inf": inf,
     "checkpoint": checkpoint,

@@ -20,7 +20,7 @@ from penstock._backends.held_places import warn_of_orphan
 from penstock._backends.shared.dispatcher import Dispatcher, dispatcher_of
 from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
 from penstock._backends.shared.queue import StoreQueue
-from penstock._backends.shared.requests import SharedRequest, Stage, StoreReceipts
+from penstock._backends.shared.requests import SharedRequest, Stage, StoreReceipts, new_request
 from penstock._backends.shared.scheduler import Scheduler
 from penstock._backends.shared.state import flow_key
 from penstock._backends.shared.wire import BatchInFlight, Look, Order
@@ -36,6 +36,7 @@ from penstock.limits import Limit
 from penstock.stores.contract import Store
 
 _GRANTED = Stage.GRANTED  # to look a member up in an enumeration costs as much as a call on Python 3.11
+_EVER = math.inf
 
 MOST = 1e12
 """Units of one call that are counted: a store adds them up in doubles, and refunds need sums that are exact."""
@@ -46,7 +47,7 @@ class SharedBackend:
 
     __slots__ = ("__weakref__", "_clearance", "_plan", "dispatcher", "lease", "sets", "store")
 
-    request_type = SharedRequest
+    request_type = staticmethod(new_request)
 
     def __init__(self, dispatcher: Dispatcher, sets: tuple[SharedLimitSet, ...]) -> None:
         self.dispatcher = dispatcher
@@ -146,7 +147,7 @@ class SharedBackend:
             with self.store.lock:  # a later call must not be granted before this one is there
                 self.queue.coming += 1
         self.dispatcher.ask(request)
-        return math.inf if request.latest == math.inf else self._until_answered(request)
+        return _EVER if request.latest == _EVER else self._until_answered(request)
 
     def _until_answered(self, request: SharedRequest) -> float:
         """Seconds to wait for the dispatcher: infinite, or the caller's longest wait and the store's patience."""
