@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import threading
 
 import pytest
 
-from penstock import Limiter, clock, in_flight, per_minute, per_second
+from penstock import Limiter, clock, in_flight, per_hour, per_minute, per_second
 
 
 async def settle_down():
@@ -103,6 +104,49 @@ def test_a_loop_that_was_closed_under_its_waiters_does_not_hold_up_the_others():
     for task in tasks:
         with contextlib.suppress(RuntimeError):
             task.get_coro().close()
+
+
+def leave_waiting(limiter, *costs, close=lambda: None):
+    """Begin calls in an event loop, and close it under them; `close` is called before that, when it runs no more."""
+    loop = asyncio.new_event_loop()
+    tasks = [loop.create_task(limiter.acquire(tokens=cost)) for cost in costs]
+    loop.run_until_complete(asyncio.sleep(0))
+    close()
+    loop.close()
+    for task in tasks:
+        task._log_destroy_pending = False
+    return tasks
+
+
+@pytest.mark.parametrize("in_loop", [True, False], ids=["another loop", "a thread"])
+def test_waiters_of_a_closed_loop_take_no_turn_and_no_place_in_the_queue_from_the_others(in_loop):
+    """The others waited for the turn of the first of them, an hour here, or were told that the queue is full."""
+    limiter = Limiter(tokens=per_hour(100), max_queue=2)
+    limiter.acquire_nowait(tokens=90)
+    left = leave_waiting(limiter, 60, 60)
+    assert limiter.statistics().waiting == 2
+    if in_loop:
+        asyncio.run(limiter.acquire(tokens=5, max_wait=0))
+    else:
+        with limiter(tokens=5, max_wait=0):
+            pass
+    assert (limiter.statistics().waiting, limiter.statistics().granted) == (0, 2)
+    del left
+    gc.collect()
+    assert (limiter.statistics().waiting, limiter.statistics().granted) == (0, 2)
+    assert limiter.statistics().limits["tokens"].level == pytest.approx(5, abs=1)
+
+
+def test_a_place_that_a_closed_loop_was_given_comes_back():
+    """Its task never woke to take it. It was held for ever: the queue kept the task from being collected."""
+    limiter = Limiter(tokens=in_flight(1, default=None))
+    permit = limiter.acquire_nowait(tokens=1)
+    left = leave_waiting(limiter, 1, close=permit.close)
+    assert limiter.statistics().in_flight == 1
+    del left
+    with limiter(tokens=1, max_wait=5):
+        assert limiter.statistics().in_flight == 1
+    assert limiter.statistics().in_flight == 0
 
 
 def test_a_loop_that_was_stopped_keeps_its_place_and_does_not_hold_up_the_others():

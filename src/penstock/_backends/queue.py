@@ -187,6 +187,8 @@ class WaitQueue:
         request.queue = self
         self._here = request.home
         patient = request.parker is not None and request.deadline is None
+        if self._homes and request.home not in self._homes:
+            self._forget_closed_loops(now)
         if now >= self._alarm + (LATE if patient else 0.0):
             self.run(now)  # the timer has not rung yet: grant in its place, before a bucket overflows
         if not self.waiters.join(request, now):
@@ -367,6 +369,13 @@ class WaitQueue:
         if self._leader is home:
             self._leader = None
             self._ring_all()  # one of the others rings first from now on
+
+    def _forget_closed_loops(self, now: float) -> None:
+        """Let the waiters go that were left in a closed loop: they would hold up the others until their turn."""
+        for home in list(self._homes.values()):
+            if home.timekeeper is not None and not home.timekeeper.parker.alive():
+                self.leave(home.timekeeper, now)  # the others of its loop go with it
+                self.run(now)
 
     def _forget_the_parents_waiters(self) -> None:
         """In the child of a fork: every waiter waits in the parent."""
