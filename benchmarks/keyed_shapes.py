@@ -1,9 +1,11 @@
 """What a call on a key costs that need not wait, in every shape that users have, beside what they would write by hand.
 
 By hand is a dict that never forgets: per key an `aiolimiter.AsyncLimiter` for each of two rates, and an
-`asyncio.Semaphore` for places. It can neither settle nor cancel, so there it is the same without. Each row is a run of
-its own, in which both take turns in many short rounds over random keys; the ratio is the median of the ratios round by
-round. `--per` is how long a limit takes to fill: 1 forgets every key between two uses of it, 1e6 none.
+`asyncio.Semaphore` for places. To settle upwards it acquires the rest. It has no word for giving back, so there it
+lowers the limiter's private level. Limits by a function of the key are asked for once a key, and ours at every use,
+since the answer may change; the function looks up one of three plans. Each row is a run of its own, in which both take
+turns in many short rounds over random keys; the ratio is the median of the ratios round by round. `--per` is how long a
+limit takes to fill: 1 forgets every key between two uses of it, 1e6 none.
 
     python benchmarks/keyed_shapes.py [--keys 100 10000] [--per 1 1e6] [--rounds 21] [--calls 500] [--only TEXT]
 """
@@ -27,15 +29,20 @@ PLENTY = 10**9  # never reached
 # By hand
 
 
-def hand(per, *, places=False, organisation=False, cost=5):
+def give_back(limiter, amount):
+    limiter._level = max(0.0, limiter._level - amount)
+
+
+def hand(per, *, places=0, organisation=False, cost=5, true_cost=None, cancelled=False, limits_of=None):
     limiters = {}
     requests, tokens = (aiolimiter.AsyncLimiter(PLENTY, per) for _ in range(2))
 
     def of(key):
         mine = limiters.get(key)
         if mine is None:
-            rates = [aiolimiter.AsyncLimiter(PLENTY, per) for _ in range(2)]
-            mine = limiters[key] = (asyncio.Semaphore(64), *rates) if places else tuple(rates)
+            amounts = (PLENTY, PLENTY) if limits_of is None else [limit.amount for limit in limits_of(key).values()]
+            rates = [aiolimiter.AsyncLimiter(amount, per) for amount in amounts]
+            mine = limiters[key] = (asyncio.Semaphore(places), *rates) if places else tuple(rates)
         return mine
 
     async def with_places(keys):
@@ -51,6 +58,9 @@ def hand(per, *, places=False, organisation=False, cost=5):
                 mine, my_tokens = of(key)
                 async with mine:
                     await my_tokens.acquire(cost)
+                    if true_cost is not None:
+                        give_back(my_tokens, cost - true_cost)
+                        give_back(tokens, cost - true_cost)
 
     async def plain(keys):
         for key in keys:
@@ -60,7 +70,24 @@ def hand(per, *, places=False, organisation=False, cost=5):
             async with mine[0]:
                 await mine[1].acquire(cost)
 
-    return with_places if places else with_organisation if organisation else plain
+    async def settled(keys):
+        for key in keys:
+            mine = limiters.get(key)
+            if mine is None:
+                mine = of(key)
+            async with mine[0]:
+                await mine[1].acquire(cost)
+                if cancelled:
+                    give_back(mine[0], 1)
+                    give_back(mine[1], cost)
+                elif true_cost > cost:
+                    await mine[1].acquire(true_cost - cost)
+                else:
+                    give_back(mine[1], cost - true_cost)
+
+    if places or organisation:
+        return with_places if places else with_organisation
+    return settled if cancelled or true_cost is not None else plain
 
 
 def hand_decorated(per):
@@ -145,6 +172,27 @@ def settled(per_user, true_cost):
     return run
 
 
+def settled_late(per_user, true_cost):
+    """Each call is settled after the next one of its key has begun."""
+    open_ = {}
+
+    async def run(keys):
+        for key in keys:
+            permit = await per_user[key].acquire(tokens=5)
+            before = open_.get(key)
+            if before is not None:
+                before.settle(tokens=true_cost)
+                before.close()
+            open_[key] = permit
+
+    return run
+
+
+def by_plan(per):
+    plans = [{"requests": Rate(PLENTY + plan, per), "tokens": Rate(PLENTY + plan, per)} for plan in range(3)]
+    return lambda user: plans[len(user) % 3]
+
+
 def cancelled(per_user):
     async def run(keys):
         for key in keys:
@@ -182,25 +230,27 @@ ROWS = [
     ("decorator, tokens=len", hand_decorated, lambda per: decorated(two(per))),
     ("`with await acquire(…)`", hand, lambda per: acquired(two(per))),
     ("`with acquire_nowait(…)`", hand, lambda per: acquired_now(two(per))),
-    ("and in_flight(64)", lambda per: hand(per, places=True),
+    ("and in_flight(64)", lambda per: hand(per, places=64),
      lambda per: entered(two(per, calls=in_flight(64)), tokens=5)),
-    ("and in_flight(64), `with await acquire(…)`", lambda per: hand(per, places=True),
+    ("and in_flight(64), `with await acquire(…)`", lambda per: hand(per, places=64),
      lambda per: acquired(two(per, calls=in_flight(64)))),
-    ("and in_flight(1)", lambda per: hand(per, places=True),
+    ("and in_flight(1)", lambda per: hand(per, places=1),
      lambda per: entered(two(per, calls=in_flight(1)), tokens=5)),
-    ("settle, down", hand, lambda per: settled(two(per), 3)),
-    ("settle, up", hand, lambda per: settled(two(per), 7)),
-    ("cancel", hand, lambda per: cancelled(two(per))),
+    ("settle, down", lambda per: hand(per, true_cost=3), lambda per: settled(two(per), 3)),
+    ("settle, up", lambda per: hand(per, true_cost=7), lambda per: settled(two(per), 7)),
+    ("cancel", lambda per: hand(per, cancelled=True), lambda per: cancelled(two(per))),
     ("a rate and sliding(…)", hand,
      lambda per: entered(Keyed(requests=Rate(PLENTY, per), tokens=sliding(PLENTY, per)), tokens=5)),
     ("a rate and calendar(…)", hand,
      lambda per: entered(Keyed(requests=Rate(PLENTY, per), tokens=calendar(PLENTY, "day")), tokens=5)),
     ("overdraft=True", hand,
      lambda per: entered(Keyed(requests=Rate(PLENTY, per), tokens=Rate(PLENTY, per, overdraft=True)), tokens=5)),
-    ("limits by a function of the key", hand,
-     lambda per: entered(Keyed(lambda _: {"requests": Rate(PLENTY, per), "tokens": Rate(PLENTY, per)}), tokens=5)),
+    ("settle, two calls of a key at a time", lambda per: hand(per, true_cost=3), lambda per: settled_late(two(per), 3)),
+    ("limits by a function of the key", lambda per: hand(per, limits_of=by_plan(per)),
+     lambda per: entered(Keyed(by_plan(per)), tokens=5)),
     ("organisation & per_user[key]", lambda per: hand(per, organisation=True), joint),
-    ("organisation & per_user[key], settle", lambda per: hand(per, organisation=True), lambda per: joint(per, 3)),
+    ("organisation & per_user[key], settle", lambda per: hand(per, organisation=True, true_cost=3),
+     lambda per: joint(per, 3)),
 ]  # fmt: skip
 
 

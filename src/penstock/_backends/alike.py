@@ -68,7 +68,7 @@ class Alike:
         charge.cost, charge._full_cost, charge.charges, charge.parts = cost, None, tuple(charges), tuple(parts)
         charge.grant, charge.release, charge.shape = like.grant, like.release, like.shape
         charge.held, charge.watched, charge.closer = like.held, like.watched, like.closer
-        charge.clearance = like.clearance
+        charge.clearance, charge.where = like.clearance, like.where
         return charge
 
     def add(self, charge: Charge) -> None:

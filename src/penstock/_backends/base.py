@@ -123,11 +123,12 @@ class Grant:
         binding = self.binding
         if binding is not None:
             at, ended = self.granted_at, self.ended
-            # With the meters that were charged: a change may have put others in their place.
+            # With the meters that were charged: a change may have put others in their place. Of a key the receipts may
+            # be all of its numbers, which are one more.
             parts = binding.charge.parts
             receipts = [
                 (meter, Hold(0.0 if ended else amount, math.inf) if meter.held else (tat, at))
-                for meter, amount, tat in zip(parts[::2], parts[1::2], self.receipts, strict=True)
+                for meter, amount, tat in zip(parts[::2], parts[1::2], self.receipts, strict=False)
             ]
             self.of(binding.backend, binding.caller, binding.charge.charges, receipts, at)
             self.ended = ended
@@ -147,11 +148,13 @@ class Charge:
         held: Whether a part of the charge is held, and comes back when the permit ends.
         watched: Whether it would be held for ever if the permit was never closed.
         clearance: That of limits which are charged beside a key's.
+        where: Of a key: where its limits are among those that keys share; None for one beside them.
         closer: As `grant`, by a look with the lock held, where `grant` leaves something to it.
     """
 
     __slots__ = (
-        "_full_cost", "charges", "clearance", "closer", "cost", "grant", "held", "parts", "release", "shape", "watched"
+        "_full_cost", "charges", "clearance", "closer", "cost", "grant", "held", "parts", "release", "shape", "watched",
+        "where",
     )  # fmt: skip
 
     charges: Charges
@@ -168,6 +171,7 @@ class Charge:
         self.clearance: Any = None
         self.release: Callable[[Grant], bool] | None = None
         self.shape: str = ""
+        self.where: tuple[Any, ...] = ()
         held = [state for state, _ in charges if state.meter.held]
         self.held: bool = bool(held)
         self.watched: bool = self.held and None in [getattr(state.limit, "ttl", None) for state in held]

@@ -66,9 +66,12 @@ def prepare(charge: Charge) -> None:
 
 
 def new_key(states: list[LimitState]) -> tuple[float, ...] | None:
-    """What a key has used of these limits that was never seen, as numbers; None where that cannot be numbers."""
+    """What a key has used of these limits that was never seen, as numbers; None where that cannot be numbers.
+
+    A `tat` per limit, and how many charges may still be settled.
+    """
     fits = len(states) <= _MOST and all(type(state.meter) is Bucket for state in states)
-    return (_FULL_SINCE_EVER,) * len(states) if fits else None
+    return (*(_FULL_SINCE_EVER,) * len(states), 0) if fits else None
 
 
 def prepare_key(
@@ -81,7 +84,8 @@ def prepare_key(
     held.
     """
     index = {id(state): at for at, state in enumerate(states)}
-    where = tuple([index.get(id(state)) for state, _ in charge.charges])  # in the key's list; None: beside it
+    # In the key's list; None: beside it.
+    charge.where = where = tuple([index.get(id(state)) for state, _ in charge.charges])
     both = [
         (state.meter if at is None else meters[at], float(amount))
         for (state, amount), at in zip(charge.charges, where, strict=True)
@@ -496,10 +500,10 @@ def _keyed_step(shape: str, charged: str, not_ready: str) -> list[str]:
         "    elif states.moving: used = None",
         "    else: used = states.new",
         "    if used.__class__ is tuple:",
-        f"        {used} = used",
+        f"        {used}open = used",
         *(f"        {line}" for line in look),
         f"        if {' and '.join(f't{i} - m{i}.ceiling <= r{i}' for i in parts)}:",
-        f"            fresh = ({used})",
+        f"            fresh = ({used}open + 1)",
         *(f"            {line}" for line in put),
         f"        {not_ready}",
     ], locked=locked, lock="states.store.lock")  # fmt: skip

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
+from penstock._backends import key_numbers
 from penstock._backends.alike import Alike
 from penstock._backends.base import Binding, Caller, Charge, Grant, Request
 from penstock._backends.charges import ChargePlan, joint_name
@@ -163,11 +164,21 @@ class Key(Caller):
         return self.states.shared.cost(grant)
 
     def settle(self, grant: Grant, true_cost: Mapping[str, float]) -> None:
-        self._let("settle", grant, true_cost)
+        keys = self._kept_as_numbers()
+        if keys is None or not key_numbers.settle(keys, self.key, self, grant, true_cost):
+            self._let("settle", grant, true_cost)
 
     def cancel(self, grant: Grant) -> bool:
+        keys = self._kept_as_numbers()
+        if keys is not None and key_numbers.cancel(keys, self.key, self, grant):
+            return True
         cancelled: bool = self._let("cancel", grant)
         return cancelled
+
+    def _kept_as_numbers(self) -> KeyStates | None:
+        """What keeps this key, where that may be as numbers."""
+        states = self.states
+        return states if self._real is None and isinstance(states, KeyStates) and states.new is not None else None
 
     def close(self, grant: Grant) -> None:
         if not grant.held:

@@ -2,8 +2,9 @@
 
 What a key has used is kept in the smallest of three forms:
 
-- a tuple with a number per bucket, the bucket's `tat`. A call of whole units reads and writes that tuple and makes
-  nothing else (`fast_path.prepare_key`);
+- a tuple with a number per bucket, the bucket's `tat`, and the number of charges that may still be settled. A call of
+  whole units reads and writes that tuple and makes nothing else (`fast_path.prepare_key`); so does its settlement where
+  no other charge is open, and its cancellation where none came since (`key_numbers`);
 - a list of its meters, where that is not enough: fractions, places, windows, what was given back. A call that need not
   wait charges them where they are. For what goes on afterwards (settle, cancel, close) one limit set, which all keys
   share, is given the meters of the key (`run`). Meters are packed when the key was not used for a while;
@@ -60,6 +61,9 @@ SWEEP = 20
 PROBE = 64
 """Uses after which a few keys are looked at, where nearly none of those looked at last could be forgotten."""
 
+_MANY = 1_000_000
+"""How many charges of a key may be open where that is not known."""
+
 
 class Materialised(Exception):  # noqa: N818 - a signal: no error
     """The limits of this key are materialised, or this thread is in the middle of a decision: ask the limits."""
@@ -100,6 +104,8 @@ class KeyStates:
         charges: Costs that some key has been charged, worked out once.
         clearance: Permission to charge the meters of keys without the lock.
         dead: Keys whose limits nothing holds any more, to be packed.
+        meters, rates: Of the limits that keys share: meters that nothing charges; and how fast their buckets fill,
+            where keys may be numbers.
         moving: What was taken out of `old` to be looked at.
         new: What a key has used that was never seen, as numbers; None where it cannot be numbers.
         plain: Whether all keys so far are compared without a call of Python's.
@@ -112,9 +118,10 @@ class KeyStates:
     """
 
     __slots__ = (
-        "_ageing", "_alike", "_calendars", "_forgotten", "_lent", "_meters", "_pattern", "_rates", "_running",
+        "_ageing", "_alike", "_calendars", "_forgotten", "_lent", "_pattern", "_running",
         "_states", "_usual", "_weights", "_yields", "call_of", "charges", "clearance", "dead", "fast", "known", "like",
-        "limits", "live", "moving", "new", "old", "plain", "quick", "shared", "store", "sweep_at", "uses",
+        "limits", "live", "meters", "moving", "new", "old", "plain", "quick", "rates", "shared", "store", "sweep_at",
+        "uses",
     )  # fmt: skip
 
     def __init__(
@@ -134,8 +141,8 @@ class KeyStates:
         self.limits = limits
         self._pattern = None if limits is None else LimitSet(limits, WaitQueue(), None)
         self._states = [] if self._pattern is None else self._pattern.all_states()
-        self._meters = [state.meter for state in self._states]  # unused ones; the states are given those of keys
-        self._calendars = any(meter.calendar for meter in self._meters)
+        self.meters = [state.meter for state in self._states]  # the states are given those of keys
+        self._calendars = any(meter.calendar for meter in self.meters)
         self._usual = [state.limit for state in self._states]
         self.fast = like.enforce and bool(self._states) and not any(getattr(each, "ttl", None) for each in self._usual)
         self.shared = None if self._pattern is None else LocalBackend(store, (self._pattern,))
@@ -152,7 +159,7 @@ class KeyStates:
         self.charges: dict[Any, Charge] = {}
         self.quick: dict[Any, Any] = {}
         self.new = fast_path.new_key(self._states)
-        self._rates = () if self.new is None else tuple([meter.rate for meter in self._meters])  # type: ignore[attr-defined]
+        self.rates = () if self.new is None else tuple([meter.rate for meter in self.meters])  # type: ignore[attr-defined]
         self._forgotten: dict[Hashable, tuple[float, float]] = {}  # when it was, and until when that matters
         self.uses = 0
         self.sweep_at = SWEEP
@@ -205,7 +212,7 @@ class KeyStates:
             if self._running:
                 return  # in a signal handler: the meters of the key that is being decided on stay where they are
             if self._lent:  # let no shared limit refer to a meter that could be packed
-                self._lend(self._meters)
+                self._lend(self.meters)
                 self._lent = False
             self._put_one_away()
             self._put_one_away()
@@ -256,7 +263,7 @@ class KeyStates:
         elif isinstance(kept, list):
             part.take_meters(kept)
         elif kept is not None:
-            for state, packed in zip(part.all_states(), kept, strict=True):
+            for state, packed in zip(part.all_states(), kept, strict=False):
                 state.meter.unpack(packed)
         new = _Life.of(part, self.dead.append, key)
         live, known, old = self.live, self.known, self.old
@@ -303,7 +310,7 @@ class KeyStates:
             return
         meters = [state.meter for state in _all(kept)] if isinstance(kept, dict) else kept
         until = now
-        for meter, fresh in zip(meters, self._meters, strict=True):
+        for meter, fresh in zip(meters, self.meters, strict=True):
             if type(fresh) is Bucket:
                 packed = meter.pack() if type(meter) is Bucket else meter
                 if packed.__class__ is tuple:
@@ -353,7 +360,7 @@ class KeyStates:
 
     def _drop_the_whole(self, moving: list[tuple[Hashable, Any]], last: tuple[Hashable, Any], now: float) -> None:
         """Drop all keys that are whole again and were kept as numbers, which nearly all are, in one step."""
-        full = [now * rate for rate in self._rates]
+        full = [now * rate for rate in self.rates]
         rest = [item for item in moving if item[1].__class__ is not tuple or any(map(gt, item[1], full))]
         if moving and moving[-1] is last:  # else a signal handler has put them back; no call until they are dropped
             self.moving = rest
@@ -370,9 +377,9 @@ class KeyStates:
     def _whole(self, kept: Any, now: float) -> bool:
         """Whether the limits of a key are whole again, so that it equals one never seen."""
         if type(kept) is tuple:
-            return not any(tat > now * rate for tat, rate in zip(kept, self._rates, strict=True))
+            return not any(tat > now * rate for tat, rate in zip(kept, self.rates, strict=False))
         if isinstance(kept, _Packed):
-            both = zip(_follow(self._meters, now), kept, strict=True)
+            both = zip(_follow(self.meters, now), kept, strict=True)
             return all(meter.idle_as(packed, now) for meter, packed in both)
         if isinstance(kept, list):
             return not _settled(kept) and all(meter.idle(now) for meter in _follow(kept, now))
@@ -408,8 +415,8 @@ class KeyStates:
             return []
         meters = kept
         if not isinstance(kept, list):
-            meters = [fresh_meter(state.limit, meter) for state, meter in zip(self._states, self._meters, strict=True)]
-            for meter, packed in zip(meters, kept or (), strict=kept is not None):
+            meters = [fresh_meter(state.limit, meter) for state, meter in zip(self._states, self.meters, strict=True)]
+            for meter, packed in zip(meters, kept or (), strict=False):
                 meter.unpack(packed)
         live, known, old = self.live, self.known, self.old
         if key in live:  # no call from here on
@@ -469,7 +476,7 @@ class KeyStates:
     def prepared(self, charge: Charge, *, joint: bool = False) -> Charge:
         """A charge with what it takes to charge a key, or others beside it."""
         numbers, locked = self.new is not None, not self.plain
-        fast_path.prepare_key(charge, self._states, self._meters, joint=joint, numbers=numbers, locked=locked)
+        fast_path.prepare_key(charge, self._states, self.meters, joint=joint, numbers=numbers, locked=locked)
         return charge
 
 
@@ -510,7 +517,7 @@ def _packed(meters: list[Meter]) -> Any:
     if None in packed:
         return meters
     numbers = all(type(meter) is Bucket for meter in meters) and all(type(used) is float for used in packed)
-    return tuple(packed) if numbers else _Packed(packed)
+    return (*packed, _MANY) if numbers else _Packed(packed)
 
 
 def _settled(meters: list[Meter]) -> bool:

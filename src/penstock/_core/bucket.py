@@ -20,6 +20,8 @@ An idle bucket equals a new one: a full bucket can be forgotten with no loss of 
 
 from __future__ import annotations
 
+import math
+
 from penstock._core.meter import Meter
 from penstock._core.refunds import Refunds
 from penstock.limits import Rate
@@ -189,8 +191,11 @@ class Bucket(Meter):
         What was charged since then is subtracted, what was refilled is added: a server's word is as old as the call
         that it answers, and taking it for the present forgets everything sent since. What overflowed since is in `tat`
         as if it had been charged, so the burst must not cut off what was refilled as well; only the level here does.
+        Where that cannot be known (`-inf`), the word is too old to say anything.
         """
         tat_after, then = receipt
+        if tat_after == -math.inf:
+            return self.level(now)
         charged = self.tat - tat_after
         for tat, amount in self.heard or ():
             if tat > tat_after:
