@@ -53,8 +53,8 @@ class _Wait:
         self.fixed = False
 
 
-class Batch:
-    """The rows of a batch, at the moment `now`.
+class BatchState:
+    """The state of all that a batch asks about, at the moment `now`, with one method an operation.
 
     Attributes:
         verdicts: What the operations so far have found.
@@ -553,20 +553,20 @@ class Batch:
         return at + 3
 
 
-_RUN: dict[float, Callable[[Batch, Sequence[float], int], int]] = {
-    codes.ACQUIRE: Batch._acquire,
-    codes.SERIES: Batch._series,
-    codes.GIVE_BACK: Batch._give_back,
-    codes.CHARGE: Batch._charge_all,
-    codes.PAUSE: Batch._start_pause,
-    codes.LOWER: Batch._lower,
-    codes.RENEW: Batch._renew,
-    codes.FLOW: Batch._begin_flow,
-    codes.LEAVE: Batch._leave,
-    codes.RESUME: Batch._resume,
-    codes.RANK: Batch._rank,
-    codes.PLACE: Batch._choose_place,
-    codes.DROP: Batch._drop,
+_RUN: dict[float, Callable[[BatchState, Sequence[float], int], int]] = {
+    codes.ACQUIRE: BatchState._acquire,
+    codes.SERIES: BatchState._series,
+    codes.GIVE_BACK: BatchState._give_back,
+    codes.CHARGE: BatchState._charge_all,
+    codes.PAUSE: BatchState._start_pause,
+    codes.LOWER: BatchState._lower,
+    codes.RENEW: BatchState._renew,
+    codes.FLOW: BatchState._begin_flow,
+    codes.LEAVE: BatchState._leave,
+    codes.RESUME: BatchState._resume,
+    codes.RANK: BatchState._rank,
+    codes.PLACE: BatchState._choose_place,
+    codes.DROP: BatchState._drop,
 }
 
 

@@ -51,7 +51,7 @@ class Caller:
         self.cost = cost
         self.arrived = clock.now()
         self.parker = queue.parker()
-        self.home: Queue | Batch | None = queue
+        self.home: Queue | BatchTask | None = queue
         self.error: BaseException | None = None
 
     def serve(self, entry: Any) -> None:
@@ -103,7 +103,7 @@ class Queue:
         self.waiting = 0
         self.changes = 0  # how often a caller has come or left, here or in a batch
         self.total: Cost = dict.fromkeys(options.max_cost, 0)
-        self.open: Batch | None = None
+        self.open: BatchTask | None = None
 
     def join(self, caller: Caller) -> None:
         self.callers.append(caller)
@@ -151,7 +151,7 @@ class Queue:
                 return chosen, True
         return chosen, full
 
-    def take(self, callers: list[Caller], batch: Batch) -> None:
+    def take(self, callers: list[Caller], batch: BatchTask) -> None:
         """Hand the front of the queue over to the open batch, and open the next one for the rest."""
         left = len(callers)
         while left:
@@ -171,11 +171,11 @@ class Queue:
             self.total[unit] = self.total[unit] - _sum(callers, unit) if self.waiting else 0
 
     def _open_batch(self) -> None:
-        self.open = Batch(self)
+        self.open = BatchTask(self)
         self.open.start()
 
 
-class Batch:
+class BatchTask:
     """One call of `send`: its task and, once it has taken them, its callers."""
 
     __slots__ = ("callers", "parker", "queue", "task")
@@ -338,7 +338,7 @@ class Batch:
             middle = (len(callers) + 1) // 2
             for part in callers[:middle], callers[middle:]:
                 if part:
-                    half = Batch(self.queue, part)
+                    half = BatchTask(self.queue, part)
                     for caller in part:
                         caller.home = half
                     half.start()

@@ -16,14 +16,14 @@ from penstock import clock
 from penstock.simulator import _replies
 from penstock.simulator._account import Account
 from penstock.simulator._answering import FAILURES, Json
-from penstock.simulator._batches import ENDED, Batch, Library, StoredFile, wrong_batch
+from penstock.simulator._batches import ENDED, BatchJob, Library, StoredFile, wrong_batch
 from penstock.simulator._bodies import SILENCE, read_body
 from penstock.simulator._multipart import read_form
 
 MAX_FILE = 512 * 1024 * 1024
 """Bytes of a file of any purpose."""
 
-_Entry = TypeVar("_Entry", StoredFile, Batch)
+_Entry = TypeVar("_Entry", StoredFile, BatchJob)
 
 Handler = Callable[[Request], Awaitable[Response]]
 

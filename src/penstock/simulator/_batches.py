@@ -57,7 +57,7 @@ class StoredFile:
 
 
 @dataclass(slots=True)
-class Batch:
+class BatchJob:
     """A batch, with the moments at which it changes, in seconds since 1970; `inf`: never.
 
     Attributes:
@@ -110,7 +110,7 @@ class Library:
         self.simulation = simulation
         self.rules = simulation.batches
         self.files: dict[str, StoredFile] = {}
-        self.batches: dict[str, Batch] = {}
+        self.batches: dict[str, BatchJob] = {}
         self.now = -math.inf  # until when everything has happened: what is told later is told as of this moment
         self.executed: Counter[str] = Counter()  # rows that were worked on, by custom_id: each of them is billed
         self._random = Random(f"{simulation.seed}:ids")
@@ -126,16 +126,16 @@ class Library:
 
     # Batches ----------------------------------------------------------------------------------------------------------
 
-    def create(self, file: StoredFile, endpoint: str, window: str, metadata: dict[str, str] | None) -> Batch:
+    def create(self, file: StoredFile, endpoint: str, window: str, metadata: dict[str, str] | None) -> BatchJob:
         """Begin a batch, which is checked a little later."""
-        batch = Batch(
+        batch = BatchJob(
             f"batch_{self._random.getrandbits(128):032x}", endpoint, file, window, metadata, self.now,
             self.now + self.rules.window, self.now + self.rules.validating,
         )  # fmt: skip
         self.batches[batch.id] = batch
         return batch
 
-    def cancel(self, batch: Batch) -> None:
+    def cancel(self, batch: BatchJob) -> None:
         """End a batch before its time."""
         batch.cancelling = self.now
         batch.ended = self.now + self.rules.finalizing
@@ -151,7 +151,7 @@ class Library:
                 yield from self._finish(batch)
         self.now = max(self.now, now)
 
-    def _check(self, batch: Batch) -> None:
+    def _check(self, batch: BatchJob) -> None:
         batch.is_checked = True
         batch.errors = list(self._problems(batch))
         if batch.errors:
@@ -160,7 +160,7 @@ class Library:
         batch.worked = min(work, batch.expires)
         batch.ended = min(batch.ended, batch.worked + self.rules.finalizing)
 
-    def _problems(self, batch: Batch) -> Iterator[dict[str, Any]]:
+    def _problems(self, batch: BatchJob) -> Iterator[dict[str, Any]]:
         """Why a batch is refused; and, where it is not, what is in it."""
         found, names = 0, set[str]()
         for number, line in enumerate(_lines(batch.file.content), 1):
@@ -194,7 +194,7 @@ class Library:
                     f"{most:,} enqueued tokens. Please try again once some in_progress batches have been completed.",
                 )
 
-    def _problems_of(self, batch: Batch, line: bytes, names: set[str]) -> Iterator[tuple[str, str, str | None]]:
+    def _problems_of(self, batch: BatchJob, line: bytes, names: set[str]) -> Iterator[tuple[str, str, str | None]]:
         row = parse(line)
         if row is None:
             yield "invalid_json_line", "This line is not parseable as valid JSON.", None
@@ -239,7 +239,7 @@ class Library:
     # What comes out
     # -----------------------------------------------------------------------------------------------------
 
-    def done_until(self, batch: Batch, now: float) -> int:
+    def done_until(self, batch: BatchJob, now: float) -> int:
         """Rows that are worked on until a moment: in order, one after the other."""
         if not batch.is_checked or batch.errors:
             return 0
@@ -248,7 +248,7 @@ class Library:
             return batch.rows if since >= 0 else 0
         return max(0, min(batch.rows, math.floor(since / self.rules.per_row + 1e-9)))
 
-    def _finish(self, batch: Batch) -> Iterator[None]:
+    def _finish(self, batch: BatchJob) -> Iterator[None]:
         """Write the output and error files of a batch that has ended."""
         outputs, failures = list[bytes](), list[bytes]()
         done = self.done_until(batch, batch.ended)
@@ -296,11 +296,11 @@ class Library:
         assert not isinstance(content, bytes)  # no endpoint of a batch answers with a sound
         return status, _replies.render(content) if isinstance(content, _replies.Answer) else content
 
-    def status(self, batch: Batch) -> str:
+    def status(self, batch: BatchJob) -> str:
         """What a batch has come to."""
         return batch.status(self.now)
 
-    def as_json(self, batch: Batch) -> dict[str, Any]:
+    def as_json(self, batch: BatchJob) -> dict[str, Any]:
         """A batch as the service tells it."""
         now, status = self.now, self.status(batch)
         moments = {
