@@ -101,13 +101,13 @@ def _plain_inside(fn: Any, enter: Any, enter_async: Any, seen: Any) -> Any:
         nonlocal is_async
         if is_async and enter_async is not None and loop_running_here():
             return _LateCall(name, functools.partial(fn, *args, **kwargs), enter_async(args, kwargs), seen)
-        hold = _Hold(name, enter(args, kwargs))
-        with hold as inside:
+        opened = _OpenContext(name, enter(args, kwargs))
+        with opened as inside:
             result = fn(*args, **kwargs)
             if to_be_awaited(result):
                 is_async = True
-                hold.until_later = True
-                left = _Left(hold)
+                opened.until_later = True
+                left = _Left(opened)
                 return _LateCall(name, lambda: result, _NeverWaits(left), seen, functools.partial(_close, result, left))
             if isinstance(result, CONTEXT_MANAGERS):
                 raise TypeError(
@@ -117,24 +117,24 @@ def _plain_inside(fn: Any, enter: Any, enter_async: Any, seen: Any) -> Any:
             if seen is not None:
                 seen(inside, result)
             if isinstance(result, GENERATORS):
-                hold.until_later = True
-                return _items_inside(result, hold)
+                opened.until_later = True
+                return _items_inside(result, opened)
             return result
 
     return wrapper
 
 
-def _items_inside(items: Any, hold: _Hold[Any]) -> Any:
+def _items_inside(items: Any, opened: _OpenContext[Any]) -> Any:
     """Run the generator that a plain callable returned inside the context manager, until it ends or is collected."""
     if isinstance(items, AsyncGeneratorType):
-        left = _NeverWaits(_Left(hold))
+        left = _NeverWaits(_Left(opened))
         return stream_inside(lambda _args, _kwargs: left, lambda: items)()
 
     def generate(left: _Left) -> Any:
         with left:
             return (yield from items)
 
-    return generate(_Left(hold))
+    return generate(_Left(opened))
 
 
 class _NeverWaits(AbstractAsyncContextManager[_Entered]):
@@ -152,7 +152,7 @@ class _NeverWaits(AbstractAsyncContextManager[_Entered]):
         return self._manager.__exit__(*error)
 
 
-class _Hold(Generic[_Entered]):
+class _OpenContext(Generic[_Entered]):
     """A context manager that may stay entered when the `with` block of a plain call ends."""
 
     __slots__ = ("_manager", "_name", "inside", "until_later")
@@ -288,17 +288,17 @@ class _LateCall(Coroutine[Any, Any, Any]):
 class _Left:
     """Leaves what was entered before, once: at the end of its block, or when it is collected without one."""
 
-    __slots__ = ("_hold",)
+    __slots__ = ("_opened",)
 
-    def __init__(self, hold: _Hold[Any]) -> None:
-        self._hold: _Hold[Any] | None = hold
+    def __init__(self, opened: _OpenContext[Any]) -> None:
+        self._opened: _OpenContext[Any] | None = opened
 
     def __enter__(self) -> Any:
-        return None if self._hold is None else self._hold.inside
+        return None if self._opened is None else self._opened.inside
 
     def __exit__(self, *error: Any) -> bool | None:  # noqa: PYI036
-        hold, self._hold = self._hold, None
-        return None if hold is None else hold.leave(*error)
+        opened, self._opened = self._opened, None
+        return None if opened is None else opened.leave(*error)
 
     def abandon(self) -> None:
         """Leave a call that will not be finished."""

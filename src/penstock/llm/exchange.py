@@ -1,13 +1,13 @@
 """One request on its way through our transport, and its answer: what async and sync, httpx and httpx2 have in common.
 
-    Rules       what is decided about the requests of one client
-    Plan        what is known of a request before it is sent
-    Visit       a request that waits for its turn, is sent, and perhaps is held and sent again
-    Exchange    one time that it is sent, and what comes back
-    Refused     the body of a refusal, as it is read
-    Hold        what ends with the answer: a place in flight, and what was estimated of the answer
+    Rules           what is decided about the requests of one client
+    Plan            what is known of a request before it is sent
+    Visit           a request that waits for its turn, is sent, and perhaps is held and sent again
+    Exchange        one time that it is sent, and what comes back
+    Refused         the body of a refusal, as it is read
+    AnswerInFlight  what ends when the answer was read: a place in flight, an estimate, and a report
 
-    Visit ─▶ admit ─▶ Exchange ─▶ answered ─▶ hold ─▶ (the answer is read) ─▶ give_back
+    Visit ─▶ admit ─▶ Exchange ─▶ answered ─▶ answer_of ─▶ (it is read) ─▶ give_back
       ▲                  │
       └───── again ◀── refused
 
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_PAUSE",
+    "AnswerInFlight",
     "Exchange",
-    "Hold",
     "NoLimitsKnown",
     "Plan",
     "Refused",
@@ -161,7 +161,7 @@ class Visit:
         priority = (self._turn.priority or 0) + min(self._tries, 1)
         options = {"max_wait": None if math.isinf(left) else left, "priority": priority, "flow": self._turn.flow}
         if self._plan.endpoint.holds:
-            self._collector = _collectors.setdefault(self._plan.endpoint, Collector(_holds))
+            self._collector = _collectors.setdefault(self._plan.endpoint, Collector(_unread))
             self._collector.asks(self)
             self._collector.free_a_place(self._plan.endpoint, limiter, charges)
         return limiter, charges, options
@@ -338,18 +338,18 @@ class Exchange:
         else:
             self.endpoint.never_left(self.sent)
 
-    def hold(self, response: Any) -> Hold | None:
+    def answer_of(self, response: Any) -> AnswerInFlight | None:
         """What ends with an answer that is still to be read; None: nothing does."""
         settle = self._plan.settle
         if settle is None and self.sent.report is None and not self.endpoint.holds:
             self.sent.permit.close()
             return None
         reads = response.status_code < 400 and (settle is not None or self.sent.report is not None)
-        hold = Hold(self.sent, settle, self._usage_reader(response) if reads else None)
+        answer = AnswerInFlight(self.sent, settle, self._usage_reader(response) if reads else None)
         if response.is_closed:  # it was read already, by whatever is below us
-            hold.give_back(getattr(response, "_content", b""))
+            answer.give_back(getattr(response, "_content", b""))
             return None
-        return hold
+        return answer
 
     def _usage_reader(self, response: Any) -> UsageReader:
         """A reader that knows the encodings which the client's library knows: they are those that it asks for."""
@@ -375,7 +375,7 @@ class Refused:
         return len(self.raw) >= _MOST_READ or clock.now() >= self._until
 
 
-class Hold:
+class AnswerInFlight:
     """What ends when the answer was read, is closed, or is lost: a place in flight, an estimate, and a report."""
 
     def __init__(
@@ -391,7 +391,7 @@ class Hold:
         self._soon = _soon()
         self._finalizer = weakref.finalize(self, _lost, sent, self._soon)
         self._finalizer.atexit = False
-        _holds.add(self)
+        _unread.add(self)
 
     def may_be_lost(self, endpoint: Endpoint) -> bool:
         """Whether no caller waits for its next piece at this moment: it is being worked on, or was left."""
@@ -501,7 +501,7 @@ async def _close(response: Any) -> None:
         pass
 
 
-_holds: weakref.WeakSet[Hold] = weakref.WeakSet()
+_unread: weakref.WeakSet[AnswerInFlight] = weakref.WeakSet()
 _collectors: weakref.WeakKeyDictionary[Endpoint, Collector] = weakref.WeakKeyDictionary()
 
 

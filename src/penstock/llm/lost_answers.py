@@ -32,11 +32,11 @@ class Collector:
     """Looks for lost answers of one endpoint.
 
     Args:
-        holds: What the answers of all endpoints hold: each says whether it `may_be_lost`.
+        answers: Those of all endpoints that are not read to their end: each says whether it `may_be_lost`.
     """
 
-    def __init__(self, holds: weakref.WeakSet[Any]) -> None:
-        self._holds = holds
+    def __init__(self, answers: weakref.WeakSet[Any]) -> None:
+        self._answers = answers
         self._not_before = -math.inf
         self._gap = FIRST_GAP
         self._asking: weakref.WeakSet[object] = weakref.WeakSet()
@@ -51,7 +51,7 @@ class Collector:
 
     def free_a_place(self, endpoint: Endpoint, limiter: Limiter, charges: Mapping[str, float]) -> None:
         """Have the places of lost answers come back, if a request would have to wait for one."""
-        if clock.now() < self._not_before or not any(each.may_be_lost(endpoint) for each in members(self._holds)):
+        if clock.now() < self._not_before or not any(each.may_be_lost(endpoint) for each in members(self._answers)):
             return
         if not _is_place_missing(limiter, charges):
             return

@@ -15,9 +15,9 @@ import inspect
 import weakref
 from typing import Any
 
-__all__ = ["HOLD", "minding"]
+__all__ = ["ANSWER", "minding"]
 
-HOLD = "penstock.hold"
+ANSWER = "penstock.answer"
 """Where a response's extensions have what ends with it."""
 
 
@@ -53,13 +53,13 @@ def _minding_copies(copy: Any) -> Any:
 def _minded(result: Any) -> Any:
     """A stream that is minded; whatever else a request returned as it is."""
     response: Any = getattr(result, "response", None)
-    if not hasattr(result, "_iterator") or HOLD not in getattr(response, "extensions", ()):
+    if not hasattr(result, "_iterator") or ANSWER not in getattr(response, "extensions", ()):
         return result
     was: Any = type(result)
     kind = _stream(was)
     stream = kind.__new__(kind)
     vars(stream).update(vars(result))
-    weakref.finalize(stream, response.extensions[HOLD].abandon, response).atexit = False
+    weakref.finalize(stream, response.extensions[ANSWER].abandon, response).atexit = False
     return stream
 
 
@@ -82,7 +82,7 @@ class _Reading:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        weakref.finalize(self, stream.response.extensions[HOLD].left).atexit = False
+        weakref.finalize(self, stream.response.extensions[ANSWER].left).atexit = False
 
     def __iter__(self) -> _Reading:
         return self
@@ -96,7 +96,7 @@ class _AsyncReading:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        weakref.finalize(self, stream.response.extensions[HOLD].left).atexit = False
+        weakref.finalize(self, stream.response.extensions[ANSWER].left).atexit = False
 
     def __aiter__(self) -> _AsyncReading:
         return self

@@ -25,9 +25,9 @@ import anyio.to_thread
 
 from penstock.errors import PenstockError
 from penstock.llm.copies import library_of, uncollected
-from penstock.llm.exchange import Exchange, Hold, Plan, Refused, Rules, Visit
+from penstock.llm.exchange import AnswerInFlight, Exchange, Plan, Refused, Rules, Visit
 from penstock.llm.refusals import refusal
-from penstock.llm.streams import HOLD
+from penstock.llm.streams import ANSWER
 
 if TYPE_CHECKING:
     from penstock.llm.endpoints import RequestInFlight
@@ -102,81 +102,81 @@ class _Chunks:
     No generator: one that is left waits for its loop, or for the collector, to be closed.
     """
 
-    def __init__(self, chunks: Any, hold: Hold) -> None:
+    def __init__(self, chunks: Any, answer: AnswerInFlight) -> None:
         self._chunks = chunks
-        self._hold = hold
+        self._answer = answer
 
     def __iter__(self) -> _Chunks:
         return self
 
     def __next__(self) -> bytes:
-        self._hold.is_being_read = True
+        self._answer.is_being_read = True
         try:
             chunk: bytes = next(self._chunks)
         except BaseException:
-            self._hold.give_back()
+            self._answer.give_back()
             raise
         finally:
-            self._hold.is_being_read = False
-        self._hold.feed(chunk)
+            self._answer.is_being_read = False
+        self._answer.feed(chunk)
         return chunk
 
 
 class _AsyncChunks:
     """The same of an async stream."""
 
-    def __init__(self, chunks: Any, hold: Hold) -> None:
+    def __init__(self, chunks: Any, answer: AnswerInFlight) -> None:
         self._chunks = chunks
-        self._hold = hold
+        self._answer = answer
 
     def __aiter__(self) -> _AsyncChunks:
         return self
 
     async def __anext__(self) -> bytes:
-        self._hold.is_being_read = True
+        self._answer.is_being_read = True
         try:
             chunk: bytes = await anext(self._chunks)
         except BaseException:
-            self._hold.give_back()
+            self._answer.give_back()
             raise
         finally:
-            self._hold.is_being_read = False
-        self._hold.feed(chunk)
+            self._answer.is_being_read = False
+        self._answer.feed(chunk)
         return chunk
 
 
 class _ReleasingStream:
-    """A stream whose hold ends when it was read, or is closed."""
+    """A stream that says when it was read to its end, or is closed."""
 
-    def __init__(self, stream: Any, hold: Hold) -> None:
+    def __init__(self, stream: Any, answer: AnswerInFlight) -> None:
         self._stream = stream
-        self._hold = hold
+        self._answer = answer
 
     def __iter__(self) -> Any:
-        return _Chunks(iter(self._stream), self._hold)
+        return _Chunks(iter(self._stream), self._answer)
 
     def close(self) -> None:
         try:
             self._stream.close()
         finally:
-            self._hold.give_back()
+            self._answer.give_back()
 
 
 class _AsyncReleasingStream:
     """The same of an async stream."""
 
-    def __init__(self, stream: Any, hold: Hold) -> None:
+    def __init__(self, stream: Any, answer: AnswerInFlight) -> None:
         self._stream = stream
-        self._hold = hold
+        self._answer = answer
 
     def __aiter__(self) -> Any:
-        return _AsyncChunks(aiter(self._stream), self._hold)
+        return _AsyncChunks(aiter(self._stream), self._answer)
 
     async def aclose(self) -> None:
         try:
             await self._stream.aclose()
         finally:
-            self._hold.give_back()
+            self._answer.give_back()
 
 
 class _Limited:
@@ -184,7 +184,7 @@ class _Limited:
 
     Attributes:
         module: The library, httpx or httpx2.
-        stream: The class of a stream that holds something, for that library.
+        stream: The class of a stream that says when it was read, for that library.
     """
 
     module: Any
@@ -215,12 +215,12 @@ class _Limited:
     def _exchange(self, request: Any, plan: Plan, sent: RequestInFlight) -> Exchange:
         return Exchange(self._rules, plan, sent, request, traced=self._traced, module=self.module)
 
-    def _hold(self, exchange: Exchange, response: Any) -> None:
-        """Let a stream be read under what it holds, if it holds anything."""
-        hold = exchange.hold(response)
-        if hold is not None:
-            response.stream = self.stream(response.stream, hold)
-            response.extensions[HOLD] = hold
+    def _mind_stream(self, exchange: Exchange, response: Any) -> None:
+        """Hear of the end of a stream, if anything ends with it."""
+        answer = exchange.answer_of(response)
+        if answer is not None:
+            response.stream = self.stream(response.stream, answer)
+            response.extensions[ANSWER] = answer
 
 
 class _LimitedTransport(_Limited):
@@ -259,7 +259,7 @@ class _LimitedTransport(_Limited):
                     exchange.refused(response, bytes(read.raw))
                 response.stream = self.module.ByteStream(bytes(read.raw))
             else:
-                self._hold(exchange, response)
+                self._mind_stream(exchange, response)
         except BaseException as error:
             exchange.failed(error)
             raise
@@ -320,7 +320,7 @@ class _AsyncLimitedTransport(_Limited):
                     exchange.refused(response, bytes(read.raw))
                 response.stream = self.module.ByteStream(bytes(read.raw))
             else:
-                self._hold(exchange, response)
+                self._mind_stream(exchange, response)
         except BaseException as error:
             exchange.failed(error)
             raise

@@ -27,7 +27,17 @@ from penstock.runner.files import Appended, OutputError, truncate_at_last_line
 from penstock.runner.source import Row, dump_json, load_json
 from penstock.runner.system import pread
 
-__all__ = ["HELD", "BatchJournal", "Hold", "Part", "QueueLimits", "Sizer", "Splitter", "TooLargeError", "batches_of"]
+__all__ = [
+    "HELD",
+    "BatchJournal",
+    "FullQueue",
+    "Part",
+    "QueueLimits",
+    "Sizer",
+    "Splitter",
+    "TooLargeError",
+    "batches_of",
+]
 
 MAX_ROWS = 50_000
 MAX_BYTES = 200_000_000
@@ -126,13 +136,13 @@ class Part:
 
 
 @dataclass(slots=True)
-class Hold:
+class FullQueue:
     """A model whose queue is full.
 
     Attributes:
         until: When it is tried again.
         since: When it was full for the first time.
-        wait: Seconds to hold next.
+        wait: Seconds until it is tried again, the next time that it is full.
     """
 
     until: float

@@ -28,7 +28,7 @@ from penstock.runner.batch.parts import (
     CONTENT_TYPE,
     HELD,
     BatchJournal,
-    Hold,
+    FullQueue,
     Part,
     QueueLimits,
     Splitter,
@@ -118,7 +118,7 @@ class BatchRun:
         self._scope: anyio.CancelScope | None = None
         self._seen = IdSet()
         self._again: dict[int, int] = {}  # rows that are to be submitted once more, by name, with the round
-        self._held: dict[str, Hold] = {}
+        self._held: dict[str, FullQueue] = {}
         self._said: set[str] = set()
         self._is_urgent = False
         self._lost: dict[int, tuple[int, str, str]] = {}  # rows to give up, by name: round, code, message
@@ -416,11 +416,11 @@ class BatchRun:
     def _hold(self, model: str, wait: float, reason: str) -> None:
         """Leave a model's queue alone for a while."""
         now = clock.now()
-        hold = self._held.setdefault(model, Hold(now, now))
-        if now - hold.since >= self._settings.give_up_after:
+        full = self._held.setdefault(model, FullQueue(now, now))
+        if now - full.since >= self._settings.give_up_after:
             raise ServiceError("account", f"the queue of {model} takes nothing more: {reason}")
-        hold.until = now + max(wait, hold.wait)
-        hold.wait = min(hold.wait * 2, 600.0)
+        full.until = now + max(wait, full.wait)
+        full.wait = min(full.wait * 2, 600.0)
         self._trouble(reason)
 
     async def _look(self) -> None:
@@ -469,12 +469,12 @@ class BatchRun:
         self.journal.refused(part)
         if limit is not None:
             self._queue.told(part.model, limit)
-        most, hold = self._queue.of(part.model), self._held.get(part.model)
+        most, full = self._queue.of(part.model), self._held.get(part.model)
         is_too_large = most is not None and part.tokens > most
         # The service may count otherwise: where nothing of ours is in the way and it says no again, a smaller one may
         # do.
         if is_too_large or (
-            not others and len(part) > 1 and hold is not None and (limit is None or hold.wait > 4 * HELD)
+            not others and len(part) > 1 and full is not None and (limit is None or full.wait > 4 * HELD)
         ):
             if not is_too_large:
                 self._queue.halve(part.model, part.tokens)
@@ -483,7 +483,7 @@ class BatchRun:
             self._hold(part.model, 0.0, message)
         else:
             self._trouble(message)
-            self._held[part.model] = Hold(math.inf, clock.now())  # until one of the others ends
+            self._held[part.model] = FullQueue(math.inf, clock.now())  # until one of the others ends
 
     def _refuse_rows(self, part: Part, errors: Sequence[BatchError]) -> None:
         """A batch was refused when it was checked.
