@@ -18,7 +18,7 @@ from penstock._core import operations as codes
 from penstock._core.bookings import AMOUNTS, NEW, Asker, Booking
 from penstock._core.flows import ALONE, FlowTurn, leave
 from penstock._core.operations import ACQUIRE, BOOKED
-from penstock._core.rows import BUCKET, CALENDAR, LOG, RENEWED, WINDOW, Row, write_row
+from penstock._core.rows import BUCKET, CALENDAR, LOG, RENEWED, WINDOW, RowState, write_row
 
 _NOWHERE = (0.0, NEW, -1.0)
 """In the place of a booking, its moment and the longest wait, of requests that get none."""
@@ -66,7 +66,9 @@ class BatchState:
         "verdicts",
     )  # fmt: skip
 
-    def __init__(self, rows: list[Row], limits: Sequence[Sequence[Sequence[float]]], owner: float, now: float) -> None:
+    def __init__(
+        self, rows: list[RowState], limits: Sequence[Sequence[Sequence[float]]], owner: float, now: float
+    ) -> None:
         self._rows = rows
         self._limits = limits
         self._owner = owner

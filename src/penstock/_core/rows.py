@@ -38,8 +38,8 @@ class DamagedRow(Exception):  # noqa: N818 - what is wrong, as in all of ours
         self.index = index
 
 
-class Row:
-    """What one name has used, taken apart: per limit, in parallel lists."""
+class RowState:
+    """The state of one name, read from its row: per limit, in parallel lists."""
 
     __slots__ = ("bookings", "born", "entries", "flows", "last", "pause", "used", "what")
 
@@ -56,7 +56,7 @@ class Row:
         ] = []  # of a window: [until, owner, amount], of a bucket's refunds: [receipt, 0, amount]; a later period
 
 
-def read_row(row: bytes | None, now: float, limits: Sequence[Sequence[float]], born: float = -1.0) -> Row:
+def read_row(row: bytes | None, now: float, limits: Sequence[Sequence[float]], born: float = -1.0) -> RowState:
     """Take a row apart and let the time since it was written pass.
 
     An absent one is full, or empty at the moment `born` unless that is below 0.
@@ -64,7 +64,7 @@ def read_row(row: bytes | None, now: float, limits: Sequence[Sequence[float]], b
     if row is None:
         return new_row(now, limits, born)
     numbers = _numbers_of(row, len(limits))
-    state = Row(numbers[1])
+    state = RowState(numbers[1])
     passed = max(0.0, now - numbers[0]) / 1e6
     at = 2
     for kind, first, second, third, _ in limits:
@@ -153,8 +153,8 @@ def _numbers_of(row: bytes, limits: int) -> tuple[float, ...]:
     return numbers
 
 
-def new_row(now: float, limits: Sequence[Sequence[float]], born: float = -1.0) -> Row:
-    state = Row(now)
+def new_row(now: float, limits: Sequence[Sequence[float]], born: float = -1.0) -> RowState:
+    state = RowState(now)
     lost = born >= 0  # the store's memory begins at `born`: whatever was used before that is taken for all of it
     age = (now - born) / 1e6
     for kind, first, second, third, _ in limits:
@@ -176,7 +176,7 @@ def new_row(now: float, limits: Sequence[Sequence[float]], born: float = -1.0) -
     return state
 
 
-def write_row(state: Row, now: float, limits: Sequence[Sequence[float]]) -> tuple[bytes, float]:
+def write_row(state: RowState, now: float, limits: Sequence[Sequence[float]]) -> tuple[bytes, float]:
     numbers = [now, state.born]
     keep = 0.0
     for index, (kind, first, *_) in enumerate(limits):

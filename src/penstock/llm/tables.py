@@ -17,13 +17,13 @@ from typing import Any
 from penstock._text import repr_of
 from penstock.limits import Rate, per_day, per_minute
 
-__all__ = ["Row", "accounts", "family", "lookup", "tiers"]
+__all__ = ["PublishedLimits", "accounts", "family", "lookup", "tiers"]
 
 _SNAPSHOT = re.compile(r"-(?:\d{4}-\d{2}-\d{2}|\d{4})$")  # gpt-4o-2024-08-06, gpt-4-0613
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PublishedLimits:
     """What was published for one model and one account.
 
     Attributes:
@@ -55,7 +55,7 @@ def family(model: str) -> str:
     return _SNAPSHOT.sub("", _base(model))
 
 
-def lookup(model: str, account: str) -> Row:
+def lookup(model: str, account: str) -> PublishedLimits:
     """The published limits of a model.
 
     Args:
@@ -76,7 +76,7 @@ def lookup(model: str, account: str) -> Row:
     )
 
 
-def _of_tier(base: str, model: str, tier: str) -> Row:
+def _of_tier(base: str, model: str, tier: str) -> PublishedLimits:
     published = _table()["tiers"]
     models: dict[str, dict[str, list[int]]] = published["models"]
     row = models.get(base) or models.get(family(model))
@@ -88,14 +88,14 @@ def _of_tier(base: str, model: str, tier: str) -> Row:
     at = published["names"].index(tier)
     requests = [per_minute(row["requests"][at])]
     requests += [per_day(number) for number in row.get("requests-per-day", [])[at : at + 1]]
-    return Row(
+    return PublishedLimits(
         {"requests": tuple(requests), "tokens": (per_minute(row["tokens"][at]),)},
         published["source"] + base,
         published["date"],
     )
 
 
-def _of_guide(base: str, model: str, account: str) -> Row:
+def _of_guide(base: str, model: str, account: str) -> PublishedLimits:
     guide = _table()["guide"]
     numbers = guide["models"].get(base) or guide["models"].get(family(model))
     unit = 1
@@ -112,7 +112,7 @@ def _of_guide(base: str, model: str, account: str) -> Row:
         if kinds[beginning] == "text":
             unit = next((tokens for word, tokens in guide["units"].items() if word in base), 1)
     limits = {name: (per_minute(number * (unit if name == "tokens" else 1)),) for name, number in numbers.items()}
-    return Row(limits, guide["source"], guide["date"])
+    return PublishedLimits(limits, guide["source"], guide["date"])
 
 
 def _base(model: str) -> str:
