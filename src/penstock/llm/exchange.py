@@ -4,7 +4,7 @@
     Plan            what is known of a request before it is sent
     Visit           a request that waits for its turn, is sent, and perhaps is held and sent again
     Exchange        one time that it is sent, and what comes back
-    Refused         the body of a refusal, as it is read
+    RefusalBody     the body of a refusal, as it is read
     AnswerInFlight  what ends when the answer was read: a place in flight, an estimate, and a report
 
     Visit ─▶ admit ─▶ Exchange ─▶ answered ─▶ answer_of ─▶ (it is read) ─▶ give_back
@@ -47,7 +47,7 @@ __all__ = [
     "Exchange",
     "NoLimitsKnown",
     "Plan",
-    "Refused",
+    "RefusalBody",
     "Rules",
     "Visit",
     "checked_cost",
@@ -362,7 +362,7 @@ class Exchange:
         return UsageReader(encoding, getattr(decoder, "decode", None))
 
 
-class Refused:
+class RefusalBody:
     """The body of a refusal, as it is read: only so much of it, and only for so long."""
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ import anyio.to_thread
 
 from penstock.errors import PenstockError
 from penstock.llm.copies import library_of, uncollected
-from penstock.llm.exchange import AnswerInFlight, Exchange, Plan, Refused, Rules, Visit
+from penstock.llm.exchange import AnswerInFlight, Exchange, Plan, RefusalBody, Rules, Visit
 from penstock.llm.refusals import refusal
 from penstock.llm.streams import ANSWER
 
@@ -249,7 +249,7 @@ class _LimitedTransport(_Limited):
         try:
             response = self._inner.handle_request(request)
             if exchange.answered(response):
-                read = Refused()
+                read = RefusalBody()
                 try:
                     for chunk in response.stream:
                         if read.is_enough(chunk):
@@ -307,7 +307,7 @@ class _AsyncLimitedTransport(_Limited):
         try:
             response = await self._inner.handle_async_request(request)
             if exchange.answered(response):
-                read = Refused()
+                read = RefusalBody()
                 try:
                     chunks = aiter(response.stream)
                     async for chunk in chunks:

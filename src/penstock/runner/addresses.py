@@ -14,7 +14,7 @@ from penstock import clock
 from penstock.runner.answers import is_page
 from penstock.runner.place import Place
 from penstock.runner.source import Row, load_json
-from penstock.runner.work import Refused
+from penstock.runner.work import RefusedReply
 
 __all__ = ["REFUSALS", "Addresses"]
 
@@ -66,7 +66,7 @@ class Addresses:
         """Whether the path of a row has answered there, and nothing but the same refusal."""
         return (place, row.path) in self._refusals
 
-    def refused(self, place: Place, row: Row, refused: Refused) -> bool:
+    def refused(self, place: Place, row: Row, refused: RefusedReply) -> bool:
         """A row was refused for good. Whether it is sure by now that every row of its path will be.
 
         Rows of each model that is known must have been refused: some servers do not name the model that they lack.
@@ -95,7 +95,7 @@ class Addresses:
         return known.no_answers >= REFUSALS and clock.now() - known.since >= at_least
 
 
-def _of_no_row(row: Row, refused: Refused) -> tuple[object, ...] | None:
+def _of_no_row(row: Row, refused: RefusedReply) -> tuple[object, ...] | None:
     """A refusal for which its row cannot be to blame, to be compared with others; None: it may be."""
     status, verdict = refused.reply.status, refused.verdict
     if is_page(refused.reply.content) and status not in _OF_THE_SIZE:

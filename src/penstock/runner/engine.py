@@ -41,7 +41,7 @@ from penstock.runner.source import IdSet, Rejected, Row, read_row
 from penstock.runner.spending import Spending
 from penstock.runner.summary import Counts
 from penstock.runner.troubles import Troubles
-from penstock.runner.work import Refused, Work, ambiguous
+from penstock.runner.work import RefusedReply, Work, ambiguous
 
 __all__ = ["Run"]
 
@@ -521,7 +521,7 @@ class Run:
             return True
         self._results.over(row)
         work.in_doubt = False
-        return self._troubles.refused(work, request, Refused(verdict, reply))
+        return self._troubles.refused(work, request, RefusedReply(verdict, reply))
 
     def _report(self, work: Work, elapsed: float) -> None:
         """Tell a listener of an attempt, and of the limits of a model when they become known."""

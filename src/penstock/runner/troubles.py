@@ -31,7 +31,7 @@ from penstock.runner.place import Place
 from penstock.runner.secrets import Secrets
 from penstock.runner.settings import Settings
 from penstock.runner.summary import Counts
-from penstock.runner.work import Refused, Work, ambiguous
+from penstock.runner.work import RefusedReply, Work, ambiguous
 
 __all__ = ["Troubles"]
 
@@ -110,8 +110,8 @@ class Troubles:
         self._long_waits: set[str | int] = set()
         self._said_long_wait = False
         self._answering: set[str] = set()  # models of which the service has answered a row
-        self._blocked: dict[str, Refused] = {}
-        self._missing: dict[str, Refused] = {}  # paths that are not there
+        self._blocked: dict[str, RefusedReply] = {}
+        self._missing: dict[str, RefusedReply] = {}  # paths that are not there
         self._set_aside: list[Work] = []
 
     def answered(self, work: Work) -> None:
@@ -219,7 +219,7 @@ class Troubles:
 
     # Refusals ---------------------------------------------------------------------------------------------------------
 
-    def refused(self, work: Work, request: RequestInFlight, refused: Refused) -> bool:
+    def refused(self, work: Work, request: RequestInFlight, refused: RefusedReply) -> bool:
         """The server answered, but not with a result."""
         verdict, status = refused.verdict, refused.reply.status
         if verdict.message:
@@ -246,7 +246,7 @@ class Troubles:
         work.wait = min(self._settings.max_pause, max(backoff, verdict.wait or 0.0))
         return False
 
-    def _told_to_wait(self, work: Work, request: RequestInFlight, refused: Refused) -> bool:
+    def _told_to_wait(self, work: Work, request: RequestInFlight, refused: RefusedReply) -> bool:
         """All rows wait, once, for as long as the server asks, up to `max_pause`. It does not count against the row."""
         verdict, settings, now = refused.verdict, self._settings, clock.now()
         if work.waits_since is None:
@@ -286,12 +286,12 @@ class Troubles:
                 "sent, as its answers tell what it has"
             )
 
-    def _refused_for_good(self, work: Work, refused: Refused) -> bool:
+    def _refused_for_good(self, work: Work, refused: RefusedReply) -> bool:
         """The row is given up; and so is its address, once that has refused whatever it was asked."""
         is_sure = self.addresses.refused(work.group.place, work.row, refused)
         return not self._goes_elsewhere(work, refused, is_sure=is_sure) and self._give_up_refused(work, refused)
 
-    def _no_answer(self, work: Work, refused: Refused, *, is_foreign: bool) -> bool:
+    def _no_answer(self, work: Work, refused: RefusedReply, *, is_foreign: bool) -> bool:
         """Where no row was answered so far, something came that is no answer: the row is sent again, for a while."""
         is_sure = self.addresses.gave_no_answer(work.group.place, work.row.path, 0.0 if is_foreign else PERSISTENT)
         if self._goes_elsewhere(work, refused, is_sure=is_sure):
@@ -302,7 +302,7 @@ class Troubles:
         work.wait = (_DOUBT if is_foreign else _BACKOFF).delay(work.failures - 1, None, CHANCE.random())
         return False
 
-    def _goes_elsewhere(self, work: Work, refused: Refused, *, is_sure: bool) -> bool:
+    def _goes_elsewhere(self, work: Work, refused: RefusedReply, *, is_sure: bool) -> bool:
         """Whether a row of a doubtful address is for another place. With `is_sure` nothing more is sent there."""
         place, path, addresses = work.group.place, work.row.path, self.addresses
         has_others = self._has_others(place)
@@ -317,7 +317,7 @@ class Troubles:
                 self._stop("unreachable", self._said_of_all(work, refused), refused.reply.status)
         return False
 
-    def _said_of_all(self, work: Work, refused: Refused) -> str:
+    def _said_of_all(self, work: Work, refused: RefusedReply) -> str:
         path, status = work.row.path, refused.reply.status
         address_of = getattr(work.group.place.client, "address_of", None)
         where = f"{path} ({address_of(path)})" if address_of else path
@@ -336,7 +336,7 @@ class Troubles:
             "right, and its path"
         )
 
-    def _give_up_refused(self, work: Work, refused: Refused) -> bool:
+    def _give_up_refused(self, work: Work, refused: RefusedReply) -> bool:
         verdict, reply = refused.verdict, refused.reply
         return self._give_up(
             work,
@@ -349,7 +349,7 @@ class Troubles:
 
     # No money, no key -------------------------------------------------------------------------------------------------
 
-    def _block(self, work: Work, refused: Refused) -> bool:
+    def _block(self, work: Work, refused: RefusedReply) -> bool:
         """The service takes no such request any more: from this account, or for this model if others are served."""
         if self._close(work.group.place, self._said(refused)):
             work.avoid = work.group
@@ -364,17 +364,17 @@ class Troubles:
             return True
         return self._end_account(refused)
 
-    def _said(self, refused: Refused) -> str:
+    def _said(self, refused: RefusedReply) -> str:
         verdict = refused.verdict
         said = self._secrets.hide(verdict.message or verdict.code or "the server takes no request with this key")
         code = f", {verdict.code}" if verdict.code else ""
         return f"{said} (status {refused.reply.status}{code})"
 
-    def _end_account(self, refused: Refused) -> bool:
+    def _end_account(self, refused: RefusedReply) -> bool:
         self._stop("account", self._said(refused), refused.reply.status)
         return True
 
-    def _leave_blocked(self, work: Work, refused: Refused) -> None:
+    def _leave_blocked(self, work: Work, refused: RefusedReply) -> None:
         """A row of a model that is not served: given up once it is sure that others are."""
         if self._answering - {work.row.model}:
             self._give_up_refused(work, refused)
@@ -389,6 +389,6 @@ class Troubles:
                 self._give_up_refused(work, self._blocked[work.row.model])
 
 
-def _in_words(refused: Refused) -> str:
+def _in_words(refused: RefusedReply) -> str:
     status = refused.reply.status
     return f"the server answers with status {status}" if status >= 400 else refused.verdict.message

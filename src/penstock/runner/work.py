@@ -13,7 +13,7 @@ from penstock.runner.group import Group
 from penstock.runner.naming import Naming
 from penstock.runner.source import Row
 
-__all__ = ["Refused", "Work", "ambiguous"]
+__all__ = ["RefusedReply", "Work", "ambiguous"]
 
 
 def ambiguous(named: Naming) -> str:
@@ -78,7 +78,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedReply:
     """The server answered, but not with a result."""
 
     verdict: Verdict
