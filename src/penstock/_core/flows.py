@@ -46,7 +46,7 @@ ALONE = -1e9
 KEY, OF, TAG, AHEAD = range(4)
 """What an entry consists of. `OF` is 0 for a flow, and the flow's key for one of its members."""
 
-Entry = list[float]
+FlowEntry = list[float]
 
 
 class FlowTurn:
@@ -64,7 +64,7 @@ class FlowTurn:
 
     def __init__(
         self,
-        entries: list[Entry],
+        entries: list[FlowEntry],
         key: float,
         member: float,
         weight: float,
@@ -100,7 +100,7 @@ class FlowTurn:
         own = self._entries
         return own[0][TAG] + self.spent, own[1][TAG] + self.spent if len(own) > 1 else ALONE
 
-    def _enter(self, entries: list[Entry], key: float, of: float, booked: float, *, first: bool) -> Entry:
+    def _enter(self, entries: list[FlowEntry], key: float, of: float, booked: float, *, first: bool) -> FlowEntry:
         mine, least, back = None, math.inf, 0.0
         for entry in entries:
             if entry[OF] != of:
@@ -149,7 +149,7 @@ class FlowTurn:
                 entry[AHEAD] = max(entry[AHEAD], self._ahead)
 
 
-def leave(entries: list[Entry], key: float, member: float, seconds: float) -> None:
+def leave(entries: list[FlowEntry], key: float, member: float, seconds: float) -> None:
     """A reservation worth so much is given back, and for all we know no request of that flow waits any more."""
     for entry in entries:
         if (entry[KEY] == key and entry[OF] == 0) or (entry[KEY] == member and entry[OF] == key):
@@ -157,12 +157,12 @@ def leave(entries: list[Entry], key: float, member: float, seconds: float) -> No
             entry[AHEAD] = min(entry[AHEAD], 0.0)
 
 
-def kept(entries: list[Entry]) -> list[Entry]:
+def kept(entries: list[FlowEntry]) -> list[FlowEntry]:
     """The entries that are worth keeping."""
     known = [entry for entry in entries if entry[AHEAD] > -FORGET]
     return known if len(known) <= FLOWS else sorted(known, key=_worth)[:FLOWS]
 
 
-def _worth(entry: Entry) -> tuple[bool, bool, float]:
+def _worth(entry: FlowEntry) -> tuple[bool, bool, float]:
     """Those that wait first, then flows before their members, then those that have had less."""
     return entry[AHEAD] <= -GRACE, entry[OF] != 0, entry[TAG]

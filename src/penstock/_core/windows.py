@@ -31,7 +31,7 @@ def _add(total: float, rounding: float, amount: float) -> tuple[float, float]:
     return sum_, (sum_ - total) - exact
 
 
-class Entry:
+class LogEntry:
     """What was charged at one moment. `into` is where it went when the log was compressed."""
 
     __slots__ = ("amount", "at", "into")
@@ -39,7 +39,7 @@ class Entry:
     def __init__(self, at: float, amount: float) -> None:
         self.at = at
         self.amount = amount
-        self.into: Entry | None = None
+        self.into: LogEntry | None = None
 
 
 class SlidingWindow(Meter):
@@ -57,7 +57,7 @@ class SlidingWindow(Meter):
     predictable = True
 
     def __init__(self, limit: Sliding) -> None:
-        self.log: deque[Entry] = deque()
+        self.log: deque[LogEntry] = deque()
         self._total = self._rounding = 0.0
         self._promise(limit)
 
@@ -94,7 +94,7 @@ class SlidingWindow(Meter):
 
     def ready_after(self, other: float, cost: float, now: float) -> float:
         self._expire(now)
-        total, entry = self._total, Entry(now, other)
+        total, entry = self._total, LogEntry(now, other)
         try:
             self._insert(entry)
             self._total += other
@@ -116,27 +116,27 @@ class SlidingWindow(Meter):
         windows = math.ceil(over / self.amount) - 1
         over -= windows * self.amount
         leaves = now
-        for entry in sorted((*self.log, Entry(now, self.amount - self._total)), key=_moment):
+        for entry in sorted((*self.log, LogEntry(now, self.amount - self._total)), key=_moment):
             over -= entry.amount
             leaves = entry.at
             if over <= 0:
                 break
         return leaves + (windows + 1) * self.per
 
-    def charge(self, cost: float, now: float) -> Entry:
+    def charge(self, cost: float, now: float) -> LogEntry:
         self._expire(now)
         if len(self.log) >= 2 * self._slices:
             self._compress()
         return self._count(cost, now)
 
-    def _count(self, cost: float, at: float) -> Entry:
-        entry = Entry(at, 0.0)
+    def _count(self, cost: float, at: float) -> LogEntry:
+        entry = LogEntry(at, 0.0)
         self._insert(entry)
         total, rounding = _add(self._total, self._rounding, cost)
         self._total, self._rounding, entry.amount = total, rounding, cost
         return entry
 
-    def _insert(self, entry: Entry) -> None:
+    def _insert(self, entry: LogEntry) -> None:
         """Put an entry in its place: at the end, but for the postponed ones."""
         log = self.log
         if not log or log[-1].at <= entry.at:
@@ -147,7 +147,7 @@ class SlidingWindow(Meter):
             later -= 1
         log.insert(later, entry)
 
-    def postpone(self, amount: float, receipt: Entry, at: float, now: float) -> Entry:
+    def postpone(self, amount: float, receipt: LogEntry, at: float, now: float) -> LogEntry:
         counted = self._count(amount, at)  # first, so that a signal handler that raises makes nothing free
         self.give_back(amount, receipt, now)
         return counted
@@ -165,7 +165,7 @@ class SlidingWindow(Meter):
             earlier, slice_of_earlier = entry, slice_of
         self.log = deque([entry for entry in self.log if entry.into is None])
 
-    def give_back(self, amount: float, receipt: Entry, now: float) -> None:
+    def give_back(self, amount: float, receipt: LogEntry, now: float) -> None:
         """Take `amount` out of the log, if it is still in it: exactly as if it had never been charged."""
         self._expire(now)
         while receipt.into is not None:
@@ -191,7 +191,7 @@ class SlidingWindow(Meter):
         return not self.log
 
 
-def _moment(entry: Entry) -> float:
+def _moment(entry: LogEntry) -> float:
     return entry.at
 
 

@@ -37,10 +37,10 @@ def finish_later(call: RetriedCall, sent: Sent, result: Any) -> object:
         _check_no_on_result(call.policy, fn)
     if not is_awaitable(result):
         if enters:
-            return _AsyncEntry(call.policy, sent, result, call)
-        return _Entry(call.policy, sent, result, call) if isinstance(result, _MANAGER) else None
+            return _AsyncContext(call.policy, sent, result, call)
+        return _SyncContext(call.policy, sent, result, call) if isinstance(result, _MANAGER) else None
     if enters:
-        return _AwaitableEntry(call.policy, sent, result, call)
+        return _AwaitableContext(call.policy, sent, result, call)
     call.in_loop = True
     return call_async(call, _starting_with(result, fn), args, kwargs, begun=True)
 
@@ -52,7 +52,7 @@ def finish_later_of_async(policy: RetrySettings, sent: Sent, result: Any) -> Any
         return result
     if isinstance(result, _ASYNC_MANAGER):
         _check_no_on_result(policy, sent[0])
-        return _AsyncEntry(policy, sent, result)
+        return _AsyncContext(policy, sent, result)
     if isinstance(result, _MANAGER):
         raise TypeError(
             f"{name_of(sent[0])} is an async function that returns a context manager for `with`: "
@@ -110,7 +110,7 @@ def _starting_with(first: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
     return again
 
 
-class _RetriedEntry:
+class _RetriedContext:
     """What a decorated function returns in place of a context manager: each attempt calls it for a new one."""
 
     def __init__(self, policy: RetrySettings, sent: Sent, manager: Any, call: RetriedCall | None = None) -> None:
@@ -137,7 +137,7 @@ class _RetriedEntry:
         return f"<retried entry of {name_of(self._fn)}>"
 
 
-class _Entry(_RetriedEntry, contextlib.ContextDecorator):
+class _SyncContext(_RetriedContext, contextlib.ContextDecorator):
     """For `with`, and as a decorator."""
 
     def __enter__(self) -> Any:
@@ -159,7 +159,7 @@ class _Entry(_RetriedEntry, contextlib.ContextDecorator):
             del error  # it refers to this frame if it raises: no cycle
 
 
-class _AsyncEntry(_RetriedEntry, contextlib.AsyncContextDecorator):
+class _AsyncContext(_RetriedContext, contextlib.AsyncContextDecorator):
     """For `async with`, and as a decorator; all else is that of the context manager which the function returned."""
 
     async def __aenter__(self) -> Any:
@@ -187,7 +187,7 @@ class _AsyncEntry(_RetriedEntry, contextlib.AsyncContextDecorator):
         return getattr(self._first, name)
 
 
-class _AwaitableEntry(_AsyncEntry, Coroutine[Any, Any, Any]):
+class _AwaitableContext(_AsyncContext, Coroutine[Any, Any, Any]):
     """For `async with` and `await`, as aiohttp's requests and the connections of asyncpg are: retried either way."""
 
     _started: Coroutine[Any, Any, Any] | None = None

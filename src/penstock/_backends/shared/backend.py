@@ -515,8 +515,8 @@ def _lower(
     state: SharedLimitState, left: float, heard: float, grant: Grant | None, batch: BatchInFlight, now: float
 ) -> None:
     """Write what a server said was left at `heard`, or right after the charge of a grant."""
-    entry, since = None, heard
+    charge, since = None, heard
     if grant is not None and isinstance(grant.receipts, SharedRequest | StoreReceipts):
-        entry = _receipts_of(grant).entry_of(state)
-        since = heard if entry is None else grant.granted_at
-    batch.lower(state, left, now - since, entry)
+        charge = _receipts_of(grant).stored_on(state)
+        since = heard if charge is None else grant.granted_at
+    batch.lower(state, left, now - since, charge)

@@ -21,7 +21,7 @@ from penstock._core.lease import Leased, LeasePool
 from penstock._core.places import Places
 from penstock._core.rows import BUCKET, RENEWED, TIMED, WINDOW
 from penstock._core.turns import LimitState, meter_for
-from penstock._core.windows import CalendarWindow, Entry, SlidingWindow
+from penstock._core.windows import CalendarWindow, LogEntry, SlidingWindow
 from penstock.limits import Limit, Unlimited
 from penstock.stores.contract import Terms
 
@@ -200,5 +200,5 @@ class SharedLimitSet:
             elif isinstance(meter, SlidingWindow):
                 meter.log.clear()
                 if used:
-                    meter.log.append(Entry(now + (what - server) / 1e6 - meter.per, used))
+                    meter.log.append(LogEntry(now + (what - server) / 1e6 - meter.per, used))
                 meter._total = used

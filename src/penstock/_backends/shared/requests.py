@@ -166,7 +166,7 @@ class Debit:
 
 
 @dataclass(slots=True, eq=False)
-class _Entry:
+class _StoredCharge:
     """A charge in the store: `epoch` and `receipt` are None until the store has answered."""
 
     state: SharedLimitState
@@ -178,11 +178,11 @@ class _Entry:
 class StoreReceipts:
     """What the store has charged a grant, and what it is to be charged instead.
 
-    `wanted` is set by callers, from any thread; the entries are the dispatcher's. Their difference is what the store is
-    told next.
+    `wanted` is set by callers, from any thread; `stored()` belongs to the dispatcher. Their difference is what the
+    store is told next.
     """
 
-    __slots__ = ("_entries", "charges", "epochs", "receipts", "shares", "wanted")
+    __slots__ = ("_stored", "charges", "epochs", "receipts", "shares", "wanted")
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ class StoreReceipts:
         self.receipts = receipts
         self.shares = shares
         self.wanted: dict[SharedLimitState, float] | None = None  # None: what was charged at first
-        self._entries: list[_Entry] | None = None
+        self._stored: list[_StoredCharge] | None = None
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         """(meter, receipt) of what this process holds: nothing, all of it is the store's."""
@@ -220,61 +220,61 @@ class StoreReceipts:
         """The queue in front of these limits."""
         return self.charges[0][0].limit_set.queue
 
-    def entries(self) -> list[_Entry]:
+    def stored(self) -> list[_StoredCharge]:
         """What the store has charged."""
-        if self._entries is None:
+        if self._stored is None:
             if self.shares is not None:
-                self._entries = [_Entry(*share) for share in self.shares]  # type: ignore[arg-type]  # all limits are shared
+                self._stored = [_StoredCharge(*share) for share in self.shares]  # type: ignore[arg-type]  # all are shared
             else:
-                self._entries = [
-                    _Entry(state, amount, self.epochs[state.limit_set], receipt)
+                self._stored = [
+                    _StoredCharge(state, amount, self.epochs[state.limit_set], receipt)
                     for (state, amount), receipt in zip(self.charges, self.receipts, strict=True)
                 ]
-        return self._entries
+        return self._stored
 
     def open(self) -> bool:
         """Whether the store is being told of a debit, and has not answered yet."""
-        return any(entry.epoch is None for entry in self.entries())
+        return any(charge.epoch is None for charge in self.stored())
 
-    def entry_of(self, state: SharedLimitState) -> tuple[float, float] | None:
+    def stored_on(self, state: SharedLimitState) -> tuple[float, float] | None:
         """Epoch and receipt of a charge on that limit, if there is one."""
-        for entry in self.entries():
-            if entry.state is state and entry.epoch is not None and entry.receipt is not None:
-                return entry.epoch, entry.receipt
+        for charge in self.stored():
+            if charge.state is state and charge.epoch is not None and charge.receipt is not None:
+                return charge.epoch, charge.receipt
         return None
 
     def difference(self) -> tuple[list[Refund], list[Debit]]:
         """What must be given back and charged so that the store has what is wanted; it counts as done."""
-        entries, refunds, debits = self.entries(), [], []
+        stored, refunds, debits = self.stored(), [], []
         for state, amount in self.wants().items():
-            missing = amount - sum(entry.amount for entry in entries if entry.state is state)
+            missing = amount - sum(charge.amount for charge in stored if charge.state is state)
             if missing > 0:
                 debits.append(Debit(state, missing))
-            for entry in reversed(entries):  # the latest debit first, then the charge itself
-                if missing < 0 and entry.state is state and entry.amount and entry.epoch is not None:
-                    back = min(entry.amount, -missing)
-                    entry.amount -= back
-                    assert entry.receipt is not None, "an entry with an epoch has a receipt"
-                    refunds.append(Refund(state, back, entry.epoch, entry.receipt))
+            for charge in reversed(stored):  # the latest debit first, then the charge itself
+                if missing < 0 and charge.state is state and charge.amount and charge.epoch is not None:
+                    back = min(charge.amount, -missing)
+                    charge.amount -= back
+                    assert charge.receipt is not None, "a charge with an epoch has a receipt"
+                    refunds.append(Refund(state, back, charge.epoch, charge.receipt))
                     missing += back
-        entries += [_Entry(debit.state, debit.amount, None, None) for debit in debits]
+        stored += [_StoredCharge(debit.state, debit.amount, None, None) for debit in debits]
         return refunds, debits
 
     def charged(self, state: SharedLimitState, epoch: float, receipt: float) -> None:
         """The store has charged a debit."""
-        for entry in self.entries():
-            if entry.state is state and entry.epoch is None:
-                entry.epoch, entry.receipt = epoch, receipt
+        for charge in self.stored():
+            if charge.state is state and charge.epoch is None:
+                charge.epoch, charge.receipt = epoch, receipt
                 return
 
     def charged_here(self, shares: Sequence[Share]) -> None:
         """A debit was taken out of leases that this process holds."""
-        self.entries().extend(_Entry(*share) for share in shares)  # type: ignore[arg-type]  # all limits are shared
+        self.stored().extend(_StoredCharge(*share) for share in shares)  # type: ignore[arg-type]  # all are shared
 
     def not_charged(self, debits: Sequence[Debit]) -> None:
         """The store was not told of these debits after all."""
         states = {debit.state for debit in debits}
-        self._entries = [entry for entry in self.entries() if entry.state not in states or entry.epoch is not None]
+        self._stored = [charge for charge in self.stored() if charge.state not in states or charge.epoch is not None]
 
 
 @dataclass(slots=True, eq=False)

@@ -11,14 +11,14 @@ from penstock.runner import answers
 from penstock.runner.answers import Answer
 from penstock.runner.source import custom_id_digest, dump_json, load_json
 
-__all__ = ["Answer", "Entry", "judge", "read"]
+__all__ = ["Answer", "ResultLine", "judge", "read"]
 
 _UNDONE = frozenset({"batch_expired", "batch_cancelled"})
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A line.
+class ResultLine:
+    """One line of the files that a batch ends with.
 
     Attributes:
         custom_id: Of the row.
@@ -37,7 +37,7 @@ class Entry:
     error: Any
 
 
-def read(line: bytes) -> Entry | None:
+def read(line: bytes) -> ResultLine | None:
     """Read a line; None: it is none."""
     try:
         value, is_strict = load_json(line), True
@@ -53,7 +53,7 @@ def read(line: bytes) -> Entry | None:
     response = response if isinstance(response, dict) else {}
     status, request_id = response.get("status_code"), response.get("request_id")
     body = response.get("body")
-    return Entry(
+    return ResultLine(
         str(custom_id),
         custom_id_digest(custom_id),
         status if isinstance(status, int) else 0,
@@ -63,21 +63,21 @@ def read(line: bytes) -> Entry | None:
     )
 
 
-def judge(path: str, entry: Entry) -> Answer | Verdict:
+def judge(path: str, result: ResultLine) -> Answer | Verdict:
     """Say how a row of an endpoint ended."""
-    if entry.status:
+    if result.status:
         try:
-            content = dump_json(entry.body)
+            content = dump_json(result.body)
         except (ValueError, RecursionError):
             return Verdict(
                 Action.PERMANENT, None, "invalid_response", "the answer in the batch cannot be written as JSON"
             )
-        if isinstance(entry.body, str) and entry.status == 200:
+        if isinstance(result.body, str) and result.status == 200:
             return Verdict(Action.PERMANENT, None, "invalid_response", "the answer in the batch is not JSON")
-        return answers.judge(path, entry.status, {}, content)
-    code = entry.error.get("code") if isinstance(entry.error, dict) else None
-    message = str(entry.error.get("message") or "") if isinstance(entry.error, dict) else ""
-    if code in _UNDONE or not entry.error:
+        return answers.judge(path, result.status, {}, content)
+    code = result.error.get("code") if isinstance(result.error, dict) else None
+    message = str(result.error.get("message") or "") if isinstance(result.error, dict) else ""
+    if code in _UNDONE or not result.error:
         return Verdict(Action.BACK_OFF, None, code or "no_result", message or "the batch has no answer to this row")
-    found = answers.judge(path, 200, {}, dump_json({"error": entry.error}))
+    found = answers.judge(path, 200, {}, dump_json({"error": result.error}))
     return found if isinstance(found, Verdict) else Verdict(Action.PERMANENT, None, str(code), message)

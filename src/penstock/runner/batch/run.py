@@ -538,34 +538,34 @@ class BatchRun:
                 return 0
             content.seek(0)
             for number, line in enumerate(content):
-                entry = answers.read(line)
-                found += entry is not None
-                index = None if entry is None else places.pop(entry.name, None)
-                if entry is not None and index is not None:
-                    self._take(part, index, entry)
+                result = answers.read(line)
+                found += result is not None
+                index = None if result is None else places.pop(result.name, None)
+                if result is not None and index is not None:
+                    self._take(part, index, result)
                 if number % 64 == 63:
                     await anyio.lowlevel.checkpoint()
         return found
 
-    def _take(self, part: Part, index: int, entry: answers.Entry) -> None:
+    def _take(self, part: Part, index: int, result: answers.ResultLine) -> None:
         """Write down how a row ended."""
-        row, prices = part.row(index, entry.custom_id), self._settings.prices
-        outcome = answers.judge(part.endpoint, entry)
+        row, prices = part.row(index, result.custom_id), self._settings.prices
+        outcome = answers.judge(part.endpoint, result)
         if isinstance(outcome, answers.Answer):
-            self._results.answer(row, entry.status, entry.request_id, outcome.body)
+            self._results.answer(row, result.status, result.request_id, outcome.body)
             self.counts.answered += 1
             if prices is not None:
                 self.counts.dollars += prices.paid(part.model, outcome.body) * prices.batch
             return
-        code = outcome.code or f"http_{entry.status}"
-        message = self._secrets.hide(outcome.message) or f"the batch answered with status {entry.status}"
+        code = outcome.code or f"http_{result.status}"
+        message = self._secrets.hide(outcome.message) or f"the batch answered with status {result.status}"
         if outcome.action is Action.STOP:
             self._account = message
             self._again[row.name] = part.round
         elif outcome.action in {Action.WAIT, Action.BACK_OFF}:
             self._try_again(part, row.name, code, message)
         else:
-            more = {"status_code": entry.status, "body": entry.body} if entry.status else {}
+            more = {"status_code": result.status, "body": result.body} if result.status else {}
             self._fail(row, code, message, attempts=part.round, **more)
 
     def _try_again(self, part: Part, name: int, code: str, message: str) -> None:
