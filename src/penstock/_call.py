@@ -16,7 +16,7 @@ from penstock import _log
 from penstock._arguments import of_call
 from penstock._backends import fast_path
 from penstock._backends.base import Binding, Caller
-from penstock._backends.wait import LOOP, PLAIN, Terms, emit_grant, wait, wait_in_thread
+from penstock._backends.wait import LOOP, PLAIN, WaitOptions, emit_grant, wait, wait_in_thread
 from penstock._concurrency.parking import is_over, who_am_i
 from penstock._interruptions import is_an_interruption
 from penstock._introspect import check_answer, decorable_kind, name_of, why_not_plain
@@ -128,22 +128,22 @@ class Call:
 
     # Of the shapes that the fast path knows there are subclasses, with methods of that shape: see `_class_for`.
 
-    __slots__ = ("_binding", "_entered", "_terms")
+    __slots__ = ("_binding", "_entered", "_options")
 
     _penstock_kind = "limiter"
 
     _binding: Binding
-    _terms: Terms
+    _options: WaitOptions
     _entered: Permit | Entered | None  # the permit that holds places, nearly always the only one; or all of them
 
     @staticmethod
-    def of(binding: Binding, terms: Terms = PLAIN) -> Call:
+    def of(binding: Binding, options: WaitOptions = PLAIN) -> Call:
         """A call of a cost that is bound. Internal."""
         charge = binding.charge
         asks = charge.grant is fast_path.look_closer and not charge.held
         call = _AskingCall() if asks else _class_for(charge.shape)()
         call._binding = binding
-        call._terms = terms
+        call._options = options
         call._entered = None
         return call
 
@@ -159,14 +159,14 @@ class Call:
                     if held:
                         self._note(permit)
                     if binding.caller.on_event is not None:
-                        emit_grant(binding, 0.0, permit, self._terms.flow)
+                        emit_grant(binding, 0.0, permit, self._options.flow)
                     return permit
             except BaseException:
                 self._withdraw(permit)
                 raise
             del permit  # it would be one object more for each of many waiters
         binding = binding.current()
-        granted = await wait(binding, kind, self._terms)
+        granted = await wait(binding, kind, self._options)
         if (binding.charge.held or granted.charges is not binding.charge.charges) and granted.held:
             self._note_or_undo(granted)
         return granted
@@ -181,9 +181,9 @@ class Call:
         permit = EnteredPermit() if binding.charge.held else Permit()
         try:
             if not binding.charge.grant(binding, permit):
-                permit = wait_in_thread(binding.current(), EnteredPermit, self._terms)
+                permit = wait_in_thread(binding.current(), EnteredPermit, self._options)
             elif binding.caller.on_event is not None:
-                emit_grant(binding, 0.0, permit, self._terms.flow)
+                emit_grant(binding, 0.0, permit, self._options.flow)
             if permit.held:  # the limits may have changed while it waited
                 self._note(permit)
         except BaseException:
@@ -240,18 +240,18 @@ class Call:
 
     def __call__(self, function: F, /) -> F:
         """Decorate `function`: every call is charged first. See `Limiter.__call__`."""
-        binding, terms = self._binding, self._terms
+        binding, options = self._binding, self._options
 
         def enter(_: Any, __: Any) -> Call:
-            return Call.of(binding, terms)
+            return Call.of(binding, options)
 
         return run_inside(function, enter, enter)
 
     def _shown(self) -> tuple[Mapping[str, Any], dict[str, Any]]:
         """Its cost and its options, as given."""
-        terms = self._terms
-        options = {"max_wait": terms.max_wait, "priority": terms.priority or None, "flow": terms.flow}
-        return self._binding.charge.cost, options
+        options = self._options
+        shown = {"max_wait": options.max_wait, "priority": options.priority or None, "flow": options.flow}
+        return self._binding.charge.cost, shown
 
     def __repr__(self) -> str:
         binding = self._binding
@@ -312,17 +312,17 @@ class CallByArguments(Call):
         call_of: Callable[[Mapping[str, float]], Call],
         cost: Mapping[str, Any],
         settle: Settle | None,
-        terms: Mapping[str, Any],
+        options: Mapping[str, Any],
     ) -> None:
         self._call_of = call_of
         self._cost = cost
         self._settle = settle
-        self._functions = terms  # max_wait, priority, flow and block, each a value or a function
+        self._functions = options  # max_wait, priority, flow and block, each a value or a function
         self._entered = None
-        check_functions(settle, {**terms, **cost})
+        check_functions(settle, {**options, **cost})
         # What is a function is checked when it has answered, the rest now.
-        plain = {name: None if callable(value) else value for name, value in terms.items()}
-        self._terms = Terms.read(
+        plain = {name: None if callable(value) else value for name, value in options.items()}
+        self._options = WaitOptions.read(
             plain["max_wait"], plain["priority"] or 0, plain["flow"], block=plain["block"] or False
         )
         self._binding = call_of({unit: 0 if callable(value) else value for unit, value in cost.items()})._binding
@@ -354,8 +354,8 @@ class CallByArguments(Call):
         return decorated(function, lambda _, costs: call_of(costs), self._cost, self._settle, self._functions, name)
 
     def _shown(self) -> tuple[Mapping[str, Any], dict[str, Any]]:
-        terms = {name: value or None for name, value in self._functions.items()}
-        return self._cost, {"settle": self._settle, **terms}
+        options = {name: value or None for name, value in self._functions.items()}
+        return self._cost, {"settle": self._settle, **options}
 
 
 def check_functions(settle: Any, others: Mapping[str, Any]) -> None:
@@ -372,7 +372,7 @@ def decorated(
     call_of: Callable[[Any, Mapping[str, float]], Call],
     cost: Mapping[str, Any],
     settle: Settle | None,
-    terms: Mapping[str, Any],
+    options: Mapping[str, Any],
     limiter: str | None,
     key: Callable[..., Hashable] | None = None,
 ) -> F:
@@ -386,8 +386,8 @@ def decorated(
         )
     fixed_costs = {unit: amount for unit, amount in cost.items() if not callable(amount)}
     asked = [(unit, _chosen(unit, value, function, owner)) for unit, value in cost.items() if callable(value)]
-    words = {name: _chosen(name, value, function, owner) for name, value in terms.items()}
-    fixed = None if any(map(callable, words.values())) else Terms.read(**words)
+    words = {name: _chosen(name, value, function, owner) for name, value in options.items()}
+    fixed = None if any(map(callable, words.values())) else WaitOptions.read(**words)
     plain = fixed == PLAIN
     key_of = _chosen("key", key, function, owner)
 
@@ -403,7 +403,7 @@ def decorated(
             call = call_of(whose, costs)
             if plain and not call._binding.charge.held:
                 return call
-            return Call.of(call._binding, fixed or Terms.read(**said))
+            return Call.of(call._binding, fixed or WaitOptions.read(**said))
         except ValueError as error:
             error.add_note(f"penstock: it is what the {owner} worked out of the arguments of a call")
             raise

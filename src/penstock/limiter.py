@@ -19,7 +19,7 @@ from penstock._backends.charges import ChargePlan, joint_name
 from penstock._backends.fast_path import are_parameters, calls_of_units, key_of
 from penstock._backends.key import Key, joined_caller, joint_states
 from penstock._backends.local import LocalBackend
-from penstock._backends.wait import PLAIN, Terms, answer, emit_grant, wait
+from penstock._backends.wait import PLAIN, WaitOptions, answer, emit_grant, wait
 from penstock._call import (
     OPTIONS,
     SIGNATURE,
@@ -221,7 +221,7 @@ class Limiter:
             call = self._known(words) or self._of_one(words)
             if call is None:
                 return self._make_call(given, None, words)
-            return call if not call._binding.charge.held else Call.of(call._binding, call._terms)
+            return call if not call._binding.charge.held else Call.of(call._binding, call._options)
         if isinstance(given, Mapping):
             return self._make_call(options, given)
         if not callable(given) and not isinstance(given, classmethod):
@@ -241,12 +241,12 @@ class Limiter:
         costs = merge_given("costs", cost, {unit: amount for unit, amount in options.items() if unit not in said})
         if settle is not None or any(map(callable, (*costs.values(), *words.values()))):
             return CallByArguments(self._call_of, costs, settle, words)
-        call = Call.of(self._backend.bind(self._caller, costs), Terms.read(**words) if said else PLAIN)
+        call = Call.of(self._backend.bind(self._caller, costs), WaitOptions.read(**words) if said else PLAIN)
         if key is not None:
             # Costs that cannot change, and are found by any number that equals them.
             exact = {**options, **exact_costs(costs)}
             self._remember(words_of(exact), key_of(self._units, self._sole, exact), call)
-        return call if not call._binding.charge.held else Call.of(call._binding, call._terms)
+        return call if not call._binding.charge.held else Call.of(call._binding, call._options)
 
     def _of_one(self, words: tuple[Any, ...]) -> Call | None:
         """The call of one unit's amount that was not given before; None where it is no plain number, or not all."""
@@ -265,7 +265,7 @@ class Limiter:
             if isinstance(self._calls, dict):
                 remember(self._calls, words, call)
             if key is not None and binding.backend is self._backend:
-                made = call if isinstance(self._calls, dict) else (binding.charge, type(call), call._terms)
+                made = call if isinstance(self._calls, dict) else (binding.charge, type(call), call._options)
                 remember(self._quick, key, made)
         except Exception:
             if is_plain(words):
@@ -323,7 +323,7 @@ class Limiter:
             MissingUnit, UnknownUnit, CostError: The cost is wrong.
         """
         plain = max_wait is None and priority is _USUAL and flow is None
-        terms = PLAIN if plain else Terms.read(max_wait, priority, flow, block=False)
+        options = PLAIN if plain else WaitOptions.read(max_wait, priority, flow, block=False)
         call = self._call_of(costs if cost is None else merge_given("costs", cost, costs))
         binding = call._binding
         charge = binding.charge
@@ -331,9 +331,9 @@ class Limiter:
         try:
             if not charge.grant(binding, permit):
                 bound = binding.current()
-                permit = await wait(bound, permits_of(bound), terms)
+                permit = await wait(bound, permits_of(bound), options)
             elif binding.caller.on_event is not None:
-                emit_grant(binding, 0.0, permit, terms.flow)
+                emit_grant(binding, 0.0, permit, options.flow)
         except BaseException:
             permit._undo()
             raise
@@ -357,7 +357,7 @@ class Limiter:
         try:
             if not binding.charge.grant(binding, permit):
                 bound = binding.current()
-                permit = answer(bound, permits_of(bound), Terms(None, priority, flow))
+                permit = answer(bound, permits_of(bound), WaitOptions(None, priority, flow))
             elif binding.caller.on_event is not None:
                 emit_grant(binding, 0.0, permit, flow)
         except BaseException:

@@ -51,7 +51,7 @@ WORDS = {"flow": "None", "priority": "ABSENT", "max_wait": "None"}
 
 _TAKEN = {
     "ABSENT", "Binding", "Exception", "__debug__", "binding", "call", "found", "general", "given",
-    "mine", "new", "options", "self", "terms", *WORDS,
+    "mine", "new", "options", "self", "waits", *WORDS,
 }  # fmt: skip
 """Names that the method of `calls_of_units` uses itself, or that no parameter may have."""
 
@@ -214,7 +214,7 @@ def _enter_source(shape: str, *, locked: bool) -> str:
     held = "p" in shape
     note = ["    if self._entered is None: self._entered = grant", "    else: self._note(grant)"] if held else []
     granted = [
-        "    if caller.on_event is not None: emit_grant(binding, 0.0, grant, self._terms.flow)",
+        "    if caller.on_event is not None: emit_grant(binding, 0.0, grant, self._options.flow)",
         "    return grant",
     ]  # fmt: skip
     step = [*_charge_step(shape), *note, f"    {_receipts(shape)}", *granted]
@@ -255,14 +255,14 @@ _NOT_CHARGED = [
 def _waiting(permit: str) -> list[str]:
     """How `__aenter__` ends where the call was not charged at once, with the class of the permit: as `wait.wait`."""
     return [
-        "    terms = self._terms",
+        "    options = self._options",
         "    request = grant = None",
         "    try:",
         "        parker = here()",
-        "        if terms is PLAIN and turn_here() is NOTHING:",
+        "        if options is PLAIN and turn_here() is NOTHING:",
         "            request = binding.backend.request_type(binding, parker, None, parker.time_left())",
         "        else:",
-        "            request = request_of(binding, parker, terms)",
+        "            request = request_of(binding, parker, options)",
         "        if request.time_left == -inf:",
         "            await checkpoint()",
         "        seconds = binding.backend.enter(request)",
@@ -273,11 +273,11 @@ def _waiting(permit: str) -> list[str]:
         "            seconds = binding.backend.advance(request)",
         f"        grant = {permit}()",
         "        if request.error is not None or binding.caller.on_event is not None:",
-        "            fill_in(binding, request, grant, terms.flow)",
+        "            fill_in(binding, request, grant, options.flow)",
         "        else:",
         "            binding.backend.hand_over(request, grant)",
         "    except BaseException as error:",
-        "        give_up(binding, request, grant, error, terms.flow)",
+        "        give_up(binding, request, grant, error, options.flow)",
         "        raise",
         # The limits may have changed while it waited.
         "    if (binding.charge.held or grant.charges is not binding.charge.charges) and grant.held:",
@@ -341,15 +341,15 @@ def calls_of_units(
         "            if mine._real is None:",
         "                binding = Binding()",
         "                binding.backend = binding.caller = mine",
-        "                binding.charge, new, terms = found",
+        "                binding.charge, new, waits = found",
         "                binding.later = None",
         "                call = new()",
-        "                call._binding = binding; call._terms = terms; call._entered = None",
+        "                call._binding = binding; call._options = waits; call._entered = None",
         "                return call",
     ] if of_key else [
         "            if not found._binding.charge.held: return found",
         "            call = found.__class__()",
-        "            call._binding = found._binding; call._terms = found._terms; call._entered = None",
+        "            call._binding = found._binding; call._options = found._options; call._entered = None",
         "            return call",
     ]  # fmt: skip
     parameters = ", ".join(
@@ -453,7 +453,7 @@ def _keyed_enter_source(shape: str) -> str:
         *(f"    {line}" for line in _keyed_step(shape, "charged = True", "if charged is None: charged = False")),
         "        if charged is None: charged = metered(binding, grant)",
         "        if charged:",
-        "            if mine.on_event is not None: emit_grant(binding, 0.0, grant, self._terms.flow)",
+        "            if mine.on_event is not None: emit_grant(binding, 0.0, grant, self._options.flow)",
         "            return grant",
         *_NOT_CHARGED,
         *_waiting("Permit"),

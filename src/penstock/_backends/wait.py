@@ -23,8 +23,8 @@ from penstock.events import Refused, Withdrawn, emit, granted
 G = TypeVar("G", bound=Grant)
 
 
-class Terms(NamedTuple):
-    """On which terms a call waits. Values, shared by all calls of the same words."""
+class WaitOptions(NamedTuple):
+    """How a call waits. A value, shared by all calls that say the same."""
 
     max_wait: float | None = None
     priority: int = 0
@@ -32,15 +32,15 @@ class Terms(NamedTuple):
     block: bool = False
 
     @classmethod
-    def read(cls, max_wait: Any, priority: Any, flow: Any, *, block: bool) -> Terms:
+    def read(cls, max_wait: Any, priority: Any, flow: Any, *, block: bool) -> WaitOptions:
         return cls(read_wait(max_wait), read_priority(priority), read_flow(flow), block=read_flag("block", block))
 
 
-PLAIN = Terms()
-"""The terms of a call that says nothing of them."""
+PLAIN = WaitOptions()
+"""The options of a call that gives none."""
 
 
-async def wait(binding: Binding, new: Callable[[], G], terms: Terms) -> G:
+async def wait(binding: Binding, new: Callable[[], G], options: WaitOptions) -> G:
     """Wait as this task for its turn; return the grant, a new one made by `new`, or raise the backend's answer.
 
     `fast_path` has the same in the methods that it writes: a coroutine less for each of many waiters.
@@ -48,10 +48,10 @@ async def wait(binding: Binding, new: Callable[[], G], terms: Terms) -> G:
     request = grant = None  # the grant is made at the end: it would be one object more for each of many waiters
     try:
         parker = here()
-        if terms is PLAIN and turn_here() is NOTHING:  # as most
+        if options is PLAIN and turn_here() is NOTHING:  # as most
             request = binding.backend.request_type(binding, parker, None, parker.time_left())
         else:
-            request = request_of(binding, parker, terms)
+            request = request_of(binding, parker, options)
         if request.time_left == -inf:
             await checkpoint()  # the scope is cancelled already: say so, and not that it is too late
         seconds = binding.backend.enter(request)
@@ -62,23 +62,23 @@ async def wait(binding: Binding, new: Callable[[], G], terms: Terms) -> G:
             seconds = binding.backend.advance(request)
         grant = new()
         if request.error is not None or binding.caller.on_event is not None:
-            fill_in(binding, request, grant, terms.flow)
+            fill_in(binding, request, grant, options.flow)
         else:
             binding.backend.hand_over(request, grant)
     except BaseException as error:
-        give_up(binding, request, grant, error, terms.flow)
+        give_up(binding, request, grant, error, options.flow)
         raise
     return grant
 
 
-def wait_in_thread(binding: Binding, new: Callable[[], G], terms: Terms) -> G:
+def wait_in_thread(binding: Binding, new: Callable[[], G], options: WaitOptions) -> G:
     """`wait`, as this thread; WouldBlockEventLoop if it runs an event loop, unless that is allowed."""
-    if terms.block or not loop_running_here():
-        return answer(binding, new, terms, ThreadParker())
+    if options.block or not loop_running_here():
+        return answer(binding, new, options, ThreadParker())
     try:
-        return answer(binding, new, terms)
+        return answer(binding, new, options)
     except RateLimited as error:
-        if terms.max_wait == 0:
+        if options.max_wait == 0:
             raise
         message = (
             f"{error}: waiting here would block the running event loop. Use `async with`, "
@@ -88,14 +88,14 @@ def wait_in_thread(binding: Binding, new: Callable[[], G], terms: Terms) -> G:
     raise WouldBlockEventLoop(message)
 
 
-def answer(binding: Binding, new: Callable[[], G], terms: Terms, parker: Any = None) -> G:
+def answer(binding: Binding, new: Callable[[], G], options: WaitOptions, parker: Any = None) -> G:
     """The grant for which this thread parks; without a parker a grant now, or RateLimited."""
     request = grant = None
     try:
         if parker is None:
-            request = binding.backend.request_type(binding, None, 0.0, inf, terms.priority, terms.flow)
+            request = binding.backend.request_type(binding, None, 0.0, inf, options.priority, options.flow)
         else:
-            request = request_of(binding, parker, terms)
+            request = request_of(binding, parker, options)
         seconds = binding.backend.enter(request)
         while True:  # as in `wait`
             if seconds is None:
@@ -103,27 +103,27 @@ def answer(binding: Binding, new: Callable[[], G], terms: Terms, parker: Any = N
             parker.park_thread(seconds)
             seconds = binding.backend.advance(request)
         grant = new()
-        fill_in(binding, request, grant, terms.flow)
+        fill_in(binding, request, grant, options.flow)
     except BaseException as error:
-        give_up(binding, request, grant, error, terms.flow)
+        give_up(binding, request, grant, error, options.flow)
         raise
     return grant
 
 
-def request_of(binding: Binding, parker: Parker, terms: Terms) -> Request:
+def request_of(binding: Binding, parker: Parker, options: WaitOptions) -> Request:
     """The request of a call; what it leaves open is as `penstock.turn` says here."""
     turn = turn_here()
     if turn is NOTHING:
         return binding.backend.request_type(
-            binding, parker, terms.max_wait, parker.time_left(), terms.priority, terms.flow
+            binding, parker, options.max_wait, parker.time_left(), options.priority, options.flow
         )
     return binding.backend.request_type(
         binding,
         parker,
-        turn.max_wait if terms.max_wait is None else terms.max_wait,
+        turn.max_wait if options.max_wait is None else options.max_wait,
         parker.time_left(),
-        terms.priority or turn.priority or 0,
-        turn.flow if terms.flow is None else terms.flow,
+        options.priority or turn.priority or 0,
+        turn.flow if options.flow is None else options.flow,
     )
 
 
