@@ -22,6 +22,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "penstock"
 ORDER = (
     "_interruptions",  # signals that strike where we run a user's function
     "_chance",  # drawn from the system, whatever programs seed
+    "_frozen",  # dicts that records show
     "_text",  # what others wrote, as terminals and messages may show it
     "_numbers",  # numbers and spans of time as users write them
     "errors",

@@ -27,7 +27,7 @@ from penstock._text import repr_of
 from penstock._user_errors import add_notes
 from penstock._validation import RESERVED, merge_given
 from penstock.errors import CostError
-from penstock.permit import EnteredPermit, Permit, WatchedPermit
+from penstock.permit import EnteredPermit, Permit
 
 F = TypeVar("F", bound=Callable[..., Any])
 Settle = Callable[[Any], Mapping[str, Number]]
@@ -443,8 +443,3 @@ def _settle(permit: Permit, settle: Settle, result: Any, owner: str) -> None:
             raise
         message = "settle=%s of the %s failed on its result: the call stays charged as it was"
         _log.broken("penstock", message, name_of(settle), owner)
-
-
-def permits_of(binding: Binding) -> type[Permit]:
-    """The class of permits that their owners must close: watched, if nothing else would free what they hold."""
-    return WatchedPermit if binding.charge.watched else Permit

@@ -1,4 +1,4 @@
-"""Texts that others wrote, as a terminal may show them, and objects of users, as messages show them. Pure."""
+"""What others wrote, as a terminal, a message or a name in a store may show it. Pure."""
 
 from __future__ import annotations
 
@@ -33,3 +33,8 @@ def repr_of(value: object, most: int = 500) -> str:
         return f"<{type(value).__name__}, whose repr raised {type(raised).__name__}>"
     shown = _CREDENTIALS.sub("***@", shown)
     return shown if len(shown) <= most else shown[: most - 3] + "..."
+
+
+def without_braces(text: str) -> str:
+    """A text as part of a name in a store, which has no braces; `urllib.parse.unquote` reads it back."""
+    return text.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")

@@ -1,9 +1,9 @@
-"""What users write, read and checked: limits, options, costs. And how numbers are shown to them."""
+"""What users write, read and checked: limits, options, costs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from operator import index
 from typing import Any
 
@@ -19,19 +19,6 @@ RESERVED = frozenset({"settle", "max_wait", "priority", "flow", "block"})
 """Keywords of a call: units of these names are given in mappings only."""
 
 _OF_A_LIMITER = frozenset({"name", "store", "max_queue", "ageing", "flow_weights", "enforce", "on_event", "lease"})
-
-
-class Shown(dict[str, Any]):
-    """A dict that stays as it is. Unlike a `MappingProxyType` it can be copied, pickled and given to `asdict`."""
-
-    def _refuse(self, *_: Any, **__: Any) -> Any:
-        raise TypeError("this is what was true when you asked: it cannot be changed")
-
-    __setitem__ = __delitem__ = __ior__ = _refuse
-    clear = pop = popitem = setdefault = update = _refuse
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Shown, (dict(self),)
 
 
 def merge_given(what: str, mapping: Any, named: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -176,11 +163,6 @@ def check_findable(what: str, value: object) -> None:
         raise ValueError(f"{what} must equal itself, which {repr_of(value)} does not: it would not be found again")
 
 
-def without_braces(text: str) -> str:
-    """A text as part of a name in a store, which has no braces; `urllib.parse.unquote` reads it back."""
-    return text.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
-
-
 def read_pause(pause: Any) -> float:
     """The length of a pause, in seconds."""
     return float(_numbers.span("pause({})", pause, zero=True))
@@ -212,18 +194,3 @@ def exact_heard(what: str, heard: Any, read: Callable[[Any], float | None] = _nu
             raise CostError(f"{what} {unit} must be a finite number, 0 or more, not {repr_of(value)}")
         numbers[unit] = number
     return numbers
-
-
-def show_wait(value: float) -> str:
-    """How long a call would wait, in words."""
-    return "until another call gives back what it holds" if value == math.inf else _numbers.show_seconds(value)
-
-
-def told_of(states: Sequence[Any]) -> Any:
-    """Of several limits of one unit, the one that a server speaks of: the one that holds least at once."""
-    return min(states, key=lambda state: getattr(state.limit, "burst", state.limit.capacity))
-
-
-def cost_of(charges: Any) -> dict[str, float]:
-    """What charges cost, per unit."""
-    return {state.unit: amount for state, amount in charges}

@@ -24,8 +24,8 @@ from penstock._backends.keyed import KeyStates
 from penstock._call import Call, check_functions, decorated, show_call
 from penstock._introspect import name_of, why_not_plain
 from penstock._numbers import Seconds, read_flag
-from penstock._text import repr_of
-from penstock._validation import LimitLike, check_findable, check_options, merge_given, read_limits, without_braces
+from penstock._text import repr_of, without_braces
+from penstock._validation import LimitLike, check_findable, check_options, merge_given, read_limits
 from penstock.limiter import Limiter, key_limiters
 from penstock.limits import Limit
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 from penstock import _log
 from penstock._backends import backend_over, joined
 from penstock._backends.alike import remember
-from penstock._backends.base import Backend, Caller, words_of
+from penstock._backends.base import Backend, Caller, joined_caller, words_of
 from penstock._backends.charges import ChargePlan, joint_name
 from penstock._backends.fast_path import are_parameters, calls_of_units, key_of
-from penstock._backends.key import Key, joined_caller, joint_states
+from penstock._backends.key import Key, joint_states
 from penstock._backends.local import LocalBackend
 from penstock._backends.wait import PLAIN, WaitOptions, answer, emit_grant, wait
 from penstock._call import (
@@ -29,15 +29,14 @@ from penstock._call import (
     Entered,
     NeitherCostNorFunction,
     Settle,
-    permits_of,
     show_limiter,
 )
+from penstock._frozen import FrozenDict
 from penstock._numbers import Number, Seconds, read_flag, read_seconds
 from penstock._text import repr_of
 from penstock._validation import (
     RESERVED,
     LimitLike,
-    Shown,
     check_options,
     exact_costs,
     exact_heard,
@@ -51,7 +50,7 @@ from penstock._validation import (
 from penstock.errors import CostError
 from penstock.events import LimiterEvent, Observed, Paused, Reconfigured, Resumed, emit
 from penstock.limits import Limit
-from penstock.permit import Permit, WatchedPermit
+from penstock.permit import Permit, WatchedPermit, permits_of
 from penstock.statistics import Forecast, LimitStatistics, Statistics
 
 if TYPE_CHECKING:
@@ -406,14 +405,14 @@ class Limiter:
             waiting=now.waiting,
             in_flight=now.in_flight,
             paused_for=now.paused_for,
-            limits=Shown(limits),
+            limits=FrozenDict(limits),
         )
 
     @property
     def limits(self) -> Mapping[str, tuple[Limit, ...]]:
         """What is promised now, per unit."""
         units = self._backend.plan().units
-        return Shown({unit: tuple(state.limit for state in states) for unit, states in units.items()})
+        return FrozenDict({unit: tuple(state.limit for state in states) for unit, states in units.items()})
 
     def pause(self, seconds: Seconds, *units: str) -> None:
         """Let no call through for so long; a pause is never shortened by another, only by `resume`.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import CodeType
 from typing import NoReturn
 
-from penstock._backends.base import Backend, Caller, Grant
+from penstock._backends.base import Backend, Binding, Caller, Grant
 from penstock._concurrency.parking import who_am_i
 from penstock._core.places import Hold
 from penstock._core.turns import Receipts
@@ -213,6 +213,11 @@ class WatchedPermit(Permit):
             code, instruction = self._where
             lines = [line for start, end, line in code.co_lines() if start <= instruction < end]
             self._decider().lose(self, (code.co_filename, (lines and lines[0]) or code.co_firstlineno))
+
+
+def permits_of(binding: Binding) -> type[Permit]:
+    """The class of permits that their owners must close: watched, if nothing else would free what they hold."""
+    return WatchedPermit if binding.charge.watched else Permit
 
 
 def _claim(receipts: Receipts) -> None:

@@ -17,10 +17,12 @@ import sys
 from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+from penstock._backends.charges import cost_of
 from penstock._core.places import Hold
 from penstock._core.subqueues import Waiter
 from penstock._core.turns import Charges, Receipts
-from penstock._validation import Shown, cost_of
+from penstock._frozen import FrozenDict
+from penstock.events import joined_hook
 
 if TYPE_CHECKING:
     from penstock._backends.charges import ChargePlan
@@ -54,6 +56,13 @@ class Caller:
         self.refused: int = 0
         self.cancelled: int = 0
         self.would_refuse: int = 0
+
+
+def joined_caller(one: Caller, other: Caller, name: str | None) -> Caller:
+    """The caller of a joint limiter: the shorter queue of both, and both hooks."""
+    bounds = [bound for bound in (one.max_queue, other.max_queue) if bound is not None]
+    hook = joined_hook(one.on_event, other.on_event)
+    return Caller(name, min(bounds, default=None), hook, enforce=one.enforce)
 
 
 class Clearance:
@@ -180,7 +189,7 @@ class Charge:
     def full_cost(self) -> Mapping[str, float]:
         """The cost with defaults; for events."""
         if self._full_cost is None:
-            self._full_cost = Shown(cost_of(self.charges))
+            self._full_cost = FrozenDict(cost_of(self.charges))
         return self._full_cost
 
 

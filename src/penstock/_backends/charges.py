@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from penstock import _numbers
 from penstock._core.bucket import Bucket
 from penstock._core.places import Places
 from penstock._core.turns import Charges, LimitState
-from penstock._validation import RESERVED, cost_of, exact_cost, show_wait, told_of
+from penstock._validation import RESERVED, exact_cost
 from penstock.errors import CostError, MissingUnit, QueueFull, RateLimited, UnknownUnit, Unsatisfiable
 from penstock.limits import Unlimited
+
+S = TypeVar("S", bound=LimitState)
 
 
 class _LimitSet(Protocol):
@@ -90,7 +93,7 @@ class ChargePlan:
         """Of the limits of a unit, the one that a server speaks of: the one that holds least at once."""
         state = self._smallest.get(unit)
         if state is None:
-            state = self._smallest[unit] = told_of(self.units[unit])
+            state = self._smallest[unit] = of_least_burst(self.units[unit])
         return state
 
     def check(self, units: Iterable[Any]) -> None:
@@ -153,6 +156,16 @@ class ChargePlan:
         return "pause" if paused else self.label(state)
 
 
+def of_least_burst(states: Sequence[S]) -> S:
+    """Of the limits of one unit, the one that a server speaks of: the one that holds least at once."""
+    return min(states, key=lambda state: getattr(state.limit, "burst", state.limit.capacity))
+
+
+def cost_of(charges: Iterable[tuple[LimitState, float]]) -> dict[str, float]:
+    """What charges cost, per unit."""
+    return {state.unit: amount for state, amount in charges}
+
+
 def joint_name(*names: str | None) -> str | None:
     """What the limiter over limiters of these names is called."""
     return " & ".join(dict.fromkeys(filter(None, names))) or None
@@ -163,12 +176,16 @@ def not_now(charges: Charges, wait: float, blocker: str | None, limiter: str | N
     cost = ", ".join(f"{unit}={_numbers.show(amount)}" for unit, amount in cost_of(charges).items())
     blocker = blocker or "the queue"
     return RateLimited(
-        f"{cost or 'a call'} would have to wait {show_wait(wait)} for {blocker}{_of(limiter)}"
+        f"{cost or 'a call'} would have to wait {_show_wait(wait)} for {blocker}{_of(limiter)}"
         + (f"; {bound}" if bound else ""),
         retry_after=wait,
         blocked_by=blocker,
         limiter=limiter,
     )
+
+
+def _show_wait(seconds: float) -> str:
+    return "until another call gives back what it holds" if seconds == math.inf else _numbers.show_seconds(seconds)
 
 
 def _of(limiter: str | None) -> str:
@@ -179,7 +196,7 @@ def queue_full(max_queue: int, wait: float, blocker: str | None, limiter: str | 
     """The error for a call that finds as many waiters as there may be."""
     blocker = blocker or "the queue"
     return QueueFull(
-        f"the queue{_of(limiter)} is full (max_queue={max_queue}): the next call would have to wait {show_wait(wait)} "
+        f"the queue{_of(limiter)} is full (max_queue={max_queue}): the next call would have to wait {_show_wait(wait)} "
         f"for {blocker}",
         retry_after=wait,
         blocked_by=blocker,

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from penstock._backends import key_numbers
 from penstock._backends.alike import Alike
-from penstock._backends.base import Binding, Caller, Charge, Grant, Request
+from penstock._backends.base import Binding, Caller, Charge, Grant, Request, joined_caller
 from penstock._backends.charges import ChargePlan, joint_name
 from penstock._backends.fast_path import look_closer
 from penstock._backends.keyed import KeyStates, Materialised, charge_closer, charge_of
@@ -18,7 +18,6 @@ from penstock._core.meter import Meter
 from penstock._core.places import Places
 from penstock._core.turns import LimitState
 from penstock.errors import CostError
-from penstock.events import joined_hook
 from penstock.stores.memory import MemoryStore
 
 R = TypeVar("R")
@@ -342,10 +341,3 @@ def joint_states(
             known.clear()
         known[keys, first] = joint
     return joint
-
-
-def joined_caller(one: Caller, other: Caller, name: str | None) -> Caller:
-    """What a joint limiter is to its backend."""
-    bounds = [bound for bound in (one.max_queue, other.max_queue) if bound is not None]
-    hook = joined_hook(one.on_event, other.on_event)
-    return Caller(name, min(bounds, default=None), hook, enforce=one.enforce)

@@ -21,7 +21,7 @@ from penstock._concurrency.shared_state import around_forks
 from penstock._core.decision import decide, reshape
 from penstock._core.rows import DamagedRow
 from penstock._core.windows import period_around
-from penstock._validation import without_braces
+from penstock._text import without_braces
 from penstock.errors import StoreError
 from penstock.limits import Calendar, Limit
 from penstock.stores.contract import Decide, Row, Store, Terms

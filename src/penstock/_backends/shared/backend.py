@@ -14,7 +14,7 @@ from typing import Any
 
 from penstock import clock
 from penstock._backends.base import Binding, Caller, Charge, Clearance, Grant, Snapshot
-from penstock._backends.charges import ChargePlan
+from penstock._backends.charges import ChargePlan, of_least_burst
 from penstock._backends.fast_path import look_closer
 from penstock._backends.held_places import warn_of_orphan
 from penstock._backends.shared.dispatcher import Dispatcher, dispatcher_of
@@ -30,7 +30,7 @@ from penstock._core.bucket import Bucket
 from penstock._core.turns import Charges, ready_at
 from penstock._numbers import show_seconds, span
 from penstock._text import repr_of
-from penstock._validation import exact_cost, told_of
+from penstock._validation import exact_cost
 from penstock.errors import StoreError, Unsatisfiable, WouldBlockEventLoop
 from penstock.limits import Limit
 from penstock.stores.contract import Store
@@ -400,7 +400,7 @@ class SharedBackend:
             counted = self._counted(plan, unit)
             if not counted:
                 continue
-            state: SharedLimitState = told_of(counted)
+            state = of_least_burst(counted)
             left = remaining.get(unit)
             if left is None:
                 if not isinstance(state.meter, Bucket):
