@@ -53,8 +53,8 @@ class _Wait:
         self.fixed = False
 
 
-class BatchState:
-    """The state of all that a batch asks about, at the moment `now`, with one method an operation.
+class BatchRows:
+    """The rows of a batch, at the moment `now`, with one method an operation.
 
     Attributes:
         verdicts: What the operations so far have found.
@@ -555,20 +555,20 @@ class BatchState:
         return at + 3
 
 
-_RUN: dict[float, Callable[[BatchState, Sequence[float], int], int]] = {
-    codes.ACQUIRE: BatchState._acquire,
-    codes.SERIES: BatchState._series,
-    codes.GIVE_BACK: BatchState._give_back,
-    codes.CHARGE: BatchState._charge_all,
-    codes.PAUSE: BatchState._start_pause,
-    codes.LOWER: BatchState._lower,
-    codes.RENEW: BatchState._renew,
-    codes.FLOW: BatchState._begin_flow,
-    codes.LEAVE: BatchState._leave,
-    codes.RESUME: BatchState._resume,
-    codes.RANK: BatchState._rank,
-    codes.PLACE: BatchState._choose_place,
-    codes.DROP: BatchState._drop,
+_RUN: dict[float, Callable[[BatchRows, Sequence[float], int], int]] = {
+    codes.ACQUIRE: BatchRows._acquire,
+    codes.SERIES: BatchRows._series,
+    codes.GIVE_BACK: BatchRows._give_back,
+    codes.CHARGE: BatchRows._charge_all,
+    codes.PAUSE: BatchRows._start_pause,
+    codes.LOWER: BatchRows._lower,
+    codes.RENEW: BatchRows._renew,
+    codes.FLOW: BatchRows._begin_flow,
+    codes.LEAVE: BatchRows._leave,
+    codes.RESUME: BatchRows._resume,
+    codes.RANK: BatchRows._rank,
+    codes.PLACE: BatchRows._choose_place,
+    codes.DROP: BatchRows._drop,
 }
 
 

@@ -32,7 +32,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from penstock._core.batch import BatchState
+from penstock._core.batch import BatchRows
 from penstock._core.entries import held
 from penstock._core.rows import CALENDAR, LOG, WINDOW, DamagedRow, new_row, read_row, write_row
 
@@ -74,7 +74,7 @@ def decide(
             taken_apart.append(read_row(row, now, kinds, born))
         except DamagedRow:
             raise DamagedRow(index) from None
-    batch = BatchState(taken_apart, limits, owner, now)
+    batch = BatchRows(taken_apart, limits, owner, now)
     batch.run(operations)
     states = batch.states()
     written, keep = batch.written()
