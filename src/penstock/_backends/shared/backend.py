@@ -23,7 +23,7 @@ from penstock._backends.shared.queue import StoreQueue
 from penstock._backends.shared.requests import SharedRequest, Stage, StoreReceipts, new_request
 from penstock._backends.shared.scheduler import Scheduler
 from penstock._backends.shared.state import flow_key
-from penstock._backends.shared.wire import BatchInFlight, Look, Order
+from penstock._backends.shared.wire import BatchInFlight, Command, Look
 from penstock._concurrency.parking import Parker, here, loop_running_here
 from penstock._core import lease as leases
 from penstock._core.bucket import Bucket
@@ -342,9 +342,9 @@ class SharedBackend:
             state: Any = self.plan().smallest(unit)
             return float(state.meter.level(clock.now()) + state.pool.left)
 
-    def _tell(self, part: SharedLimitSet, write: Any, *, announce: bool, tell: Any = Scheduler.on_order) -> None:
-        order = Order(part, write, announce=announce)
-        self.dispatcher.post(lambda scheduler, _: tell(scheduler, order))
+    def _tell(self, part: SharedLimitSet, write: Any, *, announce: bool, tell: Any = Scheduler.on_command) -> None:
+        command = Command(part, write, announce=announce)
+        self.dispatcher.post(lambda scheduler, _: tell(scheduler, command))
 
     def _counting(self, units: tuple[str, ...]) -> Iterator[tuple[SharedLimitSet, list[SharedLimitState]]]:
         """The limit sets that count these units, or any, with their limits."""

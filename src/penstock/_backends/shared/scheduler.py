@@ -29,7 +29,7 @@ from penstock._backends.shared.queue import FREED_WATCHED, PAUSE_WATCHED, POLL, 
 from penstock._backends.shared.requests import LeaseAsked, Refund, SharedRequest, Stage, StoreReceipts
 from penstock._backends.shared.settling import Settling
 from penstock._backends.shared.state import SchedulerState, again
-from penstock._backends.shared.wire import Admitted, BatchInFlight, BookedFor, Look, NotNow, Order, OthersTurn, Outage
+from penstock._backends.shared.wire import Admitted, BatchInFlight, BookedFor, Command, Look, NotNow, OthersTurn, Outage
 from penstock._core.windows import CalendarWindow
 from penstock.errors import PenstockError, StoreError
 from penstock.stores.contract import Reply, Store
@@ -196,15 +196,15 @@ class Scheduler:
         """Less is held there than will be used."""
         self.state.dirty[queue.standing()] = None
 
-    def on_order(self, order: Order) -> None:
+    def on_command(self, command: Command) -> None:
         """The store is to be told something."""
-        self.state.orders.append(order)
+        self.state.commands.append(command)
         self.state.urgent = True
 
-    def on_resumed(self, order: Order) -> None:
+    def on_resumed(self, command: Command) -> None:
         """The pauses of some limits end: ask for those that waited for that."""
-        self.on_order(order)
-        self.state.ask_again(order.limit_set.queue)
+        self.on_command(command)
+        self.state.ask_again(command.limit_set.queue)
 
     def on_change(self, part: SharedLimitSet, now: float) -> None:
         """Limits were replaced in this process."""
@@ -518,7 +518,7 @@ class Scheduler:
         self.line_up_again(batch, now)
         batch.asked = []
         state.drops += batch.drops
-        state.orders += batch.orders
+        state.commands += batch.commands
         state.refunds += batch.refunds
         state.looks += batch.looks
         for settlement in batch.settlements:
@@ -529,7 +529,7 @@ class Scheduler:
                 for debit in settlement.debits:
                     state.owe(debit.state, debit.amount)
         state.urgent = bool(
-            state.orders or state.refunds or state.drops or state.settlements or state.looks or state.owed
+            state.commands or state.refunds or state.drops or state.settlements or state.looks or state.owed
         )
 
     def failed(self, batch: BatchInFlight, error: Exception, now: float) -> None:

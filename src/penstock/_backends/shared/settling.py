@@ -34,23 +34,23 @@ class Settling:
         if not state.apart:
             self._write_owed(batch)
         self._write_renewals(batch, now)
-        left = bool(state.orders or state.refunds or state.drops or state.looks or state.owed)
+        left = bool(state.commands or state.refunds or state.drops or state.looks or state.owed)
         left = left or any(not receipts.open() for receipts in state.settlements)
         state.urgent = left and bool(batch.offsets)
 
     def _write_orders(self, batch: BatchInFlight, now: float) -> None:
         state = self._state
-        orders, state.orders = state.orders, []
-        for order in orders:
-            if state.fits(batch, order.limit_set):
-                order.write(batch, now)
-                batch.orders.append(order)
-                if state.apart and order.announce:
-                    state.for_later[1].append(order)
-                if order.announce:
-                    batch.announce.add(order.limit_set.name)
+        commands, state.commands = state.commands, []
+        for command in commands:
+            if state.fits(batch, command.limit_set):
+                command.write(batch, now)
+                batch.commands.append(command)
+                if state.apart and command.announce:
+                    state.for_later[1].append(command)
+                if command.announce:
+                    batch.announce.add(command.limit_set.name)
             else:
-                state.orders.append(order)
+                state.commands.append(command)
 
     def write_refunds(self, batch: BatchInFlight) -> None:
         """Write the refunds that can go with this batch."""

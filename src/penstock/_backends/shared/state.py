@@ -19,7 +19,7 @@ from penstock._backends.charges import not_now
 from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
 from penstock._backends.shared.queue import StoreQueue
 from penstock._backends.shared.requests import Booking, Refund, SharedRequest, Stage, StoreReceipts
-from penstock._backends.shared.wire import NOBODY, BatchInFlight, FlowName, Look, Order, Outage
+from penstock._backends.shared.wire import NOBODY, BatchInFlight, Command, FlowName, Look, Outage
 from penstock._chance import CHANCE
 from penstock._concurrency.parking import Parker
 from penstock._core.lease import LeasePool
@@ -67,7 +67,7 @@ class SchedulerState:
         urgent: Whether there is something to say that cannot wait for the next batch.
         round_trip: Seconds that the store takes to answer, on average.
         lateness: Seconds by which this process is late where it is to ask at a moment, on average.
-        orders, refunds, drops, departures, settlements, looks, owed, renewing: What is to be said.
+        commands, refunds, drops, departures, settlements, looks, owed, renewing: What is to be said.
         changes: Limit sets with new limits.
         woken: Parkers to wake, once the lock is free.
         separate_until: Until then each batch is about one queue: a batch about several failed, and one of them is to
@@ -75,7 +75,7 @@ class SchedulerState:
         apart: Since the store does not answer, this process decides by itself: the epoch of what it grants; None: it
             does not.
         fallback_epochs: Those of all such times.
-        for_later: Refunds, and orders that all processes must hear, for the store when it answers.
+        for_later: Refunds, and commands that all processes must hear, for the store when it answers.
         silent: Nodes of the store that do not answer, as `Store.node_of` names them.
     """
 
@@ -91,7 +91,7 @@ class SchedulerState:
         self.owner = float(self._chance.getrandbits(52))
         self.dirty: dict[StoreQueue, None] = {}
         self.urgent = False
-        self.orders: list[Order] = []
+        self.commands: list[Command] = []
         self.refunds: list[Refund] = []
         self.drops: list[Booking] = []
         self.departures: list[tuple[FlowName, float, SharedLimitState]] = []  # as `BatchInFlight.leave` takes them
@@ -106,7 +106,7 @@ class SchedulerState:
         self.separate = False
         self.apart: float | None = None
         self.fallback_epochs: set[float] = set()
-        self.for_later: tuple[list[Refund], list[Order]] = ([], [])
+        self.for_later: tuple[list[Refund], list[Command]] = ([], [])
         self.silent: dict[object, Outage] = {}
         self._alarms: list[tuple[float, int, Callable[[float], None]]] = []
         self._alarm_count = 0
@@ -347,7 +347,7 @@ class SchedulerState:
     def something_to_say_but_for(self, queues: set[StoreQueue]) -> bool:
         """Whether the store is to be told something that is not about these queues."""
         about = [
-            *(order.limit_set for order in self.orders),
+            *(command.limit_set for command in self.commands),
             *(refund.state.limit_set for refund in self.refunds),
             *(drop.charges[0][0].limit_set for drop in self.drops),
             *(look.limit_set for look in self.looks),
@@ -364,9 +364,9 @@ class SchedulerState:
     def answers_again(self) -> None:
         """The store decides again, and hears what was meant for it meanwhile."""
         self.apart = None
-        refunds, orders = self.for_later
+        refunds, commands = self.for_later
         self.refunds += refunds
-        self.orders[:0] = orders
+        self.commands[:0] = commands
         self.for_later = ([], [])
 
     def freed(self, state: SharedLimitState, amount: float) -> None:

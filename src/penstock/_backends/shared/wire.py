@@ -95,7 +95,7 @@ class Settlement:
 
 
 @dataclass(slots=True, eq=False)
-class Order:
+class Command:
     """Something that the store is to be told of a limit set. `announce`: the other processes must hear of it now."""
 
     limit_set: SharedLimitSet
@@ -137,15 +137,15 @@ class BatchInFlight:
         priority: The priority that was written last.
         asked: Requests and parts of leases, in the order in which they were written.
         series: Which of them are series.
-        orders, settlements, refunds, drops, looks: What else is in it.
+        commands, settlements, refunds, drops, looks: What else is in it.
         announce: Names whose change the other processes must hear of.
         freed: Names of which so much is given back that they must hear of it: as much as flows in in so many seconds.
         epochs: When the row of each limit set was born, once that was answered.
     """
 
     __slots__ = (
-        "announce", "asked", "drops", "epochs", "flow", "freed", "group", "looks", "misdated", "offsets", "operations",
-        "orders", "payer", "priority", "refunds", "sent", "series", "settlements", "width",
+        "announce", "asked", "commands", "drops", "epochs", "flow", "freed", "group", "looks", "misdated", "offsets",
+        "operations", "payer", "priority", "refunds", "sent", "series", "settlements", "width",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -161,7 +161,7 @@ class BatchInFlight:
         self.drops: list[Booking] = []
         self.asked: list[Any] = []
         self.series: list[_Series] = []
-        self.orders: list[Order] = []
+        self.commands: list[Command] = []
         self.settlements: list[Settlement] = []
         self.refunds: list[Refund] = []
         self.looks: list[Look] = []
