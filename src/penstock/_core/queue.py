@@ -21,7 +21,7 @@ from heapq import heappop, heappush, nlargest, nsmallest
 from itertools import islice
 from typing import Any
 
-from penstock._core.subqueues import Charged, Charges, Flow, Index, Key, Level, Shape, Subqueue, Waiter
+from penstock._core.subqueues import Charged, Charges, Flow, Index, Key, Shape, ShapeLevel, Subqueue, Waiter
 
 
 class Queue:
@@ -412,7 +412,7 @@ class Queue:
             while risen and (risen[0][2].subqueue is None or risen[0][0] <= latest):
                 self._raise(heappop(risen)[2], level, now)
 
-    def _raise(self, waiter: Waiter, level: Level, now: float) -> None:
+    def _raise(self, waiter: Waiter, level: ShapeLevel, now: float) -> None:
         subqueue = waiter.subqueue
         if subqueue is None or subqueue.level is not level:
             return  # it has left, or has risen already

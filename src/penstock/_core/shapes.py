@@ -1,6 +1,7 @@
 """Many shapes: which of them a turn must look at, when thousands of users wait on `org & per_user[user]`.
 
-Nothing here grants: `turns.admit` does, and asks an `Index` for the shapes that may have a turn, in the queue's order.
+Nothing here grants: `turns.admit` does, and asks a `ShapeIndex` for the shapes that may have a turn, in the order of
+the queue.
 
 **Order.** An `Order` keeps subqueues in the order of their turns in two tiers of heaps: groups (one level, one flow),
 and in each group its subqueues. When a flow's tag grows, one group moves, however many shapes the flow has. All keys
@@ -153,7 +154,7 @@ class Sleepers(Order):
         return float(self.state.ready_at(self.least, now))
 
 
-class Index:
+class ShapeIndex:
     """What a queue with many shapes knows about them. `admit` makes one, and the queue reports to it what changes."""
 
     __slots__ = (

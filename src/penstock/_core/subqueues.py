@@ -69,9 +69,9 @@ class Subqueue:
 
     __slots__ = ("flow", "gone", "key", "level", "run", "strays")
 
-    def __init__(self, flow: Flow, level: Level) -> None:
+    def __init__(self, flow: Flow, level: ShapeLevel) -> None:
         self.flow: Flow = flow
-        self.level: Level = level
+        self.level: ShapeLevel = level
         self.run: deque[Waiter] = deque()
         self.strays: list[tuple[int, Waiter]] = []
         self.gone: int = 0  # how many entries of `run` and `strays` have left
@@ -107,7 +107,7 @@ class Subqueue:
         self.gone = 0
 
 
-class Level:
+class ShapeLevel:
     """All subqueues of one shape and level.
 
     `joined` and `risen` hold all waiters that entered it, earliest first, to raise them.
@@ -214,14 +214,14 @@ class Shape:
     sleepers: Any  # the class of shapes that this one sleeps with
 
     def __init__(self) -> None:
-        self.levels: dict[int, Level] = {}
+        self.levels: dict[int, ShapeLevel] = {}
         self.order: list[int] = []
         self.index: Index | None = None
         # Since when the waiter that rises next has had its level, as the index knows it.
         self.rises: float | None = None
 
-    def add_level(self, number: int) -> Level:
-        level = self.levels[number] = Level(number, self)
+    def add_level(self, number: int) -> ShapeLevel:
+        level = self.levels[number] = ShapeLevel(number, self)
         self.order = sorted(self.levels, reverse=True)
         return level
 

@@ -18,7 +18,7 @@ from penstock._core.bucket import Bucket
 from penstock._core.meter import Meter, Unmetered
 from penstock._core.places import Places
 from penstock._core.queue import Queue
-from penstock._core.shapes import MANY, Index, Order, Sleepers
+from penstock._core.shapes import MANY, Order, ShapeIndex, Sleepers
 from penstock._core.subqueues import Key, Shape, Subqueue, Waiter
 from penstock._core.windows import CalendarWindow, SlidingWindow
 from penstock.limits import Calendar, InFlight, Rate, Sliding, Unlimited
@@ -332,8 +332,8 @@ def _delayed(blocked: list[tuple[Waiter, float]], charges: Charges, now: float) 
 def _admit_many(queue: Queue, now: float, grant: Grant) -> float:
     """`admit`, with a look only at the shapes that may have a turn, and at the protected heads before them."""
     index = queue.index
-    if not isinstance(index, Index):
-        index = queue.index = Index(queue, queue.shapes())
+    if not isinstance(index, ShapeIndex):
+        index = queue.index = ShapeIndex(queue, queue.shapes())
     turn = _Turn(index, now)
     try:
         _serve_all(turn, queue, grant)
@@ -363,7 +363,7 @@ class _Turn:
 
     __slots__ = ("_again", "_awake", "_blocked", "_index", "_next_turn", "_now", "_open", "_opened", "_seen")
 
-    def __init__(self, index: Index, now: float) -> None:
+    def __init__(self, index: ShapeIndex, now: float) -> None:
         self._index = index
         self._now = now
         self._open: list[Sleepers] = []
