@@ -28,7 +28,7 @@ from penstock._validation import read_wait
 from penstock.events import Refused, ServiceEvent
 from penstock.llm.discovered import DiscoveredEndpoint
 from penstock.llm.endpoints import Endpoint, Endpoints
-from penstock.llm.exchange import MAX_PAUSE, Plan, Rules, checked_cost, checked_pause
+from penstock.llm.exchange import MAX_PAUSE, RequestPlan, Rules, checked_cost, checked_pause
 from penstock.llm.given import GivenEndpoint, by_limiter, nothing_to_see
 from penstock.llm.reporting import Listener
 from penstock.llm.transport import limited_client, transports
@@ -197,7 +197,7 @@ def _rules(limiter: Any, max_wait: Seconds | None, max_pause: Seconds, cost: Cos
     def count(request: Any) -> Mapping[str, float] | None:
         return {"requests": 1.0} if cost is None else checked_cost(cost(request))
 
-    def plan(request: Any, charged: Mapping[str, float] | None) -> Plan | None:
+    def plan(request: Any, charged: Mapping[str, float] | None) -> RequestPlan | None:
         return None if charged is None else plan_of(request, charged)
 
     if on_event is not None:
@@ -214,7 +214,7 @@ def _rules(limiter: Any, max_wait: Seconds | None, max_pause: Seconds, cost: Cos
     )
 
 
-_PlanOf = Callable[[Any, Mapping[str, float]], Plan | None]
+_PlanOf = Callable[[Any, Mapping[str, float]], RequestPlan | None]
 
 
 def _endpoints(limiter: Any) -> tuple[Endpoints, _PlanOf]:
@@ -222,7 +222,7 @@ def _endpoints(limiter: Any) -> tuple[Endpoints, _PlanOf]:
         only = GivenEndpoint(limiter)
         endpoints = Endpoints(lambda _: only)
         endpoints.of(_EVERY_HOST)
-        return endpoints, lambda _, cost: Plan(only, cost)
+        return endpoints, lambda _, cost: RequestPlan(only, cost)
     if limiter == "auto":
         hosts = _Hosts()
         return hosts.endpoints, hosts.plan
@@ -230,9 +230,9 @@ def _endpoints(limiter: Any) -> tuple[Endpoints, _PlanOf]:
         check_plain("limit_http_client", "limiter", limiter)
         endpoint_of = by_limiter(limiter)
 
-        def plan(request: Any, cost: Mapping[str, float]) -> Plan | None:
+        def plan(request: Any, cost: Mapping[str, float]) -> RequestPlan | None:
             endpoint = endpoint_of(request)
-            return None if endpoint is None else Plan(endpoint, cost)
+            return None if endpoint is None else RequestPlan(endpoint, cost)
 
         return Endpoints(nothing_to_see), plan
     raise ValueError(
@@ -252,11 +252,13 @@ class _Hosts:
         self._first: dict[str, str] = {}  # per host: the bucket of its own endpoint
         self._paths: dict[tuple[str, str, str], str] = {}  # the names of the endpoints of paths that have another one
 
-    def plan(self, request: Any, cost: Mapping[str, float]) -> Plan:
+    def plan(self, request: Any, cost: Mapping[str, float]) -> RequestPlan:
         """What is known of a request before it is sent."""
         host: str = request.url.netloc.decode("ascii", "replace")
         place = host, request.method, request.url.path
-        return Plan(self.endpoints.of(self._paths.get(place, host)), cost, home=lambda bucket: self._of(place, bucket))
+        return RequestPlan(
+            self.endpoints.of(self._paths.get(place, host)), cost, home=lambda bucket: self._of(place, bucket)
+        )
 
     def _of(self, place: tuple[str, str, str], bucket: str) -> Endpoint:
         host = place[0]

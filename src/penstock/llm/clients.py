@@ -28,7 +28,7 @@ from penstock.llm import tables
 from penstock.llm.accounts import Accounts
 from penstock.llm.copies import Carrying, copied, http_clients_in, library_of
 from penstock.llm.endpoints import Endpoint, Endpoints
-from penstock.llm.exchange import MAX_PAUSE, NoLimitsKnown, Plan, Rules, checked_cost, checked_pause, content_of
+from penstock.llm.exchange import MAX_PAUSE, NoLimitsKnown, RequestPlan, Rules, checked_cost, checked_pause, content_of
 from penstock.llm.given import GivenEndpoint, by_limiter, nothing_to_see, published
 from penstock.llm.refusals import Refusal
 from penstock.llm.reporting import Listener
@@ -284,7 +284,7 @@ def rules_for(
         output = most_output(body, 0.0) if body and answers_with_tokens(path, body) else None
         return _Counted(path, body, charged, model_of(path, body), output)
 
-    def plan(request: Any, counted: _Counted) -> Plan | None:
+    def plan(request: Any, counted: _Counted) -> RequestPlan | None:
         if callable(cost):  # called in the loop, as any function of the user's: it may use what belongs there
             counted = counted._replace(charged=checked_cost(rule(counted.path, counted.body)))
         if counted.charged is None:
@@ -335,7 +335,7 @@ class _Answers:
         self._estimates = estimates
         self._known: dict[str | None, OutputEstimate] = {}
 
-    def plan(self, endpoint: Endpoint, counted: _Counted) -> Plan:
+    def plan(self, endpoint: Endpoint, counted: _Counted) -> RequestPlan:
         charged, limited = dict(counted.charged or {}), endpoint.limits
         tokens = charged.get("tokens", 0.0)
         if "input_tokens" in limited and self._estimates:
@@ -348,7 +348,7 @@ class _Answers:
         if self._total and not learns:
             settled |= {"tokens"}
         if not counted.body or not settled:
-            return Plan(endpoint, charged, counted.model)
+            return RequestPlan(endpoint, charged, counted.model)
         if len(self._known) > _REMEMBERED:
             self._known.clear()
         estimate = self._known.setdefault(counted.model, OutputEstimate())
@@ -362,7 +362,7 @@ class _Answers:
                 estimate.heard(usage.output)
             return {unit: amount for unit, amount in used.items() if amount is not None and unit in settled}
 
-        return Plan(endpoint, charged, counted.model, settle)
+        return RequestPlan(endpoint, charged, counted.model, settle)
 
 
 def _endpoints(

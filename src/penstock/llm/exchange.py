@@ -1,7 +1,7 @@
 """One request on its way through our transport, and its answer: what async and sync, httpx and httpx2 have in common.
 
     Rules           what is decided about the requests of one client
-    Plan            what is known of a request before it is sent
+    RequestPlan     what is known of a request before it is sent
     Visit           a request that waits for its turn, is sent, and perhaps is held and sent again
     Exchange        one time that it is sent, and what comes back
     RefusalBody     the body of a refusal, as it is read
@@ -46,8 +46,8 @@ __all__ = [
     "AnswerInFlight",
     "Exchange",
     "NoLimitsKnown",
-    "Plan",
     "RefusalBody",
+    "RequestPlan",
     "Rules",
     "Visit",
     "checked_cost",
@@ -76,7 +76,7 @@ class NoLimitsKnown(PenstockError, ValueError):  # noqa: N818 - as it reads
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RequestPlan:
     """What is known of a request before it is sent."""
 
     endpoint: Endpoint
@@ -111,7 +111,7 @@ class Rules:
     """
 
     count: Callable[[Any], Any]
-    plan: Callable[[Any, Any], Plan | None]
+    plan: Callable[[Any, Any], RequestPlan | None]
     heavy: Callable[[Any], bool] = lambda _: False
     max_wait: float | None = None
     max_pause: float = MAX_PAUSE
@@ -134,7 +134,7 @@ class Rules:
 class Visit:
     """One request on its way through, held and sent again as often as need be: what async and sync have in common."""
 
-    def __init__(self, rules: Rules, plan: Plan, request: Any) -> None:
+    def __init__(self, rules: Rules, plan: RequestPlan, request: Any) -> None:
         turn = rules.turn()
         self._rules = rules
         self._plan = plan
@@ -242,7 +242,7 @@ class Exchange:
     """
 
     def __init__(
-        self, rules: Rules, plan: Plan, sent: RequestInFlight, request: Any, *, traced: bool, module: Any
+        self, rules: Rules, plan: RequestPlan, sent: RequestInFlight, request: Any, *, traced: bool, module: Any
     ) -> None:
         self._rules = rules
         self._plan = plan

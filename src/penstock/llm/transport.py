@@ -25,7 +25,7 @@ import anyio.to_thread
 
 from penstock.errors import PenstockError
 from penstock.llm.copies import library_of, uncollected
-from penstock.llm.exchange import AnswerInFlight, Exchange, Plan, RefusalBody, Rules, Visit
+from penstock.llm.exchange import AnswerInFlight, Exchange, RefusalBody, RequestPlan, Rules, Visit
 from penstock.llm.refusals import refusal
 from penstock.llm.streams import ANSWER
 
@@ -212,7 +212,7 @@ class _Limited:
         stream = self.module.ByteStream(answer.content)  # and not content=, which could not be read as a stream
         return self.module.Response(answer.status, headers=headers, stream=stream, request=request)
 
-    def _exchange(self, request: Any, plan: Plan, sent: RequestInFlight) -> Exchange:
+    def _exchange(self, request: Any, plan: RequestPlan, sent: RequestInFlight) -> Exchange:
         return Exchange(self._rules, plan, sent, request, traced=self._traced, module=self.module)
 
     def _mind_stream(self, exchange: Exchange, response: Any) -> None:
@@ -243,7 +243,7 @@ class _LimitedTransport(_Limited):
         except PenstockError as error:
             return self._refuse(error, request) if response is None else response
 
-    def _send(self, request: Any, plan: Plan, sent: RequestInFlight) -> tuple[Any, Exchange]:
+    def _send(self, request: Any, plan: RequestPlan, sent: RequestInFlight) -> tuple[Any, Exchange]:
         exchange = self._exchange(request, plan, sent)
         before, request.extensions = request.extensions, {**request.extensions, "trace": exchange.trace_in_thread}
         try:
@@ -301,7 +301,7 @@ class _AsyncLimitedTransport(_Limited):
         except PenstockError as error:
             return self._refuse(error, request) if response is None else response
 
-    async def _send(self, request: Any, plan: Plan, sent: RequestInFlight) -> tuple[Any, Exchange]:
+    async def _send(self, request: Any, plan: RequestPlan, sent: RequestInFlight) -> tuple[Any, Exchange]:
         exchange = self._exchange(request, plan, sent)
         before, request.extensions = request.extensions, {**request.extensions, "trace": exchange.trace}
         try:
