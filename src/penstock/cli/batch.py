@@ -15,7 +15,7 @@ from penstock.runner.batch.run import BatchRun
 from penstock.runner.batch.summary import batch_sentences, batch_summary
 from penstock.runner.client import Server
 from penstock.runner.group import Group
-from penstock.runner.outage import Outage
+from penstock.runner.outage import ServerOutage
 from penstock.runner.output import Results
 from penstock.runner.settings import Settings
 from penstock.runner.source import Lines
@@ -73,7 +73,7 @@ class _Seen:
 
     def __init__(self, run: BatchRun) -> None:
         self._run = run
-        self.outage: Outage = Outage(0.0)
+        self.outage: ServerOutage = ServerOutage(0.0)
 
     @property
     def counts(self) -> Counts:

@@ -31,7 +31,7 @@ from penstock.runner.client import Lost, NotSent, Reply, Unreadable
 from penstock.runner.files import OutputError
 from penstock.runner.formats import FormatError
 from penstock.runner.group import Group
-from penstock.runner.outage import Outage
+from penstock.runner.outage import ServerOutage
 from penstock.runner.place import Limits, Place
 from penstock.runner.pool import Pool, settle
 from penstock.runner.ports import Known, Sink, Source, words_of_change
@@ -98,7 +98,7 @@ class Run:
         self.groups: dict[str, Group] = {}
         self.places: tuple[Place, ...] = tuple(places)
         for place in self.places:
-            place.outage = Outage(settings.give_up_after)
+            place.outage = ServerOutage(settings.give_up_after)
         self.stopped: Stopped | None = None
         self._lines = lines
         self._results = results
@@ -124,7 +124,7 @@ class Run:
         self.concurrency: int = settings.max_in_flight
 
     @property
-    def outage(self) -> Outage:
+    def outage(self) -> ServerOutage:
         """Whether the server is there; of several, whether any of them is."""
         outages = [place.outage for place in self.places if not place.closed]
         return next((one for one in outages if one.since is None), outages[0] if outages else self.places[0].outage)

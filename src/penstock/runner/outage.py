@@ -19,7 +19,7 @@ import anyio
 from penstock import clock
 from penstock._numbers import show_seconds
 
-__all__ = ["Outage"]
+__all__ = ["ServerOutage"]
 
 FIRST_DELAY = 0.1
 """Seconds before the first probe; each further one waits twice as long."""
@@ -33,7 +33,7 @@ NEVER_REACHED = 300.0
 """Seconds after which a run ends that has not reached its server even once."""
 
 
-class Outage:
+class ServerOutage:
     """Whether the server is there.
 
     Attributes:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from penstock import Calendar, Limiter, Rate, Sliding
 from penstock.llm.endpoints import Endpoint
 from penstock.runner.client import Client
-from penstock.runner.outage import Outage
+from penstock.runner.outage import ServerOutage
 
 __all__ = ["Limits", "LimitsOf", "Place", "Rates", "rates_of"]
 
@@ -52,7 +52,7 @@ class Place:
         self.client: Client = client
         self.limits_of: LimitsOf = limits_of
         self.name: str = name
-        self.outage: Outage = Outage(0.0)
+        self.outage: ServerOutage = ServerOutage(0.0)
         self.in_trouble: set[str | int] = set()
         self.closed: str = ""
 

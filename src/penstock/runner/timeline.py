@@ -14,7 +14,7 @@ import anyio
 
 from penstock import clock
 from penstock.runner.group import Group
-from penstock.runner.outage import Outage
+from penstock.runner.outage import ServerOutage
 from penstock.runner.summary import Counts
 
 __all__ = ["MOST_SPANS", "Span", "Timeline", "Watched"]
@@ -48,7 +48,7 @@ class Watched(Protocol):
         ...
 
     @property
-    def outage(self) -> Outage:
+    def outage(self) -> ServerOutage:
         """Whether the server is there."""
         ...
 
