@@ -14,7 +14,7 @@ from penstock.runner.journal import Journal
 from penstock.runner.source import Row, custom_id_digest, load_json
 from penstock.runner.system import pread
 
-__all__ = ["Agreement", "check_adoptable"]
+__all__ = ["JournalAgreement", "check_adoptable"]
 
 _BEGINNING = b'{"id":"batch_req_'
 
@@ -22,7 +22,7 @@ _LAST = 1 << 20
 """Bytes at the end of a file in which its last line is looked for."""
 
 
-class Agreement:
+class JournalAgreement:
     """What a results file should hold, by its journal.
 
     Attributes:

@@ -40,7 +40,7 @@ from penstock.runner.naming import Naming, as_flag
 from penstock.runner.source import Rejected, Row, dump_json, load_json
 from penstock.runner.system import pread, sync_data
 
-__all__ = ["HEAD", "SYNC_EVERY", "Answered", "Journal", "Syncer", "result_line"]
+__all__ = ["HEAD", "SYNC_EVERY", "AnsweredRows", "Journal", "Syncer", "result_line"]
 
 SYNC_EVERY = 0.1
 """Seconds for which a record may be the system's and not yet the disk's."""
@@ -63,7 +63,7 @@ _S, _D, _O = b"sdo"
 """The letters by which records are told apart: "sent" and "done"; "drop" has an r where "done" has an o."""
 
 
-class Answered:
+class AnsweredRows:
     """The rows that have an answer: by line, by custom_id, by content. 100 bytes a row, all found in a microsecond."""
 
     def __init__(self) -> None:
@@ -212,7 +212,7 @@ class Journal:
             OutputError: It cannot be written, is in use by another run, or is no journal.
         """
         self.path = path
-        self.answered: Answered = Answered()
+        self.answered: AnsweredRows = AnsweredRows()
         self.open: set[int] = set()
         self.failed: set[int] = set()
         self.repaired: int = 0
@@ -364,7 +364,7 @@ class Journal:
             return
         if not self._read():
             self._take_out_damaged()
-            self.answered, self.asked = Answered(), []
+            self.answered, self.asked = AnsweredRows(), []
             self.offsets = None if self.offsets is None else array.array("Q")
             self._read()
 

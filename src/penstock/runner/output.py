@@ -23,7 +23,7 @@ from typing import Any, Literal, Self
 
 from penstock import clock
 from penstock._numbers import number_of
-from penstock.runner.agreement import Agreement, check_adoptable
+from penstock.runner.agreement import JournalAgreement, check_adoptable
 from penstock.runner.files import (
     Appended,
     OutputError,
@@ -182,7 +182,7 @@ class Results:
             if overwrite:
                 self._out.truncate(0)
             self._journal: Journal | None = None
-            self._agreement: Agreement | None = None
+            self._agreement: JournalAgreement | None = None
             if path is not None:
                 if not there and ours and self._out.size and not overwrite:
                     check_adoptable(self._out)
@@ -192,7 +192,7 @@ class Results:
                 if self._journal.damaged:
                     self.damaged = self._journal.damaged, self._journal.damaged_path
                 if ours:
-                    self._agreement = Agreement(self._out, self._journal, in_input_order=order == "input")
+                    self._agreement = JournalAgreement(self._out, self._journal, in_input_order=order == "input")
                     self._agreement.reach()
                     self.repaired, self.restored = self._agreement.repaired, self._agreement.restored
                 self._journal.ask(servers, keep=changed == "keep")

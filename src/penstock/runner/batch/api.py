@@ -22,7 +22,7 @@ from penstock._numbers import show_seconds
 from penstock.llm import failures
 from penstock.llm.failures import Action, Verdict
 from penstock.runner import answers
-from penstock.runner.batch.state import NAME, BatchState, StoredFile, read_batch, read_batches, read_file
+from penstock.runner.batch.state import NAME, BatchState, UploadedFile, read_batch, read_batches, read_file
 from penstock.runner.client import Lost, NotSent, Reply
 
 __all__ = ["Batches", "GoneError", "NoBatchesError", "RefusedError", "ServiceError", "Transport"]
@@ -139,7 +139,7 @@ class Batches:
         self._has_answered = False
         self._is_right = False  # the service was met
 
-    async def upload(self, form: BinaryIO, content_type: str) -> StoredFile:
+    async def upload(self, form: BinaryIO, content_type: str) -> UploadedFile:
         """Store a file: a form with it, from its beginning."""
 
         async def send() -> Reply:

@@ -16,7 +16,7 @@ __all__ = [
     "NAME",
     "BatchError",
     "BatchState",
-    "StoredFile",
+    "UploadedFile",
     "queue_limit_in",
     "read_batch",
     "read_batches",
@@ -31,7 +31,7 @@ _QUEUE = re.compile(r"[Ll]imit: (\d[\d,]*) enqueued")
 
 
 @dataclass(frozen=True, slots=True)
-class StoredFile:
+class UploadedFile:
     """A file that was uploaded.
 
     Attributes:
@@ -81,9 +81,9 @@ class BatchState:
     files: tuple[str, ...]
 
 
-def read_file(value: Mapping[str, Any]) -> StoredFile:
+def read_file(value: Mapping[str, Any]) -> UploadedFile:
     """Read what came of an upload. ValueError: it has no id."""
-    return StoredFile(_id(value), _number(value.get("created_at")))
+    return UploadedFile(_id(value), _number(value.get("created_at")))
 
 
 def read_batch(value: Mapping[str, Any]) -> BatchState:
