@@ -39,19 +39,19 @@ class BatcherOptions:
     split_on: Callable[[Exception], bool]
 
 
-class Caller:
+class WaitingCaller:
     """A call of the batcher that waits: in the queue until a batch takes it, then in that batch, then nowhere."""
 
     __slots__ = ("arrived", "cost", "entry", "error", "home", "item", "parker", "traceback")
 
     entry: Any
 
-    def __init__(self, item: Any, cost: Cost | None, queue: Queue) -> None:
+    def __init__(self, item: Any, cost: Cost | None, queue: CallerQueue) -> None:
         self.item = item
         self.cost = cost
         self.arrived = clock.now()
         self.parker = queue.parker()
-        self.home: Queue | BatchTask | None = queue
+        self.home: CallerQueue | BatchTask | None = queue
         self.error: BaseException | None = None
 
     def serve(self, entry: Any) -> None:
@@ -88,7 +88,7 @@ class Caller:
             await tasks.join(task)
 
 
-class Queue:
+class CallerQueue:
     """The callers of one event loop that no batch has taken yet, in order of arrival."""
 
     __slots__ = ("callers", "changes", "loop", "open", "options", "parker", "total", "waiting")
@@ -99,13 +99,13 @@ class Queue:
         self.parker: Callable[[], parking.Parker] = parking.here
         if isinstance(parking.here(), parking.AsyncioParker):  # or here() would find it out anew for each item
             self.parker = functools.partial(parking.in_loop, loop)
-        self.callers: deque[Caller] = deque()  # some of them have left: their home is elsewhere
+        self.callers: deque[WaitingCaller] = deque()  # some of them have left: their home is elsewhere
         self.waiting = 0
         self.changes = 0  # how often a caller has come or left, here or in a batch
         self.total: Cost = dict.fromkeys(options.max_cost, 0)
         self.open: BatchTask | None = None
 
-    def join(self, caller: Caller) -> None:
+    def join(self, caller: WaitingCaller) -> None:
         self.callers.append(caller)
         self.waiting += 1
         self.changes += 1
@@ -119,7 +119,7 @@ class Queue:
         elif full and self.open.parker is not None:
             self.open.parker.wake(self.loop)
 
-    def forget(self, caller: Caller) -> tasks.OwnedTask | None:
+    def forget(self, caller: WaitingCaller) -> tasks.OwnedTask | None:
         """Remove a caller that waits here. Return the task that no caller waits for any more."""
         self.changes += 1
         self._count_out([caller])
@@ -130,9 +130,9 @@ class Queue:
         batch, self.open = self.open, None
         return None if batch is None else batch.task
 
-    def front(self, bounds: Cost, *, at_least_one: bool = False) -> tuple[list[Caller], bool]:
+    def front(self, bounds: Cost, *, at_least_one: bool = False) -> tuple[list[WaitingCaller], bool]:
         """Return the callers that the next batch would take, and whether there is no room for more."""
-        chosen: list[Caller] = []
+        chosen: list[WaitingCaller] = []
         total = dict.fromkeys(bounds, 0.0)
         full = False
         for caller in self.callers:
@@ -151,7 +151,7 @@ class Queue:
                 return chosen, True
         return chosen, full
 
-    def take(self, callers: list[Caller], batch: BatchTask) -> None:
+    def take(self, callers: list[WaitingCaller], batch: BatchTask) -> None:
         """Hand the front of the queue over to the open batch, and open the next one for the rest."""
         left = len(callers)
         while left:
@@ -164,7 +164,7 @@ class Queue:
         if self.waiting:
             self._open_batch()
 
-    def _count_out(self, callers: list[Caller]) -> None:
+    def _count_out(self, callers: list[WaitingCaller]) -> None:
         self.waiting -= len(callers)
         for unit in self.total:
             # Exactly 0 again when no caller waits: sums of floats drift.
@@ -180,7 +180,7 @@ class BatchTask:
 
     __slots__ = ("callers", "parker", "queue", "task")
 
-    def __init__(self, queue: Queue, callers: list[Caller] | None = None) -> None:
+    def __init__(self, queue: CallerQueue, callers: list[WaitingCaller] | None = None) -> None:
         self.queue = queue
         self.callers = callers  # None while it is open
         self.parker: parking.Parker | None = None
@@ -189,12 +189,12 @@ class BatchTask:
     def start(self) -> None:
         self.task = tasks.start(self._run, landed=self._landed)
 
-    def forget(self, caller: Caller) -> tasks.OwnedTask | None:
+    def forget(self, caller: WaitingCaller) -> tasks.OwnedTask | None:
         """Remove a caller of this batch. Return the task that no caller waits for any more."""
         self.queue.changes += 1
         return None if self._present() else self.task
 
-    def _present(self) -> list[Caller]:
+    def _present(self) -> list[WaitingCaller]:
         """Our callers that still wait."""
         return [caller for caller in self.callers or () if caller.home is self]
 
@@ -225,7 +225,7 @@ class BatchTask:
                 else:
                     permit.cancel()
 
-    def _hand_out(self, callers: list[Caller], reply: Any) -> None:
+    def _hand_out(self, callers: list[WaitingCaller], reply: Any) -> None:
         """Give each caller that still waits the entry of its item, or tell it what is wrong with the reply."""
         try:
             entries = entries_of(reply, len(callers), self.queue.options.index)
@@ -236,7 +236,7 @@ class BatchTask:
             if caller.home is self:
                 caller.serve(entry)
 
-    async def _gather(self) -> list[Caller]:
+    async def _gather(self) -> list[WaitingCaller]:
         """Wait until the batch is full or its oldest caller has waited long enough."""
         queue = self.queue
         self.parker = parking.here()
@@ -250,7 +250,7 @@ class BatchTask:
             self.parker.rearm()
             await self.parker.park(left)
 
-    async def _pay(self, limiter: Limiter, permits: list[Permit]) -> list[Caller]:
+    async def _pay(self, limiter: Limiter, permits: list[Permit]) -> list[WaitingCaller]:
         """Wait at the limiter for the first caller, and take along all others that the limiter lets go with it.
 
         No caller waits for the tokens of a later one. Where requests are short, those are there when the first one's
@@ -291,7 +291,9 @@ class BatchTask:
             while permits:  # the callers that we paid for have left, and we paid too little for the next one
                 permits.pop().cancel()
 
-    def _as_many_as_go(self, wait: float, callers: list[Caller], paid: Cost, limiter: Limiter) -> list[Caller]:
+    def _as_many_as_go(
+        self, wait: float, callers: list[WaitingCaller], paid: Cost, limiter: Limiter
+    ) -> list[WaitingCaller]:
         """The first of these, as many as would wait no longer than so many seconds together."""
         limits = limiter.limits
 
@@ -302,21 +304,21 @@ class BatchTask:
             return callers
         return callers[: bisect(range(1, len(callers)), 0, key=is_too_late)]
 
-    def _front(self, bounds: Cost, *, at_least_one: bool = False) -> list[Caller]:
+    def _front(self, bounds: Cost, *, at_least_one: bool = False) -> list[WaitingCaller]:
         """Return the callers that we would take now."""
         if self.callers is not None:
             return self._present()
         # If it is not open any more, all have left. Others may have come while our cancellation is on its way.
         return self.queue.front(bounds, at_least_one=at_least_one)[0] if self.queue.open is self else []
 
-    def _take(self, callers: list[Caller]) -> list[Caller]:
+    def _take(self, callers: list[WaitingCaller]) -> list[WaitingCaller]:
         if callers:
             if self.callers is None:
                 self.queue.take(callers, self)
             self.callers = callers
         return callers
 
-    def _beyond(self, paid: Cost, callers: list[Caller], limits: Mapping[str, Any]) -> Cost:
+    def _beyond(self, paid: Cost, callers: list[WaitingCaller], limits: Mapping[str, Any]) -> Cost:
         """What the limiter is to charge for these beyond what is paid. It does not know what only `max_cost` bounds."""
         own = self.queue.options.max_cost
         units = {unit: None for caller in callers if caller.cost for unit in caller.cost}
@@ -368,7 +370,7 @@ async def _reply_of(send: Callable[[list[Any]], Any], items: list[Any]) -> Any:
     return [entry async for entry in reply] if isinstance(reply, AsyncIterable) else reply
 
 
-def _sum(callers: list[Caller], unit: str) -> float:
+def _sum(callers: list[WaitingCaller], unit: str) -> float:
     return sum([caller.cost[unit] for caller in callers if caller.cost and unit in caller.cost])
 
 

@@ -15,7 +15,7 @@ from penstock._numbers import Seconds, read_count, span
 from penstock._retry_after import attribute_of
 from penstock._text import repr_of
 from penstock._user_errors import is_true_of
-from penstock.batching._batch import BatcherOptions, Caller, Queue
+from penstock.batching._batch import BatcherOptions, CallerQueue, WaitingCaller
 from penstock.batching._costs import CostOf, cost_function, price, read_max_cost
 from penstock.errors import PenstockError
 
@@ -106,11 +106,11 @@ class Batcher(OfThisProcess, Generic[Item, Entry]):
         """
         cost = None if self._cost is None else price(item, self._cost(item), self._options.max_cost)
         loop = tasks.running_loop()
-        queue: Queue | None = getattr(self._here, "queue", None)
+        queue: CallerQueue | None = getattr(self._here, "queue", None)
         if queue is None or queue.loop is not loop:
             # A thread runs one loop after another. The callers of an old queue are with its own tasks.
-            queue = self._here.queue = Queue(self._options, loop)
-        caller = Caller(item, cost, queue)
+            queue = self._here.queue = CallerQueue(self._options, loop)
+        caller = WaitingCaller(item, cost, queue)
         queue.join(caller)
         try:
             await caller.parker.park(math.inf)

@@ -94,7 +94,7 @@ class circuit_breaker(SharedState):  # noqa: N801 - used like a function
     def __call__(self, fn: _F, /) -> _F:
         """Decorate an async function, a function, an async generator function, or a context manager."""
         name = name_of(fn)
-        return watched(self, fn, lambda: _Admission(self, name))
+        return watched(self, fn, lambda: _BreakerCall(self, name))
 
     def _admit(self, name: str) -> Ticket:
         breaker = self._breaker
@@ -140,7 +140,7 @@ def _count(name: str, given: object, what: str) -> int:
     return count
 
 
-class _Admission:
+class _BreakerCall:
     """One call through a breaker."""
 
     __slots__ = ("_breaker", "_name", "_ticket")

@@ -21,11 +21,11 @@ class ChargeContract(StoreTests):
     async def test_a_burst_goes_at_once_and_the_next_waits_its_time(self, stores: Callable[..., Store]) -> None:
         """Never early; late only by the machine."""
         limiter = Limiter(requests=per_second(20, burst=3), name="x", store=stores())
-        with measured() as span:
+        with measured() as watch:
             for _ in range(7):
                 async with limiter:
                     pass
-        assert 0.2 - 0.001 <= span.seconds < 0.2 + LATE
+        assert 0.2 - 0.001 <= watch.seconds < 0.2 + LATE
 
     @pytest.mark.anyio
     async def test_two_processes_share_one_limit(self, stores: Callable[..., Store]) -> None:
@@ -70,10 +70,10 @@ class ChargeContract(StoreTests):
     async def test_a_window_slides_and_a_day_ends(self, stores: Callable[..., Store]) -> None:
         """Sliding windows and calendars are counted too."""
         limiter = Limiter(requests=sliding(3, 0.3), tokens=calendar(10, "month"), name="x", store=stores())
-        with measured() as span:
+        with measured() as watch:
             for _ in range(4):
                 await limiter.acquire(tokens=2)
-        assert 0.3 - 0.001 <= span.seconds < 0.3 + LATE
+        assert 0.3 - 0.001 <= watch.seconds < 0.3 + LATE
         with pytest.raises(RateLimited) as caught:
             await limiter.acquire(tokens=3, max_wait=0)
         assert caught.value.blocked_by == "tokens"
@@ -82,10 +82,10 @@ class ChargeContract(StoreTests):
     async def test_a_window_by_the_clock_ends_at_a_multiple_of_its_length(self, stores: Callable[..., Store]) -> None:
         """However much of it has passed when it is used first, and in the store's own time."""
         limiter = Limiter(requests=calendar(3, 0.4), name="x", store=stores())
-        with measured() as span:
+        with measured() as watch:
             for _ in range(10):
                 await limiter.acquire()
-        assert 0.8 - 0.001 <= span.seconds < 1.2 + LATE
+        assert 0.8 - 0.001 <= watch.seconds < 1.2 + LATE
 
     @pytest.mark.anyio
     async def test_the_true_cost_is_settled_down_and_up(self, stores: Callable[..., Store]) -> None:
@@ -131,10 +131,10 @@ class ChargeContract(StoreTests):
     async def test_places_of_a_silent_process_come_back(self, stores: Callable[..., Store]) -> None:
         """After their time to live, and not before."""
         limiter = Limiter(calls=in_flight(1, ttl=0.3), name="x", store=stores())
-        with measured() as span:
+        with measured() as watch:
             await limiter.acquire()
             await limiter.acquire()
-        assert 0.3 - 0.001 <= span.seconds < 0.3 + LATE
+        assert 0.3 - 0.001 <= watch.seconds < 0.3 + LATE
 
     @pytest.mark.anyio
     async def test_unlimited_is_never_charged(self, stores: Callable[..., Store]) -> None:

@@ -34,16 +34,16 @@ class StoreTests:
 
 
 @dataclass(slots=True)
-class Span:
+class Stopwatch:
     """How long a block took, in seconds of real time; 0 until it has ended."""
 
     seconds: float = 0.0
 
 
 @contextmanager
-def measured() -> Iterator[Span]:
+def measured() -> Iterator[Stopwatch]:
     """Measure the block."""
     begin = time.monotonic()
-    span = Span()
-    yield span
-    span.seconds = time.monotonic() - begin
+    watch = Stopwatch()
+    yield watch
+    watch.seconds = time.monotonic() - begin

@@ -158,7 +158,7 @@ class WaitingContract(StoreTests):
         """By max_wait, by the enclosing deadline, by the length of the queue."""
         limiter = Limiter(requests=per_second(0.01, burst=1), name="x", max_queue=1, store=stores())
         await limiter.acquire()
-        with measured() as span:
+        with measured() as watch:
             with pytest.raises(RateLimited) as caught:
                 await limiter.acquire(max_wait=5)
             assert caught.value.retry_after == pytest.approx(100, rel=0.1)
@@ -170,7 +170,7 @@ class WaitingContract(StoreTests):
                 with pytest.raises(QueueFull):
                     await limiter.acquire()
                 tasks.cancel_scope.cancel()
-        assert span.seconds < 0.05 + LATE
+        assert watch.seconds < 0.05 + LATE
 
     @pytest.mark.anyio
     async def test_flows_share_and_nobody_starves(self, stores: Callable[..., Store]) -> None:
