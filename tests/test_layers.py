@@ -45,6 +45,7 @@ ORDER = (
     "permit",
     "_arguments",  # functions of a call's arguments
     "_call",  # what limiter(...) is
+    "_call_method",  # and how a limiter finds it
     "limiter",
     "keyed",
     "adaptive",

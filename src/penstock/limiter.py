@@ -16,7 +16,6 @@ from penstock._backends import backend_over, joined
 from penstock._backends.alike import remember
 from penstock._backends.base import Backend, Caller, joined_caller, words_of
 from penstock._backends.charges import ChargePlan, joint_name
-from penstock._backends.fast_path import are_parameters, calls_of_units, key_of
 from penstock._backends.key import Key, joint_states
 from penstock._backends.local import LocalBackend
 from penstock._backends.wait import PLAIN, WaitOptions, answer, emit_grant, wait
@@ -31,6 +30,7 @@ from penstock._call import (
     Settle,
     show_limiter,
 )
+from penstock._call_method import are_parameters, calls_of_units, key_of
 from penstock._frozen import FrozenDict
 from penstock._numbers import Number, Seconds, read_flag, read_seconds
 from penstock._text import repr_of

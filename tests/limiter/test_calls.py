@@ -24,7 +24,7 @@ from penstock import (
     per_minute,
     per_second,
 )
-from penstock._backends.fast_path import WORDS
+from penstock._call_method import WORDS
 
 pytestmark = pytest.mark.anyio
 

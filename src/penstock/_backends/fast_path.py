@@ -19,9 +19,8 @@ A limit leaves its last place to the general path, which writes down its holder.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
-from keyword import iskeyword
 from types import CodeType
 from typing import Any
 
@@ -45,15 +44,6 @@ passes over."""
 
 _FULL_SINCE_EVER = -1e300
 """The `tat` of a bucket of which nothing was ever used."""
-
-WORDS = {"flow": "None", "priority": "ABSENT", "max_wait": "None"}
-"""Options of a call that its fast path knows, beside units, and what they are unless given."""
-
-_TAKEN = {
-    "ABSENT", "Binding", "Exception", "__debug__", "binding", "call", "found", "general", "given",
-    "mine", "new", "options", "self", "waits", *WORDS,
-}  # fmt: skip
-"""Names that the method of `calls_of_units` uses itself, or that no parameter may have."""
 
 
 def prepare(charge: Charge) -> None:
@@ -135,9 +125,9 @@ def _write(shape: str, *, locked: bool) -> tuple[Callable[[Binding, Grant], bool
     key: `_KEYED`, how many buckets it has, and which of them are charged.
     """
     names: dict[str, Any] = {"clock": clock, **_metered_of(shape)}
-    _run(_grant_source(shape, locked=locked), names)
+    define(_grant_source(shape, locked=locked), names)
     if "p" in shape:
-        _run(_release_source(shape, locked=locked), names)
+        define(_release_source(shape, locked=locked), names)
     return names["grant"], names.get("release")
 
 
@@ -151,9 +141,9 @@ def _write_metered(
     of a limit beside the key's, as there may be where it is `joint`.
     """
     names: dict[str, Any] = {"clock": clock}
-    _run(_metered_source(kinds, where, size, joint=joint, locked=locked), names)
+    define(_metered_source(kinds, where, size, joint=joint, locked=locked), names)
     if "p" in kinds:
-        _run(_metered_release_source(kinds, joint=joint, locked=locked), names)
+        define(_metered_release_source(kinds, joint=joint, locked=locked), names)
     return names["grant"], names.get("release")
 
 
@@ -166,7 +156,8 @@ def _metered_of(shape: str) -> dict[str, Any]:
     return {"metered": _write_metered("w" * len(where), where, int(shape[1]), joint=False, locked=locked)[0]}
 
 
-def _run(source: str, names: dict[str, Any]) -> None:
+def define(source: str, names: dict[str, Any]) -> None:
+    """Define in `names` the functions of a source that a template has made."""
     exec(_in_one_line(compile(source, _FILE, "exec")), names)  # noqa: S102 - of our own template alone
 
 
@@ -203,8 +194,8 @@ def enter_and_leave(shape: str, names: dict[str, Any], *, locked: bool = not HAS
     `locked`: whether the charge is made with the lock held.
     """
     names = {**names, "clock": clock, **_metered_of(shape)}
-    _run(_enter_source(shape, locked=locked), names)
-    _run(_leave_source(shape, locked=locked), names)
+    define(_enter_source(shape, locked=locked), names)
+    define(_leave_source(shape, locked=locked), names)
     return {name: names[name] for name in ("__aenter__", "__aexit__")}
 
 
@@ -234,7 +225,7 @@ def _enter_source(shape: str, *, locked: bool) -> str:
 def enter_by_waiting(names: dict[str, Any]) -> Callable[..., Any]:
     """The method `__aenter__` of calls that hold nothing and always ask their backend. `names`: as above."""
     names = {**names}
-    _run("\n".join([
+    define("\n".join([
         "async def __aenter__(self):",
         "    binding = self._binding",
         "    if binding.later is not None or not binding.backend.current(binding): binding = binding.current()",
@@ -302,94 +293,6 @@ def _leave_source(shape: str, *, locked: bool) -> str:
         "    if grant is not None: self._leave()",
         "    return DONE",
     ])  # fmt: skip
-
-
-# Of the face
-
-
-class _Absent:
-    """Stands for a parameter of `calls_of_units` that was not given: None may be given by mistake."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "..."
-
-
-ABSENT = _Absent()
-
-
-class _EmptyBinding(Binding):
-    """A binding that is filled in where it is made: a call of `__init__`, or of `object.__new__`, takes longer."""
-
-    __slots__ = ()
-
-    __init__ = object.__init__
-
-
-def calls_of_units(
-    units: tuple[str, ...], sole: str | None, names: dict[str, Any], *, of_key: bool
-) -> Callable[..., Any]:
-    """The method `__call__` of a limiter, with its units as parameters: nothing is packed and taken out again.
-
-    `sole`: the unit that is nearly always given, and alone. `of_key`: `_quick` holds what calls are made of, not calls.
-    `names`: `general`, which takes what was not seen before.
-    """
-    names = {**names, "ABSENT": ABSENT, "Binding": _EmptyBinding}
-    found = [
-        "            mine = self._caller",
-        "            if mine._real is None:",
-        "                binding = Binding()",
-        "                binding.backend = binding.caller = mine",
-        "                binding.charge, new, waits = found",
-        "                binding.later = None",
-        "                call = new()",
-        "                call._binding = binding; call._options = waits; call._entered = None",
-        "                return call",
-    ] if of_key else [
-        "            if not found._binding.charge.held: return found",
-        "            call = found.__class__()",
-        "            call._binding = found._binding; call._options = found._options; call._entered = None",
-        "            return call",
-    ]  # fmt: skip
-    parameters = ", ".join(
-        [*(f"{unit}=ABSENT" for unit in units), *(f"{word}={absent}" for word, absent in WORDS.items())]
-    )
-    plain = " and ".join(f"{word} is {absent}" for word, absent in WORDS.items())
-    alone = " and ".join(f"{unit} is ABSENT" for unit in units if unit != sole) or "True"
-    by_unit = f"(ABSENT, {', '.join(units)})"  # a tuple that users gave for a cost is none of these
-    source = "\n".join([
-        f"def __call__(self, given=None, /, {parameters}, **options):",
-        "    if given is None and not options:",
-        "        try:",
-        f"            if {plain}: found = self._quick[{f'{sole} if {alone} else {by_unit}' if sole else by_unit}]",
-        f"            else: found = self._quick[ABSENT, {', '.join((*units, *WORDS))}]",
-        "        except Exception: pass",
-        "        else:",
-        *found,
-        *(f"    if {unit} is not ABSENT: options[{unit!r}] = {unit}" for unit in units),
-        *(f"    if {word} is not {absent}: options[{word!r}] = {word}" for word, absent in WORDS.items()),
-        "    return general(self, given, **options)",
-    ])  # fmt: skip
-    _run(source, names)
-    call: Callable[..., Any] = names["__call__"]
-    return call
-
-
-def key_of(units: tuple[str, ...], sole: str | None, options: Mapping[str, Any]) -> Any:
-    """What the method of `calls_of_units` looks up, given these options; None where it does not."""
-    if not units or not options.keys() <= {*units, *WORDS}:
-        return None
-    given = tuple([options.get(unit, ABSENT) for unit in units])
-    words = [options.get(word, None if absent == "None" else ABSENT) for word, absent in WORDS.items()]
-    if words != [None, ABSENT, None]:
-        return ABSENT, *given, *words
-    return options[sole] if sole is not None and options.keys() == {sole} else (ABSENT, *given)
-
-
-def are_parameters(units: Iterable[str]) -> bool:
-    """Whether these can be names of parameters, beside those that the method of `calls_of_units` has already."""
-    return all(unit.isascii() and unit.isidentifier() and not iskeyword(unit) and unit not in _TAKEN for unit in units)
 
 
 # Steps and what comes before them
