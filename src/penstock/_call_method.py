@@ -91,7 +91,7 @@ def calls_of_units(
     return call
 
 
-def key_of(units: tuple[str, ...], sole: str | None, options: Mapping[str, Any]) -> Any:
+def quick_key_of(units: tuple[str, ...], sole: str | None, options: Mapping[str, Any]) -> Any:
     """What the method of `calls_of_units` looks up, given these options; None where it does not."""
     if not units or not options.keys() <= {*units, *WORDS}:
         return None

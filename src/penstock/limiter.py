@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 from penstock import _log
 from penstock._backends import backend_over, joined
 from penstock._backends.alike import remember
-from penstock._backends.base import Backend, Caller, joined_caller, words_of
+from penstock._backends.base import Backend, Caller, cost_key, joined_caller
 from penstock._backends.charges import ChargePlan, joint_name
 from penstock._backends.key import Key, joint_states
 from penstock._backends.local import LocalBackend
@@ -30,7 +30,7 @@ from penstock._call import (
     Settle,
     show_limiter,
 )
-from penstock._call_method import are_parameters, calls_of_units, key_of
+from penstock._call_method import are_parameters, calls_of_units, quick_key_of
 from penstock._frozen import FrozenDict
 from penstock._numbers import Number, Seconds, read_flag, read_seconds
 from penstock._text import repr_of
@@ -216,10 +216,10 @@ class Limiter:
         """
         if given is None or (given.__class__ is dict and not options and RESERVED.isdisjoint(given)):
             given = options if given is None else given
-            words = (*given.items(),)[0] if len(given) == 1 else (*given.items(),)
-            call = self._known(words) or self._of_one(words)
+            key = (*given.items(),)[0] if len(given) == 1 else (*given.items(),)
+            call = self._known(key) or self._of_one(key)
             if call is None:
-                return self._make_call(given, None, words)
+                return self._make_call(given, remembered=True)
             return call if not call._binding.charge.held else Call.of(call._binding, call._options)
         if isinstance(given, Mapping):
             return self._make_call(options, given)
@@ -232,64 +232,66 @@ class Limiter:
             raise TypeError("options come first, the function second: @limiter(tokens=5), limiter(tokens=5)(function)")
         return self._own_call()(given)
 
-    def _make_call(self, options: dict[str, Any], cost: Mapping[str, Any] | None = None, key: Any = None) -> Call:
-        """The call of options that were not given before."""
+    def _make_call(
+        self, options: dict[str, Any], cost: Mapping[str, Any] | None = None, *, remembered: bool = False
+    ) -> Call:
+        """The call of options that were not given before. `remembered`: it is found by them from now on."""
         said = {word: options[word] for word in RESERVED & options.keys()}
-        words: dict[str, Any] = {**OPTIONS, **said}
-        settle = words.pop("settle")
+        how: dict[str, Any] = {**OPTIONS, **said}
+        settle = how.pop("settle")
         costs = merge_given("costs", cost, {unit: amount for unit, amount in options.items() if unit not in said})
-        if settle is not None or any(map(callable, (*costs.values(), *words.values()))):
-            return CallByArguments(self._call_of, costs, settle, words)
-        call = Call.of(self._backend.bind(self._caller, costs), WaitOptions.read(**words) if said else PLAIN)
-        if key is not None:
+        if settle is not None or any(map(callable, (*costs.values(), *how.values()))):
+            return CallByArguments(self._call_of, costs, settle, how)
+        call = Call.of(self._backend.bind(self._caller, costs), WaitOptions.read(**how) if said else PLAIN)
+        if remembered:
             # Costs that cannot change, and are found by any number that equals them.
             exact = {**options, **exact_costs(costs)}
-            self._remember(words_of(exact), key_of(self._units, self._sole, exact), call)
+            self._remember(cost_key(exact), quick_key_of(self._units, self._sole, exact), call)
         return call if not call._binding.charge.held else Call.of(call._binding, call._options)
 
-    def _of_one(self, words: tuple[Any, ...]) -> Call | None:
+    def _of_one(self, key: tuple[Any, ...]) -> Call | None:
         """The call of one unit's amount that was not given before; None where it is no plain number, or not all."""
-        unit, amount = words if len(words) == 2 else ("", None)
+        unit, amount = key if len(key) == 2 else ("", None)
         if (type(amount) is not int and type(amount) is not float) or unit in RESERVED:
             return None
         call = Call.of(self._backend.bind(self._caller, {unit: amount}))
-        key = amount if unit == self._sole else key_of(self._units, self._sole, {unit: amount})
-        self._remember(words, key, call)
+        quick_key = amount if unit == self._sole else quick_key_of(self._units, self._sole, {unit: amount})
+        self._remember(key, quick_key, call)
         return call
 
-    def _remember(self, words: Any, key: Any, call: Call) -> None:
-        """Remember a call by what was given: of a key only what is the same for all keys, for all of them."""
+    def _remember(self, key: Any, quick_key: Any, call: Call) -> None:
+        """Remember a call by what was given; a limiter per key remembers, for all keys, what is the same for all."""
         binding = call._binding
         try:
             if isinstance(self._calls, dict):
-                remember(self._calls, words, call)
-            if key is not None and binding.backend is self._backend:
+                remember(self._calls, key, call)
+            if quick_key is not None and binding.backend is self._backend:
                 made = call if isinstance(self._calls, dict) else (binding.charge, type(call), call._options)
-                remember(self._quick, key, made)
+                remember(self._quick, quick_key, made)
         except Exception:
-            if is_plain(words):
+            if is_plain(key):
                 raise  # else it cannot be looked up, as an array of one number
 
-    def _known(self, words: tuple[Any, ...]) -> Any:
+    def _known(self, key: tuple[Any, ...]) -> Any:
         try:
-            return self._calls.get(words)
+            return self._calls.get(key)
         except Exception:
-            if is_plain(words):
+            if is_plain(key):
                 raise
             return None  # something that cannot be looked up, as an array of one number
 
     def _call_of(self, costs: Mapping[str, Any]) -> Call:
         """The call of these costs, none of which is a function."""
-        words = (*costs.items(),)[0] if len(costs) == 1 else (*costs.items(),)
-        plain = RESERVED.isdisjoint(costs)  # else the words are those of another call: `limiter(flow="alice")`
-        call: Call | None = (self._known(words) or self._of_one(words)) if plain else None
+        key = (*costs.items(),)[0] if len(costs) == 1 else (*costs.items(),)
+        plain = RESERVED.isdisjoint(costs)  # else the key is that of another call: `limiter(flow="alice")`
+        call: Call | None = (self._known(key) or self._of_one(key)) if plain else None
         if call is None:
             if any(map(callable, costs.values())):
                 raise CostError("a cost may be a function of the call's arguments in a decorator only")
             call = Call.of(self._backend.bind(self._caller, costs))
             if plain:
                 exact = exact_costs(costs)
-                self._remember(words_of(exact), key_of(self._units, self._sole, exact), call)
+                self._remember(cost_key(exact), quick_key_of(self._units, self._sole, exact), call)
         return call
 
     async def acquire(

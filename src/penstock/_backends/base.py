@@ -193,8 +193,8 @@ class Charge:
         return self._full_cost
 
 
-def words_of(cost: Mapping[str, Any]) -> Any:
-    """A cost as it is looked up: the one pair, or a tuple of all. `Limiter.__call__` has the same, written out."""
+def cost_key(cost: Mapping[str, Any]) -> Any:
+    """What a cost is looked up by: the one pair, or a tuple of all. `Limiter.__call__` has the same, written out."""
     return next(iter(cost.items())) if len(cost) == 1 else (*cost.items(),)
 
 

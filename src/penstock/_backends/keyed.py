@@ -37,7 +37,7 @@ from weakref import ref
 from penstock import clock
 from penstock._backends import fast_path
 from penstock._backends.alike import Alike, remember
-from penstock._backends.base import HAS_GIL, Binding, Caller, Charge, Clearance, Grant, words_of
+from penstock._backends.base import HAS_GIL, Binding, Caller, Charge, Clearance, Grant, cost_key
 from penstock._backends.charges import ChargePlan
 from penstock._backends.held_places import expired, note_holder, warn_of_expired
 from penstock._backends.limit_set import LimitSet
@@ -484,9 +484,9 @@ def charge_of(
     known: dict[Any, Charge], cost: Mapping[str, float], make: Callable[[Mapping[str, float]], Charge]
 ) -> Charge:
     """The charge of a cost: one of those that are known, or a new one."""
-    plain = RESERVED.isdisjoint(cost)  # else the words are those of another call: `per_user[key](flow="alice")`
+    plain = RESERVED.isdisjoint(cost)  # else the key is that of another call: `per_user[key](flow="alice")`
     try:
-        charge = known.get(words_of(cost)) if plain else None
+        charge = known.get(cost_key(cost)) if plain else None
     except Exception:
         if is_plain((*cost.values(),)):
             raise
@@ -494,7 +494,7 @@ def charge_of(
     if charge is None:
         charge = make(cost)
         if plain:
-            remember(known, words_of(exact_costs(cost)), charge)
+            remember(known, cost_key(exact_costs(cost)), charge)
     return charge
 
 
