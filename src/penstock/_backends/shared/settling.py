@@ -68,10 +68,10 @@ class Settling:
                 batch.drop(booking)
             else:
                 state.drops.append(booking)
-        departures, state.departures = state.departures, []
-        for departure in departures:
-            if departure[-1].limit_set in batch.offsets:
-                batch.leave(*departure)
+        leaving, state.leaving = state.leaving, []
+        for each in leaving:
+            if each[-1].limit_set in batch.offsets:
+                batch.leave(*each)
 
     def _give_back(self, refund: Refund, batch: BatchInFlight) -> None:
         """Write a refund for the one that granted it: the store, or this process while that did not answer."""

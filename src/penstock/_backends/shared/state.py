@@ -67,7 +67,7 @@ class SchedulerState:
         urgent: Whether there is something to say that cannot wait for the next batch.
         round_trip: Seconds that the store takes to answer, on average.
         lateness: Seconds by which this process is late where it is to ask at a moment, on average.
-        commands, refunds, drops, departures, settlements, looks, owed, renewing: What is to be said.
+        commands, refunds, drops, leaving, settlements, looks, owed, renewing: What is to be said.
         changes: Limit sets with new limits.
         woken: Parkers to wake, once the lock is free.
         separate_until: Until then each batch is about one queue: a batch about several failed, and one of them is to
@@ -94,7 +94,7 @@ class SchedulerState:
         self.commands: list[Command] = []
         self.refunds: list[Refund] = []
         self.drops: list[Booking] = []
-        self.departures: list[tuple[FlowName, float, SharedLimitState]] = []  # as `BatchInFlight.leave` takes them
+        self.leaving: list[tuple[FlowName, float, SharedLimitState]] = []  # as `BatchInFlight.leave` takes them
         self.settlements: dict[StoreReceipts, None] = {}
         self.looks: list[Look] = []
         self.owed: dict[SharedLimitState, float] = {}
@@ -342,7 +342,7 @@ class SchedulerState:
     def depart(self, of: SharedRequest | Booking, queue: StoreQueue, seconds: float) -> None:
         """Tell the store, with the next batch, that a flow gives up a turn of so many seconds of throughput."""
         flow = self.flow_name(of.flow, queue)
-        self.departures.append((flow, seconds / flow.weight, of.charges[0][0]))
+        self.leaving.append((flow, seconds / flow.weight, of.charges[0][0]))
 
     def something_to_say_but_for(self, queues: set[StoreQueue]) -> bool:
         """Whether the store is to be told something that is not about these queues."""
