@@ -137,7 +137,7 @@ def amap(
     if not isinstance(items, AsyncIterable | Iterable):
         raise TypeError(f"amap needs something to iterate over, not {type(items).__name__}")
     flags = {"ordered": read_flag("ordered", ordered), "return_errors": read_flag("return_errors", return_errors)}
-    return Results(_Work(fn, items, count, on_progress=on_progress, **flags))
+    return Results(_AmapState(fn, items, count, on_progress=on_progress, **flags))
 
 
 def _check_function(fn: object) -> None:
@@ -156,40 +156,40 @@ class Results(OfThisProcess, AsyncIterator[Result_co]):
     An async iterator for one task, and a context manager that ends all calls on leaving.
     """
 
-    def __init__(self, work: _Work) -> None:
-        # The tasks refer to the work, never to us. So we are collected when the consumer's last reference is gone.
-        self._work = work
+    def __init__(self, state: _AmapState) -> None:
+        # The tasks refer to the state, never to us. So we are collected when the consumer's last reference is gone.
+        self._state = state
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Result_co:
-        work = self._work
-        if work.consumer_waits:
+        state = self._state
+        if state.consumer_waits:
             raise RuntimeError("two tasks wait for the next result of one amap: let one of them iterate")
         while True:
-            queue = work.queue
+            queue = state.queue
             if queue and queue[0].done:
                 value: Result_co = queue.popleft().value
-                work.ahead -= 1
-                work.wake_reader()
+                state.ahead -= 1
+                state.wake_reader()
                 return value
-            if work.stopped or work.finished:
-                error = work.error
-                await work.close()
+            if state.stopped or state.finished:
+                error = state.error
+                await state.close()
                 try:
                     raise StopAsyncIteration if error is None else error
                 finally:
                     del error  # its traceback refers to this frame: no cycle
             try:
-                await work.wait()
+                await state.wait()
             except BaseException:
-                await work.close()
+                await state.close()
                 raise
 
     async def aclose(self) -> None:
         """Cancel the calls, close the source, and wait for the end of both. A second call does nothing."""
-        await self._work.close()
+        await self._state.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -198,44 +198,44 @@ class Results(OfThisProcess, AsyncIterator[Result_co]):
         await self.aclose()
 
     def __del__(self) -> None:
-        self._work.abandon()
+        self._state.abandon()
 
 
 class _ItemCall:
     """The call for one item: running, then a result in the queue."""
 
-    __slots__ = ("done", "task", "value", "work")
+    __slots__ = ("done", "state", "task", "value")
 
     task: tasks.OwnedTask
     value: Any
 
-    def __init__(self, work: _Work) -> None:
-        self.work = work
+    def __init__(self, state: _AmapState) -> None:
+        self.state = state
         self.done = False
 
     def landed(self, value: Any, error: BaseException | None) -> None:
-        work = self.work
-        del work.running[self]
-        if work.stopped and error is not None:
+        state = self.state
+        del state.running[self]
+        if state.stopped and error is not None:
             return
-        work.ended += 1
+        state.ended += 1
         if error is not None:
-            work.failed += 1
+            state.failed += 1
             value = error
-        if error is None or (work.return_errors and isinstance(error, Exception)):
+        if error is None or (state.return_errors and isinstance(error, Exception)):
             self.value = value
             self.done = True
-            if not work.ordered:
-                work.queue.append(self)
+            if not state.ordered:
+                state.queue.append(self)
         else:
-            work.fail(error)
-        work.tell_progress()
-        work.wake_reader()
-        if work.queue and work.queue[0].done:
-            work.wake_consumer()
+            state.fail(error)
+        state.tell_progress()
+        state.wake_reader()
+        if state.queue and state.queue[0].done:
+            state.wake_consumer()
 
 
-class _Work:
+class _AmapState:
     """The state of an `amap`: the reader, the calls, and the queue of results. Only its own loop touches it."""
 
     def __init__(
